@@ -1,0 +1,367 @@
+"""Assets: reading, listing, describing, holding, following. Uploads and variants import from here, never back."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from atelier.assets.v1 import asset_pb2 as pb
+from atelier.assets.v1 import asset_pb2_grpc
+from atelier.common.v1 import watch_pb2
+from services.assets import rules
+from services.assets.visibility import Move
+from shared import auth, errors, events, paging
+from shared.db import Database, Mutation
+from shared.ids import parse_id
+from shared.protos import Words, plain, struct, time_of, timestamp
+from shared.storage import ObjectNotFound, Storage
+
+KINDS = Words(pb.AssetKind, "ASSET_KIND_")
+STATES = Words(pb.AssetState, "ASSET_STATE_")
+VARIANT_STATES = Words(pb.VariantState, "VARIANT_STATE_")
+SCOPES = ("session_id", "room_id", "product_id", "dataset_id")
+THUMBNAIL = "thumb"
+_SNAPSHOT_AGE = timedelta(days=1)
+_SNAPSHOT_PAGE = 500
+
+_GET = "SELECT * FROM assets WHERE id = %(id)s"
+_BATCH = "SELECT * FROM assets WHERE id = ANY(%(ids)s)"
+_THUMBNAILS = """
+    SELECT asset_id, storage_key, mime_type FROM variants
+    WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
+"""
+_LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Makes URLs when they are asked for; they are never stored."""
+
+    storage: Storage
+    life: timedelta
+
+    def of(self, key: str, mime_type: str, file_name: str) -> str:
+        if key.startswith("public/"):
+            return self.storage.public_url(key)
+        return self.storage.sign_get(
+            key, expires_in=self.life, file_name=file_name, content_type=mime_type, inline=mime_type != rules.PDF
+        )
+
+
+def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.Asset:
+    asset = pb.Asset(
+        id=str(row.id), owner=row.owner, created_by=row.created_by, kind=KINDS.number[row.kind],
+        state=STATES.number[row.state],
+        visibility=pb.VISIBILITY_PUBLIC if row.public else pb.VISIBILITY_PRIVATE,
+        free=row.free, file_name=row.file_name, file_path=row.storage_key, size_bytes=row.size_bytes,
+        mime_type=row.mime_type, width=row.width, height=row.height, sha256=row.sha256, tags=row.tags,
+        scope=pb.AssetScope(
+            session_id=row.session_id, room_id=row.room_id, product_id=row.product_id, dataset_id=row.dataset_id
+        ),
+        primary=row.is_primary, rejection=row.rejection, rejection_message=row.rejection_message,
+        etag=str(row.version), create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+    )  # fmt: skip
+    if row.metadata:
+        asset.metadata.CopyFrom(struct(row.metadata))
+    if row.facts:
+        colours = [pb.DominantColour(hex=hex_, share=share) for hex_, share in row.facts["colours"]]
+        figures = {name: value for name, value in row.facts.items() if name != "colours"}
+        asset.facts.CopyFrom(pb.ImageFacts(dominant_colours=colours, **figures))
+    if row.provenance:
+        asset.provenance.CopyFrom(pb.Provenance(**row.provenance))
+    if urls and row.state == "ready":
+        asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
+        if thumbnail:
+            asset.thumbnail_url = urls.of(thumbnail.storage_key, thumbnail.mime_type, f"{row.file_name}.thumb")
+    return asset
+
+
+def variant_to_proto(row: Any, urls: Urls | None = None) -> pb.Variant:
+    variant = pb.Variant(
+        id=str(row.id), asset_id=str(row.asset_id), preset=row.preset, state=VARIANT_STATES.number[row.state],
+        width=row.width, height=row.height, size_bytes=row.size_bytes, mime_type=row.mime_type, sha256=row.sha256,
+        error_class=row.error_class, error_message=row.error_message, create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )  # fmt: skip
+    if urls and row.state == "ready":
+        variant.url = urls.of(row.storage_key, row.mime_type, f"{row.preset}.{row.mime_type.partition('/')[2]}")
+    return variant
+
+
+async def publish(m: Mutation, row: Any) -> None:
+    await events.publish(m, "asset", row.id, row.version, to_proto(row))
+
+
+async def publish_variant(m: Mutation, row: Any) -> None:
+    await events.publish(m, "variant", row.id, row.version, variant_to_proto(row))
+
+
+async def lock(m: Mutation, asset_id: UUID) -> Any:
+    """The owner's asset, locked until the commit. NOT_FOUND if it isn't theirs."""
+    row = await m.one(_LOCK, {"id": asset_id, "owner": m.owner})
+    if row is None:
+        raise errors.not_found("asset", asset_id)
+    return row
+
+
+def checked_metadata(message: Any, field: str) -> Jsonb:
+    """The JSON to store. INVALID_ARGUMENT beyond 16 KiB or 32 levels."""
+    metadata = plain(message)
+    if problem := rules.metadata_problem(metadata):
+        raise errors.invalid(field, problem)
+    return Jsonb(metadata)
+
+
+def checked_name(name: str, field: str) -> str:
+    shown = rules.display_name(name)
+    if not shown:
+        raise errors.invalid(field, "has no character that can be shown")
+    return shown
+
+
+async def make_primary(m: Mutation, asset: Any) -> Any:
+    """Makes the asset the one primary image of its product. Returns its new row."""
+    before = await m.all(
+        "UPDATE assets SET is_primary = false, version = version + 1, updated_at = now()"
+        " WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary AND id <> %(id)s RETURNING *",
+        {"owner": m.owner, "product_id": asset.product_id, "id": asset.id},
+    )
+    for row in before:
+        await publish(m, row)
+    return await m.one(
+        "UPDATE assets SET is_primary = true, version = version + 1, updated_at = now() WHERE id = %(id)s RETURNING *",
+        {"id": asset.id},
+    )
+
+
+class AssetService(asset_pb2_grpc.AssetServiceServicer):
+    def __init__(self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls) -> None:
+        self._db = db
+        self._stream = stream
+        self._storage = storage
+        self._urls = urls
+
+    async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
+        row = await self._visible(parse_id(request.asset_id, "asset_id"))
+        [asset] = await self._shown([row], request.include_urls)
+        return pb.GetAssetResponse(asset=asset)
+
+    async def BatchGetAssets(self, request: pb.BatchGetAssetsRequest, context: Any) -> pb.BatchGetAssetsResponse:
+        ids = [UUID(text) for text in request.asset_ids]
+        found = {row.id: row for row in await self._db.rows(_BATCH, {"ids": ids})}
+        shown = await self._shown([found[asset_id] for asset_id in ids if asset_id in found], request.include_urls)
+        missing = [str(asset_id) for asset_id in ids if asset_id not in found]
+        return pb.BatchGetAssetsResponse(assets=shown, missing_asset_ids=missing)
+
+    async def ListAssets(self, request: pb.ListAssetsRequest, context: Any) -> pb.ListAssetsResponse:
+        page = paging.page(request)
+        where, parameters = _filter(request)
+        statement: Any = f"SELECT * FROM assets WHERE {where}{page.clause}"
+        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
+        return pb.ListAssetsResponse(assets=await self._shown(rows, request.include_urls), next_page_token=token)
+
+    async def UpdateAsset(self, request: pb.UpdateAssetRequest, context: Any) -> pb.UpdateAssetResponse:
+        asset_id = parse_id(request.asset_id, "asset_id")
+        move = Move(self._storage, asset_id)
+        if "visibility" in request.update_mask.paths:
+            if request.visibility == pb.VISIBILITY_UNSPECIFIED:
+                raise errors.invalid("visibility", "must be private or public when the mask names it")
+            await move.copy(self._db, public=request.visibility == pb.VISIBILITY_PUBLIC)
+
+        async def work(m: Mutation) -> pb.UpdateAssetResponse:
+            row = await lock(m, asset_id)
+            if request.etag and request.etag != str(row.version):
+                raise errors.etag_mismatch("asset", asset_id)
+            row = await self._apply(m, row, request, move)
+            await publish(m, row)
+            return pb.UpdateAssetResponse(asset=to_proto(row))
+
+        try:
+            response = await self._db.mutate(request, pb.UpdateAssetResponse, work)
+        except errors.DomainError:  # surely rolled back; after another error the rows may show the copies
+            await move.undo()
+            raise
+        await move.finish(response.asset.file_path)
+        return response
+
+    async def DownloadAsset(
+        self, request: pb.DownloadAssetRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadAssetResponse]:
+        asset_id = parse_id(request.asset_id, "asset_id")
+        row = await self._visible(asset_id)
+        if request.variant:
+            row = await self._db.row(
+                "SELECT * FROM variants WHERE asset_id = %(id)s AND preset = %(preset)s",
+                {"id": asset_id, "preset": request.variant},
+            )
+            if row is None:
+                raise errors.not_found("variant", request.variant)
+        if row.state != "ready":
+            raise errors.precondition(f"it is {row.state}; wait until it is ready", subject=f"assets/{asset_id}")
+        head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)
+        yield pb.DownloadAssetResponse(head=head)
+        try:
+            async for chunk in self._storage.get(row.storage_key):
+                yield pb.DownloadAssetResponse(chunk=chunk)
+        except ObjectNotFound:
+            raise errors.not_found("asset", asset_id) from None
+
+    async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
+        start = events.start_of(request, await self._stream.head())
+        seen: dict[UUID, int] = {}
+        if not request.cursor:
+            async for item, row in self._snapshot(request):
+                seen[row.id] = row.version
+                yield item
+            ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
+            yield pb.WatchAssetsResponse(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
+        wanted = set(request.asset_ids)
+        async for event, cursor in self._stream.follow(request, start):
+            if event is None:
+                yield pb.WatchAssetsResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
+            elif event.version > seen.get(event.subject_id, 0):
+                item = _change(event, wanted)
+                if item is not None:
+                    item.cursor = cursor
+                    yield item
+
+    async def AcquireReferences(
+        self, request: pb.AcquireReferencesRequest, context: Any
+    ) -> pb.AcquireReferencesResponse:
+        ids = [UUID(text) for text in request.asset_ids]
+
+        async def work(m: Mutation) -> pb.AcquireReferencesResponse:
+            found = {row.id: row for row in await m.all(_BATCH, {"ids": ids})}
+            for asset_id in ids:
+                if asset_id not in found:
+                    raise errors.not_found("asset", asset_id)
+                if found[asset_id].state != "ready":
+                    state = found[asset_id].state
+                    raise errors.precondition(f"it is {state}, not ready to be used", subject=f"assets/{asset_id}")
+            # The foreign key takes a share lock on the asset: a delete waits, or was first and then this finds none.
+            await m.run(
+                "INSERT INTO asset_references (owner, asset_id, holder)"
+                " SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING",
+                {"owner": m.owner, "ids": ids, "holder": request.holder},
+            )
+            return pb.AcquireReferencesResponse(assets=[to_proto(found[asset_id]) for asset_id in ids])
+
+        return await self._db.mutate(request, pb.AcquireReferencesResponse, work)
+
+    async def ReleaseReferences(
+        self, request: pb.ReleaseReferencesRequest, context: Any
+    ) -> pb.ReleaseReferencesResponse:
+        async def work(m: Mutation) -> pb.ReleaseReferencesResponse:
+            gone = await m.all(
+                "DELETE FROM asset_references WHERE owner = %(owner)s AND holder = %(holder)s"
+                " AND (%(all)s OR asset_id = ANY(%(ids)s)) RETURNING asset_id",
+                {"owner": m.owner, "holder": request.holder, "all": not request.asset_ids,
+                 "ids": [UUID(text) for text in request.asset_ids]},
+            )  # fmt: skip
+            return pb.ReleaseReferencesResponse(released=len(gone))
+
+        return await self._db.mutate(request, pb.ReleaseReferencesResponse, work)
+
+    async def _visible(self, asset_id: UUID) -> Any:
+        row = await self._db.row(_GET, {"id": asset_id})
+        if row is None:
+            raise errors.not_found("asset", asset_id)
+        return row
+
+    async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Asset]:
+        if not with_urls or not rows:
+            return [to_proto(row) for row in rows]
+        found = await self._db.rows(_THUMBNAILS, {"ids": [row.id for row in rows]})
+        thumbnails = {row.asset_id: row for row in found}
+        return [to_proto(row, self._urls, thumbnails.get(row.id)) for row in rows]
+
+    async def _apply(self, m: Mutation, row: Any, request: pb.UpdateAssetRequest, move: Move) -> Any:
+        """Writes the masked fields. Returns the new row."""
+        paths = set(request.update_mask.paths)
+        columns: dict[str, Any] = {}
+        if "file_name" in paths:
+            columns["file_name"] = checked_name(request.file_name, "file_name")
+        if "tags" in paths:
+            columns["tags"] = list(request.tags)
+        if "metadata" in paths:
+            columns["metadata"] = checked_metadata(request.metadata, "metadata")
+        if "free" in paths:
+            columns["free"] = request.free
+        if "scope" in paths:
+            columns |= {name: getattr(request.scope, name) for name in SCOPES}
+            columns["is_primary"] = row.is_primary and request.scope.product_id == row.product_id
+        if "visibility" in paths:
+            columns["public"] = request.visibility == pb.VISIBILITY_PUBLIC
+            columns["storage_key"] = await move.switch(m, row.storage_key)
+        settings = ", ".join(f"{name} = %({name})s" for name in columns)
+        statement: Any = (
+            "UPDATE assets SET version = version + 1, updated_at = now()"
+            f"{', ' if settings else ''}{settings} WHERE id = %(id)s RETURNING *"
+        )
+        row = await m.one(statement, {**columns, "id": row.id})
+        if "primary" in paths:
+            if request.primary and not row.product_id:
+                raise errors.invalid("primary", "the asset belongs to no product; set scope.product_id too")
+            if request.primary:
+                return await make_primary(m, row)
+            return await m.one("UPDATE assets SET is_primary = false WHERE id = %(id)s RETURNING *", {"id": row.id})
+        return row
+
+    async def _snapshot(self, request: pb.WatchAssetsRequest) -> AsyncIterator[tuple[pb.WatchAssetsResponse, Any]]:
+        """What is there now: the named assets, or the owner's recent ones; each with its variants."""
+        ids = [UUID(text) for text in request.asset_ids]
+        after: Mapping[str, Any] = {"after_at": None, "after_id": None}
+        while True:
+            rows = await self._db.rows(
+                "SELECT * FROM assets WHERE owner = %(owner)s AND (%(all)s OR id = ANY(%(ids)s))"
+                " AND (NOT %(all)s OR created_at > now() - %(age)s)"
+                " AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s, %(after_id)s))"
+                " ORDER BY created_at, id LIMIT %(limit)s",
+                {"owner": auth.current().owner, "all": not ids, "ids": ids, "age": _SNAPSHOT_AGE,
+                 "limit": _SNAPSHOT_PAGE, **after},
+            )  # fmt: skip
+            variants = await self._db.rows(
+                "SELECT * FROM variants WHERE asset_id = ANY(%(ids)s) ORDER BY preset", {"ids": [r.id for r in rows]}
+            )
+            for row in rows:
+                yield pb.WatchAssetsResponse(asset=to_proto(row)), row
+            for row in variants:
+                yield pb.WatchAssetsResponse(variant=variant_to_proto(row)), row
+            if len(rows) < _SNAPSHOT_PAGE:
+                return
+            after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}
+
+
+def _filter(request: pb.ListAssetsRequest) -> tuple[str, dict[str, Any]]:
+    """Fixed conditions for the fields that are set; values are parameters."""
+    conditions = ["owner = %(owner)s", "state = %(state)s"]
+    if request.public_of_others:
+        conditions = ["owner <> %(owner)s", "state = %(state)s", "public"]
+    parameters: dict[str, Any] = {
+        "owner": auth.current().owner,
+        "state": STATES.word[request.state] if request.state else "ready",
+    }
+    if request.kind:
+        conditions.append("kind = %(kind)s")
+        parameters["kind"] = KINDS.word[request.kind]
+    for name in SCOPES:
+        if getattr(request, name):
+            conditions.append(f"{name} = %({name})s")
+            parameters[name] = getattr(request, name)
+    for field, operator in (("created_from", ">="), ("created_before", "<")):
+        at = time_of(getattr(request, field), request.HasField(field))
+        if at is not None:
+            conditions.append(f"created_at {operator} %({field})s")
+            parameters[field] = at
+    return " AND ".join(conditions), parameters
+
+
+def _change(event: events.Event, wanted: set[str]) -> pb.WatchAssetsResponse | None:
+    if event.subject == "asset":
+        asset = pb.Asset.FromString(event.payload)
+        return pb.WatchAssetsResponse(asset=asset) if not wanted or asset.id in wanted else None
+    variant = pb.Variant.FromString(event.payload)
+    return pb.WatchAssetsResponse(variant=variant) if not wanted or variant.asset_id in wanted else None

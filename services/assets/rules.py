@@ -1,0 +1,100 @@
+"""Decisions of `assets` without any machinery: kinds, states, limits, names."""
+
+import json
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+ASSET_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"ready", "rejected"}),
+    "ready": frozenset(),
+    "rejected": frozenset(),
+}
+VARIANT_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"processing", "failed"}),
+    "processing": frozenset({"processing", "pending", "ready", "failed"}),
+    "ready": frozenset({"pending"}),
+    "failed": frozenset({"pending"}),
+}
+
+_PEOPLE = frozenset({"user", "vendor", "anonymous"})
+# Who may upload a kind from outside. Kinds that only services write are in SERVICE_KINDS.
+KIND_ROLES: Mapping[str, frozenset[str]] = {
+    "photo": _PEOPLE,
+    "floorplan": _PEOPLE,
+    "document": frozenset({"user", "vendor"}),
+    "user": _PEOPLE,
+    "cloth": _PEOPLE,
+    "product": frozenset({"user", "vendor"}),
+    "reference": _PEOPLE,
+    "style": frozenset({"admin"}),
+    "logo": frozenset({"user", "vendor"}),
+    "dataset": frozenset({"user", "vendor"}),
+}
+SERVICE_KINDS = frozenset({"render", "result", "generated", "closeup", "sketch", "export"})
+PUBLIC_KINDS = frozenset({"style"})
+PDF_KINDS = frozenset({"document", "floorplan", "export"})
+
+PDF = "application/pdf"
+IMAGE_TYPES = frozenset(
+    {"image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "image/tiff", "image/heic"}
+)
+
+METADATA_BYTES = 16 * 1024
+METADATA_LEVELS = 32
+# What is invisible, or turns the reading direction, has no place in a name that people read.
+_BIDI = dict.fromkeys([0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+
+
+def type_problem(kind: str, mime_type: str) -> str | None:
+    """Why a declared type is not accepted for the kind, or None."""
+    if mime_type.startswith("video/"):
+        return "video is not supported; send a still picture"
+    if mime_type == PDF:
+        return None if kind in PDF_KINDS else f"a {kind} is a picture, not a PDF"
+    if mime_type not in IMAGE_TYPES:
+        return f"{mime_type[:60]!r} is not accepted; send JPEG, PNG, WebP, AVIF, GIF, TIFF or PDF"
+    return None
+
+
+def may_upload(kind: str, role: str, through_service: bool) -> bool:
+    if kind in SERVICE_KINDS:
+        return through_service
+    return through_service or role in KIND_ROLES[kind]
+
+
+def display_name(name: str) -> str:
+    """NFC, without control and direction characters, any slash replaced. Empty if nothing is left."""
+    text = unicodedata.normalize("NFC", name).translate(_BIDI)
+    text = "".join("_" if c in "/\\" else c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
+    return text.strip()[:255]
+
+
+def metadata_problem(metadata: Mapping[str, Any]) -> str | None:
+    """Why metadata is not accepted, or None."""
+    if _levels(metadata, METADATA_LEVELS) > METADATA_LEVELS:
+        return f"is nested deeper than {METADATA_LEVELS} levels"
+    size = len(json.dumps(metadata, ensure_ascii=False).encode())
+    if size > METADATA_BYTES:
+        return f"is {size} bytes as JSON; the limit is {METADATA_BYTES}"
+    return None
+
+
+def _levels(value: Any, budget: int) -> int:
+    if budget < 0 or not isinstance(value, dict | list):
+        return 0 if budget >= 0 else 1
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max((_levels(child, budget - 1) for child in children), default=0)
+
+
+def object_key(owner: str, scope: Mapping[str, str], asset_id: str, unique: str, *, folder: str, public: bool) -> str:
+    """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; below `public/` for what everyone may fetch.
+
+    The scope shows as `session/room` or `product` or `dataset`, so that a person finds things in a bucket. Labels are
+    quoted: they come from outside.
+    """
+    named = [scope[name] for name in ("session_id", "room_id", "product_id", "dataset_id") if scope.get(name)]
+    parts = ["assets", owner, *named, asset_id, folder, unique]
+    path = "/".join(quote(part, safe="")[:120] for part in parts)
+    return f"public/{path}" if public else path

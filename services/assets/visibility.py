@@ -1,0 +1,64 @@
+"""Moving an asset's objects when it becomes public or private: bytes are copied first, rows switched second, and only
+then what lies in the old place is removed."""
+
+from typing import Any
+from uuid import UUID
+
+from shared import auth, errors
+from shared.db import Database, Mutation
+from shared.ids import new_id
+from shared.storage import Storage
+
+_OBJECTS = """
+    SELECT id, storage_key, mime_type, false AS variant FROM assets WHERE id = %(id)s AND owner = %(owner)s
+    UNION ALL
+    SELECT id, storage_key, mime_type, true FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s
+"""
+
+
+class Move:
+    """One change of one asset's visibility. Nothing to do until `copy` is called."""
+
+    def __init__(self, storage: Storage, asset_id: UUID) -> None:
+        self._storage = storage
+        self._asset_id = asset_id
+        self._copies: dict[str, str] = {}  # old key -> new key
+        self._new_key = ""
+
+    async def copy(self, db: Database, *, public: bool) -> None:
+        for row in await db.rows(_OBJECTS, {"id": self._asset_id, "owner": auth.current().owner}):
+            if row.storage_key and row.storage_key.startswith("public/") != public:
+                folder = row.storage_key.removeprefix("public/").rsplit("/", 1)[0]
+                target = f"{'public/' if public else ''}{folder}/{new_id()}"
+                await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
+                self._copies[row.storage_key] = target
+                if not row.variant:
+                    self._new_key = target
+
+    async def switch(self, m: Mutation, current_key: str) -> str:
+        """Points the variants' rows at the copies, and returns the key for the asset's row.
+
+        A file that was written since `copy` looked is ABORTED with RetryInfo.
+        """
+        for row in await m.all(_OBJECTS, {"id": self._asset_id, "owner": m.owner}):
+            wrong_place = bool(row.storage_key) and bool(self._copies) and row.storage_key not in self._copies
+            if wrong_place:
+                text = "its files are being written right now; nothing was changed, try again"
+                raise errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1)
+            if row.variant and row.storage_key:
+                target = self._copies.get(row.storage_key, row.storage_key)
+                await m.run("UPDATE variants SET storage_key = %s WHERE id = %s", (target, row.id))
+        return self._copies.get(current_key, current_key)
+
+    async def finish(self, key_in_row: str) -> None:
+        """Removes the old objects; or the copies, if the call was a repeat and the row points elsewhere."""
+        surplus = self._copies.keys() if key_in_row == self._new_key else self._copies.values()
+        await self._storage.delete(list(surplus))
+
+    async def undo(self) -> None:
+        await self._storage.delete(list(self._copies.values()))
+
+
+def belongs(key: str, asset: Any) -> bool:
+    """Whether an object lies where the asset's visibility wants it."""
+    return key.startswith("public/") == bool(asset.public)

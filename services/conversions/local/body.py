@@ -1,0 +1,101 @@
+"""Where shoulders and body are in a mask, the same for a person and for a garment laid flat: both from row widths."""
+
+from dataclasses import dataclass
+from statistics import median
+
+import pyvips
+
+from services.conversions.local import subject
+
+# A standing person is much higher than wide; below this the picture shows less than the whole figure.
+_WHOLE_FIGURE = 1.9
+
+
+@dataclass(frozen=True)
+class Body:
+    """In pixels of the mask.
+
+    shoulder: the row where the body reaches most of its width, counted from above.
+    hem: the last row of the body (a garment's hem, a person's hip).
+    width: between the sides, without arms or sleeves where these stand apart.
+    span: from the left to the right side just below the shoulder, arms or sleeves included.
+    centre: the column between the sides.
+    neck: the narrowest row between head and shoulders; None for a garment or when there is none.
+    apart: share of the body's rows in which arms or sleeves stand apart, 0..1.
+    """
+
+    shoulder: int
+    hem: int
+    width: float
+    span: float
+    centre: float
+    neck: int | None
+    apart: float
+
+
+def of_garment(mask: pyvips.Image) -> Body:
+    """A garment laid flat or on a stand, upright, seen from the front or the back."""
+    _, top, _, height = subject.bounds(mask)
+    rows = subject.row_runs(mask)
+    width, centre, apart = _trunk(rows, top + round(0.35 * height), top + round(0.92 * height))
+    shoulder = _shoulder(rows, top, top + height // 2, width)
+    return Body(shoulder, top + height, width, _span(rows, shoulder, width), centre, None, apart)
+
+
+def of_person(mask: pyvips.Image) -> Body:
+    """A standing person, whole or cut below the chest, facing the camera.
+
+    Where no neck shows, the torso is taken to be the rows from 20 % to 75 % of what is there.
+    """
+    _, top, width, height = subject.bounds(mask)
+    whole = height / max(1, width) >= _WHOLE_FIGURE
+    rows = subject.row_runs(mask)
+    neck = _neck(rows, top, height if whole else round(1.4 * height))
+    if neck is None:
+        start, end = top + round(0.20 * height), top + round(0.75 * height)
+        trunk, centre, apart = _trunk(rows, start, end)
+        return Body(start, end, trunk, _span(rows, start, trunk), centre, None, apart)
+    reach = round(0.36 * height) if whole else top + height - neck
+    end = min(neck + reach, top + height)
+    trunk, centre, apart = _trunk(rows, neck + round(0.3 * reach), end)
+    shoulder = _shoulder(rows, neck, neck + reach // 2, trunk)
+    return Body(shoulder, end, trunk, _span(rows, shoulder, trunk), centre, neck, apart)
+
+
+def _extent(runs: list[tuple[int, int]]) -> int:
+    return runs[-1][1] - runs[0][0] if runs else 0
+
+
+def _span(rows: list[list[tuple[int, int]]], shoulder: int, width: float) -> float:
+    return float(_extent(rows[min(shoulder + round(0.2 * width), len(rows) - 1)]) or width)
+
+
+def _neck(rows: list[list[tuple[int, int]]], top: int, height: int) -> int | None:
+    """The narrowest row below the widest row of the head, if head and shoulders are both clearly wider."""
+    first, last = top + round(0.06 * height), min(top + round(0.26 * height), len(rows) - 1)
+    if last <= first:
+        return None
+    row = min(range(first, last), key=lambda r: (_extent(rows[r]) or len(rows), -r))
+    narrow = _extent(rows[row])
+    head = max(_extent(rows[r]) for r in range(top, row + 1))
+    below = max((_extent(rows[r]) for r in range(row, min(row + round(0.12 * height), len(rows)))), default=0)
+    return row if narrow and head > 1.15 * narrow and below > 1.6 * narrow else None
+
+
+def _trunk(rows: list[list[tuple[int, int]]], start: int, end: int) -> tuple[float, float, float]:
+    """Width and centre of the body between two rows, and the share of rows with something apart on both sides."""
+    filled = [runs for runs in rows[start:end] if runs]
+    if not filled:
+        return float(len(rows)), len(rows) / 2, 0.0
+    split = [max(runs[1:-1], key=lambda run: run[1] - run[0]) for runs in filled if len(runs) >= 3]
+    widest = [max(runs, key=lambda run: run[1] - run[0]) for runs in filled]
+    if len(split) >= 0.1 * len(filled):
+        chosen = split
+    else:  # arms or sleeves nowhere apart: the narrower rows show the body best
+        chosen = sorted(widest, key=lambda run: run[1] - run[0])[: max(1, len(widest) // 2)]
+    width = median(right - left for left, right in chosen)
+    return float(width), float(median((left + right) / 2 for left, right in chosen)), len(split) / len(filled)
+
+
+def _shoulder(rows: list[list[tuple[int, int]]], start: int, end: int, width: float) -> int:
+    return next((row for row in range(start, end) if _extent(rows[row]) >= 0.8 * width), start)

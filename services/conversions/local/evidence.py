@@ -1,0 +1,36 @@
+"""Confidence that can be checked: a weighted sum of measured values, returned together with them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured value 0..1 (1 is good), its weight in the confidence, and a sentence with what was measured."""
+
+    name: str
+    value: float
+    weight: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A picture that was written: its size in pixels, how far to trust it and why, and what is needed to repeat it."""
+
+    width: int
+    height: int
+    confidence: float
+    evidence: tuple[Evidence, ...]
+    parameters: Mapping[str, object]
+
+
+def confidence(evidence: Iterable[Evidence]) -> float:
+    """The weighted mean of the values, 0..1, to three places, so that it prints as it is compared."""
+    items = list(evidence)
+    return round(sum(item.value * item.weight for item in items) / sum(item.weight for item in items), 3)
+
+
+def ramp(value: float, low: float, high: float) -> float:
+    """0 at `low` and below, 1 at `high` and above, straight in between; `low` may be the greater one."""
+    return round(max(0.0, min(1.0, (value - low) / (high - low))), 3)

@@ -1,0 +1,73 @@
+"""Reading pictures at the size a task needs, and writing results that carry nothing but pixels.
+
+The pictures were inspected when they were uploaded. One that can't be decoded after all raises pyvips.Error, which the
+imaging pool turns into ImageRejected.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyvips
+
+_SAVE: dict[str, dict[str, object]] = {
+    ".jpg": {"optimize_coding": True},
+    ".jpeg": {"optimize_coding": True},
+    ".webp": {"effort": 4},
+    ".png": {"compression": 6},
+}
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, as seen after the orientation tag is applied. Reads the header only."""
+    header = pyvips.Image.new_from_file(str(path), access="sequential")
+    width, height = header.width, header.height
+    return (height, width) if orientation(header) >= 5 else (width, height)
+
+
+def orientation(image: pyvips.Image) -> int:
+    """The EXIF orientation tag, 1..8; 1 when there is none."""
+    tagged = image.get("orientation") if image.get_typeof("orientation") else 1
+    return tagged if tagged in range(1, 9) else 1
+
+
+def open_upright(path: Path, max_side: int) -> pyvips.Image:
+    """The picture upright, in sRGB, 8 bit, three or four bands, in memory, its longer side at most `max_side` pixels.
+
+    Shrinks while decoding, so that a 50 MP photograph never stands in memory at full size.
+    """
+    image = pyvips.Image.thumbnail(
+        str(path), max_side, height=max_side, size="down", output_profile="srgb", fail_on="error"
+    )
+    return to_srgb(image).copy_memory()
+
+
+def open_full(path: Path) -> pyvips.Image:
+    """The stored picture at full resolution, not yet upright, decoded from the top as it is read."""
+    return pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
+
+
+def to_srgb(image: pyvips.Image) -> pyvips.Image:
+    """Eight-bit sRGB with three bands, or four when there is an alpha band."""
+    if image.interpretation != "srgb":
+        image = image.colourspace("srgb")
+    return image if image.format == "uchar" else image.cast("uchar")
+
+
+def flat(image: pyvips.Image, background: Sequence[float] = (255, 255, 255)) -> pyvips.Image:
+    """Three bands: an alpha band is composited onto `background`."""
+    return image.flatten(background=list(background)) if image.hasalpha() else image
+
+
+def clip(image: pyvips.Image, low: float, high: float) -> pyvips.Image:
+    """Every value at least `low` and at most `high`."""
+    return (image < low).ifthenelse(low, (image > high).ifthenelse(high, image))
+
+
+def write(image: pyvips.Image, out: Path, quality: int) -> tuple[int, int]:
+    """Writes JPEG, WebP or PNG by the suffix of `out`, with no metadata at all; returns (width, height)."""
+    suffix = out.suffix.lower()
+    if suffix not in _SAVE:
+        raise ValueError(f"out: {suffix or 'a file without suffix'} is not one of {', '.join(_SAVE)}")
+    options = _SAVE[suffix] if suffix == ".png" else {**_SAVE[suffix], "Q": quality}
+    image.cast("uchar").copy(interpretation="srgb").write_to_file(str(out), keep="none", **options)
+    return image.width, image.height

@@ -1,0 +1,242 @@
+"""Who is calling: tokens, the keys that may sign them, and what each method allows.
+
+A token is a JWT signed with Ed25519: `iss`, `aud`, `sub` (the acting person or program), `owner` (the tenant acted in;
+by default `<role>:<sub>`), `role`, `exp`, `kid` in the header. A key is bound to its issuer and to the roles it may
+sign. A service that calls for an owner signs a short token with `act`, naming itself; then the owner's rights apply,
+if the method's policy lists that service.
+"""
+
+import base64
+import json
+import re
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError, SecurityWarning
+from joserfc.jwk import OKPKey
+
+from shared import errors
+from shared.errors import DomainError, Reason
+
+AUDIENCE = "atelier"
+ALGORITHMS = ["Ed25519", "EdDSA"]  # one algorithm under its new and its old name (RFC 9864)
+ROLES = ("user", "vendor", "anonymous", "service", "admin")
+CLOCK_SKEW = 30.0  # seconds that another machine's clock may be off
+_SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
+_OWNER = re.compile(r"(user|vendor|anonymous|service|admin):[\x21-\x7e]{1,120}")
+_CACHED_TOKENS = 10_000
+
+# The old algorithm name is accepted on purpose; joserfc warns each time it is named.
+warnings.filterwarnings("ignore", category=SecurityWarning, message=".*EdDSA.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`actor` does it, `owner` is whose rows it concerns, `service` is the service in between (None: called directly).
+    `expires_at` is in seconds since 1970."""
+
+    actor: str
+    owner: str
+    role: str
+    expires_at: float
+    service: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedKey:
+    """`roles` this key may sign. `service`: it belongs to that service, which may also act for owners of these roles."""
+
+    issuer: str
+    key: OKPKey
+    roles: frozenset[str]
+    service: str | None
+
+
+_current: ContextVar[Identity] = ContextVar("identity")
+
+
+def current() -> Identity:
+    """The identity of the call being served. There always is one inside a handler."""
+    return _current.get()
+
+
+def enter(identity: Identity) -> None:
+    """Sets the identity for this task: a call's, or a job's as read from its row."""
+    _current.set(identity)
+
+
+def _refused(text: str) -> DomainError:
+    return DomainError(Reason.ERROR_REASON_TOKEN_INVALID, f"{text}; get a new token (`atelier token --help`)")
+
+
+class Verifier:
+    """Turns an `authorization` header into an Identity. Results are kept until the token expires."""
+
+    def __init__(self, keys: Iterable[TrustedKey], audience: str = AUDIENCE) -> None:
+        self._keys = {key.key.kid: key for key in keys}
+        self._audience = audience
+        self._seen: OrderedDict[str, Identity] = OrderedDict()
+
+    def identify(self, header: str | None) -> Identity:
+        """Raises TOKEN_INVALID saying what is wrong, never what the token was."""
+        if not header:
+            raise _refused("no token: send metadata `authorization: Bearer <token>`")
+        identity = self._seen.get(header)
+        if identity is None:
+            if not header.startswith("Bearer "):
+                raise _refused("the authorization metadata must read `Bearer <token>`")
+            identity = self._verify(header[7:])
+            self._seen[header] = identity
+            if len(self._seen) > _CACHED_TOKENS:
+                self._seen.popitem(last=False)
+        if identity.expires_at <= time.time():
+            self._seen.pop(header, None)
+            raise _refused("the token has expired")
+        return identity
+
+    def _verify(self, token: str) -> Identity:
+        segments = token.split(".")
+        if len(segments) != 3 or not all(map(_canonical, segments)):
+            raise _refused("the token is malformed: expected three base64url parts without padding")
+        try:
+            header = json.loads(_decode(segments[0]))
+            trusted = self._keys[header["kid"]]
+            decoded = jwt.decode(token, trusted.key, algorithms=ALGORITHMS)
+        except (KeyError, TypeError, AttributeError):
+            raise _refused("the token names no key that this server trusts") from None
+        except (ValueError, RecursionError, JoseError):
+            raise _refused("the token's signature or header is not valid") from None
+        if decoded.header.get("typ", "JWT") != "JWT" or "crit" in decoded.header:
+            raise _refused("the token is of another type")
+        return self._identity(decoded.claims, trusted)
+
+    def _identity(self, claims: Mapping[str, Any], trusted: TrustedKey) -> Identity:
+        now = time.time()
+        if claims.get("iss") != trusted.issuer:
+            raise _refused("the token's issuer is not the one its key belongs to")
+        if claims.get("aud") not in (self._audience, [self._audience]):
+            raise _refused(f"the token is for another audience: expected aud {self._audience!r}")
+        expires_at = claims.get("exp")
+        if not _is_time(expires_at) or expires_at <= now:
+            raise _refused("the token has expired")
+        if not all(_is_time(claims[name]) and claims[name] <= now + CLOCK_SKEW for name in ("nbf", "iat") if name in claims):
+            raise _refused("the token is not valid yet")
+        role, subject = claims.get("role"), claims.get("sub")
+        if role not in trusted.roles or not isinstance(subject, str) or not 1 <= len(subject) <= 120:
+            raise _refused("the token's key may not sign this role, or the token names nobody")
+        owner = claims.get("owner", f"{role}:{subject}")
+        if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
+            raise _refused("the token's owner must look like user:ada or vendor:acme")
+        return Identity(
+            actor=subject, owner=owner, role=role, expires_at=expires_at, service=self._acting_service(claims, trusted)
+        )
+
+    def _acting_service(self, claims: Mapping[str, Any], trusted: TrustedKey) -> str | None:
+        """A service's key signs either for itself (role service) or for an owner, and then it must say so."""
+        act = claims.get("act")
+        if trusted.service is None:
+            if act is not None:
+                raise _refused("only a service of the suite may act for an owner")
+            return None
+        if claims["role"] == "service":
+            return trusted.service
+        if not isinstance(act, dict) or act.get("sub") != trusted.service:
+            raise _refused("a service that acts for an owner must name itself in `act`")
+        return trusted.service
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _decode(segment: str) -> bytes:
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+def _canonical(segment: str) -> bool:
+    """Exactly one spelling: libraries accept padding and stray low bits, which makes a token malleable."""
+    if not _SEGMENT.fullmatch(segment) or len(segment) % 4 == 1:
+        return False
+    return base64.urlsafe_b64encode(_decode(segment)).rstrip(b"=").decode() == segment
+
+
+def sign(
+    key: OKPKey, *, issuer: str, subject: str, role: str, seconds: float, owner: str | None = None,
+    act: str | None = None,
+) -> str:  # fmt: skip
+    """A token that is valid from now on for `seconds`."""
+    now = int(time.time())
+    claims: dict[str, Any] = {
+        "iss": issuer, "aud": AUDIENCE, "sub": subject, "role": role, "iat": now, "exp": now + seconds,
+        "owner": owner or f"{role}:{subject}",
+    }  # fmt: skip
+    if act:
+        claims["act"] = {"sub": act}
+    return jwt.encode({"alg": "Ed25519", "kid": key.kid, "typ": "JWT"}, claims, key, algorithms=["Ed25519"])
+
+
+class ServiceCredentials:
+    """What a service presents when it calls another for an owner: minute-long tokens, kept for half of that."""
+
+    def __init__(self, service: str, key: OKPKey) -> None:
+        self._service = service
+        self._key = key
+        self._tokens: OrderedDict[tuple[str, str, str], tuple[float, str]] = OrderedDict()
+
+    def metadata(self, identity: Identity) -> tuple[tuple[str, str], ...]:
+        wanted = (identity.actor, identity.owner, identity.role)
+        made_at, token = self._tokens.get(wanted, (0.0, ""))
+        if time.time() - made_at > 30:
+            token = sign(
+                self._key, issuer=f"atelier-{self._service}", subject=identity.actor, role=identity.role, seconds=60,
+                owner=identity.owner, act=self._service,
+            )  # fmt: skip
+            self._tokens[wanted] = (time.time(), token)
+            if len(self._tokens) > _CACHED_TOKENS:
+                self._tokens.popitem(last=False)
+        return (("authorization", f"Bearer {token}"),)
+
+
+# Keys on disk. A private key is one JWK, mode 0600; the trust file lists public keys with what each may sign.
+
+
+def create_key(path: Path) -> OKPKey:
+    """Makes a signing key that only this account can read; an existing one is kept."""
+    if not path.exists():
+        key = OKPKey.generate_key("Ed25519", {"use": "sig"}, private=True)
+        key.ensure_kid()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(key.as_dict(private=True)))
+        temporary.rename(path)
+    return load_key(path)
+
+
+def load_key(path: Path) -> OKPKey:
+    return OKPKey.import_key(json.loads(path.read_text()))
+
+
+def trust_entry(key: OKPKey, *, issuer: str, roles: Sequence[str], service: str | None = None) -> dict[str, Any]:
+    return {"issuer": issuer, "roles": list(roles), "service": service, "jwk": key.as_dict(private=False)}
+
+
+def load_trust(path: Path) -> list[TrustedKey]:
+    """Reads the trust file: a JSON list of {issuer, roles, service, jwk}. Raises ValueError naming the faulty entry."""
+    trusted = []
+    for index, entry in enumerate(json.loads(path.read_text())):
+        if unknown := set(entry["roles"]) - set(ROLES):
+            raise ValueError(f"{path}: entry {index}: unknown roles {sorted(unknown)}")
+        key = OKPKey.import_key(entry["jwk"])
+        key.ensure_kid()
+        trusted.append(TrustedKey(entry["issuer"], key, frozenset(entry["roles"]), entry.get("service")))
+    return trusted
+
+

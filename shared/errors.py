@@ -1,0 +1,182 @@
+"""Domain errors and the one table that turns them into gRPC answers.
+
+Code raises a `DomainError` made by one of the functions below; `answer()` makes the `google.rpc.Status` of it, with
+`ErrorInfo` always and the detail that fits the reason. Whatever else is raised is sorted by `from_exception`: text
+of a driver never reaches a caller.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+import psycopg
+import psycopg_pool
+import structlog
+from google.protobuf import any_pb2, message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from atelier.common.v1 import errors_pb2
+
+DOMAIN = "atelier"
+Reason = errors_pb2.ErrorReason
+_log = structlog.get_logger("errors")
+
+_CODES: Mapping[int, int] = {
+    Reason.ERROR_REASON_INVALID_FIELD: code_pb2.INVALID_ARGUMENT,
+    Reason.ERROR_REASON_TOKEN_INVALID: code_pb2.UNAUTHENTICATED,
+    Reason.ERROR_REASON_ROLE_NOT_ALLOWED: code_pb2.PERMISSION_DENIED,
+    Reason.ERROR_REASON_NOT_FOUND: code_pb2.NOT_FOUND,
+    Reason.ERROR_REASON_ALREADY_EXISTS: code_pb2.ALREADY_EXISTS,
+    Reason.ERROR_REASON_WRONG_STATE: code_pb2.FAILED_PRECONDITION,
+    Reason.ERROR_REASON_ETAG_MISMATCH: code_pb2.ABORTED,
+    Reason.ERROR_REASON_REQUEST_ID_REUSED: code_pb2.INVALID_ARGUMENT,
+    Reason.ERROR_REASON_REQUEST_IN_PROGRESS: code_pb2.ABORTED,
+    Reason.ERROR_REASON_PAGE_TOKEN_INVALID: code_pb2.INVALID_ARGUMENT,
+    Reason.ERROR_REASON_CURSOR_TOO_OLD: code_pb2.OUT_OF_RANGE,
+    Reason.ERROR_REASON_OVERLOADED: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE: code_pb2.UNAVAILABLE,
+    Reason.ERROR_REASON_SHUTTING_DOWN: code_pb2.UNAVAILABLE,
+    Reason.ERROR_REASON_UPLOAD_REJECTED: code_pb2.FAILED_PRECONDITION,
+    Reason.ERROR_REASON_NOTHING_UPLOADED: code_pb2.FAILED_PRECONDITION,
+    Reason.ERROR_REASON_IN_USE: code_pb2.FAILED_PRECONDITION,
+    Reason.ERROR_REASON_QUOTA_EXCEEDED: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.ERROR_REASON_STORAGE_FULL: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.ERROR_REASON_DEADLINE: code_pb2.DEADLINE_EXCEEDED,
+    Reason.ERROR_REASON_INTERNAL: code_pb2.INTERNAL,
+    Reason.ERROR_REASON_ATTEMPT_SUPERSEDED: code_pb2.FAILED_PRECONDITION,
+    Reason.ERROR_REASON_SLOW_READER: code_pb2.RESOURCE_EXHAUSTED,
+}
+
+
+@dataclass
+class DomainError(Exception):
+    """What a caller is told. `metadata` goes into ErrorInfo, `details` are further google.rpc messages, `trailers`
+    are sent as trailing metadata (a watch's cursor)."""
+
+    reason: "Reason.ValueType"
+    text: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    details: Sequence[message.Message] = ()
+    trailers: Sequence[tuple[str, str]] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def invalid(field_path: str, text: str) -> DomainError:
+    """INVALID_ARGUMENT: a field breaks a rule."""
+    return invalid_fields([(field_path, text)])
+
+
+def invalid_fields(violations: Sequence[tuple[str, str]]) -> DomainError:
+    """INVALID_ARGUMENT for several (field path, what is wrong) at once."""
+    named = [
+        error_details_pb2.BadRequest.FieldViolation(field=name, description=text) for name, text in violations
+    ]
+    summary = "; ".join(f"{name}: {text}" if name else text for name, text in violations[:5])
+    return DomainError(
+        Reason.ERROR_REASON_INVALID_FIELD, summary, details=[error_details_pb2.BadRequest(field_violations=named)]
+    )
+
+
+def not_found(kind: str, name: object) -> DomainError:
+    """NOT_FOUND: absent, or another owner's, which is the same to the caller."""
+    text = f"there is no {kind} {str(name)[:200]!r} that you may see; check the id, and the owner in your token"
+    resource = error_details_pb2.ResourceInfo(resource_type=kind, resource_name=str(name)[:200])
+    return DomainError(Reason.ERROR_REASON_NOT_FOUND, text, details=[resource])
+
+
+def already_exists(kind: str, name: str, text: str) -> DomainError:
+    resource = error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name[:200])
+    return DomainError(Reason.ERROR_REASON_ALREADY_EXISTS, text, details=[resource])
+
+
+def precondition(
+    text: str,
+    *,
+    subject: str,
+    reason: "Reason.ValueType" = Reason.ERROR_REASON_WRONG_STATE,
+    metadata: Mapping[str, str] | None = None,
+) -> DomainError:
+    """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` says which state, and what would help."""
+    violation = error_details_pb2.PreconditionFailure.Violation(
+        type=Reason.Name(reason).removeprefix("ERROR_REASON_"), subject=subject, description=text
+    )
+    failure = error_details_pb2.PreconditionFailure(violations=[violation])
+    return DomainError(reason, text, dict(metadata or {}), details=[failure])
+
+
+def retry_later(reason: "Reason.ValueType", text: str, seconds: float) -> DomainError:
+    """A refusal that a repeat may cure, with RetryInfo."""
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(int(seconds * 1000))
+    return DomainError(reason, text, details=[info])
+
+
+def unavailable(what: str) -> DomainError:
+    text = f"{what} can't be reached right now; nothing was changed, try again"
+    return retry_later(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, 1)
+
+
+def etag_mismatch(kind: str, name: object) -> DomainError:
+    text = f"the {kind} {name} was changed since you read that etag; read it again and repeat with the new etag"
+    return DomainError(Reason.ERROR_REASON_ETAG_MISMATCH, text)
+
+
+def from_exception(error: BaseException) -> DomainError:
+    """Sorts what isn't a DomainError. Unknown ones are INTERNAL, logged with an id that the caller gets."""
+    match error:
+        case DomainError():
+            return error
+        case TimeoutError() | psycopg.errors.QueryCanceled():
+            return DomainError(Reason.ERROR_REASON_DEADLINE, "the deadline passed; unacknowledged work was undone")
+        case psycopg_pool.PoolTimeout() | psycopg_pool.TooManyRequests():
+            text = "too many calls wait for the database; nothing was changed, try again"
+            return retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1)
+        case psycopg.errors.LockNotAvailable():
+            text = "another call holds what this one needs; nothing was changed, try again"
+            return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1)
+        case psycopg.errors.SerializationFailure() | psycopg.errors.DeadlockDetected():
+            text = "another call changed the same thing at the same time; nothing was changed, try again"
+            return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
+        case psycopg.errors.DiskFull():
+            return DomainError(Reason.ERROR_REASON_STORAGE_FULL, "the database's disk is full; nothing was changed")
+        case psycopg.OperationalError():
+            return unavailable("the database")
+        case psycopg.DataError():
+            return invalid("", "a value can't be stored: text may not contain NUL, and numbers must be in range")
+        case grpc.aio.AioRpcError() if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
+            return unavailable("a service that this call needs")
+    reference = secrets.token_hex(6)
+    _log.error("internal error", reference=reference, exc_info=error)
+    return DomainError(
+        Reason.ERROR_REASON_INTERNAL, f"a fault of the server, logged as {reference}; tell the operator that id"
+    )
+
+
+def answer(error: DomainError) -> status_pb2.Status:
+    """The `google.rpc.Status` a caller gets."""
+    info = error_details_pb2.ErrorInfo(
+        reason=Reason.Name(error.reason).removeprefix("ERROR_REASON_"), domain=DOMAIN, metadata=error.metadata
+    )
+    packed = []
+    for detail in (info, *error.details):
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=_CODES[error.reason], message=error.text, details=packed)
+
+
+def code_name(error: DomainError) -> str:
+    """'NOT_FOUND' and the like: for logs and metrics."""
+    return code_pb2.Code.Name(_CODES[error.reason])  # type: ignore[arg-type]
+
+
+async def send(context: "grpc.aio.ServicerContext[message.Message, message.Message]", error: DomainError) -> None:
+    """Ends the call with the answer for `error`."""
+    status = answer(error)
+    trailers = [("grpc-status-details-bin", status.SerializeToString()), *error.trailers]
+    await context.abort(_STATUS_CODES[status.code], status.message, tuple(trailers))
+
+
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}

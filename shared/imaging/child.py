@@ -1,0 +1,133 @@
+"""What happens inside a child process: it gives up what it doesn't need, then runs jobs.
+
+Nothing here imports libvips at the top: the parent imports this module to name its functions.
+"""
+
+import ctypes
+import gc
+import os
+import re
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+from shared.imaging.model import MEBIBYTE, ImageRejected, Reason
+
+T = TypeVar("T")
+
+MEMORY_LIMIT = 512 * MEBIBYTE
+LIBRARY_RESERVE = 32 * MEBIBYTE
+FILE_LIMIT = 256 * MEBIBYTE
+LOADERS = ("Jpeg", "Png", "Webp", "Heif", "Nsgif", "Tiff")
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+M_ARENA_MAX = -8
+M_MMAP_THRESHOLD = -3
+_LIBC = ctypes.CDLL(None)
+
+
+def prepare(parent: int, threads: int) -> None:
+    """Limit this process for good. `parent` is the pid it must not outlive, `threads` what libvips may use."""
+    # The default action ends the process even in the middle of a C call; a Python handler would wait for it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(5)
+    if sys.platform == "linux":
+        _bind_to_parent(parent)
+    _prepare_libvips(threads)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+
+def run_job(function: Callable[..., T], args: tuple[object, ...]) -> T:
+    """Run a job and leave no memory behind for the next one.
+
+    What libvips and malloc complain about becomes `ImageRejected`: a parent without libvips couldn't unpickle it.
+    """
+    if sys.platform == "linux":
+        _limit_memory()
+    try:
+        return function(*args)
+    except BaseException as error:
+        _drop_locals(error)
+        rejection = _rejection(error)
+        if rejection is None:
+            raise
+        raise rejection from error
+    finally:
+        gc.collect()
+        if hasattr(_LIBC, "malloc_trim"):
+            _LIBC.malloc_trim(0)
+
+
+def corrupt() -> ImageRejected:
+    return ImageRejected(
+        Reason.CORRUPT,
+        "The file is damaged or cut short and can't be decoded completely. Export it again and resend it.",
+    )
+
+
+def too_expensive() -> ImageRejected:
+    return ImageRejected(
+        Reason.TOO_EXPENSIVE,
+        f"Decoding the file took more than the allowed time or {MEMORY_LIMIT // MEBIBYTE} MiB of memory. "
+        "Send a smaller or simpler version of it.",
+    )
+
+
+def _rejection(error: BaseException) -> ImageRejected | None:
+    import pyvips
+
+    text = str(error).lower()
+    if isinstance(error, MemoryError):
+        return too_expensive()
+    if isinstance(error, pyvips.Error):
+        return too_expensive() if "memory" in text and re.search("out of|insufficient|alloc", text) else corrupt()
+    return None
+
+
+def _drop_locals(error: BaseException | None) -> None:
+    """Pebble keeps an exception until the next job is done, and its frames would keep the pixels alive."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _bind_to_parent(parent: int) -> None:
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    _LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if hasattr(_LIBC, "mallopt"):
+        # Addresses are what is limited. Each arena would reserve 64 MiB of them, and pixels freed into the heap, not to
+        # the system, would be missing for the next picture.
+        _LIBC.mallopt(M_ARENA_MAX, 1)
+        _LIBC.mallopt(M_MMAP_THRESHOLD, MEBIBYTE // 4)
+    with open("/proc/self/oom_score_adj", "w") as score:
+        score.write("800")
+
+
+def _prepare_libvips(threads: int) -> None:
+    import pyvips
+
+    pyvips.block_untrusted_set(True)
+    pyvips.operation_block_set("VipsForeignLoad", True)
+    for loader in LOADERS:
+        pyvips.operation_block_set(f"VipsForeignLoad{loader}", False)
+    # Files are seen once, so a cache would only hold on to memory.
+    pyvips.cache_set_max(0)
+    pyvips.vips_lib.vips_concurrency_set(threads)
+
+
+def _limit_memory() -> None:
+    """Only addresses can be limited, but resident memory is what must not exceed MEMORY_LIMIT: what is mapped and not
+    resident at the start of a job (thread stacks, what earlier jobs freed) comes on top. Some of that, library code
+    above all, becomes resident later; LIBRARY_RESERVE is kept back for it."""
+    with open("/proc/self/statm") as statm:
+        mapped, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT - LIBRARY_RESERVE + mapped - resident, most))

@@ -1,0 +1,159 @@
+"""`inspect`: the checks in the order of their cost, each done before the next can be reached."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pikepdf
+import pyvips
+
+from shared.imaging.child import corrupt
+from shared.imaging.decode import LOADERS, open_page
+from shared.imaging.measure import measure
+from shared.imaging.model import MEBIBYTE, Facts, ImageRejected, Limits, Reason
+from shared.imaging.sniff import HEAD_BYTES, HEIC, PDF, refuse_polyglot, sniff
+
+_ALIASES = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/apng": "image/png",
+    "image/tif": "image/tiff",
+    "image/heif": HEIC,
+    "application/x-pdf": PDF,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts:
+    """See `shared.imaging.inspect`."""
+    size = path.stat().st_size
+    if size == 0:
+        raise ImageRejected(Reason.EMPTY, "The file has no bytes. Send it again.")
+    with open(path, "rb") as file:
+        mime = sniff(file.read(HEAD_BYTES))
+    _check_bytes(size, limits.pdf_bytes if mime == PDF else limits.image_bytes)
+    _check_declared(mime, declared_type)
+    if mime == PDF:
+        return Facts(kind="pdf", mime_type=PDF, size=size, pages=_count_pdf_pages(path, limits))
+    refuse_polyglot(path, mime)
+    try:
+        return _inspect_image(path, mime, size, limits)
+    except pyvips.Error as error:
+        if mime == HEIC:  # it opens without an HEVC decoder and fails at the first pixel
+            raise ImageRejected(
+                Reason.HEIC_NOT_SUPPORTED, "HEIC pictures can't be decoded here. Convert it to JPEG, PNG or AVIF."
+            ) from error
+        raise
+
+
+def _inspect_image(path: Path, mime: str, size: int, limits: Limits) -> Facts:
+    facts = _read_header(path, mime, size)
+    if facts.pages > limits.frames:
+        raise ImageRejected(
+            Reason.TOO_MANY_FRAMES,
+            f"The picture has {facts.pages} frames or pages; at most {limits.frames} are accepted. Send fewer.",
+        )
+    _check_pixels(path, facts, limits)
+    _prove_whole(path, mime, facts.pages)
+    return replace(facts, measures=measure(path))
+
+
+def _read_header(path: Path, mime: str, size: int) -> Facts:
+    """Everything but the measures. The image must not outlive this function: WebP's holds room for all pixels."""
+    header = open_page(path)
+    fields = set(header.get_fields())
+    if header.get("vips-loader") != LOADERS[mime]:
+        raise _mismatch(mime, "something else")
+    orientation = header.get("orientation") if "orientation" in fields else 1
+    width, height = (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+    return Facts(
+        kind="image",
+        mime_type=mime,
+        size=size,
+        pages=header.get_n_pages(),
+        width=width,
+        height=height,
+        orientation=orientation if 1 <= orientation <= 8 else 1,
+        has_alpha=bool(header.hasalpha()),
+        has_icc_profile="icc-profile-data" in fields,
+    )
+
+
+def _check_bytes(size: int, limit: int) -> None:
+    if size > limit:
+        raise ImageRejected(
+            Reason.TOO_MANY_BYTES,
+            f"The file has {size:,} bytes; at most {limit:,} ({limit // MEBIBYTE} MiB) are accepted. Make it smaller.",
+        )
+
+
+def _check_declared(mime: str, declared_type: str | None) -> None:
+    claim = (declared_type or "").partition(";")[0].strip().lower()
+    if claim not in ("", "application/octet-stream") and _ALIASES.get(claim, claim) != mime:
+        raise _mismatch(claim, mime)
+
+
+def _mismatch(claim: str, found: str) -> ImageRejected:
+    return ImageRejected(
+        Reason.TYPE_MISMATCH,
+        f"The file is announced as {claim[:100]} but its content is {found}. Send it with its true type.",
+    )
+
+
+def _check_pixels(path: Path, facts: Facts, limits: Limits) -> None:
+    first = (facts.width or 0) * (facts.height or 0)
+    if first <= limits.pixels and facts.mime_type in ("image/tiff", "image/avif", HEIC):
+        # Only these can have pages of different sizes.
+        pixels = sum(page.width * page.height for page in (open_page(path, page=i) for i in range(facts.pages)))
+    else:
+        pixels = first * facts.pages
+    if pixels > limits.pixels:
+        raise ImageRejected(
+            Reason.TOO_MANY_PIXELS,
+            f"The picture has {pixels / 1e6:,.1f} megapixels over all frames; at most {limits.pixels / 1e6:,.1f} are "
+            "accepted. Scale it down.",
+        )
+
+
+def _prove_whole(path: Path, mime: str, pages: int) -> None:
+    """Decode everything once, row by row, so that damage anywhere shows.
+
+    JPEG and WebP are scaled to an eighth while decoding: every coefficient is still read, only pixels are saved, and
+    in WebP the memory for them. The other formats have no such shortcut that would look at all bytes.
+    """
+    if mime == "image/jpeg":
+        open_page(path, shrink=8).avg()
+    elif mime == "image/webp":
+        open_page(path, n=-1, scale=1 / 8).avg()
+    elif mime == "image/gif":
+        open_page(path, n=-1).avg()
+    elif mime == "image/png":
+        open_page(path).avg()
+    else:
+        for page in range(pages):
+            open_page(path, page=page).avg()
+
+
+def _count_pdf_pages(path: Path, limits: Limits) -> int:
+    try:
+        with pikepdf.open(path, attempt_recovery=False, suppress_warnings=True) as document:
+            if document.is_encrypted:
+                raise _encrypted()
+            pages = len(document.pages)
+    except pikepdf.PasswordError as error:
+        raise _encrypted() from error
+    except pikepdf.PdfError as error:
+        raise corrupt() from error
+    if pages == 0:
+        raise corrupt()
+    if pages > limits.pdf_pages:
+        raise ImageRejected(
+            Reason.TOO_MANY_FRAMES, f"The PDF has {pages} pages; at most {limits.pdf_pages} are accepted. Split it."
+        )
+    return pages
+
+
+def _encrypted() -> ImageRejected:
+    return ImageRejected(
+        Reason.ENCRYPTED, "The PDF is encrypted. Remove its password and restrictions and send it again."
+    )

@@ -1,0 +1,155 @@
+"""What goes into and comes out of `shared.imaging`: plain values that travel between processes."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+MEBIBYTE = 1024 * 1024
+
+
+class Reason(StrEnum):
+    """Why a file was refused. The values are stable: they are stored and shown to callers."""
+
+    EMPTY = "EMPTY"
+    TYPE_NOT_ALLOWED = "TYPE_NOT_ALLOWED"
+    TYPE_MISMATCH = "TYPE_MISMATCH"
+    VIDEO_NOT_SUPPORTED = "VIDEO_NOT_SUPPORTED"
+    HEIC_NOT_SUPPORTED = "HEIC_NOT_SUPPORTED"
+    ACTIVE_CONTENT = "ACTIVE_CONTENT"
+    EXECUTABLE = "EXECUTABLE"
+    TOO_MANY_BYTES = "TOO_MANY_BYTES"
+    TOO_MANY_PIXELS = "TOO_MANY_PIXELS"
+    TOO_MANY_FRAMES = "TOO_MANY_FRAMES"
+    CORRUPT = "CORRUPT"
+    ENCRYPTED = "ENCRYPTED"
+    TOO_EXPENSIVE = "TOO_EXPENSIVE"
+
+
+class ImageRejected(Exception):
+    """The file itself is at fault: trying again with the same bytes gives the same answer.
+
+    `message` is meant for the sender: it names the limit and what to do next, and holds no path and no
+    library text.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        # Both go to Exception, because that is what pickle hands back to __init__ in the parent process.
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Upper bounds, all inclusive. Pixels are counted over all frames or pages together."""
+
+    image_bytes: int = 10 * MEBIBYTE
+    pdf_bytes: int = 50 * MEBIBYTE
+    pixels: int = 50_000_000
+    frames: int = 100
+    pdf_pages: int = 1000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """A dominant colour: `hex` is `#rrggbb` in sRGB, `share` the fraction 0..1 of the opaque pixels."""
+
+    hex: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """Measured on the first frame, upright, in sRGB, scaled to 800 pixels on its longer side.
+
+    placeholder: a ThumbHash, base64.
+    colours: up to five, largest share first; empty when nothing is opaque.
+    focal_x, focal_y: where the eye goes, as fractions 0..1 of width and height from the top left.
+    sharpness: 0..1, v / (v + 200) for the variance v of the 3x3 Laplacian of 8-bit luma. Flat is 0, a blurred
+        photograph is below about 0.3, a crisp one above about 0.6. Noise counts as sharp.
+    exposure: 0..1, mean CIE lightness L*/100 of the opaque pixels; 0 when nothing is opaque.
+    clipped_shadows, clipped_highlights: shares 0..1 of opaque pixels with luma <= 2 or >= 253. A white backdrop
+        counts as clipped highlights.
+    """
+
+    placeholder: str
+    colours: tuple[Colour, ...]
+    focal_x: float
+    focal_y: float
+    sharpness: float
+    exposure: float
+    clipped_shadows: float
+    clipped_highlights: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file turned out to be.
+
+    A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and it gets no
+    variants, because libvips is built without a PDF renderer. width and height are pixels of the first frame after
+    `orientation` (EXIF, 1..8, 1 is upright) was applied. `pages` counts frames of an animation, too.
+    """
+
+    kind: Literal["image", "pdf"]
+    mime_type: str
+    size: int
+    pages: int
+    width: int | None = None
+    height: int | None = None
+    orientation: int = 1
+    has_alpha: bool = False
+    has_icc_profile: bool = False
+    measures: Measures | None = None
+
+
+Format = Literal["webp", "avif", "jpeg", "png"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A picture that fits into width x height pixels. `quality` is 1..100 and, like `effort` (0..9, more is slower
+    and smaller), means nothing to formats that lack it: PNG has no quality, JPEG no effort."""
+
+    name: str
+    width: int
+    height: int
+    format: Format
+    quality: int = 80
+    effort: int = 4
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.width <= 16383 and 1 <= self.height <= 16383):
+            raise ValueError(f"preset {self.name}: width and height must be 1..16383 pixels, the most WebP can hold")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"preset {self.name}: quality must be 1..100")
+
+
+DEFAULT_PRESETS = (
+    Preset("thumb", 256, 256, "webp"),
+    Preset("small", 800, 800, "webp"),
+    Preset("large", 1600, 1600, "webp"),
+    # Effort 4 takes four times as long as 3 for 3 % fewer bytes.
+    Preset("avif", 800, 800, "avif", quality=60, effort=3),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A derivative on disk. `sha256` is lower-case hex of its bytes."""
+
+    name: str
+    path: Path
+    format: Format
+    mime_type: str
+    width: int
+    height: int
+    size: int
+    sha256: str

@@ -1,0 +1,140 @@
+"""A pool of child processes for work on bytes that can't be trusted."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+from shared.imaging.child import prepare, run_job, too_expensive
+
+T = TypeVar("T")
+
+JOBS_PER_CHILD = 300
+
+
+class ImagingPool:
+    """Runs functions in up to `workers` child processes, each limited to 512 MiB of memory.
+
+    Children are started when first needed, fresh (nothing of the parent's sockets or threads is inherited), reused
+    for some hundred jobs, and die with the parent. More calls than workers wait for their turn.
+
+    A fresh child imports the parent's main module unless that is a package's `__main__`, so services are started with
+    `python -m`.
+    """
+
+    def __init__(self, workers: int = 2) -> None:
+        self._workers = workers
+        self._closed = False
+        # Last in, first out: under light load one warm child does everything.
+        self._idle: asyncio.LifoQueue[_Child] = asyncio.LifoQueue()
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        for _ in range(workers):
+            self._idle.put_nowait(_Child(threads))
+
+    async def run(self, function: Callable[..., T], *args: object, timeout: float = 20.0) -> T:
+        """Call `function(*args)` in a child and return its result; both must be picklable, the function importable.
+
+        `timeout` is in seconds and counts from the moment a child is free. Cancelling the caller kills the child.
+
+        Raises `ImageRejected` as the function raised it, or with TOO_EXPENSIVE when the child ran out of time or
+        memory, crashed or was killed; whatever else the function raised; `RuntimeError` when the pool is closed or
+        children can't be started. A job may run twice: a child that is told to stop (SIGTERM) is replaced once.
+        """
+        child = await self._idle.get()
+        try:
+            if self._closed:
+                raise RuntimeError("the imaging pool is closed")
+            return await child.call(function, args, timeout)
+        finally:
+            self._idle.put_nowait(child)
+
+    async def close(self) -> None:
+        """Refuse further work, wait for what is running, end the children. To end at once, cancel the callers first."""
+        self._closed = True
+        children = [await self._idle.get() for _ in range(self._workers)]
+        await asyncio.gather(*(child.stop() for child in children))
+        for child in children:
+            self._idle.put_nowait(child)
+
+
+class _Child:
+    """One process: a Pebble pool of a single worker, thrown away after anything but an answer.
+
+    Pebble can cancel and time out by itself, but it may then kill the worker when that has already begun the next job,
+    which would never end. With one pool per process no job is ever next to another.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool: ProcessPool | None = None
+
+    async def call(self, function: Callable[..., T], args: tuple[object, ...], timeout: float) -> T:
+        try:
+            return await self._answer(function, args, timeout)
+        except _Interrupted:
+            # An idle child may be killed at any time, and is found dead only now.
+            try:
+                return await self._answer(function, args, timeout)
+            except _Interrupted as error:
+                raise RuntimeError("imaging children can't be started or are being stopped from outside") from error
+
+    async def stop(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await asyncio.to_thread(_end, pool)
+
+    async def _answer(self, function: Callable[..., T], args: tuple[object, ...], timeout: float) -> T:
+        answered = False
+        try:
+            async with asyncio.timeout(timeout) as patience:
+                future: Future[T] = (await self._started()).schedule(run_job, (function, args))
+                try:
+                    result = await asyncio.wrap_future(future)
+                except (asyncio.CancelledError, ProcessExpired, BrokenProcessPool):
+                    raise
+                except BaseException:
+                    answered = True
+                    raise
+                answered = True
+                return result
+        except TimeoutError as error:
+            if patience.expired():
+                raise too_expensive() from error
+            raise
+        except ProcessExpired as error:
+            if error.exitcode == -signal.SIGTERM:
+                raise _Interrupted from error
+            raise too_expensive() from error
+        except BrokenProcessPool as error:
+            raise _Interrupted from error
+        finally:
+            if not answered:
+                await asyncio.shield(self.stop())
+
+    async def _started(self) -> ProcessPool:
+        if self._pool is not None and not self._pool.active:  # its child was killed while idle
+            await self.stop()
+        if self._pool is None:
+            self._pool = ProcessPool(
+                max_workers=1,
+                max_tasks=JOBS_PER_CHILD,
+                initializer=prepare,
+                initargs=(os.getpid(), self._threads),
+                context=multiprocessing.get_context("spawn"),
+            )
+        return self._pool
+
+
+class _Interrupted(Exception):
+    """The child ended for a reason that has nothing to do with its job."""
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()

@@ -1,0 +1,119 @@
+"""What a file is, by its first bytes, and what else it pretends to be. No decoder is involved."""
+
+import mmap
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import filetype
+
+from shared.imaging.model import ImageRejected, Reason
+
+HEAD_BYTES = 4096
+PDF = "application/pdf"
+HEIC = "image/heic"
+ALLOWED = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "image/tiff", PDF)
+
+_RESEND = "Send JPEG, PNG, WebP, AVIF, GIF, TIFF or PDF."
+_EXECUTABLE_HEADS = (
+    b"\x7fELF",
+    b"MZ",
+    b"#!",
+    b"\x00asm",
+    b"dex\n",
+    b"\xca\xfe\xba\xbe",
+    *(bytes.fromhex(mach_o) for mach_o in ("feedface", "feedfacf", "cefaedfe", "cffaedfe")),
+)
+_ARCHIVES = {
+    f"application/{name}"
+    for name in ("zip", "gzip", "zstd", "x-tar", "x-bzip2", "x-xz", "x-lzip", "x-7z-compressed", "x-rar-compressed")
+}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_OTHER_BRANDS = {b"mif1", b"msf1", b"crx ", b"M4A ", b"M4B "}
+_MARKUP = re.compile(rb"<(?:script|html|iframe)[\s>/]|<!doctype\s+html|<\?php\s", re.IGNORECASE)
+
+
+def sniff(head: bytes) -> str:
+    """The media type of a file that starts with `head` (its first HEAD_BYTES): one of ALLOWED, or HEIC.
+
+    Raises ImageRejected for everything else, with a reason of its own for what people send by mistake or malice.
+    """
+    if head[4:8] == b"ftyp":
+        return _iso_media(head)
+    if head.startswith(_EXECUTABLE_HEADS):
+        raise ImageRejected(Reason.EXECUTABLE, f"The file is a program, not a picture. {_RESEND}")
+    if _text_start(head).startswith("<"):
+        raise ImageRejected(
+            Reason.ACTIVE_CONTENT,
+            f"The file is SVG, HTML or other markup, which can carry scripts. Render it to pixels first. {_RESEND}",
+        )
+    guess = filetype.guess(head)
+    mime = guess.mime if guess else ""
+    if mime == "image/apng":  # a PNG, of which the first frame is used
+        return "image/png"
+    if mime in ALLOWED:
+        return str(mime)
+    if mime.startswith("video/"):
+        raise _video()
+    if mime in _ARCHIVES:
+        raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"The file is an archive ({mime}). Unpack it and send its files.")
+    raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"The file type ({mime or 'unknown'}) is not accepted. {_RESEND}")
+
+
+def refuse_polyglot(path: Path, mime: str) -> None:
+    """Refuse an image that is a web page, a script or a ZIP archive at the same time.
+
+    Decoders ignore what doesn't belong to the picture, so such a file is a valid image. Derivatives are clean
+    because they are encoded anew; the original is what would be dangerous if a browser ever ran it.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        script = _MARKUP.search(content) is not None or _opens_as_script(content[:16], mime)
+    if script:
+        raise ImageRejected(
+            Reason.ACTIVE_CONTENT, "The image also contains HTML or script. Export it again from an image editor."
+        )
+    if _is_archive(path):
+        raise ImageRejected(
+            Reason.TYPE_NOT_ALLOWED, "The image is also a ZIP archive. Export it again from an image editor."
+        )
+
+
+def _iso_media(head: bytes) -> str:
+    # filetype would trust the box's own length here and collect up to a thousand million brands.
+    length = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12], *(head[i : i + 4] for i in range(16, length, 4))}
+    if brands & _AVIF_BRANDS:
+        return "image/avif"
+    if brands & _HEIC_BRANDS:
+        return HEIC
+    if brands & _OTHER_BRANDS:
+        raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"This kind of MPEG-4 container is not accepted. {_RESEND}")
+    raise _video()
+
+
+def _video() -> ImageRejected:
+    return ImageRejected(Reason.VIDEO_NOT_SUPPORTED, f"The file is a video; videos aren't supported. {_RESEND}")
+
+
+def _text_start(head: bytes) -> str:
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    return head.decode(encoding, errors="ignore").lstrip(" \t\r\n\f\0")
+
+
+def _opens_as_script(head: bytes, mime: str) -> bool:
+    """Whether the header is also the start of a JavaScript statement: the type's letters are a name, and the numbers
+    after them spell a comment or an assignment."""
+    if mime == "image/gif":  # a screen width of 10,799, or of 8,253 and more that is all printable
+        return head[6:8] == b"/*" or (head[6:7] == b"=" and 0x20 <= head[7] < 0x7F)
+    # A JFIF segment of 12,074 bytes; every writer makes 16, plus a thumbnail that nobody writes any more.
+    return mime == "image/jpeg" and head[2:6] == b"\xff\xe0/*"
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return bool(archive.namelist())
+    except (zipfile.BadZipFile, struct.error, EOFError, ValueError, NotImplementedError, OSError):
+        return False

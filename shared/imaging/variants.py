@@ -1,0 +1,52 @@
+"""`make_variants`: one decode, many sizes."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.imaging.decode import load_scaled
+from shared.imaging.model import Format, ImageRejected, Preset, Reason, Variant
+from shared.imaging.sniff import HEAD_BYTES, PDF, sniff
+
+_EXTENSIONS: dict[Format, str] = {"webp": ".webp", "avif": ".avif", "jpeg": ".jpg", "png": ".png"}
+
+
+def write_variants(path: Path, presets: Sequence[Preset], directory: Path) -> list[Variant]:
+    """See `shared.imaging.make_variants`."""
+    with open(path, "rb") as file:
+        if sniff(file.read(HEAD_BYTES)) == PDF:
+            raise ImageRejected(Reason.TYPE_NOT_ALLOWED, "A PDF has no variants. Send its pages as pictures.")
+    base = load_scaled(path, max(preset.width for preset in presets), max(preset.height for preset in presets))
+    return [_write(base, preset, directory) for preset in presets]
+
+
+def _write(base: Any, preset: Preset, directory: Path) -> Variant:
+    image = base.thumbnail_image(preset.width, height=preset.height, size="down")
+    # Encoded in memory and written by Python, so that a full disk is an OSError and no fault of the picture.
+    content = _encode(image, preset)
+    path = directory / f"{preset.name}{_EXTENSIONS[preset.format]}"
+    path.write_bytes(content)
+    return Variant(
+        name=preset.name,
+        path=path,
+        format=preset.format,
+        mime_type=f"image/{preset.format}",
+        width=image.width,
+        height=image.height,
+        size=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _encode(image: Any, preset: Preset) -> bytes:
+    if preset.format == "webp":
+        return bytes(image.webpsave_buffer(Q=preset.quality, effort=min(preset.effort, 6), keep="none"))
+    if preset.format == "avif":
+        return bytes(
+            image.heifsave_buffer(compression="av1", bitdepth=8, Q=preset.quality, effort=preset.effort, keep="none")
+        )
+    if preset.format == "png":
+        return bytes(image.pngsave_buffer(keep="none"))
+    opaque = image.flatten(background=255) if image.hasalpha() else image
+    return bytes(opaque.jpegsave_buffer(Q=preset.quality, optimize_coding=True, keep="none"))

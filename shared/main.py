@@ -1,0 +1,103 @@
+"""What the four services' `__main__` have in common: the three commands, the storage, the worker's side tasks."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from shared import db, events, server, telemetry
+from shared.jobs import JobQueue
+from shared.settings import STORAGE_HTTP_PORT, Settings, load
+from shared.storage import Storage, open_disk, open_s3, read_secret
+
+_USAGE = "usage: python -m services.{name} serve | work | migrate   (settings: `atelier settings`)"
+_HOUSEKEEPING_SECONDS = 600.0
+_log = structlog.get_logger("main")
+
+Command = Callable[[str, Settings], Awaitable[None]]
+
+
+def run(name: str, *, service: server.Opener, work: Command, arguments: Sequence[str]) -> None:
+    """Runs the command named on the command line. Exit status 2: usage or a setting; 1: it could not start."""
+    if len(arguments) != 1 or arguments[0] not in ("serve", "work", "migrate"):
+        sys.exit(_USAGE.format(name=name))
+    settings = load(name)
+    if arguments[0] == "serve":
+        server.run(name, settings, service)
+    elif arguments[0] == "work":
+        telemetry.set_up(name, settings.log_level)
+        uvloop.run(run_workers([(name, settings, work)]))
+    else:
+        migrate_from_settings(name, settings)
+
+
+def migrate_from_settings(name: str, settings: Settings) -> None:
+    from shared.migrate import MigrationFailed, migrate
+
+    try:
+        migrate(
+            name, settings.database_url.get_secret_value(), settings.app_password.get_secret_value(),
+            settings.worker_password.get_secret_value(),
+        )  # fmt: skip
+    except MigrationFailed as problem:
+        sys.exit(f"atelier: {problem}")
+
+
+async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
+    """Runs the background work of some services in this process until SIGTERM or SIGINT."""
+    tasks = [asyncio.create_task(work(name, settings)) for name, settings, work in workers]
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    faults = [result for result in results if isinstance(result, Exception)]
+    if faults:
+        raise faults[0]
+
+
+async def work(database: db.Database, queue: JobQueue, settings: Settings) -> None:
+    """A service's background: its queue, the sequencer of its events, and the pruning of what is kept for a time."""
+    await database.open()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(events.run_sequencer(database))
+            group.create_task(_prune(database, settings))
+            group.create_task(
+                queue.work(concurrency=settings.worker_concurrency, lease_seconds=settings.job_lease_seconds)
+            )
+    finally:
+        await database.close()
+
+
+async def _prune(database: db.Database, settings: Settings) -> None:
+    while True:
+        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+        try:
+            await events.prune_events(database, timedelta(hours=settings.event_retention_hours))
+            await db.forget_answers(database, timedelta(hours=settings.answer_retention_hours))
+        except Exception as error:
+            _log.warning("pruning waits", service=database.service, error=type(error).__name__)
+
+
+def open_storage(settings: Settings) -> Storage:
+    if settings.storage == "s3":
+        return open_s3(
+            endpoint=settings.s3_endpoint, public_endpoint=settings.s3_public_endpoint or settings.s3_endpoint,
+            bucket=settings.s3_bucket, region=settings.s3_region,
+            access_key=settings.s3_access_key.get_secret_value(),
+            secret_key=settings.s3_secret_key.get_secret_value(), public_base_url=settings.public_url or None,
+        )  # fmt: skip
+    return open_disk(
+        Path(settings.storage_root), base_url=settings.storage_url or f"http://127.0.0.1:{STORAGE_HTTP_PORT}",
+        secret=read_secret(settings.storage_secret_file), public_base_url=settings.public_url or None,
+    )  # fmt: skip

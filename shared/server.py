@@ -1,0 +1,414 @@
+"""Serves gRPC: health, reflection, one guard around every method, load shedding, drain on SIGTERM.
+
+The guard is put around each method once, when it is registered, so that a call pays for no interceptor chain. In
+order: identity and policy, in-flight cap, deadline, validation, the handler, errors, log and metrics.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import protovalidate
+import structlog
+import uvloop
+from google.protobuf import descriptor, descriptor_pool, message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from atelier.common.v1 import policy_pb2
+from shared import auth, errors, telemetry
+from shared.errors import DomainError, Reason
+from shared.settings import PORTS, Settings
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_STREAMS_PER_CONNECTION = 100
+_log = structlog.get_logger("server")
+
+Context = grpc.aio.ServicerContext
+Handler = Callable[[Any, Any], Any]
+
+
+@dataclass
+class Limits:
+    """What the guard enforces, and how much is under way."""
+
+    max_in_flight: int
+    default_deadline: float
+    max_deadline: float
+    in_flight: int = 0
+
+
+class Undecodable:
+    """Stands for a request that isn't a message of the declared type, so that it gets a declared answer."""
+
+
+class _Collector:
+    """Stands in for the server while generated code registers handlers, so that the guard goes around each."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, grpc.RpcMethodHandler] = {}
+
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+        pass
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+
+def method_descriptor(path: str) -> descriptor.MethodDescriptor:
+    """'/atelier.assets.v1.AssetService/GetAsset' -> its descriptor."""
+    service, name = path[1:].split("/")
+    found = descriptor_pool.Default().FindServiceByName(service).FindMethodByName(name)
+    assert isinstance(found, descriptor.MethodDescriptor)
+    return found
+
+
+def policy_of(path: str) -> policy_pb2.Policy:
+    """The policy that stands in the contract. A method without one stops start-up."""
+    options = method_descriptor(path).GetOptions()
+    policy = options.Extensions[policy_pb2.policy]
+    if not policy.roles:
+        raise RuntimeError(f"{path} has no policy: add `option (atelier.common.v1.policy)` with roles to its rpc")
+    return policy
+
+
+class Guard:
+    """Wraps one method."""
+
+    def __init__(self, path: str, verifier: auth.Verifier, limits: Limits) -> None:
+        policy = policy_of(path)
+        self._path = path
+        self._method = path[1:]
+        self._verifier = verifier
+        self._limits = limits
+        self._roles = {policy_pb2.Role.Name(role).removeprefix("ROLE_").lower() for role in policy.roles}
+        self._services = set(policy.services)
+        self._seconds = telemetry.SECONDS.labels(self._method)
+
+    def wrap(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        decode = _forgiving(handler.request_deserializer)
+        encode = handler.response_serializer
+        if handler.request_streaming and handler.response_streaming:
+            wrapped = self._stream(handler.stream_stream, stream_in=True)
+            return grpc.stream_stream_rpc_method_handler(wrapped, decode, encode)
+        if handler.response_streaming:
+            wrapped = self._stream(handler.unary_stream, stream_in=False)
+            return grpc.unary_stream_rpc_method_handler(wrapped, decode, encode)
+        if handler.request_streaming:
+            # No deadline of ours: a slow line may take long to send a large file; the caller's own applies.
+            wrapped = self._unary(handler.stream_unary, stream_in=True)
+            return grpc.stream_unary_rpc_method_handler(wrapped, decode, encode)
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, stream_in=False), decode, encode)
+
+    def _identify(self, context: Any) -> auth.Identity:
+        header = None
+        for name, value in context.invocation_metadata() or ():
+            if name == "authorization":
+                header = value
+        identity = self._verifier.identify(header)
+        allowed = identity.role in self._roles
+        if identity.service is not None and identity.role != "service":
+            allowed = allowed and identity.service in self._services
+        if not allowed:
+            caller = f"service {identity.service} for role {identity.role}" if identity.service else identity.role
+            raise DomainError(
+                Reason.ERROR_REASON_ROLE_NOT_ALLOWED,
+                f"{caller} may not call {self._method}; it is for {', '.join(sorted(self._roles))}",
+                {"role": identity.role, "method": self._method},
+            )
+        auth.enter(identity)
+        return identity
+
+    def _unary(self, handler: Handler, *, stream_in: bool) -> Handler:
+        limits = self._limits
+
+        async def call(request: Any, context: Any) -> Any:
+            started = time.perf_counter()
+            identity, code = None, "OK"
+            limits.in_flight += 1
+            try:
+                identity = self._identify(context)
+                if limits.in_flight > limits.max_in_flight:
+                    raise errors.retry_later(
+                        Reason.ERROR_REASON_OVERLOADED, "the server is busy; nothing was changed, try again", 0.5
+                    )
+                if stream_in:
+                    return await handler(_checked_stream(request), context)
+                check(request)
+                left = context.time_remaining()
+                seconds = limits.default_deadline if left is None else min(left, limits.max_deadline)
+                async with asyncio.timeout(seconds):
+                    return await handler(request, context)
+            except Exception as error:
+                refusal = errors.from_exception(error)
+                code = errors.code_name(refusal)
+                await errors.send(context, refusal)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            finally:
+                limits.in_flight -= 1
+                self._account(started, identity, code)
+
+        return call
+
+    def _stream(self, handler: Handler, *, stream_in: bool) -> Handler:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            started = time.perf_counter()
+            identity, code = None, "OK"
+            telemetry.STREAMS.inc()
+            try:
+                identity = self._identify(context)
+                if stream_in:
+                    request = _checked_stream(request)
+                else:
+                    check(request)
+                async for answer in handler(request, context):
+                    yield answer
+            except Exception as error:
+                refusal = errors.from_exception(error)
+                code = errors.code_name(refusal)
+                await errors.send(context, refusal)
+            except (asyncio.CancelledError, GeneratorExit):
+                code = "CANCELLED"
+                raise
+            finally:
+                telemetry.STREAMS.dec()
+                self._account(started, identity, code)
+
+        return call
+
+    def _account(self, started: float, identity: auth.Identity | None, code: str) -> None:
+        elapsed = time.perf_counter() - started
+        self._seconds.observe(elapsed)
+        telemetry.CALLS.labels(self._method, code).inc()
+        _log.info(
+            "call", method=self._method, code=code, ms=round(elapsed * 1000, 2),
+            owner=identity.owner if identity else None, actor=identity.actor if identity else None,
+            via=identity.service if identity else None,
+        )  # fmt: skip
+
+
+def check(request: Any) -> None:
+    """Enforces the constraints that stand on the fields. Raises INVALID_FIELD with every violation."""
+    if isinstance(request, Undecodable):
+        raise errors.invalid("", "the request is not a message of the declared type; generate the stubs anew")
+    violations = protovalidate.collect_violations(request)
+    if violations:
+        raise errors.invalid_fields([(_path(v.proto.field), v.proto.message) for v in violations])
+
+
+def _path(field_path: Any) -> str:
+    """'items[2].name', 'labels["a"]' from a protovalidate path."""
+    parts: list[str] = []
+    for element in field_path.elements if field_path else ():
+        name = element.field_name
+        subscript = element.subscript
+        if subscript is not None:
+            shown = f'"{subscript.value}"' if subscript.field == "string_key" else str(subscript.value)
+            name += f"[{shown}]"
+        parts.append(name)
+    return ".".join(parts)
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        check(request)
+        yield request
+
+
+def _forgiving(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """grpc answers INTERNAL to bytes that don't decode; a caller's fault deserves INVALID_ARGUMENT."""
+
+    def decode_or_mark(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except (message.DecodeError, RecursionError, ValueError):
+            return Undecodable()
+
+    return decode_or_mark
+
+
+@dataclass
+class Service:
+    """What a service's main gives to `serve`. `register(server)` is generated code bound to a servicer;
+    `drain` ends its watches; `ready` says whether its database answers."""
+
+    name: str
+    register: Sequence[Callable[[Any], None]]
+    ready: Callable[[], Awaitable[bool]]
+    drain: Callable[[], Awaitable[None]]
+
+
+class Running:
+    """A server that is serving. `port` is where."""
+
+    def __init__(self, server: Any, health: Any, service: Service, port: int, reporting: "asyncio.Task[None]") -> None:
+        self.port = port
+        self._server = server
+        self._health = health
+        self._service = service
+        self._reporting = reporting
+
+    async def drain(self, seconds: float) -> None:
+        """Health says so, watches end with a cursor, calls in flight get `seconds` to finish."""
+        self._reporting.cancel()
+        await self._health.enter_graceful_shutdown()
+        await self._service.drain()
+        await self._server.stop(seconds)
+
+
+async def start(service: Service, settings: Settings, verifier: auth.Verifier) -> Running:
+    """Binds and serves. Raises CannotStart."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+            ("grpc.so_reuseport", 1 if settings.processes > 1 else 0),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ]
+    )
+    names = _register(server, service, settings, verifier)
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    _reflect(server, [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+    port = _bind(server, settings)
+    await server.start()
+    reporting = asyncio.create_task(_report_health(health, names, service.ready))
+    _log.info("serving", service=service.name, port=port)
+    return Running(server, health, service, port, reporting)
+
+
+async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then drains."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with opened as service:
+        running = await start(service, settings, auth.Verifier(auth.load_trust(settings.trust_file)))
+        await stop.wait()
+        await running.drain(settings.drain_seconds)
+
+
+def _register(server: Any, service: Service, settings: Settings, verifier: auth.Verifier) -> list[str]:
+    limits = Limits(settings.max_in_flight, settings.default_deadline_seconds, settings.max_deadline_seconds)
+    telemetry.IN_FLIGHT.set_function(lambda: limits.in_flight)
+    collector = _Collector()
+    for register in service.register:
+        register(collector)
+    by_service: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
+    for path, handler in collector.handlers.items():
+        name, method = path[1:].split("/")
+        by_service.setdefault(name, {})[method] = Guard(path, verifier, limits).wrap(handler)
+    for name, handlers in by_service.items():
+        server.add_registered_method_handlers(name, handlers)
+    return list(by_service)
+
+
+def _reflect(server: Any, names: Sequence[str]) -> None:
+    """Reflection under its old and its new name; the messages of both are the same on the wire."""
+    servicer = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": handler})
+
+
+def port_of(name: str, settings: Settings) -> int:
+    return settings.port or PORTS[name]
+
+
+def _bind(server: Any, settings: Settings) -> int:
+    address = f"{settings.host}:{settings.port}"
+    if settings.transport == "tls":
+        assert settings.tls_certificate and settings.tls_key
+        pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+        port: int = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port(address)
+    return port
+
+
+async def _report_health(health: Any, names: Sequence[str], ready: Callable[[], Awaitable[bool]]) -> None:
+    """Health answers from memory, so that it does while the pool is exhausted; this keeps the memory true."""
+    status = health_pb2.HealthCheckResponse
+    while True:
+        now = status.SERVING if await ready() else status.NOT_SERVING
+        for name in ("", *names):
+            await health.set(name, now)
+        await asyncio.sleep(1)
+
+
+class CannotStart(Exception):
+    """A setting or the machine forbids to start; the text is one line with the next step."""
+
+
+def check_binding(name: str, settings: Settings) -> None:
+    """Raises CannotStart for an address that must not, or can't, be bound."""
+    loopback = settings.host in ("127.0.0.1", "::1", "localhost")
+    if settings.transport == "loopback" and not loopback:
+        raise CannotStart(
+            f"{settings.host} is not loopback: set ATELIER_TRANSPORT=tls with certificates, or mesh if a balancer"
+            " or mesh in front of this server ends TLS"
+        )
+    if settings.transport == "tls" and not (settings.tls_certificate and settings.tls_key):
+        raise CannotStart("ATELIER_TRANSPORT=tls needs ATELIER_TLS_CERTIFICATE and ATELIER_TLS_KEY")
+    port = port_of(name, settings)
+    # SO_REUSEPORT would bind a taken port and share its connections: ask without it first.
+    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, port))
+        except OSError as error:
+            raise CannotStart(
+                f"{name}: can't bind {settings.host}:{port} ({error.strerror}); stop what uses it or set"
+                f" ATELIER_{name.upper()}_PORT"
+            ) from None
+
+
+Opener = Callable[[str, Settings], "contextlib.AbstractAsyncContextManager[Service]"]
+
+
+def run(name: str, settings: Settings, opener: Opener) -> None:
+    """Serves what `opener` opens in as many processes as the settings say. Returns when all have ended."""
+    settings.port = port_of(name, settings)
+    try:
+        check_binding(name, settings)
+    except CannotStart as problem:
+        sys.exit(f"atelier: {problem}")
+    if settings.processes == 1:
+        _process(name, settings, opener)
+        return
+    spawn = multiprocessing.get_context("spawn")  # gRPC objects must not cross a fork
+    children = [spawn.Process(target=_process, args=(name, settings, opener)) for _ in range(settings.processes)]
+    for child in children:
+        child.start()
+
+    def pass_on(number: int, _frame: object) -> None:
+        for child in children:
+            if child.pid:
+                os.kill(child.pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    for child in children:
+        child.join()
+
+
+def _process(name: str, settings: Settings, opener: Opener) -> None:
+    telemetry.set_up(name, settings.log_level, settings.metrics_port, settings.host)
+    uvloop.run(serve(opener(name, settings), settings))

@@ -1,0 +1,37 @@
+"""Object storage: one interface (`Storage`), two backends (`open_disk`, `open_s3`), URLs that are signed or public."""
+
+from .base import (
+    ChecksumMismatch,
+    InvalidKey,
+    ObjectExists,
+    ObjectNotFound,
+    SignedPost,
+    SignedPut,
+    Source,
+    Stat,
+    Storage,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
+from .disk import open_disk
+from .links import read_secret
+from .s3 import open_s3
+
+__all__ = [
+    "ChecksumMismatch",
+    "InvalidKey",
+    "ObjectExists",
+    "ObjectNotFound",
+    "SignedPost",
+    "SignedPut",
+    "Source",
+    "Stat",
+    "Storage",
+    "StorageError",
+    "StorageFull",
+    "StorageUnavailable",
+    "open_disk",
+    "open_s3",
+    "read_secret",
+]

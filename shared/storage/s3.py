@@ -1,0 +1,496 @@
+"""Objects in a bucket of any S3-compatible store, through boto3 in a bounded pool of threads."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import uuid
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote, urlsplit
+
+from .base import (
+    CHUNK,
+    ChecksumMismatch,
+    InvalidKey,
+    ObjectExists,
+    ObjectNotFound,
+    SignedPost,
+    SignedPut,
+    Source,
+    Stat,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+    cache_control,
+    check_content_type,
+    check_digest,
+    check_key,
+    check_lifetime,
+    check_prefix,
+    check_public,
+    check_range,
+    content_disposition,
+    is_raster,
+)
+from .streams import Threads, blocks, digest, save
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+    from botocore.response import StreamingBody
+    from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef, HeadObjectOutputTypeDef
+
+_THREADS: Final = 16
+_PART: Final = 8 * 1024 * 1024
+_BATCH: Final = 1000
+_WRITE: Final = "atelier-write"
+
+_MISSING: Final = frozenset({"NoSuchKey", "NotFound", "404"})
+_TAKEN: Final = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
+_FULL: Final = frozenset({"QuotaExceeded", "NoSpaceLeftOnDevice", "InsufficientStorage", "XMinioStorageFull"})
+_MISPLACED: Final = frozenset(
+    {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ExistingObjectIsFile", "KeyTooLongError"}
+)
+_PATIENCE: Final = frozenset(
+    {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ServiceUnavailable", "OperationAborted"}
+)
+
+
+def open_s3(
+    *,
+    endpoint: str | None,
+    public_endpoint: str | None,
+    bucket: str,
+    region: str,
+    access_key: str,
+    secret_key: str,
+    addressing: Literal["path", "virtual"] = "path",
+    aws: bool = False,
+    supports_post: bool = True,
+    public_base_url: str | None = None,
+) -> S3Storage:
+    """Objects in an existing bucket.
+
+    endpoint: the store as this process reaches it; empty for AWS' own. public_endpoint: as clients reach it (the host
+    is part of a signature); empty: the same. aws: use the checksums AWS has and other stores may not. supports_post:
+    False for stores without POST policies (Cloudflare R2). public_base_url: what public URLs begin with, for a CDN;
+    without it the bucket's policy must let anyone read `public/*`.
+
+    Of concurrent writers with `if_absent` in one process one wins. Between processes that is up to the store: AWS,
+    MinIO and R2 decide atomically; versitygw on a POSIX file system checks before it writes, so two may win there.
+    """
+    import boto3  # slow to import, and not needed with the disk backend
+    from botocore.config import Config
+
+    options: dict[str, Any] = {
+        "signature_version": "s3v4",
+        "s3": {"addressing_style": addressing, "payload_signing_enabled": True},
+        "retries": {"mode": "standard", "max_attempts": 4},
+        "connect_timeout": 3,
+        "read_timeout": 30,
+        "max_pool_connections": _THREADS,
+    }
+    if not aws:
+        options |= {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+    session = boto3.session.Session(access_key, secret_key, region_name=region)
+    client, signer = (
+        session.client("s3", endpoint_url=url or None, config=Config(**options))
+        for url in (endpoint, public_endpoint or endpoint)
+    )
+    base = (public_base_url or _bucket_url(signer.meta.endpoint_url, bucket, addressing)).rstrip("/")
+    return S3Storage(client, signer, bucket, base, supports_post)
+
+
+def _bucket_url(endpoint: str, bucket: str, addressing: str) -> str:
+    if addressing == "path":
+        return f"{endpoint.rstrip('/')}/{bucket}"
+    parts = urlsplit(endpoint)
+    return f"{parts.scheme}://{bucket}.{parts.netloc}"
+
+
+class S3Storage:
+    """The Storage of a bucket; see the protocol for what each method promises."""
+
+    def __init__(self, client: S3Client, signer: S3Client, bucket: str, public_base: str, supports_post: bool) -> None:
+        self._client = client
+        self._signer = signer
+        self._bucket = bucket
+        self._public_base = public_base
+        self._supports_post = supports_post
+        self._threads = Threads(_THREADS, "storage-s3")
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    @property
+    def supports_post(self) -> bool:
+        return self._supports_post
+
+    async def put(
+        self,
+        key: str,
+        source: Source,
+        *,
+        content_type: str,
+        if_absent: bool = False,
+        sha256: str | None = None,
+        cache_forever: bool = False,
+    ) -> Stat:
+        headers = _headers(check_key(key), check_content_type(content_type), cache_forever)
+        declared = check_digest(sha256)
+        if isinstance(source, Path):
+            # Read twice: a large object's digest goes into its metadata, which is sent before its bytes.
+            found = await digest(source, self._threads)
+            _compare(key, found, declared)
+            declared = found
+        async with aclosing(blocks(source, _PART, self._threads)) as parts:
+            first = await anext(parts, b"")
+            if len(first) < _PART:
+                return await self._put_whole(key, first, headers, declared, if_absent)
+            return await self._put_parts(key, first, parts, headers, declared, if_absent)
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        check_range(start, end)
+        if start == end:
+            await self.stat(key)
+            return
+        span: dict[str, Any] = {}
+        if start or end is not None:
+            span["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        with _translated(key):
+            try:
+                answer = await self._threads.run(
+                    self._client.get_object, Bucket=self._bucket, Key=check_key(key), **span
+                )
+            except self._client.exceptions.ClientError as error:
+                if _code(error) == "InvalidRange":  # begins at or past the end
+                    return
+                raise
+        async with aclosing(self._body(key, answer["Body"])) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def fetch(self, key: str, path: Path) -> Stat:
+        with _translated(key):
+            answer = await self._threads.run(self._client.get_object, Bucket=self._bucket, Key=check_key(key))
+        found = await save(self._body(key, answer["Body"]), path, self._threads)
+        try:
+            _compare(key, found, answer["Metadata"].get("sha256"))
+        except ChecksumMismatch:
+            path.unlink(missing_ok=True)
+            raise
+        return replace(_stat(key, answer), sha256=found)
+
+    async def stat(self, key: str) -> Stat:
+        return _stat(key, await self._head(key))
+
+    async def copy(self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False) -> Stat:
+        check_key(target)
+        head = await self._head(source)
+        forever = "immutable" in head.get("CacheControl", "")
+        headers = _headers(target, check_content_type(content_type or head["ContentType"]), forever)
+        sha256 = head["Metadata"].get("sha256")
+        if sha256:
+            headers["Metadata"]["sha256"] = sha256
+        send = partial(
+            self._client.copy_object,
+            Bucket=self._bucket,
+            Key=target,
+            CopySource={"Bucket": self._bucket, "Key": source},
+            CopySourceIfMatch=head["ETag"],  # the facts were read first: copy these bytes or none
+            MetadataDirective="REPLACE",
+            **headers,
+        )
+        etag = await self._conclude(target, send, headers, if_absent)
+        return Stat(target, head["ContentLength"], etag, sha256, headers["ContentType"], datetime.now(UTC))
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        names = iter([check_key(key) for key in keys])
+        while batch := list(itertools.islice(names, _BATCH)):
+            with _translated("delete"):
+                answer = await self._threads.run(
+                    self._client.delete_objects,
+                    Bucket=self._bucket,
+                    Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
+                )
+            failed = [error for error in answer.get("Errors", []) if error.get("Code") not in _MISSING]
+            if failed:
+                raise StorageError(f"{len(failed)} objects were not deleted, the first with {failed[0].get('Code')}")
+
+    async def list(self, prefix: str) -> AsyncIterator[Stat]:
+        more: dict[str, Any] = {"Bucket": self._bucket, "Prefix": check_prefix(prefix), "MaxKeys": _BATCH}
+        while more:
+            with _translated("list"):
+                page = await self._threads.run(self._client.list_objects_v2, **more)
+            for entry in page.get("Contents", []):
+                yield Stat(entry["Key"], entry["Size"], _etag(entry), None, "", entry["LastModified"])
+            token = page.get("NextContinuationToken")
+            more = {**more, "ContinuationToken": token} if token else {}
+
+    async def sweep(self, older_than: timedelta) -> int:
+        before = datetime.now(UTC) - older_than
+        with _translated("sweep"):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket)
+            found = await self._threads.run(lambda: [upload for page in pages for upload in page.get("Uploads", [])])
+            abandoned = [upload for upload in found if upload["Initiated"] < before]
+            for upload in abandoned:
+                of: dict[str, Any] = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                await self._threads.run(self._client.abort_multipart_upload, **of)
+        return len(abandoned)
+
+    def sign_post(self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
+        seconds = check_lifetime(expires_in)
+        answer = self._signer.generate_presigned_post(
+            self._bucket,
+            check_key(key),
+            Fields={"Content-Type": check_content_type(content_type)},
+            Conditions=[{"Content-Type": content_type}, ["content-length-range", 1, max_bytes]],
+            ExpiresIn=seconds,
+        )
+        return SignedPost(answer["url"], dict(answer["fields"]), _expires_at(seconds))
+
+    def sign_put(self, key: str, *, length: int, content_type: str, expires_in: timedelta) -> SignedPut:
+        seconds = check_lifetime(expires_in)
+        url = self._signer.generate_presigned_url(
+            "put_object",
+            Params={
+                "Bucket": self._bucket,
+                "Key": check_key(key),
+                "ContentLength": length,
+                "ContentType": check_content_type(content_type),
+            },
+            ExpiresIn=seconds,
+        )
+        return SignedPut(url, {"Content-Type": content_type, "Content-Length": str(length)}, _expires_at(seconds))
+
+    def sign_get(
+        self,
+        key: str,
+        *,
+        expires_in: timedelta,
+        file_name: str | None = None,
+        content_type: str | None = None,
+        inline: bool = False,
+    ) -> str:
+        shown = inline and content_type is not None and is_raster(content_type)
+        params = {
+            "Bucket": self._bucket,
+            "Key": check_key(key),
+            "ResponseContentDisposition": content_disposition(file_name, inline=shown),
+        }
+        if content_type:
+            params["ResponseContentType"] = check_content_type(content_type)
+        return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=check_lifetime(expires_in))
+
+    def public_url(self, key: str) -> str:
+        return f"{self._public_base}/{quote(check_public(key))}"
+
+    async def close(self) -> None:
+        await self._threads.close()
+        self._client.close()
+        self._signer.close()
+
+    async def _put_whole(
+        self, key: str, body: bytes, headers: dict[str, Any], declared: str | None, if_absent: bool
+    ) -> Stat:
+        found = hashlib.sha256(body).hexdigest()
+        _compare(key, found, declared)
+        headers["Metadata"]["sha256"] = found
+        send = partial(self._client.put_object, Bucket=self._bucket, Key=key, Body=body, **headers)
+        etag = await self._conclude(key, send, headers, if_absent)
+        return Stat(key, len(body), etag, found, headers["ContentType"], datetime.now(UTC))
+
+    async def _put_parts(
+        self,
+        key: str,
+        first: bytes,
+        rest: AsyncIterator[bytes],
+        headers: dict[str, Any],
+        declared: str | None,
+        if_absent: bool,
+    ) -> Stat:
+        if declared:
+            headers["Metadata"]["sha256"] = declared
+        of: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
+        with _translated(key):
+            of["UploadId"] = (await self._threads.run(self._client.create_multipart_upload, **of, **headers))[
+                "UploadId"
+            ]
+        try:
+            hashed = hashlib.sha256()
+            size, parts = await self._send_parts(of, hashed, first, rest)
+            _compare(key, found := hashed.hexdigest(), declared)
+            send = partial(self._client.complete_multipart_upload, **of, MultipartUpload={"Parts": parts})
+            etag = await self._conclude(key, send, headers, if_absent)
+        except BaseException:
+            await self._threads.insist(self._abort, of)
+            raise
+        return Stat(key, size, etag, found, headers["ContentType"], datetime.now(UTC))
+
+    async def _send_parts(
+        self, of: dict[str, Any], hashed: hashlib._Hash, first: bytes, rest: AsyncIterator[bytes]
+    ) -> tuple[int, Sequence[CompletedPartTypeDef]]:
+        """Send all parts, one while the next arrives; answers the size and the list that completes the upload."""
+
+        def send(number: int, part: bytes) -> CompletedPartTypeDef:
+            hashed.update(part)
+            answer = self._client.upload_part(**of, PartNumber=number, Body=part)
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        size, sent = len(first), []
+        sending = self._threads.start(send, 1, first)
+        try:
+            async for part in rest:
+                with _translated(of["Key"]):
+                    sent.append(await asyncio.shield(sending))
+                sending = self._threads.start(send, len(sent) + 1, part)
+                size += len(part)
+            with _translated(of["Key"]):
+                sent.append(await asyncio.shield(sending))
+        finally:
+            await asyncio.wait({sending})  # an upload that is aborted while a part arrives may keep that part
+        return size, sent
+
+    async def _conclude(self, key: str, send: Callable[..., Any], headers: dict[str, Any], if_absent: bool) -> str:
+        """Send the request that makes the object visible; answers its etag. One at a time per key with `if_absent`."""
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        async with self._turn(key) if if_absent else nullcontext():
+            # Asked first because some stores ignore the condition, on copies above all.
+            if if_absent and await self._exists(key):
+                raise ObjectExists(f"{key} exists already")
+            try:
+                with _translated(key):
+                    answer: dict[str, Any] = await self._threads.run(send, **condition)
+                return _etag(answer.get("CopyObjectResult", answer))
+            except (ObjectExists, _UploadGone):
+                # The driver repeats a request whose answer was lost: what stands there may be what this call wrote.
+                with suppress(ObjectNotFound):
+                    there = await self._head(key)
+                    if there["Metadata"].get(_WRITE) == headers["Metadata"][_WRITE]:
+                        return _etag(there)
+                    if if_absent:
+                        raise
+                raise StorageUnavailable(f"{key}: another writer was at work") from None
+
+    async def _exists(self, key: str) -> bool:
+        try:
+            await self._head(key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    async def _head(self, key: str) -> HeadObjectOutputTypeDef:
+        with _translated(key):
+            return await self._threads.run(self._client.head_object, Bucket=self._bucket, Key=check_key(key))
+
+    async def _body(self, key: str, body: StreamingBody) -> AsyncGenerator[bytes, None]:
+        with closing(body):
+            while True:
+                with _translated(key):
+                    chunk = await self._threads.run(body.read, CHUNK)
+                if not chunk:
+                    return
+                yield chunk
+
+    def _abort(self, of: dict[str, Any]) -> None:
+        # The failure that led here is the one to report; what can't be aborted now is left to `sweep`.
+        with suppress(StorageError), _translated(of["Key"]):
+            self._client.abort_multipart_upload(**of)
+
+    def _turn(self, key: str) -> asyncio.Lock:
+        lock = self._turns.get(key)
+        if lock is None:
+            self._turns[key] = lock = asyncio.Lock()
+        return lock
+
+
+class _UploadGone(StorageError):
+    """A multipart upload that is completed or aborted already."""
+
+
+def _headers(key: str, content_type: str, cache_forever: bool) -> dict[str, Any]:
+    """What is sent with an object's bytes. The mark in its metadata tells this write from any other."""
+    headers: dict[str, Any] = {
+        "ContentType": content_type,
+        "CacheControl": cache_control(key, cache_forever),
+        "Metadata": {_WRITE: uuid.uuid4().hex},
+    }
+    if not is_raster(content_type):
+        headers["ContentDisposition"] = "attachment"  # public URLs carry no disposition of their own
+    return headers
+
+
+def _compare(key: str, found: str, declared: str | None) -> None:
+    if declared and found != declared:
+        raise ChecksumMismatch(f"{key}: the bytes have SHA-256 {found}, declared was {declared}")
+
+
+def _stat(key: str, answer: HeadObjectOutputTypeDef | GetObjectOutputTypeDef) -> Stat:
+    return Stat(
+        key=key,
+        size=answer["ContentLength"],
+        etag=_etag(answer),
+        sha256=answer["Metadata"].get("sha256"),
+        content_type=answer.get("ContentType", ""),
+        modified=answer["LastModified"],
+    )
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')
+
+
+def _expires_at(seconds: int) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+@contextmanager
+def _translated(subject: str) -> Iterator[None]:
+    """Turn what the driver raises into this package's errors; anything else is a fault of ours and passes."""
+    try:
+        yield
+    except Exception as error:
+        known = _meaning(error, subject)
+        if known is None:
+            raise
+        raise known from None
+
+
+def _meaning(error: Exception, subject: str) -> StorageError | None:
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+    from botocore.exceptions import ConnectionError as NoConnection
+
+    if isinstance(error, ClientError):
+        return _answered(error, subject)
+    if isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError)):
+        return StorageUnavailable(f"{subject}: the store can't be reached ({type(error).__name__})")
+    if isinstance(error, BotoCoreError):
+        return StorageError(f"{subject}: the request could not be made ({type(error).__name__})")
+    return None
+
+
+def _answered(error: ClientError, subject: str) -> StorageError:
+    code = _code(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _MISSING:
+        return ObjectNotFound(f"there is no object {subject}")
+    if code in _TAKEN:
+        return ObjectExists(f"{subject} exists already")
+    if code == "NoSuchUpload":
+        return _UploadGone(f"{subject}: its multipart upload has ended")
+    if code in _MISPLACED:
+        return InvalidKey(f"{subject}: a key can't be another key's folder, or it is too long")
+    if code in _FULL or status == 507:
+        return StorageFull(f"{subject}: no space left")
+    text = f"{subject}: the store answered {code} to {error.operation_name}"
+    return StorageUnavailable(text) if code in _PATIENCE or status >= 500 or status == 429 else StorageError(text)
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown"))

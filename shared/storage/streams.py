@@ -1,0 +1,111 @@
+"""Moving bytes between tasks and threads in bounded memory; what both backends share."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Final, ParamSpec, TypeVar
+
+from .base import Source, StorageFull
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the operating system says when a disk, a quota or a file-size limit is used up."""
+
+_FILE_READ: Final = 1024 * 1024
+
+
+class Threads:
+    """A bounded pool for calls that block."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+
+    async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The call's result; if the waiting task is cancelled, a call that has begun still runs to its end."""
+        return await self.start(call, *args, **kwargs)
+
+    def start(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Begin the call now and hand back its future, so that the caller can prepare the next one meanwhile."""
+        future = asyncio.wrap_future(self._pool.submit(call, *args, **kwargs))
+        # A caller that failed meanwhile no longer asks: that is no reason for the event loop to report it.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    async def insist(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, but the call also happens if the task is cancelled before a thread was free: for cleaning up."""
+        return await asyncio.shield(self.start(call, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Wait for calls in flight, then end the threads."""
+        await asyncio.to_thread(self._pool.shutdown)
+
+
+async def blocks(source: Source, size: int, threads: Threads) -> AsyncGenerator[bytes, None]:
+    """The bytes of `source`, every block but the last of exactly `size` bytes; no empty block."""
+    if isinstance(source, bytes):
+        for start in range(0, len(source), size):
+            yield source[start : start + size]
+        return
+    chunks = _file_chunks(source, threads) if isinstance(source, Path) else source
+    held = bytearray()
+    async for chunk in chunks:
+        if not held and len(chunk) == size:
+            yield chunk
+            continue
+        held += chunk
+        while len(held) >= size:
+            yield bytes(held[:size])
+            del held[:size]
+    if held:
+        yield bytes(held)
+
+
+async def _file_chunks(path: Path, threads: Threads) -> AsyncIterator[bytes]:
+    with await threads.run(open, path, "rb") as file:
+        while chunk := await threads.run(file.read, _FILE_READ):
+            yield chunk
+
+
+async def digest(path: Path, threads: Threads) -> str:
+    """The SHA-256 of a local file, lower-case hex."""
+    with await threads.run(open, path, "rb") as file:
+        hashed = await threads.run(hashlib.file_digest, file, "sha256")
+    return hashed.hexdigest()
+
+
+async def save(chunks: AsyncIterator[bytes], path: Path, threads: Threads) -> str:
+    """Write `chunks` to `path` (mode 0600), which is removed again if anything fails; answers their SHA-256.
+
+    Raises StorageFull when the local disk is; other local faults pass as the OSError they are, they are the caller's.
+    """
+    hashed = hashlib.sha256()
+    first = await anext(chunks, b"")  # before the file is made: a missing object must not leave an empty one
+    file = await threads.run(_create, path)
+    try:
+        with file:
+            await threads.run(_append, file, hashed, first)
+            async for chunk in chunks:
+                await threads.run(_append, file, hashed, chunk)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise StorageFull(f"no space left to write {path.name}") from None
+        raise
+    return hashed.hexdigest()
+
+
+def _create(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
+
+
+def _append(file: BinaryIO, hashed: hashlib._Hash, chunk: bytes) -> None:
+    hashed.update(chunk)
+    file.write(chunk)

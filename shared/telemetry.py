@@ -1,0 +1,59 @@
+"""Logs as JSON lines on standard error, and Prometheus metrics. Set up once per process."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+# A registry of our own: the default one runs collectors (garbage collector, process) that nobody here asked for.
+METRICS = CollectorRegistry()
+CALLS = Counter("atelier_calls", "Finished gRPC calls", ["method", "code"], registry=METRICS)
+SECONDS = Histogram(
+    "atelier_call_seconds", "Duration of unary gRPC calls", ["method"], registry=METRICS,
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)  # fmt: skip
+IN_FLIGHT = Gauge("atelier_calls_in_flight", "Unary calls being served", registry=METRICS)
+STREAMS = Gauge("atelier_streams_open", "Streaming calls being served", registry=METRICS)
+
+_SECRET_WORDS = ("password", "token", "secret", "authorization", "signature", "dsn")
+
+
+def _hide_secrets(_logger: Any, _method: str, event: Any) -> Any:
+    for name in event:
+        if any(word in name.lower() for word in _SECRET_WORDS):
+            event[name] = "hidden"
+    return event
+
+
+def set_up(service: str, level: str, metrics_port: int = 0, host: str = "127.0.0.1") -> None:
+    """Routes both structlog and the standard library's loggers (libraries) to one JSON line per event."""
+    shared_steps: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _hide_secrets,
+    ]
+    numeric = getattr(logging, level.upper())
+    structlog.configure(
+        processors=[*shared_steps, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared_steps,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    structlog.contextvars.bind_contextvars(service=service)
+    if metrics_port:
+        start_http_server(metrics_port, addr=host, registry=METRICS)

@@ -1,0 +1,73 @@
+"""What a client of assets does, for tests to build on."""
+
+import asyncio
+import hashlib
+import uuid
+from typing import Any
+
+import httpx
+import pyvips
+
+from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2, upload_pb2_grpc, variant_pb2, variant_pb2_grpc
+from tests.suite import Client
+
+
+def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
+    """A small picture with something in it; another seed gives another picture."""
+    noise = pyvips.Image.perlin(width, height, cell_size=64, seed=seed)
+    picture = (noise * 90 + 128).bandjoin([noise * 60 + 140, noise * -80 + 120]).cast("uchar").copy(interpretation="srgb")
+    data: bytes = picture.jpegsave_buffer(Q=85)
+    return data
+
+
+def declaration(data: bytes, **fields: Any) -> upload_pb2.UploadDeclaration:
+    values = {
+        "kind": asset_pb2.ASSET_KIND_PRODUCT, "file_name": "front.jpg", "mime_type": "image/jpeg",
+        "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **fields,
+    }  # fmt: skip
+    return upload_pb2.UploadDeclaration(**values)
+
+
+def request_id() -> str:
+    return str(uuid.uuid4())
+
+
+async def send(target: upload_pb2.UploadTarget, data: bytes, name: str = "file") -> httpx.Response:
+    async with httpx.AsyncClient(timeout=60) as http:
+        if target.method == "POST":
+            return await http.post(target.url, data=dict(target.fields), files={"file": (name, data)})
+        return await http.put(target.url, content=data, headers=dict(target.headers))
+
+
+async def upload(client: Client, data: bytes, **fields: Any) -> asset_pb2.Asset:
+    """Request, send, confirm. Returns the READY asset."""
+    uploads = client.stub(upload_pb2_grpc.UploadServiceStub)
+    requested = await uploads.RequestUpload(
+        upload_pb2.RequestUploadRequest(request_id=request_id(), declaration=declaration(data, **fields))
+    )
+    answer = await send(requested.target, data)
+    assert answer.status_code in (200, 201, 204), answer.text
+    confirmed = await uploads.ConfirmUpload(
+        upload_pb2.ConfirmUploadRequest(request_id=request_id(), upload_id=requested.upload_id, include_urls=True)
+    )
+    asset: asset_pb2.Asset = confirmed.asset
+    return asset
+
+
+async def variants_of(client: Client, asset_id: str, *, timeout: float = 30) -> dict[str, asset_pb2.Variant]:
+    """The variants by preset, once none is on its way any more."""
+    stub = client.stub(variant_pb2_grpc.VariantServiceStub)
+    on_their_way = (asset_pb2.VARIANT_STATE_PENDING, asset_pb2.VARIANT_STATE_PROCESSING)
+    async with asyncio.timeout(timeout):
+        while True:
+            answer = await stub.ListVariants(variant_pb2.ListVariantsRequest(asset_id=asset_id, include_urls=True))
+            if answer.variants and all(v.state not in on_their_way for v in answer.variants):
+                return {v.preset: v for v in answer.variants}
+            await asyncio.sleep(0.1)
+
+
+async def get(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:
+    stub = client.stub(asset_pb2_grpc.AssetServiceStub)
+    answer = await stub.GetAsset(asset_pb2.GetAssetRequest(asset_id=asset_id, **fields))
+    asset: asset_pb2.Asset = answer.asset
+    return asset

@@ -1,0 +1,36 @@
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from shared.embedded import EmbeddedPostgres
+from tests.suite import Cluster, DiskServer, Keys, Suite, suite
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    directory = tmp_path_factory.mktemp("postgres")
+    # Nothing here outlives the session, so it need not survive a power cut.
+    options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
+    with EmbeddedPostgres(directory, options=options) as postgres:
+        made = Cluster(postgres.url)
+        made.make_template()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiskServer]:
+    server = DiskServer(tmp_path_factory.mktemp("storage"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    """The suite on a database of the test's own. Start what the test needs: `await atelier.serve("assets")`."""
+    async with suite(cluster, keys, disk) as made:
+        yield made

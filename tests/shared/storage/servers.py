@@ -1,0 +1,52 @@
+"""The HTTP server of the disk backend as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.storage import read_secret
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+@dataclass
+class DiskServer:
+    """A running `python -m shared.storage.http`."""
+
+    url: str
+    root: Path
+    secret: bytes
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def serve_disk(folder: Path) -> Iterator[DiskServer]:
+    """The HTTP server of a new disk store under `folder`, on a free port."""
+    secret_file = folder / "storage.secret"
+    secret_file.write_text(uuid.uuid4().hex * 2 + "\n")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "ATELIER_STORAGE_ROOT": str(folder / "store"),
+        "ATELIER_STORAGE_SECRET_FILE": str(secret_file),
+        "ATELIER_STORAGE_HTTP_PORT": "0",
+    }
+    command = [sys.executable, "-m", "shared.storage.http"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        url = json.loads(process.stdout.readline())["url"]
+        yield DiskServer(url, folder / "store", read_secret(secret_file), process)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+        process.stdout.close()

@@ -1,0 +1,405 @@
+"""What a factory can rely on in the document that leaves the house."""
+
+import hashlib
+import json
+import re
+import subprocess
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+
+import pypdf
+import pytest
+import pyvips
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+from services.techfiles.document import (
+    BillItem,
+    Callout,
+    Closeup,
+    CreditLine,
+    Dimension,
+    DocumentWarning,
+    Feature,
+    Material,
+    Member,
+    MemberChanged,
+    Pack,
+    Point,
+    PointOfMeasure,
+    Price,
+    Product,
+    Provenance,
+    Sketch,
+    Source,
+    View,
+    member_path,
+    render_pdf,
+    stream_zip,
+)
+
+WHEN = datetime(2026, 11, 20, 8, 30, 10, tzinfo=UTC)
+MEASURED: Source = "measured from declared scale"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    made = {}
+    for name, width, height in (("front", 600, 800), ("back", 600, 800), ("sketch", 600, 800), ("zip", 400, 300)):
+        shade = pyvips.Image.xyz(width, height)[0] * (200 / width)
+        made[name] = folder / f"{name}.jpg"
+        shade.bandjoin([shade + 20, shade + 40]).cast("uchar").jpegsave(str(made[name]))
+    return made
+
+
+def full_pack() -> Pack:
+    shell = Material("shell", "washed canvas", "340 g/m2", "sand", "#c2b280", "Tessitura Alba")
+    return Pack(
+        title="First sample",
+        created_at=WHEN,
+        product=Product(
+            "Harbour jacket",
+            "HC-204",
+            "Northline",
+            "Outerwear",
+            "Jackets",
+            "new",
+            "never worn",
+            "A boxy jacket.",
+            ("work",),
+        ),
+        collection="Spring line",
+        version="v3",
+        owner="Northline Studio",
+        cover="front",
+        views=(
+            View(
+                "front",
+                "front",
+                (
+                    Dimension("body length", 72, "cm", Decimal("1.0"), "supplied", Point(0.5, 0.1), Point(0.5, 0.9)),
+                    Dimension("hem width", 56.5, "cm", 0.5, MEASURED, Point(0.2, 0.9), Point(0.8, 0.9)),
+                ),
+                (shell,),
+                (Feature("two-way opening", "from both ends", Point(0.5, 0.5)),),
+            ),
+            View("back", "back", (Dimension("yoke depth", 14, "cm", 0.25),), (shell,), (Feature("yoke", None, None),)),
+        ),
+        sketches=(
+            Sketch(
+                "front",
+                "sketch",
+                (Callout(1, 0.5, 0.1, "stand collar", "interlined"), Callout(2, None, None, "hanger loop")),
+                (Dimension("pocket width", Decimal("16.0"), "cm", "0.30"),),
+            ),
+        ),
+        closeups=(Closeup("zip end", "front", "zip", "bar tack"),),
+        materials=(shell,),
+        bill_of_materials=(BillItem("main zip", "brass", 1, "piece", "antique", "#8d7a52", "Zipworks"),),
+        points_of_measure=(
+            PointOfMeasure("A", "chest width", 58, "cm", 1.5, "front", MEASURED, Point(0.2, 0.4), Point(0.8, 0.4)),
+        ),
+        price=Price(Decimal("189.00"), "EUR"),
+        care=("wash cold",),
+        credits=(CreditLine("sketches", "local", 2),),
+        provenance=(
+            Provenance("front photograph", "0198f3a2-7c11", "ab" * 32, "photograph supplied by the caller", WHEN),
+        ),
+    )
+
+
+def text_of(pdf: Path) -> str:
+    """The text of all pages, each run of white space one space, without the marks of an allowed line break."""
+    pages = " ".join(page.extract_text() for page in pypdf.PdfReader(pdf).pages)
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", pages).replace("\u200b", ""))
+
+
+def test_everything_the_owner_stated_is_printed_as_it_was_given(pictures: dict[str, Path], tmp_path: Path) -> None:
+    target = tmp_path / "pack.pdf"
+    assert render_pdf(full_pack(), pictures, target) == []
+    text = text_of(target)
+    for fact in (
+        "First sample", "Harbour jacket", "HC-204", "Northline", "Outerwear", "Jackets", "new", "never worn", "A boxy jacket.",
+        "work", "Spring line", "v3", "2026-11-20", "Northline Studio", "body length", "72 cm", "± 1.0 cm", "hem width",
+        "56.5 cm", "± 0.5 cm", "measured from declared scale", "shell", "washed canvas", "340 g/m2", "sand", "#c2b280",
+        "Tessitura Alba", "two-way opening", "from both ends", "14 cm", "± 0.25 cm", "stand collar", "interlined",
+        "hanger loop", "pocket width", "16.0 cm", "± 0.30 cm", "zip end", "bar tack", "main zip", "brass", "1 piece",
+        "antique", "#8d7a52", "Zipworks", "chest width", "58 cm", "± 1.5 cm", "189.00 EUR", "wash cold", "sketches local 2",
+        "front photograph", "0198f3a2-7c11", "ab" * 32, "photograph supplied by the caller",
+    ):  # fmt: skip
+        assert fact in text, fact
+
+
+def test_no_figure_with_a_unit_is_printed_that_nobody_stated(pictures: dict[str, Path], tmp_path: Path) -> None:
+    render_pdf(full_pack(), pictures, tmp_path / "pack.pdf")
+    printed = set(
+        re.findall(r"\d[\d.,]*\s?(?:mm|cm|m|in|g/m2|g|kg|%|EUR|piece|dpi|px|pt)\b", text_of(tmp_path / "pack.pdf"))
+    )
+    stated = {"72 cm", "1.0 cm", "56.5 cm", "0.5 cm", "14 cm", "0.25 cm", "16.0 cm", "0.30 cm", "58 cm", "1.5 cm"}
+    assert printed == stated | {"340 g/m2", "189.00 EUR", "1 piece"}
+
+
+def test_what_is_unknown_says_so_and_is_never_blank(tmp_path: Path) -> None:
+    target = tmp_path / "pack.pdf"
+    bare = Pack("Bare", WHEN, product=Product(name="  "), views=(View("front"),), bill_of_materials=(BillItem("zip"),))
+    render_pdf(bare, {}, target)
+    text = text_of(target)
+    for label in ("Model", "Brand", "Category", "Condition", "Price", "Description", "Care", "Dimensions", "Sketches"):
+        assert f"{label} not supplied" in text, label
+    assert "zip not supplied not supplied not supplied not supplied" in text
+    assert "PICTURE not supplied" in text
+
+
+def test_blank_values_anywhere_still_make_a_document(pictures: dict[str, Path], tmp_path: Path) -> None:
+    line = (Point(0.1, 0.1), Point(0.9, 0.1))
+    blank = Pack(
+        title=" ",
+        created_at=WHEN,
+        product=Product("", "", "", "", "", "", "", "", ("", " ")),
+        views=(View("", "front", (Dimension(None), Dimension("", None, "cm", 1, "supplied", *line)), (Material(),)),),
+        sketches=(Sketch(" ", None, (Callout(1, 0.5, 0.5, None, ""),), (Dimension(" "),)), Sketch("x", "sketch")),
+        closeups=(Closeup("", "", None, ""),),
+        materials=(Material("", "", "", "", "no colour"),),
+        bill_of_materials=(BillItem(None),),
+        points_of_measure=(PointOfMeasure(None, None, None, "", None, None, "supplied", *line, picture="front"),),
+        price=Price("", ""),
+        care=("",),
+        credits=(CreditLine("", None, 0),),
+        provenance=(Provenance("", "", "", ""),),
+    )
+    assert render_pdf(blank, pictures, tmp_path / "pack.pdf") == []
+    assert "Price not supplied" in text_of(tmp_path / "pack.pdf")
+
+
+def test_a_complete_pack_never_says_not_supplied(pictures: dict[str, Path], tmp_path: Path) -> None:
+    render_pdf(full_pack(), pictures, tmp_path / "pack.pdf")
+    assert "not supplied" not in text_of(tmp_path / "pack.pdf")
+
+
+def test_every_page_carries_its_number_the_style_and_the_section(pictures: dict[str, Path], tmp_path: Path) -> None:
+    render_pdf(full_pack(), pictures, tmp_path / "pack.pdf")
+    reader = pypdf.PdfReader(tmp_path / "pack.pdf")
+    texts = [re.sub(r"\s+", " ", page.extract_text()) for page in reader.pages]
+    # Cover, contents, product, two views, sketch, close-ups, materials with the bill, points and their guide, provenance.
+    assert len(texts) == 11
+    for number, text in enumerate(texts, 1):
+        assert f"{number} of 11" in text and "Harbour jacket" in text and "v3" in text
+    sections = ["Cover", "Contents", "Product", "Base views", "Base views", "Sketches", "Close-ups", "Materials, Bill"]
+    sections += ["Points of measure", "Points of measure", "Credits and provenance"]
+    assert all(section in text for section, text in zip(sections, texts, strict=True))
+    assert re.search(r"Sketches[ .]*6", texts[1]) and re.search(r"Credits and provenance[ .]*11", texts[1])
+    assert round(float(reader.pages[0].mediabox.width)) == 842 and round(float(reader.pages[0].mediabox.height)) == 595
+
+
+def test_text_that_looks_like_code_is_printed_and_not_run(pictures: dict[str, Path], tmp_path: Path) -> None:
+    attacks = (
+        '#read("/etc/passwd")', "*bold* _it_", "$x^2$", '#include "pack.json"', "`raw`", "<label> @ref", "] #panic() [",
+        '"); #panic("', "\\u{41}", "// gone", "/* gone */", "= head", "https://example.org/a", "--- ...", "~",
+    )  # fmt: skip
+    pack = replace(full_pack(), product=Product(name=attacks[0]), care=attacks, title=attacks[0], collection=attacks[1])
+    render_pdf(pack, pictures, tmp_path / "pack.pdf")
+    text = text_of(tmp_path / "pack.pdf")
+    for attack in attacks:
+        assert unicodedata.normalize("NFKC", attack) in text, attack
+    assert "root:" not in text
+    metadata = pypdf.PdfReader(tmp_path / "pack.pdf").metadata
+    assert metadata is not None and metadata.title == attacks[0]
+
+
+def test_a_picture_is_never_read_under_a_name_of_the_callers(pictures: dict[str, Path], tmp_path: Path) -> None:
+    keys = {"../../etc/passwd": pictures["front"], '") #panic("': pictures["back"]}
+    pack = Pack("Odd", WHEN, cover="../../etc/passwd", views=(View("front", '") #panic("'),))
+    assert render_pdf(pack, keys, tmp_path / "pack.pdf") == []
+    assert sum(len(page.images) for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages) >= 2
+
+
+def test_the_same_pack_gives_the_same_bytes_in_any_process(pictures: dict[str, Path], tmp_path: Path) -> None:
+    render_pdf(full_pack(), pictures, tmp_path / "here.pdf")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as workers:
+        assert workers.submit(render_pdf, full_pack(), pictures, tmp_path / "there.pdf").result() == []
+    here, there = (tmp_path / "here.pdf").read_bytes(), (tmp_path / "there.pdf").read_bytes()
+    assert here == there
+    render_pdf(replace(full_pack(), version="v4"), pictures, tmp_path / "here.pdf")
+    assert (tmp_path / "here.pdf").read_bytes() != there
+
+
+def test_a_very_long_text_is_cut_with_an_ellipsis_and_reported(tmp_path: Path) -> None:
+    pack = Pack("Long", WHEN, product=Product(name="n" * 10_000, description="word " * 2_000), collection="c" * 10_000)
+    warnings = render_pdf(pack, {}, tmp_path / "pack.pdf")
+    assert {w.detail for w in warnings if w.reason == "shortened"} == {
+        "product.name",
+        "product.description",
+        "collection",
+    }
+    text = text_of(tmp_path / "pack.pdf").replace(" ", "")
+    assert "n" * 199 + "..." in text and "n" * 200 not in text
+    assert len(pypdf.PdfReader(tmp_path / "pack.pdf").pages) < 7
+
+
+def test_forty_pictures_and_tables_over_many_pages_keep_their_headers(
+    pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    pack = replace(
+        full_pack(),
+        closeups=tuple(Closeup(f"detail {n}", "front", "zip") for n in range(36)),
+        bill_of_materials=tuple(BillItem(f"item {n}", "brass") for n in range(90)),
+    )
+    render_pdf(pack, pictures, tmp_path / "pack.pdf")
+    pages = [page.extract_text() for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages]
+    bill = [text for text in pages if re.search(r"item \d", text)]
+    assert len(bill) > 3 and all("QUANTITY" in text for text in bill)
+    text = text_of(tmp_path / "pack.pdf")
+    assert all(f"detail {n}" in text for n in range(36)) and all(f"item {n}" in text for n in range(90))
+
+
+def test_a_picture_that_cannot_be_shown_is_left_out_and_named(pictures: dict[str, Path], tmp_path: Path) -> None:
+    broken, drawing = tmp_path / "broken.png", tmp_path / "drawing.svg"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(400))
+    drawing.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+    given = {**pictures, "broken": broken, "drawing": drawing}
+    pack = replace(full_pack(), cover="broken", closeups=(Closeup("a", None, "drawing"), Closeup("b", None, "nowhere")))
+    warnings = render_pdf(pack, given, tmp_path / "pack.pdf")
+    assert sorted(w.detail.split(":")[0] for w in warnings if w.reason == "picture") == ["broken", "drawing", "nowhere"]
+    assert text_of(tmp_path / "pack.pdf").count("PICTURE cannot be shown") == 3
+
+
+def test_a_point_outside_its_picture_is_not_drawn_but_listed(pictures: dict[str, Path], tmp_path: Path) -> None:
+    sketch = Sketch("front", "sketch", (Callout(7, 1.2, 0.5, "far away"), Callout(8, float("nan"), 0.5, "nowhere")))
+    warnings = render_pdf(replace(full_pack(), sketches=(sketch,)), pictures, tmp_path / "pack.pdf")
+    assert warnings == [DocumentWarning("position", f"sketches[0].callouts[{n}]") for n in (0, 1)]
+    assert "far away" in text_of(tmp_path / "pack.pdf")
+
+
+def test_scripts_of_the_bundled_fonts_print_and_missing_characters_are_listed(tmp_path: Path) -> None:
+    name = "Jäckchen Жук Ψ שלום 夾克 漢 夾"
+    warnings = render_pdf(Pack("Scripts", WHEN, product=Product(name=name)), {}, tmp_path / "pack.pdf")
+    assert warnings == [DocumentWarning("missing glyphs", "克夾漢")]
+    assert "Jäckchen Жук Ψ" in text_of(tmp_path / "pack.pdf")
+
+
+def test_a_font_directory_supplies_what_the_bundled_fonts_lack(tmp_path: Path) -> None:
+    one_character_font(tmp_path / "fonts" / "House.ttf", "漢")
+    pack = Pack("Fonts", WHEN, product=Product(name="漢克"))
+    warnings = render_pdf(pack, {}, tmp_path / "pack.pdf", [tmp_path / "fonts"])
+    assert warnings == [DocumentWarning("missing glyphs", "克")]
+    assert "漢" in text_of(tmp_path / "pack.pdf")
+
+
+def one_character_font(path: Path, character: str) -> None:
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in ((100, 700), (800, 700), (800, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", "one"])
+    font.setupCharacterMap({ord(character): "one"})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "one": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (900, 0), "one": (900, 100)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "House", "styleName": "Regular", "psName": "House-Regular"})
+    font.setupOS2()
+    font.setupPost()
+    path.parent.mkdir()
+    font.save(str(path))
+
+
+def member(path: str, content: bytes) -> Member:
+    def chunks() -> Iterator[bytes]:
+        yield from (content[at : at + 1000] for at in range(0, len(content), 1000))
+
+    return Member(path, chunks, len(content), hashlib.sha256(content).hexdigest())
+
+
+def some_members() -> list[Member]:
+    return [
+        member("01-cover/front.jpg", bytes(range(256)) * 300),
+        member(member_path("02-base-views", "Vorderansicht ä 漢.jpg"), b"view"),
+        member("07-documents/empty.txt", b""),
+    ]
+
+
+def test_the_archive_unpacks_anywhere_and_its_checksums_agree(tmp_path: Path) -> None:
+    archive = tmp_path / "pack.zip"
+    archive.write_bytes(b"".join(stream_zip(some_members(), {"title": "Jäckchen", "made": WHEN}, WHEN)))
+    with zipfile.ZipFile(archive) as opened:
+        assert opened.testzip() is None
+        assert {info.compress_type for info in opened.infolist()} == {zipfile.ZIP_STORED}
+        assert {info.date_time for info in opened.infolist()} == {(2026, 11, 20, 8, 30, 10)}
+        opened.extractall(tmp_path / "out")
+    sums = ["sha256sum", "-c", "--strict", "SHA256SUMS"]
+    check = subprocess.run(sums, cwd=tmp_path / "out", check=True, capture_output=True, text=True)
+    assert check.stdout.count(": OK") == 4
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["title"] == "Jäckchen" and manifest["files"][1]["path"] == "02-base-views/Vorderansicht ä 漢.jpg"
+    assert (tmp_path / "out" / "02-base-views" / "Vorderansicht ä 漢.jpg").read_bytes() == b"view"
+
+
+def test_the_same_files_give_the_same_archive() -> None:
+    first = b"".join(stream_zip(some_members(), {"b": 1, "a": 2}, WHEN))
+    again = b"".join(stream_zip(some_members(), {"a": 2, "b": 1}, WHEN.astimezone()))
+    assert first == again
+    assert first != b"".join(stream_zip(some_members(), {"b": 1, "a": 2}, WHEN + timedelta(minutes=1)))
+
+
+def test_names_stay_inside_the_archive_and_apart_from_each_other() -> None:
+    given = [
+        "../../etc/passwd", "/abs/olute", "a\\..\\b", "01-cover/../x", "01-cover/Front.jpg", "01-cover/front.JPG",
+        "01-cover/fro\nnt.jpg", "01-cover/con.txt", "01-cover/" + "漢" * 300 + ".jpg", "manifest.json", "sha256sums",
+        "folder", "folder/inside", "01-cover/. .", "01-cover/name.", "",
+    ]  # fmt: skip
+    archive = b"".join(stream_zip([member(path, b"x") for path in given], {}, WHEN))
+    names = zip_names(archive)
+    assert len(names) == len(given) + 2
+    assert len({name.casefold() for name in names}) == len(names)
+    for name in names:
+        parts = name.split("/")
+        assert all(part not in ("", ".", "..") and not re.search(r"[\\:\x00-\x1f]|[. ]$", part) for part in parts), name
+        assert all(len(part.encode()) <= 170 for part in parts)
+    assert "folder/inside" in names and "folder" not in names
+    assert "01-cover/Front.jpg" in names and "01-cover/front (2).JPG" in names
+    assert member_path("04-closeups", "AC/DC ../ä.jpg") == "04-closeups/AC_DC .._ä.jpg"
+
+
+def zip_names(archive: bytes) -> list[str]:
+    with zipfile.ZipFile(BytesIO(archive)) as opened:
+        return opened.namelist()
+
+
+@pytest.mark.parametrize("wrong", [b"shorter", b"other bytes!"])
+def test_a_file_that_changed_under_way_stops_the_archive(wrong: bytes) -> None:
+    good = member("01-cover/a.jpg", b"right bytes!")
+    changed = replace(good, open=member("", wrong).open)
+    with pytest.raises(MemberChanged, match="01-cover/a.jpg"):
+        list(stream_zip([changed], {}, WHEN))
+
+
+def test_the_archive_is_passed_on_as_it_is_read(tmp_path: Path) -> None:
+    """Never more than a chunk is held: what has been read has been yielded before the next chunk is asked for."""
+    read = 0
+
+    def chunks(count: int) -> Callable[[], Iterable[bytes]]:
+        def generate() -> Iterator[bytes]:
+            nonlocal read
+            for _ in range(count):
+                read += 1 << 16
+                yield bytes(1 << 16)
+
+        return generate
+
+    digest = hashlib.sha256(bytes(64 << 16)).hexdigest()
+    members = [Member(f"04-closeups/{n}.jpg", chunks(64), 64 << 16, digest) for n in range(3)]
+    passed = 0
+    for piece in stream_zip(members, {}, WHEN):
+        passed += len(piece)
+        assert read - passed <= 1 << 16
+    assert read == 3 * 64 << 16 and passed > read
