@@ -128,7 +128,7 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
         return None
     token = new_id()
     async with db.transaction(owner) as m:
-        row = await m.one(f"SELECT * FROM {kind.table} WHERE id = %s FOR UPDATE", (row_id,))  # type: ignore[arg-type]
+        row = await m.one(f"SELECT * FROM {kind.table} WHERE id = %s FOR UPDATE", (row_id,))
         if row is None or row.state not in ("pending", kind.running):
             return None
         await m.run(
@@ -139,7 +139,10 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
             await _move(m, kind, row_id, "cancelled")
             return None
         if row.attempt_number >= kind.max_attempts and row.state == kind.running:
-            columns = {"error_class": "WORKER_LOST", "error_message": f"{row.attempt_number} workers died on it"}
+            columns: dict[str, Any] = {
+                "error_class": "WORKER_LOST",
+                "error_message": f"{row.attempt_number} workers died on it",
+            }
             await _move(m, kind, row_id, "failed", **columns)
             return None
         row = await _move(m, kind, row_id, kind.running, attempt_token=token, attempt_number=row.attempt_number + 1)
@@ -153,7 +156,7 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
 
 
 async def _owner_of(db: Database, kind: Kind, row_id: UUID) -> str | None:
-    rows = await db.system_rows(f"SELECT owner FROM {kind.table} WHERE id = %s", (row_id,))  # type: ignore[arg-type]
+    rows = await db.system_rows(f"SELECT owner FROM {kind.table} WHERE id = %s", (row_id,))
     return rows[0].owner if rows else None
 
 
@@ -200,7 +203,7 @@ async def _fail(db: Database, kind: Kind, attempt: Attempt, failure: JobFailed) 
         raise TryAgain(now.at)
 
 
-async def _end(db: Database, kind: Kind, attempt: Attempt, to: str, outcome: str, **said: str) -> Any:
+async def _end(db: Database, kind: Kind, attempt: Attempt, to: str, outcome: str, **said: Any) -> Any:
     async with db.transaction(attempt.row.owner) as m:
         row = await _move(m, kind, attempt.row.id, to, token=attempt.token, **said)
         if row is not None:
@@ -227,7 +230,7 @@ async def _watch_for_cancel(db: Database, kind: Kind, attempt: Attempt) -> None:
     while True:
         await asyncio.sleep(CANCEL_POLL_SECONDS)
         try:
-            rows = await db.system_rows(statement, (attempt.row.id,))  # type: ignore[arg-type]
+            rows = await db.system_rows(statement, (attempt.row.id,))
         except Exception as error:
             _log.warning("can't look for a cancellation", error=type(error).__name__)
             continue

@@ -22,7 +22,6 @@ from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import OKPKey
 
-from shared import errors
 from shared.errors import DomainError, Reason
 
 AUDIENCE = "atelier"
@@ -124,12 +123,15 @@ class Verifier:
         if claims.get("aud") not in (self._audience, [self._audience]):
             raise _refused(f"the token is for another audience: expected aud {self._audience!r}")
         expires_at = claims.get("exp")
-        if not _is_time(expires_at) or expires_at <= now:
+        if expires_at is None or not _is_time(expires_at) or expires_at <= now:
             raise _refused("the token has expired")
-        if not all(_is_time(claims[name]) and claims[name] <= now + CLOCK_SKEW for name in ("nbf", "iat") if name in claims):
+        if not all(
+            _is_time(claims[name]) and claims[name] <= now + CLOCK_SKEW for name in ("nbf", "iat") if name in claims
+        ):
             raise _refused("the token is not valid yet")
         role, subject = claims.get("role"), claims.get("sub")
-        if role not in trusted.roles or not isinstance(subject, str) or not 1 <= len(subject) <= 120:
+        may_sign = isinstance(role, str) and role in trusted.roles
+        if not may_sign or not isinstance(subject, str) or not 1 <= len(subject) <= 120:
             raise _refused("the token's key may not sign this role, or the token names nobody")
         owner = claims.get("owner", f"{role}:{subject}")
         if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
@@ -153,7 +155,8 @@ class Verifier:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # JSON parsers accept NaN and Infinity, and a token that expires at NaN would never expire.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def _decode(segment: str) -> bytes:
@@ -238,5 +241,3 @@ def load_trust(path: Path) -> list[TrustedKey]:
         key.ensure_kid()
         trusted.append(TrustedKey(entry["issuer"], key, frozenset(entry["roles"]), entry.get("service")))
     return trusted
-
-

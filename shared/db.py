@@ -21,10 +21,10 @@ import psycopg
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 from psycopg.rows import namedtuple_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from shared import auth
-from shared.errors import DomainError, Reason
+from shared import auth, errors
+from shared.errors import Reason
 from shared.settings import Settings
 
 A = TypeVar("A", bound=Message)
@@ -87,9 +87,13 @@ class Database:
             max_size=pool_size or settings.pool_size,
             timeout=settings.pool_wait_seconds,
             max_idle=300,
+            # An attempt to connect backs off for longer and longer. Given up early, the next caller starts a fresh
+            # one, so that the pool is back within a second or two of a database that was away for long.
+            reconnect_timeout=2,
             configure=_autocommit,
             open=False,
         )
+        self._lent = 0
 
     async def open(self) -> None:
         """Connects in the background; a server starts, and answers health, while its database is away."""
@@ -116,9 +120,26 @@ class Database:
         """For libraries that bring their own statements (the job queue)."""
         return self._pool
 
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A pooled connection. PoolTimeout: all are in use; OperationalError: the database can't be reached."""
+        try:
+            conn = await self._pool.getconn()
+        except PoolTimeout:
+            if self._lent:
+                raise
+            raise psycopg.OperationalError("there is no connection to the database") from None
+        self._lent += 1
+        try:
+            async with conn:
+                yield conn
+        finally:
+            self._lent -= 1
+            await self._pool.putconn(conn)
+
     async def rows(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
         """All rows of one statement for the caller's owner: one round trip."""
-        async with self._pool.connection() as conn:
+        async with self._connection() as conn:
             async with conn.pipeline():
                 await conn.execute(_CONTEXT, (auth.current().owner,))
                 cursor = await conn.execute(statement, parameters)
@@ -131,13 +152,13 @@ class Database:
 
     async def system_rows(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
         """A worker's read without an owner: sees what the role's own policies show (queues, never contents)."""
-        async with self._pool.connection() as conn:
+        async with self._connection() as conn:
             return await (await conn.execute(statement, parameters)).fetchall()
 
     @asynccontextmanager
     async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:
         """A transaction for `owner`, committed on leaving, rolled back by an exception. `owner` '' is the system."""
-        async with self._pool.connection() as conn, conn.pipeline() as pipeline:
+        async with self._connection() as conn, conn.pipeline() as pipeline:
             await conn.execute("BEGIN")
             await conn.execute(_CONTEXT, (owner,))
             try:
@@ -203,14 +224,15 @@ def _request_key(request: Any) -> dict[str, Any]:
     }
 
 
-async def _replay(m: Mutation, key: Parameters, answer: type[A]) -> A | None:
+async def _replay(m: Mutation, key: Mapping[str, Any], answer: type[A]) -> A | None:
     stored = await m.one(_STORED_ANSWER, key)
     if stored is None:
         return None
     if stored.body_hash != key["body_hash"]:
-        raise DomainError(
+        raise errors.invalid(
+            "request_id",
+            f"{key['request_id']!r} was used with another body; use a new id for a new request",
             Reason.ERROR_REASON_REQUEST_ID_REUSED,
-            f"request_id {key['request_id']!r} was used with another body; use a new id for a new request",
         )
     return answer.FromString(stored.answer)
 
@@ -228,5 +250,3 @@ async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000)
         total += len(gone)
         if len(gone) < chunk:
             return total
-
-

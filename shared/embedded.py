@@ -187,7 +187,7 @@ class _Server:
                 )  # fmt: skip
             finally:
                 os.close(output)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread that waits has to hear of it
+        except Exception as error:
             spawned.set_exception(error)
             return
         spawned.set_result(process)

@@ -13,10 +13,10 @@ import grpc
 import psycopg
 import psycopg_pool
 import structlog
+from atelier.common.v1 import errors_pb2
+from shared.storage import StorageFull, StorageUnavailable
 from google.protobuf import any_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-
-from atelier.common.v1 import errors_pb2
 
 DOMAIN = "atelier"
 Reason = errors_pb2.ErrorReason
@@ -54,7 +54,7 @@ class DomainError(Exception):
     """What a caller is told. `metadata` goes into ErrorInfo, `details` are further google.rpc messages, `trailers`
     are sent as trailing metadata (a watch's cursor)."""
 
-    reason: "Reason.ValueType"
+    reason: int
     text: str
     metadata: dict[str, str] = field(default_factory=dict)
     details: Sequence[message.Message] = ()
@@ -64,20 +64,20 @@ class DomainError(Exception):
         return self.text
 
 
-def invalid(field_path: str, text: str) -> DomainError:
-    """INVALID_ARGUMENT: a field breaks a rule."""
-    return invalid_fields([(field_path, text)])
+def invalid(
+    field_path: str, text: str, reason: "Reason.ValueType" = Reason.ERROR_REASON_INVALID_FIELD
+) -> DomainError:
+    """INVALID_ARGUMENT: a field breaks a rule. `reason`: another one that is INVALID_ARGUMENT, too."""
+    return invalid_fields([(field_path, text)], reason)
 
 
-def invalid_fields(violations: Sequence[tuple[str, str]]) -> DomainError:
+def invalid_fields(
+    violations: Sequence[tuple[str, str]], reason: "Reason.ValueType" = Reason.ERROR_REASON_INVALID_FIELD
+) -> DomainError:
     """INVALID_ARGUMENT for several (field path, what is wrong) at once."""
-    named = [
-        error_details_pb2.BadRequest.FieldViolation(field=name, description=text) for name, text in violations
-    ]
+    named = [error_details_pb2.BadRequest.FieldViolation(field=name, description=text) for name, text in violations]
     summary = "; ".join(f"{name}: {text}" if name else text for name, text in violations[:5])
-    return DomainError(
-        Reason.ERROR_REASON_INVALID_FIELD, summary, details=[error_details_pb2.BadRequest(field_violations=named)]
-    )
+    return DomainError(reason, summary, details=[error_details_pb2.BadRequest(field_violations=named)])
 
 
 def not_found(kind: str, name: object) -> DomainError:
@@ -96,7 +96,7 @@ def precondition(
     text: str,
     *,
     subject: str,
-    reason: "Reason.ValueType" = Reason.ERROR_REASON_WRONG_STATE,
+    reason: int = Reason.ERROR_REASON_WRONG_STATE,
     metadata: Mapping[str, str] | None = None,
 ) -> DomainError:
     """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` says which state, and what would help."""
@@ -107,7 +107,7 @@ def precondition(
     return DomainError(reason, text, dict(metadata or {}), details=[failure])
 
 
-def retry_later(reason: "Reason.ValueType", text: str, seconds: float) -> DomainError:
+def retry_later(reason: int, text: str, seconds: float) -> DomainError:
     """A refusal that a repeat may cure, with RetryInfo."""
     info = error_details_pb2.RetryInfo()
     info.retry_delay.FromMilliseconds(int(seconds * 1000))
@@ -144,6 +144,11 @@ def from_exception(error: BaseException) -> DomainError:
             return DomainError(Reason.ERROR_REASON_STORAGE_FULL, "the database's disk is full; nothing was changed")
         case psycopg.OperationalError():
             return unavailable("the database")
+        case StorageFull():
+            text = "the storage is full; nothing was kept, tell the operator"
+            return DomainError(Reason.ERROR_REASON_STORAGE_FULL, text)
+        case StorageUnavailable():
+            return unavailable("the object store")
         case psycopg.DataError():
             return invalid("", "a value can't be stored: text may not contain NUL, and numbers must be in range")
         case grpc.aio.AioRpcError() if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
@@ -169,7 +174,7 @@ def answer(error: DomainError) -> status_pb2.Status:
 
 def code_name(error: DomainError) -> str:
     """'NOT_FOUND' and the like: for logs and metrics."""
-    return code_pb2.Code.Name(_CODES[error.reason])  # type: ignore[arg-type]
+    return code_pb2.Code.Name(_CODES[error.reason])
 
 
 async def send(context: "grpc.aio.ServicerContext[message.Message, message.Message]", error: DomainError) -> None:

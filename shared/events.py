@@ -25,7 +25,7 @@ import structlog
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
-from shared import auth, paging
+from shared import auth, errors, paging
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 
@@ -94,7 +94,7 @@ async def run_sequencer(db: Database) -> None:
 
 
 async def _stamp_forever(conn: AsyncConnection[Any], service: str) -> None:
-    await conn.execute(f"LISTEN {service}_outbox")  # type: ignore[arg-type]
+    await conn.execute(f"LISTEN {service}_outbox")
     while True:
         row: Any = None
         async with conn.transaction():
@@ -151,9 +151,7 @@ class Cursor:
         except (ValueError, binascii.Error):
             cursor = None
         if cursor is None or cursor.digest != digest or cursor.position < 0:
-            raise DomainError(
-                Reason.ERROR_REASON_INVALID_FIELD, "cursor: not of a watch with this filter and owner; leave it empty"
-            )
+            raise errors.invalid("cursor", "is not of a watch with this filter and owner; leave it empty")
         return cursor
 
 
@@ -216,9 +214,11 @@ class EventStream:
         TOKEN_INVALID when the caller's token expires.
         """
         identity = auth.current()
-        await self._check(start)
+        head = await self._check(start)
         watcher = _Watcher(asyncio.Queue(QUEUE_LIMIT))
-        owner = self._enter(identity.owner, watcher, start.position)
+        # The first watcher of an owner starts its reader at the head, not at its own cursor: a long history would
+        # overflow its queue at once, whereas `_history` goes at the pace of the watcher.
+        owner = self._enter(identity.owner, watcher, head)
         cursor = Cursor(start.epoch, start.position, watch_digest(request))
         try:
             live_from = owner.position
@@ -237,8 +237,10 @@ class EventStream:
                     yield None, cursor.encode()
         finally:
             owner.watchers.discard(watcher)
-            if not owner.watchers and self._owners.pop(identity.owner, None) and owner.reader:
-                owner.reader.cancel()
+            if not owner.watchers:
+                self._owners.pop(identity.owner, None)
+                if owner.reader:
+                    owner.reader.cancel()
 
     async def _live(self, watcher: _Watcher, identity: auth.Identity, cursor: Cursor) -> AsyncIterator[Event | int]:
         loop = asyncio.get_running_loop()
@@ -267,13 +269,16 @@ class EventStream:
                     bookmark_due = loop.time() + BOOKMARK_SECONDS
                     yield latest
 
-    async def _check(self, cursor: Cursor) -> None:
+    async def _check(self, cursor: Cursor) -> int:
+        """The position of the stream now. Raises CURSOR_TOO_OLD."""
         row = await self._db.row("SELECT epoch, position, pruned_to FROM event_stream")
         if cursor.epoch != row.epoch or cursor.position < row.pruned_to or cursor.position > row.position:
             raise DomainError(
                 Reason.ERROR_REASON_CURSOR_TOO_OLD,
                 "the history after this cursor is no longer kept; watch again without a cursor",
             )
+        position: int = row.position
+        return position
 
     def _enter(self, name: str, watcher: _Watcher, position: int) -> _Owner:
         """Joins before history is read, so that nothing falls between."""
@@ -320,7 +325,7 @@ class EventStream:
         while True:
             with suppress(psycopg.Error, OSError, TimeoutError):
                 async with await self._db.connect() as conn:
-                    await conn.execute(f"LISTEN {self._db.service}_events")  # type: ignore[arg-type]
+                    await conn.execute(f"LISTEN {self._db.service}_events")
                     self._wake(None)
                     async for notice in conn.notifies():
                         self._wake(json.loads(notice.payload)["owners"])
@@ -345,7 +350,7 @@ def _hand_out(owner: _Owner, item: Event | int) -> None:
             watcher.overflown = isinstance(item, Event)
 
 
-def _ended(reason: "Reason.ValueType", text: str, cursor: Cursor) -> DomainError:
+def _ended(reason: int, text: str, cursor: Cursor) -> DomainError:
     return DomainError(reason, text, trailers=[("cursor", cursor.encode())])
 
 

@@ -16,4 +16,6 @@ def parse_id(text: str, field: str) -> uuid.UUID:
     try:
         return uuid.UUID(text)
     except ValueError:
-        raise errors.invalid(field, f"{text[:64]!r} is not an id: expected a UUID as an earlier answer gave it") from None
+        raise errors.invalid(
+            field, f"{text[:64]!r} is not an id: expected a UUID as an earlier answer gave it"
+        ) from None

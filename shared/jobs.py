@@ -8,7 +8,7 @@ so that a job always comes to its own end.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -100,14 +100,18 @@ class JobQueue:
             await asyncio.sleep(lease_seconds / 3)
             try:
                 for queue in sorted(self._queues):
-                    await self._requeue(await manager.get_stalled_jobs(queue=queue, seconds_since_heartbeat=lease_seconds))
+                    await self._requeue(
+                        await manager.get_stalled_jobs(queue=queue, seconds_since_heartbeat=lease_seconds)
+                    )
                 if passes % 200 == 0:
-                    await manager.delete_old_jobs(_DAY, include_failed=True, include_cancelled=True, include_aborted=True)
+                    await manager.delete_old_jobs(
+                        _DAY, include_failed=True, include_cancelled=True, include_aborted=True
+                    )
                 passes += 1
             except (exceptions.ConnectorException, psycopg.Error) as error:
                 _log.warning("reaper waits for the database", service=self._db.service, error=type(error).__name__)
 
-    async def _requeue(self, stalled: Sequence[jobs.Job]) -> None:
+    async def _requeue(self, stalled: Iterable[jobs.Job]) -> None:
         for job in stalled:
             _log.warning("job of a dead worker put back", job=job.id, task=job.task_name, row=job.task_kwargs)
             with contextlib.suppress(exceptions.ConnectorException):  # another reaper was faster

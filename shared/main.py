@@ -3,9 +3,10 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvloop
@@ -19,7 +20,7 @@ _USAGE = "usage: python -m services.{name} serve | work | migrate   (settings: `
 _HOUSEKEEPING_SECONDS = 600.0
 _log = structlog.get_logger("main")
 
-Command = Callable[[str, Settings], Awaitable[None]]
+Command = Callable[[str, Settings], Coroutine[Any, Any, None]]
 
 
 def run(name: str, *, service: server.Opener, work: Command, arguments: Sequence[str]) -> None:

@@ -56,9 +56,7 @@ def _roles(conn: psycopg.Connection[Any], service: str, app_password: str, worke
 def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
     owner = sql.Identifier(f"{service}_owner")
     jobs = f"{service}_jobs"
-    conn.execute(
-        sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}").format(sql.Identifier(service), owner)
-    )
+    conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}").format(sql.Identifier(service), owner))
     if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (jobs,)).rowcount:
         return
     # The queue's own schema file can't run twice, so it runs with the schema's creation or not at all.
@@ -67,8 +65,10 @@ def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
         conn.execute(sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}").format(sql.Identifier(jobs), owner))
         conn.execute(sql.SQL("SET LOCAL ROLE {}").format(owner))
         conn.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(jobs)))
-        conn.execute(queue)  # type: ignore[call-overload]
-        for row in conn.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace", (jobs,)):
+        conn.execute(queue)
+        for row in conn.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace", (jobs,)
+        ):
             _queue_policies(conn, service, sql.Identifier(row[0]))
 
 

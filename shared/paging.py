@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
-from shared import auth
-from shared.errors import DomainError, Reason
+from shared import auth, errors
+from shared.errors import Reason
 
 DEFAULT_SIZE = 50
 _PAGING_FIELDS = ("page_size", "page_token", "skip")
@@ -78,12 +78,13 @@ def page(request: Any) -> Page:
         try:
             found, created_at, row_id = json.loads(base64.urlsafe_b64decode(request.page_token))
             after = (datetime.fromisoformat(created_at), uuid.UUID(row_id))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):  # anything may be spelled in base64
             found = None
         if found != digest:
-            raise DomainError(
+            raise errors.invalid(
+                "page_token",
+                "is not of this list with this filter; start again without a token",
                 Reason.ERROR_REASON_PAGE_TOKEN_INVALID,
-                "page_token is not of this list with this filter; start again without a token",
             )
         skip = 0  # only the first page skips: later ones go on where it ended
     return Page(request.page_size or DEFAULT_SIZE, skip, after, digest)

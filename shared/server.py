@@ -20,12 +20,12 @@ import grpc
 import protovalidate
 import structlog
 import uvloop
+from atelier.common.v1 import policy_pb2
 from google.protobuf import descriptor, descriptor_pool, message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from atelier.common.v1 import policy_pb2
 from shared import auth, errors, telemetry
 from shared.errors import DomainError, Reason
 from shared.settings import PORTS, Settings
@@ -76,7 +76,8 @@ def method_descriptor(path: str) -> descriptor.MethodDescriptor:
 def policy_of(path: str) -> policy_pb2.Policy:
     """The policy that stands in the contract. A method without one stops start-up."""
     options = method_descriptor(path).GetOptions()
-    policy = options.Extensions[policy_pb2.policy]
+    extension: Any = policy_pb2.policy
+    policy: policy_pb2.Policy = options.Extensions[extension]
     if not policy.roles:
         raise RuntimeError(f"{path} has no policy: add `option (atelier.common.v1.policy)` with roles to its rpc")
     return policy
@@ -95,7 +96,7 @@ class Guard:
         self._services = set(policy.services)
         self._seconds = telemetry.SECONDS.labels(self._method)
 
-    def wrap(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def wrap(self, handler: Any) -> grpc.RpcMethodHandler:
         decode = _forgiving(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:

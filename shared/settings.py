@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     # Storage
     storage: Literal["disk", "s3"] = Field("disk", description="where bytes are kept")
     storage_root: Path = Field(Path(".atelier/objects"), description="directory of the disk backend")
-    storage_secret_file: Path = Field(Path(".atelier/keys/storage.secret"), description="signs URLs of the disk backend")
+    storage_secret_file: Path = Field(
+        Path(".atelier/keys/storage.secret"), description="signs URLs of the disk backend"
+    )
     storage_url: str = Field("", description="base of disk URLs as clients reach it; empty: http://127.0.0.1:50080")
     public_url: str = Field("", description="base of URLs of public files, for a CDN; empty: the storage's own")
     s3_endpoint: str = Field("", description="S3 endpoint as this process reaches it")

@@ -1,4 +1,7 @@
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -7,14 +10,19 @@ from tests.suite import Cluster, DiskServer, Keys, Suite, suite
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    directory = tmp_path_factory.mktemp("postgres")
+def cluster() -> Iterator[Cluster]:
+    # Not below pytest's directory: as root that is closed to the account that Postgres runs as.
+    directory = Path(tempfile.mkdtemp(prefix="atelier-postgres-"))
+    directory.chmod(0o755)
     # Nothing here outlives the session, so it need not survive a power cut.
     options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
-    with EmbeddedPostgres(directory, options=options) as postgres:
-        made = Cluster(postgres.url)
-        made.make_template()
-        yield made
+    try:
+        with EmbeddedPostgres(directory, options=options) as postgres:
+            made = Cluster(postgres.url)
+            made.make_template()
+            yield made
+    finally:
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+
 from services.assets import assets, uploads, variants
 from shared import jobs, main, server
 from shared.db import Database

@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from psycopg.types.json import Jsonb
-
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 from atelier.common.v1 import watch_pb2
+from psycopg.types.json import Jsonb
+
 from services.assets import rules
 from services.assets.visibility import Move
 from shared import auth, errors, events, paging
@@ -223,10 +223,10 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             if event is None:
                 yield pb.WatchAssetsResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
             elif event.version > seen.get(event.subject_id, 0):
-                item = _change(event, wanted)
-                if item is not None:
-                    item.cursor = cursor
-                    yield item
+                change = _change(event, wanted)
+                if change is not None:
+                    change.cursor = cursor
+                    yield change
 
     async def AcquireReferences(
         self, request: pb.AcquireReferencesRequest, context: Any

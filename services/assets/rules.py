@@ -88,6 +88,11 @@ def _levels(value: Any, budget: int) -> int:
     return 1 + max((_levels(child, budget - 1) for child in children), default=0)
 
 
+def _segment(label: str) -> str:
+    """A label as part of a key: at most 120 bytes, and never `.` or `..`, which quoting leaves alone."""
+    return quote(label, safe="")[:120].replace(".", "%2E") if label in (".", "..") else quote(label, safe="")[:120]
+
+
 def object_key(owner: str, scope: Mapping[str, str], asset_id: str, unique: str, *, folder: str, public: bool) -> str:
     """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; below `public/` for what everyone may fetch.
 
@@ -96,5 +101,5 @@ def object_key(owner: str, scope: Mapping[str, str], asset_id: str, unique: str,
     """
     named = [scope[name] for name in ("session_id", "room_id", "product_id", "dataset_id") if scope.get(name)]
     parts = ["assets", owner, *named, asset_id, folder, unique]
-    path = "/".join(quote(part, safe="")[:120] for part in parts)
+    path = "/".join(_segment(part) for part in parts)
     return f"public/{path}" if public else path

@@ -12,10 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from atelier.assets.v1 import asset_pb2, upload_pb2_grpc
+from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from atelier.assets.v1 import upload_pb2 as pb
-from atelier.assets.v1 import upload_pb2_grpc
 from services.assets import assets, rules, variants
 from shared import auth, errors, imaging, jobs, states
 from shared.db import Database, Mutation
@@ -150,7 +150,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             )
         if declaration.HasField("provenance") and kind not in rules.SERVICE_KINDS:
             raise errors.invalid(f"{path}provenance", f"a {kind} was not made by a model")
-        public = declaration.visibility == assets.pb.VISIBILITY_PUBLIC or (
+        public = declaration.visibility == asset_pb2.VISIBILITY_PUBLIC or (
             not declaration.visibility and kind in rules.PUBLIC_KINDS
         )
         provenance = declaration.provenance
@@ -197,7 +197,9 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
 
     def _key(self, asset: Any) -> str:
         scope = {name: getattr(asset, name) for name in assets.SCOPES}
-        return rules.object_key(asset.owner, scope, str(asset.id), str(new_id()), folder="original", public=asset.public)
+        return rules.object_key(
+            asset.owner, scope, str(asset.id), str(new_id()), folder="original", public=asset.public
+        )
 
     async def _verify_upload(self, upload: Any, asset: Any) -> Verified | Refused:
         """Copies what was sent to a key that no URL was ever signed for, and verifies the copy."""
@@ -245,7 +247,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         async def work(m: Mutation) -> Any:
             await assets.lock(m, asset.id)
             if isinstance(verified, Refused):
-                columns = {"rejection": verified.reason, "rejection_message": verified.message}
+                columns: dict[str, Any] = {"rejection": verified.reason, "rejection_message": verified.message}
                 row = await states.advance(m, rules.ASSET_STATES, "assets", asset.id, "rejected", **columns)
             else:
                 row = await self._accept(m, asset, verified)
@@ -255,7 +257,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             return _settled(request, row)
 
         response_type = pb.UploadResponse if isinstance(request, pb.UploadHead) else pb.ConfirmUploadResponse
-        answer = await self._db.mutate(request, response_type, work)
+        answer: Any = await self._db.mutate(request, response_type, work)
         if isinstance(verified, Verified) and answer.asset.file_path != verified.key:
             await self._storage.delete([verified.key])  # another confirm was first, with its own copy
         return await self._db.row(_GET_ASSET, {"id": asset.id})
@@ -269,8 +271,12 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         )  # fmt: skip
         if row is None:
             return None
-        if row.kind == "product" and row.product_id and not await m.one(
-            "SELECT id FROM assets WHERE owner = %s AND product_id = %s AND is_primary", (m.owner, row.product_id)
+        if (
+            row.kind == "product"
+            and row.product_id
+            and not await m.one(
+                "SELECT id FROM assets WHERE owner = %s AND product_id = %s AND is_primary", (m.owner, row.product_id)
+            )
         ):
             row = await assets.make_primary(m, row)
         if facts.kind == "image":
@@ -312,9 +318,7 @@ def _rejected(asset_id: Any, rejection: str, message: str) -> DomainError:
 
 def storage_refusal(error: StorageFull | StorageUnavailable) -> DomainError:
     if isinstance(error, StorageFull):
-        return DomainError(
-            Reason.ERROR_REASON_STORAGE_FULL, "the storage is full; nothing was kept, tell the operator"
-        )
+        return DomainError(Reason.ERROR_REASON_STORAGE_FULL, "the storage is full; nothing was kept, tell the operator")
     return errors.unavailable("the object store")
 
 

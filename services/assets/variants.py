@@ -9,6 +9,7 @@ from uuid import UUID
 
 from atelier.assets.v1 import variant_pb2 as pb
 from atelier.assets.v1 import variant_pb2_grpc
+
 from services.assets import assets, rules
 from services.assets.visibility import belongs
 from shared import attempts, errors, imaging, jobs
@@ -60,9 +61,7 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
 
     async def ListVariants(self, request: pb.ListVariantsRequest, context: Any) -> pb.ListVariantsResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
-        rows = await self._db.rows(
-            "SELECT v.* FROM variants v WHERE v.asset_id = %s ORDER BY v.preset", (asset_id,)
-        )
+        rows = await self._db.rows("SELECT v.* FROM variants v WHERE v.asset_id = %s ORDER BY v.preset", (asset_id,))
         if not rows and await self._db.row("SELECT id FROM assets WHERE id = %s", (asset_id,)) is None:
             raise errors.not_found("asset", asset_id)
         urls = self._urls if request.include_urls else None
@@ -126,9 +125,7 @@ class VariantMaker:
         stored: dict[str, imaging.Variant] = {}
         for variant in made:
             unique = f"{variant.name}-{variant.sha256[:16]}-{attempt.token}.{variant.format}"
-            key = rules.object_key(
-                asset.owner, scope, str(asset.id), unique, folder="variants", public=asset.public
-            )
+            key = rules.object_key(asset.owner, scope, str(asset.id), unique, folder="variants", public=asset.public)
             await self._storage.put(key, variant.path, content_type=variant.mime_type, sha256=variant.sha256)
             stored[key] = variant
         replaced: list[str] = []

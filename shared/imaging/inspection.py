@@ -61,10 +61,9 @@ def _inspect_image(path: Path, mime: str, size: int, limits: Limits) -> Facts:
 def _read_header(path: Path, mime: str, size: int) -> Facts:
     """Everything but the measures. The image must not outlive this function: WebP's holds room for all pixels."""
     header = open_page(path)
-    fields = set(header.get_fields())
     if header.get("vips-loader") != LOADERS[mime]:
         raise _mismatch(mime, "something else")
-    orientation = header.get("orientation") if "orientation" in fields else 1
+    orientation = header.get("orientation") if header.get_typeof("orientation") else 1
     width, height = (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
     return Facts(
         kind="image",
@@ -75,7 +74,7 @@ def _read_header(path: Path, mime: str, size: int) -> Facts:
         height=height,
         orientation=orientation if 1 <= orientation <= 8 else 1,
         has_alpha=bool(header.hasalpha()),
-        has_icc_profile="icc-profile-data" in fields,
+        has_icc_profile=header.get_typeof("icc-profile-data") != 0,
     )
 
 
@@ -142,7 +141,7 @@ def _count_pdf_pages(path: Path, limits: Limits) -> int:
             pages = len(document.pages)
     except pikepdf.PasswordError as error:
         raise _encrypted() from error
-    except pikepdf.PdfError as error:
+    except pikepdf.PikepdfError as error:
         raise corrupt() from error
     if pages == 0:
         raise corrupt()

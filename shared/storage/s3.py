@@ -144,9 +144,9 @@ class S3Storage:
     ) -> Stat:
         headers = _headers(check_key(key), check_content_type(content_type), cache_forever)
         declared = check_digest(sha256)
-        if isinstance(source, Path):
+        if isinstance(source, bytes | Path):
             # Read twice: a large object's digest goes into its metadata, which is sent before its bytes.
-            found = await digest(source, self._threads)
+            found = await self._threads.run(digest, source)
             _compare(key, found, declared)
             declared = found
         async with aclosing(blocks(source, _PART, self._threads)) as parts:
@@ -299,7 +299,7 @@ class S3Storage:
     async def _put_whole(
         self, key: str, body: bytes, headers: dict[str, Any], declared: str | None, if_absent: bool
     ) -> Stat:
-        found = hashlib.sha256(body).hexdigest()
+        found = await self._threads.run(digest, body)
         _compare(key, found, declared)
         headers["Metadata"]["sha256"] = found
         send = partial(self._client.put_object, Bucket=self._bucket, Key=key, Body=body, **headers)

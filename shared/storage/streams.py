@@ -74,11 +74,12 @@ async def _file_chunks(path: Path, threads: Threads) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def digest(path: Path, threads: Threads) -> str:
-    """The SHA-256 of a local file, lower-case hex."""
-    with await threads.run(open, path, "rb") as file:
-        hashed = await threads.run(hashlib.file_digest, file, "sha256")
-    return hashed.hexdigest()
+def digest(data: bytes | Path) -> str:
+    """The SHA-256 of bytes or of a local file, lower-case hex. Blocks for as long as that takes."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 async def save(chunks: AsyncIterator[bytes], path: Path, threads: Threads) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 import pyvips
-
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2, upload_pb2_grpc, variant_pb2, variant_pb2_grpc
+
 from tests.suite import Client
 
 

@@ -1,6 +1,6 @@
 import httpx
-
 from atelier.assets.v1 import asset_pb2
+
 from tests.assets import flows
 from tests.suite import Suite
 

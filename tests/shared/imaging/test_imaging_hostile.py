@@ -112,6 +112,11 @@ FILES: dict[str, tuple[str, Callable[[], bytes], Reason]] = {
         Reason.CORRUPT,
     ),
     "encrypted pdf": ("application/pdf", lambda: pictures.pdf(password="secret"), Reason.ENCRYPTED),
+    "pdf with one object twice": (
+        "application/pdf",
+        lambda: pictures.pdf().replace(b"\n4 0 obj", b"\n1 0 obj"),
+        Reason.CORRUPT,
+    ),
     "only pdf magic": ("application/pdf", lambda: b"%PDF-1.7\n", Reason.CORRUPT),
 }
 

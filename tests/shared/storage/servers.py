@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from shared.storage import read_secret
 
@@ -24,7 +27,8 @@ class DiskServer:
     url: str
     root: Path
     secret: bytes
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 @contextmanager
@@ -39,14 +43,18 @@ def serve_disk(folder: Path) -> Iterator[DiskServer]:
         "ATELIER_STORAGE_SECRET_FILE": str(secret_file),
         "ATELIER_STORAGE_HTTP_PORT": "0",
     }
-    command = [sys.executable, "-m", "shared.storage.http"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
+    log = folder / "server.log"
+    # A file, because a pipe that nobody reads would stop the server when it is full.
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "shared.storage.http"], env=environment, stdout=output)
     try:
-        url = json.loads(process.stdout.readline())["url"]
-        yield DiskServer(url, folder / "store", read_secret(secret_file), process)
+        while b"\n" not in log.read_bytes():
+            if process.poll() is not None:
+                pytest.fail("the storage server did not start; see its error output")
+            time.sleep(0.02)
+        url = json.loads(log.read_text().splitlines()[0])["url"]
+        yield DiskServer(url, folder / "store", read_secret(secret_file), process, log)
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(20)
-        process.stdout.close()
+        process.wait(20)

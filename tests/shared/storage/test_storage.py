@@ -65,6 +65,17 @@ async def test_stat_tells_what_is_known(storage: Storage, key: str) -> None:
     assert abs(found.modified - datetime.now(UTC)) < timedelta(minutes=5)
 
 
+async def test_the_digest_of_what_is_no_stream_is_recorded_at_any_size(
+    storage: Storage, new_key: Callable[[], str], tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(LARGE)
+    sources: list[Source] = [LARGE, tmp_path / "source"]
+    for source in sources:
+        key = new_key()
+        put = await storage.put(key, source, content_type="image/tiff")
+        assert (await storage.stat(key)).sha256 == put.sha256 == hashlib.sha256(LARGE).hexdigest()
+
+
 async def test_a_declared_digest_of_a_large_stream_is_recorded(storage: Storage, key: str) -> None:
     digest = hashlib.sha256(LARGE).hexdigest()
     await storage.put(key, pieces(LARGE), content_type="image/tiff", sha256=digest.upper())

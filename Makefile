@@ -1,0 +1,90 @@
+# `make help` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := .tools/bin
+PROTOS := $(shell find protos -name '*.proto')
+export PYTHONPATH := .:gen
+T ?=
+PHOTOS ?=
+FACTS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo '  make test T=tests/assets            the tests of a folder, a file or a name'
+	@echo '  make demo PHOTOS="a.jpg b.jpg" FACTS=facts.yaml'
+
+.PHONY: setup
+setup: $(VENV)/run.stamp gen/atelier.binpb ## Virtual environment with locked requirements, and the stubs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'atelier needs Python 3.11 or later: make PYTHON=python3.12'; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 2; }
+
+$(VENV)/run.stamp: requirements/run.txt | $(VENV)/bin/python
+	@echo 'Installing what the services need (once, about half a minute) ...'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/run.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt | $(VENV)/bin/python
+	@echo 'Installing what the tests need (once) ...'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/dev.txt
+	@touch $@ $(VENV)/run.stamp
+
+gen/atelier.binpb: $(PROTOS) tools/stubs.py $(VENV)/run.stamp
+	@$(BIN)/python tools/stubs.py
+
+.PHONY: stubs
+stubs: gen/atelier.binpb ## Python stubs and the descriptor set from protos/
+
+.PHONY: demo
+demo: setup ## From photographs to a tech pack, with everything it needs
+	@./atelier demo $(PHOTOS) $(if $(FACTS),--facts $(FACTS))
+
+.PHONY: up
+up: setup ## Keep the suite running; prints endpoints and calls to paste
+	@./atelier up
+
+.PHONY: dev
+dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this terminal
+	@./atelier dev
+
+.PHONY: test
+test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## All tests but the long fault tests
+	@tools/test.sh test $(T)
+
+.PHONY: faults
+faults: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Kill, freeze and cut real processes (up to 20 minutes)
+	@tools/test.sh faults $(T)
+
+.PHONY: check
+check: setup $(VENV)/dev.stamp ## Style, types, contract, import rules, tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy services shared cli tools tests bench examples
+	@$(BIN)/buf lint gen/atelier.binpb
+	@tools/breaking.sh
+	@$(BIN)/lint-imports --no-cache
+	@$(MAKE) --no-print-directory test
+
+.PHONY: bench
+bench: setup $(VENV)/dev.stamp ## Speeds as ratios to a reference of the same run
+	@$(BIN)/python -m bench
+
+# versitygw is a real S3 server for the storage tests. Where Go is missing, those tests are left out by name.
+$(TOOLS)/versitygw:
+	@if command -v go >/dev/null; then echo 'Building versitygw, a real S3 server for the tests (once) ...'; \
+	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/versity/versitygw/cmd/versitygw@v1.7.0; fi
+
+.PHONY: lock
+lock: $(VENV)/dev.stamp ## Lock requirements/*.in again, with hashes
+	@$(BIN)/pip install --quiet uv
+	@for f in run dev; do $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --no-annotate requirements/$$f.in -o requirements/$$f.txt; done
+
+.PHONY: clean
+clean: ## Remove what was built here; state in .atelier/ stays
+	rm -rf $(VENV) gen .mypy_cache .ruff_cache

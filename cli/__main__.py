@@ -1,0 +1,211 @@
+"""The `atelier` command."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli import doctor as checks
+from cli.state import LOCAL_ISSUER, State
+from cli.suite import ROOT, Options, Problem, Suite, interruptible
+from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, Settings
+
+app = typer.Typer(
+    name="atelier", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    help="The back office for product imagery made with AI. Start with [bold]atelier demo[/bold]; then"
+    " [bold]atelier up[/bold] keeps the suite running and says how to call it.",
+)  # fmt: skip
+console = Console(stderr=True, highlight=False)
+
+StateOption = Annotated[
+    Path, typer.Option("--state", help="Directory for keys, database and objects.", envvar="ATELIER_STATE")
+]
+DEFAULT_STATE = ROOT / ".atelier"
+
+
+def stop_with(problem: object, status: int = 1) -> typer.Exit:
+    console.print(f"[bold red]atelier:[/bold red] {escape(str(problem))}", soft_wrap=True)
+    return typer.Exit(status)
+
+
+@app.command()
+def up(
+    state: StateOption = DEFAULT_STATE,
+    database_url: Annotated[
+        str, typer.Option(help="Postgres of your own: a URL that may create roles and schemas. Default: embedded.")
+    ] = "",
+    s3_endpoint: Annotated[
+        str,
+        typer.Option(help="Object store of your own; bucket and keys in ATELIER_S3_BUCKET, _ACCESS_KEY, _SECRET_KEY."),
+    ] = "",
+) -> None:
+    """Start everything and keep it running until Ctrl-C.
+
+    Four gRPC services, a worker, signed URLs over HTTP and a Postgres, on loopback, with state in .atelier/.
+    """
+    suite = Suite(State(state), Options(database_url, s3_endpoint), lambda text: console.print(f"[dim]{text} ..."))
+    began = time.monotonic()
+    with interruptible() as stopped:
+        try:
+            suite.start()
+        except Problem as problem:
+            raise stop_with(problem) from None
+        try:
+            show_endpoints(time.monotonic() - began, suite)
+            suite.watch(stopped)
+        finally:
+            console.print("[dim]Stopping ...")
+            suite.stop()
+
+
+def show_endpoints(seconds: float, suite: Suite) -> None:
+    table = Table(title=f"Atelier is up ({seconds:.1f} s, {suite.memory_megabytes()} MB)", title_justify="left")
+    table.add_column("service", style="bold")
+    table.add_column("address")
+    for name in SERVICES:
+        table.add_row(name, f"127.0.0.1:{PORTS[name]}")
+    table.add_row("signed URLs", f"http://127.0.0.1:{STORAGE_HTTP_PORT}")
+    console.print(table)
+    console.print(
+        "\nA token, in another terminal:\n"
+        "  TOKEN=$(./atelier token --user ada)\n\n"
+        "Three calls to paste (buf comes with the project: .venv/bin/buf):\n"
+        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H \"authorization: Bearer $TOKEN\" -d '{{}}' \\\n"
+        f"    http://127.0.0.1:{PORTS['assets']}/atelier.assets.v1.AssetService/ListAssets\n"
+        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H \"authorization: Bearer $TOKEN\" -d '{{}}' \\\n"
+        f"    http://127.0.0.1:{PORTS['pipeline']}/atelier.pipeline.v1.ProductService/ListProducts\n"
+        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge --list-methods http://127.0.0.1:{PORTS['techfiles']}\n"
+        "\nLogs are in .atelier/logs; `./atelier doctor` checks everything; Ctrl-C stops.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+@app.command()
+def token(
+    user: Annotated[str, typer.Option(help="Name of the person or program: the token's subject.")] = "",
+    vendor: Annotated[str, typer.Option(help="The same, for a vendor.")] = "",
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="A random owner that sees only what it makes.")
+    ] = False,
+    admin: Annotated[str, typer.Option(help="The same, for an operator.")] = "",
+    owner: Annotated[str, typer.Option(help="The tenant acted in, such as user:ada. Default: its own.")] = "",
+    hours: Annotated[float, typer.Option(min=0.01, max=24 * 30, help="How long it is valid.")] = 12,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Print a token for the suite of this machine.
+
+    Send it as gRPC metadata `authorization: Bearer TOKEN`.
+    """
+    from shared import auth
+
+    named = {"user": user, "vendor": vendor, "admin": admin}
+    chosen = [(role, subject) for role, subject in named.items() if subject]
+    if anonymous:
+        chosen.append(("anonymous", os.urandom(8).hex()))
+    if len(chosen) != 1:
+        raise stop_with("say who: exactly one of --user NAME, --vendor NAME, --admin NAME, --anonymous", 2)
+    [(role, subject)] = chosen
+    files = State(state)
+    files.prepare()
+    key = auth.load_key(files.keys / "people.jwk")
+    made = auth.sign(
+        key, issuer=LOCAL_ISSUER, subject=subject, role=role, seconds=int(hours * 3600), owner=owner or None
+    )
+    print(made)
+
+
+@app.command()
+def migrate(
+    database_url: Annotated[str, typer.Option(help="A URL that may create roles and schemas.")],
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Bring every service's schema up to date in a Postgres of your own. Safe to repeat.
+
+    The logins' passwords are those of the state directory. `atelier up` does this by itself.
+    """
+    from shared.migrate import MigrationFailed
+    from shared.migrate import migrate as migrate_service
+
+    files = State(state)
+    files.prepare()
+    for name in SERVICES:
+        console.print(f"[dim]{name} ...")
+        try:
+            migrate_service(name, database_url, files.password(name, "app"), files.password(name, "worker"))
+        except MigrationFailed as problem:
+            raise stop_with(problem) from None
+    console.print("All schemas are up to date.")
+
+
+@app.command()
+def doctor(state: StateOption = DEFAULT_STATE) -> None:
+    """Check this machine and the running suite, and say what to do about each fault. Exit status 1 if there is one."""
+    table = Table(show_header=True)
+    for column in ("check", "result", "what to do"):
+        table.add_column(column, overflow="fold")
+    faults = 0
+    for check in checks.run(State(state)):
+        faults += not check.passed
+        table.add_row(
+            check.name, f"[green]{escape(check.found)}" if check.passed else f"[red]{escape(check.found)}", check.advice
+        )
+    console.print(table)
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def settings() -> None:
+    """Print every setting with its default and meaning."""
+    table = Table()
+    for column in ("ATELIER_...", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for name, field in Settings.model_fields.items():
+        default = field.default.get_secret_value() if hasattr(field.default, "get_secret_value") else field.default
+        table.add_row(name.upper(), escape(str(default if default not in (None, "") else "-")), field.description or "")
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def demo(
+    photos: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Front, back and side of one product. Default: the project's own jacket."),
+    ] = None,
+    facts: Annotated[Path | None, typer.Option(help="What is known about the product, as YAML.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo-out"),
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """From photographs to a tech pack, through the running services, as an outside client.
+
+    Uses the suite that `atelier up` runs on this state directory, or starts one for the while.
+    """
+    client = [
+        sys.executable, "-P", str(ROOT / "examples" / "client" / "demo.py"), "--out", str(out.resolve()),
+    ]  # fmt: skip
+    if facts:
+        client += ["--facts", str(facts.resolve())]
+    client += [str(photo.resolve()) for photo in photos or []]
+    checked = subprocess.run([*client, "--check"], env=_client_environment(""))
+    if checked.returncode:
+        raise typer.Exit(checked.returncode)
+    from cli.demo import run_client
+
+    raise typer.Exit(run_client(client, State(state), console, _client_environment))
+
+
+def _client_environment(client_token: str) -> dict[str, str]:
+    """Nothing of ours but the generated stubs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
+    return {**environment, "PYTHONPATH": str(ROOT / "gen"), "ATELIER_TOKEN": client_token}
+
+
+if __name__ == "__main__":
+    app(prog_name="atelier")

@@ -1,0 +1,70 @@
+"""Runs the demo's client against a suite: the one that is up, or one of its own for the while."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from cli.state import LOCAL_ISSUER, State
+from cli.suite import Options, Problem, Suite, interruptible, is_serving
+from shared import auth
+from shared.settings import PORTS, SERVICES
+
+INTERRUPTED = 130
+
+
+def run_client(
+    client: Sequence[str], state: State, console: Console, environment: Callable[[str], dict[str, str]]
+) -> int:
+    """The client's exit status; 130 after Ctrl-C. Whatever was started here has ended when this returns."""
+    state.prepare()
+    running = not _free(state) and all(is_serving(PORTS[name]) for name in SERVICES)
+    suite = None if running else Suite(state, Options(), lambda text: console.print(f"[dim]{text} ..."))
+    with interruptible() as stopped:
+        try:
+            if suite:
+                suite.start()
+            token = auth.sign(
+                auth.load_key(state.keys / "people.jwk"), issuer=LOCAL_ISSUER, subject="demo", role="user", seconds=3600
+            )
+            process = subprocess.Popen(client, env=environment(token), start_new_session=True)
+            try:
+                return _wait(process, stopped)
+            finally:
+                _end(process)
+        except Problem as problem:
+            console.print(f"[bold red]atelier:[/bold red] {problem}", markup=True, soft_wrap=True)
+            return 1
+        finally:
+            if suite:
+                suite.stop()
+
+
+def _free(state: State) -> bool:
+    """Whether no suite holds the state directory. Gives the lock back at once: the suite takes it itself."""
+    probe = State(state.directory)
+    if not probe.lock():
+        return False
+    probe.unlock()
+    return True
+
+
+def _wait(process: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> int:
+    while process.poll() is None:
+        if stopped():
+            return INTERRUPTED
+        time.sleep(0.05)
+    return process.returncode
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,87 @@
+"""What `atelier doctor` looks at."""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+
+from cli.state import State
+from cli.suite import is_serving, login_url
+from shared.embedded import EmbeddedPostgres
+from shared.settings import PORTS, SERVICES, load
+
+_LISTENERS = 2  # connections of a process beside its pool: the event listener, and a worker's sequencer
+_ENOUGH_DISK = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    passed: bool
+    found: str
+    advice: str = ""
+
+
+def run(state: State) -> Iterator[Check]:
+    yield _disk(state)
+    yield from _keys(state)
+    serving = [name for name in SERVICES if is_serving(PORTS[name])]
+    for name in SERVICES:
+        passed = name in serving
+        yield Check(
+            f"{name} answers", passed, "healthy" if passed else "no answer", "" if passed else "run: ./atelier up"
+        )
+    if serving:
+        yield from _database(state)
+
+
+def _disk(state: State) -> Check:
+    place = state.directory if state.directory.exists() else state.directory.parent
+    free = shutil.disk_usage(place).free
+    passed = free > _ENOUGH_DISK
+    return Check("disk", passed, f"{free // 1024**3} GB free", "" if passed else f"make room on the disk of {place}")
+
+
+def _keys(state: State) -> Iterator[Check]:
+    if not state.keys.exists():
+        yield Check("keys", False, "none yet", "run: ./atelier up")
+        return
+    exposed = [path.name for path in state.keys.iterdir() if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    yield Check(
+        "keys", not exposed, "private" if not exposed else f"others may read {', '.join(exposed)}",
+        "" if not exposed else f"run: chmod 600 {state.keys}/*",
+    )  # fmt: skip
+
+
+def _database(state: State) -> Iterator[Check]:
+    """Against the embedded Postgres, or the one of ATELIER_DATABASE_URL."""
+    admin_url = (
+        os.environ.get("ATELIER_DATABASE_URL") or EmbeddedPostgres(state.postgres).url.rsplit("/", 1)[0] + "/atelier"
+    )
+    settings = load("assets")
+    budget = len(SERVICES) * 2 * (settings.pool_size + _LISTENERS)
+    for name in SERVICES:
+        url = login_url(admin_url, f"{name}_app", state.password(name, "app"))
+        try:
+            with psycopg.connect(url, connect_timeout=3) as conn:
+                exposed = conn.execute(
+                    "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace"
+                    " AND NOT (relrowsecurity AND relforcerowsecurity)", (name,),
+                ).fetchone()  # fmt: skip
+                most = conn.execute("SELECT setting::int FROM pg_settings WHERE name = 'max_connections'").fetchone()
+        except psycopg.Error as error:
+            yield Check(f"{name} database", False, str(error).strip().splitlines()[-1], "is Postgres running?")
+            continue
+        count = exposed[0] if exposed else 0
+        yield Check(
+            f"{name} row security", count == 0, "forced on every table" if count == 0 else f"missing on {count} tables",
+            "" if count == 0 else "run: ./atelier migrate",
+        )  # fmt: skip
+    available = most[0] if most else 0
+    passed = budget <= available
+    yield Check(
+        "connections", passed, f"{budget} of {available} at most", "" if passed else "lower ATELIER_POOL_SIZE",
+    )  # fmt: skip

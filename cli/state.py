@@ -1,0 +1,75 @@
+"""The state directory of a suite on one machine: keys, secrets, where Postgres and the objects are."""
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+
+from shared import auth
+from shared.settings import SERVICES
+
+LOCAL_ISSUER = "atelier-local"
+PEOPLE_ROLES = ("user", "vendor", "anonymous", "admin")
+_SERVICE_ROLES = ("user", "vendor", "anonymous", "service")
+
+
+class State:
+    """Made on first use; nothing in it is ever overwritten."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        self.keys = self.directory / "keys"
+        self.logs = self.directory / "logs"
+        self.trust_file = self.keys / "trust.json"
+        self.storage_secret = self.keys / "storage.secret"
+        self.objects = self.directory / "objects"
+        self.postgres = self.directory / "postgres"
+        self._lock: int | None = None
+
+    def prepare(self) -> None:
+        # Others may pass through (Postgres runs as another account when this is root); what is private is 0600 or 0700.
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.keys.mkdir(mode=0o700, exist_ok=True)
+        self.logs.mkdir(mode=0o700, exist_ok=True)
+        people = auth.create_key(self.keys / "people.jwk")
+        entries = [auth.trust_entry(people, issuer=LOCAL_ISSUER, roles=PEOPLE_ROLES)]
+        for name in SERVICES:
+            key = auth.create_key(self.service_key(name))
+            entries.append(auth.trust_entry(key, issuer=f"atelier-{name}", roles=_SERVICE_ROLES, service=name))
+        if not self.trust_file.exists():
+            write_private(self.trust_file, json.dumps(entries, indent=1))
+        for name in ("storage.secret", *(f"{s}_{role}.password" for s in SERVICES for role in ("app", "worker"))):
+            if not (self.keys / name).exists():
+                write_private(self.keys / name, secrets.token_hex(32))
+
+    def service_key(self, service: str) -> Path:
+        return self.keys / f"service-{service}.jwk"
+
+    def password(self, service: str, role: str) -> str:
+        return (self.keys / f"{service}_{role}.password").read_text()
+
+    def lock(self) -> bool:
+        """One suite per state directory. False: another has it."""
+        handle = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return False
+        self._lock = handle
+        return True
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes whole or not at all, readable by this account only."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    temporary.rename(path)

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Runs the tests that this machine can run. Tests that need Go, Node.js or a Docker engine are left out where that is
+# missing, and their names are printed; any other test that can't run fails.
+#   tools/test.sh test [path ...]     everything but the fault tests
+#   tools/test.sh faults [path ...]
+set -eu
+kind=$1
+shift
+[ "$#" -gt 0 ] || set -- tests
+if [ "$kind" = faults ]; then marks='faults'; else marks='not faults'; fi
+
+left_out=''
+leave_out() {
+    marks="$marks and not $1"
+    left_out="$left_out $1"
+}
+[ -x .tools/bin/versitygw ] || command -v versitygw >/dev/null || leave_out needs_go
+command -v npm >/dev/null || leave_out needs_node
+docker info >/dev/null 2>&1 || leave_out needs_docker
+
+for mark in $left_out; do
+    names=$(.venv/bin/python -m pytest --collect-only -q -m "$mark" "$@" 2>/dev/null | grep '::' || true)
+    [ -z "$names" ] || printf 'left out (%s):\n%s\n' "$mark" "$names"
+done
+if [ "$kind" = faults ]; then
+    exec .venv/bin/python -m pytest -m "$marks" --timeout 1200 "$@"
+fi
+exec .venv/bin/python -m pytest -n 2 --dist loadfile -m "$marks" "$@"
