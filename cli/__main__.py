@@ -14,8 +14,8 @@ from rich.table import Table
 
 from cli import doctor as checks
 from cli.state import LOCAL_ISSUER, State
-from cli.suite import ROOT, Options, Problem, Suite, interruptible
-from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, Settings
+from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, ports
+from shared.settings import SERVICES, Settings
 
 app = typer.Typer(
     name="atelier", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -66,25 +66,51 @@ def up(
 
 
 def show_endpoints(seconds: float, suite: Suite) -> None:
+    at = ports()
     table = Table(title=f"Atelier is up ({seconds:.1f} s, {suite.memory_megabytes()} MB)", title_justify="left")
     table.add_column("service", style="bold")
     table.add_column("address")
     for name in SERVICES:
-        table.add_row(name, f"127.0.0.1:{PORTS[name]}")
-    table.add_row("signed URLs", f"http://127.0.0.1:{STORAGE_HTTP_PORT}")
+        table.add_row(name, f"127.0.0.1:{at[name]}")
+    table.add_row("signed URLs", f"http://127.0.0.1:{at['storage']}")
     console.print(table)
+    buf = ".venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H \"authorization: Bearer $TOKEN\" -d '{}'"
     console.print(
         "\nA token, in another terminal:\n"
         "  TOKEN=$(./atelier token --user ada)\n\n"
-        "Three calls to paste (buf comes with the project: .venv/bin/buf):\n"
-        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H \"authorization: Bearer $TOKEN\" -d '{{}}' \\\n"
-        f"    http://127.0.0.1:{PORTS['assets']}/atelier.assets.v1.AssetService/ListAssets\n"
-        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H \"authorization: Bearer $TOKEN\" -d '{{}}' \\\n"
-        f"    http://127.0.0.1:{PORTS['pipeline']}/atelier.pipeline.v1.ProductService/ListProducts\n"
-        f"  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge --list-methods http://127.0.0.1:{PORTS['techfiles']}\n"
-        "\nLogs are in .atelier/logs; `./atelier doctor` checks everything; Ctrl-C stops.",
+        "Three calls to paste:\n"
+        f"  {buf} http://127.0.0.1:{at['assets']}/atelier.assets.v1.AssetService/ListAssets\n"
+        f"  {buf} http://127.0.0.1:{at['pipeline']}/atelier.pipeline.v1.ProductService/GetSummary\n"
+        f"  {buf} http://127.0.0.1:{at['techfiles']}/atelier.techfiles.v1.CollectionService/ListCollections\n"
+        "\nThe whole job as calls is in docs/main-job.md; logs are in .atelier/logs;"
+        " `./atelier doctor` checks everything; Ctrl-C stops.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+
+
+@app.command()
+def dev(state: StateOption = DEFAULT_STATE) -> None:
+    """Like `up`, with the logs in this terminal, and started anew when a file changes."""
+    from cli.dev import run
+
+    suite = Suite(State(state), Options(), lambda text: console.print(f"[dim]{text} ..."))
+    with interruptible() as stopped:
+        try:
+            suite.start()
+        except Problem as problem:
+            raise stop_with(problem) from None
+        try:
+            run(suite, console, stopped)
+        finally:
+            suite.stop()
+
+
+@app.command()
+def health(service: Annotated[str, typer.Argument(help="assets, conversions, pipeline or techfiles")]) -> None:
+    """Exit status 0 if the service answers healthy on this machine, else 1. For health checks of containers."""
+    if service not in SERVICES:
+        raise stop_with(f"no service is called {service}; there are {', '.join(SERVICES)}", 2)
+    raise typer.Exit(0 if is_serving(ports()[service]) else 1)
 
 
 @app.command()
@@ -123,25 +149,45 @@ def token(
 
 @app.command()
 def migrate(
-    database_url: Annotated[str, typer.Option(help="A URL that may create roles and schemas.")],
+    database_url: Annotated[str, typer.Option(help="A URL that may create roles and schemas.", envvar="DATABASE_URL")],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Bring every service's schema up to date in a Postgres of your own. Safe to repeat.
 
-    The logins' passwords are those of the state directory. `atelier up` does this by itself.
+    Makes keys and passwords in the state directory, and login URLs for ATELIER_SECRETS_DIR in its secrets/.
+    `atelier up` does all this by itself.
     """
+    from cli.setup import migrate_all
     from shared.migrate import MigrationFailed
-    from shared.migrate import migrate as migrate_service
 
-    files = State(state)
-    files.prepare()
-    for name in SERVICES:
-        console.print(f"[dim]{name} ...")
+    try:
+        migrate_all(State(state), database_url, lambda text: console.print(f"[dim]{text}"))
+    except MigrationFailed as problem:
+        raise stop_with(problem) from None
+
+
+@app.command()
+def setup(
+    database_url: Annotated[str, typer.Option(help="A URL that may create roles and schemas.", envvar="DATABASE_URL")],
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """What a deployment on servers of your own needs once: `migrate`, and the bucket of ATELIER_S3_*.
+
+    Safe to repeat.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from cli.setup import make_bucket
+    from shared.settings import load
+
+    migrate(database_url, state)
+    settings = load("assets")
+    if settings.storage == "s3":
         try:
-            migrate_service(name, database_url, files.password(name, "app"), files.password(name, "worker"))
-        except MigrationFailed as problem:
-            raise stop_with(problem) from None
-    console.print("All schemas are up to date.")
+            make_bucket(settings)
+        except (BotoCoreError, ClientError) as error:
+            raise stop_with(f"bucket {settings.s3_bucket} at {settings.s3_endpoint}: {error}") from None
+    console.print("Ready: start the services.")
 
 
 @app.command()

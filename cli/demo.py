@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from cli.state import LOCAL_ISSUER, State
-from cli.suite import Options, Problem, Suite, interruptible, is_serving
+from cli.suite import Options, Problem, Suite, interruptible, is_serving, ports
 from shared import auth
-from shared.settings import PORTS, SERVICES
+from shared.settings import SERVICES
 
 INTERRUPTED = 130
 
@@ -21,7 +21,7 @@ def run_client(
 ) -> int:
     """The client's exit status; 130 after Ctrl-C. Whatever was started here has ended when this returns."""
     state.prepare()
-    running = not _free(state) and all(is_serving(PORTS[name]) for name in SERVICES)
+    running = not _free(state) and all(is_serving(ports()[name]) for name in SERVICES)
     suite = None if running else Suite(state, Options(), lambda text: console.print(f"[dim]{text} ..."))
     with interruptible() as stopped:
         try:
@@ -30,7 +30,8 @@ def run_client(
             token = auth.sign(
                 auth.load_key(state.keys / "people.jwk"), issuer=LOCAL_ISSUER, subject="demo", role="user", seconds=3600
             )
-            process = subprocess.Popen(client, env=environment(token), start_new_session=True)
+            addresses = [f"--{name}=127.0.0.1:{ports()[name]}" for name in SERVICES]
+            process = subprocess.Popen([*client, *addresses], env=environment(token), start_new_session=True)
             try:
                 return _wait(process, stopped)
             finally:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import psycopg
 
 from cli.state import State
-from cli.suite import is_serving, login_url
+from cli.suite import is_serving, login_url, ports
 from shared.embedded import EmbeddedPostgres
-from shared.settings import PORTS, SERVICES, load
+from shared.settings import SERVICES, load
 
 _LISTENERS = 2  # connections of a process beside its pool: the event listener, and a worker's sequencer
 _ENOUGH_DISK = 2 * 1024**3
@@ -28,7 +28,7 @@ class Check:
 def run(state: State) -> Iterator[Check]:
     yield _disk(state)
     yield from _keys(state)
-    serving = [name for name in SERVICES if is_serving(PORTS[name])]
+    serving = [name for name in SERVICES if is_serving(ports()[name])]
     for name in SERVICES:
         passed = name in serving
         yield Check(

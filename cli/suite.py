@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.state import State
 from shared.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT
+from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, load
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60
@@ -38,7 +38,6 @@ class Options:
 
     database_url: str = ""
     s3_endpoint: str = ""
-    reload: bool = False
 
 
 @dataclass
@@ -59,6 +58,7 @@ class Suite:
     report: Report
     postgres: EmbeddedPostgres | None = None
     processes: list[Process] = field(default_factory=list)
+    admin_url: str = ""
 
     def start(self) -> None:
         """Returns when every service answers healthy. Raises Problem; whatever was started is stopped then."""
@@ -67,10 +67,11 @@ class Suite:
             raise Problem(f"a suite is already running on {self.state.directory}; stop it, or use --state for another")
         try:
             check_ports()
-            admin_url = self.options.database_url or self._start_postgres()
-            self._migrate(admin_url)
+            self.admin_url = self.options.database_url or self._start_postgres()
+            self._migrate()
+            self._bucket()
             self.report("Starting the services")
-            self._spawn_all(admin_url)
+            self._spawn_all()
             self._await_health()
         except BaseException:
             self.stop()
@@ -79,11 +80,23 @@ class Suite:
     def watch(self, stopped: Callable[[], bool]) -> None:
         """Starts processes that end, each at most once a second, until `stopped`."""
         while not stopped():
-            for process in self.processes:
-                if process.popen and process.popen.poll() is not None and time.monotonic() - process.started > 1:
-                    self.report(f"{process.name} ended with status {process.popen.returncode}; starting it again")
-                    self._spawn(process)
+            self.revive()
             time.sleep(0.2)
+
+    def revive(self) -> None:
+        for process in self.processes:
+            if process.popen and process.popen.poll() is not None and time.monotonic() - process.started > 1:
+                self.report(f"{process.name} ended with status {process.popen.returncode}; starting it again")
+                self._spawn(process)
+
+    def restart_services(self) -> None:
+        """Ends every process but Postgres; `revive` starts them."""
+        for process in self.processes:
+            if process.popen and process.popen.poll() is None:
+                process.popen.terminate()
+        for process in self.processes:
+            if process.popen:
+                process.popen.wait(30)
 
     def stop(self) -> None:
         """Servers first, so that nothing new begins; then the worker, the storage and the database."""
@@ -121,8 +134,8 @@ class Suite:
                 conn.execute("CREATE DATABASE atelier")
         return admin.rsplit("/", 1)[0] + "/atelier"
 
-    def _migrate(self, admin_url: str) -> None:
-        missing = [name for name in SERVICES if not is_migrated(name, admin_url)]
+    def _migrate(self) -> None:
+        missing = [name for name in SERVICES if not is_migrated(name, self.admin_url)]
         if not missing:
             return
         self.report("Bringing the schemas up to date")
@@ -130,20 +143,33 @@ class Suite:
 
         for name in missing:
             try:
-                migrate(name, admin_url, self.state.password(name, "app"), self.state.password(name, "worker"))
+                migrate(name, self.admin_url, self.state.password(name, "app"), self.state.password(name, "worker"))
             except MigrationFailed as error:
                 raise Problem(str(error)) from None
 
-    def _spawn_all(self, admin_url: str) -> None:
+    def _bucket(self) -> None:
+        if not self.options.s3_endpoint:
+            return
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        from cli.setup import make_bucket
+
+        os.environ |= {"ATELIER_STORAGE": "s3", "ATELIER_S3_ENDPOINT": self.options.s3_endpoint}
+        try:
+            make_bucket(load("assets"))
+        except (BotoCoreError, ClientError) as error:
+            raise Problem(f"object store {self.options.s3_endpoint}: {error}") from None
+
+    def _spawn_all(self) -> None:
         common = self._environment()
         self.processes = [Process("storage", ["shared.storage.http"], common)] if not self.options.s3_endpoint else []
         for name in SERVICES:
-            url = login_url(admin_url, f"{name}_app", self.state.password(name, "app"))
+            url = login_url(self.admin_url, f"{name}_app", self.state.password(name, "app"))
             own = {"ATELIER_DATABASE_URL": url, "ATELIER_SERVICE_KEY_FILE": str(self.state.service_key(name))}
             self.processes.append(Process(name, [f"services.{name}", "serve"], common | own))
         workers = dict(common)
         for name in SERVICES:
-            url = login_url(admin_url, f"{name}_worker", self.state.password(name, "worker"))
+            url = login_url(self.admin_url, f"{name}_worker", self.state.password(name, "worker"))
             workers[f"ATELIER_{name.upper()}_DATABASE_URL"] = url
             workers[f"ATELIER_{name.upper()}_SERVICE_KEY_FILE"] = str(self.state.service_key(name))
         self.processes.append(Process("worker", ["cli.worker", *SERVICES], workers))
@@ -151,18 +177,17 @@ class Suite:
             self._spawn(process)
 
     def _environment(self) -> dict[str, str]:
-        environment = {
+        return {
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
             "PYTHONUNBUFFERED": "1",
             "ATELIER_TRUST_FILE": str(self.state.trust_file),
             "ATELIER_STORAGE_ROOT": str(self.state.objects),
             "ATELIER_STORAGE_SECRET_FILE": str(self.state.storage_secret),
-            "ATELIER_STORAGE_HTTP_PORT": str(STORAGE_HTTP_PORT),
+            "ATELIER_STORAGE_HTTP_PORT": str(ports()["storage"]),
+            "ATELIER_STORAGE_URL": f"http://127.0.0.1:{ports()['storage']}",
+            **{f"ATELIER_{name.upper()}_ADDRESS": f"127.0.0.1:{ports()[name]}" for name in SERVICES},
         }
-        if self.options.s3_endpoint:
-            environment |= {"ATELIER_STORAGE": "s3", "ATELIER_S3_ENDPOINT": self.options.s3_endpoint}
-        return environment
 
     def _spawn(self, process: Process) -> None:
         log = self.state.logs / f"{process.name}.log"
@@ -181,7 +206,7 @@ class Suite:
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        waiting = {name: PORTS[name] for name in SERVICES}
+        waiting = {name: ports()[name] for name in SERVICES}
         while waiting or not self._storage_answers():
             for process in self.processes:
                 if process.popen and process.popen.poll() is not None:
@@ -197,7 +222,7 @@ class Suite:
         if self.options.s3_endpoint:
             return True
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"http://127.0.0.1:{STORAGE_HTTP_PORT}/healthz", timeout=1).status_code == 200
+            return httpx.get(f"http://127.0.0.1:{ports()['storage']}/healthz", timeout=1).status_code == 200
         return False
 
     def _last_line(self, process: Process) -> str:
@@ -206,8 +231,14 @@ class Suite:
         return f"{lines[-1][:300] if lines else 'it said nothing'} (all of it: {log})"
 
 
+def ports() -> dict[str, int]:
+    """Of the four services and `storage`, after ATELIER_<SERVICE>_PORT and ATELIER_STORAGE_HTTP_PORT."""
+    chosen = {name: int(os.environ.get(f"ATELIER_{name.upper()}_PORT", PORTS[name])) for name in SERVICES}
+    return {**chosen, "storage": int(os.environ.get("ATELIER_STORAGE_HTTP_PORT", STORAGE_HTTP_PORT))}
+
+
 def check_ports() -> None:
-    for name, port in {**PORTS, "storage": STORAGE_HTTP_PORT}.items():
+    for name, port in ports().items():
         with contextlib.closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -40,6 +40,7 @@ class Kind:
     done: str
     publish: Publish
     max_attempts: int = 3
+    cancelled: str = "cancelled"
 
 
 @dataclass
@@ -53,12 +54,13 @@ class JobFailed(Exception):
 
 @dataclass
 class Outcome:
-    """What a try achieved: the row's new columns, figures for the attempt, and what else the commit does."""
+    """What a try achieved: the row's new columns, figures for the attempt, and what else the commit does. `to`: another
+    state than the kind's `done`."""
 
     columns: dict[str, Any]
+    to: str | None = None
     output_bytes: int = 0
     credits: int = 0
-    model: str = ""
     also: Callable[[Mutation, Any], Awaitable[None]] | None = None  # within the commit
     after: Callable[[], Awaitable[None]] | None = None  # once committed
     undo: Callable[[], Awaitable[None]] | None = None  # if another try has the row: remove what this one stored
@@ -66,11 +68,13 @@ class Outcome:
 
 @dataclass
 class Attempt:
-    """The try in hand. `row` is the job's row as claimed; `token` fences every write."""
+    """The try in hand. `row` is the job's row as claimed; `token` fences every write. The rest is for its record, and
+    stands there however the try ends."""
 
     row: Any
     token: UUID
     input_bytes: int = 0
+    model: str = ""
 
 
 class Superseded(Exception):
@@ -101,7 +105,7 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
             with suppress(asyncio.CancelledError, Exception):
                 await working
             watching.result()  # raises Superseded if that is why
-            await _end(db, kind, attempt, "cancelled", "cancelled")
+            await _end(db, kind, attempt, kind.cancelled, "cancelled")
             return
         await _finish(db, kind, attempt, working.result())
     except JobFailed as failure:
@@ -136,7 +140,7 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
             " WHERE job_id = %s AND outcome = 'running'", (row_id,),
         )  # fmt: skip
         if row.cancel_requested:
-            await _move(m, kind, row_id, "cancelled")
+            await _move(m, kind, row_id, kind.cancelled)
             return None
         if row.attempt_number >= kind.max_attempts and row.state == kind.running:
             columns: dict[str, Any] = {
@@ -171,7 +175,7 @@ async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
     try:
         async with db.transaction(attempt.row.owner) as m:
             done = {"error_class": "", "error_message": "", **outcome.columns}
-            row = await _move(m, kind, attempt.row.id, kind.done, token=attempt.token, **done)
+            row = await _move(m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done)
             if row is not None:
                 if outcome.also:
                     await outcome.also(m, row)
@@ -219,7 +223,7 @@ async def _record(
     await m.run(
         _END_ATTEMPT,
         {"token": attempt.token, "outcome": how, "error_class": error_class, "error_message": error_message,
-         "model": figures.model, "input_bytes": attempt.input_bytes, "output_bytes": figures.output_bytes,
+         "model": attempt.model, "input_bytes": attempt.input_bytes, "output_bytes": figures.output_bytes,
          "credits": figures.credits},
     )  # fmt: skip
 

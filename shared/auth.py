@@ -130,9 +130,10 @@ class Verifier:
         ):
             raise _refused("the token is not valid yet")
         role, subject = claims.get("role"), claims.get("sub")
-        may_sign = isinstance(role, str) and role in trusted.roles
-        if not may_sign or not isinstance(subject, str) or not 1 <= len(subject) <= 120:
-            raise _refused("the token's key may not sign this role, or the token names nobody")
+        if not isinstance(role, str) or role not in trusted.roles:
+            raise _refused("the token's key may not sign this role")
+        if not isinstance(subject, str) or not 1 <= len(subject) <= 120:
+            raise _refused("the token names nobody: sub must have 1 to 120 characters")
         owner = claims.get("owner", f"{role}:{subject}")
         if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
             raise _refused("the token's owner must look like user:ada or vendor:acme")

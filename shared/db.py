@@ -73,7 +73,7 @@ class Database:
             f"-c search_path={service},{service}_jobs"
             f" -c statement_timeout={int(settings.statement_timeout_seconds * 1000)}"
             f" -c lock_timeout={int(settings.lock_timeout_seconds * 1000)}"
-            " -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+            " -c idle_in_transaction_session_timeout=10000 -c timezone=UTC"
         )
         self.url = settings.database_url.get_secret_value()
         self.connect_arguments: dict[str, Any] = {
@@ -90,10 +90,18 @@ class Database:
             # An attempt to connect backs off for longer and longer. Given up early, the next caller starts a fresh
             # one, so that the pool is back within a second or two of a database that was away for long.
             reconnect_timeout=2,
-            configure=_autocommit,
+            configure=self._configure,
             open=False,
         )
         self._lent = 0
+
+    async def _configure(self, conn: Connection) -> None:
+        await conn.set_autocommit(True)  # not a connect argument: the job queue adds its own
+        # A frozen process must not keep its rows locked. In a pipeline the server never takes a session for idle, so
+        # that only this limit ends it; before Postgres 17 there is none.
+        if conn.info.server_version >= 170000:
+            limit = str(int(self._settings.statement_timeout_seconds * 1000))
+            await conn.execute("SELECT set_config('transaction_timeout', %s, false)", (limit,))
 
     async def open(self) -> None:
         """Connects in the background; a server starts, and answers health, while its database is away."""
@@ -198,11 +206,6 @@ class Database:
             return result
 
 
-async def _autocommit(conn: Connection) -> None:
-    # Not a connect argument: the job queue adds its own.
-    await conn.set_autocommit(True)
-
-
 async def _roll_back(conn: Connection, pipeline: Any) -> None:
     with suppress(psycopg.Error):  # the first error is the one that is raised
         await pipeline.sync()
@@ -235,6 +238,15 @@ async def _replay(m: Mutation, key: Mapping[str, Any], answer: type[A]) -> A | N
             Reason.ERROR_REASON_REQUEST_ID_REUSED,
         )
     return answer.FromString(stored.answer)
+
+
+async def forget_answer(m: Mutation, request: Any) -> None:
+    """Removes what is stored for the request, so that a repeat runs again: for a call that commits before its work."""
+    await m.run(
+        "DELETE FROM requests WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s"
+        " AND request_id = %(request_id)s",
+        _request_key(request),
+    )
 
 
 async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000) -> int:

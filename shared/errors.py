@@ -14,9 +14,10 @@ import psycopg
 import psycopg_pool
 import structlog
 from atelier.common.v1 import errors_pb2
-from shared.storage import StorageFull, StorageUnavailable
 from google.protobuf import any_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from shared.storage import StorageFull, StorageUnavailable
 
 DOMAIN = "atelier"
 Reason = errors_pb2.ErrorReason
@@ -64,15 +65,14 @@ class DomainError(Exception):
         return self.text
 
 
-def invalid(
-    field_path: str, text: str, reason: "Reason.ValueType" = Reason.ERROR_REASON_INVALID_FIELD
-) -> DomainError:
+def invalid(field_path: str, text: str, reason: int = Reason.ERROR_REASON_INVALID_FIELD) -> DomainError:
     """INVALID_ARGUMENT: a field breaks a rule. `reason`: another one that is INVALID_ARGUMENT, too."""
     return invalid_fields([(field_path, text)], reason)
 
 
 def invalid_fields(
-    violations: Sequence[tuple[str, str]], reason: "Reason.ValueType" = Reason.ERROR_REASON_INVALID_FIELD
+    violations: Sequence[tuple[str, str]],
+    reason: int = Reason.ERROR_REASON_INVALID_FIELD,
 ) -> DomainError:
     """INVALID_ARGUMENT for several (field path, what is wrong) at once."""
     named = [error_details_pb2.BadRequest.FieldViolation(field=name, description=text) for name, text in violations]

@@ -13,7 +13,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,6 +35,7 @@ STAMP_BATCH = 1000
 READ_BATCH = 500
 QUEUE_LIMIT = 2000  # events a slow watcher may be behind before it is sent away
 _MOST_OWNERS_TOLD = 40
+_SILENT_SECONDS = 10
 _log = structlog.get_logger("events")
 
 
@@ -85,6 +86,8 @@ async def run_sequencer(db: Database) -> None:
     while True:
         try:
             async with await db.connect() as conn:
+                # A frozen process must not keep the lock: the server ends sessions that have stopped polling.
+                await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
                 lock = await conn.execute("SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 7))  AS held")
                 if (await lock.fetchone()).held:  # type: ignore[union-attr]
                     await _stamp_forever(conn, db.service)
@@ -207,7 +210,7 @@ class EventStream:
         row = await self._db.row("SELECT epoch, position FROM event_stream")
         return Cursor(row.epoch, row.position, "")
 
-    async def follow(self, request: Message, start: Cursor) -> AsyncIterator[tuple[Event | None, str]]:
+    async def follow(self, request: Message, start: Cursor) -> AsyncGenerator[tuple[Event | None, str], None]:
         """Yields (event, cursor) in order, after `start`; (None, cursor) as a bookmark while idle.
 
         Raises CURSOR_TOO_OLD, SHUTTING_DOWN or SLOW_READER, the last two with the cursor in the trailers, and

@@ -8,6 +8,7 @@ so that a job always comes to its own end.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 import procrastinate
 import psycopg
 import structlog
-from procrastinate import exceptions, jobs, retry
+from procrastinate import JobContext, exceptions, jobs, manager, retry
 
 from shared.db import Database, Mutation
 
@@ -24,6 +25,32 @@ FRESH = 100  # priority of work somebody waits for
 BACKFILL = 0  # priority of work nobody waits for
 _DAY = 24
 _log = structlog.get_logger("jobs")
+
+# The queue's own tables: what waits there has no contents, only ids, so that counting it tells of nobody's work.
+_POSITION = """
+    WITH mine AS (
+        SELECT id, priority, queue_name FROM procrastinate_jobs
+        WHERE status = 'todo' AND args ->> 'row_id' = %(row_id)s ORDER BY id LIMIT 1
+    )
+    SELECT 1 + count(other.id) AS position FROM mine LEFT JOIN procrastinate_jobs other
+        ON other.status = 'todo' AND other.queue_name = mine.queue_name
+        AND (other.scheduled_at IS NULL OR other.scheduled_at <= now())
+        AND (other.priority > mine.priority OR (other.priority = mine.priority AND other.id < mine.id))
+    GROUP BY mine.id
+"""
+
+_FETCHED = """
+    (SELECT id FROM procrastinate_jobs
+     WHERE id = %(job_id)s AND attempts = %(attempts)s AND status = 'doing' FOR UPDATE) AS fetched
+"""
+_FINISH = f"SELECT procrastinate_finish_job_v1(id, %(status)s, %(delete_job)s) FROM {_FETCHED}"
+_RETRY = f"""
+    SELECT procrastinate_retry_job_v2(id, %(retry_at)s::timestamptz, %(priority)s, %(queue)s, %(lock)s) FROM {_FETCHED}
+"""
+_INSIST_SECONDS = 60.0  # longer than any heartbeat: by then this worker knows that its database is away
+_LONGEST_BACKOFF_SECONDS = 60
+_LONGEST_BEAT_SECONDS = 5.0
+_LONGEST_REAPING_SECONDS = 3.0  # with a poll of 1 s: taken over within lease + 5 s
 
 TaskFunction = Callable[[str], Awaitable[None]]
 
@@ -39,10 +66,40 @@ class TryAgain(Exception):
 
 
 class _Again(retry.BaseRetryStrategy):
-    def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> retry.RetryDecision | None:
-        if isinstance(exception, TryAgain):
-            return procrastinate.RetryDecision(retry_at=exception.at)
-        return None
+    """Whatever didn't return runs again, also what was cancelled: the row knows whether there is more to do."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> retry.RetryDecision:
+        return procrastinate.RetryDecision(retry_at=exception.at if isinstance(exception, TryAgain) else _LONG_AGO)
+
+
+class _Manager(manager.JobManager):
+    """Ends only the run that was fetched, and insists on it.
+
+    A worker that was frozen past its lease comes back with a job that another one has by now; every return to the
+    queue raises `attempts`, which tells the two apart. And a job whose end the queue never hears of, because the
+    database was away for a moment, would stay taken for as long as this worker lives.
+    """
+
+    async def finish_job(self, job: jobs.Job, status: jobs.Status, delete_job: bool) -> None:
+        await self._insist(_FINISH, job, status=status.value, delete_job=delete_job)
+
+    async def retry_job(
+        self, job: jobs.Job, retry_at: datetime | None = None, priority: int | None = None,
+        queue: str | None = None, lock: str | None = None,
+    ) -> None:  # fmt: skip
+        await self._insist(_RETRY, job, retry_at=retry_at, priority=priority, queue=queue, lock=lock)
+
+    async def _insist(self, statement: str, job: jobs.Job, **parameters: Any) -> None:
+        deadline = time.monotonic() + _INSIST_SECONDS
+        while True:
+            try:
+                return await self.connector.execute_query_async(
+                    statement, job_id=job.id, attempts=job.attempts, **parameters
+                )
+            except exceptions.ConnectorException:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(1)
 
 
 class JobQueue:
@@ -51,16 +108,31 @@ class JobQueue:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._app = procrastinate.App(connector=procrastinate.PsycopgConnector())
+        self._app.job_manager = _Manager(self._app.connector)
         self._queues: set[str] = set()
 
     def task(self, name: str, queue: str, function: TaskFunction) -> None:
         """Registers what runs for jobs called `name`; it gets the id of the row that the job serves."""
 
-        async def run(row_id: str) -> None:
-            await function(row_id)
+        async def run(context: JobContext, row_id: str) -> None:
+            try:
+                await function(row_id)
+            except TryAgain:
+                raise
+            except Exception as error:
+                # Not even the end of the try could be written, so the row still needs this job.
+                _log.exception("job could not record its end", task=name, row=row_id)
+                raise await self._after_backoff(context.job.attempts) from error
 
-        self._app.task(name=name, queue=self._queue(queue), retry=_Again())(run)
+        self._app.task(name=name, queue=self._queue(queue), retry=_Again(), pass_context=True)(run)
         self._queues.add(self._queue(queue))
+
+    async def _after_backoff(self, attempts: int) -> TryAgain:
+        seconds = min(2**attempts, _LONGEST_BACKOFF_SECONDS)
+        with contextlib.suppress(psycopg.Error):
+            rows = await self._db.system_rows("SELECT now() + make_interval(secs => %s) AS at", (seconds,))
+            return TryAgain(rows[0].at)
+        return TryAgain()  # nothing runs before the database is back
 
     def _queue(self, name: str) -> str:
         return f"{self._db.service}.{name}"
@@ -70,26 +142,35 @@ class JobQueue:
         task = self._app.configure_task(name, queue=self._queue(queue), priority=priority, connection=m.conn)
         await task.defer_async(row_id=str(row_id))
 
+    async def position(self, row_id: Any) -> int | None:
+        """Where the row's job stands among those that wait in its queue, whoever's they are: 1 starts next. None: it
+        isn't waiting."""
+        row = await self._db.row(_POSITION, {"row_id": str(row_id)})
+        return row.position if row else None
+
     async def work(self, *, concurrency: int, lease_seconds: float) -> None:
         """Runs jobs until cancelled, then gives those in hand 5 seconds and puts the rest back."""
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
             group.create_task(self._reap(lease_seconds))
             while True:
-                with contextlib.suppress(exceptions.ConnectorException, psycopg.Error):
+                reason = "it was taken for dead"
+                try:
                     await self._app.run_worker_async(
                         queues=sorted(self._queues),
                         concurrency=concurrency,
                         fetch_job_polling_interval=1.0,
                         abort_job_polling_interval=3600.0,
-                        update_heartbeat_interval=lease_seconds / 3,
+                        update_heartbeat_interval=min(lease_seconds / 3, _LONGEST_BEAT_SECONDS),
                         stalled_worker_timeout=lease_seconds,
                         shutdown_graceful_timeout=5.0,
                         install_signal_handlers=False,
                         delete_jobs=jobs.DeleteJobCondition.SUCCESSFUL.value,
                         name=self._db.service,
                     )
+                except (exceptions.ConnectorException, psycopg.Error) as error:
+                    reason = str(error.__cause__ or error)
                 # It only returns if the database went away under it, or this worker was taken for dead: begin anew.
-                _log.warning("worker restarts", service=self._db.service)
+                _log.warning("worker restarts", service=self._db.service, reason=reason)
                 await asyncio.sleep(1)
 
     async def _reap(self, lease_seconds: float) -> None:
@@ -97,7 +178,7 @@ class JobQueue:
         manager = self._app.job_manager
         passes = 0
         while True:
-            await asyncio.sleep(lease_seconds / 3)
+            await asyncio.sleep(min(lease_seconds / 3, _LONGEST_REAPING_SECONDS))
             try:
                 for queue in sorted(self._queues):
                     await self._requeue(
@@ -114,5 +195,4 @@ class JobQueue:
     async def _requeue(self, stalled: Iterable[jobs.Job]) -> None:
         for job in stalled:
             _log.warning("job of a dead worker put back", job=job.id, task=job.task_name, row=job.task_kwargs)
-            with contextlib.suppress(exceptions.ConnectorException):  # another reaper was faster
-                await self._app.job_manager.retry_job(job, retry_at=_LONG_AGO)
+            await self._app.job_manager.retry_job(job, retry_at=_LONG_AGO)  # unless another reaper was faster

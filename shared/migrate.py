@@ -73,8 +73,12 @@ def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
 
 
 def _queue_policies(conn: psycopg.Connection[Any], service: str, table: sql.Identifier) -> None:
-    """Queue rows hold ids only; whoever may enqueue may see them."""
-    roles = sql.SQL("{}, {}").format(sql.Identifier(f"{service}_app"), sql.Identifier(f"{service}_worker"))
+    """Queue rows hold ids only; whoever may enqueue may see them.
+
+    So may the owner: when a dead worker's row is deleted, the foreign key touches its jobs as the tables' owner, and
+    their triggers write events as the owner, too.
+    """
+    roles = sql.SQL(", ").join(sql.Identifier(f"{service}_{role}") for role in ("app", "worker", "owner"))
     for statement in (
         "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
         "ALTER TABLE {table} FORCE ROW LEVEL SECURITY",

@@ -1,13 +1,19 @@
-"""Between rows and messages: enum names, times, JSON."""
+"""Between rows and messages: enum names, times, JSON, facts."""
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from atelier.common.v1 import facts_pb2
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from shared import errors
+from shared.facts import FactsError, parse_facts
+
+METADATA_BYTES = 16 * 1024
+METADATA_LEVELS = 32
 
 
 class Words:
@@ -31,7 +37,7 @@ def timestamp(at: datetime | None) -> timestamp_pb2.Timestamp | None:
 
 
 def time_of(stamp: timestamp_pb2.Timestamp, present: bool, field: str = "") -> datetime | None:
-    """A UTC datetime, or None if the field is absent. One before year 1 or after 9999 is INVALID_ARGUMENT on `field`."""
+    """A UTC datetime, or None if the field is absent. Beyond the years 1 to 9999: INVALID_ARGUMENT on `field`."""
     try:
         return stamp.ToDatetime(tzinfo=UTC) if present else None
     except (ValueError, OverflowError):
@@ -65,3 +71,49 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value
+
+
+def metadata(value: struct_pb2.Struct, field: str, limit: int = METADATA_BYTES) -> dict[str, Any]:
+    """What a caller wants kept with a row. INVALID_ARGUMENT on `field` beyond `limit` bytes as JSON or 32 levels."""
+    made = plain(value, field)
+    if _levels(made, METADATA_LEVELS) > METADATA_LEVELS:
+        raise errors.invalid(field, f"is nested deeper than {METADATA_LEVELS} levels")
+    size = len(json.dumps(made, ensure_ascii=False).encode())
+    if size > limit:
+        raise errors.invalid(field, f"is {size} bytes as JSON; the limit is {limit}")
+    return made
+
+
+def _levels(value: Any, budget: int) -> int:
+    if budget < 0 or not isinstance(value, dict | list):
+        return 0 if budget >= 0 else 1
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max((_levels(child, budget - 1) for child in children), default=0)
+
+
+def facts(value: facts_pb2.Facts, field: str) -> dict[str, Any]:
+    """The plain form of facts, as shared.facts.parse_facts reads it; what is absent has no key.
+
+    INVALID_ARGUMENT, with the path below `field`, for facts that don't hold together.
+    """
+    made = _stated(value)
+    try:
+        parse_facts(made)
+    except FactsError as error:
+        raise errors.invalid(f"{field}.{error.path}" if error.path else field, error.reason) from None
+    return made
+
+
+def _stated(value: Any) -> Any:
+    if isinstance(value, facts_pb2.Point):  # its zeros are places, too
+        return {"x": value.x, "y": value.y}
+    if isinstance(value, str | float):
+        return value
+    if not hasattr(value, "ListFields"):
+        return [_stated(item) for item in value]
+    return {field.name: _stated(item) for field, item in value.ListFields()}
+
+
+def facts_message(stored: Mapping[str, Any]) -> facts_pb2.Facts:
+    """The message of facts that were stored in their plain form."""
+    return json_format.ParseDict(dict(stored), facts_pb2.Facts())

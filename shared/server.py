@@ -7,6 +7,7 @@ order: identity and policy, in-flight cap, deadline, validation, the handler, er
 import asyncio
 import contextlib
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import grpc
@@ -26,12 +28,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from shared import auth, errors, telemetry
+from shared import auth, calls, errors, telemetry
 from shared.errors import DomainError, Reason
 from shared.settings import PORTS, Settings
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
+_TURN_AWAY_SECONDS = 1.0
 _log = structlog.get_logger("server")
 
 Context = grpc.aio.ServicerContext
@@ -148,6 +151,7 @@ class Guard:
                 check(request)
                 left = context.time_remaining()
                 seconds = limits.default_deadline if left is None else min(left, limits.max_deadline)
+                calls.set_deadline(seconds)
                 async with asyncio.timeout(seconds):
                     return await handler(request, context)
             except Exception as error:
@@ -262,10 +266,15 @@ class Running:
         self._reporting = reporting
 
     async def drain(self, seconds: float) -> None:
-        """Health says so, watches end with a cursor, calls in flight get `seconds` to finish."""
+        """Health says so, watches end with a cursor, calls in flight get `seconds` to finish.
+
+        A call that reaches the server while it stops is answered CANCELLED by gRPC's core, which no client repeats. So
+        it goes on serving for a moment, in which those who ask for health, balancers and clients, turn away.
+        """
         self._reporting.cancel()
         await self._health.enter_graceful_shutdown()
         await self._service.drain()
+        await asyncio.sleep(min(_TURN_AWAY_SECONDS, seconds))
         await self._server.stop(seconds)
 
 
@@ -296,6 +305,9 @@ async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", setti
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if parent := multiprocessing.parent_process():
+        # Without it nobody would pass signals on, and its port would stay taken.
+        asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
     async with opened as service:
         running = await start(service, settings, auth.Verifier(auth.load_trust(settings.trust_file)))
         await stop.wait()
@@ -394,20 +406,46 @@ def run(name: str, settings: Settings, opener: Opener) -> None:
     if settings.processes == 1:
         _process(name, settings, opener)
         return
-    spawn = multiprocessing.get_context("spawn")  # gRPC objects must not cross a fork
-    children = [spawn.Process(target=_process, args=(name, settings, opener)) for _ in range(settings.processes)]
-    for child in children:
-        child.start()
+    if not _keep_running(lambda: _spawn(name, settings, opener), settings.processes):
+        sys.exit(f"atelier: {name}: a server process could not start; its own message stands above")
 
-    def pass_on(number: int, _frame: object) -> None:
+
+def _spawn(name: str, settings: Settings, opener: Opener) -> multiprocessing.process.BaseProcess:
+    spawn = multiprocessing.get_context("spawn")  # gRPC objects must not cross a fork
+    child = spawn.Process(target=_process, args=(name, settings, opener))
+    child.start()
+    return child
+
+
+def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], count: int) -> bool:
+    """Keeps `count` children until SIGTERM or SIGINT, which they get too. One that is killed is replaced; one that
+    gives up by itself ends all, and the answer is False."""
+    children: list[multiprocessing.process.BaseProcess] = []
+    stopping: list[int] = []
+
+    def stop(number: int, _frame: object = None) -> None:
+        stopping.append(number)
         for child in children:
-            if child.pid:
+            if child.pid and child.is_alive():
                 os.kill(child.pid, number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
-    for child in children:
-        child.join()
+        signal.signal(number, stop)
+    succeeded = True
+    while children or not stopping:
+        while len(children) < count and not stopping:
+            children.append(spawn())
+            if stopping:  # the signal came before this child was in the list
+                stop(stopping[0])
+        connection.wait([child.sentinel for child in children], timeout=1)
+        for child in [child for child in children if not child.is_alive()]:
+            children.remove(child)
+            if child.exitcode and child.exitcode > 0:
+                succeeded = False
+                stop(signal.SIGTERM)
+            elif not stopping:
+                _log.error("a server process was killed; starting another", pid=child.pid, exitcode=child.exitcode)
+    return succeeded
 
 
 def _process(name: str, settings: Settings, opener: Opener) -> None:

@@ -80,13 +80,25 @@ class Keys:
     def token(self, subject: str, role: str = "user", *, seconds: float = 3600, owner: str | None = None) -> str:
         return auth.sign(self.people, issuer="tests", subject=subject, role=role, seconds=seconds, owner=owner)
 
+    def service_token(self, service: str, owner: str, *, act: str | None = None) -> str:
+        """What `service` presents when it calls for `owner`, such as user:ada. `act`: whom it names, itself by default."""
+        role, _, subject = owner.partition(":")
+        return auth.sign(
+            self.services[service], issuer=f"atelier-{service}", subject=subject, role=role, seconds=60, owner=owner,
+            act=act or service,
+        )  # fmt: skip
+
+    def untrusted_token(self) -> str:
+        return auth.sign(self.stranger, issuer="tests", subject="ada", role="user", seconds=60)
+
 
 class Client:
     """A caller: a channel per service and a token. `client.stub(module_grpc.XStub)` calls with the token."""
 
-    def __init__(self, addresses: dict[str, str], token: str | None) -> None:
+    def __init__(self, addresses: dict[str, str], token: str | None, subject: str = "") -> None:
         self.addresses = addresses
         self.token = token
+        self.subject = subject
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def channel(self, service: str) -> grpc.aio.Channel:
@@ -139,7 +151,7 @@ class Suite:
         self.storage = storage
         self.addresses: dict[str, str] = {}
         self.overrides: dict[str, Any] = {}
-        self._stack = AsyncExitStack()
+        self._servers: dict[str, tuple[server.Running, AsyncExitStack]] = {}
         self._clients: list[Client] = []
         self._workers: dict[str, asyncio.Task[None]] = {}
 
@@ -162,11 +174,19 @@ class Suite:
         for name in services:
             module = importlib.import_module(f"services.{name}.__main__")
             settings = self.settings(name, "app")
-            service = await self._stack.enter_async_context(module.service(name, settings))
+            stack = AsyncExitStack()
+            service = await stack.enter_async_context(module.service(name, settings))
             verifier = auth.Verifier(auth.load_trust(settings.trust_file))
             running = await server.start(service, settings, verifier)
-            self._stack.push_async_callback(running.drain, 0)
+            self._servers[name] = running, stack
             self.addresses[name] = f"127.0.0.1:{running.port}"
+
+    async def stop(self, *services: str, seconds: float = 0) -> None:
+        """Stops servers as SIGTERM does; calls in flight get `seconds`. `serve` starts them again, elsewhere."""
+        for name in services:
+            running, stack = self._servers.pop(name)
+            async with stack:
+                await running.drain(seconds)
 
     async def work(self, *services: str) -> None:
         for name in services:
@@ -182,7 +202,8 @@ class Suite:
 
     def client(self, subject: str | None = "ada", role: str = "user", **claims: Any) -> Client:
         """A caller with a token; `subject` None: without one."""
-        client = Client(self.addresses, self.keys.token(subject, role, **claims) if subject else None)
+        token = self.keys.token(subject, role, **claims) if subject else None
+        client = Client(self.addresses, token, subject or "")
         self._clients.append(client)
         return client
 
@@ -201,7 +222,7 @@ class Suite:
         for client in self._clients:
             await client.close()
         await self.stop_work()
-        await self._stack.aclose()
+        await self.stop(*reversed(self._servers))
 
 
 class DiskServer:

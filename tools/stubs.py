@@ -9,7 +9,6 @@ needs no registry and no network.
 
 import argparse
 import importlib.resources
-import os
 import shutil
 import sys
 import tempfile
@@ -75,8 +74,8 @@ def generate(protos: Path, target: Path, scratch: Path) -> None:
         "buf/validate/validate.proto")  # fmt: skip
     describe(protos, fresh / "atelier.binpb", scratch)
     shutil.rmtree(target, ignore_errors=True)
-    os.rename(fresh, target)
-    os.chmod(target, 0o755)
+    fresh.chmod(0o755)
+    fresh.rename(target)
 
 
 def main() -> None:

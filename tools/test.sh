@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the tests that this machine can run. Tests that need Go, Node.js or a Docker engine are left out where that is
+# Runs the tests that this machine can run. Tests that need Go, Node.js, a Docker engine or mounts are left out where that is
 # missing, and their names are printed; any other test that can't run fails.
 #   tools/test.sh test [path ...]     everything but the fault tests
 #   tools/test.sh faults [path ...]
@@ -17,6 +17,7 @@ leave_out() {
 [ -x .tools/bin/versitygw ] || command -v versitygw >/dev/null || leave_out needs_go
 command -v npm >/dev/null || leave_out needs_node
 docker info >/dev/null 2>&1 || leave_out needs_docker
+unshare --mount true 2>/dev/null || leave_out needs_mount
 
 for mark in $left_out; do
     names=$(.venv/bin/python -m pytest --collect-only -q -m "$mark" "$@" 2>/dev/null | grep '::' || true)

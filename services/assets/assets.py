@@ -17,7 +17,7 @@ from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
 from shared.ids import parse_id
 from shared.protos import Words, plain, struct, time_of, timestamp
-from shared.storage import ObjectNotFound, Storage
+from shared.storage import ObjectNotFound, Storage, StorageError
 
 KINDS = Words(pb.AssetKind, "ASSET_KIND_")
 STATES = Words(pb.AssetState, "ASSET_STATE_")
@@ -109,7 +109,7 @@ async def lock(m: Mutation, asset_id: UUID) -> Any:
 
 def checked_metadata(message: Any, field: str) -> Jsonb:
     """The JSON to store. INVALID_ARGUMENT beyond 16 KiB or 32 levels."""
-    metadata = plain(message)
+    metadata = plain(message, field)
     if problem := rules.metadata_problem(metadata):
         raise errors.invalid(field, problem)
     return Jsonb(metadata)
@@ -122,12 +122,22 @@ def checked_name(name: str, field: str) -> str:
     return shown
 
 
-async def make_primary(m: Mutation, asset: Any) -> Any:
-    """Makes the asset the one primary image of its product. Returns its new row."""
+async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> Any:
+    """Makes the asset the one primary image of its product; with `only_first`, unless the product has one.
+
+    Returns the asset's new row. One at a time per product: two first images at once would both find none.
+    """
+    product = {"owner": m.owner, "product_id": asset.product_id, "id": asset.id}
+    held = "\x1f".join(("primary", m.owner, asset.product_id))
+    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (held,))
+    if only_first and await m.one(
+        "SELECT id FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary", product
+    ):
+        return asset
     before = await m.all(
         "UPDATE assets SET is_primary = false, version = version + 1, updated_at = now()"
         " WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary AND id <> %(id)s RETURNING *",
-        {"owner": m.owner, "product_id": asset.product_id, "id": asset.id},
+        product,
     )
     for row in before:
         await publish(m, row)
@@ -166,10 +176,8 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
     async def UpdateAsset(self, request: pb.UpdateAssetRequest, context: Any) -> pb.UpdateAssetResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
         move = Move(self._storage, asset_id)
-        if "visibility" in request.update_mask.paths:
-            if request.visibility == pb.VISIBILITY_UNSPECIFIED:
-                raise errors.invalid("visibility", "must be private or public when the mask names it")
-            await move.copy(self._db, public=request.visibility == pb.VISIBILITY_PUBLIC)
+        if "visibility" in request.update_mask.paths and request.visibility == pb.VISIBILITY_UNSPECIFIED:
+            raise errors.invalid("visibility", "must be private or public when the mask names it")
 
         async def work(m: Mutation) -> pb.UpdateAssetResponse:
             row = await lock(m, asset_id)
@@ -180,8 +188,10 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             return pb.UpdateAssetResponse(asset=to_proto(row))
 
         try:
+            if "visibility" in request.update_mask.paths:
+                await move.copy(self._db, public=request.visibility == pb.VISIBILITY_PUBLIC)
             response = await self._db.mutate(request, pb.UpdateAssetResponse, work)
-        except errors.DomainError:  # surely rolled back; after another error the rows may show the copies
+        except (errors.DomainError, StorageError):  # surely rolled back; after another error rows may show the copies
             await move.undo()
             raise
         await move.finish(response.asset.file_path)
@@ -352,7 +362,7 @@ def _filter(request: pb.ListAssetsRequest) -> tuple[str, dict[str, Any]]:
             conditions.append(f"{name} = %({name})s")
             parameters[name] = getattr(request, name)
     for field, operator in (("created_from", ">="), ("created_before", "<")):
-        at = time_of(getattr(request, field), request.HasField(field))
+        at = time_of(getattr(request, field), request.HasField(field), field)
         if at is not None:
             conditions.append(f"created_at {operator} %({field})s")
             parameters[field] = at

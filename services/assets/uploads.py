@@ -11,19 +11,21 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from atelier.assets.v1 import asset_pb2, upload_pb2_grpc
 from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.assets import assets, rules, variants
+from services.assets.visibility import belongs
 from shared import auth, errors, imaging, jobs, states
-from shared.db import Database, Mutation
+from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
 from shared.imaging import ImageRejected, ImagingPool, Limits
 from shared.protos import timestamp
-from shared.storage import ChecksumMismatch, ObjectNotFound, Storage, StorageFull, StorageUnavailable
+from shared.storage import ChecksumMismatch, ObjectNotFound, Storage
 
 _INSERT_ASSET = """
     INSERT INTO assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type, tags, metadata,
@@ -38,8 +40,6 @@ _GET_UPLOAD = """
     FROM uploads u JOIN assets a ON a.id = u.asset_id WHERE u.id = %(id)s
 """
 _GET_ASSET = "SELECT * FROM assets WHERE id = %(id)s"
-# Confirming may take a while after the URL's end: the bytes may have arrived in its last second.
-_CONFIRM_GRACE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,10 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         asset = await self._db.row(_GET_ASSET, {"id": upload.asset_id})
         if asset.state == "pending":
             verified = await self._verify_upload(upload, asset)
-            asset = await self._settle(request, asset, verified)
+            if verified:
+                asset = await self._settle(request, asset, verified)
+            else:
+                asset = await self._db.row(_GET_ASSET, {"id": asset.id})
             await self._storage.delete([upload.upload_key])
         if asset.state == "rejected":
             raise _rejected(asset.id, asset.rejection, asset.rejection_message)
@@ -105,32 +108,37 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
     async def Upload(self, request_iterator: AsyncIterator[pb.UploadRequest], context: Any) -> pb.UploadResponse:
         head = await _head(request_iterator)
         columns = self._columns(head.declaration, "head.declaration.")
-        if earlier := await self._db.stored_answer(head, pb.UploadResponse):
-            return earlier
 
-        async with self._db.transaction(auth.current().owner, auth.current().actor) as m:
+        async def announce(m: Mutation) -> pb.UploadResponse:
             asset, _upload = await self._announce(m, columns, head.declaration.sha256)
+            return pb.UploadResponse(asset=assets.to_proto(asset))
+
+        # What is stored for request_id is which asset it is; a repeat finds that asset as far as it has come.
+        announced = await self._db.mutate(head, pb.UploadResponse, announce)
+        asset = await self._db.row(_GET_ASSET, {"id": UUID(announced.asset.id)})
+        if asset.state == "pending":
+            asset = await self._receive(head, asset, request_iterator)
+        if asset.state == "rejected":
+            raise _rejected(asset.id, asset.rejection, asset.rejection_message)
+        return pb.UploadResponse(asset=assets.to_proto(asset))
+
+    async def _receive(self, head: pb.UploadHead, asset: Any, requests: AsyncIterator[pb.UploadRequest]) -> Any:
+        """Stores and verifies what follows the declaration. Returns the asset's new row."""
+        declared = head.declaration
         key = self._key(asset)
-        verified: Verified | Refused
         try:
-            size = head.declaration.size_bytes
             stat = await self._storage.put(
-                key, _chunks(request_iterator, size), content_type=asset.mime_type,
-                sha256=head.declaration.sha256 or None,
-            )  # fmt: skip
-            verified = await self._inspect(key, asset, stat.size, head.declaration.sha256)
+                key,
+                _chunks(requests, declared.size_bytes),
+                content_type=asset.mime_type,
+                sha256=declared.sha256 or None,
+            )
         except ChecksumMismatch:
-            verified = _HASH_DIFFERS
+            return await self._settle(head, asset, _HASH_DIFFERS)
         except DomainError as error:  # of the stream: more bytes than declared, a second head
             await self._settle(head, asset, Refused("INCOMPLETE", error.text))
             raise
-        except (StorageFull, StorageUnavailable) as error:
-            raise storage_refusal(error) from None
-        asset = await self._settle(head, asset, verified)
-        if asset.state == "rejected":
-            await self._storage.delete([key])
-            raise _rejected(asset.id, asset.rejection, asset.rejection_message)
-        return pb.UploadResponse(asset=assets.to_proto(asset))
+        return await self._settle(head, asset, await self._inspect(key, asset, stat.size, declared.sha256))
 
     def _columns(self, declaration: pb.UploadDeclaration, path: str) -> dict[str, Any]:
         """Checks what protovalidate can't, and turns the declaration into the asset's columns."""
@@ -201,8 +209,11 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             asset.owner, scope, str(asset.id), str(new_id()), folder="original", public=asset.public
         )
 
-    async def _verify_upload(self, upload: Any, asset: Any) -> Verified | Refused:
-        """Copies what was sent to a key that no URL was ever signed for, and verifies the copy."""
+    async def _verify_upload(self, upload: Any, asset: Any) -> Verified | Refused | None:
+        """Copies what was sent to a key that no URL was ever signed for, and verifies the copy.
+
+        None: a confirm at the same time was first, and has removed what was sent.
+        """
         try:
             stat = await self._storage.stat(upload.upload_key)
             if stat.size != asset.size_bytes:
@@ -211,6 +222,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             await self._storage.copy(upload.upload_key, key, content_type=asset.mime_type)
             return await self._inspect(key, asset, stat.size, upload.declared_sha256)
         except ObjectNotFound:
+            if (await self._db.row(_GET_ASSET, {"id": asset.id})).state != "pending":
+                return None
             if upload.expired:
                 text = "nothing arrived before the upload's URL expired; request a new upload"
                 raise errors.precondition(text, subject=f"uploads/{upload.id}") from None
@@ -218,8 +231,6 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             raise errors.precondition(
                 text, subject=f"uploads/{upload.id}", reason=Reason.ERROR_REASON_NOTHING_UPLOADED
             ) from None
-        except (StorageFull, StorageUnavailable) as error:
-            raise storage_refusal(error) from None
 
     async def _inspect(self, key: str, asset: Any, size: int, declared_sha256: str) -> Verified | Refused:
         """Hash and contents of the stored object itself. A refused one is removed."""
@@ -242,27 +253,43 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         return refused
 
     async def _settle(self, request: Any, asset: Any, verified: Verified | Refused) -> Any:
-        """Makes the asset READY or REJECTED, once. Of two confirms the second finds what the first did."""
+        """Makes the asset READY or REJECTED, once, and returns its row. Of two confirms the second finds what the
+        first did. Only a confirm that succeeds is stored: a refused upload must not be the answer to a repeat."""
 
-        async def work(m: Mutation) -> Any:
-            await assets.lock(m, asset.id)
+        async def work(m: Mutation) -> pb.ConfirmUploadResponse:
+            now = await assets.lock(m, asset.id)
             if isinstance(verified, Refused):
                 columns: dict[str, Any] = {"rejection": verified.reason, "rejection_message": verified.message}
                 row = await states.advance(m, rules.ASSET_STATES, "assets", asset.id, "rejected", **columns)
+                await forget_answer(m, request)
             else:
-                row = await self._accept(m, asset, verified)
+                row = await self._accept(m, now, verified)
             if row is None:
-                return _settled(request, await m.one(_GET_ASSET, {"id": asset.id}))
-            await assets.publish(m, row)
-            return _settled(request, row)
+                row = await m.one(_GET_ASSET, {"id": asset.id})
+            else:
+                await assets.publish(m, row)
+            return pb.ConfirmUploadResponse(asset=assets.to_proto(row))
 
-        response_type = pb.UploadResponse if isinstance(request, pb.UploadHead) else pb.ConfirmUploadResponse
-        answer: Any = await self._db.mutate(request, response_type, work)
-        if isinstance(verified, Verified) and answer.asset.file_path != verified.key:
+        try:
+            if isinstance(verified, Verified) and isinstance(request, pb.ConfirmUploadRequest):
+                await self._db.mutate(request, pb.ConfirmUploadResponse, work)
+            else:
+                async with self._db.transaction(auth.current().owner, auth.current().actor) as m:
+                    await work(m)
+        except DomainError:
+            if isinstance(verified, Verified):
+                await self._storage.delete([verified.key])
+            raise
+        row = await self._db.row(_GET_ASSET, {"id": asset.id})
+        if isinstance(verified, Verified) and row.storage_key != verified.key:
             await self._storage.delete([verified.key])  # another confirm was first, with its own copy
-        return await self._db.row(_GET_ASSET, {"id": asset.id})
+        return row
 
     async def _accept(self, m: Mutation, asset: Any, verified: Verified) -> Any:
+        """`asset` is locked. None if it was settled before."""
+        if asset.state == "pending" and not belongs(verified.key, asset):
+            text = "the asset's visibility was changed while its bytes were verified; try again"
+            raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)
         facts = verified.facts
         row = await states.advance(
             m, rules.ASSET_STATES, "assets", asset.id, "ready",
@@ -271,14 +298,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         )  # fmt: skip
         if row is None:
             return None
-        if (
-            row.kind == "product"
-            and row.product_id
-            and not await m.one(
-                "SELECT id FROM assets WHERE owner = %s AND product_id = %s AND is_primary", (m.owner, row.product_id)
-            )
-        ):
-            row = await assets.make_primary(m, row)
+        if row.kind == "product" and row.product_id:
+            row = await assets.make_primary(m, row, only_first=True)
         if facts.kind == "image":
             await variants.ask(m, self._queue, row, list(variants.PRESETS), priority=jobs.FRESH)
         return row
@@ -291,13 +312,6 @@ def _stored_facts(facts: imaging.Facts) -> Jsonb | None:
     colours = [[colour["hex"], round(colour["share"], 4)] for colour in measured["colours"]]
     names = ("placeholder", "focal_x", "focal_y", "sharpness", "exposure")
     return Jsonb({"colours": colours, **{name: measured[name] for name in names}})
-
-
-def _settled(request: Any, row: Any) -> Any:
-    asset = assets.to_proto(row)
-    if isinstance(request, pb.UploadHead):
-        return pb.UploadResponse(asset=asset)
-    return pb.ConfirmUploadResponse(asset=asset)
 
 
 _HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")
@@ -314,12 +328,6 @@ def _rejected(asset_id: Any, rejection: str, message: str) -> DomainError:
         message, subject=f"assets/{asset_id}", reason=Reason.ERROR_REASON_UPLOAD_REJECTED,
         metadata={"rejection": rejection, "asset_id": str(asset_id)},
     )  # fmt: skip
-
-
-def storage_refusal(error: StorageFull | StorageUnavailable) -> DomainError:
-    if isinstance(error, StorageFull):
-        return DomainError(Reason.ERROR_REASON_STORAGE_FULL, "the storage is full; nothing was kept, tell the operator")
-    return errors.unavailable("the object store")
 
 
 async def _head(requests: AsyncIterator[pb.UploadRequest]) -> pb.UploadHead:

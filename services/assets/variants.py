@@ -1,5 +1,6 @@
-"""Variants: one decode makes all presets of an image. A `renditions` row is the job, `variants` rows are its results."""
+"""Variants: one decode makes all presets of an image. A `renditions` row is the job, `variants` rows its results."""
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from shared.storage import ObjectNotFound, Storage, StorageError
 
 TASK = "make_variants"
 QUEUE = "images"
+MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
 PRESETS = {preset.name: preset for preset in DEFAULT_PRESETS}
 JOB_STATES = {
     "pending": frozenset({"running", "failed", "cancelled"}),
@@ -93,7 +95,7 @@ class VariantMaker:
         self._db = db
         self._storage = storage
         self._pool = pool
-        self._kind = attempts.Kind("renditions", JOB_STATES, "running", "done", _follow)
+        self._kind = attempts.Kind("renditions", JOB_STATES, "running", "done", _follow, max_attempts=MAX_ATTEMPTS)
 
     async def run(self, rendition_id: str) -> None:
         await attempts.run(self._db, self._kind, rendition_id, self._make)
@@ -123,11 +125,17 @@ class VariantMaker:
         """Keys hold the attempt, so that two tries never write the same object."""
         scope = {name: getattr(asset, name) for name in assets.SCOPES}
         stored: dict[str, imaging.Variant] = {}
-        for variant in made:
-            unique = f"{variant.name}-{variant.sha256[:16]}-{attempt.token}.{variant.format}"
-            key = rules.object_key(asset.owner, scope, str(asset.id), unique, folder="variants", public=asset.public)
-            await self._storage.put(key, variant.path, content_type=variant.mime_type, sha256=variant.sha256)
-            stored[key] = variant
+        try:
+            for variant in made:
+                unique = f"{variant.name}-{variant.sha256[:16]}-{attempt.token}.{variant.format}"
+                key = rules.object_key(
+                    asset.owner, scope, str(asset.id), unique, folder="variants", public=asset.public
+                )
+                stored[key] = variant
+                await self._storage.put(key, variant.path, content_type=variant.mime_type, sha256=variant.sha256)
+        except BaseException:  # also when cancelled, because somebody asked for it or another try has the row
+            await asyncio.shield(self._storage.delete(list(stored)))
+            raise
         replaced: list[str] = []
 
         async def show(m: Mutation, _job: Any) -> None:

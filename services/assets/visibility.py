@@ -7,7 +7,7 @@ from uuid import UUID
 from shared import auth, errors
 from shared.db import Database, Mutation
 from shared.ids import new_id
-from shared.storage import Storage
+from shared.storage import ObjectNotFound, Storage
 
 _OBJECTS = """
     SELECT id, storage_key, mime_type, false AS variant FROM assets WHERE id = %(id)s AND owner = %(owner)s
@@ -24,13 +24,19 @@ class Move:
         self._asset_id = asset_id
         self._copies: dict[str, str] = {}  # old key -> new key
         self._new_key = ""
+        self._public = False
 
     async def copy(self, db: Database, *, public: bool) -> None:
+        """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time moves it away."""
+        self._public = public
         for row in await db.rows(_OBJECTS, {"id": self._asset_id, "owner": auth.current().owner}):
             if row.storage_key and row.storage_key.startswith("public/") != public:
                 folder = row.storage_key.removeprefix("public/").rsplit("/", 1)[0]
                 target = f"{'public/' if public else ''}{folder}/{new_id()}"
-                await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
+                try:
+                    await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
+                except ObjectNotFound:
+                    raise _meanwhile() from None
                 self._copies[row.storage_key] = target
                 if not row.variant:
                     self._new_key = target
@@ -41,12 +47,10 @@ class Move:
         A file that was written since `copy` looked is ABORTED with RetryInfo.
         """
         for row in await m.all(_OBJECTS, {"id": self._asset_id, "owner": m.owner}):
-            wrong_place = bool(row.storage_key) and bool(self._copies) and row.storage_key not in self._copies
-            if wrong_place:
-                text = "its files are being written right now; nothing was changed, try again"
-                raise errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1)
-            if row.variant and row.storage_key:
-                target = self._copies.get(row.storage_key, row.storage_key)
+            target = self._copies.get(row.storage_key, row.storage_key)
+            if target and target.startswith("public/") != self._public:
+                raise _meanwhile()
+            if row.variant and target:
                 await m.run("UPDATE variants SET storage_key = %s WHERE id = %s", (target, row.id))
         return self._copies.get(current_key, current_key)
 
@@ -57,6 +61,11 @@ class Move:
 
     async def undo(self) -> None:
         await self._storage.delete(list(self._copies.values()))
+
+
+def _meanwhile() -> errors.DomainError:
+    text = "its files are being written or moved right now; nothing was changed, try again"
+    return errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1)
 
 
 def belongs(key: str, asset: Any) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -15,7 +16,9 @@ from tests.suite import Client
 def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
     """A small picture with something in it; another seed gives another picture."""
     noise = pyvips.Image.perlin(width, height, cell_size=64, seed=seed)
-    picture = (noise * 90 + 128).bandjoin([noise * 60 + 140, noise * -80 + 120]).cast("uchar").copy(interpretation="srgb")
+    picture = (
+        (noise * 90 + 128).bandjoin([noise * 60 + 140, noise * -80 + 120]).cast("uchar").copy(interpretation="srgb")
+    )
     data: bytes = picture.jpegsave_buffer(Q=85)
     return data
 
@@ -26,6 +29,18 @@ def declaration(data: bytes, **fields: Any) -> upload_pb2.UploadDeclaration:
         "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **fields,
     }  # fmt: skip
     return upload_pb2.UploadDeclaration(**values)
+
+
+def assets(client: Client) -> Any:
+    return client.stub(asset_pb2_grpc.AssetServiceStub)
+
+
+def uploads(client: Client) -> Any:
+    return client.stub(upload_pb2_grpc.UploadServiceStub)
+
+
+def variants(client: Client) -> Any:
+    return client.stub(variant_pb2_grpc.VariantServiceStub)
 
 
 def request_id() -> str:
@@ -39,35 +54,65 @@ async def send(target: upload_pb2.UploadTarget, data: bytes, name: str = "file")
         return await http.put(target.url, content=data, headers=dict(target.headers))
 
 
+async def announce(client: Client, data: bytes, **fields: Any) -> upload_pb2.RequestUploadResponse:
+    request = upload_pb2.RequestUploadRequest(request_id=request_id(), declaration=declaration(data, **fields))
+    requested: upload_pb2.RequestUploadResponse = await uploads(client).RequestUpload(request)
+    return requested
+
+
+async def confirm(client: Client, upload_id: str, **fields: Any) -> asset_pb2.Asset:
+    request = upload_pb2.ConfirmUploadRequest(
+        upload_id=upload_id, include_urls=True, **{"request_id": request_id(), **fields}
+    )
+    confirmed = await uploads(client).ConfirmUpload(request)
+    asset: asset_pb2.Asset = confirmed.asset
+    return asset
+
+
 async def upload(client: Client, data: bytes, **fields: Any) -> asset_pb2.Asset:
     """Request, send, confirm. Returns the READY asset."""
-    uploads = client.stub(upload_pb2_grpc.UploadServiceStub)
-    requested = await uploads.RequestUpload(
-        upload_pb2.RequestUploadRequest(request_id=request_id(), declaration=declaration(data, **fields))
-    )
+    requested = await announce(client, data, **fields)
     answer = await send(requested.target, data)
     assert answer.status_code in (200, 201, 204), answer.text
-    confirmed = await uploads.ConfirmUpload(
-        upload_pb2.ConfirmUploadRequest(request_id=request_id(), upload_id=requested.upload_id, include_urls=True)
-    )
-    asset: asset_pb2.Asset = confirmed.asset
+    return await confirm(client, requested.upload_id)
+
+
+async def stream_upload(client: Client, head: upload_pb2.UploadHead, *chunks: bytes) -> asset_pb2.Asset:
+    """The one-call upload."""
+
+    async def parts() -> AsyncIterator[upload_pb2.UploadRequest]:
+        yield upload_pb2.UploadRequest(head=head)
+        for chunk in chunks:
+            yield upload_pb2.UploadRequest(chunk=chunk)
+
+    answer = await uploads(client).Upload(parts())
+    asset: asset_pb2.Asset = answer.asset
+    return asset
+
+
+async def update(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:
+    """Sets the fields given; `etag` and `request_id` go along without being in the mask."""
+    paths = [name for name in fields if name not in ("etag", "request_id")]
+    request = asset_pb2.UpdateAssetRequest(asset_id=asset_id, update_mask={"paths": paths}, **fields)
+    answer = await assets(client).UpdateAsset(request)
+    asset: asset_pb2.Asset = answer.asset
     return asset
 
 
 async def variants_of(client: Client, asset_id: str, *, timeout: float = 30) -> dict[str, asset_pb2.Variant]:
     """The variants by preset, once none is on its way any more."""
-    stub = client.stub(variant_pb2_grpc.VariantServiceStub)
     on_their_way = (asset_pb2.VARIANT_STATE_PENDING, asset_pb2.VARIANT_STATE_PROCESSING)
     async with asyncio.timeout(timeout):
         while True:
-            answer = await stub.ListVariants(variant_pb2.ListVariantsRequest(asset_id=asset_id, include_urls=True))
+            answer = await variants(client).ListVariants(
+                variant_pb2.ListVariantsRequest(asset_id=asset_id, include_urls=True)
+            )
             if answer.variants and all(v.state not in on_their_way for v in answer.variants):
                 return {v.preset: v for v in answer.variants}
             await asyncio.sleep(0.1)
 
 
 async def get(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:
-    stub = client.stub(asset_pb2_grpc.AssetServiceStub)
-    answer = await stub.GetAsset(asset_pb2.GetAssetRequest(asset_id=asset_id, **fields))
+    answer = await assets(client).GetAsset(asset_pb2.GetAssetRequest(asset_id=asset_id, **fields))
     asset: asset_pb2.Asset = answer.asset
     return asset

@@ -1,26 +1,451 @@
+"""A1, A2, A3, A4, A5, A6, A7: from a promise of bytes to a verified asset, and everything that must not become one."""
+
+import asyncio
+import hashlib
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
 import httpx
-from atelier.assets.v1 import asset_pb2
+import pytest
+from atelier.assets.v1 import asset_pb2, upload_pb2
 
+from services.assets import rules
+from tests import calls
 from tests.assets import flows
-from tests.suite import Suite
+from tests.shared.imaging import pictures
+from tests.suite import Client, Suite
+
+DATA = flows.jpeg(64, 48)
+READY = asset_pb2.ASSET_STATE_READY
 
 
-async def test_a_client_uploads_and_gets_variants(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    await atelier.work("assets")
-    ada = atelier.client("ada")
+async def refused_upload(client: Client, data: bytes, declared: bytes | None = None, **fields: Any) -> calls.Refusal:
+    """Requests, sends and confirms what must be refused on confirming."""
+    requested = await flows.announce(client, declared or data, **fields)
+    await flows.send(requested.target, data)
+    confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
+    return await calls.refusal(flows.uploads(client).ConfirmUpload(confirm))
+
+
+def objects(house: Suite, client: Client, *parts: str) -> list[Path]:
+    """The files that are stored for the caller, below folders of these names."""
+    found = house.storage.root.rglob(f"user%3A{client.subject}/**/*")
+    return [path for path in found if path.is_file() and set(parts) <= set(path.parts)]
+
+
+async def test_a_client_uploads_and_gets_variants(house: Suite, ada: Client) -> None:
     data = flows.jpeg(2000, 1500)
     asset = await flows.upload(ada, data, scope=asset_pb2.AssetScope(product_id="p1"))
-    assert asset.state == asset_pb2.ASSET_STATE_READY
+    assert asset.state == READY
     assert (asset.width, asset.height, asset.size_bytes) == (2000, 1500, len(data))
-    assert asset.owner == "user:ada"
+    assert asset.owner == f"user:{ada.subject}" and asset.created_by == ada.subject
+    assert asset.sha256 == hashlib.sha256(data).hexdigest()
     assert asset.primary
     variants = await flows.variants_of(ada, asset.id)
     assert {name: v.state for name, v in variants.items()} == dict.fromkeys(
         ("thumb", "small", "large", "avif"), asset_pb2.VARIANT_STATE_READY
     )
-    assert max(variants["thumb"].width, variants["thumb"].height) == 256
     async with httpx.AsyncClient() as http:
         assert (await http.get(asset.original_url)).content == data
-        fetched = await http.get(variants["avif"].url)
-        assert fetched.status_code == 200 and len(fetched.content) == variants["avif"].size_bytes
+
+
+async def test_one_call_uploads_too(house: Suite, ada: Client) -> None:
+    head = upload_pb2.UploadHead(declaration=flows.declaration(DATA))
+    asset = await flows.stream_upload(ada, head, DATA[:100], b"", DATA[100:])
+    assert (asset.state, asset.sha256) == (READY, hashlib.sha256(DATA).hexdigest())
+    assert not asset.original_url
+    assert (await flows.get(ada, asset.id, include_urls=True)).original_url
+
+
+# A3: kinds by role
+
+_ROLES = ("user", "vendor", "anonymous", "admin")
+
+
+@pytest.mark.parametrize("kind", [name for name in asset_pb2.AssetKind.keys() if not name.endswith("UNSPECIFIED")])
+async def test_each_kind_is_uploaded_by_its_roles_only(house: Suite, caller: Callable[..., Client], kind: str) -> None:
+    word = kind.removeprefix("ASSET_KIND_").lower()
+    number = asset_pb2.AssetKind.Value(kind)
+    allowed = rules.KIND_ROLES.get(word, frozenset())
+    assert allowed or word in rules.SERVICE_KINDS
+    for role in _ROLES:
+        request = upload_pb2.RequestUploadRequest(declaration=flows.declaration(DATA, kind=number))
+        call = flows.uploads(caller(role)).RequestUpload(request)
+        if role in allowed:
+            assert (await call).asset.kind == number
+        else:
+            refused = await calls.refusal(call)
+            assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"), role
+            assert refused.metadata == {"role": role, "kind": word}
+
+
+async def test_a_service_uploads_for_an_owner_what_only_services_write(house: Suite) -> None:
+    conversions = house.as_token(house.keys.service_token("conversions", "user:made-for"))
+    provenance = asset_pb2.Provenance(
+        model="local", model_version="1", prompt="a coat", source_asset_ids=[flows.request_id()]
+    )
+    declared = flows.declaration(DATA, kind=asset_pb2.ASSET_KIND_RESULT, provenance=provenance)
+    made = await flows.stream_upload(conversions, upload_pb2.UploadHead(declaration=declared), DATA)
+    assert made.owner == "user:made-for" and made.provenance == provenance
+    assert (await flows.get(house.client("made-for"), made.id)).id == made.id
+
+
+async def test_a_persons_file_has_no_provenance_of_a_model(house: Suite, ada: Client) -> None:
+    declared = flows.declaration(DATA, provenance=asset_pb2.Provenance(model="local"))
+    refused = await calls.refusal(
+        flows.uploads(ada).RequestUpload(upload_pb2.RequestUploadRequest(declaration=declared))
+    )
+    assert refused.fields == ["declaration.provenance"]
+
+
+async def test_a_style_starts_public_and_everything_else_private(
+    house: Suite, caller: Callable[..., Client], ada: Client
+) -> None:
+    assert (await flows.announce(caller("admin"), DATA, kind=asset_pb2.ASSET_KIND_STYLE)).asset.visibility == (
+        asset_pb2.VISIBILITY_PUBLIC
+    )
+    assert (await flows.announce(ada, DATA)).asset.visibility == asset_pb2.VISIBILITY_PRIVATE
+
+
+# A4, A5: what is accepted, and how much of it
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mime_type"),
+    [(".jpg", "image/jpeg"), (".png", "image/png"), (".webp", "image/webp"), (".avif", "image/avif"),
+     (".gif", "image/gif"), (".tiff", "image/tiff")],
+)  # fmt: skip
+async def test_each_picture_type_is_accepted(house: Suite, ada: Client, suffix: str, mime_type: str) -> None:
+    data = bytes(pictures.textured(40, 30).write_to_buffer(suffix))
+    asset = await flows.upload(ada, data, mime_type=mime_type)
+    assert (asset.mime_type, asset.width, asset.height) == (mime_type, 40, 30)
+    assert asset.facts.placeholder and asset.facts.dominant_colours
+
+
+async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+    assert (asset.mime_type, asset.width, asset.HasField("facts")) == ("application/pdf", 0, False)
+    declared = flows.declaration(pictures.pdf(), mime_type="application/pdf")
+    refused = await calls.refusal(
+        flows.uploads(ada).RequestUpload(upload_pb2.RequestUploadRequest(declaration=declared))
+    )
+    assert refused.fields == ["declaration.mime_type"] and "not a PDF" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "words"),
+    [
+        ({"mime_type": "video/mp4"}, "declaration.mime_type", "video is not supported"),
+        ({"mime_type": "image/svg+xml"}, "declaration.mime_type", "not accepted"),
+        ({"mime_type": "text/html"}, "declaration.mime_type", "not accepted"),
+        ({"mime_type": "application/x-msdownload"}, "declaration.mime_type", "not accepted"),
+        ({"mime_type": "image/jpeg\r\nX-Evil: 1"}, "declaration.mime_type", "not accepted"),
+        ({"mime_type": ""}, "declaration.mime_type", ""),
+        ({"size_bytes": 0}, "declaration.size_bytes", ""),
+        ({"size_bytes": -1}, "declaration.size_bytes", ""),
+        ({"size_bytes": 10 * 1024 * 1024 + 1}, "declaration.size_bytes", "over the limit"),
+        ({"size_bytes": 50 * 1024 * 1024 + 1, "kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf"},
+         "declaration.size_bytes", "over the limit"),
+        ({"sha256": "ABC"}, "declaration.sha256", ""),
+        ({"kind": asset_pb2.ASSET_KIND_UNSPECIFIED}, "declaration.kind", ""),
+        ({"kind": 99}, "declaration.kind", ""),
+        ({"visibility": 7}, "declaration.visibility", ""),
+        ({"file_name": ""}, "declaration.file_name", ""),
+        ({"file_name": "x" * 10_000}, "declaration.file_name", ""),
+        ({"file_name": "\x00\x01\u202e"}, "declaration.file_name", "no character that can be shown"),
+        ({"tags": ["x"] * 51}, "declaration.tags", ""),
+        ({"tags": ["x" * 65]}, "declaration.tags[0]", ""),
+        ({"scope": {"session_id": "x" * 129}}, "declaration.scope.session_id", ""),
+        ({"metadata": {"a": "x" * 1_000_000}}, "declaration.metadata", "the limit is 16384"),
+        ({"metadata": {"a": float("nan")}}, "declaration.metadata", "number"),
+        ({"metadata": {"a": float("inf")}}, "declaration.metadata", "number"),
+    ],
+)  # fmt: skip
+async def test_a_declaration_that_breaks_a_rule_is_refused(
+    house: Suite, ada: Client, fields: dict[str, Any], path: str, words: str
+) -> None:
+    declared = upload_pb2.RequestUploadRequest(declaration=flows.declaration(DATA, **fields))
+    refused = await calls.refusal(flows.uploads(ada).RequestUpload(declared))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert path in refused.fields and words in refused.text
+    assert not house.sql("SELECT 1 FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",))
+
+
+@pytest.mark.parametrize("levels", [33, 500])
+async def test_deep_metadata_is_refused(house: Suite, ada: Client, levels: int) -> None:
+    """500 levels are more than any protobuf library sends, so the bytes are put together here."""
+
+    def nested(depth: int) -> bytes:
+        """A Struct {a: {a: ...}} of so many levels: field 1 of it maps `a` to a Value whose field 5 is a Struct."""
+        inner = b""
+        for _ in range(depth):
+            value = tag(5) + size(inner) + inner
+            entry = b"\x0a\x01a" + tag(2) + size(value) + value
+            inner = tag(1) + size(entry) + entry
+        return inner
+
+    declared = flows.declaration(DATA).SerializeToString() + tag(9) + size(nested(levels)) + nested(levels)
+    method = next(m for m in calls.methods_of(["assets"]) if m.name == "RequestUpload")
+    assert await calls.send_bytes(ada, method, tag(2) + size(declared) + declared) is grpc.StatusCode.INVALID_ARGUMENT
+    shallow = flows.declaration(DATA).SerializeToString() + tag(9) + size(nested(20)) + nested(20)
+    assert await calls.send_bytes(ada, method, tag(2) + size(shallow) + shallow) is grpc.StatusCode.OK
+
+
+def tag(number: int) -> bytes:
+    return bytes([number << 3 | 2])
+
+
+def size(data: bytes) -> bytes:
+    length, out = len(data), bytearray()
+    while length > 0x7F:
+        out.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([*out, length])
+
+
+# A7: what is stored is what counts
+
+_JPEG = pictures.jpeg()
+LIARS: dict[str, tuple[bytes, str, str]] = {
+    "HTML named .jpg": (pictures.HTML, "image/jpeg", "ACTIVE_CONTENT"),
+    "a picture that is a page, too": (pictures.with_comment(_JPEG, pictures.HTML), "image/jpeg", "ACTIVE_CONTENT"),
+    "an archive behind a picture": (pictures.with_archive(_JPEG), "image/jpeg", "TYPE_NOT_ALLOWED"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/png", "ACTIVE_CONTENT"),
+    "a program": (b"\x7fELF" + bytes(100), "image/png", "EXECUTABLE"),
+    "PNG announced as JPEG": (pictures.png(), "image/jpeg", "TYPE_MISMATCH"),
+    "PDF announced as JPEG": (pictures.pdf(), "image/jpeg", "TYPE_MISMATCH"),
+    "a truncated picture": (_JPEG[: len(_JPEG) // 2], "image/jpeg", "CORRUPT"),
+    "only a head": (_JPEG[:24], "image/jpeg", "CORRUPT"),
+    "2.5 gigapixels": (pictures.png_bomb(), "image/png", "TOO_MANY_PIXELS"),
+    "5,000 frames": (pictures.long_gif(), "image/gif", "TOO_MANY_FRAMES"),
+    "HEIC": (pictures.HEIC, "image/heic", "HEIC_NOT_SUPPORTED"),
+    "a video": (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(200), "image/jpeg", "VIDEO_NOT_SUPPORTED"),
+    "noise": (bytes(range(1, 200)), "image/jpeg", "TYPE_NOT_ALLOWED"),
+}
+
+
+@pytest.mark.parametrize("what", LIARS)
+async def test_what_is_not_what_it_says_is_refused_and_removed(house: Suite, ada: Client, what: str) -> None:
+    data, mime_type, rejection = LIARS[what]
+    refused = await refused_upload(ada, data, mime_type=mime_type)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_REJECTED")
+    assert refused.metadata["rejection"] == rejection
+    asset = await flows.get(ada, refused.metadata["asset_id"], include_urls=True)
+    assert (asset.state, asset.rejection) == (asset_pb2.ASSET_STATE_REJECTED, rejection)
+    assert not (asset.file_path or asset.original_url) and asset.rejection_message
+    assert objects(house, ada) == []
+
+
+async def test_an_encrypted_pdf_is_refused(house: Suite, ada: Client) -> None:
+    fields = {"kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf"}
+    refused = await refused_upload(ada, pictures.pdf(password="secret"), **fields)
+    assert refused.metadata["rejection"] == "ENCRYPTED"
+
+
+async def test_other_bytes_than_declared_are_refused(house: Suite, ada: Client) -> None:
+    other = flows.jpeg(64, 48, seed=9)
+    padded = DATA[:-2] + bytes(10) + DATA[-2:]
+    for declared, sent, fields, rejection in (
+        (DATA, DATA, {"sha256": hashlib.sha256(b"").hexdigest()}, "HASH_MISMATCH"),
+        (padded, DATA, {}, "SIZE_MISMATCH"),
+        (other, other, {"sha256": hashlib.sha256(DATA).hexdigest()}, "HASH_MISMATCH"),
+    ):
+        refused = await refused_upload(ada, sent, declared, **fields)
+        assert refused.metadata["rejection"] == rejection
+    assert objects(house, ada) == []
+
+
+async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(house: Suite, ada: Client) -> None:
+    requested = await flows.announce(ada, DATA)
+    longer = await flows.send(requested.target, DATA + bytes(1))
+    assert longer.status_code == 413
+    for field, value in (
+        ("Content-Type", "text/html"),
+        ("key", "assets/user%3Abob/x"),
+        ("policy", "e30="),
+        ("signature", "0"),
+    ):
+        target = upload_pb2.UploadTarget()
+        target.CopyFrom(requested.target)
+        target.fields[field] = value
+        assert (await flows.send(target, DATA)).status_code == 403, field
+    assert objects(house, ada) == []
+    confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
+    refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(confirm))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOTHING_UPLOADED")
+
+
+async def test_an_empty_file_is_refused(house: Suite, ada: Client) -> None:
+    requested = await flows.announce(ada, DATA)
+    assert (await flows.send(requested.target, b"")).status_code >= 400
+    head = upload_pb2.UploadHead(declaration=flows.declaration(DATA, sha256=""))
+    with pytest.raises(grpc.aio.AioRpcError) as empty:
+        await flows.stream_upload(ada, head)
+    assert calls.refusal_of(empty.value).metadata["rejection"] == "EMPTY"
+
+
+async def test_an_upload_url_ends(atelier: Suite) -> None:
+    atelier.overrides["upload_url_minutes"] = 1 / 60
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    requested = await flows.announce(ada, DATA)
+    await asyncio.sleep(1.2)
+    assert (await flows.send(requested.target, DATA)).status_code == 403
+    confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
+    refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(confirm))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+    assert "request a new upload" in refused.text
+
+
+async def test_upload_urls_live_a_quarter_of_an_hour(house: Suite, ada: Client) -> None:
+    requested = await flows.announce(ada, DATA)
+    life = requested.target.expire_time.seconds - requested.asset.create_time.seconds
+    assert 14 * 60 <= life <= 15 * 60 + 2
+
+
+async def test_concurrent_confirms_end_as_one(house: Suite, ada: Client) -> None:
+    requested = await flows.announce(ada, DATA)
+    await flows.send(requested.target, DATA)
+    assets = await asyncio.gather(*(flows.confirm(ada, requested.upload_id) for _ in range(6)))
+    assert len({asset.file_path for asset in assets}) == 1
+    assert {asset.state for asset in assets} == {READY}
+    assert len(objects(house, ada, "original")) == 1 and objects(house, ada, "upload") == []
+    jobs = house.sql("SELECT count(*) FROM assets.renditions WHERE owner = %s", (f"user:{ada.subject}",))
+    assert jobs == [(1,)]
+
+
+async def test_an_object_that_is_swapped_after_confirming_changes_nothing(house: Suite, ada: Client) -> None:
+    requested = await flows.announce(ada, DATA)
+    await flows.send(requested.target, DATA)
+    before = await flows.confirm(ada, requested.upload_id)
+    # The URL is good for a quarter of an hour; what is sent now must not reach the asset.
+    await flows.send(requested.target, pictures.HTML)
+    again = await flows.confirm(ada, requested.upload_id)
+    assert (again.file_path, again.sha256) == (before.file_path, before.sha256)
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(again.original_url)).content == DATA
+
+
+async def test_nothing_is_ready_before_its_bytes_are_verified(house: Suite, ada: Client) -> None:
+    requested = await flows.announce(ada, DATA)
+    await flows.send(requested.target, DATA)
+    asset = await flows.get(ada, requested.asset.id, include_urls=True)
+    assert asset.state == asset_pb2.ASSET_STATE_PENDING
+    assert not (asset.file_path or asset.original_url or asset.sha256)
+
+
+async def test_first_images_that_arrive_together_make_one_primary(house: Suite, ada: Client) -> None:
+    scope = asset_pb2.AssetScope(product_id="p")
+    made = await asyncio.gather(*(flows.upload(ada, flows.jpeg(64, 48, seed=n), scope=scope) for n in range(6)))
+    assert {asset.state for asset in made} == {READY}
+    now = [await flows.get(ada, asset.id) for asset in made]
+    assert sum(asset.primary for asset in now) == 1
+
+
+# A6, R14: names and labels
+
+NAMES = {
+    "slashes": ("../../etc/passwd", ".._.._etc_passwd"),
+    "backslashes": ("C:\\a\\b.jpg", "C:_a_b.jpg"),
+    "NUL": ("a\x00b.jpg", "ab.jpg"),
+    "right to left override": ("gpj.\u202eexe", "gpj.exe"),
+    "line breaks": ("a\r\nb.jpg", "ab.jpg"),
+    "decomposed": ("cafe\u0301.jpg", "café.jpg"),
+    "emoji": ("\U0001f9e5 coat.jpg", "\U0001f9e5 coat.jpg"),
+    "SQL": ("'; DROP TABLE assets; --", "'; DROP TABLE assets; --"),
+    "wildcards": ("100%_\\.jpg", "100%__.jpg"),
+    "header": ('a"; filename="evil.exe', 'a"; filename="evil.exe'),
+    "many": ("ü" * 255, "ü" * 255),
+}
+
+
+@pytest.mark.parametrize("what", NAMES)
+async def test_a_name_is_kept_for_display_and_never_part_of_a_path(house: Suite, ada: Client, what: str) -> None:
+    name, shown = NAMES[what]
+    asset = await flows.upload(ada, DATA, file_name=name)
+    assert asset.file_name == shown == unicodedata.normalize("NFC", shown)
+    assert (await flows.get(ada, asset.id)).file_name == shown
+    assert shown not in asset.file_path
+    async with httpx.AsyncClient() as http:
+        answer = await http.get(asset.original_url)
+    assert answer.status_code == 200 and answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"].count('"') == 2, "no name ends the quotes"
+
+
+@pytest.mark.parametrize(
+    "label", ["..", ".", "a/../b", "%2e%2e", "a%", "\u202e", "'; DROP TABLE assets; --", "ü" * 128, "x" * 128, "a b\tc"]
+)
+async def test_any_label_is_kept_exactly_and_found_again(house: Suite, ada: Client, label: str) -> None:
+    scope = asset_pb2.AssetScope(session_id=label, room_id=label, product_id=label, dataset_id=label)
+    tags = [label[:64], "%_\\", "{}", "$1", '","', "NULL"]
+    metadata = {"%": label, "'": [1, 2.5, None, True, {"$ne": label}], "n": 2**53}
+    asset = await flows.upload(ada, DATA, scope=scope, tags=tags, metadata=metadata)
+    assert asset.scope == scope and list(asset.tags) == tags and dict(asset.metadata)["%"] == label
+    assert list(asset.metadata["'"]) == [1, 2.5, None, True, {"$ne": label}]
+    found = await flows.assets(ada).ListAssets(asset_pb2.ListAssetsRequest(session_id=label, room_id=label))
+    assert [item.id for item in found.assets] == [asset.id]
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(asset.original_url)).content == DATA
+
+
+async def test_a_label_with_a_nul_is_refused(house: Suite, ada: Client) -> None:
+    for fields in (
+        {"tags": ["a\x00"]},
+        {"scope": {"room_id": "\x00"}},
+        {"metadata": {"a": "\x00"}},
+        {"metadata": {"\x00": 1}},
+    ):
+        declared = upload_pb2.RequestUploadRequest(declaration=flows.declaration(DATA, **fields))
+        refused = await calls.refusal(flows.uploads(ada).RequestUpload(declared))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT, fields
+
+
+# The streamed upload's own ways to go wrong
+
+
+async def streamed(client: Client, *parts: upload_pb2.UploadRequest) -> calls.Refusal:
+    return await calls.refusal(flows.uploads(client).Upload(calls.aiter_of(parts)))
+
+
+async def test_a_stream_that_breaks_its_rules_is_refused(house: Suite, ada: Client) -> None:
+    head = upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)})
+    chunk = upload_pb2.UploadRequest(chunk=DATA)
+    for parts, path in (
+        ((), "head"),
+        ((chunk,), "head"),
+        ((upload_pb2.UploadRequest(),), "part"),
+        ((head, head), "head"),
+        ((head, chunk, chunk), "chunk"),
+        ((head, upload_pb2.UploadRequest(chunk=bytes(1024 * 1024 + 1))), "chunk"),
+    ):
+        refused = await streamed(ada, *parts)
+        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+    short = await streamed(ada, head, upload_pb2.UploadRequest(chunk=DATA[:-1]))
+    assert short.metadata["rejection"] in ("SIZE_MISMATCH", "HASH_MISMATCH")
+    assert objects(house, ada) == []
+    states = house.sql("SELECT DISTINCT state FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",))
+    assert states == [("rejected",)]
+
+
+async def test_a_stream_that_is_broken_off_leaves_no_bytes_and_no_ready_row(house: Suite, ada: Client) -> None:
+    async def half() -> Any:
+        yield upload_pb2.UploadRequest(head={"request_id": "r", "declaration": flows.declaration(DATA)})
+        yield upload_pb2.UploadRequest(chunk=DATA[:100])
+        await asyncio.sleep(60)
+
+    call = flows.uploads(ada).Upload(half())
+    mine = "SELECT state FROM assets.assets WHERE owner = %s"
+    async with asyncio.timeout(10):
+        while not house.sql(mine, (f"user:{ada.subject}",)):
+            await asyncio.sleep(0.02)
+    call.cancel()
+    async with asyncio.timeout(10):
+        while objects(house, ada):
+            await asyncio.sleep(0.02)
+    assert house.sql(mine, (f"user:{ada.subject}",)) == [("pending",)]
+    head = upload_pb2.UploadHead(request_id="r", declaration=flows.declaration(DATA))
+    assert (await flows.stream_upload(ada, head, DATA)).state == READY
+    assert house.sql(mine, (f"user:{ada.subject}",)) == [("ready",)], "the repeat went on with the same asset"

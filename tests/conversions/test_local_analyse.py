@@ -28,7 +28,9 @@ STATED: dict[str, Any] = {
          "from": {"x": 0.3, "y": 0.5}, "to": {"x": 0.7, "y": 0.5}},
         {"code": "D", "name": "yoke", "view": "back", "from": {"x": 0.3, "y": 0.5}, "to": {"x": 0.7, "y": 0.5}},
     ],
-    "scales": [{"view": "front", "value": 68, "unit": "cm", "from": {"x": 0.5, "y": 0.16}, "to": {"x": 0.5, "y": 0.84}}],
+    "scales": [
+        {"view": "front", "value": 68, "unit": "cm", "from": {"x": 0.5, "y": 0.16}, "to": {"x": 0.5, "y": 0.84}},
+    ],
     "features": [
         {"view": "front", "name": "zip", "note": "brass", "at": {"x": 0.5, "y": 0.5}},
         {"view": "back", "name": "vent"},

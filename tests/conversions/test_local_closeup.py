@@ -68,3 +68,10 @@ def test_a_point_outside_the_picture_and_an_absurd_size_are_refused(tmp_path: Pa
         close_up(photo, tmp_path / "out.jpg", at=(1.2, 0.5))
     with pytest.raises(ValueError, match="size:"):
         close_up(photo, tmp_path / "out.jpg", size=0)
+
+
+def test_a_sliver_is_refused_with_its_size(tmp_path: Path) -> None:
+    whole = pictures.pixels(pictures.garment(tmp_path / "whole.png", width=400))
+    whole.crop(0, 200, 400, 3).write_to_file(str(tmp_path / "sliver.png"))
+    with pytest.raises(ValueError, match="400 x 3 px"):
+        close_up(tmp_path / "sliver.png", tmp_path / "out.png")

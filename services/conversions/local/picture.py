@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyvips
 
+MIN_SIDE = 48
 _SAVE: dict[str, dict[str, object]] = {
     ".jpg": {"optimize_coding": True},
     ".jpeg": {"optimize_coding": True},
@@ -33,11 +34,14 @@ def orientation(image: pyvips.Image) -> int:
 def open_upright(path: Path, max_side: int) -> pyvips.Image:
     """The picture upright, in sRGB, 8 bit, three or four bands, in memory, its longer side at most `max_side` pixels.
 
-    Shrinks while decoding, so that a 50 MP photograph never stands in memory at full size.
+    Shrinks while decoding, so that a 50 MP photograph never stands in memory at full size. Raises ValueError when the
+    shorter side is then below MIN_SIDE: there is nothing to be seen in a sliver.
     """
     image = pyvips.Image.thumbnail(
         str(path), max_side, height=max_side, size="down", output_profile="srgb", fail_on="error"
     )
+    if min(image.width, image.height) < MIN_SIDE:
+        raise ValueError(f"the picture is {image.width} x {image.height} px, too small or too narrow to work with")
     return to_srgb(image).copy_memory()
 
 

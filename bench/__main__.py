@@ -1,0 +1,85 @@
+"""`python -m bench [B1 B3 ...]`: speeds as ratios to a reference measured in the same run.
+
+A line per figure on standard output, a table at the end, all of it in bench-out/results.json. The exit status is 1 only
+if something couldn't run: a figure that misses its target is for a person to judge, on a machine they know.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import calls, images, startup
+from bench.figure import CannotRun, Figure, NeedsNode, Report
+from cli.suite import ROOT
+
+RESULTS = ROOT / "bench-out" / "results.json"
+BENCHMARKS: dict[str, Callable[[Report], list[Figure]]] = {
+    "B1": calls.reading, "B2": calls.against_fastapi, "B3": calls.creating, "B4": images.variants, "B11": startup.suite,
+}  # fmt: skip
+
+
+def main(wanted: Sequence[str]) -> int:
+    if unknown := [name for name in wanted if name not in BENCHMARKS]:
+        sys.exit(f"bench: there is no {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    progress = Console(stderr=True, highlight=False)
+    figures: list[Figure] = []
+    left_out: dict[str, str] = {}
+    for name in wanted or BENCHMARKS:
+        with progress.status(f"{name} ...") as status:
+            try:
+                found = BENCHMARKS[name](lambda text, name=name: status.update(f"{name} {text}"))
+            except NeedsNode:
+                left_out[name] = "needs node"
+                print(f"{name}  needs node", flush=True)
+                continue
+            except Exception as problem:
+                left_out[name] = f"can't run: {problem if isinstance(problem, CannotRun) else repr(problem)}"
+                print(f"{name}  {left_out[name]}", flush=True)
+                continue
+        figures += found
+        for figure in found:
+            print("  ".join(_cells(figure)), flush=True)
+    _show(figures, left_out)
+    _write(figures, left_out)
+    return 1 if any(why != "needs node" for why in left_out.values()) else 0
+
+
+def _cells(figure: Figure) -> list[str]:
+    reference = "-" if figure.reference is None else f"{figure.reference:,.3g} {figure.unit}"
+    ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}x"
+    met = "met" if figure.met else "not met"
+    ours = f"{figure.ours:,.3g} {figure.unit}"
+    return [figure.id, figure.what, ours, reference, ratio, figure.target_text, met, figure.note]
+
+
+def _show(figures: Sequence[Figure], left_out: dict[str, str]) -> None:
+    table = Table(title="Speeds, as ratios to a reference of the same run", title_justify="left")
+    for column in ("id", "what", "ours", "reference", "ratio", "target", "", "note"):
+        table.add_column(column, overflow="fold")
+    for figure in figures:
+        cells = _cells(figure)
+        table.add_row(*cells, style=None if figure.met else "yellow")
+    for name, why in left_out.items():
+        table.add_row(name, why, style="dim")
+    Console().print(table)
+
+
+def _write(figures: Sequence[Figure], left_out: dict[str, str]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    lines = [{**asdict(f), "ratio": f.ratio, "target": f.target_text, "met": f.met} for f in figures]
+    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    RESULTS.write_text(
+        json.dumps({"at": at, "machine": machine, "figures": lines, "left_out": left_out}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""What a benchmark says: ours, the reference of the same run, and whether that is good enough."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Report = Callable[[str], None]
+
+
+class CannotRun(Exception):
+    """Why a benchmark can't run here, with the next step."""
+
+
+class NeedsNode(Exception):
+    """Node.js with npm is not installed, so there is nothing to compare with."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the scorecard. `ours` and `reference` are in `unit`, `ratio` is what `target` is held against; without
+    a reference that is `ours` itself. `note` says how much the rounds differed, and what else is worth knowing."""
+
+    id: str
+    what: str
+    unit: str
+    ours: float
+    target: float
+    reference: float | None = None
+    ratio: float | None = None
+    at_most: bool = True
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        value = self.ours if self.ratio is None else self.ratio
+        return value <= self.target if self.at_most else value >= self.target
+
+    @property
+    def target_text(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.target:g}{' ' + self.unit if self.ratio is None else 'x'}"
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Pairs of (ours, reference), each measured one right after the other. What else the machine does then falls on
+    both, so that the median of the pairs' ratios says more than the ratio of two medians."""
+
+    pairs: Sequence[tuple[float, float]]
+
+    def figure(self, id_: str, what: str, unit: str, target: float, *, at_most: bool = True) -> Figure:
+        ratios = [ours / reference for ours, reference in self.pairs]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        return Figure(
+            id_, what, unit, statistics.median(ours for ours, _ in self.pairs), target,
+            statistics.median(reference for _, reference in self.pairs), middle, at_most,
+            f"half of {len(ratios)} rounds within {low:.2f}-{high:.2f}x",
+        )  # fmt: skip
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the CPU so far, its threads included, its children not."""
+    return time.clock_gettime(~pid << 3 | 2)  # how Linux numbers the CPU clocks of other processes

@@ -1,0 +1,125 @@
+"""What every benchmark of the servers stands on: an embedded Postgres, the schema of assets, and processes of ours."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from bench.figure import CannotRun
+from cli.state import LOCAL_ISSUER, State
+from cli.suite import ROOT, login_url
+from shared import auth
+from shared.embedded import EmbeddedPostgres
+from shared.migrate import migrate
+
+OWNER = "user:ada"
+_START_SECONDS = 30
+
+
+class Site:
+    """A database of its own in a temporary directory. What is started here ends with it."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atelier-bench-")))
+            directory.chmod(0o755)  # Postgres runs as another account when this is root
+            self.state = State(directory)
+            self.state.prepare()
+            admin = stack.enter_context(EmbeddedPostgres(self.state.postgres)).url
+            with psycopg.connect(admin, autocommit=True) as conn:
+                conn.execute("CREATE DATABASE atelier")
+            self.admin_url = admin.rsplit("/", 1)[0] + "/atelier"
+            passwords = [self.state.password("assets", role) for role in ("app", "worker")]
+            migrate("assets", self.admin_url, *passwords)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def authorization(self) -> tuple[str, str]:
+        key = auth.load_key(self.state.keys / "people.jwk")
+        token = auth.sign(key, issuer=LOCAL_ISSUER, subject="ada", role="user", seconds=24 * 3600)
+        return ("authorization", f"Bearer {token}")
+
+    def url(self, role: str) -> str:
+        """The database as `assets_app` or `assets_worker`."""
+        return login_url(self.admin_url, f"assets_{role}", self.state.password("assets", role))
+
+    def assets(self, command: str) -> tuple["subprocess.Popen[bytes]", str]:
+        """`python -m services.assets serve` (with metrics) or `work`, as it is run everywhere; and its address."""
+        port = free_port()
+        own = {
+            "ATELIER_DATABASE_URL": self.url("app" if command == "serve" else "worker"),
+            "ATELIER_TRUST_FILE": str(self.state.trust_file),
+            "ATELIER_STORAGE_ROOT": str(self.state.objects),
+            "ATELIER_STORAGE_SECRET_FILE": str(self.state.storage_secret),
+            "ATELIER_PORT": str(port), "ATELIER_METRICS_PORT": str(free_port()),
+        }  # fmt: skip
+        process = self.start("services.assets", command, environment=own)
+        if command == "serve":
+            await_port(process, port)
+        return process, f"127.0.0.1:{port}"
+
+    def server(self, module: str) -> tuple["subprocess.Popen[bytes]", str]:
+        """A reference: `python -m <module> <database> <port> <trust file>`; and its address."""
+        port = free_port()
+        database = self.admin_url if module == "bench.bare" else self.url("app")
+        process = self.start(module, database, str(port), str(self.state.trust_file), environment={})
+        await_port(process, port)
+        return process, f"127.0.0.1:{port}"
+
+    def start(self, module: str, *arguments: str, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+        """A Python process whose output goes to a file."""
+        # What the developer's shell sets for a suite of theirs would change what is measured.
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
+        paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"}
+        with (self.state.logs / f"{module}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments], env=outside | paths | environment, cwd=ROOT,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        self._stack.callback(_end, process)
+        return process
+
+    def sql(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """As superuser."""
+        with psycopg.connect(self.admin_url, autocommit=True) as conn:
+            cursor = conn.execute(statement.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def await_port(process: "subprocess.Popen[bytes]", port: int) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise CannotRun(f"{process.args!r} doesn't listen on port {port}; run it by hand to see why")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

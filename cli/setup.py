@@ -1,0 +1,52 @@
+"""What a deployment needs once: keys, schemas, login URLs as secret files, the bucket."""
+
+import json
+from collections.abc import Callable
+
+from cli.state import State, write_private
+from cli.suite import login_url
+from shared.settings import SERVICES, Settings
+
+
+def migrate_all(state: State, admin_url: str, report: Callable[[str], None]) -> None:
+    """Every schema, and for each login a directory `secrets/<service>-<role>` for ATELIER_SECRETS_DIR.
+
+    Raises MigrationFailed.
+    """
+    from shared.migrate import migrate
+
+    state.prepare()
+    for name in SERVICES:
+        report(f"{name}: schema")
+        migrate(name, admin_url, state.password(name, "app"), state.password(name, "worker"))
+        for role in ("app", "worker"):
+            directory = state.directory / "secrets" / f"{name}-{role}"
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            url = login_url(admin_url, f"{name}_{role}", state.password(name, role))
+            write_private(directory / "database_url", url)
+
+
+def make_bucket(settings: Settings) -> None:
+    """The bucket if it isn't there, with public files readable and uploads from browsers allowed where the store can.
+
+    Raises StorageUnavailable, or boto3's ClientError when the credential may not.
+    """
+    import boto3
+    from botocore.exceptions import ClientError
+
+    client = boto3.client(
+        "s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key.get_secret_value(),
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+    )  # fmt: skip
+    try:
+        client.head_bucket(Bucket=settings.s3_bucket)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            raise
+        client.create_bucket(Bucket=settings.s3_bucket)
+        public = f"arn:aws:s3:::{settings.s3_bucket}/public/*"
+        statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": public}
+        client.put_bucket_policy(Bucket=settings.s3_bucket, Policy=json.dumps({"Statement": [statement]}))
+    finally:
+        client.close()

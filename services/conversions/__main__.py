@@ -1,0 +1,76 @@
+"""`python -m services.conversions serve | work | migrate`: conversions as processes."""
+
+import functools
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from atelier.conversions.v1 import analysis_pb2_grpc, conversion_pb2_grpc, generation_pb2_grpc, job_pb2_grpc
+
+from services.conversions import analyses, conversions, generations, jobs
+from services.conversions.making import Workshop
+from services.conversions.provider_local import LocalProvider
+from shared import main, server
+from shared.calls import Peers
+from shared.db import Database
+from shared.events import EventStream
+from shared.imaging import ImagingPool
+from shared.jobs import JobQueue
+from shared.settings import Settings
+
+NAME = "conversions"
+
+
+@asynccontextmanager
+async def service(name: str, settings: Settings) -> AsyncIterator[server.Service]:
+    db = Database(settings, name)
+    stream = EventStream(db)
+    queue = JobQueue(db)
+    peers = Peers(settings, name)
+    conversion_service = conversions.ConversionService(db, stream, queue, peers)
+    generation_service = generations.GenerationService(db, stream, queue, peers)
+    analysis_service = analyses.AnalysisService(db, stream, queue, peers)
+    add_analysis = analysis_pb2_grpc.add_AnalysisServiceServicer_to_server
+    add_conversion = conversion_pb2_grpc.add_ConversionServiceServicer_to_server
+    add_generation = generation_pb2_grpc.add_GenerationServiceServicer_to_server
+    await db.open()
+    stream.start()
+    try:
+        yield server.Service(
+            name=name,
+            register=[
+                functools.partial(add_conversion, conversion_service),
+                functools.partial(add_generation, generation_service),
+                functools.partial(add_analysis, analysis_service),
+                functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, jobs.JobService(db)),
+            ],
+            ready=db.ready,
+            drain=stream.drain,
+        )
+    finally:
+        await stream.close()
+        await peers.close()
+        await db.close()
+
+
+async def work(name: str, settings: Settings) -> None:
+    db = Database(settings, name)
+    pool = ImagingPool(settings.imaging_processes)
+    peers = Peers(settings, name)
+    queue = JobQueue(db)
+    workshop = Workshop(db, peers, LocalProvider(pool))
+    for noun, make in (
+        (conversions.NOUN, conversions.make),
+        (generations.NOUN, generations.make),
+        (analyses.NOUN, analyses.make),
+    ):
+        queue.task(noun.table, jobs.QUEUE, functools.partial(workshop.run, noun, make))
+    try:
+        await main.work(db, queue, settings)
+    finally:
+        await peers.close()
+        await pool.close()
+
+
+if __name__ == "__main__":
+    main.run(NAME, service=service, work=work, arguments=sys.argv[1:])

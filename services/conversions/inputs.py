@@ -1,0 +1,73 @@
+"""What is asked of `assets` while a call is served: may the caller use these pictures, and where are they."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
+
+from shared import errors
+from shared.calls import Peers
+
+_BATCH = 100
+_STATES = {
+    asset_pb2.ASSET_STATE_PENDING: "it is pending; confirm its upload, then repeat",
+    asset_pb2.ASSET_STATE_REJECTED: "its upload was rejected; use another picture",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that a request names in `field`. `kind` 0: any kind will do."""
+
+    field: str
+    asset_id: str
+    kind: int = asset_pb2.ASSET_KIND_UNSPECIFIED
+
+
+async def check(peers: Peers, wanted: Sequence[Wanted]) -> list[asset_pb2.Asset]:
+    """The assets in the order asked for, each READY, a picture, of its kind, and readable by the caller.
+
+    Raises NOT_FOUND, FAILED_PRECONDITION or INVALID_ARGUMENT for the first that isn't, with metadata `field`.
+    """
+    if not wanted:
+        return []
+    stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
+    request = asset_pb2.BatchGetAssetsRequest(asset_ids=[item.asset_id for item in wanted])
+    found = {asset.id: asset for asset in (await stub.BatchGetAssets(request)).assets}
+    return [_usable(item, found.get(item.asset_id.lower())) for item in wanted]
+
+
+def _usable(item: Wanted, asset: asset_pb2.Asset | None) -> asset_pb2.Asset:
+    metadata = {"field": item.field}
+    if asset is None:
+        refusal = errors.not_found("asset", item.asset_id)
+        refusal.metadata.update(metadata)
+        raise refusal
+    if item.kind and asset.kind != item.kind:
+        has, needs = (_kind(kind) for kind in (asset.kind, item.kind))
+        raise errors.invalid(item.field, f"is of kind {has}; an asset of kind {needs} is needed here")
+    if asset.state != asset_pb2.ASSET_STATE_READY:
+        raise errors.precondition(_STATES[asset.state], subject=f"assets/{asset.id}", metadata=metadata)
+    if not asset.mime_type.startswith("image/"):
+        raise errors.invalid(item.field, f"is of type {asset.mime_type}; a picture is needed here")
+    return asset
+
+
+def _kind(kind: int) -> str:
+    return asset_pb2.AssetKind.Name(kind).removeprefix("ASSET_KIND_")
+
+
+async def add_urls(peers: Peers, messages: Iterable[Any]) -> None:
+    """Fills in image_url and thumbnail_url of the messages that have a result. One that is gone stays without."""
+    finished = [message for message in messages if message.result_asset_id]
+    stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
+    for start in range(0, len(finished), _BATCH):
+        part = finished[start : start + _BATCH]
+        request = asset_pb2.BatchGetAssetsRequest(
+            asset_ids=[message.result_asset_id for message in part], include_urls=True
+        )
+        found = {asset.id: asset for asset in (await stub.BatchGetAssets(request)).assets}
+        for message in part:
+            if asset := found.get(message.result_asset_id):
+                message.image_url, message.thumbnail_url = asset.original_url, asset.thumbnail_url

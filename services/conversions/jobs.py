@@ -1,0 +1,278 @@
+"""Jobs: what conversions, generations and analyses have in common while calls are served, and the record of every try.
+
+Each of the three nouns is its own job: one row that is asked for, waits, runs and comes to an end. A `Noun` says what
+differs; inserting, reading, listing, cancelling, watching and waiting are the same. Nouns import from here, never back.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, LiteralString
+from uuid import UUID
+
+from atelier.common.v1 import watch_pb2
+from atelier.conversions.v1 import job_pb2 as pb
+from atelier.conversions.v1 import job_pb2_grpc
+from google.protobuf.message import Message
+from psycopg import sql
+
+from services.conversions import rules
+from shared import auth, calls, errors, events, paging, states
+from shared.db import Database, Mutation
+from shared.errors import DomainError
+from shared.ids import new_id, parse_id
+from shared.jobs import JobQueue
+from shared.protos import Words, struct, time_of, timestamp
+
+QUEUE = "models"
+STATES = Words(pb.JobState, "JOB_STATE_")
+OUTCOMES = Words(pb.AttemptOutcome, "ATTEMPT_OUTCOME_")
+_KINDS = {
+    "conversions": pb.JOB_KIND_CONVERSION,
+    "generations": pb.JOB_KIND_GENERATION,
+    "analyses": pb.JOB_KIND_ANALYSIS,
+}
+_SNAPSHOT_AGE = timedelta(days=1)
+_SNAPSHOT_PAGE = 500
+_ANSWER_SECONDS = 0.5  # of a deadline that a waiting call comes to, to read the row and answer
+
+
+@dataclass(frozen=True)
+class Noun:
+    """One of the three. `name` is the subject of its events and the field of its messages, `message` its message type
+    and `to_proto` makes that of a row, without URLs."""
+
+    name: str
+    table: LiteralString
+    message: Any
+    to_proto: Callable[[Any], Any]
+
+    async def publish(self, m: Mutation, row: Any) -> None:
+        await events.publish(m, self.name, row.id, row.version, self.to_proto(row))
+
+
+def common_fields(row: Any) -> dict[str, Any]:
+    """The fields that the three messages share, by name."""
+    return {
+        "id": str(row.id), "owner": row.owner, "created_by": row.created_by, "state": STATES.number[row.state],
+        "product_id": row.product_id, "progress": row.progress, "cancel_requested": row.cancel_requested,
+        "confidence": row.confidence, "evidence": [pb.Evidence(**item) for item in row.evidence],
+        "recipe": _recipe(row.recipe) if row.recipe else None, "credits": row.credits,
+        "error_class": row.error_class, "error_message": row.error_message,
+        "processing_time_ms": row.processing_time_ms, "create_time": timestamp(row.created_at),
+        "update_time": timestamp(row.updated_at),
+    }  # fmt: skip
+
+
+def _recipe(stored: Mapping[str, Any]) -> pb.Recipe:
+    return pb.Recipe(
+        model=stored["model"], model_version=stored["model_version"], seed=stored["seed"],
+        parameters=struct(stored["parameters"]), inputs=[pb.RecipeInput(**item) for item in stored["inputs"]],
+    )  # fmt: skip
+
+
+async def insert(m: Mutation, queue: JobQueue, noun: Noun, columns: Mapping[str, Any]) -> Any:
+    """Takes one on: its row and its job commit together. Returns the row."""
+    row_id = new_id()
+    values = {**columns, "id": row_id, "owner": m.owner, "created_by": m.actor}
+    statement: Any = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING *").format(
+        sql.Identifier(noun.table),
+        sql.SQL(", ").join(map(sql.Identifier, values)),
+        sql.SQL(", ").join(map(sql.Placeholder, values)),
+    )
+    row = await m.one(statement, values)
+    await noun.publish(m, row)
+    await queue.enqueue(m, noun.table, QUEUE, row_id)
+    return row
+
+
+async def get(db: Database, noun: Noun, text: str) -> Any:
+    """The owner's row. NOT_FOUND if there is none."""
+    row = await db.row(_select(noun), {"id": parse_id(text, f"{noun.name}_id")})
+    if row is None:
+        raise errors.not_found(noun.name, text)
+    return row
+
+
+def _select(noun: Noun) -> Any:
+    return f"SELECT * FROM {noun.table} WHERE id = %(id)s"
+
+
+async def add_position(message: Any, queue: JobQueue) -> None:
+    """Says where a PENDING one stands in the queue."""
+    if message.state == pb.JOB_STATE_PENDING:
+        position = await queue.position(message.id)
+        if position is not None:  # None: a worker took it this moment
+            message.queue_position = position
+
+
+async def page(db: Database, noun: Noun, request: Any, **wanted: Any) -> tuple[Sequence[Any], str]:
+    """A page of the owner's rows and the next page's token. `wanted`: columns and the values they must have; those that
+    are empty don't filter. State and dates are read from the request."""
+    where = ["owner = %(owner)s"]
+    parameters: dict[str, Any] = {"owner": auth.current().owner}
+    if request.state:
+        wanted["state"] = STATES.word[request.state]
+    for name, value in wanted.items():
+        if value:
+            where.append(f"{name} = %({name})s")
+            parameters[name] = value
+    for field, operator in (("created_from", ">="), ("created_before", "<")):
+        at = time_of(getattr(request, field), request.HasField(field), field)
+        if at is not None:
+            where.append(f"created_at {operator} %({field})s")
+            parameters[field] = at
+    asked = paging.page(request)
+    statement: Any = f"SELECT * FROM {noun.table} WHERE {' AND '.join(where)}{asked.clause}"
+    return asked.cut(await db.rows(statement, parameters | asked.parameters))
+
+
+async def cancel(m: Mutation, noun: Noun, text: str) -> tuple[Any, Any]:
+    """Stops the owner's row as far as that is still possible. Returns the row as it is now, and what was done."""
+    statement: Any = f"{_select(noun)} FOR UPDATE"
+    row = await m.one(statement, {"id": parse_id(text, f"{noun.name}_id")})
+    if row is None:
+        raise errors.not_found(noun.name, text)
+    if row.state in rules.FINISHED:
+        return row, pb.CANCEL_OUTCOME_ALREADY_FINISHED
+    if row.state == "pending":
+        outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
+    else:  # its worker looks every second, and ends the try itself
+        outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
+    row = await states.advance(m, rules.JOB_STATES, noun.table, row.id, to, cancel_requested=True)
+    await noun.publish(m, row)
+    return row, outcome
+
+
+async def finished(db: Database, stream: events.EventStream, noun: Noun, request: Message, text: str) -> Any:
+    """The row once it has come to its end, or as it is shortly before the call's deadline."""
+    start = await stream.head()
+    row = await get(db, noun, text)
+    left = calls.time_left()
+    if row.state in rules.FINISHED or not left:
+        return row
+    try:
+        async with (
+            asyncio.timeout(left - min(_ANSWER_SECONDS, left / 2)),
+            aclosing(stream.follow(request, start)) as changes,
+        ):
+            async for event, _cursor in changes:
+                if event is not None and event.subject_id == row.id and _is_final(noun, event):
+                    break
+    except (TimeoutError, DomainError):
+        pass  # whatever ends the wait early (the server stops, the token expires): what was taken on is still an answer
+    return await get(db, noun, text)
+
+
+def _is_final(noun: Noun, event: events.Event) -> bool:
+    return STATES.word[noun.message.FromString(event.payload).state] in rules.FINISHED
+
+
+async def watch(
+    db: Database, stream: events.EventStream, noun: Noun, request: Any, ids: Sequence[str]
+) -> AsyncIterator[dict[str, Any]]:
+    """The fields of a watch's answers: what is there now (the named ones, or the recent ones), then every change."""
+    start = events.start_of(request, await stream.head())
+    wanted = {UUID(text) for text in ids}
+    seen: dict[UUID, int] = {}
+    if not request.cursor:
+        async for row in _snapshot(db, noun, wanted):
+            seen[row.id] = row.version
+            yield {noun.name: noun.to_proto(row)}
+        ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
+        yield {"bookmark": watch_pb2.Bookmark(cursor=ready, ready=True), "cursor": ready}
+    async for event, cursor in stream.follow(request, start):
+        if event is None:
+            yield {"bookmark": watch_pb2.Bookmark(cursor=cursor), "cursor": cursor}
+            continue
+        new = event.version > seen.get(event.subject_id, 0)
+        if new and event.subject == noun.name and (not wanted or event.subject_id in wanted):
+            yield {noun.name: noun.message.FromString(event.payload), "cursor": cursor}
+
+
+async def _snapshot(db: Database, noun: Noun, wanted: set[UUID]) -> AsyncIterator[Any]:
+    after: Mapping[str, Any] = {"after_at": None, "after_id": None}
+    statement: Any = (
+        f"SELECT * FROM {noun.table} WHERE owner = %(owner)s"
+        " AND CASE WHEN %(all)s THEN created_at > now() - %(age)s ELSE id = ANY(%(ids)s) END"
+        " AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s, %(after_id)s))"
+        " ORDER BY created_at, id LIMIT %(limit)s"
+    )
+    while True:
+        rows = await db.rows(
+            statement,
+            {"owner": auth.current().owner, "all": not wanted, "ids": list(wanted), "age": _SNAPSHOT_AGE,
+             "limit": _SNAPSHOT_PAGE, **after},
+        )  # fmt: skip
+        for row in rows:
+            yield row
+        if len(rows) < _SNAPSHOT_PAGE:
+            return
+        after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}
+
+
+# The records of all three
+
+_JOB_COLUMNS = (
+    "id, state, attempt_number, progress, cancel_requested, error_class, error_message, credits, created_at, updated_at"
+)
+_TRIES = """
+    SELECT job_id, min(created_at) AS started_at, (array_agg(worker ORDER BY number DESC))[1] AS worker
+    FROM attempts WHERE job_id = ANY(%(ids)s) GROUP BY job_id
+"""
+
+
+class JobService(job_pb2_grpc.JobServiceServicer):
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        tables = [table for table, kind in _KINDS.items() if request.kind in (pb.JOB_KIND_UNSPECIFIED, kind)]
+        condition = "owner = %(owner)s" + (" AND state = %(state)s" if request.state else "")
+        asked = paging.page(request)
+        # Each part ends after a page, in order, so that its index is read no further than that.
+        parts = [
+            f"(SELECT '{table}' AS job, {_JOB_COLUMNS} FROM {table} WHERE {condition}{asked.clause})"
+            for table in tables
+        ]
+        statement: Any = f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS jobs WHERE true{asked.clause}"
+        parameters = {"owner": auth.current().owner, "state": STATES.word.get(request.state)}
+        rows, token = asked.cut(await self._db.rows(statement, parameters | asked.parameters))
+        tries = {row.job_id: row for row in await self._db.rows(_TRIES, {"ids": [row.id for row in rows]})}
+        return pb.ListJobsResponse(jobs=[_job(row, tries.get(row.id)) for row in rows], next_page_token=token)
+
+    async def ListAttempts(self, request: pb.ListAttemptsRequest, context: Any) -> pb.ListAttemptsResponse:
+        where, parameters = ["owner = %(owner)s"], {"owner": auth.current().owner}
+        if request.job_id:
+            where.append("job_id = %(job_id)s::uuid")
+            parameters["job_id"] = request.job_id
+        if request.outcome:
+            where.append("outcome = %(outcome)s")
+            parameters["outcome"] = OUTCOMES.word[request.outcome]
+        asked = paging.page(request)
+        statement: Any = f"SELECT * FROM attempts WHERE {' AND '.join(where)}{asked.clause}"
+        rows, token = asked.cut(await self._db.rows(statement, parameters | asked.parameters))
+        return pb.ListAttemptsResponse(attempts=[_attempt(row) for row in rows], next_page_token=token)
+
+
+def _job(row: Any, tries: Any) -> pb.Job:
+    return pb.Job(
+        id=str(row.id), kind=_KINDS[row.job], state=STATES.number[row.state], worker=tries.worker if tries else "",
+        attempts=row.attempt_number, max_attempts=rules.MAX_ATTEMPTS, progress=row.progress,
+        cancel_requested=row.cancel_requested, error_class=row.error_class, error_message=row.error_message,
+        credits=row.credits, start_time=timestamp(tries.started_at) if tries else None,
+        # The last change of a row is its coming to an end.
+        end_time=timestamp(row.updated_at) if row.state in rules.FINISHED else None,
+        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+    )  # fmt: skip
+
+
+def _attempt(row: Any) -> pb.Attempt:
+    return pb.Attempt(
+        id=str(row.id), job_id=str(row.job_id), kind=_KINDS[row.job], number=row.number, worker=row.worker,
+        outcome=OUTCOMES.number[row.outcome], error_class=row.error_class, error_message=row.error_message,
+        model=row.model, input_bytes=row.input_bytes, output_bytes=row.output_bytes, credits=row.credits,
+        start_time=timestamp(row.created_at), end_time=timestamp(row.ended_at),
+    )  # fmt: skip

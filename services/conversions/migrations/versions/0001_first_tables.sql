@@ -1,0 +1,164 @@
+-- The schema of `conversions`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
+-- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+--
+-- Each of the three nouns is its own job: the columns from `state` on are the same for all.
+
+-- A try-on of a garment on a person.
+CREATE TABLE conversions (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    user_asset_id uuid NOT NULL,
+    cloth_asset_id uuid NOT NULL,
+    result_asset_id uuid,
+    style_name text NOT NULL,
+    metadata jsonb NOT NULL,
+    product_id text NOT NULL,
+    free boolean NOT NULL,
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    progress double precision NOT NULL DEFAULT 0,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    confidence double precision NOT NULL DEFAULT 0,
+    evidence jsonb NOT NULL DEFAULT '[]',
+    recipe jsonb,
+    credits bigint NOT NULL DEFAULT 0,
+    processing_time_ms bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT conversions_pkey PRIMARY KEY (id),
+    CONSTRAINT conversions_state CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    -- Never COMPLETED without what was to be made.
+    CONSTRAINT conversions_completed_has_result CHECK (state <> 'completed' OR (result_asset_id IS NOT NULL AND recipe IS NOT NULL)),
+    CONSTRAINT conversions_confidence CHECK (confidence BETWEEN 0 AND 1),
+    CONSTRAINT conversions_progress CHECK (progress BETWEEN 0 AND 1),
+    -- Nothing is charged for what wasn't delivered.
+    CONSTRAINT conversions_credits CHECK (credits = 0 OR (credits > 0 AND state = 'completed')),
+    CONSTRAINT conversions_failed_has_reason CHECK (state <> 'failed' OR error_class <> '')
+);
+CREATE INDEX conversions_list ON conversions (owner, created_at DESC, id DESC);
+CREATE INDEX conversions_list_state ON conversions (owner, state, created_at DESC, id DESC);
+CREATE INDEX conversions_list_product ON conversions (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
+
+-- A picture made from a prompt, or from a photograph.
+CREATE TABLE generations (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    task text NOT NULL,
+    prompt text NOT NULL,
+    full_prompt text NOT NULL DEFAULT '',
+    style text NOT NULL,
+    aspect_ratio text NOT NULL,
+    quality text NOT NULL,
+    format text NOT NULL,
+    resolution text NOT NULL,
+    seed bigint,
+    reference_asset_ids uuid[] NOT NULL,
+    unique_visual_elements text[] NOT NULL DEFAULT '{}',
+    source_asset_id uuid,
+    view text NOT NULL,
+    at_x double precision,
+    at_y double precision,
+    name text NOT NULL,
+    product_id text NOT NULL,
+    dataset_id text NOT NULL,
+    regenerated_from uuid,
+    result_asset_id uuid,
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    progress double precision NOT NULL DEFAULT 0,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    confidence double precision NOT NULL DEFAULT 0,
+    evidence jsonb NOT NULL DEFAULT '[]',
+    recipe jsonb,
+    credits bigint NOT NULL DEFAULT 0,
+    processing_time_ms bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT generations_pkey PRIMARY KEY (id),
+    CONSTRAINT generations_state CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    CONSTRAINT generations_task CHECK (task IN ('image', 'closeup', 'sketch')),
+    -- An image is made of references, the others of one source.
+    CONSTRAINT generations_source CHECK ((task = 'image') = (source_asset_id IS NULL)),
+    -- Never COMPLETED without what was to be made.
+    CONSTRAINT generations_completed_has_result CHECK (state <> 'completed' OR (result_asset_id IS NOT NULL AND recipe IS NOT NULL)),
+    CONSTRAINT generations_confidence CHECK (confidence BETWEEN 0 AND 1),
+    CONSTRAINT generations_progress CHECK (progress BETWEEN 0 AND 1),
+    -- Nothing is charged for what wasn't delivered.
+    CONSTRAINT generations_credits CHECK (credits = 0 OR (credits > 0 AND state = 'completed')),
+    CONSTRAINT generations_failed_has_reason CHECK (state <> 'failed' OR error_class <> '')
+);
+CREATE INDEX generations_list ON generations (owner, created_at DESC, id DESC);
+CREATE INDEX generations_list_state ON generations (owner, state, created_at DESC, id DESC);
+CREATE INDEX generations_list_product ON generations (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
+CREATE INDEX generations_list_dataset ON generations (owner, dataset_id, created_at DESC, id DESC) WHERE dataset_id <> '';
+
+-- What pictures and stated facts say, by a named task. `images` is a list of {asset_id, view}.
+CREATE TABLE analyses (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    task text NOT NULL,
+    images jsonb NOT NULL,
+    facts jsonb NOT NULL,
+    product_id text NOT NULL,
+    result jsonb,
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    progress double precision NOT NULL DEFAULT 0,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    confidence double precision NOT NULL DEFAULT 0,
+    evidence jsonb NOT NULL DEFAULT '[]',
+    recipe jsonb,
+    credits bigint NOT NULL DEFAULT 0,
+    processing_time_ms bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT analyses_pkey PRIMARY KEY (id),
+    CONSTRAINT analyses_state CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    CONSTRAINT analyses_task CHECK (task IN ('product', 'base_view', 'category', 'sketch', 'seo', 'listing')),
+    -- Never COMPLETED without what was to be made.
+    CONSTRAINT analyses_completed_has_result CHECK (state <> 'completed' OR (result IS NOT NULL AND recipe IS NOT NULL)),
+    CONSTRAINT analyses_confidence CHECK (confidence BETWEEN 0 AND 1),
+    CONSTRAINT analyses_progress CHECK (progress BETWEEN 0 AND 1),
+    -- Nothing is charged for what wasn't delivered.
+    CONSTRAINT analyses_credits CHECK (credits = 0 OR (credits > 0 AND state = 'completed')),
+    CONSTRAINT analyses_failed_has_reason CHECK (state <> 'failed' OR error_class <> '')
+);
+CREATE INDEX analyses_list ON analyses (owner, created_at DESC, id DESC);
+CREATE INDEX analyses_list_state ON analyses (owner, state, created_at DESC, id DESC);
+CREATE INDEX analyses_list_product ON analyses (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
+
+ALTER TABLE conversions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE conversions FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON conversions TO conversions_app, conversions_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row.
+CREATE POLICY claiming ON conversions FOR SELECT TO conversions_worker USING (true);
+
+ALTER TABLE generations ENABLE ROW LEVEL SECURITY;
+ALTER TABLE generations FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON generations TO conversions_app, conversions_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row.
+CREATE POLICY claiming ON generations FOR SELECT TO conversions_worker USING (true);
+
+ALTER TABLE analyses ENABLE ROW LEVEL SECURITY;
+ALTER TABLE analyses FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON analyses TO conversions_app, conversions_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row.
+CREATE POLICY claiming ON analyses FOR SELECT TO conversions_worker USING (true);

@@ -1,0 +1,119 @@
+"""Provider `local`: pixel work and rules on this machine, no learned model. The same input gives the same bytes.
+
+Pixels are only touched in the children of an ImagingPool. The functions that run there import what they need when
+they are called, so that this process never loads libvips; what they return is plain.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.conversions import local, rules
+from services.conversions.providers import ImageSettings, Picture, ProviderFailed, Reading
+from shared.facts import parse_facts
+from shared.imaging import ImageRejected, ImagingPool
+from shared.imaging import Reason as Rejection
+
+_SECONDS = 60.0  # several times what 50 megapixels take here
+_SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
+_TASKS = {"product": "product_analysis"}
+
+T = TypeVar("T")
+
+
+class LocalProvider:
+    name = local.MODEL_NAME
+    version = local.MODEL_VERSION
+
+    def __init__(self, pool: ImagingPool) -> None:
+        self._pool = pool
+
+    async def try_on(self, person: Path, cloth: Path, directory: Path, *, style: str) -> Picture:
+        return await self._run(_try_on, person, cloth, directory / "result.jpg", style)
+
+    async def visual_elements(self, references: Sequence[Path]) -> list[str]:
+        return await self._run(_visual_elements, tuple(references))
+
+    async def image(self, prompt: str, references: Sequence[Path], directory: Path, settings: ImageSettings) -> Picture:
+        out = directory / f"result{_SUFFIXES[settings.format]}"
+        return await self._run(_image, prompt, tuple(references), out, settings)
+
+    async def close_up(
+        self, prompt: str, source: Path, directory: Path, *, at: tuple[float, float] | None, format: str
+    ) -> Picture:
+        return await self._run(_close_up, source, directory / f"result{_SUFFIXES[format]}", at)
+
+    async def sketch(self, prompt: str, source: Path, directory: Path, *, view: str, format: str) -> Picture:
+        return await self._run(_sketch, source, directory / f"result{_SUFFIXES[format]}", view)
+
+    async def analyse(self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]) -> Reading:
+        return await self._run(_analyse, _TASKS.get(task, task), tuple(images), facts)
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await self._pool.run(functools.partial(function, *arguments), timeout=_SECONDS)
+        except ImageRejected as refusal:
+            # A child that ran out of time or memory may have had bad luck; a picture that is broken stays broken.
+            unlucky = refusal.reason == Rejection.TOO_EXPENSIVE
+            raise ProviderFailed(rules.TIMED_OUT if unlucky else rules.BAD_INPUT, refusal.message) from None
+        except ValueError as problem:  # a picture that can be read, but not worked with
+            raise ProviderFailed(rules.BAD_INPUT, str(problem)) from None
+
+
+# What runs in a child.
+
+
+def _try_on(person: Path, cloth: Path, out: Path, style: str) -> Picture:
+    from services.conversions.local.tryon import try_on
+
+    return _picture(out, try_on(person, cloth, out, style=style or None))
+
+
+def _visual_elements(references: Sequence[Path]) -> list[str]:
+    from services.conversions.local.elements import unique_visual_elements
+
+    return unique_visual_elements(references)
+
+
+def _image(prompt: str, references: Sequence[Path], out: Path, settings: ImageSettings) -> Picture:
+    from services.conversions.local.generate import generate
+
+    chosen = {**asdict(settings), "style": settings.style or None}
+    return _picture(out, generate(prompt, references, out, **chosen))
+
+
+def _close_up(source: Path, out: Path, at: tuple[float, float] | None) -> Picture:
+    from services.conversions.local.closeup import close_up
+
+    return _picture(out, close_up(source, out, at=at))
+
+
+def _sketch(source: Path, out: Path, view: str) -> Picture:
+    from services.conversions.local.sketch import line_drawing
+
+    return _picture(out, line_drawing(source, out, view=view))
+
+
+def _analyse(task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]) -> Reading:
+    from services.conversions.local.analyse import analyse
+
+    found = analyse(task, images, parse_facts(facts))
+    return Reading(_supplied(found.result), found.confidence, [asdict(item) for item in found.evidence])
+
+
+def _picture(out: Path, rendering: Any) -> Picture:
+    parameters = dict(rendering.parameters)
+    seed = parameters.pop("seed", None)
+    evidence = [asdict(item) for item in rendering.evidence]
+    return Picture(out, rendering.confidence, evidence, _supplied(parameters), seed)
+
+
+def _supplied(value: Any) -> Any:
+    """Without the keys that have no value: in the contract what is absent was not supplied."""
+    if isinstance(value, dict):
+        return {name: _supplied(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_supplied(item) for item in value]
+    return value

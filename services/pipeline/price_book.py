@@ -1,0 +1,241 @@
+"""The price book: what an owner knows of the market, from a CSV file, and finding a product's offers in it."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from atelier.pipeline.v1 import price_book_pb2 as pb
+from atelier.pipeline.v1 import price_book_pb2_grpc
+
+from services.pipeline import records
+from shared import auth, errors, paging
+from shared.db import Database, Mutation
+from shared.ids import new_id
+from shared.protos import timestamp
+
+COLUMNS = ("brand", "model", "name", "marketplace", "price", "msrp", "currency", "link", "category")
+MAX_TEXT = 300
+MAX_LINK = 2000
+MAX_ERRORS = 100
+_NUMBER = re.compile(r"\d{1,8}(\.\d{1,4})?")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_KEYS = ("brand", "model", "name", "marketplace")
+
+_IMPORT = """
+    INSERT INTO price_book_entries AS e (id, owner, brand, model, name, marketplace, category, link, price, msrp,
+        currency, brand_key, model_key, name_key, marketplace_key)
+    SELECT id, %(owner)s, brand, model, name, marketplace, category, link, price, msrp, currency, brand_key, model_key,
+        name_key, marketplace_key
+    FROM unnest(%(id)s::uuid[], %(brand)s::text[], %(model)s::text[], %(name)s::text[], %(marketplace)s::text[],
+        %(category)s::text[], %(link)s::text[], %(price)s::float8[], %(msrp)s::float8[], %(currency)s::text[],
+        %(brand_key)s::text[], %(model_key)s::text[], %(name_key)s::text[], %(marketplace_key)s::text[])
+        AS t (id, brand, model, name, marketplace, category, link, price, msrp, currency, brand_key, model_key,
+        name_key, marketplace_key)
+    ON CONFLICT (owner, brand_key, model_key, name_key, marketplace_key) DO UPDATE SET updated_at = now(),
+        brand = excluded.brand, model = excluded.model, name = excluded.name, marketplace = excluded.marketplace,
+        category = excluded.category, link = excluded.link, price = excluded.price, msrp = excluded.msrp,
+        currency = excluded.currency
+    RETURNING id, (xmax = 0) AS added
+"""
+_REMOVE_OTHERS = """
+    DELETE FROM price_book_entries WHERE owner = %(owner)s AND NOT id = ANY(%(kept)s) RETURNING 1 AS n
+"""
+_BY_MODEL = """
+    SELECT * FROM price_book_entries
+    WHERE owner = %(owner)s AND model_key = %(model)s AND model_key <> ''
+        AND (%(brand)s::text = '' OR brand_key IN (%(brand)s, ''))
+    ORDER BY currency, price NULLS LAST, marketplace_key LIMIT 100
+"""
+_BY_NAME = """
+    SELECT * FROM price_book_entries
+    WHERE owner = %(owner)s AND name_key = %(name)s AND name_key <> ''
+        AND (%(brand)s::text = '' OR brand_key IN (%(brand)s, '')) AND (model_key = '' OR %(model)s::text = '')
+    ORDER BY currency, price NULLS LAST, marketplace_key LIMIT 100
+"""
+
+
+@dataclass(frozen=True)
+class LineError:
+    line: int
+    column: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Book:
+    """What a file holds: good lines as columns by name, and what is wrong with the others."""
+
+    entries: Sequence[Mapping[str, Any]]
+    errors: Sequence[LineError]
+
+
+def folded(text: str) -> str:
+    """The form in which texts are compared: case and runs of spaces don't count."""
+    return " ".join(text.casefold().split())
+
+
+def read_csv(data: bytes) -> Book:
+    """Reads a file. Raises INVALID_ARGUMENT if it can't be read as a whole."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise errors.invalid("csv", f"isn't UTF-8: byte {error.start} can't be read; save the file as UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = _header(reader)
+    entries: list[dict[str, Any]] = []
+    faults: list[LineError] = []
+    first_seen: dict[tuple[str, ...], int] = {}
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            faults.append(LineError(reader.line_num, "", f"can't be read as CSV: {error}"))
+            continue
+        if cells is None:
+            return Book(entries, faults)
+        line = reader.line_num
+        if not any(cell.strip() for cell in cells):
+            continue
+        entry, wrong = _entry(header, cells, line)
+        key = tuple(entry.get(f"{name}_key", "") for name in _KEYS)
+        if not wrong and (earlier := first_seen.setdefault(key, line)) != line:
+            wrong = [LineError(line, "", f"is the same offer as line {earlier}; keep one of them")]
+        if wrong:
+            faults.extend(wrong[:1])
+        else:
+            entries.append(entry)
+
+
+def _header(reader: Any) -> list[str]:
+    try:
+        header = [folded(cell) for cell in next(reader, [])]
+    except csv.Error as error:
+        raise errors.invalid("csv", f"the header can't be read as CSV: {error}") from None
+    known = ", ".join(COLUMNS)
+    if unknown := [name for name in header if name not in COLUMNS]:
+        raise errors.invalid("csv", f"the header has the unknown column {unknown[0][:60]!r}; columns are {known}")
+    if len(set(header)) != len(header):
+        raise errors.invalid("csv", "the header names a column twice")
+    if not {"model", "name"} & set(header) or not {"price", "msrp"} & set(header) or "currency" not in header:
+        raise errors.invalid("csv", f"the header needs currency, model or name, and price or msrp; columns are {known}")
+    return header
+
+
+def _entry(header: Sequence[str], cells: Sequence[str], line: int) -> tuple[dict[str, Any], list[LineError]]:
+    if len(cells) != len(header):
+        return {}, [LineError(line, "", f"has {len(cells)} columns, the header {len(header)}")]
+    given = dict.fromkeys(COLUMNS, "") | {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+    wrong = [LineError(line, name, problem) for name in COLUMNS if (problem := _problem(name, given[name]))]
+    if not given["model"] and not given["name"]:
+        wrong.append(LineError(line, "", "needs a model or a name"))
+    if not given["price"] and not given["msrp"]:
+        wrong.append(LineError(line, "", "needs a price or an msrp"))
+    prices = {name: float(given[name]) if given[name] and not wrong else None for name in ("price", "msrp")}
+    keys = {f"{name}_key": folded(given[name]) for name in _KEYS}
+    return {**given, **prices, **keys, "id": new_id()}, wrong
+
+
+def _problem(column: str, text: str) -> str:
+    if column in ("price", "msrp"):
+        good = not text or (_NUMBER.fullmatch(text) is not None and float(text) > 0)
+        return "" if good else f"{text[:40]!r} is not an amount: more than 0, such as 129.90"
+    if column == "currency":
+        good = re.fullmatch("[A-Z]{3}", text) is not None
+        return "" if good else f"{text[:40]!r} is not a currency code of three capitals, such as EUR"
+    limit = MAX_LINK if column == "link" else MAX_TEXT
+    if len(text) > limit:
+        return f"has {len(text)} characters, at most {limit} are read"
+    if _UNPRINTABLE.search(text):
+        return "holds a control character or a line break"
+    if column == "link" and text and not re.match("https?://", text):
+        return "must begin with https:// or http://"
+    return ""
+
+
+async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Offers for the product that the facts describe: JSON of a MarketResearch, and a line about how they were found.
+
+    By the maker's number, else by the name if the offer or the product has no number. Brands must agree where both are
+    known.
+    """
+    product = facts.get("product", {})
+    wanted = {"owner": m.owner, **{name: folded(product.get(name, "")) for name in ("brand", "model", "name")}}
+    for way, statement in (("model", _BY_MODEL), ("name", _BY_NAME)):
+        found = [] if not wanted[way] else await m.all(statement, wanted)
+        if found:
+            text = f"{len(found)} offers in the price book match by {way} {product[way]!r}"
+            return research(found, way, facts.get("price", {}).get("currency", "")), text
+    return {}, "no offer in the price book matches; nothing was found, and nothing is made up"
+
+
+def research(entries: Sequence[Any], way: str, preferred_currency: str) -> dict[str, Any]:
+    """Entries, cheapest first within a currency, as JSON of a MarketResearch. Amounts are never converted: the summary
+    is in the preferred currency, or else in that of most offers."""
+    counts = {entry.currency: sum(e.currency == entry.currency for e in entries) for entry in entries}
+    currency = preferred_currency if preferred_currency in counts else max(sorted(counts), key=lambda c: counts[c])
+    priced = [entry for entry in entries if entry.currency == currency and entry.price is not None]
+    best = priced[0] if priced else None
+    elsewhere = [entry for entry in priced if best and entry.marketplace_key != best.marketplace_key]
+    suggested = [entry.msrp for entry in [best, *entries] if entry and entry.msrp and entry.currency == currency]
+    made = {
+        "marketplace": _offer(best) if best else None,
+        "msrp": {"amount": suggested[0], "currency": currency} if suggested else None,
+        "competitive_price": {"amount": elsewhere[0].price, "currency": currency} if elsewhere else None,
+        "brand": next((entry.brand for entry in entries if entry.brand), None),
+        "category": next((entry.category for entry in entries if entry.category), None),
+        "matched_by": way,
+        "offers": [_offer(entry) for entry in entries],
+    }
+    return {name: value for name, value in made.items() if value}
+
+
+def _offer(entry: Any) -> dict[str, Any]:
+    made = {
+        "marketplace": entry.marketplace,
+        "price": {"amount": entry.price, "currency": entry.currency} if entry.price is not None else None,
+        "link": entry.link,
+        "msrp": {"amount": entry.msrp, "currency": entry.currency} if entry.msrp is not None else None,
+    }
+    return {name: value for name, value in made.items() if value}
+
+
+class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def ImportPriceBook(self, request: pb.ImportPriceBookRequest, context: Any) -> pb.ImportPriceBookResponse:
+        book = read_csv(request.csv)
+
+        async def work(m: Mutation) -> pb.ImportPriceBookResponse:
+            names = [*COLUMNS, *(f"{name}_key" for name in _KEYS), "id"]
+            columns = {name: [entry[name] for entry in book.entries] for name in names}
+            kept = await m.all(_IMPORT, {**columns, "owner": m.owner})
+            removed: list[Any] = []
+            if request.replace and not book.errors:
+                removed = await m.all(_REMOVE_OTHERS, {"owner": m.owner, "kept": [row.id for row in kept]})
+            added = sum(row.added for row in kept)
+            return pb.ImportPriceBookResponse(
+                added=added, updated=len(kept) - added, removed=len(removed), refused=len(book.errors),
+                errors=[pb.LineError(**asdict(fault)) for fault in book.errors[:MAX_ERRORS]],
+            )  # fmt: skip
+
+        return await self._db.mutate(request, pb.ImportPriceBookResponse, work)
+
+    async def ListPriceBookEntries(
+        self, request: pb.ListPriceBookEntriesRequest, context: Any
+    ) -> pb.ListPriceBookEntriesResponse:
+        page = paging.page(request)
+        statement: Any = f"SELECT * FROM price_book_entries WHERE owner = %(owner)s{page.clause}"
+        rows, token = page.cut(await self._db.rows(statement, {"owner": auth.current().owner} | page.parameters))
+        return pb.ListPriceBookEntriesResponse(entries=[_to_proto(row) for row in rows], next_page_token=token)
+
+
+def _to_proto(row: Any) -> pb.PriceBookEntry:
+    offer = records.value({"market_research": {"marketplace": _offer(row)}}).market_research.marketplace
+    return pb.PriceBookEntry(
+        id=str(row.id), brand=row.brand, model=row.model, name=row.name, category=row.category, offer=offer,
+        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""What a watch sends: the state as it is, then every change in commit order."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from datetime import timedelta
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+from atelier.common.v1 import watch_pb2
+from atelier.pipeline.v1 import log_pb2, phase_pb2, result_pb2, review_pb2
+from atelier.pipeline.v1 import product_pb2 as pb
+from google.protobuf.message import Message
+
+from services.pipeline import records
+from shared import auth, calls, events
+from shared.db import Database
+from shared.errors import DomainError
+
+_RECENT = timedelta(days=1)  # completed products that changed longer ago aren't sent when a watch of all begins
+_PAGE = 200
+_LATEST_LOGS = 200
+_ANSWER_SECONDS = 1.0  # of a deadline, kept to read what is answered
+
+_IDLE = "SELECT 1 AS n FROM products WHERE id = %s AND state <> 'uploaded' AND NOT running"
+
+_PRODUCTS = """
+    SELECT * FROM products WHERE owner = %(owner)s AND (%(id)s::uuid IS NULL OR id = %(id)s)
+        AND (%(id)s::uuid IS NOT NULL OR state <> 'completed' OR updated_at > now() - %(recent)s)
+        AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s::timestamptz, %(after_id)s))
+    ORDER BY created_at, id LIMIT %(limit)s
+"""
+_OF_PRODUCTS = {
+    "image": "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position",
+    "phase": "SELECT * FROM phases WHERE product_id = ANY(%(ids)s) ORDER BY product_id, number",
+    "result": "SELECT * FROM results WHERE product_id = ANY(%(ids)s) ORDER BY product_id, phase",
+    "review": """SELECT * FROM reviews WHERE product_id = ANY(%(ids)s) AND (%(one)s OR state = 'open')
+                 ORDER BY product_id, created_at, id""",
+}
+_LOGS = """
+    SELECT * FROM (SELECT * FROM logs WHERE owner = %(owner)s AND product_id = %(id)s
+                   ORDER BY created_at DESC, id DESC LIMIT %(limit)s) AS latest ORDER BY created_at, id
+"""
+_KINDS: Mapping[str, type[Message]] = {
+    "product": pb.Product, "phase": phase_pb2.Phase, "result": result_pb2.PhaseResult, "review": review_pb2.Review,
+    "log": log_pb2.LogEntry,
+}  # fmt: skip
+
+
+def by_product(rows: Sequence[Any]) -> dict[UUID, list[Any]]:
+    """Rows that are sorted by product, apart."""
+    return {product_id: list(group) for product_id, group in groupby(rows, key=lambda row: row.product_id)}
+
+
+async def changes(
+    db: Database, stream: events.EventStream, request: Any, product_id: UUID | None, *, logs: bool = True
+) -> AsyncIterator[pb.ProductChange]:
+    """The stream of a watch; `product_id` None: of all products of the caller's owner."""
+    start = events.start_of(request, await stream.head())
+    seen: dict[UUID, int] = {}
+    if not request.cursor:
+        async for change, row in _now(db, product_id):
+            seen[row.id] = getattr(row, "version", 1)
+            yield change
+        ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
+        yield pb.ProductChange(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
+    async for event, cursor in stream.follow(request, start):
+        if event is None:
+            yield pb.ProductChange(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
+        elif event.version > seen.get(event.subject_id, 0) and (logs or event.subject != "log"):
+            message: Any = _KINDS[event.subject].FromString(event.payload)
+            subject = message.id if event.subject == "product" else message.product_id
+            if product_id is None or subject == str(product_id):
+                yield _change(event.subject, message, cursor)
+
+
+async def until_idle(db: Database, stream: events.EventStream, request: Message, product_id: UUID) -> None:
+    """Returns when no phase runs or waits for a runner any more, or shortly before the call's deadline."""
+    start = await stream.head()
+    left = calls.time_left()
+    if left and not await db.rows(_IDLE, (product_id,)):
+        # Whatever ends the wait early (the server stops, the token expires): the product as it is remains an answer.
+        with suppress(TimeoutError, DomainError):
+            async with asyncio.timeout(left - min(_ANSWER_SECONDS, left / 2)):
+                await _follow_until_idle(stream, request, start, product_id)
+
+
+async def _follow_until_idle(
+    stream: events.EventStream, request: Message, start: events.Cursor, product_id: UUID
+) -> None:
+    async with aclosing(stream.follow(request, start)) as told:
+        async for event, _ in told:
+            if event is not None and event.subject_id == product_id:
+                product = pb.Product.FromString(event.payload)
+                if product.state != pb.PRODUCT_STATE_UPLOADED and not product.is_pipeline_running:
+                    return
+
+
+def _change(subject: str, message: Any, cursor: str = "") -> pb.ProductChange:
+    parts: Any = {subject: message}
+    return pb.ProductChange(cursor=cursor, **parts)
+
+
+async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[pb.ProductChange, Any]]:
+    """What is there, product by product: product, phases, results, reviews; of a single one its latest logs, too."""
+    owner = auth.current().owner
+    after: Mapping[str, Any] = {"after_at": None, "after_id": None}
+    while True:
+        page = {"owner": owner, "id": product_id, "recent": _RECENT, "limit": _PAGE, **after}
+        products = await db.rows(_PRODUCTS, page)
+        wanted = {"ids": [row.id for row in products], "one": product_id is not None}
+        parts = {kind: by_product(await db.rows(sql, wanted)) for kind, sql in _OF_PRODUCTS.items()}
+        for row in products:
+            yield _change("product", records.product(row, parts["image"].get(row.id, ()))), row
+            for kind, to_proto in (("phase", records.phase), ("result", records.result), ("review", records.review)):
+                for part in parts[kind].get(row.id, ()):
+                    yield _change(kind, to_proto(part)), part
+        if len(products) < _PAGE:
+            break
+        after = {"after_at": products[-1].created_at, "after_id": products[-1].id}
+    if product_id is not None:
+        for line in await db.rows(_LOGS, {"owner": owner, "id": product_id, "limit": _LATEST_LOGS}):
+            yield _change("log", records.log(line)), line

@@ -1,0 +1,72 @@
+"""`python -m services.techfiles serve | work | migrate`: techfiles as processes."""
+
+import functools
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from atelier.techfiles.v1 import collection_pb2_grpc, tech_file_pb2_grpc, tech_pack_pb2_grpc
+
+from services.techfiles import collections, exports, file_service, orchestrator, packs
+from services.techfiles.assets import Assets, Shown
+from shared import jobs, main, server
+from shared.calls import Peers
+from shared.db import Database
+from shared.events import EventStream
+from shared.imaging import ImagingPool
+from shared.settings import Settings
+
+NAME = "techfiles"
+
+
+@asynccontextmanager
+async def service(name: str, settings: Settings) -> AsyncIterator[server.Service]:
+    db = Database(settings, name)
+    storage = main.open_storage(settings)
+    stream = EventStream(db)
+    peers = Peers(settings, name)
+    assets = Assets(peers)
+    shown = Shown(db, assets, storage, timedelta(minutes=settings.download_url_minutes))
+    file_servicer = file_service.TechFileService(db, stream, assets, shown)
+    collection_servicer = collections.CollectionService(db, shown)
+    pack_servicer = packs.TechPackService(db, stream, jobs.JobQueue(db), assets, shown)
+    await db.open()
+    stream.start()
+    try:
+        yield server.Service(
+            name=name,
+            register=[
+                functools.partial(tech_file_pb2_grpc.add_TechFileServiceServicer_to_server, file_servicer),
+                functools.partial(collection_pb2_grpc.add_CollectionServiceServicer_to_server, collection_servicer),
+                functools.partial(tech_pack_pb2_grpc.add_TechPackServiceServicer_to_server, pack_servicer),
+            ],
+            ready=db.ready,
+            drain=stream.drain,
+        )
+    finally:
+        await stream.close()
+        await peers.close()
+        await storage.close()
+        await db.close()
+
+
+async def work(name: str, settings: Settings) -> None:
+    db = Database(settings, name)
+    storage = main.open_storage(settings)
+    peers = Peers(settings, name)
+    pool = ImagingPool(settings.imaging_processes)
+    queue = jobs.JobQueue(db)
+    exporter = exports.Exporter(db, storage, peers, pool)
+    queue.task(exports.TASK, exports.QUEUE, exporter.run)
+    queue.task(orchestrator.TASK, orchestrator.QUEUE, orchestrator.Orchestrator(db, peers, exporter).run)
+    try:
+        await main.work(db, queue, settings)
+    finally:
+        await peers.close()
+        await pool.close()
+        await storage.close()
+
+
+if __name__ == "__main__":
+    main.run(NAME, service=service, work=work, arguments=sys.argv[1:])

@@ -1,0 +1,159 @@
+"""What a tech pack says, put together from stated facts and the files of a collection.
+
+Every figure comes from the facts, or is computed here between two stated points by a declared scale. What a model found
+(a file's analysis) is never printed: a provider may make things up, and then the document wouldn't.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from atelier.assets.v1 import asset_pb2
+
+from services.techfiles import document, rules
+from services.techfiles.document import Point
+from shared import facts as stated
+from shared.facts import Facts
+
+_WHOLE = "whole product"
+_STEPS = {"category": "Category", "base_view": "Base view", "sketch": "Sketch", "closeup": "Close-up"}
+
+Assets = Mapping[str, asset_pb2.Asset]
+
+
+def pack_of(
+    collection: Any, files: Sequence[Any], facts: Facts, assets: Assets, created_at: datetime, version: str | None
+) -> document.Pack:
+    """`files` are the collection's, in order. A picture's key in the pack is its asset's id; `assets` has those that
+    are there."""
+    by_type = {kind: [file for file in files if file.file_type == kind] for kind in _STEPS}
+    sizes = {
+        file.view_type: (assets[picture].width, assets[picture].height)
+        for file in by_type["base_view"] if (picture := _picture(file, assets))
+    }  # fmt: skip
+    views = _views(by_type["base_view"], facts, assets)
+    covers = [picture for file in (*by_type["category"], *by_type["base_view"]) if (picture := _picture(file, assets))]
+    return document.Pack(
+        title=collection.name, created_at=created_at, product=_product(facts), collection=collection.name,
+        version=version, owner=collection.owner, cover=covers[0] if covers else None, views=views,
+        sketches=tuple(_sketch(file, facts, sizes, assets) for file in by_type["sketch"]),
+        closeups=tuple(
+            document.Closeup(file.file_category, file.view_type or None, _picture(file, assets))
+            for file in by_type["closeup"]
+        ),
+        materials=_materials(facts),
+        bill_of_materials=tuple(
+            document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
+            for i in facts.bill_of_materials
+        ),
+        points_of_measure=tuple(_point_of_measure(p, facts, sizes) for p in facts.points_of_measure),
+        price=document.Price(facts.price.msrp, facts.price.currency) if facts.price else None,
+        care=facts.care,
+        credits=tuple(
+            document.CreditLine(_label(file), file.model or None, file.credits_used)
+            for file in files if file.credits_used
+        ),
+        provenance=tuple(
+            _provenance(_label(file), assets[picture]) for file in files if (picture := _picture(file, assets))
+        ),
+    )  # fmt: skip
+
+
+def pictures_of(files: Sequence[Any]) -> list[str]:
+    """Ids of the assets that a pack of these files shows, each once."""
+    return list(dict.fromkeys(str(file.file_asset_id) for file in files if file.file_asset_id))
+
+
+def _picture(file: Any, assets: Assets) -> str | None:
+    key = str(file.file_asset_id)
+    return key if key in assets and assets[key].mime_type.startswith("image/") else None
+
+
+def _label(file: Any) -> str:
+    named = file.file_category or file.view_type
+    return f"{_STEPS.get(file.file_type, file.file_type)}: {named}" if named else _STEPS.get(file.file_type, "")
+
+
+def _product(facts: Facts) -> document.Product:
+    p = facts.product
+    return document.Product(
+        p.name, p.model, p.brand, p.category, p.subcategory, p.condition, p.condition_details, p.description, p.keywords
+    )
+
+
+def _materials(facts: Facts) -> tuple[document.Material, ...]:
+    return tuple(document.Material(m.part, m.material, m.weight, m.colour, None, m.supplier) for m in facts.materials)
+
+
+def _views(base_views: Sequence[Any], facts: Facts, assets: Assets) -> tuple[document.View, ...]:
+    """The views that have a picture, then those that something is stated of. What is stated of the whole product stands
+    with the first."""
+    pictures = {file.view_type: _picture(file, assets) for file in base_views}
+    rows: list[stated.Dimension | stated.Feature] = [*facts.dimensions, *facts.features]
+    names = list(dict.fromkeys([*pictures, *(row.view for row in rows if row.view)]))
+    if not names and rows:
+        names = [_WHOLE]
+    return tuple(
+        document.View(
+            name, pictures.get(name),
+            tuple(document.Dimension(d.name, d.value, d.unit) for d in facts.dimensions if _belongs(d, name, names)),
+            _materials(facts),
+            tuple(
+                document.Feature(f.name, f.note, _point(f.at)) for f in facts.features if _belongs(f, name, names)
+            ),
+        )
+        for name in names
+    )  # fmt: skip
+
+
+def _belongs(row: Any, view: str, views: Sequence[str]) -> bool:
+    return (row.view or views[0]) == view
+
+
+def _sketch(file: Any, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets) -> document.Sketch:
+    """A drawing keeps the frame of the photograph it was made from, so that places in one are places in the other."""
+    features = [feature for feature in facts.features if feature.view == file.view_type]
+    points = [p for p in facts.points_of_measure if p.view == file.view_type]
+    return document.Sketch(
+        file.view_type, _picture(file, assets),
+        tuple(
+            document.Callout(number, f.at.x if f.at else None, f.at.y if f.at else None, f.name, f.note)
+            for number, f in enumerate(features, 1)
+        ),
+        tuple(
+            document.Dimension(p.name, p.value, p.unit, p.tolerance, p.source, p.start, p.end)
+            for p in (_point_of_measure(p, facts, sizes) for p in points)
+        ),
+    )  # fmt: skip
+
+
+def _point_of_measure(
+    point: stated.PointOfMeasure, facts: Facts, sizes: Mapping[str, tuple[int, int]]
+) -> document.PointOfMeasure:
+    """As stated; else measured, if the points and a scale of the same view are declared and its picture is there."""
+    value, unit = point.value, point.unit
+    source: document.Source = "supplied"
+    if value is None:
+        scale = next((each for each in facts.scales if each.view == point.view), None)
+        value = rules.measured(point, scale, sizes.get(point.view or ""))
+        source = "measured from declared scale"
+        unit = unit or (scale.unit if scale else None)
+    return document.PointOfMeasure(
+        point.code, point.name, value, unit, point.tolerance, point.view, source, _point(point.start),
+        _point(point.end),
+    )  # fmt: skip
+
+
+def _point(point: stated.Point | None) -> Point | None:
+    return Point(point.x, point.y) if point else None
+
+
+def _provenance(label: str, asset: asset_pb2.Asset) -> document.Provenance:
+    if asset.HasField("provenance"):
+        made = asset.provenance
+        origin = f"made by the model {made.model} {made.model_version}".rstrip()
+        if made.source_asset_ids:
+            origin += f" from asset {', '.join(made.source_asset_ids)}"
+    else:
+        origin = "uploaded by the owner"
+    return document.Provenance(label, asset.id, asset.sha256, origin, asset.create_time.ToDatetime(tzinfo=UTC))

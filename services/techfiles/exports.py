@@ -1,0 +1,295 @@
+"""Exports: a collection as a PDF or a ZIP, made by a job, stored under this service's own prefix."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from atelier.assets.v1 import asset_pb2
+from atelier.techfiles.v1 import tech_pack_pb2 as pb
+from psycopg.types.json import Jsonb
+
+from services.techfiles import archive, assets, collections, contents, document, files, rules
+from shared import attempts, auth, calls, events, imaging
+from shared.calls import Peers
+from shared.db import Database, Mutation
+from shared.errors import DomainError, Reason
+from shared.facts import parse_facts
+from shared.imaging import ImageRejected, ImagingPool, Preset
+from shared.protos import Words, timestamp
+from shared.storage import Storage, StorageError
+
+TASK = "export"
+QUEUE = "documents"
+FORMATS = Words(pb.ExportFormat, "EXPORT_FORMAT_")
+STATES = Words(pb.ExportState, "EXPORT_STATE_")
+_MOST_WARNINGS = 100
+_RENDER_SECONDS = 120.0
+_JPEG_QUALITY = 88
+_FOLDERS: Mapping[str, archive.Section] = {
+    "category": "01-cover", "base_view": "02-base-views", "sketch": "03-sketches", "closeup": "04-closeups",
+    "complete_pack": "07-documents",
+}  # fmt: skip
+# A refusal that passes, of `assets` or of the way there.
+PASSING = frozenset(
+    {
+        Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, Reason.ERROR_REASON_OVERLOADED, Reason.ERROR_REASON_DEADLINE,
+        Reason.ERROR_REASON_REQUEST_IN_PROGRESS, Reason.ERROR_REASON_SHUTTING_DOWN,
+    }
+)  # fmt: skip
+
+_INSERT = """
+    INSERT INTO exports (id, owner, created_by, collection_id, format, facts, file_name, state, storage_key, size_bytes,
+        sha256, warnings)
+    VALUES (%(id)s, %(owner)s, %(actor)s, %(collection_id)s, %(format)s, %(facts)s, %(file_name)s, %(state)s,
+        %(storage_key)s, %(size_bytes)s, %(sha256)s, %(warnings)s)
+    RETURNING *
+"""
+_PACK_VERSION = """
+    SELECT number FROM tech_files WHERE collection_id = %s AND archived_at IS NULL ORDER BY number DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What `Exporter.make` needs to know of an export that has no row yet; a row of `exports` will do as well."""
+
+    id: UUID
+    owner: str
+    collection_id: UUID
+    format: str
+    facts: None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Made:
+    """A document that lies in the store."""
+
+    storage_key: str = ""
+    size_bytes: int = 0
+    sha256: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def to_proto(row: Any, url: str = "") -> pb.Export:
+    return pb.Export(
+        id=str(row.id), owner=row.owner, created_by=row.created_by, collection_id=str(row.collection_id),
+        format=FORMATS.number[row.format], state=STATES.number[row.state], error_class=row.error_class,
+        error_message=row.error_message, file_name=row.file_name, size_bytes=row.size_bytes, sha256=row.sha256,
+        warnings=row.warnings, create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        file_url=url,
+    )  # fmt: skip
+
+
+async def create(
+    m: Mutation,
+    export_id: UUID,
+    collection: Any,
+    format: str,
+    facts: Mapping[str, Any] | None,
+    made: Made | None = None,
+) -> Any:
+    """Adds an export: PENDING, or COMPLETED if it was made already. `facts`: in place of the collection's, or None."""
+    values = {
+        **asdict(made or Made()), "id": export_id, "owner": m.owner, "actor": m.actor, "format": format,
+        "collection_id": collection.id, "facts": None if facts is None else Jsonb(facts),
+        "file_name": f"{collection.name}.{format}", "state": "completed" if made else "pending",
+    }  # fmt: skip
+    row = await m.one(_INSERT, values)
+    await publish(m, row)
+    return row
+
+
+async def publish(m: Mutation, row: Any) -> None:
+    await events.publish(m, "export", row.id, row.version, to_proto(row))
+
+
+class Exporter:
+    """Makes documents. `run` is the job of an `exports` row; a run of a tech pack calls `make` itself."""
+
+    def __init__(self, db: Database, storage: Storage, peers: Peers, pool: ImagingPool) -> None:
+        self._db = db
+        self._storage = storage
+        self._peers = peers
+        self._assets = assets.Assets(peers)
+        self._pool = pool
+        self._kind = attempts.Kind("exports", rules.EXPORT_STATES, "processing", "completed", publish)
+
+    async def run(self, export_id: str) -> None:
+        await attempts.run(self._db, self._kind, export_id, self._work)
+
+    async def _work(self, attempt: attempts.Attempt) -> attempts.Outcome:
+        auth.enter(calls.owner_identity(attempt.row.owner))
+        made = await self.make(attempt.row, attempt.token)
+
+        async def undo() -> None:
+            await self.remove(made)
+
+        return attempts.Outcome(asdict(made), output_bytes=made.size_bytes, undo=undo)
+
+    async def remove(self, made: Made) -> None:
+        """Removes what was stored when nothing will ever show it."""
+        await self._storage.delete([made.storage_key])
+
+    async def make(self, export: Any, unique: UUID) -> Made:
+        """Makes and stores the document of a Draft or row. `unique` keeps tries apart. Raises JobFailed."""
+        directory = Path(tempfile.mkdtemp(prefix="atelier-"))
+        try:
+            return await self._make(export, unique, directory)
+        except DomainError as refusal:
+            name = Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
+            raise attempts.JobFailed(name, refusal.text, final=refusal.reason not in PASSING) from None
+        except StorageError as error:
+            raise attempts.JobFailed("STORAGE", str(error), final=False) from None
+        except ImageRejected as refusal:  # of the renderer: the pictures were checked one by one
+            raise attempts.JobFailed("TOO_EXPENSIVE", "the document takes too much memory or time") from refusal
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    async def _make(self, export: Any, unique: UUID, directory: Path) -> Made:
+        async with self._db.transaction(export.owner) as m:
+            collection = await m.one("SELECT * FROM collections WHERE id = %s", (export.collection_id,))
+            rows = await m.all(collections.ITEMS, {"id": export.collection_id})
+            version = await m.one(_PACK_VERSION, (export.collection_id,))
+        kept = [row for row in rows if row.state == "completed" and row.archived_at is None]
+        facts = export.facts if export.facts is not None else collection.facts
+        wanted = contents.pictures_of(kept)
+        known = await self._assets.describe(wanted)
+        number = f"v{version.number}" if version else None
+        pack = contents.pack_of(collection, kept, parse_facts(facts), known, export.created_at, number)
+        pdf = directory / "pack.pdf"
+        shown = [picture for picture, asset in known.items() if asset.mime_type.startswith("image/")]
+        warnings = [f"picture: asset {gone} is gone" for gone in wanted if gone not in known]
+        warnings += await self._render(pack, shown, directory, pdf)
+        key = rules.object_key(export.owner, str(export.collection_id), str(export.id), str(unique), export.format)
+        if export.format == "pdf":
+            source: Path | AsyncIterator[bytes] = pdf
+        else:
+            source = _Zip(self._peers, directory, collection, facts, export).chunks(kept, known, pdf)
+        stat = await self._storage.put(key, source, content_type=assets.TYPES[export.format])
+        sha256 = stat.sha256 or (await self._storage.fetch(key, directory / "stored")).sha256 or ""
+        return Made(key, stat.size, sha256, warnings[:_MOST_WARNINGS])
+
+    async def _render(self, pack: document.Pack, wanted: Sequence[str], directory: Path, target: Path) -> list[str]:
+        side = rules.page_side(len(wanted))
+        pictures: dict[str, Path] = {}
+        warnings = []
+        for asset_id in wanted:
+            try:
+                pictures[asset_id] = await self._page_picture(asset_id, directory, side)
+            except ImageRejected as refusal:
+                warnings.append(f"picture: {asset_id}: {refusal.message}")
+            except DomainError as refusal:
+                if refusal.reason in PASSING:
+                    raise
+                warnings.append(f"picture: {asset_id}: {refusal.text}")
+        found = await self._pool.run(document.render_pdf, pack, pictures, target, timeout=_RENDER_SECONDS)
+        return warnings + [f"{warning.reason}: {warning.detail}" for warning in found]
+
+    async def _page_picture(self, asset_id: str, directory: Path, side: int) -> Path:
+        """A JPEG of at most `side` pixels, which the document embeds as it is; from the 1600-pixel variant if that is
+        there, since originals are large."""
+        source = directory / f"{asset_id}.source"
+        try:
+            await self._peers.download(asset_id, source, "large")
+        except DomainError as refusal:
+            if refusal.reason in PASSING:
+                raise
+            await self._peers.download(asset_id, source)
+        preset = Preset(asset_id, side, side, "jpeg", quality=_JPEG_QUALITY)
+        [made] = await self._pool.run(imaging.make_variants, source, [preset], directory)
+        source.unlink()
+        return made.path
+
+
+class _Zip:
+    """The archive of one export, a chunk at a time: one picture is on this disk at once, none in memory."""
+
+    def __init__(self, peers: Peers, directory: Path, collection: Any, facts: Mapping[str, Any], export: Any) -> None:
+        self._peers = peers
+        self._directory = directory
+        self._collection = collection
+        self._facts = facts
+        self._export = export
+        self._loop = asyncio.get_running_loop()
+
+    async def chunks(
+        self, rows: Sequence[Any], known: Mapping[str, asset_pb2.Asset], pdf: Path
+    ) -> AsyncIterator[bytes]:
+        manifest = {
+            "collection": self._collection.name, "collection_id": str(self._collection.id),
+            "product_id": self._collection.product_id, "export_id": str(self._export.id),
+            "made_at": self._export.created_at.isoformat(),
+            "tech_files": [_listed(row) for row in rows],
+        }  # fmt: skip
+        stream = archive.stream_zip(self._members(rows, known, pdf), manifest, self._export.created_at)
+        # The generator blocks on disk and on downloads, which run in this loop; so it runs in a thread.
+        while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
+            yield chunk
+
+    def _members(self, rows: Sequence[Any], known: Mapping[str, asset_pb2.Asset], pdf: Path) -> list[archive.Member]:
+        members = [_stored("07-documents", f"{self._collection.name}.pdf", pdf)]
+        members.append(_written("07-documents", "facts.json", self._facts))
+        for row in rows:
+            name = " ".join(part for part in (row.view_type, row.file_category) if part) or row.file_type
+            asset = known.get(str(row.file_asset_id))
+            if asset:
+                suffix = asset.mime_type.rpartition("/")[2].replace("jpeg", "jpg")
+                path = archive.member_path(_FOLDERS[row.file_type], f"{name}.{suffix}")
+                members.append(archive.Member(path, self._downloaded(asset.id), asset.size_bytes, asset.sha256))
+            if row.analysis is not None:
+                members.append(_written(_FOLDERS[row.file_type], f"{name}.analysis.json", row.analysis))
+        return members
+
+    def _downloaded(self, asset_id: str) -> Callable[[], Iterator[bytes]]:
+        identity = auth.current()
+
+        def read() -> Iterator[bytes]:
+            path = self._directory / f"{asset_id}.original"
+
+            async def download() -> None:
+                auth.enter(identity)
+                await self._peers.download(asset_id, path)
+
+            asyncio.run_coroutine_threadsafe(download(), self._loop).result()
+            try:
+                yield from _chunks(path)
+            finally:
+                path.unlink()
+
+        return read
+
+
+def _listed(row: Any) -> dict[str, Any]:
+    file = files.to_proto(row)
+    return {
+        "id": file.id, "type": row.file_type, "view": row.view_type, "category": row.file_category,
+        "version_number": file.version_number, "asset_id": file.file_asset_id, "model": row.model,
+        "credits_used": row.credits_used, "section": row.section,
+    }  # fmt: skip
+
+
+def _written(section: archive.Section, name: str, value: Any) -> archive.Member:
+    data = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).encode() + b"\n"
+    path = archive.member_path(section, name)
+    return archive.Member(path, lambda: [data], len(data), hashlib.sha256(data).hexdigest())
+
+
+def _stored(section: archive.Section, name: str, path: Path) -> archive.Member:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return archive.Member(archive.member_path(section, name), lambda: _chunks(path), path.stat().st_size, digest)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(256 * 1024):
+            yield chunk

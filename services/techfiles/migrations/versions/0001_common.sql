@@ -1,0 +1,102 @@
+-- What every service's schema starts with. {service} is replaced by the service's name.
+--
+-- Row-level security is enabled and forced on every table. Two kinds of policy: `tenant` (rows of the owner that the
+-- transaction named in app.owner_id; after a transaction the setting reads '', hence NULLIF) and named ones for the
+-- worker role, on the few tables that background work must see across owners.
+
+-- Answers to mutations, by request_id.
+CREATE TABLE requests (
+    owner text NOT NULL,
+    actor text NOT NULL,
+    method text NOT NULL,
+    request_id text NOT NULL,
+    body_hash bytea NOT NULL,
+    answer bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT requests_pkey PRIMARY KEY (owner, actor, method, request_id)
+);
+CREATE INDEX requests_created_at ON requests (created_at);
+
+-- The outbox. A row is written in the transaction of the change it tells of, without a position; the sequencer stamps
+-- committed rows with dense positions. `seq` follows causality (a change waits for the row lock of the one before it),
+-- not commit order, so only the sequencer uses it.
+CREATE TABLE events (
+    seq bigint GENERATED ALWAYS AS IDENTITY,
+    position bigint,
+    owner text NOT NULL,
+    subject text NOT NULL,
+    subject_id uuid NOT NULL,
+    version bigint NOT NULL,
+    type text NOT NULL,
+    payload bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT events_pkey PRIMARY KEY (seq)
+);
+CREATE UNIQUE INDEX events_position ON events (position) WHERE position IS NOT NULL;
+CREATE INDEX events_unstamped ON events (seq) WHERE position IS NULL;
+CREATE INDEX events_owner_position ON events (owner, position) WHERE position IS NOT NULL;
+
+-- One row. `epoch` changes when a backup is restored, so that old cursors are refused rather than misread.
+-- `pruned_to` is the last position whose event may be gone.
+CREATE TABLE event_stream (
+    only_row boolean NOT NULL DEFAULT true,
+    epoch uuid NOT NULL DEFAULT gen_random_uuid(),
+    position bigint NOT NULL DEFAULT 0,
+    pruned_to bigint NOT NULL DEFAULT 0,
+    CONSTRAINT event_stream_pkey PRIMARY KEY (only_row),
+    CONSTRAINT event_stream_one_row CHECK (only_row)
+);
+-- Before its policies are forced on the owner, who would be refused then.
+INSERT INTO event_stream DEFAULT VALUES;
+
+-- One row per try of a job: what it took and how it ended. This is also the metric.
+CREATE TABLE attempts (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    job text NOT NULL,
+    job_id uuid NOT NULL,
+    number integer NOT NULL,
+    worker text NOT NULL,
+    outcome text NOT NULL DEFAULT 'running',
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    model text NOT NULL DEFAULT '',
+    input_bytes bigint NOT NULL DEFAULT 0,
+    output_bytes bigint NOT NULL DEFAULT 0,
+    credits bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    CONSTRAINT attempts_pkey PRIMARY KEY (id),
+    CONSTRAINT attempts_outcome CHECK (outcome IN ('running', 'succeeded', 'failed', 'retried', 'cancelled', 'lost')),
+    CONSTRAINT attempts_ended CHECK ((outcome = 'running') = (ended_at IS NULL))
+);
+CREATE INDEX attempts_job ON attempts (job_id, created_at);
+CREATE INDEX attempts_owner ON attempts (owner, created_at DESC, id DESC);
+
+ALTER TABLE requests ENABLE ROW LEVEL SECURITY;
+ALTER TABLE requests FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON requests TO {service}_app, {service}_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY pruning ON requests TO {service}_worker USING (true);
+
+ALTER TABLE events ENABLE ROW LEVEL SECURITY;
+ALTER TABLE events FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON events TO {service}_app, {service}_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY sequencing ON events TO {service}_worker USING (true);
+
+ALTER TABLE event_stream ENABLE ROW LEVEL SECURITY;
+ALTER TABLE event_stream FORCE ROW LEVEL SECURITY;
+CREATE POLICY reading ON event_stream FOR SELECT TO {service}_app USING (true);
+CREATE POLICY sequencing ON event_stream TO {service}_worker USING (true);
+
+ALTER TABLE attempts ENABLE ROW LEVEL SECURITY;
+ALTER TABLE attempts FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON attempts TO {service}_app, {service}_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY reaping ON attempts TO {service}_worker USING (true);
+
+-- Alembic's own table: for migrations alone.
+ALTER TABLE alembic_version ENABLE ROW LEVEL SECURITY;
+ALTER TABLE alembic_version FORCE ROW LEVEL SECURITY;
+CREATE POLICY migrating ON alembic_version TO {service}_owner USING (true);

@@ -1,0 +1,166 @@
+"""Decisions of `techfiles` without any machinery: states, what each file type needs, steps of a run, names, lengths."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+from shared.facts import LENGTH_UNITS, Facts, Point, PointOfMeasure, Scale
+
+FILE_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"processing", "completed", "failed"}),
+    "processing": frozenset({"completed", "failed"}),
+    "completed": frozenset(),
+    "failed": frozenset(),
+}
+RUN_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"processing", "failed", "cancelled"}),
+    "processing": frozenset({"processing", "pending", "completed", "completed_with_failures", "failed", "cancelled"}),
+    "completed": frozenset(),
+    "completed_with_failures": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+EXPORT_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"processing", "failed"}),
+    "processing": frozenset({"processing", "pending", "completed", "failed"}),
+    "completed": frozenset(),
+    "failed": frozenset(),
+}
+STEP_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"processing", "failed"}),
+    "processing": frozenset({"processing", "completed", "failed"}),
+    "completed": frozenset(),
+    "failed": frozenset(),
+    "skipped": frozenset(),
+}
+ENDED = frozenset({"completed", "completed_with_failures", "failed", "cancelled"})
+
+ANALYSIS_BYTES = 256 * 1024
+LIST_BYTES = 2 * 1024 * 1024
+MOST_ITEMS = 1000
+MOST_CLOSEUPS = 60
+SECTIONS = {"category": "category", "base_view": "base_views", "closeup": "closeups", "sketch": "sketches"}
+
+# What a document is given to print from: all its pictures together have at most this many pixels, since the renderer
+# holds them decoded and its process may have 512 MB.
+_PAGE_PIXELS = 80_000_000
+_PAGE_SIDE = 1600
+
+
+def file_problem(
+    file_type: str, *, revision_id: str, view: str, shot: str, collection_id: str
+) -> tuple[str, str] | None:
+    """(field, what is wrong) with the fields of a file of this type, or None."""
+    given = {"revision_id": revision_id, "view_type": view, "file_category": shot, "collection_id": collection_id}
+    needed = {
+        "base_view": {"revision_id", "view_type"}, "closeup": {"file_category"}, "sketch": {"view_type"},
+        "category": set(), "complete_pack": {"collection_id"},
+    }[file_type]  # fmt: skip
+    allowed = needed | {"closeup": {"view_type"}, "sketch": {"revision_id"}}.get(file_type, set())
+    for field, value in given.items():
+        if field in needed and not value:
+            return field, f"is needed for a {file_type}"
+        if value and field not in allowed:
+            return field, f"a {file_type} has none; leave it empty"
+    return None
+
+
+def progress(states: Mapping[str, int]) -> tuple[str, int]:
+    """(state, percent) of a collection from how many of its live files are in each state."""
+    total = sum(states.values())
+    ended = states.get("completed", 0) + states.get("failed", 0)
+    if total == states.get("pending", 0):
+        return "pending", 0
+    if ended < total:
+        return "processing", ended * 100 // total
+    return ("failed" if states.get("failed") else "completed"), 100
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run, as it was planned. `tech_file_id` is the file that it makes; none if it is left out."""
+
+    name: str
+    kind: str
+    skipped: bool = False
+    view: str = ""
+    revision_id: str = ""
+    asset_id: str = ""
+    shot: str = ""
+    at: tuple[float, float] | None = None
+    tech_file_id: str = ""
+
+    def stored(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> "Step":
+        at = stored["at"]
+        return cls(**{**stored, "at": (at[0], at[1]) if at else None})
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A picture of the product from one side."""
+
+    revision_id: str
+    view: str
+    asset_id: str
+
+
+def plan(revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Sequence[str]) -> list[Step]:
+    """The steps of a run in the order of the pack. `skip` names kinds that aren't wanted.
+
+    A base view that is skipped still has a file, because its picture is in the pack.
+    """
+    pictures = {revision.view: revision.asset_id for revision in revisions}
+    steps = [Step("category", "category", asset_id=primary)]
+    steps += [
+        Step(f"base_view/{r.view}", "base_view", "base_view" in skip, r.view, r.revision_id, r.asset_id)
+        for r in revisions
+    ]
+    if "closeup" in skip:
+        steps.append(Step("closeups", "closeup", skipped=True))
+    else:
+        wanted = [(c.name, c.view, c.at) for c in facts.closeups] or [(f"{v} detail", v, None) for v in pictures]
+        steps += [
+            Step(f"closeup/{number}", "closeup", view=view, asset_id=pictures.get(view, ""), shot=name[:200],
+                 at=(at.x, at.y) if at else None)
+            for number, (name, view, at) in enumerate(wanted, 1)
+        ]  # fmt: skip
+    if "sketch" in skip:
+        steps.append(Step("sketches", "sketch", skipped=True))
+    else:
+        steps += [Step(f"sketch/{r.view}", "sketch", False, r.view, r.revision_id, r.asset_id) for r in revisions]
+    return [*steps, Step("pack", "complete_pack")]
+
+
+def measured(point_of_measure: PointOfMeasure, scale: Scale | None, size: tuple[int, int] | None) -> float | None:
+    """The length between its points by the scale declared for the view, in its own unit (else the scale's), to one
+    decimal; None if it doesn't follow. `size` is the view's picture in pixels, upright: fractions aren't square."""
+    start, end = point_of_measure.start, point_of_measure.end
+    if scale is None or size is None or start is None or end is None:
+        return None
+    unit = LENGTH_UNITS[point_of_measure.unit or scale.unit] / LENGTH_UNITS[scale.unit]
+    return round(scale.value * _pixels(start, end, size) / _pixels(scale.start, scale.end, size) / unit, 1)
+
+
+def _pixels(start: Point, end: Point, size: tuple[int, int]) -> float:
+    return math.hypot((end.x - start.x) * size[0], (end.y - start.y) * size[1])
+
+
+def page_side(pictures: int) -> int:
+    """The longer side, in pixels, of each of so many pictures in one document."""
+    return min(_PAGE_SIDE, int(math.sqrt(_PAGE_PIXELS / max(pictures, 1))))
+
+
+def object_key(owner: str, collection_id: str, export_id: str, unique: str, suffix: str) -> str:
+    """Where an export lies. The owner is quoted: it comes from outside. `unique` keeps two tries apart."""
+    return f"techfiles/{quote(owner, safe='')[:200]}/{collection_id}/{export_id}/{unique}.{suffix}"
+
+
+def holder(product_id: str) -> str:
+    """Under which name `assets` knows that a product's files use an asset. Files are never deleted, so it stays."""
+    return f"techfiles/products/{product_id}"

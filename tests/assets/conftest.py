@@ -1,0 +1,33 @@
+"""One house for all tests of assets that need no database of their own: each test acts as owners of its own."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="package")
+async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    async with suite(cluster, keys, disk) as made:
+        await made.serve("assets")
+        await made.work("assets")
+        yield made
+
+
+@pytest.fixture
+def caller(house: Suite) -> Callable[..., Client]:
+    """Makes callers, each an owner that nobody has been before: `caller()`, `caller("vendor")`."""
+
+    def make(role: str = "user") -> Client:
+        return house.client(f"caller{next(_numbers)}", role)
+
+    return make
+
+
+@pytest.fixture
+def ada(caller: Callable[..., Client]) -> Client:
+    return caller()

@@ -1,0 +1,99 @@
+"""A23's first half: who uses an asset is known to assets itself."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from atelier.assets.v1 import asset_pb2
+
+from tests import calls
+from tests.assets import flows
+from tests.suite import Client, Suite
+
+DATA = flows.jpeg(64, 48)
+
+
+async def acquire(client: Client, holder: str, *asset_ids: str, **fields: Any) -> list[asset_pb2.Asset]:
+    request = asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=asset_ids, **fields)
+    return list((await flows.assets(client).AcquireReferences(request)).assets)
+
+
+async def release(client: Client, holder: str, *asset_ids: str) -> int:
+    request = asset_pb2.ReleaseReferencesRequest(holder=holder, asset_ids=asset_ids)
+    return int((await flows.assets(client).ReleaseReferences(request)).released)
+
+
+def held(house: Suite, client: Client) -> set[tuple[str, str]]:
+    rows = house.sql(
+        "SELECT holder, asset_id::text FROM assets.asset_references WHERE owner = %s", (f"user:{client.subject}",)
+    )
+    return set(rows)
+
+
+async def test_a_holder_acquires_once_however_often_it_asks(house: Suite, ada: Client) -> None:
+    one, two = [await flows.upload(ada, DATA) for _ in range(2)]
+    assert [a.id for a in await acquire(ada, "h", two.id, one.id)] == [two.id, one.id]
+    await asyncio.gather(*(acquire(ada, "h", one.id, two.id) for _ in range(8)))
+    await acquire(ada, "other", one.id, one.id)
+    assert held(house, ada) == {("h", one.id), ("h", two.id), ("other", one.id)}
+
+
+async def test_releasing_takes_back_what_is_named_or_everything(house: Suite, ada: Client) -> None:
+    ids = [(await flows.upload(ada, DATA)).id for _ in range(3)]
+    await acquire(ada, "h", *ids)
+    await acquire(ada, "other", *ids)
+    assert await release(ada, "h", ids[0], flows.request_id()) == 1
+    assert await release(ada, "h", ids[0]) == 0
+    assert await release(ada, "h") == 2
+    assert await release(ada, "h") == 0
+    assert held(house, ada) == {("other", i) for i in ids}
+
+
+async def test_all_or_nothing(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
+    mine = await flows.upload(ada, DATA)
+    foreign = await flows.upload(caller(), DATA)
+    pending = (await flows.announce(ada, DATA)).asset
+    for other, code in (
+        (foreign.id, grpc.StatusCode.NOT_FOUND),
+        (flows.request_id(), grpc.StatusCode.NOT_FOUND),
+        (pending.id, grpc.StatusCode.FAILED_PRECONDITION),
+    ):
+        refused = await calls.refusal(acquire(ada, "h", mine.id, other))
+        assert refused.code is code
+    assert held(house, ada) == set()
+
+
+async def test_a_public_asset_of_another_owner_can_be_held_and_only_by_the_holder_released(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
+    owner = caller()
+    asset = await flows.upload(owner, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    await acquire(ada, "h", asset.id)
+    assert await release(owner, "h", asset.id) == 0
+    assert held(house, ada) == {("h", asset.id)}
+    assert await release(ada, "h", asset.id) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"holder": "", "asset_ids": [flows.request_id()]}, "holder"),
+        ({"holder": "x" * 201, "asset_ids": [flows.request_id()]}, "holder"),
+        ({"holder": "h", "asset_ids": []}, "asset_ids"),
+        ({"holder": "h", "asset_ids": ["x"]}, "asset_ids[0]"),
+        ({"holder": "h", "asset_ids": [flows.request_id()] * 101}, "asset_ids"),
+    ],
+)
+async def test_a_request_that_breaks_a_rule_is_refused(ada: Client, fields: dict[str, Any], path: str) -> None:
+    call = flows.assets(ada).AcquireReferences(asset_pb2.AcquireReferencesRequest(**fields))
+    refused = await calls.refusal(call)
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+
+
+async def test_a_service_holds_for_the_owner_it_acts_for(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, DATA)
+    techfiles = house.as_token(house.keys.service_token("techfiles", f"user:{ada.subject}"))
+    await acquire(techfiles, "techfiles/files/1", asset.id)
+    assert held(house, ada) == {("techfiles/files/1", asset.id)}

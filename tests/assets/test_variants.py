@@ -1,0 +1,169 @@
+"""A9, A10, A22: smaller forms of an image, made in the background, again and again if asked."""
+
+import asyncio
+import hashlib
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import pyvips
+from atelier.assets.v1 import asset_pb2, variant_pb2
+
+from tests import calls
+from tests.assets import flows
+from tests.shared.imaging import pictures
+from tests.suite import Client, Suite
+
+PRESETS = {
+    "thumb": (256, "image/webp"),
+    "small": (800, "image/webp"),
+    "large": (1600, "image/webp"),
+    "avif": (800, "image/avif"),
+}
+READY = asset_pb2.VARIANT_STATE_READY
+
+
+async def regenerate(client: Client, asset_id: str, *presets: str, request_id: str = "") -> list[asset_pb2.Variant]:
+    request = variant_pb2.RegenerateVariantsRequest(asset_id=asset_id, presets=presets, request_id=request_id)
+    return list((await flows.variants(client).RegenerateVariants(request)).variants)
+
+
+async def fetched(url: str) -> Any:
+    async with httpx.AsyncClient() as http:
+        answer = await http.get(url)
+        answer.raise_for_status()
+        return answer
+
+
+async def test_each_preset_has_its_size_and_format_and_says_the_truth_about_itself(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, flows.jpeg(2400, 1200))
+    variants = await flows.variants_of(ada, asset.id)
+    assert variants.keys() == PRESETS.keys()
+    for name, (longest, mime_type) in PRESETS.items():
+        variant = variants[name]
+        assert (variant.state, variant.mime_type) == (READY, mime_type)
+        answer = await fetched(variant.url)
+        assert answer.headers["content-type"] == mime_type
+        assert (len(answer.content), hashlib.sha256(answer.content).hexdigest()) == (variant.size_bytes, variant.sha256)
+        picture = pyvips.Image.new_from_buffer(answer.content, "")
+        assert (picture.width, picture.height) == (variant.width, variant.height) == (longest, longest // 2)
+
+
+async def test_a_picture_is_never_enlarged(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, flows.jpeg(100, 50))
+    variants = await flows.variants_of(ada, asset.id)
+    assert {(v.width, v.height) for v in variants.values()} == {(100, 50)}
+
+
+async def test_it_is_turned_upright_and_loses_what_the_camera_knew(house: Suite, ada: Client) -> None:
+    picture = pictures.quadrants(200, 100).copy()
+    picture.set_type(pyvips.GValue.gint_type, "orientation", 6)
+    picture.set_type(pyvips.GValue.gstr_type, "exif-ifd0-Artist", "canary-artist")
+    data = bytes(picture.jpegsave_buffer(Q=95))
+    assert b"canary-artist" in data
+    asset = await flows.upload(ada, data)
+    assert (asset.width, asset.height) == (100, 200)
+    for variant in (await flows.variants_of(ada, asset.id)).values():
+        content = (await fetched(variant.url)).content
+        assert (variant.width, variant.height) == (100, 200)
+        assert b"canary-artist" not in content
+
+
+async def test_the_thumbnail_has_a_url_of_its_own(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, flows.jpeg(64, 48))
+    await flows.variants_of(ada, asset.id)
+    shown = await flows.get(ada, asset.id, include_urls=True)
+    assert (await fetched(shown.thumbnail_url)).headers["content-type"] == "image/webp"
+    assert not (await flows.get(ada, asset.id)).thumbnail_url
+
+
+async def test_urls_come_only_when_asked_for_and_only_for_ready_ones(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, flows.jpeg(64, 48))
+    await flows.variants_of(ada, asset.id)
+    answer = await flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=asset.id))
+    assert [v.preset for v in answer.variants] == sorted(PRESETS)
+    assert {v.url for v in answer.variants} == {""}
+    pending = await flows.announce(ada, flows.jpeg(64, 48))
+    answer = await flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=pending.asset.id))
+    assert list(answer.variants) == []
+
+
+async def test_making_them_again_replaces_the_files_and_keeps_the_ids(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, flows.jpeg(64, 48))
+    before = await flows.variants_of(ada, asset.id)
+    asked = {v.preset: v for v in await regenerate(ada, asset.id, "thumb", "avif")}
+    assert {name for name, v in asked.items() if v.state == asset_pb2.VARIANT_STATE_PENDING} == {"thumb", "avif"}
+    after = await flows.variants_of(ada, asset.id)
+    assert {name: v.id for name, v in after.items()} == {name: v.id for name, v in before.items()}
+    folder = next(house.storage.root.rglob(f"{asset.id}/variants"))
+    assert len(list(folder.iterdir())) == 4, "the replaced files are gone"
+    for variant in after.values():
+        assert (await fetched(variant.url)).status_code == 200
+    assert (await flows.get(ada, asset.id, include_urls=True)).thumbnail_url
+
+
+async def test_asking_while_they_are_made_starts_no_second_run(atelier: Suite) -> None:
+    await atelier.serve("assets")  # and no worker yet
+    ada = atelier.client("ada")
+    asset = await flows.upload(ada, flows.jpeg(64, 48))
+    for answer in await asyncio.gather(*(regenerate(ada, asset.id) for _ in range(8))):
+        assert {v.state for v in answer} == {asset_pb2.VARIANT_STATE_PENDING}
+    assert atelier.sql("SELECT count(*) FROM assets.renditions") == [(1,)]
+    assert atelier.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(1,)]
+    await atelier.work("assets")
+    await flows.variants_of(ada, asset.id)
+    assert atelier.sql("SELECT outcome, number, input_bytes > 0, output_bytes > 0 FROM assets.attempts") == [
+        ("succeeded", 1, True, True)
+    ]
+
+
+async def test_what_can_have_no_variants_says_so(house: Suite, ada: Client) -> None:
+    pdf = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+    pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
+    for asset, word in ((pdf, "PDF"), (pending, "pending")):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await regenerate(ada, asset.id)
+        said = calls.refusal_of(refused.value)
+        assert said.code is grpc.StatusCode.FAILED_PRECONDITION and word in said.text
+
+
+@pytest.mark.parametrize(
+    ("presets", "path"),
+    [(["huge"], "presets[0]"), (["thumb", "Thumb"], "presets[1]"), (["thumb", "thumb"], "presets"), ([""], "presets[0]"),
+     (["x" * 41], "presets[0]"), ([f"p{n}" for n in range(21)], "presets")],
+)  # fmt: skip
+async def test_unknown_presets_are_refused(house: Suite, ada: Client, presets: list[str], path: str) -> None:
+    asset = await flows.upload(ada, flows.jpeg(64, 48))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await regenerate(ada, asset.id, *presets)
+    assert calls.refusal_of(refused.value).code is grpc.StatusCode.INVALID_ARGUMENT
+    assert calls.refusal_of(refused.value).fields == [path]
+
+
+async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, flows.jpeg(64, 48))
+    await flows.variants_of(ada, asset.id)
+    (house.storage.root / "objects").exists()
+    for path in house.storage.root.rglob(f"{asset.id}/original/*"):
+        path.unlink()
+    await regenerate(ada, asset.id, "thumb")
+    thumb = (await flows.variants_of(ada, asset.id))["thumb"]
+    assert (thumb.state, thumb.error_class) == (asset_pb2.VARIANT_STATE_FAILED, "ORIGINAL_GONE")
+    assert thumb.error_message and not thumb.url
+
+
+async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    made = [await flows.upload(ada, flows.jpeg(1200, 900, seed=n)) for n in range(4)]
+    await atelier.work("assets")
+    running = "SELECT count(*) FROM assets.renditions WHERE state = 'running'"
+    async with asyncio.timeout(20):
+        while not atelier.sql(running)[0][0]:
+            await asyncio.sleep(0.01)
+    await atelier.stop_work("assets")
+    await atelier.work("assets")
+    for asset in made:
+        assert {v.state for v in (await flows.variants_of(ada, asset.id)).values()} == {READY}
+    assert atelier.sql("SELECT count(*) FROM assets.attempts WHERE outcome = 'running'") == [(0,)]

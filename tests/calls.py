@@ -1,0 +1,157 @@
+"""Calling any method by its descriptor, and reading a refusal with its google.rpc details."""
+
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import psycopg
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from tests.suite import ROOT, Client, Suite
+
+D = TypeVar("D", bound=Message)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """How a call ended that was not served. `reason`, `domain`, `metadata` are of ErrorInfo, '' and {} without one."""
+
+    code: grpc.StatusCode
+    text: str
+    reason: str
+    domain: str
+    metadata: dict[str, str]
+    status: status_pb2.Status
+    trailers: dict[str, Any]
+
+    def detail(self, kind: type[D]) -> D:
+        """The one detail of this type."""
+        found = [packed for packed in self.status.details if packed.Is(kind.DESCRIPTOR)]
+        assert len(found) == 1, f"{self.code} {self.text!r} has {len(found)} {kind.DESCRIPTOR.name}"
+        made = kind()
+        found[0].Unpack(made)
+        return made
+
+    @property
+    def fields(self) -> list[str]:
+        """Paths of the fields that BadRequest names."""
+        return [violation.field for violation in self.detail(error_details_pb2.BadRequest).field_violations]
+
+
+def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
+    trailers: dict[str, Any] = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
+    info = error_details_pb2.ErrorInfo()
+    for packed in status.details:
+        packed.Unpack(info)
+    return Refusal(error.code(), error.details() or "", info.reason, info.domain, dict(info.metadata), status, trailers)
+
+
+async def refusal(call: Awaitable[Any] | AsyncIterator[Any]) -> Refusal:
+    """The refusal that a unary call or a stream ends with; a call that is served fails the test."""
+    try:
+        if hasattr(call, "__aiter__"):
+            answered: Any = [item async for item in call]
+        else:
+            answered = await call
+    except grpc.aio.AioRpcError as error:
+        return refusal_of(error)
+    raise AssertionError(f"served, not refused: {answered}")
+
+
+async def reflect(channel: grpc.aio.Channel, version: str, **question: str) -> Any:
+    """One answer of server reflection; `version` is v1 or v1alpha."""
+    call = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    [answer] = [a async for a in call(aiter_of([reflection_pb2.ServerReflectionRequest(**question)]), timeout=5)]
+    return answer
+
+
+async def reflected_services(channel: grpc.aio.Channel, version: str) -> list[str]:
+    answer = await reflect(channel, version, list_services="")
+    return [service.name for service in answer.list_services_response.service]
+
+
+@contextmanager
+def holding(house: Suite, statement: str, parameters: Any) -> Iterator[None]:
+    """Runs a statement and keeps its transaction, and so its locks, open meanwhile."""
+    with psycopg.connect(house.cluster.url(house.database)) as conn:
+        conn.execute(statement, parameters)  # type: ignore[arg-type]
+        yield
+        conn.rollback()
+
+
+def methods_of(services: Iterable[str]) -> Iterator[MethodDescriptor]:
+    """Every method in the contracts of these services."""
+    for service in services:
+        for path in sorted((ROOT / "gen/atelier" / service / "v1").glob("*_pb2.py")):
+            module = importlib.import_module(f"atelier.{service}.v1.{path.stem}")
+            for described in module.DESCRIPTOR.services_by_name.values():
+                yield from described.methods
+
+
+def name_of(method: MethodDescriptor) -> str:
+    """'atelier.assets.v1.AssetService.GetAsset'."""
+    return str(method.full_name)
+
+
+def request_class(method: MethodDescriptor) -> type[Message]:
+    return GetMessageClass(method.input_type)
+
+
+def _callable(client: Client, method: MethodDescriptor, encode: Any) -> Any:
+    service = method.full_name.split(".")[1]
+    channel = client.channel(service)
+    opener = {
+        (False, False): channel.unary_unary, (False, True): channel.unary_stream,
+        (True, False): channel.stream_unary, (True, True): channel.stream_stream,
+    }[method.client_streaming, method.server_streaming]  # fmt: skip
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    return opener(path, request_serializer=encode, response_deserializer=GetMessageClass(method.output_type).FromString)
+
+
+def _complete(answer: Any) -> bool:
+    """Whether this item of a watch, or what it carries, is the mark that the current state was sent."""
+    inner = [answer, *(value for field, value in answer.ListFields() if field.message_type and not field.is_repeated)]
+    return any("bookmark" in item.DESCRIPTOR.fields_by_name and item.bookmark.ready for item in inner)
+
+
+async def invoke(client: Client, method: MethodDescriptor, requests: Sequence[Message]) -> list[Message]:
+    """All answers; of a watch, those up to the mark that the current state is complete. Raises AioRpcError."""
+    call = _callable(client, method, lambda message: message.SerializeToString())
+    asked: Any = aiter_of(requests) if method.client_streaming else requests[0]
+    if not method.server_streaming:
+        return [await call(asked, timeout=30)]
+    answers: list[Message] = []
+    streaming = call(asked, timeout=30)
+    async for answer in streaming:
+        answers.append(answer)
+        if _complete(answer):
+            streaming.cancel()
+            break
+    return answers
+
+
+async def aiter_of(items: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
+
+
+async def send_bytes(client: Client, method: MethodDescriptor, data: bytes) -> grpc.StatusCode:
+    """The code that a unary method answers to these bytes as its request."""
+    try:
+        await _callable(client, method, bytes)(data, timeout=30)
+    except grpc.aio.AioRpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK

@@ -1,0 +1,67 @@
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.suite import ROOT, free_port
+
+
+@dataclass
+class Command:
+    """`./atelier` with a state directory and ports of the test's own."""
+
+    state: Path
+    environment: dict[str, str]
+
+    def run(self, *arguments: str, timeout: float = 90) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [ROOT / "atelier", *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout,
+            cwd=self.state.parent,
+        )  # fmt: skip
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [ROOT / "atelier", *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, cwd=self.state.parent, start_new_session=True,
+        )  # fmt: skip
+
+    def left_behind(self) -> list[str]:
+        """Command lines of processes that still run on this state directory."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (process / "environ").read_bytes().decode(errors="replace")
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(self.state) in environment + line and line:
+                found.append(line)
+        return found
+
+
+@pytest.fixture
+def atelier_command() -> Iterator[Command]:
+    # As root, Postgres runs as another account, which must be able to pass through.
+    base = Path(tempfile.mkdtemp(prefix="atelier-cli-"))
+    base.chmod(0o755)
+    names = ("ASSETS_PORT", "CONVERSIONS_PORT", "PIPELINE_PORT", "TECHFILES_PORT", "STORAGE_HTTP_PORT")
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "ATELIER_STATE": str(base / "state"),
+        "COLUMNS": "200",
+        **{f"ATELIER_{name}": str(free_port()) for name in names},
+    }
+    yield Command(base / "state", environment)
+    shutil.rmtree(base, ignore_errors=True)
+
+
+def interrupt(process: "subprocess.Popen[str]") -> int:
+    """Ctrl-C as a terminal sends it; the exit status."""
+    process.send_signal(signal.SIGINT)
+    return process.wait(40)

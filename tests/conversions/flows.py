@@ -1,0 +1,107 @@
+"""What a client of conversions does, for tests to build on."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from atelier.assets.v1 import asset_pb2
+from atelier.conversions.v1 import (
+    analysis_pb2,
+    analysis_pb2_grpc,
+    conversion_pb2,
+    conversion_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+)
+
+from tests.assets.flows import request_id, upload
+from tests.conversions import local_pictures as pictures
+from tests.suite import Client, Suite
+
+FINISHED = (job_pb2.JOB_STATE_COMPLETED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
+
+
+async def start(atelier: Suite, *, working: bool = True) -> None:
+    """assets and conversions serve; with `working` both have workers."""
+    await atelier.serve("assets", "conversions")
+    if working:
+        await atelier.work("conversions")
+
+
+def conversions(client: Client) -> Any:
+    return client.stub(conversion_pb2_grpc.ConversionServiceStub)
+
+
+def generations(client: Client) -> Any:
+    return client.stub(generation_pb2_grpc.GenerationServiceStub)
+
+
+def analyses(client: Client) -> Any:
+    return client.stub(analysis_pb2_grpc.AnalysisServiceStub)
+
+
+def jobs(client: Client) -> Any:
+    return client.stub(job_pb2_grpc.JobServiceStub)
+
+
+async def put(client: Client, path: Path, kind: int, **fields: Any) -> str:
+    """Uploads a file and returns the asset's id."""
+    mime_type = "image/png" if path.suffix == ".png" else "image/jpeg"
+    return (await upload(client, path.read_bytes(), kind=kind, mime_type=mime_type, **fields)).id
+
+
+async def person(client: Client, directory: Path, **fields: Any) -> str:
+    return await put(client, pictures.person(directory / "person.jpg"), asset_pb2.ASSET_KIND_USER, **fields)
+
+
+async def cloth(client: Client, directory: Path, **fields: Any) -> str:
+    return await put(client, pictures.garment(directory / "cloth.jpg"), asset_pb2.ASSET_KIND_CLOTH, **fields)
+
+
+async def convert(client: Client, user: str, garment: str, **fields: Any) -> conversion_pb2.Conversion:
+    """Takes a conversion on; with `wait=True` it is finished."""
+    request = conversion_pb2.CreateConversionRequest(
+        user_asset_id=user, cloth_asset_id=garment, **{"request_id": request_id(), **fields}
+    )
+    answer = await conversions(client).CreateConversion(request, timeout=60)
+    conversion: conversion_pb2.Conversion = answer.conversion
+    return conversion
+
+
+async def generate(client: Client, **fields: Any) -> generation_pb2.Generation:
+    values = {"task": generation_pb2.GENERATION_TASK_IMAGE, "request_id": request_id(), "wait": True, **fields}
+    answer = await generations(client).CreateGeneration(generation_pb2.CreateGenerationRequest(**values), timeout=60)
+    generation: generation_pb2.Generation = answer.generation
+    return generation
+
+
+async def analyse(client: Client, *images: tuple[str, str], **fields: Any) -> analysis_pb2.Analysis:
+    """`images` are (asset id, view)."""
+    values = {"task": analysis_pb2.ANALYSIS_TASK_PRODUCT, "request_id": request_id(), "wait": True, **fields}
+    shown = [analysis_pb2.AnalysisImage(asset_id=asset_id, view=view) for asset_id, view in images]
+    request = analysis_pb2.CreateAnalysisRequest(images=shown, **values)
+    analysis: analysis_pb2.Analysis = (await analyses(client).CreateAnalysis(request, timeout=60)).analysis
+    return analysis
+
+
+async def read(client: Client, conversion_id: str, **fields: Any) -> conversion_pb2.Conversion:
+    request = conversion_pb2.GetConversionRequest(conversion_id=conversion_id, **fields)
+    conversion: conversion_pb2.Conversion = (await conversions(client).GetConversion(request)).conversion
+    return conversion
+
+
+async def until(client: Client, conversion_id: str, *states: int, seconds: float = 30) -> conversion_pb2.Conversion:
+    """The conversion, once it is in one of the states."""
+    async with asyncio.timeout(seconds):
+        while True:
+            conversion = await read(client, conversion_id)
+            if conversion.state in states:
+                return conversion
+            await asyncio.sleep(0.05)
+
+
+async def attempts_of(client: Client, job_id: str) -> list[job_pb2.Attempt]:
+    """Newest first."""
+    return list((await jobs(client).ListAttempts(job_pb2.ListAttemptsRequest(job_id=job_id))).attempts)

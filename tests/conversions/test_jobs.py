@@ -1,0 +1,245 @@
+"""Jobs: cancelling, watching, queueing, tries that are lost or cut short, and what is recorded of each."""
+
+import functools
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from atelier.assets.v1 import asset_pb2
+from atelier.conversions.v1 import conversion_pb2, generation_pb2, job_pb2
+
+from services.conversions import conversions, jobs, rules
+from services.conversions.making import Making, Workshop
+from services.conversions.provider_local import LocalProvider
+from shared import attempts
+from shared.calls import Peers
+from shared.db import Database
+from shared.imaging import ImagingPool
+from shared.jobs import TryAgain
+from tests.assets.flows import request_id
+from tests.calls import holding, refusal
+from tests.conversions import flows
+from tests.suite import Client, Suite
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("photos")
+
+
+async def asked(client: Client, drawn: Path, **fields: Any) -> conversion_pb2.Conversion:
+    return await flows.convert(client, await flows.person(client, drawn), await flows.cloth(client, drawn), **fields)
+
+
+async def cancelled(client: Client, conversion_id: str, **fields: Any) -> conversion_pb2.CancelConversionResponse:
+    request = conversion_pb2.CancelConversionRequest(conversion_id=conversion_id, **fields)
+    answer: conversion_pb2.CancelConversionResponse = await flows.conversions(client).CancelConversion(request)
+    return answer
+
+
+# A worker that has begun can't get on while somebody holds the asset's row: it wants a reference to it.
+HOLD = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
+
+
+async def test_a_waiting_conversion_is_cancelled_and_never_starts(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    first, second = await asked(ada, drawn), await asked(ada, drawn)
+    request = {"request_id": request_id()}
+    answer = await cancelled(ada, first.id, **request)
+    assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START
+    assert answer.conversion.state == job_pb2.JOB_STATE_CANCELLED
+    assert await cancelled(ada, first.id, **request) == answer
+    assert (await cancelled(ada, first.id)).outcome == job_pb2.CANCEL_OUTCOME_ALREADY_FINISHED
+    await atelier.work("conversions")
+    await flows.until(ada, second.id, job_pb2.JOB_STATE_COMPLETED)
+    assert not await flows.attempts_of(ada, first.id)
+    assert (await flows.read(ada, first.id)).credits == 0
+
+
+async def test_a_running_conversion_is_cancelled_and_costs_nothing(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    made = await asked(ada, drawn)
+    with holding(atelier, HOLD, (made.cloth_asset_id,)):
+        await atelier.work("conversions")
+        await flows.until(ada, made.id, job_pb2.JOB_STATE_PROCESSING)
+        answer = await cancelled(ada, made.id)
+        assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCEL_REQUESTED
+        assert answer.conversion.cancel_requested
+        ended = await flows.until(ada, made.id, *flows.FINISHED)
+    assert (ended.state, ended.credits) == (job_pb2.JOB_STATE_CANCELLED, 0)
+    [attempt] = await flows.attempts_of(ada, made.id)
+    assert (attempt.outcome, attempt.credits) == (job_pb2.ATTEMPT_OUTCOME_CANCELLED, 0)
+
+
+async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier)
+    ada = atelier.client("ada")
+    made = await asked(ada, drawn, wait=True)
+    answer = await cancelled(ada, made.id)
+    assert answer.outcome == job_pb2.CANCEL_OUTCOME_ALREADY_FINISHED
+    assert (answer.conversion.state, answer.conversion.update_time) == (made.state, made.update_time)
+
+
+async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its_cursor(
+    atelier: Suite, drawn: Path
+) -> None:
+    await flows.start(atelier, working=False)
+    ada, eve = atelier.client("ada"), atelier.client("eve")
+    first = await asked(ada, drawn)
+    await asked(eve, drawn)
+
+    def watching(**fields: Any) -> AsyncIterator[conversion_pb2.WatchConversionsResponse]:
+        request = conversion_pb2.WatchConversionsRequest(**fields)
+        return aiter(flows.conversions(ada).WatchConversions(request, timeout=60))
+
+    watch = watching()
+    assert (await anext(watch)).conversion.id == first.id
+    assert (await anext(watch)).bookmark.ready
+    second = await asked(ada, drawn)
+    await atelier.work("conversions")
+    seen: list[conversion_pb2.WatchConversionsResponse] = []
+    async for item in watch:
+        seen.append(item)
+        ended = [i for i in seen if i.conversion.state == job_pb2.JOB_STATE_COMPLETED]
+        if len(ended) == 2:
+            break
+    for conversion in (first, second):
+        told = [item.conversion for item in seen if item.conversion.id == conversion.id]
+        assert [item.progress for item in told] == sorted(item.progress for item in told)
+        assert told[-2].state == job_pb2.JOB_STATE_PROCESSING
+        assert told[-1].recipe.model == "local" and not told[-1].image_url
+    assert {item.conversion.owner for item in seen} == {"user:ada"}
+    # From any cursor on, exactly what came after it.
+    middle = len(seen) // 2
+    resumed = watching(cursor=seen[middle].cursor)
+    assert [await anext(resumed) for _ in seen[middle + 1 :]] == seen[middle + 1 :]
+    one = watching(conversion_ids=[second.id])
+    assert [(await anext(one)).conversion.id, (await anext(one)).bookmark.ready] == [second.id, True]
+    foreign = await refusal(watching(cursor=seen[-1].cursor, conversion_ids=[second.id]))
+    assert foreign.code == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier, working=False)
+    ada, eve = atelier.client("ada"), atelier.client("eve")
+    made = [(client, await asked(client, drawn)) for client in (ada, eve, ada)]
+    assert [(await flows.read(client, one.id)).queue_position for client, one in made] == [1, 2, 3]
+    await cancelled(ada, made[2][1].id)
+    assert not (await flows.read(ada, made[2][1].id)).HasField("queue_position")
+
+
+async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    made = await asked(ada, drawn)
+    await atelier.stop("assets")
+    await atelier.work("conversions")
+    watch = flows.conversions(ada).WatchConversions(conversion_pb2.WatchConversionsRequest(), timeout=60)
+    async for item in watch:
+        if item.conversion.error_class:
+            break
+    assert item.conversion.state == job_pb2.JOB_STATE_PENDING
+    assert (item.conversion.error_class, item.conversion.credits) == ("UNAVAILABLE", 0)
+    first = (await flows.attempts_of(ada, made.id))[-1]
+    assert (first.outcome, first.error_class) == (job_pb2.ATTEMPT_OUTCOME_RETRIED, "UNAVAILABLE")
+    assert (await cancelled(ada, made.id)).conversion.state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def test_a_try_after_a_crash_finds_the_result_that_was_stored(atelier: Suite, drawn: Path) -> None:
+    """The first try dies between storing the result and completing the row."""
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    made = await asked(ada, drawn)
+    settings = atelier.settings("conversions", "worker")
+    db, peers, pool = Database(settings, "conversions"), Peers(settings, "conversions"), ImagingPool(1)
+    await db.open()
+    workshop = Workshop(db, peers, LocalProvider(pool))
+
+    async def interrupted(making: Making) -> attempts.Outcome:
+        await conversions.make(making)
+        raise attempts.JobFailed("INTERNAL", "the machine went away", final=False)
+
+    run = functools.partial(workshop.run, conversions.NOUN, row_id=made.id)
+    try:
+        with pytest.raises(TryAgain):
+            await run(interrupted)
+        await run(conversions.make)
+    finally:
+        await pool.close()
+        await peers.close()
+        await db.close()
+    assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_COMPLETED
+    stored = atelier.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
+    assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
+
+
+async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier)
+    ada, eve = atelier.client("ada"), atelier.client("eve")
+    conversion = await asked(ada, drawn, wait=True)
+    source = conversion.cloth_asset_id
+    sketch = await flows.generate(ada, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source)
+    analysis = await flows.analyse(ada, (source, "front"))
+
+    async def listed(client: Client, **fields: Any) -> list[job_pb2.Job]:
+        return list((await flows.jobs(client).ListJobs(job_pb2.ListJobsRequest(**fields))).jobs)
+
+    found = await listed(ada)
+    assert [job.id for job in found] == [analysis.id, sketch.id, conversion.id]
+    assert [job.kind for job in found] == [
+        job_pb2.JOB_KIND_ANALYSIS, job_pb2.JOB_KIND_GENERATION, job_pb2.JOB_KIND_CONVERSION,
+    ]  # fmt: skip
+    assert all(job.worker and job.attempts == 1 and job.max_attempts == 3 and job.progress == 1 for job in found)
+    assert all(
+        job.create_time.ToDatetime() <= job.start_time.ToDatetime() <= job.end_time.ToDatetime() for job in found
+    )
+    assert [job.id for job in await listed(ada, kind=job_pb2.JOB_KIND_GENERATION)] == [sketch.id]
+    assert not await listed(ada, state=job_pb2.JOB_STATE_FAILED)
+    page = await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest(page_size=2))
+    rest = await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest(page_size=2, page_token=page.next_page_token))
+    assert ([job.id for job in rest.jobs], rest.next_page_token) == ([conversion.id], "")
+
+    [attempt] = await flows.attempts_of(ada, conversion.id)
+    sizes = [(drawn / name).stat().st_size for name in ("person.jpg", "cloth.jpg")]
+    [(result_size,)] = atelier.sql("SELECT size_bytes FROM assets.assets WHERE kind = 'result'")
+    assert (attempt.input_bytes, attempt.output_bytes) == (sum(sizes), result_size)
+    assert (attempt.kind, attempt.number, attempt.model) == (job_pb2.JOB_KIND_CONVERSION, 1, "local 1.0.0")
+    assert attempt.outcome == job_pb2.ATTEMPT_OUTCOME_SUCCEEDED and attempt.HasField("end_time")
+    attempts_of_all = await flows.jobs(ada).ListAttempts(
+        job_pb2.ListAttemptsRequest(outcome=job_pb2.ATTEMPT_OUTCOME_SUCCEEDED)
+    )
+    assert len(attempts_of_all.attempts) == 3
+    assert not await listed(eve)
+    assert not await flows.attempts_of(eve, conversion.id)
+
+
+async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    return (await refusal(call)).code
+
+
+async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier)
+    ada = atelier.client("ada")
+    source = await flows.put(ada, drawn / "cloth.jpg", asset_pb2.ASSET_KIND_PRODUCT)
+    packs = atelier.as_token(atelier.keys.service_token("techfiles", "user:ada"))
+    made = await flows.generate(packs, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source)
+    assert (made.owner, made.state) == ("user:ada", job_pb2.JOB_STATE_COMPLETED)
+    request = conversion_pb2.CreateConversionRequest(user_asset_id=source, cloth_asset_id=source)
+    assert await code_of(flows.conversions(packs).CreateConversion(request)) == grpc.StatusCode.PERMISSION_DENIED
+    store = atelier.as_token(atelier.keys.service_token("assets", "user:ada"))
+    listing = generation_pb2.ListGenerationsRequest()
+    assert await code_of(flows.generations(store).ListGenerations(listing)) == grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("table", ["conversions", "generations", "analyses"])
+async def test_rules_contract_and_tables_name_the_same_states(atelier: Suite, table: str) -> None:
+    [(check,)] = atelier.sql(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = %s", (f"{table}_state",)
+    )
+    named = {word for word in rules.JOB_STATES if f"'{word}'" in check}
+    assert check.count("::text") == len(named) or check.count("'") == 2 * len(named)
+    assert named == set(rules.JOB_STATES) == set(jobs.STATES.number)

@@ -1,0 +1,93 @@
+"""A storage that is full says so, shows nothing that isn't there, and works again once there is room."""
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from atelier.assets.v1 import asset_pb2, upload_pb2
+
+from tests import calls
+from tests.assets import flows
+from tests.faults.conftest import Bench
+from tests.faults.effects import effect, ended
+from tests.faults.processes import Processes, until
+from tests.suite import Cluster, DiskServer, Keys, suite
+
+pytestmark = [pytest.mark.faults, pytest.mark.needs_mount]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[DiskServer]:
+    """Storage on a file system of 8 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], check=True)
+    try:
+        server = DiskServer(place)
+        yield server
+        server.stop()
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+async def small(cluster: Cluster, keys: Keys, small_disk: DiskServer, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with suite(cluster, keys, small_disk) as made:
+        await made.serve("assets")
+        processes = Processes(cluster, made.database, keys, small_disk, tmp_path)
+        try:
+            yield Bench(made, processes)
+        finally:
+            processes.close()
+
+
+class Filler:
+    """Takes up the room of a file system."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._file = root / "filler"
+
+    def leave(self, room: int) -> None:
+        """All but `room` bytes."""
+        self.remove()
+        status = os.statvfs(self._root)
+        with self._file.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - room)
+
+    def remove(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+
+async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
+    client, root, photo = small.client, small.suite.storage.root, flows.jpeg(1600, 1200)
+    filler = Filler(root)
+    filler.leave(len(photo) // 2)
+    head = upload_pb2.UploadHead(request_id=flows.request_id(), declaration=flows.declaration(photo))
+    refused = await calls.refusal(flows.stream_upload(client, head, photo))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+    announced = await flows.announce(client, photo)
+    assert (await flows.send(announced.target, photo)).status_code == 507
+    assert not list((root / "incoming").iterdir())
+    # The file fits, its verified copy doesn't.
+    filler.leave(len(photo) * 3 // 2)
+    assert (await flows.send(announced.target, photo)).status_code == 204
+    refused = await calls.refusal(flows.confirm(client, announced.upload_id))
+    assert refused.reason == "STORAGE_FULL"
+    assert (await flows.get(client, announced.asset.id)).state == asset_pb2.ASSET_STATE_PENDING
+    filler.remove()
+    asset = await flows.confirm(client, announced.upload_id)
+    assert asset.state == asset_pb2.ASSET_STATE_READY
+    # Full again before the variants are made.
+    filler.leave(4096)
+    small.processes.work("assets")
+    failed = "SELECT count(*) FROM assets.attempts WHERE error_class = 'STORAGE' AND outcome = 'retried'"
+    await until(lambda: small.superuser.value(failed), "the worker finds the storage full")
+    assert not await small.superuser.value("SELECT count(*) FROM assets.variants WHERE state = 'ready'")
+    filler.remove()
+    await ended(small, asset.id)
+    found = await effect(small, asset.id)
+    assert (found.state, found.orphans) == ("done", 0)

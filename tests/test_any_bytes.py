@@ -1,0 +1,167 @@
+"""R11: any bytes get a declared answer: never UNKNOWN, never INTERNAL. Every unary rpc of every service is asked."""
+
+import asyncio
+import math
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from tests import calls
+from tests.suite import Cluster, DiskServer, Keys, Suite, built_services, suite
+from tests.test_tenancy import cases, owned  # noqa: F401 (a fixture)
+
+TOTAL = 3000  # of `make test`; each rpc gets its share
+SEED = 20261120
+UNDECLARED = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED}
+UNARY = {
+    calls.name_of(method): method
+    for method in calls.methods_of(built_services())
+    if not method.client_streaming and not method.server_streaming
+}
+_TEXTS = (
+    "", "a", "%_\\", "'; DROP TABLE assets; --", "$1", "{}", "\x00", "a\x00b", "\u202egpj.exe", "\ud7ff\ue000\uffff",
+    "\U0001f9e5" * 64, "x" * 10_000, "../../etc/passwd", "..", "/", "é", "e\u0301", "00000000-0000-0000-0000-000000000000",
+    "{0190f3c0-0000-7000-8000-000000000000}", "urn:uuid:0190f3c0-0000-7000-8000-000000000000", "AAAA", "W10=", "e30=",
+    "WyJ4IiwgIjIwMjAtMDEtMDEiLCA1XQ==", "WzEsMixudWxsXQ==", "1.2.3", "-1", "NaN",
+)  # fmt: skip
+_INTEGERS = (0, 1, -1, 2, 50, 1000, 1001, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**53)
+_DOUBLES = (0.0, -0.0, 1.0, 0.8, 1e308, -1e308, 5e-324, math.nan, math.inf, -math.inf)
+
+
+@pytest.fixture(scope="module")
+async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    async with suite(cluster, keys, disk) as made:
+        made.overrides["max_deadline_seconds"] = 2.0
+        await made.serve(*built_services())
+        yield made
+
+
+def number_of(field: FieldDescriptor, chance: random.Random) -> Any:
+    low, high = {
+        FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1), FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+        FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1), FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+    }[field.cpp_type]  # fmt: skip
+    return min(max(chance.choice(_INTEGERS), low), high)
+
+
+def value_of(field: FieldDescriptor, chance: random.Random, depth: int) -> Any:
+    match field.cpp_type:
+        case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
+            return chance.randbytes(chance.choice((0, 1, 100)))
+        case FieldDescriptor.CPPTYPE_STRING:
+            return chance.choice((*_TEXTS, str(uuid.UUID(int=chance.getrandbits(128)))))
+        case FieldDescriptor.CPPTYPE_BOOL:
+            return chance.random() < 0.5
+        case FieldDescriptor.CPPTYPE_ENUM:
+            return chance.choice((*field.enum_type.values_by_number, 99, -1))
+        case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
+            return chance.choice(_DOUBLES)
+        case FieldDescriptor.CPPTYPE_MESSAGE:
+            raise AssertionError("filled in place")
+        case _:
+            return number_of(field, chance)
+
+
+def fill(message: Message, chance: random.Random, share: float, depth: int = 0) -> None:
+    """Sets about `share` of the fields to values that a client could send, but an honest one would not."""
+    for field in message.DESCRIPTOR.fields:
+        if chance.random() > share or field.name == "wait":  # nobody works here, so waiting would last
+            continue
+        inner = field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
+        if inner and depth > 4:
+            continue
+        if inner and field.message_type.GetOptions().map_entry:
+            entry = field.message_type.fields_by_name["value"]
+            key = chance.choice(_TEXTS)
+            if entry.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
+                fill(getattr(message, field.name)[key], chance, 0.6, depth + 1)
+            else:
+                getattr(message, field.name)[key] = value_of(entry, chance, depth)
+        elif field.is_repeated:
+            for _ in range(chance.choice((0, 1, 2, 101))):
+                if inner:
+                    fill(getattr(message, field.name).add(), chance, 0.5, depth + 1)
+                else:
+                    getattr(message, field.name).append(value_of(field, chance, depth))
+        elif inner:
+            getattr(message, field.name).SetInParent()
+            fill(getattr(message, field.name), chance, 0.7, depth + 1)
+        else:
+            setattr(message, field.name, value_of(field, chance, depth))
+
+
+def garbage(_method: MethodDescriptor, _valid: Message, chance: random.Random) -> bytes:
+    return chance.randbytes(chance.choice((1, 2, 10, 1000)))
+
+
+def wild(method: MethodDescriptor, _valid: Message, chance: random.Random) -> bytes:
+    message = calls.request_class(method)()
+    fill(message, chance, chance.choice((0.3, 0.9)))
+    return message.SerializeToString()
+
+
+def half_wild(_method: MethodDescriptor, valid: Message, chance: random.Random) -> bytes:
+    """A request about rows that exist, with one or two fields gone wild: it comes further than others."""
+    message = type(valid).FromString(valid.SerializeToString())
+    fill(message, chance, 1.5 / max(1, len(message.DESCRIPTOR.fields)))
+    return message.SerializeToString()
+
+
+def mutated(_method: MethodDescriptor, valid: Message, chance: random.Random) -> bytes:
+    data = bytearray(valid.SerializeToString())
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        place = chance.randrange(len(data) + 1)
+        match chance.randrange(4):
+            case 0:
+                data[place : place + 1] = chance.randbytes(1)
+            case 1:
+                data[place:place] = chance.randbytes(chance.choice((1, 4)))
+            case 2:
+                del data[place : place + chance.choice((1, 8))]
+            case _:
+                data[place:place] = data[: chance.randrange(len(data) + 1)]
+    return bytes(data)
+
+
+MAKERS: tuple[Callable[[MethodDescriptor, Message, random.Random], bytes], ...] = (garbage, wild, half_wild, mutated)
+
+
+@pytest.mark.parametrize("name", sorted(UNARY.keys() & cases().keys()))
+async def test_random_requests_get_a_declared_answer(house: Suite, owned: Any, name: str) -> None:  # noqa: F811
+    method = UNARY[name]
+    [valid] = cases()[name].requests(owned[name.split(".")[1]])
+    client = house.client("ada", cases()[name].owner_role)
+    chance = random.Random(f"{SEED} {name}")
+    several = asyncio.Semaphore(4)
+
+    async def ask(make: Callable[[MethodDescriptor, Message, random.Random], bytes]) -> None:
+        data = make(method, valid, chance)
+        async with several:
+            code = await calls.send_bytes(client, method, data)
+        assert code not in UNDECLARED, f"{code.name} for {data!r}"
+
+    share = max(8, TOTAL // len(UNARY) // len(MAKERS))
+    await asyncio.gather(*(ask(make) for make in MAKERS for _ in range(share)))
+
+
+@pytest.mark.parametrize("name", sorted(UNARY))
+async def test_more_than_4_mib_is_refused_before_it_is_read(house: Suite, name: str) -> None:
+    client = house.client("ada")
+    code = await calls.send_bytes(client, UNARY[name], bytes(4 * 1024 * 1024 + 1))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("name", sorted(UNARY))
+async def test_an_empty_request_gets_a_declared_answer(house: Suite, name: str) -> None:
+    assert await calls.send_bytes(house.client("ada"), UNARY[name], b"") not in UNDECLARED
+
+
+async def test_a_method_that_does_not_exist_is_unimplemented(house: Suite) -> None:
+    call = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/DropAssets")
+    assert (await calls.refusal(call(b""))).code is grpc.StatusCode.UNIMPLEMENTED

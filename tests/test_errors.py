@@ -1,0 +1,305 @@
+"""Refusals carry what a caller needs to act on; faults of the machinery (R17, R20) and secrets (R16), light."""
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from shared.embedded import EmbeddedPostgres
+from tests import calls
+from tests.assets import flows
+from tests.suite import APP_PASSWORD, ROOT, WORKER_PASSWORD, Client, Cluster, DiskServer, Keys, Suite, free_port, suite
+
+DATA = flows.jpeg(64, 48)
+NEVER = "0190f3c0-0000-7000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    async with suite(cluster, keys, disk) as made:
+        await made.serve("assets")
+        yield made
+
+
+async def test_every_refusal_says_reason_and_domain(house: Suite) -> None:
+    ada = house.client("ada")
+    refused = [
+        await calls.refusal(flows.assets(ada).GetAsset(asset_pb2.GetAssetRequest(asset_id="x"))),
+        await calls.refusal(flows.assets(ada).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER))),
+        await calls.refusal(flows.assets(house.client(None)).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER))),
+    ]
+    assert [(r.domain, r.reason) for r in refused] == [
+        ("atelier", "INVALID_FIELD"), ("atelier", "NOT_FOUND"), ("atelier", "TOKEN_INVALID"),
+    ]  # fmt: skip
+    for r in refused:
+        assert r.status.code == r.code.value[0] and r.status.message == r.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"asset_id": NEVER, "update_mask": {"paths": ["nonsense"]}}, "update_mask"),
+        ({"asset_id": NEVER, "update_mask": {"paths": []}}, "update_mask"),
+        ({"asset_id": NEVER, "update_mask": {"paths": ["tags"]}, "tags": ["a", ""]}, "tags[1]"),
+        ({"asset_id": NEVER, "update_mask": {"paths": ["tags"]}, "tags": ["a", "a"]}, "tags"),
+        ({"asset_id": NEVER, "update_mask": {"paths": ["scope"]}, "scope": {"room_id": "x" * 129}}, "scope.room_id"),
+        ({"asset_id": NEVER, "update_mask": {"paths": ["visibility"]}, "visibility": 99}, "visibility"),
+        ({"asset_id": NEVER, "update_mask": {"paths": ["visibility"]}}, "visibility"),
+        ({"asset_id": "not an id", "update_mask": {"paths": ["free"]}}, "asset_id"),
+    ],
+)
+async def test_an_invalid_field_is_named_by_its_path(house: Suite, fields: dict[str, Any], path: str) -> None:
+    refused = await calls.refusal(flows.assets(house.client("ada")).UpdateAsset(asset_pb2.UpdateAssetRequest(**fields)))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+
+
+async def test_all_invalid_fields_are_named_at_once(house: Suite) -> None:
+    request = upload_pb2.RequestUploadRequest(declaration={"sha256": "x", "tags": [""]})
+    refused = await calls.refusal(flows.uploads(house.client("ada")).RequestUpload(request))
+    assert {"declaration.kind", "declaration.file_name", "declaration.sha256", "declaration.tags[0]"} <= set(
+        refused.fields
+    )
+
+
+async def test_not_found_names_what_was_not_found(house: Suite) -> None:
+    ada = house.client("ada")
+    for call, kind in (
+        (flows.assets(ada).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER)), "asset"),
+        (flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=NEVER)), "asset"),
+        (flows.uploads(ada).ConfirmUpload(upload_pb2.ConfirmUploadRequest(upload_id=NEVER)), "upload"),
+    ):
+        refused = await calls.refusal(call)
+        resource = refused.detail(error_details_pb2.ResourceInfo)
+        assert (resource.resource_type, resource.resource_name) == (kind, NEVER)
+
+
+async def test_a_state_that_forbids_is_named(house: Suite) -> None:
+    ada = house.client("ada")
+    pending = await flows.announce(ada, DATA)
+    download = flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=pending.asset.id))
+    refused = await calls.refusal(download)
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    [violation] = refused.detail(error_details_pb2.PreconditionFailure).violations
+    assert (violation.type, violation.subject) == ("WRONG_STATE", f"assets/{pending.asset.id}")
+
+
+async def test_bytes_that_are_no_message_are_the_callers_fault(house: Suite) -> None:
+    call = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    refused = await calls.refusal(call(b"\xff\xff\xff"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+# Overload, deadlines
+
+
+async def health(client: Client) -> int:
+    stub = health_pb2_grpc.HealthStub(client.channel("assets"))
+    return int((await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)).status)
+
+
+async def listing(client: Client, **options: Any) -> Any:
+    return await flows.assets(client).ListAssets(asset_pb2.ListAssetsRequest(), **options)
+
+
+async def test_a_full_pool_sheds_load_while_health_and_reflection_answer(atelier: Suite) -> None:
+    atelier.overrides |= {"pool_size": 2, "pool_wait_seconds": 0.3}
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    asset = await flows.upload(ada, DATA)
+    with calls.holding(atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
+        blocked = [asyncio.ensure_future(flows.update(ada, asset.id, free=False)) for _ in range(2)]
+        await waiting_for_locks(atelier, 2)
+        refused = await calls.refusal(listing(ada))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+        assert await health(ada) in (health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert await calls.reflected_services(ada.channel("assets"), "v1")
+    await asyncio.gather(*blocked)
+    assert [item.id for item in (await listing(ada)).assets] == [asset.id]
+
+
+async def waiting_for_locks(house: Suite, count: int) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(10):
+        while house.sql(waiting)[0][0] < count:
+            await asyncio.sleep(0.02)
+
+
+async def test_more_calls_than_the_cap_are_refused_at_once(atelier: Suite) -> None:
+    atelier.overrides["max_in_flight"] = 3
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    asset = await flows.upload(ada, DATA)
+    with calls.holding(atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
+        blocked = [asyncio.ensure_future(flows.update(ada, asset.id, free=False)) for _ in range(3)]
+        await waiting_for_locks(atelier, 3)
+        refused = await calls.refusal(listing(ada))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    await asyncio.gather(*blocked)
+    await listing(ada)
+
+
+@pytest.mark.parametrize("timeout", [0.2, None])
+async def test_a_deadline_cancels_the_query_on_the_server(atelier: Suite, timeout: float | None) -> None:
+    """A caller's own deadline, and the server's for a caller without one."""
+    atelier.overrides |= {"default_deadline_seconds": 0.2, "pool_size": 1}
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    assert (await listing(ada, timeout=20)).assets == []
+    with calls.holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
+        refused = await calls.refusal(listing(ada, timeout=timeout))
+        assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'atelier-assets' AND state = 'active'"
+        async with asyncio.timeout(10):
+            while atelier.sql(f"{running} AND datname = current_database()")[0][0]:
+                await asyncio.sleep(0.02)
+    assert (await listing(ada, timeout=20)).assets == [], "the pool's one connection came back"
+
+
+# The database goes away
+
+
+@contextmanager
+def own_postgres() -> Iterator[tuple[EmbeddedPostgres, Path]]:
+    directory = Path(tempfile.mkdtemp(prefix="atelier-postgres-"))
+    directory.chmod(0o755)
+    postgres = EmbeddedPostgres(directory, options={"fsync": "off"})
+    try:
+        postgres.start()
+        yield postgres, directory
+    finally:
+        postgres.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def test_a_database_that_goes_away_is_unavailable_and_comes_back(keys: Keys, disk: DiskServer) -> None:
+    with own_postgres() as (postgres, _):
+        own = Cluster(postgres.url)
+        await asyncio.to_thread(own.make_template)
+        async with suite(own, keys, disk) as house:
+            house.overrides |= {"pool_wait_seconds": 0.5}
+            await house.serve("assets")
+            await house.work("assets")
+            ada = house.client("ada")
+            asset = await flows.upload(ada, DATA)
+            stream = flows.assets(ada).WatchAssets(asset_pb2.WatchAssetsRequest())
+            while not (await stream.read()).bookmark.ready:
+                pass
+            await asyncio.to_thread(postgres.stop)
+            for call in (listing, lambda c: flows.update(c, asset.id, free=False), listing):
+                refused = await calls.refusal(call(ada))
+                assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+                assert refused.detail(error_details_pb2.RetryInfo)
+            async with asyncio.timeout(20):
+                while await health(ada) != health_pb2.HealthCheckResponse.NOT_SERVING:
+                    await asyncio.sleep(0.1)
+            await asyncio.to_thread(postgres.start)
+            assert postgres.url == own.admin_url
+            async with asyncio.timeout(10):
+                while await health(ada) != health_pb2.HealthCheckResponse.SERVING:
+                    await asyncio.sleep(0.1)
+                while True:
+                    try:
+                        assert [item.id for item in (await listing(ada)).assets] == [asset.id]
+                        break
+                    except grpc.aio.AioRpcError as error:
+                        assert error.code() is grpc.StatusCode.UNAVAILABLE
+            # Worker, sequencer and the open watch come back by themselves.
+            await flows.update(ada, asset.id, file_name="after.jpg")
+            async with asyncio.timeout(20):
+                while (await stream.read()).asset.file_name != "after.jpg":
+                    pass
+            stream.cancel()
+
+
+# Secrets
+
+
+async def test_secrets_are_not_in_logs_nor_in_answers(cluster: Cluster, keys: Keys, disk: DiskServer) -> None:
+    """A real process with every log line on; canaries in its password, tokens, URLs and the metadata of callers."""
+    async with suite(cluster, keys, disk) as house:
+        port = free_port()
+        environment = {
+            **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_PORT": str(port),
+            "ATELIER_LOG_LEVEL": "debug", "ATELIER_TRUST_FILE": str(keys.trust_file), "ATELIER_POOL_WAIT_SECONDS": "0.5",
+            "ATELIER_DATABASE_URL": house.settings("assets", "app").database_url.get_secret_value(),
+            "ATELIER_STORAGE_ROOT": str(disk.root), "ATELIER_STORAGE_SECRET_FILE": str(disk.secret_file),
+            "ATELIER_STORAGE_URL": disk.url,
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.assets", "serve"], env=environment, cwd=ROOT, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            house.addresses["assets"] = f"127.0.0.1:{port}"
+            token = keys.token("ada")
+            ada = house.as_token(token)
+            answers = await provoke(house, ada)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, err = await asyncio.to_thread(process.communicate, timeout=20)
+        log = (out + err).decode()
+        assert "NOT_FOUND" in log and "UNAUTHENTICATED" in log and "UNAVAILABLE" in log, log[-2000:]
+        for line in filter(None, err.decode().splitlines()):
+            assert json.loads(line)["level"]
+        canaries = [
+            token, token.split(".")[2], APP_PASSWORD, WORKER_PASSWORD, disk.secret_file.read_text(), "canary-header",
+            "signature=", keys.stranger.as_dict(private=True)["d"],
+        ]  # fmt: skip
+        for canary in canaries:
+            assert canary not in log
+        for canary in (APP_PASSWORD, disk.secret_file.read_text(), "127.0.0.1", "assets_app", "psycopg", "Traceback"):
+            assert canary not in answers
+
+
+async def provoke(house: Suite, ada: Client) -> str:
+    """Calls that go well and calls that go wrong. Returns the texts of the refusals."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await listing(ada)
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.1)
+    texts = []
+    asset = await flows.upload(ada, DATA)
+    assert "signature=" in asset.original_url
+    get = asset_pb2.GetAssetRequest(asset_id=str(uuid.uuid4()))
+    texts.append((await calls.refusal(flows.assets(ada).GetAsset(get))).text)
+    forged = house.as_token(house.keys.untrusted_token())
+    texts.append((await calls.refusal(listing(forged))).text)
+    headers = [("authorization", "Bearer canary-header"), ("x-secret", "canary-header")]
+    texts.append((await calls.refusal(listing(house.client(None), metadata=headers))).text)
+    # The database throws everybody out and lets nobody in: errors of the driver come up.
+    with psycopg.connect(house.cluster.admin_url, autocommit=True) as conn:
+        conn.execute(f"ALTER DATABASE {house.database} ALLOW_CONNECTIONS false")  # type: ignore[arg-type]
+        conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (house.database,))
+    for _ in range(3):
+        texts.append((await calls.refusal(listing(ada))).text)
+    with psycopg.connect(house.cluster.admin_url, autocommit=True) as conn:
+        conn.execute(f"ALTER DATABASE {house.database} ALLOW_CONNECTIONS true")  # type: ignore[arg-type]
+    return "\n".join(texts)
+
+
+def test_secret_settings_do_not_show_when_printed(atelier: Suite) -> None:
+    settings = atelier.settings("assets", "app")
+    canary = secrets.token_hex(8)
+    shown = repr(type(settings).model_validate({**settings.model_dump(), "s3_secret_key": canary}))
+    assert canary not in shown and APP_PASSWORD not in shown

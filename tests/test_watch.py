@@ -1,0 +1,341 @@
+"""R4 within one process: a watch misses nothing, tells nothing twice, and never falls silent. assets stands for every
+service: its watch is made of shared.events."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from atelier.assets.v1 import asset_pb2
+
+from shared import events
+from shared.db import Database
+from tests import calls
+from tests.assets import flows
+from tests.suite import Client, Suite
+
+DATA = flows.jpeg(64, 48)
+
+
+@pytest.fixture
+async def house(atelier: Suite) -> Suite:
+    await atelier.serve("assets")
+    await atelier.work("assets")
+    return atelier
+
+
+def watch(client: Client, cursor: str = "", asset_ids: Sequence[str] = ()) -> Any:
+    return flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest(cursor=cursor, asset_ids=asset_ids))
+
+
+async def ready(stream: Any) -> list[Any]:
+    """The current state, up to and with the mark that it is complete."""
+    items = []
+    async with asyncio.timeout(20):
+        while True:
+            items.append(await stream.read())
+            if items[-1].bookmark.ready:
+                return items
+
+
+async def read(stream: Any, count: int) -> list[Any]:
+    """The next changes; bookmarks are passed over."""
+    items: list[Any] = []
+    async with asyncio.timeout(20):
+        while len(items) < count:
+            item = await stream.read()
+            assert item is not grpc.aio.EOF, await refusal(stream)
+            if item.WhichOneof("item") != "bookmark":
+                items.append(item)
+    return items
+
+
+async def refusal(stream: Any) -> calls.Refusal:
+    """How the stream ends."""
+    async with asyncio.timeout(20):
+        return await calls.refusal(aiter(stream))
+
+
+def names(items: Sequence[Any]) -> list[str]:
+    return [item.asset.file_name for item in items]
+
+
+def event(conn: psycopg.Connection[Any], name: str, *, owner: str = "user:ada", filler: int = 0) -> None:
+    """Writes an outbox row as a mutation does; the transaction is the caller's."""
+    asset = asset_pb2.Asset(id=str(uuid.uuid4()), owner=owner, file_name=name, rejection_message="x" * filler)
+    conn.execute(
+        "INSERT INTO assets.events (owner, subject, subject_id, version, type, payload)"
+        " VALUES (%s, 'asset', %s, 1, 'atelier.assets.v1.Asset', %s)",
+        (owner, asset.id, asset.SerializeToString()),
+    )
+    conn.execute("SELECT pg_notify('assets_outbox', '')")
+
+
+def connect(house: Suite) -> psycopg.Connection[Any]:
+    return psycopg.connect(house.cluster.url(house.database))
+
+
+def write(house: Suite, *file_names: str, filler: int = 0) -> None:
+    with connect(house) as conn:
+        for name in file_names:
+            event(conn, name, filler=filler)
+
+
+async def stamped(house: Suite) -> None:
+    """Until the sequencer has stamped whatever is committed."""
+    async with asyncio.timeout(20):
+        while not house.sql("SELECT bool_and(position IS NOT NULL) FROM assets.events")[0][0]:
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def database(house: Suite, role: str) -> AsyncIterator[Database]:
+    db = Database(house.settings("assets", role), "assets")
+    await db.open()
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+async def test_it_tells_what_is_then_what_changes_in_the_order_of_versions(house: Suite) -> None:
+    ada = house.client("ada")
+    before = await flows.announce(ada, DATA, file_name="before.jpg")
+    stream = watch(ada)
+    assert names(await ready(stream)) == ["before.jpg", ""]
+    await flows.send(before.target, DATA)
+    asset = await flows.confirm(ada, before.upload_id)
+    await flows.variants_of(ada, asset.id)
+    states: dict[str, list[int]] = {}
+    # Confirmed; then each of four variants is asked for, being made, made.
+    for item in await read(stream, 13):
+        thing = item.asset if item.WhichOneof("item") == "asset" else item.variant
+        states.setdefault(thing.id, []).append(thing.state)
+    assert states.pop(asset.id) == [asset_pb2.ASSET_STATE_READY]
+    made = [asset_pb2.VARIANT_STATE_PENDING, asset_pb2.VARIANT_STATE_PROCESSING, asset_pb2.VARIANT_STATE_READY]
+    assert list(states.values()) == [made] * 4
+
+
+async def test_a_change_that_commits_late_is_told_late_and_never_lost(house: Suite) -> None:
+    stream = watch(house.client("ada"))
+    await ready(stream)
+    with connect(house) as slow, connect(house) as fast:
+        event(slow, "written first, committed last")
+        event(fast, "written last, committed first")
+        fast.commit()
+        [early] = await read(stream, 1)
+        slow.commit()
+        [late] = await read(stream, 1)
+    assert names([early, late]) == ["written last, committed first", "written first, committed last"]
+    resumed = watch(house.client("ada"), early.cursor)
+    assert names(await read(resumed, 1)) == ["written first, committed last"]
+
+
+async def test_an_open_transaction_elsewhere_holds_nobody_up(house: Suite) -> None:
+    stream = watch(house.client("ada"))
+    await ready(stream)
+    other = house.cluster.clone()
+    try:
+        with connect(house) as here, psycopg.connect(house.cluster.url(other)) as there:
+            event(here, "never committed")
+            event(there, "in another database")
+            write(house, "told")
+            assert names(await read(stream, 1)) == ["told"]
+            here.rollback()
+            write(house, "next")
+            assert names(await read(stream, 1)) == ["next"]
+    finally:
+        house.cluster.drop(other)
+
+
+async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(house: Suite) -> None:
+    told: list[str] = []
+    stream = watch(house.client("ada"))
+    cursor = (await ready(stream))[-1].cursor
+    for round_ in range(3):
+        write(house, *(f"{round_}.{n}" for n in range(20)))
+        for item in await read(stream, 7):
+            told.append(item.asset.file_name)
+            cursor = item.cursor
+        await house.stop("assets", seconds=2)
+        write(house, *(f"{round_}.{n} while away" for n in range(5)))
+        await house.serve("assets")
+        stream = watch(house.client("ada"), cursor)
+    told += names(await read(stream, 3 * 25 - len(told)))
+    expected = [
+        f"{r}.{n}{suffix}" for r in range(3) for count, suffix in ((20, ""), (5, " while away")) for n in range(count)
+    ]
+    assert told == expected
+
+
+async def test_a_drain_ends_it_with_its_cursor(house: Suite) -> None:
+    stream = watch(house.client("ada"))
+    await ready(stream)
+    write(house, "seen")
+    [seen] = await read(stream, 1)
+    stopping = asyncio.create_task(house.stop("assets", seconds=10))
+    ended = await refusal(stream)
+    await stopping
+    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    await house.serve("assets")
+    write(house, "after")
+    assert names(await read(watch(house.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
+    assert seen.cursor
+
+
+async def test_an_idle_watch_gets_bookmarks_that_can_be_resumed_from(
+    house: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.2)
+    stream = watch(house.client("ada"))
+    first = (await ready(stream))[-1].cursor
+    with connect(house) as conn:  # others' changes move the stream on
+        for n in range(5):
+            event(conn, f"{n}", owner="user:bob")
+    async with asyncio.timeout(20):
+        while (item := await stream.read()).cursor == first:
+            assert item.WhichOneof("item") == "bookmark" and not item.bookmark.ready
+    assert item.bookmark.cursor == item.cursor
+    write(house, "after")
+    assert names(await read(watch(house.client("ada"), item.cursor), 1)) == ["after"]
+
+
+async def test_a_cursor_of_another_owner_or_filter_is_refused(house: Suite) -> None:
+    ada = house.client("ada")
+    cursor = (await ready(watch(ada)))[-1].cursor
+    some_id = str(uuid.uuid4())
+    narrow = (await ready(watch(ada, asset_ids=[some_id])))[-1].cursor
+    for client, request in (
+        (house.client("bob"), {"cursor": cursor}),
+        (house.client("ada", "vendor"), {"cursor": cursor}),
+        (ada, {"cursor": cursor, "asset_ids": [some_id]}),
+        (ada, {"cursor": narrow}),
+        (ada, {"cursor": narrow, "asset_ids": [str(uuid.uuid4())]}),
+        (ada, {"cursor": cursor[:-4]}),
+        (ada, {"cursor": "AAAA"}),
+        (ada, {"cursor": "\N{SNOWMAN}"}),
+    ):
+        refused = await refusal(watch(client, **request))  # type: ignore[arg-type]
+        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["cursor"]), request
+
+
+async def test_a_filter_is_kept(house: Suite) -> None:
+    ada = house.client("ada")
+    wanted = await flows.announce(ada, DATA, file_name="wanted.jpg")
+    await flows.announce(ada, DATA, file_name="other.jpg")
+    stream = watch(ada, asset_ids=[wanted.asset.id])
+    assert names(await ready(stream)) == ["wanted.jpg", ""]
+    await flows.announce(ada, DATA, file_name="another.jpg")
+    await flows.update(ada, wanted.asset.id, file_name="renamed.jpg")
+    assert names(await read(stream, 1)) == ["renamed.jpg"]
+
+
+async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_one_is_not(house: Suite) -> None:
+    ada = house.client("ada")
+    stream = watch(ada)
+    old = (await ready(stream))[-1].cursor
+    write(house, "a", "b", "c")
+    [a, _b, c] = await read(stream, 3)
+    async with database(house, "worker") as worker:
+        assert await events.prune_events(worker, timedelta(0), chunk=2) == 3
+    for cursor in (old, a.cursor):
+        ended = await refusal(watch(ada, cursor))
+        assert (ended.code, ended.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+    resumed = watch(ada, c.cursor)
+    write(house, "d")
+    assert names(await read(resumed, 1)) == ["d"]
+
+
+async def test_after_a_restore_old_cursors_are_out_of_range(house: Suite) -> None:
+    ada = house.client("ada")
+    cursor = (await ready(watch(ada)))[-1].cursor
+    house.sql("UPDATE assets.event_stream SET epoch = gen_random_uuid()")
+    assert (await refusal(watch(ada, cursor))).code is grpc.StatusCode.OUT_OF_RANGE
+    write(house, "a")
+    await stamped(house)
+    ahead = (await ready(watch(ada)))[-1].cursor
+    house.sql("UPDATE assets.event_stream SET position = 0")  # a backup knows less than the cursor does
+    assert (await refusal(watch(ada, ahead))).code is grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
+    house: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "QUEUE_LIMIT", 50)
+    stream = watch(house.client("ada"))
+    await ready(stream)
+    count, told = 600, []
+    write(house, *(str(n) for n in range(count)), filler=30_000)  # 18 MB: more than the buffers on the way hold
+    await stamped(house)
+    await asyncio.sleep(0.5)  # the reader sleeps while the server wants to send
+    ended = None
+    try:
+        async with asyncio.timeout(20):
+            async for item in stream:
+                told.append(item.asset.file_name)
+    except grpc.aio.AioRpcError as error:
+        ended = calls.refusal_of(error)
+    assert ended is not None and (ended.code, ended.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
+    assert 0 < len(told) < count
+    told += names(await read(watch(house.client("ada"), ended.trailers["cursor"]), count - len(told)))
+    assert told == [str(n) for n in range(count)]
+
+
+async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
+    house: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "QUEUE_LIMIT", 20)
+    cursor = (await ready(watch(house.client("ada"))))[-1].cursor
+    write(house, *(str(n) for n in range(1500)))
+    await stamped(house)
+    assert names(await read(watch(house.client("ada"), cursor), 1500)) == [str(n) for n in range(1500)]
+
+
+async def test_it_ends_when_the_token_expires(house: Suite) -> None:
+    stream = watch(house.client("ada", seconds=2))
+    await ready(stream)
+    ended = await refusal(stream)
+    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+    write(house, "after")
+    assert names(await read(watch(house.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
+
+
+async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -> None:
+    stream = watch(house.client("ada"))
+    await ready(stream)
+    for n in range(3):
+        killed = house.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND query LIKE 'LISTEN %%' OR query LIKE '%%pg_try_advisory_lock%%' AND pid <> pg_backend_pid()"
+        )
+        assert killed
+        write(house, f"{n}")
+        assert names(await read(stream, 1)) == [f"{n}"]
+
+
+async def test_two_sequencers_stamp_each_event_once(house: Suite) -> None:
+    stream = watch(house.client("ada"))
+    await ready(stream)
+    async with database(house, "worker") as worker:
+        second = asyncio.create_task(events.run_sequencer(worker))
+        for n in range(50):
+            write(house, str(n))
+        assert names(await read(stream, 50)) == [str(n) for n in range(50)]
+        await house.stop_work("assets")  # the first lets go; the second takes over
+        write(house, "taken over")
+        assert names(await read(stream, 1)) == ["taken over"]
+        second.cancel()
+    assert house.sql("SELECT min(position), max(position), count(*) FROM assets.events") == [(1, 51, 51)]
+
+
+async def test_the_current_state_may_be_longer_than_a_page(house: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.assets.assets._SNAPSHOT_PAGE", 3)
+    ada = house.client("ada")
+    for n in range(7):
+        await flows.announce(ada, DATA, file_name=f"{n}.jpg")
+    assert names(await ready(watch(ada))) == [*(f"{n}.jpg" for n in range(7)), ""]
