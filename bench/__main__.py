@@ -32,23 +32,29 @@ def main(wanted: Sequence[str]) -> int:
     figures: list[Figure] = []
     left_out: dict[str, str] = {}
     for name in wanted or BENCHMARKS:
-        with progress.status(f"{name} ...") as status:
-            try:
-                found = BENCHMARKS[name](lambda text, name=name: status.update(f"{name} {text}"))
-            except NeedsNode:
-                left_out[name] = "needs node"
-                print(f"{name}  needs node", flush=True)
-                continue
-            except Exception as problem:
-                left_out[name] = f"can't run: {problem if isinstance(problem, CannotRun) else repr(problem)}"
-                print(f"{name}  {left_out[name]}", flush=True)
-                continue
+        try:
+            found = _run(name, progress)
+        except NeedsNode:
+            left_out[name] = "needs node"
+        except CannotRun as problem:
+            left_out[name] = f"can't run: {problem}"
+        except Exception as error:
+            progress.print_exception()
+            left_out[name] = f"can't run: {error!r}"
+        if name in left_out:
+            print(f"{name}  {left_out[name]}", flush=True)
+            continue
         figures += found
         for figure in found:
             print("  ".join(_cells(figure)), flush=True)
     _show(figures, left_out)
     _write(figures, left_out)
     return 1 if any(why != "needs node" for why in left_out.values()) else 0
+
+
+def _run(name: str, progress: Console) -> list[Figure]:
+    with progress.status(f"{name} ...") as status:
+        return BENCHMARKS[name](lambda text: status.update(f"{name} {text}"))
 
 
 def _cells(figure: Figure) -> list[str]:

@@ -1,6 +1,6 @@
 """The reference of B1 and B3: the least that can answer. No token, validation, tenancy, log, metric, repeat, event.
 
-    python -m bench.bare <database> <port> <trust file, unused>
+python -m bench.bare <database> <port> <trust file, unused>
 """
 
 import asyncio

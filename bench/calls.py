@@ -62,7 +62,8 @@ async def _reading(report: Report) -> list[Figure]:
         async with grpc.aio.insecure_channel(address) as ours, grpc.aio.insecure_channel(bare_address) as least:
             request = asset_pb2.GetAssetRequest(asset_id=asset_id)
             metadata = (site.authorization,)
-            get, get_bare = asset_pb2_grpc.AssetServiceStub(ours).GetAsset, asset_pb2_grpc.AssetServiceStub(least).GetAsset
+            get = asset_pb2_grpc.AssetServiceStub(ours).GetAsset
+            get_bare = asset_pb2_grpc.AssetServiceStub(least).GetAsset
             if await get(request, metadata=metadata) != await get_bare(request):
                 raise CannotRun("ours and the reference answer differently; bench/bare.py has to follow the contract")
             rounds = await _compare(

@@ -18,8 +18,8 @@ class NeedsNode(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the scorecard. `ours` and `reference` are in `unit`, `ratio` is what `target` is held against; without
-    a reference that is `ours` itself. `note` says how much the rounds differed, and what else is worth knowing."""
+    """One line of the scorecard. `ours` and `reference` are in `unit`, `ratio` is what `target` is held against;
+    without a reference that is `ours` itself. `note` says how much the rounds differed."""
 
     id: str
     what: str

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException
 from joserfc import jwt
@@ -66,7 +66,8 @@ _KEYS = {}
 with open(_TRUST_FILE) as trust:
     for entry in json.load(trust):
         trusted = OKPKey.import_key(entry["jwk"])
-        _KEYS[trusted.ensure_kid() or trusted.kid] = trusted
+        trusted.ensure_kid()
+        _KEYS[trusted.kid] = trusted
 _CLAIMS = jwt.JWTClaimsRegistry(aud={"essential": True, "value": "atelier"}, exp={"essential": True})
 
 

@@ -25,6 +25,7 @@ from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, load
 ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60
 _LOG_BYTES = 10 * 1024 * 1024
+_CLOSED_CONNECTION_SECONDS = 65
 Report = Callable[[str], None]
 
 
@@ -66,7 +67,7 @@ class Suite:
         if not self.state.lock():
             raise Problem(f"a suite is already running on {self.state.directory}; stop it, or use --state for another")
         try:
-            check_ports()
+            check_ports(self.report)
             self.admin_url = self.options.database_url or self._start_postgres()
             self._migrate()
             self._bucket()
@@ -232,22 +233,47 @@ class Suite:
 
 
 def ports() -> dict[str, int]:
-    """Of the four services and `storage`, after ATELIER_<SERVICE>_PORT and ATELIER_STORAGE_HTTP_PORT."""
-    chosen = {name: int(os.environ.get(f"ATELIER_{name.upper()}_PORT", PORTS[name])) for name in SERVICES}
-    return {**chosen, "storage": int(os.environ.get("ATELIER_STORAGE_HTTP_PORT", STORAGE_HTTP_PORT))}
+    """Of the four services and `storage`: the usual ones, or what their settings say."""
+    usual = {**PORTS, "storage": STORAGE_HTTP_PORT}
+    return {name: int(os.environ.get(_port_setting(name), port)) for name, port in usual.items()}
 
 
-def check_ports() -> None:
+def _port_setting(name: str) -> str:
+    return "ATELIER_STORAGE_HTTP_PORT" if name == "storage" else f"ATELIER_{name.upper()}_PORT"
+
+
+def check_ports(report: Report) -> None:
+    """Raises Problem for a port that something listens on.
+
+    The usual ports lie where Linux also takes ports for outgoing connections, so one may be held for up to a minute by
+    a connection that is long closed: that is waited for.
+    """
     for name, port in ports().items():
-        with contextlib.closing(socket.socket()) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
+        deadline = time.monotonic() + _CLOSED_CONNECTION_SECONDS
+        while (problem := _bind_problem(port)) is not None:
+            if _listens(port) or time.monotonic() > deadline:
                 raise Problem(
-                    f"port {port} for {name} can't be used ({error.strerror}); stop what uses it"
-                    f" (`ss -ltnp 'sport = :{port}'` names it), then try again"
-                ) from None
+                    f"port {port} for {name} can't be used ({problem}); stop what uses it"
+                    f" (`ss -ltnp 'sport = :{port}'` names it) or set {_port_setting(name)}, then try again"
+                )
+            report(f"Waiting for port {port}, which a closed connection still holds")
+            time.sleep(2)
+
+
+def _bind_problem(port: int) -> str | None:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def _listens(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def is_serving(port: int) -> bool:

@@ -50,7 +50,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """`roles` this key may sign. `service`: it belongs to that service, which may also act for owners of these roles."""
+    """`roles` this key may sign. `service`: it belongs to that service, which also acts for owners of these roles."""
 
     issuer: str
     key: OKPKey

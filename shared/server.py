@@ -6,6 +6,7 @@ order: identity and policy, in-flight cap, deadline, validation, the handler, er
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import multiprocessing.process
 import os
@@ -410,11 +411,18 @@ def run(name: str, settings: Settings, opener: Opener) -> None:
         sys.exit(f"atelier: {name}: a server process could not start; its own message stands above")
 
 
-def _spawn(name: str, settings: Settings, opener: Opener) -> multiprocessing.process.BaseProcess:
+def _spawn(name: str, settings: Settings, opener: Any) -> multiprocessing.process.BaseProcess:
     spawn = multiprocessing.get_context("spawn")  # gRPC objects must not cross a fork
-    child = spawn.Process(target=_process, args=(name, settings, opener))
+    # By its name, since a child doesn't import a package's `__main__` under that name.
+    module = sys.modules[opener.__module__].__spec__
+    assert module
+    child = spawn.Process(target=_child, args=(name, settings.model_dump(), module.name, opener.__name__))
     child.start()
     return child
+
+
+def _child(name: str, values: dict[str, Any], module: str, opener: str) -> None:
+    _process(name, Settings.model_validate(values), getattr(importlib.import_module(module), opener))
 
 
 def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], count: int) -> bool:

@@ -1,5 +1,7 @@
 """Logs as JSON lines on standard error, and Prometheus metrics. Set up once per process."""
 
+import functools
+import json
 import logging
 import sys
 from typing import Any
@@ -18,28 +20,43 @@ IN_FLIGHT = Gauge("atelier_calls_in_flight", "Unary calls being served", registr
 STREAMS = Gauge("atelier_streams_open", "Streaming calls being served", registry=METRICS)
 
 _SECRET_WORDS = ("password", "token", "secret", "authorization", "signature", "dsn")
+_ENCODER = json.JSONEncoder(default=repr)  # json.dumps would make one for every line
+
+
+@functools.cache  # names are those in our own source: a few dozen
+def _is_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRET_WORDS)
 
 
 def _hide_secrets(_logger: Any, _method: str, event: Any) -> Any:
     for name in event:
-        if any(word in name.lower() for word in _SECRET_WORDS):
+        if _is_secret(name):
             event[name] = "hidden"
     return event
 
 
+def _to_json(_logger: Any, _method: str, event: Any) -> str:
+    return _ENCODER.encode(event)
+
+
 def set_up(service: str, level: str, metrics_port: int = 0, host: str = "127.0.0.1") -> None:
     """Routes both structlog and the standard library's loggers (libraries) to one JSON line per event."""
+
+    def name_service(_logger: Any, _method: str, event: Any) -> Any:
+        event.setdefault("service", service)
+        return event
+
     shared_steps: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        name_service,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _hide_secrets,
     ]
     numeric = getattr(logging, level.upper())
     structlog.configure(
-        processors=[*shared_steps, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        processors=[*shared_steps, structlog.processors.format_exc_info, _to_json],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -49,11 +66,10 @@ def set_up(service: str, level: str, metrics_port: int = 0, host: str = "127.0.0
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(),
+                _to_json,
             ],
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    structlog.contextvars.bind_contextvars(service=service)
     if metrics_port:
         start_http_server(metrics_port, addr=host, registry=METRICS)

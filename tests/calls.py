@@ -68,7 +68,7 @@ async def refusal(call: Awaitable[Any] | AsyncIterator[Any]) -> Refusal:
 
 async def reflect(channel: grpc.aio.Channel, version: str, **question: str) -> Any:
     """One answer of server reflection; `version` is v1 or v1alpha."""
-    call = channel.stream_stream(
+    call: Any = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
@@ -86,7 +86,7 @@ async def reflected_services(channel: grpc.aio.Channel, version: str) -> list[st
 def holding(house: Suite, statement: str, parameters: Any) -> Iterator[None]:
     """Runs a statement and keeps its transaction, and so its locks, open meanwhile."""
     with psycopg.connect(house.cluster.url(house.database)) as conn:
-        conn.execute(statement, parameters)  # type: ignore[arg-type]
+        conn.execute(statement, parameters)
         yield
         conn.rollback()
 

@@ -81,7 +81,7 @@ class Keys:
         return auth.sign(self.people, issuer="tests", subject=subject, role=role, seconds=seconds, owner=owner)
 
     def service_token(self, service: str, owner: str, *, act: str | None = None) -> str:
-        """What `service` presents when it calls for `owner`, such as user:ada. `act`: whom it names, itself by default."""
+        """What `service` presents when it calls for `owner`, such as user:ada. `act`: whom it names; else itself."""
         role, _, subject = owner.partition(":")
         return auth.sign(
             self.services[service], issuer=f"atelier-{service}", subject=subject, role=role, seconds=60, owner=owner,
@@ -105,7 +105,7 @@ class Client:
         if service not in self._channels:
             self._channels[service] = grpc.aio.insecure_channel(
                 self.addresses[service], options=[("grpc.use_local_subchannel_pool", 1)],
-                interceptors=[_Bearer(self.token), _BearerStream(self.token), _BearerIn(self.token)] if self.token else [],
+                interceptors=[kind(self.token) for kind in (_Bearer, _BearerStream, _BearerIn)] if self.token else [],
             )  # fmt: skip
         return self._channels[service]
 

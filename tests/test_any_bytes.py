@@ -26,7 +26,8 @@ UNARY = {
 }
 _TEXTS = (
     "", "a", "%_\\", "'; DROP TABLE assets; --", "$1", "{}", "\x00", "a\x00b", "\u202egpj.exe", "\ud7ff\ue000\uffff",
-    "\U0001f9e5" * 64, "x" * 10_000, "../../etc/passwd", "..", "/", "é", "e\u0301", "00000000-0000-0000-0000-000000000000",
+    "\U0001f9e5" * 64, "x" * 10_000, "../../etc/passwd", "..", "/", "é", "e\u0301",
+    "00000000-0000-0000-0000-000000000000",
     "{0190f3c0-0000-7000-8000-000000000000}", "urn:uuid:0190f3c0-0000-7000-8000-000000000000", "AAAA", "W10=", "e30=",
     "WyJ4IiwgIjIwMjAtMDEtMDEiLCA1XQ==", "WzEsMixudWxsXQ==", "1.2.3", "-1", "NaN",
 )  # fmt: skip
@@ -42,7 +43,7 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
         yield made
 
 
-def number_of(field: FieldDescriptor, chance: random.Random) -> Any:
+def number_of(field: Any, chance: random.Random) -> Any:
     low, high = {
         FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1), FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
         FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1), FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
@@ -50,7 +51,7 @@ def number_of(field: FieldDescriptor, chance: random.Random) -> Any:
     return min(max(chance.choice(_INTEGERS), low), high)
 
 
-def value_of(field: FieldDescriptor, chance: random.Random, depth: int) -> Any:
+def value_of(field: Any, chance: random.Random) -> Any:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
             return chance.randbytes(chance.choice((0, 1, 100)))
@@ -70,7 +71,8 @@ def value_of(field: FieldDescriptor, chance: random.Random, depth: int) -> Any:
 
 def fill(message: Message, chance: random.Random, share: float, depth: int = 0) -> None:
     """Sets about `share` of the fields to values that a client could send, but an honest one would not."""
-    for field in message.DESCRIPTOR.fields:
+    fields: Any = message.DESCRIPTOR.fields
+    for field in fields:
         if chance.random() > share or field.name == "wait":  # nobody works here, so waiting would last
             continue
         inner = field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
@@ -82,18 +84,18 @@ def fill(message: Message, chance: random.Random, share: float, depth: int = 0) 
             if entry.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
                 fill(getattr(message, field.name)[key], chance, 0.6, depth + 1)
             else:
-                getattr(message, field.name)[key] = value_of(entry, chance, depth)
+                getattr(message, field.name)[key] = value_of(entry, chance)
         elif field.is_repeated:
             for _ in range(chance.choice((0, 1, 2, 101))):
                 if inner:
                     fill(getattr(message, field.name).add(), chance, 0.5, depth + 1)
                 else:
-                    getattr(message, field.name).append(value_of(field, chance, depth))
+                    getattr(message, field.name).append(value_of(field, chance))
         elif inner:
             getattr(message, field.name).SetInParent()
             fill(getattr(message, field.name), chance, 0.7, depth + 1)
         else:
-            setattr(message, field.name, value_of(field, chance, depth))
+            setattr(message, field.name, value_of(field, chance))
 
 
 def garbage(_method: MethodDescriptor, _valid: Message, chance: random.Random) -> bytes:
@@ -150,7 +152,8 @@ async def test_random_requests_get_a_declared_answer(house: Suite, owned: Any, n
     await asyncio.gather(*(ask(make) for make in MAKERS for _ in range(share)))
 
 
-@pytest.mark.parametrize("name", sorted(UNARY))
+# The limit is the server's, so one method of each gRPC service will do: 4 MiB take their time.
+@pytest.mark.parametrize("name", sorted({name.rpartition(".")[0]: name for name in sorted(UNARY)}.values()))
 async def test_more_than_4_mib_is_refused_before_it_is_read(house: Suite, name: str) -> None:
     client = house.client("ada")
     code = await calls.send_bytes(client, UNARY[name], bytes(4 * 1024 * 1024 + 1))
@@ -163,5 +166,5 @@ async def test_an_empty_request_gets_a_declared_answer(house: Suite, name: str) 
 
 
 async def test_a_method_that_does_not_exist_is_unimplemented(house: Suite) -> None:
-    call = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/DropAssets")
+    call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/DropAssets")
     assert (await calls.refusal(call(b""))).code is grpc.StatusCode.UNIMPLEMENTED

@@ -3,6 +3,7 @@ kept by shared.db."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -108,7 +109,12 @@ async def test_an_answer_that_was_lost_is_given_again(house: Suite) -> None:
     """The caller's deadline ends while the row is held; the repeat must find nothing half done."""
     client = house.client("ten")
     asset = await flows.upload(client, DATA)
-    update = {"request_id": "r1", "asset_id": asset.id, "update_mask": {"paths": ["free"]}, "free": False}
+    update: dict[str, Any] = {
+        "request_id": "r1",
+        "asset_id": asset.id,
+        "update_mask": {"paths": ["free"]},
+        "free": False,
+    }
     request = asset_pb2.UpdateAssetRequest(**update)
     with calls.holding(house, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
         refused = await calls.refusal(flows.assets(client).UpdateAsset(request, timeout=0.2))

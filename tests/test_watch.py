@@ -220,7 +220,7 @@ async def test_a_cursor_of_another_owner_or_filter_is_refused(house: Suite) -> N
         (ada, {"cursor": "AAAA"}),
         (ada, {"cursor": "\N{SNOWMAN}"}),
     ):
-        refused = await refusal(watch(client, **request))  # type: ignore[arg-type]
+        refused = await refusal(watch(client, **request))
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["cursor"]), request
 
 

@@ -338,21 +338,22 @@ def make_pack(
 
 
 def export(atelier: Atelier, pack: tech_pack_pb2.TechPackRun, run: Run) -> None:
+    """The run has made the PDF; the ZIP, with the PDF in it, is asked for."""
+    request = tech_pack_pb2.ExportCollectionRequest(
+        request_id=new_id(), collection_id=pack.collection_id, format=tech_pack_pb2.EXPORT_FORMAT_ZIP, wait=True
+    )
+    archive = atelier.call(atelier.packs.ExportCollection, request).export
     run.summary["exports"] = []
-    for name, number in (("pdf", tech_pack_pb2.EXPORT_FORMAT_PDF), ("zip", tech_pack_pb2.EXPORT_FORMAT_ZIP)):
-        request = tech_pack_pb2.ExportCollectionRequest(
-            request_id=new_id(), collection_id=pack.collection_id, format=number, wait=True
-        )
-        made = atelier.call(atelier.packs.ExportCollection, request).export
-        if made.state != tech_pack_pb2.EXPORT_STATE_COMPLETED:
-            raise Failed(f"{name}: {made.error_message or 'not finished in time'}")
-        shown = atelier.call(atelier.packs.GetExport, tech_pack_pb2.GetExportRequest(export_id=made.id)).export
+    for name, export_id in (("pdf", pack.export_id), ("zip", archive.id)):
+        shown = atelier.call(atelier.packs.GetExport, tech_pack_pb2.GetExportRequest(export_id=export_id)).export
+        if shown.state != tech_pack_pb2.EXPORT_STATE_COMPLETED:
+            raise Failed(f"{name}: {shown.error_message or 'not finished in time'}")
         file = run.out / f"tech-pack.{name}"
         download(shown.file_url, file)
-        if hashlib.sha256(file.read_bytes()).hexdigest() != made.sha256:
+        if hashlib.sha256(file.read_bytes()).hexdigest() != shown.sha256:
             raise Failed(f"{file.name}: its checksum isn't the promised one")
         run.summary["exports"].append(
-            {"id": made.id, "file": file.name, "bytes": made.size_bytes, "warnings": list(made.warnings)}
+            {"id": shown.id, "file": file.name, "bytes": shown.size_bytes, "warnings": list(shown.warnings)}
         )
 
 
@@ -375,7 +376,7 @@ def check_results(run: Run) -> None:
 def play(atelier: Atelier, inputs: list[tuple[Path, str]], facts: facts_pb2.Facts, out: Path) -> Run:
     run = Run(out)
     out.mkdir(parents=True, exist_ok=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description:34}"), BarColumn(30), MofNCompleteColumn(),
+    columns = (SpinnerColumn(), TextColumn("{task.description:22}"), BarColumn(16), MofNCompleteColumn(),
                TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}"))  # fmt: skip
     figure = (SAMPLES / "figure.jpg", "image/jpeg", asset_pb2.ASSET_KIND_USER)
     sent = [(path, mime, asset_pb2.ASSET_KIND_PRODUCT) for path, mime in inputs]

@@ -16,7 +16,7 @@ from services.assets.visibility import Move
 from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
 from shared.ids import parse_id
-from shared.protos import Words, plain, struct, time_of, timestamp
+from shared.protos import Words, metadata, struct, time_of, timestamp
 from shared.storage import ObjectNotFound, Storage, StorageError
 
 KINDS = Words(pb.AssetKind, "ASSET_KIND_")
@@ -105,14 +105,6 @@ async def lock(m: Mutation, asset_id: UUID) -> Any:
     if row is None:
         raise errors.not_found("asset", asset_id)
     return row
-
-
-def checked_metadata(message: Any, field: str) -> Jsonb:
-    """The JSON to store. INVALID_ARGUMENT beyond 16 KiB or 32 levels."""
-    metadata = plain(message, field)
-    if problem := rules.metadata_problem(metadata):
-        raise errors.invalid(field, problem)
-    return Jsonb(metadata)
 
 
 def checked_name(name: str, field: str) -> str:
@@ -297,7 +289,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         if "tags" in paths:
             columns["tags"] = list(request.tags)
         if "metadata" in paths:
-            columns["metadata"] = checked_metadata(request.metadata, "metadata")
+            columns["metadata"] = Jsonb(metadata(request.metadata, "metadata"))
         if "free" in paths:
             columns["free"] = request.free
         if "scope" in paths:

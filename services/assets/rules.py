@@ -1,9 +1,7 @@
 """Decisions of `assets` without any machinery: kinds, states, limits, names."""
 
-import json
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import quote
 
 ASSET_STATES: Mapping[str, frozenset[str]] = {
@@ -41,8 +39,6 @@ IMAGE_TYPES = frozenset(
     {"image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "image/tiff", "image/heic"}
 )
 
-METADATA_BYTES = 16 * 1024
-METADATA_LEVELS = 32
 # What is invisible, or turns the reading direction, has no place in a name that people read.
 _BIDI = dict.fromkeys([0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 
@@ -69,23 +65,6 @@ def display_name(name: str) -> str:
     text = unicodedata.normalize("NFC", name).translate(_BIDI)
     text = "".join("_" if c in "/\\" else c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
     return text.strip()[:255]
-
-
-def metadata_problem(metadata: Mapping[str, Any]) -> str | None:
-    """Why metadata is not accepted, or None."""
-    if _levels(metadata, METADATA_LEVELS) > METADATA_LEVELS:
-        return f"is nested deeper than {METADATA_LEVELS} levels"
-    size = len(json.dumps(metadata, ensure_ascii=False).encode())
-    if size > METADATA_BYTES:
-        return f"is {size} bytes as JSON; the limit is {METADATA_BYTES}"
-    return None
-
-
-def _levels(value: Any, budget: int) -> int:
-    if budget < 0 or not isinstance(value, dict | list):
-        return 0 if budget >= 0 else 1
-    children = value.values() if isinstance(value, dict) else value
-    return 1 + max((_levels(child, budget - 1) for child in children), default=0)
 
 
 def _segment(label: str) -> str:

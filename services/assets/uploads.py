@@ -24,7 +24,7 @@ from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
 from shared.imaging import ImageRejected, ImagingPool, Limits
-from shared.protos import timestamp
+from shared.protos import metadata, timestamp
 from shared.storage import ChecksumMismatch, ObjectNotFound, Storage
 
 _INSERT_ASSET = """
@@ -170,7 +170,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             "kind": kind, "public": public, "free": declaration.free if declaration.HasField("free") else True,
             "file_name": assets.checked_name(declaration.file_name, f"{path}file_name"),
             "size_bytes": declaration.size_bytes, "mime_type": declaration.mime_type, "tags": list(declaration.tags),
-            "metadata": assets.checked_metadata(declaration.metadata, f"{path}metadata"),
+            "metadata": Jsonb(metadata(declaration.metadata, f"{path}metadata")),
             "provenance": Jsonb(made_by) if declaration.HasField("provenance") else None,
             **{name: getattr(declaration.scope, name) for name in assets.SCOPES},
         }  # fmt: skip

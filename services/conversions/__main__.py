@@ -1,5 +1,6 @@
 """`python -m services.conversions serve | work | migrate`: conversions as processes."""
 
+import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator
@@ -7,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from atelier.conversions.v1 import analysis_pb2_grpc, conversion_pb2_grpc, generation_pb2_grpc, job_pb2_grpc
 
-from services.conversions import analyses, conversions, generations, jobs
+from services.conversions import analyses, conversions, generations, job_service, jobs, outside
 from services.conversions.making import Workshop
 from services.conversions.provider_local import LocalProvider
 from shared import main, server
@@ -30,6 +31,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     conversion_service = conversions.ConversionService(db, stream, queue, peers)
     generation_service = generations.GenerationService(db, stream, queue, peers)
     analysis_service = analyses.AnalysisService(db, stream, queue, peers)
+    records = job_service.JobService(db, queue, peers, settings.job_lease_seconds)
     add_analysis = analysis_pb2_grpc.add_AnalysisServiceServicer_to_server
     add_conversion = conversion_pb2_grpc.add_ConversionServiceServicer_to_server
     add_generation = generation_pb2_grpc.add_GenerationServiceServicer_to_server
@@ -42,7 +44,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(add_conversion, conversion_service),
                 functools.partial(add_generation, generation_service),
                 functools.partial(add_analysis, analysis_service),
-                functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, jobs.JobService(db)),
+                functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, records),
             ],
             ready=db.ready,
             drain=stream.drain,
@@ -58,15 +60,18 @@ async def work(name: str, settings: Settings) -> None:
     pool = ImagingPool(settings.imaging_processes)
     peers = Peers(settings, name)
     queue = JobQueue(db)
-    workshop = Workshop(db, peers, LocalProvider(pool))
+    workshop = Workshop(db, queue, peers, LocalProvider(pool))
     for noun, make in (
         (conversions.NOUN, conversions.make),
         (generations.NOUN, generations.make),
         (analyses.NOUN, analyses.make),
     ):
         queue.task(noun.table, jobs.QUEUE, functools.partial(workshop.run, noun, make))
+        queue.task(noun.release_task, jobs.RELEASE_QUEUE, functools.partial(workshop.release, noun))
     try:
-        await main.work(db, queue, settings)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(main.work(db, queue, settings))
+            group.create_task(outside.reap_leases(db, queue, settings.job_lease_seconds / 3))
     finally:
         await peers.close()
         await pool.close()

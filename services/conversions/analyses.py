@@ -30,7 +30,12 @@ def to_proto(row: Any) -> pb.Analysis:
     return analysis
 
 
-NOUN = jobs.Noun("analysis", "analyses", pb.Analysis, to_proto)
+def _inputs(row: Any) -> list[tuple[str, UUID]]:
+    named = enumerate(row.images, start=1)
+    return [(image["view"] or f"picture {number}", UUID(image["asset_id"])) for number, image in named]
+
+
+NOUN = jobs.Noun("analysis", "analyses", pb.Analysis, to_proto, _inputs)
 
 
 class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
@@ -58,7 +63,7 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
         images = [{"asset_id": asset.id, "view": image.view} for asset, image in pairs]
         columns = {
             "task": TASKS.word[request.task], "images": Jsonb(images), "facts": Jsonb(facts),
-            "product_id": request.product_id,
+            "product_id": request.product_id, **jobs.wishes(request),
         }  # fmt: skip
 
         async def work(m: Mutation) -> pb.CreateAnalysisResponse:
@@ -79,7 +84,7 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
 
     async def CancelAnalysis(self, request: pb.CancelAnalysisRequest, context: Any) -> pb.CancelAnalysisResponse:
         async def work(m: Mutation) -> pb.CancelAnalysisResponse:
-            row, outcome = await jobs.cancel(m, NOUN, request.analysis_id)
+            row, outcome = await jobs.cancel(m, self._queue, NOUN, request.analysis_id)
             return pb.CancelAnalysisResponse(analysis=to_proto(row), outcome=outcome)
 
         return await self._db.mutate(request, pb.CancelAnalysisResponse, work)
@@ -94,9 +99,6 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
 async def make(making: Making) -> attempts.Outcome:
     """The job."""
     row = making.row
-    views = [image["view"] or f"picture {number}" for number, image in enumerate(row.images, start=1)]
-    assets = [UUID(image["asset_id"]) for image in row.images]
-    fetched = await making.fetch(list(zip(views, assets, strict=True)))
-    images = [(item.role, item.path) for item in fetched]
+    images = [(item.role, item.path) for item in await making.fetch()]
     reading = await making.provider.analyse(row.task, images, row.facts)
     return making.conclude(reading, parameters={"task": row.task}, price=rules.ANALYSIS_CREDITS)

@@ -28,7 +28,11 @@ def to_proto(row: Any) -> pb.Conversion:
     return conversion
 
 
-NOUN = jobs.Noun("conversion", "conversions", pb.Conversion, to_proto)
+def _inputs(row: Any) -> list[tuple[str, UUID]]:
+    return [("user", row.user_asset_id), ("cloth", row.cloth_asset_id)]
+
+
+NOUN = jobs.Noun("conversion", "conversions", pb.Conversion, to_proto, _inputs)
 
 
 class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
@@ -59,6 +63,7 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
         columns = {
             "user_asset_id": UUID(person.id), "cloth_asset_id": UUID(cloth.id), "style_name": request.style_name,
             "metadata": Jsonb(metadata), "product_id": request.product_id, "free": person.free and cloth.free,
+            **jobs.wishes(request),
         }  # fmt: skip
 
         async def work(m: Mutation) -> pb.CreateConversionResponse:
@@ -82,7 +87,7 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
 
     async def CancelConversion(self, request: pb.CancelConversionRequest, context: Any) -> pb.CancelConversionResponse:
         async def work(m: Mutation) -> pb.CancelConversionResponse:
-            row, outcome = await jobs.cancel(m, NOUN, request.conversion_id)
+            row, outcome = await jobs.cancel(m, self._queue, NOUN, request.conversion_id)
             return pb.CancelConversionResponse(conversion=to_proto(row), outcome=outcome)
 
         return await self._db.mutate(request, pb.CancelConversionResponse, work)
@@ -103,7 +108,7 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
 async def make(making: Making) -> attempts.Outcome:
     """The job."""
     row = making.row
-    person, cloth = await making.fetch([("user", row.user_asset_id), ("cloth", row.cloth_asset_id)])
+    person, cloth = await making.fetch()
     picture = await making.provider.try_on(person.path, cloth.path, making.directory, style=row.style_name)
     return await making.keep(
         picture, kind=asset_pb2.ASSET_KIND_RESULT, prompt=row.style_name, file_name="try-on.jpg",

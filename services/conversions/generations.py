@@ -43,7 +43,12 @@ def to_proto(row: Any) -> pb.Generation:
     )  # fmt: skip
 
 
-NOUN = jobs.Noun("generation", "generations", pb.Generation, to_proto)
+def _inputs(row: Any) -> list[tuple[str, UUID]]:
+    pairs = [("reference", each) for each in row.reference_asset_ids]
+    return [*pairs, ("source", row.source_asset_id)] if row.source_asset_id else pairs
+
+
+NOUN = jobs.Noun("generation", "generations", pb.Generation, to_proto, _inputs)
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
@@ -96,7 +101,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
     async def CancelGeneration(self, request: pb.CancelGenerationRequest, context: Any) -> pb.CancelGenerationResponse:
         async def work(m: Mutation) -> pb.CancelGenerationResponse:
-            row, outcome = await jobs.cancel(m, NOUN, request.generation_id)
+            row, outcome = await jobs.cancel(m, self._queue, NOUN, request.generation_id)
             return pb.CancelGenerationResponse(generation=to_proto(row), outcome=outcome)
 
         return await self._db.mutate(request, pb.CancelGenerationResponse, work)
@@ -127,7 +132,7 @@ def _columns(request: pb.CreateGenerationRequest) -> dict[str, Any]:
         "seed": request.seed if request.HasField("seed") else None,
         "reference_asset_ids": [UUID(text) for text in request.reference_asset_ids],
         "source_asset_id": UUID(request.source_asset_id) if request.source_asset_id else None,
-        "at_x": request.at.x if placed else None, "at_y": request.at.y if placed else None,
+        "at_x": request.at.x if placed else None, "at_y": request.at.y if placed else None, **jobs.wishes(request),
     }  # fmt: skip
 
 
@@ -135,7 +140,7 @@ def _again(row: Any, request: pb.RegenerateGenerationRequest) -> dict[str, Any]:
     seeded = request.HasField("seed")
     if seeded and row.task != "image":
         raise errors.invalid("seed", f"means nothing to task {row.task}; leave it out")
-    same = (*_TEXTS, "task", "reference_asset_ids", "source_asset_id", "at_x", "at_y")
+    same = (*_TEXTS, "task", "reference_asset_ids", "source_asset_id", "at_x", "at_y", "priority", "external")
     return {
         **{name: getattr(row, name) for name in same}, "seed": request.seed if seeded else row.seed,
         "regenerated_from": row.id,
@@ -153,9 +158,7 @@ def _wanted(columns: Mapping[str, Any]) -> list[inputs.Wanted]:
 async def make(making: Making) -> attempts.Outcome:
     """The job."""
     row = making.row
-    pairs = [("reference", each) for each in row.reference_asset_ids]
-    pairs += [("source", row.source_asset_id)] if row.source_asset_id else []
-    paths = [item.path for item in await making.fetch(pairs)]
+    paths = [item.path for item in await making.fetch()]
     elements = await making.provider.visual_elements(paths) if row.reference_asset_ids else []
     prompt = rules.full_prompt(
         row.task, row.prompt, style=row.style, aspect_ratio=row.aspect_ratio, quality=row.quality, elements=elements,

@@ -1,18 +1,31 @@
-"""What is asked of `assets` while a call is served: may the caller use these pictures, and where are they."""
+"""What is asked of `assets`: may the caller use these pictures, where are they, and that they stay."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
+from services.conversions import rules
 from shared import errors
 from shared.calls import Peers
+from shared.errors import DomainError, Reason
 
+HOLD_SECONDS = 30.0  # in which a hold comes to pass or never does
 _BATCH = 100
 _STATES = {
     asset_pb2.ASSET_STATE_PENDING: "it is pending; confirm its upload, then repeat",
     asset_pb2.ASSET_STATE_REJECTED: "its upload was rejected; use another picture",
+}
+# Refusals of `assets` that another try may not meet, and the class that they are recorded with.
+_PASSING: Mapping[int, str] = {
+    Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE: rules.UNAVAILABLE,
+    Reason.ERROR_REASON_SHUTTING_DOWN: rules.UNAVAILABLE,
+    Reason.ERROR_REASON_OVERLOADED: rules.RATE_LIMITED,
+    Reason.ERROR_REASON_REQUEST_IN_PROGRESS: rules.UNAVAILABLE,
+    Reason.ERROR_REASON_STORAGE_FULL: rules.UNAVAILABLE,
+    Reason.ERROR_REASON_INTERNAL: rules.UNAVAILABLE,
+    Reason.ERROR_REASON_DEADLINE: rules.TIMED_OUT,
 }
 
 
@@ -56,6 +69,30 @@ def _usable(item: Wanted, asset: asset_pb2.Asset | None) -> asset_pb2.Asset:
 
 def _kind(kind: int) -> str:
     return asset_pb2.AssetKind.Name(kind).removeprefix("ASSET_KIND_")
+
+
+def error_class(refusal: DomainError) -> str:
+    """What a refusal of assets is recorded as: a final one, unless it says nothing about the pictures."""
+    return _PASSING.get(refusal.reason, rules.BAD_INPUT)
+
+
+async def hold(peers: Peers, holder: str, asset_ids: Sequence[Any]) -> list[asset_pb2.Asset]:
+    """Notes that `holder` uses these READY assets, so that they aren't deleted. Returns them in order.
+
+    A repeat changes nothing, so that there is no request id, whose stored answer would hide that they were given back
+    meanwhile. Raises NOT_FOUND, FAILED_PRECONDITION (not READY) or UNAVAILABLE.
+    """
+    if not asset_ids:
+        return []
+    request = asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[str(each) for each in asset_ids])
+    answer = await peers.stub(asset_pb2_grpc.AssetServiceStub).AcquireReferences(request, timeout=HOLD_SECONDS)
+    return list(answer.assets)
+
+
+async def release(peers: Peers, holder: str, asset_ids: Sequence[Any] = ()) -> None:
+    """Gives back what `holder` uses, or these of it."""
+    request = asset_pb2.ReleaseReferencesRequest(holder=holder, asset_ids=[str(each) for each in asset_ids])
+    await peers.stub(asset_pb2_grpc.AssetServiceStub).ReleaseReferences(request, timeout=HOLD_SECONDS)
 
 
 async def add_urls(peers: Peers, messages: Iterable[Any]) -> None:

@@ -1,7 +1,8 @@
-"""Jobs: what conversions, generations and analyses have in common while calls are served, and the record of every try.
+"""Jobs: what conversions, generations and analyses have in common.
 
 Each of the three nouns is its own job: one row that is asked for, waits, runs and comes to an end. A `Noun` says what
-differs; inserting, reading, listing, cancelling, watching and waiting are the same. Nouns import from here, never back.
+differs; inserting, reading, listing, moving, cancelling, watching and waiting are the same. Nouns import from here,
+never back.
 """
 
 import asyncio
@@ -14,7 +15,6 @@ from uuid import UUID
 
 from atelier.common.v1 import watch_pb2
 from atelier.conversions.v1 import job_pb2 as pb
-from atelier.conversions.v1 import job_pb2_grpc
 from google.protobuf.message import Message
 from psycopg import sql
 
@@ -23,34 +23,77 @@ from shared import auth, calls, errors, events, paging, states
 from shared.db import Database, Mutation
 from shared.errors import DomainError
 from shared.ids import new_id, parse_id
-from shared.jobs import JobQueue
+from shared.jobs import FRESH, JobQueue
 from shared.protos import Words, struct, time_of, timestamp
 
 QUEUE = "models"
 STATES = Words(pb.JobState, "JOB_STATE_")
-OUTCOMES = Words(pb.AttemptOutcome, "ATTEMPT_OUTCOME_")
-_KINDS = {
-    "conversions": pb.JOB_KIND_CONVERSION,
-    "generations": pb.JOB_KIND_GENERATION,
-    "analyses": pb.JOB_KIND_ANALYSIS,
-}
+RELEASE_QUEUE = "references"
+_BRIEF = FRESH + 10  # priority of what takes a moment: before any job
 _SNAPSHOT_AGE = timedelta(days=1)
 _SNAPSHOT_PAGE = 500
 _ANSWER_SECONDS = 0.5  # of a deadline that a waiting call comes to, to read the row and answer
 
 
+# A try that is still running ends with the transaction that moves the row.
+_STAMP = """
+    UPDATE {table} SET processing_time_ms = COALESCE((
+        SELECT round(extract(epoch FROM COALESCE(ended_at, now()) - created_at) * 1000) FROM attempts
+        WHERE job_id = {table}.id ORDER BY number DESC LIMIT 1), 0)
+    WHERE id = %(id)s RETURNING *
+"""
+_END_TRY = """
+    UPDATE attempts SET outcome = %(outcome)s, ended_at = now(), error_class = %(error_class)s,
+        error_message = %(error_message)s, model = %(model)s, input_bytes = %(input_bytes)s,
+        output_bytes = %(output_bytes)s
+    WHERE id = %(token)s AND outcome = 'running'
+"""
+
+
 @dataclass(frozen=True)
 class Noun:
-    """One of the three. `name` is the subject of its events and the field of its messages, `message` its message type
-    and `to_proto` makes that of a row, without URLs."""
+    """One of the three. `name` is the subject of its events and the field of its messages, `message` its message type,
+    `to_proto` makes that of a row, without URLs, and `inputs` are a row's pictures as (role, asset)."""
 
     name: str
     table: LiteralString
     message: Any
     to_proto: Callable[[Any], Any]
+    inputs: Callable[[Any], list[tuple[str, UUID]]]
+
+    @property
+    def release_task(self) -> str:
+        return f"release_{self.table}"
+
+    def holder(self, row_id: UUID) -> str:
+        """The name under which a row holds its pictures at assets, and the beginning of its request id there."""
+        return f"conversions/{self.table}/{row_id}"
 
     async def publish(self, m: Mutation, row: Any) -> None:
         await events.publish(m, self.name, row.id, row.version, self.to_proto(row))
+
+    async def tell(self, m: Mutation, queue: JobQueue, row: Any) -> Any:
+        """What a move brings with it, in its transaction: watchers are told; one that came to its end gets the time of
+        its last try; and one without a result gives its pictures back. Returns the row as it is then."""
+        if row.state in rules.FINISHED:
+            stamp: Any = _STAMP.format(table=self.table)
+            row = await m.one(stamp, {"id": row.id})
+            if row.state != "completed":
+                await queue.enqueue(m, self.release_task, RELEASE_QUEUE, row.id, priority=_BRIEF)
+        await self.publish(m, row)
+        return row
+
+
+async def end_try(
+    m: Mutation, token: UUID, outcome: str, *, error_class: str = "", error_message: str = "", model: str = "",
+    input_bytes: int = 0, output_bytes: int = 0,
+) -> None:  # fmt: skip
+    """Ends the record of an outside worker's try."""
+    await m.run(
+        _END_TRY,
+        {"token": token, "outcome": outcome, "error_class": error_class, "error_message": error_message,
+         "model": model, "input_bytes": input_bytes, "output_bytes": output_bytes},
+    )  # fmt: skip
 
 
 def common_fields(row: Any) -> dict[str, Any]:
@@ -62,7 +105,7 @@ def common_fields(row: Any) -> dict[str, Any]:
         "recipe": _recipe(row.recipe) if row.recipe else None, "credits": row.credits,
         "error_class": row.error_class, "error_message": row.error_message,
         "processing_time_ms": row.processing_time_ms, "create_time": timestamp(row.created_at),
-        "update_time": timestamp(row.updated_at),
+        "update_time": timestamp(row.updated_at), "priority": row.priority, "run_externally": row.external,
     }  # fmt: skip
 
 
@@ -73,8 +116,14 @@ def _recipe(stored: Mapping[str, Any]) -> pb.Recipe:
     )  # fmt: skip
 
 
+def wishes(request: Any) -> dict[str, Any]:
+    """The columns of what a request says about the running of it."""
+    priority = request.priority if request.HasField("priority") else rules.DEFAULT_PRIORITY
+    return {"priority": priority, "external": request.run_externally}
+
+
 async def insert(m: Mutation, queue: JobQueue, noun: Noun, columns: Mapping[str, Any]) -> Any:
-    """Takes one on: its row and its job commit together. Returns the row."""
+    """Takes one on: its row and its job commit together. One for an outside worker has no job. Returns the row."""
     row_id = new_id()
     values = {**columns, "id": row_id, "owner": m.owner, "created_by": m.actor}
     statement: Any = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING *").format(
@@ -83,8 +132,9 @@ async def insert(m: Mutation, queue: JobQueue, noun: Noun, columns: Mapping[str,
         sql.SQL(", ").join(map(sql.Placeholder, values)),
     )
     row = await m.one(statement, values)
-    await noun.publish(m, row)
-    await queue.enqueue(m, noun.table, QUEUE, row_id)
+    row = await noun.tell(m, queue, row)
+    if not row.external:
+        await queue.enqueue(m, noun.table, QUEUE, row_id, priority=FRESH + row.priority)
     return row
 
 
@@ -102,7 +152,7 @@ def _select(noun: Noun) -> Any:
 
 async def add_position(message: Any, queue: JobQueue) -> None:
     """Says where a PENDING one stands in the queue."""
-    if message.state == pb.JOB_STATE_PENDING:
+    if message.state == pb.JOB_STATE_PENDING and not message.run_externally:
         position = await queue.position(message.id)
         if position is not None:  # None: a worker took it this moment
             message.queue_position = position
@@ -129,7 +179,7 @@ async def page(db: Database, noun: Noun, request: Any, **wanted: Any) -> tuple[S
     return asked.cut(await db.rows(statement, parameters | asked.parameters))
 
 
-async def cancel(m: Mutation, noun: Noun, text: str) -> tuple[Any, Any]:
+async def cancel(m: Mutation, queue: JobQueue, noun: Noun, text: str) -> tuple[Any, Any]:
     """Stops the owner's row as far as that is still possible. Returns the row as it is now, and what was done."""
     statement: Any = f"{_select(noun)} FOR UPDATE"
     row = await m.one(statement, {"id": parse_id(text, f"{noun.name}_id")})
@@ -139,11 +189,15 @@ async def cancel(m: Mutation, noun: Noun, text: str) -> tuple[Any, Any]:
         return row, pb.CANCEL_OUTCOME_ALREADY_FINISHED
     if row.state == "pending":
         outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
+    elif row.external:  # its worker learns of it by its next call
+        outcome, to = pb.CANCEL_OUTCOME_WITHDRAWN, "cancelled"
+        await end_try(m, row.attempt_token, "cancelled")
     else:  # its worker looks every second, and ends the try itself
         outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
-    row = await states.advance(m, rules.JOB_STATES, noun.table, row.id, to, cancel_requested=True)
-    await noun.publish(m, row)
-    return row, outcome
+    row = await states.advance(
+        m, rules.JOB_STATES, noun.table, row.id, to, cancel_requested=True, lease_expires_at=None
+    )
+    return await noun.tell(m, queue, row), outcome
 
 
 async def finished(db: Database, stream: events.EventStream, noun: Noun, request: Message, text: str) -> Any:
@@ -211,68 +265,3 @@ async def _snapshot(db: Database, noun: Noun, wanted: set[UUID]) -> AsyncIterato
         if len(rows) < _SNAPSHOT_PAGE:
             return
         after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}
-
-
-# The records of all three
-
-_JOB_COLUMNS = (
-    "id, state, attempt_number, progress, cancel_requested, error_class, error_message, credits, created_at, updated_at"
-)
-_TRIES = """
-    SELECT job_id, min(created_at) AS started_at, (array_agg(worker ORDER BY number DESC))[1] AS worker
-    FROM attempts WHERE job_id = ANY(%(ids)s) GROUP BY job_id
-"""
-
-
-class JobService(job_pb2_grpc.JobServiceServicer):
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
-        tables = [table for table, kind in _KINDS.items() if request.kind in (pb.JOB_KIND_UNSPECIFIED, kind)]
-        condition = "owner = %(owner)s" + (" AND state = %(state)s" if request.state else "")
-        asked = paging.page(request)
-        # Each part ends after a page, in order, so that its index is read no further than that.
-        parts = [
-            f"(SELECT '{table}' AS job, {_JOB_COLUMNS} FROM {table} WHERE {condition}{asked.clause})"
-            for table in tables
-        ]
-        statement: Any = f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS jobs WHERE true{asked.clause}"
-        parameters = {"owner": auth.current().owner, "state": STATES.word.get(request.state)}
-        rows, token = asked.cut(await self._db.rows(statement, parameters | asked.parameters))
-        tries = {row.job_id: row for row in await self._db.rows(_TRIES, {"ids": [row.id for row in rows]})}
-        return pb.ListJobsResponse(jobs=[_job(row, tries.get(row.id)) for row in rows], next_page_token=token)
-
-    async def ListAttempts(self, request: pb.ListAttemptsRequest, context: Any) -> pb.ListAttemptsResponse:
-        where, parameters = ["owner = %(owner)s"], {"owner": auth.current().owner}
-        if request.job_id:
-            where.append("job_id = %(job_id)s::uuid")
-            parameters["job_id"] = request.job_id
-        if request.outcome:
-            where.append("outcome = %(outcome)s")
-            parameters["outcome"] = OUTCOMES.word[request.outcome]
-        asked = paging.page(request)
-        statement: Any = f"SELECT * FROM attempts WHERE {' AND '.join(where)}{asked.clause}"
-        rows, token = asked.cut(await self._db.rows(statement, parameters | asked.parameters))
-        return pb.ListAttemptsResponse(attempts=[_attempt(row) for row in rows], next_page_token=token)
-
-
-def _job(row: Any, tries: Any) -> pb.Job:
-    return pb.Job(
-        id=str(row.id), kind=_KINDS[row.job], state=STATES.number[row.state], worker=tries.worker if tries else "",
-        attempts=row.attempt_number, max_attempts=rules.MAX_ATTEMPTS, progress=row.progress,
-        cancel_requested=row.cancel_requested, error_class=row.error_class, error_message=row.error_message,
-        credits=row.credits, start_time=timestamp(tries.started_at) if tries else None,
-        # The last change of a row is its coming to an end.
-        end_time=timestamp(row.updated_at) if row.state in rules.FINISHED else None,
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-    )  # fmt: skip
-
-
-def _attempt(row: Any) -> pb.Attempt:
-    return pb.Attempt(
-        id=str(row.id), job_id=str(row.job_id), kind=_KINDS[row.job], number=row.number, worker=row.worker,
-        outcome=OUTCOMES.number[row.outcome], error_class=row.error_class, error_message=row.error_message,
-        model=row.model, input_bytes=row.input_bytes, output_bytes=row.output_bytes, credits=row.credits,
-        start_time=timestamp(row.created_at), end_time=timestamp(row.ended_at),
-    )  # fmt: skip

@@ -1,45 +1,47 @@
 """The worker's side: fetch what goes in, let the provider work, keep what comes out.
 
-Everything that is asked of `assets` has a request id made of the row and the step, so that a try after a crash finds
-what the try before had already done: the same references, and with the same bytes the same result asset. The input's
-references are acquired here and not while the call is served: the row must be committed first, since nobody would
-release what a crash between the two leaves held. A picture deleted in between makes the job fail, at no cost.
+What is asked of `assets` can be asked again, so that a try after a crash finds what the try before had already done:
+the same references under the row's name, and with the same bytes the same result asset. The inputs' references are
+acquired here and not while the call is served: the row must be committed first, since nobody would
+release what a crash between the two leaves held. A picture deleted in between makes the job fail, at no cost. A row
+that fails or is cancelled gives them back, by a job that is committed with its end; a completed one keeps them.
 """
 
 import asyncio
 import json
 import shutil
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
-from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2
+import structlog
+from atelier.assets.v1 import asset_pb2, upload_pb2
 from psycopg.types.json import Jsonb
 
-from services.conversions import rules
+from services.conversions import inputs, rules
 from services.conversions.jobs import Noun
 from services.conversions.providers import Picture, Provider, ProviderFailed, Reading
 from shared import attempts, auth, calls, states
 from shared.calls import Peers
-from shared.db import Database
-from shared.errors import DomainError, Reason
+from shared.db import Database, Mutation
+from shared.errors import DomainError
+from shared.jobs import JobQueue, TryAgain
+
+_log = structlog.get_logger("making")
 
 _PROMPT_KEPT = 8000  # of a prompt, in the asset's provenance; the row has all of it
-
-# Refusals of `assets` that another try may not meet, and the class that they are recorded with.
-_PASSING: Mapping[int, str] = {
-    Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE: rules.UNAVAILABLE,
-    Reason.ERROR_REASON_SHUTTING_DOWN: rules.UNAVAILABLE,
-    Reason.ERROR_REASON_OVERLOADED: rules.RATE_LIMITED,
-    Reason.ERROR_REASON_REQUEST_IN_PROGRESS: rules.UNAVAILABLE,
-    Reason.ERROR_REASON_STORAGE_FULL: rules.UNAVAILABLE,
-    Reason.ERROR_REASON_INTERNAL: rules.UNAVAILABLE,
-    Reason.ERROR_REASON_DEADLINE: rules.TIMED_OUT,
-}
+_AGAIN_SECONDS = 10.0  # until the next try to give pictures back while assets is away
+# A hold that was under way when the row came to its end may succeed after it, so that pictures are given back twice.
+_LATE_SECONDS = 2 * inputs.HOLD_SECONDS
+_ENDED: LiteralString = """
+    SELECT owner, updated_at + make_interval(secs => %(late)s) AS late_at,
+        updated_at + make_interval(secs => %(late)s) <= now() AS settled,
+        now() + make_interval(secs => %(again)s) AS again_at
+    FROM {table} WHERE id = %(id)s AND state IN ('failed', 'cancelled')
+"""
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,14 @@ class Making:
         self._peers = peers
         self._noun = noun
         self._attempt = attempt
-        self._name = f"conversions/{noun.table}/{attempt.row.id}"
+        self._name = noun.holder(attempt.row.id)
         self._inputs: list[Input] = []
-        self._started = time.monotonic()
         attempt.model = f"{provider.name} {provider.version}"
 
-    async def fetch(self, wanted: Sequence[tuple[str, UUID]]) -> list[Input]:
-        """Holds and downloads (role, asset) pairs; the files come in the same order."""
-        if wanted:
-            await self._hold([asset_id for _, asset_id in wanted], "inputs")
+    async def fetch(self) -> list[Input]:
+        """Holds and downloads the row's pictures; the files come in the noun's order."""
+        wanted = self._noun.inputs(self.row)
+        await inputs.hold(self._peers, self._name, [asset_id for _, asset_id in wanted])
         heads = []
         for number, (role, asset_id) in enumerate(wanted):
             path = self.directory / f"input-{number}"
@@ -97,7 +98,7 @@ class Making:
         )  # fmt: skip
         size = picture.path.stat().st_size
         asset = await self._peers.upload(declaration, picture.path, request_id=f"{self._name}/result")
-        await self._hold([UUID(asset.id)], "result")
+        await inputs.hold(self._peers, self._name, [asset.id])
         columns["result_asset_id"] = UUID(asset.id)
         return self._outcome(picture, picture.parameters, picture.seed, price, size, columns)
 
@@ -118,20 +119,11 @@ class Making:
             "parameters": parameters,
             "inputs": [{"role": i.role, "asset_id": i.asset_id, "sha256": i.sha256} for i in self._inputs],
         }  # fmt: skip
-        taken = round((time.monotonic() - self._started) * 1000)
         shown = {
             "recipe": Jsonb(recipe), "evidence": Jsonb(made.evidence), "confidence": made.confidence,
-            "credits": price, "progress": 1.0, "processing_time_ms": taken, **columns,
+            "credits": price, "progress": 1.0, **columns,
         }  # fmt: skip
         return attempts.Outcome(shown, output_bytes=size, credits=price)
-
-    async def _hold(self, asset_ids: Sequence[UUID], step: str) -> None:
-        stub = self._peers.stub(asset_pb2_grpc.AssetServiceStub)
-        await stub.AcquireReferences(
-            asset_pb2.AcquireReferencesRequest(
-                request_id=f"{self._name}/{step}", holder=self._name, asset_ids=[str(each) for each in asset_ids]
-            )
-        )
 
     async def _progress(self, fraction: float) -> None:
         """Tells watchers how far it is. Raises Superseded if another try has the row by now."""
@@ -151,14 +143,18 @@ Make = Callable[[Making], Awaitable[attempts.Outcome]]
 class Workshop:
     """Runs the jobs of the three nouns."""
 
-    def __init__(self, db: Database, peers: Peers, provider: Provider) -> None:
+    def __init__(self, db: Database, queue: JobQueue, peers: Peers, provider: Provider) -> None:
         self._db = db
+        self._queue = queue
         self._peers = peers
         self._provider = provider
 
     async def run(self, noun: Noun, make: Make, row_id: str) -> None:
+        async def tell(m: Mutation, row: Any) -> None:
+            await noun.tell(m, self._queue, row)
+
         kind = attempts.Kind(
-            noun.table, rules.JOB_STATES, "processing", "completed", noun.publish, max_attempts=rules.MAX_ATTEMPTS
+            noun.table, rules.JOB_STATES, "processing", "completed", tell, max_attempts=rules.MAX_ATTEMPTS
         )
 
         async def work(attempt: attempts.Attempt) -> attempts.Outcome:
@@ -170,10 +166,26 @@ class Workshop:
                 final = failure.error_class in rules.FINAL_ERRORS
                 raise attempts.JobFailed(failure.error_class, failure.message, final=final) from None
             except DomainError as refusal:
-                error_class = _PASSING.get(refusal.reason, rules.BAD_INPUT)
+                error_class = inputs.error_class(refusal)
                 final = error_class in rules.FINAL_ERRORS
                 raise attempts.JobFailed(error_class, refusal.text, final=final) from None
             finally:
                 await asyncio.to_thread(making.clear)
 
         await attempts.run(self._db, kind, row_id, work)
+
+    async def release(self, noun: Noun, row_id: str) -> None:
+        """Gives back the pictures of a row that failed or was cancelled."""
+        values: dict[str, Any] = {"id": UUID(row_id), "late": _LATE_SECONDS, "again": _AGAIN_SECONDS}
+        rows = await self._db.system_rows(_ENDED.format(table=noun.table), values)
+        if not rows:
+            return
+        [row] = rows
+        auth.enter(calls.owner_identity(row.owner))
+        try:
+            await inputs.release(self._peers, noun.holder(values["id"]))
+        except DomainError as refusal:
+            _log.warning("pictures wait to be given back", row=row_id, reason=refusal.text)
+            raise TryAgain(row.again_at) from None
+        if not row.settled:
+            raise TryAgain(row.late_at)

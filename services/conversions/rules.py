@@ -1,6 +1,7 @@
 """Decisions of `conversions` without any machinery: states, prices, which fields a task takes, the full prompt."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 JOB_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed", "cancelled"}),
@@ -11,6 +12,7 @@ JOB_STATES: Mapping[str, frozenset[str]] = {
 }
 FINISHED = frozenset(state for state, targets in JOB_STATES.items() if not targets)
 MAX_ATTEMPTS = 3
+DEFAULT_PRIORITY = 5
 
 # Whole credits. What fails or is cancelled costs nothing.
 CONVERSION_CREDITS = 2
@@ -24,6 +26,25 @@ RATE_LIMITED = "RATE_LIMITED"
 UNAVAILABLE = "UNAVAILABLE"
 TIMED_OUT = "TIMED_OUT"
 FINAL_ERRORS = frozenset({BAD_INPUT, REFUSED})
+
+# What the result of an analysis may hold, by task; the contract says what each means.
+ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {
+    "product": frozenset(
+        {
+            "name", "model", "condition", "condition_details", "categories", "brands", "colours", "image_quality",
+        }
+    ),
+    "base_view": frozenset({"views", "materials", "dimensions", "features", "colours", "image_quality"}),
+    "category": frozenset({"category", "subcategory"}),
+    "sketch": frozenset({"views", "call_outs", "measurements"}),
+    "seo": frozenset({"title", "description", "keywords", "slug", "scores"}),
+    "listing": frozenset(
+        {
+            "title", "bullets", "description", "price", "category", "subcategory", "condition", "condition_details",
+        }
+    ),
+}  # fmt: skip
+ANALYSIS_BYTES = 256 * 1024  # of a result from outside, as JSON
 
 MIME_TYPES: Mapping[str, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 GENERATION_DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -72,6 +93,12 @@ def full_prompt(
             f"References show: {'; '.join(elements)}" if elements else "",
         ]
     )
+
+
+def confidence(evidence: Sequence[Mapping[str, Any]]) -> float:
+    """The mean of the values by their weights; 0 without any."""
+    weights = sum(item["weight"] for item in evidence)
+    return min(1.0, sum(item["value"] * item["weight"] for item in evidence) / weights) if weights else 0.0
 
 
 def _sentences(parts: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 -- The schema of `conversions`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
 -- shared/tables.sql. A migration changes both this file and the database; a test compares them.
 --
--- Each of the three nouns is its own job: the columns from `state` on are the same for all.
+-- Each of the three nouns is its own job: the columns from `state` on are the same for all. `external`: a worker of the
+-- owner's own runs it; the service's queue has no job of it.
 
 -- A try-on of a garment on a person.
 CREATE TABLE conversions (
@@ -28,6 +29,9 @@ CREATE TABLE conversions (
     recipe jsonb,
     credits bigint NOT NULL DEFAULT 0,
     processing_time_ms bigint NOT NULL DEFAULT 0,
+    priority smallint NOT NULL,
+    external boolean NOT NULL,
+    lease_expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT conversions_pkey PRIMARY KEY (id),
@@ -38,11 +42,17 @@ CREATE TABLE conversions (
     CONSTRAINT conversions_progress CHECK (progress BETWEEN 0 AND 1),
     -- Nothing is charged for what wasn't delivered.
     CONSTRAINT conversions_credits CHECK (credits = 0 OR (credits > 0 AND state = 'completed')),
-    CONSTRAINT conversions_failed_has_reason CHECK (state <> 'failed' OR error_class <> '')
+    CONSTRAINT conversions_failed_has_reason CHECK (state <> 'failed' OR error_class <> ''),
+    CONSTRAINT conversions_priority CHECK (priority BETWEEN 0 AND 9),
+    -- An outside worker has it for a time, and nobody else ever has a lease.
+    CONSTRAINT conversions_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL))
 );
 CREATE INDEX conversions_list ON conversions (owner, created_at DESC, id DESC);
 CREATE INDEX conversions_list_state ON conversions (owner, state, created_at DESC, id DESC);
 CREATE INDEX conversions_list_product ON conversions (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
+-- What waits for outside workers, in the order in which they get it; and what they may have lost.
+CREATE INDEX conversions_claim ON conversions (owner, priority DESC, created_at, id) WHERE external AND state IN ('pending', 'processing');
+CREATE INDEX conversions_leases ON conversions (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
 
 -- A picture made from a prompt, or from a photograph.
 CREATE TABLE generations (
@@ -82,6 +92,9 @@ CREATE TABLE generations (
     recipe jsonb,
     credits bigint NOT NULL DEFAULT 0,
     processing_time_ms bigint NOT NULL DEFAULT 0,
+    priority smallint NOT NULL,
+    external boolean NOT NULL,
+    lease_expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT generations_pkey PRIMARY KEY (id),
@@ -95,12 +108,18 @@ CREATE TABLE generations (
     CONSTRAINT generations_progress CHECK (progress BETWEEN 0 AND 1),
     -- Nothing is charged for what wasn't delivered.
     CONSTRAINT generations_credits CHECK (credits = 0 OR (credits > 0 AND state = 'completed')),
-    CONSTRAINT generations_failed_has_reason CHECK (state <> 'failed' OR error_class <> '')
+    CONSTRAINT generations_failed_has_reason CHECK (state <> 'failed' OR error_class <> ''),
+    CONSTRAINT generations_priority CHECK (priority BETWEEN 0 AND 9),
+    -- An outside worker has it for a time, and nobody else ever has a lease.
+    CONSTRAINT generations_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL))
 );
 CREATE INDEX generations_list ON generations (owner, created_at DESC, id DESC);
 CREATE INDEX generations_list_state ON generations (owner, state, created_at DESC, id DESC);
 CREATE INDEX generations_list_product ON generations (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
 CREATE INDEX generations_list_dataset ON generations (owner, dataset_id, created_at DESC, id DESC) WHERE dataset_id <> '';
+-- What waits for outside workers, in the order in which they get it; and what they may have lost.
+CREATE INDEX generations_claim ON generations (owner, priority DESC, created_at, id) WHERE external AND state IN ('pending', 'processing');
+CREATE INDEX generations_leases ON generations (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
 
 -- What pictures and stated facts say, by a named task. `images` is a list of {asset_id, view}.
 CREATE TABLE analyses (
@@ -125,6 +144,9 @@ CREATE TABLE analyses (
     recipe jsonb,
     credits bigint NOT NULL DEFAULT 0,
     processing_time_ms bigint NOT NULL DEFAULT 0,
+    priority smallint NOT NULL,
+    external boolean NOT NULL,
+    lease_expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT analyses_pkey PRIMARY KEY (id),
@@ -136,29 +158,35 @@ CREATE TABLE analyses (
     CONSTRAINT analyses_progress CHECK (progress BETWEEN 0 AND 1),
     -- Nothing is charged for what wasn't delivered.
     CONSTRAINT analyses_credits CHECK (credits = 0 OR (credits > 0 AND state = 'completed')),
-    CONSTRAINT analyses_failed_has_reason CHECK (state <> 'failed' OR error_class <> '')
+    CONSTRAINT analyses_failed_has_reason CHECK (state <> 'failed' OR error_class <> ''),
+    CONSTRAINT analyses_priority CHECK (priority BETWEEN 0 AND 9),
+    -- An outside worker has it for a time, and nobody else ever has a lease.
+    CONSTRAINT analyses_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL))
 );
 CREATE INDEX analyses_list ON analyses (owner, created_at DESC, id DESC);
 CREATE INDEX analyses_list_state ON analyses (owner, state, created_at DESC, id DESC);
 CREATE INDEX analyses_list_product ON analyses (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
+-- What waits for outside workers, in the order in which they get it; and what they may have lost.
+CREATE INDEX analyses_claim ON analyses (owner, priority DESC, created_at, id) WHERE external AND state IN ('pending', 'processing');
+CREATE INDEX analyses_leases ON analyses (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
 
 ALTER TABLE conversions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE conversions FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON conversions TO conversions_app, conversions_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A job's owner is read from its row; the reaper looks for leases that have passed.
 CREATE POLICY claiming ON conversions FOR SELECT TO conversions_worker USING (true);
 
 ALTER TABLE generations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE generations FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON generations TO conversions_app, conversions_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A job's owner is read from its row; the reaper looks for leases that have passed.
 CREATE POLICY claiming ON generations FOR SELECT TO conversions_worker USING (true);
 
 ALTER TABLE analyses ENABLE ROW LEVEL SECURITY;
 ALTER TABLE analyses FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON analyses TO conversions_app, conversions_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A job's owner is read from its row; the reaper looks for leases that have passed.
 CREATE POLICY claiming ON analyses FOR SELECT TO conversions_worker USING (true);

@@ -121,7 +121,7 @@ def _sketch(file: Any, facts: Facts, sizes: Mapping[str, tuple[int, int]], asset
             for number, f in enumerate(features, 1)
         ),
         tuple(
-            document.Dimension(p.name, p.value, p.unit, p.tolerance, p.source, p.start, p.end)
+            document.Dimension(p.name, p.value, p.unit, p.tolerance, p.source, p.start, p.end, p.code)
             for p in (_point_of_measure(p, facts, sizes) for p in points)
         ),
     )  # fmt: skip

@@ -33,8 +33,11 @@ NAME_LIMIT = 200
 TEXT_LIMIT = 4_000
 _LONG_FIELDS = frozenset({"description", "note", "condition_details"})
 
-# A run without a space that is longer than this may be broken anywhere, or it would leave its column.
+# A run without a space that is longer than this may be broken anywhere, or it would leave its column; the narrow column
+# of codes breaks sooner. That of origins is wide enough for an asset's id, which would be copied with the mark of the
+# break in it.
 _LONGEST_WORD = 28
+_LONGEST_WORD_OF = {"code": 12, "origin": 37}
 _UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
 
 _PICTURE_TYPES = frozenset({"jpg", "png", "gif", "webp"})
@@ -414,7 +417,8 @@ class _Plain:
             text = text[: limit - 1] + "…"
         if name in _UNBROKEN_FIELDS:
             return text
-        return re.sub(rf"(\S{{{_LONGEST_WORD}}})(?=\S)", "\\1\u200b", text)
+        longest = _LONGEST_WORD_OF.get(name, _LONGEST_WORD)
+        return re.sub(rf"(\S{{{longest}}})(?=\S)", "\\1\u200b", text)
 
 
 def _is_printable(character: str) -> bool:

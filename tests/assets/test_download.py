@@ -83,7 +83,6 @@ async def test_reflection_tells_every_service_and_every_file_it_needs(house: Sui
         "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
     } <= set(services)  # fmt: skip
     for service in services:
-        needed, had = {service}, set()
         answer = await calls.reflect(channel, version, file_containing_symbol=service)
         assert not answer.HasField("error_response"), f"{service}: {answer.error_response.error_message}"
         files = [

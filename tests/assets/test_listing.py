@@ -27,10 +27,12 @@ async def shelf(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
         for n in range(COUNT):
             for owner, public in (("user:ada", False), ("user:bob", True)):
                 made.sql(
-                    "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, storage_key,"
-                    " size_bytes, mime_type, sha256, product_id, session_id, created_at)"
-                    " VALUES (gen_random_uuid(), %s, 'x', %s, 'ready', %s, true, %s, %s, 1, 'image/jpeg', 'x', %s, %s, %s)",
-                    (owner, "photo" if n % 2 else "product", public, f"{n}", f"{'public/' if public else ''}{owner}/{n}",
+                    "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,"
+                    " storage_key, size_bytes, mime_type, sha256, product_id, session_id, created_at)"
+                    " VALUES (gen_random_uuid(), %s, 'x', %s, 'ready', %s, true, %s, %s, 1, 'image/jpeg', 'x', %s, %s,"
+                    " %s)",
+                    (owner, "photo" if n % 2 else "product", public, f"{n}",
+                     f"{'public/' if public else ''}{owner}/{n}",
                      f"p{n % 3}", "%" if n == 3 else "s", EPOCH + timedelta(hours=min(n, 20))),
                 )  # fmt: skip
         yield made
@@ -68,8 +70,9 @@ async def test_what_comes_while_one_pages_moves_nothing(shelf: Suite) -> None:
     first = await listing(ada, page_size=10)
     before = await walk(ada, page_size=1000)
     shelf.sql(
-        "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, storage_key, size_bytes,"
-        " mime_type, sha256) VALUES (gen_random_uuid(), 'user:ada', 'x', 'photo', 'ready', false, true, 'new', 'k', 1,"
+        "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, storage_key,"
+        " size_bytes, mime_type, sha256) VALUES (gen_random_uuid(), 'user:ada', 'x', 'photo', 'ready', false, true,"
+        " 'new', 'k', 1,"
         " 'image/jpeg', 'x')"
     )
     rest = [asset.file_name for asset in (await listing(ada, page_size=10, page_token=first.next_page_token)).assets]

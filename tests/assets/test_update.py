@@ -32,8 +32,8 @@ async def status_of(url: str) -> int:
 
 async def test_only_what_the_mask_names_is_changed(ada: Client, asset: asset_pb2.Asset) -> None:
     request = asset_pb2.UpdateAssetRequest(
-        asset_id=asset.id, update_mask={"paths": ["tags", "free"]}, tags=["b", "c"], free=False, file_name="ignored.jpg",
-        metadata={"ignored": True}, visibility=PUBLIC,
+        asset_id=asset.id, update_mask={"paths": ["tags", "free"]}, tags=["b", "c"], free=False,
+        file_name="ignored.jpg", metadata={"ignored": True}, visibility=PUBLIC,
     )  # fmt: skip
     changed = (await flows.assets(ada).UpdateAsset(request)).asset
     assert (list(changed.tags), changed.free) == (["b", "c"], False)
@@ -66,8 +66,9 @@ async def test_of_two_writers_with_one_etag_one_wins(ada: Client, asset: asset_p
 @pytest.mark.parametrize(
     "fields",
     [
-        {"metadata": {"a": "x" * 1_000_000}}, {"metadata": {"a": float("nan")}}, {"file_name": "\x00"}, {"file_name": ""},
-        {"file_name": "x" * 256}, {"tags": [str(n) for n in range(51)]}, {"scope": {"room_id": "x" * 129}},
+        {"metadata": {"a": "x" * 1_000_000}}, {"metadata": {"a": float("nan")}}, {"file_name": "\x00"},
+        {"file_name": ""}, {"file_name": "x" * 256}, {"tags": [str(n) for n in range(51)]},
+        {"scope": {"room_id": "x" * 129}},
         {"visibility": 9}, {"primary": True},
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ import grpc
 import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, upload_pb2
+from google.protobuf.json_format import MessageToDict
 
 from services.assets import rules
 from tests import calls
@@ -65,7 +66,7 @@ async def test_one_call_uploads_too(house: Suite, ada: Client) -> None:
 _ROLES = ("user", "vendor", "anonymous", "admin")
 
 
-@pytest.mark.parametrize("kind", [name for name in asset_pb2.AssetKind.keys() if not name.endswith("UNSPECIFIED")])
+@pytest.mark.parametrize("kind", list(asset_pb2.AssetKind.keys())[1:])
 async def test_each_kind_is_uploaded_by_its_roles_only(house: Suite, caller: Callable[..., Client], kind: str) -> None:
     word = kind.removeprefix("ASSET_KIND_").lower()
     number = asset_pb2.AssetKind.Value(kind)
@@ -240,7 +241,7 @@ async def test_what_is_not_what_it_says_is_refused_and_removed(house: Suite, ada
 
 
 async def test_an_encrypted_pdf_is_refused(house: Suite, ada: Client) -> None:
-    fields = {"kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf"}
+    fields: dict[str, Any] = {"kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf"}
     refused = await refused_upload(ada, pictures.pdf(password="secret"), **fields)
     assert refused.metadata["rejection"] == "ENCRYPTED"
 
@@ -384,7 +385,7 @@ async def test_any_label_is_kept_exactly_and_found_again(house: Suite, ada: Clie
     metadata = {"%": label, "'": [1, 2.5, None, True, {"$ne": label}], "n": 2**53}
     asset = await flows.upload(ada, DATA, scope=scope, tags=tags, metadata=metadata)
     assert asset.scope == scope and list(asset.tags) == tags and dict(asset.metadata)["%"] == label
-    assert list(asset.metadata["'"]) == [1, 2.5, None, True, {"$ne": label}]
+    assert MessageToDict(asset.metadata)["'"] == [1, 2.5, None, True, {"$ne": label}]
     found = await flows.assets(ada).ListAssets(asset_pb2.ListAssetsRequest(session_id=label, room_id=label))
     assert [item.id for item in found.assets] == [asset.id]
     async with httpx.AsyncClient() as http:

@@ -130,7 +130,8 @@ async def test_what_can_have_no_variants_says_so(house: Suite, ada: Client) -> N
 
 @pytest.mark.parametrize(
     ("presets", "path"),
-    [(["huge"], "presets[0]"), (["thumb", "Thumb"], "presets[1]"), (["thumb", "thumb"], "presets"), ([""], "presets[0]"),
+    [(["huge"], "presets[0]"), (["thumb", "Thumb"], "presets[1]"), (["thumb", "thumb"], "presets"),
+     ([""], "presets[0]"),
      (["x" * 41], "presets[0]"), ([f"p{n}" for n in range(21)], "presets")],
 )  # fmt: skip
 async def test_unknown_presets_are_refused(house: Suite, ada: Client, presets: list[str], path: str) -> None:

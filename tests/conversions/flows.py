@@ -102,6 +102,48 @@ async def until(client: Client, conversion_id: str, *states: int, seconds: float
             await asyncio.sleep(0.05)
 
 
+async def claim(client: Client, job_id: str = "", **fields: Any) -> job_pb2.ClaimJobResponse:
+    """Claims a job as an outside worker: this one, or by `kind`."""
+    wanted: dict[str, Any] = {"request_id": request_id(), "worker": "gpu-1", **fields}
+    request = job_pb2.ClaimJobRequest(**wanted, **({"job_id": job_id} if job_id else {}))
+    answer: job_pb2.ClaimJobResponse = await jobs(client).ClaimJob(request)
+    return answer
+
+
+async def complete(client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any) -> job_pb2.Job:
+    """Gives a claimed job's result as an outside worker."""
+    values: dict[str, Any] = {"request_id": request_id(), "model": "studio", **fields}
+    request = job_pb2.CompleteJobRequest(job_id=claimed.job.id, attempt_token=claimed.attempt_token, **values)
+    job: job_pb2.Job = (await jobs(client).CompleteJob(request)).job
+    return job
+
+
+async def fail(client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any) -> job_pb2.Job:
+    values: dict[str, Any] = {"request_id": request_id(), "error_class": "NO_GPU", "error_message": "none is free"}
+    request = job_pb2.FailJobRequest(job_id=claimed.job.id, attempt_token=claimed.attempt_token, **{**values, **fields})
+    job: job_pb2.Job = (await jobs(client).FailJob(request)).job
+    return job
+
+
+async def heartbeat(client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any) -> job_pb2.HeartbeatJobResponse:
+    request = job_pb2.HeartbeatJobRequest(job_id=claimed.job.id, attempt_token=claimed.attempt_token, **fields)
+    answer: job_pb2.HeartbeatJobResponse = await jobs(client).HeartbeatJob(request)
+    return answer
+
+
+def held(atelier: Suite, job_id: str) -> set[str]:
+    """The assets that a job holds."""
+    rows = atelier.sql("SELECT asset_id::text FROM assets.asset_references WHERE holder LIKE %s", (f"%/{job_id}",))
+    return {asset_id for (asset_id,) in rows}
+
+
+async def given_back(atelier: Suite, job_id: str, seconds: float = 20) -> None:
+    """Returns once the job holds nothing."""
+    async with asyncio.timeout(seconds):
+        while held(atelier, job_id):
+            await asyncio.sleep(0.05)
+
+
 async def attempts_of(client: Client, job_id: str) -> list[job_pb2.Attempt]:
     """Newest first."""
     return list((await jobs(client).ListAttempts(job_pb2.ListAttemptsRequest(job_id=job_id))).attempts)

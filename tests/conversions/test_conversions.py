@@ -215,6 +215,8 @@ async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversio
     assert (attempt.outcome, attempt.error_class) == (job_pb2.ATTEMPT_OUTCOME_FAILED, "BAD_INPUT")
     assert (attempt.model, attempt.credits, attempt.output_bytes) == ("local 1.0.0", 0, 0)
     assert attempt.input_bytes > 0
+    assert failed.processing_time_ms > 0
+    await flows.given_back(atelier, failed.id)
     assert (await flows.convert(ada, user, garment, **request)).id == failed.id
     assert (await flows.convert(ada, user, good, wait=True)).state == job_pb2.JOB_STATE_COMPLETED
 

@@ -17,7 +17,7 @@ from shared import attempts
 from shared.calls import Peers
 from shared.db import Database
 from shared.imaging import ImagingPool
-from shared.jobs import TryAgain
+from shared.jobs import JobQueue, TryAgain
 from tests.assets.flows import request_id
 from tests.calls import holding, refusal
 from tests.conversions import flows
@@ -73,6 +73,7 @@ async def test_a_running_conversion_is_cancelled_and_costs_nothing(atelier: Suit
     assert (ended.state, ended.credits) == (job_pb2.JOB_STATE_CANCELLED, 0)
     [attempt] = await flows.attempts_of(ada, made.id)
     assert (attempt.outcome, attempt.credits) == (job_pb2.ATTEMPT_OUTCOME_CANCELLED, 0)
+    await flows.given_back(atelier, made.id)
 
 
 async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn: Path) -> None:
@@ -132,6 +133,26 @@ async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(atelier:
     assert not (await flows.read(ada, made[2][1].id)).HasField("queue_position")
 
 
+async def test_a_higher_priority_starts_first_and_the_default_is_5(atelier: Suite, drawn: Path) -> None:
+    atelier.overrides["worker_concurrency"] = 1
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    low, usual, high = [await asked(ada, drawn, **fields) for fields in ({"priority": 0}, {}, {"priority": 9})]
+    assert [one.priority for one in (low, usual, high)] == [0, 5, 9]
+    assert [(await flows.read(ada, one.id)).queue_position for one in (low, usual, high)] == [3, 2, 1]
+    listed = (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs
+    assert [(job.id, job.priority) for job in listed] == [(high.id, 9), (usual.id, 5), (low.id, 0)]
+    await atelier.work("conversions")
+    await flows.until(ada, low.id, job_pb2.JOB_STATE_COMPLETED)
+    begun = atelier.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")
+    assert begun == [(high.id,), (usual.id,), (low.id,)]
+    for priority in (-1, 10):
+        request = conversion_pb2.CreateConversionRequest(
+            user_asset_id=low.user_asset_id, cloth_asset_id=low.cloth_asset_id, priority=priority
+        )
+        assert (await refusal(flows.conversions(ada).CreateConversion(request))).fields == ["priority"]
+
+
 async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(atelier: Suite, drawn: Path) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
@@ -157,7 +178,7 @@ async def test_a_try_after_a_crash_finds_the_result_that_was_stored(atelier: Sui
     settings = atelier.settings("conversions", "worker")
     db, peers, pool = Database(settings, "conversions"), Peers(settings, "conversions"), ImagingPool(1)
     await db.open()
-    workshop = Workshop(db, peers, LocalProvider(pool))
+    workshop = Workshop(db, JobQueue(db), peers, LocalProvider(pool))
 
     async def interrupted(making: Making) -> attempts.Outcome:
         await conversions.make(making)
@@ -193,7 +214,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(atel
     assert [job.kind for job in found] == [
         job_pb2.JOB_KIND_ANALYSIS, job_pb2.JOB_KIND_GENERATION, job_pb2.JOB_KIND_CONVERSION,
     ]  # fmt: skip
-    assert all(job.worker and job.attempts == 1 and job.max_attempts == 3 and job.progress == 1 for job in found)
+    assert all(job.worker and job.attempts == 1 and job.max_retries == 3 and job.progress == 1 for job in found)
     assert all(
         job.create_time.ToDatetime() <= job.start_time.ToDatetime() <= job.end_time.ToDatetime() for job in found
     )

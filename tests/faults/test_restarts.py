@@ -174,8 +174,7 @@ async def test_processes_that_share_a_port_are_replaced_and_end_together(process
     assert second in (other, another)
     await server.healthy()
     server.kill()  # the parent alone: nobody passes a signal on
-    for pid in (other, another):
-        await until(lambda pid=pid: gone(pid), "a server without its parent ends")
+    await until(lambda: gone(other, another), "servers without their parent end")
     again = processes.serve("assets", server.port, processes=2)
     await again.healthy()
     assert await again.stop() == 0
@@ -191,5 +190,5 @@ async def two_servers(server: Process, but: int = 0) -> list[int]:
     return list(await until(found, "two children serve"))
 
 
-async def gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
+async def gone(*pids: int) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)

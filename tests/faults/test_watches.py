@@ -3,6 +3,7 @@ in another order."""
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -248,3 +249,30 @@ async def refuses_an_old_cursor(processes: Processes, client: Client, cursor: st
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await watch.read()
     assert refusal.value.code() == grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_a_watch_goes_on_when_the_sequencer_is_frozen(
+    processes: Processes, measured: Callable[[str], None]
+) -> None:
+    server, sequencer = processes.serve("assets"), processes.work("assets")
+    await server.healthy()
+    db, superuser = database(processes, "app", APP_PASSWORD), Superuser(processes.cluster.url(processes.database))
+    await db.open()
+    await make_assets(db)
+    await until(lambda: superuser.value("SELECT bool_and(position IS NOT NULL) FROM assets.events"), "all is stamped")
+    client = Client(processes.addresses, processes.keys.token("ada"))
+    follower = Follower(client, [])
+    await follower.ready.wait()
+    sequencer.freeze()
+    processes.work("assets")
+    frozen = time.monotonic()
+    made = await make_assets(db)
+
+    async def seen() -> bool:
+        return len(follower.seen) == len(made)
+
+    await until(seen, "the other worker took over")
+    measured(f"R4 frozen sequencer: watches go on after {time.monotonic() - frozen:.1f} s")
+    follower.task.cancel()
+    await client.close()
+    await db.close()

@@ -1,6 +1,6 @@
 from typing import Any
 
-from services.conversions import analyses, generations, jobs, rules
+from services.conversions import analyses, generations, job_service, jobs, rules
 from shared.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
@@ -9,5 +9,5 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("generations", "task", rules.GENERATION_CREDITS, generations.TASKS),
     ("analyses", "state", rules.JOB_STATES, jobs.STATES),
     ("analyses", "task", None, analyses.TASKS),
-    ("attempts", "outcome", None, jobs.OUTCOMES),
+    ("attempts", "outcome", None, job_service.OUTCOMES),
 ]

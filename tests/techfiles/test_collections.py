@@ -19,6 +19,8 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 @pytest.fixture
 async def served(atelier: Suite) -> Suite:
+    # Many calls at once wait for one row, and a busy machine may take its time.
+    atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
     await atelier.serve("assets", "techfiles")
     return atelier
 

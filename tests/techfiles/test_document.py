@@ -192,6 +192,101 @@ def test_every_page_carries_its_number_the_style_and_the_section(pictures: dict[
     assert round(float(reader.pages[0].mediabox.width)) == 842 and round(float(reader.pages[0].mediabox.height)) == 595
 
 
+def busy_sketch(lengths: int) -> Sketch:
+    """Lengths that cross in the middle of the picture or lie on one another, and call-outs on top of them."""
+    ends = [
+        (Point(0.5 - dx, 0.5 - dy), Point(0.5 + dx, 0.5 + dy)) for dx, dy in ((0.4, 0), (0, 0.4), (0.3, 0.3), (0, 0))
+    ]
+    return Sketch(
+        "front",
+        "sketch",
+        tuple(Callout(n, 0.5, 0.5 + n / 500, f"call-out {n}", "turned up, top-stitched") for n in range(1, 9)),
+        tuple(
+            Dimension(f"length {n}, from the shoulder to the hem", n + 40, "cm", 1, MEASURED, *ends[n % 4], f"M{n}")
+            for n in range(lengths)
+        ),
+    )  # fmt: skip
+
+
+def runs_of(page: pypdf.PageObject) -> list[tuple[str, float, float, float]]:
+    """The pieces of text on a page: (text, x, y, size), in points from the lower left corner."""
+    found: list[tuple[str, float, float, float]] = []
+
+    def note(text: str, where: list[float], _inner: list[float], _font: object, size: float) -> None:
+        if text.strip():
+            found.append((text.strip(), where[4], where[5], size))
+
+    page.extract_text(visitor_text=note)
+    return found
+
+
+def sketch_page(pdf: Path) -> pypdf.PageObject:
+    return next(page for page in pypdf.PdfReader(pdf).pages if "length 0," in page.extract_text())
+
+
+def labels_of(page: pypdf.PageObject) -> list[tuple[str, float, float]]:
+    """The labels on the picture of a page, whose panel is between 35 and 380 points from the left."""
+    return [(text, x, y) for text, x, y, size in runs_of(page) if size == 7 and 35 < x < 380 and y > 60]
+
+
+def test_what_is_said_of_a_picture_stands_beside_it_if_it_can(pictures: dict[str, Path], tmp_path: Path) -> None:
+    shell = Material("body lining", "woven fusible, 100 % cotton", "340 g/m2", "slate grey")
+    features = tuple(
+        Feature(f"feature {n}", "patch pocket with clipped corners, double top-stitched") for n in range(8)
+    )
+    view = View("front", "front", tuple(Dimension(f"width {n}", n, "cm") for n in range(4)), (shell,) * 5, features)
+    pack = Pack("Sample", WHEN, views=(view,), sketches=(busy_sketch(12),))
+    render_pdf(pack, pictures, tmp_path / "pack.pdf")
+    pages = [page.extract_text() for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages]
+    beside = [text for text in pages if "feature 0" in text or "call-out 1" in text]
+    assert len(beside) == 2 and "feature 7" in beside[0] and "length 11" in beside[1]
+    assert not any("(continued)" in text for text in pages)
+
+
+def test_every_page_has_a_heading_and_something_under_it(pictures: dict[str, Path], tmp_path: Path) -> None:
+    pack = replace(
+        full_pack(),
+        sketches=(busy_sketch(70),),
+        bill_of_materials=tuple(BillItem(f"item {n}", "brass") for n in range(60)),
+        closeups=tuple(Closeup(f"detail {n}", "front", "zip") for n in range(4)),
+    )
+    render_pdf(pack, pictures, tmp_path / "pack.pdf")
+    titles = []
+    for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages[1:]:
+        runs = runs_of(page)
+        titles += [" ".join(text for text, _, y, size in runs if size == 15 and y > 530)]
+        # The title block is below 60 points.
+        assert page.images or len([y for _, _, y, _ in runs if 60 < y < 525]) > 10, titles[-1]
+    assert titles[:5] == ["Contents", "Product", "Base views", "Base views", "Sketches"]
+    assert titles[5] == "Sketches: front (continued)"
+    assert "Close-ups (continued)" in titles and "Bill of materials (continued)" in titles and "" not in titles
+
+
+def test_labels_on_a_picture_never_cover_one_another(pictures: dict[str, Path], tmp_path: Path) -> None:
+    render_pdf(Pack("Busy", WHEN, sketches=(busy_sketch(12),)), pictures, tmp_path / "pack.pdf")
+    labels = labels_of(sketch_page(tmp_path / "pack.pdf"))
+    assert sorted(text for text, _, _ in labels) == sorted([f"M{n}" for n in range(12)] + [str(n) for n in range(1, 9)])
+    for index, (text, x, y) in enumerate(labels):
+        for other, across, up in labels[:index]:
+            # A label is at least 13 points wide, its text a little less, and 13 points high.
+            assert abs(x - across) > 11 or abs(y - up) > 13, (text, other)
+
+
+def test_few_lengths_carry_their_values_and_many_their_codes(pictures: dict[str, Path], tmp_path: Path) -> None:
+    few, many = busy_sketch(3), busy_sketch(6)
+    uncoded = replace(many, measurements=tuple(replace(length, code=None) for length in many.measurements))
+    for sketch, expected in (
+        (few, {"40 cm", "41 cm", "42 cm"}),
+        (many, {f"M{n}" for n in range(6)}),
+        (uncoded, set("abcdef")),
+    ):
+        render_pdf(Pack("Busy", WHEN, sketches=(replace(sketch, callouts=()),)), pictures, tmp_path / "pack.pdf")
+        page = sketch_page(tmp_path / "pack.pdf")
+        labels = {text.replace("\xa0", " ") for text, _, _ in labels_of(page)}
+        assert labels == expected
+        assert all(f"length {n}," in page.extract_text() for n in range(len(sketch.measurements)))
+
+
 def test_text_that_looks_like_code_is_printed_and_not_run(pictures: dict[str, Path], tmp_path: Path) -> None:
     attacks = (
         '#read("/etc/passwd")', "*bold* _it_", "$x^2$", '#include "pack.json"', "`raw`", "<label> @ref", "] #panic() [",

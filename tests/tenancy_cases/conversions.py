@@ -1,4 +1,7 @@
-"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and cancelling them is served."""
+"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and cancelling them is served.
+
+What a worker of the owner's own calls has a row each: claimed ones, and one that waits.
+"""
 
 from dataclasses import dataclass
 
@@ -23,6 +26,10 @@ class Owned:
     generation_id: str
     analysis_id: str
     product_id: str
+    waiting_id: str
+    beating: job_pb2.ClaimJobResponse
+    completing: job_pb2.ClaimJobResponse
+    failing: job_pb2.ClaimJobResponse
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -36,7 +43,9 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
         "INSERT INTO conversions.attempts (id, owner, job, job_id, number, worker)"
         " VALUES (gen_random_uuid(), %s, 'conversions', %s, 1, %s)", (conversion.owner, conversion.id, canary),
     )  # fmt: skip
-    return Owned(user.id, cloth.id, conversion.id, generation.id, analysis.id, canary)
+    elsewhere = [await flows.analyse(owner, run_externally=True, **described) for _ in range(4)]
+    claimed = [await flows.claim(owner, each.id, worker=canary) for each in elsewhere[1:]]
+    return Owned(user.id, cloth.id, conversion.id, generation.id, analysis.id, canary, elsewhere[0].id, *claimed)
 
 
 _CONVERSIONS = "atelier.conversions.v1.ConversionService."
@@ -104,5 +113,34 @@ CASES = {
         lambda o: analysis_pb2.WatchAnalysesRequest(analysis_ids=[o.analysis_id]), only_ready
     ),
     _JOBS + "ListJobs": Case(lambda o: job_pb2.ListJobsRequest(), nothing),
+    _JOBS + "ClaimJob": Case(
+        lambda o: job_pb2.ClaimJobRequest(request_id="claim", job_id=o.waiting_id, worker="w"), NOT_FOUND
+    ),
+    _JOBS + "HeartbeatJob": Case(
+        lambda o: job_pb2.HeartbeatJobRequest(
+            job_id=o.beating.job.id, attempt_token=o.beating.attempt_token, progress=0.5
+        ),
+        NOT_FOUND,
+    ),
+    _JOBS + "CompleteJob": Case(
+        lambda o: job_pb2.CompleteJobRequest(
+            request_id="complete",
+            job_id=o.completing.job.id,
+            attempt_token=o.completing.attempt_token,
+            analysis=job_pb2.AnalysisResult(result={"name": "coat"}),
+            model="studio",
+        ),
+        NOT_FOUND,
+    ),
+    _JOBS + "FailJob": Case(
+        lambda o: job_pb2.FailJobRequest(
+            request_id="fail",
+            job_id=o.failing.job.id,
+            attempt_token=o.failing.attempt_token,
+            error_class="NO_GPU",
+            error_message="none is free",
+        ),
+        NOT_FOUND,
+    ),
     _JOBS + "ListAttempts": Case(lambda o: job_pb2.ListAttemptsRequest(job_id=o.conversion_id), empty("attempts")),
 }

@@ -110,7 +110,7 @@ CASES = {
         NOT_FOUND,
         owner=grpc.StatusCode.ABORTED,  # by its etag
     ),
-    _LOGS + "ListLogs": Case(lambda o: log_pb2.ListLogsRequest(product_id=o.product_id), NOT_FOUND),
+    _LOGS + "ListLogs": Case(lambda o: log_pb2.ListLogsRequest(product_id=o.product_id), empty("logs")),
     _LOGS + "AppendLog": Case(
         lambda o: log_pb2.AppendLogRequest(
             request_id="append", product_id=o.product_id, level=log_pb2.LOG_LEVEL_INFO, message="hello"

@@ -1,0 +1,33 @@
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from tests.cli.conftest import Command, atelier_command, interrupt
+from tests.cli.test_up import until
+from tests.suite import ROOT
+
+__all__ = ["atelier_command"]  # the fixture
+
+
+def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path: Path) -> None:
+    """Every block of docs/main-job.md, as a person would paste them, in one shell."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "main-job.md").read_text(), re.DOTALL)
+    # A machine without grpcurl is the usual case; with it, the first definition of `call` stands.
+    script = "set -u\n" + "\n".join(blocks)
+    for name in ("form.txt", "tech-pack.pdf"):
+        script = script.replace(f" {name}", f" {tmp_path / name}")
+    process = atelier_command.start("up")
+    try:
+        until(process, "Ctrl-C stops")
+        answer = subprocess.run(
+            ["bash", "-c", script], cwd=ROOT, env={**os.environ, **atelier_command.environment},
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+    finally:
+        interrupt(process)
+    said = answer.stdout + answer.stderr
+    assert (tmp_path / "tech-pack.pdf").read_bytes().startswith(b"%PDF-"), said
+    assert "PRODUCT_STATE_COMPLETED" in answer.stdout, said
+    assert answer.stdout.count("as it should be") == 2, said
+    assert "Traceback" not in said
