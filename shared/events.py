@@ -55,13 +55,13 @@ async def publish(m: Mutation, subject: str, subject_id: UUID, version: int, pay
     """Tells of a change, if the transaction commits. The payload must not hold URLs: they would expire."""
     await m.run(
         "INSERT INTO events (owner, subject, subject_id, version, type, payload)"
-        " VALUES (%(owner)s, %(subject)s, %(subject_id)s, %(version)s, %(type)s, %(payload)s)",
+        " VALUES (%(owner)s, %(subject)s, %(subject_id)s, %(version)s, %(type)s, %(payload)s)"
+        " RETURNING pg_notify(current_schema() || '_outbox', '')",
         {
             "owner": m.owner, "subject": subject, "subject_id": subject_id, "version": version,
             "type": payload.DESCRIPTOR.full_name, "payload": payload.SerializeToString(),
         },
     )  # fmt: skip
-    await m.run("SELECT pg_notify(current_schema() || '_outbox', '')")
 
 
 # Sequencer
@@ -210,14 +210,15 @@ class EventStream:
         row = await self._db.row("SELECT epoch, position FROM event_stream")
         return Cursor(row.epoch, row.position, "")
 
-    async def follow(self, request: Message, start: Cursor) -> AsyncGenerator[tuple[Event | None, str], None]:
+    async def follow(self, request: Any, start: Cursor) -> AsyncGenerator[tuple[Event | None, str], None]:
         """Yields (event, cursor) in order, after `start`; (None, cursor) as a bookmark while idle.
 
-        Raises CURSOR_TOO_OLD, SHUTTING_DOWN or SLOW_READER, the last two with the cursor in the trailers, and
-        TOKEN_INVALID when the caller's token expires.
+        Raises CURSOR_TOO_OLD; and, with the cursor to go on from in the trailers, SHUTTING_DOWN, SLOW_READER,
+        TOKEN_INVALID when the caller's token expires, DEPENDENCY_UNAVAILABLE if history can't be read.
         """
         identity = auth.current()
-        head = await self._check(start)
+        # Without a cursor `start` is the head as it was a moment ago: nothing to check, nothing that could fail now.
+        head = await self._check(start) if request.cursor else start.position
         watcher = _Watcher(asyncio.Queue(QUEUE_LIMIT))
         # The first watcher of an owner starts its reader at the head, not at its own cursor: a long history would
         # overflow its queue at once, whereas `_history` goes at the pace of the watcher.
@@ -238,6 +239,9 @@ class EventStream:
                 else:
                     cursor.position = max(cursor.position, item)
                     yield None, cursor.encode()
+        except psycopg.Error:
+            text = "the database can't be reached right now; watch again with the cursor"
+            raise _ended(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, cursor) from None
         finally:
             owner.watchers.discard(watcher)
             if not owner.watchers:

@@ -104,7 +104,8 @@ class Client:
     def channel(self, service: str) -> grpc.aio.Channel:
         if service not in self._channels:
             self._channels[service] = grpc.aio.insecure_channel(
-                self.addresses[service], options=[("grpc.use_local_subchannel_pool", 1)],
+                self.addresses[service],
+                options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 1000)],
                 interceptors=[kind(self.token) for kind in (_Bearer, _BearerStream, _BearerIn)] if self.token else [],
             )  # fmt: skip
         return self._channels[service]

@@ -79,6 +79,14 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
     return asset
 
 
+def _for_caller(asset: pb.Asset) -> pb.Asset:
+    """Of a public asset others see the picture and what it is, not what its owner notes about it."""
+    if asset.owner != auth.current().owner:
+        for name in ("created_by", "file_path", "metadata", "scope"):
+            asset.ClearField(name)
+    return asset
+
+
 def variant_to_proto(row: Any, urls: Urls | None = None) -> pb.Variant:
     variant = pb.Variant(
         id=str(row.id), asset_id=str(row.asset_id), preset=row.preset, state=VARIANT_STATES.number[row.state],
@@ -249,7 +257,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 " SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING",
                 {"owner": m.owner, "ids": ids, "holder": request.holder},
             )
-            return pb.AcquireReferencesResponse(assets=[to_proto(found[asset_id]) for asset_id in ids])
+            return pb.AcquireReferencesResponse(assets=[_for_caller(to_proto(found[i])) for i in ids])
 
         return await self._db.mutate(request, pb.AcquireReferencesResponse, work)
 
@@ -275,10 +283,10 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
     async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Asset]:
         if not with_urls or not rows:
-            return [to_proto(row) for row in rows]
+            return [_for_caller(to_proto(row)) for row in rows]
         found = await self._db.rows(_THUMBNAILS, {"ids": [row.id for row in rows]})
         thumbnails = {row.asset_id: row for row in found}
-        return [to_proto(row, self._urls, thumbnails.get(row.id)) for row in rows]
+        return [_for_caller(to_proto(row, self._urls, thumbnails.get(row.id))) for row in rows]
 
     async def _apply(self, m: Mutation, row: Any, request: pb.UpdateAssetRequest, move: Move) -> Any:
         """Writes the masked fields. Returns the new row."""

@@ -81,9 +81,9 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             return pb.RequestUploadResponse(upload_id=str(upload), asset=assets.to_proto(asset))
 
         response = await self._db.mutate(request, pb.RequestUploadResponse, work)
-        upload = await self._db.row(_GET_UPLOAD, {"id": parse_id(response.upload_id, "upload_id")})
-        if upload is not None:
-            response.target.CopyFrom(self._target(upload.upload_key, request.declaration))
+        asset = response.asset
+        key = _upload_key(asset.owner, columns, asset.id, response.upload_id)
+        response.target.CopyFrom(self._target(key, request.declaration))
         return response
 
     async def ConfirmUpload(self, request: pb.ConfirmUploadRequest, context: Any) -> pb.ConfirmUploadResponse:
@@ -178,8 +178,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
     async def _announce(self, m: Mutation, columns: Mapping[str, Any], sha256: str) -> tuple[Any, Any]:
         asset = await m.one(_INSERT_ASSET, {**columns, "id": new_id(), "owner": m.owner, "actor": m.actor})
         upload_id = new_id()
-        scope = {name: columns[name] for name in assets.SCOPES}
-        key = rules.object_key(m.owner, scope, str(asset.id), str(upload_id), folder="upload", public=False)
+        key = _upload_key(m.owner, columns, str(asset.id), str(upload_id))
         await m.run(
             "INSERT INTO uploads (id, owner, asset_id, upload_key, declared_sha256, expires_at)"
             " VALUES (%(id)s, %(owner)s, %(asset_id)s, %(key)s, %(sha256)s, now() + %(life)s)",
@@ -303,6 +302,12 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         if facts.kind == "image":
             await variants.ask(m, self._queue, row, list(variants.PRESETS), priority=jobs.FRESH)
         return row
+
+
+def _upload_key(owner: str, columns: Mapping[str, Any], asset_id: str, upload_id: str) -> str:
+    """Where the upload is to be sent: it follows from the ids, so that a repeat is given the same place."""
+    scope = {name: columns[name] for name in assets.SCOPES}
+    return rules.object_key(owner, scope, asset_id, upload_id, folder="upload", public=False)
 
 
 def _stored_facts(facts: imaging.Facts) -> Jsonb | None:

@@ -133,9 +133,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         identity = auth.current()
         async with self._db.transaction(identity.owner, identity.actor) as m:
             noun, row = await outside.lock_held(m, request.job_id, request.attempt_token)
-        columns, size = await self._result(noun, row, request)
         went_in = await self._inputs(noun, row)
-        columns |= _recipe(request, noun, row, went_in)
+        columns = _recipe(request, noun, row, went_in)
+        result, size = await self._result(noun, row, request)  # last, so that nothing that is refused is held
 
         async def work(m: Mutation) -> pb.CompleteJobResponse:
             _, row = await outside.lock_held(m, request.job_id, request.attempt_token)
@@ -143,14 +143,14 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 m, row.attempt_token, "succeeded", model=f"{request.model} {request.model_version}".strip(),
                 input_bytes=sum(asset.size_bytes for asset in went_in), output_bytes=size,
             )  # fmt: skip
-            row = await outside.move(m, noun, row, "completed", **columns)
+            row = await outside.move(m, noun, row, "completed", **columns, **result)
             return pb.CompleteJobResponse(job=await _shown(m, noun, await noun.tell(m, self._queue, row)))
 
         try:
             return await self._db.mutate(request, pb.CompleteJobResponse, work)
         except DomainError as refusal:
             if refusal.reason == Reason.ERROR_REASON_ATTEMPT_SUPERSEDED:
-                await self._discard(noun, row.id, columns.get("result_asset_id"))
+                await self._discard(noun, row.id, result.get("result_asset_id"))
             raise
 
     async def FailJob(self, request: pb.FailJobRequest, context: Any) -> pb.FailJobResponse:

@@ -44,7 +44,12 @@ def test_photographs_that_cant_be_used_are_refused_before_anything_starts(
     large.write_bytes((SAMPLES / "front.jpg").read_bytes() + b"\0" * 10 * 1024 * 1024)
     text = tmp_path / "page.jpg"
     text.write_text("<html></html>")
-    for photo, named in ((wide, "50 megapixels"), (large, "10 MB"), (text, "not a picture"), (tmp_path / "no.jpg", "no such")):
+    for photo, named in (
+        (wide, "50 megapixels"),
+        (large, "10 MB"),
+        (text, "not a picture"),
+        (tmp_path / "no.jpg", "no such"),
+    ):
         answer = atelier_command.run("demo", str(photo))
         assert answer.returncode == 2, answer.stdout + answer.stderr
         assert named in answer.stdout

@@ -2,8 +2,8 @@ import socket
 import subprocess
 
 import grpc
-
 from atelier.pipeline.v1 import product_pb2, product_pb2_grpc
+
 from tests.cli.conftest import Command, interrupt
 
 

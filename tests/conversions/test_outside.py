@@ -10,7 +10,7 @@ from atelier.assets.v1 import asset_pb2
 from atelier.conversions.v1 import analysis_pb2, conversion_pb2, generation_pb2, job_pb2
 
 from tests.assets import flows as assets
-from tests.calls import Refusal, refusal
+from tests.calls import Refusal, holding, refusal
 from tests.conversions import flows
 from tests.suite import Client, Suite
 
@@ -127,11 +127,16 @@ async def test_an_analysis_from_outside_has_only_the_keys_of_its_task(atelier: S
     async def refused(result: Any) -> Refusal:
         return await refusal(flows.complete(ada, claimed, analysis=job_pb2.AnalysisResult(result=result)))
 
-    for result in ({"name": "coat", "horoscope": "good"}, {"name": "x" * 300_000}, {"name": float("nan")}):
+    bad: tuple[dict[str, Any], ...] = (
+        {"name": "coat", "horoscope": "good"},
+        {"name": "x" * 300_000},
+        {"name": float("nan")},
+    )
+    for result in bad:
         found = await refused(result)
         assert (found.code, found.fields) == (INVALID, ["analysis.result"])
-    result = {"name": "Coat", "categories": ["outerwear"]}
-    await flows.complete(ada, claimed, analysis=job_pb2.AnalysisResult(result=result), confidence=0)
+    found_out: Any = {"name": "Coat", "categories": ["outerwear"]}
+    await flows.complete(ada, claimed, analysis=job_pb2.AnalysisResult(result=found_out), confidence=0)
     request = analysis_pb2.GetAnalysisRequest(analysis_id=analysis.id)
     done = (await flows.analyses(ada).GetAnalysis(request)).analysis
     assert (done.result["name"], list(done.result["categories"])) == ("Coat", ["outerwear"])
@@ -220,8 +225,6 @@ async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(atel
     claimed = await flows.claim(ada, conversion.id)
     asset = await made(ada)
     # Somebody cancels between the check of the token and the end of the call: the hold of the picture waits.
-    from tests.calls import holding
-
     with holding(atelier, "SELECT FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
         completing = asyncio.create_task(refusal(flows.complete(ada, claimed, picture=picture(asset.id))))
         async with asyncio.timeout(10):
@@ -331,17 +334,13 @@ async def test_pictures_are_given_back_by_the_next_worker_if_assets_and_workers_
     await atelier.work("conversions")
     await flows.given_back(atelier, conversion.id)
     # A hold that was under way may have come after it: it is done once more later.
-    left = atelier.sql(
-        "SELECT scheduled_at > now() + interval '30 seconds' FROM conversions_jobs.procrastinate_jobs"
-        " WHERE status = 'todo'"
+    again = (
+        "SELECT count(*) FROM conversions_jobs.procrastinate_jobs WHERE status = 'todo'"
+        " AND scheduled_at > now() + interval '30 seconds'"
     )
     async with asyncio.timeout(10):
-        while left != [(True,)]:
+        while atelier.sql(again) != [(1,)]:
             await asyncio.sleep(0.05)
-            left = atelier.sql(
-                "SELECT scheduled_at > now() + interval '30 seconds' FROM conversions_jobs.procrastinate_jobs"
-                " WHERE status = 'todo'"
-            )
 
 
 async def test_nothing_is_claimed_while_assets_is_away(atelier: Suite) -> None:
@@ -440,4 +439,5 @@ async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(atelier: 
         assert (found.metadata.get("field") or found.fields[0]) == field, (fields, found)
     stranger = await refusal(flows.complete(eve, claimed, picture=picture(foreign.id)))
     assert stranger.code == grpc.StatusCode.NOT_FOUND
+    assert flows.held(atelier, conversion.id) == {conversion.user_asset_id, conversion.cloth_asset_id}
     await flows.complete(ada, claimed, **good)

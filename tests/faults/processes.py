@@ -60,12 +60,14 @@ class Process:
         return text in self.log.read_text()
 
     def children(self) -> set[int]:
-        """Process ids of its children now."""
-        tasks = Path(f"/proc/{self.popen.pid}/task").iterdir()
-        return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
-
-    async def new_children(self, before: set[int]) -> set[int]:
-        return self.children() - before
+        """Process ids of the children that it has now to work for it."""
+        found = set()
+        with suppress(OSError):
+            for task in Path(f"/proc/{self.popen.pid}/task").iterdir():
+                for pid in (task / "children").read_text().split():
+                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        found.add(int(pid))
+        return found
 
     async def healthy(self) -> None:
         """Returns once the server answers SERVING."""

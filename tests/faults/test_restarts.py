@@ -184,8 +184,8 @@ async def two_servers(server: Process, but: int = 0) -> list[int]:
     """The process ids of the children that serve."""
 
     async def found() -> list[int]:
-        children = [pid for pid in server.children() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        return children if len(children) == 2 and but not in children else []
+        children = sorted(server.children() - {but})
+        return children if len(children) == 2 else []
 
     return list(await until(found, "two children serve"))
 

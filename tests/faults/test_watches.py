@@ -4,8 +4,8 @@ in another order."""
 import asyncio
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from uuid import UUID
 
@@ -27,6 +27,14 @@ pytestmark = pytest.mark.faults
 OWNER = "user:ada"
 RESTARTS = 20
 SUBJECTS = 12
+STAMPED = "SELECT bool_and(position IS NOT NULL) FROM assets.events"
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    """Closes what a test opened, however it ends."""
+    async with AsyncExitStack() as made:
+        yield made
 
 
 class Cable:
@@ -81,6 +89,9 @@ class Follower:
         self.seen: list[tuple[str, int]] = []
         self.ends: list[str] = []
         self.task = asyncio.create_task(self._follow())
+
+    async def saw(self, count: int) -> bool:
+        return len(self.seen) >= count
 
     async def _follow(self) -> None:
         while True:
@@ -177,49 +188,42 @@ async def restart(processes: Processes, server: Process, number: int) -> Process
 
 
 async def test_a_watch_misses_nothing_across_restarts_and_cut_connections(
-    processes: Processes, measured: Callable[[str], None]
+    processes: Processes, stack: AsyncExitStack, measured: Callable[[str], None]
 ) -> None:
-    chance = random.Random(11)
     server, worker = processes.serve("assets"), processes.work("assets")
     await server.healthy()
     db, superuser = database(processes, "app", APP_PASSWORD), Superuser(processes.cluster.url(processes.database))
     await db.open()
+    stack.push_async_callback(db.close)
     ids = await make_assets(db)
     cable = Cable(server.port)
     await cable.open()
-    addresses = {"assets": f"127.0.0.1:{cable.port}"}
-    clients = [Client(addresses, processes.keys.token("ada")) for _ in range(3)]
+    stack.push_async_callback(cable.close)
+    clients = [Client({"assets": f"127.0.0.1:{cable.port}"}, processes.keys.token("ada")) for _ in range(3)]
+    for client in clients:
+        stack.push_async_callback(client.close)
     some = [str(asset_id) for asset_id in ids[:4]]
     followers = [Follower(clients[0], []), Follower(clients[1], some)]
-    await asyncio.gather(*(follower.ready.wait() for follower in followers))
-    await until(lambda: superuser.value("SELECT bool_and(position IS NOT NULL) FROM assets.events"), "all is stamped")
+    for follower in followers:
+        stack.callback(follower.task.cancel)
+        await follower.ready.wait()
+    await until(lambda: superuser.value(STAMPED), "all is stamped")
     start = await superuser.value("SELECT position FROM assets.event_stream")
     first_cursor = followers[0].cursor
     writing = [asyncio.create_task(write_out_of_order(db, ids, random.Random(seed))) for seed in range(6)]
     calling = [asyncio.create_task(write_by_call(clients[2], ids, random.Random(seed))) for seed in range(2)]
-    for number in range(RESTARTS):
-        await asyncio.sleep(chance.uniform(0, 0.5))
-        cable.cut()
-        await asyncio.sleep(chance.uniform(0, 1))
-        server = await restart(processes, server, number)
-        if number % 5 == 4:  # the sequencer, too
-            worker.kill()
-            worker = processes.work("assets")
+    await disturb(processes, server, worker, cable)
     for task in (*writing, *calling):
         task.cancel()
     published = sum(await asyncio.gather(*writing))
     await asyncio.gather(*calling, return_exceptions=True)
-    await until(lambda: superuser.value("SELECT bool_and(position IS NOT NULL) FROM assets.events"), "all is stamped")
+    await until(lambda: superuser.value(STAMPED), "all is stamped")
     expected = await told(superuser, start)
     wanted = [change for change in expected if change[0] in some]
-
-    async def caught_up() -> bool:
-        return len(followers[0].seen) >= len(expected) and len(followers[1].seen) >= len(wanted)
-
-    with suppress(AssertionError):  # what is missing is told better below
-        await until(caught_up, "the followers have seen everything")
-    assert followers[0].seen == expected
-    assert followers[1].seen == wanted
+    for follower, changes in zip(followers, (expected, wanted), strict=True):
+        with suppress(AssertionError):  # what is missing is told better below
+            await until(lambda: follower.saw(len(changes)), "the follower has seen everything")  # noqa: B023
+        assert follower.seen == changes, (follower.task, follower.ends[-5:])
     assert len(expected) > published > 1000
     for asset_id in map(str, ids):
         versions = [version for subject, version in expected if subject == asset_id]
@@ -227,17 +231,22 @@ async def test_a_watch_misses_nothing_across_restarts_and_cut_connections(
     ends = followers[0].ends
     assert "with cursor" in ends
     measured(
-        f"R4: {RESTARTS} restarts and as many cuts, {len(expected)} changes, watch came back {len(ends)} times"
+        f"R4: {RESTARTS} restarts and as many cuts, {len(expected)} changes, a watch was begun again {len(ends)} times"
         f" ({ends.count('with cursor')} with a cursor from the trailers): 0 gaps, duplicates, reorders"
     )
     await refuses_an_old_cursor(processes, clients[0], first_cursor)
-    for follower in followers:
-        assert not follower.task.done()
-        follower.task.cancel()
-    for client in clients:
-        await client.close()
-    await cable.close()
-    await db.close()
+
+
+async def disturb(processes: Processes, server: Process, worker: Process, cable: Cable) -> None:
+    chance = random.Random(11)
+    for number in range(RESTARTS):
+        await asyncio.sleep(chance.uniform(0, 0.5))
+        cable.cut()
+        await asyncio.sleep(chance.uniform(0, 2))
+        server = await restart(processes, server, number)
+        if number % 5 == 4:  # the sequencer, too
+            worker.kill()
+            worker = processes.work("assets")
 
 
 async def refuses_an_old_cursor(processes: Processes, client: Client, cursor: str) -> None:
@@ -252,27 +261,23 @@ async def refuses_an_old_cursor(processes: Processes, client: Client, cursor: st
 
 
 async def test_a_watch_goes_on_when_the_sequencer_is_frozen(
-    processes: Processes, measured: Callable[[str], None]
+    processes: Processes, stack: AsyncExitStack, measured: Callable[[str], None]
 ) -> None:
     server, sequencer = processes.serve("assets"), processes.work("assets")
     await server.healthy()
     db, superuser = database(processes, "app", APP_PASSWORD), Superuser(processes.cluster.url(processes.database))
     await db.open()
+    stack.push_async_callback(db.close)
     await make_assets(db)
-    await until(lambda: superuser.value("SELECT bool_and(position IS NOT NULL) FROM assets.events"), "all is stamped")
+    await until(lambda: superuser.value(STAMPED), "all is stamped")
     client = Client(processes.addresses, processes.keys.token("ada"))
+    stack.push_async_callback(client.close)
     follower = Follower(client, [])
+    stack.callback(follower.task.cancel)
     await follower.ready.wait()
     sequencer.freeze()
     processes.work("assets")
     frozen = time.monotonic()
     made = await make_assets(db)
-
-    async def seen() -> bool:
-        return len(follower.seen) == len(made)
-
-    await until(seen, "the other worker took over")
+    await until(lambda: follower.saw(len(made)), "the other worker took over")
     measured(f"R4 frozen sequencer: watches go on after {time.monotonic() - frozen:.1f} s")
-    follower.task.cancel()
-    await client.close()
-    await db.close()

@@ -15,7 +15,7 @@ from tests.shared.imaging import pictures
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
+    while not condition():
         await asyncio.sleep(0.01)
 
 

@@ -54,7 +54,7 @@ async def slices(data: list[bytes]) -> AsyncIterator[bytes]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - it is another process that changes
+    while not condition():
         await asyncio.sleep(0.02)
 
 
