@@ -10,7 +10,6 @@ import psycopg
 
 from cli.state import State
 from cli.suite import is_serving, login_url, ports
-from shared.embedded import EmbeddedPostgres
 from shared.settings import SERVICES, load
 
 _LISTENERS = 2  # connections of a process beside its pool: the event listener, and a worker's sequencer
@@ -58,9 +57,11 @@ def _keys(state: State) -> Iterator[Check]:
 
 def _database(state: State) -> Iterator[Check]:
     """Against the embedded Postgres, or the one of ATELIER_DATABASE_URL."""
-    admin_url = (
-        os.environ.get("ATELIER_DATABASE_URL") or EmbeddedPostgres(state.postgres).url.rsplit("/", 1)[0] + "/atelier"
-    )
+    embedded_port = state.postgres / "port"
+    if not os.environ.get("ATELIER_DATABASE_URL") and not embedded_port.exists():
+        yield Check("database", False, "no embedded one", "set ATELIER_DATABASE_URL to the one that the suite uses")
+        return
+    admin_url = os.environ.get("ATELIER_DATABASE_URL") or f"postgresql://127.0.0.1:{embedded_port.read_text()}/atelier"
     settings = load("assets")
     budget = len(SERVICES) * 2 * (settings.pool_size + _LISTENERS)
     for name in SERVICES:

@@ -218,7 +218,8 @@ class EventStream:
         """
         identity = auth.current()
         # Without a cursor `start` is the head as it was a moment ago: nothing to check, nothing that could fail now.
-        head = await self._check(start) if request.cursor else start.position
+        # A call that only waits for the end of what it asked for has none in its request.
+        head = await self._check(start) if getattr(request, "cursor", "") else start.position
         watcher = _Watcher(asyncio.Queue(QUEUE_LIMIT))
         # The first watcher of an owner starts its reader at the head, not at its own cursor: a long history would
         # overflow its queue at once, whereas `_history` goes at the pace of the watcher.

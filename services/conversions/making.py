@@ -2,9 +2,9 @@
 
 What is asked of `assets` can be asked again, so that a try after a crash finds what the try before had already done:
 the same references under the row's name, and with the same bytes the same result asset. The inputs' references are
-acquired here and not while the call is served: the row must be committed first, since nobody would
-release what a crash between the two leaves held. A picture deleted in between makes the job fail, at no cost. A row
-that fails or is cancelled gives them back, by a job that is committed with its end; a completed one keeps them.
+acquired here and not while the call is served: the row must be committed first, since nobody would release what a crash
+between the two leaves held. A picture deleted in between makes the job fail, at no cost. A row that fails or is
+cancelled gives them back, by a job that is committed with its end; a completed one keeps them.
 """
 
 import asyncio

@@ -64,4 +64,5 @@ def atelier_command() -> Iterator[Command]:
 def interrupt(process: "subprocess.Popen[str]") -> int:
     """Ctrl-C as a terminal sends it; the exit status."""
     process.send_signal(signal.SIGINT)
-    return process.wait(40)
+    process.communicate(timeout=40)
+    return process.returncode

@@ -56,7 +56,7 @@ def test_killing_the_command_ends_what_it_started(atelier_command: Command) -> N
     process = atelier_command.start("up")
     until(process, "Ctrl-C stops")
     process.kill()
-    process.wait(10)
+    process.communicate(timeout=10)
     for _ in range(200):
         if not atelier_command.left_behind():
             break

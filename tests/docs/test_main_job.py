@@ -15,8 +15,7 @@ def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "main-job.md").read_text(), re.DOTALL)
     # A machine without grpcurl is the usual case; with it, the first definition of `call` stands.
     script = "set -u\n" + "\n".join(blocks)
-    for name in ("form.txt", "tech-pack.pdf"):
-        script = script.replace(f" {name}", f" {tmp_path / name}")
+    script = script.replace(" tech-pack.pdf", f" {tmp_path / 'tech-pack.pdf'}")
     process = atelier_command.start("up")
     try:
         until(process, "Ctrl-C stops")
@@ -26,8 +25,11 @@ def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path
         )  # fmt: skip
     finally:
         interrupt(process)
-    said = answer.stdout + answer.stderr
-    assert (tmp_path / "tech-pack.pdf").read_bytes().startswith(b"%PDF-"), said
+    logs = "".join(path.read_text() for path in (atelier_command.state / "logs").glob("*.log"))
+    faults = [line for line in logs.splitlines() if '"level": "error"' in line]
+    said = "\n".join((answer.stdout, answer.stderr, *faults))
+    assert (tmp_path / "tech-pack.pdf").exists(), said
+    assert (tmp_path / "tech-pack.pdf").read_bytes().startswith(b"%PDF-")
     assert "PRODUCT_STATE_COMPLETED" in answer.stdout, said
     assert answer.stdout.count("as it should be") == 2, said
     assert "Traceback" not in said

@@ -257,7 +257,8 @@ async def test_a_frozen_worker_changes_nothing_when_it_comes_back(
     # Where the commit was cut off, only the reconciler can tell whether it happened.
     assert orphans == (3 * len(PRESETS) if moment is committing else 0)
     measured(
-        f"R3 {name_of(moment)}: final {min(took):.1f} to {max(took):.1f} s after the freeze, {orphans} objects for the reconciler"
+        f"R3 {name_of(moment)}: final {min(took):.1f} to {max(took):.1f} s after the freeze,"
+        f" {orphans} objects for the reconciler"
     )
 
 
