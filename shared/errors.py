@@ -115,7 +115,7 @@ def retry_later(reason: int, text: str, seconds: float) -> DomainError:
 
 
 def unavailable(what: str) -> DomainError:
-    text = f"{what} can't be reached right now; nothing was changed, try again"
+    text = f"{what} can't be reached right now; repeat the call, with the same request_id if it changes something"
     return retry_later(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, 1)
 
 
