@@ -2,8 +2,10 @@
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /srv/atelier
 RUN python -m venv .venv
-COPY requirements/run.txt requirements/run.txt
-RUN .venv/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements/run.txt
+COPY requirements/build.txt requirements/run.txt requirements/
+RUN .venv/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements/build.txt \
+ && .venv/bin/pip install --no-cache-dir --require-hashes --no-build-isolation \
+    -r requirements/run.txt
 COPY protos protos
 COPY tools/stubs.py tools/stubs.py
 RUN .venv/bin/python tools/stubs.py

@@ -21,18 +21,26 @@ help: ## This list
 .PHONY: setup
 setup: $(VENV)/run.stamp gen/atelier.binpb ## Virtual environment with locked requirements, and the stubs
 
-$(VENV)/bin/python:
+# pip is the last thing that venv makes: without it an interrupted run is begun anew.
+$(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'atelier needs Python 3.11 or later: make PYTHON=python3.12'; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 2; }
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); echo 'python3 -m venv failed; on Debian: apt-get install python3-venv'; exit 2; }
 
-$(VENV)/run.stamp: requirements/run.txt | $(VENV)/bin/python
-	@echo 'Installing what the services need (once, about half a minute) ...'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/run.txt
+# pyvips comes as source only; its binary part is pyvips-binary. What builds it is installed first, with hashes too.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
+
+$(VENV)/build.stamp: requirements/build.txt | $(VENV)/bin/pip
+	@$(INSTALL) --only-binary :all: -r requirements/build.txt
 	@touch $@
 
-$(VENV)/dev.stamp: requirements/dev.txt | $(VENV)/bin/python
+$(VENV)/run.stamp: requirements/run.txt $(VENV)/build.stamp
+	@echo 'Installing what the services need (once, about half a minute) ...'
+	@$(INSTALL) --no-build-isolation -r requirements/run.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/build.stamp
 	@echo 'Installing what the tests need (once) ...'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/dev.txt
+	@$(INSTALL) --no-build-isolation -r requirements/dev.txt
 	@touch $@ $(VENV)/run.stamp
 
 gen/atelier.binpb: $(PROTOS) tools/stubs.py $(VENV)/run.stamp
@@ -83,7 +91,7 @@ $(TOOLS)/versitygw:
 .PHONY: lock
 lock: $(VENV)/dev.stamp ## Lock requirements/*.in again, with hashes
 	@$(BIN)/pip install --quiet uv
-	@for f in run dev; do $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --no-annotate requirements/$$f.in -o requirements/$$f.txt; done
+	@for f in run dev build; do $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --no-annotate requirements/$$f.in -o requirements/$$f.txt; done
 
 .PHONY: clean
 clean: ## Remove what was built here; state in .atelier/ stays

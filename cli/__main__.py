@@ -1,5 +1,11 @@
 """The `atelier` command."""
 
+import signal
+
+# Until a command says otherwise, Ctrl-C ends it without a traceback, also while the libraries below are loaded.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# ruff: noqa: E402
 import os
 import subprocess
 import sys
@@ -53,6 +59,7 @@ def up(
     suite = Suite(State(state), Options(database_url, s3_endpoint), lambda text: console.print(f"[dim]{text} ..."))
     began = time.monotonic()
     with interruptible() as stopped:
+        suite.stopped = stopped
         try:
             suite.start()
         except Problem as problem:
@@ -95,6 +102,7 @@ def dev(state: StateOption = DEFAULT_STATE) -> None:
 
     suite = Suite(State(state), Options(), lambda text: console.print(f"[dim]{text} ..."))
     with interruptible() as stopped:
+        suite.stopped = stopped
         try:
             suite.start()
         except Problem as problem:

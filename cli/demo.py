@@ -21,11 +21,13 @@ def run_client(
 ) -> int:
     """The client's exit status; 130 after Ctrl-C. Whatever was started here has ended when this returns."""
     state.prepare()
-    running = not _free(state) and all(is_serving(ports()[name]) for name in SERVICES)
-    suite = None if running else Suite(state, Options(), lambda text: console.print(f"[dim]{text} ..."))
+    suite: Suite | None = None
     with interruptible() as stopped:
         try:
+            running = not _free(state) and all(is_serving(ports()[name]) for name in SERVICES)
+            suite = None if running else Suite(state, Options(), lambda text: console.print(f"[dim]{text} ..."))
             if suite:
+                suite.stopped = stopped
                 suite.start()
             token = auth.sign(
                 auth.load_key(state.keys / "people.jwk"), issuer=LOCAL_ISSUER, subject="demo", role="user", seconds=3600

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60
 _LOG_BYTES = 10 * 1024 * 1024
 _CLOSED_CONNECTION_SECONDS = 65
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Report = Callable[[str], None]
 
 
@@ -58,6 +59,7 @@ class Suite:
     options: Options
     report: Report
     postgres: EmbeddedPostgres | None = None
+    stopped: Callable[[], bool] = lambda: False
     processes: list[Process] = field(default_factory=list)
     admin_url: str = ""
 
@@ -143,6 +145,7 @@ class Suite:
         from shared.migrate import MigrationFailed, migrate
 
         for name in missing:
+            self._go_on()
             try:
                 migrate(name, self.admin_url, self.state.password(name, "app"), self.state.password(name, "worker"))
             except MigrationFailed as error:
@@ -215,9 +218,14 @@ class Suite:
             for name, port in list(waiting.items()):
                 if is_serving(port):
                     del waiting[name]
+            self._go_on()
             if time.monotonic() > deadline:
                 raise Problem(f"{', '.join(waiting)} not healthy after {_START_SECONDS} s; see {self.state.logs}")
             time.sleep(0.05)
+
+    def _go_on(self) -> None:
+        if self.stopped():
+            raise Problem("stopped before everything was up")
 
     def _storage_answers(self) -> bool:
         if self.options.s3_endpoint:
@@ -233,9 +241,16 @@ class Suite:
 
 
 def ports() -> dict[str, int]:
-    """Of the four services and `storage`: the usual ones, or what their settings say."""
-    usual = {**PORTS, "storage": STORAGE_HTTP_PORT}
-    return {name: int(os.environ.get(_port_setting(name), port)) for name, port in usual.items()}
+    """Of the four services and `storage`: the usual ones, or what their settings say. Raises Problem."""
+    chosen: dict[str, int] = {}
+    for name, port in {**PORTS, "storage": STORAGE_HTTP_PORT}.items():
+        said = os.environ.get(_port_setting(name), str(port))
+        if not said.isdecimal() or not 0 < int(said) < 65536:
+            raise Problem(f"{_port_setting(name)}={said} is not a port; use a number from 1 to 65535")
+        if int(said) in chosen.values():
+            raise Problem(f"{_port_setting(name)}={said} is another service's port; each needs its own")
+        chosen[name] = int(said)
+    return chosen
 
 
 def _port_setting(name: str) -> str:
@@ -323,9 +338,9 @@ def _pss_kilobytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within, SIGINT and SIGTERM set a flag instead of ending the process; yields what tells it."""
+    """Within, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process; yields what tells it."""
     seen: list[int] = []
-    before = {number: signal.signal(number, lambda n, _f: seen.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda n, _f: seen.append(n)) for number in _STOPPING}
     try:
         yield lambda: bool(seen)
     finally:

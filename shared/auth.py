@@ -30,6 +30,7 @@ ROLES = ("user", "vendor", "anonymous", "service", "admin")
 CLOCK_SKEW = 30.0  # seconds that another machine's clock may be off
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
 _OWNER = re.compile(r"(user|vendor|anonymous|service|admin):[\x21-\x7e]{1,120}")
+_SUBJECT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,120}")
 _CACHED_TOKENS = 10_000
 
 # The old algorithm name is accepted on purpose; joserfc warns each time it is named.
@@ -132,7 +133,7 @@ class Verifier:
         role, subject = claims.get("role"), claims.get("sub")
         if not isinstance(role, str) or role not in trusted.roles:
             raise _refused("the token's key may not sign this role")
-        if not isinstance(subject, str) or not 1 <= len(subject) <= 120:
+        if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject):
             raise _refused("the token names nobody: sub must have 1 to 120 characters")
         owner = claims.get("owner", f"{role}:{subject}")
         if not isinstance(owner, str) or not _OWNER.fullmatch(owner):

@@ -140,6 +140,8 @@ def from_exception(error: BaseException) -> DomainError:
         case psycopg.errors.SerializationFailure() | psycopg.errors.DeadlockDetected():
             text = "another call changed the same thing at the same time; nothing was changed, try again"
             return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
+        case psycopg.errors.ProgramLimitExceeded():
+            return invalid("", "a value is too long to be stored and found again; shorten it")
         case psycopg.errors.DiskFull():
             return DomainError(Reason.ERROR_REASON_STORAGE_FULL, "the database's disk is full; nothing was changed")
         case psycopg.OperationalError():

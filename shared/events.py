@@ -28,6 +28,7 @@ from psycopg import AsyncConnection
 from shared import auth, errors, paging
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
+from shared.tasks import wanted
 
 BOOKMARK_SECONDS = 10.0
 POLL_SECONDS = 1.0  # the fallback when a notification is lost
@@ -83,7 +84,7 @@ _STAMP: LiteralString = """
 
 async def run_sequencer(db: Database) -> None:
     """Stamps forever. Any number may run; an advisory lock of the session lets one work. Ends only by cancellation."""
-    while True:
+    while wanted():
         try:
             async with await db.connect() as conn:
                 # A frozen process must not keep the lock: the server ends sessions that have stopped polling.

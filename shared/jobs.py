@@ -20,6 +20,7 @@ import structlog
 from procrastinate import JobContext, exceptions, jobs, manager, retry
 
 from shared.db import Database, Mutation
+from shared.tasks import wanted
 
 FRESH = 100  # priority of work somebody waits for
 BACKFILL = 0  # priority of work nobody waits for
@@ -152,7 +153,7 @@ class JobQueue:
         """Runs jobs until cancelled, then gives those in hand 5 seconds and puts the rest back."""
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
             group.create_task(self._reap(lease_seconds))
-            while True:
+            while wanted():
                 reason = "it was taken for dead"
                 try:
                     await self._app.run_worker_async(
@@ -177,7 +178,7 @@ class JobQueue:
         """Gives jobs of dead workers to live ones. Any number may run: putting a job back twice is harmless."""
         manager = self._app.job_manager
         passes = 0
-        while True:
+        while wanted():
             await asyncio.sleep(min(lease_seconds / 3, _LONGEST_REAPING_SECONDS))
             try:
                 for queue in sorted(self._queues):

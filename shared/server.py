@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,7 +25,7 @@ import protovalidate
 import structlog
 import uvloop
 from atelier.common.v1 import policy_pb2
-from google.protobuf import descriptor, descriptor_pool, message
+from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
@@ -35,6 +36,9 @@ from shared.settings import PORTS, Settings
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
+_CONTRACT = Path(__file__).resolve().parent.parent / "gen" / "atelier.binpb"
+_SMALL_REQUEST_BYTES = 4096
+_IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
 _TURN_AWAY_SECONDS = 1.0
 _log = structlog.get_logger("server")
 
@@ -50,6 +54,20 @@ class Limits:
     default_deadline: float
     max_deadline: float
     in_flight: int = 0
+    receiving: int = 0
+
+    # Streams of a request are counted apart, and fewer of them are allowed: each may last as long as its sender likes.
+
+    def enter(self, stream_in: bool) -> None:
+        self.receiving += stream_in
+        self.in_flight += not stream_in
+
+    def leave(self, stream_in: bool) -> None:
+        self.receiving -= stream_in
+        self.in_flight -= not stream_in
+
+    def exceeded(self, stream_in: bool) -> bool:
+        return self.receiving > self.max_in_flight // 4 if stream_in else self.in_flight > self.max_in_flight
 
 
 class Undecodable:
@@ -140,10 +158,10 @@ class Guard:
         async def call(request: Any, context: Any) -> Any:
             started = time.perf_counter()
             identity, code = None, "OK"
-            limits.in_flight += 1
+            limits.enter(stream_in)
             try:
                 identity = self._identify(context)
-                if limits.in_flight > limits.max_in_flight:
+                if limits.exceeded(stream_in):
                     raise errors.retry_later(
                         Reason.ERROR_REASON_OVERLOADED, "the server is busy; nothing was changed, try again", 0.5
                     )
@@ -163,7 +181,7 @@ class Guard:
                 code = "CANCELLED"
                 raise
             finally:
-                limits.in_flight -= 1
+                limits.leave(stream_in)
                 self._account(started, identity, code)
 
         return call
@@ -206,12 +224,17 @@ class Guard:
 
 
 def check(request: Any) -> None:
-    """Enforces the constraints that stand on the fields. Raises INVALID_FIELD with every violation."""
+    """Enforces the constraints that stand on the fields. Raises INVALID_FIELD: with up to 20 violations of a small
+    request, with the first of a large one, whose thousands of violations would occupy the server for long."""
     if isinstance(request, Undecodable):
         raise errors.invalid("", "the request is not a message of the declared type; generate the stubs anew")
-    violations = protovalidate.collect_violations(request)
+    try:
+        fail_fast = request.ByteSize() > _SMALL_REQUEST_BYTES
+        violations = protovalidate.collect_violations(request, fail_fast=fail_fast)
+    except protovalidate.EvaluationError:
+        raise errors.invalid("", "the request is too large to be checked; send fewer items") from None
     if violations:
-        raise errors.invalid_fields([(_path(v.proto.field), v.proto.message) for v in violations])
+        raise errors.invalid_fields([(_path(v.proto.field), v.proto.message) for v in violations[:20]])
 
 
 def _path(field_path: Any) -> str:
@@ -228,7 +251,13 @@ def _path(field_path: Any) -> str:
 
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
+    """What a caller streams in. One that falls silent is sent away: it would hold its place for ever."""
+    while True:
+        try:
+            async with asyncio.timeout(_IDLE_UPLOAD_SECONDS):
+                request = await anext(requests)
+        except StopAsyncIteration:
+            return
         check(request)
         yield request
 
@@ -332,7 +361,7 @@ def _register(server: Any, service: Service, settings: Settings, verifier: auth.
 
 def _reflect(server: Any, names: Sequence[str]) -> None:
     """Reflection under its old and its new name; the messages of both are the same on the wire."""
-    servicer = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
+    servicer = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME], pool=_described())
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
@@ -340,6 +369,18 @@ def _reflect(server: Any, names: Sequence[str]) -> None:
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     server.add_registered_method_handlers("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": handler})
+
+
+def _described() -> descriptor_pool.DescriptorPool:
+    """The contract as protoc wrote it. The stubs' own descriptors lack the JSON names, and a client that prints JSON by
+    reflection would print other names than a generated one."""
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(_CONTRACT.read_bytes()).file:
+        file.ClearField("source_code_info")
+        pool.Add(file)
+    for module in (health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    return pool
 
 
 def port_of(name: str, settings: Settings) -> int:
@@ -457,5 +498,6 @@ def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], coun
 
 
 def _process(name: str, settings: Settings, opener: Opener) -> None:
-    telemetry.set_up(name, settings.log_level, settings.metrics_port, settings.host)
+    telemetry.set_up(name, settings.log_level)
+    telemetry.serve_metrics(settings.host, settings.metrics_port, settings.processes)
     uvloop.run(serve(opener(name, settings), settings))

@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     default_deadline_seconds: float = Field(30, gt=0, description="for a call that sets none")
     max_deadline_seconds: float = Field(300, gt=0, description="cap on what a unary call may set")
     drain_seconds: float = Field(10, gt=0, description="after SIGTERM, time for calls in flight")
-    metrics_port: int = Field(0, description="Prometheus metrics over HTTP on HOST; 0: none")
+    metrics_port: int = Field(
+        0, description="Prometheus metrics over HTTP on HOST; further processes take the ports after it; 0: none"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     # Identity

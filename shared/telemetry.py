@@ -39,7 +39,7 @@ def _to_json(_logger: Any, _method: str, event: Any) -> str:
     return _ENCODER.encode(event)
 
 
-def set_up(service: str, level: str, metrics_port: int = 0, host: str = "127.0.0.1") -> None:
+def set_up(service: str, level: str) -> None:
     """Routes both structlog and the standard library's loggers (libraries) to one JSON line per event."""
 
     def name_service(_logger: Any, _method: str, event: Any) -> Any:
@@ -71,5 +71,15 @@ def set_up(service: str, level: str, metrics_port: int = 0, host: str = "127.0.0
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    if metrics_port:
-        start_http_server(metrics_port, addr=host, registry=METRICS)
+
+
+def serve_metrics(host: str, port: int, processes: int) -> None:
+    """Serves this process's metrics on `port` (0: not at all), or on the next free one: every process of a server has
+    its own, from `port` to `port + processes - 1`. Raises OSError if all are taken."""
+    for candidate in range(port, port + processes) if port else ():
+        try:
+            start_http_server(candidate, addr=host, registry=METRICS)
+            return
+        except OSError:
+            if candidate == port + processes - 1:
+                raise

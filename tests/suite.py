@@ -197,9 +197,11 @@ class Suite:
     async def stop_work(self, *services: str) -> None:
         for name in services or list(self._workers):
             task = self._workers.pop(name)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=5)
+            if not task.cancelled() and (error := task.exception()):
+                raise error
 
     def client(self, subject: str | None = "ada", role: str = "user", **claims: Any) -> Client:
         """A caller with a token; `subject` None: without one."""

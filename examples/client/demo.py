@@ -10,6 +10,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 import uuid
@@ -23,6 +24,7 @@ from typing import Any
 import filetype
 import grpc
 import httpx
+import protovalidate
 import yaml
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2, upload_pb2_grpc, variant_pb2, variant_pb2_grpc
 from atelier.common.v1 import facts_pb2
@@ -94,12 +96,24 @@ def read_facts(path: Path | None) -> facts_pb2.Facts:
         return facts_pb2.Facts()
     try:
         found = yaml.safe_load(path.read_text())
+        if not isinstance(found, dict | None):
+            raise Unusable(f"{path}: expected names with values, such as `product: {{name: Jacket}}`")
         facts: facts_pb2.Facts = json_format.ParseDict(found or {}, facts_pb2.Facts())
-        return facts
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, json_format.ParseError, UnicodeDecodeError) as error:
         raise Unusable(f"{path}: {' '.join(str(error).split())}") from None
+    # The contract's own constraints, as the services enforce them.
+    violations = [violation.proto for violation in protovalidate.collect_violations(facts)]
+    if violations:
+        raise Unusable(f"{path}: {'; '.join(f'{_place(v.field)}: {v.message}' for v in violations[:10])}")
+    return facts
+
+
+def _place(field_path: Any) -> str:
+    """`dimensions[0].value`"""
+    steps = ((element.field_name, element.subscript) for element in field_path.elements)
+    return ".".join(f"{name}[{subscript.value}]" if subscript else str(name) for name, subscript in steps)
 
 
 # The services
@@ -370,12 +384,20 @@ def check_results(run: Run) -> None:
                 raise Failed(f"tech-pack.zip: {name} has another checksum than SHA256SUMS says")
 
 
+def remove_earlier(out: Path) -> None:
+    """What an earlier run left: the results of two products must not lie side by side."""
+    shutil.rmtree(out / "variants", ignore_errors=True)
+    for name in ("try-on.jpg", "generated.jpeg", "tech-pack.pdf", "tech-pack.zip", "summary.json"):
+        (out / name).unlink(missing_ok=True)
+
+
 # The story
 
 
 def play(atelier: Atelier, inputs: list[tuple[Path, str]], facts: facts_pb2.Facts, out: Path) -> Run:
     run = Run(out)
     out.mkdir(parents=True, exist_ok=True)
+    remove_earlier(out)
     columns = (SpinnerColumn(), TextColumn("{task.description:22}"), BarColumn(16), MofNCompleteColumn(),
                TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}"))  # fmt: skip
     figure = (SAMPLES / "figure.jpg", "image/jpeg", asset_pb2.ASSET_KIND_USER)
@@ -412,7 +434,8 @@ def play(atelier: Atelier, inputs: list[tuple[Path, str]], facts: facts_pb2.Fact
                 work.result()
                 if finish:
                     finish(completed=1)
-            names = {**views, "figure": person, "cloth": cloth}
+            others = {f"photo-{n}": asset for n, asset in enumerate(products[len(VIEWS) :], len(VIEWS) + 1)}
+            names = {**views, **others, "figure": person, "cloth": cloth}
             fetch_variants(atelier, names, run)
         with run.timed("tech pack"):
             packing = bar("Making the tech pack", 100)
@@ -446,6 +469,7 @@ def create_product(atelier: Atelier, products: list[asset_pb2.Asset], facts: fac
 
 
 def show(run: Run) -> None:
+    here = Path(os.path.relpath(run.out))
     table = Table(title="What was made", title_justify="left")
     table.add_column("what", style="bold")
     table.add_column("result")
@@ -457,18 +481,18 @@ def show(run: Run) -> None:
         table.add_row(
             f"review of phase {review['phase']}", f"approved; model confidence {review['model_confidence']:.2f}", ""
         )
-    table.add_row("variants", str(len(run.summary["variants"])), str(run.out / "variants"))
-    for name in ("try-on.jpg", "tech-pack.pdf", "tech-pack.zip", "summary.json"):
-        table.add_row(name, f"{(run.out / name).stat().st_size:,} bytes", str(run.out / name))
+    table.add_row("variants", str(len(run.summary["variants"])), str(here / "variants"))
+    for name in ("try-on.jpg", "generated.jpeg", "tech-pack.pdf", "tech-pack.zip", "summary.json"):
+        table.add_row(name, f"{(run.out / name).stat().st_size:,} bytes", str(here / name))
     table.add_row("credits", str(run.summary["credits"]), "")
     for stage, seconds in run.seconds.items():
         table.add_row(stage, f"{seconds:.1f} s", "")
     console.print(table)
-    for warning in (text for made in run.summary["exports"] for text in made["warnings"]):
+    for warning in dict.fromkeys(text for made in run.summary["exports"] for text in made["warnings"]):
         console.print(f"[yellow]note:[/yellow] {warning}", soft_wrap=True)
     console.print(
         "Next:\n"
-        f"  look at {run.out / 'tech-pack.pdf'}\n"
+        f"  look at {here / 'tech-pack.pdf'}\n"
         '  make demo PHOTOS="front.jpg back.jpg" FACTS=facts.yaml   with pictures of your own\n'
         "  make up                                                  keep the suite running and call it yourself",
         soft_wrap=True,

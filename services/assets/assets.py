@@ -84,6 +84,9 @@ def _for_caller(asset: pb.Asset) -> pb.Asset:
     if asset.owner != auth.current().owner:
         for name in ("created_by", "file_path", "metadata", "scope"):
             asset.ClearField(name)
+        if asset.HasField("provenance"):
+            asset.provenance.ClearField("prompt")
+            asset.provenance.ClearField("source_asset_ids")
     return asset
 
 
@@ -359,6 +362,8 @@ def _filter(request: pb.ListAssetsRequest) -> tuple[str, dict[str, Any]]:
         parameters["kind"] = KINDS.word[request.kind]
     for name in SCOPES:
         if getattr(request, name):
+            if request.public_of_others:
+                raise errors.invalid(name, "labels of others are not searchable")
             conditions.append(f"{name} = %({name})s")
             parameters[name] = getattr(request, name)
     for field, operator in (("created_from", ">="), ("created_before", "<")):

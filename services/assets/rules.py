@@ -1,5 +1,6 @@
 """Decisions of `assets` without any machinery: kinds, states, limits, names."""
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from urllib.parse import quote
@@ -39,8 +40,11 @@ IMAGE_TYPES = frozenset(
     {"image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "image/tiff", "image/heic"}
 )
 
-# What is invisible, or turns the reading direction, has no place in a name that people read.
-_BIDI = dict.fromkeys([0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+# What is invisible, or turns the reading direction, has no place in a name that people read: controls, format
+# characters, lone surrogates, line and paragraph separators.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"  # some scripts and emoji are spelled with them, but only between other characters
+_EDGES = re.compile(rf"^[\s{_JOINERS}]+|[\s{_JOINERS}]+$")
 
 
 def type_problem(kind: str, mime_type: str) -> str | None:
@@ -61,10 +65,10 @@ def may_upload(kind: str, role: str, through_service: bool) -> bool:
 
 
 def display_name(name: str) -> str:
-    """NFC, without control and direction characters, any slash replaced. Empty if nothing is left."""
-    text = unicodedata.normalize("NFC", name).translate(_BIDI)
-    text = "".join("_" if c in "/\\" else c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
-    return text.strip()[:255]
+    """NFC, without control, format and direction characters, any slash replaced. Empty if nothing is left."""
+    text = "".join(c for c in name if c in _JOINERS or unicodedata.category(c) not in _HIDDEN)
+    text = unicodedata.normalize("NFC", text).replace("/", "_").replace("\\", "_")
+    return _EDGES.sub("", _EDGES.sub("", text)[:255])
 
 
 def _segment(label: str) -> str:
@@ -73,12 +77,12 @@ def _segment(label: str) -> str:
 
 
 def object_key(owner: str, scope: Mapping[str, str], asset_id: str, unique: str, *, folder: str, public: bool) -> str:
-    """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; below `public/` for what everyone may fetch.
+    """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; `public/assets/<asset>/<folder>/<unique>` for what everyone
+    may fetch, because its URL is the key and must not tell whose it is or what it belongs to.
 
     The scope shows as `session/room` or `product` or `dataset`, so that a person finds things in a bucket. Labels are
     quoted: they come from outside.
     """
     named = [scope[name] for name in ("session_id", "room_id", "product_id", "dataset_id") if scope.get(name)]
-    parts = ["assets", owner, *named, asset_id, folder, unique]
-    path = "/".join(_segment(part) for part in parts)
-    return f"public/{path}" if public else path
+    parts = ["public", "assets"] if public else ["assets", owner, *named]
+    return "/".join(_segment(part) for part in [*parts, asset_id, folder, unique])

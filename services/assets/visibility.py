@@ -4,6 +4,7 @@ then what lies in the old place is removed."""
 from typing import Any
 from uuid import UUID
 
+from services.assets import rules
 from shared import auth, errors
 from shared.db import Database, Mutation
 from shared.ids import new_id
@@ -14,6 +15,8 @@ _OBJECTS = """
     UNION ALL
     SELECT id, storage_key, mime_type, true FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s
 """
+
+_SCOPE = "SELECT session_id, room_id, product_id, dataset_id FROM assets WHERE id = %(id)s AND owner = %(owner)s"
 
 
 class Move:
@@ -29,10 +32,15 @@ class Move:
     async def copy(self, db: Database, *, public: bool) -> None:
         """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time moves it away."""
         self._public = public
-        for row in await db.rows(_OBJECTS, {"id": self._asset_id, "owner": auth.current().owner}):
+        owner = auth.current().owner
+        mine = {"id": self._asset_id, "owner": owner}
+        scope = await db.row(_SCOPE, mine)
+        for row in await db.rows(_OBJECTS, mine):
             if row.storage_key and row.storage_key.startswith("public/") != public:
-                folder = row.storage_key.removeprefix("public/").rsplit("/", 1)[0]
-                target = f"{'public/' if public else ''}{folder}/{new_id()}"
+                folder = "variants" if row.variant else "original"
+                target = rules.object_key(
+                    owner, scope._asdict(), str(self._asset_id), str(new_id()), folder=folder, public=public
+                )
                 try:
                     await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
                 except ObjectNotFound:

@@ -1,6 +1,6 @@
 """Generations: pictures from prompts, close-ups and line drawings from photographs."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -130,10 +130,21 @@ def _columns(request: pb.CreateGenerationRequest) -> dict[str, Any]:
     return {
         **given, **{name: given[name] or default for name, default in defaults.items()}, "task": task,
         "seed": request.seed if request.HasField("seed") else None,
-        "reference_asset_ids": [UUID(text) for text in request.reference_asset_ids],
+        "reference_asset_ids": _each_once(request.reference_asset_ids),
         "source_asset_id": UUID(request.source_asset_id) if request.source_asset_id else None,
         "at_x": request.at.x if placed else None, "at_y": request.at.y if placed else None, **jobs.wishes(request),
     }  # fmt: skip
+
+
+def _each_once(references: Sequence[str]) -> list[UUID]:
+    """The ids. INVALID_ARGUMENT if two are one: protovalidate compares texts, in which case counts."""
+    seen: dict[UUID, int] = {}
+    for index, text in enumerate(references):
+        earlier = seen.setdefault(UUID(text), index)
+        if earlier != index:
+            field = f"reference_asset_ids[{index}]"
+            raise errors.invalid(field, f"names the same asset as reference_asset_ids[{earlier}]")
+    return list(seen)
 
 
 def _again(row: Any, request: pb.RegenerateGenerationRequest) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The price book: what an owner knows of the market, from a CSV file, and finding a product's offers in it."""
 
+import asyncio
 import csv
 import io
 import re
@@ -19,6 +20,8 @@ from shared.protos import timestamp
 COLUMNS = ("brand", "model", "name", "marketplace", "price", "msrp", "currency", "link", "category")
 MAX_TEXT = 300
 MAX_LINK = 2000
+MAX_KEY_BYTES = 600  # of four of them and the owner, which together fit into a row of an index
+MAX_LINES = 10_000
 MAX_ERRORS = 100
 _NUMBER = re.compile(r"\d{1,8}(\.\d{1,4})?")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -97,6 +100,9 @@ def read_csv(data: bytes) -> Book:
         if cells is None:
             return Book(entries, faults)
         line = reader.line_num
+        if line > MAX_LINES + 1:
+            text = f"has more than {MAX_LINES:,} lines after its header; import it in parts, without `replace`"
+            raise errors.invalid("csv", text)
         if not any(cell.strip() for cell in cells):
             continue
         entry, wrong = _entry(header, cells, line)
@@ -148,6 +154,8 @@ def _problem(column: str, text: str) -> str:
     limit = MAX_LINK if column == "link" else MAX_TEXT
     if len(text) > limit:
         return f"has {len(text)} characters, at most {limit} are read"
+    if column in _KEYS and (size := len(folded(text).encode())) > MAX_KEY_BYTES:
+        return f"has {size} bytes in UTF-8, at most {MAX_KEY_BYTES} are read"
     if _UNPRINTABLE.search(text):
         return "holds a control character or a line break"
     if column == "link" and text and not re.match("https?://", text):
@@ -207,7 +215,10 @@ class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
         self._db = db
 
     async def ImportPriceBook(self, request: pb.ImportPriceBookRequest, context: Any) -> pb.ImportPriceBookResponse:
-        book = read_csv(request.csv)
+        earlier = await self._db.stored_answer(request, pb.ImportPriceBookResponse)
+        if earlier is not None:
+            return earlier
+        book = await asyncio.to_thread(read_csv, request.csv)  # it takes long enough to hold up other calls
 
         async def work(m: Mutation) -> pb.ImportPriceBookResponse:
             names = [*COLUMNS, *(f"{name}_key" for name in _KEYS), "id"]

@@ -76,9 +76,10 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
             "provider": records.PROVIDERS.word.get(request.market_provider, "price_book"),
             "external": sorted(request.run_phases_externally),
         }
+        asset_ids = _each_once(request.images)
 
         async def work(m: Mutation) -> pb.CreateProductResponse:
-            product, images, phases = await _insert(m, columns, request.images)
+            product, images, phases = await _insert(m, columns, request.images, asset_ids)
             await records.publish_product(m, product)
             for phase in phases:
                 await records.publish_phase(m, phase)
@@ -161,8 +162,18 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
                 image.image_url, image.thumbnail_url = asset.original_url, asset.thumbnail_url
 
 
+def _each_once(images: Sequence[pb.NewImage]) -> list[UUID]:
+    """The images' assets. INVALID_ARGUMENT if two are one: protovalidate compares texts, in which case counts."""
+    seen: dict[UUID, int] = {}
+    for index, image in enumerate(images):
+        earlier = seen.setdefault(UUID(image.asset_id), index)
+        if earlier != index:
+            raise errors.invalid(f"images[{index}].asset_id", f"names the same asset as images[{earlier}].asset_id")
+    return list(seen)
+
+
 async def _insert(
-    m: Mutation, columns: dict[str, Any], images: Sequence[pb.NewImage]
+    m: Mutation, columns: dict[str, Any], images: Sequence[pb.NewImage], asset_ids: Sequence[UUID]
 ) -> tuple[Any, list[Any], list[Any]]:
     """Writes product, images and phases. Returns their rows."""
     product = await m.one(_INSERT, {**columns, "id": new_id(), "owner": m.owner, "actor": m.actor})
@@ -170,7 +181,7 @@ async def _insert(
     image_rows = await m.all(
         _INSERT_IMAGES,
         {"owner": m.owner, "id": product.id, "positions": list(range(1, len(images) + 1)),
-         "assets": [UUID(image.asset_id) for image in images], "views": [image.view for image in images],
+         "assets": asset_ids, "views": [image.view for image in images],
          "primary": [index == primary for index in range(len(images))]},
     )  # fmt: skip
     phases = await m.all(

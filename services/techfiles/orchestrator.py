@@ -120,8 +120,6 @@ class Orchestrator:
         await self._take_analysis(result)
 
     async def _closeup(self, attempt: attempts.Attempt, step: Step, facts: facts_pb2.Facts, result: Result) -> None:
-        if not step.asset_id:
-            raise StepFailed("NO_PICTURE", f"no revision shows the {step.view}, where this close-up is to be taken")
         at = facts_pb2.Point(x=step.at[0], y=step.at[1]) if step.at else None
         await self._ask_generation(attempt, step, result, generation_pb2.GENERATION_TASK_CLOSEUP, at)
         await self._begin(attempt, step, result)

@@ -38,6 +38,7 @@ STEP_STATES: Mapping[str, frozenset[str]] = {
 ENDED = frozenset({"completed", "completed_with_failures", "failed", "cancelled"})
 
 ANALYSIS_BYTES = 256 * 1024
+FACTS_BYTES = 1_000_000
 LIST_BYTES = 2 * 1024 * 1024
 MOST_ITEMS = 1000
 MOST_CLOSEUPS = 60
@@ -80,7 +81,10 @@ def progress(states: Mapping[str, int]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run, as it was planned. `tech_file_id` is the file that it makes; none if it is left out."""
+    """One step of a run, as it was planned. `tech_file_id` is the file that it makes; none if it is left out.
+
+    `reason` is why it is skipped, unless that was asked for.
+    """
 
     name: str
     kind: str
@@ -91,6 +95,7 @@ class Step:
     shot: str = ""
     at: tuple[float, float] | None = None
     tech_file_id: str = ""
+    reason: str = ""
 
     def stored(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,7 +118,8 @@ class Revision:
 def plan(revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Sequence[str]) -> list[Step]:
     """The steps of a run in the order of the pack. `skip` names kinds that aren't wanted.
 
-    A base view that is skipped still has a file, because its picture is in the pack.
+    A base view that is skipped still has a file, because its picture is in the pack. A close-up of a view that no
+    revision shows is skipped: there is no picture to take it from.
     """
     pictures = {revision.view: revision.asset_id for revision in revisions}
     steps = [Step("category", "category", asset_id=primary)]
@@ -126,8 +132,9 @@ def plan(revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Seq
     else:
         wanted = [(c.name, c.view, c.at) for c in facts.closeups] or [(f"{v} detail", v, None) for v in pictures]
         steps += [
-            Step(f"closeup/{number}", "closeup", view=view, asset_id=pictures.get(view, ""), shot=name[:200],
-                 at=(at.x, at.y) if at else None)
+            Step(f"closeup/{number}", "closeup", view not in pictures, view, asset_id=pictures.get(view, ""),
+                 shot=name[:200], at=(at.x, at.y) if at else None,
+                 reason="" if view in pictures else f"no revision shows the {view}, where it is to be taken")
             for number, (name, view, at) in enumerate(wanted, 1)
         ]  # fmt: skip
     if "sketch" in skip:

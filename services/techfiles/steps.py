@@ -107,7 +107,7 @@ async def create(m: Mutation, run_id: UUID, collection: Any, plan: Sequence[Step
     }  # fmt: skip
     run = await m.one(_INSERT_RUN, values)
     for step in plan:
-        await _insert(m, run_id, step, "skipped" if step.skipped else "pending", Result())
+        await _insert(m, run_id, step, "skipped" if step.skipped else "pending", Result(error_message=step.reason))
     await publish(m, run)
     return run
 

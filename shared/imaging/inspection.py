@@ -100,10 +100,15 @@ def _mismatch(claim: str, found: str) -> ImageRejected:
 
 
 def _check_pixels(path: Path, facts: Facts, limits: Limits) -> None:
+    """From headers alone: few bytes may stand for rows that take very long, each being decoded on its own."""
+    _check_side(facts.width or 0, facts.height or 0, limits)
     first = (facts.width or 0) * (facts.height or 0)
     if first <= limits.pixels and facts.mime_type in ("image/tiff", "image/avif", HEIC):
         # Only these can have pages of different sizes.
-        pixels = sum(page.width * page.height for page in (open_page(path, page=i) for i in range(facts.pages)))
+        pixels = 0
+        for page in (open_page(path, page=i) for i in range(facts.pages)):
+            _check_side(page.width, page.height, limits)
+            pixels += page.width * page.height
     else:
         pixels = first * facts.pages
     if pixels > limits.pixels:
@@ -111,6 +116,15 @@ def _check_pixels(path: Path, facts: Facts, limits: Limits) -> None:
             Reason.TOO_MANY_PIXELS,
             f"The picture has {pixels / 1e6:,.1f} megapixels over all frames; at most {limits.pixels / 1e6:,.1f} are "
             "accepted. Scale it down.",
+        )
+
+
+def _check_side(width: int, height: int, limits: Limits) -> None:
+    if max(width, height) > limits.side:
+        raise ImageRejected(
+            Reason.TOO_MANY_PIXELS,
+            f"The picture has {width:,} x {height:,} pixels; at most {limits.side:,} are accepted on the longer side. "
+            "Scale it down.",
         )
 
 

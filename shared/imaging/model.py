@@ -45,11 +45,13 @@ class ImageRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Upper bounds, all inclusive. Pixels are counted over all frames or pages together."""
+    """Upper bounds, all inclusive. Pixels are counted over all frames or pages together; `side` is the longer side of
+    each, in pixels."""
 
     image_bytes: int = 10 * MEBIBYTE
     pdf_bytes: int = 50 * MEBIBYTE
     pixels: int = 50_000_000
+    side: int = 65_535
     frames: int = 100
     pdf_pages: int = 1000
 

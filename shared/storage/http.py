@@ -45,6 +45,7 @@ from .base import (
     content_disposition,
     is_raster,
 )
+from .connections import HEADER_BYTES, BoundedHeaders
 from .disk import DiskStorage, OpenObject, open_disk
 from .forms import BadForm, UploadForm
 from .links import OBJECTS_PATH, LinkRefused, ReadGrant, WriteGrant, read_secret
@@ -53,6 +54,8 @@ HOST: Final = "127.0.0.1"
 FORM_OVERHEAD: Final = 256 * 1024
 """Bytes that a form may have beside its file."""
 
+_MOST_CONNECTIONS: Final = 1000
+_RANGE_DIGITS: Final = 18  # more are no size of anything, and int() refuses thousands of them
 _SLOWEST: Final = 16 * 1024  # bytes a second, on the whole of an upload
 _LINGER_BYTES: Final = 32 * 1024 * 1024
 _LINGER_SECONDS: Final = 10
@@ -88,6 +91,21 @@ def build_app(storage: DiskStorage, *, idle_seconds: float = 30) -> Starlette:
         routes=routes,
         middleware=[Middleware(_Outer), cors],
         exception_handlers={Refused: _refused, StorageError: _storage_failed, HTTPException: _no_route},
+    )
+
+
+def build_config(storage: DiskStorage, http: type[BoundedHeaders] = BoundedHeaders) -> uvicorn.Config:
+    """The server around the application: at most 1,000 connections (503 after them), headers as `BoundedHeaders`."""
+    return uvicorn.Config(
+        build_app(storage),
+        http=http,
+        ws="none",  # an upgraded connection would leave the limits behind
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        limit_concurrency=_MOST_CONNECTIONS,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
     )
 
 
@@ -235,6 +253,8 @@ def _parse_range(header: str, size: int) -> tuple[int, int] | None:
     first, dash, last = spec.strip().partition("-")
     digits = first + last
     if unit.strip().lower() != "bytes" or not dash or not (digits.isascii() and digits.isdigit()):
+        return None
+    if max(len(first), len(last)) > _RANGE_DIGITS:
         return None
     start = int(first) if first else max(0, size - int(last))
     end = min(int(last) + 1, size) if first and last else size
@@ -412,10 +432,7 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
 
     _log.info("serving", extra={"fields": {"url": url}})
-    config = uvicorn.Config(
-        build_app(storage), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(build_config(storage)).run(sockets=[listener])
 
 
 if __name__ == "__main__":

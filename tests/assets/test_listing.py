@@ -119,6 +119,12 @@ async def test_public_ones_of_others_are_a_list_of_their_own(shelf: Suite) -> No
     assert len(await walk(ada)) == COUNT
 
 
+@pytest.mark.parametrize("label", ["session_id", "room_id", "product_id", "dataset_id"])
+async def test_labels_of_others_can_not_be_searched(shelf: Suite, label: str) -> None:
+    refused = await calls.refusal(listing(shelf.client("ada"), public_of_others=True, **{label: "p1"}))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [label])
+
+
 @pytest.mark.parametrize(
     "fields",
     [

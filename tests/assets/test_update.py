@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from atelier.assets.v1 import asset_pb2
+from atelier.assets.v1 import asset_pb2, upload_pb2
 from google.rpc import error_details_pb2
 
 from tests import calls
@@ -67,7 +67,8 @@ async def test_of_two_writers_with_one_etag_one_wins(ada: Client, asset: asset_p
     "fields",
     [
         {"metadata": {"a": "x" * 1_000_000}}, {"metadata": {"a": float("nan")}}, {"file_name": "\x00"},
-        {"file_name": ""}, {"file_name": "x" * 256}, {"tags": [str(n) for n in range(51)]},
+        {"file_name": ""}, {"file_name": "\u200b\ufeff\u2028"}, {"file_name": "x" * 256},
+        {"tags": [str(n) for n in range(51)]},
         {"scope": {"room_id": "x" * 129}},
         {"visibility": 9}, {"primary": True},
     ],
@@ -123,6 +124,40 @@ async def test_an_asset_that_is_made_private_again_is_gone_for_everyone_else(
     assert refused.code is grpc.StatusCode.NOT_FOUND
     mine = await flows.get(ada, asset.id, include_urls=True)
     assert await status_of(mine.original_url) == await status_of(mine.thumbnail_url) == 200
+
+
+async def test_a_public_url_tells_neither_the_owner_nor_what_the_asset_belongs_to(house: Suite, ada: Client) -> None:
+    scope = {"session_id": "visit-of-jane", "room_id": "bath", "product_id": "secret-coat", "dataset_id": "leads"}
+    made = await flows.upload(ada, DATA, scope=scope)
+    await flows.variants_of(ada, made.id)
+    told = [made.owner.partition(":")[2], *scope.values()]
+    assert all(label in made.file_path for label in told), "in the store a person finds private things by them"
+    await flows.update(ada, made.id, visibility=PUBLIC)
+    public = await flows.get(ada, made.id, include_urls=True)
+    variants = await flows.variants_of(ada, made.id)
+    urls = [public.original_url, public.thumbnail_url, *(v.url for v in variants.values())]
+    assert not [url for url in urls for label in told if label in url]
+    assert public.file_path.rpartition("/")[0] == f"public/assets/{made.id}/original"
+    await flows.update(ada, made.id, visibility=PRIVATE)
+    private = await flows.get(ada, made.id)
+    assert private.file_path.rpartition("/")[0] == made.file_path.rpartition("/")[0]
+
+
+async def test_others_do_not_get_what_a_public_asset_was_asked_for_or_made_from(
+    house: Suite, caller: Callable[..., Client]
+) -> None:
+    owner = f"publisher-{flows.request_id()}"
+    service = house.as_token(house.keys.service_token("conversions", f"user:{owner}"))
+    provenance = asset_pb2.Provenance(
+        model="local", model_version="1", prompt="a secret coat", source_asset_ids=[flows.request_id()]
+    )
+    declared = flows.declaration(DATA, kind=asset_pb2.ASSET_KIND_RESULT, provenance=provenance)
+    made = await flows.stream_upload(service, upload_pb2.UploadHead(declaration=declared), DATA)
+    mine = house.client(owner)
+    await flows.update(mine, made.id, visibility=PUBLIC)
+    assert (await flows.get(mine, made.id)).provenance == provenance
+    shown = await flows.get(caller(), made.id)
+    assert shown.provenance == asset_pb2.Provenance(model="local", model_version="1")
 
 
 async def test_others_may_read_a_public_asset_but_not_change_it(

@@ -360,7 +360,21 @@ NAMES = {
     "wildcards": ("100%_\\.jpg", "100%__.jpg"),
     "header": ('a"; filename="evil.exe', 'a"; filename="evil.exe'),
     "many": ("ü" * 255, "ü" * 255),
+    "hidden": ("\ufeffa\u200b\u061c\u2028\u2029\u00adb\U000e0041.jpg", "ab.jpg"),
+    "hidden between a letter and its accent": ("cafe\u200b\u0301.jpg", "café.jpg"),
+    "joined emoji": ("\U0001f469\u200d\U0001f4bb.jpg", "\U0001f469\u200d\U0001f4bb.jpg"),
+    "Persian": ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
+    "joiners at the ends": ("\u200d \u200c a.jpg \u200d\u200c ", "a.jpg"),
 }
+
+
+HIDDEN_NAMES = ["\u200b", "\ufeff", "\u061c", "\u2028\u2029", "\u200d", "\u200c \u200d", "\u00ad\u2060", "\U000e0041"]
+
+
+@pytest.mark.parametrize("name", HIDDEN_NAMES, ids=ascii)
+async def test_names_of_nothing_that_shows_are_refused(ada: Client, name: str) -> None:
+    refused = await calls.refusal(flows.announce(ada, DATA, file_name=name))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["declaration.file_name"])
 
 
 @pytest.mark.parametrize("what", NAMES)

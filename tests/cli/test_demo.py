@@ -1,7 +1,12 @@
 import json
+import os
+import signal
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import pyvips
 
 from tests.cli.conftest import Command
@@ -62,3 +67,22 @@ def test_facts_with_a_misspelt_key_are_refused_by_name(atelier_command: Command,
     answer = atelier_command.run("demo", "--facts", str(facts))
     assert answer.returncode == 2
     assert "nmae" in answer.stdout
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "terminal closed"])
+def test_a_demo_that_is_broken_off_leaves_no_process_behind(
+    atelier_command: Command, tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = atelier_command.start("demo", "--out", str(tmp_path / "out"))
+    until(lambda: any("spawn_main" in line for line in atelier_command.left_behind()), "a picture is being worked on")
+    os.killpg(process.pid, sent)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    until(lambda: not atelier_command.left_behind(), "everything has ended")
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.1)

@@ -134,6 +134,7 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(a
         ({"prompt": ""}, "prompt"),
         ({"reference_asset_ids": many}, "reference_asset_ids"),
         ({"reference_asset_ids": [own, own]}, "reference_asset_ids"),
+        ({"reference_asset_ids": [own, own.upper()]}, "reference_asset_ids[1]"),
         ({"reference_asset_ids": ["nothing"]}, "reference_asset_ids[0]"),
         ({"task": 99}, "task"),
         ({"task": 0}, "task"),

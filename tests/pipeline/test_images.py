@@ -104,6 +104,9 @@ async def test_what_a_product_may_be_made_of_is_checked(atelier: Suite) -> None:
     ada = atelier.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     await refused(flows.create(ada, image.id, image.id), StatusCode.INVALID_ARGUMENT, "each asset once")
+    shouting = flows.create(ada, image.id, image.id.upper())
+    shouted = await refused(shouting, StatusCode.INVALID_ARGUMENT, "the same asset")
+    assert shouted.fields == ["images[1].asset_id"]
     twice = [product_pb2.NewImage(asset_id=i, primary=True) for i in (image.id, "0198f4f0-0000-7000-8000-000000000000")]
     await refused(flows.create(ada, image.id, images=twice), StatusCode.INVALID_ARGUMENT, "at most one image")
     await refused(flows.create(ada, image.id, images=[]), StatusCode.INVALID_ARGUMENT, "images")

@@ -122,6 +122,7 @@ async def test_importing_again_replaces_offers_and_may_remove_the_others(atelier
         (b"brand,price,currency\n", "needs currency, model or name"),
         (b"model,model,price,currency\n", "names a column twice"),
         (b"\n", "the header needs"),
+        (b"model,price,currency\n" + b"\n" * 10_001, "more than 10,000 lines"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all_is_refused(data: bytes, says: str) -> None:
@@ -132,6 +133,25 @@ def test_a_file_that_cannot_be_read_at_all_is_refused(data: bytes, says: str) ->
 def test_a_byte_order_mark_odd_case_and_other_scripts_are_read() -> None:
     book = read_csv("\ufeffModel, PRICE ,Currency,name\nÄ-1,5.00,EUR,Пальто ﷽\n".encode())
     assert not book.errors and book.entries[0]["model"] == "Ä-1" and book.entries[0]["price"] == 5
+
+
+def test_ten_thousand_lines_are_read() -> None:
+    lines = "".join(f"{n},1,EUR\n" for n in range(10_000))
+    book = read_csv(f"model,price,currency\n{lines}".encode())
+    assert len(book.entries) == 10_000 and not book.errors
+
+
+async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(atelier: Suite) -> None:
+    await atelier.serve("pipeline")
+    ada = atelier.client("u" * 100)
+    # Every character another, for Postgres packs what repeats: 600 bytes each fit, one byte more doesn't.
+    longest = ["".join(chr(0x4E00 + 200 * column + n) for n in range(200)) for column in range(4)]
+    grown = "ΐ" * 150  # 300 bytes as written, 900 with its case folded
+    lines = [f"{','.join(longest)},1,,EUR,,", f"a,1,{longest[2]}x,m,1,,EUR,,", f"{grown},2,,m,1,,EUR,,"]
+    answer = await flows.price_book(ada).ImportPriceBook(flows.book((HEADER + "\n".join(lines)).encode()))
+    assert (answer.added, answer.refused) == (1, 2)
+    assert [(fault.line, fault.column) for fault in answer.errors] == [(3, "name"), (4, "brand")]
+    assert "601 bytes" in answer.errors[0].message and "at most 600" in answer.errors[0].message
 
 
 async def test_more_than_a_megabyte_is_refused(atelier: Suite) -> None:

@@ -1,4 +1,5 @@
 from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
@@ -131,5 +132,7 @@ async def test_a_decision_and_its_value_must_fit(atelier: Suite) -> None:
     market = result_pb2.PhaseValue(market_research=result_pb2.MarketResearch())
     wrong = submit(review, "EDIT", value=market)
     await refused(service.SubmitReview(wrong), StatusCode.INVALID_ARGUMENT, "needs product_analysis")
+    many = submit(review, "EDIT", value=SAID, update_mask=FieldMask(paths=["name"] * 101))
+    await refused(service.SubmitReview(many), StatusCode.INVALID_ARGUMENT, "at most 100")
     unusable = submit(review, "EDIT", value=flows.analysis("two\nlines"))
     await refused(service.SubmitReview(unusable), StatusCode.INVALID_ARGUMENT, "one line")

@@ -116,6 +116,13 @@ def example_facts() -> facts_pb2.Facts:
     return json_format.ParseDict(stated, facts_pb2.Facts())
 
 
+def large_facts() -> facts_pb2.Facts:
+    """More than a megabyte, each part of which is allowed."""
+    text = "ä" * 300
+    shell = facts_pb2.MaterialFact(part=text, material=text, colour=text, supplier=text)
+    return facts_pb2.Facts(materials=[shell] * 500)
+
+
 @functools.cache
 def photo(view: str) -> bytes:
     """One of the example photographs, small enough to be quick."""

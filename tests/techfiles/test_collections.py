@@ -8,6 +8,7 @@ import pytest
 from atelier.common.v1 import facts_pb2
 from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import tech_file_pb2 as tf
+from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
 from tests.suite import Client, Suite
 from tests.techfiles import flows
@@ -149,6 +150,10 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served
     twice = facts_pb2.PointOfMeasureFact(code="A", name="chest", value=58, unit="cm")
     async with flows.refused(INVALID, "facts.points_of_measure[1]"):
         await flows.collect(ada, facts=facts_pb2.Facts(points_of_measure=[twice, twice]))
+    async with flows.refused(INVALID, "facts", "1000000"):
+        await flows.collect(ada, facts=flows.large_facts())
+    async with flows.refused(INVALID, "facts", "1000000"):
+        await flows.export(ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts())
 
 
 async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite) -> None:

@@ -262,6 +262,14 @@ def test_every_page_has_a_heading_and_something_under_it(pictures: dict[str, Pat
     assert "Close-ups (continued)" in titles and "Bill of materials (continued)" in titles and "" not in titles
 
 
+def test_a_section_with_nothing_in_it_still_has_its_heading(pictures: dict[str, Path], tmp_path: Path) -> None:
+    pack = replace(full_pack(), materials=(), bill_of_materials=(), points_of_measure=())
+    render_pdf(pack, pictures, tmp_path / "pack.pdf")
+    pages = [runs_of(page) for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages]
+    titles = [[text for text, _, _, size in runs if size == 15] for runs in pages]
+    assert ["Materials", "Bill of materials", "Points of measure"] in titles
+
+
 def test_labels_on_a_picture_never_cover_one_another(pictures: dict[str, Path], tmp_path: Path) -> None:
     render_pdf(Pack("Busy", WHEN, sketches=(busy_sketch(12),)), pictures, tmp_path / "pack.pdf")
     labels = labels_of(sketch_page(tmp_path / "pack.pdf"))

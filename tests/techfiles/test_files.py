@@ -205,6 +205,16 @@ async def test_a_file_that_breaks_a_rule_is_refused_with_the_field(served: Suite
     assert served.sql("SELECT count(*) FROM techfiles.tech_files")[0][0] == 0
 
 
+async def test_an_update_takes_whole_fields_and_not_too_many(served: Suite) -> None:
+    ada = served.client("ada")
+    file = await flows.create(ada)
+    for paths in (["analysis.foo"], ["analysis.fields"], ["model.x"], ["prompt."], ["model"] * 101, []):
+        request = tf.UpdateTechFileRequest(tech_file_id=file.id, update_mask=mask(*paths), model="m")
+        async with flows.refused(INVALID, "update_mask"):
+            await flows.file_service(ada).UpdateTechFile(request)
+    assert await flows.get(ada, file.id) == file
+
+
 async def test_a_file_takes_only_a_ready_picture_of_its_owner_and_shows_its_urls(served: Suite) -> None:
     await served.work("assets")
     ada, bob = served.client("ada"), served.client("bob")

@@ -38,15 +38,18 @@ async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPac
             await asyncio.sleep(0.05)
 
 
+def two_closeups() -> facts_pb2.Facts:
+    """One of the back, one of the front."""
+    shots = [facts_pb2.CloseupFact(name="yoke", view="back"), facts_pb2.CloseupFact(name="collar", view="front")]
+    return facts_pb2.Facts(closeups=shots)
+
+
 async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite) -> None:
     await served.work("techfiles")
     ada = served.client("ada")
-    facts = facts_pb2.Facts(
-        closeups=[facts_pb2.CloseupFact(name="yoke", view="back"), facts_pb2.CloseupFact(name="collar", view="front")]
-    )
+    facts = two_closeups()
     started = await flows.generate(ada, await flows.revisions(ada, "front"), facts=facts, skip_sketches=True)
     run = await steps_under_way(ada, started.id, 3)
-    # No revision shows the back, and the owner stops the analysis of the front: two ways to fail.
     analysis_id = next(step.analysis_id for step in run.steps if step.name == "base_view/front")
     await conversion_flows.analyses(ada).CancelAnalysis(analysis_pb2.CancelAnalysisRequest(analysis_id=analysis_id))
     await served.work("conversions")
@@ -54,14 +57,13 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite)
     assert run.state == tp.RUN_STATE_COMPLETED_WITH_FAILURES
     by_name = {step.name: step for step in run.steps}
     assert {name: step.state for name, step in by_name.items()} == {
-        "category": COMPLETED, "base_view/front": FAILED, "closeup/1": FAILED, "closeup/2": COMPLETED,
+        "category": COMPLETED, "base_view/front": FAILED, "closeup/1": SKIPPED, "closeup/2": COMPLETED,
         "sketches": SKIPPED, "pack": COMPLETED,
     }  # fmt: skip
-    assert by_name["closeup/1"].error_class == "NO_PICTURE" and "back" in by_name["closeup/1"].error_message
     assert by_name["base_view/front"].error_class == "CANCELLED"
     assert run.total_credits_used == 2 and run.progress_percent == 100
-    failed = await flows.get(ada, by_name["closeup/1"].tech_file_id)
-    assert failed.state == tf.TECH_FILE_STATE_FAILED and "back" in failed.error_message
+    failed = await flows.get(ada, by_name["base_view/front"].tech_file_id)
+    assert failed.state == tf.TECH_FILE_STATE_FAILED and failed.error_message
     shown = await flows.contents(ada, run.collection_id)
     assert (shown.collection.state, shown.collection.progress_percent) == (col.COLLECTION_STATE_FAILED, 100)
     assert (await flows.get(ada, run.pack_file_id)).state == tf.TECH_FILE_STATE_COMPLETED
@@ -142,6 +144,18 @@ async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(serve
     assert run.state == tp.RUN_STATE_COMPLETED and run.total_credits_used == 1
 
 
+async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_why(served: Suite) -> None:
+    await served.work("techfiles", "conversions")
+    ada = served.client("ada")
+    started = await flows.generate(ada, await flows.revisions(ada, "front"), facts=two_closeups(), skip_sketches=True)
+    run = await flows.ended(ada, started.id)
+    assert run.state == tp.RUN_STATE_COMPLETED and run.progress_percent == 100
+    steps = {step.name: step for step in run.steps}
+    assert [steps[name].state for name in ("closeup/1", "closeup/2")] == [SKIPPED, COMPLETED]
+    assert "no revision shows the back" in steps["closeup/1"].error_message
+    assert not steps["closeup/1"].error_class and not steps["closeup/1"].tech_file_id
+
+
 async def test_a_watch_shows_every_step_and_ends_with_the_run(served: Suite) -> None:
     ada = served.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)
@@ -199,6 +213,8 @@ async def test_a_run_that_breaks_a_rule_is_refused_before_anything_is_kept(serve
     async with flows.refused(INVALID, "facts.closeups"):
         shots = [facts_pb2.CloseupFact(name=f"{n}", view="front") for n in range(61)]
         await flows.generate(ada, [front], facts=facts_pb2.Facts(closeups=shots))
+    async with flows.refused(INVALID, "facts", "1000000"):
+        await flows.generate(ada, [front], facts=flows.large_facts())
     async with flows.refused(INVALID, "facts.scales[0]"):
         point = facts_pb2.Point(x=0.5, y=0.5)
         scale = facts_pb2.ScaleFact(view="front", value=1, unit="cm", to=point, **{"from": point})

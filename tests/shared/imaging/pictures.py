@@ -73,6 +73,14 @@ def png_bomb(side: int = 50_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
+def thread_png(height: int = 49_000_000) -> bytes:
+    """A complete 1-bit PNG of one column, in less than two hundred kilobytes."""
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(2 * (height // 10))) for _ in range(10)) + packer.flush()
+    header = struct.pack(">IIBBBBB", 1, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+
+
 def long_gif(frames: int = 5000) -> bytes:
     frame = b"\x21\xf9\x04\x00\x01\x00\x00\x00" + b"\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00" + b"\x02\x02\x44\x01\x00"
     return b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff" + frame * frames + b";"

@@ -90,6 +90,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], Reason]] = {
         Reason.CORRUPT,
     ),
     "png bomb": ("image/png", pictures.png_bomb, Reason.TOO_MANY_PIXELS),
+    "png of one column": ("image/png", pictures.thread_png, Reason.TOO_MANY_PIXELS),
     "gif of 5,000 frames": ("image/gif", pictures.long_gif, Reason.TOO_MANY_FRAMES),
     "tiff with an enormous tile": ("image/tiff", pictures.big_tile_tiff, Reason.CORRUPT),
     "jpeg and html": (
@@ -151,6 +152,14 @@ async def test_a_bad_file_is_refused_with_its_reason(pool: ImagingPool, tmp_path
             "image/gif",
             Reason.TOO_MANY_PIXELS,
             "all frames",
+        ),
+        (Limits(side=63), pictures.jpeg, "image/jpeg", Reason.TOO_MANY_PIXELS, "at most 63"),
+        (
+            Limits(side=63),
+            lambda: pictures.noisy_pages(2, 64, ".tif", compression="deflate"),
+            "image/tiff",
+            Reason.TOO_MANY_PIXELS,
+            "longer side",
         ),
         (Limits(frames=8), lambda: pictures.animation(9, 40, ".webp"), "image/webp", Reason.TOO_MANY_FRAMES, "8"),
         (Limits(pdf_pages=2), pictures.pdf, "application/pdf", Reason.TOO_MANY_FRAMES, "2"),

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -19,8 +20,9 @@ import pytest
 import uvicorn
 
 from shared.storage import ObjectNotFound, open_disk
+from shared.storage.connections import BoundedHeaders
 from shared.storage.disk import DiskStorage
-from shared.storage.http import build_app
+from shared.storage.http import build_app, build_config
 from tests.shared.storage.servers import PROJECT, DiskServer, serve_disk
 
 HOUR = timedelta(hours=1)
@@ -144,7 +146,18 @@ async def test_a_page_of_any_origin_may_use_what_was_signed_for_it(
     assert "access-control-allow-credentials" not in answer.headers
 
 
-@pytest.mark.parametrize("ranges", ["bytes=0-1,3-4", "lines=1-2", "bytes=x-y", "bytes=3-1", "bytes=-", "bytes 0-1"])
+ENORMOUS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        "bytes=0-1,3-4", "lines=1-2", "bytes=x-y", "bytes=3-1", "bytes=-", "bytes 0-1",
+        pytest.param(f"bytes={ENORMOUS}-", id="enormous first"),
+        pytest.param(f"bytes=0-{ENORMOUS}", id="enormous last"),
+        pytest.param(f"bytes=-{ENORMOUS}", id="enormous suffix"),
+    ],
+)  # fmt: skip
 async def test_a_range_it_does_not_serve_is_ignored(
     disk: DiskStorage, http: httpx.AsyncClient, key: str, ranges: str
 ) -> None:
@@ -228,6 +241,89 @@ async def test_an_upload_that_falls_silent_is_given_up(tmp_path: Path, key: str)
     assert (await reader.readline()).split()[1] == b"408"
     writer.close()
     await wait_until_nothing_is_left(tmp_path / "store", disk, key)
+    server.should_exit = True
+    await serving
+    await disk.close()
+
+
+def test_headers_without_end_are_refused_before_they_fill_the_memory(disk_server: DiskServer) -> None:
+    address, sent = urlsplit(disk_server.url), 0
+    with socket.create_connection((address.hostname, address.port), timeout=20) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        line = b"a: " + b"x" * 1019 + b"\r\n"
+        with suppress(ConnectionError):
+            while sent < 64 * MIB:
+                client.sendall(line * 64)
+                sent += len(line) * 64
+    assert sent < 64 * MIB
+
+
+def test_headers_of_an_ordinary_size_are_accepted(disk_server: DiskServer) -> None:
+    assert httpx.get(f"{disk_server.url}/healthz", headers={"Cookie": "x" * 32_000}).status_code == 200
+
+
+class Hasty(BoundedHeaders):
+    header_seconds = 0.3
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
+async def test_headers_that_trickle_in_are_given_up(tmp_path: Path, before: bytes) -> None:
+    disk = open_disk(tmp_path / "store", base_url="http://127.0.0.1:1", secret=b"s" * 32)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(build_config(disk, Hasty))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    if before:
+        writer.write(before)
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+    writer.write(b"GET /healthz HTTP/1.1\r\n")
+    ended = asyncio.create_task(reader.read())
+    with suppress(ConnectionError):
+        while not ended.done():
+            writer.write(b"a: b\r\n")
+            await asyncio.sleep(0.02)
+    with suppress(ConnectionError):
+        assert await ended == b"", "no answer is owed to a request that never was whole"
+    writer.close()
+    server.should_exit = True
+    await serving
+    await disk.close()
+
+
+async def test_a_request_may_take_longer_than_its_headers(tmp_path: Path, key: str) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    disk = open_disk(tmp_path / "store", base_url=f"http://127.0.0.1:{port}", secret=b"s" * 32)
+    server = uvicorn.Server(build_config(disk, Hasty))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await asyncio.sleep(Hasty.header_seconds / 2)
+            yield b"12"
+
+    put = disk.sign_put(key, length=6, content_type="image/png", expires_in=HOUR)
+    async with httpx.AsyncClient() as http:
+        answer = await http.put(put.url, headers={**put.headers, "Content-Length": "6"}, content=slowly())
+    assert answer.status_code == 200
+    server.should_exit = True
+    await serving
+    await disk.close()
+
+
+async def test_connections_beyond_the_limit_are_told_to_come_back(tmp_path: Path) -> None:
+    disk = open_disk(tmp_path / "store", base_url="http://127.0.0.1:1", secret=b"s" * 32)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    server = uvicorn.Server(build_config(disk))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    host, port = listener.getsockname()
+    idle = [await asyncio.open_connection(host, port) for _ in range(1000)]
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(f"http://{host}:{port}/healthz")).status_code == 503
+        for _, writer in idle:
+            writer.close()
+        while (await http.get(f"http://{host}:{port}/healthz")).status_code == 503:
+            await asyncio.sleep(0.02)
     server.should_exit = True
     await serving
     await disk.close()
