@@ -19,6 +19,7 @@ from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
 from shared.jobs import JobQueue
+from shared.tasks import wanted
 
 NOUNS: Mapping[str, Noun] = {noun.table: noun for noun in (conversions.NOUN, generations.NOUN, analyses.NOUN)}
 
@@ -161,7 +162,7 @@ async def move(m: Mutation, noun: Noun, row: Any, to: str, **columns: Any) -> An
 
 async def reap_leases(db: Database, queue: JobQueue, every_seconds: float) -> None:
     """Gives rows whose outside worker fell silent to the next one. Runs until cancelled; any number may."""
-    while True:
+    while wanted():
         await asyncio.sleep(every_seconds)
         try:
             for noun in NOUNS.values():

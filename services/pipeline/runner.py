@@ -18,6 +18,7 @@ from shared.calls import Peers, owner_identity
 from shared.db import Database
 from shared.errors import DomainError, Reason
 from shared.protos import facts_message, plain
+from shared.tasks import wanted
 
 _log = structlog.get_logger("runner")
 
@@ -218,7 +219,7 @@ _VALUES = {1: _product_analysis, 3: _seo_analysis, 4: _product_listing}
 
 async def reap_leases(db: Database, every_seconds: float) -> None:
     """Gives phases whose outside runner fell silent to the next one. Runs until cancelled; any number may."""
-    while True:
+    while wanted():
         await asyncio.sleep(every_seconds)
         try:
             for late in await db.system_rows(_LATE):
