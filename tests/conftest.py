@@ -8,6 +8,13 @@ import pytest
 from shared.embedded import EmbeddedPostgres
 from tests.suite import Cluster, DiskServer, Keys, Suite, suite
 
+# Whole jobs through running processes. They begin first, so that no worker is left alone with them at the end.
+_LONG = ("tests/docs", "tests/cli", "tests/pipeline", "tests/techfiles/test_runs", "tests/techfiles/test_packs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
