@@ -107,7 +107,8 @@ class Follower:
             except grpc.aio.AioRpcError as error:
                 trailers = dict(error.trailing_metadata() or ())
                 self.ends.append("with cursor" if "cursor" in trailers else str(error.code().name))
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                # gRPC's own core says CANCELLED to a call that reaches a server in the very moment that it stops.
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     raise
                 self.cursor = str(trailers.get("cursor", self.cursor))
             await asyncio.sleep(0.05)
