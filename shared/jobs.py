@@ -152,27 +152,33 @@ class JobQueue:
     async def work(self, *, concurrency: int, lease_seconds: float) -> None:
         """Runs jobs until cancelled, then gives those in hand 5 seconds and puts the rest back."""
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
-            group.create_task(self._reap(lease_seconds))
-            while wanted():
-                reason = "it was taken for dead"
-                try:
-                    await self._app.run_worker_async(
-                        queues=sorted(self._queues),
-                        concurrency=concurrency,
-                        fetch_job_polling_interval=1.0,
-                        abort_job_polling_interval=3600.0,
-                        update_heartbeat_interval=min(lease_seconds / 3, _LONGEST_BEAT_SECONDS),
-                        stalled_worker_timeout=lease_seconds,
-                        shutdown_graceful_timeout=5.0,
-                        install_signal_handlers=False,
-                        delete_jobs=jobs.DeleteJobCondition.SUCCESSFUL.value,
-                        name=self._db.service,
-                    )
-                except (exceptions.ConnectorException, psycopg.Error) as error:
-                    reason = str(error.__cause__ or error)
-                # It only returns if the database went away under it, or this worker was taken for dead: begin anew.
-                _log.warning("worker restarts", service=self._db.service, reason=reason)
-                await asyncio.sleep(1)
+            reaper = group.create_task(self._reap(lease_seconds))
+            try:
+                await self._work(concurrency, lease_seconds)
+            finally:
+                reaper.cancel()  # the group would wait for it: a worker that ends amid an outage returns normally
+
+    async def _work(self, concurrency: int, lease_seconds: float) -> None:
+        while wanted():
+            reason = "it was taken for dead"
+            try:
+                await self._app.run_worker_async(
+                    queues=sorted(self._queues),
+                    concurrency=concurrency,
+                    fetch_job_polling_interval=1.0,
+                    abort_job_polling_interval=3600.0,
+                    update_heartbeat_interval=min(lease_seconds / 3, _LONGEST_BEAT_SECONDS),
+                    stalled_worker_timeout=lease_seconds,
+                    shutdown_graceful_timeout=5.0,
+                    install_signal_handlers=False,
+                    delete_jobs=jobs.DeleteJobCondition.SUCCESSFUL.value,
+                    name=self._db.service,
+                )
+            except (exceptions.ConnectorException, psycopg.Error) as error:
+                reason = str(error.__cause__ or error)
+            # It only returns if the database went away under it, or this worker was taken for dead: begin anew.
+            _log.warning("worker restarts", service=self._db.service, reason=reason)
+            await asyncio.sleep(1)
 
     async def _reap(self, lease_seconds: float) -> None:
         """Gives jobs of dead workers to live ones. Any number may run: putting a job back twice is harmless."""
