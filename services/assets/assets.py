@@ -63,6 +63,8 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         ),
         primary=row.is_primary, rejection=row.rejection, rejection_message=row.rejection_message,
         etag=str(row.version), create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        archive_time=timestamp(row.archived_at), delete_time=timestamp(row.deleted_at),
+        expire_time=timestamp(row.expires_at),
     )  # fmt: skip
     if row.metadata:
         asset.metadata.CopyFrom(struct(row.metadata))
@@ -72,7 +74,7 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         asset.facts.CopyFrom(pb.ImageFacts(dominant_colours=colours, **figures))
     if row.provenance:
         asset.provenance.CopyFrom(pb.Provenance(**row.provenance))
-    if urls and row.state == "ready":
+    if urls and row.state == "ready" and not row.deleted_at:
         asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         if thumbnail:
             asset.thumbnail_url = urls.of(thumbnail.storage_key, thumbnail.mime_type, f"{row.file_name}.thumb")
@@ -350,9 +352,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
 def _filter(request: pb.ListAssetsRequest) -> tuple[str, dict[str, Any]]:
     """Fixed conditions for the fields that are set; values are parameters."""
-    conditions = ["owner = %(owner)s", "state = %(state)s"]
+    conditions = ["owner = %(owner)s", "state = %(state)s", "deleted_at IS NULL", "archived_at IS NULL"]
     if request.public_of_others:
-        conditions = ["owner <> %(owner)s", "state = %(state)s", "public"]
+        conditions[0] = "owner <> %(owner)s AND public"
     parameters: dict[str, Any] = {
         "owner": auth.current().owner,
         "state": STATES.word[request.state] if request.state else "ready",

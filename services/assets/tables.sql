@@ -29,6 +29,11 @@ CREATE TABLE assets (
     provenance jsonb,
     rejection text NOT NULL DEFAULT '',
     rejection_message text NOT NULL DEFAULT '',
+    -- Hidden from lists, kept.
+    archived_at timestamptz,
+    -- In the trash; gone with its bytes after expires_at.
+    deleted_at timestamptz,
+    expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT assets_pkey PRIMARY KEY (id),
@@ -39,14 +44,15 @@ CREATE TABLE assets (
         'logo', 'dataset', 'generated', 'closeup', 'sketch', 'export')),
     -- Never READY without bytes.
     CONSTRAINT assets_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> '')),
-    CONSTRAINT assets_rejected_has_reason CHECK ((state = 'rejected') = (rejection <> ''))
+    CONSTRAINT assets_rejected_has_reason CHECK ((state = 'rejected') = (rejection <> '')),
+    CONSTRAINT assets_trash_expires CHECK ((deleted_at IS NULL) = (expires_at IS NULL))
 );
 CREATE INDEX assets_list ON assets (owner, state, created_at DESC, id DESC);
 CREATE INDEX assets_list_kind ON assets (owner, kind, state, created_at DESC, id DESC);
 CREATE INDEX assets_list_product ON assets (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
 CREATE INDEX assets_list_session ON assets (owner, session_id, created_at DESC, id DESC) WHERE session_id <> '';
 CREATE INDEX assets_list_dataset ON assets (owner, dataset_id, created_at DESC, id DESC) WHERE dataset_id <> '';
-CREATE INDEX assets_public ON assets (created_at DESC, id DESC) WHERE public AND state = 'ready';
+CREATE INDEX assets_public ON assets (created_at DESC, id DESC) WHERE public AND state = 'ready' AND deleted_at IS NULL;
 -- One primary image per product.
 CREATE UNIQUE INDEX assets_primary ON assets (owner, product_id) WHERE is_primary;
 
@@ -126,7 +132,8 @@ ALTER TABLE assets ENABLE ROW LEVEL SECURITY;
 ALTER TABLE assets FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON assets TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
-CREATE POLICY public_reading ON assets FOR SELECT TO assets_app, assets_worker USING (public AND state = 'ready');
+CREATE POLICY public_reading ON assets FOR SELECT TO assets_app, assets_worker 
+    USING (public AND state = 'ready' AND deleted_at IS NULL);
 
 ALTER TABLE uploads ENABLE ROW LEVEL SECURITY;
 ALTER TABLE uploads FORCE ROW LEVEL SECURITY;
@@ -139,7 +146,8 @@ CREATE POLICY tenant ON variants TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 -- A variant is as public as its asset; the subquery is under the asset's own policies.
 CREATE POLICY public_reading ON variants FOR SELECT TO assets_app, assets_worker
-    USING (EXISTS (SELECT FROM assets a WHERE a.id = variants.asset_id AND a.public AND a.state = 'ready'));
+    USING (EXISTS (SELECT FROM assets a WHERE a.id = variants.asset_id AND a.public AND a.state = 'ready'
+                   AND a.deleted_at IS NULL));
 
 ALTER TABLE renditions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE renditions FORCE ROW LEVEL SECURITY;
