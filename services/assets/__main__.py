@@ -9,6 +9,7 @@ from datetime import timedelta
 from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
 
 from services.assets import assets, uploads, variants
+from services.assets.presets import Presets
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -27,11 +28,19 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     pool = ImagingPool(settings.imaging_processes)
     urls = assets.Urls(storage, timedelta(minutes=settings.download_url_minutes))
     limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
+    presets = Presets.of(settings)
     asset_service = assets.AssetService(db, stream, storage, urls)
     upload_service = uploads.UploadService(
-        db, storage, queue, pool, urls, url_life=timedelta(minutes=settings.upload_url_minutes), limits=limits
+        db,
+        storage,
+        queue,
+        pool,
+        urls,
+        url_life=timedelta(minutes=settings.upload_url_minutes),
+        limits=limits,
+        presets=presets,
     )
-    variant_service = variants.VariantService(db, queue, urls)
+    variant_service = variants.VariantService(db, queue, urls, presets)
     await db.open()
     stream.start()
     try:
@@ -57,7 +66,7 @@ async def work(name: str, settings: Settings) -> None:
     storage = main.open_storage(settings)
     pool = ImagingPool(settings.imaging_processes)
     queue = jobs.JobQueue(db)
-    maker = variants.VariantMaker(db, storage, pool)
+    maker = variants.VariantMaker(db, storage, pool, Presets.of(settings))
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     try:
         await main.work(db, queue, settings)
