@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import asset_pb2_grpc, duplicate_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
 
-from services.assets import assets, uploads, variants
+from services.assets import assets, duplicates, uploads, variants, verifying
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -28,9 +28,10 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     urls = assets.Urls(storage, timedelta(minutes=settings.download_url_minutes))
     limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
     asset_service = assets.AssetService(db, stream, storage, urls)
-    upload_service = uploads.UploadService(
-        db, storage, queue, pool, urls, url_life=timedelta(minutes=settings.upload_url_minutes), limits=limits
-    )
+    verifier = verifying.Verifier(db, storage, queue, pool, limits)
+    url_life = timedelta(minutes=settings.upload_url_minutes)
+    upload_service = uploads.UploadService(db, storage, verifier, urls, url_life=url_life)
+    duplicate_service = duplicates.DuplicateService(db)
     variant_service = variants.VariantService(db, queue, urls)
     await db.open()
     stream.start()
@@ -40,6 +41,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
             register=[
                 functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
+                functools.partial(duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server, duplicate_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
             ],
             ready=db.ready,

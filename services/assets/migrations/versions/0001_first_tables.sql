@@ -160,3 +160,8 @@ ALTER TABLE asset_references ENABLE ROW LEVEL SECURITY;
 ALTER TABLE asset_references FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON asset_references TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- Uploads in parts, imports, duplicates.
+
+-- Files that an owner has more than once; with the list of each hash in its order.
+CREATE INDEX assets_duplicates ON assets (owner, sha256, created_at DESC, id DESC) WHERE sha256 <> '';
