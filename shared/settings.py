@@ -93,6 +93,9 @@ class Settings(BaseSettings):
 
     # Assets
     upload_url_minutes: float = Field(15, gt=0, description="life of an upload URL")
+    resumable_upload_hours: float = Field(
+        24, gt=0, description="how long parts of a resumable upload are taken and kept"
+    )
     download_url_minutes: float = Field(60, gt=0, description="life of a download URL")
     max_image_bytes: int = Field(10 * 1024 * 1024, gt=0, description="largest image")
     max_pdf_bytes: int = Field(50 * 1024 * 1024, gt=0, description="largest PDF")

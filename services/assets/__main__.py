@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, duplicate_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import asset_pb2_grpc, duplicate_pb2_grpc, resumable_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
 
-from services.assets import assets, duplicates, uploads, variants, verifying
+from services.assets import assets, duplicates, resumable, uploads, variants, verifying
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -31,6 +31,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     verifier = verifying.Verifier(db, storage, queue, pool, limits)
     url_life = timedelta(minutes=settings.upload_url_minutes)
     upload_service = uploads.UploadService(db, storage, verifier, urls, url_life=url_life)
+    resumable_service = resumable.ResumableUploadService(
+        db, storage, verifier, urls, url_life=url_life, life=timedelta(hours=settings.resumable_upload_hours)
+    )
     duplicate_service = duplicates.DuplicateService(db)
     variant_service = variants.VariantService(db, queue, urls)
     await db.open()
@@ -41,6 +44,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
             register=[
                 functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
+                functools.partial(resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server, resumable_service),
                 functools.partial(duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server, duplicate_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
             ],

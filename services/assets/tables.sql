@@ -165,3 +165,26 @@ CREATE POLICY tenant ON asset_references TO assets_app, assets_worker
 
 -- Files that an owner has more than once; with the list of each hash in its order.
 CREATE INDEX assets_duplicates ON assets (owner, sha256, created_at DESC, id DESC) WHERE sha256 <> '';
+
+-- A file that comes in parts. One per asset; whether it is over is the asset's state.
+CREATE TABLE resumable_uploads (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    asset_id uuid NOT NULL,
+    -- Where the parts are joined, and what the store calls them until then.
+    upload_key text NOT NULL,
+    multipart text NOT NULL,
+    part_bytes bigint NOT NULL,
+    declared_sha256 text NOT NULL DEFAULT '',
+    expires_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT resumable_uploads_pkey PRIMARY KEY (id),
+    CONSTRAINT resumable_uploads_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
+);
+CREATE UNIQUE INDEX resumable_uploads_asset_id ON resumable_uploads (asset_id);
+CREATE INDEX resumable_uploads_expiry ON resumable_uploads (expires_at);
+
+ALTER TABLE resumable_uploads ENABLE ROW LEVEL SECURITY;
+ALTER TABLE resumable_uploads FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON resumable_uploads TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
