@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from atelier.assets.v1 import duplicate_pb2, duplicate_pb2_grpc, upload_pb2
+from atelier.assets.v1 import asset_pb2, duplicate_pb2, duplicate_pb2_grpc, upload_pb2
 
 from tests import calls
 from tests.assets import flows
@@ -71,8 +71,7 @@ async def test_bytes_are_found_before_they_are_sent(house: Suite, ada: Client) -
 
 async def test_what_others_keep_is_no_duplicate(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
     bob = caller()
-    public = flows.asset_pb2.VISIBILITY_PUBLIC
-    await flows.upload(bob, DATA, visibility=public)
+    await flows.upload(bob, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
     await flows.upload(bob, DATA)
     assert await find(ada, SHA256) == []
     assert await listed(ada) == ([], "")
