@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -9,13 +10,13 @@ from atelier.assets.v1 import upload_pb2 as pb
 from atelier.assets.v1 import upload_pb2_grpc
 
 from services.assets import assets, declarations, duplicates
-from services.assets.verifying import HASH_DIFFERS, Refused, Verified, Verifier, key_of, rejected
+from services.assets.verifying import Refused, Verified, Verifier, key_of, rejected
 from shared import errors
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
 from shared.protos import timestamp
-from shared.storage import ChecksumMismatch, ObjectNotFound, Storage
+from shared.storage import ObjectNotFound, Storage
 
 _GET_UPLOAD = """
     SELECT u.id, u.upload_key, u.declared_sha256, u.expires_at, u.expires_at < now() AS expired, a.id AS asset_id
@@ -88,19 +89,22 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         """Stores and verifies what follows the declaration. Returns the asset's new row."""
         declared = head.declaration
         key = key_of(asset)
+        found: Verified | Refused
+
+        async def check(path: Path, sha256: str) -> None:
+            nonlocal found
+            found = await self._verifier.received(key, asset, path, sha256, declared.sha256)
+            if isinstance(found, Refused):
+                raise _NotKept
+
         try:
-            stat = await self._storage.put(
-                key,
-                _chunks(requests, declared.size_bytes),
-                content_type=asset.mime_type,
-                sha256=declared.sha256 or None,
-            )
-        except ChecksumMismatch:
-            return await self._verifier.settle(head, asset, HASH_DIFFERS)
+            chunks = _chunks(requests, declared.size_bytes)
+            await self._storage.put(key, chunks, content_type=asset.mime_type, check=check)
+        except _NotKept:
+            pass
         except DomainError as error:  # of the stream: more bytes than declared, a second head
             await self._verifier.settle(head, asset, Refused("INCOMPLETE", error.text))
             raise
-        found = await self._verifier.stored(key, asset, stat.size, declared.sha256)
         return await self._verifier.settle(head, asset, found)
 
     async def _announce(self, m: Mutation, columns: dict[str, Any], sha256: str) -> tuple[Any, UUID]:
@@ -142,6 +146,10 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             raise errors.precondition(
                 text, subject=f"uploads/{upload.id}", reason=Reason.ERROR_REASON_NOTHING_UPLOADED
             ) from None
+
+
+class _NotKept(Exception):
+    """The bytes were looked at, and are not to be stored."""
 
 
 async def _head(requests: AsyncIterator[pb.UploadRequest]) -> pb.UploadHead:

@@ -83,22 +83,28 @@ class Verifier:
             return size_differs(stat.size, asset.size_bytes)
         key = key_of(asset)
         await self._storage.copy(source, key, content_type=asset.mime_type)
-        return await self.stored(key, asset, stat.size, declared_sha256)
+        return await self._stored(key, asset, declared_sha256)
 
-    async def stored(self, key: str, asset: Any, size: int, declared_sha256: str) -> Verified | Refused:
+    async def _stored(self, key: str, asset: Any, declared_sha256: str) -> Verified | Refused:
         """Hash and contents of the stored object itself. A refused one is removed."""
         with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
             path = Path(directory) / "file"
             stat = await self._storage.fetch(key, path)
-            sha256 = stat.sha256 or ""  # fetch computes it
-            found: Verified | Refused = size_differs(size, asset.size_bytes)
-            if size == asset.size_bytes:
-                found = HASH_DIFFERS
-                if declared_sha256 in ("", sha256):
-                    found = await self.contents(path, asset.mime_type, key, size, sha256)
+            found = await self.received(key, asset, path, stat.sha256 or "", declared_sha256)  # fetch computes it
         if isinstance(found, Refused):
             await self._storage.delete([key])
         return found
+
+    async def received(
+        self, key: str, asset: Any, path: Path, sha256: str, declared_sha256: str
+    ) -> Verified | Refused:  # fmt: skip
+        """What the bytes in a local file are, which lie or will lie at `key`, held against what was declared."""
+        size = path.stat().st_size
+        if size != asset.size_bytes:
+            return size_differs(size, asset.size_bytes)
+        if declared_sha256 not in ("", sha256):
+            return HASH_DIFFERS
+        return await self.contents(path, asset.mime_type, key, size, sha256)
 
     async def contents(
         self, path: Path, declared_type: str, key: str, size: int, sha256: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,8 @@ MAX_SEGMENT_BYTES: Final = 240
 MAX_LINK_AGE: Final = timedelta(days=7)
 
 Source = bytes | Path | AsyncIterator[bytes]
+Check = Callable[[Path, str], Awaitable[None]]
+"""Looks at a local file with exactly the bytes, and at their SHA-256; raises if they are not to be stored."""
 
 
 class StorageError(Exception):
@@ -130,12 +132,14 @@ class Storage(Protocol):
         if_absent: bool = False,
         sha256: str | None = None,
         cache_forever: bool = False,
+        check: Check | None = None,
     ) -> Stat:
         """Store the bytes of `source` durably and atomically, in constant memory; the answer has their digest.
 
         A reader sees the old object or the new one, never a part. If `source` or this call fails or is cancelled,
         nothing is left and what was there stays; an error raised by `source` passes unchanged. `sha256` (hex) is
-        compared with the digest of the bytes. `cache_forever` lets whoever may read the object keep it for a year
+        compared with the digest of the bytes. `check` sees all of them before anybody else can; what it raises passes
+        unchanged. `cache_forever` lets whoever may read the object keep it for a year
         (implied by `public/`).
 
         Raises ObjectExists (with `if_absent`: of concurrent callers one wins, as far as the store's conditional write

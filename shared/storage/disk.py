@@ -23,6 +23,7 @@ from typing import Any, Final
 from . import disk_parts
 from .base import (
     CHUNK,
+    Check,
     ChecksumMismatch,
     ObjectExists,
     ObjectNotFound,
@@ -79,12 +80,15 @@ class DiskStorage:
         if_absent: bool = False,
         sha256: str | None = None,
         cache_forever: bool = False,
+        check: Check | None = None,
     ) -> Stat:
         facts = {"content_type": check_content_type(content_type), "cache_forever": cache_forever}
         declared = check_digest(sha256)
         check_key(key)
         async with aclosing(blocks(source, CHUNK, self.threads)) as pieces:
-            return await self._write(key, pieces, declared, lambda file: self._publish(file, key, facts, if_absent))
+            return await self._write(
+                key, pieces, declared, lambda file: self._publish(file, key, facts, if_absent), check
+            )
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         check_range(start, end)
@@ -233,8 +237,9 @@ class DiskStorage:
                     yield chunk
 
     async def _write(
-        self, key: str, pieces: AsyncIterator[bytes], declared: str | None, publish: Callable[[Temporary], Stat]
-    ) -> Stat:
+        self, key: str, pieces: AsyncIterator[bytes], declared: str | None, publish: Callable[[Temporary], Stat],
+        check: Check | None = None,
+    ) -> Stat:  # fmt: skip
         """Write the bytes to a file without a name; `publish` then gives it one."""
         temporary = Temporary(self._incoming / uuid.uuid4().hex)
         # One block is written while the next arrives; never more than that is held.
@@ -251,6 +256,15 @@ class DiskStorage:
             found = temporary.hashed.hexdigest()
             if declared and found != declared:
                 raise ChecksumMismatch(f"{key}: the bytes have SHA-256 {found}, declared was {declared}")
+            if check:
+                with translated(key):
+                    await self.threads.run(temporary.write, b"")  # even without bytes there is a file
+                flushing = self.threads.start(
+                    temporary.flush
+                )  # waits for the disk, while the check needs the processor
+                await check(temporary.path, found)
+                with translated(key):
+                    await flushing
             with translated(key):
                 return await self.threads.run(publish, temporary)
         finally:

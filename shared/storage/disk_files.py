@@ -68,6 +68,12 @@ class Temporary:
             self.size += len(piece)
             self._append(piece)
 
+    def flush(self) -> None:
+        """Flush to the disk what was written so far."""
+        with self._lock:
+            if self._file and not self._discarded:
+                os.fsync(self._file.fileno())
+
     def finish(self, trailer: dict[str, Any]) -> float:
         """Append the trailer and flush to the disk; answers the file's time."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import tempfile
 import uuid
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from .base import (
     CHUNK,
+    Check,
     ChecksumMismatch,
     MultipartEnded,
     ObjectExists,
@@ -131,9 +133,19 @@ class S3Storage:
         if_absent: bool = False,
         sha256: str | None = None,
         cache_forever: bool = False,
+        check: Check | None = None,
     ) -> Stat:
         headers = _headers(check_key(key), check_content_type(content_type), cache_forever)
         declared = check_digest(sha256)
+        if check:
+            with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
+                path = Path(directory) / "object"
+                found = await save(blocks(source, CHUNK, self._threads), path, self._threads)
+                _compare(key, found, declared)
+                await check(path, found)
+                return await self.put(
+                    key, path, content_type=content_type, if_absent=if_absent, sha256=found, cache_forever=cache_forever
+                )
         if isinstance(source, bytes | Path):
             # Read twice: a large object's digest goes into its metadata, which is sent before its bytes.
             found = await self._threads.run(digest, source)
