@@ -89,17 +89,8 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
     async def CompleteResumableUpload(
         self, request: pb.CompleteResumableUploadRequest, context: Any
     ) -> pb.CompleteResumableUploadResponse:
-        upload = await self._upload(request.upload_id)
-        await self._db.stored_answer(request, pb.CompleteResumableUploadResponse)  # refuses a reused request_id at once
-        asset = await self._verifier.asset(upload.asset_id)
-        if asset.state == "pending":
-            await self._join(upload, asset)
-            found = await self._sent(upload, asset)
-            if found:
-                asset = await self._verifier.settle(request, asset, found, pb.CompleteResumableUploadResponse)
-            else:
-                asset = await self._verifier.asset(asset.id)
-            await self._storage.delete([upload.upload_key])
+        with self._verifier.place():
+            asset = await self._completed(request)
         if asset.state == "rejected":
             raise rejected(asset)
         urls = self._urls if request.include_urls else None
@@ -123,6 +114,21 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         await self._storage.abort_multipart(upload.upload_key, upload.multipart)
         await self._storage.delete([upload.upload_key])
         return response
+
+    async def _completed(self, request: pb.CompleteResumableUploadRequest) -> Any:
+        """The asset, READY or REJECTED."""
+        upload = await self._upload(request.upload_id)
+        await self._db.stored_answer(request, pb.CompleteResumableUploadResponse)  # refuses a reused request_id at once
+        asset = await self._verifier.asset(upload.asset_id)
+        if asset.state == "pending":
+            await self._join(upload, asset)
+            found = await self._sent(upload, asset)
+            if found:
+                asset = await self._verifier.settle(request, asset, found, pb.CompleteResumableUploadResponse)
+            else:
+                asset = await self._verifier.asset(asset.id)
+            await self._storage.delete([upload.upload_key])
+        return asset
 
     async def _start(
         self, request: pb.StartResumableUploadRequest, columns: Mapping[str, Any]

@@ -48,19 +48,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         return response
 
     async def ConfirmUpload(self, request: pb.ConfirmUploadRequest, context: Any) -> pb.ConfirmUploadResponse:
-        upload_id = parse_id(request.upload_id, "upload_id")
-        await self._db.stored_answer(request, pb.ConfirmUploadResponse)  # refuses a reused request_id at once
-        upload = await self._db.row(_GET_UPLOAD, {"id": upload_id})
-        if upload is None:
-            raise errors.not_found("upload", upload_id)
-        asset = await self._verifier.asset(upload.asset_id)
-        if asset.state == "pending":
-            found = await self._sent(upload, asset)
-            if found:
-                asset = await self._verifier.settle(request, asset, found, pb.ConfirmUploadResponse)
-            else:
-                asset = await self._verifier.asset(asset.id)
-            await self._storage.delete([upload.upload_key])
+        with self._verifier.place():
+            asset = await self._confirmed(request)
         if asset.state == "rejected":
             raise rejected(asset)
         urls = self._urls if request.include_urls else None
@@ -84,6 +73,23 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         if asset.state == "rejected":
             raise rejected(asset)
         return pb.UploadResponse(asset=assets.to_proto(asset), duplicates=await duplicates.others(self._db, asset))
+
+    async def _confirmed(self, request: pb.ConfirmUploadRequest) -> Any:
+        """The asset, READY or REJECTED."""
+        upload_id = parse_id(request.upload_id, "upload_id")
+        await self._db.stored_answer(request, pb.ConfirmUploadResponse)  # refuses a reused request_id at once
+        upload = await self._db.row(_GET_UPLOAD, {"id": upload_id})
+        if upload is None:
+            raise errors.not_found("upload", upload_id)
+        asset = await self._verifier.asset(upload.asset_id)
+        if asset.state == "pending":
+            found = await self._sent(upload, asset)
+            if found:
+                asset = await self._verifier.settle(request, asset, found, pb.ConfirmUploadResponse)
+            else:
+                asset = await self._verifier.asset(asset.id)
+            await self._storage.delete([upload.upload_key])
+        return asset
 
     async def _receive(self, head: pb.UploadHead, asset: Any, requests: AsyncIterator[pb.UploadRequest]) -> Any:
         """Stores and verifies what follows the declaration. Returns the asset's new row."""

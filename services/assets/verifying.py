@@ -6,6 +6,8 @@ repeated.
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from shared.ids import new_id
 from shared.imaging import ImageRejected, ImagingPool, Limits
 from shared.storage import Storage
 
+_MOST_AT_ONCE = 64  # more would wait for a child process until their deadlines, and then have waited for nothing
 _GET_ASSET = "SELECT * FROM assets WHERE id = %(id)s"
 
 
@@ -68,6 +71,19 @@ class Verifier:
         self._queue = queue
         self._pool = pool
         self.limits = limits
+        self._at_once = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among the calls that verify. OVERLOADED, at once, when all are taken."""
+        if self._at_once >= _MOST_AT_ONCE:
+            text = "the server is verifying as many files as it can; nothing was changed, try again"
+            raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1)
+        self._at_once += 1
+        try:
+            yield
+        finally:
+            self._at_once -= 1
 
     async def asset(self, asset_id: Any) -> Any:
         """The row as it is now."""

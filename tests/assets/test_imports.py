@@ -14,21 +14,11 @@ from tests import calls
 from tests.assets import flows
 from tests.receiver import Receiver, Reply, Request, receiving, replying
 from tests.shared.imaging import pictures
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
 PRODUCT, DOCUMENT = asset_pb2.ASSET_KIND_PRODUCT, asset_pb2.ASSET_KIND_DOCUMENT
 PENDING, READY, REJECTED = (asset_pb2.ASSET_STATE_PENDING, asset_pb2.ASSET_STATE_READY, asset_pb2.ASSET_STATE_REJECTED)
-
-
-@pytest.fixture(scope="module")
-async def open_house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """A house that may call servers of this machine."""
-    async with suite(cluster, keys, disk) as made:
-        made.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
-        await made.serve("assets")
-        await made.work("assets")
-        yield made
 
 
 @pytest.fixture
