@@ -12,6 +12,7 @@ import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, upload_pb2
 from google.protobuf.json_format import MessageToDict
+from google.rpc import error_details_pb2
 
 from services.assets import rules
 from tests import calls
@@ -286,6 +287,23 @@ async def test_concurrent_confirms_end_as_one(house: Suite, ada: Client) -> None
     assert len(objects(house, ada, "original")) == 1 and objects(house, ada, "upload") == []
     jobs = house.sql("SELECT count(*) FROM assets.renditions WHERE owner = %s", (f"user:{ada.subject}",))
     assert jobs == [(1,)]
+
+
+async def test_more_files_than_can_be_verified_are_sent_away_at_once(house: Suite, ada: Client) -> None:
+    confirm = flows.uploads(ada).ConfirmUpload
+    with calls.holding(house, "LOCK TABLE assets.uploads", None):
+        asked = [
+            asyncio.ensure_future(calls.refusal(confirm(upload_pb2.ConfirmUploadRequest(upload_id=flows.request_id()))))
+            for _ in range(80)
+        ]
+        async with asyncio.timeout(10):
+            while sum(each.done() for each in asked) < 16:
+                await asyncio.sleep(0.02)
+    refused = await asyncio.gather(*asked)
+    busy = [each for each in refused if "verifying as many files as it can" in each.text]
+    assert len(busy) == 16
+    assert {(each.code, each.reason) for each in busy} == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")}
+    assert busy[0].detail(error_details_pb2.RetryInfo).retry_delay.seconds == 1
 
 
 async def test_an_object_that_is_swapped_after_confirming_changes_nothing(house: Suite, ada: Client) -> None:
