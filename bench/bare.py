@@ -1,10 +1,13 @@
-"""The reference of B1 and B3: the least that can answer. No token, validation, tenancy, log, metric, repeat, event.
+"""The reference of B1, B3 and B8: the least that can answer. No token, validation, tenancy, log, metric, repeat, event.
 
 python -m bench.bare <database> <port> <trust file, unused>
 """
 
 import asyncio
+import os
 import sys
+import tempfile
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -47,6 +50,15 @@ class Bare(asset_pb2_grpc.AssetServiceServicer, upload_pb2_grpc.UploadServiceSer
         async with self._pool.connection() as conn:
             row = await (await conn.execute(_INSERT, values)).fetchone()
         return upload_pb2.RequestUploadResponse(upload_id=str(uuid7()), asset=_message(row))
+
+    async def Upload(self, request_iterator: AsyncIterator[upload_pb2.UploadRequest], context: Any) -> Any:
+        with tempfile.TemporaryFile() as file:
+            async for request in request_iterator:
+                file.write(request.chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        return upload_pb2.UploadResponse(asset=asset_pb2.Asset(size_bytes=size))
 
 
 def _message(row: Any) -> asset_pb2.Asset:

@@ -58,8 +58,9 @@ class Site:
         """The database as `assets_app` or `assets_worker`."""
         return login_url(self.admin_url, f"assets_{role}", self.state.password("assets", role))
 
-    def assets(self, command: str) -> tuple["subprocess.Popen[bytes]", str]:
-        """`python -m services.assets serve` (with metrics) or `work`, as it is run everywhere; and its address."""
+    def assets(self, command: str, **settings: str) -> tuple["subprocess.Popen[bytes]", str]:
+        """`python -m services.assets serve` (with metrics) or `work`, as it is run everywhere but for `settings`, which
+        are variables of its environment; and its address."""
         port = free_port()
         own = {
             "ATELIER_DATABASE_URL": self.url("app" if command == "serve" else "worker"),
@@ -67,6 +68,7 @@ class Site:
             "ATELIER_STORAGE_ROOT": str(self.state.objects),
             "ATELIER_STORAGE_SECRET_FILE": str(self.state.storage_secret),
             "ATELIER_PORT": str(port), "ATELIER_METRICS_PORT": str(free_port()),
+            **settings,
         }  # fmt: skip
         process = self.start("services.assets", command, environment=own)
         if command == "serve":

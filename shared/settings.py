@@ -4,10 +4,12 @@ A value is read from `ATELIER_<SERVICE>_<NAME>`, else `ATELIER_<NAME>`, else a f
 directory ATELIER_SECRETS_DIR, else the default.
 """
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -32,6 +34,11 @@ class VariantPreset(BaseModel):
     format: Literal["webp", "avif", "jpeg", "png"] = "webp"
     quality: int = Field(80, ge=1, le=100)
     effort: int = Field(4, ge=0, le=9)
+
+
+def networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """'10.1.0.0/16, fd00::/8' as networks. Raises ValueError."""
+    return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
 class Settings(BaseSettings):
@@ -92,8 +99,17 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = Field(SecretStr(""), description="access key")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="secret key")
 
+    # Out to addresses that callers name: webhooks, imports by URL
+    outbound_allowed_networks: str = Field(
+        "", description="networks, such as 10.1.0.0/16, separated by commas, that may be called although not public"
+    )
+    outbound_ca_file: Path | None = Field(None, description="PEM of authorities to trust besides the usual ones")
+
     # Assets
     upload_url_minutes: float = Field(15, gt=0, description="life of an upload URL")
+    resumable_upload_hours: float = Field(
+        24, gt=0, description="how long parts of a resumable upload are taken and kept"
+    )
     download_url_minutes: float = Field(60, gt=0, description="life of a download URL")
     max_image_bytes: int = Field(10 * 1024 * 1024, gt=0, description="largest image")
     max_pdf_bytes: int = Field(50 * 1024 * 1024, gt=0, description="largest PDF")
@@ -113,6 +129,12 @@ class Settings(BaseSettings):
     assets_address: str = Field("127.0.0.1:50051", description="assets")
     conversions_address: str = Field("127.0.0.1:50052", description="conversions")
     pipeline_address: str = Field("127.0.0.1:50053", description="pipeline")
+
+    @field_validator("outbound_allowed_networks")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        networks(text)
+        return text
 
     @classmethod
     def settings_customise_sources(

@@ -6,17 +6,30 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import (
+    asset_pb2_grpc,
+    duplicate_pb2_grpc,
+    import_pb2_grpc,
+    resumable_pb2_grpc,
+    upload_pb2_grpc,
+    variant_pb2_grpc,
+)
 
 from services.assets import assets, uploads, variants
 from services.assets.presets import Presets
+from services.assets import assets, duplicates, imports, resumable, uploads, variants, verifying
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool, Limits
+from shared.outbound import Outbound
 from shared.settings import Settings
 
 NAME = "assets"
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
 
 
 @asynccontextmanager
@@ -27,33 +40,37 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     queue = jobs.JobQueue(db)
     pool = ImagingPool(settings.imaging_processes)
     urls = assets.Urls(storage, timedelta(minutes=settings.download_url_minutes))
-    limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
     presets = Presets.of(settings)
     asset_service = assets.AssetService(db, stream, storage, urls)
-    upload_service = uploads.UploadService(
-        db,
-        storage,
-        queue,
-        pool,
-        urls,
-        url_life=timedelta(minutes=settings.upload_url_minutes),
-        limits=limits,
-        presets=presets,
+    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings))
+    url_life = timedelta(minutes=settings.upload_url_minutes)
+    upload_service = uploads.UploadService(db, storage, verifier, urls, url_life=url_life)
+    resumable_service = resumable.ResumableUploadService(
+        db, storage, verifier, urls, url_life=url_life, life=timedelta(hours=settings.resumable_upload_hours)
     )
+    outbound = Outbound(settings)
+    import_service = imports.ImportService(db, stream, queue, outbound, verifier, urls)
+    duplicate_service = duplicates.DuplicateService(db)
     variant_service = variants.VariantService(db, queue, urls, presets)
     await db.open()
     stream.start()
     try:
-        yield server.Service(
-            name=name,
-            register=[
-                functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
-                functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
-                functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
-            ],
-            ready=db.ready,
-            drain=stream.drain,
-        )
+        async with outbound:
+            yield server.Service(
+                name=name,
+                register=[
+                    functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
+                    functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
+                    functools.partial(
+                        resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server, resumable_service
+                    ),
+                    functools.partial(import_pb2_grpc.add_ImportServiceServicer_to_server, import_service),
+                    functools.partial(duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server, duplicate_service),
+                    functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
+                ],
+                ready=db.ready,
+                drain=stream.drain,
+            )
     finally:
         await stream.close()
         await pool.close()
@@ -66,10 +83,15 @@ async def work(name: str, settings: Settings) -> None:
     storage = main.open_storage(settings)
     pool = ImagingPool(settings.imaging_processes)
     queue = jobs.JobQueue(db)
-    maker = variants.VariantMaker(db, storage, pool, Presets.of(settings))
+    presets = Presets.of(settings)
+    maker = variants.VariantMaker(db, storage, pool, presets)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
+    outbound = Outbound(settings)
+    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings))
+    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, outbound, verifier).run)
     try:
-        await main.work(db, queue, settings)
+        async with outbound:
+            await main.work(db, queue, settings)
     finally:
         await pool.close()
         await storage.close()

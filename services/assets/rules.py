@@ -40,6 +40,9 @@ IMAGE_TYPES = frozenset(
     {"image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "image/tiff", "image/heic"}
 )
 
+PART_BYTES = 8 * 1024 * 1024
+MOST_PARTS = 1000
+
 # What is invisible, or turns the reading direction, has no place in a name that people read: controls, format
 # characters, lone surrogates, line and paragraph separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -62,6 +65,19 @@ def may_upload(kind: str, role: str, through_service: bool) -> bool:
     if kind in SERVICE_KINDS:
         return through_service
     return through_service or role in KIND_ROLES[kind]
+
+
+def part_bytes(size: int) -> int:
+    """Bytes of every part but the last of a file of `size` bytes: 8 MiB, or whole MiB more, so that there are at most
+    1,000 parts."""
+    mebibyte = 1024 * 1024
+    return max(PART_BYTES, -(-size // (MOST_PARTS * mebibyte)) * mebibyte)
+
+
+def part_sizes(size: int, each: int) -> dict[int, int]:
+    """The bytes of each part by its number, from 1."""
+    count = -(-size // each)
+    return {number: min(each, size - (number - 1) * each) for number in range(1, count + 1)}
 
 
 def display_name(name: str) -> str:

@@ -160,3 +160,60 @@ ALTER TABLE asset_references ENABLE ROW LEVEL SECURITY;
 ALTER TABLE asset_references FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON asset_references TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- Uploads in parts, imports, duplicates.
+
+-- Files that an owner has more than once; with the list of each hash in its order.
+CREATE INDEX assets_duplicates ON assets (owner, sha256, created_at DESC, id DESC) WHERE sha256 <> '';
+
+-- A file that comes in parts. One per asset; whether it is over is the asset's state.
+CREATE TABLE resumable_uploads (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    asset_id uuid NOT NULL,
+    -- Where the parts are joined, and what the store calls them until then.
+    upload_key text NOT NULL,
+    multipart text NOT NULL,
+    part_bytes bigint NOT NULL,
+    declared_sha256 text NOT NULL DEFAULT '',
+    expires_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT resumable_uploads_pkey PRIMARY KEY (id),
+    CONSTRAINT resumable_uploads_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
+);
+CREATE UNIQUE INDEX resumable_uploads_asset_id ON resumable_uploads (asset_id);
+CREATE INDEX resumable_uploads_expiry ON resumable_uploads (expires_at);
+
+ALTER TABLE resumable_uploads ENABLE ROW LEVEL SECURITY;
+ALTER TABLE resumable_uploads FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON resumable_uploads TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- The job that fetches an asset's bytes from a URL. What is behind its `?` may be a secret, and goes when the job ends.
+CREATE TABLE imports (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    asset_id uuid NOT NULL,
+    url text NOT NULL,
+    declared_sha256 text NOT NULL DEFAULT '',
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT imports_pkey PRIMARY KEY (id),
+    CONSTRAINT imports_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE,
+    CONSTRAINT imports_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+);
+CREATE UNIQUE INDEX imports_asset_id ON imports (asset_id);
+
+ALTER TABLE imports ENABLE ROW LEVEL SECURITY;
+ALTER TABLE imports FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON imports TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row.
+CREATE POLICY claiming ON imports FOR SELECT TO assets_worker USING (true);

@@ -3,8 +3,10 @@
 from .base import (
     ChecksumMismatch,
     InvalidKey,
+    MultipartEnded,
     ObjectExists,
     ObjectNotFound,
+    Part,
     SignedPost,
     SignedPut,
     Source,
@@ -21,8 +23,10 @@ from .s3 import open_s3
 __all__ = [
     "ChecksumMismatch",
     "InvalidKey",
+    "MultipartEnded",
     "ObjectExists",
     "ObjectNotFound",
+    "Part",
     "SignedPost",
     "SignedPut",
     "Source",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,8 @@ MAX_SEGMENT_BYTES: Final = 240
 MAX_LINK_AGE: Final = timedelta(days=7)
 
 Source = bytes | Path | AsyncIterator[bytes]
+Check = Callable[[Path, str], Awaitable[None]]
+"""Looks at a local file with exactly the bytes, and at their SHA-256; raises if they are not to be stored."""
 
 
 class StorageError(Exception):
@@ -45,6 +47,10 @@ class ObjectExists(StorageError):
 
 class ChecksumMismatch(StorageError):
     """The bytes aren't the declared ones; nothing was left behind."""
+
+
+class MultipartEnded(StorageError):
+    """The upload in parts is completed or aborted, or never was."""
 
 
 class StorageFull(StorageError):
@@ -92,6 +98,15 @@ class SignedPut:
     method: Literal["PUT"] = "PUT"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that arrived. number: from 1. size: bytes. etag: opaque, another one when the part was sent anew."""
+
+    number: int
+    size: int
+    etag: str
+
+
 class Storage(Protocol):
     """Objects by key: immutable once read, replaced whole or not at all.
 
@@ -117,12 +132,14 @@ class Storage(Protocol):
         if_absent: bool = False,
         sha256: str | None = None,
         cache_forever: bool = False,
+        check: Check | None = None,
     ) -> Stat:
         """Store the bytes of `source` durably and atomically, in constant memory; the answer has their digest.
 
         A reader sees the old object or the new one, never a part. If `source` or this call fails or is cancelled,
         nothing is left and what was there stays; an error raised by `source` passes unchanged. `sha256` (hex) is
-        compared with the digest of the bytes. `cache_forever` lets whoever may read the object keep it for a year
+        compared with the digest of the bytes. `check` sees all of them before anybody else can; what it raises passes
+        unchanged. `cache_forever` lets whoever may read the object keep it for a year
         (implied by `public/`).
 
         Raises ObjectExists (with `if_absent`: of concurrent callers one wins, as far as the store's conditional write
@@ -161,7 +178,32 @@ class Storage(Protocol):
         """
 
     async def sweep(self, older_than: timedelta) -> int:
-        """Remove what killed processes left of unfinished writes, if older than `older_than`; answers how many."""
+        """Remove what is left of unfinished writes and uploads in parts, if begun longer ago than `older_than`.
+
+        Answers how many. `older_than` must be longer than any upload in parts may take.
+        """
+
+    async def start_multipart(self, key: str, *, content_type: str) -> str:
+        """Begin to receive an object in parts; answers the name of this upload. `key` shows it only when complete.
+
+        The rules of S3: every part but the last has at least 5 MiB, none more than 5 GiB, and there are at most 10,000.
+        """
+
+    def sign_part(self, key: str, upload: str, number: int, *, length: int, expires_in: timedelta) -> SignedPut:
+        """A PUT of exactly `length` bytes as part `number`, from 1. Sent again, the part is replaced."""
+
+    async def list_parts(self, key: str, upload: str) -> Sequence[Part]:
+        """The parts that arrived, by number. Raises MultipartEnded."""
+
+    async def complete_multipart(self, key: str, upload: str, parts: Sequence[Part]) -> Stat:
+        """Make the object of `parts`, one after the other; parts that aren't named are dropped.
+
+        Raises MultipartEnded, also when another call completes it first (a store that remembers its last uploads may
+        answer with the object instead); StorageUnavailable if a part was sent anew since it was listed: list again.
+        """
+
+    async def abort_multipart(self, key: str, upload: str) -> None:
+        """Remove what arrived; URLs of parts end. One that has ended is fine; a completed one's object stays."""
 
     def sign_post(self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
         """A form with which a browser may store 1 to `max_bytes` bytes of this content type under this key.

@@ -1,41 +1,37 @@
 """Objects in a directory. One file per object: its bytes, then a trailer with what is known of them.
 
 The trailer keeps bytes and facts in one file, so one rename replaces both. Under the root (mode 0700, files 0600):
-`data/<key>` are the objects, `incoming/` is where they are written before they get their name.
+`data/<key>` are the objects, `incoming/` is where they are written before they get their name. An upload in parts is a
+folder there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import itertools
-import json
 import os
-import struct
-import threading
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from io import FileIO
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from . import disk_parts
 from .base import (
     CHUNK,
+    Check,
     ChecksumMismatch,
-    InvalidKey,
     ObjectExists,
     ObjectNotFound,
+    Part,
     SignedPost,
     SignedPut,
     Source,
     Stat,
-    StorageError,
-    StorageFull,
     StorageUnavailable,
     check_content_type,
     check_digest,
@@ -43,17 +39,13 @@ from .base import (
     check_prefix,
     check_range,
 )
+from .disk_files import OpenObject, Temporary, flush_folder, open_object, stat_of, translated
 from .links import Links
-from .streams import FULL, Threads, blocks, save
+from .streams import Threads, blocks, save
 
 _THREADS: Final = 8
 _BATCH: Final = 1000
-_MAGIC: Final = b"ATL1"
-_TAIL: Final = struct.Struct(">I4s")
-_MAX_TRAILER: Final = 1024
-_MISPLACED: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP})
-_NO_OBJECT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
-_PASSING: Final = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
+_UPLOAD: Final = re.compile(r"[0-9a-f]{32}\.parts")
 
 
 def open_disk(root: Path, *, base_url: str, secret: bytes, public_base_url: str | None = None) -> DiskStorage:
@@ -62,29 +54,10 @@ def open_disk(root: Path, *, base_url: str, secret: bytes, public_base_url: str 
     base_url: where `python -m shared.storage.http` answers, as clients reach it. secret: at least 32 bytes, the same as
     that server's. public_base_url: stands in public URLs for `<base_url>/o`, for a CDN in front of it.
     """
-    with _translated("the storage root"):
+    with translated("the storage root"):
         for folder in (root, root / "data", root / "incoming"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return DiskStorage(root, Links(secret, base_url, public_base_url))
-
-
-@dataclass(frozen=True)
-class OpenObject:
-    """An object held open: replacing or deleting it meanwhile changes nothing here. Close it."""
-
-    file: FileIO
-    stat: Stat
-    cache_forever: bool
-
-    async def read(self, start: int, end: int | None, threads: Threads) -> AsyncIterator[bytes]:
-        """Bytes `start` to `end`, cut to the object, in chunks of 256 KiB."""
-        stop = self.stat.size if end is None else min(end, self.stat.size)
-        while start < stop:
-            chunk = await threads.run(os.pread, self.file.fileno(), min(CHUNK, stop - start), start)
-            if not chunk:
-                raise StorageError(f"{self.stat.key} is shorter than its trailer says")
-            yield chunk
-            start += len(chunk)
 
 
 class DiskStorage:
@@ -107,12 +80,15 @@ class DiskStorage:
         if_absent: bool = False,
         sha256: str | None = None,
         cache_forever: bool = False,
+        check: Check | None = None,
     ) -> Stat:
         facts = {"content_type": check_content_type(content_type), "cache_forever": cache_forever}
         declared = check_digest(sha256)
         check_key(key)
         async with aclosing(blocks(source, CHUNK, self.threads)) as pieces:
-            return await self._write(key, pieces, facts, declared, if_absent)
+            return await self._write(
+                key, pieces, declared, lambda file: self._publish(file, key, facts, if_absent), check
+            )
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         check_range(start, end)
@@ -145,18 +121,20 @@ class DiskStorage:
         }
         with opened.file:
             pieces = opened.read(0, None, self.threads)
-            return await self._write(target, pieces, facts, opened.stat.sha256, if_absent)
+            return await self._write(
+                target, pieces, opened.stat.sha256, lambda file: self._publish(file, target, facts, if_absent)
+            )
 
     async def delete(self, keys: Iterable[str]) -> None:
         paths = iter([self._path(key) for key in keys])
         while batch := list(itertools.islice(paths, _BATCH)):
-            with _translated("delete"):
+            with translated("delete"):
                 await self.threads.run(self._unlink, batch)
 
     async def list(self, prefix: str) -> AsyncIterator[Stat]:
         walk = self._walk(check_prefix(prefix))
         while True:
-            with _translated("list"):
+            with translated("list"):
                 page = await self.threads.run(lambda: [*itertools.islice(walk, _BATCH)])
             if not page:
                 return
@@ -164,8 +142,46 @@ class DiskStorage:
                 yield stat
 
     async def sweep(self, older_than: timedelta) -> int:
-        with _translated("sweep"):
+        with translated("sweep"):
             return await self.threads.run(self._sweep, time.time() - older_than.total_seconds())
+
+    async def start_multipart(self, key: str, *, content_type: str) -> str:
+        upload = f"{uuid.uuid4().hex}.parts"
+        about = {"key": check_key(key), "content_type": check_content_type(content_type)}
+        with translated(key):
+            await self.threads.run(disk_parts.begin, self._incoming / upload, about)
+        return upload
+
+    def sign_part(self, key: str, upload: str, number: int, *, length: int, expires_in: timedelta) -> SignedPut:
+        return self.links.sign_part(key, upload, number, length, expires_in)
+
+    async def put_part(self, upload: str, number: int, source: Source) -> Part:
+        """Keep a part. Raises MultipartEnded."""
+        folder = self._parts(upload)
+        async with aclosing(blocks(source, CHUNK, self.threads)) as pieces:
+            stat = await self._write(
+                f"part {number}", pieces, None, lambda file: disk_parts.publish_part(file, folder / f"{number:05}")
+            )
+        return Part(number, stat.size, stat.etag)
+
+    async def list_parts(self, key: str, upload: str) -> Sequence[Part]:
+        folder = self._parts(upload)
+        with translated(key):
+            return await self.threads.run(disk_parts.list_parts, folder, key)
+
+    async def complete_multipart(self, key: str, upload: str, parts: Sequence[Part]) -> Stat:
+        folder = self._parts(upload)
+        with translated(key):
+            about = await self.threads.run(disk_parts.about_of, folder, key)
+        facts = {"content_type": about["content_type"], "cache_forever": False}
+        async with aclosing(self._joined(folder, parts)) as pieces:
+            stat = await self._write(key, pieces, None, lambda file: self._publish(file, key, facts, False))
+        await self.abort_multipart(key, upload)
+        return stat
+
+    async def abort_multipart(self, key: str, upload: str) -> None:
+        with translated(key):
+            await self.threads.insist(disk_parts.remove_parts, self._parts(upload))
 
     def sign_post(self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
         return self.links.sign_post(key, max_bytes, content_type, expires_in)
@@ -193,8 +209,8 @@ class DiskStorage:
     async def open(self, key: str) -> OpenObject:
         """The object, held open. Raises ObjectNotFound."""
         path = self._path(key)
-        with _translated(key):
-            opened = await self.threads.run(_open_object, path, key)
+        with translated(key):
+            opened = await self.threads.run(open_object, path, key)
         if opened is None:
             raise ObjectNotFound(f"there is no object {key}")
         return opened
@@ -202,30 +218,59 @@ class DiskStorage:
     def _path(self, key: str) -> Path:
         return self._data.joinpath(*check_key(key).split("/"))
 
+    def _parts(self, upload: str) -> Path:
+        if not _UPLOAD.fullmatch(upload):
+            raise disk_parts.ended(upload)
+        return self._incoming / upload
+
+    async def _joined(self, folder: Path, parts: Sequence[Part]) -> AsyncGenerator[bytes, None]:
+        for part in parts:
+            name = f"part {part.number}"
+            with translated(name):
+                opened = await self.threads.run(open_object, folder / f"{part.number:05}", name)
+            if opened is None:
+                raise disk_parts.ended(folder.name)
+            with opened.file:
+                if (opened.stat.size, opened.stat.etag) != (part.size, part.etag):
+                    raise StorageUnavailable(f"{name} was sent anew; list the parts again")
+                async for chunk in opened.read(0, None, self.threads):
+                    yield chunk
+
     async def _write(
-        self, key: str, pieces: AsyncIterator[bytes], facts: dict[str, Any], declared: str | None, if_absent: bool
-    ) -> Stat:
-        temporary = _Temporary(self._incoming / uuid.uuid4().hex)
+        self, key: str, pieces: AsyncIterator[bytes], declared: str | None, publish: Callable[[Temporary], Stat],
+        check: Check | None = None,
+    ) -> Stat:  # fmt: skip
+        """Write the bytes to a file without a name; `publish` then gives it one."""
+        temporary = Temporary(self._incoming / uuid.uuid4().hex)
         # One block is written while the next arrives; never more than that is held.
         writing: asyncio.Future[None] | None = None
         try:
             async for piece in pieces:
-                with _translated(key):
+                with translated(key):
                     if writing:
                         await writing
                     writing = self.threads.start(temporary.write, piece)
-            with _translated(key):
+            with translated(key):
                 if writing:
                     await writing
             found = temporary.hashed.hexdigest()
             if declared and found != declared:
                 raise ChecksumMismatch(f"{key}: the bytes have SHA-256 {found}, declared was {declared}")
-            with _translated(key):
-                return await self.threads.run(self._publish, temporary, key, facts, if_absent)
+            if check:
+                with translated(key):
+                    await self.threads.run(temporary.write, b"")  # even without bytes there is a file
+                flushing = self.threads.start(
+                    temporary.flush
+                )  # waits for the disk, while the check needs the processor
+                await check(temporary.path, found)
+                with translated(key):
+                    await flushing
+            with translated(key):
+                return await self.threads.run(publish, temporary)
         finally:
             await self.threads.insist(temporary.discard)
 
-    def _publish(self, temporary: _Temporary, key: str, facts: dict[str, Any], if_absent: bool) -> Stat:
+    def _publish(self, temporary: Temporary, key: str, facts: dict[str, Any], if_absent: bool) -> Stat:
         trailer = {"size": temporary.size, "sha256": temporary.hashed.hexdigest(), **facts}
         modified = temporary.finish(trailer)
         target = self._path(key)
@@ -237,8 +282,8 @@ class DiskStorage:
         else:
             raise StorageUnavailable(f"{key}: its folder keeps disappearing")
         with suppress(FileNotFoundError):  # already deleted again by another caller
-            _flush_folder(target.parent)
-        return _stat(key, trailer, modified)
+            flush_folder(target.parent)
+        return stat_of(key, trailer, modified)
 
     def _name(self, temporary: Path, target: Path, if_absent: bool) -> None:
         if target.is_dir():
@@ -274,7 +319,7 @@ class DiskStorage:
                 pending.pop()
             elif name.endswith("/"):
                 pending.append(iter(_names(self._data, name, "")))
-            elif opened := _open_object(self._data / name, name):
+            elif opened := open_object(self._data / name, name):
                 opened.file.close()
                 yield opened.stat
 
@@ -282,98 +327,12 @@ class DiskStorage:
         removed = 0
         for path in self._incoming.iterdir():
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime < before:
+                if path.is_dir():
+                    removed += disk_parts.sweep(path, before)
+                elif path.stat().st_mtime < before:
                     path.unlink()
                     removed += 1
         return removed
-
-
-class _Temporary:
-    """A file being written, made with its first byte.
-
-    All steps take one lock: when a caller is cancelled, its last write may still be in a thread, and `discard` must
-    follow it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self.hashed = hashlib.sha256()
-        self._lock = threading.Lock()
-        self._file: FileIO | None = None
-        self._discarded = False
-
-    def write(self, piece: bytes) -> None:
-        """Add to the object's bytes."""
-        with self._lock:
-            self.hashed.update(piece)
-            self.size += len(piece)
-            self._append(piece)
-
-    def finish(self, trailer: dict[str, Any]) -> float:
-        """Append the trailer and flush to the disk; answers the file's time."""
-        with self._lock:
-            text = json.dumps(trailer).encode()
-            file = self._append(text + _TAIL.pack(len(text), _MAGIC))
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_mtime
-
-    def discard(self) -> None:
-        """Close the file and remove its temporary name, if it still has it. A later write is refused."""
-        with self._lock:
-            self._discarded = True
-            if self._file:
-                self._file.close()
-                self.path.unlink(missing_ok=True)
-
-    def _append(self, data: bytes) -> FileIO:
-        if self._discarded:
-            raise StorageError("the write was given up")
-        if self._file is None:
-            self._file = FileIO(self.path, "x", opener=lambda path, flags: os.open(path, flags, 0o600))
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._file.fileno(), rest) :]
-        return self._file
-
-
-def _open_object(path: Path, key: str) -> OpenObject | None:
-    """The object, or None: a folder or a link is no object, nor is a file that was not completely written here."""
-    try:
-        file = FileIO(path, "r", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
-        status = os.fstat(file.fileno())
-        trailer = _read_trailer(file.fileno(), status.st_size)
-    except OSError as error:
-        if error.errno in _NO_OBJECT:
-            return None
-        raise
-    if trailer is None:
-        file.close()
-        return None
-    return OpenObject(file, _stat(key, trailer, status.st_mtime), trailer["cache_forever"])
-
-
-def _read_trailer(descriptor: int, file_size: int) -> dict[str, Any] | None:
-    tail = os.pread(descriptor, _MAX_TRAILER, max(0, file_size - _MAX_TRAILER))
-    if len(tail) < _TAIL.size:
-        return None
-    length, magic = _TAIL.unpack(tail[-_TAIL.size :])
-    if magic != _MAGIC or length > len(tail) - _TAIL.size:
-        return None
-    trailer: dict[str, Any] = json.loads(tail[-_TAIL.size - length : -_TAIL.size])
-    return trailer if trailer["size"] + length + _TAIL.size == file_size else None
-
-
-def _stat(key: str, trailer: dict[str, Any], modified: float) -> Stat:
-    digest: str = trailer["sha256"]
-    return Stat(
-        key=key,
-        size=trailer["size"],
-        etag=digest[:32],
-        sha256=digest,
-        content_type=trailer["content_type"],
-        modified=datetime.fromtimestamp(modified, UTC),
-    )
 
 
 def _names(data: Path, folder: str, beginning: str) -> list[str]:
@@ -396,28 +355,4 @@ def _make_folder(folder: Path, root: Path) -> None:
     for each in reversed(missing):
         with suppress(FileExistsError):
             each.mkdir(mode=0o700)
-            _flush_folder(each.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _translated(subject: str) -> Iterator[None]:
-    """Turn what the file system says into this package's errors."""
-    try:
-        yield
-    except OSError as error:
-        code, text = error.errno or 0, error.strerror or type(error).__name__
-        if code in FULL:
-            raise StorageFull(f"{subject}: no space left") from None
-        if code in _MISPLACED:
-            raise InvalidKey(f"{subject}: a key can't be another key's folder, or its path is too long") from None
-        if code in _PASSING:
-            raise StorageUnavailable(f"{subject}: {text}") from None
-        raise StorageError(f"{subject}: {text}") from None
+            flush_folder(each.parent)

@@ -37,6 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .base import (
     PUBLIC_PREFIX,
     InvalidKey,
+    MultipartEnded,
     ObjectNotFound,
     StorageError,
     StorageFull,
@@ -46,7 +47,8 @@ from .base import (
     is_raster,
 )
 from .connections import HEADER_BYTES, BoundedHeaders
-from .disk import DiskStorage, OpenObject, open_disk
+from .disk import DiskStorage, open_disk
+from .disk_files import OpenObject
 from .forms import BadForm, UploadForm
 from .links import OBJECTS_PATH, LinkRefused, ReadGrant, WriteGrant, read_secret
 
@@ -171,7 +173,7 @@ class _Objects:
 
     async def put(self, request: Request) -> Response:
         grant = self._storage.links.verify_put(request.path_params["key"], request.query_params.multi_items())
-        if request.headers.get("content-type") != grant.content_type:
+        if not grant.part and request.headers.get("content-type") != grant.content_type:
             raise Refused(403, "the Content-Type is not the signed one", f"send Content-Type: {grant.content_type}")
         declared = _declared_length(request)
         if declared is None:
@@ -198,6 +200,8 @@ class _Objects:
     async def _store(self, grant: WriteGrant, body: AsyncIterator[bytes]) -> str:
         try:
             async with asyncio.timeout(60 + grant.max_bytes / _SLOWEST):
+                if grant.part:
+                    return f'"{(await self._storage.put_part(*grant.part, _capped(body, grant))).etag}"'
                 stat = await self._storage.put(grant.key, _capped(body, grant), content_type=grant.content_type)
         except TimeoutError:
             raise _too_slow() from None
@@ -277,6 +281,8 @@ async def _storage_failed(_request: Request, error: Exception) -> Response:
             status, text, step = 403, str(error), error.next_step
         case ObjectNotFound() | InvalidKey():
             status, text, step = 404, "there is no such object", "ask the service for a new URL"
+        case MultipartEnded():
+            status, text, step = 404, "the upload has ended", "ask the service for its state, or begin a new one"
         case StorageFull():
             status, text, step = 507, "the storage is full; nothing was kept", "tell whoever runs it, then try again"
         case StorageUnavailable():

@@ -64,12 +64,14 @@ class ReadGrant:
 
 @dataclass(frozen=True)
 class WriteGrant:
-    """What a verified upload allows: this key, this type, `min_bytes` to `max_bytes` bytes."""
+    """What a verified upload allows: this key, this type, `min_bytes` to `max_bytes` bytes. `part`: of this upload,
+    with this number; then the type is the upload's."""
 
     key: str
     content_type: str
     min_bytes: int
     max_bytes: int
+    part: tuple[str, int] | None = None
 
 
 class Links:
@@ -106,6 +108,13 @@ class Links:
         headers = {"Content-Type": content_type, "Content-Length": str(length)}
         return SignedPut(self._url("PUT", key, query), headers, datetime.fromtimestamp(expires, UTC))
 
+    def sign_part(self, key: str, upload: str, number: int, length: int, expires_in: timedelta) -> SignedPut:
+        """See Storage.sign_part."""
+        expires = _expiry(expires_in)
+        query = {"expires": str(expires), "length": str(length), "upload": upload, "part": str(number)}
+        headers = {"Content-Length": str(length)}
+        return SignedPut(self._url("PUT", key, query), headers, datetime.fromtimestamp(expires, UTC))
+
     def sign_post(self, key: str, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
         """See Storage.sign_post."""
         expires = _expiry(expires_in)
@@ -128,7 +137,8 @@ class Links:
         """What the query of a PUT allows for this key. Raises LinkRefused."""
         claims = self._verify("PUT", key, query)
         length = int(claims["length"])
-        return WriteGrant(key, claims["type"], length, length)
+        part = (claims["upload"], int(claims["part"])) if "part" in claims else None
+        return WriteGrant(key, claims.get("type", ""), length, length, part)
 
     def verify_post(self, fields: Mapping[str, str]) -> WriteGrant:
         """What the fields of a form allow. Raises LinkRefused."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import tempfile
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, closing, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,16 +19,17 @@ from urllib.parse import quote, urlsplit
 
 from .base import (
     CHUNK,
+    Check,
     ChecksumMismatch,
-    InvalidKey,
+    MultipartEnded,
     ObjectExists,
     ObjectNotFound,
+    Part,
     SignedPost,
     SignedPut,
     Source,
     Stat,
     StorageError,
-    StorageFull,
     StorageUnavailable,
     cache_control,
     check_content_type,
@@ -40,10 +42,10 @@ from .base import (
     content_disposition,
     is_raster,
 )
+from .s3_errors import MISSING, code_of, translated
 from .streams import Threads, blocks, digest, save
 
 if TYPE_CHECKING:
-    from botocore.exceptions import ClientError
     from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
     from types_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef, HeadObjectOutputTypeDef
@@ -52,16 +54,6 @@ _THREADS: Final = 16
 _PART: Final = 8 * 1024 * 1024
 _BATCH: Final = 1000
 _WRITE: Final = "atelier-write"
-
-_MISSING: Final = frozenset({"NoSuchKey", "NotFound", "404"})
-_TAKEN: Final = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
-_FULL: Final = frozenset({"QuotaExceeded", "NoSpaceLeftOnDevice", "InsufficientStorage", "XMinioStorageFull"})
-_MISPLACED: Final = frozenset(
-    {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ExistingObjectIsFile", "KeyTooLongError"}
-)
-_PATIENCE: Final = frozenset(
-    {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ServiceUnavailable", "OperationAborted"}
-)
 
 
 def open_s3(
@@ -141,9 +133,19 @@ class S3Storage:
         if_absent: bool = False,
         sha256: str | None = None,
         cache_forever: bool = False,
+        check: Check | None = None,
     ) -> Stat:
         headers = _headers(check_key(key), check_content_type(content_type), cache_forever)
         declared = check_digest(sha256)
+        if check:
+            with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
+                path = Path(directory) / "object"
+                found = await save(blocks(source, CHUNK, self._threads), path, self._threads)
+                _compare(key, found, declared)
+                await check(path, found)
+                return await self.put(
+                    key, path, content_type=content_type, if_absent=if_absent, sha256=found, cache_forever=cache_forever
+                )
         if isinstance(source, bytes | Path):
             # Read twice: a large object's digest goes into its metadata, which is sent before its bytes.
             found = await self._threads.run(digest, source)
@@ -163,13 +165,13 @@ class S3Storage:
         span: dict[str, Any] = {}
         if start or end is not None:
             span["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        with _translated(key):
+        with translated(key):
             try:
                 answer = await self._threads.run(
                     self._client.get_object, Bucket=self._bucket, Key=check_key(key), **span
                 )
             except self._client.exceptions.ClientError as error:
-                if _code(error) == "InvalidRange":  # begins at or past the end
+                if code_of(error) == "InvalidRange":  # begins at or past the end
                     return
                 raise
         async with aclosing(self._body(key, answer["Body"])) as chunks:
@@ -177,7 +179,7 @@ class S3Storage:
                 yield chunk
 
     async def fetch(self, key: str, path: Path) -> Stat:
-        with _translated(key):
+        with translated(key):
             answer = await self._threads.run(self._client.get_object, Bucket=self._bucket, Key=check_key(key))
         found = await save(self._body(key, answer["Body"]), path, self._threads)
         try:
@@ -213,20 +215,20 @@ class S3Storage:
     async def delete(self, keys: Iterable[str]) -> None:
         names = iter([check_key(key) for key in keys])
         while batch := list(itertools.islice(names, _BATCH)):
-            with _translated("delete"):
+            with translated("delete"):
                 answer = await self._threads.run(
                     self._client.delete_objects,
                     Bucket=self._bucket,
                     Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
                 )
-            failed = [error for error in answer.get("Errors", []) if error.get("Code") not in _MISSING]
+            failed = [error for error in answer.get("Errors", []) if error.get("Code") not in MISSING]
             if failed:
                 raise StorageError(f"{len(failed)} objects were not deleted, the first with {failed[0].get('Code')}")
 
     async def list(self, prefix: str) -> AsyncIterator[Stat]:
         more: dict[str, Any] = {"Bucket": self._bucket, "Prefix": check_prefix(prefix), "MaxKeys": _BATCH}
         while more:
-            with _translated("list"):
+            with translated("list"):
                 page = await self._threads.run(self._client.list_objects_v2, **more)
             for entry in page.get("Contents", []):
                 yield Stat(entry["Key"], entry["Size"], _etag(entry), None, "", entry["LastModified"])
@@ -235,7 +237,7 @@ class S3Storage:
 
     async def sweep(self, older_than: timedelta) -> int:
         before = datetime.now(UTC) - older_than
-        with _translated("sweep"):
+        with translated("sweep"):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket)
             found = await self._threads.run(lambda: [upload for page in pages for upload in page.get("Uploads", [])])
             abandoned = [upload for upload in found if upload["Initiated"] < before]
@@ -243,6 +245,46 @@ class S3Storage:
                 of: dict[str, Any] = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                 await self._threads.run(self._client.abort_multipart_upload, **of)
         return len(abandoned)
+
+    async def start_multipart(self, key: str, *, content_type: str) -> str:
+        headers = _headers(check_key(key), check_content_type(content_type), False)
+        with translated(key):
+            answer = await self._threads.run(
+                self._client.create_multipart_upload, Bucket=self._bucket, Key=key, **headers
+            )
+        return answer["UploadId"]
+
+    def sign_part(self, key: str, upload: str, number: int, *, length: int, expires_in: timedelta) -> SignedPut:
+        seconds = check_lifetime(expires_in)
+        params = {**self._of(key, upload), "PartNumber": number, "ContentLength": length}
+        url = self._signer.generate_presigned_url("upload_part", Params=params, ExpiresIn=seconds)
+        return SignedPut(url, {"Content-Length": str(length)}, _expires_at(seconds))
+
+    async def list_parts(self, key: str, upload: str) -> Sequence[Part]:
+        pages = self._client.get_paginator("list_parts").paginate(**self._of(key, upload))
+        with translated(key):
+            found = await self._threads.run(lambda: [part for page in pages for part in page.get("Parts", [])])
+        return [Part(part["PartNumber"], part["Size"], _etag(part)) for part in found]
+
+    async def complete_multipart(self, key: str, upload: str, parts: Sequence[Part]) -> Stat:
+        chosen: Sequence[CompletedPartTypeDef] = [
+            {"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts
+        ]
+        try:
+            with translated(key):
+                await self._threads.run(
+                    self._client.complete_multipart_upload, **self._of(key, upload), MultipartUpload={"Parts": chosen}
+                )
+            return await self.stat(key)
+        except ObjectNotFound:  # another call is joining the parts right now
+            raise MultipartEnded(f"{key}: its upload in parts has ended") from None
+
+    async def abort_multipart(self, key: str, upload: str) -> None:
+        with suppress(MultipartEnded), translated(key):
+            await self._threads.run(self._client.abort_multipart_upload, **self._of(key, upload))
+
+    def _of(self, key: str, upload: str) -> dict[str, Any]:
+        return {"Bucket": self._bucket, "Key": check_key(key), "UploadId": upload}
 
     def sign_post(self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
         seconds = check_lifetime(expires_in)
@@ -318,7 +360,7 @@ class S3Storage:
         if declared:
             headers["Metadata"]["sha256"] = declared
         of: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
-        with _translated(key):
+        with translated(key):
             of["UploadId"] = (await self._threads.run(self._client.create_multipart_upload, **of, **headers))[
                 "UploadId"
             ]
@@ -347,11 +389,11 @@ class S3Storage:
         sending = self._threads.start(send, 1, first)
         try:
             async for part in rest:
-                with _translated(of["Key"]):
+                with translated(of["Key"]):
                     sent.append(await asyncio.shield(sending))
                 sending = self._threads.start(send, len(sent) + 1, part)
                 size += len(part)
-            with _translated(of["Key"]):
+            with translated(of["Key"]):
                 sent.append(await asyncio.shield(sending))
         finally:
             await asyncio.wait({sending})  # an upload that is aborted while a part arrives may keep that part
@@ -365,10 +407,10 @@ class S3Storage:
             if if_absent and await self._exists(key):
                 raise ObjectExists(f"{key} exists already")
             try:
-                with _translated(key):
+                with translated(key):
                     answer: dict[str, Any] = await self._threads.run(send, **condition)
                 return _etag(answer.get("CopyObjectResult", answer))
-            except (ObjectExists, _UploadGone):
+            except (ObjectExists, MultipartEnded):
                 # The driver repeats a request whose answer was lost: what stands there may be what this call wrote.
                 with suppress(ObjectNotFound):
                     there = await self._head(key)
@@ -386,13 +428,13 @@ class S3Storage:
         return True
 
     async def _head(self, key: str) -> HeadObjectOutputTypeDef:
-        with _translated(key):
+        with translated(key):
             return await self._threads.run(self._client.head_object, Bucket=self._bucket, Key=check_key(key))
 
     async def _body(self, key: str, body: StreamingBody) -> AsyncGenerator[bytes, None]:
         with closing(body):
             while True:
-                with _translated(key):
+                with translated(key):
                     chunk = await self._threads.run(body.read, CHUNK)
                 if not chunk:
                     return
@@ -400,7 +442,7 @@ class S3Storage:
 
     def _abort(self, of: dict[str, Any]) -> None:
         # The failure that led here is the one to report; what can't be aborted now is left to `sweep`.
-        with suppress(StorageError), _translated(of["Key"]):
+        with suppress(StorageError), translated(of["Key"]):
             self._client.abort_multipart_upload(**of)
 
     def _turn(self, key: str) -> asyncio.Lock:
@@ -408,10 +450,6 @@ class S3Storage:
         if lock is None:
             self._turns[key] = lock = asyncio.Lock()
         return lock
-
-
-class _UploadGone(StorageError):
-    """A multipart upload that is completed or aborted already."""
 
 
 def _headers(key: str, content_type: str, cache_forever: bool) -> dict[str, Any]:
@@ -448,49 +486,3 @@ def _etag(answer: Mapping[str, Any]) -> str:
 
 def _expires_at(seconds: int) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
-
-
-@contextmanager
-def _translated(subject: str) -> Iterator[None]:
-    """Turn what the driver raises into this package's errors; anything else is a fault of ours and passes."""
-    try:
-        yield
-    except Exception as error:
-        known = _meaning(error, subject)
-        if known is None:
-            raise
-        raise known from None
-
-
-def _meaning(error: Exception, subject: str) -> StorageError | None:
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
-    from botocore.exceptions import ConnectionError as NoConnection
-
-    if isinstance(error, ClientError):
-        return _answered(error, subject)
-    if isinstance(error, (HTTPClientError, NoConnection, IncompleteReadError)):
-        return StorageUnavailable(f"{subject}: the store can't be reached ({type(error).__name__})")
-    if isinstance(error, BotoCoreError):
-        return StorageError(f"{subject}: the request could not be made ({type(error).__name__})")
-    return None
-
-
-def _answered(error: ClientError, subject: str) -> StorageError:
-    code = _code(error)
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _MISSING:
-        return ObjectNotFound(f"there is no object {subject}")
-    if code in _TAKEN:
-        return ObjectExists(f"{subject} exists already")
-    if code == "NoSuchUpload":
-        return _UploadGone(f"{subject}: its multipart upload has ended")
-    if code in _MISPLACED:
-        return InvalidKey(f"{subject}: a key can't be another key's folder, or it is too long")
-    if code in _FULL or status == 507:
-        return StorageFull(f"{subject}: no space left")
-    text = f"{subject}: the store answered {code} to {error.operation_name}"
-    return StorageUnavailable(text) if code in _PATIENCE or status >= 500 or status == 429 else StorageError(text)
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "unknown"))

@@ -18,6 +18,16 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
         yield made
 
 
+@pytest.fixture(scope="package")
+async def open_house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    """The same, but that it may call servers of this machine: for imports."""
+    async with suite(cluster, keys, disk) as made:
+        made.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
+        await made.serve("assets")
+        await made.work("assets")
+        yield made
+
+
 @pytest.fixture
 def caller(house: Suite) -> Callable[..., Client]:
     """Makes callers, each an owner that nobody has been before: `caller()`, `caller("vendor")`."""

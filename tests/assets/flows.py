@@ -3,12 +3,21 @@
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import httpx
 import pyvips
-from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2, upload_pb2_grpc, variant_pb2, variant_pb2_grpc
+from atelier.assets.v1 import (
+    asset_pb2,
+    asset_pb2_grpc,
+    resumable_pb2,
+    resumable_pb2_grpc,
+    upload_pb2,
+    upload_pb2_grpc,
+    variant_pb2,
+    variant_pb2_grpc,
+)
 
 from tests.suite import Client
 
@@ -37,6 +46,10 @@ def assets(client: Client) -> Any:
 
 def uploads(client: Client) -> Any:
     return client.stub(upload_pb2_grpc.UploadServiceStub)
+
+
+def resumable(client: Client) -> Any:
+    return client.stub(resumable_pb2_grpc.ResumableUploadServiceStub)
 
 
 def variants(client: Client) -> Any:
@@ -88,6 +101,23 @@ async def stream_upload(client: Client, head: upload_pb2.UploadHead, *chunks: by
     answer = await uploads(client).Upload(parts())
     asset: asset_pb2.Asset = answer.asset
     return asset
+
+
+async def start(client: Client, data: bytes, **fields: Any) -> resumable_pb2.StartResumableUploadResponse:
+    """Begins an upload in parts."""
+    declared = declaration(data, **fields)
+    request = resumable_pb2.StartResumableUploadRequest(request_id=request_id(), declaration=declared)
+    started: resumable_pb2.StartResumableUploadResponse = await resumable(client).StartResumableUpload(request)
+    return started
+
+
+async def send_parts(targets: Iterable[resumable_pb2.PartTarget], data: bytes) -> None:
+    """Sends the parts of `data` that the targets are for."""
+    async with httpx.AsyncClient(timeout=60) as http:
+        for target in targets:
+            part = data[target.offset_bytes : target.offset_bytes + target.size_bytes]
+            answer = await http.put(target.url, headers=dict(target.headers), content=part)
+            assert answer.status_code == 200, answer.text
 
 
 async def update(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, upload_pb2
 from google.protobuf.json_format import MessageToDict
+from google.rpc import error_details_pb2
 
 from services.assets import rules
 from tests import calls
@@ -209,36 +210,6 @@ def size(data: bytes) -> bytes:
 
 # A7: what is stored is what counts
 
-_JPEG = pictures.jpeg()
-LIARS: dict[str, tuple[bytes, str, str]] = {
-    "HTML named .jpg": (pictures.HTML, "image/jpeg", "ACTIVE_CONTENT"),
-    "a picture that is a page, too": (pictures.with_comment(_JPEG, pictures.HTML), "image/jpeg", "ACTIVE_CONTENT"),
-    "an archive behind a picture": (pictures.with_archive(_JPEG), "image/jpeg", "TYPE_NOT_ALLOWED"),
-    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/png", "ACTIVE_CONTENT"),
-    "a program": (b"\x7fELF" + bytes(100), "image/png", "EXECUTABLE"),
-    "PNG announced as JPEG": (pictures.png(), "image/jpeg", "TYPE_MISMATCH"),
-    "PDF announced as JPEG": (pictures.pdf(), "image/jpeg", "TYPE_MISMATCH"),
-    "a truncated picture": (_JPEG[: len(_JPEG) // 2], "image/jpeg", "CORRUPT"),
-    "only a head": (_JPEG[:24], "image/jpeg", "CORRUPT"),
-    "2.5 gigapixels": (pictures.png_bomb(), "image/png", "TOO_MANY_PIXELS"),
-    "5,000 frames": (pictures.long_gif(), "image/gif", "TOO_MANY_FRAMES"),
-    "HEIC": (pictures.HEIC, "image/heic", "HEIC_NOT_SUPPORTED"),
-    "a video": (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(200), "image/jpeg", "VIDEO_NOT_SUPPORTED"),
-    "noise": (bytes(range(1, 200)), "image/jpeg", "TYPE_NOT_ALLOWED"),
-}
-
-
-@pytest.mark.parametrize("what", LIARS)
-async def test_what_is_not_what_it_says_is_refused_and_removed(house: Suite, ada: Client, what: str) -> None:
-    data, mime_type, rejection = LIARS[what]
-    refused = await refused_upload(ada, data, mime_type=mime_type)
-    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_REJECTED")
-    assert refused.metadata["rejection"] == rejection
-    asset = await flows.get(ada, refused.metadata["asset_id"], include_urls=True)
-    assert (asset.state, asset.rejection) == (asset_pb2.ASSET_STATE_REJECTED, rejection)
-    assert not (asset.file_path or asset.original_url) and asset.rejection_message
-    assert objects(house, ada) == []
-
 
 async def test_an_encrypted_pdf_is_refused(house: Suite, ada: Client) -> None:
     fields: dict[str, Any] = {"kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf"}
@@ -316,6 +287,23 @@ async def test_concurrent_confirms_end_as_one(house: Suite, ada: Client) -> None
     assert len(objects(house, ada, "original")) == 1 and objects(house, ada, "upload") == []
     jobs = house.sql("SELECT count(*) FROM assets.renditions WHERE owner = %s", (f"user:{ada.subject}",))
     assert jobs == [(1,)]
+
+
+async def test_more_files_than_can_be_verified_are_sent_away_at_once(house: Suite, ada: Client) -> None:
+    confirm = flows.uploads(ada).ConfirmUpload
+    with calls.holding(house, "LOCK TABLE assets.uploads", None):
+        asked = [
+            asyncio.ensure_future(calls.refusal(confirm(upload_pb2.ConfirmUploadRequest(upload_id=flows.request_id()))))
+            for _ in range(80)
+        ]
+        async with asyncio.timeout(10):
+            while sum(each.done() for each in asked) < 16:
+                await asyncio.sleep(0.02)
+    refused = await asyncio.gather(*asked)
+    busy = [each for each in refused if "verifying as many files as it can" in each.text]
+    assert len(busy) == 16
+    assert {(each.code, each.reason) for each in busy} == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")}
+    assert busy[0].detail(error_details_pb2.RetryInfo).retry_delay.seconds == 1
 
 
 async def test_an_object_that_is_swapped_after_confirming_changes_nothing(house: Suite, ada: Client) -> None:

@@ -8,4 +8,5 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("assets", "kind", {*rules.KIND_ROLES, *rules.SERVICE_KINDS}, assets.KINDS),
     ("variants", "state", rules.VARIANT_STATES, assets.VARIANT_STATES),
     ("renditions", "state", variants.JOB_STATES, None),
+    ("imports", "state", variants.JOB_STATES, None),
 ]

@@ -1,8 +1,10 @@
 """Cases for every rpc of assets."""
 
+import hashlib
 from dataclasses import dataclass
 
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+import grpc
+from atelier.assets.v1 import asset_pb2, duplicate_pb2, import_pb2, resumable_pb2, upload_pb2, variant_pb2
 
 from tests.assets import flows
 from tests.suite import Client, Suite
@@ -19,6 +21,9 @@ class Owned:
     upload_id: str  # sent, not confirmed
     product_id: str
     holder: str
+    resumable_id: str
+    sent_resumable_id: str  # its one part was sent
+    spare_resumable_id: str
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -29,10 +34,12 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     asset = await flows.upload(owner, PICTURE, **described)
     pending = await flows.announce(owner, PICTURE, **described)
     await flows.send(pending.target, PICTURE)
+    resumable = [await flows.start(owner, PICTURE, **described) for _ in range(3)]
+    await flows.send_parts(resumable[1].targets, PICTURE)
     holder = f"tests/{canary}"
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
-    return Owned(asset.id, pending.upload_id, canary, holder)
+    return Owned(asset.id, pending.upload_id, canary, holder, *(each.upload_id for each in resumable))
 
 
 def _photo() -> upload_pb2.UploadDeclaration:
@@ -41,6 +48,8 @@ def _photo() -> upload_pb2.UploadDeclaration:
 
 _ASSETS = "atelier.assets.v1.AssetService."
 _UPLOADS = "atelier.assets.v1.UploadService."
+_RESUMABLE = "atelier.assets.v1.ResumableUploadService."
+_DUPLICATES = "atelier.assets.v1.DuplicateService."
 _VARIANTS = "atelier.assets.v1.VariantService."
 
 CASES = {
@@ -87,6 +96,34 @@ CASES = {
         ],
         nothing,
     ),
+    _RESUMABLE + "StartResumableUpload": Case(
+        lambda o: resumable_pb2.StartResumableUploadRequest(request_id=f"start {o.asset_id}", declaration=_photo()),
+        nothing,
+    ),
+    _RESUMABLE + "SignParts": Case(
+        lambda o: resumable_pb2.SignPartsRequest(upload_id=o.resumable_id, part_numbers=[1]), NOT_FOUND
+    ),
+    _RESUMABLE + "GetResumableUpload": Case(
+        lambda o: resumable_pb2.GetResumableUploadRequest(upload_id=o.resumable_id), NOT_FOUND
+    ),
+    _RESUMABLE + "CompleteResumableUpload": Case(
+        lambda o: resumable_pb2.CompleteResumableUploadRequest(upload_id=o.sent_resumable_id), NOT_FOUND
+    ),
+    _RESUMABLE + "AbortResumableUpload": Case(
+        lambda o: resumable_pb2.AbortResumableUploadRequest(upload_id=o.spare_resumable_id), NOT_FOUND
+    ),
+    "atelier.assets.v1.ImportService.ImportAsset": Case(
+        lambda o: import_pb2.ImportAssetRequest(
+            request_id=f"import {o.asset_id}", url="https://192.0.2.1/a.jpg", kind=asset_pb2.ASSET_KIND_PHOTO
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        owner=grpc.StatusCode.INVALID_ARGUMENT,  # an address that nobody may have called
+    ),
+    _DUPLICATES + "FindDuplicates": Case(
+        lambda o: duplicate_pb2.FindDuplicatesRequest(sha256=[hashlib.sha256(PICTURE).hexdigest()]),
+        lambda answers: not answers[0].groups,
+    ),
+    _DUPLICATES + "ListDuplicates": Case(lambda o: duplicate_pb2.ListDuplicatesRequest(), empty("groups")),
     _VARIANTS + "ListVariants": Case(
         lambda o: variant_pb2.ListVariantsRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND
     ),

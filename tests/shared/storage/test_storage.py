@@ -58,6 +58,36 @@ async def test_what_was_put_is_read_back(storage: Storage, key: str, tmp_path: P
     assert await read(storage, key) == data
 
 
+@pytest.mark.parametrize("data", [b"", PHOTO, LARGE], ids=["empty", "photo", "large"])
+@pytest.mark.parametrize("kind", ["bytes", "path", "stream"])
+async def test_a_check_sees_the_bytes_before_anybody_else(
+    storage: Storage, key: str, tmp_path: Path, kind: str, data: bytes
+) -> None:
+    (tmp_path / "source").write_bytes(data)
+    sources: dict[str, Callable[[], Source]] = {
+        "bytes": lambda: data, "path": lambda: tmp_path / "source", "stream": lambda: pieces(data),
+    }  # fmt: skip
+    seen: list[tuple[bytes, str]] = []
+
+    class Disliked(Exception):
+        pass
+
+    async def look(path: Path, sha256: str) -> None:
+        with pytest.raises(ObjectNotFound):
+            await storage.stat(key)
+        seen.append((path.read_bytes(), sha256))
+
+    async def dislike(path: Path, sha256: str) -> None:
+        raise Disliked
+
+    with pytest.raises(Disliked):
+        await storage.put(key, sources[kind](), content_type="image/jpeg", check=dislike)
+    await assert_nothing_left(storage, key)
+    put = await storage.put(key, sources[kind](), content_type="image/jpeg", check=look)
+    assert seen == [(data, put.sha256)] == [(data, hashlib.sha256(data).hexdigest())]
+    assert await read(storage, key) == data and (await storage.stat(key)).sha256 == put.sha256
+
+
 async def test_stat_tells_what_is_known(storage: Storage, key: str) -> None:
     put = await storage.put(key, PHOTO, content_type="image/webp")
     found = await storage.stat(key)

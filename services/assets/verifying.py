@@ -1,0 +1,211 @@
+"""From bytes that arrived to an asset that is READY or REJECTED: the same checks for every way of sending.
+
+All of it works outside any transaction: the bytes are copied to a key that nobody has a URL to write to, that copy is
+verified, then one transaction settles the asset. A crash leaves the asset PENDING and perhaps a copy; the call can be
+repeated.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from services.assets import assets, rules, variants
+from services.assets.presets import Presets
+from services.assets.visibility import belongs
+from shared import auth, errors, imaging, jobs, states
+from shared.db import Database, Mutation, forget_answer
+from shared.errors import DomainError, Reason
+from shared.ids import new_id
+from shared.imaging import ImageRejected, ImagingPool, Limits
+from shared.storage import Storage
+
+_MOST_AT_ONCE = 64  # more would wait for a child process until their deadlines, and then have waited for nothing
+_GET_ASSET = "SELECT * FROM assets WHERE id = %(id)s"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why what was sent is not kept."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the bytes turned out to be. `key`: where the verified copy lies."""
+
+    key: str
+    size: int
+    sha256: str
+    facts: imaging.Facts
+
+
+HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")
+
+
+def size_differs(arrived: int, declared: int) -> Refused:
+    if arrived == 0:
+        return Refused("EMPTY", "the file is empty; upload a picture or a PDF")
+    return Refused("SIZE_MISMATCH", f"{arrived} bytes arrived, {declared} were declared; upload again")
+
+
+def rejected(asset: Any) -> DomainError:
+    """What a caller is told whose upload was refused."""
+    return errors.precondition(
+        asset.rejection_message, subject=f"assets/{asset.id}", reason=Reason.ERROR_REASON_UPLOAD_REJECTED,
+        metadata={"rejection": asset.rejection, "asset_id": str(asset.id)},
+    )  # fmt: skip
+
+
+class Verifier:
+    """Verifies what was stored, and settles assets by what it found."""
+
+    def __init__(
+        self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets, limits: Limits
+    ) -> None:
+        self._db = db
+        self._storage = storage
+        self._queue = queue
+        self._pool = pool
+        self._presets = presets
+        self.limits = limits
+        self._at_once = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among the calls that verify. OVERLOADED, at once, when all are taken."""
+        if self._at_once >= _MOST_AT_ONCE:
+            text = "the server is verifying as many files as it can; nothing was changed, try again"
+            raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1)
+        self._at_once += 1
+        try:
+            yield
+        finally:
+            self._at_once -= 1
+
+    async def asset(self, asset_id: Any) -> Any:
+        """The row as it is now."""
+        return await self._db.row(_GET_ASSET, {"id": asset_id})
+
+    async def sent(self, source: str, asset: Any, declared_sha256: str) -> Verified | Refused:
+        """Copies what was sent to `source` to a key that no URL was ever signed for, and verifies the copy.
+
+        Raises ObjectNotFound if nothing is there.
+        """
+        stat = await self._storage.stat(source)
+        if stat.size != asset.size_bytes:
+            return size_differs(stat.size, asset.size_bytes)
+        key = key_of(asset)
+        await self._storage.copy(source, key, content_type=asset.mime_type)
+        return await self._stored(key, asset, declared_sha256)
+
+    async def _stored(self, key: str, asset: Any, declared_sha256: str) -> Verified | Refused:
+        """Hash and contents of the stored object itself. A refused one is removed."""
+        with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
+            path = Path(directory) / "file"
+            stat = await self._storage.fetch(key, path)
+            found = await self.received(key, asset, path, stat.sha256 or "", declared_sha256)  # fetch computes it
+        if isinstance(found, Refused):
+            await self._storage.delete([key])
+        return found
+
+    async def received(
+        self, key: str, asset: Any, path: Path, sha256: str, declared_sha256: str
+    ) -> Verified | Refused:  # fmt: skip
+        """What the bytes in a local file are, which lie or will lie at `key`, held against what was declared."""
+        size = path.stat().st_size
+        if size != asset.size_bytes:
+            return size_differs(size, asset.size_bytes)
+        if declared_sha256 not in ("", sha256):
+            return HASH_DIFFERS
+        return await self.contents(path, asset.mime_type, key, size, sha256)
+
+    async def contents(
+        self, path: Path, declared_type: str, key: str, size: int, sha256: str
+    ) -> Verified | Refused:  # fmt: skip
+        """What the bytes in a local file are, which lie or will lie at `key`. `declared_type` '': whatever they are."""
+        try:
+            facts = await self._pool.run(imaging.inspect, path, declared_type, self.limits)
+            return Verified(key, size, sha256, facts)
+        except ImageRejected as refusal:
+            return Refused(str(refusal.reason), refusal.message)
+
+    async def settle(self, request: Any, asset: Any, found: Verified | Refused, answer: Any = None) -> Any:
+        """Makes the asset READY or REJECTED, once, and returns its row. Of two calls the second finds what the first
+        did. `answer`: the message type, with an `asset`, that is stored for the request if the asset is accepted; a
+        refusal is never stored, because it must not be the answer to a repeat."""
+
+        async def work(m: Mutation) -> Any:
+            now = await assets.lock(m, asset.id)
+            if isinstance(found, Refused):
+                row = await reject(m, now, found)
+                await forget_answer(m, request)
+            else:
+                row = await self.accept(m, now, found)
+            return answer(asset=assets.to_proto(row)) if answer else None
+
+        try:
+            if isinstance(found, Verified) and answer:
+                await self._db.mutate(request, answer, work)
+            else:
+                async with self._db.transaction(auth.current().owner, auth.current().actor) as m:
+                    await work(m)
+        except DomainError:
+            if isinstance(found, Verified):
+                await self._storage.delete([found.key])
+            raise
+        row = await self.asset(asset.id)
+        if isinstance(found, Verified) and row.storage_key != found.key:
+            await self._storage.delete([found.key])  # another call was first, with its own copy
+        return row
+
+    async def accept(self, m: Mutation, asset: Any, found: Verified) -> Any:
+        """Makes a PENDING asset READY. `asset` is locked. Returns its row as it is now, changed or not."""
+        if asset.state != "pending":
+            return asset
+        if not belongs(found.key, asset):
+            text = "the asset's visibility was changed while its bytes were verified; try again"
+            raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)
+        facts = found.facts
+        row = await states.advance(
+            m, rules.ASSET_STATES, "assets", asset.id, "ready",
+            storage_key=found.key, size_bytes=found.size, sha256=found.sha256, mime_type=facts.mime_type,
+            width=facts.width or 0, height=facts.height or 0, facts=_stored_facts(facts),
+        )  # fmt: skip
+        if row.kind == "product" and row.product_id:
+            row = await assets.make_primary(m, row, only_first=True)
+        if facts.kind == "image":
+            await variants.ask(m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH)
+        await assets.publish(m, row)
+        return row
+
+
+async def reject(m: Mutation, asset: Any, refused: Refused) -> Any:
+    """Makes a PENDING asset REJECTED. `asset` is locked. Returns its row as it is now, changed or not."""
+    said: dict[str, Any] = {"rejection": refused.reason, "rejection_message": refused.message}
+    row = await states.advance(m, rules.ASSET_STATES, "assets", asset.id, "rejected", **said)
+    if row is None:
+        return asset
+    await assets.publish(m, row)
+    return row
+
+
+def key_of(asset: Any) -> str:
+    """A new key for the asset's bytes, where its visibility wants them."""
+    scope = {name: getattr(asset, name) for name in assets.SCOPES}
+    return rules.object_key(asset.owner, scope, str(asset.id), str(new_id()), folder="original", public=asset.public)
+
+
+def _stored_facts(facts: imaging.Facts) -> Jsonb | None:
+    if facts.measures is None:
+        return None
+    measured = asdict(facts.measures)
+    colours = [[colour["hex"], round(colour["share"], 4)] for colour in measured["colours"]]
+    names = ("placeholder", "focal_x", "focal_y", "sharpness", "exposure")
+    return Jsonb({"colours": colours, **{name: measured[name] for name in names}})
