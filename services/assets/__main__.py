@@ -15,9 +15,8 @@ from atelier.assets.v1 import (
     variant_pb2_grpc,
 )
 
-from services.assets import assets, uploads, variants
-from services.assets.presets import Presets
 from services.assets import assets, duplicates, imports, resumable, uploads, variants, verifying
+from services.assets.presets import Presets
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
