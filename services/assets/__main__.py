@@ -29,7 +29,8 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     urls = assets.Urls(storage, timedelta(minutes=settings.download_url_minutes))
     limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
     presets = Presets.of(settings)
-    asset_service = assets.AssetService(db, stream, storage, urls)
+    on_demand = variants.OnDemand(db, queue, presets)
+    asset_service = assets.AssetService(db, stream, storage, urls, on_demand.ready)
     upload_service = uploads.UploadService(
         db,
         storage,
@@ -40,7 +41,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         limits=limits,
         presets=presets,
     )
-    variant_service = variants.VariantService(db, queue, urls, presets)
+    variant_service = variants.VariantService(db, queue, urls, presets, on_demand)
     await db.open()
     stream.start()
     try:

@@ -1,6 +1,6 @@
 """Assets: reading, listing, describing, holding, following. Uploads and variants import from here, never back."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -34,6 +34,10 @@ _THUMBNAILS = """
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
+
+
+# The row of a READY variant (asset, preset), made if it isn't there, within so many seconds (None: no deadline).
+ReadyVariant = Callable[[UUID, str, float | None], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,14 @@ async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> 
 
 
 class AssetService(asset_pb2_grpc.AssetServiceServicer):
-    def __init__(self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls) -> None:
+    def __init__(
+        self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls, variant: ReadyVariant
+    ) -> None:
         self._db = db
         self._stream = stream
         self._storage = storage
         self._urls = urls
+        self._variant = variant
 
     async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
         row = await self._visible(parse_id(request.asset_id, "asset_id"))
@@ -208,12 +215,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         asset_id = parse_id(request.asset_id, "asset_id")
         row = await self._visible(asset_id)
         if request.variant:
-            row = await self._db.row(
-                "SELECT * FROM variants WHERE asset_id = %(id)s AND preset = %(preset)s",
-                {"id": asset_id, "preset": request.variant},
-            )
-            if row is None:
-                raise errors.not_found("variant", request.variant)
+            row = await self._variant(asset_id, request.variant, context.time_remaining())
         if row.state != "ready":
             raise errors.precondition(f"it is {row.state}; wait until it is ready", subject=f"assets/{asset_id}")
         head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)

@@ -10,7 +10,7 @@ import httpx
 import pyvips
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2, upload_pb2_grpc, variant_pb2, variant_pb2_grpc
 
-from tests.suite import Client
+from tests.suite import Client, Suite
 
 
 def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
@@ -88,6 +88,14 @@ async def stream_upload(client: Client, head: upload_pb2.UploadHead, *chunks: by
     answer = await uploads(client).Upload(parts())
     asset: asset_pb2.Asset = answer.asset
     return asset
+
+
+async def made_by_a_service(house: Suite, subject: str, data: bytes, **fields: Any) -> asset_pb2.Asset:
+    """What `conversions` stores for `user:<subject>` when its model made it."""
+    service = house.as_token(house.keys.service_token("conversions", f"user:{subject}"))
+    made = {"provenance": asset_pb2.Provenance(model="local", model_version="1", prompt="a coat"), **fields}
+    head = upload_pb2.UploadHead(request_id=request_id(), declaration=declaration(data, **made))
+    return await stream_upload(service, head, data)
 
 
 async def update(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:

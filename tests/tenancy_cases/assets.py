@@ -90,6 +90,9 @@ CASES = {
     _VARIANTS + "ListVariants": Case(
         lambda o: variant_pb2.ListVariantsRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND
     ),
+    _VARIANTS + "GetVariant": Case(
+        lambda o: variant_pb2.GetVariantRequest(asset_id=o.asset_id, preset="large", include_urls=True), NOT_FOUND
+    ),
     _VARIANTS + "RegenerateVariants": Case(
         lambda o: variant_pb2.RegenerateVariantsRequest(request_id=f"again {o.asset_id}", asset_id=o.asset_id),
         NOT_FOUND,

@@ -102,6 +102,8 @@ CREATE TABLE renditions (
     owner text NOT NULL,
     asset_id uuid NOT NULL,
     presets text[] NOT NULL,
+    -- Somebody else asked for it, because the asset is public.
+    for_others boolean NOT NULL DEFAULT false,
     state text NOT NULL DEFAULT 'pending',
     version bigint NOT NULL DEFAULT 1,
     attempt_token uuid,
@@ -116,6 +118,7 @@ CREATE TABLE renditions (
     CONSTRAINT renditions_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
 );
 CREATE INDEX renditions_asset_id ON renditions (asset_id);
+CREATE INDEX renditions_for_others ON renditions (owner) WHERE for_others AND state IN ('pending', 'running');
 
 -- Who uses an asset: kept here, so that "is it in use?" is one local question under the asset's lock.
 CREATE TABLE asset_references (
