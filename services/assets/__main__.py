@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import asset_pb2_grpc, backfill_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
 
-from services.assets import assets, uploads, variants
+from services.assets import assets, backfill, uploads, variants
 from services.assets.presets import Presets
 from shared import jobs, main, server
 from shared.db import Database
@@ -42,6 +42,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         presets=presets,
     )
     variant_service = variants.VariantService(db, queue, urls, presets, on_demand)
+    backfill_service = backfill.BackfillService(db, queue, presets)
     await db.open()
     stream.start()
     try:
@@ -51,6 +52,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
+                functools.partial(backfill_pb2_grpc.add_BackfillServiceServicer_to_server, backfill_service),
             ],
             ready=db.ready,
             drain=stream.drain,
@@ -67,8 +69,11 @@ async def work(name: str, settings: Settings) -> None:
     storage = main.open_storage(settings)
     pool = ImagingPool(settings.imaging_processes)
     queue = jobs.JobQueue(db)
-    maker = variants.VariantMaker(db, storage, pool, Presets.of(settings))
+    presets = Presets.of(settings)
+    maker = variants.VariantMaker(db, storage, pool, presets)
+    walk = backfill.Walk(db, queue, maker, presets)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
+    queue.task(backfill.TASK, backfill.QUEUE, walk.run)
     try:
         await main.work(db, queue, settings)
     finally:

@@ -55,12 +55,17 @@ _WAITING_FOR_OTHERS = """
     SELECT count(*) AS number FROM renditions WHERE owner = %s AND for_others AND state IN ('pending', 'running')
 """
 
+_COUNT_FOR_BACKFILL = """
+    UPDATE backfills SET made = made + %(made)s, failed = failed + 1 - %(made)s, updated_at = now() WHERE id = %(id)s
+"""
 
-async def ask(
-    m: Mutation, queue: jobs.JobQueue, asset: Any, presets: Sequence[str], *, priority: int,
-    again: Sequence[str] = ("ready", "failed"), for_others: bool = False,
-) -> list[Any]:  # fmt: skip
-    """Asks for presets of a READY image whose row is locked. Returns all the asset's variants.
+
+async def plan(
+    m: Mutation, asset: Any, presets: Sequence[str], *, again: Sequence[str], for_others: bool = False,
+    backfill_id: UUID | None = None,
+) -> UUID | None:  # fmt: skip
+    """Writes down that presets of a READY image whose row is locked are to be made. Returns the rendition that shall
+    make them, None if there is nothing to do.
 
     Those already on their way are left; of those that came to an end, the ones in a state of `again` are made again.
     """
@@ -75,12 +80,24 @@ async def ask(
     )  # fmt: skip
     for row in wanted:
         await assets.publish_variant(m, row)
-    if wanted:
-        rendition = new_id()
-        await m.run(
-            "INSERT INTO renditions (id, owner, asset_id, presets, for_others) VALUES (%s, %s, %s, %s, %s)",
-            (rendition, m.owner, asset.id, [row.preset for row in wanted], for_others),
-        )
+    if not wanted:
+        return None
+    rendition: UUID = new_id()
+    await m.run(
+        "INSERT INTO renditions (id, owner, asset_id, presets, for_others, backfill_id)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        (rendition, m.owner, asset.id, [row.preset for row in wanted], for_others, backfill_id),
+    )
+    return rendition
+
+
+async def ask(
+    m: Mutation, queue: jobs.JobQueue, asset: Any, presets: Sequence[str], *, priority: int,
+    again: Sequence[str] = ("ready", "failed"), for_others: bool = False,
+) -> list[Any]:  # fmt: skip
+    """`plan`, and the job that does it. Returns all the asset's variants."""
+    rendition = await plan(m, asset, presets, again=again, for_others=for_others)
+    if rendition:
         await queue.enqueue(m, TASK, QUEUE, rendition, priority=priority)
     return await m.all("SELECT * FROM variants WHERE asset_id = %s ORDER BY preset", (asset.id,))
 
@@ -301,7 +318,9 @@ async def _show(m: Mutation, asset_id: UUID, stored: dict[str, imaging.Variant])
 
 
 async def _follow(m: Mutation, job: Any) -> None:
-    """Keeps the variants' states in step with their job's."""
+    """Keeps the variants' states in step with their job's, and counts what a backfill has made."""
+    if job.backfill_id and job.state in ("done", "failed", "cancelled"):
+        await m.run(_COUNT_FOR_BACKFILL, {"id": job.backfill_id, "made": int(job.state == "done")})
     state = {"running": "processing", "pending": "pending", "failed": "failed", "cancelled": "failed"}.get(job.state)
     if state is None:
         return

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, backfill_pb2, backfill_pb2_grpc, upload_pb2, variant_pb2
 
 from tests.assets import flows
 from tests.suite import Client, Suite
-from tests.tenancy_cases import NOT_FOUND, Case, empty, nothing, only_ready
+from tests.tenancy_cases import FORBIDDEN_BY_STATE, NOT_FOUND, Case, empty, nothing, only_ready
 
 PICTURE = flows.jpeg(64, 48)
 
@@ -19,6 +19,7 @@ class Owned:
     upload_id: str  # sent, not confirmed
     product_id: str
     holder: str
+    backfill_id: str  # of an operator
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -32,7 +33,9 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     holder = f"tests/{canary}"
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
-    return Owned(asset.id, pending.upload_id, canary, holder)
+    operator = atelier.client(owner.subject, "admin").stub(backfill_pb2_grpc.BackfillServiceStub)
+    started = await operator.StartBackfill(backfill_pb2.StartBackfillRequest(presets=["thumb"]))
+    return Owned(asset.id, pending.upload_id, canary, holder, started.backfill.id)
 
 
 def _photo() -> upload_pb2.UploadDeclaration:
@@ -41,6 +44,7 @@ def _photo() -> upload_pb2.UploadDeclaration:
 
 _ASSETS = "atelier.assets.v1.AssetService."
 _UPLOADS = "atelier.assets.v1.UploadService."
+_BACKFILLS = "atelier.assets.v1.BackfillService."
 _VARIANTS = "atelier.assets.v1.VariantService."
 
 CASES = {
@@ -96,5 +100,20 @@ CASES = {
     _VARIANTS + "RegenerateVariants": Case(
         lambda o: variant_pb2.RegenerateVariantsRequest(request_id=f"again {o.asset_id}", asset_id=o.asset_id),
         NOT_FOUND,
+    ),
+    _BACKFILLS + "StartBackfill": Case(
+        lambda o: backfill_pb2.StartBackfillRequest(request_id=f"fill {o.asset_id}", presets=["thumb"]),
+        NOT_FOUND,
+        owner=FORBIDDEN_BY_STATE,
+        owner_role="admin",
+    ),
+    _BACKFILLS + "GetBackfill": Case(
+        lambda o: backfill_pb2.GetBackfillRequest(backfill_id=o.backfill_id), NOT_FOUND, owner_role="admin"
+    ),
+    _BACKFILLS + "ListBackfills": Case(lambda o: backfill_pb2.ListBackfillsRequest(), NOT_FOUND, owner_role="admin"),
+    _BACKFILLS + "CancelBackfill": Case(
+        lambda o: backfill_pb2.CancelBackfillRequest(request_id=f"end {o.asset_id}", backfill_id=o.backfill_id),
+        NOT_FOUND,
+        owner_role="admin",
     ),
 }

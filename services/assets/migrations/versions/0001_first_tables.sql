@@ -104,6 +104,8 @@ CREATE TABLE renditions (
     presets text[] NOT NULL,
     -- Somebody else asked for it, because the asset is public.
     for_others boolean NOT NULL DEFAULT false,
+    -- The walk that makes it; it doesn't stand in the queue.
+    backfill_id uuid,
     state text NOT NULL DEFAULT 'pending',
     version bigint NOT NULL DEFAULT 1,
     attempt_token uuid,
@@ -163,3 +165,47 @@ ALTER TABLE asset_references ENABLE ROW LEVEL SECURITY;
 ALTER TABLE asset_references FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON asset_references TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- A walk over all owners' images that makes presets which they lack. Rows are the operators' own and say nothing of
+-- what any owner has.
+CREATE TABLE backfills (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    presets text[] NOT NULL,
+    kinds text[] NOT NULL,
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    -- Images up to this id were looked at.
+    reached uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    -- Images to look at, once they were counted.
+    total bigint,
+    examined bigint NOT NULL DEFAULT 0,
+    made bigint NOT NULL DEFAULT 0,
+    failed bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT backfills_pkey PRIMARY KEY (id),
+    CONSTRAINT backfills_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+);
+-- One at a time: two would take two of a worker's slots from fresh uploads.
+CREATE UNIQUE INDEX backfills_one ON backfills ((true)) WHERE state IN ('pending', 'running');
+CREATE INDEX backfills_list ON backfills (created_at DESC, id DESC);
+CREATE INDEX renditions_backfill ON renditions (backfill_id) WHERE backfill_id IS NOT NULL
+    AND state IN ('pending', 'running');
+
+ALTER TABLE backfills ENABLE ROW LEVEL SECURITY;
+ALTER TABLE backfills FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON backfills TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Operators look after each other's.
+CREATE POLICY operating ON backfills TO assets_app
+    USING (starts_with(current_setting('app.owner_id', true), 'admin:'));
+CREATE POLICY walking ON backfills TO assets_worker USING (true);
+CREATE POLICY backfilling ON assets FOR SELECT TO assets_worker USING (true);
+CREATE POLICY backfilling ON variants FOR SELECT TO assets_worker USING (true);
