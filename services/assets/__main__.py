@@ -6,9 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, backfill_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import (
+    asset_pb2_grpc,
+    backfill_pb2_grpc,
+    provenance_pb2_grpc,
+    upload_pb2_grpc,
+    variant_pb2_grpc,
+)
 
-from services.assets import assets, backfill, uploads, variants
+from services.assets import assets, backfill, provenance, uploads, variants
 from services.assets.presets import Presets
 from shared import jobs, main, server
 from shared.db import Database
@@ -40,6 +46,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         url_life=timedelta(minutes=settings.upload_url_minutes),
         limits=limits,
         presets=presets,
+        credentials=provenance.CredentialsReader(pool, settings.c2pa_trust_anchors),
     )
     variant_service = variants.VariantService(db, queue, urls, presets, on_demand)
     backfill_service = backfill.BackfillService(db, queue, presets)
@@ -52,6 +59,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
+                functools.partial(
+                    provenance_pb2_grpc.add_ProvenanceServiceServicer_to_server, provenance.ProvenanceService(db)
+                ),
                 functools.partial(backfill_pb2_grpc.add_BackfillServiceServicer_to_server, backfill_service),
             ],
             ready=db.ready,

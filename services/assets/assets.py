@@ -22,6 +22,7 @@ from shared.storage import ObjectNotFound, Storage, StorageError
 KINDS = Words(pb.AssetKind, "ASSET_KIND_")
 STATES = Words(pb.AssetState, "ASSET_STATE_")
 VARIANT_STATES = Words(pb.VariantState, "VARIANT_STATE_")
+CREDENTIALS_STATES = Words(pb.CredentialsState, "CREDENTIALS_STATE_")
 SCOPES = ("session_id", "room_id", "product_id", "dataset_id")
 THUMBNAIL = "thumb"
 _SNAPSHOT_AGE = timedelta(days=1)
@@ -68,7 +69,7 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         primary=row.is_primary, rejection=row.rejection, rejection_message=row.rejection_message,
         etag=str(row.version), create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
         archive_time=timestamp(row.archived_at), delete_time=timestamp(row.deleted_at),
-        expire_time=timestamp(row.expires_at),
+        expire_time=timestamp(row.expires_at), digital_source_type=row.source_type,
     )  # fmt: skip
     if row.metadata:
         asset.metadata.CopyFrom(struct(row.metadata))
@@ -78,6 +79,9 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         asset.facts.CopyFrom(pb.ImageFacts(dominant_colours=colours, **figures))
     if row.provenance:
         asset.provenance.CopyFrom(pb.Provenance(**row.provenance))
+    if row.credentials:
+        state = CREDENTIALS_STATES.number[row.credentials["state"]]
+        asset.content_credentials.CopyFrom(pb.ContentCredentials(**{**row.credentials, "state": state}))
     if urls and row.state == "ready" and not row.deleted_at:
         asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         if thumbnail:
@@ -93,6 +97,8 @@ def _for_caller(asset: pb.Asset) -> pb.Asset:
         if asset.HasField("provenance"):
             asset.provenance.ClearField("prompt")
             asset.provenance.ClearField("source_asset_ids")
+        if asset.HasField("content_credentials"):
+            asset.content_credentials.ClearField("signer_name")
     return asset
 
 

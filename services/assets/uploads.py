@@ -17,7 +17,7 @@ from atelier.assets.v1 import asset_pb2, upload_pb2_grpc
 from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, rules, variants
+from services.assets import assets, provenance, rules, variants
 from services.assets.presets import Presets
 from services.assets.visibility import belongs
 from shared import auth, errors, imaging, jobs, states
@@ -59,12 +59,14 @@ class Verified:
     size: int
     sha256: str
     facts: imaging.Facts
+    credentials: imaging.Credentials | None
 
 
 class UploadService(upload_pb2_grpc.UploadServiceServicer):
     def __init__(
         self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, urls: assets.Urls,
         *, url_life: timedelta, limits: Limits, presets: Presets,
+        credentials: provenance.CredentialsReader,
     ) -> None:  # fmt: skip
         self._db = db
         self._storage = storage
@@ -74,6 +76,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         self._url_life = url_life
         self._limits = limits
         self._presets = presets
+        self._credentials = credentials
 
     async def RequestUpload(self, request: pb.RequestUploadRequest, context: Any) -> pb.RequestUploadResponse:
         columns = self._columns(request.declaration, "declaration.")
@@ -163,10 +166,10 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         public = declaration.visibility == asset_pb2.VISIBILITY_PUBLIC or (
             not declaration.visibility and kind in rules.PUBLIC_KINDS
         )
-        provenance = declaration.provenance
+        made = declaration.provenance
         made_by = {
-            "model": provenance.model, "model_version": provenance.model_version, "prompt": provenance.prompt,
-            "source_asset_ids": list(provenance.source_asset_ids),
+            "model": made.model, "model_version": made.model_version, "prompt": made.prompt,
+            "source_asset_ids": list(made.source_asset_ids), "digital_source_type": made.digital_source_type,
         }  # fmt: skip
         return {
             "kind": kind, "public": public, "free": declaration.free if declaration.HasField("free") else True,
@@ -245,7 +248,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
                 if declared_sha256 and sha256 != declared_sha256:
                     return await self._refuse(key, _HASH_DIFFERS)
                 facts = await self._pool.run(imaging.inspect, path, asset.mime_type, self._limits)
-                return Verified(key, size, sha256, facts)
+                return Verified(key, size, sha256, facts, await self._credentials.read(path, facts))
             except ImageRejected as refusal:
                 return await self._refuse(key, Refused(str(refusal.reason), refusal.message))
 
@@ -296,9 +299,11 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             m, rules.ASSET_STATES, "assets", asset.id, "ready",
             storage_key=verified.key, size_bytes=verified.size, sha256=verified.sha256, mime_type=facts.mime_type,
             width=facts.width or 0, height=facts.height or 0, facts=_stored_facts(facts),
+            **provenance.columns(asset, facts, verified.credentials),
         )  # fmt: skip
         if row is None:
             return None
+        await provenance.keep(m, row.id, verified.credentials)
         if row.kind == "product" and row.product_id:
             row = await assets.make_primary(m, row, only_first=True)
         if facts.kind == "image":
@@ -317,8 +322,9 @@ def _stored_facts(facts: imaging.Facts) -> Jsonb | None:
         return None
     measured = asdict(facts.measures)
     colours = [[colour["hex"], round(colour["share"], 4)] for colour in measured["colours"]]
-    names = ("placeholder", "focal_x", "focal_y", "sharpness", "exposure")
-    return Jsonb({"colours": colours, **{name: measured[name] for name in names}})
+    names = ("placeholder", "focal_x", "focal_y", "sharpness", "exposure", "clipped_shadows", "clipped_highlights")
+    structure = {"frames": facts.pages, "has_alpha": facts.has_alpha}
+    return Jsonb({"colours": colours, **structure, **{name: measured[name] for name in names}})
 
 
 _HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")

@@ -256,7 +256,7 @@ class VariantMaker:
             original = directory / "original"
             await self._storage.fetch(asset.storage_key, original)
             attempt.input_bytes = asset.size_bytes
-            made = await self._pool.run(imaging.make_variants, original, presets, directory)
+            made = await self._pool.run(imaging.make_variants, original, presets, directory, asset.source_type)
             return await self._store(attempt, asset, made)
         except ImageRejected as refusal:
             raise attempts.JobFailed(refusal.reason, refusal.message) from None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from atelier.assets.v1 import asset_pb2, backfill_pb2, backfill_pb2_grpc, upload_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, backfill_pb2, backfill_pb2_grpc, provenance_pb2, upload_pb2, variant_pb2
 
 from tests.assets import flows
 from tests.suite import Client, Suite
@@ -33,6 +33,7 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     holder = f"tests/{canary}"
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
+    atelier.sql("INSERT INTO assets.manifest_stores VALUES (%s, %s, %s)", (asset.owner, asset.id, canary))
     operator = atelier.client(owner.subject, "admin").stub(backfill_pb2_grpc.BackfillServiceStub)
     started = await operator.StartBackfill(backfill_pb2.StartBackfillRequest(presets=["thumb"]))
     return Owned(asset.id, pending.upload_id, canary, holder, started.backfill.id)
@@ -115,5 +116,8 @@ CASES = {
         lambda o: backfill_pb2.CancelBackfillRequest(request_id=f"end {o.asset_id}", backfill_id=o.backfill_id),
         NOT_FOUND,
         owner_role="admin",
+    ),
+    "atelier.assets.v1.ProvenanceService.GetManifestStore": Case(
+        lambda o: provenance_pb2.GetManifestStoreRequest(asset_id=o.asset_id), NOT_FOUND
     ),
 }

@@ -27,6 +27,9 @@ CREATE TABLE assets (
     is_primary boolean NOT NULL DEFAULT false,
     facts jsonb,
     provenance jsonb,
+    -- What its C2PA manifest says, in short, and its IPTC digital source type.
+    credentials jsonb,
+    source_type text NOT NULL DEFAULT '',
     rejection text NOT NULL DEFAULT '',
     rejection_message text NOT NULL DEFAULT '',
     -- Hidden from lists, kept.
@@ -209,3 +212,17 @@ CREATE POLICY operating ON backfills TO assets_app
 CREATE POLICY walking ON backfills TO assets_worker USING (true);
 CREATE POLICY backfilling ON assets FOR SELECT TO assets_worker USING (true);
 CREATE POLICY backfilling ON variants FOR SELECT TO assets_worker USING (true);
+
+-- C2PA manifest stores as JSON text (somebody else's, so that it may hold what jsonb refuses), apart from the rows that
+-- lists read.
+CREATE TABLE manifest_stores (
+    owner text NOT NULL,
+    asset_id uuid NOT NULL,
+    store text NOT NULL,
+    CONSTRAINT manifest_stores_pkey PRIMARY KEY (asset_id),
+    CONSTRAINT manifest_stores_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
+);
+ALTER TABLE manifest_stores ENABLE ROW LEVEL SECURITY;
+ALTER TABLE manifest_stores FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON manifest_stores TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
