@@ -99,20 +99,31 @@ def precondition(
     subject: str,
     reason: int = Reason.ERROR_REASON_WRONG_STATE,
     metadata: Mapping[str, str] | None = None,
+    retry_seconds: float | None = None,
 ) -> DomainError:
-    """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` says which state, and what would help."""
+    """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` says which state, and what would help.
+
+    `retry_seconds`: the state is about to change by itself, which RetryInfo says.
+    """
     violation = error_details_pb2.PreconditionFailure.Violation(
         type=Reason.Name(reason).removeprefix("ERROR_REASON_"), subject=subject, description=text
     )
     failure = error_details_pb2.PreconditionFailure(violations=[violation])
-    return DomainError(reason, text, dict(metadata or {}), details=[failure])
+    details: list[message.Message] = [failure]
+    if retry_seconds is not None:
+        details.append(_retry_info(retry_seconds))
+    return DomainError(reason, text, dict(metadata or {}), details=details)
 
 
 def retry_later(reason: int, text: str, seconds: float) -> DomainError:
     """A refusal that a repeat may cure, with RetryInfo."""
+    return DomainError(reason, text, details=[_retry_info(seconds)])
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
     info = error_details_pb2.RetryInfo()
     info.retry_delay.FromMilliseconds(int(seconds * 1000))
-    return DomainError(reason, text, details=[info])
+    return info
 
 
 def unavailable(what: str) -> DomainError:

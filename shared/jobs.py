@@ -40,6 +40,12 @@ _POSITION = """
     GROUP BY mine.id
 """
 
+_BUSY = """
+    SELECT EXISTS (
+        SELECT FROM procrastinate_jobs WHERE queue_name = %(queue)s AND status = 'todo' AND priority > %(above)s
+        AND (scheduled_at IS NULL OR scheduled_at <= now())
+    ) AS busy
+"""
 _FETCHED = """
     (SELECT id FROM procrastinate_jobs
      WHERE id = %(job_id)s AND attempts = %(attempts)s AND status = 'doing' FOR UPDATE) AS fetched
@@ -148,6 +154,11 @@ class JobQueue:
         isn't waiting."""
         row = await self._db.row(_POSITION, {"row_id": str(row_id)})
         return row.position if row else None
+
+    async def busy(self, queue: str, *, above: int) -> bool:
+        """Whether a job of that queue, of a higher priority than `above`, waits for a worker right now."""
+        [row] = await self._db.system_rows(_BUSY, {"queue": self._queue(queue), "above": above})
+        return bool(row.busy)
 
     async def work(self, *, concurrency: int, lease_seconds: float) -> None:
         """Runs jobs until cancelled, then gives those in hand 5 seconds and puts the rest back."""

@@ -124,6 +124,10 @@ class Settings(BaseSettings):
         ' {"photo": ["thumb", "zoom"]}; without it all four for what people upload, thumb for what services make',
     )
 
+    c2pa_trust_anchors: Path | None = Field(
+        None, description="PEM certificates; content credentials whose signer leads to one are TRUSTED, not only VALID"
+    )
+
     # The other services, as this one reaches them
     assets_address: str = Field("127.0.0.1:50051", description="assets")
     conversions_address: str = Field("127.0.0.1:50052", description="conversions")

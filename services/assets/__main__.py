@@ -8,14 +8,16 @@ from datetime import timedelta
 
 from atelier.assets.v1 import (
     asset_pb2_grpc,
+    backfill_pb2_grpc,
     duplicate_pb2_grpc,
     import_pb2_grpc,
+    provenance_pb2_grpc,
     resumable_pb2_grpc,
     upload_pb2_grpc,
     variant_pb2_grpc,
 )
 
-from services.assets import assets, duplicates, imports, resumable, uploads, variants, verifying
+from services.assets import assets, backfill, duplicates, imports, provenance, resumable, uploads, variants, verifying
 from services.assets.presets import Presets
 from shared import jobs, main, server
 from shared.db import Database
@@ -40,8 +42,10 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     pool = ImagingPool(settings.imaging_processes)
     urls = assets.Urls(storage, timedelta(minutes=settings.download_url_minutes))
     presets = Presets.of(settings)
-    asset_service = assets.AssetService(db, stream, storage, urls)
-    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings))
+    on_demand = variants.OnDemand(db, queue, presets)
+    asset_service = assets.AssetService(db, stream, storage, urls, on_demand.ready)
+    credentials = provenance.CredentialsReader(pool, settings.c2pa_trust_anchors)
+    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings), credentials)
     url_life = timedelta(minutes=settings.upload_url_minutes)
     upload_service = uploads.UploadService(db, storage, verifier, urls, url_life=url_life)
     resumable_service = resumable.ResumableUploadService(
@@ -50,7 +54,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     outbound = Outbound(settings)
     import_service = imports.ImportService(db, stream, queue, outbound, verifier, urls)
     duplicate_service = duplicates.DuplicateService(db)
-    variant_service = variants.VariantService(db, queue, urls, presets)
+    variant_service = variants.VariantService(db, queue, urls, presets, on_demand)
+    backfill_service = backfill.BackfillService(db, queue, presets)
+    provenance_service = provenance.ProvenanceService(db)
     await db.open()
     stream.start()
     try:
@@ -66,6 +72,8 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                     functools.partial(import_pb2_grpc.add_ImportServiceServicer_to_server, import_service),
                     functools.partial(duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server, duplicate_service),
                     functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
+                    functools.partial(backfill_pb2_grpc.add_BackfillServiceServicer_to_server, backfill_service),
+                    functools.partial(provenance_pb2_grpc.add_ProvenanceServiceServicer_to_server, provenance_service),
                 ],
                 ready=db.ready,
                 drain=stream.drain,
@@ -84,9 +92,12 @@ async def work(name: str, settings: Settings) -> None:
     queue = jobs.JobQueue(db)
     presets = Presets.of(settings)
     maker = variants.VariantMaker(db, storage, pool, presets)
+    walk = backfill.Walk(db, queue, maker, presets)
+    queue.task(backfill.TASK, backfill.QUEUE, walk.run)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     outbound = Outbound(settings)
-    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings))
+    credentials = provenance.CredentialsReader(pool, settings.c2pa_trust_anchors)
+    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings), credentials)
     queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, outbound, verifier).run)
     try:
         async with outbound:

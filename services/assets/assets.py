@@ -1,6 +1,6 @@
 """Assets: reading, listing, describing, holding, following. Uploads and variants import from here, never back."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,6 +22,7 @@ from shared.storage import ObjectNotFound, Storage, StorageError
 KINDS = Words(pb.AssetKind, "ASSET_KIND_")
 STATES = Words(pb.AssetState, "ASSET_STATE_")
 VARIANT_STATES = Words(pb.VariantState, "VARIANT_STATE_")
+CREDENTIALS_STATES = Words(pb.CredentialsState, "CREDENTIALS_STATE_")
 SCOPES = ("session_id", "room_id", "product_id", "dataset_id")
 THUMBNAIL = "thumb"
 _SNAPSHOT_AGE = timedelta(days=1)
@@ -34,6 +35,10 @@ _THUMBNAILS = """
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
+
+
+# The row of a READY variant (asset, preset), made if it isn't there, within so many seconds (None: no deadline).
+ReadyVariant = Callable[[UUID, str, float | None], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         primary=row.is_primary, rejection=row.rejection, rejection_message=row.rejection_message,
         etag=str(row.version), create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
         archive_time=timestamp(row.archived_at), delete_time=timestamp(row.deleted_at),
-        expire_time=timestamp(row.expires_at),
+        expire_time=timestamp(row.expires_at), digital_source_type=row.source_type,
     )  # fmt: skip
     if row.metadata:
         asset.metadata.CopyFrom(struct(row.metadata))
@@ -74,6 +79,9 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         asset.facts.CopyFrom(pb.ImageFacts(dominant_colours=colours, **figures))
     if row.provenance:
         asset.provenance.CopyFrom(pb.Provenance(**row.provenance))
+    if row.credentials:
+        state = CREDENTIALS_STATES.number[row.credentials["state"]]
+        asset.content_credentials.CopyFrom(pb.ContentCredentials(**{**row.credentials, "state": state}))
     if urls and row.state == "ready" and not row.deleted_at:
         asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         if thumbnail:
@@ -89,6 +97,8 @@ def _for_caller(asset: pb.Asset) -> pb.Asset:
         if asset.HasField("provenance"):
             asset.provenance.ClearField("prompt")
             asset.provenance.ClearField("source_asset_ids")
+        if asset.HasField("content_credentials"):
+            asset.content_credentials.ClearField("signer_name")
     return asset
 
 
@@ -153,11 +163,14 @@ async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> 
 
 
 class AssetService(asset_pb2_grpc.AssetServiceServicer):
-    def __init__(self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls) -> None:
+    def __init__(
+        self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls, variant: ReadyVariant
+    ) -> None:
         self._db = db
         self._stream = stream
         self._storage = storage
         self._urls = urls
+        self._variant = variant
 
     async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
         row = await self._visible(parse_id(request.asset_id, "asset_id"))
@@ -208,12 +221,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         asset_id = parse_id(request.asset_id, "asset_id")
         row = await self._visible(asset_id)
         if request.variant:
-            row = await self._db.row(
-                "SELECT * FROM variants WHERE asset_id = %(id)s AND preset = %(preset)s",
-                {"id": asset_id, "preset": request.variant},
-            )
-            if row is None:
-                raise errors.not_found("variant", request.variant)
+            row = await self._variant(asset_id, request.variant, context.time_remaining())
         if row.state != "ready":
             raise errors.precondition(f"it is {row.state}; wait until it is ready", subject=f"assets/{asset_id}")
         head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)

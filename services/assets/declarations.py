@@ -43,7 +43,7 @@ def columns(declaration: pb.UploadDeclaration, path: str, limits: Limits) -> dic
     provenance = declaration.provenance
     made_by = {
         "model": provenance.model, "model_version": provenance.model_version, "prompt": provenance.prompt,
-        "source_asset_ids": list(provenance.source_asset_ids),
+        "source_asset_ids": list(provenance.source_asset_ids), "digital_source_type": provenance.digital_source_type,
     }  # fmt: skip
     return {
         **made, "size_bytes": declaration.size_bytes, "mime_type": mime_type,

@@ -3,26 +3,34 @@
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from atelier.assets.v1 import asset_pb2, variant_pb2_grpc
 from atelier.assets.v1 import variant_pb2 as pb
-from atelier.assets.v1 import variant_pb2_grpc
 
 from services.assets import assets, rules
 from services.assets.presets import Presets
 from services.assets.visibility import belongs
-from shared import attempts, errors, imaging, jobs
+from shared import attempts, auth, calls, errors, imaging, jobs
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
-from shared.imaging import ImageRejected, ImagingPool
+from shared.imaging import ImageRejected, ImagingPool, Reason
 from shared.storage import ObjectNotFound, Storage, StorageError
 
 TASK = "make_variants"
 QUEUE = "images"
 MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
+# The original is at fault, so that trying again with the same bytes changes nothing.
+UNDECODABLE = (str(Reason.CORRUPT), str(Reason.TYPE_NOT_ALLOWED))
+_PRIORITY_FOR_OTHERS = (jobs.FRESH + jobs.BACKFILL) // 2
+_MOST_FOR_OTHERS = 20  # of one owner's variants that others wait for; owners of public images aren't to be flooded
+_FIRST_LOOK_SECONDS = 0.05
+_LONGEST_LOOK_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 20.0
 JOB_STATES = {
     "pending": frozenset({"running", "failed", "cancelled"}),
     "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
@@ -31,44 +39,177 @@ JOB_STATES = {
     "cancelled": frozenset[str](),
 }
 
+_VARIANTS = """
+    SELECT v.*, a.deleted_at FROM variants v JOIN assets a ON a.id = v.asset_id
+    WHERE v.asset_id = %(id)s ORDER BY v.preset
+"""
+_VARIANT = """
+    SELECT v.*, a.deleted_at FROM variants v JOIN assets a ON a.id = v.asset_id
+    WHERE v.asset_id = %(id)s AND v.preset = %(preset)s
+"""
+_CURABLE = """
+    SELECT preset FROM variants WHERE asset_id = %(id)s AND preset = ANY(%(presets)s) AND state = 'failed'
+        AND NOT error_class = ANY(%(final)s)
+"""
+_WAITING_FOR_OTHERS = """
+    SELECT count(*) AS number FROM renditions WHERE owner = %s AND for_others AND state IN ('pending', 'running')
+"""
 
-async def ask(m: Mutation, queue: jobs.JobQueue, asset: Any, presets: Sequence[str], *, priority: int) -> list[Any]:
-    """Asks for presets of a READY image whose row is locked. Those already on their way are left. Returns all rows."""
+_COUNT_FOR_BACKFILL = """
+    UPDATE backfills SET made = made + %(made)s, failed = failed + 1 - %(made)s, updated_at = now() WHERE id = %(id)s
+"""
+
+
+async def plan(
+    m: Mutation, asset: Any, presets: Sequence[str], *, again: Sequence[str], for_others: bool = False,
+    backfill_id: UUID | None = None,
+) -> UUID | None:  # fmt: skip
+    """Writes down that presets of a READY image whose row is locked are to be made. Returns the rendition that shall
+    make them, None if there is nothing to do.
+
+    Those already on their way are left; of those that came to an end, the ones in a state of `again` are made again.
+    """
     wanted = await m.all(
         "INSERT INTO variants AS v (id, owner, asset_id, preset)"
         " SELECT * FROM unnest(%(ids)s::uuid[], %(owners)s::text[], %(assets)s::uuid[], %(presets)s::text[])"
         " ON CONFLICT (asset_id, preset) DO UPDATE SET state = 'pending', version = v.version + 1,"
         "   updated_at = now(), error_class = '', error_message = ''"
-        " WHERE v.state IN ('ready', 'failed') RETURNING *",
+        " WHERE v.state = ANY(%(again)s) RETURNING *",
         {"ids": [new_id() for _ in presets], "owners": [m.owner] * len(presets), "assets": [asset.id] * len(presets),
-         "presets": list(presets)},
+         "presets": list(presets), "again": list(again)},
     )  # fmt: skip
     for row in wanted:
         await assets.publish_variant(m, row)
-    if wanted:
-        rendition = new_id()
-        await m.run(
-            "INSERT INTO renditions (id, owner, asset_id, presets) VALUES (%s, %s, %s, %s)",
-            (rendition, m.owner, asset.id, [row.preset for row in wanted]),
-        )
+    if not wanted:
+        return None
+    rendition: UUID = new_id()
+    await m.run(
+        "INSERT INTO renditions (id, owner, asset_id, presets, for_others, backfill_id)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        (rendition, m.owner, asset.id, [row.preset for row in wanted], for_others, backfill_id),
+    )
+    return rendition
+
+
+async def ask(
+    m: Mutation, queue: jobs.JobQueue, asset: Any, presets: Sequence[str], *, priority: int,
+    again: Sequence[str] = ("ready", "failed"), for_others: bool = False,
+) -> list[Any]:  # fmt: skip
+    """`plan`, and the job that does it. Returns all the asset's variants."""
+    rendition = await plan(m, asset, presets, again=again, for_others=for_others)
+    if rendition:
         await queue.enqueue(m, TASK, QUEUE, rendition, priority=priority)
     return await m.all("SELECT * FROM variants WHERE asset_id = %s ORDER BY preset", (asset.id,))
 
 
+def _refuse_unless_image(asset: Any) -> None:
+    problem = None
+    if asset.state != "ready":
+        problem = f"it is {asset.state}"
+    elif asset.deleted_at:
+        problem = "it is deleted; undelete it first"
+    elif asset.mime_type == rules.PDF:
+        problem = "a PDF has no variants"
+    if problem:
+        raise errors.precondition(f"{problem}; variants are made of READY images", subject=f"assets/{asset.id}")
+
+
+class OnDemand:
+    """Variants that are made because somebody asks for them."""
+
+    def __init__(self, db: Database, queue: jobs.JobQueue, presets: Presets) -> None:
+        self._db = db
+        self._queue = queue
+        self._presets = presets
+
+    async def get(self, asset_id: UUID, preset: str, field: str) -> Any:
+        """The variant's row, with `deleted_at` of its asset. If there was none, there is one now, and its job.
+
+        NOT_FOUND, INVALID_ARGUMENT on `field`, FAILED_PRECONDITION and OVERLOADED as GetVariant says.
+        """
+        row = await self._db.row(_VARIANT, {"id": asset_id, "preset": preset})
+        if row is None:
+            asset = await self._db.row("SELECT * FROM assets WHERE id = %s", (asset_id,))
+            if asset is None:
+                raise errors.not_found("asset", asset_id)
+            self._presets.check({field: preset})
+            await self._start(asset, preset)
+            row = await self._db.row(_VARIANT, {"id": asset_id, "preset": preset})
+        if row is None:
+            raise errors.not_found("asset", asset_id)  # it went meanwhile
+        return row
+
+    async def finished(self, asset_id: UUID, preset: str, field: str, seconds: float) -> Any:
+        """The row once it is READY or FAILED, or as it is after `seconds`."""
+        ends_at = time.monotonic() + seconds
+        pause = _FIRST_LOOK_SECONDS
+        while True:
+            row = await self.get(asset_id, preset, field)
+            left = ends_at - time.monotonic()
+            if row.state in ("ready", "failed") or left <= 0:
+                return row
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
+
+    async def ready(self, asset_id: UUID, preset: str, seconds: float | None) -> Any:
+        """For a download: the row of the READY variant. FAILED_PRECONDITION, with RetryInfo if it is still on its way
+        when the time is over; a tenth of it is kept to say so."""
+        wait = _LONGEST_WAIT_SECONDS if seconds is None else min(0.9 * seconds, _LONGEST_WAIT_SECONDS)
+        row = await self.finished(asset_id, preset, "variant", wait)
+        subject = f"assets/{asset_id}/variants/{preset}"
+        if row.state == "failed":
+            text = f"it can't be made ({row.error_class}): {row.error_message}"
+            raise errors.precondition(text, subject=subject)
+        if row.state != "ready":
+            raise errors.precondition("it is being made; try again in a moment", subject=subject, retry_seconds=2)
+        return row
+
+    async def _start(self, asset: Any, preset: str) -> None:
+        """As the asset's owner: of a public asset anybody may have a variant made, once and for all."""
+        caller = auth.current()
+        for_others = asset.owner != caller.owner
+        async with self._db.transaction(asset.owner, caller.actor) as m:
+            locked = await assets.lock(m, asset.id)
+            if for_others and not locked.public:
+                raise errors.not_found("asset", asset.id)
+            _refuse_unless_image(locked)
+            if for_others:
+                [waiting] = await m.all(_WAITING_FOR_OTHERS, (m.owner,))
+                if waiting.number >= _MOST_FOR_OTHERS:
+                    text = "others wait for many variants of this owner right now; nothing was started, try again"
+                    raise errors.retry_later(errors.Reason.ERROR_REASON_OVERLOADED, text, 2)
+            priority = _PRIORITY_FOR_OTHERS if for_others else jobs.FRESH
+            await ask(m, self._queue, locked, [preset], priority=priority, again=(), for_others=for_others)
+
+
 class VariantService(variant_pb2_grpc.VariantServiceServicer):
-    def __init__(self, db: Database, queue: jobs.JobQueue, urls: assets.Urls, presets: Presets) -> None:
+    def __init__(
+        self, db: Database, queue: jobs.JobQueue, urls: assets.Urls, presets: Presets, on_demand: OnDemand
+    ) -> None:
         self._db = db
         self._queue = queue
         self._urls = urls
         self._presets = presets
+        self._on_demand = on_demand
+
+    async def GetVariant(self, request: pb.GetVariantRequest, context: Any) -> pb.GetVariantResponse:
+        asset_id = parse_id(request.asset_id, "asset_id")
+        if request.wait:
+            left = calls.time_left() or 0
+            row = await self._on_demand.finished(asset_id, request.preset, "preset", left - min(0.3, left / 2))
+        else:
+            row = await self._on_demand.get(asset_id, request.preset, "preset")
+        return pb.GetVariantResponse(variant=self._shown(row, request.include_urls))
 
     async def ListVariants(self, request: pb.ListVariantsRequest, context: Any) -> pb.ListVariantsResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
-        rows = await self._db.rows("SELECT v.* FROM variants v WHERE v.asset_id = %s ORDER BY v.preset", (asset_id,))
+        rows = await self._db.rows(_VARIANTS, {"id": asset_id})
         if not rows and await self._db.row("SELECT id FROM assets WHERE id = %s", (asset_id,)) is None:
             raise errors.not_found("asset", asset_id)
-        urls = self._urls if request.include_urls else None
-        return pb.ListVariantsResponse(variants=[assets.variant_to_proto(row, urls) for row in rows])
+        return pb.ListVariantsResponse(variants=[self._shown(row, request.include_urls) for row in rows])
+
+    def _shown(self, row: Any, include_urls: bool) -> asset_pb2.Variant:
+        return assets.variant_to_proto(row, self._urls if include_urls and not row.deleted_at else None)
 
     async def RegenerateVariants(
         self, request: pb.RegenerateVariantsRequest, context: Any
@@ -78,10 +219,12 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
 
         async def work(m: Mutation) -> pb.RegenerateVariantsResponse:
             asset = await assets.lock(m, asset_id)
-            if asset.state != "ready" or asset.mime_type == rules.PDF:
-                what = "a PDF has no variants" if asset.mime_type == rules.PDF else f"it is {asset.state}"
-                raise errors.precondition(f"{what}; variants are made of READY images", subject=f"assets/{asset_id}")
-            rows = await ask(m, self._queue, asset, request.presets or list(self._presets.by_name), priority=jobs.FRESH)
+            _refuse_unless_image(asset)
+            presets = request.presets or list(self._presets.by_name)
+            if request.only_failed:
+                rows = await m.all(_CURABLE, {"id": asset_id, "presets": list(presets), "final": list(UNDECODABLE)})
+                presets = [row.preset for row in rows]
+            rows = await ask(m, self._queue, asset, presets, priority=jobs.FRESH)
             return pb.RegenerateVariantsResponse(variants=[assets.variant_to_proto(row) for row in rows])
 
         return await self._db.mutate(request, pb.RegenerateVariantsResponse, work)
@@ -113,7 +256,7 @@ class VariantMaker:
             original = directory / "original"
             await self._storage.fetch(asset.storage_key, original)
             attempt.input_bytes = asset.size_bytes
-            made = await self._pool.run(imaging.make_variants, original, presets, directory)
+            made = await self._pool.run(imaging.make_variants, original, presets, directory, asset.source_type)
             return await self._store(attempt, asset, made)
         except ImageRejected as refusal:
             raise attempts.JobFailed(refusal.reason, refusal.message) from None
@@ -175,7 +318,9 @@ async def _show(m: Mutation, asset_id: UUID, stored: dict[str, imaging.Variant])
 
 
 async def _follow(m: Mutation, job: Any) -> None:
-    """Keeps the variants' states in step with their job's."""
+    """Keeps the variants' states in step with their job's, and counts what a backfill has made."""
+    if job.backfill_id and job.state in ("done", "failed", "cancelled"):
+        await m.run(_COUNT_FOR_BACKFILL, {"id": job.backfill_id, "made": int(job.state == "done")})
     state = {"running": "processing", "pending": "pending", "failed": "failed", "cancelled": "failed"}.get(job.state)
     if state is None:
         return

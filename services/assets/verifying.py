@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, rules, variants
+from services.assets import assets, provenance, rules, variants
 from services.assets.presets import Presets
 from services.assets.visibility import belongs
 from shared import auth, errors, imaging, jobs, states
@@ -44,6 +44,7 @@ class Verified:
     size: int
     sha256: str
     facts: imaging.Facts
+    credentials: imaging.Credentials | None
 
 
 HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")
@@ -67,14 +68,16 @@ class Verifier:
     """Verifies what was stored, and settles assets by what it found."""
 
     def __init__(
-        self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets, limits: Limits
-    ) -> None:
+        self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets, limits: Limits,
+        credentials: provenance.CredentialsReader,
+    ) -> None:  # fmt: skip
         self._db = db
         self._storage = storage
         self._queue = queue
         self._pool = pool
         self._presets = presets
         self.limits = limits
+        self._credentials = credentials
         self._at_once = 0
 
     @contextmanager
@@ -132,7 +135,7 @@ class Verifier:
         """What the bytes in a local file are, which lie or will lie at `key`. `declared_type` '': whatever they are."""
         try:
             facts = await self._pool.run(imaging.inspect, path, declared_type, self.limits)
-            return Verified(key, size, sha256, facts)
+            return Verified(key, size, sha256, facts, await self._credentials.read(path, facts))
         except ImageRejected as refusal:
             return Refused(str(refusal.reason), refusal.message)
 
@@ -177,7 +180,9 @@ class Verifier:
             m, rules.ASSET_STATES, "assets", asset.id, "ready",
             storage_key=found.key, size_bytes=found.size, sha256=found.sha256, mime_type=facts.mime_type,
             width=facts.width or 0, height=facts.height or 0, facts=_stored_facts(facts),
+            **provenance.columns(asset, facts, found.credentials),
         )  # fmt: skip
+        await provenance.keep(m, row.id, found.credentials)
         if row.kind == "product" and row.product_id:
             row = await assets.make_primary(m, row, only_first=True)
         if facts.kind == "image":
@@ -207,5 +212,6 @@ def _stored_facts(facts: imaging.Facts) -> Jsonb | None:
         return None
     measured = asdict(facts.measures)
     colours = [[colour["hex"], round(colour["share"], 4)] for colour in measured["colours"]]
-    names = ("placeholder", "focal_x", "focal_y", "sharpness", "exposure")
-    return Jsonb({"colours": colours, **{name: measured[name] for name in names}})
+    names = ("placeholder", "focal_x", "focal_y", "sharpness", "exposure", "clipped_shadows", "clipped_highlights")
+    structure = {"frames": facts.pages, "has_alpha": facts.has_alpha}
+    return Jsonb({"colours": colours, **structure, **{name: measured[name] for name in names}})

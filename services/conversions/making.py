@@ -94,6 +94,7 @@ class Making:
             provenance=asset_pb2.Provenance(
                 model=self.provider.name, model_version=self.provider.version, prompt=prompt[:_PROMPT_KEPT],
                 source_asset_ids=list(dict.fromkeys(item.asset_id for item in self._inputs)),
+                digital_source_type=picture.source_type,
             ),
         )  # fmt: skip
         size = picture.path.stat().st_size

@@ -130,7 +130,7 @@ def _picture(out: Path, rendering: Any) -> Picture:
     parameters = dict(rendering.parameters)
     seed = parameters.pop("seed", None)
     evidence = [asdict(item) for item in rendering.evidence]
-    return Picture(out, rendering.confidence, evidence, _supplied(parameters), seed)
+    return Picture(out, rendering.confidence, evidence, _supplied(parameters), rendering.source_type, seed)
 
 
 def _supplied(value: Any) -> Any:

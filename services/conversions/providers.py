@@ -21,12 +21,14 @@ class ProviderFailed(Exception):
 @dataclass(frozen=True)
 class Picture:
     """A picture that was made. `evidence`: rows of name, value, weight, note, whose weighted mean is `confidence`.
-    `parameters` and `seed` are for the recipe; `seed` None: nothing was left to chance."""
+    `parameters` and `seed` are for the recipe; `seed` None: nothing was left to chance. `source_type`: where its pixels
+    come from, a word of IPTC's vocabulary of digital source types, which the file states, too."""
 
     path: Path
     confidence: float
     evidence: list[dict[str, Any]]
     parameters: dict[str, Any]
+    source_type: str
     seed: int | None = None
 
 

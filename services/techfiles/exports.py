@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from atelier.assets.v1 import asset_pb2
+from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
 from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from psycopg.types.json import Jsonb
 
@@ -202,14 +202,12 @@ class Exporter:
 
     async def _page_picture(self, asset_id: str, directory: Path, side: int) -> Path:
         """A JPEG of at most `side` pixels, which the document embeds as it is; from the 1600-pixel variant if that is
-        there, since originals are large."""
+        there, since originals are large. One that isn't there would have to be made first, from the same original."""
         source = directory / f"{asset_id}.source"
-        try:
-            await self._peers.download(asset_id, source, "large")
-        except DomainError as refusal:
-            if refusal.reason in PASSING:
-                raise
-            await self._peers.download(asset_id, source)
+        stub = self._peers.stub(variant_pb2_grpc.VariantServiceStub)
+        answer = await stub.ListVariants(variant_pb2.ListVariantsRequest(asset_id=asset_id))
+        ready = {variant.preset for variant in answer.variants if variant.state == asset_pb2.VARIANT_STATE_READY}
+        await self._peers.download(asset_id, source, "large" if "large" in ready else "")
         preset = Preset(asset_id, side, side, "jpeg", quality=_JPEG_QUALITY)
         [made] = await self._pool.run(imaging.make_variants, source, [preset], directory)
         source.unlink()

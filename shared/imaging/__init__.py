@@ -17,6 +17,7 @@ from shared.imaging.model import (
     DEFAULT_LIMITS,
     DEFAULT_PRESETS,
     Colour,
+    Credentials,
     Facts,
     ImageRejected,
     Limits,
@@ -31,6 +32,7 @@ __all__ = [
     "DEFAULT_LIMITS",
     "DEFAULT_PRESETS",
     "Colour",
+    "Credentials",
     "Facts",
     "ImageRejected",
     "ImagingPool",
@@ -41,6 +43,7 @@ __all__ = [
     "Variant",
     "inspect",
     "make_variants",
+    "read_credentials",
 ]
 
 
@@ -58,15 +61,27 @@ def inspect(path: Path, declared_type: str | None = None, limits: Limits = DEFAU
     return inspect_file(path, declared_type, limits)
 
 
-def make_variants(path: Path, presets: Sequence[Preset], directory: Path) -> list[Variant]:
+def make_variants(path: Path, presets: Sequence[Preset], directory: Path, source_type: str = "") -> list[Variant]:
     """Write one file per preset to `directory` (`<name>.<extension>`), in the order of `presets`.
 
     The picture must have passed `inspect`. It is decoded once for all presets, turned upright, converted to
-    sRGB at 8 bits, and written without EXIF, GPS, XMP or a profile. It is never enlarged. Transparency is kept,
+    sRGB at 8 bits, and written without EXIF, GPS, XMP or a profile; only `source_type`, if it isn't empty, is stated in
+    an XMP packet of ours. It is never enlarged. Transparency is kept,
     on white where the format is JPEG. Of an animation or a document of several pages the first one is used.
 
     Raises `ImageRejected` (CORRUPT, TOO_EXPENSIVE, TYPE_NOT_ALLOWED for a PDF), `OSError` when writing fails.
     """
     from shared.imaging.variants import write_variants
 
-    return write_variants(path, presets, directory)
+    return write_variants(path, presets, directory, source_type)
+
+
+def read_credentials(path: Path, mime_type: str, trust_anchors: str = "") -> Credentials | None:
+    """Read and validate the C2PA manifest in an image that has passed `inspect`; None if there is none in the file.
+
+    `trust_anchors` is PEM text: certificates whose signers are trusted. A manifest that lies elsewhere, to which the
+    file only points, is not fetched and counts as none. Never more than 64 KiB of manifest are returned.
+    """
+    from shared.imaging.credentials import read
+
+    return read(path, mime_type, trust_anchors)

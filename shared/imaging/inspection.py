@@ -11,6 +11,7 @@ from shared.imaging.decode import LOADERS, open_page
 from shared.imaging.measure import measure
 from shared.imaging.model import MEBIBYTE, Facts, ImageRejected, Limits, Reason
 from shared.imaging.sniff import HEAD_BYTES, HEIC, PDF, refuse_polyglot, sniff
+from shared.imaging.source_type import read_packet
 
 _ALIASES = {
     "image/jpg": "image/jpeg",
@@ -75,6 +76,7 @@ def _read_header(path: Path, mime: str, size: int) -> Facts:
         orientation=orientation if 1 <= orientation <= 8 else 1,
         has_alpha=bool(header.hasalpha()),
         has_icc_profile=header.get_typeof("icc-profile-data") != 0,
+        source_type=read_packet(header.get("xmp-data")) if header.get_typeof("xmp-data") else "",
     )
 
 

@@ -97,7 +97,8 @@ class Facts:
 
     A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and it gets no
     variants, because libvips is built without a PDF renderer. width and height are pixels of the first frame after
-    `orientation` (EXIF, 1..8, 1 is upright) was applied. `pages` counts frames of an animation, too.
+    `orientation` (EXIF, 1..8, 1 is upright) was applied. `pages` counts frames of an animation, too. `source_type` is
+    the IPTC digital source type that its XMP states, "" if none.
     """
 
     kind: Literal["image", "pdf"]
@@ -109,7 +110,30 @@ class Facts:
     orientation: int = 1
     has_alpha: bool = False
     has_icc_profile: bool = False
+    source_type: str = ""
     measures: Measures | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the C2PA manifest in a file says, and whether that holds.
+
+    state: `trusted` (intact, and signed by a certificate that leads to a trust anchor), `valid` (intact, signer
+        unknown), `invalid` (file or manifest were changed, or the signature isn't one), `unreadable` (all else empty).
+    claim_generator: the program that wrote it. signer: the organisation of the certificate; signer_name: its common
+        name.
+    signed_at: RFC 3339, if a time stamp is in it. source_type: as in Facts. problems: codes of the specification.
+    manifest_store: the whole as JSON; empty if it is longer than 64 KiB.
+    """
+
+    state: str
+    claim_generator: str = ""
+    signer: str = ""
+    signer_name: str = ""
+    signed_at: str = ""
+    source_type: str = ""
+    problems: tuple[str, ...] = ()
+    manifest_store: str = ""
 
 
 Format = Literal["webp", "avif", "jpeg", "png"]

@@ -5,26 +5,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyvips
+
 from shared.imaging.decode import load_scaled
 from shared.imaging.model import Format, ImageRejected, Preset, Reason, Variant
 from shared.imaging.sniff import HEAD_BYTES, PDF, sniff
+from shared.imaging.source_type import packet
 
 _EXTENSIONS: dict[Format, str] = {"webp": ".webp", "avif": ".avif", "jpeg": ".jpg", "png": ".png"}
 
 
-def write_variants(path: Path, presets: Sequence[Preset], directory: Path) -> list[Variant]:
+def write_variants(path: Path, presets: Sequence[Preset], directory: Path, source_type: str) -> list[Variant]:
     """See `shared.imaging.make_variants`."""
     with open(path, "rb") as file:
         if sniff(file.read(HEAD_BYTES)) == PDF:
             raise ImageRejected(Reason.TYPE_NOT_ALLOWED, "A PDF has no variants. Send its pages as pictures.")
     base = load_scaled(path, max(preset.width for preset in presets), max(preset.height for preset in presets))
-    return [_write(base, preset, directory) for preset in presets]
+    return [_write(base, preset, directory, source_type) for preset in presets]
 
 
-def _write(base: Any, preset: Preset, directory: Path) -> Variant:
+def _write(base: Any, preset: Preset, directory: Path, source_type: str) -> Variant:
     image = base.thumbnail_image(preset.width, height=preset.height, size="down")
+    if source_type:  # in place of any XMP of the original
+        image = image.copy()
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", packet(source_type))
     # Encoded in memory and written by Python, so that a full disk is an OSError and no fault of the picture.
-    content = _encode(image, preset)
+    content = _encode(image, preset, "xmp" if source_type else "none")
     path = directory / f"{preset.name}{_EXTENSIONS[preset.format]}"
     path.write_bytes(content)
     return Variant(
@@ -39,14 +45,14 @@ def _write(base: Any, preset: Preset, directory: Path) -> Variant:
     )
 
 
-def _encode(image: Any, preset: Preset) -> bytes:
+def _encode(image: Any, preset: Preset, keep: str) -> bytes:
     if preset.format == "webp":
-        return bytes(image.webpsave_buffer(Q=preset.quality, effort=min(preset.effort, 6), keep="none"))
+        return bytes(image.webpsave_buffer(Q=preset.quality, effort=min(preset.effort, 6), keep=keep))
     if preset.format == "avif":
         return bytes(
-            image.heifsave_buffer(compression="av1", bitdepth=8, Q=preset.quality, effort=preset.effort, keep="none")
+            image.heifsave_buffer(compression="av1", bitdepth=8, Q=preset.quality, effort=preset.effort, keep=keep)
         )
     if preset.format == "png":
-        return bytes(image.pngsave_buffer(keep="none"))
+        return bytes(image.pngsave_buffer(keep=keep))
     opaque = image.flatten(background=255) if image.hasalpha() else image
-    return bytes(opaque.jpegsave_buffer(Q=preset.quality, optimize_coding=True, keep="none"))
+    return bytes(opaque.jpegsave_buffer(Q=preset.quality, optimize_coding=True, keep=keep))

@@ -19,7 +19,7 @@ from atelier.assets.v1 import (
     variant_pb2_grpc,
 )
 
-from tests.suite import Client
+from tests.suite import Client, Suite
 
 
 def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
@@ -118,6 +118,14 @@ async def send_parts(targets: Iterable[resumable_pb2.PartTarget], data: bytes) -
             part = data[target.offset_bytes : target.offset_bytes + target.size_bytes]
             answer = await http.put(target.url, headers=dict(target.headers), content=part)
             assert answer.status_code == 200, answer.text
+
+
+async def made_by_a_service(house: Suite, subject: str, data: bytes, **fields: Any) -> asset_pb2.Asset:
+    """What `conversions` stores for `user:<subject>` when its model made it."""
+    service = house.as_token(house.keys.service_token("conversions", f"user:{subject}"))
+    made = {"provenance": asset_pb2.Provenance(model="local", model_version="1", prompt="a coat"), **fields}
+    head = upload_pb2.UploadHead(request_id=request_id(), declaration=declaration(data, **made))
+    return await stream_upload(service, head, data)
 
 
 async def update(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:

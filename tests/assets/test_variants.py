@@ -9,7 +9,7 @@ import grpc
 import httpx
 import pytest
 import pyvips
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, variant_pb2
 
 from services.assets.presets import Presets
 from shared.settings import load
@@ -174,25 +174,15 @@ async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(atelier: Suite
     assert atelier.sql("SELECT count(*) FROM assets.attempts WHERE outcome = 'running'") == [(0,)]
 
 
-async def result_of_a_service(house: Suite, subject: str, kind: asset_pb2.AssetKind) -> asset_pb2.Asset:
-    """What `conversions` stores for an owner when a model made it."""
-    service = house.as_token(house.keys.service_token("conversions", f"user:{subject}"))
-    declared = flows.declaration(
-        PICTURE, kind=kind, provenance=asset_pb2.Provenance(model="local", model_version="1", prompt="a coat")
-    )
-    head = upload_pb2.UploadHead(request_id=flows.request_id(), declaration=declared)
-    return await flows.stream_upload(service, head, PICTURE)
-
-
 async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_made_a_thumbnail(
     house: Suite, ada: Client
 ) -> None:
-    for kind in (asset_pb2.ASSET_KIND_PHOTO, asset_pb2.ASSET_KIND_CLOTH, asset_pb2.ASSET_KIND_LOGO):
-        asset = await flows.upload(ada, PICTURE, kind=kind)
+    for uploaded in (asset_pb2.ASSET_KIND_PHOTO, asset_pb2.ASSET_KIND_CLOTH, asset_pb2.ASSET_KIND_LOGO):
+        asset = await flows.upload(ada, PICTURE, kind=uploaded)
         assert set(await flows.variants_of(ada, asset.id)) == set(PRESETS)
     for name in ("RESULT", "GENERATED", "CLOSEUP", "SKETCH", "EXPORT", "RENDER"):
-        kind = asset_pb2.AssetKind.Value(f"ASSET_KIND_{name}")
-        asset = await result_of_a_service(house, ada.subject, kind)
+        kind: Any = asset_pb2.AssetKind.Value(f"ASSET_KIND_{name}")
+        asset = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=kind)
         assert set(await flows.variants_of(ada, asset.id)) == {"thumb"}, name
 
 

@@ -14,6 +14,7 @@ from atelier.conversions.v1 import generation_pb2 as pb
 from atelier.conversions.v1 import job_pb2
 
 from services.conversions import rules
+from shared.imaging.source_type import packet
 from shared.protos import plain
 from tests.assets.flows import get, request_id
 from tests.calls import Refusal, refusal
@@ -63,6 +64,8 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(atelier: Suite
     assert (asset.kind, asset.mime_type) == (asset_pb2.ASSET_KIND_GENERATED, "image/webp")
     assert (asset.scope.product_id, asset.scope.dataset_id) == ("p1", "d1")
     assert asset.provenance.prompt == made.full_prompt
+    assert asset.digital_source_type == "compositeSynthetic", "a picture of the caller's in a scene that was drawn"
+    assert shown.get("xmp-data") == packet("compositeSynthetic")
 
 
 async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_picture(atelier: Suite) -> None:
@@ -103,6 +106,7 @@ async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_
     assert (cut - whole.crop(left, top, cut.width, cut.height)).abs().max() == 0
     asset = await get(ada, made.result_asset_id)
     assert (asset.kind, asset.file_name) == (asset_pb2.ASSET_KIND_CLOSEUP, "Zipper Detail.png")
+    assert asset.digital_source_type == "algorithmicallyEnhanced"
     assert list(asset.provenance.source_asset_ids) == [source]
 
 
@@ -116,7 +120,8 @@ async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(atelier: Sui
     drawn = await picture_of(made)
     assert (drawn.width, drawn.height) == (800, 1000)
     assert drawn.avg() > 200  # mostly paper
-    assert (await get(ada, made.result_asset_id)).kind == asset_pb2.ASSET_KIND_SKETCH
+    asset = await get(ada, made.result_asset_id)
+    assert (asset.kind, asset.digital_source_type) == (asset_pb2.ASSET_KIND_SKETCH, "algorithmicMedia")
 
 
 async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(atelier: Suite, photo: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from services.conversions.local.colours import mentioned, name, rgb, to_lab
 from services.conversions.local.elements import unique_visual_elements
 from services.conversions.local.generate import ASPECT_RATIOS, FORMATS, generate
+from shared.imaging.source_type import packet
 from tests.conversions import local_pictures as pictures
 
 
@@ -56,7 +57,8 @@ def test_the_file_is_of_the_format_asked_for(tmp_path: Path, format: str) -> Non
     generate("x", [], out, format=format, quality="draft")
     magic = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG", "webp": b"RIFF"}[format]
     assert out.read_bytes().startswith(magic)
-    assert not [field for field in pictures.pixels(out).get_fields() if field.startswith(("exif", "xmp", "icc"))]
+    assert not [field for field in pictures.pixels(out).get_fields() if field.startswith(("exif", "icc", "iptc"))]
+    assert pictures.pixels(out).get("xmp-data") == packet("algorithmicMedia"), "drawn by rules, by no trained model"
 
 
 def test_what_is_not_offered_is_refused_by_its_name(tmp_path: Path) -> None:

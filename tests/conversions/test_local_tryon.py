@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.conversions.local.tryon import try_on
+from shared.imaging.source_type import packet
 from tests.conversions import local_pictures as pictures
 
 
@@ -67,10 +68,11 @@ def test_style_words_take_effect_and_are_named_and_others_change_nothing(tmp_pat
     assert pictures.difference(tmp_path / "plain.png", tmp_path / "unknown.png") == 0
 
 
-def test_the_result_is_no_larger_than_asked_and_carries_no_metadata(tmp_path: Path) -> None:
+def test_the_result_is_no_larger_than_asked_and_carries_no_metadata_but_its_source_type(tmp_path: Path) -> None:
     person, cloth = pictures.person(tmp_path / "person.jpg"), pictures.garment(tmp_path / "cloth.jpg")
     result = try_on(person, cloth, tmp_path / "out.webp", max_side=512)
     written = pictures.pixels(tmp_path / "out.webp")
     assert (written.width, written.height) == (result.width, result.height)
     assert max(written.width, written.height) == 512
-    assert not [field for field in written.get_fields() if field.startswith(("exif", "xmp", "icc", "iptc"))]
+    assert not [field for field in written.get_fields() if field.startswith(("exif", "icc", "iptc"))]
+    assert written.get("xmp-data") == packet("composite")

@@ -1,6 +1,6 @@
 from typing import Any
 
-from services.assets import assets, rules, variants
+from services.assets import assets, backfill, rules, variants
 from shared.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
@@ -9,4 +9,5 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("variants", "state", rules.VARIANT_STATES, assets.VARIANT_STATES),
     ("renditions", "state", variants.JOB_STATES, None),
     ("imports", "state", variants.JOB_STATES, None),
+    ("backfills", "state", variants.JOB_STATES, backfill.STATES),
 ]

@@ -4,11 +4,21 @@ import hashlib
 from dataclasses import dataclass
 
 import grpc
-from atelier.assets.v1 import asset_pb2, duplicate_pb2, import_pb2, resumable_pb2, upload_pb2, variant_pb2
+from atelier.assets.v1 import (
+    asset_pb2,
+    backfill_pb2,
+    backfill_pb2_grpc,
+    duplicate_pb2,
+    import_pb2,
+    provenance_pb2,
+    resumable_pb2,
+    upload_pb2,
+    variant_pb2,
+)
 
 from tests.assets import flows
 from tests.suite import Client, Suite
-from tests.tenancy_cases import NOT_FOUND, Case, empty, nothing, only_ready
+from tests.tenancy_cases import FORBIDDEN_BY_STATE, NOT_FOUND, Case, empty, nothing, only_ready
 
 PICTURE = flows.jpeg(64, 48)
 
@@ -24,6 +34,7 @@ class Owned:
     resumable_id: str
     sent_resumable_id: str  # its one part was sent
     spare_resumable_id: str
+    backfill_id: str  # of an operator
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -40,6 +51,10 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
     return Owned(asset.id, pending.upload_id, canary, holder, *(each.upload_id for each in resumable))
+    atelier.sql("INSERT INTO assets.manifest_stores VALUES (%s, %s, %s)", (asset.owner, asset.id, canary))
+    operator = atelier.client(owner.subject, "admin").stub(backfill_pb2_grpc.BackfillServiceStub)
+    started = await operator.StartBackfill(backfill_pb2.StartBackfillRequest(presets=["thumb"]))
+    return Owned(asset.id, pending.upload_id, canary, holder, started.backfill.id)
 
 
 def _photo() -> upload_pb2.UploadDeclaration:
@@ -50,6 +65,7 @@ _ASSETS = "atelier.assets.v1.AssetService."
 _UPLOADS = "atelier.assets.v1.UploadService."
 _RESUMABLE = "atelier.assets.v1.ResumableUploadService."
 _DUPLICATES = "atelier.assets.v1.DuplicateService."
+_BACKFILLS = "atelier.assets.v1.BackfillService."
 _VARIANTS = "atelier.assets.v1.VariantService."
 
 CASES = {
@@ -127,8 +143,29 @@ CASES = {
     _VARIANTS + "ListVariants": Case(
         lambda o: variant_pb2.ListVariantsRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND
     ),
+    _VARIANTS + "GetVariant": Case(
+        lambda o: variant_pb2.GetVariantRequest(asset_id=o.asset_id, preset="large", include_urls=True), NOT_FOUND
+    ),
     _VARIANTS + "RegenerateVariants": Case(
         lambda o: variant_pb2.RegenerateVariantsRequest(request_id=f"again {o.asset_id}", asset_id=o.asset_id),
         NOT_FOUND,
+    ),
+    _BACKFILLS + "StartBackfill": Case(
+        lambda o: backfill_pb2.StartBackfillRequest(request_id=f"fill {o.asset_id}", presets=["thumb"]),
+        NOT_FOUND,
+        owner=FORBIDDEN_BY_STATE,
+        owner_role="admin",
+    ),
+    _BACKFILLS + "GetBackfill": Case(
+        lambda o: backfill_pb2.GetBackfillRequest(backfill_id=o.backfill_id), NOT_FOUND, owner_role="admin"
+    ),
+    _BACKFILLS + "ListBackfills": Case(lambda o: backfill_pb2.ListBackfillsRequest(), NOT_FOUND, owner_role="admin"),
+    _BACKFILLS + "CancelBackfill": Case(
+        lambda o: backfill_pb2.CancelBackfillRequest(request_id=f"end {o.asset_id}", backfill_id=o.backfill_id),
+        NOT_FOUND,
+        owner_role="admin",
+    ),
+    "atelier.assets.v1.ProvenanceService.GetManifestStore": Case(
+        lambda o: provenance_pb2.GetManifestStoreRequest(asset_id=o.asset_id), NOT_FOUND
     ),
 }

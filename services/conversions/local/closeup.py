@@ -7,6 +7,7 @@ import pyvips
 from services.conversions.local import picture, subject
 from services.conversions.local.evidence import Evidence, Rendering, confidence, ramp
 
+_SOURCE_TYPE = "algorithmicallyEnhanced"  # the photograph itself, cut and converted
 _LOOK_SIDE = 800
 
 
@@ -26,7 +27,7 @@ def close_up(image: Path, out: Path, *, at: tuple[float, float] | None = None, s
     left = round(min(max(point[0] * width - side / 2, 0), width - side))
     top = round(min(max(point[1] * height - side / 2, 0), height - side))
     crop = _crop(image, left, top, side).copy_memory()
-    picture.write(crop, out, quality=92)
+    picture.write(crop, out, 92, _SOURCE_TYPE)
     evidence = (
         Evidence(
             "place", 1.0 if at else 0.6, 0.4,
@@ -36,7 +37,7 @@ def close_up(image: Path, out: Path, *, at: tuple[float, float] | None = None, s
         _detail(crop),
     )  # fmt: skip
     parameters = {"at": [round(point[0], 4), round(point[1], 4)], "given": at is not None, "size": side}
-    return Rendering(side, side, confidence(evidence), evidence, {**parameters, "left": left, "top": top})
+    return Rendering(side, side, confidence(evidence), evidence, {**parameters, "left": left, "top": top}, _SOURCE_TYPE)
 
 
 def _attention(small: pyvips.Image, share: float) -> tuple[float, float]:

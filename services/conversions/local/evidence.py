@@ -16,13 +16,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Rendering:
-    """A picture that was written: its size in pixels, how far to trust it and why, and what is needed to repeat it."""
+    """A picture that was written: its size in pixels, how far to trust it and why, what is needed to repeat it, and
+    where its pixels come from, in a word of IPTC's vocabulary of digital source types."""
 
     width: int
     height: int
     confidence: float
     evidence: tuple[Evidence, ...]
     parameters: Mapping[str, object]
+    source_type: str
 
 
 def confidence(evidence: Iterable[Evidence]) -> float:

@@ -68,7 +68,9 @@ def generate(
     image = _studio(*size, pieces, palette, words, random) if pieces else _abstract(*size, palette, words, random)
     if shrink > 1:
         image = image.resize(width / image.width, vscale=height / image.height, kernel="cubic")
-    picture.write(image, out, QUALITIES[quality])
+    # References are put into a scene that was drawn; without any, shapes and colours follow from rules alone.
+    source_type = "compositeSynthetic" if pieces else "algorithmicMedia"
+    picture.write(image, out, QUALITIES[quality], source_type)
     evidence = _evidence(pieces, len(references), stated, words)
     parameters = {
         "seed": used_seed, "style": style, "aspect_ratio": aspect_ratio, "resolution": resolution, "quality": quality,
@@ -76,7 +78,7 @@ def generate(
         "references_used": len(pieces), "references_given": len(references),
         "composition": "studio" if pieces else "abstract",
     }  # fmt: skip
-    return Rendering(width, height, confidence(evidence), evidence, parameters)
+    return Rendering(width, height, confidence(evidence), evidence, parameters, source_type)
 
 
 def _size(aspect_ratio: str, resolution: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Reading pictures at the size a task needs, and writing results that carry nothing but pixels.
+"""Reading pictures at the size a task needs, and writing results that carry pixels and where those come from.
 
 The pictures were inspected when they were uploaded. One that can't be decoded after all raises pyvips.Error, which the
 imaging pool turns into ImageRejected.
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyvips
+
+from shared.imaging.source_type import packet
 
 MIN_SIDE = 48
 _SAVE: dict[str, dict[str, object]] = {
@@ -67,11 +69,17 @@ def clip(image: pyvips.Image, low: float, high: float) -> pyvips.Image:
     return (image < low).ifthenelse(low, (image > high).ifthenelse(high, image))
 
 
-def write(image: pyvips.Image, out: Path, quality: int) -> tuple[int, int]:
-    """Writes JPEG, WebP or PNG by the suffix of `out`, with no metadata at all; returns (width, height)."""
+def write(image: pyvips.Image, out: Path, quality: int, source_type: str) -> tuple[int, int]:
+    """Writes JPEG, WebP or PNG by the suffix of `out`; returns (width, height).
+
+    The only metadata is XMP that states `source_type`, where the pixels come from in a word of IPTC's vocabulary. None
+    of what is written here is trained on anything, so that it is never `trainedAlgorithmicMedia`.
+    """
     suffix = out.suffix.lower()
     if suffix not in _SAVE:
         raise ValueError(f"out: {suffix or 'a file without suffix'} is not one of {', '.join(_SAVE)}")
     options = _SAVE[suffix] if suffix == ".png" else {**_SAVE[suffix], "Q": quality}
-    image.cast("uchar").copy(interpretation="srgb").write_to_file(str(out), keep="none", **options)
+    image = image.cast("uchar").copy(interpretation="srgb")
+    image.set_type(pyvips.GValue.blob_type, "xmp-data", packet(source_type))
+    image.write_to_file(str(out), keep="xmp", **options)
     return image.width, image.height

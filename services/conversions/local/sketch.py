@@ -15,6 +15,7 @@ from services.conversions.local.evidence import Evidence, Rendering, confidence,
 from services.conversions.local.subject import Subject
 
 WORKING_SIDE = 2000
+_SOURCE_TYPE = "algorithmicMedia"  # every line is computed; no pixel of the photograph is left
 _INK = (28, 30, 36)
 _FAINTEST = 0.15
 _DIRECTIONS = 12
@@ -51,7 +52,7 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
     outline = _outline(shape, unit)
     ink = (lines > outline).ifthenelse(lines, outline)
     drawing = (ink * -1 + 1) * [255 - c for c in _INK] + list(_INK)
-    picture.write(drawing, out, quality=92)
+    picture.write(drawing, out, 92, _SOURCE_TYPE)
     evidence = (
         Evidence(
             "separation", round(found.separation, 3), 0.45,
@@ -64,7 +65,7 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
         ),
     )  # fmt: skip
     parameters = {"view": view, "working_side": WORKING_SIDE, "coverage": round(found.coverage, 3)}
-    return Rendering(width, height, confidence(evidence), evidence, parameters)
+    return Rendering(width, height, confidence(evidence), evidence, parameters, _SOURCE_TYPE)
 
 
 def _smooth_shape(found: Subject, width: int, height: int, unit: float) -> pyvips.Image:

@@ -15,6 +15,7 @@ from services.conversions.local.evidence import Evidence, Rendering, confidence,
 from services.conversions.local.scene import framed
 from services.conversions.local.subject import Subject
 
+_SOURCE_TYPE = "composite"  # of two pictures, whose own origin nobody knows here
 _EASE = {"fitted": 1.06, "slim": 1.06, "regular": 1.16, "relaxed": 1.24, "loose": 1.28, "oversized": 1.34}
 """How much wider than the body a garment lies, by the word in the style."""
 _TONE = {
@@ -55,7 +56,7 @@ def try_on(person: Path, cloth: Path, out: Path, *, style: str | None = None, ma
     result = _compose(scene, scene_subject, torso, garment, garment_subject, place, gain)
     if tone:
         result = _toned(result, tone)
-    width, height = picture.write(result, out, quality=90)
+    width, height = picture.write(result, out, 90, _SOURCE_TYPE)
     evidence = _evidence(scene_subject, torso, garment_subject, cut, garment)
     parameters = {
         "style": style, "fit": fit, "tone": tone, "style_words_used": sorted(words & {*_EASE, *_TONE}),
@@ -63,7 +64,7 @@ def try_on(person: Path, cloth: Path, out: Path, *, style: str | None = None, ma
         "light_gain": round(gain, 3), "torso_box": _torso_box(scene_subject, torso),
         "garment_coverage": round(garment_subject.coverage, 3), "method": "flat overlay",
     }  # fmt: skip
-    return Rendering(width, height, confidence(evidence), evidence, parameters)
+    return Rendering(width, height, confidence(evidence), evidence, parameters, _SOURCE_TYPE)
 
 
 def _place(

@@ -27,6 +27,9 @@ CREATE TABLE assets (
     is_primary boolean NOT NULL DEFAULT false,
     facts jsonb,
     provenance jsonb,
+    -- What its C2PA manifest says, in short, and its IPTC digital source type.
+    credentials jsonb,
+    source_type text NOT NULL DEFAULT '',
     rejection text NOT NULL DEFAULT '',
     rejection_message text NOT NULL DEFAULT '',
     -- Hidden from lists, kept.
@@ -102,6 +105,10 @@ CREATE TABLE renditions (
     owner text NOT NULL,
     asset_id uuid NOT NULL,
     presets text[] NOT NULL,
+    -- Somebody else asked for it, because the asset is public.
+    for_others boolean NOT NULL DEFAULT false,
+    -- The walk that makes it; it doesn't stand in the queue.
+    backfill_id uuid,
     state text NOT NULL DEFAULT 'pending',
     version bigint NOT NULL DEFAULT 1,
     attempt_token uuid,
@@ -116,6 +123,7 @@ CREATE TABLE renditions (
     CONSTRAINT renditions_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
 );
 CREATE INDEX renditions_asset_id ON renditions (asset_id);
+CREATE INDEX renditions_for_others ON renditions (owner) WHERE for_others AND state IN ('pending', 'running');
 
 -- Who uses an asset: kept here, so that "is it in use?" is one local question under the asset's lock.
 CREATE TABLE asset_references (
@@ -196,6 +204,14 @@ CREATE TABLE imports (
     asset_id uuid NOT NULL,
     url text NOT NULL,
     declared_sha256 text NOT NULL DEFAULT '',
+-- A walk over all owners' images that makes presets which they lack. Rows are the operators' own and say nothing of
+-- what any owner has.
+CREATE TABLE backfills (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    presets text[] NOT NULL,
+    kinds text[] NOT NULL,
     state text NOT NULL DEFAULT 'pending',
     version bigint NOT NULL DEFAULT 1,
     attempt_token uuid,
@@ -217,3 +233,45 @@ CREATE POLICY tenant ON imports TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 -- A job's owner is read from its row.
 CREATE POLICY claiming ON imports FOR SELECT TO assets_worker USING (true);
+    -- Images up to this id were looked at.
+    reached uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    -- Images to look at, once they were counted.
+    total bigint,
+    examined bigint NOT NULL DEFAULT 0,
+    made bigint NOT NULL DEFAULT 0,
+    failed bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT backfills_pkey PRIMARY KEY (id),
+    CONSTRAINT backfills_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+);
+-- One at a time: two would take two of a worker's slots from fresh uploads.
+CREATE UNIQUE INDEX backfills_one ON backfills ((true)) WHERE state IN ('pending', 'running');
+CREATE INDEX backfills_list ON backfills (created_at DESC, id DESC);
+CREATE INDEX renditions_backfill ON renditions (backfill_id) WHERE backfill_id IS NOT NULL
+    AND state IN ('pending', 'running');
+
+ALTER TABLE backfills ENABLE ROW LEVEL SECURITY;
+ALTER TABLE backfills FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON backfills TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Operators look after each other's.
+CREATE POLICY operating ON backfills TO assets_app
+    USING (starts_with(current_setting('app.owner_id', true), 'admin:'));
+CREATE POLICY walking ON backfills TO assets_worker USING (true);
+CREATE POLICY backfilling ON assets FOR SELECT TO assets_worker USING (true);
+CREATE POLICY backfilling ON variants FOR SELECT TO assets_worker USING (true);
+
+-- C2PA manifest stores as JSON text (somebody else's, so that it may hold what jsonb refuses), apart from the rows that
+-- lists read.
+CREATE TABLE manifest_stores (
+    owner text NOT NULL,
+    asset_id uuid NOT NULL,
+    store text NOT NULL,
+    CONSTRAINT manifest_stores_pkey PRIMARY KEY (asset_id),
+    CONSTRAINT manifest_stores_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
+);
+ALTER TABLE manifest_stores ENABLE ROW LEVEL SECURITY;
+ALTER TABLE manifest_stores FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON manifest_stores TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));

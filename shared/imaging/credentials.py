@@ -1,0 +1,91 @@
+"""`read_credentials`: the C2PA manifest inside a file, read and validated by the reference library.
+
+Nothing is fetched: not a manifest that lies elsewhere, not a certificate's status.
+"""
+
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shared.imaging.model import Credentials
+from shared.imaging.source_type import code_of
+
+MANIFEST_BYTES = 64 * 1024
+_MARK = b"c2pa"  # the label of every manifest store, uncompressed in every container
+_STATES = {"Trusted": "trusted", "Valid": "valid"}
+_TEXT = 200
+_PROBLEMS = 20
+
+
+def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
+    """See `shared.imaging.read_credentials`."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(_MARK) < 0:  # so that few files ever meet the library
+            return None
+    import c2pa
+
+    settings: dict[str, Any] = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True}}
+    if trust_anchors:
+        settings["trust"] = {"trust_anchors": trust_anchors}
+    try:
+        with open(path, "rb") as file, c2pa.Context.from_dict(settings) as context:
+            reader = c2pa.Reader.try_create(mime_type, file, context=context)
+            if reader is None:
+                return None
+            with reader:
+                return _summary(reader.json(), _STATES.get(reader.get_validation_state() or "", "invalid"))
+    except c2pa.C2paError as error:
+        elsewhere = str(error).startswith("Remote:")  # the file only points at one
+        return None if elsewhere else Credentials(state="unreadable")
+    except (ValueError, RecursionError):
+        return Credentials(state="unreadable")
+
+
+def _summary(text: str, state: str) -> Credentials:
+    """Everything in a manifest is what somebody wrote: taken if it has the right shape, cut if it is long."""
+    store = json.loads(text)
+    manifest = _of(dict, _of(dict, store, "manifests"), _of(str, store, "active_manifest"))
+    signature = _of(dict, manifest, "signature_info")
+    validation = _of(dict, _of(dict, store, "validation_results"), "activeManifest")
+    failures = [_of(str, failure, "code")[:_TEXT] for failure in _of(list, validation, "failure")]
+    return Credentials(
+        state=state,
+        claim_generator=_generator(manifest)[:_TEXT],
+        signer=_of(str, signature, "issuer")[:_TEXT],
+        signer_name=_of(str, signature, "common_name")[:_TEXT],
+        signed_at=_of(str, signature, "time")[:_TEXT],
+        source_type=_source_type(manifest),
+        problems=tuple(dict.fromkeys(filter(None, failures)))[:_PROBLEMS],
+        manifest_store=text if len(text.encode()) <= MANIFEST_BYTES else "",
+    )
+
+
+def _generator(manifest: Any) -> str:
+    for info in _of(list, manifest, "claim_generator_info"):
+        return f"{_of(str, info, 'name')} {_of(str, info, 'version')}".strip()
+    return str(_of(str, manifest, "claim_generator"))
+
+
+def _source_type(manifest: Any) -> str:
+    """Of the action that made the picture; else of the last one that says it."""
+    said = ""
+    for action in _actions(manifest):
+        if word := code_of(_of(str, action, "digitalSourceType")):
+            said = word
+            if _of(str, action, "action") == "c2pa.created":
+                break
+    return said
+
+
+def _actions(manifest: Any) -> Iterator[Any]:
+    for assertion in _of(list, manifest, "assertions"):
+        if _of(str, assertion, "label").startswith("c2pa.actions"):
+            yield from _of(list, _of(dict, assertion, "data"), "actions")
+
+
+def _of(kind: type, container: Any, name: str) -> Any:
+    """The member of that name if it is a `kind`, else an empty one."""
+    found = container.get(name) if isinstance(container, dict) else None
+    return found if isinstance(found, kind) else kind()
