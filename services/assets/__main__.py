@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import asset_pb2_grpc, document_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
 
-from services.assets import assets, uploads, variants
+from services.assets import assets, document_maker, documents, uploads, variants
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -32,6 +32,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         db, storage, queue, pool, urls, url_life=timedelta(minutes=settings.upload_url_minutes), limits=limits
     )
     variant_service = variants.VariantService(db, queue, urls)
+    document_service = documents.DocumentService(db, stream, storage, queue, urls)
     await db.open()
     stream.start()
     try:
@@ -41,6 +42,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
+                functools.partial(document_pb2_grpc.add_DocumentServiceServicer_to_server, document_service),
             ],
             ready=db.ready,
             drain=stream.drain,
@@ -59,6 +61,7 @@ async def work(name: str, settings: Settings) -> None:
     queue = jobs.JobQueue(db)
     maker = variants.VariantMaker(db, storage, pool)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
+    queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, pool).run)
     try:
         await main.work(db, queue, settings)
     finally:

@@ -160,3 +160,69 @@ ALTER TABLE asset_references ENABLE ROW LEVEL SECURITY;
 ALTER TABLE asset_references FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON asset_references TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- Documents ------------------------------------------------------------------------------------------------------
+
+-- How far the versions of a slot have come. Its row lock makes them 1, 2, 3 ... whoever asks at once; it outlives
+-- them, so that a number is never given again.
+CREATE TABLE document_slots (
+    owner text NOT NULL,
+    session_id text NOT NULL,
+    kind text NOT NULL,
+    phase text NOT NULL,
+    last_number integer NOT NULL,
+    CONSTRAINT document_slots_pkey PRIMARY KEY (owner, session_id, kind, phase),
+    CONSTRAINT document_slots_kind CHECK (kind IN ('checklist', 'renovation_plan'))
+);
+
+-- A version of a document, and the job that makes it. `content` is what it says, so that it can be made again.
+CREATE TABLE documents (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    session_id text NOT NULL,
+    kind text NOT NULL,
+    phase text NOT NULL,
+    number integer NOT NULL,
+    title text NOT NULL,
+    content jsonb NOT NULL,
+    regenerated_from uuid,
+    storage_key text NOT NULL DEFAULT '',
+    size_bytes bigint NOT NULL DEFAULT 0,
+    sha256 text NOT NULL DEFAULT '',
+    page_count integer NOT NULL DEFAULT 0,
+    warnings text[] NOT NULL DEFAULT '{}',
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    expires_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT documents_pkey PRIMARY KEY (id),
+    CONSTRAINT documents_version UNIQUE (owner, session_id, kind, phase, number),
+    CONSTRAINT documents_slot FOREIGN KEY (owner, session_id, kind, phase)
+        REFERENCES document_slots (owner, session_id, kind, phase),
+    CONSTRAINT documents_state CHECK (state IN ('pending', 'processing', 'ready', 'failed', 'cancelled')),
+    CONSTRAINT documents_kind CHECK (kind IN ('checklist', 'renovation_plan')),
+    -- Never READY without bytes.
+    CONSTRAINT documents_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> ''))
+);
+CREATE INDEX documents_list ON documents (owner, created_at DESC, id DESC);
+CREATE INDEX documents_list_session ON documents (owner, session_id, created_at DESC, id DESC);
+CREATE INDEX documents_expiry ON documents (expires_at);
+
+ALTER TABLE document_slots ENABLE ROW LEVEL SECURITY;
+ALTER TABLE document_slots FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON document_slots TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+ALTER TABLE documents ENABLE ROW LEVEL SECURITY;
+ALTER TABLE documents FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON documents TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row; what has expired is looked for across owners.
+CREATE POLICY claiming ON documents FOR SELECT TO assets_worker USING (true);

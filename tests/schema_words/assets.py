@@ -1,6 +1,6 @@
 from typing import Any
 
-from services.assets import assets, rules, variants
+from services.assets import assets, document_rules, documents, rules, variants
 from shared.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
@@ -8,4 +8,7 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("assets", "kind", {*rules.KIND_ROLES, *rules.SERVICE_KINDS}, assets.KINDS),
     ("variants", "state", rules.VARIANT_STATES, assets.VARIANT_STATES),
     ("renditions", "state", variants.JOB_STATES, None),
+    ("document_slots", "kind", document_rules.KINDS, documents.KINDS),
+    ("documents", "kind", document_rules.KINDS, documents.KINDS),
+    ("documents", "state", document_rules.STATES, documents.STATES),
 ]

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, document_pb2, document_pb2_grpc, upload_pb2, variant_pb2
 
 from tests.assets import flows
 from tests.suite import Client, Suite
-from tests.tenancy_cases import NOT_FOUND, Case, empty, nothing, only_ready
+from tests.tenancy_cases import FORBIDDEN_BY_STATE, NOT_FOUND, Case, empty, nothing, only_ready
 
 PICTURE = flows.jpeg(64, 48)
 
@@ -19,6 +19,7 @@ class Owned:
     upload_id: str  # sent, not confirmed
     product_id: str
     holder: str
+    documents: list[str]  # one to purge, one to keep
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -32,7 +33,18 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     holder = f"tests/{canary}"
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
-    return Owned(asset.id, pending.upload_id, canary, holder)
+    documents = [await _document(owner, canary) for _ in range(2)]
+    return Owned(asset.id, pending.upload_id, canary, holder, documents)
+
+
+def _content(canary: str) -> document_pb2.DocumentContent:
+    body = document_pb2.Checklist(sections=[{"title": canary}])
+    return document_pb2.DocumentContent(cover={"title": canary}, checklist=body)
+
+
+async def _document(owner: Client, canary: str) -> str:
+    request = document_pb2.CreateDocumentRequest(session_id=canary, phase=canary, content=_content(canary))
+    return str((await owner.stub(document_pb2_grpc.DocumentServiceStub).CreateDocument(request)).document.id)
 
 
 def _photo() -> upload_pb2.UploadDeclaration:
@@ -42,6 +54,7 @@ def _photo() -> upload_pb2.UploadDeclaration:
 _ASSETS = "atelier.assets.v1.AssetService."
 _UPLOADS = "atelier.assets.v1.UploadService."
 _VARIANTS = "atelier.assets.v1.VariantService."
+_DOCUMENTS = "atelier.assets.v1.DocumentService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -92,6 +105,37 @@ CASES = {
     ),
     _VARIANTS + "RegenerateVariants": Case(
         lambda o: variant_pb2.RegenerateVariantsRequest(request_id=f"again {o.asset_id}", asset_id=o.asset_id),
+        NOT_FOUND,
+    ),
+    _DOCUMENTS + "CreateDocument": Case(
+        lambda o: document_pb2.CreateDocumentRequest(
+            request_id=f"create {o.asset_id}", session_id="plain", content=_content("plain")
+        ),
+        lambda answers: answers[0].document.version_number == 1,
+    ),
+    _DOCUMENTS + "RegenerateDocument": Case(
+        lambda o: document_pb2.RegenerateDocumentRequest(
+            request_id=f"regenerate {o.asset_id}", document_id=o.documents[1]
+        ),
+        NOT_FOUND,
+    ),
+    _DOCUMENTS + "GetDocument": Case(
+        lambda o: document_pb2.GetDocumentRequest(document_id=o.documents[1], include_urls=True), NOT_FOUND
+    ),
+    _DOCUMENTS + "GetLatestDocument": Case(
+        lambda o: document_pb2.GetLatestDocumentRequest(
+            session_id=o.product_id, phase=o.product_id, kind=document_pb2.DOCUMENT_KIND_CHECKLIST
+        ),
+        NOT_FOUND,
+    ),
+    _DOCUMENTS + "ListDocuments": Case(
+        lambda o: document_pb2.ListDocumentsRequest(phase=o.product_id, include_urls=True), empty("documents")
+    ),
+    _DOCUMENTS + "DownloadDocument": Case(
+        lambda o: document_pb2.DownloadDocumentRequest(document_id=o.documents[1]), NOT_FOUND, FORBIDDEN_BY_STATE
+    ),
+    _DOCUMENTS + "PurgeDocument": Case(
+        lambda o: document_pb2.PurgeDocumentRequest(request_id=f"purge {o.asset_id}", document_id=o.documents[0]),
         NOT_FOUND,
     ),
 }
