@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, document_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import asset_pb2_grpc, document_pb2_grpc, style_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
 
-from services.assets import assets, document_maker, documents, uploads, variants
+from services.assets import assets, document_maker, documents, styles, uploads, variants
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -43,6 +43,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
                 functools.partial(document_pb2_grpc.add_DocumentServiceServicer_to_server, document_service),
+                functools.partial(style_pb2_grpc.add_StyleServiceServicer_to_server, styles.StyleService(db, urls)),
             ],
             ready=db.ready,
             drain=stream.drain,

@@ -226,3 +226,76 @@ CREATE POLICY tenant ON documents TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 -- A job's owner is read from its row; what has expired is looked for across owners.
 CREATE POLICY claiming ON documents FOR SELECT TO assets_worker USING (true);
+
+-- Styles ---------------------------------------------------------------------------------------------------------
+
+-- The catalogue: written by its operator, read by everyone. `number` is the latest version's.
+CREATE TABLE styles (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    slug text NOT NULL,
+    number integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT styles_pkey PRIMARY KEY (id),
+    CONSTRAINT styles_owner_id UNIQUE (owner, id),
+    CONSTRAINT styles_slug UNIQUE (slug)
+);
+CREATE INDEX styles_list ON styles (created_at DESC, id DESC);
+
+-- Never changed once written. `digest` is of all that it says, so that the same again makes no version.
+CREATE TABLE style_versions (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    style_id uuid NOT NULL,
+    number integer NOT NULL,
+    created_by text NOT NULL,
+    name text NOT NULL,
+    description text NOT NULL,
+    room_types text[] NOT NULL,
+    palette text[] NOT NULL,
+    image_count integer NOT NULL,
+    digest text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT style_versions_pkey PRIMARY KEY (id),
+    CONSTRAINT style_versions_owner_id UNIQUE (owner, id),
+    CONSTRAINT style_versions_number UNIQUE (style_id, number),
+    CONSTRAINT style_versions_style FOREIGN KEY (owner, style_id) REFERENCES styles (owner, id) ON DELETE CASCADE
+);
+
+-- The pictures of a version, in their order.
+CREATE TABLE style_images (
+    owner text NOT NULL,
+    style_version_id uuid NOT NULL,
+    position integer NOT NULL,
+    asset_id uuid NOT NULL,
+    room_type text NOT NULL,
+    caption text NOT NULL,
+    CONSTRAINT style_images_pkey PRIMARY KEY (style_version_id, position),
+    CONSTRAINT style_images_version FOREIGN KEY (owner, style_version_id)
+        REFERENCES style_versions (owner, id) ON DELETE CASCADE,
+    -- A style holds its pictures; one that is purged by force leaves it.
+    CONSTRAINT style_images_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
+);
+CREATE INDEX style_images_asset_id ON style_images (asset_id);
+
+ALTER TABLE styles ENABLE ROW LEVEL SECURITY;
+ALTER TABLE styles FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON styles TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Whoever is somebody may read.
+CREATE POLICY public_reading ON styles FOR SELECT TO assets_app
+    USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);
+
+ALTER TABLE style_versions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE style_versions FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON style_versions TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY public_reading ON style_versions FOR SELECT TO assets_app
+    USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);
+
+ALTER TABLE style_images ENABLE ROW LEVEL SECURITY;
+ALTER TABLE style_images FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON style_images TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY public_reading ON style_images FOR SELECT TO assets_app
+    USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);

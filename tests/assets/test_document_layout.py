@@ -106,7 +106,7 @@ def test_money_is_exact_with_at_least_the_usual_digits(amount: str, currency: st
 
 
 def test_a_schedule_lies_within_its_days() -> None:
-    phases = [
+    phases: list[dict[str, Any]] = [
         {"name": "a", "first": "2026-03-02", "last": "2026-03-06", "dates": ""},
         {"name": "b", "first": None, "last": None, "dates": None},
         {"name": "c", "first": "2026-03-07", "last": "2026-03-11", "dates": ""},
