@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from atelier.assets.v1 import asset_pb2, document_pb2, document_pb2_grpc, upload_pb2, variant_pb2
+from atelier.assets.v1 import (
+    asset_pb2,
+    document_pb2,
+    document_pb2_grpc,
+    style_pb2,
+    style_pb2_grpc,
+    upload_pb2,
+    variant_pb2,
+)
 
 from tests.assets import flows
 from tests.suite import Client, Suite
@@ -34,6 +42,8 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
     documents = [await _document(owner, canary) for _ in range(2)]
+    operator = atelier.client("ada", "admin").stub(style_pb2_grpc.StyleServiceStub)
+    await operator.PutStyle(style_pb2.PutStyleRequest(slug="tenancy", name="Tenancy"))
     return Owned(asset.id, pending.upload_id, canary, holder, documents)
 
 
@@ -55,6 +65,7 @@ _ASSETS = "atelier.assets.v1.AssetService."
 _UPLOADS = "atelier.assets.v1.UploadService."
 _VARIANTS = "atelier.assets.v1.VariantService."
 _DOCUMENTS = "atelier.assets.v1.DocumentService."
+_STYLES = "atelier.assets.v1.StyleService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -137,5 +148,19 @@ CASES = {
     _DOCUMENTS + "PurgeDocument": Case(
         lambda o: document_pb2.PurgeDocumentRequest(request_id=f"purge {o.asset_id}", document_id=o.documents[0]),
         NOT_FOUND,
+    ),
+    # The catalogue is for everyone; it names no owner.
+    _STYLES + "PutStyle": Case(
+        lambda o: style_pb2.PutStyleRequest(request_id=f"put {o.asset_id}", slug="tenancy", name="Tenancy"),
+        nothing,
+        owner_role="admin",
+    ),
+    _STYLES + "FindStylePictures": Case(
+        lambda o: style_pb2.FindStylePicturesRequest(sha256s=["0" * 64]), nothing, owner_role="admin"
+    ),
+    _STYLES + "GetStyle": Case(lambda o: style_pb2.GetStyleRequest(slug="tenancy", include_urls=True), nothing),
+    _STYLES + "ListStyles": Case(lambda o: style_pb2.ListStylesRequest(include_urls=True), nothing),
+    _STYLES + "ListStyleVersions": Case(
+        lambda o: style_pb2.ListStyleVersionsRequest(slug="tenancy", include_urls=True), nothing
     ),
 }
