@@ -6,9 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, document_pb2_grpc, style_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import (
+    asset_pb2_grpc,
+    document_pb2_grpc,
+    render_pb2_grpc,
+    style_pb2_grpc,
+    upload_pb2_grpc,
+    variant_pb2_grpc,
+)
 
-from services.assets import assets, document_maker, documents, styles, uploads, variants
+from services.assets import assets, document_maker, documents, renders, styles, uploads, variants
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -32,6 +39,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         db, storage, queue, pool, urls, url_life=timedelta(minutes=settings.upload_url_minutes), limits=limits
     )
     variant_service = variants.VariantService(db, queue, urls)
+    comparison_service = renders.ComparisonService(db, stream, queue, urls)
     document_service = documents.DocumentService(db, stream, storage, queue, urls)
     await db.open()
     stream.start()
@@ -43,6 +51,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
                 functools.partial(document_pb2_grpc.add_DocumentServiceServicer_to_server, document_service),
+                functools.partial(render_pb2_grpc.add_ComparisonServiceServicer_to_server, comparison_service),
                 functools.partial(style_pb2_grpc.add_StyleServiceServicer_to_server, styles.StyleService(db, urls)),
             ],
             ready=db.ready,
@@ -63,6 +72,7 @@ async def work(name: str, settings: Settings) -> None:
     maker = variants.VariantMaker(db, storage, pool)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, pool).run)
+    queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, pool).run)
     try:
         await main.work(db, queue, settings)
     finally:

@@ -7,14 +7,13 @@ from datetime import date
 from typing import Any
 
 STATES: Mapping[str, frozenset[str]] = {
-    "pending": frozenset({"processing", "failed", "cancelled"}),
-    "processing": frozenset({"processing", "pending", "ready", "failed", "cancelled"}),
+    "pending": frozenset({"processing", "failed"}),
+    "processing": frozenset({"processing", "pending", "ready", "failed"}),
     "ready": frozenset(),
     "failed": frozenset(),
-    "cancelled": frozenset(),
 }
 KINDS = frozenset({"checklist", "renovation_plan"})
-ENDED = frozenset({"ready", "failed", "cancelled"})
+ENDED = frozenset({"ready", "failed"})
 KEEP_DAYS = 365  # unless the request says otherwise
 
 _MOST_ITEMS = 2000

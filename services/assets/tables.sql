@@ -206,7 +206,7 @@ CREATE TABLE documents (
     CONSTRAINT documents_version UNIQUE (owner, session_id, kind, phase, number),
     CONSTRAINT documents_slot FOREIGN KEY (owner, session_id, kind, phase)
         REFERENCES document_slots (owner, session_id, kind, phase),
-    CONSTRAINT documents_state CHECK (state IN ('pending', 'processing', 'ready', 'failed', 'cancelled')),
+    CONSTRAINT documents_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
     CONSTRAINT documents_kind CHECK (kind IN ('checklist', 'renovation_plan')),
     -- Never READY without bytes.
     CONSTRAINT documents_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> ''))
@@ -299,3 +299,44 @@ CREATE POLICY tenant ON style_images TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY public_reading ON style_images FOR SELECT TO assets_app
     USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);
+
+-- Comparisons ----------------------------------------------------------------------------------------------------
+
+-- Two pictures of the same, and the job that makes a picture of the two. They may be public ones of other owners, so
+-- that no key binds them; the comparison holds them, and its own picture, in asset_references.
+CREATE TABLE comparisons (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    before_asset_id uuid NOT NULL,
+    after_asset_id uuid NOT NULL,
+    note text NOT NULL,
+    session_id text NOT NULL,
+    room_id text NOT NULL,
+    picture_asset_id uuid,
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT comparisons_pkey PRIMARY KEY (id),
+    CONSTRAINT comparisons_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
+    CONSTRAINT comparisons_two CHECK (before_asset_id <> after_asset_id),
+    CONSTRAINT comparisons_ready_has_picture CHECK ((state = 'ready') = (picture_asset_id IS NOT NULL))
+);
+CREATE INDEX comparisons_list ON comparisons (owner, created_at DESC, id DESC);
+CREATE INDEX comparisons_list_session ON comparisons (owner, session_id, created_at DESC, id DESC)
+    WHERE session_id <> '';
+CREATE INDEX comparisons_before ON comparisons (owner, before_asset_id);
+CREATE INDEX comparisons_after ON comparisons (owner, after_asset_id);
+
+ALTER TABLE comparisons ENABLE ROW LEVEL SECURITY;
+ALTER TABLE comparisons FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON comparisons TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row.
+CREATE POLICY claiming ON comparisons FOR SELECT TO assets_worker USING (true);

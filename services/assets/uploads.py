@@ -156,16 +156,16 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             raise errors.invalid(
                 f"{path}size_bytes", f"{declaration.size_bytes} bytes is over the limit of {limit} for this type"
             )
-        if declaration.HasField("provenance") and kind not in rules.SERVICE_KINDS:
-            raise errors.invalid(f"{path}provenance", f"a {kind} was not made by a model")
         public = declaration.visibility == asset_pb2.VISIBILITY_PUBLIC or (
             not declaration.visibility and kind in rules.PUBLIC_KINDS
         )
         provenance = declaration.provenance
-        made_by = {
+        made_by: dict[str, Any] = {
             "model": provenance.model, "model_version": provenance.model_version, "prompt": provenance.prompt,
             "source_asset_ids": list(provenance.source_asset_ids),
         }  # fmt: skip
+        if wrong := rules.provenance_problem(kind, made_by if declaration.HasField("provenance") else None):
+            raise errors.invalid(f"{path}{wrong[0]}", wrong[1])
         return {
             "kind": kind, "public": public, "free": declaration.free if declaration.HasField("free") else True,
             "file_name": assets.checked_name(declaration.file_name, f"{path}file_name"),
@@ -293,7 +293,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         row = await states.advance(
             m, rules.ASSET_STATES, "assets", asset.id, "ready",
             storage_key=verified.key, size_bytes=verified.size, sha256=verified.sha256, mime_type=facts.mime_type,
-            width=facts.width or 0, height=facts.height or 0, facts=_stored_facts(facts),
+            width=facts.width or 0, height=facts.height or 0, facts=stored_facts(facts),
         )  # fmt: skip
         if row is None:
             return None
@@ -310,7 +310,7 @@ def _upload_key(owner: str, columns: Mapping[str, Any], asset_id: str, upload_id
     return rules.object_key(owner, scope, asset_id, upload_id, folder="upload", public=False)
 
 
-def _stored_facts(facts: imaging.Facts) -> Jsonb | None:
+def stored_facts(facts: imaging.Facts) -> Jsonb | None:
     if facts.measures is None:
         return None
     measured = asdict(facts.measures)

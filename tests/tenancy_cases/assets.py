@@ -6,6 +6,8 @@ from atelier.assets.v1 import (
     asset_pb2,
     document_pb2,
     document_pb2_grpc,
+    render_pb2,
+    render_pb2_grpc,
     style_pb2,
     style_pb2_grpc,
     upload_pb2,
@@ -28,6 +30,8 @@ class Owned:
     product_id: str
     holder: str
     documents: list[str]  # one to purge, one to keep
+    pictures: list[str]  # two to compare
+    comparisons: list[str]  # one to delete, one to keep
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -44,7 +48,16 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     documents = [await _document(owner, canary) for _ in range(2)]
     operator = atelier.client("ada", "admin").stub(style_pb2_grpc.StyleServiceStub)
     await operator.PutStyle(style_pb2.PutStyleRequest(slug="tenancy", name="Tenancy"))
-    return Owned(asset.id, pending.upload_id, canary, holder, documents)
+    pictures = [asset.id, (await flows.upload(owner, PICTURE)).id]
+    comparisons = [await _comparison(owner, pictures, canary) for _ in range(2)]
+    return Owned(asset.id, pending.upload_id, canary, holder, documents, pictures, comparisons)
+
+
+async def _comparison(owner: Client, pictures: list[str], canary: str) -> str:
+    request = render_pb2.CreateComparisonRequest(
+        before_asset_id=pictures[0], after_asset_id=pictures[1], note=canary, session_id=canary
+    )
+    return str((await owner.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison(request)).comparison.id)
 
 
 def _content(canary: str) -> document_pb2.DocumentContent:
@@ -66,6 +79,7 @@ _UPLOADS = "atelier.assets.v1.UploadService."
 _VARIANTS = "atelier.assets.v1.VariantService."
 _DOCUMENTS = "atelier.assets.v1.DocumentService."
 _STYLES = "atelier.assets.v1.StyleService."
+_COMPARISONS = "atelier.assets.v1.ComparisonService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -162,5 +176,21 @@ CASES = {
     _STYLES + "ListStyles": Case(lambda o: style_pb2.ListStylesRequest(include_urls=True), nothing),
     _STYLES + "ListStyleVersions": Case(
         lambda o: style_pb2.ListStyleVersionsRequest(slug="tenancy", include_urls=True), nothing
+    ),
+    _COMPARISONS + "CreateComparison": Case(
+        lambda o: render_pb2.CreateComparisonRequest(
+            request_id=f"compare {o.asset_id}", before_asset_id=o.pictures[1], after_asset_id=o.pictures[0]
+        ),
+        NOT_FOUND,
+    ),
+    _COMPARISONS + "GetComparison": Case(
+        lambda o: render_pb2.GetComparisonRequest(comparison_id=o.comparisons[1], include_urls=True), NOT_FOUND
+    ),
+    _COMPARISONS + "ListComparisons": Case(
+        lambda o: render_pb2.ListComparisonsRequest(session_id=o.product_id, include_urls=True), empty("comparisons")
+    ),
+    _COMPARISONS + "DeleteComparison": Case(
+        lambda o: render_pb2.DeleteComparisonRequest(request_id=f"forget {o.asset_id}", comparison_id=o.comparisons[0]),
+        NOT_FOUND,
     ),
 }
