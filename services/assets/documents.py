@@ -7,6 +7,7 @@ from uuid import UUID
 
 from atelier.assets.v1 import document_pb2 as pb
 from atelier.assets.v1 import document_pb2_grpc
+from atelier.common.v1 import watch_pb2
 from google.protobuf import json_format
 from psycopg.types.json import Jsonb
 
@@ -21,6 +22,8 @@ from shared.storage import ObjectNotFound, Storage
 
 TASK = "make_document"
 QUEUE = "documents"
+_SNAPSHOT_AGE = timedelta(days=1)
+_SNAPSHOT_PAGE = 500
 KINDS = Words(pb.DocumentKind, "DOCUMENT_KIND_")
 STATES = Words(pb.DocumentState, "DOCUMENT_STATE_")
 
@@ -155,6 +158,42 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
                 yield pb.DownloadDocumentResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("document", row.id) from None
+
+    async def WatchDocuments(
+        self, request: pb.WatchDocumentsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchDocumentsResponse]:
+        start = events.start_of(request, await self._stream.head())
+        seen: dict[UUID, int] = {}
+        if not request.cursor:
+            async for row in self._snapshot(request.session_id):
+                seen[row.id] = row.version
+                yield pb.WatchDocumentsResponse(document=to_proto(row))
+            ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
+            yield pb.WatchDocumentsResponse(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
+        async for event, cursor in self._stream.follow(request, start):
+            if event is None:
+                yield pb.WatchDocumentsResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
+            elif event.subject == "document" and event.version > seen.get(event.subject_id, 0):
+                document = pb.Document.FromString(event.payload)
+                if request.session_id in ("", document.session_id):
+                    yield pb.WatchDocumentsResponse(document=document, cursor=cursor)
+
+    async def _snapshot(self, session_id: str) -> AsyncIterator[Any]:
+        after: Mapping[str, Any] = {"after_at": None, "after_id": None}
+        where = "session_id = %(session_id)s" if session_id else "created_at > now() - %(age)s"
+        statement: Any = (
+            f"SELECT * FROM documents WHERE owner = %(owner)s AND {where} AND {_LIVE}"
+            " AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s, %(after_id)s))"
+            " ORDER BY created_at, id LIMIT %(limit)s"
+        )
+        asked = {"owner": auth.current().owner, "session_id": session_id, "age": _SNAPSHOT_AGE, "limit": _SNAPSHOT_PAGE}
+        while True:
+            rows = await self._db.rows(statement, {**asked, **after})
+            for row in rows:
+                yield row
+            if len(rows) < _SNAPSHOT_PAGE:
+                return
+            after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}
 
     async def PurgeDocument(self, request: pb.PurgeDocumentRequest, context: Any) -> pb.PurgeDocumentResponse:
         document_id = parse_id(request.document_id, "document_id")

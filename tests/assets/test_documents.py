@@ -197,6 +197,38 @@ async def test_the_latest_ready_one_is_not_hidden_by_one_that_is_being_made(atel
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
+async def test_a_watch_tells_what_is_there_then_every_change_and_goes_on_from_its_cursor(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    await atelier.work("assets")
+    ada = atelier.client()
+    there, _elsewhere = await create(ada, checklist()), await create(ada, checklist(), session_id="s-2")
+
+    async def told(until: int, **fields: Any) -> tuple[list[tuple[int, int]], str]:
+        """(version number, state) of each, up to the READY version `until`; and the cursor before its last change."""
+        found: list[tuple[int, int]] = []
+        cursor = ""
+        request = document_pb2.WatchDocumentsRequest(session_id="s-1", **fields)
+        async for item in stub(ada).WatchDocuments(request, timeout=30):
+            if item.WhichOneof("item") == "bookmark":
+                marked.set()
+                continue
+            found.append((item.document.version_number, item.document.state))
+            if found[-1] == (until, READY):
+                return found, cursor
+            cursor = item.cursor
+        raise AssertionError("the watch ended")
+
+    marked = asyncio.Event()
+    watching = asyncio.create_task(told(2))
+    await marked.wait()
+    await create(ada, checklist(), session_id="s-2", wait=False)
+    await regenerate(ada, there.id)
+    found, cursor = await watching
+    pending, processing = document_pb2.DOCUMENT_STATE_PENDING, document_pb2.DOCUMENT_STATE_PROCESSING
+    assert found == [(1, READY), (2, pending), (2, processing), (2, READY)]
+    assert await told(2, cursor=cursor) == ([(2, READY)], "")
+
+
 async def test_what_has_expired_is_gone_with_its_bytes_and_its_number_never_comes_back(atelier: Suite) -> None:
     await atelier.serve("assets")
     await atelier.work("assets")
@@ -341,3 +373,12 @@ async def test_a_try_that_lost_its_row_leaves_no_bytes_behind(atelier: Suite, tm
         await db.close()
     assert not [path for path in atelier.storage.root.rglob(f"{made.id}/artifacts/*") if path.is_file()]
     assert (await get(ada, made.id)).state == document_pb2.DOCUMENT_STATE_PROCESSING
+
+
+async def test_a_watch_of_assets_tells_nothing_of_documents(house: Suite, ada: Client) -> None:
+    watching = flows.assets(ada).WatchAssets(asset_pb2.WatchAssetsRequest(), timeout=30)
+    assert (await watching.read()).bookmark.ready
+    await create(ada, checklist())
+    announced = await flows.announce(ada, flows.jpeg(64, 48))
+    assert (await watching.read()).asset.id == announced.asset.id
+    watching.cancel()

@@ -159,6 +159,9 @@ CASES = {
     _DOCUMENTS + "DownloadDocument": Case(
         lambda o: document_pb2.DownloadDocumentRequest(document_id=o.documents[1]), NOT_FOUND, FORBIDDEN_BY_STATE
     ),
+    _DOCUMENTS + "WatchDocuments": Case(
+        lambda o: document_pb2.WatchDocumentsRequest(session_id=o.product_id), only_ready
+    ),
     _DOCUMENTS + "PurgeDocument": Case(
         lambda o: document_pb2.PurgeDocumentRequest(request_id=f"purge {o.asset_id}", document_id=o.documents[0]),
         NOT_FOUND,
