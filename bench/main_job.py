@@ -57,7 +57,8 @@ def _alone(directory: Path) -> float:
 
 def _work(directory: Path) -> Iterator[object]:
     """What the demo asks for, piece by piece."""
-    from services.conversions.local.analyse import analyse
+    from services.conversions.local.analyse import Analysis, analyse
+    from services.conversions.local.assess import assess
     from services.conversions.local.closeup import close_up
     from services.conversions.local.generate import generate
     from services.conversions.local.sketch import line_drawing
@@ -67,18 +68,22 @@ def _work(directory: Path) -> Iterator[object]:
     from shared.imaging import DEFAULT_PRESETS, inspect, make_variants
 
     facts = load_facts((_PHOTOS / "facts.yaml").read_text())
+
+    def analysed(task: str, *pictures: tuple[str, Path]) -> Analysis:
+        return analyse(task, [assess(view, photo) for view, photo in pictures], facts)
+
     photos = {view: _PHOTOS / f"{view}.jpg" for view in _VIEWS}
     for photo in (*photos.values(), _PHOTOS / "figure.jpg", photos["front"]):
         yield inspect(photo, "image/jpeg")
         yield make_variants(photo, DEFAULT_PRESETS, directory)
     everything = list(photos.items())
     for task in ("product_analysis", "seo", "listing"):
-        yield analyse(task, everything, facts)
-    yield analyse("category", everything[:1], facts)
+        yield analysed(task, *everything)
+    yield analysed("category", everything[0])
     pictures: dict[str, Path] = {}
     for view, photo in everything:
-        yield analyse("base_view", [(view, photo)], facts)
-        yield analyse("sketch", [(view, photo)], facts)
+        yield analysed("base_view", (view, photo))
+        yield analysed("sketch", (view, photo))
         pictures[f"sketch-{view}"] = directory / f"sketch-{view}.png"
         yield line_drawing(photo, pictures[f"sketch-{view}"], view=view)
         pictures[view] = directory / "large.webp"

@@ -83,7 +83,11 @@ class Superseded(Exception):
 
 Work = Callable[[Attempt], Awaitable[Outcome]]
 
-_END_ATTEMPT: LiteralString = """
+_BEGIN: LiteralString = """
+    INSERT INTO attempts (id, owner, job, job_id, number, worker)
+    VALUES (%(id)s, %(owner)s, %(job)s, %(job_id)s, %(number)s, %(worker)s)
+"""
+_END: LiteralString = """
     UPDATE attempts SET outcome = %(outcome)s, ended_at = now(), error_class = %(error_class)s,
         error_message = %(error_message)s, model = %(model)s, input_bytes = %(input_bytes)s,
         output_bytes = %(output_bytes)s, credits = %(credits)s
@@ -150,12 +154,7 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
             await _move(m, kind, row_id, "failed", **columns)
             return None
         row = await _move(m, kind, row_id, kind.running, attempt_token=token, attempt_number=row.attempt_number + 1)
-        await m.run(
-            "INSERT INTO attempts (id, owner, job, job_id, number, worker)"
-            " VALUES (%(id)s, %(owner)s, %(job)s, %(job_id)s, %(number)s, %(worker)s)",
-            {"id": token, "owner": owner, "job": kind.table, "job_id": row_id, "number": row.attempt_number,
-             "worker": WORKER},
-        )  # fmt: skip
+        await record_begin(m, token, kind.table, row_id, row.attempt_number, WORKER)
     return Attempt(row, token)
 
 
@@ -220,12 +219,28 @@ async def _record(
     error_message: str = "",
 ) -> None:  # fmt: skip
     figures = outcome or Outcome({})
-    await m.run(
-        _END_ATTEMPT,
-        {"token": attempt.token, "outcome": how, "error_class": error_class, "error_message": error_message,
-         "model": attempt.model, "input_bytes": attempt.input_bytes, "output_bytes": figures.output_bytes,
-         "credits": figures.credits},
+    await record_end(
+        m, attempt.token, how, error_class=error_class, error_message=error_message, model=attempt.model,
+        input_bytes=attempt.input_bytes, output_bytes=figures.output_bytes, credits=figures.credits,
     )  # fmt: skip
+
+
+async def record_begin(m: Mutation, token: UUID, job: str, job_id: UUID, number: int, worker: str) -> None:
+    """Adds the record of a try, also of one that a worker from outside makes."""
+    values = {"id": token, "owner": m.owner, "job": job, "job_id": job_id, "number": number, "worker": worker}
+    await m.run(_BEGIN, values)
+
+
+async def record_end(
+    m: Mutation, token: UUID, outcome: str, *, error_class: str = "", error_message: str = "", model: str = "",
+    input_bytes: int = 0, output_bytes: int = 0, credits: int = 0,
+) -> None:  # fmt: skip
+    """Ends the record of a try, once."""
+    values = {
+        "token": token, "outcome": outcome, "error_class": error_class, "error_message": error_message,
+        "model": model, "input_bytes": input_bytes, "output_bytes": output_bytes, "credits": credits,
+    }  # fmt: skip
+    await m.run(_END, values)
 
 
 async def _watch_for_cancel(db: Database, kind: Kind, attempt: Attempt) -> None:

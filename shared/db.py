@@ -20,7 +20,8 @@ from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from google.protobuf.message import Message
-from psycopg import AsyncConnection, AsyncPipeline
+from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
+from psycopg.pq import Format
 from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -38,9 +39,8 @@ _STORED_ANSWER = """
     SELECT body_hash, answer FROM requests
     WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s AND request_id = %(request_id)s
 """
-_STORE_ANSWER = """
-    INSERT INTO requests (owner, actor, method, request_id, body_hash, answer)
-    VALUES (%(owner)s, %(actor)s, %(method)s, %(request_id)s, %(body_hash)s, %(answer)s)
+_STORE_ANSWER = b"""
+    INSERT INTO requests (owner, actor, method, request_id, body_hash, answer) VALUES ($1, $2, $3, $4, $5, $6)
 """
 
 
@@ -52,17 +52,64 @@ class Mutation:
     pipeline: AsyncPipeline
     owner: str
     actor: str
+    earlier: "_Earlier | None" = None
 
     async def one(self, statement: LiteralString, parameters: Parameters | None = None) -> Any:
         """The first row, or None."""
-        return await (await self.conn.execute(statement, parameters)).fetchone()
+        return await (await self._execute(statement, parameters)).fetchone()
 
     async def all(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
-        return await (await self.conn.execute(statement, parameters)).fetchall()
+        return await (await self._execute(statement, parameters)).fetchall()
 
     async def run(self, statement: LiteralString, parameters: Parameters | None = None) -> None:
         """Runs without waiting for the result; a failure shows at the next fetch or at the commit."""
         await self.conn.execute(statement, parameters)
+
+    def send(self, statement: bytes, *values: str | bytes) -> None:
+        """Like `run`, for what accompanies most changes: with `$1 ...`, and bytes only for columns of bytes. A cursor
+        of its own would cost several times as much."""
+        _queue(self.pipeline, statement, *values)
+
+    async def _execute(self, statement: LiteralString, parameters: Parameters | None) -> Any:
+        cursor = await self.conn.execute(statement, parameters)
+        await self.look_earlier()
+        return cursor
+
+    async def look_earlier(self) -> None:
+        """Raises _Answered if the request was answered before, in the round trip of the first statement."""
+        earlier, self.earlier = self.earlier, None
+        if earlier:
+            await earlier.look()
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """The stored answer of a request, asked for and not looked at yet."""
+
+    cursor: AsyncCursor[Any]
+    key: Mapping[str, Any]
+    answer: type[Message]
+
+    async def look(self) -> None:
+        try:
+            stored = await self.cursor.fetchone()
+        except psycopg.Error:
+            # Of a later statement, if this one has its result: a repeat may well collide with what the first made.
+            if self.cursor.pgresult is None:
+                raise
+            stored = await self.cursor.fetchone()
+            if stored is None:
+                raise
+        answer = _replay(stored, self.key, self.answer)
+        if answer is not None:
+            raise _Answered(answer)
+
+
+@dataclass
+class _Answered(Exception):
+    """The request was answered before; what was done since is rolled back."""
+
+    answer: Any
 
 
 class Database:
@@ -183,8 +230,9 @@ class Database:
         """What an earlier call with this request_id was answered, or None. For a call that works before it commits."""
         if not request.request_id:
             return None
+        key = _request_key(request)
         async with self.transaction(auth.current().owner) as m:
-            return await _replay(m, _request_key(request), answer)
+            return _replay(await m.one(_STORED_ANSWER, key), key, answer)
 
     async def mutate(self, request: Any, answer: type[A], work: Callable[[Mutation], Awaitable[A]]) -> A:
         """Runs `work` once per request_id of the caller, and gives a repeat the first answer.
@@ -193,27 +241,36 @@ class Database:
         RetryInfo. A failure stores nothing, so that a repeat runs again. Answers must not hold URLs: add them after.
         """
         identity = auth.current()
-        async with self.transaction(identity.owner, identity.actor) as m:
-            if not request.request_id:
-                return await work(m)
-            key = _request_key(request)
-            held = "\x1f".join((key["owner"], key["actor"], key["method"], key["request_id"]))
-            _queue(m.pipeline, _HOLD_REQUEST, held)
-            earlier = await _replay(m, key, answer)
-            if earlier is not None:
-                return earlier
-            result = await work(m)
-            await m.run(_STORE_ANSWER, {**key, "answer": result.SerializeToString()})
-            return result
+        try:
+            async with self.transaction(identity.owner, identity.actor) as m:
+                if not request.request_id:
+                    return await work(m)
+                return await _once(m, _request_key(request), answer, work)
+        except _Answered as before:
+            return before.answer
 
 
-def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str) -> None:
-    """Lets a statement go out ahead of the next one. Its rows are passed over; a failure shows where `run`'s does.
+async def _once(m: Mutation, key: Mapping[str, Any], answer: type[A], work: Callable[[Mutation], Awaitable[A]]) -> A:
+    """Runs `work` unless the request was answered before: its first statement travels with the look for that."""
+    named = [key[name] for name in ("owner", "actor", "method", "request_id")]
+    m.send(_HOLD_REQUEST, "\x1f".join(named))
+    m.earlier = _Earlier(await m.conn.execute(_STORED_ANSWER, key), key, answer)
+    try:
+        result = await work(m)
+    except errors.DomainError:
+        await m.look_earlier()  # work that refuses before its first statement refuses a repeat no less
+        raise
+    await m.look_earlier()
+    m.send(_STORE_ANSWER, *named, key["body_hash"], result.SerializeToString())
+    return result
 
-    For what accompanies every call: with a cursor of its own each would cost as much as the statement it is for.
-    """
-    encoded = [value.encode() for value in values]
-    pipeline.command_queue.append(partial(pipeline.pgconn.send_query_params, statement, encoded))
+
+def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str | bytes) -> None:
+    """Lets a statement go out ahead of the next one. Its rows are passed over; a failure shows where `run`'s does."""
+    encoded = [value.encode() if isinstance(value, str) else value for value in values]
+    formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
+    send = partial(pipeline.pgconn.send_query_params, statement, encoded, param_formats=formats)
+    pipeline.command_queue.append(send)
     pipeline.result_queue.append(None)
 
 
@@ -235,8 +292,7 @@ def _request_key(request: Any) -> dict[str, Any]:
     }
 
 
-async def _replay(m: Mutation, key: Mapping[str, Any], answer: type[A]) -> A | None:
-    stored = await m.one(_STORED_ANSWER, key)
+def _replay(stored: Any, key: Mapping[str, Any], answer: type[A]) -> A | None:
     if stored is None:
         return None
     if stored.body_hash != key["body_hash"]:

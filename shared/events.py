@@ -52,16 +52,17 @@ class Event:
     payload: bytes
 
 
+_PUBLISH = b"""
+    INSERT INTO events (owner, subject, subject_id, version, type, payload) VALUES ($1, $2, $3, $4, $5, $6)
+    RETURNING pg_notify(current_schema() || '_outbox', '')
+"""
+
+
 async def publish(m: Mutation, subject: str, subject_id: UUID, version: int, payload: Message) -> None:
     """Tells of a change, if the transaction commits. The payload must not hold URLs: they would expire."""
-    await m.run(
-        "INSERT INTO events (owner, subject, subject_id, version, type, payload)"
-        " VALUES (%(owner)s, %(subject)s, %(subject_id)s, %(version)s, %(type)s, %(payload)s)"
-        " RETURNING pg_notify(current_schema() || '_outbox', '')",
-        {
-            "owner": m.owner, "subject": subject, "subject_id": subject_id, "version": version,
-            "type": payload.DESCRIPTOR.full_name, "payload": payload.SerializeToString(),
-        },
+    m.send(
+        _PUBLISH, m.owner, subject, str(subject_id), str(version), payload.DESCRIPTOR.full_name,
+        payload.SerializeToString(),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from shared import errors
 from shared.facts import FactsError, parse_facts
 
 METADATA_BYTES = 16 * 1024
+FACTS_BYTES = 1_000_000
 METADATA_LEVELS = 32
 
 
@@ -94,9 +95,12 @@ def _levels(value: Any, budget: int) -> int:
 def facts(value: facts_pb2.Facts, field: str) -> dict[str, Any]:
     """The plain form of facts, as shared.facts.parse_facts reads it; what is absent has no key.
 
-    INVALID_ARGUMENT, with the path below `field`, for facts that don't hold together.
+    INVALID_ARGUMENT, with the path below `field`, for facts that don't hold together, and beyond FACTS_BYTES as JSON.
     """
     made = _stated(value)
+    size = len(json.dumps(made, ensure_ascii=False).encode())
+    if size > FACTS_BYTES:
+        raise errors.invalid(field, f"are {size} bytes as JSON; the limit is {FACTS_BYTES}")
     try:
         parse_facts(made)
     except FactsError as error:

@@ -7,7 +7,7 @@ directory ATELIER_SECRETS_DIR, else the default.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -19,6 +19,19 @@ from pydantic_settings import (
 SERVICES = ("assets", "conversions", "pipeline", "techfiles")
 PORTS = {"assets": 50051, "conversions": 50052, "pipeline": 50053, "techfiles": 50054}
 STORAGE_HTTP_PORT = 50080
+
+
+class VariantPreset(BaseModel):
+    """A picture that fits into width x height pixels; see shared.imaging.Preset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern="^[a-z][a-z0-9-]{0,39}$")
+    width: int = Field(ge=1, le=16383)
+    height: int = Field(ge=1, le=16383)
+    format: Literal["webp", "avif", "jpeg", "png"] = "webp"
+    quality: int = Field(80, ge=1, le=100)
+    effort: int = Field(4, ge=0, le=9)
 
 
 class Settings(BaseSettings):
@@ -85,6 +98,16 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(10 * 1024 * 1024, gt=0, description="largest image")
     max_pdf_bytes: int = Field(50 * 1024 * 1024, gt=0, description="largest PDF")
     max_pixels: int = Field(50_000_000, gt=0, description="most pixels of an image, all frames together")
+    variant_presets: list[VariantPreset] = Field(
+        [], max_length=16,
+        description="presets besides thumb, small, large and avif, or instead of one of the same name, as JSON:"
+        ' [{"name": "zoom", "width": 2400, "height": 2400, "format": "webp", "quality": 85}]',
+    )  # fmt: skip
+    eager_variants: dict[str, list[str]] = Field(
+        {},
+        description="presets made as soon as an image of a kind is READY, as JSON by kind, instead of the usual ones:"
+        ' {"photo": ["thumb", "zoom"]}; without it all four for what people upload, thumb for what services make',
+    )
 
     # The other services, as this one reaches them
     assets_address: str = Field("127.0.0.1:50051", description="assets")

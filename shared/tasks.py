@@ -1,6 +1,8 @@
-"""Endless tasks that do end."""
+"""Tasks that end: endless ones when asked to, groups with the first of them that fails."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 
 def wanted() -> bool:
@@ -8,3 +10,15 @@ def wanted() -> bool:
     a database that is gone, can take the place of the cancellation, which would then be forgotten."""
     task = asyncio.current_task()
     return task is None or not task.cancelling()
+
+
+async def all_of(work: list[Coroutine[Any, Any, None]]) -> None:
+    """Runs everything at once; the first error ends the rest and is raised as it is."""
+    tasks = [asyncio.create_task(item) for item in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

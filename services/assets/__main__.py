@@ -16,6 +16,7 @@ from atelier.assets.v1 import (
 )
 
 from services.assets import assets, document_maker, documents, renders, styles, uploads, variants
+from services.assets.presets import Presets
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -34,13 +35,21 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     pool = ImagingPool(settings.imaging_processes)
     urls = assets.Urls(storage, timedelta(minutes=settings.download_url_minutes))
     limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
+    presets = Presets.of(settings)
     asset_service = assets.AssetService(db, stream, storage, urls)
     upload_service = uploads.UploadService(
-        db, storage, queue, pool, urls, url_life=timedelta(minutes=settings.upload_url_minutes), limits=limits
+        db,
+        storage,
+        queue,
+        pool,
+        urls,
+        url_life=timedelta(minutes=settings.upload_url_minutes),
+        limits=limits,
+        presets=presets,
     )
-    variant_service = variants.VariantService(db, queue, urls)
     comparison_service = renders.ComparisonService(db, stream, queue, urls)
     document_service = documents.DocumentService(db, stream, storage, queue, urls)
+    variant_service = variants.VariantService(db, queue, urls, presets)
     await db.open()
     stream.start()
     try:
@@ -69,10 +78,11 @@ async def work(name: str, settings: Settings) -> None:
     storage = main.open_storage(settings)
     pool = ImagingPool(settings.imaging_processes)
     queue = jobs.JobQueue(db)
-    maker = variants.VariantMaker(db, storage, pool)
+    presets = Presets.of(settings)
+    maker = variants.VariantMaker(db, storage, pool, presets)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, pool).run)
-    queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, pool).run)
+    queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, pool, presets).run)
     try:
         await main.work(db, queue, settings)
     finally:

@@ -15,6 +15,7 @@ from atelier.assets.v1 import render_pb2_grpc
 from psycopg.types.json import Jsonb
 
 from services.assets import assets, holding, rules, side_by_side, uploads, variants, waiting
+from services.assets.presets import Presets
 from shared import attempts, auth, errors, events, imaging, jobs, paging
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
@@ -174,11 +175,14 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
 class Comparer:
     """The job: fetch the two originals, make one picture of them, store it, then let a READY asset show it."""
 
-    def __init__(self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool) -> None:
+    def __init__(
+        self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets
+    ) -> None:
         self._db = db
         self._storage = storage
         self._queue = queue
         self._pool = pool
+        self._presets = presets
         self._kind = attempts.Kind(
             "comparisons", COMPARISON_STATES, "processing", "ready", publish, max_attempts=MAX_ATTEMPTS
         )
@@ -244,7 +248,7 @@ class Comparer:
             )  # fmt: skip
             await assets.publish(m, asset)
             await holding.hold(m, _holder(row.id), [("picture_asset_id", asset_id)])
-            await variants.ask(m, self._queue, asset, list(variants.PRESETS), priority=jobs.BACKFILL)
+            await variants.ask(m, self._queue, asset, self._presets.eager[asset.kind], priority=jobs.BACKFILL)
 
         async def remove_stored() -> None:
             await self._storage.delete([key])

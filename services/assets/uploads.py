@@ -18,6 +18,7 @@ from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.assets import assets, rules, variants
+from services.assets.presets import Presets
 from services.assets.visibility import belongs
 from shared import auth, errors, imaging, jobs, states
 from shared.db import Database, Mutation, forget_answer
@@ -63,7 +64,7 @@ class Verified:
 class UploadService(upload_pb2_grpc.UploadServiceServicer):
     def __init__(
         self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, urls: assets.Urls,
-        *, url_life: timedelta, limits: Limits,
+        *, url_life: timedelta, limits: Limits, presets: Presets,
     ) -> None:  # fmt: skip
         self._db = db
         self._storage = storage
@@ -72,6 +73,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         self._urls = urls
         self._url_life = url_life
         self._limits = limits
+        self._presets = presets
 
     async def RequestUpload(self, request: pb.RequestUploadRequest, context: Any) -> pb.RequestUploadResponse:
         columns = self._columns(request.declaration, "declaration.")
@@ -300,7 +302,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         if row.kind == "product" and row.product_id:
             row = await assets.make_primary(m, row, only_first=True)
         if facts.kind == "image":
-            await variants.ask(m, self._queue, row, list(variants.PRESETS), priority=jobs.FRESH)
+            await variants.ask(m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH)
         return row
 
 

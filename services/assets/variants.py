@@ -12,17 +12,17 @@ from atelier.assets.v1 import variant_pb2 as pb
 from atelier.assets.v1 import variant_pb2_grpc
 
 from services.assets import assets, rules
+from services.assets.presets import Presets
 from services.assets.visibility import belongs
 from shared import attempts, errors, imaging, jobs
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
-from shared.imaging import DEFAULT_PRESETS, ImageRejected, ImagingPool
+from shared.imaging import ImageRejected, ImagingPool
 from shared.storage import ObjectNotFound, Storage, StorageError
 
 TASK = "make_variants"
 QUEUE = "images"
 MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
-PRESETS = {preset.name: preset for preset in DEFAULT_PRESETS}
 JOB_STATES = {
     "pending": frozenset({"running", "failed", "cancelled"}),
     "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
@@ -56,10 +56,11 @@ async def ask(m: Mutation, queue: jobs.JobQueue, asset: Any, presets: Sequence[s
 
 
 class VariantService(variant_pb2_grpc.VariantServiceServicer):
-    def __init__(self, db: Database, queue: jobs.JobQueue, urls: assets.Urls) -> None:
+    def __init__(self, db: Database, queue: jobs.JobQueue, urls: assets.Urls, presets: Presets) -> None:
         self._db = db
         self._queue = queue
         self._urls = urls
+        self._presets = presets
 
     async def ListVariants(self, request: pb.ListVariantsRequest, context: Any) -> pb.ListVariantsResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
@@ -73,16 +74,14 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
         self, request: pb.RegenerateVariantsRequest, context: Any
     ) -> pb.RegenerateVariantsResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
-        for index, name in enumerate(request.presets):
-            if name not in PRESETS:
-                raise errors.invalid(f"presets[{index}]", f"{name!r} is not a preset; there are {', '.join(PRESETS)}")
+        self._presets.check({f"presets[{index}]": name for index, name in enumerate(request.presets)})
 
         async def work(m: Mutation) -> pb.RegenerateVariantsResponse:
             asset = await assets.lock(m, asset_id)
             if asset.state != "ready" or asset.mime_type == rules.PDF:
                 what = "a PDF has no variants" if asset.mime_type == rules.PDF else f"it is {asset.state}"
                 raise errors.precondition(f"{what}; variants are made of READY images", subject=f"assets/{asset_id}")
-            rows = await ask(m, self._queue, asset, request.presets or list(PRESETS), priority=jobs.FRESH)
+            rows = await ask(m, self._queue, asset, request.presets or list(self._presets.by_name), priority=jobs.FRESH)
             return pb.RegenerateVariantsResponse(variants=[assets.variant_to_proto(row) for row in rows])
 
         return await self._db.mutate(request, pb.RegenerateVariantsResponse, work)
@@ -91,10 +90,11 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
 class VariantMaker:
     """The job: fetch the original, make what is asked for, store it, then let the rows show it."""
 
-    def __init__(self, db: Database, storage: Storage, pool: ImagingPool) -> None:
+    def __init__(self, db: Database, storage: Storage, pool: ImagingPool, presets: Presets) -> None:
         self._db = db
         self._storage = storage
         self._pool = pool
+        self._presets = presets
         self._kind = attempts.Kind("renditions", JOB_STATES, "running", "done", _follow, max_attempts=MAX_ATTEMPTS)
 
     async def run(self, rendition_id: str) -> None:
@@ -104,12 +104,15 @@ class VariantMaker:
         job = attempt.row
         async with self._db.transaction(job.owner) as m:
             asset = await m.one("SELECT * FROM assets WHERE id = %s", (job.asset_id,))
+        if unknown := [name for name in job.presets if name not in self._presets.by_name]:
+            text = f"{unknown[0]} is no longer a preset"
+            raise attempts.JobFailed("PRESET_UNKNOWN", text)
+        presets = [self._presets.by_name[name] for name in job.presets]
         directory = Path(tempfile.mkdtemp(prefix="atelier-"))
         try:
             original = directory / "original"
             await self._storage.fetch(asset.storage_key, original)
             attempt.input_bytes = asset.size_bytes
-            presets = [PRESETS[name] for name in job.presets]
             made = await self._pool.run(imaging.make_variants, original, presets, directory)
             return await self._store(attempt, asset, made)
         except ImageRejected as refusal:

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from services.conversions import inputs, jobs, outside, rules
 from services.conversions.jobs import STATES, Noun
 from services.conversions.outside import NOUNS
-from shared import auth, errors, paging, protos
+from shared import attempts, auth, errors, paging, protos
 from shared.calls import Peers
 from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
@@ -139,7 +139,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
         async def work(m: Mutation) -> pb.CompleteJobResponse:
             _, row = await outside.lock_held(m, request.job_id, request.attempt_token)
-            await jobs.end_try(
+            await attempts.record_end(
                 m, row.attempt_token, "succeeded", model=f"{request.model} {request.model_version}".strip(),
                 input_bytes=sum(asset.size_bytes for asset in went_in), output_bytes=size,
             )  # fmt: skip

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from psycopg import sql
 
 from services.conversions import rules
-from shared import auth, calls, errors, events, paging, states
+from shared import attempts, auth, calls, errors, events, paging, states
 from shared.db import Database, Mutation
 from shared.errors import DomainError
 from shared.ids import new_id, parse_id
@@ -41,12 +41,6 @@ _STAMP = """
         SELECT round(extract(epoch FROM COALESCE(ended_at, now()) - created_at) * 1000) FROM attempts
         WHERE job_id = {table}.id ORDER BY number DESC LIMIT 1), 0)
     WHERE id = %(id)s RETURNING *
-"""
-_END_TRY = """
-    UPDATE attempts SET outcome = %(outcome)s, ended_at = now(), error_class = %(error_class)s,
-        error_message = %(error_message)s, model = %(model)s, input_bytes = %(input_bytes)s,
-        output_bytes = %(output_bytes)s
-    WHERE id = %(token)s AND outcome = 'running'
 """
 
 
@@ -82,18 +76,6 @@ class Noun:
                 await queue.enqueue(m, self.release_task, RELEASE_QUEUE, row.id, priority=_BRIEF)
         await self.publish(m, row)
         return row
-
-
-async def end_try(
-    m: Mutation, token: UUID, outcome: str, *, error_class: str = "", error_message: str = "", model: str = "",
-    input_bytes: int = 0, output_bytes: int = 0,
-) -> None:  # fmt: skip
-    """Ends the record of an outside worker's try."""
-    await m.run(
-        _END_TRY,
-        {"token": token, "outcome": outcome, "error_class": error_class, "error_message": error_message,
-         "model": model, "input_bytes": input_bytes, "output_bytes": output_bytes},
-    )  # fmt: skip
 
 
 def common_fields(row: Any) -> dict[str, Any]:
@@ -191,7 +173,7 @@ async def cancel(m: Mutation, queue: JobQueue, noun: Noun, text: str) -> tuple[A
         outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
     elif row.external:  # its worker learns of it by its next call
         outcome, to = pb.CANCEL_OUTCOME_WITHDRAWN, "cancelled"
-        await end_try(m, row.attempt_token, "cancelled")
+        await attempts.record_end(m, row.attempt_token, "cancelled")
     else:  # its worker looks every second, and ends the try itself
         outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
     row = await states.advance(

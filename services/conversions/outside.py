@@ -12,9 +12,9 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from services.conversions import analyses, conversions, generations, jobs, rules
+from services.conversions import analyses, conversions, generations, rules
 from services.conversions.jobs import Noun
-from shared import errors, states
+from shared import attempts, errors, states
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
@@ -43,10 +43,6 @@ _FIRST: LiteralString = (
     ORDER BY priority DESC, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
 )
-_BEGIN_TRY: LiteralString = """
-    INSERT INTO attempts (id, owner, job, job_id, number, worker)
-    VALUES (%(id)s, %(owner)s, %(job)s, %(job_id)s, %(number)s, %(worker)s)
-"""
 _EXTEND: LiteralString = "UPDATE {table} SET lease_expires_at = %(end)s WHERE id = %(id)s RETURNING *"
 _LATE: LiteralString = """
     SELECT owner, id FROM {table} WHERE state = 'processing' AND external AND lease_expires_at < now()
@@ -107,13 +103,9 @@ def holds(row: Any, token: UUID) -> bool:
 async def begin(m: Mutation, noun: Noun, row: Any, worker: str) -> Any:
     """Begins a try at a locked row. Returns the new row, whose attempt_token is the try's."""
     if row.state == "processing":
-        await jobs.end_try(m, row.attempt_token, "lost", error_class="WORKER_LOST")
+        await attempts.record_end(m, row.attempt_token, "lost", error_class="WORKER_LOST")
     token, number = new_id(), row.attempt_number + 1
-    await m.run(
-        _BEGIN_TRY,
-        {"id": token, "owner": m.owner, "job": noun.table, "job_id": row.id, "number": number,
-         "worker": f"outside:{worker}"},
-    )  # fmt: skip
+    await attempts.record_begin(m, token, noun.table, row.id, number, f"outside:{worker}")
     claimed = await move(
         m, noun, row, "processing", attempt_token=token, attempt_number=number, lease_expires_at=row.lease_end,
         progress=0.0,
@@ -147,7 +139,7 @@ async def give_up(
     """Ends a try without a result: the row waits for another worker, or has failed. Returns it."""
     again = retryable and row.attempt_number < rules.MAX_ATTEMPTS
     said: dict[str, Any] = {"error_class": error_class, "error_message": message}
-    await jobs.end_try(m, row.attempt_token, "lost" if lost else "retried" if again else "failed", **said)
+    await attempts.record_end(m, row.attempt_token, "lost" if lost else "retried" if again else "failed", **said)
     row = await move(m, noun, row, "pending" if again else "failed", lease_expires_at=None, **said)
     return await noun.tell(m, queue, row)
 

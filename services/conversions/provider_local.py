@@ -4,19 +4,24 @@ Pixels are only touched in the children of an ImagingPool. The functions that ru
 they are called, so that this process never loads libvips; what they return is plain.
 """
 
+import asyncio
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.conversions import local, rules
+from services.conversions.local.analyse import analyse
+from services.conversions.local.quality import Quality
 from services.conversions.providers import ImageSettings, Picture, ProviderFailed, Reading
 from shared.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool
 from shared.imaging import Reason as Rejection
 
 _SECONDS = 60.0  # several times what 50 megapixels take here
+_MOST_KNOWN = 1000  # measured pictures; each is under a kilobyte
 _SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 _TASKS = {"product": "product_analysis"}
 
@@ -29,6 +34,7 @@ class LocalProvider:
 
     def __init__(self, pool: ImagingPool) -> None:
         self._pool = pool
+        self._known: dict[bytes, Quality] = {}
 
     async def try_on(self, person: Path, cloth: Path, directory: Path, *, style: str) -> Picture:
         return await self._run(_try_on, person, cloth, directory / "result.jpg", style)
@@ -49,7 +55,20 @@ class LocalProvider:
         return await self._run(_sketch, source, directory / f"result{_SUFFIXES[format]}", view)
 
     async def analyse(self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]) -> Reading:
-        return await self._run(_analyse, _TASKS.get(task, task), tuple(images), facts)
+        pictures = await asyncio.gather(*(self._measured(view, path) for view, path in images))
+        found = analyse(_TASKS.get(task, task), pictures, parse_facts(facts))
+        return Reading(_supplied(found.result), found.confidence, [asdict(item) for item in found.evidence])
+
+    async def _measured(self, view: str, path: Path) -> Quality:
+        """A product goes through some ten analyses of the same photographs; each is measured once while it is fresh."""
+        digest = await asyncio.to_thread(_digest, path)
+        known = self._known.pop(digest, None)
+        if known is None:
+            known = await self._run(_assess, path)
+        self._known[digest] = known  # the last used stays longest
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        return replace(known, view=view)
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
@@ -96,11 +115,15 @@ def _sketch(source: Path, out: Path, view: str) -> Picture:
     return _picture(out, line_drawing(source, out, view=view))
 
 
-def _analyse(task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]) -> Reading:
-    from services.conversions.local.analyse import analyse
+def _assess(path: Path) -> Quality:
+    from services.conversions.local.assess import assess
 
-    found = analyse(task, images, parse_facts(facts))
-    return Reading(_supplied(found.result), found.confidence, [asdict(item) for item in found.evidence])
+    return assess("", path)
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _picture(out: Path, rendering: Any) -> Picture:

@@ -7,7 +7,7 @@ from atelier.pipeline.v1 import phase_pb2 as pb
 from atelier.pipeline.v1 import phase_pb2_grpc
 
 from services.pipeline import progress, records, rules
-from shared import auth, errors, states
+from shared import attempts, auth, errors, states
 from shared.db import Database, Mutation
 from shared.errors import Reason
 from shared.ids import new_id, parse_id
@@ -20,10 +20,6 @@ _HEARTBEAT = """
     WHERE product_id = %(product_id)s AND number = %(number)s AND state = 'running' AND external
         AND attempt_token = %(token)s
     RETURNING lease_expires_at
-"""
-_ATTEMPT = """
-    INSERT INTO attempts (id, owner, job, job_id, number, worker)
-    VALUES (%(id)s, %(owner)s, 'phases', %(job_id)s, %(number)s, %(worker)s)
 """
 _OPEN_PHASES_BEFORE = "SELECT 1 AS n FROM phases WHERE product_id = %s AND number < %s AND state <> 'completed' LIMIT 1"
 
@@ -90,13 +86,12 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
             if not (phase.external and rules.is_due(phase)):
                 raise _wrong_state(phase, _why_not_claimable(phase))
             token = new_id()
-            await m.run(_ATTEMPT, {"id": token, "owner": m.owner, "job_id": phase.id,
-                                   "number": phase.attempt_number + 1, "worker": f"outside:{m.actor}"})  # fmt: skip
+            number = phase.attempt_number + 1
+            await attempts.record_begin(m, token, "phases", phase.id, number, f"outside:{m.actor}")
             await m.run(_LEASE, (request.lease_seconds or rules.DEFAULT_LEASE_SECONDS, phase.id))
             row = await states.advance(
-                m, rules.PHASE_STATES, "phases", phase.id, "running", attempt_token=token,
-                attempt_number=phase.attempt_number + 1,
-            )  # fmt: skip
+                m, rules.PHASE_STATES, "phases", phase.id, "running", attempt_token=token, attempt_number=number
+            )
             await progress.follow(m, row)
             row = await _locked(m, request)  # with the times that were stamped on the way
             return pb.ClaimPhaseResponse(phase=records.phase(row), attempt_token=str(token))

@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from services.pipeline import records, rules
-from shared import errors, jobs, states
+from shared import attempts, errors, jobs, states
 from shared.db import Mutation
 from shared.ids import new_id
 
@@ -39,11 +39,6 @@ _OPEN_REVIEW = """
     INSERT INTO reviews (id, owner, product_id, phase_id, phase, model_value, model_confidence, evidence)
     VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase_id)s, %(phase)s, %(value)s, %(confidence)s, %(evidence)s)
     RETURNING *
-"""
-_END_ATTEMPT = """
-    UPDATE attempts SET outcome = %(outcome)s, ended_at = now(), error_class = %(error_class)s,
-        error_message = %(error_message)s
-    WHERE id = %(token)s AND outcome = 'running'
 """
 _STAMPED = {
     "running": "UPDATE phases SET started_at = now() WHERE id = %s RETURNING *",
@@ -230,8 +225,7 @@ async def lose(m: Mutation, phase: Any) -> Any:
 
 async def end_attempt(m: Mutation, phase: Any, outcome: str, error_class: str = "", message: str = "") -> None:
     """Ends the record of the try that has the phase, if one has."""
-    said = {"outcome": outcome, "error_class": error_class, "error_message": message, "token": phase.attempt_token}
-    await m.run(_END_ATTEMPT, said)
+    await attempts.record_end(m, phase.attempt_token, outcome, error_class=error_class, error_message=message)
 
 
 async def follow(m: Mutation, row: Any) -> None:

@@ -37,7 +37,6 @@ MAX_ATTEMPTS = 6  # tries of a phase before it fails; with their backoffs some t
 DEFAULT_LEASE_SECONDS = 60  # of an outside runner
 DEFAULT_CLAIM_MINUTES = 15  # of a reviewer
 IMAGES_WAIT_SECONDS = 24 * 3600.0  # for a product's images to be READY
-FACTS_BYTES = 1_000_000
 
 
 class PhaseLike(Protocol):

@@ -1,11 +1,9 @@
 """Collections: files that belong together. Progress, state and credits are derived; an override is recorded."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from atelier.common.v1 import facts_pb2
 from atelier.techfiles.v1 import collection_pb2 as pb
 from atelier.techfiles.v1 import collection_pb2_grpc
 from psycopg.types.json import Jsonb
@@ -80,15 +78,6 @@ def _change(row: Any) -> pb.CollectionChange:
     return change
 
 
-def stated_facts(value: facts_pb2.Facts) -> dict[str, Any]:
-    """The plain form of a request's `facts`. INVALID_ARGUMENT if they don't hold together or are too large."""
-    facts = protos.facts(value, "facts")
-    size = len(json.dumps(facts, ensure_ascii=False).encode())
-    if size > rules.FACTS_BYTES:
-        raise errors.invalid("facts", f"are {size} bytes as JSON; the limit is {rules.FACTS_BYTES}")
-    return facts
-
-
 async def create(m: Mutation, columns: Mapping[str, Any]) -> Any:
     """Makes an empty collection. `columns` are product_id, revision_id, name, description, collection_type, facts."""
     row = await m.one(
@@ -150,7 +139,7 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
             "product_id": request.product_id, "revision_id": request.revision_id, "name": request.name,
             "description": request.description,
             "collection_type": TYPES.word.get(request.collection_type, "tech_pack_v2"),
-            "facts": stated_facts(request.facts),
+            "facts": protos.facts(request.facts, "facts"),
         }  # fmt: skip
 
         async def work(m: Mutation) -> pb.CreateCollectionResponse:

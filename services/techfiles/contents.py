@@ -10,10 +10,11 @@ from typing import Any
 
 from atelier.assets.v1 import asset_pb2
 
-from services.techfiles import document, rules
+from services.techfiles import document
 from services.techfiles.document import Point
 from shared import facts as stated
 from shared.facts import Facts
+from shared.lengths import by_scale
 
 _WHOLE = "whole product"
 _STEPS = {"category": "Category", "base_view": "Base view", "sketch": "Sketch", "closeup": "Close-up"}
@@ -135,7 +136,7 @@ def _point_of_measure(
     source: document.Source = "supplied"
     if value is None:
         scale = next((each for each in facts.scales if each.view == point.view), None)
-        value = rules.measured(point, scale, sizes.get(point.view or ""))
+        value = by_scale(point, scale, sizes.get(point.view or ""))
         source = "measured from declared scale"
         unit = unit or (scale.unit if scale else None)
     return document.PointOfMeasure(

@@ -17,7 +17,7 @@ from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.techfiles import archive, assets, collections, contents, document, files, rules
-from shared import attempts, auth, calls, events, imaging
+from shared import attempts, auth, calls, events, imaging, tasks
 from shared.calls import Peers
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
@@ -33,6 +33,7 @@ STATES = Words(pb.ExportState, "EXPORT_STATE_")
 _MOST_WARNINGS = 100
 _RENDER_SECONDS = 120.0
 _JPEG_QUALITY = 88
+_PICTURES_AT_ONCE = 4
 _FOLDERS: Mapping[str, archive.Section] = {
     "category": "01-cover", "base_view": "02-base-views", "sketch": "03-sketches", "closeup": "04-closeups",
     "complete_pack": "07-documents",
@@ -180,19 +181,24 @@ class Exporter:
 
     async def _render(self, pack: document.Pack, wanted: Sequence[str], directory: Path, target: Path) -> list[str]:
         side = rules.page_side(len(wanted))
+        turns = asyncio.Semaphore(_PICTURES_AT_ONCE)
         pictures: dict[str, Path] = {}
         warnings = []
-        for asset_id in wanted:
+
+        async def prepare(asset_id: str) -> None:
             try:
-                pictures[asset_id] = await self._page_picture(asset_id, directory, side)
+                async with turns:
+                    pictures[asset_id] = await self._page_picture(asset_id, directory, side)
             except ImageRejected as refusal:
                 warnings.append(f"picture: {asset_id}: {refusal.message}")
             except DomainError as refusal:
                 if refusal.reason in PASSING:
                     raise
                 warnings.append(f"picture: {asset_id}: {refusal.text}")
+
+        await tasks.all_of([prepare(asset_id) for asset_id in wanted])
         found = await self._pool.run(document.render_pdf, pack, pictures, target, timeout=_RENDER_SECONDS)
-        return warnings + [f"{warning.reason}: {warning.detail}" for warning in found]
+        return sorted(warnings) + [f"{warning.reason}: {warning.detail}" for warning in found]
 
     async def _page_picture(self, asset_id: str, directory: Path, side: int) -> Path:
         """A JPEG of at most `side` pixels, which the document embeds as it is; from the 1600-pixel variant if that is

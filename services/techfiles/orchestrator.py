@@ -25,7 +25,7 @@ from services.techfiles.assets import Assets
 from services.techfiles.exports import Exporter
 from services.techfiles.rules import Step
 from services.techfiles.steps import Result
-from shared import attempts, auth, calls, protos
+from shared import attempts, auth, calls, protos, tasks
 from shared.calls import Peers
 from shared.db import Database
 from shared.errors import DomainError, Reason
@@ -82,7 +82,9 @@ class Orchestrator:
             async with turns:
                 await self._take(attempt, step, facts)
 
-        await _all([take(step) for step in first if step.name not in ended])
+        # What takes longest is begun first, so that at the end nothing is waited for alone.
+        left = sorted((step for step in first if step.name not in ended), key=lambda step: step.kind != "sketch")
+        await tasks.all_of([take(step) for step in left])
         if last.name not in ended:
             await self._pack(attempt, last)
         async with self._db.transaction(run.owner) as m:
@@ -228,18 +230,6 @@ class Orchestrator:
             if row.generation_id:
                 generation = generation_pb2.CancelGenerationRequest(request_id=name, generation_id=row.generation_id)
                 await _patiently(functools.partial(self._generations.CancelGeneration, generation))
-
-
-async def _all(work: list[Awaitable[None]]) -> None:
-    """Runs everything; the first error ends the rest and is raised."""
-    tasks = [asyncio.ensure_future(item) for item in work]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 async def _finished(look: Callable[[], Awaitable[Any]]) -> Any:

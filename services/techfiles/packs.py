@@ -12,7 +12,7 @@ from atelier.techfiles.v1 import tech_pack_pb2_grpc
 from services.techfiles import collections, exports, files, orchestrator, rules, steps
 from services.techfiles.assets import Assets, Shown
 from services.techfiles.rules import Revision
-from shared import auth, calls, errors, events, jobs, paging, states
+from shared import auth, calls, errors, events, jobs, paging, protos, states
 from shared.db import Database, Mutation
 from shared.facts import parse_facts
 from shared.ids import new_id, parse_id
@@ -131,7 +131,7 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
 
     async def ExportCollection(self, request: pb.ExportCollectionRequest, context: Any) -> pb.ExportCollectionResponse:
         collection_id = parse_id(request.collection_id, "collection_id")
-        facts = collections.stated_facts(request.facts) if request.HasField("facts") else None
+        facts = protos.facts(request.facts, "facts") if request.HasField("facts") else None
 
         async def work(m: Mutation) -> pb.ExportCollectionResponse:
             collection = await m.one("SELECT id, name FROM collections WHERE id = %s", (collection_id,))
@@ -182,7 +182,7 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
 
 def _facts(request: pb.GenerateTechPackRequest) -> dict[str, Any]:
     """What is stated, the category included. INVALID_ARGUMENT if that is said twice, differently."""
-    facts = collections.stated_facts(request.facts)
+    facts = protos.facts(request.facts, "facts")
     if len(request.facts.closeups) > rules.MOST_CLOSEUPS:
         raise errors.invalid("facts.closeups", f"may have {rules.MOST_CLOSEUPS} in one pack")
     category = request.category.strip()

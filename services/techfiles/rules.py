@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
-from shared.facts import LENGTH_UNITS, Facts, Point, PointOfMeasure, Scale
+from shared.facts import Facts
 
 FILE_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "completed", "failed"}),
@@ -38,7 +38,6 @@ STEP_STATES: Mapping[str, frozenset[str]] = {
 ENDED = frozenset({"completed", "completed_with_failures", "failed", "cancelled"})
 
 ANALYSIS_BYTES = 256 * 1024
-FACTS_BYTES = 1_000_000
 LIST_BYTES = 2 * 1024 * 1024
 MOST_ITEMS = 1000
 MOST_CLOSEUPS = 60
@@ -142,20 +141,6 @@ def plan(revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Seq
     else:
         steps += [Step(f"sketch/{r.view}", "sketch", False, r.view, r.revision_id, r.asset_id) for r in revisions]
     return [*steps, Step("pack", "complete_pack")]
-
-
-def measured(point_of_measure: PointOfMeasure, scale: Scale | None, size: tuple[int, int] | None) -> float | None:
-    """The length between its points by the scale declared for the view, in its own unit (else the scale's), to one
-    decimal; None if it doesn't follow. `size` is the view's picture in pixels, upright: fractions aren't square."""
-    start, end = point_of_measure.start, point_of_measure.end
-    if scale is None or size is None or start is None or end is None:
-        return None
-    unit = LENGTH_UNITS[point_of_measure.unit or scale.unit] / LENGTH_UNITS[scale.unit]
-    return round(scale.value * _pixels(start, end, size) / _pixels(scale.start, scale.end, size) / unit, 1)
-
-
-def _pixels(start: Point, end: Point, size: tuple[int, int]) -> float:
-    return math.hypot((end.x - start.x) * size[0], (end.y - start.y) * size[1])
 
 
 def page_side(pictures: int) -> int:

@@ -2,14 +2,17 @@
 
 import asyncio
 import hashlib
+import json
 from typing import Any
 
 import grpc
 import httpx
 import pytest
 import pyvips
-from atelier.assets.v1 import asset_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
 
+from services.assets.presets import Presets
+from shared.settings import load
 from tests import calls
 from tests.assets import flows
 from tests.shared.imaging import pictures
@@ -22,6 +25,7 @@ PRESETS = {
     "avif": (800, "image/avif"),
 }
 READY = asset_pb2.VARIANT_STATE_READY
+PICTURE = flows.jpeg(64, 48)
 
 
 async def regenerate(client: Client, asset_id: str, *presets: str, request_id: str = "") -> list[asset_pb2.Variant]:
@@ -168,3 +172,62 @@ async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(atelier: Suite
     for asset in made:
         assert {v.state for v in (await flows.variants_of(ada, asset.id)).values()} == {READY}
     assert atelier.sql("SELECT count(*) FROM assets.attempts WHERE outcome = 'running'") == [(0,)]
+
+
+async def result_of_a_service(house: Suite, subject: str, kind: asset_pb2.AssetKind) -> asset_pb2.Asset:
+    """What `conversions` stores for an owner when a model made it."""
+    service = house.as_token(house.keys.service_token("conversions", f"user:{subject}"))
+    declared = flows.declaration(
+        PICTURE, kind=kind, provenance=asset_pb2.Provenance(model="local", model_version="1", prompt="a coat")
+    )
+    head = upload_pb2.UploadHead(request_id=flows.request_id(), declaration=declared)
+    return await flows.stream_upload(service, head, PICTURE)
+
+
+async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_made_a_thumbnail(
+    house: Suite, ada: Client
+) -> None:
+    for kind in (asset_pb2.ASSET_KIND_PHOTO, asset_pb2.ASSET_KIND_CLOTH, asset_pb2.ASSET_KIND_LOGO):
+        asset = await flows.upload(ada, PICTURE, kind=kind)
+        assert set(await flows.variants_of(ada, asset.id)) == set(PRESETS)
+    for name in ("RESULT", "GENERATED", "CLOSEUP", "SKETCH", "EXPORT", "RENDER"):
+        kind = asset_pb2.AssetKind.Value(f"ASSET_KIND_{name}")
+        asset = await result_of_a_service(house, ada.subject, kind)
+        assert set(await flows.variants_of(ada, asset.id)) == {"thumb"}, name
+
+
+async def test_an_operator_adds_and_changes_presets_and_says_which_are_made_at_once(
+    atelier: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoom = {"name": "zoom", "width": 90, "height": 40, "format": "jpeg", "quality": 60}
+    monkeypatch.setenv("ATELIER_VARIANT_PRESETS", json.dumps([zoom, {"name": "small", "width": 50, "height": 50}]))
+    monkeypatch.setenv("ATELIER_ASSETS_EAGER_VARIANTS", json.dumps({"photo": ["zoom", "small"], "reference": []}))
+    await atelier.serve("assets")
+    await atelier.work("assets")
+    ada = atelier.client("ada")
+    photo = await flows.upload(ada, flows.jpeg(200, 100), kind=asset_pb2.ASSET_KIND_PHOTO)
+    made = await flows.variants_of(ada, photo.id)
+    assert {name: (v.mime_type, v.width, v.height) for name, v in made.items()} == {
+        "zoom": ("image/jpeg", 80, 40), "small": ("image/webp", 50, 25),
+    }  # fmt: skip
+    reference = await flows.upload(ada, PICTURE, kind=asset_pb2.ASSET_KIND_REFERENCE)
+    answer = await flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=reference.id))
+    assert not answer.variants
+    product = await flows.upload(ada, PICTURE)
+    assert set(await flows.variants_of(ada, product.id)) == set(PRESETS), "kinds that aren't named keep the usual ones"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("VARIANT_PRESETS", '[{"name": "Big", "width": 9, "height": 9}]', "name"),
+     ("VARIANT_PRESETS", '[{"name": "big", "width": 99999, "height": 9}]', "width"),
+     ("VARIANT_PRESETS", '[{"name": "big", "width": 9, "height": 9, "format": "svg"}]', "format"),
+     ("EAGER_VARIANTS", '{"photos": ["thumb"]}', "no kind 'photos'"),
+     ("EAGER_VARIANTS", '{"photo": ["huge"]}', "'huge' is not a preset")],
+)  # fmt: skip
+def test_a_setting_that_makes_no_sense_stops_start_up_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"ATELIER_{name}", value)
+    with pytest.raises(ValueError, match=said):
+        Presets.of(load("assets"))

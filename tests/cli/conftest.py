@@ -4,6 +4,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,8 @@ class Command:
         return found
 
 
-@pytest.fixture
-def atelier_command() -> Iterator[Command]:
+@contextmanager
+def private_command() -> Iterator[Command]:
     # As root, Postgres runs as another account, which must be able to pass through.
     base = Path(tempfile.mkdtemp(prefix="atelier-cli-"))
     base.chmod(0o755)
@@ -57,8 +58,16 @@ def atelier_command() -> Iterator[Command]:
         "COLUMNS": "200",
         **{f"ATELIER_{name}": str(free_port()) for name in names},
     }
-    yield Command(base / "state", environment)
-    shutil.rmtree(base, ignore_errors=True)
+    try:
+        yield Command(base / "state", environment)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def atelier_command() -> Iterator[Command]:
+    with private_command() as command:
+        yield command
 
 
 def interrupt(process: "subprocess.Popen[str]") -> int:

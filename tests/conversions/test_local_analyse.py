@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.conversions.local.analyse import TASKS, Analysis, analyse
+from services.conversions.local.assess import assess
 from shared.facts import Facts, parse_facts
 from tests.conversions import local_pictures as pictures
 
@@ -51,7 +52,7 @@ def blurred(sharp: Path) -> Path:
 
 
 def ran(task: str, photo: Path, facts: Facts) -> Analysis:
-    return analyse(task, [("front", photo)], facts)
+    return analyse(task, [assess("front", photo)], facts)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -173,4 +174,4 @@ def test_a_listing_has_a_line_for_each_kind_of_fact(sharp: Path) -> None:
 
 def test_an_unknown_task_is_refused(sharp: Path) -> None:
     with pytest.raises(ValueError, match="task: 'poetry'"):
-        analyse("poetry", [("front", sharp)], Facts())
+        analyse("poetry", [assess("front", sharp)], Facts())

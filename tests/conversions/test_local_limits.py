@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from services.conversions.local.analyse import analyse
+from services.conversions.local.assess import assess
 from services.conversions.local.closeup import close_up
 from services.conversions.local.sketch import line_drawing
 from services.conversions.local.tryon import try_on
-from shared.facts import Facts, FactsError, load_facts
+from shared.facts import FactsError, load_facts
 from shared.imaging import ImageRejected, ImagingPool, Reason
 from tests.conversions import local_pictures as pictures
 
@@ -23,13 +23,13 @@ async def test_photographs_of_24_megapixels_fit_into_a_limited_child(tmp_path: P
         preview = await pool.run(try_on, person, cloth, tmp_path / "preview.webp")
         drawing = await pool.run(partial(line_drawing, view="front"), cloth, tmp_path / "drawing.png")
         detail = await pool.run(partial(close_up, at=(0.5, 0.5)), cloth, tmp_path / "detail.jpg")
-        analysis = await pool.run(analyse, "product_analysis", [("front", cloth)], Facts())
+        measured = await pool.run(assess, "front", cloth)
     finally:
         await pool.close()
     assert (preview.width, preview.height) == (640, 960)
     assert max(drawing.width, drawing.height) == 2000
     assert (detail.width, detail.height) == (1600, 1600)
-    assert analysis.result["image_quality"]["pictures"][0]["width"] == 4400
+    assert measured.width == 4400
 
 
 async def test_a_damaged_picture_and_bad_facts_come_back_as_their_own_errors(tmp_path: Path) -> None:

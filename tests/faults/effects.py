@@ -8,7 +8,7 @@ from typing import Any
 
 from atelier.assets.v1 import asset_pb2
 
-from services.assets.variants import PRESETS
+from shared.imaging import DEFAULT_PRESETS
 from tests.faults.conftest import Bench
 from tests.faults.processes import until
 
@@ -50,7 +50,7 @@ async def effect(bench: Bench, asset_id: str) -> Effect:
     rows = await bench.superuser.rows("SELECT * FROM assets.variants WHERE asset_id = %s", asset_id)
     [asset] = await bench.superuser.rows("SELECT * FROM assets.assets WHERE id = %s", asset_id)
     attempts = await bench.superuser.rows("SELECT * FROM assets.attempts WHERE job_id = %s ORDER BY created_at", job.id)
-    assert sorted(row.preset for row in rows) == sorted(PRESETS)
+    assert sorted(row.preset for row in rows) == sorted(preset.name for preset in DEFAULT_PRESETS)
     ready = [row for row in rows if row.state == "ready"]
     assert len(ready) == (len(rows) if job.state == "done" else 0)
     shown = [asset.storage_key, *(row.storage_key for row in ready)]

@@ -15,8 +15,9 @@ import grpc
 import pytest
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
-from services.assets.variants import MAX_ATTEMPTS, PRESETS
+from services.assets.variants import MAX_ATTEMPTS
 from shared.embedded import EmbeddedPostgres
+from shared.imaging import DEFAULT_PRESETS
 from shared.migrate import migrate
 from tests.assets.flows import jpeg, upload
 from tests.faults.conftest import Bench
@@ -61,7 +62,7 @@ async def bytes_stored(bench: Bench, stack: AsyncExitStack) -> Reached:
     row = await stack.enter_async_context(hold)
     await claim.release()
     await row.caught()
-    assert len(objects_of(bench.suite.storage.root, asset_id)) == 1 + len(PRESETS)
+    assert len(objects_of(bench.suite.storage.root, asset_id)) == 1 + len(DEFAULT_PRESETS)
     return asset_id, row
 
 
@@ -210,7 +211,7 @@ async def storing(bench: Bench, worker: Process, stack: AsyncExitStack) -> str:
         while not (home / "variants").exists() and time.monotonic() < deadline:
             pass
         worker.freeze()
-        if len(objects_of(root, asset.id)) <= len(PRESETS):
+        if len(objects_of(root, asset.id)) <= len(DEFAULT_PRESETS):
             return asset.id
         worker.thaw()
         await ended(bench, asset.id)
@@ -255,7 +256,7 @@ async def test_a_frozen_worker_changes_nothing_when_it_comes_back(
         await ended(bench, again.id)  # by the one that was late
         late.kill()
     # Where the commit was cut off, only the reconciler can tell whether it happened.
-    assert orphans == (3 * len(PRESETS) if moment is committing else 0)
+    assert orphans == (3 * len(DEFAULT_PRESETS) if moment is committing else 0)
     measured(
         f"R3 {name_of(moment)}: final {min(took):.1f} to {max(took):.1f} s after the freeze,"
         f" {orphans} objects for the reconciler"

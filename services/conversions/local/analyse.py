@@ -1,4 +1,4 @@
-"""Named analyses: photographs and facts in, structured facts with a confidence and its evidence out.
+"""Named analyses: measured photographs and facts in, structured facts with a confidence and its evidence out.
 
 A result holds what the caller stated, what was measured in the pictures, and what follows from a declared scale. A
 value that is none of these is None, to be shown as "not supplied". The confidence is the weighted sum in _WEIGHTS: how
@@ -7,7 +7,6 @@ well the pictures can be read, and how much of what the task wants was stated.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from services.conversions.local import colours, copywriting, lengths, quality
@@ -37,14 +36,13 @@ class Analysis:
     evidence: tuple[Evidence, ...]
 
 
-def analyse(task: str, images: Sequence[tuple[str, Path]], facts: Facts) -> Analysis:
-    """Runs one of TASKS on (view, file) pairs; raises ValueError for another task.
+def analyse(task: str, pictures: Sequence[Quality], facts: Facts) -> Analysis:
+    """Runs one of TASKS on measured pictures; raises ValueError for another task. No pixel is touched here.
 
     No picture at all is allowed: every measure of the pictures then counts as 0.
     """
     if task not in _WEIGHTS:
         raise ValueError(f"task: {task!r} is not one of {', '.join(TASKS)}")
-    pictures = [quality.assess(view, path) for view, path in images]
     *picture_weights, completeness_weight = _WEIGHTS[task]
     views = {picture.view for picture in pictures}
     evidence = (

@@ -1,10 +1,10 @@
 """Lengths that a caller stated, or that follow from a declared scale; there is no third source."""
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from shared.facts import LENGTH_UNITS, Facts, Point, PointOfMeasure, Scale
+from shared.facts import Facts, Point, PointOfMeasure, Scale
+from shared.lengths import by_scale
 
 SUPPLIED = "supplied"
 MEASURED = "measured from the declared scale"
@@ -34,11 +34,8 @@ def _point_of_measure(
     pom: PointOfMeasure, scales: Collection[Scale], sizes: Mapping[str, tuple[int, int]]
 ) -> dict[str, Any]:
     scale = next((each for each in scales if each.view == pom.view), None)
-    measured = None
+    measured = by_scale(pom, scale, sizes.get(pom.view or ""))
     unit = pom.unit or (scale.unit if scale else None)
-    if scale and unit and pom.start and pom.end and (size := sizes.get(scale.view)):
-        length = scale.value * _pixels(pom.start, pom.end, size) / _pixels(scale.start, scale.end, size)
-        measured = round(length * LENGTH_UNITS[scale.unit] / LENGTH_UNITS[unit], 1)
     source = SUPPLIED if pom.value is not None else MEASURED if measured is not None else None
     value = pom.value if pom.value is not None else measured
     return _row(
@@ -50,10 +47,6 @@ def _point_of_measure(
 def _row(**values: Any) -> dict[str, Any]:
     empty = {"tolerance": None, "start": None, "end": None, "measured": None}
     return {**values, **{key: values.get(key) for key in empty}}
-
-
-def _pixels(start: Point, end: Point, size: tuple[int, int]) -> float:
-    return math.hypot((end.x - start.x) * size[0], (end.y - start.y) * size[1])
 
 
 def _point(point: Point | None) -> dict[str, float] | None:

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from services.conversions.local import elements, picture, subject
-from services.conversions.local.evidence import Evidence, ramp
+from services.conversions.local.evidence import Evidence
 from shared.imaging.model import Colour
 
-_SIDE = 1600
 MEASURES = ("sharpness", "exposure", "resolution", "separation")
 
 
@@ -38,30 +35,6 @@ class Quality:
     def score(self) -> float:
         """One figure for the picture: sharpness counts double."""
         return round((2 * self.sharpness + self.exposure + self.resolution + self.separation) / 5, 3)
-
-
-def assess(view: str, path: Path) -> Quality:
-    """Measures one photograph of a product."""
-    width, height = picture.size_of(path)
-    photo = picture.open_upright(path, _SIDE)
-    cut = subject.find(photo)
-    measures = elements.subject_measures(photo, cut)
-    clipped = min(1.0, measures.clipped_shadows + measures.clipped_highlights)
-    lit = min(ramp(measures.exposure, 0.03, 0.14), ramp(measures.exposure, 0.995, 0.93))
-    return Quality(
-        view=view,
-        width=width,
-        height=height,
-        detail=measures.sharpness,
-        lightness=measures.exposure,
-        clipped=clipped,
-        coverage=round(cut.coverage, 3),
-        sharpness=ramp(measures.sharpness, 0.06, 0.34),
-        exposure=round(lit * (1 - clipped), 3),
-        resolution=ramp(max(width, height), 400, 1600),
-        separation=round(cut.separation, 3),
-        colours=measures.colours,
-    )
 
 
 def evidence(pictures: Sequence[Quality], weights: Sequence[float]) -> tuple[Evidence, ...]:

@@ -1,0 +1,50 @@
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command, interrupt, private_command
+from tests.cli.test_up import until
+from tests.suite import ROOT
+
+START = ROOT / "docs" / "assets.md"
+PAGES = sorted((ROOT / "docs" / "assets").glob("*.md"))
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Command]:
+    """One suite for all pages, as a reader would have it."""
+    with private_command() as command:
+        process = command.start("up")
+        try:
+            until(process, "Ctrl-C stops")
+            yield command
+        finally:
+            interrupt(process)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) -> None:
+    """In one shell, after the blocks of docs/assets.md; the last command of each block must succeed."""
+    lines = ["set -u -o pipefail", *blocks(START)]
+    for number, block in enumerate(blocks(page), start=1):
+        lines += ["{", block, f'}} || {{ echo "block {number} failed" >&2; exit 1; }}']
+    answer = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], cwd=ROOT, env={**os.environ, **running.environment},
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    said = f"{answer.stdout}\n{answer.stderr}"
+    assert answer.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_every_page_is_listed_and_every_listed_page_is_there() -> None:
+    listed = set(re.findall(r"\(assets/([a-z]+\.md)\)", START.read_text()))
+    assert listed == {page.name for page in PAGES}
