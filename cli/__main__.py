@@ -227,6 +227,38 @@ def settings() -> None:
     Console(highlight=False).print(table)
 
 
+styles = typer.Typer(no_args_is_help=True, help="The style catalogue, which everyone reads and operators write.")
+app.add_typer(styles, name="styles")
+
+
+@styles.callback()
+def _styles() -> None:
+    """Keeps `seed` a command of its own, although it is the only one."""
+
+
+@styles.command()
+def seed(
+    manifest: Annotated[Path, typer.Argument(help="YAML or JSON; pictures are named relative to it.")],
+    address: Annotated[str, typer.Option(help="Where `assets` answers. Default: on this machine.")] = "",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Bring the catalogue in line with a manifest. Safe to repeat, and to go on with after an interruption.
+
+    Uploads the pictures that aren't there yet, by SHA-256, and makes a new version of each style that differs. Styles
+    that the manifest doesn't name stay as they are. Acts as admin:atelier, or with the admin token in ATELIER_TOKEN.
+    """
+    from cli.styles import SeedFailed, Unusable, admin_token
+    from cli.styles import seed as seed_styles
+
+    given = os.environ.get("ATELIER_TOKEN") or admin_token(State(state))
+    try:
+        seed_styles(manifest, address or f"127.0.0.1:{ports()['assets']}", given, print)
+    except Unusable as problem:
+        raise stop_with(problem, 2) from None
+    except SeedFailed as problem:
+        raise stop_with(problem) from None
+
+
 @app.command()
 def demo(
     photos: Annotated[

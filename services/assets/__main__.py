@@ -2,109 +2,135 @@
 
 import functools
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 from atelier.assets.v1 import (
     asset_pb2_grpc,
     backfill_pb2_grpc,
+    document_pb2_grpc,
     duplicate_pb2_grpc,
     import_pb2_grpc,
     provenance_pb2_grpc,
+    render_pb2_grpc,
     resumable_pb2_grpc,
+    style_pb2_grpc,
     upload_pb2_grpc,
     variant_pb2_grpc,
 )
 
-from services.assets import assets, backfill, duplicates, imports, provenance, resumable, uploads, variants, verifying
+from services.assets import (
+    assets,
+    backfill,
+    document_maker,
+    documents,
+    duplicates,
+    imports,
+    provenance,
+    renders,
+    resumable,
+    styles,
+    uploads,
+    variants,
+)
 from services.assets.presets import Presets
+from services.assets.verifying import Verifier
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool, Limits
 from shared.outbound import Outbound
 from shared.settings import Settings
+from shared.storage import Storage
 
 NAME = "assets"
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
+class Parts:
+    """What a server and a worker of assets are both made of."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.settings = settings
+        self.db = Database(settings, name)
+        self.storage: Storage = main.open_storage(settings)
+        self.queue = jobs.JobQueue(self.db)
+        self.pool = ImagingPool(settings.imaging_processes)
+        self.presets = Presets.of(settings)
+        self.outbound = Outbound(settings)
+        limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
+        credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
+        self.verifier = Verifier(self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials)
+
+    async def close(self) -> None:
+        await self.pool.close()
+        await self.storage.close()
 
 
 @asynccontextmanager
 async def service(name: str, settings: Settings) -> AsyncIterator[server.Service]:
-    db = Database(settings, name)
-    storage = main.open_storage(settings)
-    stream = EventStream(db)
-    queue = jobs.JobQueue(db)
-    pool = ImagingPool(settings.imaging_processes)
-    urls = assets.Urls(storage, timedelta(minutes=settings.download_url_minutes))
-    presets = Presets.of(settings)
-    on_demand = variants.OnDemand(db, queue, presets)
-    asset_service = assets.AssetService(db, stream, storage, urls, on_demand.ready)
-    credentials = provenance.CredentialsReader(pool, settings.c2pa_trust_anchors)
-    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings), credentials)
-    url_life = timedelta(minutes=settings.upload_url_minutes)
-    upload_service = uploads.UploadService(db, storage, verifier, urls, url_life=url_life)
-    resumable_service = resumable.ResumableUploadService(
-        db, storage, verifier, urls, url_life=url_life, life=timedelta(hours=settings.resumable_upload_hours)
-    )
-    outbound = Outbound(settings)
-    import_service = imports.ImportService(db, stream, queue, outbound, verifier, urls)
-    duplicate_service = duplicates.DuplicateService(db)
-    variant_service = variants.VariantService(db, queue, urls, presets, on_demand)
-    backfill_service = backfill.BackfillService(db, queue, presets)
-    provenance_service = provenance.ProvenanceService(db)
-    await db.open()
+    parts = Parts(name, settings)
+    stream = EventStream(parts.db)
+    servicers = _servicers(parts, stream)
+    await parts.db.open()
     stream.start()
     try:
-        async with outbound:
+        async with parts.outbound:
             yield server.Service(
                 name=name,
-                register=[
-                    functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
-                    functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
-                    functools.partial(
-                        resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server, resumable_service
-                    ),
-                    functools.partial(import_pb2_grpc.add_ImportServiceServicer_to_server, import_service),
-                    functools.partial(duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server, duplicate_service),
-                    functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
-                    functools.partial(backfill_pb2_grpc.add_BackfillServiceServicer_to_server, backfill_service),
-                    functools.partial(provenance_pb2_grpc.add_ProvenanceServiceServicer_to_server, provenance_service),
-                ],
-                ready=db.ready,
+                register=[functools.partial(add, servicer) for add, servicer in servicers],
+                ready=parts.db.ready,
                 drain=stream.drain,
             )
     finally:
         await stream.close()
-        await pool.close()
-        await storage.close()
-        await db.close()
+        await parts.close()
+        await parts.db.close()
+
+
+def _servicers(p: Parts, stream: EventStream) -> list[tuple[Callable[..., Any], Any]]:
+    db, storage, queue, verifier = p.db, p.storage, p.queue, p.verifier
+    urls = assets.Urls(storage, timedelta(minutes=p.settings.download_url_minutes))
+    url_life = timedelta(minutes=p.settings.upload_url_minutes)
+    parts_life = timedelta(hours=p.settings.resumable_upload_hours)
+    on_demand = variants.OnDemand(db, queue, p.presets)
+    return [
+        (asset_pb2_grpc.add_AssetServiceServicer_to_server,
+         assets.AssetService(db, stream, storage, urls, on_demand.ready)),
+        (upload_pb2_grpc.add_UploadServiceServicer_to_server,
+         uploads.UploadService(db, storage, verifier, urls, url_life=url_life)),
+        (resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server,
+         resumable.ResumableUploadService(db, storage, verifier, urls, url_life=url_life, life=parts_life)),
+        (import_pb2_grpc.add_ImportServiceServicer_to_server,
+         imports.ImportService(db, stream, queue, p.outbound, verifier, urls)),
+        (duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server, duplicates.DuplicateService(db)),
+        (variant_pb2_grpc.add_VariantServiceServicer_to_server,
+         variants.VariantService(db, queue, urls, p.presets, on_demand)),
+        (backfill_pb2_grpc.add_BackfillServiceServicer_to_server, backfill.BackfillService(db, queue, p.presets)),
+        (provenance_pb2_grpc.add_ProvenanceServiceServicer_to_server, provenance.ProvenanceService(db)),
+        (style_pb2_grpc.add_StyleServiceServicer_to_server, styles.StyleService(db, urls)),
+        (document_pb2_grpc.add_DocumentServiceServicer_to_server,
+         documents.DocumentService(db, stream, storage, queue, urls)),
+        (render_pb2_grpc.add_ComparisonServiceServicer_to_server,
+         renders.ComparisonService(db, stream, queue, urls)),
+    ]  # fmt: skip
 
 
 async def work(name: str, settings: Settings) -> None:
-    db = Database(settings, name)
-    storage = main.open_storage(settings)
-    pool = ImagingPool(settings.imaging_processes)
-    queue = jobs.JobQueue(db)
-    presets = Presets.of(settings)
-    maker = variants.VariantMaker(db, storage, pool, presets)
-    walk = backfill.Walk(db, queue, maker, presets)
-    queue.task(backfill.TASK, backfill.QUEUE, walk.run)
+    p = Parts(name, settings)
+    db, storage, queue = p.db, p.storage, p.queue
+    maker = variants.VariantMaker(db, storage, p.pool, p.presets)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
-    outbound = Outbound(settings)
-    credentials = provenance.CredentialsReader(pool, settings.c2pa_trust_anchors)
-    verifier = verifying.Verifier(db, storage, queue, pool, presets, _limits(settings), credentials)
-    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, outbound, verifier).run)
+    queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
+    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run)
+    queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool).run)
+    queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets).run)
     try:
-        async with outbound:
+        async with p.outbound:
             await main.work(db, queue, settings)
     finally:
-        await pool.close()
-        await storage.close()
+        await p.close()
 
 
 if __name__ == "__main__":

@@ -388,5 +388,7 @@ def _change(event: events.Event, wanted: set[str]) -> pb.WatchAssetsResponse | N
     if event.subject == "asset":
         asset = pb.Asset.FromString(event.payload)
         return pb.WatchAssetsResponse(asset=asset) if not wanted or asset.id in wanted else None
+    if event.subject != "variant":  # another noun's, in the same stream
+        return None
     variant = pb.Variant.FromString(event.payload)
     return pb.WatchAssetsResponse(variant=variant) if not wanted or variant.asset_id in wanted else None

@@ -38,13 +38,13 @@ def columns(declaration: pb.UploadDeclaration, path: str, limits: Limits) -> dic
         raise errors.invalid(
             f"{path}size_bytes", f"{declaration.size_bytes} bytes is over the limit of {limit} for this type"
         )
-    if declaration.HasField("provenance") and kind not in rules.SERVICE_KINDS:
-        raise errors.invalid(f"{path}provenance", f"a {kind} was not made by a model")
     provenance = declaration.provenance
-    made_by = {
+    made_by: dict[str, Any] = {
         "model": provenance.model, "model_version": provenance.model_version, "prompt": provenance.prompt,
         "source_asset_ids": list(provenance.source_asset_ids), "digital_source_type": provenance.digital_source_type,
     }  # fmt: skip
+    if wrong := rules.provenance_problem(kind, made_by if declaration.HasField("provenance") else None):
+        raise errors.invalid(f"{path}{wrong[0]}", wrong[1])
     return {
         **made, "size_bytes": declaration.size_bytes, "mime_type": mime_type,
         "provenance": Jsonb(made_by) if declaration.HasField("provenance") else None,

@@ -18,7 +18,7 @@ VARIANT_STATES: Mapping[str, frozenset[str]] = {
 }
 
 _PEOPLE = frozenset({"user", "vendor", "anonymous"})
-# Who may upload a kind from outside. Kinds that only services write are in SERVICE_KINDS.
+# Who may upload a kind from outside. SERVICE_KINDS are written by services, a render by operators as well.
 KIND_ROLES: Mapping[str, frozenset[str]] = {
     "photo": _PEOPLE,
     "floorplan": _PEOPLE,
@@ -30,6 +30,7 @@ KIND_ROLES: Mapping[str, frozenset[str]] = {
     "style": frozenset({"admin"}),
     "logo": frozenset({"user", "vendor"}),
     "dataset": frozenset({"user", "vendor"}),
+    "render": frozenset({"admin"}),
 }
 SERVICE_KINDS = frozenset({"render", "result", "generated", "closeup", "sketch", "export"})
 PUBLIC_KINDS = frozenset({"style"})
@@ -62,9 +63,18 @@ def type_problem(kind: str, mime_type: str) -> str | None:
 
 
 def may_upload(kind: str, role: str, through_service: bool) -> bool:
-    if kind in SERVICE_KINDS:
-        return through_service
-    return through_service or role in KIND_ROLES[kind]
+    return through_service or role in KIND_ROLES.get(kind, ())
+
+
+def provenance_problem(kind: str, given: Mapping[str, object] | None) -> tuple[str, str] | None:
+    """(field below the declaration, what is wrong) of how a model made it, or None. `given` None: not said."""
+    if given is not None and kind not in SERVICE_KINDS:
+        return "provenance", f"a {kind} was not made by a model"
+    if kind == "render":
+        for name in ("prompt", "model", "model_version"):
+            if not (given or {}).get(name):
+                return f"provenance.{name}", "is required of a render: what was asked of which model"
+    return None
 
 
 def part_bytes(size: int) -> int:

@@ -204,14 +204,6 @@ CREATE TABLE imports (
     asset_id uuid NOT NULL,
     url text NOT NULL,
     declared_sha256 text NOT NULL DEFAULT '',
--- A walk over all owners' images that makes presets which they lack. Rows are the operators' own and say nothing of
--- what any owner has.
-CREATE TABLE backfills (
-    id uuid NOT NULL,
-    owner text NOT NULL,
-    created_by text NOT NULL,
-    presets text[] NOT NULL,
-    kinds text[] NOT NULL,
     state text NOT NULL DEFAULT 'pending',
     version bigint NOT NULL DEFAULT 1,
     attempt_token uuid,
@@ -233,6 +225,22 @@ CREATE POLICY tenant ON imports TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 -- A job's owner is read from its row.
 CREATE POLICY claiming ON imports FOR SELECT TO assets_worker USING (true);
+
+-- A walk over all owners' images that makes presets which they lack. Rows are the operators' own and say nothing of
+-- what any owner has.
+CREATE TABLE backfills (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    presets text[] NOT NULL,
+    kinds text[] NOT NULL,
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
     -- Images up to this id were looked at.
     reached uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
     -- Images to look at, once they were counted.
@@ -275,3 +283,183 @@ ALTER TABLE manifest_stores ENABLE ROW LEVEL SECURITY;
 ALTER TABLE manifest_stores FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON manifest_stores TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- Documents ------------------------------------------------------------------------------------------------------
+
+-- How far the versions of a slot have come. Its row lock makes them 1, 2, 3 ... whoever asks at once; it outlives
+-- them, so that a number is never given again.
+CREATE TABLE document_slots (
+    owner text NOT NULL,
+    session_id text NOT NULL,
+    kind text NOT NULL,
+    phase text NOT NULL,
+    last_number integer NOT NULL,
+    CONSTRAINT document_slots_pkey PRIMARY KEY (owner, session_id, kind, phase),
+    CONSTRAINT document_slots_kind CHECK (kind IN ('checklist', 'renovation_plan'))
+);
+
+-- A version of a document, and the job that makes it. `content` is what it says, so that it can be made again.
+CREATE TABLE documents (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    session_id text NOT NULL,
+    kind text NOT NULL,
+    phase text NOT NULL,
+    number integer NOT NULL,
+    title text NOT NULL,
+    content jsonb NOT NULL,
+    regenerated_from uuid,
+    storage_key text NOT NULL DEFAULT '',
+    size_bytes bigint NOT NULL DEFAULT 0,
+    sha256 text NOT NULL DEFAULT '',
+    page_count integer NOT NULL DEFAULT 0,
+    warnings text[] NOT NULL DEFAULT '{}',
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    expires_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT documents_pkey PRIMARY KEY (id),
+    CONSTRAINT documents_version UNIQUE (owner, session_id, kind, phase, number),
+    CONSTRAINT documents_slot FOREIGN KEY (owner, session_id, kind, phase)
+        REFERENCES document_slots (owner, session_id, kind, phase),
+    CONSTRAINT documents_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
+    CONSTRAINT documents_kind CHECK (kind IN ('checklist', 'renovation_plan')),
+    -- Never READY without bytes.
+    CONSTRAINT documents_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> ''))
+);
+CREATE INDEX documents_list ON documents (owner, created_at DESC, id DESC);
+CREATE INDEX documents_list_session ON documents (owner, session_id, created_at DESC, id DESC);
+CREATE INDEX documents_expiry ON documents (expires_at);
+
+ALTER TABLE document_slots ENABLE ROW LEVEL SECURITY;
+ALTER TABLE document_slots FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON document_slots TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+ALTER TABLE documents ENABLE ROW LEVEL SECURITY;
+ALTER TABLE documents FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON documents TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row; what has expired is looked for across owners.
+CREATE POLICY claiming ON documents FOR SELECT TO assets_worker USING (true);
+
+-- Styles ---------------------------------------------------------------------------------------------------------
+
+-- The catalogue: written by its operator, read by everyone. `number` is the latest version's.
+CREATE TABLE styles (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    slug text NOT NULL,
+    number integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT styles_pkey PRIMARY KEY (id),
+    CONSTRAINT styles_owner_id UNIQUE (owner, id),
+    CONSTRAINT styles_slug UNIQUE (slug)
+);
+CREATE INDEX styles_list ON styles (created_at DESC, id DESC);
+
+-- Never changed once written. `digest` is of all that it says, so that the same again makes no version.
+CREATE TABLE style_versions (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    style_id uuid NOT NULL,
+    number integer NOT NULL,
+    created_by text NOT NULL,
+    name text NOT NULL,
+    description text NOT NULL,
+    room_types text[] NOT NULL,
+    palette text[] NOT NULL,
+    image_count integer NOT NULL,
+    digest text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT style_versions_pkey PRIMARY KEY (id),
+    CONSTRAINT style_versions_owner_id UNIQUE (owner, id),
+    CONSTRAINT style_versions_number UNIQUE (style_id, number),
+    CONSTRAINT style_versions_style FOREIGN KEY (owner, style_id) REFERENCES styles (owner, id) ON DELETE CASCADE
+);
+
+-- The pictures of a version, in their order.
+CREATE TABLE style_images (
+    owner text NOT NULL,
+    style_version_id uuid NOT NULL,
+    position integer NOT NULL,
+    asset_id uuid NOT NULL,
+    room_type text NOT NULL,
+    caption text NOT NULL,
+    CONSTRAINT style_images_pkey PRIMARY KEY (style_version_id, position),
+    CONSTRAINT style_images_version FOREIGN KEY (owner, style_version_id)
+        REFERENCES style_versions (owner, id) ON DELETE CASCADE,
+    -- A style holds its pictures; one that is purged by force leaves it.
+    CONSTRAINT style_images_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
+);
+CREATE INDEX style_images_asset_id ON style_images (asset_id);
+
+ALTER TABLE styles ENABLE ROW LEVEL SECURITY;
+ALTER TABLE styles FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON styles TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Whoever is somebody may read.
+CREATE POLICY public_reading ON styles FOR SELECT TO assets_app
+    USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);
+
+ALTER TABLE style_versions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE style_versions FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON style_versions TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY public_reading ON style_versions FOR SELECT TO assets_app
+    USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);
+
+ALTER TABLE style_images ENABLE ROW LEVEL SECURITY;
+ALTER TABLE style_images FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON style_images TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY public_reading ON style_images FOR SELECT TO assets_app
+    USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);
+
+-- Comparisons ----------------------------------------------------------------------------------------------------
+
+-- Two pictures of the same, and the job that makes a picture of the two. They may be public ones of other owners, so
+-- that no key binds them; the comparison holds them, and its own picture, in asset_references.
+CREATE TABLE comparisons (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    before_asset_id uuid NOT NULL,
+    after_asset_id uuid NOT NULL,
+    note text NOT NULL,
+    session_id text NOT NULL,
+    room_id text NOT NULL,
+    picture_asset_id uuid,
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT comparisons_pkey PRIMARY KEY (id),
+    CONSTRAINT comparisons_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
+    CONSTRAINT comparisons_two CHECK (before_asset_id <> after_asset_id),
+    CONSTRAINT comparisons_ready_has_picture CHECK ((state = 'ready') = (picture_asset_id IS NOT NULL))
+);
+CREATE INDEX comparisons_list ON comparisons (owner, created_at DESC, id DESC);
+CREATE INDEX comparisons_list_session ON comparisons (owner, session_id, created_at DESC, id DESC)
+    WHERE session_id <> '';
+CREATE INDEX comparisons_before ON comparisons (owner, before_asset_id);
+CREATE INDEX comparisons_after ON comparisons (owner, after_asset_id);
+
+ALTER TABLE comparisons ENABLE ROW LEVEL SECURITY;
+ALTER TABLE comparisons FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON comparisons TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- A job's owner is read from its row.
+CREATE POLICY claiming ON comparisons FOR SELECT TO assets_worker USING (true);

@@ -179,7 +179,7 @@ class Verifier:
         row = await states.advance(
             m, rules.ASSET_STATES, "assets", asset.id, "ready",
             storage_key=found.key, size_bytes=found.size, sha256=found.sha256, mime_type=facts.mime_type,
-            width=facts.width or 0, height=facts.height or 0, facts=_stored_facts(facts),
+            width=facts.width or 0, height=facts.height or 0, facts=stored_facts(facts),
             **provenance.columns(asset, facts, found.credentials),
         )  # fmt: skip
         await provenance.keep(m, row.id, found.credentials)
@@ -207,7 +207,7 @@ def key_of(asset: Any) -> str:
     return rules.object_key(asset.owner, scope, str(asset.id), str(new_id()), folder="original", public=asset.public)
 
 
-def _stored_facts(facts: imaging.Facts) -> Jsonb | None:
+def stored_facts(facts: imaging.Facts) -> Jsonb | None:
     if facts.measures is None:
         return None
     measured = asdict(facts.measures)

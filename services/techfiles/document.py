@@ -12,17 +12,16 @@ import json
 import math
 import re
 import tempfile
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import filetype
 import typst
+
+from shared import typesetting
 
 # A float that is a whole number prints without a fraction (72.0 -> "72"); a Decimal or a string keeps its zeros.
 Number = int | float | Decimal | str
@@ -40,8 +39,6 @@ _LONGEST_WORD = 28
 _LONGEST_WORD_OF = {"code": 12, "origin": 37}
 _UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
 
-_PICTURE_TYPES = frozenset({"jpg", "png", "gif", "webp"})
-_EPOCH = datetime.fromtimestamp(0, UTC)
 _TEMPLATE = Path(__file__).with_name("pack.typ")
 
 
@@ -247,101 +244,27 @@ def render_pdf(
     """
     with tempfile.TemporaryDirectory(prefix="techpack-") as name:
         root = Path(name)
-        compiler = _Typst(root, font_directories)
-        warnings: list[DocumentWarning] = []
-        shown = _link_pictures(pictures, root, warnings)
+        press = typesetting.Press(root, _TEMPLATE, font_directories)
+        shown = typesetting.link_pictures(pictures, root)
+        unusable = [key for key in sorted(pictures) if key not in shown]
+        warnings = [DocumentWarning("picture", f"{key}: not a JPEG, PNG, GIF or WebP file") for key in unusable]
         try:
             text = _write_data(pack, shown, root, warnings)
-            compiler.compile("pack.typ", target, pack.created_at)
+            press.print(target, pack.created_at)
         except typst.TypstError:
             # A broken picture stops the whole compilation without saying which it was: find it, leave it out.
-            broken = [key for key, file in shown.items() if not compiler.can_show(file)]
+            broken = [key for key, file in shown.items() if not press.can_show(file)]
             if not broken:
                 raise
             warnings = [w for w in warnings if w.reason == "picture"]
             warnings += [DocumentWarning("picture", f"{key}: it cannot be decoded") for key in broken]
             shown = {key: file for key, file in shown.items() if key not in broken}
             text = _write_data(pack, shown, root, warnings)
-            compiler.compile("pack.typ", target, pack.created_at)
-        missing = compiler.missing_glyphs(text)
+            press.print(target, pack.created_at)
+        missing = press.missing_glyphs(text)
         if missing:
             warnings.append(DocumentWarning("missing glyphs", missing))
         return warnings
-
-
-class _Typst:
-    """The compiler, shut into one directory."""
-
-    def __init__(self, root: Path, font_directories: Sequence[Path]) -> None:
-        self._root = root
-        self._scratch = root / "scratch.pdf"
-        bundled = str(files("ttf_opensans").joinpath("ttf"))
-        extra = [str(directory) for directory in font_directories]
-        self._fonts = typst.Fonts(include_system_fonts=False, font_paths=[bundled, *extra])
-        own = typst.Fonts(include_system_fonts=False, include_embedded_fonts=False, font_paths=extra)
-        # Serif and mono come with the compiler and have Hebrew and Arabic; the caller's fonts go before them.
-        self._families = ["Open Sans", *sorted(set(own.families())), "Libertinus Serif", "DejaVu Sans Mono"]
-        (root / "fonts.json").write_text(json.dumps(self._families), encoding="utf-8")
-        (root / "pack.typ").write_bytes(_TEMPLATE.read_bytes())
-
-    def compile(self, source: str, target: Path, made_at: datetime, archival: bool = False) -> None:
-        packages = str(self._root / "no-packages")
-        typst.compile(
-            str(self._root / source),
-            output=str(target),
-            root=str(self._root),
-            font_paths=self._fonts,
-            ignore_system_fonts=True,
-            format="pdf",
-            pdf_standards="a-2u" if archival else [],
-            timestamp=int(made_at.timestamp()),
-            package_path=packages,
-            package_cache_path=packages,
-        )
-
-    def can_show(self, picture: str) -> bool:
-        (self._root / "one.typ").write_text(f'#image("{picture}")', encoding="utf-8")
-        try:
-            self.compile("one.typ", self._scratch, _EPOCH)
-        except typst.TypstError:
-            return False
-        return True
-
-    def missing_glyphs(self, text: str) -> str:
-        """The characters of `text` that no font has.
-
-        Only the archival profile of the compiler refuses a missing glyph, and it names it; so every character
-        is set once in a document that is thrown away.
-        """
-        suspects = sorted(c for c in set(text) if not c.isascii() and not _is_invisible(c))
-        if not suspects:
-            return ""
-        (self._root / "characters.json").write_text(json.dumps(suspects), encoding="utf-8")
-        source = '#set text(font: json("fonts.json"))\n#for c in json("characters.json") { par(c) }'
-        (self._root / "characters.typ").write_text(source, encoding="utf-8")
-        try:
-            self.compile("characters.typ", self._scratch, _EPOCH, archival=True)
-        except typst.TypstError as error:
-            named = re.findall(r'the text `"(.+?)"` could not be displayed', error.diagnostic)
-            return "".join(c for c in suspects if c in "".join(named))
-        return ""
-
-
-def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) in ("Cf", "Zs", "Zl", "Zp") or "\ufe00" <= character <= "\ufe0f"
-
-
-def _link_pictures(pictures: Mapping[str, Path], root: Path, warnings: list[DocumentWarning]) -> dict[str, str]:
-    """Give every usable picture a name of ours in `root`; a caller's name never reaches the template."""
-    shown = {}
-    for number, (key, path) in enumerate(sorted(pictures.items())):
-        kind = filetype.guess(path) if path.is_file() else None
-        if kind is None or kind.extension not in _PICTURE_TYPES:
-            warnings.append(DocumentWarning("picture", f"{key}: not a JPEG, PNG, GIF or WebP file"))
-            continue
-        shown[key] = f"picture-{number:03}.{kind.extension}"
-        (root / shown[key]).symlink_to(path.resolve())
-    return shown
 
 
 def _write_data(pack: Pack, shown: Mapping[str, str], root: Path, warnings: list[DocumentWarning]) -> str:
@@ -403,10 +326,7 @@ class _Plain:
         return self._shown.get(key, "")
 
     def _text(self, value: str, name: str, path: str) -> str | None:
-        tidy = unicodedata.normalize("NFC", value).replace("\t", " ")
-        if not tidy.isprintable():
-            tidy = "".join(c for c in tidy if c == "\n" or _is_printable(c))
-        text = tidy.strip()
+        text = typesetting.tidy(value)
         if not text:
             return None
         if name == "colour_hex":
@@ -417,13 +337,7 @@ class _Plain:
             text = text[: limit - 1] + "…"
         if name in _UNBROKEN_FIELDS:
             return text
-        longest = _LONGEST_WORD_OF.get(name, _LONGEST_WORD)
-        return re.sub(rf"(\S{{{longest}}})(?=\S)", "\\1\u200b", text)
-
-
-def _is_printable(character: str) -> bool:
-    # Control characters and lone surrogates cannot be set; explicit bidi overrides can make a text read as another.
-    return unicodedata.category(character) not in ("Cc", "Cs") and character not in "\u202a\u202b\u202d\u202e"
+        return typesetting.breakable(text, _LONGEST_WORD_OF.get(name, _LONGEST_WORD))
 
 
 def _number(value: float | Decimal) -> str:

@@ -73,8 +73,10 @@ async def test_each_kind_is_uploaded_by_its_roles_only(house: Suite, caller: Cal
     number = asset_pb2.AssetKind.Value(kind)
     allowed = rules.KIND_ROLES.get(word, frozenset())
     assert allowed or word in rules.SERVICE_KINDS
+    provenance = asset_pb2.Provenance(prompt="a room", model="local", model_version="1")
+    made = {"provenance": provenance} if word in rules.SERVICE_KINDS else {}
     for role in _ROLES:
-        request = upload_pb2.RequestUploadRequest(declaration=flows.declaration(DATA, kind=number))
+        request = upload_pb2.RequestUploadRequest(declaration=flows.declaration(DATA, kind=number, **made))
         call = flows.uploads(caller(role)).RequestUpload(request)
         if role in allowed:
             assert (await call).asset.kind == number

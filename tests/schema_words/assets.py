@@ -1,6 +1,6 @@
 from typing import Any
 
-from services.assets import assets, backfill, rules, variants
+from services.assets import assets, backfill, document_rules, documents, renders, rules, variants
 from shared.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
@@ -10,4 +10,8 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("renditions", "state", variants.JOB_STATES, None),
     ("imports", "state", variants.JOB_STATES, None),
     ("backfills", "state", variants.JOB_STATES, backfill.STATES),
+    ("document_slots", "kind", document_rules.KINDS, documents.KINDS),
+    ("documents", "kind", document_rules.KINDS, documents.KINDS),
+    ("comparisons", "state", renders.COMPARISON_STATES, renders.STATES),
+    ("documents", "state", document_rules.STATES, documents.STATES),
 ]

@@ -8,10 +8,16 @@ from atelier.assets.v1 import (
     asset_pb2,
     backfill_pb2,
     backfill_pb2_grpc,
+    document_pb2,
+    document_pb2_grpc,
     duplicate_pb2,
     import_pb2,
     provenance_pb2,
+    render_pb2,
+    render_pb2_grpc,
     resumable_pb2,
+    style_pb2,
+    style_pb2_grpc,
     upload_pb2,
     variant_pb2,
 )
@@ -35,6 +41,9 @@ class Owned:
     sent_resumable_id: str  # its one part was sent
     spare_resumable_id: str
     backfill_id: str  # of an operator
+    documents: list[str]  # one to purge, one to keep
+    pictures: list[str]  # two to compare
+    comparisons: list[str]  # one to delete, one to keep
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -50,11 +59,39 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     holder = f"tests/{canary}"
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
-    return Owned(asset.id, pending.upload_id, canary, holder, *(each.upload_id for each in resumable))
     atelier.sql("INSERT INTO assets.manifest_stores VALUES (%s, %s, %s)", (asset.owner, asset.id, canary))
-    operator = atelier.client(owner.subject, "admin").stub(backfill_pb2_grpc.BackfillServiceStub)
-    started = await operator.StartBackfill(backfill_pb2.StartBackfillRequest(presets=["thumb"]))
-    return Owned(asset.id, pending.upload_id, canary, holder, started.backfill.id)
+    operator = atelier.client(owner.subject, "admin")
+    started = await operator.stub(backfill_pb2_grpc.BackfillServiceStub).StartBackfill(
+        backfill_pb2.StartBackfillRequest(presets=["thumb"])
+    )
+    await operator.stub(style_pb2_grpc.StyleServiceStub).PutStyle(
+        style_pb2.PutStyleRequest(slug="tenancy", name="Tenancy")
+    )
+    pictures = [asset.id, (await flows.upload(owner, PICTURE)).id]
+    resumable_id, sent_resumable_id, spare_resumable_id = (each.upload_id for each in resumable)
+    return Owned(
+        asset_id=asset.id, upload_id=pending.upload_id, product_id=canary, holder=holder, resumable_id=resumable_id,
+        sent_resumable_id=sent_resumable_id, spare_resumable_id=spare_resumable_id, backfill_id=started.backfill.id,
+        documents=[await _document(owner, canary) for _ in range(2)], pictures=pictures,
+        comparisons=[await _comparison(owner, pictures, canary) for _ in range(2)],
+    )  # fmt: skip
+
+
+async def _comparison(owner: Client, pictures: list[str], canary: str) -> str:
+    request = render_pb2.CreateComparisonRequest(
+        before_asset_id=pictures[0], after_asset_id=pictures[1], note=canary, session_id=canary
+    )
+    return str((await owner.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison(request)).comparison.id)
+
+
+def _content(canary: str) -> document_pb2.DocumentContent:
+    body = document_pb2.Checklist(sections=[{"title": canary}])
+    return document_pb2.DocumentContent(cover={"title": canary}, checklist=body)
+
+
+async def _document(owner: Client, canary: str) -> str:
+    request = document_pb2.CreateDocumentRequest(session_id=canary, phase=canary, content=_content(canary))
+    return str((await owner.stub(document_pb2_grpc.DocumentServiceStub).CreateDocument(request)).document.id)
 
 
 def _photo() -> upload_pb2.UploadDeclaration:
@@ -67,6 +104,9 @@ _RESUMABLE = "atelier.assets.v1.ResumableUploadService."
 _DUPLICATES = "atelier.assets.v1.DuplicateService."
 _BACKFILLS = "atelier.assets.v1.BackfillService."
 _VARIANTS = "atelier.assets.v1.VariantService."
+_DOCUMENTS = "atelier.assets.v1.DocumentService."
+_STYLES = "atelier.assets.v1.StyleService."
+_COMPARISONS = "atelier.assets.v1.ComparisonService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -167,5 +207,69 @@ CASES = {
     ),
     "atelier.assets.v1.ProvenanceService.GetManifestStore": Case(
         lambda o: provenance_pb2.GetManifestStoreRequest(asset_id=o.asset_id), NOT_FOUND
+    ),
+    _DOCUMENTS + "CreateDocument": Case(
+        lambda o: document_pb2.CreateDocumentRequest(
+            request_id=f"create {o.asset_id}", session_id="plain", content=_content("plain")
+        ),
+        lambda answers: answers[0].document.version_number == 1,
+    ),
+    _DOCUMENTS + "RegenerateDocument": Case(
+        lambda o: document_pb2.RegenerateDocumentRequest(
+            request_id=f"regenerate {o.asset_id}", document_id=o.documents[1]
+        ),
+        NOT_FOUND,
+    ),
+    _DOCUMENTS + "GetDocument": Case(
+        lambda o: document_pb2.GetDocumentRequest(document_id=o.documents[1], include_urls=True), NOT_FOUND
+    ),
+    _DOCUMENTS + "GetLatestDocument": Case(
+        lambda o: document_pb2.GetLatestDocumentRequest(
+            session_id=o.product_id, phase=o.product_id, kind=document_pb2.DOCUMENT_KIND_CHECKLIST
+        ),
+        NOT_FOUND,
+    ),
+    _DOCUMENTS + "ListDocuments": Case(
+        lambda o: document_pb2.ListDocumentsRequest(phase=o.product_id, include_urls=True), empty("documents")
+    ),
+    _DOCUMENTS + "DownloadDocument": Case(
+        lambda o: document_pb2.DownloadDocumentRequest(document_id=o.documents[1]), NOT_FOUND, FORBIDDEN_BY_STATE
+    ),
+    _DOCUMENTS + "WatchDocuments": Case(
+        lambda o: document_pb2.WatchDocumentsRequest(session_id=o.product_id), only_ready
+    ),
+    _DOCUMENTS + "PurgeDocument": Case(
+        lambda o: document_pb2.PurgeDocumentRequest(request_id=f"purge {o.asset_id}", document_id=o.documents[0]),
+        NOT_FOUND,
+    ),
+    # The catalogue is for everyone; it names no owner.
+    _STYLES + "PutStyle": Case(
+        lambda o: style_pb2.PutStyleRequest(request_id=f"put {o.asset_id}", slug="tenancy", name="Tenancy"),
+        nothing,
+        owner_role="admin",
+    ),
+    _STYLES + "FindStylePictures": Case(
+        lambda o: style_pb2.FindStylePicturesRequest(sha256s=["0" * 64]), nothing, owner_role="admin"
+    ),
+    _STYLES + "GetStyle": Case(lambda o: style_pb2.GetStyleRequest(slug="tenancy", include_urls=True), nothing),
+    _STYLES + "ListStyles": Case(lambda o: style_pb2.ListStylesRequest(include_urls=True), nothing),
+    _STYLES + "ListStyleVersions": Case(
+        lambda o: style_pb2.ListStyleVersionsRequest(slug="tenancy", include_urls=True), nothing
+    ),
+    _COMPARISONS + "CreateComparison": Case(
+        lambda o: render_pb2.CreateComparisonRequest(
+            request_id=f"compare {o.asset_id}", before_asset_id=o.pictures[1], after_asset_id=o.pictures[0]
+        ),
+        NOT_FOUND,
+    ),
+    _COMPARISONS + "GetComparison": Case(
+        lambda o: render_pb2.GetComparisonRequest(comparison_id=o.comparisons[1], include_urls=True), NOT_FOUND
+    ),
+    _COMPARISONS + "ListComparisons": Case(
+        lambda o: render_pb2.ListComparisonsRequest(session_id=o.product_id, include_urls=True), empty("comparisons")
+    ),
+    _COMPARISONS + "DeleteComparison": Case(
+        lambda o: render_pb2.DeleteComparisonRequest(request_id=f"forget {o.asset_id}", comparison_id=o.comparisons[0]),
+        NOT_FOUND,
     ),
 }

@@ -1,0 +1,232 @@
+"""A13: renders say what made them; before and after are compared by reference, and shown in one picture."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import pyvips
+from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, variant_pb2
+
+from services.assets.side_by_side import compose
+from tests import calls
+from tests.assets import flows
+from tests.shared.imaging import pictures
+from tests.suite import Client, Suite
+
+CODE = grpc.StatusCode
+READY = render_pb2.COMPARISON_STATE_READY
+MADE = {"prompt": "The kitchen with oak fronts", "model": "painter", "model_version": "2.1"}
+
+
+def stub(client: Client) -> Any:
+    return client.stub(render_pb2_grpc.ComparisonServiceStub)
+
+
+async def compare(client: Client, before: str, after: str, **fields: Any) -> render_pb2.Comparison:
+    request = render_pb2.CreateComparisonRequest(
+        before_asset_id=before, after_asset_id=after, **{"wait": True, **fields}
+    )
+    comparison: render_pb2.Comparison = (await stub(client).CreateComparison(request, timeout=60)).comparison
+    return comparison
+
+
+async def get(client: Client, comparison_id: str) -> render_pb2.Comparison:
+    request = render_pb2.GetComparisonRequest(comparison_id=comparison_id, include_urls=True)
+    comparison: render_pb2.Comparison = (await stub(client).GetComparison(request)).comparison
+    return comparison
+
+
+async def render(client: Client, **provenance: str) -> asset_pb2.Asset:
+    made = asset_pb2.Provenance(**{**MADE, **provenance})
+    return await flows.upload(client, flows.jpeg(320, 200, 2), kind=asset_pb2.ASSET_KIND_RENDER, provenance=made)
+
+
+async def photo(client: Client, width: int = 320, height: int = 200) -> str:
+    return str((await flows.upload(client, flows.jpeg(width, height), kind=asset_pb2.ASSET_KIND_PHOTO)).id)
+
+
+def holders(house: Suite, asset_id: str) -> list[str]:
+    return [h for (h,) in house.sql("SELECT holder FROM assets.asset_references WHERE asset_id = %s", (asset_id,))]
+
+
+async def test_an_operator_brings_a_render_in_for_an_owner_with_what_made_it(house: Suite, ada: Client) -> None:
+    operator = house.client("ops", "admin", owner=f"user:{ada.subject}")
+    made = await render(operator)
+    seen = await flows.get(ada, made.id)
+    assert (seen.kind, seen.owner, seen.created_by) == (asset_pb2.ASSET_KIND_RENDER, f"user:{ada.subject}", "ops")
+    assert {name: getattr(seen.provenance, name) for name in MADE} == MADE
+    for name in MADE:
+        refused = await calls.refusal(render(operator, **{name: ""}))
+        assert (refused.code, refused.fields) == (CODE.INVALID_ARGUMENT, [f"declaration.provenance.{name}"])
+    refused = await calls.refusal(render(ada))
+    assert (refused.code, refused.reason) == (CODE.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
+
+
+async def test_before_and_after_are_held_and_shown_in_one_picture(house: Suite, ada: Client) -> None:
+    before = await photo(ada)
+    after = (await render(house.client("ops", "admin", owner=f"user:{ada.subject}"))).id
+    made = await compare(ada, before, after, note="Oak it is", session_id="s", room_id="r", include_urls=True)
+    assert (made.state, made.error_message) == (READY, "")
+    assert (made.before_asset_id, made.after_asset_id, made.note) == (before, after, "Oak it is")
+    asset = await flows.get(ada, made.picture_asset_id, include_urls=True)
+    assert (asset.kind, asset.state) == (asset_pb2.ASSET_KIND_RENDER, asset_pb2.ASSET_STATE_READY)
+    assert (asset.scope.session_id, asset.scope.room_id) == ("s", "r")
+    assert list(asset.provenance.source_asset_ids) == [before, after]
+    assert asset.facts.placeholder and asset.width > 2 * asset.height
+    for asset_id in (before, after, asset.id):
+        assert holders(house, asset_id) == [f"assets/comparisons/{made.id}"]
+    async with httpx.AsyncClient() as http:
+        for url in (made.before_url, made.after_url, made.picture_url):
+            assert (await http.get(url)).status_code == 200
+    variants = await flows.variants_of(ada, asset.id)
+    assert {name: v.state for name, v in variants.items()} == {"thumb": asset_pb2.VARIANT_STATE_READY}
+
+
+async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(house: Suite, ada: Client) -> None:
+    before, after = await photo(ada), await photo(ada, 200, 320)
+    made, other = await compare(ada, before, after), await compare(ada, after, before)
+    await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
+    assert (await calls.refusal(get(ada, made.id))).code is CODE.NOT_FOUND
+    again = stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
+    assert (await calls.refusal(again)).code is CODE.NOT_FOUND
+    assert holders(house, before) == holders(house, after) == [f"assets/comparisons/{other.id}"]
+    trashed = await flows.get(ada, made.picture_asset_id, include_urls=True)
+    assert trashed.HasField("expire_time") and not trashed.original_url
+    assert (await get(ada, other.id)).picture_url
+
+
+async def test_lists_by_session_room_and_asset(ada: Client, caller: Callable[..., Client]) -> None:
+    one, two, three = await photo(ada), await photo(ada, 64, 64), await photo(ada, 64, 32)
+    await compare(ada, one, two, session_id="s", room_id="a", note="1", wait=False)
+    await compare(ada, two, three, session_id="s", room_id="b", note="2", wait=False)
+    await compare(ada, three, one, session_id="t", note="3", wait=False)
+
+    async def listed(client: Client, **fields: Any) -> list[str]:
+        found, token = [], ""
+        while True:
+            request = render_pb2.ListComparisonsRequest(page_size=1, page_token=token, **fields)
+            answer = await stub(client).ListComparisons(request)
+            found += [each.note for each in answer.comparisons]
+            if not (token := answer.next_page_token):
+                return found
+
+    assert await listed(ada) == ["3", "2", "1"]
+    assert await listed(ada, session_id="s") == ["2", "1"]
+    assert await listed(ada, room_id="a") == ["1"]
+    assert await listed(ada, asset_id=one) == ["3", "1"]
+    assert await listed(caller()) == []
+
+
+async def test_what_cannot_be_compared_is_refused(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
+    mine = await photo(ada)
+    pdf = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+    pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
+    foreign = await photo(caller())
+    for other, code in (
+        (mine, CODE.INVALID_ARGUMENT), (mine.upper(), CODE.INVALID_ARGUMENT), (pdf.id, CODE.INVALID_ARGUMENT),
+        (pending.id, CODE.FAILED_PRECONDITION), (foreign, CODE.NOT_FOUND),
+    ):  # fmt: skip
+        assert (await calls.refusal(compare(ada, mine, other))).code is code, other
+    assert holders(house, mine) == []
+
+
+async def test_a_public_picture_of_another_owner_can_be_compared(ada: Client, caller: Callable[..., Client]) -> None:
+    public = await flows.upload(caller(), flows.jpeg(64, 48), visibility=asset_pb2.VISIBILITY_PUBLIC)
+    assert (await compare(ada, await photo(ada), public.id)).state == READY
+
+
+async def test_a_picture_that_is_gone_fails_with_a_reason(house: Suite, ada: Client) -> None:
+    before, after = await photo(ada), await photo(ada, 64, 64)
+    for path in house.storage.root.rglob(f"{after}/original/*"):
+        path.unlink()
+    made = await compare(ada, before, after)
+    assert (made.state, made.error_class) == (render_pb2.COMPARISON_STATE_FAILED, "ORIGINAL_GONE")
+    assert made.error_message and not made.picture_asset_id
+
+
+async def test_a_comparison_whose_worker_was_stopped_is_made_once(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    ada = atelier.client()
+    before, after = await photo(ada, 800, 600), await photo(ada, 600, 800)
+    made = [await compare(ada, before, after, wait=False) for _ in range(2)]
+    await atelier.work("assets")
+    async with asyncio.timeout(20):
+        while not atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state = 'processing'")[0][0]:
+            await asyncio.sleep(0.01)
+    await atelier.stop_work("assets")
+    await atelier.work("assets")
+    async with asyncio.timeout(40):
+        while atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state <> 'ready'")[0][0]:
+            await asyncio.sleep(0.05)
+    assert atelier.sql("SELECT count(*) FROM assets.assets WHERE kind = 'render'") == [(len(made),)]
+    ids = {(await get(ada, each.id)).picture_asset_id for each in made}
+    assert len(ids) == len(made)
+    for asset_id in ids:
+        assert len([p for p in atelier.storage.root.rglob(f"{asset_id}/original/*") if p.is_file()]) == 1
+        request = variant_pb2.ListVariantsRequest(asset_id=asset_id)
+        assert len((await flows.variants(ada).ListVariants(request)).variants) == 1
+
+
+# The picture of the two
+
+
+def flat(path: Path, width: int, height: int, *colour: int, **options: Any) -> Path:
+    image = pictures.plain(width, height, *colour)
+    if orientation := options.get("orientation"):
+        image = image.copy()
+        image.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+    image.write_to_file(str(path))
+    return path
+
+
+def composed(tmp_path: Path, before: tuple[int, int], after: tuple[int, int], **options: Any) -> Any:
+    """Red before, blue after."""
+    first = flat(tmp_path / "a.jpg", *before, 200, 0, 0, **options)
+    second = flat(tmp_path / "b.png", *after, 0, 0, 200)
+    compose(first, second, tmp_path / "c.jpg")
+    return pyvips.Image.new_from_buffer((tmp_path / "c.jpg").read_bytes(), "")
+
+
+def colour_at(image: Any, x: float, y: float) -> str:
+    red, green, blue = image(int(x * image.width), int(y * image.height))
+    if min(red, green, blue) > 225:
+        return "light"
+    return "red" if red > 150 and blue < 60 else "blue" if blue > 150 and red < 60 else "dark"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((640, 480), (640, 480)), ((640, 480), (480, 640)), ((4000, 300), (640, 480)), ((300, 4000), (4000, 300)),
+     ((2, 2), (3000, 2000)), ((1, 600), (600, 1)), ((3200, 2400), (3200, 2400))],
+)  # fmt: skip
+def test_both_pictures_are_whole_at_one_height_whatever_their_shapes(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    image = composed(tmp_path, before, after)
+    assert 480 <= image.height <= 1700 and image.width <= 6700
+    assert len(io.BytesIO((tmp_path / "c.jpg").read_bytes()).getvalue()) < 10 * 1024 * 1024
+    across = [colour_at(image, (n + 0.5) / 200, 0.5) for n in range(200)]
+    assert "red" in across or before[0] == 1
+    assert "blue" in across or after[1] == 1
+    reds, blues = ([n for n, c in enumerate(across) if c == name] for name in ("red", "blue"))
+    assert not reds or not blues or max(reds) < min(blues)
+
+
+def test_the_first_is_turned_upright(tmp_path: Path) -> None:
+    (tmp_path / "turned").mkdir()  # libvips remembers files by their names
+    upright = composed(tmp_path, (600, 300), (400, 400))
+    turned = composed(tmp_path / "turned", (600, 300), (400, 400), orientation=6)
+    assert upright.width / upright.height > turned.width / turned.height
+
+
+def test_each_is_named_in_its_corner(tmp_path: Path) -> None:
+    image = composed(tmp_path, (1600, 1200), (1600, 1200))
+    for left in (0, image.width / 2):
+        corner = image.crop(int(left) + image.height // 20, image.height // 20, image.width // 6, image.height // 20)
+        assert corner.max() > 240  # letters
+    assert colour_at(image, 0.25, 0.5) == "red" and colour_at(image, 0.75, 0.5) == "blue"
