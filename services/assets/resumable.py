@@ -89,7 +89,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
     async def CompleteResumableUpload(
         self, request: pb.CompleteResumableUploadRequest, context: Any
     ) -> pb.CompleteResumableUploadResponse:
-        with self._verifier.place():
+        async with self._verifier.place():
             asset = await self._completed(request)
         if asset.state == "rejected":
             raise rejected(asset)

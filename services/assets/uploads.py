@@ -48,7 +48,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         return response
 
     async def ConfirmUpload(self, request: pb.ConfirmUploadRequest, context: Any) -> pb.ConfirmUploadResponse:
-        with self._verifier.place():
+        async with self._verifier.place():
             asset = await self._confirmed(request)
         if asset.state == "rejected":
             raise rejected(asset)

@@ -5,9 +5,10 @@ verified, then one transaction settles the asset. A crash leaves the asset PENDI
 repeated.
 """
 
+import asyncio
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from shared.ids import new_id
 from shared.imaging import ImageRejected, ImagingPool, Limits
 from shared.storage import Storage
 
-_MOST_AT_ONCE = 64  # more would wait for a child process until their deadlines, and then have waited for nothing
+# More at once would wait for a child process until their deadlines, and then have waited for nothing.
+_MOST_AT_ONCE = 16
+_WAIT_SECONDS = 2.0
 _GET_ASSET = "SELECT * FROM assets WHERE id = %(id)s"
 
 
@@ -78,19 +81,21 @@ class Verifier:
         self._presets = presets
         self.limits = limits
         self._credentials = credentials
-        self._at_once = 0
+        self._places = asyncio.Semaphore(_MOST_AT_ONCE)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place among the calls that verify. OVERLOADED, at once, when all are taken."""
-        if self._at_once >= _MOST_AT_ONCE:
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place among the calls that verify. OVERLOADED when none becomes free in a moment."""
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                await self._places.acquire()
+        except TimeoutError:
             text = "the server is verifying as many files as it can; nothing was changed, try again"
-            raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1)
-        self._at_once += 1
+            raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1) from None
         try:
             yield
         finally:
-            self._at_once -= 1
+            self._places.release()
 
     async def asset(self, asset_id: Any) -> Any:
         """The row as it is now."""

@@ -196,6 +196,8 @@ ALTER TABLE resumable_uploads ENABLE ROW LEVEL SECURITY;
 ALTER TABLE resumable_uploads FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON resumable_uploads TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Cleanup has to know which uploads are still open.
+CREATE POLICY cleaning ON resumable_uploads FOR SELECT TO assets_worker USING (true);
 
 -- The job that fetches an asset's bytes from a URL. What is behind its `?` may be a secret, and goes when the job ends.
 CREATE TABLE imports (
