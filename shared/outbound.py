@@ -278,6 +278,9 @@ class Outbound:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         await self._pool.aclose()
         if self._resolver:
             self._resolver.close()

@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.assets import assets, uploads, variants
-from shared import jobs, main, server
+from shared import jobs, main, server, webhooks
 from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool, Limits
 from shared.settings import Settings
 
 NAME = "assets"
+EVENTS = webhooks.EventTypes(NAME, {"asset": asset_pb2.Asset, "variant": asset_pb2.Variant})
 
 
 @asynccontextmanager
@@ -32,6 +34,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         db, storage, queue, pool, urls, url_life=timedelta(minutes=settings.upload_url_minutes), limits=limits
     )
     variant_service = variants.VariantService(db, queue, urls)
+    hooks = webhooks.WebhookService(db, settings, EVENTS)
     await db.open()
     stream.start()
     try:
@@ -41,12 +44,14 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
+                functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
             ],
             ready=db.ready,
             drain=stream.drain,
         )
     finally:
         await stream.close()
+        await hooks.close()
         await pool.close()
         await storage.close()
         await db.close()
@@ -60,7 +65,7 @@ async def work(name: str, settings: Settings) -> None:
     maker = variants.VariantMaker(db, storage, pool)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     try:
-        await main.work(db, queue, settings)
+        await main.work(db, queue, settings, EVENTS)
     finally:
         await pool.close()
         await storage.close()
