@@ -20,6 +20,7 @@ class Owned:
 
     endpoint_id: str
     doomed_id: str
+    paused_id: str
     delivery_id: str
     made: Any
 
@@ -28,9 +29,9 @@ async def prepare(service: str, atelier: Suite, owner: Client, canary: str) -> O
     stub = flows.stub(owner, service)
     request = pb.CreateEndpointRequest(url=f"{_URL}{canary}", description=canary)
     made = await stub.CreateEndpoint(request)
-    doomed = await stub.CreateEndpoint(request)
+    doomed, paused = await stub.CreateEndpoint(request), await stub.CreateEndpoint(request)
     ping = await stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.endpoint.id))
-    return Owned(made.endpoint.id, doomed.endpoint.id, ping.delivery.id, made.endpoint.create_time)
+    return Owned(made.endpoint.id, doomed.endpoint.id, paused.endpoint.id, ping.delivery.id, made.endpoint.create_time)
 
 
 _WEBHOOKS = "atelier.webhooks.v1.WebhookService."
@@ -55,7 +56,7 @@ CASES = {
         lambda o: pb.EnableEndpointRequest(request_id=f"enable {o.endpoint_id}", endpoint_id=o.endpoint_id), NOT_FOUND
     ),
     _WEBHOOKS + "DisableEndpoint": Case(
-        lambda o: pb.DisableEndpointRequest(request_id=f"disable {o.doomed_id}", endpoint_id=o.endpoint_id), NOT_FOUND
+        lambda o: pb.DisableEndpointRequest(request_id=f"disable {o.paused_id}", endpoint_id=o.paused_id), NOT_FOUND
     ),
     _WEBHOOKS + "RotateSecret": Case(
         lambda o: pb.RotateSecretRequest(request_id=f"rotate {o.endpoint_id}", endpoint_id=o.endpoint_id), NOT_FOUND

@@ -1,6 +1,7 @@
 """R15: webhooks reach who asked for them, at least once, signed so that foreign libraries agree, and nobody inside."""
 
 import asyncio
+import importlib
 import json
 import shutil
 import signal
@@ -88,7 +89,7 @@ async def test_the_library_of_another_language_agrees(atelier: Suite) -> None:
         const {secret, body, headers} = JSON.parse(require('fs').readFileSync(0));
         console.log(new Webhook(secret).verify(body, headers).type);
     """
-    given = {"secret": made.secret, "body": request.body.decode(), "headers": request.headers}
+    given: dict[str, Any] = {"secret": made.secret, "body": request.body.decode(), "headers": request.headers}
     for forged, expected in (({}, 0), ({"body": given["body"] + " "}, 1)):
         done = await asyncio.to_thread(subprocess.run, ["node", "-e", script, str(NPM)],
                                        input=json.dumps(given | forged), capture_output=True, text=True)  # fmt: skip
@@ -427,8 +428,6 @@ async def test_a_worker_killed_between_sending_and_recording_sends_the_same_agai
 
 
 async def test_two_workers_make_one_delivery_of_an_event(atelier: Suite) -> None:
-    import importlib
-
     await flows.start(atelier)
     module = importlib.import_module("services.assets.__main__")
     second = asyncio.create_task(module.work("assets", atelier.settings("assets", "worker")))
