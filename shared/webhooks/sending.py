@@ -14,7 +14,6 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
-import psycopg_pool
 import structlog
 
 from shared.db import Database
@@ -127,7 +126,7 @@ class Sender:
                     for endpoint in await self._due():
                         self._running[endpoint.id] = endpoint.owner
                         group.create_task(self._serve(endpoint.id, endpoint.owner))
-                except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
+                except (psycopg.Error, TimeoutError) as error:
                     _log.warning("webhooks wait for the database", service=self._db.service,
                                  error=type(error).__name__)  # fmt: skip
                 try:
@@ -155,22 +154,23 @@ class Sender:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(_ROUNDS):
-                    free = AT_ONCE - len(sending)
-                    if free:
-                        async with self._db.transaction(owner) as m:
-                            claimed = await m.all(
-                                _CLAIM, {"endpoint_id": endpoint_id, "limit": free, "lease": self._lease}
-                            )
-                        sending |= {group.create_task(self._attempt(delivery)) for delivery in claimed}
+                    claimed = await self._claim(endpoint_id, owner, AT_ONCE - len(sending))
+                    sending |= {group.create_task(self._attempt(delivery)) for delivery in claimed}
                     if not sending:
                         return
                     # Others may come due while slow ones are out.
                     _, sending = await asyncio.wait(sending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError) as error:
-            _log.warning("webhooks wait for the database", service=self._db.service, error=type(error).__name__)
         finally:
             del self._running[endpoint_id]
             self._wake.set()
+
+    async def _claim(self, endpoint_id: UUID, owner: str, limit: int) -> list[Any]:
+        try:
+            async with self._db.transaction(owner) as m:
+                return await m.all(_CLAIM, {"endpoint_id": endpoint_id, "limit": limit, "lease": self._lease})
+        except (psycopg.Error, TimeoutError) as error:
+            _log.warning("webhooks wait for the database", service=self._db.service, error=type(error).__name__)
+            return []
 
     async def _attempt(self, delivery: Any) -> None:
         try:

@@ -162,7 +162,8 @@ async def test_an_owner_has_so_many_and_no_more(house: Suite) -> None:
     refusals = [calls.refusal_of(a) for a in answers if isinstance(a, grpc.aio.AioRpcError)]
     assert [(r.code, r.reason) for r in refusals] == [(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")] * 3
     assert str(MAX_ENDPOINTS) in refusals[0].detail(error_details_pb2.QuotaFailure).violations[0].description
-    pages, token = [], ""
+    pages: list[int] = []
+    token = ""
     while not pages or token:
         page = await flows.stub(eve).ListEndpoints(pb.ListEndpointsRequest(page_size=20, page_token=token))
         pages.append(len(page.endpoints))
