@@ -57,6 +57,8 @@ _CLAIM: LiteralString = """
               AND (s.expires_at IS NULL OR s.expires_at > now())
               ORDER BY s.version DESC) AS secrets
 """
+# Endpoint before delivery, as those who enable, replay and delete do.
+_HOLD: LiteralString = "SELECT id FROM webhook_endpoints WHERE id = %(endpoint_id)s FOR NO KEY UPDATE"
 _DELIVERED: LiteralString = """
     UPDATE webhook_deliveries
     SET state = 'delivered', next_attempt_at = NULL, ended_at = now(), status_code = %(status)s, error_class = '',
@@ -203,6 +205,7 @@ class Sender:
             "pause": timedelta(seconds=pause * random.uniform(0.9, 1.1)),  # so that those that failed together part
         }  # fmt: skip
         async with self._db.transaction(delivery.owner) as m:
+            await m.run(_HOLD, parameters)
             if not outcome.error_class:
                 await m.run(_DELIVERED, parameters)
                 await m.run(_WELL, parameters)

@@ -1,14 +1,17 @@
 """Steps that the tests of webhooks share. What happens are uploads to assets, told as soon as they are announced."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from atelier.assets.v1 import asset_pb2
 from atelier.webhooks.v1 import webhook_pb2 as pb
 from atelier.webhooks.v1 import webhook_pb2_grpc
+from standardwebhooks import Webhook
 
 from tests.assets import flows as assets
+from tests.receiver import Receiver, Request
 from tests.suite import Client, Suite
 
 # Receivers of a test are on this machine, which an operator must allow; pauses are short, so that a test is.
@@ -17,6 +20,10 @@ SETTINGS = {
     "webhook_timeout_seconds": 1.0,
 }  # fmt: skip
 PICTURE = assets.jpeg(64, 48)
+CAUGHT_UP = """
+    SELECT 1 FROM assets.webhook_cursor c JOIN assets.event_stream USING (position)
+    WHERE NOT EXISTS (SELECT FROM assets.events WHERE position IS NULL)
+"""
 
 
 def stub(client: Client, service: str = "assets") -> Any:
@@ -69,3 +76,19 @@ async def delivery_in(client: Client, endpoint_id: str, state: Any) -> pb.Delive
     """The newest delivery in this state, once there is one."""
     found = await until(lambda: log(client, endpoint_id, state=state), f"a delivery {state}")
     return found[0]
+
+
+def ids(receiver: Receiver) -> list[str]:
+    return [request.headers["webhook-id"] for request in receiver.requests]
+
+
+def assets_in(receiver: Receiver) -> set[str]:
+    return {json.loads(request.body)["data"]["id"] for request in receiver.requests}
+
+
+def verify(secret: str, request: Request) -> Any:
+    return Webhook(secret).verify(request.body, request.headers)
+
+
+async def delivered(client: Client, made: pb.CreateEndpointResponse, count: int) -> bool:
+    return len(await log(client, made.endpoint.id, state=pb.DELIVERY_STATE_DELIVERED)) == count

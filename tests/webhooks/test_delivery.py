@@ -1,46 +1,40 @@
 """R15: webhooks reach who asked for them, at least once, signed so that foreign libraries agree, and nobody inside."""
 
 import asyncio
-import importlib
 import json
+import secrets
 import shutil
-import signal
 import subprocess
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from atelier.webhooks.v1 import webhook_pb2 as pb
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from tests.faults.processes import Processes
-from tests.receiver import Receiver, Reply, Request, receiving, replying
-from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, free_port
+from tests.receiver import Receiver, Request, receiving, replying
+from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, free_port, suite
 from tests.webhooks import flows
+from tests.webhooks.flows import CAUGHT_UP, assets_in, delivered, ids, verify
 
 NPM = ROOT / ".tools" / "standardwebhooks"
 NPM_VERSION = "1.0.0"
-CAUGHT_UP = """
-    SELECT 1 FROM assets.webhook_cursor c JOIN assets.event_stream USING (position)
-    WHERE NOT EXISTS (SELECT FROM assets.events WHERE position IS NULL)
-"""
 
 
-def ids(receiver: Receiver) -> list[str]:
-    return [request.headers["webhook-id"] for request in receiver.requests]
+@pytest.fixture(scope="module")
+async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    """One assets for all of these tests, each with an owner of its own."""
+    async with suite(cluster, keys, disk) as made:
+        await flows.start(made)
+        yield made
 
 
-def assets_in(receiver: Receiver) -> set[str]:
-    return {json.loads(request.body)["data"]["id"] for request in receiver.requests}
+@pytest.fixture
+def ada(house: Suite) -> Client:
+    return house.client(f"ada-{secrets.token_hex(4)}")
 
 
-def verify(secret: str, request: Request) -> Any:
-    return Webhook(secret).verify(request.body, request.headers)
-
-
-async def test_an_event_arrives_signed_and_readable(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_an_event_arrives_signed_and_readable(ada: Client) -> None:
     async with receiving() as receiver:
         made = await flows.create(ada, f"{receiver.url}?token=x", "assets.asset.pending")
         [asset_id] = await flows.happen(ada)
@@ -58,9 +52,7 @@ async def test_an_event_arrives_signed_and_readable(atelier: Suite) -> None:
     assert shown.body.encode() == request.body
 
 
-async def test_a_changed_body_id_or_time_is_not_ours(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_a_changed_body_id_or_time_is_not_ours(ada: Client) -> None:
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.stub(ada).PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.endpoint.id))
@@ -75,10 +67,8 @@ async def test_a_changed_body_id_or_time_is_not_ours(atelier: Suite) -> None:
 
 
 @pytest.mark.needs_node
-async def test_the_library_of_another_language_agrees(atelier: Suite) -> None:
+async def test_the_library_of_another_language_agrees(ada: Client) -> None:
     await asyncio.to_thread(install_from_npm)
-    await flows.start(atelier)
-    ada = atelier.client("ada")
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.stub(ada).PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.endpoint.id))
@@ -107,22 +97,18 @@ def install_from_npm() -> None:
         assert done.returncode == 0, done.stderr[-500:]
 
 
-async def test_every_event_of_the_owner_arrives_once_and_nobody_elses(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada, bob = atelier.client("ada"), atelier.client("bob")
+async def test_every_event_of_the_owner_arrives_once_and_nobody_elses(house: Suite, ada: Client) -> None:
+    bob = house.client(f"{ada.subject}-2")
     async with receiving() as receiver, receiving() as other:
         await flows.create(ada, receiver.url)
         await flows.create(bob, other.url)
         made, _ = await asyncio.gather(flows.happen(ada, 20), flows.happen(bob, 3))
         await flows.until(lambda: len(receiver.requests) >= 20 and len(other.requests) >= 3, "all deliveries")
-        await atelier.stop_work()
     assert assets_in(receiver) == set(made) and len(set(ids(receiver))) == len(receiver.requests) == 20
     assert len(other.requests) == 3 and not assets_in(other) & set(made)
 
 
-async def test_only_the_types_asked_for_are_sent(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_only_the_types_asked_for_are_sent(ada: Client) -> None:
     async with receiving() as some, receiving() as everything:
         await flows.create(ada, some.url, "assets.asset.ready", "assets.variant.ready")
         await flows.create(ada, everything.url)
@@ -131,20 +117,7 @@ async def test_only_the_types_asked_for_are_sent(atelier: Suite) -> None:
         assert some.requests == []
 
 
-async def test_what_happens_while_nobody_works_arrives_afterwards(atelier: Suite) -> None:
-    await flows.start(atelier, work=False)
-    ada = atelier.client("ada")
-    async with receiving() as receiver:
-        await flows.create(ada, receiver.url)
-        made = await flows.happen(ada, 3)
-        await atelier.work("assets")
-        await flows.until(lambda: len(receiver.requests) == 3, "what happened before")
-    assert assets_in(receiver) == set(made)
-
-
-async def test_a_receiver_that_was_down_gets_everything_when_it_is_up(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_a_receiver_that_was_down_gets_everything_when_it_is_up(ada: Client) -> None:
     port = free_port()
     made = await flows.create(ada, f"http://127.0.0.1:{port}/hook")
     happened = await flows.happen(ada, 3)
@@ -165,9 +138,7 @@ async def test_a_receiver_that_was_down_gets_everything_when_it_is_up(atelier: S
         await flows.until(well, "the endpoint is well again")
 
 
-async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(ada: Client) -> None:
     async with receiving(replying(500, b"<b>broken</b>\x00\x07")) as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
@@ -182,57 +153,7 @@ async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(atelier: 
         verify(made.secret, request)
 
 
-async def endless(_request: Request, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 X\r\n\r\n")
-    for _ in range(1000):
-        writer.write(b"x" * 65536)
-        await writer.drain()
-
-
-async def silent(_request: Request, writer: asyncio.StreamWriter) -> None:
-    await writer.wait_closed()
-
-
-@pytest.mark.parametrize(
-    ("reply", "status", "error_class"),
-    [(replying(302, location="http://127.0.0.1:1/"), 302, "STATUS"), (replying(404), 404, "STATUS"),
-     (silent, 0, "TIMEOUT"), (endless, 200, "")],
-)  # fmt: skip
-async def test_the_owner_sees_what_a_receiver_did(atelier: Suite, reply: Reply, status: int, error_class: str) -> None:
-    await flows.start(atelier, webhook_timeout_seconds=0.3, webhook_first_retry_seconds=60)
-    ada = atelier.client("ada")
-    async with receiving(reply) as receiver:
-        made = await flows.create(ada, receiver.url)
-        await flows.happen(ada)
-
-        async def ended() -> Any:
-            [delivery] = await flows.log(ada, made.endpoint.id) or [pb.Delivery()]
-            return delivery if delivery.error_class or delivery.state == pb.DELIVERY_STATE_DELIVERED else None
-
-        delivery = await flows.until(ended, "the end of the attempt")
-        assert (delivery.status_code, delivery.error_class) == (status, error_class)
-        assert len(delivery.response_excerpt) <= 1000
-        assert len(receiver.requests) == 1, "nothing is followed, nothing is hurried"
-
-
-async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
-    await flows.start(atelier, webhook_timeout_seconds=30)
-    ada = atelier.client("ada")
-    async with receiving(silent) as slow, receiving() as quick:
-        await flows.create(ada, slow.url)
-        await flows.create(ada, quick.url)
-        await flows.happen(ada, 12)
-        await flows.until(lambda: len(quick.requests) == 12, "everything at the quick one", 10)
-        await flows.until(lambda: slow.connections == 4, "the few at once that the slow one gets")
-        await flows.happen(ada)
-        await flows.until(lambda: len(quick.requests) == 13, "one more at the quick one")
-        assert slow.connections == 4
-        await atelier.stop_work()
-
-
-async def test_gone_means_no_more(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_gone_means_no_more(house: Suite, ada: Client) -> None:
     async with receiving(replying(410)) as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
@@ -244,7 +165,7 @@ async def test_gone_means_no_more(atelier: Suite) -> None:
         endpoint = await flows.until(disabled, "it is disabled")
         assert endpoint.disable_reason == pb.DISABLE_REASON_GONE and endpoint.HasField("disable_time")
         missed = await flows.happen(ada, 2)
-        await flows.until(lambda: atelier.sql(CAUGHT_UP), "they are passed over")
+        await flows.until(lambda: house.sql(CAUGHT_UP), "they are passed over")
         count = len(receiver.requests)
         receiver.reply = replying(200)
         stub = flows.stub(ada)
@@ -255,30 +176,10 @@ async def test_gone_means_no_more(atelier: Suite) -> None:
         since = pb.ReplaySinceRequest(endpoint_id=made.endpoint.id, since=made.endpoint.create_time)
         await stub.ReplaySince(since)
         await flows.until(lambda: set(missed) <= assets_in(receiver), "what was missed")
-        await atelier.stop_work()
     assert len(receiver.requests) == count + 3
 
 
-async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(atelier: Suite) -> None:
-    await flows.start(atelier, webhook_give_up_hours=0.5 / 3600)
-    ada = atelier.client("ada")
-    async with receiving(replying(503)) as receiver:
-        made = await flows.create(ada, receiver.url)
-
-        async def disabled() -> Any:
-            await flows.happen(ada)
-            endpoint = await flows.get(ada, made.endpoint.id)
-            return endpoint if endpoint.state == pb.ENDPOINT_STATE_DISABLED else None
-
-        endpoint = await flows.until(disabled, "it is disabled")
-        assert (endpoint.disable_reason, endpoint.last_error_class) == (pb.DISABLE_REASON_FAILING, "STATUS")
-        failed = await flows.log(ada, made.endpoint.id, state=pb.DELIVERY_STATE_FAILED)
-        assert failed and all(d.attempts > 1 and not d.HasField("next_attempt_time") for d in failed)
-
-
-async def test_both_secrets_sign_while_they_overlap(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_both_secrets_sign_while_they_overlap(ada: Client) -> None:
     stub = flows.stub(ada)
 
     async def ping(receiver: Receiver, endpoint_id: str) -> Request:
@@ -302,9 +203,7 @@ async def test_both_secrets_sign_while_they_overlap(atelier: Suite) -> None:
         assert " " not in only.headers["webhook-signature"]
 
 
-async def test_replay_sends_the_same_again(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_replay_sends_the_same_again(ada: Client) -> None:
     stub = flows.stub(ada)
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
@@ -324,20 +223,13 @@ async def test_replay_sends_the_same_again(atelier: Suite) -> None:
         await stub.ReplaySince(since)
         await flows.until(lambda: len(receiver.requests) == 5, "both again")
         await flows.until(lambda: delivered(ada, made, 2), "both are recorded")
-        await atelier.stop_work()
     assert sorted(ids(receiver)[3:]) == sorted(ids(receiver)[:2])
     assert len(receiver.requests) == 5
 
 
-async def delivered(client: Client, made: pb.CreateEndpointResponse, count: int) -> bool:
-    return len(await flows.log(client, made.endpoint.id, state=pb.DELIVERY_STATE_DELIVERED)) == count
-
-
-async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(house: Suite, ada: Client) -> None:
     before = await flows.happen(ada, 3)
-    await flows.until(lambda: atelier.sql(CAUGHT_UP), "they are passed over")
+    await flows.until(lambda: house.sql(CAUGHT_UP), "they are passed over")
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
         since = made.endpoint.create_time
@@ -347,9 +239,7 @@ async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(atelier: 
         await flows.until(lambda: assets_in(receiver) == set(before), "what happened before")
 
 
-async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(house: Suite, ada: Client) -> None:
     stub = flows.stub(ada)
     async with receiving() as receiver, receiving() as witness:
         paused, deleted = await flows.create(ada, receiver.url), await flows.create(ada, receiver.url)
@@ -362,83 +252,4 @@ async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(atelier: Suite)
         assert receiver.connections == 0
     for table in ("webhook_secrets", "webhook_deliveries"):
         left = f"SELECT count(*) FROM assets.{table} WHERE endpoint_id = %s"
-        assert atelier.sql(left, (deleted.endpoint.id,)) == [(0,)]
-
-
-# Nobody inside
-
-
-async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(atelier: Suite) -> None:
-    """What the operator allowed yesterday is not allowed today: the connection is judged anew."""
-    await flows.start(atelier, work=False)
-    ada = atelier.client("ada")
-    async with receiving() as canary:
-        made = await flows.create(ada, canary.url)
-        await flows.happen(ada)
-        atelier.overrides["outbound_allowed_networks"] = "127.0.0.2/32"
-        await atelier.work("assets")
-
-        async def tried() -> Any:
-            [delivery] = await flows.log(ada, made.endpoint.id) or [pb.Delivery()]
-            return delivery if delivery.error_class else None
-
-        delivery = await flows.until(tried, "an attempt")
-        assert (delivery.error_class, delivery.status_code) == ("REFUSED", 0)
-        await flows.until(
-            lambda: atelier.sql("SELECT 1 FROM assets.webhook_deliveries WHERE attempts > 2"), "more attempts"
-        )
-        assert canary.connections == 0
-
-
-# Crashes
-
-
-async def test_a_worker_killed_between_sending_and_recording_sends_the_same_again(
-    cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
-) -> None:
-    await flows.start(atelier, work=False)
-    ada = atelier.client("ada")
-    processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
-    settings = {**flows.SETTINGS, "job_lease_seconds": 1}
-    arrived = asyncio.Event()
-
-    async def never_answers(_request: Request, writer: asyncio.StreamWriter) -> None:
-        arrived.set()
-        await writer.wait_closed()
-
-    try:
-        async with receiving(never_answers) as receiver:
-            made = await flows.create(ada, receiver.url)
-            [asset_id] = await flows.happen(ada)
-            worker = processes.work("assets", **settings)
-            async with asyncio.timeout(30):
-                await arrived.wait()
-            worker.signal(signal.SIGKILL)
-            await asyncio.to_thread(worker.popen.wait)
-            [delivery] = await flows.log(ada, made.endpoint.id)
-            assert (delivery.state, delivery.attempts) == (pb.DELIVERY_STATE_PENDING, 1)
-            receiver.reply = replying(200)
-            processes.work("assets", **settings)
-            await flows.until(lambda: len(receiver.requests) == 2, "it again", 30)
-            await flows.until(lambda: delivered(ada, made, 1), "it is recorded")
-        assert len(set(ids(receiver))) == 1 and assets_in(receiver) == {asset_id}
-        verify(made.secret, receiver.requests[1])
-    finally:
-        processes.close()
-
-
-async def test_two_workers_make_one_delivery_of_an_event(atelier: Suite) -> None:
-    await flows.start(atelier)
-    module = importlib.import_module("services.assets.__main__")
-    second = asyncio.create_task(module.work("assets", atelier.settings("assets", "worker")))
-    ada = atelier.client("ada")
-    try:
-        async with receiving() as receiver:
-            made = await flows.create(ada, receiver.url)
-            happened = await flows.happen(ada, 15)
-            await flows.until(lambda: delivered(ada, made, 15), "all")
-        assert len(receiver.requests) == 15 and assets_in(receiver) == set(happened)
-    finally:
-        while not second.done():
-            second.cancel()
-            await asyncio.wait([second], timeout=5)
+        assert house.sql(left, (deleted.endpoint.id,)) == [(0,)]

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psycopg
@@ -22,7 +23,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
 ) -> None:
     """Real processes with every log line on; receivers that fail in several ways, and a database that goes away."""
     processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
-    settings = {**flows.SETTINGS, "log_level": "debug", "job_lease_seconds": 1}
+    settings: dict[str, Any] = {**flows.SETTINGS, "log_level": "debug", "job_lease_seconds": 1}
     try:
         server = processes.serve("assets", **settings)
         worker = processes.work("assets", **settings)
