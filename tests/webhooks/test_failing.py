@@ -163,3 +163,31 @@ async def test_two_workers_make_one_delivery_of_an_event(atelier: Suite) -> None
         while not second.done():
             second.cancel()
             await asyncio.wait([second], timeout=5)
+
+
+@pytest.mark.faults
+async def test_workers_killed_again_and_again_neither_lose_nor_double_an_event(
+    cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
+) -> None:
+    await flows.start(atelier, work=False)
+    ada = atelier.client("ada")
+    processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
+    settings: dict[str, Any] = {**flows.SETTINGS, "job_lease_seconds": 1}
+    happened: set[str] = set()
+    try:
+        async with receiving() as receiver:
+            made = await flows.create(ada, receiver.url)
+            for _ in range(8):
+                worker = processes.work("assets", **settings)
+                before = len(assets_in(receiver))
+                happened |= set(await flows.happen(ada, 25))
+                await flows.until(lambda before=before: len(assets_in(receiver)) > before, "some arrive", 60)  # type: ignore[misc]
+                worker.signal(signal.SIGKILL)
+                await asyncio.to_thread(worker.popen.wait)
+            processes.work("assets", **settings)
+            await flows.until(lambda: delivered(ada, made, len(happened)), "everything is delivered", 60)
+        assert assets_in(receiver) == happened
+        assert len(set(ids(receiver))) == len(happened), "a repeat has the id of the first"
+        print(f"{len(happened)} events, 8 kills: {len(receiver.requests) - len(happened)} sent more than once")
+    finally:
+        processes.close()
