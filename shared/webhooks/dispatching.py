@@ -1,7 +1,8 @@
 """Follows the outbox: makes a delivery of every event that an endpoint is for.
 
-One dispatcher of a service works at a time, by a lock on the row of its cursor. The cursor moves in the transaction
-that makes the deliveries, so that a crash neither loses an event nor makes two deliveries of it.
+One dispatcher of a service works at a time, by an advisory lock of its transaction (a lock on the cursor's row would
+write, also while nothing happens). The cursor moves in the transaction that makes the deliveries, so that a crash
+neither loses an event nor makes two deliveries of it.
 """
 
 import asyncio
@@ -24,6 +25,9 @@ from shared.webhooks.sending import Sender
 _BATCH = 500
 _log = structlog.get_logger("webhooks")
 
+_CURSOR: LiteralString = """
+    SELECT position FROM webhook_cursor WHERE pg_try_advisory_xact_lock(hashtextextended(current_schema(), 8))
+"""
 _FRESH: LiteralString = """
     SELECT position, owner, subject, version, payload, created_at FROM events
     WHERE position > %(after)s AND position <= %(until)s AND EXISTS (
@@ -74,7 +78,7 @@ async def run(db: Database, settings: Settings, types: EventTypes) -> None:
 async def dispatch(db: Database, types: EventTypes) -> bool:
     """Takes up a batch of fresh events, and one of a replay. Returns whether there is more to do at once."""
     async with db.transaction("") as m:
-        cursor = await m.one("SELECT position FROM webhook_cursor FOR UPDATE SKIP LOCKED")
+        cursor = await m.one(_CURSOR)
         if cursor is None:
             return False  # another one is at it
         stream = await m.one("SELECT position, pruned_to FROM event_stream")
@@ -86,7 +90,8 @@ async def dispatch(db: Database, types: EventTypes) -> bool:
         if until > cursor.position:
             events = await m.all(_FRESH, {"after": after, "until": until})
             endpoints = await m.all(_ENDPOINTS, {"owners": list({event.owner for event in events})}) if events else []
-            await _deliver(m, types, events, endpoints)
+            if not await _deliver(m, types, events, endpoints):
+                await m.run("SET LOCAL synchronous_commit = off")  # lost in a crash, the step is only taken again
             await m.run("UPDATE webhook_cursor SET position = %s", (until,))
         return await _replay(m, types) or until < stream.position
 
@@ -107,8 +112,8 @@ async def _replay(m: Mutation, types: EventTypes) -> bool:
     return True
 
 
-async def _deliver(m: Mutation, types: EventTypes, events: Sequence[Any], endpoints: Sequence[Any]) -> None:
-    """Makes the deliveries that aren't there yet."""
+async def _deliver(m: Mutation, types: EventTypes, events: Sequence[Any], endpoints: Sequence[Any]) -> int:
+    """Makes the deliveries that aren't there yet. Returns how many the endpoints are for."""
     of_owner = defaultdict(list)
     for endpoint in endpoints:
         of_owner[endpoint.owner].append(endpoint)
@@ -135,3 +140,4 @@ async def _deliver(m: Mutation, types: EventTypes, events: Sequence[Any], endpoi
         await m.run(
             _DELIVER, dict(zip(("ids", "owners", "endpoints", "positions", "types", "bodies"), columns, strict=True))
         )
+    return len(rows)
