@@ -12,6 +12,8 @@ import pytest
 from atelier.webhooks.v1 import webhook_pb2 as pb
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from shared import webhooks
+from shared.db import Database
 from tests.receiver import Receiver, Request, receiving, replying
 from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, free_port, suite
 from tests.webhooks import flows
@@ -253,3 +255,20 @@ async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(house: Suite, a
     for table in ("webhook_secrets", "webhook_deliveries"):
         left = f"SELECT count(*) FROM assets.{table} WHERE endpoint_id = %s"
         assert house.sql(left, (deleted.endpoint.id,)) == [(0,)]
+
+
+async def test_the_log_is_forgotten_after_its_time(house: Suite, ada: Client) -> None:
+    async with receiving() as receiver:
+        made = await flows.create(ada, receiver.url)
+        await flows.happen(ada, 2)
+        await flows.until(lambda: delivered(ada, made, 2), "both")
+    old, young = await flows.log(ada, made.endpoint.id)
+    house.sql("UPDATE assets.webhook_deliveries SET ended_at = now() - interval '31 days' WHERE id = %s", (old.id,))
+    settings = house.settings("assets", "worker")
+    db = Database(settings, "assets")
+    await db.open()
+    try:
+        assert await webhooks.prune(db, settings) == 1
+    finally:
+        await db.close()
+    assert [delivery.id for delivery in await flows.log(ada, made.endpoint.id)] == [young.id]
