@@ -12,7 +12,7 @@ from cli.state import State
 from cli.suite import is_serving, login_url, ports
 from shared.settings import SERVICES, load
 
-_LISTENERS = 2  # connections of a process beside its pool: the event listener, and a worker's sequencer
+_LISTENERS = 2  # connections of a process beside its pool: a server listens; a worker stamps events and follows them
 _ENOUGH_DISK = 2 * 1024**3
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from shared import db, events, server, telemetry
+from shared import db, events, server, telemetry, webhooks
 from shared.jobs import JobQueue
 from shared.settings import STORAGE_HTTP_PORT, Settings, load
 from shared.storage import Storage, open_disk, open_s3, read_secret
@@ -73,12 +73,14 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
         raise faults[0]
 
 
-async def work(database: db.Database, queue: JobQueue, settings: Settings) -> None:
-    """A service's background: its queue, the sequencer of its events, and the pruning of what is kept for a time."""
+async def work(database: db.Database, queue: JobQueue, settings: Settings, types: webhooks.EventTypes) -> None:
+    """A service's background: its queue, the sequencer of its events, the webhooks that follow them, and the pruning of
+    what is kept for a time."""
     await database.open()
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(events.run_sequencer(database))
+            group.create_task(webhooks.run(database, settings, types))
             group.create_task(_prune(database, settings))
             group.create_task(
                 queue.work(concurrency=settings.worker_concurrency, lease_seconds=settings.job_lease_seconds)
@@ -93,6 +95,7 @@ async def _prune(database: db.Database, settings: Settings) -> None:
         try:
             await events.prune_events(database, timedelta(hours=settings.event_retention_hours))
             await db.forget_answers(database, timedelta(hours=settings.answer_retention_hours))
+            await webhooks.prune(database, settings)
         except Exception as error:
             _log.warning("pruning waits", service=database.service, error=type(error).__name__)
 

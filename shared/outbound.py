@@ -136,7 +136,7 @@ def parse_url(url: str, *, https_only: bool = False) -> Target:
     if scheme not in ("http", "https") or (https_only and scheme != "https"):
         raise OutboundRefused(f"the URL must begin with {'https://' if https_only else 'https:// or http://'}")
     if "@" in found["authority"]:
-        raise OutboundRefused("the URL holds a user name or password; leave them out, a receiver checks the signature")
+        raise OutboundRefused("the URL holds a user name or a password; leave them out")
     parts = _AUTHORITY.fullmatch(found["authority"])
     if parts is None:
         raise OutboundRefused("the URL's host or port is not spelled plainly")
@@ -278,6 +278,9 @@ class Outbound:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         await self._pool.aclose()
         if self._resolver:
             self._resolver.close()

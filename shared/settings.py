@@ -103,6 +103,11 @@ class Settings(BaseSettings):
         "", description="networks, such as 10.1.0.0/16, separated by commas, that may be called although not public"
     )
     outbound_ca_file: Path | None = Field(None, description="PEM of authorities to trust besides the usual ones")
+    webhook_http: bool = Field(False, description="webhooks may go to http:// too")
+    webhook_timeout_seconds: float = Field(15, gt=0, description="time a receiver has to answer")
+    webhook_first_retry_seconds: float = Field(5, gt=0, description="pause after a first failure; then 4x, up to 8 h")
+    webhook_give_up_hours: float = Field(72, gt=0, description="how long a delivery is tried")
+    webhook_log_days: float = Field(30, gt=0, description="how long the log of deliveries is kept")
 
     # Assets
     upload_url_minutes: float = Field(15, gt=0, description="life of an upload URL")

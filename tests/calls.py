@@ -105,13 +105,27 @@ def name_of(method: MethodDescriptor) -> str:
     return str(method.full_name)
 
 
+def served_by(services: Iterable[str]) -> dict[str, MethodDescriptor]:
+    """Every method that these services serve, by name. What each of them serves for itself has its name before it:
+    'assets/atelier.webhooks.v1.WebhookService.GetEndpoint'."""
+    served = {name_of(method): method for method in methods_of(services)}
+    for service in services:
+        served |= {f"{service}/{name_of(method)}": method for method in methods_of(["webhooks"])}
+    return served
+
+
+def service_of(name: str) -> str:
+    """Who serves a method of `served_by`."""
+    service, _, method = name.rpartition("/")
+    return service or method.split(".")[1]
+
+
 def request_class(method: MethodDescriptor) -> type[Message]:
     return GetMessageClass(method.input_type)
 
 
-def _callable(client: Client, method: MethodDescriptor, encode: Any) -> Any:
-    service = method.full_name.split(".")[1]
-    channel = client.channel(service)
+def _callable(client: Client, method: MethodDescriptor, encode: Any, service: str | None = None) -> Any:
+    channel = client.channel(service or service_of(name_of(method)))
     opener = {
         (False, False): channel.unary_unary, (False, True): channel.unary_stream,
         (True, False): channel.stream_unary, (True, True): channel.stream_stream,
@@ -126,9 +140,14 @@ def _complete(answer: Any) -> bool:
     return any("bookmark" in item.DESCRIPTOR.fields_by_name and item.bookmark.ready for item in inner)
 
 
-async def invoke(client: Client, method: MethodDescriptor, requests: Sequence[Message]) -> list[Message]:
-    """All answers; of a watch, those up to the mark that the current state is complete. Raises AioRpcError."""
-    call = _callable(client, method, lambda message: message.SerializeToString())
+async def invoke(
+    client: Client, method: MethodDescriptor, requests: Sequence[Message], service: str | None = None
+) -> list[Message]:
+    """All answers; of a watch, those up to the mark that the current state is complete. Raises AioRpcError.
+
+    `service`: which one is called, if several serve the method.
+    """
+    call = _callable(client, method, lambda message: message.SerializeToString(), service)
     asked: Any = aiter_of(requests) if method.client_streaming else requests[0]
     if not method.server_streaming:
         return [await call(asked, timeout=30)]
@@ -147,10 +166,12 @@ async def aiter_of(items: Iterable[Any]) -> AsyncIterator[Any]:
         yield item
 
 
-async def send_bytes(client: Client, method: MethodDescriptor, data: bytes) -> grpc.StatusCode:
+async def send_bytes(
+    client: Client, method: MethodDescriptor, data: bytes, service: str | None = None
+) -> grpc.StatusCode:
     """The code that a unary method answers to these bytes as its request."""
     try:
-        await _callable(client, method, bytes)(data, timeout=30)
+        await _callable(client, method, bytes, service)(data, timeout=30)
     except grpc.aio.AioRpcError as error:
         code: grpc.StatusCode = error.code()
         return code

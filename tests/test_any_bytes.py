@@ -14,14 +14,15 @@ from google.protobuf.message import Message
 
 from tests import calls
 from tests.suite import Cluster, DiskServer, Keys, Suite, built_services, suite
-from tests.test_tenancy import cases, owned  # noqa: F401 (a fixture)
+from tests.tenancy_cases import webhooks
+from tests.test_tenancy import cases, owned, rows_for  # noqa: F401 (a fixture)
 
 TOTAL = 3000  # of `make test`; each rpc gets its share
 SEED = 20261120
 UNDECLARED = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED}
 UNARY = {
-    calls.name_of(method): method
-    for method in calls.methods_of(built_services())
+    name: method
+    for name, method in calls.served_by(built_services()).items()
     if not method.client_streaming and not method.server_streaming
 }
 _TEXTS = (
@@ -38,7 +39,7 @@ _DOUBLES = (0.0, -0.0, 1.0, 0.8, 1e308, -1e308, 5e-324, math.nan, math.inf, -mat
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
     async with suite(cluster, keys, disk) as made:
-        made.overrides["max_deadline_seconds"] = 2.0
+        made.overrides |= webhooks.SETTINGS | {"max_deadline_seconds": 2.0}
         await made.serve(*built_services())
         yield made
 
@@ -137,7 +138,7 @@ MAKERS: tuple[Callable[[MethodDescriptor, Message, random.Random], bytes], ...] 
 @pytest.mark.parametrize("name", sorted(UNARY.keys() & cases().keys()))
 async def test_random_requests_get_a_declared_answer(house: Suite, owned: Any, name: str) -> None:  # noqa: F811
     method = UNARY[name]
-    [valid] = cases()[name].requests(owned[name.split(".")[1]])
+    [valid] = cases()[name].requests(rows_for(name, owned))
     client = house.client("ada", cases()[name].owner_role)
     chance = random.Random(f"{SEED} {name}")
     several = asyncio.Semaphore(4)
@@ -145,7 +146,7 @@ async def test_random_requests_get_a_declared_answer(house: Suite, owned: Any, n
     async def ask(make: Callable[[MethodDescriptor, Message, random.Random], bytes]) -> None:
         data = make(method, valid, chance)
         async with several:
-            code = await calls.send_bytes(client, method, data)
+            code = await calls.send_bytes(client, method, data, calls.service_of(name))
         assert code not in UNDECLARED, f"{code.name} for {data!r}"
 
     share = max(8, TOTAL // len(UNARY) // len(MAKERS))
@@ -156,13 +157,14 @@ async def test_random_requests_get_a_declared_answer(house: Suite, owned: Any, n
 @pytest.mark.parametrize("name", sorted({name.rpartition(".")[0]: name for name in sorted(UNARY)}.values()))
 async def test_more_than_4_mib_is_refused_before_it_is_read(house: Suite, name: str) -> None:
     client = house.client("ada")
-    code = await calls.send_bytes(client, UNARY[name], bytes(4 * 1024 * 1024 + 1))
+    code = await calls.send_bytes(client, UNARY[name], bytes(4 * 1024 * 1024 + 1), calls.service_of(name))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("name", sorted(UNARY))
 async def test_an_empty_request_gets_a_declared_answer(house: Suite, name: str) -> None:
-    assert await calls.send_bytes(house.client("ada"), UNARY[name], b"") not in UNDECLARED
+    code = await calls.send_bytes(house.client("ada"), UNARY[name], b"", calls.service_of(name))
+    assert code not in UNDECLARED
 
 
 async def test_a_method_that_does_not_exist_is_unimplemented(house: Suite) -> None:

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from shared.protos import Words
+from tests.schema_words.webhooks import WORDS as WEBHOOK_WORDS
 from tests.suite import ROOT, TEMPLATE, Cluster, built_services
 
 SERVICES = built_services()
@@ -126,7 +127,7 @@ def machine_words(machine: Mapping[str, Collection[str]]) -> set[str]:
 
 def declared(service: str) -> list[tuple[str, str, Any, Words | None]]:
     """(table, column, machine or set of words in rules.py, enum words) of every column of words."""
-    return importlib.import_module(f"tests.schema_words.{service}").WORDS
+    return [*importlib.import_module(f"tests.schema_words.{service}").WORDS, *WEBHOOK_WORDS]
 
 
 @pytest.mark.parametrize("service", SERVICES)

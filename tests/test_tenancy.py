@@ -14,17 +14,16 @@ import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2
 from atelier.common.v1 import policy_pb2
-from google.protobuf.descriptor import MethodDescriptor
 
 from shared import server
 from tests import calls
 from tests.assets import flows
 from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, built_services, suite
-from tests.tenancy_cases import Case
+from tests.tenancy_cases import Case, webhooks
 
 CANARY = "canary-4d9e"
 SERVICES = built_services()
-METHODS = {calls.name_of(method): method for method in calls.methods_of(SERVICES)}
+METHODS = calls.served_by(SERVICES)
 # The same name in another role is another owner; so is a name that begins with the owner's.
 OTHERS = [("bob", "user"), ("ada2", "user"), ("ada", "vendor"), ("ada", "anonymous")]
 
@@ -38,12 +37,16 @@ MODULES = {
 
 
 def cases() -> dict[str, Case]:
-    return {name: case for module in MODULES.values() for name, case in module.CASES.items()}
+    own = {name: case for module in MODULES.values() for name, case in module.CASES.items()}
+    for service in MODULES:
+        own |= {f"{service}/{name}": case for name, case in webhooks.CASES.items()}
+    return own
 
 
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
     async with suite(cluster, keys, disk) as made:
+        made.overrides |= webhooks.SETTINGS
         await made.serve(*SERVICES)
         yield made
 
@@ -51,7 +54,19 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 @pytest.fixture(scope="module")
 async def owned(house: Suite) -> Mapping[str, Any]:
     """Rows of ada in every service."""
-    return {name: await module.prepare(house, house.client("ada"), CANARY) for name, module in MODULES.items()}
+    ada = house.client("ada")
+    rows = {name: await module.prepare(house, ada, CANARY) for name, module in MODULES.items()}
+    return rows | {webhooks_of(name): await webhooks.prepare(name, house, ada, CANARY) for name in MODULES}
+
+
+def webhooks_of(service: str) -> str:
+    return f"webhooks of {service}"
+
+
+def rows_for(name: str, owned: Mapping[str, Any]) -> Any:
+    """What `prepare` made for the case of this name."""
+    service = calls.service_of(name)
+    return owned[webhooks_of(service) if "/" in name else service]
 
 
 def rows_of_ada(house: Suite) -> dict[str, list[Any]]:
@@ -67,9 +82,9 @@ def rows_of_ada(house: Suite) -> dict[str, list[Any]]:
     }
 
 
-async def outcome(client: Client, method: MethodDescriptor, case: Case, owned: Any) -> Any:
+async def outcome(client: Client, name: str, case: Case, owned: Any) -> Any:
     try:
-        return await calls.invoke(client, method, case.requests(owned))
+        return await calls.invoke(client, METHODS[name], case.requests(owned), calls.service_of(name))
     except grpc.aio.AioRpcError as error:
         return error.code()
 
@@ -85,16 +100,15 @@ def test_every_rpc_has_a_case() -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 async def test_only_the_owner_is_served(house: Suite, owned: Mapping[str, Any], name: str) -> None:
     method, case = METHODS[name], cases()[name]
-    rows = owned[name.split(".")[1]]
-    roles = {
-        policy_pb2.Role.Name(role) for role in server.policy_of(f"/{name[: name.rindex('.')]}/{method.name}").roles
-    }
+    rows = rows_for(name, owned)
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    roles = {policy_pb2.Role.Name(role) for role in server.policy_of(path).roles}
     before = rows_of_ada(house)
     for nobody in (house.client(None), house.as_token(house.keys.untrusted_token())):
-        assert await outcome(nobody, method, case, rows) is grpc.StatusCode.UNAUTHENTICATED
+        assert await outcome(nobody, name, case, rows) is grpc.StatusCode.UNAUTHENTICATED
     for turn in ("before the owner's call", "after it"):
         for subject, role in OTHERS:
-            answers = await outcome(house.client(subject, role), method, case, rows)
+            answers = await outcome(house.client(subject, role), name, case, rows)
             who = f"{role}:{subject} {turn}"
             assert CANARY.encode() not in shown(answers), f"{who} was shown the owner's data"
             assert b"user:ada" not in shown(answers).replace(b"user:ada2", b""), f"{who} was shown the owner's row"
@@ -106,7 +120,7 @@ async def test_only_the_owner_is_served(house: Suite, owned: Mapping[str, Any], 
                 assert isinstance(answers, list) and case.others(answers), f"{who}: {answers}"
         if turn == "before the owner's call":
             assert rows_of_ada(house) == before, "another owner changed the rows"
-            served = await outcome(house.client("ada", case.owner_role), method, case, rows)
+            served = await outcome(house.client("ada", case.owner_role), name, case, rows)
             if case.owner is grpc.StatusCode.OK:
                 assert isinstance(served, list), f"the owner isn't served: {served}"
             else:

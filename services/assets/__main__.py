@@ -8,18 +8,22 @@ from datetime import timedelta
 from typing import Any
 
 from atelier.assets.v1 import (
+    asset_pb2,
     asset_pb2_grpc,
     backfill_pb2_grpc,
+    document_pb2,
     document_pb2_grpc,
     duplicate_pb2_grpc,
     import_pb2_grpc,
     provenance_pb2_grpc,
+    render_pb2,
     render_pb2_grpc,
     resumable_pb2_grpc,
     style_pb2_grpc,
     upload_pb2_grpc,
     variant_pb2_grpc,
 )
+from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.assets import (
     assets,
@@ -37,7 +41,7 @@ from services.assets import (
 )
 from services.assets.presets import Presets
 from services.assets.verifying import Verifier
-from shared import jobs, main, server
+from shared import jobs, main, server, webhooks
 from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool, Limits
@@ -46,6 +50,11 @@ from shared.settings import Settings
 from shared.storage import Storage
 
 NAME = "assets"
+EVENTS = webhooks.EventTypes(
+    NAME,
+    {"asset": asset_pb2.Asset, "variant": asset_pb2.Variant, "document": document_pb2.Document,
+     "comparison": render_pb2.Comparison},
+)  # fmt: skip
 
 
 class Parts:
@@ -72,7 +81,8 @@ class Parts:
 async def service(name: str, settings: Settings) -> AsyncIterator[server.Service]:
     parts = Parts(name, settings)
     stream = EventStream(parts.db)
-    servicers = _servicers(parts, stream)
+    hooks = webhooks.WebhookService(parts.db, settings, EVENTS)
+    servicers = [(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks), *_servicers(parts, stream)]
     await parts.db.open()
     stream.start()
     try:
@@ -85,6 +95,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
             )
     finally:
         await stream.close()
+        await hooks.close()
         await parts.close()
         await parts.db.close()
 
@@ -128,7 +139,7 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets).run)
     try:
         async with p.outbound:
-            await main.work(db, queue, settings)
+            await main.work(db, queue, settings, EVENTS)
     finally:
         await p.close()
 

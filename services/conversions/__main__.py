@@ -6,12 +6,21 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from atelier.conversions.v1 import analysis_pb2_grpc, conversion_pb2_grpc, generation_pb2_grpc, job_pb2_grpc
+from atelier.conversions.v1 import (
+    analysis_pb2,
+    analysis_pb2_grpc,
+    conversion_pb2,
+    conversion_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    job_pb2_grpc,
+)
+from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.conversions import analyses, conversions, generations, job_service, jobs, outside
 from services.conversions.making import Workshop
 from services.conversions.provider_local import LocalProvider
-from shared import main, server
+from shared import main, server, webhooks
 from shared.calls import Peers
 from shared.db import Database
 from shared.events import EventStream
@@ -20,6 +29,14 @@ from shared.jobs import JobQueue
 from shared.settings import Settings
 
 NAME = "conversions"
+EVENTS = webhooks.EventTypes(
+    NAME,
+    {
+        "conversion": conversion_pb2.Conversion,
+        "generation": generation_pb2.Generation,
+        "analysis": analysis_pb2.Analysis,
+    },
+)
 
 
 @asynccontextmanager
@@ -35,6 +52,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     add_analysis = analysis_pb2_grpc.add_AnalysisServiceServicer_to_server
     add_conversion = conversion_pb2_grpc.add_ConversionServiceServicer_to_server
     add_generation = generation_pb2_grpc.add_GenerationServiceServicer_to_server
+    hooks = webhooks.WebhookService(db, settings, EVENTS)
     await db.open()
     stream.start()
     try:
@@ -45,12 +63,14 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(add_generation, generation_service),
                 functools.partial(add_analysis, analysis_service),
                 functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, records),
+                functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
             ],
             ready=db.ready,
             drain=stream.drain,
         )
     finally:
         await stream.close()
+        await hooks.close()
         await peers.close()
         await db.close()
 
@@ -70,7 +90,7 @@ async def work(name: str, settings: Settings) -> None:
         queue.task(noun.release_task, jobs.RELEASE_QUEUE, functools.partial(workshop.release, noun))
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(main.work(db, queue, settings))
+            group.create_task(main.work(db, queue, settings, EVENTS))
             group.create_task(outside.reap_leases(db, queue, settings.job_lease_seconds / 3))
     finally:
         await peers.close()

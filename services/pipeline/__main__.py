@@ -6,16 +6,38 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from atelier.pipeline.v1 import log_pb2_grpc, phase_pb2_grpc, price_book_pb2_grpc, product_pb2_grpc, review_pb2_grpc
+from atelier.pipeline.v1 import (
+    log_pb2,
+    log_pb2_grpc,
+    phase_pb2,
+    phase_pb2_grpc,
+    price_book_pb2_grpc,
+    product_pb2,
+    product_pb2_grpc,
+    result_pb2,
+    review_pb2,
+    review_pb2_grpc,
+)
+from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.pipeline import logs, phases, preparing, price_book, products, progress, reviews, runner
-from shared import jobs, main, server
+from shared import jobs, main, server, webhooks
 from shared.calls import Peers
 from shared.db import Database
 from shared.events import EventStream
 from shared.settings import Settings
 
 NAME = "pipeline"
+EVENTS = webhooks.EventTypes(
+    NAME,
+    {
+        "product": product_pb2.Product,
+        "phase": phase_pb2.Phase,
+        "result": result_pb2.PhaseResult,
+        "review": review_pb2.Review,
+        "log": log_pb2.LogEntry,
+    },
+)
 
 
 @asynccontextmanager
@@ -23,6 +45,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     db = Database(settings, name)
     stream = EventStream(db)
     peers = Peers(settings, name)
+    hooks = webhooks.WebhookService(db, settings, EVENTS)
     flows = progress.Progress(jobs.JobQueue(db))
     register = [
         functools.partial(
@@ -35,6 +58,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         functools.partial(
             price_book_pb2_grpc.add_PriceBookServiceServicer_to_server, price_book.PriceBookService(db)
         ),
+        functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
     ]  # fmt: skip
     await db.open()
     stream.start()
@@ -42,6 +66,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         yield server.Service(name=name, register=register, ready=db.ready, drain=stream.drain)
     finally:
         await stream.close()
+        await hooks.close()
         await peers.close()
         await db.close()
 
@@ -55,7 +80,7 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(progress.TASK, progress.QUEUE, runner.PhaseRunner(db, flows, peers).run)
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(main.work(db, queue, settings))
+            group.create_task(main.work(db, queue, settings, EVENTS))
             group.create_task(runner.reap_leases(db, settings.job_lease_seconds / 3))
     finally:
         await peers.close()

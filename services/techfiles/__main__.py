@@ -6,11 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.techfiles.v1 import collection_pb2_grpc, tech_file_pb2_grpc, tech_pack_pb2_grpc
+from atelier.techfiles.v1 import (
+    collection_pb2,
+    collection_pb2_grpc,
+    tech_file_pb2,
+    tech_file_pb2_grpc,
+    tech_pack_pb2,
+    tech_pack_pb2_grpc,
+)
+from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.techfiles import collections, exports, file_service, orchestrator, packs
 from services.techfiles.assets import Assets, Shown
-from shared import jobs, main, server
+from shared import jobs, main, server, webhooks
 from shared.calls import Peers
 from shared.db import Database
 from shared.events import EventStream
@@ -18,6 +26,15 @@ from shared.imaging import ImagingPool
 from shared.settings import Settings
 
 NAME = "techfiles"
+EVENTS = webhooks.EventTypes(
+    NAME,
+    {
+        "tech_file": tech_file_pb2.TechFile,
+        "collection": collection_pb2.Collection,
+        "run": tech_pack_pb2.TechPackRun,
+        "export": tech_pack_pb2.Export,
+    },
+)
 
 
 @asynccontextmanager
@@ -31,6 +48,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     file_servicer = file_service.TechFileService(db, stream, assets, shown)
     collection_servicer = collections.CollectionService(db, shown)
     pack_servicer = packs.TechPackService(db, stream, jobs.JobQueue(db), assets, shown)
+    hooks = webhooks.WebhookService(db, settings, EVENTS)
     await db.open()
     stream.start()
     try:
@@ -40,12 +58,14 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(tech_file_pb2_grpc.add_TechFileServiceServicer_to_server, file_servicer),
                 functools.partial(collection_pb2_grpc.add_CollectionServiceServicer_to_server, collection_servicer),
                 functools.partial(tech_pack_pb2_grpc.add_TechPackServiceServicer_to_server, pack_servicer),
+                functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
             ],
             ready=db.ready,
             drain=stream.drain,
         )
     finally:
         await stream.close()
+        await hooks.close()
         await peers.close()
         await storage.close()
         await db.close()
@@ -61,7 +81,7 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(exports.TASK, exports.QUEUE, exporter.run)
     queue.task(orchestrator.TASK, orchestrator.QUEUE, orchestrator.Orchestrator(db, peers, exporter).run)
     try:
-        await main.work(db, queue, settings)
+        await main.work(db, queue, settings, EVENTS)
     finally:
         await peers.close()
         await pool.close()

@@ -100,3 +100,107 @@ CREATE POLICY reaping ON attempts TO {service}_worker USING (true);
 ALTER TABLE alembic_version ENABLE ROW LEVEL SECURITY;
 ALTER TABLE alembic_version FORCE ROW LEVEL SECURITY;
 CREATE POLICY migrating ON alembic_version TO {service}_owner USING (true);
+
+-- Webhooks: where an owner's events are sent. `failing_since` is the first failure since the last success.
+-- `replay_from` to `replay_to`: positions that the dispatcher walks once more for this endpoint.
+CREATE TABLE webhook_endpoints (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    created_by text NOT NULL,
+    url text NOT NULL,
+    description text NOT NULL,
+    event_types text[] NOT NULL,
+    state text NOT NULL DEFAULT 'enabled',
+    disable_reason text NOT NULL DEFAULT '',
+    disabled_at timestamptz,
+    failing_since timestamptz,
+    last_error_class text NOT NULL DEFAULT '',
+    replay_from bigint,
+    replay_to bigint,
+    version bigint NOT NULL DEFAULT 1,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT webhook_endpoints_pkey PRIMARY KEY (id),
+    CONSTRAINT webhook_endpoints_owner_id UNIQUE (owner, id),
+    CONSTRAINT webhook_endpoints_state CHECK (state IN ('enabled', 'disabled')),
+    CONSTRAINT webhook_endpoints_disabled CHECK ((state = 'disabled') = (disabled_at IS NOT NULL))
+);
+CREATE INDEX webhook_endpoints_owner ON webhook_endpoints (owner, created_at DESC, id DESC);
+CREATE INDEX webhook_endpoints_replay ON webhook_endpoints (id) WHERE replay_from IS NOT NULL;
+
+-- What signs. A secret must be readable to sign with, so it stands here as it is, behind row-level security; a backup of
+-- the database holds it, too. `version` is the endpoint's that it came with.
+CREATE TABLE webhook_secrets (
+    owner text NOT NULL,
+    endpoint_id uuid NOT NULL,
+    version bigint NOT NULL,
+    secret text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    CONSTRAINT webhook_secrets_pkey PRIMARY KEY (owner, endpoint_id, version),
+    CONSTRAINT webhook_secrets_endpoint FOREIGN KEY (owner, endpoint_id)
+        REFERENCES webhook_endpoints (owner, id) ON DELETE CASCADE
+);
+
+-- One event for one endpoint: the work and its log. While an attempt runs, `next_attempt_at` is when it counts as lost.
+CREATE TABLE webhook_deliveries (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    endpoint_id uuid NOT NULL,
+    position bigint, -- of the event; a test event has none
+    event_type text NOT NULL,
+    body text NOT NULL,
+    state text NOT NULL DEFAULT 'pending',
+    attempts integer NOT NULL DEFAULT 0,
+    attempts_in_turn integer NOT NULL DEFAULT 0, -- since it was made or replayed: decides the pause
+    turn_began_at timestamptz NOT NULL DEFAULT now(),
+    last_attempt_at timestamptz,
+    next_attempt_at timestamptz DEFAULT now(),
+    status_code integer NOT NULL DEFAULT 0,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    response_excerpt text NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id),
+    CONSTRAINT webhook_deliveries_endpoint FOREIGN KEY (owner, endpoint_id)
+        REFERENCES webhook_endpoints (owner, id) ON DELETE CASCADE,
+    CONSTRAINT webhook_deliveries_state CHECK (state IN ('pending', 'delivered', 'failed')),
+    CONSTRAINT webhook_deliveries_ended CHECK ((state = 'pending') = (ended_at IS NULL)),
+    CONSTRAINT webhook_deliveries_due CHECK ((state = 'pending') = (next_attempt_at IS NOT NULL))
+);
+-- An event goes to an endpoint once, also if it is replayed.
+CREATE UNIQUE INDEX webhook_deliveries_event ON webhook_deliveries (endpoint_id, position) WHERE position IS NOT NULL;
+CREATE INDEX webhook_deliveries_next ON webhook_deliveries (endpoint_id, next_attempt_at) WHERE state = 'pending';
+CREATE INDEX webhook_deliveries_log ON webhook_deliveries (owner, endpoint_id, created_at DESC, id DESC);
+CREATE INDEX webhook_deliveries_ended_at ON webhook_deliveries (ended_at) WHERE ended_at IS NOT NULL;
+
+-- One row: up to which position events were made into deliveries.
+CREATE TABLE webhook_cursor (
+    only_row boolean NOT NULL DEFAULT true,
+    position bigint NOT NULL DEFAULT 0,
+    CONSTRAINT webhook_cursor_pkey PRIMARY KEY (only_row),
+    CONSTRAINT webhook_cursor_one_row CHECK (only_row)
+);
+INSERT INTO webhook_cursor DEFAULT VALUES;
+
+ALTER TABLE webhook_endpoints ENABLE ROW LEVEL SECURITY;
+ALTER TABLE webhook_endpoints FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON webhook_endpoints TO {service}_app, {service}_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY delivering ON webhook_endpoints TO {service}_worker USING (true);
+
+ALTER TABLE webhook_secrets ENABLE ROW LEVEL SECURITY;
+ALTER TABLE webhook_secrets FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON webhook_secrets TO {service}_app, {service}_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY;
+ALTER TABLE webhook_deliveries FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON webhook_deliveries TO {service}_app, {service}_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY delivering ON webhook_deliveries TO {service}_worker USING (true);
+
+ALTER TABLE webhook_cursor ENABLE ROW LEVEL SECURITY;
+ALTER TABLE webhook_cursor FORCE ROW LEVEL SECURITY;
+CREATE POLICY dispatching ON webhook_cursor TO {service}_worker USING (true);

@@ -1,0 +1,67 @@
+"""What events are called, and what is sent of them. Both follow from the event alone."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+PING = "webhook.ping"
+
+
+class EventTypes:
+    """A service's types: `<service>.<subject>.<change>`. `subjects`: what each subject's events carry.
+
+    The change is the state that the subject is in after it; for a subject without states `created` or `updated`. One
+    that is in the trash is `deleted`, one that is put away `archived`, whatever its state.
+    """
+
+    def __init__(self, service: str, subjects: Mapping[str, type[Message]]) -> None:
+        self._service = service
+        self.subjects = subjects
+        self.messages = {
+            f"{service}.{subject}.{change}": message.DESCRIPTOR.full_name
+            for subject, message in subjects.items()
+            for change in _changes(message)
+        }
+
+    def name(self, subject: str, version: int, message: Message) -> str:
+        return f"{self._service}.{subject}.{_change(message, version)}"
+
+
+def _changes(message: type[Message]) -> Iterator[str]:
+    fields: Any = message.DESCRIPTOR.fields_by_name
+    yield from (word for name, word in _PUT_AWAY.items() if name in fields)
+    yield from _states(fields["state"]).values() if "state" in fields else ("created", "updated")
+
+
+def _change(message: Any, version: int) -> str:
+    fields = message.DESCRIPTOR.fields_by_name
+    for name, word in _PUT_AWAY.items():
+        if name in fields and message.HasField(name):
+            return word
+    if "state" in fields:
+        return _states(fields["state"])[message.state]
+    return "created" if version == 1 else "updated"
+
+
+_PUT_AWAY = {"delete_time": "deleted", "archive_time": "archived"}
+
+
+def _states(field: Any) -> dict[int, str]:
+    """The enum's words but the first: ASSET_STATE_READY is 'ready'."""
+    names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
+    prefix = names[0].removesuffix("UNSPECIFIED")
+    return {number: name.removeprefix(prefix).lower() for number, name in names.items() if number}
+
+
+def body_of(name: str, at: datetime, message: Message) -> str:
+    return body(name, at, json_format.MessageToDict(message))
+
+
+def body(name: str, at: datetime, data: Mapping[str, Any]) -> str:
+    """What is sent. It is made once, so that every attempt sends the same."""
+    timestamp = at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({"type": name, "timestamp": timestamp, "data": data}, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,240 @@
+"""Sends what is due. A delivery is claimed for the time that an attempt may take and a lease more; a worker that dies
+between sending and recording leaves it to be sent again, with the same id.
+
+An endpoint has one runner per worker process, which sends a few deliveries at once; an owner and a process have a few
+runners. So a receiver that is slow, or down, delays only what goes to it.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from shared.db import Database
+from shared.events import POLL_SECONDS
+from shared.outbound import Outbound, OutboundFailed, OutboundRefused
+from shared.settings import Settings
+from shared.tasks import wanted
+from shared.webhooks.signing import signed_headers
+
+AT_ONCE = 4  # deliveries to one endpoint
+OF_OWNER = 4  # endpoints of one owner
+RUNNERS = 64
+_ROUNDS = 100  # then another endpoint may have the place
+_FACTOR = 4
+_LONGEST_PAUSE_SECONDS = 8 * 3600.0
+_GONE = 410
+_log = structlog.get_logger("webhooks")
+
+_DUE: LiteralString = """
+    SELECT e.id, e.owner FROM webhook_endpoints e
+    WHERE e.state = 'enabled' AND e.id <> ALL(%(busy)s) AND e.owner <> ALL(%(full)s) AND EXISTS (
+        SELECT FROM webhook_deliveries d
+        WHERE d.endpoint_id = e.id AND d.state = 'pending' AND d.next_attempt_at <= now())
+    ORDER BY random() LIMIT %(limit)s
+"""
+_CLAIM: LiteralString = """
+    WITH endpoint AS (
+        SELECT id, url FROM webhook_endpoints WHERE id = %(endpoint_id)s AND state = 'enabled'
+    ), due AS (
+        SELECT d.id FROM webhook_deliveries d, endpoint
+        WHERE d.endpoint_id = endpoint.id AND d.state = 'pending' AND d.next_attempt_at <= now()
+        ORDER BY d.next_attempt_at, d.id LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
+    )
+    UPDATE webhook_deliveries d
+    SET attempts = d.attempts + 1, attempts_in_turn = d.attempts_in_turn + 1, last_attempt_at = now(),
+        next_attempt_at = now() + %(lease)s
+    FROM due, endpoint WHERE d.id = due.id
+    RETURNING d.id, d.owner, d.endpoint_id, d.body, d.attempts, d.attempts_in_turn, endpoint.url, now() AS at,
+        ARRAY(SELECT s.secret FROM webhook_secrets s
+              WHERE s.owner = d.owner AND s.endpoint_id = d.endpoint_id
+              AND (s.expires_at IS NULL OR s.expires_at > now())
+              ORDER BY s.version DESC) AS secrets
+"""
+# Endpoint before delivery, as those who enable, replay and delete do.
+_HOLD: LiteralString = "SELECT id FROM webhook_endpoints WHERE id = %(endpoint_id)s FOR NO KEY UPDATE"
+_DELIVERED: LiteralString = """
+    UPDATE webhook_deliveries
+    SET state = 'delivered', next_attempt_at = NULL, ended_at = now(), status_code = %(status)s, error_class = '',
+        error_message = '', response_excerpt = %(excerpt)s
+    WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'pending'
+"""
+_WELL: LiteralString = """
+    UPDATE webhook_endpoints SET failing_since = NULL, last_error_class = ''
+    WHERE id = %(endpoint_id)s AND failing_since IS NOT NULL
+"""
+_NOT_DELIVERED: LiteralString = """
+    WITH decided AS (
+        SELECT id, now() + %(pause)s > turn_began_at + %(give_up)s AS over FROM webhook_deliveries
+        WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'pending'
+    )
+    UPDATE webhook_deliveries d
+    SET state = CASE WHEN over THEN 'failed' ELSE 'pending' END, ended_at = CASE WHEN over THEN now() END,
+        next_attempt_at = CASE WHEN over THEN NULL ELSE now() + %(pause)s END, status_code = %(status)s,
+        error_class = %(error_class)s, error_message = %(error_message)s, response_excerpt = %(excerpt)s
+    FROM decided WHERE d.id = decided.id RETURNING decided.over
+"""
+# Given up on, and nothing arrived for as long: the receiver is not there any more.
+_ILL: LiteralString = """
+    WITH decided AS (
+        SELECT id, CASE WHEN %(gone)s THEN 'gone'
+                        WHEN %(over)s AND failing_since < now() - %(give_up)s THEN 'failing' ELSE '' END AS reason
+        FROM webhook_endpoints WHERE id = %(endpoint_id)s AND state = 'enabled'
+    )
+    UPDATE webhook_endpoints e
+    SET failing_since = coalesce(failing_since, now()), last_error_class = %(error_class)s,
+        state = CASE WHEN reason = '' THEN 'enabled' ELSE 'disabled' END, disable_reason = reason,
+        disabled_at = CASE WHEN reason = '' THEN NULL ELSE now() END,
+        version = e.version + CASE WHEN reason = '' THEN 0 ELSE 1 END,
+        updated_at = CASE WHEN reason = '' THEN e.updated_at ELSE now() END
+    FROM decided WHERE e.id = decided.id RETURNING e.state
+"""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    status: int = 0
+    error_class: str = ""
+    error_message: str = ""
+    excerpt: str = ""
+
+
+class Sender:
+    def __init__(self, db: Database, settings: Settings, out: Outbound) -> None:
+        self._db = db
+        self._out = out
+        self._timeout = settings.webhook_timeout_seconds
+        self._lease = timedelta(seconds=self._timeout + settings.job_lease_seconds)
+        self._first_pause = settings.webhook_first_retry_seconds
+        self._give_up = timedelta(hours=settings.webhook_give_up_hours)
+        self._running: dict[UUID, str] = {}
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Looks for endpoints with something due, and gives each a runner."""
+        async with asyncio.TaskGroup() as group:
+            while wanted():
+                self._wake.clear()
+                try:
+                    for endpoint in await self._due():
+                        self._running[endpoint.id] = endpoint.owner
+                        group.create_task(self._serve(endpoint.id, endpoint.owner))
+                except (psycopg.Error, TimeoutError) as error:
+                    _log.warning("webhooks wait for the database", service=self._db.service,
+                                 error=type(error).__name__)  # fmt: skip
+                try:
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    async def _due(self) -> list[Any]:
+        free = RUNNERS - len(self._running)
+        if not free:
+            return []
+        of_owner = Counter(self._running.values())
+        full = [owner for owner, count in of_owner.items() if count >= OF_OWNER]
+        found = []
+        for endpoint in await self._db.system_rows(_DUE, {"busy": list(self._running), "full": full, "limit": free}):
+            of_owner[endpoint.owner] += 1
+            if of_owner[endpoint.owner] <= OF_OWNER:
+                found.append(endpoint)
+        return found
+
+    async def _serve(self, endpoint_id: UUID, owner: str) -> None:
+        """Sends what is due, a few at once, one more whenever one ends."""
+        sending: set[asyncio.Task[None]] = set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_ROUNDS):
+                    claimed = await self._claim(endpoint_id, owner, AT_ONCE - len(sending))
+                    sending |= {group.create_task(self._attempt(delivery)) for delivery in claimed}
+                    if not sending:
+                        return
+                    # Others may come due while slow ones are out.
+                    _, sending = await asyncio.wait(sending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._running[endpoint_id]
+            self._wake.set()
+
+    async def _claim(self, endpoint_id: UUID, owner: str, limit: int) -> list[Any]:
+        try:
+            async with self._db.transaction(owner) as m:
+                return await m.all(_CLAIM, {"endpoint_id": endpoint_id, "limit": limit, "lease": self._lease})
+        except (psycopg.Error, TimeoutError) as error:
+            _log.warning("webhooks wait for the database", service=self._db.service, error=type(error).__name__)
+            return []
+
+    async def _attempt(self, delivery: Any) -> None:
+        try:
+            await self._record(delivery, await self._send(delivery))
+        except Exception as error:  # it comes up again when its lease ends
+            _log.error("webhook could not be recorded", service=self._db.service, delivery=str(delivery.id),
+                       error=type(error).__name__)  # fmt: skip
+
+    async def _send(self, delivery: Any) -> _Outcome:
+        body = delivery.body.encode()
+        headers = signed_headers(delivery.secrets, str(delivery.id), delivery.at, body)
+        try:
+            answer = await self._out.post(delivery.url, body, headers, timeout=self._timeout)
+        except OutboundRefused as refusal:
+            return _Outcome(error_class="REFUSED", error_message=str(refusal))
+        except OutboundFailed as failure:
+            return _Outcome(error_class=failure.error_class, error_message=failure.text)
+        excerpt = "".join(c for c in answer.excerpt.decode("utf-8", "replace") if c.isprintable() or c == "\n")
+        if 200 <= answer.status < 300:
+            return _Outcome(answer.status, excerpt=excerpt)
+        text = f"the receiver answered {answer.status}; only 200 to 299 count as received"
+        return _Outcome(answer.status, "STATUS", text, excerpt)
+
+    async def _record(self, delivery: Any, outcome: _Outcome) -> None:
+        pause = min(self._first_pause * _FACTOR ** (delivery.attempts_in_turn - 1), _LONGEST_PAUSE_SECONDS)
+        parameters: dict[str, Any] = {
+            "id": delivery.id, "endpoint_id": delivery.endpoint_id, "attempts": delivery.attempts,
+            "status": outcome.status, "error_class": outcome.error_class, "error_message": outcome.error_message,
+            "excerpt": outcome.excerpt, "give_up": self._give_up, "gone": outcome.status == _GONE,
+            "pause": timedelta(seconds=pause * random.uniform(0.9, 1.1)),  # so that those that failed together part
+        }  # fmt: skip
+        async with self._db.transaction(delivery.owner) as m:
+            await m.run(_HOLD, parameters)
+            if not outcome.error_class:
+                await m.run(_DELIVERED, parameters)
+                await m.run(_WELL, parameters)
+                return
+            decided = await m.one(_NOT_DELIVERED, parameters)
+            if decided is None:
+                return  # another attempt has it, or it is deleted
+            endpoint = await m.one(_ILL, {**parameters, "over": decided.over})
+        if endpoint and endpoint.state == "disabled":
+            _log.warning("webhook endpoint disabled", service=self._db.service, endpoint=str(delivery.endpoint_id),
+                         error=outcome.error_class, status=outcome.status)  # fmt: skip
+
+
+async def prune(db: Database, settings: Settings, chunk: int = 5000) -> int:
+    """Forgets deliveries past their time, and those that wait for an endpoint disabled as long. Returns how many."""
+    total = 0
+    age = {"age": timedelta(days=settings.webhook_log_days), "chunk": chunk}
+    while True:
+        async with db.transaction("") as m:
+            gone = await m.all(
+                """DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY(
+                       SELECT id FROM webhook_deliveries WHERE ended_at < now() - %(age)s
+                       UNION ALL
+                       SELECT d.id FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint_id
+                       WHERE d.state = 'pending' AND e.disabled_at < now() - %(age)s
+                       LIMIT %(chunk)s))
+                   RETURNING 1 AS n""",
+                age,
+            )
+        total += len(gone)
+        if len(gone) < chunk:
+            return total

@@ -1,0 +1,204 @@
+"""Endpoints: what may be saved, what is shown of it, and what a repeat, an old etag or a limit answers."""
+
+import asyncio
+import importlib
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from atelier.webhooks.v1 import webhook_pb2 as pb
+from google.rpc import error_details_pb2
+
+from shared.settings import Settings
+from shared.webhooks.service import MAX_ENDPOINTS
+from tests import calls
+from tests.receiver import receiving
+from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, built_services, suite
+from tests.webhooks import flows
+
+URL = "https://127.0.0.1:18443/hook"
+NEVER = "0190f3c0-0000-7000-8000-000000000000"
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.fixture(scope="module")
+async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    """Webhooks as they are by default, but for one network."""
+    async with suite(cluster, keys, disk) as made:
+        made.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
+        await made.serve("assets")
+        yield made
+
+
+async def refused(client: Client, **fields: Any) -> calls.Refusal:
+    return await calls.refusal(flows.stub(client).CreateEndpoint(pb.CreateEndpointRequest(**fields)))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://example.com/", "ftp://example.com/", "https://user:opensesame@example.com/", "https://10.0.0.1/",
+     "https://169.254.169.254/latest/meta-data", "https://[::1]/", "https://[::ffff:10.0.0.1]/",
+     "https://2130706433/", "https://example.com:22/", "https://example.com/#x", "nonsense"],
+)  # fmt: skip
+async def test_a_url_inside_or_oddly_spelled_is_not_saved(house: Suite, url: str) -> None:
+    cyd = house.client("cyd")
+    for refusal in (await refused(cyd, url=url), await update_to(cyd, url)):
+        assert (refusal.code, refusal.fields, refusal.reason) == (INVALID, ["url"], "INVALID_FIELD")
+        assert "opensesame" not in refusal.text
+
+
+async def update_to(client: Client, url: str) -> calls.Refusal:
+    made = await flows.create(client, URL)
+    stub = flows.stub(client)
+    request = pb.UpdateEndpointRequest(endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=url)
+    refusal = await calls.refusal(stub.UpdateEndpoint(request))
+    assert (await flows.get(client, made.endpoint.id)).url == URL
+    await stub.DeleteEndpoint(pb.DeleteEndpointRequest(endpoint_id=made.endpoint.id))
+    return refusal
+
+
+async def test_saving_connects_to_nobody(house: Suite) -> None:
+    async with receiving() as canary:
+        await flows.create(house.client("dan"), f"https://127.0.0.1:{canary.port}/")
+        assert canary.connections == 0
+
+
+async def test_a_type_that_does_not_exist_is_refused_with_those_that_do(house: Suite) -> None:
+    ada = house.client("ada")
+    refusal = await refused(ada, url=URL, event_types=["assets.asset.ready", "assets.asset.eaten"])
+    assert (refusal.code, refusal.fields) == (INVALID, ["event_types[1]"])
+    known = await flows.stub(ada).ListEventTypes(pb.ListEventTypesRequest())
+    names = [known.name for known in known.event_types]
+    assert all(name in refusal.text for name in names)
+    assert {"assets.asset.ready", "assets.asset.deleted", "assets.variant.failed"} <= set(names)
+    assert names == sorted(set(names)) and "assets.asset.unspecified" not in names
+    by_name = {known.name: known.data_message for known in known.event_types}
+    assert by_name["assets.asset.ready"] == "atelier.assets.v1.Asset"
+
+
+async def test_the_secret_is_shown_once(house: Suite) -> None:
+    ada = house.client("ada")
+    made = await flows.create(ada, URL, description="for the shop", request_id="create once")
+    assert made.secret.startswith("whsec_") and len(made.secret) == 50
+    again = await flows.create(ada, URL, description="for the shop", request_id="create once")
+    assert again == made
+    for answer in (
+        await flows.get(ada, made.endpoint.id),
+        await flows.stub(ada).ListEndpoints(pb.ListEndpointsRequest()),
+        await flows.stub(ada).EnableEndpoint(pb.EnableEndpointRequest(endpoint_id=made.endpoint.id)),
+    ):
+        assert made.secret not in str(answer)
+    stored = house.sql("SELECT answer FROM assets.requests")
+    assert stored and not any(made.secret.encode() in bytes(answer) for (answer,) in stored)
+    told = house.sql("SELECT payload FROM assets.events")
+    assert not any(made.secret.encode() in bytes(payload) for (payload,) in told)
+
+
+async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: Suite) -> None:
+    ada = house.client("ada")
+    stub = flows.stub(ada)
+    made = (await flows.create(ada, URL, "assets.asset.ready", description="old")).endpoint
+    assert (made.owner, made.created_by, made.state) == ("user:ada", "ada", pb.ENDPOINT_STATE_ENABLED)
+    change = pb.UpdateEndpointRequest(
+        endpoint_id=made.id, etag=made.etag, update_mask={"paths": ["description", "event_types"]}, description="new",
+        url="https://ignored.example/",
+    )  # fmt: skip
+    changed = (await stub.UpdateEndpoint(change)).endpoint
+    assert (changed.description, list(changed.event_types), changed.url) == ("new", [], URL)
+    late = await calls.refusal(stub.UpdateEndpoint(change))
+    assert (late.code, late.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    for paths in ([], ["state"], ["url", "secret"]):
+        wrong = pb.UpdateEndpointRequest(endpoint_id=made.id, update_mask={"paths": paths})
+        assert (await calls.refusal(stub.UpdateEndpoint(wrong))).fields == ["update_mask"]
+
+
+async def test_what_is_not_there_is_not_found(house: Suite) -> None:
+    ada = house.client("ada")
+    stub = flows.stub(ada)
+    asked = [
+        (stub.GetEndpoint(pb.GetEndpointRequest(endpoint_id=NEVER)), "webhook endpoint"),
+        (stub.DeleteEndpoint(pb.DeleteEndpointRequest(endpoint_id=NEVER)), "webhook endpoint"),
+        (stub.EnableEndpoint(pb.EnableEndpointRequest(endpoint_id=NEVER)), "webhook endpoint"),
+        (stub.ListDeliveries(pb.ListDeliveriesRequest(endpoint_id=NEVER)), "webhook endpoint"),
+        (stub.GetDelivery(pb.GetDeliveryRequest(delivery_id=NEVER)), "webhook delivery"),
+        (stub.ReplayDelivery(pb.ReplayDeliveryRequest(delivery_id=NEVER)), "webhook delivery"),
+    ]
+    for call, kind in asked:
+        refusal = await calls.refusal(call)
+        assert refusal.code is grpc.StatusCode.NOT_FOUND
+        assert refusal.detail(error_details_pb2.ResourceInfo).resource_type == kind
+
+
+async def test_a_disabled_endpoint_takes_no_orders(house: Suite) -> None:
+    ada = house.client("ada")
+    stub = flows.stub(ada)
+    made = (await flows.create(ada, URL)).endpoint
+    ping = await stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.id))
+    await stub.DisableEndpoint(pb.DisableEndpointRequest(endpoint_id=made.id))
+    for call in (
+        stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.id)),
+        stub.ReplayDelivery(pb.ReplayDeliveryRequest(delivery_id=ping.delivery.id)),
+        stub.ReplaySince(pb.ReplaySinceRequest(endpoint_id=made.id, since=made.create_time)),
+    ):
+        refusal = await calls.refusal(call)
+        assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION and "enable it first" in refusal.text
+
+
+async def test_an_anonymous_caller_may_not(house: Suite) -> None:
+    refusal = await refused(house.client("x", "anonymous"), url=URL)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
+    for role in ("vendor", "admin"):
+        assert (await flows.create(house.client("x", role), URL)).endpoint.owner == f"{role}:x"
+
+
+async def test_an_owner_has_so_many_and_no_more(house: Suite) -> None:
+    eve = house.client("eve")
+    for _ in range(MAX_ENDPOINTS - 2):
+        await flows.create(eve, URL)
+    # Two places, and more who want them at once.
+    answers = await asyncio.gather(*(flows.create(eve, URL) for _ in range(5)), return_exceptions=True)
+    refusals = [calls.refusal_of(a) for a in answers if isinstance(a, grpc.aio.AioRpcError)]
+    assert [(r.code, r.reason) for r in refusals] == [(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")] * 3
+    assert str(MAX_ENDPOINTS) in refusals[0].detail(error_details_pb2.QuotaFailure).violations[0].description
+    pages: list[int] = []
+    token = ""
+    while not pages or token:
+        page = await flows.stub(eve).ListEndpoints(pb.ListEndpointsRequest(page_size=20, page_token=token))
+        pages.append(len(page.endpoints))
+        token = page.next_page_token
+    assert pages == [20, 20, 10]
+
+
+async def test_every_service_serves_its_own_types(atelier: Suite) -> None:
+    await atelier.serve(*built_services())
+    ada = atelier.client("ada")
+    for service in built_services():
+        known = await flows.stub(ada, service).ListEventTypes(pb.ListEventTypesRequest())
+        names = [known.name for known in known.event_types]
+        assert names and all(name.startswith(f"{service}.") for name in names)
+
+
+@pytest.mark.parametrize("service", built_services())
+def test_every_subject_that_is_told_has_types(service: str) -> None:
+    """A subject that `events.publish` names in the sources, but EVENTS doesn't, would never reach a webhook."""
+    sources = "".join(path.read_text() for path in (ROOT / "services" / service).glob("*.py"))
+    told = set(re.findall(r"events\.publish\(\s*m,\s*\"(\w+)\"", sources))
+    told |= set(re.findall(r"jobs\.Noun\(\"(\w+)\"", sources))
+    known = set(importlib.import_module(f"services.{service}.__main__").EVENTS.subjects)
+    assert told == known
+
+
+def test_the_documentation_names_every_type() -> None:
+    text = (ROOT / "docs" / "assets" / "webhooks.md").read_text()
+    for service in built_services():
+        for name in importlib.import_module(f"services.{service}.__main__").EVENTS.messages:
+            prefix, _, change = name.rpartition(".")
+            [line] = [line for line in text.splitlines() if line.startswith(f"| `{prefix}.`")]
+            assert f"`{change}`" in line, name
+
+
+def test_settings_of_webhooks_are_safe_by_default() -> None:
+    settings = Settings()
+    assert settings.outbound_allowed_networks == "" and not settings.webhook_http

@@ -1,0 +1,193 @@
+"""R15: receivers that fail, workers that die: nobody else is delayed, nothing is lost, and the owner sees why."""
+
+import asyncio
+import importlib
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from atelier.webhooks.v1 import webhook_pb2 as pb
+
+from tests.faults.processes import Processes
+from tests.receiver import Reply, Request, receiving, replying
+from tests.suite import Cluster, DiskServer, Keys, Suite
+from tests.webhooks import flows
+from tests.webhooks.flows import assets_in, delivered, ids, verify
+
+
+async def test_what_happens_while_nobody_works_arrives_afterwards(atelier: Suite) -> None:
+    await flows.start(atelier, work=False)
+    ada = atelier.client("ada")
+    async with receiving() as receiver:
+        await flows.create(ada, receiver.url)
+        made = await flows.happen(ada, 3)
+        await atelier.work("assets")
+        await flows.until(lambda: len(receiver.requests) == 3, "what happened before")
+    assert assets_in(receiver) == set(made)
+
+
+async def endless(_request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 X\r\n\r\n")
+    for _ in range(1000):
+        writer.write(b"x" * 65536)
+        await writer.drain()
+
+
+async def silent(_request: Request, writer: asyncio.StreamWriter) -> None:
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "error_class"),
+    [(replying(302, location="http://127.0.0.1:1/"), 302, "STATUS"), (replying(404), 404, "STATUS"),
+     (silent, 0, "TIMEOUT"), (endless, 200, "")],
+)  # fmt: skip
+async def test_the_owner_sees_what_a_receiver_did(atelier: Suite, reply: Reply, status: int, error_class: str) -> None:
+    await flows.start(atelier, webhook_timeout_seconds=0.3, webhook_first_retry_seconds=60)
+    ada = atelier.client("ada")
+    async with receiving(reply) as receiver:
+        made = await flows.create(ada, receiver.url)
+        await flows.happen(ada)
+
+        async def ended() -> Any:
+            [delivery] = await flows.log(ada, made.endpoint.id) or [pb.Delivery()]
+            return delivery if delivery.error_class or delivery.state == pb.DELIVERY_STATE_DELIVERED else None
+
+        delivery = await flows.until(ended, "the end of the attempt")
+        assert (delivery.status_code, delivery.error_class) == (status, error_class)
+        assert len(delivery.response_excerpt) <= 1000
+        assert len(receiver.requests) == 1, "nothing is followed, nothing is hurried"
+
+
+async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
+    await flows.start(atelier, webhook_timeout_seconds=30)
+    ada = atelier.client("ada")
+    async with receiving(silent) as slow, receiving() as quick:
+        await flows.create(ada, slow.url)
+        await flows.create(ada, quick.url)
+        await flows.happen(ada, 12)
+        await flows.until(lambda: len(quick.requests) == 12, "everything at the quick one", 10)
+        await flows.until(lambda: slow.connections == 4, "the few at once that the slow one gets")
+        await flows.happen(ada)
+        await flows.until(lambda: len(quick.requests) == 13, "one more at the quick one")
+        assert slow.connections == 4
+        await atelier.stop_work()
+
+
+async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(atelier: Suite) -> None:
+    await flows.start(atelier, webhook_give_up_hours=0.5 / 3600)
+    ada = atelier.client("ada")
+    async with receiving(replying(503)) as receiver:
+        made = await flows.create(ada, receiver.url)
+
+        async def disabled() -> Any:
+            await flows.happen(ada)
+            endpoint = await flows.get(ada, made.endpoint.id)
+            return endpoint if endpoint.state == pb.ENDPOINT_STATE_DISABLED else None
+
+        endpoint = await flows.until(disabled, "it is disabled")
+        assert (endpoint.disable_reason, endpoint.last_error_class) == (pb.DISABLE_REASON_FAILING, "STATUS")
+        failed = await flows.log(ada, made.endpoint.id, state=pb.DELIVERY_STATE_FAILED)
+        assert failed and all(d.attempts > 1 and not d.HasField("next_attempt_time") for d in failed)
+
+
+async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(atelier: Suite) -> None:
+    """What the operator allowed yesterday is not allowed today: the connection is judged anew."""
+    await flows.start(atelier, work=False)
+    ada = atelier.client("ada")
+    async with receiving() as canary:
+        made = await flows.create(ada, canary.url)
+        await flows.happen(ada)
+        atelier.overrides["outbound_allowed_networks"] = "127.0.0.2/32"
+        await atelier.work("assets")
+
+        async def tried() -> Any:
+            [delivery] = await flows.log(ada, made.endpoint.id) or [pb.Delivery()]
+            return delivery if delivery.error_class else None
+
+        delivery = await flows.until(tried, "an attempt")
+        assert (delivery.error_class, delivery.status_code) == ("REFUSED", 0)
+        await flows.until(
+            lambda: atelier.sql("SELECT 1 FROM assets.webhook_deliveries WHERE attempts > 2"), "more attempts"
+        )
+        assert canary.connections == 0
+
+
+async def test_a_worker_killed_between_sending_and_recording_sends_the_same_again(
+    cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
+) -> None:
+    await flows.start(atelier, work=False)
+    ada = atelier.client("ada")
+    processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
+    settings = {**flows.SETTINGS, "job_lease_seconds": 1}
+    arrived = asyncio.Event()
+
+    async def never_answers(_request: Request, writer: asyncio.StreamWriter) -> None:
+        arrived.set()
+        await writer.wait_closed()
+
+    try:
+        async with receiving(never_answers) as receiver:
+            made = await flows.create(ada, receiver.url)
+            [asset_id] = await flows.happen(ada)
+            worker = processes.work("assets", **settings)
+            async with asyncio.timeout(30):
+                await arrived.wait()
+            worker.signal(signal.SIGKILL)
+            await asyncio.to_thread(worker.popen.wait)
+            [delivery] = await flows.log(ada, made.endpoint.id)
+            assert (delivery.state, delivery.attempts) == (pb.DELIVERY_STATE_PENDING, 1)
+            receiver.reply = replying(200)
+            processes.work("assets", **settings)
+            await flows.until(lambda: len(receiver.requests) == 2, "it again", 30)
+            await flows.until(lambda: delivered(ada, made, 1), "it is recorded")
+        assert len(set(ids(receiver))) == 1 and assets_in(receiver) == {asset_id}
+        verify(made.secret, receiver.requests[1])
+    finally:
+        processes.close()
+
+
+async def test_two_workers_make_one_delivery_of_an_event(atelier: Suite) -> None:
+    await flows.start(atelier)
+    module = importlib.import_module("services.assets.__main__")
+    second = asyncio.create_task(module.work("assets", atelier.settings("assets", "worker")))
+    ada = atelier.client("ada")
+    try:
+        async with receiving() as receiver:
+            made = await flows.create(ada, receiver.url)
+            happened = await flows.happen(ada, 15)
+            await flows.until(lambda: delivered(ada, made, 15), "all")
+        assert len(receiver.requests) == 15 and assets_in(receiver) == set(happened)
+    finally:
+        while not second.done():
+            second.cancel()
+            await asyncio.wait([second], timeout=5)
+
+
+@pytest.mark.faults
+async def test_workers_killed_again_and_again_neither_lose_nor_double_an_event(
+    cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
+) -> None:
+    await flows.start(atelier, work=False)
+    ada = atelier.client("ada")
+    processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
+    settings: dict[str, Any] = {**flows.SETTINGS, "job_lease_seconds": 1}
+    happened: set[str] = set()
+    try:
+        async with receiving() as receiver:
+            made = await flows.create(ada, receiver.url)
+            for _ in range(8):
+                worker = processes.work("assets", **settings)
+                before = len(assets_in(receiver))
+                happened |= set(await flows.happen(ada, 25))
+                await flows.until(lambda before=before: len(assets_in(receiver)) > before, "some arrive", 60)  # type: ignore[misc]
+                worker.signal(signal.SIGKILL)
+                await asyncio.to_thread(worker.popen.wait)
+            processes.work("assets", **settings)
+            await flows.until(lambda: delivered(ada, made, len(happened)), "everything is delivered", 60)
+        assert assets_in(receiver) == happened
+        assert len(set(ids(receiver))) == len(happened), "a repeat has the id of the first"
+        print(f"{len(happened)} events, 8 kills: {len(receiver.requests) - len(happened)} sent more than once")
+    finally:
+        processes.close()
