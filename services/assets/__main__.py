@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import album_pb2_grpc, asset_pb2_grpc, upload_pb2_grpc, variant_pb2_grpc
 
-from services.assets import assets, uploads, variants
+from services.assets import albums, assets, uploads, variants
 from shared import jobs, main, server
 from shared.db import Database
 from shared.events import EventStream
@@ -32,6 +32,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         db, storage, queue, pool, urls, url_life=timedelta(minutes=settings.upload_url_minutes), limits=limits
     )
     variant_service = variants.VariantService(db, queue, urls)
+    album_service = albums.AlbumService(db, storage, urls)
     await db.open()
     stream.start()
     try:
@@ -41,6 +42,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(asset_pb2_grpc.add_AssetServiceServicer_to_server, asset_service),
                 functools.partial(upload_pb2_grpc.add_UploadServiceServicer_to_server, upload_service),
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
+                functools.partial(album_pb2_grpc.add_AlbumServiceServicer_to_server, album_service),
             ],
             ready=db.ready,
             drain=stream.drain,

@@ -33,6 +33,7 @@ _THUMBNAILS = """
     SELECT asset_id, storage_key, mime_type FROM variants
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
+_ALBUMS = "SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s ORDER BY album_id"
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
 
 
@@ -104,6 +105,17 @@ def variant_to_proto(row: Any, urls: Urls | None = None) -> pb.Variant:
     return variant
 
 
+async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, Any]:
+    """Key and type of each asset's thumbnail, as far as the caller may see it and it is ready."""
+    return {row.asset_id: row for row in await db.rows(_THUMBNAILS, {"ids": asset_ids})} if asset_ids else {}
+
+
+async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> list[pb.Asset]:
+    """The rows as the caller may see them; with `urls`, with theirs."""
+    found = await thumbnails(db, [row.id for row in rows]) if urls else {}
+    return [_for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
+
+
 async def publish(m: Mutation, row: Any) -> None:
     await events.publish(m, "asset", row.id, row.version, to_proto(row))
 
@@ -162,6 +174,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
     async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
         row = await self._visible(parse_id(request.asset_id, "asset_id"))
         [asset] = await self._shown([row], request.include_urls)
+        if request.include_albums:
+            held = await self._db.rows(_ALBUMS, {"id": row.id, "owner": auth.current().owner})
+            asset.album_ids.extend(str(each.album_id) for each in held)
         return pb.GetAssetResponse(asset=asset)
 
     async def BatchGetAssets(self, request: pb.BatchGetAssetsRequest, context: Any) -> pb.BatchGetAssetsResponse:
@@ -280,18 +295,14 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
         return await self._db.mutate(request, pb.ReleaseReferencesResponse, work)
 
+    async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Asset]:
+        return await shown(self._db, rows, self._urls if with_urls else None)
+
     async def _visible(self, asset_id: UUID) -> Any:
         row = await self._db.row(_GET, {"id": asset_id})
         if row is None:
             raise errors.not_found("asset", asset_id)
         return row
-
-    async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Asset]:
-        if not with_urls or not rows:
-            return [_for_caller(to_proto(row)) for row in rows]
-        found = await self._db.rows(_THUMBNAILS, {"ids": [row.id for row in rows]})
-        thumbnails = {row.asset_id: row for row in found}
-        return [_for_caller(to_proto(row, self._urls, thumbnails.get(row.id))) for row in rows]
 
     async def _apply(self, m: Mutation, row: Any, request: pb.UpdateAssetRequest, move: Move) -> Any:
         """Writes the masked fields. Returns the new row."""
