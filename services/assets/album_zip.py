@@ -39,6 +39,7 @@ class AlbumZip:
             _File(path, row.id, taken.storage_key, taken.size_bytes, taken.sha256, taken.mime_type)
             for path, row, taken in zip(paths, rows, chosen, strict=True)
         ]
+        self.missing: set[UUID] = set()  # assets whose file had vanished when its turn came
         self.file_name = f"{zips.safe_name(album.name)}.zip"
 
     @property
@@ -57,6 +58,7 @@ class AlbumZip:
                     first = await anext(content, b"")
                 except ObjectNotFound:  # before the first piece, so that nothing of it stands in the archive
                     missing.append(file)
+                    self.missing.add(file.asset_id)
                     continue
                 there.append(file)
                 with archive.open(zips.entry(file.path, file.size, self._album.created_at), "w") as entry:

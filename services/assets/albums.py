@@ -10,7 +10,7 @@ import psycopg
 from atelier.assets.v1 import album_pb2 as pb
 from atelier.assets.v1 import album_pb2_grpc, asset_pb2
 
-from services.assets import album_zip, assets, rules, variants
+from services.assets import album_zip, assets, rules, usage, variants
 from shared import auth, errors, paging
 from shared.db import Database, Mutation
 from shared.errors import Reason
@@ -65,20 +65,22 @@ def to_proto(row: Any, urls: assets.Urls | None = None, thumbnail: Any = None) -
         visibility=asset_pb2.VISIBILITY_PUBLIC if row.public else asset_pb2.VISIBILITY_PRIVATE,
         asset_count=row.asset_count if mine else row.public_count,
         cover_asset_id=str(row.cover) if row.cover else "", create_time=timestamp(row.created_at),
+        etag=str(row.version), update_time=timestamp(row.updated_at),
     )  # fmt: skip
-    if mine:
-        album.etag = str(row.version)
-        album.update_time.CopyFrom(timestamp(row.updated_at))
+    if not mine:  # these would tell of private assets that come and go
+        album.ClearField("etag")
+        album.ClearField("update_time")
     if urls and thumbnail:
         album.cover_url = urls.of(thumbnail.storage_key, thumbnail.mime_type, f"{row.name}.thumb")
     return album
 
 
 class AlbumService(album_pb2_grpc.AlbumServiceServicer):
-    def __init__(self, db: Database, storage: Storage, urls: assets.Urls) -> None:
+    def __init__(self, db: Database, storage: Storage, urls: assets.Urls, usage_log: usage.UsageLog) -> None:
         self._db = db
         self._storage = storage
         self._urls = urls
+        self._usage = usage_log
 
     async def CreateAlbum(self, request: pb.CreateAlbumRequest, context: Any) -> pb.CreateAlbumResponse:
         name = _checked_name(request.name)
@@ -115,7 +117,9 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
             if columns.get("cover_asset_id"):
                 await _check_member(m, album_id, columns["cover_asset_id"])
             settings = ", ".join(f"{name} = %({name})s" for name in columns)
-            statement: Any = f"UPDATE albums SET version = version + 1, updated_at = now(), {settings} WHERE id = %(id)s RETURNING id"
+            statement: Any = (
+                f"UPDATE albums SET {settings}, version = version + 1, updated_at = now() WHERE id = %(id)s RETURNING 1"
+            )
             try:
                 await m.one(statement, {**columns, "id": album_id})
             except psycopg.errors.UniqueViolation:
@@ -193,9 +197,7 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         self, request: pb.DownloadAlbumRequest, context: Any
     ) -> AsyncIterator[pb.DownloadAlbumResponse]:
         if request.variant and request.variant not in variants.PRESETS:
-            raise errors.invalid(
-                "variant", f"is not a preset; there are {', '.join(variants.PRESETS)}, or leave it empty"
-            )
+            raise errors.invalid("variant", f"is not a preset; there are {', '.join(variants.PRESETS)}")
         album = await self._visible(parse_id(request.album_id, "album_id"))
         rows = await self._inside(album, 0, MOST_ASSETS)
         if not rows:
@@ -215,6 +217,8 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         yield pb.DownloadAlbumResponse(head=head)
         async for chunk in archive.chunks(self._storage):
             yield pb.DownloadAlbumResponse(chunk=chunk)
+        about = {"album_id": str(album.id), **({"variant": request.variant} if request.variant else {})}
+        self._usage.note([row for row in rows if row.id not in archive.missing], "download", metadata=about)
 
     async def _visible(self, album_id: UUID) -> Any:
         row = await self._db.row(f"{_ALBUM} WHERE a.id = %(id)s", {"id": album_id, "me": auth.current().owner})

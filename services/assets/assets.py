@@ -11,7 +11,7 @@ from atelier.assets.v1 import asset_pb2_grpc
 from atelier.common.v1 import watch_pb2
 from psycopg.types.json import Jsonb
 
-from services.assets import rules
+from services.assets import rules, usage
 from services.assets.visibility import Move
 from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
@@ -165,15 +165,20 @@ async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> 
 
 
 class AssetService(asset_pb2_grpc.AssetServiceServicer):
-    def __init__(self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls) -> None:
+    def __init__(
+        self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls, usage_log: usage.UsageLog
+    ) -> None:
         self._db = db
         self._stream = stream
         self._storage = storage
         self._urls = urls
+        self._usage = usage_log
 
     async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
         row = await self._visible(parse_id(request.asset_id, "asset_id"))
         [asset] = await self._shown([row], request.include_urls)
+        if request.include_urls and row.state == "ready":
+            self._note([row], "view")
         if request.include_albums:
             held = await self._db.rows(_ALBUMS, {"id": row.id, "owner": auth.current().owner})
             asset.album_ids.extend(str(each.album_id) for each in held)
@@ -205,6 +210,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 raise errors.etag_mismatch("asset", asset_id)
             row = await self._apply(m, row, request, move)
             await publish(m, row)
+            await self._usage.write(m, [row], "update")
             return pb.UpdateAssetResponse(asset=to_proto(row))
 
         try:
@@ -221,7 +227,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         self, request: pb.DownloadAssetRequest, context: Any
     ) -> AsyncIterator[pb.DownloadAssetResponse]:
         asset_id = parse_id(request.asset_id, "asset_id")
-        row = await self._visible(asset_id)
+        asset = row = await self._visible(asset_id)
         if request.variant:
             row = await self._db.row(
                 "SELECT * FROM variants WHERE asset_id = %(id)s AND preset = %(preset)s",
@@ -238,6 +244,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 yield pb.DownloadAssetResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("asset", asset_id) from None
+        self._note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
 
     async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
         start = events.start_of(request, await self._stream.head())
@@ -272,11 +279,14 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                     state = found[asset_id].state
                     raise errors.precondition(f"it is {state}, not ready to be used", subject=f"assets/{asset_id}")
             # The foreign key takes a share lock on the asset: a delete waits, or was first and then this finds none.
-            await m.run(
+            new = await m.all(
                 "INSERT INTO asset_references (owner, asset_id, holder)"
-                " SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING",
+                " SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING RETURNING asset_id",
                 {"owner": m.owner, "ids": ids, "holder": request.holder},
             )
+            if request.conversion_id:
+                used = [found[row.asset_id] for row in new]
+                await self._usage.write(m, used, "use_in_conversion", conversion_id=request.conversion_id)
             return pb.AcquireReferencesResponse(assets=[_for_caller(to_proto(found[i])) for i in ids])
 
         return await self._db.mutate(request, pb.AcquireReferencesResponse, work)
@@ -297,6 +307,11 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
     async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Asset]:
         return await shown(self._db, rows, self._urls if with_urls else None)
+
+    def _note(self, rows: Sequence[Any], action: str, **more: Any) -> None:
+        """What a person does; a service that works for one reads an image as often as it needs to."""
+        if auth.current().service is None:
+            self._usage.note(rows, action, **more)
 
     async def _visible(self, asset_id: UUID) -> Any:
         row = await self._db.row(_GET, {"id": asset_id})

@@ -17,7 +17,7 @@ from atelier.assets.v1 import asset_pb2, upload_pb2_grpc
 from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, rules, variants
+from services.assets import assets, rules, usage, variants
 from services.assets.visibility import belongs
 from shared import auth, errors, imaging, jobs, states
 from shared.db import Database, Mutation, forget_answer
@@ -63,13 +63,14 @@ class Verified:
 class UploadService(upload_pb2_grpc.UploadServiceServicer):
     def __init__(
         self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, urls: assets.Urls,
-        *, url_life: timedelta, limits: Limits,
+        usage_log: usage.UsageLog, *, url_life: timedelta, limits: Limits,
     ) -> None:  # fmt: skip
         self._db = db
         self._storage = storage
         self._queue = queue
         self._pool = pool
         self._urls = urls
+        self._usage = usage_log
         self._url_life = url_life
         self._limits = limits
 
@@ -301,6 +302,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             row = await assets.make_primary(m, row, only_first=True)
         if facts.kind == "image":
             await variants.ask(m, self._queue, row, list(variants.PRESETS), priority=jobs.FRESH)
+        await self._usage.write(m, [row], "upload")
         return row
 
 
