@@ -7,9 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from atelier.assets.v1 import album_pb2_grpc, asset_pb2_grpc, upload_pb2_grpc, usage_pb2_grpc, variant_pb2_grpc
+from atelier.assets.v1 import (
+    album_pb2_grpc,
+    asset_pb2_grpc,
+    search_pb2_grpc,
+    upload_pb2_grpc,
+    usage_pb2_grpc,
+    variant_pb2_grpc,
+)
 
-from services.assets import albums, assets, uploads, usage, variants
+from services.assets import albums, assets, search, uploads, usage, variants
 from shared import jobs, main, origin, server
 from shared.db import Database
 from shared.events import EventStream
@@ -37,6 +44,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     variant_service = variants.VariantService(db, queue, urls)
     album_service = albums.AlbumService(db, storage, urls, usage_log)
     usage_service = usage.UsageService(db, usage_log)
+    search_service = search.SearchService(db, urls)
     await db.open()
     stream.start()
     usage_log.start()
@@ -49,6 +57,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(variant_pb2_grpc.add_VariantServiceServicer_to_server, variant_service),
                 functools.partial(album_pb2_grpc.add_AlbumServiceServicer_to_server, album_service),
                 functools.partial(usage_pb2_grpc.add_UsageServiceServicer_to_server, usage_service),
+                functools.partial(search_pb2_grpc.add_SearchServiceServicer_to_server, search_service),
             ],
             ready=db.ready,
             drain=stream.drain,

@@ -187,7 +187,8 @@ async def test_pages_filters_and_dates(ada: Client) -> None:
     ids = [use.id for use in made]
     assert [use.id for use in await history(ada)][:12] == ids
     assert [use.id for use in await history(ada, skip=2, page_size=3)] == ids[2:5]
-    seen, token = [], ""
+    seen: list[str] = []
+    token = ""
     while len(seen) < 12:
         page = await stub(ada).ListUsage(pb.ListUsageRequest(page_size=5, page_token=token))
         seen += [use.id for use in page.usages]
