@@ -204,8 +204,8 @@ CREATE INDEX album_assets_order ON album_assets (album_id, position) WHERE shown
 CREATE INDEX album_assets_public ON album_assets (album_id, position) WHERE shown AND public;
 CREATE INDEX album_assets_asset_id ON album_assets (owner, asset_id);
 
--- One row for each thing that a READY asset, neither archived nor deleted, can be found by: kind, label, tag, leaf of its
--- metadata, beginning of its name. `term` is the digest of what, path and value, so that values of any length are found
+-- One row for each thing that a READY asset, neither archived nor deleted, can be found by: kind, label, tag, leaf of
+-- its metadata, beginning of its name. `term` is the digest of what, path and value, so that values of any length are found
 -- exactly; the order is that of lists. A B-tree, because row-level security keeps GIN from being used. The columns of
 -- the asset that it repeats never change.
 CREATE TABLE asset_terms (
@@ -254,7 +254,8 @@ CREATE TABLE usage_days (
 );
 CREATE INDEX usage_days_owner ON usage_days (owner, day);
 
--- The counts of albums follow their rows, a statement at a time, in the same transaction. Albums are locked in one order.
+-- The counts of albums follow their rows, a statement at a time, in the same transaction; albums are locked in one
+-- order.
 CREATE FUNCTION count_album_assets() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     changed record;
@@ -290,24 +291,34 @@ BEGIN
         DELETE FROM assets.album_assets WHERE owner = OLD.owner AND asset_id = OLD.id;
         RETURN OLD;
     END IF;
-    UPDATE assets.album_assets SET public = NEW.public,
-        shown = NEW.state = 'ready' AND NEW.deleted_at IS NULL AND NEW.archived_at IS NULL
-    WHERE owner = NEW.owner AND asset_id = NEW.id;
+    -- Most are in no album, and even an update of no row would fire the triggers that count.
+    IF EXISTS (SELECT FROM assets.album_assets WHERE owner = NEW.owner AND asset_id = NEW.id) THEN
+        UPDATE assets.album_assets SET public = NEW.public,
+            shown = NEW.state = 'ready' AND NEW.deleted_at IS NULL AND NEW.archived_at IS NULL
+        WHERE owner = NEW.owner AND asset_id = NEW.id;
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER assets_in_albums AFTER UPDATE ON assets FOR EACH ROW
     WHEN ((OLD.state, OLD.public, OLD.deleted_at IS NULL, OLD.archived_at IS NULL)
         IS DISTINCT FROM (NEW.state, NEW.public, NEW.deleted_at IS NULL, NEW.archived_at IS NULL))
     EXECUTE FUNCTION follow_asset_in_albums();
-CREATE TRIGGER assets_leave_albums BEFORE DELETE ON assets FOR EACH ROW EXECUTE FUNCTION follow_asset_in_albums();
+CREATE TRIGGER assets_leave_albums BEFORE DELETE ON assets FOR EACH ROW
+    WHEN (OLD.state = 'ready' AND OLD.deleted_at IS NULL AND OLD.archived_at IS NULL)
+    EXECUTE FUNCTION follow_asset_in_albums();
 
 CREATE FUNCTION asset_term(what text, path text[], value jsonb) RETURNS bytea LANGUAGE sql STABLE
 RETURN substring(sha256(convert_to(jsonb_build_array(what, path, value)::text, 'UTF8')) FOR 16);
 
--- What an asset can be found by; nothing, if lists don't show it.
-CREATE FUNCTION asset_terms_of(a assets) RETURNS SETOF bytea LANGUAGE sql STABLE
-BEGIN ATOMIC
-    WITH RECURSIVE metadata AS (
+-- What an asset can be found by; nothing, if lists don't show it. The plan takes longer to make than to run, so it is
+-- made once.
+CREATE FUNCTION asset_terms_of(a assets) RETURNS SETOF bytea LANGUAGE plpgsql STABLE ROWS 10
+SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+    IF a.state <> 'ready' OR a.deleted_at IS NOT NULL OR a.archived_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY WITH RECURSIVE metadata AS (
         SELECT '{}'::text[] AS path, a.metadata AS value WHERE a.metadata <> '{}'
         UNION ALL
         SELECT inner_.path, inner_.value FROM metadata AS m CROSS JOIN LATERAL (
@@ -323,24 +334,32 @@ BEGIN ATOMIC
         UNION ALL SELECT label.name, '{}', to_jsonb(label.value) FROM (VALUES
             ('session_id', a.session_id), ('room_id', a.room_id), ('product_id', a.product_id),
             ('dataset_id', a.dataset_id)) AS label (name, value) WHERE label.value <> ''
-        UNION ALL SELECT 'name', '{}', to_jsonb(left(a.file_name, length)) FROM unnest('{1,2,4,8,16}'::integer[]) AS length
-            WHERE length(a.file_name) >= length
+        UNION ALL SELECT 'name', '{}', to_jsonb(left(a.file_name, size)) FROM unnest('{1,2,4,8,16}'::integer[]) AS size
+            WHERE length(a.file_name) >= size
         UNION ALL SELECT 'metadata', m.path, m.value FROM metadata AS m
             WHERE jsonb_typeof(m.value) NOT IN ('object', 'array')
     )
-    SELECT DISTINCT asset_term(f.what, f.path, f.value) FROM found_by AS f
-    WHERE a.state = 'ready' AND a.deleted_at IS NULL AND a.archived_at IS NULL;
-END;
+    SELECT DISTINCT assets.asset_term(f.what, f.path, f.value) FROM found_by AS f;
+END $$;
 
-CREATE FUNCTION follow_asset_in_terms() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION follow_asset_in_terms() RETURNS trigger LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    before bytea[] := '{}';
+    after_ bytea[] := '{}';
 BEGIN
     IF TG_OP <> 'INSERT' THEN
-        DELETE FROM assets.asset_terms WHERE owner = OLD.owner AND created_at = OLD.created_at AND id = OLD.id
-            AND term = ANY (ARRAY(SELECT assets.asset_terms_of(OLD)));
+        before := ARRAY(SELECT term FROM assets.asset_terms_of(OLD) AS term);
     END IF;
     IF TG_OP <> 'DELETE' THEN
+        after_ := ARRAY(SELECT term FROM assets.asset_terms_of(NEW) AS term);
+    END IF;
+    IF before <> '{}' THEN
+        DELETE FROM assets.asset_terms WHERE owner = OLD.owner AND term = ANY (before) AND term <> ALL (after_)
+            AND created_at = OLD.created_at AND id = OLD.id;
+    END IF;
+    IF after_ <> '{}' THEN
         INSERT INTO assets.asset_terms (owner, term, created_at, id)
-            SELECT NEW.owner, term, NEW.created_at, NEW.id FROM assets.asset_terms_of(NEW) AS term;
+            SELECT NEW.owner, term, NEW.created_at, NEW.id FROM unnest(after_) AS term WHERE term <> ALL (before);
     END IF;
     RETURN NULL;
 END $$;
@@ -352,7 +371,8 @@ CREATE TRIGGER assets_terms_changed AFTER UPDATE ON assets FOR EACH ROW
         IS DISTINCT FROM (NEW.state, NEW.deleted_at IS NULL, NEW.archived_at IS NULL, NEW.tags, NEW.metadata,
            NEW.file_name, NEW.session_id, NEW.room_id, NEW.product_id, NEW.dataset_id))
     EXECUTE FUNCTION follow_asset_in_terms();
-CREATE TRIGGER assets_terms_gone AFTER DELETE ON assets FOR EACH ROW WHEN (OLD.state = 'ready')
+CREATE TRIGGER assets_terms_gone AFTER DELETE ON assets FOR EACH ROW
+    WHEN (OLD.state = 'ready' AND OLD.deleted_at IS NULL AND OLD.archived_at IS NULL)
     EXECUTE FUNCTION follow_asset_in_terms();
 
 ALTER TABLE albums ENABLE ROW LEVEL SECURITY;
