@@ -176,9 +176,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
     async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
         row = await self._visible(parse_id(request.asset_id, "asset_id"))
-        [asset] = await self._shown([row], request.include_urls)
+        [asset] = await shown(self._db, [row], self._urls if request.include_urls else None)
         if request.include_urls and row.state == "ready":
-            self._note([row], "view")
+            self._usage.note([row], "view")
         if request.include_albums:
             held = await self._db.rows(_ALBUMS, {"id": row.id, "owner": auth.current().owner})
             asset.album_ids.extend(str(each.album_id) for each in held)
@@ -187,16 +187,18 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
     async def BatchGetAssets(self, request: pb.BatchGetAssetsRequest, context: Any) -> pb.BatchGetAssetsResponse:
         ids = [UUID(text) for text in request.asset_ids]
         found = {row.id: row for row in await self._db.rows(_BATCH, {"ids": ids})}
-        shown = await self._shown([found[asset_id] for asset_id in ids if asset_id in found], request.include_urls)
+        there = [found[asset_id] for asset_id in ids if asset_id in found]
+        seen = await shown(self._db, there, self._urls if request.include_urls else None)
         missing = [str(asset_id) for asset_id in ids if asset_id not in found]
-        return pb.BatchGetAssetsResponse(assets=shown, missing_asset_ids=missing)
+        return pb.BatchGetAssetsResponse(assets=seen, missing_asset_ids=missing)
 
     async def ListAssets(self, request: pb.ListAssetsRequest, context: Any) -> pb.ListAssetsResponse:
         page = paging.page(request)
         where, parameters = _filter(request)
         statement: Any = f"SELECT * FROM assets WHERE {where}{page.clause}"
         rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        return pb.ListAssetsResponse(assets=await self._shown(rows, request.include_urls), next_page_token=token)
+        seen = await shown(self._db, rows, self._urls if request.include_urls else None)
+        return pb.ListAssetsResponse(assets=seen, next_page_token=token)
 
     async def UpdateAsset(self, request: pb.UpdateAssetRequest, context: Any) -> pb.UpdateAssetResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
@@ -244,7 +246,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 yield pb.DownloadAssetResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("asset", asset_id) from None
-        self._note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
+        self._usage.note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
 
     async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
         start = events.start_of(request, await self._stream.head())
@@ -304,14 +306,6 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             return pb.ReleaseReferencesResponse(released=len(gone))
 
         return await self._db.mutate(request, pb.ReleaseReferencesResponse, work)
-
-    async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Asset]:
-        return await shown(self._db, rows, self._urls if with_urls else None)
-
-    def _note(self, rows: Sequence[Any], action: str, **more: Any) -> None:
-        """What a person does; a service that works for one reads an image as often as it needs to."""
-        if auth.current().service is None:
-            self._usage.note(rows, action, **more)
 
     async def _visible(self, asset_id: UUID) -> Any:
         row = await self._db.row(_GET, {"id": asset_id})

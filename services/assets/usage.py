@@ -161,7 +161,9 @@ class UsageLog:
             await write(m, self.uses(rows, action, **more))
 
     def note(self, rows: Iterable[Any], action: str, **more: Any) -> None:
-        """Records soon. Costs the caller no wait."""
+        """Records soon what a person does, at no wait. A service that works for one reads as often as it needs to."""
+        if auth.current().service is not None:
+            return
         self._notes.extend(self.uses(rows, action, **more))
         while len(self._notes) > _MOST_NOTES:
             self._notes.popleft()
