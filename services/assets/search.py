@@ -21,7 +21,7 @@ from shared import auth, errors, paging
 from shared.db import Database
 from shared.protos import plain, time_of
 
-PREFIXES = (16, 8, 4, 2, 1)  # lengths at which beginnings of names are kept
+PREFIXES = (16, 12, *range(10, 0, -1))  # lengths at which beginnings of names are kept
 _ENOUGH = 1000  # rows after which a term counts as frequent
 
 # In the index's order, or the planner, who doesn't know which term it will be, reads the whole table instead.

@@ -205,8 +205,8 @@ CREATE INDEX album_assets_public ON album_assets (album_id, position) WHERE show
 CREATE INDEX album_assets_asset_id ON album_assets (owner, asset_id);
 
 -- One row for each thing that a READY asset, neither archived nor deleted, can be found by: kind, label, tag, leaf of
--- its metadata, beginning of its name. `term` is the digest of what, path and value, so that values of any length are found
--- exactly; the order is that of lists. A B-tree, because row-level security keeps GIN from being used. The columns of
+-- its metadata, beginning of its name. `term` is the digest of what, path and value, so that values of any length are
+-- found exactly; the order is that of lists. A B-tree, because row-level security keeps GIN from being used. The columns of
 -- the asset that it repeats never change.
 CREATE TABLE asset_terms (
     owner text NOT NULL,
@@ -334,8 +334,8 @@ BEGIN
         UNION ALL SELECT label.name, '{}', to_jsonb(label.value) FROM (VALUES
             ('session_id', a.session_id), ('room_id', a.room_id), ('product_id', a.product_id),
             ('dataset_id', a.dataset_id)) AS label (name, value) WHERE label.value <> ''
-        UNION ALL SELECT 'name', '{}', to_jsonb(left(a.file_name, size)) FROM unnest('{1,2,4,8,16}'::integer[]) AS size
-            WHERE length(a.file_name) >= size
+        UNION ALL SELECT 'name', '{}', to_jsonb(left(a.file_name, size))
+            FROM unnest('{1,2,3,4,5,6,7,8,9,10,12,16}'::integer[]) AS size WHERE length(a.file_name) >= size
         UNION ALL SELECT 'metadata', m.path, m.value FROM metadata AS m
             WHERE jsonb_typeof(m.value) NOT IN ('object', 'array')
     )
