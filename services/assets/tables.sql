@@ -206,8 +206,8 @@ CREATE INDEX album_assets_asset_id ON album_assets (owner, asset_id);
 
 -- One row for each thing that a READY asset, neither archived nor deleted, can be found by: kind, label, tag, leaf of
 -- its metadata, beginning of its name. `term` is the digest of what, path and value, so that values of any length are
--- found exactly; the order is that of lists. A B-tree, because row-level security keeps GIN from being used. The columns of
--- the asset that it repeats never change.
+-- found exactly; the order is that of lists. A B-tree, because row-level security keeps GIN from being used. The
+-- columns of the asset that it repeats never change.
 CREATE TABLE asset_terms (
     owner text NOT NULL,
     term bytea NOT NULL,
