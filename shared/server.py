@@ -30,7 +30,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from shared import auth, calls, errors, telemetry
+from shared import auth, calls, errors, origin, telemetry
 from shared.errors import DomainError, Reason
 from shared.settings import PORTS, Settings
 
@@ -150,6 +150,7 @@ class Guard:
                 {"role": identity.role, "method": self._method},
             )
         auth.enter(identity)
+        origin.enter(context)
         return identity
 
     def _unary(self, handler: Handler, *, stream_in: bool) -> Handler:

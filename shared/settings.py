@@ -133,6 +133,13 @@ class Settings(BaseSettings):
         None, description="PEM certificates; content credentials whose signer leads to one are TRUSTED, not only VALID"
     )
 
+    usage_address_days: float = Field(
+        30, gt=0, description="usage history keeps whole IP addresses and user agents this long, then shortens them"
+    )
+    trusted_proxies: str = Field(
+        "", description="networks of proxies whose x-forwarded-for is believed, such as 10.0.0.0/8, fd00::/8"
+    )
+
     # The other services, as this one reaches them
     assets_address: str = Field("127.0.0.1:50051", description="assets")
     conversions_address: str = Field("127.0.0.1:50052", description="conversions")

@@ -1,5 +1,6 @@
 """`python -m services.assets serve | work | migrate`: assets as processes."""
 
+import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -8,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from atelier.assets.v1 import (
+    album_pb2_grpc,
     asset_pb2,
     asset_pb2_grpc,
     backfill_pb2_grpc,
@@ -19,13 +21,16 @@ from atelier.assets.v1 import (
     render_pb2,
     render_pb2_grpc,
     resumable_pb2_grpc,
+    search_pb2_grpc,
     style_pb2_grpc,
     upload_pb2_grpc,
+    usage_pb2_grpc,
     variant_pb2_grpc,
 )
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.assets import (
+    albums,
     assets,
     backfill,
     document_maker,
@@ -35,13 +40,15 @@ from services.assets import (
     provenance,
     renders,
     resumable,
+    search,
     styles,
     uploads,
+    usage,
     variants,
 )
 from services.assets.presets import Presets
 from services.assets.verifying import Verifier
-from shared import jobs, main, server, webhooks
+from shared import jobs, main, origin, server, webhooks
 from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool, Limits
@@ -70,7 +77,10 @@ class Parts:
         self.outbound = Outbound(settings)
         limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
         credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
-        self.verifier = Verifier(self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials)
+        self.usage_log = usage.UsageLog(self.db, origin.networks(settings.trusted_proxies))
+        self.verifier = Verifier(
+            self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials, self.usage_log
+        )
 
     async def close(self) -> None:
         await self.pool.close()
@@ -85,6 +95,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     servicers = [(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks), *_servicers(parts, stream)]
     await parts.db.open()
     stream.start()
+    parts.usage_log.start()
     try:
         async with parts.outbound:
             yield server.Service(
@@ -94,6 +105,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 drain=stream.drain,
             )
     finally:
+        await parts.usage_log.close()
         await stream.close()
         await hooks.close()
         await parts.close()
@@ -108,7 +120,7 @@ def _servicers(p: Parts, stream: EventStream) -> list[tuple[Callable[..., Any], 
     on_demand = variants.OnDemand(db, queue, p.presets)
     return [
         (asset_pb2_grpc.add_AssetServiceServicer_to_server,
-         assets.AssetService(db, stream, storage, urls, on_demand.ready)),
+         assets.AssetService(db, stream, storage, urls, on_demand.ready, p.usage_log)),
         (upload_pb2_grpc.add_UploadServiceServicer_to_server,
          uploads.UploadService(db, storage, verifier, urls, url_life=url_life)),
         (resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server,
@@ -125,6 +137,10 @@ def _servicers(p: Parts, stream: EventStream) -> list[tuple[Callable[..., Any], 
          documents.DocumentService(db, stream, storage, queue, urls)),
         (render_pb2_grpc.add_ComparisonServiceServicer_to_server,
          renders.ComparisonService(db, stream, queue, urls)),
+        (album_pb2_grpc.add_AlbumServiceServicer_to_server,
+         albums.AlbumService(db, storage, urls, p.presets, p.usage_log)),
+        (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
+        (search_pb2_grpc.add_SearchServiceServicer_to_server, search.SearchService(db, urls)),
     ]  # fmt: skip
 
 
@@ -137,10 +153,12 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run)
     queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool).run)
     queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets).run)
+    shortening = asyncio.create_task(usage.shorten_forever(db, timedelta(days=settings.usage_address_days)))
     try:
         async with p.outbound:
             await main.work(db, queue, settings, EVENTS)
     finally:
+        shortening.cancel()
         await p.close()
 
 

@@ -11,7 +11,7 @@ from atelier.assets.v1 import asset_pb2_grpc
 from atelier.common.v1 import watch_pb2
 from psycopg.types.json import Jsonb
 
-from services.assets import rules
+from services.assets import rules, usage
 from services.assets.visibility import Move
 from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
@@ -34,6 +34,7 @@ _THUMBNAILS = """
     SELECT asset_id, storage_key, mime_type FROM variants
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
+_ALBUMS = "SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s ORDER BY album_id"
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
 
 
@@ -114,6 +115,17 @@ def variant_to_proto(row: Any, urls: Urls | None = None) -> pb.Variant:
     return variant
 
 
+async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, Any]:
+    """Key and type of each asset's thumbnail, as far as the caller may see it and it is ready."""
+    return {row.asset_id: row for row in await db.rows(_THUMBNAILS, {"ids": asset_ids})} if asset_ids else {}
+
+
+async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> list[pb.Asset]:
+    """The rows as the caller may see them; with `urls`, with theirs."""
+    found = await thumbnails(db, [row.id for row in rows]) if urls else {}
+    return [_for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
+
+
 async def publish(m: Mutation, row: Any) -> None:
     await events.publish(m, "asset", row.id, row.version, to_proto(row))
 
@@ -164,32 +176,46 @@ async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> 
 
 class AssetService(asset_pb2_grpc.AssetServiceServicer):
     def __init__(
-        self, db: Database, stream: events.EventStream, storage: Storage, urls: Urls, variant: ReadyVariant
+        self,
+        db: Database,
+        stream: events.EventStream,
+        storage: Storage,
+        urls: Urls,
+        variant: ReadyVariant,
+        usage_log: usage.UsageLog,
     ) -> None:
         self._db = db
         self._stream = stream
         self._storage = storage
         self._urls = urls
         self._variant = variant
+        self._usage = usage_log
 
     async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
         row = await self._visible(parse_id(request.asset_id, "asset_id"))
-        [asset] = await self._shown([row], request.include_urls)
+        [asset] = await shown(self._db, [row], self._urls if request.include_urls else None)
+        if request.include_urls and row.state == "ready":
+            self._usage.note([row], "view")
+        if request.include_albums:
+            held = await self._db.rows(_ALBUMS, {"id": row.id, "owner": auth.current().owner})
+            asset.album_ids.extend(str(each.album_id) for each in held)
         return pb.GetAssetResponse(asset=asset)
 
     async def BatchGetAssets(self, request: pb.BatchGetAssetsRequest, context: Any) -> pb.BatchGetAssetsResponse:
         ids = [UUID(text) for text in request.asset_ids]
         found = {row.id: row for row in await self._db.rows(_BATCH, {"ids": ids})}
-        shown = await self._shown([found[asset_id] for asset_id in ids if asset_id in found], request.include_urls)
+        there = [found[asset_id] for asset_id in ids if asset_id in found]
+        seen = await shown(self._db, there, self._urls if request.include_urls else None)
         missing = [str(asset_id) for asset_id in ids if asset_id not in found]
-        return pb.BatchGetAssetsResponse(assets=shown, missing_asset_ids=missing)
+        return pb.BatchGetAssetsResponse(assets=seen, missing_asset_ids=missing)
 
     async def ListAssets(self, request: pb.ListAssetsRequest, context: Any) -> pb.ListAssetsResponse:
         page = paging.page(request)
         where, parameters = _filter(request)
         statement: Any = f"SELECT * FROM assets WHERE {where}{page.clause}"
         rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        return pb.ListAssetsResponse(assets=await self._shown(rows, request.include_urls), next_page_token=token)
+        seen = await shown(self._db, rows, self._urls if request.include_urls else None)
+        return pb.ListAssetsResponse(assets=seen, next_page_token=token)
 
     async def UpdateAsset(self, request: pb.UpdateAssetRequest, context: Any) -> pb.UpdateAssetResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
@@ -203,6 +229,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 raise errors.etag_mismatch("asset", asset_id)
             row = await self._apply(m, row, request, move)
             await publish(m, row)
+            await self._usage.write(m, [row], "update")
             return pb.UpdateAssetResponse(asset=to_proto(row))
 
         try:
@@ -219,7 +246,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         self, request: pb.DownloadAssetRequest, context: Any
     ) -> AsyncIterator[pb.DownloadAssetResponse]:
         asset_id = parse_id(request.asset_id, "asset_id")
-        row = await self._visible(asset_id)
+        asset = row = await self._visible(asset_id)
         if request.variant:
             row = await self._variant(asset_id, request.variant, context.time_remaining())
         if row.state != "ready":
@@ -231,6 +258,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 yield pb.DownloadAssetResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("asset", asset_id) from None
+        self._usage.note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
 
     async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
         start = events.start_of(request, await self._stream.head())
@@ -265,11 +293,14 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                     state = found[asset_id].state
                     raise errors.precondition(f"it is {state}, not ready to be used", subject=f"assets/{asset_id}")
             # The foreign key takes a share lock on the asset: a delete waits, or was first and then this finds none.
-            await m.run(
+            new = await m.all(
                 "INSERT INTO asset_references (owner, asset_id, holder)"
-                " SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING",
+                " SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING RETURNING asset_id",
                 {"owner": m.owner, "ids": ids, "holder": request.holder},
             )
+            if request.conversion_id:
+                used = [found[row.asset_id] for row in new]
+                await self._usage.write(m, used, "use_in_conversion", conversion_id=request.conversion_id)
             return pb.AcquireReferencesResponse(assets=[_for_caller(to_proto(found[i])) for i in ids])
 
         return await self._db.mutate(request, pb.AcquireReferencesResponse, work)
@@ -293,13 +324,6 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         if row is None:
             raise errors.not_found("asset", asset_id)
         return row
-
-    async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Asset]:
-        if not with_urls or not rows:
-            return [_for_caller(to_proto(row)) for row in rows]
-        found = await self._db.rows(_THUMBNAILS, {"ids": [row.id for row in rows]})
-        thumbnails = {row.asset_id: row for row in found}
-        return [_for_caller(to_proto(row, self._urls, thumbnails.get(row.id))) for row in rows]
 
     async def _apply(self, m: Mutation, row: Any, request: pb.UpdateAssetRequest, move: Move) -> Any:
         """Writes the masked fields. Returns the new row."""

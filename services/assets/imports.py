@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -14,7 +15,7 @@ from atelier.assets.v1 import import_pb2 as pb
 from services.assets import assets, declarations, duplicates, rules, variants
 from services.assets.verifying import HASH_DIFFERS, Refused, Verified, Verifier, key_of, reject, size_differs
 from services.assets.visibility import belongs
-from shared import attempts, calls, errors, jobs
+from shared import attempts, auth, calls, errors, jobs
 from shared.attempts import JobFailed
 from shared.db import Database, Mutation
 from shared.errors import DomainError
@@ -120,6 +121,7 @@ class Importer:
             await self._store(found, path)
 
         async def show(m: Mutation, _job: Any) -> None:
+            auth.enter(replace(calls.owner_identity(asset.owner), actor=asset.created_by))  # whose use it is
             now = await assets.lock(m, asset.id)
             if not belongs(found.key, now):
                 raise JobFailed("MOVED", "the asset's visibility changed meanwhile", final=False)

@@ -97,6 +97,18 @@ def display_name(name: str) -> str:
     return _EDGES.sub("", _EDGES.sub("", text)[:255])
 
 
+def plain_text(text: str) -> str:
+    """NFC, one line, without characters that can't be seen, single spaces. Empty if nothing is left."""
+    shown = "".join(" " if c.isspace() else c for c in text)
+    shown = "".join(c for c in shown if c in _JOINERS or unicodedata.category(c) not in _HIDDEN)
+    return _EDGES.sub("", " ".join(unicodedata.normalize("NFC", shown).split()))
+
+
+def name_key(name: str) -> str:
+    """Equal for names that a person takes for the same one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def _segment(label: str) -> str:
     """A label as part of a key: at most 120 bytes, and never `.` or `..`, which quoting leaves alone."""
     return quote(label, safe="")[:120].replace(".", "%2E") if label in (".", "..") else quote(label, safe="")[:120]

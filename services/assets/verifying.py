@@ -15,7 +15,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, provenance, rules, variants
+from services.assets import assets, provenance, rules, usage, variants
 from services.assets.presets import Presets
 from services.assets.visibility import belongs
 from shared import auth, errors, imaging, jobs, states
@@ -72,7 +72,7 @@ class Verifier:
 
     def __init__(
         self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets, limits: Limits,
-        credentials: provenance.CredentialsReader,
+        credentials: provenance.CredentialsReader, usage_log: usage.UsageLog,
     ) -> None:  # fmt: skip
         self._db = db
         self._storage = storage
@@ -81,6 +81,7 @@ class Verifier:
         self._presets = presets
         self.limits = limits
         self._credentials = credentials
+        self._usage = usage_log
         self._places = asyncio.Semaphore(_MOST_AT_ONCE)
 
     @asynccontextmanager
@@ -193,6 +194,7 @@ class Verifier:
         if facts.kind == "image":
             await variants.ask(m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH)
         await assets.publish(m, row)
+        await self._usage.write(m, [row], "upload")
         return row
 
 

@@ -76,15 +76,21 @@ def error_class(refusal: DomainError) -> str:
     return _PASSING.get(refusal.reason, rules.BAD_INPUT)
 
 
-async def hold(peers: Peers, holder: str, asset_ids: Sequence[Any]) -> list[asset_pb2.Asset]:
+async def hold(
+    peers: Peers, holder: str, asset_ids: Sequence[Any], *, conversion_id: str = ""
+) -> list[asset_pb2.Asset]:
     """Notes that `holder` uses these READY assets, so that they aren't deleted. Returns them in order.
+
+    `conversion_id`: they are inputs of that conversion, which goes into their history.
 
     A repeat changes nothing, so that there is no request id, whose stored answer would hide that they were given back
     meanwhile. Raises NOT_FOUND, FAILED_PRECONDITION (not READY) or UNAVAILABLE.
     """
     if not asset_ids:
         return []
-    request = asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[str(each) for each in asset_ids])
+    request = asset_pb2.AcquireReferencesRequest(
+        holder=holder, asset_ids=[str(each) for each in asset_ids], conversion_id=conversion_id
+    )
     answer = await peers.stub(asset_pb2_grpc.AssetServiceStub).AcquireReferences(request, timeout=HOLD_SECONDS)
     return list(answer.assets)
 

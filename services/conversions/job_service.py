@@ -189,7 +189,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
     async def _inputs(self, noun: Noun, row: Any) -> list[asset_pb2.Asset]:
         """The row's pictures, held."""
-        return await inputs.hold(self._peers, noun.holder(row.id), [each for _, each in noun.inputs(row)])
+        ids = [each for _, each in noun.inputs(row)]
+        return await inputs.hold(self._peers, noun.holder(row.id), ids, conversion_id=str(row.id))
 
     async def _discard(self, noun: Noun, row_id: UUID, asset_id: UUID | None) -> None:
         """Gives a picture back that came too late, unless another try has given the same."""

@@ -72,7 +72,8 @@ class Making:
     async def fetch(self) -> list[Input]:
         """Holds and downloads the row's pictures; the files come in the noun's order."""
         wanted = self._noun.inputs(self.row)
-        await inputs.hold(self._peers, self._name, [asset_id for _, asset_id in wanted])
+        ids = [asset_id for _, asset_id in wanted]
+        await inputs.hold(self._peers, self._name, ids, conversion_id=str(self.row.id))
         heads = []
         for number, (role, asset_id) in enumerate(wanted):
             path = self.directory / f"input-{number}"

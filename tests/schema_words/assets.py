@@ -1,6 +1,6 @@
 from typing import Any
 
-from services.assets import assets, backfill, document_rules, documents, renders, rules, variants
+from services.assets import assets, backfill, document_rules, documents, renders, rules, usage, variants
 from shared.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
@@ -14,4 +14,6 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("documents", "kind", document_rules.KINDS, documents.KINDS),
     ("comparisons", "state", renders.COMPARISON_STATES, renders.STATES),
     ("documents", "state", document_rules.STATES, documents.STATES),
+    ("usage_events", "action", None, usage.ACTIONS),
+    ("usage_days", "action", None, usage.ACTIONS),
 ]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import grpc
 from atelier.assets.v1 import (
+    album_pb2,
+    album_pb2_grpc,
     asset_pb2,
     backfill_pb2,
     backfill_pb2_grpc,
@@ -16,9 +18,12 @@ from atelier.assets.v1 import (
     render_pb2,
     render_pb2_grpc,
     resumable_pb2,
+    search_pb2,
     style_pb2,
     style_pb2_grpc,
     upload_pb2,
+    usage_pb2,
+    usage_pb2_grpc,
     variant_pb2,
 )
 
@@ -44,6 +49,8 @@ class Owned:
     documents: list[str]  # one to purge, one to keep
     pictures: list[str]  # two to compare
     comparisons: list[str]  # one to delete, one to keep
+    album_id: str  # the asset is in it
+    doomed_album_id: str
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -69,10 +76,20 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     )
     pictures = [asset.id, (await flows.upload(owner, PICTURE)).id]
     resumable_id, sent_resumable_id, spare_resumable_id = (each.upload_id for each in resumable)
+    albums = owner.stub(album_pb2_grpc.AlbumServiceStub)
+    made = [
+        (await albums.CreateAlbum(album_pb2.CreateAlbumRequest(name=f"{canary} {n}", description=canary))).album.id
+        for n in range(2)
+    ]
+    await albums.AddAlbumAssets(album_pb2.AddAlbumAssetsRequest(album_id=made[0], asset_ids=[asset.id]))
+    await owner.stub(usage_pb2_grpc.UsageServiceStub).RecordUsage(
+        usage_pb2.RecordUsageRequest(asset_id=asset.id, action=usage_pb2.USAGE_ACTION_SHARE, session_id=canary)
+    )
     return Owned(
         asset_id=asset.id, upload_id=pending.upload_id, product_id=canary, holder=holder, resumable_id=resumable_id,
         sent_resumable_id=sent_resumable_id, spare_resumable_id=spare_resumable_id, backfill_id=started.backfill.id,
         documents=[await _document(owner, canary) for _ in range(2)], pictures=pictures,
+        album_id=made[0], doomed_album_id=made[1],
         comparisons=[await _comparison(owner, pictures, canary) for _ in range(2)],
     )  # fmt: skip
 
@@ -107,6 +124,9 @@ _VARIANTS = "atelier.assets.v1.VariantService."
 _DOCUMENTS = "atelier.assets.v1.DocumentService."
 _STYLES = "atelier.assets.v1.StyleService."
 _COMPARISONS = "atelier.assets.v1.ComparisonService."
+_ALBUMS = "atelier.assets.v1.AlbumService."
+_USAGE = "atelier.assets.v1.UsageService."
+_SEARCH = "atelier.assets.v1.SearchService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -272,4 +292,48 @@ CASES = {
         lambda o: render_pb2.DeleteComparisonRequest(request_id=f"forget {o.asset_id}", comparison_id=o.comparisons[0]),
         NOT_FOUND,
     ),
+    _ALBUMS + "CreateAlbum": Case(
+        lambda o: album_pb2.CreateAlbumRequest(request_id=f"create {o.asset_id}", name=o.asset_id), nothing
+    ),
+    _ALBUMS + "GetAlbum": Case(lambda o: album_pb2.GetAlbumRequest(album_id=o.album_id, include_urls=True), NOT_FOUND),
+    _ALBUMS + "ListAlbums": Case(lambda o: album_pb2.ListAlbumsRequest(), nothing),
+    _ALBUMS + "UpdateAlbum": Case(
+        lambda o: album_pb2.UpdateAlbumRequest(
+            request_id=f"update {o.album_id}", album_id=o.album_id, update_mask={"paths": ["description"]}
+        ),
+        NOT_FOUND,
+    ),
+    _ALBUMS + "DeleteAlbum": Case(
+        lambda o: album_pb2.DeleteAlbumRequest(request_id=f"delete {o.album_id}", album_id=o.doomed_album_id), NOT_FOUND
+    ),
+    _ALBUMS + "AddAlbumAssets": Case(
+        lambda o: album_pb2.AddAlbumAssetsRequest(
+            request_id=f"add {o.album_id}", album_id=o.album_id, asset_ids=[o.asset_id]
+        ),
+        NOT_FOUND,
+    ),
+    _ALBUMS + "RemoveAlbumAssets": Case(
+        lambda o: album_pb2.RemoveAlbumAssetsRequest(
+            request_id=f"remove {o.album_id}", album_id=o.album_id, asset_ids=["0190f3c0-0000-7000-8000-000000000000"]
+        ),
+        NOT_FOUND,
+    ),
+    _ALBUMS + "ListAlbumAssets": Case(
+        lambda o: album_pb2.ListAlbumAssetsRequest(album_id=o.album_id, include_urls=True), NOT_FOUND
+    ),
+    _ALBUMS + "DownloadAlbum": Case(lambda o: album_pb2.DownloadAlbumRequest(album_id=o.album_id), NOT_FOUND),
+    _USAGE + "RecordUsage": Case(
+        lambda o: usage_pb2.RecordUsageRequest(
+            request_id=f"record {o.asset_id}", asset_id=o.asset_id, action=usage_pb2.USAGE_ACTION_VIEW
+        ),
+        NOT_FOUND,
+    ),
+    _USAGE + "ListUsage": Case(lambda o: usage_pb2.ListUsageRequest(asset_id=o.asset_id), empty("usages")),
+    _USAGE + "GetUsageStats": Case(
+        lambda o: usage_pb2.GetUsageStatsRequest(asset_id=o.asset_id), lambda answers: not answers[0].days
+    ),
+    _SEARCH + "SearchAssets": Case(
+        lambda o: search_pb2.SearchAssetsRequest(scope={"product_id": o.product_id}, include_urls=True), empty("assets")
+    ),
+    _SEARCH + "GetAssetStats": Case(lambda o: search_pb2.GetAssetStatsRequest(), nothing),
 }

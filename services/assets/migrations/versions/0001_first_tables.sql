@@ -465,3 +465,249 @@ CREATE POLICY tenant ON comparisons TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 -- A job's owner is read from its row.
 CREATE POLICY claiming ON comparisons FOR SELECT TO assets_worker USING (true);
+
+-- Albums, what their owners' images can be found by, and what was done with an image.
+
+CREATE TABLE albums (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    name text NOT NULL,
+    -- The name as names are compared: without case.
+    name_key text NOT NULL,
+    description text NOT NULL DEFAULT '',
+    public boolean NOT NULL DEFAULT false,
+    version bigint NOT NULL DEFAULT 1,
+    -- Chosen by the owner; counts only while it is in the album.
+    cover_asset_id uuid,
+    -- Kept by triggers: what the owner sees in it, and what others do.
+    asset_count integer NOT NULL DEFAULT 0,
+    public_count integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT albums_pkey PRIMARY KEY (id),
+    CONSTRAINT albums_owner_id UNIQUE (owner, id),
+    CONSTRAINT albums_name UNIQUE (owner, name_key),
+    CONSTRAINT albums_counts CHECK (0 <= public_count AND public_count <= asset_count)
+);
+CREATE INDEX albums_list ON albums (owner, created_at DESC, id DESC);
+CREATE INDEX albums_public ON albums (created_at DESC, id DESC) WHERE public;
+
+-- What is in an album. `shown`: neither archived nor in the trash; `public`: others may see it. Both follow the asset.
+CREATE TABLE album_assets (
+    owner text NOT NULL,
+    album_id uuid NOT NULL,
+    asset_id uuid NOT NULL,
+    position bigint NOT NULL,
+    shown boolean NOT NULL,
+    public boolean NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT album_assets_pkey PRIMARY KEY (album_id, asset_id),
+    CONSTRAINT album_assets_album FOREIGN KEY (owner, album_id) REFERENCES albums (owner, id) ON DELETE CASCADE,
+    CONSTRAINT album_assets_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
+);
+CREATE INDEX album_assets_order ON album_assets (album_id, position) WHERE shown;
+CREATE INDEX album_assets_public ON album_assets (album_id, position) WHERE shown AND public;
+CREATE INDEX album_assets_asset_id ON album_assets (owner, asset_id);
+
+-- One row for each thing that a READY asset, neither archived nor deleted, can be found by: kind, label, tag, leaf of
+-- its metadata, beginning of its name. `term` is the digest of what, path and value, so that values of any length are
+-- found exactly; the order is that of lists. A B-tree, because row-level security keeps GIN from being used. The
+-- columns of the asset that it repeats never change.
+CREATE TABLE asset_terms (
+    owner text NOT NULL,
+    term bytea NOT NULL,
+    created_at timestamptz NOT NULL,
+    id uuid NOT NULL,
+    CONSTRAINT asset_terms_pkey PRIMARY KEY (owner, term, created_at, id)
+);
+
+-- Who did what with an image: a row of whoever did it. No key to the asset, because history survives it.
+CREATE TABLE usage_events (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    actor text NOT NULL,
+    asset_id uuid NOT NULL,
+    action text NOT NULL,
+    ip inet,
+    user_agent text NOT NULL DEFAULT '',
+    -- IP and user agent were cut to what names nobody.
+    shortened boolean NOT NULL DEFAULT false,
+    session_id text NOT NULL DEFAULT '',
+    conversion_id text NOT NULL DEFAULT '',
+    metadata jsonb NOT NULL DEFAULT '{}',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT usage_events_pkey PRIMARY KEY (id),
+    CONSTRAINT usage_events_action CHECK (action IN (
+        'upload', 'view', 'download', 'delete', 'update', 'share', 'convert', 'use_in_conversion'))
+);
+CREATE INDEX usage_events_list ON usage_events (owner, created_at DESC, id DESC);
+CREATE INDEX usage_events_asset ON usage_events (owner, asset_id, created_at DESC, id DESC);
+CREATE INDEX usage_events_action_list ON usage_events (owner, action, created_at DESC, id DESC);
+CREATE INDEX usage_events_whole ON usage_events (created_at) WHERE NOT shortened;
+
+-- How often, by day (UTC): a row of the image's owner, who learns how often others did it and nothing else of them.
+CREATE TABLE usage_days (
+    owner text NOT NULL,
+    asset_id uuid NOT NULL,
+    day date NOT NULL,
+    action text NOT NULL,
+    by_owner bigint NOT NULL,
+    by_others bigint NOT NULL,
+    CONSTRAINT usage_days_pkey PRIMARY KEY (owner, asset_id, day, action),
+    CONSTRAINT usage_days_action CHECK (action IN (
+        'upload', 'view', 'download', 'delete', 'update', 'share', 'convert', 'use_in_conversion'))
+);
+CREATE INDEX usage_days_owner ON usage_days (owner, day);
+
+-- The counts of albums follow their rows, a statement at a time, in the same transaction; albums are locked in one
+-- order.
+CREATE FUNCTION count_album_assets() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changed record;
+BEGIN
+    FOR changed IN EXECUTE CASE TG_OP
+        WHEN 'INSERT' THEN 'SELECT album_id, count(*) FILTER (WHERE shown) AS seen,
+            count(*) FILTER (WHERE shown AND public) AS seen_by_all FROM added GROUP BY album_id ORDER BY album_id'
+        WHEN 'DELETE' THEN 'SELECT album_id, -count(*) FILTER (WHERE shown) AS seen,
+            -count(*) FILTER (WHERE shown AND public) AS seen_by_all FROM gone GROUP BY album_id ORDER BY album_id'
+        ELSE 'SELECT album_id, sum(seen) AS seen, sum(seen_by_all) AS seen_by_all FROM (
+            SELECT album_id, shown::integer AS seen, (shown AND public)::integer AS seen_by_all FROM added UNION ALL
+            SELECT album_id, -shown::integer, -(shown AND public)::integer FROM gone) AS moved
+            GROUP BY album_id ORDER BY album_id'
+        END
+    LOOP
+        UPDATE assets.albums SET asset_count = asset_count + changed.seen,
+            public_count = public_count + changed.seen_by_all, updated_at = now() WHERE id = changed.album_id;
+    END LOOP;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER album_assets_added AFTER INSERT ON album_assets REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION count_album_assets();
+CREATE TRIGGER album_assets_gone AFTER DELETE ON album_assets REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION count_album_assets();
+CREATE TRIGGER album_assets_changed AFTER UPDATE ON album_assets REFERENCING NEW TABLE AS added OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION count_album_assets();
+
+-- An asset in the trash or in the archive leaves the albums that it is in, and comes back; what is purged leaves for
+-- good. Rows are deleted here rather than by the foreign key, which acts as the tables' owner, who sees no album.
+CREATE FUNCTION follow_asset_in_albums() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        DELETE FROM assets.album_assets WHERE owner = OLD.owner AND asset_id = OLD.id;
+        RETURN OLD;
+    END IF;
+    -- Most are in no album, and even an update of no row would fire the triggers that count.
+    IF EXISTS (SELECT FROM assets.album_assets WHERE owner = NEW.owner AND asset_id = NEW.id) THEN
+        UPDATE assets.album_assets SET public = NEW.public,
+            shown = NEW.state = 'ready' AND NEW.deleted_at IS NULL AND NEW.archived_at IS NULL
+        WHERE owner = NEW.owner AND asset_id = NEW.id;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER assets_in_albums AFTER UPDATE ON assets FOR EACH ROW
+    WHEN ((OLD.state, OLD.public, OLD.deleted_at IS NULL, OLD.archived_at IS NULL)
+        IS DISTINCT FROM (NEW.state, NEW.public, NEW.deleted_at IS NULL, NEW.archived_at IS NULL))
+    EXECUTE FUNCTION follow_asset_in_albums();
+CREATE TRIGGER assets_leave_albums BEFORE DELETE ON assets FOR EACH ROW
+    WHEN (OLD.state = 'ready' AND OLD.deleted_at IS NULL AND OLD.archived_at IS NULL)
+    EXECUTE FUNCTION follow_asset_in_albums();
+
+CREATE FUNCTION asset_term(what text, path text[], value jsonb) RETURNS bytea LANGUAGE sql STABLE
+RETURN substring(sha256(convert_to(jsonb_build_array(what, path, value)::text, 'UTF8')) FOR 16);
+
+-- What an asset can be found by; nothing, if lists don't show it. The plan takes longer to make than to run, so it is
+-- made once.
+CREATE FUNCTION asset_terms_of(a assets) RETURNS SETOF bytea LANGUAGE plpgsql STABLE ROWS 10
+SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+    IF a.state <> 'ready' OR a.deleted_at IS NOT NULL OR a.archived_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY WITH RECURSIVE metadata AS (
+        SELECT '{}'::text[] AS path, a.metadata AS value WHERE a.metadata <> '{}'
+        UNION ALL
+        SELECT inner_.path, inner_.value FROM metadata AS m CROSS JOIN LATERAL (
+            SELECT m.path || e.key AS path, e.value
+            FROM jsonb_each(CASE jsonb_typeof(m.value) WHEN 'object' THEN m.value ELSE '{}' END) AS e
+            UNION ALL
+            SELECT m.path, e.value
+            FROM jsonb_array_elements(CASE jsonb_typeof(m.value) WHEN 'array' THEN m.value ELSE '[]' END) AS e
+        ) AS inner_
+    ), found_by (what, path, value) AS (
+        SELECT 'kind', '{}'::text[], to_jsonb(a.kind)
+        UNION ALL SELECT 'tag', '{}', to_jsonb(tag) FROM unnest(a.tags) AS tag
+        UNION ALL SELECT label.name, '{}', to_jsonb(label.value) FROM (VALUES
+            ('session_id', a.session_id), ('room_id', a.room_id), ('product_id', a.product_id),
+            ('dataset_id', a.dataset_id)) AS label (name, value) WHERE label.value <> ''
+        UNION ALL SELECT 'name', '{}', to_jsonb(left(a.file_name, size))
+            FROM unnest('{1,2,3,4,5,6,7,8,9,10,12,16}'::integer[]) AS size WHERE length(a.file_name) >= size
+        UNION ALL SELECT 'metadata', m.path, m.value FROM metadata AS m
+            WHERE jsonb_typeof(m.value) NOT IN ('object', 'array')
+    )
+    SELECT DISTINCT assets.asset_term(f.what, f.path, f.value) FROM found_by AS f;
+END $$;
+
+CREATE FUNCTION follow_asset_in_terms() RETURNS trigger LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    before bytea[] := '{}';
+    after_ bytea[] := '{}';
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        before := ARRAY(SELECT term FROM assets.asset_terms_of(OLD) AS term);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        after_ := ARRAY(SELECT term FROM assets.asset_terms_of(NEW) AS term);
+    END IF;
+    IF before <> '{}' THEN
+        DELETE FROM assets.asset_terms WHERE owner = OLD.owner AND term = ANY (before) AND term <> ALL (after_)
+            AND created_at = OLD.created_at AND id = OLD.id;
+    END IF;
+    IF after_ <> '{}' THEN
+        INSERT INTO assets.asset_terms (owner, term, created_at, id)
+            SELECT NEW.owner, term, NEW.created_at, NEW.id FROM unnest(after_) AS term WHERE term <> ALL (before);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER assets_terms_added AFTER INSERT ON assets FOR EACH ROW WHEN (NEW.state = 'ready')
+    EXECUTE FUNCTION follow_asset_in_terms();
+CREATE TRIGGER assets_terms_changed AFTER UPDATE ON assets FOR EACH ROW
+    WHEN ((OLD.state, OLD.deleted_at IS NULL, OLD.archived_at IS NULL, OLD.tags, OLD.metadata, OLD.file_name,
+           OLD.session_id, OLD.room_id, OLD.product_id, OLD.dataset_id)
+        IS DISTINCT FROM (NEW.state, NEW.deleted_at IS NULL, NEW.archived_at IS NULL, NEW.tags, NEW.metadata,
+           NEW.file_name, NEW.session_id, NEW.room_id, NEW.product_id, NEW.dataset_id))
+    EXECUTE FUNCTION follow_asset_in_terms();
+CREATE TRIGGER assets_terms_gone AFTER DELETE ON assets FOR EACH ROW
+    WHEN (OLD.state = 'ready' AND OLD.deleted_at IS NULL AND OLD.archived_at IS NULL)
+    EXECUTE FUNCTION follow_asset_in_terms();
+
+ALTER TABLE albums ENABLE ROW LEVEL SECURITY;
+ALTER TABLE albums FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON albums TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY public_reading ON albums FOR SELECT TO assets_app USING (public);
+
+ALTER TABLE album_assets ENABLE ROW LEVEL SECURITY;
+ALTER TABLE album_assets FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON album_assets TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Of a public album others see what is public. The subquery is under the album's own policies.
+CREATE POLICY public_reading ON album_assets FOR SELECT TO assets_app
+    USING (shown AND public AND EXISTS (SELECT FROM albums a WHERE a.id = album_assets.album_id AND a.public));
+
+ALTER TABLE asset_terms ENABLE ROW LEVEL SECURITY;
+ALTER TABLE asset_terms FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON asset_terms TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+ALTER TABLE usage_events ENABLE ROW LEVEL SECURITY;
+ALTER TABLE usage_events FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON usage_events TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Old addresses are shortened for everybody at once.
+CREATE POLICY shortening_reads ON usage_events FOR SELECT TO assets_worker USING (true);
+CREATE POLICY shortening ON usage_events FOR UPDATE TO assets_worker USING (true);
+
+ALTER TABLE usage_days ENABLE ROW LEVEL SECURITY;
+ALTER TABLE usage_days FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON usage_days TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));

@@ -1,0 +1,104 @@
+"""An album as a ZIP, made while it is sent: one piece of one file in memory, its size known before the first byte."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from uuid import UUID
+
+from shared import zips
+from shared.storage import ObjectNotFound, Storage
+from shared.storage.base import CHUNK
+
+_MANIFEST, _SUMS = "manifest.json", "SHA256SUMS"
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    asset_id: UUID
+    key: str
+    size: int
+    sha256: str
+    mime_type: str
+
+
+class AlbumZip:
+    """`rows` are the assets, `smaller` the variant to take instead of an original, by asset."""
+
+    def __init__(self, album: Any, rows: Sequence[Any], smaller: Mapping[UUID, Any]) -> None:
+        self._album = album
+        chosen = [smaller.get(row.id, row) for row in rows]
+        paths = zips.unique_paths(
+            [_name(row, taken) for row, taken in zip(rows, chosen, strict=True)], (_MANIFEST, _SUMS)
+        )
+        self.files = [
+            _File(path, row.id, taken.storage_key, taken.size_bytes, taken.sha256, taken.mime_type)
+            for path, row, taken in zip(paths, rows, chosen, strict=True)
+        ]
+        self.missing: set[UUID] = set()  # assets whose file had vanished when its turn came
+        self.file_name = f"{zips.safe_name(album.name)}.zip"
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole archive, if every file is still there when its turn comes."""
+        last = [(path, len(content)) for path, content in self._last(self.files, [])]
+        return zips.size_of([*((file.path, file.size) for file in self.files), *last])
+
+    async def chunks(self, storage: Storage) -> AsyncIterator[bytes]:
+        sink = zips.Sink()
+        there, missing = [], []
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+            for file in self.files:
+                content = storage.get(file.key)
+                try:
+                    first = await anext(content, b"")
+                except ObjectNotFound:  # before the first piece, so that nothing of it stands in the archive
+                    missing.append(file)
+                    self.missing.add(file.asset_id)
+                    continue
+                there.append(file)
+                with archive.open(zips.entry(file.path, file.size, self._album.created_at), "w") as entry:
+                    entry.write(first)
+                    for piece in _pieces(sink):
+                        yield piece
+                    async for chunk in content:
+                        entry.write(chunk)
+                        for piece in _pieces(sink):
+                            yield piece
+            for path, text in self._last(there, missing):
+                archive.writestr(zips.entry(path, len(text), self._album.created_at), text)
+                for piece in _pieces(sink):
+                    yield piece
+        for piece in _pieces(sink):
+            yield piece
+
+    def _last(self, there: Sequence[_File], missing: Sequence[_File]) -> list[tuple[str, bytes]]:
+        """What ends the archive: it can only tell afterwards what is in it."""
+        listed = [
+            {"path": file.path, "asset_id": str(file.asset_id), "size": file.size, "sha256": file.sha256,
+             "mime_type": file.mime_type}
+            for file in there
+        ]  # fmt: skip
+        lost = [{"path": file.path, "asset_id": str(file.asset_id)} for file in missing]
+        about = {"album": self._album.name, "album_id": str(self._album.id), "files": listed, "missing": lost}
+        manifest = json.dumps(about, ensure_ascii=False, indent=1).encode() + b"\n"
+        sums = [*((file.sha256, file.path) for file in there), (hashlib.sha256(manifest).hexdigest(), _MANIFEST)]
+        return [(_MANIFEST, manifest), (_SUMS, "".join(f"{digest}  {path}\n" for digest, path in sums).encode())]
+
+
+def _name(asset: Any, taken: Any) -> str:
+    """The file's name; a variant's has the ending of its own type. No folders: a slash was replaced on upload."""
+    if taken is asset:
+        return asset.file_name
+    return PurePosixPath(asset.file_name).stem + "." + taken.mime_type.partition("/")[2]
+
+
+def _pieces(sink: zips.Sink) -> Iterator[bytes]:
+    """What was written since the last time, in messages of at most 256 KiB."""
+    written = b"".join(sink.drain())
+    for start in range(0, len(written), CHUNK):
+        yield written[start : start + CHUNK]

@@ -1,0 +1,73 @@
+"""Where the call being served comes from: its address and what its client calls itself."""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+from urllib.parse import unquote
+
+Address = IPv4Address | IPv6Address
+Networks = Sequence[IPv4Network | IPv6Network]
+_AGENT_LENGTH = 300
+
+_context: ContextVar[Any] = ContextVar("grpc_context", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """`ip` is None, `user_agent` empty, where it isn't known."""
+
+    ip: str | None
+    user_agent: str
+
+
+NOWHERE = Origin(None, "")
+
+
+def enter(context: Any) -> None:
+    """Remembers the call's gRPC context for this task. What it says is looked at only when somebody asks."""
+    _context.set(context)
+
+
+def networks(text: str) -> Networks:
+    """`10.0.0.0/8, fd00::/8`. Raises ValueError naming the one that is none."""
+    return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def current(trusted: Networks) -> Origin:
+    """Of the call being served; NOWHERE in a job. Proxies in `trusted` are believed whom they forward for."""
+    context = _context.get()
+    if context is None:
+        return NOWHERE
+    sent = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    address = _peer(context.peer())
+    if address is not None and _any(address, trusted):
+        # Each proxy adds whom it heard at the end; what an untrusted one heard, or claims, isn't evidence.
+        for forwarded in reversed(sent.get("x-forwarded-for", "").split(",")):
+            heard = _address(forwarded.strip())
+            if heard is None:
+                break
+            address = heard
+            if not _any(heard, trusted):
+                break
+    agent = "".join(c for c in sent.get("user-agent", "") if c.isprintable())[:_AGENT_LENGTH]
+    return Origin(str(address) if address else None, agent)
+
+
+def _any(address: Address, within: Networks) -> bool:
+    return any(address in network for network in within)
+
+
+def _peer(peer: str) -> Address | None:
+    """Of `ipv4:127.0.0.1:5000` or `ipv6:[::1]:5000`, as gRPC writes them, quoted or not."""
+    kind, _, rest = unquote(peer).partition(":")
+    return _address(rest.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else None
+
+
+def _address(text: str) -> Address | None:
+    try:
+        found = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
