@@ -73,11 +73,14 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
         raise faults[0]
 
 
-async def work(database: db.Database, queue: JobQueue, settings: Settings) -> None:
-    """A service's background: its queue, the sequencer of its events, and the pruning of what is kept for a time."""
+async def work(database: db.Database, queue: JobQueue, settings: Settings, *endless: Coroutine[Any, Any, None]) -> None:
+    """A service's background: its queue, the sequencer of its events, the pruning of what is kept for a time, and what
+    else it does without end."""
     await database.open()
     try:
         async with asyncio.TaskGroup() as group:
+            for each in endless:
+                group.create_task(each)
             group.create_task(events.run_sequencer(database))
             group.create_task(_prune(database, settings))
             group.create_task(

@@ -85,6 +85,17 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(10 * 1024 * 1024, gt=0, description="largest image")
     max_pdf_bytes: int = Field(50 * 1024 * 1024, gt=0, description="largest PDF")
     max_pixels: int = Field(50_000_000, gt=0, description="most pixels of an image, all frames together")
+    trash_days: float = Field(30, gt=0, description="how long a deleted asset can be recovered")
+    cleanup_minutes: float = Field(60, ge=0, description="pause between cleanups; 0: only when an operator asks")
+    cleanup_max_items: int = Field(10_000, ge=1, description="most items of each kind that one cleanup takes")
+    idle_session_days: float = Field(
+        0, ge=0, description="a session without a change for so long goes to the trash (183: half a year); 0: never"
+    )
+    reconcile_minutes: float = Field(10, ge=0, description="pause between reconciler runs; 0: only when asked")
+    reconcile_max_items: int = Field(10_000, ge=1, description="most objects that one reconciler run looks at")
+    reconcile_grace_minutes: float = Field(
+        60, ge=0, description="an object younger than this may belong to an upload in flight, and is left alone"
+    )
 
     # The other services, as this one reaches them
     assets_address: str = Field("127.0.0.1:50051", description="assets")

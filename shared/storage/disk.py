@@ -153,8 +153,8 @@ class DiskStorage:
             with _translated("delete"):
                 await self.threads.run(self._unlink, batch)
 
-    async def list(self, prefix: str) -> AsyncIterator[Stat]:
-        walk = self._walk(check_prefix(prefix))
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
+        walk = self._walk(check_prefix(prefix), after)
         while True:
             with _translated("list"):
                 page = await self.threads.run(lambda: [*itertools.islice(walk, _BATCH)])
@@ -264,14 +264,17 @@ class DiskStorage:
                         break
                     folder.rmdir()
 
-    def _walk(self, prefix: str) -> Iterator[Stat]:
+    def _walk(self, prefix: str, after: str) -> Iterator[Stat]:
         folder, _, beginning = prefix.rpartition("/")
+        passed = os.fsencode(after)
         top = f"{folder}/" if folder else ""
         pending = [iter(_names(self._data, top, beginning))]
         while pending:
             name = next(pending[-1], None)
             if name is None:
                 pending.pop()
+            elif os.fsencode(name) <= passed and not (name.endswith("/") and after.startswith(name)):
+                continue
             elif name.endswith("/"):
                 pending.append(iter(_names(self._data, name, "")))
             elif opened := _open_object(self._data / name, name):
