@@ -93,6 +93,7 @@ class Cleaner:
 
     async def _kind(self, walk: Walk, kind: Kind) -> None:
         most = walk.row.arguments["max_items"] or self._max_items
+        walk.report.count(kind.what)  # shown even if there are none
         while True:
             left = most - walk.report.count(kind.what).found
             after_at, after_id = walk.report.cursors.get(kind.what, _START)

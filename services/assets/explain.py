@@ -42,10 +42,9 @@ class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
             raise errors.not_found("asset", request.asset_id)
         findings = [_owner(asset), _state(asset), _bytes(asset), _trash(asset), _archive(asset), _visibility(asset)]
         if asset.state == "ready" and asset.mime_type != rules.PDF:
-            waiting = await self._db.rows(_NEXT_TRY, one)
-            findings.append(
-                _variants(await self._db.rows(_VARIANTS, one), waiting[0].scheduled_at if waiting else None)
-            )
+            waiting = await self._db.row(_NEXT_TRY, one)
+            rows = await self._db.rows(_VARIANTS, one)
+            findings.append(_variants(rows, waiting.scheduled_at if waiting else None))
         if asset.owner == auth.current().owner:
             findings.append(_holders(await self._db.rows(_HOLDERS, one), asset.owner))
             if asset.product_id:
@@ -88,7 +87,7 @@ def _bytes(asset: Any) -> pb.Finding:
     asked = "are its bytes there?"
     if asset.bytes_gone_at:
         return pb.Finding(
-            question=asked, answer=f"no, since {_at(asset.bytes_gone_at)} the store is known to have lost or damaged them",
+            question=asked, answer=f"no, they were found lost or damaged at {_at(asset.bytes_gone_at)}",
             next_step="upload the file again as a new asset, or have the operator restore it from a backup",
         )  # fmt: skip
     if asset.state == "pending":
@@ -112,9 +111,8 @@ def _trash(asset: Any) -> pb.Finding:
 
 def _archive(asset: Any) -> pb.Finding:
     if not asset.archived_at:
-        return pb.Finding(
-            question="is it in lists?", ok=True, answer="yes" if not asset.deleted_at else "only with show_deleted"
-        )
+        listed = "only with show_deleted" if asset.deleted_at else "yes"
+        return pb.Finding(question="is it in lists?", ok=True, answer=listed)
     return pb.Finding(
         question="is it in lists?", answer=f"no, it was archived at {_at(asset.archived_at)}; it works by its id",
         next_step="list with show_archived, or UnarchiveAsset",
@@ -132,9 +130,8 @@ def _visibility(asset: Any) -> pb.Finding:
 def _variants(rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
     asked = "are its variants there?"
     if not rows:
-        return pb.Finding(
-            question=asked, ok=True, answer="none were asked for", next_step="RegenerateVariants makes them"
-        )
+        step = "RegenerateVariants makes them"
+        return pb.Finding(question=asked, ok=True, answer="none were asked for", next_step=step)
     failed = [row for row in rows if row.state == "failed"]
     answer = "; ".join(_variant_answers(rows, next_try))
     step = "RegenerateVariants tries again" if failed else ""

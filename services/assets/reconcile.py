@@ -68,6 +68,10 @@ _GIVE_UP = """
         error_class = 'BYTES_GONE', error_message = 'its bytes are lost, and so are those of the original'
     WHERE asset_id = %(asset_id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
 """
+_STILL_SHOWN = """
+    SELECT id FROM variants
+    WHERE asset_id = %(asset_id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready'
+"""
 _LAST_RUN = """
     SELECT progress, updated_at FROM storage_runs
     WHERE owner = '' AND action = 'reconcile' AND state = 'done' ORDER BY created_at DESC, id DESC LIMIT 1
@@ -182,10 +186,7 @@ class Reconciler:
             if given_up is not None:
                 await assets.publish_variant(m, given_up)
             return given_up is not None
-        shows = (
-            "SELECT id FROM variants WHERE asset_id = %(asset_id)s AND preset = %(preset)s AND storage_key = %(key)s"
-        )
-        if await m.one(shows + " AND state = 'ready'", of) is None:
+        if await m.one(_STILL_SHOWN, of) is None:
             return False
         await variants.ask(m, self._queue, asset, [row.preset], priority=jobs.BACKFILL)
         return True

@@ -1,5 +1,5 @@
 """Runs: walks over many assets in the background, a step at a time. A step's changes, the place it came to and what it
-adds to the report are one transaction, so that a run whose worker died goes on where it was and counts nothing twice."""
+adds to the report are one transaction: a run whose worker died goes on where it was and counts nothing twice."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -175,7 +175,7 @@ def to_proto(row: Any) -> pb.Run:
     return pb.Run(
         id=str(row.id), action=ACTIONS.number[row.action], state=STATES.number[row.state], owner=row.owner,
         dry_run=row.arguments.get("dry_run", False), session_id=row.arguments.get("session_id", ""),
-        counts=[pb.RunCount(what=what, **asdict(count)) for what, count in report.counts.items()],
+        counts=[pb.RunCount(what=what, **asdict(count)) for what, count in sorted(report.counts.items())],
         failures=[pb.RunFailure(**failure) for failure in report.failures], capped=report.capped,
         error_class=row.error_class, error_message=row.error_message, create_time=timestamp(row.created_at),
         end_time=None if JOB_STATES[row.state] else timestamp(row.updated_at),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -42,7 +43,10 @@ def stored(house: Suite, asset_id: str) -> set[str]:
 async def freed(house: Suite, asset_id: str) -> None:
     """Returns once no object of the asset is left."""
     async with asyncio.timeout(20):
-        while stored(house, asset_id):
+        while True:
+            with suppress(FileNotFoundError):  # a folder that goes while it is looked into
+                if not stored(house, asset_id):
+                    return
             await asyncio.sleep(0.05)
 
 
