@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+import grpc
+from atelier.assets.v1 import asset_pb2, storage_pb2, storage_pb2_grpc, upload_pb2, variant_pb2
 
 from tests.assets import flows
 from tests.suite import Client, Suite
@@ -19,6 +20,8 @@ class Owned:
     upload_id: str  # sent, not confirmed
     product_id: str
     holder: str
+    spare: list[str]  # announced, to be archived, deleted, purged
+    run_id: str
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -32,7 +35,10 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     holder = f"tests/{canary}"
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
-    return Owned(asset.id, pending.upload_id, canary, holder)
+    spare = [(await flows.announce(owner, PICTURE, **described)).asset.id for _ in range(3)]
+    session = storage_pb2.DeleteSessionRequest(session_id=canary)
+    run = (await owner.stub(storage_pb2_grpc.StorageServiceStub).DeleteSession(session)).run
+    return Owned(asset.id, pending.upload_id, canary, holder, spare, run.id)
 
 
 def _photo() -> upload_pb2.UploadDeclaration:
@@ -42,6 +48,7 @@ def _photo() -> upload_pb2.UploadDeclaration:
 _ASSETS = "atelier.assets.v1.AssetService."
 _UPLOADS = "atelier.assets.v1.UploadService."
 _VARIANTS = "atelier.assets.v1.VariantService."
+_STORAGE = "atelier.assets.v1.StorageService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -94,4 +101,31 @@ CASES = {
         lambda o: variant_pb2.RegenerateVariantsRequest(request_id=f"again {o.asset_id}", asset_id=o.asset_id),
         NOT_FOUND,
     ),
+    _ASSETS + "ArchiveAsset": Case(lambda o: asset_pb2.ArchiveAssetRequest(asset_id=o.spare[0]), NOT_FOUND),
+    _ASSETS + "UnarchiveAsset": Case(lambda o: asset_pb2.UnarchiveAssetRequest(asset_id=o.spare[0]), NOT_FOUND),
+    _ASSETS + "DeleteAsset": Case(lambda o: asset_pb2.DeleteAssetRequest(asset_id=o.spare[1]), NOT_FOUND),
+    _ASSETS + "UndeleteAsset": Case(lambda o: asset_pb2.UndeleteAssetRequest(asset_id=o.spare[1]), NOT_FOUND),
+    _ASSETS + "PurgeAsset": Case(lambda o: asset_pb2.PurgeAssetRequest(asset_id=o.spare[2]), NOT_FOUND),
+    _ASSETS + "BatchDeleteAssets": Case(
+        lambda o: asset_pb2.BatchDeleteAssetsRequest(asset_ids=[o.spare[1]]),
+        lambda answers: [result.reason for result in answers[0].results] == ["NOT_FOUND"],
+    ),
+    _ASSETS + "BatchUndeleteAssets": Case(
+        lambda o: asset_pb2.BatchUndeleteAssetsRequest(asset_ids=[o.spare[1]]),
+        lambda answers: [result.reason for result in answers[0].results] == ["NOT_FOUND"],
+    ),
+    _ASSETS + "ListReferences": Case(lambda o: asset_pb2.ListReferencesRequest(asset_id=o.asset_id), NOT_FOUND),
+    _ASSETS + "ExplainAsset": Case(lambda o: asset_pb2.ExplainAssetRequest(asset_id=o.asset_id), NOT_FOUND),
+    _STORAGE + "DeleteSession": Case(lambda o: storage_pb2.DeleteSessionRequest(session_id="of nobody"), nothing),
+    _STORAGE + "RunCleanup": Case(lambda o: storage_pb2.RunCleanupRequest(), nothing, owner_role="admin"),
+    _STORAGE + "RunReconciler": Case(lambda o: storage_pb2.RunReconcilerRequest(), nothing, owner_role="admin"),
+    # Not really: the rows are needed.
+    _STORAGE + "EraseOwner": Case(
+        lambda o: storage_pb2.EraseOwnerRequest(owner="user:ada", confirm_owner="user:nobody"),
+        NOT_FOUND,
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    _STORAGE + "ExportOwner": Case(lambda o: storage_pb2.ExportOwnerRequest(owner="user:ada"), NOT_FOUND),
+    _STORAGE + "GetRun": Case(lambda o: storage_pb2.GetRunRequest(run_id=o.run_id), NOT_FOUND),
+    _STORAGE + "ListRuns": Case(lambda o: storage_pb2.ListRunsRequest(), nothing),
 }
