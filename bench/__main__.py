@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, images, main_job, startup
+from bench import calls, deleting, images, main_job, startup
 from bench.figure import CannotRun, Figure, NeedsNode, Report
 from cli.suite import ROOT
 
 RESULTS = ROOT / "bench-out" / "results.json"
 BENCHMARKS: dict[str, Callable[[Report], list[Figure]]] = {
     "B1": calls.reading, "B2": calls.against_fastapi, "B3": calls.creating, "B4": images.variants, "B11": startup.suite,
-    "B12": main_job.demo,
+    "B12": main_job.demo, "B13": deleting.bulk,
 }  # fmt: skip
 
 

@@ -54,10 +54,10 @@ class House:
         self._clients.append(made)
         return made
 
-    async def killed_at(self, server: Process, call: Any, statement: str, *parameters: Any) -> None:
-        """Kills the server while the call waits for what the statement locks."""
+    async def killed_at(self, server: Process, call: Callable[[], Any], statement: str, *parameters: Any) -> None:
+        """Kills the server while the call, made once it is locked, waits for what the statement locks."""
         async with self.superuser.hold(statement, *parameters) as lock:
-            calling = asyncio.create_task(call)
+            calling = asyncio.ensure_future(call())
             await lock.caught("assets_app")
             server.kill()
             with suppress(grpc.aio.AioRpcError):
@@ -101,10 +101,12 @@ async def mended(house: House, measured: Callable[[str], None], what: str) -> di
     house.work()
     root = house.client("root", "admin")
 
-    async def removed() -> bool:
-        return not await house.superuser.value("SELECT count(*) FROM assets.doomed_objects WHERE due_at <= now()")
+    async def settled() -> bool:
+        doomed = await house.superuser.value("SELECT count(*) FROM assets.doomed_objects WHERE due_at <= now()")
+        making = "SELECT count(*) FROM assets.renditions WHERE state IN ('pending', 'running')"
+        return not doomed and not await house.superuser.value(making)
 
-    await until(removed, "what is doomed is removed")
+    await until(settled, "what is doomed is removed, and no variant is being made")
     found = figures(await run(root, "RunReconciler", from_start=True))
     again = figures(await run(root, "RunReconciler", from_start=True))
     assert {each[:2] for each in again.values()} == {(0, 0)}
@@ -121,7 +123,7 @@ async def test_killed_while_an_upload_is_confirmed(house: House, measured: Calla
     await flows.send(sent.target, DATA)
     verified = await flows.announce(ada, DATA)
     await flows.send(verified.target, DATA)
-    await house.killed_at(server, flows.confirm(ada, verified.upload_id), _LOCK_ASSET, verified.asset.id)
+    await house.killed_at(server, lambda: flows.confirm(ada, verified.upload_id), _LOCK_ASSET, verified.asset.id)
     assert await house.disagreements() == (1, 0)  # the verified copy
     await house.serve()
     ada = house.client()
@@ -200,7 +202,7 @@ async def test_killed_while_a_public_asset_is_deleted(house: House, measured: Ca
     await flows.variants_of(ada, asset.id)
     worker.kill()
     delete = asset_pb2.DeleteAssetRequest(asset_id=asset.id, request_id="once")
-    await house.killed_at(server, flows.assets(ada).DeleteAsset(delete), _LOCK_ASSET, asset.id)
+    await house.killed_at(server, lambda: flows.assets(ada).DeleteAsset(delete), _LOCK_ASSET, asset.id)
     assert await house.disagreements() == (5, 0)  # the copies
     assert not (await _row(house, asset.id)).deleted_at
     await house.serve()
@@ -228,7 +230,7 @@ async def test_killed_before_and_amid_a_purge(house: House, measured: Callable[[
     worker.kill()
     await acquire(ada, "h", assets[0].id)
     purges = [asset_pb2.PurgeAssetRequest(asset_id=asset.id, force=True) for asset in assets]
-    await house.killed_at(server, flows.assets(ada).PurgeAsset(purges[0]), _LOCK_ASSET, assets[0].id)
+    await house.killed_at(server, lambda: flows.assets(ada).PurgeAsset(purges[0]), _LOCK_ASSET, assets[0].id)
     assert await house.disagreements() == (0, 0)
     await house.serve()
     ada = house.client()
@@ -237,9 +239,10 @@ async def test_killed_before_and_amid_a_purge(house: House, measured: Callable[[
     # The bytes are removed, and the worker dies before it can forget that they were to be.
     async with house.superuser.hold("SELECT FROM assets.doomed_objects FOR UPDATE") as lock:
         worker = house.work()
-        await lock.caught("assets_worker")
+        backend = await lock.caught("assets_worker")
         assert not house.stored()
         worker.kill()
+        await house.superuser.rows("SELECT pg_terminate_backend(%s)", backend)  # else it goes on without its client
     assert await house.superuser.value("SELECT count(*) FROM assets.doomed_objects") >= 10
     found = await mended(house, measured, "purge")
     assert {each[:2] for each in found.values()} == {(0, 0)}
