@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -254,15 +254,19 @@ class DiskStorage:
                 raise IsADirectoryError(errno.EISDIR, "is a folder") from None
             raise ObjectExists(f"{target.relative_to(self._data)} exists already") from None
 
-    def _unlink(self, paths: Iterable[Path]) -> None:
+    def _unlink(self, paths: Sequence[Path]) -> None:
         for path in paths:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 path.unlink()
-            with suppress(OSError):  # ends at the first folder that still holds something
-                for folder in path.parents:
-                    if folder == self._data:
-                        break
+        # Each folder is tried once: to find out that a large one still holds something can take long.
+        emptied = {path.parent for path in paths}
+        while emptied := emptied - {self._data}:
+            above = set()
+            for folder in emptied:
+                with suppress(OSError):  # it still holds something
                     folder.rmdir()
+                    above.add(folder.parent)
+            emptied = above
 
     def _walk(self, prefix: str, after: str) -> Iterator[Stat]:
         folder, _, beginning = prefix.rpartition("/")
