@@ -48,6 +48,7 @@ from .streams import FULL, Threads, blocks, save
 
 _THREADS: Final = 8
 _BATCH: Final = 1000
+_PART: Final = 250  # deletes of one thread
 _MAGIC: Final = b"ATL1"
 _TAIL: Final = struct.Struct(">I4s")
 _MAX_TRAILER: Final = 1024
@@ -150,8 +151,9 @@ class DiskStorage:
     async def delete(self, keys: Iterable[str]) -> None:
         paths = iter([self._path(key) for key in keys])
         while batch := list(itertools.islice(paths, _BATCH)):
+            parts = [batch[start : start + _PART] for start in range(0, len(batch), _PART)]
             with _translated("delete"):
-                await self.threads.run(self._unlink, batch)
+                await asyncio.gather(*(self.threads.run(self._unlink, part) for part in parts))
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
         walk = self._walk(check_prefix(prefix), after)
