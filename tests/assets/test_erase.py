@@ -81,10 +81,10 @@ async def test_an_erased_owner_leaves_a_tombstone_and_a_receipt(house: Suite, ad
 async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client) -> None:
     public = await flows.upload(house.client("somebody-else"), DATA, visibility=PUBLIC)
     first = await erase(ada, owner_of(ada))
-    head = {"declaration": flows.declaration(DATA)}
+    head = upload_pb2.UploadHead(declaration=flows.declaration(DATA))
     for call in (
         flows.announce(ada, DATA),
-        flows.stream_upload(ada, upload_pb2.UploadHead(**head), DATA),
+        flows.stream_upload(ada, head, DATA),
         acquire(ada, "h", public.id),
     ):
         refused = await calls.refusal(call)
@@ -107,13 +107,14 @@ async def test_erasing_needs_the_owners_name_spelled_out_and_the_right_to(house:
     asset = await flows.upload(ada, DATA)
     root, bob = house.client("root", "admin"), house.client("bob")
     owner = owner_of(ada)
-    for client, fields, code in (
+    refusals: list[tuple[Client, dict[str, Any], grpc.StatusCode]] = [
         (ada, {"confirm_owner": "user:somebody"}, grpc.StatusCode.INVALID_ARGUMENT),
         (ada, {}, grpc.StatusCode.INVALID_ARGUMENT),
         (root, {"owner": owner, "confirm_owner": "user:somebody"}, grpc.StatusCode.INVALID_ARGUMENT),
         (root, {"owner": "ada", "confirm_owner": "ada"}, grpc.StatusCode.INVALID_ARGUMENT),
         (bob, {"owner": owner, "confirm_owner": owner}, grpc.StatusCode.NOT_FOUND),
-    ):
+    ]
+    for client, fields, code in refusals:
         refused = await calls.refusal(storage(client).EraseOwner(storage_pb2.EraseOwnerRequest(**fields)))
         assert refused.code is code
     assert await listed(ada) == [asset.id]

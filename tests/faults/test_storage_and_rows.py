@@ -146,7 +146,7 @@ async def test_killed_while_an_upload_is_confirmed(house: House, measured: Calla
 
 async def test_killed_while_a_one_call_upload_is_stored(house: House, measured: Callable[[str], None]) -> None:
     server = await house.serve()
-    head = {"declaration": flows.declaration(DATA), "request_id": "once"}
+    head = upload_pb2.UploadHead(declaration=flows.declaration(DATA), request_id="once")
 
     async def pending() -> Any:
         return await house.superuser.value("SELECT id FROM assets.assets WHERE state = 'pending'")
@@ -155,7 +155,7 @@ async def test_killed_while_a_one_call_upload_is_stored(house: House, measured: 
     reached = asyncio.Event()
 
     async def parts() -> AsyncIterator[upload_pb2.UploadRequest]:
-        yield upload_pb2.UploadRequest(head=upload_pb2.UploadHead(**head))
+        yield upload_pb2.UploadRequest(head=head)
         await reached.wait()
         yield upload_pb2.UploadRequest(chunk=DATA)
 
@@ -169,7 +169,7 @@ async def test_killed_while_a_one_call_upload_is_stored(house: House, measured: 
             await uploading
     assert await house.disagreements() == (1, 0)
     await house.serve()
-    asset = await flows.stream_upload(house.client(), upload_pb2.UploadHead(**head), DATA)
+    asset = await flows.stream_upload(house.client(), head, DATA)
     assert asset.id == str(asset_id)
     assert (await mended(house, measured, "one-call upload"))["stray_objects"] == (1, 1, 0)
 
