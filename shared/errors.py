@@ -48,6 +48,7 @@ _CODES: Mapping[int, int] = {
     Reason.ERROR_REASON_ATTEMPT_SUPERSEDED: code_pb2.FAILED_PRECONDITION,
     Reason.ERROR_REASON_SLOW_READER: code_pb2.RESOURCE_EXHAUSTED,
     Reason.ERROR_REASON_PARTS_MISSING: code_pb2.FAILED_PRECONDITION,
+    Reason.ERROR_REASON_OWNER_ERASED: code_pb2.FAILED_PRECONDITION,
 }
 
 
@@ -152,6 +153,9 @@ def from_exception(error: BaseException) -> DomainError:
         case psycopg.errors.SerializationFailure() | psycopg.errors.DeadlockDetected():
             text = "another call changed the same thing at the same time; nothing was changed, try again"
             return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
+        case psycopg.errors.CheckViolation() if error.diag.constraint_name == "owner_not_erased":
+            text = "this owner was erased and nothing new is kept for it; use another owner"
+            return DomainError(Reason.ERROR_REASON_OWNER_ERASED, text)
         case psycopg.errors.ProgramLimitExceeded():
             return invalid("", "a value is too long to be stored and found again; shorten it")
         case psycopg.errors.DiskFull():

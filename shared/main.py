@@ -73,12 +73,17 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
         raise faults[0]
 
 
-async def work(database: db.Database, queue: JobQueue, settings: Settings, types: webhooks.EventTypes) -> None:
-    """A service's background: its queue, the sequencer of its events, the webhooks that follow them, and the pruning of
-    what is kept for a time."""
+async def work(
+    database: db.Database, queue: JobQueue, settings: Settings, types: webhooks.EventTypes,
+    *endless: Coroutine[Any, Any, None],
+) -> None:  # fmt: skip
+    """A service's background: its queue, the sequencer of its events, the webhooks that follow them, the pruning of
+    what is kept for a time, and what else it does without end."""
     await database.open()
     try:
         async with asyncio.TaskGroup() as group:
+            for each in endless:
+                group.create_task(each)
             group.create_task(events.run_sequencer(database))
             group.create_task(webhooks.run(database, settings, types))
             group.create_task(_prune(database, settings))

@@ -139,6 +139,17 @@ class Settings(BaseSettings):
     trusted_proxies: str = Field(
         "", description="networks of proxies whose x-forwarded-for is believed, such as 10.0.0.0/8, fd00::/8"
     )
+    trash_days: float = Field(30, gt=0, description="how long a deleted asset can be recovered")
+    cleanup_minutes: float = Field(60, ge=0, description="pause between cleanups; 0: only when an operator asks")
+    cleanup_max_items: int = Field(10_000, ge=1, description="most items of each kind that one cleanup takes")
+    idle_session_days: float = Field(
+        0, ge=0, description="a session without a change for so long goes to the trash (183: half a year); 0: never"
+    )
+    reconcile_minutes: float = Field(10, ge=0, description="pause between reconciler runs; 0: only when asked")
+    reconcile_max_items: int = Field(10_000, ge=1, description="most objects that one reconciler run looks at")
+    reconcile_grace_minutes: float = Field(
+        60, ge=0, description="an object younger than this may belong to an upload in flight, and is left alone"
+    )
 
     # The other services, as this one reaches them
     assets_address: str = Field("127.0.0.1:50051", description="assets")

@@ -22,6 +22,7 @@ from atelier.assets.v1 import (
     render_pb2_grpc,
     resumable_pb2_grpc,
     search_pb2_grpc,
+    storage_pb2_grpc,
     style_pb2_grpc,
     upload_pb2_grpc,
     usage_pb2_grpc,
@@ -33,20 +34,29 @@ from services.assets import (
     albums,
     assets,
     backfill,
+    cleanup,
     document_maker,
     documents,
     duplicates,
+    erase,
+    explain,
     imports,
+    keeper,
     provenance,
+    reconcile,
+    references,
     renders,
     resumable,
+    runs,
     search,
     styles,
+    trash,
     uploads,
     usage,
     variants,
 )
 from services.assets.presets import Presets
+from services.assets.storage_service import StorageService
 from services.assets.verifying import Verifier
 from shared import jobs, main, origin, server, webhooks
 from shared.db import Database
@@ -82,9 +92,21 @@ class Parts:
             self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials, self.usage_log
         )
 
+        self.trash = trash.Trash(self.db, self.storage, settings.trash_days)
+
     async def close(self) -> None:
         await self.pool.close()
         await self.storage.close()
+
+
+class AssetService(assets.AssetService, references.ReferenceCalls, trash.TrashCalls, explain.ExplainCalls):
+    """All of the contract's AssetService."""
+
+    def __init__(self, p: Parts, stream: EventStream, urls: assets.Urls, on_demand: variants.OnDemand) -> None:
+        assets.AssetService.__init__(self, p.db, stream, p.storage, urls, on_demand.ready, p.usage_log)
+        references.ReferenceCalls.__init__(self, p.db, p.usage_log)
+        trash.TrashCalls.__init__(self, p.db, p.trash)
+        explain.ExplainCalls.__init__(self, p.db)
 
 
 @asynccontextmanager
@@ -94,6 +116,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     hooks = webhooks.WebhookService(parts.db, settings, EVENTS)
     servicers = [(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks), *_servicers(parts, stream)]
     await parts.db.open()
+    shown = asyncio.create_task(reconcile.show_metrics(parts.db))
     stream.start()
     parts.usage_log.start()
     try:
@@ -105,6 +128,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 drain=stream.drain,
             )
     finally:
+        shown.cancel()
         await parts.usage_log.close()
         await stream.close()
         await hooks.close()
@@ -119,8 +143,7 @@ def _servicers(p: Parts, stream: EventStream) -> list[tuple[Callable[..., Any], 
     parts_life = timedelta(hours=p.settings.resumable_upload_hours)
     on_demand = variants.OnDemand(db, queue, p.presets)
     return [
-        (asset_pb2_grpc.add_AssetServiceServicer_to_server,
-         assets.AssetService(db, stream, storage, urls, on_demand.ready, p.usage_log)),
+        (asset_pb2_grpc.add_AssetServiceServicer_to_server, AssetService(p, stream, urls, on_demand)),
         (upload_pb2_grpc.add_UploadServiceServicer_to_server,
          uploads.UploadService(db, storage, verifier, urls, url_life=url_life)),
         (resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server,
@@ -140,6 +163,7 @@ def _servicers(p: Parts, stream: EventStream) -> list[tuple[Callable[..., Any], 
         (album_pb2_grpc.add_AlbumServiceServicer_to_server,
          albums.AlbumService(db, storage, urls, p.presets, p.usage_log)),
         (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
+        (storage_pb2_grpc.add_StorageServiceServicer_to_server, StorageService(db, queue, urls)),
         (search_pb2_grpc.add_SearchServiceServicer_to_server, search.SearchService(db, urls)),
     ]  # fmt: skip
 
@@ -153,13 +177,29 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run)
     queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool).run)
     queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets).run)
+    queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
     shortening = asyncio.create_task(usage.shorten_forever(db, timedelta(days=settings.usage_address_days)))
     try:
         async with p.outbound:
-            await main.work(db, queue, settings, EVENTS)
+            await main.work(db, queue, settings, EVENTS, keeper.Keeper(db, storage, queue, settings).run())
     finally:
         shortening.cancel()
         await p.close()
+
+
+def _runner(p: Parts) -> runs.Runner:
+    cleaner = cleanup.Cleaner(
+        p.db, p.storage, p.trash, max_items=p.settings.cleanup_max_items, idle_days=p.settings.idle_session_days
+    )
+    reconciler = reconcile.Reconciler(
+        p.db, p.storage, p.queue, max_items=p.settings.reconcile_max_items,
+        grace=timedelta(minutes=p.settings.reconcile_grace_minutes),
+    )  # fmt: skip
+    walks = {
+        "session": cleaner.session, "cleanup": cleaner.cleanup, "reconcile": reconciler.reconcile,
+        "erase": erase.Eraser(p.db, p.storage).erase,
+    }  # fmt: skip
+    return runs.Runner(p.db, walks)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _SNAPSHOT_AGE = timedelta(days=1)
 _SNAPSHOT_PAGE = 500
 
 _GET = "SELECT * FROM assets WHERE id = %(id)s"
-_BATCH = "SELECT * FROM assets WHERE id = ANY(%(ids)s)"
+BATCH = "SELECT * FROM assets WHERE id = ANY(%(ids)s)"
 _THUMBNAILS = """
     SELECT asset_id, storage_key, mime_type FROM variants
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
@@ -71,6 +71,7 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         etag=str(row.version), create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
         archive_time=timestamp(row.archived_at), delete_time=timestamp(row.deleted_at),
         expire_time=timestamp(row.expires_at), digital_source_type=row.source_type,
+        bytes_gone_time=timestamp(row.bytes_gone_at),
     )  # fmt: skip
     if row.metadata:
         asset.metadata.CopyFrom(struct(row.metadata))
@@ -83,14 +84,23 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
     if row.credentials:
         state = CREDENTIALS_STATES.number[row.credentials["state"]]
         asset.content_credentials.CopyFrom(pb.ContentCredentials(**{**row.credentials, "state": state}))
-    if urls and row.state == "ready" and not row.deleted_at:
+    if urls and not unusable(row):
         asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         if thumbnail:
             asset.thumbnail_url = urls.of(thumbnail.storage_key, thumbnail.mime_type, f"{row.file_name}.thumb")
     return asset
 
 
-def _for_caller(asset: pb.Asset) -> pb.Asset:
+def unusable(row: Any) -> str:
+    """Why nothing new may be done with the asset; empty if it may."""
+    if row.deleted_at:
+        return "it is deleted; undelete it first"
+    if row.state != "ready":
+        return f"it is {row.state}, not ready to be used"
+    return "its bytes are lost; upload it again" if row.bytes_gone_at else ""
+
+
+def for_caller(asset: pb.Asset) -> pb.Asset:
     """Of a public asset others see the picture and what it is, not what its owner notes about it."""
     if asset.owner != auth.current().owner:
         for name in ("created_by", "file_path", "metadata", "scope"):
@@ -123,7 +133,7 @@ async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, A
 async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> list[pb.Asset]:
     """The rows as the caller may see them; with `urls`, with theirs."""
     found = await thumbnails(db, [row.id for row in rows]) if urls else {}
-    return [_for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
+    return [for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
 
 
 async def publish(m: Mutation, row: Any) -> None:
@@ -134,11 +144,13 @@ async def publish_variant(m: Mutation, row: Any) -> None:
     await events.publish(m, "variant", row.id, row.version, variant_to_proto(row))
 
 
-async def lock(m: Mutation, asset_id: UUID) -> Any:
-    """The owner's asset, locked until the commit. NOT_FOUND if it isn't theirs."""
+async def lock(m: Mutation, asset_id: UUID, etag: str = "") -> Any:
+    """The owner's asset, locked until the commit. NOT_FOUND if it isn't theirs; ETAG_MISMATCH if it has changed."""
     row = await m.one(_LOCK, {"id": asset_id, "owner": m.owner})
     if row is None:
         raise errors.not_found("asset", asset_id)
+    if etag and etag != str(row.version):
+        raise errors.etag_mismatch("asset", asset_id)
     return row
 
 
@@ -149,14 +161,19 @@ def checked_name(name: str, field: str) -> str:
     return shown
 
 
+async def hold_product(m: Mutation, product_id: str) -> None:
+    """Until the commit nobody else decides which image of the product is primary."""
+    held = "\x1f".join(("primary", m.owner, product_id))
+    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (held,))
+
+
 async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> Any:
     """Makes the asset the one primary image of its product; with `only_first`, unless the product has one.
 
     Returns the asset's new row. One at a time per product: two first images at once would both find none.
     """
     product = {"owner": m.owner, "product_id": asset.product_id, "id": asset.id}
-    held = "\x1f".join(("primary", m.owner, asset.product_id))
-    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (held,))
+    await hold_product(m, asset.product_id)
     if only_first and await m.one(
         "SELECT id FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary", product
     ):
@@ -203,7 +220,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
     async def BatchGetAssets(self, request: pb.BatchGetAssetsRequest, context: Any) -> pb.BatchGetAssetsResponse:
         ids = [UUID(text) for text in request.asset_ids]
-        found = {row.id: row for row in await self._db.rows(_BATCH, {"ids": ids})}
+        found = {row.id: row for row in await self._db.rows(BATCH, {"ids": ids})}
         there = [found[asset_id] for asset_id in ids if asset_id in found]
         seen = await shown(self._db, there, self._urls if request.include_urls else None)
         missing = [str(asset_id) for asset_id in ids if asset_id not in found]
@@ -224,9 +241,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.invalid("visibility", "must be private or public when the mask names it")
 
         async def work(m: Mutation) -> pb.UpdateAssetResponse:
-            row = await lock(m, asset_id)
-            if request.etag and request.etag != str(row.version):
-                raise errors.etag_mismatch("asset", asset_id)
+            row = await lock(m, asset_id, request.etag)
+            if row.deleted_at:
+                raise errors.precondition("it is deleted; undelete it first", subject=f"assets/{asset_id}")
             row = await self._apply(m, row, request, move)
             await publish(m, row)
             await self._usage.write(m, [row], "update")
@@ -247,6 +264,8 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
     ) -> AsyncIterator[pb.DownloadAssetResponse]:
         asset_id = parse_id(request.asset_id, "asset_id")
         asset = row = await self._visible(asset_id)
+        if row.deleted_at:
+            raise errors.precondition("it is deleted; undelete it first", subject=f"assets/{asset_id}")
         if request.variant:
             row = await self._variant(asset_id, request.variant, context.time_remaining())
         if row.state != "ready":
@@ -278,46 +297,6 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 if change is not None:
                     change.cursor = cursor
                     yield change
-
-    async def AcquireReferences(
-        self, request: pb.AcquireReferencesRequest, context: Any
-    ) -> pb.AcquireReferencesResponse:
-        ids = [UUID(text) for text in request.asset_ids]
-
-        async def work(m: Mutation) -> pb.AcquireReferencesResponse:
-            found = {row.id: row for row in await m.all(_BATCH, {"ids": ids})}
-            for asset_id in ids:
-                if asset_id not in found:
-                    raise errors.not_found("asset", asset_id)
-                if found[asset_id].state != "ready":
-                    state = found[asset_id].state
-                    raise errors.precondition(f"it is {state}, not ready to be used", subject=f"assets/{asset_id}")
-            # The foreign key takes a share lock on the asset: a delete waits, or was first and then this finds none.
-            new = await m.all(
-                "INSERT INTO asset_references (owner, asset_id, holder)"
-                " SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING RETURNING asset_id",
-                {"owner": m.owner, "ids": ids, "holder": request.holder},
-            )
-            if request.conversion_id:
-                used = [found[row.asset_id] for row in new]
-                await self._usage.write(m, used, "use_in_conversion", conversion_id=request.conversion_id)
-            return pb.AcquireReferencesResponse(assets=[_for_caller(to_proto(found[i])) for i in ids])
-
-        return await self._db.mutate(request, pb.AcquireReferencesResponse, work)
-
-    async def ReleaseReferences(
-        self, request: pb.ReleaseReferencesRequest, context: Any
-    ) -> pb.ReleaseReferencesResponse:
-        async def work(m: Mutation) -> pb.ReleaseReferencesResponse:
-            gone = await m.all(
-                "DELETE FROM asset_references WHERE owner = %(owner)s AND holder = %(holder)s"
-                " AND (%(all)s OR asset_id = ANY(%(ids)s)) RETURNING asset_id",
-                {"owner": m.owner, "holder": request.holder, "all": not request.asset_ids,
-                 "ids": [UUID(text) for text in request.asset_ids]},
-            )  # fmt: skip
-            return pb.ReleaseReferencesResponse(released=len(gone))
-
-        return await self._db.mutate(request, pb.ReleaseReferencesResponse, work)
 
     async def _visible(self, asset_id: UUID) -> Any:
         row = await self._db.row(_GET, {"id": asset_id})
@@ -384,7 +363,12 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
 def _filter(request: pb.ListAssetsRequest) -> tuple[str, dict[str, Any]]:
     """Fixed conditions for the fields that are set; values are parameters."""
-    conditions = ["owner = %(owner)s", "state = %(state)s", "deleted_at IS NULL", "archived_at IS NULL"]
+    conditions = ["owner = %(owner)s", "state = %(state)s"]
+    for name, hidden in (("show_archived", "archived_at"), ("show_deleted", "deleted_at")):
+        if not getattr(request, name):
+            conditions.append(f"{hidden} IS NULL")
+        elif request.public_of_others:
+            raise errors.invalid(name, "what others archived or deleted is not shown")
     if request.public_of_others:
         conditions[0] = "owner <> %(owner)s AND public"
     parameters: dict[str, Any] = {
@@ -412,6 +396,9 @@ def _change(event: events.Event, wanted: set[str]) -> pb.WatchAssetsResponse | N
     if event.subject == "asset":
         asset = pb.Asset.FromString(event.payload)
         return pb.WatchAssetsResponse(asset=asset) if not wanted or asset.id in wanted else None
+    if event.subject == "purged_asset":
+        purged = pb.PurgedAsset.FromString(event.payload)
+        return pb.WatchAssetsResponse(purged=purged) if not wanted or purged.asset_id in wanted else None
     if event.subject != "variant":  # another noun's, in the same stream
         return None
     variant = pb.Variant.FromString(event.payload)

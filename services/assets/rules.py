@@ -124,3 +124,8 @@ def object_key(owner: str, scope: Mapping[str, str], asset_id: str, unique: str,
     named = [scope[name] for name in ("session_id", "room_id", "product_id", "dataset_id") if scope.get(name)]
     parts = ["public", "assets"] if public else ["assets", owner, *named]
     return "/".join(_segment(part) for part in [*parts, asset_id, folder, unique])
+
+
+def owner_prefix(owner: str) -> str:
+    """What the keys of all private objects of an owner begin with."""
+    return f"assets/{_segment(owner)}/"

@@ -171,8 +171,9 @@ class Storage(Protocol):
     async def delete(self, keys: Iterable[str]) -> None:
         """Delete all of `keys`; a missing one is fine. Not flushed: after a power cut an object may be back."""
 
-    def list(self, prefix: str) -> AsyncIterator[Stat]:
-        """Objects whose key begins with `prefix` ('' for all), in the byte order of their keys, a page at a time.
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
+        """Objects whose key begins with `prefix` ('' for all) and comes after `after`, in the byte order of their keys,
+        a page at a time.
 
         Not a snapshot: an object written or deleted meanwhile may or may not be seen; all others are seen once.
         """

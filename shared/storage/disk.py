@@ -46,6 +46,7 @@ from .streams import Threads, blocks, save
 _THREADS: Final = 8
 _BATCH: Final = 1000
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}\.parts")
+_PART: Final = 250  # deletes of one thread
 
 
 def open_disk(root: Path, *, base_url: str, secret: bytes, public_base_url: str | None = None) -> DiskStorage:
@@ -128,11 +129,12 @@ class DiskStorage:
     async def delete(self, keys: Iterable[str]) -> None:
         paths = iter([self._path(key) for key in keys])
         while batch := list(itertools.islice(paths, _BATCH)):
+            parts = [batch[start : start + _PART] for start in range(0, len(batch), _PART)]
             with translated("delete"):
-                await self.threads.run(self._unlink, batch)
+                await asyncio.gather(*(self.threads.run(self._unlink, part) for part in parts))
 
-    async def list(self, prefix: str) -> AsyncIterator[Stat]:
-        walk = self._walk(check_prefix(prefix))
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
+        walk = self._walk(check_prefix(prefix), after)
         while True:
             with translated("list"):
                 page = await self.threads.run(lambda: [*itertools.islice(walk, _BATCH)])
@@ -299,24 +301,31 @@ class DiskStorage:
                 raise IsADirectoryError(errno.EISDIR, "is a folder") from None
             raise ObjectExists(f"{target.relative_to(self._data)} exists already") from None
 
-    def _unlink(self, paths: Iterable[Path]) -> None:
+    def _unlink(self, paths: Sequence[Path]) -> None:
         for path in paths:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 path.unlink()
-            with suppress(OSError):  # ends at the first folder that still holds something
-                for folder in path.parents:
-                    if folder == self._data:
-                        break
+        # Each folder is tried once: to find out that a large one still holds something can take long.
+        emptied = {path.parent for path in paths}
+        while emptied := emptied - {self._data}:
+            above = set()
+            for folder in emptied:
+                with suppress(OSError):  # it still holds something
                     folder.rmdir()
+                    above.add(folder.parent)
+            emptied = above
 
-    def _walk(self, prefix: str) -> Iterator[Stat]:
+    def _walk(self, prefix: str, after: str) -> Iterator[Stat]:
         folder, _, beginning = prefix.rpartition("/")
+        passed = os.fsencode(after)
         top = f"{folder}/" if folder else ""
         pending = [iter(_names(self._data, top, beginning))]
         while pending:
             name = next(pending[-1], None)
             if name is None:
                 pending.pop()
+            elif os.fsencode(name) <= passed and not (name.endswith("/") and after.startswith(name)):
+                continue
             elif name.endswith("/"):
                 pending.append(iter(_names(self._data, name, "")))
             elif opened := open_object(self._data / name, name):

@@ -225,8 +225,10 @@ class S3Storage:
             if failed:
                 raise StorageError(f"{len(failed)} objects were not deleted, the first with {failed[0].get('Code')}")
 
-    async def list(self, prefix: str) -> AsyncIterator[Stat]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
         more: dict[str, Any] = {"Bucket": self._bucket, "Prefix": check_prefix(prefix), "MaxKeys": _BATCH}
+        if after:
+            more["StartAfter"] = check_key(after)
         while more:
             with translated("list"):
                 page = await self._threads.run(self._client.list_objects_v2, **more)

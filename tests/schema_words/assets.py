@@ -1,6 +1,6 @@
 from typing import Any
 
-from services.assets import assets, backfill, document_rules, documents, renders, rules, usage, variants
+from services.assets import assets, backfill, document_rules, documents, renders, rules, runs, usage, variants
 from shared.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
@@ -16,4 +16,6 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("documents", "state", document_rules.STATES, documents.STATES),
     ("usage_events", "action", None, usage.ACTIONS),
     ("usage_days", "action", None, usage.ACTIONS),
+    ("storage_runs", "state", runs.JOB_STATES, runs.STATES),
+    ("storage_runs", "action", None, runs.ACTIONS),
 ]

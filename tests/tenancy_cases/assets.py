@@ -19,6 +19,8 @@ from atelier.assets.v1 import (
     render_pb2_grpc,
     resumable_pb2,
     search_pb2,
+    storage_pb2,
+    storage_pb2_grpc,
     style_pb2,
     style_pb2_grpc,
     upload_pb2,
@@ -51,6 +53,8 @@ class Owned:
     comparisons: list[str]  # one to delete, one to keep
     album_id: str  # the asset is in it
     doomed_album_id: str
+    spare: list[str]  # announced, to be archived, deleted, purged
+    run_id: str
 
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
@@ -85,11 +89,14 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     await owner.stub(usage_pb2_grpc.UsageServiceStub).RecordUsage(
         usage_pb2.RecordUsageRequest(asset_id=asset.id, action=usage_pb2.USAGE_ACTION_SHARE, session_id=canary)
     )
+    spare = [(await flows.announce(owner, PICTURE, **described)).asset.id for _ in range(3)]
+    session = storage_pb2.DeleteSessionRequest(session_id=f"{canary} gone")
+    run = (await owner.stub(storage_pb2_grpc.StorageServiceStub).DeleteSession(session)).run
     return Owned(
         asset_id=asset.id, upload_id=pending.upload_id, product_id=canary, holder=holder, resumable_id=resumable_id,
         sent_resumable_id=sent_resumable_id, spare_resumable_id=spare_resumable_id, backfill_id=started.backfill.id,
         documents=[await _document(owner, canary) for _ in range(2)], pictures=pictures,
-        album_id=made[0], doomed_album_id=made[1],
+        spare=spare, run_id=run.id, album_id=made[0], doomed_album_id=made[1],
         comparisons=[await _comparison(owner, pictures, canary) for _ in range(2)],
     )  # fmt: skip
 
@@ -127,6 +134,7 @@ _COMPARISONS = "atelier.assets.v1.ComparisonService."
 _ALBUMS = "atelier.assets.v1.AlbumService."
 _USAGE = "atelier.assets.v1.UsageService."
 _SEARCH = "atelier.assets.v1.SearchService."
+_STORAGE = "atelier.assets.v1.StorageService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -336,4 +344,31 @@ CASES = {
         lambda o: search_pb2.SearchAssetsRequest(scope={"product_id": o.product_id}, include_urls=True), empty("assets")
     ),
     _SEARCH + "GetAssetStats": Case(lambda o: search_pb2.GetAssetStatsRequest(), nothing),
+    _ASSETS + "ArchiveAsset": Case(lambda o: asset_pb2.ArchiveAssetRequest(asset_id=o.spare[0]), NOT_FOUND),
+    _ASSETS + "UnarchiveAsset": Case(lambda o: asset_pb2.UnarchiveAssetRequest(asset_id=o.spare[0]), NOT_FOUND),
+    _ASSETS + "DeleteAsset": Case(lambda o: asset_pb2.DeleteAssetRequest(asset_id=o.spare[1]), NOT_FOUND),
+    _ASSETS + "UndeleteAsset": Case(lambda o: asset_pb2.UndeleteAssetRequest(asset_id=o.spare[1]), NOT_FOUND),
+    _ASSETS + "PurgeAsset": Case(lambda o: asset_pb2.PurgeAssetRequest(asset_id=o.spare[2]), NOT_FOUND),
+    _ASSETS + "BatchDeleteAssets": Case(
+        lambda o: asset_pb2.BatchDeleteAssetsRequest(asset_ids=[o.spare[1]]),
+        lambda answers: [result.reason for result in answers[0].results] == ["NOT_FOUND"],
+    ),
+    _ASSETS + "BatchUndeleteAssets": Case(
+        lambda o: asset_pb2.BatchUndeleteAssetsRequest(asset_ids=[o.spare[1]]),
+        lambda answers: [result.reason for result in answers[0].results] == ["NOT_FOUND"],
+    ),
+    _ASSETS + "ListReferences": Case(lambda o: asset_pb2.ListReferencesRequest(asset_id=o.asset_id), NOT_FOUND),
+    _ASSETS + "ExplainAsset": Case(lambda o: asset_pb2.ExplainAssetRequest(asset_id=o.asset_id), NOT_FOUND),
+    _STORAGE + "DeleteSession": Case(lambda o: storage_pb2.DeleteSessionRequest(session_id="of nobody"), nothing),
+    _STORAGE + "RunCleanup": Case(lambda o: storage_pb2.RunCleanupRequest(), nothing, owner_role="admin"),
+    _STORAGE + "RunReconciler": Case(lambda o: storage_pb2.RunReconcilerRequest(), nothing, owner_role="admin"),
+    # Not really: the rows are needed.
+    _STORAGE + "EraseOwner": Case(
+        lambda o: storage_pb2.EraseOwnerRequest(owner="user:ada", confirm_owner="user:nobody"),
+        NOT_FOUND,
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    _STORAGE + "ExportOwner": Case(lambda o: storage_pb2.ExportOwnerRequest(owner="user:ada"), NOT_FOUND),
+    _STORAGE + "GetRun": Case(lambda o: storage_pb2.GetRunRequest(run_id=o.run_id), NOT_FOUND),
+    _STORAGE + "ListRuns": Case(lambda o: storage_pb2.ListRunsRequest(), nothing),
 }

@@ -313,6 +313,16 @@ async def test_a_listing_is_in_key_order(storage: Storage, folder: str) -> None:
     assert [found.size async for found in storage.list(folder + "Z")] == [3]
 
 
+async def test_a_listing_goes_on_after_any_key_whether_it_is_there_or_not(storage: Storage, folder: str) -> None:
+    keys = [folder + end for end in ("a b", "a/b/c", "a/b/d", "a/c", "a0", "é")]
+    for key in keys:
+        await storage.put(key, b"x", content_type="image/png")
+    for after in (*keys, folder + "a/b", folder + "a/b/cc", folder + "a/bb", folder + "b", folder + "zz", "\U0010ffff"):
+        left = [key for key in keys if key.encode() > after.encode()]
+        assert [found.key async for found in storage.list(folder, after=after)] == left, after
+    assert [found.key async for found in storage.list(folder + "a/", after=folder + "a/b/c")] == keys[2:4]
+
+
 async def test_a_listing_goes_on_past_its_first_page(storage: Storage, folder: str) -> None:
     keys = [f"{folder}{number:04}" for number in range(1_003)]
     for start in range(0, len(keys), 100):

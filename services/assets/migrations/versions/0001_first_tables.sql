@@ -37,6 +37,10 @@ CREATE TABLE assets (
     -- In the trash; gone with its bytes after expires_at.
     deleted_at timestamptz,
     expires_at timestamptz,
+    -- In the trash: undelete makes it public again. Meanwhile it is private, and so are its objects.
+    hidden_public boolean NOT NULL DEFAULT false,
+    -- The store was found to have lost or damaged its bytes.
+    bytes_gone_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT assets_pkey PRIMARY KEY (id),
@@ -48,7 +52,8 @@ CREATE TABLE assets (
     -- Never READY without bytes.
     CONSTRAINT assets_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> '')),
     CONSTRAINT assets_rejected_has_reason CHECK ((state = 'rejected') = (rejection <> '')),
-    CONSTRAINT assets_trash_expires CHECK ((deleted_at IS NULL) = (expires_at IS NULL))
+    CONSTRAINT assets_trash_expires CHECK ((deleted_at IS NULL) = (expires_at IS NULL)),
+    CONSTRAINT assets_hidden_public CHECK (NOT hidden_public OR (deleted_at IS NOT NULL AND NOT public))
 );
 CREATE INDEX assets_list ON assets (owner, state, created_at DESC, id DESC);
 CREATE INDEX assets_list_kind ON assets (owner, kind, state, created_at DESC, id DESC);
@@ -710,4 +715,104 @@ CREATE POLICY shortening ON usage_events FOR UPDATE TO assets_worker USING (true
 ALTER TABLE usage_days ENABLE ROW LEVEL SECURITY;
 ALTER TABLE usage_days FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON usage_days TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- Deleting, cleaning, erasing, reconciling.
+
+CREATE INDEX assets_trash ON assets (expires_at, id) WHERE deleted_at IS NOT NULL;
+CREATE INDEX assets_pending ON assets (created_at, id) WHERE state = 'pending';
+CREATE INDEX asset_references_asset ON asset_references (asset_id, created_at DESC);
+-- The reconciler walks objects and rows in the byte order of keys.
+CREATE INDEX assets_storage_key ON assets (storage_key COLLATE "C") WHERE storage_key <> '';
+CREATE INDEX variants_storage_key ON variants (storage_key COLLATE "C") WHERE storage_key <> '';
+CREATE INDEX uploads_upload_key ON uploads (upload_key COLLATE "C");
+-- Whoever owns an asset may know that it is in use, also by another owner.
+CREATE POLICY asset_owner ON asset_references FOR SELECT TO assets_app, assets_worker
+    USING (EXISTS (SELECT FROM assets a WHERE a.id = asset_references.asset_id
+                   AND a.owner = NULLIF(current_setting('app.owner_id', true), '')));
+-- Whose trash has expired, whose uploads were abandoned, whose keys are these: across owners, to read only.
+CREATE POLICY keeping ON assets FOR SELECT TO assets_worker USING (true);
+CREATE POLICY keeping ON uploads FOR SELECT TO assets_worker USING (true);
+CREATE POLICY keeping ON variants FOR SELECT TO assets_worker USING (true);
+
+-- Objects that no row shows any more. Written in the transaction that takes the rows away, so that a crash can't lose
+-- them; a worker removes the objects, then forgets these rows.
+CREATE TABLE doomed_objects (
+    seq bigint GENERATED ALWAYS AS IDENTITY,
+    owner text NOT NULL,
+    storage_key text NOT NULL,
+    -- An upload key can be written to until its URL expires.
+    due_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT doomed_objects_pkey PRIMARY KEY (seq)
+);
+CREATE INDEX doomed_objects_due ON doomed_objects (due_at, seq);
+CREATE INDEX doomed_objects_key ON doomed_objects (storage_key COLLATE "C");
+
+-- A walk over many assets: the job, where it is, and its report. `owner` is '' if it is over all owners.
+CREATE TABLE storage_runs (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    action text NOT NULL,
+    arguments jsonb NOT NULL DEFAULT '{}',
+    state text NOT NULL DEFAULT 'pending',
+    version bigint NOT NULL DEFAULT 1,
+    attempt_token uuid,
+    attempt_number integer NOT NULL DEFAULT 0,
+    cancel_requested boolean NOT NULL DEFAULT false,
+    error_class text NOT NULL DEFAULT '',
+    error_message text NOT NULL DEFAULT '',
+    progress jsonb NOT NULL DEFAULT '{}',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT storage_runs_pkey PRIMARY KEY (id),
+    CONSTRAINT storage_runs_action CHECK (action IN ('session', 'cleanup', 'reconcile', 'erase')),
+    CONSTRAINT storage_runs_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+);
+CREATE INDEX storage_runs_list ON storage_runs (owner, created_at DESC, id DESC);
+-- One cleanup and one reconciler at a time, however many workers there are.
+CREATE UNIQUE INDEX storage_runs_one ON storage_runs (action)
+    WHERE owner = '' AND state IN ('pending', 'running');
+-- One erasure per owner; its run is the receipt.
+CREATE UNIQUE INDEX storage_runs_erasure ON storage_runs (owner) WHERE action = 'erase';
+
+-- Owners for whom nothing new is kept.
+CREATE TABLE erased_owners (
+    owner text NOT NULL,
+    erased_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT erased_owners_pkey PRIMARY KEY (owner)
+);
+
+-- Refuses rows of an erased owner. Who erases takes the same lock exclusively, so that a row which was on its way is
+-- committed before the erasure begins, or refused. Every table that an owner's call adds to gets this trigger, unless
+-- its rows hang on an asset.
+CREATE FUNCTION refuse_erased_owner() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended(NEW.owner, 11));
+    IF EXISTS (SELECT FROM assets.erased_owners e WHERE e.owner = NEW.owner) THEN
+        RAISE EXCEPTION 'the owner was erased' USING ERRCODE = 'check_violation', CONSTRAINT = 'owner_not_erased';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON assets
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON asset_references
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
+
+ALTER TABLE doomed_objects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE doomed_objects FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON doomed_objects TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY removing ON doomed_objects TO assets_worker USING (true);
+
+ALTER TABLE storage_runs ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_runs FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_runs TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- Runs over all owners are nobody's; the contract shows them to operators only.
+CREATE POLICY operating ON storage_runs TO assets_app USING (owner = '');
+CREATE POLICY running ON storage_runs TO assets_worker USING (true);
+
+ALTER TABLE erased_owners ENABLE ROW LEVEL SECURITY;
+ALTER TABLE erased_owners FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON erased_owners TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));

@@ -1,0 +1,141 @@
+"""B13: a session of many assets is purged, rows, variants and bytes, through the run with everything on: the trash's
+rules, an event for each asset, bytes noted before they go. The reference is one DELETE and an unlink for each file.
+
+Meanwhile somebody else reads assets: what their slowest calls take then is held against what they take otherwise.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, storage_pb2, storage_pb2_grpc
+
+from bench.figure import CannotRun, Figure, Report
+from bench.site import OWNER, Site
+
+_ASSETS = 100_000
+_VARIANTS = ("thumb", "small")
+_READERS = 4
+_PAUSE_SECONDS = 0.02
+_QUIET_SECONDS = 20
+_PATIENCE_SECONDS = 1800
+_SEED = """
+    INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, size_bytes, mime_type,
+                               session_id, storage_key, sha256)
+    SELECT id, %s, 'ada', 'photo', 'ready', false, true, 'front.jpg', 100, 'image/jpeg', %s,
+           'assets/user/' || id || '/original/1', 'ab'
+    FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, %s)) AS made RETURNING id::text
+"""
+_SEED_VARIANTS = """
+    INSERT INTO assets.variants (id, owner, asset_id, preset, state, size_bytes, storage_key)
+    SELECT gen_random_uuid(), a.owner, a.id, preset, 'ready', 100, 'assets/user/' || a.id || '/variants/' || preset
+    FROM assets.assets a, unnest(%s::text[]) AS preset WHERE a.session_id = %s
+"""
+_LEFT = """
+    SELECT (SELECT count(*) FROM assets.storage_runs WHERE state <> 'done'), EXISTS (SELECT FROM assets.doomed_objects)
+"""
+
+
+def bulk(report: Report) -> list[Figure]:
+    return asyncio.run(_bulk(report))
+
+
+async def _bulk(report: Report) -> list[Figure]:
+    with Site() as site:
+        _, address = site.assets("serve")
+        site.assets("work")
+        data = site.state.objects / "data"
+        read = str(site.sql(_SEED, (OWNER, "kept", 1))[0][0])
+        async with grpc.aio.insecure_channel(address) as channel:
+            reader = _Reader(channel, site.authorization, read)
+            pairs: list[tuple[float, float]] = []
+            p99s: list[tuple[float, float]] = []
+            for number in range(2):
+                report(f"round {number + 1}: making {2 * _ASSETS:,} assets")
+                _fill(site, data, "ours")
+                keys = _fill(site, data, "reference")
+                site.sql("ANALYZE")
+                report(f"round {number + 1}: reading alone")
+                quiet = await reader.read_until(asyncio.create_task(asyncio.sleep(_QUIET_SECONDS)))
+                report(f"round {number + 1}: purging through the run")
+                purging = asyncio.create_task(_purge(site, channel, data))
+                busy = await reader.read_until(purging)
+                report(f"round {number + 1}: DELETE and unlink")
+                pairs.append((await purging, await asyncio.to_thread(_reference, site, data, keys)))
+                p99s.append((busy, quiet))
+    return [
+        _figure(f"{_ASSETS:,} assets with variants and bytes purged / DELETE + unlink", "s", pairs),
+        _figure("p99 of GetAsset meanwhile / otherwise", "ms", p99s),
+    ]
+
+
+def _figure(what: str, unit: str, pairs: Sequence[tuple[float, float]]) -> Figure:
+    ratios = [ours / reference for ours, reference in pairs]
+    ours, reference = (statistics.median(side) for side in zip(*pairs, strict=True))
+    note = f"ratios {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
+    return Figure("B13", what, unit, ours, 2.0, reference, statistics.median(ratios), note=note)
+
+
+def _fill(site: Site, data: Path, session: str) -> list[str]:
+    """Rows and small files, as the server would have made them. Returns the keys."""
+    ids = [str(row[0]) for row in site.sql(_SEED, (OWNER, session, _ASSETS))]
+    site.sql(_SEED_VARIANTS, (list(_VARIANTS), session))
+    keys = []
+    for asset_id in ids:
+        folder = data / "assets" / "user" / asset_id
+        for name in ("original/1", *(f"variants/{preset}" for preset in _VARIANTS)):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * 100)
+            keys.append(f"assets/user/{asset_id}/{name}")
+    return keys
+
+
+async def _purge(site: Site, channel: grpc.aio.Channel, data: Path) -> float:
+    """Seconds until no row and no byte is left."""
+    start = time.perf_counter()
+    request = storage_pb2.DeleteSessionRequest(session_id="ours", purge=True)
+    await storage_pb2_grpc.StorageServiceStub(channel).DeleteSession(request, metadata=(site.authorization,))
+    while await asyncio.to_thread(site.sql, _LEFT) != [(0, False)]:
+        if time.perf_counter() - start > _PATIENCE_SECONDS:
+            raise CannotRun(f"the purge did not end in {_PATIENCE_SECONDS} s")
+        await asyncio.sleep(0.1)
+    seconds = time.perf_counter() - start
+    left = site.sql("SELECT count(*) FROM assets.assets WHERE session_id = 'ours'")
+    if left != [(0,)]:
+        raise CannotRun(f"{left[0][0]} assets are left after the purge")
+    return seconds
+
+
+def _reference(site: Site, data: Path, keys: Sequence[str]) -> float:
+    start = time.perf_counter()
+    site.sql("DELETE FROM assets.assets WHERE session_id = 'reference'")
+    for key in keys:
+        (data / key).unlink()
+    return time.perf_counter() - start
+
+
+class _Reader:
+    """Four people who read an asset, each at a steady pace."""
+
+    def __init__(self, channel: grpc.aio.Channel, authorization: tuple[str, str], asset_id: str) -> None:
+        self._get = asset_pb2_grpc.AssetServiceStub(channel).GetAsset
+        self._metadata = (authorization,)
+        self._request = asset_pb2.GetAssetRequest(asset_id=asset_id)
+
+    async def read_until(self, done: "asyncio.Task[Any]") -> float:
+        """The 99th percentile in milliseconds, of calls while `done` isn't."""
+        took: list[float] = []
+        await asyncio.gather(*(self._read(done, took) for _ in range(_READERS)))
+        return statistics.quantiles(took, n=100)[98] * 1000
+
+    async def _read(self, done: "asyncio.Task[Any]", took: list[float]) -> None:
+        while not done.done():
+            start = time.perf_counter()
+            await self._get(self._request, metadata=self._metadata)
+            took.append(time.perf_counter() - start)
+            await asyncio.sleep(_PAUSE_SECONDS)

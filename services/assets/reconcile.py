@@ -1,0 +1,233 @@
+"""Rows and stored bytes agree: what a crash, a restore or somebody at the bucket left is found and mended.
+
+The listing of the store and the keys that rows show are walked side by side, in the byte order of keys, a chunk at a
+time; the next run goes on where the last one ended. Only the prefixes of `assets` are looked at.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import structlog
+from prometheus_client import Gauge
+
+from services.assets import assets, variants
+from services.assets.runs import Report, Walk
+from shared import jobs
+from shared.db import Database, Mutation
+from shared.storage import ObjectNotFound, Stat, Storage
+from shared.tasks import wanted
+from shared.telemetry import METRICS
+
+PREFIXES = ("assets/", "public/assets/")
+CHUNK = 1000
+_METRICS_SECONDS = 15.0
+_log = structlog.get_logger("reconcile")
+
+# Whatever shows objects under these prefixes stands in both statements.
+_ROWS = """
+    SELECT * FROM (
+        (SELECT storage_key COLLATE "C" AS key, owner, id AS asset_id, '' AS preset, size_bytes, bytes_gone_at
+         FROM assets WHERE storage_key <> '' AND state = 'ready'
+             AND storage_key COLLATE "C" > %(after)s AND storage_key COLLATE "C" <= %(until)s
+         ORDER BY storage_key COLLATE "C" LIMIT %(limit)s)
+        UNION ALL
+        (SELECT storage_key COLLATE "C", owner, asset_id, preset, size_bytes, NULL
+         FROM variants WHERE storage_key <> '' AND state = 'ready'
+             AND storage_key COLLATE "C" > %(after)s AND storage_key COLLATE "C" <= %(until)s
+         ORDER BY storage_key COLLATE "C" LIMIT %(limit)s)
+    ) AS shown ORDER BY key LIMIT %(limit)s
+"""
+_UNKNOWN = """
+    SELECT key FROM unnest(%(keys)s::text[]) AS key
+    WHERE NOT EXISTS (SELECT FROM assets WHERE storage_key COLLATE "C" = key AND storage_key <> '')
+        AND NOT EXISTS (SELECT FROM variants WHERE storage_key COLLATE "C" = key AND storage_key <> '')
+        AND NOT EXISTS (SELECT FROM uploads u JOIN assets a ON a.id = u.asset_id
+                        WHERE u.upload_key COLLATE "C" = key AND a.state = 'pending')
+        AND NOT EXISTS (SELECT FROM doomed_objects WHERE storage_key COLLATE "C" = key)
+"""
+_LAST_CURSOR = """
+    SELECT progress -> 'cursors' ->> 'key' AS key FROM storage_runs
+    WHERE owner = '' AND action = 'reconcile' AND state = 'done' AND NOT (arguments ->> 'dry_run')::boolean
+    ORDER BY created_at DESC, id DESC LIMIT 1
+"""
+_MARK = """
+    UPDATE assets SET bytes_gone_at = now(), version = version + 1, updated_at = now()
+    WHERE id = %(asset_id)s AND storage_key = %(key)s AND bytes_gone_at IS NULL RETURNING *
+"""
+_UNMARK = """
+    UPDATE assets SET bytes_gone_at = NULL, version = version + 1, updated_at = now()
+    WHERE id = %(asset_id)s AND storage_key = %(key)s AND bytes_gone_at IS NOT NULL RETURNING *
+"""
+_GIVE_UP = """
+    UPDATE variants SET state = 'failed', storage_key = '', version = version + 1, updated_at = now(),
+        error_class = 'BYTES_GONE', error_message = 'its bytes are lost, and so are those of the original'
+    WHERE asset_id = %(asset_id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
+"""
+_STILL_SHOWN = """
+    SELECT id FROM variants
+    WHERE asset_id = %(asset_id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready'
+"""
+_LAST_RUN = """
+    SELECT progress, updated_at FROM storage_runs
+    WHERE owner = '' AND action = 'reconcile' AND state = 'done' ORDER BY created_at DESC, id DESC LIMIT 1
+"""
+
+FOUND = Gauge("atelier_reconciler_found", "Disagreements that the last run found", ["what"], registry=METRICS)
+MENDED = Gauge("atelier_reconciler_mended", "Disagreements that the last run mended", ["what"], registry=METRICS)
+LAST = Gauge("atelier_reconciler_last_run_timestamp_seconds", "When the last run ended", registry=METRICS)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of keys: the objects and the rows in it. `until` is its last key."""
+
+    listed: Mapping[str, Stat]
+    rows: Sequence[Any]
+    until: str
+    last_of_prefix: bool
+
+
+class Reconciler:
+    """The walk of RUN_ACTION_RECONCILE."""
+
+    def __init__(
+        self, db: Database, storage: Storage, queue: jobs.JobQueue, *, max_items: int, grace: timedelta
+    ) -> None:
+        self._db = db
+        self._storage = storage
+        self._queue = queue
+        self._max_items = max_items
+        self._grace = grace
+
+    async def reconcile(self, walk: Walk) -> None:
+        arguments = walk.row.arguments
+        most = arguments["max_items"] or self._max_items
+        cursors = walk.report.cursors
+        if "key" not in cursors:
+            last = [] if arguments["from_start"] else await self._db.system_rows(_LAST_CURSOR)
+            cursors["key"] = last[0].key or "" if last else ""
+        for what in ("lost_originals", "lost_variants", "stray_objects"):
+            walk.report.count(what)
+        for prefix in PREFIXES:
+            if cursors["key"] > _end(prefix):
+                continue
+            while True:
+                left = most - cursors.get("seen", 0)
+                if left <= 0:
+                    walk.report.capped = True
+                    return
+                part = await self._part(prefix, cursors["key"], min(CHUNK, left))
+                await self._compare(walk, part)
+                cursors |= {"key": part.until, "seen": cursors.get("seen", 0) + max(len(part.listed), len(part.rows))}
+                async with walk.step(""):
+                    pass  # the place it came to
+                cursors = walk.report.cursors
+                if part.last_of_prefix:
+                    break
+        cursors["key"] = ""
+
+    async def _part(self, prefix: str, after: str, limit: int) -> Part:
+        listed: dict[str, Stat] = {}
+        full = False
+        async with aclosing(self._storage.list(prefix, after=after)) as objects:  # type: ignore[type-var]
+            async for stat in objects:
+                listed[stat.key] = stat
+                if full := len(listed) == limit:
+                    break
+        until = next(reversed(listed)) if full else _end(prefix)
+        span = {"after": max(after, prefix), "until": until, "limit": limit}
+        rows = await self._db.system_rows(_ROWS, span)
+        if cut := len(rows) == limit:
+            until = rows[-1].key
+            listed = {key: stat for key, stat in listed.items() if key.encode() <= until.encode()}
+        return Part(listed, rows, until, not full and not cut)
+
+    async def _compare(self, walk: Walk, part: Part) -> None:
+        dry = walk.row.arguments["dry_run"]
+        for row in part.rows:
+            stat = part.listed.get(row.key)
+            there = stat is not None and stat.size == row.size_bytes
+            if there == (row.bytes_gone_at is None) or (not there and await self._there(row)):
+                continue
+            what = "restored_originals" if there else "lost_variants" if row.preset else "lost_originals"
+            if dry:
+                walk.report.count(what).note([row.asset_id])
+            else:
+                await walk.each(what, [row], lambda rows, what=what: self._mend(walk, what, rows[0]))  # type: ignore[misc]
+        unknown = await self._db.system_rows(_UNKNOWN, {"keys": list(part.listed)})
+        await self._remove(walk, [part.listed[row.key] for row in unknown], dry)
+
+    async def _there(self, row: Any) -> bool:
+        """Asked again, of the object itself: a listing isn't a snapshot."""
+        try:
+            return (await self._storage.stat(row.key)).size == row.size_bytes
+        except ObjectNotFound:
+            return False
+
+    async def _mend(self, walk: Walk, what: str, row: Any) -> None:
+        """In the owner's transaction, if the row still shows that key."""
+        async with walk.step(row.owner) as (m, report):
+            mended = await self._variant(m, row) if row.preset else await _original(m, row)
+            if mended:
+                report.count(what).note([row.asset_id])
+                report.count(what).done += 1
+
+    async def _variant(self, m: Mutation, row: Any) -> bool:
+        """Made again from the original; without one, it is FAILED."""
+        of = {"asset_id": row.asset_id, "preset": row.preset, "key": row.key}
+        asset = await assets.lock(m, row.asset_id)
+        if asset.bytes_gone_at:
+            given_up = await m.one(_GIVE_UP, of)
+            if given_up is not None:
+                await assets.publish_variant(m, given_up)
+            return given_up is not None
+        if await m.one(_STILL_SHOWN, of) is None:
+            return False
+        await variants.ask(m, self._queue, asset, [row.preset], priority=jobs.BACKFILL)
+        return True
+
+    async def _remove(self, walk: Walk, unknown: Sequence[Stat], dry: bool) -> None:
+        before = datetime.now(UTC) - self._grace
+        old = [stat for stat in unknown if stat.modified <= before]
+        if old and not dry:
+            await self._storage.delete([stat.key for stat in old])
+        count = walk.report.count("stray_objects")
+        count.note([stat.key for stat in old])
+        count.bytes += sum(stat.size for stat in old)
+        count.done += 0 if dry else len(old)
+        if fresh := len(unknown) - len(old):
+            count.found, count.kept = count.found + fresh, count.kept + fresh
+            count.why_kept = "they are young, and may belong to an upload in flight"
+
+
+async def _original(m: Mutation, row: Any) -> bool:
+    """Marked as lost, or as there again; never removed."""
+    statement = _UNMARK if row.bytes_gone_at else _MARK
+    changed = await m.one(statement, {"asset_id": row.asset_id, "key": row.key})
+    if changed is not None:
+        await assets.publish(m, changed)
+    return changed is not None
+
+
+def _end(prefix: str) -> str:
+    """The first text after all keys that begin with the prefix: `/` is followed by `0`."""
+    return f"{prefix[:-1]}0"
+
+
+async def show_metrics(db: Database) -> None:
+    """Keeps the gauges at what the last run reported. Servers have the metrics port, so that they show it."""
+    while wanted():
+        try:
+            for row in await db.system_rows(_LAST_RUN):
+                LAST.set(row.updated_at.timestamp())
+                for what, count in Report.of(row.progress).counts.items():
+                    FOUND.labels(what).set(count.found - count.kept)
+                    MENDED.labels(what).set(count.done)
+        except psycopg.Error as error:
+            _log.warning("can't read the reconciler's last run", error=type(error).__name__)
+        await asyncio.sleep(_METRICS_SECONDS)

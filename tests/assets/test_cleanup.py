@@ -1,0 +1,214 @@
+"""A17: what nobody wants any more goes by itself, each item on its own; whole sessions go when asked."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from atelier.assets.v1 import asset_pb2, storage_pb2, storage_pb2_grpc
+
+from tests import calls
+from tests.assets import flows
+from tests.assets.test_references import acquire
+from tests.assets.test_trash import ask, freed, listed, stored
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+
+DATA = flows.jpeg(64, 48)
+_numbers = itertools.count()
+DONE = storage_pb2.RUN_STATE_DONE
+
+
+def storage(client: Client) -> Any:
+    return client.stub(storage_pb2_grpc.StorageServiceStub)
+
+
+async def run(client: Client, method: str, **fields: Any) -> storage_pb2.Run:
+    """Starts a run and waits for its end."""
+    request = getattr(storage_pb2, f"{method}Request")(wait=True, **fields)
+    answer = (await getattr(storage(client), method)(request)).run
+    made: storage_pb2.Run = answer
+    assert made.state == DONE, made
+    return made
+
+
+def figures(run: storage_pb2.Run) -> dict[str, tuple[int, int, int]]:
+    return {count.what: (count.found, count.done, count.kept) for count in run.counts}
+
+
+@pytest.fixture(scope="module")
+async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    """A database of this module's own: a cleanup is over all owners."""
+    async with suite(cluster, keys, disk) as made:
+        made.overrides["idle_session_days"] = 183
+        await made.serve("assets")
+        await made.work("assets")
+        yield made
+
+
+@pytest.fixture
+def ada(house: Suite) -> Client:
+    return house.client(f"ada{next(_numbers)}")
+
+
+@pytest.fixture
+def root(house: Suite) -> Client:
+    return house.client("root", "admin")
+
+
+def in_session(session_id: str) -> dict[str, Any]:
+    return {"scope": asset_pb2.AssetScope(session_id=session_id), "kind": asset_pb2.ASSET_KIND_PHOTO}
+
+
+async def abandoned(house: Suite, client: Client) -> str:
+    """The id of an asset whose bytes were sent and never confirmed."""
+    announced = await flows.announce(client, DATA)
+    await flows.send(announced.target, DATA)
+    house.sql("UPDATE assets.uploads SET expires_at = now() - interval '2 hours' WHERE id = %s", (announced.upload_id,))
+    return announced.asset.id
+
+
+async def expired(house: Suite, client: Client) -> str:
+    asset = await flows.upload(client, DATA)
+    await ask(client, "Delete", asset.id)
+    house.sql("UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,))
+    return asset.id
+
+
+async def test_a_dry_run_counts_and_the_real_one_removes(house: Suite, root: Client, ada: Client) -> None:
+    gone = [await abandoned(house, ada), await expired(house, ada)]
+    fresh = (await flows.announce(ada, DATA)).asset.id
+    kept = await flows.upload(ada, DATA)
+    await ask(ada, "Delete", kept.id)
+    looked = await run(root, "RunCleanup", dry_run=True)
+    assert figures(looked) == {"abandoned_uploads": (1, 0, 0), "expired_trash": (1, 0, 0), "idle_sessions": (0, 0, 0)}
+    assert [list(count.sample) for count in looked.counts] == [[gone[0]], [gone[1]], []]  # by name
+    assert {(await flows.get(ada, asset_id)).id for asset_id in gone} == set(gone)
+    cleaned = await run(root, "RunCleanup")
+    assert figures(cleaned)["abandoned_uploads"] == figures(cleaned)["expired_trash"] == (1, 1, 0)
+    assert not cleaned.failures and not cleaned.capped and cleaned.HasField("end_time")
+    for asset_id in gone:
+        assert (await calls.refusal(flows.get(ada, asset_id))).code is grpc.StatusCode.NOT_FOUND
+        await freed(house, asset_id)
+    assert (await flows.get(ada, fresh)).id == fresh and (await flows.get(ada, kept.id)).id == kept.id
+    assert {found for found, _, _ in figures(await run(root, "RunCleanup")).values()} == {0}
+
+
+async def test_a_run_is_capped_and_the_next_one_goes_on(house: Suite, root: Client, ada: Client) -> None:
+    ids = [await abandoned(house, ada) for _ in range(3)]
+    first = await run(root, "RunCleanup", max_items=2)
+    assert figures(first)["abandoned_uploads"] == (2, 2, 0) and first.capped
+    second = await run(root, "RunCleanup", max_items=2)
+    assert figures(second)["abandoned_uploads"] == (1, 1, 0) and not second.capped
+    assert house.sql("SELECT count(*) FROM assets.assets WHERE id = ANY(%s::uuid[])", (ids,)) == [(0,)]
+
+
+async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(house: Suite, root: Client, ada: Client) -> None:
+    ids = [await expired(house, ada) for _ in range(3)]
+    # As of a table that a newer version adds and this one doesn't know.
+    house.sql("CREATE TABLE assets.newer (id uuid REFERENCES assets.assets (id))")
+    house.sql("INSERT INTO assets.newer VALUES (%s)", (ids[1],))
+    try:
+        cleaned = await run(root, "RunCleanup")
+    finally:
+        house.sql("DROP TABLE assets.newer")
+    assert figures(cleaned)["expired_trash"] == (2, 2, 0)
+    assert [(failure.what, failure.item) for failure in cleaned.failures] == [("expired_trash", ids[1])]
+    assert (await flows.get(ada, ids[1])).id == ids[1]
+    assert figures(await run(root, "RunCleanup"))["expired_trash"] == (1, 1, 0)
+
+
+async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(house: Suite, root: Client, ada: Client) -> None:
+    old, used, lively = [await flows.upload(ada, DATA, **in_session(s)) for s in ("old", "old", "lively")]
+    await acquire(ada, "h", used.id)
+    statement = "UPDATE assets.assets SET updated_at = now() - interval '184 days' WHERE session_id = 'old'"
+    house.sql(statement)
+    assert figures(await run(root, "RunCleanup", dry_run=True))["idle_sessions"] == (1, 0, 0)
+    cleaned = figures(await run(root, "RunCleanup"))
+    assert (cleaned["idle_sessions"], cleaned["idle_session_assets"]) == ((1, 1, 0), (2, 1, 1))
+    assert (await flows.get(ada, old.id)).HasField("expire_time")
+    assert set(await listed(ada)) == {used.id, lively.id}
+
+
+async def test_a_session_is_deleted_or_purged_whole(house: Suite, ada: Client) -> None:
+    public = asset_pb2.VISIBILITY_PUBLIC
+    one = await flows.upload(ada, DATA, **in_session("s"))
+    two = await flows.upload(ada, DATA, visibility=public, **in_session("s"))
+    other = await flows.upload(ada, DATA, **in_session("t"))
+    used = await flows.upload(ada, DATA, **in_session("s"))
+    await acquire(ada, "h", used.id)
+    deleted = await run(ada, "DeleteSession", session_id="s", request_id="once")
+    assert (deleted.session_id, figures(deleted)) == ("s", {"assets": (3, 2, 1)})
+    assert "release it there" in deleted.counts[0].why_kept
+    assert set(await listed(ada)) == {other.id, used.id}
+    assert {key.split("/")[0] for key in stored(house, two.id)} == {"assets"}
+    purged = await run(ada, "DeleteSession", session_id="s", purge=True, force=True)
+    assert figures(purged) == {"assets": (3, 3, 0)} and purged.counts[0].bytes > 0
+    for asset in (one, two, used):
+        await freed(house, asset.id)
+    assert await listed(ada, show_deleted=True) == [other.id]
+    assert figures(await run(ada, "DeleteSession", session_id="nothing there")) == {}
+
+
+async def test_runs_are_listed_for_those_they_concern(house: Suite, root: Client, ada: Client, bob: Client) -> None:
+    mine = await run(ada, "DeleteSession", session_id="s")
+    system = await run(root, "RunCleanup", dry_run=True)
+    assert [each.id for each in await runs_of(ada)] == [mine.id]
+    assert await runs_of(bob) == []
+    seen = await runs_of(root, action=storage_pb2.RUN_ACTION_CLEANUP)
+    assert seen[0] == system and {each.action for each in seen} == {storage_pb2.RUN_ACTION_CLEANUP}
+    assert [each.id for each in await runs_of(root, owner=f"user:{ada.subject}")] == [mine.id]
+    for client, run_id in ((bob, mine.id), (ada, system.id)):
+        refused = await calls.refusal(storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id)))
+        assert refused.code is grpc.StatusCode.NOT_FOUND
+    named = storage_pb2.GetRunRequest(run_id=mine.id, owner=f"user:{ada.subject}")
+    assert (await storage(root).GetRun(named)).run.id == mine.id
+    assert (await calls.refusal(storage(bob).GetRun(named))).code is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.fixture
+def bob(house: Suite) -> Client:
+    return house.client("bob")
+
+
+async def runs_of(client: Client, **fields: Any) -> list[storage_pb2.Run]:
+    return list((await storage(client).ListRuns(storage_pb2.ListRunsRequest(**fields))).runs)
+
+
+async def test_only_one_cleanup_runs_at_a_time(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    root = atelier.client("root", "admin")
+    first = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
+    refused = await calls.refusal(storage(root).RunCleanup(storage_pb2.RunCleanupRequest()))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "REQUEST_IN_PROGRESS")
+    again = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
+    assert again.id == first.id
+    await atelier.work("assets")
+    async with asyncio.timeout(20):
+        while (await runs_of(root))[0].state != DONE:
+            await asyncio.sleep(0.05)
+    await run(root, "RunCleanup")
+
+
+async def test_it_runs_by_itself(atelier: Suite) -> None:
+    atelier.overrides |= {"cleanup_minutes": 0.01, "reconcile_minutes": 0.01}
+    await atelier.serve("assets")
+    ada, root = atelier.client("ada"), atelier.client("root", "admin")
+    gone = await abandoned(atelier, ada)
+    await atelier.work("assets")
+    await freed(atelier, gone)
+    async with asyncio.timeout(20):
+        while {each.action for each in await runs_of(root) if each.state == DONE} != {
+            storage_pb2.RUN_ACTION_CLEANUP, storage_pb2.RUN_ACTION_RECONCILE,
+        }:  # fmt: skip
+            await asyncio.sleep(0.05)
+
+
+async def test_leftovers_of_unfinished_writes_go(house: Suite, root: Client) -> None:
+    left = house.storage.root / "incoming" / "left-by-a-killed-process"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert figures(await run(root, "RunCleanup"))["unfinished_writes"][1] >= 1
+    assert not left.exists()

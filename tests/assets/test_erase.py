@@ -1,0 +1,195 @@
+"""X11: an owner gets everything that is kept about it, and can have it erased, for good and with a receipt."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from atelier.assets.v1 import asset_pb2, storage_pb2, upload_pb2
+from google.protobuf.json_format import MessageToDict
+
+from tests import calls
+from tests.assets import flows
+from tests.assets.test_cleanup import DONE, figures, in_session, run, runs_of, storage
+from tests.assets.test_references import acquire
+from tests.assets.test_trash import ask, listed, stored
+from tests.faults.processes import Processes, until
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+
+DATA = flows.jpeg(64, 48)
+PUBLIC = asset_pb2.VISIBILITY_PUBLIC
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    async with suite(cluster, keys, disk) as made:
+        await made.serve("assets")
+        await made.work("assets")
+        yield made
+
+
+@pytest.fixture
+def ada(house: Suite) -> Client:
+    return house.client(f"erased{next(_numbers)}")
+
+
+def owner_of(client: Client) -> str:
+    return f"user:{client.subject}"
+
+
+async def erase(client: Client, confirm_owner: str, **fields: Any) -> storage_pb2.Run:
+    return await run(client, "EraseOwner", confirm_owner=confirm_owner, **fields)
+
+
+def rows_of(house: Suite, owner: str) -> dict[str, int]:
+    """How many rows each table has of the owner."""
+    tables = house.sql(
+        "SELECT table_name FROM information_schema.columns WHERE table_schema = 'assets' AND column_name = 'owner'"
+    )
+    found = {t: house.sql(f"SELECT count(*) FROM assets.{t} WHERE owner = %s", (owner,))[0][0] for (t,) in tables}
+    return {table: count for table, count in found.items() if count}
+
+
+async def test_an_erased_owner_leaves_a_tombstone_and_a_receipt(house: Suite, ada: Client) -> None:
+    other = house.client("somebody-else")
+    mine = [await flows.upload(ada, DATA, visibility=v, file_name="diary.jpg") for v in (0, PUBLIC)]
+    await flows.variants_of(ada, mine[0].id)
+    await acquire(ada, "h", mine[0].id)
+    pending = await flows.announce(ada, DATA)
+    await flows.send(pending.target, DATA)
+    theirs = await flows.upload(other, DATA, visibility=PUBLIC)
+    await acquire(ada, "h", theirs.id)
+    await acquire(other, "h", mine[1].id)
+    owner = owner_of(ada)
+    receipt = await erase(ada, owner, request_id="please")
+    assert figures(receipt)["assets"] == (3, 3, 0)
+    assert {count.what: bool(count.why_kept) for count in receipt.counts if count.kept} == {
+        "tombstone": True, "receipt": True,
+    }  # fmt: skip
+    assert "diary" not in str(receipt)
+    assert rows_of(house, owner).keys() <= {"erased_owners", "storage_runs", "attempts", "doomed_objects"}
+    assert not [key for asset in (*mine, pending.asset) for key in stored(house, asset.id)]
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(mine[1].original_url)).status_code == 404
+    assert (await flows.get(other, theirs.id)).id == theirs.id
+
+
+async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client) -> None:
+    public = await flows.upload(house.client("somebody-else"), DATA, visibility=PUBLIC)
+    first = await erase(ada, owner_of(ada))
+    head = upload_pb2.UploadHead(declaration=flows.declaration(DATA))
+    for call in (
+        flows.announce(ada, DATA),
+        flows.stream_upload(ada, head, DATA),
+        acquire(ada, "h", public.id),
+    ):
+        refused = await calls.refusal(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "OWNER_ERASED")
+    assert await listed(ada) == []
+    assert (await erase(ada, owner_of(ada))).id == first.id
+    root = house.client("root", "admin")
+    assert [r.id for r in await runs_of(root, owner=owner_of(ada), action=storage_pb2.RUN_ACTION_ERASE)] == [first.id]
+
+
+async def test_an_upload_on_its_way_is_erased_or_refused(house: Suite, ada: Client) -> None:
+    answers = await asyncio.gather(
+        *(flows.announce(ada, DATA) for _ in range(10)), erase(ada, owner_of(ada)), return_exceptions=True
+    )
+    assert {a.code().name for a in answers if isinstance(a, grpc.aio.AioRpcError)} <= {"FAILED_PRECONDITION"}
+    assert "assets" not in rows_of(house, owner_of(ada))
+
+
+async def test_erasing_needs_the_owners_name_spelled_out_and_the_right_to(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, DATA)
+    root, bob = house.client("root", "admin"), house.client("bob")
+    owner = owner_of(ada)
+    refusals: list[tuple[Client, dict[str, Any], grpc.StatusCode]] = [
+        (ada, {"confirm_owner": "user:somebody"}, grpc.StatusCode.INVALID_ARGUMENT),
+        (ada, {}, grpc.StatusCode.INVALID_ARGUMENT),
+        (root, {"owner": owner, "confirm_owner": "user:somebody"}, grpc.StatusCode.INVALID_ARGUMENT),
+        (root, {"owner": "ada", "confirm_owner": "ada"}, grpc.StatusCode.INVALID_ARGUMENT),
+        (bob, {"owner": owner, "confirm_owner": owner}, grpc.StatusCode.NOT_FOUND),
+    ]
+    for client, fields, code in refusals:
+        refused = await calls.refusal(storage(client).EraseOwner(storage_pb2.EraseOwnerRequest(**fields)))
+        assert refused.code is code
+    assert await listed(ada) == [asset.id]
+    receipt = await erase(root, owner, owner=owner)
+    assert (receipt.owner, figures(receipt)["assets"]) == (owner, (1, 1, 0))
+    assert (await storage(ada).GetRun(storage_pb2.GetRunRequest(run_id=receipt.id))).run == receipt
+
+
+async def exported(client: Client, **fields: Any) -> list[storage_pb2.ExportOwnerResponse]:
+    return [r async for r in storage(client).ExportOwner(storage_pb2.ExportOwnerRequest(**fields))]
+
+
+async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, DATA, **in_session("s"))
+    deleted = await flows.upload(ada, DATA)
+    await flows.variants_of(ada, asset.id), await flows.variants_of(ada, deleted.id)
+    await ask(ada, "Delete", deleted.id)
+    await acquire(ada, "pipeline/products/7", asset.id)
+    records = await exported(ada)
+    assets = {record.asset.id: record.asset for record in records if record.WhichOneof("record") == "asset"}
+    assert set(assets) == {asset.id, deleted.id}
+    async with httpx.AsyncClient() as http:
+        for each in assets.values():
+            assert (await http.get(each.original_url)).content == DATA
+    assert len([record for record in records if record.WhichOneof("record") == "variant"]) == 8
+    rows = [(r.row.table, MessageToDict(r.row.columns)) for r in records if r.WhichOneof("record") == "row"]
+    assert ("asset_references", asset.id, "pipeline/products/7") in [
+        (table, columns.get("asset_id"), columns.get("holder")) for table, columns in rows
+    ]
+    kept = {"assets", "variants", "requests", "events", "doomed_objects"}
+    assert {table for table, _ in rows} == rows_of(house, owner_of(ada)).keys() - kept
+
+
+async def test_an_export_is_for_the_owner_and_operators(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, DATA)
+    root, bob = house.client("root", "admin"), house.client("bob")
+    refused = await calls.refusal(storage(bob).ExportOwner(storage_pb2.ExportOwnerRequest(owner=owner_of(ada))))
+    assert refused.code is grpc.StatusCode.NOT_FOUND
+    assert [r.asset.id for r in await exported(root, owner=owner_of(ada)) if r.HasField("asset")] == [asset.id]
+
+
+async def test_an_erasure_whose_worker_is_killed_goes_on_and_counts_once(
+    cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Any
+) -> None:
+    async with suite(cluster, keys, disk) as made:
+        await made.serve("assets")
+        ada = made.client("ada")
+        made.sql(
+            "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, size_bytes,"
+            " mime_type, storage_key, sha256) SELECT gen_random_uuid(), 'user:ada', 'ada', 'photo', 'ready', false,"
+            " true, 'a', 1, 'image/jpeg', 'assets/user%3Aada/x/' || n, 'ab' FROM generate_series(1, 3000) AS n"
+        )
+        processes = Processes(cluster, made.database, keys, disk, tmp_path)
+        try:
+            asked = storage_pb2.EraseOwnerRequest(confirm_owner="user:ada")
+            run_id = (await storage(ada).EraseOwner(asked)).run.id
+            killed = 0
+            while made.sql("SELECT count(*) FROM assets.assets")[0][0] and killed < 3:
+                left = made.sql("SELECT count(*) FROM assets.assets")[0][0]
+                worker = processes.work("assets")
+
+                async def moved(left: int = left) -> bool:
+                    return bool(made.sql("SELECT count(*) FROM assets.assets")[0][0] < left)
+
+                await until(moved, "the erasure goes on", pause=0.005)
+                worker.kill()
+                killed += 1
+            processes.work("assets")
+
+            async def ended() -> Any:
+                answer = await storage(ada).GetRun(storage_pb2.GetRunRequest(run_id=run_id))
+                return answer.run if answer.run.state == DONE else None
+
+            receipt = await until(ended, "the erasure is done")
+        finally:
+            processes.close()
+        assert killed and figures(receipt)["assets"] == (3000, 3000, 0)
+        assert "assets" not in rows_of(made, "user:ada")

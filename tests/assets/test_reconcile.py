@@ -1,0 +1,210 @@
+"""A28: rows and stored bytes agree, whatever happened to either."""
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from atelier.assets.v1 import asset_pb2, storage_pb2
+
+from services.assets.reconcile import show_metrics
+from shared.db import Database
+from shared.telemetry import METRICS
+from tests import calls
+from tests.assets import flows
+from tests.assets.test_cleanup import figures, run, storage
+from tests.assets.test_references import acquire
+from tests.assets.test_trash import ask, stored
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+
+DATA = flows.jpeg(64, 48)
+NOTHING = {"lost_originals": (0, 0, 0), "lost_variants": (0, 0, 0), "stray_objects": (0, 0, 0)}
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+async def house(cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
+    """With a store of its own: all that lies there is compared with this database."""
+    disk = DiskServer(tmp_path_factory.mktemp("reconciled"))
+    try:
+        async with suite(cluster, keys, disk) as made:
+            made.overrides["reconcile_grace_minutes"] = 30
+            await made.serve("assets")
+            await made.work("assets")
+            yield made
+    finally:
+        disk.stop()
+
+
+@pytest.fixture
+def ada(house: Suite) -> Client:
+    return house.client(f"ada{next(_numbers)}")
+
+
+@pytest.fixture
+def root(house: Suite) -> Client:
+    return house.client("root", "admin")
+
+
+async def reconcile(client: Client, **fields: Any) -> dict[str, tuple[int, int, int]]:
+    return figures(await run(client, "RunReconciler", **{"from_start": True, **fields}))
+
+
+def path_of(house: Suite, key: str) -> Path:
+    return house.storage.root / "data" / key
+
+
+def stray(house: Suite, key: str, *, hours: float = 1) -> Path:
+    """An object that no row shows, some hours old: a copy of one that is there."""
+    source = next(path for path in (house.storage.root / "data").rglob("*") if path.is_file())
+    path = path_of(house, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(source.read_bytes())
+    os.utime(path, (time.time() - hours * 3600,) * 2)
+    return path
+
+
+async def whole(client: Client, **fields: Any) -> asset_pb2.Asset:
+    """An asset with its variants, and no object that isn't settled."""
+    asset = await flows.upload(client, DATA, **fields)
+    await flows.variants_of(client, asset.id)
+    return asset
+
+
+async def test_what_agrees_is_left_alone(house: Suite, root: Client, ada: Client) -> None:
+    assets = [await whole(ada, visibility=v) for v in (0, asset_pb2.VISIBILITY_PUBLIC)]
+    pending = await flows.announce(ada, DATA)
+    await flows.send(pending.target, DATA)
+    await ask(ada, "Delete", assets[0].id)
+    for path in (house.storage.root / "data").rglob("*"):
+        os.utime(path, (0, 0))
+    before = [stored(house, asset.id) for asset in (*assets, pending.asset)]
+    assert await reconcile(root) == NOTHING
+    assert [stored(house, asset.id) for asset in (*assets, pending.asset)] == before
+    assert [len(keys) for keys in before] == [5, 5, 1]
+
+
+async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(house: Suite, root: Client, ada: Client) -> None:
+    await whole(ada)
+    old = [
+        stray(house, key)
+        for key in ("assets/user%3Aada/x/original/1", "assets/zz", "public/assets/x/original/1", "public/assets/zz")
+    ]
+    young = stray(house, "assets/user%3Aada/x/original/2", hours=0)
+    foreign = [stray(house, key) for key in ("techfiles/user%3Aada/1", "assets-not/1", "public/other/1", "z")]
+    looked = await reconcile(root, dry_run=True)
+    assert looked["stray_objects"] == (5, 0, 1) and all(path.exists() for path in old)
+    assert (await reconcile(root))["stray_objects"] == (5, 4, 1)
+    assert not any(path.exists() for path in old)
+    assert young.exists() and all(path.exists() for path in foreign)
+    young.unlink()
+    assert await reconcile(root) == NOTHING
+
+
+async def test_a_lost_original_is_marked_told_and_no_longer_given_out(house: Suite, root: Client, ada: Client) -> None:
+    asset = await whole(ada)
+    path = path_of(house, asset.file_path)
+    saved = path.read_bytes()
+    stream = flows.assets(ada).WatchAssets(asset_pb2.WatchAssetsRequest(asset_ids=[asset.id]))
+    while not (await stream.read()).bookmark.ready:
+        pass
+    path.unlink()
+    assert (await reconcile(root, dry_run=True))["lost_originals"] == (1, 0, 0)
+    assert not (await flows.get(ada, asset.id)).HasField("bytes_gone_time")
+    assert (await reconcile(root))["lost_originals"] == (1, 1, 0)
+    assert (await stream.read()).asset.HasField("bytes_gone_time")
+    gone = await flows.get(ada, asset.id, include_urls=True)
+    assert gone.HasField("bytes_gone_time") and not gone.original_url and gone.state == asset_pb2.ASSET_STATE_READY
+    refused = await calls.refusal(acquire(ada, "h", asset.id))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "lost" in refused.text
+    assert await reconcile(root) == NOTHING  # said once
+    path.write_bytes(saved)
+    assert (await reconcile(root))["restored_originals"] == (1, 1, 0)
+    back = (await stream.read()).asset
+    assert back.id == asset.id and not back.HasField("bytes_gone_time")
+    assert (await flows.get(ada, asset.id, include_urls=True)).original_url
+    stream.cancel()
+
+
+async def test_a_lost_or_cut_variant_is_made_again(house: Suite, root: Client, ada: Client) -> None:
+    asset = await whole(ada)
+    keys = house.sql("SELECT storage_key FROM assets.variants WHERE asset_id = %s ORDER BY preset", (asset.id,))
+    path_of(house, keys[0][0]).unlink()
+    cut = path_of(house, keys[1][0])
+    cut.write_bytes(cut.read_bytes()[:40])
+    assert (await reconcile(root))["lost_variants"] == (2, 2, 0)
+    again = await flows.variants_of(ada, asset.id)
+    assert {variant.state for variant in again.values()} == {asset_pb2.VARIANT_STATE_READY}
+    for path in (house.storage.root / "data").rglob("*"):
+        os.utime(path, (0, 0))
+    assert await reconcile(root) == NOTHING
+
+
+async def test_a_lost_variant_of_a_lost_original_fails_and_says_why(house: Suite, root: Client, ada: Client) -> None:
+    asset = await whole(ada)
+    for key in stored(house, asset.id):
+        path_of(house, key).unlink()
+    found = await reconcile(root)
+    assert (found["lost_originals"], found["lost_variants"]) == ((1, 1, 0), (4, 4, 0))
+    failed = await flows.variants_of(ada, asset.id)
+    assert {variant.error_class for variant in failed.values()} == {"BYTES_GONE"}
+    assert await reconcile(root) == NOTHING
+
+
+async def test_it_goes_on_where_it_was_a_part_at_a_time(house: Suite, root: Client, ada: Client) -> None:
+    await whole(ada, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    strays = [stray(house, f"assets/{name}/{n}") for name in ("a", "b", "zz") for n in range(3)]
+    strays += [stray(house, f"public/assets/zz/{n}") for n in range(3)]
+    asked = {"from_start": True, "max_items": 2}
+    parts = 0
+    while True:
+        last = await run(root, "RunReconciler", **asked)
+        assert sum(count.found for count in last.counts) <= 2
+        asked["from_start"] = False
+        parts += 1
+        if not last.capped:
+            break
+        await run(root, "RunReconciler", dry_run=True, max_items=1)  # which doesn't move it
+    assert parts > 6
+    assert not any(path.exists() for path in strays)
+
+
+async def test_more_rows_than_a_part_holds_are_compared_with_nothing_at_all(house: Suite, root: Client) -> None:
+    house.sql(
+        "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, size_bytes,"
+        " mime_type, storage_key, sha256) SELECT gen_random_uuid(), 'user:lost', 'x', 'photo', 'ready', false,"
+        " true, 'a', 1, 'image/jpeg', 'assets/user%3Alost/x/' || n, 'ab' FROM generate_series(1, 2100) AS n"
+    )
+    found = await reconcile(root)
+    assert found["lost_originals"] == (2100, 2100, 0)
+    assert (await reconcile(root))["lost_originals"] == (0, 0, 0)
+
+
+async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) -> None:
+    stray(house, "assets/metrics/1")
+    before = time.time()
+    await reconcile(root)
+    [row] = house.sql("SELECT extract(epoch FROM max(updated_at)) FROM assets.storage_runs WHERE action = 'reconcile'")
+    db = Database(house.settings("assets", "app"), "assets")
+    await db.open()
+    showing = asyncio.create_task(show_metrics(db))
+    try:
+        async with asyncio.timeout(10):
+            while (METRICS.get_sample_value("atelier_reconciler_last_run_timestamp_seconds") or 0) < before - 5:
+                await asyncio.sleep(0.05)
+    finally:
+        showing.cancel()
+        await db.close()
+    assert METRICS.get_sample_value("atelier_reconciler_found", {"what": "stray_objects"}) == 1
+    assert METRICS.get_sample_value("atelier_reconciler_mended", {"what": "stray_objects"}) == 1
+    assert METRICS.get_sample_value("atelier_reconciler_last_run_timestamp_seconds") == pytest.approx(float(row[0]))
+
+
+async def test_only_operators_reconcile(ada: Client) -> None:
+    refused = await calls.refusal(storage(ada).RunReconciler(storage_pb2.RunReconcilerRequest()))
+    assert refused.code is grpc.StatusCode.PERMISSION_DENIED
