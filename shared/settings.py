@@ -85,6 +85,15 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(10 * 1024 * 1024, gt=0, description="largest image")
     max_pdf_bytes: int = Field(50 * 1024 * 1024, gt=0, description="largest PDF")
     max_pixels: int = Field(50_000_000, gt=0, description="most pixels of an image, all frames together")
+    quota_owner_stored_bytes: int = Field(0, ge=0, description="bytes that an owner may store; 0: no limit")
+    quota_owner_assets: int = Field(0, ge=0, description="assets that an owner may have; 0: no limit")
+    quota_owner_monthly_bandwidth_bytes: int = Field(
+        0, ge=0, description="bytes that may be sent of an owner's assets in a calendar month; 0: no limit"
+    )
+    quota_deployment_stored_bytes: int = Field(0, ge=0, description="the same for all owners together")
+    quota_deployment_assets: int = Field(0, ge=0, description="the same for all owners together")
+    quota_deployment_monthly_bandwidth_bytes: int = Field(0, ge=0, description="the same for all owners together")
+    prices_file: Path | None = Field(None, description="prices of stores, as services/assets/prices.yaml; empty: that")
 
     # The other services, as this one reaches them
     assets_address: str = Field("127.0.0.1:50051", description="assets")

@@ -12,6 +12,7 @@ from atelier.common.v1 import watch_pb2
 from psycopg.types.json import Jsonb
 
 from services.assets import rules
+from services.assets.meter import Meter
 from services.assets.visibility import Move
 from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
@@ -30,7 +31,7 @@ _SNAPSHOT_PAGE = 500
 _GET = "SELECT * FROM assets WHERE id = %(id)s"
 _BATCH = "SELECT * FROM assets WHERE id = ANY(%(ids)s)"
 _THUMBNAILS = """
-    SELECT asset_id, storage_key, mime_type FROM variants
+    SELECT asset_id, storage_key, mime_type, size_bytes FROM variants
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
@@ -42,6 +43,7 @@ class Urls:
 
     storage: Storage
     life: timedelta
+    meter: Meter
 
     def of(self, key: str, mime_type: str, file_name: str) -> str:
         if key.startswith("public/"):
@@ -206,7 +208,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         self, request: pb.DownloadAssetRequest, context: Any
     ) -> AsyncIterator[pb.DownloadAssetResponse]:
         asset_id = parse_id(request.asset_id, "asset_id")
-        row = await self._visible(asset_id)
+        asset = row = await self._visible(asset_id)
         if request.variant:
             row = await self._db.row(
                 "SELECT * FROM variants WHERE asset_id = %(id)s AND preset = %(preset)s",
@@ -218,11 +220,15 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.precondition(f"it is {row.state}; wait until it is ready", subject=f"assets/{asset_id}")
         head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)
         yield pb.DownloadAssetResponse(head=head)
+        sent = 0
         try:
             async for chunk in self._storage.get(row.storage_key):
+                sent += len(chunk)
                 yield pb.DownloadAssetResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("asset", asset_id) from None
+        finally:
+            self._urls.meter.sent(asset.owner, asset.session_id, sent)
 
     async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
         start = events.start_of(request, await self._stream.head())
@@ -291,6 +297,10 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             return [_for_caller(to_proto(row)) for row in rows]
         found = await self._db.rows(_THUMBNAILS, {"ids": [row.id for row in rows]})
         thumbnails = {row.asset_id: row for row in found}
+        for row in rows:  # who lists looks at thumbnails; who asks for one asset fetches it
+            if row.state == "ready" and not row.deleted_at:
+                fetched = thumbnails.get(row.id, row) if len(rows) > 1 else row
+                self._urls.meter.issued(row.owner, row.session_id, fetched.size_bytes)
         return [_for_caller(to_proto(row, self._urls, thumbnails.get(row.id))) for row in rows]
 
     async def _apply(self, m: Mutation, row: Any, request: pb.UpdateAssetRequest, move: Move) -> Any:

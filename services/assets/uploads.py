@@ -17,7 +17,7 @@ from atelier.assets.v1 import asset_pb2, upload_pb2_grpc
 from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, rules, variants
+from services.assets import assets, quotas, rules, variants
 from services.assets.visibility import belongs
 from shared import auth, errors, imaging, jobs, states
 from shared.db import Database, Mutation, forget_answer
@@ -63,7 +63,7 @@ class Verified:
 class UploadService(upload_pb2_grpc.UploadServiceServicer):
     def __init__(
         self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, urls: assets.Urls,
-        *, url_life: timedelta, limits: Limits,
+        *, url_life: timedelta, limits: Limits, quota: quotas.Quotas,
     ) -> None:  # fmt: skip
         self._db = db
         self._storage = storage
@@ -72,6 +72,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         self._urls = urls
         self._url_life = url_life
         self._limits = limits
+        self._quota = quota
 
     async def RequestUpload(self, request: pb.RequestUploadRequest, context: Any) -> pb.RequestUploadResponse:
         columns = self._columns(request.declaration, "declaration.")
@@ -176,6 +177,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         }  # fmt: skip
 
     async def _announce(self, m: Mutation, columns: Mapping[str, Any], sha256: str) -> tuple[Any, Any]:
+        await self._quota.announce(m, columns["size_bytes"])
         asset = await m.one(_INSERT_ASSET, {**columns, "id": new_id(), "owner": m.owner, "actor": m.actor})
         upload_id = new_id()
         key = _upload_key(m.owner, columns, str(asset.id), str(upload_id))
@@ -289,6 +291,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         if asset.state == "pending" and not belongs(verified.key, asset):
             text = "the asset's visibility was changed while its bytes were verified; try again"
             raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)
+        if asset.state == "pending":
+            await self._quota.settle(m, asset, verified.size)
         facts = verified.facts
         row = await states.advance(
             m, rules.ASSET_STATES, "assets", asset.id, "ready",
