@@ -53,7 +53,7 @@ async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
         while True:  # from before anything is folded until all is
             report = await storage.report(ada)
             reports.append((report.assets, report.upload_success_rate, len(report.asset_counts)))
-            if not house.sql("SELECT FROM assets.usage_deltas WHERE owner = %s", (owner_of(ada),)):
+            if not house.sql("SELECT 1 FROM assets.usage_deltas WHERE owner = %s", (owner_of(ada),)):
                 break
     assert set(reports) == {(1, 1.0, 1)}
     await storage.folded(house)
