@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, quota_pb2, storage_report_pb2, upload_pb2, variant_pb2
 
 from tests.assets import flows
 from tests.suite import Client, Suite
@@ -42,6 +42,8 @@ def _photo() -> upload_pb2.UploadDeclaration:
 _ASSETS = "atelier.assets.v1.AssetService."
 _UPLOADS = "atelier.assets.v1.UploadService."
 _VARIANTS = "atelier.assets.v1.VariantService."
+_REPORTS = "atelier.assets.v1.StorageReportService."
+_QUOTAS = "atelier.assets.v1.QuotaService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -94,4 +96,22 @@ CASES = {
         lambda o: variant_pb2.RegenerateVariantsRequest(request_id=f"again {o.asset_id}", asset_id=o.asset_id),
         NOT_FOUND,
     ),
+    _REPORTS + "GetStorageReport": Case(
+        lambda o: storage_report_pb2.GetStorageReportRequest(owner="user:ada"), NOT_FOUND
+    ),
+    _REPORTS + "ListStorageSessions": Case(
+        lambda o: storage_report_pb2.ListStorageSessionsRequest(owner="user:ada"), NOT_FOUND
+    ),
+    _REPORTS + "ListAlerts": Case(lambda o: storage_report_pb2.ListAlertsRequest(owner="user:ada"), NOT_FOUND),
+    _REPORTS + "ListStorageOwners": Case(
+        lambda o: storage_report_pb2.ListStorageOwnersRequest(), nothing, owner_role="admin"
+    ),
+    _REPORTS + "ProjectCosts": Case(lambda o: storage_report_pb2.ProjectCostsRequest(), nothing, owner_role="admin"),
+    _QUOTAS + "GetQuota": Case(lambda o: quota_pb2.GetQuotaRequest(owner="user:ada"), NOT_FOUND),
+    _QUOTAS + "SetQuota": Case(
+        lambda o: quota_pb2.SetQuotaRequest(request_id=f"quota {o.asset_id}", owner="user:ada", assets=10_000),
+        nothing,
+        owner_role="admin",
+    ),
+    _QUOTAS + "ListQuotas": Case(lambda o: quota_pb2.ListQuotasRequest(), nothing, owner_role="admin"),
 }

@@ -1,0 +1,108 @@
+"""A18, A19: what the metrics port shows is what is there, and rules and dashboard name nothing else."""
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+
+import httpx
+import pytest
+import yaml
+from prometheus_client import start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.assets import storage_rules
+from shared.telemetry import METRICS
+from tests.assets import flows, storage
+from tests.suite import ROOT, Suite, free_port
+
+OPS = ROOT / "ops"
+DATA = flows.jpeg(64, 48)
+
+
+async def scraped() -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Samples by name, as Prometheus reads them."""
+    port = free_port()
+    server, thread = start_http_server(port, addr="127.0.0.1", registry=METRICS)
+    try:
+        async with httpx.AsyncClient(timeout=10) as http:
+            text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
+    finally:
+        await asyncio.to_thread(server.shutdown)
+        server.server_close()
+        thread.join()
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def named_in(text: str) -> set[str]:
+    return set(re.findall(r"\batelier_\w+", text))
+
+
+async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_name(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    await atelier.work("assets")
+    ada, admin = atelier.client("ada"), atelier.client("root", "admin")
+    limits = {"stored_bytes": 10**9, "assets": 1000, "monthly_bandwidth_bytes": 10**9}
+    await storage.set_quota(admin, **limits)
+    asset = await flows.upload(ada, DATA)
+    variants = await flows.variants_of(ada, asset.id)
+    await flows.announce(ada, DATA)
+    found = await scraped()
+
+    dashboard = json.loads((OPS / "grafana-dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((OPS / "prometheus-rules.yml").read_text())["groups"][0]["rules"]
+    expressions += [rule["expr"] for rule in rules]
+    named = named_in(" ".join(expressions))
+    assert len(named) > 12
+    assert named - set(found) == set()
+    for expression in expressions:  # labels that are asked for exist, too
+        for name, label, value in re.findall(r'(atelier_\w+)\{(\w+)="(\w+)"\}', expression):
+            assert any(labels.get(label) == value for labels, _ in found[name]), expression
+
+    assert {labels["alert"]: value for labels, value in found["atelier_storage_alert_threshold"]} == (
+        storage_rules.ALERT_THRESHOLDS
+    )
+    stored = 2 * len(DATA) + sum(v.size_bytes for v in variants.values())
+    assert found["atelier_storage_stored_bytes"] == [({}, stored)]
+    assert found["atelier_storage_pending_uploads"] == [({}, 1)]
+    product = {"kind": "product", "mime_type": "image/jpeg"}
+    assert ({**product, "status": "ready"}, 1) in found["atelier_storage_assets"]
+    assert ({"quota": "stored_bytes"}, stored / 10**9) in found["atelier_storage_quota_used_ratio"]
+
+
+async def test_scraping_often_reads_the_database_seldom_and_an_outage_leaves_the_last_figures(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    await flows.announce(atelier.client("ada"), DATA)
+    first = await scraped()
+    await flows.announce(atelier.client("ada"), DATA)
+    again = await scraped()
+    for name in ("atelier_storage_pending_uploads", "atelier_storage_read_timestamp_seconds"):
+        assert again[name] == first[name], "what was read is kept for a while"
+    assert (await storage.report(atelier.client("ada"))).pending_uploads == 2
+
+
+async def test_a_server_that_ended_exports_nothing_of_storage(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    await atelier.stop("assets")
+    assert not {name for name in await scraped() if name.startswith("atelier_storage_")}
+
+
+def test_every_threshold_has_a_rule_and_no_rule_has_a_threshold_of_its_own() -> None:
+    rules = yaml.safe_load((OPS / "prometheus-rules.yml").read_text())["groups"][0]["rules"]
+    compared = re.findall(r'atelier_storage_alert_threshold\{alert="(\w+)"\}', " ".join(r["expr"] for r in rules))
+    assert sorted(compared) == sorted(storage_rules.ALERT_THRESHOLDS)
+
+
+@pytest.mark.needs_go
+def test_prometheus_itself_accepts_the_rules_and_fires_them() -> None:
+    promtool = shutil.which("promtool", path=f"{ROOT / '.tools/bin'}:/usr/local/bin:/usr/bin")
+    assert promtool, "promtool is not built; `make .tools/bin/promtool` builds it"
+    for arguments in (("check", "rules", "prometheus-rules.yml"), ("test", "rules", "prometheus-rules-test.yml")):
+        answer = subprocess.run([promtool, *arguments], cwd=OPS, capture_output=True, text=True, timeout=60)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
