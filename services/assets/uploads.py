@@ -18,7 +18,7 @@ from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.assets import assets, quotas, rules, variants
-from services.assets.visibility import belongs
+from services.assets.visibility import belongs, name_by_content
 from shared import auth, errors, imaging, jobs, states
 from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
@@ -245,6 +245,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
                 if declared_sha256 and sha256 != declared_sha256:
                     return await self._refuse(key, _HASH_DIFFERS)
                 facts = await self._pool.run(imaging.inspect, path, asset.mime_type, self._limits)
+                if asset.public:
+                    key = await name_by_content(self._storage, key, sha256, facts.mime_type)
                 return Verified(key, size, sha256, facts)
             except ImageRejected as refusal:
                 return await self._refuse(key, Refused(str(refusal.reason), refusal.message))

@@ -47,8 +47,7 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
     await atelier.serve("assets")
     await atelier.work("assets")
     ada, admin = atelier.client("ada"), atelier.client("root", "admin")
-    limits = {"stored_bytes": 10**9, "assets": 1000, "monthly_bandwidth_bytes": 10**9}
-    await storage.set_quota(admin, **limits)
+    await storage.set_quota(admin, stored_bytes=10**9, assets=1000, monthly_bandwidth_bytes=10**9)
     asset = await flows.upload(ada, DATA)
     variants = await flows.variants_of(ada, asset.id)
     await flows.announce(ada, DATA)
