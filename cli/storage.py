@@ -94,7 +94,7 @@ def _operator_token(files: State) -> str:
 
     files.prepare()
     key = auth.load_key(files.keys / "people.jwk")
-    return auth.sign(key, issuer=LOCAL_ISSUER, subject="atelier storage report", role="admin", seconds=60)
+    return auth.sign(key, issuer=LOCAL_ISSUER, subject="storage-report", role="admin", seconds=60)
 
 
 class _Calls:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cli.state import State
 from shared.storage import ObjectNotFound, Storage, open_disk, open_s3
 from tests import versitygw
 from tests.assets import flows, storage
@@ -214,7 +215,7 @@ def report(suite: Suite, token: str | None, *arguments: str) -> "subprocess.Comp
     address = suite.addresses["assets"]
     return subprocess.run(
         [ROOT / "atelier", "storage", "report", "--address", address, *arguments],
-        env=environment(ATELIER_TOKEN=token or "x"), capture_output=True, text=True, timeout=60,
+        env=environment(None, **({"ATELIER_TOKEN": token} if token else {})), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 
@@ -234,5 +235,14 @@ async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelie
     mine = await asyncio.to_thread(report, atelier, ada.token)
     assert mine.returncode == 0 and "Storage of user:ada" in mine.stdout
     assert "quota: stored bytes" in mine.stdout and "visit" in mine.stdout
-    refused = await asyncio.to_thread(report, atelier, None)
+    refused = await asyncio.to_thread(report, atelier, "x")
     assert refused.returncode == 1 and "UNAUTHENTICATED" in refused.stderr and "Traceback" not in refused.stderr
+
+
+async def test_on_the_suites_own_machine_the_report_needs_no_token(atelier: Suite, tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    state.prepare()
+    atelier.overrides["trust_file"] = state.trust_file
+    await atelier.serve("assets")
+    answer = await asyncio.to_thread(report, atelier, None, "--state", str(state.directory))
+    assert answer.returncode == 0 and "Storage of the deployment" in answer.stdout, answer.stderr
