@@ -4,14 +4,13 @@ import asyncio
 from collections import defaultdict
 from contextlib import suppress
 
-import psycopg
 import structlog
-from psycopg_pool import PoolTimeout
 
 from shared.db import Database
 from shared.tasks import wanted
 
 _FLUSH_SECONDS = 1.0
+_LAST_SECONDS = 3.0
 _WRITE = """
     INSERT INTO usage_deltas (owner, session_id, noun, state, number, bytes)
     SELECT owner, session_id, 'download', state, number, bytes
@@ -28,6 +27,7 @@ class Meter:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._noted: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+        self._stopping = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
 
     def sent(self, owner: str, session_id: str, size: int) -> None:
@@ -47,15 +47,13 @@ class Meter:
         self._flushing = asyncio.create_task(self._flush_forever())
 
     async def close(self) -> None:
-        """Writes what is left; what the database doesn't take is lost."""
+        """Writes what is left; what the database doesn't take in time is lost."""
+        self._stopping.set()
         if self._flushing:
+            await asyncio.wait([self._flushing], timeout=_LAST_SECONDS)
             self._flushing.cancel()
-            await asyncio.wait([self._flushing])
-        with suppress(psycopg.Error, PoolTimeout, TimeoutError):
-            async with asyncio.timeout(2):
-                await self.flush()
 
-    async def flush(self) -> None:
+    async def _flush(self) -> None:
         noted, self._noted = self._noted, defaultdict(lambda: [0, 0])
         if not noted:
             return
@@ -68,7 +66,7 @@ class Meter:
             async with self._db.transaction("") as m:
                 await m.run("SELECT set_config('app.operator', 'on', true)")
                 await m.run(_WRITE, columns)
-        except BaseException:
+        except Exception:
             for (owner, session_id, state), (number, size) in noted.items():
                 kept = self._noted[owner, session_id, state]
                 kept[0] += number
@@ -76,9 +74,11 @@ class Meter:
             raise
 
     async def _flush_forever(self) -> None:
-        while wanted():
-            await asyncio.sleep(_FLUSH_SECONDS)
+        while wanted() and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_SECONDS):
+                    await self._stopping.wait()
             try:
-                await self.flush()
+                await self._flush()
             except Exception as error:
                 _log.warning("reads can't be counted yet", error=type(error).__name__)

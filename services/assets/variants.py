@@ -67,6 +67,8 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
         if not rows and await self._db.row("SELECT id FROM assets WHERE id = %s", (asset_id,)) is None:
             raise errors.not_found("asset", asset_id)
         urls = self._urls if request.include_urls else None
+        if urls and rows:  # a page shows one of them
+            urls.meter.issued(rows[0].owner, "", max(row.size_bytes for row in rows))
         return pb.ListVariantsResponse(variants=[assets.variant_to_proto(row, urls) for row in rows])
 
     async def RegenerateVariants(

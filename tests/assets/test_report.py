@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from atelier.assets.v1 import asset_pb2
+from atelier.assets.v1 import asset_pb2, variant_pb2
 from atelier.assets.v1 import storage_report_pb2 as pb
 
 from services.assets import storage_rules
@@ -109,7 +109,10 @@ async def test_a_change_that_is_rolled_back_is_not_counted(house: Suite, ada: Cl
 
 async def test_a_download_is_counted_exactly_and_an_issued_url_once(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
-    await flows.variants_of(ada, asset.id)
+    ready = "SELECT size_bytes FROM assets.variants WHERE asset_id = %s AND state = 'ready' ORDER BY preset = 'thumb'"
+    async with asyncio.timeout(30):
+        while len(sizes := [size for (size,) in house.sql(ready, (asset.id,))]) < 4:
+            await asyncio.sleep(0.1)
     for _ in range(2):
         async for _part in flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset.id)):
             pass
@@ -119,16 +122,29 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(house: Suite
         pass
     await flows.get(ada, asset.id)
     await flows.get(ada, asset.id, include_urls=True)
-    thumb = house.sql("SELECT size_bytes FROM assets.variants WHERE asset_id = %s AND preset = 'thumb'", (asset.id,))
-    expected = pb.Bandwidth(downloaded_bytes=2 * len(DATA) + thumb[0][0], issued_bytes=len(DATA))
+    for with_urls in (True, False):
+        listed = variant_pb2.ListVariantsRequest(asset_id=asset.id, include_urls=with_urls)
+        await flows.variants(ada).ListVariants(listed)
+    expected = pb.Bandwidth(downloaded_bytes=2 * len(DATA) + sizes[-1], issued_bytes=len(DATA) + max(sizes))
     async with asyncio.timeout(10):
         while (report := await storage.report(ada)).bandwidth_this_month != expected:
             await asyncio.sleep(0.1)
     assert report.bandwidth_last_30_days == expected
     await storage.folded(house)
     [session] = (await storage.reports(ada).ListStorageSessions(pb.ListStorageSessionsRequest())).sessions
-    sent = expected.downloaded_bytes + expected.issued_bytes
+    sent = expected.downloaded_bytes + len(DATA)  # variants aren't counted by session
     assert session == pb.SessionUsage(session_id="visit", assets=1, stored_bytes=len(DATA), sent_bytes=sent)
+
+
+async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    asset = await flows.upload(ada, DATA)
+    for _ in range(3):
+        await flows.get(ada, asset.id, include_urls=True)
+    await atelier.stop("assets")
+    counted = "SELECT sum(number)::int, sum(bytes)::int FROM assets.usage_deltas WHERE noun = 'download'"
+    assert atelier.sql(counted) == [(3, 3 * len(DATA))]
 
 
 async def test_what_others_read_of_a_public_asset_counts_for_its_owner(
