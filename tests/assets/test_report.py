@@ -83,6 +83,16 @@ async def test_every_way_a_row_changes_or_goes_is_counted(house: Suite, ada: Cli
     assert not report.variant_counts and report.stored_bytes == 0
 
 
+async def test_a_refused_upload_uses_nothing_in_the_trash_either(house: Suite, ada: Client) -> None:
+    broken = await flows.announce(ada, DATA)
+    await flows.send(broken.target, b"\0" * len(DATA))
+    await calls.refusal(flows.confirm(ada, broken.upload_id))
+    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (broken.asset.id,))
+    report = await storage.report(ada)
+    assert [c.status for c in report.asset_counts] == [pb.STORAGE_STATUS_REJECTED]
+    assert (report.assets, report.stored_bytes) == (0, 0)
+
+
 async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_too(house: Suite, ada: Client) -> None:
     from shared.db import Database
 

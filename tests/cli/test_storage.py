@@ -212,10 +212,10 @@ def test_a_store_that_is_not_one_is_one_line(source: str, target: str, named: st
 
 
 def report(suite: Suite, token: str | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    address = suite.addresses["assets"]
+    given = {"ATELIER_TOKEN": token} if token else {}
     return subprocess.run(
-        [ROOT / "atelier", "storage", "report", "--address", address, *arguments],
-        env=environment(None, **({"ATELIER_TOKEN": token} if token else {})), capture_output=True, text=True, timeout=60,
+        [ROOT / "atelier", "storage", "report", "--address", suite.addresses["assets"], *arguments],
+        env=environment(None, **given), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 

@@ -236,15 +236,15 @@ BEGIN
     IF TG_OP <> 'INSERT' THEN
         INSERT INTO assets.usage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
             (OLD.owner, OLD.session_id, 'asset', OLD.kind, OLD.mime_type,
-             CASE WHEN OLD.deleted_at IS NOT NULL THEN 'deleted' WHEN OLD.archived_at IS NOT NULL THEN 'archived'
-                  ELSE OLD.state END,
+             CASE WHEN OLD.state = 'rejected' THEN 'rejected' WHEN OLD.deleted_at IS NOT NULL THEN 'deleted'
+                  WHEN OLD.archived_at IS NOT NULL THEN 'archived' ELSE OLD.state END,
              -1, CASE WHEN OLD.state = 'rejected' THEN 0 ELSE -OLD.size_bytes END);
     END IF;
     IF TG_OP <> 'DELETE' THEN
         INSERT INTO assets.usage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
             (NEW.owner, NEW.session_id, 'asset', NEW.kind, NEW.mime_type,
-             CASE WHEN NEW.deleted_at IS NOT NULL THEN 'deleted' WHEN NEW.archived_at IS NOT NULL THEN 'archived'
-                  ELSE NEW.state END,
+             CASE WHEN NEW.state = 'rejected' THEN 'rejected' WHEN NEW.deleted_at IS NOT NULL THEN 'deleted'
+                  WHEN NEW.archived_at IS NOT NULL THEN 'archived' ELSE NEW.state END,
              1, CASE WHEN NEW.state = 'rejected' THEN 0 ELSE NEW.size_bytes END);
     END IF;
     IF TG_OP = 'UPDATE' AND OLD.state = 'pending' AND NEW.state <> 'pending' THEN
