@@ -58,7 +58,7 @@ def rows_of_ada(house: Suite) -> dict[str, list[Any]]:
     """What is stored for her, but for stored answers, events and counted use, which only grow."""
     tables = house.sql(
         "SELECT table_schema, table_name FROM information_schema.columns WHERE column_name = 'owner'"
-        " AND table_schema = ANY(%s) AND table_name NOT IN ('requests', 'events', 'attempts', 'usage_deltas')"
+        " AND table_schema = ANY(%s) AND table_name NOT IN ('requests', 'events', 'attempts', 'storage_deltas')"
         " ORDER BY 1, 2",
         (SERVICES,),
     )

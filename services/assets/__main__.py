@@ -15,7 +15,7 @@ from atelier.assets.v1 import (
     variant_pb2_grpc,
 )
 
-from services.assets import assets, costs, quotas, storage_report, uploads, usage, variants
+from services.assets import assets, costs, quotas, storage_report, storage_usage, uploads, variants
 from services.assets.meter import Meter
 from services.assets.storage_metrics import StorageCollector
 from shared import jobs, main, server, telemetry
@@ -88,7 +88,7 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     try:
         async with asyncio.TaskGroup() as group:
-            folding = group.create_task(usage.fold_forever(db))
+            folding = group.create_task(storage_usage.fold_forever(db))
             try:
                 await main.work(db, queue, settings)
             finally:

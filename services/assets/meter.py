@@ -12,7 +12,7 @@ from shared.tasks import wanted
 _FLUSH_SECONDS = 1.0
 _LAST_SECONDS = 3.0
 _WRITE = """
-    INSERT INTO usage_deltas (owner, session_id, noun, state, number, bytes)
+    INSERT INTO storage_deltas (owner, session_id, noun, state, number, bytes)
     SELECT owner, session_id, 'download', state, number, bytes
     FROM unnest(%(owners)s::text[], %(sessions)s::text[], %(states)s::text[], %(numbers)s::bigint[],
                 %(bytes)s::bigint[]) AS noted (owner, session_id, state, number, bytes)

@@ -12,7 +12,7 @@ from atelier.assets.v1 import quota_pb2 as pb
 from atelier.assets.v1 import quota_pb2_grpc
 from google.rpc import error_details_pb2
 
-from services.assets import usage
+from services.assets import storage_usage
 from services.assets.storage_rules import Allowance, Excess, Held, excess
 from shared import errors, paging
 from shared.db import Database, Mutation
@@ -58,7 +58,7 @@ class Quotas:
 
     async def announce(self, m: Mutation, size: int) -> None:
         """Makes sure that one more asset of `size` bytes fits, until the commit. Raises QUOTA_EXCEEDED."""
-        await usage.operate(m)
+        await storage_usage.operate(m)
         for owner, allowed, connections in await self._in_force(m):
             roomy = not excess(allowed, await self._held(m, owner), size=self._largest, assets=1, slack=2 * connections)
             await _take_turn(m, owner, shared=roomy)
@@ -76,18 +76,18 @@ class Quotas:
         It was counted when it was announced, so that only a quota that was lowered since, or more bytes than were
         declared, can refuse it: variants that were made meanwhile don't take the room that it was promised.
         """
-        await usage.operate(m)
+        await storage_usage.operate(m)
         for owner, allowed, _ in await self._in_force(m):
             grown = size - asset.size_bytes
             if grown > 0:
                 await _take_turn(m, owner, shared=False)
-            row = await usage.held(m, owner)
+            row = await storage_usage.held(m, owner)
             if found := excess(allowed, Held(row.originals, row.assets, 0), size=grown, assets=0):
                 raise _exceeded(owner, found)
         await _end_operating(m)
 
     async def in_force(self, m: Mutation, owner: str) -> tuple[Allowance, Held]:
-        """The limits of an owner or the deployment, and what is used of them. After `usage.operate`."""
+        """The limits of an owner or the deployment, and what is used of them. After `storage_usage.operate`."""
         rows = {row.owner: row for row in await m.all(_OF, {"owner": owner})}
         return self._allowed(rows[owner]), await self._held(m, owner)
 
@@ -98,12 +98,12 @@ class Quotas:
         return [limit for limit in limits if limit[1].limits_anything]
 
     def _allowed(self, row: Any) -> Allowance:
-        default = self._defaults[row.owner == usage.DEPLOYMENT]
+        default = self._defaults[row.owner == storage_usage.DEPLOYMENT]
         chosen = {name: getattr(row, name) for name in LIMITS}
         return Allowance(**{n: getattr(default, n) if value is None else value for n, value in chosen.items()})
 
     async def _held(self, m: Mutation, owner: str) -> Held:
-        row = await usage.held(m, owner)
+        row = await storage_usage.held(m, owner)
         return Held(row.stored, row.assets, row.sent)
 
 
@@ -118,7 +118,7 @@ async def _end_operating(m: Mutation) -> None:
 
 def _exceeded(owner: str, found: Excess) -> DomainError:
     name = found.quota.replace("_", " ")
-    if owner == usage.DEPLOYMENT:  # how much others use is nobody's business
+    if owner == storage_usage.DEPLOYMENT:  # how much others use is nobody's business
         text = f"the deployment's quota of {name} is used up; nothing was kept, tell the operator"
         figures = {}
     else:
@@ -140,7 +140,7 @@ def uses(allowed: Allowance, held: Held) -> list[pb.QuotaUse]:
 
 def to_proto(row: Any) -> pb.Quota:
     quota = pb.Quota(
-        owner="" if row.owner == usage.DEPLOYMENT else row.owner, updated_by=row.updated_by,
+        owner="" if row.owner == storage_usage.DEPLOYMENT else row.owner, updated_by=row.updated_by,
         create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
     )  # fmt: skip
     for name in LIMITS:
@@ -158,25 +158,25 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         limits = {name: getattr(request, name) if request.HasField(name) else None for name in LIMITS}
 
         async def work(m: Mutation) -> pb.SetQuotaResponse:
-            await usage.operate(m)
-            whose = {"id": new_id(), "owner": request.owner or usage.DEPLOYMENT, "actor": m.actor}
+            await storage_usage.operate(m)
+            whose = {"id": new_id(), "owner": request.owner or storage_usage.DEPLOYMENT, "actor": m.actor}
             return pb.SetQuotaResponse(quota=to_proto(await m.one(_SET, {**whose, **limits})))
 
         return await self._db.mutate(request, pb.SetQuotaResponse, work)
 
     async def GetQuota(self, request: pb.GetQuotaRequest, context: Any) -> pb.GetQuotaResponse:
-        owner = usage.named(request.owner)
+        owner = storage_usage.named(request.owner)
         async with self._db.transaction("") as m:
-            await usage.operate(m)
+            await storage_usage.operate(m)
             allowed, held = await self._quotas.in_force(m, owner)
             row = await m.one("SELECT * FROM quotas WHERE owner = %s", (owner,))
-        quota = to_proto(row) if row else pb.Quota(owner="" if owner == usage.DEPLOYMENT else owner)
+        quota = to_proto(row) if row else pb.Quota(owner="" if owner == storage_usage.DEPLOYMENT else owner)
         return pb.GetQuotaResponse(quota=quota, uses=uses(allowed, held))
 
     async def ListQuotas(self, request: pb.ListQuotasRequest, context: Any) -> pb.ListQuotasResponse:
         page = paging.page(request)
         statement: Any = f"SELECT * FROM quotas WHERE true{page.clause}"
         async with self._db.transaction("") as m:
-            await usage.operate(m)
+            await storage_usage.operate(m)
             rows, token = page.cut(await m.all(statement, page.parameters))
         return pb.ListQuotasResponse(quotas=[to_proto(row) for row in rows], next_page_token=token)

@@ -10,7 +10,7 @@ import structlog
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
-from services.assets import quotas, storage_report, storage_rules, usage
+from services.assets import quotas, storage_report, storage_rules, storage_usage
 from services.assets.storage_rules import Allowance, Held
 from shared.db import Database
 
@@ -42,10 +42,10 @@ class StorageCollector:
         yield from self._kept
 
     async def _read(self) -> list[Metric]:
-        return list(metrics(*await storage_report.figures(self._db, self._quotas, usage.DEPLOYMENT)))
+        return list(metrics(*await storage_report.figures(self._db, self._quotas, storage_usage.DEPLOYMENT)))
 
 
-def metrics(use: usage.Usage, allowed: Allowance, held: Held) -> Iterator[Metric]:
+def metrics(use: storage_usage.Usage, allowed: Allowance, held: Held) -> Iterator[Metric]:
     yield from _stock(use)
     yield _one("pending_uploads", "Uploads announced and not confirmed", use.number("asset", "pending"))
     yield _one("stored_bytes", "Bytes stored: originals and variants", use.stored_bytes)
@@ -66,7 +66,7 @@ def metrics(use: usage.Usage, allowed: Allowance, held: Held) -> Iterator[Metric
     yield _one("read_timestamp_seconds", "When these figures were read", time.time())
 
 
-def _stock(use: usage.Usage) -> Iterator[Metric]:
+def _stock(use: storage_usage.Usage) -> Iterator[Metric]:
     for noun, labels in (("asset", ("kind", "mime_type", "status")), ("variant", ("preset", "mime_type", "state"))):
         number = _gauge(f"{noun}s", f"{noun.capitalize()}s that there are", *labels)
         size = _gauge(f"{noun}_bytes", f"Bytes of {noun}s", *labels)

@@ -9,7 +9,7 @@ from atelier.assets.v1 import storage_report_pb2 as pb
 from atelier.assets.v1 import storage_report_pb2_grpc
 from google.protobuf import timestamp_pb2
 
-from services.assets import assets, costs, quotas, storage_rules, usage
+from services.assets import assets, costs, quotas, storage_rules, storage_usage
 from services.assets.storage_rules import Allowance, Held
 from shared import auth, errors, paging
 from shared.db import Database
@@ -19,27 +19,27 @@ from shared.protos import Words
 STATUSES = Words(pb.StorageStatus, "STORAGE_STATUS_")
 ALERTS = Words(pb.AlertKind, "ALERT_KIND_")
 _OWNERS = """
-    SELECT owner AS name, assets, stored_bytes, sent_bytes FROM usage_places
+    SELECT owner AS name, assets, stored_bytes, sent_bytes FROM storage_places
     WHERE session_id = '' AND (assets <> 0 OR stored_bytes <> 0)
     AND (%(after)s::text IS NULL OR (-stored_bytes, owner) > (%(after_bytes)s, %(after)s))
     ORDER BY stored_bytes DESC, owner LIMIT %(limit)s
 """
 _SESSIONS = """
-    SELECT session_id AS name, assets, stored_bytes, sent_bytes FROM usage_places
+    SELECT session_id AS name, assets, stored_bytes, sent_bytes FROM storage_places
     WHERE owner = %(owner)s AND session_id <> '' AND (assets <> 0 OR stored_bytes <> 0)
     AND (%(after)s::text IS NULL OR (-stored_bytes, session_id) > (%(after_bytes)s, %(after)s))
     ORDER BY stored_bytes DESC, session_id LIMIT %(limit)s
 """
 
 
-def failure_rate(use: usage.Usage) -> float | None:
+def failure_rate(use: storage_usage.Usage) -> float | None:
     failed, _ = use.happened("making", "failed", storage_rules.PROCESSING_DAYS)
     return _share(failed, failed + use.happened("making", "ready", storage_rules.PROCESSING_DAYS)[0])
 
 
-def success_rate(use: usage.Usage) -> float | None:
-    accepted, _ = use.happened("upload", "ready", usage.WINDOW_DAYS)
-    return _share(accepted, accepted + use.happened("upload", "rejected", usage.WINDOW_DAYS)[0])
+def success_rate(use: storage_usage.Usage) -> float | None:
+    accepted, _ = use.happened("upload", "ready", storage_usage.WINDOW_DAYS)
+    return _share(accepted, accepted + use.happened("upload", "rejected", storage_usage.WINDOW_DAYS)[0])
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -48,19 +48,19 @@ def _share(part: int, whole: int) -> float | None:
 
 async def figures(
     db: Database, held_by: quotas.Quotas, owner: str
-) -> tuple[usage.Usage, Allowance, Held]:  # fmt: skip
+) -> tuple[storage_usage.Usage, Allowance, Held]:  # fmt: skip
     """Everything about an owner or the deployment."""
-    use = await usage.read(db, owner)
+    use = await storage_usage.read(db, owner)
     async with db.transaction("") as m:
-        await usage.operate(m)
+        await storage_usage.operate(m)
         return use, *await held_by.in_force(m, owner)
 
 
-def alerts(use: usage.Usage, allowed: Allowance, held: Held) -> list[storage_rules.Alert]:
+def alerts(use: storage_usage.Usage, allowed: Allowance, held: Held) -> list[storage_rules.Alert]:
     return list(storage_rules.alerts(use.number("asset", "pending"), failure_rate(use), allowed, held))
 
 
-def to_proto(owner: str, use: usage.Usage, allowed: Allowance, held: Held) -> pb.StorageReport:
+def to_proto(owner: str, use: storage_usage.Usage, allowed: Allowance, held: Held) -> pb.StorageReport:
     stock = {noun: [row for row in use.stock if row.noun == noun] for noun in ("asset", "variant")}
     kept: dict[str, list[int]] = {}
     for row in stock["asset"]:
@@ -69,11 +69,11 @@ def to_proto(owner: str, use: usage.Usage, allowed: Allowance, held: Held) -> pb
             sums[0] += row.number
             sums[1] += row.bytes
     month = use.sent_this_month()
-    recent = {how: use.happened("download", how, usage.WINDOW_DAYS)[1] for how in ("exact", "issued")}
+    recent = {how: use.happened("download", how, storage_usage.WINDOW_DAYS)[1] for how in ("exact", "issued")}
     read_time = timestamp_pb2.Timestamp()
     read_time.GetCurrentTime()
     return pb.StorageReport(
-        owner="" if owner == usage.DEPLOYMENT else owner, assets=use.assets, stored_bytes=use.stored_bytes,
+        owner="" if owner == storage_usage.DEPLOYMENT else owner, assets=use.assets, stored_bytes=use.stored_bytes,
         pending_uploads=use.number("asset", "pending"), failed_variants=use.number("variant", "failed"),
         variant_failure_rate=failure_rate(use), upload_success_rate=success_rate(use),
         bandwidth_this_month=pb.Bandwidth(downloaded_bytes=month["exact"], issued_bytes=month["issued"]),
@@ -113,7 +113,7 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
     async def GetStorageReport(
         self, request: pb.GetStorageReportRequest, context: Any
     ) -> pb.GetStorageReportResponse:  # fmt: skip
-        owner = usage.named(request.owner)
+        owner = storage_usage.named(request.owner)
         return pb.GetStorageReportResponse(report=to_proto(owner, *await figures(self._db, self._quotas, owner)))
 
     async def ListStorageOwners(
@@ -129,8 +129,8 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
     async def ListStorageSessions(
         self, request: pb.ListStorageSessionsRequest, context: Any
     ) -> pb.ListStorageSessionsResponse:
-        owner = usage.named(request.owner)
-        owner = auth.current().owner if owner == usage.DEPLOYMENT else owner
+        owner = storage_usage.named(request.owner)
+        owner = auth.current().owner if owner == storage_usage.DEPLOYMENT else owner
         rows, token = await self._page(request, _SESSIONS, {"owner": owner})
         found = [
             pb.SessionUsage(session_id=r.name, assets=r.assets, stored_bytes=r.stored_bytes, sent_bytes=r.sent_bytes)
@@ -139,7 +139,7 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
         return pb.ListStorageSessionsResponse(sessions=found, next_page_token=token)
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
-        found = alerts(*await figures(self._db, self._quotas, usage.named(request.owner)))
+        found = alerts(*await figures(self._db, self._quotas, storage_usage.named(request.owner)))
         return pb.ListAlertsResponse(
             alerts=[
                 pb.Alert(kind=ALERTS.number[a.kind], firing=a.firing, value=a.value, threshold=a.threshold,
@@ -148,7 +148,7 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
         )  # fmt: skip
 
     async def ProjectCosts(self, request: pb.ProjectCostsRequest, context: Any) -> pb.ProjectCostsResponse:
-        use = await usage.read(self._db, usage.DEPLOYMENT)
+        use = await storage_usage.read(self._db, storage_usage.DEPLOYMENT)
         days = measured_days(use)
         sent = sum(use.happened("download", how, days)[1] for how in ("exact", "issued"))
         now = costs.Use(use.stored_bytes, use.grown(days), sent, days)
@@ -160,7 +160,7 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
         size = request.page_size or paging.DEFAULT_SIZE
         after = _after(request.page_token, digest)
         async with self._db.transaction("") as m:
-            await usage.operate(m)
+            await storage_usage.operate(m)
             key = {"after_bytes": -after[0] if after else 0, "after": after[1] if after else None}
             rows = await m.all(statement, {**parameters, **key, "limit": size + 1})
         if len(rows) <= size:
@@ -182,8 +182,8 @@ def _after(token: str, digest: str) -> tuple[int, str] | None:
     return size, name
 
 
-def measured_days(use: usage.Usage) -> int:
+def measured_days(use: storage_usage.Usage) -> int:
     """Whole days that there are figures of, today among them, at most a window."""
     today: date | None = use.flow[0].today if use.flow else None
     first = use.first_day or today
-    return min((today - first).days + 1, usage.WINDOW_DAYS) if today and first else 1
+    return min((today - first).days + 1, storage_usage.WINDOW_DAYS) if today and first else 1

@@ -164,7 +164,7 @@ CREATE POLICY tenant ON asset_references TO assets_app, assets_worker
 -- What is used, by whom: counted by the database itself, so that every way a row may come, change or go is counted, in
 -- the transaction that changes it. A change adds rows here and updates none, so that nobody waits for a counter; a task
 -- of the worker folds them into the tables below. What is used is those tables plus what isn't folded yet.
-CREATE TABLE usage_deltas (
+CREATE TABLE storage_deltas (
     seq bigint GENERATED ALWAYS AS IDENTITY,
     owner text NOT NULL,
     session_id text NOT NULL DEFAULT '',
@@ -176,12 +176,12 @@ CREATE TABLE usage_deltas (
     number bigint NOT NULL,
     bytes bigint NOT NULL,
     day date NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')::date,
-    CONSTRAINT usage_deltas_pkey PRIMARY KEY (seq)
+    CONSTRAINT storage_deltas_pkey PRIMARY KEY (seq)
 );
-CREATE INDEX usage_deltas_owner ON usage_deltas (owner);
+CREATE INDEX storage_deltas_owner ON storage_deltas (owner);
 
 -- What is there now, per owner. The owner 'deployment', which no token can name, has the sums of all.
-CREATE TABLE usage_totals (
+CREATE TABLE storage_totals (
     owner text NOT NULL,
     noun text NOT NULL,
     kind text NOT NULL,
@@ -189,31 +189,31 @@ CREATE TABLE usage_totals (
     state text NOT NULL,
     number bigint NOT NULL,
     bytes bigint NOT NULL,
-    CONSTRAINT usage_totals_pkey PRIMARY KEY (owner, noun, kind, mime_type, state)
+    CONSTRAINT storage_totals_pkey PRIMARY KEY (owner, noun, kind, mime_type, state)
 );
 
 -- What happened, per owner and day (UTC). Noun 'stored' is by how much the stored bytes grew.
-CREATE TABLE usage_days (
+CREATE TABLE storage_days (
     owner text NOT NULL,
     day date NOT NULL,
     noun text NOT NULL,
     state text NOT NULL,
     number bigint NOT NULL,
     bytes bigint NOT NULL,
-    CONSTRAINT usage_days_pkey PRIMARY KEY (owner, day, noun, state)
+    CONSTRAINT storage_days_pkey PRIMARY KEY (owner, day, noun, state)
 );
 
 -- For lists with the largest first: owners (their session_id is empty) and their sessions.
-CREATE TABLE usage_places (
+CREATE TABLE storage_places (
     owner text NOT NULL,
     session_id text NOT NULL,
     assets bigint NOT NULL,
     stored_bytes bigint NOT NULL,
     sent_bytes bigint NOT NULL,
-    CONSTRAINT usage_places_pkey PRIMARY KEY (owner, session_id)
+    CONSTRAINT storage_places_pkey PRIMARY KEY (owner, session_id)
 );
-CREATE INDEX usage_places_owners ON usage_places (stored_bytes DESC, owner) WHERE session_id = '';
-CREATE INDEX usage_places_sessions ON usage_places (owner, stored_bytes DESC, session_id) WHERE session_id <> '';
+CREATE INDEX storage_places_owners ON storage_places (stored_bytes DESC, owner) WHERE session_id = '';
+CREATE INDEX storage_places_sessions ON storage_places (owner, stored_bytes DESC, session_id) WHERE session_id <> '';
 
 -- What an operator allows an owner, or 'deployment', instead of the settings' defaults. NULL: the default; 0: no limit.
 CREATE TABLE quotas (
@@ -234,21 +234,21 @@ CREATE INDEX quotas_list ON quotas (created_at DESC, id DESC);
 CREATE FUNCTION count_asset() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN
-        INSERT INTO assets.usage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
+        INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
             (OLD.owner, OLD.session_id, 'asset', OLD.kind, OLD.mime_type,
              CASE WHEN OLD.state = 'rejected' THEN 'rejected' WHEN OLD.deleted_at IS NOT NULL THEN 'deleted'
                   WHEN OLD.archived_at IS NOT NULL THEN 'archived' ELSE OLD.state END,
              -1, CASE WHEN OLD.state = 'rejected' THEN 0 ELSE -OLD.size_bytes END);
     END IF;
     IF TG_OP <> 'DELETE' THEN
-        INSERT INTO assets.usage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
+        INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
             (NEW.owner, NEW.session_id, 'asset', NEW.kind, NEW.mime_type,
              CASE WHEN NEW.state = 'rejected' THEN 'rejected' WHEN NEW.deleted_at IS NOT NULL THEN 'deleted'
                   WHEN NEW.archived_at IS NOT NULL THEN 'archived' ELSE NEW.state END,
              1, CASE WHEN NEW.state = 'rejected' THEN 0 ELSE NEW.size_bytes END);
     END IF;
     IF TG_OP = 'UPDATE' AND OLD.state = 'pending' AND NEW.state <> 'pending' THEN
-        INSERT INTO assets.usage_deltas (owner, noun, state, number, bytes)
+        INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes)
         VALUES (NEW.owner, 'upload', NEW.state, 1, NEW.size_bytes);
     END IF;
     RETURN NULL;
@@ -264,15 +264,15 @@ CREATE TRIGGER count_asset_change AFTER UPDATE ON assets FOR EACH ROW
 CREATE FUNCTION count_variant() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN
-        INSERT INTO assets.usage_deltas (owner, noun, kind, mime_type, state, number, bytes)
+        INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
         VALUES (OLD.owner, 'variant', OLD.preset, OLD.mime_type, OLD.state, -1, -OLD.size_bytes);
     END IF;
     IF TG_OP <> 'DELETE' THEN
-        INSERT INTO assets.usage_deltas (owner, noun, kind, mime_type, state, number, bytes)
+        INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
         VALUES (NEW.owner, 'variant', NEW.preset, NEW.mime_type, NEW.state, 1, NEW.size_bytes);
     END IF;
     IF TG_OP = 'UPDATE' AND OLD.state <> NEW.state AND NEW.state IN ('ready', 'failed') THEN
-        INSERT INTO assets.usage_deltas (owner, noun, state, number, bytes)
+        INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes)
         VALUES (NEW.owner, 'making', NEW.state, 1, NEW.size_bytes);
     END IF;
     RETURN NULL;
@@ -283,35 +283,35 @@ CREATE TRIGGER count_variant_change AFTER UPDATE ON variants FOR EACH ROW
     EXECUTE FUNCTION count_variant();
 
 -- An operator sees and sets across owners in transactions that say so (app.operator); no other table has such a policy.
-ALTER TABLE usage_deltas ENABLE ROW LEVEL SECURITY;
-ALTER TABLE usage_deltas FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON usage_deltas TO assets_app, assets_worker
+ALTER TABLE storage_deltas ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_deltas FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_deltas TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
-CREATE POLICY operating ON usage_deltas TO assets_app USING (current_setting('app.operator', true) = 'on');
-CREATE POLICY folding ON usage_deltas TO assets_worker USING (true);
+CREATE POLICY operating ON storage_deltas TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_deltas TO assets_worker USING (true);
 -- A variant that goes with its asset is deleted, and so counted, as the owner of the tables.
-CREATE POLICY cascading ON usage_deltas FOR INSERT TO assets_owner WITH CHECK (true);
+CREATE POLICY cascading ON storage_deltas FOR INSERT TO assets_owner WITH CHECK (true);
 
-ALTER TABLE usage_totals ENABLE ROW LEVEL SECURITY;
-ALTER TABLE usage_totals FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON usage_totals FOR SELECT TO assets_app, assets_worker
+ALTER TABLE storage_totals ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_totals FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_totals FOR SELECT TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
-CREATE POLICY operating ON usage_totals FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
-CREATE POLICY folding ON usage_totals TO assets_worker USING (true);
+CREATE POLICY operating ON storage_totals FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_totals TO assets_worker USING (true);
 
-ALTER TABLE usage_days ENABLE ROW LEVEL SECURITY;
-ALTER TABLE usage_days FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON usage_days FOR SELECT TO assets_app, assets_worker
+ALTER TABLE storage_days ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_days FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_days FOR SELECT TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
-CREATE POLICY operating ON usage_days FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
-CREATE POLICY folding ON usage_days TO assets_worker USING (true);
+CREATE POLICY operating ON storage_days FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_days TO assets_worker USING (true);
 
-ALTER TABLE usage_places ENABLE ROW LEVEL SECURITY;
-ALTER TABLE usage_places FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON usage_places FOR SELECT TO assets_app, assets_worker
+ALTER TABLE storage_places ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_places FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_places FOR SELECT TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
-CREATE POLICY operating ON usage_places FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
-CREATE POLICY folding ON usage_places TO assets_worker USING (true);
+CREATE POLICY operating ON storage_places FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_places TO assets_worker USING (true);
 
 ALTER TABLE quotas ENABLE ROW LEVEL SECURITY;
 ALTER TABLE quotas FORCE ROW LEVEL SECURITY;

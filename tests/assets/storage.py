@@ -31,7 +31,7 @@ async def set_quota(admin: Client, owner: str = "", **limits: Any) -> quota_pb2.
 async def folded(house: Suite) -> None:
     """Waits until the worker has folded everything that was counted."""
     async with asyncio.timeout(20):
-        while house.sql("SELECT count(*) FROM assets.usage_deltas")[0][0]:
+        while house.sql("SELECT count(*) FROM assets.storage_deltas")[0][0]:
             await asyncio.sleep(0.1)
 
 

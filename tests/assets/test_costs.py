@@ -69,7 +69,7 @@ async def test_the_projection_is_made_of_what_is_really_used(house: Suite, calle
     await storage.folded(house)
     before = (await storage.reports(admin).ProjectCosts(pb.ProjectCostsRequest(months=1))).points[0]
     house.sql(
-        "INSERT INTO assets.usage_deltas (owner, noun, state, number, bytes, day) VALUES"
+        "INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes, day) VALUES"
         " ('user:large', 'asset', 'ready', 1, %(gb)s * 200::bigint, current_date - 9),"
         " ('user:large', 'download', 'exact', 1, %(gb)s * 100::bigint, current_date - 5),"
         " ('user:large', 'download', 'issued', 1, %(gb)s * 100::bigint, current_date)", {"gb": GB},
@@ -85,7 +85,7 @@ async def test_the_projection_is_made_of_what_is_really_used(house: Suite, calle
         assert len(answer.points) == 4 and all(t.crossed for t in answer.thresholds)
         assert cost(answer.points[0], "r2") == pytest.approx(3, abs=0.01)
     finally:
-        for table in ("usage_totals", "usage_days", "usage_places"):
+        for table in ("storage_totals", "storage_days", "storage_places"):
             house.sql(f"DELETE FROM assets.{table} WHERE owner IN ('user:large', 'deployment')")
 
 

@@ -53,7 +53,7 @@ async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
         while True:  # from before anything is folded until all is
             report = await storage.report(ada)
             reports.append((report.assets, report.upload_success_rate, len(report.asset_counts)))
-            if not house.sql("SELECT 1 FROM assets.usage_deltas WHERE owner = %s", (owner_of(ada),)):
+            if not house.sql("SELECT 1 FROM assets.storage_deltas WHERE owner = %s", (owner_of(ada),)):
                 break
     assert set(reports) == {(1, 1.0, 1)}
     await storage.folded(house)
@@ -153,7 +153,7 @@ async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> Non
     for _ in range(3):
         await flows.get(ada, asset.id, include_urls=True)
     await atelier.stop("assets")
-    counted = "SELECT sum(number)::int, sum(bytes)::int FROM assets.usage_deltas WHERE noun = 'download'"
+    counted = "SELECT sum(number)::int, sum(bytes)::int FROM assets.storage_deltas WHERE noun = 'download'"
     assert atelier.sql(counted) == [(3, 3 * len(DATA))]
 
 
@@ -247,7 +247,7 @@ async def test_alerts_fire_over_their_thresholds_and_not_before(house: Suite, ca
     assert (found[pb.ALERT_KIND_PENDING_UPLOADS].value, found[pb.ALERT_KIND_PENDING_UPLOADS].firing) == (100, False)
     assert (found[pb.ALERT_KIND_STORAGE_QUOTA].value, found[pb.ALERT_KIND_STORAGE_QUOTA].firing) == (0.8, False)
     house.sql(
-        "INSERT INTO assets.usage_deltas (owner, noun, state, number, bytes) VALUES"
+        "INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes) VALUES"
         " (%(owner)s, 'making', 'failed', 1, 0), (%(owner)s, 'making', 'ready', 9, 0),"
         " (%(owner)s, 'download', 'exact', 1, 81), (%(owner)s, 'asset', 'ready', 1, 1)", {"owner": owner_of(ada)},
     )  # fmt: skip

@@ -24,54 +24,54 @@ _log = structlog.get_logger("usage")
 # The word 'deployment' in a row stands for all owners, so its deltas are everybody's.
 _STOCK = """
     SELECT noun, kind, mime_type, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes FROM (
-        SELECT noun, kind, mime_type, state, number, bytes FROM usage_totals WHERE owner = %(owner)s
+        SELECT noun, kind, mime_type, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
         UNION ALL
-        SELECT noun, kind, mime_type, state, number, bytes FROM usage_deltas
+        SELECT noun, kind, mime_type, state, number, bytes FROM storage_deltas
         WHERE noun IN ('asset', 'variant') AND {whose}
     ) AS counted GROUP BY noun, kind, mime_type, state HAVING sum(number) <> 0 OR sum(bytes) <> 0
     ORDER BY noun, kind, mime_type, state
 """
 _FLOW = """
     SELECT day, noun, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes, today FROM (
-        SELECT day, noun, state, number, bytes FROM usage_days
+        SELECT day, noun, state, number, bytes FROM storage_days
         WHERE owner = %(owner)s AND day > (now() AT TIME ZONE 'UTC')::date - %(days)s
         UNION ALL
         SELECT day, CASE WHEN noun IN ('asset', 'variant') THEN 'stored' ELSE noun END,
-               CASE WHEN noun IN ('asset', 'variant') THEN '' ELSE state END, number, bytes FROM usage_deltas
+               CASE WHEN noun IN ('asset', 'variant') THEN '' ELSE state END, number, bytes FROM storage_deltas
         WHERE day > (now() AT TIME ZONE 'UTC')::date - %(days)s AND {whose}
     ) AS counted, (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock GROUP BY day, noun, state, today
 """
-_FIRST_DAY = "SELECT min(day) AS day FROM usage_days WHERE owner = %(owner)s"
+_FIRST_DAY = "SELECT min(day) AS day FROM storage_days WHERE owner = %(owner)s"
 _HELD = """
     SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0)::bigint AS assets,
            coalesce(sum(bytes) FILTER (WHERE noun = 'asset'), 0)::bigint AS originals,
            coalesce(sum(bytes), 0)::bigint AS stored,
            (SELECT coalesce(sum(bytes), 0)::bigint FROM (
-                SELECT bytes FROM usage_days WHERE owner = %(owner)s AND noun = 'download' AND day >= month
+                SELECT bytes FROM storage_days WHERE owner = %(owner)s AND noun = 'download' AND day >= month
                 UNION ALL
-                SELECT bytes FROM usage_deltas WHERE noun = 'download' AND day >= month AND {whose}) AS sent) AS sent
+                SELECT bytes FROM storage_deltas WHERE noun = 'download' AND day >= month AND {whose}) AS sent) AS sent
     FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS month) AS clock LEFT JOIN LATERAL (
-        SELECT noun, state, number, bytes FROM usage_totals WHERE owner = %(owner)s
+        SELECT noun, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
         UNION ALL
-        SELECT noun, state, number, bytes FROM usage_deltas WHERE noun IN ('asset', 'variant') AND {whose}
+        SELECT noun, state, number, bytes FROM storage_deltas WHERE noun IN ('asset', 'variant') AND {whose}
     ) AS counted ON true GROUP BY month
 """
 _FOLD = """
     WITH gone AS (
-        DELETE FROM usage_deltas WHERE seq IN (SELECT seq FROM usage_deltas ORDER BY seq LIMIT %(batch)s)
+        DELETE FROM storage_deltas WHERE seq IN (SELECT seq FROM storage_deltas ORDER BY seq LIMIT %(batch)s)
         RETURNING owner, session_id, noun, kind, mime_type, state, number, bytes, day
     ), counted AS (
         SELECT * FROM gone
         UNION ALL
         SELECT 'deployment', '', noun, kind, mime_type, state, number, bytes, day FROM gone
     ), totals AS (
-        INSERT INTO usage_totals AS t (owner, noun, kind, mime_type, state, number, bytes)
+        INSERT INTO storage_totals AS t (owner, noun, kind, mime_type, state, number, bytes)
         SELECT owner, noun, kind, mime_type, state, sum(number), sum(bytes) FROM counted
         WHERE noun IN ('asset', 'variant') GROUP BY owner, noun, kind, mime_type, state
         ON CONFLICT (owner, noun, kind, mime_type, state)
         DO UPDATE SET number = t.number + excluded.number, bytes = t.bytes + excluded.bytes
     ), days AS (
-        INSERT INTO usage_days AS t (owner, day, noun, state, number, bytes)
+        INSERT INTO storage_days AS t (owner, day, noun, state, number, bytes)
         SELECT owner, day, CASE WHEN noun IN ('asset', 'variant') THEN 'stored' ELSE noun END AS what,
                CASE WHEN noun IN ('asset', 'variant') THEN '' ELSE state END AS how, sum(number), sum(bytes)
         FROM counted GROUP BY owner, day, what, how
@@ -82,7 +82,7 @@ _FOLD = """
         UNION ALL
         SELECT owner, session_id, noun, state, number, bytes FROM gone WHERE session_id <> ''
     ), places AS (
-        INSERT INTO usage_places AS t (owner, session_id, assets, stored_bytes, sent_bytes)
+        INSERT INTO storage_places AS t (owner, session_id, assets, stored_bytes, sent_bytes)
         SELECT owner, place, coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0),
                coalesce(sum(bytes) FILTER (WHERE noun IN ('asset', 'variant')), 0),
                coalesce(sum(bytes) FILTER (WHERE noun = 'download'), 0)
