@@ -62,7 +62,7 @@ dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this t
 	@./atelier dev
 
 .PHONY: test
-test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## All tests but the long fault tests
+test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/promtool ## All tests but the long fault tests
 	@tools/test.sh test $(T)
 
 .PHONY: faults
@@ -87,6 +87,14 @@ bench: setup $(VENV)/dev.stamp ## Speeds as ratios to a reference of the same ru
 $(TOOLS)/versitygw:
 	@if command -v go >/dev/null; then echo 'Building versitygw, a real S3 server for the tests (once) ...'; \
 	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/versity/versitygw/cmd/versitygw@v1.7.0; fi
+
+# promtool checks the alert rules and runs their tests. Its module can't be installed by name, since it excludes versions
+# of others; as a requirement of an empty module it can.
+$(TOOLS)/promtool:
+	@if command -v go >/dev/null; then echo 'Building promtool, which checks the alert rules (once, some minutes) ...'; \
+	mkdir -p $(TOOLS) && rm -rf $(TOOLS)/promtool.build && mkdir $(TOOLS)/promtool.build && cd $(TOOLS)/promtool.build && \
+	go mod init tools 2>/dev/null && go get github.com/prometheus/prometheus/cmd/promtool@v0.308.0 2>/dev/null && \
+	go build -o ../promtool github.com/prometheus/prometheus/cmd/promtool && cd .. && rm -rf promtool.build; fi
 
 .PHONY: lock
 lock: $(VENV)/dev.stamp ## Lock requirements/*.in again, with hashes

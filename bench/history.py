@@ -20,6 +20,7 @@ from atelier.assets.v1 import search_pb2, usage_pb2
 from bench.figure import Figure, Report, Rounds
 from bench.site import Site
 from services.assets import assets, search, usage
+from services.assets.meter import Meter
 from shared import auth, paging
 from shared.db import Database
 from shared.settings import Settings
@@ -147,7 +148,7 @@ def _token(site: Site, size: int, row: int) -> str:
 
 async def _searches(site: Site, db: Database, report: Report) -> list[Figure]:
     storage = open_disk(site.state.objects, base_url="http://127.0.0.1", secret=read_secret(site.state.storage_secret))
-    service = search.SearchService(db, assets.Urls(storage, timedelta(hours=1)))
+    service = search.SearchService(db, assets.Urls(storage, timedelta(hours=1), Meter(db)))
 
     def page(size: int, **fields: Any) -> _Page:
         return _Page(_owner(size), lambda: service.SearchAssets(search_pb2.SearchAssetsRequest(**fields), None))

@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli import doctor as checks
-from cli.state import LOCAL_ISSUER, State
+from cli import storage
+from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
 from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, ports
 from shared.settings import SERVICES, Settings
 
@@ -28,12 +29,12 @@ app = typer.Typer(
     help="The back office for product imagery made with AI. Start with [bold]atelier demo[/bold]; then"
     " [bold]atelier up[/bold] keeps the suite running and says how to call it.",
 )  # fmt: skip
+app.add_typer(storage.app, name="storage")
 console = Console(stderr=True, highlight=False)
 
 StateOption = Annotated[
     Path, typer.Option("--state", help="Directory for keys, database and objects.", envvar="ATELIER_STATE")
 ]
-DEFAULT_STATE = ROOT / ".atelier"
 
 
 def stop_with(problem: object, status: int = 1) -> typer.Exit:

@@ -10,6 +10,7 @@ from shared import auth
 from shared.settings import SERVICES
 
 LOCAL_ISSUER = "atelier-local"
+DEFAULT_STATE = Path(__file__).resolve().parent.parent / ".atelier"
 PEOPLE_ROLES = ("user", "vendor", "anonymous", "admin")
 _SERVICE_ROLES = ("user", "vendor", "anonymous", "service")
 

@@ -150,6 +150,15 @@ class Settings(BaseSettings):
     reconcile_grace_minutes: float = Field(
         60, ge=0, description="an object younger than this may belong to an upload in flight, and is left alone"
     )
+    quota_owner_stored_bytes: int = Field(0, ge=0, description="bytes that an owner may store; 0: no limit")
+    quota_owner_assets: int = Field(0, ge=0, description="assets that an owner may have; 0: no limit")
+    quota_owner_monthly_bandwidth_bytes: int = Field(
+        0, ge=0, description="bytes that may be sent of an owner's assets in a calendar month; 0: no limit"
+    )
+    quota_deployment_stored_bytes: int = Field(0, ge=0, description="the same for all owners together")
+    quota_deployment_assets: int = Field(0, ge=0, description="the same for all owners together")
+    quota_deployment_monthly_bandwidth_bytes: int = Field(0, ge=0, description="the same for all owners together")
+    prices_file: Path | None = Field(None, description="prices of stores, as services/assets/prices.yaml; empty: that")
 
     # The other services, as this one reaches them
     assets_address: str = Field("127.0.0.1:50051", description="assets")

@@ -18,11 +18,13 @@ from atelier.assets.v1 import (
     duplicate_pb2_grpc,
     import_pb2_grpc,
     provenance_pb2_grpc,
+    quota_pb2_grpc,
     render_pb2,
     render_pb2_grpc,
     resumable_pb2_grpc,
     search_pb2_grpc,
     storage_pb2_grpc,
+    storage_report_pb2_grpc,
     style_pb2_grpc,
     upload_pb2_grpc,
     usage_pb2_grpc,
@@ -35,6 +37,7 @@ from services.assets import (
     assets,
     backfill,
     cleanup,
+    costs,
     document_maker,
     documents,
     duplicates,
@@ -43,22 +46,27 @@ from services.assets import (
     imports,
     keeper,
     provenance,
+    quotas,
     reconcile,
     references,
     renders,
     resumable,
     runs,
     search,
+    storage_report,
+    storage_usage,
     styles,
     trash,
     uploads,
     usage,
     variants,
 )
+from services.assets.meter import Meter
 from services.assets.presets import Presets
+from services.assets.storage_metrics import StorageCollector
 from services.assets.storage_service import StorageService
 from services.assets.verifying import Verifier
-from shared import jobs, main, origin, server, webhooks
+from shared import jobs, main, origin, server, telemetry, webhooks
 from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool, Limits
@@ -88,8 +96,9 @@ class Parts:
         limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
         credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
         self.usage_log = usage.UsageLog(self.db, origin.networks(settings.trusted_proxies))
+        self.quotas = quotas.Quotas(settings)
         self.verifier = Verifier(
-            self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials, self.usage_log
+            self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials, self.usage_log, self.quotas
         )
 
         self.trash = trash.Trash(self.db, self.storage, settings.trash_days)
@@ -114,11 +123,15 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     parts = Parts(name, settings)
     stream = EventStream(parts.db)
     hooks = webhooks.WebhookService(parts.db, settings, EVENTS)
-    servicers = [(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks), *_servicers(parts, stream)]
+    meter = Meter(parts.db)
+    collector = StorageCollector(parts.db, parts.quotas)
+    servicers = [(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks), *_servicers(parts, stream, meter)]
     await parts.db.open()
     shown = asyncio.create_task(reconcile.show_metrics(parts.db))
     stream.start()
     parts.usage_log.start()
+    meter.start()
+    telemetry.METRICS.register(collector)
     try:
         async with parts.outbound:
             yield server.Service(
@@ -128,7 +141,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 drain=stream.drain,
             )
     finally:
+        telemetry.METRICS.unregister(collector)
         shown.cancel()
+        await meter.close()
         await parts.usage_log.close()
         await stream.close()
         await hooks.close()
@@ -136,9 +151,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         await parts.db.close()
 
 
-def _servicers(p: Parts, stream: EventStream) -> list[tuple[Callable[..., Any], Any]]:
+def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callable[..., Any], Any]]:
     db, storage, queue, verifier = p.db, p.storage, p.queue, p.verifier
-    urls = assets.Urls(storage, timedelta(minutes=p.settings.download_url_minutes))
+    urls = assets.Urls(storage, timedelta(minutes=p.settings.download_url_minutes), meter)
     url_life = timedelta(minutes=p.settings.upload_url_minutes)
     parts_life = timedelta(hours=p.settings.resumable_upload_hours)
     on_demand = variants.OnDemand(db, queue, p.presets)
@@ -164,8 +179,18 @@ def _servicers(p: Parts, stream: EventStream) -> list[tuple[Callable[..., Any], 
          albums.AlbumService(db, storage, urls, p.presets, p.usage_log)),
         (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
         (storage_pb2_grpc.add_StorageServiceServicer_to_server, StorageService(db, queue, urls)),
+        (storage_report_pb2_grpc.add_StorageReportServiceServicer_to_server,
+         storage_report.StorageReportService(db, p.quotas, _prices(p.settings))),
+        (quota_pb2_grpc.add_QuotaServiceServicer_to_server, quotas.QuotaService(db, p.quotas)),
         (search_pb2_grpc.add_SearchServiceServicer_to_server, search.SearchService(db, urls)),
     ]  # fmt: skip
+
+
+def _prices(settings: Settings) -> costs.Prices:
+    try:
+        return costs.load_prices(settings.prices_file)
+    except costs.PricesProblem as problem:
+        sys.exit(f"atelier: {problem}")
 
 
 async def work(name: str, settings: Settings) -> None:
@@ -178,19 +203,23 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool).run)
     queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets).run)
     queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
-    shortening = asyncio.create_task(usage.shorten_forever(db, timedelta(days=settings.usage_address_days)))
+    endless = (
+        keeper.Keeper(db, storage, queue, settings).run(),
+        storage_usage.fold_forever(db),
+        usage.shorten_forever(db, timedelta(days=settings.usage_address_days)),
+    )
     try:
         async with p.outbound:
-            await main.work(db, queue, settings, EVENTS, keeper.Keeper(db, storage, queue, settings).run())
+            await main.work(db, queue, settings, EVENTS, *endless)
     finally:
-        shortening.cancel()
         await p.close()
 
 
 def _runner(p: Parts) -> runs.Runner:
     cleaner = cleanup.Cleaner(
-        p.db, p.storage, p.trash, max_items=p.settings.cleanup_max_items, idle_days=p.settings.idle_session_days
-    )
+        p.db, p.storage, p.trash, max_items=p.settings.cleanup_max_items, idle_days=p.settings.idle_session_days,
+        longest_upload=timedelta(hours=p.settings.resumable_upload_hours),
+    )  # fmt: skip
     reconciler = reconcile.Reconciler(
         p.db, p.storage, p.queue, max_items=p.settings.reconcile_max_items,
         grace=timedelta(minutes=p.settings.reconcile_grace_minutes),

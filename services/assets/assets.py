@@ -12,6 +12,7 @@ from atelier.common.v1 import watch_pb2
 from psycopg.types.json import Jsonb
 
 from services.assets import rules, usage
+from services.assets.meter import Meter
 from services.assets.visibility import Move
 from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
@@ -31,7 +32,7 @@ _SNAPSHOT_PAGE = 500
 _GET = "SELECT * FROM assets WHERE id = %(id)s"
 BATCH = "SELECT * FROM assets WHERE id = ANY(%(ids)s)"
 _THUMBNAILS = """
-    SELECT asset_id, storage_key, mime_type FROM variants
+    SELECT asset_id, storage_key, mime_type, size_bytes FROM variants
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
 _ALBUMS = "SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s ORDER BY album_id"
@@ -48,6 +49,7 @@ class Urls:
 
     storage: Storage
     life: timedelta
+    meter: Meter
 
     def of(self, key: str, mime_type: str, file_name: str) -> str:
         if key.startswith("public/"):
@@ -133,6 +135,10 @@ async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, A
 async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> list[pb.Asset]:
     """The rows as the caller may see them; with `urls`, with theirs."""
     found = await thumbnails(db, [row.id for row in rows]) if urls else {}
+    for row in rows:  # who lists looks at thumbnails; who asks for one asset fetches it
+        if urls and not unusable(row):
+            fetched = found.get(row.id, row) if len(rows) > 1 else row
+            urls.meter.issued(row.owner, row.session_id, fetched.size_bytes)
     return [for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
 
 
@@ -272,11 +278,15 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.precondition(f"it is {row.state}; wait until it is ready", subject=f"assets/{asset_id}")
         head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)
         yield pb.DownloadAssetResponse(head=head)
+        sent = 0
         try:
             async for chunk in self._storage.get(row.storage_key):
+                sent += len(chunk)
                 yield pb.DownloadAssetResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("asset", asset_id) from None
+        finally:
+            self._urls.meter.sent(asset.owner, asset.session_id, sent)
         self._usage.note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
 
     async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:

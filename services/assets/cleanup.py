@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
+from services.assets import documents
 from services.assets.runs import Walk
 from services.assets.trash import Results, Trash, purge
 from shared import auth
@@ -15,7 +16,7 @@ from shared.storage import Storage
 
 CHUNK = 500
 _ABANDONED = timedelta(hours=1)  # past an upload's expiry: a confirmation may still be verifying
-_UNFINISHED = timedelta(days=1)
+_UNFINISHED = timedelta(days=1)  # past the life of an upload in parts
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ KINDS = (
         """SELECT a.owner, a.id, a.created_at AS at FROM assets a
            WHERE a.state = 'pending' AND a.deleted_at IS NULL AND (a.created_at, a.id) > (%(after_at)s, %(after_id)s)
                AND NOT EXISTS (SELECT FROM uploads u WHERE u.asset_id = a.id AND u.expires_at > now() - %(abandoned)s)
+               AND NOT EXISTS (SELECT FROM resumable_uploads r
+                               WHERE r.asset_id = a.id AND r.expires_at > now() - %(abandoned)s)
+               AND NOT EXISTS (SELECT FROM imports i WHERE i.asset_id = a.id AND i.state IN ('pending', 'running'))
            ORDER BY a.created_at, a.id LIMIT %(limit)s""",
     ),
     Kind(
@@ -65,20 +69,31 @@ _OF_SESSION = """
 class Cleaner:
     """The walks of RUN_ACTION_CLEANUP and RUN_ACTION_SESSION."""
 
-    def __init__(self, db: Database, storage: Storage, trash: Trash, *, max_items: int, idle_days: float) -> None:
+    def __init__(
+        self,
+        db: Database,
+        storage: Storage,
+        trash: Trash,
+        *,
+        max_items: int,
+        idle_days: float,
+        longest_upload: timedelta,
+    ) -> None:
         self._db = db
         self._storage = storage
         self._trash = trash
         self._max_items = max_items
         self._idle = timedelta(days=idle_days)
+        self._unfinished = longest_upload + _UNFINISHED
 
     async def cleanup(self, walk: Walk) -> None:
         for kind in KINDS:
             await self._kind(walk, kind)
+        await self._documents(walk)
         if self._idle:
             await self._idle_sessions(walk)
         if not walk.row.arguments["dry_run"]:
-            removed = await self._storage.sweep(_UNFINISHED)
+            removed = await self._storage.sweep(self._unfinished)
             count = walk.report.count("unfinished_writes")
             count.found, count.done = count.found + removed, count.done + removed
             async with walk.step("") as (m, _report):
@@ -160,6 +175,25 @@ class Cleaner:
                     await self._delete(walk, what, owner, ids, force=force)
                 after = str(ids[-1])
             if len(ids) < CHUNK:
+                return
+
+    async def _documents(self, walk: Walk) -> None:
+        """Documents aren't assets: they have rows and bytes of their own, and no trash."""
+        left = walk.row.arguments["max_items"] or self._max_items
+        dry_run = walk.row.arguments["dry_run"]
+        walk.report.count("expired_documents")
+        while rows := await documents.expired(self._db, left if dry_run else min(CHUNK, left)):
+            gone = 0
+            if not dry_run:
+                for row in rows:
+                    gone += await documents.remove(self._db, self._storage, row.owner, row.id)
+            async with walk.step("") as (_m, report):
+                count = report.count("expired_documents")
+                count.note([row.id for row in rows])
+                count.done += gone
+            left -= len(rows)
+            if dry_run or left <= 0:
+                walk.report.capped = walk.report.capped or left <= 0
                 return
 
     async def _idle_sessions(self, walk: Walk) -> None:

@@ -11,6 +11,7 @@ from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.assets import assets, rules
+from services.assets.quotas import Quotas
 from shared import auth, errors
 from shared.db import Mutation
 from shared.errors import DomainError, Reason
@@ -72,8 +73,9 @@ def described(declaration: Any, path: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def announce(m: Mutation, asset_id: Any, made: Mapping[str, Any]) -> Any:
-    """Writes the PENDING asset and tells of it. Returns its row."""
+async def announce(m: Mutation, quota: Quotas, asset_id: Any, made: Mapping[str, Any]) -> Any:
+    """Writes the PENDING asset, if it fits, and tells of it. Returns its row. One in a transaction."""
+    await quota.announce(m, made["size_bytes"])
     asset = await m.one(_INSERT_ASSET, {**made, "id": asset_id, "owner": m.owner, "actor": m.actor})
     await assets.publish(m, asset)
     return asset

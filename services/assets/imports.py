@@ -65,7 +65,7 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
             raise errors.invalid("url", str(refusal)) from None
 
         async def work(m: Mutation) -> pb.ImportAssetResponse:
-            asset = await declarations.announce(m, new_id(), columns)
+            asset = await declarations.announce(m, self._verifier.quotas, new_id(), columns)
             job = new_id()
             values = {"id": job, "owner": m.owner, "asset_id": asset.id, "url": request.url, "sha256": request.sha256}
             await m.run(_INSERT, values)
@@ -151,7 +151,7 @@ class Importer:
             return size_differs(0, 0)
         if declared_sha256 not in ("", fetched.sha256):
             return HASH_DIFFERS
-        found = await self._verifier.contents(path, "", key_of(asset), fetched.size, fetched.sha256)
+        found = await self._verifier.contents(path, "", key_of(asset, fetched.sha256), fetched.size, fetched.sha256)
         if isinstance(found, Verified) and (problem := rules.type_problem(asset.kind, found.facts.mime_type)):
             return Refused("TYPE_NOT_ALLOWED", problem)
         return found

@@ -48,6 +48,9 @@ _UNKNOWN = """
         AND NOT EXISTS (SELECT FROM variants WHERE storage_key COLLATE "C" = key AND storage_key <> '')
         AND NOT EXISTS (SELECT FROM uploads u JOIN assets a ON a.id = u.asset_id
                         WHERE u.upload_key COLLATE "C" = key AND a.state = 'pending')
+        AND NOT EXISTS (SELECT FROM resumable_uploads r JOIN assets a ON a.id = r.asset_id
+                        WHERE r.upload_key COLLATE "C" = key AND a.state = 'pending')
+        AND NOT EXISTS (SELECT FROM documents WHERE storage_key COLLATE "C" = key AND storage_key <> '')
         AND NOT EXISTS (SELECT FROM doomed_objects WHERE storage_key COLLATE "C" = key)
 """
 _LAST_CURSOR = """

@@ -140,7 +140,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         multipart = await self._storage.start_multipart(key, content_type=columns["mime_type"])
 
         async def work(m: Mutation) -> pb.StartResumableUploadResponse:
-            asset = await declarations.announce(m, asset_id, columns)
+            asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
             await m.run(
                 _INSERT,
                 {"id": upload_id, "owner": m.owner, "asset_id": asset_id, "key": key, "multipart": multipart,

@@ -18,6 +18,10 @@ from shared.ids import new_id, parse_id
 from shared.protos import timestamp
 from shared.storage import ObjectNotFound, Storage
 
+_INSERT_UPLOAD = b"""
+    INSERT INTO uploads (id, owner, asset_id, upload_key, declared_sha256, expires_at)
+    VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))
+"""
 _GET_UPLOAD = """
     SELECT u.id, u.upload_key, u.declared_sha256, u.expires_at, u.expires_at < now() AS expired, a.id AS asset_id
     FROM uploads u JOIN assets a ON a.id = u.asset_id WHERE u.id = %(id)s
@@ -95,12 +99,11 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         """Stores and verifies what follows the declaration. Returns the asset's new row."""
         declared = head.declaration
         key = key_of(asset)
-        found: Verified | Refused
+        seen: list[Verified | Refused] = []
 
         async def check(path: Path, sha256: str) -> None:
-            nonlocal found
-            found = await self._verifier.received(key, asset, path, sha256, declared.sha256)
-            if isinstance(found, Refused):
+            seen.append(await self._verifier.received(key, asset, path, sha256, declared.sha256))
+            if isinstance(seen[0], Refused):
                 raise _NotKept
 
         try:
@@ -111,17 +114,17 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         except DomainError as error:  # of the stream: more bytes than declared, a second head
             await self._verifier.settle(head, asset, Refused("INCOMPLETE", error.text))
             raise
+        found = seen[0]
+        if isinstance(found, Verified):
+            found = await self._verifier.named(asset, found)
         return await self._verifier.settle(head, asset, found)
 
     async def _announce(self, m: Mutation, columns: dict[str, Any], sha256: str) -> tuple[Any, UUID]:
         asset_id, upload_id = new_id(), new_id()
-        asset = await declarations.announce(m, asset_id, columns)
-        await m.run(
-            "INSERT INTO uploads (id, owner, asset_id, upload_key, declared_sha256, expires_at)"
-            " VALUES (%(id)s, %(owner)s, %(asset_id)s, %(key)s, %(sha256)s, now() + %(life)s)",
-            {"id": upload_id, "owner": m.owner, "asset_id": asset_id, "sha256": sha256, "life": self._url_life,
-             "key": declarations.upload_key(m.owner, columns, asset_id, upload_id)},
-        )  # fmt: skip
+        asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
+        key = declarations.upload_key(m.owner, columns, asset_id, upload_id)
+        life = str(self._url_life.total_seconds())
+        m.send(_INSERT_UPLOAD, str(upload_id), m.owner, str(asset_id), key, sha256, life)
         return asset, upload_id
 
     def _target(self, key: str, declaration: pb.UploadDeclaration) -> pb.UploadTarget:

@@ -206,6 +206,8 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
         rows = await self._db.rows(_VARIANTS, {"id": asset_id})
         if not rows and await self._db.row("SELECT id FROM assets WHERE id = %s", (asset_id,)) is None:
             raise errors.not_found("asset", asset_id)
+        if request.include_urls and rows:  # a page shows one of them
+            self._urls.meter.issued(rows[0].owner, "", max(row.size_bytes for row in rows))
         return pb.ListVariantsResponse(variants=[self._shown(row, request.include_urls) for row in rows])
 
     def _shown(self, row: Any, include_urls: bool) -> asset_pb2.Variant:

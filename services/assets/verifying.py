@@ -9,15 +9,15 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, provenance, rules, usage, variants
+from services.assets import assets, provenance, quotas, rules, usage, variants
 from services.assets.presets import Presets
-from services.assets.visibility import belongs
+from services.assets.visibility import belongs, content_name, name_by_content
 from shared import auth, errors, imaging, jobs, states
 from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
@@ -73,6 +73,7 @@ class Verifier:
     def __init__(
         self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets, limits: Limits,
         credentials: provenance.CredentialsReader, usage_log: usage.UsageLog,
+        quota: quotas.Quotas,
     ) -> None:  # fmt: skip
         self._db = db
         self._storage = storage
@@ -82,6 +83,7 @@ class Verifier:
         self.limits = limits
         self._credentials = credentials
         self._usage = usage_log
+        self.quotas = quota
         self._places = asyncio.Semaphore(_MOST_AT_ONCE)
 
     @asynccontextmanager
@@ -122,7 +124,16 @@ class Verifier:
             found = await self.received(key, asset, path, stat.sha256 or "", declared_sha256)  # fetch computes it
         if isinstance(found, Refused):
             await self._storage.delete([key])
-        return found
+            return found
+        return await self.named(asset, found)
+
+    async def named(self, asset: Any, found: Verified) -> Verified:
+        """With a key that tells the content by its hash, if the asset is public: the key is its URL. The hash is known
+        only when the bytes have arrived, and so have a key."""
+        if not asset.public:
+            return found
+        key = await name_by_content(self._storage, found.key, found.sha256, found.facts.mime_type)
+        return replace(found, key=key)
 
     async def received(
         self, key: str, asset: Any, path: Path, sha256: str, declared_sha256: str
@@ -181,6 +192,7 @@ class Verifier:
         if not belongs(found.key, asset):
             text = "the asset's visibility was changed while its bytes were verified; try again"
             raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)
+        await self.quotas.settle(m, asset, found.size)
         facts = found.facts
         row = await states.advance(
             m, rules.ASSET_STATES, "assets", asset.id, "ready",
@@ -208,10 +220,11 @@ async def reject(m: Mutation, asset: Any, refused: Refused) -> Any:
     return row
 
 
-def key_of(asset: Any) -> str:
-    """A new key for the asset's bytes, where its visibility wants them."""
+def key_of(asset: Any, sha256: str = "") -> str:
+    """A new key for the asset's bytes, where its visibility wants them; with their hash in it, if that is known."""
+    unique = content_name(sha256) if sha256 else str(new_id())
     scope = {name: getattr(asset, name) for name in assets.SCOPES}
-    return rules.object_key(asset.owner, scope, str(asset.id), str(new_id()), folder="original", public=asset.public)
+    return rules.object_key(asset.owner, scope, str(asset.id), unique, folder="original", public=asset.public)
 
 
 def stored_facts(facts: imaging.Facts) -> Jsonb | None:

@@ -11,9 +11,9 @@ from shared.ids import new_id
 from shared.storage import ObjectNotFound, Storage
 
 _OBJECTS = """
-    SELECT id, storage_key, mime_type, false AS variant FROM assets WHERE id = %(id)s AND owner = %(owner)s
+    SELECT id, storage_key, mime_type, sha256, false AS variant FROM assets WHERE id = %(id)s AND owner = %(owner)s
     UNION ALL
-    SELECT id, storage_key, mime_type, true FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s
+    SELECT id, storage_key, mime_type, sha256, true FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s
 """
 
 _SCOPE = "SELECT session_id, room_id, product_id, dataset_id FROM assets WHERE id = %(id)s AND owner = %(owner)s"
@@ -39,7 +39,7 @@ class Move:
             if row.storage_key and row.storage_key.startswith("public/") != public:
                 folder = "variants" if row.variant else "original"
                 target = rules.object_key(
-                    owner, scope._asdict(), str(self._asset_id), str(new_id()), folder=folder, public=public
+                    owner, scope._asdict(), str(self._asset_id), content_name(row.sha256), folder=folder, public=public
                 )
                 try:
                     await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
@@ -69,6 +69,24 @@ class Move:
 
     async def undo(self) -> None:
         await self._storage.delete(list(self._copies.values()))
+
+
+async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: str) -> str:
+    """Gives a public object, whose URL is its key, a key that tells its content by the hash. Returns that key.
+
+    The hash is known only when the bytes have arrived, and so have a key.
+    """
+    target = f"{key.rpartition('/')[0]}/{content_name(sha256)}"
+    try:
+        await storage.copy(key, target, content_type=mime_type)
+    finally:
+        await storage.delete([key])
+    return target
+
+
+def content_name(sha256: str) -> str:
+    """The last part of a key, new each time, that tells the content by its hash."""
+    return f"{sha256[:16]}-{new_id()}"
 
 
 def _meanwhile() -> errors.DomainError:

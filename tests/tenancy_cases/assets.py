@@ -15,12 +15,14 @@ from atelier.assets.v1 import (
     duplicate_pb2,
     import_pb2,
     provenance_pb2,
+    quota_pb2,
     render_pb2,
     render_pb2_grpc,
     resumable_pb2,
     search_pb2,
     storage_pb2,
     storage_pb2_grpc,
+    storage_report_pb2,
     style_pb2,
     style_pb2_grpc,
     upload_pb2,
@@ -135,6 +137,8 @@ _ALBUMS = "atelier.assets.v1.AlbumService."
 _USAGE = "atelier.assets.v1.UsageService."
 _SEARCH = "atelier.assets.v1.SearchService."
 _STORAGE = "atelier.assets.v1.StorageService."
+_REPORTS = "atelier.assets.v1.StorageReportService."
+_QUOTAS = "atelier.assets.v1.QuotaService."
 
 CASES = {
     _ASSETS + "GetAsset": Case(lambda o: asset_pb2.GetAssetRequest(asset_id=o.asset_id, include_urls=True), NOT_FOUND),
@@ -371,4 +375,22 @@ CASES = {
     _STORAGE + "ExportOwner": Case(lambda o: storage_pb2.ExportOwnerRequest(owner="user:ada"), NOT_FOUND),
     _STORAGE + "GetRun": Case(lambda o: storage_pb2.GetRunRequest(run_id=o.run_id), NOT_FOUND),
     _STORAGE + "ListRuns": Case(lambda o: storage_pb2.ListRunsRequest(), nothing),
+    _REPORTS + "GetStorageReport": Case(
+        lambda o: storage_report_pb2.GetStorageReportRequest(owner="user:ada"), NOT_FOUND
+    ),
+    _REPORTS + "ListStorageSessions": Case(
+        lambda o: storage_report_pb2.ListStorageSessionsRequest(owner="user:ada"), NOT_FOUND
+    ),
+    _REPORTS + "ListAlerts": Case(lambda o: storage_report_pb2.ListAlertsRequest(owner="user:ada"), NOT_FOUND),
+    _REPORTS + "ListStorageOwners": Case(
+        lambda o: storage_report_pb2.ListStorageOwnersRequest(), nothing, owner_role="admin"
+    ),
+    _REPORTS + "ProjectCosts": Case(lambda o: storage_report_pb2.ProjectCostsRequest(), nothing, owner_role="admin"),
+    _QUOTAS + "GetQuota": Case(lambda o: quota_pb2.GetQuotaRequest(owner="user:ada"), NOT_FOUND),
+    _QUOTAS + "SetQuota": Case(
+        lambda o: quota_pb2.SetQuotaRequest(request_id=f"quota {o.asset_id}", owner="user:ada", assets=10_000),
+        nothing,
+        owner_role="admin",
+    ),
+    _QUOTAS + "ListQuotas": Case(lambda o: quota_pb2.ListQuotasRequest(), nothing, owner_role="admin"),
 }

@@ -797,6 +797,14 @@ CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON assets
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON asset_references
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON albums
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON documents
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON styles
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON webhook_endpoints
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 
 ALTER TABLE doomed_objects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE doomed_objects FORCE ROW LEVEL SECURITY;
@@ -816,3 +824,161 @@ ALTER TABLE erased_owners ENABLE ROW LEVEL SECURITY;
 ALTER TABLE erased_owners FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON erased_owners TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+
+-- What is used, by whom: counted by the database itself, so that every way a row may come, change or go is counted, in
+-- the transaction that changes it. A change adds rows here and updates none, so that nobody waits for a counter; a task
+-- of the worker folds them into the tables below. What is used is those tables plus what isn't folded yet.
+CREATE TABLE storage_deltas (
+    seq bigint GENERATED ALWAYS AS IDENTITY,
+    owner text NOT NULL,
+    session_id text NOT NULL DEFAULT '',
+    -- What is there: 'asset', 'variant'. What happened: 'upload' (settled), 'making' (of a variant), 'download'.
+    noun text NOT NULL,
+    kind text NOT NULL DEFAULT '',
+    mime_type text NOT NULL DEFAULT '',
+    state text NOT NULL,
+    number bigint NOT NULL,
+    bytes bigint NOT NULL,
+    day date NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')::date,
+    CONSTRAINT storage_deltas_pkey PRIMARY KEY (seq)
+);
+CREATE INDEX storage_deltas_owner ON storage_deltas (owner);
+
+-- What is there now, per owner. The owner 'deployment', which no token can name, has the sums of all.
+CREATE TABLE storage_totals (
+    owner text NOT NULL,
+    noun text NOT NULL,
+    kind text NOT NULL,
+    mime_type text NOT NULL,
+    state text NOT NULL,
+    number bigint NOT NULL,
+    bytes bigint NOT NULL,
+    CONSTRAINT storage_totals_pkey PRIMARY KEY (owner, noun, kind, mime_type, state)
+);
+
+-- What happened, per owner and day (UTC). Noun 'stored' is by how much the stored bytes grew.
+CREATE TABLE storage_days (
+    owner text NOT NULL,
+    day date NOT NULL,
+    noun text NOT NULL,
+    state text NOT NULL,
+    number bigint NOT NULL,
+    bytes bigint NOT NULL,
+    CONSTRAINT storage_days_pkey PRIMARY KEY (owner, day, noun, state)
+);
+
+-- For lists with the largest first: owners (their session_id is empty) and their sessions.
+CREATE TABLE storage_places (
+    owner text NOT NULL,
+    session_id text NOT NULL,
+    assets bigint NOT NULL,
+    stored_bytes bigint NOT NULL,
+    sent_bytes bigint NOT NULL,
+    CONSTRAINT storage_places_pkey PRIMARY KEY (owner, session_id)
+);
+CREATE INDEX storage_places_owners ON storage_places (stored_bytes DESC, owner) WHERE session_id = '';
+CREATE INDEX storage_places_sessions ON storage_places (owner, stored_bytes DESC, session_id) WHERE session_id <> '';
+
+-- What an operator allows an owner, or 'deployment', instead of the settings' defaults. NULL: the default; 0: no limit.
+CREATE TABLE quotas (
+    id uuid NOT NULL,
+    owner text NOT NULL,
+    stored_bytes bigint,
+    assets bigint,
+    monthly_bandwidth_bytes bigint,
+    updated_by text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT quotas_pkey PRIMARY KEY (owner),
+    CONSTRAINT quotas_not_negative CHECK (least(stored_bytes, assets, monthly_bandwidth_bytes) >= 0)
+);
+CREATE INDEX quotas_list ON quotas (created_at DESC, id DESC);
+
+-- An archived or deleted asset keeps its bytes: it counts, under a state of its own. A refused one has none.
+CREATE FUNCTION count_asset() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
+            (OLD.owner, OLD.session_id, 'asset', OLD.kind, OLD.mime_type,
+             CASE WHEN OLD.state = 'rejected' THEN 'rejected' WHEN OLD.deleted_at IS NOT NULL THEN 'deleted'
+                  WHEN OLD.archived_at IS NOT NULL THEN 'archived' ELSE OLD.state END,
+             -1, CASE WHEN OLD.state = 'rejected' THEN 0 ELSE -OLD.size_bytes END);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
+            (NEW.owner, NEW.session_id, 'asset', NEW.kind, NEW.mime_type,
+             CASE WHEN NEW.state = 'rejected' THEN 'rejected' WHEN NEW.deleted_at IS NOT NULL THEN 'deleted'
+                  WHEN NEW.archived_at IS NOT NULL THEN 'archived' ELSE NEW.state END,
+             1, CASE WHEN NEW.state = 'rejected' THEN 0 ELSE NEW.size_bytes END);
+    END IF;
+    IF TG_OP = 'UPDATE' AND OLD.state = 'pending' AND NEW.state <> 'pending' THEN
+        INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes)
+        VALUES (NEW.owner, 'upload', NEW.state, 1, NEW.size_bytes);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_asset AFTER INSERT OR DELETE ON assets FOR EACH ROW EXECUTE FUNCTION count_asset();
+CREATE TRIGGER count_asset_change AFTER UPDATE ON assets FOR EACH ROW
+    WHEN ((OLD.state, OLD.size_bytes, OLD.kind, OLD.mime_type, OLD.session_id, OLD.archived_at IS NULL,
+           OLD.deleted_at IS NULL) IS DISTINCT FROM
+          (NEW.state, NEW.size_bytes, NEW.kind, NEW.mime_type, NEW.session_id, NEW.archived_at IS NULL,
+           NEW.deleted_at IS NULL))
+    EXECUTE FUNCTION count_asset();
+
+CREATE FUNCTION count_variant() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
+        VALUES (OLD.owner, 'variant', OLD.preset, OLD.mime_type, OLD.state, -1, -OLD.size_bytes);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
+        VALUES (NEW.owner, 'variant', NEW.preset, NEW.mime_type, NEW.state, 1, NEW.size_bytes);
+    END IF;
+    IF TG_OP = 'UPDATE' AND OLD.state <> NEW.state AND NEW.state IN ('ready', 'failed') THEN
+        INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes)
+        VALUES (NEW.owner, 'making', NEW.state, 1, NEW.size_bytes);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_variant AFTER INSERT OR DELETE ON variants FOR EACH ROW EXECUTE FUNCTION count_variant();
+CREATE TRIGGER count_variant_change AFTER UPDATE ON variants FOR EACH ROW
+    WHEN ((OLD.state, OLD.size_bytes, OLD.mime_type) IS DISTINCT FROM (NEW.state, NEW.size_bytes, NEW.mime_type))
+    EXECUTE FUNCTION count_variant();
+
+-- An operator sees and sets across owners in transactions that say so (app.operator); no other table has such a policy.
+ALTER TABLE storage_deltas ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_deltas FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_deltas TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY operating ON storage_deltas TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_deltas TO assets_worker USING (true);
+-- A variant that goes with its asset is deleted, and so counted, as the owner of the tables.
+CREATE POLICY cascading ON storage_deltas FOR INSERT TO assets_owner WITH CHECK (true);
+
+ALTER TABLE storage_totals ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_totals FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_totals FOR SELECT TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY operating ON storage_totals FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_totals TO assets_worker USING (true);
+
+ALTER TABLE storage_days ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_days FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_days FOR SELECT TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY operating ON storage_days FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_days TO assets_worker USING (true);
+
+ALTER TABLE storage_places ENABLE ROW LEVEL SECURITY;
+ALTER TABLE storage_places FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON storage_places FOR SELECT TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY operating ON storage_places FOR SELECT TO assets_app USING (current_setting('app.operator', true) = 'on');
+CREATE POLICY folding ON storage_places TO assets_worker USING (true);
+
+ALTER TABLE quotas ENABLE ROW LEVEL SECURITY;
+ALTER TABLE quotas FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON quotas FOR SELECT TO assets_app, assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+CREATE POLICY operating ON quotas TO assets_app USING (current_setting('app.operator', true) = 'on');

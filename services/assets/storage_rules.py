@@ -1,0 +1,105 @@
+"""Decisions about storage without any machinery: what fits into a quota, and what is worth an alert."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+# The only place that has them: the RPC evaluates them, and the metrics export them to the Prometheus rules.
+ALERT_THRESHOLDS: Mapping[str, float] = {
+    "pending_uploads": 100,
+    "storage_quota": 0.8,
+    "bandwidth_quota": 0.8,
+    "failed_processing": 0.05,
+}
+PROCESSING_DAYS = 2  # over which failures are counted: today and yesterday
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Limits; 0 is none."""
+
+    stored_bytes: int = 0
+    assets: int = 0
+    monthly_bandwidth_bytes: int = 0
+
+    @property
+    def limits_anything(self) -> bool:
+        return self != Allowance()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is used of each limit, in the same units."""
+
+    stored_bytes: int
+    assets: int
+    monthly_bandwidth_bytes: int
+
+
+@dataclass(frozen=True)
+class Excess:
+    """A limit that would be exceeded. `needed`: what comes on top of `used`."""
+
+    quota: str
+    limit: int
+    used: int
+    needed: int
+
+
+def excess(allowed: Allowance, held: Held, *, size: int, assets: int, slack: int = 0) -> Excess | None:
+    """The first limit that `size` more bytes and `assets` more assets would exceed, or None.
+
+    `slack`: how many uploads may be on their way besides, each of at most `size`.
+    """
+    wanted = (
+        Excess("stored_bytes", allowed.stored_bytes, held.stored_bytes, size),
+        Excess("assets", allowed.assets, held.assets, assets),
+    )
+    for one in wanted:
+        if one.limit and one.used + one.needed * (1 + slack) > one.limit:
+            return one
+    month = allowed.monthly_bandwidth_bytes
+    if month and held.monthly_bandwidth_bytes >= month:
+        return Excess("monthly_bandwidth_bytes", month, held.monthly_bandwidth_bytes, 0)
+    return None
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One figure beside its threshold."""
+
+    kind: str
+    value: float
+    message: str
+
+    @property
+    def threshold(self) -> float:
+        return ALERT_THRESHOLDS[self.kind]
+
+    @property
+    def firing(self) -> bool:
+        return self.value > self.threshold
+
+
+def alerts(pending: int, failed_ratio: float | None, allowed: Allowance, held: Held) -> Iterator[Alert]:
+    """All of them, firing or not; those about a quota only where there is one."""
+    yield Alert(
+        "pending_uploads", pending,
+        f"{pending} uploads were announced and not confirmed. If many clients wait for their confirmation, look at the"
+        " database and the store (`atelier doctor`); if clients gave up, cleaning up abandoned uploads removes them.",
+    )  # fmt: skip
+    if allowed.stored_bytes:
+        share = held.stored_bytes / allowed.stored_bytes
+        text = f"{share:.0%} of the storage quota is used. Purge what isn't needed, or raise the quota (SetQuota)."
+        yield Alert("storage_quota", share, text)
+    if allowed.monthly_bandwidth_bytes:
+        share = held.monthly_bandwidth_bytes / allowed.monthly_bandwidth_bytes
+        text = (
+            f"{share:.0%} of this month's bandwidth is used. At 100 % uploads are refused; raise the quota (SetQuota)."
+        )
+        yield Alert("bandwidth_quota", share, text)
+    ratio = failed_ratio or 0.0
+    yield Alert(
+        "failed_processing", ratio,
+        f"{ratio:.1%} of the variants that ended today and yesterday failed. ListVariants says why, the workers' log"
+        " more; RegenerateVariants tries again.",
+    )  # fmt: skip

@@ -1,0 +1,45 @@
+"""Calls about storage, for tests to build on."""
+
+import asyncio
+from typing import Any
+
+from atelier.assets.v1 import quota_pb2, quota_pb2_grpc, storage_report_pb2, storage_report_pb2_grpc
+
+from tests.suite import Client, Suite
+
+
+def reports(client: Client) -> Any:
+    return client.stub(storage_report_pb2_grpc.StorageReportServiceStub)
+
+
+def quotas(client: Client) -> Any:
+    return client.stub(quota_pb2_grpc.QuotaServiceStub)
+
+
+async def report(client: Client, owner: str = "") -> storage_report_pb2.StorageReport:
+    request = storage_report_pb2.GetStorageReportRequest(owner=owner)
+    made: storage_report_pb2.StorageReport = (await reports(client).GetStorageReport(request)).report
+    return made
+
+
+async def set_quota(admin: Client, owner: str = "", **limits: Any) -> quota_pb2.Quota:
+    request = quota_pb2.SetQuotaRequest(owner=owner, **limits)
+    quota: quota_pb2.Quota = (await quotas(admin).SetQuota(request)).quota
+    return quota
+
+
+async def folded(house: Suite) -> None:
+    """Waits until the worker has folded everything that was counted."""
+    async with asyncio.timeout(20):
+        while house.sql("SELECT count(*) FROM assets.storage_deltas")[0][0]:
+            await asyncio.sleep(0.1)
+
+
+def truth(house: Suite, owner: str) -> tuple[int, int]:
+    """Assets but refused ones, and stored bytes, counted from the rows themselves."""
+    [(assets, originals)] = house.sql(
+        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets.assets WHERE owner = %s AND state <> 'rejected'",
+        (owner,),
+    )
+    [(variants,)] = house.sql("SELECT coalesce(sum(size_bytes), 0) FROM assets.variants WHERE owner = %s", (owner,))
+    return assets, int(originals + variants)

@@ -1,0 +1,123 @@
+"""A18, A19: what the metrics port shows is what is there, and rules and dashboard name nothing else."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.assets import storage_rules
+from tests.assets import flows, storage
+from tests.suite import ROOT, Suite, free_port
+
+OPS = ROOT / "ops"
+DATA = flows.jpeg(64, 48)
+
+
+@asynccontextmanager
+async def serving(atelier: Suite) -> AsyncIterator[str]:
+    """A server in a process of its own; yields the address of its metrics."""
+    port, metrics_port = free_port(), free_port()
+    settings = atelier.settings("assets", "app")
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_ASSETS_PORT": str(port),
+        "ATELIER_METRICS_PORT": str(metrics_port), "ATELIER_DATABASE_URL": settings.database_url.get_secret_value(),
+        "ATELIER_TRUST_FILE": str(settings.trust_file), "ATELIER_STORAGE_ROOT": str(settings.storage_root),
+        "ATELIER_STORAGE_SECRET_FILE": str(settings.storage_secret_file), "ATELIER_STORAGE_URL": settings.storage_url,
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.assets", "serve", env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(30):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                await channel.channel_ready()
+        atelier.addresses["assets"] = f"127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{metrics_port}/metrics"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def scraped(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Samples by name, as Prometheus reads them."""
+    async with httpx.AsyncClient(timeout=10) as http:
+        text = (await http.get(url)).text
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def named_in(text: str) -> set[str]:
+    return set(re.findall(r"\batelier_\w+", text))
+
+
+async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_name(atelier: Suite) -> None:
+    await atelier.work("assets")
+    async with serving(atelier) as url:
+        ada, admin = atelier.client("ada"), atelier.client("root", "admin")
+        await storage.set_quota(admin, stored_bytes=10**9, assets=1000, monthly_bandwidth_bytes=10**9)
+        asset = await flows.upload(ada, DATA)
+        variants = await flows.variants_of(ada, asset.id)
+        await flows.announce(ada, DATA)
+        found = await scraped(url)
+
+    dashboard = json.loads((OPS / "grafana-dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((OPS / "prometheus-rules.yml").read_text())["groups"][0]["rules"]
+    expressions += [rule["expr"] for rule in rules]
+    named = named_in(" ".join(expressions))
+    assert len(named) > 12
+    assert named - set(found) == set()
+    for expression in expressions:  # labels that are asked for exist, too
+        for name, label, value in re.findall(r'(atelier_\w+)\{(\w+)="(\w+)"\}', expression):
+            assert any(labels.get(label) == value for labels, _ in found[name]), expression
+
+    assert {labels["alert"]: value for labels, value in found["atelier_storage_alert_threshold"]} == (
+        storage_rules.ALERT_THRESHOLDS
+    )
+    stored = 2 * len(DATA) + sum(v.size_bytes for v in variants.values())
+    assert found["atelier_storage_stored_bytes"] == [({}, stored)]
+    assert found["atelier_storage_pending_uploads"] == [({}, 1)]
+    product = {"kind": "product", "mime_type": "image/jpeg"}
+    assert ({**product, "status": "ready"}, 1) in found["atelier_storage_assets"]
+    assert ({"quota": "stored_bytes"}, stored / 10**9) in found["atelier_storage_quota_used_ratio"]
+
+
+async def test_scraping_often_reads_the_database_seldom(atelier: Suite) -> None:
+    async with serving(atelier) as url:
+        await flows.announce(atelier.client("ada"), DATA)
+        first = await scraped(url)
+        await flows.announce(atelier.client("ada"), DATA)
+        again = await scraped(url)
+        assert (await storage.report(atelier.client("ada"))).pending_uploads == 2
+    for name in ("atelier_storage_pending_uploads", "atelier_storage_read_timestamp_seconds"):
+        assert again[name] == first[name], "what was read is kept for a while"
+    assert first["atelier_storage_pending_uploads"] == [({}, 1)]
+
+
+def test_every_threshold_has_a_rule_and_no_rule_has_a_threshold_of_its_own() -> None:
+    rules = yaml.safe_load((OPS / "prometheus-rules.yml").read_text())["groups"][0]["rules"]
+    compared = re.findall(r'atelier_storage_alert_threshold\{alert="(\w+)"\}', " ".join(r["expr"] for r in rules))
+    assert sorted(compared) == sorted(storage_rules.ALERT_THRESHOLDS)
+
+
+@pytest.mark.needs_go
+def test_prometheus_itself_accepts_the_rules_and_fires_them() -> None:
+    promtool = shutil.which("promtool", path=f"{ROOT / '.tools/bin'}:/usr/local/bin:/usr/bin")
+    assert promtool, "promtool is not built; `make .tools/bin/promtool` builds it"
+    for arguments in (("check", "rules", "prometheus-rules.yml"), ("test", "rules", "prometheus-rules-test.yml")):
+        answer = subprocess.run([promtool, *arguments], cwd=OPS, capture_output=True, text=True, timeout=60)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
