@@ -221,6 +221,11 @@ class Suite:
             cursor = conn.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
+    async def change(self, statement: str, parameters: Any = None) -> None:
+        """The same for a statement that may have to wait for the server's or the worker's transactions: these run in
+        this very loop, which must go on meanwhile."""
+        await asyncio.to_thread(self.sql, statement, parameters)
+
     async def close(self) -> None:
         for client in self._clients:
             await client.close()

@@ -254,12 +254,12 @@ async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_
 async def test_after_a_restore_old_cursors_are_out_of_range(house: Suite) -> None:
     ada = house.client("ada")
     cursor = (await ready(watch(ada)))[-1].cursor
-    house.sql("UPDATE assets.event_stream SET epoch = gen_random_uuid()")
+    await house.change("UPDATE assets.event_stream SET epoch = gen_random_uuid()")
     assert (await refusal(watch(ada, cursor))).code is grpc.StatusCode.OUT_OF_RANGE
     write(house, "a")
     await stamped(house)
     ahead = (await ready(watch(ada)))[-1].cursor
-    house.sql("UPDATE assets.event_stream SET position = 0")  # a backup knows less than the cursor does
+    await house.change("UPDATE assets.event_stream SET position = 0")  # a backup knows less than the cursor does
     assert (await refusal(watch(ada, ahead))).code is grpc.StatusCode.OUT_OF_RANGE
 
 

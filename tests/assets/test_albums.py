@@ -221,7 +221,7 @@ async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(house: Suite, 
     ids = await some_assets(ada, 3, visibility=PUBLIC)
     for each in (album, other):
         await add(ada, each, *ids)
-    house.sql(f"UPDATE assets.assets SET {hide} WHERE id = %s", (ids[0],))
+    await house.change(f"UPDATE assets.assets SET {hide} WHERE id = %s", (ids[0],))
     for each in (album, other):
         assert ((await get(ada, each)).asset_count, await inside(ada, each)) == (2, ids[1:])
     assert (await get(ada, album)).cover_asset_id == ids[1]
@@ -245,8 +245,8 @@ async def test_a_purged_asset_leaves_its_albums(house: Suite, ada: Client, as_te
             conn.execute("SELECT set_config('app.owner_id', %s, true)", (f"user:{ada.subject}",))
             assert conn.execute("DELETE FROM assets WHERE id = %s", (ids[0],)).rowcount == 1
     else:
-        house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],))
-        house.sql("DELETE FROM assets.assets WHERE id = %s", (ids[0],))
+        await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],))
+        await house.change("DELETE FROM assets.assets WHERE id = %s", (ids[0],))
     assert ((await get(ada, album)).asset_count, await inside(ada, album)) == (1, ids[1:])
 
 

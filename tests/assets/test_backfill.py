@@ -46,7 +46,7 @@ async def many(cluster: Cluster, keys: Keys, disk: DiskServer, monkeypatch: pyte
         await made.serve("assets")
         seed = await flows.upload(made.client("ada"), PICTURE)
         made.sql(_MANY, {"id": seed.id, "images": IMAGES - 1, "owners": OWNERS})
-        made.sql("UPDATE assets.assets SET created_at = now() - interval '1 hour'")
+        await made.change("UPDATE assets.assets SET created_at = now() - interval '1 hour'")
         yield made
 
 
@@ -57,9 +57,11 @@ def processes(many: Suite, tmp_path: Path) -> Iterator[Processes]:
     made.close()
 
 
-def keep(many: Suite, number: int) -> list[Any]:
+async def keep(many: Suite, number: int) -> list[Any]:
     """Leaves only so many images. Returns their ids, in the order in which they are walked."""
-    many.sql("DELETE FROM assets.assets WHERE id IN (SELECT id FROM assets.assets ORDER BY id OFFSET %s)", (number,))
+    await many.change(
+        "DELETE FROM assets.assets WHERE id IN (SELECT id FROM assets.assets ORDER BY id OFFSET %s)", (number,)
+    )
     return [asset_id for (asset_id,) in many.sql("SELECT id FROM assets.assets ORDER BY id")]
 
 
@@ -133,7 +135,7 @@ async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(ma
 
 async def test_it_gives_way_while_fresh_work_waits(many: Suite) -> None:
     operator = many.client("root", "admin")
-    keep(many, FEW)
+    await keep(many, FEW)
     begun = await start(operator)
     # Fresh work that no worker can take: as long as it waits, the walk makes nothing.
     many.sql(
@@ -155,7 +157,7 @@ async def test_it_gives_way_while_fresh_work_waits(many: Suite) -> None:
 
 async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) -> None:
     operator = many.client("root", "admin")
-    keep(many, FEW)
+    await keep(many, FEW)
     begun = await start(operator)
     await many.work("assets")
     await made_some(operator, begun.id, 3)
@@ -179,10 +181,10 @@ async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) ->
 
 async def test_it_takes_the_kinds_asked_for_and_what_may_succeed_this_time(many: Suite) -> None:
     operator = many.client("root", "admin")
-    ids = keep(many, 9)
-    many.sql("UPDATE assets.assets SET kind = 'cloth' WHERE id = ANY(%s)", (ids[:7],))
-    many.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],))
-    many.sql("UPDATE assets.assets SET storage_key = 'assets/gone' WHERE id = %s", (ids[1],))
+    ids = await keep(many, 9)
+    await many.change("UPDATE assets.assets SET kind = 'cloth' WHERE id = ANY(%s)", (ids[:7],))
+    await many.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],))
+    await many.change("UPDATE assets.assets SET storage_key = 'assets/gone' WHERE id = %s", (ids[1],))
     failed = (
         "INSERT INTO assets.variants (id, owner, asset_id, preset, state, error_class)"
         " SELECT gen_random_uuid(), owner, id, 'zoom', 'failed', %s FROM assets.assets WHERE id = %s"

@@ -66,14 +66,16 @@ async def abandoned(house: Suite, client: Client) -> str:
     """The id of an asset whose bytes were sent and never confirmed."""
     announced = await flows.announce(client, DATA)
     await flows.send(announced.target, DATA)
-    house.sql("UPDATE assets.uploads SET expires_at = now() - interval '2 hours' WHERE id = %s", (announced.upload_id,))
+    await house.change(
+        "UPDATE assets.uploads SET expires_at = now() - interval '2 hours' WHERE id = %s", (announced.upload_id,)
+    )
     return announced.asset.id
 
 
 async def expired(house: Suite, client: Client) -> str:
     asset = await flows.upload(client, DATA)
     await ask(client, "Delete", asset.id)
-    house.sql("UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,))
+    await house.change("UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,))
     return asset.id
 
 
@@ -83,8 +85,13 @@ async def test_a_dry_run_counts_and_the_real_one_removes(house: Suite, root: Cli
     kept = await flows.upload(ada, DATA)
     await ask(ada, "Delete", kept.id)
     looked = await run(root, "RunCleanup", dry_run=True)
-    assert figures(looked) == {"abandoned_uploads": (1, 0, 0), "expired_trash": (1, 0, 0), "idle_sessions": (0, 0, 0)}
-    assert [list(count.sample) for count in looked.counts] == [[gone[0]], [gone[1]], []]  # by name
+    assert figures(looked) == {
+        "abandoned_uploads": (1, 0, 0),
+        "expired_trash": (1, 0, 0),
+        "expired_documents": (0, 0, 0),
+        "idle_sessions": (0, 0, 0),
+    }
+    assert [list(count.sample) for count in looked.counts] == [[gone[0]], [], [gone[1]], []]  # by name
     assert {(await flows.get(ada, asset_id)).id for asset_id in gone} == set(gone)
     cleaned = await run(root, "RunCleanup")
     assert figures(cleaned)["abandoned_uploads"] == figures(cleaned)["expired_trash"] == (1, 1, 0)
@@ -109,7 +116,7 @@ async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(house: Suit
     ids = [await expired(house, ada) for _ in range(3)]
     # As of a table that a newer version adds and this one doesn't know.
     house.sql("CREATE TABLE assets.newer (id uuid REFERENCES assets.assets (id))")
-    house.sql("INSERT INTO assets.newer VALUES (%s)", (ids[1],))
+    await house.change("INSERT INTO assets.newer VALUES (%s)", (ids[1],))
     try:
         cleaned = await run(root, "RunCleanup")
     finally:

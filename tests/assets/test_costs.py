@@ -86,7 +86,7 @@ async def test_the_projection_is_made_of_what_is_really_used(house: Suite, calle
         assert cost(answer.points[0], "r2") == pytest.approx(3, abs=0.01)
     finally:
         for table in ("storage_totals", "storage_days", "storage_places"):
-            house.sql(f"DELETE FROM assets.{table} WHERE owner IN ('user:large', 'deployment')")
+            await house.change(f"DELETE FROM assets.{table} WHERE owner IN ('user:large', 'deployment')")
 
 
 YAML = """

@@ -235,7 +235,9 @@ async def test_what_has_expired_is_gone_with_its_bytes_and_its_number_never_come
     ada = atelier.client()
     photo = await flows.upload(ada, flows.jpeg(64, 48))
     old, kept = await create(ada, plan(photo.id)), await create(ada, plan(photo.id), keep_days=3650)
-    atelier.sql("UPDATE assets.documents SET expires_at = now() - interval '1 second' WHERE id = %s", (old.id,))
+    await atelier.change(
+        "UPDATE assets.documents SET expires_at = now() - interval '1 second' WHERE id = %s", (old.id,)
+    )
     assert (await calls.refusal(get(ada, old.id))).code is grpc.StatusCode.NOT_FOUND
     settings = atelier.settings("assets", "worker")
     db, storage = Database(settings, "assets"), open_storage(settings)
@@ -274,7 +276,7 @@ async def test_pictures_must_be_ready_images_that_the_caller_may_see(
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
     foreign = await flows.upload(caller(), flows.jpeg(64, 48))
     trashed = await flows.upload(ada, flows.jpeg(64, 48, seed=3))
-    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed.id,))
+    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed.id,))
     for asset, code in (
         (pdf, grpc.StatusCode.INVALID_ARGUMENT), (pending, grpc.StatusCode.FAILED_PRECONDITION),
         (foreign, grpc.StatusCode.NOT_FOUND), (trashed, grpc.StatusCode.FAILED_PRECONDITION),
@@ -361,7 +363,7 @@ async def test_a_try_that_lost_its_row_leaves_no_bytes_behind(atelier: Suite, tm
 
     async def put_and_lose(key: str, *args: Any, **options: Any) -> Any:
         stat = await put(key, *args, **options)
-        atelier.sql("UPDATE assets.documents SET attempt_token = %s", (UUID(int=1),))
+        await atelier.change("UPDATE assets.documents SET attempt_token = %s", (UUID(int=1),))
         return stat
 
     storage.put = put_and_lose  # type: ignore[method-assign]

@@ -87,7 +87,7 @@ async def test_groups_are_listed_in_pages_newest_first(house: Suite, ada: Client
         newest = await flows.upload(ada, data)
     await flows.upload(ada, DATA)  # once only
     house.sql(TRASH, (newest.id,))
-    house.sql("UPDATE assets.assets SET archived_at = now() WHERE id = %s", (newest.id,))
+    await house.change("UPDATE assets.assets SET archived_at = now() WHERE id = %s", (newest.id,))
     expected = [hashlib.sha256(pictures[n]).hexdigest() for n in (0, 2, 1)]
     everything, token = await listed(ada)
     assert [group.sha256 for group in everything] == expected and not token

@@ -41,7 +41,9 @@ async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, a
     verified = findings["is it verified?"]
     assert not verified.ok and "its URL works until 20" in verified.answer and summary.startswith("is it verified? no")
     assert f"ConfirmUpload with upload_id {pending.upload_id}" in verified.next_step
-    house.sql("UPDATE assets.uploads SET expires_at = now() - interval '1 s' WHERE id = %s", (pending.upload_id,))
+    await house.change(
+        "UPDATE assets.uploads SET expires_at = now() - interval '1 s' WHERE id = %s", (pending.upload_id,)
+    )
     _, findings = await explain(ada, pending.asset.id)
     assert "before its URL expired" in findings["is it verified?"].answer
 
@@ -64,7 +66,7 @@ async def test_hidden_ones_say_how_to_bring_them_back(house: Suite, ada: Client)
     assert "until 20" in findings["is it deleted?"].answer
     assert findings["is it deleted?"].next_step.startswith("UndeleteAsset brings it back and it becomes public again")
     assert "UnarchiveAsset" in findings["is it in lists?"].next_step
-    house.sql("UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,))
+    await house.change("UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,))
     _, findings = await explain(ada, asset.id)
     assert "it may go at any time" in findings["is it deleted?"].answer
 
@@ -76,7 +78,7 @@ async def test_a_failed_variant_says_why_and_lost_bytes_are_told(house: Suite, a
         "UPDATE assets.variants SET state = 'failed', error_class = 'CORRUPT', error_message = 'cut off'"
         " WHERE asset_id = %s AND preset = 'avif'", (asset.id,),
     )  # fmt: skip
-    house.sql("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
+    await house.change("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
     _, findings = await explain(ada, asset.id)
     assert "avif: failed (CORRUPT): cut off" in findings["are its variants there?"].answer
     assert findings["are its variants there?"].next_step == "RegenerateVariants tries again"

@@ -77,7 +77,7 @@ async def test_what_comes_while_one_pages_moves_nothing(shelf: Suite) -> None:
     )
     rest = [asset.file_name for asset in (await listing(ada, page_size=10, page_token=first.next_page_token)).assets]
     assert rest == before[10:20]
-    shelf.sql("DELETE FROM assets.assets WHERE file_name = 'new'")
+    await shelf.change("DELETE FROM assets.assets WHERE file_name = 'new'")
 
 
 async def test_skip_passes_over_as_many_on_the_first_page_only(shelf: Suite) -> None:

@@ -62,9 +62,9 @@ async def test_an_upload_that_does_not_fit_is_refused_with_quota_limit_and_use(
 async def test_purging_makes_room_the_trash_does_not(house: Suite, ada: Client, admin: Client) -> None:
     await storage.set_quota(admin, owner_of(ada), assets=1)
     asset = await flows.upload(ada, DATA)
-    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (asset.id,))
+    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (asset.id,))
     assert (await calls.refusal(flows.announce(ada, DATA))).reason == "QUOTA_EXCEEDED"
-    house.sql("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
+    await house.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
     assert (await flows.upload(ada, DATA)).state == asset_pb2.ASSET_STATE_READY
 
 

@@ -87,7 +87,9 @@ async def test_a_refused_upload_uses_nothing_in_the_trash_either(house: Suite, a
     broken = await flows.announce(ada, DATA)
     await flows.send(broken.target, b"\0" * len(DATA))
     await calls.refusal(flows.confirm(ada, broken.upload_id))
-    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (broken.asset.id,))
+    await house.change(
+        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (broken.asset.id,)
+    )
     report = await storage.report(ada)
     assert [c.status for c in report.asset_counts] == [pb.STORAGE_STATUS_REJECTED]
     assert (report.assets, report.stored_bytes) == (0, 0)

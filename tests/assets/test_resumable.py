@@ -213,7 +213,7 @@ async def test_an_expired_upload_takes_no_more_parts(house: Suite, ada: Client) 
     full = await flows.start(ada, SMALL)
     await flows.send_parts(full.targets, SMALL)
     ids = [started.upload_id, full.upload_id]
-    house.sql("UPDATE assets.resumable_uploads SET expires_at = now() WHERE id = ANY(%s::uuid[])", (ids,))
+    await house.change("UPDATE assets.resumable_uploads SET expires_at = now() WHERE id = ANY(%s::uuid[])", (ids,))
     for request, method in (
         (resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=[1]), "SignParts"),
         (resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id), "CompleteResumableUpload"),

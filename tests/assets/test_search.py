@@ -205,12 +205,12 @@ async def test_a_change_is_found_at_once(house: Suite, ada: Client) -> None:
         ("archived_at = now()", "archived_at = NULL"),
     ):
         assert [await found(ada, **fields) for fields in now] == [[asset.id]] * len(now)
-        house.sql(f"UPDATE assets.assets SET {hide} WHERE id = %s", (asset.id,))
+        await house.change(f"UPDATE assets.assets SET {hide} WHERE id = %s", (asset.id,))
         assert [await found(ada, **fields) for fields in now] == [[]] * len(now)
-        house.sql(f"UPDATE assets.assets SET {show} WHERE id = %s", (asset.id,))
+        await house.change(f"UPDATE assets.assets SET {show} WHERE id = %s", (asset.id,))
     await flows.update(ada, asset.id, visibility=asset_pb2.VISIBILITY_PUBLIC, free=False)
     assert await found(ada, all_tags=["newer"]) == [asset.id]
-    house.sql("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
+    await house.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
     assert house.sql("SELECT count(*) FROM assets.asset_terms WHERE id = %s", (asset.id,)) == [(0,)]
 
 
@@ -272,8 +272,8 @@ async def test_sums_by_kind_and_type(house: Suite, ada: Client, caller: Callable
         (PHOTO, "image/jpeg", 3, 1, 3), (PRODUCT, "image/jpeg", 3, 0, 3),
     ]  # fmt: skip
     assert (answer.asset_count, answer.size_bytes) == (6, 6)
-    house.sql("UPDATE assets.assets SET archived_at = now() WHERE id = %s", (ids[0],))
-    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[1],))
+    await house.change("UPDATE assets.assets SET archived_at = now() WHERE id = %s", (ids[0],))
+    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[1],))
     await flows.announce(ada, DATA)
     assert (await stub(ada).GetAssetStats(pb.GetAssetStatsRequest())).asset_count == 4
     assert (await stub(ada).GetAssetStats(pb.GetAssetStatsRequest(kind=PHOTO))).asset_count == 2

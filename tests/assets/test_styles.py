@@ -167,8 +167,8 @@ async def test_pictures_must_be_ready_public_ones_of_the_catalogue(house: Suite,
     request = flows.declaration(flows.jpeg(64, 48), kind=asset_pb2.ASSET_KIND_STYLE)
     pending = (await flows.announce(operator, flows.jpeg(64, 48), kind=request.kind)).asset.id
     trashed, other = [await picture(operator, seed) for seed in (5, 6)]
-    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed,))
-    house.sql("UPDATE assets.assets SET kind = 'photo' WHERE id = %s", (other,))
+    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed,))
+    await house.change("UPDATE assets.assets SET kind = 'photo' WHERE id = %s", (other,))
     for asset_id, code in (
         (private, CODE.FAILED_PRECONDITION), (pending, CODE.FAILED_PRECONDITION), (trashed, CODE.FAILED_PRECONDITION),
         (other, CODE.INVALID_ARGUMENT), (flows.request_id(), CODE.NOT_FOUND),

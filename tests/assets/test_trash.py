@@ -104,7 +104,7 @@ async def test_nothing_new_is_done_with_a_deleted_asset(ada: Client) -> None:
 async def test_past_its_time_and_not_yet_purged_it_can_still_be_undeleted(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     await ask(ada, "Delete", asset.id)
-    house.sql("UPDATE assets.assets SET expires_at = now() - interval '1 day' WHERE id = %s", (asset.id,))
+    await house.change("UPDATE assets.assets SET expires_at = now() - interval '1 day' WHERE id = %s", (asset.id,))
     await ask(ada, "Undelete", asset.id)
     assert await listed(ada) == [asset.id]
 
@@ -135,7 +135,7 @@ async def test_what_was_sent_for_a_purged_upload_goes_once_its_url_has_expired(h
     refused = await calls.refusal(flows.confirm(ada, pending.upload_id))
     assert refused.code is grpc.StatusCode.NOT_FOUND
     assert len(stored(house, pending.asset.id)) == 1
-    house.sql("UPDATE assets.doomed_objects SET due_at = now() WHERE owner = %s", (f"user:{ada.subject}",))
+    await house.change("UPDATE assets.doomed_objects SET due_at = now() WHERE owner = %s", (f"user:{ada.subject}",))
     await freed(house, pending.asset.id)
 
 

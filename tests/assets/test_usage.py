@@ -162,7 +162,7 @@ async def test_a_conversions_inputs_are_recorded_once_per_holder(
 
 async def test_history_survives_the_image(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
-    house.sql("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
+    await house.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
     assert [use.action for use in await history(ada, asset_id=asset.id)] == [UPLOAD]
     assert await stats(ada, asset_id=asset.id) == {UPLOAD: (1, 0)}
     assert (await calls.refusal(record(ada, asset.id))).code is grpc.StatusCode.NOT_FOUND
@@ -171,7 +171,7 @@ async def test_history_survives_the_image(house: Suite, ada: Client) -> None:
 async def test_what_may_not_be_used_is_not_recorded(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
     pending = (await flows.announce(ada, DATA)).asset
     deleted = await flows.upload(ada, DATA)
-    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (deleted.id,))
+    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (deleted.id,))
     for asset_id in (pending.id, deleted.id):
         assert (await calls.refusal(record(ada, asset_id))).code is grpc.StatusCode.FAILED_PRECONDITION
     foreign = await flows.upload(caller(), DATA)

@@ -111,7 +111,7 @@ async def test_others_may_have_variants_of_public_images_made_but_not_many_at_on
         await flows.upload(ada, flows.jpeg(64, 48, seed=n), visibility=asset_pb2.VISIBILITY_PUBLIC) for n in range(6)
     ]
     private = await flows.upload(ada, PICTURE)
-    atelier.sql("DELETE FROM assets.variants")
+    await atelier.change("DELETE FROM assets.variants")
     assert (await calls.refusal(got(bob, private.id, "thumb"))).code is grpc.StatusCode.NOT_FOUND
     for picture, preset in itertools.product(public[:5], ("thumb", "small", "large", "avif")):
         assert (await got(bob, picture.id, preset)).state == PENDING
@@ -132,7 +132,7 @@ async def test_what_can_have_no_variant_says_so_when_asked_for_one(house: Suite,
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
     deleted = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_RESULT)
     await flows.variants_of(ada, deleted.id)
-    house.sql("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (deleted.id,))
+    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (deleted.id,))
     for asset, word in ((pdf, "PDF"), (pending, "pending"), (deleted, "deleted")):
         refused = await calls.refusal(got(ada, asset.id, "large"))
         assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and word in refused.text
@@ -140,7 +140,7 @@ async def test_what_can_have_no_variant_says_so_when_asked_for_one(house: Suite,
     refused = await calls.refusal(got(ada, pdf.id, "huge"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["preset"])
     assert "thumb, small, large, avif" in refused.text
-    refused = await calls.refusal(download(ada, deleted.id, "huge"))
+    refused = await calls.refusal(download(ada, pdf.id, "huge"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["variant"])
     missing = await calls.refusal(got(ada, "0190f3c0-0000-7000-8000-000000000000", "thumb"))
     assert missing.code is grpc.StatusCode.NOT_FOUND

@@ -176,7 +176,7 @@ async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, draw
     made = await asyncio.gather(*(flows.convert(ada, user, garment, **same) for _ in range(5)))
     assert len({conversion.id for conversion in made}) == 1
     # Even when a picture can't be used any more: the answer was given.
-    atelier.sql("UPDATE assets.assets SET kind = 'photo'")
+    await atelier.change("UPDATE assets.assets SET kind = 'photo'")
     assert (await flows.convert(ada, user, garment, **same)).id == made[0].id
     changed = conversion_pb2.CreateConversionRequest(
         user_asset_id=user, cloth_asset_id=garment, request_id=same["request_id"], style_name="fitted"

@@ -168,7 +168,7 @@ async def test_a_document_is_no_reference(atelier: Suite, photo: Path) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     own = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
-    atelier.sql("UPDATE assets.assets SET mime_type = 'application/pdf'")
+    await atelier.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
     request = pb.CreateGenerationRequest(task=SKETCH, source_asset_id=own)
     assert (await refusal(flows.generations(ada).CreateGeneration(request))).fields == ["source_asset_id"]
 

@@ -364,7 +364,7 @@ async def test_a_job_whose_picture_is_gone_fails_when_it_is_claimed(atelier: Sui
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     conversion = await asked(ada)
-    atelier.sql("DELETE FROM assets.assets WHERE id = %s", (conversion.cloth_asset_id,))
+    await atelier.change("DELETE FROM assets.assets WHERE id = %s", (conversion.cloth_asset_id,))
     found = await refusal(flows.claim(ada, conversion.id))
     assert (found.code, found.metadata["state"]) == (WRONG_STATE, "failed")
     failed = await flows.read(ada, conversion.id)

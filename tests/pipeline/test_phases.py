@@ -155,7 +155,7 @@ async def test_a_stop_that_comes_as_the_phase_is_done_stops_the_next_one(atelier
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
-    atelier.sql("UPDATE pipeline.phases SET cancel_requested = true WHERE number = 1")
+    await atelier.change("UPDATE pipeline.phases SET cancel_requested = true WHERE number = 1")
     done = await flows.complete(ada, claimed, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
     product = (await flows.get(ada, created.id)).product

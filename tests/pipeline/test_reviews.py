@@ -119,7 +119,7 @@ async def test_a_claim_that_has_passed_holds_nobody_up(atelier: Suite) -> None:
     ada, _, review = await unsure(atelier)
     bob = atelier.client("bob", owner="user:ada")
     await flows.reviews(bob).ClaimReview(review_pb2.ClaimReviewRequest(review_id=review.id))
-    atelier.sql("UPDATE pipeline.reviews SET claim_expires_at = now() - interval '1 second'")
+    await atelier.change("UPDATE pipeline.reviews SET claim_expires_at = now() - interval '1 second'")
     assert (await flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))).review.decided_by == "ada"
 
 

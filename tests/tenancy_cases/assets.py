@@ -72,7 +72,7 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     holder = f"tests/{canary}"
     stub = flows.assets(owner)
     await stub.AcquireReferences(asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id]))
-    atelier.sql("INSERT INTO assets.manifest_stores VALUES (%s, %s, %s)", (asset.owner, asset.id, canary))
+    await atelier.change("INSERT INTO assets.manifest_stores VALUES (%s, %s, %s)", (asset.owner, asset.id, canary))
     operator = atelier.client(owner.subject, "admin")
     started = await operator.stub(backfill_pb2_grpc.BackfillServiceStub).StartBackfill(
         backfill_pb2.StartBackfillRequest(presets=["thumb"])

@@ -263,7 +263,9 @@ async def test_the_log_is_forgotten_after_its_time(house: Suite, ada: Client) ->
         await flows.happen(ada, 2)
         await flows.until(lambda: delivered(ada, made, 2), "both")
     old, young = await flows.log(ada, made.endpoint.id)
-    house.sql("UPDATE assets.webhook_deliveries SET ended_at = now() - interval '31 days' WHERE id = %s", (old.id,))
+    await house.change(
+        "UPDATE assets.webhook_deliveries SET ended_at = now() - interval '31 days' WHERE id = %s", (old.id,)
+    )
     settings = house.settings("assets", "worker")
     db = Database(settings, "assets")
     await db.open()

@@ -726,6 +726,8 @@ CREATE INDEX asset_references_asset ON asset_references (asset_id, created_at DE
 CREATE INDEX assets_storage_key ON assets (storage_key COLLATE "C") WHERE storage_key <> '';
 CREATE INDEX variants_storage_key ON variants (storage_key COLLATE "C") WHERE storage_key <> '';
 CREATE INDEX uploads_upload_key ON uploads (upload_key COLLATE "C");
+CREATE INDEX resumable_uploads_upload_key ON resumable_uploads (upload_key COLLATE "C");
+CREATE INDEX documents_storage_key ON documents (storage_key COLLATE "C") WHERE storage_key <> '';
 -- Whoever owns an asset may know that it is in use, also by another owner.
 CREATE POLICY asset_owner ON asset_references FOR SELECT TO assets_app, assets_worker
     USING (EXISTS (SELECT FROM assets a WHERE a.id = asset_references.asset_id
