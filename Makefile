@@ -62,7 +62,7 @@ dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this t
 	@./atelier dev
 
 .PHONY: test
-test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/promtool ## All tests but the long fault tests
+test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## All tests but the long fault tests
 	@tools/test.sh test $(T)
 
 .PHONY: faults
@@ -70,13 +70,15 @@ faults: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Kill, freeze and cut rea
 	@tools/test.sh faults $(T)
 
 .PHONY: check
-check: setup $(VENV)/dev.stamp ## Style, types, contract, import rules, tests
+check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, import and alert rules, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy services shared cli tools tests bench examples
 	@$(BIN)/buf lint gen/atelier.binpb
 	@tools/breaking.sh
 	@$(BIN)/lint-imports --no-cache
+	@if [ -x $(TOOLS)/promtool ]; then cd ops && ../$(TOOLS)/promtool check rules prometheus-rules.yml && \
+	../$(TOOLS)/promtool test rules prometheus-rules-test.yml; else echo 'left out (needs Go): promtool on the alert rules'; fi
 	@$(MAKE) --no-print-directory test
 
 .PHONY: bench
