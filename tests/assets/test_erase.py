@@ -95,6 +95,33 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
     assert [r.id for r in await runs_of(root, owner=owner_of(ada), action=storage_pb2.RUN_ACTION_ERASE)] == [first.id]
 
 
+def deployment(house: Suite) -> tuple[int, int]:
+    """Assets and stored bytes of all owners together, as they are counted."""
+    [(assets, stored)] = house.sql(
+        "SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset'), 0)::int, coalesce(sum(bytes), 0)::int FROM ("
+        " SELECT noun, number, bytes FROM assets.storage_totals WHERE owner = 'deployment' UNION ALL"
+        " SELECT noun, number, bytes FROM assets.storage_deltas WHERE noun IN ('asset', 'variant')) AS counted"
+    )
+    return assets, stored
+
+
+async def test_what_is_erased_is_taken_off_the_figures_of_the_deployment(house: Suite, ada: Client) -> None:
+    before = deployment(house)
+    asset = await flows.upload(ada, DATA, **in_session("s"))
+    await flows.variants_of(ada, asset.id)
+    await flows.announce(ada, DATA)
+    assert deployment(house) > before
+    await erase(ada, owner_of(ada))
+    assert deployment(house) == before
+
+
+async def test_of_the_owners_runs_only_the_receipt_stays(house: Suite, ada: Client) -> None:
+    await flows.upload(ada, DATA, **in_session("a name"))
+    await run(ada, "DeleteSession", session_id="a name")
+    receipt = await erase(ada, owner_of(ada))
+    assert [r.id for r in await runs_of(ada)] == [receipt.id]
+
+
 async def test_an_upload_on_its_way_is_erased_or_refused(house: Suite, ada: Client) -> None:
     answers = await asyncio.gather(
         *(flows.announce(ada, DATA) for _ in range(10)), erase(ada, owner_of(ada)), return_exceptions=True
