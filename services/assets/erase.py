@@ -11,7 +11,7 @@ from atelier.assets.v1 import storage_pb2 as pb
 from google.protobuf.json_format import ParseDict
 
 from services.assets import assets, rules, runs, storage_usage
-from services.assets.doomed import BATCH
+from services.assets.doomed import BATCH, remove
 from services.assets.runs import Walk
 from services.assets.trash import purge
 from shared import attempts, auth
@@ -116,10 +116,10 @@ class Eraser:
     async def _bytes(self, walk: Walk) -> None:
         """What lies below the owner's prefix goes whether a row named it or not; what was public, by its name."""
         owner = walk.row.owner
-        doomed = "SELECT seq, storage_key FROM doomed_objects WHERE owner = %(owner)s AND seq > %(after)s"
+        doomed = "SELECT seq, storage_key, multipart FROM doomed_objects WHERE owner = %(owner)s AND seq > %(after)s"
         after = 0
         while rows := await self.db.rows(f"{doomed} ORDER BY seq LIMIT {BATCH}", {"owner": owner, "after": after}):
-            await self.storage.delete([row.storage_key for row in rows])
+            await remove(self.storage, rows)
             after = rows[-1].seq
         batch: list[str] = []
         async for found in self.storage.list(rules.owner_prefix(owner)):

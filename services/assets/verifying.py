@@ -101,8 +101,11 @@ class Verifier:
             self._places.release()
 
     async def asset(self, asset_id: Any) -> Any:
-        """The row as it is now."""
-        return await self._db.row(_GET_ASSET, {"id": asset_id})
+        """The row as it is now. NOT_FOUND if it was purged meanwhile, or since the request was first answered."""
+        row = await self._db.row(_GET_ASSET, {"id": asset_id})
+        if row is None:
+            raise errors.not_found("asset", asset_id)
+        return row
 
     async def sent(self, source: str, asset: Any, declared_sha256: str) -> Verified | Refused:
         """Copies what was sent to `source` to a key that no URL was ever signed for, and verifies the copy.

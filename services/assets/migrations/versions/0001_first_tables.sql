@@ -743,6 +743,8 @@ CREATE TABLE doomed_objects (
     seq bigint GENERATED ALWAYS AS IDENTITY,
     owner text NOT NULL,
     storage_key text NOT NULL,
+    -- What the store calls an upload in parts to this key, which is given up.
+    multipart text NOT NULL DEFAULT '',
     -- An upload key can be written to until its URL expires.
     due_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT doomed_objects_pkey PRIMARY KEY (seq)
