@@ -810,6 +810,17 @@ CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON styles
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON webhook_endpoints
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 
+-- The same for what is noted besides, in batches with that of others: it is passed over, so that theirs is kept.
+CREATE FUNCTION skip_erased_owner() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended(NEW.owner, 11));
+    RETURN CASE WHEN EXISTS (SELECT FROM assets.erased_owners e WHERE e.owner = NEW.owner) THEN NULL ELSE NEW END;
+END $$;
+CREATE TRIGGER skip_erased_owner BEFORE INSERT ON usage_events
+    FOR EACH ROW EXECUTE FUNCTION skip_erased_owner();
+CREATE TRIGGER skip_erased_owner BEFORE INSERT ON usage_days
+    FOR EACH ROW EXECUTE FUNCTION skip_erased_owner();
+
 ALTER TABLE doomed_objects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE doomed_objects FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON doomed_objects TO assets_app, assets_worker
