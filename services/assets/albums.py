@@ -323,7 +323,7 @@ def _position(token: str, digest: str) -> int:
         found, position = json.loads(base64.urlsafe_b64decode(token))
     except (ValueError, TypeError, RecursionError):  # anything may be spelled in base64
         found, position = None, 0
-    if found != digest or not isinstance(position, int) or not 0 <= position < 2**63:
+    if found != digest or type(position) is not int or not 0 <= position < 2**63:  # true is no int here
         text = "is not of this album; start again without a token"
         raise errors.invalid("page_token", text, Reason.ERROR_REASON_PAGE_TOKEN_INVALID)
     return position

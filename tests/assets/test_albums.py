@@ -1,6 +1,7 @@
 """A14, A27: albums, their counts, what others see of them, and albums as a ZIP."""
 
 import asyncio
+import base64
 import hashlib
 import io
 import json
@@ -177,6 +178,10 @@ async def test_a_page_token_of_another_album_or_owner_is_refused(house: Suite, a
     for wrong in (token, "x", "W10=", "WzEsMl0=", "bnVsbA=="):
         call = stub(ada).ListAlbumAssets(pb.ListAlbumAssetsRequest(album_id=second.id, page_token=wrong))
         assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
+    digest, _position = json.loads(base64.urlsafe_b64decode(token))
+    true = base64.urlsafe_b64encode(json.dumps([digest, True]).encode()).decode()
+    call = stub(ada).ListAlbumAssets(pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1, page_token=true))
+    assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
 
 
 async def test_lists_are_newest_first_and_show_public_albums_of_others_apart(
