@@ -137,6 +137,11 @@ def etag_mismatch(kind: str, name: object) -> DomainError:
     return DomainError(Reason.ERROR_REASON_ETAG_MISMATCH, text)
 
 
+def owner_erased() -> DomainError:
+    text = "this owner was erased and nothing new is kept for it; use another owner"
+    return DomainError(Reason.ERROR_REASON_OWNER_ERASED, text)
+
+
 def from_exception(error: BaseException) -> DomainError:
     """Sorts what isn't a DomainError. Unknown ones are INTERNAL, logged with an id that the caller gets."""
     match error:
@@ -154,8 +159,7 @@ def from_exception(error: BaseException) -> DomainError:
             text = "another call changed the same thing at the same time; nothing was changed, try again"
             return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
         case psycopg.errors.CheckViolation() if error.diag.constraint_name == "owner_not_erased":
-            text = "this owner was erased and nothing new is kept for it; use another owner"
-            return DomainError(Reason.ERROR_REASON_OWNER_ERASED, text)
+            return owner_erased()
         case psycopg.errors.ProgramLimitExceeded():
             return invalid("", "a value is too long to be stored and found again; shorten it")
         case psycopg.errors.DiskFull():

@@ -39,6 +39,7 @@ class AlbumZip:
             _File(path, row.id, taken.storage_key, taken.size_bytes, taken.sha256, taken.mime_type)
             for path, row, taken in zip(paths, rows, chosen, strict=True)
         ]
+        self.sent: dict[UUID, int] = {}  # bytes of each asset's file so far
         self.missing: set[UUID] = set()  # assets whose file had vanished when its turn came
         self.file_name = f"{zips.safe_name(album.name)}.zip"
 
@@ -63,10 +64,12 @@ class AlbumZip:
                 there.append(file)
                 with archive.open(zips.entry(file.path, file.size, self._album.created_at), "w") as entry:
                     entry.write(first)
+                    self.sent[file.asset_id] = len(first)
                     for piece in _pieces(sink):
                         yield piece
                     async for chunk in content:
                         entry.write(chunk)
+                        self.sent[file.asset_id] += len(chunk)
                         for piece in _pieces(sink):
                             yield piece
             for path, text in self._last(there, missing):

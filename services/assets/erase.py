@@ -1,6 +1,7 @@
 """Erasing and exporting an owner. The tombstone comes first: from then on the schema refuses new rows of the owner.
 Then a run takes away rows and bytes of every table that has owners, so that a table of tomorrow isn't forgotten."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,8 @@ import psycopg
 from atelier.assets.v1 import storage_pb2 as pb
 from google.protobuf.json_format import ParseDict
 
-from services.assets import assets, rules, runs
-from services.assets.doomed import BATCH
+from services.assets import assets, rules, runs, storage_usage
+from services.assets.doomed import BATCH, remove
 from services.assets.runs import Walk
 from services.assets.trash import purge
 from shared import attempts, auth
@@ -26,8 +27,12 @@ _TOMBSTONE = "INSERT INTO erased_owners (owner) VALUES (%(owner)s) ON CONFLICT D
 _ALONE = "SELECT pg_advisory_xact_lock(hashtextextended(%(owner)s, 11))"
 _RUN = "SELECT * FROM storage_runs WHERE owner = %(owner)s AND action = 'erase'"
 _ASSETS = "SELECT id FROM assets WHERE owner = %(owner)s ORDER BY id LIMIT %(limit)s"
-# The tombstone, the receipt, and what is still to be removed from the store.
-_KEPT = ("erased_owners", "storage_runs", "doomed_objects")
+# The tombstone, what is still to be removed from the store, and what is still to be taken off the sums of all owners.
+_KEPT = ("erased_owners", "doomed_objects", "storage_deltas")
+# Of these tables all rows but this run's: its try, and the run itself, which is the receipt.
+_BUT = {"attempts": " AND job_id <> %(run)s", "storage_runs": " AND id <> %(run)s"}
+_UNFOLDED = "SELECT 1 FROM storage_deltas WHERE owner = %(owner)s LIMIT 1"
+_FOLD_SECONDS = 0.1
 # Copies of what the other tables say.
 _COPIES = ("requests", "events")
 _TABLES = """
@@ -63,12 +68,19 @@ class Eraser:
                 report.count("assets").found += len(ids)
                 report.count("assets").done += len(ids)
                 report.count("assets").bytes += freed
+        await self._figures(owner)
         await self._rows(walk)
         await self._bytes(walk)
         for what, why in _LEFT:
             kept = walk.report.count(what)
             kept.found = kept.kept = 1
             kept.why_kept = why
+
+    async def _figures(self, owner: str) -> None:
+        """What went is taken off the sums of all owners, too: deltas are folded, never deleted."""
+        while await self.db.rows(_UNFOLDED, {"owner": owner}):
+            if not await storage_usage.fold(self.db):  # another one is at it
+                await asyncio.sleep(_FOLD_SECONDS)
 
     async def _rows(self, walk: Walk) -> None:
         """The other tables. One that another one's rows hang on waits for that one."""
@@ -87,10 +99,9 @@ class Eraser:
                     raise attempts.JobFailed("ROWS_LEFT", text) from None
 
     async def _empty(self, walk: Walk, table: str) -> None:
-        but = " AND job_id <> %(run)s" if table == "attempts" else ""  # this try's record
         statement: Any = (
             f"DELETE FROM {table} WHERE ctid = ANY (ARRAY("
-            f"SELECT ctid FROM {table} WHERE owner = %(owner)s{but} LIMIT %(limit)s)) RETURNING 1 AS n"
+            f"SELECT ctid FROM {table} WHERE owner = %(owner)s{_BUT.get(table, '')} LIMIT %(limit)s)) RETURNING 1 AS n"
         )
         owned = {"owner": walk.row.owner, "limit": _ROWS, "run": walk.row.id}
         while True:
@@ -105,10 +116,10 @@ class Eraser:
     async def _bytes(self, walk: Walk) -> None:
         """What lies below the owner's prefix goes whether a row named it or not; what was public, by its name."""
         owner = walk.row.owner
-        doomed = "SELECT seq, storage_key FROM doomed_objects WHERE owner = %(owner)s AND seq > %(after)s"
+        doomed = "SELECT seq, storage_key, multipart FROM doomed_objects WHERE owner = %(owner)s AND seq > %(after)s"
         after = 0
         while rows := await self.db.rows(f"{doomed} ORDER BY seq LIMIT {BATCH}", {"owner": owner, "after": after}):
-            await self.storage.delete([row.storage_key for row in rows])
+            await remove(self.storage, rows)
             after = rows[-1].seq
         batch: list[str] = []
         async for found in self.storage.list(rules.owner_prefix(owner)):

@@ -18,7 +18,7 @@ from services.assets.visibility import belongs
 from shared import attempts, auth, calls, errors, jobs
 from shared.attempts import JobFailed
 from shared.db import Database, Mutation
-from shared.errors import DomainError
+from shared.errors import DomainError, Reason
 from shared.events import EventStream
 from shared.ids import new_id
 from shared.outbound import Fetched, Outbound, OutboundFailed, OutboundRefused, parse_url
@@ -125,7 +125,11 @@ class Importer:
             now = await assets.lock(m, asset.id)
             if not belongs(found.key, now):
                 raise JobFailed("MOVED", "the asset's visibility changed meanwhile", final=False)
-            await self._verifier.accept(m, now, found)
+            try:
+                await self._verifier.accept(m, now, found)
+            except DomainError as refusal:  # how many bytes there are is known only now: they may not fit
+                reason = Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
+                raise JobFailed(reason, refusal.text) from None
 
         async def remove() -> None:
             await self._storage.delete([found.key])

@@ -174,6 +174,7 @@ def _after(token: str, digest: str) -> tuple[int, str] | None:
         return None
     try:
         found, size, name = json.loads(base64.urlsafe_b64decode(token))
+        str(name).encode()  # half a surrogate pair may be spelled in JSON, but not in text
     except (ValueError, TypeError, RecursionError):  # anything may be spelled in base64
         found, size, name = None, None, None
     if found != digest or type(size) is not int or type(name) is not str:

@@ -60,8 +60,10 @@ _FOLD = """
     WITH gone AS (
         DELETE FROM storage_deltas WHERE seq IN (SELECT seq FROM storage_deltas ORDER BY seq LIMIT %(batch)s)
         RETURNING owner, session_id, noun, kind, mime_type, state, number, bytes, day
+    ), kept AS (
+        SELECT * FROM gone WHERE NOT EXISTS (SELECT FROM erased_owners e WHERE e.owner = gone.owner)
     ), counted AS (
-        SELECT * FROM gone
+        SELECT * FROM kept
         UNION ALL
         SELECT 'deployment', '', noun, kind, mime_type, state, number, bytes, day FROM gone
     ), totals AS (
@@ -78,9 +80,9 @@ _FOLD = """
         ON CONFLICT (owner, day, noun, state)
         DO UPDATE SET number = t.number + excluded.number, bytes = t.bytes + excluded.bytes
     ), placed AS (
-        SELECT owner, '' AS place, noun, state, number, bytes FROM gone
+        SELECT owner, '' AS place, noun, state, number, bytes FROM kept
         UNION ALL
-        SELECT owner, session_id, noun, state, number, bytes FROM gone WHERE session_id <> ''
+        SELECT owner, session_id, noun, state, number, bytes FROM kept WHERE session_id <> ''
     ), places AS (
         INSERT INTO storage_places AS t (owner, session_id, assets, stored_bytes, sent_bytes)
         SELECT owner, place, coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0),

@@ -96,7 +96,8 @@ class Use:
 
 
 async def write(m: Mutation, uses: Sequence[Use]) -> list[Any]:
-    """Records and counts, within the transaction; what is recorded already isn't counted again. Returns the new rows.
+    """Records and counts, within the transaction; what is recorded already isn't counted again, and nothing is kept of
+    an owner who was erased. Returns the new rows.
 
     A use of another's image is a row of whoever did it, and one more in the count of its owner: the transaction acts
     for each of them in turn, and for its own owner again at the end.
@@ -212,8 +213,10 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             if asset.state != "ready" or asset.deleted_at:
                 text = "it is deleted" if asset.deleted_at else f"it is {asset.state}, not ready to be used"
                 raise errors.precondition(text, subject=f"assets/{asset_id}")
-            [row] = await write(m, self._usage.uses([asset], ACTIONS.word[request.action], **more))
-            return pb.RecordUsageResponse(usage=to_proto(row))
+            rows = await write(m, self._usage.uses([asset], ACTIONS.word[request.action], **more))
+            if not rows:
+                raise errors.owner_erased()
+            return pb.RecordUsageResponse(usage=to_proto(rows[0]))
 
         return await self._db.mutate(request, pb.RecordUsageResponse, work)
 

@@ -101,8 +101,11 @@ class Verifier:
             self._places.release()
 
     async def asset(self, asset_id: Any) -> Any:
-        """The row as it is now."""
-        return await self._db.row(_GET_ASSET, {"id": asset_id})
+        """The row as it is now. NOT_FOUND if it was purged meanwhile, or since the request was first answered."""
+        row = await self._db.row(_GET_ASSET, {"id": asset_id})
+        if row is None:
+            raise errors.not_found("asset", asset_id)
+        return row
 
     async def sent(self, source: str, asset: Any, declared_sha256: str) -> Verified | Refused:
         """Copies what was sent to `source` to a key that no URL was ever signed for, and verifies the copy.
@@ -201,7 +204,7 @@ class Verifier:
             **provenance.columns(asset, facts, found.credentials),
         )  # fmt: skip
         await provenance.keep(m, row.id, found.credentials)
-        if row.kind == "product" and row.product_id:
+        if row.kind == "product" and row.product_id and not row.deleted_at:
             row = await assets.make_primary(m, row, only_first=True)
         if facts.kind == "image":
             await variants.ask(m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH)

@@ -30,7 +30,10 @@ class Move:
         self._public = False
 
     async def copy(self, db: Database, *, public: bool) -> None:
-        """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time moves it away."""
+        """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time moves it away.
+
+        What the store has lost is as lost at its new key, and must not keep the asset from being hidden or deleted.
+        """
         self._public = public
         owner = auth.current().owner
         mine = {"id": self._asset_id, "owner": owner}
@@ -44,7 +47,10 @@ class Move:
                 try:
                     await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
                 except ObjectNotFound:
-                    raise _meanwhile() from None
+                    # Lost, if the row still shows it: a move at the same time removes objects only after its switch.
+                    now = await db.rows(_OBJECTS, mine)
+                    if (row.id, row.storage_key) not in {(each.id, each.storage_key) for each in now}:
+                        raise _meanwhile() from None
                 self._copies[row.storage_key] = target
                 if not row.variant:
                     self._new_key = target

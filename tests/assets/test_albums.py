@@ -1,6 +1,7 @@
 """A14, A27: albums, their counts, what others see of them, and albums as a ZIP."""
 
 import asyncio
+import base64
 import hashlib
 import io
 import json
@@ -12,11 +13,11 @@ import grpc
 import psycopg
 import pytest
 from atelier.assets.v1 import album_pb2 as pb
-from atelier.assets.v1 import album_pb2_grpc, asset_pb2
+from atelier.assets.v1 import album_pb2_grpc, asset_pb2, storage_report_pb2
 from google.rpc import error_details_pb2
 
 from tests import calls
-from tests.assets import flows
+from tests.assets import flows, storage
 from tests.shared.imaging import pictures
 from tests.suite import APP_PASSWORD, Client, Suite
 
@@ -177,6 +178,10 @@ async def test_a_page_token_of_another_album_or_owner_is_refused(house: Suite, a
     for wrong in (token, "x", "W10=", "WzEsMl0=", "bnVsbA=="):
         call = stub(ada).ListAlbumAssets(pb.ListAlbumAssetsRequest(album_id=second.id, page_token=wrong))
         assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
+    digest, _position = json.loads(base64.urlsafe_b64decode(token))
+    true = base64.urlsafe_b64encode(json.dumps([digest, True]).encode()).decode()
+    call = stub(ada).ListAlbumAssets(pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1, page_token=true))
+    assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
 
 
 async def test_lists_are_newest_first_and_show_public_albums_of_others_apart(
@@ -418,6 +423,23 @@ async def test_what_vanished_is_listed_and_not_fatal(house: Suite, ada: Client) 
     names, manifest = contents(data)
     assert names == ["0.jpg", "2.jpg", "manifest.json", "SHA256SUMS"] and head.file_count == 3
     assert manifest["missing"] == [{"path": "1.jpg", "asset_id": ids[1]}]
+
+
+async def test_bytes_that_a_download_sends_are_counted_for_their_owner_and_sessions(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
+    album = await create(ada, visibility=PUBLIC)
+    files = [flows.jpeg(64, 48, seed) for seed in (1, 2)]
+    made = [await flows.upload(ada, d, visibility=PUBLIC, scope={"session_id": "s"}) for d in files]
+    await add(ada, album, *(asset.id for asset in made))
+    await download(caller(), album)
+    async with asyncio.timeout(10):
+        while not (sent := (await storage.report(ada)).bandwidth_this_month.downloaded_bytes):
+            await asyncio.sleep(0.1)
+    assert sent == sum(map(len, files))
+    await storage.folded(house)
+    request = storage_report_pb2.ListStorageSessionsRequest()
+    assert [s.sent_bytes for s in (await storage.reports(ada).ListStorageSessions(request)).sessions] == [sent]
 
 
 async def test_an_empty_album_has_no_download(ada: Client, caller: Callable[..., Client]) -> None:

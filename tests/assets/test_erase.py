@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from atelier.assets.v1 import asset_pb2, storage_pb2, upload_pb2
+from atelier.assets.v1 import asset_pb2, storage_pb2, upload_pb2, usage_pb2, usage_pb2_grpc
 from google.protobuf.json_format import MessageToDict
 
 from tests import calls
@@ -86,6 +86,7 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
         flows.announce(ada, DATA),
         flows.stream_upload(ada, head, DATA),
         acquire(ada, "h", public.id),
+        usages(ada).RecordUsage(usage_pb2.RecordUsageRequest(asset_id=public.id, action=usage_pb2.USAGE_ACTION_VIEW)),
     ):
         refused = await calls.refusal(call)
         assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "OWNER_ERASED")
@@ -93,6 +94,54 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
     assert (await erase(ada, owner_of(ada))).id == first.id
     root = house.client("root", "admin")
     assert [r.id for r in await runs_of(root, owner=owner_of(ada), action=storage_pb2.RUN_ACTION_ERASE)] == [first.id]
+
+
+def deployment(house: Suite) -> tuple[int, int]:
+    """Assets and stored bytes of all owners together, as they are counted."""
+    [(assets, stored)] = house.sql(
+        "SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset'), 0)::int, coalesce(sum(bytes), 0)::int FROM ("
+        " SELECT noun, number, bytes FROM assets.storage_totals WHERE owner = 'deployment' UNION ALL"
+        " SELECT noun, number, bytes FROM assets.storage_deltas WHERE noun IN ('asset', 'variant')) AS counted"
+    )
+    return assets, stored
+
+
+def usages(client: Client) -> Any:
+    return client.stub(usage_pb2_grpc.UsageServiceStub)
+
+
+async def test_a_use_noted_before_or_after_the_erasure_is_not_kept_but_those_of_others_are(
+    house: Suite, ada: Client
+) -> None:
+    other = house.client("somebody-else")
+    mine, theirs = await flows.upload(ada, DATA, visibility=PUBLIC), await flows.upload(other, DATA, visibility=PUBLIC)
+    for client, asset in ((ada, mine), (ada, theirs), (other, mine)):  # counted a moment later
+        await flows.get(client, asset.id, include_urls=True)
+    await erase(ada, owner_of(ada))
+    await flows.get(ada, theirs.id, include_urls=True)
+    await flows.get(other, theirs.id, include_urls=True)
+    views = "SELECT count(*) FROM assets.usage_events WHERE owner = 'user:somebody-else' AND asset_id = %s"
+    async with asyncio.timeout(10):
+        while house.sql(views, (theirs.id,)) == [(0,)] or house.sql("SELECT 1 FROM assets.storage_deltas LIMIT 1"):
+            await asyncio.sleep(0.1)
+    assert rows_of(house, owner_of(ada)).keys() <= {"erased_owners", "storage_runs", "attempts", "doomed_objects"}
+
+
+async def test_what_is_erased_is_taken_off_the_figures_of_the_deployment(house: Suite, ada: Client) -> None:
+    before = deployment(house)
+    asset = await flows.upload(ada, DATA, **in_session("s"))
+    await flows.variants_of(ada, asset.id)
+    await flows.announce(ada, DATA)
+    assert deployment(house) > before
+    await erase(ada, owner_of(ada))
+    assert deployment(house) == before
+
+
+async def test_of_the_owners_runs_only_the_receipt_stays(house: Suite, ada: Client) -> None:
+    await flows.upload(ada, DATA, **in_session("a name"))
+    await run(ada, "DeleteSession", session_id="a name")
+    receipt = await erase(ada, owner_of(ada))
+    assert [r.id for r in await runs_of(ada)] == [receipt.id]
 
 
 async def test_an_upload_on_its_way_is_erased_or_refused(house: Suite, ada: Client) -> None:

@@ -11,7 +11,8 @@ import pytest
 from atelier.assets.v1 import asset_pb2, import_pb2, import_pb2_grpc
 
 from tests import calls
-from tests.assets import flows
+from tests.assets import flows, storage
+from tests.assets.test_trash import stored
 from tests.receiver import Receiver, Reply, Request, receiving, replying
 from tests.shared.imaging import pictures
 from tests.suite import Client, Suite
@@ -218,3 +219,13 @@ async def test_kinds_have_their_roles_here_too(house: Suite, caller: Callable[..
 async def test_a_request_that_breaks_a_rule_is_refused(ada: Client, fields: dict[str, Any], path: str) -> None:
     refused = await calls.refusal(imports(ada).ImportAsset(asked(**{"url": "https://example.com/a.jpg", **fields})))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+
+
+async def test_a_file_that_turns_out_not_to_fit_the_quota_is_fetched_once_and_not_kept(
+    open_house: Suite, eve: Client, web: Receiver
+) -> None:
+    await storage.set_quota(open_house.client("root", "admin"), f"user:{eve.subject}", stored_bytes=len(DATA) - 1)
+    asset = (await fetch(eve, web.url)).asset
+    assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
+    assert str(len(DATA) - 1) in asset.rejection_message and len(web.requests) == 1
+    assert stored(open_house, asset.id) == set()

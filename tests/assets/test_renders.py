@@ -100,6 +100,22 @@ async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(house: 
     assert (await get(ada, other.id)).picture_url
 
 
+async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_deleted(house: Suite, ada: Client) -> None:
+    made = await compare(ada, await photo(ada), await photo(ada, 200, 320))
+    await flows.variants_of(ada, made.picture_asset_id)
+    await flows.update(ada, made.picture_asset_id, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    public = (await flows.get(ada, made.picture_asset_id, include_urls=True)).original_url
+    await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
+    trashed = await flows.get(ada, made.picture_asset_id)
+    assert trashed.HasField("delete_time") and trashed.visibility == asset_pb2.VISIBILITY_PRIVATE
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(public)).status_code == 404
+        await flows.assets(ada).UndeleteAsset(asset_pb2.UndeleteAssetRequest(asset_id=trashed.id))
+        again = await flows.get(ada, trashed.id, include_urls=True)
+        assert again.visibility == asset_pb2.VISIBILITY_PUBLIC and again.original_url != public
+        assert (await http.get(again.original_url)).status_code == 200
+
+
 async def test_lists_by_session_room_and_asset(ada: Client, caller: Callable[..., Client]) -> None:
     one, two, three = await photo(ada), await photo(ada, 64, 64), await photo(ada, 64, 32)
     await compare(ada, one, two, session_id="s", room_id="a", note="1", wait=False)

@@ -1,6 +1,8 @@
 """A18, A19: what is counted is what is there, whoever changed it and whenever it is asked for."""
 
 import asyncio
+import base64
+import json
 from collections.abc import Callable
 
 import grpc
@@ -220,6 +222,19 @@ async def test_a_page_token_of_something_else_is_refused(caller: Callable[..., C
         storage.reports(caller("admin")).ListStorageOwners(pb.ListStorageOwnersRequest(page_token=token))
     )
     assert refused.reason == "PAGE_TOKEN_INVALID" and refused.fields == ["page_token"]
+
+
+async def test_a_page_token_with_a_name_that_is_no_text_is_refused(house: Suite, ada: Client) -> None:
+    for number in range(2):
+        await flows.announce(ada, DATA, scope=asset_pb2.AssetScope(session_id=f"s{number}"))
+    await storage.folded(house)
+    request = pb.ListStorageSessionsRequest(page_size=1)
+    digest, size, _name = json.loads(
+        base64.urlsafe_b64decode((await storage.reports(ada).ListStorageSessions(request)).next_page_token)
+    )
+    request.page_token = base64.urlsafe_b64encode(json.dumps([digest, size, "\ud800"]).encode()).decode()
+    refused = await calls.refusal(storage.reports(ada).ListStorageSessions(request))
+    assert refused.reason == "PAGE_TOKEN_INVALID"
 
 
 async def test_only_operators_list_owners_and_project_costs(house: Suite, ada: Client) -> None:

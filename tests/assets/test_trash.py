@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from atelier.assets.v1 import asset_pb2
+from atelier.assets.v1 import asset_pb2, upload_pb2
 from google.rpc import error_details_pb2
 
 from tests import calls
@@ -126,6 +126,49 @@ async def test_purge_leaves_no_row_and_no_byte(house: Suite, ada: Client) -> Non
     for method in ("Purge", "Undelete", "Delete"):
         assert (await calls.refusal(ask(ada, method, asset.id))).code is grpc.StatusCode.NOT_FOUND
     assert (await calls.refusal(flows.get(ada, asset.id))).code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_public_asset_whose_bytes_are_lost_can_be_hidden_and_deleted(house: Suite, ada: Client) -> None:
+    lost, whole = [await flows.upload(ada, DATA, visibility=PUBLIC) for _ in range(2)]
+    await flows.variants_of(ada, lost.id), await flows.variants_of(ada, whole.id)
+    (house.storage.root / "data" / lost.file_path).unlink()
+    hidden = await flows.update(ada, lost.id, visibility=asset_pb2.VISIBILITY_PRIVATE)
+    assert not any(key.startswith("public/") for key in stored(house, lost.id)) and hidden.sha256 == lost.sha256
+    await flows.update(ada, lost.id, visibility=PUBLIC)
+    request = asset_pb2.BatchDeleteAssetsRequest(asset_ids=[lost.id, whole.id])
+    results = (await flows.assets(ada).BatchDeleteAssets(request)).results
+    assert [result.done for result in results] == [True, True]
+
+
+async def test_an_upload_that_is_confirmed_in_the_trash_is_no_products_primary_image(ada: Client) -> None:
+    product = asset_pb2.AssetScope(product_id="p")
+    pending = await flows.announce(ada, DATA, scope=product)
+    await flows.send(pending.target, DATA)
+    await ask(ada, "Delete", pending.asset.id)
+    assert not (await flows.confirm(ada, pending.upload_id)).primary
+    assert (await flows.upload(ada, DATA, scope=product)).primary
+
+
+async def test_parts_of_a_purged_upload_go_at_once_and_no_more_come(house: Suite, ada: Client) -> None:
+    started = await flows.start(ada, DATA)
+    [(name,)] = house.sql("SELECT multipart FROM assets.resumable_uploads WHERE id = %s", (started.upload_id,))
+    arrived = house.storage.root / "incoming" / name
+    await flows.send_parts(started.targets, DATA)
+    assert arrived.exists()
+    await ask(ada, "Purge", started.asset.id)
+    async with asyncio.timeout(10):
+        while arrived.exists():
+            await asyncio.sleep(0.1)
+    [part] = started.targets
+    async with httpx.AsyncClient() as http:
+        assert (await http.put(part.url, headers=dict(part.headers), content=DATA)).status_code == 404
+
+
+async def test_a_repeat_of_a_request_whose_asset_was_purged_is_not_found(house: Suite, ada: Client) -> None:
+    head = upload_pb2.UploadHead(request_id=flows.request_id(), declaration=flows.declaration(DATA))
+    asset = await flows.stream_upload(ada, head, DATA)
+    await ask(ada, "Purge", asset.id)
+    assert (await calls.refusal(flows.stream_upload(ada, head, DATA))).code is grpc.StatusCode.NOT_FOUND
 
 
 async def test_what_was_sent_for_a_purged_upload_goes_once_its_url_has_expired(house: Suite, ada: Client) -> None:

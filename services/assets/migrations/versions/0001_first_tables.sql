@@ -743,6 +743,8 @@ CREATE TABLE doomed_objects (
     seq bigint GENERATED ALWAYS AS IDENTITY,
     owner text NOT NULL,
     storage_key text NOT NULL,
+    -- What the store calls an upload in parts to this key, which is given up.
+    multipart text NOT NULL DEFAULT '',
     -- An upload key can be written to until its URL expires.
     due_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT doomed_objects_pkey PRIMARY KEY (seq)
@@ -808,6 +810,17 @@ CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON styles
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON webhook_endpoints
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 
+-- The same for what is noted besides, in batches with that of others: it is passed over, so that theirs is kept.
+CREATE FUNCTION skip_erased_owner() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended(NEW.owner, 11));
+    RETURN CASE WHEN EXISTS (SELECT FROM assets.erased_owners e WHERE e.owner = NEW.owner) THEN NULL ELSE NEW END;
+END $$;
+CREATE TRIGGER skip_erased_owner BEFORE INSERT ON usage_events
+    FOR EACH ROW EXECUTE FUNCTION skip_erased_owner();
+CREATE TRIGGER skip_erased_owner BEFORE INSERT ON usage_days
+    FOR EACH ROW EXECUTE FUNCTION skip_erased_owner();
+
 ALTER TABLE doomed_objects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE doomed_objects FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON doomed_objects TO assets_app, assets_worker
@@ -826,6 +839,8 @@ ALTER TABLE erased_owners ENABLE ROW LEVEL SECURITY;
 ALTER TABLE erased_owners FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON erased_owners TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- What is counted of an erased owner still counts in the sums of all, but is kept for nobody.
+CREATE POLICY folding ON erased_owners FOR SELECT TO assets_worker USING (true);
 
 -- What is used, by whom: counted by the database itself, so that every way a row may come, change or go is counted, in
 -- the transaction that changes it. A change adds rows here and updates none, so that nobody waits for a counter; a task
