@@ -100,8 +100,7 @@ class Parts:
         self.verifier = Verifier(
             self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials, self.usage_log, self.quotas
         )
-
-        self.trash = trash.Trash(self.db, self.storage, settings.trash_days)
+        self.trash = trash.Trash(self.db, self.storage, self.usage_log, settings.trash_days)
 
     async def close(self) -> None:
         await self.pool.close()
@@ -174,7 +173,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         (document_pb2_grpc.add_DocumentServiceServicer_to_server,
          documents.DocumentService(db, stream, storage, queue, urls)),
         (render_pb2_grpc.add_ComparisonServiceServicer_to_server,
-         renders.ComparisonService(db, stream, queue, urls)),
+         renders.ComparisonService(db, stream, queue, urls, p.trash)),
         (album_pb2_grpc.add_AlbumServiceServicer_to_server,
          albums.AlbumService(db, storage, urls, p.presets, p.usage_log)),
         (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
@@ -226,7 +225,7 @@ def _runner(p: Parts) -> runs.Runner:
     )  # fmt: skip
     walks = {
         "session": cleaner.session, "cleanup": cleaner.cleanup, "reconcile": reconciler.reconcile,
-        "erase": erase.Eraser(p.db, p.storage).erase,
+        "erase": erase.Eraser(p.db, p.storage, p.trash).erase,
     }  # fmt: skip
     return runs.Runner(p.db, walks)
 
