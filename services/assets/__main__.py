@@ -100,8 +100,7 @@ class Parts:
         self.verifier = Verifier(
             self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials, self.usage_log, self.quotas
         )
-
-        self.trash = trash.Trash(self.db, self.storage, settings.trash_days)
+        self.trash = trash.Trash(self.db, self.storage, self.usage_log, settings.trash_days)
 
     async def close(self) -> None:
         await self.pool.close()
@@ -226,7 +225,7 @@ def _runner(p: Parts) -> runs.Runner:
     )  # fmt: skip
     walks = {
         "session": cleaner.session, "cleanup": cleaner.cleanup, "reconcile": reconciler.reconcile,
-        "erase": erase.Eraser(p.db, p.storage).erase,
+        "erase": erase.Eraser(p.db, p.storage, p.trash).erase,
     }  # fmt: skip
     return runs.Runner(p.db, walks)
 

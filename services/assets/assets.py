@@ -168,9 +168,17 @@ def checked_name(name: str, field: str) -> str:
 
 
 async def hold_product(m: Mutation, product_id: str) -> None:
-    """Until the commit nobody else decides which image of the product is primary."""
+    """Until the commit nobody else decides which image of the product is primary. Before any asset is locked: who
+    decides waits for the row of the one that was."""
     held = "\x1f".join(("primary", m.owner, product_id))
     await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (held,))
+
+
+async def _hold_product_of(m: Mutation, asset_id: UUID) -> None:
+    mine = {"id": asset_id, "owner": m.owner}
+    row = await m.one("SELECT product_id FROM assets WHERE id = %(id)s AND owner = %(owner)s", mine)
+    if row and row.product_id:
+        await hold_product(m, row.product_id)
 
 
 async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> Any:
@@ -217,7 +225,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
     async def GetAsset(self, request: pb.GetAssetRequest, context: Any) -> pb.GetAssetResponse:
         row = await self._visible(parse_id(request.asset_id, "asset_id"))
         [asset] = await shown(self._db, [row], self._urls if request.include_urls else None)
-        if request.include_urls and row.state == "ready":
+        if request.include_urls and not unusable(row):
             self._usage.note([row], "view")
         if request.include_albums:
             held = await self._db.rows(_ALBUMS, {"id": row.id, "owner": auth.current().owner})
@@ -247,6 +255,8 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.invalid("visibility", "must be private or public when the mask names it")
 
         async def work(m: Mutation) -> pb.UpdateAssetResponse:
+            if "primary" in request.update_mask.paths:
+                await _hold_product_of(m, asset_id)
             row = await lock(m, asset_id, request.etag)
             if row.deleted_at:
                 raise errors.precondition("it is deleted; undelete it first", subject=f"assets/{asset_id}")
@@ -274,8 +284,8 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.precondition("it is deleted; undelete it first", subject=f"assets/{asset_id}")
         if request.variant:
             row = await self._variant(asset_id, request.variant, context.time_remaining())
-        if row.state != "ready":
-            raise errors.precondition(f"it is {row.state}; wait until it is ready", subject=f"assets/{asset_id}")
+        elif problem := unusable(row):
+            raise errors.precondition(problem, subject=f"assets/{asset_id}")
         head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)
         yield pb.DownloadAssetResponse(head=head)
         sent = 0

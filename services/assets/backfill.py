@@ -33,7 +33,7 @@ _INSERT = """
 """
 _UNDER_WAY = "SELECT id FROM backfills WHERE state IN ('pending', 'running')"
 _WANTED = """
-    state = 'ready' AND deleted_at IS NULL AND mime_type <> 'application/pdf'
+    state = 'ready' AND deleted_at IS NULL AND bytes_gone_at IS NULL AND mime_type <> 'application/pdf'
     AND kind = ANY(%(kinds)s) AND created_at <= %(started)s AND id > %(reached)s
 """
 _COUNT = f"SELECT count(*) AS total FROM assets WHERE {_WANTED}"

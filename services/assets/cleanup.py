@@ -8,7 +8,7 @@ from uuid import UUID
 
 from services.assets import documents
 from services.assets.runs import Walk
-from services.assets.trash import Results, Trash, purge
+from services.assets.trash import Results, Trash
 from shared import auth
 from shared.calls import owner_identity
 from shared.db import Database
@@ -144,7 +144,7 @@ class Cleaner:
     ) -> None:
         async def act(some: Sequence[UUID]) -> None:
             async with walk.step(owner) as (m, report):
-                results, freed = await purge(m, some, force=force)
+                results, freed = await self._trash.purge(m, some, force=force)
                 _count(report.count(what), results)
                 report.count(what).bytes += freed
                 if ordered:

@@ -13,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from services.assets import assets, rules, runs, storage_usage
 from services.assets.doomed import BATCH, remove
 from services.assets.runs import Walk
-from services.assets.trash import purge
+from services.assets.trash import Trash
 from shared import attempts, auth
 from shared.calls import owner_identity
 from shared.db import Database, Mutation
@@ -58,13 +58,14 @@ class Eraser:
 
     db: Database
     storage: Storage
+    trash: Trash
 
     async def erase(self, walk: Walk) -> None:
         owner = walk.row.owner
         auth.enter(owner_identity(owner))
         while ids := [row.id for row in await self.db.rows(_ASSETS, {"owner": owner, "limit": _CHUNK})]:
             async with walk.step(owner) as (m, report):
-                _results, freed = await purge(m, ids, force=True)
+                _results, freed = await self.trash.purge(m, ids, force=True)
                 report.count("assets").found += len(ids)
                 report.count("assets").done += len(ids)
                 report.count("assets").bytes += freed

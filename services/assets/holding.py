@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from services.assets import rules
+from services.assets import assets, rules
 from shared import errors
 from shared.db import Mutation
 
@@ -20,16 +20,16 @@ async def hold(m: Mutation, holder: str, pictures: Sequence[tuple[str, UUID]]) -
     if not ids:
         return []
     # A delete waits for the lock, or was first and is seen. Rows of others can't be locked, only their keys, by the
-    # reference itself.
+    # reference itself. In the order in which a delete locks.
     theirs = await m.all("SELECT * FROM assets WHERE id = ANY(%s) AND owner <> %s", (ids, m.owner))
-    own = await m.all("SELECT * FROM assets WHERE id = ANY(%s) AND owner = %s FOR SHARE", (ids, m.owner))
+    own = await m.all("SELECT * FROM assets WHERE id = ANY(%s) AND owner = %s ORDER BY id FOR SHARE", (ids, m.owner))
     found = {row.id: row for row in (*theirs, *own)}
     for path, asset_id in pictures:
         _check(found.get(asset_id), path, asset_id)
     await m.run(
         "INSERT INTO asset_references (owner, asset_id, holder) SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s"
         " ON CONFLICT DO NOTHING",
-        {"owner": m.owner, "ids": ids, "holder": holder},
+        {"owner": m.owner, "ids": sorted(ids), "holder": holder},
     )
     return [found[asset_id] for asset_id in ids]
 
@@ -37,9 +37,8 @@ async def hold(m: Mutation, holder: str, pictures: Sequence[tuple[str, UUID]]) -
 def _check(row: Any, path: str, asset_id: UUID) -> None:
     if row is None:
         raise errors.not_found("asset", asset_id)
-    if row.state != "ready" or row.deleted_at is not None:
-        what = f"it is {row.state}" if row.deleted_at is None else "it is in the trash"
-        raise errors.precondition(f"{what}; name a READY image in {path}", subject=f"assets/{asset_id}")
+    if problem := assets.unusable(row):
+        raise errors.precondition(f"{path}: {problem}", subject=f"assets/{asset_id}")
     if row.mime_type == rules.PDF:
         raise errors.invalid(path, f"{asset_id} is a PDF; name an image")
 

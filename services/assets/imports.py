@@ -111,6 +111,8 @@ class Importer:
         job = attempt.row
         async with self._db.transaction(job.owner) as m:
             asset = await m.one("SELECT * FROM assets WHERE id = %s", (job.asset_id,))
+        if asset is None:  # purged, and this job's row with it
+            raise attempts.Superseded
         with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
             path = Path(directory) / "file"
             fetched = await self._fetch(asset, job.url, path)
@@ -122,7 +124,11 @@ class Importer:
 
         async def show(m: Mutation, _job: Any) -> None:
             auth.enter(replace(calls.owner_identity(asset.owner), actor=asset.created_by))  # whose use it is
+            if asset.product_id:
+                await assets.hold_product(m, asset.product_id)
             now = await assets.lock(m, asset.id)
+            if now.deleted_at:
+                raise JobFailed("DELETED", "it was deleted before its file came; import it again")
             if not belongs(found.key, now):
                 raise JobFailed("MOVED", "the asset's visibility changed meanwhile", final=False)
             try:

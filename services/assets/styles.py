@@ -194,7 +194,8 @@ async def _write(m: Mutation, style: Any, request: pb.PutStyleRequest, digest: s
 
 async def _check_pictures(m: Mutation, ids: Sequence[UUID]) -> None:
     # A delete waits for the lock, or was first and is seen.
-    rows = await m.all("SELECT * FROM assets WHERE id = ANY(%s) AND owner = %s FOR SHARE", (list(ids), m.owner))
+    locked = "SELECT * FROM assets WHERE id = ANY(%s) AND owner = %s ORDER BY id FOR SHARE"
+    rows = await m.all(locked, (list(ids), m.owner))
     found = {row.id: row for row in rows}
     for index, asset_id in enumerate(ids):
         row = found.get(asset_id)
@@ -203,7 +204,6 @@ async def _check_pictures(m: Mutation, ids: Sequence[UUID]) -> None:
         if row.kind != "style":
             text = f"{asset_id} is of kind {row.kind}; upload the picture with kind style"
             raise errors.invalid(f"images[{index}].asset_id", text)
-        if row.state != "ready" or row.deleted_at is not None or not row.public:
-            what = "in the trash" if row.deleted_at else row.state if row.state != "ready" else "private"
-            text = f"it is {what}; name a READY, public picture in images[{index}]"
+        if problem := assets.unusable(row) or ("" if row.public else "it is private; make it public first"):
+            text = f"images[{index}]: {problem}"
             raise errors.precondition(text, subject=f"assets/{asset_id}")

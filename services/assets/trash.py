@@ -16,7 +16,7 @@ from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 from atelier.common.v1 import errors_pb2
 
-from services.assets import assets, doomed
+from services.assets import assets, doomed, usage
 from services.assets.references import holders, in_use
 from services.assets.visibility import Move
 from shared import auth, errors, events
@@ -30,7 +30,18 @@ _COPIES_AT_ONCE = 8
 _MINE = "SELECT * FROM assets WHERE owner = %(owner)s AND id = ANY(%(ids)s) ORDER BY id FOR UPDATE"
 _PRODUCTS = """
     SELECT DISTINCT product_id FROM assets
-    WHERE owner = %(owner)s AND id = ANY(%(ids)s) AND is_primary ORDER BY product_id
+    WHERE owner = %(owner)s AND id = ANY(%(ids)s) AND product_id <> '' ORDER BY product_id
+"""
+# Jobs that are ending hold their own rows, then want the asset's.
+_JOBS: tuple[LiteralString, ...] = (
+    "SELECT FROM renditions WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s) ORDER BY id FOR UPDATE",
+    "SELECT FROM imports WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s) ORDER BY id FOR UPDATE",
+)
+# The triggers that follow assets in albums take an asset's albums in order, but one asset after the other.
+_ALBUMS = """
+    SELECT FROM albums WHERE owner = %(owner)s AND id IN (
+        SELECT album_id FROM album_assets WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s))
+    ORDER BY id FOR UPDATE
 """
 # Whatever somebody else has locked is passed over: waiting for it, with the product held, could be a deadlock.
 _NEXT_PRIMARY = """
@@ -62,7 +73,7 @@ _PURGE = "DELETE FROM assets WHERE owner = %(owner)s AND id = ANY(%(ids)s) RETUR
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one asset: its row as it is now (None: purged), or why not."""
+    """What became of one asset: its row as it is now or, if it was purged, as it was; or why not."""
 
     row: Any = None
     error: DomainError | None = None
@@ -72,11 +83,12 @@ Results = Mapping[UUID, Result]
 
 
 class Trash:
-    """Deletes and undeletes many assets of the caller's owner. `days` is how long they can be undeleted."""
+    """Deletes, undeletes and purges many assets of an owner. `days` is how long they can be undeleted."""
 
-    def __init__(self, db: Database, storage: Storage, days: float) -> None:
+    def __init__(self, db: Database, storage: Storage, usage_log: usage.UsageLog, days: float) -> None:
         self._db = db
         self._storage = storage
+        self._usage = usage_log
         self._life = timedelta(days=days)
 
     @asynccontextmanager
@@ -119,12 +131,14 @@ class Trash:
         with suppress(StorageError):
             await self._storage.delete(keys)
 
-    async def delete(self, m: Mutation, ids: Sequence[UUID], moves: Mapping[UUID, Move], *, force: bool) -> Results:
-        """Each into the trash, unless something uses it. One that is there already stays as it is."""
-        await _hold_products(m, ids)
-        rows = {row.id: row for row in await m.all(_MINE, {"owner": m.owner, "ids": list(ids)})}
+    async def delete(
+        self, m: Mutation, ids: Sequence[UUID], moves: Mapping[UUID, Move], *, force: bool, etag: str = ""
+    ) -> Results:
+        """Each into the trash, unless something uses it, or it isn't what `etag` says. One that is there already stays
+        as it is. Last in the caller's transaction: it counts uses, which others count, too."""
+        rows = await _lock(m, ids)
         held = {} if force else await holders(m, [i for i, row in rows.items() if not row.deleted_at])
-        results = {asset_id: _refused(asset_id, rows, held, m.owner) for asset_id in ids}
+        results = {asset_id: _refused(asset_id, rows, held, m.owner, etag) for asset_id in ids}
         going = [rows[i] for i in sorted(rows) if not results[i].error and not rows[i].deleted_at]
         old_keys = [key for row in going if row.public for key in await _keys(m, row)]
         keys = [await _switch(m, row, moves, row.public) for row in going]
@@ -132,11 +146,12 @@ class Trash:
         await doomed.doom(m, old_keys)
         await _tell(m, gone)
         await _hand_over(m, [row for row in going if row.is_primary])
+        await self._used(m, going)
         return results | {row.id: Result(row) for row in gone}
 
     async def undelete(self, m: Mutation, ids: Sequence[UUID], moves: Mapping[UUID, Move]) -> Results:
         """Each out of the trash. One that isn't in it stays as it is."""
-        rows = {row.id: row for row in await m.all(_MINE, {"owner": m.owner, "ids": list(ids)})}
+        rows = await _lock(m, ids)
         results = {asset_id: _refused(asset_id, rows, {}, m.owner) for asset_id in ids}
         back = [rows[i] for i in sorted(rows) if rows[i].deleted_at]
         old_keys = [key for row in back if row.hidden_public for key in await _keys(m, row)]
@@ -149,38 +164,53 @@ class Trash:
         await _tell(m, shown)
         return results | {row.id: Result(row) for row in shown}
 
+    async def purge(self, m: Mutation, ids: Sequence[UUID], *, force: bool) -> tuple[Results, int]:
+        """Each for good, unless something uses it. Also returns the bytes that are being freed. Last in the caller's
+        transaction, as `delete`."""
+        for jobs in _JOBS:
+            await m.run(jobs, {"owner": m.owner, "ids": list(ids)})
+        rows = await _lock(m, ids)
+        held = {} if force else await holders(m, list(rows))
+        results = {asset_id: _refused(asset_id, rows, held, m.owner) for asset_id in ids}
+        going = [rows[i] for i in sorted(rows) if not results[i].error]
+        gone_ids = [row.id for row in going]
+        freed = int((await m.one(_BYTES, {"ids": gone_ids})).n)
+        await doomed.doom_assets(m, gone_ids)
+        changes = [
+            (row.id, row.version + 1, pb.PurgedAsset(asset_id=str(row.id), purge_time=timestamp(row.at)))
+            for row in await m.all(_PURGE, {"owner": m.owner, "ids": gone_ids})
+        ]
+        await events.publish_all(m, "purged_asset", changes)
+        await _hand_over(m, [row for row in going if row.is_primary])
+        await self._used(m, going)
+        return results, freed
 
-async def purge(m: Mutation, ids: Sequence[UUID], *, force: bool) -> tuple[Results, int]:
-    """Each for good, unless something uses it. Also returns the bytes that are being freed."""
-    await _hold_products(m, ids)
-    rows = {row.id: row for row in await m.all(_MINE, {"owner": m.owner, "ids": list(ids)})}
-    held = {} if force else await holders(m, list(rows))
-    results = {asset_id: _refused(asset_id, rows, held, m.owner) for asset_id in ids}
-    going = [asset_id for asset_id in sorted(rows) if not results[asset_id].error]
-    freed = int((await m.one(_BYTES, {"ids": going})).n)
-    await doomed.doom_assets(m, going)
-    gone = await m.all(_PURGE, {"owner": m.owner, "ids": going})
-    changes = [
-        (row.id, row.version + 1, pb.PurgedAsset(asset_id=str(row.id), purge_time=timestamp(row.at))) for row in gone
-    ]
-    await events.publish_all(m, "purged_asset", changes)
-    await _hand_over(m, [rows[asset_id] for asset_id in going if rows[asset_id].is_primary])
-    return results | {asset_id: Result() for asset_id in going}, freed
+    async def _used(self, m: Mutation, going: Sequence[Any]) -> None:
+        """Whatever could be used is deleted once: by what takes it out of use, not by what empties the trash."""
+        await self._usage.write(m, [row for row in going if row.state == "ready" and not row.deleted_at], "delete")
 
 
-def _refused(asset_id: UUID, rows: Mapping[UUID, Any], held: Mapping[UUID, Sequence[Any]], owner: str) -> Result:
+def _refused(
+    asset_id: UUID, rows: Mapping[UUID, Any], held: Mapping[UUID, Sequence[Any]], owner: str, etag: str = ""
+) -> Result:
     """Why nothing is done to the asset; else its row as it is."""
     if asset_id not in rows:
         return Result(error=errors.not_found("asset", asset_id))
+    if etag and etag != str(rows[asset_id].version):
+        return Result(error=errors.etag_mismatch("asset", asset_id))
     if asset_id in held:
         return Result(error=in_use(asset_id, held[asset_id], owner))
     return Result(rows[asset_id])
 
 
-async def _hold_products(m: Mutation, ids: Sequence[UUID]) -> None:
-    """Before the rows: whoever makes another image primary holds the product, then waits for the primary's row."""
-    for row in await m.all(_PRODUCTS, {"owner": m.owner, "ids": list(ids)}):
+async def _lock(m: Mutation, ids: Sequence[UUID]) -> dict[UUID, Any]:
+    """The owner's assets, locked in the one order in which everybody locks: products, assets, albums."""
+    mine = {"owner": m.owner, "ids": list(ids)}
+    for row in await m.all(_PRODUCTS, mine):
         await assets.hold_product(m, row.product_id)
+    rows = {row.id: row for row in await m.all(_MINE, mine)}
+    await m.run(_ALBUMS, mine)
+    return rows
 
 
 async def _hand_over(m: Mutation, primaries: Sequence[Any]) -> None:
@@ -244,9 +274,7 @@ class TrashCalls(asset_pb2_grpc.AssetServiceServicer):
         asset_id = parse_id(request.asset_id, "asset_id")
 
         async def work(m: Mutation) -> pb.DeleteAssetResponse:
-            await _hold_products(m, [asset_id])
-            await assets.lock(m, asset_id, request.etag)
-            results = await self._trash.delete(m, [asset_id], moves, force=request.force)
+            results = await self._trash.delete(m, [asset_id], moves, force=request.force, etag=request.etag)
             return pb.DeleteAssetResponse(asset=assets.to_proto(_only(results[asset_id])))
 
         async with self._trash.moves([asset_id], public=False) as moves:
@@ -266,7 +294,7 @@ class TrashCalls(asset_pb2_grpc.AssetServiceServicer):
         asset_id = parse_id(request.asset_id, "asset_id")
 
         async def work(m: Mutation) -> pb.PurgeAssetResponse:
-            results, freed = await purge(m, [asset_id], force=request.force)
+            results, freed = await self._trash.purge(m, [asset_id], force=request.force)
             _only(results[asset_id])
             return pb.PurgeAssetResponse(freed_bytes=freed)
 

@@ -103,13 +103,7 @@ async def ask(
 
 
 def _refuse_unless_image(asset: Any) -> None:
-    problem = None
-    if asset.state != "ready":
-        problem = f"it is {asset.state}"
-    elif asset.deleted_at:
-        problem = "it is deleted; undelete it first"
-    elif asset.mime_type == rules.PDF:
-        problem = "a PDF has no variants"
+    problem = assets.unusable(asset) or ("a PDF has no variants" if asset.mime_type == rules.PDF else "")
     if problem:
         raise errors.precondition(f"{problem}; variants are made of READY images", subject=f"assets/{asset.id}")
 
@@ -249,6 +243,8 @@ class VariantMaker:
         job = attempt.row
         async with self._db.transaction(job.owner) as m:
             asset = await m.one("SELECT * FROM assets WHERE id = %s", (job.asset_id,))
+        if asset is None:  # purged, and this job's row with it
+            raise attempts.Superseded
         if unknown := [name for name in job.presets if name not in self._presets.by_name]:
             text = f"{unknown[0]} is no longer a preset"
             raise attempts.JobFailed("PRESET_UNKNOWN", text)

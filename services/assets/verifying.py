@@ -165,6 +165,8 @@ class Verifier:
         refusal is never stored, because it must not be the answer to a repeat."""
 
         async def work(m: Mutation) -> Any:
+            if asset.product_id:
+                await assets.hold_product(m, asset.product_id)
             now = await assets.lock(m, asset.id)
             if isinstance(found, Refused):
                 row = await reject(m, now, found)
@@ -192,6 +194,8 @@ class Verifier:
         """Makes a PENDING asset READY. `asset` is locked. Returns its row as it is now, changed or not."""
         if asset.state != "pending":
             return asset
+        if asset.deleted_at:
+            raise errors.precondition(assets.unusable(asset), subject=f"assets/{asset.id}")
         if not belongs(found.key, asset):
             text = "the asset's visibility was changed while its bytes were verified; try again"
             raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from atelier.assets.v1 import asset_pb2, storage_pb2
+from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, storage_pb2, variant_pb2
 
 from services.assets.reconcile import show_metrics
 from shared.db import Database
@@ -129,6 +129,25 @@ async def test_a_lost_original_is_marked_told_and_no_longer_given_out(house: Sui
     assert back.id == asset.id and not back.HasField("bytes_gone_time")
     assert (await flows.get(ada, asset.id, include_urls=True)).original_url
     stream.cancel()
+
+
+async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
+    house: Suite, root: Client, ada: Client
+) -> None:
+    lost, other = await whole(ada), await whole(ada)
+    path_of(house, lost.file_path).unlink()
+    assert (await reconcile(root))["lost_originals"] == (1, 1, 0)
+    comparison = render_pb2.CreateComparisonRequest(before_asset_id=other.id, after_asset_id=lost.id)
+    for call in (
+        flows.variants(ada).RegenerateVariants(variant_pb2.RegenerateVariantsRequest(asset_id=lost.id)),
+        flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=lost.id)),
+        ada.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison(comparison),
+    ):
+        refused = await calls.refusal(call)
+        assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "its bytes are lost" in refused.text
+    assert {v.state for v in (await flows.variants_of(ada, lost.id)).values()} == {asset_pb2.VARIANT_STATE_READY}
+    thumb = asset_pb2.DownloadAssetRequest(asset_id=lost.id, variant="thumb")
+    assert [part async for part in flows.assets(ada).DownloadAsset(thumb)]
 
 
 async def test_a_lost_or_cut_variant_is_made_again(house: Suite, root: Client, ada: Client) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from atelier.assets.v1 import asset_pb2, upload_pb2
+from atelier.assets.v1 import asset_pb2, resumable_pb2, upload_pb2
 from google.rpc import error_details_pb2
 
 from tests import calls
@@ -99,6 +99,25 @@ async def test_nothing_new_is_done_with_a_deleted_asset(ada: Client) -> None:
         refused = await calls.refusal(call)
         assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
         assert "undelete it first" in refused.text
+
+
+async def test_a_file_that_comes_for_a_deleted_asset_waits_until_it_is_undeleted(house: Suite, ada: Client) -> None:
+    pending = await flows.announce(ada, DATA, **in_product("jacket"))
+    await flows.send(pending.target, DATA)
+    started = await flows.start(ada, DATA)
+    await flows.send_parts(started.targets, DATA)
+    for asset_id in (pending.asset.id, started.asset.id):
+        await ask(ada, "Delete", asset_id)
+    completed = resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)
+    for call in (flows.confirm(ada, pending.upload_id), flows.resumable(ada).CompleteResumableUpload(completed)):
+        refused = await calls.refusal(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+    assert not [key for key in stored(house, pending.asset.id) if "/original/" in key]
+    for asset_id in (pending.asset.id, started.asset.id):
+        await ask(ada, "Undelete", asset_id)
+    assert (await flows.confirm(ada, pending.upload_id)).primary
+    await flows.resumable(ada).CompleteResumableUpload(completed)
+    assert set(await listed(ada)) == {pending.asset.id, started.asset.id}
 
 
 async def test_past_its_time_and_not_yet_purged_it_can_still_be_undeleted(house: Suite, ada: Client) -> None:

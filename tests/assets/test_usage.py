@@ -15,6 +15,7 @@ from shared import origin
 from shared.db import Database
 from tests import calls
 from tests.assets import flows
+from tests.assets.test_trash import ask
 from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
@@ -70,6 +71,22 @@ async def test_changes_record_themselves_at_once(ada: Client) -> None:
     assert {use.actor for use in found} == {ada.subject} and {use.ip_address for use in found} == {"127.0.0.1"}
     assert all(use.user_agent.startswith("grpc-python") for use in found)
     assert await stats(ada, asset_id=asset.id) == {UPLOAD: (1, 0), UPDATE: (1, 0), CONVERT: (1, 0)}
+
+
+async def test_a_delete_is_recorded_once_whichever_way_it_goes(ada: Client) -> None:
+    trashed, purged, batched = [(await flows.upload(ada, DATA)).id for _ in range(3)]
+    pending = (await flows.announce(ada, DATA)).asset.id
+    for _ in range(2):  # the second finds it in the trash
+        await ask(ada, "Delete", trashed)
+    await ask(ada, "Purge", trashed)
+    await ask(ada, "Purge", purged)
+    for _ in range(2):
+        asked = asset_pb2.BatchDeleteAssetsRequest(asset_ids=[batched, pending], request_id="both")
+        await flows.assets(ada).BatchDeleteAssets(asked)
+    await flows.get(ada, batched, include_urls=True)  # shows no picture
+    found = await until(ada, 3, action=DELETE)
+    assert {(use.asset_id, use.actor) for use in found} == {(i, ada.subject) for i in (trashed, purged, batched)}
+    assert await stats(ada) == {UPLOAD: (3, 0), DELETE: (3, 0)}
 
 
 async def test_a_change_that_fails_or_is_repeated_is_not_recorded(ada: Client) -> None:

@@ -3,15 +3,22 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import httpx
 import pytest
 import pyvips
+import structlog
 from atelier.assets.v1 import asset_pb2, variant_pb2
 
 from services.assets.presets import Presets
+from services.assets.variants import VariantMaker
+from shared.db import Database
+from shared.imaging import ImagingPool
+from shared.main import open_storage
 from shared.settings import load
 from tests import calls
 from tests.assets import flows
@@ -172,6 +179,34 @@ async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(atelier: Suite
     for asset in made:
         assert {v.state for v in (await flows.variants_of(ada, asset.id)).values()} == {READY}
     assert atelier.sql("SELECT count(*) FROM assets.attempts WHERE outcome = 'running'") == [(0,)]
+
+
+async def test_a_purge_between_claim_and_fetch_ends_the_job_quietly(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    await flows.upload(atelier.client("ada"), PICTURE)
+    [(rendition,)] = atelier.sql("SELECT id::text FROM assets.renditions")
+    settings = atelier.settings("assets", "worker")
+    db, storage, pool = Database(settings, "assets"), open_storage(settings), ImagingPool(1)
+    await db.open()
+    begun = db.transaction
+
+    @asynccontextmanager
+    async def transaction(owner: str, actor: str = "atelier") -> AsyncIterator[Any]:
+        if atelier.sql("SELECT count(*) FROM assets.renditions WHERE state = 'running'") == [(1,)]:
+            await atelier.change("DELETE FROM assets.assets")
+        async with begun(owner, actor) as m:
+            yield m
+
+    db.transaction = transaction  # type: ignore[method-assign]
+    try:
+        with structlog.testing.capture_logs() as logged:
+            await VariantMaker(db, storage, pool, Presets.of(settings)).run(rendition)
+    finally:
+        await pool.close()
+        await storage.close()
+        await db.close()
+    assert atelier.sql("SELECT count(*) FROM assets.renditions") == [(0,)]
+    assert [line for line in logged if line["log_level"] == "error"] == []
 
 
 async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_made_a_thumbnail(

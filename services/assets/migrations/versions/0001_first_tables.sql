@@ -595,19 +595,21 @@ CREATE TRIGGER album_assets_changed AFTER UPDATE ON album_assets REFERENCING NEW
 
 -- An asset in the trash or in the archive leaves the albums that it is in, and comes back; what is purged leaves for
 -- good. Rows are deleted here rather than by the foreign key, which acts as the tables' owner, who sees no album.
+-- Albums are locked before what is in them, as by whoever adds and removes.
 CREATE FUNCTION follow_asset_in_albums() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'DELETE' THEN
-        DELETE FROM assets.album_assets WHERE owner = OLD.owner AND asset_id = OLD.id;
-        RETURN OLD;
-    END IF;
+    PERFORM FROM assets.albums WHERE owner = OLD.owner AND id IN (
+        SELECT album_id FROM assets.album_assets WHERE owner = OLD.owner AND asset_id = OLD.id)
+    ORDER BY id FOR UPDATE;
     -- Most are in no album, and even an update of no row would fire the triggers that count.
-    IF EXISTS (SELECT FROM assets.album_assets WHERE owner = NEW.owner AND asset_id = NEW.id) THEN
+    IF FOUND AND TG_OP = 'DELETE' THEN
+        DELETE FROM assets.album_assets WHERE owner = OLD.owner AND asset_id = OLD.id;
+    ELSIF FOUND THEN
         UPDATE assets.album_assets SET public = NEW.public,
             shown = NEW.state = 'ready' AND NEW.deleted_at IS NULL AND NEW.archived_at IS NULL
         WHERE owner = NEW.owner AND asset_id = NEW.id;
     END IF;
-    RETURN NEW;
+    RETURN coalesce(NEW, OLD);
 END $$;
 CREATE TRIGGER assets_in_albums AFTER UPDATE ON assets FOR EACH ROW
     WHEN ((OLD.state, OLD.public, OLD.deleted_at IS NULL, OLD.archived_at IS NULL)
