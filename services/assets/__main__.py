@@ -174,7 +174,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         (document_pb2_grpc.add_DocumentServiceServicer_to_server,
          documents.DocumentService(db, stream, storage, queue, urls)),
         (render_pb2_grpc.add_ComparisonServiceServicer_to_server,
-         renders.ComparisonService(db, stream, queue, urls)),
+         renders.ComparisonService(db, stream, queue, urls, p.trash)),
         (album_pb2_grpc.add_AlbumServiceServicer_to_server,
          albums.AlbumService(db, storage, urls, p.presets, p.usage_log)),
         (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),

@@ -5,7 +5,6 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from services.assets import assets, holding, rules, side_by_side, variants, verifying, waiting
 from services.assets.presets import Presets
+from services.assets.trash import Trash
 from shared import attempts, auth, errors, events, imaging, jobs, paging
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
@@ -34,7 +34,6 @@ COMPARISON_STATES: Mapping[str, frozenset[str]] = {
 }
 MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
 _ENDED = frozenset({"ready", "failed"})
-_TRASH = timedelta(days=30)
 _JPEG = "image/jpeg"
 _MAKER = "side-by-side"
 
@@ -50,10 +49,6 @@ _INSERT_PICTURE = """
     VALUES (%(id)s, %(owner)s, %(created_by)s, 'render', 'ready', false, true, %(file_name)s, %(key)s, %(size)s,
             %(mime_type)s, %(width)s, %(height)s, %(sha256)s, %(session_id)s, %(room_id)s, %(facts)s, %(provenance)s)
     RETURNING *
-"""
-_INTO_TRASH = """
-    UPDATE assets SET deleted_at = now(), expires_at = now() + %(trash)s, version = version + 1, updated_at = now()
-    WHERE id = %(id)s AND owner = %(owner)s AND deleted_at IS NULL RETURNING *
 """
 
 
@@ -79,11 +74,14 @@ def _holder(comparison_id: object) -> str:
 
 
 class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
-    def __init__(self, db: Database, stream: events.EventStream, queue: jobs.JobQueue, urls: assets.Urls) -> None:
+    def __init__(
+        self, db: Database, stream: events.EventStream, queue: jobs.JobQueue, urls: assets.Urls, trash: Trash
+    ) -> None:
         self._db = db
         self._stream = stream
         self._queue = queue
         self._urls = urls
+        self._trash = trash
 
     async def CreateComparison(self, request: pb.CreateComparisonRequest, context: Any) -> pb.CreateComparisonResponse:
         before, after = UUID(request.before_asset_id), UUID(request.after_asset_id)
@@ -143,15 +141,14 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             if row is None:
                 raise errors.not_found("comparison", comparison_id)
             await holding.release(m, _holder(comparison_id))
-            # Only it was made for this; if something else holds it by now, it stays.
-            held = await m.one("SELECT holder FROM asset_references WHERE asset_id = %s", (row.picture_asset_id,))
-            if row.picture_asset_id and held is None:
-                trashed = await m.one(_INTO_TRASH, {"id": row.picture_asset_id, "owner": m.owner, "trash": _TRASH})
-                if trashed is not None:
-                    await assets.publish(m, trashed)
+            if row.picture_asset_id:  # only it was made for this; if something else holds it by now, it stays
+                await self._trash.delete(m, [row.picture_asset_id], moves, force=False)
             return pb.DeleteComparisonResponse()
 
-        return await self._db.mutate(request, pb.DeleteComparisonResponse, work)
+        shown = await self._db.row(_GET, {"id": comparison_id})
+        pictures = [shown.picture_asset_id] if shown and shown.picture_asset_id else []
+        async with self._trash.moves(pictures, public=False) as moves:
+            return await self._db.mutate(request, pb.DeleteComparisonResponse, work)
 
     async def _get(self, text: str) -> Any:
         row = await self._db.row(_GET, {"id": parse_id(text, "comparison_id")})

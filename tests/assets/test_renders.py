@@ -100,6 +100,18 @@ async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(house: 
     assert (await get(ada, other.id)).picture_url
 
 
+async def test_a_picture_of_the_two_that_was_made_public_is_not_served_once_its_comparison_is_deleted(
+    ada: Client,
+) -> None:
+    made = await compare(ada, await photo(ada), await photo(ada, 64, 64))
+    await flows.update(ada, made.picture_asset_id, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    url = (await flows.get(ada, made.picture_asset_id, include_urls=True)).original_url
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(url)).status_code == 200
+        await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
+        assert (await http.get(url)).status_code == 404
+
+
 async def test_lists_by_session_room_and_asset(ada: Client, caller: Callable[..., Client]) -> None:
     one, two, three = await photo(ada), await photo(ada, 64, 64), await photo(ada, 64, 32)
     await compare(ada, one, two, session_id="s", room_id="a", note="1", wait=False)
