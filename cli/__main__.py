@@ -7,6 +7,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # ruff: noqa: E402
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from cli import doctor as checks
@@ -25,9 +27,10 @@ from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, 
 from shared.settings import SERVICES, Settings
 
 app = typer.Typer(
-    name="atelier", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
-    help="The back office for product imagery made with AI. Start with [bold]atelier demo[/bold]; then"
-    " [bold]atelier up[/bold] keeps the suite running and says how to call it.",
+    name="atelier", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="The back office for product imagery made with AI. Start with **atelier demo**; then"
+    " **atelier up** keeps the suite running and says how to call it.",
 )  # fmt: skip
 app.add_typer(storage.app, name="storage")
 console = Console(stderr=True, highlight=False)
@@ -55,7 +58,8 @@ def up(
 ) -> None:
     """Start everything and keep it running until Ctrl-C.
 
-    Four gRPC services, a worker, signed URLs over HTTP and a Postgres, on loopback, with state in .atelier/.
+    Four gRPC services, a worker, signed URLs over HTTP and a Postgres, on loopback, with state in .atelier/. Other
+    ports: `ATELIER_ASSETS_PORT`, `_CONVERSIONS_PORT`, `_PIPELINE_PORT`, `_TECHFILES_PORT`, `_STORAGE_HTTP_PORT`.
     """
     suite = Suite(State(state), Options(database_url, s3_endpoint), lambda text: console.print(f"[dim]{text} ..."))
     began = time.monotonic()
@@ -83,15 +87,17 @@ def show_endpoints(seconds: float, suite: Suite) -> None:
     table.add_row("signed URLs", f"http://127.0.0.1:{at['storage']}")
     console.print(table)
     buf = ".venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H \"authorization: Bearer $TOKEN\" -d '{}'"
+    elsewhere = suite.state.directory != DEFAULT_STATE
+    option = f" --state {shlex.quote(str(suite.state.directory))}" if elsewhere else ""  # for keys that it trusts
     console.print(
         "\nA token, in another terminal:\n"
-        "  TOKEN=$(./atelier token --user ada)\n\n"
+        f"  TOKEN=$(./atelier token --user ada{option})\n\n"
         "Three calls to paste:\n"
         f"  {buf} http://127.0.0.1:{at['assets']}/atelier.assets.v1.AssetService/ListAssets\n"
         f"  {buf} http://127.0.0.1:{at['pipeline']}/atelier.pipeline.v1.ProductService/GetSummary\n"
         f"  {buf} http://127.0.0.1:{at['techfiles']}/atelier.techfiles.v1.CollectionService/ListCollections\n"
-        "\nThe whole job as calls is in docs/main-job.md; logs are in .atelier/logs;"
-        " `./atelier doctor` checks everything; Ctrl-C stops.",
+        "\nThe whole job as calls is in docs/main-job.md, every call of assets in docs/assets.md;"
+        f" logs are in {suite.state.logs}; `./atelier doctor{option}` checks everything; Ctrl-C stops.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -218,17 +224,23 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
 
 @app.command()
 def settings() -> None:
-    """Print every setting with its default and meaning."""
-    table = Table()
-    for column in ("ATELIER_...", "default", "meaning"):
-        table.add_column(column, overflow="fold")
+    """Print every setting with its default and meaning.
+
+    A setting is an environment variable. For one service alone, put its name in: `ATELIER_PIPELINE_POOL_SIZE`.
+    """
+    out = Console(highlight=False)
     for name, field in Settings.model_fields.items():
         default = field.default.get_secret_value() if hasattr(field.default, "get_secret_value") else field.default
-        table.add_row(name.upper(), escape(str(default if default not in (None, "") else "-")), field.description or "")
-    Console(highlight=False).print(table)
+        shown = escape(str(default if default not in (None, "") else "-"))
+        out.print(f"[bold]ATELIER_{name.upper()}[/bold]  [green]{shown}[/green]", soft_wrap=True)
+        out.print(Padding(escape(field.description or ""), (0, 0, 0, 4)))
 
 
-styles = typer.Typer(no_args_is_help=True, help="The style catalogue, which everyone reads and operators write.")
+styles = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="The style catalogue, which everyone reads and operators write.",
+)
 app.add_typer(styles, name="styles")
 
 

@@ -17,7 +17,11 @@ from cli.storage_copy import BadLocation, Copy, Outcome, open_location
 from cli.suite import ports
 from shared.storage import StorageError
 
-app = typer.Typer(no_args_is_help=True, help="What is stored and what it costs; moving it to another store.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="What is stored and what it costs; moving it to another store.",
+)
 errors = Console(stderr=True, highlight=False)
 INTERRUPTED = 130
 
@@ -29,16 +33,18 @@ def _stop_with(problem: object, status: int = 1) -> typer.Exit:
 
 @app.command()
 def copy(
-    source: Annotated[str, typer.Option("--from", help="disk:/path or s3://bucket?endpoint=URL&region=NAME")],
+    source: Annotated[str, typer.Option("--from", help="A store, see above.")],
     target: Annotated[str, typer.Option("--to", help="The same.")],
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Objects on their way at once.")] = 8,
     verify: Annotated[bool, typer.Option("--verify", help="Read everything back from the target.")] = False,
 ) -> None:
     """Copy every object to another store, while the suite runs.
 
-    What is there already and equal is passed over, so that a run that was broken off goes on when it is run again. Keys
-    of S3 stores: ATELIER_FROM_S3_ACCESS_KEY, ATELIER_FROM_S3_SECRET_KEY, and ATELIER_TO_S3_... likewise. Exit status 1
-    if an object could not be copied, 130 if it was interrupted.
+    A store is `disk:/path` or `s3://bucket?endpoint=URL&region=NAME`; the keys of an S3 store stand in
+    `ATELIER_FROM_S3_ACCESS_KEY` and `ATELIER_FROM_S3_SECRET_KEY`, or `ATELIER_TO_S3_...`.
+
+    What is there already and equal is passed over, so that a run that was broken off goes on when it is run again.
+    Exit status 1 if an object could not be copied, 130 if it was interrupted.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=errors) as progress:

@@ -155,15 +155,21 @@ class Settings(BaseSettings):
     quota_owner_monthly_bandwidth_bytes: int = Field(
         0, ge=0, description="bytes that may be sent of an owner's assets in a calendar month; 0: no limit"
     )
-    quota_deployment_stored_bytes: int = Field(0, ge=0, description="the same for all owners together")
-    quota_deployment_assets: int = Field(0, ge=0, description="the same for all owners together")
-    quota_deployment_monthly_bandwidth_bytes: int = Field(0, ge=0, description="the same for all owners together")
-    prices_file: Path | None = Field(None, description="prices of stores, as services/assets/prices.yaml; empty: that")
+    quota_deployment_stored_bytes: int = Field(
+        0, ge=0, description="bytes that all owners together may store; 0: no limit"
+    )
+    quota_deployment_assets: int = Field(0, ge=0, description="assets that all owners together may have; 0: no limit")
+    quota_deployment_monthly_bandwidth_bytes: int = Field(
+        0, ge=0, description="bytes that may be sent of all assets in a calendar month; 0: no limit"
+    )
+    prices_file: Path | None = Field(
+        None, description="prices of stores, in the form of services/assets/prices.yaml; empty: that one"
+    )
 
     # The other services, as this one reaches them
-    assets_address: str = Field("127.0.0.1:50051", description="assets")
-    conversions_address: str = Field("127.0.0.1:50052", description="conversions")
-    pipeline_address: str = Field("127.0.0.1:50053", description="pipeline")
+    assets_address: str = Field("127.0.0.1:50051", description="where assets answers")
+    conversions_address: str = Field("127.0.0.1:50052", description="where conversions answers")
+    pipeline_address: str = Field("127.0.0.1:50053", description="where pipeline answers")
 
     @field_validator("outbound_allowed_networks")
     @classmethod

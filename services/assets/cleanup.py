@@ -48,7 +48,7 @@ KINDS = (
     ),
 )
 _FORGET_RUNS = """
-    DELETE FROM storage_runs WHERE action <> 'erase' AND state IN ('done', 'failed', 'cancelled')
+    DELETE FROM storage_runs WHERE action <> 'erase' AND state IN ('done', 'failed')
         AND created_at < now() - %(age)s
 """
 _RUNS_KEPT = timedelta(days=90)

@@ -38,7 +38,7 @@ class DuplicateService(duplicate_pb2_grpc.DuplicateServiceServicer):
         self._db = db
 
     async def FindDuplicates(self, request: pb.FindDuplicatesRequest, context: Any) -> pb.FindDuplicatesResponse:
-        return pb.FindDuplicatesResponse(groups=await self._groups(request.sha256))
+        return pb.FindDuplicatesResponse(groups=await self._groups(request.sha256s))
 
     async def ListDuplicates(self, request: pb.ListDuplicatesRequest, context: Any) -> pb.ListDuplicatesResponse:
         page = paging.page(request)

@@ -13,10 +13,13 @@ from shared.db import Database
 from shared.ids import parse_id
 
 _ASSET = """
-    SELECT a.*, now() AS asked_at, u.id AS upload_id, u.expires_at AS upload_until,
+    SELECT a.*, now() AS asked_at, u.id AS upload_id, u.expires_at AS upload_until, r.id AS parts_id,
+        r.expires_at AS parts_until, i.state AS import_state, i.error_message AS import_error,
         (SELECT p.id FROM assets p WHERE p.owner = a.owner AND p.product_id = a.product_id AND a.product_id <> ''
              AND p.is_primary) AS primary_id
-    FROM assets a LEFT JOIN uploads u ON u.asset_id = a.id WHERE a.id = %(id)s
+    FROM assets a LEFT JOIN uploads u ON u.asset_id = a.id LEFT JOIN resumable_uploads r ON r.asset_id = a.id
+        LEFT JOIN imports i ON i.asset_id = a.id
+    WHERE a.id = %(id)s
 """
 _VARIANTS = "SELECT * FROM variants WHERE asset_id = %(id)s ORDER BY preset"
 _HOLDERS = """
@@ -71,16 +74,27 @@ def _state(asset: Any) -> pb.Finding:
             question=asked, answer=f"no, it was refused ({asset.rejection}): {asset.rejection_message}",
             next_step="upload it again as a new asset; this one stays as it is until you delete it",
         )  # fmt: skip
-    if asset.upload_until and asset.upload_until > asset.asked_at:
-        return pb.Finding(
-            question=asked,
-            answer=f"no, its bytes have not been sent and confirmed; its URL works until {_at(asset.upload_until)}",
-            next_step=f"send the file, then UploadService/ConfirmUpload with upload_id {asset.upload_id}",
-        )
-    return pb.Finding(
-        question=asked, answer="no, nothing was confirmed before its URL expired; the next cleanup removes it",
-        next_step=f"if the file was sent: ConfirmUpload with upload_id {asset.upload_id}; else upload it anew",
-    )  # fmt: skip
+    answer, next_step = _missing(asset)
+    return pb.Finding(question=asked, answer=answer, next_step=next_step)
+
+
+def _missing(asset: Any) -> tuple[str, str]:
+    """What a pending asset waits for, and what to do: that depends on the way by which it comes."""
+    if asset.import_state:  # one that ends without the file ends its asset, too
+        tried = f"; so far: {asset.import_error}" if asset.import_error else ""
+        return f"no, the server is fetching it from its URL{tried}", "wait: WatchAssets and GetAsset tell the end"
+    if asset.parts_id:
+        complete = f"CompleteResumableUpload with upload_id {asset.parts_id}"
+        if asset.parts_until > asset.asked_at:
+            answer = f"no, its parts have not been sent and joined; they are taken until {_at(asset.parts_until)}"
+            return answer, f"send what GetResumableUpload says is missing, then {complete}"
+        answer = "no, it was not completed before it expired; the next cleanup removes it"
+        return answer, f"if all parts were sent: {complete}; else upload it anew"
+    if asset.upload_until > asset.asked_at:
+        answer = f"no, its bytes have not been sent and confirmed; its URL works until {_at(asset.upload_until)}"
+        return answer, f"send the file, then UploadService/ConfirmUpload with upload_id {asset.upload_id}"
+    answer = "no, nothing was confirmed before its URL expired; the next cleanup removes it"
+    return answer, f"if the file was sent: ConfirmUpload with upload_id {asset.upload_id}; else upload it anew"
 
 
 def _bytes(asset: Any) -> pb.Finding:
@@ -111,7 +125,10 @@ def _trash(asset: Any) -> pb.Finding:
 
 def _archive(asset: Any) -> pb.Finding:
     if not asset.archived_at:
-        listed = "only with show_deleted" if asset.deleted_at else "yes"
+        state = asset.state.upper()
+        listed = "yes" if state == "READY" else f"only if the list is asked for state {state}"
+        if asset.deleted_at:
+            listed = "only with show_deleted" if state == "READY" else f"{listed}, with show_deleted"
         return pb.Finding(question="is it in lists?", ok=True, answer=listed)
     return pb.Finding(
         question="is it in lists?", answer=f"no, it was archived at {_at(asset.archived_at)}; it works by its id",

@@ -22,11 +22,10 @@ from shared.storage import StorageError
 ACTIONS = Words(pb.RunAction, "RUN_ACTION_")
 STATES = Words(pb.RunState, "RUN_STATE_")
 JOB_STATES: Mapping[str, frozenset[str]] = {
-    "pending": frozenset({"running", "failed", "cancelled"}),
-    "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
+    "pending": frozenset({"running", "failed"}),
+    "running": frozenset({"running", "pending", "done", "failed"}),
     "done": frozenset(),
     "failed": frozenset(),
-    "cancelled": frozenset(),
 }
 TASK = "storage_run"
 QUEUE = "storage"

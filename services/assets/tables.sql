@@ -772,7 +772,7 @@ CREATE TABLE storage_runs (
     updated_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT storage_runs_pkey PRIMARY KEY (id),
     CONSTRAINT storage_runs_action CHECK (action IN ('session', 'cleanup', 'reconcile', 'erase')),
-    CONSTRAINT storage_runs_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+    CONSTRAINT storage_runs_state CHECK (state IN ('pending', 'running', 'done', 'failed'))
 );
 CREATE INDEX storage_runs_list ON storage_runs (owner, created_at DESC, id DESC);
 -- One cleanup and one reconciler at a time, however many workers there are.

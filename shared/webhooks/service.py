@@ -66,7 +66,7 @@ def endpoint_to_proto(row: Any) -> pb.Endpoint:
         id=str(row.id), owner=row.owner, created_by=row.created_by, url=row.url, description=row.description,
         event_types=row.event_types, state=ENDPOINT_STATES.number[row.state],
         disable_reason=DISABLE_REASONS.number.get(row.disable_reason), disable_time=timestamp(row.disabled_at),
-        failing_since=timestamp(row.failing_since), last_error_class=row.last_error_class, etag=str(row.version),
+        first_failure_time=timestamp(row.failing_since), last_error_class=row.last_error_class, etag=str(row.version),
         create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ def duplicates(client: Client) -> Any:
 
 
 async def find(client: Client, *hashes: str) -> list[duplicate_pb2.DuplicateGroup]:
-    request = duplicate_pb2.FindDuplicatesRequest(sha256=hashes)
+    request = duplicate_pb2.FindDuplicatesRequest(sha256s=hashes)
     return list((await duplicates(client).FindDuplicates(request)).groups)
 
 
@@ -113,10 +113,10 @@ async def test_more_copies_than_are_shown_are_counted(house: Suite, ada: Client)
 
 @pytest.mark.parametrize(
     ("hashes", "path"),
-    [((), "sha256"), (("A" * 64,), "sha256[0]"), (("a" * 63,), "sha256[0]"), ((SHA256, SHA256), "sha256"),
-     (tuple(f"{n:064x}" for n in range(101)), "sha256"), (("%" * 64,), "sha256[0]")],
+    [((), "sha256s"), (("A" * 64,), "sha256s[0]"), (("a" * 63,), "sha256s[0]"), ((SHA256, SHA256), "sha256s"),
+     (tuple(f"{n:064x}" for n in range(101)), "sha256s"), (("%" * 64,), "sha256s[0]")],
 )  # fmt: skip
 async def test_what_is_no_list_of_hashes_is_refused(ada: Client, hashes: tuple[str, ...], path: str) -> None:
-    request = duplicate_pb2.FindDuplicatesRequest(sha256=hashes)
+    request = duplicate_pb2.FindDuplicatesRequest(sha256s=hashes)
     refused = await calls.refusal(duplicates(ada).FindDuplicates(request))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])

@@ -48,6 +48,24 @@ async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, a
     assert "before its URL expired" in findings["is it verified?"].answer
 
 
+async def test_one_that_comes_in_parts_says_how_long_they_are_taken_and_what_completes_it(
+    house: Suite, ada: Client
+) -> None:
+    started = await flows.start(ada, DATA)
+    _, findings = await explain(ada, started.asset.id)
+    verified = findings["is it verified?"]
+    assert not verified.ok and "they are taken until 20" in verified.answer
+    complete = f"CompleteResumableUpload with upload_id {started.upload_id}"
+    assert "GetResumableUpload" in verified.next_step and complete in verified.next_step
+    assert findings["is it in lists?"].answer == "only if the list is asked for state PENDING"
+    await house.change(
+        "UPDATE assets.resumable_uploads SET expires_at = now() - interval '1 s' WHERE id = %s", (started.upload_id,)
+    )
+    _, findings = await explain(ada, started.asset.id)
+    assert "before it expired" in findings["is it verified?"].answer
+    assert complete in findings["is it verified?"].next_step
+
+
 async def test_a_rejected_one_says_why_and_what_next(ada: Client) -> None:
     pending = await flows.announce(ada, DATA, sha256="0" * 64)
     await flows.send(pending.target, DATA)

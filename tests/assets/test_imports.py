@@ -76,6 +76,8 @@ async def test_an_import_is_taken_on_at_once_and_followed(open_house: Suite, eve
         assert (begun.state, begun.size_bytes, begun.mime_type, begun.file_name) == (PENDING, 0, "", "hook")
         still = await imports(eve).ImportAsset(asked(web.url), timeout=1.5)
         assert still.asset.state == PENDING, "a wait ends before its deadline"
+        why = await flows.assets(eve).ExplainAsset(asset_pb2.ExplainAssetRequest(asset_id=begun.id))
+        assert why.summary == "is it verified? no, the server is fetching it from its URL"
         go.set()
         async with asyncio.timeout(10):
             while (await flows.get(eve, begun.id)).state == PENDING:

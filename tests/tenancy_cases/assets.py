@@ -208,7 +208,7 @@ CASES = {
         owner=grpc.StatusCode.INVALID_ARGUMENT,  # an address that nobody may have called
     ),
     _DUPLICATES + "FindDuplicates": Case(
-        lambda o: duplicate_pb2.FindDuplicatesRequest(sha256=[hashlib.sha256(PICTURE).hexdigest()]),
+        lambda o: duplicate_pb2.FindDuplicatesRequest(sha256s=[hashlib.sha256(PICTURE).hexdigest()]),
         lambda answers: not answers[0].groups,
     ),
     _DUPLICATES + "ListDuplicates": Case(lambda o: duplicate_pb2.ListDuplicatesRequest(), empty("groups")),

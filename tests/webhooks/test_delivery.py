@@ -130,12 +130,12 @@ async def test_a_receiver_that_was_down_gets_everything_when_it_is_up(ada: Clien
     await flows.until(tried, "an attempt of each")
     endpoint = await flows.get(ada, made.endpoint.id)
     assert (endpoint.state, endpoint.last_error_class) == (pb.ENDPOINT_STATE_ENABLED, "CONNECT")
-    assert endpoint.HasField("failing_since")
+    assert endpoint.HasField("first_failure_time")
     async with receiving(port=port) as receiver:
         await flows.until(lambda: assets_in(receiver) == set(happened), "everything")
 
         async def well() -> bool:
-            return not (await flows.get(ada, made.endpoint.id)).HasField("failing_since")
+            return not (await flows.get(ada, made.endpoint.id)).HasField("first_failure_time")
 
         await flows.until(well, "the endpoint is well again")
 

@@ -1,0 +1,56 @@
+"""docs/architecture.md says what the code does."""
+
+import re
+from collections.abc import Collection, Mapping
+
+from services.assets import document_rules, renders, runs, variants
+from services.assets import rules as assets
+from services.conversions import rules as conversions
+from services.pipeline import rules as pipeline
+from services.techfiles import rules as techfiles
+from tests.suite import ROOT
+
+Machine = Mapping[str, Collection[str]]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+MACHINES: Mapping[str, Machine] = {
+    "asset": assets.ASSET_STATES,
+    "variant": assets.VARIANT_STATES,
+    "document": document_rules.STATES,
+    "comparison": renders.COMPARISON_STATES,
+    **dict.fromkeys(("backfill", "import", "rendition"), variants.JOB_STATES),
+    "storage run": runs.JOB_STATES,
+    **dict.fromkeys(("conversion", "generation", "analysis"), conversions.JOB_STATES),
+    "product": pipeline.PRODUCT_STATES,
+    "phase": pipeline.PHASE_STATES,
+    "review": pipeline.REVIEW_STATES,
+    "tech file": techfiles.FILE_STATES,
+    "tech pack run": techfiles.RUN_STATES,
+    "step of a run": techfiles.STEP_STATES,
+    "export": techfiles.EXPORT_STATES,
+}
+
+
+def moves(machine: Machine) -> set[tuple[str, str]]:
+    """From where to where; staying where one is is no move."""
+    return {(state, to) for state, targets in machine.items() for to in targets if to != state}
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def test_the_table_of_states_is_what_the_machines_allow() -> None:
+    table = PAGE.partition("| noun | from → to |\n|---|---|\n")[2].partition("\n\n")[0]
+    told: dict[str, set[tuple[str, str]]] = {}
+    for nouns, steps in re.findall(r"^\| (.+?) \| (.+?) \|$", table, re.MULTILINE):
+        pairs = [step.split("→") for step in steps.split(";")]
+        steps_told = {(a, b) for start, end in pairs for a in words(start) for b in words(end)}
+        told |= dict.fromkeys(words(nouns), steps_told)
+    assert told == {noun: moves(machine) for noun, machine in MACHINES.items()}
+
+
+def test_every_file_of_assets_that_the_page_names_is_there() -> None:
+    table = PAGE.partition("| what | in `services/assets` |\n|---|---|\n")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", table))
+    there = {path.stem for path in (ROOT / "services" / "assets").glob("*.py")}
+    assert named and named <= there
