@@ -164,7 +164,8 @@ async def test_an_upload_that_is_confirmed_in_the_trash_is_no_products_primary_i
     pending = await flows.announce(ada, DATA, scope=product)
     await flows.send(pending.target, DATA)
     await ask(ada, "Delete", pending.asset.id)
-    assert not (await flows.confirm(ada, pending.upload_id)).primary
+    refused = await calls.refusal(flows.confirm(ada, pending.upload_id))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "undelete it first" in refused.text
     assert (await flows.upload(ada, DATA, scope=product)).primary
 
 
