@@ -7,16 +7,21 @@ from typing import Any
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 
-from services.assets import rules
+from services.assets import assets, quotas, rules
 from shared import auth, errors
 from shared.db import Database
+from shared.errors import DomainError
 from shared.ids import parse_id
 
 _ASSET = """
     SELECT a.*, now() AS asked_at, u.id AS upload_id, u.expires_at AS upload_until,
+        r.id AS parts_id, r.expires_at AS parts_until,
+        i.state AS import_state, split_part(i.url, '?', 1) AS import_url, i.error_message AS import_error,
         (SELECT p.id FROM assets p WHERE p.owner = a.owner AND p.product_id = a.product_id AND a.product_id <> ''
              AND p.is_primary) AS primary_id
-    FROM assets a LEFT JOIN uploads u ON u.asset_id = a.id WHERE a.id = %(id)s
+    FROM assets a LEFT JOIN uploads u ON u.asset_id = a.id LEFT JOIN resumable_uploads r ON r.asset_id = a.id
+        LEFT JOIN imports i ON i.asset_id = a.id
+    WHERE a.id = %(id)s
 """
 _VARIANTS = "SELECT * FROM variants WHERE asset_id = %(id)s ORDER BY preset"
 _HOLDERS = """
@@ -32,8 +37,19 @@ _NEXT_TRY = """
 class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
     """The call of AssetService that explains."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, quota: quotas.Quotas) -> None:
         self._db = db
+        self._quotas = quota
+
+    async def _room(self, asset: Any) -> pb.Finding:
+        """What its confirmation would be told of quotas."""
+        asked = "is there room for it?"
+        try:
+            async with self._db.transaction(asset.owner) as m:
+                await self._quotas.settle(m, asset, asset.size_bytes)
+        except DomainError as full:
+            return pb.Finding(question=asked, answer=f"no: {full.text}", next_step="then confirm it")
+        return pb.Finding(question=asked, ok=True, answer="yes, no quota keeps it out")
 
     async def ExplainAsset(self, request: pb.ExplainAssetRequest, context: Any) -> pb.ExplainAssetResponse:
         one = {"id": parse_id(request.asset_id, "asset_id")}
@@ -44,8 +60,10 @@ class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
         if asset.state == "ready" and asset.mime_type != rules.PDF:
             waiting = await self._db.row(_NEXT_TRY, one)
             rows = await self._db.rows(_VARIANTS, one)
-            findings.append(_variants(rows, waiting.scheduled_at if waiting else None))
+            findings.append(_variants(asset, rows, waiting.scheduled_at if waiting else None))
         if asset.owner == auth.current().owner:
+            if asset.state == "pending":
+                findings.append(await self._room(asset))
             findings.append(_holders(await self._db.rows(_HOLDERS, one), asset.owner))
             if asset.product_id:
                 findings.append(_primary(asset))
@@ -71,6 +89,31 @@ def _state(asset: Any) -> pb.Finding:
             question=asked, answer=f"no, it was refused ({asset.rejection}): {asset.rejection_message}",
             next_step="upload it again as a new asset; this one stays as it is until you delete it",
         )  # fmt: skip
+    if asset.import_state:
+        so_far = f"; so far: {asset.import_error}" if asset.import_error else ""
+        how = "is being fetched" if asset.import_state == "running" else "waits for a worker to fetch it"
+        return pb.Finding(
+            question=asked, answer=f"not yet, it {how} from {asset.import_url}{so_far}",
+            next_step="wait; WatchAssets tells when it is READY or REJECTED",
+        )  # fmt: skip
+    return _of_parts(asked, asset) if asset.parts_id else _of_upload(asked, asset)
+
+
+def _of_parts(asked: str, asset: Any) -> pb.Finding:
+    if asset.parts_until > asset.asked_at:
+        return pb.Finding(
+            question=asked,
+            answer=f"no, its upload in parts is not complete; parts are taken until {_at(asset.parts_until)}",
+            next_step=f"GetResumableUpload with upload_id {asset.parts_id} says what is missing, SignParts where to"
+            " send it; then CompleteResumableUpload",
+        )
+    return pb.Finding(
+        question=asked, answer="no, its upload in parts expired before it was complete; the next cleanup removes it",
+        next_step=f"if all came: CompleteResumableUpload with upload_id {asset.parts_id}; else upload it anew",
+    )  # fmt: skip
+
+
+def _of_upload(asked: str, asset: Any) -> pb.Finding:
     if asset.upload_until and asset.upload_until > asset.asked_at:
         return pb.Finding(
             question=asked,
@@ -127,14 +170,15 @@ def _visibility(asset: Any) -> pb.Finding:
     return pb.Finding(question="who can see it?", ok=True, answer=seen)
 
 
-def _variants(rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
+def _variants(asset: Any, rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
     asked = "are its variants there?"
+    can_be_made = not assets.unusable(asset)
     if not rows:
-        step = "RegenerateVariants makes them"
+        step = "RegenerateVariants makes them" if can_be_made else ""
         return pb.Finding(question=asked, ok=True, answer="none were asked for", next_step=step)
     failed = [row for row in rows if row.state == "failed"]
     answer = "; ".join(_variant_answers(rows, next_try))
-    step = "RegenerateVariants tries again" if failed else ""
+    step = "RegenerateVariants tries again" if failed and can_be_made else ""
     return pb.Finding(question=asked, ok=not failed, answer=answer, next_step=step)
 
 

@@ -7,6 +7,7 @@ from atelier.assets.v1 import asset_pb2
 
 from tests import calls
 from tests.assets import flows
+from tests.assets.storage import set_quota
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, in_product
 from tests.suite import Client, Suite
@@ -48,6 +49,36 @@ async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, a
     assert "before its URL expired" in findings["is it verified?"].answer
 
 
+async def test_one_that_comes_in_parts_or_by_url_says_how_far_it_is(house: Suite, ada: Client) -> None:
+    started = await flows.start(ada, DATA)
+    _, findings = await explain(ada, started.asset.id)
+    assert "parts are taken until 20" in findings["is it verified?"].answer
+    assert f"GetResumableUpload with upload_id {started.upload_id}" in findings["is it verified?"].next_step
+    over = "UPDATE assets.resumable_uploads SET expires_at = now() - interval '1 s' WHERE id = %s"
+    await house.change(over, (started.upload_id,))
+    _, findings = await explain(ada, started.asset.id)
+    assert "expired before it was complete" in findings["is it verified?"].answer
+    imported = (await flows.announce(ada, DATA)).asset
+    await house.change("DELETE FROM assets.uploads WHERE asset_id = %s", (imported.id,))
+    await house.change(
+        "INSERT INTO assets.imports (id, owner, asset_id, url, state)"
+        " VALUES (%s, %s, %s, 'https://example.com/a.jpg?key=secret', 'running')",
+        (flows.request_id(), imported.owner, imported.id),
+    )
+    _, findings = await explain(ada, imported.id)
+    assert "is being fetched from https://example.com/a.jpg" in findings["is it verified?"].answer
+    assert "secret" not in str(findings)
+
+
+async def test_a_pending_one_says_whether_a_quota_keeps_it_out(house: Suite, ada: Client) -> None:
+    pending = (await flows.announce(ada, DATA)).asset
+    _, findings = await explain(ada, pending.id)
+    assert findings["is there room for it?"].ok
+    await set_quota(house.client("root", "admin"), pending.owner, stored_bytes=1)
+    _, findings = await explain(ada, pending.id)
+    assert not findings["is there room for it?"].ok and "your quota" in findings["is there room for it?"].answer
+
+
 async def test_a_rejected_one_says_why_and_what_next(ada: Client) -> None:
     pending = await flows.announce(ada, DATA, sha256="0" * 64)
     await flows.send(pending.target, DATA)
@@ -78,10 +109,12 @@ async def test_a_failed_variant_says_why_and_lost_bytes_are_told(house: Suite, a
         "UPDATE assets.variants SET state = 'failed', error_class = 'CORRUPT', error_message = 'cut off'"
         " WHERE asset_id = %s AND preset = 'avif'", (asset.id,),
     )  # fmt: skip
-    await house.change("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
     _, findings = await explain(ada, asset.id)
     assert "avif: failed (CORRUPT): cut off" in findings["are its variants there?"].answer
     assert findings["are its variants there?"].next_step == "RegenerateVariants tries again"
+    await house.change("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
+    _, findings = await explain(ada, asset.id)
+    assert not findings["are its variants there?"].next_step  # it would be refused
     assert not findings["are its bytes there?"].ok
 
 
