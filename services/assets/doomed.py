@@ -21,6 +21,8 @@ _DOOM_ASSETS = """
     UNION ALL
     SELECT u.owner, u.upload_key, greatest(now(), u.expires_at) FROM uploads u JOIN assets a ON a.id = u.asset_id
     WHERE u.asset_id = ANY(%(ids)s) AND u.owner = %(owner)s AND (a.state = 'pending' OR u.expires_at > now())
+    UNION ALL
+    SELECT owner, upload_key, now() FROM resumable_uploads WHERE asset_id = ANY(%(ids)s) AND owner = %(owner)s
 """
 _DUE = "SELECT seq, storage_key FROM doomed_objects WHERE due_at <= now() ORDER BY due_at, seq LIMIT %(limit)s"
 

@@ -1,6 +1,7 @@
 """Erasing and exporting an owner. The tombstone comes first: from then on the schema refuses new rows of the owner.
 Then a run takes away rows and bytes of every table that has owners, so that a table of tomorrow isn't forgotten."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import psycopg
 from atelier.assets.v1 import storage_pb2 as pb
 from google.protobuf.json_format import ParseDict
 
-from services.assets import assets, rules, runs
+from services.assets import assets, rules, runs, storage_usage
 from services.assets.doomed import BATCH
 from services.assets.runs import Walk
 from services.assets.trash import Trash
@@ -26,10 +27,17 @@ _TOMBSTONE = "INSERT INTO erased_owners (owner) VALUES (%(owner)s) ON CONFLICT D
 _ALONE = "SELECT pg_advisory_xact_lock(hashtextextended(%(owner)s, 11))"
 _RUN = "SELECT * FROM storage_runs WHERE owner = %(owner)s AND action = 'erase'"
 _ASSETS = "SELECT id FROM assets WHERE owner = %(owner)s ORDER BY id LIMIT %(limit)s"
-# The tombstone, the receipt, and what is still to be removed from the store.
-_KEPT = ("erased_owners", "storage_runs", "doomed_objects")
+# The tombstone, and what is still to be removed from the store. Of the runs only the receipt.
+_KEPT = ("erased_owners", "doomed_objects")
+# The owner's figures. What was counted and isn't folded yet is not deleted: the deployment's sums need it.
+_DELTAS = "storage_deltas"
+_FIGURES = ("storage_days", "storage_places", "storage_totals")
+_UNFOLDED = "SELECT seq FROM storage_deltas WHERE owner = %(owner)s LIMIT 1"
+_FOLD_SECONDS = 0.1
+# Of these, what belongs to this run stays.
+_OF_THIS_RUN = {"attempts": " AND job_id <> %(run)s", "storage_runs": " AND id <> %(run)s"}
 # Copies of what the other tables say.
-_COPIES = ("requests", "events")
+_COPIES = ("requests", "events", "asset_terms")
 _TABLES = """
     SELECT c.relname::text AS name,
         (SELECT array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum))
@@ -64,16 +72,20 @@ class Eraser:
                 report.count("assets").found += len(ids)
                 report.count("assets").done += len(ids)
                 report.count("assets").bytes += freed
-        await self._rows(walk)
+        tables = [row.name for row in await self.db.rows(_TABLES)]
+        await self._rows(walk, [name for name in tables if name not in (*_KEPT, _DELTAS, *_FIGURES)])
+        while await self.db.rows(_UNFOLDED, {"owner": owner}):
+            if not await storage_usage.fold(self.db):  # another worker does
+                await asyncio.sleep(_FOLD_SECONDS)
+        await self._rows(walk, list(_FIGURES))
         await self._bytes(walk)
         for what, why in _LEFT:
             kept = walk.report.count(what)
             kept.found = kept.kept = 1
             kept.why_kept = why
 
-    async def _rows(self, walk: Walk) -> None:
-        """The other tables. One that another one's rows hang on waits for that one."""
-        tables = [row.name for row in await self.db.rows(_TABLES) if row.name not in _KEPT]
+    async def _rows(self, walk: Walk, tables: list[str]) -> None:
+        """Empties tables. One that another one's rows hang on waits for that one."""
         stuck = 0
         while tables:
             table = tables.pop(0)
@@ -88,7 +100,7 @@ class Eraser:
                     raise attempts.JobFailed("ROWS_LEFT", text) from None
 
     async def _empty(self, walk: Walk, table: str) -> None:
-        but = " AND job_id <> %(run)s" if table == "attempts" else ""  # this try's record
+        but = _OF_THIS_RUN.get(table, "")
         statement: Any = (
             f"DELETE FROM {table} WHERE ctid = ANY (ARRAY("
             f"SELECT ctid FROM {table} WHERE owner = %(owner)s{but} LIMIT %(limit)s)) RETURNING 1 AS n"

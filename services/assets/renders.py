@@ -141,7 +141,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             row = await m.one("DELETE FROM comparisons WHERE id = %(id)s AND owner = %(owner)s RETURNING *", mine)
             if row is None:
                 raise errors.not_found("comparison", comparison_id)
-            await holding.release(m, _holder(comparison_id))
+            await holding.release(m, [_holder(comparison_id)])
             if row.picture_asset_id:  # only made for this; if something else holds it by now, it stays
                 await self._trash.delete(m, [row.picture_asset_id], moves, force=False)
             return pb.DeleteComparisonResponse()
