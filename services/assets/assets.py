@@ -142,8 +142,11 @@ async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> 
     return [for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
 
 
-async def publish(m: Mutation, row: Any) -> None:
-    await events.publish(m, "asset", row.id, row.version, to_proto(row))
+async def publish(m: Mutation, row: Any) -> pb.Asset:
+    """Tells of a change, if the transaction commits. Returns what is told."""
+    asset = to_proto(row)
+    await events.publish(m, "asset", row.id, row.version, asset)
+    return asset
 
 
 async def publish_variant(m: Mutation, row: Any) -> None:

@@ -73,12 +73,11 @@ def described(declaration: Any, path: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def announce(m: Mutation, quota: Quotas, asset_id: Any, made: Mapping[str, Any]) -> Any:
-    """Writes the PENDING asset, if it fits, and tells of it. Returns its row. One in a transaction."""
-    asset = await m.one(_INSERT_ASSET, {**made, "id": asset_id, "owner": m.owner, "actor": m.actor})
-    await quota.announce(m, made["size_bytes"], set_for_it=asset.quota_set)
-    await assets.publish(m, asset)
-    return asset
+async def announce(m: Mutation, quota: Quotas, asset_id: Any, made: Mapping[str, Any]) -> asset_pb2.Asset:
+    """Writes the PENDING asset, if it fits, and tells of it. Returns it. One in a transaction."""
+    row = await m.one(_INSERT_ASSET, {**made, "id": asset_id, "owner": m.owner, "actor": m.actor})
+    await quota.announce(m, made["size_bytes"], set_for_it=row.quota_set)
+    return await assets.publish(m, row)
 
 
 def upload_key(owner: str, made: Mapping[str, Any], asset_id: Any, upload_id: Any) -> str:
