@@ -219,7 +219,7 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
             file_name=archive.file_name, size_bytes=archive.size_bytes, file_count=len(archive.files)
         )
         yield pb.DownloadAlbumResponse(head=head)
-        async for chunk in archive.chunks(self._storage):
+        async for chunk in self._urls.meter.counted(album.owner, "", archive.chunks(self._storage)):
             yield pb.DownloadAlbumResponse(chunk=chunk)
         about = {"album_id": str(album.id), **({"variant": request.variant} if request.variant else {})}
         self._usage.note([row for row in rows if row.id not in archive.missing], "download", metadata=about)

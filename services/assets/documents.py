@@ -112,6 +112,8 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Any) -> pb.GetDocumentResponse:
         row = await self._get(request.document_id)
+        if request.include_urls and row.state == "ready":
+            self._urls.meter.issued(row.owner, row.session_id, row.size_bytes)
         return pb.GetDocumentResponse(document=self._shown(row, request.include_urls, with_content=True))
 
     async def GetLatestDocument(
@@ -153,8 +155,9 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         name = decide.file_name(row.title, row.number)
         head = pb.DocumentHead(file_name=name, size_bytes=row.size_bytes, sha256=row.sha256)
         yield pb.DownloadDocumentResponse(head=head)
+        chunks = self._urls.meter.counted(row.owner, row.session_id, self._storage.get(row.storage_key))
         try:
-            async for chunk in self._storage.get(row.storage_key):
+            async for chunk in chunks:
                 yield pb.DownloadDocumentResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("document", row.id) from None
