@@ -1,7 +1,7 @@
 """PDFs by typst: text is data and never markup, nothing is read but one directory, and no font of the machine is used.
 
 A service brings a template and a JSON file with what to say; this is what they have in common. Blocking: run it in a
-child process.
+child process. The compiler is loaded there, when a Press is made; servers and workers themselves do without it.
 """
 
 import json
@@ -13,20 +13,25 @@ from importlib.resources import files
 from pathlib import Path
 
 import filetype
-import typst
 
 PICTURE_TYPES = frozenset({"jpg", "png", "gif", "webp"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
+class CannotPrint(Exception):
+    """The compiler refuses the template with what it names; `args[0]` says why."""
+
+
 class Press:
-    """The compiler, shut into the directory `root`. Raises `typst.TypstError` if a template can't be compiled.
+    """The compiler, shut into the directory `root`.
 
     Writes `template` there, and fonts.json, the families to name in it: Open Sans, then those of `font_directories`,
     then what comes with the compiler.
     """
 
     def __init__(self, root: Path, template: Path, font_directories: Sequence[Path] = ()) -> None:
+        import typst
+
         self._root = root
         self._scratch = root / "scratch.pdf"
         self._template = template.name
@@ -40,7 +45,7 @@ class Press:
         (root / self._template).write_bytes(template.read_bytes())
 
     def print(self, target: Path, made_at: datetime) -> None:
-        """Writes the template as a PDF. The same input gives the same bytes."""
+        """Writes the template as a PDF. The same input, the same bytes. CannotPrint: a picture is broken, mostly."""
         self._compile(self._template, target, made_at)
 
     def can_show(self, picture: str) -> bool:
@@ -48,7 +53,7 @@ class Press:
         (self._root / "one.typ").write_text(f'#image("{picture}")', encoding="utf-8")
         try:
             self._compile("one.typ", self._scratch, _EPOCH)
-        except typst.TypstError:
+        except CannotPrint:
             return False
         return True
 
@@ -66,25 +71,30 @@ class Press:
         (self._root / "characters.typ").write_text(source, encoding="utf-8")
         try:
             self._compile("characters.typ", self._scratch, _EPOCH, archival=True)
-        except typst.TypstError as error:
-            named = "".join(re.findall(r'the text `"(.+?)"` could not be displayed', error.diagnostic))
+        except CannotPrint as error:
+            named = "".join(re.findall(r'the text `"(.+?)"` could not be displayed', error.args[0]))
             return "".join(c for c in suspects if c in named)
         return ""
 
     def _compile(self, source: str, target: Path, made_at: datetime, archival: bool = False) -> None:
+        import typst
+
         packages = str(self._root / "no-packages")
-        typst.compile(
-            str(self._root / source),
-            output=str(target),
-            root=str(self._root),
-            font_paths=self._fonts,
-            ignore_system_fonts=True,
-            format="pdf",
-            pdf_standards="a-2u" if archival else [],
-            timestamp=int(made_at.timestamp()),
-            package_path=packages,
-            package_cache_path=packages,
-        )
+        try:
+            typst.compile(
+                str(self._root / source),
+                output=str(target),
+                root=str(self._root),
+                font_paths=self._fonts,
+                ignore_system_fonts=True,
+                format="pdf",
+                pdf_standards="a-2u" if archival else [],
+                timestamp=int(made_at.timestamp()),
+                package_path=packages,
+                package_cache_path=packages,
+            )
+        except typst.TypstError as error:
+            raise CannotPrint(error.diagnostic) from None
 
 
 def link_pictures(pictures: Mapping[str, Path], root: Path) -> dict[str, str]:

@@ -77,8 +77,8 @@ from shared.storage import Storage
 NAME = "assets"
 EVENTS = webhooks.EventTypes(
     NAME,
-    {"asset": asset_pb2.Asset, "variant": asset_pb2.Variant, "document": document_pb2.Document,
-     "comparison": render_pb2.Comparison},
+    {"asset": asset_pb2.Asset, "purged_asset": asset_pb2.PurgedAsset, "variant": asset_pb2.Variant,
+     "document": document_pb2.Document, "comparison": render_pb2.Comparison},
 )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ class AssetService(assets.AssetService, references.ReferenceCalls, trash.TrashCa
         assets.AssetService.__init__(self, p.db, stream, p.storage, urls, on_demand.ready, p.usage_log)
         references.ReferenceCalls.__init__(self, p.db, p.usage_log)
         trash.TrashCalls.__init__(self, p.db, p.trash)
-        explain.ExplainCalls.__init__(self, p.db)
+        explain.ExplainCalls.__init__(self, p.db, p.quotas)
 
 
 @asynccontextmanager

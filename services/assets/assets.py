@@ -142,8 +142,11 @@ async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> 
     return [for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
 
 
-async def publish(m: Mutation, row: Any) -> None:
-    await events.publish(m, "asset", row.id, row.version, to_proto(row))
+async def publish(m: Mutation, row: Any) -> pb.Asset:
+    """Tells of a change, if the transaction commits. Returns what is told."""
+    asset = to_proto(row)
+    await events.publish(m, "asset", row.id, row.version, asset)
+    return asset
 
 
 async def publish_variant(m: Mutation, row: Any) -> None:
@@ -288,15 +291,12 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.precondition(problem, subject=f"assets/{asset_id}")
         head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)
         yield pb.DownloadAssetResponse(head=head)
-        sent = 0
+        chunks = self._urls.meter.counted(asset.owner, asset.session_id, self._storage.get(row.storage_key))
         try:
-            async for chunk in self._storage.get(row.storage_key):
-                sent += len(chunk)
+            async for chunk in chunks:
                 yield pb.DownloadAssetResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("asset", asset_id) from None
-        finally:
-            self._urls.meter.sent(asset.owner, asset.session_id, sent)
         self._usage.note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
 
     async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:

@@ -12,7 +12,7 @@ from uuid import UUID
 from atelier.assets.v1 import backfill_pb2 as pb
 from atelier.assets.v1 import backfill_pb2_grpc
 
-from services.assets import assets, variants
+from services.assets import assets, rules, variants
 from services.assets.presets import Presets
 from shared import attempts, errors, jobs, paging
 from shared.db import Database, Mutation
@@ -124,7 +124,7 @@ class Walk:
         self._maker = maker
         self._presets = presets
         self._kind = attempts.Kind(
-            "backfills", variants.JOB_STATES, "running", "done", self._ended, max_attempts=MAX_ATTEMPTS
+            "backfills", rules.JOB_STATES, "running", "done", self._ended, max_attempts=MAX_ATTEMPTS
         )
 
     async def run(self, backfill_id: str) -> None:

@@ -21,11 +21,13 @@ _UNFINISHED = timedelta(days=1)  # past the life of an upload in parts
 
 @dataclass(frozen=True)
 class Kind:
-    """What a cleanup looks for. `find` gives owner, id (of an asset to purge) and at, in the order of (at, id), after
-    %(after_at)s and %(after_id)s, at most %(limit)s."""
+    """What a cleanup looks for. `find` gives owner, id (of what is to be purged) and at, in the order of (at, id),
+    after %(after_at)s and %(after_id)s, at most %(limit)s. Documents aren't assets: they have rows and bytes of their
+    own."""
 
     what: str
     find: LiteralString
+    documents: bool = False
 
 
 # What keeps assets for a time says here which of them have expired.
@@ -45,6 +47,13 @@ KINDS = (
         """SELECT owner, id, expires_at AS at FROM assets
            WHERE deleted_at IS NOT NULL AND expires_at < now() AND (expires_at, id) > (%(after_at)s, %(after_id)s)
            ORDER BY expires_at, id LIMIT %(limit)s""",
+    ),
+    Kind(
+        "expired_documents",
+        """SELECT owner, id, expires_at AS at FROM documents
+           WHERE expires_at <= now() AND (expires_at, id) > (%(after_at)s, %(after_id)s)
+           ORDER BY expires_at, id LIMIT %(limit)s""",
+        documents=True,
     ),
 )
 _FORGET_RUNS = """
@@ -89,7 +98,6 @@ class Cleaner:
     async def cleanup(self, walk: Walk) -> None:
         for kind in KINDS:
             await self._kind(walk, kind)
-        await self._documents(walk)
         if self._idle:
             await self._idle_sessions(walk)
         if not walk.row.arguments["dry_run"]:
@@ -120,24 +128,28 @@ class Cleaner:
             more, rows = len(rows) > min(CHUNK, left), rows[: min(CHUNK, left)]
             if rows:
                 place = [rows[-1].at.isoformat(), str(rows[-1].id)]
-                await self._go(walk, kind.what, rows, place)
+                await self._go(walk, kind, rows, place)
             if not more:
                 return
             if left <= CHUNK:
                 walk.report.capped = True
                 return
 
-    async def _go(self, walk: Walk, what: str, rows: Sequence[Any], place: list[str]) -> None:
-        """Purges the assets, owner by owner; or, in a dry run, only counts them."""
+    async def _go(self, walk: Walk, kind: Kind, rows: Sequence[Any], place: list[str]) -> None:
+        """Purges what was found, owner by owner; or, in a dry run, only counts it."""
         owners: dict[str, list[UUID]] = {}
         for row in rows:
             owners.setdefault(row.owner, []).append(row.id)
         if not walk.row.arguments["dry_run"]:
             for owner, ids in owners.items():
-                await self._purge(walk, what, owner, ids, force=True)
+                auth.enter(owner_identity(owner))
+                if kind.documents:
+                    await _purge_documents(walk, kind.what, owner, ids)
+                else:
+                    await self._purge(walk, kind.what, owner, ids, force=True)
         else:
-            walk.report.count(what).note([row.id for row in rows])
-        walk.report.cursors[what] = place
+            walk.report.count(kind.what).note([row.id for row in rows])
+        walk.report.cursors[kind.what] = place
 
     async def _purge(
         self, walk: Walk, what: str, owner: str, ids: Sequence[UUID], *, force: bool, ordered: bool = False
@@ -177,25 +189,6 @@ class Cleaner:
             if len(ids) < CHUNK:
                 return
 
-    async def _documents(self, walk: Walk) -> None:
-        """Documents aren't assets: they have rows and bytes of their own, and no trash."""
-        left = walk.row.arguments["max_items"] or self._max_items
-        dry_run = walk.row.arguments["dry_run"]
-        walk.report.count("expired_documents")
-        while rows := await documents.expired(self._db, left if dry_run else min(CHUNK, left)):
-            gone = 0
-            if not dry_run:
-                for row in rows:
-                    gone += await documents.remove(self._db, self._storage, row.owner, row.id)
-            async with walk.step("") as (_m, report):
-                count = report.count("expired_documents")
-                count.note([row.id for row in rows])
-                count.done += gone
-            left -= len(rows)
-            if dry_run or left <= 0:
-                walk.report.capped = walk.report.capped or left <= 0
-                return
-
     async def _idle_sessions(self, walk: Walk) -> None:
         """To the trash, where their owners can recover them. What something uses stays."""
         most = walk.row.arguments["max_items"] or self._max_items
@@ -220,6 +213,17 @@ class Cleaner:
             if most - walk.report.count("idle_sessions").found <= 0:
                 walk.report.capped = True
                 return
+
+
+async def _purge_documents(walk: Walk, what: str, owner: str, ids: Sequence[UUID]) -> None:
+    async def act(some: Sequence[UUID]) -> None:
+        async with walk.step(owner) as (m, report):
+            gone = await documents.take_out(m, some)
+            report.count(what).note(some)
+            report.count(what).done += len(gone)
+            report.count(what).bytes += sum(row.size_bytes for row in gone)
+
+    await walk.each(what, ids, act)
 
 
 def _count(count: Any, results: Results) -> None:

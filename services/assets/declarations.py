@@ -11,20 +11,20 @@ from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.assets import assets, rules
-from services.assets.quotas import Quotas
+from services.assets.quotas import SET, Quotas
 from shared import auth, errors
 from shared.db import Mutation
 from shared.errors import DomainError, Reason
 from shared.imaging import Limits
 from shared.protos import metadata
 
-_INSERT_ASSET = """
+_INSERT_ASSET = f"""
     INSERT INTO assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type, tags, metadata,
                         session_id, room_id, product_id, dataset_id, provenance)
     VALUES (%(id)s, %(owner)s, %(actor)s, %(kind)s, %(public)s, %(free)s, %(file_name)s, %(size_bytes)s,
             %(mime_type)s, %(tags)s, %(metadata)s, %(session_id)s, %(room_id)s, %(product_id)s, %(dataset_id)s,
             %(provenance)s)
-    RETURNING *
+    RETURNING *, {SET} AS quota_set
 """
 
 
@@ -73,12 +73,11 @@ def described(declaration: Any, path: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def announce(m: Mutation, quota: Quotas, asset_id: Any, made: Mapping[str, Any]) -> Any:
-    """Writes the PENDING asset, if it fits, and tells of it. Returns its row. One in a transaction."""
-    await quota.announce(m, made["size_bytes"])
-    asset = await m.one(_INSERT_ASSET, {**made, "id": asset_id, "owner": m.owner, "actor": m.actor})
-    await assets.publish(m, asset)
-    return asset
+async def announce(m: Mutation, quota: Quotas, asset_id: Any, made: Mapping[str, Any]) -> asset_pb2.Asset:
+    """Writes the PENDING asset, if it fits, and tells of it. Returns it. One in a transaction."""
+    row = await m.one(_INSERT_ASSET, {**made, "id": asset_id, "owner": m.owner, "actor": m.actor})
+    await quota.announce(m, made["size_bytes"], set_for_it=row.quota_set)
+    return await assets.publish(m, row)
 
 
 def upload_key(owner: str, made: Mapping[str, Any], asset_id: Any, upload_id: Any) -> str:

@@ -14,8 +14,6 @@ from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
-import typst
-
 from shared import typesetting
 
 TEMPLATE = Path(__file__).with_name("document_template.typ")
@@ -59,7 +57,7 @@ def render_pdf(
         text = _write(content, imprint, shown, root)
         try:
             press.print(target, imprint.made_at)
-        except typst.TypstError:
+        except typesetting.CannotPrint:
             # A broken picture stops everything without saying which it was: find it, leave it out.
             broken = {key for key, file in shown.items() if not press.can_show(file)}
             if not broken:

@@ -9,7 +9,7 @@ from typing import Any
 STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed"}),
     "processing": frozenset({"processing", "pending", "ready", "failed"}),
-    "ready": frozenset(),
+    "ready": frozenset({"failed"}),  # the store may lose it
     "failed": frozenset(),
 }
 KINDS = frozenset({"checklist", "renovation_plan"})

@@ -1,6 +1,6 @@
-"""Documents: taking on versions, reading them, letting them go. The job that makes one is in document_maker.py."""
+"""Documents: taking on versions, reading them, taking them out. The job that makes one is in document_maker.py."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ from atelier.common.v1 import watch_pb2
 from google.protobuf import json_format
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, holding, rules, waiting
+from services.assets import assets, doomed, holding, rules, waiting
 from services.assets import document_rules as decide
 from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
@@ -112,6 +112,8 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Any) -> pb.GetDocumentResponse:
         row = await self._get(request.document_id)
+        if request.include_urls and row.state == "ready":
+            self._urls.meter.issued(row.owner, row.session_id, row.size_bytes)
         return pb.GetDocumentResponse(document=self._shown(row, request.include_urls, with_content=True))
 
     async def GetLatestDocument(
@@ -153,8 +155,9 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         name = decide.file_name(row.title, row.number)
         head = pb.DocumentHead(file_name=name, size_bytes=row.size_bytes, sha256=row.sha256)
         yield pb.DownloadDocumentResponse(head=head)
+        chunks = self._urls.meter.counted(row.owner, row.session_id, self._storage.get(row.storage_key))
         try:
-            async for chunk in self._storage.get(row.storage_key):
+            async for chunk in chunks:
                 yield pb.DownloadDocumentResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("document", row.id) from None
@@ -197,18 +200,13 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
 
     async def PurgeDocument(self, request: pb.PurgeDocumentRequest, context: Any) -> pb.PurgeDocumentResponse:
         document_id = parse_id(request.document_id, "document_id")
-        keys: list[str] = []
 
         async def work(m: Mutation) -> pb.PurgeDocumentResponse:
-            row = await take_out(m, document_id)
-            if row is None:
+            if not await take_out(m, [document_id]):
                 raise errors.not_found("document", document_id)
-            keys.append(row.storage_key)
             return pb.PurgeDocumentResponse()
 
-        answer = await self._db.mutate(request, pb.PurgeDocumentResponse, work)
-        await self._storage.delete([key for key in keys if key])
-        return answer
+        return await self._db.mutate(request, pb.PurgeDocumentResponse, work)
 
     async def _take_on(
         self, m: Mutation, slot: Mapping[str, str], content: Mapping[str, Any], keep_days: int,
@@ -271,34 +269,13 @@ def _pictures(content: Mapping[str, Any]) -> list[tuple[str, UUID]]:
     return list({UUID(asset_id): (path, UUID(asset_id)) for path, asset_id in named}.values())
 
 
-# Going
-
-
-async def expired(db: Database, limit: int) -> list[Any]:
-    """Up to `limit` documents (id, owner) of any owner whose time has come, longest ago first. For a worker."""
-    return await db.system_rows(
-        "SELECT id, owner FROM documents WHERE expires_at <= now() ORDER BY expires_at, id LIMIT %(limit)s",
-        {"limit": limit},
+async def take_out(m: Mutation, ids: Sequence[UUID]) -> list[Any]:
+    """Removes documents of the transaction's owner with their bytes, and gives their pictures back. Returns id and
+    size_bytes of those that were there."""
+    gone = await m.all(
+        "DELETE FROM documents WHERE id = ANY(%(ids)s) AND owner = %(owner)s RETURNING id, size_bytes, storage_key",
+        {"ids": list(ids), "owner": m.owner},
     )
-
-
-async def remove(db: Database, storage: Storage, owner: str, document_id: UUID) -> bool:
-    """Removes one document with its bytes, and gives its pictures back. The row goes first: a crash in between leaves
-    bytes for the reconciler, never a row without bytes. False if it was gone already."""
-    async with db.transaction(owner) as m:
-        row = await take_out(m, document_id)
-    if row is not None and row.storage_key:
-        await storage.delete([row.storage_key])
-    return row is not None
-
-
-async def take_out(m: Mutation, document_id: UUID) -> Any:
-    """Deletes the row and gives back what it holds. Returns it, or None. Its bytes are the caller's to remove, once
-    this is committed."""
-    row = await m.one(
-        "DELETE FROM documents WHERE id = %(id)s AND owner = %(owner)s RETURNING id, storage_key",
-        {"id": document_id, "owner": m.owner},
-    )
-    if row is not None:
-        await holding.release(m, decide.holder(document_id))
-    return row
+    await doomed.doom(m, [row.storage_key for row in gone if row.storage_key])
+    await holding.release(m, [decide.holder(row.id) for row in gone])
+    return gone

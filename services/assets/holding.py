@@ -43,6 +43,6 @@ def _check(row: Any, path: str, asset_id: UUID) -> None:
         raise errors.invalid(path, f"{asset_id} is a PDF; name an image")
 
 
-async def release(m: Mutation, holder: str) -> None:
-    """Gives back all that `holder` holds."""
-    await m.run("DELETE FROM asset_references WHERE owner = %s AND holder = %s", (m.owner, holder))
+async def release(m: Mutation, holders: Sequence[str]) -> None:
+    """Gives back all that `holders` hold."""
+    await m.run("DELETE FROM asset_references WHERE owner = %s AND holder = ANY(%s)", (m.owner, list(holders)))

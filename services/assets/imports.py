@@ -2,17 +2,16 @@
 
 import asyncio
 import tempfile
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from uuid import UUID
 
-from atelier.assets.v1 import asset_pb2, import_pb2_grpc
 from atelier.assets.v1 import import_pb2 as pb
+from atelier.assets.v1 import import_pb2_grpc
 
-from services.assets import assets, declarations, duplicates, rules, variants
+from services.assets import assets, declarations, duplicates, rules, waiting
 from services.assets.verifying import HASH_DIFFERS, Refused, Verified, Verifier, key_of, reject, size_differs
 from services.assets.visibility import belongs
 from shared import attempts, auth, calls, errors, jobs
@@ -27,7 +26,7 @@ from shared.storage import Storage, StorageError
 TASK = "import_asset"
 QUEUE = "imports"
 _FETCH_SECONDS = 60.0
-_ANSWER_SECONDS = 1.0  # of the deadline, kept for the answer of a call that waits
+_SETTLED = ("ready", "rejected")
 _PASSING = frozenset({0, 408, 425, 429})  # statuses after which asking again may help, as after 5xx; 0: no answer came
 _INSERT = """
     INSERT INTO imports (id, owner, asset_id, url, declared_sha256)
@@ -52,7 +51,11 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         if response is None:
             response = await self._begin(request)
         asset_id = UUID(response.asset.id)
-        asset = await (self._settled(request, asset_id) if request.wait else self._verifier.asset(asset_id))
+
+        async def read() -> Any:
+            return await self._verifier.asset(asset_id)
+
+        asset = await (waiting.until_ended(self._stream, request, read, _SETTLED) if request.wait else read())
         urls = self._urls if request.include_urls else None
         others = await duplicates.others(self._db, asset) if asset.state == "ready" else []
         return pb.ImportAssetResponse(asset=assets.to_proto(asset, urls), duplicates=others)
@@ -70,28 +73,9 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
             values = {"id": job, "owner": m.owner, "asset_id": asset.id, "url": request.url, "sha256": request.sha256}
             await m.run(_INSERT, values)
             await self._queue.enqueue(m, TASK, QUEUE, job, priority=jobs.FRESH)
-            return pb.ImportAssetResponse(asset=assets.to_proto(asset))
+            return pb.ImportAssetResponse(asset=asset)
 
         return await self._db.mutate(request, pb.ImportAssetResponse, work)
-
-    async def _settled(self, request: pb.ImportAssetRequest, asset_id: UUID) -> Any:
-        """The asset once it is READY or REJECTED, or as it is shortly before the call's deadline."""
-        start = await self._stream.head()
-        asset = await self._verifier.asset(asset_id)
-        left = calls.time_left()
-        if asset.state != "pending" or not left:
-            return asset
-        try:
-            async with (
-                asyncio.timeout(left - min(_ANSWER_SECONDS, left / 2)),
-                aclosing(self._stream.follow(request, start)) as changes,
-            ):
-                async for event, _cursor in changes:
-                    if event and event.subject_id == asset_id and _is_settled(event.payload):
-                        break
-        except (TimeoutError, DomainError):
-            pass  # whatever ends the wait early: what was taken on is still an answer
-        return await self._verifier.asset(asset_id)
 
 
 class Importer:
@@ -102,7 +86,7 @@ class Importer:
         self._storage = storage
         self._outbound = outbound
         self._verifier = verifier
-        self._kind = attempts.Kind("imports", variants.JOB_STATES, "running", "done", _follow)
+        self._kind = attempts.Kind("imports", rules.JOB_STATES, "running", "done", _follow)
 
     async def run(self, import_id: str) -> None:
         await attempts.run(self._db, self._kind, import_id, self._import)
@@ -201,7 +185,3 @@ def _named(request: pb.ImportAssetRequest) -> pb.ImportAssetRequest:
 def _bare(url: str) -> str:
     """Without what may be a secret."""
     return url.partition("?")[0]
-
-
-def _is_settled(payload: bytes) -> bool:
-    return asset_pb2.Asset.FromString(payload).state != asset_pb2.ASSET_STATE_PENDING

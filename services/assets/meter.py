@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import structlog
@@ -30,9 +31,15 @@ class Meter:
         self._stopping = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
 
-    def sent(self, owner: str, session_id: str, size: int) -> None:
-        """Bytes that a call sent itself."""
-        self._note(owner, session_id, "exact", size)
+    async def counted(self, owner: str, session_id: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The chunks, which a call sends itself, counted as far as they are taken."""
+        sent = 0
+        try:
+            async for chunk in chunks:
+                sent += len(chunk)
+                yield chunk
+        finally:
+            self._note(owner, session_id, "exact", sent)
 
     def issued(self, owner: str, session_id: str, size: int) -> None:
         """Bytes behind a URL that was handed out."""

@@ -6,6 +6,7 @@ only so many connections. Near it they hold the lock exclusively, one after the 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from atelier.assets.v1 import quota_pb2 as pb
@@ -23,6 +24,8 @@ from shared.settings import Settings
 
 KINDS = Words(pb.QuotaKind, "QUOTA_KIND_")
 LIMITS = ("stored_bytes", "assets", "monthly_bandwidth_bytes")
+# Whether anything is set that could concern the owner.
+SET = "EXISTS (SELECT FROM quotas q WHERE q.owner IN (%(owner)s, 'deployment'))"
 _SET = """
     INSERT INTO quotas (id, owner, stored_bytes, assets, monthly_bandwidth_bytes, updated_by)
     VALUES (%(id)s, %(owner)s, %(stored_bytes)s, %(assets)s, %(monthly_bandwidth_bytes)s, %(actor)s)
@@ -56,13 +59,18 @@ class Quotas:
         self._defaults = defaults(settings)
         self._largest = max(settings.max_image_bytes, settings.max_pdf_bytes)
 
-    async def announce(self, m: Mutation, size: int) -> None:
-        """Makes sure that one more asset of `size` bytes fits, until the commit. Raises QUOTA_EXCEEDED."""
+    async def announce(self, m: Mutation, size: int, *, set_for_it: bool) -> None:
+        """Makes sure that the asset of `size` bytes that this transaction has just added fits, until the commit. Raises
+        QUOTA_EXCEEDED. `set_for_it`: what SET gave; where nobody limits anything, there is nothing to ask."""
+        if not set_for_it and not any(default.limits_anything for default in self._defaults.values()):
+            return
         await storage_usage.operate(m)
         for owner, allowed, connections in await self._in_force(m):
-            roomy = not excess(allowed, await self._held(m, owner), size=self._largest, assets=1, slack=2 * connections)
+            held = await self._held(m, owner)
+            roomy = not excess(allowed, held, size=self._largest, assets=1, slack=2 * connections)
             await _take_turn(m, owner, shared=roomy)
             held = await self._held(m, owner)
+            held = replace(held, stored_bytes=held.stored_bytes - size, assets=held.assets - 1)  # without itself
             if found := excess(allowed, held, size=size, assets=1):
                 raise _exceeded(owner, found)
             if roomy and excess(allowed, held, size=self._largest, assets=1, slack=connections):

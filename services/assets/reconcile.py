@@ -15,7 +15,7 @@ import psycopg
 import structlog
 from prometheus_client import Gauge
 
-from services.assets import assets, variants
+from services.assets import assets, documents, variants
 from services.assets.runs import Report, Walk
 from shared import jobs
 from shared.db import Database, Mutation
@@ -31,13 +31,18 @@ _log = structlog.get_logger("reconcile")
 # Whatever shows objects under these prefixes stands in both statements.
 _ROWS = """
     SELECT * FROM (
-        (SELECT storage_key COLLATE "C" AS key, owner, id AS asset_id, '' AS preset, size_bytes, bytes_gone_at
+        (SELECT storage_key COLLATE "C" AS key, 'originals' AS what, owner, id, '' AS preset, size_bytes, bytes_gone_at
          FROM assets WHERE storage_key <> '' AND state = 'ready'
              AND storage_key COLLATE "C" > %(after)s AND storage_key COLLATE "C" <= %(until)s
          ORDER BY storage_key COLLATE "C" LIMIT %(limit)s)
         UNION ALL
-        (SELECT storage_key COLLATE "C", owner, asset_id, preset, size_bytes, NULL
+        (SELECT storage_key COLLATE "C", 'variants', owner, asset_id, preset, size_bytes, NULL
          FROM variants WHERE storage_key <> '' AND state = 'ready'
+             AND storage_key COLLATE "C" > %(after)s AND storage_key COLLATE "C" <= %(until)s
+         ORDER BY storage_key COLLATE "C" LIMIT %(limit)s)
+        UNION ALL
+        (SELECT storage_key COLLATE "C", 'documents', owner, id, '', size_bytes, NULL
+         FROM documents WHERE storage_key <> '' AND state = 'ready'
              AND storage_key COLLATE "C" > %(after)s AND storage_key COLLATE "C" <= %(until)s
          ORDER BY storage_key COLLATE "C" LIMIT %(limit)s)
     ) AS shown ORDER BY key LIMIT %(limit)s
@@ -60,20 +65,25 @@ _LAST_CURSOR = """
 """
 _MARK = """
     UPDATE assets SET bytes_gone_at = now(), version = version + 1, updated_at = now()
-    WHERE id = %(asset_id)s AND storage_key = %(key)s AND bytes_gone_at IS NULL RETURNING *
+    WHERE id = %(id)s AND storage_key = %(key)s AND bytes_gone_at IS NULL RETURNING *
 """
 _UNMARK = """
     UPDATE assets SET bytes_gone_at = NULL, version = version + 1, updated_at = now()
-    WHERE id = %(asset_id)s AND storage_key = %(key)s AND bytes_gone_at IS NOT NULL RETURNING *
+    WHERE id = %(id)s AND storage_key = %(key)s AND bytes_gone_at IS NOT NULL RETURNING *
 """
 _GIVE_UP = """
     UPDATE variants SET state = 'failed', storage_key = '', version = version + 1, updated_at = now(),
         error_class = 'BYTES_GONE', error_message = 'its bytes are lost, and so are those of the original'
-    WHERE asset_id = %(asset_id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
+    WHERE asset_id = %(id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
+"""
+_LOSE_DOCUMENT = """
+    UPDATE documents SET state = 'failed', storage_key = '', size_bytes = 0, version = version + 1, updated_at = now(),
+        error_class = 'BYTES_GONE', error_message = 'its bytes are lost; RegenerateDocument makes it again'
+    WHERE id = %(id)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
 """
 _STILL_SHOWN = """
     SELECT id FROM variants
-    WHERE asset_id = %(asset_id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready'
+    WHERE asset_id = %(id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready'
 """
 _LAST_RUN = """
     SELECT progress, updated_at FROM storage_runs
@@ -114,7 +124,7 @@ class Reconciler:
         if "key" not in cursors:
             last = [] if arguments["from_start"] else await self._db.system_rows(_LAST_CURSOR)
             cursors["key"] = last[0].key or "" if last else ""
-        for what in ("lost_originals", "lost_variants", "stray_objects"):
+        for what in ("lost_originals", "lost_variants", "lost_documents", "stray_objects"):
             walk.report.count(what)
         for prefix in PREFIXES:
             if cursors["key"] > _end(prefix):
@@ -157,9 +167,9 @@ class Reconciler:
             there = stat is not None and stat.size == row.size_bytes
             if there == (row.bytes_gone_at is None) or (not there and await self._there(row)):
                 continue
-            what = "restored_originals" if there else "lost_variants" if row.preset else "lost_originals"
+            what = f"{'restored' if there else 'lost'}_{row.what}"
             if dry:
-                walk.report.count(what).note([row.asset_id])
+                walk.report.count(what).note([row.id])
             else:
                 await walk.each(what, [row], lambda rows, what=what: self._mend(walk, what, rows[0]))  # type: ignore[misc]
         unknown = await self._db.system_rows(_UNKNOWN, {"keys": list(part.listed)})
@@ -175,15 +185,15 @@ class Reconciler:
     async def _mend(self, walk: Walk, what: str, row: Any) -> None:
         """In the owner's transaction, if the row still shows that key."""
         async with walk.step(row.owner) as (m, report):
-            mended = await self._variant(m, row) if row.preset else await _original(m, row)
-            if mended:
-                report.count(what).note([row.asset_id])
+            mend = {"originals": _original, "variants": self._variant, "documents": _document}[row.what]
+            if await mend(m, row):
+                report.count(what).note([row.id])
                 report.count(what).done += 1
 
     async def _variant(self, m: Mutation, row: Any) -> bool:
         """Made again from the original; without one, it is FAILED."""
-        of = {"asset_id": row.asset_id, "preset": row.preset, "key": row.key}
-        asset = await assets.lock(m, row.asset_id)
+        of = {"id": row.id, "preset": row.preset, "key": row.key}
+        asset = await assets.lock(m, row.id)
         if asset.bytes_gone_at:
             given_up = await m.one(_GIVE_UP, of)
             if given_up is not None:
@@ -211,9 +221,17 @@ class Reconciler:
 async def _original(m: Mutation, row: Any) -> bool:
     """Marked as lost, or as there again; never removed."""
     statement = _UNMARK if row.bytes_gone_at else _MARK
-    changed = await m.one(statement, {"asset_id": row.asset_id, "key": row.key})
+    changed = await m.one(statement, {"id": row.id, "key": row.key})
     if changed is not None:
         await assets.publish(m, changed)
+    return changed is not None
+
+
+async def _document(m: Mutation, row: Any) -> bool:
+    """Its content is there still, so that its owner can have it made again."""
+    changed = await m.one(_LOSE_DOCUMENT, {"id": row.id, "key": row.key})
+    if changed is not None:
+        await documents.publish(m, changed)
     return changed is not None
 
 

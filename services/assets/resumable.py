@@ -148,7 +148,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             )  # fmt: skip
             upload = await m.one(_GET, {"id": upload_id})
             return pb.StartResumableUploadResponse(
-                upload_id=str(upload_id), asset=assets.to_proto(asset), part_size_bytes=part_bytes,
+                upload_id=str(upload_id), asset=asset, part_size_bytes=part_bytes,
                 part_count=len(rules.part_sizes(asset.size_bytes, part_bytes)),
                 expire_time=timestamp(upload.expires_at),
             )  # fmt: skip

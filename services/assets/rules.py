@@ -3,12 +3,21 @@
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote
 
 ASSET_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"ready", "rejected"}),
     "ready": frozenset(),
     "rejected": frozenset(),
+}
+# Renditions, imports, backfills, runs.
+JOB_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"running", "failed", "cancelled"}),
+    "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
+    "done": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
 }
 VARIANT_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed"}),
@@ -109,6 +118,7 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+@lru_cache(4096)
 def _segment(label: str) -> str:
     """A label as part of a key: at most 120 bytes, and never `.` or `..`, which quoting leaves alone."""
     return quote(label, safe="")[:120].replace(".", "%2E") if label in (".", "..") else quote(label, safe="")[:120]

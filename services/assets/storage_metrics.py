@@ -48,7 +48,7 @@ class StorageCollector:
 def metrics(use: storage_usage.Usage, allowed: Allowance, held: Held) -> Iterator[Metric]:
     yield from _stock(use)
     yield _one("pending_uploads", "Uploads announced and not confirmed", use.number("asset", "pending"))
-    yield _one("stored_bytes", "Bytes stored: originals and variants", use.stored_bytes)
+    yield _one("stored_bytes", "Bytes stored: originals, variants and documents", use.stored_bytes)
     sent = _gauge("bandwidth_month_bytes", "Bytes sent this calendar month (UTC)", "how")
     for how, size in use.sent_this_month().items():
         sent.add_metric([how], size)
@@ -67,7 +67,11 @@ def metrics(use: storage_usage.Usage, allowed: Allowance, held: Held) -> Iterato
 
 
 def _stock(use: storage_usage.Usage) -> Iterator[Metric]:
-    for noun, labels in (("asset", ("kind", "mime_type", "status")), ("variant", ("preset", "mime_type", "state"))):
+    nouns = {
+        "asset": ("kind", "mime_type", "status"), "variant": ("preset", "mime_type", "state"),
+        "document": ("kind", "mime_type", "state"),
+    }  # fmt: skip
+    for noun, labels in nouns.items():
         number = _gauge(f"{noun}s", f"{noun.capitalize()}s that there are", *labels)
         size = _gauge(f"{noun}_bytes", f"Bytes of {noun}s", *labels)
         for row in use.stock:

@@ -21,42 +21,45 @@ _FOLD_SECONDS = 1.0
 _FOLD_BATCH = 20_000
 _log = structlog.get_logger("usage")
 
+# What takes room, as opposed to what happened.
+_STOCKED = "noun IN ('asset', 'variant', 'document')"
 # The word 'deployment' in a row stands for all owners, so its deltas are everybody's.
-_STOCK = """
+_STOCK = f"""
     SELECT noun, kind, mime_type, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes FROM (
         SELECT noun, kind, mime_type, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
         UNION ALL
         SELECT noun, kind, mime_type, state, number, bytes FROM storage_deltas
-        WHERE noun IN ('asset', 'variant') AND {whose}
+        WHERE {_STOCKED} AND {{whose}}
     ) AS counted GROUP BY noun, kind, mime_type, state HAVING sum(number) <> 0 OR sum(bytes) <> 0
     ORDER BY noun, kind, mime_type, state
 """
-_FLOW = """
+_FLOW = f"""
     SELECT day, noun, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes, today FROM (
         SELECT day, noun, state, number, bytes FROM storage_days
         WHERE owner = %(owner)s AND day > (now() AT TIME ZONE 'UTC')::date - %(days)s
         UNION ALL
-        SELECT day, CASE WHEN noun IN ('asset', 'variant') THEN 'stored' ELSE noun END,
-               CASE WHEN noun IN ('asset', 'variant') THEN '' ELSE state END, number, bytes FROM storage_deltas
-        WHERE day > (now() AT TIME ZONE 'UTC')::date - %(days)s AND {whose}
+        SELECT day, CASE WHEN {_STOCKED} THEN 'stored' ELSE noun END,
+               CASE WHEN {_STOCKED} THEN '' ELSE state END, number, bytes FROM storage_deltas
+        WHERE day > (now() AT TIME ZONE 'UTC')::date - %(days)s AND {{whose}}
     ) AS counted, (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock GROUP BY day, noun, state, today
 """
 _FIRST_DAY = "SELECT min(day) AS day FROM storage_days WHERE owner = %(owner)s"
-_HELD = """
+_HELD = f"""
     SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0)::bigint AS assets,
            coalesce(sum(bytes) FILTER (WHERE noun = 'asset'), 0)::bigint AS originals,
            coalesce(sum(bytes), 0)::bigint AS stored,
            (SELECT coalesce(sum(bytes), 0)::bigint FROM (
                 SELECT bytes FROM storage_days WHERE owner = %(owner)s AND noun = 'download' AND day >= month
                 UNION ALL
-                SELECT bytes FROM storage_deltas WHERE noun = 'download' AND day >= month AND {whose}) AS sent) AS sent
+                SELECT bytes FROM storage_deltas WHERE noun = 'download' AND day >= month AND {{whose}}) AS all_sent
+           ) AS sent
     FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS month) AS clock LEFT JOIN LATERAL (
         SELECT noun, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
         UNION ALL
-        SELECT noun, state, number, bytes FROM storage_deltas WHERE noun IN ('asset', 'variant') AND {whose}
+        SELECT noun, state, number, bytes FROM storage_deltas WHERE {_STOCKED} AND {{whose}}
     ) AS counted ON true GROUP BY month
 """
-_FOLD = """
+_FOLD = f"""
     WITH gone AS (
         DELETE FROM storage_deltas WHERE seq IN (SELECT seq FROM storage_deltas ORDER BY seq LIMIT %(batch)s)
         RETURNING owner, session_id, noun, kind, mime_type, state, number, bytes, day
@@ -69,13 +72,13 @@ _FOLD = """
     ), totals AS (
         INSERT INTO storage_totals AS t (owner, noun, kind, mime_type, state, number, bytes)
         SELECT owner, noun, kind, mime_type, state, sum(number), sum(bytes) FROM counted
-        WHERE noun IN ('asset', 'variant') GROUP BY owner, noun, kind, mime_type, state
+        WHERE {_STOCKED} GROUP BY owner, noun, kind, mime_type, state
         ON CONFLICT (owner, noun, kind, mime_type, state)
         DO UPDATE SET number = t.number + excluded.number, bytes = t.bytes + excluded.bytes
     ), days AS (
         INSERT INTO storage_days AS t (owner, day, noun, state, number, bytes)
-        SELECT owner, day, CASE WHEN noun IN ('asset', 'variant') THEN 'stored' ELSE noun END AS what,
-               CASE WHEN noun IN ('asset', 'variant') THEN '' ELSE state END AS how, sum(number), sum(bytes)
+        SELECT owner, day, CASE WHEN {_STOCKED} THEN 'stored' ELSE noun END AS what,
+               CASE WHEN {_STOCKED} THEN '' ELSE state END AS how, sum(number), sum(bytes)
         FROM counted GROUP BY owner, day, what, how
         ON CONFLICT (owner, day, noun, state)
         DO UPDATE SET number = t.number + excluded.number, bytes = t.bytes + excluded.bytes
@@ -86,7 +89,7 @@ _FOLD = """
     ), places AS (
         INSERT INTO storage_places AS t (owner, session_id, assets, stored_bytes, sent_bytes)
         SELECT owner, place, coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0),
-               coalesce(sum(bytes) FILTER (WHERE noun IN ('asset', 'variant')), 0),
+               coalesce(sum(bytes) FILTER (WHERE {_STOCKED}), 0),
                coalesce(sum(bytes) FILTER (WHERE noun = 'download'), 0)
         FROM placed GROUP BY owner, place
         ON CONFLICT (owner, session_id) DO UPDATE SET assets = t.assets + excluded.assets,

@@ -851,7 +851,7 @@ CREATE TABLE storage_deltas (
     seq bigint GENERATED ALWAYS AS IDENTITY,
     owner text NOT NULL,
     session_id text NOT NULL DEFAULT '',
-    -- What is there: 'asset', 'variant'. What happened: 'upload' (settled), 'making' (of a variant), 'download'.
+    -- What is there: 'asset', 'variant', 'document'. What happened: 'upload' (settled), 'making' (of a variant), 'download'.
     noun text NOT NULL,
     kind text NOT NULL DEFAULT '',
     mime_type text NOT NULL DEFAULT '',
@@ -965,6 +965,23 @@ CREATE TRIGGER count_variant_change AFTER UPDATE ON variants FOR EACH ROW
     WHEN ((OLD.state, OLD.size_bytes, OLD.mime_type) IS DISTINCT FROM (NEW.state, NEW.size_bytes, NEW.mime_type))
     EXECUTE FUNCTION count_variant();
 
+CREATE FUNCTION count_document() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, state, number, bytes)
+        VALUES (OLD.owner, OLD.session_id, 'document', OLD.kind, OLD.state, -1, -OLD.size_bytes);
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, state, number, bytes)
+        VALUES (NEW.owner, NEW.session_id, 'document', NEW.kind, NEW.state, 1, NEW.size_bytes);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_document AFTER INSERT OR DELETE ON documents FOR EACH ROW EXECUTE FUNCTION count_document();
+CREATE TRIGGER count_document_change AFTER UPDATE ON documents FOR EACH ROW
+    WHEN ((OLD.state, OLD.size_bytes) IS DISTINCT FROM (NEW.state, NEW.size_bytes))
+    EXECUTE FUNCTION count_document();
+
 -- An operator sees and sets across owners in transactions that say so (app.operator); no other table has such a policy.
 ALTER TABLE storage_deltas ENABLE ROW LEVEL SECURITY;
 ALTER TABLE storage_deltas FORCE ROW LEVEL SECURITY;
@@ -1001,3 +1018,8 @@ ALTER TABLE quotas FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON quotas FOR SELECT TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY operating ON quotas TO assets_app USING (current_setting('app.operator', true) = 'on');
+-- An upload asks whether there is anything to be held against.
+CREATE POLICY deployment ON quotas FOR SELECT TO assets_app USING (owner = 'deployment');
+-- What an operator allowed an owner goes with the owner.
+CREATE POLICY erasing ON quotas FOR DELETE TO assets_worker
+    USING (owner = NULLIF(current_setting('app.owner_id', true), ''));

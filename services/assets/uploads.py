@@ -8,6 +8,7 @@ from uuid import UUID
 
 from atelier.assets.v1 import upload_pb2 as pb
 from atelier.assets.v1 import upload_pb2_grpc
+from atelier.assets.v1.asset_pb2 import Asset
 
 from services.assets import assets, declarations, duplicates
 from services.assets.verifying import Refused, Verified, Verifier, key_of, rejected
@@ -43,7 +44,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
 
         async def work(m: Mutation) -> pb.RequestUploadResponse:
             asset, upload = await self._announce(m, columns, request.declaration.sha256)
-            return pb.RequestUploadResponse(upload_id=str(upload), asset=assets.to_proto(asset))
+            return pb.RequestUploadResponse(upload_id=str(upload), asset=asset)
 
         response = await self._db.mutate(request, pb.RequestUploadResponse, work)
         asset = response.asset
@@ -67,7 +68,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
 
         async def announce(m: Mutation) -> pb.UploadResponse:
             asset, _upload = await self._announce(m, columns, head.declaration.sha256)
-            return pb.UploadResponse(asset=assets.to_proto(asset))
+            return pb.UploadResponse(asset=asset)
 
         # What is stored for request_id is which asset it is; a repeat finds that asset as far as it has come.
         announced = await self._db.mutate(head, pb.UploadResponse, announce)
@@ -119,7 +120,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             found = await self._verifier.named(asset, found)
         return await self._verifier.settle(head, asset, found)
 
-    async def _announce(self, m: Mutation, columns: dict[str, Any], sha256: str) -> tuple[Any, UUID]:
+    async def _announce(self, m: Mutation, columns: dict[str, Any], sha256: str) -> tuple[Asset, UUID]:
         asset_id, upload_id = new_id(), new_id()
         asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
         key = declarations.upload_key(m.owner, columns, asset_id, upload_id)

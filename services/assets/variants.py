@@ -31,13 +31,6 @@ _MOST_FOR_OTHERS = 20  # of one owner's variants that others wait for; owners of
 _FIRST_LOOK_SECONDS = 0.05
 _LONGEST_LOOK_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 20.0
-JOB_STATES = {
-    "pending": frozenset({"running", "failed", "cancelled"}),
-    "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
-    "done": frozenset[str](),
-    "failed": frozenset[str](),
-    "cancelled": frozenset[str](),
-}
 
 _VARIANTS = """
     SELECT v.*, a.deleted_at FROM variants v JOIN assets a ON a.id = v.asset_id
@@ -234,7 +227,7 @@ class VariantMaker:
         self._storage = storage
         self._pool = pool
         self._presets = presets
-        self._kind = attempts.Kind("renditions", JOB_STATES, "running", "done", _follow, max_attempts=MAX_ATTEMPTS)
+        self._kind = attempts.Kind("renditions", rules.JOB_STATES, "running", "done", _follow, MAX_ATTEMPTS)
 
     async def run(self, rendition_id: str) -> None:
         await attempts.run(self._db, self._kind, rendition_id, self._make)

@@ -19,8 +19,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-import typst
-
 from shared import typesetting
 
 # A float that is a whole number prints without a fraction (72.0 -> "72"); a Decimal or a string keeps its zeros.
@@ -239,7 +237,7 @@ def render_pdf(
     `font_directories` are searched for scripts that the bundled fonts lack (Chinese, Japanese, Korean, Thai, emoji).
 
     Runs in any worker process: blocking, no network, no system fonts, and the compiler reads nothing but a
-    fresh directory with the template, the data and the pictures. Raises `typst.TypstError` if the template
+    fresh directory with the template, the data and the pictures. Raises `typesetting.CannotPrint` if the template
     itself cannot be compiled.
     """
     with tempfile.TemporaryDirectory(prefix="techpack-") as name:
@@ -251,7 +249,7 @@ def render_pdf(
         try:
             text = _write_data(pack, shown, root, warnings)
             press.print(target, pack.created_at)
-        except typst.TypstError:
+        except typesetting.CannotPrint:
             # A broken picture stops the whole compilation without saying which it was: find it, leave it out.
             broken = [key for key, file in shown.items() if not press.can_show(file)]
             if not broken:

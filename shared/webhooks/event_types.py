@@ -9,10 +9,12 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 PING = "webhook.ping"
+_PURGED = "purged_"
 
 
 class EventTypes:
     """A service's types: `<service>.<subject>.<change>`. `subjects`: what each subject's events carry.
+    `purged_<subject>` tells of the end of a subject, as its change `purged`.
 
     The change is the state that the subject is in after it; for a subject without states `created` or `updated`. One
     that is in the trash is `deleted`, one that is put away `archived`, whatever its state.
@@ -22,13 +24,14 @@ class EventTypes:
         self._service = service
         self.subjects = subjects
         self.messages = {
-            f"{service}.{subject}.{change}": message.DESCRIPTOR.full_name
+            f"{service}.{subject.removeprefix(_PURGED)}.{change}": message.DESCRIPTOR.full_name
             for subject, message in subjects.items()
-            for change in _changes(message)
+            for change in (["purged"] if subject.startswith(_PURGED) else _changes(message))
         }
 
     def name(self, subject: str, version: int, message: Message) -> str:
-        return f"{self._service}.{subject}.{_change(message, version)}"
+        change = "purged" if subject.startswith(_PURGED) else _change(message, version)
+        return f"{self._service}.{subject.removeprefix(_PURGED)}.{change}"
 
 
 def _changes(message: type[Message]) -> Iterator[str]:

@@ -41,5 +41,7 @@ def truth(house: Suite, owner: str) -> tuple[int, int]:
         "SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets.assets WHERE owner = %s AND state <> 'rejected'",
         (owner,),
     )
-    [(variants,)] = house.sql("SELECT coalesce(sum(size_bytes), 0) FROM assets.variants WHERE owner = %s", (owner,))
-    return assets, int(originals + variants)
+    made = "SELECT (SELECT coalesce(sum(size_bytes), 0) FROM assets.variants WHERE owner = %(owner)s)"
+    made += " + (SELECT coalesce(sum(size_bytes), 0) FROM assets.documents WHERE owner = %(owner)s)"
+    [(rest,)] = house.sql(made, {"owner": owner})
+    return assets, int(originals + rest)

@@ -12,6 +12,7 @@ from atelier.assets.v1 import asset_pb2, storage_pb2, storage_pb2_grpc
 
 from tests import calls
 from tests.assets import flows
+from tests.assets import test_documents as documents
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, freed, listed, stored
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
@@ -101,6 +102,44 @@ async def test_a_dry_run_counts_and_the_real_one_removes(house: Suite, root: Cli
         await freed(house, asset_id)
     assert (await flows.get(ada, fresh)).id == fresh and (await flows.get(ada, kept.id)).id == kept.id
     assert {found for found, _, _ in figures(await run(root, "RunCleanup")).values()} == {0}
+
+
+async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(house: Suite, root: Client, ada: Client) -> None:
+    started = await flows.start(ada, DATA)
+    await flows.send_parts(started.targets, DATA)
+    importing = (await flows.announce(ada, DATA)).asset
+    await house.change("DELETE FROM assets.uploads WHERE asset_id = %s", (importing.id,))
+    await house.change(
+        "INSERT INTO assets.imports (id, owner, asset_id, url, state)"
+        " VALUES (%s, %s, %s, 'https://example.com/', 'running')",
+        (flows.request_id(), importing.owner, importing.id),
+    )
+    both = {started.asset.id, importing.id}
+    aged = "UPDATE assets.assets SET created_at = now() - interval '2 days' WHERE id = ANY(%s::uuid[])"
+    await house.change(aged, (list(both),))
+    assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (0, 0, 0)
+    assert set(await listed(ada, state=asset_pb2.ASSET_STATE_PENDING)) == both
+    await house.change("UPDATE assets.imports SET state = 'failed' WHERE asset_id = %s", (importing.id,))
+    over = "UPDATE assets.resumable_uploads SET expires_at = now() - interval '2 hours' WHERE id = %s"
+    await house.change(over, (started.upload_id,))
+    assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (2, 2, 0)
+
+
+async def test_expired_documents_go_with_their_bytes_and_others_stay(house: Suite, root: Client, ada: Client) -> None:
+    old = [await documents.create(ada, documents.checklist()) for _ in range(3)]
+    live = await documents.create(ada, documents.checklist())
+    await house.change(
+        "UPDATE assets.documents SET expires_at = now() - interval '1 s' WHERE id = ANY(%s::uuid[])",
+        ([each.id for each in old],),
+    )
+    assert figures(await run(root, "RunCleanup", dry_run=True))["expired_documents"] == (3, 0, 0)
+    capped = await run(root, "RunCleanup", max_items=2)
+    assert capped.capped and figures(capped)["expired_documents"] == (2, 2, 0)
+    rest = await run(root, "RunCleanup")
+    assert not rest.capped and figures(rest)["expired_documents"] == (1, 1, 0)
+    for each in old:
+        await freed(house, each.id)
+    assert (await documents.get(ada, live.id)).id == live.id and stored(house, live.id)
 
 
 async def test_a_run_is_capped_and_the_next_one_goes_on(house: Suite, root: Client, ada: Client) -> None:

@@ -13,14 +13,15 @@ import httpx
 import pikepdf
 import pypdf
 import pytest
-from atelier.assets.v1 import asset_pb2, document_pb2, document_pb2_grpc
+from atelier.assets.v1 import asset_pb2, document_pb2, document_pb2_grpc, storage_pb2, storage_pb2_grpc
 
-from services.assets import document_maker, documents
+from services.assets import document_maker
 from shared.db import Database
 from shared.imaging import ImagingPool
 from shared.main import open_storage
 from tests import calls
 from tests.assets import flows
+from tests.assets.test_trash import freed
 from tests.shared.imaging import pictures
 from tests.suite import Client, Suite
 
@@ -239,23 +240,14 @@ async def test_what_has_expired_is_gone_with_its_bytes_and_its_number_never_come
         "UPDATE assets.documents SET expires_at = now() - interval '1 second' WHERE id = %s", (old.id,)
     )
     assert (await calls.refusal(get(ada, old.id))).code is grpc.StatusCode.NOT_FOUND
-    settings = atelier.settings("assets", "worker")
-    db, storage = Database(settings, "assets"), open_storage(settings)
-    await db.open()
-    try:
-        found = await documents.expired(db, 10)
-        assert [str(row.id) for row in found] == [old.id]
-        assert await documents.remove(db, storage, found[0].owner, found[0].id)
-        assert not await documents.remove(db, storage, found[0].owner, found[0].id)
-        assert await documents.expired(db, 10) == []
-    finally:
-        await storage.close()
-        await db.close()
-    assert not (atelier.storage.root / "data" / old.file_path).exists()
+    request = storage_pb2.RunCleanupRequest(wait=True)
+    cleaned = await atelier.client("root", "admin").stub(storage_pb2_grpc.StorageServiceStub).RunCleanup(request)
+    assert {c.what: c.done for c in cleaned.run.counts}["expired_documents"] == 1
+    await freed(atelier, old.id)
     assert held_by(atelier, old.id) == set() and held_by(atelier, kept.id) == {photo.id}
     await download(ada, kept)
     await stub(ada).PurgeDocument(document_pb2.PurgeDocumentRequest(document_id=kept.id))
-    assert not (atelier.storage.root / "data" / kept.file_path).exists()
+    await freed(atelier, kept.id)
     assert (await calls.refusal(get(ada, kept.id))).code is grpc.StatusCode.NOT_FOUND
     assert (await create(ada, plan(), wait=False)).version_number == 3
 

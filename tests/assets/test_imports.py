@@ -85,6 +85,28 @@ async def test_an_import_is_taken_on_at_once_and_followed(open_house: Suite, eve
         assert (await flows.get(eve, begun.id)).state == READY
 
 
+async def test_a_file_that_comes_for_a_deleted_or_purged_asset_is_not_kept(open_house: Suite, eve: Client) -> None:
+    go = asyncio.Event()
+
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        await replying(200, DATA)(request, writer)
+
+    async with receiving(slow) as web:
+        deleted, purged = [(await fetch(eve, web.url, wait=False)).asset.id for _ in range(2)]
+        async with asyncio.timeout(10):
+            while len(web.requests) < 2:
+                await asyncio.sleep(0.05)
+        await ask(eve, "Delete", deleted)
+        await ask(eve, "Purge", purged)
+        go.set()
+        async with asyncio.timeout(20):
+            while (seen := await flows.get(eve, deleted)).state == PENDING:
+                await asyncio.sleep(0.05)
+    assert seen.rejection == "DELETED" and not stored(open_house, deleted)
+    await freed(open_house, purged)
+
+
 async def test_a_repeat_is_the_same_import(open_house: Suite, eve: Client, web: Receiver) -> None:
     request = asked(web.url)
     answers = await asyncio.gather(*(imports(eve).ImportAsset(request, timeout=30) for _ in range(5)))

@@ -10,20 +10,21 @@ from typing import Any
 
 import grpc
 import pytest
-from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, storage_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, document_pb2, render_pb2, render_pb2_grpc, storage_pb2, variant_pb2
 
 from services.assets.reconcile import show_metrics
 from shared.db import Database
 from shared.telemetry import METRICS
 from tests import calls
 from tests.assets import flows
+from tests.assets import test_documents as documents
 from tests.assets.test_cleanup import figures, run, storage
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, stored
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 
 DATA = flows.jpeg(64, 48)
-NOTHING = {"lost_originals": (0, 0, 0), "lost_variants": (0, 0, 0), "stray_objects": (0, 0, 0)}
+NOTHING = dict.fromkeys(("lost_originals", "lost_variants", "lost_documents", "stray_objects"), (0, 0, 0))
 _numbers = itertools.count()
 
 
@@ -172,6 +173,16 @@ async def test_a_lost_variant_of_a_lost_original_fails_and_says_why(house: Suite
     assert (found["lost_originals"], found["lost_variants"]) == ((1, 1, 0), (4, 4, 0))
     failed = await flows.variants_of(ada, asset.id)
     assert {variant.error_class for variant in failed.values()} == {"BYTES_GONE"}
+    assert await reconcile(root) == NOTHING
+
+
+async def test_a_lost_document_says_so_and_can_be_made_again(house: Suite, root: Client, ada: Client) -> None:
+    made = await documents.create(ada, documents.checklist())
+    path_of(house, made.file_path).unlink()
+    assert (await reconcile(root))["lost_documents"] == (1, 1, 0)
+    lost = await documents.get(ada, made.id)
+    assert (lost.state, lost.error_class) == (document_pb2.DOCUMENT_STATE_FAILED, "BYTES_GONE")
+    assert (await documents.regenerate(ada, made.id)).state == document_pb2.DOCUMENT_STATE_READY
     assert await reconcile(root) == NOTHING
 
 

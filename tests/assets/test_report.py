@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from atelier.assets.v1 import asset_pb2, variant_pb2
+from atelier.assets.v1 import album_pb2, asset_pb2, document_pb2, variant_pb2
 from atelier.assets.v1 import storage_report_pb2 as pb
 
 from services.assets import storage_rules
 from tests import calls
 from tests.assets import flows, storage
+from tests.assets import test_albums as albums
+from tests.assets import test_documents as documents
 from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
@@ -159,6 +161,21 @@ async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> Non
     await atelier.stop("assets")
     counted = "SELECT sum(number)::int, sum(bytes)::int FROM assets.storage_deltas WHERE noun = 'download'"
     assert atelier.sql(counted) == [(3, 3 * len(DATA))]
+
+
+async def test_documents_and_albums_that_are_sent_count_too(house: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, DATA)
+    album = (await albums.stub(ada).CreateAlbum(album_pb2.CreateAlbumRequest(name="trip"))).album
+    added = album_pb2.AddAlbumAssetsRequest(album_id=album.id, asset_ids=[asset.id])
+    await albums.stub(ada).AddAlbumAssets(added)
+    document = await documents.create(ada, documents.checklist())
+    sent = len(await documents.download(ada, document)) + (await albums.download(ada, album))[0].size_bytes
+    asked = document_pb2.GetDocumentRequest(document_id=document.id, include_urls=True)
+    await documents.stub(ada).GetDocument(asked)
+    expected = pb.Bandwidth(downloaded_bytes=sent, issued_bytes=document.size_bytes)
+    async with asyncio.timeout(10):
+        while (await storage.report(ada)).bandwidth_this_month != expected:
+            await asyncio.sleep(0.1)
 
 
 async def test_what_others_read_of_a_public_asset_counts_for_its_owner(

@@ -174,6 +174,13 @@ async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None
     await gone(child)
 
 
+@pytest.mark.parametrize("service", ["assets", "conversions", "pipeline", "techfiles"])
+def test_a_process_starts_without_what_only_children_or_one_backend_need(service: str) -> None:
+    heavy = "{'pyvips', 'pikepdf', 'c2pa', 'typst', 'boto3', 'uvicorn', 'starlette'}"
+    code = f"import sys, services.{service}.__main__; print(*{heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
 def test_the_parent_never_loads_a_decoder() -> None:
     code = "import sys, shared.imaging; print(*{'pyvips', 'pikepdf'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
