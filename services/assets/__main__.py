@@ -114,7 +114,7 @@ class AssetService(assets.AssetService, references.ReferenceCalls, trash.TrashCa
         assets.AssetService.__init__(self, p.db, stream, p.storage, urls, on_demand.ready, p.usage_log)
         references.ReferenceCalls.__init__(self, p.db, p.usage_log)
         trash.TrashCalls.__init__(self, p.db, p.trash)
-        explain.ExplainCalls.__init__(self, p.db, p.quotas)
+        explain.ExplainCalls.__init__(self, p.db)
 
 
 @asynccontextmanager

@@ -34,7 +34,7 @@ _BUT = {"attempts": " AND job_id <> %(run)s", "storage_runs": " AND id <> %(run)
 _UNFOLDED = "SELECT 1 FROM storage_deltas WHERE owner = %(owner)s LIMIT 1"
 _FOLD_SECONDS = 0.1
 # Copies of what the other tables say.
-_COPIES = ("requests", "events", "asset_terms")
+_COPIES = ("requests", "events")
 _TABLES = """
     SELECT c.relname::text AS name,
         (SELECT array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum))

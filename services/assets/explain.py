@@ -7,10 +7,9 @@ from typing import Any
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 
-from services.assets import assets, quotas, rules
+from services.assets import rules
 from shared import auth, errors
 from shared.db import Database
-from shared.errors import DomainError
 from shared.ids import parse_id
 
 _ASSET = """
@@ -36,19 +35,8 @@ _NEXT_TRY = """
 class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
     """The call of AssetService that explains."""
 
-    def __init__(self, db: Database, quota: quotas.Quotas) -> None:
+    def __init__(self, db: Database) -> None:
         self._db = db
-        self._quotas = quota
-
-    async def _room(self, asset: Any) -> pb.Finding:
-        """What its confirmation would be told of quotas."""
-        asked = "is there room for it?"
-        try:
-            async with self._db.transaction(asset.owner) as m:
-                await self._quotas.settle(m, asset, asset.size_bytes)
-        except DomainError as full:
-            return pb.Finding(question=asked, answer=f"no: {full.text}", next_step="then confirm it")
-        return pb.Finding(question=asked, ok=True, answer="yes, no quota keeps it out")
 
     async def ExplainAsset(self, request: pb.ExplainAssetRequest, context: Any) -> pb.ExplainAssetResponse:
         one = {"id": parse_id(request.asset_id, "asset_id")}
@@ -59,10 +47,8 @@ class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
         if asset.state == "ready" and asset.mime_type != rules.PDF:
             waiting = await self._db.row(_NEXT_TRY, one)
             rows = await self._db.rows(_VARIANTS, one)
-            findings.append(_variants(asset, rows, waiting.scheduled_at if waiting else None))
+            findings.append(_variants(rows, waiting.scheduled_at if waiting else None))
         if asset.owner == auth.current().owner:
-            if asset.state == "pending":
-                findings.append(await self._room(asset))
             findings.append(_holders(await self._db.rows(_HOLDERS, one), asset.owner))
             if asset.product_id:
                 findings.append(_primary(asset))
@@ -158,15 +144,14 @@ def _visibility(asset: Any) -> pb.Finding:
     return pb.Finding(question="who can see it?", ok=True, answer=seen)
 
 
-def _variants(asset: Any, rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
+def _variants(rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
     asked = "are its variants there?"
-    can_be_made = not assets.unusable(asset)
     if not rows:
-        step = "RegenerateVariants makes them" if can_be_made else ""
+        step = "RegenerateVariants makes them"
         return pb.Finding(question=asked, ok=True, answer="none were asked for", next_step=step)
     failed = [row for row in rows if row.state == "failed"]
     answer = "; ".join(_variant_answers(rows, next_try))
-    step = "RegenerateVariants tries again" if failed and can_be_made else ""
+    step = "RegenerateVariants tries again" if failed else ""
     return pb.Finding(question=asked, ok=not failed, answer=answer, next_step=step)
 
 

@@ -39,7 +39,11 @@ class Meter:
                 sent += len(chunk)
                 yield chunk
         finally:
-            self._note(owner, session_id, "exact", sent)
+            self.sent(owner, session_id, sent)
+
+    def sent(self, owner: str, session_id: str, size: int) -> None:
+        """Bytes that a call sent itself."""
+        self._note(owner, session_id, "exact", size)
 
     def issued(self, owner: str, session_id: str, size: int) -> None:
         """Bytes behind a URL that was handed out."""

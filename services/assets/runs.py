@@ -13,7 +13,6 @@ import psycopg
 from atelier.assets.v1 import storage_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from services.assets import rules
 from shared import attempts, errors, jobs
 from shared.db import Database, Mutation
 from shared.ids import new_id
@@ -140,7 +139,7 @@ class Runner:
     def __init__(self, db: Database, walks: Mapping[str, WalkFunction]) -> None:
         self._db = db
         self._walks = walks
-        self._kind = attempts.Kind("storage_runs", rules.JOB_STATES, "running", "done", _unwatched, _MAX_ATTEMPTS)
+        self._kind = attempts.Kind("storage_runs", JOB_STATES, "running", "done", _unwatched, _MAX_ATTEMPTS)
 
     async def run(self, run_id: str) -> None:
         await attempts.run(self._db, self._kind, run_id, self._work)
@@ -164,7 +163,7 @@ async def ended(db: Database, run_id: UUID, seconds: float) -> Any:
     pause = 0.05
     while True:
         row = await db.row("SELECT * FROM storage_runs WHERE id = %s", (run_id,))
-        if not rules.JOB_STATES[row.state] or asyncio.get_running_loop().time() + pause > deadline:
+        if not JOB_STATES[row.state] or asyncio.get_running_loop().time() + pause > deadline:
             return row
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 1.0)
@@ -178,5 +177,5 @@ def to_proto(row: Any) -> pb.Run:
         counts=[pb.RunCount(what=what, **asdict(count)) for what, count in sorted(report.counts.items())],
         failures=[pb.RunFailure(**failure) for failure in report.failures], capped=report.capped,
         error_class=row.error_class, error_message=row.error_message, create_time=timestamp(row.created_at),
-        end_time=None if rules.JOB_STATES[row.state] else timestamp(row.updated_at),
+        end_time=None if JOB_STATES[row.state] else timestamp(row.updated_at),
     )  # fmt: skip

@@ -13,8 +13,6 @@ from google.protobuf.json_format import MessageToDict
 
 from tests import calls
 from tests.assets import flows
-from tests.assets import test_documents as documents
-from tests.assets.storage import folded, set_quota
 from tests.assets.test_cleanup import DONE, figures, in_session, run, runs_of, storage
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, listed, stored
@@ -78,24 +76,6 @@ async def test_an_erased_owner_leaves_a_tombstone_and_a_receipt(house: Suite, ad
     async with httpx.AsyncClient() as http:
         assert (await http.get(mine[1].original_url)).status_code == 404
     assert (await flows.get(other, theirs.id)).id == theirs.id
-
-
-async def test_what_operators_keep_about_an_owner_goes_and_the_sums_stay_right(house: Suite, ada: Client) -> None:
-    root, owner = house.client("root", "admin"), owner_of(ada)
-    await set_quota(root, owner, assets=100)
-    await flows.upload(ada, DATA, **in_session("in-therapy"))
-    await documents.create(ada, documents.checklist())
-    await run(ada, "DeleteSession", session_id="in-therapy")
-    await flows.upload(ada, DATA)
-    await erase(ada, owner)
-    await folded(house)
-    left = rows_of(house, owner)
-    assert left.keys() <= {"erased_owners", "storage_runs", "attempts", "doomed_objects"} and left["storage_runs"] == 1
-    for noun in ("asset", "variant", "document"):
-        statement = "SELECT coalesce(sum(number), 0), coalesce(sum(bytes), 0) FROM assets.storage_totals"
-        [(number, size)] = house.sql(f"{statement} WHERE owner = 'deployment' AND noun = %s", (noun,))
-        [(rows, kept)] = house.sql(f"SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets.{noun}s")
-        assert (noun, number, size) == (noun, rows, kept)
 
 
 async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client) -> None:
@@ -213,7 +193,7 @@ async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) 
     assert ("asset_references", asset.id, "pipeline/products/7") in [
         (table, columns.get("asset_id"), columns.get("holder")) for table, columns in rows
     ]
-    kept = {"assets", "variants", "requests", "events", "asset_terms", "doomed_objects"}
+    kept = {"assets", "variants", "requests", "events", "doomed_objects"}
     assert {table for table, _ in rows} == rows_of(house, owner_of(ada)).keys() - kept
 
 

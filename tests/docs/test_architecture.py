@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 
-from services.assets import document_rules, renders, runs, variants
+from services.assets import document_rules, renders, runs
 from services.assets import rules as assets
 from services.conversions import rules as conversions
 from services.pipeline import rules as pipeline
@@ -17,7 +17,7 @@ MACHINES: Mapping[str, Machine] = {
     "variant": assets.VARIANT_STATES,
     "document": document_rules.STATES,
     "comparison": renders.COMPARISON_STATES,
-    **dict.fromkeys(("backfill", "import", "rendition"), variants.JOB_STATES),
+    **dict.fromkeys(("backfill", "import", "rendition"), assets.JOB_STATES),
     "storage run": runs.JOB_STATES,
     **dict.fromkeys(("conversion", "generation", "analysis"), conversions.JOB_STATES),
     "product": pipeline.PRODUCT_STATES,
