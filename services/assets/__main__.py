@@ -199,7 +199,7 @@ async def work(name: str, settings: Settings) -> None:
     maker = variants.VariantMaker(db, storage, p.pool, p.presets)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
-    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run)
+    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run, apart=True)
     queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool).run)
     queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets).run)
     queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
