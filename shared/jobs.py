@@ -20,7 +20,7 @@ import structlog
 from procrastinate import JobContext, exceptions, jobs, manager, retry
 
 from shared.db import Database, Mutation
-from shared.tasks import all_of, wanted
+from shared.tasks import wanted
 
 FRESH = 100  # priority of work somebody waits for
 BACKFILL = 0  # priority of work nobody waits for
@@ -170,7 +170,9 @@ class JobQueue:
             reaper = group.create_task(self._reap(lease_seconds))
             try:
                 groups = [self._queues - self._apart, *({queue} for queue in self._apart)]
-                await all_of([self._work(sorted(queues), concurrency, lease_seconds) for queues in groups if queues])
+                async with asyncio.TaskGroup() as workers:  # asks each to end once, and waits for what it has in hand
+                    for queues in filter(None, groups):
+                        workers.create_task(self._work(sorted(queues), concurrency, lease_seconds))
             finally:
                 reaper.cancel()  # the group would wait for it: a worker that ends amid an outage returns normally
 
