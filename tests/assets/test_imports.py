@@ -231,6 +231,16 @@ async def test_a_file_that_turns_out_not_to_fit_the_quota_is_fetched_once_and_no
     assert stored(open_house, asset.id) == set()
 
 
+async def test_an_import_is_held_against_the_deployments_quota(open_house: Suite, eve: Client, web: Receiver) -> None:
+    root = open_house.client("root", "admin")
+    try:
+        await storage.set_quota(root, stored_bytes=(await storage.report(root)).stored_bytes + len(DATA) - 1)
+        asset = (await fetch(eve, web.url)).asset
+    finally:
+        await storage.set_quota(root)
+    assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
+
+
 async def test_imports_from_a_slow_server_keep_no_image_waiting(open_house: Suite, eve: Client) -> None:
     go = asyncio.Event()
 

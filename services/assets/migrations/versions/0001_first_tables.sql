@@ -999,3 +999,5 @@ ALTER TABLE quotas FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON quotas FOR SELECT TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY operating ON quotas TO assets_app USING (current_setting('app.operator', true) = 'on');
+-- What comes in by a worker is held against the deployment's limits, too.
+CREATE POLICY holding ON quotas FOR SELECT TO assets_worker USING (true);
