@@ -8,18 +8,24 @@ of a driver never reaches a caller.
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import psycopg
 import psycopg_pool
 import structlog
 from atelier.common.v1 import errors_pb2
-from google.protobuf import any_pb2, message
+from google.protobuf import message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from shared.storage import StorageFull, StorageUnavailable
 
 DOMAIN = "atelier"
+# Clients take 8 KiB of trailers, and a larger refusal reaches them as a broken stream. The text stands in there twice,
+# once with three characters for a byte.
+_MOST_TEXT_BYTES = 1000
+_MOST_DETAIL_BYTES = 3000
+_MOST_STATUS_BYTES = 4500
 Reason = errors_pb2.ErrorReason
 _log = structlog.get_logger("errors")
 
@@ -187,11 +193,26 @@ def answer(error: DomainError) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(
         reason=Reason.Name(error.reason).removeprefix("ERROR_REASON_"), domain=DOMAIN, metadata=error.metadata
     )
-    packed = []
-    for detail in (info, *error.details):
-        packed.append(any_pb2.Any())
-        packed[-1].Pack(detail)
-    return status_pb2.Status(code=_CODES[error.reason], message=error.text, details=packed)
+    status = status_pb2.Status(code=_CODES[error.reason], message=_cut(error.text))
+    for detail in (info, *map(_shortened, error.details)):
+        status.details.add().Pack(detail)
+        if status.ByteSize() > _MOST_STATUS_BYTES:
+            del status.details[-1]
+    return status
+
+
+def _cut(text: str) -> str:
+    whole = text.encode()
+    return text if len(whole) <= _MOST_TEXT_BYTES else whole[: _MOST_TEXT_BYTES - 4].decode(errors="ignore") + " ..."
+
+
+def _shortened(detail: message.Message) -> message.Message:
+    """With as many of its violations as there is room for, at least one."""
+    for name in ("field_violations", "violations"):
+        listed: Any = getattr(detail, name, ())
+        while len(listed) > 1 and detail.ByteSize() > _MOST_DETAIL_BYTES:
+            del listed[-1]
+    return detail
 
 
 def code_name(error: DomainError) -> str:

@@ -9,7 +9,7 @@ so that a job always comes to its own end.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -117,9 +117,11 @@ class JobQueue:
         self._app = procrastinate.App(connector=procrastinate.PsycopgConnector())
         self._app.job_manager = _Manager(self._app.connector)
         self._queues: set[str] = set()
+        self._apart: set[str] = set()
 
-    def task(self, name: str, queue: str, function: TaskFunction) -> None:
-        """Registers what runs for jobs called `name`; it gets the id of the row that the job serves."""
+    def task(self, name: str, queue: str, function: TaskFunction, *, apart: bool = False) -> None:
+        """Registers what runs for jobs called `name`; it gets the id of the row that the job serves. `apart`: the queue
+        has as many slots of its own, because its jobs wait for servers of others, for as long as these like."""
 
         async def run(context: JobContext, row_id: str) -> None:
             try:
@@ -133,6 +135,8 @@ class JobQueue:
 
         self._app.task(name=name, queue=self._queue(queue), retry=_Again(), pass_context=True)(run)
         self._queues.add(self._queue(queue))
+        if apart:
+            self._apart.add(self._queue(queue))
 
     async def _after_backoff(self, attempts: int) -> TryAgain:
         seconds = min(2**attempts, _LONGEST_BACKOFF_SECONDS)
@@ -165,16 +169,19 @@ class JobQueue:
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
             reaper = group.create_task(self._reap(lease_seconds))
             try:
-                await self._work(concurrency, lease_seconds)
+                groups = [self._queues - self._apart, *({queue} for queue in self._apart)]
+                async with asyncio.TaskGroup() as workers:  # asks each to end once, and waits for what it has in hand
+                    for queues in filter(None, groups):
+                        workers.create_task(self._work(sorted(queues), concurrency, lease_seconds))
             finally:
                 reaper.cancel()  # the group would wait for it: a worker that ends amid an outage returns normally
 
-    async def _work(self, concurrency: int, lease_seconds: float) -> None:
+    async def _work(self, queues: Sequence[str], concurrency: int, lease_seconds: float) -> None:
         while wanted():
             reason = "it was taken for dead"
             try:
                 await self._app.run_worker_async(
-                    queues=sorted(self._queues),
+                    queues=queues,
                     concurrency=concurrency,
                     fetch_job_polling_interval=1.0,
                     abort_job_polling_interval=3600.0,

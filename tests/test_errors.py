@@ -18,10 +18,11 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, document_pb2, document_pb2_grpc, upload_pb2, variant_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from shared import errors
 from shared.embedded import EmbeddedPostgres
 from tests import calls
 from tests.assets import flows
@@ -68,6 +69,18 @@ async def test_every_refusal_says_reason_and_domain(house: Suite) -> None:
 async def test_an_invalid_field_is_named_by_its_path(house: Suite, fields: dict[str, Any], path: str) -> None:
     refused = await calls.refusal(flows.assets(house.client("ada")).UpdateAsset(asset_pb2.UpdateAssetRequest(**fields)))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+
+
+async def test_a_refusal_of_very_much_arrives_whole(house: Suite) -> None:
+    wrong = {"text": "m" * 300, "date": "2026-02-30"}
+    content = {"cover": {"title": "t"}, "renovation_plan": {"milestones": [wrong] * 100}}
+    request = document_pb2.CreateDocumentRequest(session_id="s", phase="p", content=content)
+    stub = house.client("ada").stub(document_pb2_grpc.DocumentServiceStub)
+    refused = await calls.refusal(stub.CreateDocument(request))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert refused.fields[:2] == [f"content.renovation_plan.milestones[{n}].date" for n in range(2)]
+    long = errors.answer(errors.already_exists("album", "x", "\U0001f9e5" * 5000))
+    assert len(long.message.encode()) <= 1000 and long.message.endswith("\U0001f9e5 ...") and len(long.details) == 2
 
 
 async def test_all_invalid_fields_are_named_at_once(house: Suite) -> None:

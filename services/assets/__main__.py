@@ -173,7 +173,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         (document_pb2_grpc.add_DocumentServiceServicer_to_server,
          documents.DocumentService(db, stream, storage, queue, urls)),
         (render_pb2_grpc.add_ComparisonServiceServicer_to_server,
-         renders.ComparisonService(db, stream, queue, urls, p.trash)),
+         renders.ComparisonService(db, stream, queue, urls, p.trash, p.quotas)),
         (album_pb2_grpc.add_AlbumServiceServicer_to_server,
          albums.AlbumService(db, storage, urls, p.presets, p.usage_log)),
         (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
@@ -198,9 +198,9 @@ async def work(name: str, settings: Settings) -> None:
     maker = variants.VariantMaker(db, storage, p.pool, p.presets)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
-    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run)
+    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run, apart=True)
     queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool).run)
-    queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets).run)
+    queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run)
     queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
     endless = (
         keeper.Keeper(db, storage, queue, settings).run(),

@@ -15,9 +15,11 @@ from psycopg.types.json import Jsonb
 
 from services.assets import assets, holding, rules, side_by_side, variants, verifying, waiting
 from services.assets.presets import Presets
+from services.assets.quotas import Quotas
 from services.assets.trash import Trash
 from shared import attempts, auth, errors, events, imaging, jobs, paging
 from shared.db import Database, Mutation
+from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
 from shared.imaging import Facts, ImageRejected, ImagingPool
 from shared.protos import Words, timestamp
@@ -75,13 +77,15 @@ def _holder(comparison_id: object) -> str:
 
 class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
     def __init__(
-        self, db: Database, stream: events.EventStream, queue: jobs.JobQueue, urls: assets.Urls, trash: Trash
-    ) -> None:
+        self, db: Database, stream: events.EventStream, queue: jobs.JobQueue, urls: assets.Urls, trash: Trash,
+        quota: Quotas,
+    ) -> None:  # fmt: skip
         self._db = db
         self._stream = stream
         self._queue = queue
         self._urls = urls
         self._trash = trash
+        self._quotas = quota
 
     async def CreateComparison(self, request: pb.CreateComparisonRequest, context: Any) -> pb.CreateComparisonResponse:
         before, after = UUID(request.before_asset_id), UUID(request.after_asset_id)
@@ -90,6 +94,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
 
         async def work(m: Mutation) -> pb.CreateComparisonResponse:
             comparison_id = new_id()
+            await self._quotas.announce(m, 0)  # how large the picture of the two will be is known when it is made
             pictures = [("before_asset_id", before), ("after_asset_id", after)]
             await holding.hold(m, _holder(comparison_id), pictures)
             row = await m.one(
@@ -175,13 +180,14 @@ class Comparer:
     """The job: fetch the two originals, make one picture of them, store it, then let a READY asset show it."""
 
     def __init__(
-        self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets
+        self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets, quota: Quotas
     ) -> None:
         self._db = db
         self._storage = storage
         self._queue = queue
         self._pool = pool
         self._presets = presets
+        self._quotas = quota
         self._kind = attempts.Kind(
             "comparisons", COMPARISON_STATES, "processing", "ready", publish, max_attempts=MAX_ATTEMPTS
         )
@@ -239,6 +245,11 @@ class Comparer:
             provenance = {
                 "model": _MAKER, "model_version": side_by_side.VERSION, "prompt": "", "source_asset_ids": sources,
             }  # fmt: skip
+            try:
+                await self._quotas.announce(m, facts.size)
+            except DomainError as refusal:
+                full = refusal.reason == Reason.ERROR_REASON_QUOTA_EXCEEDED
+                raise attempts.JobFailed("QUOTA_EXCEEDED", refusal.text, final=full) from None
             asset = await m.one(
                 _INSERT_PICTURE,
                 {"id": asset_id, "owner": row.owner, "created_by": row.created_by, "file_name": "before-after.jpg",

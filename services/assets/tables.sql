@@ -1023,3 +1023,5 @@ CREATE POLICY deployment ON quotas FOR SELECT TO assets_app USING (owner = 'depl
 -- What an operator allowed an owner goes with the owner.
 CREATE POLICY erasing ON quotas FOR DELETE TO assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
+-- What comes in by a worker is held against the deployment's limits, too.
+CREATE POLICY holding ON quotas FOR SELECT TO assets_worker USING (true);

@@ -182,7 +182,15 @@ async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) 
     await flows.variants_of(ada, asset.id), await flows.variants_of(ada, deleted.id)
     await ask(ada, "Delete", deleted.id)
     await acquire(ada, "pipeline/products/7", asset.id)
+    endpoint, secret = "01920000-0000-7000-8000-000000000000", "whsec_canary"
+    await house.change(
+        "WITH made AS (INSERT INTO assets.webhook_endpoints (id, owner, created_by, url, description, event_types)"
+        " VALUES (%s, %s, '', 'https://x', '', '{}'))"
+        " INSERT INTO assets.webhook_secrets (owner, endpoint_id, version, secret) VALUES (%s, %s, 1, %s)",
+        (endpoint, owner_of(ada), owner_of(ada), endpoint, secret),
+    )
     records = await exported(ada)
+    assert "webhook_secrets" in str(records) and secret not in str(records)
     assets = {record.asset.id: record.asset for record in records if record.WhichOneof("record") == "asset"}
     assert set(assets) == {asset.id, deleted.id}
     async with httpx.AsyncClient() as http:

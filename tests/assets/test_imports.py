@@ -12,7 +12,7 @@ from atelier.assets.v1 import asset_pb2, import_pb2, import_pb2_grpc
 
 from tests import calls
 from tests.assets import flows, storage
-from tests.assets.test_trash import stored
+from tests.assets.test_trash import ask, freed, stored
 from tests.receiver import Receiver, Reply, Request, receiving, replying
 from tests.shared.imaging import pictures
 from tests.suite import Client, Suite
@@ -253,3 +253,36 @@ async def test_a_file_that_turns_out_not_to_fit_the_quota_is_fetched_once_and_no
     assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
     assert str(len(DATA) - 1) in asset.rejection_message and len(web.requests) == 1
     assert stored(open_house, asset.id) == set()
+
+
+async def test_an_import_is_held_against_the_deployments_quota(open_house: Suite, eve: Client, web: Receiver) -> None:
+    root = open_house.client("root", "admin")
+    try:
+        await storage.set_quota(root, stored_bytes=(await storage.report(root)).stored_bytes + len(DATA) - 1)
+        asset = (await fetch(eve, web.url)).asset
+    finally:
+        await storage.set_quota(root)
+    assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
+
+
+async def test_imports_from_a_slow_server_keep_no_image_waiting(open_house: Suite, eve: Client) -> None:
+    go = asyncio.Event()
+
+    async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        await replying(200, DATA)(request, writer)
+
+    async with receiving(slow) as web:
+        begun = [(await fetch(eve, web.url, wait=False)).asset.id for _ in range(5)]
+        async with asyncio.timeout(10):
+            while len(web.requests) < open_house.settings("assets", "worker").worker_concurrency:
+                await asyncio.sleep(0.05)
+        other = await flows.upload(open_house.client("somebody-else"), DATA)
+        made = await flows.variants_of(open_house.client("somebody-else"), other.id, timeout=20)
+        assert {v.state for v in made.values()} == {asset_pb2.VARIANT_STATE_READY}
+        go.set()
+        async with asyncio.timeout(30):
+            for asset_id in begun:
+                while (await flows.get(eve, asset_id)).state != READY:
+                    await asyncio.sleep(0.1)
+                await flows.variants_of(eve, asset_id)

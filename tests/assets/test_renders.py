@@ -14,7 +14,7 @@ from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, variant_pb
 
 from services.assets.side_by_side import compose
 from tests import calls
-from tests.assets import flows
+from tests.assets import flows, storage
 from tests.shared.imaging import pictures
 from tests.suite import Client, Suite
 
@@ -114,6 +114,21 @@ async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_delete
         again = await flows.get(ada, trashed.id, include_urls=True)
         assert again.visibility == asset_pb2.VISIBILITY_PUBLIC and again.original_url != public
         assert (await http.get(again.original_url)).status_code == 200
+
+
+async def test_a_comparison_whose_picture_does_not_fit_the_quota_is_refused_or_fails(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
+    before, after = await photo(ada), await photo(ada, 200, 320)
+    await flows.variants_of(ada, before), await flows.variants_of(ada, after)
+    used = (await storage.report(ada)).stored_bytes
+    await storage.set_quota(caller("admin"), f"user:{ada.subject}", stored_bytes=used + 100)
+    made = await compare(ada, before, after)
+    assert (made.state, made.error_class) == (render_pb2.COMPARISON_STATE_FAILED, "QUOTA_EXCEEDED")
+    await storage.set_quota(caller("admin"), f"user:{ada.subject}", assets=2)
+    refused = await calls.refusal(compare(ada, before, after))
+    assert (refused.code, refused.reason) == (CODE.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+    assert (await storage.report(ada)).stored_bytes == used
 
 
 async def test_lists_by_session_room_and_asset(ada: Client, caller: Callable[..., Client]) -> None:
