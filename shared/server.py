@@ -380,7 +380,7 @@ def _described() -> descriptor_pool.DescriptorPool:
     for file in descriptor_pb2.FileDescriptorSet.FromString(_CONTRACT.read_bytes()).file:
         file.ClearField("source_code_info")
         pool.Add(file)
-    for module in (health_pb2, reflection_pb2, error_details_pb2):  # the last: what errors carry, to be printed by clients
+    for module in (health_pb2, reflection_pb2, error_details_pb2):  # the last: what errors carry, for clients to print
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     return pool
 
