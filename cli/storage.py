@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from cli.refusals import refusal
 from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
 from cli.storage_copy import BadLocation, Copy, Outcome, open_location
 from cli.suite import ports
@@ -87,12 +88,12 @@ def report(
     As an operator of this machine's suite, or with the token in ATELIER_TOKEN.
     """
     token = os.environ.get("ATELIER_TOKEN") or _operator_token(State(state))
+    address = address or f"127.0.0.1:{ports()['assets']}"
     try:
-        with grpc.insecure_channel(address or f"127.0.0.1:{ports()['assets']}") as channel:
+        with grpc.insecure_channel(address) as channel:
             _print_report(_Calls(channel, token), owner, months)
     except grpc.RpcError as error:
-        call: Any = error
-        raise _stop_with(f"{call.code().name}: {call.details()}") from None
+        raise _stop_with(refusal(error, address)) from None
 
 
 def _operator_token(files: State) -> str:
