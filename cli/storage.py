@@ -206,7 +206,8 @@ def _print_costs(out: Console, made: Any) -> None:
     for first, last in zip(now.costs, later.costs, strict=True):
         table.add_row(first.backend, f"{first.total:,.2f}", f"{last.total:,.2f}")
     out.print(table)
-    out.print(f"Growth: {_size(made.growth_bytes_per_month)} a month, measured over {made.measured_days} days.")
+    measured = "1 day" if made.measured_days == 1 else f"{made.measured_days} days"
+    out.print(f"Growth: {_size(made.growth_bytes_per_month)} a month, measured over {measured}.")
     out.print(escape(made.recommendation), soft_wrap=True)
 
 

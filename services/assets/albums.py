@@ -221,8 +221,13 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
             file_name=archive.file_name, size_bytes=archive.size_bytes, file_count=len(archive.files)
         )
         yield pb.DownloadAlbumResponse(head=head)
-        async for chunk in archive.chunks(self._storage):
-            yield pb.DownloadAlbumResponse(chunk=chunk)
+        sent = 0
+        try:
+            async for chunk in archive.chunks(self._storage):
+                sent += len(chunk)
+                yield pb.DownloadAlbumResponse(chunk=chunk)
+        finally:
+            self._urls.meter.sent(album.owner, "", sent)  # an album has assets of many sessions
         about = {"album_id": str(album.id), **({"variant": request.variant} if request.variant else {})}
         self._usage.note([row for row in rows if row.id not in archive.missing], "download", metadata=about)
 
