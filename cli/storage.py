@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from cli.refusals import refusal
 from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
 from cli.storage_copy import BadLocation, Copy, Outcome, open_location
 from cli.suite import ports
@@ -87,12 +88,12 @@ def report(
     As an operator of this machine's suite, or with the token in ATELIER_TOKEN.
     """
     token = os.environ.get("ATELIER_TOKEN") or _operator_token(State(state))
+    address = address or f"127.0.0.1:{ports()['assets']}"
     try:
-        with grpc.insecure_channel(address or f"127.0.0.1:{ports()['assets']}") as channel:
+        with grpc.insecure_channel(address) as channel:
             _print_report(_Calls(channel, token), owner, months)
     except grpc.RpcError as error:
-        call: Any = error
-        raise _stop_with(f"{call.code().name}: {call.details()}") from None
+        raise _stop_with(refusal(error, address)) from None
 
 
 def _operator_token(files: State) -> str:
@@ -205,7 +206,8 @@ def _print_costs(out: Console, made: Any) -> None:
     for first, last in zip(now.costs, later.costs, strict=True):
         table.add_row(first.backend, f"{first.total:,.2f}", f"{last.total:,.2f}")
     out.print(table)
-    out.print(f"Growth: {_size(made.growth_bytes_per_month)} a month, measured over {made.measured_days} days.")
+    measured = "1 day" if made.measured_days == 1 else f"{made.measured_days} days"
+    out.print(f"Growth: {_size(made.growth_bytes_per_month)} a month, measured over {measured}.")
     out.print(escape(made.recommendation), soft_wrap=True)
 
 

@@ -20,10 +20,12 @@ from typing import Any
 
 import filetype
 import grpc
+import protovalidate
 import yaml
 from atelier.assets.v1 import asset_pb2, style_pb2, style_pb2_grpc, upload_pb2, upload_pb2_grpc
 from google.protobuf import json_format
 
+from cli.refusals import refusal
 from cli.state import LOCAL_ISSUER, State
 from shared import auth
 
@@ -32,6 +34,7 @@ _MOST_BYTES = 10 * 1024 * 1024
 _CHUNK = 256 * 1024
 _AT_ONCE = 500  # digests in one question
 _SECONDS = 120
+_STYLE_FIELDS = {"slug", "name", "description", "room_types", "palette", "images"}
 _IMAGE_FIELDS = {"file", "room_type", "caption"}
 
 
@@ -78,7 +81,7 @@ def seed(manifest: Path, address: str, token: str, report: Callable[[str], None]
                 state = "new" if answer.changed else "as it was"
                 report(f"{request.slug}: version {answer.style.version_number}, {state}")
     except grpc.RpcError as error:
-        raise SeedFailed(f"{error.details()} ({error.code().name}); run it again to go on") from None
+        raise SeedFailed(refusal(error, address)) from None
 
 
 Wanted = tuple[style_pb2.PutStyleRequest, Sequence[str]]
@@ -113,8 +116,10 @@ def _style(style: Any, where: str) -> Wanted:
     images = style.get("images") or []
     if not isinstance(images, list) or not all(isinstance(image, dict) and image.get("file") for image in images):
         raise Unusable(f"{where}.images: expected a list in which each image has a `file`")
-    if unknown := {name for image in images for name in image} - _IMAGE_FIELDS:
-        raise Unusable(f"{where}.images: {', '.join(sorted(map(str, unknown)))}: there is no such field")
+    named = ((where, _STYLE_FIELDS, [style]), (f"{where}.images", _IMAGE_FIELDS, images))
+    for place, fields, records in named:
+        if unknown := {name for record in records for name in record} - fields:
+            raise Unusable(f"{place}: {', '.join(sorted(map(str, unknown)))}: there is no such field")
     stated = {
         **{name: value for name, value in style.items() if value is not None},
         "images": [{name: value for name, value in image.items() if name != "file"} for image in images],
@@ -125,6 +130,11 @@ def _style(style: Any, where: str) -> Wanted:
         raise Unusable(f"{where}: {' '.join(str(error).split())}") from None
     if not request.slug or not request.name:
         raise Unusable(f"{where}: needs a slug and a name")
+    for found in protovalidate.collect_violations(request):
+        path = found.proto.field.elements if found.proto.field else []
+        names = [element.field_name for element in path]
+        if "asset_id" not in names:  # known once the picture is there
+            raise Unusable(f"{'.'.join((where, *names))}: {found.proto.message}")
     return request, [str(image["file"]) for image in images]
 
 

@@ -26,6 +26,7 @@ import structlog
 import uvloop
 from atelier.common.v1 import policy_pb2
 from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, message
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
@@ -379,7 +380,7 @@ def _described() -> descriptor_pool.DescriptorPool:
     for file in descriptor_pb2.FileDescriptorSet.FromString(_CONTRACT.read_bytes()).file:
         file.ClearField("source_code_info")
         pool.Add(file)
-    for module in (health_pb2, reflection_pb2):
+    for module in (health_pb2, reflection_pb2, error_details_pb2):  # the last: what errors carry, for clients to print
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     return pool
 

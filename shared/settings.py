@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     max_deadline_seconds: float = Field(300, gt=0, description="cap on what a unary call may set")
     drain_seconds: float = Field(10, gt=0, description="after SIGTERM, time for calls in flight")
     metrics_port: int = Field(
-        0, description="Prometheus metrics over HTTP on HOST; further processes take the ports after it; 0: none"
+        0,
+        description="Prometheus metrics over HTTP on HOST; further processes take the ports after it; 0: none."
+        " Services of one machine need one each: ATELIER_ASSETS_METRICS_PORT ...",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 

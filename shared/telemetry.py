@@ -80,6 +80,7 @@ def serve_metrics(host: str, port: int, processes: int) -> None:
         try:
             start_http_server(candidate, addr=host, registry=METRICS)
             return
-        except OSError:
+        except OSError as error:
             if candidate == port + processes - 1:
-                raise
+                text = f"METRICS_PORT {port} can't be used ({error.strerror}); services of one machine need one each"
+                raise OSError(error.errno, f"{text}: ATELIER_<SERVICE>_METRICS_PORT") from None

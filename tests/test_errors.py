@@ -131,6 +131,14 @@ async def listing(client: Client, **options: Any) -> Any:
     return await flows.assets(client).ListAssets(asset_pb2.ListAssetsRequest(), **options)
 
 
+async def test_what_errors_carry_can_be_printed_by_clients_that_know_only_reflection(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    channel = atelier.client("ada").channel("assets")
+    for name in ("ErrorInfo", "BadRequest", "RetryInfo", "ResourceInfo", "PreconditionFailure", "QuotaFailure"):
+        answer = await calls.reflect(channel, "v1", file_containing_symbol=f"google.rpc.{name}")
+        assert answer.file_descriptor_response.file_descriptor_proto, name
+
+
 async def test_a_full_pool_sheds_load_while_health_and_reflection_answer(atelier: Suite) -> None:
     atelier.overrides |= {"pool_size": 2, "pool_wait_seconds": 0.3}
     await atelier.serve("assets")

@@ -98,7 +98,7 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
                 "description": request.description, "public": request.visibility == asset_pb2.VISIBILITY_PUBLIC,
             })  # fmt: skip
             if row is None:
-                raise await _name_taken(m, name)
+                raise _taken(name, await _named(m, name))
             return pb.CreateAlbumResponse(album=to_proto(row))
 
         return await self._db.mutate(request, pb.CreateAlbumResponse, work)
@@ -127,10 +127,12 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
             statement: Any = (
                 f"UPDATE albums SET {settings}, version = version + 1, updated_at = now() WHERE id = %(id)s RETURNING 1"
             )
+            if "name" in columns and (other := await _named(m, columns["name"])) not in (None, album_id):
+                raise _taken(columns["name"], other)
             try:
                 await m.one(statement, {**columns, "id": album_id})
-            except psycopg.errors.UniqueViolation:
-                raise errors.already_exists("album", columns["name"], _TAKEN.format(columns["name"])) from None
+            except psycopg.errors.UniqueViolation:  # of one that is being made at the same time
+                raise _taken(columns["name"], None) from None
             return pb.UpdateAlbumResponse(album=await _read(m, album_id))
 
         return await self._db.mutate(request, pb.UpdateAlbumResponse, work)
@@ -310,12 +312,17 @@ async def _check_member(m: Mutation, album_id: UUID, asset_id: UUID) -> None:
         raise errors.invalid("cover_asset_id", "is not in the album; add it first")
 
 
-_TAKEN = "you have an album named {!r} already; take another name"
+def _taken(name: str, by: UUID | None) -> errors.DomainError:
+    """`by`: the album of that name; None if it isn't known."""
+    return errors.already_exists(
+        "album", str(by or name), f"you have an album named {name!r} already; take another name"
+    )
 
 
-async def _name_taken(m: Mutation, name: str) -> errors.DomainError:
+async def _named(m: Mutation, name: str) -> UUID | None:
+    """The owner's album of that name."""
     row = await m.one("SELECT id FROM albums WHERE owner = %s AND name_key = %s", (m.owner, rules.name_key(name)))
-    return errors.already_exists("album", str(row.id) if row else name, _TAKEN.format(name))
+    return row.id if row else None
 
 
 def _checked_name(name: str) -> str:

@@ -126,8 +126,8 @@ def recommendation(prices: Prices, crossed: Sequence[pb.MoveThreshold]) -> str:
     reached = {one.reason: one for one in crossed if one.crossed}
     if not reached:
         soonest = min((t.months_until_crossed for t in crossed if t.HasField("months_until_crossed")), default=None)
-        when = "; at this growth not within ten years" if soonest is None else f"; at this growth in {soonest} months"
-        return f"Stay with {moving.backend}: no threshold for moving is crossed{when}."
+        when = "none will be within ten years" if soonest is None else f"one will be in {soonest} months"
+        return f"No threshold for moving from {moving.backend} to {moving.to} is crossed; at this growth {when}."
     names = {
         pb.MOVE_REASON_STORAGE: f"more than {moving.stored_gb:g} GB are stored",
         pb.MOVE_REASON_BANDWIDTH: f"more than {moving.sent_gb_per_month:g} GB a month are sent",

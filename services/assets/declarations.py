@@ -37,7 +37,8 @@ def columns(declaration: pb.UploadDeclaration, path: str, limits: Limits) -> dic
     limit = limits.pdf_bytes if mime_type == rules.PDF else limits.image_bytes
     if declaration.size_bytes > limit:
         raise errors.invalid(
-            f"{path}size_bytes", f"{declaration.size_bytes} bytes is over the limit of {limit} for this type"
+            f"{path}size_bytes",
+            f"{declaration.size_bytes} bytes is over the limit of {limit} for this type; make it smaller",
         )
     provenance = declaration.provenance
     made_by: dict[str, Any] = {
@@ -57,10 +58,8 @@ def described(declaration: Any, path: str) -> dict[str, Any]:
     identity = auth.current()
     kind = assets.KINDS.word[declaration.kind]
     if not rules.may_upload(kind, identity.role, identity.service is not None):
-        raise DomainError(
-            Reason.ERROR_REASON_ROLE_NOT_ALLOWED, f"a {identity.role} may not upload files of kind {kind}",
-            {"role": identity.role, "kind": kind},
-        )  # fmt: skip
+        text = f"a {identity.role} may not upload files of kind {kind}; {rules.who_uploads(kind)}"
+        raise DomainError(Reason.ERROR_REASON_ROLE_NOT_ALLOWED, text, {"role": identity.role, "kind": kind})
     public = declaration.visibility == asset_pb2.VISIBILITY_PUBLIC or (
         not declaration.visibility and kind in rules.PUBLIC_KINDS
     )

@@ -31,6 +31,7 @@ _MINOR_DIGITS = {
 }
 _WEEKS_UP_TO = 70  # days of a schedule that is divided into weeks; a longer one is into months, then into years
 _MONTHS_UP_TO = 900
+_LABEL_SHARE = 0.12  # of the line, that a tick's label takes
 _MOST_TICKS = 7
 
 
@@ -225,7 +226,11 @@ def _ticks(begin: date, length: int) -> list[tuple[date, str]]:
         found = list(_mondays(begin, length))
     else:
         found = [(day, label) for day, label in _months(begin, length) if day.month == 1 or length <= _MONTHS_UP_TO]
-    return found[:: -(-len(found) // _MOST_TICKS)] if found else []
+    shown = found[:: -(-len(found) // _MOST_TICKS)] if found else []
+    roomy = not shown or (len(shown) < _MOST_TICKS and (shown[0][0] - begin).days > length * _LABEL_SHARE)
+    if length > _WEEKS_UP_TO and roomy:  # the month or year that had begun before is named, too
+        shown.insert(0, (begin, f"{begin:%b}" if length <= _MONTHS_UP_TO else f"{begin.year:04}"))
+    return shown
 
 
 def _mondays(begin: date, length: int) -> Iterator[tuple[date, str]]:

@@ -81,7 +81,7 @@ def _state(asset: Any) -> pb.Finding:
 def _missing(asset: Any) -> tuple[str, str]:
     """What a pending asset waits for, and what to do: that depends on the way by which it comes."""
     if asset.import_state:  # one that ends without the file ends its asset, too
-        tried = f"; so far: {asset.import_error}" if asset.import_error else ""
+        tried = f"; so far: {asset.import_error.partition(';')[0]}" if asset.import_error else ""  # without the advice
         return f"no, the server is fetching it from its URL{tried}", "wait: WatchAssets and GetAsset tell the end"
     if asset.parts_id:
         complete = f"CompleteResumableUpload with upload_id {asset.parts_id}"

@@ -245,17 +245,17 @@ class Comparer:
             provenance = {
                 "model": _MAKER, "model_version": side_by_side.VERSION, "prompt": "", "source_asset_ids": sources,
             }  # fmt: skip
-            try:
-                await self._quotas.announce(m, facts.size)
-            except DomainError as refusal:
-                full = refusal.reason == Reason.ERROR_REASON_QUOTA_EXCEEDED
-                raise attempts.JobFailed("QUOTA_EXCEEDED", refusal.text, final=full) from None
             asset = await m.one(
                 _INSERT_PICTURE,
                 {"id": asset_id, "owner": row.owner, "created_by": row.created_by, "file_name": "before-after.jpg",
                  "key": key, "size": facts.size, "mime_type": _JPEG, "width": facts.width, "height": facts.height,
                  "sha256": sha256, **scope, "facts": verifying.stored_facts(facts), "provenance": Jsonb(provenance)},
             )  # fmt: skip
+            try:
+                await self._quotas.announce(m, facts.size, set_for_it=True)
+            except DomainError as refusal:
+                full = refusal.reason == Reason.ERROR_REASON_QUOTA_EXCEEDED
+                raise attempts.JobFailed("QUOTA_EXCEEDED", refusal.text, final=full) from None
             await assets.publish(m, asset)
             await holding.hold(m, _holder(row.id), [("picture_asset_id", asset_id)])
             await variants.ask(m, self._queue, asset, self._presets.eager[asset.kind], priority=jobs.BACKFILL)

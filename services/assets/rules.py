@@ -75,6 +75,12 @@ def may_upload(kind: str, role: str, through_service: bool) -> bool:
     return through_service or role in KIND_ROLES.get(kind, ())
 
 
+def who_uploads(kind: str) -> str:
+    """The same for a person."""
+    roles = [*sorted(KIND_ROLES.get(kind, ())), *(["services"] if kind in SERVICE_KINDS else [])]
+    return f"it is for {', '.join(roles)}"
+
+
 def provenance_problem(kind: str, given: Mapping[str, object] | None) -> tuple[str, str] | None:
     """(field below the declaration, what is wrong) of how a model made it, or None. `given` None: not said."""
     if given is not None and kind not in SERVICE_KINDS:

@@ -68,7 +68,8 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         async def work(m: Mutation) -> pb.PutStyleResponse:
             style = await _locked(m, request.slug)
             if request.expected_version and request.expected_version != style.number:
-                raise errors.etag_mismatch("style", request.slug)
+                text = f"the latest version of {request.slug} is {style.number}; read it, then expect that one"
+                raise errors.DomainError(errors.Reason.ERROR_REASON_ETAG_MISMATCH, text)
             digest = _digest(request)
             latest = await m.one(
                 "SELECT digest FROM style_versions WHERE style_id = %s AND number = %s", (style.id, style.number)

@@ -186,16 +186,20 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
             row = await self._on_demand.finished(asset_id, request.preset, "preset", left - min(0.3, left / 2))
         else:
             row = await self._on_demand.get(asset_id, request.preset, "preset")
-        return pb.GetVariantResponse(variant=self._shown(row, request.include_urls))
+        shown = self._shown(row, request.include_urls)
+        if shown.url:
+            self._urls.meter.issued(row.owner, "", row.size_bytes)
+        return pb.GetVariantResponse(variant=shown)
 
     async def ListVariants(self, request: pb.ListVariantsRequest, context: Any) -> pb.ListVariantsResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
         rows = await self._db.rows(_VARIANTS, {"id": asset_id})
         if not rows and await self._db.row("SELECT id FROM assets WHERE id = %s", (asset_id,)) is None:
             raise errors.not_found("asset", asset_id)
-        if request.include_urls and rows:  # a page shows one of them
-            self._urls.meter.issued(rows[0].owner, "", max(row.size_bytes for row in rows))
-        return pb.ListVariantsResponse(variants=[self._shown(row, request.include_urls) for row in rows])
+        shown = [self._shown(row, request.include_urls) for row in rows]
+        if fetched := [variant.size_bytes for variant in shown if variant.url]:  # a page shows one of them
+            self._urls.meter.issued(rows[0].owner, "", max(fetched))
+        return pb.ListVariantsResponse(variants=shown)
 
     def _shown(self, row: Any, include_urls: bool) -> asset_pb2.Variant:
         return assets.variant_to_proto(row, self._urls if include_urls and not row.deleted_at else None)

@@ -96,7 +96,9 @@ async def test_a_name_is_unique_per_owner_whatever_its_case(ada: Client, caller:
         assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
         assert refused.detail(error_details_pb2.ResourceInfo).resource_name == album.id
     other = await create(ada, "Summer")
-    assert (await calls.refusal(update(ada, other, name="FRÜHLING"))).code is grpc.StatusCode.ALREADY_EXISTS
+    refused = await calls.refusal(update(ada, other, name="FRÜHLING"))
+    assert refused.code is grpc.StatusCode.ALREADY_EXISTS
+    assert refused.detail(error_details_pb2.ResourceInfo).resource_name == album.id
     assert (await update(ada, album, name="FRÜHLING")).name == "FRÜHLING"
     assert (await create(caller(), "Frühling")).id != album.id
 

@@ -61,7 +61,7 @@ def test_growth_tells_how_far_off_a_threshold_is() -> None:
 def test_what_shrinks_is_never_less_than_nothing() -> None:
     answer = costs.project(SHIPPED, costs.Use(stored=10, grown=-(10**9), sent=0, days=1), 120)
     assert min(p.stored_bytes for p in answer.points) == 0
-    assert "not within ten years" in answer.recommendation
+    assert "none will be within ten years" in answer.recommendation
 
 
 async def test_the_projection_is_made_of_what_is_really_used(house: Suite, caller: Callable[..., Client]) -> None:

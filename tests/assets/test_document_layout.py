@@ -54,6 +54,19 @@ def left_edges(target: Path) -> list[float]:
     return found
 
 
+def heights(target: Path) -> list[float]:
+    """How far pieces of text are from the bottom edge of the page, in points."""
+    found: list[float] = []
+
+    def note(text: str, m: list[float], at: list[float], *_: Any) -> None:
+        if text.strip():
+            found.append(at[4] * m[1] + at[5] * m[3] + m[5])
+
+    for page in pypdf.PdfReader(target).pages:
+        page.extract_text(visitor_text=note)
+    return found
+
+
 def test_five_hundred_items_keep_their_heading_and_number_on_every_page(tmp_path: Path) -> None:
     items = [{"text": f"item {n}.", "quantity": str(n), "done": n % 2 == 0} for n in range(500)]
     pages = rendered(checklist(items), tmp_path / "a.pdf")
@@ -63,6 +76,40 @@ def test_five_hundred_items_keep_their_heading_and_number_on_every_page(tmp_path
     for number, text in enumerate(pages, 1):
         assert f"Page {number} of {len(pages)}" in text and "20 Feb 2026 · v3" in text
         assert re.search(r"Kitchen \(continued\)", text) if number > 1 else "500 items" in text
+
+
+def test_an_item_and_its_note_stay_on_one_page(tmp_path: Path) -> None:
+    for before in range(20, 30):  # wherever on the page they come to lie
+        items = [{"text": "filler"}] * before + [{"text": f"item {n}.", "note": f"note {n}."} for n in range(10)]
+        for page in rendered(checklist(items), tmp_path / "a.pdf"):
+            assert re.findall(r"item (\d)\.", page) == re.findall(r"note (\d)\.", page)
+
+
+def test_no_total_stands_alone_on_a_page(tmp_path: Path) -> None:
+    for count in range(18, 28):
+        lines = [line("1", category="Labour"), *(line("2", description=f"line {n}.") for n in range(count))]
+        [page] = [page for page in rendered(plan(budget=lines), tmp_path / "a.pdf") if " Total " in page]
+        assert f"line {count - 1}." in page and "Sum of Other" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("long " * 190, 1), ("\n".join("abcdefghij" * 40), 3), ("x", 400)],
+    ids=["long", "lines", "many"],
+)
+def test_what_is_longer_than_a_page_is_there_to_its_end(tmp_path: Path, text: str, count: int) -> None:
+    items = [{"text": text[:990] + "END", "note": text + "END"} for _ in range(count)]
+    assert "".join(rendered(checklist(items), tmp_path / "a.pdf")).count("END") == 2 * count
+    currencies = [f"A{a}{b}" for a in "ABCDEFGHIJKLMNOPQRST" for b in "ABCDEFGHIJKLMNOPQRST"][:count]
+    lines = [line("1", currency, description=text[:490] + "END") for currency in currencies]
+    told = "".join(rendered(plan(budget=lines), tmp_path / "b.pdf"))
+    assert told.count("END") == count and all(told.count(currency) >= 3 for currency in currencies)
+    assert min(y for name in ("a.pdf", "b.pdf") for y in heights(tmp_path / name)) > 0
+
+
+def test_a_schedule_that_begins_within_a_month_names_that_month() -> None:
+    found = schedule([{"name": "a", "first": "2026-03-02", "last": "2026-05-20", "dates": ""}], [])
+    assert found is not None and [tick["label"] for tick in found["ticks"]] == ["Mar", "Apr", "May"]
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path, pictures: dict[str, Path]) -> None:

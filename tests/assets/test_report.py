@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from atelier.assets.v1 import album_pb2, asset_pb2, document_pb2, variant_pb2
+from atelier.assets.v1 import album_pb2, album_pb2_grpc, asset_pb2, document_pb2, variant_pb2
 from atelier.assets.v1 import storage_report_pb2 as pb
 
 from services.assets import storage_rules
@@ -141,7 +141,10 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(house: Suite
     for with_urls in (True, False):
         listed = variant_pb2.ListVariantsRequest(asset_id=asset.id, include_urls=with_urls)
         await flows.variants(ada).ListVariants(listed)
-    expected = pb.Bandwidth(downloaded_bytes=2 * len(DATA) + sizes[-1], issued_bytes=len(DATA) + max(sizes))
+    for with_urls in (True, False):
+        named = variant_pb2.GetVariantRequest(asset_id=asset.id, preset="thumb", include_urls=with_urls)
+        await flows.variants(ada).GetVariant(named)
+    expected = pb.Bandwidth(downloaded_bytes=2 * len(DATA) + sizes[-1], issued_bytes=len(DATA) + max(sizes) + sizes[-1])
     async with asyncio.timeout(10):
         while (report := await storage.report(ada)).bandwidth_this_month != expected:
             await asyncio.sleep(0.1)
@@ -150,6 +153,17 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(house: Suite
     [session] = (await storage.reports(ada).ListStorageSessions(pb.ListStorageSessionsRequest())).sessions
     sent = expected.downloaded_bytes + len(DATA)  # variants aren't counted by session
     assert session == pb.SessionUsage(session_id="visit", assets=1, stored_bytes=len(DATA), sent_bytes=sent)
+
+
+async def test_an_album_that_is_downloaded_is_counted(ada: Client) -> None:
+    asset = await flows.upload(ada, DATA)
+    albums = ada.stub(album_pb2_grpc.AlbumServiceStub)
+    album = (await albums.CreateAlbum(album_pb2.CreateAlbumRequest(name="a"))).album
+    await albums.AddAlbumAssets(album_pb2.AddAlbumAssetsRequest(album_id=album.id, asset_ids=[asset.id]))
+    parts = [part async for part in albums.DownloadAlbum(album_pb2.DownloadAlbumRequest(album_id=album.id))]
+    async with asyncio.timeout(10):
+        while (await storage.report(ada)).bandwidth_this_month.downloaded_bytes != parts[0].head.size_bytes:
+            await asyncio.sleep(0.1)
 
 
 async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> None:

@@ -230,7 +230,7 @@ async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelie
     answer = await asyncio.to_thread(report, atelier, admin.token, "--months", "3")
     assert answer.returncode == 0, answer.stderr
     for words in ("Storage of the deployment", "product", "image/jpeg", "variant thumb", "No alert fires", "user:ada",
-                  "supabase", "in 3 months", "Stay with supabase"):  # fmt: skip
+                  "supabase", "in 3 months", "No threshold for moving from supabase"):  # fmt: skip
         assert words in answer.stdout, words
     mine = await asyncio.to_thread(report, atelier, ada.token)
     assert mine.returncode == 0 and "Storage of user:ada" in mine.stdout
