@@ -90,7 +90,9 @@ class Quotas:
             if grown > 0:
                 await _take_turn(m, owner, shared=False)
             row = await storage_usage.held(m, owner)
-            if found := excess(allowed, Held(row.originals, row.assets, 0), size=grown, assets=0):
+            # More than was declared was promised nothing: it is held against all that is stored.
+            stored = row.stored if grown > 0 else row.originals
+            if found := excess(allowed, Held(stored, row.assets, 0), size=grown, assets=0):
                 raise _exceeded(owner, found)
         await _end_operating(m)
 

@@ -94,7 +94,9 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
 
         async def work(m: Mutation) -> pb.CreateComparisonResponse:
             comparison_id = new_id()
-            await self._quotas.announce(m, 0)  # how large the picture of the two will be is known when it is made
+            await self._quotas.announce(
+                m, 0, set_for_it=True
+            )  # how large the picture of the two will be is known when it is made
             pictures = [("before_asset_id", before), ("after_asset_id", after)]
             await holding.hold(m, _holder(comparison_id), pictures)
             row = await m.one(

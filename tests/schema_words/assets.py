@@ -16,6 +16,6 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("documents", "state", document_rules.STATES, documents.STATES),
     ("usage_events", "action", None, usage.ACTIONS),
     ("usage_days", "action", None, usage.ACTIONS),
-    ("storage_runs", "state", rules.JOB_STATES, runs.STATES),
+    ("storage_runs", "state", runs.JOB_STATES, runs.STATES),
     ("storage_runs", "action", None, runs.ACTIONS),
 ]
