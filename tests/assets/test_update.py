@@ -154,6 +154,7 @@ async def test_others_do_not_get_what_a_public_asset_was_asked_for_or_made_from(
     declared = flows.declaration(DATA, kind=asset_pb2.ASSET_KIND_RESULT, provenance=provenance)
     made = await flows.stream_upload(service, upload_pb2.UploadHead(declaration=declared), DATA)
     mine = house.client(owner)
+    await flows.variants_of(mine, made.id)  # while they are made, a change of visibility may be told to try again
     await flows.update(mine, made.id, visibility=PUBLIC)
     assert (await flows.get(mine, made.id)).provenance == provenance
     shown = await flows.get(caller(), made.id)
