@@ -1,6 +1,7 @@
 """Moving an asset's objects when it becomes public or private: bytes are copied first, rows switched second, and only
 then what lies in the old place is removed."""
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -104,8 +105,10 @@ async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: st
     target = f"{key.rpartition('/')[0]}/{content_name(sha256)}"
     try:
         await storage.copy(key, target, content_type=mime_type)
-    finally:
-        await storage.delete([key])
+    except BaseException:  # also when the caller goes
+        await asyncio.shield(storage.delete([key, target]))
+        raise
+    await storage.delete([key])
     return target
 
 

@@ -138,7 +138,7 @@ async def test_a_caller_who_goes_leaves_no_copies(house: Suite, ada: Client, way
             call = flows.assets(ada).DeleteAsset(asset_pb2.DeleteAssetRequest(asset_id=asset.id), timeout=0.5)
         else:
             request = asset_pb2.UpdateAssetRequest(
-                asset_id=asset.id, update_mask={"paths": ["visibility"]}, visibility=1
+                asset_id=asset.id, update_mask={"paths": ["visibility"]}, visibility=PRIVATE
             )
             call = flows.assets(ada).UpdateAsset(request, timeout=0.5)
         assert (await calls.refusal(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
