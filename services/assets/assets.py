@@ -1,5 +1,6 @@
 """Assets: reading, listing, describing, holding, following. Uploads and variants import from here, never back."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -272,8 +273,11 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             if "visibility" in request.update_mask.paths:
                 await move.copy(self._db, public=request.visibility == pb.VISIBILITY_PUBLIC)
             response = await self._db.mutate(request, pb.UpdateAssetResponse, work)
-        except (errors.DomainError, StorageError):  # surely rolled back; after another error rows may show the copies
+        except (errors.DomainError, StorageError):  # surely rolled back
             await move.undo()
+            raise
+        except BaseException:  # the caller went, or the database: rows may show the copies
+            await asyncio.shield(move.settle(self._db))
             raise
         await move.finish(response.asset.file_path)
         return response

@@ -105,15 +105,22 @@ class Trash:
             async with several:
                 await move.copy(self._db, public=public)
 
-        copied = await asyncio.gather(*map(copy, moves.values()), return_exceptions=True)
-        failed = [error for error in copied if error is not None]
+        async def settle() -> None:
+            for move in moves.values():
+                await move.settle(self._db)
+
         try:
+            copied = await asyncio.gather(*map(copy, moves.values()), return_exceptions=True)
+            failed = [error for error in copied if error is not None]
             if failed:
                 raise failed[0]
             yield moves
-        except (DomainError, StorageError):  # surely rolled back; after another error rows may show the copies
+        except (DomainError, StorageError):  # surely rolled back
             for move in moves.values():
                 await move.undo()
+            raise
+        except BaseException:  # the caller went, or the database: rows may show the copies
+            await asyncio.shield(settle())
             raise
         if moves:
             keys = "SELECT id, storage_key FROM assets WHERE id = ANY(%(ids)s)"

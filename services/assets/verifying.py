@@ -8,11 +8,13 @@ repeated.
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import psycopg_pool
 from psycopg.types.json import Jsonb
 
 from services.assets import assets, provenance, quotas, rules, usage, variants
@@ -23,7 +25,7 @@ from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
 from shared.ids import new_id
 from shared.imaging import ImageRejected, ImagingPool, Limits
-from shared.storage import Storage
+from shared.storage import Storage, StorageError
 
 # More at once would wait for a child process until their deadlines, and then have waited for nothing.
 _MOST_AT_ONCE = 16
@@ -116,8 +118,12 @@ class Verifier:
         if stat.size != asset.size_bytes:
             return size_differs(stat.size, asset.size_bytes)
         key = key_of(asset)
-        await self._storage.copy(source, key, content_type=asset.mime_type)
-        return await self._stored(key, asset, declared_sha256)
+        try:
+            await self._storage.copy(source, key, content_type=asset.mime_type)
+            return await self._stored(key, asset, declared_sha256)
+        except BaseException:  # also when the caller goes: it may come again and again, with a copy each time
+            await asyncio.shield(self._storage.delete([key]))
+            raise
 
     async def _stored(self, key: str, asset: Any, declared_sha256: str) -> Verified | Refused:
         """Hash and contents of the stored object itself. A refused one is removed."""
@@ -185,10 +191,23 @@ class Verifier:
             if isinstance(found, Verified):
                 await self._storage.delete([found.key])
             raise
+        except BaseException:  # the caller went, or the database: the row may show it
+            if isinstance(found, Verified):
+                await asyncio.shield(self._unless_shown(asset, found.key))
+            raise
         row = await self.asset(asset.id)
         if isinstance(found, Verified) and row.storage_key != found.key:
             await self._storage.delete([found.key])  # another call was first, with its own copy
         return row
+
+    async def _unless_shown(self, asset: Any, key: str) -> None:
+        """Removes the copy unless the asset's row shows it, by now or once a transaction that still holds the row has
+        ended. If that can't be told now, it is left to the reconciler."""
+        with suppress(StorageError, psycopg.Error, psycopg_pool.PoolTimeout):
+            async with self._db.transaction(asset.owner) as m:
+                row = await m.one(f"{_GET_ASSET} FOR UPDATE", {"id": asset.id})
+            if row is None or row.storage_key != key:
+                await self._storage.delete([key])
 
     async def accept(self, m: Mutation, asset: Any, found: Verified) -> Any:
         """Makes a PENDING asset READY. `asset` is locked. Returns its row as it is now, changed or not."""

@@ -1,14 +1,19 @@
 """Moving an asset's objects when it becomes public or private: bytes are copied first, rows switched second, and only
 then what lies in the old place is removed."""
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
+
+import psycopg
+import psycopg_pool
 
 from services.assets import rules
 from shared import auth, errors
 from shared.db import Database, Mutation
 from shared.ids import new_id
-from shared.storage import ObjectNotFound, Storage
+from shared.storage import ObjectNotFound, Storage, StorageError
 
 _OBJECTS = """
     SELECT id, storage_key, mime_type, sha256, false AS variant FROM assets WHERE id = %(id)s AND owner = %(owner)s
@@ -16,6 +21,8 @@ _OBJECTS = """
     SELECT id, storage_key, mime_type, sha256, true FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s
 """
 
+# A switch that may still be going on has it locked until it ends one way or the other.
+_HELD = "SELECT id FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
 _SCOPE = "SELECT session_id, room_id, product_id, dataset_id FROM assets WHERE id = %(id)s AND owner = %(owner)s"
 
 
@@ -44,6 +51,7 @@ class Move:
                 target = rules.object_key(
                     owner, scope._asdict(), str(self._asset_id), content_name(row.sha256), folder=folder, public=public
                 )
+                self._copies[row.storage_key] = target
                 try:
                     await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
                 except ObjectNotFound:
@@ -51,7 +59,6 @@ class Move:
                     now = await db.rows(_OBJECTS, mine)
                     if (row.id, row.storage_key) not in {(each.id, each.storage_key) for each in now}:
                         raise _meanwhile() from None
-                self._copies[row.storage_key] = target
                 if not row.variant:
                     self._new_key = target
 
@@ -76,6 +83,19 @@ class Move:
     async def undo(self) -> None:
         await self._storage.delete(list(self._copies.values()))
 
+    async def settle(self, db: Database) -> None:
+        """After an error that leaves open whether the rows show the copies: removes what they don't show. If that can't
+        be told now, it is left to the reconciler."""
+        if not self._copies:
+            return
+        owner = auth.current().owner
+        mine = {"id": self._asset_id, "owner": owner}
+        with suppress(StorageError, psycopg.Error, psycopg_pool.PoolTimeout):
+            async with db.transaction(owner) as m:
+                await m.one(_HELD, mine)
+                shown = {row.storage_key for row in await m.all(_OBJECTS, mine)}
+            await self._storage.delete([key for pair in self._copies.items() for key in pair if key not in shown])
+
 
 async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: str) -> str:
     """Gives a public object, whose URL is its key, a key that tells its content by the hash. Returns that key.
@@ -85,8 +105,10 @@ async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: st
     target = f"{key.rpartition('/')[0]}/{content_name(sha256)}"
     try:
         await storage.copy(key, target, content_type=mime_type)
-    finally:
-        await storage.delete([key])
+    except BaseException:  # also when the caller goes
+        await asyncio.shield(storage.delete([key, target]))
+        raise
+    await storage.delete([key])
     return target
 
 

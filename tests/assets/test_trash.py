@@ -17,7 +17,7 @@ from tests.assets.test_references import acquire, release
 from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
-PUBLIC = asset_pb2.VISIBILITY_PUBLIC
+PUBLIC, PRIVATE = asset_pb2.VISIBILITY_PUBLIC, asset_pb2.VISIBILITY_PRIVATE
 
 
 async def ask(client: Client, method: str, asset_id: str, **fields: Any) -> Any:
@@ -145,6 +145,27 @@ async def test_purge_leaves_no_row_and_no_byte(house: Suite, ada: Client) -> Non
     for method in ("Purge", "Undelete", "Delete"):
         assert (await calls.refusal(ask(ada, method, asset.id))).code is grpc.StatusCode.NOT_FOUND
     assert (await calls.refusal(flows.get(ada, asset.id))).code is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("way", ["visibility", "delete"])
+async def test_a_caller_who_goes_leaves_no_copies(house: Suite, ada: Client, way: str) -> None:
+    asset = await flows.upload(ada, DATA, visibility=PUBLIC)
+    await flows.variants_of(ada, asset.id)
+    before = stored(house, asset.id)
+    with calls.holding(house, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
+        if way == "delete":
+            call = flows.assets(ada).DeleteAsset(asset_pb2.DeleteAssetRequest(asset_id=asset.id), timeout=0.5)
+        else:
+            request = asset_pb2.UpdateAssetRequest(
+                asset_id=asset.id, update_mask={"paths": ["visibility"]}, visibility=PRIVATE
+            )
+            call = flows.assets(ada).UpdateAsset(request, timeout=0.5)
+        assert (await calls.refusal(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert len(stored(house, asset.id)) == 2 * len(before)
+    async with asyncio.timeout(10):
+        while stored(house, asset.id) != before:
+            await asyncio.sleep(0.1)
+    assert (await flows.get(ada, asset.id)).visibility == PUBLIC
 
 
 async def test_a_public_asset_whose_bytes_are_lost_can_be_hidden_and_deleted(house: Suite, ada: Client) -> None:

@@ -291,6 +291,25 @@ async def test_concurrent_confirms_end_as_one(house: Suite, ada: Client) -> None
     assert jobs == [(1,)]
 
 
+async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(house: Suite, ada: Client) -> None:
+    data = flows.jpeg(64, 48)
+    pending = await flows.announce(ada, data, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    await flows.send(pending.target, data)
+    folder = house.storage.root / "data"
+    with calls.holding(house, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (pending.asset.id,)):
+        request = upload_pb2.ConfirmUploadRequest(upload_id=pending.upload_id)
+        refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(request, timeout=2))
+        assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    def copies() -> list[Path]:
+        return [path for path in folder.glob(f"**/{pending.asset.id}/original/*") if path.is_file()]
+
+    async with asyncio.timeout(10):
+        while copies():
+            await asyncio.sleep(0.1)
+    assert (await flows.confirm(ada, pending.upload_id)).state == asset_pb2.ASSET_STATE_READY and len(copies()) == 1
+
+
 async def test_more_files_than_can_be_verified_are_sent_away_soon(house: Suite, ada: Client) -> None:
     confirm = flows.uploads(ada).ConfirmUpload
     with calls.holding(house, "LOCK TABLE assets.uploads", None):
