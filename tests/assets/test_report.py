@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from atelier.assets.v1 import album_pb2, album_pb2_grpc, asset_pb2, document_pb2, variant_pb2
+from atelier.assets.v1 import album_pb2, asset_pb2, document_pb2, variant_pb2
 from atelier.assets.v1 import storage_report_pb2 as pb
 
 from services.assets import storage_rules
