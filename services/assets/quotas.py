@@ -78,6 +78,14 @@ class Quotas:
                 raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
         await _end_operating(m)
 
+    async def room(self, m: Mutation) -> None:
+        """Refuses work whose result could not be kept, because not one more asset fits. Raises QUOTA_EXCEEDED."""
+        await storage_usage.operate(m)
+        for owner, allowed, _ in await self._in_force(m):
+            if found := excess(allowed, await self._held(m, owner), size=0, assets=1):
+                raise _exceeded(owner, found)
+        await _end_operating(m)
+
     async def settle(self, m: Mutation, asset: Any, size: int) -> None:
         """Makes sure that a pending asset whose bytes came still fits. Raises QUOTA_EXCEEDED.
 

@@ -94,9 +94,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
 
         async def work(m: Mutation) -> pb.CreateComparisonResponse:
             comparison_id = new_id()
-            await self._quotas.announce(
-                m, 0, set_for_it=True
-            )  # how large the picture of the two will be is known when it is made
+            await self._quotas.room(m)  # how large the picture of the two will be is known when it is made
             pictures = [("before_asset_id", before), ("after_asset_id", after)]
             await holding.hold(m, _holder(comparison_id), pictures)
             row = await m.one(
@@ -151,7 +149,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             row = await m.one("DELETE FROM comparisons WHERE id = %(id)s AND owner = %(owner)s RETURNING *", mine)
             if row is None:
                 raise errors.not_found("comparison", comparison_id)
-            await holding.release(m, _holder(comparison_id))
+            await holding.release(m, [_holder(comparison_id)])
             if row.picture_asset_id:  # only it was made for this; if something else holds it by now, it stays
                 await self._trash.delete(m, [row.picture_asset_id], moves, force=False)
             return pb.DeleteComparisonResponse()
