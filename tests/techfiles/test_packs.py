@@ -133,7 +133,7 @@ async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(ma
     for item in items:
         invented = json_format.ParseDict(
             {
-                "category": "parka", "materials": [{"part": "shell", "material": "unobtainium", "weight": "777.5 g/m2"}],
+                "category": "parka", "materials": [{"part": "shell", "material": "unobtainium", "weight": "777.5 g"}],
                 "dimensions": [{"name": "invented width", "value": 777.5, "unit": "cm", "source": "supplied"}],
                 "measurements": [{"name": "invented width", "value": 777.5, "unit": "cm"}],
                 "call_outs": [{"number": 1, "name": "invented seam", "x": 0.5, "y": 0.5}],
