@@ -26,7 +26,6 @@ STATES = Words(pb.AssetState, "ASSET_STATE_")
 VARIANT_STATES = Words(pb.VariantState, "VARIANT_STATE_")
 CREDENTIALS_STATES = Words(pb.CredentialsState, "CREDENTIALS_STATE_")
 SCOPES = ("session_id", "room_id", "product_id", "dataset_id")
-THUMBNAIL = "thumb"
 _SNAPSHOT_AGE = timedelta(days=1)
 _SNAPSHOT_PAGE = 500
 
