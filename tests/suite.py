@@ -53,7 +53,8 @@ class Cluster:
     def clone(self) -> str:
         name = f"test_{secrets.token_hex(6)}"
         with psycopg.connect(self.admin_url, autocommit=True) as conn:
-            conn.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+            # Copies files rather than logging every page: nothing here is recovered.
+            conn.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
         return name
 
     def drop(self, name: str) -> None:
@@ -155,6 +156,7 @@ class Suite:
         self._servers: dict[str, tuple[server.Running, AsyncExitStack]] = {}
         self._clients: list[Client] = []
         self._workers: dict[str, asyncio.Task[None]] = {}
+        self._looking: psycopg.Connection[Any] | None = None
 
     def settings(self, service: str, role: str) -> Settings:
         password = APP_PASSWORD if role == "app" else WORKER_PASSWORD
@@ -217,16 +219,28 @@ class Suite:
 
     def sql(self, statement: str, parameters: Any = None) -> list[Any]:
         """As superuser: for looking at what is really there, and for making faults. Never part of a promise."""
-        with psycopg.connect(self.cluster.url(self.database), autocommit=True) as conn:
-            cursor = conn.execute(statement, parameters)
-            return cursor.fetchall() if cursor.description else []
+        if self._looking is None or self._looking.closed:
+            self._looking = self._connect()
+        cursor = self._looking.execute(statement, parameters)
+        return cursor.fetchall() if cursor.description else []
 
     async def change(self, statement: str, parameters: Any = None) -> None:
         """The same for a statement that may have to wait for the server's or the worker's transactions: these run in
         this very loop, which must go on meanwhile."""
-        await asyncio.to_thread(self.sql, statement, parameters)
+
+        def run() -> None:
+            with self._connect() as conn:
+                conn.execute(statement, parameters)
+
+        await asyncio.to_thread(run)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        url = self.cluster.url(self.database)
+        return psycopg.connect(url, autocommit=True, prepare_threshold=None)  # tests change tables, too
 
     async def close(self) -> None:
+        if self._looking:
+            self._looking.close()
         for client in self._clients:
             await client.close()
         await self.stop_work()
