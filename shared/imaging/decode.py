@@ -24,14 +24,12 @@ def open_page(path: Path, **options: float) -> Any:
 
 def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -> Any:
     """The first page in memory: upright, 8-bit sRGB with or without alpha, fitted into width x height pixels."""
-    image = pyvips.Image.thumbnail(
-        str(path),
-        width,
-        height=height,
-        size="both" if enlarge else "down",
-        output_profile="srgb",
-        fail_on="error",
-    )
+    header = open_page(path)
+    options = {"size": "both" if enlarge else "down", "fail_on": "error"}
+    # Eight bits without a profile are sRGB as they are: "transforming" them costs more than all the rest.
+    if header.interpretation not in ("srgb", "b-w") or header.get_typeof("icc-profile-data"):
+        options["output_profile"] = "srgb"
+    image = pyvips.Image.thumbnail(str(path), width, height=height, **options)
     if image.interpretation != "srgb":  # grey pictures stay grey in thumbnail
         image = image.colourspace("srgb")
     return image.cast("uchar").copy_memory()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyvips
 
+from shared.imaging.decode import load_scaled
 from shared.imaging.source_type import packet
 
 MIN_SIDE = 48
@@ -39,12 +40,10 @@ def open_upright(path: Path, max_side: int) -> pyvips.Image:
     Shrinks while decoding, so that a 50 MP photograph never stands in memory at full size. Raises ValueError when the
     shorter side is then below MIN_SIDE: there is nothing to be seen in a sliver.
     """
-    image = pyvips.Image.thumbnail(
-        str(path), max_side, height=max_side, size="down", output_profile="srgb", fail_on="error"
-    )
+    image = load_scaled(path, max_side, max_side)
     if min(image.width, image.height) < MIN_SIDE:
         raise ValueError(f"the picture is {image.width} x {image.height} px, too small or too narrow to work with")
-    return to_srgb(image).copy_memory()
+    return image
 
 
 def open_full(path: Path) -> pyvips.Image:
