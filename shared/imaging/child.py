@@ -5,6 +5,7 @@ Nothing here imports libvips at the top: the parent imports this module to name 
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import re
 import resource
@@ -30,13 +31,13 @@ M_MMAP_THRESHOLD = -3
 _LIBC = ctypes.CDLL(None)
 
 
-def prepare(parent: int, threads: int) -> None:
-    """Limit this process for good. `parent` is the pid it must not outlive, `threads` what libvips may use."""
+def prepare(threads: int) -> None:
+    """Limit this process for good. `threads` is what libvips may use."""
     # The default action ends the process even in the middle of a C call; a Python handler would wait for it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(5)
     if sys.platform == "linux":
-        _bind_to_parent(parent)
+        _bind_to_parent()
     _prepare_libvips(threads)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
@@ -97,9 +98,11 @@ def _drop_locals(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _bind_to_parent(parent: int) -> None:
+def _bind_to_parent() -> None:
+    """The fork server ends with the process that it serves, however that ends, and takes its children along."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it died before the line above
         os._exit(1)
     _LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if hasattr(_LIBC, "mallopt"):

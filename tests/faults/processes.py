@@ -23,6 +23,13 @@ LEASE_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0  # for what takes a few seconds on an idle machine
 
 
+def _children(parent: int) -> set[int]:
+    with suppress(OSError):
+        tasks = Path(f"/proc/{parent}/task").iterdir()
+        return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    return set()
+
+
 class Process:
     """One process that this test started. Signals go to it alone."""
 
@@ -60,13 +67,15 @@ class Process:
         return text in self.log.read_text()
 
     def children(self) -> set[int]:
-        """Process ids of the children that it has now to work for it."""
+        """Process ids of the children that it has now to work for it: servers, and the fork server's children."""
         found = set()
-        with suppress(OSError):
-            for task in Path(f"/proc/{self.popen.pid}/task").iterdir():
-                for pid in (task / "children").read_text().split():
-                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        found.add(int(pid))
+        for pid in _children(self.popen.pid):
+            with suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"spawn_main" in command:
+                    found.add(pid)
+                elif b"forkserver" in command:
+                    found |= _children(pid)
         return found
 
     async def healthy(self) -> None:
