@@ -97,6 +97,7 @@ async def made_some(operator: Client, backfill_id: str, some: int) -> None:
     await until(enough, f"{some} images are made")
 
 
+@pytest.mark.faults
 async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
     many: Suite, processes: Processes
 ) -> None:

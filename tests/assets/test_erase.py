@@ -229,6 +229,7 @@ async def test_an_export_is_for_the_owner_and_operators(house: Suite, ada: Clien
     assert [r.asset.id for r in await exported(root, owner=owner_of(ada)) if r.HasField("asset")] == [asset.id]
 
 
+@pytest.mark.faults
 async def test_an_erasure_whose_worker_is_killed_goes_on_and_counts_once(
     cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Any
 ) -> None:

@@ -69,6 +69,7 @@ def test_facts_with_a_misspelt_key_are_refused_by_name(atelier_command: Command,
     assert "nmae" in answer.stdout
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "terminal closed"])
 def test_a_demo_that_is_broken_off_leaves_no_process_behind(
     atelier_command: Command, tmp_path: Path, sent: signal.Signals

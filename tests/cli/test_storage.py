@@ -122,6 +122,7 @@ async def test_everything_moves_from_a_disk_to_s3_and_back(
         await store.close()
 
 
+@pytest.mark.faults
 @pytest.mark.needs_go
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
 async def test_a_copy_that_was_broken_off_goes_on(

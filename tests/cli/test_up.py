@@ -2,6 +2,7 @@ import socket
 import subprocess
 
 import grpc
+import pytest
 from atelier.pipeline.v1 import product_pb2, product_pb2_grpc
 
 from tests.cli.conftest import Command, interrupt
@@ -52,6 +53,7 @@ def test_a_taken_port_is_one_line_with_the_next_step(atelier_command: Command) -
     assert atelier_command.left_behind() == []
 
 
+@pytest.mark.faults
 def test_killing_the_command_ends_what_it_started(atelier_command: Command) -> None:
     process = atelier_command.start("up")
     until(process, "Ctrl-C stops")

@@ -69,6 +69,7 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite)
     assert (await flows.get(ada, run.pack_file_id)).state == tf.TECH_FILE_STATE_COMPLETED
 
 
+@pytest.mark.faults
 async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(served: Suite) -> None:
     await served.work("techfiles")
     ada = served.client("ada")

@@ -114,6 +114,7 @@ async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_noth
         assert canary.connections == 0
 
 
+@pytest.mark.faults
 async def test_a_worker_killed_between_sending_and_recording_sends_the_same_again(
     cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
 ) -> None:
