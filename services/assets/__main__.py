@@ -78,7 +78,8 @@ NAME = "assets"
 EVENTS = webhooks.EventTypes(
     NAME,
     {"asset": asset_pb2.Asset, "purged_asset": asset_pb2.PurgedAsset, "variant": asset_pb2.Variant,
-     "document": document_pb2.Document, "comparison": render_pb2.Comparison},
+     "document": document_pb2.Document, "purged_document": document_pb2.PurgedDocument,
+     "comparison": render_pb2.Comparison, "purged_comparison": render_pb2.PurgedComparison},
 )  # fmt: skip
 
 

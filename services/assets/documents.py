@@ -176,10 +176,9 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         async for event, cursor in self._stream.follow(request, start):
             if event is None:
                 yield pb.WatchDocumentsResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
-            elif event.subject == "document" and event.version > seen.get(event.subject_id, 0):
-                document = pb.Document.FromString(event.payload)
-                if request.session_id in ("", document.session_id):
-                    yield pb.WatchDocumentsResponse(document=document, cursor=cursor)
+            elif event.version > seen.get(event.subject_id, 0) and (change := _change(event, request.session_id)):
+                change.cursor = cursor
+                yield change
 
     async def _snapshot(self, session_id: str) -> AsyncIterator[Any]:
         after: Mapping[str, Any] = {"after_at": None, "after_id": None}
@@ -269,13 +268,33 @@ def _pictures(content: Mapping[str, Any]) -> list[tuple[str, UUID]]:
     return list({UUID(asset_id): (path, UUID(asset_id)) for path, asset_id in named}.values())
 
 
+def _change(event: events.Event, session_id: str) -> pb.WatchDocumentsResponse | None:
+    if event.subject == "document":
+        change = pb.WatchDocumentsResponse(document=pb.Document.FromString(event.payload))
+        return change if session_id in ("", change.document.session_id) else None
+    if event.subject == "purged_document":
+        change = pb.WatchDocumentsResponse(purged=pb.PurgedDocument.FromString(event.payload))
+        return change if session_id in ("", change.purged.session_id) else None
+    return None  # another noun's, in the same stream
+
+
 async def take_out(m: Mutation, ids: Sequence[UUID]) -> list[Any]:
     """Removes documents of the transaction's owner with their bytes, and gives their pictures back. Returns id and
     size_bytes of those that were there."""
     gone = await m.all(
-        "DELETE FROM documents WHERE id = ANY(%(ids)s) AND owner = %(owner)s RETURNING id, size_bytes, storage_key",
+        "DELETE FROM documents WHERE id = ANY(%(ids)s) AND owner = %(owner)s"
+        " RETURNING id, version, session_id, size_bytes, storage_key, now() AS at",
         {"ids": list(ids), "owner": m.owner},
     )
+    changes = [
+        (
+            row.id,
+            row.version + 1,
+            pb.PurgedDocument(document_id=str(row.id), session_id=row.session_id, purge_time=timestamp(row.at)),
+        )
+        for row in gone
+    ]
+    await events.publish_all(m, "purged_document", changes)
     await doomed.doom(m, [row.storage_key for row in gone if row.storage_key])
     await holding.release(m, [decide.holder(row.id) for row in gone])
     return gone

@@ -146,9 +146,13 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
         )  # fmt: skip
 
         async def work(m: Mutation) -> pb.DeleteComparisonResponse:
-            row = await m.one("DELETE FROM comparisons WHERE id = %(id)s AND owner = %(owner)s RETURNING *", mine)
+            row = await m.one(
+                "DELETE FROM comparisons WHERE id = %(id)s AND owner = %(owner)s RETURNING *, now() AS at", mine
+            )
             if row is None:
                 raise errors.not_found("comparison", comparison_id)
+            gone = pb.PurgedComparison(comparison_id=str(comparison_id), purge_time=timestamp(row.at))
+            await events.publish(m, "purged_comparison", row.id, row.version + 1, gone)
             await holding.release(m, [_holder(comparison_id)])
             if row.picture_asset_id:  # only it was made for this; if something else holds it by now, it stays
                 await self._trash.delete(m, [row.picture_asset_id], moves, force=False)

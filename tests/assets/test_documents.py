@@ -230,6 +230,22 @@ async def test_a_watch_tells_what_is_there_then_every_change_and_goes_on_from_it
     assert await told(2, cursor=cursor) == ([(2, READY)], "")
 
 
+async def test_a_watch_tells_what_was_purged_in_its_session(atelier: Suite) -> None:
+    await atelier.serve("assets")
+    await atelier.work("assets")
+    ada = atelier.client()
+    mine, other = [await create(ada, checklist(), session_id=session) for session in ("w-1", "w-2")]
+    stream = stub(ada).WatchDocuments(document_pb2.WatchDocumentsRequest(session_id="w-1"), timeout=30)
+    while not (await stream.read()).bookmark.ready:
+        pass
+    for each in (other, mine):
+        await stub(ada).PurgeDocument(document_pb2.PurgeDocumentRequest(document_id=each.id))
+    told = await stream.read()
+    assert (told.purged.document_id, told.purged.session_id) == (mine.id, "w-1")
+    assert told.purged.HasField("purge_time") and told.cursor
+    stream.cancel()
+
+
 async def test_what_has_expired_is_gone_with_its_bytes_and_its_number_never_comes_back(atelier: Suite) -> None:
     await atelier.serve("assets")
     await atelier.work("assets")

@@ -98,6 +98,8 @@ async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(house: 
     trashed = await flows.get(ada, made.picture_asset_id, include_urls=True)
     assert trashed.HasField("expire_time") and not trashed.original_url
     assert (await get(ada, other.id)).picture_url
+    told = "SELECT subject_id::text, type FROM assets.events WHERE subject = 'purged_comparison'"
+    assert (made.id, "atelier.assets.v1.PurgedComparison") in house.sql(told)
 
 
 async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_deleted(house: Suite, ada: Client) -> None:
