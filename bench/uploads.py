@@ -7,6 +7,7 @@ suite's own limit is 50 MB a file, so the server is started with a larger one.
 import asyncio
 import hashlib
 import io
+import itertools
 import os
 import random
 import time
@@ -20,6 +21,7 @@ import httpx
 import pikepdf
 import pyvips
 from atelier.assets.v1 import asset_pb2, upload_pb2, upload_pb2_grpc
+from google.rpc import error_details_pb2, status_pb2
 
 from bench.figure import CannotRun, Figure, Report, Rounds
 from bench.site import Site, await_port, free_port
@@ -29,6 +31,7 @@ _CHUNK = 256 * 1024
 _ROUNDS = 9
 _UPLOADS = 1000
 _CLIENTS = 20  # each with a connection of its own, on which the server takes 100 calls at once
+_LONGEST_PAUSE = 8.0
 _PATIENCE = 120.0  # seconds in which each of the thousand must be through
 
 
@@ -135,7 +138,7 @@ async def _at_once(report: Report) -> list[Figure]:
 
 
 class _Client:
-    """Uploads as a polite client does: one that is asked to come back later does."""
+    """Uploads as docs/assets/uploads.md asks of those who send many files at once."""
 
     def __init__(self, channel: grpc.aio.Channel, http: httpx.AsyncClient, authorization: tuple[str, str]) -> None:
         self.waits = 0
@@ -160,14 +163,25 @@ class _Client:
         assert confirmed.asset.state == asset_pb2.ASSET_STATE_READY
 
     async def _call(self, method: Any, request: Any) -> Any:
-        while True:
+        for refusals in itertools.count():
             try:
                 return await method(request, metadata=self._metadata, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                pause = min(_retry_seconds(error) * 2**refusals, _LONGEST_PAUSE)
+                if not pause:
                     raise
                 self.waits += 1
-                await asyncio.sleep(random.uniform(1, 2))  # the server says 1 s, and all would come at once
+                await asyncio.sleep(random.uniform(pause, 2 * pause))
+
+
+def _retry_seconds(error: grpc.aio.AioRpcError) -> float:
+    """After how long a repeat may help, as the server says; 0 if it doesn't."""
+    trailers: dict[str, Any] = dict(error.trailing_metadata() or ())
+    info = error_details_pb2.RetryInfo()
+    for detail in status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b"")).details:
+        if detail.Unpack(info):
+            return info.retry_delay.ToMilliseconds() / 1000
+    return 0.0
 
 
 def _jpeg(seed: int) -> bytes:

@@ -231,8 +231,9 @@ def check(request: Any) -> None:
     if isinstance(request, Undecodable):
         raise errors.invalid("", "the request is not a message of the declared type; generate the stubs anew")
     try:
-        fail_fast = request.ByteSize() > _SMALL_REQUEST_BYTES
-        violations = protovalidate.collect_violations(request, fail_fast=fail_fast)
+        violations = protovalidate.collect_violations(request, fail_fast=True)
+        if violations and request.ByteSize() <= _SMALL_REQUEST_BYTES:
+            violations = protovalidate.collect_violations(request)
     except protovalidate.EvaluationError:
         raise errors.invalid("", "the request is too large to be checked; send fewer items") from None
     if violations:

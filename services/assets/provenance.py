@@ -31,7 +31,7 @@ class CredentialsReader:
     async def read(self, path: Path, facts: imaging.Facts) -> Credentials | None:
         """None for a PDF, and for an image without a manifest. A manifest never makes an upload fail: one that hurts
         the child process is unreadable."""
-        if facts.kind != "image":
+        if not facts.may_have_manifest:
             return None
         try:
             return await self._pool.run(

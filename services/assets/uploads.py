@@ -1,8 +1,7 @@
 """Uploads in one piece: announce, send, confirm; or all three in one stream."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,13 +10,13 @@ from atelier.assets.v1 import upload_pb2_grpc
 from atelier.assets.v1.asset_pb2 import Asset
 
 from services.assets import assets, declarations, duplicates
-from services.assets.verifying import Refused, Verified, Verifier, key_of, rejected
+from services.assets.verifying import Refused, Verified, Verifier, rejected
 from shared import errors
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
 from shared.protos import timestamp
-from shared.storage import ObjectNotFound, Storage
+from shared.storage import Check, ObjectNotFound, Storage
 
 _INSERT_UPLOAD = b"""
     INSERT INTO uploads (id, owner, asset_id, upload_key, declared_sha256, expires_at)
@@ -99,25 +98,16 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
     async def _receive(self, head: pb.UploadHead, asset: Any, requests: AsyncIterator[pb.UploadRequest]) -> Any:
         """Stores and verifies what follows the declaration. Returns the asset's new row."""
         declared = head.declaration
-        key = key_of(asset)
-        seen: list[Verified | Refused] = []
+        chunks = _chunks(requests, declared.size_bytes)
 
-        async def check(path: Path, sha256: str) -> None:
-            seen.append(await self._verifier.received(key, asset, path, sha256, declared.sha256))
-            if isinstance(seen[0], Refused):
-                raise _NotKept
+        def put(key: str, check: Check) -> Awaitable[Any]:
+            return self._storage.put(key, chunks, content_type=asset.mime_type, check=check)
 
         try:
-            chunks = _chunks(requests, declared.size_bytes)
-            await self._storage.put(key, chunks, content_type=asset.mime_type, check=check)
-        except _NotKept:
-            pass
+            found = await self._verifier.kept(asset, declared.sha256, put)
         except DomainError as error:  # of the stream: more bytes than declared, a second head
             await self._verifier.settle(head, asset, Refused("INCOMPLETE", error.text))
             raise
-        found = seen[0]
-        if isinstance(found, Verified):
-            found = await self._verifier.named(asset, found)
         return await self._verifier.settle(head, asset, found)
 
     async def _announce(self, m: Mutation, columns: dict[str, Any], sha256: str) -> tuple[Asset, UUID]:
@@ -158,10 +148,6 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             ) from None
 
 
-class _NotKept(Exception):
-    """The bytes were looked at, and are not to be stored."""
-
-
 async def _head(requests: AsyncIterator[pb.UploadRequest]) -> pb.UploadHead:
     async for request in requests:
         if request.WhichOneof("part") == "head":
@@ -176,7 +162,8 @@ async def _chunks(requests: AsyncIterator[pb.UploadRequest], declared: int) -> A
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise errors.invalid("head", "must be sent only once, first")
-        total += len(request.chunk)
+        chunk = request.chunk  # each look makes a copy
+        total += len(chunk)
         if total > declared:
             raise errors.invalid("chunk", f"more than the declared {declared} bytes were sent")
-        yield request.chunk
+        yield chunk

@@ -6,8 +6,7 @@ repeated.
 """
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
 from shared.ids import new_id
 from shared.imaging import ImageRejected, ImagingPool, Limits
-from shared.storage import Storage, StorageError
+from shared.storage import Check, Storage, StorageError
 
 # More at once would wait for a child process until their deadlines, and then have waited for nothing.
 _MOST_AT_ONCE = 16
@@ -51,6 +50,17 @@ class Verified:
     facts: imaging.Facts
     credentials: imaging.Credentials | None
 
+
+class _NotKept(Exception):
+    """The bytes were looked at, and are not to be stored."""
+
+    def __init__(self, why: Refused) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+Store = Callable[[str, Check], Awaitable[Any]]
+"""Stores bytes at this key, unless the check doesn't like them."""
 
 HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")
 
@@ -117,26 +127,34 @@ class Verifier:
         stat = await self._storage.stat(source)
         if stat.size != asset.size_bytes:
             return size_differs(stat.size, asset.size_bytes)
+
+        def copy(key: str, check: Check) -> Awaitable[Any]:
+            return self._storage.copy(source, key, content_type=asset.mime_type, check=check)
+
+        return await self.kept(asset, declared_sha256, copy)
+
+    async def kept(self, asset: Any, declared_sha256: str, store: Store) -> Verified | Refused:
+        """Verifies what `store` stores at a key that no URL was ever signed for, while it does. What is refused isn't
+        stored."""
         key = key_of(asset)
+        seen: list[Verified] = []
+
+        async def check(path: Path, sha256: str) -> None:
+            found = await self._received(key, asset, path, sha256, declared_sha256)
+            if isinstance(found, Refused):
+                raise _NotKept(found)
+            seen.append(found)
+
         try:
-            await self._storage.copy(source, key, content_type=asset.mime_type)
-            return await self._stored(key, asset, declared_sha256)
+            await store(key, check)
+        except _NotKept as refusal:
+            return refusal.why
         except BaseException:  # also when the caller goes: it may come again and again, with a copy each time
             await asyncio.shield(self._storage.delete([key]))
             raise
+        return await self._named(asset, seen[0])
 
-    async def _stored(self, key: str, asset: Any, declared_sha256: str) -> Verified | Refused:
-        """Hash and contents of the stored object itself. A refused one is removed."""
-        with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
-            path = Path(directory) / "file"
-            stat = await self._storage.fetch(key, path)
-            found = await self.received(key, asset, path, stat.sha256 or "", declared_sha256)  # fetch computes it
-        if isinstance(found, Refused):
-            await self._storage.delete([key])
-            return found
-        return await self.named(asset, found)
-
-    async def named(self, asset: Any, found: Verified) -> Verified:
+    async def _named(self, asset: Any, found: Verified) -> Verified:
         """With a key that tells the content by its hash, if the asset is public: the key is its URL. The hash is known
         only when the bytes have arrived, and so have a key."""
         if not asset.public:
@@ -144,10 +162,10 @@ class Verifier:
         key = await name_by_content(self._storage, found.key, found.sha256, found.facts.mime_type)
         return replace(found, key=key)
 
-    async def received(
+    async def _received(
         self, key: str, asset: Any, path: Path, sha256: str, declared_sha256: str
     ) -> Verified | Refused:  # fmt: skip
-        """What the bytes in a local file are, which lie or will lie at `key`, held against what was declared."""
+        """What the bytes in a local file are, which will lie at `key`, held against what was declared."""
         size = path.stat().st_size
         if size != asset.size_bytes:
             return size_differs(size, asset.size_bytes)
@@ -158,7 +176,7 @@ class Verifier:
     async def contents(
         self, path: Path, declared_type: str, key: str, size: int, sha256: str
     ) -> Verified | Refused:  # fmt: skip
-        """What the bytes in a local file are, which lie or will lie at `key`. `declared_type` '': whatever they are."""
+        """What the bytes in a local file are, which will lie at `key`. `declared_type` '': whatever they are."""
         try:
             facts = await self._pool.run(imaging.inspect, path, declared_type, self.limits)
             return Verified(key, size, sha256, facts, await self._credentials.read(path, facts))

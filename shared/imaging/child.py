@@ -39,6 +39,7 @@ def prepare(threads: int) -> None:
     if sys.platform == "linux":
         _bind_to_parent()
     _prepare_libvips(threads)
+    gc.freeze()  # modules: looking at them after each job would take longer than many a job
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

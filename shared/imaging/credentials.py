@@ -19,11 +19,14 @@ _TEXT = 200
 _PROBLEMS = 20
 
 
+def may_be_in(path: Path) -> bool:
+    """Whether there may be a manifest in the file. In few there is, and only these need ever meet the library."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(_MARK) >= 0
+
+
 def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
     """See `shared.imaging.read_credentials`."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(_MARK) < 0:  # so that few files ever meet the library
-            return None
     import c2pa
 
     settings: dict[str, Any] = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True}}

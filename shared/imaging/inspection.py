@@ -6,6 +6,7 @@ from pathlib import Path
 import pikepdf
 import pyvips
 
+from shared.imaging import credentials
 from shared.imaging.child import corrupt
 from shared.imaging.decode import LOADERS, open_page
 from shared.imaging.measure import measure
@@ -56,7 +57,7 @@ def _inspect_image(path: Path, mime: str, size: int, limits: Limits) -> Facts:
         )
     _check_pixels(path, facts, limits)
     _prove_whole(path, mime, facts.pages)
-    return replace(facts, measures=measure(path))
+    return replace(facts, may_have_manifest=credentials.may_be_in(path), measures=measure(path))
 
 
 def _read_header(path: Path, mime: str, size: int) -> Facts:

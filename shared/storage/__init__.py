@@ -1,6 +1,7 @@
 """Object storage: one interface (`Storage`), two backends (`open_disk`, `open_s3`), URLs that are signed or public."""
 
 from .base import (
+    Check,
     ChecksumMismatch,
     InvalidKey,
     MultipartEnded,
@@ -21,6 +22,7 @@ from .links import read_secret
 from .s3 import open_s3
 
 __all__ = [
+    "Check",
     "ChecksumMismatch",
     "InvalidKey",
     "MultipartEnded",

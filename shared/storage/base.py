@@ -162,8 +162,14 @@ class Storage(Protocol):
     async def stat(self, key: str) -> Stat:
         """What is known of the object. Raises ObjectNotFound."""
 
-    async def copy(self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False) -> Stat:
+    async def copy(
+        self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False,
+        check: Check | None = None,
+    ) -> Stat:  # fmt: skip
         """Copy within the store; digest and content type (unless given) go along. `target` has its own `modified`.
+
+        `check` sees the bytes of the copy, whatever becomes of the source meanwhile. If it raises, which passes
+        unchanged, nothing is left; a store that copies by itself may show `target` until then.
 
         Raises ObjectNotFound (source), ObjectExists, ChecksumMismatch (the source is damaged), StorageFull.
         """

@@ -14,15 +14,15 @@ import os
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from . import disk_parts
 from .base import (
-    CHUNK,
     Check,
     ChecksumMismatch,
     ObjectExists,
@@ -41,7 +41,7 @@ from .base import (
 )
 from .disk_files import OpenObject, Temporary, flush_folder, open_object, stat_of, translated
 from .links import Links
-from .streams import Threads, blocks, save
+from .streams import Threads, batches, save
 
 _THREADS: Final = 8
 _BATCH: Final = 1000
@@ -86,10 +86,8 @@ class DiskStorage:
         facts = {"content_type": check_content_type(content_type), "cache_forever": cache_forever}
         declared = check_digest(sha256)
         check_key(key)
-        async with aclosing(blocks(source, CHUNK, self.threads)) as pieces:
-            return await self._write(
-                key, pieces, declared, lambda file: self._publish(file, key, facts, if_absent), check
-            )
+        publish = partial(self._publish, key, facts, if_absent)
+        return await self._write(key, partial(self._receive, key, source), publish, declared, check)
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         check_range(start, end)
@@ -112,7 +110,10 @@ class DiskStorage:
         opened.file.close()
         return opened.stat
 
-    async def copy(self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False) -> Stat:
+    async def copy(
+        self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False,
+        check: Check | None = None,
+    ) -> Stat:  # fmt: skip
         check_key(target)
         opened = await self.open(source)
         # Bytes, not a hard link: the copy needs its own `modified`, by which a fresh object is told from a lost one.
@@ -120,11 +121,9 @@ class DiskStorage:
             "content_type": check_content_type(content_type or opened.stat.content_type),
             "cache_forever": opened.cache_forever,
         }
+        publish = partial(self._publish, target, facts, if_absent)
         with opened.file:
-            pieces = opened.read(0, None, self.threads)
-            return await self._write(
-                target, pieces, opened.stat.sha256, lambda file: self._publish(file, target, facts, if_absent)
-            )
+            return await self._write(target, partial(self._copy, target, opened), publish, opened.stat.sha256, check)
 
     async def delete(self, keys: Iterable[str]) -> None:
         paths = iter([self._path(key) for key in keys])
@@ -159,11 +158,9 @@ class DiskStorage:
 
     async def put_part(self, upload: str, number: int, source: Source) -> Part:
         """Keep a part. Raises MultipartEnded."""
-        folder = self._parts(upload)
-        async with aclosing(blocks(source, CHUNK, self.threads)) as pieces:
-            stat = await self._write(
-                f"part {number}", pieces, None, lambda file: disk_parts.publish_part(file, folder / f"{number:05}")
-            )
+        target = self._parts(upload) / f"{number:05}"
+        name = f"part {number}"
+        stat = await self._write(name, partial(self._receive, name, source), partial(disk_parts.publish_part, target))
         return Part(number, stat.size, stat.etag)
 
     async def list_parts(self, key: str, upload: str) -> Sequence[Part]:
@@ -176,8 +173,8 @@ class DiskStorage:
         with translated(key):
             about = await self.threads.run(disk_parts.about_of, folder, key)
         facts = {"content_type": about["content_type"], "cache_forever": False}
-        async with aclosing(self._joined(folder, parts)) as pieces:
-            stat = await self._write(key, pieces, None, lambda file: self._publish(file, key, facts, False))
+        publish = partial(self._publish, key, facts, False)
+        stat = await self._write(key, partial(self._join, key, folder, parts), publish)
         await self.abort_multipart(key, upload)
         return stat
 
@@ -225,7 +222,23 @@ class DiskStorage:
             raise disk_parts.ended(upload)
         return self._incoming / upload
 
-    async def _joined(self, folder: Path, parts: Sequence[Part]) -> AsyncGenerator[bytes, None]:
+    async def _receive(self, key: str, source: Source, temporary: Temporary) -> None:
+        # One batch is written while the next arrives; never more than these two are held.
+        writing: asyncio.Future[None] | None = None
+        async with aclosing(batches(source, self.threads)) as arriving:
+            async for pieces in arriving:
+                with translated(key):
+                    if writing:
+                        await writing
+                writing = self.threads.start(temporary.write, pieces)
+        with translated(key):
+            await (writing or self.threads.run(temporary.write, []))  # even without bytes there is a file
+
+    async def _copy(self, key: str, opened: OpenObject, temporary: Temporary) -> None:
+        with translated(key):
+            await self.threads.run(temporary.copy, opened)
+
+    async def _join(self, key: str, folder: Path, parts: Sequence[Part], temporary: Temporary) -> None:
         for part in parts:
             name = f"part {part.number}"
             with translated(name):
@@ -235,35 +248,21 @@ class DiskStorage:
             with opened.file:
                 if (opened.stat.size, opened.stat.etag) != (part.size, part.etag):
                     raise StorageUnavailable(f"{name} was sent anew; list the parts again")
-                async for chunk in opened.read(0, None, self.threads):
-                    yield chunk
+                await self._copy(key, opened, temporary)
 
     async def _write(
-        self, key: str, pieces: AsyncIterator[bytes], declared: str | None, publish: Callable[[Temporary], Stat],
-        check: Check | None = None,
+        self, key: str, fill: Callable[[Temporary], Awaitable[None]], publish: Callable[[Temporary], Stat],
+        declared: str | None = None, check: Check | None = None,
     ) -> Stat:  # fmt: skip
         """Write the bytes to a file without a name; `publish` then gives it one."""
         temporary = Temporary(self._incoming / uuid.uuid4().hex)
-        # One block is written while the next arrives; never more than that is held.
-        writing: asyncio.Future[None] | None = None
         try:
-            async for piece in pieces:
-                with translated(key):
-                    if writing:
-                        await writing
-                    writing = self.threads.start(temporary.write, piece)
-            with translated(key):
-                if writing:
-                    await writing
+            await fill(temporary)
             found = temporary.hashed.hexdigest()
             if declared and found != declared:
                 raise ChecksumMismatch(f"{key}: the bytes have SHA-256 {found}, declared was {declared}")
             if check:
-                with translated(key):
-                    await self.threads.run(temporary.write, b"")  # even without bytes there is a file
-                flushing = self.threads.start(
-                    temporary.flush
-                )  # waits for the disk, while the check needs the processor
+                flushing = self.threads.start(temporary.flush)  # waits for the disk, the check for a processor
                 await check(temporary.path, found)
                 with translated(key):
                     await flushing
@@ -272,19 +271,21 @@ class DiskStorage:
         finally:
             await self.threads.insist(temporary.discard)
 
-    def _publish(self, temporary: Temporary, key: str, facts: dict[str, Any], if_absent: bool) -> Stat:
+    def _publish(self, key: str, facts: dict[str, Any], if_absent: bool, temporary: Temporary) -> Stat:
         trailer = {"size": temporary.size, "sha256": temporary.hashed.hexdigest(), **facts}
         modified = temporary.finish(trailer)
         target = self._path(key)
         for _ in range(20):  # a concurrent delete may take away the folder that was just made
             with suppress(FileNotFoundError):
-                _make_folder(target.parent, self._data)
+                made = _make_folders(target.parent, self._data)
                 self._name(temporary.path, target, if_absent)
                 break
         else:
             raise StorageUnavailable(f"{key}: its folder keeps disappearing")
-        with suppress(FileNotFoundError):  # already deleted again by another caller
-            flush_folder(target.parent)
+        # Together, at the end: the first flush usually writes what the others would.
+        for folder in dict.fromkeys((target.parent, *(each.parent for each in made))):
+            with suppress(FileNotFoundError):  # already deleted again by another caller
+                flush_folder(folder)
         return stat_of(key, trailer, modified)
 
     def _name(self, temporary: Path, target: Path, if_absent: bool) -> None:
@@ -358,10 +359,10 @@ def _names(data: Path, folder: str, beginning: str) -> list[str]:
     return [folder + name for name in sorted(names, key=os.fsencode)]
 
 
-def _make_folder(folder: Path, root: Path) -> None:
-    """Make the missing folders from `root` down, each durable before the next."""
+def _make_folders(folder: Path, root: Path) -> list[Path]:
+    """Make the missing folders from `root` down, and return them."""
     missing = list(itertools.takewhile(lambda each: each != root and not each.exists(), (folder, *folder.parents)))
     for each in reversed(missing):
         with suppress(FileExistsError):
             each.mkdir(mode=0o700)
-            flush_folder(each.parent)
+    return missing

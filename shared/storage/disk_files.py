@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from .base import CHUNK, InvalidKey, Stat, StorageError, StorageFull, StorageUnavailable
-from .streams import FULL, Threads
+from .streams import BLOCK, FULL, Threads
 
 _MAGIC: Final = b"ATL1"
 _TAIL: Final = struct.Struct(">I4s")
 _MAX_TRAILER: Final = 1024
+_SEND: Final = 8 * 1024 * 1024
 _MISPLACED: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP})
 _NO_OBJECT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 _PASSING: Final = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
@@ -41,13 +42,17 @@ class OpenObject:
         while start < stop:
             chunk = await threads.run(os.pread, self.file.fileno(), min(CHUNK, stop - start), start)
             if not chunk:
-                raise StorageError(f"{self.stat.key} is shorter than its trailer says")
+                raise _too_short(self)
             yield chunk
             start += len(chunk)
 
 
+def _too_short(opened: OpenObject) -> StorageError:
+    return StorageError(f"{opened.stat.key} is shorter than its trailer says")
+
+
 class Temporary:
-    """A file being written, made with its first byte.
+    """A file being written, made with the first call.
 
     All steps take one lock: when a caller is cancelled, its last write may still be in a thread, and `discard` must
     follow it.
@@ -60,13 +65,32 @@ class Temporary:
         self._lock = threading.Lock()
         self._file: FileIO | None = None
         self._discarded = False
+        self._sent = 0  # bytes that are on their way to the disk
 
-    def write(self, piece: bytes) -> None:
+    def write(self, pieces: Sequence[bytes]) -> None:
         """Add to the object's bytes."""
         with self._lock:
-            self.hashed.update(piece)
-            self.size += len(piece)
-            self._append(piece)
+            file = self._opened()
+            for piece in pieces:
+                self.hashed.update(piece)
+                self.size += len(piece)
+                _write_all(file, piece)
+            if self.size - self._sent >= _SEND:
+                # This begins to write to the disk without waiting for it, so that the last flush finds little to do.
+                os.posix_fadvise(file.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
+                self._sent = self.size
+
+    def copy(self, opened: OpenObject) -> None:
+        """Add the bytes of another object."""
+        self.write([])  # even without bytes there is a file
+        start = 0
+        while start < opened.stat.size:
+            # At a position: a caller that was cancelled may have closed the file, and its number be another one's.
+            piece = os.pread(opened.file.fileno(), min(BLOCK, opened.stat.size - start), start)
+            if not piece:
+                raise _too_short(opened)
+            self.write([piece])
+            start += len(piece)
 
     def flush(self) -> None:
         """Flush to the disk what was written so far."""
@@ -78,7 +102,8 @@ class Temporary:
         """Append the trailer and flush to the disk; answers the file's time."""
         with self._lock:
             text = json.dumps(trailer).encode()
-            file = self._append(text + _TAIL.pack(len(text), _MAGIC))
+            file = self._opened()
+            _write_all(file, text + _TAIL.pack(len(text), _MAGIC))
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_mtime
 
@@ -95,15 +120,18 @@ class Temporary:
                 self._file.close()
                 self.path.unlink(missing_ok=True)
 
-    def _append(self, data: bytes) -> FileIO:
+    def _opened(self) -> FileIO:
         if self._discarded:
             raise StorageError("the write was given up")
         if self._file is None:
             self._file = FileIO(self.path, "x", opener=lambda path, flags: os.open(path, flags, 0o600))
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._file.fileno(), rest) :]
         return self._file
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file.fileno(), rest) :]
 
 
 def open_object(path: Path, key: str) -> OpenObject | None:

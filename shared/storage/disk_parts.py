@@ -29,7 +29,7 @@ def begin(folder: Path, about: dict[str, Any]) -> None:
     flush_folder(folder.parent)
 
 
-def publish_part(temporary: Temporary, target: Path) -> Stat:
+def publish_part(target: Path, temporary: Temporary) -> Stat:
     trailer = {
         "size": temporary.size,
         "sha256": temporary.hashed.hexdigest(),

@@ -192,7 +192,10 @@ class S3Storage:
     async def stat(self, key: str) -> Stat:
         return _stat(key, await self._head(key))
 
-    async def copy(self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False) -> Stat:
+    async def copy(
+        self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False,
+        check: Check | None = None,
+    ) -> Stat:  # fmt: skip
         check_key(target)
         head = await self._head(source)
         forever = "immutable" in head.get("CacheControl", "")
@@ -210,6 +213,8 @@ class S3Storage:
             **headers,
         )
         etag = await self._conclude(target, send, headers, if_absent)
+        if check:
+            await self._look(target, check)
         return Stat(target, head["ContentLength"], etag, sha256, headers["ContentType"], datetime.now(UTC))
 
     async def delete(self, keys: Iterable[str]) -> None:
@@ -351,14 +356,9 @@ class S3Storage:
         return Stat(key, len(body), etag, found, headers["ContentType"], datetime.now(UTC))
 
     async def _put_parts(
-        self,
-        key: str,
-        first: bytes,
-        rest: AsyncIterator[bytes],
-        headers: dict[str, Any],
-        declared: str | None,
+        self, key: str, first: bytes, rest: AsyncIterator[bytes], headers: dict[str, Any], declared: str | None,
         if_absent: bool,
-    ) -> Stat:
+    ) -> Stat:  # fmt: skip
         if declared:
             headers["Metadata"]["sha256"] = declared
         of: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
@@ -406,8 +406,10 @@ class S3Storage:
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         async with self._turn(key) if if_absent else nullcontext():
             # Asked first because some stores ignore the condition, on copies above all.
-            if if_absent and await self._exists(key):
-                raise ObjectExists(f"{key} exists already")
+            if if_absent:
+                with suppress(ObjectNotFound):
+                    await self._head(key)
+                    raise ObjectExists(f"{key} exists already")
             try:
                 with translated(key):
                     answer: dict[str, Any] = await self._threads.run(send, **condition)
@@ -422,12 +424,16 @@ class S3Storage:
                         raise
                 raise StorageUnavailable(f"{key}: another writer was at work") from None
 
-    async def _exists(self, key: str) -> bool:
+    async def _look(self, key: str, check: Check) -> None:
+        """Have what is stored looked at. The copy, not its source: that one may be another by now."""
         try:
-            await self._head(key)
-        except ObjectNotFound:
-            return False
-        return True
+            with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
+                path = Path(directory) / "object"
+                stat = await self.fetch(key, path)
+                await check(path, stat.sha256 or "")
+        except BaseException:
+            await asyncio.shield(self.delete([key]))
+            raise
 
     async def _head(self, key: str) -> HeadObjectOutputTypeDef:
         with translated(key):

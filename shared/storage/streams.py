@@ -19,7 +19,10 @@ T = TypeVar("T")
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system says when a disk, a quota or a file-size limit is used up."""
 
-_FILE_READ: Final = 1024 * 1024
+BLOCK: Final = 512 * 1024
+"""Bytes that are handed to a thread at once: its turn alone costs as much as hashing some tens of kilobytes."""
+
+_MOST_PIECES: Final = 64
 
 
 class Threads:
@@ -68,9 +71,26 @@ async def blocks(source: Source, size: int, threads: Threads) -> AsyncGenerator[
         yield bytes(held)
 
 
+async def batches(source: Source, threads: Threads) -> AsyncGenerator[list[bytes], None]:
+    """The bytes of `source` in pieces as they come, some 512 KiB at a time."""
+    if isinstance(source, bytes):
+        yield [source]
+        return
+    held: list[bytes] = []
+    size = 0
+    async for piece in _file_chunks(source, threads) if isinstance(source, Path) else source:
+        held.append(piece)
+        size += len(piece)
+        if size >= BLOCK or len(held) == _MOST_PIECES:  # whoever sends a byte at a time is not to fill the memory
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
 async def _file_chunks(path: Path, threads: Threads) -> AsyncIterator[bytes]:
     with await threads.run(open, path, "rb") as file:
-        while chunk := await threads.run(file.read, _FILE_READ):
+        while chunk := await threads.run(file.read, BLOCK):
             yield chunk
 
 

@@ -42,7 +42,7 @@ async def test_a_manifest_is_read_in_every_format(pool: ImagingPool, tmp_path: P
     assert read.problems == ("signingCredential.untrusted",)
     assert "canary-note" in read.manifest_store and json.loads(read.manifest_store)["validation_state"] == "Valid"
     facts = await pool.run(inspect, tmp_path / "in", mime_type)
-    assert (facts.width, facts.height) == (96, 64)
+    assert (facts.width, facts.height, facts.may_have_manifest) == (96, 64, True)
     changed = await credentials_of(pool, tmp_path / "in", signing.tampered(content, original), mime_type)
     assert changed is not None and changed.state == "invalid"
     assert any("ash.mismatch" in problem for problem in changed.problems)
@@ -57,6 +57,7 @@ async def test_a_signer_that_leads_to_a_trust_anchor_is_trusted(pool: ImagingPoo
 async def test_without_a_manifest_there_are_no_credentials(pool: ImagingPool, tmp_path: Path) -> None:
     plain = picture(".jpg")
     assert await credentials_of(pool, tmp_path / "in", plain) is None
+    assert not (await pool.run(inspect, tmp_path / "in")).may_have_manifest
     assert await credentials_of(pool, tmp_path / "in", pictures.with_comment(plain, b"c2pa manifest? no")) is None
 
 

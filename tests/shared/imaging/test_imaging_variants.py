@@ -8,6 +8,7 @@ import pytest
 import pyvips
 
 from shared.imaging import DEFAULT_PRESETS, ImageRejected, ImagingPool, Preset, Reason, Variant, make_variants
+from shared.imaging.decode import load_scaled
 from tests.shared.imaging import pictures
 
 EXACT = (Preset("exact", 64, 64, "png"),)
@@ -108,6 +109,15 @@ async def test_wide_gamut_pictures_get_the_same_colours_in_srgb(
     image = pictures.plain(80, 80, *stored)
     (variant,) = await variants_of(pool, tmp_path / f"in{suffix}", image, profile=str(tmp_path / "profile.icc"))
     assert pixel(variant) == pytest.approx(in_srgb, abs=6)
+
+
+@pytest.mark.parametrize("space", ["srgb", "rgb16", "b-w", "grey16"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_pixels_without_a_profile_are_those_that_a_conversion_gives(tmp_path: Path, space: str, suffix: str) -> None:
+    path = tmp_path / f"in{suffix}"
+    pictures.textured(900, 700).colourspace(space).write_to_file(str(path), keep="none")
+    converted = pyvips.Image.thumbnail(str(path), 300, height=300, output_profile="srgb")
+    assert (load_scaled(path, 300, 300) - converted).abs().max() == 0
 
 
 @pytest.mark.parametrize("embedded", [True, False])

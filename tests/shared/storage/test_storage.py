@@ -273,6 +273,44 @@ async def test_a_copy_replaces_unless_told_not_to(storage: Storage, new_key: Cal
     assert await read(storage, target) == b"new"
 
 
+@pytest.mark.parametrize("data", [b"", PHOTO, LARGE], ids=["empty", "photo", "large"])
+async def test_a_copy_that_a_check_dislikes_is_not_kept(
+    storage: Storage, new_key: Callable[[], str], data: bytes
+) -> None:
+    source, target = new_key(), new_key()
+    await storage.put(source, data, content_type="image/png")
+    seen: list[tuple[bytes, str]] = []
+
+    async def look(path: Path, sha256: str) -> None:
+        await storage.put(source, b"swapped meanwhile", content_type="image/png")
+        seen.append((path.read_bytes(), sha256))
+
+    async def dislike(path: Path, sha256: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await storage.copy(source, target, check=dislike)
+    await assert_nothing_left(storage, target)
+    await storage.copy(source, target, check=look)
+    assert seen == [(data, hashlib.sha256(data).hexdigest())]
+    assert await read(storage, target) == data and await read(storage, source) == b"swapped meanwhile"
+
+
+async def test_pieces_of_any_size_make_one_object(storage: Storage, key: str) -> None:
+    sizes = [1, 0, 3, *[2] * 200, 5_000_000, 0, *[70_000] * 40, 1]
+    data = os.urandom(sum(sizes))
+
+    async def uneven() -> AsyncIterator[bytes]:
+        start = 0
+        for size in sizes:
+            yield data[start : start + size]
+            start += size
+
+    put = await storage.put(key, uneven(), content_type="image/tiff")
+    assert (put.size, put.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert await read(storage, key) == data
+
+
 async def test_delete_takes_many_and_minds_none_missing(storage: Storage, folder: str) -> None:
     keys = [f"{folder}{number:02}" for number in range(12)]
     await asyncio.gather(*(storage.put(key, b"x", content_type="image/png") for key in keys))
