@@ -25,7 +25,7 @@ _FORKS.set_forkserver_preload(["shared.imaging.inspection", "shared.imaging.vari
 class ImagingPool:
     """Runs functions in up to `workers` child processes, each limited to 512 MiB of memory.
 
-    Children are started when first needed, by a fork server (nothing of this process's sockets or threads is inherited),
+    Children are started when first needed, by a fork server (they inherit none of this process's sockets or threads),
     reused for some hundred jobs, and die with this process. More calls than workers wait for their turn.
 
     A fresh child imports the parent's main module unless that is a package's `__main__`, so services are started with
