@@ -116,6 +116,8 @@ async def run_sequencer(db: Database) -> None:
 
 async def _stamp_forever(conn: AsyncConnection[Any], service: str) -> None:
     await conn.execute(f"LISTEN {service}_outbox")
+    # A plan that was made, and kept, while the outbox was empty goes through all of it for every event.
+    await conn.execute("SET plan_cache_mode = force_custom_plan")
     while True:
         row: Any = None
         async with conn.transaction():

@@ -13,6 +13,7 @@ _DOOM = """
 """
 # What was sent to an upload's URL goes, too, once nothing more can be sent there.
 # Parts go at once: once an upload in parts is given up, its URLs lead nowhere.
+# In the order of keys: an asset's objects are removed together, and their folders with them.
 _DOOM_ASSETS = """
     INSERT INTO doomed_objects (owner, storage_key, multipart, due_at)
     SELECT owner, storage_key, '', now() FROM assets WHERE id = ANY(%(ids)s) AND owner = %(owner)s AND storage_key <> ''
@@ -25,6 +26,7 @@ _DOOM_ASSETS = """
     UNION ALL
     SELECT r.owner, r.upload_key, r.multipart, now() FROM resumable_uploads r JOIN assets a ON a.id = r.asset_id
     WHERE r.asset_id = ANY(%(ids)s) AND r.owner = %(owner)s AND a.state = 'pending'
+    ORDER BY 2
 """
 _DUE = (
     "SELECT seq, storage_key, multipart FROM doomed_objects WHERE due_at <= now() ORDER BY due_at, seq LIMIT %(limit)s"

@@ -59,9 +59,11 @@ _HELD = f"""
         SELECT noun, state, number, bytes FROM storage_deltas WHERE {_STOCKED} AND {{whose}}
     ) AS counted ON true GROUP BY month
 """
+# Up to the last one that is seen, not one by one: a plan made while there were no deltas would look for each in all.
 _FOLD = f"""
     WITH gone AS (
-        DELETE FROM storage_deltas WHERE seq IN (SELECT seq FROM storage_deltas ORDER BY seq LIMIT %(batch)s)
+        DELETE FROM storage_deltas WHERE seq <= (
+            SELECT max(seq) FROM (SELECT seq FROM storage_deltas ORDER BY seq LIMIT %(batch)s) AS first)
         RETURNING owner, session_id, noun, kind, mime_type, state, number, bytes, day
     ), kept AS (
         SELECT * FROM gone WHERE NOT EXISTS (SELECT FROM erased_owners e WHERE e.owner = gone.owner)

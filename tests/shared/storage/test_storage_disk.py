@@ -63,6 +63,17 @@ async def test_deleting_the_last_object_leaves_no_folder(disk: Storage, root: Pa
     assert sorted(path.name for path in root.rglob("*")) == ["data", "incoming"]
 
 
+async def test_deleting_many_objects_in_any_order_leaves_no_folder(disk: Storage, root: Path) -> None:
+    ends = ("original/1", "variants/small", "variants/thumb")
+    keys = [f"assets/user/{number}/{end}" for end in ends for number in range(400)]  # more than one thread takes
+    for key in keys:
+        path = root / "data" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    await disk.delete([*keys, "assets/user/never/there"])
+    assert sorted(path.name for path in root.rglob("*")) == ["data", "incoming"]
+
+
 async def test_puts_and_deletes_in_one_folder_do_not_disturb_each_other(disk: Storage) -> None:
     async def come_and_go(number: int) -> None:
         for _ in range(15):

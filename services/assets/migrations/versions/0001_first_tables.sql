@@ -914,29 +914,30 @@ CREATE TABLE quotas (
 CREATE INDEX quotas_list ON quotas (created_at DESC, id DESC);
 
 -- An archived or deleted asset keeps its bytes: it counts, under a state of its own. A refused one has none.
+CREATE FUNCTION counted_state(state text, deleted_at timestamptz, archived_at timestamptz) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN state = 'rejected' THEN state WHEN deleted_at IS NOT NULL THEN 'deleted'
+            WHEN archived_at IS NOT NULL THEN 'archived' ELSE state END;
+
 CREATE FUNCTION count_asset() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP <> 'INSERT' THEN
+    IF TG_OP = 'UPDATE' THEN
         INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
             (OLD.owner, OLD.session_id, 'asset', OLD.kind, OLD.mime_type,
-             CASE WHEN OLD.state = 'rejected' THEN 'rejected' WHEN OLD.deleted_at IS NOT NULL THEN 'deleted'
-                  WHEN OLD.archived_at IS NOT NULL THEN 'archived' ELSE OLD.state END,
+             assets.counted_state(OLD.state, OLD.deleted_at, OLD.archived_at),
              -1, CASE WHEN OLD.state = 'rejected' THEN 0 ELSE -OLD.size_bytes END);
     END IF;
-    IF TG_OP <> 'DELETE' THEN
-        INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
-            (NEW.owner, NEW.session_id, 'asset', NEW.kind, NEW.mime_type,
-             CASE WHEN NEW.state = 'rejected' THEN 'rejected' WHEN NEW.deleted_at IS NOT NULL THEN 'deleted'
-                  WHEN NEW.archived_at IS NOT NULL THEN 'archived' ELSE NEW.state END,
-             1, CASE WHEN NEW.state = 'rejected' THEN 0 ELSE NEW.size_bytes END);
-    END IF;
+    INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes) VALUES
+        (NEW.owner, NEW.session_id, 'asset', NEW.kind, NEW.mime_type,
+         assets.counted_state(NEW.state, NEW.deleted_at, NEW.archived_at),
+         1, CASE WHEN NEW.state = 'rejected' THEN 0 ELSE NEW.size_bytes END);
     IF TG_OP = 'UPDATE' AND OLD.state = 'pending' AND NEW.state <> 'pending' THEN
         INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes)
         VALUES (NEW.owner, 'upload', NEW.state, 1, NEW.size_bytes);
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER count_asset AFTER INSERT OR DELETE ON assets FOR EACH ROW EXECUTE FUNCTION count_asset();
+CREATE TRIGGER count_asset AFTER INSERT ON assets FOR EACH ROW EXECUTE FUNCTION count_asset();
 CREATE TRIGGER count_asset_change AFTER UPDATE ON assets FOR EACH ROW
     WHEN ((OLD.state, OLD.size_bytes, OLD.kind, OLD.mime_type, OLD.session_id, OLD.archived_at IS NULL,
            OLD.deleted_at IS NULL) IS DISTINCT FROM
@@ -944,26 +945,48 @@ CREATE TRIGGER count_asset_change AFTER UPDATE ON assets FOR EACH ROW
            NEW.deleted_at IS NULL))
     EXECUTE FUNCTION count_asset();
 
+-- What goes, goes by the hundred, and is counted together. The variants that a foreign key takes along with the assets of
+-- a statement fire their trigger once for all, too.
+CREATE FUNCTION count_assets_gone() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes)
+    SELECT owner, session_id, 'asset', kind, mime_type,
+        assets.counted_state(state, deleted_at, archived_at) AS counted_state, -count(*),
+        -sum(CASE WHEN state = 'rejected' THEN 0 ELSE size_bytes END)
+    FROM gone GROUP BY owner, session_id, kind, mime_type, counted_state;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_assets_gone AFTER DELETE ON assets REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION count_assets_gone();
+
 CREATE FUNCTION count_variant() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP <> 'INSERT' THEN
+    IF TG_OP = 'UPDATE' THEN
         INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
         VALUES (OLD.owner, 'variant', OLD.preset, OLD.mime_type, OLD.state, -1, -OLD.size_bytes);
     END IF;
-    IF TG_OP <> 'DELETE' THEN
-        INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
-        VALUES (NEW.owner, 'variant', NEW.preset, NEW.mime_type, NEW.state, 1, NEW.size_bytes);
-    END IF;
+    INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
+    VALUES (NEW.owner, 'variant', NEW.preset, NEW.mime_type, NEW.state, 1, NEW.size_bytes);
     IF TG_OP = 'UPDATE' AND OLD.state <> NEW.state AND NEW.state IN ('ready', 'failed') THEN
         INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes)
         VALUES (NEW.owner, 'making', NEW.state, 1, NEW.size_bytes);
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER count_variant AFTER INSERT OR DELETE ON variants FOR EACH ROW EXECUTE FUNCTION count_variant();
+CREATE TRIGGER count_variant AFTER INSERT ON variants FOR EACH ROW EXECUTE FUNCTION count_variant();
 CREATE TRIGGER count_variant_change AFTER UPDATE ON variants FOR EACH ROW
     WHEN ((OLD.state, OLD.size_bytes, OLD.mime_type) IS DISTINCT FROM (NEW.state, NEW.size_bytes, NEW.mime_type))
     EXECUTE FUNCTION count_variant();
+
+CREATE FUNCTION count_variants_gone() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO assets.storage_deltas (owner, noun, kind, mime_type, state, number, bytes)
+    SELECT owner, 'variant', preset, mime_type, state, -count(*), -sum(size_bytes)
+    FROM gone GROUP BY owner, preset, mime_type, state;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_variants_gone AFTER DELETE ON variants REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION count_variants_gone();
 
 CREATE FUNCTION count_document() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
