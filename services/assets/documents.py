@@ -7,7 +7,6 @@ from uuid import UUID
 
 from atelier.assets.v1 import document_pb2 as pb
 from atelier.assets.v1 import document_pb2_grpc
-from atelier.common.v1 import watch_pb2
 from google.protobuf import json_format
 from psycopg.types.json import Jsonb
 
@@ -162,26 +161,18 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         except ObjectNotFound:
             raise errors.not_found("document", row.id) from None
 
-    async def WatchDocuments(
+    def WatchDocuments(
         self, request: pb.WatchDocumentsRequest, context: Any
     ) -> AsyncIterator[pb.WatchDocumentsResponse]:
-        start = events.start_of(request, await self._stream.head())
-        seen: dict[UUID, int] = {}
-        if not request.cursor:
-            async for row in self._snapshot(request.session_id):
-                seen[row.id] = row.version
-                yield pb.WatchDocumentsResponse(document=to_proto(row))
-            ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
-            yield pb.WatchDocumentsResponse(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
-        async for event, cursor in self._stream.follow(request, start):
-            if event is None:
-                yield pb.WatchDocumentsResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
-            elif event.subject == "document" and event.version > seen.get(event.subject_id, 0):
-                document = pb.Document.FromString(event.payload)
-                if request.session_id in ("", document.session_id):
-                    yield pb.WatchDocumentsResponse(document=document, cursor=cursor)
+        def show(event: events.Event) -> events.Fields | None:
+            if event.subject != "document":
+                return None
+            document = pb.Document.FromString(event.payload)
+            return {"document": document} if request.session_id in ("", document.session_id) else None
 
-    async def _snapshot(self, session_id: str) -> AsyncIterator[Any]:
+        return self._stream.watch(request, pb.WatchDocumentsResponse, self._snapshot(request.session_id), show)
+
+    async def _snapshot(self, session_id: str) -> AsyncIterator[tuple[events.Fields, Any]]:
         after: Mapping[str, Any] = {"after_at": None, "after_id": None}
         where = "session_id = %(session_id)s" if session_id else "created_at > now() - %(age)s"
         statement: Any = (
@@ -193,7 +184,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         while True:
             rows = await self._db.rows(statement, {**asked, **after})
             for row in rows:
-                yield row
+                yield {"document": to_proto(row)}, row
             if len(rows) < _SNAPSHOT_PAGE:
                 return
             after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}
