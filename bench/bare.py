@@ -1,4 +1,4 @@
-"""The reference of B1, B3 and B8: the least that can answer. No token, validation, tenancy, log, metric, repeat, event.
+"""The reference of B1, B3, B6, B8: the least that can answer. No token, validation, tenancy, log, metric, repeat.
 
 python -m bench.bare <database> <port> <trust file, unused>
 """
@@ -7,12 +7,14 @@ import asyncio
 import os
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import uvloop
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2, upload_pb2_grpc
+from atelier.common.v1 import watch_pb2
 from google.protobuf import json_format, timestamp_pb2
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
@@ -25,12 +27,15 @@ _INSERT = """
         metadata, session_id, room_id, product_id, dataset_id)
     VALUES (%s, %s, %s, 'photo', false, true, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *
 """
+TELL = "/bench.Bare/Tell"  # sends its request, a WatchAssetsResponse, to every watch; answers when it began (ns)
 _STATES = {"pending": asset_pb2.ASSET_STATE_PENDING, "ready": asset_pb2.ASSET_STATE_READY}
 
 
 class Bare(asset_pb2_grpc.AssetServiceServicer, upload_pb2_grpc.UploadServiceServicer):
     def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
         self._pool = pool
+        self._told = asyncio.Event()
+        self._latest: asset_pb2.WatchAssetsResponse | None = None
 
     async def GetAsset(self, request: asset_pb2.GetAssetRequest, context: Any) -> asset_pb2.GetAssetResponse:
         async with self._pool.connection() as conn:
@@ -59,6 +64,25 @@ class Bare(asset_pb2_grpc.AssetServiceServicer, upload_pb2_grpc.UploadServiceSer
             os.fsync(file.fileno())
             size = file.tell()
         return upload_pb2.UploadResponse(asset=asset_pb2.Asset(size_bytes=size))
+
+    async def WatchAssets(
+        self, request: asset_pb2.WatchAssetsRequest, context: Any
+    ) -> AsyncIterator[asset_pb2.WatchAssetsResponse]:
+        sent = self._latest
+        yield asset_pb2.WatchAssetsResponse(bookmark=watch_pb2.Bookmark(ready=True))
+        while True:
+            while self._latest is sent:
+                await self._told.wait()
+            sent = self._latest
+            assert sent
+            yield sent
+
+    async def tell(self, change: asset_pb2.WatchAssetsResponse, context: Any) -> bytes:
+        began = time.monotonic_ns()
+        self._latest = change
+        self._told.set()
+        self._told.clear()
+        return str(began).encode()
 
 
 def _message(row: Any) -> asset_pb2.Asset:
@@ -91,8 +115,12 @@ async def serve(database: str, port: str) -> None:
     options: Any = {"autocommit": True, "row_factory": namedtuple_row}
     async with AsyncConnectionPool[Any](database, kwargs=options, min_size=10, open=False) as pool:
         server = grpc.aio.server()
-        asset_pb2_grpc.add_AssetServiceServicer_to_server(Bare(pool), server)
-        upload_pb2_grpc.add_UploadServiceServicer_to_server(Bare(pool), server)
+        bare = Bare(pool)
+        asset_pb2_grpc.add_AssetServiceServicer_to_server(bare, server)
+        upload_pb2_grpc.add_UploadServiceServicer_to_server(bare, server)
+        tell: Any = grpc.unary_unary_rpc_method_handler(bare.tell, asset_pb2.WatchAssetsResponse.FromString)
+        service, name = TELL[1:].split("/")
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: tell}),))
         server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()
         await asyncio.Event().wait()

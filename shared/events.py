@@ -12,16 +12,19 @@ import asyncio
 import base64
 import binascii
 import json
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 import psycopg
 import structlog
+from atelier.common.v1 import watch_pb2
 from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
@@ -35,9 +38,12 @@ POLL_SECONDS = 1.0  # the fallback when a notification is lost
 STAMP_BATCH = 1000
 READ_BATCH = 500
 QUEUE_LIMIT = 2000  # events a slow watcher may be behind before it is sent away
-_MOST_OWNERS_TOLD = 40
+_NOTICE_BYTES = 7999  # Postgres refuses longer ones; then all owners' readers are woken
 _SILENT_SECONDS = 10
 _log = structlog.get_logger("events")
+
+A = TypeVar("A", bound=Message)
+Fields = Mapping[str, Any]  # of an answer: `{"asset": ...}`
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Event:
     version: int
     type: str
     payload: bytes
+    answers: dict[str, Any] = field(default_factory=dict, compare=False)  # made of it, by the digest of the watch
 
 
 _PUBLISH = b"""
@@ -84,18 +91,23 @@ async def publish_all(m: Mutation, subject: str, changes: Sequence[tuple[UUID, i
 
 # Sequencer
 
+# One statement, so that stamping and telling of it take one round trip: everybody who watches waits for it.
 _STAMP: LiteralString = """
     WITH fresh AS (
         SELECT seq, row_number() OVER (ORDER BY seq) AS n FROM
             (SELECT seq FROM events WHERE position IS NULL ORDER BY seq LIMIT %(batch)s) AS unstamped
     ), advanced AS (
         UPDATE event_stream SET position = position + (SELECT count(*) FROM fresh)
-        WHERE EXISTS (SELECT FROM fresh) RETURNING position - (SELECT count(*) FROM fresh) AS base, position
+        WHERE EXISTS (SELECT FROM fresh) RETURNING position - (SELECT count(*) FROM fresh) AS base
     ), stamped AS (
         UPDATE events SET position = advanced.base + fresh.n
-        FROM fresh, advanced WHERE events.seq = fresh.seq RETURNING events.owner, advanced.position AS last
+        FROM fresh, advanced WHERE events.seq = fresh.seq RETURNING events.owner
+    ), summed AS (
+        SELECT json_agg(DISTINCT owner)::text AS owners, count(*) AS stamped FROM stamped
     )
-    SELECT array_agg(DISTINCT owner) AS owners, max(last) AS last, count(*) AS stamped FROM stamped
+    SELECT stamped, CASE WHEN stamped > 0 THEN pg_notify(
+        current_schema() || '_events', CASE WHEN octet_length(owners) <= %(room)s THEN owners ELSE '' END
+    ) END FROM summed
 """
 
 
@@ -119,13 +131,7 @@ async def _stamp_forever(conn: AsyncConnection[Any], service: str) -> None:
     # A plan that was made, and kept, while the outbox was empty goes through all of it for every event.
     await conn.execute("SET plan_cache_mode = force_custom_plan")
     while True:
-        row: Any = None
-        async with conn.transaction():
-            row = await (await conn.execute(_STAMP, {"batch": STAMP_BATCH})).fetchone()
-            if row.stamped:
-                owners = row.owners if len(row.owners) <= _MOST_OWNERS_TOLD else None
-                told = json.dumps({"last": row.last, "owners": owners})
-                await conn.execute("SELECT pg_notify(current_schema() || '_events', %s)", (told,))
+        row: Any = await (await conn.execute(_STAMP, {"batch": STAMP_BATCH, "room": _NOTICE_BYTES})).fetchone()
         if row.stamped < STAMP_BATCH:
             async for _ in conn.notifies(timeout=POLL_SECONDS, stop_after=1):
                 pass
@@ -178,25 +184,73 @@ class Cursor:
         return cursor
 
 
-@dataclass(eq=False)
 class _Watcher:
-    queue: asyncio.Queue[Event | int | None]
-    overflown: bool = False
+    """One watch here. A timer for each event would cost more than the event does, so it has one that runs on."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        self.cursor = cursor
+        self.live = False  # it still reads history
+        self.events: deque[Event] = deque()
+        self.overflown = False
+        self._loop = asyncio.get_running_loop()
+        self._sleep: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
+
+    def give(self, event: Event) -> None:
+        # After an overflow nothing more: it ends where the gap begins.
+        if self.live and not self.overflown and event.position > self.cursor.position:
+            self.overflown = len(self.events) >= QUEUE_LIMIT
+            if not self.overflown:
+                self.events.append(event)
+            self.wake()
+
+    def wake(self) -> None:
+        if self._sleep and not self._sleep.done():
+            self._sleep.set_result(None)
+
+    def _ring(self) -> None:
+        self._rings_at = math.inf
+        self.wake()
+
+    async def sleep(self, until: float) -> None:
+        """Until it is woken, at the latest at `until` of the loop's time; it may be earlier without a reason."""
+        if until < self._rings_at:
+            self.close()
+            self._rings_at = until
+            self._timer = self._loop.call_at(until, self._ring)
+        self._sleep = self._loop.create_future()
+        await self._sleep
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
 
 
 @dataclass(eq=False)
 class _Owner:
-    """Everybody here who watches one owner. `position`: the stream's, up to which events were handed out."""
+    """Everybody here who watches one owner. `position`: the stream's, up to which events were handed out.
+
+    Watchers keep the order in which they came: those of one connection are then mostly told one after the other, and
+    what they are told is sent and received together.
+    """
 
     position: int
-    watchers: set[_Watcher] = field(default_factory=set)
+    watchers: dict[_Watcher, None] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     reader: asyncio.Task[None] | None = None
 
 
-_READ = """
+_HISTORY = """
     SELECT position, subject, subject_id, version, type, payload FROM events
     WHERE owner = %(owner)s AND position > %(after)s AND position <= %(until)s ORDER BY position LIMIT %(limit)s
+"""
+# The end of the stream and what is new, as one snapshot shows them, in one round trip.
+_FRESH = """
+    SELECT stream.position AS head, fresh.* FROM event_stream AS stream LEFT JOIN LATERAL (
+        SELECT position, subject, subject_id, version, type, payload FROM events
+        WHERE owner = %(owner)s AND position > %(after)s ORDER BY position LIMIT %(limit)s
+    ) AS fresh ON true ORDER BY fresh.position
 """
 
 
@@ -215,10 +269,9 @@ class EventStream:
     async def drain(self) -> None:
         """Ends every watch with its cursor."""
         self._stopping.set()
-        for owner in list(self._owners.values()):
+        for owner in self._owners.values():
             for watcher in owner.watchers:
-                with suppress(asyncio.QueueFull):
-                    watcher.queue.put_nowait(None)
+                watcher.wake()
 
     async def close(self) -> None:
         tasks = [owner.reader for owner in self._owners.values() if owner.reader] + [self._listener]
@@ -230,8 +283,42 @@ class EventStream:
         row = await self._db.row("SELECT epoch, position FROM event_stream")
         return Cursor(row.epoch, row.position, "")
 
-    async def follow(self, request: Any, start: Cursor) -> AsyncGenerator[tuple[Event | None, str], None]:
-        """Yields (event, cursor) in order, after `start`; (None, cursor) as a bookmark while idle.
+    async def watch(
+        self, request: Any, answer: Callable[..., A], now: AsyncIterator[tuple[Fields, Any]],
+        show: Callable[[Event], Fields | None],
+    ) -> AsyncGenerator[A, None]:  # fmt: skip
+        """The whole of a watch: what is there `now` (with its rows), the READY bookmark, every change, and bookmarks.
+
+        `show` says what of an event the request is to be told, None: nothing. It goes by the request alone: an answer
+        is made once for all whose requests are the same.
+        """
+        start = await self._start(request)
+        seen: dict[UUID, int] = {}
+        if not request.cursor:
+            async for fields, row in now:
+                seen[row.id] = getattr(row, "version", 1)
+                yield answer(**fields)
+            yield _bookmark(answer, Cursor(start.epoch, start.position, watch_digest(request)), ready=True)
+        loop = asyncio.get_running_loop()
+        sent_at = loop.time()
+        async with aclosing(self.follow(request, start)) as changes:
+            async for event, cursor in changes:
+                change: A | None = None
+                if event and event.version > seen.get(event.subject_id, 0):
+                    if cursor.digest not in event.answers:
+                        told = show(event)
+                        made = None if told is None else answer(**told, cursor=cursor.encode())
+                        event.answers[cursor.digest] = made
+                    change = event.answers[cursor.digest]
+                # Others' changes, too, must not let a watcher's cursor grow old.
+                if change is None and (event is None or loop.time() >= sent_at + BOOKMARK_SECONDS):
+                    change = _bookmark(answer, cursor)
+                if change is not None:
+                    sent_at = loop.time()
+                    yield change
+
+    async def follow(self, request: Any, start: Cursor) -> AsyncGenerator[tuple[Event | None, Cursor], None]:
+        """Yields (event, cursor) in order, after `start`; (None, cursor) while idle. The cursor is one that moves on.
 
         Raises CURSOR_TOO_OLD; and, with the cursor to go on from in the trailers, SHUTTING_DOWN, SLOW_READER,
         TOKEN_INVALID when the caller's token expires, DEPENDENCY_UNAVAILABLE if history can't be read.
@@ -239,63 +326,59 @@ class EventStream:
         identity = auth.current()
         # Without a cursor `start` is the head as it was a moment ago: nothing to check, nothing that could fail now.
         # A call that only waits for the end of what it asked for has none in its request.
-        head = await self._check(start) if getattr(request, "cursor", "") else start.position
-        watcher = _Watcher(asyncio.Queue(QUEUE_LIMIT))
-        # The first watcher of an owner starts its reader at the head, not at its own cursor: a long history would
-        # overflow its queue at once, whereas `_history` goes at the pace of the watcher.
-        owner = self._enter(identity.owner, watcher, head)
+        until = await self._check(start) if getattr(request, "cursor", "") else start.position
         cursor = Cursor(start.epoch, start.position, watch_digest(request))
+        watcher = _Watcher(cursor)
+        owner = self._enter(identity.owner, watcher, until)
         try:
-            live_from = owner.position
-            async for event in self._history(identity.owner, start.position, live_from):
-                cursor.position = event.position
-                yield event, cursor.encode()
-            cursor.position = max(cursor.position, live_from)
-            async for item in self._live(watcher, identity, cursor):
-                if isinstance(item, Event):
-                    if item.position <= cursor.position:
-                        continue
-                    cursor.position = item.position
-                    yield item, cursor.encode()
-                else:
-                    cursor.position = max(cursor.position, item)
-                    yield None, cursor.encode()
+            # History goes at the watcher's pace. What happens meanwhile becomes history, too, and doesn't overflow it.
+            while cursor.position < (until := max(until, owner.position)):
+                async for event in self._history(identity.owner, cursor.position, until):
+                    cursor.position = event.position
+                    yield event, cursor
+                cursor.position = until
+            watcher.live = True
+            async for fresh in self._live(owner, watcher, identity):
+                yield fresh, cursor
         except psycopg.Error:
             text = "the database can't be reached right now; watch again with the cursor"
             raise _ended(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, cursor) from None
         finally:
-            owner.watchers.discard(watcher)
+            watcher.close()
+            owner.watchers.pop(watcher, None)
             if not owner.watchers:
                 self._owners.pop(identity.owner, None)
                 if owner.reader:
                     owner.reader.cancel()
 
-    async def _live(self, watcher: _Watcher, identity: auth.Identity, cursor: Cursor) -> AsyncIterator[Event | int]:
+    async def _live(self, owner: _Owner, watcher: _Watcher, identity: auth.Identity) -> AsyncIterator[Event | None]:
         loop = asyncio.get_running_loop()
+        cursor = watcher.cursor
         expires = loop.time() + identity.expires_at - time.time()
         bookmark_due = loop.time() + BOOKMARK_SECONDS
-        latest = cursor.position
         while True:
+            now = loop.time()
             if self._stopping.is_set():
                 raise _ended(Reason.ERROR_REASON_SHUTTING_DOWN, "the server is stopping; watch again", cursor)
-            if watcher.overflown and watcher.queue.empty():
-                raise _ended(Reason.ERROR_REASON_SLOW_READER, "read faster; watch again with the cursor", cursor)
-            wait = min(bookmark_due, expires) - loop.time()
-            if loop.time() >= expires:
+            if now >= expires:
                 raise _ended(Reason.ERROR_REASON_TOKEN_INVALID, "the token has expired; get a new one", cursor)
-            try:
-                async with asyncio.timeout(max(wait, 0)):
-                    item = await watcher.queue.get()
-            except TimeoutError:
-                item = latest
-            if isinstance(item, Event):
-                bookmark_due = loop.time() + BOOKMARK_SECONDS
-                yield item
-            elif item is not None:
-                latest = max(latest, item)
-                if loop.time() >= bookmark_due:
-                    bookmark_due = loop.time() + BOOKMARK_SECONDS
-                    yield latest
+            if watcher.events:
+                event = watcher.events.popleft()
+                bookmark_due = now + BOOKMARK_SECONDS
+                cursor.position = event.position
+                yield event
+            elif watcher.overflown:
+                raise _ended(Reason.ERROR_REASON_SLOW_READER, "read faster; watch again with the cursor", cursor)
+            elif now >= bookmark_due:
+                bookmark_due = now + BOOKMARK_SECONDS
+                cursor.position = max(cursor.position, owner.position)
+                yield None
+            else:
+                await watcher.sleep(min(bookmark_due, expires))
+
+    async def _start(self, request: Any) -> Cursor:
+        """Where to go on: the request's cursor, else the head. A cursor of another filter is INVALID_ARGUMENT."""
+        return Cursor.decode(request.cursor, watch_digest(request)) if request.cursor else await self.head()
 
     async def _check(self, cursor: Cursor) -> int:
         """The position of the stream now. Raises CURSOR_TOO_OLD."""
@@ -309,20 +392,19 @@ class EventStream:
         return position
 
     def _enter(self, name: str, watcher: _Watcher, position: int) -> _Owner:
-        """Joins before history is read, so that nothing falls between."""
+        """Joins before history is read, so that somebody reads on. The reader of an owner starts at `position`."""
         if self._stopping.is_set():
             raise DomainError(Reason.ERROR_REASON_SHUTTING_DOWN, "the server is stopping; connect again")
         owner = self._owners.get(name)
         if owner is None:
             owner = self._owners[name] = _Owner(position)
             owner.reader = asyncio.create_task(self._read_owner(name, owner, auth.current()))
-            owner.wake.set()
-        owner.watchers.add(watcher)
+        owner.watchers[watcher] = None
         return owner
 
     async def _history(self, owner: str, after: int, until: int) -> AsyncIterator[Event]:
         while after < until:
-            rows = await self._db.rows(_READ, {"owner": owner, "after": after, "until": until, "limit": READ_BATCH})
+            rows = await self._db.rows(_HISTORY, {"owner": owner, "after": after, "until": until, "limit": READ_BATCH})
             for row in rows:
                 yield Event(*row)
             if len(rows) < READ_BATCH:
@@ -334,11 +416,8 @@ class EventStream:
         auth.enter(identity)  # for the tenant context only: each watcher checks its own token's expiry
         while True:
             try:
-                until = (await self.head()).position
-                async for event in self._history(name, owner.position, until):
-                    _hand_out(owner, event)
-                owner.position = max(owner.position, until)
-                _hand_out(owner, until)
+                while await self._read_fresh(name, owner):
+                    pass
             except (psycopg.Error, TimeoutError) as error:
                 _log.warning("can't read events", service=self._db.service, error=type(error).__name__)
                 await asyncio.sleep(POLL_SECONDS)
@@ -348,34 +427,41 @@ class EventStream:
                     await owner.wake.wait()
             owner.wake.clear()
 
+    async def _read_fresh(self, name: str, owner: _Owner) -> bool:
+        """Hands out a batch. Returns whether there may be more."""
+        rows = await self._db.rows(_FRESH, {"owner": name, "after": owner.position, "limit": READ_BATCH})
+        for _, *columns in rows:
+            if columns[0] is not None:  # without an event there is one row, of the head
+                event = Event(*columns)
+                for watcher in owner.watchers:
+                    watcher.give(event)
+                owner.position = event.position
+        if len(rows) == READ_BATCH:
+            return True
+        owner.position = max(owner.position, rows[0].head)
+        return False
+
     async def _listen(self) -> None:
         """One listening connection per process. While it is away, owners are woken by the poll."""
         while True:
             with suppress(psycopg.Error, OSError, TimeoutError):
                 async with await self._db.connect() as conn:
                     await conn.execute(f"LISTEN {self._db.service}_events")
-                    self._wake(None)
+                    self._wake(self._owners)
                     async for notice in conn.notifies():
-                        self._wake(json.loads(notice.payload)["owners"])
-            self._wake(None)
+                        self._wake(json.loads(notice.payload) if notice.payload else self._owners)
+            self._wake(self._owners)
             await asyncio.sleep(POLL_SECONDS)
 
-    def _wake(self, names: list[str] | None) -> None:
-        for name in self._owners if names is None else names:
+    def _wake(self, names: Iterable[str]) -> None:
+        for name in names:
             if owner := self._owners.get(name):
                 owner.wake.set()
 
 
-def _hand_out(owner: _Owner, item: Event | int) -> None:
-    if isinstance(item, Event):
-        owner.position = item.position
-    for watcher in owner.watchers:
-        if watcher.overflown:
-            continue
-        try:
-            watcher.queue.put_nowait(item)
-        except asyncio.QueueFull:
-            watcher.overflown = isinstance(item, Event)
+def _bookmark(answer: Callable[..., A], cursor: Cursor, *, ready: bool = False) -> A:
+    text = cursor.encode()
+    return answer(bookmark=watch_pb2.Bookmark(cursor=text, ready=ready), cursor=text)
 
 
 def _ended(reason: int, text: str, cursor: Cursor) -> DomainError:
@@ -384,8 +470,3 @@ def _ended(reason: int, text: str, cursor: Cursor) -> DomainError:
 
 def watch_digest(request: Message) -> str:
     return paging.filter_digest(request, ("cursor",))
-
-
-def start_of(request: Any, head: Cursor) -> Cursor:
-    """Where to go on: the request's cursor, else `head`. A cursor of another filter is INVALID_ARGUMENT."""
-    return Cursor.decode(request.cursor, watch_digest(request)) if request.cursor else head

@@ -6,6 +6,7 @@ order: identity and policy, in-flight cap, deadline, validation, the handler, er
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import multiprocessing.process
@@ -41,6 +42,7 @@ _CONTRACT = Path(__file__).resolve().parent.parent / "gen" / "atelier.binpb"
 _SMALL_REQUEST_BYTES = 4096
 _IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
 _TURN_AWAY_SECONDS = 1.0
+_YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
 _log = structlog.get_logger("server")
 
 Context = grpc.aio.ServicerContext
@@ -343,6 +345,11 @@ async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", setti
         asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
     async with opened as service:
         running = await start(service, settings, auth.Verifier(auth.load_trust(settings.trust_file)))
+        # A full collection stops every call: for 0.1 s where a thousand watch. What start-up made stays and needn't be
+        # looked through again, and calls in flight are no garbage because they are many.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_YOUNG_OBJECTS)
         await stop.wait()
         await running.drain(settings.drain_seconds)
 

@@ -235,6 +235,77 @@ async def test_a_filter_is_kept(house: Suite) -> None:
     assert names(await read(stream, 1)) == ["renamed.jpg"]
 
 
+async def test_watchers_with_other_filters_and_owners_are_each_told_their_own(house: Suite) -> None:
+    ada, bob = house.client("ada"), house.client("bob")
+    mine = await flows.announce(ada, DATA, file_name="mine.jpg")
+    one: list[str] = [mine.asset.id]
+    streams = [
+        watch(client, asset_ids=ids) for client, ids in ((ada, []), (ada, []), (ada, one), (ada, one), (bob, []))
+    ]
+    for stream in streams:
+        await ready(stream)
+    write(house, "other")
+    await flows.update(ada, mine.asset.id, file_name="renamed.jpg")
+    with connect(house) as conn:
+        event(conn, "bob's", owner="user:bob")
+    for all_of_ada in streams[:2]:
+        told = await read(all_of_ada, 2)
+        assert names(told) == ["other", "renamed.jpg"]
+        assert names(await read(watch(ada, told[0].cursor), 1)) == ["renamed.jpg"]
+    for one_of_ada in streams[2:4]:
+        assert names(await read(one_of_ada, 1)) == ["renamed.jpg"]
+    assert names(await read(streams[4], 1)) == ["bob's"]
+
+
+async def test_what_happens_while_a_watch_begins_is_told_after_the_state(house: Suite) -> None:
+    first = watch(house.client("ada"))
+    await ready(first)
+    with calls.holding(house, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", None):
+        second = watch(house.client("ada"))
+        beginning = asyncio.create_task(ready(second))
+        async with asyncio.timeout(20):
+            while not house.sql(
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                " AND query LIKE 'SELECT * FROM assets WHERE owner%%'"
+            ):
+                await asyncio.sleep(0.02)
+        write(house, "meanwhile")
+        assert names(await read(first, 1)) == ["meanwhile"]
+    assert names(await beginning) == [""]
+    assert names(await read(second, 1)) == ["meanwhile"]
+
+
+async def test_a_watch_of_one_asset_gets_bookmarks_while_others_change(
+    house: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.5)
+    stream = watch(house.client("ada"), asset_ids=[str(uuid.uuid4())])
+    cursor = (await ready(stream))[-1].cursor
+
+    async def write_on() -> None:
+        while True:
+            write(house, "another")
+            await asyncio.sleep(0.1)
+
+    writing = asyncio.create_task(write_on())
+    async with asyncio.timeout(20):
+        bookmark = await stream.read()
+    writing.cancel()
+    assert bookmark.WhichOneof("item") == "bookmark" and bookmark.cursor not in ("", cursor)
+
+
+async def test_many_owners_with_long_names_are_told_at_once(house: Suite) -> None:
+    """What wakes the servers has room for 8,000 bytes, and a backslash takes two of them."""
+    stream = watch(house.client("ada"))
+    await ready(stream)
+    for count in (39, 100):
+        with connect(house) as conn:
+            for n in range(count):
+                event(conn, "long", owner=f"user:{n}{chr(92) * 110}")
+            event(conn, "hers")
+        assert names(await read(stream, 1)) == ["hers"]
+
+
 async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_one_is_not(house: Suite) -> None:
     ada = house.client("ada")
     stream = watch(ada)

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
-from atelier.common.v1 import watch_pb2
 from psycopg.types.json import Jsonb
 
 from services.assets import rules, usage
@@ -302,24 +302,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.not_found("asset", asset_id) from None
         self._usage.note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
 
-    async def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
-        start = events.start_of(request, await self._stream.head())
-        seen: dict[UUID, int] = {}
-        if not request.cursor:
-            async for item, row in self._snapshot(request):
-                seen[row.id] = row.version
-                yield item
-            ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
-            yield pb.WatchAssetsResponse(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
-        wanted = set(request.asset_ids)
-        async for event, cursor in self._stream.follow(request, start):
-            if event is None:
-                yield pb.WatchAssetsResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
-            elif event.version > seen.get(event.subject_id, 0):
-                change = _change(event, wanted)
-                if change is not None:
-                    change.cursor = cursor
-                    yield change
+    def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
+        show = partial(_change, set(request.asset_ids))
+        return self._stream.watch(request, pb.WatchAssetsResponse, self._snapshot(request), show)
 
     async def _visible(self, asset_id: UUID) -> Any:
         row = await self._db.row(_GET, {"id": asset_id})
@@ -359,7 +344,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             return await m.one("UPDATE assets SET is_primary = false WHERE id = %(id)s RETURNING *", {"id": row.id})
         return row
 
-    async def _snapshot(self, request: pb.WatchAssetsRequest) -> AsyncIterator[tuple[pb.WatchAssetsResponse, Any]]:
+    async def _snapshot(self, request: pb.WatchAssetsRequest) -> AsyncIterator[tuple[events.Fields, Any]]:
         """What is there now: the named assets, or the owner's recent ones; each with its variants."""
         ids = [UUID(text) for text in request.asset_ids]
         after: Mapping[str, Any] = {"after_at": None, "after_id": None}
@@ -376,9 +361,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 "SELECT * FROM variants WHERE asset_id = ANY(%(ids)s) ORDER BY preset", {"ids": [r.id for r in rows]}
             )
             for row in rows:
-                yield pb.WatchAssetsResponse(asset=to_proto(row)), row
+                yield {"asset": to_proto(row)}, row
             for row in variants:
-                yield pb.WatchAssetsResponse(variant=variant_to_proto(row)), row
+                yield {"variant": variant_to_proto(row)}, row
             if len(rows) < _SNAPSHOT_PAGE:
                 return
             after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}
@@ -415,14 +400,14 @@ def _filter(request: pb.ListAssetsRequest) -> tuple[str, dict[str, Any]]:
     return " AND ".join(conditions), parameters
 
 
-def _change(event: events.Event, wanted: set[str]) -> pb.WatchAssetsResponse | None:
+def _change(wanted: set[str], event: events.Event) -> events.Fields | None:
     if event.subject == "asset":
         asset = pb.Asset.FromString(event.payload)
-        return pb.WatchAssetsResponse(asset=asset) if not wanted or asset.id in wanted else None
+        return {"asset": asset} if not wanted or asset.id in wanted else None
     if event.subject == "purged_asset":
         purged = pb.PurgedAsset.FromString(event.payload)
-        return pb.WatchAssetsResponse(purged=purged) if not wanted or purged.asset_id in wanted else None
+        return {"purged": purged} if not wanted or purged.asset_id in wanted else None
     if event.subject != "variant":  # another noun's, in the same stream
         return None
     variant = pb.Variant.FromString(event.payload)
-    return pb.WatchAssetsResponse(variant=variant) if not wanted or variant.asset_id in wanted else None
+    return {"variant": variant} if not wanted or variant.asset_id in wanted else None

@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from atelier.assets.v1 import document_pb2 as pb
 from atelier.assets.v1 import document_pb2_grpc
-from atelier.common.v1 import watch_pb2
 from google.protobuf import json_format
 from psycopg.types.json import Jsonb
 
@@ -162,25 +162,13 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         except ObjectNotFound:
             raise errors.not_found("document", row.id) from None
 
-    async def WatchDocuments(
+    def WatchDocuments(
         self, request: pb.WatchDocumentsRequest, context: Any
     ) -> AsyncIterator[pb.WatchDocumentsResponse]:
-        start = events.start_of(request, await self._stream.head())
-        seen: dict[UUID, int] = {}
-        if not request.cursor:
-            async for row in self._snapshot(request.session_id):
-                seen[row.id] = row.version
-                yield pb.WatchDocumentsResponse(document=to_proto(row))
-            ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
-            yield pb.WatchDocumentsResponse(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
-        async for event, cursor in self._stream.follow(request, start):
-            if event is None:
-                yield pb.WatchDocumentsResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
-            elif event.version > seen.get(event.subject_id, 0) and (change := _change(event, request.session_id)):
-                change.cursor = cursor
-                yield change
+        show = partial(_change, request.session_id)
+        return self._stream.watch(request, pb.WatchDocumentsResponse, self._snapshot(request.session_id), show)
 
-    async def _snapshot(self, session_id: str) -> AsyncIterator[Any]:
+    async def _snapshot(self, session_id: str) -> AsyncIterator[tuple[events.Fields, Any]]:
         after: Mapping[str, Any] = {"after_at": None, "after_id": None}
         where = "session_id = %(session_id)s" if session_id else "created_at > now() - %(age)s"
         statement: Any = (
@@ -192,7 +180,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         while True:
             rows = await self._db.rows(statement, {**asked, **after})
             for row in rows:
-                yield row
+                yield {"document": to_proto(row)}, row
             if len(rows) < _SNAPSHOT_PAGE:
                 return
             after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}
@@ -268,14 +256,18 @@ def _pictures(content: Mapping[str, Any]) -> list[tuple[str, UUID]]:
     return list({UUID(asset_id): (path, UUID(asset_id)) for path, asset_id in named}.values())
 
 
-def _change(event: events.Event, session_id: str) -> pb.WatchDocumentsResponse | None:
-    if event.subject == "document":
-        change = pb.WatchDocumentsResponse(document=pb.Document.FromString(event.payload))
-        return change if session_id in ("", change.document.session_id) else None
-    if event.subject == "purged_document":
-        change = pb.WatchDocumentsResponse(purged=pb.PurgedDocument.FromString(event.payload))
-        return change if session_id in ("", change.purged.session_id) else None
-    return None  # another noun's, in the same stream
+_MESSAGES: dict[str, tuple[str, Any]] = {
+    "document": ("document", pb.Document),
+    "purged_document": ("purged", pb.PurgedDocument),
+}
+
+
+def _change(session_id: str, event: events.Event) -> events.Fields | None:
+    if event.subject not in _MESSAGES:  # another noun's, in the same stream
+        return None
+    field, kind = _MESSAGES[event.subject]
+    message = kind.FromString(event.payload)
+    return {field: message} if session_id in ("", message.session_id) else None
 
 
 async def take_out(m: Mutation, ids: Sequence[UUID]) -> list[Any]:

@@ -89,11 +89,8 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
 
         return await self._db.mutate(request, pb.CancelAnalysisResponse, work)
 
-    async def WatchAnalyses(
-        self, request: pb.WatchAnalysesRequest, context: Any
-    ) -> AsyncIterator[pb.WatchAnalysesResponse]:
-        async for fields in jobs.watch(self._db, self._stream, NOUN, request, request.analysis_ids):
-            yield pb.WatchAnalysesResponse(**fields)
+    def WatchAnalyses(self, request: pb.WatchAnalysesRequest, context: Any) -> AsyncIterator[pb.WatchAnalysesResponse]:
+        return jobs.watch(self._db, self._stream, NOUN, request, pb.WatchAnalysesResponse, request.analysis_ids)
 
 
 async def make(making: Making) -> attempts.Outcome:

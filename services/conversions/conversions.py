@@ -92,11 +92,10 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
 
         return await self._db.mutate(request, pb.CancelConversionResponse, work)
 
-    async def WatchConversions(
+    def WatchConversions(
         self, request: pb.WatchConversionsRequest, context: Any
     ) -> AsyncIterator[pb.WatchConversionsResponse]:
-        async for fields in jobs.watch(self._db, self._stream, NOUN, request, request.conversion_ids):
-            yield pb.WatchConversionsResponse(**fields)
+        return jobs.watch(self._db, self._stream, NOUN, request, pb.WatchConversionsResponse, request.conversion_ids)
 
     async def _shown(self, row: Any, *, with_urls: bool) -> pb.Conversion:
         conversion = to_proto(row)

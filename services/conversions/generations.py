@@ -106,11 +106,10 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
         return await self._db.mutate(request, pb.CancelGenerationResponse, work)
 
-    async def WatchGenerations(
+    def WatchGenerations(
         self, request: pb.WatchGenerationsRequest, context: Any
     ) -> AsyncIterator[pb.WatchGenerationsResponse]:
-        async for fields in jobs.watch(self._db, self._stream, NOUN, request, request.generation_ids):
-            yield pb.WatchGenerationsResponse(**fields)
+        return jobs.watch(self._db, self._stream, NOUN, request, pb.WatchGenerationsResponse, request.generation_ids)
 
     async def _shown(self, row: Any, *, with_urls: bool) -> pb.Generation:
         generation = to_proto(row)

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
-from atelier.common.v1 import watch_pb2
 from atelier.conversions.v1 import job_pb2 as pb
 from google.protobuf.message import Message
 from psycopg import sql
@@ -26,6 +25,7 @@ from shared.ids import new_id, parse_id
 from shared.jobs import FRESH, JobQueue
 from shared.protos import Words, struct, time_of, timestamp
 
+M = TypeVar("M", bound=Message)
 QUEUE = "models"
 STATES = Words(pb.JobState, "JOB_STATE_")
 RELEASE_QUEUE = "references"
@@ -206,29 +206,20 @@ def _is_final(noun: Noun, event: events.Event) -> bool:
     return STATES.word[noun.message.FromString(event.payload).state] in rules.FINISHED
 
 
-async def watch(
-    db: Database, stream: events.EventStream, noun: Noun, request: Any, ids: Sequence[str]
-) -> AsyncIterator[dict[str, Any]]:
-    """The fields of a watch's answers: what is there now (the named ones, or the recent ones), then every change."""
-    start = events.start_of(request, await stream.head())
+def watch(
+    db: Database, stream: events.EventStream, noun: Noun, request: Any, answer: type[M], ids: Sequence[str]
+) -> AsyncIterator[M]:
+    """What is there now (the named ones, or the recent ones), then every change."""
     wanted = {UUID(text) for text in ids}
-    seen: dict[UUID, int] = {}
-    if not request.cursor:
-        async for row in _snapshot(db, noun, wanted):
-            seen[row.id] = row.version
-            yield {noun.name: noun.to_proto(row)}
-        ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
-        yield {"bookmark": watch_pb2.Bookmark(cursor=ready, ready=True), "cursor": ready}
-    async for event, cursor in stream.follow(request, start):
-        if event is None:
-            yield {"bookmark": watch_pb2.Bookmark(cursor=cursor), "cursor": cursor}
-            continue
-        new = event.version > seen.get(event.subject_id, 0)
-        if new and event.subject == noun.name and (not wanted or event.subject_id in wanted):
-            yield {noun.name: noun.message.FromString(event.payload), "cursor": cursor}
+
+    def show(event: events.Event) -> events.Fields | None:
+        told = event.subject == noun.name and (not wanted or event.subject_id in wanted)
+        return {noun.name: noun.message.FromString(event.payload)} if told else None
+
+    return stream.watch(request, answer, _snapshot(db, noun, wanted), show)
 
 
-async def _snapshot(db: Database, noun: Noun, wanted: set[UUID]) -> AsyncIterator[Any]:
+async def _snapshot(db: Database, noun: Noun, wanted: set[UUID]) -> AsyncIterator[tuple[events.Fields, Any]]:
     after: Mapping[str, Any] = {"after_at": None, "after_id": None}
     statement: Any = (
         f"SELECT * FROM {noun.table} WHERE owner = %(owner)s"
@@ -243,7 +234,7 @@ async def _snapshot(db: Database, noun: Noun, wanted: set[UUID]) -> AsyncIterato
              "limit": _SNAPSHOT_PAGE, **after},
         )  # fmt: skip
         for row in rows:
-            yield row
+            yield {noun.name: noun.to_proto(row)}, row
         if len(rows) < _SNAPSHOT_PAGE:
             return
         after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}

@@ -135,14 +135,12 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         product_id = parse_id(request.product_id, "product_id")
         if await self._db.row(_GET, {"id": product_id}) is None:
             raise errors.not_found("product", product_id)
-        async for change in watching.changes(self._db, self._stream, request, product_id):
-            yield pb.WatchProductResponse(change=change)
+        async for answer in watching.changes(self._db, self._stream, request, pb.WatchProductResponse, product_id):
+            yield answer
 
-    async def WatchProducts(
-        self, request: pb.WatchProductsRequest, context: Any
-    ) -> AsyncIterator[pb.WatchProductsResponse]:
-        async for change in watching.changes(self._db, self._stream, request, None, logs=request.include_logs):
-            yield pb.WatchProductsResponse(change=change)
+    def WatchProducts(self, request: pb.WatchProductsRequest, context: Any) -> AsyncIterator[pb.WatchProductsResponse]:
+        logs = request.include_logs
+        return watching.changes(self._db, self._stream, request, pb.WatchProductsResponse, None, logs=logs)
 
     async def _add_urls(self, images: Sequence[pb.ProductImage]) -> None:
         """Fills in the URLs of images whose asset is READY and still there."""

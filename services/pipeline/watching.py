@@ -1,14 +1,13 @@
 """What a watch sends: the state as it is, then every change in commit order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from atelier.common.v1 import watch_pb2
 from atelier.pipeline.v1 import log_pb2, phase_pb2, result_pb2, review_pb2
 from atelier.pipeline.v1 import product_pb2 as pb
 from google.protobuf.message import Message
@@ -18,6 +17,7 @@ from shared import auth, calls, events
 from shared.db import Database
 from shared.errors import DomainError
 
+M = TypeVar("M", bound=Message)
 _RECENT = timedelta(days=1)  # completed products that changed longer ago aren't sent when a watch of all begins
 _PAGE = 200
 _LATEST_LOGS = 200
@@ -53,26 +53,23 @@ def by_product(rows: Sequence[Any]) -> dict[UUID, list[Any]]:
     return {product_id: list(group) for product_id, group in groupby(rows, key=lambda row: row.product_id)}
 
 
-async def changes(
-    db: Database, stream: events.EventStream, request: Any, product_id: UUID | None, *, logs: bool = True
-) -> AsyncIterator[pb.ProductChange]:
-    """The stream of a watch; `product_id` None: of all products of the caller's owner."""
-    start = events.start_of(request, await stream.head())
-    seen: dict[UUID, int] = {}
-    if not request.cursor:
-        async for change, row in _now(db, product_id):
-            seen[row.id] = getattr(row, "version", 1)
-            yield change
-        ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
-        yield pb.ProductChange(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
-    async for event, cursor in stream.follow(request, start):
-        if event is None:
-            yield pb.ProductChange(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
-        elif event.version > seen.get(event.subject_id, 0) and (logs or event.subject != "log"):
-            message: Any = _KINDS[event.subject].FromString(event.payload)
-            subject = message.id if event.subject == "product" else message.product_id
-            if product_id is None or subject == str(product_id):
-                yield _change(event.subject, message, cursor)
+def changes(
+    db: Database, stream: events.EventStream, request: Any, answer: Callable[..., M], product_id: UUID | None, *,
+    logs: bool = True,
+) -> AsyncIterator[M]:  # fmt: skip
+    """The stream of a watch, whose answers hold a change; `product_id` None: of all products of the caller's owner."""
+
+    def show(event: events.Event) -> events.Fields | None:
+        if event.subject == "log" and not logs:
+            return None
+        message: Any = _KINDS[event.subject].FromString(event.payload)
+        subject = message.id if event.subject == "product" else message.product_id
+        return {event.subject: message} if product_id is None or subject == str(product_id) else None
+
+    def in_change(**fields: Any) -> M:
+        return answer(change=pb.ProductChange(**fields))
+
+    return stream.watch(request, in_change, _now(db, product_id), show)
 
 
 async def until_idle(db: Database, stream: events.EventStream, request: Message, product_id: UUID) -> None:
@@ -97,12 +94,7 @@ async def _follow_until_idle(
                     return
 
 
-def _change(subject: str, message: Any, cursor: str = "") -> pb.ProductChange:
-    parts: Any = {subject: message}
-    return pb.ProductChange(cursor=cursor, **parts)
-
-
-async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[pb.ProductChange, Any]]:
+async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[events.Fields, Any]]:
     """What is there, product by product: product, phases, results, reviews; of a single one its latest logs, too."""
     owner = auth.current().owner
     after: Mapping[str, Any] = {"after_at": None, "after_id": None}
@@ -112,13 +104,13 @@ async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[pb.
         wanted = {"ids": [row.id for row in products], "one": product_id is not None}
         parts = {kind: by_product(await db.rows(sql, wanted)) for kind, sql in _OF_PRODUCTS.items()}
         for row in products:
-            yield _change("product", records.product(row, parts["image"].get(row.id, ()))), row
+            yield {"product": records.product(row, parts["image"].get(row.id, ()))}, row
             for kind, to_proto in (("phase", records.phase), ("result", records.result), ("review", records.review)):
                 for part in parts[kind].get(row.id, ()):
-                    yield _change(kind, to_proto(part)), part
+                    yield {kind: to_proto(part)}, part
         if len(products) < _PAGE:
             break
         after = {"after_at": products[-1].created_at, "after_id": products[-1].id}
     if product_id is not None:
         for line in await db.rows(_LOGS, {"owner": owner, "id": product_id, "limit": _LATEST_LOGS}):
-            yield _change("log", records.log(line)), line
+            yield {"log": records.log(line)}, line

@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
-from atelier.common.v1 import watch_pb2
 from atelier.techfiles.v1 import tech_file_pb2 as pb
 from atelier.techfiles.v1 import tech_file_pb2_grpc
 from psycopg.types.json import Jsonb
@@ -176,26 +175,18 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
             archived_files=sum(row.files for row in rows if row.archived),
         )  # fmt: skip
 
-    async def WatchTechFiles(
+    def WatchTechFiles(
         self, request: pb.WatchTechFilesRequest, context: Any
     ) -> AsyncIterator[pb.WatchTechFilesResponse]:
-        start = events.start_of(request, await self._stream.head())
-        seen: dict[UUID, int] = {}
-        if not request.cursor:
-            async for row in self._now(request.product_id):
-                seen[row.id] = row.version
-                yield pb.WatchTechFilesResponse(tech_file=files.to_proto(row))
-            ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
-            yield pb.WatchTechFilesResponse(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
-        async for event, cursor in self._stream.follow(request, start):
-            if event is None:
-                yield pb.WatchTechFilesResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
-            elif event.subject == "tech_file" and event.version > seen.get(event.subject_id, 0):
-                file = pb.TechFile.FromString(event.payload)
-                if request.product_id in ("", file.product_id):
-                    yield pb.WatchTechFilesResponse(tech_file=file, cursor=cursor)
+        def show(event: events.Event) -> events.Fields | None:
+            if event.subject != "tech_file":
+                return None
+            file = pb.TechFile.FromString(event.payload)
+            return {"tech_file": file} if request.product_id in ("", file.product_id) else None
 
-    async def _now(self, product_id: str) -> AsyncIterator[Any]:
+        return self._stream.watch(request, pb.WatchTechFilesResponse, self._now(request.product_id), show)
+
+    async def _now(self, product_id: str) -> AsyncIterator[tuple[events.Fields, Any]]:
         """The product's files, or the owner's recent ones, oldest first."""
         after: dict[str, Any] = {"after_at": None, "after_id": None}
         while True:
@@ -208,7 +199,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
                  "limit": _SNAPSHOT_PAGE, **after},
             )  # fmt: skip
             for row in rows:
-                yield row
+                yield {"tech_file": files.to_proto(row)}, row
             if len(rows) < _SNAPSHOT_PAGE:
                 return
             after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}

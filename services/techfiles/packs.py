@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-from atelier.common.v1 import watch_pb2
 from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from atelier.techfiles.v1 import tech_pack_pb2_grpc
 
@@ -86,25 +85,23 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
         self, request: pb.WatchTechPackRunRequest, context: Any
     ) -> AsyncIterator[pb.WatchTechPackRunResponse]:
         run_id = parse_id(request.run_id, "run_id")
-        start = events.start_of(request, await self._stream.head())
-        row = await self._run(run_id)
-        ended = row.state in rules.ENDED
-        if not request.cursor or ended:
+
+        async def now() -> AsyncIterator[tuple[events.Fields, Any]]:
+            row = await self._run(run_id)
             [run] = await self._runs([row])
-            yield pb.WatchTechPackRunResponse(run=run)
-            ready = events.Cursor(start.epoch, start.position, events.watch_digest(request)).encode()
-            yield pb.WatchTechPackRunResponse(bookmark=watch_pb2.Bookmark(cursor=ready, ready=True), cursor=ready)
-        if ended:
-            return
-        seen = 0 if request.cursor else row.version
-        async for event, cursor in self._stream.follow(request, start):
-            if event is None:
-                yield pb.WatchTechPackRunResponse(bookmark=watch_pb2.Bookmark(cursor=cursor), cursor=cursor)
-            elif event.subject_id == run_id and event.version > seen:
-                change = pb.TechPackRun.FromString(event.payload)
-                yield pb.WatchTechPackRunResponse(run=change, cursor=cursor)
-                if steps.RUN_STATES.word[change.state] in rules.ENDED:
-                    return
+            yield {"run": run}, row
+
+        def show(event: events.Event) -> events.Fields | None:
+            return {"run": pb.TechPackRun.FromString(event.payload)} if event.subject_id == run_id else None
+
+        if (await self._run(run_id)).state in rules.ENDED:
+            request.cursor = ""  # nothing may come after it
+        ended = False
+        async for answer in self._stream.watch(request, pb.WatchTechPackRunResponse, now(), show):
+            yield answer
+            ended = ended or steps.RUN_STATES.word.get(answer.run.state) in rules.ENDED
+            if ended and answer.cursor:  # the state as it was has none; READY follows it
+                return
 
     async def CancelTechPackRun(
         self, request: pb.CancelTechPackRunRequest, context: Any
