@@ -72,6 +72,12 @@ def enter(identity: Identity) -> None:
     _current.set(identity)
 
 
+def share_of(owner: str) -> str:
+    """The name under which an owner's calls and jobs are counted where owners share. Anonymous ones have one together:
+    anybody may become another one at any time."""
+    return "anonymous" if owner.startswith("anonymous:") else owner
+
+
 def _refused(text: str) -> DomainError:
     return DomainError(Reason.ERROR_REASON_TOKEN_INVALID, f"{text}; get a new token (`atelier token --help`)")
 

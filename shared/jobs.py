@@ -1,9 +1,14 @@
 """Background work on Procrastinate: enqueue in the caller's transaction, workers with leases, a reaper, pruning.
 
 Each service has its own instance in schema `<service>_jobs`, and gives every job a queue named `<service>.<what>`,
-because abort notifications cross schemas. A queue row carries only ids; the domain row is the truth, and
-`shared.attempts` fences it, since a queue can only promise at-least-once. Cancelling is asked of the domain row, too,
-so that a job always comes to its own end.
+because abort notifications cross schemas. A queue row carries only ids, and a number for its owner; the domain row is
+the truth, and `shared.attempts` fences it, since a queue can only promise at-least-once. Cancelling is asked of the
+domain row, too, so that a job always comes to its own end.
+
+Owners take turns. Among jobs of one priority the queue starts the one with the earliest turn, and each job of an owner
+gets the turn after that of the owner's job before it, as start-time fair queueing has it: one that comes while another
+owner has thousands waiting is among the next to start, and an owner alone has all workers. The turn is fixed when the
+job is enqueued, so that nothing waits for ever; a job that is tried again keeps it.
 """
 
 import asyncio
@@ -12,21 +17,44 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, LiteralString
 
 import procrastinate
 import psycopg
 import structlog
 from procrastinate import JobContext, exceptions, jobs, manager, retry
 
+from shared import auth
 from shared.db import Database, Mutation
 from shared.tasks import wanted
 
 FRESH = 100  # priority of work somebody waits for
+FRESH_APART = 101  # the same in a queue that is apart: its turns go at the pace of its own workers
 BACKFILL = 0  # priority of work nobody waits for
+_TURNS = 10_000_000  # that a priority has; after so many without a pause, turns go by arrival until nothing waits
 _DAY = 24
 _log = structlog.get_logger("jobs")
 
+# A priority stands in the table as a range of numbers, one for each of its turns, the first being the highest. Which
+# turn has come is told by what waits for its first try; a job that shall be tried again, later, is from an earlier one.
+# The order names the index's columns: under row-level security the planner doesn't see that two of them are given.
+_ENQUEUE: LiteralString = """
+    SELECT procrastinate_defer_jobs_v1(ARRAY[ROW(
+        %(queue)s::text, %(task)s::text,
+        greatest(%(last)s::int, least(
+            %(first)s::int,
+            (SELECT priority FROM procrastinate_jobs
+             WHERE status = 'todo' AND attempts = 0 AND priority BETWEEN %(last)s::int AND %(first)s::int
+             ORDER BY priority DESC LIMIT 1),
+            (SELECT priority - 1 FROM procrastinate_jobs
+             WHERE status = 'todo' AND queue_name = %(queue)s::text AND args ->> 'share' = share
+             AND -priority BETWEEN -%(first)s::int AND -%(last)s::int
+             ORDER BY queue_name DESC, args ->> 'share' DESC, -priority DESC LIMIT 1)
+        )),
+        NULL, NULL, jsonb_build_object('row_id', %(row_id)s::text, 'share', share), NULL
+    )::procrastinate_job_to_defer_v1])
+    FROM (SELECT hashtextextended(%(owner)s::text, 0)::text AS share) AS of_owner
+"""
 # The queue's own tables: what waits there has no contents, only ids, so that counting it tells of nobody's work.
 _POSITION = """
     WITH mine AS (
@@ -123,7 +151,7 @@ class JobQueue:
         """Registers what runs for jobs called `name`; it gets the id of the row that the job serves. `apart`: the queue
         has as many slots of its own, because its jobs wait for servers of others, for as long as these like."""
 
-        async def run(context: JobContext, row_id: str) -> None:
+        async def run(context: JobContext, /, row_id: str, **_for_the_queue: str) -> None:
             try:
                 await function(row_id)
             except TryAgain:
@@ -149,9 +177,13 @@ class JobQueue:
         return f"{self._db.service}.{name}"
 
     async def enqueue(self, m: Mutation, name: str, queue: str, row_id: Any, *, priority: int = FRESH) -> None:
-        """Adds a job that starts after the transaction commits, or never."""
-        task = self._app.configure_task(name, queue=self._queue(queue), priority=priority, connection=m.conn)
-        await task.defer_async(row_id=str(row_id))
+        """Adds a job that starts after the transaction commits, or never; in the next turn of its owner."""
+        first = priority * _TURNS
+        await m.run(
+            _ENQUEUE,
+            {"queue": self._queue(queue), "task": name, "first": first, "last": first - _TURNS + 1,
+             "row_id": str(row_id), "owner": auth.share_of(m.owner)},
+        )  # fmt: skip
 
     async def position(self, row_id: Any) -> int | None:
         """Where the row's job stands among those that wait in its queue, whoever's they are: 1 starts next. None: it
@@ -161,7 +193,7 @@ class JobQueue:
 
     async def busy(self, queue: str, *, above: int) -> bool:
         """Whether a job of that queue, of a higher priority than `above`, waits for a worker right now."""
-        [row] = await self._db.system_rows(_BUSY, {"queue": self._queue(queue), "above": above})
+        [row] = await self._db.system_rows(_BUSY, {"queue": self._queue(queue), "above": above * _TURNS})
         return bool(row.busy)
 
     async def work(self, *, concurrency: int, lease_seconds: float) -> None:

@@ -19,6 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 _LOCK = 7_261_101  # arbitrary, but everybody's: one migration at a time per database
 
 
+# For the turn of an owner's next job, see shared/jobs.py. By `-priority`, which no other index knows: by `priority` the
+# planner may prefer to look through everybody's jobs in their order until it meets one of the owner's.
+_SHARES = """
+    CREATE INDEX waiting_by_share ON procrastinate_jobs (queue_name, (args ->> 'share'), (-priority))
+    WHERE status = 'todo'
+"""
+
+
 class MigrationFailed(Exception):
     """One line, with the next step."""
 
@@ -66,6 +74,7 @@ def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
         conn.execute(sql.SQL("SET LOCAL ROLE {}").format(owner))
         conn.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(jobs)))
         conn.execute(queue)
+        conn.execute(_SHARES)
         for row in conn.execute(
             "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace", (jobs,)
         ):
@@ -73,7 +82,7 @@ def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
 
 
 def _queue_policies(conn: psycopg.Connection[Any], service: str, table: sql.Identifier) -> None:
-    """Queue rows hold ids only; whoever may enqueue may see them.
+    """Queue rows hold ids only, and a number for the owner; whoever may enqueue may see them.
 
     So may the owner: when a dead worker's row is deleted, the foreign key touches its jobs as the tables' owner, and
     their triggers write events as the owner, too.

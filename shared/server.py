@@ -1,7 +1,7 @@
 """Serves gRPC: health, reflection, one guard around every method, load shedding, drain on SIGTERM.
 
 The guard is put around each method once, when it is registered, so that a call pays for no interceptor chain. In
-order: identity and policy, in-flight cap, deadline, validation, the handler, errors, log and metrics.
+order: identity and policy, a place among the calls at once, deadline, validation, the handler, errors, log and metrics.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from shared import auth, calls, errors, origin, telemetry
 from shared.errors import DomainError, Reason
+from shared.limits import Limits
 from shared.settings import PORTS, Settings
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -47,30 +48,6 @@ _log = structlog.get_logger("server")
 
 Context = grpc.aio.ServicerContext
 Handler = Callable[[Any, Any], Any]
-
-
-@dataclass
-class Limits:
-    """What the guard enforces, and how much is under way."""
-
-    max_in_flight: int
-    default_deadline: float
-    max_deadline: float
-    in_flight: int = 0
-    receiving: int = 0
-
-    # Streams of a request are counted apart, and fewer of them are allowed: each may last as long as its sender likes.
-
-    def enter(self, stream_in: bool) -> None:
-        self.receiving += stream_in
-        self.in_flight += not stream_in
-
-    def leave(self, stream_in: bool) -> None:
-        self.receiving -= stream_in
-        self.in_flight -= not stream_in
-
-    def exceeded(self, stream_in: bool) -> bool:
-        return self.receiving > self.max_in_flight // 4 if stream_in else self.in_flight > self.max_in_flight
 
 
 class Undecodable:
@@ -158,17 +135,14 @@ class Guard:
 
     def _unary(self, handler: Handler, *, stream_in: bool) -> Handler:
         limits = self._limits
+        places = limits.uploads if stream_in else limits.calls
 
         async def call(request: Any, context: Any) -> Any:
             started = time.perf_counter()
-            identity, code = None, "OK"
-            limits.enter(stream_in)
+            identity, place, code = None, None, "OK"
             try:
                 identity = self._identify(context)
-                if limits.exceeded(stream_in):
-                    raise errors.retry_later(
-                        Reason.ERROR_REASON_OVERLOADED, "the server is busy; nothing was changed, try again", 0.5
-                    )
+                place = places.take(identity)
                 if stream_in:
                     return await handler(_checked_stream(request), context)
                 check(request)
@@ -185,33 +159,40 @@ class Guard:
                 code = "CANCELLED"
                 raise
             finally:
-                limits.leave(stream_in)
+                if place:
+                    places.give_back(place)
                 self._account(started, identity, code)
 
         return call
 
     def _stream(self, handler: Handler, *, stream_in: bool) -> Handler:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        """It writes its answers itself: gRPC would leave a generator that a cancelled call was writing from to the
+        garbage collector, and its place, its watcher and its open file with it."""
+        places = self._limits.streams
+
+        async def call(request: Any, context: Any) -> None:
             started = time.perf_counter()
-            identity, code = None, "OK"
-            telemetry.STREAMS.inc()
+            identity, place, code = None, None, "OK"
             try:
                 identity = self._identify(context)
+                place = places.take(identity)
                 if stream_in:
                     request = _checked_stream(request)
                 else:
                     check(request)
-                async for answer in handler(request, context):
-                    yield answer
+                async with contextlib.aclosing(handler(request, context)) as answers:
+                    async for answer in answers:
+                        await context.write(answer)
             except Exception as error:
                 refusal = errors.from_exception(error)
                 code = errors.code_name(refusal)
                 await errors.send(context, refusal)
-            except (asyncio.CancelledError, GeneratorExit):
+            except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
             finally:
-                telemetry.STREAMS.dec()
+                if place:
+                    places.give_back(place)
                 self._account(started, identity, code)
 
         return call
@@ -355,8 +336,14 @@ async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", setti
 
 
 def _register(server: Any, service: Service, settings: Settings, verifier: auth.Verifier) -> list[str]:
-    limits = Limits(settings.max_in_flight, settings.default_deadline_seconds, settings.max_deadline_seconds)
-    telemetry.IN_FLIGHT.set_function(lambda: limits.in_flight)
+    limits = Limits(
+        max_in_flight=settings.max_in_flight,
+        max_streams=settings.max_streams,
+        default_deadline=settings.default_deadline_seconds,
+        max_deadline=settings.max_deadline_seconds,
+    )
+    telemetry.IN_FLIGHT.set_function(lambda: limits.calls.taken)
+    telemetry.STREAMS.set_function(lambda: limits.streams.taken)
     collector = _Collector()
     for register in service.register:
         register(collector)

@@ -54,7 +54,15 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM chain for TRANSPORT=tls")
     tls_key: Path | None = Field(None, description="PEM key for TRANSPORT=tls")
     processes: int = Field(1, ge=1, le=64, description="server processes sharing the port")
-    max_in_flight: int = Field(400, ge=1, description="unary calls at once per process; more are RESOURCE_EXHAUSTED")
+    max_in_flight: int = Field(
+        400,
+        ge=1,
+        description="unary calls at once per process, and a quarter as many uploads in a stream; more are"
+        " RESOURCE_EXHAUSTED, as are those of an owner who holds more than are free",
+    )
+    max_streams: int = Field(
+        16_000, ge=1, description="watches and downloads at once per process, limited and shared likewise"
+    )
     default_deadline_seconds: float = Field(30, gt=0, description="for a call that sets none")
     max_deadline_seconds: float = Field(300, gt=0, description="cap on what a unary call may set")
     drain_seconds: float = Field(10, gt=0, description="after SIGTERM, time for calls in flight")

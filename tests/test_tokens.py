@@ -18,6 +18,7 @@ from joserfc import jwt
 from joserfc.jwk import OKPKey
 
 from shared import auth, server
+from shared.limits import Limits
 from tests import calls
 from tests.assets import flows
 from tests.suite import Cluster, DiskServer, Keys, Suite, suite
@@ -284,8 +285,9 @@ def test_a_method_without_a_policy_stops_the_start() -> None:
     file.message_type.add(name="Nothing")
     file.service.add(name="Bare").method.add(name="Call", input_type=".tests.Nothing", output_type=".tests.Nothing")
     descriptor_pool.Default().Add(file)
+    limits = Limits(max_in_flight=1, max_streams=1, default_deadline=1, max_deadline=1)
     with pytest.raises(RuntimeError, match=r"/tests.Bare/Call has no policy"):
-        server.Guard("/tests.Bare/Call", auth.Verifier([]), server.Limits(1, 1, 1))
+        server.Guard("/tests.Bare/Call", auth.Verifier([]), limits)
 
 
 def test_a_trust_file_with_an_unknown_role_is_refused(keys: Keys, tmp_path: Any) -> None:

@@ -72,7 +72,7 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
             job = new_id()
             values = {"id": job, "owner": m.owner, "asset_id": asset.id, "url": request.url, "sha256": request.sha256}
             await m.run(_INSERT, values)
-            await self._queue.enqueue(m, TASK, QUEUE, job, priority=jobs.FRESH)
+            await self._queue.enqueue(m, TASK, QUEUE, job, priority=jobs.FRESH_APART)
             return pb.ImportAssetResponse(asset=asset)
 
         return await self._db.mutate(request, pb.ImportAssetResponse, work)

@@ -53,7 +53,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         wait = min([_LONGEST_WAIT_SECONDS, *self._seconds.values()])
         look_at = loop.time() + wait
-        while True:
+        while wanted():  # a cancellation that meets the end of a statement may be lost, and is seen only here
             await conn.execute("SELECT 1")  # the session, and with it the lock, is still ours
             while await remove_due(self._db, self._storage) == BATCH:
                 await conn.execute("SELECT 1")

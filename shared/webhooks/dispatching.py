@@ -64,7 +64,7 @@ async def run(db: Database, settings: Settings, types: EventTypes) -> None:
             try:
                 async with await db.connect() as conn:
                     await conn.execute(f"LISTEN {db.service}_events")
-                    while True:
+                    while wanted():
                         more = await dispatch(db, types)
                         sender.wake()
                         if not more:

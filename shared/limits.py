@@ -1,0 +1,57 @@
+"""How many calls a server takes on at once, and whose."""
+
+from shared import auth, errors
+from shared.errors import Reason
+
+_NEVER_TOO_MANY = 8  # of one owner, for a page that asks for its pictures: only a full server refuses these
+Holder = tuple[str, str | None]
+
+
+class Places:
+    """So many calls of one kind at once in this process.
+
+    An owner may hold as many places as are free: half of them alone, a third beside another that wants as many, and so
+    on. So whoever comes next finds some, and no figure has to be set for how many owners are busy at a time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.taken = 0
+        self._most = most
+        self._held: dict[Holder, int] = {}
+
+    def take(self, identity: auth.Identity) -> Holder:
+        """A place; returns what `give_back` needs. Raises OVERLOADED, TOO_MANY_CALLS."""
+        free = self._most - self.taken
+        if free <= 0:
+            raise errors.retry_later(
+                Reason.ERROR_REASON_OVERLOADED, "the server is busy; nothing was changed, try again", 0.5
+            )
+        # What a service calls for an owner counts apart: an owner's waiting calls must not stop the jobs they wait for.
+        holder = auth.share_of(identity.owner), identity.service
+        held = self._held.get(holder, 0)
+        if held >= free and held >= _NEVER_TOO_MANY:
+            text = f"{held} calls of this owner are under way; nothing was changed, let some end, then try again"
+            raise errors.retry_later(Reason.ERROR_REASON_TOO_MANY_CALLS, text, 1)
+        self.taken += 1
+        self._held[holder] = held + 1
+        return holder
+
+    def give_back(self, holder: Holder) -> None:
+        self.taken -= 1
+        left = self._held[holder] - 1
+        if left:
+            self._held[holder] = left
+        else:
+            del self._held[holder]  # owners come and go; the table must not grow
+
+
+class Limits:
+    """What the guard of every method enforces. Calls that stream a request in are counted apart, and fewer of them are
+    allowed: each may last as long as its sender likes. Those that stream answers cost little while they wait."""
+
+    def __init__(self, *, max_in_flight: int, max_streams: int, default_deadline: float, max_deadline: float) -> None:
+        self.calls = Places(max_in_flight)
+        self.uploads = Places(max_in_flight // 4)
+        self.streams = Places(max_streams)
+        self.default_deadline = default_deadline
+        self.max_deadline = max_deadline

@@ -1,0 +1,187 @@
+"""One owner's calls at once leave places for others (R12), and every place comes back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from google.rpc import error_details_pb2
+
+from shared.telemetry import METRICS
+from tests import calls
+from tests.assets import flows
+from tests.suite import Client, Suite
+
+DATA = flows.jpeg(64, 48)
+NEVER = "0190f3c0-0000-7000-8000-000000000000"
+PLACES = 40  # an owner alone may hold half of them
+
+
+async def pending(house: Suite, client: Client, **fields: Any) -> str:
+    """The id of an image whose variants nobody makes: asking for one of them waits."""
+    house.overrides["max_in_flight"] = PLACES
+    await house.serve("assets")
+    return (await flows.upload(client, DATA, **fields)).id
+
+
+def waiting(client: Client, asset_id: str, count: int, seconds: float = 60) -> list["asyncio.Future[Any]"]:
+    request = variant_pb2.GetVariantRequest(asset_id=asset_id, preset="large", wait=True)
+    return [asyncio.ensure_future(flows.variants(client).GetVariant(request, timeout=seconds)) for _ in range(count)]
+
+
+async def refused_of(asked: list["asyncio.Future[Any]"], count: int) -> list[calls.Refusal]:
+    """Waits until so many have ended, and says how. The others go on."""
+    going = set(asked)
+    while len(asked) - len(going) < count:
+        _, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+    return [await calls.refusal(each) for each in asked if each.done()]
+
+
+async def listing(client: Client) -> Any:
+    return await flows.assets(client).ListAssets(asset_pb2.ListAssetsRequest())
+
+
+async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Until it isn't refused for being one too many: the server learns of a cancellation in its own time."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if calls.refusal_of(error).reason != "TOO_MANY_CALLS":
+                    raise
+                await asyncio.sleep(0.02)
+
+
+async def idle(figure: str = "atelier_calls_in_flight") -> None:
+    """Until the server has noticed that every call has ended."""
+    async with asyncio.timeout(10):
+        while METRICS.get_sample_value(figure):
+            await asyncio.sleep(0.02)
+
+
+async def cancel(asked: list["asyncio.Future[Any]"]) -> None:
+    for each in asked:
+        each.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite) -> None:
+    ada, bob = atelier.client("ada"), atelier.client("bob")
+    asset = await pending(atelier, ada)
+    held = waiting(ada, asset, PLACES // 2 + 3)
+    for refused in await refused_of(held, 3):
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert refused.text.startswith("20 calls of this owner are under way")
+        assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+    assert (await calls.refusal(listing(atelier.client("ada")))).reason == "TOO_MANY_CALLS", "over any connection"
+    assert (await listing(bob)).assets == []
+    service = atelier.as_token(atelier.keys.service_token("conversions", "user:ada"))
+    assert (await listing(service)).assets, "what ada waits for goes on for her"
+    await cancel(held)
+    await insist(lambda: listing(ada))
+
+
+async def test_whoever_comes_next_finds_a_place_however_many_are_held(atelier: Suite) -> None:
+    owner = atelier.client("ada", role="vendor")
+    asset = await pending(atelier, owner, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    held = []
+    for name, holds in (
+        ("ann", 20),
+        ("ben", 10),
+        ("dan", 8),
+        ("eve", 2),
+    ):  # eve is refused by the server, not by her share
+        asked = waiting(atelier.client(name), asset, holds + 1)
+        [refused] = await refused_of(asked, 1)
+        assert refused.reason == ("OVERLOADED" if name == "eve" else "TOO_MANY_CALLS")
+        held += asked
+    await cancel(held)
+
+
+async def test_anonymous_callers_share_the_places_of_one(atelier: Suite) -> None:
+    vendor = atelier.client("acme", role="vendor")
+    asset = await pending(atelier, vendor, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    visitors = [atelier.client(f"visitor-{n}", role="anonymous") for n in range(PLACES)]
+    held = [each for visitor in visitors for each in waiting(visitor, asset, 1)]
+    assert {each.reason for each in await refused_of(held, PLACES // 2)} == {"TOO_MANY_CALLS"}
+    await listing(vendor)
+    await cancel(held)
+
+
+async def test_places_come_back_after_errors_and_deadlines(atelier: Suite) -> None:
+    ada = atelier.client("ada")
+    asset = await pending(atelier, ada)
+    nothing = asset_pb2.GetAssetRequest(asset_id=NEVER)
+    malformed = asset_pb2.GetAssetRequest(asset_id="x")
+    for _ in range(PLACES):
+        assert (await calls.refusal(flows.assets(ada).GetAsset(nothing))).reason == "NOT_FOUND"
+        assert (await calls.refusal(flows.assets(ada).GetAsset(malformed))).reason == "INVALID_FIELD"
+    with calls.holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
+        late = [asyncio.ensure_future(flows.assets(ada).GetAsset(nothing, timeout=0.3)) for _ in range(PLACES // 2)]
+        for each in late:
+            assert (await calls.refusal(each)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in range(2):
+        await idle()
+        held = waiting(ada, asset, PLACES // 2 + 1)
+        [refused] = await refused_of(held, 1)
+        assert refused.text.startswith("20 calls of this owner"), "all of the share, no more and no less"
+        await cancel(held)
+
+
+async def silent() -> AsyncIterator[upload_pb2.UploadRequest]:
+    yield upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)})
+    await asyncio.sleep(60)
+
+
+async def test_uploads_in_a_stream_are_shared_apart(atelier: Suite) -> None:
+    atelier.overrides["max_in_flight"] = 4 * PLACES
+    await atelier.serve("assets")
+    ada, bob = atelier.client("ada"), atelier.client("bob")
+    held = [asyncio.ensure_future(flows.uploads(ada).Upload(silent())) for _ in range(PLACES // 2 + 1)]
+    [refused] = await refused_of(held, 1)
+    assert refused.reason == "TOO_MANY_CALLS"
+    assert await flows.upload(ada, DATA), "the same owner's other calls aren't counted with them"
+    head = upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)})
+    parts = [head, upload_pb2.UploadRequest(chunk=DATA)]
+    assert (await flows.uploads(bob).Upload(calls.aiter_of(parts))).asset.id
+    await cancel(held)
+
+
+async def test_watches_of_one_owner_leave_places_for_others(atelier: Suite) -> None:
+    atelier.overrides["max_streams"] = PLACES
+    await atelier.serve("assets")
+    ada, bob = atelier.client("ada"), atelier.client("bob")
+
+    def watch(client: Client) -> Any:
+        return flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest())
+
+    async def begun(stream: Any) -> Any:
+        assert (await stream.read()).bookmark.ready
+        return stream
+
+    streams = [await begun(watch(ada)) for _ in range(PLACES // 2)]
+    refused = await calls.refusal(watch(ada))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+    streams.append(await begun(watch(bob)))
+    streams.pop(0).cancel()
+    streams.append(await insist(lambda: begun(watch(ada))))
+    for stream in streams:
+        stream.cancel()
+
+
+async def test_a_download_that_nobody_reads_gives_its_place_back_when_it_is_cancelled(atelier: Suite) -> None:
+    atelier.overrides["max_streams"] = PLACES
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    asset = await flows.upload(ada, flows.jpeg(3000, 2000))
+    assert asset.size_bytes > 5 * 64 * 1024, "more than goes out to somebody who doesn't read"
+    for _ in range(2):
+        unread = [flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset.id)) for _ in range(20)]
+        for stream in unread:
+            assert (await stream.read()).head.size_bytes == asset.size_bytes
+            assert (await stream.read()).chunk
+        for stream in unread:
+            stream.cancel()
+        await idle("atelier_streams_open")
