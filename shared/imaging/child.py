@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import TypeVar
 
 from shared.imaging.model import MEBIBYTE, ImageRejected, Reason
@@ -100,7 +101,9 @@ def _drop_locals(error: BaseException | None) -> None:
 
 
 def _bind_to_parent() -> None:
-    """The fork server ends with the process that it serves, however that ends, and takes its children along."""
+    """The fork server ends with the process that it serves, however that ends, and takes its children along. It lives
+    while somebody holds this end of a pipe; children get it, too, to start others, which these never do."""
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():  # it died before the line above

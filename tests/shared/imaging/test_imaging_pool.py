@@ -171,7 +171,8 @@ async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None
     child = await appearance(tmp_path / "pid")
     parent.kill()
     await parent.wait()
-    await gone(child)
+    async with asyncio.timeout(10):
+        await gone(child)
 
 
 @pytest.mark.parametrize("service", ["assets", "conversions", "pipeline", "techfiles"])
