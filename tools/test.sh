@@ -26,4 +26,6 @@ done
 if [ "$kind" = faults ]; then
     exec .venv/bin/python -m pytest -m "$marks" --timeout 1200 "$@"
 fi
-exec .venv/bin/python -m pytest -n 2 --dist loadfile -m "$marks" "$@"
+# Two for each of two cores, since many tests wait for real processes; files in the order of tests/conftest.py, long ones
+# first, not by how many tests they hold.
+exec .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "$marks" "$@"
