@@ -130,7 +130,7 @@ async def _stamp_forever(conn: AsyncConnection[Any], service: str) -> None:
     await conn.execute(f"LISTEN {service}_outbox")
     # A plan that was made, and kept, while the outbox was empty goes through all of it for every event.
     await conn.execute("SET plan_cache_mode = force_custom_plan")
-    while True:
+    while wanted():  # a cancellation that meets the end of a statement may be lost, and is seen only here
         row: Any = await (await conn.execute(_STAMP, {"batch": STAMP_BATCH, "room": _NOTICE_BYTES})).fetchone()
         if row.stamped < STAMP_BATCH:
             async for _ in conn.notifies(timeout=POLL_SECONDS, stop_after=1):
@@ -414,7 +414,7 @@ class EventStream:
     async def _read_owner(self, name: str, owner: _Owner, identity: auth.Identity) -> None:
         """The one reader of an owner: woken by the listener, or by the poll if a notification was lost."""
         auth.enter(identity)  # for the tenant context only: each watcher checks its own token's expiry
-        while True:
+        while wanted():
             try:
                 while await self._read_fresh(name, owner):
                     pass
@@ -443,7 +443,7 @@ class EventStream:
 
     async def _listen(self) -> None:
         """One listening connection per process. While it is away, owners are woken by the poll."""
-        while True:
+        while wanted():
             with suppress(psycopg.Error, OSError, TimeoutError):
                 async with await self._db.connect() as conn:
                     await conn.execute(f"LISTEN {self._db.service}_events")

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.assets import storage_rules
 from tests.assets import flows, storage
-from tests.suite import ROOT, Suite, free_port
+from tests.suite import ROOT, Suite, free_ports
 
 OPS = ROOT / "ops"
 DATA = flows.jpeg(64, 48)
@@ -25,7 +25,7 @@ DATA = flows.jpeg(64, 48)
 @asynccontextmanager
 async def serving(atelier: Suite) -> AsyncIterator[str]:
     """A server in a process of its own; yields the address of its metrics."""
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = free_ports(2)
     settings = atelier.settings("assets", "app")
     environment = {
         **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_ASSETS_PORT": str(port),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite import ROOT, free_port
+from tests.suite import ROOT, free_ports
 
 
 @dataclass
@@ -56,7 +56,7 @@ def private_command() -> Iterator[Command]:
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "ATELIER_STATE": str(base / "state"),
         "COLUMNS": "200",
-        **{f"ATELIER_{name}": str(free_port()) for name in names},
+        **{f"ATELIER_{name}": str(port) for name, port in zip(names, free_ports(len(names)), strict=True)},
     }
     try:
         yield Command(base / "state", environment)
