@@ -115,6 +115,12 @@ class _Manager(manager.JobManager):
     database was away for a moment, would stay taken for as long as this worker lives.
     """
 
+    async def register_worker(self) -> int:
+        registered = await super().register_worker()
+        if not wanted():  # asked to end before it began, and not heard: the worker would run for ever
+            raise asyncio.CancelledError
+        return registered
+
     async def finish_job(self, job: jobs.Job, status: jobs.Status, delete_job: bool) -> None:
         await self._insist(_FINISH, job, status=status.value, delete_job=delete_job)
 

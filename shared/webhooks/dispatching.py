@@ -73,6 +73,7 @@ async def run(db: Database, settings: Settings, types: EventTypes) -> None:
             except (psycopg.Error, TimeoutError, OSError) as error:
                 _log.warning("webhooks wait for the database", service=db.service, error=type(error).__name__)
             await asyncio.sleep(POLL_SECONDS)
+        raise asyncio.CancelledError  # it was lost above: without it the group would wait for its sender
 
 
 async def dispatch(db: Database, types: EventTypes) -> bool:
