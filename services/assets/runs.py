@@ -32,7 +32,6 @@ QUEUE = "storage"
 _MAX_ATTEMPTS = 50  # each goes on where the one before it ended
 _SAMPLE = 10
 _MOST_FAILURES = 100
-_PAUSE = 0.5  # of the time that a step took
 _INSERT = """
     INSERT INTO storage_runs (id, owner, action, arguments) VALUES (%(id)s, %(owner)s, %(action)s, %(arguments)s)
     ON CONFLICT DO NOTHING RETURNING *
@@ -99,10 +98,7 @@ class Walk:
 
     @asynccontextmanager
     async def step(self, owner: str) -> AsyncIterator[tuple[Mutation, Report]]:
-        """A transaction for `owner`, with the report that will be the run's if it commits. Then it gives way, so that
-        calls which somebody waits for find the database free every now and then."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
+        """A transaction for `owner`, with the report that will be the run's if it commits."""
         report = deepcopy(self.report)
         async with self.db.transaction(owner) as m:
             yield m, report
@@ -110,7 +106,6 @@ class Walk:
             if await m.one(_SAVE, saved) is None:
                 raise attempts.Superseded
         self.report = report
-        await asyncio.sleep(_PAUSE * (clock() - began))
 
     async def each(self, what: str, items: Sequence[Any], act: Callable[[Sequence[Any]], Awaitable[None]]) -> None:
         """Acts on all items at once; if that fails, on one after the other, so that one that can't be dealt with is

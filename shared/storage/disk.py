@@ -46,7 +46,7 @@ from .streams import Threads, batches, save
 _THREADS: Final = 8
 _BATCH: Final = 1000
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}\.parts")
-_PART: Final = 500  # deletes of one thread; more than two at a time hinder each other
+_PART: Final = 500  # deletes of one thread: two at a time, so that calls find a processor free
 
 
 def open_disk(root: Path, *, base_url: str, secret: bytes, public_base_url: str | None = None) -> DiskStorage:
