@@ -75,7 +75,7 @@ def test_a_demo_that_is_broken_off_leaves_no_process_behind(
     atelier_command: Command, tmp_path: Path, sent: signal.Signals
 ) -> None:
     process = atelier_command.start("demo", "--out", str(tmp_path / "out"))
-    until(lambda: any("spawn_main" in line for line in atelier_command.left_behind()), "a picture is being worked on")
+    until(lambda: any("forkserver" in line for line in atelier_command.left_behind()), "a picture is being worked on")
     os.killpg(process.pid, sent)
     process.communicate(timeout=60)
     assert process.returncode == 130
