@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.suite import free_port
 
 PROJECT = Path(__file__).resolve().parent.parent
 INSTALL = f"GOBIN={PROJECT / '.tools/bin'} go install github.com/versity/versitygw/cmd/versitygw@v1.7.0"
@@ -50,7 +51,7 @@ def running(folder: Path) -> Iterator[Gateway]:
     environment = {**os.environ, "ROOT_ACCESS_KEY": keys[0], "ROOT_SECRET_KEY": keys[1]}
     for name in ("objects", "log"):
         (folder / name).mkdir(parents=True)
-    port = _free_port()
+    port = free_port()
     command = [
         program,
         "--port",
@@ -71,13 +72,6 @@ def running(folder: Path) -> Iterator[Gateway]:
     finally:
         process.kill()  # it would wait for open connections, and its objects are not needed any more
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], gateway: Gateway, log: Path) -> None:

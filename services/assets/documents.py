@@ -26,6 +26,11 @@ _SNAPSHOT_AGE = timedelta(days=1)
 _SNAPSHOT_PAGE = 500
 KINDS = Words(pb.DocumentKind, "DOCUMENT_KIND_")
 STATES = Words(pb.DocumentState, "DOCUMENT_STATE_")
+# What a watch tells of each subject: the answer's field, and what the event holds.
+_TOLD: dict[str, tuple[str, Any]] = {
+    "document": ("document", pb.Document),
+    "purged_document": ("purged", pb.PurgedDocument),
+}
 
 # The row of the slot is locked by this until the commit: numbers are dense, and in the order of the commits.
 _NEXT_NUMBER = """
@@ -256,16 +261,10 @@ def _pictures(content: Mapping[str, Any]) -> list[tuple[str, UUID]]:
     return list({UUID(asset_id): (path, UUID(asset_id)) for path, asset_id in named}.values())
 
 
-_MESSAGES: dict[str, tuple[str, Any]] = {
-    "document": ("document", pb.Document),
-    "purged_document": ("purged", pb.PurgedDocument),
-}
-
-
 def _change(session_id: str, event: events.Event) -> events.Fields | None:
-    if event.subject not in _MESSAGES:  # another noun's, in the same stream
+    if event.subject not in _TOLD:  # another noun's, in the same stream
         return None
-    field, kind = _MESSAGES[event.subject]
+    field, kind = _TOLD[event.subject]
     message = kind.FromString(event.payload)
     return {field: message} if session_id in ("", message.session_id) else None
 
