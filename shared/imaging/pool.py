@@ -16,8 +16,8 @@ from shared.imaging.child import prepare, run_job, too_expensive
 T = TypeVar("T")
 
 JOBS_PER_CHILD = 300
-# Children are forked from a process that has loaded libvips and nothing else, so that one more costs 10 ms, not 200:
-# a picture that ends its child must not be dear, and services come up with what they can do.
+# Children are forked from a process that has loaded libvips and nothing else, so that one more costs tens of
+# milliseconds, not 200: a picture that ends its child must not be dear.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["shared.imaging.inspection", "shared.imaging.variants"])
 
