@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 TOOLS := .tools/bin
 PROTOS := $(shell find protos -name '*.proto')
 export PYTHONPATH := .:gen
+# Hundreds of processes start here; each would compile the code again.
+unexport PYTHONDONTWRITEBYTECODE
 T ?=
 PHOTOS ?=
 FACTS ?=

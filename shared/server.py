@@ -1,8 +1,4 @@
-"""Serves gRPC: health, reflection, one guard around every method, load shedding, drain on SIGTERM.
-
-The guard is put around each method once, when it is registered, so that a call pays for no interceptor chain. In
-order: identity and policy, a place among the calls at once, deadline, validation, the handler, errors, log and metrics.
-"""
+"""Serves gRPC: health, reflection, the guard around every method, memory, processes, drain on SIGTERM."""
 
 import asyncio
 import contextlib
@@ -14,26 +10,23 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import grpc
-import protovalidate
 import structlog
 import uvloop
-from atelier.common.v1 import policy_pb2
-from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, message
+from google.protobuf import descriptor_pb2, descriptor_pool
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from shared import auth, calls, errors, origin, telemetry
-from shared.errors import DomainError, Reason
+from shared import auth, telemetry
+from shared.guard import Guard
 from shared.limits import Limits
 from shared.settings import PORTS, Settings
 
@@ -47,11 +40,6 @@ _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers 
 _log = structlog.get_logger("server")
 
 Context = grpc.aio.ServicerContext
-Handler = Callable[[Any, Any], Any]
-
-
-class Undecodable:
-    """Stands for a request that isn't a message of the declared type, so that it gets a declared answer."""
 
 
 class _Collector:
@@ -65,199 +53,6 @@ class _Collector:
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
         self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
-
-
-def method_descriptor(path: str) -> descriptor.MethodDescriptor:
-    """'/atelier.assets.v1.AssetService/GetAsset' -> its descriptor."""
-    service, name = path[1:].split("/")
-    found = descriptor_pool.Default().FindServiceByName(service).FindMethodByName(name)
-    assert isinstance(found, descriptor.MethodDescriptor)
-    return found
-
-
-def policy_of(path: str) -> policy_pb2.Policy:
-    """The policy that stands in the contract. A method without one stops start-up."""
-    options = method_descriptor(path).GetOptions()
-    extension: Any = policy_pb2.policy
-    policy: policy_pb2.Policy = options.Extensions[extension]
-    if not policy.roles:
-        raise RuntimeError(f"{path} has no policy: add `option (atelier.common.v1.policy)` with roles to its rpc")
-    return policy
-
-
-class Guard:
-    """Wraps one method."""
-
-    def __init__(self, path: str, verifier: auth.Verifier, limits: Limits) -> None:
-        policy = policy_of(path)
-        self._path = path
-        self._method = path[1:]
-        self._verifier = verifier
-        self._limits = limits
-        self._roles = {policy_pb2.Role.Name(role).removeprefix("ROLE_").lower() for role in policy.roles}
-        self._services = set(policy.services)
-        self._seconds = telemetry.SECONDS.labels(self._method)
-
-    def wrap(self, handler: Any) -> grpc.RpcMethodHandler:
-        decode = _forgiving(handler.request_deserializer)
-        encode = handler.response_serializer
-        if handler.request_streaming and handler.response_streaming:
-            wrapped = self._stream(handler.stream_stream, stream_in=True)
-            return grpc.stream_stream_rpc_method_handler(wrapped, decode, encode)
-        if handler.response_streaming:
-            wrapped = self._stream(handler.unary_stream, stream_in=False)
-            return grpc.unary_stream_rpc_method_handler(wrapped, decode, encode)
-        if handler.request_streaming:
-            # No deadline of ours: a slow line may take long to send a large file; the caller's own applies.
-            wrapped = self._unary(handler.stream_unary, stream_in=True)
-            return grpc.stream_unary_rpc_method_handler(wrapped, decode, encode)
-        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, stream_in=False), decode, encode)
-
-    def _identify(self, context: Any) -> auth.Identity:
-        header = None
-        for name, value in context.invocation_metadata() or ():
-            if name == "authorization":
-                header = value
-        identity = self._verifier.identify(header)
-        allowed = identity.role in self._roles
-        if identity.service is not None and identity.role != "service":
-            allowed = allowed and identity.service in self._services
-        if not allowed:
-            caller = f"service {identity.service} for role {identity.role}" if identity.service else identity.role
-            raise DomainError(
-                Reason.ERROR_REASON_ROLE_NOT_ALLOWED,
-                f"{caller} may not call {self._method}; it is for {', '.join(sorted(self._roles))}",
-                {"role": identity.role, "method": self._method},
-            )
-        auth.enter(identity)
-        origin.enter(context)
-        return identity
-
-    def _unary(self, handler: Handler, *, stream_in: bool) -> Handler:
-        limits = self._limits
-        places = limits.uploads if stream_in else limits.calls
-
-        async def call(request: Any, context: Any) -> Any:
-            started = time.perf_counter()
-            identity, place, code = None, None, "OK"
-            try:
-                identity = self._identify(context)
-                place = places.take(identity)
-                if stream_in:
-                    return await handler(_checked_stream(request), context)
-                check(request)
-                left = context.time_remaining()
-                seconds = limits.default_deadline if left is None else min(left, limits.max_deadline)
-                calls.set_deadline(seconds)
-                async with asyncio.timeout(seconds):
-                    return await handler(request, context)
-            except Exception as error:
-                refusal = errors.from_exception(error)
-                code = errors.code_name(refusal)
-                await errors.send(context, refusal)
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            finally:
-                if place:
-                    places.give_back(place)
-                self._account(started, identity, code)
-
-        return call
-
-    def _stream(self, handler: Handler, *, stream_in: bool) -> Handler:
-        """It writes its answers itself: gRPC would leave a generator that a cancelled call was writing from to the
-        garbage collector, and its place, its watcher and its open file with it."""
-        places = self._limits.streams
-
-        async def call(request: Any, context: Any) -> None:
-            started = time.perf_counter()
-            identity, place, code = None, None, "OK"
-            try:
-                identity = self._identify(context)
-                place = places.take(identity)
-                if stream_in:
-                    request = _checked_stream(request)
-                else:
-                    check(request)
-                async with contextlib.aclosing(handler(request, context)) as answers:
-                    async for answer in answers:
-                        await context.write(answer)
-            except Exception as error:
-                refusal = errors.from_exception(error)
-                code = errors.code_name(refusal)
-                await errors.send(context, refusal)
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            finally:
-                if place:
-                    places.give_back(place)
-                self._account(started, identity, code)
-
-        return call
-
-    def _account(self, started: float, identity: auth.Identity | None, code: str) -> None:
-        elapsed = time.perf_counter() - started
-        self._seconds.observe(elapsed)
-        telemetry.CALLS.labels(self._method, code).inc()
-        _log.info(
-            "call", method=self._method, code=code, ms=round(elapsed * 1000, 2),
-            owner=identity.owner if identity else None, actor=identity.actor if identity else None,
-            via=identity.service if identity else None,
-        )  # fmt: skip
-
-
-def check(request: Any) -> None:
-    """Enforces the constraints that stand on the fields. Raises INVALID_FIELD: with up to 20 violations of a small
-    request, with the first of a large one, whose thousands of violations would occupy the server for long."""
-    if isinstance(request, Undecodable):
-        raise errors.invalid("", "the request is not a message of the declared type; generate the stubs anew")
-    try:
-        violations = protovalidate.collect_violations(request, fail_fast=True)
-        if violations and request.ByteSize() <= _SMALL_REQUEST_BYTES:
-            violations = protovalidate.collect_violations(request)
-    except protovalidate.EvaluationError:
-        raise errors.invalid("", "the request is too large to be checked; send fewer items") from None
-    if violations:
-        raise errors.invalid_fields([(_path(v.proto.field), v.proto.message) for v in violations[:20]])
-
-
-def _path(field_path: Any) -> str:
-    """'items[2].name', 'labels["a"]' from a protovalidate path."""
-    parts: list[str] = []
-    for element in field_path.elements if field_path else ():
-        name = element.field_name
-        subscript = element.subscript
-        if subscript is not None:
-            shown = f'"{subscript.value}"' if subscript.field == "string_key" else str(subscript.value)
-            name += f"[{shown}]"
-        parts.append(name)
-    return ".".join(parts)
-
-
-async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """What a caller streams in. One that falls silent is sent away: it would hold its place for ever."""
-    while True:
-        try:
-            async with asyncio.timeout(_IDLE_UPLOAD_SECONDS):
-                request = await anext(requests)
-        except StopAsyncIteration:
-            return
-        check(request)
-        yield request
-
-
-def _forgiving(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """grpc answers INTERNAL to bytes that don't decode; a caller's fault deserves INVALID_ARGUMENT."""
-
-    def decode_or_mark(data: bytes) -> Any:
-        try:
-            return decode(data)
-        except (message.DecodeError, RecursionError, ValueError):
-            return Undecodable()
-
-    return decode_or_mark
 
 
 @dataclass

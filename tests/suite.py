@@ -29,6 +29,11 @@ WORKER_PASSWORD = "worker-password-for-tests"
 TEMPLATE = "atelier_template"
 
 
+def browser() -> httpx.AsyncClient:
+    """For the suite's own addresses. They are plain HTTP: reading certificates would take longer than most requests."""
+    return httpx.AsyncClient(timeout=60, verify=False)
+
+
 def built_services() -> list[str]:
     return [name for name in SERVICES if (ROOT / "services" / name / "__main__.py").exists()]
 
@@ -267,7 +272,7 @@ class DiskServer:
         )
         for _ in range(100):
             with suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/healthz").status_code == 200:
+                if httpx.get(f"{self.url}/healthz", verify=False).status_code == 200:
                     return
             time.sleep(0.05)
         self.stop()

@@ -10,15 +10,14 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2
 from atelier.common.v1 import policy_pb2
 
-from shared import server
+from shared import guard
 from tests import calls
 from tests.assets import flows
-from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, built_services, suite
+from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, browser, built_services, suite
 from tests.tenancy_cases import Case, webhooks
 
 CANARY = "canary-4d9e"
@@ -103,7 +102,7 @@ async def test_only_the_owner_is_served(house: Suite, owned: Mapping[str, Any], 
     method, case = METHODS[name], cases()[name]
     rows = rows_for(name, owned)
     path = f"/{method.containing_service.full_name}/{method.name}"
-    roles = {policy_pb2.Role.Name(role) for role in server.policy_of(path).roles}
+    roles = {policy_pb2.Role.Name(role) for role in guard.policy_of(path).roles}
     before = rows_of_ada(house)
     for nobody in (house.client(None), house.as_token(house.keys.untrusted_token())):
         assert await outcome(nobody, name, case, rows) is grpc.StatusCode.UNAUTHENTICATED
@@ -159,7 +158,7 @@ async def private(house: Suite) -> asset_pb2.Asset:
 
 
 async def status_of(url: str) -> int:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         return (await http.get(url)).status_code
 
 

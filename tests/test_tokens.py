@@ -17,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from joserfc import jwt
 from joserfc.jwk import OKPKey
 
-from shared import auth, server
+from shared import auth, guard
 from shared.limits import Limits
 from tests import calls
 from tests.assets import flows
@@ -273,6 +273,15 @@ async def test_streams_are_guarded_like_calls(house: Suite) -> None:
         assert (await calls.refusal(call)).code is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_caller_that_is_refused_while_it_writes_learns_why(house: Suite) -> None:
+    """Refused while megabytes are on their way, one in some thirty was told INTERNAL by its own client."""
+    uploads = house.client(None).stub(upload_pb2_grpc.UploadServiceStub)
+    chunks = [upload_pb2.UploadRequest(chunk=bytes(60_000))] * 40
+    for _ in range(10):
+        refused = (calls.refusal(uploads.Upload(calls.aiter_of(chunks))) for _ in range(10))
+        assert {answer.code for answer in await asyncio.gather(*refused)} == {grpc.StatusCode.UNAUTHENTICATED}
+
+
 async def test_health_and_reflection_need_no_token(house: Suite) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -287,7 +296,7 @@ def test_a_method_without_a_policy_stops_the_start() -> None:
     descriptor_pool.Default().Add(file)
     limits = Limits(max_in_flight=1, max_streams=1, default_deadline=1, max_deadline=1)
     with pytest.raises(RuntimeError, match=r"/tests.Bare/Call has no policy"):
-        server.Guard("/tests.Bare/Call", auth.Verifier([]), limits)
+        guard.Guard("/tests.Bare/Call", auth.Verifier([]), limits)
 
 
 def test_a_trust_file_with_an_unknown_role_is_refused(keys: Keys, tmp_path: Any) -> None:

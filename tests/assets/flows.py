@@ -19,7 +19,7 @@ from atelier.assets.v1 import (
     variant_pb2_grpc,
 )
 
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 
 def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
@@ -61,8 +61,7 @@ def request_id() -> str:
 
 
 async def send(target: upload_pb2.UploadTarget, data: bytes, name: str = "file") -> httpx.Response:
-    # Plain HTTP: reading certificates takes longer than the upload.
-    async with httpx.AsyncClient(timeout=60, verify=False) as http:
+    async with browser() as http:
         if target.method == "POST":
             return await http.post(target.url, data=dict(target.fields), files={"file": (name, data)})
         return await http.put(target.url, content=data, headers=dict(target.headers))
@@ -114,7 +113,7 @@ async def start(client: Client, data: bytes, **fields: Any) -> resumable_pb2.Sta
 
 async def send_parts(targets: Iterable[resumable_pb2.PartTarget], data: bytes) -> None:
     """Sends the parts of `data` that the targets are for."""
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with browser() as http:
         for target in targets:
             part = data[target.offset_bytes : target.offset_bytes + target.size_bytes]
             answer = await http.put(target.url, headers=dict(target.headers), content=part)

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 import grpc
-import httpx
 import pikepdf
 import pypdf
 import pytest
@@ -23,7 +22,7 @@ from tests import calls
 from tests.assets import flows
 from tests.assets.test_trash import freed
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 READY = document_pb2.DOCUMENT_STATE_READY
 CHECKLIST = document_pb2.DOCUMENT_KIND_CHECKLIST
@@ -96,7 +95,7 @@ async def test_a_checklist_is_made_from_its_data_and_opens(ada: Client) -> None:
     said = text_of(await download(ada, made))
     for words in ("Handover", "Maria Weber", "Kitchen", "Meter readings noted", "2.50 l", "v1", "Page 1 of 1"):
         assert words in said
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         answer = await http.get(made.file_url)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf")
     assert answer.headers["content-disposition"].startswith("attachment")

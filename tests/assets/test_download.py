@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2
 from google.protobuf import descriptor_pb2
@@ -13,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests import calls
 from tests.assets import flows
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 DATA = flows.jpeg(64, 48)
 
@@ -64,7 +63,7 @@ async def test_bytes_that_are_gone_from_the_store_are_not_found(house: Suite, ad
 async def test_a_url_shows_pictures_in_place_and_saves_everything_else(ada: Client) -> None:
     pdf = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
     picture = await flows.upload(ada, DATA)
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         for asset, disposition in ((pdf, "attachment"), (picture, "inline")):
             answer = await http.get(asset.original_url)
             assert answer.headers["content-disposition"].startswith(disposition)

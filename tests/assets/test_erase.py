@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, storage_pb2, upload_pb2, usage_pb2, usage_pb2_grpc
 from google.protobuf.json_format import MessageToDict
@@ -17,7 +16,7 @@ from tests.assets.test_cleanup import DONE, figures, in_session, run, runs_of, s
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, listed, stored
 from tests.faults.processes import Processes, until
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, browser, suite
 
 DATA = flows.jpeg(64, 48)
 PUBLIC = asset_pb2.VISIBILITY_PUBLIC
@@ -84,7 +83,7 @@ async def test_an_erased_owner_leaves_a_tombstone_and_a_receipt(house: Suite, ad
     assert "diary" not in str(receipt)
     await only_receipts(house, owner)
     assert not [key for asset in (*mine, pending.asset) for key in stored(house, asset.id)]
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.get(mine[1].original_url)).status_code == 404
     assert (await flows.get(other, theirs.id)).id == theirs.id
 
@@ -209,7 +208,7 @@ async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) 
     assert "webhook_secrets" in str(records) and secret not in str(records)
     assets = {record.asset.id: record.asset for record in records if record.WhichOneof("record") == "asset"}
     assert set(assets) == {asset.id, deleted.id}
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         for each in assets.values():
             assert (await http.get(each.original_url)).content == DATA
     assert len([record for record in records if record.WhichOneof("record") == "variant"]) == 8

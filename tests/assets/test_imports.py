@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, import_pb2, import_pb2_grpc
 
@@ -15,7 +14,7 @@ from tests.assets import flows, storage
 from tests.assets.test_trash import ask, freed, stored
 from tests.receiver import Receiver, Reply, Request, receiving, replying
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 DATA = flows.jpeg(64, 48)
 PRODUCT, DOCUMENT = asset_pb2.ASSET_KIND_PRODUCT, asset_pb2.ASSET_KIND_DOCUMENT
@@ -58,7 +57,7 @@ async def test_what_lies_at_a_url_becomes_an_asset(open_house: Suite, eve: Clien
     assert (asset.state, asset.mime_type, asset.size_bytes, asset.sha256) == (READY, "image/jpeg", len(DATA), digest)
     assert (asset.width, asset.height, asset.file_name, asset.primary) == (64, 48, "frönt.jpg", True)
     assert (list(asset.tags), dict(asset.metadata), asset.owner) == (["a"], {"b": 1}, f"user:{eve.subject}")
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.get(asset.original_url)).content == DATA
     assert web.requests[0].line == "GET /photos/fr%C3%B6nt.jpg?signature=secret HTTP/1.1"
     assert len(await flows.variants_of(eve, asset.id)) == 4

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import pyvips
 from atelier.assets.v1 import asset_pb2, provenance_pb2, provenance_pb2_grpc, variant_pb2
@@ -13,7 +12,7 @@ from shared.imaging.source_type import packet
 from tests import calls
 from tests.assets import flows
 from tests.shared.imaging import pictures, signing
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 PUBLIC = asset_pb2.VISIBILITY_PUBLIC
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -34,7 +33,7 @@ def with_xmp(xmp: str) -> bytes:
 
 
 async def contents_of_variants(client: Client, asset_id: str) -> dict[str, bytes]:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         variants = await flows.variants_of(client, asset_id)
         return {name: (await http.get(variant.url)).content for name, variant in variants.items()}
 

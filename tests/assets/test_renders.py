@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import pyvips
 from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, variant_pb2
@@ -16,7 +15,7 @@ from services.assets.side_by_side import compose
 from tests import calls
 from tests.assets import flows, storage
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 CODE = grpc.StatusCode
 READY = render_pb2.COMPARISON_STATE_READY
@@ -80,7 +79,7 @@ async def test_before_and_after_are_held_and_shown_in_one_picture(house: Suite, 
     assert asset.facts.placeholder and asset.width > 2 * asset.height
     for asset_id in (before, after, asset.id):
         assert holders(house, asset_id) == [f"assets/comparisons/{made.id}"]
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         for url in (made.before_url, made.after_url, made.picture_url):
             assert (await http.get(url)).status_code == 200
     variants = await flows.variants_of(ada, asset.id)
@@ -110,7 +109,7 @@ async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_delete
     await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
     trashed = await flows.get(ada, made.picture_asset_id)
     assert trashed.HasField("delete_time") and trashed.visibility == asset_pb2.VISIBILITY_PRIVATE
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.get(public)).status_code == 404
         await flows.assets(ada).UndeleteAsset(asset_pb2.UndeleteAssetRequest(asset_id=trashed.id))
         again = await flows.get(ada, trashed.id, include_urls=True)

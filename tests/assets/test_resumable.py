@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pikepdf
 import pytest
 from atelier.assets.v1 import asset_pb2, resumable_pb2
@@ -18,7 +17,7 @@ from services.assets import rules
 from shared.storage import open_disk, read_secret
 from tests import calls, versitygw
 from tests.assets import flows
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 MIB = 1024 * 1024
 READY, REJECTED = asset_pb2.ASSET_STATE_READY, asset_pb2.ASSET_STATE_REJECTED
@@ -112,7 +111,7 @@ async def test_a_file_in_parts_becomes_an_asset_in_either_store(either: Suite) -
     assert (done.asset.state, done.asset.size_bytes, done.asset.sha256) == (
         READY, len(LARGE), hashlib.sha256(LARGE).hexdigest(),
     )  # fmt: skip
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with browser() as http:
         assert (await http.get(done.asset.original_url)).content == LARGE
     assert (await complete(ada, started.upload_id)).asset.file_path == done.asset.file_path
     over = await look(ada, started.upload_id)
@@ -156,7 +155,7 @@ async def test_what_is_in_parts_is_verified_like_any_upload(house: Suite, ada: C
 async def test_a_part_has_exactly_its_bytes(house: Suite, ada: Client) -> None:
     started = await flows.start(ada, SMALL)
     [target] = started.targets
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         for wrong in (SMALL + b"x", SMALL[:-1], b""):
             assert (await http.put(target.url, content=wrong)).status_code in (403, 413)
         assert (await http.put(target.url.replace("part=1", "part=2"), content=SMALL)).status_code == 403
@@ -188,7 +187,7 @@ async def test_an_aborted_upload_leaves_nothing_and_stays_aborted(house: Suite, 
         aborted = await abort(ada, started.upload_id)
         assert (aborted.state, aborted.rejection) == (REJECTED, "ABORTED")
     assert await stored(house, ada) == [] and unfinished(house, started.upload_id) == []
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.put(started.targets[0].url, content=SMALL)).status_code == 404
     request = resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)
     refused = await calls.refusal(flows.resumable(ada).CompleteResumableUpload(request))

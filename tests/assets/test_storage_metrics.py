@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-import httpx
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.assets import storage_rules
 from tests.assets import flows, storage
-from tests.suite import ROOT, Suite, free_ports
+from tests.suite import ROOT, Suite, browser, free_ports
 
 OPS = ROOT / "ops"
 DATA = flows.jpeg(64, 48)
@@ -49,7 +48,7 @@ async def serving(atelier: Suite) -> AsyncIterator[str]:
 
 async def scraped(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     """Samples by name, as Prometheus reads them."""
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with browser() as http:
         text = (await http.get(url)).text
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(text):

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import yaml
 from atelier.assets.v1 import asset_pb2, style_pb2, style_pb2_grpc
 
 from tests import calls
 from tests.assets import flows
-from tests.suite import ROOT, Client, Suite
+from tests.suite import ROOT, Client, Suite, browser
 
 CODE = grpc.StatusCode
 
@@ -73,7 +72,7 @@ async def test_everyone_reads_what_the_operator_wrote(
         assert [(image.asset_id, image.room_type) for image in seen.images] == [
             (kitchen, "kitchen"), (hall, "hall"), (kitchen, ""),
         ]  # fmt: skip
-        async with httpx.AsyncClient() as http:
+        async with browser() as http:
             answer = await http.get(seen.images[0].image_url)
         assert hashlib.sha256(answer.content).hexdigest() == seen.images[0].sha256
         assert "immutable" in answer.headers["cache-control"]

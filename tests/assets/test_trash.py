@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, resumable_pb2, upload_pb2
 from google.rpc import error_details_pb2
@@ -14,7 +13,7 @@ from google.rpc import error_details_pb2
 from tests import calls
 from tests.assets import flows
 from tests.assets.test_references import acquire, release
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 DATA = flows.jpeg(64, 48)
 PUBLIC, PRIVATE = asset_pb2.VISIBILITY_PUBLIC, asset_pb2.VISIBILITY_PRIVATE
@@ -30,7 +29,7 @@ async def listed(client: Client, **fields: Any) -> list[str]:
 
 
 async def status_of(url: str) -> int:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         return (await http.get(url)).status_code
 
 
@@ -201,7 +200,7 @@ async def test_parts_of_a_purged_upload_go_at_once_and_no_more_come(house: Suite
         while arrived.exists():
             await asyncio.sleep(0.1)
     [part] = started.targets
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.put(part.url, headers=dict(part.headers), content=DATA)).status_code == 404
 
 

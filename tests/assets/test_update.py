@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, upload_pb2
 from google.rpc import error_details_pb2
 
 from tests import calls
 from tests.assets import flows
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 DATA = flows.jpeg(64, 48)
 PUBLIC, PRIVATE = asset_pb2.VISIBILITY_PUBLIC, asset_pb2.VISIBILITY_PRIVATE
@@ -26,7 +25,7 @@ async def asset(ada: Client) -> asset_pb2.Asset:
 
 
 async def status_of(url: str) -> int:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         return (await http.get(url)).status_code
 
 
@@ -102,7 +101,7 @@ async def test_a_public_asset_is_read_by_everyone_at_a_url_that_stays(
         shown = await flows.get(reader, asset.id, include_urls=True)
         assert "?" not in shown.original_url and "?" not in shown.thumbnail_url
         assert shown.original_url == (await flows.get(ada, asset.id, include_urls=True)).original_url
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         answer = await http.get(shown.original_url)
         assert answer.content == DATA and "immutable" in answer.headers["cache-control"]
         assert (await http.get(shown.thumbnail_url)).status_code == 200

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, upload_pb2
 from google.protobuf.json_format import MessageToDict
@@ -18,7 +17,7 @@ from services.assets import rules
 from tests import calls
 from tests.assets import flows
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 DATA = flows.jpeg(64, 48)
 READY = asset_pb2.ASSET_STATE_READY
@@ -50,7 +49,7 @@ async def test_a_client_uploads_and_gets_variants(house: Suite, ada: Client) -> 
     assert {name: v.state for name, v in variants.items()} == dict.fromkeys(
         ("thumb", "small", "large", "avif"), asset_pb2.VARIANT_STATE_READY
     )
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.get(asset.original_url)).content == data
 
 
@@ -335,7 +334,7 @@ async def test_an_object_that_is_swapped_after_confirming_changes_nothing(house:
     await flows.send(requested.target, pictures.HTML)
     again = await flows.confirm(ada, requested.upload_id)
     assert (again.file_path, again.sha256) == (before.file_path, before.sha256)
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.get(again.original_url)).content == DATA
 
 
@@ -393,7 +392,7 @@ async def test_a_name_is_kept_for_display_and_never_part_of_a_path(house: Suite,
     assert asset.file_name == shown == unicodedata.normalize("NFC", shown)
     assert (await flows.get(ada, asset.id)).file_name == shown
     assert shown not in asset.file_path
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         answer = await http.get(asset.original_url)
     assert answer.status_code == 200 and answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-disposition"].count('"') == 2, "no name ends the quotes"
@@ -411,7 +410,7 @@ async def test_any_label_is_kept_exactly_and_found_again(house: Suite, ada: Clie
     assert MessageToDict(asset.metadata)["'"] == [1, 2.5, None, True, {"$ne": label}]
     found = await flows.assets(ada).ListAssets(asset_pb2.ListAssetsRequest(session_id=label, room_id=label))
     assert [item.id for item in found.assets] == [asset.id]
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.get(asset.original_url)).content == DATA
 
 

@@ -11,7 +11,7 @@ from atelier.assets.v1 import asset_pb2
 from tests import versitygw
 from tests.assets import flows
 from tests.shared.imaging import pictures
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, browser, suite
 
 DATA = flows.jpeg(640, 480)
 PUBLIC, PRIVATE = asset_pb2.VISIBILITY_PUBLIC, asset_pb2.VISIBILITY_PRIVATE
@@ -47,7 +47,7 @@ def ada(stored: Suite) -> Client:
 
 
 async def fetched(url: str, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         return await http.get(url, headers=headers)
 
 

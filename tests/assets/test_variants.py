@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import pyvips
 import structlog
@@ -23,7 +22,7 @@ from shared.settings import load
 from tests import calls
 from tests.assets import flows
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 PRESETS = {
     "thumb": (256, "image/webp"),
@@ -41,7 +40,7 @@ async def regenerate(client: Client, asset_id: str, *presets: str, request_id: s
 
 
 async def fetched(url: str) -> Any:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         answer = await http.get(url)
         answer.raise_for_status()
         return answer

@@ -6,7 +6,6 @@ import itertools
 from typing import Any
 
 import grpc
-import httpx
 from atelier.assets.v1 import asset_pb2, variant_pb2
 from google.rpc import error_details_pb2
 
@@ -14,7 +13,7 @@ from shared.main import open_storage
 from tests import calls
 from tests.assets import flows
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 READY = asset_pb2.VARIANT_STATE_READY
 PENDING = asset_pb2.VARIANT_STATE_PENDING
@@ -38,7 +37,7 @@ async def regenerate(client: Client, asset_id: str, **fields: Any) -> None:
 
 
 async def fetched(url: str) -> bytes:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         return (await http.get(url)).raise_for_status().content
 
 

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, import_pb2, import_pb2_grpc, resumable_pb2, upload_pb2
 
@@ -15,7 +14,7 @@ from tests import calls
 from tests.assets import flows
 from tests.receiver import receiving, replying
 from tests.shared.imaging import pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 _numbers = iter(range(10_000))
 _JPEG = pictures.jpeg()
@@ -57,7 +56,7 @@ class Way:
             requested.target.fields["key"], length=len(data), content_type=fields["mime_type"],
             expires_in=timedelta(minutes=1),
         )  # fmt: skip
-        async with httpx.AsyncClient() as http:
+        async with browser() as http:
             assert (await http.put(signed.url, content=data, headers=signed.headers)).status_code == 200
         return await self._confirmed(requested)
 

@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 
 from cli.state import State
 from shared.storage import ObjectNotFound, Storage, open_disk, open_s3
 from tests import versitygw
 from tests.assets import flows, storage
-from tests.suite import ROOT, Suite
+from tests.suite import ROOT, Suite, browser
 
 COUNT = 60
 
@@ -109,7 +108,7 @@ async def test_everything_moves_from_a_disk_to_s3_and_back(
     # What a browser sent to S3 has no digest on record: it is read to be compared.
     form = bucket.sign_put("assets/sent", length=3, content_type="image/png", expires_in=timedelta(minutes=1))
 
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.put(form.url, content=b"abc", headers=form.headers)).status_code == 200
     assert (await bucket.stat("assets/sent")).sha256 is None
     arguments = ("--from", s3(gateway), "--to", f"disk:{tmp_path}/back", "--verify")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2
 from atelier.conversions.v1 import conversion_pb2, job_pb2
@@ -15,7 +14,7 @@ from tests.assets.flows import announce, get, jpeg, request_id, update, upload
 from tests.calls import Refusal, refusal
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def bytes_of(url: str) -> bytes:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         return (await http.get(url)).content
 
 

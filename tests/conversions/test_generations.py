@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import pyvips
 from atelier.assets.v1 import asset_pb2
@@ -20,7 +19,7 @@ from tests.assets.flows import get, request_id
 from tests.calls import Refusal, refusal
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
-from tests.suite import Client, Suite
+from tests.suite import Client, Suite, browser
 
 CLOSEUP, SKETCH = pb.GENERATION_TASK_CLOSEUP, pb.GENERATION_TASK_SKETCH
 
@@ -31,7 +30,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def picture_of(generation: pb.Generation) -> pyvips.Image:
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         return pyvips.Image.new_from_buffer((await http.get(generation.image_url)).content, "").copy_memory()
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pypdf
 import pytest
 import pyvips
@@ -26,7 +25,7 @@ from atelier.techfiles.v1 import tech_pack_pb2 as tp
 from google.protobuf import json_format
 
 from tests.assets import flows as asset_flows
-from tests.suite import ROOT, Client
+from tests.suite import ROOT, Client, browser
 
 PHOTOS: Path = ROOT / "examples" / "photos"
 PRODUCT = "product-1"
@@ -159,7 +158,7 @@ async def export(client: Client, collection_id: str, **fields: Any) -> tp.Export
 
 async def fetch(made: tp.Export) -> bytes:
     """The export's bytes, as anybody with its URL gets them."""
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with browser() as http:
         answer = await http.get(made.file_url)
     assert answer.status_code == 200 and hashlib.sha256(answer.content).hexdigest() == made.sha256
     return answer.content

@@ -11,6 +11,7 @@ import pytest
 from shared.storage import Storage, open_disk, open_s3
 from tests import versitygw
 from tests.shared.storage.servers import DiskServer, serve_disk
+from tests.suite import browser
 
 
 @pytest.fixture(scope="session")
@@ -64,5 +65,5 @@ def key(new_key: Callable[[], str]) -> str:
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with browser() as client:
         yield client

@@ -24,6 +24,7 @@ from shared.storage.connections import BoundedHeaders
 from shared.storage.disk import DiskStorage
 from shared.storage.http import build_app, build_config
 from tests.shared.storage.servers import PROJECT, DiskServer, serve_disk
+from tests.suite import browser
 
 HOUR = timedelta(hours=1)
 MIB = 1024 * 1024
@@ -303,7 +304,7 @@ async def test_a_request_may_take_longer_than_its_headers(tmp_path: Path, key: s
             yield b"12"
 
     put = disk.sign_put(key, length=6, content_type="image/png", expires_in=HOUR)
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         answer = await http.put(put.url, headers={**put.headers, "Content-Length": "6"}, content=slowly())
     assert answer.status_code == 200
     server.should_exit = True
@@ -318,7 +319,7 @@ async def test_connections_beyond_the_limit_are_told_to_come_back(tmp_path: Path
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     host, port = listener.getsockname()
     idle = [await asyncio.open_connection(host, port) for _ in range(1000)]
-    async with httpx.AsyncClient() as http:
+    async with browser() as http:
         assert (await http.get(f"http://{host}:{port}/healthz")).status_code == 503
         for _, writer in idle:
             writer.close()
