@@ -36,6 +36,14 @@ _THUMBNAILS = """
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
 _ALBUMS = "SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s ORDER BY album_id"
+_PRODUCTS = """
+    SELECT product_id FROM assets WHERE id = %(id)s AND owner = %(owner)s AND product_id <> ''
+    UNION SELECT %(product_id)s WHERE %(product_id)s <> '' ORDER BY product_id
+"""
+_HOLD_PRIMARIES = """
+    SELECT FROM assets WHERE owner = %(owner)s AND (id = %(id)s OR product_id = ANY(%(products)s) AND is_primary)
+    ORDER BY id FOR UPDATE
+"""
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
 
 
@@ -170,27 +178,43 @@ def checked_name(name: str, field: str) -> str:
     return shown
 
 
+def _primary_of(m: Mutation, product_id: str) -> str:
+    return "\x1f".join(("primary", m.owner, product_id))
+
+
 async def hold_product(m: Mutation, product_id: str) -> None:
     """Until the commit nobody else decides which image of the product is primary. Before any asset is locked: who
     decides waits for the row of the one that was."""
-    held = "\x1f".join(("primary", m.owner, product_id))
-    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (held,))
+    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (_primary_of(m, product_id),))
 
 
-async def _hold_product_of(m: Mutation, asset_id: UUID) -> None:
-    mine = {"id": asset_id, "owner": m.owner}
-    row = await m.one("SELECT product_id FROM assets WHERE id = %(id)s AND owner = %(owner)s", mine)
-    if row and row.product_id:
-        await hold_product(m, row.product_id)
+async def _still_holds(m: Mutation, product_id: str) -> None:
+    """ABORTED with RetryInfo if an asset got into this product after the transaction held those that it knew of, and
+    somebody else holds it: waiting now, with assets locked, could be a deadlock."""
+    turn = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1)) AS held"
+    if not (await m.one(turn, (_primary_of(m, product_id),))).held:
+        text = "its product is being changed right now; nothing was changed, try again"
+        raise errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
+
+
+async def _hold_primaries(m: Mutation, asset_id: UUID, product_id: str) -> None:
+    """What may change when the asset becomes the primary image of its product or of `product_id`, locked in the one
+    order in which everybody locks: products, then assets by id."""
+    mine: dict[str, Any] = {"id": asset_id, "owner": m.owner, "product_id": product_id}
+    products = [row.product_id for row in await m.all(_PRODUCTS, mine)]
+    for each in products:
+        await hold_product(m, each)
+    await m.run(_HOLD_PRIMARIES, {**mine, "products": products})
 
 
 async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> Any:
     """Makes the asset the one primary image of its product; with `only_first`, unless the product has one.
 
-    Returns the asset's new row. One at a time per product: two first images at once would both find none.
+    Returns the asset's new row. One at a time per product, which the caller holds: two first images at once would both
+    find none.
     """
     product = {"owner": m.owner, "product_id": asset.product_id, "id": asset.id}
-    await hold_product(m, asset.product_id)
+    await _still_holds(m, asset.product_id)
     if only_first and await m.one(
         "SELECT id FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary", product
     ):
@@ -259,7 +283,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
         async def work(m: Mutation) -> pb.UpdateAssetResponse:
             if "primary" in request.update_mask.paths:
-                await _hold_product_of(m, asset_id)
+                await _hold_primaries(m, asset_id, request.scope.product_id)
             row = await lock(m, asset_id, request.etag)
             if row.deleted_at:
                 raise errors.precondition("it is deleted; undelete it first", subject=f"assets/{asset_id}")
