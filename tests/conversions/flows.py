@@ -53,11 +53,11 @@ async def put(client: Client, path: Path, kind: int, **fields: Any) -> str:
 
 
 async def person(client: Client, directory: Path, **fields: Any) -> str:
-    return await put(client, pictures.person(directory / "person.jpg"), asset_pb2.ASSET_KIND_USER, **fields)
+    return await put(client, pictures.person(directory / "person.jpg", width=320), asset_pb2.ASSET_KIND_USER, **fields)
 
 
 async def cloth(client: Client, directory: Path, **fields: Any) -> str:
-    return await put(client, pictures.garment(directory / "cloth.jpg"), asset_pb2.ASSET_KIND_CLOTH, **fields)
+    return await put(client, pictures.garment(directory / "cloth.jpg", width=400), asset_pb2.ASSET_KIND_CLOTH, **fields)
 
 
 async def convert(client: Client, user: str, garment: str, **fields: Any) -> conversion_pb2.Conversion:
