@@ -64,15 +64,19 @@ dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this t
 	@./atelier dev
 
 .PHONY: test
-test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## All tests but the long fault tests
+test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## All tests but the commands of the documents and the long fault tests
 	@tools/test.sh test $(T)
+
+.PHONY: docs
+docs: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Run every command of the documents, as it stands
+	@tools/test.sh docs $(T)
 
 .PHONY: faults
 faults: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Kill, freeze and cut real processes (up to 20 minutes)
 	@tools/test.sh faults $(T)
 
 .PHONY: check
-check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, import and alert rules, tests
+check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, import and alert rules, tests, documents
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy services shared cli tools tests bench examples
@@ -82,6 +86,7 @@ check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, im
 	@if [ -x $(TOOLS)/promtool ]; then cd ops && ../$(TOOLS)/promtool check rules prometheus-rules.yml && \
 	../$(TOOLS)/promtool test rules prometheus-rules-test.yml; else echo 'left out (needs Go): promtool on the alert rules'; fi
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory docs
 
 .PHONY: bench
 bench: setup $(VENV)/dev.stamp ## Speeds as ratios to a reference of the same run

@@ -1,13 +1,14 @@
 #!/bin/sh
 # Runs the tests that this machine can run. Tests that need Go, Node.js, a Docker engine or mounts are left out where that is
 # missing, and their names are printed; any other test that can't run fails.
-#   tools/test.sh test [path ...]     everything but the fault tests
-#   tools/test.sh faults [path ...]
+#   tools/test.sh test [path ...]     everything but the two others
+#   tools/test.sh docs [path ...]     the commands of the documents, as they stand
+#   tools/test.sh faults [path ...]   long: kills, freezes and cuts real processes
 set -eu
 kind=$1
 shift
 [ "$#" -gt 0 ] || set -- tests
-if [ "$kind" = faults ]; then marks='faults'; else marks='not faults'; fi
+if [ "$kind" = test ]; then marks='not docs and not faults'; else marks=$kind; fi
 
 left_out=''
 leave_out() {
@@ -23,9 +24,11 @@ for mark in $left_out; do
     names=$(.venv/bin/python -m pytest --collect-only -q -m "$mark" "$@" 2>/dev/null | grep '::' || true)
     [ -z "$names" ] || printf 'left out (%s):\n%s\n' "$mark" "$names"
 done
-if [ "$kind" = faults ]; then
-    exec .venv/bin/python -m pytest -m "$marks" --timeout 1200 "$@"
-fi
-# Two for each of two cores, since many tests wait for real processes; files in the order of tests/conftest.py, long ones
-# first, not by how many tests they hold.
-exec .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "$marks" "$@"
+case $kind in
+    # Two for each of two cores, since many tests wait for real processes.
+    test) options='-n 4' ;;
+    docs) options='-n 2' ;;
+    faults) options='--timeout 1200' ;;
+esac
+# Files in the order of tests/conftest.py, long ones first, not by how many tests they hold.
+exec .venv/bin/python -m pytest $options --dist loadfile --no-loadscope-reorder -m "$marks" "$@"

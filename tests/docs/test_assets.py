@@ -30,6 +30,7 @@ def running() -> Iterator[Command]:
             interrupt(process)
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) -> None:
     """In one shell, after the blocks of docs/assets.md; the last command of each block must succeed."""

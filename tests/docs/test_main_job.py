@@ -3,6 +3,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Command, atelier_command, interrupt
 from tests.cli.test_up import until
 from tests.suite import ROOT
@@ -10,6 +12,7 @@ from tests.suite import ROOT
 __all__ = ["atelier_command"]  # the fixture
 
 
+@pytest.mark.docs
 def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path: Path) -> None:
     """Every block of docs/main-job.md, as a person would paste them, in one shell."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "main-job.md").read_text(), re.DOTALL)
