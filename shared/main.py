@@ -21,6 +21,7 @@ from shared.tasks import wanted
 _USAGE = "usage: python -m services.{name} serve | work | migrate   (settings: `atelier settings`)"
 _HOUSEKEEPING_SECONDS = 600.0
 _STOP_SECONDS = 12.0
+_NICENESS = 5  # somebody waits for a call, and nobody for a worker
 _log = structlog.get_logger("main")
 
 Command = Callable[[str, Settings], Coroutine[Any, Any, None]]
@@ -54,6 +55,7 @@ def migrate_from_settings(name: str, settings: Settings) -> None:
 
 async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
     """Runs the background work of some services in this process until SIGTERM or SIGINT."""
+    os.nice(_NICENESS)
     tasks = [asyncio.create_task(work(name, settings)) for name, settings, work in workers]
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
