@@ -143,6 +143,7 @@ class Database:
             open=False,
         )
         self._lent = 0
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def _configure(self, conn: Connection) -> None:
         await conn.set_autocommit(True)  # not a connect argument: the job queue adds its own
@@ -189,9 +190,28 @@ class Database:
         self._lent += 1
         try:
             yield conn
+        except BaseException:
+            # In a task of its own, which nobody cancels. The caller may be cancelled twice, by its deadline and by
+            # gRPC: were the connection given back then, the pool would close its socket while the rollback still
+            # waits for it, and the event loop would abort the process.
+            ending = asyncio.create_task(self._end(conn))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+            await asyncio.shield(ending)
+            raise
+        await self._give_back(conn)
+
+    async def _end(self, conn: Connection) -> None:
+        try:
+            await conn.rollback()
+        except psycopg.Error:
+            await conn.close()  # the pool makes a new one
         finally:
-            self._lent -= 1
-            await self._pool.putconn(conn)
+            await self._give_back(conn)
+
+    async def _give_back(self, conn: Connection) -> None:
+        self._lent -= 1
+        await self._pool.putconn(conn)
 
     async def rows(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
         """All rows of one statement for the caller's owner: one round trip."""
@@ -214,17 +234,12 @@ class Database:
     @asynccontextmanager
     async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:
         """A transaction for `owner`, committed on leaving, rolled back by an exception. `owner` '' is the system."""
-        async with self._connection() as conn:
-            try:
-                # Leaving the pipeline waits for the commit.
-                async with conn.pipeline() as pipeline:
-                    _queue(pipeline, b"BEGIN")
-                    _queue(pipeline, _CONTEXT, owner)
-                    yield Mutation(conn, pipeline, owner, actor)
-                    _queue(pipeline, b"COMMIT")
-            except BaseException:
-                await asyncio.shield(_roll_back(conn))
-                raise
+        # Leaving the pipeline waits for the commit.
+        async with self._connection() as conn, conn.pipeline() as pipeline:
+            _queue(pipeline, b"BEGIN")
+            _queue(pipeline, _CONTEXT, owner)
+            yield Mutation(conn, pipeline, owner, actor)
+            _queue(pipeline, b"COMMIT")
 
     async def stored_answer(self, request: Any, answer: type[A]) -> A | None:
         """What an earlier call with this request_id was answered, or None. For a call that works before it commits."""
@@ -272,13 +287,6 @@ def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str | bytes) -> N
     send = partial(pipeline.pgconn.send_query_params, statement, encoded, param_formats=formats)
     pipeline.command_queue.append(send)
     pipeline.result_queue.append(None)
-
-
-async def _roll_back(conn: Connection) -> None:
-    try:
-        await conn.rollback()
-    except psycopg.Error:
-        await conn.close()  # the pool makes a new one
 
 
 def _request_key(request: Any) -> dict[str, Any]:

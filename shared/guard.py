@@ -22,7 +22,10 @@ from shared.limits import Limits
 
 _SMALL_REQUEST_BYTES = 4096
 _IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
+_HEAD_START_SECONDS = 60.0
+_SLOWEST = 10_000  # bytes a second, on average, of an upload that has had its head start
 _LINGER_SECONDS = 1.0
+_LINGER_BYTES = 8 * 1024 * 1024  # of one who may have no token
 _log = structlog.get_logger("server")
 
 Handler = Callable[[Any, Any], Any]
@@ -120,7 +123,7 @@ class Guard:
                 refusal = errors.from_exception(error)
                 code = errors.code_name(refusal)
                 if stream_in:
-                    await _linger(request)
+                    await _linger(request, context.time_remaining())
                 await errors.send(context, refusal)
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -204,24 +207,34 @@ def _path(field_path: Any) -> str:
 
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """What a caller streams in. One that falls silent is sent away: it would hold its place for ever."""
+    """What a caller streams in. One that falls silent or trickles is sent away: it would hold its place for ever."""
+    clock, size = time.monotonic, 0
+    ends = clock() + _HEAD_START_SECONDS
     while True:
         try:
-            async with asyncio.timeout(_IDLE_UPLOAD_SECONDS):
+            async with asyncio.timeout(min(_IDLE_UPLOAD_SECONDS, ends + size / _SLOWEST - clock())):
                 request = await anext(requests)
         except StopAsyncIteration:
             return
+        except TimeoutError:
+            limits = f"{_IDLE_UPLOAD_SECONDS:.0f} s or came slower than {_SLOWEST // 1000} kB/s"
+            text = f"the upload paused for {limits}; send it again, or in parts"
+            raise DomainError(Reason.ERROR_REASON_DEADLINE, text) from None
+        size += request.ByteSize() if isinstance(request, message.Message) else 0
         check(request)
         yield request
 
 
-async def _linger(requests: AsyncIterator[Any]) -> None:
+async def _linger(requests: AsyncIterator[Any], left: float | None) -> None:
     """Reads what is still on its way to a refused upload, for a moment. A caller that is told no while it writes may
-    never see why: Python's asyncio client makes INTERNAL of the write that fails."""
+    never see why: Python's asyncio client makes INTERNAL of the write that fails. `left`: seconds to its deadline."""
+    size = 0
     with contextlib.suppress(Exception):
-        async with asyncio.timeout(_LINGER_SECONDS):
-            async for _ in requests:
-                pass
+        async with asyncio.timeout(_LINGER_SECONDS if left is None else min(_LINGER_SECONDS, left / 2)):
+            async for request in requests:
+                size += request.ByteSize()
+                if size > _LINGER_BYTES:
+                    return
 
 
 def _forgiving(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -33,8 +33,6 @@ from shared.settings import PORTS, Settings
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
 _CONTRACT = Path(__file__).resolve().parent.parent / "gen" / "atelier.binpb"
-_SMALL_REQUEST_BYTES = 4096
-_IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
 _TURN_AWAY_SECONDS = 1.0
 _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
 _log = structlog.get_logger("server")

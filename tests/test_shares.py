@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+import pytest
 from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
 from google.rpc import error_details_pb2
 
+from shared import guard
 from shared.telemetry import METRICS
 from tests import calls
 from tests.assets import flows
@@ -147,6 +149,27 @@ async def test_uploads_in_a_stream_are_shared_apart(atelier: Suite) -> None:
     parts = [head, upload_pb2.UploadRequest(chunk=DATA)]
     assert (await flows.uploads(bob).Upload(calls.aiter_of(parts))).asset.id
     await cancel(held)
+
+
+@pytest.mark.parametrize("messages", [1, 1000])
+async def test_an_upload_that_trickles_loses_its_place(
+    atelier: Suite, monkeypatch: pytest.MonkeyPatch, messages: int
+) -> None:
+    """Silent, or kept open with next to nothing; in a second instead of a minute."""
+    monkeypatch.setattr(guard, "_HEAD_START_SECONDS", 1.0)
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+
+    async def trickle() -> AsyncIterator[upload_pb2.UploadRequest]:
+        yield upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)})
+        for _ in range(messages):
+            await asyncio.sleep(0.1)
+            yield upload_pb2.UploadRequest(chunk=b"")
+        await asyncio.sleep(60)
+
+    refused = await calls.refusal(flows.uploads(ada).Upload(trickle(), timeout=30))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
+    assert "slower than" in refused.text
 
 
 async def test_watches_of_one_owner_leave_places_for_others(atelier: Suite) -> None:
