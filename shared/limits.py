@@ -3,20 +3,23 @@
 from shared import auth, errors
 from shared.errors import Reason
 
-_NEVER_TOO_MANY = 8  # of one owner, for a page that asks for its pictures: only a full server refuses these
+_NEVER_TOO_MANY = 8  # of one owner, for a page that asks for its pictures
+_FEW = 2  # that an owner gets of what is kept back
 Holder = tuple[str, str | None]
 
 
 class Places:
     """So many calls of one kind at once in this process.
 
-    An owner may hold as many places as are free: half of them alone, a third beside another that wants as many, and so
-    on. So whoever comes next finds some, and no figure has to be set for how many owners are busy at a time.
+    A quarter is kept back for owners who hold next to none: calls that wait may hold their places for minutes, and a
+    handful of owners must not close the server to all. Of the rest an owner may hold as many as are free: half of them
+    alone, a third beside another that wants as many, and so on. No figure has to be set for how many owners are busy.
     """
 
     def __init__(self, most: int) -> None:
         self.taken = 0
         self._most = most
+        self._kept_back = most // 4
         self._held: dict[Holder, int] = {}
 
     def take(self, identity: auth.Identity) -> Holder:
@@ -29,7 +32,8 @@ class Places:
         # What a service calls for an owner counts apart: an owner's waiting calls must not stop the jobs they wait for.
         holder = auth.share_of(identity.owner), identity.service
         held = self._held.get(holder, 0)
-        if held >= free and held >= _NEVER_TOO_MANY:
+        open_to_all = free - self._kept_back
+        if held >= (max(open_to_all, _NEVER_TOO_MANY) if open_to_all > 0 else _FEW):
             text = f"{held} calls of this owner are under way; nothing was changed, let some end, then try again"
             raise errors.retry_later(Reason.ERROR_REASON_TOO_MANY_CALLS, text, 1)
         self.taken += 1

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         400,
         ge=1,
         description="unary calls at once per process, and a quarter as many uploads in a stream; more are"
-        " RESOURCE_EXHAUSTED, as are those of an owner who holds more than are free",
+        " RESOURCE_EXHAUSTED, as are those of an owner who holds more than a share",
     )
     max_streams: int = Field(
         16_000, ge=1, description="watches and downloads at once per process, limited and shared likewise"
