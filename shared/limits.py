@@ -34,7 +34,8 @@ class Places:
         held = self._held.get(holder, 0)
         open_to_all = free - self._kept_back
         if held >= (max(open_to_all, _NEVER_TOO_MANY) if open_to_all > 0 else _FEW):
-            text = f"{held} calls of this owner are under way; nothing was changed, let some end, then try again"
+            whose = "this owner" if holder[0] == identity.owner else "all anonymous callers together"
+            text = f"{held} calls of {whose} are under way; nothing was changed, let some end, then try again"
             raise errors.retry_later(Reason.ERROR_REASON_TOO_MANY_CALLS, text, 1)
         self.taken += 1
         self._held[holder] = held + 1

@@ -105,7 +105,9 @@ async def test_anonymous_callers_share_the_places_of_one(atelier: Suite) -> None
     asset = await pending(atelier, vendor, visibility=asset_pb2.VISIBILITY_PUBLIC)
     visitors = [atelier.client(f"visitor-{n}", role="anonymous") for n in range(PLACES)]
     held = [each for visitor in visitors for each in waiting(visitor, asset, 1)]
-    assert {each.reason for each in await refused_of(held, PLACES - SHARE)} == {"TOO_MANY_CALLS"}
+    refused = await refused_of(held, PLACES - SHARE)
+    assert {each.reason for each in refused} == {"TOO_MANY_CALLS"}
+    assert refused[0].text.startswith("15 calls of all anonymous callers together")
     await listing(vendor)
     await cancel(held)
 

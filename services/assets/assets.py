@@ -44,6 +44,12 @@ _HOLD_PRIMARIES = """
     SELECT FROM assets WHERE owner = %(owner)s AND (id = %(id)s OR product_id = ANY(%(products)s) AND is_primary)
     ORDER BY id FOR UPDATE
 """
+# Whatever somebody else has locked is passed over: waiting for it, with the product held, could be a deadlock.
+_NEXT_PRIMARY = """
+    SELECT * FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND kind = 'product'
+        AND state = 'ready' AND deleted_at IS NULL AND archived_at IS NULL AND bytes_gone_at IS NULL
+    ORDER BY created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+"""
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
 
 
@@ -232,6 +238,19 @@ async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> 
     )
 
 
+def may_lead(row: Any) -> bool:
+    """Whether it becomes the primary image of a product that has none."""
+    return bool(row.kind == "product" and row.product_id and not row.archived_at and not unusable(row))
+
+
+async def hand_over(m: Mutation, primaries: Sequence[Any]) -> None:
+    """The oldest image that is left becomes the primary one of its product. The caller holds the products."""
+    for gone in primaries:
+        heir = await m.one(_NEXT_PRIMARY, {"owner": m.owner, "product_id": gone.product_id})
+        if heir is not None:
+            await publish(m, await make_primary(m, heir))
+
+
 class AssetService(asset_pb2_grpc.AssetServiceServicer):
     def __init__(
         self,
@@ -282,7 +301,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.invalid("visibility", "must be private or public when the mask names it")
 
         async def work(m: Mutation) -> pb.UpdateAssetResponse:
-            if "primary" in request.update_mask.paths:
+            if {"primary", "scope"} & set(request.update_mask.paths):
                 await _hold_primaries(m, asset_id, request.scope.product_id)
             row = await lock(m, asset_id, request.etag)
             if row.deleted_at:
@@ -359,14 +378,24 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             "UPDATE assets SET version = version + 1, updated_at = now()"
             f"{', ' if settings else ''}{settings} WHERE id = %(id)s RETURNING *"
         )
-        row = await m.one(statement, {**columns, "id": row.id})
+        before, row = row, await m.one(statement, {**columns, "id": row.id})
+        moved = before.product_id != row.product_id
         if "primary" in paths:
-            if request.primary and not row.product_id:
-                raise errors.invalid("primary", "the asset belongs to no product; set scope.product_id too")
-            if request.primary:
-                return await make_primary(m, row)
-            return await m.one("UPDATE assets SET is_primary = false WHERE id = %(id)s RETURNING *", {"id": row.id})
+            row = await self._lead(m, row, request.primary)
+        elif moved and may_lead(row):
+            row = await make_primary(m, row, only_first=True)
+        if moved and before.is_primary:
+            await hand_over(m, [before])
         return row
+
+    async def _lead(self, m: Mutation, row: Any, primary: bool) -> Any:
+        if not primary:
+            return await m.one("UPDATE assets SET is_primary = false WHERE id = %(id)s RETURNING *", {"id": row.id})
+        if not row.product_id:
+            raise errors.invalid("primary", "the asset belongs to no product; set scope.product_id too")
+        if problem := unusable(row) or ("it is archived; unarchive it first" if row.archived_at else ""):
+            raise errors.precondition(problem, subject=f"assets/{row.id}")
+        return await make_primary(m, row)
 
     async def _snapshot(self, request: pb.WatchAssetsRequest) -> AsyncIterator[tuple[events.Fields, Any]]:
         """What is there now: the named assets, or the owner's recent ones; each with its variants."""

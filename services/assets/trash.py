@@ -43,12 +43,6 @@ _ALBUMS = """
         SELECT album_id FROM album_assets WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s))
     ORDER BY id FOR UPDATE
 """
-# Whatever somebody else has locked is passed over: waiting for it, with the product held, could be a deadlock.
-_NEXT_PRIMARY = """
-    SELECT * FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND kind = 'product'
-        AND state = 'ready' AND deleted_at IS NULL AND archived_at IS NULL AND bytes_gone_at IS NULL
-    ORDER BY created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
-"""
 _DELETE = """
     UPDATE assets a SET deleted_at = now(), expires_at = now() + %(life)s, hidden_public = a.public, public = false,
         is_primary = false, storage_key = moved.key, version = version + 1, updated_at = now()
@@ -152,7 +146,7 @@ class Trash:
         gone = await m.all(_DELETE, {"ids": [row.id for row in going], "keys": keys, "life": self._life})
         await doomed.doom(m, old_keys)
         await _tell(m, gone)
-        await _hand_over(m, [row for row in going if row.is_primary])
+        await assets.hand_over(m, [row for row in going if row.is_primary])
         await self._used(m, going)
         return results | {row.id: Result(row) for row in gone}
 
@@ -166,7 +160,7 @@ class Trash:
         shown = await m.all(_UNDELETE, {"ids": [row.id for row in back], "keys": keys})
         await doomed.doom(m, old_keys)
         for index, row in enumerate(shown):
-            if row.kind == "product" and row.product_id and row.state == "ready" and not row.archived_at:
+            if assets.may_lead(row):
                 shown[index] = await assets.make_primary(m, row, only_first=True)
         await _tell(m, shown)
         return results | {row.id: Result(row) for row in shown}
@@ -188,7 +182,7 @@ class Trash:
             for row in await m.all(_PURGE, {"owner": m.owner, "ids": gone_ids})
         ]
         await events.publish_all(m, "purged_asset", changes)
-        await _hand_over(m, [row for row in going if row.is_primary])
+        await assets.hand_over(m, [row for row in going if row.is_primary])
         await self._used(m, going)
         return results, freed
 
@@ -218,14 +212,6 @@ async def _lock(m: Mutation, ids: Sequence[UUID]) -> dict[UUID, Any]:
     rows = {row.id: row for row in await m.all(_MINE, mine)}
     await m.run(_ALBUMS, mine)
     return rows
-
-
-async def _hand_over(m: Mutation, primaries: Sequence[Any]) -> None:
-    """The oldest image that is left becomes the primary one of its product."""
-    for gone in primaries:
-        heir = await m.one(_NEXT_PRIMARY, {"owner": m.owner, "product_id": gone.product_id})
-        if heir is not None:
-            await assets.publish(m, await assets.make_primary(m, heir))
 
 
 async def _keys(m: Mutation, row: Any) -> list[str]:

@@ -245,7 +245,7 @@ class Verifier:
             **provenance.columns(asset, facts, found.credentials),
         )  # fmt: skip
         await provenance.keep(m, row.id, found.credentials)
-        if row.kind == "product" and row.product_id and not row.deleted_at:
+        if assets.may_lead(row):
             row = await assets.make_primary(m, row, only_first=True)
         if facts.kind == "image":
             await variants.ask(m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH)

@@ -222,10 +222,27 @@ async def test_one_image_of_a_product_is_primary(ada: Client) -> None:
     assert sum(await primaries()) == 1
     await flows.update(ada, second.id, primary=True)
     await flows.update(ada, second.id, scope={"product_id": "other"})
-    assert await primaries() == [False, False, False], "it is not the primary image of another product by itself"
+    assert await primaries() == [True, True, False], "the oldest takes its place, and it leads where it is alone"
+    await flows.update(ada, second.id, scope=scope)
+    assert await primaries() == [True, False, False]
+    await flows.update(ada, first.id, scope={"product_id": "other"}, primary=True)
+    assert await primaries() == [True, True, False]
+    await flows.update(ada, first.id, scope=scope)
+    assert await primaries() == [False, True, False]
     await flows.update(ada, first.id, primary=True)
     await flows.update(ada, first.id, primary=False)
     assert await primaries() == [False, False, False]
+
+
+async def test_what_cannot_be_used_is_not_made_primary(ada: Client) -> None:
+    scope = {"product_id": "p"}
+    first, second = [await flows.upload(ada, flows.jpeg(64, 48, seed=n), scope=scope) for n in range(2)]
+    pending = await flows.announce(ada, DATA, scope=scope)
+    await flows.assets(ada).ArchiveAsset(asset_pb2.ArchiveAssetRequest(asset_id=second.id))
+    for asset_id in (pending.asset.id, second.id):
+        refused = await calls.refusal(flows.update(ada, asset_id, primary=True))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+    assert (await flows.get(ada, first.id)).primary
 
 
 async def test_products_of_different_owners_share_nothing(caller: Callable[..., Client]) -> None:
