@@ -33,6 +33,7 @@ A = TypeVar("A", bound=Message)
 Parameters = Mapping[str, Any] | Sequence[Any]
 Connection = AsyncConnection[Any]
 
+_ROLLBACK_SECONDS = 5.0  # then the connection is closed, which rolls back, too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
 _HOLD_REQUEST = b"SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 _STORED_ANSWER = """
@@ -203,8 +204,9 @@ class Database:
 
     async def _end(self, conn: Connection) -> None:
         try:
-            await conn.rollback()
-        except psycopg.Error:
+            async with asyncio.timeout(_ROLLBACK_SECONDS):
+                await conn.rollback()
+        except (psycopg.Error, TimeoutError):
             await conn.close()  # the pool makes a new one
         finally:
             await self._give_back(conn)
