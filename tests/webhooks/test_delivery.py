@@ -125,7 +125,8 @@ async def test_a_receiver_that_was_down_gets_everything_when_it_is_up(ada: Clien
     happened = await flows.happen(ada, 3)
 
     async def tried() -> bool:
-        return all(d.attempts >= 1 and d.error_class == "CONNECT" for d in await flows.log(ada, made.endpoint.id))
+        log = await flows.log(ada, made.endpoint.id)
+        return len(log) == len(happened) and all(d.attempts >= 1 and d.error_class == "CONNECT" for d in log)
 
     await flows.until(tried, "an attempt of each")
     endpoint = await flows.get(ada, made.endpoint.id)
