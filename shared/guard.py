@@ -18,7 +18,7 @@ from google.protobuf import descriptor, descriptor_pool, message
 
 from shared import auth, calls, errors, origin, telemetry
 from shared.errors import DomainError, Reason
-from shared.limits import Limits
+from shared.limits import Limits, Places
 
 _SMALL_REQUEST_BYTES = 4096
 _IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
@@ -70,16 +70,12 @@ class Guard:
         decode = _forgiving(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
-            wrapped = self._stream(handler.stream_stream, stream_in=True)
-            return grpc.stream_stream_rpc_method_handler(wrapped, decode, encode)
+            raise RuntimeError(f"{self._method} streams both ways, which no guard is made for")
         if handler.response_streaming:
-            wrapped = self._stream(handler.unary_stream, stream_in=False)
-            return grpc.unary_stream_rpc_method_handler(wrapped, decode, encode)
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream), decode, encode)
         if handler.request_streaming:
-            # No deadline of ours: a slow line may take long to send a large file; the caller's own applies.
-            wrapped = self._unary(handler.stream_unary, stream_in=True)
-            return grpc.stream_unary_rpc_method_handler(wrapped, decode, encode)
-        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, stream_in=False), decode, encode)
+            return grpc.stream_unary_rpc_method_handler(self._upload(handler.stream_unary), decode, encode)
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary), decode, encode)
 
     def _identify(self, context: Any) -> auth.Identity:
         header = None
@@ -101,9 +97,41 @@ class Guard:
         origin.enter(context)
         return identity
 
-    def _unary(self, handler: Handler, *, stream_in: bool) -> Handler:
+    def _unary(self, handler: Handler) -> Handler:
         limits = self._limits
-        places = limits.uploads if stream_in else limits.calls
+
+        async def serve(request: Any, context: Any) -> Any:
+            check(request)
+            left = context.time_remaining()
+            seconds = limits.default_deadline if left is None else min(left, limits.max_deadline)
+            calls.set_deadline(seconds)
+            async with asyncio.timeout(seconds):
+                return await handler(request, context)
+
+        return self._guarded(limits.calls, serve)
+
+    def _upload(self, handler: Handler) -> Handler:
+        """No deadline of ours: a slow line may take long to send a large file; the caller's own applies."""
+
+        async def serve(requests: Any, context: Any) -> Any:
+            return await handler(_checked_stream(requests), context)
+
+        return self._guarded(self._limits.uploads, serve, writing=True)
+
+    def _stream(self, handler: Handler) -> Handler:
+        """It writes its answers itself: gRPC would leave a generator that a cancelled call was writing from to the
+        garbage collector, and its place, its watcher and its open file with it."""
+
+        async def serve(request: Any, context: Any) -> None:
+            check(request)
+            async with contextlib.aclosing(handler(request, context)) as answers:
+                async for answer in answers:
+                    await context.write(answer)
+
+        return self._guarded(self._limits.streams, serve)
+
+    def _guarded(self, places: Places, serve: Handler, *, writing: bool = False) -> Handler:
+        """`writing`: the caller may still be sending when it is refused."""
 
         async def call(request: Any, context: Any) -> Any:
             started = time.perf_counter()
@@ -111,51 +139,12 @@ class Guard:
             try:
                 identity = self._identify(context)
                 place = places.take(identity)
-                if stream_in:
-                    return await handler(_checked_stream(request), context)
-                check(request)
-                left = context.time_remaining()
-                seconds = limits.default_deadline if left is None else min(left, limits.max_deadline)
-                calls.set_deadline(seconds)
-                async with asyncio.timeout(seconds):
-                    return await handler(request, context)
+                return await serve(request, context)
             except Exception as error:
                 refusal = errors.from_exception(error)
                 code = errors.code_name(refusal)
-                if stream_in:
+                if writing:
                     await _linger(request, context.time_remaining())
-                await errors.send(context, refusal)
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            finally:
-                if place:
-                    places.give_back(place)
-                self._account(started, identity, code)
-
-        return call
-
-    def _stream(self, handler: Handler, *, stream_in: bool) -> Handler:
-        """It writes its answers itself: gRPC would leave a generator that a cancelled call was writing from to the
-        garbage collector, and its place, its watcher and its open file with it."""
-        places = self._limits.streams
-
-        async def call(request: Any, context: Any) -> None:
-            started = time.perf_counter()
-            identity, place, code = None, None, "OK"
-            try:
-                identity = self._identify(context)
-                place = places.take(identity)
-                if stream_in:
-                    request = _checked_stream(request)
-                else:
-                    check(request)
-                async with contextlib.aclosing(handler(request, context)) as answers:
-                    async for answer in answers:
-                        await context.write(answer)
-            except Exception as error:
-                refusal = errors.from_exception(error)
-                code = errors.code_name(refusal)
                 await errors.send(context, refusal)
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -220,8 +209,8 @@ async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             limits = f"{_IDLE_UPLOAD_SECONDS:.0f} s or came slower than {_SLOWEST // 1000} kB/s"
             text = f"the upload paused for {limits}; send it again, or in parts"
             raise DomainError(Reason.ERROR_REASON_DEADLINE, text) from None
-        size += request.ByteSize() if isinstance(request, message.Message) else 0
         check(request)
+        size += request.ByteSize()
         yield request
 
 

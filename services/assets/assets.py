@@ -184,21 +184,21 @@ def checked_name(name: str, field: str) -> str:
     return shown
 
 
-def _primary_of(m: Mutation, product_id: str) -> str:
+def _primary_lock(m: Mutation, product_id: str) -> str:
     return "\x1f".join(("primary", m.owner, product_id))
 
 
 async def hold_product(m: Mutation, product_id: str) -> None:
     """Until the commit nobody else decides which image of the product is primary. Before any asset is locked: who
     decides waits for the row of the one that was."""
-    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (_primary_of(m, product_id),))
+    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (_primary_lock(m, product_id),))
 
 
-async def _still_holds(m: Mutation, product_id: str) -> None:
+async def _hold_without_waiting(m: Mutation, product_id: str) -> None:
     """ABORTED with RetryInfo if an asset got into this product after the transaction held those that it knew of, and
     somebody else holds it: waiting now, with assets locked, could be a deadlock."""
     turn = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1)) AS held"
-    if not (await m.one(turn, (_primary_of(m, product_id),))).held:
+    if not (await m.one(turn, (_primary_lock(m, product_id),))).held:
         text = "its product is being changed right now; nothing was changed, try again"
         raise errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
 
@@ -220,7 +220,7 @@ async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> 
     find none.
     """
     product = {"owner": m.owner, "product_id": asset.product_id, "id": asset.id}
-    await _still_holds(m, asset.product_id)
+    await _hold_without_waiting(m, asset.product_id)
     if only_first and await m.one(
         "SELECT id FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary", product
     ):
