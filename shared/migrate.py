@@ -25,6 +25,12 @@ _SHARES = """
     CREATE INDEX waiting_by_share ON procrastinate_jobs (queue_name, (args ->> 'share'), (-priority))
     WHERE status = 'todo'
 """
+# For the most urgent of an owner's jobs, where owners say so.
+_URGENT = """
+    CREATE INDEX waiting_by_urgency ON procrastinate_jobs (
+        queue_name, (args ->> 'owner'), (-(args ->> 'urgency')::int), (args ->> 'row_id')
+    ) WHERE status = 'todo' AND args ->> 'owner' IS NOT NULL
+"""
 
 
 class MigrationFailed(Exception):
@@ -75,6 +81,7 @@ def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
         conn.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(jobs)))
         conn.execute(queue)
         conn.execute(_SHARES)
+        conn.execute(_URGENT)
         for row in conn.execute(
             "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace", (jobs,)
         ):

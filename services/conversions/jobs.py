@@ -29,7 +29,7 @@ M = TypeVar("M", bound=Message)
 QUEUE = "models"
 STATES = Words(pb.JobState, "JOB_STATE_")
 RELEASE_QUEUE = "references"
-_BRIEF = FRESH + 10  # priority of what takes a moment: before any job
+_BRIEF = FRESH + 1  # priority of what takes a moment: before any job
 _SNAPSHOT_AGE = timedelta(days=1)
 _SNAPSHOT_PAGE = 500
 _ANSWER_SECONDS = 0.5  # of a deadline that a waiting call comes to, to read the row and answer
@@ -116,7 +116,7 @@ async def insert(m: Mutation, queue: JobQueue, noun: Noun, columns: Mapping[str,
     row = await m.one(statement, values)
     row = await noun.tell(m, queue, row)
     if not row.external:
-        await queue.enqueue(m, noun.table, QUEUE, row_id, priority=FRESH + row.priority)
+        await queue.enqueue(m, noun.table, QUEUE, row_id, urgency=row.priority)
     return row
 
 

@@ -153,6 +153,19 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(atelier: Suit
         assert (await refusal(flows.conversions(ada).CreateConversion(request))).fields == ["priority"]
 
 
+async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(atelier: Suite, drawn: Path) -> None:
+    atelier.overrides["worker_concurrency"] = 1
+    await flows.start(atelier, working=False)
+    ada, eve = atelier.client("ada"), atelier.client("eve")
+    pushy = [await asked(ada, drawn, priority=9) for _ in range(4)]
+    modest = await asked(eve, drawn, priority=0)
+    assert (await flows.read(eve, modest.id)).queue_position == 2
+    await atelier.work("conversions")
+    await flows.until(ada, pushy[-1].id, job_pb2.JOB_STATE_COMPLETED)
+    begun = [job for (job,) in atelier.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")]
+    assert begun == [pushy[0].id, modest.id, *(one.id for one in pushy[1:])]
+
+
 async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(atelier: Suite, drawn: Path) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")

@@ -30,6 +30,23 @@ async def cancel_first_analysis(client: Client, product_id: str) -> None:
     raise AssertionError("no analysis was asked for")
 
 
+async def test_an_owner_with_many_products_lets_another_ones_begin(atelier: Suite) -> None:
+    atelier.overrides["worker_concurrency"] = 1
+    await atelier.serve("assets", "conversions", "pipeline")
+    await atelier.work("assets", "conversions")
+    ada, bob = atelier.client("ada"), atelier.client("bob")
+    for _ in range(5):
+        await flows.create(ada)
+    product = await flows.create(bob)
+    watching = flows.watch(bob, product.id)
+    await watching.ready()
+    await atelier.work("pipeline")
+    await watching.until(flows.phase_is(1, COMPLETED))
+    await watching.close()
+    begun = [owner for (owner,) in atelier.sql("SELECT owner FROM pipeline.attempts ORDER BY created_at")]
+    assert begun.index("user:bob") <= 2, begun
+
+
 async def test_four_phases_run_while_a_client_only_watches(atelier: Suite) -> None:
     await atelier.serve("assets", "conversions", "pipeline")
     await atelier.work("assets", "conversions")

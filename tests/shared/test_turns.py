@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from shared import auth, calls
 from shared.db import Database
 from shared.jobs import BACKFILL, FRESH, JobQueue, TryAgain
 from tests.assets import flows
@@ -31,10 +32,16 @@ class Counter:
         self.started.append(job)
         await self._let_go.acquire()
 
-    async def queue_up(self, owner: str, jobs: Sequence[str], priority: int = FRESH) -> None:
+    async def queue_up(
+        self, owner: str, jobs: Sequence[str], priority: int = FRESH, urgency: int | None = None
+    ) -> None:
         async with self.db.transaction(owner) as m:
             for job in jobs:
-                await self.queue.enqueue(m, "serve", "counter", job, priority=priority)
+                await self.queue.enqueue(m, "serve", "counter", job, priority=priority, urgency=urgency)
+
+    async def positions(self, jobs: Sequence[str]) -> list[int | None]:
+        auth.enter(calls.owner_identity(ADA))  # whoever asks: places are counted among all
+        return [await self.queue.position(job) for job in jobs]
 
     async def serve(self, count: int) -> None:
         """Lets one job after the other go until so many have started."""
@@ -129,6 +136,45 @@ async def test_what_is_urgent_comes_first_and_takes_turns_among_itself(atelier: 
         "at-once", "fresh-0", "fresh-for-bob", "fresh-1",
         "nobody-waits-0", "nobody-waits-for-bob", "nobody-waits-1", "nobody-waits-2",
     ]  # fmt: skip
+
+
+async def test_what_an_owner_calls_urgent_goes_before_the_owners_own_jobs_only(atelier: Suite) -> None:
+    async with counter(atelier) as line:
+        await line.queue_up(ADA, named("ada", 3), urgency=5)
+        await line.queue_up(BOB, named("bob", 4), urgency=5)
+        await line.queue_up(ADA, named("can-wait", 1), urgency=0)
+        await line.queue_up(ADA, named("urgent", 2), urgency=9)
+        expected = ["urgent-0", "bob-0", "urgent-1", "bob-1", "ada-0", "bob-2", "bob-3", "ada-1", "ada-2", "can-wait-0"]
+        assert await line.positions(expected) == list(range(1, 11))
+        async with line.workers():
+            await line.serve(10)
+    assert line.started == expected
+
+
+async def test_an_anonymous_callers_urgency_is_no_other_ones_loss(atelier: Suite) -> None:
+    async with counter(atelier) as line:
+        await line.queue_up("anonymous:one", ["first-visitor"], urgency=0)
+        await line.queue_up("anonymous:two", ["second-visitor"], urgency=9)
+        assert await line.positions(["first-visitor", "second-visitor"]) == [1, 2]
+        async with line.workers():
+            await line.serve(2)
+    assert line.started == ["first-visitor", "second-visitor"]
+
+
+async def test_each_job_runs_once_while_many_workers_look_for_the_urgent_ones(atelier: Suite) -> None:
+    async with counter(atelier) as line:
+
+        async def at_once() -> TryAgain:
+            return TryAgain()
+
+        jobs = [(owner, f"{owner}-{number:02}", number * 7 % 10) for number in range(40) for owner in (ADA, BOB)]
+        for owner, job, urgency in jobs:
+            await line.queue_up(owner, [job], urgency=urgency)
+        line.trouble = {job: at_once for _, job, urgency in jobs if urgency > 7}
+        async with line.workers(4):
+            await line.serve(80)
+    assert sorted(line.started) == sorted(job for _, job, _ in jobs)
+    assert atelier.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(0,)]
 
 
 async def test_a_job_that_is_tried_again_keeps_its_turn(atelier: Suite) -> None:

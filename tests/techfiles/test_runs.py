@@ -44,6 +44,23 @@ def two_closeups() -> facts_pb2.Facts:
     return facts_pb2.Facts(closeups=shots)
 
 
+async def test_an_owner_with_many_exports_lets_another_ones_begin(served: Suite) -> None:
+    served.overrides["worker_concurrency"] = 1
+    clients = [served.client("ada")] * 5 + [served.client("bob")]
+    asked = [
+        await flows.pack_service(client).ExportCollection(
+            tp.ExportCollectionRequest(
+                collection_id=(await flows.collect(client, name=f"Line {number}")).id, format=tp.EXPORT_FORMAT_ZIP
+            )
+        )
+        for number, client in enumerate(clients)
+    ]
+    await served.work("techfiles")
+    await flows.export(clients[0], asked[0].export.collection_id, format=tp.EXPORT_FORMAT_ZIP)
+    begun = [owner for (owner,) in served.sql("SELECT owner FROM techfiles.attempts ORDER BY created_at")]
+    assert begun.index("user:bob") == 1, begun
+
+
 async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite) -> None:
     await served.work("techfiles")
     ada = served.client("ada")
