@@ -135,10 +135,10 @@ class Guard:
 
         async def call(request: Any, context: Any) -> Any:
             started = time.perf_counter()
-            identity, place, code = None, None, "OK"
+            identity, seat, code = None, None, "OK"
             try:
                 identity = self._identify(context)
-                place = places.take(identity)
+                seat = self._limits.seat(places, identity)
                 return await serve(request, context)
             except Exception as error:
                 refusal = errors.from_exception(error)
@@ -150,8 +150,8 @@ class Guard:
                 code = "CANCELLED"
                 raise
             finally:
-                if place:
-                    places.give_back(place)
+                if seat:
+                    seat.leave()
                 self._account(started, identity, code)
 
         return call

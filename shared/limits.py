@@ -1,7 +1,10 @@
 """How many calls a server takes on at once, and whose."""
 
+from contextlib import suppress
+from contextvars import ContextVar
+
 from shared import auth, errors
-from shared.errors import Reason
+from shared.errors import DomainError, Reason
 
 _NEVER_TOO_MANY = 8  # of one owner, for a page that asks for its pictures
 _FEW = 2  # that an owner gets of what is kept back
@@ -50,9 +53,38 @@ class Places:
             del self._held[holder]  # owners come and go; the table must not grow
 
 
+class Seat:
+    """One call's place. One that waits for a job changes over to `waiting`, if there is room."""
+
+    def __init__(self, places: Places, waiting: Places, identity: auth.Identity) -> None:
+        self._places = places
+        self._waiting = waiting
+        self._identity = identity
+        self._holder = places.take(identity)
+
+    def leave(self) -> None:
+        self._places.give_back(self._holder)
+
+    def wait(self) -> None:
+        if self._places is not self._waiting:
+            with suppress(DomainError):
+                holder = self._waiting.take(self._identity)
+                self.leave()
+                self._places, self._holder = self._waiting, holder
+
+
+_seat: ContextVar[Seat] = ContextVar("seat")
+
+
+def wait_apart() -> None:
+    """Counts the call being served among those that wait, for the rest of its time."""
+    _seat.get().wait()
+
+
 class Limits:
     """What the guard of every method enforces. Calls that stream a request in are counted apart, and fewer of them are
-    allowed: each may last as long as its sender likes. Those that stream answers cost little while they wait."""
+    allowed: each may last as long as its sender likes. Those that stream answers cost little while they wait, and so do
+    calls that wait for a job, which are counted with them."""
 
     def __init__(self, *, max_in_flight: int, max_streams: int, default_deadline: float, max_deadline: float) -> None:
         self.calls = Places(max_in_flight)
@@ -60,3 +92,9 @@ class Limits:
         self.streams = Places(max_streams)
         self.default_deadline = default_deadline
         self.max_deadline = max_deadline
+
+    def seat(self, places: Places, identity: auth.Identity) -> Seat:
+        """A place for the call being served. Raises OVERLOADED, TOO_MANY_CALLS."""
+        seat = Seat(places, self.streams, identity)
+        _seat.set(seat)
+        return seat

@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from atelier.assets.v1 import asset_pb2, upload_pb2, variant_pb2
+from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, upload_pb2, variant_pb2
 from google.rpc import error_details_pb2
 
 from shared import guard
@@ -22,9 +22,11 @@ SHARE = 15  # what an owner alone may hold: half of the others
 
 
 async def pending(house: Suite, client: Client, **fields: Any) -> str:
-    """The id of an image whose variants nobody makes: asking for one of them waits."""
-    house.overrides["max_in_flight"] = PLACES
+    """The id of an image whose variants nobody makes: asking for one of them waits. Among the calls that work, since
+    there is room for one stream only, which is taken."""
+    house.overrides |= {"max_in_flight": PLACES, "max_streams": 1}
     await house.serve("assets")
+    assert (await flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest()).read()).bookmark.ready
     return (await flows.upload(client, DATA, **fields)).id
 
 
@@ -57,10 +59,14 @@ async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
                 await asyncio.sleep(0.02)
 
 
-async def idle(figure: str = "atelier_calls_in_flight") -> None:
+async def idle(name: str = "atelier_calls_in_flight") -> None:
     """Until the server has noticed that every call has ended."""
+    await figure(name, 0)
+
+
+async def figure(name: str, value: int) -> None:
     async with asyncio.timeout(10):
-        while METRICS.get_sample_value(figure):
+        while METRICS.get_sample_value(name) != value:
             await asyncio.sleep(0.02)
 
 
@@ -84,6 +90,27 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
     assert (await listing(service)).assets, "what ada waits for goes on for her"
     await cancel(held)
     await insist(lambda: listing(ada))
+
+
+async def test_calls_that_wait_take_no_place_from_those_that_work(atelier: Suite) -> None:
+    few = 4  # of which one is kept back
+    atelier.overrides |= {"max_in_flight": few, "max_streams": PLACES}
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    assets = [(await flows.upload(ada, DATA)).id for _ in range(2)]
+    comparison = render_pb2.CreateComparisonRequest(before_asset_id=assets[0], after_asset_id=assets[1], wait=True)
+    create = ada.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison
+    held = [asyncio.ensure_future(create(comparison, timeout=60))]
+    for number in range(1, SHARE):
+        held += waiting(ada, assets[0], 1)
+        await figure("atelier_streams_open", number + 1)
+        assert len((await listing(ada)).assets) == 2
+    held += waiting(ada, assets[0], few)  # there is no more room to wait in, so that they wait where they are
+    [refused] = await refused_of(held, 1)
+    assert refused.text.startswith("3 calls of this owner are under way")
+    await cancel(held)
+    await idle()
+    await idle("atelier_streams_open")
 
 
 async def test_whoever_comes_next_finds_a_place_however_many_are_held(atelier: Suite) -> None:

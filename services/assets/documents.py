@@ -11,9 +11,9 @@ from atelier.assets.v1 import document_pb2_grpc
 from google.protobuf import json_format
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, doomed, holding, rules, waiting
+from services.assets import assets, doomed, holding, rules
 from services.assets import document_rules as decide
-from shared import auth, errors, events, paging
+from shared import auth, errors, events, paging, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
 from shared.jobs import JobQueue
@@ -227,7 +227,10 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         async def read() -> Any:
             return await self._get(document_id)
 
-        row = await (waiting.until_ended(self._stream, request, read, decide.ENDED) if request.wait else read())
+        def ended(row: Any) -> bool:
+            return row.state in decide.ENDED
+
+        row = await (waiting.until_told(self._stream, request, read, ended) if request.wait else read())
         answer.document.CopyFrom(self._shown(row, request.include_urls))
 
     async def _get(self, text: str) -> Any:

@@ -11,10 +11,10 @@ from uuid import UUID
 from atelier.assets.v1 import import_pb2 as pb
 from atelier.assets.v1 import import_pb2_grpc
 
-from services.assets import assets, declarations, duplicates, rules, waiting
+from services.assets import assets, declarations, duplicates, rules
 from services.assets.verifying import HASH_DIFFERS, Refused, Verified, Verifier, key_of, reject, size_differs
 from services.assets.visibility import belongs
-from shared import attempts, auth, calls, errors, jobs
+from shared import attempts, auth, calls, errors, jobs, waiting
 from shared.attempts import JobFailed
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
@@ -55,7 +55,10 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         async def read() -> Any:
             return await self._verifier.asset(asset_id)
 
-        asset = await (waiting.until_ended(self._stream, request, read, _SETTLED) if request.wait else read())
+        def settled(asset: Any) -> bool:
+            return asset.state in _SETTLED
+
+        asset = await (waiting.until_told(self._stream, request, read, settled) if request.wait else read())
         urls = self._urls if request.include_urls else None
         others = await duplicates.others(self._db, asset) if asset.state == "ready" else []
         return pb.ImportAssetResponse(asset=assets.to_proto(asset, urls), duplicates=others)

@@ -13,11 +13,11 @@ from atelier.assets.v1 import render_pb2 as pb
 from atelier.assets.v1 import render_pb2_grpc
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, holding, rules, side_by_side, variants, verifying, waiting
+from services.assets import assets, holding, rules, side_by_side, variants, verifying
 from services.assets.presets import Presets
 from services.assets.quotas import Quotas
 from services.assets.trash import Trash
-from shared import attempts, auth, errors, events, imaging, jobs, paging
+from shared import attempts, auth, errors, events, imaging, jobs, paging, waiting
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
@@ -112,7 +112,10 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             async def read() -> Any:
                 return await self._get(answer.comparison.id)
 
-            row = await (waiting.until_ended(self._stream, request, read, _ENDED) if request.wait else read())
+            def ended(row: Any) -> bool:
+                return row.state in _ENDED
+
+            row = await (waiting.until_told(self._stream, request, read, ended) if request.wait else read())
             [shown] = await self._shown([row], request.include_urls)
             answer.comparison.CopyFrom(shown)
         return answer

@@ -1,7 +1,6 @@
 """Runs: walks over many assets in the background, a step at a time. A step's changes, the place it came to and what it
 adds to the report are one transaction: a run whose worker died goes on where it was and counts nothing twice."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -13,7 +12,7 @@ import psycopg
 from atelier.assets.v1 import storage_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from shared import attempts, errors, jobs
+from shared import attempts, errors, jobs, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id
 from shared.protos import Words, timestamp
@@ -157,16 +156,13 @@ async def _unwatched(_m: Mutation, _row: Any) -> None:
     """Runs have no watch: whoever waits reads them."""
 
 
-async def ended(db: Database, run_id: UUID, seconds: float) -> Any:
-    """The run's row once it has ended, or as it is after `seconds`."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    pause = 0.05
-    while True:
-        row = await db.row("SELECT * FROM storage_runs WHERE id = %s", (run_id,))
-        if not JOB_STATES[row.state] or asyncio.get_running_loop().time() + pause > deadline:
-            return row
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, 1.0)
+async def ended(db: Database, run_id: UUID) -> Any:
+    """The run's row once it has ended, or as it is shortly before the call's deadline."""
+
+    async def read() -> Any:
+        return await db.row("SELECT * FROM storage_runs WHERE id = %s", (run_id,))
+
+    return await waiting.until_seen(read, lambda row: not JOB_STATES[row.state], waiting.patience())
 
 
 def to_proto(row: Any) -> pb.Run:

@@ -9,13 +9,11 @@ from atelier.assets.v1 import storage_pb2 as pb
 from atelier.assets.v1 import storage_pb2_grpc
 
 from services.assets import assets, erase, runs
-from shared import auth, calls, errors, paging
+from shared import auth, errors, paging
 from shared.db import Database, Mutation
 from shared.errors import Reason
 from shared.ids import parse_id
 from shared.jobs import JobQueue
-
-_WAIT_SECONDS = 60.0  # for a caller without a deadline
 
 
 def act_for(owner: str) -> str:
@@ -64,8 +62,7 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
 
     async def _waited(self, request: Any, response: Any) -> Any:
         if request.wait:
-            left = calls.time_left()
-            row = await runs.ended(self._db, UUID(response.run.id), _WAIT_SECONDS if left is None else left - 0.5)
+            row = await runs.ended(self._db, UUID(response.run.id))
             response.run.CopyFrom(runs.to_proto(row))
         return response
 

@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from atelier.assets.v1 import variant_pb2 as pb
 from services.assets import assets, rules
 from services.assets.presets import Presets
 from services.assets.visibility import belongs
-from shared import attempts, auth, calls, errors, imaging, jobs
+from shared import attempts, auth, errors, imaging, jobs, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
 from shared.imaging import ImageRejected, ImagingPool, Reason
@@ -28,8 +27,6 @@ MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may com
 UNDECODABLE = (str(Reason.CORRUPT), str(Reason.TYPE_NOT_ALLOWED))
 _PRIORITY_FOR_OTHERS = (jobs.FRESH + jobs.BACKFILL) // 2
 _MOST_FOR_OTHERS = 20  # of one owner's variants that others wait for; owners of public images aren't to be flooded
-_FIRST_LOOK_SECONDS = 0.05
-_LONGEST_LOOK_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 20.0
 
 _VARIANTS = """
@@ -128,15 +125,11 @@ class OnDemand:
 
     async def finished(self, asset_id: UUID, preset: str, field: str, seconds: float) -> Any:
         """The row once it is READY or FAILED, or as it is after `seconds`."""
-        ends_at = time.monotonic() + seconds
-        pause = _FIRST_LOOK_SECONDS
-        while True:
-            row = await self.get(asset_id, preset, field)
-            left = ends_at - time.monotonic()
-            if row.state in ("ready", "failed") or left <= 0:
-                return row
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
+
+        async def read() -> Any:
+            return await self.get(asset_id, preset, field)
+
+        return await waiting.until_seen(read, lambda row: row.state in ("ready", "failed"), seconds)
 
     async def ready(self, asset_id: UUID, preset: str, seconds: float | None) -> Any:
         """For a download: the row of the READY variant. FAILED_PRECONDITION, with RetryInfo if it is still on its way
@@ -161,8 +154,8 @@ class OnDemand:
                 raise errors.not_found("asset", asset.id)
             _refuse_unless_image(locked)
             if for_others:
-                [waiting] = await m.all(_WAITING_FOR_OTHERS, (m.owner,))
-                if waiting.number >= _MOST_FOR_OTHERS:
+                [asked] = await m.all(_WAITING_FOR_OTHERS, (m.owner,))
+                if asked.number >= _MOST_FOR_OTHERS:
                     text = "others wait for many variants of this owner right now; nothing was started, try again"
                     raise errors.retry_later(errors.Reason.ERROR_REASON_OVERLOADED, text, 2)
             priority = _PRIORITY_FOR_OTHERS if for_others else jobs.FRESH
@@ -182,8 +175,7 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
     async def GetVariant(self, request: pb.GetVariantRequest, context: Any) -> pb.GetVariantResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
         if request.wait:
-            left = calls.time_left() or 0
-            row = await self._on_demand.finished(asset_id, request.preset, "preset", left - min(0.3, left / 2))
+            row = await self._on_demand.finished(asset_id, request.preset, "preset", waiting.patience())
         else:
             row = await self._on_demand.get(asset_id, request.preset, "preset")
         shown = self._shown(row, request.include_urls)

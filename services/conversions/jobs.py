@@ -5,9 +5,7 @@ differs; inserting, reading, listing, moving, cancelling, watching and waiting a
 never back.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, LiteralString, TypeVar
@@ -18,9 +16,8 @@ from google.protobuf.message import Message
 from psycopg import sql
 
 from services.conversions import rules
-from shared import attempts, auth, calls, errors, events, paging, states
+from shared import attempts, auth, errors, events, paging, states, waiting
 from shared.db import Database, Mutation
-from shared.errors import DomainError
 from shared.ids import new_id, parse_id
 from shared.jobs import FRESH, JobQueue
 from shared.protos import Words, struct, time_of, timestamp
@@ -32,7 +29,6 @@ RELEASE_QUEUE = "references"
 _BRIEF = FRESH + 1  # priority of what takes a moment: before any job
 _SNAPSHOT_AGE = timedelta(days=1)
 _SNAPSHOT_PAGE = 500
-_ANSWER_SECONDS = 0.5  # of a deadline that a waiting call comes to, to read the row and answer
 
 
 # A try that is still running ends with the transaction that moves the row.
@@ -184,26 +180,11 @@ async def cancel(m: Mutation, queue: JobQueue, noun: Noun, text: str) -> tuple[A
 
 async def finished(db: Database, stream: events.EventStream, noun: Noun, request: Message, text: str) -> Any:
     """The row once it has come to its end, or as it is shortly before the call's deadline."""
-    start = await stream.head()
-    row = await get(db, noun, text)
-    left = calls.time_left()
-    if row.state in rules.FINISHED or not left:
-        return row
-    try:
-        async with (
-            asyncio.timeout(left - min(_ANSWER_SECONDS, left / 2)),
-            aclosing(stream.follow(request, start)) as changes,
-        ):
-            async for event, _cursor in changes:
-                if event is not None and event.subject_id == row.id and _is_final(noun, event):
-                    break
-    except (TimeoutError, DomainError):
-        pass  # whatever ends the wait early (the server stops, the token expires): what was taken on is still an answer
-    return await get(db, noun, text)
 
+    async def read() -> Any:
+        return await get(db, noun, text)
 
-def _is_final(noun: Noun, event: events.Event) -> bool:
-    return STATES.word[noun.message.FromString(event.payload).state] in rules.FINISHED
+    return await waiting.until_told(stream, request, read, lambda row: row.state in rules.FINISHED)
 
 
 def watch(

@@ -1,8 +1,6 @@
 """What a watch sends: the state as it is, then every change in commit order."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
 from datetime import timedelta
 from itertools import groupby
 from typing import Any, TypeVar
@@ -13,17 +11,13 @@ from atelier.pipeline.v1 import product_pb2 as pb
 from google.protobuf.message import Message
 
 from services.pipeline import records
-from shared import auth, calls, events
+from shared import auth, events, waiting
 from shared.db import Database
-from shared.errors import DomainError
 
 M = TypeVar("M", bound=Message)
 _RECENT = timedelta(days=1)  # completed products that changed longer ago aren't sent when a watch of all begins
 _PAGE = 200
 _LATEST_LOGS = 200
-_ANSWER_SECONDS = 1.0  # of a deadline, kept to read what is answered
-
-_IDLE = "SELECT 1 AS n FROM products WHERE id = %s AND state <> 'uploaded' AND NOT running"
 
 _PRODUCTS = """
     SELECT * FROM products WHERE owner = %(owner)s AND (%(id)s::uuid IS NULL OR id = %(id)s)
@@ -74,24 +68,11 @@ def changes(
 
 async def until_idle(db: Database, stream: events.EventStream, request: Message, product_id: UUID) -> None:
     """Returns when no phase runs or waits for a runner any more, or shortly before the call's deadline."""
-    start = await stream.head()
-    left = calls.time_left()
-    if left and not await db.rows(_IDLE, (product_id,)):
-        # Whatever ends the wait early (the server stops, the token expires): the product as it is remains an answer.
-        with suppress(TimeoutError, DomainError):
-            async with asyncio.timeout(left - min(_ANSWER_SECONDS, left / 2)):
-                await _follow_until_idle(stream, request, start, product_id)
 
+    async def read() -> Any:
+        return await db.row("SELECT id, state, running FROM products WHERE id = %s", (product_id,))
 
-async def _follow_until_idle(
-    stream: events.EventStream, request: Message, start: events.Cursor, product_id: UUID
-) -> None:
-    async with aclosing(stream.follow(request, start)) as told:
-        async for event, _ in told:
-            if event is not None and event.subject_id == product_id:
-                product = pb.Product.FromString(event.payload)
-                if product.state != pb.PRODUCT_STATE_UPLOADED and not product.is_pipeline_running:
-                    return
+    await waiting.until_told(stream, request, read, lambda row: row.state != "uploaded" and not row.running)
 
 
 async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[events.Fields, Any]]:

@@ -1,7 +1,6 @@
 """TechPackService: the story of each call."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -11,14 +10,13 @@ from atelier.techfiles.v1 import tech_pack_pb2_grpc
 from services.techfiles import collections, exports, files, orchestrator, rules, steps
 from services.techfiles.assets import Assets, Shown
 from services.techfiles.rules import Revision
-from shared import auth, calls, errors, events, jobs, paging, protos, states
+from shared import auth, errors, events, jobs, paging, protos, states, waiting
 from shared.db import Database, Mutation
 from shared.facts import parse_facts
 from shared.ids import new_id, parse_id
 
 _GET_RUN = "SELECT * FROM runs WHERE id = %(id)s"
 _GET_EXPORT = "SELECT * FROM exports WHERE id = %(id)s"
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
 
 class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
@@ -60,7 +58,7 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
         response = await self._db.mutate(request, pb.GenerateTechPackResponse, work)
         if request.wait:
             run_id = UUID(response.run.id)
-            run = await _until(lambda: self._db.row(_GET_RUN, {"id": run_id}), rules.ENDED)
+            run = await _until_ended(lambda: self._db.row(_GET_RUN, {"id": run_id}))
             [shown] = await self._runs([run])
             response = pb.GenerateTechPackResponse(run=shown)
         return response
@@ -142,7 +140,7 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
         response = await self._db.mutate(request, pb.ExportCollectionResponse, work)
         if request.wait:
             export_id = UUID(response.export.id)
-            row = await _until(lambda: self._db.row(_GET_EXPORT, {"id": export_id}), rules.ENDED)
+            row = await _until_ended(lambda: self._db.row(_GET_EXPORT, {"id": export_id}))
             response = pb.ExportCollectionResponse(export=self._export(row))
         return response
 
@@ -190,13 +188,6 @@ def _facts(request: pb.GenerateTechPackRequest) -> dict[str, Any]:
     return facts
 
 
-async def _until(look: Callable[[], Awaitable[Any]], ended: frozenset[str]) -> Any:
-    """The row once its state has ended, or as it is shortly before the call's deadline."""
-    pause = _FIRST_PAUSE
-    while True:
-        row = await look()
-        left = calls.time_left()
-        if row.state in ended or left is None or left <= pause:
-            return row
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+async def _until_ended(read: waiting.Read) -> Any:
+    """The row once it has ended, or as it is shortly before the call's deadline."""
+    return await waiting.until_seen(read, lambda row: row.state in rules.ENDED, waiting.patience())
