@@ -1,7 +1,8 @@
 """Rows and stored bytes agree: what a crash, a restore or somebody at the bucket left is found and mended.
 
 The listing of the store and the keys that rows show are walked side by side, in the byte order of keys, a chunk at a
-time; the next run goes on where the last one ended. Only the prefixes of `assets` are looked at.
+time; the next run goes on where the last one ended. Only the prefixes of `assets` are looked at. Whoever has come to
+the last key recounts what is counted, before it begins at the first again.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import structlog
 from prometheus_client import Gauge
 
 from services.assets import assets, documents, variants
+from services.assets.recount import recount
 from services.assets.runs import Report, Walk
 from shared import jobs
 from shared.db import Database, Mutation
@@ -26,6 +28,10 @@ from shared.telemetry import METRICS
 PREFIXES = ("assets/", "public/assets/")
 CHUNK = 1000
 _METRICS_SECONDS = 15.0
+_WHAT = (
+    "lost_originals", "lost_variants", "lost_documents", "restored_originals", "stray_objects", "drifted_figures",
+    "drifted_albums",
+)  # fmt: skip
 _log = structlog.get_logger("reconcile")
 
 # Whatever shows objects under these prefixes stands in both statements.
@@ -124,7 +130,7 @@ class Reconciler:
         if "key" not in cursors:
             last = [] if arguments["from_start"] else await self._db.system_rows(_LAST_CURSOR)
             cursors["key"] = last[0].key or "" if last else ""
-        for what in ("lost_originals", "lost_variants", "lost_documents", "stray_objects"):
+        for what in _WHAT:  # those of which there are none, too: the metrics show the last run
             walk.report.count(what)
         for prefix in PREFIXES:
             if cursors["key"] > _end(prefix):
@@ -142,7 +148,8 @@ class Reconciler:
                 cursors = walk.report.cursors
                 if part.last_of_prefix:
                     break
-        cursors["key"] = ""
+        await recount(walk)
+        walk.report.cursors["key"] = ""
 
     async def _part(self, prefix: str, after: str, limit: int) -> Part:
         listed: dict[str, Stat] = {}

@@ -22,14 +22,14 @@ _FOLD_BATCH = 20_000
 _log = structlog.get_logger("usage")
 
 # What takes room, as opposed to what happened.
-_STOCKED = "noun IN ('asset', 'variant', 'document')"
+STOCKED = "noun IN ('asset', 'variant', 'document')"
 # The word 'deployment' in a row stands for all owners, so its deltas are everybody's.
 _STOCK = f"""
     SELECT noun, kind, mime_type, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes FROM (
         SELECT noun, kind, mime_type, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
         UNION ALL
         SELECT noun, kind, mime_type, state, number, bytes FROM storage_deltas
-        WHERE {_STOCKED} AND {{whose}}
+        WHERE {STOCKED} AND {{whose}}
     ) AS counted GROUP BY noun, kind, mime_type, state HAVING sum(number) <> 0 OR sum(bytes) <> 0
     ORDER BY noun, kind, mime_type, state
 """
@@ -38,8 +38,8 @@ _FLOW = f"""
         SELECT day, noun, state, number, bytes FROM storage_days
         WHERE owner = %(owner)s AND day > (now() AT TIME ZONE 'UTC')::date - %(days)s
         UNION ALL
-        SELECT day, CASE WHEN {_STOCKED} THEN 'stored' ELSE noun END,
-               CASE WHEN {_STOCKED} THEN '' ELSE state END, number, bytes FROM storage_deltas
+        SELECT day, CASE WHEN {STOCKED} THEN 'stored' ELSE noun END,
+               CASE WHEN {STOCKED} THEN '' ELSE state END, number, bytes FROM storage_deltas
         WHERE day > (now() AT TIME ZONE 'UTC')::date - %(days)s AND {{whose}}
     ) AS counted, (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock GROUP BY day, noun, state, today
 """
@@ -56,7 +56,7 @@ _HELD = f"""
     FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS month) AS clock LEFT JOIN LATERAL (
         SELECT noun, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
         UNION ALL
-        SELECT noun, state, number, bytes FROM storage_deltas WHERE {_STOCKED} AND {{whose}}
+        SELECT noun, state, number, bytes FROM storage_deltas WHERE {STOCKED} AND {{whose}}
     ) AS counted ON true GROUP BY month
 """
 # Up to the last one that is seen, not one by one: a plan made while there were no deltas would look for each in all.
@@ -74,13 +74,13 @@ _FOLD = f"""
     ), totals AS (
         INSERT INTO storage_totals AS t (owner, noun, kind, mime_type, state, number, bytes)
         SELECT owner, noun, kind, mime_type, state, sum(number), sum(bytes) FROM counted
-        WHERE {_STOCKED} GROUP BY owner, noun, kind, mime_type, state
+        WHERE {STOCKED} GROUP BY owner, noun, kind, mime_type, state
         ON CONFLICT (owner, noun, kind, mime_type, state)
         DO UPDATE SET number = t.number + excluded.number, bytes = t.bytes + excluded.bytes
     ), days AS (
         INSERT INTO storage_days AS t (owner, day, noun, state, number, bytes)
-        SELECT owner, day, CASE WHEN {_STOCKED} THEN 'stored' ELSE noun END AS what,
-               CASE WHEN {_STOCKED} THEN '' ELSE state END AS how, sum(number), sum(bytes)
+        SELECT owner, day, CASE WHEN {STOCKED} THEN 'stored' ELSE noun END AS what,
+               CASE WHEN {STOCKED} THEN '' ELSE state END AS how, sum(number), sum(bytes)
         FROM counted GROUP BY owner, day, what, how
         ON CONFLICT (owner, day, noun, state)
         DO UPDATE SET number = t.number + excluded.number, bytes = t.bytes + excluded.bytes
@@ -91,7 +91,7 @@ _FOLD = f"""
     ), places AS (
         INSERT INTO storage_places AS t (owner, session_id, assets, stored_bytes, sent_bytes)
         SELECT owner, place, coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0),
-               coalesce(sum(bytes) FILTER (WHERE {_STOCKED}), 0),
+               coalesce(sum(bytes) FILTER (WHERE {STOCKED}), 0),
                coalesce(sum(bytes) FILTER (WHERE noun = 'download'), 0)
         FROM placed GROUP BY owner, place
         ON CONFLICT (owner, session_id) DO UPDATE SET assets = t.assets + excluded.assets,
@@ -175,6 +175,11 @@ async def read(db: Database, owner: str) -> Usage:
 async def held(m: Mutation, owner: str) -> Any:
     """assets, originals (bytes), stored (bytes), sent (bytes of this month): what quotas are about. After `operate`."""
     return await m.one(_of(_HELD, owner), {"owner": owner})
+
+
+async def hold_folding(m: Mutation) -> None:
+    """Nothing is folded while this transaction lasts."""
+    await m.run("SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))")
 
 
 async def fold(db: Database) -> int:

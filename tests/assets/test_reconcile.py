@@ -24,7 +24,11 @@ from tests.assets.test_trash import ask, stored
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 
 DATA = flows.jpeg(64, 48)
-NOTHING = dict.fromkeys(("lost_originals", "lost_variants", "lost_documents", "stray_objects"), (0, 0, 0))
+WHAT = (
+    "lost_originals", "lost_variants", "lost_documents", "restored_originals", "stray_objects", "drifted_figures",
+    "drifted_albums",
+)  # fmt: skip
+NOTHING = dict.fromkeys(WHAT, (0, 0, 0))
 _numbers = itertools.count()
 
 

@@ -1,0 +1,123 @@
+"""A28: figures and albums' counts agree with the rows, whatever happened to either."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from atelier.assets.v1 import album_pb2, asset_pb2
+from atelier.assets.v1 import storage_report_pb2 as pb
+
+from tests.assets import flows, storage
+from tests.assets import test_albums as albums
+from tests.assets import test_documents as documents
+from tests.assets.test_reconcile import NOTHING, reconcile
+from tests.assets.test_trash import ask
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+
+DATA = flows.jpeg(64, 48)
+VISIT = asset_pb2.AssetScope(session_id="visit")
+TOTALS = "SELECT * FROM assets.storage_totals WHERE number <> 0 OR bytes <> 0 ORDER BY 1, 2, 3, 4, 5"
+PLACES = "SELECT * FROM assets.storage_places WHERE (assets, stored_bytes) <> (0, 0) ORDER BY owner, session_id"
+DAYS = "SELECT * FROM assets.storage_days ORDER BY owner, day, noun, state"
+
+
+@pytest.fixture
+async def house(cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
+    """With a store of its own: all that lies there is compared with this database."""
+    disk = DiskServer(tmp_path_factory.mktemp("recounted"))
+    try:
+        async with suite(cluster, keys, disk) as made:
+            await made.serve("assets")
+            await made.work("assets")
+            yield made
+    finally:
+        disk.stop()
+
+
+def figures(house: Suite) -> list[Any]:
+    return [house.sql(statement) for statement in (TOTALS, PLACES, DAYS)]
+
+
+async def stocked(client: Client) -> album_pb2.Album:
+    """Assets in several states, variants, a document, an album with three pictures. Returns the album."""
+    made = [await flows.upload(client, DATA, scope=VISIT) for _ in range(4)]
+    for asset in made:
+        await flows.variants_of(client, asset.id)
+    await flows.announce(client, DATA)
+    await ask(client, "Delete", made[3].id)
+    await documents.create(client, documents.checklist(), wait=True)
+    album = await albums.create(client)
+    await albums.add(client, album, *(asset.id for asset in made[:3]))
+    return album
+
+
+async def test_what_drifted_is_found_and_mended(house: Suite) -> None:
+    ada, bob, root = house.client("ada"), house.client("bob"), house.client("root", "admin")
+    album = await stocked(ada)
+    await flows.upload(bob, DATA)
+    await storage.folded(house)
+    assert await reconcile(root) == NOTHING
+    right = figures(house)
+
+    for statement in (
+        "UPDATE assets.storage_totals SET number = number + 2 WHERE owner = 'user:ada' AND noun = 'asset'",
+        "DELETE FROM assets.storage_totals WHERE owner = 'user:ada' AND noun = 'variant'",
+        "INSERT INTO assets.storage_totals VALUES ('user:ada', 'document', 'plan', '', 'ready', 7, 700)",
+        "UPDATE assets.storage_totals SET bytes = bytes - 1 WHERE owner = 'deployment' AND noun = 'asset'",
+        "DELETE FROM assets.storage_totals WHERE owner = 'user:bob'",
+        "DELETE FROM assets.storage_places WHERE owner = 'user:bob'",
+        "UPDATE assets.storage_places SET stored_bytes = 1, assets = 0 WHERE session_id = 'visit'",
+        "INSERT INTO assets.storage_places VALUES ('user:ada', 'a visit that never was', 3, 300, 0)",
+        "UPDATE assets.albums SET asset_count = 9, public_count = 1",
+    ):
+        await house.change(statement)
+    wrong = figures(house)
+    found = await reconcile(root, dry_run=True)
+    assert found["drifted_albums"] == (1, 0, 0) and found["drifted_figures"][0] > 12
+    assert figures(house) == wrong and (await albums.get(ada, album)).asset_count == 9, "a dry run changes nothing"
+
+    assert await reconcile(root) == {
+        **NOTHING, "drifted_albums": (1, 1, 0), "drifted_figures": (found["drifted_figures"][0],) * 2 + (0,)
+    }  # fmt: skip
+    assert figures(house) == right
+    assert (await albums.get(ada, album)).asset_count == 3
+    for client in (ada, bob):
+        report = await storage.report(client)
+        assert (report.assets, report.stored_bytes) == storage.truth(house, f"user:{client.subject}")
+    assert await reconcile(root) == NOTHING
+
+
+async def test_what_is_under_way_is_no_drift(house: Suite) -> None:
+    """Uploads, variants, deletes and folding go on while it is recounted."""
+    ada, root = house.client("ada"), house.client("root", "admin")
+    album = await albums.create(ada)
+    over = asyncio.Event()
+
+    async def change() -> None:
+        while not over.is_set():
+            asset = await flows.upload(ada, DATA, scope=VISIT)
+            await albums.add(ada, album, asset.id)
+            await ask(ada, "Delete", asset.id)
+
+    changing = [asyncio.create_task(change()) for _ in range(3)]
+    for _ in range(12):
+        found = await reconcile(root)
+        assert (found["drifted_figures"], found["drifted_albums"]) == ((0, 0, 0), (0, 0, 0))
+    over.set()
+    await asyncio.gather(*changing)
+    report = await storage.report(ada)
+    assert report.assets > 12 and (report.assets, report.stored_bytes) == storage.truth(house, "user:ada")
+    assert {c.status for c in report.asset_counts} == {pb.STORAGE_STATUS_DELETED}
+
+
+async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
+    ada, root = house.client("ada"), house.client("root", "admin")
+    await flows.upload(ada, DATA)
+    await storage.folded(house)
+    await house.change("UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'")
+    uploads = asyncio.gather(*(flows.upload(ada, DATA) for _ in range(20)))
+    assert (await reconcile(root))["drifted_figures"][1] > 0
+    await uploads
+    report = await storage.report(ada)
+    assert (report.assets, report.stored_bytes) == storage.truth(house, "user:ada") == (21, report.stored_bytes)
