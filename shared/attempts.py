@@ -16,7 +16,7 @@ from uuid import UUID
 
 import structlog
 
-from shared import states
+from shared import auth, calls, states
 from shared.db import Database, Mutation
 from shared.ids import new_id
 from shared.jobs import TryAgain
@@ -96,10 +96,12 @@ _END: LiteralString = """
 
 
 async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
-    """Runs one try of the job whose row is `row_id`. A row that is finished or gone is left alone."""
+    """Runs one try of the job whose row is `row_id`, for the owner of that row. A row that is finished or gone is left
+    alone."""
     attempt = await _begin(db, kind, UUID(row_id))
     if attempt is None:
         return
+    auth.enter(calls.owner_identity(attempt.row.owner))
     working = asyncio.ensure_future(work(attempt))
     watching = asyncio.create_task(_watch_for_cancel(db, kind, attempt))
     try:

@@ -78,6 +78,12 @@ def share_of(owner: str) -> str:
     return "anonymous" if owner.startswith("anonymous:") else owner
 
 
+def current_share() -> str:
+    """The share that the work in hand counts to; '' for what the suite does for nobody in particular."""
+    identity = _current.get(None)
+    return share_of(identity.owner) if identity else ""
+
+
 def _refused(text: str) -> DomainError:
     return DomainError(Reason.ERROR_REASON_TOKEN_INVALID, f"{text}; get a new token (`atelier token --help`)")
 

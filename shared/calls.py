@@ -7,7 +7,8 @@
     asset = await peers.upload(declaration, path, request_id=...)
 
 A refusal of the callee is raised as a DomainError with its own reason, text and details, so that it can be passed on as
-it is. A job has no caller: it enters its row's owner first, `auth.enter(calls.owner_identity(row.owner))`.
+it is. A job has no caller: `attempts.run` lets it call for its row's owner. What is neither enters that owner first,
+`auth.enter(calls.owner_identity(row.owner))`.
 """
 
 import hashlib

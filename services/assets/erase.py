@@ -15,7 +15,6 @@ from services.assets.doomed import BATCH, remove
 from services.assets.runs import Walk
 from services.assets.trash import Trash
 from shared import attempts, auth
-from shared.calls import owner_identity
 from shared.db import Database, Mutation
 from shared.jobs import JobQueue
 from shared.storage import Storage
@@ -64,7 +63,6 @@ class Eraser:
 
     async def erase(self, walk: Walk) -> None:
         owner = walk.row.owner
-        auth.enter(owner_identity(owner))
         while ids := [row.id for row in await self.db.rows(_ASSETS, {"owner": owner, "limit": _CHUNK})]:
             async with walk.step(owner) as (m, report):
                 _results, freed = await self.trash.purge(m, ids, force=True)

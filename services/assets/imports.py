@@ -14,7 +14,7 @@ from atelier.assets.v1 import import_pb2_grpc
 from services.assets import assets, declarations, duplicates, rules
 from services.assets.verifying import HASH_DIFFERS, Refused, Verified, Verifier, key_of, reject, size_differs
 from services.assets.visibility import belongs
-from shared import attempts, auth, calls, errors, jobs, waiting
+from shared import attempts, auth, errors, jobs, waiting
 from shared.attempts import JobFailed
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
@@ -110,7 +110,7 @@ class Importer:
             await self._store(found, path)
 
         async def show(m: Mutation, _job: Any) -> None:
-            auth.enter(replace(calls.owner_identity(asset.owner), actor=asset.created_by))  # whose use it is
+            auth.enter(replace(auth.current(), actor=asset.created_by))  # whose use it is
             if asset.product_id:
                 await assets.hold_product(m, asset.product_id)
             now = await assets.lock(m, asset.id)

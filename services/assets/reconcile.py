@@ -98,6 +98,9 @@ _LAST_RUN = """
 
 FOUND = Gauge("atelier_reconciler_found", "Disagreements that the last run found", ["what"], registry=METRICS)
 MENDED = Gauge("atelier_reconciler_mended", "Disagreements that the last run mended", ["what"], registry=METRICS)
+for _what in _WHAT:  # there from the start, at 0
+    FOUND.labels(_what)
+    MENDED.labels(_what)
 LAST = Gauge("atelier_reconciler_last_run_timestamp_seconds", "When the last run ended", registry=METRICS)
 
 

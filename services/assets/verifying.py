@@ -7,7 +7,7 @@ repeated.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from shared.errors import DomainError, Reason
 from shared.ids import new_id
 from shared.imaging import ImageRejected, ImagingPool, Limits
 from shared.storage import Check, Storage, StorageError
+from shared.turns import Turns
 
-# More at once would wait for a child process until their deadlines, and then have waited for nothing.
-_MOST_AT_ONCE = 16
+# More at once would wait for a child process until their deadlines, and then have waited for nothing. One owner may
+# have half of them.
+_MOST_AT_ONCE = 32
 _WAIT_SECONDS = 2.0
 _GET_ASSET = "SELECT * FROM assets WHERE id = %(id)s"
 
@@ -96,21 +98,20 @@ class Verifier:
         self._credentials = credentials
         self._usage = usage_log
         self.quotas = quota
-        self._places = asyncio.Semaphore(_MOST_AT_ONCE)
+        self._places = Turns(_MOST_AT_ONCE, leave_room=True)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place among the calls that verify. OVERLOADED when none becomes free in a moment."""
-        try:
-            async with asyncio.timeout(_WAIT_SECONDS):
-                await self._places.acquire()
-        except TimeoutError:
-            text = "the server is verifying as many files as it can; nothing was changed, try again"
-            raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1) from None
-        try:
+        """A place among the calls that verify. OVERLOADED when none becomes free in a moment. Whoever sends in a stream
+        needs none: it may come slowly."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(_WAIT_SECONDS):
+                    await held.enter_async_context(self._places.slot(auth.current_share()))
+            except TimeoutError:
+                text = "the server is verifying as many files as it can; nothing was changed, try again"
+                raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1) from None
             yield
-        finally:
-            self._places.release()
 
     async def asset(self, asset_id: Any) -> Any:
         """The row as it is now. NOT_FOUND if it was purged meanwhile, or since the request was first answered."""

@@ -160,7 +160,6 @@ class Workshop:
         )
 
         async def work(attempt: attempts.Attempt) -> attempts.Outcome:
-            auth.enter(calls.owner_identity(attempt.row.owner))
             making = Making(self._db, self._peers, self._provider, noun, attempt)
             try:
                 return await make(making)

@@ -14,7 +14,7 @@ from atelier.conversions.v1 import analysis_pb2, analysis_pb2_grpc, job_pb2
 from services.pipeline import price_book, progress, records, rules
 from shared import attempts, auth
 from shared.attempts import Attempt, JobFailed, Outcome
-from shared.calls import Peers, owner_identity
+from shared.calls import Peers
 from shared.db import Database
 from shared.errors import DomainError, Reason
 from shared.protos import facts_message, plain
@@ -68,7 +68,6 @@ class PhaseRunner:
         await attempts.run(self._db, self._kind, phase_id, self._work)
 
     async def _work(self, attempt: Attempt) -> Outcome:
-        auth.enter(owner_identity(attempt.row.owner))
         try:
             known = await self._known(attempt.row.product_id)
             if attempt.row.number == 2:

@@ -17,7 +17,7 @@ from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.techfiles import archive, assets, collections, contents, document, files, rules
-from shared import attempts, auth, calls, events, imaging, tasks
+from shared import attempts, auth, events, imaging, tasks
 from shared.calls import Peers
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
@@ -128,7 +128,6 @@ class Exporter:
         await attempts.run(self._db, self._kind, export_id, self._work)
 
     async def _work(self, attempt: attempts.Attempt) -> attempts.Outcome:
-        auth.enter(calls.owner_identity(attempt.row.owner))
         made = await self.make(attempt.row, attempt.token)
 
         async def undo() -> None:

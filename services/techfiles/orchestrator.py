@@ -69,7 +69,6 @@ class Orchestrator:
 
     async def _work(self, attempt: attempts.Attempt) -> attempts.Outcome:
         run = attempt.row
-        auth.enter(calls.owner_identity(run.owner))
         async with self._db.transaction(run.owner) as m:
             before = await steps.recorded(m, run.id)
             collection = await m.one("SELECT facts FROM collections WHERE id = %s", (run.collection_id,))

@@ -7,11 +7,13 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AsyncExitStack
 from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
 from shared.imaging.child import prepare, run_job, too_expensive
+from shared.turns import Turns
 
 T = TypeVar("T")
 
@@ -26,7 +28,8 @@ class ImagingPool:
     """Runs functions in up to `workers` child processes, each limited to 512 MiB of memory.
 
     Children are started when first needed, by a fork server (they inherit none of this process's sockets or threads),
-    reused for some hundred jobs, and die with this process. More calls than workers wait for their turn.
+    reused for some hundred jobs, and die with this process. When there are more calls than workers, owners take turns:
+    one who asks for much doesn't hold up the others.
 
     A fresh child imports the parent's main module unless that is a package's `__main__`, so services are started with
     `python -m`.
@@ -35,11 +38,10 @@ class ImagingPool:
     def __init__(self, workers: int = 2) -> None:
         self._workers = workers
         self._closed = False
-        # Last in, first out: under light load one warm child does everything.
-        self._idle: asyncio.LifoQueue[_Child] = asyncio.LifoQueue()
+        self._turns = Turns(workers)
         threads = max(1, (os.cpu_count() or 1) // workers)
-        for _ in range(workers):
-            self._idle.put_nowait(_Child(threads))
+        # Last in, first out: under light load one warm child does everything.
+        self._idle = [_Child(threads) for _ in range(workers)]
 
     async def run(self, function: Callable[..., T], *args: object, timeout: float = 20.0) -> T:
         """Call `function(*args)` in a child and return its result; both must be picklable, the function importable.
@@ -50,21 +52,24 @@ class ImagingPool:
         memory, crashed or was killed; whatever else the function raised; `RuntimeError` when the pool is closed or
         children can't be started. A job may run twice: a child that is told to stop (SIGTERM) is replaced once.
         """
-        child = await self._idle.get()
-        try:
+        from shared import auth  # not above: what children are forked from imports this module, and shall stay small
+
+        async with self._turns.slot(auth.current_share()):
             if self._closed:
                 raise RuntimeError("the imaging pool is closed")
-            return await child.call(function, args, timeout)
-        finally:
-            self._idle.put_nowait(child)
+            child = self._idle.pop()
+            try:
+                return await child.call(function, args, timeout)
+            finally:
+                self._idle.append(child)
 
     async def close(self) -> None:
         """Refuse further work, wait for what is running, end the children. To end at once, cancel the callers first."""
         self._closed = True
-        children = [await self._idle.get() for _ in range(self._workers)]
-        await asyncio.gather(*(child.stop() for child in children))
-        for child in children:
-            self._idle.put_nowait(child)
+        async with AsyncExitStack() as all_of_them:
+            for _ in range(self._workers):
+                await all_of_them.enter_async_context(self._turns.slot(""))
+            await asyncio.gather(*(child.stop() for child in self._idle))
 
 
 class _Child:

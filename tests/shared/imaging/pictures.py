@@ -81,6 +81,12 @@ def thread_png(height: int = 49_000_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
+def hard_png(side: int = 4000) -> bytes:
+    """An honest picture in a hundred kilobytes that takes a processor some tenths of a second: interlaced, it can only
+    be decoded as a whole."""
+    return bytes(quadrants(side, side).pngsave_buffer(interlace=True))
+
+
 def long_gif(frames: int = 5000) -> bytes:
     frame = b"\x21\xf9\x04\x00\x01\x00\x00\x00" + b"\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00" + b"\x02\x02\x44\x01\x00"
     return b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff" + frame * frames + b";"
