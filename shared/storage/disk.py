@@ -107,7 +107,7 @@ class DiskStorage:
 
     async def stat(self, key: str) -> Stat:
         opened = await self.open(key)
-        opened.file.close()
+        opened.close()
         return opened.stat
 
     async def copy(
@@ -210,7 +210,7 @@ class DiskStorage:
         """The object, held open. Raises ObjectNotFound."""
         path = self._path(key)
         with translated(key):
-            opened = await self.threads.run(open_object, path, key)
+            opened = await self.threads.open(partial(open_object, path, key))
         if opened is None:
             raise ObjectNotFound(f"there is no object {key}")
         return opened
@@ -243,7 +243,7 @@ class DiskStorage:
         for part in parts:
             name = f"part {part.number}"
             with translated(name):
-                opened = await self.threads.run(open_object, folder / f"{part.number:05}", name)
+                opened = await self.threads.open(partial(open_object, folder / f"{part.number:05}", name))
             if opened is None:
                 raise disk_parts.ended(folder.name)
             with opened.file:
@@ -331,7 +331,7 @@ class DiskStorage:
             elif name.endswith("/"):
                 pending.append(iter(_names(self._data, name, "")))
             elif opened := open_object(self._data / name, name):
-                opened.file.close()
+                opened.close()
                 yield opened.stat
 
     def _sweep(self, before: float) -> int:

@@ -36,6 +36,9 @@ class OpenObject:
     stat: Stat
     cache_forever: bool
 
+    def close(self) -> None:
+        self.file.close()
+
     async def read(self, start: int, end: int | None, threads: Threads) -> AsyncIterator[bytes]:
         """Bytes `start` to `end`, cut to the object, in chunks of 256 KiB."""
         stop = self.stat.size if end is None else min(end, self.stat.size)

@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Final, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Final, ParamSpec, TypeVar
 
 from .base import Source, StorageFull
 
@@ -35,6 +35,15 @@ class Threads:
         """The call's result; if the waiting task is cancelled, a call that has begun still runs to its end."""
         return await self.start(call, *args, **kwargs)
 
+    async def open(self, call: Callable[[], T]) -> T:
+        """As `run`, for what must be closed, or None: if nobody waits for it any more, it is."""
+        opening = self.start(call)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close)
+            raise
+
     def start(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """Begin the call now and hand back its future, so that the caller can prepare the next one meanwhile."""
         future = asyncio.wrap_future(self._pool.submit(call, *args, **kwargs))
@@ -49,6 +58,11 @@ class Threads:
     async def close(self) -> None:
         """Wait for calls in flight, then end the threads."""
         await asyncio.to_thread(self._pool.shutdown)
+
+
+def _close(opening: asyncio.Future[Any]) -> None:
+    if not opening.cancelled() and not opening.exception() and (opened := opening.result()):
+        opened.close()
 
 
 async def blocks(source: Source, size: int, threads: Threads) -> AsyncGenerator[bytes, None]:
@@ -89,7 +103,7 @@ async def batches(source: Source, threads: Threads) -> AsyncGenerator[list[bytes
 
 
 async def _file_chunks(path: Path, threads: Threads) -> AsyncIterator[bytes]:
-    with await threads.run(open, path, "rb") as file:
+    with await threads.open(lambda: path.open("rb")) as file:
         while chunk := await threads.run(file.read, BLOCK):
             yield chunk
 

@@ -55,6 +55,7 @@ async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_s
     assert sum(each.done() for each in asked) < 8
     for each in asked:
         each.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def test_jobs_take_turns_as_their_rows_owners(atelier: Suite) -> None:

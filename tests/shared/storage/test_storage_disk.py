@@ -8,18 +8,43 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from shared.storage import ChecksumMismatch, ObjectNotFound, Storage, StorageError, open_disk, read_secret
+from shared.storage.streams import Threads
 from tests.shared.storage.servers import PROJECT
 
 SECRET = b"s" * 32
 KEY = "assets/user%3Aada/photos/1/2"
 MIB = 1024 * 1024
+
+
+async def test_what_is_opened_for_somebody_who_has_gone_is_closed(tmp_path: Path) -> None:
+    threads = Threads(1, "test")
+    begun, go_on = threading.Event(), threading.Event()
+    opened: list[BinaryIO] = []
+
+    def open_slowly() -> BinaryIO:
+        begun.set()
+        go_on.wait()
+        opened.append((tmp_path / "file").open("wb"))
+        return opened[0]
+
+    opening = asyncio.create_task(threads.open(open_slowly))
+    await asyncio.to_thread(begun.wait)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    go_on.set()
+    await threads.close()
+    await asyncio.sleep(0.01)
+    assert opened[0].closed
 
 
 @pytest.fixture
