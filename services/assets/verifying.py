@@ -278,5 +278,5 @@ def stored_facts(facts: imaging.Facts) -> Jsonb | None:
     measured = asdict(facts.measures)
     colours = [[colour["hex"], round(colour["share"], 4)] for colour in measured["colours"]]
     names = ("placeholder", "focal_x", "focal_y", "sharpness", "exposure", "clipped_shadows", "clipped_highlights")
-    structure = {"frames": facts.pages, "has_alpha": facts.has_alpha}
+    structure = {"frames": facts.pages, "has_alpha": facts.has_alpha, "has_location": facts.has_location}
     return Jsonb({"colours": colours, **structure, **{name: measured[name] for name in names}})

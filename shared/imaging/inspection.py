@@ -67,6 +67,7 @@ def _read_header(path: Path, mime: str, size: int) -> Facts:
         raise _mismatch(mime, "something else")
     orientation = header.get("orientation") if header.get_typeof("orientation") else 1
     width, height = (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+    xmp: bytes = header.get("xmp-data") if header.get_typeof("xmp-data") else b""
     return Facts(
         kind="image",
         mime_type=mime,
@@ -77,7 +78,8 @@ def _read_header(path: Path, mime: str, size: int) -> Facts:
         orientation=orientation if 1 <= orientation <= 8 else 1,
         has_alpha=bool(header.hasalpha()),
         has_icc_profile=header.get_typeof("icc-profile-data") != 0,
-        source_type=read_packet(header.get("xmp-data")) if header.get_typeof("xmp-data") else "",
+        has_location=b"GPSLatitude" in xmp or any("GPSLatitude" in name for name in header.get_fields()),
+        source_type=read_packet(xmp) if xmp else "",
     )
 
 

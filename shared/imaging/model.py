@@ -95,11 +95,11 @@ class Measures:
 class Facts:
     """What a file turned out to be.
 
-    A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and it gets no
-    variants, because libvips is built without a PDF renderer. width and height are pixels of the first frame after
-    `orientation` (EXIF, 1..8, 1 is upright) was applied. `pages` counts frames of an animation, too. `source_type` is
-    the IPTC digital source type that its XMP states, "" if none. `may_have_manifest`: without it there is no use in
-    `read_credentials`.
+    A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and it gets no variants,
+    because libvips is built without a PDF renderer. width and height are pixels of the first frame after `orientation`
+    (EXIF, 1..8, 1 is upright) was applied. `pages` counts frames of an animation, too. `source_type` is the IPTC
+    digital source type that its XMP states, "" if none. `has_location`: its EXIF or XMP says where it was taken.
+    `may_have_manifest`: without it there is no use in `read_credentials`.
     """
 
     kind: Literal["image", "pdf"]
@@ -111,6 +111,7 @@ class Facts:
     orientation: int = 1
     has_alpha: bool = False
     has_icc_profile: bool = False
+    has_location: bool = False
     source_type: str = ""
     may_have_manifest: bool = False
     measures: Measures | None = None

@@ -133,3 +133,20 @@ async def test_every_image_has_its_facts(house: Suite, ada: Client, suffix: str,
     assert facts.placeholder and len(facts.dominant_colours) == 2 and 0 < facts.exposure < 1
     film = await flows.upload(ada, pictures.animation(5, 40, ".gif"), mime_type="image/gif")
     assert film.facts.frames == 5
+    assert not (facts.has_location or film.facts.has_location)
+
+
+@pytest.mark.parametrize("said_by", ["exif", "xmp"])
+@pytest.mark.parametrize(
+    ("suffix", "mime_type"), [(".jpg", "image/jpeg"), (".png", "image/png"), (".webp", "image/webp")]
+)
+async def test_an_original_that_says_where_it_was_taken_is_told_of(
+    house: Suite, ada: Client, suffix: str, mime_type: str, said_by: str
+) -> None:
+    image = pictures.plain(60, 80, 9, 99, 199).copy()
+    if said_by == "exif":
+        image.set_type(pyvips.GValue.gstr_type, "exif-ifd3-GPSLatitude", "52/1 31/1 12/1")
+    else:
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", b'<x:xmpmeta exif:GPSLatitude="52,31N"/>')
+    asset = await flows.upload(ada, bytes(image.write_to_buffer(suffix)), mime_type=mime_type)
+    assert asset.facts.has_location
