@@ -7,6 +7,7 @@ import importlib
 import multiprocessing
 import multiprocessing.process
 import os
+import resource
 import signal
 import socket
 import sys
@@ -288,6 +289,9 @@ def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], coun
 
 
 def _process(name: str, settings: Settings, opener: Opener) -> None:
+    # Each connection holds a file, and the usual limit of 1,024 is for programs that wait with `select`.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     telemetry.set_up(name, settings.log_level)
     telemetry.serve_metrics(settings.host, settings.metrics_port, settings.processes)
     uvloop.run(serve(opener(name, settings), settings))
