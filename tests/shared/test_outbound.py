@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import socket
 import ssl
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -215,6 +216,24 @@ async def test_name_servers_that_are_away_refuse_nothing_at_save() -> None:
         with pytest.raises(OutboundFailed) as failed:
             await out.post("https://example.com/", b"", {}, timeout=2)
         assert failed.value.error_class == "CONNECT"
+
+
+async def test_slow_name_servers_delay_no_other_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def asked(name: str, *_: Any, **__: Any) -> list[Any]:
+        if name.startswith("slow"):
+            go.wait(60)
+        return [(0, 0, 0, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    async with Outbound(settings("127.0.0.0/8")) as out:
+        slow = [asyncio.create_task(out.check_url(f"https://slow{number}.test/")) for number in range(256)]
+        await asyncio.sleep(0)
+        await out.check_url("https://quick.test/")
+        assert not any(task.done() for task in slow), "it came before those that began before it"
+        go.set()
+        await asyncio.gather(*slow)
 
 
 async def test_a_redirect_is_an_answer_that_nobody_follows() -> None:
