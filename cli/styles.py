@@ -93,7 +93,7 @@ def read_manifest(manifest: Path) -> tuple[list[Wanted], dict[str, Picture]]:
         found = yaml.safe_load(manifest.read_text(encoding="utf-8"))
     except OSError as error:
         raise Unusable(f"{manifest}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: no UTF-8, a day that no calendar has
         raise Unusable(f"{manifest}: {' '.join(str(error).split())}") from None
     styles = found.get("styles") if isinstance(found, dict) else None
     if not isinstance(styles, list) or set(found) != {"styles"}:
@@ -143,6 +143,8 @@ def _picture(path: Path) -> Picture:
         content = path.read_bytes()
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise Unusable(f"{str(path)!a}: no file can have that name") from None
     if not 0 < len(content) <= _MOST_BYTES:
         raise Unusable(f"{path}: {len(content):,} bytes; a picture has 1 to {_MOST_BYTES:,} (10 MB)")
     mime_type = filetype.guess_mime(content)

@@ -42,7 +42,11 @@ Resolve = Callable[[str], Awaitable[Sequence[Address]]]
 MAX_URL = 2000
 EXCERPT_BYTES = 1000  # of what a receiver answers to a POST; the rest is not read
 _CONNECT_SECONDS = 5.0
-_RESOLVERS = 32  # threads; the event loop's own few must not wait for somebody's slow name server
+_HEAD_BYTES = 64 * 1024  # of an answer, with all 1xx before it
+_PIECES, _PIECE_BYTES = 1000, 256  # a file may come in so many pieces, and in one more for so many bytes
+# Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow name server. A thread
+# waits longer than the attempt that asked, so that there are more of them than webhooks are sent at once.
+_RESOLVERS = 512
 _MOST_TRIED = 4  # addresses of one name
 
 _URL = re.compile(r"""(?P<scheme>[A-Za-z]+)://(?P<authority>[^/?#]*)(?P<target>[/?][!"$-\[\]-~]*|)""")
@@ -203,6 +207,38 @@ class _SystemResolver:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+class _Connection(httpcore.AsyncNetworkStream):
+    """Bounds what comes before the body: the client bounds each head, but goes through any number of 1xx, and while it
+    does, nothing else in this process runs. `head_left` None: the head is there."""
+
+    def __init__(self, plain: httpcore.AsyncNetworkStream) -> None:
+        self._plain = plain
+        self.head_left: int | None = _HEAD_BYTES
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self.head_left is None:
+            return await self._plain.read(max_bytes, timeout)
+        if not self.head_left:
+            raise httpcore.RemoteProtocolError("the head of the answer doesn't end")
+        data = await self._plain.read(min(max_bytes, self.head_left), timeout)
+        self.head_left -= len(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._plain.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._plain.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _Connection(await self._plain.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._plain.get_extra_info(info)
+
+
 class _Backend(httpcore.AsyncNetworkBackend):
     """Below the HTTP client: the only place that opens a connection."""
 
@@ -239,7 +275,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
                 share = timeout and timeout / len(tried)
                 for address in tried:
                     try:
-                        return await self._plain.connect_tcp(str(address), port, share, local_address, socket_options)
+                        return _Connection(
+                            await self._plain.connect_tcp(str(address), port, share, local_address, socket_options)
+                        )
                     except (httpcore.ConnectError, httpcore.ConnectTimeout):
                         continue
         except OSError as error:  # TimeoutError among them
@@ -317,7 +355,7 @@ class Outbound:
     async def fetch(self, url: str, path: Path, *, max_bytes: int, timeout: float) -> Fetched:
         """Writes what a GET answers to `path`, which is removed if that fails. Raises OutboundRefused,
         OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`. `timeout`: seconds for all of it."""
-        digest, size = hashlib.sha256(), 0
+        digest, size, pieces = hashlib.sha256(), 0, 0
         async with self._exchange("GET", url, {}, None, timeout) as response:
             if response.status != 200:
                 raise OutboundFailed("STATUS", _status_text(response.status), response.status)
@@ -331,8 +369,11 @@ class Outbound:
                 with path.open("wb") as file:
                     async for chunk in response.aiter_stream():
                         size += len(chunk)
+                        pieces += 1
                         if size > max_bytes:
                             raise too_large
+                        if pieces > _PIECES + size // _PIECE_BYTES:  # each costs as much as thousands of bytes
+                            raise OutboundFailed("PROTOCOL", "the server sends the file in tiny pieces", 200)
                         digest.update(chunk)
                         file.write(chunk)
             except BaseException:
@@ -359,6 +400,7 @@ class Outbound:
                     ),
                     headers=list({**own, **headers}.items()), content=body, extensions={"timeout": limits},
                 ) as response:  # fmt: skip
+                    response.extensions["network_stream"].head_left = None
                     yield response
         except (TimeoutError, httpcore.TimeoutException):
             raise OutboundFailed("TIMEOUT", f"no whole answer within {timeout:g} s") from None

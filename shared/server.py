@@ -289,7 +289,7 @@ def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], coun
 
 
 def _process(name: str, settings: Settings, opener: Opener) -> None:
-    # Each download holds a file or a connection, and the usual limit of a shell is 1,024.
+    # Each connection holds a file, and so does each download; the usual limit of a shell is 1,024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     telemetry.set_up(name, settings.log_level)

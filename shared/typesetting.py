@@ -16,6 +16,7 @@ import filetype
 
 PICTURE_TYPES = frozenset({"jpg", "png", "gif", "webp"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_FORGOTTEN_AFTER = 10  # compilations that don't need it, after which the compiler gives up what it keeps
 
 
 class CannotPrint(Exception):
@@ -46,7 +47,17 @@ class Press:
 
     def print(self, target: Path, made_at: datetime) -> None:
         """Writes the template as a PDF. The same input, the same bytes. CannotPrint: a picture is broken, mostly."""
-        self._compile(self._template, target, made_at)
+        try:
+            self._compile(self._template, target, made_at)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """The compiler keeps what it laid out, pictures and all, for the next time: hundreds of megabytes that the
+        next job of this process would lack."""
+        (self._root / "nothing.typ").write_text("", encoding="utf-8")
+        for _ in range(_FORGOTTEN_AFTER):
+            self._compile("nothing.typ", self._scratch, _EPOCH)
 
     def can_show(self, picture: str) -> bool:
         """Whether a file of `root` can be decoded. A broken one stops a compilation without saying which it was."""

@@ -44,7 +44,9 @@ class DocumentMaker:
             )
             return await self._store(attempt, pdf, [*gone, *odd][:_MOST_WARNINGS])
         except ImageRejected as refusal:  # of the renderer: the pictures were READY one by one
-            raise attempts.JobFailed(refusal.reason, "the document takes too much memory or time") from refusal
+            raise attempts.JobFailed(
+                refusal.reason, "the document takes too much memory or time; make several of it"
+            ) from refusal
         except StorageError as error:
             raise attempts.JobFailed("STORAGE", str(error), final=False) from None
         finally:

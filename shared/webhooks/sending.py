@@ -2,7 +2,8 @@
 between sending and recording leaves it to be sent again, with the same id.
 
 An endpoint has one runner per worker process, which sends a few deliveries at once; an owner and a process have a few
-runners. So a receiver that is slow, or down, delays only what goes to it.
+runners. An endpoint gives its runner back when a delivery fails, and chance decides who is next. So a receiver that is
+slow, or down, delays only what goes to it; and if there are as many of them as runners, others for an attempt or two.
 """
 
 import asyncio
@@ -151,8 +152,8 @@ class Sender:
         return found
 
     async def _serve(self, endpoint_id: UUID, owner: str) -> None:
-        """Sends what is due, a few at once, one more whenever one ends."""
-        sending: set[asyncio.Task[None]] = set()
+        """Sends what is due, a few at once, one more whenever one ends; until one fails."""
+        sending: set[asyncio.Task[bool]] = set()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(_ROUNDS):
@@ -161,7 +162,11 @@ class Sender:
                     if not sending:
                         return
                     # Others may come due while slow ones are out.
-                    _, sending = await asyncio.wait(sending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    ended, sending = await asyncio.wait(
+                        sending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if not all(task.result() for task in ended):
+                        return
         finally:
             del self._running[endpoint_id]
             self._wake.set()
@@ -174,12 +179,16 @@ class Sender:
             _log.warning("webhooks wait for the database", service=self._db.service, error=type(error).__name__)
             return []
 
-    async def _attempt(self, delivery: Any) -> None:
+    async def _attempt(self, delivery: Any) -> bool:
+        """Whether it arrived."""
         try:
-            await self._record(delivery, await self._send(delivery))
+            outcome = await self._send(delivery)
+            await self._record(delivery, outcome)
+            return not outcome.error_class
         except Exception as error:  # it comes up again when its lease ends
             _log.error("webhook could not be recorded", service=self._db.service, delivery=str(delivery.id),
                        error=type(error).__name__)  # fmt: skip
+            return False
 
     async def _send(self, delivery: Any) -> _Outcome:
         body = delivery.body.encode()

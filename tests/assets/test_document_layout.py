@@ -11,6 +11,7 @@ import pypdf
 import pytest
 
 from services.assets.document_layout import Imprint, budget, money, render_pdf, schedule
+from shared.imaging import ImagingPool
 from tests.assets import flows
 
 WHEN = datetime(2026, 2, 20, 9, 30, tzinfo=UTC)
@@ -234,3 +235,16 @@ def test_texts_of_nothing_visible_are_left_out(tmp_path: Path) -> None:
                    milestones=[{"date": "2026-01-01", "text": " "}], budget=[line("1", category=" ")])  # fmt: skip
     content["cover"]["title"] = " "
     assert rendered(content, tmp_path / "a.pdf")
+
+
+async def test_what_was_printed_before_leaves_room_for_the_next(tmp_path: Path) -> None:
+    """Long ones, one after the other in one child process: none lacks the memory that others took."""
+    pool = ImagingPool(1)
+    try:
+        for number in range(6):
+            printed = tmp_path / f"{number}.pdf"
+            content = checklist([{"text": f"wor{number} " * 200, "note": f"not{number} " * 100} for _ in range(250)])
+            await pool.run(render_pdf, content, Imprint("checklist", 1, WHEN), {}, printed, timeout=60)
+            assert printed.stat().st_size
+    finally:
+        await pool.close()

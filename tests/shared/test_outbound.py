@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import socket
 import ssl
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -217,6 +218,24 @@ async def test_name_servers_that_are_away_refuse_nothing_at_save() -> None:
         assert failed.value.error_class == "CONNECT"
 
 
+async def test_slow_name_servers_delay_no_other_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def asked(name: str, *_: Any, **__: Any) -> list[Any]:
+        if name.startswith("slow"):
+            go.wait(60)
+        return [(0, 0, 0, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    async with Outbound(settings("127.0.0.0/8")) as out:
+        slow = [asyncio.create_task(out.check_url(f"https://slow{number}.test/")) for number in range(256)]
+        await asyncio.sleep(0)
+        await out.check_url("https://quick.test/")
+        assert not any(task.done() for task in slow), "it came before those that began before it"
+        go.set()
+        await asyncio.gather(*slow)
+
+
 async def test_a_redirect_is_an_answer_that_nobody_follows() -> None:
     async with receiving() as canary, receiving(replying(302, location=canary.url)) as receiver:
         async with Outbound(settings("127.0.0.0/8")) as out:
@@ -284,6 +303,19 @@ async def interim(_request: Request, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.01)
 
 
+async def interims(_request: Request, writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"HTTP/1.1 103 X\r\n\r\n" * 1000)
+        await writer.drain()
+
+
+async def crumbs(_request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"1\r\nx\r\n" * 1000)
+        await writer.drain()
+
+
 async def nonsense(_request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(b"SSH-2.0-secret-banner\r\n\r\n")
 
@@ -306,6 +338,26 @@ async def test_a_receiver_that_does_not_answer_is_left(reply: Any, error_class: 
         assert failed.value.error_class == error_class
         assert "banner" not in str(failed.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reply", [interims, crumbs])
+async def test_a_server_that_only_makes_work_is_left_at_once(reply: Any, tmp_path: Path) -> None:
+    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+        with pytest.raises(OutboundFailed) as failed:
+            await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=5)
+        assert failed.value.error_class == "PROTOCOL"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_in_many_honest_pieces_is_whole(tmp_path: Path) -> None:
+    piece = b"200\r\n" + b"x" * 512 + b"\r\n"
+
+    async def pieces(_request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n" + piece * 4000 + b"0\r\n\r\n")
+
+    async with receiving(pieces) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+        fetched = await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=30)
+    assert fetched.size == 4000 * 512
 
 
 async def test_nobody_there_is_said_without_details() -> None:

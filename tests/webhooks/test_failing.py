@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from atelier.webhooks.v1 import webhook_pb2 as pb
 
+from shared.webhooks import sending
 from tests.faults.processes import Processes
 from tests.receiver import Reply, Request, receiving, replying
 from tests.suite import Cluster, DiskServer, Keys, Suite
@@ -72,6 +73,22 @@ async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
         await flows.happen(ada)
         await flows.until(lambda: len(quick.requests) == 13, "one more at the quick one")
         assert slow.connections == 4
+        await atelier.stop_work()
+
+
+async def test_slow_receivers_on_every_runner_give_way(atelier: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "RUNNERS", 1)
+    await flows.start(atelier, work=False, webhook_timeout_seconds=0.2)
+    eve, ada = atelier.client("eve"), atelier.client("ada")
+    async with receiving(silent) as slow, receiving() as quick:
+        await flows.create(eve, slow.url)
+        await flows.create(ada, quick.url)
+        await flows.happen(eve, 80)
+        await atelier.work("assets")
+        await flows.until(lambda: slow.connections, "the runner is with the slow one")
+        await flows.happen(ada)
+        await flows.until(lambda: quick.requests, "the quick one gets it")
+        assert slow.connections < 80, "ada would have waited for all of eve's"
         await atelier.stop_work()
 
 
