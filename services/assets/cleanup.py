@@ -1,17 +1,17 @@
 """Cleaning up: what nobody wants any more goes, a chunk at a time, each item on its own. And whole sessions."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
-from services.assets import documents
+from services.assets import comparisons, documents
 from services.assets.runs import Walk
 from services.assets.trash import Results, Trash
 from shared import auth
 from shared.calls import owner_identity
-from shared.db import Database
+from shared.db import Database, Mutation
 from shared.storage import Storage
 
 CHUNK = 500
@@ -73,6 +73,15 @@ _OF_SESSION = """
         AND (%(purge)s OR deleted_at IS NULL)
     ORDER BY id LIMIT %(limit)s
 """
+_DOCUMENTS_OF_SESSION = """
+    SELECT id FROM documents WHERE owner = %(owner)s AND session_id = %(session_id)s AND id > %(after)s
+    ORDER BY id LIMIT %(limit)s
+"""
+_COMPARISONS_OF_SESSION = """
+    SELECT id FROM comparisons WHERE owner = %(owner)s AND session_id = %(session_id)s AND id > %(after)s
+    ORDER BY id LIMIT %(limit)s
+"""
+TakeOut = Callable[[Mutation, Sequence[UUID]], Awaitable[list[Any]]]
 
 
 class Cleaner:
@@ -108,11 +117,24 @@ class Cleaner:
                 await m.run(_FORGET_RUNS, {"age": _RUNS_KEPT})
 
     async def session(self, walk: Walk) -> None:
-        arguments = walk.row.arguments
-        await self._session(
-            walk, "assets", walk.row.owner, arguments["session_id"], purging=arguments["purge"],
-            force=arguments["force"],
-        )  # fmt: skip
+        arguments, owner = walk.row.arguments, walk.row.owner
+        purging = arguments["purge"]
+        if purging:  # before the pictures that they hold
+            await self._take_out(walk, "documents", owner, _DOCUMENTS_OF_SESSION, documents.take_out)
+            await self._take_out(walk, "comparisons", owner, _COMPARISONS_OF_SESSION, comparisons.take_out)
+        await self._session(walk, "assets", owner, arguments["session_id"], purging=purging, force=arguments["force"])
+
+    async def _take_out(
+        self, walk: Walk, what: str, owner: str, of_session: LiteralString, take_out: TakeOut
+    ) -> None:  # fmt: skip
+        after = _START[1]
+        while True:
+            session = {"owner": owner, "session_id": walk.row.arguments["session_id"], "after": after, "limit": CHUNK}
+            ids = [row.id for row in await self._db.rows(of_session, session)]
+            if not ids:
+                return
+            await _take_out(walk, what, owner, ids, take_out)
+            after = str(ids[-1])
 
     async def _kind(self, walk: Walk, kind: Kind) -> None:
         most = walk.row.arguments["max_items"] or self._max_items
@@ -144,7 +166,7 @@ class Cleaner:
             for owner, ids in owners.items():
                 auth.enter(owner_identity(owner))
                 if kind.documents:
-                    await _purge_documents(walk, kind.what, owner, ids)
+                    await _take_out(walk, kind.what, owner, ids, documents.take_out)
                 else:
                     await self._purge(walk, kind.what, owner, ids, force=True)
         else:
@@ -215,10 +237,10 @@ class Cleaner:
                 return
 
 
-async def _purge_documents(walk: Walk, what: str, owner: str, ids: Sequence[UUID]) -> None:
+async def _take_out(walk: Walk, what: str, owner: str, ids: Sequence[UUID], take_out: TakeOut) -> None:
     async def act(some: Sequence[UUID]) -> None:
         async with walk.step(owner) as (m, report):
-            gone = await documents.take_out(m, some)
+            gone = await take_out(m, some)
             report.count(what).note(some)
             report.count(what).done += len(gone)
             report.count(what).bytes += sum(row.size_bytes for row in gone)

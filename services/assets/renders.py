@@ -13,7 +13,7 @@ from atelier.assets.v1 import render_pb2 as pb
 from atelier.assets.v1 import render_pb2_grpc
 from psycopg.types.json import Jsonb
 
-from services.assets import assets, holding, rules, side_by_side, variants, verifying
+from services.assets import assets, comparisons, holding, rules, side_by_side, variants, verifying
 from services.assets.presets import Presets
 from services.assets.quotas import Quotas
 from services.assets.trash import Trash
@@ -71,10 +71,6 @@ async def publish(m: Mutation, row: Any) -> None:
     await events.publish(m, "comparison", row.id, row.version, to_proto(row))
 
 
-def _holder(comparison_id: object) -> str:
-    return f"assets/comparisons/{comparison_id}"
-
-
 class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
     def __init__(
         self, db: Database, stream: events.EventStream, queue: jobs.JobQueue, urls: assets.Urls, trash: Trash,
@@ -96,7 +92,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             comparison_id = new_id()
             await self._quotas.room(m)  # how large the picture of the two will be is known when it is made
             pictures = [("before_asset_id", before), ("after_asset_id", after)]
-            await holding.hold(m, _holder(comparison_id), pictures)
+            await holding.hold(m, comparisons.holder(comparison_id), pictures)
             row = await m.one(
                 _INSERT,
                 {"id": comparison_id, "owner": m.owner, "actor": m.actor, "before": before, "after": after,
@@ -149,16 +145,11 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
         )  # fmt: skip
 
         async def work(m: Mutation) -> pb.DeleteComparisonResponse:
-            row = await m.one(
-                "DELETE FROM comparisons WHERE id = %(id)s AND owner = %(owner)s RETURNING *, now() AS at", mine
-            )
-            if row is None:
+            gone = await comparisons.take_out(m, [comparison_id])
+            if not gone:
                 raise errors.not_found("comparison", comparison_id)
-            gone = pb.PurgedComparison(comparison_id=str(comparison_id), purge_time=timestamp(row.at))
-            await events.publish(m, "purged_comparison", row.id, row.version + 1, gone)
-            await holding.release(m, [_holder(comparison_id)])
-            if row.picture_asset_id:  # only it was made for this; if something else holds it by now, it stays
-                await self._trash.delete(m, [row.picture_asset_id], moves, force=False)
+            if gone[0].picture_asset_id:  # only it was made for this; if something else holds it by now, it stays
+                await self._trash.delete(m, [gone[0].picture_asset_id], moves, force=False)
             return pb.DeleteComparisonResponse()
 
         async with self._trash.moves([row.id for row in made], public=False) as moves:
@@ -264,7 +255,7 @@ class Comparer:
                 full = refusal.reason == Reason.ERROR_REASON_QUOTA_EXCEEDED
                 raise attempts.JobFailed("QUOTA_EXCEEDED", refusal.text, final=full) from None
             await assets.publish(m, asset)
-            await holding.hold(m, _holder(row.id), [("picture_asset_id", asset_id)])
+            await holding.hold(m, comparisons.holder(row.id), [("picture_asset_id", asset_id)])
             await variants.ask(m, self._queue, asset, self._presets.eager[asset.kind], priority=jobs.BACKFILL)
 
         async def remove_stored() -> None:

@@ -13,6 +13,7 @@ from atelier.assets.v1 import asset_pb2, storage_pb2, storage_pb2_grpc
 from tests import calls
 from tests.assets import flows
 from tests.assets import test_documents as documents
+from tests.assets import test_renders as renders
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, freed, listed, stored
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
@@ -196,6 +197,24 @@ async def test_a_session_is_deleted_or_purged_whole(house: Suite, ada: Client) -
         await freed(house, asset.id)
     assert await listed(ada, show_deleted=True) == [other.id]
     assert figures(await run(ada, "DeleteSession", session_id="nothing there")) == {}
+
+
+async def test_a_purged_session_takes_its_documents_and_comparisons_along(house: Suite, ada: Client) -> None:
+    one, two = [await flows.upload(ada, DATA, **in_session("s")) for _ in range(2)]
+    other = await flows.upload(ada, DATA, **in_session("t"))
+    compared = await renders.compare(ada, one.id, two.id, session_id="s")
+    elsewhere = await renders.compare(ada, other.id, one.id, session_id="t")
+    plan = await documents.create(ada, documents.plan(one.id, other.id), session_id="s")
+    stays = await documents.create(ada, documents.checklist(), session_id="t")
+    purged = await run(ada, "DeleteSession", session_id="s", purge=True)
+    assert figures(purged) == {"documents": (1, 1, 0), "comparisons": (1, 1, 0), "assets": (3, 2, 1)}
+    await freed(house, two.id)
+    await freed(house, compared.picture_asset_id)
+    assert set(await listed(ada)) == {other.id, one.id, elsewhere.picture_asset_id}, "another session's holds one"
+    for call in (renders.get(ada, compared.id), documents.get(ada, plan.id)):
+        assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
+    assert (await renders.get(ada, elsewhere.id)).before_asset_id == other.id
+    assert (await documents.get(ada, stays.id)).id == stays.id
 
 
 async def test_runs_are_listed_for_those_they_concern(house: Suite, root: Client, ada: Client, bob: Client) -> None:
