@@ -140,13 +140,16 @@ def _style(style: Any, where: str) -> Wanted:
 
 def _picture(path: Path) -> Picture:
     try:
+        regular, size = path.is_file(), path.stat().st_size
+        if not regular:
+            raise Unusable(f"{path}: is not a file")
+        if not 0 < size <= _MOST_BYTES:
+            raise Unusable(f"{path}: {size:,} bytes; a picture has 1 to {_MOST_BYTES:,} (10 MB)")
         content = path.read_bytes()
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}") from None
     except ValueError:
         raise Unusable(f"{str(path)!a}: no file can have that name") from None
-    if not 0 < len(content) <= _MOST_BYTES:
-        raise Unusable(f"{path}: {len(content):,} bytes; a picture has 1 to {_MOST_BYTES:,} (10 MB)")
     mime_type = filetype.guess_mime(content)
     if not mime_type or not mime_type.startswith("image/"):
         raise Unusable(f"{path}: {mime_type or 'not a picture'}; use JPEG, PNG, WebP, AVIF, GIF or TIFF")

@@ -129,6 +129,7 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
         await _fail(db, kind, attempt, JobFailed("INTERNAL", f"unexpected {type(error).__name__}", final=False))
     finally:
         watching.cancel()
+        watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks for it any more
 
 
 async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:

@@ -35,6 +35,7 @@ FRESH = 100  # priority of work somebody waits for
 FRESH_APART = 101  # the same in a queue that is apart: its turns go at the pace of its own workers
 BACKFILL = 0  # priority of work nobody waits for
 _TURNS = 10_000_000  # that a priority has; after so many without a pause, turns go by arrival until nothing waits
+_TIMES_APART = 8  # as many slots for jobs that wait most of their time
 _DAY = 24
 _log = structlog.get_logger("jobs")
 
@@ -202,7 +203,7 @@ class JobQueue:
 
     def task(self, name: str, queue: str, function: TaskFunction, *, apart: bool = False) -> None:
         """Registers what runs for jobs called `name`; it gets the id of the row that the job serves. `apart`: the queue
-        has as many slots of its own, because its jobs wait for servers of others, for as long as these like."""
+        has more slots, of its own, because its jobs wait for servers of others."""
 
         async def run(context: JobContext, /, row_id: str, **_for_the_queue: str) -> None:
             try:
@@ -258,10 +259,12 @@ class JobQueue:
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
             reaper = group.create_task(self._reap(lease_seconds))
             try:
-                groups = [self._queues - self._apart, *({queue} for queue in self._apart)]
+                groups = [(self._queues - self._apart, concurrency)]
+                groups += [({queue}, _TIMES_APART * concurrency) for queue in self._apart]
                 async with asyncio.TaskGroup() as workers:  # asks each to end once, and waits for what it has in hand
-                    for queues in filter(None, groups):
-                        workers.create_task(self._work(sorted(queues), concurrency, lease_seconds))
+                    for queues, slots in groups:
+                        if queues:
+                            workers.create_task(self._work(sorted(queues), slots, lease_seconds))
             finally:
                 reaper.cancel()  # the group would wait for it: a worker that ends amid an outage returns normally
 

@@ -46,6 +46,8 @@ _HEAD_BYTES = 64 * 1024  # of an answer, with all 1xx before it
 _PIECES, _PIECE_BYTES = 1000, 256  # a file may come in so many pieces, and in one more for so many bytes
 # Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow name server. A thread
 # waits longer than the attempt that asked, so that there are more of them than webhooks are sent at once.
+_SILENT_SECONDS = 10.0  # a file's server may pause for so long
+_SLOWEST = 10_000  # bytes a second, on average, once that time is over
 _RESOLVERS = 512
 _MOST_TRIED = 4  # addresses of one name
 
@@ -344,7 +346,7 @@ class Outbound:
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float) -> Answer:
         """Sends, and reads the beginning of what is answered, whatever its status. Raises OutboundRefused,
         OutboundFailed. `timeout`: seconds for all of it."""
-        async with self._exchange("POST", url, headers, body, timeout) as response:
+        async with self._exchange("POST", url, headers, body, timeout, silent=timeout) as response:
             excerpt = bytearray()
             async for chunk in response.aiter_stream():
                 excerpt += chunk[: EXCERPT_BYTES - len(excerpt)]
@@ -354,9 +356,12 @@ class Outbound:
 
     async def fetch(self, url: str, path: Path, *, max_bytes: int, timeout: float) -> Fetched:
         """Writes what a GET answers to `path`, which is removed if that fails. Raises OutboundRefused,
-        OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`. `timeout`: seconds for all of it."""
+        OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`, TIMEOUT if the server falls silent or
+        trickles, too. `timeout`: seconds for all of it."""
         digest, size, pieces = hashlib.sha256(), 0, 0
-        async with self._exchange("GET", url, {}, None, timeout) as response:
+        clock = asyncio.get_running_loop().time
+        slow_from = clock() + _SILENT_SECONDS
+        async with self._exchange("GET", url, {}, None, timeout, silent=_SILENT_SECONDS) as response:
             if response.status != 200:
                 raise OutboundFailed("STATUS", _status_text(response.status), response.status)
             if _header(response, b"content-encoding") not in ("", "identity"):
@@ -374,6 +379,8 @@ class Outbound:
                             raise too_large
                         if pieces > _PIECES + size // _PIECE_BYTES:  # each costs as much as thousands of bytes
                             raise OutboundFailed("PROTOCOL", "the server sends the file in tiny pieces", 200)
+                        if size < (clock() - slow_from) * _SLOWEST:
+                            raise OutboundFailed("TIMEOUT", f"the file comes slower than {_SLOWEST // 1000} kB/s", 200)
                         digest.update(chunk)
                         file.write(chunk)
             except BaseException:
@@ -384,12 +391,17 @@ class Outbound:
 
     @asynccontextmanager
     async def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float, *, silent: float
     ) -> AsyncIterator[httpcore.Response]:
         target = parse_url(url, https_only=self._https_only)
         own = {"Host": target.host_header, "User-Agent": "atelier", "Accept": "*/*", "Accept-Encoding": "identity",
                "Connection": "close"}  # fmt: skip
-        limits = {"connect": min(_CONNECT_SECONDS, timeout), "read": timeout, "write": timeout, "pool": timeout}
+        limits = {
+            "connect": min(_CONNECT_SECONDS, timeout),
+            "read": min(silent, timeout),
+            "write": timeout,
+            "pool": timeout,
+        }
         try:
             async with asyncio.timeout(timeout):
                 async with self._pool.stream(
@@ -402,6 +414,8 @@ class Outbound:
                 ) as response:  # fmt: skip
                     response.extensions["network_stream"].head_left = None
                     yield response
+        except httpcore.ReadTimeout:
+            raise OutboundFailed("TIMEOUT", f"nothing came for {min(silent, timeout):g} s") from None
         except (TimeoutError, httpcore.TimeoutException):
             raise OutboundFailed("TIMEOUT", f"no whole answer within {timeout:g} s") from None
         except httpcore.ConnectError as error:

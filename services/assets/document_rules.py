@@ -17,6 +17,7 @@ ENDED = frozenset({"ready", "failed"})
 KEEP_DAYS = 365  # unless the request says otherwise
 
 _MOST_ITEMS = 2000
+MOST_CHARACTERS = 400_000  # some 250 pages; half as much again doesn't fit into the memory that a child may use
 MOST_PICTURES = 40
 # A picture over the full width is 170 mm: 2,000 pixels are 300 a inch. All are in memory at once, decoded, so that many
 # get fewer: forty get 1,100, which is 300 a inch for three in a row.
@@ -26,6 +27,9 @@ _PAGE_PIXELS = 48_000_000
 
 def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(field path below the content, what is wrong) for what constraints on fields can't say."""
+    characters = sum(map(len, _texts(body)))
+    if characters > MOST_CHARACTERS:
+        yield kind, f"may have at most {MOST_CHARACTERS:,} characters in all; these are {characters:,}"
     if kind == "checklist":
         items = sum(len(section.get("items", ())) for section in body["sections"])
         if items > _MOST_ITEMS:
@@ -38,6 +42,17 @@ def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, 
     pictures = sum(len(room.get("picture_asset_ids", ())) for room in body.get("rooms", ()))
     if pictures > MOST_PICTURES:
         yield "renovation_plan.rooms", f"may have at most {MOST_PICTURES} pictures in all; these have {pictures}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
 
 
 def _phase_problems(phases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2, document_pb2, document_pb2_grpc, storage_pb2, storage_pb2_grpc
 
 from services.assets import document_maker
+from services.assets import document_rules as decide
 from shared.db import Database
 from shared.imaging import ImagingPool
 from shared.main import open_storage
@@ -311,6 +312,8 @@ async def test_pictures_must_be_ready_images_that_the_caller_may_see(
          "content.renovation_plan.budget[0].currency"),
         ({"cover": {"title": "x"}, "checklist": {"sections": [{"title": "x", "items": [{"text": "y"}] * 700}] * 3}},
          "content.checklist.sections"),
+        ({"cover": {"title": "x"}, "checklist": {"sections": [{"title": "x", "items": [{"text": "y" * 1000}] * 401}]}},
+         "content.checklist"),
         (plan(rooms=[{"name": "x", "picture_asset_ids": [flows.request_id() for _ in range(6)]}] * 7),
          "content.renovation_plan.rooms"),
     ],
@@ -318,6 +321,18 @@ async def test_pictures_must_be_ready_images_that_the_caller_may_see(
 async def test_content_that_does_not_hold_together_is_refused(ada: Client, content: dict[str, Any], path: str) -> None:
     refused = await calls.refusal(create(ada, content))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+
+
+@pytest.mark.parametrize("kind", ["checklist", "renovation_plan"])
+async def test_as_much_text_as_is_allowed_is_printed(ada: Client, kind: str) -> None:
+    words = ("Every wall of the kitchen is plastered anew before the tiles are laid. " * 40)[:1990]
+    entries = [{"text": words[:1000], "note": words} for _ in range(decide.MOST_CHARACTERS // 2990)]
+    if kind == "checklist":
+        body: dict[str, Any] = {"sections": [{"title": "All of it", "items": entries}]}
+    else:
+        body = {"phases": [{"name": "All of it", "tasks": entries}]}
+    made = await create(ada, {"cover": {"title": "x"}, kind: body})
+    assert made.state == READY, made.error_message
 
 
 async def test_texts_that_look_like_code_come_back_and_are_printed_as_they_are(ada: Client) -> None:

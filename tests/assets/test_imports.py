@@ -264,6 +264,24 @@ async def test_an_import_is_held_against_the_deployments_quota(open_house: Suite
     assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
 
 
+async def test_imports_from_a_server_that_never_answers_keep_nobody_elses_waiting(
+    open_house: Suite, eve: Client, web: Receiver
+) -> None:
+    async def never(request: Request, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    many = 3 * open_house.settings("assets", "worker").worker_concurrency
+    async with receiving(never) as silent:
+        begun = [(await fetch(eve, silent.url, wait=False)).asset.id for _ in range(many)]
+        async with asyncio.timeout(10):
+            while len(silent.requests) < many:
+                await asyncio.sleep(0.05)
+        assert (await fetch(open_house.client("somebody-else"), web.url)).asset.state == READY
+        for asset_id in begun:
+            assert (await flows.get(eve, asset_id)).state == PENDING
+            await ask(eve, "Purge", asset_id)
+
+
 async def test_imports_from_a_slow_server_keep_no_image_waiting(open_house: Suite, eve: Client) -> None:
     go = asyncio.Event()
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from shared import outbound
 from shared.outbound import EXCERPT_BYTES, Address, Outbound, OutboundFailed, OutboundRefused, Rules, parse_url
 from shared.settings import Settings, networks
 from tests.receiver import Request, receiving, replying
@@ -337,6 +338,26 @@ async def test_a_receiver_that_does_not_answer_is_left(reply: Any, error_class: 
             await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=0.4)
         assert failed.value.error_class == error_class
         assert "banner" not in str(failed.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def drops(_request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 1000000\r\n\r\n")
+    while True:
+        writer.write(b"x" * 100)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("reply", "text"), [(silent, "nothing came for 0.3 s"), (drops, "slower than 10 kB/s")])
+async def test_a_file_that_does_not_come_is_not_waited_for(
+    reply: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "_SILENT_SECONDS", 0.3)
+    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+        with pytest.raises(OutboundFailed) as failed:
+            await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=30)
+        assert failed.value.error_class == "TIMEOUT" and text in str(failed.value)
     assert list(tmp_path.iterdir()) == []
 
 
