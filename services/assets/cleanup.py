@@ -16,6 +16,7 @@ from shared.storage import Storage
 
 CHUNK = 500
 _ABANDONED = timedelta(hours=1)  # past an upload's expiry: a confirmation may still be verifying
+_REJECTED = timedelta(days=30)  # in which somebody may want to know why
 _UNFINISHED = timedelta(days=1)  # past the life of an upload in parts
 
 
@@ -41,6 +42,13 @@ KINDS = (
                                WHERE r.asset_id = a.id AND r.expires_at > now() - %(abandoned)s)
                AND NOT EXISTS (SELECT FROM imports i WHERE i.asset_id = a.id AND i.state IN ('pending', 'running'))
            ORDER BY a.created_at, a.id LIMIT %(limit)s""",
+    ),
+    Kind(
+        "rejected_uploads",
+        """SELECT owner, id, created_at AS at FROM assets
+           WHERE state = 'rejected' AND deleted_at IS NULL AND created_at < now() - %(rejected)s
+               AND (created_at, id) > (%(after_at)s, %(after_id)s)
+           ORDER BY created_at, id LIMIT %(limit)s""",
     ),
     Kind(
         "expired_trash",
@@ -145,7 +153,7 @@ class Cleaner:
             rows = await self._db.system_rows(
                 kind.find,
                 {"after_at": after_at, "after_id": after_id, "abandoned": _ABANDONED,
-                 "limit": min(CHUNK, left) + 1},
+                 "rejected": _REJECTED, "limit": min(CHUNK, left) + 1},
             )  # fmt: skip
             more, rows = len(rows) > min(CHUNK, left), rows[: min(CHUNK, left)]
             if rows:

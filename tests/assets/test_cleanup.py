@@ -89,11 +89,12 @@ async def test_a_dry_run_counts_and_the_real_one_removes(house: Suite, root: Cli
     looked = await run(root, "RunCleanup", dry_run=True)
     assert figures(looked) == {
         "abandoned_uploads": (1, 0, 0),
+        "rejected_uploads": (0, 0, 0),
         "expired_trash": (1, 0, 0),
         "expired_documents": (0, 0, 0),
         "idle_sessions": (0, 0, 0),
     }
-    assert [list(count.sample) for count in looked.counts] == [[gone[0]], [], [gone[1]], []]  # by name
+    assert [list(count.sample) for count in looked.counts] == [[gone[0]], [], [gone[1]], [], []]  # by name
     assert {(await flows.get(ada, asset_id)).id for asset_id in gone} == set(gone)
     cleaned = await run(root, "RunCleanup")
     assert figures(cleaned)["abandoned_uploads"] == figures(cleaned)["expired_trash"] == (1, 1, 0)
@@ -124,6 +125,19 @@ async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(house: Suite
     over = "UPDATE assets.resumable_uploads SET expires_at = now() - interval '2 hours' WHERE id = %s"
     await house.change(over, (started.upload_id,))
     assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (2, 2, 0)
+
+
+async def test_what_was_refused_long_ago_goes(house: Suite, root: Client, ada: Client) -> None:
+    refused = []
+    for _ in range(2):
+        broken = await flows.announce(ada, DATA)
+        await flows.send(broken.target, b"\0" * len(DATA))
+        await calls.refusal(flows.confirm(ada, broken.upload_id))
+        refused.append(broken.asset.id)
+    await house.change("UPDATE assets.assets SET created_at = now() - interval '31 days' WHERE id = %s", (refused[0],))
+    assert figures(await run(root, "RunCleanup"))["rejected_uploads"] == (1, 1, 0)
+    assert (await calls.refusal(flows.get(ada, refused[0]))).code is grpc.StatusCode.NOT_FOUND
+    assert (await flows.get(ada, refused[1])).state == asset_pb2.ASSET_STATE_REJECTED
 
 
 async def test_expired_documents_go_with_their_bytes_and_others_stay(house: Suite, root: Client, ada: Client) -> None:

@@ -723,6 +723,7 @@ CREATE POLICY tenant ON usage_days TO assets_app, assets_worker
 
 CREATE INDEX assets_trash ON assets (expires_at, id) WHERE deleted_at IS NOT NULL;
 CREATE INDEX assets_pending ON assets (created_at, id) WHERE state = 'pending';
+CREATE INDEX assets_rejected ON assets (created_at, id) WHERE state = 'rejected';
 CREATE INDEX asset_references_asset ON asset_references (asset_id, created_at DESC);
 -- The reconciler walks objects and rows in the byte order of keys.
 CREATE INDEX assets_storage_key ON assets (storage_key COLLATE "C") WHERE storage_key <> '';
