@@ -21,6 +21,12 @@ _NEXT_OWNER = """
     ) AS following
 """
 _ERASED = "SELECT FROM erased_owners WHERE owner = %(owner)s"
+# One statement reads all that an owner has. A limit of transactions that is running can only be ended and begun anew;
+# there is one since Postgres 17.
+_TAKE_TIME = """
+    SELECT set_config(name, '0', true) AS ended, set_config(name, '10min', true) AS begun FROM pg_settings
+    WHERE name IN ('statement_timeout', 'transaction_timeout')
+"""
 _THERE: LiteralString = """
     there AS (
         SELECT 'asset' AS noun, kind, mime_type, counted_state(state, deleted_at, archived_at) AS state, session_id,
@@ -108,7 +114,7 @@ async def recount(walk: Walk) -> None:
 async def _recount(m: Mutation, report: Report, owner: str, *, dry: bool) -> None:
     if await m.one(_ERASED, {"owner": owner}) is not None:
         return
-    await m.run("SET LOCAL statement_timeout = '10min'")  # one statement reads all that an owner has
+    await m.run(_TAKE_TIME)
     albums = [row.id for row in await m.all(_ALBUMS, {"owner": owner})]
     count = report.count("drifted_albums")
     count.note(albums)

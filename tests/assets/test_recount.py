@@ -13,6 +13,7 @@ from tests.assets import test_albums as albums
 from tests.assets import test_documents as documents
 from tests.assets.test_reconcile import NOTHING, reconcile
 from tests.assets.test_trash import ask
+from tests.faults.processes import Superuser
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 
 DATA = flows.jpeg(64, 48)
@@ -122,3 +123,21 @@ async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
         await flows.variants_of(ada, asset.id)
     report = await storage.report(ada)
     assert (report.assets, report.stored_bytes) == storage.truth(house, "user:ada") == (21, report.stored_bytes)
+
+
+async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
+    """One statement reads all that an owner has, or the deployment."""
+    ada, root = house.client("ada"), house.client("root", "admin")
+    await flows.upload(ada, DATA)
+    await storage.folded(house)
+    await house.stop_work()
+    house.overrides |= {"statement_timeout_seconds": 1.0, "lock_timeout_seconds": 30.0}
+    await house.work("assets")
+    database = Superuser(house.cluster.url(house.database))
+    async with database.hold("LOCK TABLE assets.album_assets IN ACCESS EXCLUSIVE MODE") as slow:
+        reconciling = asyncio.create_task(reconcile(root))
+        await slow.caught()
+        await asyncio.sleep(3)
+        await slow.release()
+    assert await reconciling == NOTHING
+    assert house.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [("succeeded",)]
