@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from atelier.assets.v1 import album_pb2, asset_pb2
+from atelier.assets.v1 import album_pb2, asset_pb2, storage_pb2, storage_pb2_grpc
 from atelier.assets.v1 import storage_report_pb2 as pb
 
 from tests.assets import flows, storage
@@ -141,3 +141,18 @@ async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
         await slow.release()
     assert await reconciling == NOTHING
     assert house.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [("succeeded",)]
+
+
+async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suite) -> None:
+    bob, root = house.client("bob"), house.client("root", "admin")
+    await house.change("INSERT INTO assets.storage_totals VALUES ('user:bob', 'asset', 'photo', '', 'ready', 5, 500)")
+    database = Superuser(house.cluster.url(house.database))
+    async with database.hold("SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))") as folding:
+        reconciling = asyncio.create_task(reconcile(root))
+        await folding.caught()  # the drift is known, and not mended yet
+        request = storage_pb2.EraseOwnerRequest(confirm_owner="user:bob", wait=True)
+        erased = await bob.stub(storage_pb2_grpc.StorageServiceStub).EraseOwner(request, timeout=30)
+        assert erased.run.state == storage_pb2.RUN_STATE_DONE
+        await folding.release()
+    assert await reconciling == NOTHING
+    assert house.sql("SELECT * FROM assets.storage_totals WHERE owner = 'user:bob'") == []
