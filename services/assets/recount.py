@@ -20,7 +20,14 @@ _NEXT_OWNER = """
         UNION ALL (SELECT owner FROM documents WHERE owner > %(after)s ORDER BY owner LIMIT 1)
     ) AS following
 """
+_HOLD_ERASING = "SELECT pg_advisory_xact_lock_shared(hashtextextended(%(owner)s, 11))"  # as refuse_erased_owner does
 _ERASED = "SELECT FROM erased_owners WHERE owner = %(owner)s"
+# One statement reads all that an owner has. A limit of transactions that is running can only be ended and begun anew;
+# there is one since Postgres 17.
+_TAKE_TIME = """
+    SELECT set_config(name, '0', true) AS ended, set_config(name, '10min', true) AS begun FROM pg_settings
+    WHERE name IN ('statement_timeout', 'transaction_timeout')
+"""
 _THERE: LiteralString = """
     there AS (
         SELECT 'asset' AS noun, kind, mime_type, counted_state(state, deleted_at, archived_at) AS state, session_id,
@@ -106,24 +113,27 @@ async def recount(walk: Walk) -> None:
 
 
 async def _recount(m: Mutation, report: Report, owner: str, *, dry: bool) -> None:
+    await m.run(_TAKE_TIME)
+    albums = [row.id for row in await m.all(_ALBUMS, {"owner": owner})]
+    whose: Any = "true" if owner == DEPLOYMENT else "owner = %(owner)s"
+    totals = await m.all(_TOTALS.format(whose=whose), {"owner": owner})
+    # The deployment has no sessions, and nobody who looks for the largest ones is shown it among its owners.
+    places = [] if owner == DEPLOYMENT else await m.all(_PLACES.format(whose=whose), {"owner": owner})
+    if not dry:
+        await hold_folding(m)  # which writes the same rows, in an order of its own
+    # Only now: what an erasure takes away while it is counted would be taken for a drift, and added after it.
+    await m.run(_HOLD_ERASING, {"owner": owner})
     if await m.one(_ERASED, {"owner": owner}) is not None:
         return
-    await m.run("SET LOCAL statement_timeout = '10min'")  # one statement reads all that an owner has
-    albums = [row.id for row in await m.all(_ALBUMS, {"owner": owner})]
     count = report.count("drifted_albums")
     count.note(albums)
     for album in [] if dry else albums:
         await m.one(_HOLD_ALBUM, {"id": album})
         await m.run(_COUNT_ALBUM, {"id": album})
         count.done += 1
-    whose: Any = "true" if owner == DEPLOYMENT else "owner = %(owner)s"
-    totals = await m.all(_TOTALS.format(whose=whose), {"owner": owner})
     _note(report, owner, [f"{row.noun}s {row.kind} {row.mime_type} {row.state}" for row in totals], totals, dry)
-    # The deployment has no sessions, and nobody who looks for the largest ones is shown it among its owners.
-    places = [] if owner == DEPLOYMENT else await m.all(_PLACES.format(whose=whose), {"owner": owner})
     _note(report, owner, [f"session {row.session_id!r}" for row in places], places, dry)
     if not dry:
-        await hold_folding(m)  # which writes the same rows, in an order of its own
         await _add(m, _ADD_TO_TOTALS, owner, totals)
         await _add(m, _ADD_TO_PLACES, owner, places)
 

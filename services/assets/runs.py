@@ -157,10 +157,14 @@ async def _unwatched(_m: Mutation, _row: Any) -> None:
 
 
 async def ended(db: Database, run_id: UUID) -> Any:
-    """The run's row once it has ended, or as it is shortly before the call's deadline."""
+    """The run's row once it has ended, or as it is shortly before the call's deadline. NOT_FOUND if it was erased with
+    its owner."""
 
     async def read() -> Any:
-        return await db.row("SELECT * FROM storage_runs WHERE id = %s", (run_id,))
+        row = await db.row("SELECT * FROM storage_runs WHERE id = %s", (run_id,))
+        if row is None:
+            raise errors.not_found("run", run_id)
+        return row
 
     return await waiting.until_seen(read, lambda row: not JOB_STATES[row.state], waiting.patience())
 

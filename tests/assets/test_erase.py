@@ -154,6 +154,22 @@ async def test_of_the_owners_runs_only_the_receipt_stays(house: Suite, ada: Clie
     assert [r.id for r in await runs_of(ada)] == [receipt.id]
 
 
+async def test_who_waits_for_a_run_that_is_erased_is_told(house: Suite, ada: Client) -> None:
+    await house.stop_work()
+    request = storage_pb2.DeleteSessionRequest(session_id="a name", wait=True)
+    waiting = asyncio.create_task(calls.refusal(storage(ada).DeleteSession(request, timeout=60)))
+
+    async def begun() -> bool:
+        return bool(await runs_of(ada))
+
+    await until(begun, "the run is there")
+    later = "UPDATE procrastinate_jobs SET scheduled_at = now() + interval '1 hour'"
+    await house.change(f"SET search_path = assets_jobs; {later}")
+    await house.work("assets")
+    await erase(ada, owner_of(ada))
+    assert (await waiting).code is grpc.StatusCode.NOT_FOUND
+
+
 async def test_an_upload_on_its_way_is_erased_or_refused(house: Suite, ada: Client) -> None:
     answers = await asyncio.gather(
         *(flows.announce(ada, DATA) for _ in range(10)), erase(ada, owner_of(ada)), return_exceptions=True

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from atelier.assets.v1 import album_pb2, asset_pb2
+from atelier.assets.v1 import album_pb2, asset_pb2, storage_pb2, storage_pb2_grpc
 from atelier.assets.v1 import storage_report_pb2 as pb
 
 from tests.assets import flows, storage
@@ -13,6 +13,7 @@ from tests.assets import test_albums as albums
 from tests.assets import test_documents as documents
 from tests.assets.test_reconcile import NOTHING, reconcile
 from tests.assets.test_trash import ask
+from tests.faults.processes import Superuser
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 
 DATA = flows.jpeg(64, 48)
@@ -122,3 +123,36 @@ async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
         await flows.variants_of(ada, asset.id)
     report = await storage.report(ada)
     assert (report.assets, report.stored_bytes) == storage.truth(house, "user:ada") == (21, report.stored_bytes)
+
+
+async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
+    """One statement reads all that an owner has, or the deployment."""
+    ada, root = house.client("ada"), house.client("root", "admin")
+    await flows.upload(ada, DATA)
+    await storage.folded(house)
+    await house.stop_work()
+    house.overrides |= {"statement_timeout_seconds": 1.0, "lock_timeout_seconds": 30.0}
+    await house.work("assets")
+    database = Superuser(house.cluster.url(house.database))
+    async with database.hold("LOCK TABLE assets.album_assets IN ACCESS EXCLUSIVE MODE") as slow:
+        reconciling = asyncio.create_task(reconcile(root))
+        await slow.caught()
+        await asyncio.sleep(3)
+        await slow.release()
+    assert await reconciling == NOTHING
+    assert house.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [("succeeded",)]
+
+
+async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suite) -> None:
+    bob, root = house.client("bob"), house.client("root", "admin")
+    await house.change("INSERT INTO assets.storage_totals VALUES ('user:bob', 'asset', 'photo', '', 'ready', 5, 500)")
+    database = Superuser(house.cluster.url(house.database))
+    async with database.hold("SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))") as folding:
+        reconciling = asyncio.create_task(reconcile(root))
+        await folding.caught()  # the drift is known, and not mended yet
+        request = storage_pb2.EraseOwnerRequest(confirm_owner="user:bob", wait=True)
+        erased = await bob.stub(storage_pb2_grpc.StorageServiceStub).EraseOwner(request, timeout=30)
+        assert erased.run.state == storage_pb2.RUN_STATE_DONE
+        await folding.release()
+    assert await reconciling == NOTHING
+    assert house.sql("SELECT * FROM assets.storage_totals WHERE owner = 'user:bob'") == []
