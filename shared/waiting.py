@@ -17,7 +17,7 @@ from shared.events import EventStream
 
 _ANSWER_SECONDS = 0.5  # of a deadline, kept to read the row once more
 _FIRST_PAUSE_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 0.5
 
 Read = Callable[[], Awaitable[Any]]
 Done = Callable[[Any], bool]

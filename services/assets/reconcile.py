@@ -2,7 +2,7 @@
 
 The listing of the store and the keys that rows show are walked side by side, in the byte order of keys, a chunk at a
 time; the next run goes on where the last one ended. Only the prefixes of `assets` are looked at. Whoever has come to
-the last key recounts what is counted, before it begins at the first again.
+the last key recounts what is counted, once a day, before it begins at the first again.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from shared.telemetry import METRICS
 PREFIXES = ("assets/", "public/assets/")
 CHUNK = 1000
 _METRICS_SECONDS = 15.0
+_RECOUNT_PAUSE = timedelta(days=1)
 _WHAT = (
     "lost_originals", "lost_variants", "lost_documents", "restored_originals", "stray_objects", "drifted_figures",
     "drifted_albums",
@@ -68,6 +69,12 @@ _LAST_CURSOR = """
     SELECT progress -> 'cursors' ->> 'key' AS key FROM storage_runs
     WHERE owner = '' AND action = 'reconcile' AND state = 'done' AND NOT (arguments ->> 'dry_run')::boolean
     ORDER BY created_at DESC, id DESC LIMIT 1
+"""
+_RECOUNT_DUE = """
+    SELECT NOT EXISTS (
+        SELECT FROM storage_runs WHERE owner = '' AND action = 'reconcile' AND state = 'done'
+        AND progress -> 'cursors' ? 'recounted' AND NOT (arguments ->> 'dry_run')::boolean
+        AND created_at > now() - %(pause)s) AS due
 """
 _MARK = """
     UPDATE assets SET bytes_gone_at = now(), version = version + 1, updated_at = now()
@@ -151,8 +158,14 @@ class Reconciler:
                 cursors = walk.report.cursors
                 if part.last_of_prefix:
                     break
-        await recount(walk)
+        if arguments["from_start"] or "recounted" in cursors or await self._recount_is_due():
+            await recount(walk)
         walk.report.cursors["key"] = ""
+
+    async def _recount_is_due(self) -> bool:
+        """It looks at every owner, so that small deployments, whose keys are soon through, do it once a day."""
+        [row] = await self._db.system_rows(_RECOUNT_DUE, {"pause": _RECOUNT_PAUSE})
+        return bool(row.due)
 
     async def _part(self, prefix: str, after: str, limit: int) -> Part:
         listed: dict[str, Stat] = {}

@@ -132,10 +132,10 @@ class _Objects:
         try:
             answer = self._answer(request, opened, grant)
         except BaseException:
-            opened.file.close()
+            opened.close()
             raise
-        if not isinstance(answer, StreamingResponse):
-            opened.file.close()
+        if not isinstance(answer, _Bytes):
+            opened.close()
         return answer
 
     def _answer(self, request: Request, opened: OpenObject, grant: ReadGrant) -> Response:
@@ -164,12 +164,7 @@ class _Objects:
         headers["Content-Length"] = str(end - start)
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers)
-        return StreamingResponse(self._body(opened, start, end), status, headers)
-
-    async def _body(self, opened: OpenObject, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        with opened.file:
-            async for chunk in opened.read(start, end, self._storage.threads):
-                yield chunk
+        return _Bytes(opened, opened.read(start, end, self._storage.threads), status, headers)
 
     async def put(self, request: Request) -> Response:
         grant = self._storage.links.verify_put(request.path_params["key"], request.query_params.multi_items())
@@ -231,6 +226,22 @@ async def _capped(body: AsyncIterator[bytes], grant: WriteGrant) -> AsyncIterato
         yield piece
     if received < grant.min_bytes:
         raise Refused(400, f"{received} bytes arrived, at least {grant.min_bytes} were expected", "send the whole file")
+
+
+class _Bytes(StreamingResponse):
+    """An answer with an object's bytes. A client may be gone before the first of them is asked for."""
+
+    def __init__(
+        self, opened: OpenObject, chunks: AsyncIterator[bytes], status: int, headers: dict[str, str]
+    ) -> None:  # fmt: skip
+        super().__init__(chunks, status, headers)
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._opened.close()
 
 
 def _too_large(grant: WriteGrant) -> Refused:

@@ -10,7 +10,7 @@ import uuid
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, closing, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -167,9 +167,7 @@ class S3Storage:
             span["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         with translated(key):
             try:
-                answer = await self._threads.run(
-                    self._client.get_object, Bucket=self._bucket, Key=check_key(key), **span
-                )
+                answer = await self._open(key, **span)
             except self._client.exceptions.ClientError as error:
                 if code_of(error) == "InvalidRange":  # begins at or past the end
                     return
@@ -180,7 +178,7 @@ class S3Storage:
 
     async def fetch(self, key: str, path: Path) -> Stat:
         with translated(key):
-            answer = await self._threads.run(self._client.get_object, Bucket=self._bucket, Key=check_key(key))
+            answer = await self._open(key)
         found = await save(self._body(key, answer["Body"]), path, self._threads)
         try:
             _compare(key, found, answer["Metadata"].get("sha256"))
@@ -439,6 +437,12 @@ class S3Storage:
         with translated(key):
             return await self._threads.run(self._client.head_object, Bucket=self._bucket, Key=check_key(key))
 
+    async def _open(self, key: str, **span: Any) -> GetObjectOutputTypeDef:
+        opened = await self._threads.open(
+            lambda: _Opened(self._client.get_object(Bucket=self._bucket, Key=check_key(key), **span))
+        )
+        return opened.answer
+
     async def _body(self, key: str, body: StreamingBody) -> AsyncGenerator[bytes, None]:
         with closing(body):
             while True:
@@ -458,6 +462,16 @@ class S3Storage:
         if lock is None:
             self._turns[key] = lock = asyncio.Lock()
         return lock
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An answer whose body is still to be read from its connection."""
+
+    answer: GetObjectOutputTypeDef
+
+    def close(self) -> None:
+        self.answer["Body"].close()
 
 
 def _headers(key: str, content_type: str, cache_forever: bool) -> dict[str, Any]:

@@ -156,3 +156,14 @@ async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suit
         await folding.release()
     assert await reconciling == NOTHING
     assert house.sql("SELECT * FROM assets.storage_totals WHERE owner = 'user:bob'") == []
+
+
+async def test_it_is_recounted_once_a_day_unless_somebody_asks(house: Suite) -> None:
+    ada, root = house.client("ada"), house.client("root", "admin")
+    await flows.upload(ada, DATA)
+    await storage.folded(house)
+    assert await reconcile(root, from_start=False) == NOTHING
+    await house.change("UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'")
+    assert await reconcile(root, from_start=False) == NOTHING, "it was recounted a moment ago"
+    await house.change("UPDATE assets.storage_runs SET created_at = created_at - interval '25 hours'")
+    assert (await reconcile(root, from_start=False))["drifted_figures"][1] > 0

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
 import pytest
@@ -22,6 +22,7 @@ import uvicorn
 from shared.storage import ObjectNotFound, open_disk
 from shared.storage.connections import BoundedHeaders
 from shared.storage.disk import DiskStorage
+from shared.storage.disk_files import OpenObject
 from shared.storage.http import build_app, build_config
 from tests.shared.storage.servers import PROJECT, DiskServer, serve_disk
 from tests.suite import browser
@@ -469,3 +470,33 @@ async def test_an_upload_in_flight_is_finished_before_the_server_stops(
         assert server.process.wait(20) == 0
         assert (await disk.stat(key)).size == 2 * MIB
         await disk.close()
+
+
+async def test_a_file_is_closed_for_a_client_who_is_gone_before_its_first_byte(
+    disk: DiskStorage, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await disk.put(key, b"x" * MIB, content_type="image/png")
+    url = urlsplit(disk.sign_get(key, expires_in=HOUR))
+    opened: list[OpenObject] = []
+    really_open = disk.open
+
+    async def noted(name: str) -> OpenObject:
+        opened.append(await really_open(name))
+        return opened[-1]
+
+    monkeypatch.setattr(disk, "open", noted)
+
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def nowhere(_message: object) -> None:
+        await asyncio.sleep(0)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
+        "path": unquote(url.path), "raw_path": url.path.encode(), "query_string": url.query.encode(), "headers": [],
+        "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "root_path": "",
+    }  # fmt: skip
+    with suppress(Exception):
+        await build_app(disk)(scope, gone, nowhere)
+    assert [each.file.closed for each in opened] == [True]
