@@ -28,6 +28,7 @@ _TAKE_TIME = """
     SELECT set_config(name, '0', true) AS ended, set_config(name, '10min', true) AS begun FROM pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout')
 """
+# Variants are found by their assets: they have no index by owner, which each of them would have to be written into.
 _THERE: LiteralString = """
     there AS (
         SELECT 'asset' AS noun, kind, mime_type, counted_state(state, deleted_at, archived_at) AS state, session_id,
@@ -35,7 +36,7 @@ _THERE: LiteralString = """
         FROM assets WHERE {whose} GROUP BY 2, 3, 4, 5
         UNION ALL
         SELECT 'variant', preset, mime_type, state, '', count(*), sum(size_bytes)
-        FROM variants WHERE {whose} GROUP BY 2, 3, 4
+        FROM variants WHERE {whose} AND asset_id IN (SELECT id FROM assets WHERE {whose}) GROUP BY 2, 3, 4
         UNION ALL
         SELECT 'document', kind, '', state, session_id, count(*), sum(size_bytes)
         FROM documents WHERE {whose} GROUP BY 2, 4, 5

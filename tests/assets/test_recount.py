@@ -131,13 +131,13 @@ async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
     await flows.upload(ada, DATA)
     await storage.folded(house)
     await house.stop_work()
-    house.overrides |= {"statement_timeout_seconds": 1.0, "lock_timeout_seconds": 30.0}
+    house.overrides |= {"statement_timeout_seconds": 0.5, "lock_timeout_seconds": 30.0}
     await house.work("assets")
     database = Superuser(house.cluster.url(house.database))
     async with database.hold("LOCK TABLE assets.album_assets IN ACCESS EXCLUSIVE MODE") as slow:
         reconciling = asyncio.create_task(reconcile(root))
         await slow.caught()
-        await asyncio.sleep(3)
+        await asyncio.sleep(1.5)
         await slow.release()
     assert await reconciling == NOTHING
     assert house.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [("succeeded",)]
