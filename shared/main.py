@@ -56,6 +56,8 @@ def migrate_from_settings(name: str, settings: Settings) -> None:
 async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
     """Runs the background work of some services in this process until SIGTERM or SIGINT."""
     os.nice(_NICENESS)
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # and it takes no processor from who serves one
     tasks = [asyncio.create_task(work(name, settings)) for name, settings, work in workers]
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

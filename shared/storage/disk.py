@@ -45,8 +45,8 @@ from .streams import Threads, batches, save
 
 _THREADS: Final = 8
 _BATCH: Final = 1000
+_MOST: Final = 700  # of a batch of deletes, in one thread; another has the rest, and then calls find a processor free
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}\.parts")
-_PART: Final = 500  # deletes of one thread: two at a time, so that calls find a processor free
 
 
 def open_disk(root: Path, *, base_url: str, secret: bytes, public_base_url: str | None = None) -> DiskStorage:
@@ -129,9 +129,8 @@ class DiskStorage:
         # What lies together goes together, so that each folder is tried once, when nothing is in it any more.
         paths = iter([self._path(key) for key in sorted(keys)])
         while batch := list(itertools.islice(paths, _BATCH)):
-            parts = [batch[start : start + _PART] for start in range(0, len(batch), _PART)]
             with translated("delete"):
-                await asyncio.gather(*(self.threads.run(self._unlink, part) for part in parts))
+                await asyncio.gather(*(self.threads.run(self._unlink, part) for part in (batch[:_MOST], batch[_MOST:])))
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
         walk = self._walk(check_prefix(prefix), after)
