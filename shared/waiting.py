@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from shared import calls, limits
 from shared.errors import DomainError
 from shared.events import EventStream
+from shared.tasks import wanted
 
 _ANSWER_SECONDS = 0.5  # of a deadline, kept to read the row once more
 _FIRST_PAUSE_SECONDS = 0.05
@@ -30,18 +31,25 @@ def patience() -> float:
     return left - min(_ANSWER_SECONDS, left / 2)
 
 
+async def _look(read: Read) -> Any:
+    row = await read()
+    if not wanted():  # a cancellation that meets the end of a statement may be lost, and the call would wait on
+        raise asyncio.CancelledError
+    return row
+
+
 async def until_told(stream: EventStream, request: Message, read: Read, done: Done) -> Any:
     """The row that `read` gives once it is `done`, or as it is shortly before the call's deadline. It is read again
     whenever an event tells of it."""
     start = await stream.head()
-    row = await read()
+    row = await _look(read)
     if done(row):
         return row
     try:
         async with asyncio.timeout(patience()), aclosing(stream.follow(request, start)) as changes:
             async for event, _cursor in changes:
                 if event is not None and event.subject_id == row.id:
-                    row = await read()
+                    row = await _look(read)
                     if done(row):
                         return row
     except (TimeoutError, DomainError):
@@ -55,7 +63,7 @@ async def until_seen(read: Read, done: Done, seconds: float) -> Any:
     ends_at = clock() + seconds
     pause = _FIRST_PAUSE_SECONDS
     while True:
-        row = await read()
+        row = await _look(read)
         left = ends_at - clock()
         if done(row) or left <= 0:
             return row
