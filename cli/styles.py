@@ -140,8 +140,8 @@ def _style(style: Any, where: str) -> Wanted:
 
 def _picture(path: Path) -> Picture:
     try:
-        regular, size = path.is_file(), path.stat().st_size
-        if not regular:
+        size = path.stat().st_size
+        if not path.is_file():
             raise Unusable(f"{path}: is not a file")
         if not 0 < size <= _MOST_BYTES:
             raise Unusable(f"{path}: {size:,} bytes; a picture has 1 to {_MOST_BYTES:,} (10 MB)")

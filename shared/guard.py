@@ -126,7 +126,10 @@ class Guard:
             check(request)
             async with contextlib.aclosing(handler(request, context)) as answers:
                 async for answer in answers:
-                    await context.write(answer)
+                    try:
+                        await context.write(answer)
+                    except grpc.aio.InternalError:  # it waited to be read, and who should have read it has gone
+                        raise asyncio.CancelledError from None
 
         return self._guarded(self._limits.streams, serve)
 

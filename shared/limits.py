@@ -98,3 +98,7 @@ class Limits:
         seat = Seat(places, self.streams, identity)
         _seat.set(seat)
         return seat
+
+    def taken(self) -> int:
+        """Calls that are being served, or take back what they began since their callers have gone."""
+        return self.calls.taken + self.uploads.taken + self.streams.taken

@@ -44,10 +44,10 @@ EXCERPT_BYTES = 1000  # of what a receiver answers to a POST; the rest is not re
 _CONNECT_SECONDS = 5.0
 _HEAD_BYTES = 64 * 1024  # of an answer, with all 1xx before it
 _PIECES, _PIECE_BYTES = 1000, 256  # a file may come in so many pieces, and in one more for so many bytes
-# Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow name server. A thread
-# waits longer than the attempt that asked, so that there are more of them than webhooks are sent at once.
 _SILENT_SECONDS = 10.0  # a file's server may pause for so long
 _SLOWEST = 10_000  # bytes a second, on average, once that time is over
+# Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow name server. A thread
+# waits longer than the attempt that asked, so that there are more of them than webhooks are sent at once.
 _RESOLVERS = 512
 _MOST_TRIED = 4  # addresses of one name
 

@@ -35,6 +35,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
 _CONTRACT = Path(__file__).resolve().parent.parent / "gen" / "atelier.binpb"
 _TURN_AWAY_SECONDS = 1.0
+_TAKE_BACK_SECONDS = 5.0
 _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
 _log = structlog.get_logger("server")
 
@@ -68,9 +69,12 @@ class Service:
 class Running:
     """A server that is serving. `port` is where."""
 
-    def __init__(self, server: Any, health: Any, service: Service, port: int, reporting: "asyncio.Task[None]") -> None:
+    def __init__(
+        self, server: Any, health: Any, service: Service, port: int, limits: Limits, reporting: "asyncio.Task[None]"
+    ) -> None:  # fmt: skip
         self.port = port
         self._server = server
+        self._limits = limits
         self._health = health
         self._service = service
         self._reporting = reporting
@@ -86,6 +90,11 @@ class Running:
         await self._service.drain()
         await asyncio.sleep(min(_TURN_AWAY_SECONDS, seconds))
         await self._server.stop(seconds)
+        # gRPC waits for no call whose caller has gone, but what that call began must be taken back: with what is open.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKE_BACK_SECONDS):
+                while self._limits.taken():  # noqa: ASYNC110 (each call would pay for an event)
+                    await asyncio.sleep(0.02)
 
 
 async def start(service: Service, settings: Settings, verifier: auth.Verifier) -> Running:
@@ -99,7 +108,13 @@ async def start(service: Service, settings: Settings, verifier: auth.Verifier) -
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
     )
-    names = _register(server, service, settings, verifier)
+    limits = Limits(
+        max_in_flight=settings.max_in_flight,
+        max_streams=settings.max_streams,
+        default_deadline=settings.default_deadline_seconds,
+        max_deadline=settings.max_deadline_seconds,
+    )
+    names = _register(server, service, limits, verifier)
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     _reflect(server, [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
@@ -107,7 +122,7 @@ async def start(service: Service, settings: Settings, verifier: auth.Verifier) -
     await server.start()
     reporting = asyncio.create_task(_report_health(health, names, service.ready))
     _log.info("serving", service=service.name, port=port)
-    return Running(server, health, service, port, reporting)
+    return Running(server, health, service, port, limits, reporting)
 
 
 async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", settings: Settings) -> None:
@@ -129,13 +144,7 @@ async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", setti
         await running.drain(settings.drain_seconds)
 
 
-def _register(server: Any, service: Service, settings: Settings, verifier: auth.Verifier) -> list[str]:
-    limits = Limits(
-        max_in_flight=settings.max_in_flight,
-        max_streams=settings.max_streams,
-        default_deadline=settings.default_deadline_seconds,
-        max_deadline=settings.max_deadline_seconds,
-    )
+def _register(server: Any, service: Service, limits: Limits, verifier: auth.Verifier) -> list[str]:
     telemetry.IN_FLIGHT.set_function(lambda: limits.calls.taken)
     telemetry.STREAMS.set_function(lambda: limits.streams.taken)
     collector = _Collector()

@@ -61,7 +61,9 @@ class Settings(BaseSettings):
         " RESOURCE_EXHAUSTED, as are those of an owner who holds more than a share",
     )
     max_streams: int = Field(
-        16_000, ge=1, description="watches and downloads at once per process, limited and shared likewise"
+        16_000,
+        ge=1,
+        description="watches, downloads and calls that wait for a job, at once per process; shared likewise",
     )
     default_deadline_seconds: float = Field(30, gt=0, description="for a call that sets none")
     max_deadline_seconds: float = Field(300, gt=0, description="cap on what a unary call may set")

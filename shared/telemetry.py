@@ -16,8 +16,8 @@ SECONDS = Histogram(
     "atelier_call_seconds", "Duration of unary gRPC calls", ["method"], registry=METRICS,
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )  # fmt: skip
-IN_FLIGHT = Gauge("atelier_calls_in_flight", "Unary calls being served", registry=METRICS)
-STREAMS = Gauge("atelier_streams_open", "Streaming calls being served", registry=METRICS)
+IN_FLIGHT = Gauge("atelier_calls_in_flight", "Unary calls being served, without those that wait", registry=METRICS)
+STREAMS = Gauge("atelier_streams_open", "Streaming calls being served, and those that wait", registry=METRICS)
 
 _SECRET_WORDS = ("password", "token", "secret", "authorization", "signature", "dsn")
 _ENCODER = json.JSONEncoder(default=repr)  # json.dumps would make one for every line

@@ -105,13 +105,16 @@ class Client:
         self.addresses = addresses
         self.token = token
         self.subject = subject
+        self.options: list[tuple[str, int]] = []  # of its channels, to be set before the first call
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def channel(self, service: str) -> grpc.aio.Channel:
         if service not in self._channels:
             self._channels[service] = grpc.aio.insecure_channel(
                 self.addresses[service],
-                options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 1000)],
+                options=[
+                    ("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 1000), *self.options
+                ],
                 interceptors=[kind(self.token) for kind in (_Bearer, _BearerStream, _BearerIn)] if self.token else [],
             )  # fmt: skip
         return self._channels[service]
@@ -176,32 +179,6 @@ class Suite:
             **self.overrides,
         }  # fmt: skip
         return type(settings).model_validate({**settings.model_dump(), **values, "port": 0})
-
-    @asynccontextmanager
-    async def process(self, service: str, *, open_files: int = 1024, **environment: str) -> AsyncIterator[int]:
-        """A server in a process of its own, started from a shell that allows so many open files. Yields its id."""
-        port = free_port()
-        settings = self.settings(service, "app")
-        environment = {
-            **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_PORT": str(port),
-            "ATELIER_DATABASE_URL": settings.database_url.get_secret_value(),
-            "ATELIER_TRUST_FILE": str(settings.trust_file), "ATELIER_STORAGE_ROOT": str(settings.storage_root),
-            "ATELIER_STORAGE_SECRET_FILE": str(settings.storage_secret_file),
-            "ATELIER_STORAGE_URL": settings.storage_url, **environment,
-        }  # fmt: skip
-        limit = f'ulimit -S -n {open_files} && exec "$@"'
-        process = await asyncio.create_subprocess_exec(
-            "sh", "-c", limit, "sh", sys.executable, "-m", f"services.{service}", "serve", env=environment, cwd=ROOT,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(30), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                await channel.channel_ready()
-            self.addresses[service] = f"127.0.0.1:{port}"
-            yield process.pid
-        finally:
-            process.terminate()
-            await process.wait()
 
     async def serve(self, *services: str) -> None:
         """Starts servers. Those a service calls must be started before it."""

@@ -13,6 +13,7 @@ from shared import guard
 from shared.telemetry import METRICS
 from tests import calls
 from tests.assets import flows
+from tests.shared.imaging import pictures
 from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
@@ -221,17 +222,23 @@ async def test_watches_of_one_owner_leave_places_for_others(atelier: Suite) -> N
         stream.cancel()
 
 
-async def test_a_download_that_nobody_reads_gives_its_place_back_when_it_is_cancelled(atelier: Suite) -> None:
+async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_cancelled(atelier: Suite) -> None:
     atelier.overrides["max_streams"] = PLACES
     await atelier.serve("assets")
     ada = atelier.client("ada")
-    asset = await flows.upload(ada, flows.jpeg(3000, 2000))
-    assert asset.size_bytes > 5 * 64 * 1024, "more than goes out to somebody who doesn't read"
-    for _ in range(2):
-        unread = [flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset.id)) for _ in range(20)]
+    ada.options = [("grpc.http2.bdp_probe", 0)]  # 64 KiB wait for who doesn't read, and don't become megabytes
+    asset = await flows.upload(ada, pictures.png(1200, 900), mime_type="image/png")
+    assert asset.size_bytes > 1_000_000
+    download = asset_pb2.DownloadAssetRequest(asset_id=asset.id)
+    cancelled = {"method": "atelier.assets.v1.AssetService/DownloadAsset", "code": "CANCELLED"}
+    before = METRICS.get_sample_value("atelier_calls_total", cancelled) or 0
+    for number in (1, 2):
+        unread = [flows.assets(ada).DownloadAsset(download) for _ in range(SHARE)]
         for stream in unread:
             assert (await stream.read()).head.size_bytes == asset.size_bytes
             assert (await stream.read()).chunk
+        assert (await calls.refusal(flows.assets(ada).DownloadAsset(download))).reason == "TOO_MANY_CALLS"
         for stream in unread:
             stream.cancel()
         await idle("atelier_streams_open")
+        assert METRICS.get_sample_value("atelier_calls_total", cancelled) == before + number * SHARE, "no fault of ours"

@@ -128,13 +128,14 @@ class Cleaner:
         arguments, owner = walk.row.arguments, walk.row.owner
         purging = arguments["purge"]
         if purging:  # before the pictures that they hold
-            await self._take_out(walk, "documents", owner, _DOCUMENTS_OF_SESSION, documents.take_out)
-            await self._take_out(walk, "comparisons", owner, _COMPARISONS_OF_SESSION, comparisons.take_out)
+            await self._session_loses(walk, "documents", owner, _DOCUMENTS_OF_SESSION, documents.take_out)
+            await self._session_loses(walk, "comparisons", owner, _COMPARISONS_OF_SESSION, comparisons.take_out)
         await self._session(walk, "assets", owner, arguments["session_id"], purging=purging, force=arguments["force"])
 
-    async def _take_out(
+    async def _session_loses(
         self, walk: Walk, what: str, owner: str, of_session: LiteralString, take_out: TakeOut
-    ) -> None:  # fmt: skip
+    ) -> None:
+        """Takes out all that `of_session` finds, a chunk at a time; an item that fails is noted and passed over."""
         after = _START[1]
         while True:
             session = {"owner": owner, "session_id": walk.row.arguments["session_id"], "after": after, "limit": CHUNK}

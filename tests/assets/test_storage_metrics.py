@@ -1,16 +1,21 @@
 """A18, A19: what the metrics port shows is what is there, and rules and dashboard name nothing else."""
 
+import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.assets import storage_rules
 from tests.assets import flows, storage
-from tests.suite import ROOT, Suite, browser, free_port
+from tests.suite import ROOT, Suite, browser, free_ports
 
 OPS = ROOT / "ops"
 DATA = flows.jpeg(64, 48)
@@ -19,9 +24,26 @@ DATA = flows.jpeg(64, 48)
 @asynccontextmanager
 async def serving(atelier: Suite) -> AsyncIterator[str]:
     """A server in a process of its own; yields the address of its metrics."""
-    port = free_port()
-    async with atelier.process("assets", ATELIER_METRICS_PORT=str(port)):
-        yield f"http://127.0.0.1:{port}/metrics"
+    port, metrics_port = free_ports(2)
+    settings = atelier.settings("assets", "app")
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_ASSETS_PORT": str(port),
+        "ATELIER_METRICS_PORT": str(metrics_port), "ATELIER_DATABASE_URL": settings.database_url.get_secret_value(),
+        "ATELIER_TRUST_FILE": str(settings.trust_file), "ATELIER_STORAGE_ROOT": str(settings.storage_root),
+        "ATELIER_STORAGE_SECRET_FILE": str(settings.storage_secret_file), "ATELIER_STORAGE_URL": settings.storage_url,
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.assets", "serve", env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(30):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                await channel.channel_ready()
+        atelier.addresses["assets"] = f"127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{metrics_port}/metrics"
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 async def scraped(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:

@@ -5,7 +5,11 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.faults.processes import Processes, until
+
+pytestmark = pytest.mark.faults
 
 _USUAL = 256  # files that a process may open unless it asks for more; on most systems it is 1,024
 

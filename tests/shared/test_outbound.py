@@ -321,6 +321,15 @@ async def nonsense(_request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(b"SSH-2.0-secret-banner\r\n\r\n")
 
 
+async def given_up(reply: Any, folder: Path, *, timeout: float, max_bytes: int = 10_000_000) -> OutboundFailed:
+    """How a fetch of what this server sends fails, which leaves nothing in the folder."""
+    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+        with pytest.raises(OutboundFailed) as failed:
+            await out.fetch(receiver.url, folder / "x", max_bytes=max_bytes, timeout=timeout)
+    assert list(folder.iterdir()) == []
+    return failed.value
+
+
 async def test_of_a_huge_answer_only_the_beginning_is_read() -> None:
     async with receiving(endless) as receiver, Outbound(settings("127.0.0.0/8")) as out:
         answer = await out.post(receiver.url, b"", {}, timeout=5)
@@ -333,12 +342,9 @@ async def test_of_a_huge_answer_only_the_beginning_is_read() -> None:
      (nonsense, "PROTOCOL")],
 )  # fmt: skip
 async def test_a_receiver_that_does_not_answer_is_left(reply: Any, error_class: str, tmp_path: Path) -> None:
-    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
-        with pytest.raises(OutboundFailed) as failed:
-            await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=0.4)
-        assert failed.value.error_class == error_class
-        assert "banner" not in str(failed.value)
-    assert list(tmp_path.iterdir()) == []
+    failure = await given_up(reply, tmp_path, timeout=0.4)
+    assert failure.error_class == error_class
+    assert "banner" not in str(failure)
 
 
 async def drops(_request: Request, writer: asyncio.StreamWriter) -> None:
@@ -354,20 +360,13 @@ async def test_a_file_that_does_not_come_is_not_waited_for(
     reply: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "_SILENT_SECONDS", 0.3)
-    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
-        with pytest.raises(OutboundFailed) as failed:
-            await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=30)
-        assert failed.value.error_class == "TIMEOUT" and text in str(failed.value)
-    assert list(tmp_path.iterdir()) == []
+    failure = await given_up(reply, tmp_path, timeout=30)
+    assert failure.error_class == "TIMEOUT" and text in str(failure)
 
 
 @pytest.mark.parametrize("reply", [interims, crumbs])
 async def test_a_server_that_only_makes_work_is_left_at_once(reply: Any, tmp_path: Path) -> None:
-    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
-        with pytest.raises(OutboundFailed) as failed:
-            await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=5)
-        assert failed.value.error_class == "PROTOCOL"
-    assert list(tmp_path.iterdir()) == []
+    assert (await given_up(reply, tmp_path, timeout=5)).error_class == "PROTOCOL"
 
 
 async def test_a_file_in_many_honest_pieces_is_whole(tmp_path: Path) -> None:
@@ -402,11 +401,7 @@ async def test_a_fetch_is_whole_and_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reply", [replying(200, b"x" * 1001), endless])
 async def test_a_fetch_beyond_its_limit_leaves_nothing(reply: Any, tmp_path: Path) -> None:
-    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
-        with pytest.raises(OutboundFailed) as failed:
-            await out.fetch(receiver.url, tmp_path / "x", max_bytes=1000, timeout=5)
-    assert failed.value.error_class == "TOO_LARGE"
-    assert list(tmp_path.iterdir()) == []
+    assert (await given_up(reply, tmp_path, timeout=5, max_bytes=1000)).error_class == "TOO_LARGE"
 
 
 async def test_a_fetch_that_breaks_off_or_is_packed_leaves_nothing(tmp_path: Path) -> None:
