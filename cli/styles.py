@@ -21,13 +21,12 @@ from typing import Any
 import filetype
 import grpc
 import protovalidate
-import yaml
 from atelier.assets.v1 import asset_pb2, style_pb2, style_pb2_grpc, upload_pb2, upload_pb2_grpc
 from google.protobuf import json_format
 
 from cli.refusals import refusal
 from cli.state import LOCAL_ISSUER, State
-from shared import auth
+from shared import auth, plain_yaml
 
 OWNER = "admin:atelier"
 _MOST_BYTES = 10 * 1024 * 1024
@@ -90,11 +89,11 @@ Wanted = tuple[style_pb2.PutStyleRequest, Sequence[str]]
 def read_manifest(manifest: Path) -> tuple[list[Wanted], dict[str, Picture]]:
     """The styles, each with the files of its images, and the pictures by file. Raises Unusable."""
     try:
-        found = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+        found = plain_yaml.load(manifest.read_bytes())
     except OSError as error:
         raise Unusable(f"{manifest}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: no UTF-8, a day that no calendar has
-        raise Unusable(f"{manifest}: {' '.join(str(error).split())}") from None
+    except plain_yaml.NotPlain as problem:
+        raise Unusable(f"{manifest}: {problem}") from None
     styles = found.get("styles") if isinstance(found, dict) else None
     if not isinstance(styles, list) or set(found) != {"styles"}:
         raise Unusable(f"{manifest}: expected one list, `styles:`")

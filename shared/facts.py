@@ -14,15 +14,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
-import yaml
+from shared import plain_yaml
 
-MAX_BYTES = 1_000_000
 MAX_ITEMS = 500
 MAX_LINE = 300
 MAX_TEXT = 5_000
-MAX_DEPTH = 8
 MAX_NUMBER = 1e7
 
 VIEWS = ("front", "back", "side")
@@ -166,17 +164,11 @@ class Facts:
 
 
 def load_facts(text: str | bytes) -> Facts:
-    """Facts from YAML. Refuses more than 1 MB, aliases, anchors, tags, repeated keys and several documents."""
-    size = len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
-    if size > MAX_BYTES:
-        raise FactsError("", f"the facts are {size} bytes, at most {MAX_BYTES} are read")
+    """Facts from YAML. Raises FactsError, also for what `plain_yaml` doesn't read."""
     try:
-        _refuse_yaml_tricks(text)
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: builds plain values only
-    except FactsError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:
-        raise FactsError("", f"not readable as YAML: {_one_line(error)}") from None
+        value = plain_yaml.load(text)
+    except plain_yaml.NotPlain as problem:
+        raise FactsError("", str(problem)) from None
     return parse_facts({} if value is None else value)
 
 
@@ -469,40 +461,3 @@ def _kind(value: object) -> str:
 
 def _one_line(value: object) -> str:
     return " ".join(str(value).split())[:200]
-
-
-def _refuse_yaml_tricks(text: str | bytes) -> None:
-    """Walks the parser's events before anything is built.
-
-    An alias can stand for a subtree, so a small file may expand without bound; deep nesting exhausts the stack of the
-    recursive builder. Neither has a use in a facts file.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else 0
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise FactsError("", f"line {line}: aliases and anchors are not read")
-        if getattr(event, "tag", None) is not None:
-            raise FactsError("", f"line {line}: tags are not read")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise FactsError("", f"line {line}: nested more than {MAX_DEPTH} deep")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-
-
-class _Loader(yaml.CSafeLoader):
-    """Plain values; a repeated key is an error, where YAML would keep the last one in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise FactsError("", f"line {key.start_mark.line + 1}: a key must be plain text")
-            if key.value == "<<":
-                raise FactsError("", f"line {key.start_mark.line + 1}: merge keys are not read")
-            if key.value in seen:
-                raise FactsError("", f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
