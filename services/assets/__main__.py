@@ -127,7 +127,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     collector = StorageCollector(parts.db, parts.quotas)
     servicers = [(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks), *_servicers(parts, stream, meter)]
     await parts.db.open()
-    shown = asyncio.create_task(reconcile.show_metrics(parts.db))
+    shown = asyncio.create_task(reconcile.show_metrics(parts.db, timedelta(minutes=settings.reconcile_minutes)))
     stream.start()
     parts.usage_log.start()
     meter.start()

@@ -109,6 +109,7 @@ for _what in _WHAT:  # there from the start, at 0
     FOUND.labels(_what)
     MENDED.labels(_what)
 LAST = Gauge("atelier_reconciler_last_run_timestamp_seconds", "When the last run ended", registry=METRICS)
+PAUSE = Gauge("atelier_reconciler_pause_seconds", "Between runs; 0: they run only when asked", registry=METRICS)
 
 
 @dataclass(frozen=True)
@@ -263,8 +264,9 @@ def _end(prefix: str) -> str:
     return f"{prefix[:-1]}0"
 
 
-async def show_metrics(db: Database) -> None:
+async def show_metrics(db: Database, pause: timedelta) -> None:
     """Keeps the gauges at what the last run reported. Servers have the metrics port, so that they show it."""
+    PAUSE.set(pause.total_seconds())
     while wanted():
         try:
             for row in await db.system_rows(_LAST_RUN):

@@ -5,6 +5,7 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) 
     [row] = house.sql("SELECT extract(epoch FROM max(updated_at)) FROM assets.storage_runs WHERE action = 'reconcile'")
     db = Database(house.settings("assets", "app"), "assets")
     await db.open()
-    showing = asyncio.create_task(show_metrics(db))
+    showing = asyncio.create_task(show_metrics(db, timedelta(minutes=7)))
     try:
         async with asyncio.timeout(10):
             while (METRICS.get_sample_value("atelier_reconciler_last_run_timestamp_seconds") or 0) < before - 5:
@@ -237,6 +238,7 @@ async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) 
     assert METRICS.get_sample_value("atelier_reconciler_found", {"what": "stray_objects"}) == 1
     assert METRICS.get_sample_value("atelier_reconciler_mended", {"what": "stray_objects"}) == 1
     assert METRICS.get_sample_value("atelier_reconciler_last_run_timestamp_seconds") == pytest.approx(float(row[0]))
+    assert METRICS.get_sample_value("atelier_reconciler_pause_seconds") == 7 * 60
 
 
 async def test_only_operators_reconcile(ada: Client) -> None:
