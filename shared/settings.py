@@ -130,6 +130,10 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(10 * 1024 * 1024, gt=0, description="largest image")
     max_pdf_bytes: int = Field(50 * 1024 * 1024, gt=0, description="largest PDF")
     max_pixels: int = Field(50_000_000, gt=0, description="most pixels of an image, all frames together")
+    refuse_locations: bool = Field(
+        False,
+        description="refuse pictures whose EXIF or XMP says where they were taken; originals are kept as they came",
+    )
     variant_presets: list[VariantPreset] = Field(
         [], max_length=16,
         description="presets besides thumb, small, large and avif, or instead of one of the same name, as JSON:"

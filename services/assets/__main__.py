@@ -94,7 +94,10 @@ class Parts:
         self.pool = ImagingPool(settings.imaging_processes)
         self.presets = Presets.of(settings)
         self.outbound = Outbound(settings)
-        limits = Limits(settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels)
+        limits = Limits(
+            settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels,
+            locations=not settings.refuse_locations,
+        )  # fmt: skip
         credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
         self.usage_log = usage.UsageLog(self.db, origin.networks(settings.trusted_proxies))
         self.quotas = quotas.Quotas(settings)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pikepdf
 import pyvips
@@ -24,6 +25,7 @@ _ALIASES = {
     "application/x-pdf": PDF,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_GPS_TAG = 34853
 
 
 def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts:
@@ -56,6 +58,13 @@ def _inspect_image(path: Path, mime: str, size: int, limits: Limits) -> Facts:
             f"The picture has {facts.pages} frames or pages; at most {limits.frames} are accepted. Send fewer.",
         )
     _check_pixels(path, facts, limits)
+    if mime == "image/tiff" and _tiff_points_to_gps(path, facts.pages):
+        facts = replace(facts, has_location=True)
+    if facts.has_location and not limits.locations:
+        raise ImageRejected(
+            Reason.HAS_LOCATION,
+            "The picture says where it was taken, which isn't kept here. Remove its EXIF and XMP, and send it again.",
+        )
     _prove_whole(path, mime, facts.pages)
     return replace(facts, may_have_manifest=credentials.may_be_in(path), measures=measure(path))
 
@@ -81,6 +90,23 @@ def _read_header(path: Path, mime: str, size: int) -> Facts:
         has_location=b"GPSLatitude" in xmp or any("GPSLatitude" in name for name in header.get_fields()),
         source_type=read_packet(xmp) if xmp else "",
     )
+
+
+def _tiff_points_to_gps(path: Path, pages: int) -> bool:
+    """Looks through the directories itself: libvips shows no EXIF of a TIFF."""
+    content = path.read_bytes()
+    order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(content[at : at + size], order)
+
+    at = number(4, 4)
+    for _ in range(pages):
+        entries = number(at, 2)
+        if any(number(at + 2 + index * 12, 2) == _GPS_TAG for index in range(entries)):
+            return True
+        at = number(at + 2 + entries * 12, 4)
+    return False
 
 
 def _check_bytes(size: int, limit: int) -> None:

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     CORRUPT = "CORRUPT"
     ENCRYPTED = "ENCRYPTED"
     TOO_EXPENSIVE = "TOO_EXPENSIVE"
+    HAS_LOCATION = "HAS_LOCATION"
 
 
 class ImageRejected(Exception):
@@ -46,7 +47,7 @@ class ImageRejected(Exception):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Upper bounds, all inclusive. Pixels are counted over all frames or pages together; `side` is the longer side of
-    each, in pixels."""
+    each, in pixels. `locations`: whether pictures may say where they were taken."""
 
     image_bytes: int = 10 * MEBIBYTE
     pdf_bytes: int = 50 * MEBIBYTE
@@ -54,6 +55,7 @@ class Limits:
     side: int = 65_535
     frames: int = 100
     pdf_pages: int = 1000
+    locations: bool = True
 
 
 DEFAULT_LIMITS = Limits()

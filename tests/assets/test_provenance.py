@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import filetype
 import grpc
 import pytest
 import pyvips
@@ -136,17 +137,35 @@ async def test_every_image_has_its_facts(house: Suite, ada: Client, suffix: str,
     assert not (facts.has_location or film.facts.has_location)
 
 
-@pytest.mark.parametrize("said_by", ["exif", "xmp"])
-@pytest.mark.parametrize(
-    ("suffix", "mime_type"), [(".jpg", "image/jpeg"), (".png", "image/png"), (".webp", "image/webp")]
-)
-async def test_an_original_that_says_where_it_was_taken_is_told_of(
-    house: Suite, ada: Client, suffix: str, mime_type: str, said_by: str
-) -> None:
+def with_place(suffix: str, said_by: str) -> bytes:
+    if (suffix, said_by) == (".tiff", "exif"):
+        return pictures.tiff_with_place()
     image = pictures.plain(60, 80, 9, 99, 199).copy()
     if said_by == "exif":
         image.set_type(pyvips.GValue.gstr_type, "exif-ifd3-GPSLatitude", "52/1 31/1 12/1")
     else:
         image.set_type(pyvips.GValue.blob_type, "xmp-data", b'<x:xmpmeta exif:GPSLatitude="52,31N"/>')
-    asset = await flows.upload(ada, bytes(image.write_to_buffer(suffix)), mime_type=mime_type)
+    return bytes(image.write_to_buffer(suffix))
+
+
+@pytest.mark.parametrize("said_by", ["exif", "xmp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif", ".tiff"])
+async def test_an_original_that_says_where_it_was_taken_is_told_of(
+    house: Suite, ada: Client, suffix: str, said_by: str
+) -> None:
+    data = with_place(suffix, said_by)
+    asset = await flows.upload(ada, data, mime_type=filetype.guess_mime(data))
     assert asset.facts.has_location
+
+
+async def test_originals_that_say_where_they_were_taken_are_refused_where_that_is_set(atelier: Suite) -> None:
+    atelier.overrides["refuse_locations"] = True
+    await atelier.serve("assets")
+    ada = atelier.client("ada")
+    for suffix in (".jpg", ".tiff"):
+        data = with_place(suffix, "exif")
+        refused = await calls.refusal(flows.upload(ada, data, mime_type=filetype.guess_mime(data)))
+        assert (refused.reason, refused.metadata["rejection"]) == ("UPLOAD_REJECTED", "HAS_LOCATION")
+        kept = atelier.storage.root.rglob(f"{refused.metadata['asset_id']}/original/*")
+        assert not [path for path in kept if path.is_file()]
+    assert (await flows.upload(ada, PICTURE)).state == asset_pb2.ASSET_STATE_READY

@@ -107,6 +107,23 @@ def png(width: int = 64, height: int = 48) -> bytes:
     return bytes(textured(width, height).pngsave_buffer())
 
 
+def tiff_with_place() -> bytes:
+    """A TIFF of two pages, the second of which points to GPS data."""
+    pages = plain(60, 160, 9, 99, 199).copy()
+    pages.set_type(pyvips.GValue.gint_type, "page-height", 80)
+    content = bytes(pages.tiffsave_buffer())
+    link = 4
+    for _ in range(2):  # the last page's directory is written anew, at the end
+        [at] = struct.unpack_from("<I", content, link)
+        [entries] = struct.unpack_from("<H", content, at)
+        last, link = link, at + 2 + entries * 12
+    place = struct.pack("<HHHII", 1, 0, 1, 4, 0x0302) + bytes(4)
+    directory = struct.pack("<H", entries + 1) + content[at + 2 : link]
+    pointer = struct.pack("<HHII", 34853, 4, 1, len(content)) + bytes(4)
+    moved = struct.pack("<I", len(content) + len(place))
+    return content[:last] + moved + content[last + 4 :] + place + directory + pointer
+
+
 def with_comment(content: bytes, comment: bytes) -> bytes:
     """A JPEG with a comment segment right after its start."""
     return content[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + content[2:]
