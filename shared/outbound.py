@@ -45,7 +45,7 @@ _CONNECT_SECONDS = 5.0
 _HEAD_BYTES = 64 * 1024  # of an answer, with all 1xx before it
 _PIECES, _PIECE_BYTES = 1000, 256  # a file may come in so many pieces, and in one more for so many bytes
 _SILENT_SECONDS = 10.0  # a file's server may pause for so long
-_SLOWEST = 10_000  # bytes a second, on average, once that time is over
+_SLOWEST = 10_000  # bytes a second, on average, after the time for a connection and a pause
 # Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow name server. A thread
 # waits longer than the attempt that asked, so that there are more of them than webhooks are sent at once.
 _RESOLVERS = 512
@@ -358,36 +358,17 @@ class Outbound:
         """Writes what a GET answers to `path`, which is removed if that fails. Raises OutboundRefused,
         OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`, TIMEOUT if the server falls silent or
         trickles, too. `timeout`: seconds for all of it."""
-        digest, size, pieces = hashlib.sha256(), 0, 0
-        clock = asyncio.get_running_loop().time
-        slow_from = clock() + _SILENT_SECONDS
-        async with self._exchange("GET", url, {}, None, timeout, silent=_SILENT_SECONDS) as response:
-            if response.status != 200:
-                raise OutboundFailed("STATUS", _status_text(response.status), response.status)
-            if _header(response, b"content-encoding") not in ("", "identity"):
-                raise OutboundFailed("PROTOCOL", "the server packs what it was asked to send as it is", 200)
-            too_large = OutboundFailed("TOO_LARGE", f"there are more than {max_bytes} bytes at the URL", 200)
-            announced = _header(response, b"content-length")
-            if announced.isdecimal() and int(announced) > max_bytes:
-                raise too_large
-            try:
-                with path.open("wb") as file:
-                    async for chunk in response.aiter_stream():
-                        size += len(chunk)
-                        pieces += 1
-                        if size > max_bytes:
-                            raise too_large
-                        if pieces > _PIECES + size // _PIECE_BYTES:  # each costs as much as thousands of bytes
-                            raise OutboundFailed("PROTOCOL", "the server sends the file in tiny pieces", 200)
-                        if size < (clock() - slow_from) * _SLOWEST:
-                            raise OutboundFailed("TIMEOUT", f"the file comes slower than {_SLOWEST // 1000} kB/s", 200)
-                        digest.update(chunk)
-                        file.write(chunk)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            content_type = _header(response, b"content-type").partition(";")[0].strip()
-            return Fetched(size, digest.hexdigest(), content_type)
+        slow_from = asyncio.get_running_loop().time() + _CONNECT_SECONDS + _SILENT_SECONDS
+        try:
+            # Also over what the client reads without a word to us: the head, and what stands between the pieces.
+            async with asyncio.timeout_at(slow_from) as pace:
+                async with self._exchange("GET", url, {}, None, timeout, silent=_SILENT_SECONDS) as response:
+                    _check_head(response, max_bytes)
+                    return await _receive(
+                        response, path, max_bytes, lambda size: pace.reschedule(slow_from + size / _SLOWEST)
+                    )
+        except TimeoutError:
+            raise OutboundFailed("TIMEOUT", f"the file comes slower than {_SLOWEST // 1000} kB/s", 200) from None
 
     @asynccontextmanager
     async def _exchange(
@@ -425,6 +406,45 @@ class Outbound:
             raise OutboundFailed("CONNECT", "no connection to the host") from None
         except (httpcore.ProtocolError, httpcore.NetworkError, ssl.SSLError):
             raise OutboundFailed("PROTOCOL", "the connection broke, or what came was not HTTP") from None
+
+
+def _check_head(response: httpcore.Response, max_bytes: int) -> None:
+    """Raises OutboundFailed unless the body is a file of at most so many bytes, as far as the head says."""
+    if response.status != 200:
+        raise OutboundFailed("STATUS", _status_text(response.status), response.status)
+    if _header(response, b"content-encoding") not in ("", "identity"):
+        raise OutboundFailed("PROTOCOL", "the server packs what it was asked to send as it is", 200)
+    announced = _header(response, b"content-length")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> OutboundFailed:
+    return OutboundFailed("TOO_LARGE", f"there are more than {max_bytes} bytes at the URL", 200)
+
+
+async def _receive(
+    response: httpcore.Response, path: Path, max_bytes: int, arrived: Callable[[int], None]
+) -> Fetched:  # fmt: skip
+    """Writes the body to `path`, which is removed if that fails. `arrived`: is told how many bytes there are by now."""
+    digest, size, pieces = hashlib.sha256(), 0, 0
+    try:
+        with path.open("wb") as file:
+            async for chunk in response.aiter_stream():
+                size += len(chunk)
+                pieces += 1
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                if pieces > _PIECES + size // _PIECE_BYTES:  # each costs as much as thousands of bytes
+                    raise OutboundFailed("PROTOCOL", "the server sends the file in tiny pieces", 200)
+                arrived(size)
+                digest.update(chunk)
+                file.write(chunk)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    content_type = _header(response, b"content-type").partition(";")[0].strip()
+    return Fetched(size, digest.hexdigest(), content_type)
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:

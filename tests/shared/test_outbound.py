@@ -355,11 +355,31 @@ async def drops(_request: Request, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize(("reply", "text"), [(silent, "nothing came for 0.3 s"), (drops, "slower than 10 kB/s")])
+async def slow_head(_request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 X\r\nX: ")
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def slow_chunk(_request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n1")
+    while True:
+        writer.write(b";x")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [(silent, "nothing came for 0.3 s"), *((each, "slower than 10 kB/s") for each in (drops, slow_head, slow_chunk))],
+)
 async def test_a_file_that_does_not_come_is_not_waited_for(
     reply: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbound, "_SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(outbound, "_CONNECT_SECONDS", 1.0)
     failure = await given_up(reply, tmp_path, timeout=30)
     assert failure.error_class == "TIMEOUT" and text in str(failure)
 
