@@ -65,22 +65,25 @@ def admin_token(state: State) -> str:
 def seed(manifest: Path, address: str, token: str, report: Callable[[str], None]) -> None:
     """Brings the catalogue in line with the manifest, all of which is checked before anything is sent."""
     wanted, pictures = read_manifest(manifest)
+    at = str(manifest)
     try:
         with grpc.insecure_channel(address) as channel:
             service = _Catalogue(channel, token)
             known = service.find(sorted({picture.sha256 for picture in pictures.values()}))
             for path, picture in pictures.items():
                 if picture.sha256 not in known:
+                    at = path
                     known[picture.sha256] = service.upload(picture)
                     report(f"{path}: uploaded")
             for request, files in wanted:
+                at = request.slug
                 for image, file in zip(request.images, files, strict=True):
                     image.asset_id = known[pictures[file].sha256]
                 answer = service.put(request)
                 state = "new" if answer.changed else "as it was"
                 report(f"{request.slug}: version {answer.style.version_number}, {state}")
     except grpc.RpcError as error:
-        raise SeedFailed(refusal(error, address)) from None
+        raise SeedFailed(f"{at}: {refusal(error, address)}") from None
 
 
 Wanted = tuple[style_pb2.PutStyleRequest, Sequence[str]]
@@ -112,7 +115,7 @@ def read_manifest(manifest: Path) -> tuple[list[Wanted], dict[str, Picture]]:
 def _style(style: Any, where: str) -> Wanted:
     if not isinstance(style, dict):
         raise Unusable(f"{where}: expected a style with slug and name")
-    images = style.get("images") or []
+    images = [] if style.get("images") is None else style["images"]
     if not isinstance(images, list) or not all(isinstance(image, dict) and image.get("file") for image in images):
         raise Unusable(f"{where}.images: expected a list in which each image has a `file`")
     named = ((where, _STYLE_FIELDS, [style]), (f"{where}.images", _IMAGE_FIELDS, images))

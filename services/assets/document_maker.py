@@ -60,7 +60,7 @@ class DocumentMaker:
                 "SELECT * FROM assets WHERE id = ANY(%s::uuid[]) AND state = 'ready' AND deleted_at IS NULL", (wanted,)
             )
         known = {str(row.id): row for row in rows}
-        side = decide.page_side(len(known))
+        side = decide.page_side(len(known), decide.amount_of_text(attempt.row.content))
         made, gone = {}, []
         for asset_id in wanted:
             asset = known.get(asset_id.lower())

@@ -312,8 +312,10 @@ async def test_pictures_must_be_ready_images_that_the_caller_may_see(
          "content.renovation_plan.budget[0].currency"),
         ({"cover": {"title": "x"}, "checklist": {"sections": [{"title": "x", "items": [{"text": "y"}] * 700}] * 3}},
          "content.checklist.sections"),
-        ({"cover": {"title": "x"}, "checklist": {"sections": [{"title": "x", "items": [{"text": "y" * 1000}] * 401}]}},
+        ({"cover": {"title": "x"}, "checklist": {"sections": [{"title": "x", "items": [{"text": "y" * 1000}] * 301}]}},
          "content.checklist"),
+        (plan(phases=[{"name": "x", "tasks": [{"text": "y\n" * 100 + "y"}] * 150}]), "content.renovation_plan"),
+        (plan(phases=[{"name": "x", "tasks": [{"text": "y"}] * 200}] * 11), "content.renovation_plan.phases"),
         (plan(rooms=[{"name": "x", "picture_asset_ids": [flows.request_id() for _ in range(6)]}] * 7),
          "content.renovation_plan.rooms"),
     ],
@@ -323,14 +325,23 @@ async def test_content_that_does_not_hold_together_is_refused(ada: Client, conte
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
 
 
+WORDS = ("Every wall of the kitchen is plastered anew before the tiles are laid. " * 40)[:1990]
+
+
+@pytest.mark.parametrize(("text", "note"), [(WORDS[:1000], WORDS), ("x", "y\n" * 100)], ids=["words", "lines"])
 @pytest.mark.parametrize("kind", ["checklist", "renovation_plan"])
-async def test_as_much_text_as_is_allowed_is_printed(ada: Client, kind: str) -> None:
-    words = ("Every wall of the kitchen is plastered anew before the tiles are laid. " * 40)[:1990]
-    entries = [{"text": words[:1000], "note": words} for _ in range(decide.MOST_CHARACTERS // 2990)]
+async def test_as_much_text_as_is_allowed_is_printed(ada: Client, kind: str, text: str, note: str) -> None:
+    entry = {"text": text, "note": note}
+    entries = [entry] * (decide.MOST_TEXT // decide.amount_of_text(entry))
     if kind == "checklist":
         body: dict[str, Any] = {"sections": [{"title": "All of it", "items": entries}]}
     else:
-        body = {"phases": [{"name": "All of it", "tasks": entries}]}
+        # Beside pictures of as many pixels as there may be with it: more of them would be smaller.
+        shown = [(await flows.upload(ada, flows.jpeg(1500, 1500, seed))).id for seed in range(6)]
+        body = {
+            "phases": [{"name": "All of it", "tasks": entries}],
+            "rooms": [{"name": "x", "picture_asset_ids": shown}],
+        }
     made = await create(ada, {"cover": {"title": "x"}, kind: body})
     assert made.state == READY, made.error_message
 

@@ -273,6 +273,12 @@ async def test_an_interrupted_seeding_goes_on(seeder: Seeder) -> None:
     assert code == 0 and "uploaded" not in said and seeder.counts() == (3, 2), said
 
 
+async def test_a_picture_that_is_refused_is_named(seeder: Seeder) -> None:
+    (seeder.folder / "cut.jpg").write_bytes(flows.jpeg(640, 480)[:-2000])
+    code, said = await seeder.run(seeder.write(described(f"{seeder.slug}-a", "1.jpg", "cut.jpg")))
+    assert code == 1 and "cut.jpg: The file is damaged" in said, said
+
+
 async def test_two_seedings_at_once_end_as_one(seeder: Seeder) -> None:
     manifest = seeder.write(described(f"{seeder.slug}-a", "1.jpg", "2.jpg"))
     for code, said in await asyncio.gather(seeder.run(manifest), seeder.run(manifest)):
@@ -295,6 +301,8 @@ async def test_two_seedings_at_once_end_as_one(seeder: Seeder) -> None:
         ("styles: [{slug: a, name: b, palette: [oak, oak]}]", "styles[0].palette"),
         ("styles: [{slug: a, name: b}, {slug: a, name: c}]", "twice"),
         ("styles: [{slug: a, name: b, images: [{file: gone.jpg}]}]", "gone.jpg"),
+        ("styles: [{slug: a, name: b, images: {}}]", "expected a list"),
+        ("styles: [{slug: a, name: b, images: false}]", "expected a list"),
         ("styles: [{slug: a, name: b, images: [{file: manifest.yaml}]}]", "not a picture"),
         ('styles: [{slug: a, name: b, images: [{file: "a\\0b"}]}]', "no file can have that name"),
         ('styles: [{slug: a, name: b, images: [{file: "\\ud800"}]}]', "not readable as YAML"),
