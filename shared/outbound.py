@@ -423,9 +423,7 @@ def _too_large(max_bytes: int) -> OutboundFailed:
     return OutboundFailed("TOO_LARGE", f"there are more than {max_bytes} bytes at the URL", 200)
 
 
-async def _receive(
-    response: httpcore.Response, path: Path, max_bytes: int, arrived: Callable[[int], None]
-) -> Fetched:  # fmt: skip
+async def _receive(response: httpcore.Response, path: Path, max_bytes: int, arrived: Callable[[int], None]) -> Fetched:
     """Writes the body to `path`, which is removed if that fails. `arrived`: is told how many bytes there are by now."""
     digest, size, pieces = hashlib.sha256(), 0, 0
     try:
