@@ -289,32 +289,22 @@ async def silent(_request: Request, writer: asyncio.StreamWriter) -> None:
     await writer.wait_closed()
 
 
-async def trickle(_request: Request, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 X\r\n\r\n")
-    while True:
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.02)
+def dripping(start: bytes, drop: bytes, *, pause: float = 0.02) -> Any:
+    """A server that never comes to an end."""
+
+    async def reply(_request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(start)
+        while True:
+            writer.write(drop)
+            await writer.drain()
+            await asyncio.sleep(pause)
+
+    return reply
 
 
-async def interim(_request: Request, writer: asyncio.StreamWriter) -> None:
-    while True:
-        writer.write(b"HTTP/1.1 103 X\r\n\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.01)
-
-
-async def interims(_request: Request, writer: asyncio.StreamWriter) -> None:
-    while True:
-        writer.write(b"HTTP/1.1 103 X\r\n\r\n" * 1000)
-        await writer.drain()
-
-
-async def crumbs(_request: Request, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n")
-    while True:
-        writer.write(b"1\r\nx\r\n" * 1000)
-        await writer.drain()
+OK, CHUNKED = b"HTTP/1.1 200 X\r\n", b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n"
+INTERIM = b"HTTP/1.1 103 X\r\n\r\n"
+TRICKLE = dripping(OK + b"\r\n", b"x")
 
 
 async def nonsense(_request: Request, writer: asyncio.StreamWriter) -> None:
@@ -338,8 +328,9 @@ async def test_of_a_huge_answer_only_the_beginning_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "error_class"),
-    [(silent, "TIMEOUT"), (trickle, "TIMEOUT"), (interim, "TIMEOUT"), (endless_headers, "PROTOCOL"),
+    [(silent, "TIMEOUT"), (TRICKLE, "TIMEOUT"), (dripping(b"", INTERIM), "TIMEOUT"), (endless_headers, "PROTOCOL"),
      (nonsense, "PROTOCOL")],
+    ids=["silent", "trickle", "interim", "endless headers", "nonsense"],
 )  # fmt: skip
 async def test_a_receiver_that_does_not_answer_is_left(reply: Any, error_class: str, tmp_path: Path) -> None:
     failure = await given_up(reply, tmp_path, timeout=0.4)
@@ -347,33 +338,16 @@ async def test_a_receiver_that_does_not_answer_is_left(reply: Any, error_class: 
     assert "banner" not in str(failure)
 
 
-async def drops(_request: Request, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 1000000\r\n\r\n")
-    while True:
-        writer.write(b"x" * 100)
-        await writer.drain()
-        await asyncio.sleep(0.05)
-
-
-async def slow_head(_request: Request, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 X\r\nX: ")
-    while True:
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.05)
-
-
-async def slow_chunk(_request: Request, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n1")
-    while True:
-        writer.write(b";x")
-        await writer.drain()
-        await asyncio.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("reply", "text"),
-    [(silent, "nothing came for 0.3 s"), *((each, "slower than 10 kB/s") for each in (drops, slow_head, slow_chunk))],
+    [
+        (silent, "nothing came for 0.3 s"),
+        (TRICKLE, "slower than 10 kB/s"),
+        (dripping(OK + b"X: ", b"x"), "slower than 10 kB/s"),
+        (dripping(b"", INTERIM), "slower than 10 kB/s"),
+        (dripping(CHUNKED + b"1", b";x"), "slower than 10 kB/s"),
+    ],
+    ids=["silent", "body", "head", "interim", "chunk"],
 )
 async def test_a_file_that_does_not_come_is_not_waited_for(
     reply: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -384,7 +358,11 @@ async def test_a_file_that_does_not_come_is_not_waited_for(
     assert failure.error_class == "TIMEOUT" and text in str(failure)
 
 
-@pytest.mark.parametrize("reply", [interims, crumbs])
+@pytest.mark.parametrize(
+    "reply",
+    [dripping(b"", INTERIM * 1000, pause=0), dripping(CHUNKED, b"1\r\nx\r\n" * 1000, pause=0)],
+    ids=["interim", "chunks"],
+)
 async def test_a_server_that_only_makes_work_is_left_at_once(reply: Any, tmp_path: Path) -> None:
     assert (await given_up(reply, tmp_path, timeout=5)).error_class == "PROTOCOL"
 
