@@ -74,10 +74,11 @@ class Temporary:
         """Add to the object's bytes."""
         with self._lock:
             file = self._opened()
-            for piece in pieces:
-                self.hashed.update(piece)
-                self.size += len(piece)
-                _write_all(file, piece)
+            # In one piece: after each of these calls the thread waits until it may go on, for long beside a busy loop.
+            whole = b"".join(pieces)
+            self.hashed.update(whole)
+            self.size += len(whole)
+            _write_all(file, whole)
             if self.size - self._sent >= _SEND:
                 # This begins to write to the disk without waiting for it, so that the last flush finds little to do.
                 os.posix_fadvise(file.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)

@@ -19,7 +19,7 @@ T = TypeVar("T")
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system says when a disk, a quota or a file-size limit is used up."""
 
-BLOCK: Final = 512 * 1024
+BLOCK: Final = 1024 * 1024
 """Bytes that are handed to a thread at once: its turn alone costs as much as hashing some tens of kilobytes."""
 
 _MOST_PIECES: Final = 64
@@ -86,7 +86,7 @@ async def blocks(source: Source, size: int, threads: Threads) -> AsyncGenerator[
 
 
 async def batches(source: Source, threads: Threads) -> AsyncGenerator[list[bytes], None]:
-    """The bytes of `source` in pieces as they come, some 512 KiB at a time."""
+    """The bytes of `source` in pieces as they come, some 1 MiB at a time."""
     if isinstance(source, bytes):
         yield [source]
         return
