@@ -99,6 +99,6 @@ class Limits:
         _seat.set(seat)
         return seat
 
-    def taken(self) -> int:
-        """Calls that are being served, or take back what they began since their callers have gone."""
+    def under_way(self) -> int:
+        """How many calls are being served, or take back what they began since their callers have gone."""
         return self.calls.taken + self.uploads.taken + self.streams.taken

@@ -93,7 +93,7 @@ class Running:
         # gRPC waits for no call whose caller has gone, but what that call began must be taken back: with what is open.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TAKE_BACK_SECONDS):
-                while self._limits.taken():  # noqa: ASYNC110 (each call would pay for an event)
+                while self._limits.under_way():  # noqa: ASYNC110 (each call would pay for an event)
                     await asyncio.sleep(0.02)
 
 

@@ -25,15 +25,15 @@ MOST_PICTURES = 40
 # text, so that many get fewer: forty get 1,100, which is 300 a inch for three in a row, and 550 beside the most text.
 _PAGE_SIDE = 2000
 _PAGE_PIXELS = 48_000_000
-_PIXELS_OF_CHARACTER = 120
+_PIXELS_OF_CHARACTER = 120  # that there may be fewer
 
 
 def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(field path below the content, what is wrong) for what constraints on fields can't say."""
-    text = amount_of_text(body)
-    if text > MOST_TEXT:
+    amount = amount_of_text(body)
+    if amount > MOST_TEXT:
         counting = f"characters in all, a line break counting as {_LINE_BREAK}"
-        yield kind, f"may have at most {MOST_TEXT:,} {counting}; these are {text:,}"
+        yield kind, f"may have at most {MOST_TEXT:,} {counting}; these are {amount:,}"
     if kind == "checklist":
         items = sum(len(section.get("items", ())) for section in body["sections"])
         if items > _MOST_ITEMS:
@@ -91,7 +91,7 @@ def _no_day(text: str) -> str:
 
 
 def page_side(pictures: int, text: int) -> int:
-    """The longer side, in pixels, of each of so many pictures in one document with so much text."""
+    """The longer side, in pixels, of each of so many pictures in one document with so much text (`amount_of_text`)."""
     pixels = _PAGE_PIXELS - _PIXELS_OF_CHARACTER * min(text, MOST_TEXT)
     return min(_PAGE_SIDE, int(math.sqrt(pixels / max(pictures, 1))))
 
