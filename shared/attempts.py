@@ -1,30 +1,52 @@
 """One try of a job, fenced: whoever begins last owns the row, and what an earlier try still does changes nothing.
 
-A row that is a job has the columns id, owner, state, version, attempt_token, attempt_number, cancel_requested,
-error_class, error_message, updated_at. `run` moves it pending -> running -> done / failed / cancelled, writes one
-`attempts` row per try, and tells watchers of every move in the same transaction.
+A row that is a job has the columns id, owner, state, version, attempt_token, attempt_number, faults, losses, waits_for,
+waiting_since, cancel_requested, error_class, error_message, updated_at. `run` moves it pending -> running -> done /
+failed / cancelled, writes one `attempts` row per try, and tells watchers of every move in the same transaction.
+
+How a try ends that came to nothing decides what it costs:
+
+    a fault of the job    counts in `faults`; after `max_attempts` of them the job has failed
+    something passes      a neighbour, the database or the store is away or has no room: costs nothing. The row says in
+                          `waits_for` and `waiting_since` what it waits for and since when, and is tried again after
+                          pauses that grow with the wait; after ATELIER_JOB_WAIT_HOURS the job has failed
+    its worker vanished   counts in `losses`: nobody can tell whether the job killed it. From the third on it pauses,
+                          after many the job has failed
 """
 
 import asyncio
 import os
+import random
+import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
 import structlog
 
-from shared import auth, calls, states
+from shared import auth, calls, errors, states
 from shared.db import Database, Mutation
+from shared.errors import DomainError, Reason
 from shared.ids import new_id
-from shared.jobs import TryAgain
+from shared.jobs import TryAgain, wake
+from shared.storage import StorageError
 
-WORKER = f"{socket.gethostname()}:{os.getpid()}"
+# In a container every process has the same number.
+WORKER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 CANCEL_POLL_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0  # of a job that waits
+_PAUSE_OF_WAIT = 0.25  # a pause as a part of the wait so far
+_FREE_LOSSES = 2  # after which a job pauses before its next try
+_MOST_LOSSES = 24  # with their pauses some six minutes in which every worker that takes it dies
+_LONGEST_LOSS_PAUSE_SECONDS = 20.0
+_INSIST_SECONDS = 60.0  # longer than a lease: by then the worker gives up what it holds
 _log = structlog.get_logger("attempts")
 
 Publish = Callable[[Mutation, Any], Awaitable[None]]
@@ -50,6 +72,15 @@ class JobFailed(Exception):
     error_class: str
     message: str
     final: bool = True
+
+
+@dataclass
+class Waits(Exception):
+    """The work can't be done now, through no fault of its own: it waits for `what`, such as "assets"."""
+
+    what: str
+    error_class: str
+    message: str
 
 
 @dataclass
@@ -95,6 +126,16 @@ _END: LiteralString = """
 """
 
 
+# A try of this very process didn't lose its worker: the database was away when it should have ended.
+_LOSE: LiteralString = """
+    UPDATE attempts SET ended_at = now(), outcome = CASE WHEN worker = %(me)s THEN 'waited' ELSE 'lost' END,
+        error_class = CASE WHEN worker = %(me)s THEN 'DEPENDENCY_UNAVAILABLE' ELSE 'WORKER_LOST' END
+    WHERE job_id = %(job_id)s AND outcome = 'running' RETURNING outcome
+"""
+_FORGET_WAITED: LiteralString = "DELETE FROM attempts WHERE job_id = %(job_id)s AND outcome = 'waited'"
+_NO_WAIT: dict[str, Any] = {"waits_for": "", "waiting_since": None}
+
+
 async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
     """Runs one try of the job whose row is `row_id`, for the owner of that row. A row that is finished or gone is left
     alone."""
@@ -114,8 +155,6 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
             await _end(db, kind, attempt, kind.cancelled, "cancelled")
             return
         await _finish(db, kind, attempt, working.result())
-    except JobFailed as failure:
-        await _fail(db, kind, attempt, failure)
     except Superseded:
         _log.warning("late result discarded", table=kind.table, row=row_id)
     except asyncio.CancelledError:
@@ -123,13 +162,34 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
         with suppress(asyncio.CancelledError, Exception):
             await working
         await asyncio.shield(_end(db, kind, attempt, "pending", "retried", error_class="WORKER_STOPPED"))
-        raise TryAgain() from None
+        raise TryAgain(waits_for=attempt.row.waits_for) from None
     except Exception as error:
-        _log.exception("job failed unexpectedly", table=kind.table, row=row_id)
-        await _fail(db, kind, attempt, JobFailed("INTERNAL", f"unexpected {type(error).__name__}", final=False))
+        match verdict(error):
+            case Waits() as waits:
+                await _put_off(db, kind, attempt, waits)
+            case JobFailed() as failure:
+                await _fail(db, kind, attempt, failure)
     finally:
         watching.cancel()
         watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks for it any more
+
+
+def verdict(error: Exception) -> Waits | JobFailed:
+    """How a try ends that met this error. Refusals and errors of the store need no translation by whoever works."""
+    if isinstance(error, JobFailed | Waits):
+        return error
+    if refusal := errors.passing(error):
+        return Waits(refusal.source or "a service", _class_of(refusal), refusal.text)
+    if isinstance(error, DomainError):
+        return JobFailed(_class_of(error), error.text, final=error.reason != Reason.ERROR_REASON_INTERNAL)
+    if isinstance(error, StorageError):
+        return JobFailed("STORAGE", str(error), final=False)
+    _log.error("job failed unexpectedly", exc_info=error)
+    return JobFailed("INTERNAL", f"unexpected {type(error).__name__}", final=False)
+
+
+def _class_of(refusal: DomainError) -> str:
+    return Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
 
 
 async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
@@ -138,27 +198,46 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
     if owner is None:
         return None
     token = new_id()
+    later: datetime | None = None
     async with db.transaction(owner) as m:
-        row = await m.one(f"SELECT * FROM {kind.table} WHERE id = %s FOR UPDATE", (row_id,))
+        row = await m.one(f"SELECT *, now() AS now FROM {kind.table} WHERE id = %s FOR UPDATE", (row_id,))
         if row is None or row.state not in ("pending", kind.running):
             return None
-        await m.run(
-            "UPDATE attempts SET outcome = 'lost', ended_at = now(), error_class = 'WORKER_LOST'"
-            " WHERE job_id = %s AND outcome = 'running'", (row_id,),
-        )  # fmt: skip
+        unended = await m.all(_LOSE, {"job_id": row_id, "me": WORKER})
         if row.cancel_requested:
             await _move(m, kind, row_id, kind.cancelled)
             return None
-        if row.attempt_number >= kind.max_attempts and row.state == kind.running:
-            columns: dict[str, Any] = {
-                "error_class": "WORKER_LOST",
-                "error_message": f"{row.attempt_number} workers died on it",
-            }
-            await _move(m, kind, row_id, "failed", **columns)
-            return None
-        row = await _move(m, kind, row_id, kind.running, attempt_token=token, attempt_number=row.attempt_number + 1)
-        await record_begin(m, token, kind.table, row_id, row.attempt_number, WORKER)
+        columns: dict[str, Any] = {}
+        if any(one.outcome == "lost" for one in unended):
+            columns = _lost(row)
+            if "error_class" in columns:
+                await _move(m, kind, row_id, "failed", **columns)
+                return None
+            later = columns.pop("later", None)
+        if later:
+            await _move(m, kind, row_id, "pending", **columns)
+        else:
+            columns |= {"attempt_token": token, "attempt_number": row.attempt_number + 1}
+            row = await _move(m, kind, row_id, kind.running, **columns)
+            await record_begin(m, token, kind.table, row_id, row.attempt_number, WORKER)
+    if later:
+        raise TryAgain(later)
     return Attempt(row, token)
+
+
+def _lost(row: Any) -> dict[str, Any]:
+    """The columns of a row whose worker vanished. `later`: when it may begin its next try, if not at once."""
+    losses = row.losses + 1
+    if losses >= _MOST_LOSSES:
+        text = f"{losses} workers vanished while they worked on it; the last one said nothing"
+        return {"losses": losses, "error_class": "WORKER_LOST", "error_message": text}
+    if losses <= _FREE_LOSSES:
+        return {"losses": losses}
+    pause = min(2.0 ** (losses - _FREE_LOSSES), _LONGEST_LOSS_PAUSE_SECONDS)
+    return {
+        "losses": losses, "waits_for": "a worker", "waiting_since": row.waiting_since or row.now,
+        "later": row.now + timedelta(seconds=pause),
+    }  # fmt: skip
 
 
 async def _owner_of(db: Database, kind: Kind, row_id: UUID) -> str | None:
@@ -174,45 +253,102 @@ async def _move(m: Mutation, kind: Kind, row_id: UUID, to: str, *, token: UUID |
 
 
 async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) -> None:
-    try:
-        async with db.transaction(attempt.row.owner) as m:
-            done = {"error_class": "", "error_message": "", **outcome.columns}
-            row = await _move(m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done)
-            if row is not None:
-                if outcome.also:
-                    await outcome.also(m, row)
-                await _record(m, attempt, "succeeded", outcome=outcome)
-    except JobFailed:
-        # `also` refused, so nothing was committed. After any other error the commit may have happened, and what was
-        # stored must stay: a row that shows it may be there. The reconciler knows.
-        if outcome.undo:
-            await outcome.undo()
-        raise
+    """Commits what the try achieved. It insists for a while when the database is away: the work was done, and may have
+    cost money."""
+    deadline = time.monotonic() + _INSIST_SECONDS
+    unheard = False  # a commit may have happened whose answer was lost
+    while True:
+        try:
+            row = (
+                attempt.row
+                if unheard and await _is_committed(db, attempt)
+                else await _commit(db, kind, attempt, outcome)
+            )
+            break
+        except JobFailed:  # `also` refused, so nothing was committed
+            if outcome.undo:
+                await outcome.undo()
+            raise
+        except Exception as error:
+            # What was stored must stay: a row that shows it may be there. If nothing comes of it, the reconciler knows.
+            if errors.passing(error) is None or time.monotonic() > deadline:
+                raise
+            _log.warning("a result waits to be committed", table=kind.table, row=str(attempt.row.id))
+            unheard = True
+        await asyncio.sleep(_FIRST_PAUSE_SECONDS)
     if row is None:
         if outcome.undo:
             await outcome.undo()
         raise Superseded
+    if attempt.row.waits_for:
+        await wake(db, attempt.row.waits_for)
     if outcome.after:
         await outcome.after()
 
 
+async def _commit(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) -> Any:
+    async with db.transaction(attempt.row.owner) as m:
+        done = {"error_class": "", "error_message": "", "faults": 0, "losses": 0, **_NO_WAIT, **outcome.columns}
+        row = await _move(m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done)
+        if row is not None:
+            if outcome.also:
+                await outcome.also(m, row)
+            await _record(m, attempt, "succeeded", outcome=outcome)
+    return row
+
+
+async def _is_committed(db: Database, attempt: Attempt) -> bool:
+    statement = "SELECT 1 FROM attempts WHERE id = %s AND outcome = 'succeeded'"
+    return bool(await db.system_rows(statement, (attempt.token,)))
+
+
 async def _fail(db: Database, kind: Kind, attempt: Attempt, failure: JobFailed) -> None:
     """A final failure is data; another is tried again after a backoff, by the database's clock."""
+    faults = attempt.row.faults + 1
     said = {"error_class": failure.error_class, "error_message": failure.message[:2000]}
-    if failure.final or attempt.row.attempt_number >= kind.max_attempts:
+    if failure.final or faults >= kind.max_attempts:
+        await _end(db, kind, attempt, "failed", "failed", faults=faults, **said)
+        return
+    backoff = min(_FIRST_BACKOFF_SECONDS * 4 ** (faults - 1), _LONGEST_BACKOFF_SECONDS)
+    row = await _end(db, kind, attempt, "pending", "retried", faults=faults, **said)
+    if row is not None:
+        raise TryAgain(await _now(db) + timedelta(seconds=backoff))
+
+
+async def _put_off(db: Database, kind: Kind, attempt: Attempt, waits: Waits) -> None:
+    """The job waits, and says so; what it has done stays. Having waited for too long it has failed."""
+    now = await _now(db)
+    since = attempt.row.waiting_since or now
+    said = {"error_class": waits.error_class, "error_message": waits.message[:2000]}
+    if now - since > timedelta(hours=db.settings.job_wait_hours):
+        said["error_message"] = f"{waits.what} was waited for since {since:%Y-%m-%d %H:%M} UTC: {waits.message}"[:2000]
         await _end(db, kind, attempt, "failed", "failed", **said)
         return
-    backoff = min(_FIRST_BACKOFF_SECONDS * 4 ** (attempt.row.attempt_number - 1), _LONGEST_BACKOFF_SECONDS)
-    row = await _end(db, kind, attempt, "pending", "retried", **said)
+    row = await _end(db, kind, attempt, "pending", "waited", waits_for=waits.what, waiting_since=since, **said)
     if row is not None:
-        now = (await db.system_rows("SELECT now() + make_interval(secs => %s) AS at", (backoff,)))[0]
-        raise TryAgain(now.at)
+        waited = (now - since).total_seconds()
+        pause = min(max(waited * _PAUSE_OF_WAIT, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        # Apart from each other: a thousand that wait for the same thing would all come back at once.
+        raise TryAgain(now + timedelta(seconds=pause * random.uniform(0.8, 1.2)), waits.what)
 
 
-async def _end(db: Database, kind: Kind, attempt: Attempt, to: str, outcome: str, **said: Any) -> Any:
+async def _now(db: Database) -> datetime:
+    [row] = await db.system_rows("SELECT now() AS now")
+    now: datetime = row.now
+    return now
+
+
+async def _end(
+    db: Database, kind: Kind, attempt: Attempt, to: str, outcome: str, *, error_class: str = "",
+    error_message: str = "", **columns: Any,
+) -> Any:  # fmt: skip
+    said: dict[str, Any] = {"error_class": error_class, "error_message": error_message}
+    kept = _NO_WAIT if outcome in ("failed", "cancelled") else {}
     async with db.transaction(attempt.row.owner) as m:
-        row = await _move(m, kind, attempt.row.id, to, token=attempt.token, **said)
+        row = await _move(m, kind, attempt.row.id, to, token=attempt.token, **{**kept, **said, **columns})
         if row is not None:
+            if outcome == "waited":  # of a wait's tries only the latest is kept: there may be thousands
+                await m.run(_FORGET_WAITED, {"job_id": attempt.row.id})
             await _record(m, attempt, outcome, **said)
         return row
 

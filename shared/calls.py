@@ -194,9 +194,10 @@ def _shorter(one: float | None, other: float | None) -> float | None:
 def _translated(error: grpc.aio.AioRpcError, callee: str) -> DomainError:
     code = error.code()
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED):
-        return errors.unavailable(callee)
+        return errors.unavailable(callee, callee)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DomainError(Reason.ERROR_REASON_DEADLINE, f"{callee} didn't answer in time; repeat the call")
+        text = f"{callee} didn't answer in time; repeat the call"
+        return DomainError(Reason.ERROR_REASON_DEADLINE, text, source=callee)
     status = _status(error)
     if code in _PASSED_ON and status is not None:
         info = error_details_pb2.ErrorInfo()
@@ -207,7 +208,7 @@ def _translated(error: grpc.aio.AioRpcError, callee: str) -> DomainError:
         name = f"ERROR_REASON_{info.reason}"
         if info.domain == errors.DOMAIN and name in Reason.DESCRIPTOR.values_by_name:
             known = [detail for detail in others if detail is not None]
-            return DomainError(Reason.Value(name), status.message, dict(info.metadata), details=known)
+            return DomainError(Reason.Value(name), status.message, dict(info.metadata), details=known, source=callee)
     _log.error("call refused", callee=callee, code=str(code), text=error.details())
     return DomainError(Reason.ERROR_REASON_INTERNAL, f"{callee} refused this service ({code.name}); tell the operator")
 

@@ -118,7 +118,7 @@ class Database:
 
     def __init__(self, settings: Settings, service: str, *, pool_size: int | None = None) -> None:
         self.service = service
-        self._settings = settings
+        self.settings = settings
         options = (
             f"-c search_path={service},{service}_jobs"
             f" -c statement_timeout={int(settings.statement_timeout_seconds * 1000)}"
@@ -145,13 +145,14 @@ class Database:
         )
         self._lent = 0
         self._endings: set[asyncio.Task[None]] = set()
+        self._mending: asyncio.Task[None] | None = None
 
     async def _configure(self, conn: Connection) -> None:
         await conn.set_autocommit(True)  # not a connect argument: the job queue adds its own
         # A frozen process must not keep its rows locked. In a pipeline the server never takes a session for idle, so
         # that only this limit ends it; before Postgres 17 there is none.
         if conn.info.server_version >= 170000:
-            limit = str(int(self._settings.statement_timeout_seconds * 1000))
+            limit = str(int(self.settings.statement_timeout_seconds * 1000))
             await conn.execute("SELECT set_config('transaction_timeout', %s, false)", (limit,))
 
     async def open(self) -> None:
@@ -160,6 +161,13 @@ class Database:
 
     async def close(self) -> None:
         await self._pool.close(timeout=2)
+
+    def mend(self) -> None:
+        """Looks at the idle connections, and replaces those that broke. For whoever met a broken one: where a server
+        ended one of them, it often ended all, and each would cost another caller a failure."""
+        # In a task of its own: a caller that is cancelled would take the connections out of the pool for good.
+        if self._mending is None or self._mending.done():
+            self._mending = asyncio.create_task(self._pool.check())
 
     async def connect(self) -> Connection:
         """A connection outside the pool, for listening or a session's lock. The caller closes it."""
@@ -208,6 +216,7 @@ class Database:
                 await conn.rollback()
         except (psycopg.Error, TimeoutError):
             await conn.close()  # the pool makes a new one
+            self.mend()
         finally:
             await self._give_back(conn)
 

@@ -5,6 +5,7 @@ Code raises a `DomainError` made by one of the functions below; `answer()` makes
 of a driver never reaches a caller.
 """
 
+import errno
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from shared.storage import StorageFull, StorageUnavailable
 
 DOMAIN = "atelier"
+_DATABASE = "database"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 # Clients take 8 KiB of trailers, and a larger refusal reaches them as a broken stream. The text stands in there twice,
 # once with three characters for a byte.
 _MOST_TEXT_BYTES = 1000
@@ -58,17 +61,28 @@ _CODES: Mapping[int, int] = {
     Reason.ERROR_REASON_TOO_MANY_CALLS: code_pb2.RESOURCE_EXHAUSTED,
 }
 
+# What a repeat of the same work may not meet, since it says nothing about the work.
+_PASSING = frozenset(
+    {
+        Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, Reason.ERROR_REASON_SHUTTING_DOWN,
+        Reason.ERROR_REASON_OVERLOADED, Reason.ERROR_REASON_TOO_MANY_CALLS, Reason.ERROR_REASON_SLOW_READER,
+        Reason.ERROR_REASON_REQUEST_IN_PROGRESS, Reason.ERROR_REASON_STORAGE_FULL, Reason.ERROR_REASON_DEADLINE,
+    }
+)  # fmt: skip
+
 
 @dataclass
 class DomainError(Exception):
     """What a caller is told. `metadata` goes into ErrorInfo, `details` are further google.rpc messages, `trailers`
-    are sent as trailing metadata (a watch's cursor)."""
+    are sent as trailing metadata (a watch's cursor). `source` isn't sent: which part of the suite refused, such as
+    "assets", "database" or "storage", for a job that waits for it."""
 
     reason: int
     text: str
     metadata: dict[str, str] = field(default_factory=dict)
     details: Sequence[message.Message] = ()
     trailers: Sequence[tuple[str, str]] = ()
+    source: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -123,9 +137,9 @@ def precondition(
     return DomainError(reason, text, dict(metadata or {}), details=details)
 
 
-def retry_later(reason: int, text: str, seconds: float) -> DomainError:
+def retry_later(reason: int, text: str, seconds: float, source: str = "") -> DomainError:
     """A refusal that a repeat may cure, with RetryInfo."""
-    return DomainError(reason, text, details=[_retry_info(seconds)])
+    return DomainError(reason, text, details=[_retry_info(seconds)], source=source)
 
 
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
@@ -134,9 +148,9 @@ def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
     return info
 
 
-def unavailable(what: str) -> DomainError:
+def unavailable(what: str, source: str) -> DomainError:
     text = f"{what} can't be reached right now; repeat the call, with the same request_id if it changes something"
-    return retry_later(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, 1)
+    return retry_later(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, 1, source)
 
 
 def etag_mismatch(kind: str, name: object) -> DomainError:
@@ -151,42 +165,69 @@ def owner_erased() -> DomainError:
 
 def from_exception(error: BaseException) -> DomainError:
     """Sorts what isn't a DomainError. Unknown ones are INTERNAL, logged with an id that the caller gets."""
-    match error:
-        case DomainError():
-            return error
-        case TimeoutError() | psycopg.errors.QueryCanceled():
-            return DomainError(Reason.ERROR_REASON_DEADLINE, "the deadline passed; unacknowledged work was undone")
-        case psycopg_pool.PoolTimeout() | psycopg_pool.TooManyRequests():
-            text = "too many calls wait for the database; nothing was changed, try again"
-            return retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1)
-        case psycopg.errors.LockNotAvailable():
-            text = "another call holds what this one needs; nothing was changed, try again"
-            return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1)
-        case psycopg.errors.SerializationFailure() | psycopg.errors.DeadlockDetected():
-            text = "another call changed the same thing at the same time; nothing was changed, try again"
-            return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
-        case psycopg.errors.CheckViolation() if error.diag.constraint_name == "owner_not_erased":
-            return owner_erased()
-        case psycopg.errors.ProgramLimitExceeded():
-            return invalid("", "a value is too long to be stored and found again; shorten it")
-        case psycopg.errors.DiskFull():
-            return DomainError(Reason.ERROR_REASON_STORAGE_FULL, "the database's disk is full; nothing was changed")
-        case psycopg.OperationalError():
-            return unavailable("the database")
-        case StorageFull():
-            text = "the storage is full; nothing was kept, tell the operator"
-            return DomainError(Reason.ERROR_REASON_STORAGE_FULL, text)
-        case StorageUnavailable():
-            return unavailable("the object store")
-        case psycopg.DataError():
-            return invalid("", "a value can't be stored: text may not contain NUL, and numbers must be in range")
-        case grpc.aio.AioRpcError() if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
-            return unavailable("a service that this call needs")
+    known = _known(error)
+    if known is not None:
+        return known
     reference = secrets.token_hex(6)
     _log.error("internal error", reference=reference, exc_info=error)
     return DomainError(
         Reason.ERROR_REASON_INTERNAL, f"a fault of the server, logged as {reference}; tell the operator that id"
     )
+
+
+def passing(error: BaseException) -> DomainError | None:
+    """The error as a refusal that passes by itself, whose `source` says what to wait for; None for any other error."""
+    known = _known(error)
+    return known if known is not None and known.reason in _PASSING else None
+
+
+def _known(error: BaseException) -> DomainError | None:
+    match error:
+        case DomainError():
+            return error
+        case TimeoutError():
+            return DomainError(Reason.ERROR_REASON_DEADLINE, "the deadline passed; unacknowledged work was undone")
+        case StorageFull():
+            text = "the storage is full; nothing was kept, tell the operator"
+            return DomainError(Reason.ERROR_REASON_STORAGE_FULL, text, source="storage")
+        case StorageUnavailable():
+            return unavailable("the object store", "storage")
+        case grpc.aio.AioRpcError() if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
+            return unavailable("a service that this call needs", "a service")
+        case psycopg.Error() | psycopg_pool.TooManyRequests():
+            return _of_database(error)
+        case OSError() if error.errno in _NO_ROOM:
+            text = f"this machine has no room for it ({error.strerror}); nothing was kept, tell the operator"
+            return DomainError(Reason.ERROR_REASON_STORAGE_FULL, text, source="this machine")
+    return None
+
+
+def _of_database(error: psycopg.Error) -> DomainError | None:
+    match error:
+        case psycopg.errors.QueryCanceled():
+            text = "the deadline passed; unacknowledged work was undone"
+            return DomainError(Reason.ERROR_REASON_DEADLINE, text, source=_DATABASE)
+        case psycopg_pool.PoolTimeout() | psycopg_pool.TooManyRequests():
+            text = "too many calls wait for the database; nothing was changed, try again"
+            return retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1, _DATABASE)
+        case psycopg.errors.LockNotAvailable():
+            text = "another call holds what this one needs; nothing was changed, try again"
+            return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1, _DATABASE)
+        case psycopg.errors.SerializationFailure() | psycopg.errors.DeadlockDetected():
+            text = "another call changed the same thing at the same time; nothing was changed, try again"
+            return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2, _DATABASE)
+        case psycopg.errors.CheckViolation() if error.diag.constraint_name == "owner_not_erased":
+            return owner_erased()
+        case psycopg.errors.ProgramLimitExceeded():
+            return invalid("", "a value is too long to be stored and found again; shorten it")
+        case psycopg.errors.DiskFull():
+            text = "the database's disk is full; nothing was changed"
+            return DomainError(Reason.ERROR_REASON_STORAGE_FULL, text, source=_DATABASE)
+        case psycopg.OperationalError():
+            return unavailable("the database", _DATABASE)
+        case psycopg.DataError():
+            return invalid("", "a value can't be stored: text may not contain NUL, and numbers must be in range")
+    return None
 
 
 def answer(error: DomainError) -> status_pb2.Status:

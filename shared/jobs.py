@@ -16,27 +16,25 @@ has come, the most urgent of the owner's jobs is done in it, and the one that it
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, LiteralString
 
 import procrastinate
 import psycopg
 import structlog
-from procrastinate import JobContext, exceptions, jobs, manager, retry
+from procrastinate import JobContext, jobs, retry
 
-from shared import auth
+from shared import auth, errors, job_worker
 from shared.db import Database, Mutation
-from shared.tasks import wanted
+from shared.job_worker import LONG_AGO
 
 FRESH = 100  # priority of work somebody waits for
 FRESH_APART = 101  # the same in a queue that is apart: its turns go at the pace of its own workers
 BACKFILL = 0  # priority of work nobody waits for
 _TURNS = 10_000_000  # that a priority has; after so many without a pause, turns go by arrival until nothing waits
 _TIMES_APART = 8  # as many slots for jobs that wait most of their time
-_DAY = 24
 _log = structlog.get_logger("jobs")
 
 # A priority stands in the table as a range of numbers, one for each of its turns, the first being the highest. Which
@@ -91,104 +89,40 @@ _BUSY = """
         AND (scheduled_at IS NULL OR scheduled_at <= now())
     ) AS busy
 """
-_FETCHED = """
-    (SELECT id FROM procrastinate_jobs
-     WHERE id = %(job_id)s AND attempts = %(attempts)s AND status = 'doing' FOR UPDATE) AS fetched
+_NOTE_WAIT: LiteralString = """
+    UPDATE procrastinate_jobs SET args = args - 'waits_for' || jsonb_strip_nulls(
+        jsonb_build_object('waits_for', NULLIF(%(waits_for)s::text, ''))) WHERE id = %(id)s RETURNING id
 """
-_FINISH = f"SELECT procrastinate_finish_job_v1(id, %(status)s, %(delete_job)s) FROM {_FETCHED}"
-_RETRY = f"""
-    SELECT procrastinate_retry_job_v2(id, %(retry_at)s::timestamptz, %(priority)s, %(queue)s, %(lock)s) FROM {_FETCHED}
+_WAKE: LiteralString = """
+    UPDATE procrastinate_jobs SET scheduled_at = now()
+    WHERE status = 'todo' AND args ->> 'waits_for' = %(waits_for)s AND scheduled_at > now() RETURNING id
 """
-# Others that look at the same time skip what this one has locked. The order names the columns of the index.
-_EXCHANGE = f"""
-    WITH urgent AS (
-        SELECT id, task_name, args FROM procrastinate_jobs
-        WHERE status = 'todo' AND attempts = 0 AND queue_name = %(queue)s AND args ->> 'owner' = %(owner)s
-        AND (-(args ->> 'urgency')::int, args ->> 'row_id') < (-%(urgency)s::int, %(row_id)s::text)
-        ORDER BY queue_name, args ->> 'owner', -(args ->> 'urgency')::int, args ->> 'row_id'
-        LIMIT 1 FOR UPDATE SKIP LOCKED
-    ), mine AS (SELECT id FROM {_FETCHED}), put_off AS (
-        UPDATE procrastinate_jobs AS job SET task_name = %(task)s, args = %(args)s::jsonb
-        FROM urgent, mine WHERE job.id = urgent.id
-    )
-    UPDATE procrastinate_jobs AS job SET task_name = urgent.task_name, args = urgent.args
-    FROM urgent, mine WHERE job.id = mine.id RETURNING job.task_name, job.args
-"""
-_INSIST_SECONDS = 60.0  # longer than any heartbeat: by then this worker knows that its database is away
+_PAUSE_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 60
-_LONGEST_BEAT_SECONDS = 5.0
-_LONGEST_REAPING_SECONDS = 3.0  # with a poll of 1 s: taken over within lease + 5 s
 
 TaskFunction = Callable[[str], Awaitable[None]]
 
 
-_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-
-
 @dataclass
 class TryAgain(Exception):
-    """Raised by a task that shall run again at `at`, a time of the database's clock; by default at once."""
+    """Raised by a task that shall run again at `at`, a time of the database's clock; by default at once. `waits_for`:
+    what it waits for until then, so that `wake` finds it."""
 
-    at: datetime = _LONG_AGO
+    at: datetime = LONG_AGO
+    waits_for: str = ""
 
 
 class _Again(retry.BaseRetryStrategy):
     """Whatever didn't return runs again, also what was cancelled: the row knows whether there is more to do."""
 
     def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> retry.RetryDecision:
-        return procrastinate.RetryDecision(retry_at=exception.at if isinstance(exception, TryAgain) else _LONG_AGO)
+        return procrastinate.RetryDecision(retry_at=exception.at if isinstance(exception, TryAgain) else LONG_AGO)
 
 
-class _Manager(manager.JobManager):
-    """Ends only the run that was fetched, and insists on it.
-
-    A worker that was frozen past its lease comes back with a job that another one has by now; every return to the
-    queue raises `attempts`, which tells the two apart. And a job whose end the queue never hears of, because the
-    database was away for a moment, would stay taken for as long as this worker lives.
-    """
-
-    async def register_worker(self) -> int:
-        registered = await super().register_worker()
-        if not wanted():  # asked to end before it began, and not heard: the worker would run for ever
-            raise asyncio.CancelledError
-        return registered
-
-    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> jobs.Job | None:
-        """The job whose turn it is, or a more urgent one of the same owner.
-
-        If what the exchange did isn't heard of, this raises: the job must be put back and looked up anew, since its
-        row of the queue may stand for the other one by now.
-        """
-        job = await super().fetch_job(queues, worker_id)
-        if job is None or job.attempts or "urgency" not in job.task_kwargs:
-            return job
-        own = job.task_kwargs
-        found = await self.connector.execute_query_all_async(
-            _EXCHANGE, queue=job.queue, owner=own["owner"], urgency=own["urgency"], row_id=own["row_id"],
-            job_id=job.id, attempts=job.attempts, task=job.task_name, args=own,
-        )  # fmt: skip
-        return job.evolve(task_name=found[0]["task_name"], task_kwargs=found[0]["args"]) if found else job
-
-    async def finish_job(self, job: jobs.Job, status: jobs.Status, delete_job: bool) -> None:
-        await self._insist(_FINISH, job, status=status.value, delete_job=delete_job)
-
-    async def retry_job(
-        self, job: jobs.Job, retry_at: datetime | None = None, priority: int | None = None,
-        queue: str | None = None, lock: str | None = None,
-    ) -> None:  # fmt: skip
-        await self._insist(_RETRY, job, retry_at=retry_at, priority=priority, queue=queue, lock=lock)
-
-    async def _insist(self, statement: str, job: jobs.Job, **parameters: Any) -> None:
-        deadline = time.monotonic() + _INSIST_SECONDS
-        while True:
-            try:
-                return await self.connector.execute_query_async(
-                    statement, job_id=job.id, attempts=job.attempts, **parameters
-                )
-            except exceptions.ConnectorException:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(1)
+async def wake(db: Database, waits_for: str) -> None:
+    """Ends the pauses of all jobs that wait for this: one of them got through."""
+    with contextlib.suppress(psycopg.Error):  # they come back after their pauses
+        await db.system_rows(_WAKE, {"waits_for": waits_for})
 
 
 class JobQueue:
@@ -197,7 +131,7 @@ class JobQueue:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._app = procrastinate.App(connector=procrastinate.PsycopgConnector())
-        self._app.job_manager = _Manager(self._app.connector)
+        self._manager = self._app.job_manager = job_worker.Manager(db, self._app.connector)
         self._queues: set[str] = set()
         self._apart: set[str] = set()
 
@@ -208,20 +142,26 @@ class JobQueue:
         async def run(context: JobContext, /, row_id: str, **_for_the_queue: str) -> None:
             try:
                 await function(row_id)
-            except TryAgain:
+            except TryAgain as again:
+                await self._note_wait(context.job, again.waits_for)
                 raise
             except Exception as error:
                 # Not even the end of the try could be written, so the row still needs this job.
                 _log.exception("job could not record its end", task=name, row=row_id)
-                raise await self._after_backoff(context.job.attempts) from error
+                raise await self._after_pause(error, context.job.attempts) from error
 
         self._app.task(name=name, queue=self._queue(queue), retry=_Again(), pass_context=True)(run)
         self._queues.add(self._queue(queue))
         if apart:
             self._apart.add(self._queue(queue))
 
-    async def _after_backoff(self, attempts: int) -> TryAgain:
-        seconds = min(2**attempts, _LONGEST_BACKOFF_SECONDS)
+    async def _note_wait(self, job: jobs.Job, waits_for: str) -> None:
+        if waits_for or job.task_kwargs.get("waits_for"):
+            with contextlib.suppress(psycopg.Error):  # then it isn't woken, and comes back after its pause
+                await self._db.system_rows(_NOTE_WAIT, {"id": job.id, "waits_for": waits_for})
+
+    async def _after_pause(self, error: Exception, attempts: int) -> TryAgain:
+        seconds = _PAUSE_SECONDS if errors.passing(error) else min(2**attempts, _LONGEST_BACKOFF_SECONDS)
         with contextlib.suppress(psycopg.Error):
             rows = await self._db.system_rows("SELECT now() + make_interval(secs => %s) AS at", (seconds,))
             return TryAgain(rows[0].at)
@@ -256,60 +196,15 @@ class JobQueue:
 
     async def work(self, *, concurrency: int, lease_seconds: float) -> None:
         """Runs jobs until cancelled, then gives those in hand 5 seconds and puts the rest back."""
+        worker = job_worker.Worker(self._db, self._app, self._manager, lease_seconds)
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
-            reaper = group.create_task(self._reap(lease_seconds))
+            reaper = group.create_task(worker.reap(lambda: self._queues))
             try:
                 groups = [(self._queues - self._apart, concurrency)]
                 groups += [({queue}, _TIMES_APART * concurrency) for queue in self._apart]
                 async with asyncio.TaskGroup() as workers:  # asks each to end once, and waits for what it has in hand
                     for queues, slots in groups:
                         if queues:
-                            workers.create_task(self._work(sorted(queues), slots, lease_seconds))
+                            workers.create_task(worker.run(sorted(queues), slots))
             finally:
                 reaper.cancel()  # the group would wait for it: a worker that ends amid an outage returns normally
-
-    async def _work(self, queues: Sequence[str], concurrency: int, lease_seconds: float) -> None:
-        while wanted():
-            reason = "it was taken for dead"
-            try:
-                await self._app.run_worker_async(
-                    queues=queues,
-                    concurrency=concurrency,
-                    fetch_job_polling_interval=1.0,
-                    abort_job_polling_interval=3600.0,
-                    update_heartbeat_interval=min(lease_seconds / 3, _LONGEST_BEAT_SECONDS),
-                    stalled_worker_timeout=lease_seconds,
-                    shutdown_graceful_timeout=5.0,
-                    install_signal_handlers=False,
-                    delete_jobs=jobs.DeleteJobCondition.SUCCESSFUL.value,
-                    name=self._db.service,
-                )
-            except (exceptions.ConnectorException, psycopg.Error) as error:
-                reason = str(error.__cause__ or error)
-            # It only returns if the database went away under it, or this worker was taken for dead: begin anew.
-            _log.warning("worker restarts", service=self._db.service, reason=reason)
-            await asyncio.sleep(1)
-
-    async def _reap(self, lease_seconds: float) -> None:
-        """Gives jobs of dead workers to live ones. Any number may run: putting a job back twice is harmless."""
-        manager = self._app.job_manager
-        passes = 0
-        while wanted():
-            await asyncio.sleep(min(lease_seconds / 3, _LONGEST_REAPING_SECONDS))
-            try:
-                for queue in sorted(self._queues):
-                    await self._requeue(
-                        await manager.get_stalled_jobs(queue=queue, seconds_since_heartbeat=lease_seconds)
-                    )
-                if passes % 200 == 0:
-                    await manager.delete_old_jobs(
-                        _DAY, include_failed=True, include_cancelled=True, include_aborted=True
-                    )
-                passes += 1
-            except (exceptions.ConnectorException, psycopg.Error) as error:
-                _log.warning("reaper waits for the database", service=self._db.service, error=type(error).__name__)
-
-    async def _requeue(self, stalled: Iterable[jobs.Job]) -> None:
-        for job in stalled:
-            _log.warning("job of a dead worker put back", job=job.id, task=job.task_name, row=job.task_kwargs)
-            await self._app.job_manager.retry_job(job, retry_at=_LONG_AGO)  # unless another reaper was faster

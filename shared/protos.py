@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from atelier.common.v1 import facts_pb2
+from atelier.common.v1 import facts_pb2, wait_pb2
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
@@ -35,6 +35,13 @@ def timestamp(at: datetime | None) -> timestamp_pb2.Timestamp | None:
     stamp = timestamp_pb2.Timestamp()
     stamp.FromDatetime(at)
     return stamp
+
+
+def wait_of(row: Any) -> wait_pb2.Wait | None:
+    """What a PENDING job waits for, of a row with the columns `waits_for` and `waiting_since`; None if nothing."""
+    if row.state != "pending" or not row.waits_for:
+        return None
+    return wait_pb2.Wait(what=row.waits_for, since_time=timestamp(row.waiting_since))
 
 
 def time_of(stamp: timestamp_pb2.Timestamp, present: bool, field: str = "") -> datetime | None:

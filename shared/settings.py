@@ -90,6 +90,9 @@ class Settings(BaseSettings):
 
     # Background
     job_lease_seconds: float = Field(15, gt=0, description="a worker silent for this long has lost its jobs")
+    job_wait_hours: float = Field(
+        24, gt=0, description="how long a job waits for a service, database or store that is away before it fails"
+    )
     worker_concurrency: int = Field(4, ge=1, description="jobs at once per service and worker process")
     imaging_processes: int = Field(2, ge=1, description="child processes that decode images, per process")
     event_retention_hours: float = Field(72, gt=0, description="how long a watch can be resumed")

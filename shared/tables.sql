@@ -67,7 +67,8 @@ CREATE TABLE attempts (
     created_at timestamptz NOT NULL DEFAULT now(),
     ended_at timestamptz,
     CONSTRAINT attempts_pkey PRIMARY KEY (id),
-    CONSTRAINT attempts_outcome CHECK (outcome IN ('running', 'succeeded', 'failed', 'retried', 'cancelled', 'lost')),
+    CONSTRAINT attempts_outcome
+        CHECK (outcome IN ('running', 'succeeded', 'failed', 'retried', 'waited', 'cancelled', 'lost')),
     CONSTRAINT attempts_ended CHECK ((outcome = 'running') = (ended_at IS NULL))
 );
 CREATE INDEX attempts_job ON attempts (job_id, created_at);

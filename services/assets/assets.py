@@ -18,7 +18,7 @@ from services.assets.visibility import Move
 from shared import auth, errors, events, paging
 from shared.db import Database, Mutation
 from shared.ids import parse_id
-from shared.protos import Words, metadata, struct, time_of, timestamp
+from shared.protos import Words, metadata, struct, time_of, timestamp, wait_of
 from shared.storage import ObjectNotFound, Storage, StorageError
 
 KINDS = Words(pb.AssetKind, "ASSET_KIND_")
@@ -134,6 +134,7 @@ def variant_to_proto(row: Any, urls: Urls | None = None) -> pb.Variant:
         id=str(row.id), asset_id=str(row.asset_id), preset=row.preset, state=VARIANT_STATES.number[row.state],
         width=row.width, height=row.height, size_bytes=row.size_bytes, mime_type=row.mime_type, sha256=row.sha256,
         error_class=row.error_class, error_message=row.error_message, create_time=timestamp(row.created_at),
+        wait=wait_of(row),
         update_time=timestamp(row.updated_at),
     )  # fmt: skip
     if urls and row.state == "ready":

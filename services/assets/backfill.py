@@ -17,7 +17,7 @@ from services.assets.presets import Presets
 from shared import attempts, errors, jobs, paging
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
-from shared.protos import Words, timestamp
+from shared.protos import Words, timestamp, wait_of
 
 TASK = "walk_backfill"
 QUEUE = "backfills"
@@ -59,7 +59,7 @@ def to_proto(row: Any) -> pb.Backfill:
         kinds=[assets.KINDS.number[kind] for kind in row.kinds], state=STATES.number[row.state],
         total_images=row.total or 0, examined_images=row.examined, made_images=row.made, failed_images=row.failed,
         cancel_requested=row.cancel_requested, error_class=row.error_class, error_message=row.error_message,
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at), wait=wait_of(row),
     )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ class Walk:
             again.append(jobs.TryAgain())
         except jobs.TryAgain as later:  # the store is away; the image is not given up yet
             again.append(later)
-        return attempts.Outcome({"attempt_number": 0}, to="pending")
+        return attempts.Outcome({}, to="pending")
 
     async def _walk(self, attempt: attempts.Attempt) -> bool:
         """True at the end of the walk, False if it should go on after others."""

@@ -12,7 +12,7 @@ from services.assets import document_rules as decide
 from shared import attempts, imaging
 from shared.db import Database
 from shared.imaging import ImageRejected, ImagingPool, Limits, Preset
-from shared.storage import ObjectNotFound, Storage, StorageError
+from shared.storage import ObjectNotFound, Storage
 
 MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
 _RENDER_SECONDS = 120.0
@@ -47,8 +47,6 @@ class DocumentMaker:
             raise attempts.JobFailed(
                 refusal.reason, "the document takes too much memory or time; make several of it"
             ) from refusal
-        except StorageError as error:
-            raise attempts.JobFailed("STORAGE", str(error), final=False) from None
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 

@@ -17,7 +17,7 @@ from shared import auth, errors, events, paging, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
 from shared.jobs import JobQueue
-from shared.protos import Words, timestamp
+from shared.protos import Words, timestamp, wait_of
 from shared.storage import ObjectNotFound, Storage
 
 TASK = "make_document"
@@ -59,7 +59,7 @@ def to_proto(row: Any, urls: assets.Urls | None = None, *, with_content: bool = 
         size_bytes=row.size_bytes, sha256=row.sha256, page_count=row.page_count, warnings=row.warnings,
         error_class=row.error_class, error_message=row.error_message,
         regenerated_from=str(row.regenerated_from or ""), expire_time=timestamp(row.expires_at),
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at), wait=wait_of(row),
     )  # fmt: skip
     if with_content:
         json_format.ParseDict(row.content, document.content)

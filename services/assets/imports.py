@@ -156,8 +156,8 @@ class Importer:
     async def _store(self, found: Verified, path: Path) -> None:
         try:
             await self._storage.put(found.key, path, content_type=found.facts.mime_type, sha256=found.sha256)
-        except StorageError as error:
-            raise JobFailed("STORAGE", str(error), final=False) from None
+        except StorageError:
+            raise
         except BaseException:  # cancelled: another try has the row, or the worker stops
             await asyncio.shield(self._storage.delete([found.key]))
             raise

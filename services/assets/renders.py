@@ -22,8 +22,8 @@ from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id, parse_id
 from shared.imaging import Facts, ImageRejected, ImagingPool
-from shared.protos import Words, timestamp
-from shared.storage import ObjectNotFound, Storage, StorageError
+from shared.protos import Words, timestamp, wait_of
+from shared.storage import ObjectNotFound, Storage
 
 TASK = "compare"
 QUEUE = "images"
@@ -62,6 +62,7 @@ def to_proto(row: Any, urls: Mapping[UUID, str] | None = None) -> pb.Comparison:
         after_asset_id=str(row.after_asset_id), note=row.note, session_id=row.session_id, room_id=row.room_id,
         state=STATES.number[row.state], picture_asset_id=str(row.picture_asset_id or ""), error_class=row.error_class,
         error_message=row.error_message, create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        wait=wait_of(row),
         before_url=found.get(row.before_asset_id), after_url=found.get(row.after_asset_id),
         picture_url=found.get(row.picture_asset_id),
     )  # fmt: skip
@@ -205,8 +206,6 @@ class Comparer:
             raise attempts.JobFailed(refusal.reason, refusal.message) from None
         except ObjectNotFound:
             raise attempts.JobFailed("ORIGINAL_GONE", "one of the two is no longer there") from None
-        except StorageError as error:
-            raise attempts.JobFailed("STORAGE", str(error), final=False) from None
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 

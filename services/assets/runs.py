@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from shared import attempts, errors, jobs, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id
-from shared.protos import Words, timestamp
+from shared.protos import Words, timestamp, wait_of
 from shared.storage import StorageError
 
 ACTIONS = Words(pb.RunAction, "RUN_ACTION_")
@@ -145,10 +145,7 @@ class Runner:
 
     async def _work(self, attempt: attempts.Attempt) -> attempts.Outcome:
         walk = Walk(self._db, attempt, Report.of(attempt.row.progress))
-        try:
-            await self._walks[attempt.row.action](walk)
-        except StorageError as error:
-            raise attempts.JobFailed("STORAGE", str(error), final=False) from None
+        await self._walks[attempt.row.action](walk)
         return attempts.Outcome({"progress": Jsonb(asdict(walk.report))})
 
 
@@ -177,5 +174,6 @@ def to_proto(row: Any) -> pb.Run:
         counts=[pb.RunCount(what=what, **asdict(count)) for what, count in sorted(report.counts.items())],
         failures=[pb.RunFailure(**failure) for failure in report.failures], capped=report.capped,
         error_class=row.error_class, error_message=row.error_message, create_time=timestamp(row.created_at),
+        wait=wait_of(row),
         end_time=None if JOB_STATES[row.state] else timestamp(row.updated_at),
     )  # fmt: skip

@@ -97,6 +97,9 @@ CREATE TABLE variants (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Of the job that makes it.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT variants_pkey PRIMARY KEY (id),
     CONSTRAINT variants_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE,
     CONSTRAINT variants_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
@@ -123,10 +126,18 @@ CREATE TABLE renditions (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT renditions_pkey PRIMARY KEY (id),
     CONSTRAINT renditions_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE,
-    CONSTRAINT renditions_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+    CONSTRAINT renditions_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT renditions_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX renditions_waiting ON renditions (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX renditions_asset_id ON renditions (asset_id);
 CREATE INDEX renditions_for_others ON renditions (owner) WHERE for_others AND state IN ('pending', 'running');
 
@@ -220,10 +231,18 @@ CREATE TABLE imports (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT imports_pkey PRIMARY KEY (id),
     CONSTRAINT imports_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE,
-    CONSTRAINT imports_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+    CONSTRAINT imports_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT imports_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX imports_waiting ON imports (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE UNIQUE INDEX imports_asset_id ON imports (asset_id);
 
 ALTER TABLE imports ENABLE ROW LEVEL SECURITY;
@@ -257,9 +276,17 @@ CREATE TABLE backfills (
     failed bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT backfills_pkey PRIMARY KEY (id),
-    CONSTRAINT backfills_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled'))
+    CONSTRAINT backfills_state CHECK (state IN ('pending', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT backfills_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX backfills_waiting ON backfills (waiting_since) WHERE waiting_since IS NOT NULL;
 -- One at a time: two would take two of a worker's slots from fresh uploads.
 CREATE UNIQUE INDEX backfills_one ON backfills ((true)) WHERE state IN ('pending', 'running');
 CREATE INDEX backfills_list ON backfills (created_at DESC, id DESC);
@@ -332,6 +359,12 @@ CREATE TABLE documents (
     expires_at timestamptz NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT documents_pkey PRIMARY KEY (id),
     CONSTRAINT documents_version UNIQUE (owner, session_id, kind, phase, number),
     CONSTRAINT documents_slot FOREIGN KEY (owner, session_id, kind, phase)
@@ -339,8 +372,10 @@ CREATE TABLE documents (
     CONSTRAINT documents_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
     CONSTRAINT documents_kind CHECK (kind IN ('checklist', 'renovation_plan')),
     -- Never READY without bytes.
-    CONSTRAINT documents_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> ''))
+    CONSTRAINT documents_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> '')),
+    CONSTRAINT documents_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX documents_waiting ON documents (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX documents_list ON documents (owner, created_at DESC, id DESC);
 CREATE INDEX documents_list_session ON documents (owner, session_id, created_at DESC, id DESC);
 CREATE INDEX documents_expiry ON documents (expires_at);
@@ -453,11 +488,19 @@ CREATE TABLE comparisons (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT comparisons_pkey PRIMARY KEY (id),
     CONSTRAINT comparisons_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
     CONSTRAINT comparisons_two CHECK (before_asset_id <> after_asset_id),
-    CONSTRAINT comparisons_ready_has_picture CHECK ((state = 'ready') = (picture_asset_id IS NOT NULL))
+    CONSTRAINT comparisons_ready_has_picture CHECK ((state = 'ready') = (picture_asset_id IS NOT NULL)),
+    CONSTRAINT comparisons_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX comparisons_waiting ON comparisons (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX comparisons_list ON comparisons (owner, created_at DESC, id DESC);
 CREATE INDEX comparisons_list_session ON comparisons (owner, session_id, created_at DESC, id DESC)
     WHERE session_id <> '';
@@ -771,10 +814,18 @@ CREATE TABLE storage_runs (
     progress jsonb NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT storage_runs_pkey PRIMARY KEY (id),
     CONSTRAINT storage_runs_action CHECK (action IN ('session', 'cleanup', 'reconcile', 'erase')),
-    CONSTRAINT storage_runs_state CHECK (state IN ('pending', 'running', 'done', 'failed'))
+    CONSTRAINT storage_runs_state CHECK (state IN ('pending', 'running', 'done', 'failed')),
+    CONSTRAINT storage_runs_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX storage_runs_waiting ON storage_runs (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX storage_runs_list ON storage_runs (owner, created_at DESC, id DESC);
 -- One cleanup and one reconciler at a time, however many workers there are.
 CREATE UNIQUE INDEX storage_runs_one ON storage_runs (action)

@@ -18,7 +18,7 @@ from shared import attempts, auth, errors, imaging, jobs, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
 from shared.imaging import ImageRejected, ImagingPool, Reason
-from shared.storage import ObjectNotFound, Storage, StorageError
+from shared.storage import ObjectNotFound, Storage
 
 TASK = "make_variants"
 QUEUE = "images"
@@ -63,7 +63,7 @@ async def plan(
         "INSERT INTO variants AS v (id, owner, asset_id, preset)"
         " SELECT * FROM unnest(%(ids)s::uuid[], %(owners)s::text[], %(assets)s::uuid[], %(presets)s::text[])"
         " ON CONFLICT (asset_id, preset) DO UPDATE SET state = 'pending', version = v.version + 1,"
-        "   updated_at = now(), error_class = '', error_message = ''"
+        "   updated_at = now(), error_class = '', error_message = '', waits_for = '', waiting_since = NULL"
         " WHERE v.state = ANY(%(again)s) RETURNING *",
         {"ids": [new_id() for _ in presets], "owners": [m.owner] * len(presets), "assets": [asset.id] * len(presets),
          "presets": list(presets), "again": list(again)},
@@ -249,8 +249,6 @@ class VariantMaker:
             raise attempts.JobFailed(refusal.reason, refusal.message) from None
         except ObjectNotFound:
             raise attempts.JobFailed("ORIGINAL_GONE", "the original is no longer stored") from None
-        except StorageError as error:
-            raise attempts.JobFailed("STORAGE", str(error), final=False) from None
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -313,11 +311,13 @@ async def _follow(m: Mutation, job: Any) -> None:
         return
     rows = await m.all(
         "UPDATE variants SET state = %(state)s, version = version + 1, updated_at = now(),"
-        " error_class = %(error_class)s, error_message = %(error_message)s"
+        " error_class = %(error_class)s, error_message = %(error_message)s,"
+        " waits_for = %(waits_for)s, waiting_since = %(waiting_since)s"
         " WHERE asset_id = %(asset_id)s AND preset = ANY(%(presets)s) RETURNING *",
         {"state": state, "asset_id": job.asset_id, "presets": job.presets,
          "error_class": job.error_class if state == "failed" else "",
-         "error_message": job.error_message if state == "failed" else ""},
+         "error_message": job.error_message if state == "failed" or job.waits_for else "",
+         "waits_for": job.waits_for, "waiting_since": job.waiting_since},
     )  # fmt: skip
     for row in rows:
         await assets.publish_variant(m, row)

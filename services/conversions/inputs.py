@@ -7,7 +7,7 @@ from typing import Any
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
 from services.conversions import rules
-from shared import errors
+from shared import attempts, errors
 from shared.calls import Peers
 from shared.errors import DomainError, Reason
 
@@ -17,8 +17,8 @@ _STATES = {
     asset_pb2.ASSET_STATE_PENDING: "it is pending; confirm its upload, then repeat",
     asset_pb2.ASSET_STATE_REJECTED: "its upload was rejected; use another picture",
 }
-# Refusals of `assets` that another try may not meet, and the class that they are recorded with.
-_PASSING: Mapping[int, str] = {
+# Refusals that say nothing about the pictures, and the class that they are recorded with.
+_CLASSES: Mapping[int, str] = {
     Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE: rules.UNAVAILABLE,
     Reason.ERROR_REASON_SHUTTING_DOWN: rules.UNAVAILABLE,
     Reason.ERROR_REASON_OVERLOADED: rules.RATE_LIMITED,
@@ -74,7 +74,14 @@ def _kind(kind: int) -> str:
 
 def error_class(refusal: DomainError) -> str:
     """What a refusal of assets is recorded as: a final one, unless it says nothing about the pictures."""
-    return _PASSING.get(refusal.reason, rules.BAD_INPUT)
+    return _CLASSES.get(refusal.reason, rules.BAD_INPUT)
+
+
+def verdict(refusal: DomainError) -> attempts.Waits | attempts.JobFailed:
+    """How a try ends that met this refusal of assets."""
+    found = attempts.verdict(refusal)
+    found.error_class = error_class(refusal)
+    return found
 
 
 async def hold(

@@ -18,7 +18,7 @@ from shared.calls import Peers
 from shared.db import Database, Mutation, forget_answer
 from shared.errors import DomainError, Reason
 from shared.jobs import JobQueue
-from shared.protos import Words, timestamp
+from shared.protos import Words, timestamp, wait_of
 
 OUTCOMES = Words(pb.AttemptOutcome, "ATTEMPT_OUTCOME_")
 _KINDS = {
@@ -29,7 +29,7 @@ _KINDS = {
 _TABLES = {kind: table for table, kind in _KINDS.items()}
 _COLUMNS = (
     "id, state, attempt_number, progress, cancel_requested, error_class, error_message, credits, priority, external,"
-    " lease_expires_at, created_at, updated_at"
+    " lease_expires_at, waits_for, waiting_since, created_at, updated_at"
 )
 _TRIES: LiteralString = """
     SELECT job_id, min(created_at) AS started_at, (array_agg(worker ORDER BY number DESC))[1] AS worker,
@@ -238,7 +238,7 @@ def _job(table: str, row: Any, tries: Any) -> pb.Job:
         credits=row.credits, start_time=timestamp(tries.started_at) if tries else None,
         # The last change of a row is its coming to an end.
         end_time=timestamp(row.updated_at) if row.state in rules.FINISHED else None,
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at), wait=wait_of(row),
         retry_count=tries.retries if tries else 0, priority=row.priority, run_externally=row.external,
         lease_expire_time=timestamp(row.lease_expires_at),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from shared import attempts, auth, errors, events, paging, states, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
 from shared.jobs import FRESH, JobQueue
-from shared.protos import Words, struct, time_of, timestamp
+from shared.protos import Words, struct, time_of, timestamp, wait_of
 
 M = TypeVar("M", bound=Message)
 QUEUE = "models"
@@ -82,7 +82,7 @@ def common_fields(row: Any) -> dict[str, Any]:
         "confidence": row.confidence, "evidence": [pb.Evidence(**item) for item in row.evidence],
         "recipe": _recipe(row.recipe) if row.recipe else None, "credits": row.credits,
         "error_class": row.error_class, "error_message": row.error_message,
-        "processing_time_ms": row.processing_time_ms, "create_time": timestamp(row.created_at),
+        "processing_time_ms": row.processing_time_ms, "create_time": timestamp(row.created_at), "wait": wait_of(row),
         "update_time": timestamp(row.updated_at), "priority": row.priority, "run_externally": row.external,
     }  # fmt: skip
 

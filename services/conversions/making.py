@@ -164,12 +164,12 @@ class Workshop:
             try:
                 return await make(making)
             except ProviderFailed as failure:
+                if failure.error_class in rules.PASSING_ERRORS:
+                    raise attempts.Waits(self._provider.name, failure.error_class, failure.message) from None
                 final = failure.error_class in rules.FINAL_ERRORS
                 raise attempts.JobFailed(failure.error_class, failure.message, final=final) from None
             except DomainError as refusal:
-                error_class = inputs.error_class(refusal)
-                final = error_class in rules.FINAL_ERRORS
-                raise attempts.JobFailed(error_class, refusal.text, final=final) from None
+                raise inputs.verdict(refusal) from None
             finally:
                 await asyncio.to_thread(making.clear)
 

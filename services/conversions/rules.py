@@ -26,6 +26,8 @@ RATE_LIMITED = "RATE_LIMITED"
 UNAVAILABLE = "UNAVAILABLE"
 TIMED_OUT = "TIMED_OUT"
 FINAL_ERRORS = frozenset({BAD_INPUT, REFUSED})
+# It says nothing about the input, so that waiting for the provider costs no try.
+PASSING_ERRORS = frozenset({RATE_LIMITED, UNAVAILABLE})
 
 # What the result of an analysis may hold, by task; the contract says what each means.
 ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {

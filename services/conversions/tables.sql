@@ -34,6 +34,12 @@ CREATE TABLE conversions (
     lease_expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT conversions_pkey PRIMARY KEY (id),
     CONSTRAINT conversions_state CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
     -- Never COMPLETED without what was to be made.
@@ -45,8 +51,10 @@ CREATE TABLE conversions (
     CONSTRAINT conversions_failed_has_reason CHECK (state <> 'failed' OR error_class <> ''),
     CONSTRAINT conversions_priority CHECK (priority BETWEEN 0 AND 9),
     -- An outside worker has it for a time, and nobody else ever has a lease.
-    CONSTRAINT conversions_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL))
+    CONSTRAINT conversions_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL)),
+    CONSTRAINT conversions_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX conversions_waiting ON conversions (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX conversions_list ON conversions (owner, created_at DESC, id DESC);
 CREATE INDEX conversions_list_state ON conversions (owner, state, created_at DESC, id DESC);
 CREATE INDEX conversions_list_product ON conversions (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
@@ -97,6 +105,12 @@ CREATE TABLE generations (
     lease_expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT generations_pkey PRIMARY KEY (id),
     CONSTRAINT generations_state CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
     CONSTRAINT generations_task CHECK (task IN ('image', 'closeup', 'sketch')),
@@ -111,8 +125,10 @@ CREATE TABLE generations (
     CONSTRAINT generations_failed_has_reason CHECK (state <> 'failed' OR error_class <> ''),
     CONSTRAINT generations_priority CHECK (priority BETWEEN 0 AND 9),
     -- An outside worker has it for a time, and nobody else ever has a lease.
-    CONSTRAINT generations_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL))
+    CONSTRAINT generations_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL)),
+    CONSTRAINT generations_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX generations_waiting ON generations (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX generations_list ON generations (owner, created_at DESC, id DESC);
 CREATE INDEX generations_list_state ON generations (owner, state, created_at DESC, id DESC);
 CREATE INDEX generations_list_product ON generations (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';
@@ -149,6 +165,12 @@ CREATE TABLE analyses (
     lease_expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT analyses_pkey PRIMARY KEY (id),
     CONSTRAINT analyses_state CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
     CONSTRAINT analyses_task CHECK (task IN ('product', 'base_view', 'category', 'sketch', 'seo', 'listing')),
@@ -161,8 +183,10 @@ CREATE TABLE analyses (
     CONSTRAINT analyses_failed_has_reason CHECK (state <> 'failed' OR error_class <> ''),
     CONSTRAINT analyses_priority CHECK (priority BETWEEN 0 AND 9),
     -- An outside worker has it for a time, and nobody else ever has a lease.
-    CONSTRAINT analyses_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL))
+    CONSTRAINT analyses_lease CHECK ((external AND state = 'processing') = (lease_expires_at IS NOT NULL)),
+    CONSTRAINT analyses_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX analyses_waiting ON analyses (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX analyses_list ON analyses (owner, created_at DESC, id DESC);
 CREATE INDEX analyses_list_state ON analyses (owner, state, created_at DESC, id DESC);
 CREATE INDEX analyses_list_product ON analyses (owner, product_id, created_at DESC, id DESC) WHERE product_id <> '';

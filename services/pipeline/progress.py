@@ -126,6 +126,7 @@ class Progress:
         """Starts a locked phase anew and counts it. Phase 1 looks at the images first, if they were the trouble."""
         afresh = {
             "retry_count": phase.retry_count + 1, "attempt_number": 0, "attempt_token": None, "lease_expires_at": None,
+            "faults": 0, "losses": 0, "waits_for": "", "waiting_since": None,
             "cancel_requested": False, "error_class": "", "error_message": "",
         }  # fmt: skip
         if await self._prepared(m, phase):

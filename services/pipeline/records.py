@@ -12,7 +12,7 @@ from services.pipeline import rules
 from shared import events
 from shared.db import Mutation
 from shared.ids import new_id
-from shared.protos import Words, facts_message, struct, timestamp
+from shared.protos import Words, facts_message, struct, timestamp, wait_of
 
 PRODUCT_STATES = Words(product_pb2.ProductState, "PRODUCT_STATE_")
 PHASE_STATES = Words(phase_pb2.PhaseState, "PHASE_STATE_")
@@ -75,6 +75,7 @@ def phase(row: Any) -> phase_pb2.Phase:
         due=rules.is_due(row), external=row.external, retry_count=row.retry_count, attempt_number=row.attempt_number,
         stop_requested=row.state == "running" and row.cancel_requested, confidence=row.confidence,
         error_class=row.error_class, error_message=row.error_message, start_time=timestamp(row.started_at),
+        wait=wait_of(row),
         complete_time=timestamp(row.completed_at), stop_time=timestamp(row.stopped_at),
         lease_expire_time=timestamp(row.lease_expires_at), etag=str(row.version),
         create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),

@@ -23,15 +23,6 @@ from shared.tasks import wanted
 _log = structlog.get_logger("runner")
 
 _WATCH_SECONDS = 25.0  # shorter than a service's token lives
-# Refusals that say nothing about the product: the phase is tried again.
-_PASSING = frozenset(
-    {
-        Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, Reason.ERROR_REASON_DEADLINE, Reason.ERROR_REASON_OVERLOADED,
-        Reason.ERROR_REASON_TOO_MANY_CALLS, Reason.ERROR_REASON_REQUEST_IN_PROGRESS,
-        Reason.ERROR_REASON_SHUTTING_DOWN, Reason.ERROR_REASON_SLOW_READER, Reason.ERROR_REASON_INTERNAL,
-        Reason.ERROR_REASON_STORAGE_FULL,
-    }
-)  # fmt: skip
 _FINAL = frozenset({job_pb2.JOB_STATE_COMPLETED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 _TASKS = {
     1: analysis_pb2.ANALYSIS_TASK_PRODUCT, 3: analysis_pb2.ANALYSIS_TASK_SEO, 4: analysis_pb2.ANALYSIS_TASK_LISTING
@@ -68,14 +59,10 @@ class PhaseRunner:
         await attempts.run(self._db, self._kind, phase_id, self._work)
 
     async def _work(self, attempt: Attempt) -> Outcome:
-        try:
-            known = await self._known(attempt.row.product_id)
-            if attempt.row.number == 2:
-                return self._outcome(await self._research(attempt, known))
-            return await self._analyse(attempt, known)
-        except DomainError as error:
-            reason = Reason.Name(error.reason).removeprefix("ERROR_REASON_")
-            raise JobFailed(reason, error.text, final=error.reason not in _PASSING) from None
+        known = await self._known(attempt.row.product_id)
+        if attempt.row.number == 2:
+            return self._outcome(await self._research(attempt, known))
+        return await self._analyse(attempt, known)
 
     async def _known(self, product_id: UUID) -> Known:
         wanted = {"id": product_id}

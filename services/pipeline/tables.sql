@@ -82,6 +82,12 @@ CREATE TABLE phases (
     stopped_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT phases_pkey PRIMARY KEY (id),
     CONSTRAINT phases_owner_id UNIQUE (owner, id),
     CONSTRAINT phases_product FOREIGN KEY (owner, product_id) REFERENCES products (owner, id) ON DELETE CASCADE,
@@ -89,8 +95,10 @@ CREATE TABLE phases (
     CONSTRAINT phases_state CHECK (
         state IN ('pending', 'running', 'awaiting_review', 'completed', 'failed', 'stopped')),
     CONSTRAINT phases_confidence CHECK (confidence BETWEEN 0 AND 1),
-    CONSTRAINT phases_failed_has_reason CHECK (state <> 'failed' OR error_class <> '')
+    CONSTRAINT phases_failed_has_reason CHECK (state <> 'failed' OR error_class <> ''),
+    CONSTRAINT phases_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX phases_waiting ON phases (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE UNIQUE INDEX phases_of_product ON phases (product_id, number);
 -- Leases of outside runners, for the reaper.
 CREATE INDEX phases_leases ON phases (lease_expires_at) WHERE state = 'running' AND external;

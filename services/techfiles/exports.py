@@ -17,14 +17,14 @@ from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.techfiles import archive, assets, collections, contents, document, files, rules
-from shared import attempts, auth, events, imaging, tasks
+from shared import attempts, auth, errors, events, imaging, tasks
 from shared.calls import Peers
 from shared.db import Database, Mutation
-from shared.errors import DomainError, Reason
+from shared.errors import DomainError
 from shared.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool, Preset
-from shared.protos import Words, timestamp
-from shared.storage import Storage, StorageError
+from shared.protos import Words, timestamp, wait_of
+from shared.storage import Storage
 
 TASK = "export"
 QUEUE = "documents"
@@ -38,14 +38,6 @@ _FOLDERS: Mapping[str, archive.Section] = {
     "category": "01-cover", "base_view": "02-base-views", "sketch": "03-sketches", "closeup": "04-closeups",
     "complete_pack": "07-documents",
 }  # fmt: skip
-# A refusal that passes, of `assets` or of the way there.
-PASSING = frozenset(
-    {
-        Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, Reason.ERROR_REASON_OVERLOADED, Reason.ERROR_REASON_DEADLINE,
-        Reason.ERROR_REASON_TOO_MANY_CALLS, Reason.ERROR_REASON_REQUEST_IN_PROGRESS, Reason.ERROR_REASON_SHUTTING_DOWN,
-    }
-)  # fmt: skip
-
 _INSERT = """
     INSERT INTO exports (id, owner, created_by, collection_id, format, facts, file_name, state, storage_key, size_bytes,
         sha256, warnings)
@@ -86,6 +78,7 @@ def to_proto(row: Any, url: str = "") -> pb.Export:
         format=FORMATS.number[row.format], state=STATES.number[row.state], error_class=row.error_class,
         error_message=row.error_message, file_name=row.file_name, size_bytes=row.size_bytes, sha256=row.sha256,
         warnings=row.warnings, create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        wait=wait_of(row),
         file_url=url,
     )  # fmt: skip
 
@@ -140,15 +133,11 @@ class Exporter:
         await self._storage.delete([made.storage_key])
 
     async def make(self, export: Any, unique: UUID) -> Made:
-        """Makes and stores the document of a Draft or row. `unique` keeps tries apart. Raises JobFailed."""
+        """Makes and stores the document of a Draft or row. `unique` keeps tries apart. Raises JobFailed, and what
+        `attempts.verdict` sorts."""
         directory = Path(tempfile.mkdtemp(prefix="atelier-"))
         try:
             return await self._make(export, unique, directory)
-        except DomainError as refusal:
-            name = Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
-            raise attempts.JobFailed(name, refusal.text, final=refusal.reason not in PASSING) from None
-        except StorageError as error:
-            raise attempts.JobFailed("STORAGE", str(error), final=False) from None
         except ImageRejected as refusal:  # of the renderer: the pictures were checked one by one
             raise attempts.JobFailed("TOO_EXPENSIVE", "the document takes too much memory or time") from refusal
         finally:
@@ -174,8 +163,12 @@ class Exporter:
             source: Path | AsyncIterator[bytes] = pdf
         else:
             source = _Zip(self._peers, directory, collection, facts, export).chunks(kept, known, pdf)
-        stat = await self._storage.put(key, source, content_type=assets.TYPES[export.format])
-        sha256 = stat.sha256 or (await self._storage.fetch(key, directory / "stored")).sha256 or ""
+        try:
+            stat = await self._storage.put(key, source, content_type=assets.TYPES[export.format])
+            sha256 = stat.sha256 or (await self._storage.fetch(key, directory / "stored")).sha256 or ""
+        except BaseException:  # also when cancelled: nothing will ever show it
+            await asyncio.shield(self._storage.delete([key]))
+            raise
         return Made(key, stat.size, sha256, warnings[:_MOST_WARNINGS])
 
     async def _render(self, pack: document.Pack, wanted: Sequence[str], directory: Path, target: Path) -> list[str]:
@@ -191,7 +184,7 @@ class Exporter:
             except ImageRejected as refusal:
                 warnings.append(f"picture: {asset_id}: {refusal.message}")
             except DomainError as refusal:
-                if refusal.reason in PASSING:
+                if errors.passing(refusal):
                     raise
                 warnings.append(f"picture: {asset_id}: {refusal.text}")
 

@@ -25,17 +25,17 @@ from services.techfiles.assets import Assets
 from services.techfiles.exports import Exporter
 from services.techfiles.rules import Step
 from services.techfiles.steps import Result
-from shared import attempts, auth, calls, protos, tasks
+from shared import attempts, auth, calls, errors, protos, tasks
 from shared.calls import Peers
 from shared.db import Database
-from shared.errors import DomainError, Reason
+from shared.errors import DomainError
 from shared.ids import new_id
 
 TASK = "tech_pack"
 QUEUE = "packs"
 _AT_ONCE = 4  # steps of one run
-_PATIENCE_SECONDS = 300.0  # with a service that can't be reached
-_JOB_SECONDS = 1800.0  # for one job of `conversions`, its waiting included
+_PATIENCE_SECONDS = 60.0  # with a service that can't be reached, before the whole run waits for it
+_JOB_SECONDS = 1800.0  # for one job of `conversions`, before the run waits and gives others its place
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _LOOK_PAUSE = 1.0
 _UNFINISHED = (job_pb2.JOB_STATE_PENDING, job_pb2.JOB_STATE_PROCESSING)
@@ -103,8 +103,10 @@ class Orchestrator:
         except StepFailed as failure:
             result.error_class, result.error_message = failure.error_class, failure.message
         except DomainError as refusal:
-            result.error_class = Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
-            result.error_message = refusal.text
+            found = attempts.verdict(refusal)
+            if isinstance(found, attempts.Waits):
+                raise  # the run waits, and goes on with this step
+            result.error_class, result.error_message = found.error_class, found.message
         async with self._db.transaction(attempt.row.owner) as m:
             await steps.end(m, attempt, step, result)
 
@@ -198,9 +200,10 @@ class Orchestrator:
         draft = exports.Draft(new_id(), run.owner, collection.id, "pdf", None, run.created_at)
         try:
             made = await self._exporter.make(draft, attempt.token)
-        except attempts.JobFailed as failure:
-            if not failure.final and run.attempt_number < self._kind.max_attempts:
-                raise  # the run is tried again, and goes on here
+        except Exception as error:
+            failure = attempts.verdict(error)
+            if isinstance(failure, attempts.Waits) or not (failure.final or run.faults + 1 >= self._kind.max_attempts):
+                raise  # the run waits or is tried again, and goes on here
             result = Result(error_class=failure.error_class, error_message=failure.message)
             async with self._db.transaction(run.owner) as m:
                 await steps.end(m, attempt, step, result)
@@ -232,14 +235,13 @@ class Orchestrator:
 
 
 async def _finished(look: Callable[[], Awaitable[Any]]) -> Any:
-    """The job of `conversions` once it is COMPLETED. Raises StepFailed if it ends otherwise."""
+    """The job of `conversions` once it is COMPLETED. Raises StepFailed if it ends otherwise, Waits if it takes long."""
     give_up = time.monotonic() + _JOB_SECONDS
     pause = _FIRST_PAUSE
     while (job := await _patiently(look)).state in _UNFINISHED:
         if time.monotonic() > give_up:
-            raise StepFailed(
-                "TIMED_OUT", f"conversions had not finished {job.id} after {_JOB_SECONDS / 60:.0f} minutes"
-            )
+            text = f"conversions had not finished {job.id} after {_JOB_SECONDS / 60:.0f} minutes"
+            raise attempts.Waits("conversions", "DEADLINE", text)
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _LOOK_PAUSE)
     if job.state != job_pb2.JOB_STATE_COMPLETED:
@@ -255,7 +257,7 @@ async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
         except DomainError as refusal:
-            if refusal.reason not in exports.PASSING or time.monotonic() > give_up:
+            if errors.passing(refusal) is None or time.monotonic() > give_up:
                 raise
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)

@@ -17,7 +17,7 @@ from services.techfiles.rules import Step
 from shared import attempts, events
 from shared.db import Mutation
 from shared.ids import new_id
-from shared.protos import Words, timestamp
+from shared.protos import Words, timestamp, wait_of
 
 RUN_STATES = Words(pb.RunState, "RUN_STATE_")
 STEP_STATES = Words(pb.StepState, "STEP_STATE_")
@@ -73,7 +73,7 @@ def to_proto(run: Any, recorded: Sequence[Any], export_id: object = None, *, wit
         progress_percent=100 * len(ended) // len(steps), total_credits_used=sum(step.credits for step in steps),
         generation_time_ms=int(seconds * 1000), pack_file_id=str(run.pack_file_id),
         export_id=str(export_id) if export_id else "", create_time=timestamp(run.created_at),
-        update_time=timestamp(run.updated_at),
+        update_time=timestamp(run.updated_at), wait=wait_of(run),
     )  # fmt: skip
 
 

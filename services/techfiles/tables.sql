@@ -66,14 +66,22 @@ CREATE TABLE exports (
     warnings text[] NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT exports_pkey PRIMARY KEY (id),
     CONSTRAINT exports_owner_id UNIQUE (owner, id),
     CONSTRAINT exports_collection FOREIGN KEY (owner, collection_id) REFERENCES collections (owner, id),
     CONSTRAINT exports_format CHECK (format IN ('pdf', 'zip')),
     CONSTRAINT exports_state CHECK (state IN ('pending', 'processing', 'completed', 'failed')),
     -- Never COMPLETED without bytes.
-    CONSTRAINT exports_completed_has_bytes CHECK (state <> 'completed' OR (storage_key <> '' AND sha256 <> ''))
+    CONSTRAINT exports_completed_has_bytes CHECK (state <> 'completed' OR (storage_key <> '' AND sha256 <> '')),
+    CONSTRAINT exports_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX exports_waiting ON exports (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX exports_collection_id ON exports (collection_id);
 
 -- A file. `number` is its number in its slot, given at `numbered_at` by `created_by`; what it was under earlier numbers
@@ -202,13 +210,21 @@ CREATE TABLE runs (
     ended_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    faults integer NOT NULL DEFAULT 0,
+    losses integer NOT NULL DEFAULT 0,
+    -- What is away or has no room, and since when; see shared/attempts.py.
+    waits_for text NOT NULL DEFAULT '',
+    waiting_since timestamptz,
     CONSTRAINT runs_pkey PRIMARY KEY (id),
     CONSTRAINT runs_owner_id UNIQUE (owner, id),
     CONSTRAINT runs_collection FOREIGN KEY (owner, collection_id) REFERENCES collections (owner, id),
     CONSTRAINT runs_pack_file FOREIGN KEY (owner, pack_file_id) REFERENCES tech_files (owner, id),
     CONSTRAINT runs_state CHECK (state IN (
-        'pending', 'processing', 'completed', 'completed_with_failures', 'failed', 'cancelled'))
+        'pending', 'processing', 'completed', 'completed_with_failures', 'failed', 'cancelled')),
+    CONSTRAINT runs_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
+CREATE INDEX runs_waiting ON runs (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX runs_list ON runs (owner, created_at DESC, id DESC);
 CREATE INDEX runs_list_product ON runs (owner, product_id, created_at DESC, id DESC);
 

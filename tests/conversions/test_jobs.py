@@ -1,7 +1,9 @@
 """Jobs: cancelling, watching, queueing, tries that are lost or cut short, and what is recorded of each."""
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -166,21 +168,90 @@ async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(atelier
     assert begun == [pushy[0].id, modest.id, *(one.id for one in pushy[1:])]
 
 
+async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
+    """The conversions as their watch shows them once each has said what it waits for."""
+    watch = flows.conversions(client).WatchConversions(conversion_pb2.WatchConversionsRequest(), timeout=60)
+    found: dict[str, conversion_pb2.Conversion] = {}
+    async for item in watch:
+        if item.conversion.HasField("wait"):
+            found[item.conversion.id] = item.conversion
+        if set(ids) <= set(found):
+            break
+    return [found[row_id] for row_id in ids]
+
+
 async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(atelier: Suite, drawn: Path) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
     await atelier.stop("assets")
     await atelier.work("conversions")
-    watch = flows.conversions(ada).WatchConversions(conversion_pb2.WatchConversionsRequest(), timeout=60)
-    async for item in watch:
-        if item.conversion.error_class:
-            break
-    assert item.conversion.state == job_pb2.JOB_STATE_PENDING
-    assert (item.conversion.error_class, item.conversion.credits) == ("UNAVAILABLE", 0)
+    [seen] = await waiting(ada, made.id)
+    assert seen.state == job_pb2.JOB_STATE_PENDING
+    assert (seen.error_class, seen.credits) == ("UNAVAILABLE", 0)
     first = (await flows.attempts_of(ada, made.id))[-1]
-    assert (first.outcome, first.error_class) == (job_pb2.ATTEMPT_OUTCOME_RETRIED, "UNAVAILABLE")
+    assert (first.outcome, first.error_class) == (job_pb2.ATTEMPT_OUTCOME_WAITED, "UNAVAILABLE")
     assert (await cancelled(ada, made.id)).conversion.state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    ids = [(await asked(ada, drawn)).id for _ in range(6)]
+    asked_at = datetime.now(UTC)
+    await atelier.stop("assets")
+    await atelier.work("conversions")
+    seen = await waiting(ada, *ids)
+    assert all(one.wait.what == "assets" and one.state == job_pb2.JOB_STATE_PENDING for one in seen)
+    since = {one.id: one.wait.since_time.ToDatetime(UTC) for one in seen}
+    assert all(abs(at - asked_at) < timedelta(seconds=60) for at in since.values())
+    least = "SELECT min(attempt_number) FROM conversions.conversions"
+    while atelier.sql(least)[0][0] <= rules.MAX_ATTEMPTS:
+        await asyncio.sleep(0.2)
+    for one in (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs:
+        if one.HasField("wait"):
+            assert one.wait.what == "assets" and one.wait.since_time.ToDatetime(UTC) == since[one.id]
+    assert atelier.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
+
+    await atelier.stop_work("conversions")  # it knows the old address
+    await atelier.serve("assets")
+    await atelier.work("conversions")
+    for row_id in ids:
+        await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
+    done = await flows.read(ada, ids[0])
+    assert not done.HasField("wait") and (done.error_class, done.error_message) == ("", "")
+    outcomes = [one.outcome for one in await flows.attempts_of(ada, ids[0])]
+    assert outcomes == [job_pb2.ATTEMPT_OUTCOME_SUCCEEDED, job_pb2.ATTEMPT_OUTCOME_WAITED]  # of a wait, the latest
+
+
+async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    ids = [(await asked(ada, drawn)).id for _ in range(4)]
+    await atelier.stop("assets")
+    await atelier.work("conversions")
+    await waiting(ada, *ids)
+    await atelier.stop_work("conversions")
+    # As after a long outage: all but one pause for hours.
+    put_off = "UPDATE procrastinate_jobs SET scheduled_at = now() + interval '9 hours'"
+    here = "SET search_path = conversions_jobs"
+    await atelier.change(f"{here}; {put_off} WHERE args ->> 'row_id' <> '{ids[0]}'")
+    await atelier.serve("assets")
+    await atelier.work("conversions")
+    for row_id in ids:
+        await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
+
+
+async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(atelier: Suite, drawn: Path) -> None:
+    atelier.overrides["job_wait_hours"] = 1.5 / 3600
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    made = await asked(ada, drawn)
+    await atelier.stop("assets")
+    await atelier.work("conversions")
+    failed = await flows.until(ada, made.id, job_pb2.JOB_STATE_FAILED)
+    assert failed.error_class == "UNAVAILABLE" and failed.error_message.startswith("assets was waited for since ")
+    assert not failed.HasField("wait") and failed.credits == 0
 
 
 async def test_a_try_after_a_crash_finds_the_result_that_was_stored(atelier: Suite, drawn: Path) -> None:
