@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, deleting, history, images, main_job, startup, uploads, watching
+from bench import calls, chaos, deleting, history, images, main_job, startup, uploads, watching
 from bench.figure import CannotRun, Figure, NeedsNode, Report
 from cli.suite import ROOT
 
@@ -23,7 +23,7 @@ RESULTS = ROOT / "bench-out" / "results.json"
 BENCHMARKS: dict[str, Callable[[Report], list[Figure]]] = {
     "B1": calls.reading, "B2": calls.against_fastapi, "B3": calls.creating, "B4": images.variants,
     "B6": watching.audiences, "B7": history.pages, "B8": uploads.streaming, "B9": uploads.at_once, "B11": startup.suite,
-    "B12": main_job.demo, "B13": deleting.bulk,
+    "B12": main_job.demo, "B13": deleting.bulk, "R26": chaos.queues,
 }  # fmt: skip
 
 

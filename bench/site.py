@@ -34,7 +34,8 @@ class Site:
             directory.chmod(0o755)  # Postgres runs as another account when this is root
             self.state = State(directory)
             self.state.prepare()
-            admin = stack.enter_context(EmbeddedPostgres(self.state.postgres)).url
+            self.postgres = stack.enter_context(EmbeddedPostgres(self.state.postgres))
+            admin = self.postgres.url
             with psycopg.connect(admin, autocommit=True) as conn:
                 conn.execute("CREATE DATABASE atelier")
             self.admin_url = admin.rsplit("/", 1)[0] + "/atelier"

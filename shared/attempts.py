@@ -22,14 +22,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
 import structlog
 
-from shared import auth, calls, errors, states
+from shared import auth, calls, errors, job_metrics, states
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id
@@ -106,6 +106,7 @@ class Attempt:
     token: UUID
     input_bytes: int = 0
     model: str = ""
+    began: float = field(default_factory=time.monotonic)
 
 
 class Superseded(Exception):
@@ -294,6 +295,8 @@ async def _commit(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
             if outcome.also:
                 await outcome.also(m, row)
             await _record(m, attempt, "succeeded", outcome=outcome)
+    job_metrics.TRIES.labels(kind.table, "succeeded" if row is not None else "superseded").inc()
+    job_metrics.SECONDS.labels(kind.table).observe(time.monotonic() - attempt.began)
     return row
 
 
@@ -346,6 +349,7 @@ async def _end(
     kept = _NO_WAIT if outcome in ("failed", "cancelled") else {}
     async with db.transaction(attempt.row.owner) as m:
         row = await _move(m, kind, attempt.row.id, to, token=attempt.token, **{**kept, **said, **columns})
+        job_metrics.TRIES.labels(kind.table, outcome if row is not None else "superseded").inc()
         if row is not None:
             if outcome == "waited":  # of a wait's tries only the latest is kept: there may be thousands
                 await m.run(_FORGET_WAITED, {"job_id": attempt.row.id})

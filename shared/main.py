@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from shared import db, events, server, telemetry, webhooks
+from shared import db, events, job_metrics, server, telemetry, webhooks
 from shared.jobs import JobQueue
 from shared.settings import STORAGE_HTTP_PORT, Settings, load
 from shared.storage import Storage, open_disk, open_s3, read_secret
@@ -58,6 +58,8 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
     os.nice(_NICENESS)
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # and it takes no processor from who serves one
+    _, first, _ = workers[0]
+    telemetry.serve_metrics(first.host, first.worker_metrics_port, 1)
     tasks = [asyncio.create_task(work(name, settings)) for name, settings, work in workers]
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -91,6 +93,7 @@ async def work(
             group.create_task(events.run_sequencer(database))
             group.create_task(webhooks.run(database, settings, types))
             group.create_task(_prune(database, settings))
+            group.create_task(job_metrics.watch_waits(database))
             group.create_task(
                 queue.work(concurrency=settings.worker_concurrency, lease_seconds=settings.job_lease_seconds)
             )

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         description="Prometheus metrics over HTTP on HOST; further processes take the ports after it; 0: none."
         " Services of one machine need one each: ATELIER_ASSETS_METRICS_PORT ...",
     )
+    worker_metrics_port: int = Field(
+        0, description="the same for a worker: tries of jobs, and what jobs wait for; 0: none"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     # Identity

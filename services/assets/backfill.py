@@ -22,7 +22,6 @@ from shared.protos import Words, timestamp, wait_of
 TASK = "walk_backfill"
 QUEUE = "backfills"
 STATES = Words(pb.BackfillState, "BACKFILL_STATE_")
-MAX_ATTEMPTS = 6  # tries of the same stretch of the walk
 _PAGE = 200  # images looked at in one statement
 _STRETCH = 500  # images made before the queue decides anew
 
@@ -123,9 +122,7 @@ class Walk:
         self._queue = queue
         self._maker = maker
         self._presets = presets
-        self._kind = attempts.Kind(
-            "backfills", rules.JOB_STATES, "running", "done", self._ended, max_attempts=MAX_ATTEMPTS
-        )
+        self._kind = attempts.Kind("backfills", rules.JOB_STATES, "running", "done", self._ended)
 
     async def run(self, backfill_id: str) -> None:
         again: list[jobs.TryAgain] = []

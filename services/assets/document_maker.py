@@ -14,7 +14,6 @@ from shared.db import Database
 from shared.imaging import ImageRejected, ImagingPool, Limits, Preset
 from shared.storage import ObjectNotFound, Storage
 
-MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
 _RENDER_SECONDS = 120.0
 _JPEG_QUALITY = 88
 _MOST_WARNINGS = 100
@@ -25,9 +24,7 @@ class DocumentMaker:
         self._db = db
         self._storage = storage
         self._pool = pool
-        self._kind = attempts.Kind(
-            "documents", decide.STATES, "processing", "ready", documents.publish, max_attempts=MAX_ATTEMPTS
-        )
+        self._kind = attempts.Kind("documents", decide.STATES, "processing", "ready", documents.publish)
 
     async def run(self, document_id: str) -> None:
         await attempts.run(self._db, self._kind, document_id, self._make)

@@ -34,7 +34,6 @@ COMPARISON_STATES: Mapping[str, frozenset[str]] = {
     "ready": frozenset(),
     "failed": frozenset(),
 }
-MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
 _ENDED = frozenset({"ready", "failed"})
 _JPEG = "image/jpeg"
 _MAKER = "side-by-side"
@@ -187,9 +186,7 @@ class Comparer:
         self._pool = pool
         self._presets = presets
         self._quotas = quota
-        self._kind = attempts.Kind(
-            "comparisons", COMPARISON_STATES, "processing", "ready", publish, max_attempts=MAX_ATTEMPTS
-        )
+        self._kind = attempts.Kind("comparisons", COMPARISON_STATES, "processing", "ready", publish)
 
     async def run(self, comparison_id: str) -> None:
         await attempts.run(self._db, self._kind, comparison_id, self._make)

@@ -22,7 +22,6 @@ from shared.storage import ObjectNotFound, Storage
 
 TASK = "make_variants"
 QUEUE = "images"
-MAX_ATTEMPTS = 6  # with their pauses some two minutes, in which a store may come back or be given room
 # The original is at fault, so that trying again with the same bytes changes nothing.
 UNDECODABLE = (str(Reason.CORRUPT), str(Reason.TYPE_NOT_ALLOWED))
 _PRIORITY_FOR_OTHERS = (jobs.FRESH + jobs.BACKFILL) // 2
@@ -223,7 +222,7 @@ class VariantMaker:
         self._storage = storage
         self._pool = pool
         self._presets = presets
-        self._kind = attempts.Kind("renditions", rules.JOB_STATES, "running", "done", _follow, MAX_ATTEMPTS)
+        self._kind = attempts.Kind("renditions", rules.JOB_STATES, "running", "done", _follow)
 
     async def run(self, rendition_id: str) -> None:
         await attempts.run(self._db, self._kind, rendition_id, self._make)

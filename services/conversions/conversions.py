@@ -21,7 +21,7 @@ from shared.jobs import JobQueue
 def to_proto(row: Any) -> pb.Conversion:
     conversion = pb.Conversion(
         **jobs.common_fields(row), user_asset_id=str(row.user_asset_id), cloth_asset_id=str(row.cloth_asset_id),
-        result_asset_id=str(row.result_asset_id or ""), style_name=row.style_name, free=row.free,
+        result_asset_id=jobs.result_of(row), style_name=row.style_name, free=row.free,
     )  # fmt: skip
     if row.metadata:
         conversion.metadata.CopyFrom(protos.struct(row.metadata))

@@ -38,7 +38,7 @@ def to_proto(row: Any) -> pb.Generation:
         reference_images_count=len(row.reference_asset_ids), unique_visual_elements=row.unique_visual_elements,
         source_asset_id=str(row.source_asset_id or ""),
         at=None if row.at_x is None else facts_pb2.Point(x=row.at_x, y=row.at_y),
-        regenerated_from=str(row.regenerated_from or ""), result_asset_id=str(row.result_asset_id or ""),
+        regenerated_from=str(row.regenerated_from or ""), result_asset_id=jobs.result_of(row),
         caption=row.prompt or row.name,
     )  # fmt: skip
 

@@ -109,6 +109,16 @@ async def release(peers: Peers, holder: str, asset_ids: Sequence[Any] = ()) -> N
     await peers.stub(asset_pb2_grpc.AssetServiceStub).ReleaseReferences(request, timeout=HOLD_SECONDS)
 
 
+async def remove(peers: Peers, asset_id: str) -> None:
+    """Removes a picture that was made for nothing, unless somebody uses it by now or removed it before."""
+    try:
+        request = asset_pb2.PurgeAssetRequest(asset_id=asset_id)
+        await peers.stub(asset_pb2_grpc.AssetServiceStub).PurgeAsset(request, timeout=HOLD_SECONDS)
+    except DomainError as refusal:
+        if refusal.reason not in (Reason.ERROR_REASON_NOT_FOUND, Reason.ERROR_REASON_IN_USE):
+            raise
+
+
 async def add_urls(peers: Peers, messages: Iterable[Any]) -> None:
     """Fills in image_url and thumbnail_url of the messages that have a result. One that is gone stays without."""
     finished = [message for message in messages if message.result_asset_id]

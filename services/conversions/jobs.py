@@ -74,6 +74,11 @@ class Noun:
         return row
 
 
+def result_of(row: Any) -> str:
+    """The picture that a COMPLETED row shows. One that is still being made may have its picture, too."""
+    return str(row.result_asset_id) if row.state == "completed" else ""
+
+
 def common_fields(row: Any) -> dict[str, Any]:
     """The fields that the three messages share, by name."""
     return {

@@ -4,7 +4,8 @@ What is asked of `assets` can be asked again, so that a try after a crash finds 
 the same references under the row's name, and with the same bytes the same result asset. The inputs' references are
 acquired here and not while the call is served: the row must be committed first, since nobody would release what a crash
 between the two leaves held. A picture deleted in between makes the job fail, at no cost. A row that fails or is
-cancelled gives them back, by a job that is committed with its end; a completed one keeps them.
+cancelled gives them back, by a job that is committed with its end and removes what was made, too; a completed one keeps
+them.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ _AGAIN_SECONDS = 10.0  # until the next try to give pictures back while assets i
 # A hold that was under way when the row came to its end may succeed after it, so that pictures are given back twice.
 _LATE_SECONDS = 2 * inputs.HOLD_SECONDS
 _ENDED: LiteralString = """
-    SELECT owner, updated_at + make_interval(secs => %(late)s) AS late_at,
+    SELECT owner, to_jsonb({table}) ->> 'result_asset_id' AS made,
+        updated_at + make_interval(secs => %(late)s) AS late_at,
         updated_at + make_interval(secs => %(late)s) <= now() AS settled,
         now() + make_interval(secs => %(again)s) AS again_at
     FROM {table} WHERE id = %(id)s AND state IN ('failed', 'cancelled')
@@ -100,6 +102,7 @@ class Making:
         )  # fmt: skip
         size = picture.path.stat().st_size
         asset = await self._peers.upload(declaration, picture.path, request_id=f"{self._name}/result")
+        await self._progress(0.9, result_asset_id=UUID(asset.id))  # so that it goes if the row fails from here on
         await inputs.hold(self._peers, self._name, [asset.id])
         columns["result_asset_id"] = UUID(asset.id)
         return self._outcome(picture, picture.parameters, picture.seed, price, size, columns)
@@ -127,12 +130,12 @@ class Making:
         }  # fmt: skip
         return attempts.Outcome(shown, output_bytes=size, credits=price)
 
-    async def _progress(self, fraction: float) -> None:
+    async def _progress(self, fraction: float, **columns: Any) -> None:
         """Tells watchers how far it is. Raises Superseded if another try has the row by now."""
         async with self._db.transaction(self.row.owner) as m:
             row = await states.advance(
                 m, rules.JOB_STATES, self._noun.table, self.row.id, "processing", token=self._attempt.token,
-                progress=fraction,
+                progress=fraction, **columns,
             )  # fmt: skip
             if row is None:
                 raise attempts.Superseded
@@ -176,7 +179,7 @@ class Workshop:
         await attempts.run(self._db, kind, row_id, work)
 
     async def release(self, noun: Noun, row_id: str) -> None:
-        """Gives back the pictures of a row that failed or was cancelled."""
+        """Gives back the pictures of a row that failed or was cancelled, and removes the one that it had made."""
         values: dict[str, Any] = {"id": UUID(row_id), "late": _LATE_SECONDS, "again": _AGAIN_SECONDS}
         rows = await self._db.system_rows(_ENDED.format(table=noun.table), values)
         if not rows:
@@ -185,6 +188,8 @@ class Workshop:
         auth.enter(calls.owner_identity(row.owner))
         try:
             await inputs.release(self._peers, noun.holder(values["id"]))
+            if row.made:
+                await inputs.remove(self._peers, row.made)
         except DomainError as refusal:
             _log.warning("pictures wait to be given back", row=row_id, reason=refusal.text)
             raise TryAgain(row.again_at) from None

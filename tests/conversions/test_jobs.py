@@ -20,6 +20,7 @@ from shared.calls import Peers
 from shared.db import Database
 from shared.imaging import ImagingPool
 from shared.jobs import JobQueue, TryAgain
+from shared.telemetry import METRICS
 from tests.assets.flows import request_id
 from tests.calls import holding, refusal
 from tests.conversions import flows
@@ -213,6 +214,13 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(atelier: S
             assert one.wait.what == "assets" and one.wait.since_time.ToDatetime(UTC) == since[one.id]
     assert atelier.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
 
+    await atelier.stop_work("conversions")
+    await atelier.work("conversions")  # a worker that begins looks at once what is waited for
+    labels = {"service": "conversions", "job": "conversions", "what": "assets"}
+    while METRICS.get_sample_value("atelier_jobs_waiting", labels) != len(ids):
+        await asyncio.sleep(0.1)
+    assert (METRICS.get_sample_value("atelier_jobs_waiting_oldest_seconds", labels) or 0) > 0
+
     await atelier.stop_work("conversions")  # it knows the old address
     await atelier.serve("assets")
     await atelier.work("conversions")
@@ -280,6 +288,34 @@ async def test_a_try_after_a_crash_finds_the_result_that_was_stored(atelier: Sui
     assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_COMPLETED
     stored = atelier.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
     assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
+
+
+async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(atelier: Suite, drawn: Path) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    made = await asked(ada, drawn)
+    settings = atelier.settings("conversions", "worker")
+    db, peers, pool = Database(settings, "conversions"), Peers(settings, "conversions"), ImagingPool(1)
+    await db.open()
+    workshop = Workshop(db, JobQueue(db), peers, LocalProvider(pool))
+
+    async def fails_late(making: Making) -> attempts.Outcome:
+        await conversions.make(making)
+        raise attempts.JobFailed("INTERNAL", "it broke off after its picture was stored")
+
+    try:
+        await workshop.run(conversions.NOUN, fails_late, made.id)
+    finally:
+        await pool.close()
+        await peers.close()
+        await db.close()
+    stored = "SELECT count(*) FROM assets.assets WHERE kind = 'result'"
+    assert atelier.sql(stored) == [(1,)]
+    failed = await flows.read(ada, made.id)
+    assert (failed.state, failed.result_asset_id) == (job_pb2.JOB_STATE_FAILED, "")
+    await atelier.work("conversions")
+    while atelier.sql(stored) != [(0,)]:
+        await asyncio.sleep(0.1)
 
 
 async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(atelier: Suite, drawn: Path) -> None:
