@@ -241,6 +241,7 @@ Opener = Callable[[str, Settings], "contextlib.AbstractAsyncContextManager[Servi
 def run(name: str, settings: Settings, opener: Opener) -> None:
     """Serves what `opener` opens in as many processes as the settings say. Returns when all have ended."""
     settings.port = port_of(name, settings)
+    telemetry.set_up(name, settings.log_level)
     try:
         check_binding(name, settings)
     except CannotStart as problem:
@@ -263,7 +264,9 @@ def _spawn(name: str, settings: Settings, opener: Any) -> multiprocessing.proces
 
 
 def _child(name: str, values: dict[str, Any], module: str, opener: str) -> None:
-    _process(name, Settings.model_validate(values), getattr(importlib.import_module(module), opener))
+    settings = Settings.model_validate(values)
+    telemetry.set_up(name, settings.log_level)
+    _process(name, settings, getattr(importlib.import_module(module), opener))
 
 
 def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], count: int) -> bool:
@@ -301,6 +304,5 @@ def _process(name: str, settings: Settings, opener: Opener) -> None:
     # Each connection holds a file, and so does each download; the usual limit of a shell is 1,024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    telemetry.set_up(name, settings.log_level)
     telemetry.serve_metrics(settings.host, settings.metrics_port, settings.processes)
     uvloop.run(serve(opener(name, settings), settings))

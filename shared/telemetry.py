@@ -1,13 +1,19 @@
 """Logs as JSON lines on standard error, and Prometheus metrics. Set up once per process."""
 
-import functools
-import json
 import logging
-import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server, values
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from shared import logs
+
+# Figures stay in memory, whatever PROMETHEUS_MULTIPROC_DIR says. Each process serves its own, and a process that counts
+# in a mapped file is ended by SIGBUS when the disk is full. Every metric of ours is made after this line.
+values.ValueClass = values.MutexValue
 
 # A registry of our own: the default one runs collectors (garbage collector, process) that nobody here asked for.
 METRICS = CollectorRegistry()
@@ -19,58 +25,39 @@ SECONDS = Histogram(
 IN_FLIGHT = Gauge("atelier_calls_in_flight", "Unary calls being served, without those that wait", registry=METRICS)
 STREAMS = Gauge("atelier_streams_open", "Streaming calls being served, and those that wait", registry=METRICS)
 
-_SECRET_WORDS = ("password", "token", "secret", "authorization", "signature", "dsn")
-_ENCODER = json.JSONEncoder(default=repr)  # json.dumps would make one for every line
+
+class _LostLines(Collector):
+    """Counted by the streams themselves, which must not wait for a lock of somebody who is writing."""
+
+    def __init__(self, streams: Sequence[logs.LogStream]) -> None:
+        self._streams = streams
+
+    def collect(self) -> Iterator[Metric]:
+        lost = sum(stream.lost for stream in self._streams)
+        yield CounterMetricFamily("atelier_log_lines_lost", "Log lines that could not be written", value=lost)
 
 
-@functools.cache  # names are those in our own source: a few dozen
-def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in _SECRET_WORDS)
+class _Lines:
+    """What structlog writes to. The text is a whole line."""
 
-
-def _hide_secrets(_logger: Any, _method: str, event: Any) -> Any:
-    for name in event:
-        if _is_secret(name):
-            event[name] = "hidden"
-    return event
-
-
-def _to_json(_logger: Any, _method: str, event: Any) -> str:
-    return _ENCODER.encode(event)
+    def __init__(self, stream: logs.LogStream) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = stream.write
 
 
 def set_up(service: str, level: str) -> None:
-    """Routes both structlog and the standard library's loggers (libraries) to one JSON line per event."""
+    """Routes structlog and the standard library's loggers (libraries) to one JSON line per event. Once per process."""
+    streams = logs.set_up(service)
+    METRICS.register(_LostLines(streams))
 
-    def name_service(_logger: Any, _method: str, event: Any) -> Any:
-        event.setdefault("service", service)
-        return event
+    def to_line(_logger: Any, method: str, event: Any) -> str:
+        return logs.line(service, method, event)
 
-    shared_steps: list[Any] = [
-        name_service,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _hide_secrets,
-    ]
-    numeric = getattr(logging, level.upper())
     structlog.configure(
-        processors=[*shared_steps, structlog.processors.format_exc_info, _to_json],
-        wrapper_class=structlog.make_filtering_bound_logger(numeric),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        processors=[to_line],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=lambda *_names: _Lines(streams[1]),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared_steps,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                _to_json,
-            ],
-        )
-    )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def serve_metrics(host: str, port: int, processes: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import TypeVar
 
+from shared import logs
 from shared.imaging.model import MEBIBYTE, ImageRejected, Reason
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ def prepare(threads: int) -> None:
     os.nice(5)
     if sys.platform == "linux":
         _bind_to_parent()
+    logs.keep_stderr()
     _prepare_libvips(threads)
     gc.freeze()  # modules: looking at them after each job would take longer than many a job
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -10,7 +10,6 @@ PUT), `/o` (POST), `/healthz`.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import resource
@@ -33,6 +32,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared import logs
 
 from .base import (
     PUBLIC_PREFIX,
@@ -386,17 +387,6 @@ _GUARDS: Final = [
 ]
 
 
-class _JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
 def _give_up(problem: str) -> NoReturn:
     print(problem, file=sys.stderr)
     raise SystemExit(2)
@@ -429,17 +419,14 @@ def _open_storage(base_url: str) -> DiskStorage:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; uploads in flight have ten seconds to finish. Exit status 2 if it can't start."""
+    logs.set_up("storage")
+    _log.setLevel(logging.INFO)
     port = os.environ.get("ATELIER_STORAGE_HTTP_PORT") or "50080"
     if not port.isdigit() or int(port) > 65535:
         _give_up(f"ATELIER_STORAGE_HTTP_PORT is {port!r}: set it to a number from 0 to 65535")
     listener = _listen(int(port))
     url = f"http://{HOST}:{listener.getsockname()[1]}"
     storage = _open_storage(url)
-
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
     # Each upload and download holds a connection and a file.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
