@@ -24,6 +24,7 @@ from cli import doctor as checks
 from cli import storage
 from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
 from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, ports
+from shared import logs
 from shared.settings import SERVICES, Settings
 
 app = typer.Typer(
@@ -45,6 +46,11 @@ def stop_with(problem: object, status: int = 1) -> typer.Exit:
     return typer.Exit(status)
 
 
+def report(text: str) -> None:
+    """One line, whatever the width of the terminal."""
+    console.print(f"[dim]{escape(text)} ...", soft_wrap=True)
+
+
 @app.command()
 def up(
     state: StateOption = DEFAULT_STATE,
@@ -61,7 +67,7 @@ def up(
     Four gRPC services, a worker, signed URLs over HTTP and a Postgres, on loopback, with state in .atelier/. Other
     ports: `ATELIER_ASSETS_PORT`, `_CONVERSIONS_PORT`, `_PIPELINE_PORT`, `_TECHFILES_PORT`, `_STORAGE_HTTP_PORT`.
     """
-    suite = Suite(State(state), Options(database_url, s3_endpoint), lambda text: console.print(f"[dim]{text} ..."))
+    suite = Suite(State(state), Options(database_url, s3_endpoint), report)
     began = time.monotonic()
     with interruptible() as stopped:
         suite.stopped = stopped
@@ -73,7 +79,7 @@ def up(
             show_endpoints(time.monotonic() - began, suite)
             suite.watch(stopped)
         finally:
-            console.print("[dim]Stopping ...")
+            report("Stopping")
             suite.stop()
 
 
@@ -107,7 +113,7 @@ def dev(state: StateOption = DEFAULT_STATE) -> None:
     """Like `up`, with the logs in this terminal, and started anew when a file changes."""
     from cli.dev import run
 
-    suite = Suite(State(state), Options(), lambda text: console.print(f"[dim]{text} ..."))
+    suite = Suite(State(state), Options(), report)
     with interruptible() as stopped:
         suite.stopped = stopped
         try:
@@ -297,7 +303,7 @@ def demo(
         raise typer.Exit(checked.returncode)
     from cli.demo import run_client
 
-    raise typer.Exit(run_client(client, State(state), console, _client_environment))
+    raise typer.Exit(run_client(client, State(state), console, report, _client_environment))
 
 
 def _client_environment(client_token: str) -> dict[str, str]:
@@ -307,4 +313,5 @@ def _client_environment(client_token: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    logs.keep_stderr()
     app(prog_name="atelier")

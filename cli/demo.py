@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
+from cli.comeback import Report
 from cli.state import LOCAL_ISSUER, State
 from cli.suite import Options, Problem, Suite, interruptible, is_serving, ports
 from shared import auth
@@ -17,7 +19,7 @@ INTERRUPTED = 130
 
 
 def run_client(
-    client: Sequence[str], state: State, console: Console, environment: Callable[[str], dict[str, str]]
+    client: Sequence[str], state: State, console: Console, report: Report, environment: Callable[[str], dict[str, str]]
 ) -> int:
     """The client's exit status; 130 after Ctrl-C. Whatever was started here has ended when this returns."""
     state.prepare()
@@ -25,7 +27,7 @@ def run_client(
     with interruptible() as stopped:
         try:
             running = not _free(state) and all(is_serving(ports()[name]) for name in SERVICES)
-            suite = None if running else Suite(state, Options(), lambda text: console.print(f"[dim]{text} ..."))
+            suite = None if running else Suite(state, Options(), report)
             if suite:
                 suite.stopped = stopped
                 suite.start()
@@ -39,7 +41,7 @@ def run_client(
             finally:
                 _end(process)
         except Problem as problem:
-            console.print(f"[bold red]atelier:[/bold red] {problem}", markup=True, soft_wrap=True)
+            console.print(f"[bold red]atelier:[/bold red] {escape(str(problem))}", soft_wrap=True)
             return 1
         finally:
             if suite:

@@ -7,10 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import grpc
@@ -18,16 +21,17 @@ import httpx
 import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cli.comeback import Comeback, Report
 from cli.state import State
-from shared.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from shared.embedded import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
 from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, load
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60
 _LOG_BYTES = 10 * 1024 * 1024
 _CLOSED_CONNECTION_SECONDS = 65
+_STOP_SECONDS = 15.0
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Report = Callable[[str], None]
 
 
 class Problem(Exception):
@@ -47,7 +51,7 @@ class Process:
     name: str
     arguments: Sequence[str]
     environment: dict[str, str]
-    started: float = 0.0
+    comeback: Comeback
     popen: "subprocess.Popen[bytes] | None" = None
 
 
@@ -62,6 +66,13 @@ class Suite:
     stopped: Callable[[], bool] = lambda: False
     processes: list[Process] = field(default_factory=list)
     admin_url: str = ""
+    _postgres_comeback: Comeback = field(init=False)
+    _reviving: "Future[None] | None" = None
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _ending: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._postgres_comeback = Comeback("Postgres", self.report)
 
     def start(self) -> None:
         """Returns when every service answers healthy. Raises Problem; whatever was started is stopped then."""
@@ -81,38 +92,40 @@ class Suite:
             raise
 
     def watch(self, stopped: Callable[[], bool]) -> None:
-        """Starts processes that end, each at most once a second, until `stopped`."""
+        """Brings back what ends, until `stopped`."""
         while not stopped():
             self.revive()
             time.sleep(0.2)
 
     def revive(self) -> None:
+        """Starts what has ended, Postgres too, as `Comeback` says."""
+        self._revive_postgres()
         for process in self.processes:
-            if process.popen and process.popen.poll() is not None and time.monotonic() - process.started > 1:
-                self.report(f"{process.name} ended with status {process.popen.returncode}; starting it again")
-                self._spawn(process)
+            comeback = process.comeback
+            if process.popen and process.popen.poll() is None:
+                comeback.runs()
+                continue
+            if process.popen and not comeback.waits:
+                comeback.ended(how_it_ended(process.popen.returncode))
+            if comeback.take_turn():
+                try:
+                    self._spawn(process)
+                except OSError as error:  # no memory, or no more processes
+                    comeback.failed(str(error))
 
     def restart_services(self) -> None:
-        """Ends every process but Postgres; `revive` starts them."""
+        """Ends every process but Postgres, and starts them."""
+        self._end_processes()
         for process in self.processes:
-            if process.popen and process.popen.poll() is None:
-                process.popen.terminate()
-        for process in self.processes:
-            if process.popen:
-                process.popen.wait(30)
+            process.comeback = Comeback(process.name, self.report)
+            self._spawn(process)
 
     def stop(self) -> None:
         """Servers first, so that nothing new begins; then the worker, the storage and the database."""
-        for process in reversed(self.processes):
-            if process.popen and process.popen.poll() is None:
-                process.popen.terminate()
-        for process in self.processes:
-            if process.popen:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.popen.wait(15)
-                if process.popen.poll() is None:
-                    process.popen.kill()
-                    process.popen.wait(5)
+        self._ending.set()
+        if self._reviving:
+            self._reviving.exception()
+        self._end_processes()
         self.processes.clear()
         if self.postgres:
             self.postgres.stop()
@@ -121,20 +134,58 @@ class Suite:
 
     def memory_megabytes(self) -> int:
         """Resident memory of everything that runs, shared pages counted once (PSS)."""
-        roots = [p.popen.pid for p in self.processes if p.popen] + ([self.postgres.pid] if self.postgres else [])
+        roots = [p.popen.pid for p in self.processes if p.popen]
+        with contextlib.suppress(EmbeddedPostgresError):
+            roots += [self.postgres.pid] if self.postgres else []
         return sum(_pss_kilobytes(pid) for root in roots for pid in _with_children(root)) // 1024
+
+    def _revive_postgres(self) -> None:
+        """Each try in a thread: recovery may take long, and meanwhile others are brought back and Ctrl-C is heard."""
+        if not self.postgres or (self._reviving and not self._reviving.done()):
+            return
+        comeback = self._postgres_comeback
+        if self._reviving:
+            tried, self._reviving = self._reviving, None
+            if problem := tried.exception():
+                comeback.failed(" ".join(str(problem).split()))
+            else:
+                comeback.runs()
+                for process in self.processes:  # one that ended for want of it
+                    process.comeback.hurry()
+        elif not comeback.waits and (fault := self.postgres.fault):
+            comeback.ended(fault)
+        elif not comeback.waits:
+            comeback.runs()
+        if comeback.take_turn():
+            self._reviving = self._thread.submit(self.postgres.revive, self._ending.is_set)
+
+    def _end_processes(self) -> None:
+        running = [process.popen for process in self.processes if process.popen and process.popen.poll() is None]
+        for popen in reversed(running):
+            popen.terminate()
+            popen.send_signal(signal.SIGCONT)  # one that was stopped would hear it only then
+        deadline = time.monotonic() + _STOP_SECONDS
+        for popen in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                popen.wait(max(0.0, deadline - time.monotonic()))
+            if popen.poll() is None:
+                popen.kill()
+                popen.wait(5)
 
     def _start_postgres(self) -> str:
         self.report("Starting Postgres")
         self.postgres = EmbeddedPostgres(self.state.postgres)
         try:
-            self.postgres.start()
+            self.postgres.start(self.stopped)
         except EmbeddedPostgresError as error:
             raise Problem(str(error)) from None
         admin = self.postgres.url
-        with psycopg.connect(admin, autocommit=True) as conn:
-            if not conn.execute("SELECT FROM pg_database WHERE datname = 'atelier'").rowcount:
-                conn.execute("CREATE DATABASE atelier")
+        try:
+            with psycopg.connect(admin, autocommit=True) as conn:
+                if not conn.execute("SELECT FROM pg_database WHERE datname = 'atelier'").rowcount:
+                    conn.execute("CREATE DATABASE atelier")
+        except psycopg.Error as error:
+            raise Problem(f"Postgres: {_first_line(error)}; see {self.postgres.log}, then start again") from None
         return admin.rsplit("/", 1)[0] + "/atelier"
 
     def _migrate(self) -> None:
@@ -166,19 +217,24 @@ class Suite:
 
     def _spawn_all(self) -> None:
         common = self._environment()
-        self.processes = [Process("storage", ["shared.storage.http"], common)] if not self.options.s3_endpoint else []
+        self.processes = []
+        if not self.options.s3_endpoint:
+            self._add("storage", ["shared.storage.http"], common)
         for name in SERVICES:
             url = login_url(self.admin_url, f"{name}_app", self.state.password(name, "app"))
             own = {"ATELIER_DATABASE_URL": url, "ATELIER_SERVICE_KEY_FILE": str(self.state.service_key(name))}
-            self.processes.append(Process(name, [f"services.{name}", "serve"], common | own))
+            self._add(name, [f"services.{name}", "serve"], common | own)
         workers = dict(common)
         for name in SERVICES:
             url = login_url(self.admin_url, f"{name}_worker", self.state.password(name, "worker"))
             workers[f"ATELIER_{name.upper()}_DATABASE_URL"] = url
             workers[f"ATELIER_{name.upper()}_SERVICE_KEY_FILE"] = str(self.state.service_key(name))
-        self.processes.append(Process("worker", ["cli.worker", *SERVICES], workers))
+        self._add("worker", ["cli.worker", *SERVICES], workers)
         for process in self.processes:
             self._spawn(process)
+
+    def _add(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        self.processes.append(Process(name, arguments, environment, Comeback(name, self.report)))
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -194,19 +250,26 @@ class Suite:
         }
 
     def _spawn(self, process: Process) -> None:
-        log = self.state.logs / f"{process.name}.log"
-        if log.exists() and log.stat().st_size > _LOG_BYTES:
-            log.replace(log.with_suffix(".log.1"))
         command = [sys.executable, "-m", *process.arguments]
         if setpriv := shutil.which("setpriv"):
             # Whoever started us may be killed without a chance to tell: children then end by themselves.
             command = [setpriv, "--pdeathsig", "TERM", *command]
-        process.started = time.monotonic()
-        with log.open("ab") as out:
+        with self._open_log(process) as out:
             process.popen = subprocess.Popen(
                 command, env=process.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
+
+    def _open_log(self, process: Process) -> BinaryIO:
+        """Or nowhere, if it can't be opened: that must not keep the process from running."""
+        log = self.state.logs / f"{process.name}.log"
+        try:
+            if log.exists() and log.stat().st_size > _LOG_BYTES:
+                log.replace(log.with_suffix(".log.1"))
+            return log.open("ab")
+        except OSError as error:
+            self.report(f"Can't write {log} ({error.strerror}): what {process.name} says is lost until it is restarted")
+            return Path(os.devnull).open("ab")
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -215,6 +278,8 @@ class Suite:
             for process in self.processes:
                 if process.popen and process.popen.poll() is not None:
                     raise Problem(f"{process.name} does not start: {self._last_line(process)}")
+            if self.postgres and (fault := self.postgres.fault):
+                raise Problem(f"Postgres {fault}; see {self.postgres.log}, then start again")
             for name, port in list(waiting.items()):
                 if is_serving(port):
                     del waiting[name]
@@ -236,8 +301,13 @@ class Suite:
 
     def _last_line(self, process: Process) -> str:
         log = self.state.logs / f"{process.name}.log"
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        text = log.read_text(errors="replace") if log.exists() else ""
+        lines = [line for line in text.splitlines() if line.strip()]
         return f"{lines[-1][:300] if lines else 'it said nothing'} (all of it: {log})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def ports() -> dict[str, int]:

@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,10 @@ SETTLE_S = 5.0
 SHUTDOWN_LIMIT_S = 60.0
 LOCK_WAIT_S = 1.0
 """A launcher that was just killed holds its lock until the kernel has taken its memory apart."""
+HALF_DEAD_S = 2.0
+"""How long a server may take to end that was stopped, or told by someone else to shut down, before it is revived."""
+START_ROOM = 16 * 2**20
+"""A segment of the write-ahead log. A start that fails without a word where less is free failed for that."""
 
 _MAJOR = "18"
 _DEFAULTS = {
@@ -193,8 +197,7 @@ class _Server:
         spawned.set_result(process)
         while process.poll() is None:
             self._ended.wait(LOG_CHECK_S)
-            with contextlib.suppress(OSError):
-                _bound_log(self._log)
+            _bound_log(self._log)
 
     @property
     def running(self) -> bool:
@@ -204,6 +207,7 @@ class _Server:
         steps = ((signal.SIGINT, patience_s), (signal.SIGQUIT, min(5.0, patience_s)), (signal.SIGKILL, SETTLE_S))
         for step, wait_s in steps:
             self.process.send_signal(step)
+            self.process.send_signal(signal.SIGCONT)  # one that was stopped would hear it only then
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(wait_s)
                 self._ended.set()
@@ -241,34 +245,53 @@ class EmbeddedPostgres:
         self._home: Path | None = None
         self._lock: int | None = None
         self._server: _Server | None = None
+        self._port: int | None = None
+        self._given_up: Callable[[], bool] = bool
         self._url = ""
         _launchers.add(self)
 
-    def start(self) -> None:
+    def start(self, given_up: Callable[[], bool] = bool) -> None:
         """Starts the server and returns when it accepts connections; does nothing if it runs.
 
         The first start makes the database (about 0.5 s); one after a crash recovers it first. Raises
-        EmbeddedPostgresError.
+        EmbeddedPostgresError, also soon after `given_up` returns True.
         """
         with self._mutex:
-            if self._server is not None and self._server.running:
+            if self.running:
                 return
-            self._let_go()
-            try:
-                self._home = self._locate()
-                self._take_lock()
-                self._settle()
-                account = _Account.for_data(self.data)
-                programs = _programs_for(account, self._home)
-                password = self._prepare(account, programs)
-                port = self._launch(account, programs)
-                _write_private(self.directory / "port", f"{port}\n")
-                self._url = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
-            except BaseException as error:
-                self.stop()
-                if isinstance(error, OSError):
-                    raise EmbeddedPostgresError(self._explain_system(error)) from error
-                raise
+            self._start(self._fixed_port, given_up)
+
+    def revive(self, given_up: Callable[[], bool] = bool) -> None:
+        """Starts a server anew that ended without `stop`, on the port that it had: others know its URL. Does nothing if
+        it runs. Raises EmbeddedPostgresError as `start` does, and may then be called again."""
+        with self._mutex:
+            if self.running:
+                return
+            if not self.data.exists():  # `start` would make an empty database
+                raise EmbeddedPostgresError(f"{self.data} is gone; put it back, or mount the disk that holds it")
+            self._start(self._port, given_up)
+
+    def _start(self, port: int | None, given_up: Callable[[], bool]) -> None:
+        """On `port`, or if there is none on that of the last start or a free one."""
+        self._given_up = given_up
+        if self._server is not None and self._server.running:
+            self._server.end(HALF_DEAD_S)
+        self._let_go()
+        try:
+            self._home = self._locate()
+            self._take_lock()
+            self._settle()
+            account = _Account.for_data(self.data)
+            programs = _programs_for(account, self._home)
+            password = self._prepare(account, programs)
+            self._port = self._launch(account, programs, port)
+            _write_private(self.directory / "port", f"{self._port}\n")
+            self._url = f"postgresql://postgres:{password}@127.0.0.1:{self._port}/postgres"
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, OSError):
+                raise EmbeddedPostgresError(self._explain_system(error)) from error
+            raise
 
     def stop(self, patience_s: float = 30.0) -> None:
         """Shuts down: ends open transactions, writes everything out, waits. Does nothing if it doesn't run.
@@ -278,8 +301,10 @@ class EmbeddedPostgres:
         """
         with self._mutex:
             try:
-                if self._server is not None and self._server.running:
-                    self._server.end(patience_s)
+                if self._server is not None:
+                    if self._server.running:
+                        self._server.end(patience_s)
+                    _end_leftovers(self.data)
             finally:
                 self._let_go()
 
@@ -298,6 +323,24 @@ class EmbeddedPostgres:
         if not self._url:
             raise EmbeddedPostgresError("the database was not started yet; call start() first")
         return self._url
+
+    @property
+    def running(self) -> bool:
+        """Whether the server is there and takes connections. After a start: see `fault`."""
+        return self._server is not None and not self.fault
+
+    @property
+    def fault(self) -> str:
+        """Why a server that was started and not stopped takes no connections: how it ended, or that somebody else
+        stopped it or told it to shut down, which it may never do while clients stay. Empty if it does."""
+        if self._server is None:
+            return "does not run"
+        process = self._server.process
+        if (status := process.poll()) is not None:
+            return how_it_ended(status)
+        if _is_stopped(process.pid):
+            return "was stopped by a signal"
+        return "was told to shut down" if _status(_lines(self.data / "postmaster.pid")) == "stopping" else ""
 
     @property
     def pid(self) -> int:
@@ -365,6 +408,7 @@ class EmbeddedPostgres:
         self._lock = lock
         give_up = time.monotonic() + LOCK_WAIT_S
         while not _flock(lock):
+            self._check_wanted()
             if time.monotonic() > give_up:
                 holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise EmbeddedPostgresError(
@@ -379,18 +423,20 @@ class EmbeddedPostgres:
         """Waits for a server whose launcher was killed; removes a `postmaster.pid` that would stop the next in vain.
 
         A file that names a dead process stays: PostgreSQL reads in it where to look for leftover children, and then
-        replaces it.
+        replaces it. Those that were left are ended.
         """
         file = self.data / "postmaster.pid"
         since = time.monotonic()
         while lines := _lines(file):
             pid = int(lines[0]) if lines[0].strip().isdigit() else 0
             if pid and not Path(f"/proc/{pid}").exists():
+                _end_leftovers(self.data)
                 return
             if not pid or not _serves(pid, self.data):
                 _log.warning("removed a stale %s: process %d is no PostgreSQL on this directory", file, pid)
                 file.unlink(missing_ok=True)
                 return
+            self._check_wanted()
             limit_s = SHUTDOWN_LIMIT_S if _status(lines) == "stopping" else SETTLE_S
             if time.monotonic() - since > limit_s:
                 raise EmbeddedPostgresError(
@@ -465,31 +511,35 @@ class EmbeddedPostgres:
     def _run(self, account: _Account, argv: Sequence[str | Path], stdin: str = "") -> None:
         done = account.run(argv, self.data.parent, stdin)
         if done.returncode != 0:
-            with open(_open_log(self.log), "a") as log:
+            with contextlib.suppress(OSError), open(_open_log(self.log), "a") as log:
                 log.write(done.stdout)
             raise EmbeddedPostgresError(self._explain(done.stdout))
 
-    def _launch(self, account: _Account, programs: Path) -> int:
+    def _launch(self, account: _Account, programs: Path, wanted_port: int | None) -> int:
         """Runs the server and waits until it is ready; returns its port."""
         retry_until = time.monotonic() + SETTLE_S
         while True:
-            port = self._choose_port()
+            port = self._choose_port(wanted_port)
             settings = _DEFAULTS | self._options | _FIXED | {"port": str(port)}
-            with contextlib.suppress(FileNotFoundError):
-                _bound_log(self.log)
-            begin = self.log.stat().st_size if self.log.exists() else 0
+            _bound_log(self.log)
+            begin = self.log.stat().st_size if self.log.is_file() else 0
             command = account.command([programs / "postgres", "-D", self.data, *_as_arguments(settings)], "INT")
             self._server = _Server(command, self.data.parent, self.log)
             if self._became_ready(self._server):
                 return port
-            said = self.log.read_bytes()[begin:].decode(errors="replace")
+            said = self.log.read_bytes()[begin:].decode(errors="replace") if self.log.is_file() else ""
             # Children of a killed server need a moment to notice; a free port may be gone before it is bound.
             passing = ["pre-existing shared memory block", "already exists"]
-            if self._fixed_port is None:
+            if wanted_port is None:
                 passing.append("could not bind")
             if time.monotonic() > retry_until or not any(sign in said for sign in passing):
-                raise EmbeddedPostgresError(self._explain(said))
+                raise EmbeddedPostgresError(self._explain(said, wanted_port))
+            self._check_wanted()
             time.sleep(0.1)
+
+    def _check_wanted(self) -> None:
+        if self._given_up():
+            raise EmbeddedPostgresError("stopped before PostgreSQL was up")
 
     def _became_ready(self, server: _Server) -> bool:
         file = self.data / "postmaster.pid"
@@ -498,6 +548,7 @@ class EmbeddedPostgres:
             lines = _lines(file)
             if lines and lines[0] == str(server.process.pid) and _status(lines) == "ready":
                 return True
+            self._check_wanted()
             if time.monotonic() > give_up:
                 raise EmbeddedPostgresError(
                     f"PostgreSQL isn't ready after {START_LIMIT_S:g} s; read {self.log}, then start again"
@@ -505,11 +556,11 @@ class EmbeddedPostgres:
             time.sleep(0.01)
         return False
 
-    def _choose_port(self) -> int:
-        if self._fixed_port is not None:
-            if not _is_free(self._fixed_port):
-                raise EmbeddedPostgresError(_taken(self._fixed_port))
-            return self._fixed_port
+    def _choose_port(self, wanted: int | None) -> int:
+        if wanted is not None:
+            if not _is_free(wanted):
+                raise EmbeddedPostgresError(_taken(wanted))
+            return wanted
         with contextlib.suppress(FileNotFoundError, ValueError):
             remembered = int((self.directory / "port").read_text())
             if _is_free(remembered):
@@ -518,12 +569,15 @@ class EmbeddedPostgres:
             probe.bind(("127.0.0.1", 0))
             return int(probe.getsockname()[1])
 
-    def _explain(self, output: str) -> str:
+    def _explain(self, output: str, wanted_port: int | None = None) -> str:
         """What PostgreSQL's own output means, and the next step."""
-        if any(sign in output for sign in (os.strerror(errno.ENOSPC), "Check free disk space", ": wrote only ")):
+        # On a full disk the log may lack the very line that says so.
+        silent = "FATAL" not in output and "PANIC" not in output
+        signs = (os.strerror(errno.ENOSPC), "Check free disk space", ": wrote only ")
+        if any(sign in output for sign in signs) or (silent and shutil.disk_usage(self.data).free < START_ROOM):
             return f"the disk that holds {self.data} is full; free some space and start again"
-        if "could not bind" in output and self._fixed_port is not None:
-            return _taken(self._fixed_port)
+        if "could not bind" in output and wanted_port is not None:
+            return _taken(wanted_port)
         if "could not look up effective user ID" in output:
             return (
                 f"uid {os.geteuid()} has no name, which PostgreSQL needs; name it in /etc/passwd or run as another user"
@@ -625,6 +679,48 @@ def _serves(pid: int, data: Path) -> bool:
         return not given.is_absolute() or given == data
 
 
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal (SIGSTOP) froze the process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def how_it_ended(status: int) -> str:
+    """'was ended by SIGKILL', 'ended with status 1', of an exit status as subprocess gives it."""
+    if status >= 0:
+        return f"ended with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"was ended by signal {-status}"
+
+
+def _end_leftovers(data: Path) -> None:
+    """Kills what a dead server left. A backend in a long query, or one that is stopped, doesn't notice that its server
+    has died, and no new one starts beside it. Recovery undoes what it did and didn't commit."""
+    lines = _lines(data / "postmaster.pid")
+    if lines and lines[0].strip().isdigit() and _serves(int(lines[0]), data):
+        return
+    give_up = time.monotonic() + SETTLE_S
+    while (left := _leftovers(data)) and time.monotonic() < give_up:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _leftovers(data: Path) -> list[int]:
+    """Processes of PostgreSQL at work in the data directory. In a container where root may not look into another
+    account's process none is found; then those that are busy hold up the next start until they notice."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "comm").read_text() == "postgres\n" and (process / "cwd").samefile(data):
+                found.append(int(process.name))
+    return found
+
+
 def _flock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -634,17 +730,28 @@ def _flock(handle: int) -> bool:
 
 
 def _open_log(log: Path) -> int:
-    # Appending lets the file be cut short under the server.
-    return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    """Where the server's messages go: nowhere if the file can't be made, which must not keep it from serving."""
+    try:
+        # Appending lets the file be cut short under the server.
+        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        _log.warning("can't write %s (%s): what PostgreSQL says is lost until its next start", log, error.strerror)
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _bound_log(log: Path) -> None:
-    if log.stat().st_size > LOG_LIMIT:
+    """Cuts the log if it is too long. What it held is kept as the older one, if the disk has room for that."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size <= LOG_LIMIT:
+            return
         older = log.with_name(f"{log.name}.1")
-        older.unlink(missing_ok=True)
-        kept = os.open(older, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with log.open("rb") as source, open(kept, "wb") as target:
-            shutil.copyfileobj(source, target)
+        try:
+            older.unlink(missing_ok=True)
+            kept = os.open(older, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with log.open("rb") as source, open(kept, "wb") as target:
+                shutil.copyfileobj(source, target)
+        except OSError:
+            older.unlink(missing_ok=True)
         os.truncate(log, 0)
 
 

@@ -364,12 +364,77 @@ def test_a_server_that_does_not_stop_is_killed_with_a_warning(
     pg: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_rows(pg.url, 5)
-    os.kill(pg.pid, signal.SIGSTOP)
-    with caplog.at_level(logging.WARNING):
-        pg.stop(patience_s=0.2)
+    with psycopg.connect(pg.url, autocommit=True) as session:
+        frozen = session.info.backend_pid
+        os.kill(frozen, signal.SIGSTOP)  # the server waits for it
+        with caplog.at_level(logging.WARNING):
+            pg.stop(patience_s=0.2)
+        assert gone(frozen)
     assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["SIGINT", "SIGQUIT"]
     pg.start()
     assert rows(pg.url) == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_somebody_else_ended_is_revived_where_it_was(
+    pg: EmbeddedPostgres, number: signal.Signals
+) -> None:
+    write_rows(pg.url, 4)
+    url, pid = pg.url, pg.pid
+    assert (pg.running, pg.fault) == (True, "")
+    with psycopg.connect(url, autocommit=True) as session:
+        session.execute("select count(*) from kept")  # whoever asked for a shutdown by SIGTERM waits for this session
+        os.kill(pid, number)
+        wait_until(lambda: bool(pg.fault))
+        assert not pg.running
+        pg.revive()
+    assert pg.running
+    assert pg.url == url
+    assert pg.pid != pid
+    assert rows(url) == 4
+
+
+def test_a_session_that_does_not_notice_its_server_died_holds_up_no_revival(pg: EmbeddedPostgres) -> None:
+    with psycopg.connect(pg.url, autocommit=True) as session:
+        frozen = session.info.backend_pid
+        os.kill(frozen, signal.SIGSTOP)
+        os.kill(pg.pid, signal.SIGKILL)
+        wait_until(lambda: pg.fault == "was ended by SIGKILL")
+        pg.revive()
+        assert gone(frozen)
+    assert pg.running
+
+
+def test_a_revival_takes_no_other_port_and_makes_no_empty_database(pg: EmbeddedPostgres) -> None:
+    write_rows(pg.url, 2)
+    url = pg.url
+    os.kill(pg.pid, signal.SIGKILL)
+    wait_until(lambda: bool(pg.fault))
+    with socket.create_server(("127.0.0.1", port_of(pg))):
+        with pytest.raises(EmbeddedPostgresError, match=r"port \d+ on 127.0.0.1 is taken"):
+            pg.revive()
+    away = pg.data.rename(pg.data.with_name("away"))
+    with pytest.raises(EmbeddedPostgresError, match=r"data is gone; put it back"):
+        pg.revive()
+    assert not pg.data.exists()
+    away.rename(pg.data)
+    with pytest.raises(EmbeddedPostgresError, match="stopped before PostgreSQL was up"):
+        pg.revive(lambda: True)
+    pg.revive()
+    assert (pg.url, rows(url)) == (url, 2)
+
+
+def test_a_log_that_cannot_be_written_keeps_nothing_from_running(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = state / "postgres.log"
+    kept = log.rename(log.with_name("kept.log"))
+    log.mkdir()
+    try:
+        with EmbeddedPostgres(state, options=QUICK) as server:
+            write_rows(server.url, 1)
+        assert f"can't write {log}" in caplog.text
+    finally:
+        log.rmdir()
+        kept.rename(log)
 
 
 def test_no_secret_reaches_the_log(pg: EmbeddedPostgres) -> None:
