@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ DATA = flows.jpeg(64, 48)
 
 
 @asynccontextmanager
-async def serving(atelier: Suite) -> AsyncIterator[str]:
+async def serving(atelier: Suite, log: str = os.devnull) -> AsyncIterator[str]:
     """A server in a process of its own; yields the address of its metrics."""
     port, metrics_port = free_ports(2)
     settings = atelier.settings("assets", "app")
@@ -32,9 +31,10 @@ async def serving(atelier: Suite) -> AsyncIterator[str]:
         "ATELIER_TRUST_FILE": str(settings.trust_file), "ATELIER_STORAGE_ROOT": str(settings.storage_root),
         "ATELIER_STORAGE_SECRET_FILE": str(settings.storage_secret_file), "ATELIER_STORAGE_URL": settings.storage_url,
     }  # fmt: skip
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.assets", "serve", env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    with open(log, "wb") as err:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.assets", "serve", env=environment, cwd=ROOT, stderr=err
+        )
     try:
         async with asyncio.timeout(30):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -73,8 +73,8 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
 
     dashboard = json.loads((OPS / "grafana-dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    rules = yaml.safe_load((OPS / "prometheus-rules.yml").read_text())["groups"][0]["rules"]
-    expressions += [rule["expr"] for rule in rules]
+    groups = yaml.safe_load((OPS / "prometheus-rules.yml").read_text())["groups"]
+    expressions += [rule["expr"] for group in groups for rule in group["rules"]]
     named = named_in(" ".join(expressions))
     assert len(named) > 12
     assert named - set(found) == set()
@@ -91,6 +91,15 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
     product = {"kind": "product", "mime_type": "image/jpeg"}
     assert ({**product, "status": "ready"}, 1) in found["atelier_storage_assets"]
     assert ({"quota": "stored_bytes"}, stored / 10**9) in found["atelier_storage_quota_used_ratio"]
+
+
+async def test_lines_that_cannot_be_written_are_counted_and_fail_no_call(atelier: Suite) -> None:
+    async with serving(atelier, log="/dev/full") as url:
+        ada = atelier.client("ada")
+        asset = await flows.upload(ada, DATA)
+        assert await flows.get(ada, asset.id)
+        [(_, lost)] = (await scraped(url))["atelier_log_lines_lost_total"]
+    assert lost >= 3  # that it serves, and two calls
 
 
 async def test_scraping_often_reads_the_database_seldom(atelier: Suite) -> None:

@@ -102,6 +102,7 @@ class Processes:
         self.keys = keys
         self.storage = storage
         self.directory = directory
+        self.logs = directory
         self.addresses: dict[str, str] = {}
         self._started: list[Process] = []
 
@@ -127,7 +128,7 @@ class Processes:
             **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", "TMPDIR": str(self.directory),
             **{f"ATELIER_{name.upper()}": str(value) for name, value in values.items()},
         }  # fmt: skip
-        log = self.directory / f"{service}-{command}-{len(self._started)}.log"
+        log = self.logs / f"{service}-{command}-{len(self._started)}.log"
         process = Process(f"services.{service}", command, environment, log)
         self._started.append(process)
         return process

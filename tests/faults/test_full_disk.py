@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -19,18 +20,25 @@ from tests.suite import Cluster, DiskServer, Keys, suite
 pytestmark = [pytest.mark.faults, pytest.mark.needs_mount]
 
 
+@contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
+    """A file system of that size."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        # Helpers of a process that has just ended hold its log for a moment longer.
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[DiskServer]:
     """Storage on a file system of 8 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], check=True)
-    try:
+    with mounted(tmp_path / "small", "8m") as place:
         server = DiskServer(place)
         yield server
         server.stop()
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture
@@ -91,3 +99,32 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     await ended(small, asset.id)
     found = await effect(small, asset.id)
     assert (found.state, found.orphans) == ("done", 0)
+
+
+async def test_logs_on_a_full_disk_fail_no_call_no_job_and_no_end(
+    cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path
+) -> None:
+    async with suite(cluster, keys, disk) as made:
+        with mounted(tmp_path / "logs", "1m") as logs:
+            processes, filler = Processes(cluster, made.database, keys, disk, tmp_path), Filler(logs)
+            processes.logs = logs
+            try:
+                bench = Bench(made, processes)
+                filler.leave(4096)
+                server, worker = processes.serve("assets"), processes.work("assets")
+                made.addresses["assets"] = processes.addresses["assets"]
+                await server.healthy()
+                filler.leave(0)
+                for _ in range(100):
+                    await flows.assets(bench.client).ListAssets(asset_pb2.ListAssetsRequest(), timeout=20)
+                asset = await flows.upload(bench.client, flows.jpeg(640, 480))
+                await ended(bench, asset.id)
+                assert (await effect(bench, asset.id)).state == "done"
+                assert not server.logged("log lines were lost")
+                filler.remove()
+                await flows.get(bench.client, asset.id)
+                assert server.logged("log lines were lost")
+                filler.leave(0)
+                assert (await server.stop(), await worker.stop()) == (0, 0)
+            finally:
+                processes.close()
