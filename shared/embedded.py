@@ -575,7 +575,7 @@ class EmbeddedPostgres:
         silent = "FATAL" not in output and "PANIC" not in output
         signs = (os.strerror(errno.ENOSPC), "Check free disk space", ": wrote only ")
         if any(sign in output for sign in signs) or (silent and shutil.disk_usage(self.data).free < START_ROOM):
-            return f"the disk that holds {self.data} is full; free some space and start again"
+            return f"the disk that holds {self.data} is full; free some space"
         if "could not bind" in output and wanted_port is not None:
             return _taken(wanted_port)
         if "could not look up effective user ID" in output:
@@ -583,11 +583,11 @@ class EmbeddedPostgres:
                 f"uid {os.geteuid()} has no name, which PostgreSQL needs; name it in /etc/passwd or run as another user"
             )
         last = "\n".join(f"    {line}" for line in output.strip().split("\n")[-5:])
-        return f"PostgreSQL did not start on {self.data}; mend what it says and start again (log: {self.log}):\n{last}"
+        return f"PostgreSQL did not start on {self.data}; mend what it says (log: {self.log}):\n{last}"
 
     def _explain_system(self, error: OSError) -> str:
         if error.errno == errno.ENOSPC:
-            return f"the disk that holds {self.directory} is full; free some space and start again"
+            return f"the disk that holds {self.directory} is full; free some space"
         if isinstance(error, FileNotFoundError) and error.filename == "setpriv":
             return "the program setpriv is missing; install the package util-linux"
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)

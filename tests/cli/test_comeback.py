@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ from atelier.pipeline.v1 import product_pb2, product_pb2_grpc
 
 from cli.comeback import PAUSES, STEADY_SECONDS, Comeback
 from tests.cli.conftest import Command, interrupt, private_command
+from tests.small_disk import Filler, mounted
 
 PATIENCE_SECONDS = 60.0
 T = TypeVar("T")
@@ -33,13 +35,20 @@ class Up:
     lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
         self.says("Ctrl-C stops")
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self.lines.append(line)
+
+    def end(self) -> int:
+        """Ctrl-C; the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def says(self, *words: str, since: int = 0) -> str:
         """Waits for a line that holds all the words; returns it."""
@@ -64,12 +73,18 @@ class Up:
         password = (self._postgres / "password").read_text()
         return f"postgresql://postgres:{password}@127.0.0.1:{self.postgres_port}/atelier"
 
-    def child(self, name: str) -> int:
-        """The process id of one that it started."""
-        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            if name in Path(f"/proc/{pid}/cmdline").read_text():
-                return int(pid)
-        raise AssertionError(f"no process runs {name}")
+    def child(self, name: str, other_than: int = 0) -> int:
+        """The process id of one that it started; waits for it."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+
+        def found() -> int:
+            for pid in map(int, children.read_text().split()):
+                with suppress(OSError):
+                    if name in Path(f"/proc/{pid}/cmdline").read_text() and pid != other_than:
+                        return pid
+            return 0
+
+        return until(found, lambda: f"{name} runs")
 
     def serves(self) -> None:
         """Waits until a call that reads the database is answered, on the addresses of before."""
@@ -105,8 +120,6 @@ def up() -> Iterator[Up]:
         finally:
             process.kill()
             process.wait()
-            if process.stdout:
-                process.stdout.close()
 
 
 def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up) -> None:
@@ -169,7 +182,7 @@ def test_other_processes_come_back(up: Up, module: str, name: str) -> None:
     pid, so_far = up.child(module), len(up.lines)
     os.kill(pid, signal.SIGKILL)
     up.says(name, "was ended by SIGKILL", "starting it again", since=so_far)
-    assert until(lambda: up.child(module), lambda: name) != pid
+    up.child(module, other_than=pid)
 
 
 def _taking(port: int) -> socket.socket:
@@ -202,12 +215,12 @@ def test_ctrl_c_ends_it_while_postgres_cannot_come_back(up: Up) -> None:
         so_far = len(up.lines)
         up.process.send_signal(signal.SIGCONT)
         up.says("Postgres can't be started", since=so_far)
-        up.process.send_signal(signal.SIGINT)
-        assert up.process.wait(PATIENCE_SECONDS) == 0
+        assert up.end() == 0
     busy.join(PATIENCE_SECONDS)
     assert up.command.left_behind() == []
 
 
+@pytest.mark.faults
 def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
     process = atelier_command.start("up")
     assert process.stdout is not None
@@ -224,6 +237,31 @@ def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
         status = interrupt(process)
     assert status == 0
     assert atelier_command.left_behind() == []
+
+
+@pytest.mark.faults
+@pytest.mark.needs_mount
+def test_postgres_and_the_rest_come_back_once_a_full_disk_has_room(atelier_command: Command) -> None:
+    with mounted(atelier_command.state, "400m") as disk:
+        process, filler = atelier_command.start("up"), Filler(disk)
+        try:
+            up = Up(atelier_command, process)
+            so_far = len(up.lines)
+            filler.leave(0)
+            os.kill(up.postgres_pid, signal.SIGKILL)
+            os.kill(up.child("shared.storage.http"), signal.SIGKILL)
+            up.says("storage was ended", since=so_far)
+            up.says("Postgres can't be started", "the disk that holds", "is full", since=so_far)
+            filler.remove()
+            up.says("Postgres is back", since=so_far)
+            up.serves()
+            assert len(up.lines) == so_far + 4, up.lines[so_far:]
+            filler.leave(0)
+            os.kill(up.postgres_pid, signal.SIGKILL)
+            assert up.end() == 0
+            assert atelier_command.left_behind() == []
+        finally:
+            process.kill()
 
 
 def _comeback() -> tuple[Comeback, list[str], list[float]]:

@@ -1,9 +1,6 @@
 """A storage that is full says so, shows nothing that isn't there, and works again once there is room."""
 
-import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -15,21 +12,10 @@ from tests.assets import flows
 from tests.faults.conftest import Bench
 from tests.faults.effects import effect, ended
 from tests.faults.processes import Processes, until
+from tests.small_disk import Filler, mounted
 from tests.suite import Cluster, DiskServer, Keys, suite
 
 pytestmark = [pytest.mark.faults, pytest.mark.needs_mount]
-
-
-@contextmanager
-def mounted(place: Path, size: str) -> Iterator[Path]:
-    """A file system of that size."""
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
-    try:
-        yield place
-    finally:
-        # Helpers of a process that has just ended hold its log for a moment longer.
-        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture
@@ -50,24 +36,6 @@ async def small(cluster: Cluster, keys: Keys, small_disk: DiskServer, tmp_path: 
             yield Bench(made, processes)
         finally:
             processes.close()
-
-
-class Filler:
-    """Takes up the room of a file system."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._file = root / "filler"
-
-    def leave(self, room: int) -> None:
-        """All but `room` bytes."""
-        self.remove()
-        status = os.statvfs(self._root)
-        with self._file.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - room)
-
-    def remove(self) -> None:
-        self._file.unlink(missing_ok=True)
 
 
 async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:

@@ -1,0 +1,37 @@
+"""File systems that can be filled to the last byte."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
+    """A file system of that size."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        # Helpers of a process that has just ended hold its log for a moment longer.
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+class Filler:
+    """Takes up the room of a file system."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._file = root / "filler"
+
+    def leave(self, room: int) -> None:
+        """All but `room` bytes."""
+        self.remove()
+        status = os.statvfs(self._root)
+        with self._file.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - room)
+
+    def remove(self) -> None:
+        self._file.unlink(missing_ok=True)
