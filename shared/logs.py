@@ -109,10 +109,11 @@ class LogStream(io.TextIOBase):
 
 def _descriptor(number: int) -> int:
     """Writes to the file of a standard descriptor, and doesn't wait for its reader."""
-    if (sys.stdout, sys.stderr)[number - 1] is None:  # closed: what is opened later must not get its number
-        while (null := os.open(os.devnull, os.O_WRONLY)) < number:
-            pass
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # One that is closed is nowhere from now on: what is opened later must not get its number.
+    if (sys.stdout, sys.stderr)[number - 1] is None:
         return null
+    os.close(null)
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.fstat(number).st_mode):
             return number

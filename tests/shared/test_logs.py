@@ -12,7 +12,7 @@ import pytest
 from tests.suite import ROOT
 
 SET_UP = """
-import logging, resource, sys, time, warnings
+import contextlib, logging, os, resource, sys, warnings
 import structlog
 from shared import telemetry
 telemetry.set_up("example", "info")
@@ -113,16 +113,33 @@ def test_secrets_are_hidden_by_name() -> None:
     assert b"hidden" in said
 
 
-@pytest.mark.parametrize("full", ["2>/dev/full", ">/dev/full 2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_full_or_closed_output_ends_nothing(full: str, tmp_path: Path) -> None:
-    # A file that is opened later must not take the place, and the lines, of an output that was closed.
-    mine = tmp_path / "mine"
-    code = f"{ALL_WAYS}\nmine = open({str(mine)!r}, 'w'); log.info('after'); mine.write('mine'); mine.flush()"
+@pytest.mark.parametrize(
+    ("outputs", "printed"),
+    [
+        ("2>/dev/full", True),
+        (">/dev/full 2>/dev/full", False),
+        ("2>&-", True),
+        (">&- 2>&-", False),
+        ("<&- >&- 2>&-", False),
+        ("<&- 2>&-", True),
+    ],
+)
+def test_a_full_or_closed_output_ends_nothing(outputs: str, printed: bool, tmp_path: Path) -> None:
+    # Files that are opened later must not take the places, and the lines, of outputs that were closed.
+    mine = [tmp_path / str(number) for number in range(4)]
+    code = f"""{ALL_WAYS}
+mine = [open(name, 'w') for name in {[str(path) for path in mine]}]
+log.info('after')
+print('after')
+with contextlib.suppress(OSError): os.write(2, b'after')
+for file in mine: file.write('mine')
+"""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
-    shell = ["sh", "-c", f'"$0" -c "$1" {full}', sys.executable, code]
+    shell = ["sh", "-c", f'"$0" -c "$1" {outputs}', sys.executable, code]
     ended = subprocess.run(shell, env=environment, cwd=ROOT, check=False, capture_output=True)
     assert ended.returncode == 0
-    assert mine.read_text() == "mine"
+    assert [path.read_text() for path in mine] == ["mine"] * 4
+    assert ended.stdout == (b"to standard output\nafter\n" if printed else b"")
 
 
 def test_a_reader_that_has_gone_ends_nothing() -> None:
@@ -143,12 +160,17 @@ def test_all_that_is_said_arrives_while_it_can() -> None:
     for words in ("by structlog", "by logging", "no number", "a warning", "to standard error", "ZeroDivisionError"):
         assert words.encode() in said, words
     assert said.count(b"from a finaliser") == 2
+    [warned] = [line for line in said.splitlines() if b"a warning" in line and line.startswith(b"{")]
+    assert json.loads(warned)["level"] == "warning"
 
 
 LOSING = """
 for number in range(2_000):
     log.info("many", number=number)
-print("said", flush=True)
+try:
+    os.write(2, b"x" * 4_096)  # as a library in C does
+except BlockingIOError:
+    print("said", flush=True)
 sys.stdin.readline()
 log.info("again")
 """
