@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PAUSES = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before each try while what was started doesn't last: who was killed twice comes back at once. The last one
-is kept to."""
+PAUSES = (0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each try while what was started doesn't last: what was killed three times comes back at once. The last
+pause is kept to."""
 STEADY_SECONDS = 20.0
 
 Report = Callable[[str], None]

@@ -283,8 +283,8 @@ def test_what_dies_again_and_again_waits_longer_and_is_told_until_the_pauses_sto
     assert waited == [*PAUSES, *[PAUSES[-1]] * (20 - len(PAUSES))]
     assert len(said) == len(PAUSES)
     assert said[0] == "worker ended with status 1; starting it again"
-    assert said[3] == "worker ended with status 1; starting it again in 2 s"
-    assert said[-1] == "worker ended with status 1; starting it again every 30 s"
+    assert said[5] == "worker ended with status 1; starting it again in 2 s"
+    assert said[-1] == "worker ended with status 1; starting it again every 8 s"
     now[0] += STEADY_SECONDS
     comeback.runs()
     assert said[-1] == "worker has been running for 20 s"

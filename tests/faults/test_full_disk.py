@@ -60,7 +60,7 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     # Full again before the variants are made.
     filler.leave(4096)
     small.processes.work("assets")
-    failed = "SELECT count(*) FROM assets.attempts WHERE error_class = 'STORAGE' AND outcome = 'retried'"
+    failed = "SELECT count(*) FROM assets.attempts WHERE error_class = 'STORAGE_FULL' AND outcome = 'waited'"
     await until(lambda: small.superuser.value(failed), "the worker finds the storage full")
     assert not await small.superuser.value("SELECT count(*) FROM assets.variants WHERE state = 'ready'")
     filler.remove()
