@@ -3,6 +3,7 @@
     peers = Peers(settings, "conversions")
     assets = peers.stub(asset_pb2_grpc.AssetServiceStub)
     answer = await assets.GetAsset(request)          # for auth.current(), within what is left of the deadline
+    found = await peers.assets(asset_ids)            # what it may see of these, by id
     await peers.download(asset_id, path)             # an asset's bytes, to a file
     asset = await peers.upload(declaration, path, request_id=...)
 
@@ -13,7 +14,7 @@ it is. A job has no caller: `attempts.run` lets it call for its row's owner. Wha
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ DEFAULT_SECONDS = 60.0  # for a unary call of a job, which has no deadline of it
 TRANSFER_SECONDS = 300.0  # for the bytes of one file
 _MARGIN_SECONDS = 0.1  # of a deadline, kept to answer in
 _CHUNK = 256 * 1024
+_BATCH = 100  # assets of one call
 _FAR = 4102444800.0  # in 2100: a job's identity doesn't expire
 _log = structlog.get_logger("calls")
 
@@ -83,6 +85,18 @@ class Peers:
         if callee not in self._channels:
             self._channels[callee] = _channel(self._settings, getattr(self._settings, f"{callee}_address"))
         return stub_class(_Bound(self._channels[callee], self._credentials, callee))
+
+    async def assets(self, asset_ids: Iterable[str], *, urls: bool = False) -> dict[str, asset_pb2.Asset]:
+        """By id; those that aren't there for the caller are left out."""
+        stub = self.stub(asset_pb2_grpc.AssetServiceStub)
+        wanted = list(dict.fromkeys(asset_ids))
+        found: dict[str, asset_pb2.Asset] = {}
+        while wanted:
+            request = asset_pb2.BatchGetAssetsRequest(asset_ids=wanted[:_BATCH], include_urls=urls)
+            answer = await stub.BatchGetAssets(request)
+            found |= {asset.id: asset for asset in answer.assets}
+            wanted = [*answer.remaining_asset_ids, *wanted[_BATCH:]]
+        return found
 
     async def download(self, asset_id: str, path: Path, variant: str = "") -> asset_pb2.DownloadHead:
         """Writes the bytes of the original, or of a variant, to `path`. Returns their type, size and checked digest.

@@ -1,17 +1,24 @@
 """Pages in keyset order (AIP-158): newest first by (created_at, id), flat wherever you are in the list.
 
+    page = paging.page(request)
+    rows = await db.rows(f"SELECT * FROM things WHERE owner = %(owner)s{page.clause}", {**mine, **page.parameters})
+    things, token = page.fill(rows, map(to_proto, rows))
+
 A page token holds the last row's key and a digest of the filter and the owner, so that it can't be used for another
 list. It isn't secret and grants nothing: row-level security decides what is seen.
+
+A page ends early, with a token, before its answer is larger than what clients take: see `fitting`.
 """
 
 import base64
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -19,7 +26,13 @@ from shared import auth, errors
 from shared.errors import Reason
 
 DEFAULT_SIZE = 50
+# Of the messages of an answer. A gRPC client refuses answers of more than 4 MiB unless it is told otherwise; what is left
+# is for what an answer says besides, and for tags and lengths.
+ANSWER_BYTES = 3_500_000
 _PAGING_FIELDS = ("page_size", "page_token", "skip")
+
+
+M = TypeVar("M", bound=Message)
 
 
 class ListRequest(Protocol):
@@ -49,13 +62,67 @@ class Page:
         key = "AND (created_at, id) < (%(after_at)s, %(after_id)s) " if self.after else ""
         return f" {key}ORDER BY created_at DESC, id DESC LIMIT %(limit)s OFFSET %(skip)s"
 
-    def cut(self, rows: Sequence[Any]) -> tuple[Sequence[Any], str]:
-        """The page's rows, and the token of the next page ('' after the last)."""
-        if len(rows) <= self.size:
-            return rows, ""
-        last = rows[self.size - 1]
-        token = json.dumps([self.digest, last.created_at.isoformat(), str(last.id)]).encode()
-        return rows[: self.size], base64.urlsafe_b64encode(token).decode()
+    def cut(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """The page's rows without the one more, for what is looked up for all of them."""
+        return rows[: self.size]
+
+    def fill(self, rows: Sequence[Any], messages: Iterable[M]) -> tuple[list[M], str]:
+        """As many of the rows' messages as one answer holds, and the token of the next page ('' after the last).
+        `rows` as they were read, with the one more."""
+        shown = fitting(islice(messages, self.size))
+        if len(shown) == len(rows):
+            return shown, ""
+        last = rows[len(shown) - 1]
+        return shown, token_of(self.digest, last.created_at.isoformat(), str(last.id))
+
+
+def fitting(messages: Iterable[M], room: int = ANSWER_BYTES) -> list[M]:
+    """As many of the messages, from the first on, as fit into `room` bytes of one answer. No more of them are made.
+
+    The first always comes, so that a list can't stand still: the limits of the contract keep each below the room.
+    """
+    taken: list[M] = []
+    for message in messages:
+        room -= message.ByteSize()
+        if room < 0 and taken:
+            break
+        taken.append(message)
+    return taken
+
+
+def lighten(messages: Iterable[Message], names: Sequence[str], room: int) -> int:
+    """Takes the fields of these names out of the messages that don't fit into `room` bytes with them: for an answer
+    without pages. Returns the room that is left."""
+    for message in messages:
+        if message.ByteSize() > room:
+            for name in names:
+                message.ClearField(name)
+        room -= message.ByteSize()
+    return room
+
+
+def token_of(digest: str, *key: str | int) -> str:
+    """The token of the page after the row with this key."""
+    return base64.urlsafe_b64encode(json.dumps([digest, *key]).encode()).decode()
+
+
+def key_of(token: str, digest: str, *kinds: type) -> Any:
+    """The key in a token, whose parts are of these types; INVALID_ARGUMENT if it isn't of the list of this digest."""
+    try:
+        found, *key = json.loads(base64.urlsafe_b64decode(token))
+        "".join(part for part in key if isinstance(part, str)).encode()  # JSON spells half a surrogate pair, too
+    except (ValueError, TypeError, RecursionError):  # anything may be spelled in base64
+        found, key = None, []
+    if found != digest or [type(part) for part in key] != list(kinds):  # true is no int here
+        raise _not_a_token()
+    if any(isinstance(part, int) and abs(part) >= 2**63 for part in key):
+        raise _not_a_token()
+    return key
+
+
+def _not_a_token() -> errors.DomainError:
+    text = "is not of this list with this filter; start again without a token"
+    return errors.invalid("page_token", text, Reason.ERROR_REASON_PAGE_TOKEN_INVALID)
 
 
 def filter_digest(request: Message, without: Sequence[str]) -> str:
@@ -75,16 +142,10 @@ def page(request: Any) -> Page:
     skip = getattr(request, "skip", 0)
     after = None
     if request.page_token:
+        created_at, row_id = key_of(request.page_token, digest, str, str)
         try:
-            found, created_at, row_id = json.loads(base64.urlsafe_b64decode(request.page_token))
             after = (datetime.fromisoformat(created_at), uuid.UUID(row_id))
-        except (ValueError, TypeError, AttributeError, RecursionError):  # anything may be spelled in base64
-            found = None
-        if found != digest:
-            raise errors.invalid(
-                "page_token",
-                "is not of this list with this filter; start again without a token",
-                Reason.ERROR_REASON_PAGE_TOKEN_INVALID,
-            )
+        except ValueError:
+            raise _not_a_token() from None
         skip = 0  # only the first page skips: later ones go on where it ended
     return Page(request.page_size or DEFAULT_SIZE, skip, after, digest)

@@ -1,7 +1,5 @@
 """Albums: an owner's images under a name. What is in one, and how much others see of it, is counted by the database."""
 
-import base64
-import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -14,7 +12,6 @@ from services.assets import album_zip, assets, rules, usage
 from services.assets.presets import Presets
 from shared import auth, errors, paging
 from shared.db import Database, Mutation
-from shared.errors import Reason
 from shared.ids import new_id, parse_id
 from shared.protos import timestamp
 from shared.storage import Storage
@@ -112,8 +109,9 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         page = paging.page(request)
         whose = "a.owner <> %(me)s AND a.public" if request.public_of_others else "a.owner = %(me)s"
         statement: Any = f"{_ALBUM} WHERE {whose}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, {"me": auth.current().owner, **page.parameters}))
-        return pb.ListAlbumsResponse(albums=await self._shown(rows, request.include_urls), next_page_token=token)
+        rows = await self._db.rows(statement, {"me": auth.current().owner, **page.parameters})
+        found, token = page.fill(rows, await self._shown(page.cut(rows), request.include_urls))
+        return pb.ListAlbumsResponse(albums=found, next_page_token=token)
 
     async def UpdateAlbum(self, request: pb.UpdateAlbumRequest, context: Any) -> pb.UpdateAlbumResponse:
         album_id = parse_id(request.album_id, "album_id")
@@ -194,12 +192,10 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         album = await self._visible(parse_id(request.album_id, "album_id"))
         digest = paging.filter_digest(request, ("page_size", "page_token"))
         size = request.page_size or paging.DEFAULT_SIZE
-        after = _position(request.page_token, digest)
+        after = paging.key_of(request.page_token, digest, int)[0] if request.page_token else 0
         rows = await self._inside(album, after, size + 1)
-        token = ""
-        if len(rows) > size:
-            token = base64.urlsafe_b64encode(json.dumps([digest, rows[size - 1].position]).encode()).decode()
         found = await assets.shown(self._db, rows[:size], self._urls if request.include_urls else None)
+        token = paging.token_of(digest, rows[len(found) - 1].position) if len(found) < len(rows) else ""
         return pb.ListAlbumAssetsResponse(assets=found, next_page_token=token)
 
     async def DownloadAlbum(
@@ -330,17 +326,3 @@ def _checked_name(name: str) -> str:
     if not shown:
         raise errors.invalid("name", "has no character that can be shown")
     return shown
-
-
-def _position(token: str, digest: str) -> int:
-    """Where the page before ended. The token is of this album and caller, or INVALID_ARGUMENT."""
-    if not token:
-        return 0
-    try:
-        found, position = json.loads(base64.urlsafe_b64decode(token))
-    except (ValueError, TypeError, RecursionError):  # anything may be spelled in base64
-        found, position = None, 0
-    if found != digest or type(position) is not int or not 0 <= position < 2**63:  # true is no int here
-        text = "is not of this album; start again without a token"
-        raise errors.invalid("page_token", text, Reason.ERROR_REASON_PAGE_TOKEN_INVALID)
-    return position

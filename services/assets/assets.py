@@ -35,7 +35,9 @@ _THUMBNAILS = """
     SELECT asset_id, storage_key, mime_type, size_bytes FROM variants
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
-_ALBUMS = "SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s ORDER BY album_id"
+_ALBUMS = """
+    SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s ORDER BY album_id LIMIT 10000
+"""
 _PRODUCTS = """
     SELECT product_id FROM assets WHERE id = %(id)s AND owner = %(owner)s AND product_id <> ''
     UNION SELECT %(product_id)s WHERE %(product_id)s <> '' ORDER BY product_id
@@ -148,13 +150,14 @@ async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, A
 
 
 async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> list[pb.Asset]:
-    """The rows as the caller may see them; with `urls`, with theirs."""
+    """The rows as the caller may see them, as many as one answer holds; with `urls`, with theirs."""
     found = await thumbnails(db, [row.id for row in rows]) if urls else {}
-    for row in rows:  # who lists looks at thumbnails; who asks for one asset fetches it
+    seen = paging.fitting(for_caller(to_proto(row, urls, found.get(row.id))) for row in rows)
+    for row in rows[: len(seen)]:  # who lists looks at thumbnails; who asks for one asset fetches it
         if urls and not unusable(row):
             fetched = found.get(row.id, row) if len(rows) > 1 else row
             urls.meter.issued(row.owner, row.session_id, fetched.size_bytes)
-    return [for_caller(to_proto(row, urls, found.get(row.id))) for row in rows]
+    return seen
 
 
 async def publish(m: Mutation, row: Any) -> pb.Asset:
@@ -285,14 +288,16 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         there = [found[asset_id] for asset_id in ids if asset_id in found]
         seen = await shown(self._db, there, self._urls if request.include_urls else None)
         missing = [str(asset_id) for asset_id in ids if asset_id not in found]
-        return pb.BatchGetAssetsResponse(assets=seen, missing_asset_ids=missing)
+        left = [str(row.id) for row in there[len(seen) :]]
+        return pb.BatchGetAssetsResponse(assets=seen, missing_asset_ids=missing, remaining_asset_ids=left)
 
     async def ListAssets(self, request: pb.ListAssetsRequest, context: Any) -> pb.ListAssetsResponse:
         page = paging.page(request)
         where, parameters = _filter(request)
         statement: Any = f"SELECT * FROM assets WHERE {where}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        seen = await shown(self._db, rows, self._urls if request.include_urls else None)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        urls = self._urls if request.include_urls else None
+        seen, token = page.fill(rows, await shown(self._db, page.cut(rows), urls))
         return pb.ListAssetsResponse(assets=seen, next_page_token=token)
 
     async def UpdateAsset(self, request: pb.UpdateAssetRequest, context: Any) -> pb.UpdateAssetResponse:

@@ -95,8 +95,9 @@ class BackfillService(backfill_pb2_grpc.BackfillServiceServicer):
     async def ListBackfills(self, request: pb.ListBackfillsRequest, context: Any) -> pb.ListBackfillsResponse:
         page = paging.page(request)
         statement: Any = f"SELECT * FROM backfills WHERE true{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, page.parameters))
-        return pb.ListBackfillsResponse(backfills=[to_proto(row) for row in rows], next_page_token=token)
+        rows = await self._db.rows(statement, page.parameters)
+        backfills, token = page.fill(rows, map(to_proto, rows))
+        return pb.ListBackfillsResponse(backfills=backfills, next_page_token=token)
 
     async def CancelBackfill(self, request: pb.CancelBackfillRequest, context: Any) -> pb.CancelBackfillResponse:
         backfill_id = parse_id(request.backfill_id, "backfill_id")

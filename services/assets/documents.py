@@ -144,8 +144,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         where = ["owner = %(owner)s", _LIVE, *(f"{name} = %({name})s" for name, value in wanted.items() if value)]
         statement: Any = f"SELECT * FROM documents WHERE {' AND '.join(where)}{page.clause}"
         found = await self._db.rows(statement, {"owner": auth.current().owner, **wanted, **page.parameters})
-        rows, token = page.cut(found)
-        documents = [self._shown(row, request.include_urls) for row in rows]
+        documents, token = page.fill(found, (self._shown(row, request.include_urls) for row in found))
         return pb.ListDocumentsResponse(documents=documents, next_page_token=token)
 
     async def DownloadDocument(

@@ -44,9 +44,11 @@ class DuplicateService(duplicate_pb2_grpc.DuplicateServiceServicer):
         page = paging.page(request)
         statement: Any = _NEWEST + page.clause
         parameters = {"owner": auth.current().owner, **page.parameters}
-        rows, token = page.cut(await self._db.rows(statement, parameters))
-        groups = await self._groups([row.sha256 for row in rows])
-        return pb.ListDuplicatesResponse(groups=groups, next_page_token=token)
+        rows = await self._db.rows(statement, parameters)
+        groups = {group.sha256: group for group in await self._groups([row.sha256 for row in page.cut(rows)])}
+        gone = pb.DuplicateGroup()  # of one that was dissolved meanwhile
+        found, token = page.fill(rows, (groups.get(row.sha256, gone) for row in rows))
+        return pb.ListDuplicatesResponse(groups=[group for group in found if group.total], next_page_token=token)
 
     async def _groups(self, hashes: Sequence[str]) -> list[pb.DuplicateGroup]:
         """What is there, in the order of the hashes."""

@@ -196,5 +196,6 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         statement: Any = f"SELECT * FROM quotas WHERE true{page.clause}"
         async with self._db.transaction("") as m:
             await storage_usage.operate(m)
-            rows, token = page.cut(await m.all(statement, page.parameters))
-        return pb.ListQuotasResponse(quotas=[to_proto(row) for row in rows], next_page_token=token)
+            rows = await m.all(statement, page.parameters)
+        quotas, token = page.fill(rows, map(to_proto, rows))
+        return pb.ListQuotasResponse(quotas=quotas, next_page_token=token)

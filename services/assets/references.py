@@ -59,6 +59,10 @@ def in_use(asset_id: UUID, held_by: Sequence[Any], owner: str) -> DomainError:
     return DomainError(Reason.ERROR_REASON_IN_USE, text, details=[failure])
 
 
+# What owners note about an asset, and what came with its file: too much for one answer, if a hundred have much of it.
+_HEAVY = ("tags", "metadata", "provenance", "content_credentials")
+
+
 class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
     """The calls of AssetService about references."""
 
@@ -88,6 +92,7 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
                 used = [held[row.asset_id] for row in new]
                 await self._usage.write(m, used, "use_in_conversion", conversion_id=request.conversion_id)
             shown = [assets.for_caller(assets.to_proto(held[asset_id])) for asset_id in ids]
+            paging.lighten(shown, _HEAVY, paging.ANSWER_BYTES)
             return pb.AcquireReferencesResponse(assets=shown)
 
         try:
@@ -116,14 +121,12 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
         if await self._db.row("SELECT id FROM assets WHERE id = %(asset_id)s AND owner = %(owner)s", mine) is None:
             raise errors.not_found("asset", asset_id)
         statement: Any = _LIST + page.clause
-        rows, token = page.cut(await self._db.rows(statement, mine | page.parameters))
-        return pb.ListReferencesResponse(
-            references=[
-                pb.Reference(
-                    holder=row.holder if row.owner == owner else "", yours=row.owner == owner,
-                    create_time=timestamp(row.created_at),
-                )
-                for row in rows
-            ],
-            next_page_token=token,
-        )  # fmt: skip
+        rows = await self._db.rows(statement, mine | page.parameters)
+        references, token = page.fill(rows, (
+            pb.Reference(
+                holder=row.holder if row.owner == owner else "", yours=row.owner == owner,
+                create_time=timestamp(row.created_at),
+            )
+            for row in rows
+        ))  # fmt: skip
+        return pb.ListReferencesResponse(references=references, next_page_token=token)

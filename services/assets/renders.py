@@ -132,8 +132,8 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             where.append("(before_asset_id = %(asset_id)s OR after_asset_id = %(asset_id)s)")
             parameters["asset_id"] = UUID(request.asset_id)
         statement: Any = f"SELECT * FROM comparisons WHERE {' AND '.join(where)}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        shown = await self._shown(rows, request.include_urls)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        shown, token = page.fill(rows, await self._shown(page.cut(rows), request.include_urls))
         return pb.ListComparisonsResponse(comparisons=shown, next_page_token=token)
 
     async def DeleteComparison(self, request: pb.DeleteComparisonRequest, context: Any) -> pb.DeleteComparisonResponse:

@@ -72,8 +72,9 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             raise errors.invalid("all_tags", text)
         lead, others = await self._weighed(groups)
         statement, parameters = _statement(request, lead, others, page)
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        found = await assets.shown(self._db, rows, self._urls if request.include_urls else None)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        urls = self._urls if request.include_urls else None
+        found, token = page.fill(rows, await assets.shown(self._db, page.cut(rows), urls))
         return pb.SearchAssetsResponse(assets=found, next_page_token=token)
 
     async def GetAssetStats(self, request: pb.GetAssetStatsRequest, context: Any) -> pb.GetAssetStatsResponse:

@@ -1,7 +1,6 @@
 """The report on storage: what is counted, the largest, alerts, costs."""
 
-import base64
-import json
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 
@@ -11,9 +10,8 @@ from google.protobuf import timestamp_pb2
 
 from services.assets import assets, costs, quotas, storage_rules, storage_usage
 from services.assets.storage_rules import Allowance, Held
-from shared import auth, errors, paging
+from shared import auth, paging
 from shared.db import Database
-from shared.errors import Reason
 from shared.protos import Words
 
 STATUSES = Words(pb.StorageStatus, "STORAGE_STATUS_")
@@ -119,11 +117,12 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
     async def ListStorageOwners(
         self, request: pb.ListStorageOwnersRequest, context: Any
     ) -> pb.ListStorageOwnersResponse:  # fmt: skip
-        rows, token = await self._page(request, _OWNERS, {})
-        found = [
-            pb.OwnerUsage(owner=r.name, assets=r.assets, stored_bytes=r.stored_bytes, sent_bytes=r.sent_bytes)
-            for r in rows
-        ]
+        def show(row: Any) -> pb.OwnerUsage:
+            return pb.OwnerUsage(
+                owner=row.name, assets=row.assets, stored_bytes=row.stored_bytes, sent_bytes=row.sent_bytes
+            )
+
+        found, token = await self._page(request, _OWNERS, {}, show)
         return pb.ListStorageOwnersResponse(owners=found, next_page_token=token)
 
     async def ListStorageSessions(
@@ -131,11 +130,13 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
     ) -> pb.ListStorageSessionsResponse:
         owner = storage_usage.named(request.owner)
         owner = auth.current().owner if owner == storage_usage.DEPLOYMENT else owner
-        rows, token = await self._page(request, _SESSIONS, {"owner": owner})
-        found = [
-            pb.SessionUsage(session_id=r.name, assets=r.assets, stored_bytes=r.stored_bytes, sent_bytes=r.sent_bytes)
-            for r in rows
-        ]
+
+        def show(row: Any) -> pb.SessionUsage:
+            return pb.SessionUsage(
+                session_id=row.name, assets=row.assets, stored_bytes=row.stored_bytes, sent_bytes=row.sent_bytes
+            )
+
+        found, token = await self._page(request, _SESSIONS, {"owner": owner}, show)
         return pb.ListStorageSessionsResponse(sessions=found, next_page_token=token)
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
@@ -154,33 +155,22 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
         now = costs.Use(use.stored_bytes, use.grown(days), sent, days)
         return costs.project(self._prices, now, request.months)
 
-    async def _page(self, request: Any, statement: Any, parameters: dict[str, Any]) -> tuple[list[Any], str]:
+    async def _page(
+        self, request: Any, statement: Any, parameters: dict[str, Any], show: Callable[[Any], Any]
+    ) -> tuple[list[Any], str]:
         """A page by size and name, the largest first."""
         digest = paging.filter_digest(request, ("page_size", "page_token"))
         size = request.page_size or paging.DEFAULT_SIZE
-        after = _after(request.page_token, digest)
+        after = paging.key_of(request.page_token, digest, int, str) if request.page_token else None
         async with self._db.transaction("") as m:
             await storage_usage.operate(m)
             key = {"after_bytes": -after[0] if after else 0, "after": after[1] if after else None}
             rows = await m.all(statement, {**parameters, **key, "limit": size + 1})
-        if len(rows) <= size:
-            return rows, ""
-        token = json.dumps([digest, rows[size - 1].stored_bytes, rows[size - 1].name]).encode()
-        return rows[:size], base64.urlsafe_b64encode(token).decode()
-
-
-def _after(token: str, digest: str) -> tuple[int, str] | None:
-    if not token:
-        return None
-    try:
-        found, size, name = json.loads(base64.urlsafe_b64decode(token))
-        str(name).encode()  # half a surrogate pair may be spelled in JSON, but not in text
-    except (ValueError, TypeError, RecursionError):  # anything may be spelled in base64
-        found, size, name = None, None, None
-    if found != digest or type(size) is not int or type(name) is not str:
-        text = "is not of this list with this filter; start again without a token"
-        raise errors.invalid("page_token", text, Reason.ERROR_REASON_PAGE_TOKEN_INVALID)
-    return size, name
+        found = paging.fitting(map(show, rows[:size]))
+        if len(found) == len(rows):
+            return found, ""
+        last = rows[len(found) - 1]
+        return found, paging.token_of(digest, last.stored_bytes, last.name)
 
 
 def measured_days(use: storage_usage.Usage) -> int:

@@ -98,5 +98,5 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
             + page.clause
         )
         rows = await self._db.rows(statement, {"owner": owner, "action": action, **page.parameters})
-        found, token = page.cut(rows)
-        return pb.ListRunsResponse(runs=[runs.to_proto(row) for row in found], next_page_token=token)
+        found, token = page.fill(rows, map(runs.to_proto, rows))
+        return pb.ListRunsResponse(runs=found, next_page_token=token)

@@ -127,11 +127,12 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         """A page of styles, each with its first picture, and the next page's token."""
         page = paging.page(request)
         statement: Any = f"SELECT * FROM ({select}) AS found WHERE true{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, {**parameters, **page.parameters}))
-        firsts = await self._db.rows(_FIRST_IMAGES, {"ids": [row.version_id for row in rows], "room_type": ""})
+        rows = await self._db.rows(statement, {**parameters, **page.parameters})
+        ids = [row.version_id for row in page.cut(rows)]
+        firsts = await self._db.rows(_FIRST_IMAGES, {"ids": ids, "room_type": ""})
         urls = self._urls if request.include_urls else None
         first = {row.style_version_id: [_image(row, urls)] for row in firsts}
-        return [to_proto(row, first.get(row.version_id, [])) for row in rows], token
+        return page.fill(rows, (to_proto(row, first.get(row.version_id, [])) for row in rows))
 
 
 def _check_room_types(request: pb.PutStyleRequest) -> None:

@@ -224,8 +224,9 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         page = paging.page(request)
         where, parameters = _filter(request)
         statement: Any = f"SELECT * FROM usage_events WHERE {where}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        return pb.ListUsageResponse(usages=[to_proto(row) for row in rows], next_page_token=token)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        usages, token = page.fill(rows, map(to_proto, rows))
+        return pb.ListUsageResponse(usages=usages, next_page_token=token)
 
     async def GetUsageStats(self, request: pb.GetUsageStatsRequest, context: Any) -> pb.GetUsageStatsResponse:
         first, last = _days(request)

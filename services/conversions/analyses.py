@@ -77,10 +77,11 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
         return pb.GetAnalysisResponse(analysis=analysis)
 
     async def ListAnalyses(self, request: pb.ListAnalysesRequest, context: Any) -> pb.ListAnalysesResponse:
-        rows, token = await jobs.page(
+        page, rows = await jobs.page(
             self._db, NOUN, request, product_id=request.product_id, task=TASKS.word.get(request.task)
         )
-        return pb.ListAnalysesResponse(analyses=[to_proto(row) for row in rows], next_page_token=token)
+        analyses, token = page.fill(rows, map(to_proto, rows))
+        return pb.ListAnalysesResponse(analyses=analyses, next_page_token=token)
 
     async def CancelAnalysis(self, request: pb.CancelAnalysisRequest, context: Any) -> pb.CancelAnalysisResponse:
         async def work(m: Mutation) -> pb.CancelAnalysisResponse:

@@ -79,10 +79,11 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
         return pb.GetConversionResponse(conversion=conversion)
 
     async def ListConversions(self, request: pb.ListConversionsRequest, context: Any) -> pb.ListConversionsResponse:
-        rows, token = await jobs.page(self._db, NOUN, request, product_id=request.product_id)
-        conversions = [to_proto(row) for row in rows]
+        page, rows = await jobs.page(self._db, NOUN, request, product_id=request.product_id)
+        conversions = [to_proto(row) for row in page.cut(rows)]
         if request.include_urls:
             await inputs.add_urls(self._peers, conversions)
+        conversions, token = page.fill(rows, conversions)
         return pb.ListConversionsResponse(conversions=conversions, next_page_token=token)
 
     async def CancelConversion(self, request: pb.CancelConversionRequest, context: Any) -> pb.CancelConversionResponse:

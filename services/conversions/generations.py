@@ -90,13 +90,14 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         return pb.GetGenerationResponse(generation=generation)
 
     async def ListGenerations(self, request: pb.ListGenerationsRequest, context: Any) -> pb.ListGenerationsResponse:
-        rows, token = await jobs.page(
+        page, rows = await jobs.page(
             self._db, NOUN, request, product_id=request.product_id, dataset_id=request.dataset_id,
             task=TASKS.word.get(request.task),
         )  # fmt: skip
-        generations = [to_proto(row) for row in rows]
+        generations = [to_proto(row) for row in page.cut(rows)]
         if request.include_urls:
             await inputs.add_urls(self._peers, generations)
+        generations, token = page.fill(rows, generations)
         return pb.ListGenerationsResponse(generations=generations, next_page_token=token)
 
     async def CancelGeneration(self, request: pb.CancelGenerationRequest, context: Any) -> pb.CancelGenerationResponse:

@@ -12,7 +12,6 @@ from shared.calls import Peers
 from shared.errors import DomainError, Reason
 
 HOLD_SECONDS = 30.0  # in which a hold comes to pass or never does
-_BATCH = 100
 _STATES = {
     asset_pb2.ASSET_STATE_PENDING: "it is pending; confirm its upload, then repeat",
     asset_pb2.ASSET_STATE_REJECTED: "its upload was rejected; use another picture",
@@ -44,11 +43,7 @@ async def check(peers: Peers, wanted: Sequence[Wanted]) -> list[asset_pb2.Asset]
 
     Raises NOT_FOUND, FAILED_PRECONDITION or INVALID_ARGUMENT for the first that isn't, with metadata `field`.
     """
-    if not wanted:
-        return []
-    stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
-    request = asset_pb2.BatchGetAssetsRequest(asset_ids=[item.asset_id for item in wanted])
-    found = {asset.id: asset for asset in (await stub.BatchGetAssets(request)).assets}
+    found = await peers.assets(item.asset_id for item in wanted)
     return [_usable(item, found.get(item.asset_id.lower())) for item in wanted]
 
 
@@ -122,13 +117,7 @@ async def remove(peers: Peers, asset_id: str) -> None:
 async def add_urls(peers: Peers, messages: Iterable[Any]) -> None:
     """Fills in image_url and thumbnail_url of the messages that have a result. One that is gone stays without."""
     finished = [message for message in messages if message.result_asset_id]
-    stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
-    for start in range(0, len(finished), _BATCH):
-        part = finished[start : start + _BATCH]
-        request = asset_pb2.BatchGetAssetsRequest(
-            asset_ids=[message.result_asset_id for message in part], include_urls=True
-        )
-        found = {asset.id: asset for asset in (await stub.BatchGetAssets(request)).assets}
-        for message in part:
-            if asset := found.get(message.result_asset_id):
-                message.image_url, message.thumbnail_url = asset.original_url, asset.thumbnail_url
+    found = await peers.assets((message.result_asset_id for message in finished), urls=True)
+    for message in finished:
+        if asset := found.get(message.result_asset_id):
+            message.image_url, message.thumbnail_url = asset.original_url, asset.thumbnail_url

@@ -55,9 +55,10 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         ]
         statement: Any = f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS jobs WHERE true{asked.clause}"
         parameters = {"owner": auth.current().owner, "state": STATES.word.get(request.state)}
-        rows, token = asked.cut(await self._db.rows(statement, parameters | asked.parameters))
-        tries = {row.job_id: row for row in await self._db.rows(_TRIES, {"ids": [row.id for row in rows]})}
-        return pb.ListJobsResponse(jobs=[_job(row.job, row, tries.get(row.id)) for row in rows], next_page_token=token)
+        rows = await self._db.rows(statement, parameters | asked.parameters)
+        tries = {row.job_id: row for row in await self._db.rows(_TRIES, {"ids": [row.id for row in asked.cut(rows)]})}
+        shown, token = asked.fill(rows, (_job(row.job, row, tries.get(row.id)) for row in rows))
+        return pb.ListJobsResponse(jobs=shown, next_page_token=token)
 
     async def ListAttempts(self, request: pb.ListAttemptsRequest, context: Any) -> pb.ListAttemptsResponse:
         where, parameters = ["owner = %(owner)s"], {"owner": auth.current().owner}
@@ -69,8 +70,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             parameters["outcome"] = OUTCOMES.word[request.outcome]
         asked = paging.page(request)
         statement: Any = f"SELECT * FROM attempts WHERE {' AND '.join(where)}{asked.clause}"
-        rows, token = asked.cut(await self._db.rows(statement, parameters | asked.parameters))
-        return pb.ListAttemptsResponse(attempts=[_attempt(row) for row in rows], next_page_token=token)
+        rows = await self._db.rows(statement, parameters | asked.parameters)
+        tries, token = asked.fill(rows, map(_attempt, rows))
+        return pb.ListAttemptsResponse(attempts=tries, next_page_token=token)
 
     async def ClaimJob(self, request: pb.ClaimJobRequest, context: Any) -> pb.ClaimJobResponse:
         async def work(m: Mutation) -> pb.ClaimJobResponse:

@@ -141,9 +141,9 @@ async def add_position(message: Any, queue: JobQueue) -> None:
             message.queue_position = position
 
 
-async def page(db: Database, noun: Noun, request: Any, **wanted: Any) -> tuple[Sequence[Any], str]:
-    """A page of the owner's rows and the next page's token. `wanted`: columns and the values they must have; those that
-    are empty don't filter. State and dates are read from the request."""
+async def page(db: Database, noun: Noun, request: Any, **wanted: Any) -> tuple[paging.Page, Sequence[Any]]:
+    """A page of the owner's rows, to be filled with. `wanted`: columns and the values they must have; those that are
+    empty don't filter. State and dates are read from the request."""
     where = ["owner = %(owner)s"]
     parameters: dict[str, Any] = {"owner": auth.current().owner}
     if request.state:
@@ -159,7 +159,7 @@ async def page(db: Database, noun: Noun, request: Any, **wanted: Any) -> tuple[S
             parameters[field] = at
     asked = paging.page(request)
     statement: Any = f"SELECT * FROM {noun.table} WHERE {' AND '.join(where)}{asked.clause}"
-    return asked.cut(await db.rows(statement, parameters | asked.parameters))
+    return asked, await db.rows(statement, parameters | asked.parameters)
 
 
 async def cancel(m: Mutation, queue: JobQueue, noun: Noun, text: str) -> tuple[Any, Any]:

@@ -32,8 +32,9 @@ class LogService(log_pb2_grpc.LogServiceServicer):
             conditions.append("level = ANY(%(levels)s)")
             parameters["levels"] = [w for number, w in records.LOG_LEVELS.word.items() if number >= request.min_level]
         statement: Any = f"SELECT * FROM logs WHERE {' AND '.join(conditions)}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        return pb.ListLogsResponse(logs=[records.log(row) for row in rows], next_page_token=token)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        logs, token = page.fill(rows, map(records.log, rows))
+        return pb.ListLogsResponse(logs=logs, next_page_token=token)
 
     async def AppendLog(self, request: pb.AppendLogRequest, context: Any) -> pb.AppendLogResponse:
         product_id = parse_id(request.product_id, "product_id")

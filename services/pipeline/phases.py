@@ -1,5 +1,6 @@
 """Phases: starting, stopping, retrying, and outside runners that claim them."""
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -143,11 +144,15 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
 
 
 def checked_value(value: Any, number: int, field: str) -> dict[str, Any]:
-    """JSON of a PhaseValue that belongs to the phase; INVALID_ARGUMENT on `field` otherwise."""
+    """JSON of a PhaseValue that belongs to the phase and isn't too large; INVALID_ARGUMENT on `field` otherwise."""
     kind = records.VALUES[number]
     if value.WhichOneof("value") != kind:
         raise errors.invalid(field, f"phase {number} ({rules.PHASE_NAMES[number]}) needs {kind}")
-    return records.plain(value)
+    made = records.plain(value)
+    size = len(json.dumps(made, ensure_ascii=False).encode())
+    if size > rules.VALUE_BYTES:
+        raise errors.invalid(field, f"is {size} bytes as JSON; the limit is {rules.VALUE_BYTES}")
+    return made
 
 
 async def check_usable(m: Mutation, phase: Any, value: dict[str, Any], field: str) -> None:

@@ -69,17 +69,18 @@ class Preparer:
 
     async def _hold(self, product_id: UUID) -> bool:
         """Acquires references on the images. False: not all are READY yet."""
-        assets = self._peers.stub(asset_pb2_grpc.AssetServiceStub)
         rows = await self._db.rows("SELECT asset_id FROM product_images WHERE product_id = %s", (product_id,))
         ids = [str(row.asset_id) for row in rows]
-        answer = await assets.BatchGetAssets(asset_pb2.BatchGetAssetsRequest(asset_ids=ids))
-        for asset_id in answer.missing_asset_ids:
-            raise ImagesUnusable("IMAGE_NOT_FOUND", f"there is no image {asset_id} that you may see; upload it first")
-        for asset in answer.assets:
-            _check(asset)
-        if any(asset.state != asset_pb2.ASSET_STATE_READY for asset in answer.assets):
+        found = await self._peers.assets(ids)
+        for asset_id in ids:
+            if asset_id not in found:
+                text = f"there is no image {asset_id} that you may see; upload it first"
+                raise ImagesUnusable("IMAGE_NOT_FOUND", text)
+            _check(found[asset_id])
+        if any(asset.state != asset_pb2.ASSET_STATE_READY for asset in found.values()):
             return False
         holder = f"pipeline/products/{product_id}"
+        assets = self._peers.stub(asset_pb2_grpc.AssetServiceStub)
         await assets.AcquireReferences(
             asset_pb2.AcquireReferencesRequest(request_id=f"{product_id}/hold", holder=holder, asset_ids=ids)
         )

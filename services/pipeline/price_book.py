@@ -240,8 +240,9 @@ class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
     ) -> pb.ListPriceBookEntriesResponse:
         page = paging.page(request)
         statement: Any = f"SELECT * FROM price_book_entries WHERE owner = %(owner)s{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, {"owner": auth.current().owner} | page.parameters))
-        return pb.ListPriceBookEntriesResponse(entries=[_to_proto(row) for row in rows], next_page_token=token)
+        rows = await self._db.rows(statement, {"owner": auth.current().owner} | page.parameters)
+        entries, token = page.fill(rows, map(_to_proto, rows))
+        return pb.ListPriceBookEntriesResponse(entries=entries, next_page_token=token)
 
 
 def _to_proto(row: Any) -> pb.PriceBookEntry:

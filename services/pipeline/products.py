@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 from atelier.pipeline.v1 import product_pb2 as pb
 from atelier.pipeline.v1 import product_pb2_grpc
 from psycopg.types.json import Jsonb
@@ -17,7 +16,6 @@ from shared.ids import new_id, parse_id
 from shared.protos import facts as stated_facts
 from shared.protos import time_of
 
-_URLS_AT_ONCE = 100  # what assets answers in one call
 _REVIEWS = 100
 
 _INSERT = """
@@ -94,6 +92,9 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         answer = await self._read(parse_id(request.product_id, "product_id"))
         if request.include_urls:
             await self._add_urls(list(answer.product.images))
+        room = paging.lighten(answer.results, ("value", "evidence"), paging.ANSWER_BYTES - answer.product.ByteSize())
+        newest = paging.fitting(answer.reviews, room)
+        del answer.reviews[len(newest) :]
         return answer
 
     async def _read(self, product_id: UUID) -> pb.GetProductResponse:
@@ -113,13 +114,14 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         page = paging.page(request)
         where, parameters = _filter(request)
         statement: Any = f"SELECT * FROM products WHERE {where}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        ids = {"ids": [row.id for row in rows]}
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        ids = {"ids": [row.id for row in page.cut(rows)]}
         images = watching.by_product(await self._db.rows(_IMAGES, ids))
         phases = watching.by_product(await self._db.rows(_PHASES, ids))
-        products = [records.product(row, images.get(row.id, ()), phases.get(row.id, ())) for row in rows]
+        products = [records.product(row, images.get(row.id, ()), phases.get(row.id, ())) for row in page.cut(rows)]
         if request.include_urls:
             await self._add_urls([image for product in products for image in product.images if image.primary])
+        products, token = page.fill(rows, products)
         return pb.ListProductsResponse(products=products, next_page_token=token)
 
     async def GetSummary(self, request: pb.GetSummaryRequest, context: Any) -> pb.GetSummaryResponse:
@@ -144,13 +146,7 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
 
     async def _add_urls(self, images: Sequence[pb.ProductImage]) -> None:
         """Fills in the URLs of images whose asset is READY and still there."""
-        assets = self._peers.stub(asset_pb2_grpc.AssetServiceStub)
-        ids = list(dict.fromkeys(image.asset_id for image in images))
-        found: dict[str, asset_pb2.Asset] = {}
-        for start in range(0, len(ids), _URLS_AT_ONCE):
-            wanted = ids[start : start + _URLS_AT_ONCE]
-            answer = await assets.BatchGetAssets(asset_pb2.BatchGetAssetsRequest(asset_ids=wanted, include_urls=True))
-            found |= {asset.id: asset for asset in answer.assets}
+        found = await self._peers.assets((image.asset_id for image in images), urls=True)
         for image in images:
             if asset := found.get(image.asset_id):
                 image.image_url, image.thumbnail_url = asset.original_url, asset.thumbnail_url

@@ -46,8 +46,9 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
             conditions.append("product_id = %(product_id)s")
             parameters["product_id"] = parse_id(request.product_id, "product_id")
         statement: Any = f"SELECT * FROM reviews WHERE {' AND '.join(conditions)}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        return pb.ListReviewsResponse(reviews=[records.review(row) for row in rows], next_page_token=token)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        reviews, token = page.fill(rows, map(records.review, rows))
+        return pb.ListReviewsResponse(reviews=reviews, next_page_token=token)
 
     async def ClaimReview(self, request: pb.ClaimReviewRequest, context: Any) -> pb.ClaimReviewResponse:
         review_id = parse_id(request.review_id, "review_id")

@@ -36,6 +36,7 @@ REVIEW_STATES: Mapping[str, frozenset[str]] = {
 MAX_ATTEMPTS = 6  # tries of a phase before it fails; with their backoffs some two minutes of an unreachable service
 DEFAULT_LEASE_SECONDS = 60  # of an outside runner
 DEFAULT_CLAIM_MINUTES = 15  # of a reviewer
+VALUE_BYTES = 500_000  # of a phase's value as JSON: a review holds three, and its answer at most 4 MiB
 IMAGES_WAIT_SECONDS = 24 * 3600.0  # for a product's images to be READY
 
 

@@ -13,7 +13,6 @@ from shared.calls import Peers
 from shared.db import Database
 from shared.storage import Storage
 
-_BATCH = 100
 _EXPORTS = "SELECT id, storage_key, file_name, format FROM exports WHERE id = ANY(%(ids)s) AND state = 'completed'"
 TYPES = {"pdf": "application/pdf", "zip": "application/zip"}
 
@@ -22,6 +21,7 @@ class Assets:
     """Calls to `assets` for the identity of the moment."""
 
     def __init__(self, peers: Peers) -> None:
+        self._peers = peers
         self._stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
 
     async def hold(self, product_id: str, asset_ids: Sequence[str], field: str, *, pictures: bool) -> None:
@@ -37,12 +37,7 @@ class Assets:
 
     async def describe(self, asset_ids: Sequence[str], *, urls: bool = False) -> dict[str, asset_pb2.Asset]:
         """By id; those that are gone are left out."""
-        wanted = sorted(set(asset_ids))
-        found: dict[str, asset_pb2.Asset] = {}
-        for start in range(0, len(wanted), _BATCH):
-            request = asset_pb2.BatchGetAssetsRequest(asset_ids=wanted[start : start + _BATCH], include_urls=urls)
-            found |= {asset.id: asset for asset in (await self._stub.BatchGetAssets(request)).assets}
-        return found
+        return await self._peers.assets(asset_ids, urls=urls)
 
 
 class Shown:
@@ -56,7 +51,6 @@ class Shown:
 
     async def files(self, rows: Sequence[Any], *, urls: bool) -> list[pb.TechFile]:
         shown = [files.to_proto(row) for row in rows]
-        files.lighten(shown)
         if not urls:
             return shown
         held = [file.file_asset_id for file in shown if file.file_asset_id]

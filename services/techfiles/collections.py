@@ -30,6 +30,11 @@ ITEMS = """
     SELECT i.section, i.display_order, f.* FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
     WHERE i.collection_id = %(id)s ORDER BY i.section, i.display_order
 """
+_ITEMS_AFTER = """
+    SELECT i.section, i.display_order, f.* FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
+    WHERE i.collection_id = %(id)s AND (i.section, i.display_order) > (%(section)s, %(place)s)
+    ORDER BY i.section, i.display_order LIMIT %(limit)s
+"""
 _CHANGES = "SELECT * FROM collection_changes WHERE collection_id = %(id)s ORDER BY created_at DESC, id DESC LIMIT 100"
 # Where the file is already, it stays. A place that is taken isn't given twice: the file is appended then.
 _ADD = """
@@ -153,19 +158,34 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         if row is None:
             raise errors.not_found("collection", collection_id)
         [collection] = await self._with_figures([row])
-        items = await self._db.rows(ITEMS, {"id": collection_id})
-        shown = await self._shown.files(items, urls=request.include_urls)
         response = pb.GetCollectionResponse(
-            collection=collection,
-            items=[
-                pb.CollectionItem(section=item.section, display_order=item.display_order, tech_file=file)
-                for item, file in zip(items, shown, strict=True)
-            ],
-            changes=[_change(change) for change in await self._db.rows(_CHANGES, {"id": collection_id})],
+            collection=collection, changes=[_change(change) for change in await self._db.rows(_CHANGES, {"id": row.id})]
         )
         if row.facts:
             response.facts.CopyFrom(protos.facts_message(row.facts))
+        await self._add_items(request, response)
         return response
+
+    async def _add_items(self, request: pb.GetCollectionRequest, response: pb.GetCollectionResponse) -> None:
+        """A page of the collection's files, as many as the answer still holds."""
+        digest = paging.filter_digest(request, ("page_size", "page_token", "include_urls"))
+        section, place = paging.key_of(request.page_token, digest, str, int) if request.page_token else ("", -1)
+        size = request.page_size or rules.MOST_ITEMS
+        page = {"id": UUID(request.collection_id), "section": section, "place": place, "limit": size + 1}
+        items = await self._db.rows(_ITEMS_AFTER, page)
+        shown = await self._shown.files(items[:size], urls=request.include_urls)
+        paging.lighten(shown, ("analysis", "prompt"), rules.LIST_BYTES)
+        found = paging.fitting(
+            (
+                pb.CollectionItem(section=item.section, display_order=item.display_order, tech_file=file)
+                for item, file in zip(items, shown, strict=False)
+            ),
+            paging.ANSWER_BYTES - response.ByteSize(),
+        )
+        response.items.extend(found)
+        if len(found) < len(items):
+            last = items[len(found) - 1]
+            response.next_page_token = paging.token_of(digest, last.section, last.display_order)
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Any) -> pb.ListCollectionsResponse:
         conditions, parameters = ["owner = %(owner)s"], {"owner": auth.current().owner}
@@ -179,8 +199,9 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
                 parameters[name] = value
         page = paging.page(request)
         statement: Any = f"SELECT * FROM collections WHERE {' AND '.join(conditions)}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        return pb.ListCollectionsResponse(collections=await self._with_figures(rows), next_page_token=token)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        collections, token = page.fill(rows, await self._with_figures(page.cut(rows)))
+        return pb.ListCollectionsResponse(collections=collections, next_page_token=token)
 
     async def AddFiles(self, request: pb.AddFilesRequest, context: Any) -> pb.AddFilesResponse:
         collection_id = parse_id(request.collection_id, "collection_id")

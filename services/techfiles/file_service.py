@@ -75,8 +75,8 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
             request.page_size = min(request.page_size or paging.DEFAULT_SIZE, _URLS_AT_ONCE)
         page = paging.page(request)
         statement: Any = f"SELECT * FROM tech_files WHERE {where}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        shown = await self._shown.files(rows, urls=request.include_urls)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        shown, token = page.fill(rows, await self._shown.files(page.cut(rows), urls=request.include_urls))
         return pb.ListTechFilesResponse(tech_files=shown, next_page_token=token)
 
     async def UpdateTechFile(self, request: pb.UpdateTechFileRequest, context: Any) -> pb.UpdateTechFileResponse:
@@ -147,9 +147,8 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         row = await self._visible(parse_id(request.tech_file_id, "tech_file_id"))
         page = paging.page(request)
         statement: Any = _VERSIONS + page.clause
-        rows, token = page.cut(await self._db.rows(statement, {"slot": row.slot_id, **page.parameters}))
-        versions = [files.version_to_proto(version) for version in rows]
-        files.lighten(version.tech_file for version in versions)
+        rows = await self._db.rows(statement, {"slot": row.slot_id, **page.parameters})
+        versions, token = page.fill(rows, map(files.version_to_proto, rows))
         return pb.ListTechFileVersionsResponse(versions=versions, next_page_token=token)
 
     async def GetProductStatistics(

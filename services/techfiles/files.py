@@ -4,7 +4,7 @@ A slot's row is locked before a number is given and until the commit, so numbers
 always the live file with the highest number. Whoever locks both takes the slot before the file.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -80,16 +80,6 @@ def to_proto(row: Any) -> pb.TechFile:
     if row.analysis is not None:
         file.analysis.CopyFrom(struct(row.analysis))
     return file
-
-
-def lighten(shown: Iterable[pb.TechFile]) -> None:
-    """Leaves out analyses and prompts beyond LIST_BYTES in all: an answer has at most 4 MiB."""
-    room = rules.LIST_BYTES
-    for file in shown:
-        room -= file.ByteSize()
-        if room < 0:
-            file.ClearField("analysis")
-            file.ClearField("prompt")
 
 
 def _id(value: object) -> str:

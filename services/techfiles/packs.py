@@ -76,8 +76,9 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
                 parameters[name] = value
         page = paging.page(request)
         statement: Any = f"SELECT * FROM runs WHERE {' AND '.join(conditions)}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters | page.parameters))
-        return pb.ListTechPackRunsResponse(runs=await self._runs(rows, with_steps=False), next_page_token=token)
+        rows = await self._db.rows(statement, parameters | page.parameters)
+        runs, token = page.fill(rows, await self._runs(page.cut(rows), with_steps=False))
+        return pb.ListTechPackRunsResponse(runs=runs, next_page_token=token)
 
     async def WatchTechPackRun(
         self, request: pb.WatchTechPackRunRequest, context: Any

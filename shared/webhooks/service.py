@@ -116,8 +116,9 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
     async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:
         page = paging.page(request)
         statement: Any = f"SELECT * FROM webhook_endpoints WHERE owner = %(owner)s{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, {"owner": auth.current().owner, **page.parameters}))
-        return pb.ListEndpointsResponse(endpoints=map(endpoint_to_proto, rows), next_page_token=token)
+        rows = await self._db.rows(statement, {"owner": auth.current().owner, **page.parameters})
+        endpoints, token = page.fill(rows, map(endpoint_to_proto, rows))
+        return pb.ListEndpointsResponse(endpoints=endpoints, next_page_token=token)
 
     async def UpdateEndpoint(self, request: pb.UpdateEndpointRequest, context: Any) -> pb.UpdateEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
@@ -235,8 +236,9 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
             where += " AND state = %(state)s"
             parameters["state"] = DELIVERY_STATES.word[request.state]
         statement: Any = f"SELECT * FROM webhook_deliveries WHERE {where}{page.clause}"
-        rows, token = page.cut(await self._db.rows(statement, parameters))
-        return pb.ListDeliveriesResponse(deliveries=map(delivery_to_proto, rows), next_page_token=token)
+        rows = await self._db.rows(statement, parameters)
+        deliveries, token = page.fill(rows, map(delivery_to_proto, rows))
+        return pb.ListDeliveriesResponse(deliveries=deliveries, next_page_token=token)
 
     async def ReplayDelivery(self, request: pb.ReplayDeliveryRequest, context: Any) -> pb.ReplayDeliveryResponse:
         delivery_id = parse_id(request.delivery_id, "delivery_id")
