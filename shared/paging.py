@@ -26,8 +26,8 @@ from shared import auth, errors
 from shared.errors import Reason
 
 DEFAULT_SIZE = 50
-# Of the messages of an answer. A gRPC client refuses answers of more than 4 MiB unless it is told otherwise; what is left
-# is for what an answer says besides, and for tags and lengths.
+# Of the messages of an answer. A gRPC client refuses more than 4 MiB unless it is told otherwise; the rest is for what
+# an answer says besides, and for tags and lengths.
 ANSWER_BYTES = 3_500_000
 _PAGING_FIELDS = ("page_size", "page_token", "skip")
 

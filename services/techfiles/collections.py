@@ -1,5 +1,6 @@
 """Collections: files that belong together. Progress, state and credits are derived; an override is recorded."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -272,8 +273,10 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         return await self._db.mutate(request, pb.AdjustCollectionCreditsResponse, work)
 
     async def _with_figures(self, rows: Sequence[Any]) -> list[pb.Collection]:
-        figures = await self._db.rows(_FIGURES, {"ids": [row.id for row in rows]})
-        return [to_proto(row, [f for f in figures if f.collection_id == row.id]) for row in rows]
+        figures = defaultdict(list)
+        for each in await self._db.rows(_FIGURES, {"ids": [row.id for row in rows]}):
+            figures[each.collection_id].append(each)
+        return [to_proto(row, figures[row.id]) for row in rows]
 
 
 async def _add_one(m: Mutation, collection_id: UUID, text: str, section: str, place: int | None) -> pb.AddFileResult:

@@ -1,5 +1,6 @@
 """TechPackService: the story of each call."""
 
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -167,13 +168,10 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
             "SELECT id, export_id FROM tech_files WHERE id = ANY(%(ids)s)", {"ids": [row.pack_file_id for row in rows]}
         )
         made = {pack.id: pack.export_id for pack in packs}
-        return [
-            steps.to_proto(
-                row, [step for step in recorded if step.run_id == row.id], made.get(row.pack_file_id),
-                with_steps=with_steps,
-            )
-            for row in rows
-        ]  # fmt: skip
+        of_run = defaultdict(list)
+        for step in recorded:
+            of_run[step.run_id].append(step)
+        return [steps.to_proto(row, of_run[row.id], made.get(row.pack_file_id), with_steps=with_steps) for row in rows]
 
 
 def _facts(request: pb.GenerateTechPackRequest) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import asyncio
 import uuid
 
-from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2
+from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
@@ -210,6 +210,26 @@ async def test_a_value_must_belong_to_its_phase_and_be_usable_by_the_next(atelie
     await refused(flows.complete(ada, claimed, two_lines), StatusCode.INVALID_ARGUMENT, "one line")
     await refused(flows.complete(ada, claimed, flows.analysis(), confidence=80), StatusCode.INVALID_ARGUMENT)
     await flows.complete(ada, claimed, flows.analysis())
+
+
+async def test_a_value_is_no_larger_than_three_of_them_in_an_answer(atelier: Suite) -> None:
+    ada, image = await with_image(atelier)
+    created = await flows.outside(ada, image)
+    claimed = await flows.claim(ada, created.id, 1)
+    picture = result_pb2.PictureQuality(measures={"\U0001f9e5" * 97 + str(n): 0.5 for n in range(20)})
+    large = flows.analysis()
+    large.product_analysis.image_quality.pictures.extend([picture] * 80)
+    await refused(flows.complete(ada, claimed, large), StatusCode.INVALID_ARGUMENT, "the limit is 500000")
+    del large.product_analysis.image_quality.pictures[50:]
+    done = await flows.complete(ada, claimed, large, confidence=0.4)
+    assert done.result.value == large
+    [review] = (await flows.reviews(ada).ListReviews(review_pb2.ListReviewsRequest(product_id=created.id))).reviews
+    large.product_analysis.image_quality.pictures.extend([picture] * 30)
+    edit = review_pb2.SubmitReviewRequest(
+        review_id=review.id, decision=review_pb2.REVIEW_DECISION_EDIT, value=large,
+        update_mask={"paths": ["image_quality"]},
+    )  # fmt: skip
+    await refused(flows.reviews(ada).SubmitReview(edit), StatusCode.INVALID_ARGUMENT, "the limit is 500000")
 
 
 async def test_without_auto_advance_each_phase_waits_for_its_start(atelier: Suite) -> None:
