@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import zipfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID
 
-from shared import zips
+from shared import errors, names, zips
 from shared.storage import ObjectNotFound, Storage
 from shared.storage.base import CHUNK
 
@@ -41,7 +40,7 @@ class AlbumZip:
         ]
         self.sent: dict[UUID, int] = {}  # bytes of each asset's file so far
         self.missing: set[UUID] = set()  # assets whose file had vanished when its turn came
-        self.file_name = f"{zips.safe_name(album.name)}.zip"
+        self.file_name = names.of_file(album.name, ".zip")
 
     @property
     def size_bytes(self) -> int:
@@ -50,33 +49,34 @@ class AlbumZip:
         return zips.size_of([*((file.path, file.size) for file in self.files), *last])
 
     async def chunks(self, storage: Storage) -> AsyncIterator[bytes]:
-        sink = zips.Sink()
+        archive = zips.Archive(self._album.created_at)
         there, missing = [], []
-        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-            for file in self.files:
-                content = storage.get(file.key)
-                try:
-                    first = await anext(content, b"")
-                except ObjectNotFound:  # before the first piece, so that nothing of it stands in the archive
-                    missing.append(file)
-                    self.missing.add(file.asset_id)
-                    continue
-                there.append(file)
-                with archive.open(zips.entry(file.path, file.size, self._album.created_at), "w") as entry:
-                    entry.write(first)
-                    self.sent[file.asset_id] = len(first)
-                    for piece in _pieces(sink):
-                        yield piece
-                    async for chunk in content:
-                        entry.write(chunk)
-                        self.sent[file.asset_id] += len(chunk)
-                        for piece in _pieces(sink):
-                            yield piece
-            for path, text in self._last(there, missing):
-                archive.writestr(zips.entry(path, len(text), self._album.created_at), text)
-                for piece in _pieces(sink):
+        for file in self.files:
+            content = storage.get(file.key)
+            try:
+                first = await anext(content, b"")
+            except ObjectNotFound:  # before the first piece, so that nothing of it stands in the archive
+                missing.append(file)
+                self.missing.add(file.asset_id)
+                continue
+            there.append(file)
+            yield archive.begin(file.path, file.size)
+            try:
+                self.sent[file.asset_id] = len(first)
+                for piece in _pieces(archive.data(first)):
                     yield piece
-        for piece in _pieces(sink):
+                async for chunk in content:
+                    self.sent[file.asset_id] += len(chunk)
+                    for piece in _pieces(archive.data(chunk)):
+                        yield piece
+                yield archive.end()
+            except zips.WrongSize:
+                text = "its stored bytes are no longer those that were verified; remove it from the album"
+                raise errors.precondition(text, subject=f"assets/{file.asset_id}") from None
+        for path, listed in self._last(there, missing):
+            for piece in _pieces(archive.begin(path, len(listed)) + archive.data(listed) + archive.end()):
+                yield piece
+        for piece in _pieces(archive.close()):
             yield piece
 
     def _last(self, there: Sequence[_File], missing: Sequence[_File]) -> list[tuple[str, bytes]]:
@@ -100,8 +100,7 @@ def _name(asset: Any, taken: Any) -> str:
     return PurePosixPath(asset.file_name).stem + "." + taken.mime_type.partition("/")[2]
 
 
-def _pieces(sink: zips.Sink) -> Iterator[bytes]:
-    """What was written since the last time, in messages of at most 256 KiB."""
-    written = b"".join(sink.drain())
+def _pieces(written: bytes) -> Iterator[bytes]:
+    """In messages of at most 256 KiB."""
     for start in range(0, len(written), CHUNK):
         yield written[start : start + CHUNK]

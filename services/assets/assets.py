@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from services.assets import rules, usage
 from services.assets.meter import Meter
 from services.assets.visibility import Move
-from shared import auth, errors, events, paging
+from shared import auth, errors, events, names, paging
 from shared.db import Database, Mutation
 from shared.ids import parse_id
 from shared.protos import Words, metadata, struct, time_of, timestamp, wait_of
@@ -182,10 +182,10 @@ async def lock(m: Mutation, asset_id: UUID, etag: str = "") -> Any:
 
 
 def checked_name(name: str, field: str) -> str:
-    shown = rules.display_name(name)
-    if not shown:
+    kept = names.shown(name)
+    if not kept:
         raise errors.invalid(field, "has no character that can be shown")
-    return shown
+    return kept
 
 
 def _primary_lock(m: Mutation, product_id: str) -> str:

@@ -1,10 +1,11 @@
 """Decisions about documents without any machinery: states, limits, names, what content may say."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
+
+from shared import names
 
 STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed"}),
@@ -97,9 +98,8 @@ def page_side(pictures: int, text: int) -> int:
 
 
 def file_name(title: str, number: int) -> str:
-    """For a download: the title's letters and digits, and the version."""
-    words = re.sub(r"[^\w.-]+", "-", title).strip("-.")[:100] or "document"
-    return f"{words}-v{number}.pdf"
+    """For a download."""
+    return names.of_file(title, f"-v{number}.pdf")
 
 
 def holder(document_id: object) -> str:

@@ -14,7 +14,7 @@ from atelier.assets.v1 import import_pb2_grpc
 from services.assets import assets, declarations, duplicates, rules
 from services.assets.verifying import HASH_DIFFERS, Refused, Verified, Verifier, key_of, reject, size_differs
 from services.assets.visibility import belongs
-from shared import attempts, auth, errors, jobs, waiting
+from shared import attempts, auth, errors, jobs, names, waiting
 from shared.attempts import JobFailed
 from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
@@ -181,7 +181,7 @@ def _named(request: pb.ImportAssetRequest) -> pb.ImportAssetRequest:
         raise errors.invalid("url", str(refusal)) from None
     named = pb.ImportAssetRequest()
     named.CopyFrom(request)
-    named.file_name = rules.display_name(unquote(_bare(path).rpartition("/")[2])) or "import"
+    named.file_name = names.shown(unquote(_bare(path).rpartition("/")[2])) or "import"
     return named
 
 

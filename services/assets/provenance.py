@@ -8,8 +8,7 @@ from atelier.assets.v1 import provenance_pb2 as pb
 from atelier.assets.v1 import provenance_pb2_grpc
 from psycopg.types.json import Jsonb
 
-from services.assets import rules
-from shared import auth, errors, imaging
+from shared import auth, errors, imaging, names
 from shared.db import Database, Mutation
 from shared.ids import parse_id
 from shared.imaging import Credentials, ImageRejected, ImagingPool
@@ -51,11 +50,11 @@ def columns(asset: Any, facts: imaging.Facts, credentials: Credentials | None) -
     if credentials:
         kept = {
             "state": credentials.state, "digital_source_type": credentials.source_type,
-            "claim_generator": rules.display_name(credentials.claim_generator),
-            "signer": rules.display_name(credentials.signer),
-            "signer_name": rules.display_name(credentials.signer_name),
-            "sign_time": rules.display_name(credentials.signed_at),
-            "problems": [rules.display_name(problem) for problem in credentials.problems],
+            "claim_generator": names.shown(credentials.claim_generator),
+            "signer": names.shown(credentials.signer),
+            "signer_name": names.shown(credentials.signer_name),
+            "sign_time": names.shown(credentials.signed_at),
+            "problems": [names.shown(problem) for problem in credentials.problems],
             "manifest_kept": bool(credentials.manifest_store),
         }  # fmt: skip
     return {"source_type": said or facts.source_type, "credentials": Jsonb(kept) if kept else None}

@@ -1,10 +1,11 @@
 """Decisions of `assets` without any machinery: kinds, states, limits, names."""
 
-import re
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import quote
+
+from shared import names
 
 ASSET_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"ready", "rejected"}),
@@ -53,12 +54,6 @@ IMAGE_TYPES = frozenset(
 PART_BYTES = 8 * 1024 * 1024
 MOST_PARTS = 1000
 
-# What is invisible, or turns the reading direction, has no place in a name that people read: controls, format
-# characters, lone surrogates, line and paragraph separators.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_JOINERS = "\u200c\u200d"  # some scripts and emoji are spelled with them, but only between other characters
-_EDGES = re.compile(rf"^[\s{_JOINERS}]+|[\s{_JOINERS}]+$")
-
 
 def type_problem(kind: str, mime_type: str) -> str | None:
     """Why a declared type is not accepted for the kind, or None."""
@@ -105,18 +100,10 @@ def part_sizes(size: int, each: int) -> dict[int, int]:
     return {number: min(each, size - (number - 1) * each) for number in range(1, count + 1)}
 
 
-def display_name(name: str) -> str:
-    """NFC, without control, format and direction characters, any slash replaced. Empty if nothing is left."""
-    text = "".join(c for c in name if c in _JOINERS or unicodedata.category(c) not in _HIDDEN)
-    text = unicodedata.normalize("NFC", text).replace("/", "_").replace("\\", "_")
-    return _EDGES.sub("", _EDGES.sub("", text)[:255])
-
-
 def plain_text(text: str) -> str:
     """NFC, one line, without characters that can't be seen, single spaces. Empty if nothing is left."""
-    shown = "".join(" " if c.isspace() else c for c in text)
-    shown = "".join(c for c in shown if c in _JOINERS or unicodedata.category(c) not in _HIDDEN)
-    return _EDGES.sub("", " ".join(unicodedata.normalize("NFC", shown).split()))
+    one_line = "".join(" " if c.isspace() else c for c in text)
+    return names.trimmed(" ".join(names.without_hidden(one_line).split()))
 
 
 def name_key(name: str) -> str:

@@ -5,13 +5,12 @@ Knows no database, network or clock: the same input gives the same bytes.
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from shared import zips
+from shared import names, zips
 
 # The folders of the archive, in the order of the document.
 Section = Literal[
@@ -35,13 +34,13 @@ class MemberChanged(Exception):
 
 def member_path(section: Section, name: str) -> str:
     """The path of a file in the archive: its section's folder and its name, made safe on every system."""
-    return f"{section}/{zips.safe_name(name)}"
+    return f"{section}/{names.of_file(name)}"
 
 
 def stream_zip(members: Iterable[Member], manifest: Mapping[str, Any], created_at: datetime) -> Iterator[bytes]:
     """Yield a ZIP of `members` with `manifest.json` and `SHA256SUMS`, a chunk at a time.
 
-    Members are stored, not compressed (pictures and PDFs are already), in the order given; their bytes are read
+    Members aren't compressed (pictures and PDFs are already), and come in the order given; their bytes are read
     when their turn comes and never held. `manifest.json` is `manifest` with a `files` list of path, size and
     SHA-256; `sha256sum -c SHA256SUMS` checks all of it after unpacking. Names are made safe and unique. Every
     entry carries `created_at`, so equal input gives equal bytes. Raises `MemberChanged`.
@@ -55,17 +54,15 @@ def stream_zip(members: Iterable[Member], manifest: Mapping[str, Any], created_a
     sums = [(hashlib.sha256(about).hexdigest(), "manifest.json"), *((m.sha256, path) for path, m in named)]
     check = "".join(f"{digest}  {path}\n" for digest, path in sums).encode()
 
-    sink = zips.Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zips.entry("manifest.json", len(about), created_at), about)
-        archive.writestr(zips.entry("SHA256SUMS", len(check), created_at), check)
-        for path, member in named:
-            with archive.open(zips.entry(path, member.size, created_at), "w") as entry:
-                for chunk in _checked(member):
-                    entry.write(chunk)
-                    yield from sink.drain()
-            yield from sink.drain()
-    yield from sink.drain()
+    archive = zips.Archive(created_at)
+    for path, content in (("manifest.json", about), ("SHA256SUMS", check)):
+        yield archive.begin(path, len(content)) + archive.data(content) + archive.end()
+    for path, member in named:
+        yield archive.begin(path, member.size)
+        for chunk in _checked(member):
+            yield archive.data(chunk)
+        yield archive.end()
+    yield archive.close()
 
 
 def _checked(member: Member) -> Iterator[bytes]:
@@ -73,6 +70,8 @@ def _checked(member: Member) -> Iterator[bytes]:
     for chunk in member.open():
         digest.update(chunk)
         size += len(chunk)
+        if size > member.size:
+            break
         yield chunk
     if size != member.size or digest.hexdigest() != member.sha256:
         raise MemberChanged(member.path_in_zip)

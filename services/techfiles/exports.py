@@ -17,7 +17,7 @@ from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.techfiles import archive, assets, collections, contents, document, files, rules
-from shared import attempts, auth, errors, events, imaging, tasks
+from shared import attempts, auth, errors, events, imaging, names, tasks
 from shared.calls import Peers
 from shared.db import Database, Mutation
 from shared.errors import DomainError
@@ -76,10 +76,9 @@ def to_proto(row: Any, url: str = "") -> pb.Export:
     return pb.Export(
         id=str(row.id), owner=row.owner, created_by=row.created_by, collection_id=str(row.collection_id),
         format=FORMATS.number[row.format], state=STATES.number[row.state], error_class=row.error_class,
-        error_message=row.error_message, file_name=row.file_name, size_bytes=row.size_bytes, sha256=row.sha256,
-        warnings=row.warnings, create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-        wait=wait_of(row),
-        file_url=url,
+        error_message=row.error_message, file_name=names.of_file(row.file_name), size_bytes=row.size_bytes,
+        sha256=row.sha256, warnings=row.warnings, create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at), file_url=url, wait=wait_of(row),
     )  # fmt: skip
 
 
@@ -95,7 +94,7 @@ async def create(
     values = {
         **asdict(made or Made()), "id": export_id, "owner": m.owner, "actor": m.actor, "format": format,
         "collection_id": collection.id, "facts": None if facts is None else Jsonb(facts),
-        "file_name": f"{collection.name}.{format}", "state": "completed" if made else "pending",
+        "file_name": names.of_file(collection.name, f".{format}"), "state": "completed" if made else "pending",
     }  # fmt: skip
     row = await m.one(_INSERT, values)
     await publish(m, row)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 from urllib.parse import quote
 
+from shared import names
+
 CHUNK: Final = 256 * 1024
 """Bytes in one piece of a streamed read or write."""
 
@@ -232,7 +234,7 @@ class Storage(Protocol):
     ) -> str:
         """A URL that reads this one object until it expires, at most 7 days.
 
-        The browser saves it as `file_name` (any Unicode). `content_type` replaces the stored one. `inline` shows it in
+        The browser saves it as `names.of_file(file_name)`. `content_type` replaces the stored one. `inline` shows it in
         place, honoured only together with a raster `content_type`: other types could run in the page's origin.
         """
 
@@ -314,13 +316,13 @@ def is_raster(content_type: str) -> bool:
 
 
 def content_disposition(file_name: str | None, *, inline: bool) -> str:
-    """The header of RFC 6266: an ASCII name for old clients and the exact one in UTF-8."""
+    """The header of RFC 6266: the name as files are called, in ASCII for old clients, and in UTF-8."""
     kind = "inline" if inline else "attachment"
     if not file_name:
         return kind
-    clean = _CONTROL.sub("_", file_name.encode("utf-8", "replace").decode("utf-8")).replace("/", "_")
-    # A percent sign is left out of the plain form because some browsers decode it there.
-    plain = re.sub(r'[^\x20-\x7e]|["%]', "_", clean)
+    clean = names.of_file(file_name)
+    # Some browsers decode a percent sign in the plain form, and some readers end it at a semicolon.
+    plain = re.sub(r"[^\x20-\x7e]|[%;]", "_", clean)
     header = f'{kind}; filename="{plain}"'
     return header if plain == clean else f"{header}; filename*=UTF-8''{quote(clean, safe='')}"
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
+from shared import names
+
 from .base import (
     SignedPost,
     SignedPut,
@@ -94,7 +96,7 @@ class Links:
         """See Storage.sign_get."""
         query = {"expires": str(_expiry(expires_in))}
         if file_name:
-            query["name"] = file_name.encode("utf-8", "replace").decode("utf-8")
+            query["name"] = names.of_file(file_name)
         if content_type:
             query["type"] = check_content_type(content_type)
             if inline and is_raster(content_type):

@@ -93,8 +93,8 @@ async def test_an_unchanged_object_is_not_sent_again(storage: Storage, http: htt
         ("front.jpg", "front.jpg", None),
         ("Größe 100%.jpg", "Gr__e 100_.jpg", "Größe 100%.jpg"),
         ("正面 “x”.png", "__ _x_.png", "正面 “x”.png"),
-        ('a"b;c.png', "a_b;c.png", 'a"b;c.png'),
-        ("../../etc/passwd\r\nX-Evil: 1", ".._.._etc_passwd__X-Evil: 1", None),
+        ('a"b;c.png', "a_b_c.png", "a_b;c.png"),
+        ("../../etc/passwd\r\nX-Evil: 1", "_.._etc_passwdX-Evil_ 1", None),
     ],
 )
 async def test_a_file_keeps_its_name(
