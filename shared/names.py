@@ -37,7 +37,9 @@ def of_file(name: str, ending: str = "") -> str:
     if _DEVICE.fullmatch(text + ending):
         text = f"_{text}"
     room = _FILE_BYTES - len(ending.encode())
-    return _EDGES_OF_FILE.sub("", text.encode()[:room].decode(errors="ignore")) + ending
+    if len(text.encode()) > room:
+        text = _EDGES_OF_FILE.sub("", text.encode()[:room].decode(errors="ignore"))
+    return text + ending
 
 
 def trimmed(text: str) -> str:

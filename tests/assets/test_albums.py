@@ -16,7 +16,7 @@ from atelier.assets.v1 import album_pb2 as pb
 from atelier.assets.v1 import album_pb2_grpc, asset_pb2, storage_report_pb2
 from google.rpc import error_details_pb2
 
-from tests import calls
+from tests import calls, forward_zip
 from tests.assets import flows, storage
 from tests.shared.imaging import pictures
 from tests.suite import APP_PASSWORD, Client, Suite
@@ -378,6 +378,8 @@ def contents(data: bytes) -> tuple[list[str], Any]:
         sums = dict(line.split("  ")[::-1] for line in archive.read("SHA256SUMS").decode().splitlines())
         for name in set(archive.namelist()) - {"SHA256SUMS"}:
             assert hashlib.sha256(archive.read(name)).hexdigest() == sums[name]
+        read_forward = forward_zip.contents(io.BytesIO(data))
+        assert read_forward == {name: archive.read(name) for name in archive.namelist()}
         return archive.namelist(), json.loads(archive.read("manifest.json"))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from services.techfiles.archive import Member, MemberChanged, member_path, stream_zip
+from tests import forward_zip
 
 WHEN = datetime(2026, 11, 20, 8, 30, 10, tzinfo=UTC)
 
@@ -40,6 +41,8 @@ def test_the_archive_unpacks_anywhere_and_its_checksums_agree(tmp_path: Path) ->
         assert opened.testzip() is None
         assert {info.date_time for info in opened.infolist()} == {(2026, 11, 20, 8, 30, 10)}
         opened.extractall(tmp_path / "out")
+        with archive.open("rb") as stream:
+            assert forward_zip.contents(stream) == {name: opened.read(name) for name in opened.namelist()}
     sums = ["sha256sum", "-c", "--strict", "SHA256SUMS"]
     check = subprocess.run(sums, cwd=tmp_path / "out", check=True, capture_output=True, text=True)
     assert check.stdout.count(": OK") == 4

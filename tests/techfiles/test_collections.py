@@ -156,6 +156,28 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served
         await flows.export(ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts())
 
 
+@pytest.mark.parametrize(
+    ("name", "file_name"),
+    [
+        ("Winter line", "Winter line.pdf"), ("v1.2", "v1.2.pdf"), ("con", "_con.pdf"),
+        ("../../../home/you/.bashrc\n#", "_.._.._home_you_.bashrc#.pdf"), ('a"b;\u202efdp.exe', "a_b;fdp.exe.pdf"),
+        ("漢" * 200, "漢" * 48 + ".pdf"),
+    ],
+)  # fmt: skip
+async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
+    served: Suite, name: str, file_name: str
+) -> None:
+    ada = served.client("ada")
+    collection = await flows.collect(ada, name=name)
+    assert collection.name == name
+    request = tp.ExportCollectionRequest(collection_id=collection.id, format=tp.EXPORT_FORMAT_PDF)
+    export = (await flows.pack_service(ada).ExportCollection(request)).export
+    assert export.file_name == file_name
+    await served.change("UPDATE techfiles.exports SET file_name = %s", (f"{name}.pdf",))  # as it was kept before
+    found = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=export.id))
+    assert found.export.file_name == file_name
+
+
 async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite) -> None:
     ada, bob = served.client("ada"), served.client("bob")
     collection = await flows.collect(ada)

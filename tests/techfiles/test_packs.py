@@ -19,6 +19,7 @@ from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 from google.protobuf import field_mask_pb2, json_format, struct_pb2
 
+from tests import forward_zip
 from tests.assets import flows as asset_flows
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 from tests.techfiles import flows
@@ -154,9 +155,11 @@ async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(ma
 async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums(made: Made, tmp_path: Path) -> None:
     export = await flows.export(made.ada, made.run.collection_id, format=tp.EXPORT_FORMAT_ZIP)
     assert export.file_name == "Winter line.zip" and not export.warnings
-    with zipfile.ZipFile(BytesIO(await flows.fetch(export))) as archive:
+    data = await flows.fetch(export)
+    with zipfile.ZipFile(BytesIO(data)) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path)
+    assert [name for name, _ in forward_zip.entries(BytesIO(data))] == names
     pictures = {name for name in names if name.endswith((".jpg", ".png", ".webp"))}
     assert {
         "01-cover/category.jpg", "02-base-views/front.jpg", "02-base-views/back.jpg", "02-base-views/side.jpg",
