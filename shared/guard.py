@@ -192,7 +192,8 @@ def _path(field_path: Any) -> str:
         name = element.field_name
         subscript = element.subscript
         if subscript is not None:
-            shown = f'"{subscript.value}"' if subscript.field == "string_key" else str(subscript.value)
+            # A key may be as long as the message; an answer's headers may not.
+            shown = f'"{subscript.value[:60]}"' if subscript.field == "string_key" else str(subscript.value)
             name += f"[{shown}]"
         parts.append(name)
     return ".".join(parts)

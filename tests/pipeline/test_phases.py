@@ -212,6 +212,15 @@ async def test_a_value_must_belong_to_its_phase_and_be_usable_by_the_next(atelie
     await flows.complete(ada, claimed, flows.analysis())
 
 
+async def test_a_key_that_is_too_long_is_refused_in_an_answer_that_clients_take(atelier: Suite) -> None:
+    ada, image = await with_image(atelier)
+    claimed = await flows.claim(ada, (await flows.outside(ada, image)).id, 1)
+    value = flows.analysis()
+    value.product_analysis.image_quality.pictures.add(measures={"k" * 100_000: 0.5})
+    refusal = await refused(flows.complete(ada, claimed, value), StatusCode.INVALID_ARGUMENT)
+    assert refusal.fields[0].startswith('value.product_analysis.image_quality.pictures[0].measures["kkk')
+
+
 async def test_a_value_is_no_larger_than_three_of_them_in_an_answer(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
