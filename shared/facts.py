@@ -22,6 +22,7 @@ MAX_ITEMS = 500
 MAX_LINE = 300
 MAX_TEXT = 5_000
 MAX_NUMBER = 1e7
+MAX_MONEY = 1e8  # a coat costs tens of millions of some currencies
 
 VIEWS = ("front", "back", "side")
 LENGTH_UNITS = {"mm": 0.1, "cm": 1.0, "m": 100.0, "in": 2.54}
@@ -297,15 +298,15 @@ def _closeup(row: "_Table") -> Closeup:
 
 
 def _price(row: "_Table") -> Price:
-    return Price(msrp=row.need(row.positive, "msrp"), currency=row.need(row.currency, "currency"))
+    return Price(msrp=row.need(row.money, "msrp"), currency=row.need(row.currency, "currency"))
 
 
 def _market(row: "_Table") -> Market:
     market = Market(
         currency=row.need(row.currency, "currency"),
         marketplace=row.line("marketplace"),
-        price=row.positive("price"),
-        competitive_price=row.positive("competitive_price"),
+        price=row.money("price"),
+        competitive_price=row.money("competitive_price"),
         link=row.line("link"),
     )
     if market.price is None and market.competitive_price is None:
@@ -380,8 +381,11 @@ class _Table:
             raise FactsError(self._at(key), f"{value!r} is not a currency code of three capitals, such as EUR")
         return value
 
-    def positive(self, key: str) -> float | None:
-        value = self._number(key)
+    def money(self, key: str) -> float | None:
+        return self.positive(key, MAX_MONEY)
+
+    def positive(self, key: str, most: float = MAX_NUMBER) -> float | None:
+        value = self._number(key, most)
         if value is not None and value <= 0:
             raise FactsError(self._at(key), f"{value:g} must be greater than 0")
         return value
@@ -398,15 +402,15 @@ class _Table:
             raise FactsError(self._at(key), f"{value:g} is not a fraction of the picture (0..1)")
         return value
 
-    def _number(self, key: str) -> float | None:
+    def _number(self, key: str, most: float = MAX_NUMBER) -> float | None:
         value = self._take(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise FactsError(self._at(key), f"must be a number, not {_kind(value)}")
         # Compared before converting: an integer of a thousand digits does not fit into a float.
-        if not -MAX_NUMBER <= value <= MAX_NUMBER:
-            raise FactsError(self._at(key), f"must be a finite number of at most {MAX_NUMBER:g}")
+        if not -most <= value <= most:
+            raise FactsError(self._at(key), f"must be a finite number of at most {most:g}")
         return float(value)
 
     def _one_of(self, key: str, allowed: Sequence[str]) -> str | None:

@@ -1,31 +1,20 @@
 """The price book: what an owner knows of the market, from a CSV file, and finding a product's offers in it."""
 
 import asyncio
-import csv
-import io
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from atelier.pipeline.v1 import price_book_pb2 as pb
 from atelier.pipeline.v1 import price_book_pb2_grpc
 
 from services.pipeline import records
-from shared import auth, errors, paging
+from services.pipeline.price_csv import COLUMNS, KEYS, folded, read_csv
+from shared import auth, paging
 from shared.db import Database, Mutation
-from shared.ids import new_id
 from shared.protos import timestamp
 
-COLUMNS = ("brand", "model", "name", "marketplace", "price", "msrp", "currency", "link", "category")
-MAX_TEXT = 300
-MAX_LINK = 2000
-MAX_KEY_BYTES = 600  # of four of them and the owner, which together fit into a row of an index
-MAX_LINES = 10_000
-MAX_ERRORS = 100
-_NUMBER = re.compile(r"\d{1,8}(\.\d{1,4})?")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_KEYS = ("brand", "model", "name", "marketplace")
+_MAX_ERRORS = 100
 
 _IMPORT = """
     INSERT INTO price_book_entries AS e (id, owner, brand, model, name, marketplace, category, link, price, msrp,
@@ -58,109 +47,6 @@ _BY_NAME = """
         AND (%(brand)s::text = '' OR brand_key IN (%(brand)s, '')) AND (model_key = '' OR %(model)s::text = '')
     ORDER BY currency, price NULLS LAST, marketplace_key LIMIT 100
 """
-
-
-@dataclass(frozen=True)
-class LineError:
-    line: int
-    column: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Book:
-    """What a file holds: good lines as columns by name, and what is wrong with the others."""
-
-    entries: Sequence[Mapping[str, Any]]
-    errors: Sequence[LineError]
-
-
-def folded(text: str) -> str:
-    """The form in which texts are compared: case and runs of spaces don't count."""
-    return " ".join(text.casefold().split())
-
-
-def read_csv(data: bytes) -> Book:
-    """Reads a file. Raises INVALID_ARGUMENT if it can't be read as a whole."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise errors.invalid("csv", f"isn't UTF-8: byte {error.start} can't be read; save the file as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = _header(reader)
-    entries: list[dict[str, Any]] = []
-    faults: list[LineError] = []
-    first_seen: dict[tuple[str, ...], int] = {}
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            faults.append(LineError(reader.line_num, "", f"can't be read as CSV: {error}"))
-            continue
-        if cells is None:
-            return Book(entries, faults)
-        line = reader.line_num
-        if line > MAX_LINES + 1:
-            text = f"has more than {MAX_LINES:,} lines after its header; import it in parts, without `replace`"
-            raise errors.invalid("csv", text)
-        if not any(cell.strip() for cell in cells):
-            continue
-        entry, wrong = _entry(header, cells, line)
-        key = tuple(entry.get(f"{name}_key", "") for name in _KEYS)
-        if not wrong and (earlier := first_seen.setdefault(key, line)) != line:
-            wrong = [LineError(line, "", f"is the same offer as line {earlier}; keep one of them")]
-        if wrong:
-            faults.extend(wrong[:1])
-        else:
-            entries.append(entry)
-
-
-def _header(reader: Any) -> list[str]:
-    try:
-        header = [folded(cell) for cell in next(reader, [])]
-    except csv.Error as error:
-        raise errors.invalid("csv", f"the header can't be read as CSV: {error}") from None
-    known = ", ".join(COLUMNS)
-    if unknown := [name for name in header if name not in COLUMNS]:
-        raise errors.invalid("csv", f"the header has the unknown column {unknown[0][:60]!r}; columns are {known}")
-    if len(set(header)) != len(header):
-        raise errors.invalid("csv", "the header names a column twice")
-    if not {"model", "name"} & set(header) or not {"price", "msrp"} & set(header) or "currency" not in header:
-        raise errors.invalid("csv", f"the header needs currency, model or name, and price or msrp; columns are {known}")
-    return header
-
-
-def _entry(header: Sequence[str], cells: Sequence[str], line: int) -> tuple[dict[str, Any], list[LineError]]:
-    if len(cells) != len(header):
-        return {}, [LineError(line, "", f"has {len(cells)} columns, the header {len(header)}")]
-    given = dict.fromkeys(COLUMNS, "") | {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    wrong = [LineError(line, name, problem) for name in COLUMNS if (problem := _problem(name, given[name]))]
-    if not given["model"] and not given["name"]:
-        wrong.append(LineError(line, "", "needs a model or a name"))
-    if not given["price"] and not given["msrp"]:
-        wrong.append(LineError(line, "", "needs a price or an msrp"))
-    prices = {name: float(given[name]) if given[name] and not wrong else None for name in ("price", "msrp")}
-    keys = {f"{name}_key": folded(given[name]) for name in _KEYS}
-    return {**given, **prices, **keys, "id": new_id()}, wrong
-
-
-def _problem(column: str, text: str) -> str:
-    if column in ("price", "msrp"):
-        good = not text or (_NUMBER.fullmatch(text) is not None and float(text) > 0)
-        return "" if good else f"{text[:40]!r} is not an amount: more than 0, such as 129.90"
-    if column == "currency":
-        good = re.fullmatch("[A-Z]{3}", text) is not None
-        return "" if good else f"{text[:40]!r} is not a currency code of three capitals, such as EUR"
-    limit = MAX_LINK if column == "link" else MAX_TEXT
-    if len(text) > limit:
-        return f"has {len(text)} characters, at most {limit} are read"
-    if column in _KEYS and (size := len(folded(text).encode())) > MAX_KEY_BYTES:
-        return f"has {size} bytes in UTF-8, at most {MAX_KEY_BYTES} are read"
-    if _UNPRINTABLE.search(text):
-        return "holds a control character or a line break"
-    if column == "link" and text and not re.match("https?://", text):
-        return "must begin with https:// or http://"
-    return ""
 
 
 async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -218,10 +104,12 @@ class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
         earlier = await self._db.stored_answer(request, pb.ImportPriceBookResponse)
         if earlier is not None:
             return earlier
-        book = await asyncio.to_thread(read_csv, request.csv)  # it takes long enough to hold up other calls
+        book = await asyncio.to_thread(
+            read_csv, request.csv, request.encoding
+        )  # it takes long enough to hold up other calls
 
         async def work(m: Mutation) -> pb.ImportPriceBookResponse:
-            names = [*COLUMNS, *(f"{name}_key" for name in _KEYS), "id"]
+            names = [*COLUMNS, *(f"{name}_key" for name in KEYS), "id"]
             columns = {name: [entry[name] for entry in book.entries] for name in names}
             kept = await m.all(_IMPORT, {**columns, "owner": m.owner})
             removed: list[Any] = []
@@ -230,7 +118,7 @@ class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
             added = sum(row.added for row in kept)
             return pb.ImportPriceBookResponse(
                 added=added, updated=len(kept) - added, removed=len(removed), refused=len(book.errors),
-                errors=[pb.LineError(**asdict(fault)) for fault in book.errors[:MAX_ERRORS]],
+                errors=[pb.LineError(**asdict(fault)) for fault in book.errors[:_MAX_ERRORS]],
             )  # fmt: skip
 
         return await self._db.mutate(request, pb.ImportPriceBookResponse, work)

@@ -85,6 +85,7 @@ def test_values_keep_their_units_and_places() -> None:
         ({"features": [{"name": "zip", "at": {"x": 0.5, "y": 0.5}}]}, "features[0].view"),
         ({"closeups": [{"name": "cuff", "view": "front", "at": {"x": 0.5}}]}, "closeups[0].at.y"),
         ({"price": {"msrp": 10, "currency": "euro"}}, "price.currency"),
+        ({"price": {"msrp": 1.1e8, "currency": "IDR"}}, "price.msrp"),
         ({"market": {"currency": "EUR"}}, "market"),
         ({"care": ["x"] * 501}, "care"),
         ([], ""),
@@ -92,6 +93,12 @@ def test_values_keep_their_units_and_places() -> None:
 )
 def test_a_bad_field_is_refused_by_its_path(value: Any, path: str) -> None:
     assert refused(value).path == path
+
+
+def test_money_may_be_of_a_currency_with_many_noughts() -> None:
+    market = {"currency": "IDR", "price": 99_999_999.9999}
+    stated = parse_facts({"price": {"msrp": 25_000_000, "currency": "IDR"}, "market": market})
+    assert stated.price and stated.market and (stated.price.msrp, stated.market.price) == (25e6, 99_999_999.9999)
 
 
 def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
