@@ -32,7 +32,16 @@ Handler = Callable[[Any, Any], Any]
 
 
 class Undecodable:
-    """Stands for a request that isn't a message of the declared type, so that it gets a declared answer."""
+    """Stands for a request that can't be read, so that it gets a declared answer: `problem`, with what to do."""
+
+    def __init__(self, error: Exception) -> None:
+        # The decoder's words are all that tells these apart.
+        if isinstance(error, RecursionError) or "MaxDepth" in str(error):
+            self.problem = "the request is nested too deeply; free JSON may have 32 levels, flatten what has more"
+        elif "UTF-8" in str(error):
+            self.problem = "the request holds a text that isn't UTF-8; encode it so, or send it as bytes where bytes go"
+        else:
+            self.problem = "the request is not a message of the declared type; generate the stubs anew"
 
 
 def method_descriptor(path: str) -> descriptor.MethodDescriptor:
@@ -174,7 +183,7 @@ def check(request: Any) -> None:
     """Enforces the constraints that stand on the fields. Raises INVALID_FIELD: with up to 20 violations of a small
     request, with the first of a large one, whose thousands of violations would occupy the server for long."""
     if isinstance(request, Undecodable):
-        raise errors.invalid("", "the request is not a message of the declared type; generate the stubs anew")
+        raise errors.invalid("", request.problem)
     try:
         violations = protovalidate.collect_violations(request, fail_fast=True)
         if violations and request.ByteSize() <= _SMALL_REQUEST_BYTES:
@@ -236,7 +245,7 @@ def _forgiving(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def decode_or_mark(data: bytes) -> Any:
         try:
             return decode(data)
-        except (message.DecodeError, RecursionError, ValueError):
-            return Undecodable()
+        except (message.DecodeError, RecursionError, ValueError) as error:
+            return Undecodable(error)
 
     return decode_or_mark

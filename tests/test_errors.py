@@ -119,6 +119,33 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(house: Suite) -> 
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
+def part(tag: int, data: bytes) -> bytes:
+    """A field that holds bytes, on the wire."""
+    size, length = bytearray(), len(data)
+    while length > 127:
+        size.append(length & 127 | 128)
+        length >>= 7
+    return bytes([tag, *size, length]) + data
+
+
+@pytest.mark.parametrize("levels", [34, 200])
+async def test_json_that_is_nested_too_deeply_is_called_so(house: Suite, levels: int) -> None:
+    value = part(0x1A, b"x")
+    for _ in range(levels - 1):
+        value = part(0x2A, part(0x0A, part(0x0A, b"a") + part(0x12, value)))
+    metadata = part(0x0A, part(0x0A, b"a") + part(0x12, value))
+    request = part(0x12, NEVER.encode()) + part(0x22, part(0x0A, b"metadata")) + part(0x3A, metadata)
+    call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/UpdateAsset")
+    refused = await calls.refusal(call(request))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and "32 levels" in refused.text
+
+
+async def test_text_that_is_not_utf8_is_called_so(house: Suite) -> None:
+    call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    refused = await calls.refusal(call(part(0x0A, b"\xff")))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and "isn't UTF-8" in refused.text
+
+
 # Overload, deadlines
 
 

@@ -141,6 +141,20 @@ def test_seo_is_put_together_from_the_facts_and_scores_give_reasons(sharp: Path)
     assert nameless["scores"]["overall"]["score"] < seo["scores"]["overall"]["score"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "title"),
+    [
+        ("Chat shirt", "hat", "Chat shirt hat in red"), ("Tired hat", "Hat", "Tired hat in red"),
+        ("Sun hats, red", "hat", "Sun hats, red"), ("赤い帽子", "帽子", "赤い帽子 in red"),
+        ("Be\u0301ret", "b\u00e9ret", "Be\u0301ret in red"),
+    ],
+)  # fmt: skip
+def test_a_title_leaves_out_only_what_the_name_says(sharp: Path, name: str, kind: str, title: str) -> None:
+    product = {"name": name, "subcategory": kind}
+    stated = parse_facts({"product": product, "materials": [{"part": "all", "material": "felt", "colour": "red"}]})
+    assert ran("seo", sharp, stated).result["title"] == title
+
+
 def test_a_slug_keeps_the_letters_of_any_script(sharp: Path) -> None:
     def slug(name: str) -> str | None:
         found = analyse("seo", [], parse_facts({"product": {"name": name}})).result["slug"]

@@ -95,9 +95,9 @@ def _title(facts: Facts) -> str | None:
     if not (product.name or kind):
         return None
     named = product.name or ""
-    parts = [product.brand, product.name, None if kind and kind.lower() in named.lower() else kind]
+    parts = [product.brand, product.name, None if kind and _says(named, kind) else kind]
     colour = next((m.colour for m in facts.materials if m.colour), None)
-    if colour and colour.lower() not in named.lower():
+    if colour and not _says(named, colour):
         parts.append(f"in {colour}")
     title = ""
     for part in parts:
@@ -105,6 +105,15 @@ def _title(facts: Facts) -> str | None:
         if len(candidate) <= TITLE_LENGTH:
             title = candidate
     return title or _cut(named or kind or "", TITLE_LENGTH)
+
+
+def _says(text: str, word: str) -> bool:
+    """Whether a text holds a word, or its plural: `Chat shirt` doesn't say `hat`, `Sun hats` does. In scripts without
+    capitals, many of which put no space between words, anywhere in the text."""
+    text, word = (unicodedata.normalize("NFC", each).casefold() for each in (text, word))
+    if word.upper() == word:
+        return word in text
+    return re.search(rf"(?<!\w){re.escape(word)}(?:e?s)?(?!\w)", text) is not None
 
 
 def _description(facts: Facts, limit: int) -> str | None:
@@ -148,7 +157,7 @@ def _title_score(title: str | None, facts: Facts) -> dict[str, Any]:
     for label, value in (("brand", facts.product.brand), ("name", facts.product.name)):
         if not value:
             score["reasons"].append(f"{label}: not supplied")
-        elif value not in title:
+        elif not _says(title, value):
             score["reasons"].append(f"the {label} didn't fit")
         else:
             continue
