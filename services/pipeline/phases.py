@@ -1,6 +1,7 @@
 """Phases: starting, stopping, retrying, and outside runners that claim them."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -155,12 +156,14 @@ def checked_value(value: Any, number: int, field: str) -> dict[str, Any]:
     return made
 
 
-async def check_usable(m: Mutation, phase: Any, value: dict[str, Any], field: str) -> None:
-    """INVALID_ARGUMENT if the phases that build on this value would refuse it as facts."""
-    if phase.number > 2:
-        return
+async def check_usable(
+    m: Mutation, phase: Any, value: dict[str, Any], field: str, said: Mapping[str, Any] | None = None
+) -> None:
+    """INVALID_ARGUMENT if the phases that build on this value would refuse it as facts. `said`: what a reviewer said
+    in it."""
+    kind = records.VALUES[phase.number]
     product = await m.one("SELECT name, model, facts FROM products WHERE id = %s", (phase.product_id,))
-    made = rules.facts_for(product, value.get(records.VALUES[1], {}), value.get(records.VALUES[2], {}))
+    made = rules.facts_for(product, {phase.number: value[kind]}, {phase.number: said or {}})
     check_facts(facts_message(made), field)
 
 

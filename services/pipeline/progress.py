@@ -40,6 +40,10 @@ _OPEN_REVIEW = """
     VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase_id)s, %(phase)s, %(value)s, %(confidence)s, %(evidence)s)
     RETURNING *
 """
+_EDITS = """
+    SELECT phase, model_value, reviewer_value, effective_value FROM reviews
+    WHERE product_id = %s AND state = 'edited' ORDER BY decided_at, id
+"""
 _STAMPED = {
     "running": "UPDATE phases SET started_at = now() WHERE id = %s RETURNING *",
     "stopped": "UPDATE phases SET stopped_at = now() WHERE id = %s RETURNING *",
@@ -65,6 +69,17 @@ async def lock_phase(m: Mutation, product_id: UUID, number: int) -> Any:
     if row is None:
         raise errors.not_found("product", product_id)
     return row
+
+
+async def what_people_said(m: Mutation, product_id: UUID) -> dict[int, dict[str, Any]]:
+    """By phase the fields that reviewers decided on, see rules.ByPhase."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in await m.all(_EDITS, (product_id,)):
+        model, reviewer, effective = (
+            stored[records.VALUES[row.phase]] for stored in (row.model_value, row.reviewer_value, row.effective_value)
+        )
+        found[row.phase] = rules.said_in(model, reviewer, effective)
+    return found
 
 
 async def move(m: Mutation, phase: Any, to: str, **columns: Any) -> Any:
@@ -147,9 +162,14 @@ class Progress:
         Called within the transaction of that move, before anything tells of it: watchers see the result first.
         Returns the result's row.
         """
+        said = await what_people_said(m, phase.product_id)
+        kind = records.VALUES[phase.number]
+        value = finding.value[kind]
+        if finding.source != "reviewer":
+            value = rules.standing(phase.number, value, said)
         kept = {
             "owner": m.owner, "product_id": phase.product_id, "phase": phase.number,
-            "value": Jsonb(dict(finding.value)), "confidence": finding.confidence,
+            "value": Jsonb({kind: value}), "confidence": finding.confidence,
             "evidence": Jsonb(list(finding.evidence)),
         }  # fmt: skip
         stored = {**kept, "id": new_id(), "source": finding.source, "provider": finding.provider}
@@ -169,7 +189,10 @@ class Progress:
                 details={"provider": finding.provider, "confidence": finding.confidence},
             )  # fmt: skip
             await self._advance(m, phase)
-        about = {"confidence": finding.confidence} if phase.number == 1 else {}
+        about: dict[str, Any] = {"confidence": finding.confidence} if phase.number == 1 else {}
+        if phase.number == 1 and finding.source == "reviewer":
+            named = [name for name in ("name", "model") if name in {**value, **said.get(1, {})}]
+            about |= {name: value.get(name, "").strip() for name in named}
         await settle(m, phase.product_id, **about)
         return result
 

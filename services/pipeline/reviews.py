@@ -1,6 +1,6 @@
 """Reviews: a person decides what a model was not sure of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -88,11 +88,7 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         if request.decision == pb.REVIEW_DECISION_APPROVE:
             columns["effective_value"] = Jsonb(review.model_value)
         if request.decision == pb.REVIEW_DECISION_EDIT:
-            reviewer = checked_value(request.value, review.phase, "value")
-            mask = list(request.update_mask.paths)
-            effective = _merged(review.model_value, reviewer, mask, records.VALUES[review.phase])
-            await check_usable(m, phase, effective, "value")
-            columns |= {"reviewer_value": Jsonb(reviewer), "effective_value": Jsonb(effective)}
+            columns |= await _edit(m, request, review, phase)
         state = _DECIDED[request.decision]
         row = await states.advance(m, rules.REVIEW_STATES, "reviews", review.id, state, **columns)
         await records.publish_review(m, row)
@@ -136,11 +132,23 @@ async def _open(m: Mutation, review_id: UUID) -> Any:
     return review
 
 
-def _merged(model: Mapping[str, Any], reviewer: Mapping[str, Any], mask: Sequence[str], kind: str) -> dict[str, Any]:
-    """JSON of a PhaseValue: the model's with the reviewer's fields in it."""
+async def _edit(m: Mutation, request: pb.SubmitReviewRequest, review: Any, phase: Any) -> dict[str, Any]:
+    """What the reviewer said, and what counts then. INVALID_ARGUMENT if that is nothing new, or of no use."""
+    kind, mask = records.VALUES[review.phase], list(request.update_mask.paths)
+    _check_mask(mask, kind)
+    model, given = review.model_value[kind], checked_value(request.value, review.phase, "value")[kind]
+    effective = rules.effective(model, given, mask)
+    if effective == model:
+        text = "changes nothing of what the model said; set what is to change, or APPROVE it as it is"
+        raise errors.invalid("value", text)
+    reviewer = {**dict.fromkeys(mask), **given}  # None: emptied
+    await check_usable(m, phase, {kind: effective}, "value", rules.said_in(model, reviewer, effective))
+    return {"reviewer_value": Jsonb({kind: reviewer}), "effective_value": Jsonb({kind: effective})}
+
+
+def _check_mask(mask: Sequence[str], kind: str) -> None:
     known = getattr(result_pb2.PhaseValue(), kind).DESCRIPTOR.fields_by_name
     for index, name in enumerate(mask):
         if name not in known:
             text = f"{name[:60]!r} is not a field of {kind}; there are {', '.join(known)}"
             raise errors.invalid(f"update_mask.paths[{index}]", text)
-    return {kind: rules.effective(model[kind], reviewer[kind], mask)}

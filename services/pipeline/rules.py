@@ -83,30 +83,99 @@ def effective(model: Mapping[str, Any], reviewer: Mapping[str, Any], mask: Seque
     return kept | {name: value for name, value in reviewer.items() if name in mask}
 
 
-def facts_for(product: Any, analysis: Mapping[str, Any], market: Mapping[str, Any]) -> dict[str, Any]:
-    """The caller's facts with what the first two phases found: for the phases after them, in shared.facts' plain form.
+ByPhase = Mapping[int, Mapping[str, Any]]
+"""Fields of phases' values. Of `said`, which is what people said in their edits: those that they decided on, None for
+one that they emptied."""
 
-    `product` is the row; `analysis` and `market` are effective values of phases 1 and 2, or empty. What a phase left
-    out stays as it was stated; market data that the caller stated is kept.
+_SAME = {
+    1: ("name", "model", "condition", "condition_details"),
+    2: ("brand", "category"),
+    3: ("description", "keywords"),
+}  # fmt: skip
+_LISTED = ("title", "description", "category", "subcategory", "condition", "condition_details")
+_PRICES = ("price", "competitive_price")
+_CONFIRMED = "confirmed"  # a price's source: a person
+
+
+def said_in(model: Mapping[str, Any], reviewer: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reviewer said: each field that left the review changed, or that the reviewer named as it is."""
+    changed = [name for name in {**model, **effective} if model.get(name) != effective.get(name)]
+    repeated = [name for name, value in reviewer.items() if effective.get(name) == value]
+    return {name: effective.get(name) for name in (*changed, *repeated)}
+
+
+def facts_for(product: Any, values: ByPhase, said: ByPhase) -> dict[str, Any]:
+    """The facts that the next phase is given, in shared.facts' plain form: the caller's, with what the phases before
+    found, with what people said of it.
+
+    `product` is the row; `values` are effective values by phase. What a phase left out stays as it was stated, and so
+    does market data that the caller stated; what a person said counts before both.
     """
-    named = {"name": product.name, "model": product.model}
-    categories = dict(zip(("category", "subcategory"), analysis.get("categories", ()), strict=False))
-    brands = dict(zip(("brand",), analysis.get("brands", ()), strict=False))
-    found = {name: analysis.get(name) for name in ("name", "model", "condition", "condition_details")}
-    words = {name: value for part in (named, categories, brands, found) for name, value in part.items() if value}
-    facts = {**product.facts, "product": {**product.facts.get("product", {}), **words}}
-    if not facts["product"]:
-        del facts["product"]
-    offered = _market_facts(market)
-    return {"market": offered, **facts} if offered else facts
+    words = {**product.facts.get("product", {}), **_set({"name": product.name, "model": product.model})}
+    words |= _set(_words(1, values.get(1, {})))
+    words = _set(words | _words_said(said))
+    market = _market(product.facts.get("market"), values.get(2, {}), said.get(2, {}))
+    price = said.get(2, {}).get("msrp")
+    price = {"msrp": price["amount"], "currency": price["currency"]} if price else product.facts.get("price")
+    return _set({**product.facts, "product": words, "market": market, "price": price})
 
 
-def _market_facts(market: Mapping[str, Any]) -> dict[str, Any]:
-    best = market.get("marketplace", {})
-    prices = {"price": best.get("price"), "competitive_price": market.get("competitive_price")}
-    stated = {name: price["amount"] for name, price in prices.items() if price}
-    if not stated:
-        return {}
-    currency = next(price["currency"] for price in prices.values() if price)
-    place = {"marketplace": best["marketplace"]} if best.get("marketplace") else {}
-    return {"currency": currency, **place, **stated}
+def standing(number: int, found: Mapping[str, Any], said: ByPhase) -> dict[str, Any]:
+    """What a phase found, with what people said in the phases before wherever both speak of the same thing."""
+    before = {phase: fields for phase, fields in said.items() if phase < number}
+    words = _words_said(before)
+    if number == 2:  # what the market doesn't say stays unsaid
+        return {**found, **{name: words[name] for name in _SAME[2] if words.get(name) and found.get(name)}}
+    if number != 4:
+        return dict(found)
+    if "title" in before.get(3, {}):
+        words["title"] = before[3]["title"]
+    listed = {name: words[name] for name in _LISTED if name in words}
+    if price := before.get(2, {}).get("msrp"):
+        listed |= {"price": price, "price_source": _CONFIRMED}
+    return _set({**found, **listed})
+
+
+def _words_said(said: ByPhase) -> dict[str, Any]:
+    """As facts about the product; the later phase's word counts, None where a person wants none."""
+    return {name: word for number in sorted(said) for name, word in _words(number, said[number]).items()}
+
+
+def _words(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
+    """A phase's fields as facts about the product; None where a field that is there holds no such word.
+
+    That the market says nothing (phase 2) is no word about the product.
+    """
+    words = {name: value[name] for name in _SAME.get(number, ()) if name in value and (value[name] or number != 2)}
+    if number == 1 and "brands" in value:
+        words["brand"] = next(iter(value["brands"] or ()), None)
+    if number == 1 and "categories" in value:
+        both = [*(value["categories"] or []), None, None]
+        words |= {"category": both[0], "subcategory": both[1]}
+    return words
+
+
+def _market(stated: Any, market: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is known of the market: what a person said, else what was stated, else what was found.
+
+    Amounts are never converted: those of another currency than the first are left out.
+    """
+    parts = {"marketplace": ("price", "marketplace"), "competitive_price": ("competitive_price",)}
+    persons = [part for field, names in parts.items() if field in said for part in names]
+    if stated and not persons:
+        return dict(stated)
+    found = {**(market.get("marketplace") or {}), "competitive_price": market.get("competitive_price")}
+    known = found
+    if stated:
+        prices = {name: {"amount": stated[name], "currency": stated["currency"]} for name in _PRICES if name in stated}
+        known = {"marketplace": stated.get("marketplace"), **prices, **{name: found.get(name) for name in persons}}
+    priced = [name for name in sorted(_PRICES, key=lambda name: name not in persons) if known.get(name)]
+    if not priced:
+        return None
+    currency = known[priced[0]]["currency"]
+    amounts = {name: known[name]["amount"] for name in priced if known[name]["currency"] == currency}
+    return {"currency": currency, **amounts, **_set({"marketplace": known.get("marketplace")})}
+
+
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value}

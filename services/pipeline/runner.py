@@ -35,14 +35,15 @@ _LATE = """
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a product when a phase begins. `values`: what earlier phases found, by phase."""
+    """What is known of a product when a phase begins."""
 
     product: Any
     images: Sequence[Any]  # primary first
-    values: Mapping[int, Mapping[str, Any]]
+    values: rules.ByPhase  # what earlier phases found
+    said: rules.ByPhase  # what people said of it
 
     def facts(self) -> dict[str, Any]:
-        return rules.facts_for(self.product, self.values.get(1, {}), self.values.get(2, {}))
+        return rules.facts_for(self.product, self.values, self.said)
 
 
 class PhaseRunner:
@@ -72,7 +73,8 @@ class PhaseRunner:
                 "SELECT * FROM product_images WHERE product_id = %(id)s ORDER BY is_primary DESC, position", wanted
             )
             results = await m.all("SELECT phase, value FROM results WHERE product_id = %(id)s", wanted)
-        return Known(product, images, {row.phase: row.value[records.VALUES[row.phase]] for row in results})
+            said = await progress.what_people_said(m, product_id)
+        return Known(product, images, {row.phase: row.value[records.VALUES[row.phase]] for row in results}, said)
 
     async def _analyse(self, attempt: Attempt, known: Known) -> Outcome:
         """Phases 1, 3 and 4: an analysis of `conversions`."""
