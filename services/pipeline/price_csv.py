@@ -169,7 +169,7 @@ def _table(lines: Sequence[str]) -> tuple[int, "_Table"]:
 
 
 def _known_columns(header: str, separator: str) -> int:
-    return sum(folded(cell.strip('"')) in COLUMNS for cell in header.split(separator))
+    return sum(folded(cell.strip().strip('"')) in COLUMNS for cell in header.split(separator))
 
 
 def _check_header(names: Sequence[str], line: int, separator: str) -> None:
