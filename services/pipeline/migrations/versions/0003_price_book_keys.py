@@ -11,7 +11,7 @@ from psycopg.rows import namedtuple_row
 from services.pipeline.price_csv import KEYS, MAX_KEY_BYTES, folded
 
 revision = "0003_price_book_keys"
-down_revision = "0001_first_tables"
+down_revision = "0002_job_waits"
 
 _SAME = " AND ".join(f"{name}_key = %({name}_key)s" for name in KEYS)
 _TWIN = f"owner = %(owner)s AND {_SAME} AND id <> %(id)s"
