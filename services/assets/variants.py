@@ -23,7 +23,7 @@ from shared.storage import ObjectNotFound, Storage
 TASK = "make_variants"
 QUEUE = "images"
 # The original is at fault, so that trying again with the same bytes changes nothing.
-UNDECODABLE = (str(Reason.CORRUPT), str(Reason.TYPE_NOT_ALLOWED))
+UNDECODABLE = (str(Reason.CORRUPT), str(Reason.NOT_SUPPORTED), str(Reason.TYPE_NOT_ALLOWED))
 _PRIORITY_FOR_OTHERS = (jobs.FRESH + jobs.BACKFILL) // 2
 _MOST_FOR_OTHERS = 20  # of one owner's variants that others wait for; owners of public images aren't to be flooded
 _LONGEST_WAIT_SECONDS = 20.0

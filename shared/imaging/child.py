@@ -12,12 +12,13 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from typing import TypeVar
 
 from shared import logs
-from shared.imaging.model import MEBIBYTE, ImageRejected, Reason
+from shared.imaging.model import MEBIBYTE, ImageRejected, NotUnderstood, Reason
 
 T = TypeVar("T")
 
@@ -74,6 +75,28 @@ def corrupt() -> ImageRejected:
         Reason.CORRUPT,
         "The file is damaged or cut short and can't be decoded completely. Export it again and resend it.",
     )
+
+
+def unsupported(what: str, instead: str) -> ImageRejected:
+    """Of a file that isn't damaged as far as can be told; `what` names its form, with an article."""
+    return ImageRejected(Reason.NOT_SUPPORTED, f"The file is {what}, which can't be read here. {instead}")
+
+
+@contextmanager
+def nothing_unforeseen(step: str) -> Iterator[None]:
+    """Turns what nobody thought of into a refusal: the same file would end the same way, however often it is sent."""
+    import pyvips
+
+    try:
+        yield
+    except (ImageRejected, OSError, MemoryError, pyvips.Error):
+        raise
+    except Exception as error:
+        raise NotUnderstood(
+            Reason.NOT_SUPPORTED,
+            f"Something in the file isn't understood here ({type(error).__name__} while it was {step}). Export it again"
+            " as an ordinary JPEG or PNG, send that, and tell the operator of this file.",
+        ) from error
 
 
 def too_expensive() -> ImageRejected:

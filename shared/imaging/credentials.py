@@ -42,7 +42,9 @@ def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
     except c2pa.C2paError as error:
         elsewhere = str(error).startswith("Remote:")  # the file only points at one
         return None if elsewhere else Credentials(state="unreadable")
-    except (ValueError, RecursionError):
+    except OSError:
+        raise
+    except Exception:  # whatever the library stumbles over is in the manifest
         return Credentials(state="unreadable")
 
 

@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pikepdf
 import pyvips
 
 from shared.imaging import credentials
-from shared.imaging.child import corrupt
-from shared.imaging.decode import LOADERS, open_page
+from shared.imaging.child import corrupt, nothing_unforeseen
+from shared.imaging.decode import open_page, open_picture
 from shared.imaging.measure import measure
 from shared.imaging.model import MEBIBYTE, Facts, ImageRejected, Limits, Reason
+from shared.imaging.places import says_where
 from shared.imaging.sniff import HEAD_BYTES, HEIC, PDF, refuse_polyglot, sniff
 from shared.imaging.source_type import read_packet
+from shared.imaging.support import refuse_unsupported
+from shared.imaging.whole import prove_whole
 
 _ALIASES = {
     "image/jpg": "image/jpeg",
@@ -25,9 +27,10 @@ _ALIASES = {
     "application/x-pdf": PDF,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_GPS_TAG = 34853
+_METADATA = ("exif-data", "xmp-data", "iptc-data")
 
 
+@nothing_unforeseen("verified")
 def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts:
     """See `shared.imaging.inspect`."""
     size = path.stat().st_size
@@ -41,7 +44,7 @@ def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts
         return Facts(kind="pdf", mime_type=PDF, size=size, pages=_count_pdf_pages(path, limits))
     refuse_polyglot(path, mime)
     try:
-        return _inspect_image(path, mime, size, limits)
+        return _inspect_image(path, mime, limits)
     except pyvips.Error as error:
         if mime == HEIC:  # it opens without an HEVC decoder and fails at the first pixel
             raise ImageRejected(
@@ -50,34 +53,35 @@ def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts
         raise
 
 
-def _inspect_image(path: Path, mime: str, size: int, limits: Limits) -> Facts:
-    facts = _read_header(path, mime, size)
+def _inspect_image(path: Path, mime: str, limits: Limits) -> Facts:
+    content = path.read_bytes()
+    refuse_unsupported(content, mime)
+    facts, blocks = _read_header(path, mime, len(content))
     if facts.pages > limits.frames:
         raise ImageRejected(
             Reason.TOO_MANY_FRAMES,
             f"The picture has {facts.pages} frames or pages; at most {limits.frames} are accepted. Send fewer.",
         )
     _check_pixels(path, facts, limits)
-    if mime == "image/tiff" and _tiff_points_to_gps(path, facts.pages):
-        facts = replace(facts, has_location=True)
+    facts = replace(facts, has_location=says_where(content, blocks, mime))
     if facts.has_location and not limits.locations:
         raise ImageRejected(
             Reason.HAS_LOCATION,
-            "The picture says where it was taken, which isn't kept here. Remove its EXIF and XMP, and send it again.",
+            "The picture says where it was taken, which isn't kept here. Remove its EXIF, XMP and IPTC data, and send"
+            " it again.",
         )
-    _prove_whole(path, mime, facts.pages)
+    prove_whole(path, content, mime, facts.pages)
     return replace(facts, may_have_manifest=credentials.may_be_in(path), measures=measure(path))
 
 
-def _read_header(path: Path, mime: str, size: int) -> Facts:
-    """Everything but the measures. The image must not outlive this function: WebP's holds room for all pixels."""
-    header = open_page(path)
-    if header.get("vips-loader") != LOADERS[mime]:
-        raise _mismatch(mime, "something else")
+def _read_header(path: Path, mime: str, size: int) -> tuple[Facts, list[bytes]]:
+    """Everything but the measures, and the metadata as the decoder found it. The image must not outlive this function:
+    WebP's holds room for all pixels."""
+    header = open_picture(path)
     orientation = header.get("orientation") if header.get_typeof("orientation") else 1
     width, height = (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
-    xmp: bytes = header.get("xmp-data") if header.get_typeof("xmp-data") else b""
-    return Facts(
+    blocks = {name: header.get(name) for name in _METADATA if header.get_typeof(name)}
+    facts = Facts(
         kind="image",
         mime_type=mime,
         size=size,
@@ -87,26 +91,9 @@ def _read_header(path: Path, mime: str, size: int) -> Facts:
         orientation=orientation if 1 <= orientation <= 8 else 1,
         has_alpha=bool(header.hasalpha()),
         has_icc_profile=header.get_typeof("icc-profile-data") != 0,
-        has_location=b"GPSLatitude" in xmp or any("GPSLatitude" in name for name in header.get_fields()),
-        source_type=read_packet(xmp) if xmp else "",
+        source_type=read_packet(blocks.get("xmp-data", b"")),
     )
-
-
-def _tiff_points_to_gps(path: Path, pages: int) -> bool:
-    """Looks through the directories itself: libvips shows no EXIF of a TIFF."""
-    content = path.read_bytes()
-    order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(content[at : at + size], order)
-
-    at = number(4, 4)
-    for _ in range(pages):
-        entries = number(at, 2)
-        if any(number(at + 2 + index * 12, 2) == _GPS_TAG for index in range(entries)):
-            return True
-        at = number(at + 2 + entries * 12, 4)
-    return False
+    return facts, list(blocks.values())
 
 
 def _check_bytes(size: int, limit: int) -> None:
@@ -157,25 +144,6 @@ def _check_side(width: int, height: int, limits: Limits) -> None:
             f"The picture has {width:,} x {height:,} pixels; at most {limits.side:,} are accepted on the longer side. "
             "Scale it down.",
         )
-
-
-def _prove_whole(path: Path, mime: str, pages: int) -> None:
-    """Decode everything once, row by row, so that damage anywhere shows.
-
-    JPEG and WebP are scaled to an eighth while decoding: every coefficient is still read, only pixels are saved, and
-    in WebP the memory for them. The other formats have no such shortcut that would look at all bytes.
-    """
-    if mime == "image/jpeg":
-        open_page(path, shrink=8).avg()
-    elif mime == "image/webp":
-        open_page(path, n=-1, scale=1 / 8).avg()
-    elif mime == "image/gif":
-        open_page(path, n=-1).avg()
-    elif mime == "image/png":
-        open_page(path).avg()
-    else:
-        for page in range(pages):
-            open_page(path, page=page).avg()
 
 
 def _count_pdf_pages(path: Path, limits: Limits) -> int:

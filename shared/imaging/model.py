@@ -16,6 +16,7 @@ class Reason(StrEnum):
     TYPE_MISMATCH = "TYPE_MISMATCH"
     VIDEO_NOT_SUPPORTED = "VIDEO_NOT_SUPPORTED"
     HEIC_NOT_SUPPORTED = "HEIC_NOT_SUPPORTED"
+    NOT_SUPPORTED = "NOT_SUPPORTED"
     ACTIVE_CONTENT = "ACTIVE_CONTENT"
     EXECUTABLE = "EXECUTABLE"
     TOO_MANY_BYTES = "TOO_MANY_BYTES"
@@ -42,6 +43,10 @@ class ImageRejected(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+class NotUnderstood(ImageRejected):
+    """Nobody foresaw this file: the sender can send another, and the operator is to see the cause in the log."""
 
 
 @dataclass(frozen=True, slots=True)

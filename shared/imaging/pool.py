@@ -13,6 +13,7 @@ from typing import TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from shared.imaging.child import prepare, run_job, too_expensive
+from shared.imaging.model import NotUnderstood
 from shared.turns import Turns
 
 T = TypeVar("T")
@@ -52,7 +53,10 @@ class ImagingPool:
         memory, crashed or was killed; whatever else the function raised; `RuntimeError` when the pool is closed or
         children can't be started. A job may run twice: a child that is told to stop (SIGTERM) is replaced once.
         """
-        from shared import auth  # not above: what children are forked from imports this module, and shall stay small
+        # Not above: what children are forked from imports this module, and shall stay small.
+        import structlog
+
+        from shared import auth
 
         async with self._turns.slot(auth.current_share()):
             if self._closed:
@@ -60,6 +64,9 @@ class ImagingPool:
             child = self._idle.pop()
             try:
                 return await child.call(function, args, timeout)
+            except NotUnderstood as refusal:
+                structlog.get_logger("imaging").error("a file isn't understood", cause=str(refusal.__cause__))
+                raise
             finally:
                 self._idle.append(child)
 

@@ -16,6 +16,42 @@ HEIC = "image/heic"
 ALLOWED = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "image/tiff", PDF)
 
 _RESEND = "Send JPEG, PNG, WebP, AVIF, GIF, TIFF or PDF."
+_EXPORT = "Export it as JPEG, PNG or TIFF, and send that."
+_DEVELOP = "Develop it and send a JPEG, PNG or TIFF."
+# What people take for a picture that any program opens, by its first bytes.
+_OTHERS = (
+    (0, (b"II+\0", b"MM\0+"), "a BigTIFF", "Save it as an ordinary TIFF, and send that."),
+    (8, (b"CR\2\0",), "a camera's raw file (CR2)", _DEVELOP),
+    (0, (b"FUJIFILMCCD-RAW",), "a camera's raw file (RAF)", _DEVELOP),
+    (0, (b"IIRO", b"IIRS", b"MMOR"), "a camera's raw file (ORF)", _DEVELOP),
+    (0, (b"IIU\0",), "a camera's raw file (RW2)", _DEVELOP),
+    (4, (b"ftypcrx ",), "a camera's raw file (CR3)", _DEVELOP),
+    (0, (b"8BPS\0\1",), "a Photoshop document (PSD)", _EXPORT),
+    (0, (b"8BPS\0\2",), "a large Photoshop document (PSB)", _EXPORT),
+    (0, (b"gimp xcf",), "a GIMP document (XCF)", _EXPORT),
+    (0, (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "a JPEG 2000", _EXPORT),
+    (0, (b"\0\0\0\x0cJXL ", b"\xff\x0a"), "a JPEG XL", _EXPORT),
+    (0, (b"II\xbc\x01",), "a JPEG XR", _EXPORT),
+    (0, (b"v/1\1",), "an OpenEXR picture", _EXPORT),
+    (0, (b"#?RADIANCE", b"#?RGBE"), "a Radiance HDR picture", _EXPORT),
+    (0, (b"BM",), "a BMP", _EXPORT),
+    (0, (b"\0\0\1\0", b"\0\0\2\0"), "an icon or a cursor (ICO, CUR)", _EXPORT),
+    (0, (b"icns",), "an icon (ICNS)", _EXPORT),
+    (0, (b"qoif",), "a QOI picture", _EXPORT),
+    (0, (b"DDS ",), "a DDS texture", _EXPORT),
+    (0, (b"\x8aMNG", b"\x8bJNG"), "an MNG or a JNG", _EXPORT),
+    (0, (b"BPG\xfb",), "a BPG", _EXPORT),
+    (0, (b"FLIF",), "a FLIF", _EXPORT),
+    (0, (b"\x0a\x05\x01\x08",), "a PCX", _EXPORT),
+    (0, tuple(b"P%d%c" % (kind, blank) for kind in range(1, 8) for blank in b"\n\r \t"), "a Netpbm picture", _EXPORT),
+    (0, (b"PF\n", b"Pf\n"), "a PFM picture", _EXPORT),
+    (0, (b"AT&TFORM",), "a DjVu document", "Export its pages as pictures, or the whole as a PDF."),
+    (0, (b"%!PS", b"\xc5\xd0\xd3\xc6"), "PostScript (EPS)", "Export it as a PDF or as a picture."),
+    (0, (b"\xd7\xcd\xc6\x9a", b"\1\0\x09\0"), "a Windows metafile (WMF)", _EXPORT),
+    (40, (b" EMF",), "a Windows metafile (EMF)", _EXPORT),
+    (0, (b"SIMPLE  =",), "a FITS file", _EXPORT),
+    (128, (b"DICM",), "a DICOM file", _EXPORT),
+)
 _EXECUTABLE_HEADS = (
     b"\x7fELF",
     b"MZ",
@@ -31,7 +67,7 @@ _ARCHIVES = {
 }
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_OTHER_BRANDS = {b"mif1", b"msf1", b"crx ", b"M4A ", b"M4B "}
+_OTHER_BRANDS = {b"mif1", b"msf1", b"M4A ", b"M4B "}
 _MARKUP = re.compile(rb"<(?:script|html|iframe)[\s>/]|<!doctype\s+html|<\?php\s", re.IGNORECASE)
 
 
@@ -40,6 +76,9 @@ def sniff(head: bytes) -> str:
 
     Raises ImageRejected for everything else, with a reason of its own for what people send by mistake or malice.
     """
+    for at, marks, name, advice in _OTHERS:
+        if head.startswith(marks, at):
+            raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"The file is {name}, which is not accepted. {advice}")
     if head[4:8] == b"ftyp":
         return _iso_media(head)
     if head.startswith(_EXECUTABLE_HEADS):

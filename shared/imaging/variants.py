@@ -7,6 +7,7 @@ from typing import Any
 
 import pyvips
 
+from shared.imaging.child import nothing_unforeseen
 from shared.imaging.decode import load_scaled
 from shared.imaging.model import Format, ImageRejected, Preset, Reason, Variant
 from shared.imaging.sniff import HEAD_BYTES, PDF, sniff
@@ -15,6 +16,7 @@ from shared.imaging.source_type import packet
 _EXTENSIONS: dict[Format, str] = {"webp": ".webp", "avif": ".avif", "jpeg": ".jpg", "png": ".png"}
 
 
+@nothing_unforeseen("made smaller")
 def write_variants(path: Path, presets: Sequence[Preset], directory: Path, source_type: str) -> list[Variant]:
     """See `shared.imaging.make_variants`."""
     with open(path, "rb") as file:

@@ -12,7 +12,7 @@ from atelier.assets.v1 import asset_pb2, provenance_pb2, provenance_pb2_grpc, va
 from shared.imaging.source_type import packet
 from tests import calls
 from tests.assets import flows
-from tests.shared.imaging import pictures, signing
+from tests.shared.imaging import located, pictures, signing
 from tests.suite import Client, Suite, browser
 
 PUBLIC = asset_pb2.VISIBILITY_PUBLIC
@@ -137,23 +137,9 @@ async def test_every_image_has_its_facts(house: Suite, ada: Client, suffix: str,
     assert not (facts.has_location or film.facts.has_location)
 
 
-def with_place(suffix: str, said_by: str) -> bytes:
-    if (suffix, said_by) == (".tiff", "exif"):
-        return pictures.tiff_with_place()
-    image = pictures.plain(60, 80, 9, 99, 199).copy()
-    if said_by == "exif":
-        image.set_type(pyvips.GValue.gstr_type, "exif-ifd3-GPSLatitude", "52/1 31/1 12/1")
-    else:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", b'<x:xmpmeta exif:GPSLatitude="52,31N"/>')
-    return bytes(image.write_to_buffer(suffix))
-
-
-@pytest.mark.parametrize("said_by", ["exif", "xmp"])
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif", ".tiff"])
-async def test_an_original_that_says_where_it_was_taken_is_told_of(
-    house: Suite, ada: Client, suffix: str, said_by: str
-) -> None:
-    data = with_place(suffix, said_by)
+@pytest.mark.parametrize("name", ["jpeg: exif", "png: raw profile exif", "tiff: exif, second page", "avif: xmp"])
+async def test_an_original_that_says_where_it_was_taken_is_told_of(house: Suite, ada: Client, name: str) -> None:
+    data = located.LOCATED[name]
     asset = await flows.upload(ada, data, mime_type=filetype.guess_mime(data))
     assert asset.facts.has_location
 
@@ -162,8 +148,8 @@ async def test_originals_that_say_where_they_were_taken_are_refused_where_that_i
     atelier.overrides["refuse_locations"] = True
     await atelier.serve("assets")
     ada = atelier.client("ada")
-    for suffix in (".jpg", ".tiff"):
-        data = with_place(suffix, "exif")
+    for name in ("jpeg: exif, the second segment", "gif: xmp", "tiff: iptc"):
+        data = located.LOCATED[name]
         refused = await calls.refusal(flows.upload(ada, data, mime_type=filetype.guess_mime(data)))
         assert (refused.reason, refused.metadata["rejection"]) == ("UPLOAD_REJECTED", "HAS_LOCATION")
         kept = atelier.storage.root.rglob(f"{refused.metadata['asset_id']}/original/*")

@@ -13,7 +13,7 @@ from shared.storage import Storage, open_disk, read_secret
 from tests import calls
 from tests.assets import flows
 from tests.receiver import receiving, replying
-from tests.shared.imaging import pictures
+from tests.shared.imaging import pictures, tiffs
 from tests.suite import Client, Suite, browser
 
 _numbers = iter(range(10_000))
@@ -29,6 +29,8 @@ LIARS: dict[str, tuple[bytes, str, str]] = {
     "PDF announced as JPEG": (pictures.pdf(), "image/jpeg", "TYPE_MISMATCH"),
     "a truncated picture": (_JPEG[: len(_JPEG) // 2], "image/jpeg", "CORRUPT"),
     "only a head": (_JPEG[:24], "image/jpeg", "CORRUPT"),
+    "a TIFF that no decoder here knows": (tiffs.coded(34925, b"?" * 900), "image/tiff", "NOT_SUPPORTED"),
+    "a TIFF with a tile of noise": (tiffs.coded(5, *[bytes(range(256))] * 4), "image/tiff", "CORRUPT"),
     "2.5 gigapixels": (pictures.png_bomb(), "image/png", "TOO_MANY_PIXELS"),
     "5,000 frames": (pictures.long_gif(), "image/gif", "TOO_MANY_FRAMES"),
     "HEIC": (pictures.HEIC, "image/heic", "HEIC_NOT_SUPPORTED"),

@@ -25,6 +25,7 @@ HEIC = base64.b64decode(
     "AAAAEAAAAAEAAAAQAAAAAf///9AAAAAC////0AAAAAIAAAAQcGl4aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYECAwWEAAAAMm1kYXQAAAAm"
     "KAGvGSFeQkDvXaW//34+/1mF/iVbfKZKppcE14iZCwOBgI2RnTg="
 )
+INTEGER, BLOB = pyvips.GValue.gint_type, pyvips.GValue.blob_type
 HTML = b"<html><script>alert(1)</script></html>"
 
 
@@ -70,7 +71,7 @@ def png_bomb(side: int = 50_000) -> bytes:
     packer = zlib.compressobj(1)
     packed = b"".join(packer.compress(row * 1000) for _ in range(side // 1000)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 def thread_png(height: int = 49_000_000) -> bytes:
@@ -78,7 +79,7 @@ def thread_png(height: int = 49_000_000) -> bytes:
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(bytes(2 * (height // 10))) for _ in range(10)) + packer.flush()
     header = struct.pack(">IIBBBBB", 1, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 def hard_png(side: int = 4000) -> bytes:
@@ -105,23 +106,6 @@ def jpeg(width: int = 64, height: int = 48) -> bytes:
 
 def png(width: int = 64, height: int = 48) -> bytes:
     return bytes(textured(width, height).pngsave_buffer())
-
-
-def tiff_with_place() -> bytes:
-    """A TIFF of two pages, the second of which points to GPS data."""
-    pages = plain(60, 160, 9, 99, 199).copy()
-    pages.set_type(pyvips.GValue.gint_type, "page-height", 80)
-    content = bytes(pages.tiffsave_buffer())
-    link = 4
-    for _ in range(2):  # the last page's directory is written anew, at the end
-        [at] = struct.unpack_from("<I", content, link)
-        [entries] = struct.unpack_from("<H", content, at)
-        last, link = link, at + 2 + entries * 12
-    place = struct.pack("<HHHII", 1, 0, 1, 4, 0x0302) + bytes(4)
-    directory = struct.pack("<H", entries + 1) + content[at + 2 : link]
-    pointer = struct.pack("<HHII", 34853, 4, 1, len(content)) + bytes(4)
-    moved = struct.pack("<I", len(content) + len(place))
-    return content[:last] + moved + content[last + 4 :] + place + directory + pointer
 
 
 def with_comment(content: bytes, comment: bytes) -> bytes:
@@ -178,7 +162,7 @@ def matrix_profile(red: Any, green: Any, blue: Any, gamma: float) -> bytes:
     return (head + bytes(28) + illuminant).ljust(128, b"\0") + body
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 

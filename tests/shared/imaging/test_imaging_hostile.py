@@ -62,7 +62,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], Reason]] = {
     "heic in an avif wrapper": (
         "image/avif",
         lambda: pictures.HEIC.replace(b"ftypheic", b"ftypavif"),
-        Reason.CORRUPT,
+        Reason.NOT_SUPPORTED,
     ),
     "endless brand list": ("image/avif", lambda: b"\xff\xff\xff\xf0ftypmp42" + bytes(8), Reason.VIDEO_NOT_SUPPORTED),
     "png named jpeg": ("image/jpeg", pictures.png, Reason.TYPE_MISMATCH),
