@@ -51,8 +51,8 @@ def inspect(path: Path, declared_type: str | None = None, limits: Limits = DEFAU
     """Check a file from outside and say what it is. Deterministic; the file is only read.
 
     `declared_type` is the media type that the sender claimed; None, "" and "application/octet-stream" claim
-    nothing. The content decides: magic bytes choose the type, the header is held against `limits` before a
-    pixel is decoded, then every page is decoded once to prove that the file is whole.
+    nothing. The content decides: magic bytes choose the type, the header must announce a form that can be read, and is
+    held against `limits`, before a pixel is decoded; then every page is decoded once to prove that the file is whole.
 
     Raises `ImageRejected` with the reason; `OSError` when the file can't be read.
     """
@@ -69,7 +69,8 @@ def make_variants(path: Path, presets: Sequence[Preset], directory: Path, source
     an XMP packet of ours. It is never enlarged. Transparency is kept,
     on white where the format is JPEG. Of an animation or a document of several pages the first one is used.
 
-    Raises `ImageRejected` (CORRUPT, TOO_EXPENSIVE, TYPE_NOT_ALLOWED for a PDF), `OSError` when writing fails.
+    Raises `ImageRejected` (CORRUPT, NOT_SUPPORTED, TOO_EXPENSIVE, TYPE_NOT_ALLOWED for a PDF), `OSError` when writing
+    fails.
     """
     from shared.imaging.variants import write_variants
 

@@ -105,7 +105,8 @@ class Facts:
     A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and it gets no variants,
     because libvips is built without a PDF renderer. width and height are pixels of the first frame after `orientation`
     (EXIF, 1..8, 1 is upright) was applied. `pages` counts frames of an animation, too. `source_type` is the IPTC
-    digital source type that its XMP states, "" if none. `has_location`: its EXIF or XMP says where it was taken.
+    digital source type that its XMP states, "" if none. `has_location`: something in the file says where it was taken
+    (`shared.imaging.places` says what a place is). `has_alpha`: the file declares transparency.
     `may_have_manifest`: without it there is no use in `read_credentials`.
     """
 

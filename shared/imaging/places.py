@@ -25,7 +25,7 @@ _GPS_PLACES = {2, 4, 6, 20, 22, 28}  # latitude, longitude, altitude, those of t
 _IIM_PLACES = {bytes((2, kind)) for kind in (26, 27, 90, 92, 95, 100, 101)}
 _IIM = 33723  # the tag
 _IIM_MARK, _IIM_RESOURCE = b"\x1c", b"8BIM\4\4"
-_MOST_ENTRIES = 1 << 20
+_MOST_ENTRIES = 1 << 18  # of directories and of IPTC; no picture has as many
 _UNPACKED = 16 << 20
 
 _UNENDED_PACKET = 1 << 16
