@@ -173,9 +173,10 @@ def jpeg(**options: object) -> bytes:
     return bytes(pictures.textured(96, 64).jpegsave_buffer(**options))
 
 
-def without_scan(content: bytes, number: int) -> bytes:
+def scans(content: bytes, count: int) -> bytes:
+    """A JPEG with its first scans alone, and its end."""
     starts = [*(found.start() for found in re.finditer(b"\xff\xda", content)), len(content) - 2]
-    return content[: starts[number]] + content[starts[number + 1] :]
+    return content[: starts[count]] + content[-2:]
 
 
 def cut_gif() -> bytes:
@@ -206,9 +207,9 @@ DEFLATED = zlib.compress(bytes(96 * 128 * 3))
 HALVES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "JPEG, an end too soon": ("image/jpeg", lambda: jpeg()[:2000] + b"\xff\xd9"),
     "JPEG, no end": ("image/jpeg", lambda: jpeg()[:-2]),
-    "JPEG, a colour without its scan": ("image/jpeg", lambda: without_scan(jpeg(interlace=True), 1)),
-    "JPEG, details without their scan": ("image/jpeg", lambda: without_scan(jpeg(interlace=True), 4)),
-    "JPEG, only the first scan": ("image/jpeg", lambda: jpeg(interlace=True).split(b"\xff\xda")[0] + b"\xff\xd9"),
+    "JPEG, only the first scan": ("image/jpeg", lambda: scans(jpeg(interlace=True), 1)),
+    "JPEG, details of the colours missing": ("image/jpeg", lambda: scans(jpeg(interlace=True), 4)),
+    "JPEG, the last scan missing": ("image/jpeg", lambda: scans(jpeg(interlace=True), -2)),
     "JPEG, an interval left out": (
         "image/jpeg",
         lambda: re.sub(b"\xff\xd1.*?(?=\xff\xd2)", b"", jpeg(restart_interval=6), count=1, flags=re.DOTALL),
