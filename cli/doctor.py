@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psycopg
+from pydantic import ValidationError
 
 from cli.state import State
 from cli.suite import is_serving, login_url, ports
@@ -27,6 +28,10 @@ class Check:
 def run(state: State) -> Iterator[Check]:
     yield _disk(state)
     yield from _keys(state)
+    settings = _settings()
+    yield settings
+    if not settings.passed:
+        return
     serving = [name for name in SERVICES if is_serving(ports()[name])]
     for name in SERVICES:
         passed = name in serving
@@ -42,6 +47,17 @@ def _disk(state: State) -> Check:
     free = shutil.disk_usage(place).free
     passed = free > _ENOUGH_DISK
     return Check("disk", passed, f"{free // 1024**3} GB free", "" if passed else f"make room on the disk of {place}")
+
+
+def _settings() -> Check:
+    for name in SERVICES:
+        try:
+            load(name)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            setting = f"ATELIER_{'_'.join(map(str, wrong['loc'])).upper()}"
+            return Check("settings", False, f"{setting} of {name}: {wrong['msg']}", "`atelier settings` explains each")
+    return Check("settings", True, "valid")
 
 
 def _keys(state: State) -> Iterator[Check]:

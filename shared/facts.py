@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from shared import plain_yaml
+from shared import figures, plain_yaml
 
 MAX_ITEMS = 500
 MAX_LINE = 300
@@ -387,19 +387,19 @@ class _Table:
     def positive(self, key: str, most: float = MAX_NUMBER) -> float | None:
         value = self._number(key, most)
         if value is not None and value <= 0:
-            raise FactsError(self._at(key), f"{value:g} must be greater than 0")
+            raise FactsError(self._at(key), f"{figures.number(value)} must be greater than 0")
         return value
 
     def not_negative(self, key: str) -> float | None:
         value = self._number(key)
         if value is not None and value < 0:
-            raise FactsError(self._at(key), f"{value:g} must not be negative")
+            raise FactsError(self._at(key), f"{figures.number(value)} must not be negative")
         return value
 
     def fraction(self, key: str) -> float | None:
         value = self._number(key)
         if value is not None and not 0 <= value <= 1:
-            raise FactsError(self._at(key), f"{value:g} is not a fraction of the picture (0..1)")
+            raise FactsError(self._at(key), f"{figures.number(value)} is not a fraction of the picture (0..1)")
         return value
 
     def _number(self, key: str, most: float = MAX_NUMBER) -> float | None:
@@ -410,7 +410,7 @@ class _Table:
             raise FactsError(self._at(key), f"must be a number, not {_kind(value)}")
         # Compared before converting: an integer of a thousand digits does not fit into a float.
         if not -most <= value <= most:
-            raise FactsError(self._at(key), f"must be a finite number of at most {most:g}")
+            raise FactsError(self._at(key), f"must be a finite number of at most {most:,.0f}")
         return float(value)
 
     def _one_of(self, key: str, allowed: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ A value is read from `ATELIER_<SERVICE>_<NAME>`, else `ATELIER_<NAME>`, else a f
 directory ATELIER_SECRETS_DIR, else the default.
 """
 
+import os
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from pydantic_settings import (
 SERVICES = ("assets", "conversions", "pipeline", "techfiles")
 PORTS = {"assets": 50051, "conversions": 50052, "pipeline": 50053, "techfiles": 50054}
 STORAGE_HTTP_PORT = 50080
+_FONT_HEADS = (b"\x00\x01\x00\x00", b"OTTO", b"ttcf", b"true")
 
 
 class VariantPreset(BaseModel):
@@ -38,6 +40,25 @@ class VariantPreset(BaseModel):
 def networks(text: str) -> list[IPv4Network | IPv6Network]:
     """'10.1.0.0/16, fd00::/8' as networks. Raises ValueError."""
     return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def fonts(text: str) -> list[Path]:
+    """'/usr/share/fonts/noto:/srv/House.ttf' as paths. Raises ValueError for what isn't there or has no font in it."""
+    paths = [Path(part) for part in text.split(os.pathsep) if part]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} isn't there; name folders or files of fonts, separated by {os.pathsep}")
+        if not any(_is_font(file) for file in ([path] if path.is_file() else sorted(path.rglob("*")))):
+            raise ValueError(f"{path} has no TTF, OTF or TTC font that can be read")
+    return paths
+
+
+def _is_font(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in _FONT_HEADS
+    except OSError:
+        return False
 
 
 class Settings(BaseSettings):
@@ -116,6 +137,13 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = Field(SecretStr(""), description="access key")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="secret key")
 
+    # Print: tech packs and documents
+    fonts: str = Field(
+        "",
+        description="folders and files of fonts (TTF, OTF, TTC) for scripts that the bundled fonts lack, separated by"
+        " colons; of several that have a character the first prints it",
+    )
+
     # Out to addresses that callers name: webhooks, imports by URL
     outbound_allowed_networks: str = Field(
         "", description="networks, such as 10.1.0.0/16, separated by commas, that may be called although not public"
@@ -193,6 +221,12 @@ class Settings(BaseSettings):
     conversions_address: str = Field("127.0.0.1:50052", description="where conversions answers")
     pipeline_address: str = Field("127.0.0.1:50053", description="where pipeline answers")
 
+    @field_validator("fonts")
+    @classmethod
+    def _are_fonts(cls, text: str) -> str:
+        fonts(text)
+        return text
+
     @field_validator("outbound_allowed_networks")
     @classmethod
     def _are_networks(cls, text: str) -> str:
@@ -219,7 +253,6 @@ class Settings(BaseSettings):
 
 def load(service: str) -> Settings:
     """The settings of one service, from the environment. Raises pydantic.ValidationError naming the setting."""
-    import os
 
     class Of(Settings):
         model_config = SettingsConfigDict(title=service, secrets_dir=os.environ.get("ATELIER_SECRETS_DIR"))

@@ -4,10 +4,12 @@ A service brings a template and a JSON file with what to say; this is what they 
 child process. The compiler is loaded there, when a Press is made; servers and workers themselves do without it.
 """
 
+import io
 import json
 import re
+import resource
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +19,22 @@ import filetype
 PICTURE_TYPES = frozenset({"jpg", "png", "gif", "webp"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _FORGOTTEN_AFTER = 10  # compilations that don't need it, after which the compiler gives up what it keeps
+# What a child process may have beyond its usual limit, which is for the pictures of strangers. A million letters in
+# tables beside five hundred marks on pictures take 650 MB in all.
+_MORE_MEMORY = 512 * 1024 * 1024
+_MOST_NAMED = 100  # missing characters; a text of them would make a warning of thousands
+
+# Scripts that are broken between any two characters, or at words that the compiler knows: Thai to Khmer, then Chinese,
+# Japanese and Korean. Anything else that isn't a space holds together, the no-break space, too.
+_RUN = (
+    r"[^ \n\u200b\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+_STEP = 4  # characters between two places where a long run may break
+_LONGEST_CLUSTER = 24  # characters that are one sign on paper, such as a family of emoji; a longer one may break, too
+_MOST_MARKS = 4  # on one letter: more than any script needs
+_JOINER = "\u200d"
+_CARRIER = "\u25cc"  # the dotted circle, on which marks without a letter stand
+_NEW_LINES = str.maketrans({"\t": " ", "\u2028": "\n", "\u2029": "\n"})
 
 
 class CannotPrint(Exception):
@@ -26,23 +44,25 @@ class CannotPrint(Exception):
 class Press:
     """The compiler, shut into the directory `root`.
 
-    Writes `template` there, and fonts.json, the families to name in it: Open Sans, then those of `font_directories`,
-    then what comes with the compiler.
+    Writes `template` there, and fonts.json, the families to name in it: Open Sans, then those of `fonts` (folders or
+    files, see shared.settings) as they come, then what comes with the compiler. Fonts that have gone meanwhile are
+    missing glyphs, not a failure.
     """
 
-    def __init__(self, root: Path, template: Path, font_directories: Sequence[Path] = ()) -> None:
+    def __init__(self, root: Path, template: Path, fonts: Sequence[Path] = ()) -> None:
         import typst
 
+        _allow_memory()
         self._root = root
         self._scratch = root / "scratch.pdf"
         self._template = template.name
         bundled = str(files("ttf_opensans").joinpath("ttf"))
-        extra = [str(directory) for directory in font_directories]
-        self._fonts = typst.Fonts(include_system_fonts=False, font_paths=[bundled, *extra])
-        own = typst.Fonts(include_system_fonts=False, include_embedded_fonts=False, font_paths=extra)
+        folders = [str(_folder(path, root / f"fonts-{number}")) for number, path in enumerate(fonts)]
+        self._fonts = typst.Fonts(include_system_fonts=False, font_paths=[bundled, *folders])
         # Serif and mono come with the compiler and have Hebrew and Arabic; the caller's fonts go before them.
-        families = ["Open Sans", *sorted(set(own.families())), "Libertinus Serif", "DejaVu Sans Mono"]
-        (root / "fonts.json").write_text(json.dumps(families), encoding="utf-8")
+        own = [family for folder in folders for family in _families(folder)]
+        names = list(dict.fromkeys(["Open Sans", *own, "Libertinus Serif", "DejaVu Sans Mono"]))
+        (root / "fonts.json").write_text(json.dumps(names), encoding="utf-8")
         (root / self._template).write_bytes(template.read_bytes())
 
     def print(self, target: Path, made_at: datetime) -> None:
@@ -69,7 +89,7 @@ class Press:
         return True
 
     def missing_glyphs(self, text: str) -> str:
-        """The characters of `text` that no font has, each once.
+        """A sentence about the characters of `text` that no font has, each once; empty if there are none.
 
         Only the archival profile of the compiler refuses a missing glyph, and it names it; so every character
         is set once in a document that is thrown away.
@@ -84,7 +104,7 @@ class Press:
             self._compile("characters.typ", self._scratch, _EPOCH, archival=True)
         except CannotPrint as error:
             named = "".join(re.findall(r'the text `"(.+?)"` could not be displayed', error.args[0]))
-            return "".join(c for c in suspects if c in named)
+            return _said("".join(c for c in suspects if c in named))
         return ""
 
     def _compile(self, source: str, target: Path, made_at: datetime, archival: bool = False) -> None:
@@ -108,33 +128,125 @@ class Press:
             raise CannotPrint(error.diagnostic) from None
 
 
+def _allow_memory() -> None:
+    """For the job of this child process; the next one begins with the usual limit again."""
+    limit, most = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_AS, (limit + _MORE_MEMORY, most))
+
+
+def _folder(path: Path, link: Path) -> Path:
+    """The compiler reads folders only: a file stands in one of its own, by a link."""
+    if path.is_dir():
+        return path
+    link.mkdir()
+    (link / path.name).symlink_to(path.resolve())
+    return link
+
+
+def _families(folder: str) -> list[str]:
+    import typst
+
+    fonts = typst.Fonts(include_system_fonts=False, include_embedded_fonts=False, font_paths=[folder])
+    return sorted(set(fonts.families()))
+
+
 def link_pictures(pictures: Mapping[str, Path], root: Path) -> dict[str, str]:
     """Gives every JPEG, PNG, GIF or WebP file a name of ours in `root`, which never comes from a caller. What is none
-    of these has no key in the answer."""
+    of these, or a JPEG that can't be decoded, has no key in the answer."""
     shown = {}
     for number, (key, path) in enumerate(sorted(pictures.items())):
         kind = filetype.guess(path) if path.is_file() else None
-        if kind is not None and kind.extension in PICTURE_TYPES:
-            shown[key] = f"picture-{number:03}.{kind.extension}"
+        if kind is None or kind.extension not in PICTURE_TYPES:
+            continue
+        name = f"picture-{number:04}"
+        if kind.extension == "jpg" and (page := _page_of_jpeg(path)):
+            shown[key] = f"{name}.pdf"
+            (root / shown[key]).write_bytes(page)
+        else:
+            shown[key] = f"{name}.{kind.extension}"
             (root / shown[key]).symlink_to(path.resolve())
     return shown
 
 
+def _page_of_jpeg(path: Path) -> bytes:
+    """A PDF page of the size of the picture, with the JPEG as it is. The compiler copies what stands on the page, where
+    it would hold a picture decoded: forty of 1,600 pixels in 30 MB, not 300. Empty for one that it has to look at
+    itself: damaged, lying on its side, or of other colours than grey and RGB."""
+    import pikepdf
+    import pyvips
+
+    try:
+        image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="warning")
+        image.avg()
+    except pyvips.Error:
+        return b""
+    spaces = {"b-w": pikepdf.Name.DeviceGray, "srgb": pikepdf.Name.DeviceRGB}
+    upright = "orientation" not in image.get_fields() or image.get("orientation") == 1
+    if image.interpretation not in spaces or not upright:
+        return b""
+    pdf = pikepdf.new()
+    page = pdf.add_blank_page(page_size=(image.width, image.height))
+    pixels = pdf.make_stream(
+        path.read_bytes(), Type=pikepdf.Name.XObject, Subtype=pikepdf.Name.Image, Width=image.width,
+        Height=image.height, ColorSpace=spaces[image.interpretation], BitsPerComponent=8,
+        Filter=pikepdf.Name.DCTDecode,
+    )  # fmt: skip
+    page.Resources = pikepdf.Dictionary(XObject=pikepdf.Dictionary(Picture=pixels))
+    page.Contents = pdf.make_stream(b"%d 0 0 %d 0 0 cm /Picture Do" % (image.width, image.height))
+    target = io.BytesIO()
+    pdf.save(target, deterministic_id=True)
+    return target.getvalue()
+
+
 def tidy(text: str) -> str:
-    """NFC, without what can't be set or would make a text read as another; lines are kept, the ends are trimmed."""
-    tidied = unicodedata.normalize("NFC", text).replace("\t", " ")
+    """NFC, without what can't be set or would make a text read as another; lines are kept, the ends are trimmed. Marks
+    piled on one letter are set apart on carriers, where they can be seen and cover nothing."""
+    tidied = unicodedata.normalize("NFC", text).translate(_NEW_LINES)
     if not tidied.isprintable():
         tidied = "".join(c for c in tidied if c == "\n" or _is_printable(c))
-    return tidied.strip()
+    return ("".join(_unpiled(tidied)) if not tidied.isascii() else tidied).strip()
+
+
+def _unpiled(text: str) -> Iterator[str]:
+    marks = 0
+    for character in text:
+        marks = marks + 1 if unicodedata.combining(character) or unicodedata.category(character) == "Me" else 0
+        if marks > _MOST_MARKS:
+            yield _CARRIER
+            marks = 1
+        yield character
 
 
 def breakable(text: str, longest: int) -> str:
-    """Lets a run without a space that is longer than `longest` break anywhere, or it would leave its column."""
-    return re.sub(rf"(\S{{{longest}}})(?=\S)", "\\1\u200b", text)
+    """Lets a run without a space that is longer than `longest` break every few characters, or it would leave its
+    column. Words of scripts that are written without spaces break by themselves."""
+    return re.sub(rf"{_RUN}{{{longest + 1},}}", lambda run: "".join(_pieces(run[0])), text)
+
+
+def _pieces(run: str) -> Iterator[str]:
+    """The run with a break after every few characters, but none between a letter and its marks."""
+    since, before = 0, ""
+    for character in run:
+        if since >= _LONGEST_CLUSTER or (since >= _STEP and before != _JOINER and not _belongs_to_last(character)):
+            yield "\u200b"
+            since = 0
+        yield character
+        since, before = since + 1, character
+
+
+def _belongs_to_last(character: str) -> bool:
+    is_mark = unicodedata.category(character)[0] == "M"
+    return is_mark or character == _JOINER or "\U0001f3fb" <= character <= "\U0001f3ff"
 
 
 def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in ("Cf", "Zs", "Zl", "Zp") or "\ufe00" <= character <= "\ufe0f"
+
+
+def _said(missing: str) -> str:
+    more = f" and {len(missing) - _MOST_NAMED:,} more" if len(missing) > _MOST_NAMED else ""
+    return f"{missing[:_MOST_NAMED]}{more}; no font here has them, the setting ATELIER_FONTS can name one that does"
 
 
 def _is_printable(character: str) -> bool:

@@ -71,7 +71,7 @@ from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool, Limits
 from shared.outbound import Outbound
-from shared.settings import Settings
+from shared.settings import Settings, fonts
 from shared.storage import Storage
 
 NAME = "assets"
@@ -203,7 +203,9 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
     queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run, apart=True)
-    queue.task(documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool).run)
+    queue.task(
+        documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool, fonts(settings.fonts)).run
+    )
     queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run)
     queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
     endless = (

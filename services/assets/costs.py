@@ -10,6 +10,8 @@ import yaml
 from atelier.assets.v1 import storage_report_pb2 as pb
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shared import figures
+
 GIGABYTE = 1_000_000_000
 DEFAULT_MONTHS = 12
 _FARTHEST_MONTHS = 120
@@ -128,10 +130,11 @@ def recommendation(prices: Prices, crossed: Sequence[pb.MoveThreshold]) -> str:
         soonest = min((t.months_until_crossed for t in crossed if t.HasField("months_until_crossed")), default=None)
         when = "none will be within ten years" if soonest is None else f"one will be in {soonest} months"
         return f"No threshold for moving from {moving.backend} to {moving.to} is crossed; at this growth {when}."
+    stored, sent, cost = map(figures.number, (moving.stored_gb, moving.sent_gb_per_month, moving.monthly_cost))
     names = {
-        pb.MOVE_REASON_STORAGE: f"more than {moving.stored_gb:g} GB are stored",
-        pb.MOVE_REASON_BANDWIDTH: f"more than {moving.sent_gb_per_month:g} GB a month are sent",
-        pb.MOVE_REASON_COST: f"{moving.backend} would cost more than {moving.monthly_cost:g} {prices.currency} a month",
+        pb.MOVE_REASON_STORAGE: f"more than {stored} GB are stored",
+        pb.MOVE_REASON_BANDWIDTH: f"more than {sent} GB a month are sent",
+        pb.MOVE_REASON_COST: f"{moving.backend} would cost more than {cost} {prices.currency} a month",
     }
     why = ", ".join(names[reason] for reason in reached)
     return (

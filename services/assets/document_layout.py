@@ -14,7 +14,7 @@ from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
-from shared import typesetting
+from shared import figures, typesetting
 
 TEMPLATE = Path(__file__).with_name("document_template.typ")
 KINDS = {"checklist": "Checklist", "renovation_plan": "Renovation plan"}
@@ -24,11 +24,6 @@ _LONGEST_WORD = 40
 _LONGEST_WORD_OF = {"title": 28, "room": 11, "responsible": 11, "prepared_for": 20, "prepared_by": 20}
 _LONGEST_WORD_IN_COLUMN = 16  # of the schedule and the budget
 _EXACT = Context(prec=100)  # more digits than a thousand of the longest amounts need
-_NO_MINOR_UNIT = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
-_MINOR_DIGITS = {
-    **dict.fromkeys(_NO_MINOR_UNIT.split(), 0),
-    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
-}
 _WEEKS_UP_TO = 70  # days of a schedule that is divided into weeks; a longer one is into months, then into years
 _MONTHS_UP_TO = 900
 _LABEL_SHARE = 0.12  # of the line, that a tick's label takes
@@ -45,7 +40,7 @@ class Imprint:
 
 
 def render_pdf(
-    content: Mapping[str, Any], imprint: Imprint, pictures: Mapping[str, Path], target: Path
+    content: Mapping[str, Any], imprint: Imprint, pictures: Mapping[str, Path], target: Path, fonts: Sequence[Path] = ()
 ) -> Sequence[str]:
     """Writes the PDF, and returns what it could not show as given: `missing glyphs: ..`, `picture: ..`.
 
@@ -53,7 +48,7 @@ def render_pdf(
     """
     with tempfile.TemporaryDirectory(prefix="document-") as name:
         root = Path(name)
-        press = typesetting.Press(root, TEMPLATE)
+        press = typesetting.Press(root, TEMPLATE, fonts)
         shown = typesetting.link_pictures(pictures, root)
         text = _write(content, imprint, shown, root)
         try:
@@ -276,8 +271,8 @@ def _amount(line: Mapping[str, Any]) -> Decimal:
 def _line(line: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "description": _narrow(line.get("description", "")), "quantity": _quantity(line), "currency": line["currency"],
-        "price": money(Decimal(line["unit_price"]), line["currency"]),
-        "amount": money(_amount(line), line["currency"]),
+        "price": figures.money(line["unit_price"], line["currency"], grouped=True),
+        "amount": figures.money(_amount(line), line["currency"], grouped=True),
     }  # fmt: skip
 
 
@@ -287,12 +282,7 @@ def _sums(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     add: Callable[[Decimal, Decimal], Decimal] = _EXACT.add
     for line in lines:
         totals[line["currency"]] = add(totals.get(line["currency"], Decimal()), _amount(line))
-    return [{"currency": currency, "amount": money(total, currency)} for currency, total in totals.items()]
-
-
-def money(amount: Decimal, currency: str) -> str:
-    """Exact, with at least the currency's usual digits after the point: 1234.5 EUR is `1,234.50`."""
-    digits = _MINOR_DIGITS.get(currency, 2)
-    exact = _EXACT.plus(amount).normalize(_EXACT)  # plus: there is no minus zero
-    after = max(digits, -int(exact.as_tuple().exponent))
-    return f"{exact:,.{after}f}".replace("-", "\u2212")
+    return [
+        {"currency": currency, "amount": figures.money(total, currency, grouped=True)}
+        for currency, total in totals.items()
+    ]

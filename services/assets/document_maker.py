@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ _MOST_WARNINGS = 100
 
 
 class DocumentMaker:
-    def __init__(self, db: Database, storage: Storage, pool: ImagingPool) -> None:
+    def __init__(self, db: Database, storage: Storage, pool: ImagingPool, fonts: Sequence[Path] = ()) -> None:
+        self._fonts = fonts
         self._db = db
         self._storage = storage
         self._pool = pool
@@ -37,7 +39,13 @@ class DocumentMaker:
             row = attempt.row
             imprint = document_layout.Imprint(row.kind, row.number, row.created_at)
             odd = await self._pool.run(
-                document_layout.render_pdf, row.content, imprint, pictures, pdf, timeout=_RENDER_SECONDS
+                document_layout.render_pdf,
+                row.content,
+                imprint,
+                pictures,
+                pdf,
+                self._fonts,
+                timeout=_RENDER_SECONDS,
             )
             return await self._store(attempt, pdf, [*gone, *odd][:_MOST_WARNINGS])
         except ImageRejected as refusal:  # of the renderer: the pictures were READY one by one

@@ -23,7 +23,7 @@ from shared.calls import Peers
 from shared.db import Database
 from shared.events import EventStream
 from shared.imaging import ImagingPool
-from shared.settings import Settings
+from shared.settings import Settings, fonts
 
 NAME = "techfiles"
 EVENTS = webhooks.EventTypes(
@@ -77,7 +77,7 @@ async def work(name: str, settings: Settings) -> None:
     peers = Peers(settings, name)
     pool = ImagingPool(settings.imaging_processes)
     queue = jobs.JobQueue(db)
-    exporter = exports.Exporter(db, storage, peers, pool)
+    exporter = exports.Exporter(db, storage, peers, pool, fonts(settings.fonts))
     queue.task(exports.TASK, exports.QUEUE, exporter.run)
     queue.task(orchestrator.TASK, orchestrator.QUEUE, orchestrator.Orchestrator(db, peers, exporter).run)
     try:

@@ -5,18 +5,22 @@ Every figure comes from the facts, or is computed here between two stated points
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from atelier.assets.v1 import asset_pb2
 
-from services.techfiles import document
+from services.techfiles import document, rules
 from services.techfiles.document import Point
 from shared import facts as stated
 from shared.facts import Facts
 from shared.lengths import by_scale
 
 _WHOLE = "whole product"
+# What is stated once and printed with several pictures may have so many characters there; what is more is printed in
+# one place, to which the others refer.
+_MOST_REPEATED = 3_000
 _STEPS = {"category": "Category", "base_view": "Base view", "sketch": "Sketch", "closeup": "Close-up"}
 
 Assets = Mapping[str, asset_pb2.Asset]
@@ -37,11 +41,8 @@ def pack_of(
     return document.Pack(
         title=collection.name, created_at=created_at, product=_product(facts), collection=collection.name,
         version=version, owner=collection.owner, cover=covers[0] if covers else None, views=views,
-        sketches=tuple(_sketch(file, facts, sizes, assets) for file in by_type["sketch"]),
-        closeups=tuple(
-            document.Closeup(file.file_category, file.view_type or None, _picture(file, assets))
-            for file in by_type["closeup"]
-        ),
+        sketches=_sketches(by_type["sketch"], facts, sizes, assets),
+        closeups=_closeups(by_type["closeup"], facts, assets),
         materials=_materials(facts),
         bill_of_materials=tuple(
             document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
@@ -91,6 +92,8 @@ def _views(base_views: Sequence[Any], facts: Facts, assets: Assets) -> tuple[doc
     with the first."""
     pictures = {file.view_type: _picture(file, assets) for file in base_views}
     rows: list[stated.Dimension | stated.Feature] = [*facts.dimensions, *facts.features]
+    materials = _materials(facts)
+    repeated = len(materials) and _length(facts.materials) <= _MOST_REPEATED
     names = list(dict.fromkeys([*pictures, *(row.view for row in rows if row.view)]))
     if not names and rows:
         names = [_WHOLE]
@@ -98,10 +101,11 @@ def _views(base_views: Sequence[Any], facts: Facts, assets: Assets) -> tuple[doc
         document.View(
             name, pictures.get(name),
             tuple(document.Dimension(d.name, d.value, d.unit) for d in facts.dimensions if _belongs(d, name, names)),
-            _materials(facts),
+            materials if repeated else (),
             tuple(
                 document.Feature(f.name, f.note, _point(f.at)) for f in facts.features if _belongs(f, name, names)
             ),
+            None if repeated or not materials else "Materials",
         )
         for name in names
     )  # fmt: skip
@@ -111,14 +115,48 @@ def _belongs(row: Any, view: str, views: Sequence[str]) -> bool:
     return (row.view or views[0]) == view
 
 
+def _length(rows: Sequence[Any]) -> int:
+    """Characters of all texts of these facts."""
+    values = (getattr(row, field.name) for row in rows for field in fields(row))
+    return sum(len(value) for value in values if isinstance(value, str))
+
+
+def _closeups(files: Sequence[Any], facts: Facts, assets: Assets) -> tuple[document.Closeup, ...]:
+    """A file keeps the beginning of its close-up's name; the facts have all of it."""
+    names = {rules.shot_of(closeup.name): closeup.name for closeup in facts.closeups}
+    return tuple(
+        document.Closeup(
+            names.get(file.file_category, file.file_category), file.view_type or None, _picture(file, assets)
+        )
+        for file in files
+    )
+
+
+def _sketches(
+    files: Sequence[Any], facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
+) -> tuple[document.Sketch, ...]:
+    made: list[document.Sketch] = []
+    for file in files:
+        sketch = _sketch(file, facts, sizes, assets)
+        again = any(other.view == sketch.view for other in made)
+        if again and _length([*sketch.callouts, *sketch.measurements]) > _MOST_REPEATED:
+            sketch = document.Sketch(sketch.view, sketch.picture, described_in=f"the first sketch of the {sketch.view}")
+        made.append(sketch)
+    return tuple(made)
+
+
 def _sketch(file: Any, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets) -> document.Sketch:
     """A drawing keeps the frame of the photograph it was made from, so that places in one are places in the other."""
     features = [feature for feature in facts.features if feature.view == file.view_type]
     points = [p for p in facts.points_of_measure if p.view == file.view_type]
+    whole = sum(len(feature.note or "") for feature in features) <= _MOST_REPEATED
     return document.Sketch(
         file.view_type, _picture(file, assets),
         tuple(
-            document.Callout(number, f.at.x if f.at else None, f.at.y if f.at else None, f.name, f.note)
+            document.Callout(
+                number, f.at.x if f.at else None, f.at.y if f.at else None, f.name,
+                f.note if whole or not f.note else f"see Base views: {f.view}",
+            )
             for number, f in enumerate(features, 1)
         ),
         tuple(

@@ -5,37 +5,36 @@ gives the same bytes.
 
 A pack holds what the owner stated and what was measured from a scale the owner declared. `None`, an
 empty string and an empty tuple mean "not supplied" and are printed with those words. No figure is
-computed here, and a number is printed as it was given.
+computed here, nothing is cut, and numbers stand as shared.figures writes them.
 """
 
 import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from shared import typesetting
+from shared import figures, typesetting
+from shared.figures import Number
 
-# A float that is a whole number prints without a fraction (72.0 -> "72"); a Decimal or a string keeps its zeros.
-Number = int | float | Decimal | str
 Source = Literal["supplied", "measured from declared scale"]
 
-# Characters kept of one value; what is cut ends in an ellipsis and is reported as a warning.
-NAME_LIMIT = 200
-TEXT_LIMIT = 4_000
-_LONG_FIELDS = frozenset({"description", "note", "condition_details"})
-
-# A run without a space that is longer than this may be broken anywhere, or it would leave its column; the narrow column
-# of codes breaks sooner. That of origins is wide enough for an asset's id, which would be copied with the mark of the
-# break in it.
+# A run without a space that is longer than this may be broken anywhere; the template sees to shorter ones in narrow
+# columns. That of origins is wide enough for an asset's id, which would be copied with the mark of the break in it.
 _LONGEST_WORD = 28
-_LONGEST_WORD_OF = {"code": 12, "origin": 37}
+_LONGEST_WORD_OF = {"origin": 37}
 _UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
+
+# A line takes as much memory as a hundred letters. Beyond so many in one pack, texts of many lines are set as
+# paragraphs, with a mark where each line ends.
+_MOST_LINES = 30_000
+_MANY_LINES = 50
+_LINE_END = " \u00b6 "
 
 _TEMPLATE = Path(__file__).with_name("pack.typ")
 
@@ -100,11 +99,14 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class View:
+    """`materials_in` names the section that has the materials, where they are too many to stand with each view."""
+
     view: str
     picture: str | None = None
     dimensions: tuple[Dimension, ...] = ()
     materials: tuple[Material, ...] = ()
     features: tuple[Feature, ...] = ()
+    materials_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,13 @@ class Callout:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
+    """`described_in` names the page that has its call-outs and measurements, where they would be printed again."""
+
     view: str
     picture: str | None = None
     callouts: tuple[Callout, ...] = ()
     measurements: tuple[Dimension, ...] = ()
+    described_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,25 +221,24 @@ class Pack:
 class DocumentWarning:
     """Something the PDF could not show as given.
 
-    `missing glyphs`: detail is the characters that no available font has, each once.
-    `shortened`: detail is the path of a value that was longer than its limit.
+    `missing glyphs`: detail is the characters that no available font has, each once, and how to give one.
     `picture`: detail says which picture is not shown, and why.
     `position`: detail is the path of a point that lies outside its picture.
     """
 
-    reason: Literal["missing glyphs", "shortened", "picture", "position"]
+    reason: Literal["missing glyphs", "picture", "position"]
     detail: str
 
 
 def render_pdf(
-    pack: Pack, pictures: Mapping[str, Path], target: Path, font_directories: Sequence[Path] = ()
+    pack: Pack, pictures: Mapping[str, Path], target: Path, fonts: Sequence[Path] = ()
 ) -> list[DocumentWarning]:
     """Write `pack` to `target` as a PDF (A4 landscape) and return what could not be shown as given.
 
-    `pictures` maps the keys used in the pack to JPEG, PNG, GIF or WebP files. A JPEG is embedded as it is, so
-    about 2,000 pixels on the long side make a sharp page of moderate size; other types are decoded and compressed
-    again. All pictures are in memory, decoded, at once: thirty of 1600 x 2000 take half a gigabyte.
-    `font_directories` are searched for scripts that the bundled fonts lack (Chinese, Japanese, Korean, Thai, emoji).
+    `pictures` maps the keys used in the pack to JPEG, PNG, GIF or WebP files. A JPEG is embedded as it is and takes no
+    more memory than its file, so about 2,000 pixels on the long side make a sharp page of moderate size; other types
+    are decoded and compressed again. `fonts` are folders or files that are searched for scripts that the bundled fonts
+    lack (Chinese, Japanese, Korean, Thai, emoji).
 
     Runs in any worker process: blocking, no network, no system fonts, and the compiler reads nothing but a
     fresh directory with the template, the data and the pictures. Raises `typesetting.CannotPrint` if the template
@@ -242,7 +246,7 @@ def render_pdf(
     """
     with tempfile.TemporaryDirectory(prefix="techpack-") as name:
         root = Path(name)
-        press = typesetting.Press(root, _TEMPLATE, font_directories)
+        press = typesetting.Press(root, _TEMPLATE, fonts)
         shown = typesetting.link_pictures(pictures, root)
         unusable = [key for key in sorted(pictures) if key not in shown]
         warnings = [DocumentWarning("picture", f"{key}: not a JPEG, PNG, GIF or WebP file") for key in unusable]
@@ -267,17 +271,21 @@ def render_pdf(
 
 def _write_data(pack: Pack, shown: Mapping[str, str], root: Path, warnings: list[DocumentWarning]) -> str:
     """Write the pack as the JSON file that the template reads, and return its text."""
-    text = json.dumps(_Plain(shown, warnings).value(pack, "", ""), ensure_ascii=False)
+    lines = sum(text.count("\n") for text in _texts(asdict(pack)))
+    plain = _Plain(shown, warnings, _MANY_LINES if lines > _MOST_LINES else lines)
+    text = json.dumps(plain.value(pack, "", ""), ensure_ascii=False)
     (root / "pack.json").write_text(text, encoding="utf-8")
     return text
 
 
 class _Plain:
-    """Turns a pack into JSON values: text is data, cleaned and limited; numbers are text as given."""
+    """Turns a pack into JSON values: text is data, and cleaned; a number is the text that is printed. A text of more
+    than `most_lines` becomes a paragraph."""
 
-    def __init__(self, shown: Mapping[str, str], warnings: list[DocumentWarning]) -> None:
+    def __init__(self, shown: Mapping[str, str], warnings: list[DocumentWarning], most_lines: int) -> None:
         self._shown = shown
         self._warnings = warnings
+        self._most_lines = most_lines
 
     def value(self, value: Any, name: str, path: str) -> Any:
         match value:
@@ -285,12 +293,15 @@ class _Plain:
                 return None
             case Point() | Callout():
                 return self._placed(value, path)
+            case Price(amount=int() | float() | Decimal()):
+                amount = figures.money(value.amount, value.currency, grouped=False)
+                return self._record(replace(value, amount=amount), path)
             case str() if name in ("picture", "cover"):
                 return self._picture(value)
             case str():
                 return self._text(value, name, path)
             case int() | float() | Decimal():
-                return _number(value)
+                return typesetting.breakable(figures.number(value), _LONGEST_WORD)
             case datetime():
                 return value.astimezone(UTC).strftime("%Y-%m-%d")
             case tuple():
@@ -329,16 +340,16 @@ class _Plain:
             return None
         if name == "colour_hex":
             return text if re.fullmatch(r"#[0-9a-fA-F]{6}", text) else None
-        limit = TEXT_LIMIT if name in _LONG_FIELDS else NAME_LIMIT
-        if len(text) > limit:
-            self._warnings.append(DocumentWarning("shortened", path))
-            text = text[: limit - 1] + "…"
+        if text.count("\n") > self._most_lines:
+            text = _LINE_END.join(text.split("\n"))
         if name in _UNBROKEN_FIELDS:
             return text
         return typesetting.breakable(text, _LONGEST_WORD_OF.get(name, _LONGEST_WORD))
 
 
-def _number(value: float | Decimal) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return format(Decimal(repr(value)) if isinstance(value, float) else Decimal(value), "f")
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

@@ -31,7 +31,7 @@ QUEUE = "documents"
 FORMATS = Words(pb.ExportFormat, "EXPORT_FORMAT_")
 STATES = Words(pb.ExportState, "EXPORT_STATE_")
 _MOST_WARNINGS = 100
-_RENDER_SECONDS = 120.0
+_RENDER_SECONDS = 300.0  # facts at all their limits take some ten, on a free machine
 _JPEG_QUALITY = 88
 _PICTURES_AT_ONCE = 4
 _FOLDERS: Mapping[str, archive.Section] = {
@@ -108,7 +108,10 @@ async def publish(m: Mutation, row: Any) -> None:
 class Exporter:
     """Makes documents. `run` is the job of an `exports` row; a run of a tech pack calls `make` itself."""
 
-    def __init__(self, db: Database, storage: Storage, peers: Peers, pool: ImagingPool) -> None:
+    def __init__(
+        self, db: Database, storage: Storage, peers: Peers, pool: ImagingPool, fonts: Sequence[Path] = ()
+    ) -> None:
+        self._fonts = fonts
         self._db = db
         self._storage = storage
         self._peers = peers
@@ -138,7 +141,11 @@ class Exporter:
         try:
             return await self._make(export, unique, directory)
         except ImageRejected as refusal:  # of the renderer: the pictures were checked one by one
-            raise attempts.JobFailed("TOO_EXPENSIVE", "the document takes too much memory or time") from refusal
+            raise attempts.JobFailed(
+                "TOO_EXPENSIVE",
+                "the document takes too much memory or time; export it again with shorter `facts`, or with fewer files"
+                " in the collection",
+            ) from refusal
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -188,7 +195,7 @@ class Exporter:
                 warnings.append(f"picture: {asset_id}: {refusal.text}")
 
         await tasks.all_of([prepare(asset_id) for asset_id in wanted])
-        found = await self._pool.run(document.render_pdf, pack, pictures, target, timeout=_RENDER_SECONDS)
+        found = await self._pool.run(document.render_pdf, pack, pictures, target, self._fonts, timeout=_RENDER_SECONDS)
         return sorted(warnings) + [f"{warning.reason}: {warning.detail}" for warning in found]
 
     async def _page_picture(self, asset_id: str, directory: Path, side: int) -> Path:

@@ -132,7 +132,7 @@ def plan(revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Seq
         wanted = [(c.name, c.view, c.at) for c in facts.closeups] or [(f"{v} detail", v, None) for v in pictures]
         steps += [
             Step(f"closeup/{number}", "closeup", view not in pictures, view, asset_id=pictures.get(view, ""),
-                 shot=name[:200], at=(at.x, at.y) if at else None,
+                 shot=shot_of(name), at=(at.x, at.y) if at else None,
                  reason="" if view in pictures else f"no revision shows the {view}, where it is to be taken")
             for number, (name, view, at) in enumerate(wanted, 1)
         ]  # fmt: skip
@@ -141,6 +141,11 @@ def plan(revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Seq
     else:
         steps += [Step(f"sketch/{r.view}", "sketch", False, r.view, r.revision_id, r.asset_id) for r in revisions]
     return [*steps, Step("pack", "complete_pack")]
+
+
+def shot_of(name: str) -> str:
+    """What a file keeps of a close-up's name."""
+    return name[:200]
 
 
 def page_side(pictures: int) -> int:

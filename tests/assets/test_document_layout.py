@@ -3,16 +3,16 @@
 import re
 import unicodedata
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pypdf
 import pytest
 
-from services.assets.document_layout import Imprint, budget, money, render_pdf, schedule
+from services.assets.document_layout import Imprint, budget, render_pdf, schedule
 from shared.imaging import ImagingPool
 from tests.assets import flows
+from tests.fonts import one_character_font
 
 WHEN = datetime(2026, 2, 20, 9, 30, tzinfo=UTC)
 
@@ -143,16 +143,6 @@ def test_many_small_amounts_add_up_as_they_do_on_paper() -> None:
     assert not found["grouped"]
 
 
-@pytest.mark.parametrize(
-    ("amount", "currency", "shown"),
-    [("1234.5", "EUR", "1,234.50"), ("1234.567", "EUR", "1,234.567"), ("0", "EUR", "0.00"), ("5", "JPY", "5"),
-     ("5.5", "JPY", "5.5"), ("1E+3", "KWD", "1,000.000"), ("-1234567", "USD", "\u22121,234,567.00"),
-     ("-0", "EUR", "0.00")],
-)  # fmt: skip
-def test_money_is_exact_with_at_least_the_usual_digits(amount: str, currency: str, shown: str) -> None:
-    assert money(Decimal(amount), currency) == shown
-
-
 def test_a_schedule_lies_within_its_days() -> None:
     phases: list[dict[str, Any]] = [
         {"name": "a", "first": "2026-03-02", "last": "2026-03-06", "dates": ""},
@@ -220,7 +210,15 @@ def test_very_long_texts_stay_on_the_page_whole(tmp_path: Path, pictures: dict[s
 def test_right_to_left_and_missing_characters_are_told(tmp_path: Path) -> None:
     content = checklist([{"text": "שלום עולם"}, {"text": "夾克"}, {"text": "مطبخ"}], prepared_by="Жук Ψ")
     found = render_pdf(content, Imprint("checklist", 1, WHEN), {}, tmp_path / "a.pdf")
-    assert found == ["missing glyphs: 克夾"]
+    [warning] = found
+    assert warning.startswith("missing glyphs: 克夾; ") and "ATELIER_FONTS" in warning
+
+
+def test_a_font_that_is_given_is_used(tmp_path: Path) -> None:
+    font = one_character_font(tmp_path / "House.ttf", "漢")
+    target = tmp_path / "a.pdf"
+    assert render_pdf(checklist([{"text": "漢"}]), Imprint("checklist", 1, WHEN), {}, target, [font]) == []
+    assert "漢" in pypdf.PdfReader(target).pages[0].extract_text()
 
 
 def test_nothing_but_a_title_is_still_a_document(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 import pypdf
 import pytest
 import pyvips
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from services.techfiles.document import (
     BillItem,
@@ -35,6 +33,7 @@ from services.techfiles.document import (
     View,
     render_pdf,
 )
+from tests.fonts import one_character_font
 
 WHEN = datetime(2026, 11, 20, 8, 30, 10, tzinfo=UTC)
 MEASURED: Source = "measured from declared scale"
@@ -327,17 +326,13 @@ def test_the_same_pack_gives_the_same_bytes_in_any_process(pictures: dict[str, P
     assert (tmp_path / "here.pdf").read_bytes() != there
 
 
-def test_a_very_long_text_is_cut_with_an_ellipsis_and_reported(tmp_path: Path) -> None:
-    pack = Pack("Long", WHEN, product=Product(name="n" * 10_000, description="word " * 2_000), collection="c" * 10_000)
-    warnings = render_pdf(pack, {}, tmp_path / "pack.pdf")
-    assert {w.detail for w in warnings if w.reason == "shortened"} == {
-        "product.name",
-        "product.description",
-        "collection",
-    }
-    text = text_of(tmp_path / "pack.pdf").replace(" ", "")
-    assert "n" * 199 + "..." in text and "n" * 200 not in text
-    assert len(pypdf.PdfReader(tmp_path / "pack.pdf").pages) < 7
+def test_a_very_long_text_is_printed_whole(tmp_path: Path) -> None:
+    words = " ".join(f"word{n}" for n in range(2_000))
+    pack = Pack("Long", WHEN, product=Product(name="n" * 3_000, description=words), collection="c" * 3_000)
+    assert render_pdf(pack, {}, tmp_path / "pack.pdf") == []
+    text = text_of(tmp_path / "pack.pdf")
+    assert all(f"word{n}" in text for n in range(2_000))
+    assert "n" * 3_000 in text.replace(" ", "") and "c" * 3_000 in text.replace(" ", "")
 
 
 def test_forty_pictures_and_tables_over_many_pages_keep_their_headers(
@@ -377,32 +372,47 @@ def test_a_point_outside_its_picture_is_not_drawn_but_listed(pictures: dict[str,
 def test_scripts_of_the_bundled_fonts_print_and_missing_characters_are_listed(tmp_path: Path) -> None:
     name = "Jäckchen Жук Ψ שלום 夾克 漢 夾"
     warnings = render_pdf(Pack("Scripts", WHEN, product=Product(name=name)), {}, tmp_path / "pack.pdf")
-    assert warnings == [DocumentWarning("missing glyphs", "克夾漢")]
+    [warning] = warnings
+    assert warning.reason == "missing glyphs" and warning.detail.startswith("克夾漢; ")
+    assert "ATELIER_FONTS" in warning.detail
     assert "Jäckchen Жук Ψ" in text_of(tmp_path / "pack.pdf")
 
 
-def test_a_font_directory_supplies_what_the_bundled_fonts_lack(tmp_path: Path) -> None:
-    one_character_font(tmp_path / "fonts" / "House.ttf", "漢")
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_a_font_that_is_given_supplies_what_the_bundled_fonts_lack(tmp_path: Path, given: str) -> None:
+    font = one_character_font(tmp_path / "fonts" / "House.ttf", "漢")
     pack = Pack("Fonts", WHEN, product=Product(name="漢克"))
-    warnings = render_pdf(pack, {}, tmp_path / "pack.pdf", [tmp_path / "fonts"])
-    assert warnings == [DocumentWarning("missing glyphs", "克")]
+    [warning] = render_pdf(pack, {}, tmp_path / "pack.pdf", [font if given == "file" else font.parent])
+    assert warning.detail.startswith("克; ")
     assert "漢" in text_of(tmp_path / "pack.pdf")
+    assert any("House" in str(font) for font in fonts_of(tmp_path / "pack.pdf"))
 
 
-def one_character_font(path: Path, character: str) -> None:
-    pen = TTGlyphPen(None)
-    pen.moveTo((100, 0))
-    for corner in ((100, 700), (800, 700), (800, 0)):
-        pen.lineTo(corner)
-    pen.closePath()
-    font = FontBuilder(1000, isTTF=True)
-    font.setupGlyphOrder([".notdef", "one"])
-    font.setupCharacterMap({ord(character): "one"})
-    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "one": pen.glyph()})
-    font.setupHorizontalMetrics({".notdef": (900, 0), "one": (900, 100)})
-    font.setupHorizontalHeader(ascent=800, descent=-200)
-    font.setupNameTable({"familyName": "House", "styleName": "Regular", "psName": "House-Regular"})
-    font.setupOS2()
-    font.setupPost()
-    path.parent.mkdir()
-    font.save(str(path))
+def fonts_of(pdf: Path) -> set[str]:
+    """Names of the fonts that the pages use."""
+    resources = [page["/Resources"].get("/Font", {}) for page in pypdf.PdfReader(pdf).pages]
+    return {font.get_object()["/BaseFont"] for named in resources for font in named.values()}
+
+
+def test_a_text_from_right_to_left_stands_at_the_right(tmp_path: Path) -> None:
+    bill = (BillItem("שרשרת", "brass"), BillItem("zip", "brass"))
+    render_pdf(Pack("Bill", WHEN, bill_of_materials=bill), {}, tmp_path / "pack.pdf")
+    [page] = [page for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages if "zip" in page.extract_text()]
+    runs = runs_of(page)
+    hebrew = min(x for text, x, _, _ in runs if re.search("[א-ת]", text))
+    latin = min(x for text, x, _, _ in runs if text == "zip")
+    brass = min(x for text, x, _, _ in runs if text == "brass")
+    assert latin + 40 < hebrew < brass
+
+
+def test_a_price_has_the_digits_of_its_currency_and_no_number_those_of_a_float(tmp_path: Path) -> None:
+    bill = (BillItem("tape", "cotton", 0.1 + 0.2, "m"), BillItem("thread", "cotton", 1e-7, "kg"))
+    for amount, currency, shown in (
+        (129.9, "EUR", "129.90 EUR"),
+        (5000.0, "JPY", "5000 JPY"),
+        (1.5, "KWD", "1.500 KWD"),
+    ):
+        pack = Pack("Bill", WHEN, price=Price(amount, currency), bill_of_materials=bill)
+        render_pdf(pack, {}, tmp_path / "pack.pdf")
+        text = text_of(tmp_path / "pack.pdf")
+        assert shown in text and "0.3 m" in text and "0.0000001 kg" in text and "e-07" not in text and "0.30" not in text

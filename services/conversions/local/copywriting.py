@@ -5,6 +5,7 @@ import unicodedata
 from typing import Any
 
 from services.conversions.local.evidence import ramp
+from shared import figures
 from shared.facts import Facts
 
 TITLE_LENGTH = 60
@@ -69,8 +70,8 @@ def bullets(facts: Facts) -> list[str]:
     for feature in facts.features[:4]:
         note = f": {_first_sentence(feature.note)}" if feature.note else ""
         lines.append(f"{_capital(feature.name)}{note}")
-    lengths = [f"{d.name} {d.value:g} {d.unit}" for d in facts.dimensions]
-    lengths += [f"{p.name} {p.value:g} {p.unit}" for p in facts.points_of_measure if p.value is not None]
+    lengths = [f"{d.name} {figures.number(d.value)} {d.unit}" for d in facts.dimensions]
+    lengths += [f"{p.name} {figures.number(p.value)} {p.unit}" for p in facts.points_of_measure if p.value is not None]
     lines += [_capital(", ".join(lengths[:4]))] if lengths else []
     lines += [f"Care: {', '.join(facts.care)}"] if facts.care else []
     lines += [f"Condition: {facts.product.condition}"] if facts.product.condition else []
