@@ -33,7 +33,7 @@ _STEP = 4  # characters between two places where a long run may break
 _LONGEST_CLUSTER = 24  # characters that are one sign on paper, such as a family of emoji; a longer one may break, too
 _MOST_MARKS = 4  # on one letter: more than any script needs
 _JOINER = "\u200d"
-_CARRIER = "\u25cc"  # the dotted circle, on which marks without a letter stand
+_CARRIER = "\u00a0"  # a space that holds marks without a letter
 _NEW_LINES = str.maketrans({"\t": " ", "\u2028": "\n", "\u2029": "\n"})
 
 

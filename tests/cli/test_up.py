@@ -41,6 +41,14 @@ def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(atelier_comm
     assert atelier_command.left_behind() == []
 
 
+def test_the_doctor_names_a_font_that_is_not_there(atelier_command: Command) -> None:
+    atelier_command.environment["ATELIER_FONTS"] = "/nowhere/House.ttf"
+    checked = atelier_command.run("doctor")
+    assert checked.returncode == 1
+    said = " ".join((checked.stdout + checked.stderr).split())
+    assert "ATELIER_FONTS" in said and "/nowhere/House.ttf isn't there" in said
+
+
 def test_a_taken_port_is_one_line_with_the_next_step(atelier_command: Command) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(atelier_command.environment["ATELIER_TECHFILES_PORT"])))

@@ -415,4 +415,6 @@ def test_a_price_has_the_digits_of_its_currency_and_no_number_those_of_a_float(t
         pack = Pack("Bill", WHEN, price=Price(amount, currency), bill_of_materials=bill)
         render_pdf(pack, {}, tmp_path / "pack.pdf")
         text = text_of(tmp_path / "pack.pdf")
-        assert shown in text and "0.3 m" in text and "0.0000001 kg" in text and "e-07" not in text and "0.30" not in text
+        assert (
+            shown in text and "0.3 m" in text and "0.0000001 kg" in text and "e-07" not in text and "0.30" not in text
+        )

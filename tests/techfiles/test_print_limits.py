@@ -1,0 +1,148 @@
+"""Whatever the contract takes is printed, whole. The facts are made from the contract's own limits, so that a field
+that is added to it is printed too, or this fails."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pypdf
+import pytest
+from atelier.assets.v1 import asset_pb2
+from atelier.common.v1 import facts_pb2
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from services.techfiles import contents, document
+from shared import protos
+from shared.facts import parse_facts
+from shared.imaging import ImagingPool
+from tests.techfiles import flows
+
+# Not for a factory: what is wanted of a model, what other lengths follow from, what others ask for the product.
+NOT_PRINTED = {"closeups", "scales", "market"}
+WORDS = {"view": "front", "unit": "mm", "currency": "EUR"}  # of which shared.facts knows a few only
+WIDE = "W"  # the widest letter
+
+
+class Filling:
+    """Messages filled to their limits; every text ends in a number of its own."""
+
+    def __init__(self, items: int, letter: str, most: int) -> None:
+        self.items, self.letter, self.most = items, letter, most
+        self.texts: list[str] = []
+
+    def message(self, descriptor: Descriptor, only: str = "") -> dict[str, Any]:
+        fields = [field for field in descriptor.fields if only in ("", field.name)]
+        return {field.name: self.field(field) for field in fields}
+
+    def field(self, field: FieldDescriptor) -> Any:
+        rules = field.GetOptions().Extensions[validate_pb2.field]
+        if field.is_repeated:
+            count = min(self.items, rules.repeated.max_items)
+            assert rules.repeated.max_items, f"{field.full_name} has no limit"
+            return [self.value(field, rules.repeated.items) for _ in range(count)]
+        return self.value(field, rules)
+
+    def value(self, field: FieldDescriptor, rules: validate_pb2.FieldRules) -> Any:
+        if field.message_type is facts_pb2.Point.DESCRIPTOR:
+            return {"x": (len(self.texts) * 7 % 97) / 97, "y": (len(self.texts) * 3 % 89) / 89}
+        if field.message_type:
+            return self.message(field.message_type)
+        if field.type == FieldDescriptor.TYPE_DOUBLE:
+            return rules.double.lte - 0.0625
+        if field.name in WORDS and field.full_name != "atelier.common.v1.BillOfMaterialsFact.unit":
+            return WORDS[field.name]
+        assert rules.string.max_len, f"{field.full_name} has no limit"
+        number = f"#{len(self.texts)}#"
+        text = self.letter * (min(rules.string.max_len, self.most) - len(number)) + number
+        self.texts.append(text)
+        return text
+
+
+def printed(stated: dict[str, Any], collection: Path) -> tuple[document.Pack, dict[str, Path]]:
+    """A pack of these facts with a base view and a sketch of the front."""
+    picture = collection / "front.jpg"
+    picture.write_bytes(flows.photo("front"))
+    files = [
+        SimpleNamespace(
+            file_type=kind, view_type="front", file_category="", file_asset_id=kind, credits_used=0, model=""
+        )
+        for kind in ("base_view", "sketch")
+    ]
+    known = {
+        file.file_type: asset_pb2.Asset(id=file.file_type, mime_type="image/jpeg", width=750, height=1000)
+        for file in files
+    }
+    facts = parse_facts(protos.facts(protos.facts_message(stated), "facts"))
+    collected = SimpleNamespace(name="Winter line", owner="user:ada")
+    pack = contents.pack_of(collected, files, facts, known, datetime(2026, 1, 1, tzinfo=UTC), "v1")
+    return pack, dict.fromkeys(known, picture)
+
+
+def letters_of(pdf: Path) -> str:
+    """All that is printed, without spaces and the places where a line may break."""
+    pages = "".join(page.extract_text() for page in pypdf.PdfReader(pdf).pages)
+    return re.sub(r"[\s\u200b]", "", pages)
+
+
+def outside(pdf: Path) -> list[tuple[str, float, float]]:
+    """What begins beyond the frame of its page, and where, in points from the lower left corner."""
+    found: list[tuple[str, float, float]] = []
+
+    def note(text: str, m: list[float], at: list[float], *_: Any) -> None:
+        x, y = at[4] * m[0] + at[5] * m[2] + m[4], at[4] * m[1] + at[5] * m[3] + m[5]
+        if text.strip() and not (22 < x < 820 and 22 < y < 575):
+            found.append((text, x, y))
+
+    for page in pypdf.PdfReader(pdf).pages:
+        page.extract_text(visitor_text=note)
+    return found
+
+
+@pytest.mark.parametrize("field", [f.name for f in facts_pb2.Facts.DESCRIPTOR.fields if f.name not in NOT_PRINTED])
+def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: str) -> None:
+    filling = Filling(2, WIDE, 5_000)
+    pack, pictures = printed(filling.message(facts_pb2.Facts.DESCRIPTOR, field), tmp_path)
+    assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+    letters = letters_of(tmp_path / "pack.pdf")
+    # A number at the end of each text, and as many of the letter as all texts have: a page's head may come in between.
+    assert all(re.search(r"#\d+#", text)[0] in letters for text in filling.texts)  # type: ignore[index]
+    assert letters.count(WIDE) >= sum(text.count(WIDE) for text in filling.texts)
+    assert outside(tmp_path / "pack.pdf") == []
+
+
+@pytest.mark.parametrize("field", ["points_of_measure", "features", "materials"])
+async def test_as_many_as_are_allowed_are_printed_in_a_child_process(tmp_path: Path, field: str) -> None:
+    filling = Filling(500, "n", 40)
+    pack, pictures = printed(filling.message(facts_pb2.Facts.DESCRIPTOR, field), tmp_path)
+    await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
+    letters = letters_of(tmp_path / "pack.pdf")
+    assert all(re.search(r"#\d+#", text)[0] in letters for text in filling.texts)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("note", ["five letter words ", "a\n", "e\u0301\u0323"])
+async def test_a_megabyte_of_facts_is_printed_in_a_child_process(tmp_path: Path, note: str) -> None:
+    feature = {"name": "n" * 300, "view": "front", "note": (note * 2_000)[:1_500], "at": {"x": 0.5, "y": 0.5}}
+    count = min(500, protos.FACTS_BYTES // (len(json.dumps(feature, ensure_ascii=False).encode()) + 40))
+    pack, pictures = printed({"features": [feature] * count}, tmp_path)
+    await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
+
+
+async def printed_by_a_child(pack: document.Pack, pictures: dict[str, Path], target: Path) -> None:
+    pool = ImagingPool(1)
+    try:
+        assert await pool.run(document.render_pdf, pack, pictures, target, timeout=300) == []
+    finally:
+        await pool.close()
+
+
+def test_lines_without_end_become_a_paragraph_that_says_where_they_ended(tmp_path: Path) -> None:
+    notes = [{"name": f"feature {n}", "view": "front", "note": f"line of {n}\n" * 100} for n in range(400)]
+    pack, pictures = printed({"features": notes}, tmp_path)
+    assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+    pages = pypdf.PdfReader(tmp_path / "pack.pdf").pages
+    assert "line of 0 \u00b6 line of 0" in " ".join(" ".join(page.extract_text().split()) for page in pages[:8])
+    assert len(pages) < 250
