@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pypdf
 import pytest
@@ -390,7 +391,8 @@ def test_a_font_that_is_given_supplies_what_the_bundled_fonts_lack(tmp_path: Pat
 
 def fonts_of(pdf: Path) -> set[str]:
     """Names of the fonts that the pages use."""
-    resources = [page["/Resources"].get("/Font", {}) for page in pypdf.PdfReader(pdf).pages]
+    found: list[Any] = [page["/Resources"] for page in pypdf.PdfReader(pdf).pages]
+    resources = [each.get("/Font", {}) for each in found]
     return {font.get_object()["/BaseFont"] for named in resources for font in named.values()}
 
 

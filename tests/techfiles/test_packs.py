@@ -91,7 +91,8 @@ async def test_a_run_makes_every_file_and_sums_its_credits(made: Made) -> None:
 
 async def test_what_is_stated_is_printed_and_what_follows_from_a_scale_says_so(made: Made) -> None:
     text = flows.text_of(made.pdf)
-    for fact in ("Canvas field jacket", "KH-4107", "Kesterholt", "340 g/m2", "189 EUR", "do not bleach", "front zip"):
+    stated = ("Canvas field jacket", "KH-4107", "Kesterholt", "340 g/m2", "189.00 EUR", "do not bleach", "front zip")
+    for fact in stated:
         assert (fact in text) == (fact != "front zip"), fact
     for point in made.facts.points_of_measure:
         assert point.name in text
@@ -122,7 +123,7 @@ def figures_of(facts: facts_pb2.Facts) -> set[str]:
     allowed |= {f"{row.value:g} {row.unit}" for row in rows}
     allowed |= {f"{row.tolerance:g} {row.unit}" for row in facts.points_of_measure}
     allowed |= {f"{row.quantity:g} {row.unit}" for row in facts.bill_of_materials}
-    return allowed | {f"{facts.price.msrp:g} {facts.price.currency}"}
+    return allowed | {f"{facts.price.msrp:.2f} {facts.price.currency}"}
 
 
 def pixels(start: facts_pb2.Point, end: facts_pb2.Point) -> float:

@@ -13,7 +13,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2
 from atelier.common.v1 import facts_pb2
 from buf.validate import validate_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 
 from services.techfiles import contents, document
 from shared import protos
@@ -34,11 +34,11 @@ class Filling:
         self.items, self.letter, self.most = items, letter, most
         self.texts: list[str] = []
 
-    def message(self, descriptor: Descriptor, only: str = "") -> dict[str, Any]:
+    def message(self, descriptor: Any, only: str = "") -> dict[str, Any]:
         fields = [field for field in descriptor.fields if only in ("", field.name)]
         return {field.name: self.field(field) for field in fields}
 
-    def field(self, field: FieldDescriptor) -> Any:
+    def field(self, field: Any) -> Any:
         rules = field.GetOptions().Extensions[validate_pb2.field]
         if field.is_repeated:
             count = min(self.items, rules.repeated.max_items)
@@ -46,7 +46,7 @@ class Filling:
             return [self.value(field, rules.repeated.items) for _ in range(count)]
         return self.value(field, rules)
 
-    def value(self, field: FieldDescriptor, rules: validate_pb2.FieldRules) -> Any:
+    def value(self, field: Any, rules: validate_pb2.FieldRules) -> Any:
         if field.message_type is facts_pb2.Point.DESCRIPTOR:
             return {"x": (len(self.texts) * 7 % 97) / 97, "y": (len(self.texts) * 3 % 89) / 89}
         if field.message_type:
@@ -105,12 +105,15 @@ def outside(pdf: Path) -> list[tuple[str, float, float]]:
 @pytest.mark.parametrize("field", [f.name for f in facts_pb2.Facts.DESCRIPTOR.fields if f.name not in NOT_PRINTED])
 def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: str) -> None:
     filling = Filling(2, WIDE, 5_000)
-    pack, pictures = printed(filling.message(facts_pb2.Facts.DESCRIPTOR, field), tmp_path)
+    stated = filling.message(facts_pb2.Facts.DESCRIPTOR, field)
+    pack, pictures = printed(stated, tmp_path)
     assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
     letters = letters_of(tmp_path / "pack.pdf")
     # A number at the end of each text, and as many of the letter as all texts have: a page's head may come in between.
     assert all(re.search(r"#\d+#", text)[0] in letters for text in filling.texts)  # type: ignore[index]
     assert letters.count(WIDE) >= sum(text.count(WIDE) for text in filling.texts)
+    numbers = json.dumps(stated).count("9999999.9375")
+    assert letters.count("9999999.9375") >= numbers
     assert outside(tmp_path / "pack.pdf") == []
 
 
