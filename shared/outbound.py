@@ -24,6 +24,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +43,7 @@ Resolve = Callable[[str], Awaitable[Sequence[Address]]]
 
 MAX_URL = 2000
 EXCERPT_BYTES = 1000  # of what a receiver answers to a POST; the rest is not read
+_EXCERPT_SECONDS = 1.0  # for these bytes, after the head of the answer
 _CONNECT_SECONDS = 5.0
 _HEAD_BYTES = 64 * 1024  # of an answer, with all 1xx before it
 _PIECES, _PIECE_BYTES = 1000, 256  # a file may come in so many pieces, and in one more for so many bytes
@@ -102,10 +105,12 @@ class OutboundFailed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a receiver said. `excerpt`: the first bytes of its body."""
+    """What a receiver said. `excerpt`: the first bytes of its body. `retry_after`: for how many seconds from now on it
+    asks to be left alone; 0: it doesn't."""
 
     status: int
     excerpt: bytes
+    retry_after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -345,14 +350,22 @@ class Outbound:
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float) -> Answer:
         """Sends, and reads the beginning of what is answered, whatever its status. Raises OutboundRefused,
-        OutboundFailed. `timeout`: seconds for all of it."""
-        async with self._exchange("POST", url, headers, body, timeout, silent=timeout) as response:
-            excerpt = bytearray()
-            async for chunk in response.aiter_stream():
-                excerpt += chunk[: EXCERPT_BYTES - len(excerpt)]
-                if len(excerpt) >= EXCERPT_BYTES:
-                    break
-            return Answer(response.status, bytes(excerpt))
+        OutboundFailed. `timeout`: seconds until the head of the answer is there.
+
+        The head decides. A body that is slow, breaks off or isn't well-formed only makes the excerpt shorter."""
+        status, retry_after, excerpt = 0, 0.0, bytearray()
+        try:
+            async with self._exchange("POST", url, headers, body, timeout, silent=timeout) as response:
+                status, retry_after = response.status, seconds_to_wait(_header(response, b"retry-after"))
+                async with asyncio.timeout(_EXCERPT_SECONDS):
+                    async for chunk in response.aiter_stream():
+                        excerpt += chunk[: EXCERPT_BYTES - len(excerpt)]
+                        if len(excerpt) >= EXCERPT_BYTES:
+                            break
+        except OutboundFailed:
+            if not status:
+                raise
+        return Answer(status, bytes(excerpt), retry_after)
 
     async def fetch(self, url: str, path: Path, *, max_bytes: int, timeout: float) -> Fetched:
         """Writes what a GET answers to `path`, which is removed if that fails. Raises OutboundRefused,
@@ -443,6 +456,17 @@ async def _receive(response: httpcore.Response, path: Path, max_bytes: int, arri
         raise
     content_type = _header(response, b"content-type").partition(";")[0].strip()
     return Fetched(size, digest.hexdigest(), content_type)
+
+
+def seconds_to_wait(retry_after: str) -> float:
+    """What a Retry-After header asks for: a number of seconds, or a date. 0 for one that can't be read or is past."""
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+        return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:

@@ -103,7 +103,8 @@ ALTER TABLE alembic_version FORCE ROW LEVEL SECURITY;
 CREATE POLICY migrating ON alembic_version TO {service}_owner USING (true);
 
 -- Webhooks: where an owner's events are sent. `failing_since` is the first failure since the last success.
--- `replay_from` to `replay_to`: positions that the dispatcher walks once more for this endpoint.
+-- `replay_from` to `replay_to`: positions that the dispatcher walks once more for this endpoint. `paused_until`: its
+-- receiver asked for it (Retry-After), and nothing is sent before.
 CREATE TABLE webhook_endpoints (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -121,6 +122,7 @@ CREATE TABLE webhook_endpoints (
     version bigint NOT NULL DEFAULT 1,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
+    paused_until timestamptz,
     CONSTRAINT webhook_endpoints_pkey PRIMARY KEY (id),
     CONSTRAINT webhook_endpoints_owner_id UNIQUE (owner, id),
     CONSTRAINT webhook_endpoints_state CHECK (state IN ('enabled', 'disabled')),

@@ -4,6 +4,9 @@ between sending and recording leaves it to be sent again, with the same id.
 An endpoint has one runner per worker process, which sends a few deliveries at once; an owner and a process have a few
 runners. An endpoint gives its runner back when a delivery fails, and chance decides who is next. So a receiver that is
 slow, or down, delays only what goes to it; and if there are as many of them as runners, others for an attempt or two.
+
+A receiver that doesn't take a delivery may say with Retry-After how long to leave it alone. Its endpoint then gets
+nothing until that time, at most 8 hours; what it asks for neither shortens a delivery's own pause nor ends its turn.
 """
 
 import asyncio
@@ -35,14 +38,16 @@ _log = structlog.get_logger("webhooks")
 
 _DUE: LiteralString = """
     SELECT e.id, e.owner FROM webhook_endpoints e
-    WHERE e.state = 'enabled' AND e.id <> ALL(%(busy)s) AND e.owner <> ALL(%(full)s) AND EXISTS (
+    WHERE e.state = 'enabled' AND e.id <> ALL(%(busy)s) AND e.owner <> ALL(%(full)s)
+      AND (e.paused_until IS NULL OR e.paused_until <= now()) AND EXISTS (
         SELECT FROM webhook_deliveries d
         WHERE d.endpoint_id = e.id AND d.state = 'pending' AND d.next_attempt_at <= now())
     ORDER BY random() LIMIT %(limit)s
 """
 _CLAIM: LiteralString = """
     WITH endpoint AS (
-        SELECT id, url FROM webhook_endpoints WHERE id = %(endpoint_id)s AND state = 'enabled'
+        SELECT id, url FROM webhook_endpoints
+        WHERE id = %(endpoint_id)s AND state = 'enabled' AND (paused_until IS NULL OR paused_until <= now())
     ), due AS (
         SELECT d.id FROM webhook_deliveries d, endpoint
         WHERE d.endpoint_id = endpoint.id AND d.state = 'pending' AND d.next_attempt_at <= now()
@@ -77,7 +82,8 @@ _NOT_DELIVERED: LiteralString = """
     )
     UPDATE webhook_deliveries d
     SET state = CASE WHEN over THEN 'failed' ELSE 'pending' END, ended_at = CASE WHEN over THEN now() END,
-        next_attempt_at = CASE WHEN over THEN NULL ELSE now() + %(pause)s END, status_code = %(status)s,
+        next_attempt_at = CASE WHEN over THEN NULL ELSE now() + greatest(%(pause)s, %(asked)s) END,
+        status_code = %(status)s,
         error_class = %(error_class)s, error_message = %(error_message)s, response_excerpt = %(excerpt)s
     FROM decided WHERE d.id = decided.id RETURNING decided.over
 """
@@ -90,6 +96,8 @@ _ILL: LiteralString = """
     )
     UPDATE webhook_endpoints e
     SET failing_since = coalesce(failing_since, now()), last_error_class = %(error_class)s,
+        paused_until = CASE WHEN %(asked)s > interval '0' THEN greatest(paused_until, now() + %(asked)s)
+                            ELSE paused_until END,
         state = CASE WHEN reason = '' THEN 'enabled' ELSE 'disabled' END, disable_reason = reason,
         disabled_at = CASE WHEN reason = '' THEN NULL ELSE now() END,
         version = e.version + CASE WHEN reason = '' THEN 0 ELSE 1 END,
@@ -104,6 +112,7 @@ class _Outcome:
     error_class: str = ""
     error_message: str = ""
     excerpt: str = ""
+    asked: float = 0.0  # seconds that the receiver asks to be left alone for
 
 
 class Sender:
@@ -203,7 +212,10 @@ class Sender:
         if 200 <= answer.status < 300:
             return _Outcome(answer.status, excerpt=excerpt)
         text = f"the receiver answered {answer.status}; only 200 to 299 count as received"
-        return _Outcome(answer.status, "STATUS", text, excerpt)
+        asked = min(answer.retry_after, _LONGEST_PAUSE_SECONDS)
+        if asked:
+            text += f". It asked for a pause, and gets one of {asked:.0f} s"
+        return _Outcome(answer.status, "STATUS", text, excerpt, asked)
 
     async def _record(self, delivery: Any, outcome: _Outcome) -> None:
         pause = min(self._first_pause * _FACTOR ** (delivery.attempts_in_turn - 1), _LONGEST_PAUSE_SECONDS)
@@ -211,6 +223,7 @@ class Sender:
             "id": delivery.id, "endpoint_id": delivery.endpoint_id, "attempts": delivery.attempts,
             "status": outcome.status, "error_class": outcome.error_class, "error_message": outcome.error_message,
             "excerpt": outcome.excerpt, "give_up": self._give_up, "gone": outcome.status == _GONE,
+            "asked": timedelta(seconds=outcome.asked),
             "pause": timedelta(seconds=pause * random.uniform(0.9, 1.1)),  # so that those that failed together part
         }  # fmt: skip
         async with self._db.transaction(delivery.owner) as m:

@@ -36,7 +36,7 @@ _DELIVERY: LiteralString = "SELECT * FROM webhook_deliveries WHERE owner = %(own
 _ENABLE: LiteralString = """
     UPDATE webhook_endpoints
     SET state = 'enabled', disable_reason = '', disabled_at = NULL, failing_since = NULL, last_error_class = '',
-        version = version + 1, updated_at = now()
+        paused_until = NULL, version = version + 1, updated_at = now()
     WHERE id = %s RETURNING *
 """
 _DISABLE: LiteralString = """
@@ -62,12 +62,14 @@ _BEGIN_AGAIN: LiteralString = """
 
 
 def endpoint_to_proto(row: Any) -> pb.Endpoint:
+    paused = row.paused_until is not None and row.paused_until > datetime.now(UTC)
     return pb.Endpoint(
         id=str(row.id), owner=row.owner, created_by=row.created_by, url=row.url, description=row.description,
         event_types=row.event_types, state=ENDPOINT_STATES.number[row.state],
         disable_reason=DISABLE_REASONS.number.get(row.disable_reason), disable_time=timestamp(row.disabled_at),
         first_failure_time=timestamp(row.failing_since), last_error_class=row.last_error_class, etag=str(row.version),
         create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        pause_end_time=timestamp(row.paused_until) if paused else None,
     )  # fmt: skip
 
 
@@ -140,7 +142,8 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
             }
             row = await m.one(
                 "UPDATE webhook_endpoints SET url = %(url)s, event_types = %(event_types)s,"
-                " description = %(description)s, version = version + 1, updated_at = now()"
+                " description = %(description)s, paused_until = CASE WHEN url = %(url)s THEN paused_until END,"
+                " version = version + 1, updated_at = now()"
                 " WHERE id = %(id)s RETURNING *", values,
             )  # fmt: skip
             return pb.UpdateEndpointResponse(endpoint=endpoint_to_proto(row))

@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,76 @@ async def test_of_a_huge_answer_only_the_beginning_is_read() -> None:
     async with receiving(endless) as receiver, Outbound(settings("127.0.0.0/8")) as out:
         answer = await out.post(receiver.url, b"", {}, timeout=5)
         assert answer.excerpt == b"x" * EXCERPT_BYTES
+
+
+def saying(answer: bytes, *, then: str = "closes") -> Any:
+    """A server that answers with these bytes, and then closes the connection, aborts it, or keeps silent."""
+
+    async def reply(_request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+        if then == "aborts":
+            writer.transport.abort()
+        elif then == "keeps silent":
+            await writer.wait_closed()
+
+    return reply
+
+
+LONG = b"content-length: 900\r\n\r\n"
+DECIDED = {
+    "a body that is slow": (dripping(OK + LONG, b"x"), 200),
+    "a body that never comes": (saying(OK + LONG, then="keeps silent"), 200),
+    "a body that breaks off": (saying(OK + LONG + b"thanks"), 200),
+    "a reset after the head": (saying(OK + LONG, then="aborts"), 200),
+    "chunks that break off": (saying(CHUNKED + b"6\r\ntha"), 200),
+    "chunks that are none": (saying(CHUNKED + b"no size\r\n"), 200),
+    "chunks that never end": (saying(CHUNKED + b"6\r\nthanks\r\n", then="keeps silent"), 200),
+    "no length, never closed": (saying(OK + b"\r\nthanks", then="keeps silent"), 200),
+    "no content": (saying(b"HTTP/1.1 204 X\r\n\r\n", then="keeps silent"), 204),
+    "no content, with some": (saying(b"HTTP/1.1 204 X\r\n\r\nthanks"), 204),
+    "accepted, no reason": (saying(b"HTTP/1.1 202\r\n\r\n"), 202),
+    "an old version": (saying(b"HTTP/1.0 200 OK\r\n\r\nthanks"), 200),
+    "1xx before it": (saying(INTERIM * 3 + b"HTTP/1.1 100 X\r\n\r\n" + OK + LONG), 200),
+    "packed": (saying(OK + b"content-encoding: gzip\r\n" + LONG + b"no gzip"), 200),
+    "a failure that is slow": (dripping(b"HTTP/1.1 503 X\r\n" + LONG, b"x"), 503),
+}
+
+
+@pytest.mark.parametrize("what", DECIDED)
+async def test_the_head_of_an_answer_decides_whatever_its_body_does(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "_EXCERPT_SECONDS", 0.2)
+    reply, status = DECIDED[what]
+    async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+        answer = await out.post(receiver.url, b"x", {}, timeout=30)
+    assert (answer.status, answer.retry_after) == (status, 0)
+
+
+async def test_time_that_runs_out_after_the_head_undoes_nothing() -> None:
+    async with receiving(dripping(OK + LONG, b"x")) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+        assert (await out.post(receiver.url, b"x", {}, timeout=0.5)).status == 200
+
+
+async def test_an_answer_without_its_whole_head_is_none() -> None:
+    for reply in (saying(OK), saying(OK + b"content-length: 9", then="aborts"), saying(INTERIM), saying(b"")):
+        async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+            with pytest.raises(OutboundFailed) as failed:
+                await out.post(receiver.url, b"x", {}, timeout=30)
+        assert (failed.value.error_class, failed.value.status) == ("PROTOCOL", 0)
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        ("600", 600, 600), ("0", 0, 0), (" 7 ", 7, 7), ("9" * 400, 1e99, float("inf")), ("in a minute", 0, 0),
+        ("-5", 0, 0), ("1.5", 0, 0), ("", 0, 0), ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
+        ("Sun, 06 Nov 99999 08:49:37 GMT", 0, 0), ("\u0661", 0, 0),
+        pytest.param(format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True), 3600, 7200, id="a date"),
+        pytest.param((datetime.now(UTC) + timedelta(hours=2)).strftime("%c"), 3600, 7200, id="a date of old"),
+    ],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_date(header: str, least: float, most: float) -> None:
+    assert least <= outbound.seconds_to_wait(header.strip().lower()) <= most
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 import asyncio
 import importlib
 import signal
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from atelier.webhooks.v1 import webhook_pb2 as pb
 from shared.webhooks import sending
 from tests.faults.processes import Processes
 from tests.receiver import Reply, Request, receiving, replying
-from tests.suite import Cluster, DiskServer, Keys, Suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite
 from tests.webhooks import flows
 from tests.webhooks.flows import assets_in, delivered, ids, verify
 
@@ -59,6 +62,98 @@ async def test_the_owner_sees_what_a_receiver_did(atelier: Suite, reply: Reply, 
         assert (delivery.status_code, delivery.error_class) == (status, error_class)
         assert len(delivery.response_excerpt) <= 1000
         assert len(receiver.requests) == 1, "nothing is followed, nothing is hurried"
+
+
+async def taken_but_slow(_request: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 900\r\n\r\nthanks")
+    await writer.wait_closed()
+
+
+async def test_what_was_taken_is_not_sent_again_for_a_slow_body(atelier: Suite) -> None:
+    await flows.start(atelier)
+    ada = atelier.client("ada")
+    async with receiving(taken_but_slow) as receiver:
+        made = await flows.create(ada, receiver.url)
+        await flows.happen(ada)
+        delivery = await flows.delivery_in(ada, made.endpoint.id, pb.DELIVERY_STATE_DELIVERED)
+        assert (delivery.attempts, delivery.status_code, delivery.response_excerpt) == (1, 200, "thanks")
+        assert len(receiver.requests) == 1
+
+
+IN_TWO_HOURS = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+
+
+async def paused(client: Client, endpoint_id: str) -> float:
+    """For how many seconds from now on, once there is a pause."""
+
+    async def until() -> Any:
+        endpoint = await flows.get(client, endpoint_id)
+        return endpoint if endpoint.HasField("pause_end_time") else None
+
+    endpoint = await flows.until(until, "a pause")
+    assert endpoint.state == pb.ENDPOINT_STATE_ENABLED
+    return float(endpoint.pause_end_time.seconds - time.time())
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "least", "most"),
+    [
+        (429, "600", 500, 601), (503, "600", 500, 601), (302, "600", 500, 601),
+        pytest.param(503, IN_TWO_HOURS, 5400, 7201, id="a date"),
+        (429, "99999999999", 8 * 3600 - 100, 8 * 3600 + 1),
+    ],
+)  # fmt: skip
+async def test_a_receiver_that_asks_for_a_pause_gets_it(
+    atelier: Suite, status: int, asked: str, least: float, most: float
+) -> None:
+    """All that goes to its endpoint waits, also what happens later and what is asked for; nothing else does."""
+    await flows.start(atelier, webhook_give_up_hours=1)
+    ada = atelier.client("ada")
+    async with receiving(replying(status, retry_after=asked)) as busy, receiving() as other:
+        made = await flows.create(ada, busy.url)
+        await flows.happen(ada)
+        assert least < await paused(ada, made.endpoint.id) < most
+        await flows.until(lambda: busy.requests, "the first")
+        count = len(busy.requests)
+        [delivery] = await flows.log(ada, made.endpoint.id)
+        assert delivery.state == pb.DELIVERY_STATE_PENDING, "to wait as asked is no reason to give up"
+        assert least < delivery.next_attempt_time.seconds - time.time() < most
+        assert "asked for a pause" in delivery.error_message
+        await flows.create(ada, other.url)
+        await flows.happen(ada, 2)
+        await flows.stub(ada).PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.endpoint.id))
+        await flows.stub(ada).ReplayDelivery(pb.ReplayDeliveryRequest(delivery_id=delivery.id))
+        await flows.until(lambda: len(other.requests) == 2, "what goes elsewhere")
+        assert len(busy.requests) == count
+
+
+async def test_a_pause_ends_with_its_time_with_another_url_and_when_its_endpoint_is_enabled_anew(
+    atelier: Suite,
+) -> None:
+    await flows.start(atelier)
+    ada, stub = atelier.client("ada"), flows.stub(atelier.client("ada"))
+    async with receiving(replying(503, retry_after="600")) as receiver, receiving() as other:
+        made = await flows.create(ada, receiver.url)
+        await flows.happen(ada)
+        await paused(ada, made.endpoint.id)
+        renamed = pb.UpdateEndpointRequest(
+            endpoint_id=made.endpoint.id, update_mask={"paths": ["description"]}, description="the shop"
+        )
+        assert (await stub.UpdateEndpoint(renamed)).endpoint.HasField("pause_end_time")
+        moved = pb.UpdateEndpointRequest(endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=other.url)
+        assert not (await stub.UpdateEndpoint(moved)).endpoint.HasField("pause_end_time")
+        await flows.happen(ada)
+        await flows.until(lambda: other.requests, "the other URL gets what happens")
+        back = pb.UpdateEndpointRequest(endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=receiver.url)
+        await stub.UpdateEndpoint(back)
+        await flows.happen(ada)
+        await paused(ada, made.endpoint.id)
+        await stub.DisableEndpoint(pb.DisableEndpointRequest(endpoint_id=made.endpoint.id))
+        receiver.reply = replying(503, retry_after="1")
+        await stub.EnableEndpoint(pb.EnableEndpointRequest(endpoint_id=made.endpoint.id))
+        await paused(ada, made.endpoint.id)
+        receiver.reply = replying(200)
+        await flows.until(lambda: receiver.requests and delivered(ada, made, 3), "the pause is over")
 
 
 async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
