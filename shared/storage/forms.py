@@ -11,6 +11,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 MAX_FIELDS: Final = 32
 MAX_FIELD_BYTES: Final = 16 * 1024
+MAX_FIELDS_BYTES: Final = 64 * 1024
+"""Of all that comes before the file: nobody has signed it yet."""
+
 FILE_FIELD: Final = "file"
 
 
@@ -27,6 +30,7 @@ class UploadForm:
         if kind != b"multipart/form-data" or not boundary:
             raise BadForm("the body is not multipart/form-data with a boundary")
         self._body = body
+        self._read = 0
         self._fields: dict[str, str] = {}
         self._file: deque[bytes] = deque()
         self._headers: list[tuple[bytes, bytes]] = []
@@ -54,6 +58,8 @@ class UploadForm:
     async def fields(self) -> dict[str, str]:
         """The fields that come before the file. Raises BadForm."""
         while not self._file_begun:
+            if self._read > MAX_FIELDS_BYTES:
+                raise BadForm(f"the form has more than {MAX_FIELDS_BYTES} bytes before its file")
             if not await self._feed():
                 raise BadForm(f"the form has no part named {FILE_FIELD!r}")
         return dict(self._fields)
@@ -73,6 +79,7 @@ class UploadForm:
         piece = await anext(self._body, None)
         if piece is None:
             return False
+        self._read += len(piece)
         try:
             self._parser.write(piece)
         except FormParserError:

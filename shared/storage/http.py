@@ -35,6 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import logs
 
+from .admission import HEALTH_PATH, Admission, framed_twice
 from .base import (
     PUBLIC_PREFIX,
     InvalidKey,
@@ -47,7 +48,7 @@ from .base import (
     content_disposition,
     is_raster,
 )
-from .connections import HEADER_BYTES, BoundedHeaders
+from .connections import HEADER_BYTES, BoundedConnection, proven
 from .disk import DiskStorage, open_disk
 from .disk_files import OpenObject
 from .forms import BadForm, UploadForm
@@ -57,9 +58,11 @@ HOST: Final = "127.0.0.1"
 FORM_OVERHEAD: Final = 256 * 1024
 """Bytes that a form may have beside its file."""
 
-_MOST_CONNECTIONS: Final = 1000
 _RANGE_DIGITS: Final = 18  # more are no size of anything, and int() refuses thousands of them
-_SLOWEST: Final = 16 * 1024  # bytes a second, on the whole of an upload
+_UNSIGNED_SECONDS: Final = 20.0  # for the fields of a form, among which is its signature
+_SILENT_SECONDS: Final = 30.0  # between two pieces of an upload
+_BEHIND_SECONDS: Final = 60.0  # that an upload may have lost against the slowest one
+_SLOWEST: Final = 16 * 1024  # bytes a second
 _LINGER_BYTES: Final = 32 * 1024 * 1024
 _LINGER_SECONDS: Final = 10
 _log = logging.getLogger("atelier.storage.http")
@@ -73,11 +76,11 @@ class Refused(Exception):
         self.answer = JSONResponse({"error": error, "next": next_step}, status, headers)
 
 
-def build_app(storage: DiskStorage, *, idle_seconds: float = 30) -> Starlette:
-    """The ASGI application. An upload that sends nothing for `idle_seconds` is given up."""
-    objects = _Objects(storage, idle_seconds)
+def build_app(storage: DiskStorage) -> Starlette:
+    """The ASGI application."""
+    objects = _Objects(storage)
     routes = [
-        Route("/healthz", _healthy, methods=["GET"]),
+        Route(HEALTH_PATH, _healthy, methods=["GET"]),
         Route(OBJECTS_PATH, objects.post, methods=["POST"]),
         Route(OBJECTS_PATH + "/{key:path}", objects.read, methods=["GET", "HEAD"]),
         Route(OBJECTS_PATH + "/{key:path}", objects.put, methods=["PUT"]),
@@ -92,19 +95,18 @@ def build_app(storage: DiskStorage, *, idle_seconds: float = 30) -> Starlette:
     )
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_Outer), cors],
+        middleware=[Middleware(_Outer), Middleware(Admission), cors],
         exception_handlers={Refused: _refused, StorageError: _storage_failed, HTTPException: _no_route},
     )
 
 
-def build_config(storage: DiskStorage, http: type[BoundedHeaders] = BoundedHeaders) -> uvicorn.Config:
-    """The server around the application: at most 1,000 connections (503 after them), headers as `BoundedHeaders`."""
+def build_config(storage: DiskStorage, http: type[BoundedConnection] = BoundedConnection) -> uvicorn.Config:
+    """The server around the application, with connections as `BoundedConnection` describes them."""
     return uvicorn.Config(
         build_app(storage),
         http=http,
         ws="none",  # an upgraded connection would leave the limits behind
         h11_max_incomplete_event_size=HEADER_BYTES,
-        limit_concurrency=_MOST_CONNECTIONS,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -119,9 +121,8 @@ async def _healthy(_request: Request) -> Response:
 class _Objects:
     """The three routes of objects."""
 
-    def __init__(self, storage: DiskStorage, idle_seconds: float) -> None:
+    def __init__(self, storage: DiskStorage) -> None:
         self._storage = storage
-        self._idle_seconds = idle_seconds
 
     async def read(self, request: Request) -> Response:
         key: str = request.path_params["key"]
@@ -177,45 +178,56 @@ class _Objects:
         if declared != grant.max_bytes:
             status = 413 if declared > grant.max_bytes else 403
             raise Refused(status, "the Content-Length is not the signed one", f"send exactly {grant.max_bytes} bytes")
-        etag = await self._store(grant, self._arriving(request))
+        with proven(request.scope):
+            etag = await self._store(grant, _arriving(request))
         return Response(status_code=200, headers={"ETag": etag})
 
     async def post(self, request: Request) -> Response:
         try:
-            async with aclosing(self._arriving(request)) as arriving:
+            async with aclosing(_arriving(request)) as arriving:
                 form = UploadForm(request.headers.get("content-type", ""), arriving)
-                grant = self._storage.links.verify_post(await form.fields())
+                grant = self._storage.links.verify_post(await _unsigned(form))
                 declared = _declared_length(request)
                 if declared is not None and declared > grant.max_bytes + FORM_OVERHEAD:
                     raise _too_large(grant)
-                etag = await self._store(grant, form.file())
+                with proven(request.scope):
+                    etag = await self._store(grant, form.file())
         except BadForm as error:
             raise Refused(400, str(error), "send all signed fields, then the file, as multipart/form-data") from None
         return Response(status_code=204, headers={"ETag": etag})
 
     async def _store(self, grant: WriteGrant, body: AsyncIterator[bytes]) -> str:
-        try:
-            async with asyncio.timeout(60 + grant.max_bytes / _SLOWEST):
-                if grant.part:
-                    return f'"{(await self._storage.put_part(*grant.part, _capped(body, grant))).etag}"'
-                stat = await self._storage.put(grant.key, _capped(body, grant), content_type=grant.content_type)
-        except TimeoutError:
-            raise _too_slow() from None
+        if grant.part:
+            return f'"{(await self._storage.put_part(*grant.part, _capped(body, grant))).etag}"'
+        stat = await self._storage.put(grant.key, _capped(body, grant), content_type=grant.content_type)
         return f'"{stat.etag}"'
 
-    async def _arriving(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """The body, refused when the client falls silent."""
-        stream = request.stream()
-        while True:
-            try:
-                async with asyncio.timeout(self._idle_seconds):
-                    piece = await anext(stream, None)
-            except TimeoutError:
-                raise _too_slow() from None
-            if piece is None:
-                return
-            if piece:
-                yield piece
+
+async def _unsigned(form: UploadForm) -> dict[str, str]:
+    """The fields of a form. Anybody may begin one, so that they must come soon."""
+    try:
+        async with asyncio.timeout(_UNSIGNED_SECONDS):
+            return await form.fields()
+    except TimeoutError:
+        raise _too_slow() from None
+
+
+async def _arriving(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body, refused when the client falls silent or trickles. Only what it makes the server wait counts."""
+    stream, clock, left = request.stream(), asyncio.get_running_loop().time, _BEHIND_SECONDS
+    while True:
+        began = clock()
+        try:
+            async with asyncio.timeout(min(_SILENT_SECONDS, left)):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            raise _too_slow() from None
+        if piece is None:
+            return
+        # What was sent fast is no credit for later.
+        left = min(left + len(piece) / _SLOWEST - (clock() - began), _BEHIND_SECONDS)
+        if piece:
+            yield piece
 
 
 async def _capped(body: AsyncIterator[bytes], grant: WriteGrant) -> AsyncIterator[bytes]:
@@ -240,7 +252,8 @@ class _Bytes(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with proven(scope):
+                await super().__call__(scope, receive, send)
         finally:
             self._opened.close()
 
@@ -344,7 +357,7 @@ class _Outer:
 class _Exchange:
     """One request and its answer: adds the headers that keep files harmless, and cuts off what comes after a refusal.
 
-    When an upload is refused before all of it came, the answer goes out at once. Many clients look at it only when
+    When a request is answered before all of it came, the answer goes out at once. Many clients look at it only when
     they have sent everything, and closing would destroy it, so up to 32 MiB more are read and thrown away first.
     """
 
@@ -352,7 +365,7 @@ class _Exchange:
         self.status = 499
         self._receive = receive
         self._send = send
-        self._arriving = scope["method"] in ("POST", "PUT")
+        self._arriving = _has_body(scope) and not framed_twice(scope)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -377,6 +390,11 @@ class _Exchange:
             async with asyncio.timeout(_LINGER_SECONDS):
                 while self._arriving and discarded < _LINGER_BYTES:
                     discarded += len((await self.receive()).get("body", b""))
+
+
+def _has_body(scope: Scope) -> bool:
+    named = dict(scope["headers"])
+    return b"transfer-encoding" in named or named.get(b"content-length", b"0").strip(b"0") != b""
 
 
 _GUARDS: Final = [
