@@ -162,10 +162,45 @@ def token(
     files = State(state)
     files.prepare()
     key = auth.load_key(files.keys / "people.jwk")
-    made = auth.sign(
-        key, issuer=LOCAL_ISSUER, subject=subject, role=role, seconds=int(hours * 3600), owner=owner or None
-    )
+    owner = owner or f"{role}:{subject}"
+    try:
+        trusted = [each for each in auth.load_trust(files.trust_file) if each.key.kid == key.kid]
+    except (OSError, ValueError) as problem:
+        raise stop_with(problem) from None
+    if not any(role in each.roles and each.may_own(role, owner) for each in trusted):
+        text = (
+            f"the suite would refuse a token of role {role} for owner {owner}; `atelier trust` says what keys may sign"
+        )
+        raise stop_with(text, 2)
+    made = auth.sign(key, issuer=LOCAL_ISSUER, subject=subject, role=role, seconds=int(hours * 3600), owner=owner)
     print(made)
+
+
+@app.command()
+def trust(
+    file: Annotated[Path | None, typer.Argument(help="A trust file. Default: the one of this machine's suite.")] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Check a trust file, and print what each of its keys may sign. Exit status 1 if a server would refuse the file.
+
+    It is a JSON list of {"issuer", "roles", "owners", "service", "jwk"}. `owners` bounds a key to owners such as
+    `user:ada`, `vendor:acme-*`, `user:*` or `*`; without it, a key signs the owners that its roles are kinds of.
+    """
+    from shared import auth
+
+    path = file or State(state).trust_file
+    try:
+        keys = auth.load_trust(path)
+    except (OSError, ValueError) as problem:
+        raise stop_with(problem) from None
+    table = Table(show_header=True)
+    for column in ("issuer", "key", "roles", "owners", "service"):
+        table.add_column(column, overflow="fold")
+    for key in keys:
+        owners = "by its roles" if key.owners is None else ", ".join(key.owners)
+        row = (key.issuer, key.key.kid, ", ".join(sorted(key.roles)), owners, key.service or "")
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console.print(table)
 
 
 @app.command()

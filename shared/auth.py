@@ -1,9 +1,10 @@
 """Who is calling: tokens, the keys that may sign them, and what each method allows.
 
 A token is a JWT signed with Ed25519: `iss`, `aud`, `sub` (the acting person or program), `owner` (the tenant acted in;
-by default `<role>:<sub>`), `role`, `exp`, `kid` in the header. A key is bound to its issuer and to the roles it may
-sign. A service that calls for an owner signs a short token with `act`, naming itself; then the owner's rights apply,
-if the method's policy lists that service.
+by default `<role>:<sub>`), `role`, `exp`, `kid` in the header. A key is bound to its issuer, and to the roles and the
+owners it may sign: an entry of the trust file names both, and see `TrustedKey.may_own` for one that names no owners. A
+service that calls for an owner signs a short token with `act`, naming itself; then the owner's rights apply, if the
+method's policy lists that service.
 """
 
 import base64
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import OKPKey
@@ -30,8 +32,11 @@ ROLES = ("user", "vendor", "anonymous", "service", "admin")
 CLOCK_SKEW = 30.0  # seconds that another machine's clock may be off
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
 _OWNER = re.compile(r"(user|vendor|anonymous|service|admin):[\x21-\x7e]{1,120}")
+_OWNERS = re.compile(r"\*|(user|vendor|anonymous|service|admin):([\x21-\x29\x2b-\x7e]{1,120}\*?|\*)")
+_ENTRY = {"issuer", "roles", "owners", "service", "jwk"}
 _SUBJECT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,120}")
 _CACHED_TOKENS = 10_000
+_log = structlog.get_logger("auth")
 
 # The old algorithm name is accepted on purpose; joserfc warns each time it is named.
 warnings.filterwarnings("ignore", category=SecurityWarning, message=".*EdDSA.*")
@@ -51,12 +56,32 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """`roles` this key may sign. `service`: it belongs to that service, which also acts for owners of these roles."""
+    """`roles` this key may sign. `service`: it belongs to that service, which also acts for owners of these roles.
+    `owners` it may sign: each one owner, such as `user:ada`, or with `*` at its end all that begin so. None: see
+    `may_own`."""
 
     issuer: str
     key: OKPKey
     roles: frozenset[str]
     service: str | None
+    owners: tuple[str, ...] | None = None
+
+    def may_own(self, role: str, owner: str) -> bool:
+        """Whether this key may sign a token of `role` that acts in `owner`.
+
+        Where the trust file doesn't say, a key may sign owners of the kinds of its roles: one for role anonymous only
+        `anonymous:...`, one for users and vendors both of theirs. An operator acts in any owner, and so does a service
+        of the suite, whose jobs are everybody's; but nobody as role anonymous in another's than an anonymous owner,
+        and no program as role service in another's than a program's.
+        """
+        kind = owner.partition(":")[0]
+        if self.service is not None and role == "service" and kind != "service":
+            return False  # whatever its entry says: for an owner it acts in that owner's role, where policies list it
+        if self.owners is not None:
+            return any(owner.startswith(o[:-1]) if o.endswith("*") else owner == o for o in self.owners)
+        if role in ("anonymous", "service"):
+            return kind == role
+        return role == "admin" or self.service is not None or kind in self.roles
 
 
 _current: ContextVar[Identity] = ContextVar("identity")
@@ -100,16 +125,18 @@ class Verifier:
         """Raises TOKEN_INVALID saying what is wrong, never what the token was."""
         if not header:
             raise _refused("no token: send metadata `authorization: Bearer <token>`")
-        identity = self._seen.get(header)
+        scheme, _, token = header.strip(" ").partition(" ")
+        if scheme.lower() != "bearer" or not token:  # as RFC 9110 has it, in any case and with any number of spaces
+            raise _refused("the authorization metadata must read `Bearer <token>`")
+        token = token.lstrip(" ")
+        identity = self._seen.get(token)
         if identity is None:
-            if not header.startswith("Bearer "):
-                raise _refused("the authorization metadata must read `Bearer <token>`")
-            identity = self._verify(header[7:])
-            self._seen[header] = identity
+            identity = self._verify(token)
+            self._seen[token] = identity
             if len(self._seen) > _CACHED_TOKENS:
                 self._seen.popitem(last=False)
         if identity.expires_at <= time.time():
-            self._seen.pop(header, None)
+            self._seen.pop(token, None)
             raise _refused("the token has expired")
         return identity
 
@@ -150,6 +177,10 @@ class Verifier:
         owner = claims.get("owner", f"{role}:{subject}")
         if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
             raise _refused("the token's owner must look like user:ada or vendor:acme")
+        if not trusted.may_own(role, owner):
+            _log.warning("a key may not sign this owner; the trust file bounds it", issuer=trusted.issuer,
+                         kid=trusted.key.kid, role=role, owner=owner)  # fmt: skip
+            raise _refused(f"the token's key may not sign this owner for role {role}")
         return Identity(
             actor=subject, owner=owner, role=role, expires_at=expires_at, service=self._acting_service(claims, trusted)
         )
@@ -246,12 +277,39 @@ def trust_entry(key: OKPKey, *, issuer: str, roles: Sequence[str], service: str 
 
 
 def load_trust(path: Path) -> list[TrustedKey]:
-    """Reads the trust file: a JSON list of {issuer, roles, service, jwk}. Raises ValueError naming the faulty entry."""
+    """Reads the trust file: a JSON list of {issuer, roles, owners, service, jwk}, where `owners` and `service` may be
+    left out. Raises OSError; ValueError naming the faulty entry."""
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: it must be a list of entries")
     trusted = []
-    for index, entry in enumerate(json.loads(path.read_text())):
-        if unknown := set(entry["roles"]) - set(ROLES):
-            raise ValueError(f"{path}: entry {index}: unknown roles {sorted(unknown)}")
-        key = OKPKey.import_key(entry["jwk"])
-        key.ensure_kid()
-        trusted.append(TrustedKey(entry["issuer"], key, frozenset(entry["roles"]), entry.get("service")))
+    for index, entry in enumerate(entries):
+        try:
+            trusted.append(_trusted(entry))
+        except (KeyError, TypeError, ValueError, JoseError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}: entry {index}: {what}") from None
     return trusted
+
+
+def _trusted(entry: Any) -> TrustedKey:
+    """Raises KeyError, TypeError, ValueError, JoseError."""
+    if not isinstance(entry, dict) or entry.keys() - _ENTRY:  # a bound that is misspelt must not go unread
+        raise ValueError(f"it must be an object with no other names than {', '.join(sorted(_ENTRY))}")
+    roles, owners, service = entry["roles"], entry.get("owners"), entry.get("service")
+    if not _texts(roles) or not set(roles) <= set(ROLES):
+        raise ValueError(f"roles must be a list of some of {', '.join(ROLES)}")
+    if owners is not None and not (owners and _texts(owners) and all(map(_OWNERS.fullmatch, owners))):
+        raise ValueError("owners must be a list of owners such as user:ada, user:*, vendor:acme-* or *")
+    if not isinstance(entry["issuer"], str) or not isinstance(service, str | None):
+        raise ValueError("issuer must be a text, service a text or null")
+    key = OKPKey.import_key(entry["jwk"])
+    key.ensure_kid()
+    return TrustedKey(entry["issuer"], key, frozenset(roles), service, None if owners is None else tuple(owners))
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)

@@ -235,6 +235,16 @@ def check_binding(name: str, settings: Settings) -> None:
             ) from None
 
 
+def check_trust(path: Path) -> None:
+    """Raises CannotStart for a trust file that can't be read, or that says what nobody understands."""
+    try:
+        auth.load_trust(path)
+    except OSError as error:
+        raise CannotStart(f"the trust file {path} can't be read ({error.strerror}); set ATELIER_TRUST_FILE") from None
+    except ValueError as error:
+        raise CannotStart(f"{error}; correct the trust file, `atelier trust` checks it") from None
+
+
 Opener = Callable[[str, Settings], "contextlib.AbstractAsyncContextManager[Service]"]
 
 
@@ -244,6 +254,7 @@ def run(name: str, settings: Settings, opener: Opener) -> None:
     telemetry.set_up(name, settings.log_level)
     try:
         check_binding(name, settings)
+        check_trust(settings.trust_file)
     except CannotStart as problem:
         sys.exit(f"atelier: {problem}")
     if settings.processes == 1:
