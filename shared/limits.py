@@ -8,6 +8,7 @@ from shared.errors import DomainError, Reason
 
 _NEVER_TOO_MANY = 8  # of one owner, for a page that asks for its pictures
 _FEW = 2  # that an owner gets of what is kept back
+_FEWEST_OPEN = 32
 Holder = tuple[str, str | None]
 
 
@@ -38,6 +39,8 @@ class Places:
         open_to_all = free - self._kept_back
         if held >= (max(open_to_all, _NEVER_TOO_MANY) if open_to_all > 0 else _FEW):
             whose = "this owner" if holder[0] == identity.owner else "all anonymous callers together"
+            if holder[0].startswith("address:"):
+                whose = "this address without a token"
             text = f"{held} calls of {whose} are under way; nothing was changed, let some end, then try again"
             raise errors.retry_later(Reason.ERROR_REASON_TOO_MANY_CALLS, text, 1)
         self.taken += 1
@@ -84,12 +87,14 @@ def wait_apart() -> None:
 class Limits:
     """What the guard of every method enforces. Calls that stream a request in are counted apart, and fewer of them are
     allowed: each may last as long as its sender likes. Those that stream answers cost little while they wait, and so do
-    calls that wait for a job, which are counted with them."""
+    calls that wait for a job, which are counted with them. Streams without a token, of health and reflection, are
+    counted apart: nobody without one takes a caller's place."""
 
     def __init__(self, *, max_in_flight: int, max_streams: int, default_deadline: float, max_deadline: float) -> None:
         self.calls = Places(max_in_flight)
         self.uploads = Places(max_in_flight // 4)
         self.streams = Places(max_streams)
+        self.open_streams = Places(max(_FEWEST_OPEN, max_streams // 16))
         self.default_deadline = default_deadline
         self.max_deadline = max_deadline
 

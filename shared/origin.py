@@ -41,7 +41,7 @@ def current(trusted: Networks) -> Origin:
     if context is None:
         return NOWHERE
     sent = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-    address = _peer(context.peer())
+    address = address_of(context.peer())
     if address is not None and _any(address, trusted):
         # Each proxy adds whom it heard at the end; what an untrusted one heard, or claims, isn't evidence.
         for forwarded in reversed(sent.get("x-forwarded-for", "").split(",")):
@@ -59,7 +59,7 @@ def _any(address: Address, within: Networks) -> bool:
     return any(address in network for network in within)
 
 
-def _peer(peer: str) -> Address | None:
+def address_of(peer: str) -> Address | None:
     """Of `ipv4:127.0.0.1:5000` or `ipv6:[::1]:5000`, as gRPC writes them, quoted or not."""
     kind, _, rest = unquote(peer).partition(":")
     return _address(rest.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else None

@@ -23,12 +23,12 @@ import uvloop
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from shared import auth, telemetry
 from shared.guard import Guard
 from shared.limits import Limits
+from shared.open_calls import Health, reflecting
 from shared.settings import PORTS, Settings
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -70,7 +70,7 @@ class Running:
     """A server that is serving. `port` is where."""
 
     def __init__(
-        self, server: Any, health: Any, service: Service, port: int, limits: Limits, reporting: "asyncio.Task[None]"
+        self, server: Any, health: Health, service: Service, port: int, limits: Limits, reporting: "asyncio.Task[None]"
     ) -> None:  # fmt: skip
         self.port = port
         self._server = server
@@ -86,7 +86,7 @@ class Running:
         it goes on serving for a moment, in which those who ask for health, balancers and clients, turn away.
         """
         self._reporting.cancel()
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         await self._service.drain()
         await asyncio.sleep(min(_TURN_AWAY_SECONDS, seconds))
         await self._server.stop(seconds)
@@ -115,9 +115,9 @@ async def start(service: Service, settings: Settings, verifier: auth.Verifier) -
         max_deadline=settings.max_deadline_seconds,
     )
     names = _register(server, service, limits, verifier)
-    health = health_aio.HealthServicer()
+    health = Health(limits.open_streams)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    _reflect(server, [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+    _reflect(server, [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name], limits)
     port = _bind(server, settings)
     await server.start()
     reporting = asyncio.create_task(_report_health(health, names, service.ready))
@@ -159,16 +159,16 @@ def _register(server: Any, service: Service, limits: Limits, verifier: auth.Veri
     return list(by_service)
 
 
-def _reflect(server: Any, names: Sequence[str]) -> None:
+def _reflect(server: Any, names: Sequence[str], limits: Limits) -> None:
     """Reflection under its old and its new name; the messages of both are the same on the wire."""
     servicer = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME], pool=_described())
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        reflecting(servicer.ServerReflectionInfo, limits.open_streams),
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    server.add_registered_method_handlers("grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": handler})
+    for name in (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"):
+        server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
 
 def _described() -> descriptor_pool.DescriptorPool:
@@ -198,13 +198,13 @@ def _bind(server: Any, settings: Settings) -> int:
     return port
 
 
-async def _report_health(health: Any, names: Sequence[str], ready: Callable[[], Awaitable[bool]]) -> None:
+async def _report_health(health: Health, names: Sequence[str], ready: Callable[[], Awaitable[bool]]) -> None:
     """Health answers from memory, so that it does while the pool is exhausted; this keeps the memory true."""
     status = health_pb2.HealthCheckResponse
     while True:
         now = status.SERVING if await ready() else status.NOT_SERVING
         for name in ("", *names):
-            await health.set(name, now)
+            health.set(name, now)
         await asyncio.sleep(1)
 
 

@@ -16,6 +16,7 @@ from shared import auth, errors
 from shared.db import Mutation
 from shared.errors import DomainError, Reason
 from shared.imaging import Limits
+from shared.imaging.media_types import canonical
 from shared.protos import metadata
 
 _INSERT_ASSET = f"""
@@ -31,7 +32,7 @@ _INSERT_ASSET = f"""
 def columns(declaration: pb.UploadDeclaration, path: str, limits: Limits) -> dict[str, Any]:
     """Checks what protovalidate can't, and turns the declaration into the asset's columns. `path`: of its fields."""
     made = described(declaration, path)
-    kind, mime_type = made["kind"], declaration.mime_type
+    kind, mime_type = made["kind"], canonical(declaration.mime_type)
     if problem := rules.type_problem(kind, mime_type):
         raise errors.invalid(f"{path}mime_type", problem)
     limit = limits.pdf_bytes if mime_type == rules.PDF else limits.image_bytes

@@ -48,7 +48,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         response = await self._db.mutate(request, pb.RequestUploadResponse, work)
         asset = response.asset
         key = declarations.upload_key(asset.owner, columns, asset.id, response.upload_id)
-        response.target.CopyFrom(self._target(key, request.declaration))
+        response.target.CopyFrom(self._target(key, columns["size_bytes"], columns["mime_type"]))
         return response
 
     async def ConfirmUpload(self, request: pb.ConfirmUploadRequest, context: Any) -> pb.ConfirmUploadResponse:
@@ -118,18 +118,14 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         m.send(_INSERT_UPLOAD, str(upload_id), m.owner, str(asset_id), key, sha256, life)
         return asset, upload_id
 
-    def _target(self, key: str, declaration: pb.UploadDeclaration) -> pb.UploadTarget:
+    def _target(self, key: str, size_bytes: int, mime_type: str) -> pb.UploadTarget:
         """A form that the store caps at the declared size; where a store has no forms, a PUT with signed length."""
         if self._storage.supports_post:
-            post = self._storage.sign_post(
-                key, max_bytes=declaration.size_bytes, content_type=declaration.mime_type, expires_in=self._url_life
-            )
+            post = self._storage.sign_post(key, max_bytes=size_bytes, content_type=mime_type, expires_in=self._url_life)
             return pb.UploadTarget(
                 method="POST", url=post.url, fields=post.fields, expire_time=timestamp(post.expires_at)
             )
-        put = self._storage.sign_put(
-            key, length=declaration.size_bytes, content_type=declaration.mime_type, expires_in=self._url_life
-        )
+        put = self._storage.sign_put(key, length=size_bytes, content_type=mime_type, expires_in=self._url_life)
         return pb.UploadTarget(method="PUT", url=put.url, headers=put.headers, expire_time=timestamp(put.expires_at))
 
     async def _sent(self, upload: Any, asset: Any) -> Verified | Refused | None:

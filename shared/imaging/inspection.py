@@ -10,6 +10,7 @@ from shared.imaging import credentials
 from shared.imaging.child import corrupt, nothing_unforeseen
 from shared.imaging.decode import open_page, open_picture
 from shared.imaging.measure import measure
+from shared.imaging.media_types import canonical
 from shared.imaging.model import MEBIBYTE, Facts, ImageRejected, Limits, Reason
 from shared.imaging.places import says_where
 from shared.imaging.sniff import HEAD_BYTES, HEIC, PDF, refuse_polyglot, sniff
@@ -17,15 +18,6 @@ from shared.imaging.source_type import read_packet
 from shared.imaging.support import refuse_unsupported
 from shared.imaging.whole import prove_whole
 
-_ALIASES = {
-    "image/jpg": "image/jpeg",
-    "image/pjpeg": "image/jpeg",
-    "image/x-png": "image/png",
-    "image/apng": "image/png",
-    "image/tif": "image/tiff",
-    "image/heif": HEIC,
-    "application/x-pdf": PDF,
-}
 _SIDEWAYS = (5, 6, 7, 8)
 _METADATA = ("exif-data", "xmp-data", "iptc-data")
 
@@ -105,8 +97,8 @@ def _check_bytes(size: int, limit: int) -> None:
 
 
 def _check_declared(mime: str, declared_type: str | None) -> None:
-    claim = (declared_type or "").partition(";")[0].strip().lower()
-    if claim not in ("", "application/octet-stream") and _ALIASES.get(claim, claim) != mime:
+    claim = canonical(declared_type or "")
+    if claim not in ("", "application/octet-stream", mime):
         raise _mismatch(claim, mime)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import filetype
 
+from shared.imaging.extent import end_of_picture
 from shared.imaging.model import ImageRejected, Reason
 
 HEAD_BYTES = 4096
@@ -102,16 +103,23 @@ def sniff(head: bytes) -> str:
 
 
 def refuse_polyglot(path: Path, mime: str) -> None:
-    """Refuse an image that is a web page, a script or a ZIP archive at the same time.
+    """Refuse an image that begins as a script, goes on as a web page or a script, or is a ZIP archive, too.
 
     Decoders ignore what doesn't belong to the picture, so such a file is a valid image. Derivatives are clean
-    because they are encoded anew; the original is what would be dangerous if a browser ever ran it.
+    because they are encoded anew; the original is what would be dangerous if a browser ever ran it. Text within the
+    picture, a prompt or a caption, may speak of tags as it likes: originals are served under their picture's type
+    with `nosniff`, so that nothing looks for a page in them.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        script = _MARKUP.search(content) is not None or _opens_as_script(content[:16], mime)
+        script = _opens_as_script(content[:16], mime)
+        # Few files hold a tag at all, and only those are walked through.
+        appended = _MARKUP.search(content) and _MARKUP.search(content, end_of_picture(content, mime))
     if script:
+        raise ImageRejected(Reason.ACTIVE_CONTENT, "The image is also a script. Export it again from an image editor.")
+    if appended:
         raise ImageRejected(
-            Reason.ACTIVE_CONTENT, "The image also contains HTML or script. Export it again from an image editor."
+            Reason.ACTIVE_CONTENT,
+            "HTML or script follows the end of the picture. Export it again from an image editor.",
         )
     if _is_archive(path):
         raise ImageRejected(

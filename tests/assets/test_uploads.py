@@ -128,6 +128,30 @@ async def test_each_picture_type_is_accepted(house: Suite, ada: Client, suffix: 
     assert asset.facts.placeholder and asset.facts.dominant_colours
 
 
+ALIASES = {
+    "image/jpg": "image/jpeg", "IMAGE/JPEG": "image/jpeg", "image/pjpeg": "image/jpeg", "image/jpeg; q=1": "image/jpeg",
+    "image/x-png": "image/png", "image/apng": "image/png", "image/tif": "image/tiff", "image/x-tiff": "image/tiff",
+    "application/x-pdf": "application/pdf", "Application/PDF": "application/pdf",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+async def test_another_name_of_a_type_is_taken_for_it(ada: Client, alias: str) -> None:
+    """However the file comes; what is said of the asset, and signed for it, is the one name."""
+    mime_type = ALIASES[alias]
+    suffix = {"image/jpeg": ".jpg", "image/png": ".png", "image/tiff": ".tif", "application/pdf": ""}[mime_type]
+    data = pictures.quadrants(40, 30).write_to_buffer(suffix) if suffix else pictures.pdf()
+    kind = asset_pb2.ASSET_KIND_PHOTO if suffix else asset_pb2.ASSET_KIND_DOCUMENT
+    head = upload_pb2.UploadHead(declaration=flows.declaration(data, mime_type=alias, kind=kind))
+    assert (await flows.stream_upload(ada, head, data)).mime_type == mime_type
+    announced = await flows.announce(ada, data, mime_type=alias, kind=kind)
+    assert announced.asset.mime_type == announced.target.fields["Content-Type"] == mime_type
+    assert (await flows.send(announced.target, data)).status_code == 204
+    confirmed = await flows.confirm(ada, announced.upload_id)
+    assert (confirmed.state, confirmed.mime_type) == (READY, mime_type)
+    assert (await flows.start(ada, data, mime_type=alias, kind=kind)).asset.mime_type == mime_type
+
+
 async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
     assert (asset.mime_type, asset.width, asset.HasField("facts")) == ("application/pdf", 0, False)

@@ -93,12 +93,20 @@ FILES: dict[str, tuple[str, Callable[[], bytes], Reason]] = {
     "png of one column": ("image/png", pictures.thread_png, Reason.TOO_MANY_PIXELS),
     "gif of 5,000 frames": ("image/gif", pictures.long_gif, Reason.TOO_MANY_FRAMES),
     "tiff with an enormous tile": ("image/tiff", pictures.big_tile_tiff, Reason.CORRUPT),
-    "jpeg and html": (
-        "image/jpeg",
-        lambda: pictures.with_comment(pictures.jpeg(), pictures.HTML),
+    "jpeg, then html": ("image/jpeg", lambda: pictures.jpeg() + pictures.HTML, Reason.ACTIVE_CONTENT),
+    "two jpegs, then html": ("image/jpeg", lambda: pictures.jpeg() * 2 + pictures.HTML, Reason.ACTIVE_CONTENT),
+    "png, then html": ("image/png", lambda: pictures.png() + pictures.HTML, Reason.ACTIVE_CONTENT),
+    "gif, then html": ("image/gif", lambda: pictures.animation(3, 16, ".gif") + pictures.HTML, Reason.ACTIVE_CONTENT),
+    "webp, then php": (
+        "image/webp",
+        lambda: pictures.animation(2, 16, ".webp") + b"<?php system($_GET[0]);",
         Reason.ACTIVE_CONTENT,
     ),
-    "png, then html": ("image/png", lambda: pictures.png() + pictures.HTML, Reason.ACTIVE_CONTENT),
+    "avif, then html": (
+        "image/avif",
+        lambda: pictures.quadrants(64, 48).write_to_buffer(".avif") + pictures.HTML,
+        Reason.ACTIVE_CONTENT,
+    ),
     "gif and javascript": ("image/gif", pictures.gif_script, Reason.ACTIVE_CONTENT),
     "jpeg and javascript": (
         "image/jpeg",

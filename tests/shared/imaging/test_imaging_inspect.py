@@ -1,6 +1,10 @@
 """What `inspect` says about honest pictures is true, comparable and the same every time."""
 
 import base64
+import struct
+import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,47 @@ async def test_a_claim_may_be_missing_or_spelt_differently(
 ) -> None:
     (tmp_path / "picture").write_bytes(pictures.jpeg())
     assert (await pool.run(inspect, tmp_path / "picture", claim)).mime_type == "image/jpeg"
+
+
+PROMPT = (
+    b'{"nodes": ["<iframe src=x></iframe>", "<script>alert(1)</script>"]} a mug with the words <html > on it, <?php ?>'
+    b" <!doctype html>"
+)
+
+
+def png_text() -> bytes:
+    chunk = b"tEXtparameters\0" + PROMPT
+    made = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return pictures.png()[:33] + made + pictures.png()[33:]
+
+
+def gif_comment() -> bytes:
+    made = pictures.animation(2, 16, ".gif")
+    return made[:-1] + b"!\xfe" + bytes([len(PROMPT)]) + PROMPT + b"\0;"
+
+
+def with_xmp(suffix: str) -> bytes:
+    image = pictures.quadrants(64, 48).copy()
+    image.set_type(pyvips.GValue.blob_type, "xmp-data", b"<x:xmpmeta>" + PROMPT + b"</x:xmpmeta>")
+    return bytes(image.write_to_buffer(suffix))
+
+
+SPEAKING: dict[str, Callable[[], bytes]] = {
+    "png": png_text,
+    "jpeg": lambda: pictures.with_comment(pictures.jpeg(), PROMPT),
+    "jpeg, in its second picture": lambda: pictures.jpeg() + pictures.with_comment(pictures.jpeg(), PROMPT),
+    "gif": gif_comment,
+    **{f"{suffix} in xmp": partial(with_xmp, suffix) for suffix in (".jpg", ".webp", ".avif", ".tif")},
+}
+
+
+@pytest.mark.parametrize("name", SPEAKING)
+async def test_text_within_a_picture_may_speak_of_tags(pool: ImagingPool, tmp_path: Path, name: str) -> None:
+    """A prompt, a workflow, a caption: it is served as a part of the picture, and nothing reads it as a page."""
+    content = SPEAKING[name]()
+    assert PROMPT[:20] in content
+    (tmp_path / "x").write_bytes(content)
+    assert (await pool.run(inspect, tmp_path / "x")).kind == "image"
 
 
 async def test_a_pdf_has_pages_and_nothing_else(pool: ImagingPool, tmp_path: Path) -> None:
