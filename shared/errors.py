@@ -88,6 +88,9 @@ class DomainError(Exception):
         return self.text
 
 
+UNSTORABLE = "a value can't be stored: text may not contain NUL, and numbers must be in range"
+
+
 def invalid(field_path: str, text: str, reason: int = Reason.ERROR_REASON_INVALID_FIELD) -> DomainError:
     """INVALID_ARGUMENT: a field breaks a rule. `reason`: another one that is INVALID_ARGUMENT, too."""
     return invalid_fields([(field_path, text)], reason)
@@ -226,7 +229,7 @@ def _of_database(error: psycopg.Error) -> DomainError | None:
         case psycopg.OperationalError():
             return unavailable("the database", _DATABASE)
         case psycopg.DataError():
-            return invalid("", "a value can't be stored: text may not contain NUL, and numbers must be in range")
+            return invalid("", UNSTORABLE)
     return None
 
 

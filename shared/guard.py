@@ -7,7 +7,8 @@ identity and policy, a place among the calls at once, deadline, validation, the 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ _SLOWEST = 10_000  # bytes a second, on average, of an upload that has had its h
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 8 * 1024 * 1024  # of one who may have no token
 _log = structlog.get_logger("server")
+_checked: ContextVar[Any] = ContextVar("checked_request")  # the call's, or the first message of its stream
 
 Handler = Callable[[Any, Any], Any]
 
@@ -154,6 +156,8 @@ class Guard:
                 return await serve(request, context)
             except Exception as error:
                 refusal = errors.from_exception(error)
+                if refusal.text.endswith(errors.UNSTORABLE) and (place := _place_of_nul(_checked.get(None))):
+                    refusal = errors.invalid(place, "may not contain NUL (U+0000); leave it out")
                 code = errors.code_name(refusal)
                 if writing:
                     await _linger(request, context.time_remaining())
@@ -192,6 +196,8 @@ def check(request: Any) -> None:
         raise errors.invalid("", "the request is too large to be checked; send fewer items") from None
     if violations:
         raise errors.invalid_fields([(_path(v.proto.field), v.proto.message) for v in violations[:20]])
+    if _checked.get(None) is None:
+        _checked.set(request)
 
 
 def _path(field_path: Any) -> str:
@@ -206,6 +212,27 @@ def _path(field_path: Any) -> str:
             name += f"[{shown}]"
         parts.append(name)
     return ".".join(parts)
+
+
+def _place_of_nul(request: Any) -> str:
+    """The field of the first text with a NUL, which no database keeps; '' without one. Looked for when one was found:
+    to look through every request would cost each."""
+    for field, value in request.ListFields() if request is not None else ():
+        for subscript, each in _elements(field, value):
+            if isinstance(each, str) and "\0" in each:
+                return f"{field.name}{subscript}"
+            if isinstance(each, message.Message) and (inner := _place_of_nul(each)):
+                return f"{field.name}{subscript}.{inner}"
+    return ""
+
+
+def _elements(field: Any, value: Any) -> Iterable[tuple[str, Any]]:
+    if not field.is_repeated:
+        return [("", value)]
+    if field.message_type and field.message_type.GetOptions().map_entry:
+        keys = [(f"[{number}] (a key)", key) for number, key in enumerate(value)]
+        return [*keys, *((f'["{key}"]', value[key]) for key in value)]
+    return [(f"[{number}]", each) for number, each in enumerate(value)]
 
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -167,6 +167,16 @@ async def test_an_empty_request_gets_a_declared_answer(house: Suite, name: str) 
     assert code not in UNDECLARED
 
 
+async def test_any_authorization_gets_a_declared_answer(house: Suite) -> None:
+    chance, good = random.Random(SEED), house.keys.token("ada")
+    pieces = ("Bearer", "bearer", "BEARER", " ", "  ", ".", "=", "~", good, good[:50], good.swapcase(), "e30", "Basic")
+    call: Any = house.client(None).channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    for _ in range(200):
+        header = "".join(chance.choice(pieces) for _ in range(chance.randrange(1, 6)))
+        code = (await calls.refusal(call(b"\xff", metadata=(("authorization", header),)))).code
+        assert code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT), (code, header)
+
+
 async def test_a_method_that_does_not_exist_is_unimplemented(house: Suite) -> None:
     call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/DropAssets")
     assert (await calls.refusal(call(b""))).code is grpc.StatusCode.UNIMPLEMENTED

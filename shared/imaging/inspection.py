@@ -147,7 +147,11 @@ def _count_pdf_pages(path: Path, limits: Limits) -> int:
     except pikepdf.PasswordError as error:
         raise _encrypted() from error
     except pikepdf.PikepdfError as error:
-        raise corrupt() from error
+        raise ImageRejected(
+            Reason.CORRUPT,
+            "The PDF's table of its parts (cross-reference) is wrong, or the file is cut short. Some viewers repair"
+            " that without a word: open it in one, save it anew, and send what was saved.",
+        ) from error
     if pages == 0:
         raise corrupt()
     if pages > limits.pdf_pages:

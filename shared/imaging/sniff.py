@@ -69,6 +69,7 @@ _ARCHIVES = {
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _OTHER_BRANDS = {b"mif1", b"msf1", b"M4A ", b"M4B "}
+_BLANKS = b"\xef\xbb\xbf \t\r\n\f\0"
 _MARKUP = re.compile(rb"<(?:script|html|iframe)[\s>/]|<!doctype\s+html|<\?php\s", re.IGNORECASE)
 
 
@@ -89,6 +90,10 @@ def sniff(head: bytes) -> str:
             Reason.ACTIVE_CONTENT,
             f"The file is SVG, HTML or other markup, which can carry scripts. Render it to pixels first. {_RESEND}",
         )
+    if head.lstrip(_BLANKS).startswith(
+        b"%PDF-"
+    ):  # viewers pass over blank lines before it, and so does the reader here
+        return PDF
     guess = filetype.guess(head)
     mime = guess.mime if guess else ""
     if mime == "image/apng":  # a PNG, of which the first frame is used

@@ -128,6 +128,20 @@ async def test_each_picture_type_is_accepted(house: Suite, ada: Client, suffix: 
     assert asset.facts.placeholder and asset.facts.dominant_colours
 
 
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [({"tags": ["a", "b\0"]}, "tags[1]"), ({"scope": {"room_id": "\0"}}, "scope.room_id"),
+     ({"tags": ["a"], "scope": {"session_id": "a\0b"}}, "scope.session_id")],
+)  # fmt: skip
+async def test_a_text_with_a_nul_is_refused_with_its_field(ada: Client, fields: dict[str, Any], place: str) -> None:
+    """In the head of a stream as in a call."""
+    head = upload_pb2.UploadHead(declaration=flows.declaration(DATA, **fields))
+    refused = await calls.refusal(flows.uploads(ada).Upload(calls.aiter_of([upload_pb2.UploadRequest(head=head)])))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and refused.fields == [f"head.declaration.{place}"]
+    refused = await calls.refusal(flows.announce(ada, DATA, **fields))
+    assert refused.fields == [f"declaration.{place}"] and "NUL" in refused.text
+
+
 ALIASES = {
     "image/jpg": "image/jpeg", "IMAGE/JPEG": "image/jpeg", "image/pjpeg": "image/jpeg", "image/jpeg; q=1": "image/jpeg",
     "image/x-png": "image/png", "image/apng": "image/png", "image/tif": "image/tiff", "image/x-tiff": "image/tiff",

@@ -42,7 +42,10 @@ def open_upright(path: Path, max_side: int) -> pyvips.Image:
     """
     image = load_scaled(path, max_side, max_side)
     if min(image.width, image.height) < MIN_SIDE:
-        raise ValueError(f"the picture is {image.width} x {image.height} px, too small or too narrow to work with")
+        raise ValueError(
+            f"the picture, scaled to fit {max_side} px, is {image.width} x {image.height} px:"
+            " too small or too narrow to work with"
+        )
     return image
 
 

@@ -95,6 +95,12 @@ async def test_text_within_a_picture_may_speak_of_tags(pool: ImagingPool, tmp_pa
     assert (await pool.run(inspect, tmp_path / "x")).kind == "image"
 
 
+@pytest.mark.parametrize("before", [b"\r\n\r\n", b"\xef\xbb\xbf", b"\n" * 500])
+async def test_a_pdf_may_begin_with_blanks(pool: ImagingPool, tmp_path: Path, before: bytes) -> None:
+    (tmp_path / "x").write_bytes(before + pictures.pdf())
+    assert (await pool.run(inspect, tmp_path / "x", "application/pdf")).kind == "pdf"
+
+
 async def test_a_pdf_has_pages_and_nothing_else(pool: ImagingPool, tmp_path: Path) -> None:
     (tmp_path / "three.pdf").write_bytes(pictures.pdf(pages=3))
     facts = await pool.run(inspect, tmp_path / "three.pdf", "application/pdf")
