@@ -7,7 +7,7 @@ from alembic import op
 from shared.migrate import run_sql
 
 revision = "0003_webhook_pauses"
-down_revision = "0001_first_tables"
+down_revision = "0002_job_waits"
 
 
 def upgrade() -> None:

@@ -6,8 +6,8 @@ from alembic import op
 
 from shared.migrate import run_sql
 
-revision = "0003_webhook_pauses"
-down_revision = "0001_first_tables"
+revision = "0004_webhook_pauses"
+down_revision = "0003_price_book_keys"
 
 
 def upgrade() -> None:
