@@ -10,7 +10,10 @@ from shared.embedded import EmbeddedPostgres
 from tests.suite import Cluster, DiskServer, Keys, Suite, suite
 
 # Whole jobs through running processes. They begin first, so that no worker is left alone with them at the end.
-_LONG = ("tests/docs", "tests/cli", "tests/pipeline", "tests/techfiles/test_runs", "tests/techfiles/test_packs")
+_LONG = (
+    "tests/docs", "tests/cli", "tests/pipeline", "tests/techfiles/test_runs", "tests/techfiles/test_packs",
+    "tests/techfiles/test_print_limits", "tests/conversions",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

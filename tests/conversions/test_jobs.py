@@ -198,7 +198,7 @@ async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(atelier: Su
 async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(atelier: Suite, drawn: Path) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
-    ids = [(await asked(ada, drawn)).id for _ in range(6)]
+    ids = [(await asked(ada, drawn)).id for _ in range(2)]
     asked_at = datetime.now(UTC)
     await atelier.stop("assets")
     await atelier.work("conversions")
@@ -235,7 +235,7 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(atelier: S
 async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(atelier: Suite, drawn: Path) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
-    ids = [(await asked(ada, drawn)).id for _ in range(4)]
+    ids = [(await asked(ada, drawn)).id for _ in range(2)]
     await atelier.stop("assets")
     await atelier.work("conversions")
     await waiting(ada, *ids)

@@ -3,11 +3,13 @@
 import importlib
 
 import psycopg
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import create_engine, pool
 
 from services.pipeline.price_csv import folded
 from shared.ids import new_id
-from shared.migrate import migrate
-from tests.suite import APP_PASSWORD, WORKER_PASSWORD, Cluster
+from tests.suite import Cluster
 
 REVISION = importlib.import_module("services.pipeline.migrations.versions.0003_price_book_keys")
 INSERT = """
@@ -25,6 +27,16 @@ def imported(conn: "psycopg.Connection[tuple[object, ...]]", owner: str, name: s
     conn.execute(INSERT, values)
 
 
+def upgrade(url: str) -> None:
+    """Runs the one revision, as its owner, on a database that has all of them."""
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=pool.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL ROLE pipeline_owner")
+        connection.exec_driver_sql("SET LOCAL search_path = pipeline")
+        with Operations.context(MigrationContext.configure(connection)):
+            REVISION.upgrade()
+
+
 def test_old_keys_are_folded_anew(cluster: Cluster) -> None:
     database = cluster.clone()
     try:
@@ -35,8 +47,7 @@ def test_old_keys_are_folded_anew(cluster: Cluster) -> None:
             imported(conn, "user:bob", "FJ-100", 4, 1)
             imported(conn, "user:eve", "FJ\u2011100", 5, 1)
             imported(conn, "user:eve", "FJ-100", 6, 5)
-            conn.execute("UPDATE pipeline.alembic_version SET version_num = %s", (REVISION.down_revision,))
-            migrate("pipeline", cluster.url(database), APP_PASSWORD, WORKER_PASSWORD)
+            upgrade(cluster.url(database))
             rows = conn.execute("SELECT name_key, price FROM pipeline.price_book_entries ORDER BY price").fetchall()
             assert rows == [("coat", 1), (folded("B\u00e9ret"), 2), ("fj-100", 4), ("fj-100", 5)]
             forced = conn.execute("SELECT relforcerowsecurity FROM pg_class WHERE relname = 'price_book_entries'")

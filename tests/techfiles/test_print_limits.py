@@ -117,7 +117,13 @@ def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: 
     assert outside(tmp_path / "pack.pdf") == []
 
 
-@pytest.mark.parametrize("field", ["points_of_measure", "features", "materials"])
+LONG = pytest.mark.faults  # up to a quarter of a minute each
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["materials", pytest.param("features", marks=LONG), pytest.param("points_of_measure", marks=LONG)],
+)
 async def test_as_many_as_are_allowed_are_printed_in_a_child_process(tmp_path: Path, field: str) -> None:
     filling = Filling(500, "n", 40)
     pack, pictures = printed(filling.message(facts_pb2.Facts.DESCRIPTOR, field), tmp_path)
