@@ -7,6 +7,7 @@ that is tried again, and a periodic one that puts stalled jobs back.
 import asyncio
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 import procrastinate
@@ -36,21 +37,22 @@ MACHINE = {
 }  # fmt: skip
 
 
-def queue_of(db: Database) -> JobQueue:
-    async def publish(_m: Any, _row: Any) -> None: ...
+async def run(db: Database, row_id: str) -> None:
+    """One try of the nap."""
 
-    kind = attempts.Kind("naps", MACHINE, "running", "done", publish)
+    async def publish(_m: Any, _row: Any) -> None: ...
 
     async def sleep(attempt: attempts.Attempt) -> attempts.Outcome:
         await asyncio.sleep(attempt.row.seconds)
         return attempts.Outcome({})
 
-    async def nap(row_id: str) -> None:
-        await attempts.run(db, kind, row_id, sleep)
+    await attempts.run(db, attempts.Kind("naps", MACHINE, "running", "done", publish), row_id, sleep)
 
+
+def queue_of(db: Database) -> JobQueue:
     queue = JobQueue(db)
-    queue.task("short", "short", nap)
-    queue.task("long", "long", nap, apart=True)
+    queue.task("short", "short", partial(run, db))
+    queue.task("long", "long", partial(run, db), apart=True)
     return queue
 
 
