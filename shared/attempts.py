@@ -20,7 +20,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -35,6 +35,7 @@ from shared.errors import DomainError, Reason
 from shared.ids import new_id
 from shared.jobs import TryAgain, wake
 from shared.storage import StorageError
+from shared.tasks import wanted
 
 # In a container every process has the same number.
 WORKER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -155,10 +156,13 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
             watching.result()  # raises Superseded if that is why
             await _end(db, kind, attempt, kind.cancelled, "cancelled")
             return
-        await _finish(db, kind, attempt, working.result())
+        await _to_its_end(_finish(db, kind, attempt, working.result()))
     except Superseded:
         _log.warning("late result discarded", table=kind.table, row=row_id)
     except asyncio.CancelledError:
+        if wanted():  # nobody asked this task to end: the work raised it by itself
+            await _fail(db, kind, attempt, JobFailed("INTERNAL", "the work was cancelled from within", final=False))
+            return
         working.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await working
@@ -173,6 +177,16 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
     finally:
         watching.cancel()
         watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks for it any more
+
+
+async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
+    """Waits for the commit of work that is done, whoever asks this task to end meanwhile: the work may have cost money,
+    and its token keeps the commit from another try's row."""
+    task = asyncio.ensure_future(finishing)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
 
 
 def verdict(error: Exception) -> Waits | JobFailed:
@@ -247,7 +261,9 @@ async def _owner_of(db: Database, kind: Kind, row_id: UUID) -> str | None:
 
 
 async def _move(m: Mutation, kind: Kind, row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any) -> Any:
-    row = await states.advance(m, kind.machine, kind.table, row_id, to, token=token, **columns)
+    # A try moves its row from running alone: what it has committed stays, whatever it believes itself.
+    machine = kind.machine if token is None else {kind.running: kind.machine[kind.running]}
+    row = await states.advance(m, machine, kind.table, row_id, to, token=token, **columns)
     if row is not None:
         await kind.publish(m, row)
     return row
@@ -265,6 +281,8 @@ async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
                 if unheard and await _is_committed(db, attempt)
                 else await _commit(db, kind, attempt, outcome)
             )
+            if row is None and unheard and await _is_committed(db, attempt):
+                row = attempt.row  # the first commit came through while this one waited for its lock
             break
         except JobFailed:  # `also` refused, so nothing was committed
             if outcome.undo:
@@ -281,10 +299,10 @@ async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
         if outcome.undo:
             await outcome.undo()
         raise Superseded
-    if attempt.row.waits_for:
-        await wake(db, attempt.row.waits_for)
     if outcome.after:
         await outcome.after()
+    if attempt.row.waits_for:
+        await wake(db, attempt.row.waits_for)
 
 
 async def _commit(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) -> Any:
@@ -313,15 +331,20 @@ async def _fail(db: Database, kind: Kind, attempt: Attempt, failure: JobFailed) 
         await _end(db, kind, attempt, "failed", "failed", faults=faults, **said)
         return
     backoff = min(_FIRST_BACKOFF_SECONDS * 4 ** (faults - 1), _LONGEST_BACKOFF_SECONDS)
-    row = await _end(db, kind, attempt, "pending", "retried", faults=faults, **said)
+    row = await _end(db, kind, attempt, "pending", "retried", faults=faults, **said, **_NO_WAIT)
     if row is not None:
         raise TryAgain(await _now(db) + timedelta(seconds=backoff))
 
 
 async def _put_off(db: Database, kind: Kind, attempt: Attempt, waits: Waits) -> None:
     """The job waits, and says so; what it has done stays. Having waited for too long it has failed."""
-    now = await _now(db)
-    since = attempt.row.waiting_since or now
+    found = await db.system_rows(
+        f"SELECT now() AS now, waiting_since FROM {kind.table} WHERE id = %s", (attempt.row.id,)
+    )
+    if not found:
+        return
+    now = found[0].now
+    since = found[0].waiting_since or now
     said = {"error_class": waits.error_class, "error_message": waits.message[:2000]}
     if now - since > timedelta(hours=db.settings.job_wait_hours):
         said["error_message"] = f"{waits.what} was waited for since {since:%Y-%m-%d %H:%M} UTC: {waits.message}"[:2000]

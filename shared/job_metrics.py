@@ -31,7 +31,7 @@ _TABLES: LiteralString = """
 _OF_TABLE = """
     SELECT '{table}' AS job, waits_for AS what, count(*) AS number,
         extract(epoch FROM now() - min(waiting_since))::float8 AS oldest
-    FROM {table} WHERE waiting_since IS NOT NULL AND state NOT IN ('failed', 'cancelled', 'stopped') GROUP BY waits_for
+    FROM {table} WHERE waiting_since IS NOT NULL AND state = 'pending' GROUP BY waits_for
 """
 
 

@@ -25,6 +25,7 @@ _INSIST_SECONDS = 60.0  # longer than a lease: by then this worker has given up 
 _LONGEST_BEAT_SECONDS = 5.0
 _LONGEST_REAPING_SECONDS = 3.0  # with a poll of 1 s: taken over within lease + 5 s
 _PAUSE_SECONDS = 1.0
+_REGISTERING_SECONDS = 0.1
 _GRACE_SECONDS = 5.0  # for the jobs in hand when the worker is asked to end
 _PRUNE_PASSES = 200
 _DAY = 24
@@ -98,10 +99,10 @@ class Manager(manager.JobManager):
         held = self._held[worker_id]
         try:
             if worker_id in self._doubtful:
+                self._doubtful.discard(worker_id)  # before: whoever is in doubt meanwhile is so for another job
                 await self.connector.execute_query_all_async(
                     _PUT_BACK, worker_id=worker_id, held=list(held), retry_at=LONG_AGO
                 )
-                self._doubtful.discard(worker_id)
             job = await super().fetch_job(queues, worker_id)
             job = job and await self._exchanged(job)
         except exceptions.ConnectorException as error:
@@ -131,6 +132,12 @@ class Manager(manager.JobManager):
         queue: str | None = None, lock: str | None = None,
     ) -> None:  # fmt: skip
         await self._insist(_RETRY, job, retry_at=retry_at, priority=priority, queue=queue, lock=lock)
+
+    async def put_back(self, job: jobs.Job) -> None:
+        """Gives a job of a dead worker to whoever comes first, unless somebody has done so."""
+        await self.connector.execute_query_async(
+            _RETRY, job_id=job.id, attempts=job.attempts, retry_at=LONG_AGO, priority=None, queue=None, lock=None
+        )
 
     async def _insist(self, statement: str, job: jobs.Job, **parameters: Any) -> None:
         """A job whose end the queue never hears of would stay taken for as long as this worker lives."""
@@ -171,6 +178,11 @@ class Worker:
         self._manager = jobs_of
         self._lease_seconds = lease_seconds
         self._unsteady_until = 0.0
+        self._heard = 0.0  # when the last heartbeat that was answered was sent
+
+    @property
+    def _beat_seconds(self) -> float:
+        return min(self._lease_seconds / 3, _LONGEST_BEAT_SECONDS)
 
     async def run(self, queues: Sequence[str], slots: int) -> None:
         """Runs jobs until cancelled; then those in hand have a few seconds, and the rest is put back."""
@@ -210,39 +222,46 @@ class Worker:
 
     async def _beat(self, working: worker.Worker) -> None:
         """Says again and again that the worker lives; returns when others must take it for dead."""
-        usual = min(self._lease_seconds / 3, _LONGEST_BEAT_SECONDS)
         heard = time.monotonic()
         while True:
-            asked, pause = time.monotonic(), usual
+            asked, pause = time.monotonic(), self._beat_seconds
+            if working.worker_id is None:
+                await asyncio.sleep(_REGISTERING_SECONDS)
+                continue
             try:
-                if working.worker_id is not None and not await self._manager.beat(working.worker_id):
+                async with asyncio.timeout(self._lease_seconds / 2):
+                    alive = await self._manager.beat(working.worker_id)
+                if not alive:
                     _log.warning("worker was taken for dead; it gives up its jobs", service=self._db.service)
                     return
-                heard = asked
-            except (exceptions.ConnectorException, psycopg.Error) as error:
+                heard = self._heard = asked
+            except (exceptions.ConnectorException, psycopg.Error, TimeoutError) as error:
                 self._unsteady_until = time.monotonic() + self._lease_seconds
                 if time.monotonic() - heard > self._lease_seconds:
                     _log.warning("worker can't beat; it gives up its jobs", service=self._db.service)
                     return
-                pause = min(_PAUSE_SECONDS, usual)
+                pause = min(_PAUSE_SECONDS, self._beat_seconds)
                 troubled(self._db, "heartbeat failed", error)
             await asyncio.sleep(pause)
 
     async def reap(self, queues: Callable[[], Iterable[str]]) -> None:
         """Gives jobs of dead workers to live ones. Any number may run: putting a job back twice is harmless.
 
-        A worker that could not beat itself a moment ago judges nobody: what kept it from beating kept others, too.
+        A worker that did not beat itself a moment ago judges nobody: what kept it from beating kept others, too.
         """
         passes = 0
         while wanted():
             await asyncio.sleep(min(self._lease_seconds / 3, _LONGEST_REAPING_SECONDS))
-            if time.monotonic() < self._unsteady_until:
+            asked = time.monotonic()
+            if asked < self._unsteady_until or asked - self._heard > 2 * self._beat_seconds:
                 continue
             try:
                 for queue in sorted(queues()):
                     stalled = await self._manager.get_stalled_jobs(
                         queue=queue, seconds_since_heartbeat=self._lease_seconds
                     )
+                    if time.monotonic() - asked > self._beat_seconds:  # it was held up, and so were heartbeats
+                        break
                     await self._requeue(stalled)
                 if passes % _PRUNE_PASSES == 0:
                     await self._manager.delete_old_jobs(
@@ -255,7 +274,7 @@ class Worker:
     async def _requeue(self, stalled: Iterable[jobs.Job]) -> None:
         for job in stalled:
             _log.warning("job of a dead worker put back", job=job.id, task=job.task_name, row=job.task_kwargs)
-            await self._manager.retry_job(job, retry_at=LONG_AGO)  # unless another reaper was faster
+            await self._manager.put_back(job)  # unless another reaper was faster
 
 
 def troubled(db: Database, what: str, error: Exception) -> None:

@@ -16,7 +16,7 @@ from shared import attempts, errors, jobs, waiting
 from shared.db import Database, Mutation
 from shared.ids import new_id
 from shared.protos import Words, timestamp, wait_of
-from shared.storage import StorageError
+from shared.storage import StorageError, StorageFull, StorageUnavailable
 
 ACTIONS = Words(pb.RunAction, "RUN_ACTION_")
 STATES = Words(pb.RunState, "RUN_STATE_")
@@ -40,6 +40,7 @@ _SAVE = """
     WHERE id = %(id)s AND attempt_token = %(token)s RETURNING id
 """
 # What concerns one item, as opposed to a database or store that is away.
+_AWAY = (psycopg.OperationalError, StorageUnavailable, StorageFull)
 _OF_AN_ITEM = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 
@@ -112,7 +113,7 @@ class Walk:
         try:
             await act(items)
         except (errors.DomainError, StorageError, psycopg.Error) as error:
-            if isinstance(error, psycopg.OperationalError) and not isinstance(error, _OF_AN_ITEM):
+            if isinstance(error, _AWAY) and not isinstance(error, _OF_AN_ITEM):
                 raise
             if len(items) == 1:
                 self.report.fail(what, items[0], errors.from_exception(error).text)

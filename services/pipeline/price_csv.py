@@ -20,7 +20,7 @@ MAX_KEY_BYTES = 600  # of four of them and the owner, which together fit into a 
 MAX_LINES = 10_000
 _MAX_SPAN = 20  # lines that a quoted cell is followed over; none is taken that has more than one
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*\s*', re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?+\1*+\s*+', re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffd]")
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8"),
@@ -138,8 +138,12 @@ def _text(data: bytes, codec: str, what: str) -> str:
 def _not_utf8(data: bytes, at: int) -> str:
     """An encoding can't be told from its bytes. The person who knows the words can: it shows how each reads them."""
     line = len(re.findall(b"\r\n|\n|\r", data[:at])) + 1
-    begin, end = (re.search(rb"[^\s,;|\"]*\Z", data[:at]), re.match(rb"[^\s,;|\"]*", data[at:]))
-    word = (begin[0] if begin else b"")[-30:] + (end[0] if end else b"")[:30]
+    # No more than is shown is looked at: a file may be one long word.
+    begin, end = (
+        re.search(rb"[^\s,;|\"]*\Z", data[max(0, at - 30) : at]),
+        re.match(rb"[^\s,;|\"]*", data[at : at + 30]),
+    )
+    word = (begin[0] if begin else b"") + (end[0] if end else b"")
     ways: dict[str, str] = {}
     for name in _LIKELY:
         ways.setdefault(word.decode(ENCODINGS[name], "replace"), name)
@@ -178,7 +182,7 @@ def _check_header(names: Sequence[str], line: int, separator: str) -> None:
         if name and name not in COLUMNS:
             text = f"the header in line {line} has the unknown column {name[:60]!r}; rename it or take it out; {known}"
             raise errors.invalid("csv", text)
-        if name in names[: number - 1] and name:
+        if name and name in names[: number - 1]:
             first = names.index(name) + 1
             text = f"the header in line {line} names a column twice: {name!r} is column {first} and {number}"
             raise errors.invalid("csv", text)

@@ -6,6 +6,7 @@ review, the next phase, the product.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from shared.db import Mutation
 from shared.ids import new_id
 
 TASK = "run_phase"
+_JUST_BEGUN = timedelta(seconds=2)  # a wait
 QUEUE = "phases"
 PREPARE_TASK = "prepare_product"
 PREPARE_QUEUE = "products"
@@ -260,13 +262,17 @@ async def follow(m: Mutation, row: Any) -> None:
     match row.state:
         case "running":
             row = await _tell(m, row)
-            again = f", try {row.attempt_number}" if row.attempt_number > 1 else ""
-            await records.add_log(m, row.product_id, row.number, "phase_running", f"{_named(row)} is running{again}")
+            if not row.waits_for:  # a wait has a thousand tries
+                again = f", try {row.attempt_number}" if row.attempt_number > 1 else ""
+                await records.add_log(
+                    m, row.product_id, row.number, "phase_running", f"{_named(row)} is running{again}"
+                )
         case "pending":
             row = await _tell(m, row)
-            why = row.error_message or "its worker was stopped"
-            text = f"{_named(row)} will be tried again: {why}"
-            await records.add_log(m, row.product_id, row.number, "phase_retried", text, level="warning")
+            if not row.waits_for or row.updated_at - row.waiting_since < _JUST_BEGUN:
+                why = row.error_message or "its worker was stopped"
+                text = f"{_named(row)} will be tried again: {why}"
+                await records.add_log(m, row.product_id, row.number, "phase_retried", text, level="warning")
         case "failed":
             row = await _tell(m, row)
             await _log_failure(m, row)

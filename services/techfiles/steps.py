@@ -29,7 +29,7 @@ _INSERT_RUN = """
     RETURNING *
 """
 _HOLD = """
-    UPDATE runs SET version = version + 1, updated_at = now()
+    UPDATE runs SET version = version + 1, updated_at = now(), waits_for = '', waiting_since = NULL
     WHERE id = %(id)s AND attempt_token = %(token)s AND state = 'processing' RETURNING *
 """
 _INSERT_STEP = """

@@ -29,7 +29,7 @@ _MOST_ENTRIES = 1 << 18  # of directories and of IPTC; no picture has as many
 _UNPACKED = 16 << 20
 
 _UNENDED_PACKET = 1 << 16
-_VALUE = rb"""(?:\s*=\s*(?:"\s*[^"\s]|'\s*[^'\s])|(?:\s[^<>]*)?(?<!/)>\s*(?!</)\S)"""
+_VALUE = rb"""(?:\s*=\s*(?:"\s*[^"\s]|'\s*[^'\s])|(?:\s[^<>]{0,2000})?(?<!/)>\s*(?!</)\S)"""
 _GPS_IN_XMP = re.compile(
     rb"(?i)[<\s](?:[\w.-]+:)?GPS(?:Dest)?(?:Latitude|Longt?itude|Altitude|Position|Coordinates|AreaInformation)"
     + _VALUE
@@ -177,8 +177,10 @@ def _texts(content: bytes) -> Iterator[bytes]:
         length, kind = _big(content[at : at + 4]), content[at + 4 : at + 8]
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
             text = _text(kind, content[at + 8 : at + 8 + length])
-            raw = _RAW_PROFILE.match(text)
-            yield bytes.fromhex("".join(raw[1].decode().split())[: len(text) // 2 * 2]) if raw else text
+            yield text
+            if raw := _RAW_PROFILE.match(text):
+                digits = b"".join(raw[1].split()).decode()
+                yield bytes.fromhex(digits[: len(digits) // 2 * 2])
         at += 12 + length
 
 

@@ -150,8 +150,11 @@ def _video() -> ImageRejected:
 
 
 def _text_start(head: bytes) -> str:
-    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    return head.decode(encoding, errors="ignore").lstrip(" \t\r\n\f\0")
+    """Where the file's text would begin. Only blanks are passed over: the length of a JPEG's segment may be a `<`."""
+    blanks = " \t\r\n\f\0"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return head.decode("utf-16", errors="ignore").lstrip(blanks)
+    return head.removeprefix(b"\xef\xbb\xbf").decode("latin-1").lstrip(blanks)
 
 
 def _opens_as_script(head: bytes, mime: str) -> bool:

@@ -76,9 +76,10 @@ def _holder(scope: Scope) -> str:
         address = ip_address(host)
     except ValueError:
         return host
+    address = getattr(address, "ipv4_mapped", None) or address
     if address.is_loopback:
         return ""
-    return str(IPv6Address(int(address) >> 64 << 64)) if isinstance(address, IPv6Address) else host
+    return str(IPv6Address(int(address) >> 64 << 64)) if isinstance(address, IPv6Address) else str(address)
 
 
 def _refusal(status: int, error: str, step: str, headers: dict[str, str]) -> JSONResponse:

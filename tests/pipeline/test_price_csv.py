@@ -1,6 +1,7 @@
 """Price books as spreadsheets write them: each line is an offer, or an error that says where and what to do."""
 
 import unicodedata
+from contextlib import suppress
 
 import pytest
 
@@ -191,3 +192,16 @@ def test_a_quotation_mark_is_not_followed_far() -> None:
     lines = ['M1,"Coat', *["x"] * 25, 'long",Shop,1,EUR', "M2,Coat,Shop,2,EUR"]
     book = read_csv((HEADER + "\n".join(lines)).encode())
     assert errors(book) == [(2, "name"), *((line, "") for line in range(3, 29))] and models(book) == ["M2"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"a" * 999_990 + b",\xff", id="one long word before a byte that isn't UTF-8"),
+        pytest.param(b"sep=" + b" " * 990_000 + b"x\n", id="blanks behind the separator"),
+        pytest.param(b"," * 999_000 + b"name,currency,price\n", id="columns without a name"),
+    ],
+)
+def test_a_megabyte_that_means_nothing_is_read_without_holding_up_others(data: bytes) -> None:
+    with suppress(DomainError):
+        assert not read_csv(data).entries

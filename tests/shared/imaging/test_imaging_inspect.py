@@ -207,3 +207,23 @@ async def test_odd_shapes_can_be_measured(pool: ImagingPool, tmp_path: Path, wid
     facts = await facts_of(pool, tmp_path / "odd.png", pictures.plain(width, height, 10, 20, 30))
     assert (facts.width, facts.height) == (width, height)
     assert facts.measures is not None and facts.measures.colours[0].hex == "#0a141e"
+
+
+@pytest.mark.parametrize("length", [0x3C, 0x93C, 0x3C08, 0x3C58, 0x3CFF])
+def test_a_segment_whose_length_spells_a_bracket_is_no_markup(tmp_path: Path, length: int) -> None:
+    picture = pictures.jpeg()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"
+    segment = b"\xff\xe1" + struct.pack(">H", length) + exif.ljust(length - 2, b"\0")
+    path = tmp_path / "phone.jpg"
+    path.write_bytes(picture[:2] + segment + picture[2:])
+    assert inspect(path, "image/jpeg").mime_type == "image/jpeg"
+
+
+@pytest.mark.parametrize("comment", ["scan 2024 5", "Cafe 12 abc", "x 1 0"])
+def test_a_comment_that_reads_like_packed_metadata_is_a_comment(tmp_path: Path, comment: str) -> None:
+    chunk = b"tEXtComment\0" + comment.encode()
+    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    picture = pictures.png()
+    path = tmp_path / "scan.png"
+    path.write_bytes(picture[:33] + whole + picture[33:])
+    assert inspect(path, "image/png").mime_type == "image/png"
