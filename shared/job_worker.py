@@ -161,7 +161,7 @@ class Manager(manager.JobManager):
 
     async def listen_for_jobs(self, *, on_notification: Any, queues: Iterable[str] | None = None) -> None:
         """Listens until cancelled, on a new connection whenever the one before it broke."""
-        while True:
+        while wanted():
             try:
                 await super().listen_for_jobs(on_notification=on_notification, queues=queues)
             except (exceptions.ConnectorException, psycopg.Error) as error:
@@ -223,7 +223,7 @@ class Worker:
     async def _beat(self, working: worker.Worker) -> None:
         """Says again and again that the worker lives; returns when others must take it for dead."""
         heard = time.monotonic()
-        while True:
+        while wanted():  # a cancellation may be lost while it waits for a connection
             asked, pause = time.monotonic(), self._beat_seconds
             if working.worker_id is None:
                 await asyncio.sleep(_REGISTERING_SECONDS)
