@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -262,29 +263,35 @@ async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(atelier: S
     assert not failed.HasField("wait") and failed.credits == 0
 
 
+@asynccontextmanager
+async def workshop(atelier: Suite) -> AsyncIterator[Workshop]:
+    """What a worker of conversions runs jobs with."""
+    settings = atelier.settings("conversions", "worker")
+    db, peers, pool = Database(settings, "conversions"), Peers(settings, "conversions"), ImagingPool(1)
+    await db.open()
+    try:
+        yield Workshop(db, JobQueue(db), peers, LocalProvider(pool))
+    finally:
+        await pool.close()
+        await peers.close()
+        await db.close()
+
+
 async def test_a_try_after_a_crash_finds_the_result_that_was_stored(atelier: Suite, drawn: Path) -> None:
     """The first try dies between storing the result and completing the row."""
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
-    settings = atelier.settings("conversions", "worker")
-    db, peers, pool = Database(settings, "conversions"), Peers(settings, "conversions"), ImagingPool(1)
-    await db.open()
-    workshop = Workshop(db, JobQueue(db), peers, LocalProvider(pool))
 
     async def interrupted(making: Making) -> attempts.Outcome:
         await conversions.make(making)
         raise attempts.JobFailed("INTERNAL", "the machine went away", final=False)
 
-    run = functools.partial(workshop.run, conversions.NOUN, row_id=made.id)
-    try:
+    async with workshop(atelier) as here:
+        run = functools.partial(here.run, conversions.NOUN, row_id=made.id)
         with pytest.raises(TryAgain):
             await run(interrupted)
         await run(conversions.make)
-    finally:
-        await pool.close()
-        await peers.close()
-        await db.close()
     assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_COMPLETED
     stored = atelier.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
     assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
@@ -294,21 +301,13 @@ async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(atelier
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
-    settings = atelier.settings("conversions", "worker")
-    db, peers, pool = Database(settings, "conversions"), Peers(settings, "conversions"), ImagingPool(1)
-    await db.open()
-    workshop = Workshop(db, JobQueue(db), peers, LocalProvider(pool))
 
     async def fails_late(making: Making) -> attempts.Outcome:
         await conversions.make(making)
         raise attempts.JobFailed("INTERNAL", "it broke off after its picture was stored")
 
-    try:
-        await workshop.run(conversions.NOUN, fails_late, made.id)
-    finally:
-        await pool.close()
-        await peers.close()
-        await db.close()
+    async with workshop(atelier) as here:
+        await here.run(conversions.NOUN, fails_late, made.id)
     stored = "SELECT count(*) FROM assets.assets WHERE kind = 'result'"
     assert atelier.sql(stored) == [(1,)]
     failed = await flows.read(ada, made.id)
