@@ -30,7 +30,8 @@ def storage(client: Client) -> Any:
 async def run(client: Client, method: str, **fields: Any) -> storage_pb2.Run:
     """Starts a run and waits for its end."""
     request = getattr(storage_pb2, f"{method}Request")(wait=True, **fields)
-    answer = (await getattr(storage(client), method)(request)).run
+    # Without a deadline of its own a call has 30 s; a run over thousands of rows takes longer on a busy machine.
+    answer = (await getattr(storage(client), method)(request, timeout=100)).run
     made: storage_pb2.Run = answer
     assert made.state == DONE, made
     return made
