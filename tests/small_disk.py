@@ -1,5 +1,6 @@
 """File systems that can be filled to the last byte."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -29,9 +30,20 @@ class Filler:
     def leave(self, room: int) -> None:
         """All but `room` bytes."""
         self.remove()
-        status = os.statvfs(self._root)
         with self._file.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - room)
+            while (size := self._free() - room) > 0:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    # Somebody else's file grew after the look: what is free now is less.
+                    if error.errno != errno.ENOSPC:
+                        raise
+                else:
+                    break
+
+    def _free(self) -> int:
+        status = os.statvfs(self._root)
+        return status.f_bavail * status.f_frsize
 
     def remove(self) -> None:
         self._file.unlink(missing_ok=True)

@@ -262,6 +262,7 @@ def test_postgres_and_the_rest_come_back_once_a_full_disk_has_room(atelier_comma
             assert atelier_command.left_behind() == []
         finally:
             process.kill()
+            process.wait()
 
 
 def _comeback() -> tuple[Comeback, list[str], list[float]]:
