@@ -1,7 +1,8 @@
 """`python -m bench [B1 B3 ...]`: speeds as ratios to a reference measured in the same run.
 
-A line per figure on standard output, a table at the end, all of it in bench-out/results.json. The exit status is 1 only
-if something couldn't run: a figure that misses its target is for a person to judge, on a machine they know.
+A line per figure on standard output, a table at the end, all of it in bench-out/results.json. The
+exit status is 1 only if something couldn't run: a figure that misses its target is for a person to
+judge, on a machine they know.
 """
 
 import json
@@ -21,10 +22,19 @@ from cli.suite import ROOT
 
 RESULTS = ROOT / "bench-out" / "results.json"
 BENCHMARKS: dict[str, Callable[[Report], list[Figure]]] = {
-    "B1": calls.reading, "B2": calls.against_fastapi, "B3": calls.creating, "B4": images.variants,
-    "B6": watching.audiences, "B7": history.pages, "B8": uploads.streaming, "B9": uploads.at_once, "B11": startup.suite,
-    "B12": main_job.demo, "B13": deleting.bulk, "R26": chaos.queues,
-}  # fmt: skip
+    "B1": calls.reading,
+    "B2": calls.against_fastapi,
+    "B3": calls.creating,
+    "B4": images.variants,
+    "B6": watching.audiences,
+    "B7": history.pages,
+    "B8": uploads.streaming,
+    "B9": uploads.at_once,
+    "B11": startup.suite,
+    "B12": main_job.demo,
+    "B13": deleting.bulk,
+    "R26": chaos.queues,
+}
 
 
 def main(wanted: Sequence[str]) -> int:
@@ -81,11 +91,18 @@ def _show(figures: Sequence[Figure], left_out: dict[str, str]) -> None:
 
 def _write(figures: Sequence[Figure], left_out: dict[str, str]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
-    lines = [{**asdict(f), "ratio": f.ratio, "target": f.target_text, "met": f.met} for f in figures]
-    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
+    lines = [
+        {**asdict(f), "ratio": f.ratio, "target": f.target_text, "met": f.met} for f in figures
+    ]
+    machine = {
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }
     at = datetime.now(UTC).isoformat(timespec="seconds")
     RESULTS.write_text(
-        json.dumps({"at": at, "machine": machine, "figures": lines, "left_out": left_out}, indent=1) + "\n"
+        json.dumps({"at": at, "machine": machine, "figures": lines, "left_out": left_out}, indent=1)
+        + "\n"
     )
 
 

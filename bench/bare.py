@@ -1,4 +1,5 @@
-"""The reference of B1, B3, B6, B8: the least that can answer. No token, validation, tenancy, log, metric, repeat.
+"""The reference of B1, B3, B6, B8: the least that can answer. No token, validation, tenancy, log,
+metric, repeat.
 
 python -m bench.bare <database> <port> <trust file, unused>
 """
@@ -23,11 +24,14 @@ from uuid_utils.compat import uuid7
 
 _GET = "SELECT * FROM assets.assets WHERE id = %s"
 _INSERT = """
-    INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type, tags,
+    INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name, size_bytes,
+        mime_type, tags,
         metadata, session_id, room_id, product_id, dataset_id)
     VALUES (%s, %s, %s, 'photo', false, true, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *
 """
-TELL = "/bench.Bare/Tell"  # sends its request, a WatchAssetsResponse, to every watch; answers when it began (ns)
+TELL = (  # sends its request, a WatchAssetsResponse, to every watch; answers when it began (ns)
+    "/bench.Bare/Tell"
+)
 _STATES = {"pending": asset_pb2.ASSET_STATE_PENDING, "ready": asset_pb2.ASSET_STATE_READY}
 
 
@@ -37,7 +41,9 @@ class Bare(asset_pb2_grpc.AssetServiceServicer, upload_pb2_grpc.UploadServiceSer
         self._told = asyncio.Event()
         self._latest: asset_pb2.WatchAssetsResponse | None = None
 
-    async def GetAsset(self, request: asset_pb2.GetAssetRequest, context: Any) -> asset_pb2.GetAssetResponse:
+    async def GetAsset(
+        self, request: asset_pb2.GetAssetRequest, context: Any
+    ) -> asset_pb2.GetAssetResponse:
         async with self._pool.connection() as conn:
             row = await (await conn.execute(_GET, (request.asset_id,))).fetchone()
         return asset_pb2.GetAssetResponse(asset=_message(row))
@@ -48,15 +54,26 @@ class Bare(asset_pb2_grpc.AssetServiceServicer, upload_pb2_grpc.UploadServiceSer
         asked = request.declaration
         scope = asked.scope
         values = (
-            uuid7(), "user:ada", "ada", asked.file_name, asked.size_bytes, asked.mime_type, list(asked.tags),
-            Jsonb(json_format.MessageToDict(asked.metadata)), scope.session_id, scope.room_id, scope.product_id,
+            uuid7(),
+            "user:ada",
+            "ada",
+            asked.file_name,
+            asked.size_bytes,
+            asked.mime_type,
+            list(asked.tags),
+            Jsonb(json_format.MessageToDict(asked.metadata)),
+            scope.session_id,
+            scope.room_id,
+            scope.product_id,
             scope.dataset_id,
-        )  # fmt: skip
+        )
         async with self._pool.connection() as conn:
             row = await (await conn.execute(_INSERT, values)).fetchone()
         return upload_pb2.RequestUploadResponse(upload_id=str(uuid7()), asset=_message(row))
 
-    async def Upload(self, request_iterator: AsyncIterator[upload_pb2.UploadRequest], context: Any) -> Any:
+    async def Upload(
+        self, request_iterator: AsyncIterator[upload_pb2.UploadRequest], context: Any
+    ) -> Any:
         with tempfile.TemporaryFile() as file:
             async for request in request_iterator:
                 file.write(request.chunk)
@@ -87,20 +104,38 @@ class Bare(asset_pb2_grpc.AssetServiceServicer, upload_pb2_grpc.UploadServiceSer
 
 def _message(row: Any) -> asset_pb2.Asset:
     asset = asset_pb2.Asset(
-        id=str(row.id), owner=row.owner, created_by=row.created_by, kind=asset_pb2.ASSET_KIND_PHOTO,
-        state=_STATES[row.state], visibility=asset_pb2.VISIBILITY_PRIVATE, free=row.free, file_name=row.file_name,
-        file_path=row.storage_key, size_bytes=row.size_bytes, mime_type=row.mime_type, width=row.width,
-        height=row.height, sha256=row.sha256, tags=row.tags, etag=str(row.version),
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        kind=asset_pb2.ASSET_KIND_PHOTO,
+        state=_STATES[row.state],
+        visibility=asset_pb2.VISIBILITY_PRIVATE,
+        free=row.free,
+        file_name=row.file_name,
+        file_path=row.storage_key,
+        size_bytes=row.size_bytes,
+        mime_type=row.mime_type,
+        width=row.width,
+        height=row.height,
+        sha256=row.sha256,
+        tags=row.tags,
+        etag=str(row.version),
         scope=asset_pb2.AssetScope(
-            session_id=row.session_id, room_id=row.room_id, product_id=row.product_id, dataset_id=row.dataset_id
+            session_id=row.session_id,
+            room_id=row.room_id,
+            product_id=row.product_id,
+            dataset_id=row.dataset_id,
         ),
-    )  # fmt: skip
+    )
     asset.create_time.CopyFrom(_time(row.created_at))
     asset.update_time.CopyFrom(_time(row.updated_at))
     if row.metadata:
         asset.metadata.update(row.metadata)
     if row.facts:
-        colours = [asset_pb2.DominantColour(hex=hex_, share=share) for hex_, share in row.facts.pop("colours")]
+        colours = [
+            asset_pb2.DominantColour(hex=hex_, share=share)
+            for hex_, share in row.facts.pop("colours")
+        ]
         asset.facts.CopyFrom(asset_pb2.ImageFacts(dominant_colours=colours, **row.facts))
     return asset
 
@@ -118,9 +153,13 @@ async def serve(database: str, port: str) -> None:
         bare = Bare(pool)
         asset_pb2_grpc.add_AssetServiceServicer_to_server(bare, server)
         upload_pb2_grpc.add_UploadServiceServicer_to_server(bare, server)
-        tell: Any = grpc.unary_unary_rpc_method_handler(bare.tell, asset_pb2.WatchAssetsResponse.FromString)
+        tell: Any = grpc.unary_unary_rpc_method_handler(
+            bare.tell, asset_pb2.WatchAssetsResponse.FromString
+        )
         service, name = TELL[1:].split("/")
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: tell}),))
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {name: tell}),)
+        )
         server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()
         await asyncio.Event().wait()

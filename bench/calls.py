@@ -1,7 +1,9 @@
-"""B1, B2, B3: what a call costs the server, against the least that can answer it and against FastAPI.
+"""B1, B2, B3: what a call costs the server, against the least that can answer it and against
+FastAPI.
 
-Measured is the CPU time of the server's process; rounds of ours and of the reference take turns, so that what else the
-machine does falls on both. Postgres works in processes of its own and isn't counted.
+Measured is the CPU time of the server's process; rounds of ours and of the reference take turns, so
+that what else the machine does falls on both. Postgres works in processes of its own and isn't
+counted.
 """
 
 import asyncio
@@ -24,9 +26,13 @@ _WARM_UP = 800
 _CALLS = 400
 _ROUNDS = 31
 _FACTS = {
-    "colours": [["#f5f4f2", 0.71], ["#39424e", 0.2], ["#8a6f5c", 0.06]], "placeholder": "3OcRJYB4d3h/iIeHeEh3eIhw+j2w",
-    "focal_x": 0.4813, "focal_y": 0.3725, "sharpness": 0.8127, "exposure": 0.7319,
-}  # fmt: skip
+    "colours": [["#f5f4f2", 0.71], ["#39424e", 0.2], ["#8a6f5c", 0.06]],
+    "placeholder": "3OcRJYB4d3h/iIeHeEh3eIhw+j2w",
+    "focal_x": 0.4813,
+    "focal_y": 0.3725,
+    "sharpness": 0.8127,
+    "exposure": 0.7319,
+}
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -59,17 +65,24 @@ async def _reading(report: Report) -> list[Figure]:
         served, address = site.assets("serve")
         bare, bare_address = site.server("bench.bare")
         asset_id = await _seed(site, address)
-        async with grpc.aio.insecure_channel(address) as ours, grpc.aio.insecure_channel(bare_address) as least:
+        async with (
+            grpc.aio.insecure_channel(address) as ours,
+            grpc.aio.insecure_channel(bare_address) as least,
+        ):
             request = asset_pb2.GetAssetRequest(asset_id=asset_id)
             metadata = (site.authorization,)
             get = asset_pb2_grpc.AssetServiceStub(ours).GetAsset
             get_bare = asset_pb2_grpc.AssetServiceStub(least).GetAsset
             if await get(request, metadata=metadata) != await get_bare(request):
-                raise CannotRun("ours and the reference answer differently; bench/bare.py has to follow the contract")
+                raise CannotRun(
+                    "ours and the reference answer differently; bench/bare.py has to follow the"
+                    " contract"
+                )
             rounds = await _compare(
-                report, Party(served.pid, lambda: get(request, metadata=metadata)),
+                report,
+                Party(served.pid, lambda: get(request, metadata=metadata)),
                 Party(bare.pid, lambda: get_bare(request)),
-            )  # fmt: skip
+            )
     what = "GetAsset, everything on / bare handler and one query"
     return [
         rounds.figure("B1", what, "µs CPU", 1.4),
@@ -88,10 +101,17 @@ async def _against_fastapi(report: Report) -> list[Figure]:
             get = asset_pb2_grpc.AssetServiceStub(ours).GetAsset
             client = HttpClient(rest_address, f"/assets/{asset_id}", site.authorization)
             answer, expected = json.loads(await client.get()), await get(request, metadata=metadata)
-            if answer["storage_key"] != expected.asset.file_path or answer["tags"] != list(expected.asset.tags):
-                raise CannotRun("ours and the reference answer differently; bench/rest.py has to follow the contract")
+            if answer["storage_key"] != expected.asset.file_path or answer["tags"] != list(
+                expected.asset.tags
+            ):
+                raise CannotRun(
+                    "ours and the reference answer differently; bench/rest.py has to follow the"
+                    " contract"
+                )
             rounds = await _compare(
-                report, Party(served.pid, lambda: get(request, metadata=metadata)), Party(rest.pid, client.get)
+                report,
+                Party(served.pid, lambda: get(request, metadata=metadata)),
+                Party(rest.pid, client.get),
             )
             client.close()
     per_second = Rounds([(1e6 / ours, 1e6 / reference) for ours, reference in rounds.pairs])
@@ -103,23 +123,31 @@ async def _creating(report: Report) -> list[Figure]:
     with Site() as site:
         served, address = site.assets("serve")
         bare, bare_address = site.server("bench.bare")
-        async with grpc.aio.insecure_channel(address) as ours, grpc.aio.insecure_channel(bare_address) as least:
+        async with (
+            grpc.aio.insecure_channel(address) as ours,
+            grpc.aio.insecure_channel(bare_address) as least,
+        ):
             metadata = (site.authorization,)
             create = upload_pb2_grpc.UploadServiceStub(ours).RequestUpload
             create_bare = upload_pb2_grpc.UploadServiceStub(least).RequestUpload
             rounds = await _compare(
-                report, Party(served.pid, lambda: create(_upload(), metadata=metadata)),
+                report,
+                Party(served.pid, lambda: create(_upload(), metadata=metadata)),
                 Party(bare.pid, lambda: create_bare(_upload())),
-            )  # fmt: skip
+            )
     what = "RequestUpload: idempotent, RLS, event, signed form / bare handler and one INSERT"
     return [rounds.figure("B3", what, "µs CPU", 2.0)]
 
 
 def _upload() -> upload_pb2.RequestUploadRequest:
     declaration = upload_pb2.UploadDeclaration(
-        kind=asset_pb2.ASSET_KIND_PHOTO, file_name="front.jpg", mime_type="image/jpeg", size_bytes=2_140_026,
-        tags=["front", "studio", "spring"], scope=asset_pb2.AssetScope(session_id="visit-7", room_id="studio"),
-    )  # fmt: skip
+        kind=asset_pb2.ASSET_KIND_PHOTO,
+        file_name="front.jpg",
+        mime_type="image/jpeg",
+        size_bytes=2_140_026,
+        tags=["front", "studio", "spring"],
+        scope=asset_pb2.AssetScope(session_id="visit-7", room_id="studio"),
+    )
     declaration.metadata.update({"camera": "X100", "shot": 12, "lights": ["key", "fill"]})
     return upload_pb2.RequestUploadRequest(request_id=str(new_id()), declaration=declaration)
 
@@ -128,11 +156,14 @@ async def _seed(site: Site, address: str) -> str:
     """A READY asset with tags, metadata and facts. Returns its id."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = upload_pb2_grpc.UploadServiceStub(channel)
-        answer = await stub.RequestUpload(_upload(), metadata=(site.authorization,), wait_for_ready=True)
+        answer = await stub.RequestUpload(
+            _upload(), metadata=(site.authorization,), wait_for_ready=True
+        )
     asset_id = UUID(answer.asset.id)
     site.sql(
-        "UPDATE assets.assets SET state = 'ready', width = 3000, height = 4000, sha256 = %s, facts = %s::jsonb,"
-        " storage_key = 'assets/user:ada/visit-7/studio/' || id || '/original/01' WHERE id = %s",
+        "UPDATE assets.assets SET state = 'ready', width = 3000, height = 4000, sha256 = %s, facts"
+        " = %s::jsonb, storage_key = 'assets/user:ada/visit-7/studio/' || id || '/original/01'"
+        " WHERE id = %s",
         ("ab" * 32, json.dumps(_FACTS), asset_id),
     )
     return str(asset_id)
@@ -145,7 +176,10 @@ async def _compare(report: Report, ours: Party, reference: Party) -> Rounds:
     pairs = []
     for number in range(_ROUNDS):
         pairs.append((await _cost_per_call(ours, _CALLS), await _cost_per_call(reference, _CALLS)))
-        report(f"round {number + 1} of {_ROUNDS}: {pairs[-1][0]:.0f} µs, reference {pairs[-1][1]:.0f} µs")
+        report(
+            f"round {number + 1} of {_ROUNDS}: {pairs[-1][0]:.0f} µs, reference"
+            f" {pairs[-1][1]:.0f} µs"
+        )
     return Rounds(pairs)
 
 
@@ -160,20 +194,29 @@ async def _cost_per_call(party: Party, calls: int) -> float:
 
 
 class HttpClient:
-    """One GET again and again, over connections that are kept. A client library would cost more than the server."""
+    """One GET again and again, over connections that are kept. A client library would cost more
+    than the server."""
 
     def __init__(self, address: str, path: str, header: tuple[str, str]) -> None:
         self._host, _, self._port = address.partition(":")
-        self._request = f"GET {path} HTTP/1.1\r\nhost: {address}\r\n{header[0]}: {header[1]}\r\n\r\n".encode()
+        self._request = (
+            f"GET {path} HTTP/1.1\r\nhost: {address}\r\n{header[0]}: {header[1]}\r\n\r\n".encode()
+        )
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def get(self) -> bytes:
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        reader, writer = (
+            self._idle.pop()
+            if self._idle
+            else await asyncio.open_connection(self._host, self._port)
+        )
         writer.write(self._request)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         if not head.startswith(b"http/1.1 200"):
             raise CannotRun(f"bench/rest.py answered {head[:40]!r}")
-        body = await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        body = await reader.readexactly(
+            int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        )
         self._idle.append((reader, writer))
         return body
 

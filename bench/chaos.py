@@ -1,8 +1,10 @@
-"""R26: how soon a queue is as quick as before when something broke under it, beside Procrastinate as it comes.
+"""R26: how soon a queue is as quick as before when something broke under it, beside Procrastinate
+as it comes.
 
-Two worker processes a side take jobs of 50 ms and of 20 s that only sleep, from queues that are kept full. What breaks
-meets both sides at the same moment. What they do in windows of five seconds is held against what they did before: ended
-jobs of 50 ms, and for those of 20 s the seconds spent on jobs that came to their end.
+Two worker processes a side take jobs of 50 ms and of 20 s that only sleep, from queues that are
+kept full. What breaks meets both sides at the same moment. What they do in windows of five seconds
+is held against what they did before: ended jobs of 50 ms, and for those of 20 s the seconds spent
+on jobs that came to their end.
 """
 
 import asyncio
@@ -31,7 +33,9 @@ SIDES = ("ours", "raw")
 WINDOW = 5
 WITHIN = 30
 TARGET = 0.95
-_LAST = 3  # windows before the 30 s are over, of which the best counts: another program may take one
+_LAST = (
+    3  # windows before the 30 s are over, of which the best counts: another program may take one
+)
 _PROCESSES = 2
 _LEASE = 5
 _AHEAD = {"short": 60, "long": 24}  # jobs that wait, so that no slot is ever idle
@@ -45,12 +49,17 @@ _DONE_OURS = """
 """
 _DONE_RAW = "SELECT extract(epoch FROM ended_at)::float8, seconds, '' FROM assets.raw_naps"
 _WAITING_OURS = """
-    SELECT count(*) FROM assets_jobs.procrastinate_jobs WHERE status = 'todo' AND queue_name = 'assets.' || %s
+    SELECT count(*) FROM assets_jobs.procrastinate_jobs WHERE status = 'todo' AND queue_name
+        = 'assets.' || %s
 """
-_WAITING_RAW = "SELECT count(*) FROM raw_jobs.procrastinate_jobs WHERE status = 'todo' AND queue_name = 'raw.' || %s"
+_WAITING_RAW = (
+    "SELECT count(*) FROM raw_jobs.procrastinate_jobs WHERE status = 'todo' AND queue_name = 'raw.'"
+    " || %s"
+)
 _DEFER_RAW = """
     SELECT raw_jobs.procrastinate_defer_jobs_v1(array_agg(ROW(
-        'raw.' || %(name)s, %(name)s, 0, NULL, NULL, jsonb_build_object('seconds', %(seconds)s::float8), NULL
+        'raw.' || %(name)s, %(name)s, 0, NULL, NULL, jsonb_build_object('seconds',
+            %(seconds)s::float8), NULL
     )::raw_jobs.procrastinate_job_to_defer_v1)) FROM generate_series(1, %(count)s)
 """
 
@@ -71,9 +80,10 @@ class Field:
 
     def _worker(self, side: str) -> "subprocess.Popen[bytes]":
         own = {
-            "ATELIER_DATABASE_URL": self.site.url("worker"), "ATELIER_JOB_LEASE_SECONDS": str(_LEASE),
+            "ATELIER_DATABASE_URL": self.site.url("worker"),
+            "ATELIER_JOB_LEASE_SECONDS": str(_LEASE),
             "ATELIER_TRUST_FILE": str(self.site.state.trust_file),
-        }  # fmt: skip
+        }
         return self.site.start("bench.naps", side, environment=own)
 
     async def supervise(self) -> None:
@@ -91,7 +101,9 @@ class Field:
             with suppress(psycopg.Error, OSError):
                 async with AsyncExitStack() as stack:
                     conn = await psycopg.AsyncConnection.connect(
-                        self.site.admin_url, autocommit=True, options=f"-c search_path={naps.RAW_SCHEMA}"
+                        self.site.admin_url,
+                        autocommit=True,
+                        options=f"-c search_path={naps.RAW_SCHEMA}",
                     )
                     await stack.enter_async_context(conn)
                     db = await stack.enter_async_context(_database(self.site))
@@ -111,7 +123,9 @@ class Field:
         self.burst = 0
         self.fed.set()
 
-    async def _defer(self, conn: psycopg.AsyncConnection[Any], db: Database, side: str, name: str, count: int) -> None:
+    async def _defer(
+        self, conn: psycopg.AsyncConnection[Any], db: Database, side: str, name: str, count: int
+    ) -> None:
         if side == "raw":
             await conn.execute(_DEFER_RAW, {"name": name, "seconds": SECONDS[name], "count": count})
             return
@@ -135,7 +149,10 @@ class _database:
     """The pool of whoever enqueues."""
 
     def __init__(self, site: Site) -> None:
-        own = {"ATELIER_DATABASE_URL": site.url("app"), "ATELIER_TRUST_FILE": str(site.state.trust_file)}
+        own = {
+            "ATELIER_DATABASE_URL": site.url("app"),
+            "ATELIER_TRUST_FILE": str(site.state.trust_file),
+        }
         before = dict(os.environ)
         os.environ |= own
         try:
@@ -171,7 +188,9 @@ async def crashed(here: Field) -> None:
 
 async def backends_killed(here: Field) -> None:
     for _ in range(10):
-        await here.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'assets_worker'")
+        await here.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'assets_worker'"
+        )
         await asyncio.sleep(1.5)
 
 
@@ -193,7 +212,8 @@ async def worker_frozen(here: Field) -> None:
 
 
 async def idle_in_transaction(here: Field) -> None:
-    """Somebody's session keeps its snapshot open for a minute, so that nothing that is deleted can be tidied away."""
+    """Somebody's session keeps its snapshot open for a minute, so that nothing that is deleted can
+    be tidied away."""
     async with await psycopg.AsyncConnection.connect(here.site.admin_url) as conn:
         await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         await conn.execute("SELECT count(*) FROM pg_class")
@@ -242,19 +262,26 @@ CELLS: Mapping[str, Chaos] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """How a side came back: what it did at the end of the 30 s, for each kind of job, as a part of the rate before."""
+    """How a side came back: what it did at the end of the 30 s, for each kind of job, as a part of
+    the rate before."""
 
     side: str
     ratios: Mapping[str, float]
 
 
 async def open_field(stack: AsyncExitStack, sides: Sequence[str]) -> Field:
-    """Postgres with the queues, workers that work, and what keeps the queues full and the workers alive."""
+    """Postgres with the queues, workers that work, and what keeps the queues full and the workers
+    alive."""
     site = stack.enter_context(Site())
     site.sql(naps.TABLES)
     if "raw" in sides:
-        schema = (importlib.resources.files("procrastinate.sql") / "schema.sql").read_text(encoding="utf-8")
-        site.sql(f"CREATE SCHEMA {naps.RAW_SCHEMA}; SET search_path = {naps.RAW_SCHEMA}; {schema.replace('%', '%%')}")
+        schema = (importlib.resources.files("procrastinate.sql") / "schema.sql").read_text(
+            encoding="utf-8"
+        )
+        site.sql(
+            f"CREATE SCHEMA {naps.RAW_SCHEMA}; SET search_path = {naps.RAW_SCHEMA};"
+            f" {schema.replace('%', '%%')}"
+        )
         for what in ("ALL TABLES", "ALL SEQUENCES", "ALL FUNCTIONS"):
             site.sql(f"GRANT ALL ON {what} IN SCHEMA {naps.RAW_SCHEMA} TO assets_worker")
         site.sql(f"GRANT USAGE ON SCHEMA {naps.RAW_SCHEMA} TO assets_worker")
@@ -272,10 +299,13 @@ async def _end(task: "asyncio.Task[None]") -> None:
 
 
 async def baseline(here: Field) -> dict[str, dict[str, float]]:
-    """What every side does in a window when nothing is wrong, by kind of job: the median of some windows."""
+    """What every side does in a window when nothing is wrong, by kind of job: the median of some
+    windows."""
     await asyncio.sleep(_WARM_SECONDS)
     begun = await here.now()
-    await asyncio.sleep(4 * WINDOW + SECONDS["long"])  # those of 20 s that run in the last window end, too
+    await asyncio.sleep(
+        4 * WINDOW + SECONDS["long"]
+    )  # those of 20 s that run in the last window end, too
     windows = [begun + number * WINDOW for number in range(4)]
     return {
         side: {name: statistics.median(await _done(here, side, name, windows)) for name in SECONDS}
@@ -290,24 +320,36 @@ async def cell(here: Field, chaos: Chaos, before: Mapping[str, Mapping[str, floa
     await asyncio.sleep(WITHIN + SECONDS["long"] + 1)
     windows = [over + WITHIN - (number + 1) * WINDOW for number in range(_LAST)]
     return [
-        Seen(side, {name: max(await _done(here, side, name, windows)) / before[side][name] for name in SECONDS})
+        Seen(
+            side,
+            {
+                name: max(await _done(here, side, name, windows)) / before[side][name]
+                for name in SECONDS
+            },
+        )
         for side in here.sides
     ]
 
 
 async def _done(here: Field, side: str, name: str, windows: Sequence[float]) -> list[float]:
-    """For each window: ended jobs of 50 ms, or the seconds in it that were spent on jobs of 20 s that ended."""
+    """For each window: ended jobs of 50 ms, or the seconds in it that were spent on jobs of 20 s
+    that ended."""
     rows = await here.sql(_DONE_OURS if side == "ours" else _DONE_RAW)
     ends = [float(at) for at, seconds, _worker in rows if seconds == SECONDS[name]]
     if name == "short":
         return [float(sum(begin <= at < begin + WINDOW for at in ends)) for begin in windows]
     spans = [(at - SECONDS[name], at) for at in ends]
-    return [sum(max(0.0, min(end, begin + WINDOW) - max(start, begin)) for start, end in spans) for begin in windows]
+    return [
+        sum(max(0.0, min(end, begin + WINDOW) - max(start, begin)) for start, end in spans)
+        for begin in windows
+    ]
 
 
 async def failed(here: Field) -> list[tuple[Any, ...]]:
     """Jobs of ours that FAILED: there should be none, whatever broke."""
-    return await here.sql("SELECT id, error_class, error_message FROM assets.naps WHERE state = 'failed'")
+    return await here.sql(
+        "SELECT id, error_class, error_message FROM assets.naps WHERE state = 'failed'"
+    )
 
 
 def queues(report: Report) -> list[Figure]:
@@ -329,10 +371,17 @@ async def _queues(report: Report) -> list[Figure]:
             for name, seconds in SECONDS.items():
                 figures.append(
                     Figure(
-                        "R26", f"{what}, jobs of {seconds:g} s: rate within 30 s / before; Procrastinate's", "x",
-                        ours.ratios[name], TARGET, raw.ratios[name], ours.ratios[name], at_most=False,
+                        "R26",
+                        f"{what}, jobs of {seconds:g} s: rate within 30 s / before;"
+                        " Procrastinate's",
+                        "x",
+                        ours.ratios[name],
+                        TARGET,
+                        raw.ratios[name],
+                        ours.ratios[name],
+                        at_most=False,
                         note=f"{took:.0f} s",
                     )
-                )  # fmt: skip
+                )
         lost = len(await failed(here))
     return [*figures, Figure("R26", "jobs FAILED for any of it", "jobs", lost, 0)]

@@ -1,7 +1,9 @@
-"""B13: a session of many assets is purged, rows, variants and bytes, through the run with everything on: the trash's
-rules, an event for each asset, bytes noted before they go. The reference is one DELETE and an unlink for each file.
+"""B13: a session of many assets is purged, rows, variants and bytes, through the run with
+everything on: the trash's rules, an event for each asset, bytes noted before they go. The reference
+is one DELETE and an unlink for each file.
 
-Meanwhile somebody else reads assets: what their slowest calls take then is held against what they take otherwise.
+Meanwhile somebody else reads assets: what their slowest calls take then is held against what they
+take otherwise.
 """
 
 import asyncio
@@ -27,7 +29,8 @@ _PAUSE_SECONDS = 0.02
 _QUIET_SECONDS = 20
 _PATIENCE_SECONDS = 1800
 _SEED = """
-    INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, size_bytes, mime_type,
+    INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,
+        size_bytes, mime_type,
                                session_id, storage_key, sha256)
     SELECT id, %s, 'ada', 'photo', 'ready', false, true, 'front.jpg', 100, 'image/jpeg', %s,
            'assets/user/' || id || '/original/1', 'ab'
@@ -35,11 +38,13 @@ _SEED = """
 """
 _SEED_VARIANTS = """
     INSERT INTO assets.variants (id, owner, asset_id, preset, state, size_bytes, storage_key)
-    SELECT gen_random_uuid(), a.owner, a.id, preset, 'ready', 100, 'assets/user/' || a.id || '/variants/' || preset
+    SELECT gen_random_uuid(), a.owner, a.id, preset, 'ready', 100, 'assets/user/' || a.id
+        || '/variants/' || preset
     FROM assets.assets a, unnest(%s::text[]) AS preset WHERE a.session_id = %s
 """
 _LEFT = """
-    SELECT (SELECT count(*) FROM assets.storage_runs WHERE state <> 'done'), EXISTS (SELECT FROM assets.doomed_objects)
+    SELECT (SELECT count(*) FROM assets.storage_runs WHERE state <> 'done'), EXISTS (SELECT
+        FROM assets.doomed_objects)
 """
 
 
@@ -102,7 +107,8 @@ def _fill(site: Site, data: Path, session: str, picture: bytes, number: int) -> 
 
 
 async def _picture(site: Site, data: Path) -> bytes:
-    """An object as the store keeps it: the reconciler finds what isn't one lost, and would mend it meanwhile."""
+    """An object as the store keeps it: the reconciler finds what isn't one lost, and would mend it
+    meanwhile."""
     store = open_disk(site.state.objects, base_url="http://127.0.0.1:1", secret=b"-" * 32)
     await store.put("picture", b"x" * 100, content_type="image/jpeg")
     await store.close()
@@ -113,7 +119,9 @@ async def _purge(site: Site, channel: grpc.aio.Channel, data: Path) -> float:
     """Seconds until no row and no byte is left."""
     start = time.perf_counter()
     request = storage_pb2.DeleteSessionRequest(session_id="ours", purge=True)
-    await storage_pb2_grpc.StorageServiceStub(channel).DeleteSession(request, metadata=(site.authorization,))
+    await storage_pb2_grpc.StorageServiceStub(channel).DeleteSession(
+        request, metadata=(site.authorization,)
+    )
     while await asyncio.to_thread(site.sql, _LEFT) != [(0, False)]:
         if time.perf_counter() - start > _PATIENCE_SECONDS:
             raise CannotRun(f"the purge did not end in {_PATIENCE_SECONDS} s")
@@ -136,7 +144,9 @@ def _reference(site: Site, data: Path, keys: Sequence[str]) -> float:
 class _Reader:
     """Four people who read an asset, each at a steady pace."""
 
-    def __init__(self, channel: grpc.aio.Channel, authorization: tuple[str, str], asset_id: str) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, authorization: tuple[str, str], asset_id: str
+    ) -> None:
         self._get = asset_pb2_grpc.AssetServiceStub(channel).GetAsset
         self._metadata = (authorization,)
         self._request = asset_pb2.GetAssetRequest(asset_id=asset_id)

@@ -18,8 +18,9 @@ class NeedsNode(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the scorecard. `ours` and `reference` are in `unit`, `ratio` is what `target` is held against;
-    without a reference that is `ours` itself. `note` says how much the rounds differed."""
+    """One line of the scorecard. `ours` and `reference` are in `unit`, `ratio` is what `target` is
+    held against; without a reference that is `ours` itself. `note` says how much the rounds
+    differed."""
 
     id: str
     what: str
@@ -38,24 +39,36 @@ class Figure:
 
     @property
     def target_text(self) -> str:
-        return f"{'<=' if self.at_most else '>='} {self.target:g}{' ' + self.unit if self.ratio is None else 'x'}"
+        return (
+            f"{'<=' if self.at_most else '>='}"
+            f" {self.target:g}{' ' + self.unit if self.ratio is None else 'x'}"
+        )
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Pairs of (ours, reference), each measured one right after the other. What else the machine does then falls on
-    both, so that the median of the pairs' ratios says more than the ratio of two medians."""
+    """Pairs of (ours, reference), each measured one right after the other. What else the machine
+    does then falls on both, so that the median of the pairs' ratios says more than the ratio of two
+    medians."""
 
     pairs: Sequence[tuple[float, float]]
 
-    def figure(self, id_: str, what: str, unit: str, target: float, *, at_most: bool = True) -> Figure:
+    def figure(
+        self, id_: str, what: str, unit: str, target: float, *, at_most: bool = True
+    ) -> Figure:
         ratios = [ours / reference for ours, reference in self.pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)
         return Figure(
-            id_, what, unit, statistics.median(ours for ours, _ in self.pairs), target,
-            statistics.median(reference for _, reference in self.pairs), middle, at_most,
+            id_,
+            what,
+            unit,
+            statistics.median(ours for ours, _ in self.pairs),
+            target,
+            statistics.median(reference for _, reference in self.pairs),
+            middle,
+            at_most,
             f"half of {len(ratios)} rounds within {low:.2f}-{high:.2f}x",
-        )  # fmt: skip
+        )
 
 
 def cpu_seconds(pid: int) -> float:

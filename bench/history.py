@@ -1,9 +1,9 @@
 """B7: pages of long histories, and searches among many assets, against those of a thousand rows.
 
-Measured is the service's own handler, from the request to the answer, with the service's own role, row policies, tables
-and indexes; what gRPC adds is the same for each. All sizes lie in one table, each an owner of its own. Rounds take
-turns.
-The 10 million rows are history; of assets, whose every row has a dozen terms, there are a million.
+Measured is the service's own handler, from the request to the answer, with the service's own role,
+row policies, tables and indexes; what gRPC adds is the same for each. All sizes lie in one table,
+each an owner of its own. Rounds take turns. The 10 million rows are history; of assets, whose every
+row has a dozen terms, there are a million.
 """
 
 import asyncio
@@ -37,24 +37,29 @@ _TARGET = 1.2
 _HISTORY = """
     INSERT INTO assets.usage_events (id, owner, actor, asset_id, action, ip, user_agent, created_at)
     SELECT uuidv7(), 'user:' || {size}, 'ada', md5((n %% 100)::text)::uuid,
-           ('{{upload,view,download,delete,update,share,convert,use_in_conversion}}'::text[])[1 + n %% 8],
+           ('{{upload,view,download,delete,update,share,convert,use_in_conversion}}'::text[])[1
+               + n %% 8],
            '198.51.100.7', 'grpc-python', timestamptz '2026-01-01' + n * interval '1 millisecond'
     FROM generate_series({first}, {last}) AS n
 """
 # Every size has its full pages: 20 assets with the rare tag, 100 with each value of metadata.
 _ASSETS = """
-    INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, storage_key, size_bytes,
+    INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,
+        storage_key, size_bytes,
                                mime_type, sha256, tags, metadata, created_at)
-    SELECT uuidv7(), 'user:' || {size}, 'ada', 'photo', 'ready', false, true, 'DSC_' || n || '.jpg', 'k', 1,
+    SELECT uuidv7(), 'user:' || {size}, 'ada', 'photo', 'ready', false, true, 'DSC_' || n
+        || '.jpg', 'k', 1,
            'image/jpeg', 'ab',
            '{{all}}'::text[] || CASE WHEN n %% 2 = 0 THEN '{{half}}'::text[] ELSE '{{}}' END
                || CASE WHEN n %% ({size} / 20) = 7 THEN '{{rare}}'::text[] ELSE '{{}}' END,
-           jsonb_build_object('shot', n %% ({size} / 100)), timestamptz '2026-01-01' + n * interval '1 millisecond'
+           jsonb_build_object('shot', n %% ({size} / 100)), timestamptz '2026-01-01'
+               + n * interval '1 millisecond'
     FROM generate_series({first}, {last}) AS n
 """
 _TERMS = """
     INSERT INTO assets.asset_terms (owner, term, created_at, id)
-    SELECT a.owner, term, a.created_at, a.id FROM assets.assets a CROSS JOIN LATERAL assets.asset_terms_of(a) AS term
+    SELECT a.owner, term, a.created_at, a.id FROM assets.assets a CROSS
+        JOIN LATERAL assets.asset_terms_of(a) AS term
     WHERE a.owner = 'user:' || {size} AND a.created_at BETWEEN
         timestamptz '2026-01-01' + {first} * interval '1 millisecond'
         AND timestamptz '2026-01-01' + {last} * interval '1 millisecond'
@@ -113,7 +118,9 @@ def _fill(site: Site, report: Report) -> None:
         for size in sizes:
             for first in range(1, size + 1, _CHUNK):
                 report(f"makes {table}: {first:,} of {size:,}")
-                site.sql(statement.format(size=size, first=first, last=min(size, first + _CHUNK - 1)))
+                site.sql(
+                    statement.format(size=size, first=first, last=min(size, first + _CHUNK - 1))
+                )
     for name, definition in indexes:
         report(f"makes {name}")
         site.sql(str(definition))
@@ -126,15 +133,23 @@ async def _histories(site: Site, db: Database, report: Report) -> list[Figure]:
     service = usage.UsageService(db, usage.UsageLog(db, []))
 
     def page(size: int, **fields: Any) -> _Page:
-        return _Page(_owner(size), lambda: service.ListUsage(usage_pb2.ListUsageRequest(**fields), None))
+        return _Page(
+            _owner(size), lambda: service.ListUsage(usage_pb2.ListUsageRequest(**fields), None)
+        )
 
     figures = [await _compare("history: the page of 1 row", page(1), page(SIZES[0]), report)]
     for size in SIZES[2:]:
         for place, behind in (("first", 0), ("middle", size // 2), ("last", 51)):
             asked = page(size, page_token=_token(site, size, behind) if behind else "")
-            figures.append(await _compare(f"history: {place} page of {size:,} rows", asked, page(SIZES[0]), report))
+            figures.append(
+                await _compare(
+                    f"history: {place} page of {size:,} rows", asked, page(SIZES[0]), report
+                )
+            )
         shares = page(size, action=usage_pb2.USAGE_ACTION_SHARE)
-        figures.append(await _compare(f"history: an action's in {size:,} rows", shares, page(SIZES[0]), report))
+        figures.append(
+            await _compare(f"history: an action's in {size:,} rows", shares, page(SIZES[0]), report)
+        )
     return figures
 
 
@@ -147,11 +162,18 @@ def _token(site: Site, size: int, row: int) -> str:
 
 
 async def _searches(site: Site, db: Database, report: Report) -> list[Figure]:
-    storage = open_disk(site.state.objects, base_url="http://127.0.0.1", secret=read_secret(site.state.storage_secret))
+    storage = open_disk(
+        site.state.objects,
+        base_url="http://127.0.0.1",
+        secret=read_secret(site.state.storage_secret),
+    )
     service = search.SearchService(db, assets.Urls(storage, timedelta(hours=1), Meter(db)))
 
     def page(size: int, **fields: Any) -> _Page:
-        return _Page(_owner(size), lambda: service.SearchAssets(search_pb2.SearchAssetsRequest(**fields), None))
+        return _Page(
+            _owner(size),
+            lambda: service.SearchAssets(search_pb2.SearchAssetsRequest(**fields), None),
+        )
 
     shot = search_pb2.MetadataCondition(path=["shot"], value={"number_value": 7})
     conditions: dict[str, dict[str, Any]] = {
@@ -164,7 +186,10 @@ async def _searches(site: Site, db: Database, report: Report) -> list[Figure]:
     }
     figures = [
         await _compare(
-            f"search in {ASSETS[1]:,} assets: {name}", page(ASSETS[1], **fields), page(ASSETS[0], **fields), report
+            f"search in {ASSETS[1]:,} assets: {name}",
+            page(ASSETS[1], **fields),
+            page(ASSETS[0], **fields),
+            report,
         )
         for name, fields in conditions.items()
     ]

@@ -1,5 +1,6 @@
-"""B4: a photograph of 12 megapixels becomes three WebP and one AVIF, through the worker with everything on: its queue,
-the limited child process, the stored objects and rows. The reference is sharp, which only reads and writes files.
+"""B4: a photograph of 12 megapixels becomes three WebP and one AVIF, through the worker with
+everything on: its queue, the limited child process, the stored objects and rows. The reference is
+sharp, which only reads and writes files.
 
 Both decode once, both use one thread, both are measured in CPU time.
 """
@@ -50,12 +51,22 @@ async def _variants(report: Report) -> list[Figure]:
                     await client.regenerate()
                 ours = (_tree_cpu(worker.pid) - before) / _IMAGES
                 pairs.append((1 / ours, 1 / _sharp()))
-                report(f"round {number + 1} of {_ROUNDS}: {pairs[-1][0]:.2f} images/s, sharp {pairs[-1][1]:.2f}")
+                report(
+                    f"round {number + 1} of {_ROUNDS}: {pairs[-1][0]:.2f} images/s, sharp"
+                    f" {pairs[-1][1]:.2f}"
+                )
             megabytes = max(_peak_megabytes(pid) for pid in _tree(worker.pid))
     what = "12 MP JPEG -> 3 WebP + 1 AVIF, stored / sharp"
     return [
         Rounds(pairs).figure("B4", what, "images/s per core", 1.0, at_most=False),
-        Figure("B4", "peak memory of a worker process", "MB", megabytes, 512, note="RSS, the largest of its processes"),
+        Figure(
+            "B4",
+            "peak memory of a worker process",
+            "MB",
+            megabytes,
+            512,
+            note="RSS, the largest of its processes",
+        ),
     ]
 
 
@@ -82,9 +93,13 @@ class _Client:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 while True:
-                    found = (await self._variants.ListVariants(request, metadata=self._metadata)).variants
+                    found = (
+                        await self._variants.ListVariants(request, metadata=self._metadata)
+                    ).variants
                     if any(variant.state == asset_pb2.VARIANT_STATE_FAILED for variant in found):
-                        raise CannotRun(f"the worker failed: {found[0].error_class} {found[0].error_message}")
+                        raise CannotRun(
+                            f"the worker failed: {found[0].error_class} {found[0].error_message}"
+                        )
                     if all(variant.state == asset_pb2.VARIANT_STATE_READY for variant in found):
                         return
                     await asyncio.sleep(0.02)
@@ -95,7 +110,10 @@ class _Client:
 async def _parts() -> AsyncIterator[upload_pb2.UploadRequest]:
     content = _PHOTO.read_bytes()
     declaration = upload_pb2.UploadDeclaration(
-        kind=asset_pb2.ASSET_KIND_PHOTO, file_name=_PHOTO.name, mime_type="image/jpeg", size_bytes=len(content)
+        kind=asset_pb2.ASSET_KIND_PHOTO,
+        file_name=_PHOTO.name,
+        mime_type="image/jpeg",
+        size_bytes=len(content),
     )
     yield upload_pb2.UploadRequest(head=upload_pb2.UploadHead(declaration=declaration))
     for start in range(0, len(content), _CHUNK):
@@ -109,7 +127,15 @@ def _install_sharp(report: Report) -> None:
         return
     report(f"installing sharp {_SHARP_VERSION} into {_SHARP.relative_to(ROOT)}")
     _SHARP.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "install", "--prefix", str(_SHARP), "--no-audit", "--no-fund", f"sharp@{_SHARP_VERSION}"]
+    command = [
+        "npm",
+        "install",
+        "--prefix",
+        str(_SHARP),
+        "--no-audit",
+        "--no-fund",
+        f"sharp@{_SHARP_VERSION}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise CannotRun(f"npm can't install sharp: {done.stderr.strip().splitlines()[-1]}")

@@ -1,4 +1,5 @@
-"""B12: `make demo` on a warm machine, against the work in it alone: pictures, model, document, one after the other."""
+"""B12: `make demo` on a warm machine, against the work in it alone: pictures, model, document, one
+after the other."""
 
 import json
 import subprocess
@@ -31,14 +32,30 @@ def demo(report: Report) -> list[Figure]:
     ours, alone = Rounds(pairs).pairs[-1]
     note = f"ratios {', '.join(f'{ratio:.2f}' for ratio in middle)}"
     return [
-        Figure("B12", "the demo, three 12 MP photographs", "s", ours, 1.5, alone, middle[len(middle) // 2], note=note)
+        Figure(
+            "B12",
+            "the demo, three 12 MP photographs",
+            "s",
+            ours,
+            1.5,
+            alone,
+            middle[len(middle) // 2],
+            note=note,
+        )
     ]
 
 
 def _demo(directory: Path, report: Report) -> float:
     report("demo")
     out = directory / "out"
-    command = [str(ROOT / "atelier"), "demo", "--state", str(directory / "state"), "--out", str(out)]
+    command = [
+        str(ROOT / "atelier"),
+        "demo",
+        "--state",
+        str(directory / "state"),
+        "--out",
+        str(out),
+    ]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
         raise CannotRun(answer.stdout[-300:] + answer.stderr[-300:])
@@ -92,13 +109,21 @@ def _work(directory: Path) -> Iterator[object]:
         pictures[f"closeup-{number}"] = directory / f"closeup-{number}.jpg"
         yield close_up(photos[wanted.view], pictures[f"closeup-{number}"], at=at)
     yield try_on(_PHOTOS / "figure.jpg", photos["front"], directory / "try-on.jpg")
-    yield generate("the jacket", [photos["front"]], directory / "generated.jpeg", aspect_ratio="4:3")
+    yield generate(
+        "the jacket", [photos["front"]], directory / "generated.jpeg", aspect_ratio="4:3"
+    )
     pack = Pack(
-        title="Bench", product=Product(), collection="Bench", version="v1", created_at=datetime.now(UTC),
+        title="Bench",
+        product=Product(),
+        collection="Bench",
+        version="v1",
+        created_at=datetime.now(UTC),
         views=tuple(View(view, view) for view in _VIEWS),
         sketches=tuple(Sketch(view, f"sketch-{view}") for view in _VIEWS),
-        closeups=tuple(Closeup(c.name, c.view, f"closeup-{n}") for n, c in enumerate(facts.closeups)),
-    )  # fmt: skip
+        closeups=tuple(
+            Closeup(c.name, c.view, f"closeup-{n}") for n, c in enumerate(facts.closeups)
+        ),
+    )
     yield render_pdf(pack, pictures, directory / "pack.pdf")
 
 

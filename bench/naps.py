@@ -1,7 +1,8 @@
-"""A worker whose jobs only sleep: `python -m bench.naps ours|raw`, with the settings of a worker of assets.
+"""A worker whose jobs only sleep: `python -m bench.naps ours|raw`, with the settings of a worker of
+assets.
 
-`ours` is the queue of the suite with attempts, leases and fencing. `raw` is Procrastinate as it is documented: a task
-that is tried again, and a periodic one that puts stalled jobs back.
+`ours` is the queue of the suite with attempts, leases and fencing. `raw` is Procrastinate as it is
+documented: a task that is tried again, and a periodic one that puts stalled jobs back.
 """
 
 import asyncio
@@ -18,23 +19,33 @@ from shared.db import Database
 from shared.jobs import JobQueue
 from shared.settings import load
 
-SLOTS = {"short": 1, "long": 8}  # per process; JobQueue gives a queue that is apart eight times as many
+SLOTS = {
+    "short": 1,
+    "long": 8,
+}  # per process; JobQueue gives a queue that is apart eight times as many
 RAW_SCHEMA = "raw_jobs"
 TABLES = """
     CREATE TABLE assets.naps (
-        id uuid PRIMARY KEY, owner text NOT NULL, seconds float8 NOT NULL, state text NOT NULL DEFAULT 'pending',
-        version bigint NOT NULL DEFAULT 1, attempt_token uuid, attempt_number int NOT NULL DEFAULT 0,
-        faults int NOT NULL DEFAULT 0, losses int NOT NULL DEFAULT 0, waits_for text NOT NULL DEFAULT '',
-        waiting_since timestamptz, cancel_requested bool NOT NULL DEFAULT false, error_class text NOT NULL DEFAULT '',
+        id uuid PRIMARY KEY, owner text NOT NULL, seconds float8 NOT NULL,
+            state text NOT NULL DEFAULT 'pending',
+        version bigint NOT NULL DEFAULT 1, attempt_token uuid,
+            attempt_number int NOT NULL DEFAULT 0,
+        faults int NOT NULL DEFAULT 0, losses int NOT NULL DEFAULT 0,
+            waits_for text NOT NULL DEFAULT '',
+        waiting_since timestamptz, cancel_requested bool NOT NULL DEFAULT false,
+            error_class text NOT NULL DEFAULT '',
         error_message text NOT NULL DEFAULT '', updated_at timestamptz NOT NULL DEFAULT now()
     );
-    CREATE TABLE assets.raw_naps (seconds float8 NOT NULL, ended_at timestamptz NOT NULL DEFAULT now());
+    CREATE TABLE assets.raw_naps (seconds float8 NOT NULL,
+        ended_at timestamptz NOT NULL DEFAULT now());
     GRANT ALL ON assets.naps, assets.raw_naps TO assets_app, assets_worker;
 """
 MACHINE = {
-    "pending": frozenset({"running", "failed"}), "running": frozenset({"running", "pending", "done", "failed"}),
-    "done": frozenset[str](), "failed": frozenset[str](),
-}  # fmt: skip
+    "pending": frozenset({"running", "failed"}),
+    "running": frozenset({"running", "pending", "done", "failed"}),
+    "done": frozenset[str](),
+    "failed": frozenset[str](),
+}
 
 
 async def run(db: Database, row_id: str) -> None:
@@ -46,7 +57,9 @@ async def run(db: Database, row_id: str) -> None:
         await asyncio.sleep(attempt.row.seconds)
         return attempts.Outcome({})
 
-    await attempts.run(db, attempts.Kind("naps", MACHINE, "running", "done", publish), row_id, sleep)
+    await attempts.run(
+        db, attempts.Kind("naps", MACHINE, "running", "done", publish), row_id, sleep
+    )
 
 
 def queue_of(db: Database) -> JobQueue:
@@ -61,7 +74,9 @@ async def ours() -> None:
     db = Database(settings, "assets")
     await db.open()
     try:
-        await queue_of(db).work(concurrency=SLOTS["short"], lease_seconds=settings.job_lease_seconds)
+        await queue_of(db).work(
+            concurrency=SLOTS["short"], lease_seconds=settings.job_lease_seconds
+        )
     finally:
         await db.close()
 
@@ -69,7 +84,10 @@ async def ours() -> None:
 def raw_app(url: str) -> procrastinate.App:
     app = procrastinate.App(
         connector=procrastinate.PsycopgConnector(
-            conninfo=url, kwargs={"options": f"-c search_path={RAW_SCHEMA}"}, min_size=1, max_size=10
+            conninfo=url,
+            kwargs={"options": f"-c search_path={RAW_SCHEMA}"},
+            min_size=1,
+            max_size=10,
         )
     )
 
@@ -79,7 +97,11 @@ def raw_app(url: str) -> procrastinate.App:
         await app.connector.execute_query_async(statement, seconds=seconds)
 
     for name in SLOTS:
-        app.task(name=name, queue=f"raw.{name}", retry=procrastinate.RetryStrategy(max_attempts=100, wait=1))(nap)
+        app.task(
+            name=name,
+            queue=f"raw.{name}",
+            retry=procrastinate.RetryStrategy(max_attempts=100, wait=1),
+        )(nap)
 
     @app.periodic(cron="* * * * * */5")
     @app.task(name="put_back", queue="raw.short", pass_context=True)
@@ -96,11 +118,15 @@ async def raw() -> None:
         for name, slots in SLOTS.items():
             group.create_task(
                 app.run_worker_async(
-                    queues=[f"raw.{name}"], concurrency=slots, fetch_job_polling_interval=1,
-                    update_heartbeat_interval=1.5, stalled_worker_timeout=5, delete_jobs="successful",
+                    queues=[f"raw.{name}"],
+                    concurrency=slots,
+                    fetch_job_polling_interval=1,
+                    update_heartbeat_interval=1.5,
+                    stalled_worker_timeout=5,
+                    delete_jobs="successful",
                     install_signal_handlers=False,
                 )
-            )  # fmt: skip
+            )
 
 
 async def main(side: str) -> None:

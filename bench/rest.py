@@ -1,5 +1,5 @@
-"""The reference of B2: the same read as FastAPI is usually written. Token, row-level security and validation; no logs,
-no metrics, no deadline.
+"""The reference of B2: the same read as FastAPI is usually written. Token, row-level security and
+validation; no logs, no metrics, no deadline.
 
     python -m bench.rest <database> <port> <trust file>
 """
@@ -68,13 +68,17 @@ with open(_TRUST_FILE) as trust:
         trusted = OKPKey.import_key(entry["jwk"])
         trusted.ensure_kid()
         _KEYS[trusted.kid] = trusted
-_CLAIMS = jwt.JWTClaimsRegistry(aud={"essential": True, "value": "atelier"}, exp={"essential": True})
+_CLAIMS = jwt.JWTClaimsRegistry(
+    aud={"essential": True, "value": "atelier"}, exp={"essential": True}
+)
 
 
 def owner(authorization: Annotated[str, Header()]) -> str:
     try:
         token = authorization.removeprefix("Bearer ")
-        decoded = jwt.decode(token, lambda found: _KEYS[found.headers()["kid"]], algorithms=["Ed25519"])
+        decoded = jwt.decode(
+            token, lambda found: _KEYS[found.headers()["kid"]], algorithms=["Ed25519"]
+        )
         _CLAIMS.validate(decoded.claims)
     except (JoseError, KeyError, ValueError):
         raise HTTPException(401) from None
@@ -87,7 +91,9 @@ async def _prepare(conn: Any) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with asyncpg.create_pool(_DATABASE, min_size=10, max_size=10, init=_prepare) as app.state.pool:
+    async with asyncpg.create_pool(
+        _DATABASE, min_size=10, max_size=10, init=_prepare
+    ) as app.state.pool:
         yield
 
 
@@ -105,4 +111,6 @@ async def get_asset(asset_id: UUID, owner: Annotated[str, Depends(owner)]) -> As
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(_PORT), loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    uvicorn.run(
+        app, port=int(_PORT), loop="uvloop", http="httptools", access_log=False, log_level="warning"
+    )

@@ -1,4 +1,5 @@
-"""What every benchmark of the servers stands on: an embedded Postgres, the schema of assets, and processes of ours."""
+"""What every benchmark of the servers stands on: an embedded Postgres, the schema of assets, and
+processes of ours."""
 
 import os
 import socket
@@ -30,7 +31,9 @@ class Site:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atelier-bench-")))
+            directory = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="atelier-bench-"))
+            )
             directory.chmod(0o755)  # Postgres runs as another account when this is root
             self.state = State(directory)
             self.state.prepare()
@@ -45,7 +48,10 @@ class Site:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stack.close()
 
@@ -60,17 +66,18 @@ class Site:
         return login_url(self.admin_url, f"assets_{role}", self.state.password("assets", role))
 
     def assets(self, command: str, **settings: str) -> tuple["subprocess.Popen[bytes]", str]:
-        """`python -m services.assets serve` (with metrics) or `work`, as it is run everywhere but for `settings`, which
-        are variables of its environment; and its address."""
+        """`python -m services.assets serve` (with metrics) or `work`, as it is run everywhere but
+        for `settings`, which are variables of its environment; and its address."""
         port = free_port()
         own = {
             "ATELIER_DATABASE_URL": self.url("app" if command == "serve" else "worker"),
             "ATELIER_TRUST_FILE": str(self.state.trust_file),
             "ATELIER_STORAGE_ROOT": str(self.state.objects),
             "ATELIER_STORAGE_SECRET_FILE": str(self.state.storage_secret),
-            "ATELIER_PORT": str(port), "ATELIER_METRICS_PORT": str(free_port()),
+            "ATELIER_PORT": str(port),
+            "ATELIER_METRICS_PORT": str(free_port()),
             **settings,
-        }  # fmt: skip
+        }
         process = self.start("services.assets", command, environment=own)
         if command == "serve":
             await_port(process, port)
@@ -80,20 +87,30 @@ class Site:
         """A reference: `python -m <module> <database> <port> <trust file>`; and its address."""
         port = free_port()
         database = self.admin_url if module == "bench.bare" else self.url("app")
-        process = self.start(module, database, str(port), str(self.state.trust_file), environment={})
+        process = self.start(
+            module, database, str(port), str(self.state.trust_file), environment={}
+        )
         await_port(process, port)
         return process, f"127.0.0.1:{port}"
 
-    def start(self, module: str, *arguments: str, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    def start(
+        self, module: str, *arguments: str, environment: dict[str, str]
+    ) -> "subprocess.Popen[bytes]":
         """A Python process whose output goes to a file."""
         # What the developer's shell sets for a suite of theirs would change what is measured.
-        outside = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
+        outside = {
+            name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")
+        }
         paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"}
         with (self.state.logs / f"{module}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], env=outside | paths | environment, cwd=ROOT,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                [sys.executable, "-m", module, *arguments],
+                env=outside | paths | environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         self._stack.callback(_end, process)
         return process
 

@@ -1,4 +1,5 @@
-"""B11: how long `atelier up` takes, the first time and after, and what the idle suite holds in memory."""
+"""B11: how long `atelier up` takes, the first time and after, and what the idle suite holds in
+memory."""
 
 import tempfile
 import time
@@ -18,14 +19,18 @@ def suite(report: Report) -> list[Figure]:
         Path(directory).chmod(0o755)  # Postgres runs as another account when this is root
         try:
             first, _ = _start(Path(directory), report, idle=0)
-            warm = [_start(Path(directory), report, idle=_IDLE_SECONDS) for _ in range(_WARM_STARTS)]
+            warm = [
+                _start(Path(directory), report, idle=_IDLE_SECONDS) for _ in range(_WARM_STARTS)
+            ]
         except Problem as problem:
             raise CannotRun(str(problem)) from None
     seconds = sorted(took for took, _ in warm)
     megabytes = max(memory for _, memory in warm)
     note = f"{seconds[0]:.1f}-{seconds[-1]:.1f} s in {_WARM_STARTS} starts"
     return [
-        Figure("B11", "atelier up to all healthy, warm", "s", seconds[len(seconds) // 2], 4, note=note),
+        Figure(
+            "B11", "atelier up to all healthy, warm", "s", seconds[len(seconds) // 2], 4, note=note
+        ),
         Figure("B11", "atelier up to all healthy, first", "s", first, 8),
         Figure("B11", "memory of the idle suite", "MB", megabytes, 900, note="PSS, with Postgres"),
     ]

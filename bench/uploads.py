@@ -1,7 +1,8 @@
 """B8, B9: one large upload in a stream, and a thousand small ones at once.
 
-B8 is wall time, because most of it is waiting for disk and network: rounds of ours and of the reference take turns. The
-suite's own limit is 50 MB a file, so the server is started with a larger one.
+B8 is wall time, because most of it is waiting for disk and network: rounds of ours and of the
+reference take turns. The suite's own limit is 50 MB a file, so the server is started with a larger
+one.
 """
 
 import asyncio
@@ -50,22 +51,33 @@ async def _streaming(report: Report) -> list[Figure]:
     with Site() as site:
         _, address = site.assets("serve", ATELIER_MAX_PDF_BYTES=str(200 * _MIB))
         _, bare_address = site.server("bench.bare")
-        async with grpc.aio.insecure_channel(address) as ours, grpc.aio.insecure_channel(bare_address) as least:
+        async with (
+            grpc.aio.insecure_channel(address) as ours,
+            grpc.aio.insecure_channel(bare_address) as least,
+        ):
             pairs = []
             for number in range(_ROUNDS + 1):
-                speeds = [await _speed(channel, site.authorization, data) for channel in (ours, least)]
+                speeds = [
+                    await _speed(channel, site.authorization, data) for channel in (ours, least)
+                ]
                 if number:  # the first one warms up
                     pairs.append((speeds[0], speeds[1]))
-                report(f"round {number} of {_ROUNDS}: {speeds[0]:.0f} MB/s, reference {speeds[1]:.0f} MB/s")
+                report(
+                    f"round {number} of {_ROUNDS}: {speeds[0]:.0f} MB/s, reference {speeds[1]:.0f}"
+                    " MB/s"
+                )
     what = "100 MiB in one stream, verified and stored on disk / bare stream to a file with fsync"
     return [Rounds(pairs).figure("B8", what, "MB/s", 0.9, at_most=False)]
 
 
 async def _speed(channel: grpc.aio.Channel, authorization: tuple[str, str], data: bytes) -> float:
     declaration = upload_pb2.UploadDeclaration(
-        kind=asset_pb2.ASSET_KIND_DOCUMENT, file_name="catalogue.pdf", mime_type="application/pdf",
-        size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(),
-    )  # fmt: skip
+        kind=asset_pb2.ASSET_KIND_DOCUMENT,
+        file_name="catalogue.pdf",
+        mime_type="application/pdf",
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
 
     async def parts() -> AsyncIterator[upload_pb2.UploadRequest]:
         yield upload_pb2.UploadRequest(head={"declaration": declaration})
@@ -97,10 +109,11 @@ async def _at_once(report: Report) -> list[Figure]:
         storage = site.start(
             "shared.storage.http",
             environment={
-                "ATELIER_STORAGE_ROOT": str(site.state.objects), "ATELIER_STORAGE_HTTP_PORT": str(port),
+                "ATELIER_STORAGE_ROOT": str(site.state.objects),
+                "ATELIER_STORAGE_HTTP_PORT": str(port),
                 "ATELIER_STORAGE_SECRET_FILE": str(site.state.storage_secret),
             },
-        )  # fmt: skip
+        )
         await_port(storage, port)
         served, address = site.assets("serve", ATELIER_STORAGE_URL=f"http://127.0.0.1:{port}")
         memory: list[tuple[int, int]] = []
@@ -109,12 +122,19 @@ async def _at_once(report: Report) -> list[Figure]:
             http = await stack.enter_async_context(httpx.AsyncClient(timeout=_PATIENCE))
             clients = []
             for _ in range(_CLIENTS):
-                channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
-                clients.append(_Client(await stack.enter_async_context(channel), http, site.authorization))
+                channel = grpc.aio.insecure_channel(
+                    address, options=[("grpc.use_local_subchannel_pool", 1)]
+                )
+                clients.append(
+                    _Client(await stack.enter_async_context(channel), http, site.authorization)
+                )
             for number in range(3):
                 began = time.perf_counter()
                 ended = await asyncio.gather(
-                    *(clients[n % _CLIENTS].upload(pictures[n % len(pictures)]) for n in range(_UPLOADS)),
+                    *(
+                        clients[n % _CLIENTS].upload(pictures[n % len(pictures)])
+                        for n in range(_UPLOADS)
+                    ),
                     return_exceptions=True,
                 )
                 took = time.perf_counter() - began
@@ -122,25 +142,37 @@ async def _at_once(report: Report) -> list[Figure]:
                 errors += len(faults)
                 memory.append((_resident(served.pid), _resident(storage.pid)))
                 first = f", the first {faults[0]!r}" if faults else ""
-                report(f"round {number + 1} of 3: {_UPLOADS / took:.0f} uploads/s, {len(faults)} errors{first}")
+                report(
+                    f"round {number + 1} of 3: {_UPLOADS / took:.0f} uploads/s, {len(faults)}"
+                    f" errors{first}"
+                )
     waits = sum(each.waits for each in clients) / 3
-    note = f"{_UPLOADS / took:.0f} uploads/s; {waits / _UPLOADS:.1f} times an upload was asked to come back later"
+    note = (
+        f"{_UPLOADS / took:.0f} uploads/s; {waits / _UPLOADS:.1f} times an upload was asked to come"
+        " back later"
+    )
     growth = max(memory[2][n] / memory[1][n] for n in (0, 1))
     sizes = " MB, ".join(f"{each[0] / _MIB:.0f} + {each[1] / _MIB:.0f}" for each in memory)
     what = "1,000 uploads at once: request, POST, confirm"
     return [
         Figure("B9", f"{what}: errors", "errors", errors, 0, note=note),
         Figure(
-            "B9", f"{what}: memory after the third thousand / the second", "x", growth, 1.1,
+            "B9",
+            f"{what}: memory after the third thousand / the second",
+            "x",
+            growth,
+            1.1,
             note=f"server + storage after each: {sizes} MB",
         ),
-    ]  # fmt: skip
+    ]
 
 
 class _Client:
     """Uploads as docs/assets/uploads.md asks of those who send many files at once."""
 
-    def __init__(self, channel: grpc.aio.Channel, http: httpx.AsyncClient, authorization: tuple[str, str]) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, http: httpx.AsyncClient, authorization: tuple[str, str]
+    ) -> None:
         self.waits = 0
         self._stub = upload_pb2_grpc.UploadServiceStub(channel)
         self._http = http
@@ -148,17 +180,23 @@ class _Client:
 
     async def upload(self, data: bytes) -> None:
         declaration = upload_pb2.UploadDeclaration(
-            kind=asset_pb2.ASSET_KIND_PHOTO, file_name="front.jpg", mime_type="image/jpeg", size_bytes=len(data)
+            kind=asset_pb2.ASSET_KIND_PHOTO,
+            file_name="front.jpg",
+            mime_type="image/jpeg",
+            size_bytes=len(data),
         )
         async with asyncio.timeout(_PATIENCE):
             requested = await self._call(
                 self._stub.RequestUpload, upload_pb2.RequestUploadRequest(declaration=declaration)
             )
             target = requested.target
-            sent = await self._http.post(target.url, data=dict(target.fields), files={"file": ("file", data)})
+            sent = await self._http.post(
+                target.url, data=dict(target.fields), files={"file": ("file", data)}
+            )
             sent.raise_for_status()
             confirmed = await self._call(
-                self._stub.ConfirmUpload, upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
+                self._stub.ConfirmUpload,
+                upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id),
             )
         assert confirmed.asset.state == asset_pb2.ASSET_STATE_READY
 
@@ -178,7 +216,9 @@ def _retry_seconds(error: grpc.aio.AioRpcError) -> float:
     """After how long a repeat may help, as the server says; 0 if it doesn't."""
     trailers: dict[str, Any] = dict(error.trailing_metadata() or ())
     info = error_details_pb2.RetryInfo()
-    for detail in status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b"")).details:
+    for detail in status_pb2.Status.FromString(
+        trailers.get("grpc-status-details-bin", b"")
+    ).details:
         if detail.Unpack(info):
             return info.retry_delay.ToMilliseconds() / 1000
     return 0.0

@@ -1,8 +1,10 @@
-"""Clients of B6, outside of what is measured: `python -m bench.watchers watch|listen <target> <streams> [<token>]`.
+"""Clients of B6, outside of what is measured: `python -m bench.watchers watch|listen <target>
+<streams> [<token>]`.
 
-`watch` opens that many WatchAssets streams at a server, `listen` one LISTEN in a database. Says `ready` when all stand;
-then, for each event that all of them received, a line of JSON: its number and when each received it. Told `end` on
-standard input, it says what came in all: for each stream the numbers in their order.
+`watch` opens that many WatchAssets streams at a server, `listen` one LISTEN in a database. Says
+`ready` when all stand; then, for each event that all of them received, a line of JSON: its number
+and when each received it. Told `end` on standard input, it says what came in all: for each stream
+the numbers in their order.
 """
 
 import asyncio
@@ -21,7 +23,9 @@ from atelier.assets.v1 import asset_pb2
 
 from shared.server import MAX_STREAMS_PER_CONNECTION
 
-EVENT = "event {:06}"  # the name that the asset of an event has; found in the bytes without reading the message
+EVENT = (  # the name that the asset of an event has; found in the bytes without reading the message
+    "event {:06}"
+)
 TOLD = "bench_told"  # the channel and the table of the reference for one watcher
 _MARK = EVENT.partition("{")[0].encode()
 _OPENED_AT_ONCE = 16
@@ -60,7 +64,8 @@ async def watch(address: str, streams: int, token: str) -> None:
 
     async def follow(number: int) -> None:
         call: Any = channels[number // MAX_STREAMS_PER_CONNECTION].unary_stream(
-            "/atelier.assets.v1.AssetService/WatchAssets", asset_pb2.WatchAssetsRequest.SerializeToString
+            "/atelier.assets.v1.AssetService/WatchAssets",
+            asset_pb2.WatchAssetsRequest.SerializeToString,
         )
         async with gate:
             stream = call(asset_pb2.WatchAssetsRequest(), metadata=(("authorization", token),))

@@ -1,8 +1,8 @@
 """B6: how long after its commit an event has reached everybody who watches.
 
-The clients are processes of their own (bench/watchers.py); ours and the reference take turns, one event at a time. For
-one watcher the reference is NOTIFY in the same database; for many, streams of a server without a database, whose clock
-starts where it sets its asyncio event.
+The clients are processes of their own (bench/watchers.py); ours and the reference take turns, one
+event at a time. For one watcher the reference is NOTIFY in the same database; for many, streams of
+a server without a database, whose clock starts where it sets its asyncio event.
 """
 
 import json
@@ -38,7 +38,8 @@ Tell = Callable[[int], int]
 
 @dataclass
 class _Audience:
-    """Watchers of one side. `tell` sends event n and returns when its clock began (monotonic, ns)."""
+    """Watchers of one side. `tell` sends event n and returns when its clock began (monotonic,
+    ns)."""
 
     tell: Tell
     clients: Sequence["subprocess.Popen[str]"]
@@ -48,17 +49,29 @@ class _Audience:
     def of(cls, stack: ExitStack, tell: Tell, watchers: int, *arguments: str) -> Self:
         count = min(_PROCESSES, watchers)
         kind, target, *rest = arguments
-        command = [sys.executable, "-m", "bench.watchers", kind, target, str(watchers // count), *rest]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.watchers",
+            kind,
+            target,
+            str(watchers // count),
+            *rest,
+        ]
         clients = [
             stack.enter_context(
-                subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
             )
             for _ in range(count)
         ]
         for client in clients:
             stack.callback(client.kill)
             if _line(client) != "ready\n":
-                raise CannotRun(f"{watchers} watchers don't stand; run {' '.join(command)} by hand to see why")
+                raise CannotRun(
+                    f"{watchers} watchers don't stand; run {' '.join(command)} by hand to see why"
+                )
         return cls(tell, clients)
 
     def p99(self, events: int) -> float:
@@ -119,7 +132,10 @@ def _compare(report: Report, watchers: int, ours: _Audience, reference: _Audienc
         pair = ours.p99(_EVENTS[watchers]), reference.p99(_EVENTS[watchers])
         if number:  # the first one warms up
             pairs.append(pair)
-        report(f"{watchers:,} watchers, round {number} of {_ROUNDS}: {pair[0]:.1f} ms, reference {pair[1]:.1f} ms")
+        report(
+            f"{watchers:,} watchers, round {number} of {_ROUNDS}: {pair[0]:.1f} ms, reference"
+            f" {pair[1]:.1f} ms"
+        )
     against = "NOTIFY" if watchers == 1 else "bare aio streams"
     what = f"one event to {watchers:,} watcher{'s' if watchers > 1 else ''}"
     reference.faults()
@@ -131,12 +147,23 @@ def _compare(report: Report, watchers: int, ours: _Audience, reference: _Audienc
 
 def _change(number: int) -> asset_pb2.Asset:
     asset = asset_pb2.Asset(
-        id=str(new_id()), owner=OWNER, created_by="ada", kind=asset_pb2.ASSET_KIND_PHOTO, etag="2",
-        state=asset_pb2.ASSET_STATE_READY, visibility=asset_pb2.VISIBILITY_PRIVATE, file_name=EVENT.format(number),
-        file_path="assets/user:ada/visit-7/studio/front/original/01", size_bytes=2_140_026, mime_type="image/jpeg",
-        width=3000, height=4000, sha256="ab" * 32, tags=["front", "studio", "spring"],
+        id=str(new_id()),
+        owner=OWNER,
+        created_by="ada",
+        kind=asset_pb2.ASSET_KIND_PHOTO,
+        etag="2",
+        state=asset_pb2.ASSET_STATE_READY,
+        visibility=asset_pb2.VISIBILITY_PRIVATE,
+        file_name=EVENT.format(number),
+        file_path="assets/user:ada/visit-7/studio/front/original/01",
+        size_bytes=2_140_026,
+        mime_type="image/jpeg",
+        width=3000,
+        height=4000,
+        sha256="ab" * 32,
+        tags=["front", "studio", "spring"],
         scope=asset_pb2.AssetScope(session_id="visit-7", room_id="studio"),
-    )  # fmt: skip
+    )
     asset.metadata.update({"camera": "X100", "shot": 12, "lights": ["key", "fill"]})
     return asset
 
@@ -158,7 +185,9 @@ def _outbox(conn: psycopg.Connection[Any]) -> Tell:
 
 def _notify(conn: psycopg.Connection[Any]) -> Tell:
     def tell(number: int) -> int:
-        conn.execute(f"INSERT INTO {TOLD} VALUES (%s)".encode(), (_change(number).SerializeToString(),))
+        conn.execute(
+            f"INSERT INTO {TOLD} VALUES (%s)".encode(), (_change(number).SerializeToString(),)
+        )
         conn.execute("SELECT pg_notify(%s, %s)", (TOLD, EVENT.format(number)))
         return _commit(conn)
 

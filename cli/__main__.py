@@ -2,7 +2,8 @@
 
 import signal
 
-# Until a command says otherwise, Ctrl-C ends it without a traceback, also while the libraries below are loaded.
+# Until a command says otherwise, Ctrl-C ends it without a traceback, also while the libraries below
+# are loaded.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # ruff: noqa: E402
@@ -28,16 +29,24 @@ from shared import logs
 from shared.settings import SERVICES, Settings
 
 app = typer.Typer(
-    name="atelier", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    name="atelier",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="The back office for product imagery made with AI. Start with **atelier demo**; then"
-    " **atelier up** keeps the suite running and says how to call it.",
-)  # fmt: skip
+    help=(
+        "The back office for product imagery made with AI. Start with **atelier demo**; then"
+        " **atelier up** keeps the suite running and says how to call it."
+    ),
+)
 app.add_typer(storage.app, name="storage")
 console = Console(stderr=True, highlight=False)
 
 StateOption = Annotated[
-    Path, typer.Option("--state", help="Directory for keys, database and objects.", envvar="ATELIER_STATE")
+    Path,
+    typer.Option(
+        "--state", help="Directory for keys, database and objects.", envvar="ATELIER_STATE"
+    ),
 ]
 
 
@@ -55,17 +64,26 @@ def report(text: str) -> None:
 def up(
     state: StateOption = DEFAULT_STATE,
     database_url: Annotated[
-        str, typer.Option(help="Postgres of your own: a URL that may create roles and schemas. Default: embedded.")
+        str,
+        typer.Option(
+            help="Postgres of your own: a URL that may create roles and schemas. Default: embedded."
+        ),
     ] = "",
     s3_endpoint: Annotated[
         str,
-        typer.Option(help="Object store of your own; bucket and keys in ATELIER_S3_BUCKET, _ACCESS_KEY, _SECRET_KEY."),
+        typer.Option(
+            help=(
+                "Object store of your own; bucket and keys in ATELIER_S3_BUCKET, _ACCESS_KEY,"
+                " _SECRET_KEY."
+            )
+        ),
     ] = "",
 ) -> None:
     """Start everything and keep it running until Ctrl-C.
 
-    Four gRPC services, a worker, signed URLs over HTTP and a Postgres, on loopback, with state in .atelier/. Other
-    ports: `ATELIER_ASSETS_PORT`, `_CONVERSIONS_PORT`, `_PIPELINE_PORT`, `_TECHFILES_PORT`, `_STORAGE_HTTP_PORT`.
+    Four gRPC services, a worker, signed URLs over HTTP and a Postgres, on loopback, with state in
+    .atelier/. Other ports: `ATELIER_ASSETS_PORT`, `_CONVERSIONS_PORT`, `_PIPELINE_PORT`,
+    `_TECHFILES_PORT`, `_STORAGE_HTTP_PORT`.
     """
     suite = Suite(State(state), Options(database_url, s3_endpoint), report)
     began = time.monotonic()
@@ -85,27 +103,35 @@ def up(
 
 def show_endpoints(seconds: float, suite: Suite) -> None:
     at = ports()
-    table = Table(title=f"Atelier is up ({seconds:.1f} s, {suite.memory_megabytes()} MB)", title_justify="left")
+    table = Table(
+        title=f"Atelier is up ({seconds:.1f} s, {suite.memory_megabytes()} MB)",
+        title_justify="left",
+    )
     table.add_column("service", style="bold")
     table.add_column("address")
     for name in SERVICES:
         table.add_row(name, f"127.0.0.1:{at[name]}")
     table.add_row("signed URLs", f"http://127.0.0.1:{at['storage']}")
     console.print(table)
-    buf = ".venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H \"authorization: Bearer $TOKEN\" -d '{}'"
+    buf = (
+        '.venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer'
+        " $TOKEN\" -d '{}'"
+    )
     elsewhere = suite.state.directory != DEFAULT_STATE
-    option = f" --state {shlex.quote(str(suite.state.directory))}" if elsewhere else ""  # for keys that it trusts
+    option = (
+        f" --state {shlex.quote(str(suite.state.directory))}" if elsewhere else ""
+    )  # for keys that it trusts
     console.print(
-        "\nA token, in another terminal:\n"
-        f"  TOKEN=$(./atelier token --user ada{option})\n\n"
-        "Three calls to paste:\n"
-        f"  {buf} http://127.0.0.1:{at['assets']}/atelier.assets.v1.AssetService/ListAssets\n"
-        f"  {buf} http://127.0.0.1:{at['pipeline']}/atelier.pipeline.v1.ProductService/GetSummary\n"
-        f"  {buf} http://127.0.0.1:{at['techfiles']}/atelier.techfiles.v1.CollectionService/ListCollections\n"
-        "\nThe whole job as calls is in docs/main-job.md, every call of assets in docs/assets.md;"
-        f" logs are in {suite.state.logs}; `./atelier doctor{option}` checks everything; Ctrl-C stops.",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"\nA token, in another terminal:\n  TOKEN=$(./atelier token --user ada{option})\n\nThree"
+        f" calls to paste:\n  {buf}"
+        f" http://127.0.0.1:{at['assets']}/atelier.assets.v1.AssetService/ListAssets\n  {buf}"
+        f" http://127.0.0.1:{at['pipeline']}/atelier.pipeline.v1.ProductService/GetSummary\n  {buf}"
+        f" http://127.0.0.1:{at['techfiles']}/atelier.techfiles.v1.CollectionService/ListCollections\n\nThe"
+        " whole job as calls is in docs/main-job.md, every call of assets in docs/assets.md; logs"
+        f" are in {suite.state.logs}; `./atelier doctor{option}` checks everything; Ctrl-C stops.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -127,8 +153,11 @@ def dev(state: StateOption = DEFAULT_STATE) -> None:
 
 
 @app.command()
-def health(service: Annotated[str, typer.Argument(help="assets, conversions, pipeline or techfiles")]) -> None:
-    """Exit status 0 if the service answers healthy on this machine, else 1. For health checks of containers."""
+def health(
+    service: Annotated[str, typer.Argument(help="assets, conversions, pipeline or techfiles")],
+) -> None:
+    """Exit status 0 if the service answers healthy on this machine, else 1. For health checks of
+    containers."""
     if service not in SERVICES:
         raise stop_with(f"no service is called {service}; there are {', '.join(SERVICES)}", 2)
     raise typer.Exit(0 if is_serving(ports()[service]) else 1)
@@ -136,13 +165,17 @@ def health(service: Annotated[str, typer.Argument(help="assets, conversions, pip
 
 @app.command()
 def token(
-    user: Annotated[str, typer.Option(help="Name of the person or program: the token's subject.")] = "",
+    user: Annotated[
+        str, typer.Option(help="Name of the person or program: the token's subject.")
+    ] = "",
     vendor: Annotated[str, typer.Option(help="The same, for a vendor.")] = "",
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="A random owner that sees only what it makes.")
     ] = False,
     admin: Annotated[str, typer.Option(help="The same, for an operator.")] = "",
-    owner: Annotated[str, typer.Option(help="The tenant acted in, such as user:ada. Default: its own.")] = "",
+    owner: Annotated[
+        str, typer.Option(help="The tenant acted in, such as user:ada. Default: its own.")
+    ] = "",
     hours: Annotated[float, typer.Option(min=0.01, max=24 * 30, help="How long it is valid.")] = 12,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -157,7 +190,9 @@ def token(
     if anonymous:
         chosen.append(("anonymous", os.urandom(8).hex()))
     if len(chosen) != 1:
-        raise stop_with("say who: exactly one of --user NAME, --vendor NAME, --admin NAME, --anonymous", 2)
+        raise stop_with(
+            "say who: exactly one of --user NAME, --vendor NAME, --admin NAME, --anonymous", 2
+        )
     [(role, subject)] = chosen
     files = State(state)
     files.prepare()
@@ -169,22 +204,29 @@ def token(
         raise stop_with(problem) from None
     if not any(role in each.roles and each.may_own(role, owner) for each in trusted):
         text = (
-            f"the suite would refuse a token of role {role} for owner {owner}; `atelier trust` says what keys may sign"
+            f"the suite would refuse a token of role {role} for owner {owner}; `atelier trust` says"
+            " what keys may sign"
         )
         raise stop_with(text, 2)
-    made = auth.sign(key, issuer=LOCAL_ISSUER, subject=subject, role=role, seconds=int(hours * 3600), owner=owner)
+    made = auth.sign(
+        key, issuer=LOCAL_ISSUER, subject=subject, role=role, seconds=int(hours * 3600), owner=owner
+    )
     print(made)
 
 
 @app.command()
 def trust(
-    file: Annotated[Path | None, typer.Argument(help="A trust file. Default: the one of this machine's suite.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A trust file. Default: the one of this machine's suite.")
+    ] = None,
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Check a trust file, and print what each of its keys may sign. Exit status 1 if a server would refuse the file.
+    """Check a trust file, and print what each of its keys may sign. Exit status 1 if a server would
+    refuse the file.
 
-    It is a JSON list of {"issuer", "roles", "owners", "service", "jwk"}. `owners` bounds a key to owners such as
-    `user:ada`, `vendor:acme-*`, `user:*` or `*`; without it, a key signs the owners that its roles are kinds of.
+    It is a JSON list of {"issuer", "roles", "owners", "service", "jwk"}. `owners` bounds a key to
+    owners such as `user:ada`, `vendor:acme-*`, `user:*` or `*`; without it, a key signs the owners
+    that its roles are kinds of.
     """
     from shared import auth
 
@@ -205,13 +247,15 @@ def trust(
 
 @app.command()
 def migrate(
-    database_url: Annotated[str, typer.Option(help="A URL that may create roles and schemas.", envvar="DATABASE_URL")],
+    database_url: Annotated[
+        str, typer.Option(help="A URL that may create roles and schemas.", envvar="DATABASE_URL")
+    ],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Bring every service's schema up to date in a Postgres of your own. Safe to repeat.
 
-    Makes keys and passwords in the state directory, and login URLs for ATELIER_SECRETS_DIR in its secrets/.
-    `atelier up` does all this by itself.
+    Makes keys and passwords in the state directory, and login URLs for ATELIER_SECRETS_DIR in its
+    secrets/. `atelier up` does all this by itself.
     """
     from cli.setup import migrate_all
     from shared.migrate import MigrationFailed
@@ -224,10 +268,13 @@ def migrate(
 
 @app.command()
 def setup(
-    database_url: Annotated[str, typer.Option(help="A URL that may create roles and schemas.", envvar="DATABASE_URL")],
+    database_url: Annotated[
+        str, typer.Option(help="A URL that may create roles and schemas.", envvar="DATABASE_URL")
+    ],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """What a deployment on servers of your own needs once: `migrate`, and the bucket of ATELIER_S3_*.
+    """What a deployment on servers of your own needs once: `migrate`, and the bucket of
+    ATELIER_S3_*.
 
     Safe to repeat.
     """
@@ -242,13 +289,16 @@ def setup(
         try:
             make_bucket(settings)
         except (BotoCoreError, ClientError) as error:
-            raise stop_with(f"bucket {settings.s3_bucket} at {settings.s3_endpoint}: {error}") from None
+            raise stop_with(
+                f"bucket {settings.s3_bucket} at {settings.s3_endpoint}: {error}"
+            ) from None
     console.print("Ready: start the services.")
 
 
 @app.command()
 def doctor(state: StateOption = DEFAULT_STATE) -> None:
-    """Check this machine and the running suite, and say what to do about each fault. Exit status 1 if there is one."""
+    """Check this machine and the running suite, and say what to do about each fault. Exit status 1
+    if there is one."""
     table = Table(show_header=True)
     for column in ("check", "result", "what to do"):
         table.add_column(column, overflow="fold")
@@ -256,7 +306,9 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
     for check in checks.run(State(state)):
         faults += not check.passed
         table.add_row(
-            check.name, f"[green]{escape(check.found)}" if check.passed else f"[red]{escape(check.found)}", check.advice
+            check.name,
+            f"[green]{escape(check.found)}" if check.passed else f"[red]{escape(check.found)}",
+            check.advice,
         )
     console.print(table)
     if faults:
@@ -267,11 +319,16 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
 def settings() -> None:
     """Print every setting with its default and meaning.
 
-    A setting is an environment variable. For one service alone, put its name in: `ATELIER_PIPELINE_POOL_SIZE`.
+    A setting is an environment variable. For one service alone, put its name in:
+    `ATELIER_PIPELINE_POOL_SIZE`.
     """
     out = Console(highlight=False)
     for name, field in Settings.model_fields.items():
-        default = field.default.get_secret_value() if hasattr(field.default, "get_secret_value") else field.default
+        default = (
+            field.default.get_secret_value()
+            if hasattr(field.default, "get_secret_value")
+            else field.default
+        )
         shown = escape(str(default if default not in (None, "") else "-"))
         out.print(f"[bold]ATELIER_{name.upper()}[/bold]  [green]{shown}[/green]", soft_wrap=True)
         out.print(Padding(escape(field.description or ""), (0, 0, 0, 4)))
@@ -292,14 +349,20 @@ def _styles() -> None:
 
 @styles.command()
 def seed(
-    manifest: Annotated[Path, typer.Argument(help="YAML or JSON; pictures are named relative to it.")],
-    address: Annotated[str, typer.Option(help="Where `assets` answers. Default: on this machine.")] = "",
+    manifest: Annotated[
+        Path, typer.Argument(help="YAML or JSON; pictures are named relative to it.")
+    ],
+    address: Annotated[
+        str, typer.Option(help="Where `assets` answers. Default: on this machine.")
+    ] = "",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Bring the catalogue in line with a manifest. Safe to repeat, and to go on with after an interruption.
+    """Bring the catalogue in line with a manifest. Safe to repeat, and to go on with after an
+    interruption.
 
-    Uploads the pictures that aren't there yet, by SHA-256, and makes a new version of each style that differs. Styles
-    that the manifest doesn't name stay as they are. Acts as admin:atelier, or with the admin token in ATELIER_TOKEN.
+    Uploads the pictures that aren't there yet, by SHA-256, and makes a new version of each style
+    that differs. Styles that the manifest doesn't name stay as they are. Acts as admin:atelier, or
+    with the admin token in ATELIER_TOKEN.
     """
     from cli.styles import SeedFailed, Unusable, admin_token
     from cli.styles import seed as seed_styles
@@ -317,9 +380,13 @@ def seed(
 def demo(
     photos: Annotated[
         list[Path] | None,
-        typer.Argument(help="Front, back and side of one product. Default: the project's own jacket."),
+        typer.Argument(
+            help="Front, back and side of one product. Default: the project's own jacket."
+        ),
     ] = None,
-    facts: Annotated[Path | None, typer.Option(help="What is known about the product, as YAML.")] = None,
+    facts: Annotated[
+        Path | None, typer.Option(help="What is known about the product, as YAML.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo-out"),
     state: StateOption = DEFAULT_STATE,
 ) -> None:
@@ -328,8 +395,12 @@ def demo(
     Uses the suite that `atelier up` runs on this state directory, or starts one for the while.
     """
     client = [
-        sys.executable, "-P", str(ROOT / "examples" / "client" / "demo.py"), "--out", str(out.resolve()),
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        str(ROOT / "examples" / "client" / "demo.py"),
+        "--out",
+        str(out.resolve()),
+    ]
     if facts:
         client += ["--facts", str(facts.resolve())]
     client += [str(photo.resolve()) for photo in photos or []]
@@ -343,7 +414,9 @@ def demo(
 
 def _client_environment(client_token: str) -> dict[str, str]:
     """Nothing of ours but the generated stubs."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")
+    }
     return {**environment, "PYTHONPATH": str(ROOT / "gen"), "ATELIER_TOKEN": client_token}
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PAUSES = (0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each try while what was started doesn't last: what was killed three times comes back at once. The last
-pause is kept to."""
+"""Seconds before each try while what was started doesn't last: what was killed three times comes
+back at once. The last pause is kept to."""
 STEADY_SECONDS = 20.0
 
 Report = Callable[[str], None]
@@ -14,8 +14,10 @@ Report = Callable[[str], None]
 
 @dataclass
 class Comeback:
-    """Of one process: how long it has to wait, until it has run for 20 seconds. Each end is told in a line, but not any
-    more once the pauses don't grow; and a problem that keeps it from starting once, not at every try."""
+    """Of one process: how long it has to wait, until it has run for 20 seconds. Each end is told in
+    a line, but not any more once the pauses don't grow; and a problem that keeps it from starting
+    once, not at every try.
+    """
 
     name: str
     report: Report
@@ -33,7 +35,13 @@ class Comeback:
     def ended(self, how: str) -> None:
         pause = self._put_off()
         if self._tries <= len(PAUSES):
-            when = "" if not pause else f" every {pause:.0f} s" if pause == PAUSES[-1] else f" in {pause:.0f} s"
+            when = (
+                ""
+                if not pause
+                else f" every {pause:.0f} s"
+                if pause == PAUSES[-1]
+                else f" in {pause:.0f} s"
+            )
             self.report(f"{self.name} {how}; starting it again{when}")
 
     def failed(self, problem: str) -> None:

@@ -19,9 +19,14 @@ INTERRUPTED = 130
 
 
 def run_client(
-    client: Sequence[str], state: State, console: Console, report: Report, environment: Callable[[str], dict[str, str]]
+    client: Sequence[str],
+    state: State,
+    console: Console,
+    report: Report,
+    environment: Callable[[str], dict[str, str]],
 ) -> int:
-    """The client's exit status; 130 after Ctrl-C. Whatever was started here has ended when this returns."""
+    """The client's exit status; 130 after Ctrl-C. Whatever was started here has ended when this
+    returns."""
     state.prepare()
     suite: Suite | None = None
     with interruptible() as stopped:
@@ -32,10 +37,16 @@ def run_client(
                 suite.stopped = stopped
                 suite.start()
             token = auth.sign(
-                auth.load_key(state.keys / "people.jwk"), issuer=LOCAL_ISSUER, subject="demo", role="user", seconds=3600
+                auth.load_key(state.keys / "people.jwk"),
+                issuer=LOCAL_ISSUER,
+                subject="demo",
+                role="user",
+                seconds=3600,
             )
             addresses = [f"--{name}=127.0.0.1:{ports()[name]}" for name in SERVICES]
-            process = subprocess.Popen([*client, *addresses], env=environment(token), start_new_session=True)
+            process = subprocess.Popen(
+                [*client, *addresses], env=environment(token), start_new_session=True
+            )
             try:
                 return _wait(process, stopped)
             finally:
@@ -49,7 +60,8 @@ def run_client(
 
 
 def _free(state: State) -> bool:
-    """Whether no suite holds the state directory. Gives the lock back at once: the suite takes it itself."""
+    """Whether no suite holds the state directory. Gives the lock back at once: the suite takes it
+    itself."""
     probe = State(state.directory)
     if not probe.lock():
         return False

@@ -17,7 +17,9 @@ _LOOK_SECONDS = 0.5
 def run(suite: Suite, console: Console, stopped: Callable[[], bool]) -> None:
     """Until `stopped`. The suite must have been started."""
     if suite.postgres:
-        console.print(f"psql: {server_binaries() / 'psql'} {suite.admin_url}", markup=False, soft_wrap=True)
+        console.print(
+            f"psql: {server_binaries() / 'psql'} {suite.admin_url}", markup=False, soft_wrap=True
+        )
     logs = _Logs(suite.state.logs)
     newest = _newest()
     while not stopped():
@@ -32,7 +34,12 @@ def run(suite: Suite, console: Console, stopped: Callable[[], bool]) -> None:
 
 
 def _newest() -> float:
-    files = (path for name in _WATCHED for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".typ", ".sql"))
+    files = (
+        path
+        for name in _WATCHED
+        for path in (ROOT / name).rglob("*")
+        if path.suffix in (".py", ".typ", ".sql")
+    )
     return max((path.stat().st_mtime for path in files), default=0.0)
 
 
@@ -52,5 +59,7 @@ class _Logs:
                 log.seek(start if start <= log.tell() else 0)
                 whole, _, _part = log.read().rpartition(b"\n")
                 self._read[path] = log.tell() - len(_part)
-            lines += [f"{path.stem:12} {line}" for line in whole.decode(errors="replace").splitlines()]
+            lines += [
+                f"{path.stem:12} {line}" for line in whole.decode(errors="replace").splitlines()
+            ]
         return lines

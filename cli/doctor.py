@@ -13,7 +13,9 @@ from cli.state import State
 from cli.suite import is_serving, login_url, ports
 from shared.settings import SERVICES, load
 
-_LISTENERS = 2  # connections of a process beside its pool: a server listens; a worker stamps events and follows them
+# connections of a process beside its pool: a server listens; a worker stamps events and follows
+# them
+_LISTENERS = 2
 _ENOUGH_DISK = 2 * 1024**3
 
 
@@ -36,7 +38,10 @@ def run(state: State) -> Iterator[Check]:
     for name in SERVICES:
         passed = name in serving
         yield Check(
-            f"{name} answers", passed, "healthy" if passed else "no answer", "" if passed else "run: ./atelier up"
+            f"{name} answers",
+            passed,
+            "healthy" if passed else "no answer",
+            "" if passed else "run: ./atelier up",
         )
     if serving:
         yield from _database(state)
@@ -46,7 +51,12 @@ def _disk(state: State) -> Check:
     place = state.directory if state.directory.exists() else state.directory.parent
     free = shutil.disk_usage(place).free
     passed = free > _ENOUGH_DISK
-    return Check("disk", passed, f"{free // 1024**3} GB free", "" if passed else f"make room on the disk of {place}")
+    return Check(
+        "disk",
+        passed,
+        f"{free // 1024**3} GB free",
+        "" if passed else f"make room on the disk of {place}",
+    )
 
 
 def _settings() -> Check:
@@ -56,7 +66,12 @@ def _settings() -> Check:
         except ValidationError as error:
             wrong = error.errors()[0]
             setting = f"ATELIER_{'_'.join(map(str, wrong['loc'])).upper()}"
-            return Check("settings", False, f"{setting} of {name}: {wrong['msg']}", "`atelier settings` explains each")
+            return Check(
+                "settings",
+                False,
+                f"{setting} of {name}: {wrong['msg']}",
+                "`atelier settings` explains each",
+            )
     return Check("settings", True, "valid")
 
 
@@ -64,20 +79,32 @@ def _keys(state: State) -> Iterator[Check]:
     if not state.keys.exists():
         yield Check("keys", False, "none yet", "run: ./atelier up")
         return
-    exposed = [path.name for path in state.keys.iterdir() if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    exposed = [
+        path.name for path in state.keys.iterdir() if stat.S_IMODE(path.stat().st_mode) & 0o077
+    ]
     yield Check(
-        "keys", not exposed, "private" if not exposed else f"others may read {', '.join(exposed)}",
+        "keys",
+        not exposed,
+        "private" if not exposed else f"others may read {', '.join(exposed)}",
         "" if not exposed else f"run: chmod 600 {state.keys}/*",
-    )  # fmt: skip
+    )
 
 
 def _database(state: State) -> Iterator[Check]:
     """Against the embedded Postgres, or the one of ATELIER_DATABASE_URL."""
     embedded_port = state.postgres / "port"
     if not os.environ.get("ATELIER_DATABASE_URL") and not embedded_port.exists():
-        yield Check("database", False, "no embedded one", "set ATELIER_DATABASE_URL to the one that the suite uses")
+        yield Check(
+            "database",
+            False,
+            "no embedded one",
+            "set ATELIER_DATABASE_URL to the one that the suite uses",
+        )
         return
-    admin_url = os.environ.get("ATELIER_DATABASE_URL") or f"postgresql://127.0.0.1:{embedded_port.read_text()}/atelier"
+    admin_url = (
+        os.environ.get("ATELIER_DATABASE_URL")
+        or f"postgresql://127.0.0.1:{embedded_port.read_text()}/atelier"
+    )
     settings = load("assets")
     budget = len(SERVICES) * 2 * (settings.pool_size + _LISTENERS)
     for name in SERVICES:
@@ -85,20 +112,33 @@ def _database(state: State) -> Iterator[Check]:
         try:
             with psycopg.connect(url, connect_timeout=3) as conn:
                 exposed = conn.execute(
-                    "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace"
-                    " AND NOT (relrowsecurity AND relforcerowsecurity)", (name,),
-                ).fetchone()  # fmt: skip
-                most = conn.execute("SELECT setting::int FROM pg_settings WHERE name = 'max_connections'").fetchone()
+                    "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace ="
+                    " %s::regnamespace AND NOT (relrowsecurity AND relforcerowsecurity)",
+                    (name,),
+                ).fetchone()
+                most = conn.execute(
+                    "SELECT setting::int FROM pg_settings WHERE name = 'max_connections'"
+                ).fetchone()
         except psycopg.Error as error:
-            yield Check(f"{name} database", False, str(error).strip().splitlines()[-1], "is Postgres running?")
+            yield Check(
+                f"{name} database",
+                False,
+                str(error).strip().splitlines()[-1],
+                "is Postgres running?",
+            )
             continue
         count = exposed[0] if exposed else 0
         yield Check(
-            f"{name} row security", count == 0, "forced on every table" if count == 0 else f"missing on {count} tables",
+            f"{name} row security",
+            count == 0,
+            "forced on every table" if count == 0 else f"missing on {count} tables",
             "" if count == 0 else "run: ./atelier migrate",
-        )  # fmt: skip
+        )
     available = most[0] if most else 0
     passed = budget <= available
     yield Check(
-        "connections", passed, f"{budget} of {available} at most", "" if passed else "lower ATELIER_POOL_SIZE",
-    )  # fmt: skip
+        "connections",
+        passed,
+        f"{budget} of {available} at most",
+        "" if passed else "lower ATELIER_POOL_SIZE",
+    )

@@ -9,7 +9,8 @@ from shared.settings import SERVICES, Settings
 
 
 def migrate_all(state: State, admin_url: str, report: Callable[[str], None]) -> None:
-    """Every schema, and for each login a directory `secrets/<service>-<role>` for ATELIER_SECRETS_DIR.
+    """Every schema, and for each login a directory `secrets/<service>-<role>` for
+    ATELIER_SECRETS_DIR.
 
     Raises MigrationFailed.
     """
@@ -27,7 +28,8 @@ def migrate_all(state: State, admin_url: str, report: Callable[[str], None]) -> 
 
 
 def make_bucket(settings: Settings) -> None:
-    """The bucket if it isn't there, with public files readable and uploads from browsers allowed where the store can.
+    """The bucket if it isn't there, with public files readable and uploads from browsers allowed
+    where the store can.
 
     Raises StorageUnavailable, or boto3's ClientError when the credential may not.
     """
@@ -35,10 +37,12 @@ def make_bucket(settings: Settings) -> None:
     from botocore.exceptions import ClientError
 
     client = boto3.client(
-        "s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region,
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.s3_region,
         aws_access_key_id=settings.s3_access_key.get_secret_value(),
         aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
-    )  # fmt: skip
+    )
     try:
         client.head_bucket(Bucket=settings.s3_bucket)
     except ClientError as error:
@@ -46,7 +50,14 @@ def make_bucket(settings: Settings) -> None:
             raise
         client.create_bucket(Bucket=settings.s3_bucket)
         public = f"arn:aws:s3:::{settings.s3_bucket}/public/*"
-        statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": public}
-        client.put_bucket_policy(Bucket=settings.s3_bucket, Policy=json.dumps({"Statement": [statement]}))
+        statement = {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": "s3:GetObject",
+            "Resource": public,
+        }
+        client.put_bucket_policy(
+            Bucket=settings.s3_bucket, Policy=json.dumps({"Statement": [statement]})
+        )
     finally:
         client.close()

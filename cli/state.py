@@ -1,4 +1,5 @@
-"""The state directory of a suite on one machine: keys, secrets, where Postgres and the objects are."""
+"""The state directory of a suite on one machine: keys, secrets, where Postgres and the objects
+are."""
 
 import fcntl
 import json
@@ -29,7 +30,8 @@ class State:
         self._lock: int | None = None
 
     def prepare(self) -> None:
-        # Others may pass through (Postgres runs as another account when this is root); what is private is 0600 or 0700.
+        # Others may pass through (Postgres runs as another account when this is root); what is
+        # private is 0600 or 0700.
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.keys.mkdir(mode=0o700, exist_ok=True)
         self.logs.mkdir(mode=0o700, exist_ok=True)
@@ -37,10 +39,15 @@ class State:
         entries = [auth.trust_entry(people, issuer=LOCAL_ISSUER, roles=PEOPLE_ROLES)]
         for name in SERVICES:
             key = auth.create_key(self.service_key(name))
-            entries.append(auth.trust_entry(key, issuer=f"atelier-{name}", roles=_SERVICE_ROLES, service=name))
+            entries.append(
+                auth.trust_entry(key, issuer=f"atelier-{name}", roles=_SERVICE_ROLES, service=name)
+            )
         if not self.trust_file.exists():
             write_private(self.trust_file, json.dumps(entries, indent=1))
-        for name in ("storage.secret", *(f"{s}_{role}.password" for s in SERVICES for role in ("app", "worker"))):
+        for name in (
+            "storage.secret",
+            *(f"{s}_{role}.password" for s in SERVICES for role in ("app", "worker")),
+        ):
             if not (self.keys / name).exists():
                 write_private(self.keys / name, secrets.token_hex(32))
 

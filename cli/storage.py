@@ -9,7 +9,14 @@ import grpc
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from cli.refusals import refusal
@@ -36,18 +43,27 @@ def _stop_with(problem: object, status: int = 1) -> typer.Exit:
 def copy(
     source: Annotated[str, typer.Option("--from", help="A store, see above.")],
     target: Annotated[str, typer.Option("--to", help="The same.")],
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Objects on their way at once.")] = 8,
-    verify: Annotated[bool, typer.Option("--verify", help="Read everything back from the target.")] = False,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="Objects on their way at once.")
+    ] = 8,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything back from the target.")
+    ] = False,
 ) -> None:
     """Copy every object to another store, while the suite runs.
 
-    A store is `disk:/path` or `s3://bucket?endpoint=URL&region=NAME`; the keys of an S3 store stand in
-    `ATELIER_FROM_S3_ACCESS_KEY` and `ATELIER_FROM_S3_SECRET_KEY`, or `ATELIER_TO_S3_...`.
+    A store is `disk:/path` or `s3://bucket?endpoint=URL&region=NAME`; the keys of an S3 store stand
+    in `ATELIER_FROM_S3_ACCESS_KEY` and `ATELIER_FROM_S3_SECRET_KEY`, or `ATELIER_TO_S3_...`.
 
-    What is there already and equal is passed over, so that a run that was broken off goes on when it is run again.
-    Exit status 1 if an object could not be copied, 130 if it was interrupted.
+    What is there already and equal is passed over, so that a run that was broken off goes on when
+    it is run again. Exit status 1 if an object could not be copied, 130 if it was interrupted.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=errors) as progress:
         try:
             opened = open_location(source, "FROM"), open_location(target, "TO")
@@ -64,8 +80,8 @@ def _tell(outcome: Outcome) -> None:
         errors.print(f"[red]not copied:[/red] {escape(key)}: {escape(problem)}", soft_wrap=True)
     gone = f", {outcome.gone} were deleted meanwhile" if outcome.gone else ""
     print(
-        f"{outcome.copied} copied ({_size(outcome.copied_bytes)}), {outcome.present} were there already{gone},"
-        f" {len(outcome.failed)} failed"
+        f"{outcome.copied} copied ({_size(outcome.copied_bytes)}), {outcome.present} were there"
+        f" already{gone}, {len(outcome.failed)} failed"
     )
     if outcome.interrupted:
         errors.print("Interrupted. Run the same command again to go on.")
@@ -76,12 +92,16 @@ def _tell(outcome: Outcome) -> None:
 
 @app.command()
 def report(
-    owner: Annotated[str, typer.Option(help="Such as user:ada. Default: the whole deployment.")] = "",
+    owner: Annotated[
+        str, typer.Option(help="Such as user:ada. Default: the whole deployment.")
+    ] = "",
     months: Annotated[int, typer.Option(min=1, max=120, help="How far costs are projected.")] = 12,
-    address: Annotated[str, typer.Option(help="Where assets answers. Default: on this machine.")] = "",
-    state: Annotated[Path, typer.Option("--state", envvar="ATELIER_STATE", help="Directory of the keys.")] = (
-        DEFAULT_STATE
-    ),
+    address: Annotated[
+        str, typer.Option(help="Where assets answers. Default: on this machine.")
+    ] = "",
+    state: Annotated[
+        Path, typer.Option("--state", envvar="ATELIER_STATE", help="Directory of the keys.")
+    ] = (DEFAULT_STATE),
 ) -> None:
     """Print what is stored, quotas, alerts, the largest owners, and what it costs.
 
@@ -126,7 +146,9 @@ def _print_report(calls: _Calls, owner: str, months: int) -> None:
     _print_counts(out, made)
     _print_alerts(out, calls.ask("ListAlerts", pb.ListAlertsRequest(owner=owner)).alerts)
     if made.owner:
-        largest = calls.ask("ListStorageSessions", pb.ListStorageSessionsRequest(owner=owner, page_size=10)).sessions
+        largest = calls.ask(
+            "ListStorageSessions", pb.ListStorageSessionsRequest(owner=owner, page_size=10)
+        ).sessions
         _print_largest(out, "session", [(row.session_id, row) for row in largest])
         return
     largest = calls.ask("ListStorageOwners", pb.ListStorageOwnersRequest(page_size=10)).owners
@@ -137,10 +159,22 @@ def _print_report(calls: _Calls, owner: str, months: int) -> None:
 def _print_overview(out: Console, made: Any) -> None:
     from atelier.assets.v1 import quota_pb2
 
-    table = Table(title=f"Storage of {made.owner or 'the deployment'}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"Storage of {made.owner or 'the deployment'}",
+        title_justify="left",
+        show_header=False,
+    )
     month, days = made.bandwidth_this_month, made.bandwidth_last_30_days
-    rate = f"{made.variant_failure_rate:.1%}" if made.HasField("variant_failure_rate") else "none ended"
-    accepted = f"{made.upload_success_rate:.1%}" if made.HasField("upload_success_rate") else "none settled"
+    rate = (
+        f"{made.variant_failure_rate:.1%}"
+        if made.HasField("variant_failure_rate")
+        else "none ended"
+    )
+    accepted = (
+        f"{made.upload_success_rate:.1%}"
+        if made.HasField("upload_success_rate")
+        else "none settled"
+    )
     for name, value in (
         ("stored", _size(made.stored_bytes)),
         ("assets", f"{made.assets:,}"),
@@ -148,15 +182,29 @@ def _print_overview(out: Console, made: Any) -> None:
         ("uploads accepted, 30 days", accepted),
         ("failed variants", f"{made.failed_variants:,}"),
         ("variants that fail, today and yesterday", rate),
-        ("sent this month", f"{_size(month.downloaded_bytes)} and about {_size(month.issued_bytes)} by URL"),
-        ("sent in 30 days", f"{_size(days.downloaded_bytes)} and about {_size(days.issued_bytes)} by URL"),
+        (
+            "sent this month",
+            f"{_size(month.downloaded_bytes)} and about {_size(month.issued_bytes)} by URL",
+        ),
+        (
+            "sent in 30 days",
+            f"{_size(days.downloaded_bytes)} and about {_size(days.issued_bytes)} by URL",
+        ),
     ):
         table.add_row(name, value)
     for use in made.quotas:
         if use.limit:
-            name = quota_pb2.QuotaKind.Name(use.kind).removeprefix("QUOTA_KIND_").lower().replace("_", " ")
+            name = (
+                quota_pb2.QuotaKind.Name(use.kind)
+                .removeprefix("QUOTA_KIND_")
+                .lower()
+                .replace("_", " ")
+            )
             shown = _size if name.endswith("bytes") else "{:,}".format
-            table.add_row(f"quota: {name}", f"{shown(use.used)} of {shown(use.limit)} ({use.used / use.limit:.0%})")
+            table.add_row(
+                f"quota: {name}",
+                f"{shown(use.used)} of {shown(use.limit)} ({use.used / use.limit:.0%})",
+            )
     out.print(table)
 
 
@@ -192,7 +240,9 @@ def _print_largest(out: Console, what: str, rows: list[tuple[str, Any]]) -> None
     for name in ("assets", "stored", "sent"):
         table.add_column(name, justify="right")
     for name, row in rows:
-        table.add_row(escape(name), f"{row.assets:,}", _size(row.stored_bytes), _size(row.sent_bytes))
+        table.add_row(
+            escape(name), f"{row.assets:,}", _size(row.stored_bytes), _size(row.sent_bytes)
+        )
     out.print(table)
 
 
@@ -202,7 +252,10 @@ def _print_costs(out: Console, made: Any) -> None:
     table = Table("store", title=title, title_justify="left")
     for point in (now, later):
         when = "now" if not point.months_ahead else f"in {point.months_ahead} months"
-        table.add_column(f"{when}\n{_size(point.stored_bytes)}, {_size(point.bandwidth_bytes)} sent", justify="right")
+        table.add_column(
+            f"{when}\n{_size(point.stored_bytes)}, {_size(point.bandwidth_bytes)} sent",
+            justify="right",
+        )
     for first, last in zip(now.costs, later.costs, strict=True):
         table.add_row(first.backend, f"{first.total:,.2f}", f"{last.total:,.2f}")
     out.print(table)

@@ -1,4 +1,5 @@
-"""Copying all objects from one store to another, verified, so that it can be broken off and run again."""
+"""Copying all objects from one store to another, verified, so that it can be broken off and run
+again."""
 
 import asyncio
 import os
@@ -42,15 +43,17 @@ class Location:
     async def keys(self) -> AsyncIterator[tuple[str, int]]:
         """Key and size of everything that is there.
 
-        A directory is walked by its files: one that was cut short is no object any more to the store, but whoever
-        moves everything wants to hear of it.
+        A directory is walked by its files: one that was cut short is no object any more to the
+        store, but whoever moves everything wants to hear of it.
         """
         if self.root is None:
             async for stat in self.storage.list(""):
                 yield stat.key, stat.size
             return
         files = _files(self.root / "data")
-        while page := await asyncio.to_thread(lambda: [found for found, _ in zip(files, range(_PAGE), strict=False)]):
+        while page := await asyncio.to_thread(
+            lambda: [found for found, _ in zip(files, range(_PAGE), strict=False)]
+        ):
             for found in page:
                 yield found
 
@@ -68,8 +71,9 @@ def _files(data: Path) -> Iterator[tuple[str, int]]:
 
 
 def open_location(text: str, side: str) -> Location:
-    """`disk:/path`, or `s3://bucket?endpoint=URL&region=NAME`, whose keys stand in ATELIER_<side>_S3_ACCESS_KEY and
-    _SECRET_KEY; what isn't given is taken from ATELIER_S3_*. Raises BadLocation."""
+    """`disk:/path`, or `s3://bucket?endpoint=URL&region=NAME`, whose keys stand in
+    ATELIER_<side>_S3_ACCESS_KEY and _SECRET_KEY; what isn't given is taken from ATELIER_S3_*.
+    Raises BadLocation."""
     scheme, _, rest = text.partition(":")
     if scheme == "disk" and rest:
         root = Path(rest)
@@ -79,22 +83,33 @@ def open_location(text: str, side: str) -> Location:
         return Location(open_disk(root, base_url="http://127.0.0.1", secret=os.urandom(32)), root)
     parts = urlsplit(text)
     if scheme != "s3" or not parts.netloc:
-        raise BadLocation(f"{text!r} names no store: use disk:/path or s3://bucket?endpoint=https://host&region=name")
+        raise BadLocation(
+            f"{text!r} names no store: use disk:/path or"
+            " s3://bucket?endpoint=https://host&region=name"
+        )
     settings = load("assets")
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     endpoint = query.get("endpoint", settings.s3_endpoint)
     keys = [
-        os.environ.get(f"ATELIER_{side}_S3_{name.upper()}") or getattr(settings, f"s3_{name}").get_secret_value()
+        os.environ.get(f"ATELIER_{side}_S3_{name.upper()}")
+        or getattr(settings, f"s3_{name}").get_secret_value()
         for name in ("access_key", "secret_key")
     ]
     if not all(keys):
-        raise BadLocation(f"{text}: its keys are missing; set ATELIER_{side}_S3_ACCESS_KEY and _SECRET_KEY")
+        raise BadLocation(
+            f"{text}: its keys are missing; set ATELIER_{side}_S3_ACCESS_KEY and _SECRET_KEY"
+        )
     return Location(
         open_s3(
-            endpoint=endpoint, public_endpoint=None, bucket=parts.netloc, access_key=keys[0], secret_key=keys[1],
-            region=query.get("region", settings.s3_region), aws=not endpoint or ".amazonaws.com" in endpoint,
+            endpoint=endpoint,
+            public_endpoint=None,
+            bucket=parts.netloc,
+            access_key=keys[0],
+            secret_key=keys[1],
+            region=query.get("region", settings.s3_region),
+            aws=not endpoint or ".amazonaws.com" in endpoint,
         )
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -111,7 +126,8 @@ class Outcome:
 
 @dataclass
 class Copy:
-    """One run. `read_back`: also compare what the target holds, byte for byte, instead of what it recorded."""
+    """One run. `read_back`: also compare what the target holds, byte for byte, instead of what it
+    recorded."""
 
     source: Location
     target: Location
@@ -182,7 +198,9 @@ class Copy:
             there = await self.source.storage.stat(key)
         except ObjectNotFound:
             if self.source.has_file(key):
-                raise StorageError(f"{key} is damaged: the file was cut short or isn't the store's") from None
+                raise StorageError(
+                    f"{key} is damaged: the file was cut short or isn't the store's"
+                ) from None
             self.outcome.gone += 1
             return
         found = await self._found(key)
@@ -209,7 +227,8 @@ class Copy:
             return None
 
     async def _holds(self, key: str, sha256: str | None, path: Path) -> bool:
-        """Whether the target has these bytes, as it recorded them; if asked for, or unknown to it, as it sends them."""
+        """Whether the target has these bytes, as it recorded them; if asked for, or unknown to it,
+        as it sends them."""
         found = await self._found(key)
         if found and found.sha256 and not self.read_back:
             return found.sha256 == sha256

@@ -42,7 +42,8 @@ class Unusable(Exception):
 
 
 class SeedFailed(Exception):
-    """The service refused or can't be reached. What was done until then stays; running again goes on."""
+    """The service refused or can't be reached. What was done until then stays; running again goes
+    on."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,14 @@ def admin_token(state: State) -> str:
     """For the suite of this machine. One owner for all seedings, whoever runs them."""
     state.prepare()
     key = auth.load_key(state.keys / "people.jwk")
-    return auth.sign(key, issuer=LOCAL_ISSUER, subject="styles", role="admin", seconds=3600, owner=OWNER)
+    return auth.sign(
+        key, issuer=LOCAL_ISSUER, subject="styles", role="admin", seconds=3600, owner=OWNER
+    )
 
 
 def seed(manifest: Path, address: str, token: str, report: Callable[[str], None]) -> None:
-    """Brings the catalogue in line with the manifest, all of which is checked before anything is sent."""
+    """Brings the catalogue in line with the manifest, all of which is checked before anything is
+    sent."""
     wanted, pictures = read_manifest(manifest)
     at = str(manifest)
     try:
@@ -105,7 +109,9 @@ def read_manifest(manifest: Path) -> tuple[list[Wanted], dict[str, Picture]]:
     for index, style in enumerate(styles):
         request, files = _style(style, f"{manifest}: styles[{index}]")
         if request.slug in (other.slug for other, _ in wanted):
-            raise Unusable(f"{manifest}: styles[{index}]: the slug {request.slug} stands there twice")
+            raise Unusable(
+                f"{manifest}: styles[{index}]: the slug {request.slug} stands there twice"
+            )
         for file in files:
             pictures.setdefault(file, _picture(manifest.parent / file))
         wanted.append((request, files))
@@ -116,15 +122,21 @@ def _style(style: Any, where: str) -> Wanted:
     if not isinstance(style, dict):
         raise Unusable(f"{where}: expected a style with slug and name")
     images = [] if style.get("images") is None else style["images"]
-    if not isinstance(images, list) or not all(isinstance(image, dict) and image.get("file") for image in images):
+    if not isinstance(images, list) or not all(
+        isinstance(image, dict) and image.get("file") for image in images
+    ):
         raise Unusable(f"{where}.images: expected a list in which each image has a `file`")
     named = ((where, _STYLE_FIELDS, [style]), (f"{where}.images", _IMAGE_FIELDS, images))
     for place, fields, records in named:
         if unknown := {name for record in records for name in record} - fields:
-            raise Unusable(f"{place}: {', '.join(sorted(map(str, unknown)))}: there is no such field")
+            raise Unusable(
+                f"{place}: {', '.join(sorted(map(str, unknown)))}: there is no such field"
+            )
     stated = {
         **{name: value for name, value in style.items() if value is not None},
-        "images": [{name: value for name, value in image.items() if name != "file"} for image in images],
+        "images": [
+            {name: value for name, value in image.items() if name != "file"} for image in images
+        ],
     }
     try:
         request = json_format.ParseDict(stated, style_pb2.PutStyleRequest())
@@ -154,7 +166,9 @@ def _picture(path: Path) -> Picture:
         raise Unusable(f"{str(path)!a}: no file can have that name") from None
     mime_type = filetype.guess_mime(content)
     if not mime_type or not mime_type.startswith("image/"):
-        raise Unusable(f"{path}: {mime_type or 'not a picture'}; use JPEG, PNG, WebP, AVIF, GIF or TIFF")
+        raise Unusable(
+            f"{path}: {mime_type or 'not a picture'}; use JPEG, PNG, WebP, AVIF, GIF or TIFF"
+        )
     return Picture(path, mime_type, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -165,8 +179,10 @@ class _Catalogue:
         self._styles = style_pb2_grpc.StyleServiceStub(channel)
         self._uploads = upload_pb2_grpc.UploadServiceStub(channel)
         self._options: dict[str, Any] = {
-            "metadata": (("authorization", f"Bearer {token}"),), "timeout": _SECONDS, "wait_for_ready": False,
-        }  # fmt: skip
+            "metadata": (("authorization", f"Bearer {token}"),),
+            "timeout": _SECONDS,
+            "wait_for_ready": False,
+        }
 
     def find(self, digests: Sequence[str]) -> dict[str, str]:
         """Asset ids by digest."""
@@ -180,13 +196,18 @@ class _Catalogue:
     def upload(self, picture: Picture) -> str:
         """The asset's id. A repeat after an interruption goes on with the same asset."""
         declaration = upload_pb2.UploadDeclaration(
-            kind=asset_pb2.ASSET_KIND_STYLE, file_name=picture.path.name, mime_type=picture.mime_type,
-            size_bytes=picture.size, sha256=picture.sha256,
-        )  # fmt: skip
+            kind=asset_pb2.ASSET_KIND_STYLE,
+            file_name=picture.path.name,
+            mime_type=picture.mime_type,
+            size_bytes=picture.size,
+            sha256=picture.sha256,
+        )
         name = hashlib.sha256(declaration.SerializeToString(deterministic=True)).hexdigest()
 
         def parts() -> Iterator[upload_pb2.UploadRequest]:
-            yield upload_pb2.UploadRequest(head={"request_id": f"styles/{name}", "declaration": declaration})
+            yield upload_pb2.UploadRequest(
+                head={"request_id": f"styles/{name}", "declaration": declaration}
+            )
             with picture.path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     yield upload_pb2.UploadRequest(chunk=chunk)

@@ -1,4 +1,5 @@
-"""The whole suite as processes of this machine: Postgres, storage over HTTP, four servers, one worker."""
+"""The whole suite as processes of this machine: Postgres, storage over HTTP, four servers, one
+worker."""
 
 import contextlib
 import os
@@ -40,7 +41,8 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may bring of their own. An empty `database_url` is the embedded Postgres, `s3_endpoint` the disk."""
+    """What a user may bring of their own. An empty `database_url` is the embedded Postgres,
+    `s3_endpoint` the disk."""
 
     database_url: str = ""
     s3_endpoint: str = ""
@@ -75,10 +77,14 @@ class Suite:
         self._postgres_comeback = Comeback("Postgres", self.report)
 
     def start(self) -> None:
-        """Returns when every service answers healthy. Raises Problem; whatever was started is stopped then."""
+        """Returns when every service answers healthy. Raises Problem; whatever was started is
+        stopped then."""
         self.state.prepare()
         if not self.state.lock():
-            raise Problem(f"a suite is already running on {self.state.directory}; stop it, or use --state for another")
+            raise Problem(
+                f"a suite is already running on {self.state.directory}; stop it, or use --state for"
+                " another"
+            )
         try:
             check_ports(self.report)
             self.admin_url = self.options.database_url or self._start_postgres()
@@ -121,7 +127,8 @@ class Suite:
             self._spawn(process)
 
     def stop(self) -> None:
-        """Servers first, so that nothing new begins; then the worker, the storage and the database."""
+        """Servers first, so that nothing new begins; then the worker, the storage and the
+        database."""
         self._ending.set()
         if self._reviving:
             self._reviving.exception()
@@ -140,7 +147,8 @@ class Suite:
         return sum(_pss_kilobytes(pid) for root in roots for pid in _with_children(root)) // 1024
 
     def _revive_postgres(self) -> None:
-        """Each try in a thread: recovery may take long, and meanwhile others are brought back and Ctrl-C is heard."""
+        """Each try in a thread: recovery may take long, and meanwhile others are brought back and
+        Ctrl-C is heard."""
         if not self.postgres or (self._reviving and not self._reviving.done()):
             return
         comeback = self._postgres_comeback
@@ -160,7 +168,11 @@ class Suite:
             self._reviving = self._thread.submit(self.postgres.revive, self._ending.is_set)
 
     def _end_processes(self) -> None:
-        running = [process.popen for process in self.processes if process.popen and process.popen.poll() is None]
+        running = [
+            process.popen
+            for process in self.processes
+            if process.popen and process.popen.poll() is None
+        ]
         for popen in reversed(running):
             popen.terminate()
             popen.send_signal(signal.SIGCONT)  # one that was stopped would hear it only then
@@ -185,7 +197,9 @@ class Suite:
                 if not conn.execute("SELECT FROM pg_database WHERE datname = 'atelier'").rowcount:
                     conn.execute("CREATE DATABASE atelier")
         except psycopg.Error as error:
-            raise Problem(f"Postgres: {_first_line(error)}; see {self.postgres.log}, then start again") from None
+            raise Problem(
+                f"Postgres: {_first_line(error)}; see {self.postgres.log}, then start again"
+            ) from None
         return admin.rsplit("/", 1)[0] + "/atelier"
 
     def _migrate(self) -> None:
@@ -198,7 +212,12 @@ class Suite:
         for name in missing:
             self._go_on()
             try:
-                migrate(name, self.admin_url, self.state.password(name, "app"), self.state.password(name, "worker"))
+                migrate(
+                    name,
+                    self.admin_url,
+                    self.state.password(name, "app"),
+                    self.state.password(name, "worker"),
+                )
             except MigrationFailed as error:
                 raise Problem(str(error)) from None
 
@@ -222,7 +241,10 @@ class Suite:
             self._add("storage", ["shared.storage.http"], common)
         for name in SERVICES:
             url = login_url(self.admin_url, f"{name}_app", self.state.password(name, "app"))
-            own = {"ATELIER_DATABASE_URL": url, "ATELIER_SERVICE_KEY_FILE": str(self.state.service_key(name))}
+            own = {
+                "ATELIER_DATABASE_URL": url,
+                "ATELIER_SERVICE_KEY_FILE": str(self.state.service_key(name)),
+            }
             self._add(name, [f"services.{name}", "serve"], common | own)
         workers = dict(common)
         for name in SERVICES:
@@ -246,19 +268,27 @@ class Suite:
             "ATELIER_STORAGE_SECRET_FILE": str(self.state.storage_secret),
             "ATELIER_STORAGE_HTTP_PORT": str(ports()["storage"]),
             "ATELIER_STORAGE_URL": f"http://127.0.0.1:{ports()['storage']}",
-            **{f"ATELIER_{name.upper()}_ADDRESS": f"127.0.0.1:{ports()[name]}" for name in SERVICES},
+            **{
+                f"ATELIER_{name.upper()}_ADDRESS": f"127.0.0.1:{ports()[name]}" for name in SERVICES
+            },
         }
 
     def _spawn(self, process: Process) -> None:
         command = [sys.executable, "-m", *process.arguments]
         if setpriv := shutil.which("setpriv"):
-            # Whoever started us may be killed without a chance to tell: children then end by themselves.
+            # Whoever started us may be killed without a chance to tell: children then end by
+            # themselves.
             command = [setpriv, "--pdeathsig", "TERM", *command]
         with self._open_log(process) as out:
             process.popen = subprocess.Popen(
-                command, env=process.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                command,
+                env=process.environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def _open_log(self, process: Process) -> BinaryIO:
         """Or nowhere, if it can't be opened: that must not keep the process from running."""
@@ -268,7 +298,10 @@ class Suite:
                 log.replace(log.with_suffix(".log.1"))
             return log.open("ab")
         except OSError as error:
-            self.report(f"Can't write {log} ({error.strerror}): what {process.name} says is lost until it is restarted")
+            self.report(
+                f"Can't write {log} ({error.strerror}): what {process.name} says is lost until it"
+                " is restarted"
+            )
             return Path(os.devnull).open("ab")
 
     def _await_health(self) -> None:
@@ -285,7 +318,10 @@ class Suite:
                     del waiting[name]
             self._go_on()
             if time.monotonic() > deadline:
-                raise Problem(f"{', '.join(waiting)} not healthy after {_START_SECONDS} s; see {self.state.logs}")
+                raise Problem(
+                    f"{', '.join(waiting)} not healthy after {_START_SECONDS} s; see"
+                    f" {self.state.logs}"
+                )
             time.sleep(0.05)
 
     def _go_on(self) -> None:
@@ -296,7 +332,10 @@ class Suite:
         if self.options.s3_endpoint:
             return True
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"http://127.0.0.1:{ports()['storage']}/healthz", timeout=1).status_code == 200
+            return (
+                httpx.get(f"http://127.0.0.1:{ports()['storage']}/healthz", timeout=1).status_code
+                == 200
+            )
         return False
 
     def _last_line(self, process: Process) -> str:
@@ -311,14 +350,19 @@ def _first_line(error: Exception) -> str:
 
 
 def ports() -> dict[str, int]:
-    """Of the four services and `storage`: the usual ones, or what their settings say. Raises Problem."""
+    """Of the four services and `storage`: the usual ones, or what their settings say. Raises
+    Problem."""
     chosen: dict[str, int] = {}
     for name, port in {**PORTS, "storage": STORAGE_HTTP_PORT}.items():
         said = os.environ.get(_port_setting(name), str(port))
         if not said.isdecimal() or not 0 < int(said) < 65536:
-            raise Problem(f"{_port_setting(name)}={said} is not a port; use a number from 1 to 65535")
+            raise Problem(
+                f"{_port_setting(name)}={said} is not a port; use a number from 1 to 65535"
+            )
         if int(said) in chosen.values():
-            raise Problem(f"{_port_setting(name)}={said} is another service's port; each needs its own")
+            raise Problem(
+                f"{_port_setting(name)}={said} is another service's port; each needs its own"
+            )
         chosen[name] = int(said)
     return chosen
 
@@ -330,16 +374,17 @@ def _port_setting(name: str) -> str:
 def check_ports(report: Report) -> None:
     """Raises Problem for a port that something listens on.
 
-    The usual ports lie where Linux also takes ports for outgoing connections, so one may be held for up to a minute by
-    a connection that is long closed: that is waited for.
+    The usual ports lie where Linux also takes ports for outgoing connections, so one may be held
+    for up to a minute by a connection that is long closed: that is waited for.
     """
     for name, port in ports().items():
         deadline = time.monotonic() + _CLOSED_CONNECTION_SECONDS
         while (problem := _bind_problem(port)) is not None:
             if _listens(port) or time.monotonic() > deadline:
                 raise Problem(
-                    f"port {port} for {name} can't be used ({problem}); stop what uses it"
-                    f" (`ss -ltnp 'sport = :{port}'` names it) or set {_port_setting(name)}, then try again"
+                    f"port {port} for {name} can't be used ({problem}); stop what uses it (`ss"
+                    f" -ltnp 'sport = :{port}'` names it) or set {_port_setting(name)}, then try"
+                    " again"
                 )
             report(f"Waiting for port {port}, which a closed connection still holds")
             time.sleep(2)
@@ -364,14 +409,17 @@ def _listens(port: int) -> bool:
 def is_serving(port: int) -> bool:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=1
+            )
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def is_migrated(service: str, admin_url: str) -> bool:
-    """True if the newest revision is applied. Much quicker than loading Alembic to find nothing to do."""
+    """True if the newest revision is applied. Much quicker than loading Alembic to find nothing to
+    do."""
     files = (ROOT / "services" / service / "migrations" / "versions").glob("[0-9]*.py")
     newest = max(path.stem for path in files)
     try:
@@ -408,7 +456,8 @@ def _pss_kilobytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process; yields what tells it."""
+    """Within, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process; yields what
+    tells it."""
     seen: list[int] = []
     before = {number: signal.signal(number, lambda n, _f: seen.append(n)) for number in _STOPPING}
     try:

@@ -1,17 +1,20 @@
-"""One try of a job, fenced: whoever begins last owns the row, and what an earlier try still does changes nothing.
+"""One try of a job, fenced: whoever begins last owns the row, and what an earlier try still does
+changes nothing.
 
-A row that is a job has the columns id, owner, state, version, attempt_token, attempt_number, faults, losses, waits_for,
-waiting_since, cancel_requested, error_class, error_message, updated_at. `run` moves it pending -> running -> done /
-failed / cancelled, writes one `attempts` row per try, and tells watchers of every move in the same transaction.
+A row that is a job has the columns id, owner, state, version, attempt_token, attempt_number,
+faults, losses, waits_for, waiting_since, cancel_requested, error_class, error_message, updated_at.
+`run` moves it pending -> running -> done / failed / cancelled, writes one `attempts` row per try,
+and tells watchers of every move in the same transaction.
 
 How a try ends that came to nothing decides what it costs:
 
     a fault of the job    counts in `faults`; after `max_attempts` of them the job has failed
-    something passes      a neighbour, the database or the store is away or has no room: costs nothing. The row says in
-                          `waits_for` and `waiting_since` what it waits for and since when, and is tried again after
-                          pauses that grow with the wait; after ATELIER_JOB_WAIT_HOURS the job has failed
-    its worker vanished   counts in `losses`: nobody can tell whether the job killed it. From the third on it pauses,
-                          after many the job has failed
+    something passes      a neighbour, the database or the store is away or has no room: costs
+                          nothing. The row says in `waits_for` and `waiting_since` what it waits
+                          for and since when, and is tried again after pauses that grow with the
+                          wait; after ATELIER_JOB_WAIT_HOURS the job has failed
+    its worker vanished   counts in `losses`: nobody can tell whether the job killed it. From the
+                          third on it pauses, after many the job has failed
 """
 
 import asyncio
@@ -68,7 +71,8 @@ class Kind:
 
 @dataclass
 class JobFailed(Exception):
-    """The work can't be done. `final`: trying again would not help. `error_class` is one of a service's few words."""
+    """The work can't be done. `final`: trying again would not help. `error_class` is one of a
+    service's few words."""
 
     error_class: str
     message: str
@@ -77,7 +81,8 @@ class JobFailed(Exception):
 
 @dataclass
 class Waits(Exception):
-    """The work can't be done now, through no fault of its own: it waits for `what`, such as "assets"."""
+    """The work can't be done now, through no fault of its own: it waits for `what`, such as
+    "assets"."""
 
     what: str
     error_class: str
@@ -86,8 +91,8 @@ class Waits(Exception):
 
 @dataclass
 class Outcome:
-    """What a try achieved: the row's new columns, figures for the attempt, and what else the commit does. `to`: another
-    state than the kind's `done`."""
+    """What a try achieved: the row's new columns, figures for the attempt, and what else the commit
+    does. `to`: another state than the kind's `done`."""
 
     columns: dict[str, Any]
     to: str | None = None
@@ -95,13 +100,15 @@ class Outcome:
     credits: int = 0
     also: Callable[[Mutation, Any], Awaitable[None]] | None = None  # within the commit
     after: Callable[[], Awaitable[None]] | None = None  # once committed
-    undo: Callable[[], Awaitable[None]] | None = None  # if another try has the row: remove what this one stored
+    undo: Callable[[], Awaitable[None]] | None = (
+        None  # if another try has the row: remove what this one stored
+    )
 
 
 @dataclass
 class Attempt:
-    """The try in hand. `row` is the job's row as claimed; `token` fences every write. The rest is for its record, and
-    stands there however the try ends."""
+    """The try in hand. `row` is the job's row as claimed; `token` fences every write. The rest is
+    for its record, and stands there however the try ends."""
 
     row: Any
     token: UUID
@@ -128,19 +135,23 @@ _END: LiteralString = """
 """
 
 
-# A try of this very process didn't lose its worker: the database was away when it should have ended.
+# A try of this very process didn't lose its worker: the database was away when it should have
+# ended.
 _LOSE: LiteralString = """
-    UPDATE attempts SET ended_at = now(), outcome = CASE WHEN worker = %(me)s THEN 'waited' ELSE 'lost' END,
+    UPDATE attempts SET ended_at = now(), outcome = CASE WHEN worker = %(me)s THEN 'waited'
+        ELSE 'lost' END,
         error_class = CASE WHEN worker = %(me)s THEN 'DEPENDENCY_UNAVAILABLE' ELSE 'WORKER_LOST' END
     WHERE job_id = %(job_id)s AND outcome = 'running' RETURNING outcome
 """
-_FORGET_WAITED: LiteralString = "DELETE FROM attempts WHERE job_id = %(job_id)s AND outcome = 'waited'"
+_FORGET_WAITED: LiteralString = (
+    "DELETE FROM attempts WHERE job_id = %(job_id)s AND outcome = 'waited'"
+)
 _NO_WAIT: dict[str, Any] = {"waits_for": "", "waiting_since": None}
 
 
 async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
-    """Runs one try of the job whose row is `row_id`, for the owner of that row. A row that is finished or gone is left
-    alone."""
+    """Runs one try of the job whose row is `row_id`, for the owner of that row. A row that is
+    finished or gone is left alone."""
     attempt = await _begin(db, kind, UUID(row_id))
     if attempt is None:
         return
@@ -161,12 +172,19 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
         _log.warning("late result discarded", table=kind.table, row=row_id)
     except asyncio.CancelledError:
         if wanted():  # nobody asked this task to end: the work raised it by itself
-            await _fail(db, kind, attempt, JobFailed("INTERNAL", "the work was cancelled from within", final=False))
+            await _fail(
+                db,
+                kind,
+                attempt,
+                JobFailed("INTERNAL", "the work was cancelled from within", final=False),
+            )
             return
         working.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await working
-        await asyncio.shield(_end(db, kind, attempt, "pending", "retried", error_class="WORKER_STOPPED"))
+        await asyncio.shield(
+            _end(db, kind, attempt, "pending", "retried", error_class="WORKER_STOPPED")
+        )
         raise TryAgain(waits_for=attempt.row.waits_for) from None
     except Exception as error:
         match verdict(error):
@@ -176,12 +194,14 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
                 await _fail(db, kind, attempt, failure)
     finally:
         watching.cancel()
-        watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody asks for it any more
+        watching.add_done_callback(
+            lambda ended: ended.cancelled() or ended.exception()
+        )  # nobody asks for it any more
 
 
 async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
-    """Waits for the commit of work that is done, whoever asks this task to end meanwhile: the work may have cost money,
-    and its token keeps the commit from another try's row."""
+    """Waits for the commit of work that is done, whoever asks this task to end meanwhile: the work
+    may have cost money, and its token keeps the commit from another try's row."""
     task = asyncio.ensure_future(finishing)
     while not task.done():
         with suppress(asyncio.CancelledError):
@@ -190,13 +210,16 @@ async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
 
 
 def verdict(error: Exception) -> Waits | JobFailed:
-    """How a try ends that met this error. Refusals and errors of the store need no translation by whoever works."""
+    """How a try ends that met this error. Refusals and errors of the store need no translation by
+    whoever works."""
     if isinstance(error, JobFailed | Waits):
         return error
     if refusal := errors.passing(error):
         return Waits(refusal.source or "a service", _class_of(refusal), refusal.text)
     if isinstance(error, DomainError):
-        return JobFailed(_class_of(error), error.text, final=error.reason != Reason.ERROR_REASON_INTERNAL)
+        return JobFailed(
+            _class_of(error), error.text, final=error.reason != Reason.ERROR_REASON_INTERNAL
+        )
     if isinstance(error, StorageError):
         return JobFailed("STORAGE", str(error), final=False)
     _log.error("job failed unexpectedly", exc_info=error)
@@ -215,7 +238,9 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
     token = new_id()
     later: datetime | None = None
     async with db.transaction(owner) as m:
-        row = await m.one(f"SELECT *, now() AS now FROM {kind.table} WHERE id = %s FOR UPDATE", (row_id,))
+        row = await m.one(
+            f"SELECT *, now() AS now FROM {kind.table} WHERE id = %s FOR UPDATE", (row_id,)
+        )
         if row is None or row.state not in ("pending", kind.running):
             return None
         unended = await m.all(_LOSE, {"job_id": row_id, "me": WORKER})
@@ -241,7 +266,8 @@ async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
 
 
 def _lost(row: Any) -> dict[str, Any]:
-    """The columns of a row whose worker vanished. `later`: when it may begin its next try, if not at once."""
+    """The columns of a row whose worker vanished. `later`: when it may begin its next try, if not
+    at once."""
     losses = row.losses + 1
     if losses >= _MOST_LOSSES:
         text = f"{losses} workers vanished while they worked on it; the last one said nothing"
@@ -250,9 +276,11 @@ def _lost(row: Any) -> dict[str, Any]:
         return {"losses": losses}
     pause = min(2.0 ** (losses - _FREE_LOSSES), _LONGEST_LOSS_PAUSE_SECONDS)
     return {
-        "losses": losses, "waits_for": "a worker", "waiting_since": row.waiting_since or row.now,
+        "losses": losses,
+        "waits_for": "a worker",
+        "waiting_since": row.waiting_since or row.now,
         "later": row.now + timedelta(seconds=pause),
-    }  # fmt: skip
+    }
 
 
 async def _owner_of(db: Database, kind: Kind, row_id: UUID) -> str | None:
@@ -260,8 +288,11 @@ async def _owner_of(db: Database, kind: Kind, row_id: UUID) -> str | None:
     return rows[0].owner if rows else None
 
 
-async def _move(m: Mutation, kind: Kind, row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any) -> Any:
-    # A try moves its row from running alone: what it has committed stays, whatever it believes itself.
+async def _move(
+    m: Mutation, kind: Kind, row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
+) -> Any:
+    # A try moves its row from running alone: what it has committed stays, whatever it believes
+    # itself.
     machine = kind.machine if token is None else {kind.running: kind.machine[kind.running]}
     row = await states.advance(m, machine, kind.table, row_id, to, token=token, **columns)
     if row is not None:
@@ -270,8 +301,8 @@ async def _move(m: Mutation, kind: Kind, row_id: UUID, to: str, *, token: UUID |
 
 
 async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) -> None:
-    """Commits what the try achieved. It insists for a while when the database is away: the work was done, and may have
-    cost money."""
+    """Commits what the try achieved. It insists for a while when the database is away: the work was
+    done, and may have cost money."""
     deadline = time.monotonic() + _INSIST_SECONDS
     unheard = False  # a commit may have happened whose answer was lost
     while True:
@@ -282,17 +313,22 @@ async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
                 else await _commit(db, kind, attempt, outcome)
             )
             if row is None and unheard and await _is_committed(db, attempt):
-                row = attempt.row  # the first commit came through while this one waited for its lock
+                row = (
+                    attempt.row
+                )  # the first commit came through while this one waited for its lock
             break
         except JobFailed:  # `also` refused, so nothing was committed
             if outcome.undo:
                 await outcome.undo()
             raise
         except Exception as error:
-            # What was stored must stay: a row that shows it may be there. If nothing comes of it, the reconciler knows.
+            # What was stored must stay: a row that shows it may be there. If nothing comes of it,
+            # the reconciler knows.
             if errors.passing(error) is None or time.monotonic() > deadline:
                 raise
-            _log.warning("a result waits to be committed", table=kind.table, row=str(attempt.row.id))
+            _log.warning(
+                "a result waits to be committed", table=kind.table, row=str(attempt.row.id)
+            )
             unheard = True
         await asyncio.sleep(_FIRST_PAUSE_SECONDS)
     if row is None:
@@ -307,8 +343,17 @@ async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
 
 async def _commit(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) -> Any:
     async with db.transaction(attempt.row.owner) as m:
-        done = {"error_class": "", "error_message": "", "faults": 0, "losses": 0, **_NO_WAIT, **outcome.columns}
-        row = await _move(m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done)
+        done = {
+            "error_class": "",
+            "error_message": "",
+            "faults": 0,
+            "losses": 0,
+            **_NO_WAIT,
+            **outcome.columns,
+        }
+        row = await _move(
+            m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done
+        )
         if row is not None:
             if outcome.also:
                 await outcome.also(m, row)
@@ -337,7 +382,8 @@ async def _fail(db: Database, kind: Kind, attempt: Attempt, failure: JobFailed) 
 
 
 async def _put_off(db: Database, kind: Kind, attempt: Attempt, waits: Waits) -> None:
-    """The job waits, and says so; what it has done stays. Having waited for too long it has failed."""
+    """The job waits, and says so; what it has done stays. Having waited for too long it has
+    failed."""
     found = await db.system_rows(
         f"SELECT now() AS now, waiting_since FROM {kind.table} WHERE id = %s", (attempt.row.id,)
     )
@@ -347,14 +393,19 @@ async def _put_off(db: Database, kind: Kind, attempt: Attempt, waits: Waits) -> 
     since = found[0].waiting_since or now
     said = {"error_class": waits.error_class, "error_message": waits.message[:2000]}
     if now - since > timedelta(hours=db.settings.job_wait_hours):
-        said["error_message"] = f"{waits.what} was waited for since {since:%Y-%m-%d %H:%M} UTC: {waits.message}"[:2000]
+        said["error_message"] = (
+            f"{waits.what} was waited for since {since:%Y-%m-%d %H:%M} UTC: {waits.message}"[:2000]
+        )
         await _end(db, kind, attempt, "failed", "failed", **said)
         return
-    row = await _end(db, kind, attempt, "pending", "waited", waits_for=waits.what, waiting_since=since, **said)
+    row = await _end(
+        db, kind, attempt, "pending", "waited", waits_for=waits.what, waiting_since=since, **said
+    )
     if row is not None:
         waited = (now - since).total_seconds()
         pause = min(max(waited * _PAUSE_OF_WAIT, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-        # Apart from each other: a thousand that wait for the same thing would all come back at once.
+        # Apart from each other: a thousand that wait for the same thing would all come back at
+        # once.
         raise TryAgain(now + timedelta(seconds=pause * random.uniform(0.8, 1.2)), waits.what)
 
 
@@ -365,47 +416,93 @@ async def _now(db: Database) -> datetime:
 
 
 async def _end(
-    db: Database, kind: Kind, attempt: Attempt, to: str, outcome: str, *, error_class: str = "",
-    error_message: str = "", **columns: Any,
-) -> Any:  # fmt: skip
+    db: Database,
+    kind: Kind,
+    attempt: Attempt,
+    to: str,
+    outcome: str,
+    *,
+    error_class: str = "",
+    error_message: str = "",
+    **columns: Any,
+) -> Any:
     said: dict[str, Any] = {"error_class": error_class, "error_message": error_message}
     kept = _NO_WAIT if outcome in ("failed", "cancelled") else {}
     async with db.transaction(attempt.row.owner) as m:
-        row = await _move(m, kind, attempt.row.id, to, token=attempt.token, **{**kept, **said, **columns})
+        row = await _move(
+            m, kind, attempt.row.id, to, token=attempt.token, **{**kept, **said, **columns}
+        )
         job_metrics.TRIES.labels(kind.table, outcome if row is not None else "superseded").inc()
         if row is not None:
-            if outcome == "waited":  # of a wait's tries only the latest is kept: there may be thousands
+            if (
+                outcome == "waited"
+            ):  # of a wait's tries only the latest is kept: there may be thousands
                 await m.run(_FORGET_WAITED, {"job_id": attempt.row.id})
             await _record(m, attempt, outcome, **said)
         return row
 
 
 async def _record(
-    m: Mutation, attempt: Attempt, how: str, *, outcome: Outcome | None = None, error_class: str = "",
+    m: Mutation,
+    attempt: Attempt,
+    how: str,
+    *,
+    outcome: Outcome | None = None,
+    error_class: str = "",
     error_message: str = "",
-) -> None:  # fmt: skip
+) -> None:
     figures = outcome or Outcome({})
     await record_end(
-        m, attempt.token, how, error_class=error_class, error_message=error_message, model=attempt.model,
-        input_bytes=attempt.input_bytes, output_bytes=figures.output_bytes, credits=figures.credits,
-    )  # fmt: skip
+        m,
+        attempt.token,
+        how,
+        error_class=error_class,
+        error_message=error_message,
+        model=attempt.model,
+        input_bytes=attempt.input_bytes,
+        output_bytes=figures.output_bytes,
+        credits=figures.credits,
+    )
 
 
-async def record_begin(m: Mutation, token: UUID, job: str, job_id: UUID, number: int, worker: str) -> None:
+async def record_begin(
+    m: Mutation, token: UUID, job: str, job_id: UUID, number: int, worker: str
+) -> None:
     """Adds the record of a try, also of one that a worker from outside makes."""
-    values = {"id": token, "owner": m.owner, "job": job, "job_id": job_id, "number": number, "worker": worker}
+    values = {
+        "id": token,
+        "owner": m.owner,
+        "job": job,
+        "job_id": job_id,
+        "number": number,
+        "worker": worker,
+    }
     await m.run(_BEGIN, values)
 
 
 async def record_end(
-    m: Mutation, token: UUID, outcome: str, *, error_class: str = "", error_message: str = "", model: str = "",
-    input_bytes: int = 0, output_bytes: int = 0, credits: int = 0,
-) -> None:  # fmt: skip
+    m: Mutation,
+    token: UUID,
+    outcome: str,
+    *,
+    error_class: str = "",
+    error_message: str = "",
+    model: str = "",
+    input_bytes: int = 0,
+    output_bytes: int = 0,
+    credits: int = 0,
+) -> None:
     """Ends the record of a try, once."""
     values = {
-        "token": token, "outcome": outcome, "error_class": error_class, "error_message": error_message,
-        "model": model, "input_bytes": input_bytes, "output_bytes": output_bytes, "credits": credits,
-    }  # fmt: skip
+        "token": token,
+        "outcome": outcome,
+        "error_class": error_class,
+        "error_message": error_message,
+        "model": model,
+        "input_bytes": input_bytes,
+        "output_bytes": output_bytes,
+        "credits": credits,
+    }
     await m.run(_END, values)
 
 

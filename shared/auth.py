@@ -1,10 +1,11 @@
 """Who is calling: tokens, the keys that may sign them, and what each method allows.
 
-A token is a JWT signed with Ed25519: `iss`, `aud`, `sub` (the acting person or program), `owner` (the tenant acted in;
-by default `<role>:<sub>`), `role`, `exp`, `kid` in the header. A key is bound to its issuer, and to the roles and the
-owners it may sign: an entry of the trust file names both, and see `TrustedKey.may_own` for one that names no owners. A
-service that calls for an owner signs a short token with `act`, naming itself; then the owner's rights apply, if the
-method's policy lists that service.
+A token is a JWT signed with Ed25519: `iss`, `aud`, `sub` (the acting person or program), `owner`
+(the tenant acted in; by default `<role>:<sub>`), `role`, `exp`, `kid` in the header. A key is bound
+to its issuer, and to the roles and the owners it may sign: an entry of the trust file names both,
+and see `TrustedKey.may_own` for one that names no owners. A service that calls for an owner signs a
+short token with `act`, naming itself; then the owner's rights apply, if the method's policy lists
+that service.
 """
 
 import base64
@@ -32,7 +33,9 @@ ROLES = ("user", "vendor", "anonymous", "service", "admin")
 CLOCK_SKEW = 30.0  # seconds that another machine's clock may be off
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
 _OWNER = re.compile(r"(user|vendor|anonymous|service|admin):[\x21-\x7e]{1,120}")
-_OWNERS = re.compile(r"\*|(user|vendor|anonymous|service|admin):([\x21-\x29\x2b-\x7e]{1,120}\*?|\*)")
+_OWNERS = re.compile(
+    r"\*|(user|vendor|anonymous|service|admin):([\x21-\x29\x2b-\x7e]{1,120}\*?|\*)"
+)
 _ENTRY = {"issuer", "roles", "owners", "service", "jwk"}
 _SUBJECT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,120}")
 _CACHED_TOKENS = 10_000
@@ -44,8 +47,8 @@ warnings.filterwarnings("ignore", category=SecurityWarning, message=".*EdDSA.*")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`actor` does it, `owner` is whose rows it concerns, `service` is the service in between (None: called directly).
-    `expires_at` is in seconds since 1970."""
+    """`actor` does it, `owner` is whose rows it concerns, `service` is the service in between
+    (None: called directly). `expires_at` is in seconds since 1970."""
 
     actor: str
     owner: str
@@ -56,9 +59,9 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """`roles` this key may sign. `service`: it belongs to that service, which also acts for owners of these roles.
-    `owners` it may sign: each one owner, such as `user:ada`, or with `*` at its end all that begin so. None: see
-    `may_own`."""
+    """`roles` this key may sign. `service`: it belongs to that service, which also acts for owners
+    of these roles. `owners` it may sign: each one owner, such as `user:ada`, or with `*` at its end
+    all that begin so. None: see `may_own`."""
 
     issuer: str
     key: OKPKey
@@ -69,16 +72,21 @@ class TrustedKey:
     def may_own(self, role: str, owner: str) -> bool:
         """Whether this key may sign a token of `role` that acts in `owner`.
 
-        Where the trust file doesn't say, a key may sign owners of the kinds of its roles: one for role anonymous only
-        `anonymous:...`, one for users and vendors both of theirs. An operator acts in any owner, and so does a service
-        of the suite, whose jobs are everybody's; but nobody as role anonymous in another's than an anonymous owner,
-        and no program as role service in another's than a program's.
+        Where the trust file doesn't say, a key may sign owners of the kinds of its roles: one for
+        role anonymous only `anonymous:...`, one for users and vendors both of theirs. An operator
+        acts in any owner, and so does a service of the suite, whose jobs are everybody's; but
+        nobody as role anonymous in another's than an anonymous owner, and no program as role
+        service in another's than a program's.
         """
         kind = owner.partition(":")[0]
         if self.service is not None and role == "service" and kind != "service":
-            return False  # whatever its entry says: for an owner it acts in that owner's role, where policies list it
+            # whatever its entry says: for an owner it acts in that owner's role, where policies
+            # list it
+            return False
         if self.owners is not None:
-            return any(owner.startswith(o[:-1]) if o.endswith("*") else owner == o for o in self.owners)
+            return any(
+                owner.startswith(o[:-1]) if o.endswith("*") else owner == o for o in self.owners
+            )
         if role in ("anonymous", "service"):
             return kind == role
         return role == "admin" or self.service is not None or kind in self.roles
@@ -98,23 +106,27 @@ def enter(identity: Identity) -> None:
 
 
 def share_of(owner: str) -> str:
-    """The name under which an owner's calls and jobs are counted where owners share. Anonymous ones have one together:
-    anybody may become another one at any time."""
+    """The name under which an owner's calls and jobs are counted where owners share. Anonymous ones
+    have one together: anybody may become another one at any time."""
     return "anonymous" if owner.startswith("anonymous:") else owner
 
 
 def current_share() -> str:
-    """The share that the work in hand counts to; '' for what the suite does for nobody in particular."""
+    """The share that the work in hand counts to; '' for what the suite does for nobody in
+    particular."""
     identity = _current.get(None)
     return share_of(identity.owner) if identity else ""
 
 
 def _refused(text: str) -> DomainError:
-    return DomainError(Reason.ERROR_REASON_TOKEN_INVALID, f"{text}; get a new token (`atelier token --help`)")
+    return DomainError(
+        Reason.ERROR_REASON_TOKEN_INVALID, f"{text}; get a new token (`atelier token --help`)"
+    )
 
 
 class Verifier:
-    """Turns an `authorization` header into an Identity. Results are kept until the token expires."""
+    """Turns an `authorization` header into an Identity. Results are kept until the token
+    expires."""
 
     def __init__(self, keys: Iterable[TrustedKey], audience: str = AUDIENCE) -> None:
         self._keys = {key.key.kid: key for key in keys}
@@ -126,7 +138,9 @@ class Verifier:
         if not header:
             raise _refused("no token: send metadata `authorization: Bearer <token>`")
         scheme, _, token = header.strip(" ").partition(" ")
-        if scheme.lower() != "bearer" or not token:  # as RFC 9110 has it, in any case and with any number of spaces
+        if (
+            scheme.lower() != "bearer" or not token
+        ):  # as RFC 9110 has it, in any case and with any number of spaces
             raise _refused("the authorization metadata must read `Bearer <token>`")
         token = token.lstrip(" ")
         identity = self._seen.get(token)
@@ -166,7 +180,9 @@ class Verifier:
         if expires_at is None or not _is_time(expires_at) or expires_at <= now:
             raise _refused("the token has expired")
         if not all(
-            _is_time(claims[name]) and claims[name] <= now + CLOCK_SKEW for name in ("nbf", "iat") if name in claims
+            _is_time(claims[name]) and claims[name] <= now + CLOCK_SKEW
+            for name in ("nbf", "iat")
+            if name in claims
         ):
             raise _refused("the token is not valid yet")
         role, subject = claims.get("role"), claims.get("sub")
@@ -178,15 +194,25 @@ class Verifier:
         if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
             raise _refused("the token's owner must look like user:ada or vendor:acme")
         if not trusted.may_own(role, owner):
-            _log.warning("a key may not sign this owner; the trust file bounds it", issuer=trusted.issuer,
-                         kid=trusted.key.kid, role=role, owner=owner)  # fmt: skip
+            _log.warning(
+                "a key may not sign this owner; the trust file bounds it",
+                issuer=trusted.issuer,
+                kid=trusted.key.kid,
+                role=role,
+                owner=owner,
+            )
             raise _refused(f"the token's key may not sign this owner for role {role}")
         return Identity(
-            actor=subject, owner=owner, role=role, expires_at=expires_at, service=self._acting_service(claims, trusted)
+            actor=subject,
+            owner=owner,
+            role=role,
+            expires_at=expires_at,
+            service=self._acting_service(claims, trusted),
         )
 
     def _acting_service(self, claims: Mapping[str, Any], trusted: TrustedKey) -> str | None:
-        """A service's key signs either for itself (role service) or for an owner, and then it must say so."""
+        """A service's key signs either for itself (role service) or for an owner, and then it must
+        say so."""
         act = claims.get("act")
         if trusted.service is None:
             if act is not None:
@@ -209,29 +235,44 @@ def _decode(segment: str) -> bytes:
 
 
 def _canonical(segment: str) -> bool:
-    """Exactly one spelling: libraries accept padding and stray low bits, which makes a token malleable."""
+    """Exactly one spelling: libraries accept padding and stray low bits, which makes a token
+    malleable."""
     if not _SEGMENT.fullmatch(segment) or len(segment) % 4 == 1:
         return False
     return base64.urlsafe_b64encode(_decode(segment)).rstrip(b"=").decode() == segment
 
 
 def sign(
-    key: OKPKey, *, issuer: str, subject: str, role: str, seconds: float, owner: str | None = None,
+    key: OKPKey,
+    *,
+    issuer: str,
+    subject: str,
+    role: str,
+    seconds: float,
+    owner: str | None = None,
     act: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """A token that is valid from now on for `seconds`."""
     now = int(time.time())
     claims: dict[str, Any] = {
-        "iss": issuer, "aud": AUDIENCE, "sub": subject, "role": role, "iat": now, "exp": now + seconds,
+        "iss": issuer,
+        "aud": AUDIENCE,
+        "sub": subject,
+        "role": role,
+        "iat": now,
+        "exp": now + seconds,
         "owner": owner or f"{role}:{subject}",
-    }  # fmt: skip
+    }
     if act:
         claims["act"] = {"sub": act}
-    return jwt.encode({"alg": "Ed25519", "kid": key.kid, "typ": "JWT"}, claims, key, algorithms=["Ed25519"])
+    return jwt.encode(
+        {"alg": "Ed25519", "kid": key.kid, "typ": "JWT"}, claims, key, algorithms=["Ed25519"]
+    )
 
 
 class ServiceCredentials:
-    """What a service presents when it calls another for an owner: minute-long tokens, kept for half of that."""
+    """What a service presents when it calls another for an owner: minute-long tokens, kept for half
+    of that."""
 
     def __init__(self, service: str, key: OKPKey) -> None:
         self._service = service
@@ -243,16 +284,22 @@ class ServiceCredentials:
         made_at, token = self._tokens.get(wanted, (0.0, ""))
         if time.time() - made_at > 30:
             token = sign(
-                self._key, issuer=f"atelier-{self._service}", subject=identity.actor, role=identity.role, seconds=60,
-                owner=identity.owner, act=self._service,
-            )  # fmt: skip
+                self._key,
+                issuer=f"atelier-{self._service}",
+                subject=identity.actor,
+                role=identity.role,
+                seconds=60,
+                owner=identity.owner,
+                act=self._service,
+            )
             self._tokens[wanted] = (time.time(), token)
             if len(self._tokens) > _CACHED_TOKENS:
                 self._tokens.popitem(last=False)
         return (("authorization", f"Bearer {token}"),)
 
 
-# Keys on disk. A private key is one JWK, mode 0600; the trust file lists public keys with what each may sign.
+# Keys on disk. A private key is one JWK, mode 0600; the trust file lists public keys with what each
+# may sign.
 
 
 def create_key(path: Path) -> OKPKey:
@@ -272,13 +319,20 @@ def load_key(path: Path) -> OKPKey:
     return OKPKey.import_key(json.loads(path.read_text()))
 
 
-def trust_entry(key: OKPKey, *, issuer: str, roles: Sequence[str], service: str | None = None) -> dict[str, Any]:
-    return {"issuer": issuer, "roles": list(roles), "service": service, "jwk": key.as_dict(private=False)}
+def trust_entry(
+    key: OKPKey, *, issuer: str, roles: Sequence[str], service: str | None = None
+) -> dict[str, Any]:
+    return {
+        "issuer": issuer,
+        "roles": list(roles),
+        "service": service,
+        "jwk": key.as_dict(private=False),
+    }
 
 
 def load_trust(path: Path) -> list[TrustedKey]:
-    """Reads the trust file: a JSON list of {issuer, roles, owners, service, jwk}, where `owners` and `service` may be
-    left out. Raises OSError; ValueError naming the faulty entry."""
+    """Reads the trust file: a JSON list of {issuer, roles, owners, service, jwk}, where `owners`
+    and `service` may be left out. Raises OSError; ValueError naming the faulty entry."""
     try:
         entries = json.loads(path.read_text())
     except ValueError as error:
@@ -297,18 +351,28 @@ def load_trust(path: Path) -> list[TrustedKey]:
 
 def _trusted(entry: Any) -> TrustedKey:
     """Raises KeyError, TypeError, ValueError, JoseError."""
-    if not isinstance(entry, dict) or entry.keys() - _ENTRY:  # a bound that is misspelt must not go unread
-        raise ValueError(f"it must be an object with no other names than {', '.join(sorted(_ENTRY))}")
+    if (
+        not isinstance(entry, dict) or entry.keys() - _ENTRY
+    ):  # a bound that is misspelt must not go unread
+        raise ValueError(
+            f"it must be an object with no other names than {', '.join(sorted(_ENTRY))}"
+        )
     roles, owners, service = entry["roles"], entry.get("owners"), entry.get("service")
     if not _texts(roles) or not set(roles) <= set(ROLES):
         raise ValueError(f"roles must be a list of some of {', '.join(ROLES)}")
-    if owners is not None and not (owners and _texts(owners) and all(map(_OWNERS.fullmatch, owners))):
-        raise ValueError("owners must be a list of owners such as user:ada, user:*, vendor:acme-* or *")
+    if owners is not None and not (
+        owners and _texts(owners) and all(map(_OWNERS.fullmatch, owners))
+    ):
+        raise ValueError(
+            "owners must be a list of owners such as user:ada, user:*, vendor:acme-* or *"
+        )
     if not isinstance(entry["issuer"], str) or not isinstance(service, str | None):
         raise ValueError("issuer must be a text, service a text or null")
     key = OKPKey.import_key(entry["jwk"])
     key.ensure_kid()
-    return TrustedKey(entry["issuer"], key, frozenset(roles), service, None if owners is None else tuple(owners))
+    return TrustedKey(
+        entry["issuer"], key, frozenset(roles), service, None if owners is None else tuple(owners)
+    )
 
 
 def _texts(value: object) -> bool:

@@ -2,14 +2,14 @@
 
     peers = Peers(settings, "conversions")
     assets = peers.stub(asset_pb2_grpc.AssetServiceStub)
-    answer = await assets.GetAsset(request)          # for auth.current(), within what is left of the deadline
+    answer = await assets.GetAsset(request)          # for auth.current(), in its deadline
     found = await peers.assets(asset_ids)            # what it may see of these, by id
     await peers.download(asset_id, path)             # an asset's bytes, to a file
     asset = await peers.upload(declaration, path, request_id=...)
 
-A refusal of the callee is raised as a DomainError with its own reason, text and details, so that it can be passed on as
-it is. A job has no caller: `attempts.run` lets it call for its row's owner. What is neither enters that owner first,
-`auth.enter(calls.owner_identity(row.owner))`.
+A refusal of the callee is raised as a DomainError with its own reason, text and details, so that it
+can be passed on as it is. A job has no caller: `attempts.run` lets it call for its row's owner.
+What is neither enters that owner first, `auth.enter(calls.owner_identity(row.owner))`.
 """
 
 import hashlib
@@ -41,11 +41,17 @@ _ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
 # What the callee says to the caller, as opposed to what went wrong between the two services.
 _PASSED_ON = frozenset(
     {
-        grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.INTERNAL,
     }
-)  # fmt: skip
+)
 
 
 def set_deadline(seconds: float) -> None:
@@ -54,7 +60,8 @@ def set_deadline(seconds: float) -> None:
 
 
 def time_left() -> float | None:
-    """Seconds in which the call being served must be answered, less a little for doing so; None in a job."""
+    """Seconds in which the call being served must be answered, less a little for doing so; None in
+    a job."""
     ends_at = _ends_at.get()
     return None if ends_at is None else max(0.0, ends_at - time.monotonic() - _MARGIN_SECONDS)
 
@@ -63,30 +70,42 @@ def owner_identity(owner: str) -> auth.Identity:
     """The identity of a job that works for `owner` (`user:ada`), who isn't calling any more."""
     role = owner.partition(":")[0]
     return auth.Identity(
-        actor="atelier", owner=owner, role=role if role in ("user", "vendor", "anonymous") else "user", expires_at=_FAR
+        actor="atelier",
+        owner=owner,
+        role=role if role in ("user", "vendor", "anonymous") else "user",
+        expires_at=_FAR,
     )
 
 
 class Peers:
-    """The other services as `service` reaches them. Make it inside the event loop; channels connect when first used."""
+    """The other services as `service` reaches them. Make it inside the event loop; channels connect
+    when first used."""
 
     def __init__(self, settings: Settings, service: str) -> None:
         if settings.service_key_file is None:
             raise ValueError(
-                f"{service} calls other services: set ATELIER_SERVICE_KEY_FILE to the key made for it (`atelier keys`)"
+                f"{service} calls other services: set ATELIER_SERVICE_KEY_FILE to the key made for"
+                " it (`atelier keys`)"
             )
         self._settings = settings
-        self._credentials = auth.ServiceCredentials(service, auth.load_key(settings.service_key_file))
+        self._credentials = auth.ServiceCredentials(
+            service, auth.load_key(settings.service_key_file)
+        )
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def stub(self, stub_class: Callable[[Any], Any]) -> Any:
-        """A generated stub whose methods take the request and perhaps `timeout` (seconds), and raise DomainError."""
+        """A generated stub whose methods take the request and perhaps `timeout` (seconds), and
+        raise DomainError."""
         callee = stub_class.__module__.split(".")[1]
         if callee not in self._channels:
-            self._channels[callee] = _channel(self._settings, getattr(self._settings, f"{callee}_address"))
+            self._channels[callee] = _channel(
+                self._settings, getattr(self._settings, f"{callee}_address")
+            )
         return stub_class(_Bound(self._channels[callee], self._credentials, callee))
 
-    async def assets(self, asset_ids: Iterable[str], *, urls: bool = False) -> dict[str, asset_pb2.Asset]:
+    async def assets(
+        self, asset_ids: Iterable[str], *, urls: bool = False
+    ) -> dict[str, asset_pb2.Asset]:
         """By id; those that aren't there for the caller are left out."""
         stub = self.stub(asset_pb2_grpc.AssetServiceStub)
         wanted = list(dict.fromkeys(asset_ids))
@@ -98,10 +117,14 @@ class Peers:
             wanted = [*answer.remaining_asset_ids, *wanted[_BATCH:]]
         return found
 
-    async def download(self, asset_id: str, path: Path, variant: str = "") -> asset_pb2.DownloadHead:
-        """Writes the bytes of the original, or of a variant, to `path`. Returns their type, size and checked digest.
+    async def download(
+        self, asset_id: str, path: Path, variant: str = ""
+    ) -> asset_pb2.DownloadHead:
+        """Writes the bytes of the original, or of a variant, to `path`. Returns their type, size
+        and checked digest.
 
-        Raises NOT_FOUND, FAILED_PRECONDITION (not READY, or what is stored isn't what was verified), UNAVAILABLE.
+        Raises NOT_FOUND, FAILED_PRECONDITION (not READY, or what is stored isn't what was
+        verified), UNAVAILABLE.
         """
         stub = self.stub(asset_pb2_grpc.AssetServiceStub)
         head = asset_pb2.DownloadHead()
@@ -122,9 +145,11 @@ class Peers:
     async def upload(
         self, declaration: upload_pb2.UploadDeclaration, path: Path, *, request_id: str
     ) -> asset_pb2.Asset:
-        """Stores the file as a READY asset. `size_bytes` and `sha256` of the declaration are filled in from the file.
+        """Stores the file as a READY asset. `size_bytes` and `sha256` of the declaration are filled
+        in from the file.
 
-        A repeat with the same request_id and bytes gives the same asset. Raises what UploadService.Upload answers.
+        A repeat with the same request_id and bytes gives the same asset. Raises what
+        UploadService.Upload answers.
         """
         content = path.read_bytes()
         whole = upload_pb2.UploadDeclaration()
@@ -137,7 +162,9 @@ class Peers:
             for start in range(0, len(content), _CHUNK):
                 yield upload_pb2.UploadRequest(chunk=content[start : start + _CHUNK])
 
-        answer = await self.stub(upload_pb2_grpc.UploadServiceStub).Upload(parts(), timeout=TRANSFER_SECONDS)
+        answer = await self.stub(upload_pb2_grpc.UploadServiceStub).Upload(
+            parts(), timeout=TRANSFER_SECONDS
+        )
         asset: asset_pb2.Asset = answer.asset
         return asset
 
@@ -147,10 +174,12 @@ class Peers:
 
 
 class _Bound:
-    """Stands in for a channel when a stub is made, so that each of its methods brings credentials, a deadline and our
-    errors. Cheaper than interceptors, which are run through for every call."""
+    """Stands in for a channel when a stub is made, so that each of its methods brings credentials,
+    a deadline and our errors. Cheaper than interceptors, which are run through for every call."""
 
-    def __init__(self, channel: grpc.aio.Channel, credentials: auth.ServiceCredentials, callee: str) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, credentials: auth.ServiceCredentials, callee: str
+    ) -> None:
         self._channel = channel
         self._credentials = credentials
         self._callee = callee
@@ -166,7 +195,9 @@ class _Bound:
 
         async def call(request: Any, timeout: float | None = None) -> AsyncIterator[Any]:
             try:
-                async for answer in method(request, timeout=_shorter(timeout, time_left()), metadata=self._metadata()):
+                async for answer in method(
+                    request, timeout=_shorter(timeout, time_left()), metadata=self._metadata()
+                ):
                     yield answer
             except grpc.aio.AioRpcError as error:
                 raise _translated(error, self._callee) from None
@@ -189,7 +220,10 @@ class _Bound:
 
 def _channel(settings: Settings, address: str) -> grpc.aio.Channel:
     options = [
-        ("grpc.lb_policy_name", "round_robin"),  # over every address that a `dns:///` name stands for
+        (
+            "grpc.lb_policy_name",
+            "round_robin",
+        ),  # over every address that a `dns:///` name stands for
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.use_local_subchannel_pool", 1),
@@ -222,9 +256,18 @@ def _translated(error: grpc.aio.AioRpcError, callee: str) -> DomainError:
         name = f"ERROR_REASON_{info.reason}"
         if info.domain == errors.DOMAIN and name in Reason.DESCRIPTOR.values_by_name:
             known = [detail for detail in others if detail is not None]
-            return DomainError(Reason.Value(name), status.message, dict(info.metadata), details=known, source=callee)
+            return DomainError(
+                Reason.Value(name),
+                status.message,
+                dict(info.metadata),
+                details=known,
+                source=callee,
+            )
     _log.error("call refused", callee=callee, code=str(code), text=error.details())
-    return DomainError(Reason.ERROR_REASON_INTERNAL, f"{callee} refused this service ({code.name}); tell the operator")
+    return DomainError(
+        Reason.ERROR_REASON_INTERNAL,
+        f"{callee} refused this service ({code.name}); tell the operator",
+    )
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
@@ -235,7 +278,8 @@ def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
 
 
 def _unpacked(detail: Any) -> Any:
-    """A google.rpc detail out of its envelope; None if it is of a kind that this suite doesn't send."""
+    """A google.rpc detail out of its envelope; None if it is of a kind that this suite doesn't
+    send."""
     made = getattr(error_details_pb2, detail.TypeName().rpartition(".")[2], None)
     if made is None:
         return None

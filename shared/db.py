@@ -1,12 +1,13 @@
 """Postgres for the services: pools, tenant context, and mutations that a repeat can't harm.
 
-    rows = await db.rows(SQL, {...})                    a read: context and statement in one round trip
-    async with db.read() as conn: ...                   several statements that see one owner
-    response = await db.mutate(request, Answer, work)   one transaction: work(m), its events, its stored answer
+    rows = await db.rows(SQL, {...})                    a read, in one round trip with its context
+    response = await db.mutate(request, Answer, work)   one transaction: work(m), its events, its
+                                                        stored answer
     async with db.transaction(owner) as m: ...          the same for a job, which has no request
 
-Every connection is in autocommit; the tenant is set per transaction (`app.owner_id`), never per connection, and
-row-level security reads it. Without one no row of any owner is visible. Values are always bound on the server.
+Every connection is in autocommit; the tenant is set per transaction (`app.owner_id`), never per
+connection, and row-level security reads it. Without one no row of any owner is visible. Values are
+always bound on the server.
 """
 
 import asyncio
@@ -38,16 +39,19 @@ _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
 _HOLD_REQUEST = b"SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 _STORED_ANSWER = """
     SELECT body_hash, answer FROM requests
-    WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s AND request_id = %(request_id)s
+    WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s AND request_id
+        = %(request_id)s
 """
 _STORE_ANSWER = b"""
-    INSERT INTO requests (owner, actor, method, request_id, body_hash, answer) VALUES ($1, $2, $3, $4, $5, $6)
+    INSERT INTO requests (owner, actor, method, request_id, body_hash, answer) VALUES ($1, $2, $3,
+        $4, $5, $6)
 """
 
 
 @dataclass(slots=True)
 class Mutation:
-    """An open transaction for one owner. Statements take `conn`; `events.publish` and `jobs.enqueue` take this."""
+    """An open transaction for one owner. Statements take `conn`; `events.publish` and
+    `jobs.enqueue` take this."""
 
     conn: Connection
     pipeline: AsyncPipeline
@@ -59,16 +63,19 @@ class Mutation:
         """The first row, or None."""
         return await (await self._execute(statement, parameters)).fetchone()
 
-    async def all(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
+    async def all(
+        self, statement: LiteralString, parameters: Parameters | None = None
+    ) -> list[Any]:
         return await (await self._execute(statement, parameters)).fetchall()
 
     async def run(self, statement: LiteralString, parameters: Parameters | None = None) -> None:
-        """Runs without waiting for the result; a failure shows at the next fetch or at the commit."""
+        """Runs without waiting for the result; a failure shows at the next fetch or at the
+        commit."""
         await self.conn.execute(statement, parameters)
 
     def send(self, statement: bytes, *values: str | bytes) -> None:
-        """Like `run`, for what accompanies most changes: with `$1 ...`, and bytes only for columns of bytes. A cursor
-        of its own would cost several times as much."""
+        """Like `run`, for what accompanies most changes: with `$1 ...`, and bytes only for columns
+        of bytes. A cursor of its own would cost several times as much."""
         _queue(self.pipeline, statement, *values)
 
     async def _execute(self, statement: LiteralString, parameters: Parameters | None) -> Any:
@@ -77,7 +84,8 @@ class Mutation:
         return cursor
 
     async def look_earlier(self) -> None:
-        """Raises _Answered if the request was answered before, in the round trip of the first statement."""
+        """Raises _Answered if the request was answered before, in the round trip of the first
+        statement."""
         earlier, self.earlier = self.earlier, None
         if earlier:
             await earlier.look()
@@ -95,7 +103,8 @@ class _Earlier:
         try:
             stored = await self.cursor.fetchone()
         except psycopg.Error:
-            # Of a later statement, if this one has its result: a repeat may well collide with what the first made.
+            # Of a later statement, if this one has its result: a repeat may well collide with what
+            # the first made.
             if self.cursor.pgresult is None:
                 raise
             stored = await self.cursor.fetchone()
@@ -127,11 +136,17 @@ class Database:
         )
         self.url = settings.database_url.get_secret_value()
         self.connect_arguments: dict[str, Any] = {
-            "row_factory": namedtuple_row, "options": options, "connect_timeout": 5,
+            "row_factory": namedtuple_row,
+            "options": options,
+            "connect_timeout": 5,
             "application_name": f"atelier-{service}",
-            # A server that vanished without a word is noticed within some 20 s, not after a quarter of an hour.
-            "keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000,
-        }  # fmt: skip
+            # A server that vanished without a word is noticed within some 20 s, not after a quarter
+            # of an hour.
+            "keepalives_idle": 5,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        }
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self.url,
             kwargs=self.connect_arguments,
@@ -139,8 +154,9 @@ class Database:
             max_size=pool_size or settings.pool_size,
             timeout=settings.pool_wait_seconds,
             max_idle=300,
-            # An attempt to connect backs off for longer and longer. Given up early, the next caller starts a fresh
-            # one, so that the pool is back within a second or two of a database that was away for long.
+            # An attempt to connect backs off for longer and longer. Given up early, the next caller
+            # starts a fresh one, so that the pool is back within a second or two of a database that
+            # was away for long.
             reconnect_timeout=2,
             configure=self._configure,
             open=False,
@@ -151,28 +167,32 @@ class Database:
 
     async def _configure(self, conn: Connection) -> None:
         await conn.set_autocommit(True)  # not a connect argument: the job queue adds its own
-        # A frozen process must not keep its rows locked. In a pipeline the server never takes a session for idle, so
-        # that only this limit ends it; before Postgres 17 there is none.
+        # A frozen process must not keep its rows locked. In a pipeline the server never takes a
+        # session for idle, so that only this limit ends it; before Postgres 17 there is none.
         if conn.info.server_version >= 170000:
             limit = str(int(self.settings.statement_timeout_seconds * 1000))
             await conn.execute("SELECT set_config('transaction_timeout', %s, false)", (limit,))
 
     async def open(self) -> None:
-        """Connects in the background; a server starts, and answers health, while its database is away."""
+        """Connects in the background; a server starts, and answers health, while its database is
+        away."""
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
         await self._pool.close(timeout=2)
 
     def mend(self) -> None:
-        """Looks at the idle connections, and replaces those that broke. For whoever met a broken one: where a server
-        ended one of them, it often ended all, and each would cost another caller a failure."""
-        # In a task of its own: a caller that is cancelled would take the connections out of the pool for good.
+        """Looks at the idle connections, and replaces those that broke. For whoever met a broken
+        one: where a server ended one of them, it often ended all, and each would cost another
+        caller a failure."""
+        # In a task of its own: a caller that is cancelled would take the connections out of the
+        # pool for good.
         if self._mending is None or self._mending.done():
             self._mending = asyncio.create_task(self._pool.check())
 
     async def connect(self) -> Connection:
-        """A connection outside the pool, for listening or a session's lock. The caller closes it."""
+        """A connection outside the pool, for listening or a session's lock. The caller closes
+        it."""
         return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
 
     async def ready(self) -> bool:
@@ -191,7 +211,8 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """A pooled connection. PoolTimeout: all are in use; OperationalError: the database can't be reached."""
+        """A pooled connection. PoolTimeout: all are in use; OperationalError: the database can't be
+        reached."""
         try:
             conn = await self._pool.getconn()
         except PoolTimeout:
@@ -202,9 +223,10 @@ class Database:
         try:
             yield conn
         except BaseException:
-            # In a task of its own, which nobody cancels. The caller may be cancelled twice, by its deadline and by
-            # gRPC: were the connection given back then, the pool would close its socket while the rollback still
-            # waits for it, and the event loop would abort the process.
+            # In a task of its own, which nobody cancels. The caller may be cancelled twice, by its
+            # deadline and by gRPC: were the connection given back then, the pool would close its
+            # socket while the rollback still waits for it, and the event loop would abort the
+            # process.
             ending = asyncio.create_task(self._end(conn))
             self._endings.add(ending)
             ending.add_done_callback(self._endings.discard)
@@ -226,7 +248,9 @@ class Database:
         self._lent -= 1
         await self._pool.putconn(conn)
 
-    async def rows(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
+    async def rows(
+        self, statement: LiteralString, parameters: Parameters | None = None
+    ) -> list[Any]:
         """All rows of one statement for the caller's owner: one round trip."""
         async with self._connection() as conn:
             async with conn.pipeline() as pipeline:
@@ -239,14 +263,18 @@ class Database:
         rows = await self.rows(statement, parameters)
         return rows[0] if rows else None
 
-    async def system_rows(self, statement: LiteralString, parameters: Parameters | None = None) -> list[Any]:
-        """A worker's read without an owner: sees what the role's own policies show (queues, never contents)."""
+    async def system_rows(
+        self, statement: LiteralString, parameters: Parameters | None = None
+    ) -> list[Any]:
+        """A worker's read without an owner: sees what the role's own policies show (queues, never
+        contents)."""
         async with self._connection() as conn:
             return await (await conn.execute(statement, parameters)).fetchall()
 
     @asynccontextmanager
     async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:
-        """A transaction for `owner`, committed on leaving, rolled back by an exception. `owner` '' is the system."""
+        """A transaction for `owner`, committed on leaving, rolled back by an exception. `owner` ''
+        is the system."""
         # Leaving the pipeline waits for the commit.
         async with self._connection() as conn, conn.pipeline() as pipeline:
             _queue(pipeline, b"BEGIN")
@@ -255,18 +283,22 @@ class Database:
             _queue(pipeline, b"COMMIT")
 
     async def stored_answer(self, request: Any, answer: type[A]) -> A | None:
-        """What an earlier call with this request_id was answered, or None. For a call that works before it commits."""
+        """What an earlier call with this request_id was answered, or None. For a call that works
+        before it commits."""
         if not request.request_id:
             return None
         key = _request_key(request)
         async with self.transaction(auth.current().owner) as m:
             return _replay(await m.one(_STORED_ANSWER, key), key, answer)
 
-    async def mutate(self, request: Any, answer: type[A], work: Callable[[Mutation], Awaitable[A]]) -> A:
+    async def mutate(
+        self, request: Any, answer: type[A], work: Callable[[Mutation], Awaitable[A]]
+    ) -> A:
         """Runs `work` once per request_id of the caller, and gives a repeat the first answer.
 
-        Concurrent duplicates wait for the first; one that waits longer than the lock timeout is ABORTED with
-        RetryInfo. A failure stores nothing, so that a repeat runs again. Answers must not hold URLs: add them after.
+        Concurrent duplicates wait for the first; one that waits longer than the lock timeout is
+        ABORTED with RetryInfo. A failure stores nothing, so that a repeat runs again. Answers must
+        not hold URLs: add them after.
         """
         identity = auth.current()
         try:
@@ -278,15 +310,20 @@ class Database:
             return before.answer
 
 
-async def _once(m: Mutation, key: Mapping[str, Any], answer: type[A], work: Callable[[Mutation], Awaitable[A]]) -> A:
-    """Runs `work` unless the request was answered before: its first statement travels with the look for that."""
+async def _once(
+    m: Mutation, key: Mapping[str, Any], answer: type[A], work: Callable[[Mutation], Awaitable[A]]
+) -> A:
+    """Runs `work` unless the request was answered before: its first statement travels with the look
+    for that."""
     named = [key[name] for name in ("owner", "actor", "method", "request_id")]
     m.send(_HOLD_REQUEST, "\x1f".join(named))
     m.earlier = _Earlier(await m.conn.execute(_STORED_ANSWER, key), key, answer)
     try:
         result = await work(m)
     except errors.DomainError:
-        await m.look_earlier()  # work that refuses before its first statement refuses a repeat no less
+        await (
+            m.look_earlier()
+        )  # work that refuses before its first statement refuses a repeat no less
         raise
     await m.look_earlier()
     m.send(_STORE_ANSWER, *named, key["body_hash"], result.SerializeToString())
@@ -294,7 +331,8 @@ async def _once(m: Mutation, key: Mapping[str, Any], answer: type[A], work: Call
 
 
 def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str | bytes) -> None:
-    """Lets a statement go out ahead of the next one. Its rows are passed over; a failure shows where `run`'s does."""
+    """Lets a statement go out ahead of the next one. Its rows are passed over; a failure shows
+    where `run`'s does."""
     encoded = [value.encode() if isinstance(value, str) else value for value in values]
     formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
     send = partial(pipeline.pgconn.send_query_params, statement, encoded, param_formats=formats)
@@ -326,7 +364,8 @@ def _replay(stored: Any, key: Mapping[str, Any], answer: type[A]) -> A | None:
 
 
 async def forget_answer(m: Mutation, request: Any) -> None:
-    """Removes what is stored for the request, so that a repeat runs again: for a call that commits before its work."""
+    """Removes what is stored for the request, so that a repeat runs again: for a call that commits
+    before its work."""
     await m.run(
         "DELETE FROM requests WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s"
         " AND request_id = %(request_id)s",
@@ -341,7 +380,8 @@ async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000)
         async with db.transaction("") as m:
             gone = await m.all(
                 """DELETE FROM requests WHERE ctid = ANY (ARRAY(
-                       SELECT ctid FROM requests WHERE created_at < now() - %(age)s LIMIT %(chunk)s))
+                       SELECT ctid FROM requests WHERE created_at < now() - %(age)s
+                           LIMIT %(chunk)s))
                    RETURNING 1 AS n""",
                 {"age": older_than, "chunk": chunk},
             )

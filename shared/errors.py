@@ -1,8 +1,8 @@
 """Domain errors and the one table that turns them into gRPC answers.
 
-Code raises a `DomainError` made by one of the functions below; `answer()` makes the `google.rpc.Status` of it, with
-`ErrorInfo` always and the detail that fits the reason. Whatever else is raised is sorted by `from_exception`: text
-of a driver never reaches a caller.
+Code raises a `DomainError` made by one of the functions below; `answer()` makes the
+`google.rpc.Status` of it, with `ErrorInfo` always and the detail that fits the reason. Whatever
+else is raised is sorted by `from_exception`: text of a driver never reaches a caller.
 """
 
 import errno
@@ -24,8 +24,8 @@ from shared.storage import StorageFull, StorageUnavailable
 DOMAIN = "atelier"
 _DATABASE = "database"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
-# Clients take 8 KiB of trailers, and a larger refusal reaches them as a broken stream. The text stands in there twice,
-# once with three characters for a byte.
+# Clients take 8 KiB of trailers, and a larger refusal reaches them as a broken stream. The text
+# stands in there twice, once with three characters for a byte.
 _MOST_TEXT_BYTES = 1000
 _MOST_DETAIL_BYTES = 3000
 _MOST_STATUS_BYTES = 4500
@@ -64,18 +64,24 @@ _CODES: Mapping[int, int] = {
 # What a repeat of the same work may not meet, since it says nothing about the work.
 _PASSING = frozenset(
     {
-        Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, Reason.ERROR_REASON_SHUTTING_DOWN,
-        Reason.ERROR_REASON_OVERLOADED, Reason.ERROR_REASON_TOO_MANY_CALLS, Reason.ERROR_REASON_SLOW_READER,
-        Reason.ERROR_REASON_REQUEST_IN_PROGRESS, Reason.ERROR_REASON_STORAGE_FULL, Reason.ERROR_REASON_DEADLINE,
+        Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+        Reason.ERROR_REASON_SHUTTING_DOWN,
+        Reason.ERROR_REASON_OVERLOADED,
+        Reason.ERROR_REASON_TOO_MANY_CALLS,
+        Reason.ERROR_REASON_SLOW_READER,
+        Reason.ERROR_REASON_REQUEST_IN_PROGRESS,
+        Reason.ERROR_REASON_STORAGE_FULL,
+        Reason.ERROR_REASON_DEADLINE,
     }
-)  # fmt: skip
+)
 
 
 @dataclass
 class DomainError(Exception):
-    """What a caller is told. `metadata` goes into ErrorInfo, `details` are further google.rpc messages, `trailers`
-    are sent as trailing metadata (a watch's cursor). `source` isn't sent: which part of the suite refused, such as
-    "assets", "database" or "storage", for a job that waits for it."""
+    """What a caller is told. `metadata` goes into ErrorInfo, `details` are further google.rpc
+    messages, `trailers` are sent as trailing metadata (a watch's cursor). `source` isn't sent:
+    which part of the suite refused, such as "assets", "database" or "storage", for a job that waits
+    for it."""
 
     reason: int
     text: str
@@ -91,8 +97,11 @@ class DomainError(Exception):
 UNSTORABLE = "a value can't be stored: text may not contain NUL, and numbers must be in range"
 
 
-def invalid(field_path: str, text: str, reason: int = Reason.ERROR_REASON_INVALID_FIELD) -> DomainError:
-    """INVALID_ARGUMENT: a field breaks a rule. `reason`: another one that is INVALID_ARGUMENT, too."""
+def invalid(
+    field_path: str, text: str, reason: int = Reason.ERROR_REASON_INVALID_FIELD
+) -> DomainError:
+    """INVALID_ARGUMENT: a field breaks a rule. `reason`: another one that is INVALID_ARGUMENT,
+    too."""
     return invalid_fields([(field_path, text)], reason)
 
 
@@ -101,14 +110,22 @@ def invalid_fields(
     reason: int = Reason.ERROR_REASON_INVALID_FIELD,
 ) -> DomainError:
     """INVALID_ARGUMENT for several (field path, what is wrong) at once."""
-    named = [error_details_pb2.BadRequest.FieldViolation(field=name, description=text) for name, text in violations]
+    named = [
+        error_details_pb2.BadRequest.FieldViolation(field=name, description=text)
+        for name, text in violations
+    ]
     summary = "; ".join(f"{name}: {text}" if name else text for name, text in violations[:5])
-    return DomainError(reason, summary, details=[error_details_pb2.BadRequest(field_violations=named)])
+    return DomainError(
+        reason, summary, details=[error_details_pb2.BadRequest(field_violations=named)]
+    )
 
 
 def not_found(kind: str, name: object) -> DomainError:
     """NOT_FOUND: absent, or another owner's, which is the same to the caller."""
-    text = f"there is no {kind} {str(name)[:200]!r} that you may see; check the id, and the owner in your token"
+    text = (
+        f"there is no {kind} {str(name)[:200]!r} that you may see; check the id, and the owner in"
+        " your token"
+    )
     resource = error_details_pb2.ResourceInfo(resource_type=kind, resource_name=str(name)[:200])
     return DomainError(Reason.ERROR_REASON_NOT_FOUND, text, details=[resource])
 
@@ -126,7 +143,8 @@ def precondition(
     metadata: Mapping[str, str] | None = None,
     retry_seconds: float | None = None,
 ) -> DomainError:
-    """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` says which state, and what would help.
+    """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` says which state, and
+    what would help.
 
     `retry_seconds`: the state is about to change by itself, which RetryInfo says.
     """
@@ -152,12 +170,18 @@ def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
 
 
 def unavailable(what: str, source: str) -> DomainError:
-    text = f"{what} can't be reached right now; repeat the call, with the same request_id if it changes something"
+    text = (
+        f"{what} can't be reached right now; repeat the call, with the same request_id if it"
+        " changes something"
+    )
     return retry_later(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, 1, source)
 
 
 def etag_mismatch(kind: str, name: object) -> DomainError:
-    text = f"the {kind} {name} was changed since you read that etag; read it again and repeat with the new etag"
+    text = (
+        f"the {kind} {name} was changed since you read that etag; read it again and repeat with the"
+        " new etag"
+    )
     return DomainError(Reason.ERROR_REASON_ETAG_MISMATCH, text)
 
 
@@ -167,19 +191,22 @@ def owner_erased() -> DomainError:
 
 
 def from_exception(error: BaseException) -> DomainError:
-    """Sorts what isn't a DomainError. Unknown ones are INTERNAL, logged with an id that the caller gets."""
+    """Sorts what isn't a DomainError. Unknown ones are INTERNAL, logged with an id that the caller
+    gets."""
     known = _known(error)
     if known is not None:
         return known
     reference = secrets.token_hex(6)
     _log.error("internal error", reference=reference, exc_info=error)
     return DomainError(
-        Reason.ERROR_REASON_INTERNAL, f"a fault of the server, logged as {reference}; tell the operator that id"
+        Reason.ERROR_REASON_INTERNAL,
+        f"a fault of the server, logged as {reference}; tell the operator that id",
     )
 
 
 def passing(error: BaseException) -> DomainError | None:
-    """The error as a refusal that passes by itself, whose `source` says what to wait for; None for any other error."""
+    """The error as a refusal that passes by itself, whose `source` says what to wait for; None for
+    any other error."""
     known = _known(error)
     return known if known is not None and known.reason in _PASSING else None
 
@@ -189,18 +216,26 @@ def _known(error: BaseException) -> DomainError | None:
         case DomainError():
             return error
         case TimeoutError():
-            return DomainError(Reason.ERROR_REASON_DEADLINE, "the deadline passed; unacknowledged work was undone")
+            return DomainError(
+                Reason.ERROR_REASON_DEADLINE, "the deadline passed; unacknowledged work was undone"
+            )
         case StorageFull():
             text = "the storage is full; nothing was kept, tell the operator"
             return DomainError(Reason.ERROR_REASON_STORAGE_FULL, text, source="storage")
         case StorageUnavailable():
             return unavailable("the object store", "storage")
-        case grpc.aio.AioRpcError() if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN):
+        case grpc.aio.AioRpcError() if error.code() in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.UNKNOWN,
+        ):
             return unavailable("a service that this call needs", "a service")
         case psycopg.Error() | psycopg_pool.TooManyRequests():
             return _of_database(error)
         case OSError() if error.errno in _NO_ROOM:
-            text = f"this machine has no room for it ({error.strerror}); nothing was kept, tell the operator"
+            text = (
+                f"this machine has no room for it ({error.strerror}); nothing was kept, tell the"
+                " operator"
+            )
             return DomainError(Reason.ERROR_REASON_STORAGE_FULL, text, source="this machine")
     return None
 
@@ -217,7 +252,10 @@ def _of_database(error: psycopg.Error) -> DomainError | None:
             text = "another call holds what this one needs; nothing was changed, try again"
             return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1, _DATABASE)
         case psycopg.errors.SerializationFailure() | psycopg.errors.DeadlockDetected():
-            text = "another call changed the same thing at the same time; nothing was changed, try again"
+            text = (
+                "another call changed the same thing at the same time; nothing was changed, try"
+                " again"
+            )
             return retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2, _DATABASE)
         case psycopg.errors.CheckViolation() if error.diag.constraint_name == "owner_not_erased":
             return owner_erased()
@@ -236,7 +274,9 @@ def _of_database(error: psycopg.Error) -> DomainError | None:
 def answer(error: DomainError) -> status_pb2.Status:
     """The `google.rpc.Status` a caller gets."""
     info = error_details_pb2.ErrorInfo(
-        reason=Reason.Name(error.reason).removeprefix("ERROR_REASON_"), domain=DOMAIN, metadata=error.metadata
+        reason=Reason.Name(error.reason).removeprefix("ERROR_REASON_"),
+        domain=DOMAIN,
+        metadata=error.metadata,
     )
     status = status_pb2.Status(code=_CODES[error.reason], message=_cut(error.text))
     for detail in (info, *map(_shortened, error.details)):
@@ -248,7 +288,11 @@ def answer(error: DomainError) -> status_pb2.Status:
 
 def _cut(text: str) -> str:
     whole = text.encode()
-    return text if len(whole) <= _MOST_TEXT_BYTES else whole[: _MOST_TEXT_BYTES - 4].decode(errors="ignore") + " ..."
+    return (
+        text
+        if len(whole) <= _MOST_TEXT_BYTES
+        else whole[: _MOST_TEXT_BYTES - 4].decode(errors="ignore") + " ..."
+    )
 
 
 def _shortened(detail: message.Message) -> message.Message:
@@ -265,7 +309,9 @@ def code_name(error: DomainError) -> str:
     return code_pb2.Code.Name(_CODES[error.reason])
 
 
-async def send(context: "grpc.aio.ServicerContext[message.Message, message.Message]", error: DomainError) -> None:
+async def send(
+    context: "grpc.aio.ServicerContext[message.Message, message.Message]", error: DomainError
+) -> None:
     """Ends the call with the answer for `error`."""
     status = answer(error)
     trailers = [("grpc-status-details-bin", status.SerializeToString()), *error.trailers]

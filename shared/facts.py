@@ -1,13 +1,14 @@
 """What a caller states about a product: the facts file, parsed strictly.
 
-The facts are the only source of names, materials, dimensions, prices and brands in anything that is printed, so a
-misspelt key must be an error and never a silently missing fact.
+The facts are the only source of names, materials, dimensions, prices and brands in anything that is
+printed, so a misspelt key must be an error and never a silently missing fact.
 
     facts = load_facts(Path("facts.yaml").read_text())      # YAML, for people
     facts = parse_facts({"product": {"name": "Harbour"}})   # plain values, for a request
 
-Every field is optional; None or an empty tuple means "not supplied". Points are fractions (0..1) of a picture's width
-and height after its orientation is applied, origin top left. Errors name the field: `scales[0].from.x: ...`.
+Every field is optional; None or an empty tuple means "not supplied". Points are fractions (0..1) of
+a picture's width and height after its orientation is applied, origin top left. Errors name the
+field: `scales[0].from.x: ...`.
 """
 
 import math
@@ -32,10 +33,12 @@ T = TypeVar("T")
 
 
 class FactsError(ValueError):
-    """A fact that can't be taken as it stands. `path` is the field (`dimensions[1].value`), `reason` a sentence."""
+    """A fact that can't be taken as it stands. `path` is the field (`dimensions[1].value`),
+    `reason` a sentence."""
 
     def __init__(self, path: str, reason: str) -> None:
-        # Both go to Exception, because that is what pickle hands back to __init__ in another process.
+        # Both go to Exception, because that is what pickle hands back to __init__ in another
+        # process.
         super().__init__(path, reason)
         self.path = path
         self.reason = reason
@@ -84,7 +87,8 @@ class Dimension:
 
 @dataclass(frozen=True)
 class PointOfMeasure:
-    """A measurement a factory checks. Has a value, or two points between which it can be measured, or both."""
+    """A measurement a factory checks. Has a value, or two points between which it can be measured,
+    or both."""
 
     code: str
     name: str
@@ -174,7 +178,8 @@ def load_facts(text: str | bytes) -> Facts:
 
 
 def parse_facts(mapping: object) -> Facts:
-    """Facts from plain values (dicts, lists, text, numbers). Raises FactsError with the path of the first bad field."""
+    """Facts from plain values (dicts, lists, text, numbers). Raises FactsError with the path of the
+    first bad field."""
     top = _Table("", mapping)
     facts = Facts(
         product=top.table("product", _product) or Product(),
@@ -250,7 +255,10 @@ def _point_of_measure(row: "_Table") -> PointOfMeasure:
     if (pom.start is None) != (pom.end is None):
         raise FactsError(row.path, "'from' and 'to' go together")
     if pom.start is not None and pom.view is None:
-        raise FactsError(f"{row.path}.view", "needed with 'from' and 'to': they are places in that view's picture")
+        raise FactsError(
+            f"{row.path}.view",
+            "needed with 'from' and 'to': they are places in that view's picture",
+        )
     if pom.value is None and pom.start is None:
         raise FactsError(f"{row.path}.value", "needed, or 'from' and 'to' to measure between")
     if pom.value is not None and pom.unit is None:
@@ -286,15 +294,22 @@ def _bom_item(row: "_Table") -> BomItem:
 
 def _feature(row: "_Table") -> Feature:
     feature = Feature(
-        view=row.view("view"), name=row.need(row.line, "name"), note=row.text("note"), at=row.table("at", _point)
+        view=row.view("view"),
+        name=row.need(row.line, "name"),
+        note=row.text("note"),
+        at=row.table("at", _point),
     )
     if feature.at is not None and feature.view is None:
-        raise FactsError(f"{row.path}.view", "needed with 'at': it is a place in that view's picture")
+        raise FactsError(
+            f"{row.path}.view", "needed with 'at': it is a place in that view's picture"
+        )
     return feature
 
 
 def _closeup(row: "_Table") -> Closeup:
-    return Closeup(name=row.need(row.line, "name"), view=row.need(row.view, "view"), at=row.table("at", _point))
+    return Closeup(
+        name=row.need(row.line, "name"), view=row.need(row.view, "view"), at=row.table("at", _point)
+    )
 
 
 def _price(row: "_Table") -> Price:
@@ -359,7 +374,10 @@ class _Table:
         return tuple(built)
 
     def lines(self, key: str) -> tuple[str, ...]:
-        return tuple(_text(f"{self._at(key)}[{index}]", value, MAX_LINE) for index, value in enumerate(self._list(key)))
+        return tuple(
+            _text(f"{self._at(key)}[{index}]", value, MAX_LINE)
+            for index, value in enumerate(self._list(key))
+        )
 
     def line(self, key: str) -> str | None:
         value = self._take(key)
@@ -378,7 +396,9 @@ class _Table:
     def currency(self, key: str) -> str | None:
         value = self.line(key)
         if value is not None and not re.fullmatch("[A-Z]{3}", value):
-            raise FactsError(self._at(key), f"{value!r} is not a currency code of three capitals, such as EUR")
+            raise FactsError(
+                self._at(key), f"{value!r} is not a currency code of three capitals, such as EUR"
+            )
         return value
 
     def money(self, key: str) -> float | None:
@@ -399,7 +419,9 @@ class _Table:
     def fraction(self, key: str) -> float | None:
         value = self._number(key)
         if value is not None and not 0 <= value <= 1:
-            raise FactsError(self._at(key), f"{figures.number(value)} is not a fraction of the picture (0..1)")
+            raise FactsError(
+                self._at(key), f"{figures.number(value)} is not a fraction of the picture (0..1)"
+            )
         return value
 
     def _number(self, key: str, most: float = MAX_NUMBER) -> float | None:
@@ -426,7 +448,9 @@ class _Table:
         if not isinstance(value, (list, tuple)):
             raise FactsError(self._at(key), f"must be a list, not {_kind(value)}")
         if len(value) > MAX_ITEMS:
-            raise FactsError(self._at(key), f"has {len(value)} entries, at most {MAX_ITEMS} are read")
+            raise FactsError(
+                self._at(key), f"has {len(value)} entries, at most {MAX_ITEMS} are read"
+            )
         return value
 
     def _take(self, key: str) -> object:
@@ -459,7 +483,14 @@ def _text(path: str, value: object, limit: int) -> str:
 def _kind(value: object) -> str:
     if isinstance(value, Mapping):
         return "a table"
-    names = {str: "text", bool: "yes/no", int: "a number", float: "a number", list: "a list", type(None): "nothing"}
+    names = {
+        str: "text",
+        bool: "yes/no",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        type(None): "nothing",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 

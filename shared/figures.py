@@ -1,11 +1,13 @@
-"""Numbers as they stand in print and in sentences: no exponent, no minus zero, no digits that only a float has."""
+"""Numbers as they stand in print and in sentences: no exponent, no minus zero, no digits that only
+a float has."""
 
 from decimal import Context, Decimal
 
 Number = int | float | Decimal | str
 
 _EXACT = Context(prec=400)  # more digits than any float and any sum of a thousand amounts has
-# Every decimal of up to so many digits survives as a double. What follows them is the double's own: 0.1 + 0.2.
+# Every decimal of up to so many digits survives as a double. What follows them is the double's own:
+# 0.1 + 0.2.
 _DIGITS_OF_DOUBLE = 15
 _NO_MINOR_UNIT = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
 _MINOR_DIGITS = {
@@ -18,7 +20,8 @@ _MINOR_DIGITS = {
 def number(value: Number) -> str:
     """A number without a unit: 72.0 is `72`, 0.1 + 0.2 is `0.3`, 1e-7 is `0.0000001`.
 
-    A float is the shortest decimal of up to 15 digits. A Decimal or a text was written by somebody and keeps its zeros.
+    A float is the shortest decimal of up to 15 digits. A Decimal or a text was written by somebody
+    and keeps its zeros.
     """
     if isinstance(value, str):
         return value
@@ -27,11 +30,13 @@ def number(value: Number) -> str:
 
 
 def money(amount: Number, currency: str, *, grouped: bool) -> str:
-    """An amount with at least as many digits after the point as its currency (ISO 4217) usually has, and all that it
-    was given with: 129.9 EUR is `129.90`, 5 JPY is `5`, 1.2345 EUR is `1.2345`.
+    """An amount with at least as many digits after the point as its currency (ISO 4217) usually
+    has, and all that it was given with: 129.9 EUR is `129.90`, 5 JPY is `5`, 1.2345 EUR is
+    `1.2345`.
 
-    `grouped` is for columns that are added up, where thousands are set apart by commas: `1,234.50`. A figure that goes
-    to a factory stands without, since half of the world reads that comma as a decimal point.
+    `grouped` is for columns that are added up, where thousands are set apart by commas: `1,234.50`.
+    A figure that goes to a factory stands without, since half of the world reads that comma as a
+    decimal point.
     """
     exact = _EXACT.plus(decimal_of(amount)).normalize(_EXACT)  # plus: there is no minus zero
     after = max(_MINOR_DIGITS.get(currency, 2), -int(exact.as_tuple().exponent))

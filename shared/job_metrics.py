@@ -11,22 +11,36 @@ from shared.db import Database
 from shared.tasks import wanted
 from shared.telemetry import METRICS
 
-TRIES = Counter("atelier_job_tries", "Tries of jobs that this worker ended", ["job", "outcome"], registry=METRICS)
+TRIES = Counter(
+    "atelier_job_tries",
+    "Tries of jobs that this worker ended",
+    ["job", "outcome"],
+    registry=METRICS,
+)
 SECONDS = Histogram(
-    "atelier_job_try_seconds", "Duration of tries that succeeded", ["job"], registry=METRICS,
+    "atelier_job_try_seconds",
+    "Duration of tries that succeeded",
+    ["job"],
+    registry=METRICS,
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600),
-)  # fmt: skip
+)
 _LABELS = ("service", "job", "what")
-WAITING = Gauge("atelier_jobs_waiting", "Jobs that wait for something that is away", _LABELS, registry=METRICS)
+WAITING = Gauge(
+    "atelier_jobs_waiting", "Jobs that wait for something that is away", _LABELS, registry=METRICS
+)
 OLDEST = Gauge(
-    "atelier_jobs_waiting_oldest_seconds", "How long the first of them has been waiting", _LABELS, registry=METRICS
+    "atelier_jobs_waiting_oldest_seconds",
+    "How long the first of them has been waiting",
+    _LABELS,
+    registry=METRICS,
 )
 _PAUSE_SECONDS = 15.0
 _log = structlog.get_logger("jobs")
 
 # Every table whose rows are jobs has this column.
 _TABLES: LiteralString = """
-    SELECT table_name FROM information_schema.columns WHERE table_schema = %s AND column_name = 'losses' ORDER BY 1
+    SELECT table_name FROM information_schema.columns WHERE table_schema = %s AND column_name
+        = 'losses' ORDER BY 1
 """
 _OF_TABLE = """
     SELECT '{table}' AS job, waits_for AS what, count(*) AS number,
@@ -36,8 +50,8 @@ _OF_TABLE = """
 
 
 async def watch_waits(db: Database) -> None:
-    """Shows again and again what the service's jobs wait for. Every worker shows the figures of the whole service, so
-    that rules take their maximum. Runs until cancelled."""
+    """Shows again and again what the service's jobs wait for. Every worker shows the figures of the
+    whole service, so that rules take their maximum. Runs until cancelled."""
     statement: LiteralString = ""
     shown: set[tuple[str, str]] = set()
     while wanted():
@@ -54,5 +68,7 @@ async def watch_waits(db: Database) -> None:
                 OLDEST.labels(db.service, job, what).set(row.oldest)
             shown = set(found)
         except psycopg.Error as error:
-            _log.warning("figures of waiting jobs are old", service=db.service, error=type(error).__name__)
+            _log.warning(
+                "figures of waiting jobs are old", service=db.service, error=type(error).__name__
+            )
         await asyncio.sleep(_PAUSE_SECONDS)

@@ -1,9 +1,10 @@
 """Runs the jobs of a service's queue, and outlives a database that goes away.
 
-Procrastinate's worker watches its side tasks only until the first of them ends, and one ends at once where no task is
-periodic: a heartbeat that fails once would go unnoticed, and the reaper would take every job of a living worker for a
-dead one's. So the heartbeat is kept here, beside the worker, and nothing that Procrastinate runs by itself fails for a
-database that is away: it waits, and what is in doubt is put in order once the database answers.
+Procrastinate's worker watches its side tasks only until the first of them ends, and one ends at
+once where no task is periodic: a heartbeat that fails once would go unnoticed, and the reaper would
+take every job of a living worker for a dead one's. So the heartbeat is kept here, beside the
+worker, and nothing that Procrastinate runs by itself fails for a database that is away: it waits,
+and what is in doubt is put in order once the database answers.
 """
 
 import asyncio
@@ -32,14 +33,17 @@ _DAY = 24
 _log = structlog.get_logger("jobs")
 
 # A worker that another one took for dead has no row any more, and its jobs are others' by now.
-_BEAT = "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %(worker_id)s RETURNING id"
+_BEAT = (
+    "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %(worker_id)s RETURNING id"
+)
 _FETCHED = """
     (SELECT id FROM procrastinate_jobs
      WHERE id = %(job_id)s AND attempts = %(attempts)s AND status = 'doing' FOR UPDATE) AS fetched
 """
 _FINISH = f"SELECT procrastinate_finish_job_v1(id, %(status)s, %(delete_job)s) FROM {_FETCHED}"
 _RETRY = f"""
-    SELECT procrastinate_retry_job_v2(id, %(retry_at)s::timestamptz, %(priority)s, %(queue)s, %(lock)s) FROM {_FETCHED}
+    SELECT procrastinate_retry_job_v2(id, %(retry_at)s::timestamptz, %(priority)s, %(queue)s,
+        %(lock)s) FROM {_FETCHED}
 """
 # Jobs that the queue gave to this worker without its knowing: the answer to a fetch was lost.
 _PUT_BACK = """
@@ -48,11 +52,13 @@ _PUT_BACK = """
         WHERE worker_id = %(worker_id)s AND status = 'doing' AND NOT id = ANY(%(held)s) FOR UPDATE
     ) AS unheard
 """
-# Others that look at the same time skip what this one has locked. The order names the columns of the index.
+# Others that look at the same time skip what this one has locked. The order names the columns of
+# the index.
 _EXCHANGE = f"""
     WITH urgent AS (
         SELECT id, task_name, args FROM procrastinate_jobs
-        WHERE status = 'todo' AND attempts = 0 AND queue_name = %(queue)s AND args ->> 'owner' = %(owner)s
+        WHERE status = 'todo' AND attempts = 0 AND queue_name = %(queue)s AND args ->> 'owner'
+            = %(owner)s
         AND (-(args ->> 'urgency')::int, args ->> 'row_id') < (-%(urgency)s::int, %(row_id)s::text)
         ORDER BY queue_name, args ->> 'owner', -(args ->> 'urgency')::int, args ->> 'row_id'
         LIMIT 1 FOR UPDATE SKIP LOCKED
@@ -66,10 +72,12 @@ _EXCHANGE = f"""
 
 
 class Manager(manager.JobManager):
-    """What a worker says to the queue: nothing is lost or stuck if the database goes away in the middle of it.
+    """What a worker says to the queue: nothing is lost or stuck if the database goes away in the
+    middle of it.
 
-    Only the run that was fetched is ended. A worker that was frozen past its lease comes back with a job that another
-    one has by now; every return to the queue raises `attempts`, which tells the two apart.
+    Only the run that was fetched is ended. A worker that was frozen past its lease comes back with
+    a job that another one has by now; every return to the queue raises `attempts`, which tells the
+    two apart.
     """
 
     def __init__(self, db: Database, connector: Any) -> None:
@@ -81,7 +89,9 @@ class Manager(manager.JobManager):
     async def register_worker(self) -> int:
         registered = await super().register_worker()
         self._held[registered] = set()
-        if not wanted():  # asked to end before it began, and not heard: the worker would run for ever
+        if (
+            not wanted()
+        ):  # asked to end before it began, and not heard: the worker would run for ever
             raise asyncio.CancelledError
         return registered
 
@@ -95,18 +105,22 @@ class Manager(manager.JobManager):
         return bool(await self.connector.execute_query_all_async(_BEAT, worker_id=worker_id))
 
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> jobs.Job | None:
-        """The job whose turn it is, or a more urgent one of the same owner. None also while the database is away."""
+        """The job whose turn it is, or a more urgent one of the same owner. None also while the
+        database is away."""
         held = self._held[worker_id]
         try:
             if worker_id in self._doubtful:
-                self._doubtful.discard(worker_id)  # before: whoever is in doubt meanwhile is so for another job
+                self._doubtful.discard(
+                    worker_id
+                )  # before: whoever is in doubt meanwhile is so for another job
                 await self.connector.execute_query_all_async(
                     _PUT_BACK, worker_id=worker_id, held=list(held), retry_at=LONG_AGO
                 )
             job = await super().fetch_job(queues, worker_id)
             job = job and await self._exchanged(job)
         except exceptions.ConnectorException as error:
-            # Perhaps a job was fetched, or exchanged for another one, and this worker did not hear of it.
+            # Perhaps a job was fetched, or exchanged for another one, and this worker did not hear
+            # of it.
             self._doubtful.add(worker_id)
             troubled(self._db, "fetching waits for the database", error)
             return None
@@ -119,28 +133,52 @@ class Manager(manager.JobManager):
             return job
         own = job.task_kwargs
         found = await self.connector.execute_query_all_async(
-            _EXCHANGE, queue=job.queue, owner=own["owner"], urgency=own["urgency"], row_id=own["row_id"],
-            job_id=job.id, attempts=job.attempts, task=job.task_name, args=own,
-        )  # fmt: skip
-        return job.evolve(task_name=found[0]["task_name"], task_kwargs=found[0]["args"]) if found else job
+            _EXCHANGE,
+            queue=job.queue,
+            owner=own["owner"],
+            urgency=own["urgency"],
+            row_id=own["row_id"],
+            job_id=job.id,
+            attempts=job.attempts,
+            task=job.task_name,
+            args=own,
+        )
+        return (
+            job.evolve(task_name=found[0]["task_name"], task_kwargs=found[0]["args"])
+            if found
+            else job
+        )
 
     async def finish_job(self, job: jobs.Job, status: jobs.Status, delete_job: bool) -> None:
         await self._insist(_FINISH, job, status=status.value, delete_job=delete_job)
 
     async def retry_job(
-        self, job: jobs.Job, retry_at: datetime | None = None, priority: int | None = None,
-        queue: str | None = None, lock: str | None = None,
-    ) -> None:  # fmt: skip
-        await self._insist(_RETRY, job, retry_at=retry_at, priority=priority, queue=queue, lock=lock)
+        self,
+        job: jobs.Job,
+        retry_at: datetime | None = None,
+        priority: int | None = None,
+        queue: str | None = None,
+        lock: str | None = None,
+    ) -> None:
+        await self._insist(
+            _RETRY, job, retry_at=retry_at, priority=priority, queue=queue, lock=lock
+        )
 
     async def put_back(self, job: jobs.Job) -> None:
         """Gives a job of a dead worker to whoever comes first, unless somebody has done so."""
         await self.connector.execute_query_async(
-            _RETRY, job_id=job.id, attempts=job.attempts, retry_at=LONG_AGO, priority=None, queue=None, lock=None
+            _RETRY,
+            job_id=job.id,
+            attempts=job.attempts,
+            retry_at=LONG_AGO,
+            priority=None,
+            queue=None,
+            lock=None,
         )
 
     async def _insist(self, statement: str, job: jobs.Job, **parameters: Any) -> None:
-        """A job whose end the queue never hears of would stay taken for as long as this worker lives."""
+        """A job whose end the queue never hears of would stay taken for as long as this worker
+        lives."""
         deadline = time.monotonic() + _INSIST_SECONDS
         try:
             while True:
@@ -159,7 +197,9 @@ class Manager(manager.JobManager):
             for held in self._held.values():
                 held.discard(job.id or 0)
 
-    async def listen_for_jobs(self, *, on_notification: Any, queues: Iterable[str] | None = None) -> None:
+    async def listen_for_jobs(
+        self, *, on_notification: Any, queues: Iterable[str] | None = None
+    ) -> None:
         """Listens until cancelled, on a new connection whenever the one before it broke."""
         while wanted():
             try:
@@ -172,7 +212,9 @@ class Manager(manager.JobManager):
 class Worker:
     """Runs the jobs of some queues of one service, in as many slots as it is told."""
 
-    def __init__(self, db: Database, app: procrastinate.App, jobs_of: Manager, lease_seconds: float) -> None:
+    def __init__(
+        self, db: Database, app: procrastinate.App, jobs_of: Manager, lease_seconds: float
+    ) -> None:
         self._db = db
         self._app = app
         self._manager = jobs_of
@@ -185,7 +227,8 @@ class Worker:
         return min(self._lease_seconds / 3, _LONGEST_BEAT_SECONDS)
 
     async def run(self, queues: Sequence[str], slots: int) -> None:
-        """Runs jobs until cancelled; then those in hand have a few seconds, and the rest is put back."""
+        """Runs jobs until cancelled; then those in hand have a few seconds, and the rest is put
+        back."""
         while wanted():
             try:
                 await self._until_lost(queues, slots)
@@ -232,22 +275,28 @@ class Worker:
                 async with asyncio.timeout(self._lease_seconds / 2):
                     alive = await self._manager.beat(working.worker_id)
                 if not alive:
-                    _log.warning("worker was taken for dead; it gives up its jobs", service=self._db.service)
+                    _log.warning(
+                        "worker was taken for dead; it gives up its jobs", service=self._db.service
+                    )
                     return
                 heard = self._heard = asked
             except (exceptions.ConnectorException, psycopg.Error, TimeoutError) as error:
                 self._unsteady_until = time.monotonic() + self._lease_seconds
                 if time.monotonic() - heard > self._lease_seconds:
-                    _log.warning("worker can't beat; it gives up its jobs", service=self._db.service)
+                    _log.warning(
+                        "worker can't beat; it gives up its jobs", service=self._db.service
+                    )
                     return
                 pause = min(_PAUSE_SECONDS, self._beat_seconds)
                 troubled(self._db, "heartbeat failed", error)
             await asyncio.sleep(pause)
 
     async def reap(self, queues: Callable[[], Iterable[str]]) -> None:
-        """Gives jobs of dead workers to live ones. Any number may run: putting a job back twice is harmless.
+        """Gives jobs of dead workers to live ones. Any number may run: putting a job back twice is
+        harmless.
 
-        A worker that did not beat itself a moment ago judges nobody: what kept it from beating kept others, too.
+        A worker that did not beat itself a moment ago judges nobody: what kept it from beating kept
+        others, too.
         """
         passes = 0
         while wanted():
@@ -260,7 +309,9 @@ class Worker:
                     stalled = await self._manager.get_stalled_jobs(
                         queue=queue, seconds_since_heartbeat=self._lease_seconds
                     )
-                    if time.monotonic() - asked > self._beat_seconds:  # it was held up, and so were heartbeats
+                    if (
+                        time.monotonic() - asked > self._beat_seconds
+                    ):  # it was held up, and so were heartbeats
                         break
                     await self._requeue(stalled)
                 if passes % _PRUNE_PASSES == 0:
@@ -273,11 +324,14 @@ class Worker:
 
     async def _requeue(self, stalled: Iterable[jobs.Job]) -> None:
         for job in stalled:
-            _log.warning("job of a dead worker put back", job=job.id, task=job.task_name, row=job.task_kwargs)
+            _log.warning(
+                "job of a dead worker put back", job=job.id, task=job.task_name, row=job.task_kwargs
+            )
             await self._manager.put_back(job)  # unless another reaper was faster
 
 
 def troubled(db: Database, what: str, error: Exception) -> None:
-    """Notes a statement that failed, and lets the pool look for others of its connections that broke with this one."""
+    """Notes a statement that failed, and lets the pool look for others of its connections that
+    broke with this one."""
     _log.warning(what, service=db.service, error=str(error.__cause__ or error).strip()[:200])
     db.mend()

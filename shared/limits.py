@@ -15,9 +15,10 @@ Holder = tuple[str, str | None]
 class Places:
     """So many calls of one kind at once in this process.
 
-    A quarter is kept back for owners who hold next to none: calls that wait may hold their places for minutes, and a
-    handful of owners must not close the server to all. Of the rest an owner may hold as many as are free: half of them
-    alone, a third beside another that wants as many, and so on. No figure has to be set for how many owners are busy.
+    A quarter is kept back for owners who hold next to none: calls that wait may hold their places
+    for minutes, and a handful of owners must not close the server to all. Of the rest an owner may
+    hold as many as are free: half of them alone, a third beside another that wants as many, and so
+    on. No figure has to be set for how many owners are busy.
     """
 
     def __init__(self, most: int) -> None:
@@ -31,17 +32,25 @@ class Places:
         free = self._most - self.taken
         if free <= 0:
             raise errors.retry_later(
-                Reason.ERROR_REASON_OVERLOADED, "the server is busy; nothing was changed, try again", 0.5
+                Reason.ERROR_REASON_OVERLOADED,
+                "the server is busy; nothing was changed, try again",
+                0.5,
             )
-        # What a service calls for an owner counts apart: an owner's waiting calls must not stop the jobs they wait for.
+        # What a service calls for an owner counts apart: an owner's waiting calls must not stop the
+        # jobs they wait for.
         holder = auth.share_of(identity.owner), identity.service
         held = self._held.get(holder, 0)
         open_to_all = free - self._kept_back
         if held >= (max(open_to_all, _NEVER_TOO_MANY) if open_to_all > 0 else _FEW):
-            whose = "this owner" if holder[0] == identity.owner else "all anonymous callers together"
+            whose = (
+                "this owner" if holder[0] == identity.owner else "all anonymous callers together"
+            )
             if holder[0].startswith("address:"):
                 whose = "this address without a token"
-            text = f"{held} calls of {whose} are under way; nothing was changed, let some end, then try again"
+            text = (
+                f"{held} calls of {whose} are under way; nothing was changed, let some end, then"
+                " try again"
+            )
             raise errors.retry_later(Reason.ERROR_REASON_TOO_MANY_CALLS, text, 1)
         self.taken += 1
         self._held[holder] = held + 1
@@ -85,12 +94,15 @@ def wait_apart() -> None:
 
 
 class Limits:
-    """What the guard of every method enforces. Calls that stream a request in are counted apart, and fewer of them are
-    allowed: each may last as long as its sender likes. Those that stream answers cost little while they wait, and so do
-    calls that wait for a job, which are counted with them. Streams without a token, of health and reflection, are
-    counted apart: nobody without one takes a caller's place."""
+    """What the guard of every method enforces. Calls that stream a request in are counted apart,
+    and fewer of them are allowed: each may last as long as its sender likes. Those that stream
+    answers cost little while they wait, and so do calls that wait for a job, which are counted with
+    them. Streams without a token, of health and reflection, are counted apart: nobody without one
+    takes a caller's place."""
 
-    def __init__(self, *, max_in_flight: int, max_streams: int, default_deadline: float, max_deadline: float) -> None:
+    def __init__(
+        self, *, max_in_flight: int, max_streams: int, default_deadline: float, max_deadline: float
+    ) -> None:
         self.calls = Places(max_in_flight)
         self.uploads = Places(max_in_flight // 4)
         self.streams = Places(max_streams)
@@ -105,5 +117,6 @@ class Limits:
         return seat
 
     def under_way(self) -> int:
-        """How many calls are being served, or take back what they began since their callers have gone."""
+        """How many calls are being served, or take back what they began since their callers have
+        gone."""
         return self.calls.taken + self.uploads.taken + self.streams.taken

@@ -1,7 +1,9 @@
-"""Log lines that can't fail what they tell of: a JSON object each, on a standard error that takes whatever comes.
+"""Log lines that can't fail what they tell of: a JSON object each, on a standard error that takes
+whatever comes.
 
-No call, job, start or shutdown may end because a disk is full, a pipe is closed or unread, or the `repr` of a value
-raises. What can't be written is lost and counted, and the next line that can be written says how many were.
+No call, job, start or shutdown may end because a disk is full, a pipe is closed or unread, or the
+`repr` of a value raises. What can't be written is lost and counted, and the next line that can be
+written says how many were.
 """
 
 import contextlib
@@ -27,27 +29,32 @@ _LONGEST_LINE = 32_768
 _WAIT_MILLISECONDS = 100
 _WAIT_APART_SECONDS = 1.0
 _SECRET_WORDS = ("password", "token", "secret", "authorization", "signature", "dsn")
-_ENCODER = json.JSONEncoder(default=repr, allow_nan=False)  # json.dumps would make one for every line
+_ENCODER = json.JSONEncoder(
+    default=repr, allow_nan=False
+)  # json.dumps would make one for every line
 
 
 class LogStream(io.TextIOBase):
     """Standard output (1) or standard error (2), which never raises and hardly waits.
 
-    A full pipe or a stopped terminal is waited for once a second at most, and then for 0.1 s: enough for a reader that
-    is only slow, and an event loop lives with it if there is none. `tell(lost)` makes the line that says how many lines
-    were lost.
+    A full pipe or a stopped terminal is waited for once a second at most, and then for 0.1 s:
+    enough for a reader that is only slow, and an event loop lives with it if there is none.
+    `tell(lost)` makes the line that says how many lines were lost.
     """
 
     encoding = "utf-8"
     errors = "backslashreplace"
 
-    def __init__(self, number: int, tell: Callable[[int], str] = "{} log lines were lost\n".format) -> None:
+    def __init__(
+        self, number: int, tell: Callable[[int], str] = "{} log lines were lost\n".format
+    ) -> None:
         self.lost = 0
         self._untold = 0
         self._tell = tell
         self._ended = True  # what was written last ends with a line break
         self._patient_from = 0.0
-        # Reentrant: a finaliser or a signal handler that runs in the middle of a write may write, too.
+        # Reentrant: a finaliser or a signal handler that runs in the middle of a write may write,
+        # too.
         self._lock = threading.RLock()
         self._descriptor = _descriptor(number)
 
@@ -110,7 +117,8 @@ class LogStream(io.TextIOBase):
 def _descriptor(number: int) -> int:
     """Writes to the file of a standard descriptor, and doesn't wait for its reader."""
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # One that is closed is nowhere from now on: what is opened later must not get its number.
+        # One that is closed is nowhere from now on: what is opened later must not get its number.
+        pass
     if (sys.stdout, sys.stderr)[number - 1] is None:
         return null
     os.close(null)
@@ -118,8 +126,11 @@ def _descriptor(number: int) -> int:
         if stat.S_ISREG(os.fstat(number).st_mode):
             return number
         try:
-            # Opened anew: whether writing waits belongs to what was opened, which a shell or another program shares.
-            return os.open(f"/dev/fd/{number}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+            # Opened anew: whether writing waits belongs to what was opened, which a shell or
+            # another program shares.
+            return os.open(
+                f"/dev/fd/{number}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+            )
         except OSError:  # a socket, or a pipe of another account
             os.set_blocking(number, False)
     return number
@@ -134,8 +145,8 @@ def keep_stderr(tell: Callable[[int], str] | None = None) -> LogStream:
 
 
 def set_up(service: str) -> tuple[LogStream, LogStream]:
-    """For a process whose two outputs are logs: returns them. What the standard library's loggers and its warnings say
-    becomes lines of standard error."""
+    """For a process whose two outputs are logs: returns them. What the standard library's loggers
+    and its warnings say becomes lines of standard error."""
 
     def tell(lost: int) -> str:
         return line(service, "warning", {"event": "log lines were lost", "lost": lost})
@@ -169,11 +180,16 @@ class LineHandler(logging.Handler):
 
 
 def line(service: str, level: str, event: dict[str, Any]) -> str:
-    """A line with its break. Never raises: a value that can't be shown is replaced, one that is too long is cut."""
+    """A line with its break. Never raises: a value that can't be shown is replaced, one that is too
+    long is cut."""
     try:
         return _line(service, level, event)
     except Exception as error:
-        kept = {"event": "a log line could not be made", "error": type(error).__name__, "service": service}
+        kept = {
+            "event": "a log line could not be made",
+            "error": type(error).__name__,
+            "service": service,
+        }
         return _ENCODER.encode(kept | {"level": level}) + "\n"
 
 
@@ -216,7 +232,8 @@ def _exception(given: Any) -> str:
 
 
 def _plain(value: Any, most: int) -> Any:
-    """The value itself if it can be encoded and is short, else its text, cut to about `most` characters."""
+    """The value itself if it can be encoded and is short, else its text, cut to about `most`
+    characters."""
     with contextlib.suppress(Exception):
         if len(_ENCODER.encode(value)) <= most:
             return value

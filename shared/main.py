@@ -1,4 +1,5 @@
-"""What the four services' `__main__` have in common: the three commands, the storage, the worker's side tasks."""
+"""What the four services' `__main__` have in common: the three commands, the storage, the worker's
+side tasks."""
 
 import asyncio
 import os
@@ -28,7 +29,8 @@ Command = Callable[[str, Settings], Coroutine[Any, Any, None]]
 
 
 def run(name: str, *, service: server.Opener, work: Command, arguments: Sequence[str]) -> None:
-    """Runs the command named on the command line. Exit status 2: usage or a setting; 1: it could not start."""
+    """Runs the command named on the command line. Exit status 2: usage or a setting; 1: it could
+    not start."""
     if len(arguments) != 1 or arguments[0] not in ("serve", "work", "migrate"):
         sys.exit(_USAGE.format(name=name))
     settings = load(name)
@@ -46,9 +48,11 @@ def migrate_from_settings(name: str, settings: Settings) -> None:
 
     try:
         migrate(
-            name, settings.database_url.get_secret_value(), settings.app_password.get_secret_value(),
+            name,
+            settings.database_url.get_secret_value(),
+            settings.app_password.get_secret_value(),
             settings.worker_password.get_secret_value(),
-        )  # fmt: skip
+        )
     except MigrationFailed as problem:
         sys.exit(f"atelier: {problem}")
 
@@ -57,7 +61,9 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
     """Runs the background work of some services in this process until SIGTERM or SIGINT."""
     os.nice(_NICENESS)
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # and it takes no processor from who serves one
+        os.sched_setscheduler(
+            0, os.SCHED_BATCH, os.sched_param(0)
+        )  # and it takes no processor from who serves one
     _, first, _ = workers[0]
     telemetry.serve_metrics(first.host, first.worker_metrics_port, 1)
     tasks = [asyncio.create_task(work(name, settings)) for name, settings, work in workers]
@@ -71,7 +77,8 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
         task.cancel()
     ended, stuck = await asyncio.wait(tasks, timeout=_STOP_SECONDS)
     if stuck:
-        # What waits for a database that is gone would wait for ever, and join the next suite. Leases take it from here.
+        # What waits for a database that is gone would wait for ever, and join the next suite.
+        # Leases take it from here.
         _log.error("work did not end in time; leaving it", seconds=_STOP_SECONDS)
         os._exit(1)
     faults = [error for task in ended if not task.cancelled() and (error := task.exception())]
@@ -80,11 +87,14 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
 
 
 async def work(
-    database: db.Database, queue: JobQueue, settings: Settings, types: webhooks.EventTypes,
+    database: db.Database,
+    queue: JobQueue,
+    settings: Settings,
+    types: webhooks.EventTypes,
     *endless: Coroutine[Any, Any, None],
-) -> None:  # fmt: skip
-    """A service's background: its queue, the sequencer of its events, the webhooks that follow them, the pruning of
-    what is kept for a time, and what else it does without end."""
+) -> None:
+    """A service's background: its queue, the sequencer of its events, the webhooks that follow
+    them, the pruning of what is kept for a time, and what else it does without end."""
     await database.open()
     try:
         async with asyncio.TaskGroup() as group:
@@ -95,7 +105,10 @@ async def work(
             group.create_task(_prune(database, settings))
             group.create_task(job_metrics.watch_waits(database))
             group.create_task(
-                queue.work(concurrency=settings.worker_concurrency, lease_seconds=settings.job_lease_seconds)
+                queue.work(
+                    concurrency=settings.worker_concurrency,
+                    lease_seconds=settings.job_lease_seconds,
+                )
             )
     finally:
         await database.close()
@@ -115,12 +128,17 @@ async def _prune(database: db.Database, settings: Settings) -> None:
 def open_storage(settings: Settings) -> Storage:
     if settings.storage == "s3":
         return open_s3(
-            endpoint=settings.s3_endpoint, public_endpoint=settings.s3_public_endpoint or settings.s3_endpoint,
-            bucket=settings.s3_bucket, region=settings.s3_region,
+            endpoint=settings.s3_endpoint,
+            public_endpoint=settings.s3_public_endpoint or settings.s3_endpoint,
+            bucket=settings.s3_bucket,
+            region=settings.s3_region,
             access_key=settings.s3_access_key.get_secret_value(),
-            secret_key=settings.s3_secret_key.get_secret_value(), public_base_url=settings.public_url or None,
-        )  # fmt: skip
+            secret_key=settings.s3_secret_key.get_secret_value(),
+            public_base_url=settings.public_url or None,
+        )
     return open_disk(
-        Path(settings.storage_root), base_url=settings.storage_url or f"http://127.0.0.1:{STORAGE_HTTP_PORT}",
-        secret=read_secret(settings.storage_secret_file), public_base_url=settings.public_url or None,
-    )  # fmt: skip
+        Path(settings.storage_root),
+        base_url=settings.storage_url or f"http://127.0.0.1:{STORAGE_HTTP_PORT}",
+        secret=read_secret(settings.storage_secret_file),
+        public_base_url=settings.public_url or None,
+    )

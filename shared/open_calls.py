@@ -1,7 +1,7 @@
 """What is asked without a token: health and reflection.
 
-Their streams have places of their own, which callers with tokens don't share, and end after a time. `Health.Check` is
-no stream and needs no place: it answers from memory, however full the server is.
+Their streams have places of their own, which callers with tokens don't share, and end after a time.
+`Health.Check` is no stream and needs no place: it answers from memory, however full the server is.
 """
 
 import asyncio
@@ -23,7 +23,8 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The standard service. Whoever watches waits for nobody else who does: one who doesn't read stops no other."""
+    """The standard service. Whoever watches waits for nobody else who does: one who doesn't read
+    stops no other."""
 
     def __init__(self, places: Places) -> None:
         self._statuses: dict[str, Any] = {"": _Status.SERVING}
@@ -44,7 +45,9 @@ class Health(health_pb2_grpc.HealthServicer):
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
         if (status := self._statuses.get(request.service)) is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name is here; ask with an empty name")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, "no service of this name is here; ask with an empty name"
+            )
         return _Status(status=status)
 
     async def _watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
@@ -98,4 +101,6 @@ def counted(places: Places, serve: Stream, seconds: float) -> Stream:
 def _caller(context: Any) -> auth.Identity:
     """Somebody of that address: who shows no token has no other name."""
     address = origin.address_of(context.peer())
-    return auth.Identity(actor="", owner=f"address:{address or 'unknown'}", role="anonymous", expires_at=0)
+    return auth.Identity(
+        actor="", owner=f"address:{address or 'unknown'}", role="anonymous", expires_at=0
+    )

@@ -26,7 +26,8 @@ NOWHERE = Origin(None, "")
 
 
 def enter(context: Any) -> None:
-    """Remembers the call's gRPC context for this task. What it says is looked at only when somebody asks."""
+    """Remembers the call's gRPC context for this task. What it says is looked at only when somebody
+    asks."""
     _context.set(context)
 
 
@@ -36,14 +37,18 @@ def networks(text: str) -> Networks:
 
 
 def current(trusted: Networks) -> Origin:
-    """Of the call being served; NOWHERE in a job. Proxies in `trusted` are believed whom they forward for."""
+    """Of the call being served; NOWHERE in a job. Proxies in `trusted` are believed whom they
+    forward for."""
     context = _context.get()
     if context is None:
         return NOWHERE
-    sent = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    sent = {
+        name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
     address = address_of(context.peer())
     if address is not None and _any(address, trusted):
-        # Each proxy adds whom it heard at the end; what an untrusted one heard, or claims, isn't evidence.
+        # Each proxy adds whom it heard at the end; what an untrusted one heard, or claims, isn't
+        # evidence.
         for forwarded in reversed(sent.get("x-forwarded-for", "").split(",")):
             heard = _address(forwarded.strip())
             if heard is None:

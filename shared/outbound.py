@@ -5,13 +5,15 @@
         answer = await out.post(url, body, headers, timeout=10)              when it is used
         fetched = await out.fetch(url, path, max_bytes=..., timeout=60)
 
-What counts is the address that is connected to. A backend below the HTTP client resolves the name itself, judges
-every address, and connects to one of those that it judged: a name that points elsewhere a moment later gains nothing.
-The name stays in SNI and Host. There are no redirects, proxies, cookies, kept connections or unpacking here, so
-nothing in an answer can lead the client on.
+What counts is the address that is connected to. A backend below the HTTP client resolves the name
+itself, judges every address, and connects to one of those that it judged: a name that points
+elsewhere a moment later gains nothing. The name stays in SNI and Host. There are no redirects,
+proxies, cookies, kept connections or unpacking here, so nothing in an answer can lead the client
+on.
 
-A name with several addresses is refused if any of them is: one that points outside and inside is broken or meant ill,
-and to pick the good ones would only hide it. What a caller is told never says whether a refused name exists.
+A name with several addresses is refused if any of them is: one that points outside and inside is
+broken or meant ill, and to pick the good ones would only hide it. What a caller is told never says
+whether a refused name exists.
 """
 
 import asyncio
@@ -46,44 +48,108 @@ EXCERPT_BYTES = 1000  # of what a receiver answers to a POST; the rest is not re
 _EXCERPT_SECONDS = 1.0  # for these bytes, after the head of the answer
 _CONNECT_SECONDS = 5.0
 _HEAD_BYTES = 64 * 1024  # of an answer, with all 1xx before it
-_PIECES, _PIECE_BYTES = 1000, 256  # a file may come in so many pieces, and in one more for so many bytes
+_PIECES, _PIECE_BYTES = (
+    1000,
+    256,
+)  # a file may come in so many pieces, and in one more for so many bytes
 _SILENT_SECONDS = 10.0  # a file's server may pause for so long
 _SLOWEST = 10_000  # bytes a second, on average, after the time for a connection and a pause
-# Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow name server. A thread
-# waits longer than the attempt that asked, so that there are more of them than webhooks are sent at once.
+# Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow
+# name server. A thread waits longer than the attempt that asked, so that there are more of them
+# than webhooks are sent at once.
 _RESOLVERS = 512
 _MOST_TRIED = 4  # addresses of one name
 
-_URL = re.compile(r"""(?P<scheme>[A-Za-z]+)://(?P<authority>[^/?#]*)(?P<target>[/?][!"$-\[\]-~]*|)""")
+_URL = re.compile(
+    r"""(?P<scheme>[A-Za-z]+)://(?P<authority>[^/?#]*)(?P<target>[/?][!"$-\[\]-~]*|)"""
+)
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@%\\]+)(?::(?P<port>[0-9]{1,5}))?")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
-# Where no public server lives: this network, private, shared by a carrier, loopback, link-local (with the clouds'
-# metadata), protocol assignments, documentation, 6to4 relays, benchmarks, multicast, reserved, broadcast.
+# Where no public server lives: this network, private, shared by a carrier, loopback, link-local
+# (with the clouds' metadata), protocol assignments, documentation, 6to4 relays, benchmarks,
+# multicast, reserved, broadcast.
 _BLOCKED_V4 = [
     IPv4Network(text)
     for text in (
-        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-        "224.0.0.0/4", "240.0.0.0/4",
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
         "168.63.129.16/32",  # a cloud's metadata at a public address
     )
-]  # fmt: skip
-# Of IPv6 only what is given out as global, without protocol assignments (Teredo among them), documentation and 6to4.
+]
+# Of IPv6 only what is given out as global, without protocol assignments (Teredo among them),
+# documentation and 6to4.
 _GLOBAL_V6 = IPv6Network("2000::/3")
-_BLOCKED_V6 = [IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]
+_BLOCKED_V6 = [
+    IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+]
 # An IPv4 address in the last 32 bits, which is where the packet goes.
 _CARRIES_V4 = [IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96")]
 
-# Ports of other protocols, to which an HTTP request might be made to mean something. Below 1024 only HTTP's own pass.
+# Ports of other protocols, to which an HTTP request might be made to mean something. Below 1024
+# only HTTP's own pass.
 _OTHER_PROTOCOLS = {
-    1080, 1433, 1521, 1719, 1720, 1723, 2049, 2181, 2375, 2376, 2379, 2380, 3306, 3389, 3659, 4045, 4190, 4222, 5060,
-    5061, 5432, 5672, 5900, 6000, 6379, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 7000, 7001, 9042, 9092, 9100,
-    10080, 10250, 11211, 27017,
-}  # fmt: skip
+    1080,
+    1433,
+    1521,
+    1719,
+    1720,
+    1723,
+    2049,
+    2181,
+    2375,
+    2376,
+    2379,
+    2380,
+    3306,
+    3389,
+    3659,
+    4045,
+    4190,
+    4222,
+    5060,
+    5061,
+    5432,
+    5672,
+    5900,
+    6000,
+    6379,
+    6566,
+    6665,
+    6666,
+    6667,
+    6668,
+    6669,
+    6679,
+    6697,
+    7000,
+    7001,
+    9042,
+    9092,
+    9100,
+    10080,
+    10250,
+    11211,
+    27017,
+}
 
-_NOT_PUBLIC = "the host is not a public one: no such name, or an address that this server doesn't call"
+_NOT_PUBLIC = (
+    "the host is not a public one: no such name, or an address that this server doesn't call"
+)
 
 
 class OutboundRefused(Exception):
@@ -92,8 +158,8 @@ class OutboundRefused(Exception):
 
 @dataclass
 class OutboundFailed(Exception):
-    """It was called, or tried to. `error_class`: CONNECT, TLS, TIMEOUT, PROTOCOL, TOO_LARGE, STATUS; `text` is for the
-    caller; `status` is the answer's, 0 without one."""
+    """It was called, or tried to. `error_class`: CONNECT, TLS, TIMEOUT, PROTOCOL, TOO_LARGE,
+    STATUS; `text` is for the caller; `status` is the answer's, 0 without one."""
 
     error_class: str
     text: str
@@ -105,8 +171,8 @@ class OutboundFailed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a receiver said. `excerpt`: the first bytes of its body. `retry_after`: for how many seconds from now on it
-    asks to be left alone; 0: it doesn't."""
+    """What a receiver said. `excerpt`: the first bytes of its body. `retry_after`: for how many
+    seconds from now on it asks to be left alone; 0: it doesn't."""
 
     status: int
     excerpt: bytes
@@ -115,7 +181,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was written to the path. `content_type` is what the server claims, in lower case, without parameters."""
+    """What was written to the path. `content_type` is what the server claims, in lower case,
+    without parameters."""
 
     size: int
     sha256: str
@@ -134,19 +201,27 @@ class Target:
     @property
     def host_header(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
+        return (
+            host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
+        )
 
 
 def parse_url(url: str, *, https_only: bool = False) -> Target:
-    """Raises OutboundRefused for what isn't spelled plainly, so that no two readers of it can differ."""
+    """Raises OutboundRefused for what isn't spelled plainly, so that no two readers of it can
+    differ."""
     if len(url) > MAX_URL:
         raise OutboundRefused(f"the URL is longer than {MAX_URL} characters")
     found = _URL.fullmatch(url)
     if found is None:
-        raise OutboundRefused("not a URL like https://example.com/path: absolute, printable ASCII, without a #fragment")
+        raise OutboundRefused(
+            "not a URL like https://example.com/path: absolute, printable ASCII, without a"
+            " #fragment"
+        )
     scheme = found["scheme"].lower()
     if scheme not in ("http", "https") or (https_only and scheme != "https"):
-        raise OutboundRefused(f"the URL must begin with {'https://' if https_only else 'https:// or http://'}")
+        raise OutboundRefused(
+            f"the URL must begin with {'https://' if https_only else 'https:// or http://'}"
+        )
     if "@" in found["authority"]:
         raise OutboundRefused("the URL holds a user name or a password; leave them out")
     parts = _AUTHORITY.fullmatch(found["authority"])
@@ -154,9 +229,13 @@ def parse_url(url: str, *, https_only: bool = False) -> Target:
         raise OutboundRefused("the URL's host or port is not spelled plainly")
     port = int(parts["port"] or {"http": 80, "https": 443}[scheme])
     if (port < 1024 and port not in (80, 443)) or port > 65535 or port in _OTHER_PROTOCOLS:
-        raise OutboundRefused(f"port {port} is not one for HTTP; use 443, 80 or one above 1023 that no protocol owns")
+        raise OutboundRefused(
+            f"port {port} is not one for HTTP; use 443, 80 or one above 1023 that no protocol owns"
+        )
     target = found["target"]
-    return Target(scheme, _host(parts["host"]), port, target if target.startswith("/") else f"/{target}")
+    return Target(
+        scheme, _host(parts["host"]), port, target if target.startswith("/") else f"/{target}"
+    )
 
 
 def _host(text: str) -> str:
@@ -166,29 +245,42 @@ def _host(text: str) -> str:
         except ValueError:
             raise OutboundRefused("the URL's host is not an IPv6 address") from None
     try:
-        name = text.lower() if text.isascii() else idna.encode(text, strict=True, std3_rules=True).decode()
+        name = (
+            text.lower()
+            if text.isascii()
+            else idna.encode(text, strict=True, std3_rules=True).decode()
+        )
     except idna.IDNAError:
-        raise OutboundRefused("the URL's host is not a valid international name; write its xn-- form") from None
+        raise OutboundRefused(
+            "the URL's host is not a valid international name; write its xn-- form"
+        ) from None
     labels = name.split(".")
     if _NUMBER.fullmatch(labels[-1]):
         # Octal, hexadecimal and short forms mean different addresses to different readers.
         try:
             return str(IPv4Address(name))
         except ValueError:
-            raise OutboundRefused("the URL's host is a number; write an IPv4 address as four decimal ones") from None
+            raise OutboundRefused(
+                "the URL's host is a number; write an IPv4 address as four decimal ones"
+            ) from None
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise OutboundRefused("the URL's host is not a name: letters, digits and hyphens, without a dot at its end")
+        raise OutboundRefused(
+            "the URL's host is not a name: letters, digits and hyphens, without a dot at its end"
+        )
     return name
 
 
 class Rules:
-    """Which addresses may be connected to. `allowed`: networks of the operator's own that are, whatever they are."""
+    """Which addresses may be connected to. `allowed`: networks of the operator's own that are,
+    whatever they are."""
 
     def __init__(self, allowed: Iterable[Network] = ()) -> None:
         self._allowed = list(allowed)
 
     def allows(self, address: Address) -> bool:
-        if any(address in network for network in self._allowed if network.version == address.version):
+        if any(
+            address in network for network in self._allowed if network.version == address.version
+        ):
             return True
         if isinstance(address, IPv4Address):
             return not any(address in network for network in _BLOCKED_V4)
@@ -215,8 +307,9 @@ class _SystemResolver:
 
 
 class _Connection(httpcore.AsyncNetworkStream):
-    """Bounds what comes before the body: the client bounds each head, but goes through any number of 1xx, and while it
-    does, nothing else in this process runs. `head_left` None: the head is there."""
+    """Bounds what comes before the body: the client bounds each head, but goes through any number
+    of 1xx, and while it does, nothing else in this process runs. `head_left` None: the head is
+    there."""
 
     def __init__(self, plain: httpcore.AsyncNetworkStream) -> None:
         self._plain = plain
@@ -238,7 +331,10 @@ class _Connection(httpcore.AsyncNetworkStream):
         await self._plain.aclose()
 
     async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         return _Connection(await self._plain.start_tls(ssl_context, server_hostname, timeout))
 
@@ -255,8 +351,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
         self._plain = httpcore.AnyIOBackend()
 
     async def addresses(self, host: str) -> Sequence[Address]:
-        """All of the host's. Raises OutboundRefused if there is none, or one that isn't allowed; OSError if the name
-        servers don't answer now."""
+        """All of the host's. Raises OutboundRefused if there is none, or one that isn't allowed;
+        OSError if the name servers don't answer now."""
         try:
             found: Sequence[Address] = [ip_address(host)]
         except ValueError:
@@ -273,9 +369,13 @@ class _Backend(httpcore.AsyncNetworkBackend):
         return found
 
     async def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:  # fmt: skip
+    ) -> httpcore.AsyncNetworkStream:
         try:
             async with asyncio.timeout(timeout):
                 tried = list(await self.addresses(host))[:_MOST_TRIED]
@@ -283,7 +383,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
                 for address in tried:
                     try:
                         return _Connection(
-                            await self._plain.connect_tcp(str(address), port, share, local_address, socket_options)
+                            await self._plain.connect_tcp(
+                                str(address), port, share, local_address, socket_options
+                            )
                         )
                     except (httpcore.ConnectError, httpcore.ConnectTimeout):
                         continue
@@ -302,7 +404,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 @functools.cache
 def _trusted(ca_file: Path | None) -> ssl.SSLContext:
-    """The usual authorities and the installation's own. Read once a process: it takes some 15 ms."""
+    """The usual authorities and the installation's own. Read once a process: it takes some 15
+    ms."""
     trusted = ssl.create_default_context(cafile=certifi.where())
     if ca_file:
         trusted.load_verify_locations(ca_file)
@@ -310,9 +413,12 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class Outbound:
-    """HTTP to where callers say. `resolve`: who turns names into addresses; by default this machine's resolver."""
+    """HTTP to where callers say. `resolve`: who turns names into addresses; by default this
+    machine's resolver."""
 
-    def __init__(self, settings: Settings, *, https_only: bool = False, resolve: Resolve | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, https_only: bool = False, resolve: Resolve | None = None
+    ) -> None:
         self._https_only = https_only
         self._resolver = None if resolve else _SystemResolver()
         self._backend = _Backend(
@@ -320,16 +426,23 @@ class Outbound:
             resolve or self._resolver,  # type: ignore[arg-type]  # one of the two is there
         )
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=_trusted(settings.outbound_ca_file), max_connections=None, max_keepalive_connections=0,
-            http1=True, http2=False, retries=0,
+            ssl_context=_trusted(settings.outbound_ca_file),
+            max_connections=None,
+            max_keepalive_connections=0,
+            http1=True,
+            http2=False,
+            retries=0,
             network_backend=self._backend,
-        )  # fmt: skip
+        )
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -339,8 +452,8 @@ class Outbound:
             self._resolver.close()
 
     async def check_url(self, url: str) -> None:
-        """Whether the URL would be called now. Raises OutboundRefused. A name whose servers don't answer passes: the
-        connection is judged again."""
+        """Whether the URL would be called now. Raises OutboundRefused. A name whose servers don't
+        answer passes: the connection is judged again."""
         target = parse_url(url, https_only=self._https_only)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -348,15 +461,24 @@ class Outbound:
         except OSError:
             pass
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float) -> Answer:
-        """Sends, and reads the beginning of what is answered, whatever its status. Raises OutboundRefused,
-        OutboundFailed. `timeout`: seconds until the head of the answer is there.
+    async def post(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float
+    ) -> Answer:
+        """Sends, and reads the beginning of what is answered, whatever its status. Raises
+        OutboundRefused, OutboundFailed. `timeout`: seconds until the head of the answer is there.
 
-        The head decides. A body that is slow, breaks off or isn't well-formed only makes the excerpt shorter."""
+        The head decides. A body that is slow, breaks off or isn't well-formed only makes the
+        excerpt shorter.
+        """
         status, retry_after, excerpt = 0, 0.0, bytearray()
         try:
-            async with self._exchange("POST", url, headers, body, timeout, silent=timeout) as response:
-                status, retry_after = response.status, seconds_to_wait(_header(response, b"retry-after"))
+            async with self._exchange(
+                "POST", url, headers, body, timeout, silent=timeout
+            ) as response:
+                status, retry_after = (
+                    response.status,
+                    seconds_to_wait(_header(response, b"retry-after")),
+                )
                 async with asyncio.timeout(_EXCERPT_SECONDS):
                     async for chunk in response.aiter_stream():
                         excerpt += chunk[: EXCERPT_BYTES - len(excerpt)]
@@ -368,28 +490,48 @@ class Outbound:
         return Answer(status, bytes(excerpt), retry_after)
 
     async def fetch(self, url: str, path: Path, *, max_bytes: int, timeout: float) -> Fetched:
-        """Writes what a GET answers to `path`, which is removed if that fails. Raises OutboundRefused,
-        OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`, TIMEOUT if the server falls silent or
-        trickles, too. `timeout`: seconds for all of it."""
+        """Writes what a GET answers to `path`, which is removed if that fails. Raises
+        OutboundRefused, OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`,
+        TIMEOUT if the server falls silent or trickles, too. `timeout`: seconds for all of it."""
         slow_from = asyncio.get_running_loop().time() + _CONNECT_SECONDS + _SILENT_SECONDS
         try:
-            # Also over what the client reads without a word to us: the head, and what stands between the pieces.
+            # Also over what the client reads without a word to us: the head, and what stands
+            # between the pieces.
             async with asyncio.timeout_at(slow_from) as pace:
-                async with self._exchange("GET", url, {}, None, timeout, silent=_SILENT_SECONDS) as response:
+                async with self._exchange(
+                    "GET", url, {}, None, timeout, silent=_SILENT_SECONDS
+                ) as response:
                     _check_head(response, max_bytes)
                     return await _receive(
-                        response, path, max_bytes, lambda size: pace.reschedule(slow_from + size / _SLOWEST)
+                        response,
+                        path,
+                        max_bytes,
+                        lambda size: pace.reschedule(slow_from + size / _SLOWEST),
                     )
         except TimeoutError:
-            raise OutboundFailed("TIMEOUT", f"the file comes slower than {_SLOWEST // 1000} kB/s", 200) from None
+            raise OutboundFailed(
+                "TIMEOUT", f"the file comes slower than {_SLOWEST // 1000} kB/s", 200
+            ) from None
 
     @asynccontextmanager
     async def _exchange(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float, *, silent: float
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: float,
+        *,
+        silent: float,
     ) -> AsyncIterator[httpcore.Response]:
         target = parse_url(url, https_only=self._https_only)
-        own = {"Host": target.host_header, "User-Agent": "atelier", "Accept": "*/*", "Accept-Encoding": "identity",
-               "Connection": "close"}  # fmt: skip
+        own = {
+            "Host": target.host_header,
+            "User-Agent": "atelier",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
         limits = {
             "connect": min(_CONNECT_SECONDS, timeout),
             "read": min(silent, timeout),
@@ -401,15 +543,21 @@ class Outbound:
                 async with self._pool.stream(
                     method,
                     httpcore.URL(
-                        scheme=target.scheme.encode(), host=target.host.encode(), port=target.port,
+                        scheme=target.scheme.encode(),
+                        host=target.host.encode(),
+                        port=target.port,
                         target=target.path.encode(),
                     ),
-                    headers=list({**own, **headers}.items()), content=body, extensions={"timeout": limits},
-                ) as response:  # fmt: skip
+                    headers=list({**own, **headers}.items()),
+                    content=body,
+                    extensions={"timeout": limits},
+                ) as response:
                     response.extensions["network_stream"].head_left = None
                     yield response
         except httpcore.ReadTimeout:
-            raise OutboundFailed("TIMEOUT", f"nothing came for {min(silent, timeout):g} s") from None
+            raise OutboundFailed(
+                "TIMEOUT", f"nothing came for {min(silent, timeout):g} s"
+            ) from None
         except (TimeoutError, httpcore.TimeoutException):
             raise OutboundFailed("TIMEOUT", f"no whole answer within {timeout:g} s") from None
         except httpcore.ConnectError as error:
@@ -418,11 +566,14 @@ class Outbound:
                 raise OutboundFailed("TLS", text) from None
             raise OutboundFailed("CONNECT", "no connection to the host") from None
         except (httpcore.ProtocolError, httpcore.NetworkError, ssl.SSLError):
-            raise OutboundFailed("PROTOCOL", "the connection broke, or what came was not HTTP") from None
+            raise OutboundFailed(
+                "PROTOCOL", "the connection broke, or what came was not HTTP"
+            ) from None
 
 
 def _check_head(response: httpcore.Response, max_bytes: int) -> None:
-    """Raises OutboundFailed unless the body is a file of at most so many bytes, as far as the head says."""
+    """Raises OutboundFailed unless the body is a file of at most so many bytes, as far as the head
+    says."""
     if response.status != 200:
         raise OutboundFailed("STATUS", _status_text(response.status), response.status)
     if _header(response, b"content-encoding") not in ("", "identity"):
@@ -436,8 +587,11 @@ def _too_large(max_bytes: int) -> OutboundFailed:
     return OutboundFailed("TOO_LARGE", f"there are more than {max_bytes} bytes at the URL", 200)
 
 
-async def _receive(response: httpcore.Response, path: Path, max_bytes: int, arrived: Callable[[int], None]) -> Fetched:
-    """Writes the body to `path`, which is removed if that fails. `arrived`: is told how many bytes there are by now."""
+async def _receive(
+    response: httpcore.Response, path: Path, max_bytes: int, arrived: Callable[[int], None]
+) -> Fetched:
+    """Writes the body to `path`, which is removed if that fails. `arrived`: is told how many bytes
+    there are by now."""
     digest, size, pieces = hashlib.sha256(), 0, 0
     try:
         with path.open("wb") as file:
@@ -446,8 +600,12 @@ async def _receive(response: httpcore.Response, path: Path, max_bytes: int, arri
                 pieces += 1
                 if size > max_bytes:
                     raise _too_large(max_bytes)
-                if pieces > _PIECES + size // _PIECE_BYTES:  # each costs as much as thousands of bytes
-                    raise OutboundFailed("PROTOCOL", "the server sends the file in tiny pieces", 200)
+                if (
+                    pieces > _PIECES + size // _PIECE_BYTES
+                ):  # each costs as much as thousands of bytes
+                    raise OutboundFailed(
+                        "PROTOCOL", "the server sends the file in tiny pieces", 200
+                    )
                 arrived(size)
                 digest.update(chunk)
                 file.write(chunk)
@@ -459,22 +617,34 @@ async def _receive(response: httpcore.Response, path: Path, max_bytes: int, arri
 
 
 def seconds_to_wait(retry_after: str) -> float:
-    """What a Retry-After header asks for: a number of seconds, or a date. 0 for one that can't be read or is past."""
+    """What a Retry-After header asks for: a number of seconds, or a date. 0 for one that can't be
+    read or is past."""
     if retry_after.isascii() and retry_after.isdecimal():
         return float(retry_after)
     try:
         until = parsedate_to_datetime(retry_after)
-        return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        return max(
+            0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        )
     except (ValueError, OverflowError):
         return 0.0
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:
     """Its first value in lower case, '' without one."""
-    return next((value.decode("latin-1").strip().lower() for key, value in response.headers if key.lower() == name), "")
+    return next(
+        (
+            value.decode("latin-1").strip().lower()
+            for key, value in response.headers
+            if key.lower() == name
+        ),
+        "",
+    )
 
 
 def _status_text(status: int) -> str:
     if 300 <= status < 400:
-        return f"the server answered {status}, a redirect, which is not followed; name the final URL"
+        return (
+            f"the server answered {status}, a redirect, which is not followed; name the final URL"
+        )
     return f"the server answered {status} instead of 200"

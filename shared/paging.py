@@ -1,11 +1,12 @@
-"""Pages in keyset order (AIP-158): newest first by (created_at, id), flat wherever you are in the list.
+"""Pages in keyset order (AIP-158): newest first by (created_at, id), flat wherever you are in the
+list.
 
-    page = paging.page(request)
-    rows = await db.rows(f"SELECT * FROM things WHERE owner = %(owner)s{page.clause}", {**mine, **page.parameters})
-    things, token = page.fill(rows, map(to_proto, rows))
+    page = paging.page(request) rows = await db.rows(f"SELECT * FROM things WHERE owner =
+    %(owner)s{page.clause}", {**mine, **page.parameters}) things, token = page.fill(rows,
+    map(to_proto, rows))
 
-A page token holds the last row's key and a digest of the filter and the owner, so that it can't be used for another
-list. It isn't secret and grants nothing: row-level security decides what is seen.
+A page token holds the last row's key and a digest of the filter and the owner, so that it can't be
+used for another list. It isn't secret and grants nothing: row-level security decides what is seen.
 
 A page ends early, with a token, before its answer is larger than what clients take: see `fitting`.
 """
@@ -26,8 +27,8 @@ from shared import auth, errors
 from shared.errors import Reason
 
 DEFAULT_SIZE = 50
-# Of the messages of an answer. A gRPC client refuses more than 4 MiB unless it is told otherwise; the rest is for what
-# an answer says besides, and for tags and lengths.
+# Of the messages of an answer. A gRPC client refuses more than 4 MiB unless it is told otherwise;
+# the rest is for what an answer says besides, and for tags and lengths.
 ANSWER_BYTES = 3_500_000
 _PAGING_FIELDS = ("page_size", "page_token", "skip")
 
@@ -52,13 +53,20 @@ class Page:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """For a statement made with `clause`. One row more than the page tells whether there is another page."""
+        """For a statement made with `clause`. One row more than the page tells whether there is
+        another page."""
         after = self.after or (None, None)
-        return {"after_at": after[0], "after_id": after[1], "limit": self.size + 1, "skip": self.skip}
+        return {
+            "after_at": after[0],
+            "after_id": after[1],
+            "limit": self.size + 1,
+            "skip": self.skip,
+        }
 
     @property
     def clause(self) -> str:
-        """Ends a SELECT whose WHERE is already written. Needs an index on (.., created_at DESC, id DESC)."""
+        """Ends a SELECT whose WHERE is already written. Needs an index on (.., created_at DESC, id
+        DESC)."""
         key = "AND (created_at, id) < (%(after_at)s, %(after_id)s) " if self.after else ""
         return f" {key}ORDER BY created_at DESC, id DESC LIMIT %(limit)s OFFSET %(skip)s"
 
@@ -67,8 +75,8 @@ class Page:
         return rows[: self.size]
 
     def fill(self, rows: Sequence[Any], messages: Iterable[M]) -> tuple[list[M], str]:
-        """As many of the rows' messages as one answer holds, and the token of the next page ('' after the last).
-        `rows` as they were read, with the one more."""
+        """As many of the rows' messages as one answer holds, and the token of the next page (''
+        after the last). `rows` as they were read, with the one more."""
         shown = fitting(islice(messages, self.size))
         if len(shown) == len(rows):
             return shown, ""
@@ -77,9 +85,11 @@ class Page:
 
 
 def fitting(messages: Iterable[M], room: int = ANSWER_BYTES) -> list[M]:
-    """As many of the messages, from the first on, as fit into `room` bytes of one answer. No more of them are made.
+    """As many of the messages, from the first on, as fit into `room` bytes of one answer. No more
+    of them are made.
 
-    The first always comes, so that a list can't stand still: the limits of the contract keep each below the room.
+    The first always comes, so that a list can't stand still: the limits of the contract keep each
+    below the room.
     """
     taken: list[M] = []
     for message in messages:
@@ -91,8 +101,8 @@ def fitting(messages: Iterable[M], room: int = ANSWER_BYTES) -> list[M]:
 
 
 def lighten(messages: Iterable[Message], names: Sequence[str], room: int) -> int:
-    """Takes the fields of these names out of the messages that don't fit into `room` bytes with them: for an answer
-    without pages. Returns the room that is left."""
+    """Takes the fields of these names out of the messages that don't fit into `room` bytes with
+    them: for an answer without pages. Returns the room that is left."""
     for message in messages:
         if message.ByteSize() > room:
             for name in names:
@@ -107,10 +117,13 @@ def token_of(digest: str, *key: str | int) -> str:
 
 
 def key_of(token: str, digest: str, *kinds: type) -> Any:
-    """The key in a token, whose parts are of these types; INVALID_ARGUMENT if it isn't of the list of this digest."""
+    """The key in a token, whose parts are of these types; INVALID_ARGUMENT if it isn't of the list
+    of this digest."""
     try:
         found, *key = json.loads(base64.urlsafe_b64decode(token))
-        "".join(part for part in key if isinstance(part, str)).encode()  # JSON spells half a surrogate pair, too
+        "".join(
+            part for part in key if isinstance(part, str)
+        ).encode()  # JSON spells half a surrogate pair, too
     except (ValueError, TypeError, RecursionError):  # anything may be spelled in base64
         found, key = None, []
     if found != digest or [type(part) for part in key] != list(kinds):  # true is no int here

@@ -1,4 +1,5 @@
-"""YAML that people write and hand in: plain tables, lists, text and numbers, and nothing that surprises."""
+"""YAML that people write and hand in: plain tables, lists, text and numbers, and nothing that
+surprises."""
 
 from typing import Any
 
@@ -9,12 +10,13 @@ _MOST_DEEP = 8
 
 
 class NotPlain(ValueError):
-    """What was handed in is no YAML, or does more than state values; the text says where and why."""
+    """What was handed in is no YAML, or does more than state values; the text says where and
+    why."""
 
 
 def load(text: str | bytes) -> Any:
-    """The value that stands in a text. Raises NotPlain for more than 1 MB, aliases, anchors, tags, repeated keys, deep
-    nesting and several documents."""
+    """The value that stands in a text. Raises NotPlain for more than 1 MB, aliases, anchors, tags,
+    repeated keys, deep nesting and several documents."""
     size = len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     if size > _MOST_BYTES:
         raise NotPlain(f"{size} bytes; at most {_MOST_BYTES} are read")
@@ -23,15 +25,18 @@ def load(text: str | bytes) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: builds plain values only
     except NotPlain:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: no UTF-8, a day that no calendar has
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # a ValueError: no UTF-8, a day that no calendar has
         raise NotPlain(f"not readable as YAML: {' '.join(str(error).split())[:200]}") from None
 
 
 def _refuse_tricks(text: str | bytes) -> None:
     """Walks the parser's events before anything is built.
 
-    An alias can stand for a subtree, so a small file may expand without bound; deep nesting exhausts the stack of the
-    recursive builder. Neither has a use here.
+    An alias can stand for a subtree, so a small file may expand without bound; deep nesting
+    exhausts the stack of the recursive builder. Neither has a use here.
     """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):

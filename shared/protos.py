@@ -24,7 +24,9 @@ class Words:
     """
 
     def __init__(self, enum: EnumTypeWrapper, prefix: str) -> None:
-        names = {number: name.removeprefix(prefix).lower() for name, number in enum.items() if number}
+        names = {
+            number: name.removeprefix(prefix).lower() for name, number in enum.items() if number
+        }
         self.word: Mapping[int, str] = names
         self.number: Mapping[str, Any] = {word: number for number, word in names.items()}
 
@@ -38,14 +40,16 @@ def timestamp(at: datetime | None) -> timestamp_pb2.Timestamp | None:
 
 
 def wait_of(row: Any) -> wait_pb2.Wait | None:
-    """What a PENDING job waits for, of a row with the columns `waits_for` and `waiting_since`; None if nothing."""
+    """What a PENDING job waits for, of a row with the columns `waits_for` and `waiting_since`; None
+    if nothing."""
     if row.state != "pending" or not row.waits_for:
         return None
     return wait_pb2.Wait(what=row.waits_for, since_time=timestamp(row.waiting_since))
 
 
 def time_of(stamp: timestamp_pb2.Timestamp, present: bool, field: str = "") -> datetime | None:
-    """A UTC datetime, or None if the field is absent. Beyond the years 1 to 9999: INVALID_ARGUMENT on `field`."""
+    """A UTC datetime, or None if the field is absent. Beyond the years 1 to 9999: INVALID_ARGUMENT
+    on `field`."""
     try:
         return stamp.ToDatetime(tzinfo=UTC) if present else None
     except (ValueError, OverflowError):
@@ -82,7 +86,8 @@ def _whole(value: Any) -> Any:
 
 
 def metadata(value: struct_pb2.Struct, field: str, limit: int = METADATA_BYTES) -> dict[str, Any]:
-    """What a caller wants kept with a row. INVALID_ARGUMENT on `field` beyond `limit` bytes as JSON or 32 levels."""
+    """What a caller wants kept with a row. INVALID_ARGUMENT on `field` beyond `limit` bytes as JSON
+    or 32 levels."""
     made = plain(value, field)
     if _levels(made, METADATA_LEVELS) > METADATA_LEVELS:
         raise errors.invalid(field, f"is nested deeper than {METADATA_LEVELS} levels")
@@ -102,7 +107,8 @@ def _levels(value: Any, budget: int) -> int:
 def facts(value: facts_pb2.Facts, field: str) -> dict[str, Any]:
     """The plain form of facts, as shared.facts.parse_facts reads it; what is absent has no key.
 
-    INVALID_ARGUMENT, with the path below `field`, for facts that don't hold together, and beyond FACTS_BYTES as JSON.
+    INVALID_ARGUMENT, with the path below `field`, for facts that don't hold together, and beyond
+    FACTS_BYTES as JSON.
     """
     made = _stated(value)
     size = len(json.dumps(made, ensure_ascii=False).encode())
@@ -111,7 +117,9 @@ def facts(value: facts_pb2.Facts, field: str) -> dict[str, Any]:
     try:
         parse_facts(made)
     except FactsError as error:
-        raise errors.invalid(f"{field}.{error.path}" if error.path else field, error.reason) from None
+        raise errors.invalid(
+            f"{field}.{error.path}" if error.path else field, error.reason
+        ) from None
     return made
 
 

@@ -1,4 +1,5 @@
-"""Serves gRPC: health, reflection, the guard around every method, memory, processes, drain on SIGTERM."""
+"""Serves gRPC: health, reflection, the guard around every method, memory, processes, drain on
+SIGTERM."""
 
 import asyncio
 import contextlib
@@ -43,7 +44,8 @@ Context = grpc.aio.ServicerContext
 
 
 class _Collector:
-    """Stands in for the server while generated code registers handlers, so that the guard goes around each."""
+    """Stands in for the server while generated code registers handlers, so that the guard goes
+    around each."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, grpc.RpcMethodHandler] = {}
@@ -51,14 +53,16 @@ class _Collector:
     def add_generic_rpc_handlers(self, _handlers: object) -> None:
         pass
 
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]
+    ) -> None:
         self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
 
 
 @dataclass
 class Service:
-    """What a service's main gives to `serve`. `register(server)` is generated code bound to a servicer;
-    `drain` ends its watches; `ready` says whether its database answers."""
+    """What a service's main gives to `serve`. `register(server)` is generated code bound to a
+    servicer; `drain` ends its watches; `ready` says whether its database answers."""
 
     name: str
     register: Sequence[Callable[[Any], None]]
@@ -70,8 +74,14 @@ class Running:
     """A server that is serving. `port` is where."""
 
     def __init__(
-        self, server: Any, health: Health, service: Service, port: int, limits: Limits, reporting: "asyncio.Task[None]"
-    ) -> None:  # fmt: skip
+        self,
+        server: Any,
+        health: Health,
+        service: Service,
+        port: int,
+        limits: Limits,
+        reporting: "asyncio.Task[None]",
+    ) -> None:
         self.port = port
         self._server = server
         self._limits = limits
@@ -82,15 +92,17 @@ class Running:
     async def drain(self, seconds: float) -> None:
         """Health says so, watches end with a cursor, calls in flight get `seconds` to finish.
 
-        A call that reaches the server while it stops is answered CANCELLED by gRPC's core, which no client repeats. So
-        it goes on serving for a moment, in which those who ask for health, balancers and clients, turn away.
+        A call that reaches the server while it stops is answered CANCELLED by gRPC's core, which no
+        client repeats. So it goes on serving for a moment, in which those who ask for health,
+        balancers and clients, turn away.
         """
         self._reporting.cancel()
         self._health.stop()
         await self._service.drain()
         await asyncio.sleep(min(_TURN_AWAY_SECONDS, seconds))
         await self._server.stop(seconds)
-        # gRPC waits for no call whose caller has gone, but what that call began must be taken back: with what is open.
+        # gRPC waits for no call whose caller has gone, but what that call began must be taken back:
+        # with what is open.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TAKE_BACK_SECONDS):
                 while self._limits.under_way():  # noqa: ASYNC110 (each call would pay for an event)
@@ -125,7 +137,9 @@ async def start(service: Service, settings: Settings, verifier: auth.Verifier) -
     return Running(server, health, service, port, limits, reporting)
 
 
-async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", settings: Settings) -> None:
+async def serve(
+    opened: "contextlib.AbstractAsyncContextManager[Service]", settings: Settings
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,9 +148,12 @@ async def serve(opened: "contextlib.AbstractAsyncContextManager[Service]", setti
         # Without it nobody would pass signals on, and its port would stay taken.
         asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
     async with opened as service:
-        running = await start(service, settings, auth.Verifier(auth.load_trust(settings.trust_file)))
-        # A full collection stops every call: for 0.1 s where a thousand watch. What start-up made stays and needn't be
-        # looked through again, and calls in flight are no garbage because they are many.
+        running = await start(
+            service, settings, auth.Verifier(auth.load_trust(settings.trust_file))
+        )
+        # A full collection stops every call: for 0.1 s where a thousand watch. What start-up made
+        # stays and needn't be looked through again, and calls in flight are no garbage because they
+        # are many.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS)
@@ -161,7 +178,9 @@ def _register(server: Any, service: Service, limits: Limits, verifier: auth.Veri
 
 def _reflect(server: Any, names: Sequence[str], limits: Limits) -> None:
     """Reflection under its old and its new name; the messages of both are the same on the wire."""
-    servicer = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME], pool=_described())
+    servicer = reflection.aio.ReflectionServicer(
+        [*names, reflection.SERVICE_NAME], pool=_described()
+    )
     handler = grpc.stream_stream_rpc_method_handler(
         reflecting(servicer.ServerReflectionInfo, limits.open_streams),
         reflection_pb2.ServerReflectionRequest.FromString,
@@ -172,13 +191,17 @@ def _reflect(server: Any, names: Sequence[str], limits: Limits) -> None:
 
 
 def _described() -> descriptor_pool.DescriptorPool:
-    """The contract as protoc wrote it. The stubs' own descriptors lack the JSON names, and a client that prints JSON by
-    reflection would print other names than a generated one."""
+    """The contract as protoc wrote it. The stubs' own descriptors lack the JSON names, and a client
+    that prints JSON by reflection would print other names than a generated one."""
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(_CONTRACT.read_bytes()).file:
         file.ClearField("source_code_info")
         pool.Add(file)
-    for module in (health_pb2, reflection_pb2, error_details_pb2):  # the last: what errors carry, for clients to print
+    for module in (
+        health_pb2,
+        reflection_pb2,
+        error_details_pb2,
+    ):  # the last: what errors carry, for clients to print
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     return pool
 
@@ -198,8 +221,11 @@ def _bind(server: Any, settings: Settings) -> int:
     return port
 
 
-async def _report_health(health: Health, names: Sequence[str], ready: Callable[[], Awaitable[bool]]) -> None:
-    """Health answers from memory, so that it does while the pool is exhausted; this keeps the memory true."""
+async def _report_health(
+    health: Health, names: Sequence[str], ready: Callable[[], Awaitable[bool]]
+) -> None:
+    """Health answers from memory, so that it does while the pool is exhausted; this keeps the
+    memory true."""
     status = health_pb2.HealthCheckResponse
     while True:
         now = status.SERVING if await ready() else status.NOT_SERVING
@@ -217,30 +243,35 @@ def check_binding(name: str, settings: Settings) -> None:
     loopback = settings.host in ("127.0.0.1", "::1", "localhost")
     if settings.transport == "loopback" and not loopback:
         raise CannotStart(
-            f"{settings.host} is not loopback: set ATELIER_TRANSPORT=tls with certificates, or mesh if a balancer"
-            " or mesh in front of this server ends TLS"
+            f"{settings.host} is not loopback: set ATELIER_TRANSPORT=tls with certificates, or mesh"
+            " if a balancer or mesh in front of this server ends TLS"
         )
     if settings.transport == "tls" and not (settings.tls_certificate and settings.tls_key):
         raise CannotStart("ATELIER_TRANSPORT=tls needs ATELIER_TLS_CERTIFICATE and ATELIER_TLS_KEY")
     port = port_of(name, settings)
     # SO_REUSEPORT would bind a taken port and share its connections: ask without it first.
-    with contextlib.closing(socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)) as probe:
+    with contextlib.closing(
+        socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    ) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, port))
         except OSError as error:
             raise CannotStart(
-                f"{name}: can't bind {settings.host}:{port} ({error.strerror}); stop what uses it or set"
-                f" ATELIER_{name.upper()}_PORT"
+                f"{name}: can't bind {settings.host}:{port} ({error.strerror}); stop what uses it"
+                f" or set ATELIER_{name.upper()}_PORT"
             ) from None
 
 
 def check_trust(path: Path) -> None:
-    """Raises CannotStart for a trust file that can't be read, or that says what nobody understands."""
+    """Raises CannotStart for a trust file that can't be read, or that says what nobody
+    understands."""
     try:
         auth.load_trust(path)
     except OSError as error:
-        raise CannotStart(f"the trust file {path} can't be read ({error.strerror}); set ATELIER_TRUST_FILE") from None
+        raise CannotStart(
+            f"the trust file {path} can't be read ({error.strerror}); set ATELIER_TRUST_FILE"
+        ) from None
     except ValueError as error:
         raise CannotStart(f"{error}; correct the trust file, `atelier trust` checks it") from None
 
@@ -249,7 +280,8 @@ Opener = Callable[[str, Settings], "contextlib.AbstractAsyncContextManager[Servi
 
 
 def run(name: str, settings: Settings, opener: Opener) -> None:
-    """Serves what `opener` opens in as many processes as the settings say. Returns when all have ended."""
+    """Serves what `opener` opens in as many processes as the settings say. Returns when all have
+    ended."""
     settings.port = port_of(name, settings)
     telemetry.set_up(name, settings.log_level)
     try:
@@ -269,7 +301,9 @@ def _spawn(name: str, settings: Settings, opener: Any) -> multiprocessing.proces
     # By its name, since a child doesn't import a package's `__main__` under that name.
     module = sys.modules[opener.__module__].__spec__
     assert module
-    child = spawn.Process(target=_child, args=(name, settings.model_dump(), module.name, opener.__name__))
+    child = spawn.Process(
+        target=_child, args=(name, settings.model_dump(), module.name, opener.__name__)
+    )
     child.start()
     return child
 
@@ -281,8 +315,8 @@ def _child(name: str, values: dict[str, Any], module: str, opener: str) -> None:
 
 
 def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], count: int) -> bool:
-    """Keeps `count` children until SIGTERM or SIGINT, which they get too. One that is killed is replaced; one that
-    gives up by itself ends all, and the answer is False."""
+    """Keeps `count` children until SIGTERM or SIGINT, which they get too. One that is killed is
+    replaced; one that gives up by itself ends all, and the answer is False."""
     children: list[multiprocessing.process.BaseProcess] = []
     stopping: list[int] = []
 
@@ -307,7 +341,11 @@ def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], coun
                 succeeded = False
                 stop(signal.SIGTERM)
             elif not stopping:
-                _log.error("a server process was killed; starting another", pid=child.pid, exitcode=child.exitcode)
+                _log.error(
+                    "a server process was killed; starting another",
+                    pid=child.pid,
+                    exitcode=child.exitcode,
+                )
     return succeeded
 
 

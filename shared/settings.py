@@ -1,7 +1,7 @@
 """Every setting of the suite, in one class. `atelier settings` prints this table.
 
-A value is read from `ATELIER_<SERVICE>_<NAME>`, else `ATELIER_<NAME>`, else a file named like the setting in the
-directory ATELIER_SECRETS_DIR, else the default.
+A value is read from `ATELIER_<SERVICE>_<NAME>`, else `ATELIER_<NAME>`, else a file named like the
+setting in the directory ATELIER_SECRETS_DIR, else the default.
 """
 
 import os
@@ -43,12 +43,17 @@ def networks(text: str) -> list[IPv4Network | IPv6Network]:
 
 
 def fonts(text: str) -> list[Path]:
-    """'/usr/share/fonts/noto:/srv/House.ttf' as paths. Raises ValueError for what isn't there or has no font in it."""
+    """'/usr/share/fonts/noto:/srv/House.ttf' as paths. Raises ValueError for what isn't there or
+    has no font in it."""
     paths = [Path(part) for part in text.split(os.pathsep) if part]
     for path in paths:
         if not path.exists():
-            raise ValueError(f"{path} isn't there; name folders or files of fonts, separated by {os.pathsep}")
-        if not any(_is_font(file) for file in ([path] if path.is_file() else sorted(path.rglob("*")))):
+            raise ValueError(
+                f"{path} isn't there; name folders or files of fonts, separated by {os.pathsep}"
+            )
+        if not any(
+            _is_font(file) for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+        ):
             raise ValueError(f"{path} has no TTF, OTF or TTC font that can be read")
     return paths
 
@@ -67,10 +72,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", arbitrary_types_allowed=True)
 
     # Server
-    host: str = Field("127.0.0.1", description="address to bind; another than loopback needs TRANSPORT tls or mesh")
-    port: int = Field(0, description="gRPC port; 0 takes the service's usual one (assets 50051 ...)")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to bind; another than loopback needs TRANSPORT tls or mesh",
+    )
+    port: int = Field(
+        0, description="gRPC port; 0 takes the service's usual one (assets 50051 ...)"
+    )
     transport: Literal["loopback", "tls", "mesh"] = Field(
-        "loopback", description="tls: this server has certificates; mesh: a balancer or mesh in front ends TLS"
+        "loopback",
+        description="tls: this server has certificates; mesh: a balancer or mesh in front ends TLS",
     )
     tls_certificate: Path | None = Field(None, description="PEM chain for TRANSPORT=tls")
     tls_key: Path | None = Field(None, description="PEM key for TRANSPORT=tls")
@@ -78,60 +89,102 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         400,
         ge=1,
-        description="unary calls at once per process, and a quarter as many uploads in a stream; more are"
-        " RESOURCE_EXHAUSTED, as are those of an owner who holds more than a share",
+        description=(
+            "unary calls at once per process, and a quarter as many uploads in a stream; more are"
+            " RESOURCE_EXHAUSTED, as are those of an owner who holds more than a share"
+        ),
     )
     max_streams: int = Field(
         16_000,
         ge=1,
-        description="watches, downloads and calls that wait for a job, at once per process; shared likewise",
+        description=(
+            "watches, downloads and calls that wait for a job, at once per process; shared likewise"
+        ),
     )
     default_deadline_seconds: float = Field(30, gt=0, description="for a call that sets none")
     max_deadline_seconds: float = Field(300, gt=0, description="cap on what a unary call may set")
     drain_seconds: float = Field(10, gt=0, description="after SIGTERM, time for calls in flight")
     metrics_port: int = Field(
         0,
-        description="Prometheus metrics over HTTP on HOST; further processes take the ports after it; 0: none."
-        " Services of one machine need one each: ATELIER_ASSETS_METRICS_PORT ...",
+        description=(
+            "Prometheus metrics over HTTP on HOST; further processes take the ports after it; 0:"
+            " none. Services of one machine need one each: ATELIER_ASSETS_METRICS_PORT ..."
+        ),
     )
     worker_metrics_port: int = Field(
         0, description="the same for a worker: tries of jobs, and what jobs wait for; 0: none"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level logged"
+    )
 
     # Identity
-    trust_file: Path = Field(Path(".atelier/keys/trust.json"), description="public keys and what each may sign")
-    service_key_file: Path | None = Field(None, description="private key for calls to other services")
+    trust_file: Path = Field(
+        Path(".atelier/keys/trust.json"), description="public keys and what each may sign"
+    )
+    service_key_file: Path | None = Field(
+        None, description="private key for calls to other services"
+    )
 
     # Database
-    database_url: SecretStr = Field(SecretStr(""), description="postgresql:// URL of the role this process runs as")
-    app_password: SecretStr = Field(SecretStr(""), description="migrate only: password given to <service>_app")
-    worker_password: SecretStr = Field(SecretStr(""), description="migrate only: password given to <service>_worker")
+    database_url: SecretStr = Field(
+        SecretStr(""), description="postgresql:// URL of the role this process runs as"
+    )
+    app_password: SecretStr = Field(
+        SecretStr(""), description="migrate only: password given to <service>_app"
+    )
+    worker_password: SecretStr = Field(
+        SecretStr(""), description="migrate only: password given to <service>_worker"
+    )
     pool_size: int = Field(10, ge=1, description="connections per process")
-    pool_wait_seconds: float = Field(2, gt=0, description="wait for a connection before RESOURCE_EXHAUSTED")
+    pool_wait_seconds: float = Field(
+        2, gt=0, description="wait for a connection before RESOURCE_EXHAUSTED"
+    )
     statement_timeout_seconds: float = Field(30, gt=0, description="cap on one statement")
-    lock_timeout_seconds: float = Field(5, gt=0, description="wait for a row another call holds before ABORTED")
+    lock_timeout_seconds: float = Field(
+        5, gt=0, description="wait for a row another call holds before ABORTED"
+    )
 
     # Background
-    job_lease_seconds: float = Field(15, gt=0, description="a worker silent for this long has lost its jobs")
-    job_wait_hours: float = Field(
-        24, gt=0, description="how long a job waits for a service, database or store that is away before it fails"
+    job_lease_seconds: float = Field(
+        15, gt=0, description="a worker silent for this long has lost its jobs"
     )
-    worker_concurrency: int = Field(4, ge=1, description="jobs at once per service and worker process")
-    imaging_processes: int = Field(2, ge=1, description="child processes that decode images, per process")
+    job_wait_hours: float = Field(
+        24,
+        gt=0,
+        description=(
+            "how long a job waits for a service, database or store that is away before it fails"
+        ),
+    )
+    worker_concurrency: int = Field(
+        4, ge=1, description="jobs at once per service and worker process"
+    )
+    imaging_processes: int = Field(
+        2, ge=1, description="child processes that decode images, per process"
+    )
     event_retention_hours: float = Field(72, gt=0, description="how long a watch can be resumed")
-    answer_retention_hours: float = Field(24, gt=0, description="how long a request_id is remembered")
+    answer_retention_hours: float = Field(
+        24, gt=0, description="how long a request_id is remembered"
+    )
 
     # Storage
     storage: Literal["disk", "s3"] = Field("disk", description="where bytes are kept")
-    storage_root: Path = Field(Path(".atelier/objects"), description="directory of the disk backend")
+    storage_root: Path = Field(
+        Path(".atelier/objects"), description="directory of the disk backend"
+    )
     storage_secret_file: Path = Field(
         Path(".atelier/keys/storage.secret"), description="signs URLs of the disk backend"
     )
-    storage_url: str = Field("", description="base of disk URLs as clients reach it; empty: http://127.0.0.1:50080")
-    public_url: str = Field("", description="base of URLs of public files, for a CDN; empty: the storage's own")
+    storage_url: str = Field(
+        "", description="base of disk URLs as clients reach it; empty: http://127.0.0.1:50080"
+    )
+    public_url: str = Field(
+        "", description="base of URLs of public files, for a CDN; empty: the storage's own"
+    )
     s3_endpoint: str = Field("", description="S3 endpoint as this process reaches it")
-    s3_public_endpoint: str = Field("", description="S3 endpoint as clients reach it; empty: the same")
+    s3_public_endpoint: str = Field(
+        "", description="S3 endpoint as clients reach it; empty: the same"
+    )
     s3_bucket: str = Field("atelier", description="bucket")
     s3_region: str = Field("us-east-1", description="region")
     s3_access_key: SecretStr = Field(SecretStr(""), description="access key")
@@ -140,18 +193,28 @@ class Settings(BaseSettings):
     # Print: tech packs and documents
     fonts: str = Field(
         "",
-        description="folders and files of fonts (TTF, OTF, TTC) for scripts that the bundled fonts lack, separated by"
-        " colons; of several that have a character the first prints it",
+        description=(
+            "folders and files of fonts (TTF, OTF, TTC) for scripts that the bundled fonts lack,"
+            " separated by colons; of several that have a character the first prints it"
+        ),
     )
 
     # Out to addresses that callers name: webhooks, imports by URL
     outbound_allowed_networks: str = Field(
-        "", description="networks, such as 10.1.0.0/16, separated by commas, that may be called although not public"
+        "",
+        description=(
+            "networks, such as 10.1.0.0/16, separated by commas, that may be called although not"
+            " public"
+        ),
     )
-    outbound_ca_file: Path | None = Field(None, description="PEM of authorities to trust besides the usual ones")
+    outbound_ca_file: Path | None = Field(
+        None, description="PEM of authorities to trust besides the usual ones"
+    )
     webhook_http: bool = Field(False, description="webhooks may go to http:// too")
     webhook_timeout_seconds: float = Field(15, gt=0, description="time a receiver has to answer")
-    webhook_first_retry_seconds: float = Field(5, gt=0, description="pause after a first failure; then 4x, up to 8 h")
+    webhook_first_retry_seconds: float = Field(
+        5, gt=0, description="pause after a first failure; then 4x, up to 8 h"
+    )
     webhook_give_up_hours: float = Field(72, gt=0, description="how long a delivery is tried")
     webhook_log_days: float = Field(30, gt=0, description="how long the log of deliveries is kept")
 
@@ -163,57 +226,105 @@ class Settings(BaseSettings):
     download_url_minutes: float = Field(60, gt=0, description="life of a download URL")
     max_image_bytes: int = Field(10 * 1024 * 1024, gt=0, description="largest image")
     max_pdf_bytes: int = Field(50 * 1024 * 1024, gt=0, description="largest PDF")
-    max_pixels: int = Field(50_000_000, gt=0, description="most pixels of an image, all frames together")
+    max_pixels: int = Field(
+        50_000_000, gt=0, description="most pixels of an image, all frames together"
+    )
     refuse_locations: bool = Field(
         False,
-        description="refuse pictures whose EXIF or XMP says where they were taken; originals are kept as they came",
+        description=(
+            "refuse pictures whose EXIF or XMP says where they were taken; originals are kept as"
+            " they came"
+        ),
     )
     variant_presets: list[VariantPreset] = Field(
-        [], max_length=16,
-        description="presets besides thumb, small, large and avif, or instead of one of the same name, as JSON:"
-        ' [{"name": "zoom", "width": 2400, "height": 2400, "format": "webp", "quality": 85}]',
-    )  # fmt: skip
+        [],
+        max_length=16,
+        description=(
+            "presets besides thumb, small, large and avif, or instead of one of the same name, as"
+            ' JSON: [{"name": "zoom", "width": 2400, "height": 2400, "format": "webp", "quality":'
+            " 85}]"
+        ),
+    )
     eager_variants: dict[str, list[str]] = Field(
         {},
-        description="presets made as soon as an image of a kind is READY, as JSON by kind, instead of the usual ones:"
-        ' {"photo": ["thumb", "zoom"]}; without it all four for what people upload, thumb for what services make',
+        description=(
+            "presets made as soon as an image of a kind is READY, as JSON by kind, instead of the"
+            ' usual ones: {"photo": ["thumb", "zoom"]}; without it all four for what people upload,'
+            " thumb for what services make"
+        ),
     )
 
     c2pa_trust_anchors: Path | None = Field(
-        None, description="PEM certificates; content credentials whose signer leads to one are TRUSTED, not only VALID"
+        None,
+        description=(
+            "PEM certificates; content credentials whose signer leads to one are TRUSTED, not only"
+            " VALID"
+        ),
     )
 
     usage_address_days: float = Field(
-        30, gt=0, description="usage history keeps whole IP addresses and user agents this long, then shortens them"
+        30,
+        gt=0,
+        description=(
+            "usage history keeps whole IP addresses and user agents this long, then shortens them"
+        ),
     )
     trusted_proxies: str = Field(
-        "", description="networks of proxies whose x-forwarded-for is believed, such as 10.0.0.0/8, fd00::/8"
+        "",
+        description=(
+            "networks of proxies whose x-forwarded-for is believed, such as 10.0.0.0/8, fd00::/8"
+        ),
     )
     trash_days: float = Field(30, gt=0, description="how long a deleted asset can be recovered")
-    cleanup_minutes: float = Field(60, ge=0, description="pause between cleanups; 0: only when an operator asks")
-    cleanup_max_items: int = Field(10_000, ge=1, description="most items of each kind that one cleanup takes")
+    cleanup_minutes: float = Field(
+        60, ge=0, description="pause between cleanups; 0: only when an operator asks"
+    )
+    cleanup_max_items: int = Field(
+        10_000, ge=1, description="most items of each kind that one cleanup takes"
+    )
     idle_session_days: float = Field(
-        0, ge=0, description="a session without a change for so long goes to the trash (183: half a year); 0: never"
+        0,
+        ge=0,
+        description=(
+            "a session without a change for so long goes to the trash (183: half a year); 0: never"
+        ),
     )
-    reconcile_minutes: float = Field(10, ge=0, description="pause between reconciler runs; 0: only when asked")
-    reconcile_max_items: int = Field(10_000, ge=1, description="most objects that one reconciler run looks at")
+    reconcile_minutes: float = Field(
+        10, ge=0, description="pause between reconciler runs; 0: only when asked"
+    )
+    reconcile_max_items: int = Field(
+        10_000, ge=1, description="most objects that one reconciler run looks at"
+    )
     reconcile_grace_minutes: float = Field(
-        60, ge=0, description="an object younger than this may belong to an upload in flight, and is left alone"
+        60,
+        ge=0,
+        description=(
+            "an object younger than this may belong to an upload in flight, and is left alone"
+        ),
     )
-    quota_owner_stored_bytes: int = Field(0, ge=0, description="bytes that an owner may store; 0: no limit")
-    quota_owner_assets: int = Field(0, ge=0, description="assets that an owner may have; 0: no limit")
+    quota_owner_stored_bytes: int = Field(
+        0, ge=0, description="bytes that an owner may store; 0: no limit"
+    )
+    quota_owner_assets: int = Field(
+        0, ge=0, description="assets that an owner may have; 0: no limit"
+    )
     quota_owner_monthly_bandwidth_bytes: int = Field(
-        0, ge=0, description="bytes that may be sent of an owner's assets in a calendar month; 0: no limit"
+        0,
+        ge=0,
+        description="bytes that may be sent of an owner's assets in a calendar month; 0: no limit",
     )
     quota_deployment_stored_bytes: int = Field(
         0, ge=0, description="bytes that all owners together may store; 0: no limit"
     )
-    quota_deployment_assets: int = Field(0, ge=0, description="assets that all owners together may have; 0: no limit")
+    quota_deployment_assets: int = Field(
+        0, ge=0, description="assets that all owners together may have; 0: no limit"
+    )
     quota_deployment_monthly_bandwidth_bytes: int = Field(
         0, ge=0, description="bytes that may be sent of all assets in a calendar month; 0: no limit"
     )
     prices_file: Path | None = Field(
-        None, description="prices of stores, in the form of services/assets/prices.yaml; empty: that one"
+        None,
+        description="prices of stores, in the form of services/assets/prices.yaml; empty: that one",
     )
 
     # The other services, as this one reaches them
@@ -244,18 +355,28 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         service = cls.model_config.get("title") or ""
         sources: list[PydanticBaseSettingsSource] = [init_settings]
-        sources += [EnvSettingsSource(settings_cls, env_prefix=f"ATELIER_{service.upper()}_")] if service else []
+        sources += (
+            [EnvSettingsSource(settings_cls, env_prefix=f"ATELIER_{service.upper()}_")]
+            if service
+            else []
+        )
         sources.append(EnvSettingsSource(settings_cls, env_prefix="ATELIER_"))
-        if isinstance(file_secret_settings, SecretsSettingsSource) and file_secret_settings.secrets_dir:
+        if (
+            isinstance(file_secret_settings, SecretsSettingsSource)
+            and file_secret_settings.secrets_dir
+        ):
             sources.append(file_secret_settings)
         return tuple(sources)
 
 
 def load(service: str) -> Settings:
-    """The settings of one service, from the environment. Raises pydantic.ValidationError naming the setting."""
+    """The settings of one service, from the environment. Raises pydantic.ValidationError naming the
+    setting."""
 
     class Of(Settings):
-        model_config = SettingsConfigDict(title=service, secrets_dir=os.environ.get("ATELIER_SECRETS_DIR"))
+        model_config = SettingsConfigDict(
+            title=service, secrets_dir=os.environ.get("ATELIER_SECRETS_DIR")
+        )
 
     settings: Settings = Of()
     return settings

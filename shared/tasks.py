@@ -6,9 +6,10 @@ from typing import Any
 
 
 def wanted() -> bool:
-    """False once the current task was asked to end. For loops without end: the cancellation itself may have been lost.
-    An error on the way out, such as a database that is gone, can take its place, and until Python 3.12 `wait_for`, by
-    which psycopg's pool waits for a connection, forgets one that comes as it succeeds."""
+    """False once the current task was asked to end. For loops without end: the cancellation itself
+    may have been lost. An error on the way out, such as a database that is gone, can take its
+    place, and until Python 3.12 `wait_for`, by which psycopg's pool waits for a connection, forgets
+    one that comes as it succeeds."""
     task = asyncio.current_task()
     return task is None or not task.cancelling()
 

@@ -5,36 +5,56 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server, values
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    start_http_server,
+    values,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from shared import logs
 
-# Figures stay in memory, whatever PROMETHEUS_MULTIPROC_DIR says. Each process serves its own, and a process that counts
-# in a mapped file is ended by SIGBUS when the disk is full. Every metric of ours is made after this line.
+# Figures stay in memory, whatever PROMETHEUS_MULTIPROC_DIR says. Each process serves its own, and a
+# process that counts in a mapped file is ended by SIGBUS when the disk is full. Every metric of
+# ours is made after this line.
 values.ValueClass = values.MutexValue
 
-# A registry of our own: the default one runs collectors (garbage collector, process) that nobody here asked for.
+# A registry of our own: the default one runs collectors (garbage collector, process) that nobody
+# here asked for.
 METRICS = CollectorRegistry()
 CALLS = Counter("atelier_calls", "Finished gRPC calls", ["method", "code"], registry=METRICS)
 SECONDS = Histogram(
-    "atelier_call_seconds", "Duration of unary gRPC calls", ["method"], registry=METRICS,
+    "atelier_call_seconds",
+    "Duration of unary gRPC calls",
+    ["method"],
+    registry=METRICS,
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-)  # fmt: skip
-IN_FLIGHT = Gauge("atelier_calls_in_flight", "Unary calls being served, without those that wait", registry=METRICS)
-STREAMS = Gauge("atelier_streams_open", "Streaming calls being served, and those that wait", registry=METRICS)
+)
+IN_FLIGHT = Gauge(
+    "atelier_calls_in_flight", "Unary calls being served, without those that wait", registry=METRICS
+)
+STREAMS = Gauge(
+    "atelier_streams_open", "Streaming calls being served, and those that wait", registry=METRICS
+)
 
 
 class _LostLines(Collector):
-    """Counted by the streams themselves, which must not wait for a lock of somebody who is writing."""
+    """Counted by the streams themselves, which must not wait for a lock of somebody who is
+    writing."""
 
     def __init__(self, streams: Sequence[logs.LogStream]) -> None:
         self._streams = streams
 
     def collect(self) -> Iterator[Metric]:
         lost = sum(stream.lost for stream in self._streams)
-        yield CounterMetricFamily("atelier_log_lines_lost", "Log lines that could not be written", value=lost)
+        yield CounterMetricFamily(
+            "atelier_log_lines_lost", "Log lines that could not be written", value=lost
+        )
 
 
 class _Lines:
@@ -45,7 +65,8 @@ class _Lines:
 
 
 def set_up(service: str, level: str) -> None:
-    """Routes structlog and the standard library's loggers (libraries) to one JSON line per event. Once per process."""
+    """Routes structlog and the standard library's loggers (libraries) to one JSON line per event.
+    Once per process."""
     streams = logs.set_up(service)
     METRICS.register(_LostLines(streams))
 
@@ -61,13 +82,17 @@ def set_up(service: str, level: str) -> None:
 
 
 def serve_metrics(host: str, port: int, processes: int) -> None:
-    """Serves this process's metrics on `port` (0: not at all), or on the next free one: every process of a server has
-    its own, from `port` to `port + processes - 1`. Raises OSError if all are taken."""
+    """Serves this process's metrics on `port` (0: not at all), or on the next free one: every
+    process of a server has its own, from `port` to `port + processes - 1`. Raises OSError if all
+    are taken."""
     for candidate in range(port, port + processes) if port else ():
         try:
             start_http_server(candidate, addr=host, registry=METRICS)
             return
         except OSError as error:
             if candidate == port + processes - 1:
-                text = f"METRICS_PORT {port} can't be used ({error.strerror}); services of one machine need one each"
+                text = (
+                    f"METRICS_PORT {port} can't be used ({error.strerror}); services of one machine"
+                    " need one each"
+                )
                 raise OSError(error.errno, f"{text}: ATELIER_<SERVICE>_METRICS_PORT") from None

@@ -1,4 +1,5 @@
-"""Slots that holders take turns for, so that whoever asks for many delays whoever asks for one by one turn at most."""
+"""Slots that holders take turns for, so that whoever asks for many delays whoever asks for one by
+one turn at most."""
 
 import asyncio
 from collections import Counter, OrderedDict
@@ -7,11 +8,13 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """So many slots. One that is free goes to the holder who has the fewest, among equals to the one whose turn was
-    longest ago, and with that holder to whoever came first. A holder alone may have all of them.
+    """So many slots. One that is free goes to the holder who has the fewest, among equals to the
+    one whose turn was longest ago, and with that holder to whoever came first. A holder alone may
+    have all of them.
 
-    `leave_room`: a holder gets another one only while more are free than it has: half of them alone, a third beside
-    another that wants as many, and so on. So there is usually one for who comes next, however long the others take.
+    `leave_room`: a holder gets another one only while more are free than it has: half of them
+    alone, a third beside another that wants as many, and so on. So there is usually one for who
+    comes next, however long the others take.
     """
 
     def __init__(self, slots: int, *, leave_room: bool = False) -> None:
@@ -28,7 +31,9 @@ class Turns:
         self._waiting.setdefault(holder, OrderedDict())[turn] = None
         self._hand_out()
         try:
-            await asyncio.shield(turn)  # a waiter that is cancelled may be given its slot before it knows
+            await asyncio.shield(
+                turn
+            )  # a waiter that is cancelled may be given its slot before it knows
         except asyncio.CancelledError:
             if turn.done():
                 self._give_back(holder)

@@ -1,7 +1,9 @@
-"""PDFs by typst: text is data and never markup, nothing is read but one directory, and no font of the machine is used.
+"""PDFs by typst: text is data and never markup, nothing is read but one directory, and no font of
+the machine is used.
 
-A service brings a template and a JSON file with what to say; this is what they have in common. Blocking: run it in a
-child process. The compiler is loaded there, when a Press is made; servers and workers themselves do without it.
+A service brings a template and a JSON file with what to say; this is what they have in common.
+Blocking: run it in a child process. The compiler is loaded there, when a Press is made; servers and
+workers themselves do without it.
 """
 
 import io
@@ -18,19 +20,24 @@ import filetype
 
 PICTURE_TYPES = frozenset({"jpg", "png", "gif", "webp"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_FORGOTTEN_AFTER = 10  # compilations that don't need it, after which the compiler gives up what it keeps
-# What a child process may have beyond its usual limit, which is for the pictures of strangers. A million letters in
-# tables beside five hundred marks on pictures take 650 MB in all.
+_FORGOTTEN_AFTER = (
+    10  # compilations that don't need it, after which the compiler gives up what it keeps
+)
+# What a child process may have beyond its usual limit, which is for the pictures of strangers. A
+# million letters in tables beside five hundred marks on pictures take 650 MB in all.
 _MORE_MEMORY = 512 * 1024 * 1024
 _MOST_NAMED = 100  # missing characters; a text of them would make a warning of thousands
 
-# Scripts that are broken between any two characters, or at words that the compiler knows: Thai to Khmer, then Chinese,
-# Japanese and Korean. Anything else that isn't a space holds together, the no-break space, too.
+# Scripts that are broken between any two characters, or at words that the compiler knows: Thai to
+# Khmer, then Chinese, Japanese and Korean. Anything else that isn't a space holds together, the
+# no-break space, too.
 _RUN = (
-    r"[^ \n\u200b\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+    r"[^ \n\u200b\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+    r"\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 _STEP = 4  # characters between two places where a long run may break
-_LONGEST_CLUSTER = 24  # characters that are one sign on paper, such as a family of emoji; a longer one may break, too
+# characters that are one sign on paper, such as a family of emoji; a longer one may break, too
+_LONGEST_CLUSTER = 24
 _MOST_MARKS = 4  # on one letter: more than any script needs
 _JOINER = "\u200d"
 _CARRIER = "\u00a0"  # a space that holds marks without a letter
@@ -44,9 +51,9 @@ class CannotPrint(Exception):
 class Press:
     """The compiler, shut into the directory `root`.
 
-    Writes `template` there, and fonts.json, the families to name in it: Open Sans, then those of `fonts` (folders or
-    files, see shared.settings) as they come, then what comes with the compiler. Fonts that have gone meanwhile are
-    missing glyphs, not a failure.
+    Writes `template` there, and fonts.json, the families to name in it: Open Sans, then those of
+    `fonts` (folders or files, see shared.settings) as they come, then what comes with the compiler.
+    Fonts that have gone meanwhile are missing glyphs, not a failure.
     """
 
     def __init__(self, root: Path, template: Path, fonts: Sequence[Path] = ()) -> None:
@@ -57,30 +64,35 @@ class Press:
         self._scratch = root / "scratch.pdf"
         self._template = template.name
         bundled = str(files("ttf_opensans").joinpath("ttf"))
-        folders = [str(_folder(path, root / f"fonts-{number}")) for number, path in enumerate(fonts)]
+        folders = [
+            str(_folder(path, root / f"fonts-{number}")) for number, path in enumerate(fonts)
+        ]
         self._fonts = typst.Fonts(include_system_fonts=False, font_paths=[bundled, *folders])
-        # Serif and mono come with the compiler and have Hebrew and Arabic; the caller's fonts go before them.
+        # Serif and mono come with the compiler and have Hebrew and Arabic; the caller's fonts go
+        # before them.
         own = [family for folder in folders for family in _families(folder)]
         names = list(dict.fromkeys(["Open Sans", *own, "Libertinus Serif", "DejaVu Sans Mono"]))
         (root / "fonts.json").write_text(json.dumps(names), encoding="utf-8")
         (root / self._template).write_bytes(template.read_bytes())
 
     def print(self, target: Path, made_at: datetime) -> None:
-        """Writes the template as a PDF. The same input, the same bytes. CannotPrint: a picture is broken, mostly."""
+        """Writes the template as a PDF. The same input, the same bytes. CannotPrint: a picture is
+        broken, mostly."""
         try:
             self._compile(self._template, target, made_at)
         finally:
             self._forget()
 
     def _forget(self) -> None:
-        """The compiler keeps what it laid out, pictures and all, for the next time: hundreds of megabytes that the
-        next job of this process would lack."""
+        """The compiler keeps what it laid out, pictures and all, for the next time: hundreds of
+        megabytes that the next job of this process would lack."""
         (self._root / "nothing.typ").write_text("", encoding="utf-8")
         for _ in range(_FORGOTTEN_AFTER):
             self._compile("nothing.typ", self._scratch, _EPOCH)
 
     def can_show(self, picture: str) -> bool:
-        """Whether a file of `root` can be decoded. A broken one stops a compilation without saying which it was."""
+        """Whether a file of `root` can be decoded. A broken one stops a compilation without saying
+        which it was."""
         (self._root / "one.typ").write_text(f'#image("{picture}")', encoding="utf-8")
         try:
             self._compile("one.typ", self._scratch, _EPOCH)
@@ -89,10 +101,11 @@ class Press:
         return True
 
     def missing_glyphs(self, text: str) -> str:
-        """A sentence about the characters of `text` that no font has, each once; empty if there are none.
+        """A sentence about the characters of `text` that no font has, each once; empty if there are
+        none.
 
-        Only the archival profile of the compiler refuses a missing glyph, and it names it; so every character
-        is set once in a document that is thrown away.
+        Only the archival profile of the compiler refuses a missing glyph, and it names it; so every
+        character is set once in a document that is thrown away.
         """
         suspects = sorted(c for c in set(text) if not c.isascii() and not _is_invisible(c))
         if not suspects:
@@ -107,7 +120,9 @@ class Press:
             return _said("".join(c for c in suspects if c in named))
         return ""
 
-    def _compile(self, source: str, target: Path, made_at: datetime, archival: bool = False) -> None:
+    def _compile(
+        self, source: str, target: Path, made_at: datetime, archival: bool = False
+    ) -> None:
         import typst
 
         packages = str(self._root / "no-packages")
@@ -147,13 +162,15 @@ def _folder(path: Path, link: Path) -> Path:
 def _families(folder: str) -> list[str]:
     import typst
 
-    fonts = typst.Fonts(include_system_fonts=False, include_embedded_fonts=False, font_paths=[folder])
+    fonts = typst.Fonts(
+        include_system_fonts=False, include_embedded_fonts=False, font_paths=[folder]
+    )
     return sorted(set(fonts.families()))
 
 
 def link_pictures(pictures: Mapping[str, Path], root: Path) -> dict[str, str]:
-    """Gives every JPEG, PNG, GIF or WebP file a name of ours in `root`, which never comes from a caller. What is none
-    of these, or a JPEG that can't be decoded, has no key in the answer."""
+    """Gives every JPEG, PNG, GIF or WebP file a name of ours in `root`, which never comes from a
+    caller. What is none of these, or a JPEG that can't be decoded, has no key in the answer."""
     shown = {}
     for number, (key, path) in enumerate(sorted(pictures.items())):
         kind = filetype.guess(path) if path.is_file() else None
@@ -170,9 +187,10 @@ def link_pictures(pictures: Mapping[str, Path], root: Path) -> dict[str, str]:
 
 
 def _page_of_jpeg(path: Path) -> bytes:
-    """A PDF page of the size of the picture, with the JPEG as it is. The compiler copies what stands on the page, where
-    it would hold a picture decoded: forty of 1,600 pixels in 30 MB, not 300. Empty for one that it has to look at
-    itself: damaged, lying on its side, or of other colours than grey and RGB."""
+    """A PDF page of the size of the picture, with the JPEG as it is. The compiler copies what
+    stands on the page, where it would hold a picture decoded: forty of 1,600 pixels in 30 MB, not
+    300. Empty for one that it has to look at itself: damaged, lying on its side, or of other
+    colours than grey and RGB."""
     import pikepdf
     import pyvips
 
@@ -188,10 +206,15 @@ def _page_of_jpeg(path: Path) -> bytes:
     pdf = pikepdf.new()
     page = pdf.add_blank_page(page_size=(image.width, image.height))
     pixels = pdf.make_stream(
-        path.read_bytes(), Type=pikepdf.Name.XObject, Subtype=pikepdf.Name.Image, Width=image.width,
-        Height=image.height, ColorSpace=spaces[image.interpretation], BitsPerComponent=8,
+        path.read_bytes(),
+        Type=pikepdf.Name.XObject,
+        Subtype=pikepdf.Name.Image,
+        Width=image.width,
+        Height=image.height,
+        ColorSpace=spaces[image.interpretation],
+        BitsPerComponent=8,
         Filter=pikepdf.Name.DCTDecode,
-    )  # fmt: skip
+    )
     page.Resources = pikepdf.Dictionary(XObject=pikepdf.Dictionary(Picture=pixels))
     page.Contents = pdf.make_stream(b"%d 0 0 %d 0 0 cm /Picture Do" % (image.width, image.height))
     target = io.BytesIO()
@@ -200,8 +223,9 @@ def _page_of_jpeg(path: Path) -> bytes:
 
 
 def tidy(text: str) -> str:
-    """NFC, without what can't be set or would make a text read as another; lines are kept, the ends are trimmed. Marks
-    piled on one letter are set apart on carriers, where they can be seen and cover nothing."""
+    """NFC, without what can't be set or would make a text read as another; lines are kept, the ends
+    are trimmed. Marks piled on one letter are set apart on carriers, where they can be seen and
+    cover nothing."""
     tidied = unicodedata.normalize("NFC", text).translate(_NEW_LINES)
     if not tidied.isprintable():
         tidied = "".join(c for c in tidied if c == "\n" or _is_printable(c))
@@ -211,7 +235,11 @@ def tidy(text: str) -> str:
 def _unpiled(text: str) -> Iterator[str]:
     marks = 0
     for character in text:
-        marks = marks + 1 if unicodedata.combining(character) or unicodedata.category(character) == "Me" else 0
+        marks = (
+            marks + 1
+            if unicodedata.combining(character) or unicodedata.category(character) == "Me"
+            else 0
+        )
         if marks > _MOST_MARKS:
             yield _CARRIER
             marks = 1
@@ -219,8 +247,8 @@ def _unpiled(text: str) -> Iterator[str]:
 
 
 def breakable(text: str, longest: int) -> str:
-    """Lets a run without a space that is longer than `longest` break every few characters, or it would leave its
-    column. Words of scripts that are written without spaces break by themselves."""
+    """Lets a run without a space that is longer than `longest` break every few characters, or it
+    would leave its column. Words of scripts that are written without spaces break by themselves."""
     return re.sub(rf"{_RUN}{{{longest + 1},}}", lambda run: "".join(_pieces(run[0])), text)
 
 
@@ -228,7 +256,9 @@ def _pieces(run: str) -> Iterator[str]:
     """The run with a break after every few characters, but none between a letter and its marks."""
     since, before = 0, ""
     for character in run:
-        if since >= _LONGEST_CLUSTER or (since >= _STEP and before != _JOINER and not _belongs_to_last(character)):
+        if since >= _LONGEST_CLUSTER or (
+            since >= _STEP and before != _JOINER and not _belongs_to_last(character)
+        ):
             yield "\u200b"
             since = 0
         yield character
@@ -241,14 +271,24 @@ def _belongs_to_last(character: str) -> bool:
 
 
 def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) in ("Cf", "Zs", "Zl", "Zp") or "\ufe00" <= character <= "\ufe0f"
+    return (
+        unicodedata.category(character) in ("Cf", "Zs", "Zl", "Zp")
+        or "\ufe00" <= character <= "\ufe0f"
+    )
 
 
 def _said(missing: str) -> str:
     more = f" and {len(missing) - _MOST_NAMED:,} more" if len(missing) > _MOST_NAMED else ""
-    return f"{missing[:_MOST_NAMED]}{more}; no font here has them, the setting ATELIER_FONTS can name one that does"
+    return (
+        f"{missing[:_MOST_NAMED]}{more}; no font here has them, the setting ATELIER_FONTS can name"
+        " one that does"
+    )
 
 
 def _is_printable(character: str) -> bool:
-    # Control characters and lone surrogates cannot be set; explicit bidi overrides can make a text read as another.
-    return unicodedata.category(character) not in ("Cc", "Cs") and character not in "\u202a\u202b\u202d\u202e"
+    # Control characters and lone surrogates cannot be set; explicit bidi overrides can make a text
+    # read as another.
+    return (
+        unicodedata.category(character) not in ("Cc", "Cs")
+        and character not in "\u202a\u202b\u202d\u202e"
+    )

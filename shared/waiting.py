@@ -1,7 +1,7 @@
 """Waiting for a job, in the call that asked for it.
 
-Such a call may last for minutes and costs next to nothing meanwhile. So it holds a place among the streams, and not one
-of those that calls need for work, as long as its owner can have one.
+Such a call may last for minutes and costs next to nothing meanwhile. So it holds a place among the
+streams, and not one of those that calls need for work, as long as its owner can have one.
 """
 
 import asyncio
@@ -33,14 +33,16 @@ def patience() -> float:
 
 async def _look(read: Read) -> Any:
     row = await read()
-    if not wanted():  # a cancellation that meets the end of a statement may be lost, and the call would wait on
+    if (
+        not wanted()
+    ):  # a cancellation that meets the end of a statement may be lost, and the call would wait on
         raise asyncio.CancelledError
     return row
 
 
 async def until_told(stream: EventStream, request: Message, read: Read, done: Done) -> Any:
-    """The row that `read` gives once it is `done`, or as it is shortly before the call's deadline. It is read again
-    whenever an event tells of it."""
+    """The row that `read` gives once it is `done`, or as it is shortly before the call's deadline.
+    It is read again whenever an event tells of it."""
     start = await stream.head()
     row = await _look(read)
     if done(row):
@@ -53,12 +55,15 @@ async def until_told(stream: EventStream, request: Message, read: Read, done: Do
                     if done(row):
                         return row
     except (TimeoutError, DomainError):
-        pass  # whatever ends the wait early (the server stops, the token expires): what was taken on is still an answer
+        # whatever ends the wait early (the server stops, the token expires): what was taken on is
+        # still an answer
+        pass
     return await read()
 
 
 async def until_seen(read: Read, done: Done, seconds: float) -> Any:
-    """The row that `read` gives once it is `done`, or as it is after so many seconds; for what no event tells of."""
+    """The row that `read` gives once it is `done`, or as it is after so many seconds; for what no
+    event tells of."""
     clock = asyncio.get_running_loop().time
     ends_at = clock() + seconds
     pause = _FIRST_PAUSE_SECONDS

@@ -1,4 +1,5 @@
-"""ZIP files that are written as a stream, and that any reader takes, also one that reads them as a stream.
+"""ZIP files that are written as a stream, and that any reader takes, also one that reads them as a
+stream.
 
     archive = Archive(created_at)
     yield archive.begin(path, size)
@@ -7,9 +8,10 @@
     yield archive.end()
     yield archive.close()
 
-A checksum is known only when its file has been read, so it stands after the file. A reader that can't look ahead finds
-the end of such a file only if its bytes say where they end: they are in blocks of DEFLATE that aren't compressed, since
-pictures are already. Where the blocks begin depends on nothing but the size, so that equal files give equal bytes.
+A checksum is known only when its file has been read, so it stands after the file. A reader that
+can't look ahead finds the end of such a file only if its bytes say where they end: they are in
+blocks of DEFLATE that aren't compressed, since pictures are already. Where the blocks begin depends
+on nothing but the size, so that equal files give equal bytes.
 """
 
 import struct
@@ -54,10 +56,21 @@ class Archive:
         far = _is_far(size)
         sizes = _FAR if far else 0
         header = struct.pack(
-            "<4s5H3L2H", b"PK\x03\x04", _VERSION_FAR if far else _VERSION, _FLAGS, _DEFLATED, *self._when,
-            0, sizes, sizes, len(self._path), 20 if far else 0,
-        )  # fmt: skip
-        return self._counted(header + self._path + (struct.pack("<2H2Q", 1, 16, 0, 0) if far else b""))
+            "<4s5H3L2H",
+            b"PK\x03\x04",
+            _VERSION_FAR if far else _VERSION,
+            _FLAGS,
+            _DEFLATED,
+            *self._when,
+            0,
+            sizes,
+            sizes,
+            len(self._path),
+            20 if far else 0,
+        )
+        return self._counted(
+            header + self._path + (struct.pack("<2H2Q", 1, 16, 0, 0) if far else b"")
+        )
 
     def data(self, chunk: bytes) -> bytes:
         """Of the file that was begun, a piece of any length. Raises WrongSize."""
@@ -69,7 +82,9 @@ class Archive:
         while rest:
             if self._block == 0:
                 self._block = min(self._left, _BLOCK)
-                pieces.append(struct.pack("<B2H", self._left <= _BLOCK, self._block, self._block ^ 0xFFFF))
+                pieces.append(
+                    struct.pack("<B2H", self._left <= _BLOCK, self._block, self._block ^ 0xFFFF)
+                )
             piece, rest = rest[: self._block], rest[self._block :]
             pieces.append(piece)
             self._block -= len(piece)
@@ -81,7 +96,9 @@ class Archive:
         if self._left:
             raise WrongSize(self._path.decode())
         far, stored = _is_far(self._size), _stored(self._size)
-        sums = struct.pack("<4sL2Q" if far else "<4s3L", b"PK\x07\x08", self._sum, stored, self._size)
+        sums = struct.pack(
+            "<4sL2Q" if far else "<4s3L", b"PK\x07\x08", self._sum, stored, self._size
+        )
         self._listed.append(self._entry(stored))
         return self._counted((b"" if self._size else _EMPTY) + sums)
 
@@ -93,9 +110,25 @@ class Archive:
         size, stored, start = (min(number, _FAR) for number in numbers)
         version = _VERSION_FAR if large else _VERSION
         header = struct.pack(
-            "<4s2B5H3L5H2L", b"PK\x01\x02", version, _UNIX, version, _FLAGS, _DEFLATED, *self._when, self._sum, stored,
-            size, len(self._path), len(extra), 0, 0, 0, _MODE, start,
-        )  # fmt: skip
+            "<4s2B5H3L5H2L",
+            b"PK\x01\x02",
+            version,
+            _UNIX,
+            version,
+            _FLAGS,
+            _DEFLATED,
+            *self._when,
+            self._sum,
+            stored,
+            size,
+            len(self._path),
+            len(extra),
+            0,
+            0,
+            0,
+            _MODE,
+            start,
+        )
         return header + self._path + extra
 
     def close(self) -> bytes:
@@ -104,10 +137,30 @@ class Archive:
         far = b""
         if count >= _FAR_COUNT or start >= _FAR or len(listed) >= _FAR:
             far = struct.pack(
-                "<4sQ2H2L4Q", b"PK\x06\x06", 44, _VERSION_FAR, _VERSION_FAR, 0, 0, count, count, len(listed), start
+                "<4sQ2H2L4Q",
+                b"PK\x06\x06",
+                44,
+                _VERSION_FAR,
+                _VERSION_FAR,
+                0,
+                0,
+                count,
+                count,
+                len(listed),
+                start,
             ) + struct.pack("<4sLQL", b"PK\x06\x07", 0, start + len(listed), 1)
         short = min(count, _FAR_COUNT)
-        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, short, short, min(len(listed), _FAR), min(start, _FAR), 0)
+        end = struct.pack(
+            "<4s4H2LH",
+            b"PK\x05\x06",
+            0,
+            0,
+            short,
+            short,
+            min(len(listed), _FAR),
+            min(start, _FAR),
+            0,
+        )
         return self._counted(listed + far + end)
 
     def _counted(self, data: bytes) -> bytes:
@@ -138,11 +191,16 @@ def size_of(entries: Iterable[tuple[str, int]]) -> int:
 
 
 def unique_paths(given: Sequence[str], reserved: Iterable[str] = ()) -> list[str]:
-    """Safe paths, none equal to another on a file system that ignores case, none both a file and a folder."""
-    paths = ["/".join(names.of_file(part) for part in path.split("/") if part) or "_" for path in given]
+    """Safe paths, none equal to another on a file system that ignores case, none both a file and a
+    folder."""
+    paths = [
+        "/".join(names.of_file(part) for part in path.split("/") if part) or "_" for path in given
+    ]
     taken = {path.casefold() for path in reserved}
     taken |= {str(folder).casefold() for path in paths for folder in Path(path).parents}
-    last: dict[str, int] = {}  # the number that the name was given last: ten thousand equal names take no longer
+    last: dict[
+        str, int
+    ] = {}  # the number that the name was given last: ten thousand equal names take no longer
     named = []
     for path in paths:
         folder, _, name = path.rpartition("/")

@@ -21,7 +21,8 @@ D = TypeVar("D", bound=Message)
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a call ended that was not served. `reason`, `domain`, `metadata` are of ErrorInfo, '' and {} without one."""
+    """How a call ended that was not served. `reason`, `domain`, `metadata` are of ErrorInfo, '' and
+    {} without one."""
 
     code: grpc.StatusCode
     text: str
@@ -42,7 +43,10 @@ class Refusal:
     @property
     def fields(self) -> list[str]:
         """Paths of the fields that BadRequest names."""
-        return [violation.field for violation in self.detail(error_details_pb2.BadRequest).field_violations]
+        return [
+            violation.field
+            for violation in self.detail(error_details_pb2.BadRequest).field_violations
+        ]
 
 
 def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
@@ -51,7 +55,15 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
     info = error_details_pb2.ErrorInfo()
     for packed in status.details:
         packed.Unpack(info)
-    return Refusal(error.code(), error.details() or "", info.reason, info.domain, dict(info.metadata), status, trailers)
+    return Refusal(
+        error.code(),
+        error.details() or "",
+        info.reason,
+        info.domain,
+        dict(info.metadata),
+        status,
+        trailers,
+    )
 
 
 async def refusal(call: Awaitable[Any] | AsyncIterator[Any]) -> Refusal:
@@ -73,7 +85,12 @@ async def reflect(channel: grpc.aio.Channel, version: str, **question: str) -> A
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    [answer] = [a async for a in call(aiter_of([reflection_pb2.ServerReflectionRequest(**question)]), timeout=5)]
+    [answer] = [
+        a
+        async for a in call(
+            aiter_of([reflection_pb2.ServerReflectionRequest(**question)]), timeout=5
+        )
+    ]
     return answer
 
 
@@ -106,8 +123,8 @@ def name_of(method: MethodDescriptor) -> str:
 
 
 def served_by(services: Iterable[str]) -> dict[str, MethodDescriptor]:
-    """Every method that these services serve, by name. What each of them serves for itself has its name before it:
-    'assets/atelier.webhooks.v1.WebhookService.GetEndpoint'."""
+    """Every method that these services serve, by name. What each of them serves for itself has its
+    name before it: 'assets/atelier.webhooks.v1.WebhookService.GetEndpoint'."""
     served = {name_of(method): method for method in methods_of(services)}
     for service in services:
         served |= {f"{service}/{name_of(method)}": method for method in methods_of(["webhooks"])}
@@ -124,26 +141,48 @@ def request_class(method: MethodDescriptor) -> type[Message]:
     return GetMessageClass(method.input_type)
 
 
-def _callable(client: Client, method: MethodDescriptor, encode: Any, service: str | None = None) -> Any:
+def _callable(
+    client: Client, method: MethodDescriptor, encode: Any, service: str | None = None
+) -> Any:
     channel = client.channel(service or service_of(name_of(method)))
     opener = {
-        (False, False): channel.unary_unary, (False, True): channel.unary_stream,
-        (True, False): channel.stream_unary, (True, True): channel.stream_stream,
-    }[method.client_streaming, method.server_streaming]  # fmt: skip
+        (False, False): channel.unary_unary,
+        (False, True): channel.unary_stream,
+        (True, False): channel.stream_unary,
+        (True, True): channel.stream_stream,
+    }[method.client_streaming, method.server_streaming]
     path = f"/{method.containing_service.full_name}/{method.name}"
-    return opener(path, request_serializer=encode, response_deserializer=GetMessageClass(method.output_type).FromString)
+    return opener(
+        path,
+        request_serializer=encode,
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )
 
 
 def _complete(answer: Any) -> bool:
-    """Whether this item of a watch, or what it carries, is the mark that the current state was sent."""
-    inner = [answer, *(value for field, value in answer.ListFields() if field.message_type and not field.is_repeated)]
-    return any("bookmark" in item.DESCRIPTOR.fields_by_name and item.bookmark.ready for item in inner)
+    """Whether this item of a watch, or what it carries, is the mark that the current state was
+    sent."""
+    inner = [
+        answer,
+        *(
+            value
+            for field, value in answer.ListFields()
+            if field.message_type and not field.is_repeated
+        ),
+    ]
+    return any(
+        "bookmark" in item.DESCRIPTOR.fields_by_name and item.bookmark.ready for item in inner
+    )
 
 
 async def invoke(
-    client: Client, method: MethodDescriptor, requests: Sequence[Message], service: str | None = None
+    client: Client,
+    method: MethodDescriptor,
+    requests: Sequence[Message],
+    service: str | None = None,
 ) -> list[Message]:
-    """All answers; of a watch, those up to the mark that the current state is complete. Raises AioRpcError.
+    """All answers; of a watch, those up to the mark that the current state is complete. Raises
+    AioRpcError.
 
     `service`: which one is called, if several serve the method.
     """

@@ -9,16 +9,23 @@ import pytest
 from shared.embedded import EmbeddedPostgres
 from tests.suite import Cluster, DiskServer, Keys, Suite, suite
 
-# Whole jobs through running processes. They begin first, so that no worker is left alone with them at the end.
+# Whole jobs through running processes. They begin first, so that no worker is left alone with them
+# at the end.
 _LONG = (
-    "tests/docs", "tests/cli", "tests/pipeline", "tests/techfiles/test_runs", "tests/techfiles/test_packs",
-    "tests/techfiles/test_print_limits", "tests/conversions",
-)  # fmt: skip
+    "tests/docs",
+    "tests/cli",
+    "tests/pipeline",
+    "tests/techfiles/test_runs",
+    "tests/techfiles/test_packs",
+    "tests/techfiles/test_print_limits",
+    "tests/conversions",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
-    # The collector would walk thousands of tests and modules again and again, a twentieth of the whole run.
+    # The collector would walk thousands of tests and modules again and again, a twentieth of the
+    # whole run.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
@@ -30,8 +37,10 @@ _ROOM_BYTES = 2 * 1024**3
 
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
-    """For what is made and thrown away by the thousand. In memory where there is room: copying a database, which is a
-    thousand files, costs a disk's file system up to thirty times as much. (Storage's own tests are on disk.)"""
+    """For what is made and thrown away by the thousand. In memory where there is room: copying a
+    database, which is a thousand files, costs a disk's file system up to thirty times as much.
+    (Storage's own tests are on disk.)
+    """
     # Not below pytest's directory: as root that is closed to the account that Postgres runs as.
     roomy = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM_BYTES
     directory = Path(tempfile.mkdtemp(prefix="atelier-tests-", dir=_IN_MEMORY if roomy else None))
@@ -49,7 +58,8 @@ def cluster(scratch: Path) -> Iterator[Cluster]:
         "full_page_writes": "off",
         "max_connections": "300",
         "max_wal_size": "128MB",
-        # A connection that was given up while it logged in would hold up DROP DATABASE for the usual minute.
+        # A connection that was given up while it logged in would hold up DROP DATABASE for the
+        # usual minute.
         "authentication_timeout": "3s",
     }
     with EmbeddedPostgres(scratch / "postgres", options=options) as postgres:
@@ -74,6 +84,7 @@ def disk(scratch: Path) -> Iterator[DiskServer]:
 
 @pytest.fixture
 async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """The suite on a database of the test's own. Start what the test needs: `await atelier.serve("assets")`."""
+    """The suite on a database of the test's own. Start what the test needs: `await
+    atelier.serve("assets")`."""
     async with suite(cluster, keys, disk) as made:
         yield made

@@ -1,5 +1,7 @@
-"""A ZIP reader that can't look ahead, as strict as such readers are: it knows nothing of the directory at the end, and
-takes no entry whose end its own bytes don't tell. (Java's ZipInputStream is one; so is bsdtar reading from a pipe.)"""
+"""A ZIP reader that can't look ahead, as strict as such readers are: it knows nothing of the
+directory at the end, and takes no entry whose end its own bytes don't tell. (Java's ZipInputStream
+is one; so is bsdtar reading from a pipe.)
+"""
 
 import struct
 import zlib
@@ -13,7 +15,8 @@ _FAR = 0xFFFFFFFF
 def entries(
     stream: BinaryIO, take: Callable[[str, bytes], None] = lambda _name, _piece: None
 ) -> Iterator[tuple[str, int]]:
-    """Name and size of each entry, in order; its bytes go to `take`. Whatever doesn't fit together fails."""
+    """Name and size of each entry, in order; its bytes go to `take`. Whatever doesn't fit together
+    fails."""
     buffer = b""
 
     def read(size: int) -> bytes:
@@ -26,7 +29,9 @@ def entries(
         return data
 
     while (signature := read(4)) == b"PK\x03\x04":
-        version, flags, method, _time, _date, *sizes, name_length, extra_length = struct.unpack("<5H3L2H", read(26))
+        version, flags, method, _time, _date, *sizes, name_length, extra_length = struct.unpack(
+            "<5H3L2H", read(26)
+        )
         name, extra = read(name_length), read(extra_length)
         assert flags & ~(_AFTER_THE_DATA | _UTF8) == 0 and (flags & _UTF8 or name.isascii())
         assert method == 8 and flags & _AFTER_THE_DATA, "only DEFLATE tells where it ends"

@@ -20,14 +20,17 @@ Reply = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
 def replying(status: int, body: bytes = b"", **headers: str) -> Reply:
     async def reply(_request: Request, writer: asyncio.StreamWriter) -> None:
         named = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        writer.write(f"HTTP/1.1 {status} X\r\n{named}content-length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(
+            f"HTTP/1.1 {status} X\r\n{named}content-length: {len(body)}\r\n\r\n".encode() + body
+        )
 
     return reply
 
 
 @dataclass
 class Receiver:
-    """`connections` counts what reached the socket, `requests` what was sent whole; `reply` may change at any time."""
+    """`connections` counts what reached the socket, `requests` what was sent whole; `reply` may
+    change at any time."""
 
     reply: Reply
     port: int = 0
@@ -45,7 +48,10 @@ class Receiver:
         self._open.add(writer)
         with suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
+            headers = {
+                name.lower(): value
+                for name, _, value in (line.partition(": ") for line in head[1:-2])
+            }
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             self.requests.append(Request(head[0], headers, body))
             await self.reply(self.requests[-1], writer)
@@ -60,7 +66,11 @@ class Receiver:
 
 @asynccontextmanager
 async def receiving(
-    reply: Reply | None = None, *, port: int = 0, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    reply: Reply | None = None,
+    *,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Receiver]:
     receiver = Receiver(reply or replying(204), scheme="https" if tls else "http")
     server = await asyncio.start_server(receiver.serve, host, port, ssl=tls)

@@ -1,4 +1,5 @@
-"""The suite, started inside a test: real Postgres, real storage over HTTP, real gRPC on sockets of this machine."""
+"""The suite, started inside a test: real Postgres, real storage over HTTP, real gRPC on sockets of
+this machine."""
 
 import asyncio
 import importlib
@@ -30,7 +31,8 @@ TEMPLATE = "atelier_template"
 
 
 def browser() -> httpx.AsyncClient:
-    """For the suite's own addresses. They are plain HTTP: reading certificates would take longer than most requests."""
+    """For the suite's own addresses. They are plain HTTP: reading certificates would take longer
+    than most requests."""
     return httpx.AsyncClient(timeout=60, verify=False)
 
 
@@ -47,7 +49,9 @@ class Cluster:
     def url(self, database: str, role: str | None = None, password: str = "") -> str:
         parts = urlsplit(self.admin_url)
         user = f"{role}:{password}" if role else parts.netloc.rpartition("@")[0]
-        return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}", path=f"/{database}"))
+        return urlunsplit(
+            parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}", path=f"/{database}")
+        )
 
     def make_template(self) -> None:
         with psycopg.connect(self.admin_url, autocommit=True) as conn:
@@ -83,23 +87,34 @@ class Keys:
         self.trust_file = directory / "trust.json"
         self.trust_file.write_text(__import__("json").dumps(entries))
 
-    def token(self, subject: str, role: str = "user", *, seconds: float = 3600, owner: str | None = None) -> str:
-        return auth.sign(self.people, issuer="tests", subject=subject, role=role, seconds=seconds, owner=owner)
+    def token(
+        self, subject: str, role: str = "user", *, seconds: float = 3600, owner: str | None = None
+    ) -> str:
+        return auth.sign(
+            self.people, issuer="tests", subject=subject, role=role, seconds=seconds, owner=owner
+        )
 
     def service_token(self, service: str, owner: str, *, act: str | None = None) -> str:
-        """What `service` presents when it calls for `owner`, such as user:ada. `act`: whom it names; else itself."""
+        """What `service` presents when it calls for `owner`, such as user:ada. `act`: whom it
+        names; else itself."""
         role, _, subject = owner.partition(":")
         return auth.sign(
-            self.services[service], issuer=f"atelier-{service}", subject=subject, role=role, seconds=60, owner=owner,
+            self.services[service],
+            issuer=f"atelier-{service}",
+            subject=subject,
+            role=role,
+            seconds=60,
+            owner=owner,
             act=act or service,
-        )  # fmt: skip
+        )
 
     def untrusted_token(self) -> str:
         return auth.sign(self.stranger, issuer="tests", subject="ada", role="user", seconds=60)
 
 
 class Client:
-    """A caller: a channel per service and a token. `client.stub(module_grpc.XStub)` calls with the token."""
+    """A caller: a channel per service and a token. `client.stub(module_grpc.XStub)` calls with the
+    token."""
 
     def __init__(self, addresses: dict[str, str], token: str | None, subject: str = "") -> None:
         self.addresses = addresses
@@ -113,10 +128,16 @@ class Client:
             self._channels[service] = grpc.aio.insecure_channel(
                 self.addresses[service],
                 options=[
-                    ("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 1000), *self.options
+                    ("grpc.use_local_subchannel_pool", 1),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
+                    *self.options,
                 ],
-                interceptors=[kind(self.token) for kind in (_Bearer, _BearerStream, _BearerIn)] if self.token else [],
-            )  # fmt: skip
+                interceptors=(
+                    [kind(self.token) for kind in (_Bearer, _BearerStream, _BearerIn)]
+                    if self.token
+                    else []
+                ),
+            )
         return self._channels[service]
 
     def stub(self, stub_class: Callable[[Any], Any]) -> Any:
@@ -152,7 +173,8 @@ class _BearerIn(_WithToken, grpc.aio.StreamUnaryClientInterceptor):
 
 
 class Suite:
-    """Services of one test, in this process, each on a port of its own, over one cloned database."""
+    """Services of one test, in this process, each on a port of its own, over one cloned
+    database."""
 
     def __init__(self, cluster: Cluster, database: str, keys: Keys, storage: "DiskServer") -> None:
         self.cluster = cluster
@@ -171,13 +193,21 @@ class Suite:
         settings = load(service)
         values = {
             "database_url": self.cluster.url(self.database, f"{service}_{role}", password),
-            "trust_file": self.keys.trust_file, "service_key_file": self.keys.directory / f"{service}.jwk",
-            "storage_root": self.storage.root, "storage_secret_file": self.storage.secret_file,
-            "storage_url": self.storage.url, "job_lease_seconds": 3.0, "imaging_processes": 1,
+            "trust_file": self.keys.trust_file,
+            "service_key_file": self.keys.directory / f"{service}.jwk",
+            "storage_root": self.storage.root,
+            "storage_secret_file": self.storage.secret_file,
+            "storage_url": self.storage.url,
+            "job_lease_seconds": 3.0,
+            "imaging_processes": 1,
             "drain_seconds": 2.0,
-            **{f"{name}_address": address for name, address in self.addresses.items() if name != "techfiles"},
+            **{
+                f"{name}_address": address
+                for name, address in self.addresses.items()
+                if name != "techfiles"
+            },
             **self.overrides,
-        }  # fmt: skip
+        }
         return type(settings).model_validate({**settings.model_dump(), **values, "port": 0})
 
     async def serve(self, *services: str) -> None:
@@ -193,7 +223,8 @@ class Suite:
             self.addresses[name] = f"127.0.0.1:{running.port}"
 
     async def stop(self, *services: str, seconds: float = 0) -> None:
-        """Stops servers as SIGTERM does; calls in flight get `seconds`. `serve` starts them again, elsewhere."""
+        """Stops servers as SIGTERM does; calls in flight get `seconds`. `serve` starts them again,
+        elsewhere."""
         for name in services:
             running, stack = self._servers.pop(name)
             async with stack:
@@ -202,7 +233,9 @@ class Suite:
     async def work(self, *services: str) -> None:
         for name in services:
             module = importlib.import_module(f"services.{name}.__main__")
-            self._workers[name] = asyncio.create_task(module.work(name, self.settings(name, "worker")))
+            self._workers[name] = asyncio.create_task(
+                module.work(name, self.settings(name, "worker"))
+            )
 
     async def stop_work(self, *services: str) -> None:
         for name in services or list(self._workers):
@@ -226,15 +259,16 @@ class Suite:
         return client
 
     def sql(self, statement: str, parameters: Any = None) -> list[Any]:
-        """As superuser: for looking at what is really there, and for making faults. Never part of a promise."""
+        """As superuser: for looking at what is really there, and for making faults. Never part of a
+        promise."""
         if self._looking is None or self._looking.closed:
             self._looking = self._connect()
         cursor = self._looking.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
 
     async def change(self, statement: str, parameters: Any = None) -> None:
-        """The same for a statement that may have to wait for the server's or the worker's transactions: these run in
-        this very loop, which must go on meanwhile."""
+        """The same for a statement that may have to wait for the server's or the worker's
+        transactions: these run in this very loop, which must go on meanwhile."""
 
         def run() -> None:
             with self._connect() as conn:
@@ -244,7 +278,9 @@ class Suite:
 
     def _connect(self) -> psycopg.Connection[Any]:
         url = self.cluster.url(self.database)
-        return psycopg.connect(url, autocommit=True, prepare_threshold=None)  # tests change tables, too
+        return psycopg.connect(
+            url, autocommit=True, prepare_threshold=None
+        )  # tests change tables, too
 
     async def close(self) -> None:
         if self._looking:
@@ -266,12 +302,17 @@ class DiskServer:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {
-            **os.environ, "ATELIER_STORAGE_ROOT": str(self.root),
-            "ATELIER_STORAGE_SECRET_FILE": str(self.secret_file), "ATELIER_STORAGE_HTTP_PORT": str(self.port),
+            **os.environ,
+            "ATELIER_STORAGE_ROOT": str(self.root),
+            "ATELIER_STORAGE_SECRET_FILE": str(self.secret_file),
+            "ATELIER_STORAGE_HTTP_PORT": str(self.port),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
-        }  # fmt: skip
+        }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "shared.storage.http"], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "shared.storage.http"],
+            env=environment,
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
         )
         for _ in range(100):
             with suppress(httpx.TransportError):

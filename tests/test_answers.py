@@ -1,8 +1,8 @@
 """No answer without pages is larger than what a client takes: the limits of the contract see to it.
 
-The largest that a message can be is added up from its fields: what repeats stands in MOST, longer texts in TEXTS, and
-what is limited as a whole in LARGEST. A new rpc with a field that repeats fails here until somebody has thought about
-how often. tests/test_pages.py is about those with pages.
+The largest that a message can be is added up from its fields: what repeats stands in MOST, longer
+texts in TEXTS, and what is limited as a whole in LARGEST. A new rpc with a field that repeats fails
+here until somebody has thought about how often. tests/test_pages.py is about those with pages.
 """
 
 from collections import defaultdict
@@ -21,9 +21,13 @@ URL = 10_000
 
 # Limited as a whole, in bytes.
 LARGEST = {
-    "google.protobuf.Struct": 65_000,  # 16 KiB as JSON may be numbers, which take 11 bytes instead of 3
+    "google.protobuf.Struct": (
+        65_000
+    ),  # 16 KiB as JSON may be numbers, which take 11 bytes instead of 3
     "atelier.common.v1.Facts": 1_000_000,  # FACTS_BYTES
-    "atelier.pipeline.v1.PhaseValue": 1_000_000,  # VALUE_BYTES of the model, and as much of a reviewer
+    "atelier.pipeline.v1.PhaseValue": (
+        1_000_000
+    ),  # VALUE_BYTES of the model, and as much of a reviewer
     "atelier.assets.v1.DocumentContent": 300_000 * 4 + 2_000_000,  # MOST_TEXT, and what is no text
     "atelier.assets.v1.StyleImage": 3_000,  # public pictures: their URLs are short
     "atelier.assets.v1.PartTarget": 3_000,
@@ -34,41 +38,109 @@ LARGEST = {
 }
 # How often a field repeats. A whole message: in all of them.
 MOST = {
-    "AddAlbumAssetsResponse.results": 500, "RemoveAlbumAssetsResponse.results": 500, "Asset.album_ids": 10_000,
-    "Asset.tags": 50, "Backfill.kinds": 16, "Backfill.presets": 20, "BatchDeleteAssetsResponse.results": 1000,
-    "BatchUndeleteAssetsResponse.results": 1000, "duplicates": 20, "ContentCredentials.problems": 20,
-    "CostPoint.costs": 20, "Document.warnings": 100, "DuplicateGroup.assets": 20, "ExplainAssetResponse.findings": 50,
-    "FindDuplicatesResponse.groups": 100, "FindStylePicturesResponse.pictures": 500, "GetAssetStatsResponse.sums": 200,
-    "GetQuotaResponse.uses": 10, "GetResumableUploadResponse.missing_part_numbers": 1000,
-    "GetResumableUploadResponse.parts": 1000, "GetUsageStatsResponse.days": 367 * 8, "ImageFacts.dominant_colours": 10,
-    "ListAlertsResponse.alerts": 20, "ListVariantsResponse.variants": 20, "RegenerateVariantsResponse.variants": 20,
-    "ProjectCostsResponse.points": 121, "ProjectCostsResponse.thresholds": 20, "Provenance.source_asset_ids": 100,
-    "Run.counts": 20, "Run.failures": 100, "RunCount.sample": 10, "SignPartsResponse.targets": 100,
-    "StartResumableUploadResponse.targets": 100, "StorageReport.asset_counts": 500, "StorageReport.average_sizes": 500,
-    "StorageReport.quotas": 10, "StorageReport.variant_counts": 100, "Style.images": 500, "Style.palette": 50,
-    "Style.room_types": 50, "evidence": 100, "Analysis.images": 16, "Generation.reference_asset_ids": 16,
-    "Generation.unique_visual_elements": 50, "Recipe.inputs": 20, "ImportPriceBookResponse.errors": 100,
-    "Product.external_phases": 4, "Product.images": 16, "Product.phases": 4, "AddFilesResponse.results": 1000,
-    "Export.warnings": 100, "GetProductStatisticsResponse.files_by_state": 10,
-    "GetProductStatisticsResponse.files_by_type": 10, "RemoveFilesResponse.removed_tech_file_ids": 1000,
-    "TechPackRun.steps": 200, "Endpoint.event_types": 100, "ListEventTypesResponse.event_types": 100,
-}  # fmt: skip
+    "AddAlbumAssetsResponse.results": 500,
+    "RemoveAlbumAssetsResponse.results": 500,
+    "Asset.album_ids": 10_000,
+    "Asset.tags": 50,
+    "Backfill.kinds": 16,
+    "Backfill.presets": 20,
+    "BatchDeleteAssetsResponse.results": 1000,
+    "BatchUndeleteAssetsResponse.results": 1000,
+    "duplicates": 20,
+    "ContentCredentials.problems": 20,
+    "CostPoint.costs": 20,
+    "Document.warnings": 100,
+    "DuplicateGroup.assets": 20,
+    "ExplainAssetResponse.findings": 50,
+    "FindDuplicatesResponse.groups": 100,
+    "FindStylePicturesResponse.pictures": 500,
+    "GetAssetStatsResponse.sums": 200,
+    "GetQuotaResponse.uses": 10,
+    "GetResumableUploadResponse.missing_part_numbers": 1000,
+    "GetResumableUploadResponse.parts": 1000,
+    "GetUsageStatsResponse.days": 367 * 8,
+    "ImageFacts.dominant_colours": 10,
+    "ListAlertsResponse.alerts": 20,
+    "ListVariantsResponse.variants": 20,
+    "RegenerateVariantsResponse.variants": 20,
+    "ProjectCostsResponse.points": 121,
+    "ProjectCostsResponse.thresholds": 20,
+    "Provenance.source_asset_ids": 100,
+    "Run.counts": 20,
+    "Run.failures": 100,
+    "RunCount.sample": 10,
+    "SignPartsResponse.targets": 100,
+    "StartResumableUploadResponse.targets": 100,
+    "StorageReport.asset_counts": 500,
+    "StorageReport.average_sizes": 500,
+    "StorageReport.quotas": 10,
+    "StorageReport.variant_counts": 100,
+    "Style.images": 500,
+    "Style.palette": 50,
+    "Style.room_types": 50,
+    "evidence": 100,
+    "Analysis.images": 16,
+    "Generation.reference_asset_ids": 16,
+    "Generation.unique_visual_elements": 50,
+    "Recipe.inputs": 20,
+    "ImportPriceBookResponse.errors": 100,
+    "Product.external_phases": 4,
+    "Product.images": 16,
+    "Product.phases": 4,
+    "AddFilesResponse.results": 1000,
+    "Export.warnings": 100,
+    "GetProductStatisticsResponse.files_by_state": 10,
+    "GetProductStatisticsResponse.files_by_type": 10,
+    "RemoveFilesResponse.removed_tech_file_ids": 1000,
+    "TechPackRun.steps": 200,
+    "Endpoint.event_types": 100,
+    "ListEventTypesResponse.event_types": 100,
+}
 # Bytes of texts that aren't of 2,000 characters.
 TEXTS = {
-    "Provenance.prompt": 32_000, "Asset.tags": 64 * 4, "Asset.album_ids": 36, "Provenance.source_asset_ids": 36,
-    "prompt": 40_000, "Generation.full_prompt": 60_000, "Generation.prompt_used": 60_000, "Generation.caption": 40_000,
-    "AssetResult.message": 500, "ContentCredentials.problems": 255 * 4, "manifest_store": 65_536,
-    "Style.description": 16_000, "name": 300 * 4, "Document.warnings": 4_000, "Export.warnings": 20_000,
-    "mime_type": 100, "sha256": 64, "day": 10, "Duplicate.file_name": 255 * 4, "Reference.holder": 800,
-    "id": 36, "RunCount.sample": 1100, "EventType.name": 100, "EventType.data_message": 200,
-    "RemoveFilesResponse.removed_tech_file_ids": 36, "GetDeliveryResponse.body": 3_800_000, "MonthlyCost.backend": 100,
-    "preset": 40, "kinds": 20, "presets": 40, "Evidence.note": 4_000, "section": 40, "asset_id": 36, "reason": 4_000,
-    "AssetResult.reason": 60, "Endpoint.event_types": 400,
-}  # fmt: skip
+    "Provenance.prompt": 32_000,
+    "Asset.tags": 64 * 4,
+    "Asset.album_ids": 36,
+    "Provenance.source_asset_ids": 36,
+    "prompt": 40_000,
+    "Generation.full_prompt": 60_000,
+    "Generation.prompt_used": 60_000,
+    "Generation.caption": 40_000,
+    "AssetResult.message": 500,
+    "ContentCredentials.problems": 255 * 4,
+    "manifest_store": 65_536,
+    "Style.description": 16_000,
+    "name": 300 * 4,
+    "Document.warnings": 4_000,
+    "Export.warnings": 20_000,
+    "mime_type": 100,
+    "sha256": 64,
+    "day": 10,
+    "Duplicate.file_name": 255 * 4,
+    "Reference.holder": 800,
+    "id": 36,
+    "RunCount.sample": 1100,
+    "EventType.name": 100,
+    "EventType.data_message": 200,
+    "RemoveFilesResponse.removed_tech_file_ids": 36,
+    "GetDeliveryResponse.body": 3_800_000,
+    "MonthlyCost.backend": 100,
+    "preset": 40,
+    "kinds": 20,
+    "presets": 40,
+    "Evidence.note": 4_000,
+    "section": 40,
+    "asset_id": 36,
+    "reason": 4_000,
+    "AssetResult.reason": 60,
+    "Endpoint.event_types": 400,
+}
 # Their handlers measure what they put into an answer. The test of each is named.
 MEASURED = {
     "atelier.assets.v1.AssetService.BatchGetAssets": "test_what_is_left_of_a_batch_is_named",
-    "atelier.assets.v1.AssetService.AcquireReferences": "test_a_hundred_large_assets_are_held_in_one_answer",
+    "atelier.assets.v1.AssetService.AcquireReferences": (
+        "test_a_hundred_large_assets_are_held_in_one_answer"
+    ),
     "atelier.pipeline.v1.ProductService.GetProduct": "test_a_product_with_large_results_is_read",
 }
 
@@ -104,7 +176,10 @@ def largest_of(field: Any) -> int:
     if not field.is_repeated:
         return one + 5
     most = named(MOST, field)
-    assert most, f"{field.full_name} repeats: say in MOST how often, see that the service keeps to it, or give it pages"
+    assert most, (
+        f"{field.full_name} repeats: say in MOST how often, see that the service keeps to it, or"
+        " give it pages"
+    )
     return most * (one + 5)
 
 

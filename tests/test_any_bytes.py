@@ -1,4 +1,5 @@
-"""R11: any bytes get a declared answer: never UNKNOWN, never INTERNAL. Every unary rpc of every service is asked."""
+"""R11: any bytes get a declared answer: never UNKNOWN, never INTERNAL. Every unary rpc of every
+service is asked."""
 
 import asyncio
 import math
@@ -26,12 +27,35 @@ UNARY = {
     if not method.client_streaming and not method.server_streaming
 }
 _TEXTS = (
-    "", "a", "%_\\", "'; DROP TABLE assets; --", "$1", "{}", "\x00", "a\x00b", "\u202egpj.exe", "\ud7ff\ue000\uffff",
-    "\U0001f9e5" * 64, "x" * 10_000, "../../etc/passwd", "..", "/", "é", "e\u0301",
+    "",
+    "a",
+    "%_\\",
+    "'; DROP TABLE assets; --",
+    "$1",
+    "{}",
+    "\x00",
+    "a\x00b",
+    "\u202egpj.exe",
+    "\ud7ff\ue000\uffff",
+    "\U0001f9e5" * 64,
+    "x" * 10_000,
+    "../../etc/passwd",
+    "..",
+    "/",
+    "é",
+    "e\u0301",
     "00000000-0000-0000-0000-000000000000",
-    "{0190f3c0-0000-7000-8000-000000000000}", "urn:uuid:0190f3c0-0000-7000-8000-000000000000", "AAAA", "W10=", "e30=",
-    "WyJ4IiwgIjIwMjAtMDEtMDEiLCA1XQ==", "WzEsMixudWxsXQ==", "1.2.3", "-1", "NaN",
-)  # fmt: skip
+    "{0190f3c0-0000-7000-8000-000000000000}",
+    "urn:uuid:0190f3c0-0000-7000-8000-000000000000",
+    "AAAA",
+    "W10=",
+    "e30=",
+    "WyJ4IiwgIjIwMjAtMDEtMDEiLCA1XQ==",
+    "WzEsMixudWxsXQ==",
+    "1.2.3",
+    "-1",
+    "NaN",
+)
 _INTEGERS = (0, 1, -1, 2, 50, 1000, 1001, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 2**53)
 _DOUBLES = (0.0, -0.0, 1.0, 0.8, 1e308, -1e308, 5e-324, math.nan, math.inf, -math.inf)
 
@@ -46,9 +70,11 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 
 def number_of(field: Any, chance: random.Random) -> Any:
     low, high = {
-        FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1), FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
-        FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1), FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
-    }[field.cpp_type]  # fmt: skip
+        FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+        FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+        FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+        FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+    }[field.cpp_type]
     return min(max(chance.choice(_INTEGERS), low), high)
 
 
@@ -71,10 +97,13 @@ def value_of(field: Any, chance: random.Random) -> Any:
 
 
 def fill(message: Message, chance: random.Random, share: float, depth: int = 0) -> None:
-    """Sets about `share` of the fields to values that a client could send, but an honest one would not."""
+    """Sets about `share` of the fields to values that a client could send, but an honest one would
+    not."""
     fields: Any = message.DESCRIPTOR.fields
     for field in fields:
-        if chance.random() > share or field.name == "wait":  # nobody works here, so waiting would last
+        if (
+            chance.random() > share or field.name == "wait"
+        ):  # nobody works here, so waiting would last
             continue
         inner = field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
         if inner and depth > 4:
@@ -110,7 +139,8 @@ def wild(method: MethodDescriptor, _valid: Message, chance: random.Random) -> by
 
 
 def half_wild(_method: MethodDescriptor, valid: Message, chance: random.Random) -> bytes:
-    """A request about rows that exist, with one or two fields gone wild: it comes further than others."""
+    """A request about rows that exist, with one or two fields gone wild: it comes further than
+    others."""
     message = type(valid).FromString(valid.SerializeToString())
     fill(message, chance, 1.5 / max(1, len(message.DESCRIPTOR.fields)))
     return message.SerializeToString()
@@ -132,7 +162,12 @@ def mutated(_method: MethodDescriptor, valid: Message, chance: random.Random) ->
     return bytes(data)
 
 
-MAKERS: tuple[Callable[[MethodDescriptor, Message, random.Random], bytes], ...] = (garbage, wild, half_wild, mutated)
+MAKERS: tuple[Callable[[MethodDescriptor, Message, random.Random], bytes], ...] = (
+    garbage,
+    wild,
+    half_wild,
+    mutated,
+)
 
 
 @pytest.mark.parametrize("name", sorted(UNARY.keys() & cases().keys()))
@@ -154,10 +189,14 @@ async def test_random_requests_get_a_declared_answer(house: Suite, owned: Any, n
 
 
 # The limit is the server's, so one method of each gRPC service will do: 4 MiB take their time.
-@pytest.mark.parametrize("name", sorted({name.rpartition(".")[0]: name for name in sorted(UNARY)}.values()))
+@pytest.mark.parametrize(
+    "name", sorted({name.rpartition(".")[0]: name for name in sorted(UNARY)}.values())
+)
 async def test_more_than_4_mib_is_refused_before_it_is_read(house: Suite, name: str) -> None:
     client = house.client("ada")
-    code = await calls.send_bytes(client, UNARY[name], bytes(4 * 1024 * 1024 + 1), calls.service_of(name))
+    code = await calls.send_bytes(
+        client, UNARY[name], bytes(4 * 1024 * 1024 + 1), calls.service_of(name)
+    )
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -169,14 +208,37 @@ async def test_an_empty_request_gets_a_declared_answer(house: Suite, name: str) 
 
 async def test_any_authorization_gets_a_declared_answer(house: Suite) -> None:
     chance, good = random.Random(SEED), house.keys.token("ada")
-    pieces = ("Bearer", "bearer", "BEARER", " ", "  ", ".", "=", "~", good, good[:50], good.swapcase(), "e30", "Basic")
-    call: Any = house.client(None).channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    pieces = (
+        "Bearer",
+        "bearer",
+        "BEARER",
+        " ",
+        "  ",
+        ".",
+        "=",
+        "~",
+        good,
+        good[:50],
+        good.swapcase(),
+        "e30",
+        "Basic",
+    )
+    call: Any = (
+        house.client(None).channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    )
     for _ in range(200):
         header = "".join(chance.choice(pieces) for _ in range(chance.randrange(1, 6)))
         code = (await calls.refusal(call(b"\xff", metadata=(("authorization", header),)))).code
-        assert code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT), (code, header)
+        assert code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT), (
+            code,
+            header,
+        )
 
 
 async def test_a_method_that_does_not_exist_is_unimplemented(house: Suite) -> None:
-    call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/DropAssets")
+    call: Any = (
+        house.client("ada")
+        .channel("assets")
+        .unary_unary("/atelier.assets.v1.AssetService/DropAssets")
+    )
     assert (await calls.refusal(call(b""))).code is grpc.StatusCode.UNIMPLEMENTED

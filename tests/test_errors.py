@@ -1,4 +1,5 @@
-"""Refusals carry what a caller needs to act on; faults of the machinery (R17, R20) and secrets (R16), light."""
+"""Refusals carry what a caller needs to act on; faults of the machinery (R17, R20) and secrets
+(R16), light."""
 
 import asyncio
 import json
@@ -26,7 +27,18 @@ from shared import errors
 from shared.embedded import EmbeddedPostgres
 from tests import calls
 from tests.assets import flows
-from tests.suite import APP_PASSWORD, ROOT, WORKER_PASSWORD, Client, Cluster, DiskServer, Keys, Suite, free_port, suite
+from tests.suite import (
+    APP_PASSWORD,
+    ROOT,
+    WORKER_PASSWORD,
+    Client,
+    Cluster,
+    DiskServer,
+    Keys,
+    Suite,
+    free_port,
+    suite,
+)
 
 DATA = flows.jpeg(64, 48)
 NEVER = "0190f3c0-0000-7000-8000-000000000000"
@@ -44,11 +56,15 @@ async def test_every_refusal_says_reason_and_domain(house: Suite) -> None:
     refused = [
         await calls.refusal(flows.assets(ada).GetAsset(asset_pb2.GetAssetRequest(asset_id="x"))),
         await calls.refusal(flows.assets(ada).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER))),
-        await calls.refusal(flows.assets(house.client(None)).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER))),
+        await calls.refusal(
+            flows.assets(house.client(None)).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER))
+        ),
     ]
     assert [(r.domain, r.reason) for r in refused] == [
-        ("atelier", "INVALID_FIELD"), ("atelier", "NOT_FOUND"), ("atelier", "TOKEN_INVALID"),
-    ]  # fmt: skip
+        ("atelier", "INVALID_FIELD"),
+        ("atelier", "NOT_FOUND"),
+        ("atelier", "TOKEN_INVALID"),
+    ]
     for r in refused:
         assert r.status.code == r.code.value[0] and r.status.message == r.text
 
@@ -60,14 +76,28 @@ async def test_every_refusal_says_reason_and_domain(house: Suite) -> None:
         ({"asset_id": NEVER, "update_mask": {"paths": []}}, "update_mask"),
         ({"asset_id": NEVER, "update_mask": {"paths": ["tags"]}, "tags": ["a", ""]}, "tags[1]"),
         ({"asset_id": NEVER, "update_mask": {"paths": ["tags"]}, "tags": ["a", "a"]}, "tags"),
-        ({"asset_id": NEVER, "update_mask": {"paths": ["scope"]}, "scope": {"room_id": "x" * 129}}, "scope.room_id"),
-        ({"asset_id": NEVER, "update_mask": {"paths": ["visibility"]}, "visibility": 99}, "visibility"),
+        (
+            {
+                "asset_id": NEVER,
+                "update_mask": {"paths": ["scope"]},
+                "scope": {"room_id": "x" * 129},
+            },
+            "scope.room_id",
+        ),
+        (
+            {"asset_id": NEVER, "update_mask": {"paths": ["visibility"]}, "visibility": 99},
+            "visibility",
+        ),
         ({"asset_id": NEVER, "update_mask": {"paths": ["visibility"]}}, "visibility"),
         ({"asset_id": "not an id", "update_mask": {"paths": ["free"]}}, "asset_id"),
     ],
 )
-async def test_an_invalid_field_is_named_by_its_path(house: Suite, fields: dict[str, Any], path: str) -> None:
-    refused = await calls.refusal(flows.assets(house.client("ada")).UpdateAsset(asset_pb2.UpdateAssetRequest(**fields)))
+async def test_an_invalid_field_is_named_by_its_path(
+    house: Suite, fields: dict[str, Any], path: str
+) -> None:
+    refused = await calls.refusal(
+        flows.assets(house.client("ada")).UpdateAsset(asset_pb2.UpdateAssetRequest(**fields))
+    )
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
 
 
@@ -80,23 +110,36 @@ async def test_a_refusal_of_very_much_arrives_whole(house: Suite) -> None:
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert refused.fields[:2] == [f"content.renovation_plan.milestones[{n}].date" for n in range(2)]
     long = errors.answer(errors.already_exists("album", "x", "\U0001f9e5" * 5000))
-    assert len(long.message.encode()) <= 1000 and long.message.endswith("\U0001f9e5 ...") and len(long.details) == 2
+    assert (
+        len(long.message.encode()) <= 1000
+        and long.message.endswith("\U0001f9e5 ...")
+        and len(long.details) == 2
+    )
 
 
 async def test_all_invalid_fields_are_named_at_once(house: Suite) -> None:
     request = upload_pb2.RequestUploadRequest(declaration={"sha256": "x", "tags": [""]})
     refused = await calls.refusal(flows.uploads(house.client("ada")).RequestUpload(request))
-    assert {"declaration.kind", "declaration.file_name", "declaration.sha256", "declaration.tags[0]"} <= set(
-        refused.fields
-    )
+    assert {
+        "declaration.kind",
+        "declaration.file_name",
+        "declaration.sha256",
+        "declaration.tags[0]",
+    } <= set(refused.fields)
 
 
 async def test_not_found_names_what_was_not_found(house: Suite) -> None:
     ada = house.client("ada")
     for call, kind in (
         (flows.assets(ada).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER)), "asset"),
-        (flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=NEVER)), "asset"),
-        (flows.uploads(ada).ConfirmUpload(upload_pb2.ConfirmUploadRequest(upload_id=NEVER)), "upload"),
+        (
+            flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=NEVER)),
+            "asset",
+        ),
+        (
+            flows.uploads(ada).ConfirmUpload(upload_pb2.ConfirmUploadRequest(upload_id=NEVER)),
+            "upload",
+        ),
     ):
         refused = await calls.refusal(call)
         resource = refused.detail(error_details_pb2.ResourceInfo)
@@ -106,7 +149,9 @@ async def test_not_found_names_what_was_not_found(house: Suite) -> None:
 async def test_a_state_that_forbids_is_named(house: Suite) -> None:
     ada = house.client("ada")
     pending = await flows.announce(ada, DATA)
-    download = flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=pending.asset.id))
+    download = flows.assets(ada).DownloadAsset(
+        asset_pb2.DownloadAssetRequest(asset_id=pending.asset.id)
+    )
     refused = await calls.refusal(download)
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     [violation] = refused.detail(error_details_pb2.PreconditionFailure).violations
@@ -114,7 +159,11 @@ async def test_a_state_that_forbids_is_named(house: Suite) -> None:
 
 
 async def test_bytes_that_are_no_message_are_the_callers_fault(house: Suite) -> None:
-    call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    call: Any = (
+        house.client("ada")
+        .channel("assets")
+        .unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    )
     refused = await calls.refusal(call(b"\xff\xff\xff"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
@@ -134,14 +183,24 @@ async def test_json_that_is_nested_too_deeply_is_called_so(house: Suite, levels:
     for _ in range(levels - 1):
         value = part(0x2A, part(0x0A, part(0x0A, b"a") + part(0x12, value)))
     metadata = part(0x0A, part(0x0A, b"a") + part(0x12, value))
-    request = part(0x12, NEVER.encode()) + part(0x22, part(0x0A, b"metadata")) + part(0x3A, metadata)
-    call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/UpdateAsset")
+    request = (
+        part(0x12, NEVER.encode()) + part(0x22, part(0x0A, b"metadata")) + part(0x3A, metadata)
+    )
+    call: Any = (
+        house.client("ada")
+        .channel("assets")
+        .unary_unary("/atelier.assets.v1.AssetService/UpdateAsset")
+    )
     refused = await calls.refusal(call(request))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and "32 levels" in refused.text
 
 
 async def test_text_that_is_not_utf8_is_called_so(house: Suite) -> None:
-    call: Any = house.client("ada").channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    call: Any = (
+        house.client("ada")
+        .channel("assets")
+        .unary_unary("/atelier.assets.v1.AssetService/GetAsset")
+    )
     refused = await calls.refusal(call(part(0x0A, b"\xff")))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and "isn't UTF-8" in refused.text
 
@@ -158,10 +217,19 @@ async def listing(client: Client, **options: Any) -> Any:
     return await flows.assets(client).ListAssets(asset_pb2.ListAssetsRequest(), **options)
 
 
-async def test_what_errors_carry_can_be_printed_by_clients_that_know_only_reflection(atelier: Suite) -> None:
+async def test_what_errors_carry_can_be_printed_by_clients_that_know_only_reflection(
+    atelier: Suite,
+) -> None:
     await atelier.serve("assets")
     channel = atelier.client("ada").channel("assets")
-    for name in ("ErrorInfo", "BadRequest", "RetryInfo", "ResourceInfo", "PreconditionFailure", "QuotaFailure"):
+    for name in (
+        "ErrorInfo",
+        "BadRequest",
+        "RetryInfo",
+        "ResourceInfo",
+        "PreconditionFailure",
+        "QuotaFailure",
+    ):
         answer = await calls.reflect(channel, "v1", file_containing_symbol=f"google.rpc.{name}")
         assert answer.file_descriptor_response.file_descriptor_proto, name
 
@@ -171,20 +239,28 @@ async def test_a_full_pool_sheds_load_while_health_and_reflection_answer(atelier
     await atelier.serve("assets")
     ada = atelier.client("ada")
     asset = await flows.upload(ada, DATA)
-    with calls.holding(atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
+    with calls.holding(
+        atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)
+    ):
         blocked = [asyncio.ensure_future(flows.update(ada, asset.id, free=False)) for _ in range(2)]
         await waiting_for_locks(atelier, 2)
         refused = await calls.refusal(listing(ada))
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
-        assert await health(ada) in (health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert await health(ada) in (
+            health_pb2.HealthCheckResponse.SERVING,
+            health_pb2.HealthCheckResponse.NOT_SERVING,
+        )
         assert await calls.reflected_services(ada.channel("assets"), "v1")
     await asyncio.gather(*blocked)
     assert [item.id for item in (await listing(ada)).assets] == [asset.id]
 
 
 async def waiting_for_locks(house: Suite, count: int) -> None:
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND"
+        " wait_event_type = 'Lock'"
+    )
     async with asyncio.timeout(10):
         while house.sql(waiting)[0][0] < count:
             await asyncio.sleep(0.02)
@@ -195,7 +271,9 @@ async def test_more_calls_than_the_cap_are_refused_at_once(atelier: Suite) -> No
     await atelier.serve("assets")
     ada = atelier.client("ada")
     asset = await flows.upload(ada, DATA)
-    with calls.holding(atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
+    with calls.holding(
+        atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)
+    ):
         blocked = [asyncio.ensure_future(flows.update(ada, asset.id, free=False)) for _ in range(3)]
         await waiting_for_locks(atelier, 3)
         refused = await calls.refusal(listing(ada))
@@ -205,7 +283,9 @@ async def test_more_calls_than_the_cap_are_refused_at_once(atelier: Suite) -> No
 
 
 @pytest.mark.parametrize("timeout", [0.2, None])
-async def test_a_deadline_cancels_the_query_on_the_server(atelier: Suite, timeout: float | None) -> None:
+async def test_a_deadline_cancels_the_query_on_the_server(
+    atelier: Suite, timeout: float | None
+) -> None:
     """A caller's own deadline, and the server's for a caller without one."""
     atelier.overrides |= {"default_deadline_seconds": 0.2, "pool_size": 1}
     await atelier.serve("assets")
@@ -214,7 +294,10 @@ async def test_a_deadline_cancels_the_query_on_the_server(atelier: Suite, timeou
     with calls.holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
         refused = await calls.refusal(listing(ada, timeout=timeout))
         assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'atelier-assets' AND state = 'active'"
+        running = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'atelier-assets' AND"
+            " state = 'active'"
+        )
         async with asyncio.timeout(10):
             while atelier.sql(f"{running} AND datname = current_database()")[0][0]:
                 await asyncio.sleep(0.02)
@@ -237,7 +320,9 @@ def own_postgres() -> Iterator[tuple[EmbeddedPostgres, Path]]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def test_a_database_that_goes_away_is_unavailable_and_comes_back(keys: Keys, disk: DiskServer) -> None:
+async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
+    keys: Keys, disk: DiskServer
+) -> None:
     with own_postgres() as (postgres, _):
         own = Cluster(postgres.url)
         await asyncio.to_thread(own.make_template)
@@ -253,7 +338,10 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(keys: Key
             await asyncio.to_thread(postgres.stop)
             for call in (listing, lambda c: flows.update(c, asset.id, free=False), listing):
                 refused = await calls.refusal(call(ada))
-                assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+                assert (refused.code, refused.reason) == (
+                    grpc.StatusCode.UNAVAILABLE,
+                    "DEPENDENCY_UNAVAILABLE",
+                )
                 assert refused.detail(error_details_pb2.RetryInfo)
             async with asyncio.timeout(20):
                 while await health(ada) != health_pb2.HealthCheckResponse.NOT_SERVING:
@@ -275,22 +363,35 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(keys: Key
 # Secrets
 
 
-async def test_secrets_are_not_in_logs_nor_in_answers(cluster: Cluster, keys: Keys, disk: DiskServer) -> None:
-    """A real process with every log line on; canaries in its password, tokens, URLs and the metadata of callers."""
+async def test_secrets_are_not_in_logs_nor_in_answers(
+    cluster: Cluster, keys: Keys, disk: DiskServer
+) -> None:
+    """A real process with every log line on; canaries in its password, tokens, URLs and the
+    metadata of callers."""
     async with suite(cluster, keys, disk) as house:
         port = free_port()
         environment = {
-            **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_PORT": str(port),
-            "ATELIER_LOG_LEVEL": "debug", "ATELIER_TRUST_FILE": str(keys.trust_file),
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
+            "ATELIER_PORT": str(port),
+            "ATELIER_LOG_LEVEL": "debug",
+            "ATELIER_TRUST_FILE": str(keys.trust_file),
             "ATELIER_POOL_WAIT_SECONDS": "0.5",
             "ATELIER_DATABASE_URL": house.settings("assets", "app").database_url.get_secret_value(),
-            "ATELIER_STORAGE_ROOT": str(disk.root), "ATELIER_STORAGE_SECRET_FILE": str(disk.secret_file),
+            "ATELIER_STORAGE_ROOT": str(disk.root),
+            "ATELIER_STORAGE_SECRET_FILE": str(disk.secret_file),
             "ATELIER_STORAGE_URL": disk.url,
-        }  # fmt: skip
+        }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.assets", "serve", env=environment, cwd=ROOT, stderr=subprocess.PIPE,
+            sys.executable,
+            "-m",
+            "services.assets",
+            "serve",
+            env=environment,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
-        )  # fmt: skip
+        )
         try:
             house.addresses["assets"] = f"127.0.0.1:{port}"
             token = keys.token("ada")
@@ -305,12 +406,25 @@ async def test_secrets_are_not_in_logs_nor_in_answers(cluster: Cluster, keys: Ke
         for line in filter(None, err.decode().splitlines()):
             assert json.loads(line)["level"]
         canaries = [
-            token, token.split(".")[2], APP_PASSWORD, WORKER_PASSWORD, disk.secret_file.read_text(), "canary-header",
-            "signature=", str(keys.stranger.as_dict(private=True)["d"]),
-        ]  # fmt: skip
+            token,
+            token.split(".")[2],
+            APP_PASSWORD,
+            WORKER_PASSWORD,
+            disk.secret_file.read_text(),
+            "canary-header",
+            "signature=",
+            str(keys.stranger.as_dict(private=True)["d"]),
+        ]
         for canary in canaries:
             assert canary not in log
-        for canary in (APP_PASSWORD, disk.secret_file.read_text(), "127.0.0.1", "assets_app", "psycopg", "Traceback"):
+        for canary in (
+            APP_PASSWORD,
+            disk.secret_file.read_text(),
+            "127.0.0.1",
+            "assets_app",
+            "psycopg",
+            "Traceback",
+        ):
             assert canary not in answers
 
 
@@ -335,7 +449,10 @@ async def provoke(house: Suite, ada: Client) -> str:
     # The database throws everybody out and lets nobody in: errors of the driver come up.
     with psycopg.connect(house.cluster.admin_url, autocommit=True) as conn:
         conn.execute(f"ALTER DATABASE {house.database} ALLOW_CONNECTIONS false")
-        conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (house.database,))
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            (house.database,),
+        )
     for _ in range(3):
         texts.append((await calls.refusal(listing(ada))).text)
     with psycopg.connect(house.cluster.admin_url, autocommit=True) as conn:

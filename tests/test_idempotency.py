@@ -1,5 +1,5 @@
-"""R6: a repeat is harmless. Over the wire, with real concurrency; assets stands for every service, since the rule is
-kept by shared.db."""
+"""R6: a repeat is harmless. Over the wire, with real concurrency; assets stands for every service,
+since the rule is kept by shared.db."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,9 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 
 
 def asked(request_id: str, **fields: object) -> upload_pb2.RequestUploadRequest:
-    return upload_pb2.RequestUploadRequest(request_id=request_id, declaration=flows.declaration(DATA, **fields))
+    return upload_pb2.RequestUploadRequest(
+        request_id=request_id, declaration=flows.declaration(DATA, **fields)
+    )
 
 
 def rows(house: Suite, owner: str) -> int:
@@ -35,7 +37,9 @@ def rows(house: Suite, owner: str) -> int:
 
 async def test_32_duplicates_at_once_make_one_row_and_get_one_answer(house: Suite) -> None:
     clients = [house.client("one") for _ in range(4)]
-    answers = await asyncio.gather(*(flows.uploads(clients[n % 4]).RequestUpload(asked("r1")) for n in range(32)))
+    answers = await asyncio.gather(
+        *(flows.uploads(clients[n % 4]).RequestUpload(asked("r1")) for n in range(32))
+    )
     assert rows(house, "user:one") == 1
     assert len({answer.upload_id for answer in answers}) == 1
     assert len({answer.asset.SerializeToString() for answer in answers}) == 1
@@ -51,13 +55,17 @@ async def test_a_repeat_gets_the_answer_of_then_with_urls_of_now(house: Suite) -
     again = await flows.uploads(client).RequestUpload(asked("r1"))
     assert again.asset == first.asset and again.upload_id == first.upload_id
     assert again.target.url
-    assert house.sql("SELECT bool_or(position('http' IN encode(answer, 'escape')) > 0) FROM assets.requests") == [
-        (False,)
-    ]
+    assert house.sql(
+        "SELECT bool_or(position('http' IN encode(answer, 'escape')) > 0) FROM assets.requests"
+    ) == [(False,)]
 
 
-@pytest.mark.parametrize("change", [{"file_name": "other.jpg"}, {"size_bytes": 1}, {"tags": ["x"]}, {"free": False}])
-async def test_the_same_id_with_another_body_is_refused(house: Suite, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"file_name": "other.jpg"}, {"size_bytes": 1}, {"tags": ["x"]}, {"free": False}]
+)
+async def test_the_same_id_with_another_body_is_refused(
+    house: Suite, change: dict[str, object]
+) -> None:
     client = house.client("three")
     await flows.uploads(client).RequestUpload(asked("r1"))
     before = rows(house, "user:three")
@@ -69,9 +77,11 @@ async def test_the_same_id_with_another_body_is_refused(house: Suite, change: di
 
 async def test_ids_are_scoped_to_owner_actor_and_method(house: Suite) -> None:
     callers = [
-        house.client("four"), house.client("five"), house.client("four", "vendor"),
+        house.client("four"),
+        house.client("five"),
+        house.client("four", "vendor"),
         house.client("six", owner="user:four"),
-    ]  # fmt: skip
+    ]
     answers = [await flows.uploads(client).RequestUpload(asked("r1")) for client in callers]
     assert len({answer.upload_id for answer in answers}) == 4
     asset = await flows.upload(callers[0], DATA)
@@ -91,7 +101,9 @@ async def test_a_failure_does_not_poison_the_id(house: Suite) -> None:
     refused = await calls.refusal(flows.uploads(client).ConfirmUpload(request))
     assert refused.reason == "NOTHING_UPLOADED"
     await flows.send(requested.target, DATA)
-    assert (await flows.uploads(client).ConfirmUpload(request)).asset.state == asset_pb2.ASSET_STATE_READY
+    assert (
+        await flows.uploads(client).ConfirmUpload(request)
+    ).asset.state == asset_pb2.ASSET_STATE_READY
 
 
 async def test_a_duplicate_that_waits_too_long_is_told_when_to_come_back(house: Suite) -> None:
@@ -125,12 +137,16 @@ async def test_an_answer_that_was_lost_is_given_again(house: Suite) -> None:
 
 
 def head(request_id: str, data: bytes = DATA, **fields: object) -> upload_pb2.UploadHead:
-    return upload_pb2.UploadHead(request_id=request_id, declaration=flows.declaration(data, **fields))
+    return upload_pb2.UploadHead(
+        request_id=request_id, declaration=flows.declaration(data, **fields)
+    )
 
 
 async def test_8_streamed_duplicates_at_once_make_one_asset(house: Suite) -> None:
     clients: list[Client] = [house.client("eleven") for _ in range(2)]
-    made = await asyncio.gather(*(flows.stream_upload(clients[n % 2], head("r1"), DATA) for n in range(8)))
+    made = await asyncio.gather(
+        *(flows.stream_upload(clients[n % 2], head("r1"), DATA) for n in range(8))
+    )
     assert {asset.state for asset in made} == {asset_pb2.ASSET_STATE_READY}
     assert len({asset.id for asset in made}) == 1
     assert house.sql("SELECT state FROM assets.assets WHERE owner = 'user:eleven'") == [("ready",)]
@@ -146,4 +162,6 @@ async def test_a_refused_stream_can_be_sent_again_under_its_id(house: Suite) -> 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await flows.stream_upload(client, head("r1"), broken)
     assert calls.refusal_of(refused.value).metadata["rejection"] == "HASH_MISMATCH"
-    assert (await flows.stream_upload(client, head("r1"), DATA)).state == asset_pb2.ASSET_STATE_READY
+    assert (
+        await flows.stream_upload(client, head("r1"), DATA)
+    ).state == asset_pb2.ASSET_STATE_READY

@@ -1,4 +1,5 @@
-"""Health and reflection answer who has no token, and nobody without one fills the server: over a real channel."""
+"""Health and reflection answer who has no token, and nobody without one fills the server: over a
+real channel."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -56,12 +57,18 @@ async def small(atelier: Suite) -> Suite:
     return atelier
 
 
-async def test_a_flood_of_streams_without_a_token_is_counted_and_health_answers(small: Suite) -> None:
+async def test_a_flood_of_streams_without_a_token_is_counted_and_health_answers(
+    small: Suite,
+) -> None:
     nobody, ada = [small.client(None) for _ in range(4)], small.client("ada")
     for client in nobody:
         client.options = [("grpc.use_local_subchannel_pool", 1)]
-    kinds = (watching, lambda c: watching(c, "no.such.Service"), lambda c: reflecting(c, "v1"),
-             lambda c: reflecting(c, "v1alpha"))  # fmt: skip
+    kinds = (
+        watching,
+        lambda c: watching(c, "no.such.Service"),
+        lambda c: reflecting(c, "v1"),
+        lambda c: reflecting(c, "v1alpha"),
+    )
     flood = [kinds[number % 4](nobody[number // 4 % 4].channel("assets")) for number in range(200)]
     codes = await asyncio.gather(*map(begin, flood))
     served = codes.count(None)
@@ -71,7 +78,10 @@ async def test_a_flood_of_streams_without_a_token_is_counted_and_health_answers(
     for _ in range(20):
         assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
     # Whoever has a token has places of their own, for calls and for watches.
-    assert list((await flows.assets(ada).ListAssets(asset_pb2.ListAssetsRequest(), timeout=10)).assets) == []
+    assert (
+        list((await flows.assets(ada).ListAssets(asset_pb2.ListAssetsRequest(), timeout=10)).assets)
+        == []
+    )
     watch = flows.assets(ada).WatchAssets(asset_pb2.WatchAssetsRequest())
     assert await begin(watch) is None
     watch.cancel()
@@ -130,5 +140,7 @@ async def test_a_watch_tells_the_state_first_and_then_its_end(atelier: Suite) ->
 async def test_a_service_that_is_not_here_is_not_found(atelier: Suite) -> None:
     await atelier.serve("assets")
     stub = health_pb2_grpc.HealthStub(atelier.client(None).channel("assets"))
-    refused = await calls.refusal(stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service")))
+    refused = await calls.refusal(
+        stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service"))
+    )
     assert refused.code is grpc.StatusCode.NOT_FOUND

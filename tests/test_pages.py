@@ -1,7 +1,8 @@
 """No page is larger than what a client takes, and over the pages every row arrives exactly once.
 
-Every rpc with pages is called for the most rows that a page may have, by a client with the default limit of 4 MiB, when
-the rows are as large as the contract lets them be. How they are made stands in LISTS; an rpc without that fails here.
+Every rpc with pages is called for the most rows that a page may have, by a client with the default
+limit of 4 MiB, when the rows are as large as the contract lets them be. How they are made stands in
+LISTS; an rpc without that fails here.
 """
 
 import uuid
@@ -19,10 +20,17 @@ from shared import auth
 from shared.calls import Peers, owner_identity
 from shared.paging import ANSWER_BYTES
 from tests import calls
+from tests import test_tenancy as tenancy
 from tests.suite import Client, Suite
-from tests.test_tenancy import CANARY, METHODS, cases, house, owned, rows_for  # noqa: F401 (fixtures)
+from tests.test_tenancy import CANARY, METHODS, cases, rows_for
 
-PAGED = {name for name, method in METHODS.items() if "next_page_token" in method.output_type.fields_by_name}
+house, owned = tenancy.house, tenancy.owned
+
+PAGED = {
+    name
+    for name, method in METHODS.items()
+    if "next_page_token" in method.output_type.fields_by_name
+}
 
 
 def wide(characters: int) -> str:
@@ -31,32 +39,40 @@ def wide(characters: int) -> str:
 
 
 def clone(table: str, count: int, where: str = "owner = 'user:ada'", **columns: str) -> str:
-    """SQL that adds `count` rows like the newest one; `columns` are SQL expressions with `n`, from 1. Each row is older
-    than the one before."""
+    """SQL that adds `count` rows like the newest one; `columns` are SQL expressions with `n`, from
+    1. Each row is older than the one before."""
     named = {"created_at": "t.created_at - n * interval '1 millisecond'", **columns}
     pairs = ", ".join(f"'{name}', {expression}" for name, expression in named.items())
     return (
-        f"INSERT INTO {table} SELECT made.* FROM {table} t"
-        f" JOIN (SELECT ctid AS place FROM {table} WHERE {where} ORDER BY created_at DESC LIMIT 1) newest"
-        f" ON t.ctid = newest.place, generate_series(1, {count}) n,"
-        f" LATERAL jsonb_populate_record(t, jsonb_build_object({pairs})) made"
+        f"INSERT INTO {table} SELECT made.* FROM {table} t JOIN (SELECT ctid AS place FROM {table}"
+        f" WHERE {where} ORDER BY created_at DESC LIMIT 1) newest ON t.ctid = newest.place,"
+        f" generate_series(1, {count}) n, LATERAL jsonb_populate_record(t,"
+        f" jsonb_build_object({pairs})) made"
     )
 
 
 NEW_ID = "gen_random_uuid()"
-FACTS = "jsonb_build_object('care', (SELECT jsonb_agg(repeat('x', 295) || m) FROM generate_series(1, 500) m))"
-VALUE = f"jsonb_build_object('product_analysis', jsonb_build_object('condition_details', {wide(5000)}))"
+FACTS = (
+    "jsonb_build_object('care', (SELECT jsonb_agg(repeat('x', 295) || m) FROM generate_series(1,"
+    " 500) m))"
+)
+VALUE = (
+    f"jsonb_build_object('product_analysis', jsonb_build_object('condition_details', {wide(5000)}))"
+)
 SNAPSHOT = "t.snapshot || jsonb_build_object('id', gen_random_uuid(), 'prompt', repeat('x', 8000))"
 LARGE_ASSET = {
-    "id": NEW_ID, "file_name": wide(240), "metadata": "jsonb_build_object('note', repeat('m', 15500))",
+    "id": NEW_ID,
+    "file_name": wide(240),
+    "metadata": "jsonb_build_object('note', repeat('m', 15500))",
     "is_primary": "false",
-}  # fmt: skip
+}
 _READY = "owner = 'user:ada' AND state = 'ready' AND product_id <> ''"
 
 
 @dataclass(frozen=True)
 class Grown:
-    """`statements` add `count` rows. `small`: the largest page of the largest rows is no more than an answer holds."""
+    """`statements` add `count` rows. `small`: the largest page of the largest rows is no more than
+    an answer holds."""
 
     count: int
     statements: tuple[str, ...]
@@ -68,70 +84,176 @@ def grown(table: str, count: int, where: str = "owner = 'user:ada'", **columns: 
 
 
 def job_columns(**columns: str) -> dict[str, str]:
-    return {"state": "'failed'", "error_class": "'MADE_UP'", "error_message": wide(1000),
-            "lease_expires_at": "null", **columns}  # fmt: skip
+    return {
+        "state": "'failed'",
+        "error_class": "'MADE_UP'",
+        "error_message": wide(1000),
+        "lease_expires_at": "null",
+        **columns,
+    }
 
 
 LISTS: dict[str, Grown] = {
-    "assets.v1.AssetService.ListAssets": Grown(400, (clone("assets.assets", 400, _READY, **LARGE_ASSET),)),
-    "assets.v1.SearchService.SearchAssets": Grown(400, (clone("assets.assets", 400, _READY, **LARGE_ASSET),)),
-    "assets.v1.AlbumService.ListAlbumAssets": Grown(400, (
-        clone("assets.assets", 400, _READY, **{**LARGE_ASSET, "session_id": "'inside'"}),
-        "INSERT INTO assets.album_assets (owner, album_id, asset_id, position, shown, public)"
-        " SELECT a.owner, i.album_id, a.id, 1000 + row_number() OVER (), true, false"
-        " FROM assets.assets a JOIN (SELECT album_id FROM assets.album_assets LIMIT 1) i ON true"
-        " WHERE a.session_id = 'inside'",
-    )),
-    "assets.v1.DuplicateService.ListDuplicates": Grown(200, (
-        clone("assets.assets", 4000, _READY, id=NEW_ID, product_id="''", file_name=wide(255), is_primary="false",
-              sha256="lpad((n % 200)::text, 64, 'd')"),
-        "ANALYZE assets.assets",
-    )),
-    "assets.v1.AlbumService.ListAlbums": grown(
-        "assets.albums", 700, name=f"{wide(110)} || n", name_key=f"{wide(110)} || n", description=wide(2000)
+    "assets.v1.AssetService.ListAssets": Grown(
+        400, (clone("assets.assets", 400, _READY, **LARGE_ASSET),)
     ),
-    "assets.v1.AssetService.ListReferences": Grown(1000, (
-        clone("assets.asset_references", 1000, "asset_id = %(asset_id)s", holder=f"{wide(190)} || n"),
-    ), small=True),
-    "assets.v1.BackfillService.ListBackfills": Grown(1000, (
-        clone("assets.backfills", 1000, "true", id=NEW_ID, state="'failed'", error_message=wide(500)),
-    ), small=True),
+    "assets.v1.SearchService.SearchAssets": Grown(
+        400, (clone("assets.assets", 400, _READY, **LARGE_ASSET),)
+    ),
+    "assets.v1.AlbumService.ListAlbumAssets": Grown(
+        400,
+        (
+            clone("assets.assets", 400, _READY, **{**LARGE_ASSET, "session_id": "'inside'"}),
+            (
+                "INSERT INTO assets.album_assets (owner, album_id, asset_id, position, shown,"
+                " public) SELECT a.owner, i.album_id, a.id, 1000 + row_number() OVER (), true,"
+                " false FROM assets.assets a JOIN (SELECT album_id FROM assets.album_assets LIMIT"
+                " 1) i ON true WHERE a.session_id = 'inside'"
+            ),
+        ),
+    ),
+    "assets.v1.DuplicateService.ListDuplicates": Grown(
+        200,
+        (
+            clone(
+                "assets.assets",
+                4000,
+                _READY,
+                id=NEW_ID,
+                product_id="''",
+                file_name=wide(255),
+                is_primary="false",
+                sha256="lpad((n % 200)::text, 64, 'd')",
+            ),
+            "ANALYZE assets.assets",
+        ),
+    ),
+    "assets.v1.AlbumService.ListAlbums": grown(
+        "assets.albums",
+        700,
+        name=f"{wide(110)} || n",
+        name_key=f"{wide(110)} || n",
+        description=wide(2000),
+    ),
+    "assets.v1.AssetService.ListReferences": Grown(
+        1000,
+        (
+            clone(
+                "assets.asset_references",
+                1000,
+                "asset_id = %(asset_id)s",
+                holder=f"{wide(190)} || n",
+            ),
+        ),
+        small=True,
+    ),
+    "assets.v1.BackfillService.ListBackfills": Grown(
+        1000,
+        (
+            clone(
+                "assets.backfills",
+                1000,
+                "true",
+                id=NEW_ID,
+                state="'failed'",
+                error_message=wide(500),
+            ),
+        ),
+        small=True,
+    ),
     "assets.v1.DocumentService.ListDocuments": grown(
-        "assets.documents", 700, number="n + 100", title=wide(200),
+        "assets.documents",
+        700,
+        number="n + 100",
+        title=wide(200),
         warnings=f"jsonb_build_array({wide(500)}, {wide(500)}, {wide(500)})",
     ),
-    "assets.v1.QuotaService.ListQuotas": Grown(1000, (
-        "INSERT INTO assets.quotas (id, owner, assets, updated_by) SELECT gen_random_uuid(),"
-        " 'user:' || lpad(n::text, 120, 'q'), 1, repeat('u', 128) FROM generate_series(1, 1000) n",
-    ), small=True),
-    "assets.v1.ComparisonService.ListComparisons": grown("assets.comparisons", 700, note=wide(2000)),
-    "assets.v1.StorageService.ListRuns": grown("assets.storage_runs", 300, state="'failed'", error_message=wide(4000)),
-    "assets.v1.StorageReportService.ListStorageOwners": Grown(1000, (
-        "INSERT INTO assets.storage_places SELECT 'user:' || lpad(n::text, 120, 'o'), '', 1, n, 0"
-        " FROM generate_series(1, 1000) n",
-    ), small=True),
-    "assets.v1.StorageReportService.ListStorageSessions": Grown(1000, (
-        f"INSERT INTO assets.storage_places SELECT 'user:ada', {wide(120)} || n, 1, n, 0"
-        " FROM generate_series(1, 1000) n",
-    ), small=True),
-    "assets.v1.StyleService.ListStyles": Grown(300, (
-        clone("assets.styles", 300, "true", id="md5('style' || n)::uuid", slug="'style-' || n", number="1"),
-        clone("assets.style_versions", 300, "true", id=NEW_ID, style_id="md5('style' || n)::uuid", number="1",
-              description=wide(4000)),
-    )),
-    "assets.v1.StyleService.ListStyleVersions": Grown(300, (
-        clone("assets.style_versions", 300, "number = 1 AND description = ''", id=NEW_ID, number="n + 1",
-              description=wide(4000)),
-    )),
+    "assets.v1.QuotaService.ListQuotas": Grown(
+        1000,
+        (
+            (
+                "INSERT INTO assets.quotas (id, owner, assets, updated_by) SELECT"
+                " gen_random_uuid(), 'user:' || lpad(n::text, 120, 'q'), 1, repeat('u', 128) FROM"
+                " generate_series(1, 1000) n"
+            ),
+        ),
+        small=True,
+    ),
+    "assets.v1.ComparisonService.ListComparisons": grown(
+        "assets.comparisons", 700, note=wide(2000)
+    ),
+    "assets.v1.StorageService.ListRuns": grown(
+        "assets.storage_runs", 300, state="'failed'", error_message=wide(4000)
+    ),
+    "assets.v1.StorageReportService.ListStorageOwners": Grown(
+        1000,
+        (
+            (
+                "INSERT INTO assets.storage_places SELECT 'user:' || lpad(n::text, 120, 'o'), '',"
+                " 1, n, 0 FROM generate_series(1, 1000) n"
+            ),
+        ),
+        small=True,
+    ),
+    "assets.v1.StorageReportService.ListStorageSessions": Grown(
+        1000,
+        (
+            (
+                f"INSERT INTO assets.storage_places SELECT 'user:ada', {wide(120)} || n, 1, n, 0"
+                " FROM generate_series(1, 1000) n"
+            ),
+        ),
+        small=True,
+    ),
+    "assets.v1.StyleService.ListStyles": Grown(
+        300,
+        (
+            clone(
+                "assets.styles",
+                300,
+                "true",
+                id="md5('style' || n)::uuid",
+                slug="'style-' || n",
+                number="1",
+            ),
+            clone(
+                "assets.style_versions",
+                300,
+                "true",
+                id=NEW_ID,
+                style_id="md5('style' || n)::uuid",
+                number="1",
+                description=wide(4000),
+            ),
+        ),
+    ),
+    "assets.v1.StyleService.ListStyleVersions": Grown(
+        300,
+        (
+            clone(
+                "assets.style_versions",
+                300,
+                "number = 1 AND description = ''",
+                id=NEW_ID,
+                number="n + 1",
+                description=wide(4000),
+            ),
+        ),
+    ),
     "assets.v1.UsageService.ListUsage": grown(
-        "assets.usage_events", 700, "asset_id = %(asset_id)s", user_agent=wide(500),
+        "assets.usage_events",
+        700,
+        "asset_id = %(asset_id)s",
+        user_agent=wide(500),
         metadata="jsonb_build_object('note', repeat('m', 4000))",
     ),
     "conversions.v1.AnalysisService.ListAnalyses": grown(
         "conversions.analyses", 40, f"product_id = '{CANARY}'", **job_columns(facts=FACTS)
     ),
     "conversions.v1.ConversionService.ListConversions": grown(
-        "conversions.conversions", 400, **job_columns(metadata="jsonb_build_object('note', repeat('m', 16000))")
+        "conversions.conversions",
+        400,
+        **job_columns(metadata="jsonb_build_object('note', repeat('m', 16000))"),
     ),
     "conversions.v1.GenerationService.ListGenerations": grown(
         "conversions.generations", 100, **job_columns(prompt=wide(10000), full_prompt=wide(10000))
@@ -140,53 +262,142 @@ LISTS: dict[str, Grown] = {
         "conversions.conversions", 1000, **job_columns(error_message=wide(2000))
     ),
     "conversions.v1.JobService.ListAttempts": grown(
-        "conversions.attempts", 1000, "job_id = %(job_id)s", number="n + 1", error_message=wide(2000)
+        "conversions.attempts",
+        1000,
+        "job_id = %(job_id)s",
+        number="n + 1",
+        error_message=wide(2000),
     ),
-    "pipeline.v1.LogService.ListLogs": grown("pipeline.logs", 300, f"message = '{CANARY}'", message=wide(2000),
-        details="jsonb_build_object('note', repeat('m', 16000))"),
+    "pipeline.v1.LogService.ListLogs": grown(
+        "pipeline.logs",
+        300,
+        f"message = '{CANARY}'",
+        message=wide(2000),
+        details="jsonb_build_object('note', repeat('m', 16000))",
+    ),
     "pipeline.v1.PriceBookService.ListPriceBookEntries": grown(
-        "pipeline.price_book_entries", 1000, brand=wide(300), model=wide(300), name=wide(300), category=wide(300),
-        link="repeat('l', 2000)", model_key="'model ' || n",
+        "pipeline.price_book_entries",
+        1000,
+        brand=wide(300),
+        model=wide(300),
+        name=wide(300),
+        category=wide(300),
+        link="repeat('l', 2000)",
+        model_key="'model ' || n",
     ),
     "pipeline.v1.ProductService.ListProducts": grown(
-        "pipeline.products", 1000, name=wide(300), model=wide(300), error_class="'MADE_UP'", state="'error'",
-        error_message=wide(1000), running="false",
+        "pipeline.products",
+        1000,
+        name=wide(300),
+        model=wide(300),
+        error_class="'MADE_UP'",
+        state="'error'",
+        error_message=wide(1000),
+        running="false",
     ),
     "pipeline.v1.ReviewService.ListReviews": grown(
-        "pipeline.reviews", 100, state="'edited'", model_value=VALUE, reviewer_value=VALUE, effective_value=VALUE,
+        "pipeline.reviews",
+        100,
+        state="'edited'",
+        model_value=VALUE,
+        reviewer_value=VALUE,
+        effective_value=VALUE,
         decided_at="now()",
     ),
-    "techfiles.v1.CollectionService.ListCollections": grown("techfiles.collections", 400, description=wide(5000)),
-    "techfiles.v1.CollectionService.GetCollection": Grown(900, (
-        clone("techfiles.slots", 900, id="md5('slot' || n)::uuid", view_type="'front'", file_type="'closeup'",
-              file_category="'shot ' || n"),
-        clone("techfiles.tech_files", 900, "state = 'pending' AND file_type <> 'complete_pack'",
-              id="md5('file' || n)::uuid", slot_id="md5('slot' || n)::uuid", number="1", parent_file_id="null",
-              file_type="'closeup'", revision_id="''", file_category="'shot ' || n", error_message=wide(2000)),
-        clone("techfiles.collection_items", 900, "collection_id = %(collection_id)s",
-              tech_file_id="md5('file' || n)::uuid", section="'03-shots'",
-              display_order="n"),
-    )),
-    "techfiles.v1.TechFileService.ListTechFiles": Grown(120, (
-        clone("techfiles.slots", 120, id="md5('list' || n)::uuid", view_type="'front'", file_type="'closeup'",
-              file_category="'listed ' || n"),
-        clone("techfiles.tech_files", 120, "state = 'pending' AND file_type <> 'complete_pack'", id=NEW_ID,
-              slot_id="md5('list' || n)::uuid", number="1", parent_file_id="null", file_type="'closeup'",
-              revision_id="''", file_category="'listed ' || n", prompt=wide(8000),
-              analysis="jsonb_build_object('note', repeat('m', 100000))"),
-    )),
-    "techfiles.v1.TechFileService.ListTechFileVersions": Grown(700, (
-        "INSERT INTO techfiles.tech_file_versions SELECT gen_random_uuid(), f.owner, f.slot_id, f.id, f.number + n,"
-        " to_jsonb(f) || jsonb_build_object('prompt', repeat('x', 8000)), f.created_by, '',"
-        " f.created_at - n * interval '1 millisecond' FROM techfiles.tech_files f, generate_series(1, 700) n"
-        " WHERE f.id = %(tech_file_id)s",
-    )),
-    "techfiles.v1.TechPackService.ListTechPackRuns": Grown(1000, (
-        clone("techfiles.runs", 1000, id="md5('run' || n)::uuid", state="'failed'", error_message=wide(2000)),
-        "INSERT INTO techfiles.run_steps (id, owner, run_id, name, state) SELECT gen_random_uuid(), s.owner,"
-        " md5('run' || n)::uuid, s.name, s.state FROM techfiles.run_steps s, generate_series(1, 1000) n",
-    )),
-}  # fmt: skip
+    "techfiles.v1.CollectionService.ListCollections": grown(
+        "techfiles.collections", 400, description=wide(5000)
+    ),
+    "techfiles.v1.CollectionService.GetCollection": Grown(
+        900,
+        (
+            clone(
+                "techfiles.slots",
+                900,
+                id="md5('slot' || n)::uuid",
+                view_type="'front'",
+                file_type="'closeup'",
+                file_category="'shot ' || n",
+            ),
+            clone(
+                "techfiles.tech_files",
+                900,
+                "state = 'pending' AND file_type <> 'complete_pack'",
+                id="md5('file' || n)::uuid",
+                slot_id="md5('slot' || n)::uuid",
+                number="1",
+                parent_file_id="null",
+                file_type="'closeup'",
+                revision_id="''",
+                file_category="'shot ' || n",
+                error_message=wide(2000),
+            ),
+            clone(
+                "techfiles.collection_items",
+                900,
+                "collection_id = %(collection_id)s",
+                tech_file_id="md5('file' || n)::uuid",
+                section="'03-shots'",
+                display_order="n",
+            ),
+        ),
+    ),
+    "techfiles.v1.TechFileService.ListTechFiles": Grown(
+        120,
+        (
+            clone(
+                "techfiles.slots",
+                120,
+                id="md5('list' || n)::uuid",
+                view_type="'front'",
+                file_type="'closeup'",
+                file_category="'listed ' || n",
+            ),
+            clone(
+                "techfiles.tech_files",
+                120,
+                "state = 'pending' AND file_type <> 'complete_pack'",
+                id=NEW_ID,
+                slot_id="md5('list' || n)::uuid",
+                number="1",
+                parent_file_id="null",
+                file_type="'closeup'",
+                revision_id="''",
+                file_category="'listed ' || n",
+                prompt=wide(8000),
+                analysis="jsonb_build_object('note', repeat('m', 100000))",
+            ),
+        ),
+    ),
+    "techfiles.v1.TechFileService.ListTechFileVersions": Grown(
+        700,
+        (
+            (
+                "INSERT INTO techfiles.tech_file_versions SELECT gen_random_uuid(), f.owner,"
+                " f.slot_id, f.id, f.number + n, to_jsonb(f) || jsonb_build_object('prompt',"
+                " repeat('x', 8000)), f.created_by, '', f.created_at - n * interval '1 millisecond'"
+                " FROM techfiles.tech_files f, generate_series(1, 700) n WHERE f.id ="
+                " %(tech_file_id)s"
+            ),
+        ),
+    ),
+    "techfiles.v1.TechPackService.ListTechPackRuns": Grown(
+        1000,
+        (
+            clone(
+                "techfiles.runs",
+                1000,
+                id="md5('run' || n)::uuid",
+                state="'failed'",
+                error_message=wide(2000),
+            ),
+            (
+                "INSERT INTO techfiles.run_steps (id, owner, run_id, name, state) SELECT"
+                " gen_random_uuid(), s.owner, md5('run' || n)::uuid, s.name, s.state FROM"
+                " techfiles.run_steps s, generate_series(1, 1000) n"
+            ),
+        ),
+    ),
+}
 LISTS = {f"atelier.{name}": how for name, how in LISTS.items()}
 for _service in ("assets", "conversions", "pipeline", "techfiles"):
     LISTS[f"{_service}/atelier.webhooks.v1.WebhookService.ListEndpoints"] = grown(
@@ -197,23 +408,37 @@ for _service in ("assets", "conversions", "pipeline", "techfiles"):
         event_types="(SELECT jsonb_agg(repeat('t', 98) || m) FROM generate_series(1, 99) m)",
     )
     LISTS[f"{_service}/atelier.webhooks.v1.WebhookService.ListDeliveries"] = grown(
-        f"{_service}.webhook_deliveries", 1000, response_excerpt=wide(1000), error_message=wide(200), position="null"
+        f"{_service}.webhook_deliveries",
+        1000,
+        response_excerpt=wide(1000),
+        error_message=wide(200),
+        position="null",
     )
 
 
 def most_rows(name: str) -> int:
     """The largest page that the contract allows."""
     constraint: Any = validate_pb2.field
-    return int(METHODS[name].input_type.fields_by_name["page_size"].GetOptions().Extensions[constraint].int32.lte)
+    return int(
+        METHODS[name]
+        .input_type.fields_by_name["page_size"]
+        .GetOptions()
+        .Extensions[constraint]
+        .int32.lte
+    )
 
 
 async def read(client: Client, name: str, request: Any) -> tuple[list[Message], int]:
     """All rows and the number of pages."""
-    [rows_field] = [f for f in METHODS[name].output_type.fields if f.is_repeated and f.message_type][:1]
+    [rows_field] = [
+        f for f in METHODS[name].output_type.fields if f.is_repeated and f.message_type
+    ][:1]
     found: list[Message] = []
     pages = 0
     while True:
-        answer: Any = (await calls.invoke(client, METHODS[name], [request], calls.service_of(name)))[0]
+        answer: Any = (
+            await calls.invoke(client, METHODS[name], [request], calls.service_of(name))
+        )[0]
         found += getattr(answer, rows_field.name)
         pages += 1
         request.page_token = answer.next_page_token
@@ -226,10 +451,14 @@ def test_every_rpc_with_pages_has_rows() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PAGED & set(LISTS)))
-async def test_every_row_arrives_once_in_answers_that_clients_take(house: Suite, owned: Any, name: str) -> None:  # noqa: F811
+async def test_every_row_arrives_once_in_answers_that_clients_take(
+    house: Suite, owned: Any, name: str
+) -> None:
     [request] = cases()[name].requests(rows_for(name, owned))
     client = house.client("ada", cases()[name].owner_role)
-    asked: Any = type(request)(**{f.name: v for f, v in request.ListFields()}, page_size=most_rows(name))
+    asked: Any = type(request)(
+        **{f.name: v for f, v in request.ListFields()}, page_size=most_rows(name)
+    )
     before, _ = await read(client, name, type(asked).FromString(asked.SerializeToString()))
     how = LISTS[name]
     ids = {f.name: v for f, v in request.ListFields() if f.name.endswith("_id")}
@@ -244,22 +473,29 @@ async def test_every_row_arrives_once_in_answers_that_clients_take(house: Suite,
 
 
 @pytest.fixture(scope="module")
-async def large_assets(house: Suite, owned: Any) -> list[str]:  # noqa: F811
+async def large_assets(house: Suite, owned: Any) -> list[str]:
     """Of a hundred assets as large as they can be."""
     numbers = "(SELECT jsonb_build_object('n', jsonb_agg(0)) FROM generate_series(1, 5400))"
     await house.change(
-        clone("assets.assets", 100, _READY, **{**LARGE_ASSET, "metadata": numbers, "session_id": "'large'"})
+        clone(
+            "assets.assets",
+            100,
+            _READY,
+            **{**LARGE_ASSET, "metadata": numbers, "session_id": "'large'"},
+        )
     )
     rows = house.sql("SELECT id FROM assets.assets WHERE session_id = 'large' ORDER BY id")
     return [str(row[0]) for row in rows]
 
 
-async def test_what_is_left_of_a_batch_is_named(house: Suite, large_assets: list[str]) -> None:  # noqa: F811
+async def test_what_is_left_of_a_batch_is_named(house: Suite, large_assets: list[str]) -> None:
     stub = house.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
     gone = str(uuid.uuid4())
     wanted, found, batches = [gone, *large_assets[1:]], [], 0
     while wanted:
-        answer = await stub.BatchGetAssets(asset_pb2.BatchGetAssetsRequest(asset_ids=wanted, include_urls=True))
+        answer = await stub.BatchGetAssets(
+            asset_pb2.BatchGetAssetsRequest(asset_ids=wanted, include_urls=True)
+        )
         assert list(answer.missing_asset_ids) == ([gone] if batches == 0 else [])
         found += answer.assets
         wanted = list(answer.remaining_asset_ids)
@@ -268,7 +504,7 @@ async def test_what_is_left_of_a_batch_is_named(house: Suite, large_assets: list
     assert batches > 1 and all(asset.metadata.fields and asset.original_url for asset in found)
 
 
-async def test_services_read_what_is_left_of_a_batch(house: Suite, large_assets: list[str]) -> None:  # noqa: F811
+async def test_services_read_what_is_left_of_a_batch(house: Suite, large_assets: list[str]) -> None:
     peers = Peers(house.settings("techfiles", "app"), "techfiles")
     auth.enter(owner_identity("user:ada"))
     found = await peers.assets([*large_assets, *large_assets, str(uuid.uuid4())])
@@ -276,16 +512,20 @@ async def test_services_read_what_is_left_of_a_batch(house: Suite, large_assets:
     assert sorted(found) == large_assets
 
 
-async def test_a_hundred_large_assets_are_held_in_one_answer(house: Suite, large_assets: list[str]) -> None:  # noqa: F811
+async def test_a_hundred_large_assets_are_held_in_one_answer(
+    house: Suite, large_assets: list[str]
+) -> None:
     stub = house.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
-    request = asset_pb2.AcquireReferencesRequest(request_id="hold", holder="tests/pages", asset_ids=large_assets)
+    request = asset_pb2.AcquireReferencesRequest(
+        request_id="hold", holder="tests/pages", asset_ids=large_assets
+    )
     for answer in (await stub.AcquireReferences(request), await stub.AcquireReferences(request)):
         assert [asset.id for asset in answer.assets] == large_assets
         assert answer.assets[0].metadata.fields and not answer.assets[-1].metadata.fields
         assert all(asset.sha256 and asset.file_name for asset in answer.assets)
 
 
-async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) -> None:  # noqa: F811
+async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) -> None:
     product_id = owned["pipeline"].product_id
     value = (
         "jsonb_build_object('seo_analysis', jsonb_build_object('keywords',"
@@ -293,25 +533,33 @@ async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) ->
     )
     await house.change("DELETE FROM pipeline.results WHERE product_id = %s", (product_id,))
     await house.change(
-        "INSERT INTO pipeline.results (id, owner, product_id, phase, value, source, provider, evidence)"
-        f" SELECT gen_random_uuid(), 'user:ada', %s, n, {value}, 'runner', 'tests',"
-        f" (SELECT jsonb_agg(jsonb_build_object('name', 'e', 'note', {wide(1000)})) FROM generate_series(1, 100))"
-        " FROM generate_series(1, 4) n", (product_id,),
-    )  # fmt: skip
+        "INSERT INTO pipeline.results (id, owner, product_id, phase, value, source, provider,"
+        f" evidence) SELECT gen_random_uuid(), 'user:ada', %s, n, {value}, 'runner', 'tests',"
+        f" (SELECT jsonb_agg(jsonb_build_object('name', 'e', 'note', {wide(1000)})) FROM"
+        " generate_series(1, 100)) FROM generate_series(1, 4) n",
+        (product_id,),
+    )
     await house.change(
-        "INSERT INTO pipeline.reviews (id, owner, product_id, phase_id, phase, state, model_value, model_confidence,"
-        f" effective_value, decided_at) SELECT gen_random_uuid(), 'user:ada', %(id)s, id, 3, 'approved', {VALUE}, 0.5,"
-        f" {VALUE}, now() FROM pipeline.phases, generate_series(1, 100) WHERE product_id = %(id)s AND number = 3",
+        "INSERT INTO pipeline.reviews (id, owner, product_id, phase_id, phase, state, model_value,"
+        " model_confidence, effective_value, decided_at) SELECT gen_random_uuid(), 'user:ada',"
+        f" %(id)s, id, 3, 'approved', {VALUE}, 0.5, {VALUE}, now() FROM pipeline.phases,"
+        " generate_series(1, 100) WHERE product_id = %(id)s AND number = 3",
         {"id": product_id},
     )
     stub = house.client("ada").stub(product_pb2_grpc.ProductServiceStub)
     answer = await stub.GetProduct(product_pb2.GetProductRequest(product_id=product_id))
     assert [result.phase for result in answer.results] == [1, 2, 3, 4]
     whole = [result.phase for result in answer.results if result.HasField("value")]
-    assert whole == [1, 2, 3] and all(bool(r.evidence) == r.HasField("value") for r in answer.results)
-    assert 5 < len(answer.reviews) < 100 and all(review.HasField("model_value") for review in answer.reviews)
+    assert whole == [1, 2, 3] and all(
+        bool(r.evidence) == r.HasField("value") for r in answer.results
+    )
+    assert 5 < len(answer.reviews) < 100 and all(
+        review.HasField("model_value") for review in answer.reviews
+    )
     sent = {}
-    async for item in stub.WatchProduct(product_pb2.WatchProductRequest(product_id=product_id), timeout=30):
+    async for item in stub.WatchProduct(
+        product_pb2.WatchProductRequest(product_id=product_id), timeout=30
+    ):
         if item.change.HasField("bookmark"):
             break
         if item.change.HasField("result"):

@@ -9,7 +9,16 @@ import pytest
 
 from shared import auth
 from shared.db import Database
-from tests.suite import APP_PASSWORD, WORKER_PASSWORD, Cluster, DiskServer, Keys, Suite, built_services, suite
+from tests.suite import (
+    APP_PASSWORD,
+    WORKER_PASSWORD,
+    Cluster,
+    DiskServer,
+    Keys,
+    Suite,
+    built_services,
+    suite,
+)
 
 SERVICES = built_services()
 LOGINS = [f"{service}_{role}" for service in SERVICES for role in ("app", "worker")]
@@ -22,7 +31,8 @@ _TABLES = """
 
 @pytest.fixture(scope="module")
 async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """One database for all of these tests, with rows of two owners: none of them changes what another sees."""
+    """One database for all of these tests, with rows of two owners: none of them changes what
+    another sees."""
     async with suite(cluster, keys, disk) as made:
         fill(made)
         yield made
@@ -47,7 +57,13 @@ async def test_every_table_enables_and_forces_it(atelier: Suite, service: str) -
 async def test_there_is_no_table_outside_the_schemas_of_the_services(atelier: Suite) -> None:
     outside = atelier.sql(
         "SELECT schemaname, tablename FROM pg_tables WHERE NOT schemaname = ANY(%s)",
-        ([*(name for service in SERVICES for name in schemas(service)), "pg_catalog", "information_schema"],),
+        (
+            [
+                *(name for service in SERVICES for name in schemas(service)),
+                "pg_catalog",
+                "information_schema",
+            ],
+        ),
     )
     assert outside == []
 
@@ -55,17 +71,20 @@ async def test_there_is_no_table_outside_the_schemas_of_the_services(atelier: Su
 @pytest.mark.parametrize("role", LOGINS)
 async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role: str) -> None:
     [attributes] = atelier.sql(
-        "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication FROM pg_roles WHERE rolname = %s",
+        "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication FROM pg_roles"
+        " WHERE rolname = %s",
         (role,),
     )
     assert not any(attributes)
     owned = """
         SELECT 'class', relname::text FROM pg_class WHERE relowner = %(role)s::regrole
-        UNION ALL SELECT 'schema', nspname::text FROM pg_namespace WHERE nspowner = %(role)s::regrole
+        UNION ALL SELECT 'schema', nspname::text FROM pg_namespace WHERE nspowner
+            = %(role)s::regrole
         UNION ALL SELECT 'function', proname::text FROM pg_proc WHERE proowner = %(role)s::regrole
     """
     assert atelier.sql(owned, {"role": role}) == []
-    # TRUNCATE ignores policies; TRIGGER and REFERENCES let one look at rows of others; MAINTAIN locks tables.
+    # TRUNCATE ignores policies; TRIGGER and REFERENCES let one look at rows of others; MAINTAIN
+    # locks tables.
     granted = atelier.sql(
         "SELECT c.oid::regclass::text, p"
         " FROM pg_class c, unnest(ARRAY['TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN']) AS p"
@@ -74,19 +93,28 @@ async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role:
         ([name for service in SERVICES for name in schemas(service)], role),
     )
     assert granted == []
-    assert [s for s in SERVICES if atelier.sql("SELECT has_schema_privilege(%s, %s, 'CREATE')", (role, s))[0][0]] == []
+    assert [
+        s
+        for s in SERVICES
+        if atelier.sql("SELECT has_schema_privilege(%s, %s, 'CREATE')", (role, s))[0][0]
+    ] == []
 
 
 @pytest.mark.parametrize("role", LOGINS)
-async def test_a_login_can_become_no_other_role_and_sees_no_other_service(atelier: Suite, role: str) -> None:
+async def test_a_login_can_become_no_other_role_and_sees_no_other_service(
+    atelier: Suite, role: str
+) -> None:
     members = atelier.sql(
-        "SELECT rolname FROM pg_roles WHERE rolname <> %(role)s AND pg_has_role(%(role)s, oid, 'MEMBER')",
+        "SELECT rolname FROM pg_roles WHERE rolname <> %(role)s AND pg_has_role(%(role)s, oid,"
+        " 'MEMBER')",
         {"role": role},
     )
     assert members == []
     service = role.rpartition("_")[0]
     reachable = atelier.sql(
-        "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND has_schema_privilege(%s, oid, 'USAGE')", (role,)
+        "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND has_schema_privilege(%s, oid,"
+        " 'USAGE')",
+        (role,),
     )
     assert {name for (name,) in reachable} <= {*schemas(service), "public", "information_schema"}
     with connect(atelier, role) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -95,7 +123,10 @@ async def test_a_login_can_become_no_other_role_and_sees_no_other_service(atelie
 
 async def test_the_serving_role_cannot_become_the_worker(atelier: Suite) -> None:
     for service in SERVICES:
-        with connect(atelier, f"{service}_app") as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        with (
+            connect(atelier, f"{service}_app") as conn,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
             conn.execute(f"SET ROLE {service}_worker")
 
 
@@ -104,44 +135,62 @@ async def test_the_owner_of_the_tables_is_no_login_and_is_bound_by_the_policies_
     atelier: Suite, service: str
 ) -> None:
     [attributes] = atelier.sql(
-        "SELECT rolcanlogin, rolsuper, rolbypassrls FROM pg_roles WHERE rolname = %s", (f"{service}_owner",)
+        "SELECT rolcanlogin, rolsuper, rolbypassrls FROM pg_roles WHERE rolname = %s",
+        (f"{service}_owner",),
     )
     assert not any(attributes)
 
 
 async def test_definers_functions_and_views_do_not_open_a_back_door(atelier: Suite) -> None:
     names = [name for service in SERVICES for name in schemas(service)]
-    assert atelier.sql(
-        "SELECT proname FROM pg_proc WHERE prosecdef AND pronamespace::regnamespace::text = ANY(%s)", (names,)
-    ) == []  # fmt: skip
-    assert atelier.sql(
-        "SELECT relname FROM pg_class WHERE relkind IN ('v', 'm') AND relnamespace::regnamespace::text = ANY(%s)"
-        " AND NOT coalesce(reloptions::text, '') LIKE '%%security_invoker=true%%'", (names,)
-    ) == []  # fmt: skip
+    assert (
+        atelier.sql(
+            "SELECT proname FROM pg_proc WHERE prosecdef AND pronamespace::regnamespace::text ="
+            " ANY(%s)",
+            (names,),
+        )
+        == []
+    )
+    assert (
+        atelier.sql(
+            "SELECT relname FROM pg_class WHERE relkind IN ('v', 'm') AND"
+            " relnamespace::regnamespace::text = ANY(%s) AND NOT coalesce(reloptions::text, '')"
+            " LIKE '%%security_invoker=true%%'",
+            (names,),
+        )
+        == []
+    )
 
 
 def fill(atelier: Suite) -> None:
     for owner in ("user:ada", "user:bob"):
         atelier.sql(
-            "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type)"
-            " VALUES (gen_random_uuid(), %s, 'x', 'photo', false, true, 'a', 1, 'image/jpeg')", (owner,),
-        )  # fmt: skip
+            "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name,"
+            " size_bytes, mime_type) VALUES (gen_random_uuid(), %s, 'x', 'photo', false, true, 'a',"
+            " 1, 'image/jpeg')",
+            (owner,),
+        )
         atelier.sql(
             "INSERT INTO assets.requests (owner, actor, method, request_id, body_hash, answer)"
-            " VALUES (%s, 'x', 'm', '1', '', '')", (owner,),
-        )  # fmt: skip
+            " VALUES (%s, 'x', 'm', '1', '', '')",
+            (owner,),
+        )
         atelier.sql(
             "INSERT INTO assets.events (owner, subject, subject_id, version, type, payload)"
-            " VALUES (%s, 'asset', gen_random_uuid(), 1, 't', '')", (owner,),
-        )  # fmt: skip
+            " VALUES (%s, 'asset', gen_random_uuid(), 1, 't', '')",
+            (owner,),
+        )
 
 
 @pytest.mark.parametrize("service", SERVICES)
-async def test_without_an_owner_the_serving_role_sees_no_row_of_anybody(atelier: Suite, service: str) -> None:
+async def test_without_an_owner_the_serving_role_sees_no_row_of_anybody(
+    atelier: Suite, service: str
+) -> None:
     owned = atelier.sql(
-        "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'owner'"
-        " WHERE c.relkind = 'r' AND c.relnamespace = %s::regnamespace", (service,),
-    )  # fmt: skip
+        "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname ="
+        " 'owner' WHERE c.relkind = 'r' AND c.relnamespace = %s::regnamespace",
+        (service,),
+    )
     assert len(owned) > 3
     with connect(atelier, f"{service}_app") as conn:
         for context in (None, "", "user:nobody", "%", "user:%"):
@@ -168,7 +217,9 @@ async def test_an_owner_sees_only_its_rows_and_writes_only_its_own(atelier: Suit
             conn.execute("TRUNCATE assets.requests")
 
 
-async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_connection(atelier: Suite) -> None:
+async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_connection(
+    atelier: Suite,
+) -> None:
     db = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
     await db.open()
     try:

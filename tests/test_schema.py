@@ -1,4 +1,5 @@
-"""The schema is what tables.sql says, migrations make exactly that, and rules, CHECK constraints and enums agree."""
+"""The schema is what tables.sql says, migrations make exactly that, and rules, CHECK constraints
+and enums agree."""
 
 import importlib
 import re
@@ -17,35 +18,59 @@ SERVICES = built_services()
 
 # Everything a reader of tables.sql would expect to find in the database, each as rows of text.
 _CATALOGUE = {
-    "columns": """
-        SELECT c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+    "columns": (
+        """
+        SELECT c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+            a.attidentity,
                a.attgenerated, pg_get_expr(d.adbin, d.adrelid), co.collname
         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
         LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         LEFT JOIN pg_collation co ON co.oid = a.attcollation
-        WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped AND c.relnamespace = %(schema)s::regnamespace
-    """,
-    "constraints": """
-        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), convalidated FROM pg_constraint
+        WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped AND c.relnamespace
+            = %(schema)s::regnamespace
+    """
+    ),
+    "constraints": (
+        """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), convalidated
+            FROM pg_constraint
         WHERE connamespace = %(schema)s::regnamespace
-    """,
-    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = %(schema)s",
-    "policies": """
-        SELECT tablename, policyname, permissive, roles::text, cmd, qual, with_check FROM pg_policies
+    """
+    ),
+    "indexes": (
+        "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = %(schema)s"
+    ),
+    "policies": (
+        """
+        SELECT tablename, policyname, permissive, roles::text, cmd, qual, with_check
+            FROM pg_policies
         WHERE schemaname = %(schema)s
-    """,
-    "security": """
-        SELECT relname, relrowsecurity, relforcerowsecurity, relpersistence, reloptions::text FROM pg_class
+    """
+    ),
+    "security": (
+        """
+        SELECT relname, relrowsecurity, relforcerowsecurity, relpersistence, reloptions::text
+            FROM pg_class
         WHERE relkind = 'r' AND relnamespace = %(schema)s::regnamespace
-    """,
-    "triggers": """
+    """
+    ),
+    "triggers": (
+        """
         SELECT tgrelid::regclass::text, tgname, pg_get_triggerdef(t.oid) FROM pg_trigger t
-        JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND c.relnamespace = %(schema)s::regnamespace
-    """,
-    "functions": """
-        SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace
-    """,
-    "sequences": "SELECT sequencename, start_value, increment_by FROM pg_sequences WHERE schemaname = %(schema)s",
+        JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal AND c.relnamespace
+            = %(schema)s::regnamespace
+    """
+    ),
+    "functions": (
+        """
+        SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace
+            = %(schema)s::regnamespace
+    """
+    ),
+    "sequences": (
+        "SELECT sequencename, start_value, increment_by FROM pg_sequences WHERE schemaname ="
+        " %(schema)s"
+    ),
 }
 
 
@@ -60,7 +85,8 @@ def catalogue(url: str, schema: str) -> dict[str, list[str]]:
 
 @contextmanager
 def from_tables_sql(cluster: Cluster, service: str) -> Iterator[str]:
-    """A database made by shared/tables.sql and the service's own, and by nothing else. Yields its URL."""
+    """A database made by shared/tables.sql and the service's own, and by nothing else. Yields its
+    URL."""
     name = f"tables_{service}"
     with psycopg.connect(cluster.admin_url, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name}")
@@ -108,15 +134,18 @@ def checked_words(cluster: Cluster, table: str, column: str) -> set[str]:
     """What the CHECK constraint on a text column allows."""
     with psycopg.connect(cluster.url(TEMPLATE)) as conn:
         found = conn.execute(
-            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'c'"
-            " AND pg_get_constraintdef(oid) ~ %s", (table, rf"^CHECK \(\({column} = ANY \(ARRAY"),
-        ).fetchall()  # fmt: skip
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass AND"
+            " contype = 'c' AND pg_get_constraintdef(oid) ~ %s",
+            (table, rf"^CHECK \(\({column} = ANY \(ARRAY"),
+        ).fetchall()
     assert len(found) == 1, f"{table}.{column}: {found}"
     return set(re.findall(r"'([a-z0-9_]+)'::text", found[0][0]))
 
 
 def is_machine(words: Any) -> bool:
-    return isinstance(words, Mapping) and all(isinstance(targets, frozenset) for targets in words.values())
+    return isinstance(words, Mapping) and all(
+        isinstance(targets, frozenset) for targets in words.values()
+    )
 
 
 def machine_words(machine: Mapping[str, Collection[str]]) -> set[str]:
@@ -131,11 +160,16 @@ def declared(service: str) -> list[tuple[str, str, Any, Words | None]]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_enum_check_constraint_and_transition_table_have_the_same_words(cluster: Cluster, service: str) -> None:
+def test_enum_check_constraint_and_transition_table_have_the_same_words(
+    cluster: Cluster, service: str
+) -> None:
     for table, column, words, enum in declared(service):
         allowed = checked_words(cluster, f"{service}.{table}", column)
         if words is not None:
-            assert allowed == (machine_words(words) if is_machine(words) else set(words)), (table, column)
+            assert allowed == (machine_words(words) if is_machine(words) else set(words)), (
+                table,
+                column,
+            )
         if enum is not None:
             assert allowed == set(enum.number), (table, column)
 
@@ -144,11 +178,14 @@ def test_enum_check_constraint_and_transition_table_have_the_same_words(cluster:
 def test_every_column_of_words_is_compared(cluster: Cluster, service: str) -> None:
     with psycopg.connect(cluster.url(TEMPLATE)) as conn:
         found = conn.execute(
-            "SELECT conrelid::regclass::text, substring(pg_get_constraintdef(oid) FROM '^CHECK \\(\\(([a-z_]+) = ANY')"
-            " FROM pg_constraint WHERE contype = 'c' AND connamespace = %s::regnamespace"
-            " AND pg_get_constraintdef(oid) ~ '^CHECK \\(\\([a-z_]+ = ANY \\(ARRAY'", (service,),
-        ).fetchall()  # fmt: skip
+            "SELECT conrelid::regclass::text, substring(pg_get_constraintdef(oid) FROM '^CHECK"
+            " \\(\\(([a-z_]+) = ANY') FROM pg_constraint WHERE contype = 'c' AND connamespace ="
+            " %s::regnamespace AND pg_get_constraintdef(oid) ~ '^CHECK \\(\\([a-z_]+ = ANY"
+            " \\(ARRAY'",
+            (service,),
+        ).fetchall()
     columns = {(table.partition(".")[2], column) for table, column in found}
     compared = {(table, column) for table, column, _, _ in declared(service)}
-    # No enum has the words of attempts.outcome, which is shared, unless the service shows its attempts.
+    # No enum has the words of attempts.outcome, which is shared, unless the service shows its
+    # attempts.
     assert columns - compared <= {("attempts", "outcome")}

@@ -23,17 +23,24 @@ SHARE = 15  # what an owner alone may hold: half of the others
 
 
 async def pending(house: Suite, client: Client, **fields: Any) -> str:
-    """The id of an image whose variants nobody makes: asking for one of them waits. Among the calls that work, since
-    there is room for one stream only, which is taken."""
+    """The id of an image whose variants nobody makes: asking for one of them waits. Among the calls
+    that work, since there is room for one stream only, which is taken."""
     house.overrides |= {"max_in_flight": PLACES, "max_streams": 1}
     await house.serve("assets")
-    assert (await flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest()).read()).bookmark.ready
+    assert (
+        await flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest()).read()
+    ).bookmark.ready
     return (await flows.upload(client, DATA, **fields)).id
 
 
-def waiting(client: Client, asset_id: str, count: int, seconds: float = 60) -> list["asyncio.Future[Any]"]:
+def waiting(
+    client: Client, asset_id: str, count: int, seconds: float = 60
+) -> list["asyncio.Future[Any]"]:
     request = variant_pb2.GetVariantRequest(asset_id=asset_id, preset="large", wait=True)
-    return [asyncio.ensure_future(flows.variants(client).GetVariant(request, timeout=seconds)) for _ in range(count)]
+    return [
+        asyncio.ensure_future(flows.variants(client).GetVariant(request, timeout=seconds))
+        for _ in range(count)
+    ]
 
 
 async def refused_of(asked: list["asyncio.Future[Any]"], count: int) -> list[calls.Refusal]:
@@ -49,7 +56,8 @@ async def listing(client: Client) -> Any:
 
 
 async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Until it isn't refused for being one too many: the server learns of a cancellation in its own time."""
+    """Until it isn't refused for being one too many: the server learns of a cancellation in its own
+    time."""
     async with asyncio.timeout(10):
         while True:
             try:
@@ -82,10 +90,15 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
     asset = await pending(atelier, ada)
     held = waiting(ada, asset, SHARE + 3)
     for refused in await refused_of(held, 3):
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "TOO_MANY_CALLS",
+        )
         assert refused.text.startswith("15 calls of this owner are under way")
         assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
-    assert (await calls.refusal(listing(atelier.client("ada")))).reason == "TOO_MANY_CALLS", "over any connection"
+    assert (await calls.refusal(listing(atelier.client("ada")))).reason == "TOO_MANY_CALLS", (
+        "over any connection"
+    )
     assert (await listing(bob)).assets == []
     service = atelier.as_token(atelier.keys.service_token("conversions", "user:ada"))
     assert (await listing(service)).assets, "what ada waits for goes on for her"
@@ -99,14 +112,18 @@ async def test_calls_that_wait_take_no_place_from_those_that_work(atelier: Suite
     await atelier.serve("assets")
     ada = atelier.client("ada")
     assets = [(await flows.upload(ada, DATA)).id for _ in range(2)]
-    comparison = render_pb2.CreateComparisonRequest(before_asset_id=assets[0], after_asset_id=assets[1], wait=True)
+    comparison = render_pb2.CreateComparisonRequest(
+        before_asset_id=assets[0], after_asset_id=assets[1], wait=True
+    )
     create = ada.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison
     held = [asyncio.ensure_future(create(comparison, timeout=60))]
     for number in range(1, SHARE):
         held += waiting(ada, assets[0], 1)
         await figure("atelier_streams_open", number + 1)
         assert len((await listing(ada)).assets) == 2
-    held += waiting(ada, assets[0], few)  # there is no more room to wait in, so that they wait where they are
+    held += waiting(
+        ada, assets[0], few
+    )  # there is no more room to wait in, so that they wait where they are
     [refused] = await refused_of(held, 1)
     assert refused.text.startswith("3 calls of this owner are under way")
     await cancel(held)
@@ -118,7 +135,8 @@ async def test_whoever_comes_next_finds_a_place_however_many_are_held(atelier: S
     owner = atelier.client("ada", role="vendor")
     asset = await pending(atelier, owner, visibility=asset_pb2.VISIBILITY_PUBLIC)
     held = []
-    # The last ten are for owners who hold next to none; the server itself refuses the last of those.
+    # The last ten are for owners who hold next to none; the server itself refuses the last of
+    # those.
     few = [(f"owner-{number}", 2) for number in range(4)]
     for name, holds in (("ann", 15), ("ben", 8), ("dan", 7), *few, ("eve", 2)):
         asked = waiting(atelier.client(name), asset, holds + 1)
@@ -147,16 +165,23 @@ async def test_places_come_back_after_errors_and_deadlines(atelier: Suite) -> No
     malformed = asset_pb2.GetAssetRequest(asset_id="x")
     for _ in range(PLACES):
         assert (await calls.refusal(flows.assets(ada).GetAsset(nothing))).reason == "NOT_FOUND"
-        assert (await calls.refusal(flows.assets(ada).GetAsset(malformed))).reason == "INVALID_FIELD"
+        assert (
+            await calls.refusal(flows.assets(ada).GetAsset(malformed))
+        ).reason == "INVALID_FIELD"
     with calls.holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
-        late = [asyncio.ensure_future(flows.assets(ada).GetAsset(nothing, timeout=0.3)) for _ in range(SHARE)]
+        late = [
+            asyncio.ensure_future(flows.assets(ada).GetAsset(nothing, timeout=0.3))
+            for _ in range(SHARE)
+        ]
         for each in late:
             assert (await calls.refusal(each)).code is grpc.StatusCode.DEADLINE_EXCEEDED
     for _ in range(2):
         await idle()
         held = waiting(ada, asset, SHARE + 1)
         [refused] = await refused_of(held, 1)
-        assert refused.text.startswith("15 calls of this owner"), "all of the share, no more and no less"
+        assert refused.text.startswith("15 calls of this owner"), (
+            "all of the share, no more and no less"
+        )
         await cancel(held)
 
 
@@ -222,11 +247,15 @@ async def test_watches_of_one_owner_leave_places_for_others(atelier: Suite) -> N
         stream.cancel()
 
 
-async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_cancelled(atelier: Suite) -> None:
+async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_cancelled(
+    atelier: Suite,
+) -> None:
     atelier.overrides["max_streams"] = PLACES
     await atelier.serve("assets")
     ada = atelier.client("ada")
-    ada.options = [("grpc.http2.bdp_probe", 0)]  # 64 KiB wait for who doesn't read, and don't become megabytes
+    ada.options = [
+        ("grpc.http2.bdp_probe", 0)
+    ]  # 64 KiB wait for who doesn't read, and don't become megabytes
     asset = await flows.upload(ada, pictures.png(1200, 900), mime_type="image/png")
     assert asset.size_bytes > 1_000_000
     download = asset_pb2.DownloadAssetRequest(asset_id=asset.id)
@@ -237,8 +266,12 @@ async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_
         for stream in unread:
             assert (await stream.read()).head.size_bytes == asset.size_bytes
             assert (await stream.read()).chunk
-        assert (await calls.refusal(flows.assets(ada).DownloadAsset(download))).reason == "TOO_MANY_CALLS"
+        assert (
+            await calls.refusal(flows.assets(ada).DownloadAsset(download))
+        ).reason == "TOO_MANY_CALLS"
         for stream in unread:
             stream.cancel()
         await idle("atelier_streams_open")
-        assert METRICS.get_sample_value("atelier_calls_total", cancelled) == before + number * SHARE, "no fault of ours"
+        assert (
+            METRICS.get_sample_value("atelier_calls_total", cancelled) == before + number * SHARE
+        ), "no fault of ours"

@@ -1,4 +1,5 @@
-"""R7: tenants never meet. Every rpc in the contracts is called by the owner of some rows, by others, and by nobody.
+"""R7: tenants never meet. Every rpc in the contracts is called by the owner of some rows, by
+others, and by nobody.
 
 A case per rpc stands in tests/tenancy_cases/<service>.py; an rpc without one fails here.
 """
@@ -17,7 +18,17 @@ from atelier.common.v1 import policy_pb2
 from shared import guard
 from tests import calls
 from tests.assets import flows
-from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, browser, built_services, suite
+from tests.suite import (
+    ROOT,
+    Client,
+    Cluster,
+    DiskServer,
+    Keys,
+    Suite,
+    browser,
+    built_services,
+    suite,
+)
 from tests.tenancy_cases import Case, webhooks
 
 CANARY = "canary-4d9e"
@@ -55,7 +66,9 @@ async def owned(house: Suite) -> Mapping[str, Any]:
     """Rows of ada in every service."""
     ada = house.client("ada")
     rows = {name: await module.prepare(house, ada, CANARY) for name, module in MODULES.items()}
-    return rows | {webhooks_of(name): await webhooks.prepare(name, house, ada, CANARY) for name in MODULES}
+    return rows | {
+        webhooks_of(name): await webhooks.prepare(name, house, ada, CANARY) for name in MODULES
+    }
 
 
 def webhooks_of(service: str) -> str:
@@ -69,22 +82,27 @@ def rows_for(name: str, owned: Mapping[str, Any]) -> Any:
 
 
 def rows_of_ada(house: Suite) -> dict[str, list[Any]]:
-    """What is stored for her, but for stored answers, events, history and counts, which grow, some of them later."""
+    """What is stored for her, but for stored answers, events, history and counts, which grow, some
+    of them later."""
     tables = house.sql(
-        "SELECT table_schema, table_name FROM information_schema.columns WHERE column_name = 'owner'"
-        " AND table_schema = ANY(%s) AND table_name NOT IN ('requests', 'events', 'attempts',"
-        " 'usage_events', 'usage_days', 'storage_deltas') ORDER BY 1, 2",
+        "SELECT table_schema, table_name FROM information_schema.columns WHERE column_name ="
+        " 'owner' AND table_schema = ANY(%s) AND table_name NOT IN ('requests', 'events',"
+        " 'attempts', 'usage_events', 'usage_days', 'storage_deltas') ORDER BY 1, 2",
         (SERVICES,),
     )
     return {
-        f"{schema}.{table}": house.sql(f"SELECT * FROM {schema}.{table} t WHERE owner = 'user:ada' ORDER BY t::text")
+        f"{schema}.{table}": house.sql(
+            f"SELECT * FROM {schema}.{table} t WHERE owner = 'user:ada' ORDER BY t::text"
+        )
         for schema, table in tables
     }
 
 
 async def outcome(client: Client, name: str, case: Case, owned: Any) -> Any:
     try:
-        return await calls.invoke(client, METHODS[name], case.requests(owned), calls.service_of(name))
+        return await calls.invoke(
+            client, METHODS[name], case.requests(owned), calls.service_of(name)
+        )
     except grpc.aio.AioRpcError as error:
         return error.code()
 
@@ -111,7 +129,9 @@ async def test_only_the_owner_is_served(house: Suite, owned: Mapping[str, Any], 
             answers = await outcome(house.client(subject, role), name, case, rows)
             who = f"{role}:{subject} {turn}"
             assert CANARY.encode() not in shown(answers), f"{who} was shown the owner's data"
-            assert b"user:ada" not in shown(answers).replace(b"user:ada2", b""), f"{who} was shown the owner's row"
+            assert b"user:ada" not in shown(answers).replace(b"user:ada2", b""), (
+                f"{who} was shown the owner's row"
+            )
             if f"ROLE_{role.upper()}" not in roles:
                 assert answers is grpc.StatusCode.PERMISSION_DENIED, who
             elif isinstance(case.others, grpc.StatusCode):
@@ -132,11 +152,18 @@ async def test_a_watch_tells_an_owner_of_nobody_else(atelier: Suite) -> None:
     await atelier.work("assets")
     ada = atelier.client("ada")
     watching = [atelier.client(subject, role) for subject, role in OTHERS]
-    streams = [flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest()) for client in (ada, *watching)]
+    streams = [
+        flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest())
+        for client in (ada, *watching)
+    ]
     for stream in streams:
         assert (await stream.read()).bookmark.ready
-    # Ada's change is committed and told before theirs: if it reached them, it would be what they read first.
-    made = [await flows.announce(c, flows.jpeg(64, 48), kind=asset_pb2.ASSET_KIND_PHOTO) for c in (ada, *watching)]
+    # Ada's change is committed and told before theirs: if it reached them, it would be what they
+    # read first.
+    made = [
+        await flows.announce(c, flows.jpeg(64, 48), kind=asset_pb2.ASSET_KIND_PHOTO)
+        for c in (ada, *watching)
+    ]
     for stream, announced in zip(streams, made, strict=True):
         assert (await stream.read()).asset.id == announced.asset.id
         stream.cancel()
@@ -144,10 +171,14 @@ async def test_a_watch_tells_an_owner_of_nobody_else(atelier: Suite) -> None:
 
 async def test_a_cursor_of_another_owner_is_refused(house: Suite) -> None:
     async with asyncio.timeout(10):
-        async for item in flows.assets(house.client("ada")).WatchAssets(asset_pb2.WatchAssetsRequest()):
+        async for item in flows.assets(house.client("ada")).WatchAssets(
+            asset_pb2.WatchAssetsRequest()
+        ):
             if item.cursor:
                 break
-    stolen = flows.assets(house.client("bob")).WatchAssets(asset_pb2.WatchAssetsRequest(cursor=item.cursor))
+    stolen = flows.assets(house.client("bob")).WatchAssets(
+        asset_pb2.WatchAssetsRequest(cursor=item.cursor)
+    )
     refused = await calls.refusal(stolen)
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["cursor"])
 
@@ -164,13 +195,19 @@ async def status_of(url: str) -> int:
 
 def changed(url: str, **parameters: str) -> str:
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(query=urlencode({**dict(parse_qsl(parts.query)), **parameters})))
+    return urlunsplit(
+        parts._replace(query=urlencode({**dict(parse_qsl(parts.query)), **parameters}))
+    )
 
 
-async def test_a_signed_url_opens_only_what_it_was_signed_for(house: Suite, private: asset_pb2.Asset) -> None:
+async def test_a_signed_url_opens_only_what_it_was_signed_for(
+    house: Suite, private: asset_pb2.Asset
+) -> None:
     other = await flows.upload(house.client("bob"), flows.jpeg(64, 48, seed=2))
     assert await status_of(private.original_url) == 200
-    key_of_another = urlsplit(other.original_url)._replace(query=urlsplit(private.original_url).query)
+    key_of_another = urlsplit(other.original_url)._replace(
+        query=urlsplit(private.original_url).query
+    )
     refused = {
         "signature of another object": urlunsplit(key_of_another),
         "longer life": changed(private.original_url, expires="99999999999"),
@@ -201,7 +238,9 @@ async def test_an_id_of_another_owner_reads_like_one_that_was_never_given(
     bob = house.client("bob")
     never = "0190f3c0-0000-7000-8000-000000000000"
     foreign, absent = [
-        await calls.refusal(flows.assets(bob).GetAsset(asset_pb2.GetAssetRequest(asset_id=asset_id)))
+        await calls.refusal(
+            flows.assets(bob).GetAsset(asset_pb2.GetAssetRequest(asset_id=asset_id))
+        )
         for asset_id in (private.id, never)
     ]
     assert foreign.text.replace(private.id, never) == absent.text
@@ -215,7 +254,9 @@ async def test_a_service_acts_only_with_the_rights_of_the_owner_it_names(
 ) -> None:
     for owner in ("user:bob", "vendor:ada"):
         client = house.as_token(house.keys.service_token("techfiles", owner))
-        refused = await calls.refusal(flows.assets(client).GetAsset(asset_pb2.GetAssetRequest(asset_id=private.id)))
+        refused = await calls.refusal(
+            flows.assets(client).GetAsset(asset_pb2.GetAssetRequest(asset_id=private.id))
+        )
         assert refused.code is grpc.StatusCode.NOT_FOUND, owner
     client = house.as_token(house.keys.service_token("techfiles", "user:ada"))
     assert (await flows.get(client, private.id)).id == private.id

@@ -1,4 +1,5 @@
-"""R13: a token is accepted only if every part of it is right. Each case goes over the wire to a real server."""
+"""R13: a token is accepted only if every part of it is right. Each case goes over the wire to a
+real server."""
 
 import asyncio
 import base64
@@ -39,7 +40,9 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 async def code_of(house: Suite, *metadata: tuple[str, str | bytes]) -> grpc.StatusCode:
     """NOT_FOUND if the token was accepted: the asset doesn't exist."""
     stub = house.client(None).stub(asset_pb2_grpc.AssetServiceStub)
-    refused = await calls.refusal(stub.GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER), metadata=metadata))
+    refused = await calls.refusal(
+        stub.GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER), metadata=metadata)
+    )
     assert refused.code is not grpc.StatusCode.UNAUTHENTICATED or refused.reason == "TOKEN_INVALID"
     for _, value in metadata:
         assert not value or str(value) not in refused.text, "the answer repeats the token"
@@ -53,7 +56,15 @@ def bearer(token: str) -> tuple[str, str]:
 def claims(**changes: Any) -> dict[str, Any]:
     """Of a good token of ada; a change to None removes the claim."""
     now = int(time.time())
-    good = {"iss": "tests", "aud": "atelier", "sub": "ada", "role": "user", "iat": now, "exp": now + 600, **changes}
+    good = {
+        "iss": "tests",
+        "aud": "atelier",
+        "sub": "ada",
+        "role": "user",
+        "iat": now,
+        "exp": now + 600,
+        **changes,
+    }
     return {name: value for name, value in good.items() if value is not None}
 
 
@@ -63,9 +74,11 @@ def encoded(value: Any) -> str:
 
 
 def signed(key: OKPKey, payload: Any = None, **header: Any) -> str:
-    """Signed with the key over whatever header and payload: what an honest library would not make."""
+    """Signed with the key over whatever header and payload: what an honest library would not
+    make."""
     head = {"alg": "Ed25519", "kid": key.kid, "typ": "JWT", **header}
-    text = f"{encoded({k: v for k, v in head.items() if v is not None})}.{encoded(payload or claims())}"
+    given = {name: value for name, value in head.items() if value is not None}
+    text = f"{encoded(given)}.{encoded(payload or claims())}"
     private: Any = key.private_key
     return f"{text}.{encoded(private.sign(text.encode()))}"
 
@@ -76,7 +89,9 @@ def hs256(key: OKPKey, secret: bytes) -> str:
 
 
 def pem(key: OKPKey) -> bytes:
-    return key.public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key.public_key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def raw(key: OKPKey) -> bytes:
@@ -84,7 +99,8 @@ def raw(key: OKPKey) -> bytes:
 
 
 def other_last_letter(token: str) -> str:
-    """The same bytes under a strict decoder's nose: 64 bytes of signature leave 4 bits of its last letter unused."""
+    """The same bytes under a strict decoder's nose: 64 bytes of signature leave 4 bits of its last
+    letter unused."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     return token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1]
 
@@ -101,7 +117,9 @@ FORGED: dict[str, Make] = {
     "four parts": lambda k: signed(k.people) + ".e30",
     "empty parts": lambda k: "..",
     "encrypted form": lambda k: "a.b.c.d.e",
-    "alg none": lambda k: f"{encoded({'alg': 'none', 'kid': k.people.kid, 'typ': 'JWT'})}.{encoded(claims())}.",
+    "alg none": lambda k: (
+        f"{encoded({'alg': 'none', 'kid': k.people.kid, 'typ': 'JWT'})}.{encoded(claims())}."
+    ),
     "alg none, signed": lambda k: signed(k.people, alg="none"),
     "alg None in capitals": lambda k: signed(k.people, alg="NONE"),
     "no alg": lambda k: signed(k.people, alg=None),
@@ -159,7 +177,8 @@ FORGED: dict[str, Make] = {
     "role a list": lambda k: signed(k.people, claims(role=["user"])),
     "role the key may not sign": lambda k: signed(k.people, claims(role="service")),
     "admin by a service's key": lambda k: signed(
-        k.services["pipeline"], claims(iss="atelier-pipeline", role="admin", act={"sub": "pipeline"})
+        k.services["pipeline"],
+        claims(iss="atelier-pipeline", role="admin", act={"sub": "pipeline"}),
     ),
     "no sub": lambda k: signed(k.people, claims(sub=None)),
     "empty sub": lambda k: signed(k.people, claims(sub="")),
@@ -171,12 +190,18 @@ FORGED: dict[str, Make] = {
     "owner with a line break": lambda k: signed(k.people, claims(owner="user:ada\n")),
     "sub that makes a bad owner": lambda k: signed(k.people, claims(sub="ada lovelace")),
     "act by a person's key": lambda k: signed(k.people, claims(act={"sub": "techfiles"})),
-    "service without act": lambda k: signed(k.services["techfiles"], claims(iss="atelier-techfiles")),
+    "service without act": lambda k: signed(
+        k.services["techfiles"], claims(iss="atelier-techfiles")
+    ),
     "service that names another in act": lambda k: signed(
         k.services["techfiles"], claims(iss="atelier-techfiles", act={"sub": "pipeline"})
     ),
-    "act a text": lambda k: signed(k.services["techfiles"], claims(iss="atelier-techfiles", act="techfiles")),
-    "service under a person's issuer": lambda k: signed(k.services["techfiles"], claims(act={"sub": "techfiles"})),
+    "act a text": lambda k: signed(
+        k.services["techfiles"], claims(iss="atelier-techfiles", act="techfiles")
+    ),
+    "service under a person's issuer": lambda k: signed(
+        k.services["techfiles"], claims(act={"sub": "techfiles"})
+    ),
 }
 
 
@@ -207,7 +232,8 @@ GOOD: dict[str, Make] = {
 
 OWNERS = ("user:ada", "user:bob", "vendor:acme", "anonymous:x", "service:shop", "admin:ops")
 U, B, V, N, P, A = OWNERS  # user, another user, vendor, anonymous, program, operator
-# What a key may sign: its roles, the owners that its entry names, its service; then, for each role, in which owners.
+# What a key may sign: its roles, the owners that its entry names, its service; then, for each role,
+# in which owners.
 BOUNDS: list[tuple[list[str], list[str] | None, str | None, dict[str, set[str]]]] = [
     (["anonymous"], None, None, {"anonymous": {N}}),
     (["user"], None, None, {"user": {U, B}}),
@@ -223,14 +249,22 @@ BOUNDS: list[tuple[list[str], list[str] | None, str | None, dict[str, set[str]]]
     (["user"], ["user:ad"], None, {}),
     (["anonymous"], ["user:ada", "anonymous:*"], None, {"anonymous": {U, N}}),
     (["admin"], ["admin:*"], None, {"admin": {A}}),
-    (["user", "vendor", "anonymous", "service"], None, "pipeline",
-     {"user": set(OWNERS), "vendor": set(OWNERS), "anonymous": {N}, "service": {P}}),
+    (
+        ["user", "vendor", "anonymous", "service"],
+        None,
+        "pipeline",
+        {"user": set(OWNERS), "vendor": set(OWNERS), "anonymous": {N}, "service": {P}},
+    ),
     (["user", "service"], ["user:b*", "service:pipeline"], "pipeline", {"user": {B}}),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("number", range(len(BOUNDS)), ids=[f"{b[0]}-{b[1]}-{b[2]}" for b in BOUNDS])
-def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", range(len(BOUNDS)), ids=[f"{b[0]}-{b[1]}-{b[2]}" for b in BOUNDS]
+)
+def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(
+    number: int, tmp_path: Path
+) -> None:
     """Whoever acts: `sub` is only a name, and names nobody's rows."""
     roles, owners, service, allowed = BOUNDS[number]
     key = OKPKey.generate_key("Ed25519", private=True)
@@ -245,25 +279,46 @@ def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(number: int
         for owner in OWNERS:
             for subject in ("ada", "x", "acme", "someone"):
                 token = auth.sign(
-                    key, issuer="tests", subject=subject, role=role, seconds=60, owner=owner, act=service
-                )  # fmt: skip
+                    key,
+                    issuer="tests",
+                    subject=subject,
+                    role=role,
+                    seconds=60,
+                    owner=owner,
+                    act=service,
+                )
                 if owner in allowed.get(role, set()):
                     identity = verifier.identify(f"Bearer {token}")
                     assert (identity.owner, identity.role, identity.actor) == (owner, role, subject)
                 else:
                     with pytest.raises(DomainError, match="may not sign") as refused:
                         verifier.identify(f"Bearer {token}")
-                    assert refused.value.reason == Reason.ERROR_REASON_TOKEN_INVALID, (role, owner, subject)
+                    assert refused.value.reason == Reason.ERROR_REASON_TOKEN_INVALID, (
+                        role,
+                        owner,
+                        subject,
+                    )
 
 
 @pytest.mark.parametrize(
     ("role", "subject", "owner"),
-    [("anonymous", "x", None), ("user", "ada", None), ("vendor", "acme", None), ("admin", "ops", None),
-     ("user", "bob", "user:ada"), ("vendor", "buyer", "user:ada"), ("admin", "ops", "anonymous:x")],
-)  # fmt: skip
-def test_what_the_suite_signs_for_people_stays_accepted(keys: Keys, role: str, subject: str, owner: str | None) -> None:
+    [
+        ("anonymous", "x", None),
+        ("user", "ada", None),
+        ("vendor", "acme", None),
+        ("admin", "ops", None),
+        ("user", "bob", "user:ada"),
+        ("vendor", "buyer", "user:ada"),
+        ("admin", "ops", "anonymous:x"),
+    ],
+)
+def test_what_the_suite_signs_for_people_stays_accepted(
+    keys: Keys, role: str, subject: str, owner: str | None
+) -> None:
     verifier = auth.Verifier(auth.load_trust(keys.trust_file))
-    assert verifier.identify(f"Bearer {keys.token(subject, role, owner=owner)}").owner == (owner or f"{role}:{subject}")
+    assert verifier.identify(f"Bearer {keys.token(subject, role, owner=owner)}").owner == (
+        owner or f"{role}:{subject}"
+    )
 
 
 def entry_of(**changes: Any) -> dict[str, Any]:
@@ -274,12 +329,24 @@ def entry_of(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"roles": ["root"]}, "roles"), ({"roles": "user"}, "roles"), ({"roles": "left out"}, "'roles' is missing"),
-     ({"issuer": 1}, "issuer"), ({"owners": []}, "owners"), ({"owners": "user:ada"}, "owners"),
-     ({"owners": ["ada"]}, "owners"), ({"owners": ["user:*a"]}, "owners"), ({"owners": ["use*"]}, "owners"),
-     ({"owners": ["root:ada"]}, "owners"), ({"owners": ["user:a b"]}, "owners"), ({"owner": ["user:ada"]}, "names"),
-     ({"jwk": {}}, "entry 1"), ({"jwk": "left out"}, "'jwk' is missing"), ({"service": 1}, "service")],
-)  # fmt: skip
+    [
+        ({"roles": ["root"]}, "roles"),
+        ({"roles": "user"}, "roles"),
+        ({"roles": "left out"}, "'roles' is missing"),
+        ({"issuer": 1}, "issuer"),
+        ({"owners": []}, "owners"),
+        ({"owners": "user:ada"}, "owners"),
+        ({"owners": ["ada"]}, "owners"),
+        ({"owners": ["user:*a"]}, "owners"),
+        ({"owners": ["use*"]}, "owners"),
+        ({"owners": ["root:ada"]}, "owners"),
+        ({"owners": ["user:a b"]}, "owners"),
+        ({"owner": ["user:ada"]}, "names"),
+        ({"jwk": {}}, "entry 1"),
+        ({"jwk": "left out"}, "'jwk' is missing"),
+        ({"service": 1}, "service"),
+    ],
+)
 def test_a_trust_file_that_says_what_nobody_understands_is_refused(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
@@ -313,28 +380,42 @@ def test_a_refused_owner_is_in_the_log_with_its_key_and_never_the_token(
 ) -> None:
     widget = OKPKey.generate_key("Ed25519", private=True)
     widget.ensure_kid()
-    token = auth.sign(widget, issuer="widget", subject="x", role="anonymous", seconds=60, owner="user:ada")
+    token = auth.sign(
+        widget, issuer="widget", subject="x", role="anonymous", seconds=60, owner="user:ada"
+    )
     verifier = auth.Verifier([auth.TrustedKey("widget", widget, frozenset({"anonymous"}), None)])
     with pytest.raises(DomainError, match="may not sign this owner for role anonymous") as refused:
         verifier.identify(f"Bearer {token}")
     said = capsys.readouterr().out
-    assert all(part in said for part in ("widget", str(widget.kid), "anonymous", "user:ada")) and token not in said
+    assert (
+        all(part in said for part in ("widget", str(widget.kid), "anonymous", "user:ada"))
+        and token not in said
+    )
     assert "user:ada" not in refused.value.text
 
 
-async def test_a_key_for_guests_reads_nobodys_rows(cluster: Cluster, disk: DiskServer, tmp_path: Path) -> None:
-    """Over the wire: what the widget's key signs for user:ada is refused, and its own guests are served."""
+async def test_a_key_for_guests_reads_nobodys_rows(
+    cluster: Cluster, disk: DiskServer, tmp_path: Path
+) -> None:
+    """Over the wire: what the widget's key signs for user:ada is refused, and its own guests are
+    served."""
     keys = Keys(tmp_path)
     widget = auth.create_key(tmp_path / "widget.jwk")
     entries = json.loads(keys.trust_file.read_text())
-    keys.trust_file.write_text(json.dumps([*entries, auth.trust_entry(widget, issuer="widget", roles=["anonymous"])]))
+    keys.trust_file.write_text(
+        json.dumps([*entries, auth.trust_entry(widget, issuer="widget", roles=["anonymous"])])
+    )
     async with suite(cluster, keys, disk) as house:
         await house.serve("assets")
         for owner, code in (
-            ("user:ada", grpc.StatusCode.UNAUTHENTICATED), ("vendor:acme", grpc.StatusCode.UNAUTHENTICATED),
-            ("admin:atelier", grpc.StatusCode.UNAUTHENTICATED), (None, grpc.StatusCode.NOT_FOUND),
-        ):  # fmt: skip
-            token = auth.sign(widget, issuer="widget", subject="x", role="anonymous", seconds=60, owner=owner)
+            ("user:ada", grpc.StatusCode.UNAUTHENTICATED),
+            ("vendor:acme", grpc.StatusCode.UNAUTHENTICATED),
+            ("admin:atelier", grpc.StatusCode.UNAUTHENTICATED),
+            (None, grpc.StatusCode.NOT_FOUND),
+        ):
+            token = auth.sign(
+                widget, issuer="widget", subject="x", role="anonymous", seconds=60, owner=owner
+            )
             assert await code_of(house, bearer(token)) is code, owner
 
 
@@ -364,7 +445,13 @@ async def test_only_the_authorization_metadata_counts_and_only_as_bearer(house: 
 async def test_the_scheme_is_read_in_any_case_and_with_any_number_of_spaces(house: Suite) -> None:
     """As RFC 9110 (11.1, 11.4) and RFC 6750 (2.1) have it."""
     good = house.keys.token("ada")
-    for header in (f"bearer {good}", f"BEARER {good}", f"bEaReR {good}", f"Bearer   {good}", f" bearer {good} "):
+    for header in (
+        f"bearer {good}",
+        f"BEARER {good}",
+        f"bEaReR {good}",
+        f"Bearer   {good}",
+        f" bearer {good} ",
+    ):
         assert await code_of(house, ("authorization", header)) is grpc.StatusCode.NOT_FOUND, header
 
 
@@ -379,7 +466,10 @@ async def test_a_role_outside_the_policy_is_denied(house: Suite) -> None:
     stub = flows.assets(house.client("root", "admin"))
     refused = await calls.refusal(stub.GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER)))
     assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
-    assert refused.metadata == {"role": "admin", "method": "atelier.assets.v1.AssetService/GetAsset"}
+    assert refused.metadata == {
+        "role": "admin",
+        "method": "atelier.assets.v1.AssetService/GetAsset",
+    }
 
 
 async def test_a_service_calls_only_methods_that_list_it(house: Suite) -> None:
@@ -397,14 +487,21 @@ async def test_a_service_calls_only_methods_that_list_it(house: Suite) -> None:
 
 async def test_a_service_for_itself_may_not_read_what_is_an_owners(house: Suite) -> None:
     token = auth.sign(
-        house.keys.services["pipeline"], issuer="atelier-pipeline", subject="pipeline", role="service", seconds=60
+        house.keys.services["pipeline"],
+        issuer="atelier-pipeline",
+        subject="pipeline",
+        role="service",
+        seconds=60,
     )
     assert await code_of(house, bearer(token)) is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_streams_are_guarded_like_calls(house: Suite) -> None:
     nobody = house.client(None)
-    assets, uploads = nobody.stub(asset_pb2_grpc.AssetServiceStub), nobody.stub(upload_pb2_grpc.UploadServiceStub)
+    assets, uploads = (
+        nobody.stub(asset_pb2_grpc.AssetServiceStub),
+        nobody.stub(upload_pb2_grpc.UploadServiceStub),
+    )
     chunk = upload_pb2.UploadRequest(chunk=b"x")
     for call in (
         assets.WatchAssets(asset_pb2.WatchAssetsRequest()),
@@ -415,25 +512,34 @@ async def test_streams_are_guarded_like_calls(house: Suite) -> None:
 
 
 async def test_a_caller_that_is_refused_while_it_writes_learns_why(house: Suite) -> None:
-    """Refused while megabytes are on their way, one in some thirty was told INTERNAL by its own client."""
+    """Refused while megabytes are on their way, one in some thirty was told INTERNAL by its own
+    client."""
     uploads = house.client(None).stub(upload_pb2_grpc.UploadServiceStub)
     chunks = [upload_pb2.UploadRequest(chunk=bytes(60_000))] * 40
     for _ in range(10):
         refused = (calls.refusal(uploads.Upload(calls.aiter_of(chunks))) for _ in range(10))
-        assert {answer.code for answer in await asyncio.gather(*refused)} == {grpc.StatusCode.UNAUTHENTICATED}
+        assert {answer.code for answer in await asyncio.gather(*refused)} == {
+            grpc.StatusCode.UNAUTHENTICATED
+        }
 
 
 async def test_health_and_reflection_need_no_token(house: Suite) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     stub = health_pb2_grpc.HealthStub(house.client(None).channel("assets"))
-    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    assert (
+        await stub.Check(health_pb2.HealthCheckRequest())
+    ).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_method_without_a_policy_stops_the_start() -> None:
-    file = descriptor_pb2.FileDescriptorProto(name="tests/no_policy.proto", package="tests", syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(
+        name="tests/no_policy.proto", package="tests", syntax="proto3"
+    )
     file.message_type.add(name="Nothing")
-    file.service.add(name="Bare").method.add(name="Call", input_type=".tests.Nothing", output_type=".tests.Nothing")
+    file.service.add(name="Bare").method.add(
+        name="Call", input_type=".tests.Nothing", output_type=".tests.Nothing"
+    )
     descriptor_pool.Default().Add(file)
     limits = Limits(max_in_flight=1, max_streams=1, default_deadline=1, max_deadline=1)
     with pytest.raises(RuntimeError, match=r"/tests.Bare/Call has no policy"):

@@ -1,5 +1,5 @@
-"""R4 within one process: a watch misses nothing, tells nothing twice, and never falls silent. assets stands for every
-service: its watch is made of shared.events."""
+"""R4 within one process: a watch misses nothing, tells nothing twice, and never falls silent.
+assets stands for every service: its watch is made of shared.events."""
 
 import asyncio
 import uuid
@@ -30,7 +30,9 @@ async def house(atelier: Suite) -> Suite:
 
 
 def watch(client: Client, cursor: str = "", asset_ids: Sequence[str] = ()) -> Any:
-    return flows.assets(client).WatchAssets(asset_pb2.WatchAssetsRequest(cursor=cursor, asset_ids=asset_ids))
+    return flows.assets(client).WatchAssets(
+        asset_pb2.WatchAssetsRequest(cursor=cursor, asset_ids=asset_ids)
+    )
 
 
 async def ready(stream: Any) -> list[Any]:
@@ -65,9 +67,13 @@ def names(items: Sequence[Any]) -> list[str]:
     return [item.asset.file_name for item in items]
 
 
-def event(conn: psycopg.Connection[Any], name: str, *, owner: str = "user:ada", filler: int = 0) -> None:
+def event(
+    conn: psycopg.Connection[Any], name: str, *, owner: str = "user:ada", filler: int = 0
+) -> None:
     """Writes an outbox row as a mutation does; the transaction is the caller's."""
-    asset = asset_pb2.Asset(id=str(uuid.uuid4()), owner=owner, file_name=name, rejection_message="x" * filler)
+    asset = asset_pb2.Asset(
+        id=str(uuid.uuid4()), owner=owner, file_name=name, rejection_message="x" * filler
+    )
     conn.execute(
         "INSERT INTO assets.events (owner, subject, subject_id, version, type, payload)"
         " VALUES (%s, 'asset', %s, 1, 'atelier.assets.v1.Asset', %s)",
@@ -117,7 +123,11 @@ async def test_it_tells_what_is_then_what_changes_in_the_order_of_versions(house
         thing = item.asset if item.WhichOneof("item") == "asset" else item.variant
         states.setdefault(thing.id, []).append(thing.state)
     assert states.pop(asset.id) == [asset_pb2.ASSET_STATE_READY]
-    made = [asset_pb2.VARIANT_STATE_PENDING, asset_pb2.VARIANT_STATE_PROCESSING, asset_pb2.VARIANT_STATE_READY]
+    made = [
+        asset_pb2.VARIANT_STATE_PENDING,
+        asset_pb2.VARIANT_STATE_PROCESSING,
+        asset_pb2.VARIANT_STATE_READY,
+    ]
     assert list(states.values()) == [made] * 4
 
 
@@ -131,7 +141,10 @@ async def test_a_change_that_commits_late_is_told_late_and_never_lost(house: Sui
         [early] = await read(stream, 1)
         slow.commit()
         [late] = await read(stream, 1)
-    assert names([early, late]) == ["written last, committed first", "written first, committed last"]
+    assert names([early, late]) == [
+        "written last, committed first",
+        "written first, committed last",
+    ]
     resumed = watch(house.client("ada"), early.cursor)
     assert names(await read(resumed, 1)) == ["written first, committed last"]
 
@@ -153,7 +166,9 @@ async def test_an_open_transaction_elsewhere_holds_nobody_up(house: Suite) -> No
         house.cluster.drop(other)
 
 
-async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(house: Suite) -> None:
+async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(
+    house: Suite,
+) -> None:
     told: list[str] = []
     stream = watch(house.client("ada"))
     cursor = (await ready(stream))[-1].cursor
@@ -168,7 +183,10 @@ async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(h
         stream = watch(house.client("ada"), cursor)
     told += names(await read(stream, 3 * 25 - len(told)))
     expected = [
-        f"{r}.{n}{suffix}" for r in range(3) for count, suffix in ((20, ""), (5, " while away")) for n in range(count)
+        f"{r}.{n}{suffix}"
+        for r in range(3)
+        for count, suffix in ((20, ""), (5, " while away"))
+        for n in range(count)
     ]
     assert told == expected
 
@@ -221,7 +239,10 @@ async def test_a_cursor_of_another_owner_or_filter_is_refused(house: Suite) -> N
         (ada, {"cursor": "\N{SNOWMAN}"}),
     ):
         refused = await refusal(watch(client, **request))
-        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["cursor"]), request
+        assert (refused.code, refused.fields) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            ["cursor"],
+        ), request
 
 
 async def test_a_filter_is_kept(house: Suite) -> None:
@@ -240,7 +261,8 @@ async def test_watchers_with_other_filters_and_owners_are_each_told_their_own(ho
     mine = await flows.announce(ada, DATA, file_name="mine.jpg")
     one: list[str] = [mine.asset.id]
     streams = [
-        watch(client, asset_ids=ids) for client, ids in ((ada, []), (ada, []), (ada, one), (ada, one), (bob, []))
+        watch(client, asset_ids=ids)
+        for client, ids in ((ada, []), (ada, []), (ada, one), (ada, one), (bob, []))
     ]
     for stream in streams:
         await ready(stream)
@@ -265,8 +287,8 @@ async def test_what_happens_while_a_watch_begins_is_told_after_the_state(house: 
         beginning = asyncio.create_task(ready(second))
         async with asyncio.timeout(20):
             while not house.sql(
-                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                " AND query LIKE 'SELECT * FROM assets WHERE owner%%'"
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND"
+                " wait_event_type = 'Lock' AND query LIKE 'SELECT * FROM assets WHERE owner%%'"
             ):
                 await asyncio.sleep(0.02)
         write(house, "meanwhile")
@@ -306,7 +328,9 @@ async def test_many_owners_with_long_names_are_told_at_once(house: Suite) -> Non
         assert names(await read(stream, 1)) == ["hers"]
 
 
-async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_one_is_not(house: Suite) -> None:
+async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_one_is_not(
+    house: Suite,
+) -> None:
     ada = house.client("ada")
     stream = watch(ada)
     old = (await ready(stream))[-1].cursor
@@ -330,7 +354,9 @@ async def test_after_a_restore_old_cursors_are_out_of_range(house: Suite) -> Non
     write(house, "a")
     await stamped(house)
     ahead = (await ready(watch(ada)))[-1].cursor
-    await house.change("UPDATE assets.event_stream SET position = 0")  # a backup knows less than the cursor does
+    await house.change(
+        "UPDATE assets.event_stream SET position = 0"
+    )  # a backup knows less than the cursor does
     assert (await refusal(watch(ada, ahead))).code is grpc.StatusCode.OUT_OF_RANGE
 
 
@@ -341,7 +367,9 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     stream = watch(house.client("ada"))
     await ready(stream)
     count, told = 600, []
-    write(house, *(str(n) for n in range(count)), filler=30_000)  # 18 MB: more than the buffers on the way hold
+    write(
+        house, *(str(n) for n in range(count)), filler=30_000
+    )  # 18 MB: more than the buffers on the way hold
     await stamped(house)
     await asyncio.sleep(0.5)  # the reader sleeps while the server wants to send
     ended = None
@@ -351,9 +379,14 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
                 told.append(item.asset.file_name)
     except grpc.aio.AioRpcError as error:
         ended = calls.refusal_of(error)
-    assert ended is not None and (ended.code, ended.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
+    assert ended is not None and (ended.code, ended.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "SLOW_READER",
+    )
     assert 0 < len(told) < count
-    told += names(await read(watch(house.client("ada"), ended.trailers["cursor"]), count - len(told)))
+    told += names(
+        await read(watch(house.client("ada"), ended.trailers["cursor"]), count - len(told))
+    )
     assert told == [str(n) for n in range(count)]
 
 
@@ -364,7 +397,9 @@ async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
     cursor = (await ready(watch(house.client("ada"))))[-1].cursor
     write(house, *(str(n) for n in range(1500)))
     await stamped(house)
-    assert names(await read(watch(house.client("ada"), cursor), 1500)) == [str(n) for n in range(1500)]
+    assert names(await read(watch(house.client("ada"), cursor), 1500)) == [
+        str(n) for n in range(1500)
+    ]
 
 
 async def test_it_ends_when_the_token_expires(house: Suite) -> None:
@@ -380,11 +415,14 @@ async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -
     stream = watch(house.client("ada"))
     await ready(stream)
     for n in range(3):
-        for last_statement in ("LISTEN assets_events", "%WITH fresh AS%"):  # of the server; of the sequencer
+        for last_statement in (
+            "LISTEN assets_events",
+            "%WITH fresh AS%",
+        ):  # of the server; of the sequencer
             async with asyncio.timeout(20):
                 while not house.sql(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-                    " AND query LIKE %s AND pid <> pg_backend_pid()",
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
+                    " current_database() AND query LIKE %s AND pid <> pg_backend_pid()",
                     (last_statement,),
                 ):
                     await asyncio.sleep(0.02)
@@ -404,10 +442,14 @@ async def test_two_sequencers_stamp_each_event_once(house: Suite) -> None:
         write(house, "taken over")
         assert names(await read(stream, 1)) == ["taken over"]
         second.cancel()
-    assert house.sql("SELECT min(position), max(position), count(*) FROM assets.events") == [(1, 51, 51)]
+    assert house.sql("SELECT min(position), max(position), count(*) FROM assets.events") == [
+        (1, 51, 51)
+    ]
 
 
-async def test_the_current_state_may_be_longer_than_a_page(house: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_current_state_may_be_longer_than_a_page(
+    house: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("services.assets.assets._SNAPSHOT_PAGE", 3)
     ada = house.client("ada")
     for n in range(7):

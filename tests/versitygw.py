@@ -1,4 +1,5 @@
-"""A real S3 store for tests: a versitygw process on a free port of 127.0.0.1, keeping its objects in a directory."""
+"""A real S3 store for tests: a versitygw process on a free port of 127.0.0.1, keeping its objects
+in a directory."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ import pytest
 from tests.suite import free_port
 
 PROJECT = Path(__file__).resolve().parent.parent
-INSTALL = f"GOBIN={PROJECT / '.tools/bin'} go install github.com/versity/versitygw/cmd/versitygw@v1.7.0"
+INSTALL = (
+    f"GOBIN={PROJECT / '.tools/bin'} go install github.com/versity/versitygw/cmd/versitygw@v1.7.0"
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Gateway:
 
 
 def binary() -> str:
-    """The versitygw program; a test that needs it fails when there is none, and says how to get it."""
+    """The versitygw program; a test that needs it fails when there is none, and says how to get
+    it."""
     folders = (os.environ.get("GOBIN"), Path.home() / "go/bin", PROJECT / ".tools/bin")
     places = [os.environ.get("PATH", ""), *(str(folder) for folder in folders if folder)]
     found = shutil.which("versitygw", path=os.pathsep.join(places))
@@ -70,7 +74,8 @@ def running(folder: Path) -> Iterator[Gateway]:
         _make_bucket(gateway)
         yield gateway
     finally:
-        process.kill()  # it would wait for open connections, and its objects are not needed any more
+        # it would wait for open connections, and its objects are not needed any more
+        process.kill()
         process.wait()
 
 

@@ -1,10 +1,11 @@
-"""Turn protos/ into gen/: Python stubs, type stubs, and one descriptor set that every other tool reads.
+"""Turn protos/ into gen/: Python stubs, type stubs, and one descriptor set that every other tool
+reads.
 
     python tools/stubs.py [--descriptors-only FILE] [--protos DIR]
 
-The text of buf/validate/validate.proto is in no Python package, but its descriptor is (in protovalidate), so it is
-handed to protoc as a descriptor set. `buf lint` and `buf breaking` then read the descriptor set made here, which
-needs no registry and no network.
+The text of buf/validate/validate.proto is in no Python package, but its descriptor is (in
+protovalidate), so it is handed to protoc as a descriptor set. `buf lint` and `buf breaking` then
+read the descriptor set made here, which needs no registry and no network.
 """
 
 import argparse
@@ -39,7 +40,11 @@ def import_paths() -> list[str]:
 def validate_descriptors(directory: Path) -> Path:
     """A descriptor set with buf/validate/validate.proto and what it imports."""
     plain = directory / "well_known.binpb"
-    run(*import_paths(), f"--descriptor_set_out={plain}", *(f"google/protobuf/{n}.proto" for n in WELL_KNOWN))
+    run(
+        *import_paths(),
+        f"--descriptor_set_out={plain}",
+        *(f"google/protobuf/{n}.proto" for n in WELL_KNOWN),
+    )
     combined = directory / "validate.binpb"
     descriptor = validate_pb._DESC.proto.to_binary()
     # FileDescriptorSet.file is field 1, length-delimited: append one more entry.
@@ -58,20 +63,37 @@ def contract_files(protos: Path) -> list[str]:
 
 def describe(protos: Path, target: Path, scratch: Path) -> None:
     run(
-        f"-I{protos}", *import_paths(), f"--descriptor_set_in={validate_descriptors(scratch)}",
-        "--include_imports", "--include_source_info", f"--descriptor_set_out={target}", *contract_files(protos),
-    )  # fmt: skip
+        f"-I{protos}",
+        *import_paths(),
+        f"--descriptor_set_in={validate_descriptors(scratch)}",
+        "--include_imports",
+        "--include_source_info",
+        f"--descriptor_set_out={target}",
+        *contract_files(protos),
+    )
 
 
 def generate(protos: Path, target: Path, scratch: Path) -> None:
-    """Stubs are built beside the old ones and swapped in whole, so that a failed run leaves the old ones."""
+    """Stubs are built beside the old ones and swapped in whole, so that a failed run leaves the old
+    ones."""
     fresh = Path(tempfile.mkdtemp(prefix="gen-", dir=target.parent))
     descriptors = validate_descriptors(scratch)
     common = (f"-I{protos}", *import_paths(), f"--descriptor_set_in={descriptors}")
-    run(*common, f"--python_out={fresh}", f"--pyi_out={fresh}", f"--grpc_python_out={fresh}", *contract_files(protos))
-    # With -I set, protoc reads a file of the descriptor set only if no path has it; this one no path has.
-    run(f"--descriptor_set_in={descriptors}", f"--python_out={fresh}", f"--pyi_out={fresh}",
-        "buf/validate/validate.proto")  # fmt: skip
+    run(
+        *common,
+        f"--python_out={fresh}",
+        f"--pyi_out={fresh}",
+        f"--grpc_python_out={fresh}",
+        *contract_files(protos),
+    )
+    # With -I set, protoc reads a file of the descriptor set only if no path has it; this one no
+    # path has.
+    run(
+        f"--descriptor_set_in={descriptors}",
+        f"--python_out={fresh}",
+        f"--pyi_out={fresh}",
+        "buf/validate/validate.proto",
+    )
     describe(protos, fresh / "atelier.binpb", scratch)
     shutil.rmtree(target, ignore_errors=True)
     fresh.chmod(0o755)
@@ -79,9 +101,13 @@ def generate(protos: Path, target: Path, scratch: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--protos", type=Path, default=ROOT / "protos")
-    parser.add_argument("--descriptors-only", type=Path, help="write only a descriptor set to this file")
+    parser.add_argument(
+        "--descriptors-only", type=Path, help="write only a descriptor set to this file"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if options.descriptors_only:

@@ -1,5 +1,7 @@
-"""`python -m cli.worker assets pipeline ...`: the background work of several services in one process, which saves the
-memory of one interpreter with all libraries per service. On larger machines run `python -m services.<name> work`."""
+"""`python -m cli.worker assets pipeline ...`: the background work of several services in one
+process, which saves the memory of one interpreter with all libraries per service. On larger
+machines run `python -m services.<name> work`.
+"""
 
 import importlib
 import sys
@@ -12,7 +14,10 @@ from shared.settings import load
 
 def run(names: list[str]) -> None:
     telemetry.set_up("worker", load(names[0]).log_level)
-    workers = [(name, load(name), importlib.import_module(f"services.{name}.__main__").work) for name in names]
+    workers = [
+        (name, load(name), importlib.import_module(f"services.{name}.__main__").work)
+        for name in names
+    ]
     uvloop.run(main.run_workers(workers))
 
 

@@ -1,8 +1,9 @@
 """Cloth as a height field: woven texture, folds, seams and stitches, lit by one lamp.
 
-Lengths in pattern pieces are centimetres, with x = 0 on the centre line of the garment and y growing downwards from
-the high point of the shoulder. A `Frame` says where that origin falls in a picture; every picture has the same scale,
-`PX_PER_CM`. Images are pyvips float images in linear light, so that shading multiplies as it does in front of a lens.
+Lengths in pattern pieces are centimetres, with x = 0 on the centre line of the garment and y
+growing downwards from the high point of the shoulder. A `Frame` says where that origin falls in a
+picture; every picture has the same scale, `PX_PER_CM`. Images are pyvips float images in linear
+light, so that shading multiplies as it does in front of a lens.
 """
 
 import math
@@ -48,7 +49,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Cloth:
-    """A material: sRGB colour 0..255, weave name, how far weave and folds stand out (pixels of height)."""
+    """A material: sRGB colour 0..255, weave name, how far weave and folds stand out (pixels of
+    height)."""
 
     colour: tuple[int, int, int]
     weave: str = "canvas"
@@ -59,7 +61,8 @@ class Cloth:
 
 @dataclass(frozen=True)
 class Fold:
-    """A lens-shaped ridge (`rise` > 0) or valley from one point to another, bulging sideways by `bend` (all cm)."""
+    """A lens-shaped ridge (`rise` > 0) or valley from one point to another, bulging sideways by
+    `bend` (all cm)."""
 
     x0: float
     y0: float
@@ -72,7 +75,8 @@ class Fold:
 
 @dataclass(frozen=True)
 class Piece:
-    """One cut piece of the garment: outline, grooves where it is seamed, lines that are stitched, and its folds."""
+    """One cut piece of the garment: outline, grooves where it is seamed, lines that are stitched,
+    and its folds."""
 
     outline: str
     cloth: Cloth
@@ -80,7 +84,10 @@ class Piece:
     seams: tuple[str, ...] = ()
     stitches: tuple[str, ...] = ()
     folds: tuple[Fold, ...] = ()
-    puff: tuple[float, float] = (2.0, 0.5)  # how rounded: reach in cm, and height as a share of the reach
+    puff: tuple[float, float] = (
+        2.0,
+        0.5,
+    )  # how rounded: reach in cm, and height as a share of the reach
     form: str = ""  # the shape it is rounded over, where that is more than the piece itself
     slack: float = 0.5  # height in cm of the random drape
     lift: float = 0.25  # cm the piece stands off what lies under it
@@ -89,9 +96,12 @@ class Piece:
 
 
 def mirrored(path: str) -> str:
-    """The same path on the other side of the centre line. Paths hold absolute M, L, C, Q and Z only."""
+    """The same path on the other side of the centre line. Paths hold absolute M, L, C, Q and Z
+    only."""
     numbers = iter(range(10**6))
-    return re.sub(r"-?\d+\.?\d*", lambda m: f"{-float(m[0]):g}" if next(numbers) % 2 == 0 else m[0], path)
+    return re.sub(
+        r"-?\d+\.?\d*", lambda m: f"{-float(m[0]):g}" if next(numbers) % 2 == 0 else m[0], path
+    )
 
 
 def box_around(frame: Frame, path: str, margin: float) -> Box:
@@ -106,9 +116,9 @@ def box_around(frame: Frame, path: str, margin: float) -> Box:
 def svg(box: Box, body: str) -> Image:
     """SVG elements in centimetres, drawn into a box: RGBA, 8 bits."""
     text = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{box.width}" height="{box.height}">'
-        f'<g transform="translate({box.frame.x - box.left} {box.frame.y - box.top}) scale({PX_PER_CM})" '
-        f'stroke-linejoin="round">{body}</g></svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{box.width}" height="{box.height}"><g'
+        f' transform="translate({box.frame.x - box.left} {box.frame.y - box.top})'
+        f' scale({PX_PER_CM})" stroke-linejoin="round">{body}</g></svg>'
     )
     return pyvips.Image.svgload_buffer(text.encode()).copy_memory()
 
@@ -128,7 +138,8 @@ def stroked(paths: tuple[str, ...], width: float, dash: str = "") -> str:
 
 
 def soft(image: Image, sigma: float) -> Image:
-    """Gaussian blur; wide ones are made on a reduced copy, where they cost little and look the same."""
+    """Gaussian blur; wide ones are made on a reduced copy, where they cost little and look the
+    same."""
     step = max(1, int(sigma / 6))
     if step == 1:
         return image.gaussblur(sigma, precision="float") if sigma > 0.2 else image
@@ -143,14 +154,18 @@ def soft(image: Image, sigma: float) -> Image:
 def drape(width: int, height: int, across: float, along: float, seed: int) -> Image:
     """Smooth random height -1..1 whose bumps are `across` x `along` pixels wide."""
     cell = 16
-    columns, rows = math.ceil(width / across * cell) + 2 * cell, math.ceil(height / along * cell) + 2 * cell
+    columns, rows = (
+        math.ceil(width / across * cell) + 2 * cell,
+        math.ceil(height / along * cell) + 2 * cell,
+    )
     noise = pyvips.Image.perlin(columns, rows, cell_size=cell, seed=seed).copy_memory()
     grown = noise.resize(across / cell, vscale=along / cell, kernel="cubic")
     return grown.crop(int(across / 2), int(along / 2), width, height)
 
 
 def streaks(width: int, height: int, long: int, seed: int) -> Image:
-    """Unit noise that is one pixel wide and about `long` pixels tall: yarn that is thicker here and thinner there."""
+    """Unit noise that is one pixel wide and about `long` pixels tall: yarn that is thicker here and
+    thinner there."""
     fine = pyvips.Image.gaussnoise(width, height // long + 3, sigma=1.0, mean=0, seed=seed)
     return fine.resize(1, vscale=long, kernel="cubic").crop(0, long, width, height)
 
@@ -160,7 +175,10 @@ def weave(kind: str) -> Image:
     """A large swatch, two bands: height 0..1 and tone around 0."""
     size = 3600
     grid = pyvips.Image.xyz(size, size).cast("float")
-    x, y = grid[0] + 1.1 * drape(size, size, 90, 300, 5), grid[1] + 1.1 * drape(size, size, 300, 90, 6)
+    x, y = (
+        grid[0] + 1.1 * drape(size, size, 90, 300, 5),
+        grid[1] + 1.1 * drape(size, size, 300, 90, 6),
+    )
     warp, weft = streaks(size, size, 46, 11), streaks(size, size, 46, 12).rot90()
     if kind == "corduroy":
         wale = (x * (180 / 9.6)).sin().abs()
@@ -188,13 +206,15 @@ def lens(fold: Fold) -> str:
     a, b = fold.bend * 2 + fold.width, fold.bend * 2 - fold.width
     opacity = min(1.0, abs(fold.rise))
     return (
-        f'<path opacity="{opacity:.3f}" d="M {fold.x0:.2f} {fold.y0:.2f} Q {mx + nx * a:.2f} {my + ny * a:.2f} '
-        f'{fold.x1:.2f} {fold.y1:.2f} Q {mx + nx * b:.2f} {my + ny * b:.2f} {fold.x0:.2f} {fold.y0:.2f} Z"/>'
+        f'<path opacity="{opacity:.3f}" d="M {fold.x0:.2f} {fold.y0:.2f} Q {mx + nx * a:.2f}'
+        f" {my + ny * a:.2f} {fold.x1:.2f} {fold.y1:.2f} Q {mx + nx * b:.2f} {my + ny * b:.2f}"
+        f' {fold.x0:.2f} {fold.y0:.2f} Z"/>'
     )
 
 
 def folded(box: Box, piece: Piece) -> Image:
-    """Height in pixels of a piece's folds: the ones that were drawn, and slack that wanders at random."""
+    """Height in pixels of a piece's folds: the ones that were drawn, and slack that wanders at
+    random."""
     total = pyvips.Image.black(box.width, box.height).cast("float")
     for low, high, sigma in ((0.0, 0.7, 0.16), (0.7, 1.5, 0.36), (1.5, 9.0, 0.85)):
         some = [f for f in piece.folds if low <= f.width < high]
@@ -231,7 +251,8 @@ def linear(colour: tuple[int, int, int]) -> list[float]:
 
 
 def lit(height: Image, rough: Image) -> tuple[Image, Image]:
-    """Diffuse light and the share that reaches hollows, for a surface `height` with a texture `rough` on it."""
+    """Diffuse light and the share that reaches hollows, for a surface `height` with a texture
+    `rough` on it."""
     gx, gy = slope(height + rough)
     norm = (gx * gx + gy * gy + 1) ** -0.5
     facing = [limited((gx * -d[0] + gy * -d[1] + d[2]) * norm, 0, 1) for d in (LAMP, FILL)]
@@ -256,12 +277,15 @@ def sampled(box: Box, piece: Piece, warp: Image) -> Image:
     shift = random.Random(piece.seed).uniform(-60, 60)
     u = x * math.cos(angle) + y * math.sin(angle) + (1800 + shift)
     v = y * math.cos(angle) - x * math.sin(angle) + (1800 - shift)
-    return weave(piece.cloth.weave).mapim(u.bandjoin(v), interpolate=pyvips.Interpolate.new("bicubic"), extend="mirror")
+    return weave(piece.cloth.weave).mapim(
+        u.bandjoin(v), interpolate=pyvips.Interpolate.new("bicubic"), extend="mirror"
+    )
 
 
 @cache
 def rounded(frame: Frame, form: str, reach: float) -> Image:
-    """A shape over the whole frame, 0..1, that falls off smoothly within `reach` pixels of its outline."""
+    """A shape over the whole frame, 0..1, that falls off smoothly within `reach` pixels of its
+    outline."""
     whole = Box(frame, 0, 0, frame.width, frame.height)
     return soft(coverage(whole, filled((form,))), reach).copy_memory()
 
@@ -296,7 +320,12 @@ def rendered(frame: Frame, piece: Piece) -> Rendered:
         rough = rough * (1 - thread) + soft(thread, 0.9) * 2.6
         tone = tone + soft(line, 7) * 0.16 - (soft(line, 1.2) - thread * 0.8) * 0.22
     light, open_ = lit(height.copy_memory(), rough)
-    faded = soft(pyvips.Image.gaussnoise(box.width, box.height, sigma=1, mean=0, seed=piece.seed + 3), 26) * 1.6
+    faded = (
+        soft(
+            pyvips.Image.gaussnoise(box.width, box.height, sigma=1, mean=0, seed=piece.seed + 3), 26
+        )
+        * 1.6
+    )
     albedo = limited(1 + tone + faded, 0.25, 1.8)
     colour = albedo * linear(piece.cloth.colour)
     if thread is not None:
@@ -306,12 +335,18 @@ def rendered(frame: Frame, piece: Piece) -> Rendered:
 
 
 def laid(canvas: Image, part: Rendered, lift: float) -> Image:
-    """The canvas with a part on it, which shades what lies beneath by how far it stands off (cm)."""
+    """The canvas with a part on it, which shades what lies beneath by how far it stands off
+    (cm)."""
     box = part.box
     under = canvas.crop(box.left, box.top, box.width, box.height)
     step = max(1, round(lift * PX_PER_CM * 0.45))
-    moved = part.cover.embed(step, step, box.width + step, box.height + step).crop(0, 0, box.width, box.height)
-    shade = soft(moved, lift * PX_PER_CM * 0.55) * 0.46 + soft(part.cover, lift * PX_PER_CM * 0.22 + 1) * 0.28
+    moved = part.cover.embed(step, step, box.width + step, box.height + step).crop(
+        0, 0, box.width, box.height
+    )
+    shade = (
+        soft(moved, lift * PX_PER_CM * 0.55) * 0.46
+        + soft(part.cover, lift * PX_PER_CM * 0.22 + 1) * 0.28
+    )
     over = under * (1 - shade) * (1 - part.cover) + part.colour * part.cover
     return canvas.insert(over, box.left, box.top).copy_memory()
 

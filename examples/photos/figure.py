@@ -1,23 +1,35 @@
-"""A linen-covered tailor's figure from head to hips, on a steel stand: what a garment may be tried on."""
+"""A linen-covered tailor's figure from head to hips, on a steel stand: what a garment may be tried
+on."""
 
-from examples.photos.cloth import Cloth, Fold, Frame, Image, Piece, laid, mirrored, painted, rendered
+from examples.photos.cloth import (
+    Cloth,
+    Fold,
+    Frame,
+    Image,
+    Piece,
+    laid,
+    mirrored,
+    painted,
+    rendered,
+)
 
 LINEN = Cloth((214, 202, 180), weave="linen", relief=0.8, sheen=0.02, thread=(176, 160, 134))
 TAPE = Cloth((52, 50, 48), weave="lining", relief=0.4, thread=(90, 86, 80))
 
 TORSO = (
-    "M 5.4 -11 C 5.2 -6 5.6 -3 8.4 -0.6 C 12 1.4 16.5 2.2 19.2 5.2 C 20.6 9 18.6 14 18 19 C 18.4 26 15.4 34 14.6 42 "
-    "C 14.8 49 18 54 18.4 60 C 18.4 63 18 65 17.4 66.5 "
-    "C 10 69 -10 69 -17.4 66.5 C -18 65 -18.4 63 -18.4 60 C -18 54 -14.8 49 -14.6 42 "
-    "C -15.4 34 -18.4 26 -18 19 C -18.6 14 -20.6 9 -19.2 5.2 C -16.5 2.2 -12 1.4 -8.4 -0.6 C -5.6 -3 -5.2 -6 -5.4 -11 Z"
+    "M 5.4 -11 C 5.2 -6 5.6 -3 8.4 -0.6 C 12 1.4 16.5 2.2 19.2 5.2 C 20.6 9 18.6 14 18 19 C 18.4 26"
+    " 15.4 34 14.6 42 C 14.8 49 18 54 18.4 60 C 18.4 63 18 65 17.4 66.5 C 10 69 -10 69 -17.4 66.5 C"
+    " -18 65 -18.4 63 -18.4 60 C -18 54 -14.8 49 -14.6 42 C -15.4 34 -18.4 26 -18 19 C -18.6 14"
+    " -20.6 9 -19.2 5.2 C -16.5 2.2 -12 1.4 -8.4 -0.6 C -5.6 -3 -5.2 -6 -5.4 -11 Z"
 )
 HEAD = (
     "M 0 -30 C 5.6 -30 8.4 -26 8.2 -20.6 C 8 -14.6 4.8 -7.8 0 -7.4 "
     "C -4.8 -7.8 -8 -14.6 -8.2 -20.6 C -8.4 -26 -5.6 -30 0 -30 Z"
 )
 ARM = (
-    "M 18.4 4.2 C 22 5 24.2 9 24.4 15 C 24.8 24 26 30 26.6 36 C 27.6 44 27.8 51 27.6 59 C 26.4 59.9 24.6 60 23.4 59.6 "
-    "C 22.8 52 21.4 44 20.8 37 C 20.2 30 18.8 24 18 18.6 C 17.2 13 17.4 7.6 18.4 4.2 Z"
+    "M 18.4 4.2 C 22 5 24.2 9 24.4 15 C 24.8 24 26 30 26.6 36 C 27.6 44 27.8 51 27.6 59 C 26.4 59.9"
+    " 24.6 60 23.4 59.6 C 22.8 52 21.4 44 20.8 37 C 20.2 30 18.8 24 18 18.6 C 17.2 13 17.4 7.6 18.4"
+    " 4.2 Z"
 )
 OUTLINES = (TORSO, HEAD, ARM, mirrored(ARM), "M -1.4 60 L 1.4 60 L 1.4 90 L -1.4 90 Z")
 
@@ -25,22 +37,22 @@ OUTLINES = (TORSO, HEAD, ARM, mirrored(ARM), "M -1.4 60 L 1.4 60 L 1.4 90 L -1.4
 def stand(canvas: Image, frame: Frame) -> Image:
     """The canvas with a steel pole that leaves the picture below, under a turned wooden base."""
     pole = "M -1.4 64 L 1.4 64 L 1.4 84 L -1.4 84 Z"
-    steel = f'''<defs><linearGradient id="steel">
+    steel = f"""<defs><linearGradient id="steel">
       <stop offset="0" stop-color="#5d6063"/><stop offset="0.3" stop-color="#e2e4e5"/>
       <stop offset="0.48" stop-color="#a9acae"/><stop offset="0.85" stop-color="#54575a"/>
       <stop offset="1" stop-color="#83868a"/>
-      </linearGradient></defs><path d="{pole}" fill="url(#steel)"/>'''
+      </linearGradient></defs><path d="{pole}" fill="url(#steel)"/>"""
     canvas = laid(canvas, painted(frame, pole, steel), 0.1)
     disc = "M -16.6 66 C -10 68.6 10 68.6 16.6 66 L 16.2 68.2 C 10 71.2 -10 71.2 -16.2 68.2 Z"
     rings = "".join(
-        f'<path d="M -16.4 {66.5 + k} C -10 {69.2 + k} 10 {69.2 + k} 16.4 {66.5 + k}" fill="none" stroke="#2c1a0e" '
-        f'stroke-opacity="0.35" stroke-width="0.05"/>'
+        f'<path d="M -16.4 {66.5 + k} C -10 {69.2 + k} 10 {69.2 + k} 16.4 {66.5 + k}" fill="none"'
+        ' stroke="#2c1a0e" stroke-opacity="0.35" stroke-width="0.05"/>'
         for k in (0.25, 0.42, 0.7, 0.95, 1.3)
     )
-    wood = f'''<defs><linearGradient id="wood">
+    wood = f"""<defs><linearGradient id="wood">
       <stop offset="0" stop-color="#664a35"/><stop offset="0.28" stop-color="#94755a"/>
-      <stop offset="0.6" stop-color="#705440"/><stop offset="1" stop-color="#43301f"/></linearGradient></defs>
-      <path d="{disc}" fill="url(#wood)"/>{rings}'''
+      <stop offset="0.6" stop-color="#705440"/><stop offset="1" stop-color="#43301f"/>
+      </linearGradient></defs><path d="{disc}" fill="url(#wood)"/>{rings}"""
     return laid(canvas, painted(frame, disc, wood), 0.5)
 
 
@@ -50,7 +62,8 @@ def wrist(canvas: Image, frame: Frame, side: int) -> Image:
     cap = f"M {x - 2.3} 59 L {x + 2.3} 61"
     body = f"""<defs><radialGradient id="knob" cx="0.38" cy="0.2" r="0.9">
       <stop offset="0" stop-color="#a5866a"/>
-      <stop offset="0.6" stop-color="#705440"/><stop offset="1" stop-color="#3c2b1d"/></radialGradient></defs>
+      <stop offset="0.6" stop-color="#705440"/><stop offset="1" stop-color="#3c2b1d"/>
+      </radialGradient></defs>
       <path d="M {x - 2.1} 59.4 C {x - 1} 60 {x + 1} 60 {x + 2.1} 59.2 L {x + 1.9} 60.4
       C {x + 1} 61.3 {x - 1} 61.3 {x - 1.9} 60.6 Z"
       fill="url(#knob)"/>"""

@@ -1,4 +1,5 @@
-"""The pattern of the example garment, a canvas field jacket, as seen from the front, the back and the left side."""
+"""The pattern of the example garment, a canvas field jacket, as seen from the front, the back and
+the left side."""
 
 import itertools
 import random
@@ -14,14 +15,18 @@ SLEEVE = (
     "M 22.2 4.9 C 25.2 6.2 28.3 10.6 30 16 C 32.6 27 36.6 45 38.6 65.3 L 27.2 66.4 "
     "C 27.6 52 28.4 38 26.4 25.4 C 21.6 22 20.6 12 22.2 4.9 Z"
 )
-CUFF = "M 38.05 58.9 L 38.75 65.5 C 35 66.5 31 66.9 27.0 66.6 L 27.1 59.9 C 31 60.3 35 59.8 38.05 58.9 Z"
+CUFF = (
+    "M 38.05 58.9 L 38.75 65.5 C 35 66.5 31 66.9 27.0 66.6 L 27.1 59.9 C 31 60.3 35 59.8 38.05"
+    " 58.9 Z"
+)
 CUFF_LINES = ("M 38 59.6 C 35 60.5 31 60.9 27.2 60.6", "M 38.6 64.9 C 35 65.9 31 66.2 27.1 66")
 FRONT = (
     "M 8 0 L 22.5 5 C 20.8 12 21 21 26.5 25 C 25.6 38 25.4 52 26 70.2 C 18 70.9 8 71.2 -2 71.2 "
     "L -2 9 C 4 8.5 7.5 5 8 0 Z"
 )
 FRONT_UNDER = (
-    "M 8 0 L 22.5 5 C 20.8 12 21 21 26.5 25 C 25.6 38 25.4 52 26 70.2 C 18 70.9 8 71.1 0 71.1 L 0 9 C 4 8.5 7.5 5 8 0 Z"
+    "M 8 0 L 22.5 5 C 20.8 12 21 21 26.5 25 C 25.6 38 25.4 52 26 70.2 C 18 70.9 8 71.1 0 71.1 L 0 9"
+    " C 4 8.5 7.5 5 8 0 Z"
 )
 BACK = (
     "M 8 0 L 22.5 5 C 20.9 12 21.2 21 26.5 25 C 25.6 38 25.4 52 26 70.2 C 16 71 -16 71 -26 70.2 "
@@ -36,7 +41,8 @@ BACK_COLLAR = (
 
 
 def body_folds(seed: int, side: int) -> tuple[Fold, ...]:
-    """Drag lines from the armpit to the chest, and soft pleats that fall to the hem; side is 1 or -1."""
+    """Drag lines from the armpit to the chest, and soft pleats that fall to the hem; side is 1 or
+    -1."""
     rng = random.Random(seed)
     folds = []
     for i in range(5):
@@ -83,7 +89,13 @@ def body_folds(seed: int, side: int) -> tuple[Fold, ...]:
 
 
 FRONT_EDGES = ((14, 22.0, 29.4), (25, 26.3, 31.8), (38, 27.9, 34.6), (59, 27.3, 38.1))
-SIDE_EDGES = ((14, -8.4, 8.8), (26, -9.8, 9.4), (40, -10.9, 6.4), (52, -11.7, 2.6), (60, -12.3, 0.2))
+SIDE_EDGES = (
+    (14, -8.4, 8.8),
+    (26, -9.8, 9.4),
+    (40, -10.9, 6.4),
+    (52, -11.7, 2.6),
+    (60, -12.3, 0.2),
+)
 
 
 def between(edges: tuple[tuple[float, float, float], ...], y: float) -> tuple[float, float]:
@@ -95,8 +107,11 @@ def between(edges: tuple[tuple[float, float, float], ...], y: float) -> tuple[fl
     return edges[-1][1:]
 
 
-def sleeve_folds(seed: int, edges: tuple[tuple[float, float, float], ...], side: int = 1) -> tuple[Fold, ...]:
-    """Creases that run across a sleeve: a few under the cap, many at the elbow, stacked ones above the cuff."""
+def sleeve_folds(
+    seed: int, edges: tuple[tuple[float, float, float], ...], side: int = 1
+) -> tuple[Fold, ...]:
+    """Creases that run across a sleeve: a few under the cap, many at the elbow, stacked ones above
+    the cuff."""
     rng = random.Random(seed)
     folds = []
     for low, high, count in ((16, 28, 5), (31, 45, 9), (47, 59, 8)):
@@ -105,7 +120,11 @@ def sleeve_folds(seed: int, edges: tuple[tuple[float, float, float], ...], side:
             inner, outer = between(edges, y)
             span = outer - inner
             from_inner = rng.random() < 0.6
-            lean = min(4.0, rng.uniform(0.15, 0.5) * span) * (1 if from_inner else -1) * rng.choice((1, 1, 1, 1, -0.5))
+            lean = (
+                min(4.0, rng.uniform(0.15, 0.5) * span)
+                * (1 if from_inner else -1)
+                * rng.choice((1, 1, 1, 1, -0.5))
+            )
             if from_inner:
                 a, b = inner - 1, inner + span * rng.uniform(0.55, 0.95)
             else:
@@ -113,7 +132,11 @@ def sleeve_folds(seed: int, edges: tuple[tuple[float, float, float], ...], side:
             wide, rise, bend = rng.uniform(0.5, 1.4), rng.uniform(0.3, 0.75), rng.uniform(-1, 1)
             folds.append(Fold(side * a, y, side * b, y + lean, wide, -rise, bend))
             gap = wide * 1.1 + 0.5  # cloth pushed out of a crease stands up beside it
-            folds.append(Fold(side * a, y - gap, side * b, y + lean - gap * 0.6, wide * 1.3, rise * 0.8, bend))
+            folds.append(
+                Fold(
+                    side * a, y - gap, side * b, y + lean - gap * 0.6, wide * 1.3, rise * 0.8, bend
+                )
+            )
     return tuple(folds)
 
 
@@ -146,7 +169,9 @@ def sleeve(side: int, seed: int) -> list[Piece]:
     ]
 
 
-def pocket(x0: float, x1: float, y0: float, y1: float, flap: float, side: int, seed: int) -> list[Piece]:
+def pocket(
+    x0: float, x1: float, y0: float, y1: float, flap: float, side: int, seed: int
+) -> list[Piece]:
     """A patch pocket with clipped corners under a pointed flap."""
     turn = (lambda d: d) if side == 1 else mirrored
     mid, c = (x0 + x1) / 2, 1.6
@@ -154,14 +179,15 @@ def pocket(x0: float, x1: float, y0: float, y1: float, flap: float, side: int, s
 
     def bag(k: float) -> str:
         return (
-            f"M {x0 + k} {y0} L {x0 + k} {y1 - c} L {x0 + c + k * 0.4} {y1 - k} L {x1 - c - k * 0.4} {y1 - k} "
-            f"L {x1 - k} {y1 - c} L {x1 - k} {y0}"
+            f"M {x0 + k} {y0} L {x0 + k} {y1 - c} L {x0 + c + k * 0.4} {y1 - k} L"
+            f" {x1 - c - k * 0.4} {y1 - k} L {x1 - k} {y1 - c} L {x1 - k} {y0}"
         )
 
     def lid(k: float) -> str:
         return (
-            f"M {x0 - 0.2 + k} {y0 - 0.9} L {x0 - 0.2 + k} {y0 + flap - 1.2 - k * 0.9} L {mid} {y0 + flap - k} "
-            f"L {x1 + 0.2 - k} {y0 + flap - 1.2 - k * 0.9} L {x1 + 0.2 - k} {y0 - 0.9}"
+            f"M {x0 - 0.2 + k} {y0 - 0.9} L {x0 - 0.2 + k} {y0 + flap - 1.2 - k * 0.9} L {mid}"
+            f" {y0 + flap - k} L {x1 + 0.2 - k} {y0 + flap - 1.2 - k * 0.9} L {x1 + 0.2 - k}"
+            f" {y0 - 0.9}"
         )
 
     top = f"M {x0 - 0.2} {y0 - 0.5} L {x1 + 0.2} {y0 - 0.5}"
@@ -196,7 +222,8 @@ def assembled(canvas: Image, frame: Frame, pieces: list[Piece]) -> Image:
 
 
 COLLAR_LEAF = (
-    "M 7.3 -2.7 C 9.2 -1.4 10.9 0.8 11.4 3.4 C 10.4 7 9 11 8.1 14.4 C 5 12.6 2.2 10.4 0.3 8.3 C 4 6.4 6.6 2 7.3 -2.7 Z"
+    "M 7.3 -2.7 C 9.2 -1.4 10.9 0.8 11.4 3.4 C 10.4 7 9 11 8.1 14.4 C 5 12.6 2.2 10.4 0.3 8.3 C 4"
+    " 6.4 6.6 2 7.3 -2.7 Z"
 )
 COLLAR_LINE = "M 11 3.5 C 10 7 8.7 10.6 7.85 13.8 C 5 12.2 2.6 10.2 0.8 8.4"
 
@@ -273,7 +300,14 @@ def front(canvas: Image, frame: Frame) -> Image:
                 seed=141,
             ),
             Piece(
-                COLLAR_LEAF, CORD, grain=62, stitches=(COLLAR_LINE,), puff=(1.8, 0.5), slack=0.16, lift=0.5, seed=151
+                COLLAR_LEAF,
+                CORD,
+                grain=62,
+                stitches=(COLLAR_LINE,),
+                puff=(1.8, 0.5),
+                slack=0.16,
+                lift=0.5,
+                seed=151,
             ),
         ],
     )
@@ -291,7 +325,9 @@ def front(canvas: Image, frame: Frame) -> Image:
 def back(canvas: Image, frame: Frame) -> Image:
     """The jacket from the back: yoke, centre seam, two action pleats."""
     yoke = "M 22 14.4 C 14 15.8 -14 15.8 -22 14.4"
-    pleats = tuple(f"M {s * 17.5} 15.4 C {s * 17.2} 28 {s * 16.8} 36 {s * 16.6} 46" for s in (-1, 1))
+    pleats = tuple(
+        f"M {s * 17.5} 15.4 C {s * 17.2} 28 {s * 16.8} 36 {s * 16.6} 46" for s in (-1, 1)
+    )
     stitches = (
         "M 21.9 15 C 14 16.4 -14 16.4 -21.9 15",
         "M 21.9 15.6 C 14 17 -14 17 -21.9 15.6",
@@ -341,10 +377,13 @@ SIDE_BODY = (
     "C -11.5 10.5 -9.4 7.5 -6.6 5.6 Z"
 )
 SIDE_SLEEVE = (
-    "M 1.4 5.2 C -4.6 5.8 -8.2 11.4 -9.2 20 C -10 30 -11 44 -12.6 64.2 L -1.0 66.4 C 0.4 55 7.4 42 9.3 27 "
-    "C 10 15 7.6 6.6 1.4 5.2 Z"
+    "M 1.4 5.2 C -4.6 5.8 -8.2 11.4 -9.2 20 C -10 30 -11 44 -12.6 64.2 L -1.0 66.4 C 0.4 55 7.4 42"
+    " 9.3 27 C 10 15 7.6 6.6 1.4 5.2 Z"
 )
-SIDE_CUFF = "M -12.4 58.4 L -12.9 64.6 C -9 66.6 -5 67.3 -0.9 66.9 L 0.1 60.4 C -4 60.6 -8.4 60 -12.4 58.4 Z"
+SIDE_CUFF = (
+    "M -12.4 58.4 L -12.9 64.6 C -9 66.6 -5 67.3 -0.9 66.9 L 0.1 60.4 C -4 60.6 -8.4 60 -12.4"
+    " 58.4 Z"
+)
 
 
 SIDE_COLLAR = (
@@ -356,14 +395,25 @@ SIDE_COLLAR = (
 def side_pockets() -> list[Piece]:
     """The pockets of the front, foreshortened: they wrap away round the chest."""
     pieces = []
-    for i, (a, b, y0, y1, flap) in enumerate(((-14.9, -9.0, 21.5, 35.3, 5.2), (-15.1, -7.4, 45, 64.2, 6.2))):
-        bag = f"M {a} {y0} L {a} {y1 - 1.8} L {a + 0.7} {y1 - 0.2} L {b - 1.2} {y1 + 0.1} L {b} {y1 - 1.5} L {b} {y0}"
+    for i, (a, b, y0, y1, flap) in enumerate(
+        ((-14.9, -9.0, 21.5, 35.3, 5.2), (-15.1, -7.4, 45, 64.2, 6.2))
+    ):
+        bag = (
+            f"M {a} {y0} L {a} {y1 - 1.8} L {a + 0.7} {y1 - 0.2} L {b - 1.2} {y1 + 0.1} L {b}"
+            f" {y1 - 1.5} L {b} {y0}"
+        )
         lid = (
             f"M {a - 0.3} {y0 - 0.9} L {a - 0.2} {y0 + flap - 0.2} L {a + 0.9} {y0 + flap} "
             f"L {b + 0.2} {y0 + flap - 1.5} L {b + 0.2} {y0 - 0.9}"
         )
-        inner = f"M {b - 0.35} {y0} L {b - 0.35} {y1 - 1.6} L {b - 1.3} {y1 - 0.3} L {a + 0.5} {y1 - 0.6}"
-        rim = f"M {b - 0.15} {y0 - 0.9} L {b - 0.15} {y0 + flap - 1.75} L {a + 0.9} {y0 + flap - 0.35}"
+        inner = (
+            f"M {b - 0.35} {y0} L {b - 0.35} {y1 - 1.6} L {b - 1.3} {y1 - 0.3} L {a + 0.5}"
+            f" {y1 - 0.6}"
+        )
+        rim = (
+            f"M {b - 0.15} {y0 - 0.9} L {b - 0.15} {y0 + flap - 1.75} L {a + 0.9}"
+            f" {y0 + flap - 0.35}"
+        )
         pieces += [
             Piece(
                 bag + " Z",
@@ -450,14 +500,24 @@ def side(canvas: Image, frame: Frame) -> Image:
                 SIDE_CUFF,
                 SHELL,
                 grain=8,
-                stitches=("M -12.5 59.1 C -8.4 60.7 -4 61.3 0 61.1", "M -12.8 64 C -9 66 -5 66.7 -0.8 66.3"),
+                stitches=(
+                    "M -12.5 59.1 C -8.4 60.7 -4 61.3 0 61.1",
+                    "M -12.8 64 C -9 66 -5 66.7 -0.8 66.3",
+                ),
                 puff=(2.8, 0.55),
                 slack=0.16,
                 lift=0.22,
                 seed=361,
             ),
             Piece(
-                SIDE_COLLAR, CORD, grain=66, stitches=(collar_line,), puff=(2.2, 0.5), slack=0.16, lift=0.5, seed=371
+                SIDE_COLLAR,
+                CORD,
+                grain=66,
+                stitches=(collar_line,),
+                puff=(2.2, 0.5),
+                slack=0.16,
+                lift=0.5,
+                seed=371,
             ),
         ],
     )
@@ -466,4 +526,8 @@ def side(canvas: Image, frame: Frame) -> Image:
 
 FLAT = (BACK, BACK_COLLAR, SLEEVE, mirrored(SLEEVE), CUFF, mirrored(CUFF))
 # view -> (what draws it, the shapes that throw its shadow on the background)
-VIEWS = {"front": (front, FLAT), "back": (back, FLAT), "side": (side, (SIDE_BODY, SIDE_SLEEVE, SIDE_COLLAR, SIDE_CUFF))}
+VIEWS = {
+    "front": (front, FLAT),
+    "back": (back, FLAT),
+    "side": (side, (SIDE_BODY, SIDE_SLEEVE, SIDE_COLLAR, SIDE_CUFF)),
+}

@@ -1,6 +1,8 @@
-"""Render the example photographs from nothing but code: `python -m examples.photos.make [directory]`.
+"""Render the example photographs from nothing but code: `python -m examples.photos.make
+[directory]`.
 
-Every random number comes from a fixed seed, so with the same libvips the same pictures come out, byte for byte.
+Every random number comes from a fixed seed, so with the same libvips the same pictures come out,
+byte for byte.
 """
 
 import sys
@@ -17,9 +19,13 @@ FIGURE_FRAME = Frame(3000, 4000, 1500, 1260)
 
 
 def studio(frame: Frame, outlines: tuple[str, ...]) -> Image:
-    """A light grey seamless background, lit from the upper left, with the shadow of what will stand before it."""
+    """A light grey seamless background, lit from the upper left, with the shadow of what will stand
+    before it."""
     grid = pyvips.Image.xyz(frame.width, frame.height).cast("float")
-    dx, dy = (grid[0] - frame.width * 0.44) / frame.width, (grid[1] - frame.height * 0.40) / frame.height
+    dx, dy = (
+        (grid[0] - frame.width * 0.44) / frame.width,
+        (grid[1] - frame.height * 0.40) / frame.height,
+    )
     glow = 1.06 - (dx * dx * 0.55 + dy * dy * 0.62)
     wall = glow + drape(frame.width, frame.height, 900, 1200, 901) * 0.012
     shape = coverage(Box(frame, 0, 0, frame.width, frame.height), filled(outlines))
@@ -30,12 +36,15 @@ def studio(frame: Frame, outlines: tuple[str, ...]) -> Image:
 
 
 def unsteady(canvas: Image, seed: int) -> Image:
-    """The canvas with every line up to 5 pixels off, as cut and sewn cloth is: no edge stays ruler-straight."""
+    """The canvas with every line up to 5 pixels off, as cut and sewn cloth is: no edge stays
+    ruler-straight."""
     width, height = canvas.width, canvas.height
     grid = pyvips.Image.xyz(width, height).cast("float")
     x, y = (
         limited(
-            grid[k] + drape(width, height, 260, 330, seed + k) * 7 + drape(width, height, 70, 80, seed + k + 2) * 2.2,
+            grid[k]
+            + drape(width, height, 260, 330, seed + k) * 7
+            + drape(width, height, 70, 80, seed + k + 2) * 2.2,
             1,
             size - 3,
         )
@@ -45,7 +54,8 @@ def unsteady(canvas: Image, seed: int) -> Image:
 
 
 def developed(canvas: Image, seed: int) -> Image:
-    """What a camera does: fall-off to the corners, a trace of lens blur, sharpening, grain. Answers sRGB, 8 bits."""
+    """What a camera does: fall-off to the corners, a trace of lens blur, sharpening, grain. Answers
+    sRGB, 8 bits."""
     width, height = canvas.width, canvas.height
     grid = pyvips.Image.xyz(width, height).cast("float")
     dx, dy = grid[0] / width - 0.5, grid[1] / height - 0.5
@@ -70,7 +80,11 @@ def blurred(path: Path, out: Path, sigma: float) -> None:
 
 
 def photograph(
-    out: Path, frame: Frame, draw: Callable[[Image, Frame], Image], outlines: tuple[str, ...], seed: int
+    out: Path,
+    frame: Frame,
+    draw: Callable[[Image, Frame], Image],
+    outlines: tuple[str, ...],
+    seed: int,
 ) -> None:
     """Render one subject before the studio background and write it to `out`."""
     saved(developed(unsteady(draw(studio(frame, outlines), frame), seed), seed), out)

@@ -77,10 +77,16 @@ from shared.storage import Storage
 NAME = "assets"
 EVENTS = webhooks.EventTypes(
     NAME,
-    {"asset": asset_pb2.Asset, "purged_asset": asset_pb2.PurgedAsset, "variant": asset_pb2.Variant,
-     "document": document_pb2.Document, "purged_document": document_pb2.PurgedDocument,
-     "comparison": render_pb2.Comparison, "purged_comparison": render_pb2.PurgedComparison},
-)  # fmt: skip
+    {
+        "asset": asset_pb2.Asset,
+        "purged_asset": asset_pb2.PurgedAsset,
+        "variant": asset_pb2.Variant,
+        "document": document_pb2.Document,
+        "purged_document": document_pb2.PurgedDocument,
+        "comparison": render_pb2.Comparison,
+        "purged_comparison": render_pb2.PurgedComparison,
+    },
+)
 
 
 class Parts:
@@ -95,14 +101,24 @@ class Parts:
         self.presets = Presets.of(settings)
         self.outbound = Outbound(settings)
         limits = Limits(
-            settings.max_image_bytes, settings.max_pdf_bytes, settings.max_pixels,
+            settings.max_image_bytes,
+            settings.max_pdf_bytes,
+            settings.max_pixels,
             locations=not settings.refuse_locations,
-        )  # fmt: skip
+        )
         credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
         self.usage_log = usage.UsageLog(self.db, origin.networks(settings.trusted_proxies))
         self.quotas = quotas.Quotas(settings)
         self.verifier = Verifier(
-            self.db, self.storage, self.queue, self.pool, self.presets, limits, credentials, self.usage_log, self.quotas
+            self.db,
+            self.storage,
+            self.queue,
+            self.pool,
+            self.presets,
+            limits,
+            credentials,
+            self.usage_log,
+            self.quotas,
         )
         self.trash = trash.Trash(self.db, self.storage, self.usage_log, settings.trash_days)
 
@@ -111,11 +127,17 @@ class Parts:
         await self.storage.close()
 
 
-class AssetService(assets.AssetService, references.ReferenceCalls, trash.TrashCalls, explain.ExplainCalls):
+class AssetService(
+    assets.AssetService, references.ReferenceCalls, trash.TrashCalls, explain.ExplainCalls
+):
     """All of the contract's AssetService."""
 
-    def __init__(self, p: Parts, stream: EventStream, urls: assets.Urls, on_demand: variants.OnDemand) -> None:
-        assets.AssetService.__init__(self, p.db, stream, p.storage, urls, on_demand.ready, p.usage_log)
+    def __init__(
+        self, p: Parts, stream: EventStream, urls: assets.Urls, on_demand: variants.OnDemand
+    ) -> None:
+        assets.AssetService.__init__(
+            self, p.db, stream, p.storage, urls, on_demand.ready, p.usage_log
+        )
         references.ReferenceCalls.__init__(self, p.db, p.usage_log)
         trash.TrashCalls.__init__(self, p.db, p.trash)
         explain.ExplainCalls.__init__(self, p.db)
@@ -128,9 +150,14 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     hooks = webhooks.WebhookService(parts.db, settings, EVENTS)
     meter = Meter(parts.db)
     collector = StorageCollector(parts.db, parts.quotas)
-    servicers = [(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks), *_servicers(parts, stream, meter)]
+    servicers = [
+        (webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
+        *_servicers(parts, stream, meter),
+    ]
     await parts.db.open()
-    shown = asyncio.create_task(reconcile.show_metrics(parts.db, timedelta(minutes=settings.reconcile_minutes)))
+    shown = asyncio.create_task(
+        reconcile.show_metrics(parts.db, timedelta(minutes=settings.reconcile_minutes))
+    )
     stream.start()
     parts.usage_log.start()
     meter.start()
@@ -161,32 +188,62 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
     parts_life = timedelta(hours=p.settings.resumable_upload_hours)
     on_demand = variants.OnDemand(db, queue, p.presets)
     return [
-        (asset_pb2_grpc.add_AssetServiceServicer_to_server, AssetService(p, stream, urls, on_demand)),
-        (upload_pb2_grpc.add_UploadServiceServicer_to_server,
-         uploads.UploadService(db, storage, verifier, urls, url_life=url_life)),
-        (resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server,
-         resumable.ResumableUploadService(db, storage, verifier, urls, url_life=url_life, life=parts_life)),
-        (import_pb2_grpc.add_ImportServiceServicer_to_server,
-         imports.ImportService(db, stream, queue, p.outbound, verifier, urls)),
-        (duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server, duplicates.DuplicateService(db)),
-        (variant_pb2_grpc.add_VariantServiceServicer_to_server,
-         variants.VariantService(db, queue, urls, p.presets, on_demand)),
-        (backfill_pb2_grpc.add_BackfillServiceServicer_to_server, backfill.BackfillService(db, queue, p.presets)),
-        (provenance_pb2_grpc.add_ProvenanceServiceServicer_to_server, provenance.ProvenanceService(db)),
+        (
+            asset_pb2_grpc.add_AssetServiceServicer_to_server,
+            AssetService(p, stream, urls, on_demand),
+        ),
+        (
+            upload_pb2_grpc.add_UploadServiceServicer_to_server,
+            uploads.UploadService(db, storage, verifier, urls, url_life=url_life),
+        ),
+        (
+            resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server,
+            resumable.ResumableUploadService(
+                db, storage, verifier, urls, url_life=url_life, life=parts_life
+            ),
+        ),
+        (
+            import_pb2_grpc.add_ImportServiceServicer_to_server,
+            imports.ImportService(db, stream, queue, p.outbound, verifier, urls),
+        ),
+        (
+            duplicate_pb2_grpc.add_DuplicateServiceServicer_to_server,
+            duplicates.DuplicateService(db),
+        ),
+        (
+            variant_pb2_grpc.add_VariantServiceServicer_to_server,
+            variants.VariantService(db, queue, urls, p.presets, on_demand),
+        ),
+        (
+            backfill_pb2_grpc.add_BackfillServiceServicer_to_server,
+            backfill.BackfillService(db, queue, p.presets),
+        ),
+        (
+            provenance_pb2_grpc.add_ProvenanceServiceServicer_to_server,
+            provenance.ProvenanceService(db),
+        ),
         (style_pb2_grpc.add_StyleServiceServicer_to_server, styles.StyleService(db, urls)),
-        (document_pb2_grpc.add_DocumentServiceServicer_to_server,
-         documents.DocumentService(db, stream, storage, queue, urls)),
-        (render_pb2_grpc.add_ComparisonServiceServicer_to_server,
-         renders.ComparisonService(db, stream, queue, urls, p.trash, p.quotas)),
-        (album_pb2_grpc.add_AlbumServiceServicer_to_server,
-         albums.AlbumService(db, storage, urls, p.presets, p.usage_log)),
+        (
+            document_pb2_grpc.add_DocumentServiceServicer_to_server,
+            documents.DocumentService(db, stream, storage, queue, urls),
+        ),
+        (
+            render_pb2_grpc.add_ComparisonServiceServicer_to_server,
+            renders.ComparisonService(db, stream, queue, urls, p.trash, p.quotas),
+        ),
+        (
+            album_pb2_grpc.add_AlbumServiceServicer_to_server,
+            albums.AlbumService(db, storage, urls, p.presets, p.usage_log),
+        ),
         (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
         (storage_pb2_grpc.add_StorageServiceServicer_to_server, StorageService(db, queue, urls)),
-        (storage_report_pb2_grpc.add_StorageReportServiceServicer_to_server,
-         storage_report.StorageReportService(db, p.quotas, _prices(p.settings))),
+        (
+            storage_report_pb2_grpc.add_StorageReportServiceServicer_to_server,
+            storage_report.StorageReportService(db, p.quotas, _prices(p.settings)),
+        ),
         (quota_pb2_grpc.add_QuotaServiceServicer_to_server, quotas.QuotaService(db, p.quotas)),
         (search_pb2_grpc.add_SearchServiceServicer_to_server, search.SearchService(db, urls)),
-    ]  # fmt: skip
+    ]
 
 
 def _prices(settings: Settings) -> costs.Prices:
@@ -202,11 +259,22 @@ async def work(name: str, settings: Settings) -> None:
     maker = variants.VariantMaker(db, storage, p.pool, p.presets)
     queue.task(variants.TASK, variants.QUEUE, maker.run)
     queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
-    queue.task(imports.TASK, imports.QUEUE, imports.Importer(db, storage, p.outbound, p.verifier).run, apart=True)
     queue.task(
-        documents.TASK, documents.QUEUE, document_maker.DocumentMaker(db, storage, p.pool, fonts(settings.fonts)).run
+        imports.TASK,
+        imports.QUEUE,
+        imports.Importer(db, storage, p.outbound, p.verifier).run,
+        apart=True,
     )
-    queue.task(renders.TASK, renders.QUEUE, renders.Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run)
+    queue.task(
+        documents.TASK,
+        documents.QUEUE,
+        document_maker.DocumentMaker(db, storage, p.pool, fonts(settings.fonts)).run,
+    )
+    queue.task(
+        renders.TASK,
+        renders.QUEUE,
+        renders.Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run,
+    )
     queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
     endless = (
         keeper.Keeper(db, storage, queue, settings).run(),
@@ -222,17 +290,26 @@ async def work(name: str, settings: Settings) -> None:
 
 def _runner(p: Parts) -> runs.Runner:
     cleaner = cleanup.Cleaner(
-        p.db, p.storage, p.trash, max_items=p.settings.cleanup_max_items, idle_days=p.settings.idle_session_days,
+        p.db,
+        p.storage,
+        p.trash,
+        max_items=p.settings.cleanup_max_items,
+        idle_days=p.settings.idle_session_days,
         longest_upload=timedelta(hours=p.settings.resumable_upload_hours),
-    )  # fmt: skip
+    )
     reconciler = reconcile.Reconciler(
-        p.db, p.storage, p.queue, max_items=p.settings.reconcile_max_items,
+        p.db,
+        p.storage,
+        p.queue,
+        max_items=p.settings.reconcile_max_items,
         grace=timedelta(minutes=p.settings.reconcile_grace_minutes),
-    )  # fmt: skip
+    )
     walks = {
-        "session": cleaner.session, "cleanup": cleaner.cleanup, "reconcile": reconciler.reconcile,
+        "session": cleaner.session,
+        "cleanup": cleaner.cleanup,
+        "reconcile": reconciler.reconcile,
         "erase": erase.Eraser(p.db, p.storage, p.trash).erase,
-    }  # fmt: skip
+    }
     return runs.Runner(p.db, walks)
 
 

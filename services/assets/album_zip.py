@@ -1,4 +1,5 @@
-"""An album as a ZIP, made while it is sent: one piece of one file in memory, its size known before the first byte."""
+"""An album as a ZIP, made while it is sent: one piece of one file in memory, its size known before
+the first byte."""
 
 import hashlib
 import json
@@ -55,7 +56,9 @@ class AlbumZip:
             content = storage.get(file.key)
             try:
                 first = await anext(content, b"")
-            except ObjectNotFound:  # before the first piece, so that nothing of it stands in the archive
+            except (
+                ObjectNotFound
+            ):  # before the first piece, so that nothing of it stands in the archive
                 missing.append(file)
                 self.missing.add(file.asset_id)
                 continue
@@ -71,10 +74,15 @@ class AlbumZip:
                         yield piece
                 yield archive.end()
             except zips.WrongSize:
-                text = "its stored bytes are no longer those that were verified; remove it from the album"
+                text = (
+                    "its stored bytes are no longer those that were verified; remove it from the"
+                    " album"
+                )
                 raise errors.precondition(text, subject=f"assets/{file.asset_id}") from None
         for path, listed in self._last(there, missing):
-            for piece in _pieces(archive.begin(path, len(listed)) + archive.data(listed) + archive.end()):
+            for piece in _pieces(
+                archive.begin(path, len(listed)) + archive.data(listed) + archive.end()
+            ):
                 yield piece
         for piece in _pieces(archive.close()):
             yield piece
@@ -82,19 +90,36 @@ class AlbumZip:
     def _last(self, there: Sequence[_File], missing: Sequence[_File]) -> list[tuple[str, bytes]]:
         """What ends the archive: it can only tell afterwards what is in it."""
         listed = [
-            {"path": file.path, "asset_id": str(file.asset_id), "size": file.size, "sha256": file.sha256,
-             "mime_type": file.mime_type}
+            {
+                "path": file.path,
+                "asset_id": str(file.asset_id),
+                "size": file.size,
+                "sha256": file.sha256,
+                "mime_type": file.mime_type,
+            }
             for file in there
-        ]  # fmt: skip
+        ]
         lost = [{"path": file.path, "asset_id": str(file.asset_id)} for file in missing]
-        about = {"album": self._album.name, "album_id": str(self._album.id), "files": listed, "missing": lost}
+        about = {
+            "album": self._album.name,
+            "album_id": str(self._album.id),
+            "files": listed,
+            "missing": lost,
+        }
         manifest = json.dumps(about, ensure_ascii=False, indent=1).encode() + b"\n"
-        sums = [*((file.sha256, file.path) for file in there), (hashlib.sha256(manifest).hexdigest(), _MANIFEST)]
-        return [(_MANIFEST, manifest), (_SUMS, "".join(f"{digest}  {path}\n" for digest, path in sums).encode())]
+        sums = [
+            *((file.sha256, file.path) for file in there),
+            (hashlib.sha256(manifest).hexdigest(), _MANIFEST),
+        ]
+        return [
+            (_MANIFEST, manifest),
+            (_SUMS, "".join(f"{digest}  {path}\n" for digest, path in sums).encode()),
+        ]
 
 
 def _name(asset: Any, taken: Any) -> str:
-    """The file's name; a variant's has the ending of its own type. No folders: a slash was replaced on upload."""
+    """The file's name; a variant's has the ending of its own type. No folders: a slash was replaced
+    on upload."""
     if taken is asset:
         return asset.file_name
     return PurePosixPath(asset.file_name).stem + "." + taken.mime_type.partition("/")[2]

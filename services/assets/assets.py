@@ -1,4 +1,5 @@
-"""Assets: reading, listing, describing, holding, following. Uploads and variants import from here, never back."""
+"""Assets: reading, listing, describing, holding, following. Uploads and variants import from here,
+never back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -36,26 +37,31 @@ _THUMBNAILS = """
     WHERE asset_id = ANY(%(ids)s) AND preset = 'thumb' AND state = 'ready'
 """
 _ALBUMS = """
-    SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s ORDER BY album_id LIMIT 10000
+    SELECT album_id FROM album_assets WHERE asset_id = %(id)s AND owner = %(owner)s
+        ORDER BY album_id LIMIT 10000
 """
 _PRODUCTS = """
     SELECT product_id FROM assets WHERE id = %(id)s AND owner = %(owner)s AND product_id <> ''
     UNION SELECT %(product_id)s WHERE %(product_id)s <> '' ORDER BY product_id
 """
 _HOLD_PRIMARIES = """
-    SELECT FROM assets WHERE owner = %(owner)s AND (id = %(id)s OR product_id = ANY(%(products)s) AND is_primary)
+    SELECT FROM assets WHERE owner = %(owner)s AND (id = %(id)s OR product_id
+        = ANY(%(products)s) AND is_primary)
     ORDER BY id FOR UPDATE
 """
-# Whatever somebody else has locked is passed over: waiting for it, with the product held, could be a deadlock.
+# Whatever somebody else has locked is passed over: waiting for it, with the product held, could be
+# a deadlock.
 _NEXT_PRIMARY = """
-    SELECT * FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND kind = 'product'
+    SELECT * FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND kind
+        = 'product'
         AND state = 'ready' AND deleted_at IS NULL AND archived_at IS NULL AND bytes_gone_at IS NULL
     ORDER BY created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
 """
 _LOCK = "SELECT * FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
 
 
-# The row of a READY variant (asset, preset), made if it isn't there, within so many seconds (None: no deadline).
+# The row of a READY variant (asset, preset), made if it isn't there, within so many seconds (None:
+# no deadline).
 ReadyVariant = Callable[[UUID, str, float | None], Awaitable[Any]]
 
 
@@ -71,26 +77,49 @@ class Urls:
         if key.startswith("public/"):
             return self.storage.public_url(key)
         return self.storage.sign_get(
-            key, expires_in=self.life, file_name=file_name, content_type=mime_type, inline=mime_type != rules.PDF
+            key,
+            expires_in=self.life,
+            file_name=file_name,
+            content_type=mime_type,
+            inline=mime_type != rules.PDF,
         )
 
 
 def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.Asset:
     asset = pb.Asset(
-        id=str(row.id), owner=row.owner, created_by=row.created_by, kind=KINDS.number[row.kind],
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        kind=KINDS.number[row.kind],
         state=STATES.number[row.state],
         visibility=pb.VISIBILITY_PUBLIC if row.public else pb.VISIBILITY_PRIVATE,
-        free=row.free, file_name=row.file_name, file_path=row.storage_key, size_bytes=row.size_bytes,
-        mime_type=row.mime_type, width=row.width, height=row.height, sha256=row.sha256, tags=row.tags,
+        free=row.free,
+        file_name=row.file_name,
+        file_path=row.storage_key,
+        size_bytes=row.size_bytes,
+        mime_type=row.mime_type,
+        width=row.width,
+        height=row.height,
+        sha256=row.sha256,
+        tags=row.tags,
         scope=pb.AssetScope(
-            session_id=row.session_id, room_id=row.room_id, product_id=row.product_id, dataset_id=row.dataset_id
+            session_id=row.session_id,
+            room_id=row.room_id,
+            product_id=row.product_id,
+            dataset_id=row.dataset_id,
         ),
-        primary=row.is_primary, rejection=row.rejection, rejection_message=row.rejection_message,
-        etag=str(row.version), create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-        archive_time=timestamp(row.archived_at), delete_time=timestamp(row.deleted_at),
-        expire_time=timestamp(row.expires_at), digital_source_type=row.source_type,
+        primary=row.is_primary,
+        rejection=row.rejection,
+        rejection_message=row.rejection_message,
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+        archive_time=timestamp(row.archived_at),
+        delete_time=timestamp(row.deleted_at),
+        expire_time=timestamp(row.expires_at),
+        digital_source_type=row.source_type,
         bytes_gone_time=timestamp(row.bytes_gone_at),
-    )  # fmt: skip
+    )
     if row.metadata:
         asset.metadata.CopyFrom(struct(row.metadata))
     if row.facts:
@@ -101,11 +130,15 @@ def to_proto(row: Any, urls: Urls | None = None, thumbnail: Any = None) -> pb.As
         asset.provenance.CopyFrom(pb.Provenance(**row.provenance))
     if row.credentials:
         state = CREDENTIALS_STATES.number[row.credentials["state"]]
-        asset.content_credentials.CopyFrom(pb.ContentCredentials(**{**row.credentials, "state": state}))
+        asset.content_credentials.CopyFrom(
+            pb.ContentCredentials(**{**row.credentials, "state": state})
+        )
     if urls and not unusable(row):
         asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         if thumbnail:
-            asset.thumbnail_url = urls.of(thumbnail.storage_key, thumbnail.mime_type, f"{row.file_name}.thumb")
+            asset.thumbnail_url = urls.of(
+                thumbnail.storage_key, thumbnail.mime_type, f"{row.file_name}.thumb"
+            )
     return asset
 
 
@@ -119,7 +152,8 @@ def unusable(row: Any) -> str:
 
 
 def for_caller(asset: pb.Asset) -> pb.Asset:
-    """Of a public asset others see the picture and what it is, not what its owner notes about it."""
+    """Of a public asset others see the picture and what it is, not what its owner notes about
+    it."""
     if asset.owner != auth.current().owner:
         for name in ("created_by", "file_path", "metadata", "scope"):
             asset.ClearField(name)
@@ -133,27 +167,45 @@ def for_caller(asset: pb.Asset) -> pb.Asset:
 
 def variant_to_proto(row: Any, urls: Urls | None = None) -> pb.Variant:
     variant = pb.Variant(
-        id=str(row.id), asset_id=str(row.asset_id), preset=row.preset, state=VARIANT_STATES.number[row.state],
-        width=row.width, height=row.height, size_bytes=row.size_bytes, mime_type=row.mime_type, sha256=row.sha256,
-        error_class=row.error_class, error_message=row.error_message, create_time=timestamp(row.created_at),
+        id=str(row.id),
+        asset_id=str(row.asset_id),
+        preset=row.preset,
+        state=VARIANT_STATES.number[row.state],
+        width=row.width,
+        height=row.height,
+        size_bytes=row.size_bytes,
+        mime_type=row.mime_type,
+        sha256=row.sha256,
+        error_class=row.error_class,
+        error_message=row.error_message,
+        create_time=timestamp(row.created_at),
         wait=wait_of(row),
         update_time=timestamp(row.updated_at),
-    )  # fmt: skip
+    )
     if urls and row.state == "ready":
-        variant.url = urls.of(row.storage_key, row.mime_type, f"{row.preset}.{row.mime_type.partition('/')[2]}")
+        variant.url = urls.of(
+            row.storage_key, row.mime_type, f"{row.preset}.{row.mime_type.partition('/')[2]}"
+        )
     return variant
 
 
 async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, Any]:
     """Key and type of each asset's thumbnail, as far as the caller may see it and it is ready."""
-    return {row.asset_id: row for row in await db.rows(_THUMBNAILS, {"ids": asset_ids})} if asset_ids else {}
+    return (
+        {row.asset_id: row for row in await db.rows(_THUMBNAILS, {"ids": asset_ids})}
+        if asset_ids
+        else {}
+    )
 
 
 async def shown(db: Database, rows: Sequence[Any], urls: Urls | None = None) -> list[pb.Asset]:
-    """The rows as the caller may see them, as many as one answer holds; with `urls`, with theirs."""
+    """The rows as the caller may see them, as many as one answer holds; with `urls`, with
+    theirs."""
     found = await thumbnails(db, [row.id for row in rows]) if urls else {}
     seen = paging.fitting(for_caller(to_proto(row, urls, found.get(row.id))) for row in rows)
-    for row in rows[: len(seen)]:  # who lists looks at thumbnails; who asks for one asset fetches it
+    for row in rows[
+        : len(seen)
+    ]:  # who lists looks at thumbnails; who asks for one asset fetches it
         if urls and not unusable(row):
             fetched = found.get(row.id, row) if len(rows) > 1 else row
             urls.meter.issued(row.owner, row.session_id, fetched.size_bytes)
@@ -172,7 +224,8 @@ async def publish_variant(m: Mutation, row: Any) -> None:
 
 
 async def lock(m: Mutation, asset_id: UUID, etag: str = "") -> Any:
-    """The owner's asset, locked until the commit. NOT_FOUND if it isn't theirs; ETAG_MISMATCH if it has changed."""
+    """The owner's asset, locked until the commit. NOT_FOUND if it isn't theirs; ETAG_MISMATCH if it
+    has changed."""
     row = await m.one(_LOCK, {"id": asset_id, "owner": m.owner})
     if row is None:
         raise errors.not_found("asset", asset_id)
@@ -193,14 +246,17 @@ def _primary_lock(m: Mutation, product_id: str) -> str:
 
 
 async def hold_product(m: Mutation, product_id: str) -> None:
-    """Until the commit nobody else decides which image of the product is primary. Before any asset is locked: who
-    decides waits for the row of the one that was."""
-    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (_primary_lock(m, product_id),))
+    """Until the commit nobody else decides which image of the product is primary. Before any asset
+    is locked: who decides waits for the row of the one that was."""
+    await m.run(
+        "SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (_primary_lock(m, product_id),)
+    )
 
 
 async def _hold_without_waiting(m: Mutation, product_id: str) -> None:
-    """ABORTED with RetryInfo if an asset got into this product after the transaction held those that it knew of, and
-    somebody else holds it: waiting now, with assets locked, could be a deadlock."""
+    """ABORTED with RetryInfo if an asset got into this product after the transaction held those
+    that it knew of, and somebody else holds it: waiting now, with assets locked, could be a
+    deadlock."""
     turn = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1)) AS held"
     if not (await m.one(turn, (_primary_lock(m, product_id),))).held:
         text = "its product is being changed right now; nothing was changed, try again"
@@ -208,8 +264,8 @@ async def _hold_without_waiting(m: Mutation, product_id: str) -> None:
 
 
 async def _hold_primaries(m: Mutation, asset_id: UUID, product_id: str) -> None:
-    """What may change when the asset becomes the primary image of its product or of `product_id`, locked in the one
-    order in which everybody locks: products, then assets by id."""
+    """What may change when the asset becomes the primary image of its product or of `product_id`,
+    locked in the one order in which everybody locks: products, then assets by id."""
     mine: dict[str, Any] = {"id": asset_id, "owner": m.owner, "product_id": product_id}
     products = [row.product_id for row in await m.all(_PRODUCTS, mine)]
     for each in products:
@@ -218,37 +274,45 @@ async def _hold_primaries(m: Mutation, asset_id: UUID, product_id: str) -> None:
 
 
 async def make_primary(m: Mutation, asset: Any, *, only_first: bool = False) -> Any:
-    """Makes the asset the one primary image of its product; with `only_first`, unless the product has one.
+    """Makes the asset the one primary image of its product; with `only_first`, unless the product
+    has one.
 
-    Returns the asset's new row. One at a time per product, which the caller holds: two first images at once would both
-    find none.
+    Returns the asset's new row. One at a time per product, which the caller holds: two first images
+    at once would both find none.
     """
     product = {"owner": m.owner, "product_id": asset.product_id, "id": asset.id}
     await _hold_without_waiting(m, asset.product_id)
     if only_first and await m.one(
-        "SELECT id FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary", product
+        "SELECT id FROM assets WHERE owner = %(owner)s AND product_id = %(product_id)s AND"
+        " is_primary",
+        product,
     ):
         return asset
     before = await m.all(
-        "UPDATE assets SET is_primary = false, version = version + 1, updated_at = now()"
-        " WHERE owner = %(owner)s AND product_id = %(product_id)s AND is_primary AND id <> %(id)s RETURNING *",
+        "UPDATE assets SET is_primary = false, version = version + 1, updated_at = now() WHERE"
+        " owner = %(owner)s AND product_id = %(product_id)s AND is_primary AND id <> %(id)s"
+        " RETURNING *",
         product,
     )
     for row in before:
         await publish(m, row)
     return await m.one(
-        "UPDATE assets SET is_primary = true, version = version + 1, updated_at = now() WHERE id = %(id)s RETURNING *",
+        "UPDATE assets SET is_primary = true, version = version + 1, updated_at = now() WHERE id ="
+        " %(id)s RETURNING *",
         {"id": asset.id},
     )
 
 
 def may_lead(row: Any) -> bool:
     """Whether it becomes the primary image of a product that has none."""
-    return bool(row.kind == "product" and row.product_id and not row.archived_at and not unusable(row))
+    return bool(
+        row.kind == "product" and row.product_id and not row.archived_at and not unusable(row)
+    )
 
 
 async def hand_over(m: Mutation, primaries: Sequence[Any]) -> None:
-    """The oldest image that is left becomes the primary one of its product. The caller holds the products."""
+    """The oldest image that is left becomes the primary one of its product. The caller holds the
+    products."""
     for gone in primaries:
         heir = await m.one(_NEXT_PRIMARY, {"owner": m.owner, "product_id": gone.product_id})
         if heir is not None:
@@ -282,16 +346,22 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             asset.album_ids.extend(str(each.album_id) for each in held)
         return pb.GetAssetResponse(asset=asset)
 
-    async def BatchGetAssets(self, request: pb.BatchGetAssetsRequest, context: Any) -> pb.BatchGetAssetsResponse:
+    async def BatchGetAssets(
+        self, request: pb.BatchGetAssetsRequest, context: Any
+    ) -> pb.BatchGetAssetsResponse:
         ids = [UUID(text) for text in request.asset_ids]
         found = {row.id: row for row in await self._db.rows(BATCH, {"ids": ids})}
         there = [found[asset_id] for asset_id in ids if asset_id in found]
         seen = await shown(self._db, there, self._urls if request.include_urls else None)
         missing = [str(asset_id) for asset_id in ids if asset_id not in found]
         left = [str(row.id) for row in there[len(seen) :]]
-        return pb.BatchGetAssetsResponse(assets=seen, missing_asset_ids=missing, remaining_asset_ids=left)
+        return pb.BatchGetAssetsResponse(
+            assets=seen, missing_asset_ids=missing, remaining_asset_ids=left
+        )
 
-    async def ListAssets(self, request: pb.ListAssetsRequest, context: Any) -> pb.ListAssetsResponse:
+    async def ListAssets(
+        self, request: pb.ListAssetsRequest, context: Any
+    ) -> pb.ListAssetsResponse:
         page = paging.page(request)
         where, parameters = _filter(request)
         statement: Any = f"SELECT * FROM assets WHERE {where}{page.clause}"
@@ -300,10 +370,15 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         seen, token = page.fill(rows, await shown(self._db, page.cut(rows), urls))
         return pb.ListAssetsResponse(assets=seen, next_page_token=token)
 
-    async def UpdateAsset(self, request: pb.UpdateAssetRequest, context: Any) -> pb.UpdateAssetResponse:
+    async def UpdateAsset(
+        self, request: pb.UpdateAssetRequest, context: Any
+    ) -> pb.UpdateAssetResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
         move = Move(self._storage, asset_id)
-        if "visibility" in request.update_mask.paths and request.visibility == pb.VISIBILITY_UNSPECIFIED:
+        if (
+            "visibility" in request.update_mask.paths
+            and request.visibility == pb.VISIBILITY_UNSPECIFIED
+        ):
             raise errors.invalid("visibility", "must be private or public when the mask names it")
 
         async def work(m: Mutation) -> pb.UpdateAssetResponse:
@@ -311,7 +386,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
                 await _hold_primaries(m, asset_id, request.scope.product_id)
             row = await lock(m, asset_id, request.etag)
             if row.deleted_at:
-                raise errors.precondition("it is deleted; undelete it first", subject=f"assets/{asset_id}")
+                raise errors.precondition(
+                    "it is deleted; undelete it first", subject=f"assets/{asset_id}"
+                )
             row = await self._apply(m, row, request, move)
             await publish(m, row)
             await self._usage.write(m, [row], "update")
@@ -336,22 +413,32 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
         asset_id = parse_id(request.asset_id, "asset_id")
         asset = row = await self._visible(asset_id)
         if row.deleted_at:
-            raise errors.precondition("it is deleted; undelete it first", subject=f"assets/{asset_id}")
+            raise errors.precondition(
+                "it is deleted; undelete it first", subject=f"assets/{asset_id}"
+            )
         if request.variant:
             row = await self._variant(asset_id, request.variant, context.time_remaining())
         elif problem := unusable(row):
             raise errors.precondition(problem, subject=f"assets/{asset_id}")
-        head = pb.DownloadHead(mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256)
+        head = pb.DownloadHead(
+            mime_type=row.mime_type, size_bytes=row.size_bytes, sha256=row.sha256
+        )
         yield pb.DownloadAssetResponse(head=head)
-        chunks = self._urls.meter.counted(asset.owner, asset.session_id, self._storage.get(row.storage_key))
+        chunks = self._urls.meter.counted(
+            asset.owner, asset.session_id, self._storage.get(row.storage_key)
+        )
         try:
             async for chunk in chunks:
                 yield pb.DownloadAssetResponse(chunk=chunk)
         except ObjectNotFound:
             raise errors.not_found("asset", asset_id) from None
-        self._usage.note([asset], "download", metadata={"variant": request.variant} if request.variant else {})
+        self._usage.note(
+            [asset], "download", metadata={"variant": request.variant} if request.variant else {}
+        )
 
-    def WatchAssets(self, request: pb.WatchAssetsRequest, context: Any) -> AsyncIterator[pb.WatchAssetsResponse]:
+    def WatchAssets(
+        self, request: pb.WatchAssetsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchAssetsResponse]:
         show = partial(_change, set(request.asset_ids))
         return self._stream.watch(request, pb.WatchAssetsResponse, self._snapshot(request), show)
 
@@ -361,7 +448,9 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             raise errors.not_found("asset", asset_id)
         return row
 
-    async def _apply(self, m: Mutation, row: Any, request: pb.UpdateAssetRequest, move: Move) -> Any:
+    async def _apply(
+        self, m: Mutation, row: Any, request: pb.UpdateAssetRequest, move: Move
+    ) -> Any:
         """Writes the masked fields. Returns the new row."""
         paths = set(request.update_mask.paths)
         columns: dict[str, Any] = {}
@@ -396,28 +485,44 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
     async def _lead(self, m: Mutation, row: Any, primary: bool) -> Any:
         if not primary:
-            return await m.one("UPDATE assets SET is_primary = false WHERE id = %(id)s RETURNING *", {"id": row.id})
+            return await m.one(
+                "UPDATE assets SET is_primary = false WHERE id = %(id)s RETURNING *", {"id": row.id}
+            )
         if not row.product_id:
-            raise errors.invalid("primary", "the asset belongs to no product; set scope.product_id too")
-        if problem := unusable(row) or ("it is archived; unarchive it first" if row.archived_at else ""):
+            raise errors.invalid(
+                "primary", "the asset belongs to no product; set scope.product_id too"
+            )
+        if problem := unusable(row) or (
+            "it is archived; unarchive it first" if row.archived_at else ""
+        ):
             raise errors.precondition(problem, subject=f"assets/{row.id}")
         return await make_primary(m, row)
 
-    async def _snapshot(self, request: pb.WatchAssetsRequest) -> AsyncIterator[tuple[events.Fields, Any]]:
-        """What is there now: the named assets, or the owner's recent ones; each with its variants."""
+    async def _snapshot(
+        self, request: pb.WatchAssetsRequest
+    ) -> AsyncIterator[tuple[events.Fields, Any]]:
+        """What is there now: the named assets, or the owner's recent ones; each with its
+        variants."""
         ids = [UUID(text) for text in request.asset_ids]
         after: Mapping[str, Any] = {"after_at": None, "after_id": None}
         while True:
             rows = await self._db.rows(
                 "SELECT * FROM assets WHERE owner = %(owner)s AND (%(all)s OR id = ANY(%(ids)s))"
-                " AND (NOT %(all)s OR created_at > now() - %(age)s)"
-                " AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s, %(after_id)s))"
-                " ORDER BY created_at, id LIMIT %(limit)s",
-                {"owner": auth.current().owner, "all": not ids, "ids": ids, "age": _SNAPSHOT_AGE,
-                 "limit": _SNAPSHOT_PAGE, **after},
-            )  # fmt: skip
+                " AND (NOT %(all)s OR created_at > now() - %(age)s) AND (%(after_id)s::uuid IS NULL"
+                " OR (created_at, id) > (%(after_at)s, %(after_id)s)) ORDER BY created_at, id LIMIT"
+                " %(limit)s",
+                {
+                    "owner": auth.current().owner,
+                    "all": not ids,
+                    "ids": ids,
+                    "age": _SNAPSHOT_AGE,
+                    "limit": _SNAPSHOT_PAGE,
+                    **after,
+                },
+            )
             variants = await self._db.rows(
-                "SELECT * FROM variants WHERE asset_id = ANY(%(ids)s) ORDER BY preset", {"ids": [r.id for r in rows]}
+                "SELECT * FROM variants WHERE asset_id = ANY(%(ids)s) ORDER BY preset",
+                {"ids": [r.id for r in rows]},
             )
             for row in rows:
                 yield {"asset": to_proto(row)}, row

@@ -1,4 +1,5 @@
-"""Cleaning up: what nobody wants any more goes, a chunk at a time, each item on its own. And whole sessions."""
+"""Cleaning up: what nobody wants any more goes, a chunk at a time, each item on its own. And whole
+sessions."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ _UNFINISHED = timedelta(days=1)  # past the life of an upload in parts
 
 @dataclass(frozen=True)
 class Kind:
-    """What a cleanup looks for. `find` gives owner, id (of what is to be purged) and at, in the order of (at, id),
-    after %(after_at)s and %(after_id)s, at most %(limit)s. Documents aren't assets: they have rows and bytes of their
-    own."""
+    """What a cleanup looks for. `find` gives owner, id (of what is to be purged) and at, in the
+    order of (at, id), after %(after_at)s and %(after_id)s, at most %(limit)s. Documents aren't
+    assets: they have rows and bytes of their own."""
 
     what: str
     find: LiteralString
@@ -36,11 +37,14 @@ KINDS = (
     Kind(
         "abandoned_uploads",
         """SELECT a.owner, a.id, a.created_at AS at FROM assets a
-           WHERE a.state = 'pending' AND a.deleted_at IS NULL AND (a.created_at, a.id) > (%(after_at)s, %(after_id)s)
-               AND NOT EXISTS (SELECT FROM uploads u WHERE u.asset_id = a.id AND u.expires_at > now() - %(abandoned)s)
+           WHERE a.state = 'pending' AND a.deleted_at IS NULL AND (a.created_at, a.id)
+               > (%(after_at)s, %(after_id)s)
+               AND NOT EXISTS (SELECT FROM uploads u WHERE u.asset_id = a.id AND u.expires_at
+                   > now() - %(abandoned)s)
                AND NOT EXISTS (SELECT FROM resumable_uploads r
                                WHERE r.asset_id = a.id AND r.expires_at > now() - %(abandoned)s)
-               AND NOT EXISTS (SELECT FROM imports i WHERE i.asset_id = a.id AND i.state IN ('pending', 'running'))
+               AND NOT EXISTS (SELECT FROM imports i WHERE i.asset_id = a.id
+                   AND i.state IN ('pending', 'running'))
            ORDER BY a.created_at, a.id LIMIT %(limit)s""",
     ),
     Kind(
@@ -53,7 +57,8 @@ KINDS = (
     Kind(
         "expired_trash",
         """SELECT owner, id, expires_at AS at FROM assets
-           WHERE deleted_at IS NOT NULL AND expires_at < now() AND (expires_at, id) > (%(after_at)s, %(after_id)s)
+           WHERE deleted_at IS NOT NULL AND expires_at < now() AND (expires_at, id)
+               > (%(after_at)s, %(after_id)s)
            ORDER BY expires_at, id LIMIT %(limit)s""",
     ),
     Kind(
@@ -72,7 +77,8 @@ _RUNS_KEPT = timedelta(days=90)
 _START = ("-infinity", "00000000-0000-0000-0000-000000000000")
 _IDLE = """
     SELECT owner, session_id FROM assets
-    WHERE session_id <> '' AND deleted_at IS NULL AND (owner, session_id) > (%(after_owner)s, %(after_session)s)
+    WHERE session_id <> '' AND deleted_at IS NULL AND (owner, session_id) > (%(after_owner)s,
+        %(after_session)s)
     GROUP BY owner, session_id HAVING max(updated_at) < now() - %(idle)s
     ORDER BY owner, session_id LIMIT %(limit)s
 """
@@ -82,11 +88,13 @@ _OF_SESSION = """
     ORDER BY id LIMIT %(limit)s
 """
 _DOCUMENTS_OF_SESSION = """
-    SELECT id FROM documents WHERE owner = %(owner)s AND session_id = %(session_id)s AND id > %(after)s
+    SELECT id FROM documents WHERE owner = %(owner)s AND session_id = %(session_id)s AND id
+        > %(after)s
     ORDER BY id LIMIT %(limit)s
 """
 _COMPARISONS_OF_SESSION = """
-    SELECT id FROM comparisons WHERE owner = %(owner)s AND session_id = %(session_id)s AND id > %(after)s
+    SELECT id FROM comparisons WHERE owner = %(owner)s AND session_id = %(session_id)s AND id
+        > %(after)s
     ORDER BY id LIMIT %(limit)s
 """
 TakeOut = Callable[[Mutation, Sequence[UUID]], Awaitable[list[Any]]]
@@ -128,17 +136,34 @@ class Cleaner:
         arguments, owner = walk.row.arguments, walk.row.owner
         purging = arguments["purge"]
         if purging:  # before the pictures that they hold
-            await self._session_loses(walk, "documents", owner, _DOCUMENTS_OF_SESSION, documents.take_out)
-            await self._session_loses(walk, "comparisons", owner, _COMPARISONS_OF_SESSION, comparisons.take_out)
-        await self._session(walk, "assets", owner, arguments["session_id"], purging=purging, force=arguments["force"])
+            await self._session_loses(
+                walk, "documents", owner, _DOCUMENTS_OF_SESSION, documents.take_out
+            )
+            await self._session_loses(
+                walk, "comparisons", owner, _COMPARISONS_OF_SESSION, comparisons.take_out
+            )
+        await self._session(
+            walk,
+            "assets",
+            owner,
+            arguments["session_id"],
+            purging=purging,
+            force=arguments["force"],
+        )
 
     async def _session_loses(
         self, walk: Walk, what: str, owner: str, of_session: LiteralString, take_out: TakeOut
     ) -> None:
-        """Takes out all that `of_session` finds, a chunk at a time; an item that fails is noted and passed over."""
+        """Takes out all that `of_session` finds, a chunk at a time; an item that fails is noted and
+        passed over."""
         after = _START[1]
         while True:
-            session = {"owner": owner, "session_id": walk.row.arguments["session_id"], "after": after, "limit": CHUNK}
+            session = {
+                "owner": owner,
+                "session_id": walk.row.arguments["session_id"],
+                "after": after,
+                "limit": CHUNK,
+            }
             ids = [row.id for row in await self._db.rows(of_session, session)]
             if not ids:
                 return
@@ -153,9 +178,14 @@ class Cleaner:
             after_at, after_id = walk.report.cursors.get(kind.what, _START)
             rows = await self._db.system_rows(
                 kind.find,
-                {"after_at": after_at, "after_id": after_id, "abandoned": _ABANDONED,
-                 "rejected": _REJECTED, "limit": min(CHUNK, left) + 1},
-            )  # fmt: skip
+                {
+                    "after_at": after_at,
+                    "after_id": after_id,
+                    "abandoned": _ABANDONED,
+                    "rejected": _REJECTED,
+                    "limit": min(CHUNK, left) + 1,
+                },
+            )
             more, rows = len(rows) > min(CHUNK, left), rows[: min(CHUNK, left)]
             if rows:
                 place = [rows[-1].at.isoformat(), str(rows[-1].id)]
@@ -183,7 +213,14 @@ class Cleaner:
         walk.report.cursors[kind.what] = place
 
     async def _purge(
-        self, walk: Walk, what: str, owner: str, ids: Sequence[UUID], *, force: bool, ordered: bool = False
+        self,
+        walk: Walk,
+        what: str,
+        owner: str,
+        ids: Sequence[UUID],
+        *,
+        force: bool,
+        ordered: bool = False,
     ) -> None:
         async def act(some: Sequence[UUID]) -> None:
             async with walk.step(owner) as (m, report):
@@ -195,7 +232,9 @@ class Cleaner:
 
         await walk.each(what, ids, act)
 
-    async def _delete(self, walk: Walk, what: str, owner: str, ids: Sequence[UUID], *, force: bool) -> None:
+    async def _delete(
+        self, walk: Walk, what: str, owner: str, ids: Sequence[UUID], *, force: bool
+    ) -> None:
         async def act(some: Sequence[UUID]) -> None:
             async with self._trash.moves(some, public=False) as moves:
                 async with walk.step(owner) as (m, report):
@@ -205,11 +244,19 @@ class Cleaner:
 
         await walk.each(what, ids, act)
 
-    async def _session(self, walk: Walk, what: str, owner: str, session_id: str, *, purging: bool, force: bool) -> None:
+    async def _session(
+        self, walk: Walk, what: str, owner: str, session_id: str, *, purging: bool, force: bool
+    ) -> None:
         auth.enter(owner_identity(owner))
         after = walk.report.cursors.get(what, _START[1])
         while True:
-            of_session = {"owner": owner, "session_id": session_id, "after": after, "purge": purging, "limit": CHUNK}
+            of_session = {
+                "owner": owner,
+                "session_id": session_id,
+                "after": after,
+                "purge": purging,
+                "limit": CHUNK,
+            }
             ids = [row.id for row in await self._db.rows(_OF_SESSION, of_session)]
             if ids:
                 if purging:
@@ -228,13 +275,24 @@ class Cleaner:
             after = walk.report.cursors.get("idle_sessions", ["", ""])
             limit = min(CHUNK, most - sessions.found)
             rows = await self._db.system_rows(
-                _IDLE, {"after_owner": after[0], "after_session": after[1], "idle": self._idle, "limit": limit + 1}
+                _IDLE,
+                {
+                    "after_owner": after[0],
+                    "after_session": after[1],
+                    "idle": self._idle,
+                    "limit": limit + 1,
+                },
             )
             for row in rows[:limit]:
                 if not walk.row.arguments["dry_run"]:
                     walk.report.cursors.pop("idle_session_assets", None)
                     await self._session(
-                        walk, "idle_session_assets", row.owner, row.session_id, purging=False, force=False
+                        walk,
+                        "idle_session_assets",
+                        row.owner,
+                        row.session_id,
+                        purging=False,
+                        force=False,
                     )
                     walk.report.count("idle_sessions").done += 1
                 walk.report.count("idle_sessions").note([row.session_id])
@@ -246,7 +304,9 @@ class Cleaner:
                 return
 
 
-async def _take_out(walk: Walk, what: str, owner: str, ids: Sequence[UUID], take_out: TakeOut) -> None:
+async def _take_out(
+    walk: Walk, what: str, owner: str, ids: Sequence[UUID], take_out: TakeOut
+) -> None:
     async def act(some: Sequence[UUID]) -> None:
         async with walk.step(owner) as (m, report):
             gone = await take_out(m, some)

@@ -1,4 +1,5 @@
-"""Comparisons as rows: under which name they hold their pictures, and how they go. They are made in `renders`."""
+"""Comparisons as rows: under which name they hold their pictures, and how they go. They are made in
+`renders`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +18,19 @@ def holder(comparison_id: object) -> str:
 
 
 async def take_out(m: Mutation, ids: Sequence[UUID]) -> list[Any]:
-    """Removes comparisons of the transaction's owner and gives their two pictures back. Returns those that were there;
-    the picture that was made of each is an asset still."""
+    """Removes comparisons of the transaction's owner and gives their two pictures back. Returns
+    those that were there; the picture that was made of each is an asset still."""
     gone = await m.all(
         "DELETE FROM comparisons WHERE id = ANY(%(ids)s) AND owner = %(owner)s"
         " RETURNING id, version, picture_asset_id, 0 AS size_bytes, now() AS at",
         {"ids": list(ids), "owner": m.owner},
     )
     changes = [
-        (row.id, row.version + 1, pb.PurgedComparison(comparison_id=str(row.id), purge_time=timestamp(row.at)))
+        (
+            row.id,
+            row.version + 1,
+            pb.PurgedComparison(comparison_id=str(row.id), purge_time=timestamp(row.at)),
+        )
         for row in gone
     ]
     await events.publish_all(m, "purged_comparison", changes)

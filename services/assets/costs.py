@@ -68,7 +68,8 @@ def load_prices(path: Path | None) -> Prices:
 
 @dataclass(frozen=True)
 class Use:
-    """What is stored and sent now. `grown`: bytes more stored than `days` days ago; `sent`: bytes sent in them."""
+    """What is stored and sent now. `grown`: bytes more stored than `days` days ago; `sent`: bytes
+    sent in them."""
 
     stored: int
     grown: int
@@ -81,7 +82,8 @@ class Use:
         return self.grown / self.days * _DAYS_OF_MONTH
 
     def ahead(self, months: int) -> tuple[int, int]:
-        """Bytes stored after so many months, and sent in that month, which grows as what there is to send."""
+        """Bytes stored after so many months, and sent in that month, which grows as what there is
+        to send."""
         stored = max(0.0, self.stored + self.growth * months)
         sent = self.sent / self.days * _DAYS_OF_MONTH
         return round(stored), round(sent * stored / self.stored) if self.stored else round(sent)
@@ -93,10 +95,12 @@ def monthly(prices: Prices, stored: int, sent: int) -> list[pb.MonthlyCost]:
         storage, bandwidth = stored / GIGABYTE * price.stored_gb, sent / GIGABYTE * price.sent_gb
         made.append(
             pb.MonthlyCost(
-                backend=name, storage=round(storage, 2), bandwidth=round(bandwidth, 2),
+                backend=name,
+                storage=round(storage, 2),
+                bandwidth=round(bandwidth, 2),
                 total=round(storage + bandwidth + price.fixed, 2),
             )
-        )  # fmt: skip
+        )
     return made
 
 
@@ -117,7 +121,9 @@ def thresholds(prices: Prices, use: Use) -> list[pb.MoveThreshold]:
         for reason, value, threshold in _figures(prices, *use.ahead(0))
     ]
     for months in range(_FARTHEST_MONTHS + 1):
-        for one, (_, value, threshold) in zip(made, _figures(prices, *use.ahead(months)), strict=True):
+        for one, (_, value, threshold) in zip(
+            made, _figures(prices, *use.ahead(months)), strict=True
+        ):
             if value > threshold and not one.HasField("months_until_crossed"):
                 one.months_until_crossed = months
     return made
@@ -127,19 +133,34 @@ def recommendation(prices: Prices, crossed: Sequence[pb.MoveThreshold]) -> str:
     moving = prices.moving
     reached = {one.reason: one for one in crossed if one.crossed}
     if not reached:
-        soonest = min((t.months_until_crossed for t in crossed if t.HasField("months_until_crossed")), default=None)
-        when = "none will be within ten years" if soonest is None else f"one will be in {soonest} months"
-        return f"No threshold for moving from {moving.backend} to {moving.to} is crossed; at this growth {when}."
-    stored, sent, cost = map(figures.number, (moving.stored_gb, moving.sent_gb_per_month, moving.monthly_cost))
+        soonest = min(
+            (t.months_until_crossed for t in crossed if t.HasField("months_until_crossed")),
+            default=None,
+        )
+        when = (
+            "none will be within ten years"
+            if soonest is None
+            else f"one will be in {soonest} months"
+        )
+        return (
+            f"No threshold for moving from {moving.backend} to {moving.to} is crossed; at this"
+            f" growth {when}."
+        )
+    stored, sent, cost = map(
+        figures.number, (moving.stored_gb, moving.sent_gb_per_month, moving.monthly_cost)
+    )
     names = {
         pb.MOVE_REASON_STORAGE: f"more than {stored} GB are stored",
         pb.MOVE_REASON_BANDWIDTH: f"more than {sent} GB a month are sent",
-        pb.MOVE_REASON_COST: f"{moving.backend} would cost more than {cost} {prices.currency} a month",
+        pb.MOVE_REASON_COST: (
+            f"{moving.backend} would cost more than {cost} {prices.currency} a month"
+        ),
     }
     why = ", ".join(names[reason] for reason in reached)
     return (
-        f"Move from {moving.backend} to {moving.to}: {why}. Take s3 instead if you need life-cycle rules, versioning or"
-        " replication, or are on AWS already. `atelier storage copy` moves the objects while the suite runs."
+        f"Move from {moving.backend} to {moving.to}: {why}. Take s3 instead if you need life-cycle"
+        " rules, versioning or replication, or are on AWS already. `atelier storage copy` moves"
+        " the objects while the suite runs."
     )
 
 
@@ -148,9 +169,16 @@ def project(prices: Prices, use: Use, months: int) -> pb.ProjectCostsResponse:
     for ahead in range((months or DEFAULT_MONTHS) + 1):
         stored, sent = use.ahead(ahead)
         costs = monthly(prices, stored, sent)
-        points.append(pb.CostPoint(months_ahead=ahead, stored_bytes=stored, bandwidth_bytes=sent, costs=costs))
+        points.append(
+            pb.CostPoint(months_ahead=ahead, stored_bytes=stored, bandwidth_bytes=sent, costs=costs)
+        )
     found = thresholds(prices, use)
     return pb.ProjectCostsResponse(
-        currency=prices.currency, price_date=prices.date, growth_bytes_per_month=round(use.growth),
-        measured_days=use.days, points=points, thresholds=found, recommendation=recommendation(prices, found),
-    )  # fmt: skip
+        currency=prices.currency,
+        price_date=prices.date,
+        growth_bytes_per_month=round(use.growth),
+        measured_days=use.days,
+        points=points,
+        thresholds=found,
+        recommendation=recommendation(prices, found),
+    )

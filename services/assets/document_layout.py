@@ -1,8 +1,9 @@
-"""Checklists and renovation plans as PDFs: content in, one A4 file out, the same bytes for the same input.
+"""Checklists and renovation plans as PDFs: content in, one A4 file out, the same bytes for the same
+input.
 
-Knows no database, network or clock. `content` is the plain form of a DocumentContent (its field names; what is empty
-has no key). Only two things are computed here: the sums of a budget, exactly and each currency by itself, and where a
-phase lies in the schedule.
+Knows no database, network or clock. `content` is the plain form of a DocumentContent (its field
+names; what is empty has no key). Only two things are computed here: the sums of a budget, exactly
+and each currency by itself, and where a phase lies in the schedule.
 """
 
 import json
@@ -19,12 +20,20 @@ from shared import figures, typesetting
 TEMPLATE = Path(__file__).with_name("document_template.typ")
 KINDS = {"checklist": "Checklist", "renovation_plan": "Renovation plan"}
 
-# A longer run without a space may be broken anywhere: in the narrow columns sooner than in a line of text.
+# A longer run without a space may be broken anywhere: in the narrow columns sooner than in a line
+# of text.
 _LONGEST_WORD = 40
-_LONGEST_WORD_OF = {"title": 28, "room": 11, "responsible": 11, "prepared_for": 20, "prepared_by": 20}
+_LONGEST_WORD_OF = {
+    "title": 28,
+    "room": 11,
+    "responsible": 11,
+    "prepared_for": 20,
+    "prepared_by": 20,
+}
 _LONGEST_WORD_IN_COLUMN = 16  # of the schedule and the budget
 _EXACT = Context(prec=100)  # more digits than a thousand of the longest amounts need
-_WEEKS_UP_TO = 70  # days of a schedule that is divided into weeks; a longer one is into months, then into years
+# days of a schedule that is divided into weeks; a longer one is into months, then into years
+_WEEKS_UP_TO = 70
 _MONTHS_UP_TO = 900
 _LABEL_SHARE = 0.12  # of the line, that a tick's label takes
 _MOST_TICKS = 7
@@ -40,9 +49,14 @@ class Imprint:
 
 
 def render_pdf(
-    content: Mapping[str, Any], imprint: Imprint, pictures: Mapping[str, Path], target: Path, fonts: Sequence[Path] = ()
+    content: Mapping[str, Any],
+    imprint: Imprint,
+    pictures: Mapping[str, Path],
+    target: Path,
+    fonts: Sequence[Path] = (),
 ) -> Sequence[str]:
-    """Writes the PDF, and returns what it could not show as given: `missing glyphs: ..`, `picture: ..`.
+    """Writes the PDF, and returns what it could not show as given: `missing glyphs: ..`, `picture:
+    ..`.
 
     `pictures` maps asset ids to JPEG, PNG, GIF or WebP files. Blocking: run it in a child process.
     """
@@ -61,7 +75,9 @@ def render_pdf(
             shown = {key: file for key, file in shown.items() if key not in broken}
             text = _write(content, imprint, shown, root)
             press.print(target, imprint.made_at)
-        warnings = [f"picture: {key}: it cannot be shown" for key in sorted(pictures) if key not in shown]
+        warnings = [
+            f"picture: {key}: it cannot be shown" for key in sorted(pictures) if key not in shown
+        ]
         if missing := press.missing_glyphs(text):
             warnings.append(f"missing glyphs: {missing}")
         return warnings
@@ -71,33 +87,43 @@ def picture_ids(content: Mapping[str, Any]) -> list[str]:
     """The asset ids that the content names, each once: the logo, then the rooms' in order."""
     logo = content["cover"].get("logo_asset_id")
     rooms = content.get("renovation_plan", {}).get("rooms", ())
-    named = [*([logo] if logo else ()), *(each for room in rooms for each in room.get("picture_asset_ids", ()))]
+    named = [
+        *([logo] if logo else ()),
+        *(each for room in rooms for each in room.get("picture_asset_ids", ())),
+    ]
     return list(dict.fromkeys(named))
 
 
-def _write(content: Mapping[str, Any], imprint: Imprint, shown: Mapping[str, str], root: Path) -> str:
+def _write(
+    content: Mapping[str, Any], imprint: Imprint, shown: Mapping[str, str], root: Path
+) -> str:
     """Writes the JSON that the template reads, and returns its text."""
     said = _clean(content, "")
     cover = said["cover"]
     data = {
-        "kind": imprint.kind, "kind_name": KINDS[imprint.kind], "version": f"v{imprint.number}",
+        "kind": imprint.kind,
+        "kind_name": KINDS[imprint.kind],
+        "version": f"v{imprint.number}",
         "date": _day(imprint.made_at.date()),
         "cover": {**cover, "logo": shown.get(cover.get("logo_asset_id", ""))},
         "checklist": _checklist(said.get("checklist")),
         "plan": _plan(said.get("renovation_plan"), shown),
-    }  # fmt: skip
+    }
     text = json.dumps(data, ensure_ascii=False)
     (root / "document.json").write_text(text, encoding="utf-8")
     return text
 
 
 def _clean(value: Any, name: str) -> Any:
-    """Every text tidied, and breakable where it would leave its column; a text with nothing to show has no key."""
+    """Every text tidied, and breakable where it would leave its column; a text with nothing to show
+    has no key."""
     match value:
         case str() if name.endswith("asset_id") or name == "picture_asset_ids":
             return value
         case str():
-            return typesetting.breakable(typesetting.tidy(value), _LONGEST_WORD_OF.get(name, _LONGEST_WORD))
+            return typesetting.breakable(
+                typesetting.tidy(value), _LONGEST_WORD_OF.get(name, _LONGEST_WORD)
+            )
         case list():
             return [_clean(item, name) for item in value]
         case dict():
@@ -117,11 +143,19 @@ def _checklist(checklist: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _section(section: Mapping[str, Any]) -> dict[str, Any]:
     items = [
-        {"text": item.get("text", ""), "note": item.get("note"), "quantity": _quantity(item),
-         "done": item.get("done", False)}
+        {
+            "text": item.get("text", ""),
+            "note": item.get("note"),
+            "quantity": _quantity(item),
+            "done": item.get("done", False),
+        }
         for item in section.get("items", ())
-    ]  # fmt: skip
-    return {"title": section.get("title", ""), "description": section.get("description"), "items": items}
+    ]
+    return {
+        "title": section.get("title", ""),
+        "description": section.get("description"),
+        "items": items,
+    }
 
 
 def _quantity(item: Mapping[str, Any]) -> str | None:
@@ -146,22 +180,34 @@ def _plan(plan: Mapping[str, Any] | None, shown: Mapping[str, str]) -> dict[str,
 def _room(room: Mapping[str, Any], shown: Mapping[str, str]) -> dict[str, Any]:
     named = room.get("picture_asset_ids", ())
     return {
-        "name": room.get("name", ""), "description": room.get("description"), "area": room.get("area_square_metres"),
+        "name": room.get("name", ""),
+        "description": room.get("description"),
+        "area": room.get("area_square_metres"),
         "pictures": [shown[each] for each in named if each in shown],
-    }  # fmt: skip
+    }
 
 
 def _phase(phase: Mapping[str, Any]) -> dict[str, Any]:
-    first, last = (date.fromisoformat(phase[name]) if name in phase else None for name in ("start_date", "end_date"))
+    first, last = (
+        date.fromisoformat(phase[name]) if name in phase else None
+        for name in ("start_date", "end_date")
+    )
     tasks = [
-        {"text": task.get("text", ""), "done": task.get("done", False),
-         **{name: task.get(name) for name in ("note", "room", "responsible")}}
+        {
+            "text": task.get("text", ""),
+            "done": task.get("done", False),
+            **{name: task.get(name) for name in ("note", "room", "responsible")},
+        }
         for task in phase.get("tasks", ())
-    ]  # fmt: skip
+    ]
     return {
-        "name": phase.get("name", ""), "description": phase.get("description"), "tasks": tasks,
-        "first": first and first.isoformat(), "last": last and last.isoformat(), "dates": _dates(first, last),
-    }  # fmt: skip
+        "name": phase.get("name", ""),
+        "description": phase.get("description"),
+        "tasks": tasks,
+        "first": first and first.isoformat(),
+        "last": last and last.isoformat(),
+        "dates": _dates(first, last),
+    }
 
 
 def _narrow(text: str) -> str:
@@ -183,11 +229,15 @@ def _dates(first: date | None, last: date | None) -> str | None:
 # Schedule
 
 
-def schedule(phases: Sequence[Mapping[str, Any]], milestones: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Bars, marks and ticks as fractions 0..1 of the time from the first day to the end of the last; None without any
-    day. `phases` have first and last as ISO days, or None."""
+def schedule(
+    phases: Sequence[Mapping[str, Any]], milestones: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Bars, marks and ticks as fractions 0..1 of the time from the first day to the end of the
+    last; None without any day. `phases` have first and last as ISO days, or None."""
     bars = [_span(phase) for phase in phases]
-    days = [day for span in bars if span for day in span] + [date.fromisoformat(each["date"]) for each in milestones]
+    days = [day for span in bars if span for day in span] + [
+        date.fromisoformat(each["date"]) for each in milestones
+    ]
     if not days:
         return None
     begin, length = min(days), (max(days) - min(days)).days + 1
@@ -196,18 +246,28 @@ def schedule(phases: Sequence[Mapping[str, Any]], milestones: Sequence[Mapping[s
         return ((day - begin).days + further) / length
 
     return {
-        "first": _day(begin), "last": _day(max(days)),
+        "first": _day(begin),
+        "last": _day(max(days)),
         "ticks": [{"at": at(day), "label": label} for day, label in _ticks(begin, length)],
         "bars": [
-            {"name": _narrow(phase["name"]), "dates": phase["dates"], "from": at(span[0]), "to": at(span[1], 1)}
-            for phase, span in zip(phases, bars, strict=True) if span
+            {
+                "name": _narrow(phase["name"]),
+                "dates": phase["dates"],
+                "from": at(span[0]),
+                "to": at(span[1], 1),
+            }
+            for phase, span in zip(phases, bars, strict=True)
+            if span
         ],
         "milestones": [
-            {"date": _day(date.fromisoformat(each["date"])), "text": _narrow(each.get("text", "")),
-             "at": at(date.fromisoformat(each["date"])) + 0.5 / length}
+            {
+                "date": _day(date.fromisoformat(each["date"])),
+                "text": _narrow(each.get("text", "")),
+                "at": at(date.fromisoformat(each["date"])) + 0.5 / length,
+            }
             for each in milestones
         ],
-    }  # fmt: skip
+    }
 
 
 def _span(phase: Mapping[str, Any]) -> tuple[date, date] | None:
@@ -220,9 +280,15 @@ def _ticks(begin: date, length: int) -> list[tuple[date, str]]:
     if length <= _WEEKS_UP_TO:
         found = list(_mondays(begin, length))
     else:
-        found = [(day, label) for day, label in _months(begin, length) if day.month == 1 or length <= _MONTHS_UP_TO]
+        found = [
+            (day, label)
+            for day, label in _months(begin, length)
+            if day.month == 1 or length <= _MONTHS_UP_TO
+        ]
     shown = found[:: -(-len(found) // _MOST_TICKS)] if found else []
-    roomy = not shown or (len(shown) < _MOST_TICKS and (shown[0][0] - begin).days > length * _LABEL_SHARE)
+    roomy = not shown or (
+        len(shown) < _MOST_TICKS and (shown[0][0] - begin).days > length * _LABEL_SHARE
+    )
     if length > _WEEKS_UP_TO and roomy:  # the month or year that had begun before is named, too
         shown.insert(0, (begin, f"{begin:%b}" if length <= _MONTHS_UP_TO else f"{begin.year:04}"))
     return shown
@@ -235,7 +301,9 @@ def _mondays(begin: date, length: int) -> Iterator[tuple[date, str]]:
 
 
 def _months(begin: date, length: int) -> Iterator[tuple[date, str]]:
-    for number in range(begin.year * 12 + begin.month - (begin.day == 1), begin.year * 12 + length // 28 + 13):
+    for number in range(
+        begin.year * 12 + begin.month - (begin.day == 1), begin.year * 12 + length // 28 + 13
+    ):
         if number >= 12 * date.max.year:
             return
         day = date(number // 12, number % 12 + 1, 1)
@@ -247,7 +315,8 @@ def _months(begin: date, length: int) -> Iterator[tuple[date, str]]:
 
 
 def budget(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Groups by category with their sums, and the totals; amounts are texts. None without a line."""
+    """Groups by category with their sums, and the totals; amounts are texts. None without a
+    line."""
     if not lines:
         return None
     grouped = any("category" in line for line in lines)
@@ -261,7 +330,7 @@ def budget(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         ],
         "grouped": grouped,
         "totals": _sums(lines),
-    }  # fmt: skip
+    }
 
 
 def _amount(line: Mapping[str, Any]) -> Decimal:
@@ -270,10 +339,12 @@ def _amount(line: Mapping[str, Any]) -> Decimal:
 
 def _line(line: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "description": _narrow(line.get("description", "")), "quantity": _quantity(line), "currency": line["currency"],
+        "description": _narrow(line.get("description", "")),
+        "quantity": _quantity(line),
+        "currency": line["currency"],
         "price": figures.money(line["unit_price"], line["currency"], grouped=True),
         "amount": figures.money(_amount(line), line["currency"], grouped=True),
-    }  # fmt: skip
+    }
 
 
 def _sums(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -1,4 +1,5 @@
-"""The job that makes a document: pictures in, one PDF out, stored and opened before the row says READY."""
+"""The job that makes a document: pictures in, one PDF out, stored and opened before the row says
+READY."""
 
 import asyncio
 import hashlib
@@ -21,12 +22,16 @@ _MOST_WARNINGS = 100
 
 
 class DocumentMaker:
-    def __init__(self, db: Database, storage: Storage, pool: ImagingPool, fonts: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, db: Database, storage: Storage, pool: ImagingPool, fonts: Sequence[Path] = ()
+    ) -> None:
         self._fonts = fonts
         self._db = db
         self._storage = storage
         self._pool = pool
-        self._kind = attempts.Kind("documents", decide.STATES, "processing", "ready", documents.publish)
+        self._kind = attempts.Kind(
+            "documents", decide.STATES, "processing", "ready", documents.publish
+        )
 
     async def run(self, document_id: str) -> None:
         await attempts.run(self._db, self._kind, document_id, self._make)
@@ -55,12 +60,17 @@ class DocumentMaker:
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
-    async def _pictures(self, attempt: attempts.Attempt, directory: Path) -> tuple[dict[str, Path], list[str]]:
-        """A file, as large as print wants it, for each picture that is still there; a warning for each that isn't."""
+    async def _pictures(
+        self, attempt: attempts.Attempt, directory: Path
+    ) -> tuple[dict[str, Path], list[str]]:
+        """A file, as large as print wants it, for each picture that is still there; a warning for
+        each that isn't."""
         wanted = document_layout.picture_ids(attempt.row.content)
         async with self._db.transaction(attempt.row.owner) as m:
             rows = await m.all(
-                "SELECT * FROM assets WHERE id = ANY(%s::uuid[]) AND state = 'ready' AND deleted_at IS NULL", (wanted,)
+                "SELECT * FROM assets WHERE id = ANY(%s::uuid[]) AND state = 'ready' AND deleted_at"
+                " IS NULL",
+                (wanted,),
             )
         known = {str(row.id): row for row in rows}
         side = decide.page_side(len(known), decide.amount_of_text(attempt.row.content))
@@ -82,20 +92,30 @@ class DocumentMaker:
         source = directory / f"{asset.id}.source"
         await self._storage.fetch(asset.storage_key, source)
         # A logo may be cut out, which JPEG can't be.
-        form = "png" if asset.mime_type in ("image/png", "image/webp") and asset.kind == "logo" else "jpeg"
+        form = (
+            "png"
+            if asset.mime_type in ("image/png", "image/webp") and asset.kind == "logo"
+            else "jpeg"
+        )
         preset = Preset(str(asset.id), side, side, form, quality=_JPEG_QUALITY)  # type: ignore[arg-type]
         [picture] = await self._pool.run(imaging.make_variants, source, [preset], directory)
         source.unlink()
         return picture.path
 
-    async def _store(self, attempt: attempts.Attempt, pdf: Path, warnings: list[str]) -> attempts.Outcome:
-        """The key holds the attempt, so that two tries never write the same object. What was stored is fetched again
-        and opened: only then does the row show it."""
+    async def _store(
+        self, attempt: attempts.Attempt, pdf: Path, warnings: list[str]
+    ) -> attempts.Outcome:
+        """The key holds the attempt, so that two tries never write the same object. What was stored
+        is fetched again and opened: only then does the row show it."""
         row = attempt.row
         key = rules.object_key(
-            row.owner, {"session_id": row.session_id}, str(row.id), f"{attempt.token}.pdf", folder="artifacts",
+            row.owner,
+            {"session_id": row.session_id},
+            str(row.id),
+            f"{attempt.token}.pdf",
+            folder="artifacts",
             public=False,
-        )  # fmt: skip
+        )
         sha256 = hashlib.sha256(pdf.read_bytes()).hexdigest()
         stored = pdf.with_name("stored.pdf")
         try:
@@ -103,7 +123,9 @@ class DocumentMaker:
             await self._storage.fetch(key, stored)
             facts = await self._pool.run(imaging.inspect, stored, rules.PDF, Limits())
             if hashlib.sha256(stored.read_bytes()).hexdigest() != sha256:
-                raise attempts.JobFailed("STORAGE", "what was stored isn't what was made", final=False)
+                raise attempts.JobFailed(
+                    "STORAGE", "what was stored isn't what was made", final=False
+                )
         except BaseException:  # also when cancelled, because another try has the row
             await asyncio.shield(self._storage.delete([key]))
             raise
@@ -112,7 +134,10 @@ class DocumentMaker:
             await self._storage.delete([key])
 
         columns = {
-            "storage_key": key, "size_bytes": facts.size, "sha256": sha256, "page_count": facts.pages,
+            "storage_key": key,
+            "size_bytes": facts.size,
+            "sha256": sha256,
+            "page_count": facts.pages,
             "warnings": warnings,
-        }  # fmt: skip
+        }
         return attempts.Outcome(columns, output_bytes=facts.size, undo=remove_stored)

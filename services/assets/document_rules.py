@@ -22,8 +22,9 @@ _MOST_ITEMS = 2000
 MOST_TEXT = 300_000
 _LINE_BREAK = 20  # characters that take as much memory
 MOST_PICTURES = 40
-# A picture over the full width is 170 mm: 2,000 pixels are 300 a inch. All are in memory at once, decoded, beside the
-# text, so that many get fewer: forty get 1,100, which is 300 a inch for three in a row, and 550 beside the most text.
+# A picture over the full width is 170 mm: 2,000 pixels are 300 a inch. All are in memory at once,
+# decoded, beside the text, so that many get fewer: forty get 1,100, which is 300 a inch for three
+# in a row, and 550 beside the most text.
 _PAGE_SIDE = 2000
 _PAGE_PIXELS = 48_000_000
 _PIXELS_OF_CHARACTER = 120  # that there may be fewer
@@ -38,23 +39,34 @@ def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, 
     if kind == "checklist":
         items = sum(len(section.get("items", ())) for section in body["sections"])
         if items > _MOST_ITEMS:
-            yield "checklist.sections", f"may have at most {_MOST_ITEMS} items in all; these have {items}"
+            yield (
+                "checklist.sections",
+                f"may have at most {_MOST_ITEMS} items in all; these have {items}",
+            )
         return
     tasks = sum(len(phase.get("tasks", ())) for phase in body.get("phases", ()))
     if tasks > _MOST_ITEMS:
-        yield "renovation_plan.phases", f"may have at most {_MOST_ITEMS} tasks in all; these have {tasks}"
+        yield (
+            "renovation_plan.phases",
+            f"may have at most {_MOST_ITEMS} tasks in all; these have {tasks}",
+        )
     yield from _phase_problems(body.get("phases", ()))
     for index, milestone in enumerate(body.get("milestones", ())):
         if day_of(milestone["date"]) is None:
             yield f"renovation_plan.milestones[{index}].date", _no_day(milestone["date"])
     pictures = sum(len(room.get("picture_asset_ids", ())) for room in body.get("rooms", ()))
     if pictures > MOST_PICTURES:
-        yield "renovation_plan.rooms", f"may have at most {MOST_PICTURES} pictures in all; these have {pictures}"
+        yield (
+            "renovation_plan.rooms",
+            f"may have at most {MOST_PICTURES} pictures in all; these have {pictures}",
+        )
 
 
 def amount_of_text(content: Mapping[str, Any]) -> int:
     """What the texts take in memory when they are set, in characters."""
-    return sum(len(text) + _LINE_BREAK * max(0, len(text.splitlines()) - 1) for text in _texts(content))
+    return sum(
+        len(text) + _LINE_BREAK * max(0, len(text.splitlines()) - 1) for text in _texts(content)
+    )
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -92,7 +104,8 @@ def _no_day(text: str) -> str:
 
 
 def page_side(pictures: int, text: int) -> int:
-    """The longer side, in pixels, of each of so many pictures in one document with so much text (`amount_of_text`)."""
+    """The longer side, in pixels, of each of so many pictures in one document with so much text
+    (`amount_of_text`)."""
     pixels = _PAGE_PIXELS - _PIXELS_OF_CHARACTER * min(text, MOST_TEXT)
     return min(_PAGE_SIDE, int(math.sqrt(pixels / max(pictures, 1))))
 

@@ -1,4 +1,5 @@
-"""Objects to be removed: noted in the transaction that takes their rows away, removed after it, then forgotten."""
+"""Objects to be removed: noted in the transaction that takes their rows away, removed after it,
+then forgotten."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,27 +10,33 @@ from shared.storage import Storage
 
 BATCH = 1000  # keys that a store deletes in one request
 _DOOM = """
-    INSERT INTO doomed_objects (owner, storage_key) SELECT %(owner)s, key FROM unnest(%(keys)s::text[]) AS key
+    INSERT INTO doomed_objects (owner, storage_key) SELECT %(owner)s, key
+        FROM unnest(%(keys)s::text[]) AS key
 """
 # What was sent to an upload's URL goes, too, once nothing more can be sent there.
 # Parts go at once: once an upload in parts is given up, its URLs lead nowhere.
 # In the order of keys: an asset's objects are removed together, and their folders with them.
 _DOOM_ASSETS = """
     INSERT INTO doomed_objects (owner, storage_key, multipart, due_at)
-    SELECT owner, storage_key, '', now() FROM assets WHERE id = ANY(%(ids)s) AND owner = %(owner)s AND storage_key <> ''
+    SELECT owner, storage_key, '', now() FROM assets WHERE id = ANY(%(ids)s) AND owner
+        = %(owner)s AND storage_key <> ''
     UNION ALL
     SELECT owner, storage_key, '', now() FROM variants
     WHERE asset_id = ANY(%(ids)s) AND owner = %(owner)s AND storage_key <> ''
     UNION ALL
-    SELECT u.owner, u.upload_key, '', greatest(now(), u.expires_at) FROM uploads u JOIN assets a ON a.id = u.asset_id
-    WHERE u.asset_id = ANY(%(ids)s) AND u.owner = %(owner)s AND (a.state = 'pending' OR u.expires_at > now())
+    SELECT u.owner, u.upload_key, '', greatest(now(), u.expires_at) FROM uploads u JOIN assets a
+        ON a.id = u.asset_id
+    WHERE u.asset_id = ANY(%(ids)s) AND u.owner = %(owner)s AND (a.state = 'pending'
+        OR u.expires_at > now())
     UNION ALL
-    SELECT r.owner, r.upload_key, r.multipart, now() FROM resumable_uploads r JOIN assets a ON a.id = r.asset_id
+    SELECT r.owner, r.upload_key, r.multipart, now() FROM resumable_uploads r JOIN assets a
+        ON a.id = r.asset_id
     WHERE r.asset_id = ANY(%(ids)s) AND r.owner = %(owner)s AND a.state = 'pending'
     ORDER BY 2
 """
 _DUE = (
-    "SELECT seq, storage_key, multipart FROM doomed_objects WHERE due_at <= now() ORDER BY due_at, seq LIMIT %(limit)s"
+    "SELECT seq, storage_key, multipart FROM doomed_objects WHERE due_at <= now() ORDER BY due_at,"
+    " seq LIMIT %(limit)s"
 )
 
 
@@ -53,7 +60,8 @@ async def remove(storage: Storage, rows: Sequence[Any]) -> None:
 
 
 async def remove_due(db: Database, storage: Storage) -> int:
-    """Removes a batch of objects, bytes first: a crash in between removes what is gone already. A worker's.
+    """Removes a batch of objects, bytes first: a crash in between removes what is gone already. A
+    worker's.
 
     Returns how many there were.
     """
@@ -61,5 +69,7 @@ async def remove_due(db: Database, storage: Storage) -> int:
     if rows:
         await remove(storage, rows)
         async with db.transaction("") as m:
-            await m.run("DELETE FROM doomed_objects WHERE seq = ANY(%s)", ([row.seq for row in rows],))
+            await m.run(
+                "DELETE FROM doomed_objects WHERE seq = ANY(%s)", ([row.seq for row in rows],)
+            )
     return len(rows)

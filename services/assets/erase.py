@@ -1,5 +1,7 @@
-"""Erasing and exporting an owner. The tombstone comes first: from then on the schema refuses new rows of the owner.
-Then a run takes away rows and bytes of every table that has owners, so that a table of tomorrow isn't forgotten."""
+"""Erasing and exporting an owner. The tombstone comes first: from then on the schema refuses new
+rows of the owner. Then a run takes away rows and bytes of every table that has owners, so that a
+table of tomorrow isn't forgotten.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -22,11 +24,13 @@ from shared.storage import Storage
 _CHUNK = 500
 _ROWS = 2000
 _TOMBSTONE = "INSERT INTO erased_owners (owner) VALUES (%(owner)s) ON CONFLICT DO NOTHING"
-# Whoever adds a row of the owner holds this shared until its commit: see refuse_erased_owner in tables.sql.
+# Whoever adds a row of the owner holds this shared until its commit: see refuse_erased_owner in
+# tables.sql.
 _ALONE = "SELECT pg_advisory_xact_lock(hashtextextended(%(owner)s, 11))"
 _RUN = "SELECT * FROM storage_runs WHERE owner = %(owner)s AND action = 'erase'"
 _ASSETS = "SELECT id FROM assets WHERE owner = %(owner)s ORDER BY id LIMIT %(limit)s"
-# The tombstone, what is still to be removed from the store, and what is still to be taken off the sums of all owners.
+# The tombstone, what is still to be removed from the store, and what is still to be taken off the
+# sums of all owners.
 _KEPT = ("erased_owners", "doomed_objects", "storage_deltas")
 # Of these tables all rows but this run's: its try, and the run itself, which is the receipt.
 _BUT = {"attempts": " AND job_id <> %(run)s", "storage_runs": " AND id <> %(run)s"}
@@ -63,7 +67,9 @@ class Eraser:
 
     async def erase(self, walk: Walk) -> None:
         owner = walk.row.owner
-        while ids := [row.id for row in await self.db.rows(_ASSETS, {"owner": owner, "limit": _CHUNK})]:
+        while ids := [
+            row.id for row in await self.db.rows(_ASSETS, {"owner": owner, "limit": _CHUNK})
+        ]:
             async with walk.step(owner) as (m, report):
                 _results, freed = await self.trash.purge(m, ids, force=True)
                 report.count("assets").found += len(ids)
@@ -101,8 +107,8 @@ class Eraser:
 
     async def _empty(self, walk: Walk, table: str) -> None:
         statement: Any = (
-            f"DELETE FROM {table} WHERE ctid = ANY (ARRAY("
-            f"SELECT ctid FROM {table} WHERE owner = %(owner)s{_BUT.get(table, '')} LIMIT %(limit)s)) RETURNING 1 AS n"
+            f"DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE owner ="
+            f" %(owner)s{_BUT.get(table, '')} LIMIT %(limit)s)) RETURNING 1 AS n"
         )
         owned = {"owner": walk.row.owner, "limit": _ROWS, "run": walk.row.id}
         while True:
@@ -115,11 +121,17 @@ class Eraser:
                 return
 
     async def _bytes(self, walk: Walk) -> None:
-        """What lies below the owner's prefix goes whether a row named it or not; what was public, by its name."""
+        """What lies below the owner's prefix goes whether a row named it or not; what was public,
+        by its name."""
         owner = walk.row.owner
-        doomed = "SELECT seq, storage_key, multipart FROM doomed_objects WHERE owner = %(owner)s AND seq > %(after)s"
+        doomed = (
+            "SELECT seq, storage_key, multipart FROM doomed_objects WHERE owner = %(owner)s AND seq"
+            " > %(after)s"
+        )
         after = 0
-        while rows := await self.db.rows(f"{doomed} ORDER BY seq LIMIT {BATCH}", {"owner": owner, "after": after}):
+        while rows := await self.db.rows(
+            f"{doomed} ORDER BY seq LIMIT {BATCH}", {"owner": owner, "after": after}
+        ):
             await remove(self.storage, rows)
             after = rows[-1].seq
         batch: list[str] = []
@@ -131,7 +143,10 @@ class Eraser:
         await self._remove(walk, batch)
         # What is due only later, when upload URLs have expired, is removed again then.
         async with walk.step(owner) as (m, _report):
-            await m.run("DELETE FROM doomed_objects WHERE owner = %(owner)s AND due_at <= now()", {"owner": owner})
+            await m.run(
+                "DELETE FROM doomed_objects WHERE owner = %(owner)s AND due_at <= now()",
+                {"owner": owner},
+            )
 
     async def _remove(self, walk: Walk, keys: Sequence[str]) -> None:
         await self.storage.delete(keys)
@@ -142,20 +157,29 @@ class Eraser:
 
 
 _LEFT = (
-    ("tombstone", "the owner's name, so that nothing new is kept for it and a restored backup is erased again"),
+    (
+        "tombstone",
+        (
+            "the owner's name, so that nothing new is kept for it and a restored backup is erased"
+            " again"
+        ),
+    ),
     ("receipt", "this report: counts, and nothing of what was erased"),
 )
 
 
 async def export(db: Database, urls: assets.Urls) -> AsyncIterator[pb.ExportOwnerResponse]:
-    """Every record of the current owner. Pages in the order of keys: no transaction is open while the caller reads."""
+    """Every record of the current owner. Pages in the order of keys: no transaction is open while
+    the caller reads."""
     for table in await db.rows(_TABLES):
         if table.name in _COPIES or table.name == "doomed_objects":
             continue
         async for row in _walk(db, table.name, table.keys):
             if table.name == "assets":
                 asset = assets.to_proto(row, urls)
-                if row.deleted_at and row.storage_key and not row.bytes_gone_at:  # hidden, but theirs
+                if (
+                    row.deleted_at and row.storage_key and not row.bytes_gone_at
+                ):  # hidden, but theirs
                     asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
                 yield pb.ExportOwnerResponse(asset=asset)
             elif table.name == "variants":
@@ -167,12 +191,21 @@ async def export(db: Database, urls: assets.Urls) -> AsyncIterator[pb.ExportOwne
 
 
 async def _walk(db: Database, table: str, keys: Sequence[str]) -> AsyncIterator[Any]:
-    columns = "*" if table in ("assets", "variants") else f"{', '.join(keys)}, to_jsonb(t) - '{_CREDENTIALS}' AS shown"
+    columns = (
+        "*"
+        if table in ("assets", "variants")
+        else f"{', '.join(keys)}, to_jsonb(t) - '{_CREDENTIALS}' AS shown"
+    )
     after: dict[str, Any] = {}
     while True:
-        beyond = f"AND ({', '.join(keys)}) > ({', '.join(f'%({key})s' for key in keys)})" if after else ""
+        beyond = (
+            f"AND ({', '.join(keys)}) > ({', '.join(f'%({key})s' for key in keys)})"
+            if after
+            else ""
+        )
         statement: Any = (
-            f"SELECT {columns} FROM {table} t WHERE owner = %(of)s {beyond} ORDER BY {', '.join(keys)} LIMIT {_CHUNK}"
+            f"SELECT {columns} FROM {table} t WHERE owner = %(of)s {beyond} ORDER BY"
+            f" {', '.join(keys)} LIMIT {_CHUNK}"
         )
         rows = await db.rows(statement, {"of": auth.current().owner, **after})
         for row in rows:

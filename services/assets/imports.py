@@ -1,4 +1,5 @@
-"""Imports: the server fetches a file from a URL, under the guard of shared/outbound, and verifies it as any upload."""
+"""Imports: the server fetches a file from a URL, under the guard of shared/outbound, and verifies
+it as any upload."""
 
 import asyncio
 import tempfile
@@ -12,7 +13,15 @@ from atelier.assets.v1 import import_pb2 as pb
 from atelier.assets.v1 import import_pb2_grpc
 
 from services.assets import assets, declarations, duplicates, rules
-from services.assets.verifying import HASH_DIFFERS, Refused, Verified, Verifier, key_of, reject, size_differs
+from services.assets.verifying import (
+    HASH_DIFFERS,
+    Refused,
+    Verified,
+    Verifier,
+    key_of,
+    reject,
+    size_differs,
+)
 from services.assets.visibility import belongs
 from shared import attempts, auth, errors, jobs, names, waiting
 from shared.attempts import JobFailed
@@ -27,7 +36,9 @@ TASK = "import_asset"
 QUEUE = "imports"
 _FETCH_SECONDS = 60.0
 _SETTLED = ("ready", "rejected")
-_PASSING = frozenset({0, 408, 425, 429})  # statuses after which asking again may help, as after 5xx; 0: no answer came
+_PASSING = frozenset(
+    {0, 408, 425, 429}
+)  # statuses after which asking again may help, as after 5xx; 0: no answer came
 _INSERT = """
     INSERT INTO imports (id, owner, asset_id, url, declared_sha256)
     VALUES (%(id)s, %(owner)s, %(asset_id)s, %(url)s, %(sha256)s)
@@ -36,9 +47,14 @@ _INSERT = """
 
 class ImportService(import_pb2_grpc.ImportServiceServicer):
     def __init__(
-        self, db: Database, stream: EventStream, queue: jobs.JobQueue, outbound: Outbound, verifier: Verifier,
+        self,
+        db: Database,
+        stream: EventStream,
+        queue: jobs.JobQueue,
+        outbound: Outbound,
+        verifier: Verifier,
         urls: assets.Urls,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._db = db
         self._stream = stream
         self._queue = queue
@@ -46,7 +62,9 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         self._verifier = verifier
         self._urls = urls
 
-    async def ImportAsset(self, request: pb.ImportAssetRequest, context: Any) -> pb.ImportAssetResponse:
+    async def ImportAsset(
+        self, request: pb.ImportAssetRequest, context: Any
+    ) -> pb.ImportAssetResponse:
         response = await self._db.stored_answer(request, pb.ImportAssetResponse)
         if response is None:
             response = await self._begin(request)
@@ -58,7 +76,9 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         def settled(asset: Any) -> bool:
             return asset.state in _SETTLED
 
-        asset = await (waiting.until_told(self._stream, request, read, settled) if request.wait else read())
+        asset = await (
+            waiting.until_told(self._stream, request, read, settled) if request.wait else read()
+        )
         urls = self._urls if request.include_urls else None
         others = await duplicates.others(self._db, asset) if asset.state == "ready" else []
         return pb.ImportAssetResponse(asset=assets.to_proto(asset, urls), duplicates=others)
@@ -73,7 +93,13 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         async def work(m: Mutation) -> pb.ImportAssetResponse:
             asset = await declarations.announce(m, self._verifier.quotas, new_id(), columns)
             job = new_id()
-            values = {"id": job, "owner": m.owner, "asset_id": asset.id, "url": request.url, "sha256": request.sha256}
+            values = {
+                "id": job,
+                "owner": m.owner,
+                "asset_id": asset.id,
+                "url": request.url,
+                "sha256": request.sha256,
+            }
             await m.run(_INSERT, values)
             await self._queue.enqueue(m, TASK, QUEUE, job, priority=jobs.FRESH_APART)
             return pb.ImportAssetResponse(asset=asset)
@@ -84,7 +110,9 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
 class Importer:
     """The job: fetch to a local file, verify that, store it, then let the asset show it."""
 
-    def __init__(self, db: Database, storage: Storage, outbound: Outbound, verifier: Verifier) -> None:
+    def __init__(
+        self, db: Database, storage: Storage, outbound: Outbound, verifier: Verifier
+    ) -> None:
         self._db = db
         self._storage = storage
         self._outbound = outbound
@@ -120,18 +148,26 @@ class Importer:
                 raise JobFailed("MOVED", "the asset's visibility changed meanwhile", final=False)
             try:
                 await self._verifier.accept(m, now, found)
-            except DomainError as refusal:  # how many bytes there are is known only now: they may not fit
+            except (
+                DomainError
+            ) as refusal:  # how many bytes there are is known only now: they may not fit
                 reason = Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
                 raise JobFailed(reason, refusal.text) from None
 
         async def remove() -> None:
             await self._storage.delete([found.key])
 
-        return attempts.Outcome({"url": _bare(job.url)}, output_bytes=found.size, also=show, undo=remove)
+        return attempts.Outcome(
+            {"url": _bare(job.url)}, output_bytes=found.size, also=show, undo=remove
+        )
 
     async def _fetch(self, asset: Any, url: str, path: Path) -> Fetched:
         limits = self._verifier.limits
-        most = max(limits.image_bytes, limits.pdf_bytes) if asset.kind in rules.PDF_KINDS else limits.image_bytes
+        most = (
+            max(limits.image_bytes, limits.pdf_bytes)
+            if asset.kind in rules.PDF_KINDS
+            else limits.image_bytes
+        )
         try:
             return await self._outbound.fetch(url, path, max_bytes=most, timeout=_FETCH_SECONDS)
         except OutboundRefused as refusal:
@@ -141,21 +177,31 @@ class Importer:
                 raise JobFailed("TOO_MANY_BYTES", f"{failure}; make the file smaller") from None
             passing = failure.status >= 500 or failure.status in _PASSING
             final = failure.error_class == "TLS" or not passing
-            raise JobFailed("FETCH_FAILED", f"{failure}; correct the URL, or import again later", final=final) from None
+            raise JobFailed(
+                "FETCH_FAILED", f"{failure}; correct the URL, or import again later", final=final
+            ) from None
 
-    async def _verify(self, asset: Any, declared_sha256: str, path: Path, fetched: Fetched) -> Verified | Refused:
+    async def _verify(
+        self, asset: Any, declared_sha256: str, path: Path, fetched: Fetched
+    ) -> Verified | Refused:
         if fetched.size == 0:
             return size_differs(0, 0)
         if declared_sha256 not in ("", fetched.sha256):
             return HASH_DIFFERS
-        found = await self._verifier.contents(path, "", key_of(asset, fetched.sha256), fetched.size, fetched.sha256)
-        if isinstance(found, Verified) and (problem := rules.type_problem(asset.kind, found.facts.mime_type)):
+        found = await self._verifier.contents(
+            path, "", key_of(asset, fetched.sha256), fetched.size, fetched.sha256
+        )
+        if isinstance(found, Verified) and (
+            problem := rules.type_problem(asset.kind, found.facts.mime_type)
+        ):
             return Refused("TYPE_NOT_ALLOWED", problem)
         return found
 
     async def _store(self, found: Verified, path: Path) -> None:
         try:
-            await self._storage.put(found.key, path, content_type=found.facts.mime_type, sha256=found.sha256)
+            await self._storage.put(
+                found.key, path, content_type=found.facts.mime_type, sha256=found.sha256
+            )
         except StorageError:
             raise
         except BaseException:  # cancelled: another try has the row, or the worker stops

@@ -1,5 +1,6 @@
-"""What a worker of assets does by itself: removing doomed objects, and starting a cleanup or a reconciler run when one
-is due. Any number of workers may run it; an advisory lock of the session lets one work."""
+"""What a worker of assets does by itself: removing doomed objects, and starting a cleanup or a
+reconciler run when one is due. Any number of workers may run it; an advisory lock of the session
+lets one work."""
 
 import asyncio
 from typing import Any
@@ -38,10 +39,12 @@ class Keeper:
         while wanted():
             try:
                 async with await self._db.connect() as conn:
-                    # A frozen process must not keep the lock: the server ends sessions that have fallen silent.
+                    # A frozen process must not keep the lock: the server ends sessions that have
+                    # fallen silent.
                     await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
                     lock = await conn.execute(
-                        "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 12)) AS held"
+                        "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 12)) AS"
+                        " held"
                     )
                     if (await lock.fetchone()).held:  # type: ignore[union-attr]
                         await self._keep(conn)
@@ -53,7 +56,9 @@ class Keeper:
         loop = asyncio.get_running_loop()
         wait = min([_LONGEST_WAIT_SECONDS, *self._seconds.values()])
         look_at = loop.time() + wait
-        while wanted():  # a cancellation that meets the end of a statement may be lost, and is seen only here
+        while (
+            wanted()
+        ):  # a cancellation that meets the end of a statement may be lost, and is seen only here
             await conn.execute("SELECT 1")  # the session, and with it the lock, is still ours
             while await remove_due(self._db, self._storage) == BATCH:
                 await conn.execute("SELECT 1")

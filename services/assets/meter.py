@@ -1,4 +1,5 @@
-"""What is sent to readers, noted in memory and written every second: reading must not wait for a counter."""
+"""What is sent to readers, noted in memory and written every second: reading must not wait for a
+counter."""
 
 import asyncio
 from collections import defaultdict
@@ -22,8 +23,8 @@ _log = structlog.get_logger("meter")
 
 
 class Meter:
-    """Counts reads by owner of what is read, session, and how they are known. A process that is killed loses the last
-    second; one that stops writes everything."""
+    """Counts reads by owner of what is read, session, and how they are known. A process that is
+    killed loses the last second; one that stops writes everything."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -31,7 +32,9 @@ class Meter:
         self._stopping = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
 
-    async def counted(self, owner: str, session_id: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def counted(
+        self, owner: str, session_id: str, chunks: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
         """The chunks, which a call sends itself, counted as far as they are taken."""
         sent = 0
         try:
@@ -69,10 +72,12 @@ class Meter:
         if not noted:
             return
         columns = {
-            "owners": [owner for owner, _, _ in noted], "sessions": [session for _, session, _ in noted],
-            "states": [state for _, _, state in noted], "numbers": [number for number, _ in noted.values()],
+            "owners": [owner for owner, _, _ in noted],
+            "sessions": [session for _, session, _ in noted],
+            "states": [state for _, _, state in noted],
+            "numbers": [number for number, _ in noted.values()],
             "bytes": [size for _, size in noted.values()],
-        }  # fmt: skip
+        }
         try:
             async with self._db.transaction("") as m:
                 await m.run("SELECT set_config('app.operator', 'on', true)")

@@ -1,8 +1,9 @@
 """Quotas: held by every upload, set by operators.
 
-Concurrent uploads of an owner must not wait for each other, nor go over the limit together. Far from it they hold its
-lock shared: whatever is on its way then can't reach the limit, because each upload is bounded in size and there are
-only so many connections. Near it they hold the lock exclusively, one after the other.
+Concurrent uploads of an owner must not wait for each other, nor go over the limit together. Far
+from it they hold its lock shared: whatever is on its way then can't reach the limit, because each
+upload is bounded in size and there are only so many connections. Near it they hold the lock
+exclusively, one after the other.
 """
 
 from collections.abc import Mapping
@@ -29,17 +30,26 @@ SET = "EXISTS (SELECT FROM quotas q WHERE q.owner IN (%(owner)s, 'deployment'))"
 _SET = """
     INSERT INTO quotas (id, owner, stored_bytes, assets, monthly_bandwidth_bytes, updated_by)
     VALUES (%(id)s, %(owner)s, %(stored_bytes)s, %(assets)s, %(monthly_bandwidth_bytes)s, %(actor)s)
-    ON CONFLICT (owner) DO UPDATE SET stored_bytes = excluded.stored_bytes, assets = excluded.assets,
-        monthly_bandwidth_bytes = excluded.monthly_bandwidth_bytes, updated_by = excluded.updated_by, updated_at = now()
+    ON CONFLICT (owner) DO UPDATE SET stored_bytes = excluded.stored_bytes, assets
+        = excluded.assets,
+        monthly_bandwidth_bytes = excluded.monthly_bandwidth_bytes, updated_by
+            = excluded.updated_by, updated_at = now()
     RETURNING *
 """
 _OF = """
-    SELECT owner, stored_bytes, assets, monthly_bandwidth_bytes, current_setting('max_connections')::int AS connections
+    SELECT owner, stored_bytes, assets, monthly_bandwidth_bytes,
+        current_setting('max_connections')::int AS connections
     FROM (VALUES (%(owner)s), ('deployment')) AS wanted (owner) LEFT JOIN quotas USING (owner)
 """
 _ADVICE = {
-    "stored_bytes": "delete and purge assets that aren't needed (what is in the trash counts until it is purged)",
-    "assets": "delete and purge assets that aren't needed (what is in the trash counts until it is purged)",
+    "stored_bytes": (
+        "delete and purge assets that aren't needed (what is in the trash counts until it is"
+        " purged)"
+    ),
+    "assets": (
+        "delete and purge assets that aren't needed (what is in the trash counts until it is"
+        " purged)"
+    ),
     "monthly_bandwidth_bytes": "wait for the next calendar month (UTC)",
 }
 
@@ -60,9 +70,13 @@ class Quotas:
         self._largest = max(settings.max_image_bytes, settings.max_pdf_bytes)
 
     async def announce(self, m: Mutation, size: int, *, set_for_it: bool) -> None:
-        """Makes sure that the asset of `size` bytes that this transaction has just added fits, until the commit. Raises
-        QUOTA_EXCEEDED. `set_for_it`: what SET gave; where nobody limits anything, there is nothing to ask."""
-        if not set_for_it and not any(default.limits_anything for default in self._defaults.values()):
+        """Makes sure that the asset of `size` bytes that this transaction has just added fits,
+        until the commit. Raises QUOTA_EXCEEDED. `set_for_it`: what SET gave; where nobody limits
+        anything, there is nothing to ask.
+        """
+        if not set_for_it and not any(
+            default.limits_anything for default in self._defaults.values()
+        ):
             return
         await storage_usage.operate(m)
         for owner, allowed, connections in await self._in_force(m):
@@ -70,7 +84,9 @@ class Quotas:
             roomy = not excess(allowed, held, size=self._largest, assets=1, slack=2 * connections)
             await _take_turn(m, owner, shared=roomy)
             held = await self._held(m, owner)
-            held = replace(held, stored_bytes=held.stored_bytes - size, assets=held.assets - 1)  # without itself
+            held = replace(
+                held, stored_bytes=held.stored_bytes - size, assets=held.assets - 1
+            )  # without itself
             if found := excess(allowed, held, size=size, assets=1):
                 raise _exceeded(owner, found)
             if roomy and excess(allowed, held, size=self._largest, assets=1, slack=connections):
@@ -79,7 +95,8 @@ class Quotas:
         await _end_operating(m)
 
     async def room(self, m: Mutation) -> None:
-        """Refuses work whose result could not be kept, because not one more asset fits. Raises QUOTA_EXCEEDED."""
+        """Refuses work whose result could not be kept, because not one more asset fits. Raises
+        QUOTA_EXCEEDED."""
         await storage_usage.operate(m)
         for owner, allowed, _ in await self._in_force(m):
             if found := excess(allowed, await self._held(m, owner), size=0, assets=1):
@@ -89,8 +106,9 @@ class Quotas:
     async def settle(self, m: Mutation, asset: Any, size: int) -> None:
         """Makes sure that a pending asset whose bytes came still fits. Raises QUOTA_EXCEEDED.
 
-        It was counted when it was announced, so that only a quota that was lowered since, or more bytes than were
-        declared, can refuse it: variants that were made meanwhile don't take the room that it was promised.
+        It was counted when it was announced, so that only a quota that was lowered since, or more
+        bytes than were declared, can refuse it: variants that were made meanwhile don't take the
+        room that it was promised.
         """
         await storage_usage.operate(m)
         for owner, allowed, _ in await self._in_force(m):
@@ -105,12 +123,14 @@ class Quotas:
         await _end_operating(m)
 
     async def in_force(self, m: Mutation, owner: str) -> tuple[Allowance, Held]:
-        """The limits of an owner or the deployment, and what is used of them. After `storage_usage.operate`."""
+        """The limits of an owner or the deployment, and what is used of them. After
+        `storage_usage.operate`."""
         rows = {row.owner: row for row in await m.all(_OF, {"owner": owner})}
         return self._allowed(rows[owner]), await self._held(m, owner)
 
     async def _in_force(self, m: Mutation) -> list[tuple[str, Allowance, int]]:
-        """Whose limits an upload of this transaction's owner is held against, where there are any."""
+        """Whose limits an upload of this transaction's owner is held against, where there are
+        any."""
         rows = await m.all(_OF, {"owner": m.owner})
         limits = [(row.owner, self._allowed(row), row.connections) for row in rows]
         return [limit for limit in limits if limit[1].limits_anything]
@@ -118,7 +138,9 @@ class Quotas:
     def _allowed(self, row: Any) -> Allowance:
         default = self._defaults[row.owner == storage_usage.DEPLOYMENT]
         chosen = {name: getattr(row, name) for name in LIMITS}
-        return Allowance(**{n: getattr(default, n) if value is None else value for n, value in chosen.items()})
+        return Allowance(
+            **{n: getattr(default, n) if value is None else value for n, value in chosen.items()}
+        )
 
     async def _held(self, m: Mutation, owner: str) -> Held:
         row = await storage_usage.held(m, owner)
@@ -126,7 +148,9 @@ class Quotas:
 
 
 async def _take_turn(m: Mutation, owner: str, *, shared: bool) -> None:
-    statement: Any = f"SELECT pg_advisory_xact_lock{'_shared' if shared else ''}(hashtextextended(%s, 3))"
+    statement: Any = (
+        f"SELECT pg_advisory_xact_lock{'_shared' if shared else ''}(hashtextextended(%s, 3))"
+    )
     await m.run(statement, ("\x1f".join(("quota", owner)),))
 
 
@@ -142,25 +166,32 @@ def _exceeded(owner: str, found: Excess) -> DomainError:
     else:
         figures = {"limit": str(found.limit), "used": str(found.used), "needed": str(found.needed)}
         text = (
-            f"your quota of {name} is {found.limit}; {found.used} are used and this needs {found.needed} more:"
-            f" {_ADVICE[found.quota]}, or ask the operator for more"
+            f"your quota of {name} is {found.limit}; {found.used} are used and this needs"
+            f" {found.needed} more: {_ADVICE[found.quota]}, or ask the operator for more"
         )
     violation = error_details_pb2.QuotaFailure.Violation(subject=owner, description=text)
     return DomainError(
-        Reason.ERROR_REASON_QUOTA_EXCEEDED, text, {"quota": found.quota, **figures},
+        Reason.ERROR_REASON_QUOTA_EXCEEDED,
+        text,
+        {"quota": found.quota, **figures},
         details=[error_details_pb2.QuotaFailure(violations=[violation])],
-    )  # fmt: skip
+    )
 
 
 def uses(allowed: Allowance, held: Held) -> list[pb.QuotaUse]:
-    return [pb.QuotaUse(kind=KINDS.number[n], limit=getattr(allowed, n), used=getattr(held, n)) for n in LIMITS]
+    return [
+        pb.QuotaUse(kind=KINDS.number[n], limit=getattr(allowed, n), used=getattr(held, n))
+        for n in LIMITS
+    ]
 
 
 def to_proto(row: Any) -> pb.Quota:
     quota = pb.Quota(
-        owner="" if row.owner == storage_usage.DEPLOYMENT else row.owner, updated_by=row.updated_by,
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-    )  # fmt: skip
+        owner="" if row.owner == storage_usage.DEPLOYMENT else row.owner,
+        updated_by=row.updated_by,
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
     for name in LIMITS:
         if (value := getattr(row, name)) is not None:
             setattr(quota, name, value)
@@ -173,11 +204,17 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         self._quotas = quotas
 
     async def SetQuota(self, request: pb.SetQuotaRequest, context: Any) -> pb.SetQuotaResponse:
-        limits = {name: getattr(request, name) if request.HasField(name) else None for name in LIMITS}
+        limits = {
+            name: getattr(request, name) if request.HasField(name) else None for name in LIMITS
+        }
 
         async def work(m: Mutation) -> pb.SetQuotaResponse:
             await storage_usage.operate(m)
-            whose = {"id": new_id(), "owner": request.owner or storage_usage.DEPLOYMENT, "actor": m.actor}
+            whose = {
+                "id": new_id(),
+                "owner": request.owner or storage_usage.DEPLOYMENT,
+                "actor": m.actor,
+            }
             return pb.SetQuotaResponse(quota=to_proto(await m.one(_SET, {**whose, **limits})))
 
         return await self._db.mutate(request, pb.SetQuotaResponse, work)
@@ -188,10 +225,16 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
             await storage_usage.operate(m)
             allowed, held = await self._quotas.in_force(m, owner)
             row = await m.one("SELECT * FROM quotas WHERE owner = %s", (owner,))
-        quota = to_proto(row) if row else pb.Quota(owner="" if owner == storage_usage.DEPLOYMENT else owner)
+        quota = (
+            to_proto(row)
+            if row
+            else pb.Quota(owner="" if owner == storage_usage.DEPLOYMENT else owner)
+        )
         return pb.GetQuotaResponse(quota=quota, uses=uses(allowed, held))
 
-    async def ListQuotas(self, request: pb.ListQuotasRequest, context: Any) -> pb.ListQuotasResponse:
+    async def ListQuotas(
+        self, request: pb.ListQuotasRequest, context: Any
+    ) -> pb.ListQuotasResponse:
         page = paging.page(request)
         statement: Any = f"SELECT * FROM quotas WHERE true{page.clause}"
         async with self._db.transaction("") as m:

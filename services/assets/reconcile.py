@@ -1,8 +1,10 @@
-"""Rows and stored bytes agree: what a crash, a restore or somebody at the bucket left is found and mended.
+"""Rows and stored bytes agree: what a crash, a restore or somebody at the bucket left is found and
+mended.
 
-The listing of the store and the keys that rows show are walked side by side, in the byte order of keys, a chunk at a
-time; the next run goes on where the last one ended. Only the prefixes of `assets` are looked at. Whoever has come to
-the last key recounts what is counted, once a day, before it begins at the first again.
+The listing of the store and the keys that rows show are walked side by side, in the byte order of
+keys, a chunk at a time; the next run goes on where the last one ended. Only the prefixes of
+`assets` are looked at. Whoever has come to the last key recounts what is counted, once a day,
+before it begins at the first again.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -30,15 +33,21 @@ CHUNK = 1000
 _METRICS_SECONDS = 15.0
 _RECOUNT_PAUSE = timedelta(days=1)
 _WHAT = (
-    "lost_originals", "lost_variants", "lost_documents", "restored_originals", "stray_objects", "drifted_figures",
+    "lost_originals",
+    "lost_variants",
+    "lost_documents",
+    "restored_originals",
+    "stray_objects",
+    "drifted_figures",
     "drifted_albums",
-)  # fmt: skip
+)
 _log = structlog.get_logger("reconcile")
 
 # Whatever shows objects under these prefixes stands in both statements.
 _ROWS = """
     SELECT * FROM (
-        (SELECT storage_key COLLATE "C" AS key, 'originals' AS what, owner, id, '' AS preset, size_bytes, bytes_gone_at
+        (SELECT storage_key COLLATE "C" AS key, 'originals' AS what, owner, id, '' AS preset,
+            size_bytes, bytes_gone_at
          FROM assets WHERE storage_key <> '' AND state = 'ready'
              AND storage_key COLLATE "C" > %(after)s AND storage_key COLLATE "C" <= %(until)s
          ORDER BY storage_key COLLATE "C" LIMIT %(limit)s)
@@ -57,17 +66,20 @@ _ROWS = """
 _UNKNOWN = """
     SELECT key FROM unnest(%(keys)s::text[]) AS key
     WHERE NOT EXISTS (SELECT FROM assets WHERE storage_key COLLATE "C" = key AND storage_key <> '')
-        AND NOT EXISTS (SELECT FROM variants WHERE storage_key COLLATE "C" = key AND storage_key <> '')
+        AND NOT EXISTS (SELECT FROM variants WHERE storage_key COLLATE "C" = key AND storage_key
+            <> '')
         AND NOT EXISTS (SELECT FROM uploads u JOIN assets a ON a.id = u.asset_id
                         WHERE u.upload_key COLLATE "C" = key AND a.state = 'pending')
         AND NOT EXISTS (SELECT FROM resumable_uploads r JOIN assets a ON a.id = r.asset_id
                         WHERE r.upload_key COLLATE "C" = key AND a.state = 'pending')
-        AND NOT EXISTS (SELECT FROM documents WHERE storage_key COLLATE "C" = key AND storage_key <> '')
+        AND NOT EXISTS (SELECT FROM documents WHERE storage_key COLLATE "C" = key AND storage_key
+            <> '')
         AND NOT EXISTS (SELECT FROM doomed_objects WHERE storage_key COLLATE "C" = key)
 """
 _LAST_CURSOR = """
     SELECT progress -> 'cursors' ->> 'key' AS key FROM storage_runs
-    WHERE owner = '' AND action = 'reconcile' AND state = 'done' AND NOT (arguments ->> 'dry_run')::boolean
+    WHERE owner = '' AND action = 'reconcile' AND state = 'done'
+        AND NOT (arguments ->> 'dry_run')::boolean
     ORDER BY created_at DESC, id DESC LIMIT 1
 """
 _RECOUNT_DUE = """
@@ -85,13 +97,18 @@ _UNMARK = """
     WHERE id = %(id)s AND storage_key = %(key)s AND bytes_gone_at IS NOT NULL RETURNING *
 """
 _GIVE_UP = """
-    UPDATE variants SET state = 'failed', storage_key = '', version = version + 1, updated_at = now(),
-        error_class = 'BYTES_GONE', error_message = 'its bytes are lost, and so are those of the original'
-    WHERE asset_id = %(id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
+    UPDATE variants SET state = 'failed', storage_key = '', version = version + 1, updated_at
+        = now(),
+        error_class = 'BYTES_GONE', error_message
+            = 'its bytes are lost, and so are those of the original'
+    WHERE asset_id = %(id)s AND preset = %(preset)s AND storage_key = %(key)s AND state
+        = 'ready' RETURNING *
 """
 _LOSE_DOCUMENT = """
-    UPDATE documents SET state = 'failed', storage_key = '', size_bytes = 0, version = version + 1, updated_at = now(),
-        error_class = 'BYTES_GONE', error_message = 'its bytes are lost; RegenerateDocument makes it again'
+    UPDATE documents SET state = 'failed', storage_key = '', size_bytes = 0, version = version + 1,
+        updated_at = now(),
+        error_class = 'BYTES_GONE', error_message
+            = 'its bytes are lost; RegenerateDocument makes it again'
     WHERE id = %(id)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
 """
 _STILL_SHOWN = """
@@ -100,16 +117,30 @@ _STILL_SHOWN = """
 """
 _LAST_RUN = """
     SELECT progress, updated_at FROM storage_runs
-    WHERE owner = '' AND action = 'reconcile' AND state = 'done' ORDER BY created_at DESC, id DESC LIMIT 1
+    WHERE owner = '' AND action = 'reconcile' AND state = 'done' ORDER BY created_at DESC,
+        id DESC LIMIT 1
 """
 
-FOUND = Gauge("atelier_reconciler_found", "Disagreements that the last run found", ["what"], registry=METRICS)
-MENDED = Gauge("atelier_reconciler_mended", "Disagreements that the last run mended", ["what"], registry=METRICS)
+FOUND = Gauge(
+    "atelier_reconciler_found", "Disagreements that the last run found", ["what"], registry=METRICS
+)
+MENDED = Gauge(
+    "atelier_reconciler_mended",
+    "Disagreements that the last run mended",
+    ["what"],
+    registry=METRICS,
+)
 for _what in _WHAT:  # there from the start, at 0
     FOUND.labels(_what)
     MENDED.labels(_what)
-LAST = Gauge("atelier_reconciler_last_run_timestamp_seconds", "When the last run ended", registry=METRICS)
-PAUSE = Gauge("atelier_reconciler_pause_seconds", "Between runs; 0: they run only when asked", registry=METRICS)
+LAST = Gauge(
+    "atelier_reconciler_last_run_timestamp_seconds", "When the last run ended", registry=METRICS
+)
+PAUSE = Gauge(
+    "atelier_reconciler_pause_seconds",
+    "Between runs; 0: they run only when asked",
+    registry=METRICS,
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +157,13 @@ class Reconciler:
     """The walk of RUN_ACTION_RECONCILE."""
 
     def __init__(
-        self, db: Database, storage: Storage, queue: jobs.JobQueue, *, max_items: int, grace: timedelta
+        self,
+        db: Database,
+        storage: Storage,
+        queue: jobs.JobQueue,
+        *,
+        max_items: int,
+        grace: timedelta,
     ) -> None:
         self._db = db
         self._storage = storage
@@ -153,7 +190,10 @@ class Reconciler:
                     return
                 part = await self._part(prefix, cursors["key"], min(CHUNK, left))
                 await self._compare(walk, part)
-                cursors |= {"key": part.until, "seen": cursors.get("seen", 0) + max(len(part.listed), len(part.rows))}
+                cursors |= {
+                    "key": part.until,
+                    "seen": cursors.get("seen", 0) + max(len(part.listed), len(part.rows)),
+                }
                 async with walk.step(""):
                     pass  # the place it came to
                 cursors = walk.report.cursors
@@ -164,7 +204,8 @@ class Reconciler:
         walk.report.cursors["key"] = ""
 
     async def _recount_is_due(self) -> bool:
-        """It looks at every owner, so that small deployments, whose keys are soon through, do it once a day."""
+        """It looks at every owner, so that small deployments, whose keys are soon through, do it
+        once a day."""
         [row] = await self._db.system_rows(_RECOUNT_DUE, {"pause": _RECOUNT_PAUSE})
         return bool(row.due)
 
@@ -195,7 +236,7 @@ class Reconciler:
             if dry:
                 walk.report.count(what).note([row.id])
             else:
-                await walk.each(what, [row], lambda rows, what=what: self._mend(walk, what, rows[0]))  # type: ignore[misc]
+                await walk.each(what, [row], partial(self._mend, walk, what))
         unknown = await self._db.system_rows(_UNKNOWN, {"keys": list(part.listed)})
         await self._remove(walk, [part.listed[row.key] for row in unknown], dry)
 
@@ -206,10 +247,13 @@ class Reconciler:
         except ObjectNotFound:
             return False
 
-    async def _mend(self, walk: Walk, what: str, row: Any) -> None:
-        """In the owner's transaction, if the row still shows that key."""
+    async def _mend(self, walk: Walk, what: str, rows: Sequence[Any]) -> None:
+        """In the owner's transaction, if the one row of `rows` still shows that key."""
+        (row,) = rows
         async with walk.step(row.owner) as (m, report):
-            mend = {"originals": _original, "variants": self._variant, "documents": _document}[row.what]
+            mend = {"originals": _original, "variants": self._variant, "documents": _document}[
+                row.what
+            ]
             if await mend(m, row):
                 report.count(what).note([row.id])
                 report.count(what).done += 1
@@ -265,7 +309,8 @@ def _end(prefix: str) -> str:
 
 
 async def show_metrics(db: Database, pause: timedelta) -> None:
-    """Keeps the gauges at what the last run reported. Servers have the metrics port, so that they show it."""
+    """Keeps the gauges at what the last run reported. Servers have the metrics port, so that they
+    show it."""
     PAUSE.set(pause.total_seconds())
     while wanted():
         try:

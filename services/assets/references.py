@@ -18,12 +18,14 @@ from shared.protos import timestamp
 
 _NAMED = 10  # holders that a refusal lists
 _HOLD = """
-    INSERT INTO asset_references (owner, asset_id, holder) SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s
+    INSERT INTO asset_references (owner, asset_id, holder) SELECT %(owner)s,
+        unnest(%(ids)s::uuid[]), %(holder)s
     ON CONFLICT DO NOTHING RETURNING asset_id
 """
 _HOLDERS = """
     SELECT asset_id, owner, holder FROM (
-        SELECT asset_id, owner, holder, row_number() OVER (PARTITION BY asset_id ORDER BY created_at, holder) AS n
+        SELECT asset_id, owner, holder, row_number() OVER (PARTITION BY asset_id
+            ORDER BY created_at, holder) AS n
         FROM asset_references WHERE asset_id = ANY(%(ids)s)) AS numbered
     WHERE n <= %(named)s ORDER BY asset_id, n
 """
@@ -59,7 +61,8 @@ def in_use(asset_id: UUID, held_by: Sequence[Any], owner: str) -> DomainError:
     return DomainError(Reason.ERROR_REASON_IN_USE, text, details=[failure])
 
 
-# What owners note about an asset, and what came with its file: too much for one answer, if a hundred have much of it.
+# What owners note about an asset, and what came with its file: too much for one answer, if a
+# hundred have much of it.
 _HEAVY = ("tags", "metadata", "provenance", "content_credentials")
 
 
@@ -80,8 +83,11 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
             for asset_id in ids:
                 if asset_id not in found:
                     raise errors.not_found("asset", asset_id)
-            new = await m.all(_HOLD, {"owner": m.owner, "ids": sorted(ids), "holder": request.holder})
-            # The foreign key has locked the assets against a delete: what is read now stays so until the commit.
+            new = await m.all(
+                _HOLD, {"owner": m.owner, "ids": sorted(ids), "holder": request.holder}
+            )
+            # The foreign key has locked the assets against a delete: what is read now stays so
+            # until the commit.
             held = {row.id: row for row in await m.all(assets.BATCH, {"ids": ids})}
             for asset_id in ids:
                 if asset_id not in held:
@@ -90,7 +96,9 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
                     raise errors.precondition(problem, subject=f"assets/{asset_id}")
             if request.conversion_id:
                 used = [held[row.asset_id] for row in new]
-                await self._usage.write(m, used, "use_in_conversion", conversion_id=request.conversion_id)
+                await self._usage.write(
+                    m, used, "use_in_conversion", conversion_id=request.conversion_id
+                )
             shown = [assets.for_caller(assets.to_proto(held[asset_id])) for asset_id in ids]
             paging.lighten(shown, _HEAVY, paging.ANSWER_BYTES)
             return pb.AcquireReferencesResponse(assets=shown)
@@ -107,26 +115,41 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
             gone = await m.all(
                 "DELETE FROM asset_references WHERE owner = %(owner)s AND holder = %(holder)s"
                 " AND (%(all)s OR asset_id = ANY(%(ids)s)) RETURNING asset_id",
-                {"owner": m.owner, "holder": request.holder, "all": not request.asset_ids,
-                 "ids": [UUID(text) for text in request.asset_ids]},
-            )  # fmt: skip
+                {
+                    "owner": m.owner,
+                    "holder": request.holder,
+                    "all": not request.asset_ids,
+                    "ids": [UUID(text) for text in request.asset_ids],
+                },
+            )
             return pb.ReleaseReferencesResponse(released=len(gone))
 
         return await self._db.mutate(request, pb.ReleaseReferencesResponse, work)
 
-    async def ListReferences(self, request: pb.ListReferencesRequest, context: Any) -> pb.ListReferencesResponse:
+    async def ListReferences(
+        self, request: pb.ListReferencesRequest, context: Any
+    ) -> pb.ListReferencesResponse:
         page = paging.page(request)
         asset_id, owner = parse_id(request.asset_id, "asset_id"), auth.current().owner
         mine = {"asset_id": asset_id, "owner": owner}
-        if await self._db.row("SELECT id FROM assets WHERE id = %(asset_id)s AND owner = %(owner)s", mine) is None:
+        if (
+            await self._db.row(
+                "SELECT id FROM assets WHERE id = %(asset_id)s AND owner = %(owner)s", mine
+            )
+            is None
+        ):
             raise errors.not_found("asset", asset_id)
         statement: Any = _LIST + page.clause
         rows = await self._db.rows(statement, mine | page.parameters)
-        references, token = page.fill(rows, (
-            pb.Reference(
-                holder=row.holder if row.owner == owner else "", yours=row.owner == owner,
-                create_time=timestamp(row.created_at),
-            )
-            for row in rows
-        ))  # fmt: skip
+        references, token = page.fill(
+            rows,
+            (
+                pb.Reference(
+                    holder=row.holder if row.owner == owner else "",
+                    yours=row.owner == owner,
+                    create_time=timestamp(row.created_at),
+                )
+                for row in rows
+            ),
+        )
         return pb.ListReferencesResponse(references=references, next_page_token=token)

@@ -1,4 +1,5 @@
-"""Renders beside what they were made from: comparisons by reference, and a picture of the two made by a job."""
+"""Renders beside what they were made from: comparisons by reference, and a picture of the two made
+by a job."""
 
 import asyncio
 import hashlib
@@ -39,16 +40,21 @@ _JPEG = "image/jpeg"
 _MAKER = "side-by-side"
 
 _INSERT = """
-    INSERT INTO comparisons (id, owner, created_by, before_asset_id, after_asset_id, note, session_id, room_id)
-    VALUES (%(id)s, %(owner)s, %(actor)s, %(before)s, %(after)s, %(note)s, %(session_id)s, %(room_id)s)
+    INSERT INTO comparisons (id, owner, created_by, before_asset_id, after_asset_id, note,
+        session_id, room_id)
+    VALUES (%(id)s, %(owner)s, %(actor)s, %(before)s, %(after)s, %(note)s, %(session_id)s,
+        %(room_id)s)
     RETURNING *
 """
 _GET = "SELECT * FROM comparisons WHERE id = %(id)s"
 _INSERT_PICTURE = """
-    INSERT INTO assets (id, owner, created_by, kind, state, public, free, file_name, storage_key, size_bytes, mime_type,
+    INSERT INTO assets (id, owner, created_by, kind, state, public, free, file_name, storage_key,
+        size_bytes, mime_type,
                         width, height, sha256, session_id, room_id, facts, provenance)
-    VALUES (%(id)s, %(owner)s, %(created_by)s, 'render', 'ready', false, true, %(file_name)s, %(key)s, %(size)s,
-            %(mime_type)s, %(width)s, %(height)s, %(sha256)s, %(session_id)s, %(room_id)s, %(facts)s, %(provenance)s)
+    VALUES (%(id)s, %(owner)s, %(created_by)s, 'render', 'ready', false, true, %(file_name)s,
+        %(key)s, %(size)s,
+            %(mime_type)s, %(width)s, %(height)s, %(sha256)s, %(session_id)s, %(room_id)s,
+                %(facts)s, %(provenance)s)
     RETURNING *
 """
 
@@ -57,14 +63,25 @@ def to_proto(row: Any, urls: Mapping[UUID, str] | None = None) -> pb.Comparison:
     """`urls`: by asset id, of those that are there."""
     found = urls or {}
     return pb.Comparison(
-        id=str(row.id), owner=row.owner, created_by=row.created_by, before_asset_id=str(row.before_asset_id),
-        after_asset_id=str(row.after_asset_id), note=row.note, session_id=row.session_id, room_id=row.room_id,
-        state=STATES.number[row.state], picture_asset_id=str(row.picture_asset_id or ""), error_class=row.error_class,
-        error_message=row.error_message, create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        before_asset_id=str(row.before_asset_id),
+        after_asset_id=str(row.after_asset_id),
+        note=row.note,
+        session_id=row.session_id,
+        room_id=row.room_id,
+        state=STATES.number[row.state],
+        picture_asset_id=str(row.picture_asset_id or ""),
+        error_class=row.error_class,
+        error_message=row.error_message,
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
         wait=wait_of(row),
-        before_url=found.get(row.before_asset_id), after_url=found.get(row.after_asset_id),
+        before_url=found.get(row.before_asset_id),
+        after_url=found.get(row.after_asset_id),
         picture_url=found.get(row.picture_asset_id),
-    )  # fmt: skip
+    )
 
 
 async def publish(m: Mutation, row: Any) -> None:
@@ -73,9 +90,14 @@ async def publish(m: Mutation, row: Any) -> None:
 
 class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
     def __init__(
-        self, db: Database, stream: events.EventStream, queue: jobs.JobQueue, urls: assets.Urls, trash: Trash,
+        self,
+        db: Database,
+        stream: events.EventStream,
+        queue: jobs.JobQueue,
+        urls: assets.Urls,
+        trash: Trash,
         quota: Quotas,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._db = db
         self._stream = stream
         self._queue = queue
@@ -83,21 +105,33 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
         self._trash = trash
         self._quotas = quota
 
-    async def CreateComparison(self, request: pb.CreateComparisonRequest, context: Any) -> pb.CreateComparisonResponse:
+    async def CreateComparison(
+        self, request: pb.CreateComparisonRequest, context: Any
+    ) -> pb.CreateComparisonResponse:
         before, after = UUID(request.before_asset_id), UUID(request.after_asset_id)
         if before == after:
             raise errors.invalid("after_asset_id", "names the same picture as before_asset_id")
 
         async def work(m: Mutation) -> pb.CreateComparisonResponse:
             comparison_id = new_id()
-            await self._quotas.room(m)  # how large the picture of the two will be is known when it is made
+            await self._quotas.room(
+                m
+            )  # how large the picture of the two will be is known when it is made
             pictures = [("before_asset_id", before), ("after_asset_id", after)]
             await holding.hold(m, comparisons.holder(comparison_id), pictures)
             row = await m.one(
                 _INSERT,
-                {"id": comparison_id, "owner": m.owner, "actor": m.actor, "before": before, "after": after,
-                 "note": request.note, "session_id": request.session_id, "room_id": request.room_id},
-            )  # fmt: skip
+                {
+                    "id": comparison_id,
+                    "owner": m.owner,
+                    "actor": m.actor,
+                    "before": before,
+                    "after": after,
+                    "note": request.note,
+                    "session_id": request.session_id,
+                    "room_id": request.room_id,
+                },
+            )
             await publish(m, row)
             await self._queue.enqueue(m, TASK, QUEUE, comparison_id)
             return pb.CreateComparisonResponse(comparison=to_proto(row))
@@ -111,16 +145,22 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             def ended(row: Any) -> bool:
                 return row.state in _ENDED
 
-            row = await (waiting.until_told(self._stream, request, read, ended) if request.wait else read())
+            row = await (
+                waiting.until_told(self._stream, request, read, ended) if request.wait else read()
+            )
             [shown] = await self._shown([row], request.include_urls)
             answer.comparison.CopyFrom(shown)
         return answer
 
-    async def GetComparison(self, request: pb.GetComparisonRequest, context: Any) -> pb.GetComparisonResponse:
+    async def GetComparison(
+        self, request: pb.GetComparisonRequest, context: Any
+    ) -> pb.GetComparisonResponse:
         [shown] = await self._shown([await self._get(request.comparison_id)], request.include_urls)
         return pb.GetComparisonResponse(comparison=shown)
 
-    async def ListComparisons(self, request: pb.ListComparisonsRequest, context: Any) -> pb.ListComparisonsResponse:
+    async def ListComparisons(
+        self, request: pb.ListComparisonsRequest, context: Any
+    ) -> pb.ListComparisonsResponse:
         page = paging.page(request)
         where = ["owner = %(owner)s"]
         parameters: dict[str, Any] = {"owner": auth.current().owner}
@@ -136,19 +176,24 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
         shown, token = page.fill(rows, await self._shown(page.cut(rows), request.include_urls))
         return pb.ListComparisonsResponse(comparisons=shown, next_page_token=token)
 
-    async def DeleteComparison(self, request: pb.DeleteComparisonRequest, context: Any) -> pb.DeleteComparisonResponse:
+    async def DeleteComparison(
+        self, request: pb.DeleteComparisonRequest, context: Any
+    ) -> pb.DeleteComparisonResponse:
         comparison_id = parse_id(request.comparison_id, "comparison_id")
         mine = {"id": comparison_id, "owner": auth.current().owner}
         made = await self._db.rows(
             "SELECT picture_asset_id AS id FROM comparisons"
-            " WHERE id = %(id)s AND owner = %(owner)s AND picture_asset_id IS NOT NULL", mine,
-        )  # fmt: skip
+            " WHERE id = %(id)s AND owner = %(owner)s AND picture_asset_id IS NOT NULL",
+            mine,
+        )
 
         async def work(m: Mutation) -> pb.DeleteComparisonResponse:
             gone = await comparisons.take_out(m, [comparison_id])
             if not gone:
                 raise errors.not_found("comparison", comparison_id)
-            if gone[0].picture_asset_id:  # only it was made for this; if something else holds it by now, it stays
+            if (
+                gone[0].picture_asset_id
+            ):  # only it was made for this; if something else holds it by now, it stays
                 await self._trash.delete(m, [gone[0].picture_asset_id], moves, force=False)
             return pb.DeleteComparisonResponse()
 
@@ -165,20 +210,36 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
         rows = list(rows)
         if not with_urls or not rows:
             return [to_proto(row) for row in rows]
-        ids = {each for row in rows for each in (row.before_asset_id, row.after_asset_id, row.picture_asset_id) if each}
+        ids = {
+            each
+            for row in rows
+            for each in (row.before_asset_id, row.after_asset_id, row.picture_asset_id)
+            if each
+        }
         found = await self._db.rows(
             "SELECT id, storage_key, mime_type, file_name FROM assets"
-            " WHERE id = ANY(%s) AND state = 'ready' AND deleted_at IS NULL", (list(ids),),
-        )  # fmt: skip
-        urls = {asset.id: self._urls.of(asset.storage_key, asset.mime_type, asset.file_name) for asset in found}
+            " WHERE id = ANY(%s) AND state = 'ready' AND deleted_at IS NULL",
+            (list(ids),),
+        )
+        urls = {
+            asset.id: self._urls.of(asset.storage_key, asset.mime_type, asset.file_name)
+            for asset in found
+        }
         return [to_proto(row, urls) for row in rows]
 
 
 class Comparer:
-    """The job: fetch the two originals, make one picture of them, store it, then let a READY asset show it."""
+    """The job: fetch the two originals, make one picture of them, store it, then let a READY asset
+    show it."""
 
     def __init__(
-        self, db: Database, storage: Storage, queue: jobs.JobQueue, pool: ImagingPool, presets: Presets, quota: Quotas
+        self,
+        db: Database,
+        storage: Storage,
+        queue: jobs.JobQueue,
+        pool: ImagingPool,
+        presets: Presets,
+        quota: Quotas,
     ) -> None:
         self._db = db
         self._storage = storage
@@ -210,7 +271,9 @@ class Comparer:
         ids = [attempt.row.before_asset_id, attempt.row.after_asset_id]
         async with self._db.transaction(attempt.row.owner) as m:
             rows = await m.all(
-                "SELECT * FROM assets WHERE id = ANY(%s) AND state = 'ready' AND deleted_at IS NULL", (ids,)
+                "SELECT * FROM assets WHERE id = ANY(%s) AND state = 'ready' AND deleted_at IS"
+                " NULL",
+                (ids,),
             )
         found = {row.id: row for row in rows}
         if len(found) < len(ids):
@@ -226,7 +289,9 @@ class Comparer:
         row = attempt.row
         asset_id = new_id()
         scope = {"session_id": row.session_id, "room_id": row.room_id}
-        key = rules.object_key(row.owner, scope, str(asset_id), str(new_id()), folder="original", public=False)
+        key = rules.object_key(
+            row.owner, scope, str(asset_id), str(new_id()), folder="original", public=False
+        )
         sha256 = hashlib.sha256(made.read_bytes()).hexdigest()
         try:
             await self._storage.put(key, made, content_type=_JPEG, sha256=sha256)
@@ -237,14 +302,29 @@ class Comparer:
         async def show(m: Mutation, _comparison: Any) -> None:
             sources = [str(row.before_asset_id), str(row.after_asset_id)]
             provenance = {
-                "model": _MAKER, "model_version": side_by_side.VERSION, "prompt": "", "source_asset_ids": sources,
-            }  # fmt: skip
+                "model": _MAKER,
+                "model_version": side_by_side.VERSION,
+                "prompt": "",
+                "source_asset_ids": sources,
+            }
             asset = await m.one(
                 _INSERT_PICTURE,
-                {"id": asset_id, "owner": row.owner, "created_by": row.created_by, "file_name": "before-after.jpg",
-                 "key": key, "size": facts.size, "mime_type": _JPEG, "width": facts.width, "height": facts.height,
-                 "sha256": sha256, **scope, "facts": verifying.stored_facts(facts), "provenance": Jsonb(provenance)},
-            )  # fmt: skip
+                {
+                    "id": asset_id,
+                    "owner": row.owner,
+                    "created_by": row.created_by,
+                    "file_name": "before-after.jpg",
+                    "key": key,
+                    "size": facts.size,
+                    "mime_type": _JPEG,
+                    "width": facts.width,
+                    "height": facts.height,
+                    "sha256": sha256,
+                    **scope,
+                    "facts": verifying.stored_facts(facts),
+                    "provenance": Jsonb(provenance),
+                },
+            )
             try:
                 await self._quotas.announce(m, facts.size, set_for_it=True)
             except DomainError as refusal:
@@ -252,9 +332,13 @@ class Comparer:
                 raise attempts.JobFailed("QUOTA_EXCEEDED", refusal.text, final=full) from None
             await assets.publish(m, asset)
             await holding.hold(m, comparisons.holder(row.id), [("picture_asset_id", asset_id)])
-            await variants.ask(m, self._queue, asset, self._presets.eager[asset.kind], priority=jobs.BACKFILL)
+            await variants.ask(
+                m, self._queue, asset, self._presets.eager[asset.kind], priority=jobs.BACKFILL
+            )
 
         async def remove_stored() -> None:
             await self._storage.delete([key])
 
-        return attempts.Outcome({"picture_asset_id": asset_id}, output_bytes=facts.size, also=show, undo=remove_stored)
+        return attempts.Outcome(
+            {"picture_asset_id": asset_id}, output_bytes=facts.size, also=show, undo=remove_stored
+        )

@@ -1,7 +1,8 @@
 """Uploads in parts: start, send what is missing, complete; or abort.
 
-The store keeps the parts under a name of its own until they are joined at the upload's key; from there on it is the way
-of any other upload. A crash after joining leaves the whole file at that key, which the next complete finds.
+The store keeps the parts under a name of its own until they are joined at the upload's key; from
+there on it is the way of any other upload. A crash after joining leaves the whole file at that key,
+which the next complete finds.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,8 +25,10 @@ _FIRST_TARGETS = 100
 _MOST_NAMED = 20
 
 _INSERT = """
-    INSERT INTO resumable_uploads (id, owner, asset_id, upload_key, multipart, part_bytes, declared_sha256, expires_at)
-    VALUES (%(id)s, %(owner)s, %(asset_id)s, %(key)s, %(multipart)s, %(part_bytes)s, %(sha256)s, now() + %(life)s)
+    INSERT INTO resumable_uploads (id, owner, asset_id, upload_key, multipart, part_bytes,
+        declared_sha256, expires_at)
+    VALUES (%(id)s, %(owner)s, %(asset_id)s, %(key)s, %(multipart)s, %(part_bytes)s, %(sha256)s,
+        now() + %(life)s)
 """
 _GET = "SELECT *, expires_at < now() AS expired FROM resumable_uploads WHERE id = %(id)s"
 _ABORTED = Refused("ABORTED", "the upload was given up by its sender; start another")
@@ -33,9 +36,15 @@ _ABORTED = Refused("ABORTED", "the upload was given up by its sender; start anot
 
 class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
     def __init__(
-        self, db: Database, storage: Storage, verifier: Verifier, urls: assets.Urls, *, url_life: timedelta,
+        self,
+        db: Database,
+        storage: Storage,
+        verifier: Verifier,
+        urls: assets.Urls,
+        *,
+        url_life: timedelta,
         life: timedelta,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._db = db
         self._storage = storage
         self._verifier = verifier
@@ -65,7 +74,9 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         sizes = rules.part_sizes(asset.size_bytes, upload.part_bytes)
         for index, number in enumerate(request.part_numbers):
             if number not in sizes:
-                raise errors.invalid(f"part_numbers[{index}]", f"the file has parts 1 to {len(sizes)}, not {number}")
+                raise errors.invalid(
+                    f"part_numbers[{index}]", f"the file has parts 1 to {len(sizes)}, not {number}"
+                )
         return pb.SignPartsResponse(targets=self._targets(upload, sizes, request.part_numbers))
 
     async def GetResumableUpload(
@@ -75,14 +86,18 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         asset = await self._verifier.asset(upload.asset_id)
         sizes = rules.part_sizes(asset.size_bytes, upload.part_bytes)
         response = pb.GetResumableUploadResponse(
-            asset=assets.to_proto(asset), part_size_bytes=upload.part_bytes, part_count=len(sizes),
+            asset=assets.to_proto(asset),
+            part_size_bytes=upload.part_bytes,
+            part_count=len(sizes),
             expire_time=timestamp(upload.expires_at),
-        )  # fmt: skip
+        )
         try:
             parts = await self._storage.list_parts(upload.upload_key, upload.multipart)
         except MultipartEnded:
             return response
-        response.parts.extend(pb.UploadedPart(part_number=part.number, size_bytes=part.size) for part in parts)
+        response.parts.extend(
+            pb.UploadedPart(part_number=part.number, size_bytes=part.size) for part in parts
+        )
         response.missing_part_numbers.extend(_missing(sizes, parts))
         return response
 
@@ -106,7 +121,10 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         async def work(m: Mutation) -> pb.AbortResumableUploadResponse:
             row = await reject(m, await assets.lock(m, upload.asset_id), _ABORTED)
             if row.state == "ready":
-                text = "the upload is complete and the asset READY; delete the asset if it isn't wanted"
+                text = (
+                    "the upload is complete and the asset READY; delete the asset if it isn't"
+                    " wanted"
+                )
                 raise errors.precondition(text, subject=f"assets/{row.id}")
             return pb.AbortResumableUploadResponse(asset=assets.to_proto(row))
 
@@ -118,13 +136,17 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
     async def _completed(self, request: pb.CompleteResumableUploadRequest) -> Any:
         """The asset, READY or REJECTED."""
         upload = await self._upload(request.upload_id)
-        await self._db.stored_answer(request, pb.CompleteResumableUploadResponse)  # refuses a reused request_id at once
+        await self._db.stored_answer(
+            request, pb.CompleteResumableUploadResponse
+        )  # refuses a reused request_id at once
         asset = await self._verifier.asset(upload.asset_id)
         if asset.state == "pending":
             await self._join(upload, asset)
             found = await self._sent(upload, asset)
             if found:
-                asset = await self._verifier.settle(request, asset, found, pb.CompleteResumableUploadResponse)
+                asset = await self._verifier.settle(
+                    request, asset, found, pb.CompleteResumableUploadResponse
+                )
             else:
                 asset = await self._verifier.asset(asset.id)
             await self._storage.delete([upload.upload_key])
@@ -133,7 +155,8 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
     async def _start(
         self, request: pb.StartResumableUploadRequest, columns: Mapping[str, Any]
     ) -> pb.StartResumableUploadResponse:
-        """Begins to receive, then writes the rows. What a crash leaves between the two, the store's sweep removes."""
+        """Begins to receive, then writes the rows. What a crash leaves between the two, the store's
+        sweep removes."""
         asset_id, upload_id = new_id(), new_id()
         key = declarations.upload_key(auth.current().owner, columns, asset_id, upload_id)
         part_bytes = rules.part_bytes(columns["size_bytes"])
@@ -143,15 +166,25 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
             await m.run(
                 _INSERT,
-                {"id": upload_id, "owner": m.owner, "asset_id": asset_id, "key": key, "multipart": multipart,
-                 "part_bytes": part_bytes, "sha256": request.declaration.sha256, "life": self._life},
-            )  # fmt: skip
+                {
+                    "id": upload_id,
+                    "owner": m.owner,
+                    "asset_id": asset_id,
+                    "key": key,
+                    "multipart": multipart,
+                    "part_bytes": part_bytes,
+                    "sha256": request.declaration.sha256,
+                    "life": self._life,
+                },
+            )
             upload = await m.one(_GET, {"id": upload_id})
             return pb.StartResumableUploadResponse(
-                upload_id=str(upload_id), asset=asset, part_size_bytes=part_bytes,
+                upload_id=str(upload_id),
+                asset=asset,
+                part_size_bytes=part_bytes,
                 part_count=len(rules.part_sizes(asset.size_bytes, part_bytes)),
                 expire_time=timestamp(upload.expires_at),
-            )  # fmt: skip
+            )
 
         try:
             response = await self._db.mutate(request, pb.StartResumableUploadResponse, work)
@@ -169,7 +202,9 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             raise errors.not_found("upload", upload_id)
         return upload
 
-    def _targets(self, upload: Any, sizes: Mapping[int, int], numbers: Iterable[int]) -> list[pb.PartTarget]:
+    def _targets(
+        self, upload: Any, sizes: Mapping[int, int], numbers: Iterable[int]
+    ) -> list[pb.PartTarget]:
         made: list[pb.PartTarget] = []
         life = min(self._url_life, upload.expires_at - datetime.now(UTC))
         if life < timedelta(seconds=1):
@@ -180,10 +215,14 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             )
             made.append(
                 pb.PartTarget(
-                    part_number=number, url=put.url, headers=put.headers, size_bytes=sizes[number],
-                    offset_bytes=(number - 1) * upload.part_bytes, expire_time=timestamp(put.expires_at),
+                    part_number=number,
+                    url=put.url,
+                    headers=put.headers,
+                    size_bytes=sizes[number],
+                    offset_bytes=(number - 1) * upload.part_bytes,
+                    expire_time=timestamp(put.expires_at),
                 )
-            )  # fmt: skip
+            )
         return made
 
     async def _join(self, upload: Any, asset: Any) -> None:
@@ -221,8 +260,12 @@ def _parts_missing(upload: Any, missing: list[int]) -> DomainError:
     more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
     subject = f"uploads/{upload.id}"
     if upload.expired:
-        return errors.precondition(f"the upload expired before part {named}{more} came; start another", subject=subject)
+        return errors.precondition(
+            f"the upload expired before part {named}{more} came; start another", subject=subject
+        )
     return errors.precondition(
-        f"part {named}{more} is missing; send it to a URL from SignParts, then complete", subject=subject,
-        reason=Reason.ERROR_REASON_PARTS_MISSING, metadata={"parts": named},
-    )  # fmt: skip
+        f"part {named}{more} is missing; send it to a URL from SignParts, then complete",
+        subject=subject,
+        reason=Reason.ERROR_REASON_PARTS_MISSING,
+        metadata={"parts": named},
+    )

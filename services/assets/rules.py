@@ -28,7 +28,8 @@ VARIANT_STATES: Mapping[str, frozenset[str]] = {
 }
 
 _PEOPLE = frozenset({"user", "vendor", "anonymous"})
-# Who may upload a kind from outside. SERVICE_KINDS are written by services, a render by operators as well.
+# Who may upload a kind from outside. SERVICE_KINDS are written by services, a render by operators
+# as well.
 KIND_ROLES: Mapping[str, frozenset[str]] = {
     "photo": _PEOPLE,
     "floorplan": _PEOPLE,
@@ -77,19 +78,23 @@ def who_uploads(kind: str) -> str:
 
 
 def provenance_problem(kind: str, given: Mapping[str, object] | None) -> tuple[str, str] | None:
-    """(field below the declaration, what is wrong) of how a model made it, or None. `given` None: not said."""
+    """(field below the declaration, what is wrong) of how a model made it, or None. `given` None:
+    not said."""
     if given is not None and kind not in SERVICE_KINDS:
         return "provenance", f"a {kind} was not made by a model"
     if kind == "render":
         for name in ("prompt", "model", "model_version"):
             if not (given or {}).get(name):
-                return f"provenance.{name}", "is required of a render: what was asked of which model"
+                return (
+                    f"provenance.{name}",
+                    "is required of a render: what was asked of which model",
+                )
     return None
 
 
 def part_bytes(size: int) -> int:
-    """Bytes of every part but the last of a file of `size` bytes: 8 MiB, or whole MiB more, so that there are at most
-    1,000 parts."""
+    """Bytes of every part but the last of a file of `size` bytes: 8 MiB, or whole MiB more, so that
+    there are at most 1,000 parts."""
     mebibyte = 1024 * 1024
     return max(PART_BYTES, -(-size // (MOST_PARTS * mebibyte)) * mebibyte)
 
@@ -101,7 +106,8 @@ def part_sizes(size: int, each: int) -> dict[int, int]:
 
 
 def plain_text(text: str) -> str:
-    """NFC, one line, without characters that can't be seen, single spaces. Empty if nothing is left."""
+    """NFC, one line, without characters that can't be seen, single spaces. Empty if nothing is
+    left."""
     one_line = "".join(" " if c.isspace() else c for c in text)
     return names.trimmed(" ".join(names.without_hidden(one_line).split()))
 
@@ -113,18 +119,30 @@ def name_key(name: str) -> str:
 
 @lru_cache(4096)
 def _segment(label: str) -> str:
-    """A label as part of a key: at most 120 bytes, and never `.` or `..`, which quoting leaves alone."""
-    return quote(label, safe="")[:120].replace(".", "%2E") if label in (".", "..") else quote(label, safe="")[:120]
+    """A label as part of a key: at most 120 bytes, and never `.` or `..`, which quoting leaves
+    alone."""
+    return (
+        quote(label, safe="")[:120].replace(".", "%2E")
+        if label in (".", "..")
+        else quote(label, safe="")[:120]
+    )
 
 
-def object_key(owner: str, scope: Mapping[str, str], asset_id: str, unique: str, *, folder: str, public: bool) -> str:
-    """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; `public/assets/<asset>/<folder>/<unique>` for what everyone
-    may fetch, because its URL is the key and must not tell whose it is or what it belongs to.
+def object_key(
+    owner: str, scope: Mapping[str, str], asset_id: str, unique: str, *, folder: str, public: bool
+) -> str:
+    """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; `public/assets/<asset>/<folder>/<unique>`
+    for what everyone may fetch, because its URL is the key and must not tell whose it is or what it
+    belongs to.
 
-    The scope shows as `session/room` or `product` or `dataset`, so that a person finds things in a bucket. Labels are
-    quoted: they come from outside.
+    The scope shows as `session/room` or `product` or `dataset`, so that a person finds things in a
+    bucket. Labels are quoted: they come from outside.
     """
-    named = [scope[name] for name in ("session_id", "room_id", "product_id", "dataset_id") if scope.get(name)]
+    named = [
+        scope[name]
+        for name in ("session_id", "room_id", "product_id", "dataset_id")
+        if scope.get(name)
+    ]
     parts = ["public", "assets"] if public else ["assets", owner, *named]
     return "/".join(_segment(part) for part in [*parts, asset_id, folder, unique])
 

@@ -1,5 +1,7 @@
-"""Runs: walks over many assets in the background, a step at a time. A step's changes, the place it came to and what it
-adds to the report are one transaction: a run whose worker died goes on where it was and counts nothing twice."""
+"""Runs: walks over many assets in the background, a step at a time. A step's changes, the place it
+came to and what it adds to the report are one transaction: a run whose worker died goes on where it
+was and counts nothing twice.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +34,8 @@ _MAX_ATTEMPTS = 50  # each goes on where the one before it ended
 _SAMPLE = 10
 _MOST_FAILURES = 100
 _INSERT = """
-    INSERT INTO storage_runs (id, owner, action, arguments) VALUES (%(id)s, %(owner)s, %(action)s, %(arguments)s)
+    INSERT INTO storage_runs (id, owner, action, arguments) VALUES (%(id)s, %(owner)s, %(action)s,
+        %(arguments)s)
     ON CONFLICT DO NOTHING RETURNING *
 """
 _SAVE = """
@@ -73,7 +76,9 @@ class Report:
     @classmethod
     def of(cls, progress: Mapping[str, Any]) -> "Report":
         made = cls(**progress)
-        made.counts = {what: Count(**figures) for what, figures in progress.get("counts", {}).items()}
+        made.counts = {
+            what: Count(**figures) for what, figures in progress.get("counts", {}).items()
+        }
         return made
 
     def count(self, what: str) -> Count:
@@ -102,14 +107,20 @@ class Walk:
         report = deepcopy(self.report)
         async with self.db.transaction(owner) as m:
             yield m, report
-            saved = {"id": self.row.id, "token": self.attempt.token, "progress": Jsonb(asdict(report))}
+            saved = {
+                "id": self.row.id,
+                "token": self.attempt.token,
+                "progress": Jsonb(asdict(report)),
+            }
             if await m.one(_SAVE, saved) is None:
                 raise attempts.Superseded
         self.report = report
 
-    async def each(self, what: str, items: Sequence[Any], act: Callable[[Sequence[Any]], Awaitable[None]]) -> None:
-        """Acts on all items at once; if that fails, on one after the other, so that one that can't be dealt with is
-        noted and stops no other."""
+    async def each(
+        self, what: str, items: Sequence[Any], act: Callable[[Sequence[Any]], Awaitable[None]]
+    ) -> None:
+        """Acts on all items at once; if that fails, on one after the other, so that one that can't
+        be dealt with is noted and stops no other."""
         try:
             await act(items)
         except (errors.DomainError, StorageError, psycopg.Error) as error:
@@ -125,9 +136,14 @@ class Walk:
 WalkFunction = Callable[[Walk], Awaitable[None]]
 
 
-async def begin(m: Mutation, queue: jobs.JobQueue, action: str, owner: str, arguments: Mapping[str, Any]) -> Any:
+async def begin(
+    m: Mutation, queue: jobs.JobQueue, action: str, owner: str, arguments: Mapping[str, Any]
+) -> Any:
     """A new run's row; None if the schema allows no other one now."""
-    row = await m.one(_INSERT, {"id": new_id(), "owner": owner, "action": action, "arguments": Jsonb(dict(arguments))})
+    row = await m.one(
+        _INSERT,
+        {"id": new_id(), "owner": owner, "action": action, "arguments": Jsonb(dict(arguments))},
+    )
     if row is not None:
         await queue.enqueue(m, TASK, QUEUE, row.id, priority=jobs.BACKFILL)
     return row
@@ -139,7 +155,9 @@ class Runner:
     def __init__(self, db: Database, walks: Mapping[str, WalkFunction]) -> None:
         self._db = db
         self._walks = walks
-        self._kind = attempts.Kind("storage_runs", JOB_STATES, "running", "done", _unwatched, _MAX_ATTEMPTS)
+        self._kind = attempts.Kind(
+            "storage_runs", JOB_STATES, "running", "done", _unwatched, _MAX_ATTEMPTS
+        )
 
     async def run(self, run_id: str) -> None:
         await attempts.run(self._db, self._kind, run_id, self._work)
@@ -155,8 +173,8 @@ async def _unwatched(_m: Mutation, _row: Any) -> None:
 
 
 async def ended(db: Database, run_id: UUID) -> Any:
-    """The run's row once it has ended, or as it is shortly before the call's deadline. NOT_FOUND if it was erased with
-    its owner."""
+    """The run's row once it has ended, or as it is shortly before the call's deadline. NOT_FOUND if
+    it was erased with its owner."""
 
     async def read() -> Any:
         row = await db.row("SELECT * FROM storage_runs WHERE id = %s", (run_id,))
@@ -170,11 +188,20 @@ async def ended(db: Database, run_id: UUID) -> Any:
 def to_proto(row: Any) -> pb.Run:
     report = Report.of(row.progress)
     return pb.Run(
-        id=str(row.id), action=ACTIONS.number[row.action], state=STATES.number[row.state], owner=row.owner,
-        dry_run=row.arguments.get("dry_run", False), session_id=row.arguments.get("session_id", ""),
-        counts=[pb.RunCount(what=what, **asdict(count)) for what, count in sorted(report.counts.items())],
-        failures=[pb.RunFailure(**failure) for failure in report.failures], capped=report.capped,
-        error_class=row.error_class, error_message=row.error_message, create_time=timestamp(row.created_at),
+        id=str(row.id),
+        action=ACTIONS.number[row.action],
+        state=STATES.number[row.state],
+        owner=row.owner,
+        dry_run=row.arguments.get("dry_run", False),
+        session_id=row.arguments.get("session_id", ""),
+        counts=[
+            pb.RunCount(what=what, **asdict(count)) for what, count in sorted(report.counts.items())
+        ],
+        failures=[pb.RunFailure(**failure) for failure in report.failures],
+        capped=report.capped,
+        error_class=row.error_class,
+        error_message=row.error_message,
+        create_time=timestamp(row.created_at),
         wait=wait_of(row),
         end_time=None if JOB_STATES[row.state] else timestamp(row.updated_at),
-    )  # fmt: skip
+    )

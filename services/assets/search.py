@@ -1,8 +1,9 @@
 """Search: assets by tags, metadata, kind, labels and names; and sums over them.
 
-Whatever an asset can be found by is a row of `asset_terms`, kept by triggers in the transaction of the change. A search
-is an intersection of groups of terms; within a group one term is enough. The rarest group leads, in the order of the
-list, and each of its rows is looked up in the others, so that a page costs no more in ten million assets than in ten.
+Whatever an asset can be found by is a row of `asset_terms`, kept by triggers in the transaction of
+the change. A search is an intersection of groups of terms; within a group one term is enough. The
+rarest group leads, in the order of the list, and each of its rows is looked up in the others, so
+that a page costs no more in ten million assets than in ten.
 """
 
 import json
@@ -24,7 +25,8 @@ from shared.protos import plain, time_of
 PREFIXES = (16, 12, *range(10, 0, -1))  # lengths at which beginnings of names are kept
 _ENOUGH = 1000  # rows after which a term counts as frequent
 
-# In the index's order, or the planner, who doesn't know which term it will be, reads the whole table instead.
+# In the index's order, or the planner, who doesn't know which term it will be, reads the whole
+# table instead.
 _WEIGH = """
     WITH asked AS MATERIALIZED (
         SELECT t.n, asset_term(t.what, t.path, t.value::jsonb) AS term
@@ -35,7 +37,8 @@ _WEIGH = """
     FROM asked ORDER BY asked.n
 """
 _ALSO = """
-    CROSS JOIN LATERAL (SELECT FROM asset_terms x WHERE x.owner = %(owner)s AND x.term = ANY(%(group_{n})s)
+    CROSS JOIN LATERAL (SELECT FROM asset_terms x WHERE x.owner = %(owner)s AND x.term
+        = ANY(%(group_{n})s)
         AND x.created_at = lead.created_at AND x.id = lead.id LIMIT 1) AS also_{n}
 """
 # What is longer than the beginning that leads to it.
@@ -46,7 +49,8 @@ _NAMED = """
 _STATS = """
     SELECT kind, mime_type, count(*) AS assets, count(*) FILTER (WHERE public) AS public,
            coalesce(sum(size_bytes), 0)::bigint AS bytes
-    FROM assets WHERE owner = %(owner)s AND state = 'ready' AND deleted_at IS NULL AND archived_at IS NULL
+    FROM assets WHERE owner = %(owner)s AND state = 'ready' AND deleted_at IS NULL
+        AND archived_at IS NULL
 """
 
 
@@ -64,7 +68,9 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         self._db = db
         self._urls = urls
 
-    async def SearchAssets(self, request: pb.SearchAssetsRequest, context: Any) -> pb.SearchAssetsResponse:
+    async def SearchAssets(
+        self, request: pb.SearchAssetsRequest, context: Any
+    ) -> pb.SearchAssetsResponse:
         page = paging.page(request)
         groups = list(_groups(request))
         if not groups:
@@ -77,7 +83,9 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         found, token = page.fill(rows, await assets.shown(self._db, page.cut(rows), urls))
         return pb.SearchAssetsResponse(assets=found, next_page_token=token)
 
-    async def GetAssetStats(self, request: pb.GetAssetStatsRequest, context: Any) -> pb.GetAssetStatsResponse:
+    async def GetAssetStats(
+        self, request: pb.GetAssetStatsRequest, context: Any
+    ) -> pb.GetAssetStatsResponse:
         conditions, parameters = _dates(request)
         if request.kind:
             conditions += " AND kind = %(kind)s"
@@ -85,24 +93,34 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         statement: Any = f"{_STATS}{conditions} GROUP BY kind, mime_type ORDER BY kind, mime_type"
         sums = [
             pb.AssetSum(
-                kind=assets.KINDS.number[row.kind], mime_type=row.mime_type, asset_count=row.assets,
-                public_count=row.public, size_bytes=row.bytes,
+                kind=assets.KINDS.number[row.kind],
+                mime_type=row.mime_type,
+                asset_count=row.assets,
+                public_count=row.public,
+                size_bytes=row.bytes,
             )
             for row in await self._db.rows(statement, {"owner": auth.current().owner, **parameters})
-        ]  # fmt: skip
+        ]
         return pb.GetAssetStatsResponse(
-            sums=sums, asset_count=sum(s.asset_count for s in sums), size_bytes=sum(s.size_bytes for s in sums)
+            sums=sums,
+            asset_count=sum(s.asset_count for s in sums),
+            size_bytes=sum(s.size_bytes for s in sums),
         )
 
-    async def _weighed(self, groups: Sequence[Sequence[Term]]) -> tuple[list[bytes], list[list[bytes]]]:
-        """The digests of the group with the fewest rows, as far as they need counting, and those of the others."""
+    async def _weighed(
+        self, groups: Sequence[Sequence[Term]]
+    ) -> tuple[list[bytes], list[list[bytes]]]:
+        """The digests of the group with the fewest rows, as far as they need counting, and those of
+        the others."""
         terms = [term for group in groups for term in group]
         asked = [
             {"n": n, "what": term.what, "path": list(term.path), "value": json.dumps(term.value)}
             for n, term in enumerate(terms)
         ]
         rows = iter(
-            await self._db.rows(_WEIGH, {"owner": auth.current().owner, "terms": Jsonb(asked), "enough": _ENOUGH})
+            await self._db.rows(
+                _WEIGH, {"owner": auth.current().owner, "terms": Jsonb(asked), "enough": _ENOUGH}
+            )
         )
         weighed = []
         for group in groups:
@@ -118,7 +136,10 @@ def _groups(request: pb.SearchAssetsRequest) -> Iterator[list[Term]]:
     for index, tag in enumerate(request.all_tags):
         yield [Term("tag", _text(tag, f"all_tags[{index}]"))]
     if request.any_tags:
-        yield [Term("tag", _text(tag, f"any_tags[{index}]")) for index, tag in enumerate(request.any_tags)]
+        yield [
+            Term("tag", _text(tag, f"any_tags[{index}]"))
+            for index, tag in enumerate(request.any_tags)
+        ]
     for index, leaf in enumerate(request.metadata):
         field = f"metadata[{index}]"
         path = [_text(name, f"{field}.path[{n}]") for n, name in enumerate(leaf.path)]
@@ -133,7 +154,10 @@ def _groups(request: pb.SearchAssetsRequest) -> Iterator[list[Term]]:
 
 
 def _statement(
-    request: pb.SearchAssetsRequest, lead: Sequence[bytes], others: Sequence[Sequence[bytes]], page: paging.Page
+    request: pb.SearchAssetsRequest,
+    lead: Sequence[bytes],
+    others: Sequence[Sequence[bytes]],
+    page: paging.Page,
 ) -> tuple[Any, dict[str, Any]]:
     """A list for each term that leads, merged; at most a page of each is looked at."""
     conditions, parameters = _dates(request)
@@ -149,8 +173,10 @@ def _statement(
         for n in range(len(lead))
     )
     return (
-        f"SELECT a.* FROM ({lists}) AS found JOIN assets a ON a.id = found.id"
-        " ORDER BY found.created_at DESC, found.id DESC LIMIT %(limit)s",
+        (
+            f"SELECT a.* FROM ({lists}) AS found JOIN assets a ON a.id = found.id"
+            " ORDER BY found.created_at DESC, found.id DESC LIMIT %(limit)s"
+        ),
         parameters,
     )
 

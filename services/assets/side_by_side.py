@@ -1,6 +1,8 @@
-"""A picture of two pictures: before on the left, after on the right, at one height, each named in its corner.
+"""A picture of two pictures: before on the left, after on the right, at one height, each named in
+its corner.
 
-Runs in a limited child process, like everything that decodes: libvips is loaded when `compose` is called.
+Runs in a limited child process, like everything that decodes: libvips is loaded when `compose` is
+called.
 """
 
 from importlib.resources import files
@@ -18,7 +20,8 @@ _QUALITY = 90
 
 
 def compose(before: Path, after: Path, target: Path) -> None:
-    """Writes a JPEG. Both must have passed `inspect`; they are turned upright and converted to sRGB."""
+    """Writes a JPEG. Both must have passed `inspect`; they are turned upright and converted to
+    sRGB."""
     from shared.imaging.decode import load_scaled
 
     pictures = [load_scaled(path, 2 * _MOST_HEIGHT, _MOST_HEIGHT) for path in (before, after)]
@@ -30,8 +33,11 @@ def compose(before: Path, after: Path, target: Path) -> None:
         for picture, width, name in zip(pictures, widths, ("BEFORE", "AFTER"), strict=True)
     ]
     row = cells[0].join(cells[1], "horizontal", shim=margin, background=_PAPER)
-    framed = row.embed(margin, margin, row.width + 2 * margin, row.height + 2 * margin, background=_PAPER)
-    # Encoded in memory and written by Python, so that a full disk is an OSError and no fault of the pictures.
+    framed = row.embed(
+        margin, margin, row.width + 2 * margin, row.height + 2 * margin, background=_PAPER
+    )
+    # Encoded in memory and written by Python, so that a full disk is an OSError and no fault of the
+    # pictures.
     target.write_bytes(framed.jpegsave_buffer(Q=_QUALITY, optimize_coding=True, keep="none"))
 
 
@@ -55,7 +61,11 @@ def _named(cell: Any, name: str, margin: int) -> Any:
 
     font = files("ttf_opensans").joinpath("ttf", "OpenSans-SemiBold.ttf")
     letters = pyvips.Image.text(
-        name, font="Open Sans SemiBold", fontfile=str(font), height=cell.height // 34, width=cell.width // 3
+        name,
+        font="Open Sans SemiBold",
+        fontfile=str(font),
+        height=cell.height // 34,
+        width=cell.width // 3,
     )
     pad = cell.height // 48
     width, height = letters.width + 3 * pad, letters.height + 2 * pad

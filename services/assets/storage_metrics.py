@@ -1,5 +1,6 @@
-"""Figures of the whole deployment on the metrics port. Every server process shows the same ones, so that rules take
-their maximum; they are read from the database when somebody asks for them, and kept for a while."""
+"""Figures of the whole deployment on the metrics port. Every server process shows the same ones, so
+that rules take their maximum; they are read from the database when somebody asks for them, and kept
+for a while."""
 
 import asyncio
 import concurrent.futures
@@ -20,7 +21,8 @@ _log = structlog.get_logger("storage metrics")
 
 
 class StorageCollector:
-    """For a registry of prometheus_client, which collects in a thread of its own. Made on the event loop that reads."""
+    """For a registry of prometheus_client, which collects in a thread of its own. Made on the event
+    loop that reads."""
 
     def __init__(self, db: Database, held_by: quotas.Quotas) -> None:
         self._db = db
@@ -30,7 +32,8 @@ class StorageCollector:
         self._read_at = float("-inf")
 
     def collect(self) -> Iterator[Metric]:
-        """What is kept, read anew if it is old. While the database is away the old figures stay, with their time."""
+        """What is kept, read anew if it is old. While the database is away the old figures stay,
+        with their time."""
         if time.monotonic() - self._read_at > _KEPT_SECONDS:
             reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
             try:
@@ -42,19 +45,25 @@ class StorageCollector:
         yield from self._kept
 
     async def _read(self) -> list[Metric]:
-        return list(metrics(*await storage_report.figures(self._db, self._quotas, storage_usage.DEPLOYMENT)))
+        return list(
+            metrics(*await storage_report.figures(self._db, self._quotas, storage_usage.DEPLOYMENT))
+        )
 
 
 def metrics(use: storage_usage.Usage, allowed: Allowance, held: Held) -> Iterator[Metric]:
     yield from _stock(use)
-    yield _one("pending_uploads", "Uploads announced and not confirmed", use.number("asset", "pending"))
+    yield _one(
+        "pending_uploads", "Uploads announced and not confirmed", use.number("asset", "pending")
+    )
     yield _one("stored_bytes", "Bytes stored: originals, variants and documents", use.stored_bytes)
     sent = _gauge("bandwidth_month_bytes", "Bytes sent this calendar month (UTC)", "how")
     for how, size in use.sent_this_month().items():
         sent.add_metric([how], size)
     yield sent
     failed = storage_report.failure_rate(use) or 0.0
-    yield _one("failed_processing_ratio", "Failed variants of those that ended today and yesterday", failed)
+    yield _one(
+        "failed_processing_ratio", "Failed variants of those that ended today and yesterday", failed
+    )
     accepted = storage_report.success_rate(use)
     if accepted is not None:
         yield _one("upload_success_ratio", "Accepted uploads of those settled in 30 days", accepted)
@@ -68,9 +77,10 @@ def metrics(use: storage_usage.Usage, allowed: Allowance, held: Held) -> Iterato
 
 def _stock(use: storage_usage.Usage) -> Iterator[Metric]:
     nouns = {
-        "asset": ("kind", "mime_type", "status"), "variant": ("preset", "mime_type", "state"),
+        "asset": ("kind", "mime_type", "status"),
+        "variant": ("preset", "mime_type", "state"),
         "document": ("kind", "mime_type", "state"),
-    }  # fmt: skip
+    }
     for noun, labels in nouns.items():
         number = _gauge(f"{noun}s", f"{noun.capitalize()}s that there are", *labels)
         size = _gauge(f"{noun}_bytes", f"Bytes of {noun}s", *labels)
@@ -84,7 +94,10 @@ def _stock(use: storage_usage.Usage) -> Iterator[Metric]:
 
 def _quotas(allowed: Allowance, held: Held) -> Iterator[Metric]:
     """The ratio only where there is a limit: without one there is nothing to be used up."""
-    limit, used = _gauge("quota_limit", "Limit; 0: none", "quota"), _gauge("quota_used", "Used of it", "quota")
+    limit, used = (
+        _gauge("quota_limit", "Limit; 0: none", "quota"),
+        _gauge("quota_used", "Used of it", "quota"),
+    )
     ratio = _gauge("quota_used_ratio", "Used as a fraction of the limit", "quota")
     for name in quotas.LIMITS:
         limit.add_metric([name], getattr(allowed, name))

@@ -32,12 +32,16 @@ _SESSIONS = """
 
 def failure_rate(use: storage_usage.Usage) -> float | None:
     failed, _ = use.happened("making", "failed", storage_rules.PROCESSING_DAYS)
-    return _share(failed, failed + use.happened("making", "ready", storage_rules.PROCESSING_DAYS)[0])
+    return _share(
+        failed, failed + use.happened("making", "ready", storage_rules.PROCESSING_DAYS)[0]
+    )
 
 
 def success_rate(use: storage_usage.Usage) -> float | None:
     accepted, _ = use.happened("upload", "ready", storage_usage.WINDOW_DAYS)
-    return _share(accepted, accepted + use.happened("upload", "rejected", storage_usage.WINDOW_DAYS)[0])
+    return _share(
+        accepted, accepted + use.happened("upload", "rejected", storage_usage.WINDOW_DAYS)[0]
+    )
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -46,7 +50,7 @@ def _share(part: int, whole: int) -> float | None:
 
 async def figures(
     db: Database, held_by: quotas.Quotas, owner: str
-) -> tuple[storage_usage.Usage, Allowance, Held]:  # fmt: skip
+) -> tuple[storage_usage.Usage, Allowance, Held]:
     """Everything about an owner or the deployment."""
     use = await storage_usage.read(db, owner)
     async with db.transaction("") as m:
@@ -55,10 +59,14 @@ async def figures(
 
 
 def alerts(use: storage_usage.Usage, allowed: Allowance, held: Held) -> list[storage_rules.Alert]:
-    return list(storage_rules.alerts(use.number("asset", "pending"), failure_rate(use), allowed, held))
+    return list(
+        storage_rules.alerts(use.number("asset", "pending"), failure_rate(use), allowed, held)
+    )
 
 
-def to_proto(owner: str, use: storage_usage.Usage, allowed: Allowance, held: Held) -> pb.StorageReport:
+def to_proto(
+    owner: str, use: storage_usage.Usage, allowed: Allowance, held: Held
+) -> pb.StorageReport:
     stock = {noun: [row for row in use.stock if row.noun == noun] for noun in ("asset", "variant")}
     kept: dict[str, list[int]] = {}
     for row in stock["asset"]:
@@ -67,39 +75,61 @@ def to_proto(owner: str, use: storage_usage.Usage, allowed: Allowance, held: Hel
             sums[0] += row.number
             sums[1] += row.bytes
     month = use.sent_this_month()
-    recent = {how: use.happened("download", how, storage_usage.WINDOW_DAYS)[1] for how in ("exact", "issued")}
+    recent = {
+        how: use.happened("download", how, storage_usage.WINDOW_DAYS)[1]
+        for how in ("exact", "issued")
+    }
     read_time = timestamp_pb2.Timestamp()
     read_time.GetCurrentTime()
     return pb.StorageReport(
-        owner="" if owner == storage_usage.DEPLOYMENT else owner, assets=use.assets, stored_bytes=use.stored_bytes,
-        pending_uploads=use.number("asset", "pending"), failed_variants=use.number("variant", "failed"),
-        variant_failure_rate=failure_rate(use), upload_success_rate=success_rate(use),
-        bandwidth_this_month=pb.Bandwidth(downloaded_bytes=month["exact"], issued_bytes=month["issued"]),
-        bandwidth_last_30_days=pb.Bandwidth(downloaded_bytes=recent["exact"], issued_bytes=recent["issued"]),
+        owner="" if owner == storage_usage.DEPLOYMENT else owner,
+        assets=use.assets,
+        stored_bytes=use.stored_bytes,
+        pending_uploads=use.number("asset", "pending"),
+        failed_variants=use.number("variant", "failed"),
+        variant_failure_rate=failure_rate(use),
+        upload_success_rate=success_rate(use),
+        bandwidth_this_month=pb.Bandwidth(
+            downloaded_bytes=month["exact"], issued_bytes=month["issued"]
+        ),
+        bandwidth_last_30_days=pb.Bandwidth(
+            downloaded_bytes=recent["exact"], issued_bytes=recent["issued"]
+        ),
         asset_counts=[
-            pb.AssetCount(kind=assets.KINDS.number[r.kind], mime_type=r.mime_type, status=STATUSES.number[r.state],
-                          assets=r.number, bytes=r.bytes) for r in stock["asset"]
+            pb.AssetCount(
+                kind=assets.KINDS.number[r.kind],
+                mime_type=r.mime_type,
+                status=STATUSES.number[r.state],
+                assets=r.number,
+                bytes=r.bytes,
+            )
+            for r in stock["asset"]
         ],
         variant_counts=_variants(stock["variant"]),
         average_sizes=[
             pb.AverageSize(mime_type=name, assets=number, average_bytes=round(size / number))
-            for name, (number, size) in sorted(kept.items()) if number
+            for name, (number, size) in sorted(kept.items())
+            if number
         ],
-        quotas=quotas.uses(allowed, held), read_time=read_time,
-    )  # fmt: skip
+        quotas=quotas.uses(allowed, held),
+        read_time=read_time,
+    )
 
 
 def _variants(rows: list[Any]) -> list[pb.VariantCount]:
-    """By preset and state: a variant has no type until it is made, and that is of no interest here."""
+    """By preset and state: a variant has no type until it is made, and that is of no interest
+    here."""
     sums: dict[tuple[str, str], list[int]] = {}
     for row in rows:
         found = sums.setdefault((row.kind, row.state), [0, 0])
         found[0] += row.number
         found[1] += row.bytes
     return [
-        pb.VariantCount(preset=preset, state=assets.VARIANT_STATES.number[state], variants=number, bytes=size)
+        pb.VariantCount(
+            preset=preset, state=assets.VARIANT_STATES.number[state], variants=number, bytes=size
+        )
         for (preset, state), (number, size) in sorted(sums.items())
-    ]  # fmt: skip
+    ]
 
 
 class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer):
@@ -110,16 +140,21 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
 
     async def GetStorageReport(
         self, request: pb.GetStorageReportRequest, context: Any
-    ) -> pb.GetStorageReportResponse:  # fmt: skip
+    ) -> pb.GetStorageReportResponse:
         owner = storage_usage.named(request.owner)
-        return pb.GetStorageReportResponse(report=to_proto(owner, *await figures(self._db, self._quotas, owner)))
+        return pb.GetStorageReportResponse(
+            report=to_proto(owner, *await figures(self._db, self._quotas, owner))
+        )
 
     async def ListStorageOwners(
         self, request: pb.ListStorageOwnersRequest, context: Any
-    ) -> pb.ListStorageOwnersResponse:  # fmt: skip
+    ) -> pb.ListStorageOwnersResponse:
         def show(row: Any) -> pb.OwnerUsage:
             return pb.OwnerUsage(
-                owner=row.name, assets=row.assets, stored_bytes=row.stored_bytes, sent_bytes=row.sent_bytes
+                owner=row.name,
+                assets=row.assets,
+                stored_bytes=row.stored_bytes,
+                sent_bytes=row.sent_bytes,
             )
 
         found, token = await self._page(request, _OWNERS, {}, show)
@@ -133,22 +168,35 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
 
         def show(row: Any) -> pb.SessionUsage:
             return pb.SessionUsage(
-                session_id=row.name, assets=row.assets, stored_bytes=row.stored_bytes, sent_bytes=row.sent_bytes
+                session_id=row.name,
+                assets=row.assets,
+                stored_bytes=row.stored_bytes,
+                sent_bytes=row.sent_bytes,
             )
 
         found, token = await self._page(request, _SESSIONS, {"owner": owner}, show)
         return pb.ListStorageSessionsResponse(sessions=found, next_page_token=token)
 
-    async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
+    async def ListAlerts(
+        self, request: pb.ListAlertsRequest, context: Any
+    ) -> pb.ListAlertsResponse:
         found = alerts(*await figures(self._db, self._quotas, storage_usage.named(request.owner)))
         return pb.ListAlertsResponse(
             alerts=[
-                pb.Alert(kind=ALERTS.number[a.kind], firing=a.firing, value=a.value, threshold=a.threshold,
-                         message=a.message) for a in found
+                pb.Alert(
+                    kind=ALERTS.number[a.kind],
+                    firing=a.firing,
+                    value=a.value,
+                    threshold=a.threshold,
+                    message=a.message,
+                )
+                for a in found
             ]
-        )  # fmt: skip
+        )
 
-    async def ProjectCosts(self, request: pb.ProjectCostsRequest, context: Any) -> pb.ProjectCostsResponse:
+    async def ProjectCosts(
+        self, request: pb.ProjectCostsRequest, context: Any
+    ) -> pb.ProjectCostsResponse:
         use = await storage_usage.read(self._db, storage_usage.DEPLOYMENT)
         days = measured_days(use)
         sent = sum(use.happened("download", how, days)[1] for how in ("exact", "issued"))

@@ -1,9 +1,11 @@
-"""Decisions about storage without any machinery: what fits into a quota, and what is worth an alert."""
+"""Decisions about storage without any machinery: what fits into a quota, and what is worth an
+alert."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-# The only place that has them: the RPC evaluates them, and the metrics export them to the Prometheus rules.
+# The only place that has them: the RPC evaluates them, and the metrics export them to the
+# Prometheus rules.
 ALERT_THRESHOLDS: Mapping[str, float] = {
     "pending_uploads": 100,
     "storage_quota": 0.8,
@@ -45,7 +47,9 @@ class Excess:
     needed: int
 
 
-def excess(allowed: Allowance, held: Held, *, size: int, assets: int, slack: int = 0) -> Excess | None:
+def excess(
+    allowed: Allowance, held: Held, *, size: int, assets: int, slack: int = 0
+) -> Excess | None:
     """The first limit that `size` more bytes and `assets` more assets would exceed, or None.
 
     `slack`: how many uploads may be on their way besides, each of at most `size`.
@@ -80,26 +84,35 @@ class Alert:
         return self.value > self.threshold
 
 
-def alerts(pending: int, failed_ratio: float | None, allowed: Allowance, held: Held) -> Iterator[Alert]:
+def alerts(
+    pending: int, failed_ratio: float | None, allowed: Allowance, held: Held
+) -> Iterator[Alert]:
     """All of them, firing or not; those about a quota only where there is one."""
     yield Alert(
-        "pending_uploads", pending,
-        f"{pending} uploads were announced and not confirmed. If many clients wait for their confirmation, look at the"
-        " database and the store (`atelier doctor`); if clients gave up, cleaning up abandoned uploads removes them.",
-    )  # fmt: skip
+        "pending_uploads",
+        pending,
+        f"{pending} uploads were announced and not confirmed. If many clients wait for their"
+        " confirmation, look at the database and the store (`atelier doctor`); if clients gave up,"
+        " cleaning up abandoned uploads removes them.",
+    )
     if allowed.stored_bytes:
         share = held.stored_bytes / allowed.stored_bytes
-        text = f"{share:.0%} of the storage quota is used. Purge what isn't needed, or raise the quota (SetQuota)."
+        text = (
+            f"{share:.0%} of the storage quota is used. Purge what isn't needed, or raise the quota"
+            " (SetQuota)."
+        )
         yield Alert("storage_quota", share, text)
     if allowed.monthly_bandwidth_bytes:
         share = held.monthly_bandwidth_bytes / allowed.monthly_bandwidth_bytes
         text = (
-            f"{share:.0%} of this month's bandwidth is used. At 100 % uploads are refused; raise the quota (SetQuota)."
+            f"{share:.0%} of this month's bandwidth is used. At 100 % uploads are refused; raise"
+            " the quota (SetQuota)."
         )
         yield Alert("bandwidth_quota", share, text)
     ratio = failed_ratio or 0.0
     yield Alert(
-        "failed_processing", ratio,
-        f"{ratio:.1%} of the variants that ended today and yesterday failed. ListVariants says why, the workers' log"
-        " more; RegenerateVariants tries again.",
-    )  # fmt: skip
+        "failed_processing",
+        ratio,
+        f"{ratio:.1%} of the variants that ended today and yesterday failed. ListVariants says why,"
+        " the workers' log more; RegenerateVariants tries again.",
+    )

@@ -1,7 +1,8 @@
-"""What is used: reading it exactly, and folding what the database counted since into the tables that are read.
+"""What is used: reading it exactly, and folding what the database counted since into the tables
+that are read.
 
-Triggers count (tables.sql); a figure is the folded rows plus the deltas that aren't folded yet, read by one statement,
-and so at one moment.
+Triggers count (tables.sql); a figure is the folded rows plus the deltas that aren't folded yet,
+read by one statement, and so at one moment.
 """
 
 import asyncio
@@ -25,8 +26,10 @@ _log = structlog.get_logger("usage")
 STOCKED = "noun IN ('asset', 'variant', 'document')"
 # The word 'deployment' in a row stands for all owners, so its deltas are everybody's.
 _STOCK = f"""
-    SELECT noun, kind, mime_type, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes FROM (
-        SELECT noun, kind, mime_type, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
+    SELECT noun, kind, mime_type, state, sum(number)::bigint AS number,
+        sum(bytes)::bigint AS bytes FROM (
+        SELECT noun, kind, mime_type, state, number, bytes FROM storage_totals WHERE owner
+            = %(owner)s
         UNION ALL
         SELECT noun, kind, mime_type, state, number, bytes FROM storage_deltas
         WHERE {STOCKED} AND {{whose}}
@@ -34,36 +37,44 @@ _STOCK = f"""
     ORDER BY noun, kind, mime_type, state
 """
 _FLOW = f"""
-    SELECT day, noun, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes, today FROM (
+    SELECT day, noun, state, sum(number)::bigint AS number, sum(bytes)::bigint AS bytes, today
+        FROM (
         SELECT day, noun, state, number, bytes FROM storage_days
         WHERE owner = %(owner)s AND day > (now() AT TIME ZONE 'UTC')::date - %(days)s
         UNION ALL
         SELECT day, CASE WHEN {STOCKED} THEN 'stored' ELSE noun END,
                CASE WHEN {STOCKED} THEN '' ELSE state END, number, bytes FROM storage_deltas
         WHERE day > (now() AT TIME ZONE 'UTC')::date - %(days)s AND {{whose}}
-    ) AS counted, (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock GROUP BY day, noun, state, today
+    ) AS counted, (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock GROUP BY day, noun,
+        state, today
 """
 _FIRST_DAY = "SELECT min(day) AS day FROM storage_days WHERE owner = %(owner)s"
 _HELD = f"""
-    SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0)::bigint AS assets,
+    SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'),
+        0)::bigint AS assets,
            coalesce(sum(bytes) FILTER (WHERE noun = 'asset'), 0)::bigint AS originals,
            coalesce(sum(bytes), 0)::bigint AS stored,
            (SELECT coalesce(sum(bytes), 0)::bigint FROM (
-                SELECT bytes FROM storage_days WHERE owner = %(owner)s AND noun = 'download' AND day >= month
+                SELECT bytes FROM storage_days WHERE owner = %(owner)s AND noun = 'download'
+                    AND day >= month
                 UNION ALL
-                SELECT bytes FROM storage_deltas WHERE noun = 'download' AND day >= month AND {{whose}}) AS all_sent
+                SELECT bytes FROM storage_deltas WHERE noun = 'download' AND day >= month
+                    AND {{whose}}) AS all_sent
            ) AS sent
-    FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS month) AS clock LEFT JOIN LATERAL (
+    FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS month) AS clock LEFT
+        JOIN LATERAL (
         SELECT noun, state, number, bytes FROM storage_totals WHERE owner = %(owner)s
         UNION ALL
         SELECT noun, state, number, bytes FROM storage_deltas WHERE {STOCKED} AND {{whose}}
     ) AS counted ON true GROUP BY month
 """
-# Up to the last one that is seen, not one by one: a plan made while there were no deltas would look for each in all.
+# Up to the last one that is seen, not one by one: a plan made while there were no deltas would look
+# for each in all.
 _FOLD = f"""
     WITH gone AS (
         DELETE FROM storage_deltas WHERE seq <= (
-            SELECT max(seq) FROM (SELECT seq FROM storage_deltas ORDER BY seq LIMIT %(batch)s) AS first)
+            SELECT max(seq) FROM (SELECT seq FROM storage_deltas ORDER BY seq
+                LIMIT %(batch)s) AS first)
         RETURNING owner, session_id, noun, kind, mime_type, state, number, bytes, day
     ), kept AS (
         SELECT * FROM gone WHERE NOT EXISTS (SELECT FROM erased_owners e WHERE e.owner = gone.owner)
@@ -90,12 +101,14 @@ _FOLD = f"""
         SELECT owner, session_id, noun, state, number, bytes FROM kept WHERE session_id <> ''
     ), places AS (
         INSERT INTO storage_places AS t (owner, session_id, assets, stored_bytes, sent_bytes)
-        SELECT owner, place, coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state <> 'rejected'), 0),
+        SELECT owner, place, coalesce(sum(number) FILTER (WHERE noun = 'asset' AND state
+            <> 'rejected'), 0),
                coalesce(sum(bytes) FILTER (WHERE {STOCKED}), 0),
                coalesce(sum(bytes) FILTER (WHERE noun = 'download'), 0)
         FROM placed GROUP BY owner, place
         ON CONFLICT (owner, session_id) DO UPDATE SET assets = t.assets + excluded.assets,
-            stored_bytes = t.stored_bytes + excluded.stored_bytes, sent_bytes = t.sent_bytes + excluded.sent_bytes
+            stored_bytes = t.stored_bytes + excluded.stored_bytes, sent_bytes = t.sent_bytes
+                + excluded.sent_bytes
     )
     SELECT count(*) AS n FROM gone
 """
@@ -103,14 +116,17 @@ _FOLD = f"""
 
 @dataclass
 class Usage:
-    """What an owner, or the deployment, uses. `stock`: rows of what is there; `flow`: rows of what happened by day."""
+    """What an owner, or the deployment, uses. `stock`: rows of what is there; `flow`: rows of what
+    happened by day."""
 
     stock: list[Any]
     flow: list[Any]
     first_day: date | None = None
 
     def number(self, noun: str, *states: str) -> int:
-        return sum(r.number for r in self.stock if r.noun == noun and (not states or r.state in states))
+        return sum(
+            r.number for r in self.stock if r.noun == noun and (not states or r.state in states)
+        )
 
     @property
     def assets(self) -> int:
@@ -131,7 +147,11 @@ class Usage:
 
     def sent_this_month(self) -> dict[str, int]:
         return {
-            how: sum(r.bytes for r in self.flow if r.noun == "download" and r.state == how and _same_month(r))
+            how: sum(
+                r.bytes
+                for r in self.flow
+                if r.noun == "download" and r.state == how and _same_month(r)
+            )
             for how in ("exact", "issued")
         }
 
@@ -153,7 +173,8 @@ async def operate(m: Mutation) -> None:
 
 
 def named(owner: str) -> str:
-    """Whose figures a request is about. NOT_FOUND if it names another owner and the caller isn't an operator."""
+    """Whose figures a request is about. NOT_FOUND if it names another owner and the caller isn't an
+    operator."""
     identity = auth.current()
     if identity.role == "admin":
         return owner or DEPLOYMENT
@@ -173,7 +194,8 @@ async def read(db: Database, owner: str) -> Usage:
 
 
 async def held(m: Mutation, owner: str) -> Any:
-    """assets, originals (bytes), stored (bytes), sent (bytes of this month): what quotas are about. After `operate`."""
+    """assets, originals (bytes), stored (bytes), sent (bytes of this month): what quotas are about.
+    After `operate`."""
     return await m.one(_of(_HELD, owner), {"owner": owner})
 
 
@@ -183,9 +205,12 @@ async def hold_folding(m: Mutation) -> None:
 
 
 async def fold(db: Database) -> int:
-    """Folds what was counted since, once; for a worker. Returns how many deltas there were; 0 if another one folds."""
+    """Folds what was counted since, once; for a worker. Returns how many deltas there were; 0 if
+    another one folds."""
     async with db.transaction("") as m:
-        turn = await m.one("SELECT pg_try_advisory_xact_lock(hashtextextended('fold usage', 2)) AS mine")
+        turn = await m.one(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended('fold usage', 2)) AS mine"
+        )
         return (await m.one(_FOLD, {"batch": _FOLD_BATCH})).n if turn.mine else 0
 
 

@@ -1,4 +1,5 @@
-"""Styles: a catalogue that its operator writes and everyone reads, in versions that never change."""
+"""Styles: a catalogue that its operator writes and everyone reads, in versions that never
+change."""
 
 import hashlib
 import json
@@ -17,43 +18,65 @@ from shared.protos import timestamp
 
 # `created_at` and `id` are what a list goes by: of styles the style's, of versions the version's.
 _LATEST = """
-    SELECT s.id, s.created_at, s.slug, s.number AS latest, v.id AS version_id, v.number, v.name, v.description,
+    SELECT s.id, s.created_at, s.slug, s.number AS latest, v.id AS version_id, v.number, v.name,
+        v.description,
         v.room_types, v.palette, v.image_count, v.created_at AS made_at
     FROM styles s JOIN style_versions v ON v.style_id = s.id AND v.number = s.number
 """
 _VERSIONS = """
-    SELECT v.id, v.created_at, s.slug, s.number AS latest, v.id AS version_id, v.number, v.name, v.description,
+    SELECT v.id, v.created_at, s.slug, s.number AS latest, v.id AS version_id, v.number, v.name,
+        v.description,
         v.room_types, v.palette, v.image_count, v.created_at AS made_at
     FROM styles s JOIN style_versions v ON v.style_id = s.id WHERE s.slug = %(slug)s
 """
 _IMAGES = """
-    SELECT i.style_version_id, i.position, i.room_type, i.caption, a.id AS asset_id, a.sha256, a.mime_type, a.width,
-        a.height, a.storage_key, a.file_name, t.storage_key AS thumbnail_key, t.mime_type AS thumbnail_type
-    FROM style_images i JOIN assets a ON a.id = i.asset_id AND a.state = 'ready' AND a.deleted_at IS NULL
+    SELECT i.style_version_id, i.position, i.room_type, i.caption, a.id AS asset_id, a.sha256,
+        a.mime_type, a.width,
+        a.height, a.storage_key, a.file_name, t.storage_key AS thumbnail_key,
+            t.mime_type AS thumbnail_type
+    FROM style_images i JOIN assets a ON a.id = i.asset_id AND a.state = 'ready'
+        AND a.deleted_at IS NULL
     LEFT JOIN variants t ON t.asset_id = a.id AND t.preset = 'thumb' AND t.state = 'ready'
     WHERE i.style_version_id = ANY(%(ids)s) AND (%(room_type)s = '' OR i.room_type = %(room_type)s)
     ORDER BY i.style_version_id, i.position
 """
-_FIRST_IMAGES = f"SELECT DISTINCT ON (style_version_id) * FROM ({_IMAGES}) AS found ORDER BY style_version_id, position"
+_FIRST_IMAGES = (
+    f"SELECT DISTINCT ON (style_version_id) * FROM ({_IMAGES}) AS found ORDER BY style_version_id,"
+    " position"
+)
 
 
 def to_proto(row: Any, images: Sequence[pb.StyleImage]) -> pb.Style:
     return pb.Style(
-        slug=row.slug, version_number=row.number, latest=row.number == row.latest, name=row.name,
-        description=row.description, room_types=row.room_types, palette=row.palette, images=images,
-        image_count=row.image_count, create_time=timestamp(row.made_at),
-    )  # fmt: skip
+        slug=row.slug,
+        version_number=row.number,
+        latest=row.number == row.latest,
+        name=row.name,
+        description=row.description,
+        room_types=row.room_types,
+        palette=row.palette,
+        images=images,
+        image_count=row.image_count,
+        create_time=timestamp(row.made_at),
+    )
 
 
 def _image(row: Any, urls: assets.Urls | None) -> pb.StyleImage:
     image = pb.StyleImage(
-        asset_id=str(row.asset_id), room_type=row.room_type, caption=row.caption, sha256=row.sha256,
-        mime_type=row.mime_type, width=row.width, height=row.height,
-    )  # fmt: skip
+        asset_id=str(row.asset_id),
+        room_type=row.room_type,
+        caption=row.caption,
+        sha256=row.sha256,
+        mime_type=row.mime_type,
+        width=row.width,
+        height=row.height,
+    )
     if urls:
         image.image_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         if row.thumbnail_key:
-            image.thumbnail_url = urls.of(row.thumbnail_key, row.thumbnail_type, f"{row.file_name}.thumb")
+            image.thumbnail_url = urls.of(
+                row.thumbnail_key, row.thumbnail_type, f"{row.file_name}.thumb"
+            )
     return image
 
 
@@ -68,18 +91,24 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         async def work(m: Mutation) -> pb.PutStyleResponse:
             style = await _locked(m, request.slug)
             if request.expected_version and request.expected_version != style.number:
-                text = f"the latest version of {request.slug} is {style.number}; read it, then expect that one"
+                text = (
+                    f"the latest version of {request.slug} is {style.number}; read it, then expect"
+                    " that one"
+                )
                 raise errors.DomainError(errors.Reason.ERROR_REASON_ETAG_MISMATCH, text)
             digest = _digest(request)
             latest = await m.one(
-                "SELECT digest FROM style_versions WHERE style_id = %s AND number = %s", (style.id, style.number)
+                "SELECT digest FROM style_versions WHERE style_id = %s AND number = %s",
+                (style.id, style.number),
             )
             changed = latest is None or latest.digest != digest
             if changed:
                 await _write(m, style, request, digest)
             row = await m.one(f"{_LATEST} WHERE s.id = %s", (style.id,))
             images = await m.all(_IMAGES, {"ids": [row.version_id], "room_type": ""})
-            return pb.PutStyleResponse(style=to_proto(row, [_image(each, None) for each in images]), changed=changed)
+            return pb.PutStyleResponse(
+                style=to_proto(row, [_image(each, None) for each in images]), changed=changed
+            )
 
         return await self._db.mutate(request, pb.PutStyleResponse, work)
 
@@ -87,9 +116,9 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         self, request: pb.FindStylePicturesRequest, context: Any
     ) -> pb.FindStylePicturesResponse:
         rows = await self._db.rows(
-            "SELECT DISTINCT ON (sha256) sha256, id FROM assets WHERE owner = %(owner)s AND kind = 'style'"
-            " AND state = 'ready' AND public AND deleted_at IS NULL AND sha256 = ANY(%(sha256s)s)"
-            " ORDER BY sha256, created_at, id",
+            "SELECT DISTINCT ON (sha256) sha256, id FROM assets WHERE owner = %(owner)s AND kind ="
+            " 'style' AND state = 'ready' AND public AND deleted_at IS NULL AND sha256 ="
+            " ANY(%(sha256s)s) ORDER BY sha256, created_at, id",
             {"owner": auth.current().owner, "sha256s": list(request.sha256s)},
         )
         found = [pb.StylePicture(sha256=row.sha256, asset_id=str(row.id)) for row in rows]
@@ -98,15 +127,25 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
     async def GetStyle(self, request: pb.GetStyleRequest, context: Any) -> pb.GetStyleResponse:
         which = "v.number = %(number)s" if request.version_number else "v.number = s.number"
         statement: Any = f"{_VERSIONS} AND {which}"
-        row = await self._db.row(statement, {"slug": request.slug, "number": request.version_number})
+        row = await self._db.row(
+            statement, {"slug": request.slug, "number": request.version_number}
+        )
         if row is None:
-            named = f"{request.slug}/{request.version_number}" if request.version_number else request.slug
+            named = (
+                f"{request.slug}/{request.version_number}"
+                if request.version_number
+                else request.slug
+            )
             raise errors.not_found("style", named)
-        images = await self._db.rows(_IMAGES, {"ids": [row.version_id], "room_type": request.room_type})
+        images = await self._db.rows(
+            _IMAGES, {"ids": [row.version_id], "room_type": request.room_type}
+        )
         urls = self._urls if request.include_urls else None
         return pb.GetStyleResponse(style=to_proto(row, [_image(each, urls) for each in images]))
 
-    async def ListStyles(self, request: pb.ListStylesRequest, context: Any) -> pb.ListStylesResponse:
+    async def ListStyles(
+        self, request: pb.ListStylesRequest, context: Any
+    ) -> pb.ListStylesResponse:
         where, parameters = ["true"], {"room_type": request.room_type, "word": request.palette_word}
         if request.room_type:
             where.append("(%(room_type)s = ANY(v.room_types) OR v.room_types = '{}')")
@@ -119,11 +158,16 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         self, request: pb.ListStyleVersionsRequest, context: Any
     ) -> pb.ListStyleVersionsResponse:
         styles, token = await self._listed(_VERSIONS, {"slug": request.slug}, request)
-        if not styles and await self._db.row("SELECT id FROM styles WHERE slug = %s", (request.slug,)) is None:
+        if (
+            not styles
+            and await self._db.row("SELECT id FROM styles WHERE slug = %s", (request.slug,)) is None
+        ):
             raise errors.not_found("style", request.slug)
         return pb.ListStyleVersionsResponse(styles=styles, next_page_token=token)
 
-    async def _listed(self, select: str, parameters: Mapping[str, Any], request: Any) -> tuple[list[pb.Style], str]:
+    async def _listed(
+        self, select: str, parameters: Mapping[str, Any], request: Any
+    ) -> tuple[list[pb.Style], str]:
         """A page of styles, each with its first picture, and the next page's token."""
         page = paging.page(request)
         statement: Any = f"SELECT * FROM ({select}) AS found WHERE true{page.clause}"
@@ -146,9 +190,12 @@ def _check_room_types(request: pb.PutStyleRequest) -> None:
 def _digest(request: pb.PutStyleRequest) -> str:
     """Of all that a version says."""
     said = [
-        request.name, request.description, list(request.room_types), list(request.palette),
+        request.name,
+        request.description,
+        list(request.room_types),
+        list(request.palette),
         [[str(UUID(image.asset_id)), image.room_type, image.caption] for image in request.images],
-    ]  # fmt: skip
+    ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -158,9 +205,14 @@ async def _locked(m: Mutation, slug: str) -> Any:
         "INSERT INTO styles (id, owner, slug) VALUES (%s, %s, %s) ON CONFLICT (slug) DO NOTHING",
         (new_id(), m.owner, slug),
     )
-    style = await m.one("SELECT * FROM styles WHERE slug = %s AND owner = %s FOR UPDATE", (slug, m.owner))
+    style = await m.one(
+        "SELECT * FROM styles WHERE slug = %s AND owner = %s FOR UPDATE", (slug, m.owner)
+    )
     if style is None:
-        text = f"the style {slug!r} belongs to another operator's owner; use a token with that owner, or another slug"
+        text = (
+            f"the style {slug!r} belongs to another operator's owner; use a token with that owner,"
+            " or another slug"
+        )
         raise errors.already_exists("style", slug, text)
     return style
 
@@ -172,24 +224,40 @@ async def _write(m: Mutation, style: Any, request: pb.PutStyleRequest, digest: s
     version_id = new_id()
     await m.run("UPDATE styles SET number = number + 1 WHERE id = %s", (style.id,))
     await m.run(
-        "INSERT INTO style_versions (id, owner, style_id, number, created_by, name, description, room_types, palette,"
-        " image_count, digest) VALUES (%(id)s, %(owner)s, %(style_id)s, %(number)s, %(actor)s, %(name)s,"
-        " %(description)s, %(room_types)s, %(palette)s, %(image_count)s, %(digest)s)",
-        {"id": version_id, "owner": m.owner, "style_id": style.id, "number": style.number + 1, "actor": m.actor,
-         "name": request.name, "description": request.description, "room_types": list(request.room_types),
-         "palette": list(request.palette), "image_count": len(ids), "digest": digest},
-    )  # fmt: skip
+        "INSERT INTO style_versions (id, owner, style_id, number, created_by, name, description,"
+        " room_types, palette, image_count, digest) VALUES (%(id)s, %(owner)s, %(style_id)s,"
+        " %(number)s, %(actor)s, %(name)s, %(description)s, %(room_types)s, %(palette)s,"
+        " %(image_count)s, %(digest)s)",
+        {
+            "id": version_id,
+            "owner": m.owner,
+            "style_id": style.id,
+            "number": style.number + 1,
+            "actor": m.actor,
+            "name": request.name,
+            "description": request.description,
+            "room_types": list(request.room_types),
+            "palette": list(request.palette),
+            "image_count": len(ids),
+            "digest": digest,
+        },
+    )
     await m.run(
         "INSERT INTO style_images (owner, style_version_id, position, asset_id, room_type, caption)"
-        " SELECT %(owner)s, %(version_id)s, n, asset_id, room_type, caption FROM unnest(%(ids)s::uuid[],"
-        " %(room_types)s::text[], %(captions)s::text[]) WITH ORDINALITY AS given (asset_id, room_type, caption, n)",
-        {"owner": m.owner, "version_id": version_id, "ids": ids,
-         "room_types": [image.room_type for image in request.images],
-         "captions": [image.caption for image in request.images]},
-    )  # fmt: skip
+        " SELECT %(owner)s, %(version_id)s, n, asset_id, room_type, caption FROM"
+        " unnest(%(ids)s::uuid[], %(room_types)s::text[], %(captions)s::text[]) WITH ORDINALITY AS"
+        " given (asset_id, room_type, caption, n)",
+        {
+            "owner": m.owner,
+            "version_id": version_id,
+            "ids": ids,
+            "room_types": [image.room_type for image in request.images],
+            "captions": [image.caption for image in request.images],
+        },
+    )
     await m.run(
-        "INSERT INTO asset_references (owner, asset_id, holder) SELECT DISTINCT %(owner)s, unnest(%(ids)s::uuid[]),"
-        " %(holder)s ON CONFLICT DO NOTHING",
+        "INSERT INTO asset_references (owner, asset_id, holder) SELECT DISTINCT %(owner)s,"
+        " unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING",
         {"owner": m.owner, "ids": ids, "holder": f"assets/styles/{style.slug}"},
     )
 
@@ -206,6 +274,8 @@ async def _check_pictures(m: Mutation, ids: Sequence[UUID]) -> None:
         if row.kind != "style":
             text = f"{asset_id} is of kind {row.kind}; upload the picture with kind style"
             raise errors.invalid(f"images[{index}].asset_id", text)
-        if problem := assets.unusable(row) or ("" if row.public else "it is private; make it public first"):
+        if problem := assets.unusable(row) or (
+            "" if row.public else "it is private; make it public first"
+        ):
             text = f"images[{index}]: {problem}"
             raise errors.precondition(text, subject=f"assets/{asset_id}")

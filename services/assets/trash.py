@@ -1,7 +1,9 @@
-"""The trash: archive, delete, undelete, purge; of one asset or of many, in one transaction each time.
+"""The trash: archive, delete, undelete, purge; of one asset or of many, in one transaction each
+time.
 
-A deleted asset is private, whatever it was before: its objects leave `public/` with it, copied first, switched in the
-transaction, removed after it. What a purge leaves to be removed is noted in its transaction (doomed.py).
+A deleted asset is private, whatever it was before: its objects leave `public/` with it, copied
+first, switched in the transaction, removed after it. What a purge leaves to be removed is noted in
+its transaction (doomed.py).
 """
 
 import asyncio
@@ -34,40 +36,58 @@ _PRODUCTS = """
 """
 # Jobs that are ending hold their own rows, then want the asset's.
 _JOBS: tuple[LiteralString, ...] = (
-    "SELECT FROM renditions WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s) ORDER BY id FOR UPDATE",
-    "SELECT FROM imports WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s) ORDER BY id FOR UPDATE",
+    (
+        "SELECT FROM renditions WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s) ORDER BY id FOR"
+        " UPDATE"
+    ),
+    (
+        "SELECT FROM imports WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s) ORDER BY id FOR"
+        " UPDATE"
+    ),
 )
-# The triggers that follow assets in albums take an asset's albums in order, but one asset after the other.
+# The triggers that follow assets in albums take an asset's albums in order, but one asset after the
+# other.
 _ALBUMS = """
     SELECT FROM albums WHERE owner = %(owner)s AND id IN (
         SELECT album_id FROM album_assets WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s))
     ORDER BY id FOR UPDATE
 """
 _DELETE = """
-    UPDATE assets a SET deleted_at = now(), expires_at = now() + %(life)s, hidden_public = a.public, public = false,
+    UPDATE assets a SET deleted_at = now(), expires_at = now() + %(life)s, hidden_public
+        = a.public, public = false,
         is_primary = false, storage_key = moved.key, version = version + 1, updated_at = now()
-    FROM unnest(%(ids)s::uuid[], %(keys)s::text[]) AS moved (id, key) WHERE a.id = moved.id RETURNING a.*
+    FROM unnest(%(ids)s::uuid[], %(keys)s::text[]) AS moved (id, key) WHERE a.id
+        = moved.id RETURNING a.*
 """
 _UNDELETE = """
-    UPDATE assets a SET deleted_at = NULL, expires_at = NULL, public = a.hidden_public, hidden_public = false,
+    UPDATE assets a SET deleted_at = NULL, expires_at = NULL, public = a.hidden_public,
+        hidden_public = false,
         storage_key = moved.key, version = version + 1, updated_at = now()
-    FROM unnest(%(ids)s::uuid[], %(keys)s::text[]) AS moved (id, key) WHERE a.id = moved.id RETURNING a.*
+    FROM unnest(%(ids)s::uuid[], %(keys)s::text[]) AS moved (id, key) WHERE a.id
+        = moved.id RETURNING a.*
 """
 _BYTES = """
-    SELECT coalesce((SELECT sum(size_bytes) FROM assets WHERE id = ANY(%(ids)s) AND storage_key <> ''), 0)
+    SELECT coalesce((SELECT sum(size_bytes) FROM assets WHERE id = ANY(%(ids)s) AND storage_key
+        <> ''), 0)
          + coalesce((SELECT sum(size_bytes) FROM variants WHERE asset_id = ANY(%(ids)s)), 0) AS n
 """
 _PUBLIC_KEYS = """
-    SELECT storage_key FROM assets WHERE id = %(id)s AND owner = %(owner)s AND storage_key LIKE 'public/%%'
+    SELECT storage_key FROM assets WHERE id = %(id)s AND owner = %(owner)s
+        AND storage_key LIKE 'public/%%'
     UNION ALL
-    SELECT storage_key FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s AND storage_key LIKE 'public/%%'
+    SELECT storage_key FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s
+        AND storage_key LIKE 'public/%%'
 """
-_PURGE = "DELETE FROM assets WHERE owner = %(owner)s AND id = ANY(%(ids)s) RETURNING id, version, now() AS at"
+_PURGE = (
+    "DELETE FROM assets WHERE owner = %(owner)s AND id = ANY(%(ids)s) RETURNING id, version, now()"
+    " AS at"
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one asset: its row as it is now or, if it was purged, as it was; or why not."""
+    """What became of one asset: its row as it is now or, if it was purged, as it was; or why
+    not."""
 
     row: Any = None
     error: DomainError | None = None
@@ -77,9 +97,12 @@ Results = Mapping[UUID, Result]
 
 
 class Trash:
-    """Deletes, undeletes and purges many assets of an owner. `days` is how long they can be undeleted."""
+    """Deletes, undeletes and purges many assets of an owner. `days` is how long they can be
+    undeleted."""
 
-    def __init__(self, db: Database, storage: Storage, usage_log: usage.UsageLog, days: float) -> None:
+    def __init__(
+        self, db: Database, storage: Storage, usage_log: usage.UsageLog, days: float
+    ) -> None:
         self._db = db
         self._storage = storage
         self._usage = usage_log
@@ -87,12 +110,17 @@ class Trash:
 
     @asynccontextmanager
     async def moves(self, ids: Sequence[UUID], *, public: bool) -> AsyncIterator[dict[UUID, Move]]:
-        """Copies of what has to lie elsewhere once the assets are in the trash (`public` False) or out of it. Inside, a
-        transaction switches rows to them; after it goes whatever no row shows."""
+        """Copies of what has to lie elsewhere once the assets are in the trash (`public` False) or
+        out of it. Inside, a transaction switches rows to them; after it goes whatever no row
+        shows."""
         column: LiteralString = "hidden_public" if public else "public"
-        statement: LiteralString = f"SELECT id FROM assets WHERE owner = %(owner)s AND id = ANY(%(ids)s) AND {column}"
+        statement: LiteralString = (
+            f"SELECT id FROM assets WHERE owner = %(owner)s AND id = ANY(%(ids)s) AND {column}"
+        )
         mine = {"owner": auth.current().owner, "ids": list(ids)}
-        moves = {row.id: Move(self._storage, row.id) for row in await self._db.rows(statement, mine)}
+        moves = {
+            row.id: Move(self._storage, row.id) for row in await self._db.rows(statement, mine)
+        }
         several = asyncio.Semaphore(_COPIES_AT_ONCE)
 
         async def copy(move: Move) -> None:
@@ -118,7 +146,9 @@ class Trash:
             raise
         if moves:
             keys = "SELECT id, storage_key FROM assets WHERE id = ANY(%(ids)s)"
-            now = {row.id: row.storage_key for row in await self._db.rows(keys, {"ids": list(moves)})}
+            now = {
+                row.id: row.storage_key for row in await self._db.rows(keys, {"ids": list(moves)})
+            }
             for asset_id, move in moves.items():
                 await move.finish(now.get(asset_id, ""))
 
@@ -133,24 +163,37 @@ class Trash:
             await self._storage.delete(keys)
 
     async def delete(
-        self, m: Mutation, ids: Sequence[UUID], moves: Mapping[UUID, Move], *, force: bool, etag: str = ""
+        self,
+        m: Mutation,
+        ids: Sequence[UUID],
+        moves: Mapping[UUID, Move],
+        *,
+        force: bool,
+        etag: str = "",
     ) -> Results:
-        """Each into the trash, unless something uses it, or it isn't what `etag` says. One that is there already stays
-        as it is. Last in the caller's transaction: it counts uses, which others count, too."""
+        """Each into the trash, unless something uses it, or it isn't what `etag` says. One that is
+        there already stays as it is. Last in the caller's transaction: it counts uses, which others
+        count, too."""
         rows = await _lock(m, ids)
-        held = {} if force else await holders(m, [i for i, row in rows.items() if not row.deleted_at])
+        held = (
+            {} if force else await holders(m, [i for i, row in rows.items() if not row.deleted_at])
+        )
         results = {asset_id: _refused(asset_id, rows, held, m.owner, etag) for asset_id in ids}
         going = [rows[i] for i in sorted(rows) if not results[i].error and not rows[i].deleted_at]
         old_keys = [key for row in going if row.public for key in await _keys(m, row)]
         keys = [await _switch(m, row, moves, row.public) for row in going]
-        gone = await m.all(_DELETE, {"ids": [row.id for row in going], "keys": keys, "life": self._life})
+        gone = await m.all(
+            _DELETE, {"ids": [row.id for row in going], "keys": keys, "life": self._life}
+        )
         await doomed.doom(m, old_keys)
         await _tell(m, gone)
         await assets.hand_over(m, [row for row in going if row.is_primary])
         await self._used(m, going)
         return results | {row.id: Result(row) for row in gone}
 
-    async def undelete(self, m: Mutation, ids: Sequence[UUID], moves: Mapping[UUID, Move]) -> Results:
+    async def undelete(
+        self, m: Mutation, ids: Sequence[UUID], moves: Mapping[UUID, Move]
+    ) -> Results:
         """Each out of the trash. One that isn't in it stays as it is."""
         rows = await _lock(m, ids)
         results = {asset_id: _refused(asset_id, rows, {}, m.owner) for asset_id in ids}
@@ -166,8 +209,8 @@ class Trash:
         return results | {row.id: Result(row) for row in shown}
 
     async def purge(self, m: Mutation, ids: Sequence[UUID], *, force: bool) -> tuple[Results, int]:
-        """Each for good, unless something uses it. Also returns the bytes that are being freed. Last in the caller's
-        transaction, as `delete`."""
+        """Each for good, unless something uses it. Also returns the bytes that are being freed.
+        Last in the caller's transaction, as `delete`."""
         for jobs in _JOBS:
             await m.run(jobs, {"owner": m.owner, "ids": list(ids)})
         rows = await _lock(m, ids)
@@ -178,7 +221,11 @@ class Trash:
         freed = int((await m.one(_BYTES, {"ids": gone_ids})).n)
         await doomed.doom_assets(m, gone_ids)
         changes = [
-            (row.id, row.version + 1, pb.PurgedAsset(asset_id=str(row.id), purge_time=timestamp(row.at)))
+            (
+                row.id,
+                row.version + 1,
+                pb.PurgedAsset(asset_id=str(row.id), purge_time=timestamp(row.at)),
+            )
             for row in await m.all(_PURGE, {"owner": m.owner, "ids": gone_ids})
         ]
         await events.publish_all(m, "purged_asset", changes)
@@ -187,12 +234,19 @@ class Trash:
         return results, freed
 
     async def _used(self, m: Mutation, going: Sequence[Any]) -> None:
-        """Whatever could be used is deleted once: by what takes it out of use, not by what empties the trash."""
-        await self._usage.write(m, [row for row in going if row.state == "ready" and not row.deleted_at], "delete")
+        """Whatever could be used is deleted once: by what takes it out of use, not by what empties
+        the trash."""
+        await self._usage.write(
+            m, [row for row in going if row.state == "ready" and not row.deleted_at], "delete"
+        )
 
 
 def _refused(
-    asset_id: UUID, rows: Mapping[UUID, Any], held: Mapping[UUID, Sequence[Any]], owner: str, etag: str = ""
+    asset_id: UUID,
+    rows: Mapping[UUID, Any],
+    held: Mapping[UUID, Sequence[Any]],
+    owner: str,
+    etag: str = "",
 ) -> Result:
     """Why nothing is done to the asset; else its row as it is."""
     if asset_id not in rows:
@@ -205,7 +259,8 @@ def _refused(
 
 
 async def _lock(m: Mutation, ids: Sequence[UUID]) -> dict[UUID, Any]:
-    """The owner's assets, locked in the one order in which everybody locks: products, assets, albums."""
+    """The owner's assets, locked in the one order in which everybody locks: products, assets,
+    albums."""
     mine = {"owner": m.owner, "ids": list(ids)}
     for row in await m.all(_PRODUCTS, mine):
         await assets.hold_product(m, row.product_id)
@@ -215,7 +270,9 @@ async def _lock(m: Mutation, ids: Sequence[UUID]) -> dict[UUID, Any]:
 
 
 async def _keys(m: Mutation, row: Any) -> list[str]:
-    found = await m.all("SELECT storage_key FROM variants WHERE asset_id = %s AND storage_key <> ''", (row.id,))
+    found = await m.all(
+        "SELECT storage_key FROM variants WHERE asset_id = %s AND storage_key <> ''", (row.id,)
+    )
     return [each.storage_key for each in (row, *found) if each.storage_key]
 
 
@@ -230,7 +287,9 @@ async def _switch(m: Mutation, row: Any, moves: Mapping[UUID, Move], moving: boo
 
 
 async def _tell(m: Mutation, rows: Sequence[Any]) -> None:
-    await events.publish_all(m, "asset", [(row.id, row.version, assets.to_proto(row)) for row in rows])
+    await events.publish_all(
+        m, "asset", [(row.id, row.version, assets.to_proto(row)) for row in rows]
+    )
 
 
 class TrashCalls(asset_pb2_grpc.AssetServiceServicer):
@@ -240,10 +299,14 @@ class TrashCalls(asset_pb2_grpc.AssetServiceServicer):
         self._db = db
         self._trash = trash
 
-    async def ArchiveAsset(self, request: pb.ArchiveAssetRequest, context: Any) -> pb.ArchiveAssetResponse:
+    async def ArchiveAsset(
+        self, request: pb.ArchiveAssetRequest, context: Any
+    ) -> pb.ArchiveAssetResponse:
         return await self._archive(request, pb.ArchiveAssetResponse, "now()")
 
-    async def UnarchiveAsset(self, request: pb.UnarchiveAssetRequest, context: Any) -> pb.UnarchiveAssetResponse:
+    async def UnarchiveAsset(
+        self, request: pb.UnarchiveAssetRequest, context: Any
+    ) -> pb.UnarchiveAssetResponse:
         return await self._archive(request, pb.UnarchiveAssetResponse, "NULL")
 
     async def _archive(self, request: Any, answer: Any, when: LiteralString) -> Any:
@@ -255,25 +318,32 @@ class TrashCalls(asset_pb2_grpc.AssetServiceServicer):
                 raise errors.precondition(assets.unusable(row), subject=f"assets/{asset_id}")
             if (row.archived_at is None) == (when == "now()"):
                 row = await m.one(
-                    f"UPDATE assets SET archived_at = {when}, version = version + 1, updated_at = now()"
-                    " WHERE id = %s RETURNING *", (asset_id,),
-                )  # fmt: skip
+                    f"UPDATE assets SET archived_at = {when}, version = version + 1, updated_at ="
+                    " now() WHERE id = %s RETURNING *",
+                    (asset_id,),
+                )
                 await assets.publish(m, row)
             return answer(asset=assets.to_proto(row))
 
         return await self._db.mutate(request, answer, work)
 
-    async def DeleteAsset(self, request: pb.DeleteAssetRequest, context: Any) -> pb.DeleteAssetResponse:
+    async def DeleteAsset(
+        self, request: pb.DeleteAssetRequest, context: Any
+    ) -> pb.DeleteAssetResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
 
         async def work(m: Mutation) -> pb.DeleteAssetResponse:
-            results = await self._trash.delete(m, [asset_id], moves, force=request.force, etag=request.etag)
+            results = await self._trash.delete(
+                m, [asset_id], moves, force=request.force, etag=request.etag
+            )
             return pb.DeleteAssetResponse(asset=assets.to_proto(_only(results[asset_id])))
 
         async with self._trash.moves([asset_id], public=False) as moves:
             return await self._db.mutate(request, pb.DeleteAssetResponse, work)
 
-    async def UndeleteAsset(self, request: pb.UndeleteAssetRequest, context: Any) -> pb.UndeleteAssetResponse:
+    async def UndeleteAsset(
+        self, request: pb.UndeleteAssetRequest, context: Any
+    ) -> pb.UndeleteAssetResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
 
         async def work(m: Mutation) -> pb.UndeleteAssetResponse:
@@ -283,7 +353,9 @@ class TrashCalls(asset_pb2_grpc.AssetServiceServicer):
         async with self._trash.moves([asset_id], public=True) as moves:
             return await self._db.mutate(request, pb.UndeleteAssetResponse, work)
 
-    async def PurgeAsset(self, request: pb.PurgeAssetRequest, context: Any) -> pb.PurgeAssetResponse:
+    async def PurgeAsset(
+        self, request: pb.PurgeAssetRequest, context: Any
+    ) -> pb.PurgeAssetResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
 
         async def work(m: Mutation) -> pb.PurgeAssetResponse:
@@ -330,6 +402,8 @@ def _only(result: Result) -> Any:
 
 def _shown(asset_id: UUID, result: Result) -> pb.AssetResult:
     if result.error is None:
-        return pb.AssetResult(asset_id=str(asset_id), done=True, expire_time=timestamp(result.row.expires_at))
+        return pb.AssetResult(
+            asset_id=str(asset_id), done=True, expire_time=timestamp(result.row.expires_at)
+        )
     reason = errors_pb2.ErrorReason.Name(result.error.reason).removeprefix("ERROR_REASON_")
     return pb.AssetResult(asset_id=str(asset_id), reason=reason, message=result.error.text)

@@ -23,14 +23,21 @@ _INSERT_UPLOAD = b"""
     VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))
 """
 _GET_UPLOAD = """
-    SELECT u.id, u.upload_key, u.declared_sha256, u.expires_at, u.expires_at < now() AS expired, a.id AS asset_id
+    SELECT u.id, u.upload_key, u.declared_sha256, u.expires_at, u.expires_at < now() AS expired,
+        a.id AS asset_id
     FROM uploads u JOIN assets a ON a.id = u.asset_id WHERE u.id = %(id)s
 """
 
 
 class UploadService(upload_pb2_grpc.UploadServiceServicer):
     def __init__(
-        self, db: Database, storage: Storage, verifier: Verifier, urls: assets.Urls, *, url_life: timedelta
+        self,
+        db: Database,
+        storage: Storage,
+        verifier: Verifier,
+        urls: assets.Urls,
+        *,
+        url_life: timedelta,
     ) -> None:
         self._db = db
         self._storage = storage
@@ -38,7 +45,9 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         self._urls = urls
         self._url_life = url_life
 
-    async def RequestUpload(self, request: pb.RequestUploadRequest, context: Any) -> pb.RequestUploadResponse:
+    async def RequestUpload(
+        self, request: pb.RequestUploadRequest, context: Any
+    ) -> pb.RequestUploadResponse:
         columns = declarations.columns(request.declaration, "declaration.", self._verifier.limits)
 
         async def work(m: Mutation) -> pb.RequestUploadResponse:
@@ -51,7 +60,9 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         response.target.CopyFrom(self._target(key, columns["size_bytes"], columns["mime_type"]))
         return response
 
-    async def ConfirmUpload(self, request: pb.ConfirmUploadRequest, context: Any) -> pb.ConfirmUploadResponse:
+    async def ConfirmUpload(
+        self, request: pb.ConfirmUploadRequest, context: Any
+    ) -> pb.ConfirmUploadResponse:
         async with self._verifier.place():
             asset = await self._confirmed(request)
         if asset.state == "rejected":
@@ -61,7 +72,9 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             asset=assets.to_proto(asset, urls), duplicates=await duplicates.others(self._db, asset)
         )
 
-    async def Upload(self, request_iterator: AsyncIterator[pb.UploadRequest], context: Any) -> pb.UploadResponse:
+    async def Upload(
+        self, request_iterator: AsyncIterator[pb.UploadRequest], context: Any
+    ) -> pb.UploadResponse:
         head = await _head(request_iterator)
         columns = declarations.columns(head.declaration, "head.declaration.", self._verifier.limits)
 
@@ -69,19 +82,24 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             asset, _upload = await self._announce(m, columns, head.declaration.sha256)
             return pb.UploadResponse(asset=asset)
 
-        # What is stored for request_id is which asset it is; a repeat finds that asset as far as it has come.
+        # What is stored for request_id is which asset it is; a repeat finds that asset as far as it
+        # has come.
         announced = await self._db.mutate(head, pb.UploadResponse, announce)
         asset = await self._verifier.asset(UUID(announced.asset.id))
         if asset.state == "pending":
             asset = await self._receive(head, asset, request_iterator)
         if asset.state == "rejected":
             raise rejected(asset)
-        return pb.UploadResponse(asset=assets.to_proto(asset), duplicates=await duplicates.others(self._db, asset))
+        return pb.UploadResponse(
+            asset=assets.to_proto(asset), duplicates=await duplicates.others(self._db, asset)
+        )
 
     async def _confirmed(self, request: pb.ConfirmUploadRequest) -> Any:
         """The asset, READY or REJECTED."""
         upload_id = parse_id(request.upload_id, "upload_id")
-        await self._db.stored_answer(request, pb.ConfirmUploadResponse)  # refuses a reused request_id at once
+        await self._db.stored_answer(
+            request, pb.ConfirmUploadResponse
+        )  # refuses a reused request_id at once
         upload = await self._db.row(_GET_UPLOAD, {"id": upload_id})
         if upload is None:
             raise errors.not_found("upload", upload_id)
@@ -95,7 +113,9 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             await self._storage.delete([upload.upload_key])
         return asset
 
-    async def _receive(self, head: pb.UploadHead, asset: Any, requests: AsyncIterator[pb.UploadRequest]) -> Any:
+    async def _receive(
+        self, head: pb.UploadHead, asset: Any, requests: AsyncIterator[pb.UploadRequest]
+    ) -> Any:
         """Stores and verifies what follows the declaration. Returns the asset's new row."""
         declared = head.declaration
         chunks = _chunks(requests, declared.size_bytes)
@@ -110,7 +130,9 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             raise
         return await self._verifier.settle(head, asset, found)
 
-    async def _announce(self, m: Mutation, columns: dict[str, Any], sha256: str) -> tuple[Asset, UUID]:
+    async def _announce(
+        self, m: Mutation, columns: dict[str, Any], sha256: str
+    ) -> tuple[Asset, UUID]:
         asset_id, upload_id = new_id(), new_id()
         asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
         key = declarations.upload_key(m.owner, columns, asset_id, upload_id)
@@ -119,17 +141,28 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         return asset, upload_id
 
     def _target(self, key: str, size_bytes: int, mime_type: str) -> pb.UploadTarget:
-        """A form that the store caps at the declared size; where a store has no forms, a PUT with signed length."""
+        """A form that the store caps at the declared size; where a store has no forms, a PUT with
+        signed length."""
         if self._storage.supports_post:
-            post = self._storage.sign_post(key, max_bytes=size_bytes, content_type=mime_type, expires_in=self._url_life)
-            return pb.UploadTarget(
-                method="POST", url=post.url, fields=post.fields, expire_time=timestamp(post.expires_at)
+            post = self._storage.sign_post(
+                key, max_bytes=size_bytes, content_type=mime_type, expires_in=self._url_life
             )
-        put = self._storage.sign_put(key, length=size_bytes, content_type=mime_type, expires_in=self._url_life)
-        return pb.UploadTarget(method="PUT", url=put.url, headers=put.headers, expire_time=timestamp(put.expires_at))
+            return pb.UploadTarget(
+                method="POST",
+                url=post.url,
+                fields=post.fields,
+                expire_time=timestamp(post.expires_at),
+            )
+        put = self._storage.sign_put(
+            key, length=size_bytes, content_type=mime_type, expires_in=self._url_life
+        )
+        return pb.UploadTarget(
+            method="PUT", url=put.url, headers=put.headers, expire_time=timestamp(put.expires_at)
+        )
 
     async def _sent(self, upload: Any, asset: Any) -> Verified | Refused | None:
-        """What was sent to the upload's URL. None: a confirm at the same time was first, and has removed it."""
+        """What was sent to the upload's URL. None: a confirm at the same time was first, and has
+        removed it."""
         try:
             return await self._verifier.sent(upload.upload_key, asset, upload.declared_sha256)
         except ObjectNotFound:

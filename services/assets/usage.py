@@ -1,9 +1,9 @@
 """Usage: who did what with an image, and how often.
 
-A change records itself in its own transaction (`UsageLog.write`). A read must not become a write, so it only leaves a
-note (`UsageLog.note`), and the notes are written together, at the latest a second later. A server that is killed loses
-the notes of that second; one that stops writes them first. While the database is away it keeps 10,000 and then forgets
-the oldest.
+A change records itself in its own transaction (`UsageLog.write`). A read must not become a write,
+so it only leaves a note (`UsageLog.note`), and the notes are written together, at the latest a
+second later. A server that is killed loses the notes of that second; one that stops writes them
+first. While the database is away it keeps 10,000 and then forgets the oldest.
 """
 
 import asyncio
@@ -38,9 +38,12 @@ _log = structlog.get_logger("usage")
 
 _WHOSE = "SELECT set_config('app.owner_id', %s, true)"
 _INSERT = """
-    INSERT INTO usage_events (id, owner, actor, asset_id, action, ip, user_agent, session_id, conversion_id, metadata)
-    SELECT id, %(owner)s, actor, asset_id, action, ip, user_agent, session_id, conversion_id, metadata
-    FROM jsonb_to_recordset(%(uses)s) AS u (id uuid, actor text, asset_id uuid, action text, ip inet, user_agent text,
+    INSERT INTO usage_events (id, owner, actor, asset_id, action, ip, user_agent, session_id,
+        conversion_id, metadata)
+    SELECT id, %(owner)s, actor, asset_id, action, ip, user_agent, session_id, conversion_id,
+        metadata
+    FROM jsonb_to_recordset(%(uses)s) AS u (id uuid, actor text, asset_id uuid, action text,
+        ip inet, user_agent text,
                                             session_id text, conversion_id text, metadata jsonb)
     ON CONFLICT DO NOTHING RETURNING *
 """
@@ -48,7 +51,8 @@ _INSERT = """
 _COUNT = """
     INSERT INTO usage_days AS d (owner, asset_id, day, action, by_owner, by_others)
     SELECT %(owner)s, asset_id, current_date, action, by_owner, by_others
-    FROM jsonb_to_recordset(%(counts)s) AS c (asset_id uuid, action text, by_owner bigint, by_others bigint)
+    FROM jsonb_to_recordset(%(counts)s) AS c (asset_id uuid, action text, by_owner bigint,
+        by_others bigint)
     ORDER BY asset_id, action
     ON CONFLICT ON CONSTRAINT usage_days_pkey DO UPDATE
     SET by_owner = d.by_owner + excluded.by_owner, by_others = d.by_others + excluded.by_others
@@ -59,14 +63,17 @@ _OF_ONE = """
     ORDER BY day DESC, action
 """
 _OF_ALL = """
-    SELECT day, action, sum(by_owner)::bigint AS by_owner, sum(by_others)::bigint AS by_others FROM usage_days
-    WHERE owner = %(owner)s AND day BETWEEN %(first)s AND %(last)s GROUP BY day, action ORDER BY day DESC, action
+    SELECT day, action, sum(by_owner)::bigint AS by_owner, sum(by_others)::bigint AS by_others
+        FROM usage_days
+    WHERE owner = %(owner)s AND day BETWEEN %(first)s AND %(last)s GROUP BY day, action
+        ORDER BY day DESC, action
 """
 _SHORTEN = """
     UPDATE usage_events SET shortened = true, user_agent = split_part(user_agent, '/', 1),
         ip = network(set_masklen(ip, CASE family(ip) WHEN 4 THEN 24 ELSE 48 END))
     WHERE id = ANY (ARRAY(
-        SELECT id FROM usage_events WHERE NOT shortened AND created_at < now() - %(age)s ORDER BY created_at
+        SELECT id FROM usage_events WHERE NOT shortened AND created_at < now() - %(age)s
+            ORDER BY created_at
         LIMIT %(chunk)s FOR UPDATE SKIP LOCKED))
     RETURNING 1 AS n
 """
@@ -89,18 +96,24 @@ class Use:
 
     def as_row(self) -> dict[str, Any]:
         return {
-            "id": str(self.id), "actor": self.actor, "asset_id": str(self.asset_id), "action": self.action,
-            "ip": self.come_from.ip, "user_agent": self.come_from.user_agent, "session_id": self.session_id,
-            "conversion_id": self.conversion_id, "metadata": self.metadata,
-        }  # fmt: skip
+            "id": str(self.id),
+            "actor": self.actor,
+            "asset_id": str(self.asset_id),
+            "action": self.action,
+            "ip": self.come_from.ip,
+            "user_agent": self.come_from.user_agent,
+            "session_id": self.session_id,
+            "conversion_id": self.conversion_id,
+            "metadata": self.metadata,
+        }
 
 
 async def write(m: Mutation, uses: Sequence[Use]) -> list[Any]:
-    """Records and counts, within the transaction; what is recorded already isn't counted again, and nothing is kept of
-    an owner who was erased. Returns the new rows.
+    """Records and counts, within the transaction; what is recorded already isn't counted again, and
+    nothing is kept of an owner who was erased. Returns the new rows.
 
-    A use of another's image is a row of whoever did it, and one more in the count of its owner: the transaction acts
-    for each of them in turn, and for its own owner again at the end.
+    A use of another's image is a row of whoever did it, and one more in the count of its owner: the
+    transaction acts for each of them in turn, and for its own owner again at the end.
     """
     new: list[Any] = []
     for owner in sorted({use.owner for use in uses}):
@@ -108,13 +121,21 @@ async def write(m: Mutation, uses: Sequence[Use]) -> list[Any]:
         rows = [use.as_row() for use in uses if use.owner == owner]
         new += await m.all(_INSERT, {"owner": owner, "uses": Jsonb(rows)})
     fresh = {row.id for row in new}
-    counts = Counter((u.asset_owner, u.asset_id, u.action, u.owner == u.asset_owner) for u in uses if u.id in fresh)
+    counts = Counter(
+        (u.asset_owner, u.asset_id, u.action, u.owner == u.asset_owner)
+        for u in uses
+        if u.id in fresh
+    )
     for owner in sorted({key[0] for key in counts}):
         per_image = [
-            {"asset_id": str(asset_id), "action": action, "by_owner": counts[owner, asset_id, action, True],
-             "by_others": counts[owner, asset_id, action, False]}
+            {
+                "asset_id": str(asset_id),
+                "action": action,
+                "by_owner": counts[owner, asset_id, action, True],
+                "by_others": counts[owner, asset_id, action, False],
+            }
             for asset_id, action in {(key[1], key[2]) for key in counts if key[0] == owner}
-        ]  # fmt: skip
+        ]
         await _act_for(m, owner)
         await m.run(_COUNT, {"owner": owner, "counts": Jsonb(per_image)})
     await _act_for(m, m.owner)
@@ -154,15 +175,20 @@ class UsageLog:
         identity = auth.current()
         # A service's own address says nothing about the person that it works for.
         come_from = origin.NOWHERE if identity.service else origin.current(self._trusted)
-        return [Use(row.id, row.owner, identity.owner, identity.actor, action, come_from, **more) for row in rows]
+        return [
+            Use(row.id, row.owner, identity.owner, identity.actor, action, come_from, **more)
+            for row in rows
+        ]
 
     async def write(self, m: Mutation, rows: Sequence[Any], action: str, **more: Any) -> None:
-        """Records with a change: in its transaction, last, because it touches rows that other owners' uses do."""
+        """Records with a change: in its transaction, last, because it touches rows that other
+        owners' uses do."""
         if rows:
             await write(m, self.uses(rows, action, **more))
 
     def note(self, rows: Iterable[Any], action: str, **more: Any) -> None:
-        """Records soon what a person does, at no wait. A service that works for one reads as often as it needs to."""
+        """Records soon what a person does, at no wait. A service that works for one reads as often
+        as it needs to."""
         if auth.current().service is not None:
             return
         self._notes.extend(self.uses(rows, action, **more))
@@ -176,7 +202,9 @@ class UsageLog:
             try:
                 await self._flush()
             except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
-                _log.warning("uses wait to be recorded", count=len(self._notes), error=type(error).__name__)
+                _log.warning(
+                    "uses wait to be recorded", count=len(self._notes), error=type(error).__name__
+                )
             if self._forgotten:
                 _log.error("uses forgotten: too many waited", count=self._forgotten)
                 self._forgotten = 0
@@ -188,9 +216,13 @@ class UsageLog:
                 async with self._db.transaction("") as m:
                     await write(m, batch)
             except psycopg.DataError:
-                _log.exception("uses can't be recorded", count=len(batch))  # nor could they be later
+                _log.exception(
+                    "uses can't be recorded", count=len(batch)
+                )  # nor could they be later
             written = {use.id for use in batch}
-            while self._notes and self._notes[0].id in written:  # some may have been forgotten meanwhile
+            while (
+                self._notes and self._notes[0].id in written
+            ):  # some may have been forgotten meanwhile
                 self._notes.popleft()
 
 
@@ -199,19 +231,28 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         self._db = db
         self._usage = log
 
-    async def RecordUsage(self, request: pb.RecordUsageRequest, context: Any) -> pb.RecordUsageResponse:
+    async def RecordUsage(
+        self, request: pb.RecordUsageRequest, context: Any
+    ) -> pb.RecordUsageResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
         more = {
-            "session_id": request.session_id, "conversion_id": request.conversion_id,
+            "session_id": request.session_id,
+            "conversion_id": request.conversion_id,
             "metadata": metadata(request.metadata, "metadata", METADATA_BYTES),
-        }  # fmt: skip
+        }
 
         async def work(m: Mutation) -> pb.RecordUsageResponse:
-            asset = await m.one("SELECT id, owner, state, deleted_at FROM assets WHERE id = %s", (asset_id,))
+            asset = await m.one(
+                "SELECT id, owner, state, deleted_at FROM assets WHERE id = %s", (asset_id,)
+            )
             if asset is None:
                 raise errors.not_found("asset", asset_id)
             if asset.state != "ready" or asset.deleted_at:
-                text = "it is deleted" if asset.deleted_at else f"it is {asset.state}, not ready to be used"
+                text = (
+                    "it is deleted"
+                    if asset.deleted_at
+                    else f"it is {asset.state}, not ready to be used"
+                )
                 raise errors.precondition(text, subject=f"assets/{asset_id}")
             rows = await write(m, self._usage.uses([asset], ACTIONS.word[request.action], **more))
             if not rows:
@@ -228,7 +269,9 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         usages, token = page.fill(rows, map(to_proto, rows))
         return pb.ListUsageResponse(usages=usages, next_page_token=token)
 
-    async def GetUsageStats(self, request: pb.GetUsageStatsRequest, context: Any) -> pb.GetUsageStatsResponse:
+    async def GetUsageStats(
+        self, request: pb.GetUsageStatsRequest, context: Any
+    ) -> pb.GetUsageStatsResponse:
         first, last = _days(request)
         asset_id = UUID(request.asset_id) if request.asset_id else None
         rows = await self._db.rows(
@@ -237,20 +280,28 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         )
         days = [
             pb.UsageOfDay(
-                day=row.day.isoformat(), action=ACTIONS.number[row.action], by_owner=row.by_owner,
+                day=row.day.isoformat(),
+                action=ACTIONS.number[row.action],
+                by_owner=row.by_owner,
                 by_others=row.by_others,
             )
             for row in rows
-        ]  # fmt: skip
+        ]
         return pb.GetUsageStatsResponse(days=days)
 
 
 def to_proto(row: Any) -> pb.Usage:
     usage = pb.Usage(
-        id=str(row.id), asset_id=str(row.asset_id), action=ACTIONS.number[row.action], actor=row.actor,
-        ip_address=str(row.ip) if row.ip else "", user_agent=row.user_agent, session_id=row.session_id,
-        conversion_id=row.conversion_id, create_time=timestamp(row.created_at),
-    )  # fmt: skip
+        id=str(row.id),
+        asset_id=str(row.asset_id),
+        action=ACTIONS.number[row.action],
+        actor=row.actor,
+        ip_address=str(row.ip) if row.ip else "",
+        user_agent=row.user_agent,
+        session_id=row.session_id,
+        conversion_id=row.conversion_id,
+        create_time=timestamp(row.created_at),
+    )
     if row.metadata:
         usage.metadata.CopyFrom(struct(row.metadata))
     return usage
@@ -295,9 +346,13 @@ def _filter(request: pb.ListUsageRequest) -> tuple[str, dict[str, Any]]:
 
 def _days(request: pb.GetUsageStatsRequest) -> tuple[date, date]:
     last = _day(request.last_day, "last_day") or datetime.now(UTC).date()
-    first = _day(request.first_day, "first_day") or max(date.min + timedelta(30), last) - timedelta(30)
+    first = _day(request.first_day, "first_day") or max(date.min + timedelta(30), last) - timedelta(
+        30
+    )
     if not timedelta(0) <= last - first <= timedelta(_MOST_DAYS):
-        raise errors.invalid("first_day", f"must be at most {_MOST_DAYS} days before last_day, and not after it")
+        raise errors.invalid(
+            "first_day", f"must be at most {_MOST_DAYS} days before last_day, and not after it"
+        )
     return first, last
 
 

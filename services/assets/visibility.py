@@ -1,5 +1,5 @@
-"""Moving an asset's objects when it becomes public or private: bytes are copied first, rows switched second, and only
-then what lies in the old place is removed."""
+"""Moving an asset's objects when it becomes public or private: bytes are copied first, rows
+switched second, and only then what lies in the old place is removed."""
 
 import asyncio
 from contextlib import suppress
@@ -16,14 +16,19 @@ from shared.ids import new_id
 from shared.storage import ObjectNotFound, Storage, StorageError
 
 _OBJECTS = """
-    SELECT id, storage_key, mime_type, sha256, false AS variant FROM assets WHERE id = %(id)s AND owner = %(owner)s
+    SELECT id, storage_key, mime_type, sha256, false AS variant FROM assets WHERE id = %(id)s
+        AND owner = %(owner)s
     UNION ALL
-    SELECT id, storage_key, mime_type, sha256, true FROM variants WHERE asset_id = %(id)s AND owner = %(owner)s
+    SELECT id, storage_key, mime_type, sha256, true FROM variants WHERE asset_id = %(id)s
+        AND owner = %(owner)s
 """
 
 # A switch that may still be going on has it locked until it ends one way or the other.
 _HELD = "SELECT id FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
-_SCOPE = "SELECT session_id, room_id, product_id, dataset_id FROM assets WHERE id = %(id)s AND owner = %(owner)s"
+_SCOPE = (
+    "SELECT session_id, room_id, product_id, dataset_id FROM assets WHERE id = %(id)s AND owner ="
+    " %(owner)s"
+)
 
 
 class Move:
@@ -37,9 +42,11 @@ class Move:
         self._public = False
 
     async def copy(self, db: Database, *, public: bool) -> None:
-        """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time moves it away.
+        """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time
+        moves it away.
 
-        What the store has lost is as lost at its new key, and must not keep the asset from being hidden or deleted.
+        What the store has lost is as lost at its new key, and must not keep the asset from being
+        hidden or deleted.
         """
         self._public = public
         owner = auth.current().owner
@@ -49,15 +56,23 @@ class Move:
             if row.storage_key and row.storage_key.startswith("public/") != public:
                 folder = "variants" if row.variant else "original"
                 target = rules.object_key(
-                    owner, scope._asdict(), str(self._asset_id), content_name(row.sha256), folder=folder, public=public
+                    owner,
+                    scope._asdict(),
+                    str(self._asset_id),
+                    content_name(row.sha256),
+                    folder=folder,
+                    public=public,
                 )
                 self._copies[row.storage_key] = target
                 try:
                     await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
                 except ObjectNotFound:
-                    # Lost, if the row still shows it: a move at the same time removes objects only after its switch.
+                    # Lost, if the row still shows it: a move at the same time removes objects only
+                    # after its switch.
                     now = await db.rows(_OBJECTS, mine)
-                    if (row.id, row.storage_key) not in {(each.id, each.storage_key) for each in now}:
+                    if (row.id, row.storage_key) not in {
+                        (each.id, each.storage_key) for each in now
+                    }:
                         raise _meanwhile() from None
                 if not row.variant:
                     self._new_key = target
@@ -76,7 +91,8 @@ class Move:
         return self._copies.get(current_key, current_key)
 
     async def finish(self, key_in_row: str) -> None:
-        """Removes the old objects; or the copies, if the call was a repeat and the row points elsewhere."""
+        """Removes the old objects; or the copies, if the call was a repeat and the row points
+        elsewhere."""
         surplus = self._copies.keys() if key_in_row == self._new_key else self._copies.values()
         await self._storage.delete(list(surplus))
 
@@ -84,8 +100,8 @@ class Move:
         await self._storage.delete(list(self._copies.values()))
 
     async def settle(self, db: Database) -> None:
-        """After an error that leaves open whether the rows show the copies: removes what they don't show. If that can't
-        be told now, it is left to the reconciler."""
+        """After an error that leaves open whether the rows show the copies: removes what they don't
+        show. If that can't be told now, it is left to the reconciler."""
         if not self._copies:
             return
         owner = auth.current().owner
@@ -94,11 +110,14 @@ class Move:
             async with db.transaction(owner) as m:
                 await m.one(_HELD, mine)
                 shown = {row.storage_key for row in await m.all(_OBJECTS, mine)}
-            await self._storage.delete([key for pair in self._copies.items() for key in pair if key not in shown])
+            await self._storage.delete(
+                [key for pair in self._copies.items() for key in pair if key not in shown]
+            )
 
 
 async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: str) -> str:
-    """Gives a public object, whose URL is its key, a key that tells its content by the hash. Returns that key.
+    """Gives a public object, whose URL is its key, a key that tells its content by the hash.
+    Returns that key.
 
     The hash is known only when the bytes have arrived, and so have a key.
     """

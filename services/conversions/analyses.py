@@ -1,4 +1,5 @@
-"""Analyses: pictures and stated facts in, structured facts with a confidence and its evidence out."""
+"""Analyses: pictures and stated facts in, structured facts with a confidence and its evidence
+out."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -22,9 +23,11 @@ TASKS = Words(pb.AnalysisTask, "ANALYSIS_TASK_")
 
 def to_proto(row: Any) -> pb.Analysis:
     analysis = pb.Analysis(
-        **jobs.common_fields(row), task=TASKS.number[row.task],
-        images=[pb.AnalysisImage(**image) for image in row.images], facts=protos.facts_message(row.facts),
-    )  # fmt: skip
+        **jobs.common_fields(row),
+        task=TASKS.number[row.task],
+        images=[pb.AnalysisImage(**image) for image in row.images],
+        facts=protos.facts_message(row.facts),
+    )
     if row.result is not None:
         analysis.result.CopyFrom(protos.struct(row.result))
     return analysis
@@ -32,7 +35,9 @@ def to_proto(row: Any) -> pb.Analysis:
 
 def _inputs(row: Any) -> list[tuple[str, UUID]]:
     named = enumerate(row.images, start=1)
-    return [(image["view"] or f"picture {number}", UUID(image["asset_id"])) for number, image in named]
+    return [
+        (image["view"] or f"picture {number}", UUID(image["asset_id"])) for number, image in named
+    ]
 
 
 NOUN = jobs.Noun("analysis", "analyses", pb.Analysis, to_proto, _inputs)
@@ -45,7 +50,9 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
         self._queue = queue
         self._peers = peers
 
-    async def CreateAnalysis(self, request: pb.CreateAnalysisRequest, context: Any) -> pb.CreateAnalysisResponse:
+    async def CreateAnalysis(
+        self, request: pb.CreateAnalysisRequest, context: Any
+    ) -> pb.CreateAnalysisResponse:
         answer = await self._db.stored_answer(request, pb.CreateAnalysisResponse)
         if answer is None:
             answer = await self._take_on(request)
@@ -57,41 +64,62 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
     async def _take_on(self, request: pb.CreateAnalysisRequest) -> pb.CreateAnalysisResponse:
         facts = protos.facts(request.facts, "facts")
         named = enumerate(request.images)
-        wanted = [inputs.Wanted(f"images[{number}].asset_id", image.asset_id) for number, image in named]
+        wanted = [
+            inputs.Wanted(f"images[{number}].asset_id", image.asset_id) for number, image in named
+        ]
         assets = await inputs.check(self._peers, wanted)
         pairs = zip(assets, request.images, strict=True)
         images = [{"asset_id": asset.id, "view": image.view} for asset, image in pairs]
         columns = {
-            "task": TASKS.word[request.task], "images": Jsonb(images), "facts": Jsonb(facts),
-            "product_id": request.product_id, **jobs.wishes(request),
-        }  # fmt: skip
+            "task": TASKS.word[request.task],
+            "images": Jsonb(images),
+            "facts": Jsonb(facts),
+            "product_id": request.product_id,
+            **jobs.wishes(request),
+        }
 
         async def work(m: Mutation) -> pb.CreateAnalysisResponse:
-            return pb.CreateAnalysisResponse(analysis=to_proto(await jobs.insert(m, self._queue, NOUN, columns)))
+            return pb.CreateAnalysisResponse(
+                analysis=to_proto(await jobs.insert(m, self._queue, NOUN, columns))
+            )
 
         return await self._db.mutate(request, pb.CreateAnalysisResponse, work)
 
-    async def GetAnalysis(self, request: pb.GetAnalysisRequest, context: Any) -> pb.GetAnalysisResponse:
+    async def GetAnalysis(
+        self, request: pb.GetAnalysisRequest, context: Any
+    ) -> pb.GetAnalysisResponse:
         analysis = to_proto(await jobs.get(self._db, NOUN, request.analysis_id))
         await jobs.add_position(analysis, self._queue)
         return pb.GetAnalysisResponse(analysis=analysis)
 
-    async def ListAnalyses(self, request: pb.ListAnalysesRequest, context: Any) -> pb.ListAnalysesResponse:
+    async def ListAnalyses(
+        self, request: pb.ListAnalysesRequest, context: Any
+    ) -> pb.ListAnalysesResponse:
         page, rows = await jobs.page(
-            self._db, NOUN, request, product_id=request.product_id, task=TASKS.word.get(request.task)
+            self._db,
+            NOUN,
+            request,
+            product_id=request.product_id,
+            task=TASKS.word.get(request.task),
         )
         analyses, token = page.fill(rows, map(to_proto, rows))
         return pb.ListAnalysesResponse(analyses=analyses, next_page_token=token)
 
-    async def CancelAnalysis(self, request: pb.CancelAnalysisRequest, context: Any) -> pb.CancelAnalysisResponse:
+    async def CancelAnalysis(
+        self, request: pb.CancelAnalysisRequest, context: Any
+    ) -> pb.CancelAnalysisResponse:
         async def work(m: Mutation) -> pb.CancelAnalysisResponse:
             row, outcome = await jobs.cancel(m, self._queue, NOUN, request.analysis_id)
             return pb.CancelAnalysisResponse(analysis=to_proto(row), outcome=outcome)
 
         return await self._db.mutate(request, pb.CancelAnalysisResponse, work)
 
-    def WatchAnalyses(self, request: pb.WatchAnalysesRequest, context: Any) -> AsyncIterator[pb.WatchAnalysesResponse]:
-        return jobs.watch(self._db, self._stream, NOUN, request, pb.WatchAnalysesResponse, request.analysis_ids)
+    def WatchAnalyses(
+        self, request: pb.WatchAnalysesRequest, context: Any
+    ) -> AsyncIterator[pb.WatchAnalysesResponse]:
+        return jobs.watch(
+            self._db, self._stream, NOUN, request, pb.WatchAnalysesResponse, request.analysis_ids
+        )
 
 
 async def make(making: Making) -> attempts.Outcome:

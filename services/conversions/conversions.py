@@ -20,9 +20,13 @@ from shared.jobs import JobQueue
 
 def to_proto(row: Any) -> pb.Conversion:
     conversion = pb.Conversion(
-        **jobs.common_fields(row), user_asset_id=str(row.user_asset_id), cloth_asset_id=str(row.cloth_asset_id),
-        result_asset_id=jobs.result_of(row), style_name=row.style_name, free=row.free,
-    )  # fmt: skip
+        **jobs.common_fields(row),
+        user_asset_id=str(row.user_asset_id),
+        cloth_asset_id=str(row.cloth_asset_id),
+        result_asset_id=jobs.result_of(row),
+        style_name=row.style_name,
+        free=row.free,
+    )
     if row.metadata:
         conversion.metadata.CopyFrom(protos.struct(row.metadata))
     return conversion
@@ -42,7 +46,9 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
         self._queue = queue
         self._peers = peers
 
-    async def CreateConversion(self, request: pb.CreateConversionRequest, context: Any) -> pb.CreateConversionResponse:
+    async def CreateConversion(
+        self, request: pb.CreateConversionRequest, context: Any
+    ) -> pb.CreateConversionResponse:
         answer = await self._db.stored_answer(request, pb.CreateConversionResponse)
         if answer is None:
             answer = await self._take_on(request)
@@ -61,10 +67,14 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
             ],
         )
         columns = {
-            "user_asset_id": UUID(person.id), "cloth_asset_id": UUID(cloth.id), "style_name": request.style_name,
-            "metadata": Jsonb(metadata), "product_id": request.product_id, "free": person.free and cloth.free,
+            "user_asset_id": UUID(person.id),
+            "cloth_asset_id": UUID(cloth.id),
+            "style_name": request.style_name,
+            "metadata": Jsonb(metadata),
+            "product_id": request.product_id,
+            "free": person.free and cloth.free,
             **jobs.wishes(request),
-        }  # fmt: skip
+        }
 
         async def work(m: Mutation) -> pb.CreateConversionResponse:
             row = await jobs.insert(m, self._queue, NOUN, columns)
@@ -72,13 +82,17 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
 
         return await self._db.mutate(request, pb.CreateConversionResponse, work)
 
-    async def GetConversion(self, request: pb.GetConversionRequest, context: Any) -> pb.GetConversionResponse:
+    async def GetConversion(
+        self, request: pb.GetConversionRequest, context: Any
+    ) -> pb.GetConversionResponse:
         row = await jobs.get(self._db, NOUN, request.conversion_id)
         conversion = await self._shown(row, with_urls=request.include_urls)
         await jobs.add_position(conversion, self._queue)
         return pb.GetConversionResponse(conversion=conversion)
 
-    async def ListConversions(self, request: pb.ListConversionsRequest, context: Any) -> pb.ListConversionsResponse:
+    async def ListConversions(
+        self, request: pb.ListConversionsRequest, context: Any
+    ) -> pb.ListConversionsResponse:
         page, rows = await jobs.page(self._db, NOUN, request, product_id=request.product_id)
         conversions = [to_proto(row) for row in page.cut(rows)]
         if request.include_urls:
@@ -86,7 +100,9 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
         conversions, token = page.fill(rows, conversions)
         return pb.ListConversionsResponse(conversions=conversions, next_page_token=token)
 
-    async def CancelConversion(self, request: pb.CancelConversionRequest, context: Any) -> pb.CancelConversionResponse:
+    async def CancelConversion(
+        self, request: pb.CancelConversionRequest, context: Any
+    ) -> pb.CancelConversionResponse:
         async def work(m: Mutation) -> pb.CancelConversionResponse:
             row, outcome = await jobs.cancel(m, self._queue, NOUN, request.conversion_id)
             return pb.CancelConversionResponse(conversion=to_proto(row), outcome=outcome)
@@ -96,7 +112,14 @@ class ConversionService(conversion_pb2_grpc.ConversionServiceServicer):
     def WatchConversions(
         self, request: pb.WatchConversionsRequest, context: Any
     ) -> AsyncIterator[pb.WatchConversionsResponse]:
-        return jobs.watch(self._db, self._stream, NOUN, request, pb.WatchConversionsResponse, request.conversion_ids)
+        return jobs.watch(
+            self._db,
+            self._stream,
+            NOUN,
+            request,
+            pb.WatchConversionsResponse,
+            request.conversion_ids,
+        )
 
     async def _shown(self, row: Any, *, with_urls: bool) -> pb.Conversion:
         conversion = to_proto(row)
@@ -109,8 +132,14 @@ async def make(making: Making) -> attempts.Outcome:
     """The job."""
     row = making.row
     person, cloth = await making.fetch()
-    picture = await making.provider.try_on(person.path, cloth.path, making.directory, style=row.style_name)
+    picture = await making.provider.try_on(
+        person.path, cloth.path, making.directory, style=row.style_name
+    )
     return await making.keep(
-        picture, kind=asset_pb2.ASSET_KIND_RESULT, prompt=row.style_name, file_name="try-on.jpg",
-        scope={"product_id": row.product_id}, price=0 if row.free else rules.CONVERSION_CREDITS,
-    )  # fmt: skip
+        picture,
+        kind=asset_pb2.ASSET_KIND_RESULT,
+        prompt=row.style_name,
+        file_name="try-on.jpg",
+        scope={"product_id": row.product_id},
+        price=0 if row.free else rules.CONVERSION_CREDITS,
+    )

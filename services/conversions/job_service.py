@@ -28,11 +28,12 @@ _KINDS = {
 }
 _TABLES = {kind: table for table, kind in _KINDS.items()}
 _COLUMNS = (
-    "id, state, attempt_number, progress, cancel_requested, error_class, error_message, credits, priority, external,"
-    " lease_expires_at, waits_for, waiting_since, created_at, updated_at"
+    "id, state, attempt_number, progress, cancel_requested, error_class, error_message, credits,"
+    " priority, external, lease_expires_at, waits_for, waiting_since, created_at, updated_at"
 )
 _TRIES: LiteralString = """
-    SELECT job_id, min(created_at) AS started_at, (array_agg(worker ORDER BY number DESC))[1] AS worker,
+    SELECT job_id, min(created_at) AS started_at, (array_agg(worker
+        ORDER BY number DESC))[1] AS worker,
         count(*) FILTER (WHERE outcome IN ('failed', 'retried', 'lost')) AS retries
     FROM attempts WHERE job_id = ANY(%(ids)s) GROUP BY job_id
 """
@@ -46,21 +47,33 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._lease = lease_seconds
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
-        tables = [table for table, kind in _KINDS.items() if request.kind in (pb.JOB_KIND_UNSPECIFIED, kind)]
+        tables = [
+            table
+            for table, kind in _KINDS.items()
+            if request.kind in (pb.JOB_KIND_UNSPECIFIED, kind)
+        ]
         condition = "owner = %(owner)s" + (" AND state = %(state)s" if request.state else "")
         asked = paging.page(request)
         # Each part ends after a page, in order, so that its index is read no further than that.
         parts = [
-            f"(SELECT '{table}' AS job, {_COLUMNS} FROM {table} WHERE {condition}{asked.clause})" for table in tables
+            f"(SELECT '{table}' AS job, {_COLUMNS} FROM {table} WHERE {condition}{asked.clause})"
+            for table in tables
         ]
-        statement: Any = f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS jobs WHERE true{asked.clause}"
+        statement: Any = (
+            f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS jobs WHERE true{asked.clause}"
+        )
         parameters = {"owner": auth.current().owner, "state": STATES.word.get(request.state)}
         rows = await self._db.rows(statement, parameters | asked.parameters)
-        tries = {row.job_id: row for row in await self._db.rows(_TRIES, {"ids": [row.id for row in asked.cut(rows)]})}
+        tries = {
+            row.job_id: row
+            for row in await self._db.rows(_TRIES, {"ids": [row.id for row in asked.cut(rows)]})
+        }
         shown, token = asked.fill(rows, (_job(row.job, row, tries.get(row.id)) for row in rows))
         return pb.ListJobsResponse(jobs=shown, next_page_token=token)
 
-    async def ListAttempts(self, request: pb.ListAttemptsRequest, context: Any) -> pb.ListAttemptsResponse:
+    async def ListAttempts(
+        self, request: pb.ListAttemptsRequest, context: Any
+    ) -> pb.ListAttemptsResponse:
         where, parameters = ["owner = %(owner)s"], {"owner": auth.current().owner}
         if request.job_id:
             where.append("job_id = %(job_id)s::uuid")
@@ -85,9 +98,10 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 return pb.ClaimJobResponse()
             claimed = await outside.begin(m, noun, row, request.worker)
             return pb.ClaimJobResponse(
-                job=await _shown(m, noun, claimed), attempt_token=str(claimed.attempt_token),
+                job=await _shown(m, noun, claimed),
+                attempt_token=str(claimed.attempt_token),
                 lease_ms=round(self._lease * 1000),
-            )  # fmt: skip
+            )
 
         answer = await self._db.mutate(request, pb.ClaimJobResponse, work)
         if answer.attempt_token:
@@ -95,8 +109,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return answer
 
     async def _hold_inputs(self, request: pb.ClaimJobRequest, job_id: str, token: str) -> None:
-        """Holds the pictures of a claimed row. One whose pictures are gone fails; while assets is away, the claim is
-        undone. A repeat of the claim comes here again, since the first may have been cut short."""
+        """Holds the pictures of a claimed row. One whose pictures are gone fails; while assets is
+        away, the claim is undone. A repeat of the claim comes here again, since the first may have
+        been cut short."""
         identity = auth.current()
         async with self._db.transaction(identity.owner, identity.actor) as m:
             noun, row = await outside.lock(m, job_id)
@@ -114,21 +129,31 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 if error_class not in rules.FINAL_ERRORS:
                     await outside.undo(m, noun, row)
                 else:
-                    await outside.give_up(m, self._queue, noun, row, error_class, refusal.text, retryable=False)
+                    await outside.give_up(
+                        m, self._queue, noun, row, error_class, refusal.text, retryable=False
+                    )
             if error_class not in rules.FINAL_ERRORS:
                 raise
             text = f"its pictures can't be used, so that it is failed now: {refusal.text}"
-            raise errors.precondition(text, subject=f"jobs/{job_id}", metadata={"state": "failed"}) from None
+            raise errors.precondition(
+                text, subject=f"jobs/{job_id}", metadata={"state": "failed"}
+            ) from None
 
-    async def HeartbeatJob(self, request: pb.HeartbeatJobRequest, context: Any) -> pb.HeartbeatJobResponse:
+    async def HeartbeatJob(
+        self, request: pb.HeartbeatJobRequest, context: Any
+    ) -> pb.HeartbeatJobResponse:
         identity = auth.current()
         progress = request.progress if request.HasField("progress") else None
         async with self._db.transaction(identity.owner, identity.actor) as m:
-            noun, row = await outside.lock_held(m, request.job_id, request.attempt_token, self._lease)
+            noun, row = await outside.lock_held(
+                m, request.job_id, request.attempt_token, self._lease
+            )
             row = await outside.extend(m, noun, row, progress)
         return pb.HeartbeatJobResponse(lease_expire_time=timestamp(row.lease_expires_at))
 
-    async def CompleteJob(self, request: pb.CompleteJobRequest, context: Any) -> pb.CompleteJobResponse:
+    async def CompleteJob(
+        self, request: pb.CompleteJobRequest, context: Any
+    ) -> pb.CompleteJobResponse:
         answer = await self._db.stored_answer(request, pb.CompleteJobResponse)
         if answer is not None:
             return answer
@@ -137,16 +162,24 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             noun, row = await outside.lock_held(m, request.job_id, request.attempt_token)
         went_in = await self._inputs(noun, row)
         columns = _recipe(request, noun, row, went_in)
-        result, size = await self._result(noun, row, request)  # last, so that nothing that is refused is held
+        result, size = await self._result(
+            noun, row, request
+        )  # last, so that nothing that is refused is held
 
         async def work(m: Mutation) -> pb.CompleteJobResponse:
             _, row = await outside.lock_held(m, request.job_id, request.attempt_token)
             await attempts.record_end(
-                m, row.attempt_token, "succeeded", model=f"{request.model} {request.model_version}".strip(),
-                input_bytes=sum(asset.size_bytes for asset in went_in), output_bytes=size,
-            )  # fmt: skip
+                m,
+                row.attempt_token,
+                "succeeded",
+                model=f"{request.model} {request.model_version}".strip(),
+                input_bytes=sum(asset.size_bytes for asset in went_in),
+                output_bytes=size,
+            )
             row = await outside.move(m, noun, row, "completed", **columns, **result)
-            return pb.CompleteJobResponse(job=await _shown(m, noun, await noun.tell(m, self._queue, row)))
+            return pb.CompleteJobResponse(
+                job=await _shown(m, noun, await noun.tell(m, self._queue, row))
+            )
 
         try:
             return await self._db.mutate(request, pb.CompleteJobResponse, work)
@@ -159,23 +192,38 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         async def work(m: Mutation) -> pb.FailJobResponse:
             noun, row = await outside.lock_held(m, request.job_id, request.attempt_token)
             row = await outside.give_up(
-                m, self._queue, noun, row, request.error_class, request.error_message, retryable=request.retryable
+                m,
+                self._queue,
+                noun,
+                row,
+                request.error_class,
+                request.error_message,
+                retryable=request.retryable,
             )
             return pb.FailJobResponse(job=await _shown(m, noun, row))
 
         return await self._db.mutate(request, pb.FailJobResponse, work)
 
-    async def _result(self, noun: Noun, row: Any, request: pb.CompleteJobRequest) -> tuple[dict[str, Any], int]:
+    async def _result(
+        self, noun: Noun, row: Any, request: pb.CompleteJobRequest
+    ) -> tuple[dict[str, Any], int]:
         """The columns of what came out, and its bytes. A picture is held from now on."""
-        given, needed = request.WhichOneof("result") or "", "analysis" if noun.table == "analyses" else "picture"
+        given, needed = (
+            request.WhichOneof("result") or "",
+            "analysis" if noun.table == "analyses" else "picture",
+        )
         if given != needed:
-            raise errors.invalid(given, f"is not what a job of kind {noun.name} gives; send `{needed}`")
+            raise errors.invalid(
+                given, f"is not what a job of kind {noun.name} gives; send `{needed}`"
+            )
         if given == "analysis":
             result = _analysis_result(request.analysis, row.task)
             return {"result": Jsonb(result)}, len(json.dumps(result))
         told = {"full_prompt": request.picture.prompt_used} if noun.table == "generations" else {}
         if request.picture.prompt_used and not told:
-            raise errors.invalid("picture.prompt_used", f"means nothing to a {noun.name}; leave it out")
+            raise errors.invalid(
+                "picture.prompt_used", f"means nothing to a {noun.name}; leave it out"
+            )
         asset = await self._picture(noun, row, request.picture.asset_id)
         return {"result_asset_id": UUID(asset.id), **told}, asset.size_bytes
 
@@ -205,27 +253,43 @@ def _analysis_result(given: pb.AnalysisResult, task: str) -> dict[str, Any]:
     result = protos.metadata(given.result, "analysis.result", rules.ANALYSIS_BYTES)
     if unknown := sorted(set(result) - rules.ANALYSIS_KEYS[task]):
         known = ", ".join(sorted(rules.ANALYSIS_KEYS[task]))
-        raise errors.invalid("analysis.result", f"has no meaning for key {unknown[0][:100]!r}; task {task} has {known}")
+        raise errors.invalid(
+            "analysis.result",
+            f"has no meaning for key {unknown[0][:100]!r}; task {task} has {known}",
+        )
     return result
 
 
-def _recipe(request: pb.CompleteJobRequest, noun: Noun, row: Any, went_in: Sequence[asset_pb2.Asset]) -> dict[str, Any]:
+def _recipe(
+    request: pb.CompleteJobRequest, noun: Noun, row: Any, went_in: Sequence[asset_pb2.Asset]
+) -> dict[str, Any]:
     """The columns that say how it was made, and that it is."""
     evidence = [
-        {"name": item.name, "value": item.value, "weight": item.weight, "note": item.note} for item in request.evidence
+        {"name": item.name, "value": item.value, "weight": item.weight, "note": item.note}
+        for item in request.evidence
     ]
     pairs = zip(noun.inputs(row), went_in, strict=True)
     recipe = {
-        "model": request.model, "model_version": request.model_version,
+        "model": request.model,
+        "model_version": request.model_version,
         "seed": request.seed if request.HasField("seed") else None,
         "parameters": protos.metadata(request.parameters, "parameters"),
-        "inputs": [{"role": role, "asset_id": asset.id, "sha256": asset.sha256} for (role, _), asset in pairs],
-    }  # fmt: skip
+        "inputs": [
+            {"role": role, "asset_id": asset.id, "sha256": asset.sha256}
+            for (role, _), asset in pairs
+        ],
+    }
     return {
-        "recipe": Jsonb(recipe), "evidence": Jsonb(evidence),
-        "confidence": request.confidence if request.HasField("confidence") else rules.confidence(evidence),
-        "progress": 1.0, "error_class": "", "error_message": "", "lease_expires_at": None,
-    }  # fmt: skip
+        "recipe": Jsonb(recipe),
+        "evidence": Jsonb(evidence),
+        "confidence": (
+            request.confidence if request.HasField("confidence") else rules.confidence(evidence)
+        ),
+        "progress": 1.0,
+        "error_class": "",
+        "error_message": "",
+        "lease_expires_at": None,
+    }
 
 
 async def _shown(m: Mutation, noun: Noun, row: Any) -> pb.Job:
@@ -234,22 +298,44 @@ async def _shown(m: Mutation, noun: Noun, row: Any) -> pb.Job:
 
 def _job(table: str, row: Any, tries: Any) -> pb.Job:
     return pb.Job(
-        id=str(row.id), kind=_KINDS[table], state=STATES.number[row.state], worker=tries.worker if tries else "",
-        attempts=row.attempt_number, max_retries=rules.MAX_ATTEMPTS, progress=row.progress,
-        cancel_requested=row.cancel_requested, error_class=row.error_class, error_message=row.error_message,
-        credits=row.credits, start_time=timestamp(tries.started_at) if tries else None,
+        id=str(row.id),
+        kind=_KINDS[table],
+        state=STATES.number[row.state],
+        worker=tries.worker if tries else "",
+        attempts=row.attempt_number,
+        max_retries=rules.MAX_ATTEMPTS,
+        progress=row.progress,
+        cancel_requested=row.cancel_requested,
+        error_class=row.error_class,
+        error_message=row.error_message,
+        credits=row.credits,
+        start_time=timestamp(tries.started_at) if tries else None,
         # The last change of a row is its coming to an end.
         end_time=timestamp(row.updated_at) if row.state in rules.FINISHED else None,
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at), wait=wait_of(row),
-        retry_count=tries.retries if tries else 0, priority=row.priority, run_externally=row.external,
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+        wait=wait_of(row),
+        retry_count=tries.retries if tries else 0,
+        priority=row.priority,
+        run_externally=row.external,
         lease_expire_time=timestamp(row.lease_expires_at),
-    )  # fmt: skip
+    )
 
 
 def _attempt(row: Any) -> pb.Attempt:
     return pb.Attempt(
-        id=str(row.id), job_id=str(row.job_id), kind=_KINDS[row.job], number=row.number, worker=row.worker,
-        outcome=OUTCOMES.number[row.outcome], error_class=row.error_class, error_message=row.error_message,
-        model=row.model, input_bytes=row.input_bytes, output_bytes=row.output_bytes, credits=row.credits,
-        start_time=timestamp(row.created_at), end_time=timestamp(row.ended_at),
-    )  # fmt: skip
+        id=str(row.id),
+        job_id=str(row.job_id),
+        kind=_KINDS[row.job],
+        number=row.number,
+        worker=row.worker,
+        outcome=OUTCOMES.number[row.outcome],
+        error_class=row.error_class,
+        error_message=row.error_message,
+        model=row.model,
+        input_bytes=row.input_bytes,
+        output_bytes=row.output_bytes,
+        credits=row.credits,
+        start_time=timestamp(row.created_at),
+        end_time=timestamp(row.ended_at),
+    )

@@ -1,8 +1,8 @@
 """Jobs: what conversions, generations and analyses have in common.
 
-Each of the three nouns is its own job: one row that is asked for, waits, runs and comes to an end. A `Noun` says what
-differs; inserting, reading, listing, moving, cancelling, watching and waiting are the same. Nouns import from here,
-never back.
+Each of the three nouns is its own job: one row that is asked for, waits, runs and comes to an end.
+A `Noun` says what differs; inserting, reading, listing, moving, cancelling, watching and waiting
+are the same. Nouns import from here, never back.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -34,7 +34,8 @@ _SNAPSHOT_PAGE = 500
 # A try that is still running ends with the transaction that moves the row.
 _STAMP = """
     UPDATE {table} SET processing_time_ms = COALESCE((
-        SELECT round(extract(epoch FROM COALESCE(ended_at, now()) - created_at) * 1000) FROM attempts
+        SELECT round(extract(epoch FROM COALESCE(ended_at, now()) - created_at) * 1000)
+            FROM attempts
         WHERE job_id = {table}.id ORDER BY number DESC LIMIT 1), 0)
     WHERE id = %(id)s RETURNING *
 """
@@ -42,8 +43,10 @@ _STAMP = """
 
 @dataclass(frozen=True)
 class Noun:
-    """One of the three. `name` is the subject of its events and the field of its messages, `message` its message type,
-    `to_proto` makes that of a row, without URLs, and `inputs` are a row's pictures as (role, asset)."""
+    """One of the three. `name` is the subject of its events and the field of its messages,
+    `message` its message type, `to_proto` makes that of a row, without URLs, and `inputs` are a
+    row's pictures as (role, asset).
+    """
 
     name: str
     table: LiteralString
@@ -56,15 +59,18 @@ class Noun:
         return f"release_{self.table}"
 
     def holder(self, row_id: UUID) -> str:
-        """The name under which a row holds its pictures at assets, and the beginning of its request id there."""
+        """The name under which a row holds its pictures at assets, and the beginning of its request
+        id there."""
         return f"conversions/{self.table}/{row_id}"
 
     async def publish(self, m: Mutation, row: Any) -> None:
         await events.publish(m, self.name, row.id, row.version, self.to_proto(row))
 
     async def tell(self, m: Mutation, queue: JobQueue, row: Any) -> Any:
-        """What a move brings with it, in its transaction: watchers are told; one that came to its end gets the time of
-        its last try; and one without a result gives its pictures back. Returns the row as it is then."""
+        """What a move brings with it, in its transaction: watchers are told; one that came to its
+        end gets the time of its last try; and one without a result gives its pictures back. Returns
+        the row as it is then.
+        """
         if row.state in rules.FINISHED:
             stamp: Any = _STAMP.format(table=self.table)
             row = await m.one(stamp, {"id": row.id})
@@ -75,28 +81,44 @@ class Noun:
 
 
 def result_of(row: Any) -> str:
-    """The picture that a COMPLETED row shows. One that is still being made may have its picture, too."""
+    """The picture that a COMPLETED row shows. One that is still being made may have its picture,
+    too."""
     return str(row.result_asset_id) if row.state == "completed" else ""
 
 
 def common_fields(row: Any) -> dict[str, Any]:
     """The fields that the three messages share, by name."""
     return {
-        "id": str(row.id), "owner": row.owner, "created_by": row.created_by, "state": STATES.number[row.state],
-        "product_id": row.product_id, "progress": row.progress, "cancel_requested": row.cancel_requested,
-        "confidence": row.confidence, "evidence": [pb.Evidence(**item) for item in row.evidence],
-        "recipe": _recipe(row.recipe) if row.recipe else None, "credits": row.credits,
-        "error_class": row.error_class, "error_message": row.error_message,
-        "processing_time_ms": row.processing_time_ms, "create_time": timestamp(row.created_at), "wait": wait_of(row),
-        "update_time": timestamp(row.updated_at), "priority": row.priority, "run_externally": row.external,
-    }  # fmt: skip
+        "id": str(row.id),
+        "owner": row.owner,
+        "created_by": row.created_by,
+        "state": STATES.number[row.state],
+        "product_id": row.product_id,
+        "progress": row.progress,
+        "cancel_requested": row.cancel_requested,
+        "confidence": row.confidence,
+        "evidence": [pb.Evidence(**item) for item in row.evidence],
+        "recipe": _recipe(row.recipe) if row.recipe else None,
+        "credits": row.credits,
+        "error_class": row.error_class,
+        "error_message": row.error_message,
+        "processing_time_ms": row.processing_time_ms,
+        "create_time": timestamp(row.created_at),
+        "wait": wait_of(row),
+        "update_time": timestamp(row.updated_at),
+        "priority": row.priority,
+        "run_externally": row.external,
+    }
 
 
 def _recipe(stored: Mapping[str, Any]) -> pb.Recipe:
     return pb.Recipe(
-        model=stored["model"], model_version=stored["model_version"], seed=stored["seed"],
-        parameters=struct(stored["parameters"]), inputs=[pb.RecipeInput(**item) for item in stored["inputs"]],
-    )  # fmt: skip
+        model=stored["model"],
+        model_version=stored["model_version"],
+        seed=stored["seed"],
+        parameters=struct(stored["parameters"]),
+        inputs=[pb.RecipeInput(**item) for item in stored["inputs"]],
+    )
 
 
 def wishes(request: Any) -> dict[str, Any]:
@@ -106,7 +128,8 @@ def wishes(request: Any) -> dict[str, Any]:
 
 
 async def insert(m: Mutation, queue: JobQueue, noun: Noun, columns: Mapping[str, Any]) -> Any:
-    """Takes one on: its row and its job commit together. One for an outside worker has no job. Returns the row."""
+    """Takes one on: its row and its job commit together. One for an outside worker has no job.
+    Returns the row."""
     row_id = new_id()
     values = {**columns, "id": row_id, "owner": m.owner, "created_by": m.actor}
     statement: Any = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING *").format(
@@ -141,9 +164,11 @@ async def add_position(message: Any, queue: JobQueue) -> None:
             message.queue_position = position
 
 
-async def page(db: Database, noun: Noun, request: Any, **wanted: Any) -> tuple[paging.Page, Sequence[Any]]:
-    """A page of the owner's rows, to be filled with. `wanted`: columns and the values they must have; those that are
-    empty don't filter. State and dates are read from the request."""
+async def page(
+    db: Database, noun: Noun, request: Any, **wanted: Any
+) -> tuple[paging.Page, Sequence[Any]]:
+    """A page of the owner's rows, to be filled with. `wanted`: columns and the values they must
+    have; those that are empty don't filter. State and dates are read from the request."""
     where = ["owner = %(owner)s"]
     parameters: dict[str, Any] = {"owner": auth.current().owner}
     if request.state:
@@ -163,7 +188,8 @@ async def page(db: Database, noun: Noun, request: Any, **wanted: Any) -> tuple[p
 
 
 async def cancel(m: Mutation, queue: JobQueue, noun: Noun, text: str) -> tuple[Any, Any]:
-    """Stops the owner's row as far as that is still possible. Returns the row as it is now, and what was done."""
+    """Stops the owner's row as far as that is still possible. Returns the row as it is now, and
+    what was done."""
     statement: Any = f"{_select(noun)} FOR UPDATE"
     row = await m.one(statement, {"id": parse_id(text, f"{noun.name}_id")})
     if row is None:
@@ -183,7 +209,9 @@ async def cancel(m: Mutation, queue: JobQueue, noun: Noun, text: str) -> tuple[A
     return await noun.tell(m, queue, row), outcome
 
 
-async def finished(db: Database, stream: events.EventStream, noun: Noun, request: Message, text: str) -> Any:
+async def finished(
+    db: Database, stream: events.EventStream, noun: Noun, request: Message, text: str
+) -> Any:
     """The row once it has come to its end, or as it is shortly before the call's deadline."""
 
     async def read() -> Any:
@@ -193,7 +221,12 @@ async def finished(db: Database, stream: events.EventStream, noun: Noun, request
 
 
 def watch(
-    db: Database, stream: events.EventStream, noun: Noun, request: Any, answer: type[M], ids: Sequence[str]
+    db: Database,
+    stream: events.EventStream,
+    noun: Noun,
+    request: Any,
+    answer: type[M],
+    ids: Sequence[str],
 ) -> AsyncIterator[M]:
     """What is there now (the named ones, or the recent ones), then every change."""
     wanted = {UUID(text) for text in ids}
@@ -205,7 +238,9 @@ def watch(
     return stream.watch(request, answer, _snapshot(db, noun, wanted), show)
 
 
-async def _snapshot(db: Database, noun: Noun, wanted: set[UUID]) -> AsyncIterator[tuple[events.Fields, Any]]:
+async def _snapshot(
+    db: Database, noun: Noun, wanted: set[UUID]
+) -> AsyncIterator[tuple[events.Fields, Any]]:
     after: Mapping[str, Any] = {"after_at": None, "after_id": None}
     statement: Any = (
         f"SELECT * FROM {noun.table} WHERE owner = %(owner)s"
@@ -216,9 +251,15 @@ async def _snapshot(db: Database, noun: Noun, wanted: set[UUID]) -> AsyncIterato
     while True:
         rows = await db.rows(
             statement,
-            {"owner": auth.current().owner, "all": not wanted, "ids": list(wanted), "age": _SNAPSHOT_AGE,
-             "limit": _SNAPSHOT_PAGE, **after},
-        )  # fmt: skip
+            {
+                "owner": auth.current().owner,
+                "all": not wanted,
+                "ids": list(wanted),
+                "age": _SNAPSHOT_AGE,
+                "limit": _SNAPSHOT_PAGE,
+                **after,
+            },
+        )
         for row in rows:
             yield {noun.name: noun.to_proto(row)}, row
         if len(rows) < _SNAPSHOT_PAGE:

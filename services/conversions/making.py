@@ -1,11 +1,11 @@
 """The worker's side: fetch what goes in, let the provider work, keep what comes out.
 
-What is asked of `assets` can be asked again, so that a try after a crash finds what the try before had already done:
-the same references under the row's name, and with the same bytes the same result asset. The inputs' references are
-acquired here and not while the call is served: the row must be committed first, since nobody would release what a crash
-between the two leaves held. A picture deleted in between makes the job fail, at no cost. A row that fails or is
-cancelled gives them back, by a job that is committed with its end and removes what was made, too; a completed one keeps
-them.
+What is asked of `assets` can be asked again, so that a try after a crash finds what the try before
+had already done: the same references under the row's name, and with the same bytes the same result
+asset. The inputs' references are acquired here and not while the call is served: the row must be
+committed first, since nobody would release what a crash between the two leaves held. A picture
+deleted in between makes the job fail, at no cost. A row that fails or is cancelled gives them back,
+by a job that is committed with its end and removes what was made, too; a completed one keeps them.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ _log = structlog.get_logger("making")
 
 _PROMPT_KEPT = 8000  # of a prompt, in the asset's provenance; the row has all of it
 _AGAIN_SECONDS = 10.0  # until the next try to give pictures back while assets is away
-# A hold that was under way when the row came to its end may succeed after it, so that pictures are given back twice.
+# A hold that was under way when the row came to its end may succeed after it, so that pictures are
+# given back twice.
 _LATE_SECONDS = 2 * inputs.HOLD_SECONDS
 _ENDED: LiteralString = """
     SELECT owner, to_jsonb({table}) ->> 'result_asset_id' AS made,
@@ -59,7 +60,9 @@ class Input:
 class Making:
     """One try at one row. `directory` is its own and goes when it ends."""
 
-    def __init__(self, db: Database, peers: Peers, provider: Provider, noun: Noun, attempt: attempts.Attempt) -> None:
+    def __init__(
+        self, db: Database, peers: Peers, provider: Provider, noun: Noun, attempt: attempts.Attempt
+    ) -> None:
         self.row = attempt.row
         self.provider = provider
         self.directory = Path(tempfile.mkdtemp(prefix="atelier-"))
@@ -87,56 +90,97 @@ class Making:
         return self._inputs
 
     async def keep(
-        self, picture: Picture, *, kind: asset_pb2.AssetKind, prompt: str, file_name: str, scope: Mapping[str, str],
-        price: int, format: str = "jpeg", **columns: Any,
-    ) -> attempts.Outcome:  # fmt: skip
-        """Stores the picture as an asset. The outcome completes the row with it, at `price` credits."""
+        self,
+        picture: Picture,
+        *,
+        kind: asset_pb2.AssetKind,
+        prompt: str,
+        file_name: str,
+        scope: Mapping[str, str],
+        price: int,
+        format: str = "jpeg",
+        **columns: Any,
+    ) -> attempts.Outcome:
+        """Stores the picture as an asset. The outcome completes the row with it, at `price`
+        credits."""
         await self._progress(0.8)
         declaration = upload_pb2.UploadDeclaration(
-            kind=kind, file_name=file_name, mime_type=rules.MIME_TYPES[format], scope=asset_pb2.AssetScope(**scope),
+            kind=kind,
+            file_name=file_name,
+            mime_type=rules.MIME_TYPES[format],
+            scope=asset_pb2.AssetScope(**scope),
             provenance=asset_pb2.Provenance(
-                model=self.provider.name, model_version=self.provider.version, prompt=prompt[:_PROMPT_KEPT],
+                model=self.provider.name,
+                model_version=self.provider.version,
+                prompt=prompt[:_PROMPT_KEPT],
                 source_asset_ids=list(dict.fromkeys(item.asset_id for item in self._inputs)),
                 digital_source_type=picture.source_type,
             ),
-        )  # fmt: skip
+        )
         size = picture.path.stat().st_size
-        asset = await self._peers.upload(declaration, picture.path, request_id=f"{self._name}/result")
-        await self._progress(0.9, result_asset_id=UUID(asset.id))  # so that it goes if the row fails from here on
+        asset = await self._peers.upload(
+            declaration, picture.path, request_id=f"{self._name}/result"
+        )
+        await self._progress(
+            0.9, result_asset_id=UUID(asset.id)
+        )  # so that it goes if the row fails from here on
         await inputs.hold(self._peers, self._name, [asset.id])
         columns["result_asset_id"] = UUID(asset.id)
         return self._outcome(picture, picture.parameters, picture.seed, price, size, columns)
 
-    def conclude(self, reading: Reading, *, parameters: Mapping[str, Any], price: int) -> attempts.Outcome:
+    def conclude(
+        self, reading: Reading, *, parameters: Mapping[str, Any], price: int
+    ) -> attempts.Outcome:
         """The outcome that completes the row with what was found."""
         size = len(json.dumps(reading.result))
-        return self._outcome(reading, parameters, None, price, size, {"result": Jsonb(reading.result)})
+        return self._outcome(
+            reading, parameters, None, price, size, {"result": Jsonb(reading.result)}
+        )
 
     def clear(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _outcome(
-        self, made: Picture | Reading, parameters: Mapping[str, Any], seed: int | None, price: int, size: int,
+        self,
+        made: Picture | Reading,
+        parameters: Mapping[str, Any],
+        seed: int | None,
+        price: int,
+        size: int,
         columns: dict[str, Any],
-    ) -> attempts.Outcome:  # fmt: skip
+    ) -> attempts.Outcome:
         recipe = {
-            "model": self.provider.name, "model_version": self.provider.version, "seed": seed,
+            "model": self.provider.name,
+            "model_version": self.provider.version,
+            "seed": seed,
             "parameters": parameters,
-            "inputs": [{"role": i.role, "asset_id": i.asset_id, "sha256": i.sha256} for i in self._inputs],
-        }  # fmt: skip
+            "inputs": [
+                {"role": i.role, "asset_id": i.asset_id, "sha256": i.sha256} for i in self._inputs
+            ],
+        }
         shown = {
-            "recipe": Jsonb(recipe), "evidence": Jsonb(made.evidence), "confidence": made.confidence,
-            "credits": price, "progress": 1.0, **columns,
-        }  # fmt: skip
+            "recipe": Jsonb(recipe),
+            "evidence": Jsonb(made.evidence),
+            "confidence": made.confidence,
+            "credits": price,
+            "progress": 1.0,
+            **columns,
+        }
         return attempts.Outcome(shown, output_bytes=size, credits=price)
 
     async def _progress(self, fraction: float, **columns: Any) -> None:
         """Tells watchers how far it is. Raises Superseded if another try has the row by now."""
         async with self._db.transaction(self.row.owner) as m:
             row = await states.advance(
-                m, rules.JOB_STATES, self._noun.table, self.row.id, "processing", token=self._attempt.token,
-                progress=fraction, **columns,
-            )  # fmt: skip
+                m,
+                rules.JOB_STATES,
+                self._noun.table,
+                self.row.id,
+                "processing",
+                token=self._attempt.token,
+                progress=fraction,
+                **columns,
+            )
             if row is None:
                 raise attempts.Superseded
             await self._noun.publish(m, row)
@@ -159,7 +203,12 @@ class Workshop:
             await noun.tell(m, self._queue, row)
 
         kind = attempts.Kind(
-            noun.table, rules.JOB_STATES, "processing", "completed", tell, max_attempts=rules.MAX_ATTEMPTS
+            noun.table,
+            rules.JOB_STATES,
+            "processing",
+            "completed",
+            tell,
+            max_attempts=rules.MAX_ATTEMPTS,
         )
 
         async def work(attempt: attempts.Attempt) -> attempts.Outcome:
@@ -168,9 +217,13 @@ class Workshop:
                 return await make(making)
             except ProviderFailed as failure:
                 if failure.error_class in rules.PASSING_ERRORS:
-                    raise attempts.Waits(self._provider.name, failure.error_class, failure.message) from None
+                    raise attempts.Waits(
+                        self._provider.name, failure.error_class, failure.message
+                    ) from None
                 final = failure.error_class in rules.FINAL_ERRORS
-                raise attempts.JobFailed(failure.error_class, failure.message, final=final) from None
+                raise attempts.JobFailed(
+                    failure.error_class, failure.message, final=final
+                ) from None
             except DomainError as refusal:
                 raise inputs.verdict(refusal) from None
             finally:
@@ -179,8 +232,13 @@ class Workshop:
         await attempts.run(self._db, kind, row_id, work)
 
     async def release(self, noun: Noun, row_id: str) -> None:
-        """Gives back the pictures of a row that failed or was cancelled, and removes the one that it had made."""
-        values: dict[str, Any] = {"id": UUID(row_id), "late": _LATE_SECONDS, "again": _AGAIN_SECONDS}
+        """Gives back the pictures of a row that failed or was cancelled, and removes the one that
+        it had made."""
+        values: dict[str, Any] = {
+            "id": UUID(row_id),
+            "late": _LATE_SECONDS,
+            "again": _AGAIN_SECONDS,
+        }
         rows = await self._db.system_rows(_ENDED.format(table=noun.table), values)
         if not rows:
             return

@@ -1,7 +1,8 @@
-"""Provider `local`: pixel work and rules on this machine, no learned model. The same input gives the same bytes.
+"""Provider `local`: pixel work and rules on this machine, no learned model. The same input gives
+the same bytes.
 
-Pixels are only touched in the children of an ImagingPool. The functions that run there import what they need when
-they are called, so that this process never loads libvips; what they return is plain.
+Pixels are only touched in the children of an ImagingPool. The functions that run there import what
+they need when they are called, so that this process never loads libvips; what they return is plain.
 """
 
 import asyncio
@@ -42,25 +43,40 @@ class LocalProvider:
     async def visual_elements(self, references: Sequence[Path]) -> list[str]:
         return await self._run(_visual_elements, tuple(references))
 
-    async def image(self, prompt: str, references: Sequence[Path], directory: Path, settings: ImageSettings) -> Picture:
+    async def image(
+        self, prompt: str, references: Sequence[Path], directory: Path, settings: ImageSettings
+    ) -> Picture:
         out = directory / f"result{_SUFFIXES[settings.format]}"
         return await self._run(_image, prompt, tuple(references), out, settings)
 
     async def close_up(
-        self, prompt: str, source: Path, directory: Path, *, at: tuple[float, float] | None, format: str
+        self,
+        prompt: str,
+        source: Path,
+        directory: Path,
+        *,
+        at: tuple[float, float] | None,
+        format: str,
     ) -> Picture:
         return await self._run(_close_up, source, directory / f"result{_SUFFIXES[format]}", at)
 
-    async def sketch(self, prompt: str, source: Path, directory: Path, *, view: str, format: str) -> Picture:
+    async def sketch(
+        self, prompt: str, source: Path, directory: Path, *, view: str, format: str
+    ) -> Picture:
         return await self._run(_sketch, source, directory / f"result{_SUFFIXES[format]}", view)
 
-    async def analyse(self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]) -> Reading:
+    async def analyse(
+        self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]
+    ) -> Reading:
         pictures = await asyncio.gather(*(self._measured(view, path) for view, path in images))
         found = analyse(_TASKS.get(task, task), pictures, parse_facts(facts))
-        return Reading(_supplied(found.result), found.confidence, [asdict(item) for item in found.evidence])
+        return Reading(
+            _supplied(found.result), found.confidence, [asdict(item) for item in found.evidence]
+        )
 
     async def _measured(self, view: str, path: Path) -> Quality:
-        """A product goes through some ten analyses of the same photographs; each is measured once while it is fresh."""
+        """A product goes through some ten analyses of the same photographs; each is measured once
+        while it is fresh."""
         digest = await asyncio.to_thread(_digest, path)
         known = self._known.pop(digest, None)
         if known is None:
@@ -74,9 +90,12 @@ class LocalProvider:
         try:
             return await self._pool.run(functools.partial(function, *arguments), timeout=_SECONDS)
         except ImageRejected as refusal:
-            # A child that ran out of time or memory may have had bad luck; a picture that is broken stays broken.
+            # A child that ran out of time or memory may have had bad luck; a picture that is broken
+            # stays broken.
             unlucky = refusal.reason == Rejection.TOO_EXPENSIVE
-            raise ProviderFailed(rules.TIMED_OUT if unlucky else rules.BAD_INPUT, refusal.message) from None
+            raise ProviderFailed(
+                rules.TIMED_OUT if unlucky else rules.BAD_INPUT, refusal.message
+            ) from None
         except ValueError as problem:  # a picture that can be read, but not worked with
             raise ProviderFailed(rules.BAD_INPUT, str(problem)) from None
 
@@ -130,7 +149,9 @@ def _picture(out: Path, rendering: Any) -> Picture:
     parameters = dict(rendering.parameters)
     seed = parameters.pop("seed", None)
     evidence = [asdict(item) for item in rendering.evidence]
-    return Picture(out, rendering.confidence, evidence, _supplied(parameters), rendering.source_type, seed)
+    return Picture(
+        out, rendering.confidence, evidence, _supplied(parameters), rendering.source_type, seed
+    )
 
 
 def _supplied(value: Any) -> Any:

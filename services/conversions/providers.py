@@ -1,7 +1,7 @@
 """What a provider of models offers, and how it fails. A provider is one file with one class.
 
-Everything works on local files and plain values: fetching inputs, storing results, retrying, charging and recording
-are the same for every provider and happen elsewhere.
+Everything works on local files and plain values: fetching inputs, storing results, retrying,
+charging and recording are the same for every provider and happen elsewhere.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 @dataclass
 class ProviderFailed(Exception):
-    """The provider can't, or won't. `error_class` is one of those in rules.py and decides whether it is tried again."""
+    """The provider can't, or won't. `error_class` is one of those in rules.py and decides whether
+    it is tried again."""
 
     error_class: str
     message: str
@@ -20,9 +21,10 @@ class ProviderFailed(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was made. `evidence`: rows of name, value, weight, note, whose weighted mean is `confidence`.
-    `parameters` and `seed` are for the recipe; `seed` None: nothing was left to chance. `source_type`: where its pixels
-    come from, a word of IPTC's vocabulary of digital source types, which the file states, too."""
+    """A picture that was made. `evidence`: rows of name, value, weight, note, whose weighted mean
+    is `confidence`. `parameters` and `seed` are for the recipe; `seed` None: nothing was left to
+    chance. `source_type`: where its pixels come from, a word of IPTC's vocabulary of digital source
+    types, which the file states, too."""
 
     path: Path
     confidence: float
@@ -43,7 +45,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a picture from a prompt is to be. Words as in the contract; `seed` None: the provider derives one."""
+    """How a picture from a prompt is to be. Words as in the contract; `seed` None: the provider
+    derives one."""
 
     style: str
     aspect_ratio: str
@@ -54,7 +57,8 @@ class ImageSettings:
 
 
 class Provider(Protocol):
-    """Every method may raise ProviderFailed. Pictures are written into `directory`, which is the call's own."""
+    """Every method may raise ProviderFailed. Pictures are written into `directory`, which is the
+    call's own."""
 
     name: str
     version: str
@@ -65,16 +69,28 @@ class Provider(Protocol):
     async def visual_elements(self, references: Sequence[Path]) -> list[str]:
         """What the references show, one short statement each, no statement twice."""
 
-    async def image(self, prompt: str, references: Sequence[Path], directory: Path, settings: ImageSettings) -> Picture:
+    async def image(
+        self, prompt: str, references: Sequence[Path], directory: Path, settings: ImageSettings
+    ) -> Picture:
         """A picture from a full prompt and references."""
 
     async def close_up(
-        self, prompt: str, source: Path, directory: Path, *, at: tuple[float, float] | None, format: str
+        self,
+        prompt: str,
+        source: Path,
+        directory: Path,
+        *,
+        at: tuple[float, float] | None,
+        format: str,
     ) -> Picture:
         """A detail of a photograph, round `at` (fractions of it) or where the eye goes."""
 
-    async def sketch(self, prompt: str, source: Path, directory: Path, *, view: str, format: str) -> Picture:
+    async def sketch(
+        self, prompt: str, source: Path, directory: Path, *, view: str, format: str
+    ) -> Picture:
         """A technical line drawing in the photograph's frame."""
 
-    async def analyse(self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]) -> Reading:
+    async def analyse(
+        self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]
+    ) -> Reading:
         """Runs a named task on (view, picture) pairs and facts in their plain form."""

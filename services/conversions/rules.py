@@ -1,4 +1,5 @@
-"""Decisions of `conversions` without any machinery: states, prices, which fields a task takes, the full prompt."""
+"""Decisions of `conversions` without any machinery: states, prices, which fields a task takes, the
+full prompt."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,19 +34,35 @@ PASSING_ERRORS = frozenset({RATE_LIMITED, UNAVAILABLE})
 ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {
     "product": frozenset(
         {
-            "name", "model", "condition", "condition_details", "categories", "brands", "colours", "image_quality",
+            "name",
+            "model",
+            "condition",
+            "condition_details",
+            "categories",
+            "brands",
+            "colours",
+            "image_quality",
         }
     ),
-    "base_view": frozenset({"views", "materials", "dimensions", "features", "colours", "image_quality"}),
+    "base_view": frozenset(
+        {"views", "materials", "dimensions", "features", "colours", "image_quality"}
+    ),
     "category": frozenset({"category", "subcategory"}),
     "sketch": frozenset({"views", "call_outs", "measurements"}),
     "seo": frozenset({"title", "description", "keywords", "slug", "scores"}),
     "listing": frozenset(
         {
-            "title", "bullets", "description", "price", "category", "subcategory", "condition", "condition_details",
+            "title",
+            "bullets",
+            "description",
+            "price",
+            "category",
+            "subcategory",
+            "condition",
+            "condition_details",
         }
     ),
-}  # fmt: skip
+}
 ANALYSIS_BYTES = 256 * 1024  # of a result from outside, as JSON
 
 MIME_TYPES: Mapping[str, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
@@ -57,15 +74,20 @@ GENERATION_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 _IMAGE_FIELDS = ("style", "aspect_ratio", "quality", "resolution", "seed", "reference_asset_ids")
 # Fields that a task needs, and fields that mean nothing to it.
 NEEDED: Mapping[str, Sequence[str]] = {
-    "image": ("prompt",), "closeup": ("source_asset_id",), "sketch": ("source_asset_id",),
-}  # fmt: skip
+    "image": ("prompt",),
+    "closeup": ("source_asset_id",),
+    "sketch": ("source_asset_id",),
+}
 MEANINGLESS: Mapping[str, Sequence[str]] = {
-    "image": ("source_asset_id", "view", "at"), "closeup": _IMAGE_FIELDS, "sketch": (*_IMAGE_FIELDS, "at"),
-}  # fmt: skip
+    "image": ("source_asset_id", "view", "at"),
+    "closeup": _IMAGE_FIELDS,
+    "sketch": (*_IMAGE_FIELDS, "at"),
+}
 
 
 def generation_problem(task: str, given: frozenset[str]) -> tuple[str, str] | None:
-    """The first field that is missing or out of place among the names of those that were given, and why."""
+    """The first field that is missing or out of place among the names of those that were given, and
+    why."""
     for name in NEEDED[task]:
         if name not in given:
             return name, f"is needed for task {task}"
@@ -76,10 +98,18 @@ def generation_problem(task: str, given: frozenset[str]) -> tuple[str, str] | No
 
 
 def full_prompt(
-    task: str, prompt: str, *, style: str, aspect_ratio: str, quality: str, elements: Sequence[str], name: str,
+    task: str,
+    prompt: str,
+    *,
+    style: str,
+    aspect_ratio: str,
+    quality: str,
+    elements: Sequence[str],
+    name: str,
     view: str,
-) -> str:  # fmt: skip
-    """What the provider is given. The template stands in the contract, at Generation.full_prompt."""
+) -> str:
+    """What the provider is given. The template stands in the contract, at
+    Generation.full_prompt."""
     prompt = " ".join(prompt.split())
     if task != "image":
         what = "Close-up" if task == "closeup" else "Technical line drawing"
@@ -100,7 +130,11 @@ def full_prompt(
 def confidence(evidence: Sequence[Mapping[str, Any]]) -> float:
     """The mean of the values by their weights; 0 without any."""
     weights = sum(item["weight"] for item in evidence)
-    return min(1.0, sum(item["value"] * item["weight"] for item in evidence) / weights) if weights else 0.0
+    return (
+        min(1.0, sum(item["value"] * item["weight"] for item in evidence) / weights)
+        if weights
+        else 0.0
+    )
 
 
 def _sentences(parts: Sequence[str]) -> str:

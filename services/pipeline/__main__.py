@@ -20,7 +20,16 @@ from atelier.pipeline.v1 import (
 )
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
-from services.pipeline import logs, phases, preparing, price_book, products, progress, reviews, runner
+from services.pipeline import (
+    logs,
+    phases,
+    preparing,
+    price_book,
+    products,
+    progress,
+    reviews,
+    runner,
+)
 from shared import jobs, main, server, webhooks
 from shared.calls import Peers
 from shared.db import Database
@@ -52,14 +61,19 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
             product_pb2_grpc.add_ProductServiceServicer_to_server,
             products.ProductService(db, stream, flows, peers),
         ),
-        functools.partial(phase_pb2_grpc.add_PhaseServiceServicer_to_server, phases.PhaseService(db, flows)),
-        functools.partial(review_pb2_grpc.add_ReviewServiceServicer_to_server, reviews.ReviewService(db, flows)),
+        functools.partial(
+            phase_pb2_grpc.add_PhaseServiceServicer_to_server, phases.PhaseService(db, flows)
+        ),
+        functools.partial(
+            review_pb2_grpc.add_ReviewServiceServicer_to_server, reviews.ReviewService(db, flows)
+        ),
         functools.partial(log_pb2_grpc.add_LogServiceServicer_to_server, logs.LogService(db)),
         functools.partial(
-            price_book_pb2_grpc.add_PriceBookServiceServicer_to_server, price_book.PriceBookService(db)
+            price_book_pb2_grpc.add_PriceBookServiceServicer_to_server,
+            price_book.PriceBookService(db),
         ),
         functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
-    ]  # fmt: skip
+    ]
     await db.open()
     stream.start()
     try:
@@ -76,7 +90,9 @@ async def work(name: str, settings: Settings) -> None:
     queue = jobs.JobQueue(db)
     peers = Peers(settings, name)
     flows = progress.Progress(queue)
-    queue.task(progress.PREPARE_TASK, progress.PREPARE_QUEUE, preparing.Preparer(db, flows, peers).run)
+    queue.task(
+        progress.PREPARE_TASK, progress.PREPARE_QUEUE, preparing.Preparer(db, flows, peers).run
+    )
     queue.task(progress.TASK, progress.QUEUE, runner.PhaseRunner(db, flows, peers).run)
     try:
         async with asyncio.TaskGroup() as group:

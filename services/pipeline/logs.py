@@ -30,7 +30,9 @@ class LogService(log_pb2_grpc.LogServiceServicer):
             parameters["phase"] = request.phase
         if request.min_level:
             conditions.append("level = ANY(%(levels)s)")
-            parameters["levels"] = [w for number, w in records.LOG_LEVELS.word.items() if number >= request.min_level]
+            parameters["levels"] = [
+                w for number, w in records.LOG_LEVELS.word.items() if number >= request.min_level
+            ]
         statement: Any = f"SELECT * FROM logs WHERE {' AND '.join(conditions)}{page.clause}"
         rows = await self._db.rows(statement, parameters | page.parameters)
         logs, token = page.fill(rows, map(records.log, rows))
@@ -44,9 +46,14 @@ class LogService(log_pb2_grpc.LogServiceServicer):
             if await m.one(_PRODUCT, (product_id,)) is None:
                 raise errors.not_found("product", product_id)
             row = await records.add_log(
-                m, product_id, request.phase, request.action or "note", request.message,
-                level=records.LOG_LEVELS.word[request.level], details=details,
-            )  # fmt: skip
+                m,
+                product_id,
+                request.phase,
+                request.action or "note",
+                request.message,
+                level=records.LOG_LEVELS.word[request.level],
+                details=details,
+            )
             return pb.AppendLogResponse(log=records.log(row))
 
         return await self._db.mutate(request, pb.AppendLogResponse, work)

@@ -1,7 +1,7 @@
 """Preparing a product: wait until its images are READY, hold them at `assets`, then start phase 1.
 
-The product's row is the intent. The job may run any number of times: its calls can be repeated, and only one run gets
-to write the end.
+The product's row is the intent. The job may run any number of times: its calls can be repeated, and
+only one run gets to write the end.
 """
 
 import asyncio
@@ -21,7 +21,8 @@ from shared.jobs import TryAgain
 _log = structlog.get_logger("preparing")
 
 _PRODUCT = """
-    SELECT owner, preparation, extract(epoch FROM now() - preparing_since)::float8 AS waited FROM products WHERE id = %s
+    SELECT owner, preparation, extract(epoch FROM now() - preparing_since)::float8 AS waited
+        FROM products WHERE id = %s
 """
 
 
@@ -47,7 +48,10 @@ class Preparer:
         try:
             if not await self._hold(UUID(product_id)):
                 if found[0].waited > rules.IMAGES_WAIT_SECONDS:
-                    text = "not all images were READY within a day; confirm their uploads, then retry phase 1"
+                    text = (
+                        "not all images were READY within a day; confirm their uploads, then retry"
+                        " phase 1"
+                    )
                     raise ImagesUnusable("IMAGES_NOT_READY", text)
                 raise await self._later(rules.images_wait(found[0].waited))
             await self._start(UUID(product_id))
@@ -56,7 +60,9 @@ class Preparer:
         except TryAgain:
             raise
         except DomainError as error:
-            _log.warning("assets can't be asked", product=product_id, reason=Reason.Name(error.reason))
+            _log.warning(
+                "assets can't be asked", product=product_id, reason=Reason.Name(error.reason)
+            )
             raise await self._later(rules.images_wait(found[0].waited)) from None
         except Exception:
             _log.exception("preparing failed unexpectedly", product=product_id)
@@ -64,12 +70,16 @@ class Preparer:
             raise TryAgain from None
 
     async def _later(self, seconds: float) -> TryAgain:
-        rows = await self._db.system_rows("SELECT now() + make_interval(secs => %s) AS at", (seconds,))
+        rows = await self._db.system_rows(
+            "SELECT now() + make_interval(secs => %s) AS at", (seconds,)
+        )
         return TryAgain(rows[0].at)
 
     async def _hold(self, product_id: UUID) -> bool:
         """Acquires references on the images. False: not all are READY yet."""
-        rows = await self._db.rows("SELECT asset_id FROM product_images WHERE product_id = %s", (product_id,))
+        rows = await self._db.rows(
+            "SELECT asset_id FROM product_images WHERE product_id = %s", (product_id,)
+        )
         ids = [str(row.asset_id) for row in rows]
         found = await self._peers.assets(ids)
         for asset_id in ids:
@@ -82,7 +92,9 @@ class Preparer:
         holder = f"pipeline/products/{product_id}"
         assets = self._peers.stub(asset_pb2_grpc.AssetServiceStub)
         await assets.AcquireReferences(
-            asset_pb2.AcquireReferencesRequest(request_id=f"{product_id}/hold", holder=holder, asset_ids=ids)
+            asset_pb2.AcquireReferencesRequest(
+                request_id=f"{product_id}/hold", holder=holder, asset_ids=ids
+            )
         )
         return True
 
@@ -104,17 +116,30 @@ class Preparer:
             if product.preparation != "pending":
                 return
             await records.add_log(
-                m, product_id, 0, "images_unusable", str(problem), level="error",
+                m,
+                product_id,
+                0,
+                "images_unusable",
+                str(problem),
+                level="error",
                 details={"error_class": problem.error_class},
-            )  # fmt: skip
-            said: dict[str, Any] = {"error_class": problem.error_class, "error_message": str(problem)}
+            )
+            said: dict[str, Any] = {
+                "error_class": problem.error_class,
+                "error_message": str(problem),
+            }
             await progress.settle(m, product_id, preparation="failed", **said)
 
 
 def _check(asset: asset_pb2.Asset) -> None:
     if asset.state == asset_pb2.ASSET_STATE_REJECTED:
         text = f"image {asset.id} was rejected ({asset.rejection}): {asset.rejection_message}"
-        raise ImagesUnusable("IMAGE_REJECTED", f"{text}; create the product again with another picture")
+        raise ImagesUnusable(
+            "IMAGE_REJECTED", f"{text}; create the product again with another picture"
+        )
     if not asset.mime_type.startswith("image/"):
-        text = f"{asset.id} is {asset.mime_type}, not a picture; create the product again with pictures"
+        text = (
+            f"{asset.id} is {asset.mime_type}, not a picture; create the product again with"
+            " pictures"
+        )
         raise ImagesUnusable("IMAGE_NOT_A_PICTURE", text)

@@ -1,5 +1,5 @@
-"""Reading a price book from the CSV that spreadsheets write. Every line becomes an offer, or an error under the number
-that an editor shows for it."""
+"""Reading a price book from the CSV that spreadsheets write. Every line becomes an offer, or an
+error under the number that an editor shows for it."""
 
 import csv
 import re
@@ -30,19 +30,32 @@ _MARKS = (
     (b"\xfe\xff", "utf-16-be"),
 )
 ENCODINGS = {
-    "utf-8": "utf-8", "utf-16le": "utf-16-le", "utf-16be": "utf-16-be",
+    "utf-8": "utf-8",
+    "utf-16le": "utf-16-le",
+    "utf-16be": "utf-16-be",
     **{f"windows-{number}": f"cp{number}" for number in range(1250, 1259)},
-    "iso-8859-1": "cp1252", "iso-8859-2": "iso8859-2", "iso-8859-15": "iso8859-15", "macintosh": "mac-roman",
-    "ibm437": "cp437", "ibm850": "cp850", "ibm852": "cp852", "ibm866": "cp866", "shift_jis": "cp932",
-    "gb18030": "gb18030", "big5": "cp950", "euc-kr": "cp949",
-}  # fmt: skip
+    "iso-8859-1": "cp1252",
+    "iso-8859-2": "iso8859-2",
+    "iso-8859-15": "iso8859-15",
+    "macintosh": "mac-roman",
+    "ibm437": "cp437",
+    "ibm850": "cp850",
+    "ibm852": "cp852",
+    "ibm866": "cp866",
+    "shift_jis": "cp932",
+    "gb18030": "gb18030",
+    "big5": "cp950",
+    "euc-kr": "cp949",
+}
 """What spreadsheets write, by the name that it has on the web; and Python's name for it."""
 _LIKELY = ("windows-1252", "windows-1250", "windows-1251", "macintosh", "shift_jis")
 # Signs that stand for one another in what people type and paste.
 _SIGNS_ALIKE = {
-    **dict.fromkeys(map(ord, "‘’‛ʼ′´"), "'"), **dict.fromkeys(map(ord, "“”„‟″«»"), '"'), ord("−"): "-",
+    **dict.fromkeys(map(ord, "‘’‛ʼ′´"), "'"),
+    **dict.fromkeys(map(ord, "“”„‟″«»"), '"'),
+    ord("−"): "-",
     **dict.fromkeys(map(ord, "\ufe0e\ufe0f")),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,8 @@ class Book:
 
 
 class _Wrong(Exception):
-    """A line that isn't taken: the column, or '' for the line as a whole, why, and how many lines go with it."""
+    """A line that isn't taken: the column, or '' for the line as a whole, why, and how many lines
+    go with it."""
 
     def __init__(self, column: str, message: str, lines: int = 1) -> None:
         super().__init__(column, message)
@@ -71,13 +85,18 @@ class _Wrong(Exception):
 
 
 def folded(text: str) -> str:
-    """The form in which texts are compared. Case, width, composed or decomposed characters, runs of spaces of any kind,
-    characters that don't show, and kinds of dashes and quotation marks don't count."""
+    """The form in which texts are compared. Case, width, composed or decomposed characters, runs of
+    spaces of any kind, characters that don't show, and kinds of dashes and quotation marks don't
+    count."""
     if text.isascii():
         return " ".join(text.casefold().split())
-    wide = unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", text.translate(_SIGNS_ALIKE)).casefold())
+    wide = unicodedata.normalize(
+        "NFKC", unicodedata.normalize("NFKD", text.translate(_SIGNS_ALIKE)).casefold()
+    )
     kinds = ((character, unicodedata.category(character)) for character in wide)
-    return " ".join("".join("-" if kind == "Pd" else c for c, kind in kinds if kind != "Cf").split())
+    return " ".join(
+        "".join("-" if kind == "Pd" else c for c, kind in kinds if kind != "Cf").split()
+    )
 
 
 def read_csv(data: bytes, encoding: str = "") -> Book:
@@ -87,7 +106,10 @@ def read_csv(data: bytes, encoding: str = "") -> Book:
         del lines[-1]  # what comes after the last line's end
     at, table = _table(lines)
     if len(lines) - at > MAX_LINES:
-        text = f"has more than {MAX_LINES:,} lines after its header; import it in parts, without `replace`"
+        text = (
+            f"has more than {MAX_LINES:,} lines after its header; import it in parts, without"
+            " `replace`"
+        )
         raise errors.invalid("csv", text)
     entries: list[dict[str, Any]] = []
     faults: list[LineError] = []
@@ -108,18 +130,23 @@ def read_csv(data: bytes, encoding: str = "") -> Book:
 
 
 def _decoded(data: bytes, encoding: str) -> str:
-    """The file's text. A mark at its beginning says its encoding, else the caller does, else it is UTF-8."""
+    """The file's text. A mark at its beginning says its encoding, else the caller does, else it is
+    UTF-8."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             return _text(data[len(mark) :], name, f"begins with the mark of {name.upper()}")
     if encoding:
         if (name := ENCODINGS.get(encoding.casefold(), "")) == "":
-            raise errors.invalid("encoding", f"{encoding!r} isn't known; there are {', '.join(ENCODINGS)}")
+            raise errors.invalid(
+                "encoding", f"{encoding!r} isn't known; there are {', '.join(ENCODINGS)}"
+            )
         return _text(data, name, f"isn't {encoding}")
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise errors.invalid("csv", "is a spreadsheet, not CSV; save it as CSV in UTF-8")
     if b"\0" in data[:4]:
-        raise errors.invalid("csv", "looks like UTF-16 without its mark; name utf-16le or utf-16be in `encoding`")
+        raise errors.invalid(
+            "csv", "looks like UTF-16 without its mark; name utf-16le or utf-16be in `encoding`"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -131,12 +158,16 @@ def _text(data: bytes, codec: str, what: str) -> str:
         return data.decode(codec)
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(codec, "ignore").count("\n") + 1
-        text = f"{what}, but line {line} can't be read so; save it as CSV in UTF-8, or name its encoding in `encoding`"
+        text = (
+            f"{what}, but line {line} can't be read so; save it as CSV in UTF-8, or name its"
+            " encoding in `encoding`"
+        )
         raise errors.invalid("csv", text) from None
 
 
 def _not_utf8(data: bytes, at: int) -> str:
-    """An encoding can't be told from its bytes. The person who knows the words can: it shows how each reads them."""
+    """An encoding can't be told from its bytes. The person who knows the words can: it shows how
+    each reads them."""
     line = len(re.findall(b"\r\n|\n|\r", data[:at])) + 1
     # No more than is shown is looked at: a file may be one long word.
     begin, end = (
@@ -147,16 +178,24 @@ def _not_utf8(data: bytes, at: int) -> str:
     ways: dict[str, str] = {}
     for name in _LIKELY:
         ways.setdefault(word.decode(ENCODINGS[name], "replace"), name)
-    shown = [f"{name} if it is {read!r}" for read, name in ways.items() if not _UNPRINTABLE.search(read)]
+    shown = [
+        f"{name} if it is {read!r}" for read, name in ways.items() if not _UNPRINTABLE.search(read)
+    ]
     hint = f": {', '.join(shown)}" if shown else ""
-    return f"isn't UTF-8 in line {line}; save it as CSV in UTF-8, or name its encoding in `encoding`{hint}"
+    return (
+        f"isn't UTF-8 in line {line}; save it as CSV in UTF-8, or name its encoding in"
+        f" `encoding`{hint}"
+    )
 
 
 def _table(lines: Sequence[str]) -> tuple[int, "_Table"]:
     """The index of the line after the header, and what the header says."""
     said = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
     if said and said[1] not in _SEPARATORS:
-        text = f"line 1 names {said[1]!r} as the separator; there are {', '.join(_SEPARATORS.values())}"
+        text = (
+            f"line 1 names {said[1]!r} as the separator; there are"
+            f" {', '.join(_SEPARATORS.values())}"
+        )
         raise errors.invalid("csv", text)
     at = 1 if said else 0
     while at < len(lines) - 1 and not lines[at].strip():
@@ -166,7 +205,9 @@ def _table(lines: Sequence[str]) -> tuple[int, "_Table"]:
     try:
         cells: list[str] = next(_reader([header], separator), [])
     except csv.Error as error:
-        raise errors.invalid("csv", f"the header in line {at + 1} can't be read as CSV: {error}") from None
+        raise errors.invalid(
+            "csv", f"the header in line {at + 1} can't be read as CSV: {error}"
+        ) from None
     names = [folded(cell) for cell in cells]
     _check_header(names, at + 1, separator)
     return at + 1, _Table(names, separator)
@@ -180,14 +221,26 @@ def _check_header(names: Sequence[str], line: int, separator: str) -> None:
     known = f"columns are {', '.join(COLUMNS)}, separated by {_SEPARATORS[separator]}"
     for number, name in enumerate(names, start=1):
         if name and name not in COLUMNS:
-            text = f"the header in line {line} has the unknown column {name[:60]!r}; rename it or take it out; {known}"
+            text = (
+                f"the header in line {line} has the unknown column {name[:60]!r}; rename it or take"
+                f" it out; {known}"
+            )
             raise errors.invalid("csv", text)
         if name and name in names[: number - 1]:
             first = names.index(name) + 1
-            text = f"the header in line {line} names a column twice: {name!r} is column {first} and {number}"
+            text = (
+                f"the header in line {line} names a column twice: {name!r} is column {first} and"
+                f" {number}"
+            )
             raise errors.invalid("csv", text)
-    if not {"model", "name"} & set(names) or not {"price", "msrp"} & set(names) or "currency" not in names:
-        text = f"the header needs currency, model or name, and price or msrp in line {line}; {known}"
+    if (
+        not {"model", "name"} & set(names)
+        or not {"price", "msrp"} & set(names)
+        or "currency" not in names
+    ):
+        text = (
+            f"the header needs currency, model or name, and price or msrp in line {line}; {known}"
+        )
         raise errors.invalid("csv", text)
 
 
@@ -206,8 +259,9 @@ class _Table:
     def cells(self, lines: Sequence[str], at: int) -> list[str]:
         """The cells of a line. Raises _Wrong for one that isn't whole.
 
-        A cell with a line break is never taken: a quotation mark that somebody forgot to close makes a cell of the
-        lines after it. If those look like lines of the table, they are read as such.
+        A cell with a line break is never taken: a quotation mark that somebody forgot to close
+        makes a cell of the lines after it. If those look like lines of the table, they are read as
+        such.
         """
         reader = _reader(lines[at : at + _MAX_SPAN], self._separator)
         try:
@@ -216,9 +270,16 @@ class _Table:
             raise self._unreadable(lines[at], error) from None
         used = reader.line_num
         if used > 1:
-            rows = [line.count(self._separator) >= self._width - 1 for line in lines[at : at + used]]
-            text = f"opens a quotation mark that is closed in line {at + used}; close it here, and take out line breaks"
-            raise _Wrong(self._open_column(lines[at]), text, 1 if rows[0] and any(rows[1:]) else used)
+            rows = [
+                line.count(self._separator) >= self._width - 1 for line in lines[at : at + used]
+            ]
+            text = (
+                f"opens a quotation mark that is closed in line {at + used}; close it here, and"
+                " take out line breaks"
+            )
+            raise _Wrong(
+                self._open_column(lines[at]), text, 1 if rows[0] and any(rows[1:]) else used
+            )
         return cells
 
     def entry(self, cells: Sequence[str]) -> dict[str, Any] | None:
@@ -227,7 +288,9 @@ class _Table:
             return None
         self._check_width(cells)
         given = dict.fromkeys(COLUMNS, "")
-        given |= {name: cell.strip() for name, cell in zip(self._names, cells, strict=False) if name}
+        given |= {
+            name: cell.strip() for name, cell in zip(self._names, cells, strict=False) if name
+        }
         keys = {f"{name}_key": folded(given[name]) for name in KEYS}
         for name in COLUMNS:
             if problem := _problem(name, given[name], keys.get(f"{name}_key", "")):
@@ -243,15 +306,23 @@ class _Table:
     def _check_width(self, cells: Sequence[str]) -> None:
         mark = _SEPARATORS[self._separator]
         if len(cells) < self._width:
-            text = f"has {len(cells)} columns, the header {self._width}; write a {mark} for each cell that is empty"
+            text = (
+                f"has {len(cells)} columns, the header {self._width}; write a {mark} for each cell"
+                " that is empty"
+            )
             raise _Wrong("", text)
         for number, cell in enumerate(cells, start=1):
             if not cell.strip() or (number <= len(self._names) and self._names[number - 1]):
                 continue
             if number <= len(self._names):
-                raise _Wrong("", f"holds {cell[:40]!r} in column {number}, which has no name in the header; name it")
+                raise _Wrong(
+                    "",
+                    f"holds {cell[:40]!r} in column {number}, which has no name in the header;"
+                    " name it",
+                )
             text = (
-                f"has {len(cells)} columns, the header {self._width}; a cell that holds a {mark} needs quotation marks"
+                f"has {len(cells)} columns, the header {self._width}; a cell that holds a {mark}"
+                " needs quotation marks"
             )
             raise _Wrong("", text)
 
@@ -262,9 +333,15 @@ class _Table:
         except csv.Error:
             if "expected after" not in str(error):
                 return _Wrong("", f"can't be read as CSV: {error}")
-            text = "goes on after a closing quotation mark; quote the whole cell, and double quotation marks within it"
+            text = (
+                "goes on after a closing quotation mark; quote the whole cell, and double quotation"
+                " marks within it"
+            )
             return _Wrong("", text)
-        text = "opens a quotation mark that isn't closed; close it, or double it within a cell in quotation marks"
+        text = (
+            "opens a quotation mark that isn't closed; close it, or double it within a cell in"
+            " quotation marks"
+        )
         return _Wrong(self._open_column(line), text)
 
     def _open_column(self, line: str) -> str:
@@ -274,14 +351,18 @@ class _Table:
 
 
 def _problem(column: str, text: str, key: str) -> str:
-    """What is wrong with a text; '' if nothing is. `key`: the text folded, of a column that is looked up by."""
+    """What is wrong with a text; '' if nothing is. `key`: the text folded, of a column that is
+    looked up by."""
     limit = MAX_LINK if column == "link" else MAX_TEXT
     if len(text) > limit:
         return f"has {len(text)} characters, at most {limit} are read"
     if (size := len(key.encode())) > MAX_KEY_BYTES:
         return f"has {size} bytes in UTF-8, at most {MAX_KEY_BYTES} are read"
     if "\ufffd" in text:
-        return f"holds {text[:40]!r}, where a character was lost when the file was saved; write it anew"
+        return (
+            f"holds {text[:40]!r}, where a character was lost when the file was saved; write it"
+            " anew"
+        )
     if _UNPRINTABLE.search(text):
         return f"holds a control character: {text[:40]!r}; take it out"
     if column == "link" and text and not re.match("https?://", text):

@@ -19,13 +19,16 @@ from shared.protos import time_of
 _REVIEWS = 100
 
 _INSERT = """
-    INSERT INTO products (id, owner, created_by, name, model, facts, auto_advance, market_provider, external_phases)
-    VALUES (%(id)s, %(owner)s, %(actor)s, %(name)s, %(model)s, %(facts)s, %(auto_advance)s, %(provider)s, %(external)s)
+    INSERT INTO products (id, owner, created_by, name, model, facts, auto_advance, market_provider,
+        external_phases)
+    VALUES (%(id)s, %(owner)s, %(actor)s, %(name)s, %(model)s, %(facts)s, %(auto_advance)s,
+        %(provider)s, %(external)s)
     RETURNING *
 """
 _INSERT_IMAGES = """
     INSERT INTO product_images (owner, product_id, position, asset_id, view, is_primary)
-    SELECT %(owner)s, %(id)s, * FROM unnest(%(positions)s::smallint[], %(assets)s::uuid[], %(views)s::text[],
+    SELECT %(owner)s, %(id)s, * FROM unnest(%(positions)s::smallint[], %(assets)s::uuid[],
+        %(views)s::text[],
         %(primary)s::boolean[])
     RETURNING *
 """
@@ -36,30 +39,40 @@ _INSERT_PHASES = """
 """
 _GET = "SELECT * FROM products WHERE id = %(id)s"
 _PHASES = "SELECT * FROM phases WHERE product_id = ANY(%(ids)s) ORDER BY product_id, number"
-_IMAGES = "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
+_IMAGES = (
+    "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
+)
 _PARTS = (
     _GET,
     _IMAGES,
     _PHASES,
     "SELECT * FROM results WHERE product_id = %(id)s ORDER BY phase",
-    "SELECT * FROM reviews WHERE product_id = %(id)s ORDER BY created_at DESC, id DESC LIMIT %(reviews)s",
+    (
+        "SELECT * FROM reviews WHERE product_id = %(id)s ORDER BY created_at DESC, id DESC LIMIT"
+        " %(reviews)s"
+    ),
 )
 _SUMMARY = """
     SELECT count(*) AS total, count(*) FILTER (WHERE running) AS active,
-        count(*) FILTER (WHERE state = 'completed') AS completed, count(*) FILTER (WHERE state = 'error') AS error,
+        count(*) FILTER (WHERE state = 'completed') AS completed, count(*) FILTER (WHERE state
+            = 'error') AS error,
         count(*) FILTER (WHERE state = 'awaiting_review') AS awaiting_review
     FROM products WHERE owner = %(owner)s
 """
 
 
 class ProductService(product_pb2_grpc.ProductServiceServicer):
-    def __init__(self, db: Database, stream: events.EventStream, flows: progress.Progress, peers: Peers) -> None:
+    def __init__(
+        self, db: Database, stream: events.EventStream, flows: progress.Progress, peers: Peers
+    ) -> None:
         self._db = db
         self._stream = stream
         self._flows = flows
         self._peers = peers
 
-    async def CreateProduct(self, request: pb.CreateProductRequest, context: Any) -> pb.CreateProductResponse:
+    async def CreateProduct(
+        self, request: pb.CreateProductRequest, context: Any
+    ) -> pb.CreateProductResponse:
         facts = stated_facts(request.facts, "facts")
         named = facts.get("product", {})
         columns = {
@@ -80,7 +93,9 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
             text = f"created with {len(images)} images; waiting for them"
             await records.add_log(m, product.id, 0, "product_created", text)
             await self._flows.prepare(m, product.id)
-            return pb.CreateProductResponse(product=records.product(product, images, phases, with_facts=True))
+            return pb.CreateProductResponse(
+                product=records.product(product, images, phases, with_facts=True)
+            )
 
         answer = await self._db.mutate(request, pb.CreateProductResponse, work)
         if request.wait:
@@ -88,11 +103,15 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
             answer.product.CopyFrom((await self._read(UUID(answer.product.id))).product)
         return answer
 
-    async def GetProduct(self, request: pb.GetProductRequest, context: Any) -> pb.GetProductResponse:
+    async def GetProduct(
+        self, request: pb.GetProductRequest, context: Any
+    ) -> pb.GetProductResponse:
         answer = await self._read(parse_id(request.product_id, "product_id"))
         if request.include_urls:
             await self._add_urls(list(answer.product.images))
-        room = paging.lighten(answer.results, ("value", "evidence"), paging.ANSWER_BYTES - answer.product.ByteSize())
+        room = paging.lighten(
+            answer.results, ("value", "evidence"), paging.ANSWER_BYTES - answer.product.ByteSize()
+        )
         newest = paging.fitting(answer.reviews, room)
         del answer.reviews[len(newest) :]
         return answer
@@ -100,17 +119,23 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
     async def _read(self, product_id: UUID) -> pb.GetProductResponse:
         async with self._db.transaction(auth.current().owner) as m:
             wanted = {"id": product_id, "ids": [product_id], "reviews": _REVIEWS}
-            cursors = [await m.conn.execute(statement, wanted) for statement in _PARTS]  # all in one round trip
-            found, images, phases, results, reviews = [await cursor.fetchall() for cursor in cursors]
+            cursors = [
+                await m.conn.execute(statement, wanted) for statement in _PARTS
+            ]  # all in one round trip
+            found, images, phases, results, reviews = [
+                await cursor.fetchall() for cursor in cursors
+            ]
         if not found:
             raise errors.not_found("product", product_id)
         return pb.GetProductResponse(
             product=records.product(found[0], images, phases, with_facts=True),
             results=[records.result(row) for row in results],
             reviews=[records.review(row) for row in reviews],
-        )  # fmt: skip
+        )
 
-    async def ListProducts(self, request: pb.ListProductsRequest, context: Any) -> pb.ListProductsResponse:
+    async def ListProducts(
+        self, request: pb.ListProductsRequest, context: Any
+    ) -> pb.ListProductsResponse:
         page = paging.page(request)
         where, parameters = _filter(request)
         statement: Any = f"SELECT * FROM products WHERE {where}{page.clause}"
@@ -118,18 +143,28 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         ids = {"ids": [row.id for row in page.cut(rows)]}
         images = watching.by_product(await self._db.rows(_IMAGES, ids))
         phases = watching.by_product(await self._db.rows(_PHASES, ids))
-        products = [records.product(row, images.get(row.id, ()), phases.get(row.id, ())) for row in page.cut(rows)]
+        products = [
+            records.product(row, images.get(row.id, ()), phases.get(row.id, ()))
+            for row in page.cut(rows)
+        ]
         if request.include_urls:
-            await self._add_urls([image for product in products for image in product.images if image.primary])
+            await self._add_urls(
+                [image for product in products for image in product.images if image.primary]
+            )
         products, token = page.fill(rows, products)
         return pb.ListProductsResponse(products=products, next_page_token=token)
 
-    async def GetSummary(self, request: pb.GetSummaryRequest, context: Any) -> pb.GetSummaryResponse:
+    async def GetSummary(
+        self, request: pb.GetSummaryRequest, context: Any
+    ) -> pb.GetSummaryResponse:
         row = await self._db.row(_SUMMARY, {"owner": auth.current().owner})
         return pb.GetSummaryResponse(
-            total_products=row.total, active_pipelines=row.active, completed_products=row.completed,
-            error_products=row.error, awaiting_review_products=row.awaiting_review,
-        )  # fmt: skip
+            total_products=row.total,
+            active_pipelines=row.active,
+            completed_products=row.completed,
+            error_products=row.error,
+            awaiting_review_products=row.awaiting_review,
+        )
 
     async def WatchProduct(
         self, request: pb.WatchProductRequest, context: Any
@@ -137,12 +172,18 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         product_id = parse_id(request.product_id, "product_id")
         if await self._db.row(_GET, {"id": product_id}) is None:
             raise errors.not_found("product", product_id)
-        async for answer in watching.changes(self._db, self._stream, request, pb.WatchProductResponse, product_id):
+        async for answer in watching.changes(
+            self._db, self._stream, request, pb.WatchProductResponse, product_id
+        ):
             yield answer
 
-    def WatchProducts(self, request: pb.WatchProductsRequest, context: Any) -> AsyncIterator[pb.WatchProductsResponse]:
+    def WatchProducts(
+        self, request: pb.WatchProductsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchProductsResponse]:
         logs = request.include_logs
-        return watching.changes(self._db, self._stream, request, pb.WatchProductsResponse, None, logs=logs)
+        return watching.changes(
+            self._db, self._stream, request, pb.WatchProductsResponse, None, logs=logs
+        )
 
     async def _add_urls(self, images: Sequence[pb.ProductImage]) -> None:
         """Fills in the URLs of images whose asset is READY and still there."""
@@ -153,12 +194,15 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
 
 
 def _each_once(images: Sequence[pb.NewImage]) -> list[UUID]:
-    """The images' assets. INVALID_ARGUMENT if two are one: protovalidate compares texts, in which case counts."""
+    """The images' assets. INVALID_ARGUMENT if two are one: protovalidate compares texts, in which
+    case counts."""
     seen: dict[UUID, int] = {}
     for index, image in enumerate(images):
         earlier = seen.setdefault(UUID(image.asset_id), index)
         if earlier != index:
-            raise errors.invalid(f"images[{index}].asset_id", f"names the same asset as images[{earlier}].asset_id")
+            raise errors.invalid(
+                f"images[{index}].asset_id", f"names the same asset as images[{earlier}].asset_id"
+            )
     return list(seen)
 
 
@@ -170,15 +214,25 @@ async def _insert(
     primary = next((index for index, image in enumerate(images) if image.primary), 0)
     image_rows = await m.all(
         _INSERT_IMAGES,
-        {"owner": m.owner, "id": product.id, "positions": list(range(1, len(images) + 1)),
-         "assets": asset_ids, "views": [image.view for image in images],
-         "primary": [index == primary for index in range(len(images))]},
-    )  # fmt: skip
+        {
+            "owner": m.owner,
+            "id": product.id,
+            "positions": list(range(1, len(images) + 1)),
+            "assets": asset_ids,
+            "views": [image.view for image in images],
+            "primary": [index == primary for index in range(len(images))],
+        },
+    )
     phases = await m.all(
         _INSERT_PHASES,
-        {"owner": m.owner, "id": product.id, "external": columns["external"], "ids": [new_id() for _ in rules.PHASES],
-         "numbers": list(rules.PHASES)},
-    )  # fmt: skip
+        {
+            "owner": m.owner,
+            "id": product.id,
+            "external": columns["external"],
+            "ids": [new_id() for _ in rules.PHASES],
+            "numbers": list(rules.PHASES),
+        },
+    )
     return product, image_rows, phases
 
 

@@ -1,7 +1,8 @@
-"""How a product moves: the one place where phases, results, reviews, logs and the product's own state change together.
+"""How a product moves: the one place where phases, results, reviews, logs and the product's own
+state change together.
 
-Everything here works on an open transaction and never commits. Locks are taken in one order: a phase, its result and
-review, the next phase, the product.
+Everything here works on an open transaction and never commits. Locks are taken in one order: a
+phase, its result and review, the next phase, the product.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,17 +30,22 @@ _LOCK_PHASE = """
 """
 _LOCK_PRODUCT = "SELECT * FROM products WHERE id = %s FOR UPDATE"
 _STORE_RESULT = """
-    INSERT INTO results AS r (id, owner, product_id, phase, value, confidence, source, provider, evidence)
-    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(value)s, %(confidence)s, %(source)s, %(provider)s,
+    INSERT INTO results AS r (id, owner, product_id, phase, value, confidence, source, provider,
+        evidence)
+    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(value)s, %(confidence)s, %(source)s,
+        %(provider)s,
             %(evidence)s)
-    ON CONFLICT (product_id, phase) DO UPDATE SET version = r.version + 1, updated_at = now(), value = excluded.value,
+    ON CONFLICT (product_id, phase) DO UPDATE SET version = r.version + 1, updated_at = now(),
+        value = excluded.value,
         confidence = excluded.confidence, source = excluded.source, provider = excluded.provider,
         evidence = excluded.evidence
     RETURNING *
 """
 _OPEN_REVIEW = """
-    INSERT INTO reviews (id, owner, product_id, phase_id, phase, model_value, model_confidence, evidence)
-    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase_id)s, %(phase)s, %(value)s, %(confidence)s, %(evidence)s)
+    INSERT INTO reviews (id, owner, product_id, phase_id, phase, model_value, model_confidence,
+        evidence)
+    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase_id)s, %(phase)s, %(value)s, %(confidence)s,
+        %(evidence)s)
     RETURNING *
 """
 _EDITS = """
@@ -55,18 +61,22 @@ _STAMPED = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run or a reviewer came to. `value`: JSON of a PhaseValue; `confidence` None: there is none to give."""
+    """What a run or a reviewer came to. `value`: JSON of a PhaseValue; `confidence` None: there is
+    none to give."""
 
     value: Mapping[str, Any]
     confidence: float | None
     source: str
     provider: str
     evidence: Sequence[Mapping[str, Any]] = ()
-    log: str = ""  # a line about what was found, if there is more to say than that the phase is done
+    log: str = (
+        ""  # a line about what was found, if there is more to say than that the phase is done
+    )
 
 
 async def lock_phase(m: Mutation, product_id: UUID, number: int) -> Any:
-    """The owner's phase, locked until the commit; `lease_passed` says whether its outside runner is late."""
+    """The owner's phase, locked until the commit; `lease_passed` says whether its outside runner is
+    late."""
     row = await m.one(_LOCK_PHASE, {"product_id": product_id, "number": number})
     if row is None:
         raise errors.not_found("product", product_id)
@@ -78,7 +88,8 @@ async def what_people_said(m: Mutation, product_id: UUID) -> dict[int, dict[str,
     found: dict[int, dict[str, Any]] = {}
     for row in await m.all(_EDITS, (product_id,)):
         model, reviewer, effective = (
-            stored[records.VALUES[row.phase]] for stored in (row.model_value, row.reviewer_value, row.effective_value)
+            stored[records.VALUES[row.phase]]
+            for stored in (row.model_value, row.reviewer_value, row.effective_value)
         )
         found[row.phase] = rules.said_in(model, reviewer, effective)
     return found
@@ -100,19 +111,26 @@ async def _tell(m: Mutation, row: Any) -> Any:
 
 
 async def settle(m: Mutation, product_id: UUID, **columns: Any) -> Any:
-    """Brings the product in line with its phases, setting `columns`, too. Comes last: it locks the product."""
+    """Brings the product in line with its phases, setting `columns`, too. Comes last: it locks the
+    product."""
     product = await m.one(_LOCK_PRODUCT, (product_id,))
-    phases = await m.all("SELECT * FROM phases WHERE product_id = %s ORDER BY number", (product_id,))
+    phases = await m.all(
+        "SELECT * FROM phases WHERE product_id = %s ORDER BY number", (product_id,)
+    )
     state, running = rules.product_state(columns.get("preparation", product.preparation), phases)
     wanted: dict[str, Any] = {"running": running, "error_class": "", "error_message": ""}
     if state == "error":
         wanted |= {"error_class": product.error_class, "error_message": product.error_message}
     for phase in phases:
         if phase.state == "failed":
-            about = f"phase {phase.number} ({rules.PHASE_NAMES[phase.number]}): {phase.error_message}"
+            about = (
+                f"phase {phase.number} ({rules.PHASE_NAMES[phase.number]}): {phase.error_message}"
+            )
             wanted |= {"error_class": phase.error_class, "error_message": about}
     wanted |= columns
-    if state == product.state and all(getattr(product, name) == value for name, value in wanted.items()):
+    if state == product.state and all(
+        getattr(product, name) == value for name, value in wanted.items()
+    ):
         return product
     row = await states.advance(m, rules.PRODUCT_STATES, "products", product_id, state, **wanted)
     if row is None:
@@ -131,21 +149,33 @@ class Progress:
         await self._queue.enqueue(m, PREPARE_TASK, PREPARE_QUEUE, product_id)
 
     async def start(self, m: Mutation, phase: Any, **columns: Any) -> Any:
-        """Makes a locked phase due: a worker gets it, or an outside runner may. Returns its new row."""
+        """Makes a locked phase due: a worker gets it, or an outside runner may. Returns its new
+        row."""
         row = await move(m, phase, "pending", started=True, **columns)
         if not row.external:
             await self._queue.enqueue(m, TASK, QUEUE, row.id)
         text = "waits for an outside runner" if row.external else "is started"
-        await records.add_log(m, row.product_id, row.number, "phase_started", f"{_named(row)} {text}")
+        await records.add_log(
+            m, row.product_id, row.number, "phase_started", f"{_named(row)} {text}"
+        )
         return row
 
     async def again(self, m: Mutation, phase: Any) -> Any:
-        """Starts a locked phase anew and counts it. Phase 1 looks at the images first, if they were the trouble."""
+        """Starts a locked phase anew and counts it. Phase 1 looks at the images first, if they were
+        the trouble."""
         afresh = {
-            "retry_count": phase.retry_count + 1, "attempt_number": 0, "attempt_token": None, "lease_expires_at": None,
-            "faults": 0, "losses": 0, "waits_for": "", "waiting_since": None,
-            "cancel_requested": False, "error_class": "", "error_message": "",
-        }  # fmt: skip
+            "retry_count": phase.retry_count + 1,
+            "attempt_number": 0,
+            "attempt_token": None,
+            "lease_expires_at": None,
+            "faults": 0,
+            "losses": 0,
+            "waits_for": "",
+            "waiting_since": None,
+            "cancel_requested": False,
+            "error_class": "",
+            "error_message": "",
+        }
         if await self._prepared(m, phase):
             return await self.start(m, phase, **afresh)
         row = await move(m, phase, "pending", started=False, **afresh)
@@ -159,10 +189,11 @@ class Progress:
         return bool(product.preparation == "done")
 
     async def finish(self, m: Mutation, phase: Any, finding: Finding) -> Any:
-        """Keeps what a phase found, that has just been moved to COMPLETED or AWAITING_REVIEW, and goes on from there.
+        """Keeps what a phase found, that has just been moved to COMPLETED or AWAITING_REVIEW, and
+        goes on from there.
 
-        Called within the transaction of that move, before anything tells of it: watchers see the result first.
-        Returns the result's row.
+        Called within the transaction of that move, before anything tells of it: watchers see the
+        result first. Returns the result's row.
         """
         said = await what_people_said(m, phase.product_id)
         kind = records.VALUES[phase.number]
@@ -170,10 +201,13 @@ class Progress:
         if finding.source != "reviewer":
             value = rules.standing(phase.number, value, said)
         kept = {
-            "owner": m.owner, "product_id": phase.product_id, "phase": phase.number,
-            "value": Jsonb({kind: value}), "confidence": finding.confidence,
+            "owner": m.owner,
+            "product_id": phase.product_id,
+            "phase": phase.number,
+            "value": Jsonb({kind: value}),
+            "confidence": finding.confidence,
             "evidence": Jsonb(list(finding.evidence)),
-        }  # fmt: skip
+        }
         stored = {**kept, "id": new_id(), "source": finding.source, "provider": finding.provider}
         result = await m.one(_STORE_RESULT, stored)
         await records.publish_result(m, result)
@@ -184,12 +218,18 @@ class Progress:
             review = await m.one(_OPEN_REVIEW, {**kept, "id": new_id(), "phase_id": phase.id})
             await records.publish_review(m, review)
             text = f"{_named(phase)} waits for a person: its confidence is {finding.confidence:.3f}"
-            await records.add_log(m, phase.product_id, phase.number, "review_opened", text, level="warning")
+            await records.add_log(
+                m, phase.product_id, phase.number, "review_opened", text, level="warning"
+            )
         else:
             await records.add_log(
-                m, phase.product_id, phase.number, "phase_completed", f"{_named(phase)} is completed",
+                m,
+                phase.product_id,
+                phase.number,
+                "phase_completed",
+                f"{_named(phase)} is completed",
                 details={"provider": finding.provider, "confidence": finding.confidence},
-            )  # fmt: skip
+            )
             await self._advance(m, phase)
         about: dict[str, Any] = {"confidence": finding.confidence} if phase.number == 1 else {}
         if phase.number == 1 and finding.source == "reviewer":
@@ -199,28 +239,39 @@ class Progress:
         return result
 
     async def _advance(self, m: Mutation, phase: Any) -> None:
-        """Starts the next phase, or stops it, if somebody asked this one to stop when it was as good as done."""
+        """Starts the next phase, or stops it, if somebody asked this one to stop when it was as
+        good as done."""
         if phase.number == rules.PHASES[-1]:
             return
         following = await lock_phase(m, phase.product_id, phase.number + 1)
         if phase.cancel_requested:
             await stop(
-                m, following, f"{_named(phase)} was done before it could be stopped; {_named(following)} is stopped"
+                m,
+                following,
+                f"{_named(phase)} was done before it could be stopped; {_named(following)} is"
+                " stopped",
             )
             return
-        product = await m.one("SELECT auto_advance FROM products WHERE id = %s", (phase.product_id,))
+        product = await m.one(
+            "SELECT auto_advance FROM products WHERE id = %s", (phase.product_id,)
+        )
         if product.auto_advance:
             await self.start(m, following)
 
 
 async def stop(m: Mutation, phase: Any, text: str = "") -> Any:
-    """Stops a locked phase that no worker has, and withdraws its open review. Does not settle the product."""
+    """Stops a locked phase that no worker has, and withdraws its open review. Does not settle the
+    product."""
     await end_attempt(m, phase, "cancelled")
     row = await move(m, phase, "stopped", attempt_token=None, lease_expires_at=None)
-    for review in await m.all("SELECT * FROM reviews WHERE phase_id = %s AND state = 'open' FOR UPDATE", (phase.id,)):
+    for review in await m.all(
+        "SELECT * FROM reviews WHERE phase_id = %s AND state = 'open' FOR UPDATE", (phase.id,)
+    ):
         withdrawn = await states.advance(m, rules.REVIEW_STATES, "reviews", review.id, "withdrawn")
         await records.publish_review(m, withdrawn)
-    await records.add_log(m, row.product_id, row.number, "phase_stopped", text or f"{_named(row)} is stopped")
+    await records.add_log(
+        m, row.product_id, row.number, "phase_stopped", text or f"{_named(row)} is stopped"
+    )
     return row
 
 
@@ -228,7 +279,13 @@ async def fail(m: Mutation, phase: Any, error_class: str, message: str) -> Any:
     """Fails a locked phase that no worker has."""
     await end_attempt(m, phase, "failed", error_class, message)
     row = await move(
-        m, phase, "failed", attempt_token=None, lease_expires_at=None, error_class=error_class, error_message=message
+        m,
+        phase,
+        "failed",
+        attempt_token=None,
+        lease_expires_at=None,
+        error_class=error_class,
+        error_message=message,
     )
     await _log_failure(m, row)
     await settle(m, row.product_id)
@@ -236,11 +293,17 @@ async def fail(m: Mutation, phase: Any, error_class: str, message: str) -> Any:
 
 
 async def lose(m: Mutation, phase: Any) -> Any:
-    """Takes a locked phase from an outside runner whose lease has passed; after too many it fails."""
+    """Takes a locked phase from an outside runner whose lease has passed; after too many it
+    fails."""
     message = "its runner let the lease pass without a heartbeat"
     if phase.attempt_number >= rules.MAX_ATTEMPTS:
         await end_attempt(m, phase, "lost", "WORKER_LOST", message)
-        return await fail(m, phase, "WORKER_LOST", f"{phase.attempt_number} runners let their leases pass; retry it")
+        return await fail(
+            m,
+            phase,
+            "WORKER_LOST",
+            f"{phase.attempt_number} runners let their leases pass; retry it",
+        )
     await end_attempt(m, phase, "lost", "WORKER_LOST", message)
     row = await move(m, phase, "pending", attempt_token=None, lease_expires_at=None)
     text = f"{_named(row)} waits for a runner again: {message}"
@@ -249,13 +312,18 @@ async def lose(m: Mutation, phase: Any) -> Any:
     return row
 
 
-async def end_attempt(m: Mutation, phase: Any, outcome: str, error_class: str = "", message: str = "") -> None:
+async def end_attempt(
+    m: Mutation, phase: Any, outcome: str, error_class: str = "", message: str = ""
+) -> None:
     """Ends the record of the try that has the phase, if one has."""
-    await attempts.record_end(m, phase.attempt_token, outcome, error_class=error_class, error_message=message)
+    await attempts.record_end(
+        m, phase.attempt_token, outcome, error_class=error_class, error_message=message
+    )
 
 
 async def follow(m: Mutation, row: Any) -> None:
-    """What a worker's move of a phase brings with it: shared.attempts calls it within the transaction of the move.
+    """What a worker's move of a phase brings with it: shared.attempts calls it within the
+    transaction of the move.
 
     COMPLETED and AWAITING_REVIEW are told by Progress.finish, after their result.
     """
@@ -265,20 +333,28 @@ async def follow(m: Mutation, row: Any) -> None:
             if not row.waits_for:  # a wait has a thousand tries
                 again = f", try {row.attempt_number}" if row.attempt_number > 1 else ""
                 await records.add_log(
-                    m, row.product_id, row.number, "phase_running", f"{_named(row)} is running{again}"
+                    m,
+                    row.product_id,
+                    row.number,
+                    "phase_running",
+                    f"{_named(row)} is running{again}",
                 )
         case "pending":
             row = await _tell(m, row)
             if not row.waits_for or row.updated_at - row.waiting_since < _JUST_BEGUN:
                 why = row.error_message or "its worker was stopped"
                 text = f"{_named(row)} will be tried again: {why}"
-                await records.add_log(m, row.product_id, row.number, "phase_retried", text, level="warning")
+                await records.add_log(
+                    m, row.product_id, row.number, "phase_retried", text, level="warning"
+                )
         case "failed":
             row = await _tell(m, row)
             await _log_failure(m, row)
         case "stopped":
             row = await _tell(m, row)
-            await records.add_log(m, row.product_id, row.number, "phase_stopped", f"{_named(row)} is stopped")
+            await records.add_log(
+                m, row.product_id, row.number, "phase_stopped", f"{_named(row)} is stopped"
+            )
         case _:
             return
     await settle(m, row.product_id)
@@ -286,9 +362,14 @@ async def follow(m: Mutation, row: Any) -> None:
 
 async def _log_failure(m: Mutation, row: Any) -> None:
     await records.add_log(
-        m, row.product_id, row.number, "phase_failed", f"{_named(row)} failed: {row.error_message}", level="error",
+        m,
+        row.product_id,
+        row.number,
+        "phase_failed",
+        f"{_named(row)} failed: {row.error_message}",
+        level="error",
         details={"error_class": row.error_class},
-    )  # fmt: skip
+    )
 
 
 def _named(phase: Any) -> str:

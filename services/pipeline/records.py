@@ -1,4 +1,5 @@
-"""Rows as messages (pure), and telling watchers of them (`publish_*`, within the transaction of the change)."""
+"""Rows as messages (pure), and telling watchers of them (`publish_*`, within the transaction of the
+change)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,14 +22,18 @@ LOG_LEVELS = Words(log_pb2.LogLevel, "LOG_LEVEL_")
 SOURCES = Words(result_pb2.ResultSource, "RESULT_SOURCE_")
 PROVIDERS = Words(product_pb2.MarketProvider, "MARKET_PROVIDER_")
 VALUES: Mapping[int, str] = {
-    field.number: field.name for field in result_pb2.PhaseValue.DESCRIPTOR.oneofs_by_name["value"].fields
+    field.number: field.name
+    for field in result_pb2.PhaseValue.DESCRIPTOR.oneofs_by_name["value"].fields
 }
 """The field of PhaseValue that belongs to a phase."""
 
-_IMAGES = "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
+_IMAGES = (
+    "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
+)
 _ADD_LOG = """
     INSERT INTO logs (id, owner, product_id, phase, level, message, action, details, actor)
-    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(level)s, %(message)s, %(action)s, %(details)s, %(actor)s)
+    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(level)s, %(message)s, %(action)s,
+        %(details)s, %(actor)s)
     RETURNING *
 """
 
@@ -48,7 +53,9 @@ def evidence(stored: Sequence[Mapping[str, Any]]) -> list[result_pb2.Evidence]:
 
 
 def image(row: Any) -> product_pb2.ProductImage:
-    return product_pb2.ProductImage(asset_id=str(row.asset_id), view=row.view, primary=row.is_primary)
+    return product_pb2.ProductImage(
+        asset_id=str(row.asset_id), view=row.view, primary=row.is_primary
+    )
 
 
 def product(
@@ -56,14 +63,26 @@ def product(
 ) -> product_pb2.Product:
     """`images` and `phases` are rows, in order."""
     message = product_pb2.Product(
-        id=str(row.id), owner=row.owner, created_by=row.created_by, name=row.name, model=row.model,
-        state=PRODUCT_STATES.number[row.state], is_pipeline_running=row.running,
-        requires_manual_review=row.state == "awaiting_review", confidence=row.confidence,
-        auto_advance=row.auto_advance, external_phases=row.external_phases,
-        market_provider=PROVIDERS.number[row.market_provider], images=[image(item) for item in images],
-        phases=[phase(item) for item in phases], error_class=row.error_class, error_message=row.error_message,
-        etag=str(row.version), create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-    )  # fmt: skip
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        name=row.name,
+        model=row.model,
+        state=PRODUCT_STATES.number[row.state],
+        is_pipeline_running=row.running,
+        requires_manual_review=row.state == "awaiting_review",
+        confidence=row.confidence,
+        auto_advance=row.auto_advance,
+        external_phases=row.external_phases,
+        market_provider=PROVIDERS.number[row.market_provider],
+        images=[image(item) for item in images],
+        phases=[phase(item) for item in phases],
+        error_class=row.error_class,
+        error_message=row.error_message,
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
     if with_facts:
         message.facts.CopyFrom(facts_message(row.facts))
     return message
@@ -71,34 +90,63 @@ def product(
 
 def phase(row: Any) -> phase_pb2.Phase:
     return phase_pb2.Phase(
-        id=str(row.id), product_id=str(row.product_id), number=row.number, state=PHASE_STATES.number[row.state],
-        due=rules.is_due(row), external=row.external, retry_count=row.retry_count, attempt_number=row.attempt_number,
-        stop_requested=row.state == "running" and row.cancel_requested, confidence=row.confidence,
-        error_class=row.error_class, error_message=row.error_message, start_time=timestamp(row.started_at),
+        id=str(row.id),
+        product_id=str(row.product_id),
+        number=row.number,
+        state=PHASE_STATES.number[row.state],
+        due=rules.is_due(row),
+        external=row.external,
+        retry_count=row.retry_count,
+        attempt_number=row.attempt_number,
+        stop_requested=row.state == "running" and row.cancel_requested,
+        confidence=row.confidence,
+        error_class=row.error_class,
+        error_message=row.error_message,
+        start_time=timestamp(row.started_at),
         wait=wait_of(row),
-        complete_time=timestamp(row.completed_at), stop_time=timestamp(row.stopped_at),
-        lease_expire_time=timestamp(row.lease_expires_at), etag=str(row.version),
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-    )  # fmt: skip
+        complete_time=timestamp(row.completed_at),
+        stop_time=timestamp(row.stopped_at),
+        lease_expire_time=timestamp(row.lease_expires_at),
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
 
 
 def result(row: Any) -> result_pb2.PhaseResult:
     return result_pb2.PhaseResult(
-        id=str(row.id), product_id=str(row.product_id), phase=row.phase, value=value(row.value),
-        confidence=row.confidence, source=SOURCES.number[row.source], provider=row.provider,
-        evidence=evidence(row.evidence), etag=str(row.version), create_time=timestamp(row.created_at),
+        id=str(row.id),
+        product_id=str(row.product_id),
+        phase=row.phase,
+        value=value(row.value),
+        confidence=row.confidence,
+        source=SOURCES.number[row.source],
+        provider=row.provider,
+        evidence=evidence(row.evidence),
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
-    )  # fmt: skip
+    )
 
 
 def review(row: Any) -> review_pb2.Review:
     message = review_pb2.Review(
-        id=str(row.id), product_id=str(row.product_id), phase=row.phase, state=REVIEW_STATES.number[row.state],
-        model_value=value(row.model_value), model_confidence=row.model_confidence, evidence=evidence(row.evidence),
-        note=row.note, claimed_by=row.claimed_by, claim_expire_time=timestamp(row.claim_expires_at),
-        decided_by=row.decided_by, decide_time=timestamp(row.decided_at), etag=str(row.version),
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-    )  # fmt: skip
+        id=str(row.id),
+        product_id=str(row.product_id),
+        phase=row.phase,
+        state=REVIEW_STATES.number[row.state],
+        model_value=value(row.model_value),
+        model_confidence=row.model_confidence,
+        evidence=evidence(row.evidence),
+        note=row.note,
+        claimed_by=row.claimed_by,
+        claim_expire_time=timestamp(row.claim_expires_at),
+        decided_by=row.decided_by,
+        decide_time=timestamp(row.decided_at),
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
     if row.reviewer_value is not None:
         message.reviewer_value.CopyFrom(value(row.reviewer_value))
     if row.effective_value is not None:
@@ -108,9 +156,15 @@ def review(row: Any) -> review_pb2.Review:
 
 def log(row: Any) -> log_pb2.LogEntry:
     message = log_pb2.LogEntry(
-        id=str(row.id), product_id=str(row.product_id), phase=row.phase, level=LOG_LEVELS.number[row.level],
-        message=row.message, action=row.action, actor=row.actor, create_time=timestamp(row.created_at),
-    )  # fmt: skip
+        id=str(row.id),
+        product_id=str(row.product_id),
+        phase=row.phase,
+        level=LOG_LEVELS.number[row.level],
+        message=row.message,
+        action=row.action,
+        actor=row.actor,
+        create_time=timestamp(row.created_at),
+    )
     if row.details:
         message.details.CopyFrom(struct(row.details))
     return message
@@ -134,14 +188,30 @@ async def publish_review(m: Mutation, row: Any) -> None:
 
 
 async def add_log(
-    m: Mutation, product_id: UUID, number: int, action: str, message: str, *, level: str = "info",
+    m: Mutation,
+    product_id: UUID,
+    number: int,
+    action: str,
+    message: str,
+    *,
+    level: str = "info",
     details: Mapping[str, Any] | None = None,
-) -> Any:  # fmt: skip
-    """Writes a line of the mutation's actor; `number` 0: of the product as a whole. Returns its row."""
+) -> Any:
+    """Writes a line of the mutation's actor; `number` 0: of the product as a whole. Returns its
+    row."""
     row = await m.one(
         _ADD_LOG,
-        {"id": new_id(), "owner": m.owner, "product_id": product_id, "phase": number, "level": level,
-         "message": message[:2000], "action": action, "details": Jsonb(dict(details or {})), "actor": m.actor},
-    )  # fmt: skip
+        {
+            "id": new_id(),
+            "owner": m.owner,
+            "product_id": product_id,
+            "phase": number,
+            "level": level,
+            "message": message[:2000],
+            "action": action,
+            "details": Jsonb(dict(details or {})),
+            "actor": m.actor,
+        },
+    )
     await events.publish(m, "log", row.id, 1, log(row))
     return row

@@ -9,17 +9,22 @@ REVIEW_BELOW = 0.80  # a confidence below this waits for a person
 
 PHASE_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"pending", "running", "failed", "stopped"}),
-    "running": frozenset({"running", "pending", "awaiting_review", "completed", "failed", "stopped"}),
+    "running": frozenset(
+        {"running", "pending", "awaiting_review", "completed", "failed", "stopped"}
+    ),
     "awaiting_review": frozenset({"pending", "completed", "failed", "stopped"}),
     "completed": frozenset(),
     "failed": frozenset({"pending"}),
     "stopped": frozenset({"pending"}),
 }
-# A product follows its phases, so that it may stay where it is while another of its columns changes.
+# A product follows its phases, so that it may stay where it is while another of its columns
+# changes.
 PRODUCT_STATES: Mapping[str, frozenset[str]] = {
     "uploaded": frozenset({"uploaded", "processing", "error", "stopped"}),
     "processing": frozenset({"processing", "awaiting_review", "completed", "error", "stopped"}),
-    "awaiting_review": frozenset({"awaiting_review", "processing", "completed", "error", "stopped"}),
+    "awaiting_review": frozenset(
+        {"awaiting_review", "processing", "completed", "error", "stopped"}
+    ),
     "completed": frozenset(),
     "error": frozenset({"error", "uploaded", "processing"}),
     "stopped": frozenset({"stopped", "uploaded", "processing", "error"}),
@@ -33,10 +38,13 @@ REVIEW_STATES: Mapping[str, frozenset[str]] = {
     "withdrawn": frozenset(),
 }
 
-MAX_ATTEMPTS = 6  # tries of a phase before it fails; with their backoffs some two minutes of an unreachable service
+# tries of a phase before it fails; with their backoffs some two minutes of an unreachable service
+MAX_ATTEMPTS = 6
 DEFAULT_LEASE_SECONDS = 60  # of an outside runner
 DEFAULT_CLAIM_MINUTES = 15  # of a reviewer
-VALUE_BYTES = 500_000  # of a phase's value as JSON: a review holds three, and its answer at most 4 MiB
+VALUE_BYTES = (
+    500_000  # of a phase's value as JSON: a review holds three, and its answer at most 4 MiB
+)
 IMAGES_WAIT_SECONDS = 24 * 3600.0  # for a product's images to be READY
 
 
@@ -53,7 +61,8 @@ def is_due(phase: PhaseLike) -> bool:
 
 
 def product_state(preparation: str, phases: Sequence[PhaseLike]) -> tuple[str, bool]:
-    """The product's state, and whether a phase is running or waits for a runner. `phases` are all four."""
+    """The product's state, and whether a phase is running or waits for a runner. `phases` are all
+    four."""
     states = {phase.state for phase in phases}
     running = any(phase.state == "running" or is_due(phase) for phase in phases)
     if preparation == "failed" or "failed" in states:
@@ -75,8 +84,11 @@ def images_wait(waited_seconds: float) -> float:
     return min(max(0.5, waited_seconds / 10), 30.0)
 
 
-def effective(model: Mapping[str, Any], reviewer: Mapping[str, Any], mask: Sequence[str]) -> dict[str, Any]:
-    """The model's value with the reviewer's in it, field by field; a field of `mask` that isn't set is emptied."""
+def effective(
+    model: Mapping[str, Any], reviewer: Mapping[str, Any], mask: Sequence[str]
+) -> dict[str, Any]:
+    """The model's value with the reviewer's in it, field by field; a field of `mask` that isn't set
+    is emptied."""
     if not mask:
         return {**model, **reviewer}
     kept = {name: value for name, value in model.items() if name not in mask}
@@ -84,48 +96,63 @@ def effective(model: Mapping[str, Any], reviewer: Mapping[str, Any], mask: Seque
 
 
 ByPhase = Mapping[int, Mapping[str, Any]]
-"""Fields of phases' values. Of `said`, which is what people said in their edits: those that they decided on, None for
-one that they emptied."""
+"""Fields of phases' values. Of `said`, which is what people said in their edits: those that they
+decided on, None for one that they emptied."""
 
 _SAME = {
     1: ("name", "model", "condition", "condition_details"),
     2: ("brand", "category"),
     3: ("description", "keywords"),
-}  # fmt: skip
+}
 _LISTED = ("title", "description", "category", "subcategory", "condition", "condition_details")
 _PRICES = ("price", "competitive_price")
 _CONFIRMED = "confirmed"  # a price's source: a person
 
 
-def said_in(model: Mapping[str, Any], reviewer: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reviewer said: each field that left the review changed, or that the reviewer named as it is."""
+def said_in(
+    model: Mapping[str, Any], reviewer: Mapping[str, Any], effective: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a reviewer said: each field that left the review changed, or that the reviewer named as
+    it is."""
     changed = [name for name in {**model, **effective} if model.get(name) != effective.get(name)]
     repeated = [name for name, value in reviewer.items() if effective.get(name) == value]
     return {name: effective.get(name) for name in (*changed, *repeated)}
 
 
 def facts_for(product: Any, values: ByPhase, said: ByPhase) -> dict[str, Any]:
-    """The facts that the next phase is given, in shared.facts' plain form: the caller's, with what the phases before
-    found, with what people said of it.
+    """The facts that the next phase is given, in shared.facts' plain form: the caller's, with what
+    the phases before found, with what people said of it.
 
-    `product` is the row; `values` are effective values by phase. What a phase left out stays as it was stated, and so
-    does market data that the caller stated; what a person said counts before both.
+    `product` is the row; `values` are effective values by phase. What a phase left out stays as it
+    was stated, and so does market data that the caller stated; what a person said counts before
+    both.
     """
-    words = {**product.facts.get("product", {}), **_set({"name": product.name, "model": product.model})}
+    words = {
+        **product.facts.get("product", {}),
+        **_set({"name": product.name, "model": product.model}),
+    }
     words |= _set(_words(1, values.get(1, {})))
     words = _set(words | _words_said(said))
     market = _market(product.facts.get("market"), values.get(2, {}), said.get(2, {}))
     price = said.get(2, {}).get("msrp")
-    price = {"msrp": price["amount"], "currency": price["currency"]} if price else product.facts.get("price")
+    price = (
+        {"msrp": price["amount"], "currency": price["currency"]}
+        if price
+        else product.facts.get("price")
+    )
     return _set({**product.facts, "product": words, "market": market, "price": price})
 
 
 def standing(number: int, found: Mapping[str, Any], said: ByPhase) -> dict[str, Any]:
-    """What a phase found, with what people said in the phases before wherever both speak of the same thing."""
+    """What a phase found, with what people said in the phases before wherever both speak of the
+    same thing."""
     before = {phase: fields for phase, fields in said.items() if phase < number}
     words = _words_said(before)
     if number == 2:  # what the market doesn't say stays unsaid
-        return {**found, **{name: words[name] for name in _SAME[2] if words.get(name) and found.get(name)}}
+        return {
+            **found,
+            **{name: words[name] for name in _SAME[2] if words.get(name) and found.get(name)},
+        }
     if number != 4:
         return dict(found)
     if "title" in before.get(3, {}):
@@ -138,15 +165,22 @@ def standing(number: int, found: Mapping[str, Any], said: ByPhase) -> dict[str, 
 
 def _words_said(said: ByPhase) -> dict[str, Any]:
     """As facts about the product; the later phase's word counts, None where a person wants none."""
-    return {name: word for number in sorted(said) for name, word in _words(number, said[number]).items()}
+    return {
+        name: word for number in sorted(said) for name, word in _words(number, said[number]).items()
+    }
 
 
 def _words(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
-    """A phase's fields as facts about the product; None where a field that is there holds no such word.
+    """A phase's fields as facts about the product; None where a field that is there holds no such
+    word.
 
     That the market says nothing (phase 2) is no word about the product.
     """
-    words = {name: value[name] for name in _SAME.get(number, ()) if name in value and (value[name] or number != 2)}
+    words = {
+        name: value[name]
+        for name in _SAME.get(number, ())
+        if name in value and (value[name] or number != 2)
+    }
     if number == 1 and "brands" in value:
         words["brand"] = next(iter(value["brands"] or ()), None)
     if number == 1 and "categories" in value:
@@ -155,7 +189,9 @@ def _words(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
     return words
 
 
-def _market(stated: Any, market: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any] | None:
+def _market(
+    stated: Any, market: Mapping[str, Any], said: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """What is known of the market: what a person said, else what was stated, else what was found.
 
     Amounts are never converted: those of another currency than the first are left out.
@@ -164,16 +200,31 @@ def _market(stated: Any, market: Mapping[str, Any], said: Mapping[str, Any]) -> 
     persons = [part for field, names in parts.items() if field in said for part in names]
     if stated and not persons:
         return dict(stated)
-    found = {**(market.get("marketplace") or {}), "competitive_price": market.get("competitive_price")}
+    found = {
+        **(market.get("marketplace") or {}),
+        "competitive_price": market.get("competitive_price"),
+    }
     known = found
     if stated:
-        prices = {name: {"amount": stated[name], "currency": stated["currency"]} for name in _PRICES if name in stated}
-        known = {"marketplace": stated.get("marketplace"), **prices, **{name: found.get(name) for name in persons}}
-    priced = [name for name in sorted(_PRICES, key=lambda name: name not in persons) if known.get(name)]
+        prices = {
+            name: {"amount": stated[name], "currency": stated["currency"]}
+            for name in _PRICES
+            if name in stated
+        }
+        known = {
+            "marketplace": stated.get("marketplace"),
+            **prices,
+            **{name: found.get(name) for name in persons},
+        }
+    priced = [
+        name for name in sorted(_PRICES, key=lambda name: name not in persons) if known.get(name)
+    ]
     if not priced:
         return None
     currency = known[priced[0]]["currency"]
-    amounts = {name: known[name]["amount"] for name in priced if known[name]["currency"] == currency}
+    amounts = {
+        name: known[name]["amount"] for name in priced if known[name]["currency"] == currency
+    }
     return {"currency": currency, **amounts, **_set({"marketplace": known.get("marketplace")})}
 
 

@@ -1,4 +1,5 @@
-"""What a worker does in each phase, and taking phases back from outside runners that fell silent."""
+"""What a worker does in each phase, and taking phases back from outside runners that fell
+silent."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,18 @@ from shared.tasks import wanted
 _log = structlog.get_logger("runner")
 
 _WATCH_SECONDS = 25.0  # shorter than a service's token lives
-_FINAL = frozenset({job_pb2.JOB_STATE_COMPLETED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
+_FINAL = frozenset(
+    {job_pb2.JOB_STATE_COMPLETED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
+)
 _TASKS = {
-    1: analysis_pb2.ANALYSIS_TASK_PRODUCT, 3: analysis_pb2.ANALYSIS_TASK_SEO, 4: analysis_pb2.ANALYSIS_TASK_LISTING
-}  # fmt: skip
+    1: analysis_pb2.ANALYSIS_TASK_PRODUCT,
+    3: analysis_pb2.ANALYSIS_TASK_SEO,
+    4: analysis_pb2.ANALYSIS_TASK_LISTING,
+}
 _LATE = """
     SELECT owner, product_id, number FROM phases
-    WHERE state = 'running' AND external AND lease_expires_at < now() ORDER BY lease_expires_at LIMIT 100
+    WHERE state = 'running' AND external AND lease_expires_at < now()
+        ORDER BY lease_expires_at LIMIT 100
 """
 
 
@@ -52,9 +58,14 @@ class PhaseRunner:
         self._flows = flows
         self._peers = peers
         self._kind = attempts.Kind(
-            "phases", rules.PHASE_STATES, "running", "completed", progress.follow,
-            max_attempts=rules.MAX_ATTEMPTS, cancelled="stopped",
-        )  # fmt: skip
+            "phases",
+            rules.PHASE_STATES,
+            "running",
+            "completed",
+            progress.follow,
+            max_attempts=rules.MAX_ATTEMPTS,
+            cancelled="stopped",
+        )
 
     async def run(self, phase_id: str) -> None:
         await attempts.run(self._db, self._kind, phase_id, self._work)
@@ -70,11 +81,20 @@ class PhaseRunner:
         async with self._db.transaction(auth.current().owner) as m:
             product = await m.one("SELECT * FROM products WHERE id = %(id)s", wanted)
             images = await m.all(
-                "SELECT * FROM product_images WHERE product_id = %(id)s ORDER BY is_primary DESC, position", wanted
+                "SELECT * FROM product_images WHERE product_id = %(id)s ORDER BY is_primary DESC,"
+                " position",
+                wanted,
             )
-            results = await m.all("SELECT phase, value FROM results WHERE product_id = %(id)s", wanted)
+            results = await m.all(
+                "SELECT phase, value FROM results WHERE product_id = %(id)s", wanted
+            )
             said = await progress.what_people_said(m, product_id)
-        return Known(product, images, {row.phase: row.value[records.VALUES[row.phase]] for row in results}, said)
+        return Known(
+            product,
+            images,
+            {row.phase: row.value[records.VALUES[row.phase]] for row in results},
+            said,
+        )
 
     async def _analyse(self, attempt: Attempt, known: Known) -> Outcome:
         """Phases 1, 3 and 4: an analysis of `conversions`."""
@@ -83,7 +103,10 @@ class PhaseRunner:
         attempt.model = analysis.recipe.model
         found = plain(analysis.result, "result")
         if number == 4:
-            value = {**_VALUES[4](found), "images": [await self._listed(image) for image in known.images]}
+            value = {
+                **_VALUES[4](found),
+                "images": [await self._listed(image) for image in known.images],
+            }
         else:
             value = _VALUES[number](found)
         evidence = [records.plain(item) for item in analysis.evidence]
@@ -93,14 +116,20 @@ class PhaseRunner:
         return self._outcome(finding, analysis.credits)
 
     async def _analysed(self, attempt: Attempt, known: Known) -> analysis_pb2.Analysis:
-        """Runs the phase's analysis, or goes on waiting for the one that an earlier try asked for."""
+        """Runs the phase's analysis, or goes on waiting for the one that an earlier try asked
+        for."""
         phase = attempt.row
         stub = self._peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
         request = analysis_pb2.CreateAnalysisRequest(
-            request_id=f"{phase.id}/{phase.retry_count}", task=_TASKS[phase.number], product_id=str(phase.product_id),
-            images=[analysis_pb2.AnalysisImage(asset_id=str(row.asset_id), view=row.view) for row in known.images],
+            request_id=f"{phase.id}/{phase.retry_count}",
+            task=_TASKS[phase.number],
+            product_id=str(phase.product_id),
+            images=[
+                analysis_pb2.AnalysisImage(asset_id=str(row.asset_id), view=row.view)
+                for row in known.images
+            ],
             facts=facts_message(known.facts()),
-        )  # fmt: skip
+        )
         analysis = (await stub.CreateAnalysis(request)).analysis
         try:
             analysis = await self._finished(stub, analysis)
@@ -108,12 +137,16 @@ class PhaseRunner:
             await self._cancel_if_asked(stub, phase, analysis.id)
             raise
         if analysis.state != job_pb2.JOB_STATE_COMPLETED:
-            text = analysis.error_message or "the analysis was cancelled at conversions; retry the phase"
+            text = (
+                analysis.error_message
+                or "the analysis was cancelled at conversions; retry the phase"
+            )
             raise JobFailed(analysis.error_class or "ANALYSIS_CANCELLED", text)
         return analysis
 
     async def _finished(self, stub: Any, analysis: analysis_pb2.Analysis) -> analysis_pb2.Analysis:
-        """Waits as long as it takes: it may be one of many. The watch is renewed, since its token is short-lived."""
+        """Waits as long as it takes: it may be one of many. The watch is renewed, since its token
+        is short-lived."""
         request = analysis_pb2.WatchAnalysesRequest(analysis_ids=[analysis.id])
         while True:
             try:
@@ -125,28 +158,39 @@ class PhaseRunner:
                     raise
 
     async def _cancel_if_asked(self, stub: Any, phase: Any, analysis_id: str) -> None:
-        """Passes a stop on. A worker that is only restarting leaves the analysis to the next try."""
+        """Passes a stop on. A worker that is only restarting leaves the analysis to the next
+        try."""
         try:
-            rows = await self._db.system_rows("SELECT cancel_requested FROM phases WHERE id = %s", (phase.id,))
+            rows = await self._db.system_rows(
+                "SELECT cancel_requested FROM phases WHERE id = %s", (phase.id,)
+            )
             if rows and rows[0].cancel_requested:
                 request = analysis_pb2.CancelAnalysisRequest(
                     request_id=f"{phase.id}/{phase.retry_count}/stop", analysis_id=analysis_id
                 )
                 await stub.CancelAnalysis(request, timeout=2)
         except (DomainError, psycopg.Error) as error:
-            _log.warning("the analysis goes on by itself", analysis=analysis_id, error=type(error).__name__)
+            _log.warning(
+                "the analysis goes on by itself", analysis=analysis_id, error=type(error).__name__
+            )
 
     async def _listed(self, image: Any) -> dict[str, Any]:
         """An image as a listing shows it, with its variants that aren't failed."""
         stub = self._peers.stub(variant_pb2_grpc.VariantServiceStub)
-        answer = await stub.ListVariants(variant_pb2.ListVariantsRequest(asset_id=str(image.asset_id)))
+        answer = await stub.ListVariants(
+            variant_pb2.ListVariantsRequest(asset_id=str(image.asset_id))
+        )
         variants = [
             {"variant_id": variant.id, "preset": variant.preset}
-            for variant in answer.variants if variant.state != asset_pb2.VARIANT_STATE_FAILED
-        ]  # fmt: skip
+            for variant in answer.variants
+            if variant.state != asset_pb2.VARIANT_STATE_FAILED
+        ]
         return {
-            "asset_id": str(image.asset_id), "view": image.view, "primary": image.is_primary, "variants": variants
-        }  # fmt: skip
+            "asset_id": str(image.asset_id),
+            "view": image.view,
+            "primary": image.is_primary,
+            "variants": variants,
+        }
 
     async def _research(self, attempt: Attempt, known: Known) -> progress.Finding:
         """Phase 2: the owner's price book, or nothing."""
@@ -158,7 +202,9 @@ class PhaseRunner:
             found, text = await price_book.look_up(m, known.facts())
         confidence = 1.0 if found else None
         evidence = [{"name": "match", "value": 1.0, "weight": 1.0, "note": text}] if found else []
-        return progress.Finding(_kept(2, found), confidence, "service", "price_book", evidence, text)
+        return progress.Finding(
+            _kept(2, found), confidence, "service", "price_book", evidence, text
+        )
 
     def _outcome(self, finding: progress.Finding, cost: int = 0) -> Outcome:
         async def also(m: Any, phase: Any) -> None:
@@ -179,24 +225,42 @@ def _only(found: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def _product_analysis(found: Mapping[str, Any]) -> dict[str, Any]:
     value = _only(found, "name", "model", "condition", "condition_details", "categories", "brands")
-    value["colours"] = [_only(colour, "view", "hex", "name", "share") for colour in found.get("colours") or ()]
+    value["colours"] = [
+        _only(colour, "view", "hex", "name", "share") for colour in found.get("colours") or ()
+    ]
     if quality := found.get("image_quality"):
         pictures = []
         for picture in quality["pictures"]:
             about = _only(picture, "view", "width", "height", "score")
-            pictures.append({**about, "measures": {name: picture[name] for name in picture if name not in about}})
+            pictures.append(
+                {
+                    **about,
+                    "measures": {name: picture[name] for name in picture if name not in about},
+                }
+            )
         value["image_quality"] = {"score": quality["score"], "pictures": pictures}
     return value
 
 
 def _seo_analysis(found: Mapping[str, Any]) -> dict[str, Any]:
     value = _only(found, "title", "description", "keywords", "slug")
-    value["scores"] = [{"name": name, **score} for name, score in (found.get("scores") or {}).items()]
+    value["scores"] = [
+        {"name": name, **score} for name, score in (found.get("scores") or {}).items()
+    ]
     return value
 
 
 def _product_listing(found: Mapping[str, Any]) -> dict[str, Any]:
-    value = _only(found, "title", "bullets", "description", "category", "subcategory", "condition", "condition_details")
+    value = _only(
+        found,
+        "title",
+        "bullets",
+        "description",
+        "category",
+        "subcategory",
+        "condition",
+        "condition_details",
+    )
     if price := found.get("price"):
         value["price"] = _only(price, "amount", "currency")
         value["price_source"] = price["source"]
@@ -207,7 +271,8 @@ _VALUES = {1: _product_analysis, 3: _seo_analysis, 4: _product_listing}
 
 
 async def reap_leases(db: Database, every_seconds: float) -> None:
-    """Gives phases whose outside runner fell silent to the next one. Runs until cancelled; any number may."""
+    """Gives phases whose outside runner fell silent to the next one. Runs until cancelled; any
+    number may."""
     while wanted():
         await asyncio.sleep(every_seconds)
         try:

@@ -15,50 +15,72 @@ from shared import auth, events, waiting
 from shared.db import Database
 
 M = TypeVar("M", bound=Message)
-_RECENT = timedelta(days=1)  # completed products that changed longer ago aren't sent when a watch of all begins
+_RECENT = timedelta(
+    days=1
+)  # completed products that changed longer ago aren't sent when a watch of all begins
 _PAGE = 200
 _LATEST_LOGS = 200
 
 _PRODUCTS = """
     SELECT * FROM products WHERE owner = %(owner)s AND (%(id)s::uuid IS NULL OR id = %(id)s)
         AND (%(id)s::uuid IS NOT NULL OR state <> 'completed' OR updated_at > now() - %(recent)s)
-        AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s::timestamptz, %(after_id)s))
+        AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s::timestamptz,
+            %(after_id)s))
     ORDER BY created_at, id LIMIT %(limit)s
 """
 _OF_PRODUCTS = {
-    "image": "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position",
+    "image": (
+        "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
+    ),
     "phase": "SELECT * FROM phases WHERE product_id = ANY(%(ids)s) ORDER BY product_id, number",
     "result": "SELECT * FROM results WHERE product_id = ANY(%(ids)s) ORDER BY product_id, phase",
-    "review": """SELECT * FROM reviews WHERE product_id = ANY(%(ids)s) AND (%(one)s OR state = 'open')
-                 ORDER BY product_id, created_at, id""",
+    "review": (
+        """SELECT * FROM reviews WHERE product_id = ANY(%(ids)s) AND (%(one)s OR state = 'open')
+                 ORDER BY product_id, created_at, id"""
+    ),
 }
 _LOGS = """
     SELECT * FROM (SELECT * FROM logs WHERE owner = %(owner)s AND product_id = %(id)s
-                   ORDER BY created_at DESC, id DESC LIMIT %(limit)s) AS latest ORDER BY created_at, id
+                   ORDER BY created_at DESC, id DESC LIMIT %(limit)s) AS latest
+                       ORDER BY created_at, id
 """
 _KINDS: Mapping[str, type[Message]] = {
-    "product": pb.Product, "phase": phase_pb2.Phase, "result": result_pb2.PhaseResult, "review": review_pb2.Review,
+    "product": pb.Product,
+    "phase": phase_pb2.Phase,
+    "result": result_pb2.PhaseResult,
+    "review": review_pb2.Review,
     "log": log_pb2.LogEntry,
-}  # fmt: skip
+}
 
 
 def by_product(rows: Sequence[Any]) -> dict[UUID, list[Any]]:
     """Rows that are sorted by product, apart."""
-    return {product_id: list(group) for product_id, group in groupby(rows, key=lambda row: row.product_id)}
+    return {
+        product_id: list(group)
+        for product_id, group in groupby(rows, key=lambda row: row.product_id)
+    }
 
 
 def changes(
-    db: Database, stream: events.EventStream, request: Any, answer: Callable[..., M], product_id: UUID | None, *,
+    db: Database,
+    stream: events.EventStream,
+    request: Any,
+    answer: Callable[..., M],
+    product_id: UUID | None,
+    *,
     logs: bool = True,
-) -> AsyncIterator[M]:  # fmt: skip
-    """The stream of a watch, whose answers hold a change; `product_id` None: of all products of the caller's owner."""
+) -> AsyncIterator[M]:
+    """The stream of a watch, whose answers hold a change; `product_id` None: of all products of the
+    caller's owner."""
 
     def show(event: events.Event) -> events.Fields | None:
         if event.subject == "log" and not logs:
             return None
         message: Any = _KINDS[event.subject].FromString(event.payload)
         subject = message.id if event.subject == "product" else message.product_id
-        return {event.subject: message} if product_id is None or subject == str(product_id) else None
+        return (
+            {event.subject: message} if product_id is None or subject == str(product_id) else None
+        )
 
     def in_change(**fields: Any) -> M:
         return answer(change=pb.ProductChange(**fields))
@@ -66,17 +88,23 @@ def changes(
     return stream.watch(request, in_change, _now(db, product_id), show)
 
 
-async def until_idle(db: Database, stream: events.EventStream, request: Message, product_id: UUID) -> None:
-    """Returns when no phase runs or waits for a runner any more, or shortly before the call's deadline."""
+async def until_idle(
+    db: Database, stream: events.EventStream, request: Message, product_id: UUID
+) -> None:
+    """Returns when no phase runs or waits for a runner any more, or shortly before the call's
+    deadline."""
 
     async def read() -> Any:
         return await db.row("SELECT id, state, running FROM products WHERE id = %s", (product_id,))
 
-    await waiting.until_told(stream, request, read, lambda row: row.state != "uploaded" and not row.running)
+    await waiting.until_told(
+        stream, request, read, lambda row: row.state != "uploaded" and not row.running
+    )
 
 
 async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[events.Fields, Any]]:
-    """What is there, product by product: product, phases, results, reviews; of a single one its latest logs, too."""
+    """What is there, product by product: product, phases, results, reviews; of a single one its
+    latest logs, too."""
     owner = auth.current().owner
     after: Mapping[str, Any] = {"after_at": None, "after_id": None}
     while True:
@@ -86,7 +114,11 @@ async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[eve
         parts = {kind: by_product(await db.rows(sql, wanted)) for kind, sql in _OF_PRODUCTS.items()}
         for row in products:
             yield {"product": records.product(row, parts["image"].get(row.id, ()))}, row
-            for kind, to_proto in (("phase", records.phase), ("result", records.result), ("review", records.review)):
+            for kind, to_proto in (
+                ("phase", records.phase),
+                ("result", records.result),
+                ("review", records.review),
+            ):
                 for part in parts[kind].get(row.id, ()):
                     yield {kind: to_proto(part)}, part
         if len(products) < _PAGE:

@@ -55,9 +55,15 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         yield server.Service(
             name=name,
             register=[
-                functools.partial(tech_file_pb2_grpc.add_TechFileServiceServicer_to_server, file_servicer),
-                functools.partial(collection_pb2_grpc.add_CollectionServiceServicer_to_server, collection_servicer),
-                functools.partial(tech_pack_pb2_grpc.add_TechPackServiceServicer_to_server, pack_servicer),
+                functools.partial(
+                    tech_file_pb2_grpc.add_TechFileServiceServicer_to_server, file_servicer
+                ),
+                functools.partial(
+                    collection_pb2_grpc.add_CollectionServiceServicer_to_server, collection_servicer
+                ),
+                functools.partial(
+                    tech_pack_pb2_grpc.add_TechPackServiceServicer_to_server, pack_servicer
+                ),
                 functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
             ],
             ready=db.ready,
@@ -79,7 +85,9 @@ async def work(name: str, settings: Settings) -> None:
     queue = jobs.JobQueue(db)
     exporter = exports.Exporter(db, storage, peers, pool, fonts(settings.fonts))
     queue.task(exports.TASK, exports.QUEUE, exporter.run)
-    queue.task(orchestrator.TASK, orchestrator.QUEUE, orchestrator.Orchestrator(db, peers, exporter).run)
+    queue.task(
+        orchestrator.TASK, orchestrator.QUEUE, orchestrator.Orchestrator(db, peers, exporter).run
+    )
     try:
         await main.work(db, queue, settings, EVENTS)
     finally:

@@ -1,4 +1,5 @@
-"""The archive that leaves the house: a ZIP of every file of a collection in its section, with a manifest and checksums.
+"""The archive that leaves the house: a ZIP of every file of a collection in its section, with a
+manifest and checksums.
 
 Knows no database, network or clock: the same input gives the same bytes.
 """
@@ -14,13 +15,20 @@ from shared import names, zips
 
 # The folders of the archive, in the order of the document.
 Section = Literal[
-    "01-cover", "02-base-views", "03-sketches", "04-closeups", "05-materials", "06-measurements", "07-documents"
+    "01-cover",
+    "02-base-views",
+    "03-sketches",
+    "04-closeups",
+    "05-materials",
+    "06-measurements",
+    "07-documents",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file for the archive: `open` gives its bytes in chunks, `size` and `sha256` (hex) describe them."""
+    """A file for the archive: `open` gives its bytes in chunks, `size` and `sha256` (hex) describe
+    them."""
 
     path_in_zip: str
     open: Callable[[], Iterable[bytes]]
@@ -29,29 +37,41 @@ class Member:
 
 
 class MemberChanged(Exception):
-    """A member's bytes are not those that its size and SHA-256 promised; the archive must be thrown away."""
+    """A member's bytes are not those that its size and SHA-256 promised; the archive must be thrown
+    away."""
 
 
 def member_path(section: Section, name: str) -> str:
-    """The path of a file in the archive: its section's folder and its name, made safe on every system."""
+    """The path of a file in the archive: its section's folder and its name, made safe on every
+    system."""
     return f"{section}/{names.of_file(name)}"
 
 
-def stream_zip(members: Iterable[Member], manifest: Mapping[str, Any], created_at: datetime) -> Iterator[bytes]:
+def stream_zip(
+    members: Iterable[Member], manifest: Mapping[str, Any], created_at: datetime
+) -> Iterator[bytes]:
     """Yield a ZIP of `members` with `manifest.json` and `SHA256SUMS`, a chunk at a time.
 
-    Members aren't compressed (pictures and PDFs are already), and come in the order given; their bytes are read
-    when their turn comes and never held. `manifest.json` is `manifest` with a `files` list of path, size and
-    SHA-256; `sha256sum -c SHA256SUMS` checks all of it after unpacking. Names are made safe and unique. Every
-    entry carries `created_at`, so equal input gives equal bytes. Raises `MemberChanged`.
+    Members aren't compressed (pictures and PDFs are already), and come in the order given; their
+    bytes are read when their turn comes and never held. `manifest.json` is `manifest` with a
+    `files` list of path, size and SHA-256; `sha256sum -c SHA256SUMS` checks all of it after
+    unpacking. Names are made safe and unique. Every entry carries `created_at`, so equal input
+    gives equal bytes. Raises `MemberChanged`.
     """
     members = list(members)
     paths = zips.unique_paths([m.path_in_zip for m in members], ("manifest.json", "SHA256SUMS"))
     named = list(zip(paths, members, strict=True))
-    listed = [{"path": path, "size": member.size, "sha256": member.sha256} for path, member in named]
-    text = json.dumps({**manifest, "files": listed}, ensure_ascii=False, indent=2, sort_keys=True, default=str)
+    listed = [
+        {"path": path, "size": member.size, "sha256": member.sha256} for path, member in named
+    ]
+    text = json.dumps(
+        {**manifest, "files": listed}, ensure_ascii=False, indent=2, sort_keys=True, default=str
+    )
     about = text.encode() + b"\n"
-    sums = [(hashlib.sha256(about).hexdigest(), "manifest.json"), *((m.sha256, path) for path, m in named)]
+    sums = [
+        (hashlib.sha256(about).hexdigest(), "manifest.json"),
+        *((m.sha256, path) for path, m in named),
+    ]
     check = "".join(f"{digest}  {path}\n" for digest, path in sums).encode()
 
     archive = zips.Archive(created_at)

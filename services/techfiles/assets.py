@@ -1,4 +1,5 @@
-"""The pictures of tech files: they live in `assets`. Here they are held, described, and given URLs when shown."""
+"""The pictures of tech files: they live in `assets`. Here they are held, described, and given URLs
+when shown."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -13,7 +14,10 @@ from shared.calls import Peers
 from shared.db import Database
 from shared.storage import Storage
 
-_EXPORTS = "SELECT id, storage_key, file_name, format FROM exports WHERE id = ANY(%(ids)s) AND state = 'completed'"
+_EXPORTS = (
+    "SELECT id, storage_key, file_name, format FROM exports WHERE id = ANY(%(ids)s) AND state ="
+    " 'completed'"
+)
 TYPES = {"pdf": "application/pdf", "zip": "application/zip"}
 
 
@@ -24,18 +28,26 @@ class Assets:
         self._peers = peers
         self._stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
 
-    async def hold(self, product_id: str, asset_ids: Sequence[str], field: str, *, pictures: bool) -> None:
-        """Notes that the product's files use these READY assets; repeating is harmless. `pictures`: only those.
+    async def hold(
+        self, product_id: str, asset_ids: Sequence[str], field: str, *, pictures: bool
+    ) -> None:
+        """Notes that the product's files use these READY assets; repeating is harmless. `pictures`:
+        only those.
 
-        NOT_FOUND and FAILED_PRECONDITION as `assets` says; INVALID_ARGUMENT on `field` for what isn't a picture.
+        NOT_FOUND and FAILED_PRECONDITION as `assets` says; INVALID_ARGUMENT on `field` for what
+        isn't a picture.
         """
-        request = asset_pb2.AcquireReferencesRequest(holder=rules.holder(product_id), asset_ids=asset_ids)
+        request = asset_pb2.AcquireReferencesRequest(
+            holder=rules.holder(product_id), asset_ids=asset_ids
+        )
         answer = await self._stub.AcquireReferences(request)
         for asset in answer.assets:
             if pictures and not asset.mime_type.startswith("image/"):
                 raise errors.invalid(field, f"asset {asset.id} is {asset.mime_type}, not a picture")
 
-    async def describe(self, asset_ids: Sequence[str], *, urls: bool = False) -> dict[str, asset_pb2.Asset]:
+    async def describe(
+        self, asset_ids: Sequence[str], *, urls: bool = False
+    ) -> dict[str, asset_pb2.Asset]:
         """By id; those that are gone are left out."""
         return await self._peers.assets(asset_ids, urls=urls)
 
@@ -55,7 +67,10 @@ class Shown:
             return shown
         held = [file.file_asset_id for file in shown if file.file_asset_id]
         assets = await self._assets.describe(held, urls=True)
-        exports = {row.id: row for row in await self._db.rows(_EXPORTS, {"ids": [row.export_id for row in rows]})}
+        exports = {
+            row.id: row
+            for row in await self._db.rows(_EXPORTS, {"ids": [row.export_id for row in rows]})
+        }
         for row, file in zip(rows, shown, strict=True):
             if file.file_asset_id in assets:
                 file.file_url = assets[file.file_asset_id].original_url
@@ -66,5 +81,8 @@ class Shown:
 
     def export_url(self, row: Any) -> str:
         return self._storage.sign_get(
-            row.storage_key, expires_in=self._url_life, file_name=row.file_name, content_type=TYPES[row.format]
+            row.storage_key,
+            expires_in=self._url_life,
+            file_name=row.file_name,
+            content_type=TYPES[row.format],
         )

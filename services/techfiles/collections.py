@@ -1,4 +1,5 @@
-"""Collections: files that belong together. Progress, state and credits are derived; an override is recorded."""
+"""Collections: files that belong together. Progress, state and credits are derived; an override is
+recorded."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,16 +29,22 @@ _FIGURES = """
 """
 # The file's columns and, before them, where it stands.
 ITEMS = """
-    SELECT i.section, i.display_order, f.* FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
+    SELECT i.section, i.display_order, f.* FROM collection_items i JOIN tech_files f ON f.id
+        = i.tech_file_id
     WHERE i.collection_id = %(id)s ORDER BY i.section, i.display_order
 """
 _ITEMS_AFTER = """
-    SELECT i.section, i.display_order, f.* FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
+    SELECT i.section, i.display_order, f.* FROM collection_items i JOIN tech_files f ON f.id
+        = i.tech_file_id
     WHERE i.collection_id = %(id)s AND (i.section, i.display_order) > (%(section)s, %(place)s)
     ORDER BY i.section, i.display_order LIMIT %(limit)s
 """
-_CHANGES = "SELECT * FROM collection_changes WHERE collection_id = %(id)s ORDER BY created_at DESC, id DESC LIMIT 100"
-# Where the file is already, it stays. A place that is taken isn't given twice: the file is appended then.
+_CHANGES = (
+    "SELECT * FROM collection_changes WHERE collection_id = %(id)s ORDER BY created_at DESC, id"
+    " DESC LIMIT 100"
+)
+# Where the file is already, it stays. A place that is taken isn't given twice: the file is appended
+# then.
 _ADD = """
     INSERT INTO collection_items (owner, collection_id, tech_file_id, section, display_order)
     SELECT %(owner)s, %(id)s, %(file)s, %(section)s, CASE
@@ -51,7 +58,10 @@ _ADD = """
     RETURNING section, display_order
 """
 _COUNT = "SELECT count(*) AS files FROM collection_items WHERE collection_id = %s"
-_PLACE = "SELECT section, display_order FROM collection_items WHERE collection_id = %s AND tech_file_id = %s"
+_PLACE = (
+    "SELECT section, display_order FROM collection_items WHERE collection_id = %s AND tech_file_id"
+    " = %s"
+)
 
 
 def to_proto(row: Any, figures: Sequence[Any]) -> pb.Collection:
@@ -60,14 +70,24 @@ def to_proto(row: Any, figures: Sequence[Any]) -> pb.Collection:
     state, percent = rules.progress(states)
     overridden = row.progress_override is not None
     return pb.Collection(
-        id=str(row.id), owner=row.owner, created_by=row.created_by, product_id=row.product_id,
-        revision_id=row.revision_id, name=row.name, description=row.description,
-        collection_type=TYPES.number[row.collection_type], state=STATES.number[row.state_override or state],
-        progress_percent=row.progress_override if overridden else percent, progress_overridden=overridden,
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        product_id=row.product_id,
+        revision_id=row.revision_id,
+        name=row.name,
+        description=row.description,
+        collection_type=TYPES.number[row.collection_type],
+        state=STATES.number[row.state_override or state],
+        progress_percent=row.progress_override if overridden else percent,
+        progress_overridden=overridden,
         total_credits_used=sum(f.credits for f in figures) + row.credits_adjustment,
-        credits_adjustment=row.credits_adjustment, file_count=sum(states.values()), etag=str(row.version),
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
-    )  # fmt: skip
+        credits_adjustment=row.credits_adjustment,
+        file_count=sum(states.values()),
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
 
 
 def _change(row: Any) -> pb.CollectionChange:
@@ -85,20 +105,37 @@ def _change(row: Any) -> pb.CollectionChange:
 
 
 async def create(m: Mutation, columns: Mapping[str, Any]) -> Any:
-    """Makes an empty collection. `columns` are product_id, revision_id, name, description, collection_type, facts."""
+    """Makes an empty collection. `columns` are product_id, revision_id, name, description,
+    collection_type, facts."""
     row = await m.one(
-        "INSERT INTO collections (id, owner, created_by, product_id, revision_id, name, description, collection_type,"
-        " facts) VALUES (%(id)s, %(owner)s, %(actor)s, %(product_id)s, %(revision_id)s, %(name)s, %(description)s,"
-        " %(collection_type)s, %(facts)s) RETURNING *",
-        {**columns, "facts": Jsonb(columns["facts"]), "id": new_id(), "owner": m.owner, "actor": m.actor},
+        "INSERT INTO collections (id, owner, created_by, product_id, revision_id, name,"
+        " description, collection_type, facts) VALUES (%(id)s, %(owner)s, %(actor)s,"
+        " %(product_id)s, %(revision_id)s, %(name)s, %(description)s, %(collection_type)s,"
+        " %(facts)s) RETURNING *",
+        {
+            **columns,
+            "facts": Jsonb(columns["facts"]),
+            "id": new_id(),
+            "owner": m.owner,
+            "actor": m.actor,
+        },
     )
     await publish(m, row)
     return row
 
 
-async def add(m: Mutation, collection_id: UUID, file_id: UUID, section: str, place: int | None) -> tuple[bool, Any]:
-    """Adds a file to a collection whose row is locked. Returns (whether it wasn't there before, where it is)."""
-    values = {"owner": m.owner, "id": collection_id, "file": file_id, "section": section, "place": place}
+async def add(
+    m: Mutation, collection_id: UUID, file_id: UUID, section: str, place: int | None
+) -> tuple[bool, Any]:
+    """Adds a file to a collection whose row is locked. Returns (whether it wasn't there before,
+    where it is)."""
+    values = {
+        "owner": m.owner,
+        "id": collection_id,
+        "file": file_id,
+        "section": section,
+        "place": place,
+    }
     added = await m.one(_ADD, values)
     return added is not None, added or await m.one(_PLACE, (collection_id, file_id))
 
@@ -121,18 +158,30 @@ async def _lock(m: Mutation, collection_id: UUID) -> Any:
 async def _touch(m: Mutation, collection_id: UUID, **columns: Any) -> pb.Collection:
     settings = "".join(f", {name} = %({name})s" for name in columns)
     statement: Any = (
-        f"UPDATE collections SET version = version + 1, updated_at = now(){settings} WHERE id = %(id)s RETURNING *"
+        f"UPDATE collections SET version = version + 1, updated_at = now(){settings} WHERE id ="
+        " %(id)s RETURNING *"
     )
     return await publish(m, await m.one(statement, {**columns, "id": collection_id}))
 
 
-async def _record(m: Mutation, collection_id: UUID, kind: str, value: int | None, reason: str, state: str = "") -> None:
+async def _record(
+    m: Mutation, collection_id: UUID, kind: str, value: int | None, reason: str, state: str = ""
+) -> None:
     await m.run(
-        "INSERT INTO collection_changes (id, owner, collection_id, actor, kind, value, state, reason)"
-        " VALUES (%(id)s, %(owner)s, %(collection_id)s, %(actor)s, %(kind)s, %(value)s, %(state)s, %(reason)s)",
-        {"id": new_id(), "owner": m.owner, "collection_id": collection_id, "actor": m.actor, "kind": kind,
-         "value": value, "state": state, "reason": reason},
-    )  # fmt: skip
+        "INSERT INTO collection_changes (id, owner, collection_id, actor, kind, value, state,"
+        " reason) VALUES (%(id)s, %(owner)s, %(collection_id)s, %(actor)s, %(kind)s, %(value)s,"
+        " %(state)s, %(reason)s)",
+        {
+            "id": new_id(),
+            "owner": m.owner,
+            "collection_id": collection_id,
+            "actor": m.actor,
+            "kind": kind,
+            "value": value,
+            "state": state,
+            "reason": reason,
+        },
+    )
 
 
 class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
@@ -140,45 +189,63 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         self._db = db
         self._shown = shown
 
-    async def CreateCollection(self, request: pb.CreateCollectionRequest, context: Any) -> pb.CreateCollectionResponse:
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Any
+    ) -> pb.CreateCollectionResponse:
         columns = {
-            "product_id": request.product_id, "revision_id": request.revision_id, "name": request.name,
+            "product_id": request.product_id,
+            "revision_id": request.revision_id,
+            "name": request.name,
             "description": request.description,
             "collection_type": TYPES.word.get(request.collection_type, "tech_pack_v2"),
             "facts": protos.facts(request.facts, "facts"),
-        }  # fmt: skip
+        }
 
         async def work(m: Mutation) -> pb.CreateCollectionResponse:
             return pb.CreateCollectionResponse(collection=to_proto(await create(m, columns), []))
 
         return await self._db.mutate(request, pb.CreateCollectionResponse, work)
 
-    async def GetCollection(self, request: pb.GetCollectionRequest, context: Any) -> pb.GetCollectionResponse:
+    async def GetCollection(
+        self, request: pb.GetCollectionRequest, context: Any
+    ) -> pb.GetCollectionResponse:
         collection_id = parse_id(request.collection_id, "collection_id")
         row = await self._db.row(_GET, {"id": collection_id})
         if row is None:
             raise errors.not_found("collection", collection_id)
         [collection] = await self._with_figures([row])
         response = pb.GetCollectionResponse(
-            collection=collection, changes=[_change(change) for change in await self._db.rows(_CHANGES, {"id": row.id})]
+            collection=collection,
+            changes=[_change(change) for change in await self._db.rows(_CHANGES, {"id": row.id})],
         )
         if row.facts:
             response.facts.CopyFrom(protos.facts_message(row.facts))
         await self._add_items(request, response)
         return response
 
-    async def _add_items(self, request: pb.GetCollectionRequest, response: pb.GetCollectionResponse) -> None:
+    async def _add_items(
+        self, request: pb.GetCollectionRequest, response: pb.GetCollectionResponse
+    ) -> None:
         """A page of the collection's files, as many as the answer still holds."""
         digest = paging.filter_digest(request, ("page_size", "page_token", "include_urls"))
-        section, place = paging.key_of(request.page_token, digest, str, int) if request.page_token else ("", -1)
+        section, place = (
+            paging.key_of(request.page_token, digest, str, int) if request.page_token else ("", -1)
+        )
         size = request.page_size or rules.MOST_ITEMS
-        page = {"id": UUID(request.collection_id), "section": section, "place": place, "limit": size + 1}
+        page = {
+            "id": UUID(request.collection_id),
+            "section": section,
+            "place": place,
+            "limit": size + 1,
+        }
         items = await self._db.rows(_ITEMS_AFTER, page)
         shown = await self._shown.files(items[:size], urls=request.include_urls)
         paging.lighten(shown, ("analysis", "prompt"), rules.LIST_BYTES)
         found = paging.fitting(
             (
-                pb.CollectionItem(section=item.section, display_order=item.display_order, tech_file=file)
+                pb.CollectionItem(
+                    section=item.section, display_order=item.display_order, tech_file=file
+                )
                 for item, file in zip(items, shown, strict=False)
             ),
             paging.ANSWER_BYTES - response.ByteSize(),
@@ -188,12 +255,15 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
             last = items[len(found) - 1]
             response.next_page_token = paging.token_of(digest, last.section, last.display_order)
 
-    async def ListCollections(self, request: pb.ListCollectionsRequest, context: Any) -> pb.ListCollectionsResponse:
+    async def ListCollections(
+        self, request: pb.ListCollectionsRequest, context: Any
+    ) -> pb.ListCollectionsResponse:
         conditions, parameters = ["owner = %(owner)s"], {"owner": auth.current().owner}
         words = {
-            "product_id": request.product_id, "revision_id": request.revision_id,
+            "product_id": request.product_id,
+            "revision_id": request.revision_id,
             "collection_type": TYPES.word.get(request.collection_type),
-        }  # fmt: skip
+        }
         for name, value in words.items():
             if value:
                 conditions.append(f"{name} = %({name})s")
@@ -216,25 +286,34 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
                 results.append(await _add_one(m, collection_id, text, request.section, place))
             count = (await m.one(_COUNT, (collection_id,))).files
             if count > rules.MOST_ITEMS:
-                text = f"it would have {count} files, and may have {rules.MOST_ITEMS}; start another collection"
+                text = (
+                    f"it would have {count} files, and may have {rules.MOST_ITEMS}; start another"
+                    " collection"
+                )
                 raise errors.precondition(text, subject=f"collections/{collection_id}")
             return pb.AddFilesResponse(results=results, collection=await _touch(m, collection_id))
 
         return await self._db.mutate(request, pb.AddFilesResponse, work)
 
-    async def RemoveFiles(self, request: pb.RemoveFilesRequest, context: Any) -> pb.RemoveFilesResponse:
+    async def RemoveFiles(
+        self, request: pb.RemoveFilesRequest, context: Any
+    ) -> pb.RemoveFilesResponse:
         collection_id = parse_id(request.collection_id, "collection_id")
 
         async def work(m: Mutation) -> pb.RemoveFilesResponse:
             await _lock(m, collection_id)
             gone = await m.all(
-                "DELETE FROM collection_items WHERE collection_id = %s AND tech_file_id = ANY(%s::uuid[])"
-                " RETURNING tech_file_id",
+                "DELETE FROM collection_items WHERE collection_id = %s AND tech_file_id ="
+                " ANY(%s::uuid[]) RETURNING tech_file_id",
                 (collection_id, list(request.tech_file_ids)),
             )
             removed = {row.tech_file_id for row in gone}
-            ordered = [text for text in dict.fromkeys(request.tech_file_ids) if UUID(text) in removed]
-            return pb.RemoveFilesResponse(removed_tech_file_ids=ordered, collection=await _touch(m, collection_id))
+            ordered = [
+                text for text in dict.fromkeys(request.tech_file_ids) if UUID(text) in removed
+            ]
+            return pb.RemoveFilesResponse(
+                removed_tech_file_ids=ordered, collection=await _touch(m, collection_id)
+            )
 
         return await self._db.mutate(request, pb.RemoveFilesResponse, work)
 
@@ -250,7 +329,9 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
             await _lock(m, collection_id)
             kind = "progress" if overridden else "progress_derived"
             await _record(m, collection_id, kind, percent, request.reason, state)
-            collection = await _touch(m, collection_id, progress_override=percent, state_override=state)
+            collection = await _touch(
+                m, collection_id, progress_override=percent, state_override=state
+            )
             return pb.SetCollectionProgressResponse(collection=collection)
 
         return await self._db.mutate(request, pb.SetCollectionProgressResponse, work)
@@ -279,7 +360,9 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         return [to_proto(row, figures[row.id]) for row in rows]
 
 
-async def _add_one(m: Mutation, collection_id: UUID, text: str, section: str, place: int | None) -> pb.AddFileResult:
+async def _add_one(
+    m: Mutation, collection_id: UUID, text: str, section: str, place: int | None
+) -> pb.AddFileResult:
     file_id = UUID(text)
     if not await m.one("SELECT id FROM tech_files WHERE id = %s", (file_id,)):
         return pb.AddFileResult(tech_file_id=text, outcome=pb.ADD_FILE_OUTCOME_NOT_FOUND)

@@ -1,7 +1,8 @@
 """What a tech pack says, put together from stated facts and the files of a collection.
 
-Every figure comes from the facts, or is computed here between two stated points by a declared scale. What a model found
-(a file's analysis) is never printed: a provider may make things up, and then the document wouldn't.
+Every figure comes from the facts, or is computed here between two stated points by a declared
+scale. What a model found (a file's analysis) is never printed: a provider may make things up, and
+then the document wouldn't.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,29 +19,50 @@ from shared.facts import Facts
 from shared.lengths import by_scale
 
 _WHOLE = "whole product"
-# What is stated once and printed with several pictures may have so many characters there; what is more is printed in
-# one place, to which the others refer.
+# What is stated once and printed with several pictures may have so many characters there; what is
+# more is printed in one place, to which the others refer.
 _MOST_REPEATED = 3_000
-_STEPS = {"category": "Category", "base_view": "Base view", "sketch": "Sketch", "closeup": "Close-up"}
+_STEPS = {
+    "category": "Category",
+    "base_view": "Base view",
+    "sketch": "Sketch",
+    "closeup": "Close-up",
+}
 
 Assets = Mapping[str, asset_pb2.Asset]
 
 
 def pack_of(
-    collection: Any, files: Sequence[Any], facts: Facts, assets: Assets, created_at: datetime, version: str | None
+    collection: Any,
+    files: Sequence[Any],
+    facts: Facts,
+    assets: Assets,
+    created_at: datetime,
+    version: str | None,
 ) -> document.Pack:
-    """`files` are the collection's, in order. A picture's key in the pack is its asset's id; `assets` has those that
-    are there."""
+    """`files` are the collection's, in order. A picture's key in the pack is its asset's id;
+    `assets` has those that are there."""
     by_type = {kind: [file for file in files if file.file_type == kind] for kind in _STEPS}
     sizes = {
         file.view_type: (assets[picture].width, assets[picture].height)
-        for file in by_type["base_view"] if (picture := _picture(file, assets))
-    }  # fmt: skip
+        for file in by_type["base_view"]
+        if (picture := _picture(file, assets))
+    }
     views = _views(by_type["base_view"], facts, assets)
-    covers = [picture for file in (*by_type["category"], *by_type["base_view"]) if (picture := _picture(file, assets))]
+    covers = [
+        picture
+        for file in (*by_type["category"], *by_type["base_view"])
+        if (picture := _picture(file, assets))
+    ]
     return document.Pack(
-        title=collection.name, created_at=created_at, product=_product(facts), collection=collection.name,
-        version=version, owner=collection.owner, cover=covers[0] if covers else None, views=views,
+        title=collection.name,
+        created_at=created_at,
+        product=_product(facts),
+        collection=collection.name,
+        version=version,
+        owner=collection.owner,
+        cover=covers[0] if covers else None,
+        views=views,
         sketches=_sketches(by_type["sketch"], facts, sizes, assets),
         closeups=_closeups(by_type["closeup"], facts, assets),
         materials=_materials(facts),
@@ -48,17 +70,22 @@ def pack_of(
             document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
             for i in facts.bill_of_materials
         ),
-        points_of_measure=tuple(_point_of_measure(p, facts, sizes) for p in facts.points_of_measure),
+        points_of_measure=tuple(
+            _point_of_measure(p, facts, sizes) for p in facts.points_of_measure
+        ),
         price=document.Price(facts.price.msrp, facts.price.currency) if facts.price else None,
         care=facts.care,
         credits=tuple(
             document.CreditLine(_label(file), file.model or None, file.credits_used)
-            for file in files if file.credits_used
+            for file in files
+            if file.credits_used
         ),
         provenance=tuple(
-            _provenance(_label(file), assets[picture]) for file in files if (picture := _picture(file, assets))
+            _provenance(_label(file), assets[picture])
+            for file in files
+            if (picture := _picture(file, assets))
         ),
-    )  # fmt: skip
+    )
 
 
 def pictures_of(files: Sequence[Any]) -> list[str]:
@@ -73,23 +100,38 @@ def _picture(file: Any, assets: Assets) -> str | None:
 
 def _label(file: Any) -> str:
     named = file.file_category or file.view_type
-    return f"{_STEPS.get(file.file_type, file.file_type)}: {named}" if named else _STEPS.get(file.file_type, "")
+    return (
+        f"{_STEPS.get(file.file_type, file.file_type)}: {named}"
+        if named
+        else _STEPS.get(file.file_type, "")
+    )
 
 
 def _product(facts: Facts) -> document.Product:
     p = facts.product
     return document.Product(
-        p.name, p.model, p.brand, p.category, p.subcategory, p.condition, p.condition_details, p.description, p.keywords
+        p.name,
+        p.model,
+        p.brand,
+        p.category,
+        p.subcategory,
+        p.condition,
+        p.condition_details,
+        p.description,
+        p.keywords,
     )
 
 
 def _materials(facts: Facts) -> tuple[document.Material, ...]:
-    return tuple(document.Material(m.part, m.material, m.weight, m.colour, None, m.supplier) for m in facts.materials)
+    return tuple(
+        document.Material(m.part, m.material, m.weight, m.colour, None, m.supplier)
+        for m in facts.materials
+    )
 
 
 def _views(base_views: Sequence[Any], facts: Facts, assets: Assets) -> tuple[document.View, ...]:
-    """The views that have a picture, then those that something is stated of. What is stated of the whole product stands
-    with the first."""
+    """The views that have a picture, then those that something is stated of. What is stated of the
+    whole product stands with the first."""
     pictures = {file.view_type: _picture(file, assets) for file in base_views}
     rows: list[stated.Dimension | stated.Feature] = [*facts.dimensions, *facts.features]
     materials = _materials(facts)
@@ -99,16 +141,23 @@ def _views(base_views: Sequence[Any], facts: Facts, assets: Assets) -> tuple[doc
         names = [_WHOLE]
     return tuple(
         document.View(
-            name, pictures.get(name),
-            tuple(document.Dimension(d.name, d.value, d.unit) for d in facts.dimensions if _belongs(d, name, names)),
+            name,
+            pictures.get(name),
+            tuple(
+                document.Dimension(d.name, d.value, d.unit)
+                for d in facts.dimensions
+                if _belongs(d, name, names)
+            ),
             materials if repeated else (),
             tuple(
-                document.Feature(f.name, f.note, _point(f.at)) for f in facts.features if _belongs(f, name, names)
+                document.Feature(f.name, f.note, _point(f.at))
+                for f in facts.features
+                if _belongs(f, name, names)
             ),
             None if repeated or not materials else "Materials",
         )
         for name in names
-    )  # fmt: skip
+    )
 
 
 def _belongs(row: Any, view: str, views: Sequence[str]) -> bool:
@@ -126,7 +175,9 @@ def _closeups(files: Sequence[Any], facts: Facts, assets: Assets) -> tuple[docum
     names = {rules.shot_of(closeup.name): closeup.name for closeup in facts.closeups}
     return tuple(
         document.Closeup(
-            names.get(file.file_category, file.file_category), file.view_type or None, _picture(file, assets)
+            names.get(file.file_category, file.file_category),
+            file.view_type or None,
+            _picture(file, assets),
         )
         for file in files
     )
@@ -140,36 +191,48 @@ def _sketches(
         sketch = _sketch(file, facts, sizes, assets)
         again = any(other.view == sketch.view for other in made)
         if again and _length([*sketch.callouts, *sketch.measurements]) > _MOST_REPEATED:
-            sketch = document.Sketch(sketch.view, sketch.picture, described_in=f"the first sketch of the {sketch.view}")
+            sketch = document.Sketch(
+                sketch.view, sketch.picture, described_in=f"the first sketch of the {sketch.view}"
+            )
         made.append(sketch)
     return tuple(made)
 
 
-def _sketch(file: Any, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets) -> document.Sketch:
-    """A drawing keeps the frame of the photograph it was made from, so that places in one are places in the other."""
+def _sketch(
+    file: Any, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
+) -> document.Sketch:
+    """A drawing keeps the frame of the photograph it was made from, so that places in one are
+    places in the other."""
     features = [feature for feature in facts.features if feature.view == file.view_type]
     points = [p for p in facts.points_of_measure if p.view == file.view_type]
     whole = sum(len(feature.note or "") for feature in features) <= _MOST_REPEATED
     return document.Sketch(
-        file.view_type, _picture(file, assets),
+        file.view_type,
+        _picture(file, assets),
         tuple(
             document.Callout(
-                number, f.at.x if f.at else None, f.at.y if f.at else None, f.name,
+                number,
+                f.at.x if f.at else None,
+                f.at.y if f.at else None,
+                f.name,
                 f.note if whole or not f.note else f"see Base views: {f.view}",
             )
             for number, f in enumerate(features, 1)
         ),
         tuple(
-            document.Dimension(p.name, p.value, p.unit, p.tolerance, p.source, p.start, p.end, p.code)
+            document.Dimension(
+                p.name, p.value, p.unit, p.tolerance, p.source, p.start, p.end, p.code
+            )
             for p in (_point_of_measure(p, facts, sizes) for p in points)
         ),
-    )  # fmt: skip
+    )
 
 
 def _point_of_measure(
     point: stated.PointOfMeasure, facts: Facts, sizes: Mapping[str, tuple[int, int]]
 ) -> document.PointOfMeasure:
-    """As stated; else measured, if the points and a scale of the same view are declared and its picture is there."""
+    """As stated; else measured, if the points and a scale of the same view are declared and its
+    picture is there."""
     value, unit = point.value, point.unit
     source: document.Source = "supplied"
     if value is None:
@@ -178,9 +241,16 @@ def _point_of_measure(
         source = "measured from declared scale"
         unit = unit or (scale.unit if scale else None)
     return document.PointOfMeasure(
-        point.code, point.name, value, unit, point.tolerance, point.view, source, _point(point.start),
+        point.code,
+        point.name,
+        value,
+        unit,
+        point.tolerance,
+        point.view,
+        source,
+        _point(point.start),
         _point(point.end),
-    )  # fmt: skip
+    )
 
 
 def _point(point: stated.Point | None) -> Point | None:
@@ -195,4 +265,6 @@ def _provenance(label: str, asset: asset_pb2.Asset) -> document.Provenance:
             origin += f" from asset {', '.join(made.source_asset_ids)}"
     else:
         origin = "uploaded by the owner"
-    return document.Provenance(label, asset.id, asset.sha256, origin, asset.create_time.ToDatetime(tzinfo=UTC))
+    return document.Provenance(
+        label, asset.id, asset.sha256, origin, asset.create_time.ToDatetime(tzinfo=UTC)
+    )

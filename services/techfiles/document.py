@@ -1,7 +1,7 @@
 """The document that leaves the house: a tech pack as a PDF.
 
-`render_pdf` takes a `Pack` and its pictures and writes one PDF. It knows no database, network or clock: the same input
-gives the same bytes.
+`render_pdf` takes a `Pack` and its pictures and writes one PDF. It knows no database, network or
+clock: the same input gives the same bytes.
 
 A pack holds what the owner stated and what was measured from a scale the owner declared. `None`, an
 empty string and an empty tuple mean "not supplied" and are printed with those words. No figure is
@@ -24,14 +24,15 @@ from shared.figures import Number
 
 Source = Literal["supplied", "measured from declared scale"]
 
-# A run without a space that is longer than this may be broken anywhere; the template sees to shorter ones in narrow
-# columns. That of origins is wide enough for an asset's id, which would be copied with the mark of the break in it.
+# A run without a space that is longer than this may be broken anywhere; the template sees to
+# shorter ones in narrow columns. That of origins is wide enough for an asset's id, which would be
+# copied with the mark of the break in it.
 _LONGEST_WORD = 28
 _LONGEST_WORD_OF = {"origin": 37}
 _UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
 
-# A line takes as much memory as a hundred letters. Beyond so many in one pack, texts of many lines are set as
-# paragraphs, with a mark where each line ends.
+# A line takes as much memory as a hundred letters. Beyond so many in one pack, texts of many lines
+# are set as paragraphs, with a mark where each line ends.
 _MOST_LINES = 30_000
 _MANY_LINES = 50
 _LINE_END = " \u00b6 "
@@ -41,7 +42,8 @@ _TEMPLATE = Path(__file__).with_name("pack.typ")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place in a picture, as fractions of its width (x) and height (y) from the top left corner."""
+    """A place in a picture, as fractions of its width (x) and height (y) from the top left
+    corner."""
 
     x: float
     y: float
@@ -64,8 +66,8 @@ class Product:
 class Dimension:
     """A length with its unit; the tolerance is in the same unit. `start` and `end` let it be drawn.
 
-    Where more than five are drawn on one picture, `code` stands on the line instead of the value; a length that has no
-    code is given a small letter (a, b, ...) there.
+    Where more than five are drawn on one picture, `code` stands on the line instead of the value; a
+    length that has no code is given a small letter (a, b, ...) there.
     """
 
     name: str | None
@@ -80,7 +82,8 @@ class Dimension:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """`colour` is the owner's word for it; `colour_hex` (`#rrggbb`) is what a swatch is drawn from."""
+    """`colour` is the owner's word for it; `colour_hex` (`#rrggbb`) is what a swatch is drawn
+    from."""
 
     part: str | None = None
     material: str | None = None
@@ -99,7 +102,8 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """`materials_in` names the section that has the materials, where they are too many to stand with each view."""
+    """`materials_in` names the section that has the materials, where they are too many to stand
+    with each view."""
 
     view: str
     picture: str | None = None
@@ -122,7 +126,8 @@ class Callout:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """`described_in` names the page that has its call-outs and measurements, where they would be printed again."""
+    """`described_in` names the page that has its call-outs and measurements, where they would be
+    printed again."""
 
     view: str
     picture: str | None = None
@@ -154,8 +159,8 @@ class BillItem:
 class PointOfMeasure:
     """One row of the size specification.
 
-    It is drawn when `start` and `end` are known: on `picture` if that is given, otherwise on the picture of
-    the base view that `view` names.
+    It is drawn when `start` and `end` are known: on `picture` if that is given, otherwise on the
+    picture of the base view that `view` names.
     """
 
     code: str | None
@@ -196,7 +201,8 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Everything one tech pack says. Pictures are keys of the mapping that `render_pdf` is given."""
+    """Everything one tech pack says. Pictures are keys of the mapping that `render_pdf` is
+    given."""
 
     title: str
     created_at: datetime
@@ -221,9 +227,9 @@ class Pack:
 class DocumentWarning:
     """Something the PDF could not show as given.
 
-    `missing glyphs`: detail is the characters that no available font has, each once, and how to give one.
-    `picture`: detail says which picture is not shown, and why.
-    `position`: detail is the path of a point that lies outside its picture.
+    `missing glyphs`: detail is the characters that no available font has, each once, and how to
+    give one. `picture`: detail says which picture is not shown, and why. `position`: detail is the
+    path of a point that lies outside its picture.
     """
 
     reason: Literal["missing glyphs", "picture", "position"]
@@ -235,31 +241,38 @@ def render_pdf(
 ) -> list[DocumentWarning]:
     """Write `pack` to `target` as a PDF (A4 landscape) and return what could not be shown as given.
 
-    `pictures` maps the keys used in the pack to JPEG, PNG, GIF or WebP files. A JPEG is embedded as it is and takes no
-    more memory than its file, so about 2,000 pixels on the long side make a sharp page of moderate size; other types
-    are decoded and compressed again. `fonts` are folders or files that are searched for scripts that the bundled fonts
-    lack (Chinese, Japanese, Korean, Thai, emoji).
+    `pictures` maps the keys used in the pack to JPEG, PNG, GIF or WebP files. A JPEG is embedded as
+    it is and takes no more memory than its file, so about 2,000 pixels on the long side make a
+    sharp page of moderate size; other types are decoded and compressed again. `fonts` are folders
+    or files that are searched for scripts that the bundled fonts lack (Chinese, Japanese, Korean,
+    Thai, emoji).
 
-    Runs in any worker process: blocking, no network, no system fonts, and the compiler reads nothing but a
-    fresh directory with the template, the data and the pictures. Raises `typesetting.CannotPrint` if the template
-    itself cannot be compiled.
+    Runs in any worker process: blocking, no network, no system fonts, and the compiler reads
+    nothing but a fresh directory with the template, the data and the pictures. Raises
+    `typesetting.CannotPrint` if the template itself cannot be compiled.
     """
     with tempfile.TemporaryDirectory(prefix="techpack-") as name:
         root = Path(name)
         press = typesetting.Press(root, _TEMPLATE, fonts)
         shown = typesetting.link_pictures(pictures, root)
         unusable = [key for key in sorted(pictures) if key not in shown]
-        warnings = [DocumentWarning("picture", f"{key}: not a JPEG, PNG, GIF or WebP file") for key in unusable]
+        warnings = [
+            DocumentWarning("picture", f"{key}: not a JPEG, PNG, GIF or WebP file")
+            for key in unusable
+        ]
         try:
             text = _write_data(pack, shown, root, warnings)
             press.print(target, pack.created_at)
         except typesetting.CannotPrint:
-            # A broken picture stops the whole compilation without saying which it was: find it, leave it out.
+            # A broken picture stops the whole compilation without saying which it was: find it,
+            # leave it out.
             broken = [key for key, file in shown.items() if not press.can_show(file)]
             if not broken:
                 raise
             warnings = [w for w in warnings if w.reason == "picture"]
-            warnings += [DocumentWarning("picture", f"{key}: it cannot be decoded") for key in broken]
+            warnings += [
+                DocumentWarning("picture", f"{key}: it cannot be decoded") for key in broken
+            ]
             shown = {key: file for key, file in shown.items() if key not in broken}
             text = _write_data(pack, shown, root, warnings)
             press.print(target, pack.created_at)
@@ -269,7 +282,9 @@ def render_pdf(
         return warnings
 
 
-def _write_data(pack: Pack, shown: Mapping[str, str], root: Path, warnings: list[DocumentWarning]) -> str:
+def _write_data(
+    pack: Pack, shown: Mapping[str, str], root: Path, warnings: list[DocumentWarning]
+) -> str:
     """Write the pack as the JSON file that the template reads, and return its text."""
     lines = sum(text.count("\n") for text in _texts(asdict(pack)))
     plain = _Plain(shown, warnings, _MANY_LINES if lines > _MOST_LINES else lines)
@@ -279,10 +294,12 @@ def _write_data(pack: Pack, shown: Mapping[str, str], root: Path, warnings: list
 
 
 class _Plain:
-    """Turns a pack into JSON values: text is data, and cleaned; a number is the text that is printed. A text of more
-    than `most_lines` becomes a paragraph."""
+    """Turns a pack into JSON values: text is data, and cleaned; a number is the text that is
+    printed. A text of more than `most_lines` becomes a paragraph."""
 
-    def __init__(self, shown: Mapping[str, str], warnings: list[DocumentWarning], most_lines: int) -> None:
+    def __init__(
+        self, shown: Mapping[str, str], warnings: list[DocumentWarning], most_lines: int
+    ) -> None:
         self._shown = shown
         self._warnings = warnings
         self._most_lines = most_lines
@@ -305,7 +322,9 @@ class _Plain:
             case datetime():
                 return value.astimezone(UTC).strftime("%Y-%m-%d")
             case tuple():
-                items = (self.value(item, name, f"{path}[{index}]") for index, item in enumerate(value))
+                items = (
+                    self.value(item, name, f"{path}[{index}]") for index, item in enumerate(value)
+                )
                 return [item for item in items if item is not None]
             case _:
                 return self._record(value, path)
@@ -330,7 +349,9 @@ class _Plain:
 
     def _picture(self, key: str) -> str:
         """The file that shows it, or an empty string: it was named, so it is not "not supplied"."""
-        if key not in self._shown and not any(w.detail.startswith(f"{key}:") for w in self._warnings):
+        if key not in self._shown and not any(
+            w.detail.startswith(f"{key}:") for w in self._warnings
+        ):
             self._warnings.append(DocumentWarning("picture", f"{key}: it was not given"))
         return self._shown.get(key, "")
 

@@ -1,4 +1,5 @@
-"""Exports: a collection as a PDF or a ZIP, made by a job, stored under this service's own prefix."""
+"""Exports: a collection as a PDF or a ZIP, made by a job, stored under this service's own
+prefix."""
 
 import asyncio
 import hashlib
@@ -35,24 +36,31 @@ _RENDER_SECONDS = 300.0  # facts at all their limits take some ten, on a free ma
 _JPEG_QUALITY = 88
 _PICTURES_AT_ONCE = 4
 _FOLDERS: Mapping[str, archive.Section] = {
-    "category": "01-cover", "base_view": "02-base-views", "sketch": "03-sketches", "closeup": "04-closeups",
+    "category": "01-cover",
+    "base_view": "02-base-views",
+    "sketch": "03-sketches",
+    "closeup": "04-closeups",
     "complete_pack": "07-documents",
-}  # fmt: skip
+}
 _INSERT = """
-    INSERT INTO exports (id, owner, created_by, collection_id, format, facts, file_name, state, storage_key, size_bytes,
+    INSERT INTO exports (id, owner, created_by, collection_id, format, facts, file_name, state,
+        storage_key, size_bytes,
         sha256, warnings)
-    VALUES (%(id)s, %(owner)s, %(actor)s, %(collection_id)s, %(format)s, %(facts)s, %(file_name)s, %(state)s,
+    VALUES (%(id)s, %(owner)s, %(actor)s, %(collection_id)s, %(format)s, %(facts)s, %(file_name)s,
+        %(state)s,
         %(storage_key)s, %(size_bytes)s, %(sha256)s, %(warnings)s)
     RETURNING *
 """
 _PACK_VERSION = """
-    SELECT number FROM tech_files WHERE collection_id = %s AND archived_at IS NULL ORDER BY number DESC LIMIT 1
+    SELECT number FROM tech_files WHERE collection_id = %s AND archived_at IS NULL
+        ORDER BY number DESC LIMIT 1
 """
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What `Exporter.make` needs to know of an export that has no row yet; a row of `exports` will do as well."""
+    """What `Exporter.make` needs to know of an export that has no row yet; a row of `exports` will
+    do as well."""
 
     id: UUID
     owner: str
@@ -74,12 +82,23 @@ class Made:
 
 def to_proto(row: Any, url: str = "") -> pb.Export:
     return pb.Export(
-        id=str(row.id), owner=row.owner, created_by=row.created_by, collection_id=str(row.collection_id),
-        format=FORMATS.number[row.format], state=STATES.number[row.state], error_class=row.error_class,
-        error_message=row.error_message, file_name=names.of_file(row.file_name), size_bytes=row.size_bytes,
-        sha256=row.sha256, warnings=row.warnings, create_time=timestamp(row.created_at),
-        update_time=timestamp(row.updated_at), file_url=url, wait=wait_of(row),
-    )  # fmt: skip
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        collection_id=str(row.collection_id),
+        format=FORMATS.number[row.format],
+        state=STATES.number[row.state],
+        error_class=row.error_class,
+        error_message=row.error_message,
+        file_name=names.of_file(row.file_name),
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        warnings=row.warnings,
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+        file_url=url,
+        wait=wait_of(row),
+    )
 
 
 async def create(
@@ -90,12 +109,19 @@ async def create(
     facts: Mapping[str, Any] | None,
     made: Made | None = None,
 ) -> Any:
-    """Adds an export: PENDING, or COMPLETED if it was made already. `facts`: in place of the collection's, or None."""
+    """Adds an export: PENDING, or COMPLETED if it was made already. `facts`: in place of the
+    collection's, or None."""
     values = {
-        **asdict(made or Made()), "id": export_id, "owner": m.owner, "actor": m.actor, "format": format,
-        "collection_id": collection.id, "facts": None if facts is None else Jsonb(facts),
-        "file_name": names.of_file(collection.name, f".{format}"), "state": "completed" if made else "pending",
-    }  # fmt: skip
+        **asdict(made or Made()),
+        "id": export_id,
+        "owner": m.owner,
+        "actor": m.actor,
+        "format": format,
+        "collection_id": collection.id,
+        "facts": None if facts is None else Jsonb(facts),
+        "file_name": names.of_file(collection.name, f".{format}"),
+        "state": "completed" if made else "pending",
+    }
     row = await m.one(_INSERT, values)
     await publish(m, row)
     return row
@@ -106,10 +132,16 @@ async def publish(m: Mutation, row: Any) -> None:
 
 
 class Exporter:
-    """Makes documents. `run` is the job of an `exports` row; a run of a tech pack calls `make` itself."""
+    """Makes documents. `run` is the job of an `exports` row; a run of a tech pack calls `make`
+    itself."""
 
     def __init__(
-        self, db: Database, storage: Storage, peers: Peers, pool: ImagingPool, fonts: Sequence[Path] = ()
+        self,
+        db: Database,
+        storage: Storage,
+        peers: Peers,
+        pool: ImagingPool,
+        fonts: Sequence[Path] = (),
     ) -> None:
         self._fonts = fonts
         self._db = db
@@ -117,7 +149,9 @@ class Exporter:
         self._peers = peers
         self._assets = assets.Assets(peers)
         self._pool = pool
-        self._kind = attempts.Kind("exports", rules.EXPORT_STATES, "processing", "completed", publish)
+        self._kind = attempts.Kind(
+            "exports", rules.EXPORT_STATES, "processing", "completed", publish
+        )
 
     async def run(self, export_id: str) -> None:
         await attempts.run(self._db, self._kind, export_id, self._work)
@@ -135,23 +169,25 @@ class Exporter:
         await self._storage.delete([made.storage_key])
 
     async def make(self, export: Any, unique: UUID) -> Made:
-        """Makes and stores the document of a Draft or row. `unique` keeps tries apart. Raises JobFailed, and what
-        `attempts.verdict` sorts."""
+        """Makes and stores the document of a Draft or row. `unique` keeps tries apart. Raises
+        JobFailed, and what `attempts.verdict` sorts."""
         directory = Path(tempfile.mkdtemp(prefix="atelier-"))
         try:
             return await self._make(export, unique, directory)
         except ImageRejected as refusal:  # of the renderer: the pictures were checked one by one
             raise attempts.JobFailed(
                 "TOO_EXPENSIVE",
-                "the document takes too much memory or time; export it again with shorter `facts`, or with fewer files"
-                " in the collection",
+                "the document takes too much memory or time; export it again with shorter `facts`,"
+                " or with fewer files in the collection",
             ) from refusal
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
     async def _make(self, export: Any, unique: UUID, directory: Path) -> Made:
         async with self._db.transaction(export.owner) as m:
-            collection = await m.one("SELECT * FROM collections WHERE id = %s", (export.collection_id,))
+            collection = await m.one(
+                "SELECT * FROM collections WHERE id = %s", (export.collection_id,)
+            )
             rows = await m.all(collections.ITEMS, {"id": export.collection_id})
             version = await m.one(_PACK_VERSION, (export.collection_id,))
         kept = [row for row in rows if row.state == "completed" and row.archived_at is None]
@@ -159,25 +195,37 @@ class Exporter:
         wanted = contents.pictures_of(kept)
         known = await self._assets.describe(wanted)
         number = f"v{version.number}" if version else None
-        pack = contents.pack_of(collection, kept, parse_facts(facts), known, export.created_at, number)
+        pack = contents.pack_of(
+            collection, kept, parse_facts(facts), known, export.created_at, number
+        )
         pdf = directory / "pack.pdf"
-        shown = [picture for picture, asset in known.items() if asset.mime_type.startswith("image/")]
+        shown = [
+            picture for picture, asset in known.items() if asset.mime_type.startswith("image/")
+        ]
         warnings = [f"picture: asset {gone} is gone" for gone in wanted if gone not in known]
         warnings += await self._render(pack, shown, directory, pdf)
-        key = rules.object_key(export.owner, str(export.collection_id), str(export.id), str(unique), export.format)
+        key = rules.object_key(
+            export.owner, str(export.collection_id), str(export.id), str(unique), export.format
+        )
         if export.format == "pdf":
             source: Path | AsyncIterator[bytes] = pdf
         else:
-            source = _Zip(self._peers, directory, collection, facts, export).chunks(kept, known, pdf)
+            source = _Zip(self._peers, directory, collection, facts, export).chunks(
+                kept, known, pdf
+            )
         try:
             stat = await self._storage.put(key, source, content_type=assets.TYPES[export.format])
-            sha256 = stat.sha256 or (await self._storage.fetch(key, directory / "stored")).sha256 or ""
+            sha256 = (
+                stat.sha256 or (await self._storage.fetch(key, directory / "stored")).sha256 or ""
+            )
         except BaseException:  # also when cancelled: nothing will ever show it
             await asyncio.shield(self._storage.delete([key]))
             raise
         return Made(key, stat.size, sha256, warnings[:_MOST_WARNINGS])
 
-    async def _render(self, pack: document.Pack, wanted: Sequence[str], directory: Path, target: Path) -> list[str]:
+    async def _render(
+        self, pack: document.Pack, wanted: Sequence[str], directory: Path, target: Path
+    ) -> list[str]:
         side = rules.page_side(len(wanted))
         turns = asyncio.Semaphore(_PICTURES_AT_ONCE)
         pictures: dict[str, Path] = {}
@@ -195,16 +243,24 @@ class Exporter:
                 warnings.append(f"picture: {asset_id}: {refusal.text}")
 
         await tasks.all_of([prepare(asset_id) for asset_id in wanted])
-        found = await self._pool.run(document.render_pdf, pack, pictures, target, self._fonts, timeout=_RENDER_SECONDS)
+        found = await self._pool.run(
+            document.render_pdf, pack, pictures, target, self._fonts, timeout=_RENDER_SECONDS
+        )
         return sorted(warnings) + [f"{warning.reason}: {warning.detail}" for warning in found]
 
     async def _page_picture(self, asset_id: str, directory: Path, side: int) -> Path:
-        """A JPEG of at most `side` pixels, which the document embeds as it is; from the 1600-pixel variant if that is
-        there, since originals are large. One that isn't there would have to be made first, from the same original."""
+        """A JPEG of at most `side` pixels, which the document embeds as it is; from the 1600-pixel
+        variant if that is there, since originals are large. One that isn't there would have to be
+        made first, from the same original.
+        """
         source = directory / f"{asset_id}.source"
         stub = self._peers.stub(variant_pb2_grpc.VariantServiceStub)
         answer = await stub.ListVariants(variant_pb2.ListVariantsRequest(asset_id=asset_id))
-        ready = {variant.preset for variant in answer.variants if variant.state == asset_pb2.VARIANT_STATE_READY}
+        ready = {
+            variant.preset
+            for variant in answer.variants
+            if variant.state == asset_pb2.VARIANT_STATE_READY
+        }
         await self._peers.download(asset_id, source, "large" if "large" in ready else "")
         preset = Preset(asset_id, side, side, "jpeg", quality=_JPEG_QUALITY)
         [made] = await self._pool.run(imaging.make_variants, source, [preset], directory)
@@ -213,9 +269,12 @@ class Exporter:
 
 
 class _Zip:
-    """The archive of one export, a chunk at a time: one picture is on this disk at once, none in memory."""
+    """The archive of one export, a chunk at a time: one picture is on this disk at once, none in
+    memory."""
 
-    def __init__(self, peers: Peers, directory: Path, collection: Any, facts: Mapping[str, Any], export: Any) -> None:
+    def __init__(
+        self, peers: Peers, directory: Path, collection: Any, facts: Mapping[str, Any], export: Any
+    ) -> None:
         self._peers = peers
         self._directory = directory
         self._collection = collection
@@ -227,28 +286,42 @@ class _Zip:
         self, rows: Sequence[Any], known: Mapping[str, asset_pb2.Asset], pdf: Path
     ) -> AsyncIterator[bytes]:
         manifest = {
-            "collection": self._collection.name, "collection_id": str(self._collection.id),
-            "product_id": self._collection.product_id, "export_id": str(self._export.id),
+            "collection": self._collection.name,
+            "collection_id": str(self._collection.id),
+            "product_id": self._collection.product_id,
+            "export_id": str(self._export.id),
             "made_at": self._export.created_at.isoformat(),
             "tech_files": [_listed(row) for row in rows],
-        }  # fmt: skip
-        stream = archive.stream_zip(self._members(rows, known, pdf), manifest, self._export.created_at)
-        # The generator blocks on disk and on downloads, which run in this loop; so it runs in a thread.
+        }
+        stream = archive.stream_zip(
+            self._members(rows, known, pdf), manifest, self._export.created_at
+        )
+        # The generator blocks on disk and on downloads, which run in this loop; so it runs in a
+        # thread.
         while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
             yield chunk
 
-    def _members(self, rows: Sequence[Any], known: Mapping[str, asset_pb2.Asset], pdf: Path) -> list[archive.Member]:
+    def _members(
+        self, rows: Sequence[Any], known: Mapping[str, asset_pb2.Asset], pdf: Path
+    ) -> list[archive.Member]:
         members = [_stored("07-documents", f"{self._collection.name}.pdf", pdf)]
         members.append(_written("07-documents", "facts.json", self._facts))
         for row in rows:
-            name = " ".join(part for part in (row.view_type, row.file_category) if part) or row.file_type
+            name = (
+                " ".join(part for part in (row.view_type, row.file_category) if part)
+                or row.file_type
+            )
             asset = known.get(str(row.file_asset_id))
             if asset:
                 suffix = asset.mime_type.rpartition("/")[2].replace("jpeg", "jpg")
                 path = archive.member_path(_FOLDERS[row.file_type], f"{name}.{suffix}")
-                members.append(archive.Member(path, self._downloaded(asset.id), asset.size_bytes, asset.sha256))
+                members.append(
+                    archive.Member(path, self._downloaded(asset.id), asset.size_bytes, asset.sha256)
+                )
             if row.analysis is not None:
-                members.append(_written(_FOLDERS[row.file_type], f"{name}.analysis.json", row.analysis))
+                members.append(
+                    _written(_FOLDERS[row.file_type], f"{name}.analysis.json", row.analysis)
+                )
         return members
 
     def _downloaded(self, asset_id: str) -> Callable[[], Iterator[bytes]]:
@@ -273,10 +346,16 @@ class _Zip:
 def _listed(row: Any) -> dict[str, Any]:
     file = files.to_proto(row)
     return {
-        "id": file.id, "type": row.file_type, "view": row.view_type, "category": row.file_category,
-        "version_number": file.version_number, "asset_id": file.file_asset_id, "model": row.model,
-        "credits_used": row.credits_used, "section": row.section,
-    }  # fmt: skip
+        "id": file.id,
+        "type": row.file_type,
+        "view": row.view_type,
+        "category": row.file_category,
+        "version_number": file.version_number,
+        "asset_id": file.file_asset_id,
+        "model": row.model,
+        "credits_used": row.credits_used,
+        "section": row.section,
+    }
 
 
 def _written(section: archive.Section, name: str, value: Any) -> archive.Member:
@@ -288,7 +367,9 @@ def _written(section: archive.Section, name: str, value: Any) -> archive.Member:
 def _stored(section: archive.Section, name: str, path: Path) -> archive.Member:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return archive.Member(archive.member_path(section, name), lambda: _chunks(path), path.stat().st_size, digest)
+    return archive.Member(
+        archive.member_path(section, name), lambda: _chunks(path), path.stat().st_size, digest
+    )
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

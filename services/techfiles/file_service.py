@@ -43,49 +43,67 @@ _NEWEST_COMPLETED: LiteralString = (
 
 
 class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
-    def __init__(self, db: Database, stream: events.EventStream, assets: Assets, shown: Shown) -> None:
+    def __init__(
+        self, db: Database, stream: events.EventStream, assets: Assets, shown: Shown
+    ) -> None:
         self._db = db
         self._stream = stream
         self._assets = assets
         self._shown = shown
 
-    async def CreateTechFile(self, request: pb.CreateTechFileRequest, context: Any) -> pb.CreateTechFileResponse:
+    async def CreateTechFile(
+        self, request: pb.CreateTechFileRequest, context: Any
+    ) -> pb.CreateTechFileResponse:
         columns = _new_columns(request)
         if request.file_asset_id:
             pictures = columns["file_type"] != "complete_pack"
-            await self._assets.hold(request.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures)
+            await self._assets.hold(
+                request.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures
+            )
 
         async def work(m: Mutation) -> pb.CreateTechFileResponse:
             if columns["collection_id"] and not await m.one(
                 "SELECT id FROM collections WHERE id = %s", (columns["collection_id"],)
             ):
                 raise errors.not_found("collection", request.collection_id)
-            return pb.CreateTechFileResponse(tech_file=files.to_proto(await files.create(m, columns)))
+            return pb.CreateTechFileResponse(
+                tech_file=files.to_proto(await files.create(m, columns))
+            )
 
         return await self._db.mutate(request, pb.CreateTechFileResponse, work)
 
-    async def GetTechFile(self, request: pb.GetTechFileRequest, context: Any) -> pb.GetTechFileResponse:
+    async def GetTechFile(
+        self, request: pb.GetTechFileRequest, context: Any
+    ) -> pb.GetTechFileResponse:
         row = await self._visible(parse_id(request.tech_file_id, "tech_file_id"))
         [file] = await self._shown.files([row], urls=request.include_urls)
         return pb.GetTechFileResponse(tech_file=file)
 
-    async def ListTechFiles(self, request: pb.ListTechFilesRequest, context: Any) -> pb.ListTechFilesResponse:
+    async def ListTechFiles(
+        self, request: pb.ListTechFilesRequest, context: Any
+    ) -> pb.ListTechFilesResponse:
         where, parameters = _filter(request)
         if request.include_urls:
             request.page_size = min(request.page_size or paging.DEFAULT_SIZE, _URLS_AT_ONCE)
         page = paging.page(request)
         statement: Any = f"SELECT * FROM tech_files WHERE {where}{page.clause}"
         rows = await self._db.rows(statement, parameters | page.parameters)
-        shown, token = page.fill(rows, await self._shown.files(page.cut(rows), urls=request.include_urls))
+        shown, token = page.fill(
+            rows, await self._shown.files(page.cut(rows), urls=request.include_urls)
+        )
         return pb.ListTechFilesResponse(tech_files=shown, next_page_token=token)
 
-    async def UpdateTechFile(self, request: pb.UpdateTechFileRequest, context: Any) -> pb.UpdateTechFileResponse:
+    async def UpdateTechFile(
+        self, request: pb.UpdateTechFileRequest, context: Any
+    ) -> pb.UpdateTechFileResponse:
         file_id = parse_id(request.tech_file_id, "tech_file_id")
         columns = _changed_columns(request)
         if columns.get("file_asset_id"):
             row = await self._visible(file_id)
             pictures = row.file_type != "complete_pack"
-            await self._assets.hold(row.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures)
+            await self._assets.hold(
+                row.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures
+            )
 
         async def work(m: Mutation) -> pb.UpdateTechFileResponse:
             row = _live(await files.get_with_slot(m, file_id))
@@ -107,15 +125,22 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
             before = await files.get(m, file_id)
             row = await files.advance(m, file_id, to, error_message=request.error_message)
             if row is None:
-                text = f"it is {before.state}, and that doesn't become {to}; another try is a new file in its slot"
+                text = (
+                    f"it is {before.state}, and that doesn't become {to}; another try is a new file"
+                    " in its slot"
+                )
                 raise errors.precondition(text, subject=f"tech_files/{file_id}")
             return pb.UpdateTechFileStatusResponse(tech_file=files.to_proto(row))
 
         return await self._db.mutate(request, pb.UpdateTechFileStatusResponse, work)
 
-    async def ArchiveTechFile(self, request: pb.ArchiveTechFileRequest, context: Any) -> pb.ArchiveTechFileResponse:
+    async def ArchiveTechFile(
+        self, request: pb.ArchiveTechFileRequest, context: Any
+    ) -> pb.ArchiveTechFileResponse:
         async def work(m: Mutation) -> pb.ArchiveTechFileResponse:
-            row = await _set_archived(m, parse_id(request.tech_file_id, "tech_file_id"), archived=True)
+            row = await _set_archived(
+                m, parse_id(request.tech_file_id, "tech_file_id"), archived=True
+            )
             return pb.ArchiveTechFileResponse(tech_file=files.to_proto(row))
 
         return await self._db.mutate(request, pb.ArchiveTechFileResponse, work)
@@ -124,7 +149,9 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         self, request: pb.UnarchiveTechFileRequest, context: Any
     ) -> pb.UnarchiveTechFileResponse:
         async def work(m: Mutation) -> pb.UnarchiveTechFileResponse:
-            row = await _set_archived(m, parse_id(request.tech_file_id, "tech_file_id"), archived=False)
+            row = await _set_archived(
+                m, parse_id(request.tech_file_id, "tech_file_id"), archived=False
+            )
             return pb.UnarchiveTechFileResponse(tech_file=files.to_proto(row))
 
         return await self._db.mutate(request, pb.UnarchiveTechFileResponse, work)
@@ -137,7 +164,9 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         async def work(m: Mutation) -> pb.CreateTechFileVersionResponse:
             row = _live(await files.get_with_slot(m, file_id))
             kept, row = await files.renumber(m, row, request.reason, {})
-            return pb.CreateTechFileVersionResponse(version=files.version_to_proto(kept), tech_file=files.to_proto(row))
+            return pb.CreateTechFileVersionResponse(
+                version=files.version_to_proto(kept), tech_file=files.to_proto(row)
+            )
 
         return await self._db.mutate(request, pb.CreateTechFileVersionResponse, work)
 
@@ -154,7 +183,9 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
     async def GetProductStatistics(
         self, request: pb.GetProductStatisticsRequest, context: Any
     ) -> pb.GetProductStatisticsResponse:
-        rows = await self._db.rows(_STATISTICS, {"owner": auth.current().owner, "product_id": request.product_id})
+        rows = await self._db.rows(
+            _STATISTICS, {"owner": auth.current().owner, "product_id": request.product_id}
+        )
         types: dict[str, int] = {}
         states: dict[str, int] = {}
         for row in rows:
@@ -162,17 +193,20 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
                 types[row.file_type] = types.get(row.file_type, 0) + row.files
                 states[row.state] = states.get(row.state, 0) + row.files
         return pb.GetProductStatisticsResponse(
-            total_files=sum(types.values()), total_credits_used=sum(row.credits for row in rows),
+            total_files=sum(types.values()),
+            total_credits_used=sum(row.credits for row in rows),
             files_by_type=[
                 pb.TypeCount(file_type=number, files=types[word])
-                for word, number in files.TYPES.number.items() if word in types
+                for word, number in files.TYPES.number.items()
+                if word in types
             ],
             files_by_state=[
                 pb.StateCount(state=number, files=states[word])
-                for word, number in files.STATES.number.items() if word in states
+                for word, number in files.STATES.number.items()
+                if word in states
             ],
             archived_files=sum(row.files for row in rows if row.archived),
-        )  # fmt: skip
+        )
 
     def WatchTechFiles(
         self, request: pb.WatchTechFilesRequest, context: Any
@@ -183,20 +217,27 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
             file = pb.TechFile.FromString(event.payload)
             return {"tech_file": file} if request.product_id in ("", file.product_id) else None
 
-        return self._stream.watch(request, pb.WatchTechFilesResponse, self._now(request.product_id), show)
+        return self._stream.watch(
+            request, pb.WatchTechFilesResponse, self._now(request.product_id), show
+        )
 
     async def _now(self, product_id: str) -> AsyncIterator[tuple[events.Fields, Any]]:
         """The product's files, or the owner's recent ones, oldest first."""
         after: dict[str, Any] = {"after_at": None, "after_id": None}
         while True:
             rows = await self._db.rows(
-                "SELECT * FROM tech_files WHERE owner = %(owner)s"
-                " AND (product_id = %(product_id)s OR (%(product_id)s = '' AND created_at > now() - %(age)s))"
-                " AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s, %(after_id)s))"
+                "SELECT * FROM tech_files WHERE owner = %(owner)s AND (product_id = %(product_id)s"
+                " OR (%(product_id)s = '' AND created_at > now() - %(age)s)) AND"
+                " (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s, %(after_id)s))"
                 " ORDER BY created_at, id LIMIT %(limit)s",
-                {"owner": auth.current().owner, "product_id": product_id, "age": _SNAPSHOT_AGE,
-                 "limit": _SNAPSHOT_PAGE, **after},
-            )  # fmt: skip
+                {
+                    "owner": auth.current().owner,
+                    "product_id": product_id,
+                    "age": _SNAPSHOT_AGE,
+                    "limit": _SNAPSHOT_PAGE,
+                    **after,
+                },
+            )
             for row in rows:
                 yield {"tech_file": files.to_proto(row)}, row
             if len(rows) < _SNAPSHOT_PAGE:
@@ -216,8 +257,8 @@ async def _set_archived(m: Mutation, file_id: UUID, *, archived: bool) -> Any:
     if (row.archived_at is not None) == archived:
         return row
     await m.run(
-        "UPDATE tech_files SET archived_at = CASE WHEN %(archived)s THEN now() END, version = version + 1,"
-        " updated_at = now(), is_latest = false WHERE id = %(id)s",
+        "UPDATE tech_files SET archived_at = CASE WHEN %(archived)s THEN now() END, version ="
+        " version + 1, updated_at = now(), is_latest = false WHERE id = %(id)s",
         {"archived": archived, "id": file_id},
     )
     return await files.settled(m, row.slot_id, file_id)
@@ -225,7 +266,9 @@ async def _set_archived(m: Mutation, file_id: UUID, *, archived: bool) -> Any:
 
 def _live(row: Any) -> Any:
     if row.archived_at is not None:
-        raise errors.precondition("it is archived; unarchive it first", subject=f"tech_files/{row.id}")
+        raise errors.precondition(
+            "it is archived; unarchive it first", subject=f"tech_files/{row.id}"
+        )
     return row
 
 
@@ -239,22 +282,34 @@ def _new_columns(request: pb.CreateTechFileRequest) -> dict[str, Any]:
     file_type = files.TYPES.word[request.file_type]
     view = files.VIEWS.word.get(request.view_type, "")
     problem = rules.file_problem(
-        file_type, revision_id=request.revision_id, view=view, shot=request.file_category,
+        file_type,
+        revision_id=request.revision_id,
+        view=view,
+        shot=request.file_category,
         collection_id=request.collection_id,
-    )  # fmt: skip
+    )
     if problem:
         raise errors.invalid(*problem)
     state = files.STATES.word.get(request.state, "pending")
     _check_error_message(request.error_message, state)
     return {
-        "product_id": request.product_id, "revision_id": request.revision_id, "file_type": file_type,
-        "view_type": view, "file_category": request.file_category, "state": state,
-        "error_message": request.error_message, "file_asset_id": _uuid(request.file_asset_id),
+        "product_id": request.product_id,
+        "revision_id": request.revision_id,
+        "file_type": file_type,
+        "view_type": view,
+        "file_category": request.file_category,
+        "state": state,
+        "error_message": request.error_message,
+        "file_asset_id": _uuid(request.file_asset_id),
         "analysis": _analysis(request) if request.HasField("analysis") else None,
-        "credits_used": request.credits_used, "model": request.model, "prompt": request.prompt,
-        "batch_id": request.batch_id, "confidence": _optional(request, "confidence"),
-        "quality_score": _optional(request, "quality_score"), "collection_id": _uuid(request.collection_id),
-    }  # fmt: skip
+        "credits_used": request.credits_used,
+        "model": request.model,
+        "prompt": request.prompt,
+        "batch_id": request.batch_id,
+        "confidence": _optional(request, "confidence"),
+        "quality_score": _optional(request, "quality_score"),
+        "collection_id": _uuid(request.collection_id),
+    }
 
 
 def _changed_columns(request: pb.UpdateTechFileRequest) -> dict[str, Any]:
@@ -288,10 +343,13 @@ def _filter(request: pb.ListTechFilesRequest) -> tuple[str, dict[str, Any]]:
     conditions: list[str] = ["owner = %(owner)s"]
     parameters: dict[str, Any] = {"owner": auth.current().owner}
     words = {
-        "file_type": files.TYPES.word.get(request.file_type), "view_type": files.VIEWS.word.get(request.view_type),
-        "state": files.STATES.word.get(request.state), "product_id": request.product_id,
-        "revision_id": request.revision_id, "batch_id": request.batch_id,
-    }  # fmt: skip
+        "file_type": files.TYPES.word.get(request.file_type),
+        "view_type": files.VIEWS.word.get(request.view_type),
+        "state": files.STATES.word.get(request.state),
+        "product_id": request.product_id,
+        "revision_id": request.revision_id,
+        "batch_id": request.batch_id,
+    }
     for name, value in words.items():
         if value:
             conditions.append(f"{name} = %({name})s")
@@ -303,7 +361,9 @@ def _filter(request: pb.ListTechFilesRequest) -> tuple[str, dict[str, Any]]:
             parameters[field] = at
     if request.versions == pb.VERSION_FILTER_LATEST_COMPLETED:
         if request.state not in (pb.TECH_FILE_STATE_UNSPECIFIED, pb.TECH_FILE_STATE_COMPLETED):
-            raise errors.invalid("state", "must be COMPLETED or unspecified with VERSION_FILTER_LATEST_COMPLETED")
+            raise errors.invalid(
+                "state", "must be COMPLETED or unspecified with VERSION_FILTER_LATEST_COMPLETED"
+            )
         conditions.append(_NEWEST_COMPLETED)
     elif request.versions == pb.VERSION_FILTER_LATEST:
         conditions.append("is_latest")

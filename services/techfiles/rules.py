@@ -1,4 +1,5 @@
-"""Decisions of `techfiles` without any machinery: states, what each file type needs, steps of a run, names, lengths."""
+"""Decisions of `techfiles` without any machinery: states, what each file type needs, steps of a
+run, names, lengths."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,9 @@ FILE_STATES: Mapping[str, frozenset[str]] = {
 }
 RUN_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed", "cancelled"}),
-    "processing": frozenset({"processing", "pending", "completed", "completed_with_failures", "failed", "cancelled"}),
+    "processing": frozenset(
+        {"processing", "pending", "completed", "completed_with_failures", "failed", "cancelled"}
+    ),
     "completed": frozenset(),
     "completed_with_failures": frozenset(),
     "failed": frozenset(),
@@ -41,10 +44,15 @@ ANALYSIS_BYTES = 256 * 1024
 LIST_BYTES = 2 * 1024 * 1024
 MOST_ITEMS = 1000
 MOST_CLOSEUPS = 60
-SECTIONS = {"category": "category", "base_view": "base_views", "closeup": "closeups", "sketch": "sketches"}
+SECTIONS = {
+    "category": "category",
+    "base_view": "base_views",
+    "closeup": "closeups",
+    "sketch": "sketches",
+}
 
-# What a document is given to print from: all its pictures together have at most this many pixels, since the renderer
-# holds them decoded and its process may have 512 MB.
+# What a document is given to print from: all its pictures together have at most this many pixels,
+# since the renderer holds them decoded and its process may have 512 MB.
 _PAGE_PIXELS = 80_000_000
 _PAGE_SIDE = 1600
 
@@ -53,11 +61,19 @@ def file_problem(
     file_type: str, *, revision_id: str, view: str, shot: str, collection_id: str
 ) -> tuple[str, str] | None:
     """(field, what is wrong) with the fields of a file of this type, or None."""
-    given = {"revision_id": revision_id, "view_type": view, "file_category": shot, "collection_id": collection_id}
+    given = {
+        "revision_id": revision_id,
+        "view_type": view,
+        "file_category": shot,
+        "collection_id": collection_id,
+    }
     needed = {
-        "base_view": {"revision_id", "view_type"}, "closeup": {"file_category"}, "sketch": {"view_type"},
-        "category": set(), "complete_pack": {"collection_id"},
-    }[file_type]  # fmt: skip
+        "base_view": {"revision_id", "view_type"},
+        "closeup": {"file_category"},
+        "sketch": {"view_type"},
+        "category": set(),
+        "complete_pack": {"collection_id"},
+    }[file_type]
     allowed = needed | {"closeup": {"view_type"}, "sketch": {"revision_id"}}.get(file_type, set())
     for field, value in given.items():
         if field in needed and not value:
@@ -80,7 +96,8 @@ def progress(states: Mapping[str, int]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run, as it was planned. `tech_file_id` is the file that it makes; none if it is left out.
+    """One step of a run, as it was planned. `tech_file_id` is the file that it makes; none if it is
+    left out.
 
     `reason` is why it is skipped, unless that was asked for.
     """
@@ -114,32 +131,57 @@ class Revision:
     asset_id: str
 
 
-def plan(revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Sequence[str]) -> list[Step]:
+def plan(
+    revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Sequence[str]
+) -> list[Step]:
     """The steps of a run in the order of the pack. `skip` names kinds that aren't wanted.
 
-    A base view that is skipped still has a file, because its picture is in the pack. A close-up of a view that no
-    revision shows is skipped: there is no picture to take it from.
+    A base view that is skipped still has a file, because its picture is in the pack. A close-up of
+    a view that no revision shows is skipped: there is no picture to take it from.
     """
     pictures = {revision.view: revision.asset_id for revision in revisions}
     steps = [Step("category", "category", asset_id=primary)]
     steps += [
-        Step(f"base_view/{r.view}", "base_view", "base_view" in skip, r.view, r.revision_id, r.asset_id)
+        Step(
+            f"base_view/{r.view}",
+            "base_view",
+            "base_view" in skip,
+            r.view,
+            r.revision_id,
+            r.asset_id,
+        )
         for r in revisions
     ]
     if "closeup" in skip:
         steps.append(Step("closeups", "closeup", skipped=True))
     else:
-        wanted = [(c.name, c.view, c.at) for c in facts.closeups] or [(f"{v} detail", v, None) for v in pictures]
+        wanted = [(c.name, c.view, c.at) for c in facts.closeups] or [
+            (f"{v} detail", v, None) for v in pictures
+        ]
         steps += [
-            Step(f"closeup/{number}", "closeup", view not in pictures, view, asset_id=pictures.get(view, ""),
-                 shot=shot_of(name), at=(at.x, at.y) if at else None,
-                 reason="" if view in pictures else f"no revision shows the {view}, where it is to be taken")
+            Step(
+                f"closeup/{number}",
+                "closeup",
+                view not in pictures,
+                view,
+                asset_id=pictures.get(view, ""),
+                shot=shot_of(name),
+                at=(at.x, at.y) if at else None,
+                reason=(
+                    ""
+                    if view in pictures
+                    else f"no revision shows the {view}, where it is to be taken"
+                ),
+            )
             for number, (name, view, at) in enumerate(wanted, 1)
-        ]  # fmt: skip
+        ]
     if "sketch" in skip:
         steps.append(Step("sketches", "sketch", skipped=True))
     else:
-        steps += [Step(f"sketch/{r.view}", "sketch", False, r.view, r.revision_id, r.asset_id) for r in revisions]
+        steps += [
+            Step(f"sketch/{r.view}", "sketch", False, r.view, r.revision_id, r.asset_id)
+            for r in revisions
+        ]
     return [*steps, Step("pack", "complete_pack")]
 
 
@@ -154,10 +196,12 @@ def page_side(pictures: int) -> int:
 
 
 def object_key(owner: str, collection_id: str, export_id: str, unique: str, suffix: str) -> str:
-    """Where an export lies. The owner is quoted: it comes from outside. `unique` keeps two tries apart."""
+    """Where an export lies. The owner is quoted: it comes from outside. `unique` keeps two tries
+    apart."""
     return f"techfiles/{quote(owner, safe='')[:200]}/{collection_id}/{export_id}/{unique}.{suffix}"
 
 
 def holder(product_id: str) -> str:
-    """Under which name `assets` knows that a product's files use an asset. Files are never deleted, so it stays."""
+    """Under which name `assets` knows that a product's files use an asset. Files are never deleted,
+    so it stays."""
     return f"techfiles/products/{product_id}"

@@ -36,7 +36,8 @@ _LIBC = ctypes.CDLL(None)
 
 def prepare(threads: int) -> None:
     """Limit this process for good. `threads` is what libvips may use."""
-    # The default action ends the process even in the middle of a C call; a Python handler would wait for it.
+    # The default action ends the process even in the middle of a C call; a Python handler would
+    # wait for it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(5)
     if sys.platform == "linux":
@@ -52,7 +53,8 @@ def prepare(threads: int) -> None:
 def run_job(function: Callable[..., T], args: tuple[object, ...]) -> T:
     """Run a job and leave no memory behind for the next one.
 
-    What libvips and malloc complain about becomes `ImageRejected`: a parent without libvips couldn't unpickle it.
+    What libvips and malloc complain about becomes `ImageRejected`: a parent without libvips
+    couldn't unpickle it.
     """
     if sys.platform == "linux":
         _limit_memory()
@@ -73,18 +75,23 @@ def run_job(function: Callable[..., T], args: tuple[object, ...]) -> T:
 def corrupt() -> ImageRejected:
     return ImageRejected(
         Reason.CORRUPT,
-        "The file is damaged or cut short and can't be decoded completely. Export it again and resend it.",
+        "The file is damaged or cut short and can't be decoded completely. Export it again and"
+        " resend it.",
     )
 
 
 def unsupported(what: str, instead: str) -> ImageRejected:
-    """Of a file that isn't damaged as far as can be told; `what` names its form, with an article."""
-    return ImageRejected(Reason.NOT_SUPPORTED, f"The file is {what}, which can't be read here. {instead}")
+    """Of a file that isn't damaged as far as can be told; `what` names its form, with an
+    article."""
+    return ImageRejected(
+        Reason.NOT_SUPPORTED, f"The file is {what}, which can't be read here. {instead}"
+    )
 
 
 @contextmanager
 def nothing_unforeseen(step: str) -> Iterator[None]:
-    """Turns what nobody thought of into a refusal: the same file would end the same way, however often it is sent."""
+    """Turns what nobody thought of into a refusal: the same file would end the same way, however
+    often it is sent."""
     import pyvips
 
     try:
@@ -94,16 +101,17 @@ def nothing_unforeseen(step: str) -> Iterator[None]:
     except Exception as error:
         raise NotUnderstood(
             Reason.NOT_SUPPORTED,
-            f"Something in the file isn't understood here ({type(error).__name__} while it was {step}). Export it again"
-            " as an ordinary JPEG or PNG, send that, and tell the operator of this file.",
+            f"Something in the file isn't understood here ({type(error).__name__} while it was"
+            f" {step}). Export it again as an ordinary JPEG or PNG, send that, and tell the"
+            " operator of this file.",
         ) from error
 
 
 def too_expensive() -> ImageRejected:
     return ImageRejected(
         Reason.TOO_EXPENSIVE,
-        f"Decoding the file took more than the allowed time or {MEMORY_LIMIT // MEBIBYTE} MiB of memory. "
-        "Send a smaller or simpler version of it.",
+        f"Decoding the file took more than the allowed time or {MEMORY_LIMIT // MEBIBYTE} MiB of"
+        " memory. Send a smaller or simpler version of it.",
     )
 
 
@@ -114,20 +122,27 @@ def _rejection(error: BaseException) -> ImageRejected | None:
     if isinstance(error, MemoryError):
         return too_expensive()
     if isinstance(error, pyvips.Error):
-        return too_expensive() if "memory" in text and re.search("out of|insufficient|alloc", text) else corrupt()
+        return (
+            too_expensive()
+            if "memory" in text and re.search("out of|insufficient|alloc", text)
+            else corrupt()
+        )
     return None
 
 
 def _drop_locals(error: BaseException | None) -> None:
-    """Pebble keeps an exception until the next job is done, and its frames would keep the pixels alive."""
+    """Pebble keeps an exception until the next job is done, and its frames would keep the pixels
+    alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 def _bind_to_parent() -> None:
-    """The fork server ends with the process that it serves, however that ends, and takes its children along. It lives
-    while somebody holds this end of a pipe; children get it, too, to start others, which these never do."""
+    """The fork server ends with the process that it serves, however that ends, and takes its
+    children along. It lives while somebody holds this end of a pipe; children get it, too, to start
+    others, which these never do.
+    """
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
@@ -135,8 +150,8 @@ def _bind_to_parent() -> None:
         os._exit(1)
     _LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if hasattr(_LIBC, "mallopt"):
-        # Addresses are what is limited. Each arena would reserve 64 MiB of them, and pixels freed into the heap, not to
-        # the system, would be missing for the next picture.
+        # Addresses are what is limited. Each arena would reserve 64 MiB of them, and pixels freed
+        # into the heap, not to the system, would be missing for the next picture.
         _LIBC.mallopt(M_ARENA_MAX, 1)
         _LIBC.mallopt(M_MMAP_THRESHOLD, MEBIBYTE // 4)
     with open("/proc/self/oom_score_adj", "w") as score:
@@ -156,10 +171,15 @@ def _prepare_libvips(threads: int) -> None:
 
 
 def _limit_memory() -> None:
-    """Only addresses can be limited, but resident memory is what must not exceed MEMORY_LIMIT: what is mapped and not
-    resident at the start of a job (thread stacks, what earlier jobs freed) comes on top. Some of that, library code
-    above all, becomes resident later; LIBRARY_RESERVE is kept back for it."""
+    """Only addresses can be limited, but resident memory is what must not exceed MEMORY_LIMIT: what
+    is mapped and not resident at the start of a job (thread stacks, what earlier jobs freed) comes
+    on top. Some of that, library code above all, becomes resident later; LIBRARY_RESERVE is kept
+    back for it."""
     with open("/proc/self/statm") as statm:
-        mapped, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
+        mapped, resident = (
+            int(pages) * resource.getpagesize() for pages in statm.read().split()[:2]
+        )
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT - LIBRARY_RESERVE + mapped - resident, most))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (MEMORY_LIMIT - LIBRARY_RESERVE + mapped - resident, most)
+    )

@@ -20,7 +20,8 @@ _PROBLEMS = 20
 
 
 def may_be_in(path: Path) -> bool:
-    """Whether there may be a manifest in the file. In few there is, and only these need ever meet the library."""
+    """Whether there may be a manifest in the file. In few there is, and only these need ever meet
+    the library."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(_MARK) >= 0
 
@@ -29,7 +30,9 @@ def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
     """See `shared.imaging.read_credentials`."""
     import c2pa
 
-    settings: dict[str, Any] = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True}}
+    settings: dict[str, Any] = {
+        "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True}
+    }
     if trust_anchors:
         settings["trust"] = {"trust_anchors": trust_anchors}
     try:
@@ -38,7 +41,9 @@ def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
             if reader is None:
                 return None
             with reader:
-                return _summary(reader.json(), _STATES.get(reader.get_validation_state() or "", "invalid"))
+                return _summary(
+                    reader.json(), _STATES.get(reader.get_validation_state() or "", "invalid")
+                )
     except c2pa.C2paError as error:
         elsewhere = str(error).startswith("Remote:")  # the file only points at one
         return None if elsewhere else Credentials(state="unreadable")
@@ -49,7 +54,8 @@ def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
 
 
 def _summary(text: str, state: str) -> Credentials:
-    """Everything in a manifest is what somebody wrote: taken if it has the right shape, cut if it is long."""
+    """Everything in a manifest is what somebody wrote: taken if it has the right shape, cut if it
+    is long."""
     store = json.loads(text)
     manifest = _of(dict, _of(dict, store, "manifests"), _of(str, store, "active_manifest"))
     signature = _of(dict, manifest, "signature_info")

@@ -19,28 +19,30 @@ LOADERS = {
     "image/gif": "gifload",
     "image/tiff": "tiffload",
 }
-# These decode the same picture at a fraction of its size. Of the others libvips would take smaller ones that stand
-# beside it in the file, and may be of something else.
+# These decode the same picture at a fraction of its size. Of the others libvips would take smaller
+# ones that stand beside it in the file, and may be of something else.
 _SHRINKING = ("image/jpeg", "image/webp")
 
 _BANDS = {"b-w": 1, "grey16": 1, "cmyk": 4}  # of colour; RGB in all its kinds has 3
 
-# Without a profile these mean sRGB. Converting from sRGB to sRGB changes no pixel, and takes longer than decoding.
+# Without a profile these mean sRGB. Converting from sRGB to sRGB changes no pixel, and takes longer
+# than decoding.
 _AS_SRGB = ("srgb", "rgb16", "b-w", "grey16")
 
 
 def open_page(path: Path, **options: float) -> Any:
-    """A lazy `pyvips.Image` of the first page, or of what `page` and `n` say. Only the header is read until pixels are
-    asked for, which is possible once, from top to bottom."""
+    """A lazy `pyvips.Image` of the first page, or of what `page` and `n` say. Only the header is
+    read until pixels are asked for, which is possible once, from top to bottom."""
     loader = LOADERS[_type_of(path)]
     return pyvips.Operation.call(loader, str(path), access="sequential", fail_on="error", **options)
 
 
 def open_picture(path: Path) -> Any:
-    """The first page as `open_page` gives it, in grey or in colours, with an alpha band if the file declares one.
+    """The first page as `open_page` gives it, in grey or in colours, with an alpha band if the file
+    declares one.
 
-    Of a TIFF, samples that it doesn't declare to be transparency are left out, and those of 32 bits or floating-point
-    are scaled to 16 bits: the largest number, or 1.0, is full light.
+    Of a TIFF, samples that it doesn't declare to be transparency are left out, and those of 32 bits
+    or floating-point are scaled to 16 bits: the largest number, or 1.0, is full light.
     """
     page = open_page(path)
     if _type_of(path) != "image/tiff":
@@ -52,7 +54,8 @@ def open_picture(path: Path) -> Any:
 
 
 def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -> Any:
-    """The first page in memory: upright, 8-bit sRGB with or without alpha, fitted into width x height pixels."""
+    """The first page in memory: upright, 8-bit sRGB with or without alpha, fitted into width x
+    height pixels."""
     size = "both" if enlarge else "down"
     picture = open_picture(path)
     as_it_is = picture.get_typeof("icc-profile-data") == 0 and picture.interpretation in _AS_SRGB
@@ -65,7 +68,9 @@ def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -
     if image.interpretation != "srgb":  # grey pictures stay grey in thumbnail
         image = image.colourspace("srgb")
     if image.bands not in (3, 4):
-        raise unsupported(f"a picture with {image.bands} channels", "Save it as RGB, and send that.")
+        raise unsupported(
+            f"a picture with {image.bands} channels", "Save it as RGB, and send that."
+        )
     return image.cast("uchar").copy_memory()
 
 
@@ -86,7 +91,9 @@ def _with_declared_bands(page: Any, said: tiff.Page) -> Any:
 
 def _scaled(picture: Any) -> Any:
     """In 8 or 16 bits."""
-    if picture.interpretation == "cmyk" and picture.format == "ushort":  # libvips would leave its alpha as it is
+    if (
+        picture.interpretation == "cmyk" and picture.format == "ushort"
+    ):  # libvips would leave its alpha as it is
         return (picture * (1 / 257)).rint().cast("uchar").copy()
     if picture.format in ("uchar", "ushort"):
         return picture

@@ -1,4 +1,5 @@
-"""Where a picture ends in its file, by the structure of its format: what comes after is read by no decoder."""
+"""Where a picture ends in its file, by the structure of its format: what comes after is read by no
+decoder."""
 
 import re
 from mmap import mmap
@@ -10,7 +11,8 @@ _START, _END = b"\xff\xd8", 0xD9
 
 
 def end_of_picture(content: mmap, mime: str) -> int:
-    """The first byte that belongs to nothing; the length of the file where its format has no end of its own."""
+    """The first byte that belongs to nothing; the length of the file where its format has no end of
+    its own."""
     match mime:
         case "image/png":
             return _end_of_png(content)

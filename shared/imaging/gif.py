@@ -10,7 +10,8 @@ _WHITE = b"\xff" * 3 * 256
 
 @dataclass(frozen=True)
 class Block:
-    """An extension with its label, or a frame (label -1) with its head; `data` is what its sub-blocks say, joined."""
+    """An extension with its label, or a frame (label -1) with its head; `data` is what its
+    sub-blocks say, joined."""
 
     label: int
     head: bytes
@@ -39,7 +40,8 @@ def blocks(content: bytes) -> Iterator[Block]:
 
 
 def lone_frames(content: bytes) -> Iterator[bytes]:
-    """Each frame as a GIF of its own, of which every colour is white: a pixel that isn't was never said."""
+    """Each frame as a GIF of its own, of which every colour is white: a pixel that isn't was never
+    said."""
     for block in blocks(content):
         if block.label == -1:
             width, height = struct.unpack_from("<HH", block.head, 4)

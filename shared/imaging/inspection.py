@@ -40,7 +40,8 @@ def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts
     except pyvips.Error as error:
         if mime == HEIC:  # it opens without an HEVC decoder and fails at the first pixel
             raise ImageRejected(
-                Reason.HEIC_NOT_SUPPORTED, "HEIC pictures can't be decoded here. Convert it to JPEG, PNG or AVIF."
+                Reason.HEIC_NOT_SUPPORTED,
+                "HEIC pictures can't be decoded here. Convert it to JPEG, PNG or AVIF.",
             ) from error
         raise
 
@@ -52,26 +53,29 @@ def _inspect_image(path: Path, mime: str, limits: Limits) -> Facts:
     if facts.pages > limits.frames:
         raise ImageRejected(
             Reason.TOO_MANY_FRAMES,
-            f"The picture has {facts.pages} frames or pages; at most {limits.frames} are accepted. Send fewer.",
+            f"The picture has {facts.pages} frames or pages; at most {limits.frames} are accepted."
+            " Send fewer.",
         )
     _check_pixels(path, facts, limits)
     facts = replace(facts, has_location=says_where(content, blocks, mime))
     if facts.has_location and not limits.locations:
         raise ImageRejected(
             Reason.HAS_LOCATION,
-            "The picture says where it was taken, which isn't kept here. Remove its EXIF, XMP and IPTC data, and send"
-            " it again.",
+            "The picture says where it was taken, which isn't kept here. Remove its EXIF, XMP and"
+            " IPTC data, and send it again.",
         )
     prove_whole(path, content, mime, facts.pages)
     return replace(facts, may_have_manifest=credentials.may_be_in(path), measures=measure(path))
 
 
 def _read_header(path: Path, mime: str, size: int) -> tuple[Facts, list[bytes]]:
-    """Everything but the measures, and the metadata as the decoder found it. The image must not outlive this function:
-    WebP's holds room for all pixels."""
+    """Everything but the measures, and the metadata as the decoder found it. The image must not
+    outlive this function: WebP's holds room for all pixels."""
     header = open_picture(path)
     orientation = header.get("orientation") if header.get_typeof("orientation") else 1
-    width, height = (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+    width, height = (
+        (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+    )
     blocks = {name: header.get(name) for name in _METADATA if header.get_typeof(name)}
     facts = Facts(
         kind="image",
@@ -92,7 +96,8 @@ def _check_bytes(size: int, limit: int) -> None:
     if size > limit:
         raise ImageRejected(
             Reason.TOO_MANY_BYTES,
-            f"The file has {size:,} bytes; at most {limit:,} ({limit // MEBIBYTE} MiB) are accepted. Make it smaller.",
+            f"The file has {size:,} bytes; at most {limit:,} ({limit // MEBIBYTE} MiB) are"
+            " accepted. Make it smaller.",
         )
 
 
@@ -105,12 +110,14 @@ def _check_declared(mime: str, declared_type: str | None) -> None:
 def _mismatch(claim: str, found: str) -> ImageRejected:
     return ImageRejected(
         Reason.TYPE_MISMATCH,
-        f"The file is announced as {claim[:100]} but its content is {found}. Send it with its true type.",
+        f"The file is announced as {claim[:100]} but its content is {found}. Send it with its true"
+        " type.",
     )
 
 
 def _check_pixels(path: Path, facts: Facts, limits: Limits) -> None:
-    """From headers alone: few bytes may stand for rows that take very long, each being decoded on its own."""
+    """From headers alone: few bytes may stand for rows that take very long, each being decoded on
+    its own."""
     _check_side(facts.width or 0, facts.height or 0, limits)
     first = (facts.width or 0) * (facts.height or 0)
     if first <= limits.pixels and facts.mime_type in ("image/tiff", "image/avif", HEIC):
@@ -124,8 +131,8 @@ def _check_pixels(path: Path, facts: Facts, limits: Limits) -> None:
     if pixels > limits.pixels:
         raise ImageRejected(
             Reason.TOO_MANY_PIXELS,
-            f"The picture has {pixels / 1e6:,.1f} megapixels over all frames; at most {limits.pixels / 1e6:,.1f} are "
-            "accepted. Scale it down.",
+            f"The picture has {pixels / 1e6:,.1f} megapixels over all frames; at most"
+            f" {limits.pixels / 1e6:,.1f} are accepted. Scale it down.",
         )
 
 
@@ -133,8 +140,8 @@ def _check_side(width: int, height: int, limits: Limits) -> None:
     if max(width, height) > limits.side:
         raise ImageRejected(
             Reason.TOO_MANY_PIXELS,
-            f"The picture has {width:,} x {height:,} pixels; at most {limits.side:,} are accepted on the longer side. "
-            "Scale it down.",
+            f"The picture has {width:,} x {height:,} pixels; at most {limits.side:,} are accepted"
+            " on the longer side. Scale it down.",
         )
 
 
@@ -149,19 +156,22 @@ def _count_pdf_pages(path: Path, limits: Limits) -> int:
     except pikepdf.PikepdfError as error:
         raise ImageRejected(
             Reason.CORRUPT,
-            "The PDF's table of its parts (cross-reference) is wrong, or the file is cut short. Some viewers repair"
-            " that without a word: open it in one, save it anew, and send what was saved.",
+            "The PDF's table of its parts (cross-reference) is wrong, or the file is cut short."
+            " Some viewers repair that without a word: open it in one, save it anew, and send what"
+            " was saved.",
         ) from error
     if pages == 0:
         raise corrupt()
     if pages > limits.pdf_pages:
         raise ImageRejected(
-            Reason.TOO_MANY_FRAMES, f"The PDF has {pages} pages; at most {limits.pdf_pages} are accepted. Split it."
+            Reason.TOO_MANY_FRAMES,
+            f"The PDF has {pages} pages; at most {limits.pdf_pages} are accepted. Split it.",
         )
     return pages
 
 
 def _encrypted() -> ImageRejected:
     return ImageRejected(
-        Reason.ENCRYPTED, "The PDF is encrypted. Remove its password and restrictions and send it again."
+        Reason.ENCRYPTED,
+        "The PDF is encrypted. Remove its password and restrictions and send it again.",
     )

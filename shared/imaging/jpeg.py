@@ -1,4 +1,5 @@
-"""The structure of a JPEG up to the end of its first picture: which segments it has, and which scans.
+"""The structure of a JPEG up to the end of its first picture: which segments it has, and which
+scans.
 
 libjpeg paints what a missing scan would have said in grey, without a word; here that is seen.
 """
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 _START_OF_FRAME = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, 2
-# In coded data, a byte 0xFF is followed by 0 or a restart. Spelt so that the search begins with that byte.
+# In coded data, a byte 0xFF is followed by 0 or a restart. Spelt so that the search begins with
+# that byte.
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 
 
@@ -24,11 +26,15 @@ class Frame:
 
 
 def frame(content: bytes) -> Frame | None:
-    return next((_frame(marker, body) for marker, body in _segments(content) if marker in _START_OF_FRAME), None)
+    return next(
+        (_frame(marker, body) for marker, body in _segments(content) if marker in _START_OF_FRAME),
+        None,
+    )
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether every coefficient of every component comes in some scan, to its last bit, and then the end."""
+    """Whether every coefficient of every component comes in some scan, to its last bit, and then
+    the end."""
     said, found, ended = set[tuple[int, int]](), None, False
     for marker, body in _segments(content):
         if marker in _START_OF_FRAME and found is None:
@@ -39,9 +45,17 @@ def is_whole(content: bytes) -> bool:
                 first, last, bit = 0, 63, 0
             components = body[1 : 1 + 2 * body[0] : 2]
             if bit == 0:
-                said.update((component, index) for component in components for index in range(first, min(last, 63) + 1))
+                said.update(
+                    (component, index)
+                    for component in components
+                    for index in range(first, min(last, 63) + 1)
+                )
         ended = marker == _END
-    return found is not None and ended and said >= {(part, index) for part in found.components for index in range(64)}
+    return (
+        found is not None
+        and ended
+        and said >= {(part, index) for part in found.components for index in range(64)}
+    )
 
 
 def _frame(marker: int, body: bytes) -> Frame:
@@ -50,7 +64,8 @@ def _frame(marker: int, body: bytes) -> Frame:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker with what belongs to it, without coded data; up to the end of the picture or of the file."""
+    """Each marker with what belongs to it, without coded data; up to the end of the picture or of
+    the file."""
     at = 2
     while found := _MARKER.search(content, at):
         marker, at = found[1][0], found.end()

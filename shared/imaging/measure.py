@@ -1,4 +1,5 @@
-"""Measures of a picture, all taken from one 800-pixel copy so that they can be compared across sizes."""
+"""Measures of a picture, all taken from one 800-pixel copy so that they can be compared across
+sizes."""
 
 import base64
 from collections import defaultdict
@@ -50,7 +51,9 @@ def measure(path: Path) -> Measures:
 
 def _focal_point(colour: Any) -> tuple[float, float]:
     width, height = max(1, colour.width // 2), max(1, colour.height // 2)
-    _, found = colour.smartcrop(width, height, interesting="attention", attention_x=True, attention_y=True)
+    _, found = colour.smartcrop(
+        width, height, interesting="attention", attention_x=True, attention_y=True
+    )
     x, y = found["attention_x"] / colour.width, found["attention_y"] / colour.height
     return round(min(max(x, 0.0), 1.0), 4), round(min(max(y, 0.0), 1.0), 4)
 
@@ -74,8 +77,10 @@ def _lightness(value: int) -> float:
 
 
 def _dominant_colours(image: Any) -> tuple[Colour, ...]:
-    """Up to five colours: pixels are sorted into cells of CIELAB, the fullest cell takes in those around it, then the
-    next fullest of what is left. A colour is the mean of its fullest cell, its share that of all cells it took in."""
+    """Up to five colours: pixels are sorted into cells of CIELAB, the fullest cell takes in those
+    around it, then the next fullest of what is left. A colour is the mean of its fullest cell, its
+    share that of all cells it took in.
+    """
     small = image.thumbnail_image(PALETTE_SIZE, height=PALETTE_SIZE, size="down")
     lab = memoryview(small[:3].colourspace("lab").write_to_memory()).cast("B").cast("f")
     pixels = _groups(bytes(small.write_to_memory()), 4)
@@ -100,7 +105,9 @@ def _dominant_colours(image: Any) -> tuple[Colour, ...]:
 
 def _placeholder(image: Any) -> str:
     small = image.thumbnail_image(PLACEHOLDER_SIZE, height=PLACEHOLDER_SIZE, size="down")
-    return base64.b64encode(thumbhash(small.width, small.height, bytes(small.write_to_memory()))).decode()
+    return base64.b64encode(
+        thumbhash(small.width, small.height, bytes(small.write_to_memory()))
+    ).decode()
 
 
 def _groups(values: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:

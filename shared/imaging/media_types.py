@@ -33,6 +33,7 @@ _ALIASES = {
 
 
 def canonical(declared: str) -> str:
-    """`image/jpeg` for ` Image/JPG; q=1`. A type that is nobody's alias is only spelt in small letters."""
+    """`image/jpeg` for ` Image/JPG; q=1`. A type that is nobody's alias is only spelt in small
+    letters."""
     name = declared.partition(";")[0].strip(" \t").lower()
     return _ALIASES.get(name, name)

@@ -31,12 +31,13 @@ class Reason(StrEnum):
 class ImageRejected(Exception):
     """The file itself is at fault: trying again with the same bytes gives the same answer.
 
-    `message` is meant for the sender: it names the limit and what to do next, and holds no path and no
-    library text.
+    `message` is meant for the sender: it names the limit and what to do next, and holds no path and
+    no library text.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        # Both go to Exception, because that is what pickle hands back to __init__ in the parent process.
+        # Both go to Exception, because that is what pickle hands back to __init__ in the parent
+        # process.
         super().__init__(reason, message)
         self.reason = reason
         self.message = message
@@ -46,13 +47,15 @@ class ImageRejected(Exception):
 
 
 class NotUnderstood(ImageRejected):
-    """Nobody foresaw this file: the sender can send another, and the operator is to see the cause in the log."""
+    """Nobody foresaw this file: the sender can send another, and the operator is to see the cause
+    in the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Upper bounds, all inclusive. Pixels are counted over all frames or pages together; `side` is the longer side of
-    each, in pixels. `locations`: whether pictures may say where they were taken."""
+    """Upper bounds, all inclusive. Pixels are counted over all frames or pages together; `side` is
+    the longer side of each, in pixels. `locations`: whether pictures may say where they were
+    taken."""
 
     image_bytes: int = 10 * MEBIBYTE
     pdf_bytes: int = 50 * MEBIBYTE
@@ -68,7 +71,8 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """A dominant colour: `hex` is `#rrggbb` in sRGB, `share` the fraction 0..1 of the opaque pixels."""
+    """A dominant colour: `hex` is `#rrggbb` in sRGB, `share` the fraction 0..1 of the opaque
+    pixels."""
 
     hex: str
     share: float
@@ -78,13 +82,14 @@ class Colour:
 class Measures:
     """Measured on the first frame, upright, in sRGB, scaled to 800 pixels on its longer side.
 
-    placeholder: a ThumbHash, base64.
-    colours: up to five, largest share first; empty when nothing is opaque.
-    focal_x, focal_y: where the eye goes, as fractions 0..1 of width and height from the top left.
-    sharpness: 0..1, v / (v + 200) for the variance v of the 3x3 Laplacian of 8-bit luma. Flat is 0, a blurred
+    placeholder: a ThumbHash, base64. colours: up to five, largest share first; empty when nothing
+    is opaque. focal_x, focal_y: where the eye goes, as fractions 0..1 of width and height from the
+    top left. sharpness: 0..1, v / (v + 200) for the variance v of the 3x3 Laplacian of 8-bit luma.
+    Flat is 0, a blurred
         photograph is below about 0.3, a crisp one above about 0.6. Noise counts as sharp.
     exposure: 0..1, mean CIE lightness L*/100 of the opaque pixels; 0 when nothing is opaque.
-    clipped_shadows, clipped_highlights: shares 0..1 of opaque pixels with luma <= 2 or >= 253. A white backdrop
+    clipped_shadows, clipped_highlights: shares 0..1 of opaque pixels with luma <= 2 or >= 253. A
+    white backdrop
         counts as clipped highlights.
     """
 
@@ -102,10 +107,11 @@ class Measures:
 class Facts:
     """What a file turned out to be.
 
-    A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and it gets no variants,
-    because libvips is built without a PDF renderer. width and height are pixels of the first frame after `orientation`
-    (EXIF, 1..8, 1 is upright) was applied. `pages` counts frames of an animation, too. `source_type` is the IPTC
-    digital source type that its XMP states, "" if none. `has_location`: something in the file says where it was taken
+    A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and
+    it gets no variants, because libvips is built without a PDF renderer. width and height are
+    pixels of the first frame after `orientation` (EXIF, 1..8, 1 is upright) was applied. `pages`
+    counts frames of an animation, too. `source_type` is the IPTC digital source type that its XMP
+    states, "" if none. `has_location`: something in the file says where it was taken
     (`shared.imaging.places` says what a place is). `has_alpha`: the file declares transparency.
     `may_have_manifest`: without it there is no use in `read_credentials`.
     """
@@ -129,12 +135,15 @@ class Facts:
 class Credentials:
     """What the C2PA manifest in a file says, and whether that holds.
 
-    state: `trusted` (intact, and signed by a certificate that leads to a trust anchor), `valid` (intact, signer
-        unknown), `invalid` (file or manifest were changed, or the signature isn't one), `unreadable` (all else empty).
-    claim_generator: the program that wrote it. signer: the organisation of the certificate; signer_name: its common
+    state: `trusted` (intact, and signed by a certificate that leads to a trust anchor), `valid`
+    (intact, signer
+        unknown), `invalid` (file or manifest were changed, or the signature isn't one),
+        `unreadable` (all else empty).
+    claim_generator: the program that wrote it. signer: the organisation of the certificate;
+    signer_name: its common
         name.
-    signed_at: RFC 3339, if a time stamp is in it. source_type: as in Facts. problems: codes of the specification.
-    manifest_store: the whole as JSON; empty if it is longer than 64 KiB.
+    signed_at: RFC 3339, if a time stamp is in it. source_type: as in Facts. problems: codes of the
+    specification. manifest_store: the whole as JSON; empty if it is longer than 64 KiB.
     """
 
     state: str
@@ -152,8 +161,9 @@ Format = Literal["webp", "avif", "jpeg", "png"]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A picture that fits into width x height pixels. `quality` is 1..100 and, like `effort` (0..9, more is slower
-    and smaller), means nothing to formats that lack it: PNG has no quality, JPEG no effort."""
+    """A picture that fits into width x height pixels. `quality` is 1..100 and, like `effort` (0..9,
+    more is slower and smaller), means nothing to formats that lack it: PNG has no quality, JPEG no
+    effort."""
 
     name: str
     width: int
@@ -164,7 +174,10 @@ class Preset:
 
     def __post_init__(self) -> None:
         if not (1 <= self.width <= 16383 and 1 <= self.height <= 16383):
-            raise ValueError(f"preset {self.name}: width and height must be 1..16383 pixels, the most WebP can hold")
+            raise ValueError(
+                f"preset {self.name}: width and height must be 1..16383 pixels, the most WebP can"
+                " hold"
+            )
         if not 1 <= self.quality <= 100:
             raise ValueError(f"preset {self.name}: quality must be 1..100")
 

@@ -1,13 +1,14 @@
 """Whether a picture's file says where it was taken, in any of the ways that programs write it.
 
-A place is: coordinates or altitude, of the camera or of what it was pointed at, or the name of a GPS area (EXIF and
-XMP); the names of a city, a part of it, a state or a country of the picture (IPTC's fields, in IIM and in XMP); the
-location of a shot (XMP's xmpDM). No place are: the empty frame of GPS data, its version, time and direction, and the
-address of the one who made the picture.
+A place is: coordinates or altitude, of the camera or of what it was pointed at, or the name of a
+GPS area (EXIF and XMP); the names of a city, a part of it, a state or a country of the picture
+(IPTC's fields, in IIM and in XMP); the location of a shot (XMP's xmpDM). No place are: the empty
+frame of GPS data, its version, time and direction, and the address of the one who made the picture.
 
-The file is searched as bytes, not as a container: a second segment, a second picture and a later page are found
-wherever they stand. Only what is packed, spelt in hexadecimal or cut into pieces is put together first. Not read are
-the makers' own formats (MakerNotes, what follows the picture in a trailer of theirs).
+The file is searched as bytes, not as a container: a second segment, a second picture and a later
+page are found wherever they stand. Only what is packed, spelt in hexadecimal or cut into pieces is
+put together first. Not read are the makers' own formats (MakerNotes, what follows the picture in a
+trailer of theirs).
 """
 
 import re
@@ -20,7 +21,14 @@ from shared.imaging import gif
 from shared.imaging.child import too_expensive
 from shared.imaging.tiff import EXIF_DIRECTORY, GPS_DIRECTORY, HEADS, SUB_DIRECTORIES, Tiff
 
-_GPS_PLACES = {2, 4, 6, 20, 22, 28}  # latitude, longitude, altitude, those of the target, name of the area
+_GPS_PLACES = {
+    2,
+    4,
+    6,
+    20,
+    22,
+    28,
+}  # latitude, longitude, altitude, those of the target, name of the area
 # Of its second record: location codes and names, city, part of it, state, country.
 _IIM_PLACES = {bytes((2, kind)) for kind in (26, 27, 90, 92, 95, 100, 101)}
 _IIM = 33723  # the tag
@@ -43,13 +51,25 @@ _NAMESPACES = {
     b"http://ns.adobe.com/photoshop/1.0/": {b"City", b"State", b"Country"},
     b"http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/": {b"Location", b"CountryCode"},
     b"http://iptc.org/std/Iptc4xmpExt/2008-02-29/": {
-        b"City", b"CountryCode", b"CountryName", b"ProvinceState", b"Sublocation", b"LocationName", b"LocationId",
+        b"City",
+        b"CountryCode",
+        b"CountryName",
+        b"ProvinceState",
+        b"Sublocation",
+        b"LocationName",
+        b"LocationId",
         b"WorldRegion",
     },
     b"http://ns.adobe.com/xmp/1.0/DynamicMedia/": {b"shotLocation"},
     b"http://ns.iview-multimedia.com/mediapro/1.0/": {b"Location"},
-}  # fmt: skip
-_USUAL = dict(zip((b"photoshop", b"Iptc4xmpCore", b"Iptc4xmpExt", b"xmpDM", b"mediapro"), _NAMESPACES, strict=True))
+}
+_USUAL = dict(
+    zip(
+        (b"photoshop", b"Iptc4xmpCore", b"Iptc4xmpExt", b"xmpDM", b"mediapro"),
+        _NAMESPACES,
+        strict=True,
+    )
+)
 
 _APP1 = b"\xff\xe1"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
@@ -61,7 +81,9 @@ def says_where(content: bytes, metadata: list[bytes], mime: str) -> bool:
 
     Raises ImageRejected (TOO_EXPENSIVE) when there is more to look through than any picture has.
     """
-    return any(_found_in(block) for block in chain([content], metadata, _put_together(content, mime)))
+    return any(
+        _found_in(block) for block in chain([content], metadata, _put_together(content, mime))
+    )
 
 
 def _found_in(block: bytes) -> bool:
@@ -95,7 +117,8 @@ def _in_exif(block: bytes) -> bool:
 
 
 def _in_xmp(block: bytes) -> bool:
-    """In UTF-8, 16 or 32: names are ASCII, and those are the same once the zeros between the letters are gone."""
+    """In UTF-8, 16 or 32: names are ASCII, and those are the same once the zeros between the
+    letters are gone."""
     for zeros in (0, 1, 3):
         for mark in (b"rdf:RDF", b"xmpmeta"):
             end, stop = re.compile(_spelt(b"/" + mark, zeros)), 0
@@ -112,8 +135,13 @@ def _in_xmp(block: bytes) -> bool:
 def _packet_says(packet: bytes) -> bool:
     if _GPS_IN_XMP.search(packet):
         return True
-    spaces = _USUAL | {prefix: space for prefix, space in _PREFIX.findall(packet) if space in _NAMESPACES}
-    return any(name in _NAMESPACES.get(spaces.get(prefix, b""), ()) for prefix, name in _NAMED_IN_XMP.findall(packet))
+    spaces = _USUAL | {
+        prefix: space for prefix, space in _PREFIX.findall(packet) if space in _NAMESPACES
+    }
+    return any(
+        name in _NAMESPACES.get(spaces.get(prefix, b""), ())
+        for prefix, name in _NAMED_IN_XMP.findall(packet)
+    )
 
 
 def _in_iptc(block: bytes) -> bool:
@@ -154,7 +182,8 @@ def _put_together(content: bytes, mime: str) -> Iterator[bytes]:
 
 
 def _split_segments(content: bytes) -> Iterator[bytes]:
-    """EXIF and XMP of more than 64 KiB, which a segment can't hold: EXIF goes on, XMP says where the piece belongs."""
+    """EXIF and XMP of more than 64 KiB, which a segment can't hold: EXIF goes on, XMP says where
+    the piece belongs."""
     yield b"".join(body[6:] for body in _segments(content, b"Exif\0"))
     pieces: dict[bytes, list[tuple[int, bytes]]] = {}
     for body in _segments(content, _EXTENDED_XMP):

@@ -19,8 +19,8 @@ from shared.turns import Turns
 T = TypeVar("T")
 
 JOBS_PER_CHILD = 300
-# Children are forked from a process that has loaded libvips and nothing else, so that one more costs tens of
-# milliseconds, not 200: a picture that ends its child must not be dear.
+# Children are forked from a process that has loaded libvips and nothing else, so that one more
+# costs tens of milliseconds, not 200: a picture that ends its child must not be dear.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["shared.imaging.inspection", "shared.imaging.variants"])
 
@@ -28,12 +28,12 @@ _FORKS.set_forkserver_preload(["shared.imaging.inspection", "shared.imaging.vari
 class ImagingPool:
     """Runs functions in up to `workers` child processes, each limited to 512 MiB of memory.
 
-    Children are started when first needed, by a fork server (they inherit none of this process's sockets or threads),
-    reused for some hundred jobs, and die with this process. When there are more calls than workers, owners take turns:
-    one who asks for much doesn't hold up the others.
+    Children are started when first needed, by a fork server (they inherit none of this process's
+    sockets or threads), reused for some hundred jobs, and die with this process. When there are
+    more calls than workers, owners take turns: one who asks for much doesn't hold up the others.
 
-    A fresh child imports the parent's main module unless that is a package's `__main__`, so services are started with
-    `python -m`.
+    A fresh child imports the parent's main module unless that is a package's `__main__`, so
+    services are started with `python -m`.
     """
 
     def __init__(self, workers: int = 2) -> None:
@@ -45,13 +45,16 @@ class ImagingPool:
         self._idle = [_Child(threads) for _ in range(workers)]
 
     async def run(self, function: Callable[..., T], *args: object, timeout: float = 20.0) -> T:
-        """Call `function(*args)` in a child and return its result; both must be picklable, the function importable.
+        """Call `function(*args)` in a child and return its result; both must be picklable, the
+        function importable.
 
-        `timeout` is in seconds and counts from the moment a child is free. Cancelling the caller kills the child.
+        `timeout` is in seconds and counts from the moment a child is free. Cancelling the caller
+        kills the child.
 
-        Raises `ImageRejected` as the function raised it, or with TOO_EXPENSIVE when the child ran out of time or
-        memory, crashed or was killed; whatever else the function raised; `RuntimeError` when the pool is closed or
-        children can't be started. A job may run twice: a child that is told to stop (SIGTERM) is replaced once.
+        Raises `ImageRejected` as the function raised it, or with TOO_EXPENSIVE when the child ran
+        out of time or memory, crashed or was killed; whatever else the function raised;
+        `RuntimeError` when the pool is closed or children can't be started. A job may run twice: a
+        child that is told to stop (SIGTERM) is replaced once.
         """
         # Not above: what children are forked from imports this module, and shall stay small.
         import structlog
@@ -65,13 +68,16 @@ class ImagingPool:
             try:
                 return await child.call(function, args, timeout)
             except NotUnderstood as refusal:
-                structlog.get_logger("imaging").error("a file isn't understood", cause=str(refusal.__cause__))
+                structlog.get_logger("imaging").error(
+                    "a file isn't understood", cause=str(refusal.__cause__)
+                )
                 raise
             finally:
                 self._idle.append(child)
 
     async def close(self) -> None:
-        """Refuse further work, wait for what is running, end the children. To end at once, cancel the callers first."""
+        """Refuse further work, wait for what is running, end the children. To end at once, cancel
+        the callers first."""
         self._closed = True
         async with AsyncExitStack() as all_of_them:
             for _ in range(self._workers):
@@ -82,8 +88,9 @@ class ImagingPool:
 class _Child:
     """One process: a Pebble pool of a single worker, thrown away after anything but an answer.
 
-    Pebble can cancel and time out by itself, but it may then kill the worker when that has already begun the next job,
-    which would never end. With one pool per process no job is ever next to another.
+    Pebble can cancel and time out by itself, but it may then kill the worker when that has already
+    begun the next job, which would never end. With one pool per process no job is ever next to
+    another.
     """
 
     def __init__(self, threads: int) -> None:
@@ -98,14 +105,18 @@ class _Child:
             try:
                 return await self._answer(function, args, timeout)
             except _Interrupted as error:
-                raise RuntimeError("imaging children can't be started or are being stopped from outside") from error
+                raise RuntimeError(
+                    "imaging children can't be started or are being stopped from outside"
+                ) from error
 
     async def stop(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
             await asyncio.to_thread(_end, pool)
 
-    async def _answer(self, function: Callable[..., T], args: tuple[object, ...], timeout: float) -> T:
+    async def _answer(
+        self, function: Callable[..., T], args: tuple[object, ...], timeout: float
+    ) -> T:
         answered = False
         try:
             async with asyncio.timeout(timeout) as patience:

@@ -44,7 +44,12 @@ _OTHERS = (
     (0, (b"BPG\xfb",), "a BPG", _EXPORT),
     (0, (b"FLIF",), "a FLIF", _EXPORT),
     (0, (b"\x0a\x05\x01\x08",), "a PCX", _EXPORT),
-    (0, tuple(b"P%d%c" % (kind, blank) for kind in range(1, 8) for blank in b"\n\r \t"), "a Netpbm picture", _EXPORT),
+    (
+        0,
+        tuple(b"P%d%c" % (kind, blank) for kind in range(1, 8) for blank in b"\n\r \t"),
+        "a Netpbm picture",
+        _EXPORT,
+    ),
     (0, (b"PF\n", b"Pf\n"), "a PFM picture", _EXPORT),
     (0, (b"AT&TFORM",), "a DjVu document", "Export its pages as pictures, or the whole as a PDF."),
     (0, (b"%!PS", b"\xc5\xd0\xd3\xc6"), "PostScript (EPS)", "Export it as a PDF or as a picture."),
@@ -64,7 +69,17 @@ _EXECUTABLE_HEADS = (
 )
 _ARCHIVES = {
     f"application/{name}"
-    for name in ("zip", "gzip", "zstd", "x-tar", "x-bzip2", "x-xz", "x-lzip", "x-7z-compressed", "x-rar-compressed")
+    for name in (
+        "zip",
+        "gzip",
+        "zstd",
+        "x-tar",
+        "x-bzip2",
+        "x-xz",
+        "x-lzip",
+        "x-7z-compressed",
+        "x-rar-compressed",
+    )
 }
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
@@ -74,13 +89,17 @@ _MARKUP = re.compile(rb"<(?:script|html|iframe)[\s>/]|<!doctype\s+html|<\?php\s"
 
 
 def sniff(head: bytes) -> str:
-    """The media type of a file that starts with `head` (its first HEAD_BYTES): one of ALLOWED, or HEIC.
+    """The media type of a file that starts with `head` (its first HEAD_BYTES): one of ALLOWED, or
+    HEIC.
 
-    Raises ImageRejected for everything else, with a reason of its own for what people send by mistake or malice.
+    Raises ImageRejected for everything else, with a reason of its own for what people send by
+    mistake or malice.
     """
     for at, marks, name, advice in _OTHERS:
         if head.startswith(marks, at):
-            raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"The file is {name}, which is not accepted. {advice}")
+            raise ImageRejected(
+                Reason.TYPE_NOT_ALLOWED, f"The file is {name}, which is not accepted. {advice}"
+            )
     if head[4:8] == b"ftyp":
         return _iso_media(head)
     if head.startswith(_EXECUTABLE_HEADS):
@@ -88,7 +107,8 @@ def sniff(head: bytes) -> str:
     if _text_start(head).startswith("<"):
         raise ImageRejected(
             Reason.ACTIVE_CONTENT,
-            f"The file is SVG, HTML or other markup, which can carry scripts. Render it to pixels first. {_RESEND}",
+            "The file is SVG, HTML or other markup, which can carry scripts. Render it to pixels"
+            f" first. {_RESEND}",
         )
     if head.lstrip(_BLANKS).startswith(
         b"%PDF-"
@@ -103,24 +123,36 @@ def sniff(head: bytes) -> str:
     if mime.startswith("video/"):
         raise _video()
     if mime in _ARCHIVES:
-        raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"The file is an archive ({mime}). Unpack it and send its files.")
-    raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"The file type ({mime or 'unknown'}) is not accepted. {_RESEND}")
+        raise ImageRejected(
+            Reason.TYPE_NOT_ALLOWED,
+            f"The file is an archive ({mime}). Unpack it and send its files.",
+        )
+    raise ImageRejected(
+        Reason.TYPE_NOT_ALLOWED, f"The file type ({mime or 'unknown'}) is not accepted. {_RESEND}"
+    )
 
 
 def refuse_polyglot(path: Path, mime: str) -> None:
-    """Refuse an image that begins as a script, goes on as a web page or a script, or is a ZIP archive, too.
+    """Refuse an image that begins as a script, goes on as a web page or a script, or is a ZIP
+    archive, too.
 
-    Decoders ignore what doesn't belong to the picture, so such a file is a valid image. Derivatives are clean
-    because they are encoded anew; the original is what would be dangerous if a browser ever ran it. Text within the
-    picture, a prompt or a caption, may speak of tags as it likes: originals are served under their picture's type
-    with `nosniff`, so that nothing looks for a page in them.
+    Decoders ignore what doesn't belong to the picture, so such a file is a valid image. Derivatives
+    are clean because they are encoded anew; the original is what would be dangerous if a browser
+    ever ran it. Text within the picture, a prompt or a caption, may speak of tags as it likes:
+    originals are served under their picture's type with `nosniff`, so that nothing looks for a page
+    in them.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         script = _opens_as_script(content[:16], mime)
         # Few files hold a tag at all, and only those are walked through.
-        appended = _MARKUP.search(content) and _MARKUP.search(content, end_of_picture(content, mime))
+        appended = _MARKUP.search(content) and _MARKUP.search(
+            content, end_of_picture(content, mime)
+        )
     if script:
-        raise ImageRejected(Reason.ACTIVE_CONTENT, "The image is also a script. Export it again from an image editor.")
+        raise ImageRejected(
+            Reason.ACTIVE_CONTENT,
+            "The image is also a script. Export it again from an image editor.",
+        )
     if appended:
         raise ImageRejected(
             Reason.ACTIVE_CONTENT,
@@ -128,7 +160,8 @@ def refuse_polyglot(path: Path, mime: str) -> None:
         )
     if _is_archive(path):
         raise ImageRejected(
-            Reason.TYPE_NOT_ALLOWED, "The image is also a ZIP archive. Export it again from an image editor."
+            Reason.TYPE_NOT_ALLOWED,
+            "The image is also a ZIP archive. Export it again from an image editor.",
         )
 
 
@@ -141,16 +174,21 @@ def _iso_media(head: bytes) -> str:
     if brands & _HEIC_BRANDS:
         return HEIC
     if brands & _OTHER_BRANDS:
-        raise ImageRejected(Reason.TYPE_NOT_ALLOWED, f"This kind of MPEG-4 container is not accepted. {_RESEND}")
+        raise ImageRejected(
+            Reason.TYPE_NOT_ALLOWED, f"This kind of MPEG-4 container is not accepted. {_RESEND}"
+        )
     raise _video()
 
 
 def _video() -> ImageRejected:
-    return ImageRejected(Reason.VIDEO_NOT_SUPPORTED, f"The file is a video; videos aren't supported. {_RESEND}")
+    return ImageRejected(
+        Reason.VIDEO_NOT_SUPPORTED, f"The file is a video; videos aren't supported. {_RESEND}"
+    )
 
 
 def _text_start(head: bytes) -> str:
-    """Where the file's text would begin. Only blanks are passed over: the length of a JPEG's segment may be a `<`."""
+    """Where the file's text would begin. Only blanks are passed over: the length of a JPEG's
+    segment may be a `<`."""
     blanks = " \t\r\n\f\0"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head.decode("utf-16", errors="ignore").lstrip(blanks)
@@ -158,11 +196,12 @@ def _text_start(head: bytes) -> str:
 
 
 def _opens_as_script(head: bytes, mime: str) -> bool:
-    """Whether the header is also the start of a JavaScript statement: the type's letters are a name, and the numbers
-    after them spell a comment or an assignment."""
+    """Whether the header is also the start of a JavaScript statement: the type's letters are a
+    name, and the numbers after them spell a comment or an assignment."""
     if mime == "image/gif":  # a screen width of 10,799, or of 8,253 and more that is all printable
         return head[6:8] == b"/*" or (head[6:7] == b"=" and 0x20 <= head[7] < 0x7F)
-    # A JFIF segment of 12,074 bytes; every writer makes 16, plus a thumbnail that nobody writes any more.
+    # A JFIF segment of 12,074 bytes; every writer makes 16, plus a thumbnail that nobody writes any
+    # more.
     return mime == "image/jpeg" and head[2:6] == b"\xff\xe0/*"
 
 

@@ -1,5 +1,5 @@
-"""The structure of a TIFF, and of EXIF, which is a TIFF without a picture: directories of entries, read and never
-trusted. What lies outside the bytes reads as zeros, so that nothing here raises."""
+"""The structure of a TIFF, and of EXIF, which is a TIFF without a picture: directories of entries,
+read and never trusted. What lies outside the bytes reads as zeros, so that nothing here raises."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,30 @@ from typing import Literal, NamedTuple
 
 HEADS = (b"II*\0", b"MM\0*")
 EXIF_DIRECTORY, GPS_DIRECTORY, SUB_DIRECTORIES = 34665, 34853, 330
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8  # photometric interpretations
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # of a value, by its kind
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = (
+    0,
+    1,
+    2,
+    3,
+    5,
+    6,
+    8,
+)  # photometric interpretations
+_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+}  # of a value, by its kind
 MULTIPLIED_IN, BESIDE = 1, 2  # ways of transparency; 0 is something else
 _REDUCED = 1
 _MOST_BELOW = 64  # pictures; a pyramid has a handful
@@ -34,7 +56,9 @@ class Tiff:
     def __init__(self, content: bytes, start: int = 0) -> None:
         self._content = content
         self._start = start
-        self._order: Literal["little", "big"] = "little" if content[start : start + 2] == b"II" else "big"
+        self._order: Literal["little", "big"] = (
+            "little" if content[start : start + 2] == b"II" else "big"
+        )
 
     @property
     def first(self) -> int:
@@ -46,7 +70,9 @@ class Tiff:
         for place in range(at + 2, at + 2 + 12 * count, 12):
             kind, values = self._number(place + 2, 2), self._number(place + 4, 4)
             inline = _SIZES.get(kind, 1) * values <= 4
-            entries[self._number(place, 2)] = Entry(kind, values, place + 8 if inline else self._number(place + 8, 4))
+            entries[self._number(place, 2)] = Entry(
+                kind, values, place + 8 if inline else self._number(place + 8, 4)
+            )
         return Directory(entries, count, self._number(at + 2 + 12 * count, 4) if count > 0 else 0)
 
     def chain(self) -> Iterator[Directory]:
@@ -96,7 +122,8 @@ class Page:
 
     @cached_property
     def sample_format(self) -> set[int]:
-        """1 unsigned, 2 signed, 3 floating-point, 5 and 6 complex. 4, undefined, is read as unsigned."""
+        """1 unsigned, 2 signed, 3 floating-point, 5 and 6 complex. 4, undefined, is read as
+        unsigned."""
         return {1 if said == 4 else said for said in self.all(339)[: self.samples]} or {1}
 
     @cached_property
@@ -126,19 +153,26 @@ class Page:
 
     @cached_property
     def transparencies(self) -> dict[int, int]:
-        """Which of the samples after the colours are declared to be transparency, counted from 0, and in which way."""
-        return {index: way for index, way in enumerate(self.all(338)) if way in (MULTIPLIED_IN, BESIDE)}
+        """Which of the samples after the colours are declared to be transparency, counted from 0,
+        and in which way."""
+        return {
+            index: way for index, way in enumerate(self.all(338)) if way in (MULTIPLIED_IN, BESIDE)
+        }
 
     def unpacked(self, index: int) -> int:
-        """How many bytes the strip or tile of this number has, at least, when nothing is compressed: of YCbCr, its
-        other parts may be as few as one likes."""
+        """How many bytes the strip or tile of this number has, at least, when nothing is
+        compressed: of YCbCr, its other parts may be as few as one likes."""
         width, height = self.size
         if self.tiled:
             width, height = self.value(322, 0), self.value(323, 0)
         else:
             rows = max(1, min(self.value(278, height), height))
             height = min(rows, height - index % -(-height // rows) * rows)
-        bits = 8 if self.photometric == YCBCR else (1 if self.planes else self.samples) * max(self.bits)
+        bits = (
+            8
+            if self.photometric == YCBCR
+            else (1 if self.planes else self.samples) * max(self.bits)
+        )
         return -(-width * bits // 8) * height
 
     @property

@@ -17,12 +17,18 @@ _EXTENSIONS: dict[Format, str] = {"webp": ".webp", "avif": ".avif", "jpeg": ".jp
 
 
 @nothing_unforeseen("made smaller")
-def write_variants(path: Path, presets: Sequence[Preset], directory: Path, source_type: str) -> list[Variant]:
+def write_variants(
+    path: Path, presets: Sequence[Preset], directory: Path, source_type: str
+) -> list[Variant]:
     """See `shared.imaging.make_variants`."""
     with open(path, "rb") as file:
         if sniff(file.read(HEAD_BYTES)) == PDF:
-            raise ImageRejected(Reason.TYPE_NOT_ALLOWED, "A PDF has no variants. Send its pages as pictures.")
-    base = load_scaled(path, max(preset.width for preset in presets), max(preset.height for preset in presets))
+            raise ImageRejected(
+                Reason.TYPE_NOT_ALLOWED, "A PDF has no variants. Send its pages as pictures."
+            )
+    base = load_scaled(
+        path, max(preset.width for preset in presets), max(preset.height for preset in presets)
+    )
     return [_write(base, preset, directory, source_type) for preset in presets]
 
 
@@ -31,7 +37,8 @@ def _write(base: Any, preset: Preset, directory: Path, source_type: str) -> Vari
     if source_type:  # in place of any XMP of the original
         image = image.copy()
         image.set_type(pyvips.GValue.blob_type, "xmp-data", packet(source_type))
-    # Encoded in memory and written by Python, so that a full disk is an OSError and no fault of the picture.
+    # Encoded in memory and written by Python, so that a full disk is an OSError and no fault of the
+    # picture.
     content = _encode(image, preset, "xmp" if source_type else "none")
     path = directory / f"{preset.name}{_EXTENSIONS[preset.format]}"
     path.write_bytes(content)
@@ -49,10 +56,14 @@ def _write(base: Any, preset: Preset, directory: Path, source_type: str) -> Vari
 
 def _encode(image: Any, preset: Preset, keep: str) -> bytes:
     if preset.format == "webp":
-        return bytes(image.webpsave_buffer(Q=preset.quality, effort=min(preset.effort, 6), keep=keep))
+        return bytes(
+            image.webpsave_buffer(Q=preset.quality, effort=min(preset.effort, 6), keep=keep)
+        )
     if preset.format == "avif":
         return bytes(
-            image.heifsave_buffer(compression="av1", bitdepth=8, Q=preset.quality, effort=preset.effort, keep=keep)
+            image.heifsave_buffer(
+                compression="av1", bitdepth=8, Q=preset.quality, effort=preset.effort, keep=keep
+            )
         )
     if preset.format == "png":
         return bytes(image.pngsave_buffer(keep=keep))

@@ -1,8 +1,9 @@
-"""Proves that a picture is whole: everything is decoded once, and nothing may be said against it meanwhile.
+"""Proves that a picture is whole: everything is decoded once, and nothing may be said against it
+meanwhile.
 
-Decoders go on where they can: libtiff leaves a tile blank that it can't decode, libjpeg fills up with grey. They do say
-so, as an error that libvips keeps or a warning that it logs, and here that is as good as a failure. Where a decoder
-says nothing, the structure of the file is looked at.
+Decoders go on where they can: libtiff leaves a tile blank that it can't decode, libjpeg fills up
+with grey. They do say so, as an error that libvips keeps or a warning that it logs, and here that
+is as good as a failure. Where a decoder says nothing, the structure of the file is looked at.
 """
 
 import logging
@@ -19,7 +20,8 @@ from shared.imaging.decode import open_page
 
 # What libjpeg notes and what costs no pixel. The message itself stands beside the number of them.
 _HARMLESS = re.compile(
-    r"extraneous bytes before marker|Invalid SOS parameters|unknown JFIF revision|Unknown Adobe color transform"
+    r"extraneous bytes before marker|Invalid SOS parameters|unknown JFIF revision|Unknown Adobe"
+    r" color transform"
     r"|^VIPS: read gave 1 warnings$|^VIPS: $"
 )
 _PNG_END = b"\0\0\0\0IEND"
@@ -32,8 +34,9 @@ _BEYOND = 0.1  # that filters may leave floating-point samples below 0 and above
 def prove_whole(path: Path, content: bytes, mime: str, pages: int) -> None:
     """Raises ImageRejected (CORRUPT), or pyvips.Error, unless all pixels of all pages are there.
 
-    JPEG and WebP are scaled to an eighth while decoding: every coefficient is still read, only pixels are saved, and
-    in WebP the memory for them. The other formats have no such shortcut that would look at all bytes.
+    JPEG and WebP are scaled to an eighth while decoding: every coefficient is still read, only
+    pixels are saved, and in WebP the memory for them. The other formats have no such shortcut that
+    would look at all bytes.
     """
     if mime == "image/jpeg":
         if not jpeg.is_whole(content):
@@ -76,7 +79,11 @@ class _Listener(logging.Handler):
 
     def heard(self) -> set[str]:
         """Since the last time."""
-        errors = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace").splitlines()
+        errors = (
+            pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
+            .decode(errors="replace")
+            .splitlines()
+        )
         heard = {line for line in (*errors, *self._warnings) if not _HARMLESS.search(line)}
         pyvips.vips_lib.vips_error_clear()
         self._warnings.clear()
@@ -86,7 +93,9 @@ class _Listener(logging.Handler):
 def _decode(path: Path, **options: float) -> None:
     with _Listener() as listener:
         page = open_page(path, **options)
-        known = listener.heard()  # of the header, which is read again below: unknown tags, odd versions
+        known = (
+            listener.heard()
+        )  # of the header, which is read again below: unknown tags, odd versions
         _look_at(page)
         del page  # libjpeg's warnings are told at the end
         if listener.heard() - known:
@@ -99,10 +108,12 @@ def _look_at(page: Any) -> None:
         return
     seen = page.stats()
     low, high, mean = seen(0, 0)[0], seen(1, 0)[0], seen(4, 0)[0]
-    if not (low >= -_BEYOND and high <= 1 + _BEYOND and mean == mean):  # one that is no number makes the mean none
+    if not (
+        low >= -_BEYOND and high <= 1 + _BEYOND and mean == mean
+    ):  # one that is no number makes the mean none
         raise unsupported(
-            f"a TIFF with floating-point samples from {low:.6g} to {high:.6g}, of which only those from 0 (black) to 1"
-            " (white) are pictures",
+            f"a TIFF with floating-point samples from {low:.6g} to {high:.6g}, of which only those"
+            " from 0 (black) to 1 (white) are pictures",
             "Scale them to that range, or save it with 16 bits per sample, and send that.",
         )
 
@@ -118,8 +129,8 @@ def _prove_frames(content: bytes) -> None:
 
 
 def _prove_parts(content: bytes) -> None:
-    """libtiff reads the file's head, or what follows a part that is too short, as pixels if told so, and of Deflate it
-    stops at the last pixel, in front of the checksum."""
+    """libtiff reads the file's head, or what follows a part that is too short, as pixels if told
+    so, and of Deflate it stops at the last pixel, in front of the checksum."""
     for page in tiff.pages(content):
         if min(page.places, default=0) < _TIFF_HEAD:
             raise corrupt()

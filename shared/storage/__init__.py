@@ -1,4 +1,5 @@
-"""Object storage: one interface (`Storage`), two backends (`open_disk`, `open_s3`), URLs that are signed or public."""
+"""Object storage: one interface (`Storage`), two backends (`open_disk`, `open_s3`), URLs that are
+signed or public."""
 
 from .base import (
     Check,

@@ -1,4 +1,5 @@
-"""HTTP connections that can't be held for nothing: limits on headers, on readers, and on how many there are."""
+"""HTTP connections that can't be held for nothing: limits on headers, on readers, and on how many
+there are."""
 
 from __future__ import annotations
 
@@ -12,23 +13,26 @@ from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_BYTES: Final = 64 * 1024
-"""Most bytes of a request line with its headers, give or take one read of the socket; more are answered with 400."""
+"""Most bytes of a request line with its headers, give or take one read of the socket; more are
+answered with 400."""
 
 _STATE: Final = "connection"  # where a request's scope names its connection
-_READER_SECONDS: Final = 10.0  # a reader that takes longer for what was written to it keeps the server waiting
+_READER_SECONDS: Final = (
+    10.0  # a reader that takes longer for what was written to it keeps the server waiting
+)
 _NOT_YET: Final = 2.0  # seconds for which a request isn't ended to make room for another
 
 
 class BoundedConnection(H11Protocol):
-    """Closes a connection whose next headers are not whole `header_seconds` after they were begun, and one whose client
-    reads nothing of an answer, or too little, for `drain_seconds`.
+    """Closes a connection whose next headers are not whole `header_seconds` after they were begun,
+    and one whose client reads nothing of an answer, or too little, for `drain_seconds`.
 
-    The first headers begin with the connection. Bytes that trickle in don't prolong the time. Idle connections between
-    two requests are closed by the server's keep-alive timeout.
+    The first headers begin with the connection. Bytes that trickle in don't prolong the time. Idle
+    connections between two requests are closed by the server's keep-alive timeout.
 
-    At most `most` stay open: one more closes the one whose client has kept the server waiting longest. A client that
-    has shown a right to what it does, with a signature or since the object is public, doesn't keep the server waiting
-    unless it is slow to read.
+    At most `most` stay open: one more closes the one whose client has kept the server waiting
+    longest. A client that has shown a right to what it does, with a signature or since the object
+    is public, doesn't keep the server waiting unless it is slow to read.
     """
 
     header_seconds: ClassVar[float] = 10
@@ -39,12 +43,16 @@ class BoundedConnection(H11Protocol):
     _unproven_since: float | None = None
     _unread_since: float | None = None
 
-    def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
+    def __init__(
+        self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None
+    ) -> None:
         super().__init__(config, server_state, {**app_state, _STATE: self}, _loop)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that every byte that isn't taken starts the clock
+        transport.set_write_buffer_limits(
+            high=0
+        )  # so that every byte that isn't taken starts the clock
         self.prove(False)
         self._begin()
         if len(self.connections) > self.most:
@@ -89,19 +97,28 @@ class BoundedConnection(H11Protocol):
         """For how many seconds the client has kept the server waiting."""
         now = self.loop.time()
         unproven = now - self._unproven_since if self._unproven_since is not None else 0.0
-        unread = now - self._unread_since - _READER_SECONDS if self._unread_since is not None else 0.0
+        unread = (
+            now - self._unread_since - _READER_SECONDS if self._unread_since is not None else 0.0
+        )
         return max(unproven, unread)
 
     def make_room(self) -> bool:
-        """Ends the other request whose client has kept the server waiting longest. False: none has for long."""
-        return _close_slowest(other for other in self._others() if other.serving() and other.waited() > _NOT_YET)
+        """Ends the other request whose client has kept the server waiting longest. False: none has
+        for long."""
+        return _close_slowest(
+            other for other in self._others() if other.serving() and other.waited() > _NOT_YET
+        )
 
     def serving(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _others(self) -> Iterator[BoundedConnection]:
         for other in self.connections:
-            if other is not self and isinstance(other, BoundedConnection) and not other.transport.is_closing():
+            if (
+                other is not self
+                and isinstance(other, BoundedConnection)
+                and not other.transport.is_closing()
+            ):
                 yield other
 
     def _begin(self) -> None:

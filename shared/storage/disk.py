@@ -1,8 +1,9 @@
-"""Objects in a directory. One file per object: its bytes, then a trailer with what is known of them.
+"""Objects in a directory. One file per object: its bytes, then a trailer with what is known of
+them.
 
-The trailer keeps bytes and facts in one file, so one rename replaces both. Under the root (mode 0700, files 0600):
-`data/<key>` are the objects, `incoming/` is where they are written before they get their name. An upload in parts is a
-folder there.
+The trailer keeps bytes and facts in one file, so one rename replaces both. Under the root (mode
+0700, files 0600): `data/<key>` are the objects, `incoming/` is where they are written before they
+get their name. An upload in parts is a folder there.
 """
 
 from __future__ import annotations
@@ -45,15 +46,19 @@ from .streams import Threads, batches, save
 
 _THREADS: Final = 8
 _BATCH: Final = 1000
-_MOST: Final = 700  # of a batch of deletes, in one thread; another has the rest, and then calls find a processor free
+# of a batch of deletes, in one thread; another has the rest, and then calls find a processor free
+_MOST: Final = 700
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}\.parts")
 
 
-def open_disk(root: Path, *, base_url: str, secret: bytes, public_base_url: str | None = None) -> DiskStorage:
+def open_disk(
+    root: Path, *, base_url: str, secret: bytes, public_base_url: str | None = None
+) -> DiskStorage:
     """Objects under the directory `root`, made if missing.
 
-    base_url: where `python -m shared.storage.http` answers, as clients reach it. secret: at least 32 bytes, the same as
-    that server's. public_base_url: stands in public URLs for `<base_url>/o`, for a CDN in front of it.
+    base_url: where `python -m shared.storage.http` answers, as clients reach it. secret: at least
+    32 bytes, the same as that server's. public_base_url: stands in public URLs for `<base_url>/o`,
+    for a CDN in front of it.
     """
     with translated("the storage root"):
         for folder in (root, root / "data", root / "incoming"):
@@ -111,26 +116,40 @@ class DiskStorage:
         return opened.stat
 
     async def copy(
-        self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False,
+        self,
+        source: str,
+        target: str,
+        *,
+        content_type: str | None = None,
+        if_absent: bool = False,
         check: Check | None = None,
-    ) -> Stat:  # fmt: skip
+    ) -> Stat:
         check_key(target)
         opened = await self.open(source)
-        # Bytes, not a hard link: the copy needs its own `modified`, by which a fresh object is told from a lost one.
+        # Bytes, not a hard link: the copy needs its own `modified`, by which a fresh object is told
+        # from a lost one.
         facts = {
             "content_type": check_content_type(content_type or opened.stat.content_type),
             "cache_forever": opened.cache_forever,
         }
         publish = partial(self._publish, target, facts, if_absent)
         with opened.file:
-            return await self._write(target, partial(self._copy, target, opened), publish, opened.stat.sha256, check)
+            return await self._write(
+                target, partial(self._copy, target, opened), publish, opened.stat.sha256, check
+            )
 
     async def delete(self, keys: Iterable[str]) -> None:
-        # What lies together goes together, so that each folder is tried once, when nothing is in it any more.
+        # What lies together goes together, so that each folder is tried once, when nothing is in it
+        # any more.
         paths = iter([self._path(key) for key in sorted(keys)])
         while batch := list(itertools.islice(paths, _BATCH)):
             with translated("delete"):
-                await asyncio.gather(*(self.threads.run(self._unlink, part) for part in (batch[:_MOST], batch[_MOST:])))
+                await asyncio.gather(
+                    *(
+                        self.threads.run(self._unlink, part)
+                        for part in (batch[:_MOST], batch[_MOST:])
+                    )
+                )
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
         walk = self._walk(check_prefix(prefix), after)
@@ -153,14 +172,18 @@ class DiskStorage:
             await self.threads.run(disk_parts.begin, self._incoming / upload, about)
         return upload
 
-    def sign_part(self, key: str, upload: str, number: int, *, length: int, expires_in: timedelta) -> SignedPut:
+    def sign_part(
+        self, key: str, upload: str, number: int, *, length: int, expires_in: timedelta
+    ) -> SignedPut:
         return self.links.sign_part(key, upload, number, length, expires_in)
 
     async def put_part(self, upload: str, number: int, source: Source) -> Part:
         """Keep a part. Raises MultipartEnded."""
         target = self._parts(upload) / f"{number:05}"
         name = f"part {number}"
-        stat = await self._write(name, partial(self._receive, name, source), partial(disk_parts.publish_part, target))
+        stat = await self._write(
+            name, partial(self._receive, name, source), partial(disk_parts.publish_part, target)
+        )
         return Part(number, stat.size, stat.etag)
 
     async def list_parts(self, key: str, upload: str) -> Sequence[Part]:
@@ -182,10 +205,14 @@ class DiskStorage:
         with translated(key):
             await self.threads.insist(disk_parts.remove_parts, self._parts(upload))
 
-    def sign_post(self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
+    def sign_post(
+        self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta
+    ) -> SignedPost:
         return self.links.sign_post(key, max_bytes, content_type, expires_in)
 
-    def sign_put(self, key: str, *, length: int, content_type: str, expires_in: timedelta) -> SignedPut:
+    def sign_put(
+        self, key: str, *, length: int, content_type: str, expires_in: timedelta
+    ) -> SignedPut:
         return self.links.sign_put(key, length, content_type, expires_in)
 
     def sign_get(
@@ -232,17 +259,23 @@ class DiskStorage:
                         await writing
                 writing = self.threads.start(temporary.write, pieces)
         with translated(key):
-            await (writing or self.threads.run(temporary.write, []))  # even without bytes there is a file
+            await (
+                writing or self.threads.run(temporary.write, [])
+            )  # even without bytes there is a file
 
     async def _copy(self, key: str, opened: OpenObject, temporary: Temporary) -> None:
         with translated(key):
             await self.threads.run(temporary.copy, opened)
 
-    async def _join(self, key: str, folder: Path, parts: Sequence[Part], temporary: Temporary) -> None:
+    async def _join(
+        self, key: str, folder: Path, parts: Sequence[Part], temporary: Temporary
+    ) -> None:
         for part in parts:
             name = f"part {part.number}"
             with translated(name):
-                opened = await self.threads.open(partial(open_object, folder / f"{part.number:05}", name))
+                opened = await self.threads.open(
+                    partial(open_object, folder / f"{part.number:05}", name)
+                )
             if opened is None:
                 raise disk_parts.ended(folder.name)
             with opened.file:
@@ -251,18 +284,26 @@ class DiskStorage:
                 await self._copy(key, opened, temporary)
 
     async def _write(
-        self, key: str, fill: Callable[[Temporary], Awaitable[None]], publish: Callable[[Temporary], Stat],
-        declared: str | None = None, check: Check | None = None,
-    ) -> Stat:  # fmt: skip
+        self,
+        key: str,
+        fill: Callable[[Temporary], Awaitable[None]],
+        publish: Callable[[Temporary], Stat],
+        declared: str | None = None,
+        check: Check | None = None,
+    ) -> Stat:
         """Write the bytes to a file without a name; `publish` then gives it one."""
         temporary = Temporary(self._incoming / uuid.uuid4().hex)
         try:
             await fill(temporary)
             found = temporary.hashed.hexdigest()
             if declared and found != declared:
-                raise ChecksumMismatch(f"{key}: the bytes have SHA-256 {found}, declared was {declared}")
+                raise ChecksumMismatch(
+                    f"{key}: the bytes have SHA-256 {found}, declared was {declared}"
+                )
             if check:
-                flushing = self.threads.start(temporary.flush)  # waits for the disk, the check for a processor
+                flushing = self.threads.start(
+                    temporary.flush
+                )  # waits for the disk, the check for a processor
                 await check(temporary.path, found)
                 with translated(key):
                     await flushing
@@ -271,7 +312,9 @@ class DiskStorage:
         finally:
             await self.threads.insist(temporary.discard)
 
-    def _publish(self, key: str, facts: dict[str, Any], if_absent: bool, temporary: Temporary) -> Stat:
+    def _publish(
+        self, key: str, facts: dict[str, Any], if_absent: bool, temporary: Temporary
+    ) -> Stat:
         trailer = {"size": temporary.size, "sha256": temporary.hashed.hexdigest(), **facts}
         modified = temporary.finish(trailer)
         target = self._path(key)
@@ -306,7 +349,8 @@ class DiskStorage:
         for path in paths:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 path.unlink()
-        # Each folder is tried once: to find out that a large one still holds something can take long.
+        # Each folder is tried once: to find out that a large one still holds something can take
+        # long.
         emptied = {path.parent for path in paths}
         while emptied := emptied - {self._data}:
             above = set()
@@ -325,7 +369,9 @@ class DiskStorage:
             name = next(pending[-1], None)
             if name is None:
                 pending.pop()
-            elif os.fsencode(name) <= passed and not (name.endswith("/") and after.startswith(name)):
+            elif os.fsencode(name) <= passed and not (
+                name.endswith("/") and after.startswith(name)
+            ):
                 continue
             elif name.endswith("/"):
                 pending.append(iter(_names(self._data, name, "")))
@@ -346,7 +392,8 @@ class DiskStorage:
 
 
 def _names(data: Path, folder: str, beginning: str) -> list[str]:
-    """Keys and folders (with a slash) in one folder, so sorted that going down into each gives the order of keys."""
+    """Keys and folders (with a slash) in one folder, so sorted that going down into each gives the
+    order of keys."""
     try:
         with os.scandir(data / folder) as entries:
             names = [
@@ -361,7 +408,11 @@ def _names(data: Path, folder: str, beginning: str) -> list[str]:
 
 def _make_folders(folder: Path, root: Path) -> list[Path]:
     """Make the missing folders from `root` down, and return them."""
-    missing = list(itertools.takewhile(lambda each: each != root and not each.exists(), (folder, *folder.parents)))
+    missing = list(
+        itertools.takewhile(
+            lambda each: each != root and not each.exists(), (folder, *folder.parents)
+        )
+    )
     for each in reversed(missing):
         with suppress(FileExistsError):
             each.mkdir(mode=0o700)

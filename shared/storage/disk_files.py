@@ -23,9 +23,13 @@ _MAGIC: Final = b"ATL1"
 _TAIL: Final = struct.Struct(">I4s")
 _MAX_TRAILER: Final = 1024
 _SEND: Final = 8 * 1024 * 1024
-_MISPLACED: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP})
+_MISPLACED: Final = frozenset(
+    {errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP}
+)
 _NO_OBJECT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
-_PASSING: Final = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
+_PASSING: Final = frozenset(
+    {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ def _too_short(opened: OpenObject) -> StorageError:
 class Temporary:
     """A file being written, made with the first call.
 
-    All steps take one lock: when a caller is cancelled, its last write may still be in a thread, and `discard` must
-    follow it.
+    All steps take one lock: when a caller is cancelled, its last write may still be in a thread,
+    and `discard` must follow it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,14 +78,18 @@ class Temporary:
         """Add to the object's bytes."""
         with self._lock:
             file = self._opened()
-            # In one piece: after each of these calls the thread waits until it may go on, for long beside a busy loop.
+            # In one piece: after each of these calls the thread waits until it may go on, for long
+            # beside a busy loop.
             whole = b"".join(pieces)
             self.hashed.update(whole)
             self.size += len(whole)
             _write_all(file, whole)
             if self.size - self._sent >= _SEND:
-                # This begins to write to the disk without waiting for it, so that the last flush finds little to do.
-                os.posix_fadvise(file.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
+                # This begins to write to the disk without waiting for it, so that the last flush
+                # finds little to do.
+                os.posix_fadvise(
+                    file.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED
+                )
                 self._sent = self.size
 
     def copy(self, opened: OpenObject) -> None:
@@ -89,7 +97,8 @@ class Temporary:
         self.write([])  # even without bytes there is a file
         start = 0
         while start < opened.stat.size:
-            # At a position: a caller that was cancelled may have closed the file, and its number be another one's.
+            # At a position: a caller that was cancelled may have closed the file, and its number be
+            # another one's.
             piece = os.pread(opened.file.fileno(), min(BLOCK, opened.stat.size - start), start)
             if not piece:
                 raise _too_short(opened)
@@ -117,7 +126,8 @@ class Temporary:
             self._file.close()
 
     def discard(self) -> None:
-        """Close the file and remove its temporary name, if it still has it. A later write is refused."""
+        """Close the file and remove its temporary name, if it still has it. A later write is
+        refused."""
         with self._lock:
             self._discarded = True
             if self._file:
@@ -128,7 +138,9 @@ class Temporary:
         if self._discarded:
             raise StorageError("the write was given up")
         if self._file is None:
-            self._file = FileIO(self.path, "x", opener=lambda path, flags: os.open(path, flags, 0o600))
+            self._file = FileIO(
+                self.path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)
+            )
         return self._file
 
 
@@ -139,7 +151,8 @@ def _write_all(file: FileIO, data: bytes) -> None:
 
 
 def open_object(path: Path, key: str) -> OpenObject | None:
-    """The object, or None: a folder or a link is no object, nor is a file that was not completely written here."""
+    """The object, or None: a folder or a link is no object, nor is a file that was not completely
+    written here."""
     try:
         file = FileIO(path, "r", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
         status = os.fstat(file.fileno())
@@ -195,7 +208,9 @@ def translated(subject: str) -> Iterator[None]:
         if code in FULL:
             raise StorageFull(f"{subject}: no space left") from None
         if code in _MISPLACED:
-            raise InvalidKey(f"{subject}: a key can't be another key's folder, or its path is too long") from None
+            raise InvalidKey(
+                f"{subject}: a key can't be another key's folder, or its path is too long"
+            ) from None
         if code in _PASSING:
             raise StorageUnavailable(f"{subject}: {text}") from None
         raise StorageError(f"{subject}: {text}") from None

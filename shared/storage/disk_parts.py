@@ -1,5 +1,5 @@
-"""Uploads in parts on disk: a folder each, with `about`, an empty object that knows key and type, and the parts, each
-in the format of an object."""
+"""Uploads in parts on disk: a folder each, with `about`, an empty object that knows key and type,
+and the parts, each in the format of an object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Reading a multipart/form-data upload as it arrives: small fields first, then one file, in bounded memory."""
+"""Reading a multipart/form-data upload as it arrives: small fields first, then one file, in bounded
+memory."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class BadForm(Exception):
 
 
 class UploadForm:
-    """One form. Call `fields` first, then iterate `file`; both read from the stream only as far as they need."""
+    """One form. Call `fields` first, then iterate `file`; both read from the stream only as far as
+    they need."""
 
     def __init__(self, content_type: str, body: AsyncIterator[bytes]) -> None:
         kind, options = parse_options_header(content_type)

@@ -1,10 +1,11 @@
-"""The HTTP side of the disk backend: reads and uploads by signed URL or form, and public files. Run it with
+"""The HTTP side of the disk backend: reads and uploads by signed URL or form, and public files. Run
+it with
 
     python -m shared.storage.http
 
-Settings from the environment: ATELIER_STORAGE_ROOT, ATELIER_STORAGE_SECRET_FILE, ATELIER_STORAGE_HTTP_PORT (50080; 0
-takes any free port). It listens on 127.0.0.1 only; what is in front of it ends TLS. Routes: `/o/<key>` (GET, HEAD,
-PUT), `/o` (POST), `/healthz`.
+Settings from the environment: ATELIER_STORAGE_ROOT, ATELIER_STORAGE_SECRET_FILE,
+ATELIER_STORAGE_HTTP_PORT (50080; 0 takes any free port). It listens on 127.0.0.1 only; what is in
+front of it ends TLS. Routes: `/o/<key>` (GET, HEAD, PUT), `/o` (POST), `/healthz`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ _log = logging.getLogger("atelier.storage.http")
 class Refused(Exception):
     """A request that is answered with a status, what is wrong, and the next step."""
 
-    def __init__(self, status: int, error: str, next_step: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, error: str, next_step: str, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(error)
         self.answer = JSONResponse({"error": error, "next": next_step}, status, headers)
 
@@ -96,11 +99,17 @@ def build_app(storage: DiskStorage) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(_Outer), Middleware(Admission), cors],
-        exception_handlers={Refused: _refused, StorageError: _storage_failed, HTTPException: _no_route},
+        exception_handlers={
+            Refused: _refused,
+            StorageError: _storage_failed,
+            HTTPException: _no_route,
+        },
     )
 
 
-def build_config(storage: DiskStorage, http: type[BoundedConnection] = BoundedConnection) -> uvicorn.Config:
+def build_config(
+    storage: DiskStorage, http: type[BoundedConnection] = BoundedConnection
+) -> uvicorn.Config:
     """The server around the application, with connections as `BoundedConnection` describes them."""
     return uvicorn.Config(
         build_app(storage),
@@ -143,8 +152,8 @@ class _Objects:
     def _answer(self, request: Request, opened: OpenObject, grant: ReadGrant) -> Response:
         stat = opened.stat
         content_type = grant.content_type or stat.content_type
-        # Both must be harmless: the stored type is what the bytes were said to be, the granted one what the browser
-        # is told.
+        # Both must be harmless: the stored type is what the bytes were said to be, the granted one
+        # what the browser is told.
         inline = grant.inline and is_raster(content_type) and is_raster(stat.content_type)
         headers = {
             "Accept-Ranges": "bytes",
@@ -169,15 +178,27 @@ class _Objects:
         return _Bytes(opened, opened.read(start, end, self._storage.threads), status, headers)
 
     async def put(self, request: Request) -> Response:
-        grant = self._storage.links.verify_put(request.path_params["key"], request.query_params.multi_items())
+        grant = self._storage.links.verify_put(
+            request.path_params["key"], request.query_params.multi_items()
+        )
         if not grant.part and request.headers.get("content-type") != grant.content_type:
-            raise Refused(403, "the Content-Type is not the signed one", f"send Content-Type: {grant.content_type}")
+            raise Refused(
+                403,
+                "the Content-Type is not the signed one",
+                f"send Content-Type: {grant.content_type}",
+            )
         declared = _declared_length(request)
         if declared is None:
-            raise Refused(411, "the request has no Content-Length", f"send Content-Length: {grant.max_bytes}")
+            raise Refused(
+                411, "the request has no Content-Length", f"send Content-Length: {grant.max_bytes}"
+            )
         if declared != grant.max_bytes:
             status = 413 if declared > grant.max_bytes else 403
-            raise Refused(status, "the Content-Length is not the signed one", f"send exactly {grant.max_bytes} bytes")
+            raise Refused(
+                status,
+                "the Content-Length is not the signed one",
+                f"send exactly {grant.max_bytes} bytes",
+            )
         with proven(request.scope):
             etag = await self._store(grant, _arriving(request))
         return Response(status_code=200, headers={"ETag": etag})
@@ -193,13 +214,17 @@ class _Objects:
                 with proven(request.scope):
                     etag = await self._store(grant, form.file())
         except BadForm as error:
-            raise Refused(400, str(error), "send all signed fields, then the file, as multipart/form-data") from None
+            raise Refused(
+                400, str(error), "send all signed fields, then the file, as multipart/form-data"
+            ) from None
         return Response(status_code=204, headers={"ETag": etag})
 
     async def _store(self, grant: WriteGrant, body: AsyncIterator[bytes]) -> str:
         if grant.part:
             return f'"{(await self._storage.put_part(*grant.part, _capped(body, grant))).etag}"'
-        stat = await self._storage.put(grant.key, _capped(body, grant), content_type=grant.content_type)
+        stat = await self._storage.put(
+            grant.key, _capped(body, grant), content_type=grant.content_type
+        )
         return f'"{stat.etag}"'
 
 
@@ -213,7 +238,8 @@ async def _unsigned(form: UploadForm) -> dict[str, str]:
 
 
 async def _arriving(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body, refused when the client falls silent or trickles. Only what it makes the server wait counts."""
+    """The body, refused when the client falls silent or trickles. Only what it makes the server
+    wait counts."""
     stream, clock, left = request.stream(), asyncio.get_running_loop().time, _BEHIND_SECONDS
     while True:
         began = clock()
@@ -238,15 +264,20 @@ async def _capped(body: AsyncIterator[bytes], grant: WriteGrant) -> AsyncIterato
             raise _too_large(grant)
         yield piece
     if received < grant.min_bytes:
-        raise Refused(400, f"{received} bytes arrived, at least {grant.min_bytes} were expected", "send the whole file")
+        raise Refused(
+            400,
+            f"{received} bytes arrived, at least {grant.min_bytes} were expected",
+            "send the whole file",
+        )
 
 
 class _Bytes(StreamingResponse):
-    """An answer with an object's bytes. A client may be gone before the first of them is asked for."""
+    """An answer with an object's bytes. A client may be gone before the first of them is asked
+    for."""
 
     def __init__(
         self, opened: OpenObject, chunks: AsyncIterator[bytes], status: int, headers: dict[str, str]
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(chunks, status, headers)
         self._opened = opened
 
@@ -277,7 +308,8 @@ def _names_etag(header: str, etag: str) -> bool:
 
 
 def _parse_range(header: str, size: int) -> tuple[int, int] | None:
-    """Start and exclusive end of one byte range; None for what may be ignored (other units, several, nonsense)."""
+    """Start and exclusive end of one byte range; None for what may be ignored (other units,
+    several, nonsense)."""
     unit, _, spec = header.partition("=")
     first, dash, last = spec.strip().partition("-")
     digits = first + last
@@ -290,7 +322,10 @@ def _parse_range(header: str, size: int) -> tuple[int, int] | None:
     if first and last and int(last) < int(first):
         return None
     if start >= size:
-        error, step = f"the object has {size} bytes and the range begins after them", "ask for a range inside it"
+        error, step = (
+            f"the object has {size} bytes and the range begins after them",
+            "ask for a range inside it",
+        )
         raise Refused(416, error, step, {"Content-Range": f"bytes */{size}"})
     return start, end
 
@@ -307,9 +342,17 @@ async def _storage_failed(_request: Request, error: Exception) -> Response:
         case ObjectNotFound() | InvalidKey():
             status, text, step = 404, "there is no such object", "ask the service for a new URL"
         case MultipartEnded():
-            status, text, step = 404, "the upload has ended", "ask the service for its state, or begin a new one"
+            status, text, step = (
+                404,
+                "the upload has ended",
+                "ask the service for its state, or begin a new one",
+            )
         case StorageFull():
-            status, text, step = 507, "the storage is full; nothing was kept", "tell whoever runs it, then try again"
+            status, text, step = (
+                507,
+                "the storage is full; nothing was kept",
+                "tell whoever runs it, then try again",
+            )
         case StorageUnavailable():
             status, text, step = 503, "the storage can't be reached", "try again in a moment"
         case _:
@@ -350,15 +393,22 @@ class _Outer:
             raise
         finally:
             milliseconds = round((time.monotonic() - began) * 1000, 1)
-            fields = {"method": scope["method"], "path": scope["path"], "status": exchange.status, "ms": milliseconds}
+            fields = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": exchange.status,
+                "ms": milliseconds,
+            }
             _log.info("request", extra={"fields": fields})
 
 
 class _Exchange:
-    """One request and its answer: adds the headers that keep files harmless, and cuts off what comes after a refusal.
+    """One request and its answer: adds the headers that keep files harmless, and cuts off what
+    comes after a refusal.
 
-    When a request is answered before all of it came, the answer goes out at once. Many clients look at it only when
-    they have sent everything, and closing would destroy it, so up to 32 MiB more are read and thrown away first.
+    When a request is answered before all of it came, the answer goes out at once. Many clients look
+    at it only when they have sent everything, and closing would destroy it, so up to 32 MiB more
+    are read and thrown away first.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -418,7 +468,8 @@ def _listen(port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         _give_up(
-            f"{HOST}:{port} can't be used ({error.strerror}): stop what listens there or set ATELIER_STORAGE_HTTP_PORT"
+            f"{HOST}:{port} can't be used ({error.strerror}): stop what listens there or set"
+            " ATELIER_STORAGE_HTTP_PORT"
         )
     return listener
 
@@ -436,7 +487,8 @@ def _open_storage(base_url: str) -> DiskStorage:
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; uploads in flight have ten seconds to finish. Exit status 2 if it can't start."""
+    """Serve until SIGTERM or SIGINT; uploads in flight have ten seconds to finish. Exit status 2 if
+    it can't start."""
     logs.set_up("storage")
     _log.setLevel(logging.INFO)
     port = os.environ.get("ATELIER_STORAGE_HTTP_PORT") or "50080"

@@ -1,4 +1,5 @@
-"""URLs and upload forms of the disk backend: signed with HMAC-SHA256, verified by the HTTP server of this package."""
+"""URLs and upload forms of the disk backend: signed with HMAC-SHA256, verified by the HTTP server
+of this package."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ MIN_SECRET_BYTES: Final = 32
 
 
 class LinkRefused(StorageError):
-    """A URL or form that was altered, is for something else, or has expired; `next_step` is for who sees it."""
+    """A URL or form that was altered, is for something else, or has expired; `next_step` is for who
+    sees it."""
 
     def __init__(self, error: str, next_step: str) -> None:
         super().__init__(error)
@@ -48,7 +50,8 @@ EXPIRED: Final = ("the link has expired", "ask the service for a new one")
 
 
 def read_secret(path: Path) -> bytes:
-    """The signing secret in a text file, without the line end; ValueError if it is too short to be one."""
+    """The signing secret in a text file, without the line end; ValueError if it is too short to be
+    one."""
     secret = path.read_bytes().strip()
     if len(secret) < MIN_SECRET_BYTES:
         raise ValueError(f"{path} needs at least {MIN_SECRET_BYTES} bytes of secret text")
@@ -57,7 +60,8 @@ def read_secret(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class ReadGrant:
-    """What a verified GET URL allows: file name, replaced content type ('' for the stored one), shown in place."""
+    """What a verified GET URL allows: file name, replaced content type ('' for the stored one),
+    shown in place."""
 
     file_name: str
     content_type: str
@@ -66,8 +70,8 @@ class ReadGrant:
 
 @dataclass(frozen=True)
 class WriteGrant:
-    """What a verified upload allows: this key, this type, `min_bytes` to `max_bytes` bytes. `part`: of this upload,
-    with this number; then the type is the upload's."""
+    """What a verified upload allows: this key, this type, `min_bytes` to `max_bytes` bytes. `part`:
+    of this upload, with this number; then the type is the upload's."""
 
     key: str
     content_type: str
@@ -77,7 +81,8 @@ class WriteGrant:
 
 
 class Links:
-    """Signs and verifies. `base_url` is the HTTP server as clients reach it; `public_base_url` stands for its `/o`."""
+    """Signs and verifies. `base_url` is the HTTP server as clients reach it; `public_base_url`
+    stands for its `/o`."""
 
     def __init__(self, secret: bytes, base_url: str, public_base_url: str | None) -> None:
         if len(secret) < MIN_SECRET_BYTES:
@@ -91,7 +96,12 @@ class Links:
         return f"{self._public}/{quote(check_public(key))}"
 
     def sign_get(
-        self, key: str, expires_in: timedelta, file_name: str | None, content_type: str | None, inline: bool
+        self,
+        key: str,
+        expires_in: timedelta,
+        file_name: str | None,
+        content_type: str | None,
+        inline: bool,
     ) -> str:
         """See Storage.sign_get."""
         query = {"expires": str(_expiry(expires_in))}
@@ -103,21 +113,40 @@ class Links:
                 query["inline"] = "1"
         return self._url("GET", key, query)
 
-    def sign_put(self, key: str, length: int, content_type: str, expires_in: timedelta) -> SignedPut:
+    def sign_put(
+        self, key: str, length: int, content_type: str, expires_in: timedelta
+    ) -> SignedPut:
         """See Storage.sign_put."""
         expires = _expiry(expires_in)
-        query = {"expires": str(expires), "length": str(length), "type": check_content_type(content_type)}
+        query = {
+            "expires": str(expires),
+            "length": str(length),
+            "type": check_content_type(content_type),
+        }
         headers = {"Content-Type": content_type, "Content-Length": str(length)}
-        return SignedPut(self._url("PUT", key, query), headers, datetime.fromtimestamp(expires, UTC))
+        return SignedPut(
+            self._url("PUT", key, query), headers, datetime.fromtimestamp(expires, UTC)
+        )
 
-    def sign_part(self, key: str, upload: str, number: int, length: int, expires_in: timedelta) -> SignedPut:
+    def sign_part(
+        self, key: str, upload: str, number: int, length: int, expires_in: timedelta
+    ) -> SignedPut:
         """See Storage.sign_part."""
         expires = _expiry(expires_in)
-        query = {"expires": str(expires), "length": str(length), "upload": upload, "part": str(number)}
+        query = {
+            "expires": str(expires),
+            "length": str(length),
+            "upload": upload,
+            "part": str(number),
+        }
         headers = {"Content-Length": str(length)}
-        return SignedPut(self._url("PUT", key, query), headers, datetime.fromtimestamp(expires, UTC))
+        return SignedPut(
+            self._url("PUT", key, query), headers, datetime.fromtimestamp(expires, UTC)
+        )
 
-    def sign_post(self, key: str, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
+    def sign_post(
+        self, key: str, max_bytes: int, content_type: str, expires_in: timedelta
+    ) -> SignedPost:
         """See Storage.sign_post."""
         expires = _expiry(expires_in)
         claims = [check_key(key), check_content_type(content_type), max_bytes, expires]
@@ -145,7 +174,9 @@ class Links:
     def verify_post(self, fields: Mapping[str, str]) -> WriteGrant:
         """What the fields of a form allow. Raises LinkRefused."""
         policy = fields.get("policy", "")
-        if not hmac.compare_digest(self._mac("POST", policy).encode(), fields.get("signature", "").encode()):
+        if not hmac.compare_digest(
+            self._mac("POST", policy).encode(), fields.get("signature", "").encode()
+        ):
             raise LinkRefused(*ALTERED)
         try:
             key, content_type, max_bytes, expires = json.loads(base64.urlsafe_b64decode(policy))
@@ -164,10 +195,13 @@ class Links:
     def _verify(self, method: str, key: str, query: Iterable[tuple[str, str]]) -> dict[str, str]:
         pairs = list(query)
         given = [value for name, value in pairs if name == "signature"]
-        # Everything else in the query is under the signature, so an added or repeated parameter breaks it.
+        # Everything else in the query is under the signature, so an added or repeated parameter
+        # breaks it.
         rest = [pair for pair in pairs if pair[0] != "signature"]
         expected = self._mac(method, key, *_canonical(rest))
-        if len(given) != 1 or not hmac.compare_digest(expected.encode(), given[0].encode("utf-8", "replace")):
+        if len(given) != 1 or not hmac.compare_digest(
+            expected.encode(), given[0].encode("utf-8", "replace")
+        ):
             raise LinkRefused(*ALTERED)
         claims = dict(rest)
         if time.time() >= int(claims["expires"]):

@@ -48,7 +48,11 @@ from .streams import Threads, blocks, digest, save
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
     from types_boto3_s3.client import S3Client
-    from types_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef, HeadObjectOutputTypeDef
+    from types_boto3_s3.type_defs import (
+        CompletedPartTypeDef,
+        GetObjectOutputTypeDef,
+        HeadObjectOutputTypeDef,
+    )
 
 _THREADS: Final = 16
 _PART: Final = 8 * 1024 * 1024
@@ -71,13 +75,15 @@ def open_s3(
 ) -> S3Storage:
     """Objects in an existing bucket.
 
-    endpoint: the store as this process reaches it; empty for AWS' own. public_endpoint: as clients reach it (the host
-    is part of a signature); empty: the same. aws: use the checksums AWS has and other stores may not. supports_post:
-    False for stores without POST policies (Cloudflare R2). public_base_url: what public URLs begin with, for a CDN;
-    without it the bucket's policy must let anyone read `public/*`.
+    endpoint: the store as this process reaches it; empty for AWS' own. public_endpoint: as clients
+    reach it (the host is part of a signature); empty: the same. aws: use the checksums AWS has and
+    other stores may not. supports_post: False for stores without POST policies (Cloudflare R2).
+    public_base_url: what public URLs begin with, for a CDN; without it the bucket's policy must let
+    anyone read `public/*`.
 
-    Of concurrent writers with `if_absent` in one process one wins. Between processes that is up to the store: AWS,
-    MinIO and R2 decide atomically; versitygw on a POSIX file system checks before it writes, so two may win there.
+    Of concurrent writers with `if_absent` in one process one wins. Between processes that is up to
+    the store: AWS, MinIO and R2 decide atomically; versitygw on a POSIX file system checks before
+    it writes, so two may win there.
     """
     import boto3  # slow to import, and not needed with the disk backend
     from botocore.config import Config
@@ -91,13 +97,18 @@ def open_s3(
         "max_pool_connections": _THREADS,
     }
     if not aws:
-        options |= {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+        options |= {
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
     session = boto3.session.Session(access_key, secret_key, region_name=region)
     client, signer = (
         session.client("s3", endpoint_url=url or None, config=Config(**options))
         for url in (endpoint, public_endpoint or endpoint)
     )
-    base = (public_base_url or _bucket_url(signer.meta.endpoint_url, bucket, addressing)).rstrip("/")
+    base = (public_base_url or _bucket_url(signer.meta.endpoint_url, bucket, addressing)).rstrip(
+        "/"
+    )
     return S3Storage(client, signer, bucket, base, supports_post)
 
 
@@ -111,7 +122,9 @@ def _bucket_url(endpoint: str, bucket: str, addressing: str) -> str:
 class S3Storage:
     """The Storage of a bucket; see the protocol for what each method promises."""
 
-    def __init__(self, client: S3Client, signer: S3Client, bucket: str, public_base: str, supports_post: bool) -> None:
+    def __init__(
+        self, client: S3Client, signer: S3Client, bucket: str, public_base: str, supports_post: bool
+    ) -> None:
         self._client = client
         self._signer = signer
         self._bucket = bucket
@@ -144,10 +157,16 @@ class S3Storage:
                 _compare(key, found, declared)
                 await check(path, found)
                 return await self.put(
-                    key, path, content_type=content_type, if_absent=if_absent, sha256=found, cache_forever=cache_forever
+                    key,
+                    path,
+                    content_type=content_type,
+                    if_absent=if_absent,
+                    sha256=found,
+                    cache_forever=cache_forever,
                 )
         if isinstance(source, bytes | Path):
-            # Read twice: a large object's digest goes into its metadata, which is sent before its bytes.
+            # Read twice: a large object's digest goes into its metadata, which is sent before its
+            # bytes.
             found = await self._threads.run(digest, source)
             _compare(key, found, declared)
             declared = found
@@ -191,9 +210,14 @@ class S3Storage:
         return _stat(key, await self._head(key))
 
     async def copy(
-        self, source: str, target: str, *, content_type: str | None = None, if_absent: bool = False,
+        self,
+        source: str,
+        target: str,
+        *,
+        content_type: str | None = None,
+        if_absent: bool = False,
         check: Check | None = None,
-    ) -> Stat:  # fmt: skip
+    ) -> Stat:
         check_key(target)
         head = await self._head(source)
         forever = "immutable" in head.get("CacheControl", "")
@@ -213,7 +237,9 @@ class S3Storage:
         etag = await self._conclude(target, send, headers, if_absent)
         if check:
             await self._look(target, check)
-        return Stat(target, head["ContentLength"], etag, sha256, headers["ContentType"], datetime.now(UTC))
+        return Stat(
+            target, head["ContentLength"], etag, sha256, headers["ContentType"], datetime.now(UTC)
+        )
 
     async def delete(self, keys: Iterable[str]) -> None:
         names = iter([check_key(key) for key in keys])
@@ -224,30 +250,49 @@ class S3Storage:
                     Bucket=self._bucket,
                     Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
                 )
-            failed = [error for error in answer.get("Errors", []) if error.get("Code") not in MISSING]
+            failed = [
+                error for error in answer.get("Errors", []) if error.get("Code") not in MISSING
+            ]
             if failed:
-                raise StorageError(f"{len(failed)} objects were not deleted, the first with {failed[0].get('Code')}")
+                raise StorageError(
+                    f"{len(failed)} objects were not deleted, the first with"
+                    f" {failed[0].get('Code')}"
+                )
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Stat]:
-        more: dict[str, Any] = {"Bucket": self._bucket, "Prefix": check_prefix(prefix), "MaxKeys": _BATCH}
+        more: dict[str, Any] = {
+            "Bucket": self._bucket,
+            "Prefix": check_prefix(prefix),
+            "MaxKeys": _BATCH,
+        }
         if after:
             more["StartAfter"] = check_key(after)
         while more:
             with translated("list"):
                 page = await self._threads.run(self._client.list_objects_v2, **more)
             for entry in page.get("Contents", []):
-                yield Stat(entry["Key"], entry["Size"], _etag(entry), None, "", entry["LastModified"])
+                yield Stat(
+                    entry["Key"], entry["Size"], _etag(entry), None, "", entry["LastModified"]
+                )
             token = page.get("NextContinuationToken")
             more = {**more, "ContinuationToken": token} if token else {}
 
     async def sweep(self, older_than: timedelta) -> int:
         before = datetime.now(UTC) - older_than
         with translated("sweep"):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket)
-            found = await self._threads.run(lambda: [upload for page in pages for upload in page.get("Uploads", [])])
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket
+            )
+            found = await self._threads.run(
+                lambda: [upload for page in pages for upload in page.get("Uploads", [])]
+            )
             abandoned = [upload for upload in found if upload["Initiated"] < before]
             for upload in abandoned:
-                of: dict[str, Any] = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                of: dict[str, Any] = {
+                    "Bucket": self._bucket,
+                    "Key": upload["Key"],
+                    "UploadId": upload["UploadId"],
+                }
                 await self._threads.run(self._client.abort_multipart_upload, **of)
         return len(abandoned)
 
@@ -259,7 +304,9 @@ class S3Storage:
             )
         return answer["UploadId"]
 
-    def sign_part(self, key: str, upload: str, number: int, *, length: int, expires_in: timedelta) -> SignedPut:
+    def sign_part(
+        self, key: str, upload: str, number: int, *, length: int, expires_in: timedelta
+    ) -> SignedPut:
         seconds = check_lifetime(expires_in)
         params = {**self._of(key, upload), "PartNumber": number, "ContentLength": length}
         url = self._signer.generate_presigned_url("upload_part", Params=params, ExpiresIn=seconds)
@@ -268,7 +315,9 @@ class S3Storage:
     async def list_parts(self, key: str, upload: str) -> Sequence[Part]:
         pages = self._client.get_paginator("list_parts").paginate(**self._of(key, upload))
         with translated(key):
-            found = await self._threads.run(lambda: [part for page in pages for part in page.get("Parts", [])])
+            found = await self._threads.run(
+                lambda: [part for page in pages for part in page.get("Parts", [])]
+            )
         return [Part(part["PartNumber"], part["Size"], _etag(part)) for part in found]
 
     async def complete_multipart(self, key: str, upload: str, parts: Sequence[Part]) -> Stat:
@@ -278,7 +327,9 @@ class S3Storage:
         try:
             with translated(key):
                 await self._threads.run(
-                    self._client.complete_multipart_upload, **self._of(key, upload), MultipartUpload={"Parts": chosen}
+                    self._client.complete_multipart_upload,
+                    **self._of(key, upload),
+                    MultipartUpload={"Parts": chosen},
                 )
             return await self.stat(key)
         except ObjectNotFound:  # another call is joining the parts right now
@@ -291,7 +342,9 @@ class S3Storage:
     def _of(self, key: str, upload: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": check_key(key), "UploadId": upload}
 
-    def sign_post(self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta) -> SignedPost:
+    def sign_post(
+        self, key: str, *, max_bytes: int, content_type: str, expires_in: timedelta
+    ) -> SignedPost:
         seconds = check_lifetime(expires_in)
         answer = self._signer.generate_presigned_post(
             self._bucket,
@@ -302,7 +355,9 @@ class S3Storage:
         )
         return SignedPost(answer["url"], dict(answer["fields"]), _expires_at(seconds))
 
-    def sign_put(self, key: str, *, length: int, content_type: str, expires_in: timedelta) -> SignedPut:
+    def sign_put(
+        self, key: str, *, length: int, content_type: str, expires_in: timedelta
+    ) -> SignedPut:
         seconds = check_lifetime(expires_in)
         url = self._signer.generate_presigned_url(
             "put_object",
@@ -314,7 +369,9 @@ class S3Storage:
             },
             ExpiresIn=seconds,
         )
-        return SignedPut(url, {"Content-Type": content_type, "Content-Length": str(length)}, _expires_at(seconds))
+        return SignedPut(
+            url, {"Content-Type": content_type, "Content-Length": str(length)}, _expires_at(seconds)
+        )
 
     def sign_get(
         self,
@@ -333,7 +390,9 @@ class S3Storage:
         }
         if content_type:
             params["ResponseContentType"] = check_content_type(content_type)
-        return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=check_lifetime(expires_in))
+        return self._signer.generate_presigned_url(
+            "get_object", Params=params, ExpiresIn=check_lifetime(expires_in)
+        )
 
     def public_url(self, key: str) -> str:
         return f"{self._public_base}/{quote(check_public(key))}"
@@ -354,21 +413,28 @@ class S3Storage:
         return Stat(key, len(body), etag, found, headers["ContentType"], datetime.now(UTC))
 
     async def _put_parts(
-        self, key: str, first: bytes, rest: AsyncIterator[bytes], headers: dict[str, Any], declared: str | None,
+        self,
+        key: str,
+        first: bytes,
+        rest: AsyncIterator[bytes],
+        headers: dict[str, Any],
+        declared: str | None,
         if_absent: bool,
-    ) -> Stat:  # fmt: skip
+    ) -> Stat:
         if declared:
             headers["Metadata"]["sha256"] = declared
         of: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
         with translated(key):
-            of["UploadId"] = (await self._threads.run(self._client.create_multipart_upload, **of, **headers))[
-                "UploadId"
-            ]
+            of["UploadId"] = (
+                await self._threads.run(self._client.create_multipart_upload, **of, **headers)
+            )["UploadId"]
         try:
             hashed = hashlib.sha256()
             size, parts = await self._send_parts(of, hashed, first, rest)
             _compare(key, found := hashed.hexdigest(), declared)
-            send = partial(self._client.complete_multipart_upload, **of, MultipartUpload={"Parts": parts})
+            send = partial(
+                self._client.complete_multipart_upload, **of, MultipartUpload={"Parts": parts}
+            )
             etag = await self._conclude(key, send, headers, if_absent)
         except BaseException:
             await self._threads.insist(self._abort, of)
@@ -378,7 +444,8 @@ class S3Storage:
     async def _send_parts(
         self, of: dict[str, Any], hashed: hashlib._Hash, first: bytes, rest: AsyncIterator[bytes]
     ) -> tuple[int, Sequence[CompletedPartTypeDef]]:
-        """Send all parts, one while the next arrives; answers the size and the list that completes the upload."""
+        """Send all parts, one while the next arrives; answers the size and the list that completes
+        the upload."""
 
         def send(number: int, part: bytes) -> CompletedPartTypeDef:
             hashed.update(part)
@@ -396,11 +463,16 @@ class S3Storage:
             with translated(of["Key"]):
                 sent.append(await asyncio.shield(sending))
         finally:
-            await asyncio.wait({sending})  # an upload that is aborted while a part arrives may keep that part
+            await asyncio.wait(
+                {sending}
+            )  # an upload that is aborted while a part arrives may keep that part
         return size, sent
 
-    async def _conclude(self, key: str, send: Callable[..., Any], headers: dict[str, Any], if_absent: bool) -> str:
-        """Send the request that makes the object visible; answers its etag. One at a time per key with `if_absent`."""
+    async def _conclude(
+        self, key: str, send: Callable[..., Any], headers: dict[str, Any], if_absent: bool
+    ) -> str:
+        """Send the request that makes the object visible; answers its etag. One at a time per key
+        with `if_absent`."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         async with self._turn(key) if if_absent else nullcontext():
             # Asked first because some stores ignore the condition, on copies above all.
@@ -413,7 +485,8 @@ class S3Storage:
                     answer: dict[str, Any] = await self._threads.run(send, **condition)
                 return _etag(answer.get("CopyObjectResult", answer))
             except (ObjectExists, MultipartEnded):
-                # The driver repeats a request whose answer was lost: what stands there may be what this call wrote.
+                # The driver repeats a request whose answer was lost: what stands there may be what
+                # this call wrote.
                 with suppress(ObjectNotFound):
                     there = await self._head(key)
                     if there["Metadata"].get(_WRITE) == headers["Metadata"][_WRITE]:
@@ -423,7 +496,8 @@ class S3Storage:
                 raise StorageUnavailable(f"{key}: another writer was at work") from None
 
     async def _look(self, key: str, check: Check) -> None:
-        """Have what is stored looked at. The copy, not its source: that one may be another by now."""
+        """Have what is stored looked at. The copy, not its source: that one may be another by
+        now."""
         try:
             with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
                 path = Path(directory) / "object"
@@ -435,11 +509,15 @@ class S3Storage:
 
     async def _head(self, key: str) -> HeadObjectOutputTypeDef:
         with translated(key):
-            return await self._threads.run(self._client.head_object, Bucket=self._bucket, Key=check_key(key))
+            return await self._threads.run(
+                self._client.head_object, Bucket=self._bucket, Key=check_key(key)
+            )
 
     async def _open(self, key: str, **span: Any) -> GetObjectOutputTypeDef:
         opened = await self._threads.open(
-            lambda: _Opened(self._client.get_object(Bucket=self._bucket, Key=check_key(key), **span))
+            lambda: _Opened(
+                self._client.get_object(Bucket=self._bucket, Key=check_key(key), **span)
+            )
         )
         return opened.answer
 
@@ -453,7 +531,8 @@ class S3Storage:
                 yield chunk
 
     def _abort(self, of: dict[str, Any]) -> None:
-        # The failure that led here is the one to report; what can't be aborted now is left to `sweep`.
+        # The failure that led here is the one to report; what can't be aborted now is left to
+        # `sweep`.
         with suppress(StorageError), translated(of["Key"]):
             self._client.abort_multipart_upload(**of)
 
@@ -475,14 +554,17 @@ class _Opened:
 
 
 def _headers(key: str, content_type: str, cache_forever: bool) -> dict[str, Any]:
-    """What is sent with an object's bytes. The mark in its metadata tells this write from any other."""
+    """What is sent with an object's bytes. The mark in its metadata tells this write from any
+    other."""
     headers: dict[str, Any] = {
         "ContentType": content_type,
         "CacheControl": cache_control(key, cache_forever),
         "Metadata": {_WRITE: uuid.uuid4().hex},
     }
     if not is_raster(content_type):
-        headers["ContentDisposition"] = "attachment"  # public URLs carry no disposition of their own
+        headers["ContentDisposition"] = (
+            "attachment"  # public URLs carry no disposition of their own
+        )
     return headers
 
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 MISSING: Final = frozenset({"NoSuchKey", "NotFound", "404"})
 _TAKEN: Final = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
-_FULL: Final = frozenset({"QuotaExceeded", "NoSpaceLeftOnDevice", "InsufficientStorage", "XMinioStorageFull"})
+_FULL: Final = frozenset(
+    {"QuotaExceeded", "NoSpaceLeftOnDevice", "InsufficientStorage", "XMinioStorageFull"}
+)
 _MISPLACED: Final = frozenset(
     {"ObjectParentIsFile", "ExistingObjectIsDirectory", "ExistingObjectIsFile", "KeyTooLongError"}
 )
@@ -32,7 +34,8 @@ _PATIENCE: Final = frozenset(
 
 @contextmanager
 def translated(subject: str) -> Iterator[None]:
-    """Turn what the driver raises into this package's errors; anything else is a fault of ours and passes."""
+    """Turn what the driver raises into this package's errors; anything else is a fault of ours and
+    passes."""
     try:
         yield
     except Exception as error:
@@ -71,7 +74,11 @@ def _answered(error: ClientError, subject: str) -> StorageError:
     if code in _FULL or status == 507:
         return StorageFull(f"{subject}: no space left")
     text = f"{subject}: the store answered {code} to {error.operation_name}"
-    return StorageUnavailable(text) if code in _PATIENCE or status >= 500 or status == 429 else StorageError(text)
+    return (
+        StorageUnavailable(text)
+        if code in _PATIENCE or status >= 500 or status == 429
+        else StorageError(text)
+    )
 
 
 def code_of(error: ClientError) -> str:

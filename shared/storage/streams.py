@@ -20,7 +20,8 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system says when a disk, a quota or a file-size limit is used up."""
 
 BLOCK: Final = 1024 * 1024
-"""Bytes that are handed to a thread at once: its turn alone costs as much as hashing some tens of kilobytes."""
+"""Bytes that are handed to a thread at once: its turn alone costs as much as hashing some tens of
+kilobytes."""
 
 _MOST_PIECES: Final = 64
 
@@ -32,7 +33,8 @@ class Threads:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
 
     async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The call's result; if the waiting task is cancelled, a call that has begun still runs to its end."""
+        """The call's result; if the waiting task is cancelled, a call that has begun still runs to
+        its end."""
         return await self.start(call, *args, **kwargs)
 
     async def open(self, call: Callable[[], T]) -> T:
@@ -44,15 +46,20 @@ class Threads:
             opening.add_done_callback(_close)
             raise
 
-    def start(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Begin the call now and hand back its future, so that the caller can prepare the next one meanwhile."""
+    def start(
+        self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        """Begin the call now and hand back its future, so that the caller can prepare the next one
+        meanwhile."""
         future = asyncio.wrap_future(self._pool.submit(call, *args, **kwargs))
-        # A caller that failed meanwhile no longer asks: that is no reason for the event loop to report it.
+        # A caller that failed meanwhile no longer asks: that is no reason for the event loop to
+        # report it.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future
 
     async def insist(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, but the call also happens if the task is cancelled before a thread was free: for cleaning up."""
+        """As `run`, but the call also happens if the task is cancelled before a thread was free:
+        for cleaning up."""
         return await asyncio.shield(self.start(call, *args, **kwargs))
 
     async def close(self) -> None:
@@ -95,7 +102,9 @@ async def batches(source: Source, threads: Threads) -> AsyncGenerator[list[bytes
     async for piece in _file_chunks(source, threads) if isinstance(source, Path) else source:
         held.append(piece)
         size += len(piece)
-        if size >= BLOCK or len(held) == _MOST_PIECES:  # whoever sends a byte at a time is not to fill the memory
+        if (
+            size >= BLOCK or len(held) == _MOST_PIECES
+        ):  # whoever sends a byte at a time is not to fill the memory
             yield held
             held, size = [], 0
     if held:
@@ -117,12 +126,16 @@ def digest(data: bytes | Path) -> str:
 
 
 async def save(chunks: AsyncIterator[bytes], path: Path, threads: Threads) -> str:
-    """Write `chunks` to `path` (mode 0600), which is removed again if anything fails; answers their SHA-256.
+    """Write `chunks` to `path` (mode 0600), which is removed again if anything fails; answers their
+    SHA-256.
 
-    Raises StorageFull when the local disk is; other local faults pass as the OSError they are, they are the caller's.
+    Raises StorageFull when the local disk is; other local faults pass as the OSError they are, they
+    are the caller's.
     """
     hashed = hashlib.sha256()
-    first = await anext(chunks, b"")  # before the file is made: a missing object must not leave an empty one
+    first = await anext(
+        chunks, b""
+    )  # before the file is made: a missing object must not leave an empty one
     file = await threads.run(_create, path)
     try:
         with file:
@@ -138,7 +151,9 @@ async def save(chunks: AsyncIterator[bytes], path: Path, threads: Threads) -> st
 
 
 def _create(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
+    return os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb"
+    )
 
 
 def _append(file: BinaryIO, hashed: hashlib._Hash, chunk: bytes) -> None:

@@ -13,11 +13,12 @@ _PURGED = "purged_"
 
 
 class EventTypes:
-    """A service's types: `<service>.<subject>.<change>`. `subjects`: what each subject's events carry.
-    `purged_<subject>` tells of the end of a subject, as its change `purged`.
+    """A service's types: `<service>.<subject>.<change>`. `subjects`: what each subject's events
+    carry. `purged_<subject>` tells of the end of a subject, as its change `purged`.
 
-    The change is the state that the subject is in after it; for a subject without states `created` or `updated`. One
-    that is in the trash is `deleted`, one that is put away `archived`, whatever its state.
+    The change is the state that the subject is in after it; for a subject without states `created`
+    or `updated`. One that is in the trash is `deleted`, one that is put away `archived`, whatever
+    its state.
     """
 
     def __init__(self, service: str, subjects: Mapping[str, type[Message]]) -> None:
@@ -67,4 +68,8 @@ def body_of(name: str, at: datetime, message: Message) -> str:
 def body(name: str, at: datetime, data: Mapping[str, Any]) -> str:
     """What is sent. It is made once, so that every attempt sends the same."""
     timestamp = at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    return json.dumps({"type": name, "timestamp": timestamp, "data": data}, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(
+        {"type": name, "timestamp": timestamp, "data": data},
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )

@@ -1,12 +1,14 @@
-"""Sends what is due. A delivery is claimed for the time that an attempt may take and a lease more; a worker that dies
-between sending and recording leaves it to be sent again, with the same id.
+"""Sends what is due. A delivery is claimed for the time that an attempt may take and a lease more;
+a worker that dies between sending and recording leaves it to be sent again, with the same id.
 
-An endpoint has one runner per worker process, which sends a few deliveries at once; an owner and a process have a few
-runners. An endpoint gives its runner back when a delivery fails, and chance decides who is next. So a receiver that is
-slow, or down, delays only what goes to it; and if there are as many of them as runners, others for an attempt or two.
+An endpoint has one runner per worker process, which sends a few deliveries at once; an owner and a
+process have a few runners. An endpoint gives its runner back when a delivery fails, and chance
+decides who is next. So a receiver that is slow, or down, delays only what goes to it; and if there
+are as many of them as runners, others for an attempt or two.
 
-A receiver that doesn't take a delivery may say with Retry-After how long to leave it alone. Its endpoint then gets
-nothing until that time, at most 8 hours; what it asks for neither shortens a delivery's own pause nor ends its turn.
+A receiver that doesn't take a delivery may say with Retry-After how long to leave it alone. Its
+endpoint then gets nothing until that time, at most 8 hours; what it asks for neither shortens a
+delivery's own pause nor ends its turn.
 """
 
 import asyncio
@@ -47,27 +49,33 @@ _DUE: LiteralString = """
 _CLAIM: LiteralString = """
     WITH endpoint AS (
         SELECT id, url FROM webhook_endpoints
-        WHERE id = %(endpoint_id)s AND state = 'enabled' AND (paused_until IS NULL OR paused_until <= now())
+        WHERE id = %(endpoint_id)s AND state = 'enabled' AND (paused_until IS NULL OR paused_until
+            <= now())
     ), due AS (
         SELECT d.id FROM webhook_deliveries d, endpoint
         WHERE d.endpoint_id = endpoint.id AND d.state = 'pending' AND d.next_attempt_at <= now()
         ORDER BY d.next_attempt_at, d.id LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
     )
     UPDATE webhook_deliveries d
-    SET attempts = d.attempts + 1, attempts_in_turn = d.attempts_in_turn + 1, last_attempt_at = now(),
+    SET attempts = d.attempts + 1, attempts_in_turn = d.attempts_in_turn + 1, last_attempt_at
+        = now(),
         next_attempt_at = now() + %(lease)s
     FROM due, endpoint WHERE d.id = due.id
-    RETURNING d.id, d.owner, d.endpoint_id, d.body, d.attempts, d.attempts_in_turn, endpoint.url, now() AS at,
+    RETURNING d.id, d.owner, d.endpoint_id, d.body, d.attempts, d.attempts_in_turn, endpoint.url,
+        now() AS at,
         ARRAY(SELECT s.secret FROM webhook_secrets s
               WHERE s.owner = d.owner AND s.endpoint_id = d.endpoint_id
               AND (s.expires_at IS NULL OR s.expires_at > now())
               ORDER BY s.version DESC) AS secrets
 """
 # Endpoint before delivery, as those who enable, replay and delete do.
-_HOLD: LiteralString = "SELECT id FROM webhook_endpoints WHERE id = %(endpoint_id)s FOR NO KEY UPDATE"
+_HOLD: LiteralString = (
+    "SELECT id FROM webhook_endpoints WHERE id = %(endpoint_id)s FOR NO KEY UPDATE"
+)
 _DELIVERED: LiteralString = """
     UPDATE webhook_deliveries
-    SET state = 'delivered', next_attempt_at = NULL, ended_at = now(), status_code = %(status)s, error_class = '',
+    SET state = 'delivered', next_attempt_at = NULL, ended_at = now(), status_code = %(status)s,
+        error_class = '',
         error_message = '', response_excerpt = %(excerpt)s
     WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'pending'
 """
@@ -81,22 +89,26 @@ _NOT_DELIVERED: LiteralString = """
         WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'pending'
     )
     UPDATE webhook_deliveries d
-    SET state = CASE WHEN over THEN 'failed' ELSE 'pending' END, ended_at = CASE WHEN over THEN now() END,
+    SET state = CASE WHEN over THEN 'failed' ELSE 'pending' END, ended_at = CASE WHEN over
+        THEN now() END,
         next_attempt_at = CASE WHEN over THEN NULL ELSE now() + greatest(%(pause)s, %(asked)s) END,
         status_code = %(status)s,
-        error_class = %(error_class)s, error_message = %(error_message)s, response_excerpt = %(excerpt)s
+        error_class = %(error_class)s, error_message = %(error_message)s, response_excerpt
+            = %(excerpt)s
     FROM decided WHERE d.id = decided.id RETURNING decided.over
 """
 # Given up on, and nothing arrived for as long: the receiver is not there any more.
 _ILL: LiteralString = """
     WITH decided AS (
         SELECT id, CASE WHEN %(gone)s THEN 'gone'
-                        WHEN %(over)s AND failing_since < now() - %(give_up)s THEN 'failing' ELSE '' END AS reason
+                        WHEN %(over)s AND failing_since < now() - %(give_up)s THEN 'failing'
+                            ELSE '' END AS reason
         FROM webhook_endpoints WHERE id = %(endpoint_id)s AND state = 'enabled'
     )
     UPDATE webhook_endpoints e
     SET failing_since = coalesce(failing_since, now()), last_error_class = %(error_class)s,
-        paused_until = CASE WHEN %(asked)s > interval '0' THEN greatest(paused_until, now() + %(asked)s)
+        paused_until = CASE WHEN %(asked)s > interval '0' THEN greatest(paused_until, now()
+            + %(asked)s)
                             ELSE paused_until END,
         state = CASE WHEN reason = '' THEN 'enabled' ELSE 'disabled' END, disable_reason = reason,
         disabled_at = CASE WHEN reason = '' THEN NULL ELSE now() END,
@@ -139,8 +151,11 @@ class Sender:
                         self._running[endpoint.id] = endpoint.owner
                         group.create_task(self._serve(endpoint.id, endpoint.owner))
                 except (psycopg.Error, TimeoutError) as error:
-                    _log.warning("webhooks wait for the database", service=self._db.service,
-                                 error=type(error).__name__)  # fmt: skip
+                    _log.warning(
+                        "webhooks wait for the database",
+                        service=self._db.service,
+                        error=type(error).__name__,
+                    )
                 try:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._wake.wait()
@@ -154,7 +169,9 @@ class Sender:
         of_owner = Counter(self._running.values())
         full = [owner for owner, count in of_owner.items() if count >= OF_OWNER]
         found = []
-        for endpoint in await self._db.system_rows(_DUE, {"busy": list(self._running), "full": full, "limit": free}):
+        for endpoint in await self._db.system_rows(
+            _DUE, {"busy": list(self._running), "full": full, "limit": free}
+        ):
             of_owner[endpoint.owner] += 1
             if of_owner[endpoint.owner] <= OF_OWNER:
                 found.append(endpoint)
@@ -183,9 +200,15 @@ class Sender:
     async def _claim(self, endpoint_id: UUID, owner: str, limit: int) -> list[Any]:
         try:
             async with self._db.transaction(owner) as m:
-                return await m.all(_CLAIM, {"endpoint_id": endpoint_id, "limit": limit, "lease": self._lease})
+                return await m.all(
+                    _CLAIM, {"endpoint_id": endpoint_id, "limit": limit, "lease": self._lease}
+                )
         except (psycopg.Error, TimeoutError) as error:
-            _log.warning("webhooks wait for the database", service=self._db.service, error=type(error).__name__)
+            _log.warning(
+                "webhooks wait for the database",
+                service=self._db.service,
+                error=type(error).__name__,
+            )
             return []
 
     async def _attempt(self, delivery: Any) -> bool:
@@ -195,8 +218,12 @@ class Sender:
             await self._record(delivery, outcome)
             return not outcome.error_class
         except Exception as error:  # it comes up again when its lease ends
-            _log.error("webhook could not be recorded", service=self._db.service, delivery=str(delivery.id),
-                       error=type(error).__name__)  # fmt: skip
+            _log.error(
+                "webhook could not be recorded",
+                service=self._db.service,
+                delivery=str(delivery.id),
+                error=type(error).__name__,
+            )
             return False
 
     async def _send(self, delivery: Any) -> _Outcome:
@@ -208,7 +235,9 @@ class Sender:
             return _Outcome(error_class="REFUSED", error_message=str(refusal))
         except OutboundFailed as failure:
             return _Outcome(error_class=failure.error_class, error_message=failure.text)
-        excerpt = "".join(c for c in answer.excerpt.decode("utf-8", "replace") if c.isprintable() or c == "\n")
+        excerpt = "".join(
+            c for c in answer.excerpt.decode("utf-8", "replace") if c.isprintable() or c == "\n"
+        )
         if 200 <= answer.status < 300:
             return _Outcome(answer.status, excerpt=excerpt)
         text = f"the receiver answered {answer.status}; only 200 to 299 count as received"
@@ -218,14 +247,24 @@ class Sender:
         return _Outcome(answer.status, "STATUS", text, excerpt, asked)
 
     async def _record(self, delivery: Any, outcome: _Outcome) -> None:
-        pause = min(self._first_pause * _FACTOR ** (delivery.attempts_in_turn - 1), _LONGEST_PAUSE_SECONDS)
+        pause = min(
+            self._first_pause * _FACTOR ** (delivery.attempts_in_turn - 1), _LONGEST_PAUSE_SECONDS
+        )
         parameters: dict[str, Any] = {
-            "id": delivery.id, "endpoint_id": delivery.endpoint_id, "attempts": delivery.attempts,
-            "status": outcome.status, "error_class": outcome.error_class, "error_message": outcome.error_message,
-            "excerpt": outcome.excerpt, "give_up": self._give_up, "gone": outcome.status == _GONE,
+            "id": delivery.id,
+            "endpoint_id": delivery.endpoint_id,
+            "attempts": delivery.attempts,
+            "status": outcome.status,
+            "error_class": outcome.error_class,
+            "error_message": outcome.error_message,
+            "excerpt": outcome.excerpt,
+            "give_up": self._give_up,
+            "gone": outcome.status == _GONE,
             "asked": timedelta(seconds=outcome.asked),
-            "pause": timedelta(seconds=pause * random.uniform(0.9, 1.1)),  # so that those that failed together part
-        }  # fmt: skip
+            "pause": timedelta(
+                seconds=pause * random.uniform(0.9, 1.1)
+            ),  # so that those that failed together part
+        }
         async with self._db.transaction(delivery.owner) as m:
             await m.run(_HOLD, parameters)
             if not outcome.error_class:
@@ -237,12 +276,18 @@ class Sender:
                 return  # another attempt has it, or it is deleted
             endpoint = await m.one(_ILL, {**parameters, "over": decided.over})
         if endpoint and endpoint.state == "disabled":
-            _log.warning("webhook endpoint disabled", service=self._db.service, endpoint=str(delivery.endpoint_id),
-                         error=outcome.error_class, status=outcome.status)  # fmt: skip
+            _log.warning(
+                "webhook endpoint disabled",
+                service=self._db.service,
+                endpoint=str(delivery.endpoint_id),
+                error=outcome.error_class,
+                status=outcome.status,
+            )
 
 
 async def prune(db: Database, settings: Settings, chunk: int = 5000) -> int:
-    """Forgets deliveries past their time, and those that wait for an endpoint disabled as long. Returns how many."""
+    """Forgets deliveries past their time, and those that wait for an endpoint disabled as long.
+    Returns how many."""
     total = 0
     age = {"age": timedelta(days=settings.webhook_log_days), "chunk": chunk}
     while True:
@@ -251,7 +296,8 @@ async def prune(db: Database, settings: Settings, chunk: int = 5000) -> int:
                 """DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY(
                        SELECT id FROM webhook_deliveries WHERE ended_at < now() - %(age)s
                        UNION ALL
-                       SELECT d.id FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint_id
+                       SELECT d.id FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id
+                           = d.endpoint_id
                        WHERE d.state = 'pending' AND e.disabled_at < now() - %(age)s
                        LIMIT %(chunk)s))
                    RETURNING 1 AS n""",

@@ -32,16 +32,20 @@ _INSERT: LiteralString = """
     VALUES (%(id)s, %(owner)s, %(actor)s, %(url)s, %(description)s, %(event_types)s) RETURNING *
 """
 _ENDPOINT: LiteralString = "SELECT * FROM webhook_endpoints WHERE owner = %(owner)s AND id = %(id)s"
-_DELIVERY: LiteralString = "SELECT * FROM webhook_deliveries WHERE owner = %(owner)s AND id = %(id)s"
+_DELIVERY: LiteralString = (
+    "SELECT * FROM webhook_deliveries WHERE owner = %(owner)s AND id = %(id)s"
+)
 _ENABLE: LiteralString = """
     UPDATE webhook_endpoints
-    SET state = 'enabled', disable_reason = '', disabled_at = NULL, failing_since = NULL, last_error_class = '',
+    SET state = 'enabled', disable_reason = '', disabled_at = NULL, failing_since = NULL,
+        last_error_class = '',
         paused_until = NULL, version = version + 1, updated_at = now()
     WHERE id = %s RETURNING *
 """
 _DISABLE: LiteralString = """
     UPDATE webhook_endpoints
-    SET state = 'disabled', disable_reason = 'asked', disabled_at = now(), replay_from = NULL, version = version + 1,
+    SET state = 'disabled', disable_reason = 'asked', disabled_at = now(), replay_from = NULL,
+        version = version + 1,
         updated_at = now()
     WHERE id = %s RETURNING *
 """
@@ -57,30 +61,47 @@ _SPENT_SECRETS: LiteralString = """
 """
 _BEGIN_AGAIN: LiteralString = """
     UPDATE webhook_deliveries
-    SET state = 'pending', attempts_in_turn = 0, turn_began_at = now(), next_attempt_at = now(), ended_at = NULL
+    SET state = 'pending', attempts_in_turn = 0, turn_began_at = now(), next_attempt_at = now(),
+        ended_at = NULL
 """
 
 
 def endpoint_to_proto(row: Any) -> pb.Endpoint:
     paused = row.paused_until is not None and row.paused_until > datetime.now(UTC)
     return pb.Endpoint(
-        id=str(row.id), owner=row.owner, created_by=row.created_by, url=row.url, description=row.description,
-        event_types=row.event_types, state=ENDPOINT_STATES.number[row.state],
-        disable_reason=DISABLE_REASONS.number.get(row.disable_reason), disable_time=timestamp(row.disabled_at),
-        first_failure_time=timestamp(row.failing_since), last_error_class=row.last_error_class, etag=str(row.version),
-        create_time=timestamp(row.created_at), update_time=timestamp(row.updated_at),
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        url=row.url,
+        description=row.description,
+        event_types=row.event_types,
+        state=ENDPOINT_STATES.number[row.state],
+        disable_reason=DISABLE_REASONS.number.get(row.disable_reason),
+        disable_time=timestamp(row.disabled_at),
+        first_failure_time=timestamp(row.failing_since),
+        last_error_class=row.last_error_class,
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
         pause_end_time=timestamp(row.paused_until) if paused else None,
-    )  # fmt: skip
+    )
 
 
 def delivery_to_proto(row: Any) -> pb.Delivery:
     return pb.Delivery(
-        id=str(row.id), endpoint_id=str(row.endpoint_id), event_type=row.event_type,
-        state=DELIVERY_STATES.number[row.state], attempts=row.attempts, create_time=timestamp(row.created_at),
-        last_attempt_time=timestamp(row.last_attempt_at), next_attempt_time=timestamp(row.next_attempt_at),
-        status_code=row.status_code, error_class=row.error_class, error_message=row.error_message,
+        id=str(row.id),
+        endpoint_id=str(row.endpoint_id),
+        event_type=row.event_type,
+        state=DELIVERY_STATES.number[row.state],
+        attempts=row.attempts,
+        create_time=timestamp(row.created_at),
+        last_attempt_time=timestamp(row.last_attempt_at),
+        next_attempt_time=timestamp(row.next_attempt_at),
+        status_code=row.status_code,
+        error_class=row.error_class,
+        error_message=row.error_message,
         response_excerpt=row.response_excerpt,
-    )  # fmt: skip
+    )
 
 
 class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
@@ -92,7 +113,9 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
     async def close(self) -> None:
         await self._out.close()
 
-    async def CreateEndpoint(self, request: pb.CreateEndpointRequest, context: Any) -> pb.CreateEndpointResponse:
+    async def CreateEndpoint(
+        self, request: pb.CreateEndpointRequest, context: Any
+    ) -> pb.CreateEndpointResponse:
         self._check_types(request.event_types)
         if await self._db.stored_answer(request, pb.CreateEndpointResponse) is None:
             await self._check_url(request.url)
@@ -100,9 +123,13 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         async def work(m: Mutation) -> pb.CreateEndpointResponse:
             await _check_room(m)
             values = {
-                "id": new_id(), "owner": m.owner, "actor": m.actor, "url": request.url,
-                "description": request.description, "event_types": sorted(request.event_types),
-            }  # fmt: skip
+                "id": new_id(),
+                "owner": m.owner,
+                "actor": m.actor,
+                "url": request.url,
+                "description": request.description,
+                "event_types": sorted(request.event_types),
+            }
             row = await m.one(_INSERT, values)
             await _add_secret(m, row)
             return pb.CreateEndpointResponse(endpoint=endpoint_to_proto(row))
@@ -111,23 +138,32 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         response.secret = await self._secret_of(response.endpoint)
         return response
 
-    async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Any) -> pb.GetEndpointResponse:
+    async def GetEndpoint(
+        self, request: pb.GetEndpointRequest, context: Any
+    ) -> pb.GetEndpointResponse:
         row = await self._endpoint(parse_id(request.endpoint_id, "endpoint_id"))
         return pb.GetEndpointResponse(endpoint=endpoint_to_proto(row))
 
-    async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:
+    async def ListEndpoints(
+        self, request: pb.ListEndpointsRequest, context: Any
+    ) -> pb.ListEndpointsResponse:
         page = paging.page(request)
         statement: Any = f"SELECT * FROM webhook_endpoints WHERE owner = %(owner)s{page.clause}"
         rows = await self._db.rows(statement, {"owner": auth.current().owner, **page.parameters})
         endpoints, token = page.fill(rows, map(endpoint_to_proto, rows))
         return pb.ListEndpointsResponse(endpoints=endpoints, next_page_token=token)
 
-    async def UpdateEndpoint(self, request: pb.UpdateEndpointRequest, context: Any) -> pb.UpdateEndpointResponse:
+    async def UpdateEndpoint(
+        self, request: pb.UpdateEndpointRequest, context: Any
+    ) -> pb.UpdateEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         paths = set(request.update_mask.paths)
         if "event_types" in paths:
             self._check_types(request.event_types)
-        if "url" in paths and await self._db.stored_answer(request, pb.UpdateEndpointResponse) is None:
+        if (
+            "url" in paths
+            and await self._db.stored_answer(request, pb.UpdateEndpointResponse) is None
+        ):
             await self._check_url(request.url)
 
         async def work(m: Mutation) -> pb.UpdateEndpointResponse:
@@ -137,20 +173,25 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
             values = {
                 "id": endpoint_id,
                 "url": request.url if "url" in paths else row.url,
-                "event_types": sorted(request.event_types) if "event_types" in paths else row.event_types,
+                "event_types": (
+                    sorted(request.event_types) if "event_types" in paths else row.event_types
+                ),
                 "description": request.description if "description" in paths else row.description,
             }
             row = await m.one(
                 "UPDATE webhook_endpoints SET url = %(url)s, event_types = %(event_types)s,"
-                " description = %(description)s, paused_until = CASE WHEN url = %(url)s THEN paused_until END,"
-                " version = version + 1, updated_at = now()"
-                " WHERE id = %(id)s RETURNING *", values,
-            )  # fmt: skip
+                " description = %(description)s, paused_until = CASE WHEN url = %(url)s THEN"
+                " paused_until END, version = version + 1, updated_at = now() WHERE id = %(id)s"
+                " RETURNING *",
+                values,
+            )
             return pb.UpdateEndpointResponse(endpoint=endpoint_to_proto(row))
 
         return await self._db.mutate(request, pb.UpdateEndpointResponse, work)
 
-    async def DeleteEndpoint(self, request: pb.DeleteEndpointRequest, context: Any) -> pb.DeleteEndpointResponse:
+    async def DeleteEndpoint(
+        self, request: pb.DeleteEndpointRequest, context: Any
+    ) -> pb.DeleteEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
 
         async def work(m: Mutation) -> pb.DeleteEndpointResponse:
@@ -160,7 +201,9 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
 
         return await self._db.mutate(request, pb.DeleteEndpointResponse, work)
 
-    async def EnableEndpoint(self, request: pb.EnableEndpointRequest, context: Any) -> pb.EnableEndpointResponse:
+    async def EnableEndpoint(
+        self, request: pb.EnableEndpointRequest, context: Any
+    ) -> pb.EnableEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         if await self._db.stored_answer(request, pb.EnableEndpointResponse) is None:
             await self._check_url((await self._endpoint(endpoint_id)).url)
@@ -170,14 +213,17 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
             if row.state == "disabled":
                 row = await m.one(_ENABLE, (endpoint_id,))
                 await m.run(
-                    f"{_BEGIN_AGAIN} WHERE owner = %(owner)s AND endpoint_id = %(id)s AND state = 'pending'",
+                    f"{_BEGIN_AGAIN} WHERE owner = %(owner)s AND endpoint_id = %(id)s AND state ="
+                    " 'pending'",
                     {"owner": m.owner, "id": endpoint_id},
                 )
             return pb.EnableEndpointResponse(endpoint=endpoint_to_proto(row))
 
         return await self._db.mutate(request, pb.EnableEndpointResponse, work)
 
-    async def DisableEndpoint(self, request: pb.DisableEndpointRequest, context: Any) -> pb.DisableEndpointResponse:
+    async def DisableEndpoint(
+        self, request: pb.DisableEndpointRequest, context: Any
+    ) -> pb.DisableEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
 
         async def work(m: Mutation) -> pb.DisableEndpointResponse:
@@ -188,26 +234,38 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
 
         return await self._db.mutate(request, pb.DisableEndpointResponse, work)
 
-    async def RotateSecret(self, request: pb.RotateSecretRequest, context: Any) -> pb.RotateSecretResponse:
+    async def RotateSecret(
+        self, request: pb.RotateSecretRequest, context: Any
+    ) -> pb.RotateSecretResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
-        seconds = request.overlap_seconds if request.HasField("overlap_seconds") else _OVERLAP_SECONDS
+        seconds = (
+            request.overlap_seconds if request.HasField("overlap_seconds") else _OVERLAP_SECONDS
+        )
 
         async def work(m: Mutation) -> pb.RotateSecretResponse:
             await _lock(m, endpoint_id)
             row = await m.one(
-                "UPDATE webhook_endpoints SET version = version + 1, updated_at = now() WHERE id = %s RETURNING *",
+                "UPDATE webhook_endpoints SET version = version + 1, updated_at = now() WHERE id ="
+                " %s RETURNING *",
                 (endpoint_id,),
             )
-            await m.run(_END_SECRETS, {"owner": m.owner, "id": endpoint_id, "overlap": timedelta(seconds=seconds)})
+            await m.run(
+                _END_SECRETS,
+                {"owner": m.owner, "id": endpoint_id, "overlap": timedelta(seconds=seconds)},
+            )
             await _add_secret(m, row)
-            await m.run(_SPENT_SECRETS, {"owner": m.owner, "id": endpoint_id, "most": _MOST_SECRETS})
+            await m.run(
+                _SPENT_SECRETS, {"owner": m.owner, "id": endpoint_id, "most": _MOST_SECRETS}
+            )
             return pb.RotateSecretResponse(endpoint=endpoint_to_proto(row))
 
         response = await self._db.mutate(request, pb.RotateSecretResponse, work)
         response.secret = await self._secret_of(response.endpoint)
         return response
 
-    async def PingEndpoint(self, request: pb.PingEndpointRequest, context: Any) -> pb.PingEndpointResponse:
+    async def PingEndpoint(
+        self, request: pb.PingEndpointRequest, context: Any
+    ) -> pb.PingEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
 
         async def work(m: Mutation) -> pb.PingEndpointResponse:
@@ -215,21 +273,30 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
             row = await m.one(
                 "INSERT INTO webhook_deliveries (id, owner, endpoint_id, event_type, body)"
                 " VALUES (%(id)s, %(owner)s, %(endpoint_id)s, %(type)s, %(body)s) RETURNING *",
-                {"id": new_id(), "owner": m.owner, "endpoint_id": endpoint_id, "type": PING,
-                 "body": body(PING, datetime.now(UTC), {"endpointId": str(endpoint_id)})},
-            )  # fmt: skip
+                {
+                    "id": new_id(),
+                    "owner": m.owner,
+                    "endpoint_id": endpoint_id,
+                    "type": PING,
+                    "body": body(PING, datetime.now(UTC), {"endpointId": str(endpoint_id)}),
+                },
+            )
             return pb.PingEndpointResponse(delivery=delivery_to_proto(row))
 
         return await self._db.mutate(request, pb.PingEndpointResponse, work)
 
-    async def GetDelivery(self, request: pb.GetDeliveryRequest, context: Any) -> pb.GetDeliveryResponse:
+    async def GetDelivery(
+        self, request: pb.GetDeliveryRequest, context: Any
+    ) -> pb.GetDeliveryResponse:
         delivery_id = parse_id(request.delivery_id, "delivery_id")
         row = await self._db.row(_DELIVERY, {"owner": auth.current().owner, "id": delivery_id})
         if row is None:
             raise errors.not_found("webhook delivery", delivery_id)
         return pb.GetDeliveryResponse(delivery=delivery_to_proto(row), body=row.body)
 
-    async def ListDeliveries(self, request: pb.ListDeliveriesRequest, context: Any) -> pb.ListDeliveriesResponse:
+    async def ListDeliveries(
+        self, request: pb.ListDeliveriesRequest, context: Any
+    ) -> pb.ListDeliveriesResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         await self._endpoint(endpoint_id)
         page = paging.page(request)
@@ -243,7 +310,9 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         deliveries, token = page.fill(rows, map(delivery_to_proto, rows))
         return pb.ListDeliveriesResponse(deliveries=deliveries, next_page_token=token)
 
-    async def ReplayDelivery(self, request: pb.ReplayDeliveryRequest, context: Any) -> pb.ReplayDeliveryResponse:
+    async def ReplayDelivery(
+        self, request: pb.ReplayDeliveryRequest, context: Any
+    ) -> pb.ReplayDeliveryResponse:
         delivery_id = parse_id(request.delivery_id, "delivery_id")
 
         async def work(m: Mutation) -> pb.ReplayDeliveryResponse:
@@ -258,21 +327,30 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
 
         return await self._db.mutate(request, pb.ReplayDeliveryResponse, work)
 
-    async def ReplaySince(self, request: pb.ReplaySinceRequest, context: Any) -> pb.ReplaySinceResponse:
+    async def ReplaySince(
+        self, request: pb.ReplaySinceRequest, context: Any
+    ) -> pb.ReplaySinceResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         since = time_of(request.since, True, "since")
 
         async def work(m: Mutation) -> pb.ReplaySinceResponse:
             _check_enabled(await _lock(m, endpoint_id))
-            parameters = {"owner": m.owner, "id": endpoint_id, "since": since, "all": request.include_delivered}
+            parameters = {
+                "owner": m.owner,
+                "id": endpoint_id,
+                "since": since,
+                "all": request.include_delivered,
+            }
             await m.run(
-                f"{_BEGIN_AGAIN} WHERE owner = %(owner)s AND endpoint_id = %(id)s AND created_at >= %(since)s"
-                " AND (state = 'failed' OR %(all)s AND state = 'delivered')", parameters,
-            )  # fmt: skip
+                f"{_BEGIN_AGAIN} WHERE owner = %(owner)s AND endpoint_id = %(id)s AND created_at >="
+                " %(since)s AND (state = 'failed' OR %(all)s AND state = 'delivered')",
+                parameters,
+            )
             first = await m.one(
                 "SELECT min(position) AS position, min(created_at) AS at FROM events"
-                " WHERE owner = %(owner)s AND position IS NOT NULL AND created_at >= %(since)s", parameters,
-            )  # fmt: skip
+                " WHERE owner = %(owner)s AND position IS NOT NULL AND created_at >= %(since)s",
+                parameters,
+            )
             if first.position is not None:
                 # The dispatcher makes deliveries of what has none yet.
                 await m.run(
@@ -284,9 +362,13 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
 
         return await self._db.mutate(request, pb.ReplaySinceResponse, work)
 
-    async def ListEventTypes(self, request: pb.ListEventTypesRequest, context: Any) -> pb.ListEventTypesResponse:
+    async def ListEventTypes(
+        self, request: pb.ListEventTypesRequest, context: Any
+    ) -> pb.ListEventTypesResponse:
         known = sorted(self._types.messages.items())
-        return pb.ListEventTypesResponse(event_types=[pb.EventType(name=n, data_message=m) for n, m in known])
+        return pb.ListEventTypesResponse(
+            event_types=[pb.EventType(name=n, data_message=m) for n, m in known]
+        )
 
     def _check_types(self, names: Sequence[str]) -> None:
         known = sorted(self._types.messages)
@@ -311,7 +393,8 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return row
 
     async def _secret_of(self, endpoint: pb.Endpoint) -> str:
-        """The secret that came with this version of the endpoint. It is added to answers after they were stored."""
+        """The secret that came with this version of the endpoint. It is added to answers after they
+        were stored."""
         row = await self._db.row(
             "SELECT secret FROM webhook_secrets WHERE owner = %(owner)s AND endpoint_id = %(id)s"
             " AND version = %(version)s AND (expires_at IS NULL OR expires_at > now())",
@@ -336,10 +419,14 @@ def _check_enabled(endpoint: Any) -> None:
 
 async def _check_room(m: Mutation) -> None:
     """One at a time per owner: two at once would both find the last place."""
-    await m.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 2))", (f"webhooks\x1f{m.owner}",))
+    await m.run(
+        "SELECT pg_advisory_xact_lock(hashtextextended(%s, 2))", (f"webhooks\x1f{m.owner}",)
+    )
     row = await m.one("SELECT count(*) AS n FROM webhook_endpoints WHERE owner = %s", (m.owner,))
     if row.n >= MAX_ENDPOINTS:
-        text = f"you have {row.n} webhook endpoints here, and {MAX_ENDPOINTS} is the limit; delete one"
+        text = (
+            f"you have {row.n} webhook endpoints here, and {MAX_ENDPOINTS} is the limit; delete one"
+        )
         failure = error_details_pb2.QuotaFailure(
             violations=[error_details_pb2.QuotaFailure.Violation(subject=m.owner, description=text)]
         )

@@ -14,7 +14,9 @@ def new_secret() -> str:
     return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-def signed_headers(keys: Sequence[str], delivery_id: str, at: datetime, body: bytes) -> dict[str, str]:
+def signed_headers(
+    keys: Sequence[str], delivery_id: str, at: datetime, body: bytes
+) -> dict[str, str]:
     """One signature per secret: a receiver needs to know only one of them."""
     seconds = str(int(at.timestamp()))
     content = f"{delivery_id}.{seconds}.".encode() + body

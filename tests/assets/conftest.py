@@ -1,4 +1,5 @@
-"""One house for all tests of assets that need no database of their own: each test acts as owners of its own."""
+"""One house for all tests of assets that need no database of their own: each test acts as owners of
+its own."""
 
 import itertools
 from collections.abc import AsyncIterator, Callable

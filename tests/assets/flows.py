@@ -26,7 +26,10 @@ def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
     """A small picture with something in it; another seed gives another picture."""
     noise = pyvips.Image.perlin(width, height, cell_size=64, seed=seed)
     picture = (
-        (noise * 90 + 128).bandjoin([noise * 60 + 140, noise * -80 + 120]).cast("uchar").copy(interpretation="srgb")
+        (noise * 90 + 128)
+        .bandjoin([noise * 60 + 140, noise * -80 + 120])
+        .cast("uchar")
+        .copy(interpretation="srgb")
     )
     data: bytes = picture.jpegsave_buffer(Q=85)
     return data
@@ -34,9 +37,13 @@ def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
 
 def declaration(data: bytes, **fields: Any) -> upload_pb2.UploadDeclaration:
     values = {
-        "kind": asset_pb2.ASSET_KIND_PRODUCT, "file_name": "front.jpg", "mime_type": "image/jpeg",
-        "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **fields,
-    }  # fmt: skip
+        "kind": asset_pb2.ASSET_KIND_PRODUCT,
+        "file_name": "front.jpg",
+        "mime_type": "image/jpeg",
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        **fields,
+    }
     return upload_pb2.UploadDeclaration(**values)
 
 
@@ -63,12 +70,16 @@ def request_id() -> str:
 async def send(target: upload_pb2.UploadTarget, data: bytes, name: str = "file") -> httpx.Response:
     async with browser() as http:
         if target.method == "POST":
-            return await http.post(target.url, data=dict(target.fields), files={"file": (name, data)})
+            return await http.post(
+                target.url, data=dict(target.fields), files={"file": (name, data)}
+            )
         return await http.put(target.url, content=data, headers=dict(target.headers))
 
 
 async def announce(client: Client, data: bytes, **fields: Any) -> upload_pb2.RequestUploadResponse:
-    request = upload_pb2.RequestUploadRequest(request_id=request_id(), declaration=declaration(data, **fields))
+    request = upload_pb2.RequestUploadRequest(
+        request_id=request_id(), declaration=declaration(data, **fields)
+    )
     requested: upload_pb2.RequestUploadResponse = await uploads(client).RequestUpload(request)
     return requested
 
@@ -90,7 +101,9 @@ async def upload(client: Client, data: bytes, **fields: Any) -> asset_pb2.Asset:
     return await confirm(client, requested.upload_id)
 
 
-async def stream_upload(client: Client, head: upload_pb2.UploadHead, *chunks: bytes) -> asset_pb2.Asset:
+async def stream_upload(
+    client: Client, head: upload_pb2.UploadHead, *chunks: bytes
+) -> asset_pb2.Asset:
     """The one-call upload."""
 
     async def parts() -> AsyncIterator[upload_pb2.UploadRequest]:
@@ -103,11 +116,17 @@ async def stream_upload(client: Client, head: upload_pb2.UploadHead, *chunks: by
     return asset
 
 
-async def start(client: Client, data: bytes, **fields: Any) -> resumable_pb2.StartResumableUploadResponse:
+async def start(
+    client: Client, data: bytes, **fields: Any
+) -> resumable_pb2.StartResumableUploadResponse:
     """Begins an upload in parts."""
     declared = declaration(data, **fields)
-    request = resumable_pb2.StartResumableUploadRequest(request_id=request_id(), declaration=declared)
-    started: resumable_pb2.StartResumableUploadResponse = await resumable(client).StartResumableUpload(request)
+    request = resumable_pb2.StartResumableUploadRequest(
+        request_id=request_id(), declaration=declared
+    )
+    started: resumable_pb2.StartResumableUploadResponse = await resumable(
+        client
+    ).StartResumableUpload(request)
     return started
 
 
@@ -120,10 +139,15 @@ async def send_parts(targets: Iterable[resumable_pb2.PartTarget], data: bytes) -
             assert answer.status_code == 200, answer.text
 
 
-async def made_by_a_service(house: Suite, subject: str, data: bytes, **fields: Any) -> asset_pb2.Asset:
+async def made_by_a_service(
+    house: Suite, subject: str, data: bytes, **fields: Any
+) -> asset_pb2.Asset:
     """What `conversions` stores for `user:<subject>` when its model made it."""
     service = house.as_token(house.keys.service_token("conversions", f"user:{subject}"))
-    made = {"provenance": asset_pb2.Provenance(model="local", model_version="1", prompt="a coat"), **fields}
+    made = {
+        "provenance": asset_pb2.Provenance(model="local", model_version="1", prompt="a coat"),
+        **fields,
+    }
     head = upload_pb2.UploadHead(request_id=request_id(), declaration=declaration(data, **made))
     return await stream_upload(service, head, data)
 
@@ -131,13 +155,17 @@ async def made_by_a_service(house: Suite, subject: str, data: bytes, **fields: A
 async def update(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:
     """Sets the fields given; `etag` and `request_id` go along without being in the mask."""
     paths = [name for name in fields if name not in ("etag", "request_id")]
-    request = asset_pb2.UpdateAssetRequest(asset_id=asset_id, update_mask={"paths": paths}, **fields)
+    request = asset_pb2.UpdateAssetRequest(
+        asset_id=asset_id, update_mask={"paths": paths}, **fields
+    )
     answer = await assets(client).UpdateAsset(request)
     asset: asset_pb2.Asset = answer.asset
     return asset
 
 
-async def variants_of(client: Client, asset_id: str, *, timeout: float = 30) -> dict[str, asset_pb2.Variant]:
+async def variants_of(
+    client: Client, asset_id: str, *, timeout: float = 30
+) -> dict[str, asset_pb2.Variant]:
     """The variants by preset, once none is on its way any more."""
     on_their_way = (asset_pb2.VARIANT_STATE_PENDING, asset_pb2.VARIANT_STATE_PROCESSING)
     async with asyncio.timeout(timeout):

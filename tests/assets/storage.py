@@ -18,7 +18,9 @@ def quotas(client: Client) -> Any:
 
 async def report(client: Client, owner: str = "") -> storage_report_pb2.StorageReport:
     request = storage_report_pb2.GetStorageReportRequest(owner=owner)
-    made: storage_report_pb2.StorageReport = (await reports(client).GetStorageReport(request)).report
+    made: storage_report_pb2.StorageReport = (
+        await reports(client).GetStorageReport(request)
+    ).report
     return made
 
 
@@ -38,10 +40,13 @@ async def folded(house: Suite) -> None:
 def truth(house: Suite, owner: str) -> tuple[int, int]:
     """Assets but refused ones, and stored bytes, counted from the rows themselves."""
     [(assets, originals)] = house.sql(
-        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets.assets WHERE owner = %s AND state <> 'rejected'",
+        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets.assets WHERE owner = %s AND"
+        " state <> 'rejected'",
         (owner,),
     )
-    made = "SELECT (SELECT coalesce(sum(size_bytes), 0) FROM assets.variants WHERE owner = %(owner)s)"
+    made = (
+        "SELECT (SELECT coalesce(sum(size_bytes), 0) FROM assets.variants WHERE owner = %(owner)s)"
+    )
     made += " + (SELECT coalesce(sum(size_bytes), 0) FROM assets.documents WHERE owner = %(owner)s)"
     [(rest,)] = house.sql(made, {"owner": owner})
     return assets, int(originals + rest)

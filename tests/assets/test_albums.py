@@ -39,18 +39,24 @@ async def get(client: Client, album: pb.Album, **fields: Any) -> pb.Album:
 
 
 async def add(client: Client, album: pb.Album, *ids: str, **fields: Any) -> list[int]:
-    answer = await stub(client).AddAlbumAssets(pb.AddAlbumAssetsRequest(album_id=album.id, asset_ids=ids, **fields))
+    answer = await stub(client).AddAlbumAssets(
+        pb.AddAlbumAssetsRequest(album_id=album.id, asset_ids=ids, **fields)
+    )
     assert [result.asset_id for result in answer.results] == list(ids)
     return [result.outcome for result in answer.results]
 
 
 async def remove(client: Client, album: pb.Album, *ids: str) -> list[int]:
-    answer = await stub(client).RemoveAlbumAssets(pb.RemoveAlbumAssetsRequest(album_id=album.id, asset_ids=ids))
+    answer = await stub(client).RemoveAlbumAssets(
+        pb.RemoveAlbumAssetsRequest(album_id=album.id, asset_ids=ids)
+    )
     return [result.outcome for result in answer.results]
 
 
 async def update(client: Client, album: pb.Album, etag: str = "", **fields: Any) -> pb.Album:
-    request = pb.UpdateAlbumRequest(album_id=album.id, etag=etag, update_mask={"paths": list(fields)}, **fields)
+    request = pb.UpdateAlbumRequest(
+        album_id=album.id, etag=etag, update_mask={"paths": list(fields)}, **fields
+    )
     return (await stub(client).UpdateAlbum(request)).album
 
 
@@ -73,23 +79,32 @@ async def some_assets(client: Client, count: int, **fields: Any) -> list[str]:
 
 def many_assets(house: Suite, client: Client, count: int) -> list[str]:
     rows = house.sql(
-        "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type, state,"
-        " storage_key, sha256) SELECT gen_random_uuid(), %s, 'x', 'photo', false, true, 'a.jpg', 1, 'image/jpeg',"
-        " 'ready', 'gone/' || n, 'ab' FROM generate_series(1, %s) AS n RETURNING id::text",
+        "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name,"
+        " size_bytes, mime_type, state, storage_key, sha256) SELECT gen_random_uuid(), %s, 'x',"
+        " 'photo', false, true, 'a.jpg', 1, 'image/jpeg', 'ready', 'gone/' || n, 'ab' FROM"
+        " generate_series(1, %s) AS n RETURNING id::text",
         (f"user:{client.subject}", count),
     )
     return [row[0] for row in rows]
 
 
 async def test_an_album_is_what_was_asked_for(ada: Client) -> None:
-    album = await create(ada, "  Spring\u200b  2026 ", description="Looks\nfor spring", visibility=PUBLIC)
-    assert (album.name, album.description, album.visibility) == ("Spring 2026", "Looks\nfor spring", PUBLIC)
+    album = await create(
+        ada, "  Spring\u200b  2026 ", description="Looks\nfor spring", visibility=PUBLIC
+    )
+    assert (album.name, album.description, album.visibility) == (
+        "Spring 2026",
+        "Looks\nfor spring",
+        PUBLIC,
+    )
     assert (album.owner, album.asset_count, album.cover_asset_id) == (f"user:{ada.subject}", 0, "")
     assert await get(ada, album) == album
     assert (await create(ada, "Quiet")).visibility == PRIVATE
 
 
-async def test_a_name_is_unique_per_owner_whatever_its_case(ada: Client, caller: Callable[..., Client]) -> None:
+async def test_a_name_is_unique_per_owner_whatever_its_case(
+    ada: Client, caller: Callable[..., Client]
+) -> None:
     album = await create(ada, "Frühling")
     for name in ("Frühling", "FRU\u0308HLING", " frühling "):
         refused = await calls.refusal(create(ada, name))
@@ -125,8 +140,13 @@ async def test_each_asset_has_an_outcome(ada: Client, caller: Callable[..., Clie
     foreign = (await flows.upload(caller(), DATA, visibility=PUBLIC)).id
     never = flows.request_id()
     assert await add(ada, album, one, pending, foreign, never, one, two) == [
-        ADDED, NOT_READY, NOT_FOUND, NOT_FOUND, ALREADY, ADDED,
-    ]  # fmt: skip
+        ADDED,
+        NOT_READY,
+        NOT_FOUND,
+        NOT_FOUND,
+        ALREADY,
+        ADDED,
+    ]
     assert await add(ada, album, two, one) == [ALREADY, ALREADY]
     assert await inside(ada, album) == [one, two]
     assert await remove(ada, album, one, never, one) == [REMOVED, NOT_THERE, NOT_THERE]
@@ -145,7 +165,9 @@ async def test_32_adds_and_removes_at_once_end_exact(house: Suite, ada: Client) 
     changes = [outcome for result in results for outcome in result]
     assert len(there) == len(set(there)) == 20 + changes.count(ADDED) - changes.count(REMOVED)
     assert (await get(ada, album)).asset_count == len(there)
-    positions = house.sql("SELECT count(DISTINCT position) FROM assets.album_assets WHERE album_id = %s", (album.id,))
+    positions = house.sql(
+        "SELECT count(DISTINCT position) FROM assets.album_assets WHERE album_id = %s", (album.id,)
+    )
     assert positions == [(len(there),)]
 
 
@@ -178,11 +200,15 @@ async def test_a_page_token_of_another_album_or_owner_is_refused(house: Suite, a
     request = pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1)
     token = (await stub(ada).ListAlbumAssets(request)).next_page_token
     for wrong in (token, "x", "W10=", "WzEsMl0=", "bnVsbA=="):
-        call = stub(ada).ListAlbumAssets(pb.ListAlbumAssetsRequest(album_id=second.id, page_token=wrong))
+        call = stub(ada).ListAlbumAssets(
+            pb.ListAlbumAssetsRequest(album_id=second.id, page_token=wrong)
+        )
         assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
     digest, _position = json.loads(base64.urlsafe_b64decode(token))
     true = base64.urlsafe_b64encode(json.dumps([digest, True]).encode()).decode()
-    call = stub(ada).ListAlbumAssets(pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1, page_token=true))
+    call = stub(ada).ListAlbumAssets(
+        pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1, page_token=true)
+    )
     assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
 
 
@@ -192,30 +218,49 @@ async def test_lists_are_newest_first_and_show_public_albums_of_others_apart(
     mine = [await create(ada, name) for name in ("one", "two", "three")]
     shared = await create(ada, "shared", visibility=PUBLIC)
     page = await stub(ada).ListAlbums(pb.ListAlbumsRequest(page_size=3))
-    rest = await stub(ada).ListAlbums(pb.ListAlbumsRequest(page_size=3, page_token=page.next_page_token))
-    assert [a.id for a in [*page.albums, *rest.albums]] == [shared.id, *(a.id for a in reversed(mine))]
+    rest = await stub(ada).ListAlbums(
+        pb.ListAlbumsRequest(page_size=3, page_token=page.next_page_token)
+    )
+    assert [a.id for a in [*page.albums, *rest.albums]] == [
+        shared.id,
+        *(a.id for a in reversed(mine)),
+    ]
     theirs = await stub(caller()).ListAlbums(pb.ListAlbumsRequest(public_of_others=True))
-    assert shared.id in [a.id for a in theirs.albums] and not {a.id for a in mine} & {a.id for a in theirs.albums}
+    assert shared.id in [a.id for a in theirs.albums] and not {a.id for a in mine} & {
+        a.id for a in theirs.albums
+    }
     others = await stub(ada).ListAlbums(pb.ListAlbumsRequest(public_of_others=True))
     assert shared.id not in [a.id for a in others.albums]
 
 
-async def test_a_private_asset_in_a_public_album_stays_private(ada: Client, caller: Callable[..., Client]) -> None:
+async def test_a_private_asset_in_a_public_album_stays_private(
+    ada: Client, caller: Callable[..., Client]
+) -> None:
     album = await create(ada, visibility=PUBLIC)
     private = await some_assets(ada, 2)
     [public] = await some_assets(ada, 1, visibility=PUBLIC)
     await add(ada, album, private[0], public, private[1])
     bob = caller()
     seen = await get(bob, album)
-    assert (seen.asset_count, seen.cover_asset_id, seen.etag, seen.HasField("update_time")) == (1, public, "", False)
+    assert (seen.asset_count, seen.cover_asset_id, seen.etag, seen.HasField("update_time")) == (
+        1,
+        public,
+        "",
+        False,
+    )
     assert await inside(bob, album) == [public]
     names, manifest = contents((await download(bob, album))[1])
     assert len(names) == 3 and [file["asset_id"] for file in manifest["files"]] == [public]
-    assert ((await get(ada, album)).asset_count, await inside(ada, album)) == (3, [private[0], public, private[1]])
+    assert ((await get(ada, album)).asset_count, await inside(ada, album)) == (
+        3,
+        [private[0], public, private[1]],
+    )
     await remove(ada, album, private[0])
     assert await get(bob, album) == seen
     for asset_id in (private[1], public):
-        await flows.variants_of(ada, asset_id)  # whose files can't be moved while they are being written
+        await flows.variants_of(
+            ada, asset_id
+        )  # whose files can't be moved while they are being written
     await flows.update(ada, private[1], visibility=PUBLIC)
     await flows.update(ada, public, visibility=PRIVATE)
     assert ((await get(bob, album)).asset_count, await inside(bob, album)) == (1, [private[1]])
@@ -225,7 +270,9 @@ async def test_a_private_asset_in_a_public_album_stays_private(ada: Client, call
 
 
 @pytest.mark.parametrize("hide", ["deleted_at = now(), expires_at = now()", "archived_at = now()"])
-async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(house: Suite, ada: Client, hide: str) -> None:
+async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(
+    house: Suite, ada: Client, hide: str
+) -> None:
     album, other = await create(ada, visibility=PUBLIC), await create(ada, "Other")
     ids = await some_assets(ada, 3, visibility=PUBLIC)
     for each in (album, other):
@@ -236,7 +283,9 @@ async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(house: Suite, 
     assert (await get(ada, album)).cover_asset_id == ids[1]
     assert await add(ada, await create(ada, "Third"), ids[0]) == [NOT_READY]
     house.sql(
-        "UPDATE assets.assets SET deleted_at = NULL, expires_at = NULL, archived_at = NULL WHERE id = %s", (ids[0],)
+        "UPDATE assets.assets SET deleted_at = NULL, expires_at = NULL, archived_at = NULL WHERE id"
+        " = %s",
+        (ids[0],),
     )
     for each in (album, other):
         assert ((await get(ada, each)).asset_count, await inside(ada, each)) == (3, ids)
@@ -244,7 +293,8 @@ async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(house: Suite, 
 
 @pytest.mark.parametrize("as_tenant", [True, False])
 async def test_a_purged_asset_leaves_its_albums(house: Suite, ada: Client, as_tenant: bool) -> None:
-    """By the role that serves, under row-level security; and from the trash by one that acts for nobody."""
+    """By the role that serves, under row-level security; and from the trash by one that acts for
+    nobody."""
     album = await create(ada)
     ids = await some_assets(ada, 2)
     await add(ada, album, *ids)
@@ -254,7 +304,10 @@ async def test_a_purged_asset_leaves_its_albums(house: Suite, ada: Client, as_te
             conn.execute("SELECT set_config('app.owner_id', %s, true)", (f"user:{ada.subject}",))
             assert conn.execute("DELETE FROM assets WHERE id = %s", (ids[0],)).rowcount == 1
     else:
-        await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],))
+        await house.change(
+            "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
+            (ids[0],),
+        )
         await house.change("DELETE FROM assets.assets WHERE id = %s", (ids[0],))
     assert ((await get(ada, album)).asset_count, await inside(ada, album)) == (1, ids[1:])
 
@@ -304,14 +357,18 @@ async def test_an_update_changes_what_the_mask_names(ada: Client) -> None:
     assert (await calls.refusal(late)).reason == "ETAG_MISMATCH"
 
 
-async def test_an_album_of_another_owner_is_not_found(ada: Client, caller: Callable[..., Client]) -> None:
+async def test_an_album_of_another_owner_is_not_found(
+    ada: Client, caller: Callable[..., Client]
+) -> None:
     album = await create(ada, visibility=PUBLIC)
     bob = caller()
     [mine] = await some_assets(bob, 1)
     for call in (
-        update(bob, album, description="x"), add(bob, album, mine), remove(bob, album, mine),
+        update(bob, album, description="x"),
+        add(bob, album, mine),
+        remove(bob, album, mine),
         stub(bob).DeleteAlbum(pb.DeleteAlbumRequest(album_id=album.id)),
-    ):  # fmt: skip
+    ):
         assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
 
 
@@ -325,21 +382,31 @@ async def test_an_album_of_another_owner_is_not_found(ada: Client, caller: Calla
         ("CreateAlbum", pb.CreateAlbumRequest(name="x", visibility=9), ["visibility"]),  # type: ignore[arg-type]
         ("GetAlbum", pb.GetAlbumRequest(album_id="x"), ["album_id"]),
         ("UpdateAlbum", pb.UpdateAlbumRequest(album_id=flows.request_id()), ["update_mask"]),
-        ("UpdateAlbum", pb.UpdateAlbumRequest(album_id=flows.request_id(), update_mask={"paths": ["name"]}), ["name"]),
         (
             "UpdateAlbum",
-            pb.UpdateAlbumRequest(album_id=flows.request_id(), update_mask={"paths": ["visibility"]}),
+            pb.UpdateAlbumRequest(album_id=flows.request_id(), update_mask={"paths": ["name"]}),
+            ["name"],
+        ),
+        (
+            "UpdateAlbum",
+            pb.UpdateAlbumRequest(
+                album_id=flows.request_id(), update_mask={"paths": ["visibility"]}
+            ),
             ["visibility"],
         ),
         (
             "UpdateAlbum",
-            pb.UpdateAlbumRequest(album_id=flows.request_id(), update_mask={"paths": ["asset_count"]}),
+            pb.UpdateAlbumRequest(
+                album_id=flows.request_id(), update_mask={"paths": ["asset_count"]}
+            ),
             ["update_mask"],
         ),
         ("AddAlbumAssets", pb.AddAlbumAssetsRequest(album_id=flows.request_id()), ["asset_ids"]),
         (
             "RemoveAlbumAssets",
-            pb.RemoveAlbumAssetsRequest(album_id=flows.request_id(), asset_ids=[flows.request_id()] * 501),
+            pb.RemoveAlbumAssetsRequest(
+                album_id=flows.request_id(), asset_ids=[flows.request_id()] * 501
+            ),
             ["asset_ids"],
         ),
         ("ListAlbums", pb.ListAlbumsRequest(page_size=1001), ["page_size"]),
@@ -355,7 +422,10 @@ async def test_a_request_that_breaks_a_rule_is_refused(
 async def test_text_is_text(ada: Client) -> None:
     for name in ("%_\\", "'; DROP TABLE albums; --", "$.a[*]", "a/b", "👩‍👩‍👧", "ß", "İ"):
         album = await create(ada, name, description=name * 9)
-        assert ((await get(ada, album)).name, (await get(ada, album)).description) == (name, name * 9)
+        assert ((await get(ada, album)).name, (await get(ada, album)).description) == (
+            name,
+            name * 9,
+        )
     for fields in ({"name": "a", "description": "a\x00b"}, {"name": "\x00"}):
         assert (await calls.refusal(create(ada, **fields))).code is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -363,7 +433,9 @@ async def test_text_is_text(ada: Client) -> None:
 # As a ZIP
 
 
-async def download(client: Client, album: pb.Album, variant: str = "") -> tuple[pb.AlbumArchiveHead, bytes]:
+async def download(
+    client: Client, album: pb.Album, variant: str = ""
+) -> tuple[pb.AlbumArchiveHead, bytes]:
     request = pb.DownloadAlbumRequest(album_id=album.id, variant=variant)
     parts = [part async for part in stub(client).DownloadAlbum(request)]
     assert [part.WhichOneof("part") for part in parts] == ["head", *["chunk"] * (len(parts) - 1)]
@@ -375,7 +447,9 @@ def contents(data: bytes) -> tuple[list[str], Any]:
     """Names, and the manifest, of an archive whose every checksum is true."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.testzip() is None
-        sums = dict(line.split("  ")[::-1] for line in archive.read("SHA256SUMS").decode().splitlines())
+        sums = dict(
+            line.split("  ")[::-1] for line in archive.read("SHA256SUMS").decode().splitlines()
+        )
         for name in set(archive.namelist()) - {"SHA256SUMS"}:
             assert hashlib.sha256(archive.read(name)).hexdigest() == sums[name]
         read_forward = forward_zip.contents(io.BytesIO(data))
@@ -391,12 +465,23 @@ async def test_a_download_has_every_file_and_the_size_it_promised(ada: Client) -
     ids.append((await flows.upload(ada, large, file_name="large.jpg")).id)
     await add(ada, album, *ids)
     head, data = await download(ada, album)
-    assert (head.file_name, head.file_count, head.size_bytes) == ("Spring_ _looks_.zip", 7, len(data))
+    assert (head.file_name, head.file_count, head.size_bytes) == (
+        "Spring_ _looks_.zip",
+        7,
+        len(data),
+    )
     found, manifest = contents(data)
     assert found == [
-        "front.jpg", "FRONT (2).jpg", "front (3).jpg", "_con.jpg", "漢字 ä.jpg", "a_b_.jpg", "large.jpg",
-        "manifest.json", "SHA256SUMS",
-    ]  # fmt: skip
+        "front.jpg",
+        "FRONT (2).jpg",
+        "front (3).jpg",
+        "_con.jpg",
+        "漢字 ä.jpg",
+        "a_b_.jpg",
+        "large.jpg",
+        "manifest.json",
+        "SHA256SUMS",
+    ]
     assert [file["asset_id"] for file in manifest["files"]] == ids and manifest["missing"] == []
     assert zipfile.ZipFile(io.BytesIO(data)).read("large.jpg") == large
 
@@ -405,7 +490,11 @@ async def test_a_download_of_variants_falls_back_to_the_original(ada: Client) ->
     album = await create(ada)
     picture = await flows.upload(ada, DATA, file_name="front.jpg")
     pdf = await flows.upload(
-        ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf", file_name="plan.pdf"
+        ada,
+        pictures.pdf(),
+        kind=asset_pb2.ASSET_KIND_DOCUMENT,
+        mime_type="application/pdf",
+        file_name="plan.pdf",
     )
     await flows.variants_of(ada, picture.id)
     await add(ada, album, picture.id, pdf.id)
@@ -443,7 +532,9 @@ async def test_bytes_that_a_download_sends_are_counted_for_their_owner_and_sessi
     assert sent == sum(map(len, files))
     await storage.folded(house)
     request = storage_report_pb2.ListStorageSessionsRequest()
-    assert [s.sent_bytes for s in (await storage.reports(ada).ListStorageSessions(request)).sessions] == [sent]
+    assert [
+        s.sent_bytes for s in (await storage.reports(ada).ListStorageSessions(request)).sessions
+    ] == [sent]
 
 
 async def test_an_empty_album_has_no_download(ada: Client, caller: Callable[..., Client]) -> None:

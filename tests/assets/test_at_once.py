@@ -6,7 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
-from atelier.assets.v1 import album_pb2, album_pb2_grpc, asset_pb2, render_pb2, render_pb2_grpc, variant_pb2
+from atelier.assets.v1 import (
+    album_pb2,
+    album_pb2_grpc,
+    asset_pb2,
+    render_pb2,
+    render_pb2_grpc,
+    variant_pb2,
+)
 
 from tests import calls
 from tests.assets import flows
@@ -24,7 +31,9 @@ def albums(client: Client) -> Any:
 
 async def album(client: Client, name: str, ids: Sequence[str]) -> str:
     made = (await albums(client).CreateAlbum(album_pb2.CreateAlbumRequest(name=name))).album
-    await albums(client).AddAlbumAssets(album_pb2.AddAlbumAssetsRequest(album_id=made.id, asset_ids=ids))
+    await albums(client).AddAlbumAssets(
+        album_pb2.AddAlbumAssetsRequest(album_id=made.id, asset_ids=ids)
+    )
     return str(made.id)
 
 
@@ -34,12 +43,17 @@ async def repeat(times: int, act: Callable[[], Awaitable[Any]], wrong: list[str]
             await act()
         except grpc.aio.AioRpcError as error:
             refused = calls.refusal_of(error)
-            if refused.reason not in _EXPECTED and not refused.text.startswith("its product is being changed"):
+            if refused.reason not in _EXPECTED and not refused.text.startswith(
+                "its product is being changed"
+            ):
                 wrong.append(f"{refused.reason}: {refused.text}")
 
 
-async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(house: Suite, ada: Client) -> None:
-    """Batches in any order, albums, primaries, variants, comparisons, confirmations and purges of the same assets."""
+async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(
+    house: Suite, ada: Client
+) -> None:
+    """Batches in any order, albums, primaries, variants, comparisons, confirmations and purges of
+    the same assets."""
     ids = [(await flows.upload(ada, DATA, **in_product("jacket"))).id for _ in range(8)]
     holding = [await album(ada, name, ids) for name in ("one", "two", "three")]
     dice = random.Random(7)
@@ -50,8 +64,12 @@ async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(house: S
 
     async def trash_and_back() -> None:
         chosen = some()
-        await flows.assets(ada).BatchDeleteAssets(asset_pb2.BatchDeleteAssetsRequest(asset_ids=chosen, force=True))
-        await flows.assets(ada).BatchUndeleteAssets(asset_pb2.BatchUndeleteAssetsRequest(asset_ids=chosen[::-1]))
+        await flows.assets(ada).BatchDeleteAssets(
+            asset_pb2.BatchDeleteAssetsRequest(asset_ids=chosen, force=True)
+        )
+        await flows.assets(ada).BatchUndeleteAssets(
+            asset_pb2.BatchUndeleteAssetsRequest(asset_ids=chosen[::-1])
+        )
 
     async def in_and_out() -> None:
         chosen: Any = {"album_id": dice.choice(holding), "asset_ids": some()}
@@ -67,12 +85,15 @@ async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(house: S
         await flows.update(ada, some(1)[0], primary=True)
 
     async def lead_another() -> None:
-        """Into another product, where it leads if it is to or if no other does; who is left behind takes its place."""
+        """Into another product, where it leads if it is to or if no other does; who is left behind
+        takes its place."""
         fields = dice.choice(({"primary": True}, {}))
         await flows.update(ada, some(1)[0], **fields, **in_product(dice.choice(("jacket", "coat"))))
 
     async def make_again() -> None:
-        await flows.variants(ada).RegenerateVariants(variant_pb2.RegenerateVariantsRequest(asset_id=some(1)[0]))
+        await flows.variants(ada).RegenerateVariants(
+            variant_pb2.RegenerateVariantsRequest(asset_id=some(1)[0])
+        )
 
     async def compare() -> None:
         before, after = some(2)
@@ -82,7 +103,8 @@ async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(house: S
         await stub.DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
 
     async def come_and_go() -> None:
-        """Purged while its variants are being made, and while it is the primary of nothing and of everything."""
+        """Purged while its variants are being made, and while it is the primary of nothing and of
+        everything."""
         made = await flows.upload(ada, DATA, **in_product("jacket"))
         await albums(ada).AddAlbumAssets(
             album_pb2.AddAlbumAssetsRequest(album_id=dice.choice(holding), asset_ids=[made.id])
@@ -99,7 +121,13 @@ async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(house: S
         make_again,
         compare,
     )
-    await asyncio.gather(*(repeat(12, act, wrong) for act in acts), *(repeat(6, come_and_go, wrong) for _ in range(3)))
+    await asyncio.gather(
+        *(repeat(12, act, wrong) for act in acts),
+        *(repeat(6, come_and_go, wrong) for _ in range(3)),
+    )
     assert wrong == []
-    failed = "SELECT job, error_class, error_message FROM assets.attempts WHERE error_class = 'INTERNAL' AND owner = %s"
+    failed = (
+        "SELECT job, error_class, error_message FROM assets.attempts WHERE error_class = 'INTERNAL'"
+        " AND owner = %s"
+    )
     assert house.sql(failed, (f"user:{ada.subject}",)) == []

@@ -1,4 +1,5 @@
-"""A10: a preset that an operator adds is made of the images that are there, by one job; fresh uploads come first."""
+"""A10: a preset that an operator adds is made of the images that are there, by one job; fresh
+uploads come first."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -15,9 +16,11 @@ from tests.faults.processes import Processes, until
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 
 PENDING, RUNNING, DONE, CANCELLED = (
-    backfill_pb2.BACKFILL_STATE_PENDING, backfill_pb2.BACKFILL_STATE_RUNNING,
-    backfill_pb2.BACKFILL_STATE_DONE, backfill_pb2.BACKFILL_STATE_CANCELLED,
-)  # fmt: skip
+    backfill_pb2.BACKFILL_STATE_PENDING,
+    backfill_pb2.BACKFILL_STATE_RUNNING,
+    backfill_pb2.BACKFILL_STATE_DONE,
+    backfill_pb2.BACKFILL_STATE_CANCELLED,
+)
 IMAGES = 200
 FEW = 30
 OWNERS = 7
@@ -25,23 +28,30 @@ PICTURE = flows.jpeg(32, 24)
 
 # Rows that share one object: what counts is that there are many.
 _MANY = """
-    INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, storage_key, size_bytes,
+    INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,
+        storage_key, size_bytes,
                                mime_type, width, height, sha256, created_at)
-    SELECT gen_random_uuid(), 'user:owner' || n %% %(owners)s, 'x', 'photo', 'ready', false, true, 'a', storage_key,
+    SELECT gen_random_uuid(), 'user:owner' || n %% %(owners)s, 'x', 'photo', 'ready', false, true,
+        'a', storage_key,
            size_bytes, mime_type, width, height, sha256, now() - interval '1 hour'
     FROM assets.assets, generate_series(1, %(images)s) AS n WHERE id = %(id)s
 """
 _ZOOMS = """
     SELECT v.state, count(*), count(DISTINCT v.asset_id) FROM assets.variants v
-    JOIN assets.assets a ON a.id = v.asset_id AND a.owner = v.owner WHERE v.preset = 'zoom' GROUP BY v.state
+    JOIN assets.assets a ON a.id = v.asset_id AND a.owner = v.owner WHERE v.preset = 'zoom'
+        GROUP BY v.state
 """
 _JOBS = "SELECT count(*) FROM assets_jobs.procrastinate_jobs"
 
 
 @pytest.fixture
-async def many(cluster: Cluster, keys: Keys, disk: DiskServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Suite]:
+async def many(
+    cluster: Cluster, keys: Keys, disk: DiskServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Suite]:
     """Some hundred images of some owners, and a preset that none of them has. No worker yet."""
-    monkeypatch.setenv("ATELIER_VARIANT_PRESETS", json.dumps([{"name": "zoom", "width": 16, "height": 16}]))
+    monkeypatch.setenv(
+        "ATELIER_VARIANT_PRESETS", json.dumps([{"name": "zoom", "width": 16, "height": 16}])
+    )
     async with suite(cluster, keys, disk) as made:
         await made.serve("assets")
         seed = await flows.upload(made.client("ada"), PICTURE)
@@ -60,7 +70,9 @@ def processes(many: Suite, tmp_path: Path) -> Iterator[Processes]:
 async def keep(many: Suite, number: int) -> list[Any]:
     """Leaves only so many images. Returns their ids, in the order in which they are walked."""
     await many.change(
-        "DELETE FROM assets.assets WHERE id IN (SELECT id FROM assets.assets ORDER BY id OFFSET %s)", (number,)
+        "DELETE FROM assets.assets WHERE id IN (SELECT id FROM assets.assets ORDER BY id"
+        " OFFSET %s)",
+        (number,),
     )
     return [asset_id for (asset_id,) in many.sql("SELECT id FROM assets.assets ORDER BY id")]
 
@@ -107,18 +119,31 @@ async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
     worker = processes.work("assets")
     await made_some(operator, begun.id, 20)
     worker.kill()
-    assert many.sql(_JOBS) == [(1,)], "a walk is one job in the queue, however many images there are"
+    assert many.sql(_JOBS) == [(1,)], (
+        "a walk is one job in the queue, however many images there are"
+    )
     halfway = await get(operator, begun.id)
     assert 0 < halfway.examined_images < halfway.total_images == IMAGES
     processes.work("assets")
     done = await ended(operator, begun.id)
-    assert (done.state, done.examined_images, done.made_images, done.failed_images) == (DONE, IMAGES, IMAGES, 0)
-    assert many.sql(_ZOOMS) == [("ready", IMAGES, IMAGES)], "one each, and each of its image's owner"
-    assert many.sql("SELECT state, count(*) FROM assets.renditions WHERE backfill_id IS NOT NULL GROUP BY 1") == [
-        ("done", IMAGES)
-    ]
-    outcomes = many.sql("SELECT job, outcome FROM assets.attempts WHERE outcome <> 'succeeded' ORDER BY 1")
-    assert ("backfills", "lost") in outcomes and len(outcomes) <= 2, "the killed worker's, with the image in hand"
+    assert (done.state, done.examined_images, done.made_images, done.failed_images) == (
+        DONE,
+        IMAGES,
+        IMAGES,
+        0,
+    )
+    assert many.sql(_ZOOMS) == [("ready", IMAGES, IMAGES)], (
+        "one each, and each of its image's owner"
+    )
+    assert many.sql(
+        "SELECT state, count(*) FROM assets.renditions WHERE backfill_id IS NOT NULL GROUP BY 1"
+    ) == [("done", IMAGES)]
+    outcomes = many.sql(
+        "SELECT job, outcome FROM assets.attempts WHERE outcome <> 'succeeded' ORDER BY 1"
+    )
+    assert ("backfills", "lost") in outcomes and len(outcomes) <= 2, (
+        "the killed worker's, with the image in hand"
+    )
 
 
 async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(many: Suite) -> None:
@@ -129,7 +154,9 @@ async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(ma
     for seed in range(3):
         fresh = await flows.upload(ada, flows.jpeg(640, 480, seed=seed))
         variants = await flows.variants_of(ada, fresh.id)
-        assert len(variants) == 4 and {v.state for v in variants.values()} == {asset_pb2.VARIANT_STATE_READY}
+        assert len(variants) == 4 and {v.state for v in variants.values()} == {
+            asset_pb2.VARIANT_STATE_READY
+        }
     meanwhile = await get(operator, begun.id)
     assert meanwhile.state in (PENDING, RUNNING) and meanwhile.examined_images < IMAGES
 
@@ -148,7 +175,9 @@ async def test_it_gives_way_while_fresh_work_waits(many: Suite) -> None:
     await many.work("assets")
 
     async def tried() -> bool:
-        return bool(many.sql("SELECT count(*) > 3 FROM assets.attempts WHERE job = 'backfills'")[0][0])
+        return bool(
+            many.sql("SELECT count(*) > 3 FROM assets.attempts WHERE job = 'backfills'")[0][0]
+        )
 
     await until(tried, "the walk has come to its turn a few times")
     assert (await get(operator, begun.id)).examined_images == 0
@@ -161,7 +190,9 @@ async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) ->
     begun = await start(operator)
     await many.work("assets")
     await made_some(operator, begun.id, 3)
-    request = backfill_pb2.CancelBackfillRequest(backfill_id=begun.id, request_id=flows.request_id())
+    request = backfill_pb2.CancelBackfillRequest(
+        backfill_id=begun.id, request_id=flows.request_id()
+    )
     for _ in range(2):
         assert (await backfills(operator).CancelBackfill(request)).backfill.cancel_requested
     gone = await ended(operator, begun.id)
@@ -171,23 +202,34 @@ async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) ->
         return all(state == "ready" for state, _, _ in many.sql(_ZOOMS))
 
     await until(nothing_on_its_way, "the image in hand is finished")
-    assert (await backfills(operator).CancelBackfill(request)).backfill.state in (PENDING, RUNNING), "a stored answer"
+    assert (await backfills(operator).CancelBackfill(request)).backfill.state in (
+        PENDING,
+        RUNNING,
+    ), "a stored answer"
     request.request_id = ""
-    assert (await backfills(operator).CancelBackfill(request)).backfill.state == CANCELLED, "ended is ended"
+    assert (await backfills(operator).CancelBackfill(request)).backfill.state == CANCELLED, (
+        "ended is ended"
+    )
     again = await ended(operator, (await start(operator)).id)
     [(_, zooms, _)] = many.sql(_ZOOMS)
-    assert again.state == DONE and zooms == IMAGES and again.made_images < IMAGES, "what is there isn't made again"
+    assert again.state == DONE and zooms == IMAGES and again.made_images < IMAGES, (
+        "what is there isn't made again"
+    )
 
 
 async def test_it_takes_the_kinds_asked_for_and_what_may_succeed_this_time(many: Suite) -> None:
     operator = many.client("root", "admin")
     ids = await keep(many, 9)
     await many.change("UPDATE assets.assets SET kind = 'cloth' WHERE id = ANY(%s)", (ids[:7],))
-    await many.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],))
-    await many.change("UPDATE assets.assets SET storage_key = 'assets/gone' WHERE id = %s", (ids[1],))
+    await many.change(
+        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],)
+    )
+    await many.change(
+        "UPDATE assets.assets SET storage_key = 'assets/gone' WHERE id = %s", (ids[1],)
+    )
     failed = (
-        "INSERT INTO assets.variants (id, owner, asset_id, preset, state, error_class)"
-        " SELECT gen_random_uuid(), owner, id, 'zoom', 'failed', %s FROM assets.assets WHERE id = %s"
+        "INSERT INTO assets.variants (id, owner, asset_id, preset, state, error_class) SELECT"
+        " gen_random_uuid(), owner, id, 'zoom', 'failed', %s FROM assets.assets WHERE id = %s"
     )
     many.sql(failed, ("STORAGE", ids[2]))
     many.sql(failed, ("CORRUPT", ids[3]))
@@ -195,23 +237,31 @@ async def test_it_takes_the_kinds_asked_for_and_what_may_succeed_this_time(many:
     done = await ended(operator, (await start(operator, kinds=[asset_pb2.ASSET_KIND_CLOTH])).id)
     assert (done.state, done.total_images, done.examined_images) == (DONE, 6, 6)
     assert (done.made_images, done.failed_images) == (4, 1)
-    found = dict(many.sql("SELECT asset_id, state || error_class FROM assets.variants WHERE preset = 'zoom'"))
+    found = dict(
+        many.sql("SELECT asset_id, state || error_class FROM assets.variants WHERE preset = 'zoom'")
+    )
     assert found == {
-        ids[1]: "failedORIGINAL_GONE", ids[3]: "failedCORRUPT", **dict.fromkeys((ids[2], *ids[4:7]), "ready"),
-    }  # fmt: skip
+        ids[1]: "failedORIGINAL_GONE",
+        ids[3]: "failedCORRUPT",
+        **dict.fromkeys((ids[2], *ids[4:7]), "ready"),
+    }
 
 
 async def test_one_runs_at_a_time_and_operators_see_each_others(many: Suite) -> None:
     root, deputy = many.client("root", "admin"), many.client("deputy", "admin")
     request_id = flows.request_id()
     begun = await start(root, request_id=request_id)
-    assert (await start(root, request_id=request_id)).id == begun.id, "a repeat starts no second one"
+    assert (await start(root, request_id=request_id)).id == begun.id, (
+        "a repeat starts no second one"
+    )
     refused = await calls.refusal(start(deputy))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "under way" in refused.text
     assert (await get(deputy, begun.id)).created_by == "root"
     page = await backfills(deputy).ListBackfills(backfill_pb2.ListBackfillsRequest(page_size=1))
     assert [item.id for item in page.backfills] == [begun.id] and not page.next_page_token
-    cancelled = await backfills(deputy).CancelBackfill(backfill_pb2.CancelBackfillRequest(backfill_id=begun.id))
+    cancelled = await backfills(deputy).CancelBackfill(
+        backfill_pb2.CancelBackfillRequest(backfill_id=begun.id)
+    )
     assert cancelled.backfill.cancel_requested
     refused = await calls.refusal(get(many.client("ada"), begun.id))
     assert refused.code is grpc.StatusCode.PERMISSION_DENIED
@@ -219,13 +269,22 @@ async def test_one_runs_at_a_time_and_operators_see_each_others(many: Suite) -> 
 
 @pytest.mark.parametrize(
     ("fields", "path"),
-    [({"presets": ["huge"]}, "presets[0]"), ({"presets": []}, "presets"), ({"presets": ["zoom", "zoom"]}, "presets"),
-     ({"presets": ["zoom"], "kinds": [0]}, "kinds[0]"), ({"presets": ["zoom"], "kinds": [99]}, "kinds[0]"),
-     ({"presets": ["zoom"], "kinds": [1, 1]}, "kinds")],
-)  # fmt: skip
-async def test_what_cannot_be_walked_is_refused(house: Suite, fields: dict[str, Any], path: str) -> None:
+    [
+        ({"presets": ["huge"]}, "presets[0]"),
+        ({"presets": []}, "presets"),
+        ({"presets": ["zoom", "zoom"]}, "presets"),
+        ({"presets": ["zoom"], "kinds": [0]}, "kinds[0]"),
+        ({"presets": ["zoom"], "kinds": [99]}, "kinds[0]"),
+        ({"presets": ["zoom"], "kinds": [1, 1]}, "kinds"),
+    ],
+)
+async def test_what_cannot_be_walked_is_refused(
+    house: Suite, fields: dict[str, Any], path: str
+) -> None:
     operator = backfills(house.client("root", "admin"))
-    refused = await calls.refusal(operator.StartBackfill(backfill_pb2.StartBackfillRequest(**fields)))
+    refused = await calls.refusal(
+        operator.StartBackfill(backfill_pb2.StartBackfillRequest(**fields))
+    )
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     if fields["presets"] == ["zoom"] and path != "presets[0]":
         assert path in refused.fields
@@ -238,4 +297,6 @@ async def test_a_backfill_that_is_not_there_is_not_found(house: Suite) -> None:
     nothing = "0190f3c0-0000-7000-8000-000000000000"
     assert (await calls.refusal(get(operator, nothing))).code is grpc.StatusCode.NOT_FOUND
     request = backfill_pb2.CancelBackfillRequest(backfill_id=nothing)
-    assert (await calls.refusal(backfills(operator).CancelBackfill(request))).code is grpc.StatusCode.NOT_FOUND
+    assert (
+        await calls.refusal(backfills(operator).CancelBackfill(request))
+    ).code is grpc.StatusCode.NOT_FOUND

@@ -1,4 +1,5 @@
-"""A17: what nobody wants any more goes by itself, each item on its own; whole sessions go when asked."""
+"""A17: what nobody wants any more goes by itself, each item on its own; whole sessions go when
+asked."""
 
 import asyncio
 import itertools
@@ -30,7 +31,8 @@ def storage(client: Client) -> Any:
 async def run(client: Client, method: str, **fields: Any) -> storage_pb2.Run:
     """Starts a run and waits for its end."""
     request = getattr(storage_pb2, f"{method}Request")(wait=True, **fields)
-    # Without a deadline of its own a call has 30 s; a run over thousands of rows takes longer on a busy machine.
+    # Without a deadline of its own a call has 30 s; a run over thousands of rows takes longer on a
+    # busy machine.
     answer = (await getattr(storage(client), method)(request, timeout=100)).run
     made: storage_pb2.Run = answer
     assert made.state == DONE, made
@@ -62,7 +64,10 @@ def root(house: Suite) -> Client:
 
 
 def in_session(session_id: str) -> dict[str, Any]:
-    return {"scope": asset_pb2.AssetScope(session_id=session_id), "kind": asset_pb2.ASSET_KIND_PHOTO}
+    return {
+        "scope": asset_pb2.AssetScope(session_id=session_id),
+        "kind": asset_pb2.ASSET_KIND_PHOTO,
+    }
 
 
 async def abandoned(house: Suite, client: Client) -> str:
@@ -70,7 +75,8 @@ async def abandoned(house: Suite, client: Client) -> str:
     announced = await flows.announce(client, DATA)
     await flows.send(announced.target, DATA)
     await house.change(
-        "UPDATE assets.uploads SET expires_at = now() - interval '2 hours' WHERE id = %s", (announced.upload_id,)
+        "UPDATE assets.uploads SET expires_at = now() - interval '2 hours' WHERE id = %s",
+        (announced.upload_id,),
     )
     return announced.asset.id
 
@@ -78,11 +84,15 @@ async def abandoned(house: Suite, client: Client) -> str:
 async def expired(house: Suite, client: Client) -> str:
     asset = await flows.upload(client, DATA)
     await ask(client, "Delete", asset.id)
-    await house.change("UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,))
+    await house.change(
+        "UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,)
+    )
     return asset.id
 
 
-async def test_a_dry_run_counts_and_the_real_one_removes(house: Suite, root: Client, ada: Client) -> None:
+async def test_a_dry_run_counts_and_the_real_one_removes(
+    house: Suite, root: Client, ada: Client
+) -> None:
     gone = [await abandoned(house, ada), await expired(house, ada)]
     fresh = (await flows.announce(ada, DATA)).asset.id
     kept = await flows.upload(ada, DATA)
@@ -95,7 +105,13 @@ async def test_a_dry_run_counts_and_the_real_one_removes(house: Suite, root: Cli
         "expired_documents": (0, 0, 0),
         "idle_sessions": (0, 0, 0),
     }
-    assert [list(count.sample) for count in looked.counts] == [[gone[0]], [], [gone[1]], [], []]  # by name
+    assert [list(count.sample) for count in looked.counts] == [
+        [gone[0]],
+        [],
+        [gone[1]],
+        [],
+        [],
+    ]  # by name
     assert {(await flows.get(ada, asset_id)).id for asset_id in gone} == set(gone)
     cleaned = await run(root, "RunCleanup")
     assert figures(cleaned)["abandoned_uploads"] == figures(cleaned)["expired_trash"] == (1, 1, 0)
@@ -103,11 +119,15 @@ async def test_a_dry_run_counts_and_the_real_one_removes(house: Suite, root: Cli
     for asset_id in gone:
         assert (await calls.refusal(flows.get(ada, asset_id))).code is grpc.StatusCode.NOT_FOUND
         await freed(house, asset_id)
-    assert (await flows.get(ada, fresh)).id == fresh and (await flows.get(ada, kept.id)).id == kept.id
+    assert (await flows.get(ada, fresh)).id == fresh and (
+        await flows.get(ada, kept.id)
+    ).id == kept.id
     assert {found for found, _, _ in figures(await run(root, "RunCleanup")).values()} == {0}
 
 
-async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(house: Suite, root: Client, ada: Client) -> None:
+async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(
+    house: Suite, root: Client, ada: Client
+) -> None:
     started = await flows.start(ada, DATA)
     await flows.send_parts(started.targets, DATA)
     importing = (await flows.announce(ada, DATA)).asset
@@ -118,12 +138,18 @@ async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(house: Suite
         (flows.request_id(), importing.owner, importing.id),
     )
     both = {started.asset.id, importing.id}
-    aged = "UPDATE assets.assets SET created_at = now() - interval '2 days' WHERE id = ANY(%s::uuid[])"
+    aged = (
+        "UPDATE assets.assets SET created_at = now() - interval '2 days' WHERE id = ANY(%s::uuid[])"
+    )
     await house.change(aged, (list(both),))
     assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (0, 0, 0)
     assert set(await listed(ada, state=asset_pb2.ASSET_STATE_PENDING)) == both
-    await house.change("UPDATE assets.imports SET state = 'failed' WHERE asset_id = %s", (importing.id,))
-    over = "UPDATE assets.resumable_uploads SET expires_at = now() - interval '2 hours' WHERE id = %s"
+    await house.change(
+        "UPDATE assets.imports SET state = 'failed' WHERE asset_id = %s", (importing.id,)
+    )
+    over = (
+        "UPDATE assets.resumable_uploads SET expires_at = now() - interval '2 hours' WHERE id = %s"
+    )
     await house.change(over, (started.upload_id,))
     assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (2, 2, 0)
 
@@ -135,17 +161,23 @@ async def test_what_was_refused_long_ago_goes(house: Suite, root: Client, ada: C
         await flows.send(broken.target, b"\0" * len(DATA))
         await calls.refusal(flows.confirm(ada, broken.upload_id))
         refused.append(broken.asset.id)
-    await house.change("UPDATE assets.assets SET created_at = now() - interval '31 days' WHERE id = %s", (refused[0],))
+    await house.change(
+        "UPDATE assets.assets SET created_at = now() - interval '31 days' WHERE id = %s",
+        (refused[0],),
+    )
     assert figures(await run(root, "RunCleanup"))["rejected_uploads"] == (1, 1, 0)
     assert (await calls.refusal(flows.get(ada, refused[0]))).code is grpc.StatusCode.NOT_FOUND
     assert (await flows.get(ada, refused[1])).state == asset_pb2.ASSET_STATE_REJECTED
 
 
-async def test_expired_documents_go_with_their_bytes_and_others_stay(house: Suite, root: Client, ada: Client) -> None:
+async def test_expired_documents_go_with_their_bytes_and_others_stay(
+    house: Suite, root: Client, ada: Client
+) -> None:
     old = [await documents.create(ada, documents.checklist()) for _ in range(3)]
     live = await documents.create(ada, documents.checklist())
     await house.change(
-        "UPDATE assets.documents SET expires_at = now() - interval '1 s' WHERE id = ANY(%s::uuid[])",
+        "UPDATE assets.documents SET expires_at = now() - interval '1 s' WHERE id ="
+        " ANY(%s::uuid[])",
         ([each.id for each in old],),
     )
     assert figures(await run(root, "RunCleanup", dry_run=True))["expired_documents"] == (3, 0, 0)
@@ -158,16 +190,22 @@ async def test_expired_documents_go_with_their_bytes_and_others_stay(house: Suit
     assert (await documents.get(ada, live.id)).id == live.id and stored(house, live.id)
 
 
-async def test_a_run_is_capped_and_the_next_one_goes_on(house: Suite, root: Client, ada: Client) -> None:
+async def test_a_run_is_capped_and_the_next_one_goes_on(
+    house: Suite, root: Client, ada: Client
+) -> None:
     ids = [await abandoned(house, ada) for _ in range(3)]
     first = await run(root, "RunCleanup", max_items=2)
     assert figures(first)["abandoned_uploads"] == (2, 2, 0) and first.capped
     second = await run(root, "RunCleanup", max_items=2)
     assert figures(second)["abandoned_uploads"] == (1, 1, 0) and not second.capped
-    assert house.sql("SELECT count(*) FROM assets.assets WHERE id = ANY(%s::uuid[])", (ids,)) == [(0,)]
+    assert house.sql("SELECT count(*) FROM assets.assets WHERE id = ANY(%s::uuid[])", (ids,)) == [
+        (0,)
+    ]
 
 
-async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(house: Suite, root: Client, ada: Client) -> None:
+async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(
+    house: Suite, root: Client, ada: Client
+) -> None:
     ids = [await expired(house, ada) for _ in range(3)]
     # As of a table that a newer version adds and this one doesn't know.
     house.sql("CREATE TABLE assets.newer (id uuid REFERENCES assets.assets (id))")
@@ -177,15 +215,23 @@ async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(house: Suit
     finally:
         house.sql("DROP TABLE assets.newer")
     assert figures(cleaned)["expired_trash"] == (2, 2, 0)
-    assert [(failure.what, failure.item) for failure in cleaned.failures] == [("expired_trash", ids[1])]
+    assert [(failure.what, failure.item) for failure in cleaned.failures] == [
+        ("expired_trash", ids[1])
+    ]
     assert (await flows.get(ada, ids[1])).id == ids[1]
     assert figures(await run(root, "RunCleanup"))["expired_trash"] == (1, 1, 0)
 
 
-async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(house: Suite, root: Client, ada: Client) -> None:
-    old, used, lively = [await flows.upload(ada, DATA, **in_session(s)) for s in ("old", "old", "lively")]
+async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(
+    house: Suite, root: Client, ada: Client
+) -> None:
+    old, used, lively = [
+        await flows.upload(ada, DATA, **in_session(s)) for s in ("old", "old", "lively")
+    ]
     await acquire(ada, "h", used.id)
-    statement = "UPDATE assets.assets SET updated_at = now() - interval '184 days' WHERE session_id = 'old'"
+    statement = (
+        "UPDATE assets.assets SET updated_at = now() - interval '184 days' WHERE session_id = 'old'"
+    )
     house.sql(statement)
     assert figures(await run(root, "RunCleanup", dry_run=True))["idle_sessions"] == (1, 0, 0)
     cleaned = figures(await run(root, "RunCleanup"))
@@ -214,7 +260,9 @@ async def test_a_session_is_deleted_or_purged_whole(house: Suite, ada: Client) -
     assert figures(await run(ada, "DeleteSession", session_id="nothing there")) == {}
 
 
-async def test_a_purged_session_takes_its_documents_and_comparisons_along(house: Suite, ada: Client) -> None:
+async def test_a_purged_session_takes_its_documents_and_comparisons_along(
+    house: Suite, ada: Client
+) -> None:
     one, two = [await flows.upload(ada, DATA, **in_session("s")) for _ in range(2)]
     other = await flows.upload(ada, DATA, **in_session("t"))
     compared = await renders.compare(ada, one.id, two.id, session_id="s")
@@ -222,17 +270,27 @@ async def test_a_purged_session_takes_its_documents_and_comparisons_along(house:
     plan = await documents.create(ada, documents.plan(one.id, other.id), session_id="s")
     stays = await documents.create(ada, documents.checklist(), session_id="t")
     purged = await run(ada, "DeleteSession", session_id="s", purge=True)
-    assert figures(purged) == {"documents": (1, 1, 0), "comparisons": (1, 1, 0), "assets": (3, 2, 1)}
+    assert figures(purged) == {
+        "documents": (1, 1, 0),
+        "comparisons": (1, 1, 0),
+        "assets": (3, 2, 1),
+    }
     await freed(house, two.id)
     await freed(house, compared.picture_asset_id)
-    assert set(await listed(ada)) == {other.id, one.id, elsewhere.picture_asset_id}, "another session's holds one"
+    assert set(await listed(ada)) == {
+        other.id,
+        one.id,
+        elsewhere.picture_asset_id,
+    }, "another session's holds one"
     for call in (renders.get(ada, compared.id), documents.get(ada, plan.id)):
         assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
     assert (await renders.get(ada, elsewhere.id)).before_asset_id == other.id
     assert (await documents.get(ada, stays.id)).id == stays.id
 
 
-async def test_runs_are_listed_for_those_they_concern(house: Suite, root: Client, ada: Client, bob: Client) -> None:
+async def test_runs_are_listed_for_those_they_concern(
+    house: Suite, root: Client, ada: Client, bob: Client
+) -> None:
     mine = await run(ada, "DeleteSession", session_id="s")
     system = await run(root, "RunCleanup", dry_run=True)
     assert [each.id for each in await runs_of(ada)] == [mine.id]
@@ -241,7 +299,9 @@ async def test_runs_are_listed_for_those_they_concern(house: Suite, root: Client
     assert seen[0] == system and {each.action for each in seen} == {storage_pb2.RUN_ACTION_CLEANUP}
     assert [each.id for each in await runs_of(root, owner=f"user:{ada.subject}")] == [mine.id]
     for client, run_id in ((bob, mine.id), (ada, system.id)):
-        refused = await calls.refusal(storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id)))
+        refused = await calls.refusal(
+            storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id))
+        )
         assert refused.code is grpc.StatusCode.NOT_FOUND
     named = storage_pb2.GetRunRequest(run_id=mine.id, owner=f"user:{ada.subject}")
     assert (await storage(root).GetRun(named)).run.id == mine.id
@@ -281,8 +341,9 @@ async def test_it_runs_by_itself(atelier: Suite) -> None:
     await freed(atelier, gone)
     async with asyncio.timeout(20):
         while {each.action for each in await runs_of(root) if each.state == DONE} != {
-            storage_pb2.RUN_ACTION_CLEANUP, storage_pb2.RUN_ACTION_RECONCILE,
-        }:  # fmt: skip
+            storage_pb2.RUN_ACTION_CLEANUP,
+            storage_pb2.RUN_ACTION_RECONCILE,
+        }:
             await asyncio.sleep(0.05)
 
 

@@ -1,4 +1,5 @@
-"""A20: what a month costs, from prices that are data and from what is really used, and whether to move."""
+"""A20: what a month costs, from prices that are data and from what is really used, and whether to
+move."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,16 @@ def cost(points: Any, backend: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("stored", "sent", "expected"), [(10, 100, 9), (100, 1000, 92), (1000, 10_000, 921)], ids=["1k", "10k", "100k"]
+    ("stored", "sent", "expected"),
+    [(10, 100, 9), (100, 1000, 92), (1000, 10_000, 921)],
+    ids=["1k", "10k", "100k"],
 )
-def test_the_plans_own_scales_cost_what_the_plan_says(stored: int, sent: int, expected: float) -> None:
-    [supabase] = [c for c in costs.monthly(SHIPPED, stored * GB, sent * GB) if c.backend == "supabase"]
+def test_the_plans_own_scales_cost_what_the_plan_says(
+    stored: int, sent: int, expected: float
+) -> None:
+    [supabase] = [
+        c for c in costs.monthly(SHIPPED, stored * GB, sent * GB) if c.backend == "supabase"
+    ]
     assert round(supabase.total) == expected
     assert supabase.total == pytest.approx(supabase.storage + supabase.bandwidth)
 
@@ -36,19 +43,28 @@ def test_the_plans_own_scales_cost_what_the_plan_says(stored: int, sent: int, ex
         (costs.Use(101 * GB, 0, 0, 30), [pb.MOVE_REASON_STORAGE]),
         (costs.Use(1 * GB, 0, 501 * GB, 30), [pb.MOVE_REASON_BANDWIDTH]),
         (costs.Use(1 * GB, 0, 600 * GB, 30), [pb.MOVE_REASON_BANDWIDTH, pb.MOVE_REASON_COST]),
-        (costs.Use(1 * GB, 0, 20 * GB, 1), [pb.MOVE_REASON_BANDWIDTH, pb.MOVE_REASON_COST]),  # 600 GB in a month
+        (
+            costs.Use(1 * GB, 0, 20 * GB, 1),
+            [pb.MOVE_REASON_BANDWIDTH, pb.MOVE_REASON_COST],
+        ),  # 600 GB in a month
     ],
 )
-def test_each_threshold_for_moving_is_told_when_it_is_crossed(use: costs.Use, crossed: list[int]) -> None:
+def test_each_threshold_for_moving_is_told_when_it_is_crossed(
+    use: costs.Use, crossed: list[int]
+) -> None:
     answer = costs.project(SHIPPED, use, 1)
     assert [t.reason for t in answer.thresholds if t.crossed] == crossed
-    assert all(t.crossed == (t.HasField("months_until_crossed") and not t.months_until_crossed)
-               for t in answer.thresholds)  # fmt: skip
+    assert all(
+        t.crossed == (t.HasField("months_until_crossed") and not t.months_until_crossed)
+        for t in answer.thresholds
+    )
     assert ("Move from supabase to r2" in answer.recommendation) == bool(crossed)
 
 
 def test_growth_tells_how_far_off_a_threshold_is() -> None:
-    answer = costs.project(SHIPPED, costs.Use(stored=70 * GB, grown=5 * GB, sent=70 * GB, days=15), 24)
+    answer = costs.project(
+        SHIPPED, costs.Use(stored=70 * GB, grown=5 * GB, sent=70 * GB, days=15), 24
+    )
     assert answer.growth_bytes_per_month == 10 * GB and answer.measured_days == 15
     by_reason = {t.reason: t for t in answer.thresholds}
     assert by_reason[pb.MOVE_REASON_STORAGE].months_until_crossed == 4
@@ -64,7 +80,9 @@ def test_what_shrinks_is_never_less_than_nothing() -> None:
     assert "none will be within ten years" in answer.recommendation
 
 
-async def test_the_projection_is_made_of_what_is_really_used(house: Suite, caller: Callable[..., Client]) -> None:
+async def test_the_projection_is_made_of_what_is_really_used(
+    house: Suite, caller: Callable[..., Client]
+) -> None:
     admin = caller("admin")
     await storage.folded(house)
     before = (await storage.reports(admin).ProjectCosts(pb.ProjectCostsRequest(months=1))).points[0]
@@ -72,21 +90,26 @@ async def test_the_projection_is_made_of_what_is_really_used(house: Suite, calle
         "INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes, day) VALUES"
         " ('user:large', 'asset', 'ready', 1, %(gb)s * 200::bigint, current_date - 9),"
         " ('user:large', 'download', 'exact', 1, %(gb)s * 100::bigint, current_date - 5),"
-        " ('user:large', 'download', 'issued', 1, %(gb)s * 100::bigint, current_date)", {"gb": GB},
-    )  # fmt: skip
+        " ('user:large', 'download', 'issued', 1, %(gb)s * 100::bigint, current_date)",
+        {"gb": GB},
+    )
     await storage.folded(house)
     try:
         answer = await storage.reports(admin).ProjectCosts(pb.ProjectCostsRequest(months=3))
         assert (answer.currency, answer.price_date) == (SHIPPED.currency, SHIPPED.date)
         assert answer.measured_days == 10, "from the first day on"
         assert answer.points[0].stored_bytes - before.stored_bytes == 200 * GB
-        assert answer.points[0].bandwidth_bytes == pytest.approx(600 * GB, rel=0.01), "200 GB in 10 days"
+        assert answer.points[0].bandwidth_bytes == pytest.approx(600 * GB, rel=0.01), (
+            "200 GB in 10 days"
+        )
         assert answer.growth_bytes_per_month == pytest.approx(600 * GB, rel=0.01)
         assert len(answer.points) == 4 and all(t.crossed for t in answer.thresholds)
         assert cost(answer.points[0], "r2") == pytest.approx(3, abs=0.01)
     finally:
         for table in ("storage_totals", "storage_days", "storage_places"):
-            await house.change(f"DELETE FROM assets.{table} WHERE owner IN ('user:large', 'deployment')")
+            await house.change(
+                f"DELETE FROM assets.{table} WHERE owner IN ('user:large', 'deployment')"
+            )
 
 
 YAML = """
@@ -108,11 +131,17 @@ def test_an_operator_brings_prices_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new", "named"),
-    [("currency: EUR", "currency: euros", "currency"), ("fixed: 3", "fixed: -3", "fixed"),
-     ("backend: cellar,", "backend: roof,", "moving.backend"), ("sent_gb: 2", "sentgb: 2", "sentgb"),
-     ("date:", "date: [", "prices.yaml")],
-)  # fmt: skip
-def test_a_price_file_with_a_mistake_is_refused_by_name(tmp_path: Path, old: str, new: str, named: str) -> None:
+    [
+        ("currency: EUR", "currency: euros", "currency"),
+        ("fixed: 3", "fixed: -3", "fixed"),
+        ("backend: cellar,", "backend: roof,", "moving.backend"),
+        ("sent_gb: 2", "sentgb: 2", "sentgb"),
+        ("date:", "date: [", "prices.yaml"),
+    ],
+)
+def test_a_price_file_with_a_mistake_is_refused_by_name(
+    tmp_path: Path, old: str, new: str, named: str
+) -> None:
     file = tmp_path / "prices.yaml"
     file.write_text(YAML.replace(old, new))
     with pytest.raises(costs.PricesProblem, match=named):

@@ -17,8 +17,12 @@ from tests.suite import Client, Suite, browser
 DATA = flows.jpeg(64, 48)
 
 
-async def download(client: Client, asset_id: str, variant: str = "") -> tuple[asset_pb2.DownloadHead, list[bytes]]:
-    stream = flows.assets(client).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset_id, variant=variant))
+async def download(
+    client: Client, asset_id: str, variant: str = ""
+) -> tuple[asset_pb2.DownloadHead, list[bytes]]:
+    stream = flows.assets(client).DownloadAsset(
+        asset_pb2.DownloadAssetRequest(asset_id=asset_id, variant=variant)
+    )
     parts = [part async for part in stream]
     assert [part.WhichOneof("part") for part in parts] == ["head", *["chunk"] * (len(parts) - 1)]
     return parts[0].head, [part.chunk for part in parts[1:]]
@@ -29,22 +33,35 @@ async def test_the_head_says_what_the_bytes_are(ada: Client) -> None:
     asset = await flows.upload(ada, data)
     head, chunks = await download(ada, asset.id)
     assert b"".join(chunks) == data and len(chunks) > 2 and max(map(len, chunks)) <= 256 * 1024
-    assert (head.mime_type, head.size_bytes, head.sha256) == ("image/jpeg", len(data), hashlib.sha256(data).hexdigest())
+    assert (head.mime_type, head.size_bytes, head.sha256) == (
+        "image/jpeg",
+        len(data),
+        hashlib.sha256(data).hexdigest(),
+    )
     await flows.variants_of(ada, asset.id)
     head, chunks = await download(ada, asset.id, "large")
-    assert (head.mime_type, head.sha256) == ("image/webp", hashlib.sha256(b"".join(chunks)).hexdigest())
+    assert (head.mime_type, head.sha256) == (
+        "image/webp",
+        hashlib.sha256(b"".join(chunks)).hexdigest(),
+    )
 
 
 async def test_what_is_not_there_is_not_found(ada: Client, caller: Callable[..., Client]) -> None:
     asset = await flows.upload(ada, DATA)
     for client, asset_id, variant in (
-        (ada, flows.request_id(), ""), (caller(), asset.id, ""), (caller(), asset.id, "thumb"),
-    ):  # fmt: skip
+        (ada, flows.request_id(), ""),
+        (caller(), asset.id, ""),
+        (caller(), asset.id, "thumb"),
+    ):
         request = asset_pb2.DownloadAssetRequest(asset_id=asset_id, variant=variant)
-        assert (await calls.refusal(flows.assets(client).DownloadAsset(request))).code is grpc.StatusCode.NOT_FOUND
+        assert (
+            await calls.refusal(flows.assets(client).DownloadAsset(request))
+        ).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_public_asset_is_downloaded_by_anybody(ada: Client, caller: Callable[..., Client]) -> None:
+async def test_a_public_asset_is_downloaded_by_anybody(
+    ada: Client, caller: Callable[..., Client]
+) -> None:
     asset = await flows.upload(ada, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
     await flows.variants_of(ada, asset.id)
     assert b"".join((await download(caller("anonymous"), asset.id))[1]) == DATA
@@ -61,7 +78,9 @@ async def test_bytes_that_are_gone_from_the_store_are_not_found(house: Suite, ad
 
 
 async def test_a_url_shows_pictures_in_place_and_saves_everything_else(ada: Client) -> None:
-    pdf = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+    pdf = await flows.upload(
+        ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
+    )
     picture = await flows.upload(ada, DATA)
     async with browser() as http:
         for asset, disposition in ((pdf, "attachment"), (picture, "inline")):
@@ -74,16 +93,23 @@ async def test_a_url_shows_pictures_in_place_and_saves_everything_else(ada: Clie
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_reflection_tells_every_service_and_every_file_it_needs(house: Suite, version: str) -> None:
+async def test_reflection_tells_every_service_and_every_file_it_needs(
+    house: Suite, version: str
+) -> None:
     channel = house.client(None).channel("assets")
     services = await calls.reflected_services(channel, version)
     assert {
-        "atelier.assets.v1.AssetService", "atelier.assets.v1.UploadService", "atelier.assets.v1.VariantService",
-        "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection",
-    } <= set(services)  # fmt: skip
+        "atelier.assets.v1.AssetService",
+        "atelier.assets.v1.UploadService",
+        "atelier.assets.v1.VariantService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    } <= set(services)
     for service in services:
         answer = await calls.reflect(channel, version, file_containing_symbol=service)
-        assert not answer.HasField("error_response"), f"{service}: {answer.error_response.error_message}"
+        assert not answer.HasField("error_response"), (
+            f"{service}: {answer.error_response.error_message}"
+        )
         files = [
             descriptor_pb2.FileDescriptorProto.FromString(f)
             for f in answer.file_descriptor_response.file_descriptor_proto
@@ -106,7 +132,9 @@ async def test_reflection_says_not_found_of_what_is_not_there(house: Suite) -> N
     assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
-@pytest.mark.parametrize("name", ["", "atelier.assets.v1.AssetService", "atelier.assets.v1.UploadService"])
+@pytest.mark.parametrize(
+    "name", ["", "atelier.assets.v1.AssetService", "atelier.assets.v1.UploadService"]
+)
 async def test_health_is_told_per_service_and_overall(house: Suite, name: str) -> None:
     stub = health_pb2_grpc.HealthStub(house.client(None).channel("assets"))
     answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))

@@ -1,4 +1,5 @@
-"""A21: an owner learns which bytes are here already, before and after sending them, the trash included."""
+"""A21: an owner learns which bytes are here already, before and after sending them, the trash
+included."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-TRASH = "UPDATE assets.assets SET deleted_at = now(), expires_at = now() + interval '30 days' WHERE id = %s"
+TRASH = (
+    "UPDATE assets.assets SET deleted_at = now(), expires_at = now() + interval '30 days' WHERE id"
+    " = %s"
+)
 
 
 def duplicates(client: Client) -> Any:
@@ -42,7 +46,9 @@ async def test_confirming_tells_of_assets_with_the_same_bytes(house: Suite, ada:
     assert [(d.asset_id, d.in_trash) for d in told] == [(trashed.id, True), (first.id, False)]
     assert told[0].HasField("expire_time") and not told[1].HasField("expire_time")
     assert (told[1].file_name, told[1].kind) == ("first.jpg", first.kind)
-    assert list((await flows.uploads(ada).ConfirmUpload(confirm)).duplicates) == told, "a repeat is told the same"
+    assert list((await flows.uploads(ada).ConfirmUpload(confirm)).duplicates) == told, (
+        "a repeat is told the same"
+    )
 
 
 async def test_the_streamed_upload_tells_so_too(house: Suite, ada: Client) -> None:
@@ -64,12 +70,15 @@ async def test_bytes_are_found_before_they_are_sent(house: Suite, ada: Client) -
     unknown = hashlib.sha256(b"").hexdigest()
     groups = await find(ada, second.sha256, unknown, SHA256)
     assert [(g.sha256, g.total, [d.asset_id for d in g.assets]) for g in groups] == [
-        (second.sha256, 1, [second.id]), (SHA256, 1, [asset.id]),
-    ]  # fmt: skip
+        (second.sha256, 1, [second.id]),
+        (SHA256, 1, [asset.id]),
+    ]
     assert groups[1].size_bytes == len(DATA)
 
 
-async def test_what_others_keep_is_no_duplicate(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
+async def test_what_others_keep_is_no_duplicate(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
     bob = caller()
     await flows.upload(bob, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
     await flows.upload(bob, DATA)
@@ -101,7 +110,10 @@ async def test_groups_are_listed_in_pages_newest_first(house: Suite, ada: Client
 
 async def test_more_copies_than_are_shown_are_counted(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
-    columns = "owner, created_by, kind, state, public, free, file_name, storage_key, size_bytes, mime_type, sha256"
+    columns = (
+        "owner, created_by, kind, state, public, free, file_name, storage_key, size_bytes,"
+        " mime_type, sha256"
+    )
     house.sql(
         f"INSERT INTO assets.assets (id, {columns}) SELECT gen_random_uuid(), {columns}"
         " FROM assets.assets, generate_series(1, 24) WHERE id = %s",
@@ -113,10 +125,18 @@ async def test_more_copies_than_are_shown_are_counted(house: Suite, ada: Client)
 
 @pytest.mark.parametrize(
     ("hashes", "path"),
-    [((), "sha256s"), (("A" * 64,), "sha256s[0]"), (("a" * 63,), "sha256s[0]"), ((SHA256, SHA256), "sha256s"),
-     (tuple(f"{n:064x}" for n in range(101)), "sha256s"), (("%" * 64,), "sha256s[0]")],
-)  # fmt: skip
-async def test_what_is_no_list_of_hashes_is_refused(ada: Client, hashes: tuple[str, ...], path: str) -> None:
+    [
+        ((), "sha256s"),
+        (("A" * 64,), "sha256s[0]"),
+        (("a" * 63,), "sha256s[0]"),
+        ((SHA256, SHA256), "sha256s"),
+        (tuple(f"{n:064x}" for n in range(101)), "sha256s"),
+        (("%" * 64,), "sha256s[0]"),
+    ],
+)
+async def test_what_is_no_list_of_hashes_is_refused(
+    ada: Client, hashes: tuple[str, ...], path: str
+) -> None:
     request = duplicate_pb2.FindDuplicatesRequest(sha256s=hashes)
     refused = await calls.refusal(duplicates(ada).FindDuplicates(request))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])

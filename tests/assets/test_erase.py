@@ -1,4 +1,5 @@
-"""X11: an owner gets everything that is kept about it, and can have it erased, for good and with a receipt."""
+"""X11: an owner gets everything that is kept about it, and can have it erased, for good and with a
+receipt."""
 
 import asyncio
 import itertools
@@ -47,15 +48,19 @@ async def erase(client: Client, confirm_owner: str, **fields: Any) -> storage_pb
 def rows_of(house: Suite, owner: str) -> dict[str, int]:
     """How many rows each table has of the owner."""
     tables = house.sql(
-        "SELECT table_name FROM information_schema.columns WHERE table_schema = 'assets' AND column_name = 'owner'"
+        "SELECT table_name FROM information_schema.columns WHERE table_schema = 'assets' AND"
+        " column_name = 'owner'"
     )
-    found = {t: house.sql(f"SELECT count(*) FROM assets.{t} WHERE owner = %s", (owner,))[0][0] for (t,) in tables}
+    found = {
+        t: house.sql(f"SELECT count(*) FROM assets.{t} WHERE owner = %s", (owner,))[0][0]
+        for (t,) in tables
+    }
     return {table: count for table, count in found.items() if count}
 
 
 async def only_receipts(house: Suite, owner: str) -> None:
-    """Waits until nothing else is left. What readers were sent is written down a second later, also for an erased
-    owner, and is gone once it has been added to the sums of the deployment."""
+    """Waits until nothing else is left. What readers were sent is written down a second later, also
+    for an erased owner, and is gone once it has been added to the sums of the deployment."""
     kept = {"erased_owners", "storage_runs", "attempts", "doomed_objects"}
 
     async def nothing_else() -> bool:
@@ -78,8 +83,9 @@ async def test_an_erased_owner_leaves_a_tombstone_and_a_receipt(house: Suite, ad
     receipt = await erase(ada, owner, request_id="please")
     assert figures(receipt)["assets"] == (3, 3, 0)
     assert {count.what: bool(count.why_kept) for count in receipt.counts if count.kept} == {
-        "tombstone": True, "receipt": True,
-    }  # fmt: skip
+        "tombstone": True,
+        "receipt": True,
+    }
     assert "diary" not in str(receipt)
     await only_receipts(house, owner)
     assert not [key for asset in (*mine, pending.asset) for key in stored(house, asset.id)]
@@ -96,22 +102,30 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
         flows.announce(ada, DATA),
         flows.stream_upload(ada, head, DATA),
         acquire(ada, "h", public.id),
-        usages(ada).RecordUsage(usage_pb2.RecordUsageRequest(asset_id=public.id, action=usage_pb2.USAGE_ACTION_VIEW)),
+        usages(ada).RecordUsage(
+            usage_pb2.RecordUsageRequest(asset_id=public.id, action=usage_pb2.USAGE_ACTION_VIEW)
+        ),
     ):
         refused = await calls.refusal(call)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "OWNER_ERASED")
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "OWNER_ERASED",
+        )
     assert await listed(ada) == []
     assert (await erase(ada, owner_of(ada))).id == first.id
     root = house.client("root", "admin")
-    assert [r.id for r in await runs_of(root, owner=owner_of(ada), action=storage_pb2.RUN_ACTION_ERASE)] == [first.id]
+    assert [
+        r.id for r in await runs_of(root, owner=owner_of(ada), action=storage_pb2.RUN_ACTION_ERASE)
+    ] == [first.id]
 
 
 def deployment(house: Suite) -> tuple[int, int]:
     """Assets and stored bytes of all owners together, as they are counted."""
     [(assets, stored)] = house.sql(
-        "SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset'), 0)::int, coalesce(sum(bytes), 0)::int FROM ("
-        " SELECT noun, number, bytes FROM assets.storage_totals WHERE owner = 'deployment' UNION ALL"
-        " SELECT noun, number, bytes FROM assets.storage_deltas WHERE noun IN ('asset', 'variant')) AS counted"
+        "SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset'), 0)::int, coalesce(sum(bytes),"
+        " 0)::int FROM ( SELECT noun, number, bytes FROM assets.storage_totals WHERE owner ="
+        " 'deployment' UNION ALL SELECT noun, number, bytes FROM assets.storage_deltas WHERE noun"
+        " IN ('asset', 'variant')) AS counted"
     )
     return assets, stored
 
@@ -124,20 +138,30 @@ async def test_a_use_noted_before_or_after_the_erasure_is_not_kept_but_those_of_
     house: Suite, ada: Client
 ) -> None:
     other = house.client("somebody-else")
-    mine, theirs = await flows.upload(ada, DATA, visibility=PUBLIC), await flows.upload(other, DATA, visibility=PUBLIC)
+    mine, theirs = (
+        await flows.upload(ada, DATA, visibility=PUBLIC),
+        await flows.upload(other, DATA, visibility=PUBLIC),
+    )
     for client, asset in ((ada, mine), (ada, theirs), (other, mine)):  # counted a moment later
         await flows.get(client, asset.id, include_urls=True)
     await erase(ada, owner_of(ada))
     await flows.get(ada, theirs.id, include_urls=True)
     await flows.get(other, theirs.id, include_urls=True)
-    views = "SELECT count(*) FROM assets.usage_events WHERE owner = 'user:somebody-else' AND asset_id = %s"
+    views = (
+        "SELECT count(*) FROM assets.usage_events WHERE owner = 'user:somebody-else' AND asset_id"
+        " = %s"
+    )
     async with asyncio.timeout(10):
-        while house.sql(views, (theirs.id,)) == [(0,)] or house.sql("SELECT 1 FROM assets.storage_deltas LIMIT 1"):
+        while house.sql(views, (theirs.id,)) == [(0,)] or house.sql(
+            "SELECT 1 FROM assets.storage_deltas LIMIT 1"
+        ):
             await asyncio.sleep(0.1)
     await only_receipts(house, owner_of(ada))
 
 
-async def test_what_is_erased_is_taken_off_the_figures_of_the_deployment(house: Suite, ada: Client) -> None:
+async def test_what_is_erased_is_taken_off_the_figures_of_the_deployment(
+    house: Suite, ada: Client
+) -> None:
     before = deployment(house)
     asset = await flows.upload(ada, DATA, **in_session("s"))
     await flows.variants_of(ada, asset.id)
@@ -172,25 +196,37 @@ async def test_who_waits_for_a_run_that_is_erased_is_told(house: Suite, ada: Cli
 
 async def test_an_upload_on_its_way_is_erased_or_refused(house: Suite, ada: Client) -> None:
     answers = await asyncio.gather(
-        *(flows.announce(ada, DATA) for _ in range(10)), erase(ada, owner_of(ada)), return_exceptions=True
+        *(flows.announce(ada, DATA) for _ in range(10)),
+        erase(ada, owner_of(ada)),
+        return_exceptions=True,
     )
-    assert {a.code().name for a in answers if isinstance(a, grpc.aio.AioRpcError)} <= {"FAILED_PRECONDITION"}
+    assert {a.code().name for a in answers if isinstance(a, grpc.aio.AioRpcError)} <= {
+        "FAILED_PRECONDITION"
+    }
     assert "assets" not in rows_of(house, owner_of(ada))
 
 
-async def test_erasing_needs_the_owners_name_spelled_out_and_the_right_to(house: Suite, ada: Client) -> None:
+async def test_erasing_needs_the_owners_name_spelled_out_and_the_right_to(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, DATA)
     root, bob = house.client("root", "admin"), house.client("bob")
     owner = owner_of(ada)
     refusals: list[tuple[Client, dict[str, Any], grpc.StatusCode]] = [
         (ada, {"confirm_owner": "user:somebody"}, grpc.StatusCode.INVALID_ARGUMENT),
         (ada, {}, grpc.StatusCode.INVALID_ARGUMENT),
-        (root, {"owner": owner, "confirm_owner": "user:somebody"}, grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            root,
+            {"owner": owner, "confirm_owner": "user:somebody"},
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
         (root, {"owner": "ada", "confirm_owner": "ada"}, grpc.StatusCode.INVALID_ARGUMENT),
         (bob, {"owner": owner, "confirm_owner": owner}, grpc.StatusCode.NOT_FOUND),
     ]
     for client, fields, code in refusals:
-        refused = await calls.refusal(storage(client).EraseOwner(storage_pb2.EraseOwnerRequest(**fields)))
+        refused = await calls.refusal(
+            storage(client).EraseOwner(storage_pb2.EraseOwnerRequest(**fields))
+        )
         assert refused.code is code
     assert await listed(ada) == [asset.id]
     receipt = await erase(root, owner, owner=owner)
@@ -210,9 +246,9 @@ async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) 
     await acquire(ada, "pipeline/products/7", asset.id)
     endpoint, secret = "01920000-0000-7000-8000-000000000000", "whsec_canary"
     await house.change(
-        "WITH made AS (INSERT INTO assets.webhook_endpoints (id, owner, created_by, url, description, event_types)"
-        " VALUES (%s, %s, '', 'https://x', '', '{}'))"
-        " INSERT INTO assets.webhook_secrets (owner, endpoint_id, version, secret) VALUES (%s, %s, 1, %s)",
+        "WITH made AS (INSERT INTO assets.webhook_endpoints (id, owner, created_by, url,"
+        " description, event_types) VALUES (%s, %s, '', 'https://x', '', '{}')) INSERT INTO"
+        " assets.webhook_secrets (owner, endpoint_id, version, secret) VALUES (%s, %s, 1, %s)",
         (endpoint, owner_of(ada), owner_of(ada), endpoint, secret),
     )
 
@@ -222,26 +258,45 @@ async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) 
     await until(counted, "what was counted is in the sums")
     records = await exported(ada)
     assert "webhook_secrets" in str(records) and secret not in str(records)
-    assets = {record.asset.id: record.asset for record in records if record.WhichOneof("record") == "asset"}
+    assets = {
+        record.asset.id: record.asset
+        for record in records
+        if record.WhichOneof("record") == "asset"
+    }
     assert set(assets) == {asset.id, deleted.id}
     async with browser() as http:
         for each in assets.values():
             assert (await http.get(each.original_url)).content == DATA
     assert len([record for record in records if record.WhichOneof("record") == "variant"]) == 8
-    rows = [(r.row.table, MessageToDict(r.row.columns)) for r in records if r.WhichOneof("record") == "row"]
+    rows = [
+        (r.row.table, MessageToDict(r.row.columns))
+        for r in records
+        if r.WhichOneof("record") == "row"
+    ]
     assert ("asset_references", asset.id, "pipeline/products/7") in [
         (table, columns.get("asset_id"), columns.get("holder")) for table, columns in rows
     ]
-    apart = {"assets", "variants", "requests", "events", "doomed_objects", "storage_deltas"}  # deltas come and go
+    apart = {
+        "assets",
+        "variants",
+        "requests",
+        "events",
+        "doomed_objects",
+        "storage_deltas",
+    }  # deltas come and go
     assert {table for table, _ in rows} - apart == rows_of(house, owner_of(ada)).keys() - apart
 
 
 async def test_an_export_is_for_the_owner_and_operators(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     root, bob = house.client("root", "admin"), house.client("bob")
-    refused = await calls.refusal(storage(bob).ExportOwner(storage_pb2.ExportOwnerRequest(owner=owner_of(ada))))
+    refused = await calls.refusal(
+        storage(bob).ExportOwner(storage_pb2.ExportOwnerRequest(owner=owner_of(ada)))
+    )
     assert refused.code is grpc.StatusCode.NOT_FOUND
-    assert [r.asset.id for r in await exported(root, owner=owner_of(ada)) if r.HasField("asset")] == [asset.id]
+    assert [
+        r.asset.id for r in await exported(root, owner=owner_of(ada)) if r.HasField("asset")
+    ] == [asset.id]
 
 
 @pytest.mark.faults
@@ -252,9 +307,10 @@ async def test_an_erasure_whose_worker_is_killed_goes_on_and_counts_once(
         await made.serve("assets")
         ada = made.client("ada")
         made.sql(
-            "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, size_bytes,"
-            " mime_type, storage_key, sha256) SELECT gen_random_uuid(), 'user:ada', 'ada', 'photo', 'ready', false,"
-            " true, 'a', 1, 'image/jpeg', 'assets/user%3Aada/x/' || n, 'ab' FROM generate_series(1, 3000) AS n"
+            "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free,"
+            " file_name, size_bytes, mime_type, storage_key, sha256) SELECT gen_random_uuid(),"
+            " 'user:ada', 'ada', 'photo', 'ready', false, true, 'a', 1, 'image/jpeg',"
+            " 'assets/user%3Aada/x/' || n, 'ab' FROM generate_series(1, 3000) AS n"
         )
         processes = Processes(cluster, made.database, keys, disk, tmp_path)
         try:

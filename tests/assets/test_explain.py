@@ -15,7 +15,9 @@ DATA = flows.jpeg(64, 48)
 
 
 async def explain(client: Client, asset_id: str) -> tuple[str, dict[str, asset_pb2.Finding]]:
-    answer = await flows.assets(client).ExplainAsset(asset_pb2.ExplainAssetRequest(asset_id=asset_id))
+    answer = await flows.assets(client).ExplainAsset(
+        asset_pb2.ExplainAssetRequest(asset_id=asset_id)
+    )
     return answer.summary, {finding.question: finding for finding in answer.findings}
 
 
@@ -39,10 +41,15 @@ async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, a
     pending = await flows.announce(ada, DATA)
     summary, findings = await explain(ada, pending.asset.id)
     verified = findings["is it verified?"]
-    assert not verified.ok and "its URL works until 20" in verified.answer and summary.startswith("is it verified? no")
+    assert (
+        not verified.ok
+        and "its URL works until 20" in verified.answer
+        and summary.startswith("is it verified? no")
+    )
     assert f"ConfirmUpload with upload_id {pending.upload_id}" in verified.next_step
     await house.change(
-        "UPDATE assets.uploads SET expires_at = now() - interval '1 s' WHERE id = %s", (pending.upload_id,)
+        "UPDATE assets.uploads SET expires_at = now() - interval '1 s' WHERE id = %s",
+        (pending.upload_id,),
     )
     _, findings = await explain(ada, pending.asset.id)
     assert "before its URL expired" in findings["is it verified?"].answer
@@ -59,7 +66,8 @@ async def test_one_that_comes_in_parts_says_how_long_they_are_taken_and_what_com
     assert "GetResumableUpload" in verified.next_step and complete in verified.next_step
     assert findings["is it in lists?"].answer == "only if the list is asked for state PENDING"
     await house.change(
-        "UPDATE assets.resumable_uploads SET expires_at = now() - interval '1 s' WHERE id = %s", (started.upload_id,)
+        "UPDATE assets.resumable_uploads SET expires_at = now() - interval '1 s' WHERE id = %s",
+        (started.upload_id,),
     )
     _, findings = await explain(ada, started.asset.id)
     assert "before it expired" in findings["is it verified?"].answer
@@ -82,9 +90,13 @@ async def test_hidden_ones_say_how_to_bring_them_back(house: Suite, ada: Client)
     summary, findings = await explain(ada, asset.id)
     assert summary.startswith("is it deleted? yes")
     assert "until 20" in findings["is it deleted?"].answer
-    assert findings["is it deleted?"].next_step.startswith("UndeleteAsset brings it back and it becomes public again")
+    assert findings["is it deleted?"].next_step.startswith(
+        "UndeleteAsset brings it back and it becomes public again"
+    )
     assert "UnarchiveAsset" in findings["is it in lists?"].next_step
-    await house.change("UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,))
+    await house.change(
+        "UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,)
+    )
     _, findings = await explain(ada, asset.id)
     assert "it may go at any time" in findings["is it deleted?"].answer
 
@@ -93,9 +105,10 @@ async def test_a_failed_variant_says_why_and_lost_bytes_are_told(house: Suite, a
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(ada, asset.id)
     house.sql(
-        "UPDATE assets.variants SET state = 'failed', error_class = 'CORRUPT', error_message = 'cut off'"
-        " WHERE asset_id = %s AND preset = 'avif'", (asset.id,),
-    )  # fmt: skip
+        "UPDATE assets.variants SET state = 'failed', error_class = 'CORRUPT', error_message = 'cut"
+        " off' WHERE asset_id = %s AND preset = 'avif'",
+        (asset.id,),
+    )
     await house.change("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
     _, findings = await explain(ada, asset.id)
     assert "avif: failed (CORRUPT): cut off" in findings["are its variants there?"].answer
@@ -107,10 +120,16 @@ async def test_of_anothers_public_asset_only_what_concerns_the_caller_is_told(
     ada: Client, caller: Callable[..., Client]
 ) -> None:
     owner = caller()
-    asset = await flows.upload(owner, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC, **in_product("secret-product"))
+    asset = await flows.upload(
+        owner, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC, **in_product("secret-product")
+    )
     await acquire(owner, "secret-holder", asset.id)
     summary, findings = await explain(ada, asset.id)
     text = summary + "".join(str(finding) for finding in findings.values())
-    assert "and public; you can read and use it" in text and "secret" not in text and owner.subject not in text
+    assert (
+        "and public; you can read and use it" in text
+        and "secret" not in text
+        and owner.subject not in text
+    )
     private = await flows.upload(owner, DATA)
     assert (await calls.refusal(explain(ada, private.id))).code is grpc.StatusCode.NOT_FOUND

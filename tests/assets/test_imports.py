@@ -1,4 +1,5 @@
-"""X14: a file that the server fetches by itself, from where it may, and verifies like any upload."""
+"""X14: a file that the server fetches by itself, from where it may, and verifies like any
+upload."""
 
 import asyncio
 import hashlib
@@ -18,7 +19,11 @@ from tests.suite import Client, Suite, browser
 
 DATA = flows.jpeg(64, 48)
 PRODUCT, DOCUMENT = asset_pb2.ASSET_KIND_PRODUCT, asset_pb2.ASSET_KIND_DOCUMENT
-PENDING, READY, REJECTED = (asset_pb2.ASSET_STATE_PENDING, asset_pb2.ASSET_STATE_READY, asset_pb2.ASSET_STATE_REJECTED)
+PENDING, READY, REJECTED = (
+    asset_pb2.ASSET_STATE_PENDING,
+    asset_pb2.ASSET_STATE_READY,
+    asset_pb2.ASSET_STATE_REJECTED,
+)
 
 
 @pytest.fixture
@@ -45,18 +50,36 @@ def asked(url: str, **fields: Any) -> import_pb2.ImportAssetRequest:
 
 
 async def fetch(client: Client, url: str, **fields: Any) -> import_pb2.ImportAssetResponse:
-    answer: import_pb2.ImportAssetResponse = await imports(client).ImportAsset(asked(url, **fields), timeout=30)
+    answer: import_pb2.ImportAssetResponse = await imports(client).ImportAsset(
+        asked(url, **fields), timeout=30
+    )
     return answer
 
 
-async def test_what_lies_at_a_url_becomes_an_asset(open_house: Suite, eve: Client, web: Receiver) -> None:
+async def test_what_lies_at_a_url_becomes_an_asset(
+    open_house: Suite, eve: Client, web: Receiver
+) -> None:
     described: dict[str, Any] = {"tags": ["a"], "metadata": {"b": 1}, "scope": {"product_id": "p"}}
     digest = hashlib.sha256(DATA).hexdigest()
     url = f"http://127.0.0.1:{web.port}/photos/fr%C3%B6nt.jpg?signature=secret"
     asset = (await fetch(eve, url, include_urls=True, sha256=digest, **described)).asset
-    assert (asset.state, asset.mime_type, asset.size_bytes, asset.sha256) == (READY, "image/jpeg", len(DATA), digest)
-    assert (asset.width, asset.height, asset.file_name, asset.primary) == (64, 48, "frönt.jpg", True)
-    assert (list(asset.tags), dict(asset.metadata), asset.owner) == (["a"], {"b": 1}, f"user:{eve.subject}")
+    assert (asset.state, asset.mime_type, asset.size_bytes, asset.sha256) == (
+        READY,
+        "image/jpeg",
+        len(DATA),
+        digest,
+    )
+    assert (asset.width, asset.height, asset.file_name, asset.primary) == (
+        64,
+        48,
+        "frönt.jpg",
+        True,
+    )
+    assert (list(asset.tags), dict(asset.metadata), asset.owner) == (
+        ["a"],
+        {"b": 1},
+        f"user:{eve.subject}",
+    )
     async with browser() as http:
         assert (await http.get(asset.original_url)).content == DATA
     assert web.requests[0].line == "GET /photos/fr%C3%B6nt.jpg?signature=secret HTTP/1.1"
@@ -72,7 +95,12 @@ async def test_an_import_is_taken_on_at_once_and_followed(open_house: Suite, eve
 
     async with receiving(slow) as web:
         begun = (await fetch(eve, web.url, wait=False)).asset
-        assert (begun.state, begun.size_bytes, begun.mime_type, begun.file_name) == (PENDING, 0, "", "hook")
+        assert (begun.state, begun.size_bytes, begun.mime_type, begun.file_name) == (
+            PENDING,
+            0,
+            "",
+            "hook",
+        )
         still = await imports(eve).ImportAsset(asked(web.url), timeout=1.5)
         assert still.asset.state == PENDING, "a wait ends before its deadline"
         why = await flows.assets(eve).ExplainAsset(asset_pb2.ExplainAssetRequest(asset_id=begun.id))
@@ -84,7 +112,9 @@ async def test_an_import_is_taken_on_at_once_and_followed(open_house: Suite, eve
         assert (await flows.get(eve, begun.id)).state == READY
 
 
-async def test_a_file_that_comes_for_a_deleted_or_purged_asset_is_not_kept(open_house: Suite, eve: Client) -> None:
+async def test_a_file_that_comes_for_a_deleted_or_purged_asset_is_not_kept(
+    open_house: Suite, eve: Client
+) -> None:
     go = asyncio.Event()
 
     async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -108,7 +138,9 @@ async def test_a_file_that_comes_for_a_deleted_or_purged_asset_is_not_kept(open_
 
 async def test_a_repeat_is_the_same_import(open_house: Suite, eve: Client, web: Receiver) -> None:
     request = asked(web.url)
-    answers = await asyncio.gather(*(imports(eve).ImportAsset(request, timeout=30) for _ in range(5)))
+    answers = await asyncio.gather(
+        *(imports(eve).ImportAsset(request, timeout=30) for _ in range(5))
+    )
     assert len({answer.asset.id for answer in answers}) == 1 and len(web.requests) == 1
     assert {answer.asset.state for answer in answers} == {READY}
     request.tags.append("other")
@@ -120,16 +152,34 @@ async def test_an_import_tells_of_duplicates(open_house: Suite, eve: Client, web
     assert [each.asset_id for each in (await fetch(eve, web.url)).duplicates] == [first.id]
 
 
-PRIVATE = ["http://127.0.0.1/a.jpg", "http://169.254.169.254/latest/meta-data", "http://[::1]/",
-           "http://10.0.0.1/", "http://[::ffff:127.0.0.1]/", "http://localhost/a.jpg",
-           "http://0x7f000001/", "http://0177.0.0.1/"]  # fmt: skip
-ODD = ["ftp://example.com/a", "file:///etc/passwd", "http://user:pw@example.com/a.jpg", "http:///a", "a.jpg",
-       "http://example.com:22/", "http://example.com/\r\nx", "http://example.com/#a", "x" * 2001,
-       "http://exa mple.com/"]  # fmt: skip
+PRIVATE = [
+    "http://127.0.0.1/a.jpg",
+    "http://169.254.169.254/latest/meta-data",
+    "http://[::1]/",
+    "http://10.0.0.1/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://localhost/a.jpg",
+    "http://0x7f000001/",
+    "http://0177.0.0.1/",
+]
+ODD = [
+    "ftp://example.com/a",
+    "file:///etc/passwd",
+    "http://user:pw@example.com/a.jpg",
+    "http:///a",
+    "a.jpg",
+    "http://example.com:22/",
+    "http://example.com/\r\nx",
+    "http://example.com/#a",
+    "x" * 2001,
+    "http://exa mple.com/",
+]
 
 
 @pytest.mark.parametrize("url", [*PRIVATE, *ODD])
-async def test_urls_that_are_never_fetched_are_refused_at_once(house: Suite, ada: Client, url: str) -> None:
+async def test_urls_that_are_never_fetched_are_refused_at_once(
+    house: Suite, ada: Client, url: str
+) -> None:
     for fields in ({}, {"file_name": "named.jpg"}):
         refused = await calls.refusal(imports(ada).ImportAsset(asked(url, **fields)))
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["url"])
@@ -138,7 +188,8 @@ async def test_urls_that_are_never_fetched_are_refused_at_once(house: Suite, ada
 
 
 async def test_an_address_is_judged_again_when_it_is_fetched(atelier: Suite, web: Receiver) -> None:
-    """As if the name had pointed elsewhere when the import was asked for: the server may call it, the worker not."""
+    """As if the name had pointed elsewhere when the import was asked for: the server may call it,
+    the worker not."""
     atelier.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
     await atelier.serve("assets")
     atelier.overrides.clear()
@@ -178,7 +229,10 @@ async def test_what_can_not_be_fetched_is_data(
 ) -> None:
     web.reply = reply
     answer = await fetch(eve, web.url)
-    assert (answer.asset.state, answer.asset.rejection) == (REJECTED, rejection), answer.asset.rejection_message
+    assert (answer.asset.state, answer.asset.rejection) == (
+        REJECTED,
+        rejection,
+    ), answer.asset.rejection_message
     assert words in answer.asset.rejection_message and not answer.duplicates
     assert web.connections == 1
 
@@ -195,13 +249,16 @@ async def test_a_busy_or_broken_server_is_asked_again(
     web.reply = next_one
     assert (await fetch(eve, web.url)).asset.state == READY
     outcomes = open_house.sql(
-        "SELECT number, outcome, error_class FROM assets.attempts WHERE owner = %s AND job = 'imports' ORDER BY number",
+        "SELECT number, outcome, error_class FROM assets.attempts WHERE owner = %s AND job ="
+        " 'imports' ORDER BY number",
         (f"user:{eve.subject}",),
     )
     assert outcomes == [(1, "retried", "FETCH_FAILED"), (2, "succeeded", "")]
 
 
-async def test_what_is_not_wanted_is_refused_by_its_bytes(open_house: Suite, eve: Client, web: Receiver) -> None:
+async def test_what_is_not_wanted_is_refused_by_its_bytes(
+    open_house: Suite, eve: Client, web: Receiver
+) -> None:
     other = hashlib.sha256(b"").hexdigest()
     assert (await fetch(eve, web.url, sha256=other)).asset.rejection == "HASH_MISMATCH"
     web.reply = replying(200, pictures.pdf(), content_type="image/jpeg")
@@ -219,45 +276,71 @@ async def test_a_urls_query_is_forgotten(
     rejected = (await fetch(eve, url)).asset
     assert "canary-in-query" not in rejected.rejection_message
     for table in ("imports", "events", "attempts", "requests", "assets"):
-        found = open_house.sql(f"SELECT 1 FROM assets.{table} AS t WHERE t::text LIKE '%%canary-in-query%%'")
+        found = open_house.sql(
+            f"SELECT 1 FROM assets.{table} AS t WHERE t::text LIKE '%%canary-in-query%%'"
+        )
         assert not found, table
     said = capfd.readouterr()
     assert "canary-in-query" not in said.out + said.err
 
 
-async def test_kinds_have_their_roles_here_too(house: Suite, caller: Callable[..., Client], ada: Client) -> None:
+async def test_kinds_have_their_roles_here_too(
+    house: Suite, caller: Callable[..., Client], ada: Client
+) -> None:
     for kind in (asset_pb2.ASSET_KIND_STYLE, asset_pb2.ASSET_KIND_RESULT):
-        refused = await calls.refusal(imports(ada).ImportAsset(asked("https://example.com/a.jpg", kind=kind)))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
+        refused = await calls.refusal(
+            imports(ada).ImportAsset(asked("https://example.com/a.jpg", kind=kind))
+        )
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "ROLE_NOT_ALLOWED",
+        )
 
 
 @pytest.mark.parametrize(
     ("fields", "path"),
-    [({"kind": 0}, "kind"), ({"kind": 99}, "kind"), ({"sha256": "x"}, "sha256"),
-     ({"file_name": "\x00\u202e"}, "file_name"),
-     ({"file_name": "x" * 10_000}, "file_name"), ({"tags": ["x" * 65]}, "tags[0]"), ({"visibility": 9}, "visibility"),
-     ({"metadata": {"a": "x" * 1_000_000}}, "metadata"), ({"scope": {"room_id": "x" * 129}}, "scope.room_id"),
-     ({"url": ""}, "url")],
-)  # fmt: skip
-async def test_a_request_that_breaks_a_rule_is_refused(ada: Client, fields: dict[str, Any], path: str) -> None:
-    refused = await calls.refusal(imports(ada).ImportAsset(asked(**{"url": "https://example.com/a.jpg", **fields})))
+    [
+        ({"kind": 0}, "kind"),
+        ({"kind": 99}, "kind"),
+        ({"sha256": "x"}, "sha256"),
+        ({"file_name": "\x00\u202e"}, "file_name"),
+        ({"file_name": "x" * 10_000}, "file_name"),
+        ({"tags": ["x" * 65]}, "tags[0]"),
+        ({"visibility": 9}, "visibility"),
+        ({"metadata": {"a": "x" * 1_000_000}}, "metadata"),
+        ({"scope": {"room_id": "x" * 129}}, "scope.room_id"),
+        ({"url": ""}, "url"),
+    ],
+)
+async def test_a_request_that_breaks_a_rule_is_refused(
+    ada: Client, fields: dict[str, Any], path: str
+) -> None:
+    refused = await calls.refusal(
+        imports(ada).ImportAsset(asked(**{"url": "https://example.com/a.jpg", **fields}))
+    )
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
 
 
 async def test_a_file_that_turns_out_not_to_fit_the_quota_is_fetched_once_and_not_kept(
     open_house: Suite, eve: Client, web: Receiver
 ) -> None:
-    await storage.set_quota(open_house.client("root", "admin"), f"user:{eve.subject}", stored_bytes=len(DATA) - 1)
+    await storage.set_quota(
+        open_house.client("root", "admin"), f"user:{eve.subject}", stored_bytes=len(DATA) - 1
+    )
     asset = (await fetch(eve, web.url)).asset
     assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
     assert str(len(DATA) - 1) in asset.rejection_message and len(web.requests) == 1
     assert stored(open_house, asset.id) == set()
 
 
-async def test_an_import_is_held_against_the_deployments_quota(open_house: Suite, eve: Client, web: Receiver) -> None:
+async def test_an_import_is_held_against_the_deployments_quota(
+    open_house: Suite, eve: Client, web: Receiver
+) -> None:
     root = open_house.client("root", "admin")
     try:
-        await storage.set_quota(root, stored_bytes=(await storage.report(root)).stored_bytes + len(DATA) - 1)
+        await storage.set_quota(
+            root, stored_bytes=(await storage.report(root)).stored_bytes + len(DATA) - 1
+        )
         asset = (await fetch(eve, web.url)).asset
     finally:
         await storage.set_quota(root)
@@ -282,7 +365,9 @@ async def test_imports_from_a_server_that_never_answers_keep_nobody_elses_waitin
             await ask(eve, "Purge", asset_id)
 
 
-async def test_imports_from_a_slow_server_keep_no_image_waiting(open_house: Suite, eve: Client) -> None:
+async def test_imports_from_a_slow_server_keep_no_image_waiting(
+    open_house: Suite, eve: Client
+) -> None:
     go = asyncio.Event()
 
     async def slow(request: Request, writer: asyncio.StreamWriter) -> None:

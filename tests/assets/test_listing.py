@@ -21,20 +21,28 @@ COUNT = 25
 
 @pytest.fixture(scope="module")
 async def shelf(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """25 READY assets of ada, an hour apart but for five of the same instant, and as many public ones of bob."""
+    """25 READY assets of ada, an hour apart but for five of the same instant, and as many public
+    ones of bob."""
     async with suite(cluster, keys, disk) as made:
         await made.serve("assets")
         for n in range(COUNT):
             for owner, public in (("user:ada", False), ("user:bob", True)):
                 made.sql(
-                    "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,"
-                    " storage_key, size_bytes, mime_type, sha256, product_id, session_id, created_at)"
-                    " VALUES (gen_random_uuid(), %s, 'x', %s, 'ready', %s, true, %s, %s, 1, 'image/jpeg', 'x', %s, %s,"
-                    " %s)",
-                    (owner, "photo" if n % 2 else "product", public, f"{n}",
-                     f"{'public/' if public else ''}{owner}/{n}",
-                     f"p{n % 3}", "%" if n == 3 else "s", EPOCH + timedelta(hours=min(n, 20))),
-                )  # fmt: skip
+                    "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free,"
+                    " file_name, storage_key, size_bytes, mime_type, sha256, product_id,"
+                    " session_id, created_at) VALUES (gen_random_uuid(), %s, 'x', %s, 'ready', %s,"
+                    " true, %s, %s, 1, 'image/jpeg', 'x', %s, %s, %s)",
+                    (
+                        owner,
+                        "photo" if n % 2 else "product",
+                        public,
+                        f"{n}",
+                        f"{'public/' if public else ''}{owner}/{n}",
+                        f"p{n % 3}",
+                        "%" if n == 3 else "s",
+                        EPOCH + timedelta(hours=min(n, 20)),
+                    ),
+                )
         yield made
 
 
@@ -57,7 +65,9 @@ async def test_pages_of_any_size_hold_everything_once_newest_first(shelf: Suite,
     ada = shelf.client("ada")
     found = await walk(ada, page_size=size)
     assert sorted(found, key=int) == [str(n) for n in range(COUNT)]
-    assert found[5:] == [str(n) for n in range(19, -1, -1)], "and the five of one instant before them"
+    assert found[5:] == [str(n) for n in range(19, -1, -1)], (
+        "and the five of one instant before them"
+    )
 
 
 async def test_the_last_page_has_no_token(shelf: Suite) -> None:
@@ -70,12 +80,14 @@ async def test_what_comes_while_one_pages_moves_nothing(shelf: Suite) -> None:
     first = await listing(ada, page_size=10)
     before = await walk(ada, page_size=1000)
     shelf.sql(
-        "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, storage_key,"
-        " size_bytes, mime_type, sha256) VALUES (gen_random_uuid(), 'user:ada', 'x', 'photo', 'ready', false, true,"
-        " 'new', 'k', 1,"
-        " 'image/jpeg', 'x')"
+        "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,"
+        " storage_key, size_bytes, mime_type, sha256) VALUES (gen_random_uuid(), 'user:ada', 'x',"
+        " 'photo', 'ready', false, true, 'new', 'k', 1, 'image/jpeg', 'x')"
     )
-    rest = [asset.file_name for asset in (await listing(ada, page_size=10, page_token=first.next_page_token)).assets]
+    rest = [
+        asset.file_name
+        for asset in (await listing(ada, page_size=10, page_token=first.next_page_token)).assets
+    ]
     assert rest == before[10:20]
     await shelf.change("DELETE FROM assets.assets WHERE file_name = 'new'")
 
@@ -100,15 +112,28 @@ async def test_skip_passes_over_as_many_on_the_first_page_only(shelf: Suite) -> 
         ({"state": asset_pb2.ASSET_STATE_PENDING}, ()),
         ({"created_from": EPOCH + timedelta(hours=18)}, range(18, 25)),
         ({"created_before": EPOCH + timedelta(hours=2)}, (0, 1)),
-        ({"created_from": EPOCH + timedelta(hours=2), "created_before": EPOCH + timedelta(hours=2)}, ()),
         (
-            {"created_from": datetime(1, 1, 1, tzinfo=UTC), "created_before": datetime(9999, 12, 31, tzinfo=UTC)},
+            {
+                "created_from": EPOCH + timedelta(hours=2),
+                "created_before": EPOCH + timedelta(hours=2),
+            },
+            (),
+        ),
+        (
+            {
+                "created_from": datetime(1, 1, 1, tzinfo=UTC),
+                "created_before": datetime(9999, 12, 31, tzinfo=UTC),
+            },
             range(25),
         ),
     ],
 )
-async def test_a_filter_finds_exactly_its_own(shelf: Suite, fields: dict[str, Any], numbers: Any) -> None:
-    assert sorted(await walk(shelf.client("ada"), page_size=2, **fields), key=int) == [str(n) for n in numbers]
+async def test_a_filter_finds_exactly_its_own(
+    shelf: Suite, fields: dict[str, Any], numbers: Any
+) -> None:
+    assert sorted(await walk(shelf.client("ada"), page_size=2, **fields), key=int) == [
+        str(n) for n in numbers
+    ]
 
 
 async def test_public_ones_of_others_are_a_list_of_their_own(shelf: Suite) -> None:
@@ -121,17 +146,25 @@ async def test_public_ones_of_others_are_a_list_of_their_own(shelf: Suite) -> No
 
 @pytest.mark.parametrize("label", ["session_id", "room_id", "product_id", "dataset_id"])
 async def test_labels_of_others_can_not_be_searched(shelf: Suite, label: str) -> None:
-    refused = await calls.refusal(listing(shelf.client("ada"), public_of_others=True, **{label: "p1"}))
+    refused = await calls.refusal(
+        listing(shelf.client("ada"), public_of_others=True, **{label: "p1"})
+    )
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [label])
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"page_size": -1}, {"page_size": 1001}, {"skip": -1}, {"skip": 10_001}, {"kind": 99}, {"state": 99},
-        {"session_id": "x" * 129}, {"page_token": "x" * 1001},
+        {"page_size": -1},
+        {"page_size": 1001},
+        {"skip": -1},
+        {"skip": 10_001},
+        {"kind": 99},
+        {"state": 99},
+        {"session_id": "x" * 129},
+        {"page_token": "x" * 1001},
     ],
-)  # fmt: skip
+)
 async def test_a_request_out_of_bounds_is_refused(shelf: Suite, fields: dict[str, Any]) -> None:
     refused = await calls.refusal(listing(shelf.client("ada"), **fields))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, list(fields))
@@ -139,8 +172,13 @@ async def test_a_request_out_of_bounds_is_refused(shelf: Suite, fields: dict[str
 
 async def test_a_time_that_no_calendar_has_is_refused(shelf: Suite) -> None:
     for seconds in (2**62, -(2**62)):
-        refused = await calls.refusal(listing(shelf.client("ada"), created_from={"seconds": seconds}))
-        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["created_from"])
+        refused = await calls.refusal(
+            listing(shelf.client("ada"), created_from={"seconds": seconds})
+        )
+        assert (refused.code, refused.fields) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            ["created_from"],
+        )
 
 
 def spelled(value: Any) -> str:
@@ -171,8 +209,10 @@ async def test_a_page_token_that_was_not_given_is_refused(shelf: Suite, what: st
     forged = FORGED[what](json.loads(base64.urlsafe_b64decode(token)))
     refused = await calls.refusal(listing(ada, page_size=2, page_token=forged))
     assert (refused.code, refused.reason, refused.fields) == (
-        grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID", ["page_token"],
-    )  # fmt: skip
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "PAGE_TOKEN_INVALID",
+        ["page_token"],
+    )
 
 
 async def test_a_page_token_of_another_filter_or_owner_is_refused(shelf: Suite) -> None:
@@ -187,16 +227,22 @@ async def test_a_page_token_of_another_filter_or_owner_is_refused(shelf: Suite) 
     ):
         refused = await calls.refusal(listing(client, page_token=token, **fields))
         assert refused.reason == "PAGE_TOKEN_INVALID", fields
-    assert len((await listing(ada, page_size=5, page_token=token)).assets) == 5, "another page size is fine"
+    assert len((await listing(ada, page_size=5, page_token=token)).assets) == 5, (
+        "another page size is fine"
+    )
 
 
-async def test_several_at_once_come_in_the_order_asked_for_and_missing_ones_apart(shelf: Suite) -> None:
+async def test_several_at_once_come_in_the_order_asked_for_and_missing_ones_apart(
+    shelf: Suite,
+) -> None:
     ada = shelf.client("ada")
     ids = [asset.id for asset in (await listing(ada, page_size=3)).assets]
     private_of_nobody = flows.request_id()
     [public_of_bob] = [a.id for a in (await listing(shelf.client("bob"), page_size=1)).assets]
     asked = [ids[2], private_of_nobody, public_of_bob, ids[0], ids[0]]
-    answer = await flows.assets(ada).BatchGetAssets(asset_pb2.BatchGetAssetsRequest(asset_ids=asked))
+    answer = await flows.assets(ada).BatchGetAssets(
+        asset_pb2.BatchGetAssetsRequest(asset_ids=asked)
+    )
     assert [asset.id for asset in answer.assets] == [ids[2], public_of_bob, ids[0], ids[0]]
     assert list(answer.missing_asset_ids) == [private_of_nobody]
     for wrong in ([], [flows.request_id()] * 101, ["x"]):
@@ -208,4 +254,6 @@ async def test_many_readers_at_once_each_see_their_own(shelf: Suite) -> None:
     clients = [shelf.client(name) for name in ("ada", "bob", "carol")]
     answers = await asyncio.gather(*(listing(clients[n % 3], page_size=1000) for n in range(60)))
     for n, answer in enumerate(answers):
-        assert {a.owner for a in answer.assets} == ({f"user:{('ada', 'bob')[n % 3]}"} if n % 3 < 2 else set())
+        assert {a.owner for a in answer.assets} == (
+            {f"user:{('ada', 'bob')[n % 3]}"} if n % 3 < 2 else set()
+        )

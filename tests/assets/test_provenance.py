@@ -1,4 +1,5 @@
-"""A29, A24: where a picture comes from is read, kept, shown and handed on; where it was taken is not."""
+"""A29, A24: where a picture comes from is read, kept, shown and handed on; where it was taken is
+not."""
 
 import json
 from typing import Any
@@ -39,13 +40,17 @@ async def contents_of_variants(client: Client, asset_id: str) -> dict[str, bytes
         return {name: (await http.get(variant.url)).content for name, variant in variants.items()}
 
 
-async def test_credentials_that_come_with_a_picture_are_kept_and_shown(house: Suite, ada: Client) -> None:
+async def test_credentials_that_come_with_a_picture_are_kept_and_shown(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, signing.signed(PICTURE))
     shown = asset.content_credentials
     assert shown.state == asset_pb2.CREDENTIALS_STATE_VALID
     assert (shown.claim_generator, shown.signer, shown.signer_name) == (
-        "Test Camera 1.2", signing.SIGNER, signing.SIGNER_NAME,
-    )  # fmt: skip
+        "Test Camera 1.2",
+        signing.SIGNER,
+        signing.SIGNER_NAME,
+    )
     assert list(shown.problems) == ["signingCredential.untrusted"] and shown.manifest_kept
     assert shown.digital_source_type == asset.digital_source_type == "digitalCapture"
     assert (await flows.get(ada, asset.id)).content_credentials == shown
@@ -53,24 +58,35 @@ async def test_credentials_that_come_with_a_picture_are_kept_and_shown(house: Su
     assert "canary-note" in json.dumps(store["manifests"][store["active_manifest"]])
 
 
-async def test_others_see_of_public_credentials_what_names_no_person(house: Suite, ada: Client, caller: Any) -> None:
+async def test_others_see_of_public_credentials_what_names_no_person(
+    house: Suite, ada: Client, caller: Any
+) -> None:
     public = await flows.upload(ada, signing.signed(PICTURE), visibility=PUBLIC)
     bob = caller()
     shown = (await flows.get(bob, public.id)).content_credentials
     assert shown.signer == signing.SIGNER and shown.digital_source_type == "digitalCapture"
-    assert shown.signer_name == "" and signing.SIGNER_NAME not in str(await flows.get(bob, public.id))
+    assert shown.signer_name == "" and signing.SIGNER_NAME not in str(
+        await flows.get(bob, public.id)
+    )
     for client, asset_id in ((bob, public.id), (ada, (await flows.upload(ada, PICTURE)).id)):
         assert (await calls.refusal(store_of(client, asset_id))).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_credentials_that_do_not_hold_are_shown_as_such_and_not_believed(house: Suite, ada: Client) -> None:
-    plain = bytes(pictures.textured(96, 64).write_to_buffer(".tif"))  # of which every byte may be any other
+async def test_credentials_that_do_not_hold_are_shown_as_such_and_not_believed(
+    house: Suite, ada: Client
+) -> None:
+    plain = bytes(
+        pictures.textured(96, 64).write_to_buffer(".tif")
+    )  # of which every byte may be any other
     generated = signing.signed(plain, "image/tiff", source_type=f"{IPTC}trainedAlgorithmicMedia")
     asset = await flows.upload(ada, signing.tampered(generated, plain), mime_type="image/tiff")
     assert asset.state == asset_pb2.ASSET_STATE_READY
     assert asset.content_credentials.state == asset_pb2.CREDENTIALS_STATE_INVALID
     assert "assertion.dataHash.mismatch" in asset.content_credentials.problems
-    assert asset.content_credentials.digital_source_type == "trainedAlgorithmicMedia" and not asset.digital_source_type
+    assert (
+        asset.content_credentials.digital_source_type == "trainedAlgorithmicMedia"
+        and not asset.digital_source_type
+    )
 
 
 async def test_an_operator_says_whose_signatures_are_trusted(atelier: Suite, tmp_path: Any) -> None:
@@ -90,42 +106,62 @@ async def test_text_of_a_manifest_is_only_text(house: Suite, ada: Client) -> Non
 
 
 async def test_what_a_model_made_says_so_in_every_variant(house: Suite, ada: Client) -> None:
-    provenance = asset_pb2.Provenance(model="local", model_version="1", digital_source_type="algorithmicMedia")
+    provenance = asset_pb2.Provenance(
+        model="local", model_version="1", digital_source_type="algorithmicMedia"
+    )
     asset = await flows.made_by_a_service(
         house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_GENERATED, provenance=provenance
     )
     assert asset.digital_source_type == asset.provenance.digital_source_type == "algorithmicMedia"
-    await flows.variants(ada).RegenerateVariants(variant_pb2.RegenerateVariantsRequest(asset_id=asset.id))
+    await flows.variants(ada).RegenerateVariants(
+        variant_pb2.RegenerateVariantsRequest(asset_id=asset.id)
+    )
     made = await contents_of_variants(ada, asset.id)
     assert len(made) == 4
     for name, content in made.items():
-        assert pyvips.Image.new_from_buffer(content, "").get("xmp-data") == packet("algorithmicMedia"), name
+        assert pyvips.Image.new_from_buffer(content, "").get("xmp-data") == packet(
+            "algorithmicMedia"
+        ), name
 
 
-async def test_what_the_files_xmp_says_is_handed_on_and_its_places_are_not(house: Suite, ada: Client) -> None:
-    xmp = f'<x:xmpmeta exif:GPSLatitude="52,31N" photoshop:City="Hidden" Iptc4xmpExt:DigitalSourceType="{IPTC}print"/>'
+async def test_what_the_files_xmp_says_is_handed_on_and_its_places_are_not(
+    house: Suite, ada: Client
+) -> None:
+    xmp = (
+        '<x:xmpmeta exif:GPSLatitude="52,31N" photoshop:City="Hidden"'
+        f' Iptc4xmpExt:DigitalSourceType="{IPTC}print"/>'
+    )
     asset = await flows.upload(ada, with_xmp(xmp))
     assert asset.digital_source_type == "print"
     for name, content in (await contents_of_variants(ada, asset.id)).items():
         assert pyvips.Image.new_from_buffer(content, "").get("xmp-data") == packet("print"), name
         assert not any(mark in content for mark in (b"GPS", b"Hidden", b"Exif")), name
     signed = await flows.upload(ada, signing.signed(with_xmp(xmp)))
-    assert signed.digital_source_type == "digitalCapture", "what is signed counts for more than what isn't"
+    assert signed.digital_source_type == "digitalCapture", (
+        "what is signed counts for more than what isn't"
+    )
 
 
 async def test_a_source_type_outside_the_vocabulary_is_refused(house: Suite, ada: Client) -> None:
     provenance = asset_pb2.Provenance(model="local", digital_source_type="magic")
-    made = flows.made_by_a_service(house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_SKETCH, provenance=provenance)
+    made = flows.made_by_a_service(
+        house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_SKETCH, provenance=provenance
+    )
     refused = await calls.refusal(made)
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.fields == ["head.declaration.provenance.digital_source_type"]
 
 
 @pytest.mark.parametrize(
-    ("suffix", "mime_type"), [(".png", "image/png"), (".webp", "image/webp"), (".avif", "image/avif")]
+    ("suffix", "mime_type"),
+    [(".png", "image/png"), (".webp", "image/webp"), (".avif", "image/avif")],
 )
-async def test_every_image_has_its_facts(house: Suite, ada: Client, suffix: str, mime_type: str) -> None:
-    half = pictures.plain(60, 80, 255, 255, 255, 200).join(pictures.plain(60, 80, 0, 0, 0, 200), "horizontal")
+async def test_every_image_has_its_facts(
+    house: Suite, ada: Client, suffix: str, mime_type: str
+) -> None:
+    half = pictures.plain(60, 80, 255, 255, 255, 200).join(
+        pictures.plain(60, 80, 0, 0, 0, 200), "horizontal"
+    )
     asset = await flows.upload(ada, bytes(half.write_to_buffer(suffix)), mime_type=mime_type)
     facts = asset.facts
     assert (facts.frames, facts.has_alpha) == (1, True)
@@ -137,21 +173,30 @@ async def test_every_image_has_its_facts(house: Suite, ada: Client, suffix: str,
     assert not (facts.has_location or film.facts.has_location)
 
 
-@pytest.mark.parametrize("name", ["jpeg: exif", "png: raw profile exif", "tiff: exif, second page", "avif: xmp"])
-async def test_an_original_that_says_where_it_was_taken_is_told_of(house: Suite, ada: Client, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["jpeg: exif", "png: raw profile exif", "tiff: exif, second page", "avif: xmp"]
+)
+async def test_an_original_that_says_where_it_was_taken_is_told_of(
+    house: Suite, ada: Client, name: str
+) -> None:
     data = located.LOCATED[name]
     asset = await flows.upload(ada, data, mime_type=filetype.guess_mime(data))
     assert asset.facts.has_location
 
 
-async def test_originals_that_say_where_they_were_taken_are_refused_where_that_is_set(atelier: Suite) -> None:
+async def test_originals_that_say_where_they_were_taken_are_refused_where_that_is_set(
+    atelier: Suite,
+) -> None:
     atelier.overrides["refuse_locations"] = True
     await atelier.serve("assets")
     ada = atelier.client("ada")
     for name in ("jpeg: exif, the second segment", "gif: xmp", "tiff: iptc"):
         data = located.LOCATED[name]
         refused = await calls.refusal(flows.upload(ada, data, mime_type=filetype.guess_mime(data)))
-        assert (refused.reason, refused.metadata["rejection"]) == ("UPLOAD_REJECTED", "HAS_LOCATION")
+        assert (refused.reason, refused.metadata["rejection"]) == (
+            "UPLOAD_REJECTED",
+            "HAS_LOCATION",
+        )
         kept = atelier.storage.root.rglob(f"{refused.metadata['asset_id']}/original/*")
         assert not [path for path in kept if path.is_file()]
     assert (await flows.upload(ada, PICTURE)).state == asset_pb2.ASSET_STATE_READY

@@ -40,7 +40,9 @@ def admin(caller: Callable[..., Client]) -> Client:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    ("quota", "limit", "used"), [("stored_bytes", 2 * SIZE, 2 * SIZE), ("assets", 2, 2)], ids=["bytes", "assets"]
+    ("quota", "limit", "used"),
+    [("stored_bytes", 2 * SIZE, 2 * SIZE), ("assets", 2, 2)],
+    ids=["bytes", "assets"],
 )
 async def test_an_upload_that_does_not_fit_is_refused_with_quota_limit_and_use(
     house: Suite, ada: Client, admin: Client, way: str, quota: str, limit: int, used: int
@@ -59,10 +61,14 @@ async def test_an_upload_that_does_not_fit_is_refused_with_quota_limit_and_use(
     assert (await storage.report(ada)).assets == 2, "nothing was kept"
 
 
-async def test_purging_makes_room_the_trash_does_not(house: Suite, ada: Client, admin: Client) -> None:
+async def test_purging_makes_room_the_trash_does_not(
+    house: Suite, ada: Client, admin: Client
+) -> None:
     await storage.set_quota(admin, owner_of(ada), assets=1)
     asset = await flows.upload(ada, DATA)
-    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (asset.id,))
+    await house.change(
+        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (asset.id,)
+    )
     assert (await calls.refusal(flows.announce(ada, DATA))).reason == "QUOTA_EXCEEDED"
     await house.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
     assert (await flows.upload(ada, DATA)).state == asset_pb2.ASSET_STATE_READY
@@ -70,7 +76,11 @@ async def test_purging_makes_room_the_trash_does_not(house: Suite, ada: Client, 
 
 @pytest.mark.parametrize(
     ("limits", "fit"),
-    [({"stored_bytes": 20 * SIZE + SIZE // 2}, 20), ({"assets": 7}, 7), ({"assets": 7, "stored_bytes": 5 * SIZE}, 5)],
+    [
+        ({"stored_bytes": 20 * SIZE + SIZE // 2}, 20),
+        ({"assets": 7}, 7),
+        ({"assets": 7, "stored_bytes": 5 * SIZE}, 5),
+    ],
     ids=["bytes", "assets", "both"],
 )
 async def test_uploads_at_once_never_go_over_it_and_use_it_up(
@@ -87,17 +97,25 @@ async def test_uploads_at_once_never_go_over_it_and_use_it_up(
     assert storage.truth(house, owner_of(ada)) == (fit, fit * SIZE)
 
 
-async def test_uploads_far_from_the_limit_do_not_wait_for_each_other(house: Suite, ada: Client, admin: Client) -> None:
+async def test_uploads_far_from_the_limit_do_not_wait_for_each_other(
+    house: Suite, ada: Client, admin: Client
+) -> None:
     await storage.set_quota(admin, owner_of(ada), stored_bytes=10**15)
     key = "\x1f".join(("quota", owner_of(ada)))
     # Another upload of this owner that has been announced and isn't committed yet.
-    with calls.holding(house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)):
+    with calls.holding(
+        house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
+    ):
         await flows.announce(ada, DATA)
     await storage.set_quota(admin, owner_of(ada), stored_bytes=10 * SIZE)
-    with calls.holding(house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)):
+    with calls.holding(
+        house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
+    ):
         waiting = asyncio.ensure_future(flows.announce(ada, DATA))
         async with asyncio.timeout(10):
-            while not house.sql("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+            while not house.sql(
+                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            ):
                 await asyncio.sleep(0.02)
         assert not waiting.done(), "near the limit they take turns"
     await waiting
@@ -112,7 +130,9 @@ async def test_a_quota_that_was_lowered_holds_when_the_upload_is_settled(
     refused = await calls.refusal(flows.confirm(ada, requested.upload_id))
     assert (refused.reason, refused.metadata["used"]) == ("QUOTA_EXCEEDED", str(SIZE))
     assert (await flows.get(ada, requested.asset.id)).state == asset_pb2.ASSET_STATE_PENDING
-    left = [p for p in house.storage.root.rglob(f"user%3A{ada.subject}/**/original/*") if p.is_file()]
+    left = [
+        p for p in house.storage.root.rglob(f"user%3A{ada.subject}/**/original/*") if p.is_file()
+    ]
     assert left == [], "the verified copy is gone"
     await storage.set_quota(admin, owner_of(ada), stored_bytes=SIZE)
     assert (await flows.confirm(ada, requested.upload_id)).state == asset_pb2.ASSET_STATE_READY
@@ -128,21 +148,30 @@ async def test_variants_use_room_but_never_take_what_an_upload_was_promised(
     assert all(v.state == asset_pb2.VARIANT_STATE_READY for v in variants.values())
     quota = await storage.quotas(ada).GetQuota(pb.GetQuotaRequest())
     used = {use.kind: use.used for use in quota.uses}
-    assert used[pb.QUOTA_KIND_STORED_BYTES] == 2 * SIZE + sum(v.size_bytes for v in variants.values())
+    assert used[pb.QUOTA_KIND_STORED_BYTES] == 2 * SIZE + sum(
+        v.size_bytes for v in variants.values()
+    )
     await flows.send(promised.target, DATA)
     assert (await flows.confirm(ada, promised.upload_id)).state == asset_pb2.ASSET_STATE_READY
 
 
-async def test_bandwidth_that_is_used_up_stops_uploads_and_no_reading(house: Suite, ada: Client, admin: Client) -> None:
+async def test_bandwidth_that_is_used_up_stops_uploads_and_no_reading(
+    house: Suite, ada: Client, admin: Client
+) -> None:
     asset = await flows.upload(ada, DATA)
     await storage.set_quota(admin, owner_of(ada), monthly_bandwidth_bytes=SIZE)
-    async for _part in flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset.id)):
+    async for _part in flows.assets(ada).DownloadAsset(
+        asset_pb2.DownloadAssetRequest(asset_id=asset.id)
+    ):
         pass
     async with asyncio.timeout(10):
         while (await storage.report(ada)).bandwidth_this_month.downloaded_bytes < SIZE:
             await asyncio.sleep(0.1)
     refused = await calls.refusal(flows.announce(ada, DATA))
-    assert refused.metadata["quota"] == "monthly_bandwidth_bytes" and "next calendar month" in refused.text
+    assert (
+        refused.metadata["quota"] == "monthly_bandwidth_bytes"
+        and "next calendar month" in refused.text
+    )
     assert (await flows.get(ada, asset.id, include_urls=True)).original_url
 
 
@@ -156,16 +185,21 @@ async def test_the_deployments_quota_binds_all_owners_together(atelier: Suite) -
     assert refused.metadata == {"quota": "stored_bytes"}, "how much others use is not told"
     [violation] = refused.detail(error_details_pb2.QuotaFailure).violations
     assert violation.subject == "deployment"
-    assert (await calls.refusal(flows.announce(ada, DATA))).metadata["quota"] == "assets", "the default of the settings"
+    assert (await calls.refusal(flows.announce(ada, DATA))).metadata["quota"] == "assets", (
+        "the default of the settings"
+    )
     await storage.set_quota(admin, stored_bytes=0)
     assert (await flows.announce(bob, DATA)).upload_id
     await storage.set_quota(admin)
-    assert (await calls.refusal(flows.announce(atelier.client("eve"), DATA))).reason == "QUOTA_EXCEEDED"
+    assert (
+        await calls.refusal(flows.announce(atelier.client("eve"), DATA))
+    ).reason == "QUOTA_EXCEEDED"
     uses = (await storage.quotas(admin).GetQuota(pb.GetQuotaRequest())).uses
     assert {u.kind: (u.limit, u.used) for u in uses} == {
-        pb.QUOTA_KIND_STORED_BYTES: (3 * SIZE, 4 * SIZE), pb.QUOTA_KIND_ASSETS: (0, 4),
+        pb.QUOTA_KIND_STORED_BYTES: (3 * SIZE, 4 * SIZE),
+        pb.QUOTA_KIND_ASSETS: (0, 4),
         pb.QUOTA_KIND_MONTHLY_BANDWIDTH_BYTES: (0, 0),
-    }  # fmt: skip
+    }
 
 
 async def test_operators_set_and_list_quotas_owners_read_their_own(
@@ -180,7 +214,9 @@ async def test_operators_set_and_list_quotas_owners_read_their_own(
     assert {u.kind: u.limit for u in mine.uses}[pb.QUOTA_KIND_ASSETS] == 5
     await storage.set_quota(admin, owner_of(caller()), assets=1)
     page = await storage.quotas(admin).ListQuotas(pb.ListQuotasRequest(page_size=1))
-    rest = await storage.quotas(admin).ListQuotas(pb.ListQuotasRequest(page_size=100, page_token=page.next_page_token))
+    rest = await storage.quotas(admin).ListQuotas(
+        pb.ListQuotasRequest(page_size=100, page_token=page.next_page_token)
+    )
     assert first.quota in rest.quotas and first.quota not in page.quotas
     for call in (
         storage.quotas(ada).SetQuota(pb.SetQuotaRequest(assets=100)),
@@ -193,19 +229,28 @@ async def test_operators_set_and_list_quotas_owners_read_their_own(
 
 @pytest.mark.parametrize(
     ("fields", "path"),
-    [({"owner": "ada"}, "owner"), ({"owner": "deployment"}, "owner"), ({"owner": "user:ada", "assets": -1}, "assets"),
-     ({"owner": "user:" + "x" * 121}, "owner")],
-)  # fmt: skip
-async def test_a_quota_that_makes_no_sense_is_refused(admin: Client, fields: dict[str, Any], path: str) -> None:
+    [
+        ({"owner": "ada"}, "owner"),
+        ({"owner": "deployment"}, "owner"),
+        ({"owner": "user:ada", "assets": -1}, "assets"),
+        ({"owner": "user:" + "x" * 121}, "owner"),
+    ],
+)
+async def test_a_quota_that_makes_no_sense_is_refused(
+    admin: Client, fields: dict[str, Any], path: str
+) -> None:
     refused = await calls.refusal(storage.quotas(admin).SetQuota(pb.SetQuotaRequest(**fields)))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
 
 
-async def test_the_serving_role_cannot_raise_a_quota_without_saying_that_it_operates(house: Suite) -> None:
+async def test_the_serving_role_cannot_raise_a_quota_without_saying_that_it_operates(
+    house: Suite,
+) -> None:
     from shared.db import Database
 
     house.sql(
-        "INSERT INTO assets.quotas (id, owner, assets, updated_by) VALUES (gen_random_uuid(), 'user:held', 1, 'x')"
+        "INSERT INTO assets.quotas (id, owner, assets, updated_by) VALUES (gen_random_uuid(),"
+        " 'user:held', 1, 'x')"
     )
     db = Database(house.settings("assets", "app"), "assets", pool_size=1)
     await db.open()

@@ -11,7 +11,14 @@ from typing import Any
 
 import grpc
 import pytest
-from atelier.assets.v1 import asset_pb2, document_pb2, render_pb2, render_pb2_grpc, storage_pb2, variant_pb2
+from atelier.assets.v1 import (
+    asset_pb2,
+    document_pb2,
+    render_pb2,
+    render_pb2_grpc,
+    storage_pb2,
+    variant_pb2,
+)
 
 from services.assets.reconcile import show_metrics
 from shared.db import Database
@@ -26,15 +33,22 @@ from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 
 DATA = flows.jpeg(64, 48)
 WHAT = (
-    "lost_originals", "lost_variants", "lost_documents", "restored_originals", "stray_objects", "drifted_figures",
+    "lost_originals",
+    "lost_variants",
+    "lost_documents",
+    "restored_originals",
+    "stray_objects",
+    "drifted_figures",
     "drifted_albums",
-)  # fmt: skip
+)
 NOTHING = dict.fromkeys(WHAT, (0, 0, 0))
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-async def house(cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
+async def house(
+    cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Suite]:
     """With a store of its own: all that lies there is compared with this database."""
     disk = DiskServer(tmp_path_factory.mktemp("reconciled"))
     try:
@@ -95,14 +109,24 @@ async def test_what_agrees_is_left_alone(house: Suite, root: Client, ada: Client
     assert [len(keys) for keys in before] == [5, 5, 1]
 
 
-async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(house: Suite, root: Client, ada: Client) -> None:
+async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(
+    house: Suite, root: Client, ada: Client
+) -> None:
     await whole(ada)
     old = [
         stray(house, key)
-        for key in ("assets/user%3Aada/x/original/1", "assets/zz", "public/assets/x/original/1", "public/assets/zz")
+        for key in (
+            "assets/user%3Aada/x/original/1",
+            "assets/zz",
+            "public/assets/x/original/1",
+            "public/assets/zz",
+        )
     ]
     young = stray(house, "assets/user%3Aada/x/original/2", hours=0)
-    foreign = [stray(house, key) for key in ("techfiles/user%3Aada/1", "assets-not/1", "public/other/1", "z")]
+    foreign = [
+        stray(house, key)
+        for key in ("techfiles/user%3Aada/1", "assets-not/1", "public/other/1", "z")
+    ]
     looked = await reconcile(root, dry_run=True)
     assert looked["stray_objects"] == (5, 0, 1) and all(path.exists() for path in old)
     assert (await reconcile(root))["stray_objects"] == (5, 4, 1)
@@ -112,7 +136,9 @@ async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(house: Sui
     assert await reconcile(root) == NOTHING
 
 
-async def test_a_lost_original_is_marked_told_and_no_longer_given_out(house: Suite, root: Client, ada: Client) -> None:
+async def test_a_lost_original_is_marked_told_and_no_longer_given_out(
+    house: Suite, root: Client, ada: Client
+) -> None:
     asset = await whole(ada)
     path = path_of(house, asset.file_path)
     saved = path.read_bytes()
@@ -125,7 +151,11 @@ async def test_a_lost_original_is_marked_told_and_no_longer_given_out(house: Sui
     assert (await reconcile(root))["lost_originals"] == (1, 1, 0)
     assert (await stream.read()).asset.HasField("bytes_gone_time")
     gone = await flows.get(ada, asset.id, include_urls=True)
-    assert gone.HasField("bytes_gone_time") and not gone.original_url and gone.state == asset_pb2.ASSET_STATE_READY
+    assert (
+        gone.HasField("bytes_gone_time")
+        and not gone.original_url
+        and gone.state == asset_pb2.ASSET_STATE_READY
+    )
     refused = await calls.refusal(acquire(ada, "h", asset.id))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "lost" in refused.text
     assert await reconcile(root) == NOTHING  # said once
@@ -143,22 +173,33 @@ async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
     lost, other = await whole(ada), await whole(ada)
     path_of(house, lost.file_path).unlink()
     assert (await reconcile(root))["lost_originals"] == (1, 1, 0)
-    comparison = render_pb2.CreateComparisonRequest(before_asset_id=other.id, after_asset_id=lost.id)
+    comparison = render_pb2.CreateComparisonRequest(
+        before_asset_id=other.id, after_asset_id=lost.id
+    )
     for call in (
-        flows.variants(ada).RegenerateVariants(variant_pb2.RegenerateVariantsRequest(asset_id=lost.id)),
+        flows.variants(ada).RegenerateVariants(
+            variant_pb2.RegenerateVariantsRequest(asset_id=lost.id)
+        ),
         flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=lost.id)),
         ada.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison(comparison),
     ):
         refused = await calls.refusal(call)
-        assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "its bytes are lost" in refused.text
-    assert {v.state for v in (await flows.variants_of(ada, lost.id)).values()} == {asset_pb2.VARIANT_STATE_READY}
+        assert (
+            refused.code is grpc.StatusCode.FAILED_PRECONDITION
+            and "its bytes are lost" in refused.text
+        )
+    assert {v.state for v in (await flows.variants_of(ada, lost.id)).values()} == {
+        asset_pb2.VARIANT_STATE_READY
+    }
     thumb = asset_pb2.DownloadAssetRequest(asset_id=lost.id, variant="thumb")
     assert [part async for part in flows.assets(ada).DownloadAsset(thumb)]
 
 
 async def test_a_lost_or_cut_variant_is_made_again(house: Suite, root: Client, ada: Client) -> None:
     asset = await whole(ada)
-    keys = house.sql("SELECT storage_key FROM assets.variants WHERE asset_id = %s ORDER BY preset", (asset.id,))
+    keys = house.sql(
+        "SELECT storage_key FROM assets.variants WHERE asset_id = %s ORDER BY preset", (asset.id,)
+    )
     path_of(house, keys[0][0]).unlink()
     cut = path_of(house, keys[1][0])
     cut.write_bytes(cut.read_bytes()[:40])
@@ -170,7 +211,9 @@ async def test_a_lost_or_cut_variant_is_made_again(house: Suite, root: Client, a
     assert await reconcile(root) == NOTHING
 
 
-async def test_a_lost_variant_of_a_lost_original_fails_and_says_why(house: Suite, root: Client, ada: Client) -> None:
+async def test_a_lost_variant_of_a_lost_original_fails_and_says_why(
+    house: Suite, root: Client, ada: Client
+) -> None:
     asset = await whole(ada)
     for key in stored(house, asset.id):
         path_of(house, key).unlink()
@@ -181,7 +224,9 @@ async def test_a_lost_variant_of_a_lost_original_fails_and_says_why(house: Suite
     assert await reconcile(root) == NOTHING
 
 
-async def test_a_lost_document_says_so_and_can_be_made_again(house: Suite, root: Client, ada: Client) -> None:
+async def test_a_lost_document_says_so_and_can_be_made_again(
+    house: Suite, root: Client, ada: Client
+) -> None:
     made = await documents.create(ada, documents.checklist())
     path_of(house, made.file_path).unlink()
     assert (await reconcile(root))["lost_documents"] == (1, 1, 0)
@@ -191,7 +236,9 @@ async def test_a_lost_document_says_so_and_can_be_made_again(house: Suite, root:
     assert await reconcile(root) == NOTHING
 
 
-async def test_it_goes_on_where_it_was_a_part_at_a_time(house: Suite, root: Client, ada: Client) -> None:
+async def test_it_goes_on_where_it_was_a_part_at_a_time(
+    house: Suite, root: Client, ada: Client
+) -> None:
     await whole(ada, visibility=asset_pb2.VISIBILITY_PUBLIC)
     strays = [stray(house, f"assets/{name}/{n}") for name in ("a", "b", "zz") for n in range(3)]
     strays += [stray(house, f"public/assets/zz/{n}") for n in range(3)]
@@ -209,11 +256,14 @@ async def test_it_goes_on_where_it_was_a_part_at_a_time(house: Suite, root: Clie
     assert not any(path.exists() for path in strays)
 
 
-async def test_more_rows_than_a_part_holds_are_compared_with_nothing_at_all(house: Suite, root: Client) -> None:
+async def test_more_rows_than_a_part_holds_are_compared_with_nothing_at_all(
+    house: Suite, root: Client
+) -> None:
     house.sql(
-        "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name, size_bytes,"
-        " mime_type, storage_key, sha256) SELECT gen_random_uuid(), 'user:lost', 'x', 'photo', 'ready', false,"
-        " true, 'a', 1, 'image/jpeg', 'assets/user%3Alost/x/' || n, 'ab' FROM generate_series(1, 2100) AS n"
+        "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,"
+        " size_bytes, mime_type, storage_key, sha256) SELECT gen_random_uuid(), 'user:lost', 'x',"
+        " 'photo', 'ready', false, true, 'a', 1, 'image/jpeg', 'assets/user%3Alost/x/' || n, 'ab'"
+        " FROM generate_series(1, 2100) AS n"
     )
     found = await reconcile(root)
     assert found["lost_originals"] == (2100, 2100, 0)
@@ -224,20 +274,27 @@ async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) 
     stray(house, "assets/metrics/1")
     before = time.time()
     await reconcile(root)
-    [row] = house.sql("SELECT extract(epoch FROM max(updated_at)) FROM assets.storage_runs WHERE action = 'reconcile'")
+    [row] = house.sql(
+        "SELECT extract(epoch FROM max(updated_at)) FROM assets.storage_runs WHERE action ="
+        " 'reconcile'"
+    )
     db = Database(house.settings("assets", "app"), "assets")
     await db.open()
     showing = asyncio.create_task(show_metrics(db, timedelta(minutes=7)))
     try:
         async with asyncio.timeout(10):
-            while (METRICS.get_sample_value("atelier_reconciler_last_run_timestamp_seconds") or 0) < before - 5:
+            while (
+                METRICS.get_sample_value("atelier_reconciler_last_run_timestamp_seconds") or 0
+            ) < before - 5:
                 await asyncio.sleep(0.05)
     finally:
         showing.cancel()
         await db.close()
     assert METRICS.get_sample_value("atelier_reconciler_found", {"what": "stray_objects"}) == 1
     assert METRICS.get_sample_value("atelier_reconciler_mended", {"what": "stray_objects"}) == 1
-    assert METRICS.get_sample_value("atelier_reconciler_last_run_timestamp_seconds") == pytest.approx(float(row[0]))
+    assert METRICS.get_sample_value(
+        "atelier_reconciler_last_run_timestamp_seconds"
+    ) == pytest.approx(float(row[0]))
     assert METRICS.get_sample_value("atelier_reconciler_pause_seconds") == 7 * 60
 
 

@@ -18,13 +18,20 @@ from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 
 DATA = flows.jpeg(64, 48)
 VISIT = asset_pb2.AssetScope(session_id="visit")
-TOTALS = "SELECT * FROM assets.storage_totals WHERE number <> 0 OR bytes <> 0 ORDER BY 1, 2, 3, 4, 5"
-PLACES = "SELECT * FROM assets.storage_places WHERE (assets, stored_bytes) <> (0, 0) ORDER BY owner, session_id"
+TOTALS = (
+    "SELECT * FROM assets.storage_totals WHERE number <> 0 OR bytes <> 0 ORDER BY 1, 2, 3, 4, 5"
+)
+PLACES = (
+    "SELECT * FROM assets.storage_places WHERE (assets, stored_bytes) <> (0, 0) ORDER BY owner,"
+    " session_id"
+)
 DAYS = "SELECT * FROM assets.storage_days ORDER BY owner, day, noun, state"
 
 
 @pytest.fixture
-async def house(cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Suite]:
+async def house(
+    cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Suite]:
     """With a store of its own: all that lies there is compared with this database."""
     disk = DiskServer(tmp_path_factory.mktemp("recounted"))
     try:
@@ -41,7 +48,8 @@ def figures(house: Suite) -> list[Any]:
 
 
 async def stocked(client: Client) -> album_pb2.Album:
-    """Assets in several states, variants, a document, an album with three pictures. Returns the album."""
+    """Assets in several states, variants, a document, an album with three pictures. Returns the
+    album."""
     made = [await flows.upload(client, DATA, scope=VISIT) for _ in range(4)]
     for asset in made:
         await flows.variants_of(client, asset.id)
@@ -62,30 +70,48 @@ async def test_what_drifted_is_found_and_mended(house: Suite) -> None:
     right = figures(house)
 
     for statement in (
-        "UPDATE assets.storage_totals SET number = number + 2 WHERE owner = 'user:ada' AND noun = 'asset'",
+        (
+            "UPDATE assets.storage_totals SET number = number + 2 WHERE owner = 'user:ada' AND noun"
+            " = 'asset'"
+        ),
         "DELETE FROM assets.storage_totals WHERE owner = 'user:ada' AND noun = 'variant'",
-        "INSERT INTO assets.storage_totals VALUES ('user:ada', 'document', 'plan', '', 'ready', 7, 700)",
-        "UPDATE assets.storage_totals SET bytes = bytes - 1 WHERE owner = 'deployment' AND noun = 'asset'",
+        (
+            "INSERT INTO assets.storage_totals VALUES ('user:ada', 'document', 'plan', '', 'ready',"
+            " 7, 700)"
+        ),
+        (
+            "UPDATE assets.storage_totals SET bytes = bytes - 1 WHERE owner = 'deployment' AND noun"
+            " = 'asset'"
+        ),
         "DELETE FROM assets.storage_totals WHERE owner = 'user:bob'",
         "DELETE FROM assets.storage_places WHERE owner = 'user:bob'",
         "UPDATE assets.storage_places SET stored_bytes = 1, assets = 0 WHERE session_id = 'visit'",
-        "INSERT INTO assets.storage_places VALUES ('user:ada', 'a visit that never was', 3, 300, 0)",
+        (
+            "INSERT INTO assets.storage_places VALUES ('user:ada', 'a visit that never was', 3,"
+            " 300, 0)"
+        ),
         "UPDATE assets.albums SET asset_count = 9, public_count = 1",
     ):
         await house.change(statement)
     wrong = figures(house)
     found = await reconcile(root, dry_run=True)
     assert found["drifted_albums"] == (1, 0, 0) and found["drifted_figures"][0] > 12
-    assert figures(house) == wrong and (await albums.get(ada, album)).asset_count == 9, "a dry run changes nothing"
+    assert figures(house) == wrong and (await albums.get(ada, album)).asset_count == 9, (
+        "a dry run changes nothing"
+    )
 
     assert await reconcile(root) == {
-        **NOTHING, "drifted_albums": (1, 1, 0), "drifted_figures": (found["drifted_figures"][0],) * 2 + (0,)
-    }  # fmt: skip
+        **NOTHING,
+        "drifted_albums": (1, 1, 0),
+        "drifted_figures": (found["drifted_figures"][0],) * 2 + (0,),
+    }
     assert figures(house) == right
     assert (await albums.get(ada, album)).asset_count == 3
     for client in (ada, bob):
         report = await storage.report(client)
-        assert (report.assets, report.stored_bytes) == storage.truth(house, f"user:{client.subject}")
+        assert (report.assets, report.stored_bytes) == storage.truth(
+            house, f"user:{client.subject}"
+        )
     assert await reconcile(root) == NOTHING
 
 
@@ -116,13 +142,19 @@ async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
     ada, root = house.client("ada"), house.client("root", "admin")
     await flows.upload(ada, DATA)
     await storage.folded(house)
-    await house.change("UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'")
+    await house.change(
+        "UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'"
+    )
     uploads = asyncio.gather(*(flows.upload(ada, DATA) for _ in range(20)))
     assert (await reconcile(root))["drifted_figures"][1] > 0
     for asset in await uploads:
         await flows.variants_of(ada, asset.id)
     report = await storage.report(ada)
-    assert (report.assets, report.stored_bytes) == storage.truth(house, "user:ada") == (21, report.stored_bytes)
+    assert (
+        (report.assets, report.stored_bytes)
+        == storage.truth(house, "user:ada")
+        == (21, report.stored_bytes)
+    )
 
 
 async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
@@ -140,14 +172,21 @@ async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
         await asyncio.sleep(1.5)
         await slow.release()
     assert await reconciling == NOTHING
-    assert house.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [("succeeded",)]
+    assert house.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [
+        ("succeeded",)
+    ]
 
 
 async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suite) -> None:
     bob, root = house.client("bob"), house.client("root", "admin")
-    await house.change("INSERT INTO assets.storage_totals VALUES ('user:bob', 'asset', 'photo', '', 'ready', 5, 500)")
+    await house.change(
+        "INSERT INTO assets.storage_totals VALUES ('user:bob', 'asset', 'photo', '', 'ready', 5,"
+        " 500)"
+    )
     database = Superuser(house.cluster.url(house.database))
-    async with database.hold("SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))") as folding:
+    async with database.hold(
+        "SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))"
+    ) as folding:
         reconciling = asyncio.create_task(reconcile(root))
         await folding.caught()  # the drift is known, and not mended yet
         request = storage_pb2.EraseOwnerRequest(confirm_owner="user:bob", wait=True)
@@ -163,7 +202,11 @@ async def test_it_is_recounted_once_a_day_unless_somebody_asks(house: Suite) -> 
     await flows.upload(ada, DATA)
     await storage.folded(house)
     assert await reconcile(root, from_start=False) == NOTHING
-    await house.change("UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'")
+    await house.change(
+        "UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'"
+    )
     assert await reconcile(root, from_start=False) == NOTHING, "it was recounted a moment ago"
-    await house.change("UPDATE assets.storage_runs SET created_at = created_at - interval '25 hours'")
+    await house.change(
+        "UPDATE assets.storage_runs SET created_at = created_at - interval '25 hours'"
+    )
     assert (await reconcile(root, from_start=False))["drifted_figures"][1] > 0

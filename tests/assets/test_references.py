@@ -15,7 +15,9 @@ from tests.suite import Client, Suite
 DATA = flows.jpeg(64, 48)
 
 
-async def acquire(client: Client, holder: str, *asset_ids: str, **fields: Any) -> list[asset_pb2.Asset]:
+async def acquire(
+    client: Client, holder: str, *asset_ids: str, **fields: Any
+) -> list[asset_pb2.Asset]:
     request = asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=asset_ids, **fields)
     return list((await flows.assets(client).AcquireReferences(request)).assets)
 
@@ -27,7 +29,8 @@ async def release(client: Client, holder: str, *asset_ids: str) -> int:
 
 def held(house: Suite, client: Client) -> set[tuple[str, str]]:
     rows = house.sql(
-        "SELECT holder, asset_id::text FROM assets.asset_references WHERE owner = %s", (f"user:{client.subject}",)
+        "SELECT holder, asset_id::text FROM assets.asset_references WHERE owner = %s",
+        (f"user:{client.subject}",),
     )
     return set(rows)
 
@@ -86,7 +89,9 @@ async def test_a_public_asset_of_another_owner_can_be_held_and_only_by_the_holde
         ({"holder": "h", "asset_ids": [flows.request_id()] * 101}, "asset_ids"),
     ],
 )
-async def test_a_request_that_breaks_a_rule_is_refused(ada: Client, fields: dict[str, Any], path: str) -> None:
+async def test_a_request_that_breaks_a_rule_is_refused(
+    ada: Client, fields: dict[str, Any], path: str
+) -> None:
     call = flows.assets(ada).AcquireReferences(asset_pb2.AcquireReferencesRequest(**fields))
     refused = await calls.refusal(call)
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])

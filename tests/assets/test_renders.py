@@ -1,4 +1,5 @@
-"""A13: renders say what made them; before and after are compared by reference, and shown in one picture."""
+"""A13: renders say what made them; before and after are compared by reference, and shown in one
+picture."""
 
 import asyncio
 import io
@@ -30,7 +31,9 @@ async def compare(client: Client, before: str, after: str, **fields: Any) -> ren
     request = render_pb2.CreateComparisonRequest(
         before_asset_id=before, after_asset_id=after, **{"wait": True, **fields}
     )
-    comparison: render_pb2.Comparison = (await stub(client).CreateComparison(request, timeout=60)).comparison
+    comparison: render_pb2.Comparison = (
+        await stub(client).CreateComparison(request, timeout=60)
+    ).comparison
     return comparison
 
 
@@ -42,34 +45,56 @@ async def get(client: Client, comparison_id: str) -> render_pb2.Comparison:
 
 async def render(client: Client, **provenance: str) -> asset_pb2.Asset:
     made = asset_pb2.Provenance(**{**MADE, **provenance})
-    return await flows.upload(client, flows.jpeg(320, 200, 2), kind=asset_pb2.ASSET_KIND_RENDER, provenance=made)
+    return await flows.upload(
+        client, flows.jpeg(320, 200, 2), kind=asset_pb2.ASSET_KIND_RENDER, provenance=made
+    )
 
 
 async def photo(client: Client, width: int = 320, height: int = 200) -> str:
-    return str((await flows.upload(client, flows.jpeg(width, height), kind=asset_pb2.ASSET_KIND_PHOTO)).id)
+    return str(
+        (await flows.upload(client, flows.jpeg(width, height), kind=asset_pb2.ASSET_KIND_PHOTO)).id
+    )
 
 
 def holders(house: Suite, asset_id: str) -> list[str]:
-    return [h for (h,) in house.sql("SELECT holder FROM assets.asset_references WHERE asset_id = %s", (asset_id,))]
+    return [
+        h
+        for (h,) in house.sql(
+            "SELECT holder FROM assets.asset_references WHERE asset_id = %s", (asset_id,)
+        )
+    ]
 
 
-async def test_an_operator_brings_a_render_in_for_an_owner_with_what_made_it(house: Suite, ada: Client) -> None:
+async def test_an_operator_brings_a_render_in_for_an_owner_with_what_made_it(
+    house: Suite, ada: Client
+) -> None:
     operator = house.client("ops", "admin", owner=f"user:{ada.subject}")
     made = await render(operator)
     seen = await flows.get(ada, made.id)
-    assert (seen.kind, seen.owner, seen.created_by) == (asset_pb2.ASSET_KIND_RENDER, f"user:{ada.subject}", "ops")
+    assert (seen.kind, seen.owner, seen.created_by) == (
+        asset_pb2.ASSET_KIND_RENDER,
+        f"user:{ada.subject}",
+        "ops",
+    )
     assert {name: getattr(seen.provenance, name) for name in MADE} == MADE
     for name in MADE:
         refused = await calls.refusal(render(operator, **{name: ""}))
-        assert (refused.code, refused.fields) == (CODE.INVALID_ARGUMENT, [f"declaration.provenance.{name}"])
+        assert (refused.code, refused.fields) == (
+            CODE.INVALID_ARGUMENT,
+            [f"declaration.provenance.{name}"],
+        )
     refused = await calls.refusal(render(ada))
     assert (refused.code, refused.reason) == (CODE.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
 
 
-async def test_before_and_after_are_held_and_shown_in_one_picture(house: Suite, ada: Client) -> None:
+async def test_before_and_after_are_held_and_shown_in_one_picture(
+    house: Suite, ada: Client
+) -> None:
     before = await photo(ada)
     after = (await render(house.client("ops", "admin", owner=f"user:{ada.subject}"))).id
-    made = await compare(ada, before, after, note="Oak it is", session_id="s", room_id="r", include_urls=True)
+    made = await compare(
+        ada, before, after, note="Oak it is", session_id="s", room_id="r", include_urls=True
+    )
     assert (made.state, made.error_message) == (READY, "")
     assert (made.before_asset_id, made.after_asset_id, made.note) == (before, after, "Oak it is")
     asset = await flows.get(ada, made.picture_asset_id, include_urls=True)
@@ -83,10 +108,14 @@ async def test_before_and_after_are_held_and_shown_in_one_picture(house: Suite, 
         for url in (made.before_url, made.after_url, made.picture_url):
             assert (await http.get(url)).status_code == 200
     variants = await flows.variants_of(ada, asset.id)
-    assert {name: v.state for name, v in variants.items()} == {"thumb": asset_pb2.VARIANT_STATE_READY}
+    assert {name: v.state for name, v in variants.items()} == {
+        "thumb": asset_pb2.VARIANT_STATE_READY
+    }
 
 
-async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(house: Suite, ada: Client) -> None:
+async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(
+    house: Suite, ada: Client
+) -> None:
     before, after = await photo(ada), await photo(ada, 200, 320)
     made, other = await compare(ada, before, after), await compare(ada, after, before)
     await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
@@ -101,7 +130,9 @@ async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(house: 
     assert (made.id, "atelier.assets.v1.PurgedComparison") in house.sql(told)
 
 
-async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_deleted(house: Suite, ada: Client) -> None:
+async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_deleted(
+    house: Suite, ada: Client
+) -> None:
     made = await compare(ada, await photo(ada), await photo(ada, 200, 320))
     await flows.variants_of(ada, made.picture_asset_id)
     await flows.update(ada, made.picture_asset_id, visibility=asset_pb2.VISIBILITY_PUBLIC)
@@ -154,21 +185,32 @@ async def test_lists_by_session_room_and_asset(ada: Client, caller: Callable[...
     assert await listed(caller()) == []
 
 
-async def test_what_cannot_be_compared_is_refused(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
+async def test_what_cannot_be_compared_is_refused(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
     mine = await photo(ada)
-    pdf = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+    pdf = await flows.upload(
+        ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
+    )
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
     foreign = await photo(caller())
     for other, code in (
-        (mine, CODE.INVALID_ARGUMENT), (mine.upper(), CODE.INVALID_ARGUMENT), (pdf.id, CODE.INVALID_ARGUMENT),
-        (pending.id, CODE.FAILED_PRECONDITION), (foreign, CODE.NOT_FOUND),
-    ):  # fmt: skip
+        (mine, CODE.INVALID_ARGUMENT),
+        (mine.upper(), CODE.INVALID_ARGUMENT),
+        (pdf.id, CODE.INVALID_ARGUMENT),
+        (pending.id, CODE.FAILED_PRECONDITION),
+        (foreign, CODE.NOT_FOUND),
+    ):
         assert (await calls.refusal(compare(ada, mine, other))).code is code, other
     assert holders(house, mine) == []
 
 
-async def test_a_public_picture_of_another_owner_can_be_compared(ada: Client, caller: Callable[..., Client]) -> None:
-    public = await flows.upload(caller(), flows.jpeg(64, 48), visibility=asset_pb2.VISIBILITY_PUBLIC)
+async def test_a_public_picture_of_another_owner_can_be_compared(
+    ada: Client, caller: Callable[..., Client]
+) -> None:
+    public = await flows.upload(
+        caller(), flows.jpeg(64, 48), visibility=asset_pb2.VISIBILITY_PUBLIC
+    )
     assert (await compare(ada, await photo(ada), public.id)).state == READY
 
 
@@ -188,7 +230,9 @@ async def test_a_comparison_whose_worker_was_stopped_is_made_once(atelier: Suite
     made = [await compare(ada, before, after, wait=False) for _ in range(2)]
     await atelier.work("assets")
     async with asyncio.timeout(20):
-        while not atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state = 'processing'")[0][0]:
+        while not atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state = 'processing'")[
+            0
+        ][0]:
             await asyncio.sleep(0.01)
     await atelier.stop_work("assets")
     await atelier.work("assets")
@@ -199,7 +243,10 @@ async def test_a_comparison_whose_worker_was_stopped_is_made_once(atelier: Suite
     ids = {(await get(ada, each.id)).picture_asset_id for each in made}
     assert len(ids) == len(made)
     for asset_id in ids:
-        assert len([p for p in atelier.storage.root.rglob(f"{asset_id}/original/*") if p.is_file()]) == 1
+        assert (
+            len([p for p in atelier.storage.root.rglob(f"{asset_id}/original/*") if p.is_file()])
+            == 1
+        )
         request = variant_pb2.ListVariantsRequest(asset_id=asset_id)
         assert len((await flows.variants(ada).ListVariants(request)).variants) == 1
 
@@ -216,7 +263,9 @@ def flat(path: Path, width: int, height: int, *colour: int, **options: Any) -> P
     return path
 
 
-def composed(tmp_path: Path, before: tuple[int, int], after: tuple[int, int], **options: Any) -> Any:
+def composed(
+    tmp_path: Path, before: tuple[int, int], after: tuple[int, int], **options: Any
+) -> Any:
     """Red before, blue after."""
     first = flat(tmp_path / "a.jpg", *before, 200, 0, 0, **options)
     second = flat(tmp_path / "b.png", *after, 0, 0, 200)
@@ -233,9 +282,16 @@ def colour_at(image: Any, x: float, y: float) -> str:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((640, 480), (640, 480)), ((640, 480), (480, 640)), ((4000, 300), (640, 480)), ((300, 4000), (4000, 300)),
-     ((2, 2), (3000, 2000)), ((1, 600), (600, 1)), ((3200, 2400), (3200, 2400))],
-)  # fmt: skip
+    [
+        ((640, 480), (640, 480)),
+        ((640, 480), (480, 640)),
+        ((4000, 300), (640, 480)),
+        ((300, 4000), (4000, 300)),
+        ((2, 2), (3000, 2000)),
+        ((1, 600), (600, 1)),
+        ((3200, 2400), (3200, 2400)),
+    ],
+)
 def test_both_pictures_are_whole_at_one_height_whatever_their_shapes(
     tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
@@ -259,6 +315,8 @@ def test_the_first_is_turned_upright(tmp_path: Path) -> None:
 def test_each_is_named_in_its_corner(tmp_path: Path) -> None:
     image = composed(tmp_path, (1600, 1200), (1600, 1200))
     for left in (0, image.width / 2):
-        corner = image.crop(int(left) + image.height // 20, image.height // 20, image.width // 6, image.height // 20)
+        corner = image.crop(
+            int(left) + image.height // 20, image.height // 20, image.width // 6, image.height // 20
+        )
         assert corner.max() > 240  # letters
     assert colour_at(image, 0.25, 0.5) == "red" and colour_at(image, 0.75, 0.5) == "blue"

@@ -24,7 +24,9 @@ def owner_of(client: Client) -> str:
     return f"user:{client.subject}"
 
 
-async def test_a_report_counts_what_is_there_by_kind_type_and_status(house: Suite, ada: Client) -> None:
+async def test_a_report_counts_what_is_there_by_kind_type_and_status(
+    house: Suite, ada: Client
+) -> None:
     ready = await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
     await flows.announce(ada, DATA, kind=asset_pb2.ASSET_KIND_PHOTO)
     broken = await flows.announce(ada, DATA)
@@ -42,12 +44,18 @@ async def test_a_report_counts_what_is_there_by_kind_type_and_status(house: Suit
         (photo, "image/jpeg", pb.STORAGE_STATUS_PENDING): (1, len(DATA)),
     }
     made = {(c.preset, c.state): (c.variants, c.bytes) for c in report.variant_counts}
-    assert made == {(name, asset_pb2.VARIANT_STATE_READY): (1, v.size_bytes) for name, v in variants.items()}
+    assert made == {
+        (name, asset_pb2.VARIANT_STATE_READY): (1, v.size_bytes) for name, v in variants.items()
+    }
     assert (report.assets, report.stored_bytes) == storage.truth(house, owner_of(ada))
     assert (report.pending_uploads, report.failed_variants) == (1, 0)
     assert report.upload_success_rate == 0.5 and report.variant_failure_rate == 0
     [average] = report.average_sizes
-    assert (average.mime_type, average.assets, average.average_bytes) == ("image/jpeg", 1, len(DATA))
+    assert (average.mime_type, average.assets, average.average_bytes) == (
+        "image/jpeg",
+        1,
+        len(DATA),
+    )
 
 
 async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
@@ -57,7 +65,9 @@ async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
         while True:  # from before anything is folded until all is
             report = await storage.report(ada)
             reports.append((report.assets, report.upload_success_rate, len(report.asset_counts)))
-            if not house.sql("SELECT 1 FROM assets.storage_deltas WHERE owner = %s", (owner_of(ada),)):
+            if not house.sql(
+                "SELECT 1 FROM assets.storage_deltas WHERE owner = %s", (owner_of(ada),)
+            ):
                 break
     assert set(reports) == {(1, 1.0, 1)}
     await storage.folded(house)
@@ -71,9 +81,15 @@ async def test_every_way_a_row_changes_or_goes_is_counted(house: Suite, ada: Cli
         await flows.variants_of(ada, asset.id)
     mine = {"owner": owner_of(ada), "id": made[0].id}
     for statement, statuses in (
-        ("UPDATE assets.assets SET archived_at = now() WHERE id = %(id)s", {pb.STORAGE_STATUS_ARCHIVED: 1}),
         (
-            "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE owner = %(owner)s",
+            "UPDATE assets.assets SET archived_at = now() WHERE id = %(id)s",
+            {pb.STORAGE_STATUS_ARCHIVED: 1},
+        ),
+        (
+            (
+                "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE owner ="
+                " %(owner)s"
+            ),
             {pb.STORAGE_STATUS_DELETED: 3},
         ),
         ("DELETE FROM assets.assets WHERE id = %(id)s", {pb.STORAGE_STATUS_DELETED: 2}),
@@ -81,9 +97,13 @@ async def test_every_way_a_row_changes_or_goes_is_counted(house: Suite, ada: Cli
     ):
         house.sql(statement, mine)
         report = await storage.report(ada)
-        found = {c.status: c.assets for c in report.asset_counts if c.status != pb.STORAGE_STATUS_READY}
+        found = {
+            c.status: c.assets for c in report.asset_counts if c.status != pb.STORAGE_STATUS_READY
+        }
         assert found == statuses, statement
-        assert (report.assets, report.stored_bytes) == storage.truth(house, owner_of(ada)), statement
+        assert (report.assets, report.stored_bytes) == storage.truth(house, owner_of(ada)), (
+            statement
+        )
     assert not report.variant_counts and report.stored_bytes == 0
 
 
@@ -92,14 +112,17 @@ async def test_a_refused_upload_uses_nothing_in_the_trash_either(house: Suite, a
     await flows.send(broken.target, b"\0" * len(DATA))
     await calls.refusal(flows.confirm(ada, broken.upload_id))
     await house.change(
-        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (broken.asset.id,)
+        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
+        (broken.asset.id,),
     )
     report = await storage.report(ada)
     assert [c.status for c in report.asset_counts] == [pb.STORAGE_STATUS_REJECTED]
     assert (report.assets, report.stored_bytes) == (0, 0)
 
 
-async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_too(house: Suite, ada: Client) -> None:
+async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_too(
+    house: Suite, ada: Client
+) -> None:
     from shared.db import Database
 
     for role in ("app", "worker"):
@@ -118,20 +141,29 @@ async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_
 
 async def test_a_change_that_is_rolled_back_is_not_counted(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
-    await flows.variants_of(ada, asset.id)  # whoever makes them holds the row, in the loop that the next line stops
+    await flows.variants_of(
+        ada, asset.id
+    )  # whoever makes them holds the row, in the loop that the next line stops
     with calls.holding(house, "DELETE FROM assets.assets WHERE id = %s", (asset.id,)):
         assert (await storage.report(ada)).assets == 1
     assert (await storage.report(ada)).assets == 1
 
 
-async def test_a_download_is_counted_exactly_and_an_issued_url_once(house: Suite, ada: Client) -> None:
+async def test_a_download_is_counted_exactly_and_an_issued_url_once(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
-    ready = "SELECT size_bytes FROM assets.variants WHERE asset_id = %s AND state = 'ready' ORDER BY preset = 'thumb'"
+    ready = (
+        "SELECT size_bytes FROM assets.variants WHERE asset_id = %s AND state = 'ready' ORDER BY"
+        " preset = 'thumb'"
+    )
     async with asyncio.timeout(30):
         while len(sizes := [size for (size,) in house.sql(ready, (asset.id,))]) < 4:
             await asyncio.sleep(0.1)
     for _ in range(2):
-        async for _part in flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset.id)):
+        async for _part in flows.assets(ada).DownloadAsset(
+            asset_pb2.DownloadAssetRequest(asset_id=asset.id)
+        ):
             pass
     async for _part in flows.assets(ada).DownloadAsset(
         asset_pb2.DownloadAssetRequest(asset_id=asset.id, variant="thumb")
@@ -143,17 +175,25 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(house: Suite
         listed = variant_pb2.ListVariantsRequest(asset_id=asset.id, include_urls=with_urls)
         await flows.variants(ada).ListVariants(listed)
     for with_urls in (True, False):
-        named = variant_pb2.GetVariantRequest(asset_id=asset.id, preset="thumb", include_urls=with_urls)
+        named = variant_pb2.GetVariantRequest(
+            asset_id=asset.id, preset="thumb", include_urls=with_urls
+        )
         await flows.variants(ada).GetVariant(named)
-    expected = pb.Bandwidth(downloaded_bytes=2 * len(DATA) + sizes[-1], issued_bytes=len(DATA) + max(sizes) + sizes[-1])
+    expected = pb.Bandwidth(
+        downloaded_bytes=2 * len(DATA) + sizes[-1], issued_bytes=len(DATA) + max(sizes) + sizes[-1]
+    )
     async with asyncio.timeout(10):
         while (report := await storage.report(ada)).bandwidth_this_month != expected:
             await asyncio.sleep(0.1)
     assert report.bandwidth_last_30_days == expected
     await storage.folded(house)
-    [session] = (await storage.reports(ada).ListStorageSessions(pb.ListStorageSessionsRequest())).sessions
+    [session] = (
+        await storage.reports(ada).ListStorageSessions(pb.ListStorageSessionsRequest())
+    ).sessions
     sent = expected.downloaded_bytes + len(DATA)  # variants aren't counted by session
-    assert session == pb.SessionUsage(session_id="visit", assets=1, stored_bytes=len(DATA), sent_bytes=sent)
+    assert session == pb.SessionUsage(
+        session_id="visit", assets=1, stored_bytes=len(DATA), sent_bytes=sent
+    )
 
 
 async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> None:
@@ -163,7 +203,10 @@ async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> Non
     for _ in range(3):
         await flows.get(ada, asset.id, include_urls=True)
     await atelier.stop("assets")
-    counted = "SELECT sum(number)::int, sum(bytes)::int FROM assets.storage_deltas WHERE noun = 'download'"
+    counted = (
+        "SELECT sum(number)::int, sum(bytes)::int FROM assets.storage_deltas WHERE noun ="
+        " 'download'"
+    )
     assert atelier.sql(counted) == [(3, 3 * len(DATA))]
 
 
@@ -174,7 +217,9 @@ async def test_documents_and_albums_that_are_sent_count_too(house: Suite, ada: C
     await albums.stub(ada).AddAlbumAssets(added)
     document = await documents.create(ada, documents.checklist())
     await albums.download(ada, album)
-    sent = len(await documents.download(ada, document)) + len(DATA)  # of the archive, what is an asset's
+    sent = len(await documents.download(ada, document)) + len(
+        DATA
+    )  # of the archive, what is an asset's
     asked = document_pb2.GetDocumentRequest(document_id=document.id, include_urls=True)
     await documents.stub(ada).GetDocument(asked)
     expected = pb.Bandwidth(downloaded_bytes=sent, issued_bytes=document.size_bytes)
@@ -188,7 +233,9 @@ async def test_what_others_read_of_a_public_asset_counts_for_its_owner(
 ) -> None:
     ada, bob = caller(), caller()
     asset = await flows.upload(ada, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
-    async for _part in flows.assets(bob).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset.id)):
+    async for _part in flows.assets(bob).DownloadAsset(
+        asset_pb2.DownloadAssetRequest(asset_id=asset.id)
+    ):
         pass
     async with asyncio.timeout(10):
         while (await storage.report(ada)).bandwidth_this_month.downloaded_bytes != len(DATA):
@@ -204,21 +251,34 @@ async def test_an_operator_sees_the_deployment_and_every_owner_others_only_thems
     await flows.announce(ada, DATA)
     after = await storage.report(admin)
     assert after.owner == ""
-    assert (after.assets - before.assets, after.stored_bytes - before.stored_bytes) == (1, len(DATA))
+    assert (after.assets - before.assets, after.stored_bytes - before.stored_bytes) == (
+        1,
+        len(DATA),
+    )
     assert (await storage.report(admin, owner_of(ada))).pending_uploads == 1
     assert (await storage.report(ada, owner_of(ada))).pending_uploads == 1
     named = pb.GetStorageReportRequest(owner=owner_of(ada))
-    assert (await calls.refusal(storage.reports(bob).GetStorageReport(named))).code is grpc.StatusCode.NOT_FOUND
+    assert (
+        await calls.refusal(storage.reports(bob).GetStorageReport(named))
+    ).code is grpc.StatusCode.NOT_FOUND
     assert (await storage.report(bob)).assets == 0
-    # The word for everybody is no owner, and a name without its role is none: figures of 0 would be believed.
+    # The word for everybody is no owner, and a name without its role is none: figures of 0 would be
+    # believed.
     for client in (bob, admin):
         for owner in ("deployment", "%", ada.subject):
-            asked = storage.reports(client).GetStorageReport(pb.GetStorageReportRequest(owner=owner))
+            asked = storage.reports(client).GetStorageReport(
+                pb.GetStorageReportRequest(owner=owner)
+            )
             refused = await calls.refusal(asked)
-            assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["owner"]), owner
+            assert (refused.code, refused.fields) == (
+                grpc.StatusCode.INVALID_ARGUMENT,
+                ["owner"],
+            ), owner
 
 
-async def test_the_largest_owners_and_sessions_come_first_in_pages(house: Suite, caller: Callable[..., Client]) -> None:
+async def test_the_largest_owners_and_sessions_come_first_in_pages(
+    house: Suite, caller: Callable[..., Client]
+) -> None:
     ada, admin = caller(), caller("admin")
     for number in range(5):
         for _ in range(number + 1):
@@ -234,29 +294,43 @@ async def test_the_largest_owners_and_sessions_come_first_in_pages(house: Suite,
         request.page_token = page.next_page_token
     assert [s.session_id for s in found] == ["s4", "s3", "s2", "s1", "s0"]
     assert [s.stored_bytes for s in found] == [n * len(DATA) for n in (5, 4, 3, 2, 1)]
-    owners = (await storage.reports(admin).ListStorageOwners(pb.ListStorageOwnersRequest(page_size=1000))).owners
-    assert [o.stored_bytes for o in owners] == sorted((o.stored_bytes for o in owners), reverse=True)
+    owners = (
+        await storage.reports(admin).ListStorageOwners(pb.ListStorageOwnersRequest(page_size=1000))
+    ).owners
+    assert [o.stored_bytes for o in owners] == sorted(
+        (o.stored_bytes for o in owners), reverse=True
+    )
     [mine] = [o for o in owners if o.owner == owner_of(ada)]
     assert (mine.assets, mine.stored_bytes) == (15, 15 * len(DATA))
 
 
 @pytest.mark.parametrize("token", ["W10=", "WzEsMixudWxsXQ==", "x", "é", "WyIiLCAxLCAieCJd"])
-async def test_a_page_token_of_something_else_is_refused(caller: Callable[..., Client], token: str) -> None:
+async def test_a_page_token_of_something_else_is_refused(
+    caller: Callable[..., Client], token: str
+) -> None:
     refused = await calls.refusal(
-        storage.reports(caller("admin")).ListStorageOwners(pb.ListStorageOwnersRequest(page_token=token))
+        storage.reports(caller("admin")).ListStorageOwners(
+            pb.ListStorageOwnersRequest(page_token=token)
+        )
     )
     assert refused.reason == "PAGE_TOKEN_INVALID" and refused.fields == ["page_token"]
 
 
-async def test_a_page_token_with_a_name_that_is_no_text_is_refused(house: Suite, ada: Client) -> None:
+async def test_a_page_token_with_a_name_that_is_no_text_is_refused(
+    house: Suite, ada: Client
+) -> None:
     for number in range(2):
         await flows.announce(ada, DATA, scope=asset_pb2.AssetScope(session_id=f"s{number}"))
     await storage.folded(house)
     request = pb.ListStorageSessionsRequest(page_size=1)
     digest, size, _name = json.loads(
-        base64.urlsafe_b64decode((await storage.reports(ada).ListStorageSessions(request)).next_page_token)
+        base64.urlsafe_b64decode(
+            (await storage.reports(ada).ListStorageSessions(request)).next_page_token
+        )
     )
-    request.page_token = base64.urlsafe_b64encode(json.dumps([digest, size, "\ud800"]).encode()).decode()
+    request.page_token = base64.urlsafe_b64encode(
+        json.dumps([digest, size, "\ud800"]).encode()
+    ).decode()
     refused = await calls.refusal(storage.reports(ada).ListStorageSessions(request))
     assert refused.reason == "PAGE_TOKEN_INVALID"
 
@@ -270,28 +344,43 @@ async def test_only_operators_list_owners_and_project_costs(house: Suite, ada: C
 
 
 async def alerts(client: Client) -> dict[int, pb.Alert]:
-    return {a.kind: a for a in (await storage.reports(client).ListAlerts(pb.ListAlertsRequest())).alerts}
+    return {
+        a.kind: a for a in (await storage.reports(client).ListAlerts(pb.ListAlertsRequest())).alerts
+    }
 
 
-async def test_alerts_fire_over_their_thresholds_and_not_before(house: Suite, caller: Callable[..., Client]) -> None:
+async def test_alerts_fire_over_their_thresholds_and_not_before(
+    house: Suite, caller: Callable[..., Client]
+) -> None:
     ada, admin = caller(), caller("admin")
     found = await alerts(ada)
-    assert set(found) == {pb.ALERT_KIND_PENDING_UPLOADS, pb.ALERT_KIND_FAILED_PROCESSING}, "there is no quota"
+    assert set(found) == {
+        pb.ALERT_KIND_PENDING_UPLOADS,
+        pb.ALERT_KIND_FAILED_PROCESSING,
+    }, "there is no quota"
     assert not any(alert.firing for alert in found.values())
     house.sql(
-        "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type)"
-        " SELECT gen_random_uuid(), %s, 'x', 'photo', false, true, 'a', 10, 'image/jpeg' FROM generate_series(1, 100)",
+        "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name,"
+        " size_bytes, mime_type) SELECT gen_random_uuid(), %s, 'x', 'photo', false, true, 'a', 10,"
+        " 'image/jpeg' FROM generate_series(1, 100)",
         (owner_of(ada),),
     )
     await storage.set_quota(admin, owner_of(ada), stored_bytes=1250, monthly_bandwidth_bytes=100)
     found = await alerts(ada)
-    assert (found[pb.ALERT_KIND_PENDING_UPLOADS].value, found[pb.ALERT_KIND_PENDING_UPLOADS].firing) == (100, False)
-    assert (found[pb.ALERT_KIND_STORAGE_QUOTA].value, found[pb.ALERT_KIND_STORAGE_QUOTA].firing) == (0.8, False)
+    assert (
+        found[pb.ALERT_KIND_PENDING_UPLOADS].value,
+        found[pb.ALERT_KIND_PENDING_UPLOADS].firing,
+    ) == (100, False)
+    assert (
+        found[pb.ALERT_KIND_STORAGE_QUOTA].value,
+        found[pb.ALERT_KIND_STORAGE_QUOTA].firing,
+    ) == (0.8, False)
     house.sql(
         "INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes) VALUES"
         " (%(owner)s, 'making', 'failed', 1, 0), (%(owner)s, 'making', 'ready', 9, 0),"
-        " (%(owner)s, 'download', 'exact', 1, 81), (%(owner)s, 'asset', 'ready', 1, 1)", {"owner": owner_of(ada)},
-    )  # fmt: skip
+        " (%(owner)s, 'download', 'exact', 1, 81), (%(owner)s, 'asset', 'ready', 1, 1)",
+        {"owner": owner_of(ada)},
+    )
     await flows.announce(ada, DATA[:1], sha256="")
     found = await alerts(ada)
     assert {kind for kind, alert in found.items() if alert.firing} == set(storage_report_kinds())
@@ -300,4 +389,6 @@ async def test_alerts_fire_over_their_thresholds_and_not_before(house: Suite, ca
 
 
 def storage_report_kinds() -> list[int]:
-    return [pb.AlertKind.Value(f"ALERT_KIND_{name.upper()}") for name in storage_rules.ALERT_THRESHOLDS]
+    return [
+        pb.AlertKind.Value(f"ALERT_KIND_{name.upper()}") for name in storage_rules.ALERT_THRESHOLDS
+    ]

@@ -1,4 +1,5 @@
-"""A26: a file in parts, over lines that break; joined once, verified like any upload, or gone without a trace."""
+"""A26: a file in parts, over lines that break; joined once, verified like any upload, or gone
+without a trace."""
 
 import asyncio
 import hashlib
@@ -43,15 +44,21 @@ async def sign(client: Client, upload_id: str, *numbers: int) -> list[resumable_
 
 async def look(client: Client, upload_id: str) -> resumable_pb2.GetResumableUploadResponse:
     request = resumable_pb2.GetResumableUploadRequest(upload_id=upload_id)
-    seen: resumable_pb2.GetResumableUploadResponse = await flows.resumable(client).GetResumableUpload(request)
+    seen: resumable_pb2.GetResumableUploadResponse = await flows.resumable(
+        client
+    ).GetResumableUpload(request)
     return seen
 
 
-async def complete(client: Client, upload_id: str, **fields: Any) -> resumable_pb2.CompleteResumableUploadResponse:
-    request = resumable_pb2.CompleteResumableUploadRequest(upload_id=upload_id, include_urls=True, **fields)
-    completed: resumable_pb2.CompleteResumableUploadResponse = await flows.resumable(client).CompleteResumableUpload(
-        request
+async def complete(
+    client: Client, upload_id: str, **fields: Any
+) -> resumable_pb2.CompleteResumableUploadResponse:
+    request = resumable_pb2.CompleteResumableUploadRequest(
+        upload_id=upload_id, include_urls=True, **fields
     )
+    completed: resumable_pb2.CompleteResumableUploadResponse = await flows.resumable(
+        client
+    ).CompleteResumableUpload(request)
     return completed
 
 
@@ -63,7 +70,9 @@ async def abort(client: Client, upload_id: str) -> asset_pb2.Asset:
 
 async def stored(house: Suite, client: Client) -> list[str]:
     """Keys of everything that the store has of the caller."""
-    storage = open_disk(house.storage.root, base_url="http://x", secret=read_secret(house.storage.secret_file))
+    storage = open_disk(
+        house.storage.root, base_url="http://x", secret=read_secret(house.storage.secret_file)
+    )
     keys = [found.key async for found in storage.list(f"assets/user%3A{client.subject}/")]
     await storage.close()
     return keys
@@ -71,12 +80,16 @@ async def stored(house: Suite, client: Client) -> list[str]:
 
 def unfinished(house: Suite, upload_id: str) -> list[Path]:
     """The folder in which parts of this upload lie."""
-    [(name,)] = house.sql("SELECT multipart FROM assets.resumable_uploads WHERE id = %s", (upload_id,))
+    [(name,)] = house.sql(
+        "SELECT multipart FROM assets.resumable_uploads WHERE id = %s", (upload_id,)
+    )
     return [path for path in (house.storage.root / "incoming").iterdir() if path.name == name]
 
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.needs_go)])
-async def either(request: pytest.FixtureRequest, atelier: Suite, tmp_path: Path) -> AsyncIterator[Suite]:
+async def either(
+    request: pytest.FixtureRequest, atelier: Suite, tmp_path: Path
+) -> AsyncIterator[Suite]:
     """The suite on a database of its own, with the one store or the other."""
     if request.param == "disk":
         await atelier.serve("assets")
@@ -84,9 +97,12 @@ async def either(request: pytest.FixtureRequest, atelier: Suite, tmp_path: Path)
         return
     with versitygw.running(tmp_path) as gateway:
         atelier.overrides |= {
-            "storage": "s3", "s3_endpoint": gateway.endpoint, "s3_bucket": gateway.bucket,
-            "s3_access_key": gateway.access_key, "s3_secret_key": gateway.secret_key,
-        }  # fmt: skip
+            "storage": "s3",
+            "s3_endpoint": gateway.endpoint,
+            "s3_bucket": gateway.bucket,
+            "s3_access_key": gateway.access_key,
+            "s3_secret_key": gateway.secret_key,
+        }
         await atelier.serve("assets")
         yield atelier
         await atelier.stop("assets")
@@ -100,7 +116,10 @@ async def test_a_file_in_parts_becomes_an_asset_in_either_store(either: Suite) -
     # The line breaks after two parts, the last of them first. Later, perhaps elsewhere:
     await flows.send_parts([started.targets[2], started.targets[0]], LARGE)
     seen = await look(ada, started.upload_id)
-    assert [(p.part_number, p.size_bytes) for p in seen.parts] == [(1, 8 * MIB), (3, len(LARGE) - 16 * MIB)]
+    assert [(p.part_number, p.size_bytes) for p in seen.parts] == [
+        (1, 8 * MIB),
+        (3, len(LARGE) - 16 * MIB),
+    ]
     assert list(seen.missing_part_numbers) == [2] and seen.expire_time == started.expire_time
     request = resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)
     refused = await calls.refusal(flows.resumable(ada).CompleteResumableUpload(request))
@@ -109,8 +128,10 @@ async def test_a_file_in_parts_becomes_an_asset_in_either_store(either: Suite) -
     await flows.send_parts(await sign(ada, started.upload_id, 2), LARGE)
     done = await complete(ada, started.upload_id)
     assert (done.asset.state, done.asset.size_bytes, done.asset.sha256) == (
-        READY, len(LARGE), hashlib.sha256(LARGE).hexdigest(),
-    )  # fmt: skip
+        READY,
+        len(LARGE),
+        hashlib.sha256(LARGE).hexdigest(),
+    )
     async with browser() as http:
         assert (await http.get(done.asset.original_url)).content == LARGE
     assert (await complete(ada, started.upload_id)).asset.file_path == done.asset.file_path
@@ -133,7 +154,9 @@ async def test_completes_at_once_end_as_one_in_either_store(either: Suite) -> No
                 await asyncio.sleep(0.1)
 
     done = await asyncio.gather(*(insist() for _ in range(4)))
-    assert {asset.state for asset in done} == {READY} and len({asset.file_path for asset in done}) == 1
+    assert {asset.state for asset in done} == {READY} and len(
+        {asset.file_path for asset in done}
+    ) == 1
 
 
 async def test_what_is_in_parts_is_verified_like_any_upload(house: Suite, ada: Client) -> None:
@@ -158,7 +181,9 @@ async def test_a_part_has_exactly_its_bytes(house: Suite, ada: Client) -> None:
     async with browser() as http:
         for wrong in (SMALL + b"x", SMALL[:-1], b""):
             assert (await http.put(target.url, content=wrong)).status_code in (403, 413)
-        assert (await http.put(target.url.replace("part=1", "part=2"), content=SMALL)).status_code == 403
+        assert (
+            await http.put(target.url.replace("part=1", "part=2"), content=SMALL)
+        ).status_code == 403
     assert list((await look(ada, started.upload_id)).missing_part_numbers) == [1]
     await flows.send_parts([target], SMALL[::-1])
     await flows.send_parts([target], SMALL)  # sent again: the later one counts
@@ -166,12 +191,17 @@ async def test_a_part_has_exactly_its_bytes(house: Suite, ada: Client) -> None:
     assert len(await stored(house, ada)) == 1 and unfinished(house, started.upload_id) == []
 
 
-async def test_a_crash_after_joining_is_mended_by_completing_again(house: Suite, ada: Client) -> None:
+async def test_a_crash_after_joining_is_mended_by_completing_again(
+    house: Suite, ada: Client
+) -> None:
     started = await flows.start(ada, SMALL)
     await flows.send_parts(started.targets, SMALL)
-    storage = open_disk(house.storage.root, base_url="http://x", secret=read_secret(house.storage.secret_file))
+    storage = open_disk(
+        house.storage.root, base_url="http://x", secret=read_secret(house.storage.secret_file)
+    )
     [(key, name)] = house.sql(
-        "SELECT upload_key, multipart FROM assets.resumable_uploads WHERE id = %s", (started.upload_id,)
+        "SELECT upload_key, multipart FROM assets.resumable_uploads WHERE id = %s",
+        (started.upload_id,),
     )
     await storage.complete_multipart(key, name, await storage.list_parts(key, name))
     await storage.close()
@@ -180,7 +210,9 @@ async def test_a_crash_after_joining_is_mended_by_completing_again(house: Suite,
     assert done.asset.state == READY and await stored(house, ada) == [done.asset.file_path]
 
 
-async def test_an_aborted_upload_leaves_nothing_and_stays_aborted(house: Suite, ada: Client) -> None:
+async def test_an_aborted_upload_leaves_nothing_and_stays_aborted(
+    house: Suite, ada: Client
+) -> None:
     started = await flows.start(ada, SMALL)
     await flows.send_parts(started.targets, SMALL)
     for _ in range(2):
@@ -212,29 +244,50 @@ async def test_an_expired_upload_takes_no_more_parts(house: Suite, ada: Client) 
     full = await flows.start(ada, SMALL)
     await flows.send_parts(full.targets, SMALL)
     ids = [started.upload_id, full.upload_id]
-    await house.change("UPDATE assets.resumable_uploads SET expires_at = now() WHERE id = ANY(%s::uuid[])", (ids,))
+    await house.change(
+        "UPDATE assets.resumable_uploads SET expires_at = now() WHERE id = ANY(%s::uuid[])", (ids,)
+    )
     for request, method in (
-        (resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=[1]), "SignParts"),
-        (resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id), "CompleteResumableUpload"),
+        (
+            resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=[1]),
+            "SignParts",
+        ),
+        (
+            resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id),
+            "CompleteResumableUpload",
+        ),
     ):
         refused = await calls.refusal(getattr(flows.resumable(ada), method)(request))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "WRONG_STATE",
+        )
         assert "start another" in refused.text
     assert (await complete(ada, full.upload_id)).asset.state == READY, "what came in time counts"
 
 
 async def test_a_repeated_start_goes_on_with_the_same_upload(house: Suite, ada: Client) -> None:
-    request = resumable_pb2.StartResumableUploadRequest(request_id="again", declaration=flows.declaration(SMALL))
-    answers = await asyncio.gather(*(flows.resumable(ada).StartResumableUpload(request) for _ in range(6)))
-    assert len({answer.upload_id for answer in answers}) == 1 and all(answer.targets for answer in answers)
-    names = house.sql("SELECT multipart FROM assets.resumable_uploads WHERE owner = %s", (f"user:{ada.subject}",))
+    request = resumable_pb2.StartResumableUploadRequest(
+        request_id="again", declaration=flows.declaration(SMALL)
+    )
+    answers = await asyncio.gather(
+        *(flows.resumable(ada).StartResumableUpload(request) for _ in range(6))
+    )
+    assert len({answer.upload_id for answer in answers}) == 1 and all(
+        answer.targets for answer in answers
+    )
+    names = house.sql(
+        "SELECT multipart FROM assets.resumable_uploads WHERE owner = %s", (f"user:{ada.subject}",)
+    )
     assert len(names) == 1 and len(unfinished(house, answers[0].upload_id)) == 1
     request.declaration.file_name = "other.jpg"
     refused = await calls.refusal(flows.resumable(ada).StartResumableUpload(request))
     assert refused.reason == "REQUEST_ID_REUSED"
 
 
-async def test_completing_tells_of_duplicates_and_a_repeat_is_the_same(house: Suite, ada: Client) -> None:
+async def test_completing_tells_of_duplicates_and_a_repeat_is_the_same(
+    house: Suite, ada: Client
+) -> None:
     first = await flows.upload(ada, SMALL)
     started = await flows.start(ada, SMALL)
     await flows.send_parts(started.targets, SMALL)
@@ -245,14 +298,28 @@ async def test_completing_tells_of_duplicates_and_a_repeat_is_the_same(house: Su
     assert again.duplicates == done.duplicates
 
 
-async def test_anothers_upload_does_not_exist(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
+async def test_anothers_upload_does_not_exist(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
     started = await flows.start(ada, SMALL)
     bob = caller()
     for method, request in (
-        ("SignParts", resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=[1])),
-        ("GetResumableUpload", resumable_pb2.GetResumableUploadRequest(upload_id=started.upload_id)),
-        ("CompleteResumableUpload", resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)),
-        ("AbortResumableUpload", resumable_pb2.AbortResumableUploadRequest(upload_id=started.upload_id)),
+        (
+            "SignParts",
+            resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=[1]),
+        ),
+        (
+            "GetResumableUpload",
+            resumable_pb2.GetResumableUploadRequest(upload_id=started.upload_id),
+        ),
+        (
+            "CompleteResumableUpload",
+            resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id),
+        ),
+        (
+            "AbortResumableUpload",
+            resumable_pb2.AbortResumableUploadRequest(upload_id=started.upload_id),
+        ),
     ):
         refused = await calls.refusal(getattr(flows.resumable(bob), method)(request))
         assert refused.code is grpc.StatusCode.NOT_FOUND, method
@@ -261,10 +328,19 @@ async def test_anothers_upload_does_not_exist(house: Suite, ada: Client, caller:
 
 @pytest.mark.parametrize(
     ("numbers", "path"),
-    [((), "part_numbers"), ((0,), "part_numbers[0]"), ((-1,), "part_numbers[0]"), ((1, 2), "part_numbers[1]"),
-     ((1, 1), "part_numbers"), ((2**31 - 1,), "part_numbers[0]"), (tuple(range(1, 102)), "part_numbers")],
-)  # fmt: skip
-async def test_parts_that_a_file_has_not_are_refused(ada: Client, numbers: tuple[int, ...], path: str) -> None:
+    [
+        ((), "part_numbers"),
+        ((0,), "part_numbers[0]"),
+        ((-1,), "part_numbers[0]"),
+        ((1, 2), "part_numbers[1]"),
+        ((1, 1), "part_numbers"),
+        ((2**31 - 1,), "part_numbers[0]"),
+        (tuple(range(1, 102)), "part_numbers"),
+    ],
+)
+async def test_parts_that_a_file_has_not_are_refused(
+    ada: Client, numbers: tuple[int, ...], path: str
+) -> None:
     started = await flows.start(ada, SMALL)
     request = resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=numbers)
     refused = await calls.refusal(flows.resumable(ada).SignParts(request))
@@ -273,9 +349,15 @@ async def test_parts_that_a_file_has_not_are_refused(ada: Client, numbers: tuple
 
 @pytest.mark.parametrize(
     ("size", "part", "count"),
-    [(1, 8 * MIB, 1), (8 * MIB, 8 * MIB, 1), (8 * MIB + 1, 8 * MIB, 2), (8000 * MIB, 8 * MIB, 1000),
-     (8000 * MIB + 1, 9 * MIB, 889), (5 * 1024 * 1024 * MIB, 5243 * MIB, 1000)],
-)  # fmt: skip
+    [
+        (1, 8 * MIB, 1),
+        (8 * MIB, 8 * MIB, 1),
+        (8 * MIB + 1, 8 * MIB, 2),
+        (8000 * MIB, 8 * MIB, 1000),
+        (8000 * MIB + 1, 9 * MIB, 889),
+        (5 * 1024 * 1024 * MIB, 5243 * MIB, 1000),
+    ],
+)
 def test_a_file_of_any_size_has_at_most_a_thousand_parts(size: int, part: int, count: int) -> None:
     assert rules.part_bytes(size) == part
     sizes = rules.part_sizes(size, part)

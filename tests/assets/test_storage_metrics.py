@@ -1,4 +1,5 @@
-"""A18, A19: what the metrics port shows is what is there, and rules and dashboard name nothing else."""
+"""A18, A19: what the metrics port shows is what is there, and rules and dashboard name nothing
+else."""
 
 import asyncio
 import json
@@ -27,11 +28,16 @@ async def serving(atelier: Suite, log: str = os.devnull) -> AsyncIterator[str]:
     port, metrics_port = free_ports(2)
     settings = atelier.settings("assets", "app")
     environment = {
-        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_ASSETS_PORT": str(port),
-        "ATELIER_METRICS_PORT": str(metrics_port), "ATELIER_DATABASE_URL": settings.database_url.get_secret_value(),
-        "ATELIER_TRUST_FILE": str(settings.trust_file), "ATELIER_STORAGE_ROOT": str(settings.storage_root),
-        "ATELIER_STORAGE_SECRET_FILE": str(settings.storage_secret_file), "ATELIER_STORAGE_URL": settings.storage_url,
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
+        "ATELIER_ASSETS_PORT": str(port),
+        "ATELIER_METRICS_PORT": str(metrics_port),
+        "ATELIER_DATABASE_URL": settings.database_url.get_secret_value(),
+        "ATELIER_TRUST_FILE": str(settings.trust_file),
+        "ATELIER_STORAGE_ROOT": str(settings.storage_root),
+        "ATELIER_STORAGE_SECRET_FILE": str(settings.storage_secret_file),
+        "ATELIER_STORAGE_URL": settings.storage_url,
+    }
     with open(log, "wb") as err:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.assets", "serve", env=environment, cwd=ROOT, stderr=err
@@ -62,11 +68,15 @@ def named_in(text: str) -> set[str]:
     return set(re.findall(r"\batelier_\w+", text))
 
 
-async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_name(atelier: Suite) -> None:
+async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_name(
+    atelier: Suite,
+) -> None:
     await atelier.work("assets")
     async with serving(atelier) as url:
         ada, admin = atelier.client("ada"), atelier.client("root", "admin")
-        await storage.set_quota(admin, stored_bytes=10**9, assets=1000, monthly_bandwidth_bytes=10**9)
+        await storage.set_quota(
+            admin, stored_bytes=10**9, assets=1000, monthly_bandwidth_bytes=10**9
+        )
         asset = await flows.upload(ada, DATA)
         variants = await flows.variants_of(ada, asset.id)
         await flows.announce(ada, DATA)
@@ -78,16 +88,18 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
     expressions += [rule["expr"] for group in groups for rule in group["rules"]]
     named = named_in(" ".join(expressions))
     assert len(named) > 12
-    of_workers = {metric.name for metric in METRICS.collect() if metric.name.startswith("atelier_job")}
+    of_workers = {
+        metric.name for metric in METRICS.collect() if metric.name.startswith("atelier_job")
+    }
     assert len(of_workers) > 3
     assert named - set(found) - of_workers == set()
     for expression in expressions:  # labels that are asked for exist, too
         for name, label, value in re.findall(r'(atelier_\w+)\{(\w+)="(\w+)"\}', expression):
             assert any(labels.get(label) == value for labels, _ in found[name]), expression
 
-    assert {labels["alert"]: value for labels, value in found["atelier_storage_alert_threshold"]} == (
-        storage_rules.ALERT_THRESHOLDS
-    )
+    assert {
+        labels["alert"]: value for labels, value in found["atelier_storage_alert_threshold"]
+    } == (storage_rules.ALERT_THRESHOLDS)
     stored = 2 * len(DATA) + sum(v.size_bytes for v in variants.values())
     assert found["atelier_storage_stored_bytes"] == [({}, stored)]
     assert found["atelier_storage_pending_uploads"] == [({}, 1)]
@@ -119,5 +131,7 @@ async def test_scraping_often_reads_the_database_seldom(atelier: Suite) -> None:
 
 def test_every_threshold_has_a_rule_and_no_rule_has_a_threshold_of_its_own() -> None:
     rules = yaml.safe_load((OPS / "prometheus-rules.yml").read_text())["groups"][0]["rules"]
-    compared = re.findall(r'atelier_storage_alert_threshold\{alert="(\w+)"\}', " ".join(r["expr"] for r in rules))
+    compared = re.findall(
+        r'atelier_storage_alert_threshold\{alert="(\w+)"\}', " ".join(r["expr"] for r in rules)
+    )
     assert sorted(compared) == sorted(storage_rules.ALERT_THRESHOLDS)

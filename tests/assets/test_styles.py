@@ -26,7 +26,9 @@ def stub(client: Client) -> Any:
     return client.stub(style_pb2_grpc.StyleServiceStub)
 
 
-async def put(client: Client, slug: str, *images: tuple[str, str], **fields: Any) -> style_pb2.PutStyleResponse:
+async def put(
+    client: Client, slug: str, *images: tuple[str, str], **fields: Any
+) -> style_pb2.PutStyleResponse:
     """`images`: (asset id, room type)."""
     named = [{"asset_id": asset_id, "room_type": room_type} for asset_id, room_type in images]
     request = style_pb2.PutStyleRequest(slug=slug, images=named, **{"name": slug.title(), **fields})
@@ -35,12 +37,16 @@ async def put(client: Client, slug: str, *images: tuple[str, str], **fields: Any
 
 
 async def get(client: Client, slug: str, **fields: Any) -> style_pb2.Style:
-    style: style_pb2.Style = (await stub(client).GetStyle(style_pb2.GetStyleRequest(slug=slug, **fields))).style
+    style: style_pb2.Style = (
+        await stub(client).GetStyle(style_pb2.GetStyleRequest(slug=slug, **fields))
+    ).style
     return style
 
 
 async def picture(client: Client, seed: int = 1, **fields: Any) -> str:
-    asset = await flows.upload(client, flows.jpeg(96, 64, seed), kind=asset_pb2.ASSET_KIND_STYLE, **fields)
+    asset = await flows.upload(
+        client, flows.jpeg(96, 64, seed), kind=asset_pb2.ASSET_KIND_STYLE, **fields
+    )
     return str(asset.id)
 
 
@@ -60,53 +66,85 @@ async def test_everyone_reads_what_the_operator_wrote(
 ) -> None:
     kitchen, hall = [await picture(operator, seed) for seed in (1, 2)]
     written = await put(
-        operator, slug, (kitchen, "kitchen"), (hall, "hall"), (kitchen, ""), description="Oak and linen.",
-        room_types=["kitchen", "hall"], palette=["oak", "sage"],
-    )  # fmt: skip
+        operator,
+        slug,
+        (kitchen, "kitchen"),
+        (hall, "hall"),
+        (kitchen, ""),
+        description="Oak and linen.",
+        room_types=["kitchen", "hall"],
+        palette=["oak", "sage"],
+    )
     assert written.changed and written.style.version_number == 1
     for role in ("user", "vendor", "anonymous", "admin"):
         seen = await get(caller(role), slug, include_urls=True)
-        assert (seen.name, seen.description, list(seen.room_types), list(seen.palette), seen.latest) == (
-            slug.title(), "Oak and linen.", ["kitchen", "hall"], ["oak", "sage"], True,
-        )  # fmt: skip
+        assert (
+            seen.name,
+            seen.description,
+            list(seen.room_types),
+            list(seen.palette),
+            seen.latest,
+        ) == (slug.title(), "Oak and linen.", ["kitchen", "hall"], ["oak", "sage"], True)
         assert [(image.asset_id, image.room_type) for image in seen.images] == [
-            (kitchen, "kitchen"), (hall, "hall"), (kitchen, ""),
-        ]  # fmt: skip
+            (kitchen, "kitchen"),
+            (hall, "hall"),
+            (kitchen, ""),
+        ]
         async with browser() as http:
             answer = await http.get(seen.images[0].image_url)
         assert hashlib.sha256(answer.content).hexdigest() == seen.images[0].sha256
         assert "immutable" in answer.headers["cache-control"]
-        assert [image.asset_id for image in (await get(caller(role), slug, room_type="hall")).images] == [hall]
+        assert [
+            image.asset_id for image in (await get(caller(role), slug, room_type="hall")).images
+        ] == [hall]
 
 
 @pytest.mark.parametrize("role", ["user", "vendor", "anonymous"])
 async def test_only_operators_write(caller: Callable[..., Client], slug: str, role: str) -> None:
     request = style_pb2.FindStylePicturesRequest(sha256s=["0" * 64])
     assert (await calls.refusal(put(caller(role), slug))).code is CODE.PERMISSION_DENIED
-    assert (await calls.refusal(stub(caller(role)).FindStylePictures(request))).code is CODE.PERMISSION_DENIED
+    assert (
+        await calls.refusal(stub(caller(role)).FindStylePictures(request))
+    ).code is CODE.PERMISSION_DENIED
     assert (await calls.refusal(get(caller(role), slug))).code is CODE.NOT_FOUND
 
 
-async def test_a_change_is_a_new_version_and_the_same_is_none(house: Suite, operator: Client, slug: str) -> None:
+async def test_a_change_is_a_new_version_and_the_same_is_none(
+    house: Suite, operator: Client, slug: str
+) -> None:
     one, two = [await picture(operator, seed) for seed in (1, 2)]
     changes: list[dict[str, Any]] = [
-        {}, {"description": "x"}, {"description": "x", "palette": ["oak"]},
+        {},
+        {"description": "x"},
+        {"description": "x", "palette": ["oak"]},
         {"description": "x", "palette": ["oak"], "room_types": ["hall"]},
-    ]  # fmt: skip
+    ]
     for number, fields in enumerate(changes, 1):
         for changed in (True, False):
             answer = await put(operator, slug, (one, ""), (two, ""), **fields)
             assert (answer.style.version_number, answer.changed) == (number, changed)
-    assert (await put(operator, slug, (two, ""), (one, ""), **changes[-1])).style.version_number == 5
+    assert (
+        await put(operator, slug, (two, ""), (one, ""), **changes[-1])
+    ).style.version_number == 5
     old = await get(operator, slug, version_number=2)
     assert (old.description, list(old.palette), old.latest, len(old.images)) == ("x", [], False, 2)
     refused = await calls.refusal(get(operator, slug, version_number=6))
     assert refused.code is CODE.NOT_FOUND
-    versions = await stub(operator).ListStyleVersions(style_pb2.ListStyleVersionsRequest(slug=slug, page_size=3))
+    versions = await stub(operator).ListStyleVersions(
+        style_pb2.ListStyleVersionsRequest(slug=slug, page_size=3)
+    )
     assert [style.version_number for style in versions.styles] == [5, 4, 3]
-    further = style_pb2.ListStyleVersionsRequest(slug=slug, page_size=3, page_token=versions.next_page_token)
-    assert [s.version_number for s in (await stub(operator).ListStyleVersions(further)).styles] == [2, 1]
-    held = house.sql("SELECT asset_id::text FROM assets.asset_references WHERE holder = %s", (f"assets/styles/{slug}",))
+    further = style_pb2.ListStyleVersionsRequest(
+        slug=slug, page_size=3, page_token=versions.next_page_token
+    )
+    assert [s.version_number for s in (await stub(operator).ListStyleVersions(further)).styles] == [
+        2,
+        1,
+    ]
+    held = house.sql(
+        "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s",
+        (f"assets/styles/{slug}",),
+    )
     assert {asset_id for (asset_id,) in held} == {one, two}
 
 
@@ -117,7 +155,9 @@ async def test_thirty_two_writers_make_versions_without_gaps(operator: Client, s
     assert sorted(each.changed for each in same) == [False] * 7 + [True]
 
 
-async def test_a_version_that_was_overtaken_is_not_written_over(operator: Client, slug: str) -> None:
+async def test_a_version_that_was_overtaken_is_not_written_over(
+    operator: Client, slug: str
+) -> None:
     for number in (0, 1):
         await put(operator, slug, description=str(number), expected_version=number)
     refused = await calls.refusal(put(operator, slug, description="late", expected_version=1))
@@ -139,7 +179,9 @@ async def test_another_operator_with_another_owner_cannot_write_over_it(
     assert (await get(operator, slug)).version_number == 1
 
 
-async def test_lists_filter_by_room_and_word_and_page(operator: Client, ada: Client, slug: str) -> None:
+async def test_lists_filter_by_room_and_word_and_page(
+    operator: Client, ada: Client, slug: str
+) -> None:
     word = f"word-{slug}"
     shown = await picture(operator)
     for number, rooms in enumerate((["kitchen"], ["hall"], [], ["kitchen", "hall"])):
@@ -148,9 +190,13 @@ async def test_lists_filter_by_room_and_word_and_page(operator: Client, ada: Cli
     async def listed(**fields: Any) -> list[str]:
         found, token = [], ""
         while True:
-            request = style_pb2.ListStylesRequest(page_size=3, page_token=token, include_urls=True, **fields)
+            request = style_pb2.ListStylesRequest(
+                page_size=3, page_token=token, include_urls=True, **fields
+            )
             answer = await stub(ada).ListStyles(request)
-            assert all(style.images[0].image_url for style in answer.styles if style.slug.startswith(slug))
+            assert all(
+                style.images[0].image_url for style in answer.styles if style.slug.startswith(slug)
+            )
             found += [style.slug.removeprefix(f"{slug}-") for style in answer.styles]
             if not (token := answer.next_page_token):
                 return found
@@ -161,17 +207,24 @@ async def test_lists_filter_by_room_and_word_and_page(operator: Client, ada: Cli
     assert await listed(palette_word="%") == []
 
 
-async def test_pictures_must_be_ready_public_ones_of_the_catalogue(house: Suite, operator: Client, slug: str) -> None:
+async def test_pictures_must_be_ready_public_ones_of_the_catalogue(
+    house: Suite, operator: Client, slug: str
+) -> None:
     private = await picture(operator, visibility=asset_pb2.VISIBILITY_PRIVATE)
     request = flows.declaration(flows.jpeg(64, 48), kind=asset_pb2.ASSET_KIND_STYLE)
     pending = (await flows.announce(operator, flows.jpeg(64, 48), kind=request.kind)).asset.id
     trashed, other = [await picture(operator, seed) for seed in (5, 6)]
-    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed,))
+    await house.change(
+        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed,)
+    )
     await house.change("UPDATE assets.assets SET kind = 'photo' WHERE id = %s", (other,))
     for asset_id, code in (
-        (private, CODE.FAILED_PRECONDITION), (pending, CODE.FAILED_PRECONDITION), (trashed, CODE.FAILED_PRECONDITION),
-        (other, CODE.INVALID_ARGUMENT), (flows.request_id(), CODE.NOT_FOUND),
-    ):  # fmt: skip
+        (private, CODE.FAILED_PRECONDITION),
+        (pending, CODE.FAILED_PRECONDITION),
+        (trashed, CODE.FAILED_PRECONDITION),
+        (other, CODE.INVALID_ARGUMENT),
+        (flows.request_id(), CODE.NOT_FOUND),
+    ):
         assert (await calls.refusal(put(operator, slug, (asset_id, "")))).code is code
     assert (await calls.refusal(get(operator, slug))).code is CODE.NOT_FOUND
 
@@ -179,14 +232,26 @@ async def test_pictures_must_be_ready_public_ones_of_the_catalogue(house: Suite,
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"slug": "Warm"}, "slug"), ({"slug": ""}, "slug"), ({"slug": "a--b"}, "slug"), ({"slug": "a/b"}, "slug"),
-        ({"name": ""}, "name"), ({"palette": ["oak", "oak"]}, "palette"), ({"room_types": [""]}, "room_types[0]"),
+        ({"slug": "Warm"}, "slug"),
+        ({"slug": ""}, "slug"),
+        ({"slug": "a--b"}, "slug"),
+        ({"slug": "a/b"}, "slug"),
+        ({"name": ""}, "name"),
+        ({"palette": ["oak", "oak"]}, "palette"),
+        ({"room_types": [""]}, "room_types[0]"),
         ({"images": [{"asset_id": "x"}]}, "images[0].asset_id"),
-        ({"images": [{"asset_id": flows.request_id(), "room_type": "attic"}], "room_types": ["hall"]},
-         "images[0].room_type"),
+        (
+            {
+                "images": [{"asset_id": flows.request_id(), "room_type": "attic"}],
+                "room_types": ["hall"],
+            },
+            "images[0].room_type",
+        ),
     ],
-)  # fmt: skip
-async def test_a_style_that_breaks_a_rule_is_refused(operator: Client, fields: dict[str, Any], path: str) -> None:
+)
+async def test_a_style_that_breaks_a_rule_is_refused(
+    operator: Client, fields: dict[str, Any], path: str
+) -> None:
     request = style_pb2.PutStyleRequest(**{"slug": "any", "name": "Any", **fields})
     refused = await calls.refusal(stub(operator).PutStyle(request))
     assert (refused.code, refused.fields) == (CODE.INVALID_ARGUMENT, [path])
@@ -211,13 +276,26 @@ class Seeder:
         return path
 
     async def run(self, manifest: Path, address: str = "") -> tuple[int, str]:
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "ATELIER_TOKEN": self.operator.token or "",
-                       "COLUMNS": "200"}  # fmt: skip
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
+            "ATELIER_TOKEN": self.operator.token or "",
+            "COLUMNS": "200",
+        }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli", "styles", "seed", str(manifest), "--address",
-            address or self.house.addresses["assets"], env=environment, cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "cli",
+            "styles",
+            "seed",
+            str(manifest),
+            "--address",
+            address or self.house.addresses["assets"],
+            env=environment,
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
         out, _ = await process.communicate()
         return process.returncode or 0, out.decode()
 
@@ -227,7 +305,9 @@ class Seeder:
         [(assets,)] = self.house.sql(
             "SELECT count(*) FROM assets.assets WHERE owner = %s AND state = 'ready'", (owner,)
         )
-        [(versions,)] = self.house.sql("SELECT count(*) FROM assets.style_versions WHERE owner = %s", (owner,))
+        [(versions,)] = self.house.sql(
+            "SELECT count(*) FROM assets.style_versions WHERE owner = %s", (owner,)
+        )
         return assets, versions
 
 
@@ -244,8 +324,13 @@ def described(slug: str, *files: str, **fields: Any) -> dict[str, Any]:
     return {"slug": slug, "name": slug, "room_types": ["kitchen"], "images": images, **fields}
 
 
-async def test_seeding_twice_changes_nothing_and_only_what_changed_is_new(seeder: Seeder, ada: Client) -> None:
-    first, second = described(f"{seeder.slug}-a", "1.jpg", "2.jpg"), described(f"{seeder.slug}-b", "copy-of-1.jpg")
+async def test_seeding_twice_changes_nothing_and_only_what_changed_is_new(
+    seeder: Seeder, ada: Client
+) -> None:
+    first, second = (
+        described(f"{seeder.slug}-a", "1.jpg", "2.jpg"),
+        described(f"{seeder.slug}-b", "copy-of-1.jpg"),
+    )
     code, said = await seeder.run(seeder.write(first, second))
     assert code == 0 and said.count("uploaded") == 2 and said.count("version 1, new") == 2, said
     assert seeder.counts() == (2, 2)

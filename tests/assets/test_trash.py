@@ -1,4 +1,5 @@
-"""A23: archive and trash hide and bring back, purge doesn't, and what is in use is not deleted under its holder."""
+"""A23: archive and trash hide and bring back, purge doesn't, and what is in use is not deleted
+under its holder."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +26,12 @@ async def ask(client: Client, method: str, asset_id: str, **fields: Any) -> Any:
 
 
 async def listed(client: Client, **fields: Any) -> list[str]:
-    return [asset.id for asset in (await flows.assets(client).ListAssets(asset_pb2.ListAssetsRequest(**fields))).assets]
+    return [
+        asset.id
+        for asset in (
+            await flows.assets(client).ListAssets(asset_pb2.ListAssetsRequest(**fields))
+        ).assets
+    ]
 
 
 async def status_of(url: str) -> int:
@@ -36,7 +42,9 @@ async def status_of(url: str) -> int:
 def stored(house: Suite, asset_id: str) -> set[str]:
     """Keys of every object of the asset."""
     data = house.storage.root / "data"
-    return {str(path.relative_to(data)) for path in data.glob(f"**/{asset_id}/**/*") if path.is_file()}
+    return {
+        str(path.relative_to(data)) for path in data.glob(f"**/{asset_id}/**/*") if path.is_file()
+    }
 
 
 async def freed(house: Suite, asset_id: str) -> None:
@@ -53,7 +61,9 @@ def in_product(product_id: str, **fields: Any) -> dict[str, Any]:
     return {"scope": asset_pb2.AssetScope(product_id=product_id), **fields}
 
 
-async def test_archived_is_hidden_from_lists_and_otherwise_as_before(house: Suite, ada: Client) -> None:
+async def test_archived_is_hidden_from_lists_and_otherwise_as_before(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, DATA)
     other = await flows.upload(ada, DATA)
     archived = (await ask(ada, "Archive", asset.id)).asset
@@ -68,7 +78,9 @@ async def test_archived_is_hidden_from_lists_and_otherwise_as_before(house: Suit
     assert await listed(ada) == [other.id, asset.id]
 
 
-async def test_deleted_is_recoverable_and_as_before_once_recovered(house: Suite, ada: Client) -> None:
+async def test_deleted_is_recoverable_and_as_before_once_recovered(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(ada, asset.id)
     before = stored(house, asset.id)
@@ -80,7 +92,11 @@ async def test_deleted_is_recoverable_and_as_before_once_recovered(house: Suite,
     assert not (await flows.get(ada, asset.id, include_urls=True)).original_url
     assert (await ask(ada, "Delete", asset.id)).asset == deleted
     back = (await ask(ada, "Undelete", asset.id)).asset
-    assert back.HasField("archive_time") and not back.HasField("delete_time") and not back.HasField("expire_time")
+    assert (
+        back.HasField("archive_time")
+        and not back.HasField("delete_time")
+        and not back.HasField("expire_time")
+    )
     assert (await ask(ada, "Undelete", asset.id)).asset == back
     assert stored(house, asset.id) == before
 
@@ -96,11 +112,16 @@ async def test_nothing_new_is_done_with_a_deleted_asset(ada: Client) -> None:
         flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=asset.id)),
     ):
         refused = await calls.refusal(call)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "WRONG_STATE",
+        )
         assert "undelete it first" in refused.text
 
 
-async def test_a_file_that_comes_for_a_deleted_asset_waits_until_it_is_undeleted(house: Suite, ada: Client) -> None:
+async def test_a_file_that_comes_for_a_deleted_asset_waits_until_it_is_undeleted(
+    house: Suite, ada: Client
+) -> None:
     pending = await flows.announce(ada, DATA, **in_product("jacket"))
     await flows.send(pending.target, DATA)
     started = await flows.start(ada, DATA)
@@ -108,9 +129,15 @@ async def test_a_file_that_comes_for_a_deleted_asset_waits_until_it_is_undeleted
     for asset_id in (pending.asset.id, started.asset.id):
         await ask(ada, "Delete", asset_id)
     completed = resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)
-    for call in (flows.confirm(ada, pending.upload_id), flows.resumable(ada).CompleteResumableUpload(completed)):
+    for call in (
+        flows.confirm(ada, pending.upload_id),
+        flows.resumable(ada).CompleteResumableUpload(completed),
+    ):
         refused = await calls.refusal(call)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "WRONG_STATE",
+        )
     assert not [key for key in stored(house, pending.asset.id) if "/original/" in key]
     for asset_id in (pending.asset.id, started.asset.id):
         await ask(ada, "Undelete", asset_id)
@@ -119,10 +146,14 @@ async def test_a_file_that_comes_for_a_deleted_asset_waits_until_it_is_undeleted
     assert set(await listed(ada)) == {pending.asset.id, started.asset.id}
 
 
-async def test_past_its_time_and_not_yet_purged_it_can_still_be_undeleted(house: Suite, ada: Client) -> None:
+async def test_past_its_time_and_not_yet_purged_it_can_still_be_undeleted(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, DATA)
     await ask(ada, "Delete", asset.id)
-    await house.change("UPDATE assets.assets SET expires_at = now() - interval '1 day' WHERE id = %s", (asset.id,))
+    await house.change(
+        "UPDATE assets.assets SET expires_at = now() - interval '1 day' WHERE id = %s", (asset.id,)
+    )
     await ask(ada, "Undelete", asset.id)
     assert await listed(ada) == [asset.id]
 
@@ -139,7 +170,9 @@ async def test_purge_leaves_no_row_and_no_byte(house: Suite, ada: Client) -> Non
         ("uploads", "asset_id"),
         ("renditions", "asset_id"),
     ):
-        assert house.sql(f"SELECT count(*) FROM assets.{table} WHERE {column} = %s", (asset.id,)) == [(0,)]
+        assert house.sql(
+            f"SELECT count(*) FROM assets.{table} WHERE {column} = %s", (asset.id,)
+        ) == [(0,)]
     await freed(house, asset.id)
     for method in ("Purge", "Undelete", "Delete"):
         assert (await calls.refusal(ask(ada, method, asset.id))).code is grpc.StatusCode.NOT_FOUND
@@ -153,7 +186,9 @@ async def test_a_caller_who_goes_leaves_no_copies(house: Suite, ada: Client, way
     before = stored(house, asset.id)
     with calls.holding(house, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
         if way == "delete":
-            call = flows.assets(ada).DeleteAsset(asset_pb2.DeleteAssetRequest(asset_id=asset.id), timeout=0.5)
+            call = flows.assets(ada).DeleteAsset(
+                asset_pb2.DeleteAssetRequest(asset_id=asset.id), timeout=0.5
+            )
         else:
             request = asset_pb2.UpdateAssetRequest(
                 asset_id=asset.id, update_mask={"paths": ["visibility"]}, visibility=PRIVATE
@@ -167,31 +202,44 @@ async def test_a_caller_who_goes_leaves_no_copies(house: Suite, ada: Client, way
     assert (await flows.get(ada, asset.id)).visibility == PUBLIC
 
 
-async def test_a_public_asset_whose_bytes_are_lost_can_be_hidden_and_deleted(house: Suite, ada: Client) -> None:
+async def test_a_public_asset_whose_bytes_are_lost_can_be_hidden_and_deleted(
+    house: Suite, ada: Client
+) -> None:
     lost, whole = [await flows.upload(ada, DATA, visibility=PUBLIC) for _ in range(2)]
     await flows.variants_of(ada, lost.id), await flows.variants_of(ada, whole.id)
     (house.storage.root / "data" / lost.file_path).unlink()
     hidden = await flows.update(ada, lost.id, visibility=asset_pb2.VISIBILITY_PRIVATE)
-    assert not any(key.startswith("public/") for key in stored(house, lost.id)) and hidden.sha256 == lost.sha256
+    assert (
+        not any(key.startswith("public/") for key in stored(house, lost.id))
+        and hidden.sha256 == lost.sha256
+    )
     await flows.update(ada, lost.id, visibility=PUBLIC)
     request = asset_pb2.BatchDeleteAssetsRequest(asset_ids=[lost.id, whole.id])
     results = (await flows.assets(ada).BatchDeleteAssets(request)).results
     assert [result.done for result in results] == [True, True]
 
 
-async def test_an_upload_that_is_confirmed_in_the_trash_is_no_products_primary_image(ada: Client) -> None:
+async def test_an_upload_that_is_confirmed_in_the_trash_is_no_products_primary_image(
+    ada: Client,
+) -> None:
     product = asset_pb2.AssetScope(product_id="p")
     pending = await flows.announce(ada, DATA, scope=product)
     await flows.send(pending.target, DATA)
     await ask(ada, "Delete", pending.asset.id)
     refused = await calls.refusal(flows.confirm(ada, pending.upload_id))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "undelete it first" in refused.text
+    assert (
+        refused.code is grpc.StatusCode.FAILED_PRECONDITION and "undelete it first" in refused.text
+    )
     assert (await flows.upload(ada, DATA, scope=product)).primary
 
 
-async def test_parts_of_a_purged_upload_go_at_once_and_no_more_come(house: Suite, ada: Client) -> None:
+async def test_parts_of_a_purged_upload_go_at_once_and_no_more_come(
+    house: Suite, ada: Client
+) -> None:
     started = await flows.start(ada, DATA)
-    [(name,)] = house.sql("SELECT multipart FROM assets.resumable_uploads WHERE id = %s", (started.upload_id,))
+    [(name,)] = house.sql(
+        "SELECT multipart FROM assets.resumable_uploads WHERE id = %s", (started.upload_id,)
+    )
     arrived = house.storage.root / "incoming" / name
     await flows.send_parts(started.targets, DATA)
     assert arrived.exists()
@@ -201,35 +249,50 @@ async def test_parts_of_a_purged_upload_go_at_once_and_no_more_come(house: Suite
             await asyncio.sleep(0.1)
     [part] = started.targets
     async with browser() as http:
-        assert (await http.put(part.url, headers=dict(part.headers), content=DATA)).status_code == 404
+        assert (
+            await http.put(part.url, headers=dict(part.headers), content=DATA)
+        ).status_code == 404
 
 
-async def test_a_repeat_of_a_request_whose_asset_was_purged_is_not_found(house: Suite, ada: Client) -> None:
+async def test_a_repeat_of_a_request_whose_asset_was_purged_is_not_found(
+    house: Suite, ada: Client
+) -> None:
     head = upload_pb2.UploadHead(request_id=flows.request_id(), declaration=flows.declaration(DATA))
     asset = await flows.stream_upload(ada, head, DATA)
     await ask(ada, "Purge", asset.id)
-    assert (await calls.refusal(flows.stream_upload(ada, head, DATA))).code is grpc.StatusCode.NOT_FOUND
+    assert (
+        await calls.refusal(flows.stream_upload(ada, head, DATA))
+    ).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_what_was_sent_for_a_purged_upload_goes_once_its_url_has_expired(house: Suite, ada: Client) -> None:
+async def test_what_was_sent_for_a_purged_upload_goes_once_its_url_has_expired(
+    house: Suite, ada: Client
+) -> None:
     pending = await flows.announce(ada, DATA)
     await flows.send(pending.target, DATA)
     await ask(ada, "Purge", pending.asset.id)
     refused = await calls.refusal(flows.confirm(ada, pending.upload_id))
     assert refused.code is grpc.StatusCode.NOT_FOUND
     assert len(stored(house, pending.asset.id)) == 1
-    await house.change("UPDATE assets.doomed_objects SET due_at = now() WHERE owner = %s", (f"user:{ada.subject}",))
+    await house.change(
+        "UPDATE assets.doomed_objects SET due_at = now() WHERE owner = %s", (f"user:{ada.subject}",)
+    )
     await freed(house, pending.asset.id)
 
 
-async def test_what_is_in_use_is_deleted_only_by_force_and_its_holder_sees_that_it_is_gone(ada: Client) -> None:
+async def test_what_is_in_use_is_deleted_only_by_force_and_its_holder_sees_that_it_is_gone(
+    ada: Client,
+) -> None:
     asset = await flows.upload(ada, DATA)
     await acquire(ada, "pipeline/products/7", asset.id)
     for method in ("Delete", "Purge"):
         refused = await calls.refusal(ask(ada, method, asset.id))
         assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "IN_USE")
         [violation] = refused.detail(error_details_pb2.PreconditionFailure).violations
-        assert (violation.subject, violation.description) == (f"assets/{asset.id}", "used by pipeline/products/7")
+        assert (violation.subject, violation.description) == (
+            f"assets/{asset.id}",
+            "used by pipeline/products/7",
+        )
     await ask(ada, "Delete", asset.id, force=True)
     assert (await flows.get(ada, asset.id)).HasField("delete_time")
     assert [r.holder for r in await references(ada, asset.id)] == ["pipeline/products/7"]
@@ -244,7 +307,9 @@ async def references(client: Client, asset_id: str, **fields: Any) -> list[asset
     return list((await flows.assets(client).ListReferences(request)).references)
 
 
-async def test_where_used_is_paged_and_names_no_other_owner(ada: Client, caller: Callable[..., Client]) -> None:
+async def test_where_used_is_paged_and_names_no_other_owner(
+    ada: Client, caller: Callable[..., Client]
+) -> None:
     asset = await flows.upload(ada, DATA, visibility=PUBLIC)
     other = caller()
     await acquire(other, "theirs", asset.id)
@@ -264,7 +329,11 @@ async def test_where_used_is_paged_and_names_no_other_owner(ada: Client, caller:
     assert refused.code is grpc.StatusCode.NOT_FOUND
     await release(ada, "h0"), await release(ada, "h1"), await release(ada, "h2")
     refused = await calls.refusal(ask(ada, "Delete", asset.id))
-    assert refused.reason == "IN_USE" and "another owner" in refused.text and other.subject not in refused.text
+    assert (
+        refused.reason == "IN_USE"
+        and "another owner" in refused.text
+        and other.subject not in refused.text
+    )
 
 
 async def test_a_public_file_is_not_served_from_the_moment_it_is_deleted(
@@ -303,7 +372,9 @@ async def test_a_deleted_primary_hands_over_to_the_oldest_that_is_left(ada: Clie
     first, second, third = [await flows.upload(ada, DATA, **in_product("jacket")) for _ in range(3)]
     assert (await flows.get(ada, first.id)).primary
     await ask(ada, "Delete", first.id)
-    assert (await flows.get(ada, second.id)).primary and not (await flows.get(ada, third.id)).primary
+    assert (await flows.get(ada, second.id)).primary and not (
+        await flows.get(ada, third.id)
+    ).primary
     await ask(ada, "Undelete", first.id)
     assert not (await flows.get(ada, first.id)).primary
     await ask(ada, "Purge", second.id)
@@ -313,7 +384,9 @@ async def test_a_deleted_primary_hands_over_to_the_oldest_that_is_left(ada: Clie
     assert (await flows.get(ada, third.id)).primary
 
 
-async def batch(client: Client, verb: str, *asset_ids: str, **fields: Any) -> list[asset_pb2.AssetResult]:
+async def batch(
+    client: Client, verb: str, *asset_ids: str, **fields: Any
+) -> list[asset_pb2.AssetResult]:
     request = getattr(asset_pb2, f"Batch{verb}AssetsRequest")(asset_ids=asset_ids, **fields)
     return list((await getattr(flows.assets(client), f"Batch{verb}Assets")(request)).results)
 
@@ -327,14 +400,22 @@ async def test_a_batch_tells_of_each_and_one_that_cannot_go_stops_no_other(
     ids = [foreign.id, used.id, mine.id, public.id]
     results = await batch(ada, "Delete", *ids, request_id="once")
     assert [(r.asset_id, r.done, r.reason) for r in results] == [
-        (foreign.id, False, "NOT_FOUND"), (used.id, False, "IN_USE"), (mine.id, True, ""), (public.id, True, ""),
-    ]  # fmt: skip
+        (foreign.id, False, "NOT_FOUND"),
+        (used.id, False, "IN_USE"),
+        (mine.id, True, ""),
+        (public.id, True, ""),
+    ]
     assert [r.HasField("expire_time") for r in results] == [False, False, True, True]
     assert await status_of(public.original_url) == 404
     assert await batch(ada, "Delete", *ids, request_id="once") == results
     assert await listed(ada) == [used.id]
     back = await batch(ada, "Undelete", *ids)
-    assert [(r.done, r.reason) for r in back] == [(False, "NOT_FOUND"), (True, ""), (True, ""), (True, "")]
+    assert [(r.done, r.reason) for r in back] == [
+        (False, "NOT_FOUND"),
+        (True, ""),
+        (True, ""),
+        (True, ""),
+    ]
     assert len(await listed(ada)) == 3
 
 

@@ -1,4 +1,5 @@
-"""A1, A2, A3, A4, A5, A6, A7: from a promise of bytes to a verified asset, and everything that must not become one."""
+"""A1, A2, A3, A4, A5, A6, A7: from a promise of bytes to a verified asset, and everything that must
+not become one."""
 
 import asyncio
 import hashlib
@@ -23,7 +24,9 @@ DATA = flows.jpeg(64, 48)
 READY = asset_pb2.ASSET_STATE_READY
 
 
-async def refused_upload(client: Client, data: bytes, declared: bytes | None = None, **fields: Any) -> calls.Refusal:
+async def refused_upload(
+    client: Client, data: bytes, declared: bytes | None = None, **fields: Any
+) -> calls.Refusal:
     """Requests, sends and confirms what must be refused on confirming."""
     requested = await flows.announce(client, declared or data, **fields)
     await flows.send(requested.target, data)
@@ -67,7 +70,9 @@ _ROLES = ("user", "vendor", "anonymous", "admin")
 
 
 @pytest.mark.parametrize("kind", list(asset_pb2.AssetKind.keys())[1:])
-async def test_each_kind_is_uploaded_by_its_roles_only(house: Suite, caller: Callable[..., Client], kind: str) -> None:
+async def test_each_kind_is_uploaded_by_its_roles_only(
+    house: Suite, caller: Callable[..., Client], kind: str
+) -> None:
     word = kind.removeprefix("ASSET_KIND_").lower()
     number = asset_pb2.AssetKind.Value(kind)
     allowed = rules.KIND_ROLES.get(word, frozenset())
@@ -75,13 +80,18 @@ async def test_each_kind_is_uploaded_by_its_roles_only(house: Suite, caller: Cal
     provenance = asset_pb2.Provenance(prompt="a room", model="local", model_version="1")
     made = {"provenance": provenance} if word in rules.SERVICE_KINDS else {}
     for role in _ROLES:
-        request = upload_pb2.RequestUploadRequest(declaration=flows.declaration(DATA, kind=number, **made))
+        request = upload_pb2.RequestUploadRequest(
+            declaration=flows.declaration(DATA, kind=number, **made)
+        )
         call = flows.uploads(caller(role)).RequestUpload(request)
         if role in allowed:
             assert (await call).asset.kind == number
         else:
             refused = await calls.refusal(call)
-            assert (refused.code, refused.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"), role
+            assert (refused.code, refused.reason) == (
+                grpc.StatusCode.PERMISSION_DENIED,
+                "ROLE_NOT_ALLOWED",
+            ), role
             assert refused.metadata == {"role": role, "kind": word}
 
 
@@ -107,9 +117,9 @@ async def test_a_persons_file_has_no_provenance_of_a_model(house: Suite, ada: Cl
 async def test_a_style_starts_public_and_everything_else_private(
     house: Suite, caller: Callable[..., Client], ada: Client
 ) -> None:
-    assert (await flows.announce(caller("admin"), DATA, kind=asset_pb2.ASSET_KIND_STYLE)).asset.visibility == (
-        asset_pb2.VISIBILITY_PUBLIC
-    )
+    assert (
+        await flows.announce(caller("admin"), DATA, kind=asset_pb2.ASSET_KIND_STYLE)
+    ).asset.visibility == (asset_pb2.VISIBILITY_PUBLIC)
     assert (await flows.announce(ada, DATA)).asset.visibility == asset_pb2.VISIBILITY_PRIVATE
 
 
@@ -118,10 +128,18 @@ async def test_a_style_starts_public_and_everything_else_private(
 
 @pytest.mark.parametrize(
     ("suffix", "mime_type"),
-    [(".jpg", "image/jpeg"), (".png", "image/png"), (".webp", "image/webp"), (".avif", "image/avif"),
-     (".gif", "image/gif"), (".tiff", "image/tiff")],
-)  # fmt: skip
-async def test_each_picture_type_is_accepted(house: Suite, ada: Client, suffix: str, mime_type: str) -> None:
+    [
+        (".jpg", "image/jpeg"),
+        (".png", "image/png"),
+        (".webp", "image/webp"),
+        (".avif", "image/avif"),
+        (".gif", "image/gif"),
+        (".tiff", "image/tiff"),
+    ],
+)
+async def test_each_picture_type_is_accepted(
+    house: Suite, ada: Client, suffix: str, mime_type: str
+) -> None:
     data = bytes(pictures.textured(40, 30).write_to_buffer(suffix))
     asset = await flows.upload(ada, data, mime_type=mime_type)
     assert (asset.mime_type, asset.width, asset.height) == (mime_type, 40, 30)
@@ -130,30 +148,51 @@ async def test_each_picture_type_is_accepted(house: Suite, ada: Client, suffix: 
 
 @pytest.mark.parametrize(
     ("fields", "place"),
-    [({"tags": ["a", "b\0"]}, "tags[1]"), ({"scope": {"room_id": "\0"}}, "scope.room_id"),
-     ({"tags": ["a"], "scope": {"session_id": "a\0b"}}, "scope.session_id")],
-)  # fmt: skip
-async def test_a_text_with_a_nul_is_refused_with_its_field(ada: Client, fields: dict[str, Any], place: str) -> None:
+    [
+        ({"tags": ["a", "b\0"]}, "tags[1]"),
+        ({"scope": {"room_id": "\0"}}, "scope.room_id"),
+        ({"tags": ["a"], "scope": {"session_id": "a\0b"}}, "scope.session_id"),
+    ],
+)
+async def test_a_text_with_a_nul_is_refused_with_its_field(
+    ada: Client, fields: dict[str, Any], place: str
+) -> None:
     """In the head of a stream as in a call."""
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA, **fields))
-    refused = await calls.refusal(flows.uploads(ada).Upload(calls.aiter_of([upload_pb2.UploadRequest(head=head)])))
-    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and refused.fields == [f"head.declaration.{place}"]
+    refused = await calls.refusal(
+        flows.uploads(ada).Upload(calls.aiter_of([upload_pb2.UploadRequest(head=head)]))
+    )
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and refused.fields == [
+        f"head.declaration.{place}"
+    ]
     refused = await calls.refusal(flows.announce(ada, DATA, **fields))
     assert refused.fields == [f"declaration.{place}"] and "NUL" in refused.text
 
 
 ALIASES = {
-    "image/jpg": "image/jpeg", "IMAGE/JPEG": "image/jpeg", "image/pjpeg": "image/jpeg", "image/jpeg; q=1": "image/jpeg",
-    "image/x-png": "image/png", "image/apng": "image/png", "image/tif": "image/tiff", "image/x-tiff": "image/tiff",
-    "application/x-pdf": "application/pdf", "Application/PDF": "application/pdf",
-}  # fmt: skip
+    "image/jpg": "image/jpeg",
+    "IMAGE/JPEG": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/jpeg; q=1": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/apng": "image/png",
+    "image/tif": "image/tiff",
+    "image/x-tiff": "image/tiff",
+    "application/x-pdf": "application/pdf",
+    "Application/PDF": "application/pdf",
+}
 
 
 @pytest.mark.parametrize("alias", ALIASES)
 async def test_another_name_of_a_type_is_taken_for_it(ada: Client, alias: str) -> None:
     """However the file comes; what is said of the asset, and signed for it, is the one name."""
     mime_type = ALIASES[alias]
-    suffix = {"image/jpeg": ".jpg", "image/png": ".png", "image/tiff": ".tif", "application/pdf": ""}[mime_type]
+    suffix = {
+        "image/jpeg": ".jpg",
+        "image/png": ".png",
+        "image/tiff": ".tif",
+        "application/pdf": "",
+    }[mime_type]
     data = pictures.quadrants(40, 30).write_to_buffer(suffix) if suffix else pictures.pdf()
     kind = asset_pb2.ASSET_KIND_PHOTO if suffix else asset_pb2.ASSET_KIND_DOCUMENT
     head = upload_pb2.UploadHead(declaration=flows.declaration(data, mime_type=alias, kind=kind))
@@ -167,7 +206,9 @@ async def test_another_name_of_a_type_is_taken_for_it(ada: Client, alias: str) -
 
 
 async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -> None:
-    asset = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+    asset = await flows.upload(
+        ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
+    )
     assert (asset.mime_type, asset.width, asset.HasField("facts")) == ("application/pdf", 0, False)
     declared = flows.declaration(pictures.pdf(), mime_type="application/pdf")
     refused = await calls.refusal(
@@ -188,15 +229,26 @@ async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -
         ({"size_bytes": 0}, "declaration.size_bytes", ""),
         ({"size_bytes": -1}, "declaration.size_bytes", ""),
         ({"size_bytes": 10 * 1024 * 1024 + 1}, "declaration.size_bytes", "over the limit"),
-        ({"size_bytes": 50 * 1024 * 1024 + 1, "kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf"},
-         "declaration.size_bytes", "over the limit"),
+        (
+            {
+                "size_bytes": 50 * 1024 * 1024 + 1,
+                "kind": asset_pb2.ASSET_KIND_DOCUMENT,
+                "mime_type": "application/pdf",
+            },
+            "declaration.size_bytes",
+            "over the limit",
+        ),
         ({"sha256": "ABC"}, "declaration.sha256", ""),
         ({"kind": asset_pb2.ASSET_KIND_UNSPECIFIED}, "declaration.kind", ""),
         ({"kind": 99}, "declaration.kind", ""),
         ({"visibility": 7}, "declaration.visibility", ""),
         ({"file_name": ""}, "declaration.file_name", ""),
         ({"file_name": "x" * 10_000}, "declaration.file_name", ""),
-        ({"file_name": "\x00\x01\u202e"}, "declaration.file_name", "no character that can be shown"),
+        (
+            {"file_name": "\x00\x01\u202e"},
+            "declaration.file_name",
+            "no character that can be shown",
+        ),
         ({"tags": ["x"] * 51}, "declaration.tags", ""),
         ({"tags": ["x" * 65]}, "declaration.tags[0]", ""),
         ({"scope": {"session_id": "x" * 129}}, "declaration.scope.session_id", ""),
@@ -204,7 +256,7 @@ async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -
         ({"metadata": {"a": float("nan")}}, "declaration.metadata", "number"),
         ({"metadata": {"a": float("inf")}}, "declaration.metadata", "number"),
     ],
-)  # fmt: skip
+)
 async def test_a_declaration_that_breaks_a_rule_is_refused(
     house: Suite, ada: Client, fields: dict[str, Any], path: str, words: str
 ) -> None:
@@ -220,7 +272,8 @@ async def test_deep_metadata_is_refused(house: Suite, ada: Client, levels: int) 
     """500 levels are more than any protobuf library sends, so the bytes are put together here."""
 
     def nested(depth: int) -> bytes:
-        """A Struct {a: {a: ...}} of so many levels: field 1 of it maps `a` to a Value whose field 5 is a Struct."""
+        """A Struct {a: {a: ...}} of so many levels: field 1 of it maps `a` to a Value whose field 5
+        is a Struct."""
         inner = b""
         for _ in range(depth):
             value = tag(5) + size(inner) + inner
@@ -228,11 +281,18 @@ async def test_deep_metadata_is_refused(house: Suite, ada: Client, levels: int) 
             inner = tag(1) + size(entry) + entry
         return inner
 
-    declared = flows.declaration(DATA).SerializeToString() + tag(9) + size(nested(levels)) + nested(levels)
+    declared = (
+        flows.declaration(DATA).SerializeToString() + tag(9) + size(nested(levels)) + nested(levels)
+    )
     method = next(m for m in calls.methods_of(["assets"]) if m.name == "RequestUpload")
-    assert await calls.send_bytes(ada, method, tag(2) + size(declared) + declared) is grpc.StatusCode.INVALID_ARGUMENT
+    assert (
+        await calls.send_bytes(ada, method, tag(2) + size(declared) + declared)
+        is grpc.StatusCode.INVALID_ARGUMENT
+    )
     shallow = flows.declaration(DATA).SerializeToString() + tag(9) + size(nested(20)) + nested(20)
-    assert await calls.send_bytes(ada, method, tag(2) + size(shallow) + shallow) is grpc.StatusCode.OK
+    assert (
+        await calls.send_bytes(ada, method, tag(2) + size(shallow) + shallow) is grpc.StatusCode.OK
+    )
 
 
 def tag(number: int) -> bytes:
@@ -269,7 +329,9 @@ async def test_other_bytes_than_declared_are_refused(house: Suite, ada: Client) 
     assert objects(house, ada) == []
 
 
-async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(house: Suite, ada: Client) -> None:
+async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(
+    house: Suite, ada: Client
+) -> None:
     requested = await flows.announce(ada, DATA)
     longer = await flows.send(requested.target, DATA + bytes(1))
     assert longer.status_code == 413
@@ -286,7 +348,10 @@ async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(hou
     assert objects(house, ada) == []
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
     refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(confirm))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NOTHING_UPLOADED")
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "NOTHING_UPLOADED",
+    )
 
 
 async def test_an_empty_file_is_refused(house: Suite, ada: Client) -> None:
@@ -324,16 +389,22 @@ async def test_concurrent_confirms_end_as_one(house: Suite, ada: Client) -> None
     assert len({asset.file_path for asset in assets}) == 1
     assert {asset.state for asset in assets} == {READY}
     assert len(objects(house, ada, "original")) == 1 and objects(house, ada, "upload") == []
-    jobs = house.sql("SELECT count(*) FROM assets.renditions WHERE owner = %s", (f"user:{ada.subject}",))
+    jobs = house.sql(
+        "SELECT count(*) FROM assets.renditions WHERE owner = %s", (f"user:{ada.subject}",)
+    )
     assert jobs == [(1,)]
 
 
-async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(house: Suite, ada: Client) -> None:
+async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(
+    house: Suite, ada: Client
+) -> None:
     data = flows.jpeg(64, 48)
     pending = await flows.announce(ada, data, visibility=asset_pb2.VISIBILITY_PUBLIC)
     await flows.send(pending.target, data)
     folder = house.storage.root / "data"
-    with calls.holding(house, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (pending.asset.id,)):
+    with calls.holding(
+        house, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (pending.asset.id,)
+    ):
         request = upload_pb2.ConfirmUploadRequest(upload_id=pending.upload_id)
         refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(request, timeout=2))
         assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -344,14 +415,22 @@ async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(house: Suit
     async with asyncio.timeout(10):
         while copies():
             await asyncio.sleep(0.1)
-    assert (await flows.confirm(ada, pending.upload_id)).state == asset_pb2.ASSET_STATE_READY and len(copies()) == 1
+    assert (
+        await flows.confirm(ada, pending.upload_id)
+    ).state == asset_pb2.ASSET_STATE_READY and len(copies()) == 1
 
 
-async def test_more_files_than_can_be_verified_are_sent_away_soon(house: Suite, ada: Client) -> None:
+async def test_more_files_than_can_be_verified_are_sent_away_soon(
+    house: Suite, ada: Client
+) -> None:
     confirm = flows.uploads(ada).ConfirmUpload
     with calls.holding(house, "LOCK TABLE assets.uploads", None):
         asked = [
-            asyncio.ensure_future(calls.refusal(confirm(upload_pb2.ConfirmUploadRequest(upload_id=flows.request_id()))))
+            asyncio.ensure_future(
+                calls.refusal(
+                    confirm(upload_pb2.ConfirmUploadRequest(upload_id=flows.request_id()))
+                )
+            )
             for _ in range(80)
         ]
         async with asyncio.timeout(10):
@@ -360,11 +439,15 @@ async def test_more_files_than_can_be_verified_are_sent_away_soon(house: Suite, 
     refused = await asyncio.gather(*asked)
     busy = [each for each in refused if "verifying as many files as it can" in each.text]
     assert len(busy) > 30
-    assert {(each.code, each.reason) for each in busy} == {(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")}
+    assert {(each.code, each.reason) for each in busy} == {
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    }
     assert busy[0].detail(error_details_pb2.RetryInfo).retry_delay.seconds == 1
 
 
-async def test_an_object_that_is_swapped_after_confirming_changes_nothing(house: Suite, ada: Client) -> None:
+async def test_an_object_that_is_swapped_after_confirming_changes_nothing(
+    house: Suite, ada: Client
+) -> None:
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     before = await flows.confirm(ada, requested.upload_id)
@@ -384,9 +467,13 @@ async def test_nothing_is_ready_before_its_bytes_are_verified(house: Suite, ada:
     assert not (asset.file_path or asset.original_url or asset.sha256)
 
 
-async def test_first_images_that_arrive_together_make_one_primary(house: Suite, ada: Client) -> None:
+async def test_first_images_that_arrive_together_make_one_primary(
+    house: Suite, ada: Client
+) -> None:
     scope = asset_pb2.AssetScope(product_id="p")
-    made = await asyncio.gather(*(flows.upload(ada, flows.jpeg(64, 48, seed=n), scope=scope) for n in range(6)))
+    made = await asyncio.gather(
+        *(flows.upload(ada, flows.jpeg(64, 48, seed=n), scope=scope) for n in range(6))
+    )
     assert {asset.state for asset in made} == {READY}
     now = [await flows.get(ada, asset.id) for asset in made]
     assert sum(asset.primary for asset in now) == 1
@@ -414,17 +501,31 @@ NAMES = {
 }
 
 
-HIDDEN_NAMES = ["\u200b", "\ufeff", "\u061c", "\u2028\u2029", "\u200d", "\u200c \u200d", "\u00ad\u2060", "\U000e0041"]
+HIDDEN_NAMES = [
+    "\u200b",
+    "\ufeff",
+    "\u061c",
+    "\u2028\u2029",
+    "\u200d",
+    "\u200c \u200d",
+    "\u00ad\u2060",
+    "\U000e0041",
+]
 
 
 @pytest.mark.parametrize("name", HIDDEN_NAMES, ids=ascii)
 async def test_names_of_nothing_that_shows_are_refused(ada: Client, name: str) -> None:
     refused = await calls.refusal(flows.announce(ada, DATA, file_name=name))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["declaration.file_name"])
+    assert (refused.code, refused.fields) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        ["declaration.file_name"],
+    )
 
 
 @pytest.mark.parametrize("what", NAMES)
-async def test_a_name_is_kept_for_display_and_never_part_of_a_path(house: Suite, ada: Client, what: str) -> None:
+async def test_a_name_is_kept_for_display_and_never_part_of_a_path(
+    house: Suite, ada: Client, what: str
+) -> None:
     name, shown = NAMES[what]
     asset = await flows.upload(ada, DATA, file_name=name)
     assert asset.file_name == shown == unicodedata.normalize("NFC", shown)
@@ -437,16 +538,34 @@ async def test_a_name_is_kept_for_display_and_never_part_of_a_path(house: Suite,
 
 
 @pytest.mark.parametrize(
-    "label", ["..", ".", "a/../b", "%2e%2e", "a%", "\u202e", "'; DROP TABLE assets; --", "ü" * 128, "x" * 128, "a b\tc"]
+    "label",
+    [
+        "..",
+        ".",
+        "a/../b",
+        "%2e%2e",
+        "a%",
+        "\u202e",
+        "'; DROP TABLE assets; --",
+        "ü" * 128,
+        "x" * 128,
+        "a b\tc",
+    ],
 )
-async def test_any_label_is_kept_exactly_and_found_again(house: Suite, ada: Client, label: str) -> None:
-    scope = asset_pb2.AssetScope(session_id=label, room_id=label, product_id=label, dataset_id=label)
+async def test_any_label_is_kept_exactly_and_found_again(
+    house: Suite, ada: Client, label: str
+) -> None:
+    scope = asset_pb2.AssetScope(
+        session_id=label, room_id=label, product_id=label, dataset_id=label
+    )
     tags = [label[:64], "%_\\", "{}", "$1", '","', "NULL"]
     metadata = {"%": label, "'": [1, 2.5, None, True, {"$ne": label}], "n": 2**53}
     asset = await flows.upload(ada, DATA, scope=scope, tags=tags, metadata=metadata)
     assert asset.scope == scope and list(asset.tags) == tags and dict(asset.metadata)["%"] == label
     assert MessageToDict(asset.metadata)["'"] == [1, 2.5, None, True, {"$ne": label}]
-    found = await flows.assets(ada).ListAssets(asset_pb2.ListAssetsRequest(session_id=label, room_id=label))
+    found = await flows.assets(ada).ListAssets(
+        asset_pb2.ListAssetsRequest(session_id=label, room_id=label)
+    )
     assert [item.id for item in found.assets] == [asset.id]
     async with browser() as http:
         assert (await http.get(asset.original_url)).content == DATA
@@ -487,13 +606,19 @@ async def test_a_stream_that_breaks_its_rules_is_refused(house: Suite, ada: Clie
     short = await streamed(ada, head, upload_pb2.UploadRequest(chunk=DATA[:-1]))
     assert short.metadata["rejection"] in ("SIZE_MISMATCH", "HASH_MISMATCH")
     assert objects(house, ada) == []
-    states = house.sql("SELECT DISTINCT state FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",))
+    states = house.sql(
+        "SELECT DISTINCT state FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",)
+    )
     assert states == [("rejected",)]
 
 
-async def test_a_stream_that_is_broken_off_leaves_no_bytes_and_no_ready_row(house: Suite, ada: Client) -> None:
+async def test_a_stream_that_is_broken_off_leaves_no_bytes_and_no_ready_row(
+    house: Suite, ada: Client
+) -> None:
     async def half() -> Any:
-        yield upload_pb2.UploadRequest(head={"request_id": "r", "declaration": flows.declaration(DATA)})
+        yield upload_pb2.UploadRequest(
+            head={"request_id": "r", "declaration": flows.declaration(DATA)}
+        )
         yield upload_pb2.UploadRequest(chunk=DATA[:100])
         await asyncio.sleep(60)
 
@@ -509,4 +634,6 @@ async def test_a_stream_that_is_broken_off_leaves_no_bytes_and_no_ready_row(hous
     assert house.sql(mine, (f"user:{ada.subject}",)) == [("pending",)]
     head = upload_pb2.UploadHead(request_id="r", declaration=flows.declaration(DATA))
     assert (await flows.stream_upload(ada, head, DATA)).state == READY
-    assert house.sql(mine, (f"user:{ada.subject}",)) == [("ready",)], "the repeat went on with the same asset"
+    assert house.sql(mine, (f"user:{ada.subject}",)) == [("ready",)], (
+        "the repeat went on with the same asset"
+    )

@@ -1,5 +1,5 @@
-"""A2, A25: what URLs promise, on a disk and on S3 alike: public ones are stable, hashed and cached for good; private
-ones signed and short-lived; nothing that could run is ever shown in place."""
+"""A2, A25: what URLs promise, on a disk and on S3 alike: public ones are stable, hashed and cached
+for good; private ones signed and short-lived; nothing that could run is ever shown in place."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -20,9 +20,12 @@ FOREVER = "public, max-age=31536000, immutable"
 
 @pytest.fixture(scope="module", params=["disk", pytest.param("s3", marks=pytest.mark.needs_go)])
 async def stored(
-    request: pytest.FixtureRequest, cluster: Cluster, keys: Keys, disk: DiskServer,
+    request: pytest.FixtureRequest,
+    cluster: Cluster,
+    keys: Keys,
+    disk: DiskServer,
     tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Suite]:  # fmt: skip
+) -> AsyncIterator[Suite]:
     """A suite of its own on each kind of store."""
     async with suite(cluster, keys, disk) as made:
         if request.param == "disk":
@@ -32,9 +35,12 @@ async def stored(
             return
         with versitygw.running(tmp_path_factory.mktemp("urls")) as gateway:
             made.overrides |= {
-                "storage": "s3", "s3_endpoint": gateway.endpoint, "s3_bucket": gateway.bucket,
-                "s3_access_key": gateway.access_key, "s3_secret_key": gateway.secret_key,
-            }  # fmt: skip
+                "storage": "s3",
+                "s3_endpoint": gateway.endpoint,
+                "s3_bucket": gateway.bucket,
+                "s3_access_key": gateway.access_key,
+                "s3_secret_key": gateway.secret_key,
+            }
             await made.serve("assets")
             await made.work("assets")
             yield made
@@ -59,9 +65,14 @@ async def test_a_public_files_url_is_stable_names_its_content_and_is_cached_for_
         variants = await flows.variants_of(ada, asset.id)
         shown = await flows.get(ada, asset.id, include_urls=True)
         again = await flows.get(stored.client("bob"), asset.id, include_urls=True)
-        assert shown.original_url == again.original_url and shown.thumbnail_url == again.thumbnail_url
+        assert (
+            shown.original_url == again.original_url and shown.thumbnail_url == again.thumbnail_url
+        )
         thumb = variants["thumb"]
-        for url, sha256 in ((shown.original_url, asset.sha256), (shown.thumbnail_url, thumb.sha256)):
+        for url, sha256 in (
+            (shown.original_url, asset.sha256),
+            (shown.thumbnail_url, thumb.sha256),
+        ):
             parts = urlsplit(url)
             assert sha256[:16] in parts.path and not parts.query, "no signature that would change"
             answer = await fetched(url)
@@ -79,11 +90,15 @@ async def test_one_call_makes_a_hashed_public_url_too(stored: Suite, ada: Client
     url = (await flows.get(ada, asset.id, include_urls=True)).original_url
     assert asset.sha256[:16] in url and (await fetched(url)).content == DATA
     folder = asset.file_path.rpartition("/")[0]
-    kept = [path for path in stored.storage.root.rglob("*") if folder in str(path) and path.is_file()]
+    kept = [
+        path for path in stored.storage.root.rglob("*") if folder in str(path) and path.is_file()
+    ]
     assert len(kept) <= 1, "the name before the hash was known is gone"
 
 
-async def test_making_a_file_public_and_private_again_moves_its_url(stored: Suite, ada: Client) -> None:
+async def test_making_a_file_public_and_private_again_moves_its_url(
+    stored: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(ada, asset.id)
     await flows.update(ada, asset.id, visibility=PUBLIC)
@@ -96,8 +111,14 @@ async def test_making_a_file_public_and_private_again_moves_its_url(stored: Suit
     assert (await fetched(public.thumbnail_url)).status_code in (403, 404)
 
 
-async def test_what_could_run_is_a_download_also_when_it_is_public(stored: Suite, ada: Client) -> None:
-    document = {"kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf", "file_name": "Plan ü.pdf"}
+async def test_what_could_run_is_a_download_also_when_it_is_public(
+    stored: Suite, ada: Client
+) -> None:
+    document = {
+        "kind": asset_pb2.ASSET_KIND_DOCUMENT,
+        "mime_type": "application/pdf",
+        "file_name": "Plan ü.pdf",
+    }
     for visibility in (PUBLIC, PRIVATE):
         asset = await flows.upload(ada, pictures.pdf(), visibility=visibility, **document)
         answer = await fetched(asset.original_url)
@@ -111,7 +132,8 @@ async def test_a_private_url_is_signed_named_and_answers_ranges(stored: Suite, a
     asset = await flows.upload(ada, DATA, file_name="Front ü.jpg")
     answer = await fetched(asset.original_url)
     assert (
-        answer.headers["content-disposition"].startswith("inline") and "%C3%BC" in answer.headers["content-disposition"]
+        answer.headers["content-disposition"].startswith("inline")
+        and "%C3%BC" in answer.headers["content-disposition"]
     )
     assert "immutable" not in answer.headers.get("cache-control", "")
     part = await fetched(asset.original_url, Range="bytes=10-19")
@@ -136,7 +158,10 @@ async def test_a_cdn_stands_in_public_urls_only(stored: Suite, ada: Client) -> N
         path = urlsplit(shown.original_url).path
         assert shown.original_url.startswith("https://cdn.example.com/files/public/assets/")
         assert path.removeprefix("/files/") == asset.file_path
-        assert "cdn.example.com" not in (await flows.get(client, private.id, include_urls=True)).original_url
+        assert (
+            "cdn.example.com"
+            not in (await flows.get(client, private.id, include_urls=True)).original_url
+        )
     finally:
         del stored.overrides["public_url"]
         await stored.stop("assets")

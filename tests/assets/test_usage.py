@@ -68,7 +68,9 @@ async def test_changes_record_themselves_at_once(ada: Client) -> None:
     await record(ada, asset.id, CONVERT)
     found = await history(ada, asset_id=asset.id)
     assert [use.action for use in found] == [CONVERT, UPDATE, UPLOAD]
-    assert {use.actor for use in found} == {ada.subject} and {use.ip_address for use in found} == {"127.0.0.1"}
+    assert {use.actor for use in found} == {ada.subject} and {use.ip_address for use in found} == {
+        "127.0.0.1"
+    }
     assert all(use.user_agent.startswith("grpc-python") for use in found)
     assert await stats(ada, asset_id=asset.id) == {UPLOAD: (1, 0), UPDATE: (1, 0), CONVERT: (1, 0)}
 
@@ -85,7 +87,9 @@ async def test_a_delete_is_recorded_once_whichever_way_it_goes(ada: Client) -> N
         await flows.assets(ada).BatchDeleteAssets(asked)
     await flows.get(ada, batched, include_urls=True)  # shows no picture
     found = await until(ada, 3, action=DELETE)
-    assert {(use.asset_id, use.actor) for use in found} == {(i, ada.subject) for i in (trashed, purged, batched)}
+    assert {(use.asset_id, use.actor) for use in found} == {
+        (i, ada.subject) for i in (trashed, purged, batched)
+    }
     assert await stats(ada) == {UPLOAD: (3, 0), DELETE: (3, 0)}
 
 
@@ -107,8 +111,11 @@ async def test_reads_are_recorded_soon_and_only_those_that_show_the_image(ada: C
     await download(ada, asset.id, "thumb")
     found = await until(ada, 4, asset_id=asset.id)
     assert sorted((use.action, dict(use.metadata).get("variant", "")) for use in found) == [
-        (UPLOAD, ""), (VIEW, ""), (DOWNLOAD, ""), (DOWNLOAD, "thumb"),
-    ]  # fmt: skip
+        (UPLOAD, ""),
+        (VIEW, ""),
+        (DOWNLOAD, ""),
+        (DOWNLOAD, "thumb"),
+    ]
     assert await stats(ada, asset_id=asset.id) == {UPLOAD: (1, 0), VIEW: (1, 0), DOWNLOAD: (2, 0)}
 
 
@@ -124,14 +131,20 @@ async def test_an_albums_download_is_one_of_each_image(ada: Client) -> None:
     assert {dict(use.metadata)["album_id"] for use in found} == {album.id}
 
 
-async def test_the_owner_learns_how_often_and_not_who(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
+async def test_the_owner_learns_how_often_and_not_who(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
     asset = await flows.upload(ada, DATA, visibility=PUBLIC)
     others = [caller(role) for role in ("user", "vendor", "anonymous")]
     for other in others:
         await record(other, asset.id, SHARE, session_id="s", metadata={"where": "blog"})
         await flows.get(other, asset.id, include_urls=True)
         [view, share] = await until(other, 2)
-        assert (share.session_id, dict(share.metadata), share.asset_id) == ("s", {"where": "blog"}, asset.id)
+        assert (share.session_id, dict(share.metadata), share.asset_id) == (
+            "s",
+            {"where": "blog"},
+            asset.id,
+        )
         assert view.action == VIEW
         assert await stats(other) == {} and await stats(other, asset_id=asset.id) == {}
     assert (await stats(ada, asset_id=asset.id))[SHARE] == (0, 3)
@@ -162,15 +175,18 @@ async def test_a_conversions_inputs_are_recorded_once_per_holder(
     conversions = house.as_token(house.keys.service_token("conversions", f"user:{ada.subject}"))
     for conversion in ("c1", "c1", "c2"):
         request = asset_pb2.AcquireReferencesRequest(
-            holder=f"conversions/conversions/{conversion}", asset_ids=[cloth.id], conversion_id=conversion
+            holder=f"conversions/conversions/{conversion}",
+            asset_ids=[cloth.id],
+            conversion_id=conversion,
         )
         await flows.assets(conversions).AcquireReferences(request)
     await flows.assets(conversions).AcquireReferences(
         asset_pb2.AcquireReferencesRequest(holder="other", asset_ids=[cloth.id])
     )
     assert [(use.action, use.conversion_id, use.ip_address) for use in await history(ada)] == [
-        (USE, "c2", ""), (USE, "c1", ""),
-    ]  # fmt: skip
+        (USE, "c2", ""),
+        (USE, "c1", ""),
+    ]
     assert (await stats(owner, asset_id=cloth.id))[USE] == (0, 2)
     await download(conversions, cloth.id)
     await record(ada, cloth.id, VIEW)
@@ -185,12 +201,19 @@ async def test_history_survives_the_image(house: Suite, ada: Client) -> None:
     assert (await calls.refusal(record(ada, asset.id))).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_what_may_not_be_used_is_not_recorded(house: Suite, ada: Client, caller: Callable[..., Client]) -> None:
+async def test_what_may_not_be_used_is_not_recorded(
+    house: Suite, ada: Client, caller: Callable[..., Client]
+) -> None:
     pending = (await flows.announce(ada, DATA)).asset
     deleted = await flows.upload(ada, DATA)
-    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (deleted.id,))
+    await house.change(
+        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
+        (deleted.id,),
+    )
     for asset_id in (pending.id, deleted.id):
-        assert (await calls.refusal(record(ada, asset_id))).code is grpc.StatusCode.FAILED_PRECONDITION
+        assert (
+            await calls.refusal(record(ada, asset_id))
+        ).code is grpc.StatusCode.FAILED_PRECONDITION
     foreign = await flows.upload(caller(), DATA)
     for asset_id in (foreign.id, flows.request_id()):
         assert (await calls.refusal(record(ada, asset_id))).code is grpc.StatusCode.NOT_FOUND
@@ -213,7 +236,9 @@ async def test_pages_filters_and_dates(ada: Client) -> None:
     assert seen[:12] == ids and not token
     shares = [use.id for use in made if use.asset_id == one.id and use.action == SHARE]
     assert [use.id for use in await history(ada, asset_id=one.id, action=SHARE)] == shares
-    between = await history(ada, created_from=made[8].create_time, created_before=made[4].create_time)
+    between = await history(
+        ada, created_from=made[8].create_time, created_before=made[4].create_time
+    )
     assert [use.id for use in between] == ids[5:9]
 
 
@@ -227,8 +252,9 @@ async def test_sums_are_by_day(house: Suite, ada: Client) -> None:
         )
     answer = await stub(ada).GetUsageStats(pb.GetUsageStatsRequest(asset_id=asset.id))
     assert [(day.day, day.by_owner) for day in answer.days if day.action == VIEW] == [
-        (str(today - timedelta(1)), 1), (str(today - timedelta(30)), 30),
-    ]  # fmt: skip
+        (str(today - timedelta(1)), 1),
+        (str(today - timedelta(30)), 30),
+    ]
     old = today - timedelta(400)
     assert await stats(ada, first_day=str(old), last_day=str(old)) == {VIEW: (400, 1)}
     assert await stats(ada, first_day="0001-01-01", last_day="0001-01-01") == {}
@@ -239,8 +265,9 @@ async def test_addresses_are_shortened_in_time(house: Suite, ada: Client) -> Non
     rows = [(9, "203.0.113.77"), (9, "2001:db8:1:2::3"), (9, None), (1, "203.0.113.78")]
     for days, ip in rows:
         house.sql(
-            "INSERT INTO assets.usage_events (id, owner, actor, asset_id, action, ip, user_agent, created_at)"
-            " VALUES (gen_random_uuid(), %s, 'x', %s, 'view', %s, 'Mozilla/5.0 (X11)', now() - %s)",
+            "INSERT INTO assets.usage_events (id, owner, actor, asset_id, action, ip, user_agent,"
+            " created_at) VALUES (gen_random_uuid(), %s, 'x', %s, 'view', %s, 'Mozilla/5.0 (X11)',"
+            " now() - %s)",
             (f"user:{ada.subject}", asset.id, ip, timedelta(days)),
         )
     db = Database(house.settings("assets", "worker"), "assets")
@@ -252,19 +279,31 @@ async def test_addresses_are_shortened_in_time(house: Suite, ada: Client) -> Non
         await db.close()
     found = [(use.ip_address, use.user_agent) for use in await history(ada, action=VIEW)]
     assert found[0] == ("203.0.113.78", "Mozilla/5.0 (X11)")
-    assert sorted(found[1:]) == [("", "Mozilla"), ("2001:db8:1::/48", "Mozilla"), ("203.0.113.0/24", "Mozilla")]
+    assert sorted(found[1:]) == [
+        ("", "Mozilla"),
+        ("2001:db8:1::/48", "Mozilla"),
+        ("203.0.113.0/24", "Mozilla"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"action": 0}, "action"), ({"action": UPLOAD}, "action"), ({"action": DELETE}, "action"),
-        ({"action": UPDATE}, "action"), ({"action": USE}, "action"), ({"action": 99}, "action"),
-        ({"session_id": "x" * 129}, "session_id"), ({"conversion_id": "x" * 129}, "conversion_id"),
-        ({"metadata": {"x": "y" * 5000}}, "metadata"), ({"asset_id": "x"}, "asset_id"),
+        ({"action": 0}, "action"),
+        ({"action": UPLOAD}, "action"),
+        ({"action": DELETE}, "action"),
+        ({"action": UPDATE}, "action"),
+        ({"action": USE}, "action"),
+        ({"action": 99}, "action"),
+        ({"session_id": "x" * 129}, "session_id"),
+        ({"conversion_id": "x" * 129}, "conversion_id"),
+        ({"metadata": {"x": "y" * 5000}}, "metadata"),
+        ({"asset_id": "x"}, "asset_id"),
     ],
-)  # fmt: skip
-async def test_a_record_that_breaks_a_rule_is_refused(ada: Client, fields: dict[str, Any], path: str) -> None:
+)
+async def test_a_record_that_breaks_a_rule_is_refused(
+    ada: Client, fields: dict[str, Any], path: str
+) -> None:
     request = pb.RecordUsageRequest(**{"asset_id": flows.request_id(), "action": SHARE, **fields})
     refused = await calls.refusal(stub(ada).RecordUsage(request))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
@@ -274,20 +313,35 @@ async def test_a_record_that_breaks_a_rule_is_refused(ada: Client, fields: dict[
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"first_day": "2026-13-01"}, "first_day"), ({"last_day": "2026-02-30"}, "last_day"),
-        ({"first_day": "yesterday"}, "first_day"), ({"first_day": "2026-02-02", "last_day": "2026-02-01"}, "first_day"),
-        ({"first_day": "2024-01-01", "last_day": "2026-01-01"}, "first_day"), ({"asset_id": "x"}, "asset_id"),
+        ({"first_day": "2026-13-01"}, "first_day"),
+        ({"last_day": "2026-02-30"}, "last_day"),
+        ({"first_day": "yesterday"}, "first_day"),
+        ({"first_day": "2026-02-02", "last_day": "2026-02-01"}, "first_day"),
+        ({"first_day": "2024-01-01", "last_day": "2026-01-01"}, "first_day"),
+        ({"asset_id": "x"}, "asset_id"),
     ],
-)  # fmt: skip
-async def test_sums_of_impossible_days_are_refused(ada: Client, fields: dict[str, Any], path: str) -> None:
+)
+async def test_sums_of_impossible_days_are_refused(
+    ada: Client, fields: dict[str, Any], path: str
+) -> None:
     refused = await calls.refusal(stub(ada).GetUsageStats(pb.GetUsageStatsRequest(**fields)))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
 
 
 async def test_text_is_text(ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
-    for text in ("%_\\", "'; DROP TABLE usage_events; --", "$.a", "\u202egpj", "👩‍👩‍👧", "e\u0301", "x" * 128):
-        made = await record(ada, asset.id, session_id=text, conversion_id=text, metadata={text: text})
+    for text in (
+        "%_\\",
+        "'; DROP TABLE usage_events; --",
+        "$.a",
+        "\u202egpj",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "x" * 128,
+    ):
+        made = await record(
+            ada, asset.id, session_id=text, conversion_id=text, metadata={text: text}
+        )
         [found, *_] = await history(ada, action=SHARE, page_size=1)
         assert (found, found.session_id, found.conversion_id) == (made, text, text)
         assert dict(found.metadata) == {text: text}
@@ -304,7 +358,9 @@ async def test_notes_outlive_a_stop_and_are_counted_once(atelier: Suite) -> None
         await flows.get(ada, asset.id, include_urls=True)
     await atelier.stop("assets")
     assert atelier.sql("SELECT count(*) FROM assets.usage_events WHERE action = 'view'") == [(7,)]
-    assert atelier.sql("SELECT by_owner, by_others FROM assets.usage_days WHERE action = 'view'") == [(7, 0)]
+    assert atelier.sql(
+        "SELECT by_owner, by_others FROM assets.usage_days WHERE action = 'view'"
+    ) == [(7, 0)]
 
 
 async def test_a_read_is_answered_though_its_use_cannot_be_written(atelier: Suite) -> None:
@@ -355,8 +411,15 @@ class Context:
 async def test_only_trusted_proxies_are_believed(
     peer: str, forwarded: str | None, trusted: str, ip: str | None
 ) -> None:
-    agent: list[tuple[str, str | bytes]] = [("user-agent", "front\x00end/1.0 " + "x" * 400), ("trace-bin", b"\xff")]
-    origin.enter(Context(peer, [*agent, *([("x-forwarded-for", forwarded)] if forwarded is not None else [])]))
+    agent: list[tuple[str, str | bytes]] = [
+        ("user-agent", "front\x00end/1.0 " + "x" * 400),
+        ("trace-bin", b"\xff"),
+    ]
+    origin.enter(
+        Context(
+            peer, [*agent, *([("x-forwarded-for", forwarded)] if forwarded is not None else [])]
+        )
+    )
     found = origin.current(origin.networks(trusted))
     assert found.ip == ip and found.user_agent == ("frontend/1.0 " + "x" * 400)[:300]
 

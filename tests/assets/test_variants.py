@@ -34,8 +34,12 @@ READY = asset_pb2.VARIANT_STATE_READY
 PICTURE = flows.jpeg(64, 48)
 
 
-async def regenerate(client: Client, asset_id: str, *presets: str, request_id: str = "") -> list[asset_pb2.Variant]:
-    request = variant_pb2.RegenerateVariantsRequest(asset_id=asset_id, presets=presets, request_id=request_id)
+async def regenerate(
+    client: Client, asset_id: str, *presets: str, request_id: str = ""
+) -> list[asset_pb2.Variant]:
+    request = variant_pb2.RegenerateVariantsRequest(
+        asset_id=asset_id, presets=presets, request_id=request_id
+    )
     return list((await flows.variants(client).RegenerateVariants(request)).variants)
 
 
@@ -46,7 +50,9 @@ async def fetched(url: str) -> Any:
         return answer
 
 
-async def test_each_preset_has_its_size_and_format_and_says_the_truth_about_itself(house: Suite, ada: Client) -> None:
+async def test_each_preset_has_its_size_and_format_and_says_the_truth_about_itself(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, flows.jpeg(2400, 1200))
     variants = await flows.variants_of(ada, asset.id)
     assert variants.keys() == PRESETS.keys()
@@ -55,9 +61,16 @@ async def test_each_preset_has_its_size_and_format_and_says_the_truth_about_itse
         assert (variant.state, variant.mime_type) == (READY, mime_type)
         answer = await fetched(variant.url)
         assert answer.headers["content-type"] == mime_type
-        assert (len(answer.content), hashlib.sha256(answer.content).hexdigest()) == (variant.size_bytes, variant.sha256)
+        assert (len(answer.content), hashlib.sha256(answer.content).hexdigest()) == (
+            variant.size_bytes,
+            variant.sha256,
+        )
         picture = pyvips.Image.new_from_buffer(answer.content, "")
-        assert (picture.width, picture.height) == (variant.width, variant.height) == (longest, longest // 2)
+        assert (
+            (picture.width, picture.height)
+            == (variant.width, variant.height)
+            == (longest, longest // 2)
+        )
 
 
 async def test_a_picture_is_never_enlarged(house: Suite, ada: Client) -> None:
@@ -66,7 +79,9 @@ async def test_a_picture_is_never_enlarged(house: Suite, ada: Client) -> None:
     assert {(v.width, v.height) for v in variants.values()} == {(100, 50)}
 
 
-async def test_it_is_turned_upright_and_loses_what_the_camera_knew(house: Suite, ada: Client) -> None:
+async def test_it_is_turned_upright_and_loses_what_the_camera_knew(
+    house: Suite, ada: Client
+) -> None:
     picture = pictures.quadrants(200, 100).copy()
     picture.set_type(pyvips.GValue.gint_type, "orientation", 6)
     picture.set_type(pyvips.GValue.gstr_type, "exif-ifd0-Artist", "canary-artist")
@@ -88,22 +103,33 @@ async def test_the_thumbnail_has_a_url_of_its_own(house: Suite, ada: Client) -> 
     assert not (await flows.get(ada, asset.id)).thumbnail_url
 
 
-async def test_urls_come_only_when_asked_for_and_only_for_ready_ones(house: Suite, ada: Client) -> None:
+async def test_urls_come_only_when_asked_for_and_only_for_ready_ones(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     await flows.variants_of(ada, asset.id)
-    answer = await flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=asset.id))
+    answer = await flows.variants(ada).ListVariants(
+        variant_pb2.ListVariantsRequest(asset_id=asset.id)
+    )
     assert [v.preset for v in answer.variants] == sorted(PRESETS)
     assert {v.url for v in answer.variants} == {""}
     pending = await flows.announce(ada, flows.jpeg(64, 48))
-    answer = await flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=pending.asset.id))
+    answer = await flows.variants(ada).ListVariants(
+        variant_pb2.ListVariantsRequest(asset_id=pending.asset.id)
+    )
     assert list(answer.variants) == []
 
 
-async def test_making_them_again_replaces_the_files_and_keeps_the_ids(house: Suite, ada: Client) -> None:
+async def test_making_them_again_replaces_the_files_and_keeps_the_ids(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     before = await flows.variants_of(ada, asset.id)
     asked = {v.preset: v for v in await regenerate(ada, asset.id, "thumb", "avif")}
-    assert {name for name, v in asked.items() if v.state == asset_pb2.VARIANT_STATE_PENDING} == {"thumb", "avif"}
+    assert {name for name, v in asked.items() if v.state == asset_pb2.VARIANT_STATE_PENDING} == {
+        "thumb",
+        "avif",
+    }
     after = await flows.variants_of(ada, asset.id)
     assert {name: v.id for name, v in after.items()} == {name: v.id for name, v in before.items()}
     folder = next(house.storage.root.rglob(f"{asset.id}/variants"))
@@ -123,13 +149,15 @@ async def test_asking_while_they_are_made_starts_no_second_run(atelier: Suite) -
     assert atelier.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(1,)]
     await atelier.work("assets")
     await flows.variants_of(ada, asset.id)
-    assert atelier.sql("SELECT outcome, number, input_bytes > 0, output_bytes > 0 FROM assets.attempts") == [
-        ("succeeded", 1, True, True)
-    ]
+    assert atelier.sql(
+        "SELECT outcome, number, input_bytes > 0, output_bytes > 0 FROM assets.attempts"
+    ) == [("succeeded", 1, True, True)]
 
 
 async def test_what_can_have_no_variants_says_so(house: Suite, ada: Client) -> None:
-    pdf = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+    pdf = await flows.upload(
+        ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
+    )
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
     for asset, word in ((pdf, "PDF"), (pending, "pending")):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -140,11 +168,18 @@ async def test_what_can_have_no_variants_says_so(house: Suite, ada: Client) -> N
 
 @pytest.mark.parametrize(
     ("presets", "path"),
-    [(["huge"], "presets[0]"), (["thumb", "Thumb"], "presets[1]"), (["thumb", "thumb"], "presets"),
-     ([""], "presets[0]"),
-     (["x" * 41], "presets[0]"), ([f"p{n}" for n in range(21)], "presets")],
-)  # fmt: skip
-async def test_unknown_presets_are_refused(house: Suite, ada: Client, presets: list[str], path: str) -> None:
+    [
+        (["huge"], "presets[0]"),
+        (["thumb", "Thumb"], "presets[1]"),
+        (["thumb", "thumb"], "presets"),
+        ([""], "presets[0]"),
+        (["x" * 41], "presets[0]"),
+        ([f"p{n}" for n in range(21)], "presets"),
+    ],
+)
+async def test_unknown_presets_are_refused(
+    house: Suite, ada: Client, presets: list[str], path: str
+) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await regenerate(ada, asset.id, *presets)
@@ -152,7 +187,9 @@ async def test_unknown_presets_are_refused(house: Suite, ada: Client, presets: l
     assert calls.refusal_of(refused.value).fields == [path]
 
 
-async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(house: Suite, ada: Client) -> None:
+async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(
+    house: Suite, ada: Client
+) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     await flows.variants_of(ada, asset.id)
     (house.storage.root / "objects").exists()
@@ -211,7 +248,11 @@ async def test_a_purge_between_claim_and_fetch_ends_the_job_quietly(atelier: Sui
 async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_made_a_thumbnail(
     house: Suite, ada: Client
 ) -> None:
-    for uploaded in (asset_pb2.ASSET_KIND_PHOTO, asset_pb2.ASSET_KIND_CLOTH, asset_pb2.ASSET_KIND_LOGO):
+    for uploaded in (
+        asset_pb2.ASSET_KIND_PHOTO,
+        asset_pb2.ASSET_KIND_CLOTH,
+        asset_pb2.ASSET_KIND_LOGO,
+    ):
         asset = await flows.upload(ada, PICTURE, kind=uploaded)
         assert set(await flows.variants_of(ada, asset.id)) == set(PRESETS)
     for name in ("RESULT", "GENERATED", "CLOSEUP", "SKETCH", "EXPORT", "RENDER"):
@@ -224,31 +265,46 @@ async def test_an_operator_adds_and_changes_presets_and_says_which_are_made_at_o
     atelier: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoom = {"name": "zoom", "width": 90, "height": 40, "format": "jpeg", "quality": 60}
-    monkeypatch.setenv("ATELIER_VARIANT_PRESETS", json.dumps([zoom, {"name": "small", "width": 50, "height": 50}]))
-    monkeypatch.setenv("ATELIER_ASSETS_EAGER_VARIANTS", json.dumps({"photo": ["zoom", "small"], "reference": []}))
+    monkeypatch.setenv(
+        "ATELIER_VARIANT_PRESETS", json.dumps([zoom, {"name": "small", "width": 50, "height": 50}])
+    )
+    monkeypatch.setenv(
+        "ATELIER_ASSETS_EAGER_VARIANTS", json.dumps({"photo": ["zoom", "small"], "reference": []})
+    )
     await atelier.serve("assets")
     await atelier.work("assets")
     ada = atelier.client("ada")
     photo = await flows.upload(ada, flows.jpeg(200, 100), kind=asset_pb2.ASSET_KIND_PHOTO)
     made = await flows.variants_of(ada, photo.id)
     assert {name: (v.mime_type, v.width, v.height) for name, v in made.items()} == {
-        "zoom": ("image/jpeg", 80, 40), "small": ("image/webp", 50, 25),
-    }  # fmt: skip
+        "zoom": ("image/jpeg", 80, 40),
+        "small": ("image/webp", 50, 25),
+    }
     reference = await flows.upload(ada, PICTURE, kind=asset_pb2.ASSET_KIND_REFERENCE)
-    answer = await flows.variants(ada).ListVariants(variant_pb2.ListVariantsRequest(asset_id=reference.id))
+    answer = await flows.variants(ada).ListVariants(
+        variant_pb2.ListVariantsRequest(asset_id=reference.id)
+    )
     assert not answer.variants
     product = await flows.upload(ada, PICTURE)
-    assert set(await flows.variants_of(ada, product.id)) == set(PRESETS), "kinds that aren't named keep the usual ones"
+    assert set(await flows.variants_of(ada, product.id)) == set(PRESETS), (
+        "kinds that aren't named keep the usual ones"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
-    [("VARIANT_PRESETS", '[{"name": "Big", "width": 9, "height": 9}]', "name"),
-     ("VARIANT_PRESETS", '[{"name": "big", "width": 99999, "height": 9}]', "width"),
-     ("VARIANT_PRESETS", '[{"name": "big", "width": 9, "height": 9, "format": "svg"}]', "format"),
-     ("EAGER_VARIANTS", '{"photos": ["thumb"]}', "no kind 'photos'"),
-     ("EAGER_VARIANTS", '{"photo": ["huge"]}', "'huge' is not a preset")],
-)  # fmt: skip
+    [
+        ("VARIANT_PRESETS", '[{"name": "Big", "width": 9, "height": 9}]', "name"),
+        ("VARIANT_PRESETS", '[{"name": "big", "width": 99999, "height": 9}]', "width"),
+        (
+            "VARIANT_PRESETS",
+            '[{"name": "big", "width": 9, "height": 9, "format": "svg"}]',
+            "format",
+        ),
+        ("EAGER_VARIANTS", '{"photos": ["thumb"]}', "no kind 'photos'"),
+        ("EAGER_VARIANTS", '{"photo": ["huge"]}', "'huge' is not a preset"),
+    ],
+)
 def test_a_setting_that_makes_no_sense_stops_start_up_and_says_why(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:

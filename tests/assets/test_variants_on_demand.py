@@ -1,4 +1,5 @@
-"""A9: a preset that isn't made yet is made when somebody asks for it, once, and what can't be made says why."""
+"""A9: a preset that isn't made yet is made when somebody asks for it, once, and what can't be made
+says why."""
 
 import asyncio
 import hashlib
@@ -33,7 +34,9 @@ def download(client: Client, asset_id: str, preset: str, **options: Any) -> Any:
 
 
 async def regenerate(client: Client, asset_id: str, **fields: Any) -> None:
-    await flows.variants(client).RegenerateVariants(variant_pb2.RegenerateVariantsRequest(asset_id=asset_id, **fields))
+    await flows.variants(client).RegenerateVariants(
+        variant_pb2.RegenerateVariantsRequest(asset_id=asset_id, **fields)
+    )
 
 
 async def fetched(url: str) -> bytes:
@@ -42,17 +45,26 @@ async def fetched(url: str) -> bytes:
 
 
 async def test_asking_for_a_preset_that_is_not_made_yet_makes_it(house: Suite, ada: Client) -> None:
-    asset = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_GENERATED)
+    asset = await flows.made_by_a_service(
+        house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_GENERATED
+    )
     large = await got(ada, asset.id, "large", wait=True, include_urls=True)
     assert (large.state, large.width, large.height) == (READY, 64, 48)
     assert len(await fetched(large.url)) == large.size_bytes
     again = await got(ada, asset.id, "large", wait=True)
-    assert (again.sha256, again.update_time) == (large.sha256, large.update_time), "asking again makes nothing again"
+    assert (again.sha256, again.update_time) == (
+        large.sha256,
+        large.update_time,
+    ), "asking again makes nothing again"
     assert set(await flows.variants_of(ada, asset.id)) == {"thumb", "large"}
 
 
-async def test_downloading_a_preset_that_is_not_made_yet_makes_it(house: Suite, ada: Client) -> None:
-    asset = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_SKETCH)
+async def test_downloading_a_preset_that_is_not_made_yet_makes_it(
+    house: Suite, ada: Client
+) -> None:
+    asset = await flows.made_by_a_service(
+        house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_SKETCH
+    )
     content = b"".join([part.chunk async for part in download(ada, asset.id, "avif")])
     assert hashlib.sha256(content).hexdigest() == (await got(ada, asset.id, "avif")).sha256
 
@@ -65,19 +77,26 @@ async def test_many_who_ask_first_at_once_start_one_run(atelier: Suite) -> None:
     assert len({v.id for v in asked}) == 1 and {v.state for v in asked} == {PENDING}
     runs = "SELECT count(*) FROM assets.renditions WHERE presets = '{small}'"
     assert atelier.sql(runs) == [(1,)]
-    # Nobody works yet. A download says within its deadline what to do next; waiting ends with the row as it is.
+    # Nobody works yet. A download says within its deadline what to do next; waiting ends with the
+    # row as it is.
     refused = await calls.refusal(download(callers[0], asset.id, "small", timeout=1))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refused.detail(error_details_pb2.RetryInfo).retry_delay.seconds > 0
     request = variant_pb2.GetVariantRequest(asset_id=asset.id, preset="small", wait=True)
-    assert (await flows.variants(callers[0]).GetVariant(request, timeout=1)).variant.state == PENDING
+    assert (
+        await flows.variants(callers[0]).GetVariant(request, timeout=1)
+    ).variant.state == PENDING
     await atelier.work("assets")
     assert (await got(callers[0], asset.id, "small", wait=True)).state == READY
     assert atelier.sql(runs) == [(1,)]
 
 
-async def test_a_failed_variant_says_why_and_is_tried_again_only_if_that_may_help(house: Suite, ada: Client) -> None:
-    asset = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_RESULT)
+async def test_a_failed_variant_says_why_and_is_tried_again_only_if_that_may_help(
+    house: Suite, ada: Client
+) -> None:
+    asset = await flows.made_by_a_service(
+        house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_RESULT
+    )
     await flows.variants_of(ada, asset.id)
     storage = open_storage(house.settings("assets", "worker"))
     await storage.put(asset.file_path, PICTURE[: len(PICTURE) // 2], content_type="image/jpeg")
@@ -87,8 +106,13 @@ async def test_a_failed_variant_says_why_and_is_tried_again_only_if_that_may_hel
         assert "damaged" in small.error_message
     refused = await calls.refusal(download(ada, asset.id, "small"))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "CORRUPT" in refused.text
-    tries = "SELECT count(*) FROM assets.attempts t JOIN assets.renditions r ON r.id = t.job_id WHERE r.asset_id = %s"
-    assert house.sql(tries, (asset.id,)) == [(2,)], "one for the thumbnail, one that failed for good"
+    tries = (
+        "SELECT count(*) FROM assets.attempts t JOIN assets.renditions r ON r.id = t.job_id WHERE"
+        " r.asset_id = %s"
+    )
+    assert house.sql(tries, (asset.id,)) == [(2,)], (
+        "one for the thumbnail, one that failed for good"
+    )
 
     await storage.delete([asset.file_path])
     assert (await got(ada, asset.id, "large", wait=True)).error_class == "ORIGINAL_GONE"
@@ -103,11 +127,14 @@ async def test_a_failed_variant_says_why_and_is_tried_again_only_if_that_may_hel
     assert (await flows.variants_of(ada, asset.id))["small"].state == READY, "unless it is named"
 
 
-async def test_others_may_have_variants_of_public_images_made_but_not_many_at_once(atelier: Suite) -> None:
+async def test_others_may_have_variants_of_public_images_made_but_not_many_at_once(
+    atelier: Suite,
+) -> None:
     await atelier.serve("assets")
     ada, bob = atelier.client("ada"), atelier.client("bob")
     public = [
-        await flows.upload(ada, flows.jpeg(64, 48, seed=n), visibility=asset_pb2.VISIBILITY_PUBLIC) for n in range(6)
+        await flows.upload(ada, flows.jpeg(64, 48, seed=n), visibility=asset_pb2.VISIBILITY_PUBLIC)
+        for n in range(6)
     ]
     private = await flows.upload(ada, PICTURE)
     await atelier.change("DELETE FROM assets.variants")
@@ -117,7 +144,9 @@ async def test_others_may_have_variants_of_public_images_made_but_not_many_at_on
     refused = await calls.refusal(got(bob, public[5].id, "thumb"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert refused.detail(error_details_pb2.RetryInfo).retry_delay.seconds > 0
-    assert (await got(bob, public[0].id, "thumb")).state == PENDING, "what was started can be asked for"
+    assert (await got(bob, public[0].id, "thumb")).state == PENDING, (
+        "what was started can be asked for"
+    )
     await got(ada, public[5].id, "thumb")  # the owner isn't bound by what others do
     owners = "SELECT owner FROM assets.variants UNION SELECT owner FROM assets.renditions"
     assert atelier.sql(owners) == [("user:ada",)]
@@ -126,16 +155,27 @@ async def test_others_may_have_variants_of_public_images_made_but_not_many_at_on
     assert len(await fetched(shown.url)) == shown.size_bytes
 
 
-async def test_what_can_have_no_variant_says_so_when_asked_for_one(house: Suite, ada: Client) -> None:
-    pdf = await flows.upload(ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf")
+async def test_what_can_have_no_variant_says_so_when_asked_for_one(
+    house: Suite, ada: Client
+) -> None:
+    pdf = await flows.upload(
+        ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
+    )
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
-    deleted = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_RESULT)
+    deleted = await flows.made_by_a_service(
+        house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_RESULT
+    )
     await flows.variants_of(ada, deleted.id)
-    await house.change("UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (deleted.id,))
+    await house.change(
+        "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
+        (deleted.id,),
+    )
     for asset, word in ((pdf, "PDF"), (pending, "pending"), (deleted, "deleted")):
         refused = await calls.refusal(got(ada, asset.id, "large"))
         assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and word in refused.text
-    assert (await got(ada, deleted.id, "thumb", include_urls=True)).url == "", "no URL of what is in the trash"
+    assert (await got(ada, deleted.id, "thumb", include_urls=True)).url == "", (
+        "no URL of what is in the trash"
+    )
     refused = await calls.refusal(got(ada, pdf.id, "huge"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["preset"])
     assert "thumb, small, large, avif" in refused.text

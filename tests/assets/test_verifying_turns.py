@@ -1,4 +1,5 @@
-"""P11: owners take turns in front of the processes that decode pictures, however their bytes came."""
+"""P11: owners take turns in front of the processes that decode pictures, however their bytes
+came."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -52,7 +53,9 @@ async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_s
     asked = [asyncio.ensure_future(last_call()) for last_call in last_calls]
     await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # the others have long arrived
     await bobs()
-    served = [each for each in asked if each.done() and not each.exception()]  # others were told to come again
+    served = [
+        each for each in asked if each.done() and not each.exception()
+    ]  # others were told to come again
     assert len(served) < 8
     for each in asked:
         each.cancel()

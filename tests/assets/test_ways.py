@@ -1,4 +1,5 @@
-"""R9: however bytes come, what is not what it says is refused and removed, and nothing about it is READY."""
+"""R9: however bytes come, what is not what it says is refused and removed, and nothing about it is
+READY."""
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,19 +30,32 @@ LIARS: dict[str, tuple[bytes, str, str]] = {
     "PDF announced as JPEG": (pictures.pdf(), "image/jpeg", "TYPE_MISMATCH"),
     "a truncated picture": (_JPEG[: len(_JPEG) // 2], "image/jpeg", "CORRUPT"),
     "only a head": (_JPEG[:24], "image/jpeg", "CORRUPT"),
-    "a TIFF that no decoder here knows": (tiffs.coded(34925, b"?" * 900), "image/tiff", "NOT_SUPPORTED"),
-    "a TIFF with a tile of noise": (tiffs.coded(5, *[bytes(range(256))] * 4), "image/tiff", "CORRUPT"),
+    "a TIFF that no decoder here knows": (
+        tiffs.coded(34925, b"?" * 900),
+        "image/tiff",
+        "NOT_SUPPORTED",
+    ),
+    "a TIFF with a tile of noise": (
+        tiffs.coded(5, *[bytes(range(256))] * 4),
+        "image/tiff",
+        "CORRUPT",
+    ),
     "2.5 gigapixels": (pictures.png_bomb(), "image/png", "TOO_MANY_PIXELS"),
     "5,000 frames": (pictures.long_gif(), "image/gif", "TOO_MANY_FRAMES"),
     "HEIC": (pictures.HEIC, "image/heic", "HEIC_NOT_SUPPORTED"),
-    "a video": (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(200), "image/jpeg", "VIDEO_NOT_SUPPORTED"),
+    "a video": (
+        b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + bytes(200),
+        "image/jpeg",
+        "VIDEO_NOT_SUPPORTED",
+    ),
     "noise": (bytes(range(1, 200)), "image/jpeg", "TYPE_NOT_ALLOWED"),
     "other bytes than declared": (_JPEG, "image/jpeg", "HASH_MISMATCH"),
 }
 
 
 class Way:
-    """Sends bytes for a caller, and answers the asset's id and what the caller was told of the rejection."""
+    """Sends bytes for a caller, and answers the asset's id and what the caller was told of the
+    rejection."""
 
     def __init__(self, house: Suite, client: Client, storage: Storage) -> None:
         self.house, self.client, self.storage = house, client, storage
@@ -55,16 +69,23 @@ class Way:
         """As where a store has no forms."""
         requested = await flows.announce(self.client, data, **fields)
         signed = self.storage.sign_put(
-            requested.target.fields["key"], length=len(data), content_type=fields["mime_type"],
+            requested.target.fields["key"],
+            length=len(data),
+            content_type=fields["mime_type"],
             expires_in=timedelta(minutes=1),
-        )  # fmt: skip
+        )
         async with browser() as http:
-            assert (await http.put(signed.url, content=data, headers=signed.headers)).status_code == 200
+            assert (
+                await http.put(signed.url, content=data, headers=signed.headers)
+            ).status_code == 200
         return await self._confirmed(requested)
 
     async def stream(self, data: bytes, fields: dict[str, Any]) -> tuple[str, str]:
         head = upload_pb2.UploadRequest(head={"declaration": flows.declaration(data, **fields)})
-        chunks = [upload_pb2.UploadRequest(chunk=data[n : n + 100_000]) for n in range(0, len(data), 100_000)]
+        chunks = [
+            upload_pb2.UploadRequest(chunk=data[n : n + 100_000])
+            for n in range(0, len(data), 100_000)
+        ]
         return await self._told(flows.uploads(self.client).Upload(calls.aiter_of([head, *chunks])))
 
     async def resumable(self, data: bytes, fields: dict[str, Any]) -> tuple[str, str]:
@@ -76,9 +97,14 @@ class Way:
     async def imported(self, data: bytes, fields: dict[str, Any]) -> tuple[str, str]:
         async with receiving(replying(200, data, content_type=fields["mime_type"])) as web:
             request = import_pb2.ImportAssetRequest(
-                url=web.url, kind=asset_pb2.ASSET_KIND_PRODUCT, sha256=fields.get("sha256", ""), wait=True
+                url=web.url,
+                kind=asset_pb2.ASSET_KIND_PRODUCT,
+                sha256=fields.get("sha256", ""),
+                wait=True,
             )
-            asset = (await self.client.stub(import_pb2_grpc.ImportServiceStub).ImportAsset(request)).asset
+            asset = (
+                await self.client.stub(import_pb2_grpc.ImportServiceStub).ImportAsset(request)
+            ).asset
         return asset.id, asset.rejection
 
     async def _confirmed(self, requested: upload_pb2.RequestUploadResponse) -> tuple[str, str]:
@@ -87,7 +113,10 @@ class Way:
 
     async def _told(self, call: Awaitable[Any]) -> tuple[str, str]:
         refused = await calls.refusal(call)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_REJECTED")
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "UPLOAD_REJECTED",
+        )
         return refused.metadata["asset_id"], refused.metadata["rejection"]
 
 
@@ -101,10 +130,15 @@ async def way(open_house: Suite) -> AsyncIterator[Way]:
 
 @pytest.mark.parametrize("what", LIARS)
 @pytest.mark.parametrize("sending", ["form", "put", "stream", "resumable", "imported"])
-async def test_what_is_not_what_it_says_is_refused_and_removed(way: Way, sending: str, what: str) -> None:
+async def test_what_is_not_what_it_says_is_refused_and_removed(
+    way: Way, sending: str, what: str
+) -> None:
     data, mime_type, rejection = LIARS[what]
     if sending == "imported" and rejection == "TYPE_MISMATCH":
-        data, rejection = pictures.pdf(), "TYPE_NOT_ALLOWED"  # nothing is announced, so only its kind can mismatch
+        data, rejection = (
+            pictures.pdf(),
+            "TYPE_NOT_ALLOWED",
+        )  # nothing is announced, so only its kind can mismatch
     fields: dict[str, Any] = {"mime_type": mime_type}
     if rejection == "HASH_MISMATCH":
         fields["sha256"] = hashlib.sha256(b"").hexdigest()
@@ -122,7 +156,12 @@ async def test_what_is_not_what_it_says_is_refused_and_removed(way: Way, sending
 
 
 def _importing(client: Client, fields: dict[str, Any]) -> Awaitable[Any]:
-    values = {"url": "https://192.0.2.1/", "kind": asset_pb2.ASSET_KIND_PRODUCT, "file_name": "a.jpg", **fields}
+    values = {
+        "url": "https://192.0.2.1/",
+        "kind": asset_pb2.ASSET_KIND_PRODUCT,
+        "file_name": "a.jpg",
+        **fields,
+    }
     importing: Awaitable[Any] = client.stub(import_pb2_grpc.ImportServiceStub).ImportAsset(
         import_pb2.ImportAssetRequest(**values)
     )
@@ -130,20 +169,28 @@ def _importing(client: Client, fields: dict[str, Any]) -> Awaitable[Any]:
 
 
 ANNOUNCING: dict[str, tuple[str, Callable[[Client, dict[str, Any]], Awaitable[Any]]]] = {
-    "RequestUpload": ("declaration.", lambda client, fields: flows.announce(client, _JPEG, **fields)),
+    "RequestUpload": (
+        "declaration.",
+        lambda client, fields: flows.announce(client, _JPEG, **fields),
+    ),
     "Upload": (
         "head.declaration.",
         lambda client, fields: flows.stream_upload(
             client, upload_pb2.UploadHead(declaration=flows.declaration(_JPEG, **fields)), _JPEG
         ),
     ),
-    "StartResumableUpload": ("declaration.", lambda client, fields: flows.start(client, _JPEG, **fields)),
+    "StartResumableUpload": (
+        "declaration.",
+        lambda client, fields: flows.start(client, _JPEG, **fields),
+    ),
     "ImportAsset": ("", lambda client, fields: _importing(client, fields)),
 }
 
 
 @pytest.mark.parametrize("announcing", ANNOUNCING)
-async def test_labels_that_break_a_rule_are_refused_everywhere(house: Suite, ada: Client, announcing: str) -> None:
+async def test_labels_that_break_a_rule_are_refused_everywhere(
+    house: Suite, ada: Client, announcing: str
+) -> None:
     path, call = ANNOUNCING[announcing]
     for fields, field in (
         ({"metadata": {"a": "x" * 1_000_000}}, "metadata"),
@@ -155,14 +202,20 @@ async def test_labels_that_break_a_rule_are_refused_everywhere(house: Suite, ada
         ({"sha256": "'; DROP TABLE assets; --"}, "sha256"),
     ):
         refused = await calls.refusal(call(ada, fields))
-        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and f"{path}{field}" in refused.fields, refused.text
+        assert (
+            refused.code is grpc.StatusCode.INVALID_ARGUMENT and f"{path}{field}" in refused.fields
+        ), refused.text
     assert not house.sql("SELECT 1 FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",))
 
 
 @pytest.mark.parametrize("announcing", [name for name in ANNOUNCING if name != "ImportAsset"])
-async def test_odd_labels_are_kept_and_do_nothing_everywhere(house: Suite, ada: Client, announcing: str) -> None:
+async def test_odd_labels_are_kept_and_do_nothing_everywhere(
+    house: Suite, ada: Client, announcing: str
+) -> None:
     odd = "'; DROP TABLE assets; --"
-    made = await ANNOUNCING[announcing][1](ada, {"tags": [odd, "%_"], "file_name": "../../\u202egpj.exe"})
+    made = await ANNOUNCING[announcing][1](
+        ada, {"tags": [odd, "%_"], "file_name": "../../\u202egpj.exe"}
+    )
     asset = made if isinstance(made, asset_pb2.Asset) else made.asset
     seen = await flows.get(ada, asset.id)
     assert (list(seen.tags), seen.file_name) == ([odd, "%_"], ".._.._gpj.exe")

@@ -22,15 +22,24 @@ class Command:
 
     def run(self, *arguments: str, timeout: float = 90) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [ROOT / "atelier", *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout,
+            [ROOT / "atelier", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
             cwd=self.state.parent,
-        )  # fmt: skip
+        )
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [ROOT / "atelier", *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, cwd=self.state.parent, start_new_session=True,
-        )  # fmt: skip
+            [ROOT / "atelier", *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.state.parent,
+            start_new_session=True,
+        )
 
     def left_behind(self) -> list[str]:
         """Command lines of processes that still run on this state directory."""
@@ -38,7 +47,9 @@ class Command:
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 environment = (process / "environ").read_bytes().decode(errors="replace")
-                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                line = (
+                    (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except OSError:
                 continue
             if str(self.state) in environment + line and line:
@@ -51,12 +62,21 @@ def private_command() -> Iterator[Command]:
     # As root, Postgres runs as another account, which must be able to pass through.
     base = Path(tempfile.mkdtemp(prefix="atelier-cli-"))
     base.chmod(0o755)
-    names = ("ASSETS_PORT", "CONVERSIONS_PORT", "PIPELINE_PORT", "TECHFILES_PORT", "STORAGE_HTTP_PORT")
+    names = (
+        "ASSETS_PORT",
+        "CONVERSIONS_PORT",
+        "PIPELINE_PORT",
+        "TECHFILES_PORT",
+        "STORAGE_HTTP_PORT",
+    )
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "ATELIER_STATE": str(base / "state"),
         "COLUMNS": "200",
-        **{f"ATELIER_{name}": str(port) for name, port in zip(names, free_ports(len(names)), strict=True)},
+        **{
+            f"ATELIER_{name}": str(port)
+            for name, port in zip(names, free_ports(len(names)), strict=True)
+        },
     }
     try:
         yield Command(base / "state", environment)

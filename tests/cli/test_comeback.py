@@ -53,7 +53,9 @@ class Up:
     def says(self, *words: str, since: int = 0) -> str:
         """Waits for a line that holds all the words; returns it."""
         return until(
-            lambda: next((line for line in self.lines[since:] if all(word in line for word in words)), ""),
+            lambda: next(
+                (line for line in self.lines[since:] if all(word in line for word in words)), ""
+            ),
             lambda: f"a line with {words}, after:\n{''.join(self.lines)}",
         )
 
@@ -89,7 +91,9 @@ class Up:
     def serves(self) -> None:
         """Waits until a call that reads the database is answered, on the addresses of before."""
         token = self.command.run("token", "--user", "ada").stdout.strip()
-        with grpc.insecure_channel(f"127.0.0.1:{self.command.environment['ATELIER_PIPELINE_PORT']}") as channel:
+        with grpc.insecure_channel(
+            f"127.0.0.1:{self.command.environment['ATELIER_PIPELINE_PORT']}"
+        ) as channel:
             stub = product_pb2_grpc.ProductServiceStub(channel)
 
             def answered() -> bool:
@@ -128,7 +132,12 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
     os.kill(pid, signal.SIGKILL)
     with _taking(up.postgres_port):
         up.process.send_signal(signal.SIGCONT)
-        up.says("Postgres can't be started", f"port {up.postgres_port}", "is taken by another program", since=so_far)
+        up.says(
+            "Postgres can't be started",
+            f"port {up.postgres_port}",
+            "is taken by another program",
+            since=so_far,
+        )
         # Others come back meanwhile.
         os.kill(up.child("shared.storage.http"), signal.SIGKILL)
         up.says("storage was ended by SIGKILL", since=so_far)
@@ -145,7 +154,10 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
     [
         (signal.SIGKILL, "was ended by SIGKILL"),
         (signal.SIGSTOP, "was stopped by a signal"),
-        (signal.SIGTERM, "was told to shut down"),  # and would wait for the services to leave, for ever
+        (
+            signal.SIGTERM,
+            "was told to shut down",
+        ),  # and would wait for the services to leave, for ever
     ],
 )
 def test_postgres_comes_back_where_it_was(up: Up, number: signal.Signals, said: str) -> None:
@@ -164,7 +176,10 @@ def test_a_busy_session_of_a_killed_postgres_does_not_hold_up_the_next(up: Up) -
         session = psycopg.connect(up.database_url())
         busy = threading.Thread(target=_run_for_long, args=(session,))
         busy.start()
-        asked = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT count%%'"
+        asked = (
+            "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT"
+            " count%%'"
+        )
         until(lambda: watcher.execute(asked).fetchone(), lambda: "the session is busy")
         os.kill(up.postgres_pid, signal.SIGKILL)
         busy.join(PATIENCE_SECONDS)
@@ -177,7 +192,9 @@ def _run_for_long(session: psycopg.Connection) -> None:
         session.execute("SELECT count(*) FROM generate_series(1, 1000000000000)")
 
 
-@pytest.mark.parametrize(("module", "name"), [("shared.storage.http", "storage"), ("cli.worker", "worker")])
+@pytest.mark.parametrize(
+    ("module", "name"), [("shared.storage.http", "storage"), ("cli.worker", "worker")]
+)
 def test_other_processes_come_back(up: Up, module: str, name: str) -> None:
     pid, so_far = up.child(module), len(up.lines)
     os.kill(pid, signal.SIGKILL)
@@ -229,9 +246,15 @@ def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
     process.stdout = None
     up = atelier_command.state / "postgres" / "data" / "postmaster.pid"
     try:
-        until(lambda: atelier_command.run("health", "techfiles").returncode == 0, lambda: "the suite is up")
+        until(
+            lambda: atelier_command.run("health", "techfiles").returncode == 0,
+            lambda: "the suite is up",
+        )
         os.kill(int(up.read_text().split("\n")[0]), signal.SIGKILL)
-        until(lambda: atelier_command.run("health", "techfiles").returncode == 0, lambda: "the suite is up again")
+        until(
+            lambda: atelier_command.run("health", "techfiles").returncode == 0,
+            lambda: "the suite is up again",
+        )
         assert process.poll() is None
     finally:
         status = interrupt(process)
@@ -241,7 +264,9 @@ def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
 
 @pytest.mark.faults
 @pytest.mark.needs_mount
-def test_postgres_and_the_rest_come_back_once_a_full_disk_has_room(atelier_command: Command) -> None:
+def test_postgres_and_the_rest_come_back_once_a_full_disk_has_room(
+    atelier_command: Command,
+) -> None:
     with mounted(atelier_command.state, "400m") as disk:
         process, filler = atelier_command.start("up"), Filler(disk)
         try:
@@ -302,7 +327,8 @@ def test_what_was_tried_in_vain_is_told_once_and_is_as_new_when_it_is_back() -> 
         assert comeback.take_turn()
         comeback.failed(problem)
     assert said[1:] == [
-        f"worker can't be started: the {what}; trying again" for what in ("disk is full", "port is taken")
+        f"worker can't be started: the {what}; trying again"
+        for what in ("disk is full", "port is taken")
     ]
     assert not comeback.take_turn()
     comeback.hurry()

@@ -22,10 +22,19 @@ def small(source: Path, target: Path, **save: object) -> Path:
 
 
 def test_a_newcomer_holds_a_tech_pack(atelier_command: Command, tmp_path: Path) -> None:
-    photos = [small(SAMPLES / f"{view}.jpg", tmp_path / f"{view}.jpg") for view in ("front", "back", "side")]
+    photos = [
+        small(SAMPLES / f"{view}.jpg", tmp_path / f"{view}.jpg")
+        for view in ("front", "back", "side")
+    ]
     out = tmp_path / "out"
     answer = atelier_command.run(
-        "demo", *map(str, photos), "--facts", str(SAMPLES / "facts.yaml"), "--out", str(out), timeout=240
+        "demo",
+        *map(str, photos),
+        "--facts",
+        str(SAMPLES / "facts.yaml"),
+        "--out",
+        str(out),
+        timeout=240,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     summary = json.loads((out / "summary.json").read_text())
@@ -61,7 +70,9 @@ def test_photographs_that_cant_be_used_are_refused_before_anything_starts(
         assert not atelier_command.state.exists()
 
 
-def test_facts_with_a_misspelt_key_are_refused_by_name(atelier_command: Command, tmp_path: Path) -> None:
+def test_facts_with_a_misspelt_key_are_refused_by_name(
+    atelier_command: Command, tmp_path: Path
+) -> None:
     facts = tmp_path / "facts.yaml"
     facts.write_text("product: {nmae: Jacket}\n")
     answer = atelier_command.run("demo", "--facts", str(facts))
@@ -75,7 +86,10 @@ def test_a_demo_that_is_broken_off_leaves_no_process_behind(
     atelier_command: Command, tmp_path: Path, sent: signal.Signals
 ) -> None:
     process = atelier_command.start("demo", "--out", str(tmp_path / "out"))
-    until(lambda: any("forkserver" in line for line in atelier_command.left_behind()), "a picture is being worked on")
+    until(
+        lambda: any("forkserver" in line for line in atelier_command.left_behind()),
+        "a picture is being worked on",
+    )
     os.killpg(process.pid, sent)
     process.communicate(timeout=60)
     assert process.returncode == 130

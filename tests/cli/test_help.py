@@ -19,4 +19,7 @@ def test_every_setting_is_printed_by_its_whole_name(narrow: Command) -> None:
 
 
 def test_the_help_of_copy_says_how_a_store_is_named(narrow: Command) -> None:
-    assert "disk:/path or s3://bucket?endpoint=URL&region=NAME" in narrow.run("storage", "copy", "--help").stdout
+    assert (
+        "disk:/path or s3://bucket?endpoint=URL&region=NAME"
+        in narrow.run("storage", "copy", "--help").stdout
+    )

@@ -1,4 +1,5 @@
-"""A20: `atelier storage`: moving everything to another store, and the report that a person reads."""
+"""A20: `atelier storage`: moving everything to another store, and the report that a person
+reads."""
 
 import asyncio
 import hashlib
@@ -25,16 +26,23 @@ def environment(gateway: versitygw.Gateway | None = None, **more: str) -> dict[s
     keys = {}
     if gateway:
         pair = {"ACCESS_KEY": gateway.access_key, "SECRET_KEY": gateway.secret_key}
-        keys = {f"ATELIER_{side}_S3_{name}": value for side in ("FROM", "TO") for name, value in pair.items()}
+        keys = {
+            f"ATELIER_{side}_S3_{name}": value
+            for side in ("FROM", "TO")
+            for name, value in pair.items()
+        }
     own = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
     return {**own, "COLUMNS": "160", **keys, **more}
 
 
 def start(gateway: versitygw.Gateway | None, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [ROOT / "atelier", "storage", "copy", *arguments], env=environment(gateway), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [ROOT / "atelier", "storage", "copy", *arguments],
+        env=environment(gateway),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def copy(gateway: versitygw.Gateway | None, *arguments: str) -> tuple[int, str, str]:
@@ -61,9 +69,13 @@ def gateway(tmp_path: Path) -> Iterator[versitygw.Gateway]:
 @pytest.fixture
 async def bucket(gateway: versitygw.Gateway) -> AsyncIterator[Storage]:
     opened = open_s3(
-        endpoint=gateway.endpoint, public_endpoint=None, bucket=gateway.bucket, region=gateway.region,
-        access_key=gateway.access_key, secret_key=gateway.secret_key,
-    )  # fmt: skip
+        endpoint=gateway.endpoint,
+        public_endpoint=None,
+        bucket=gateway.bucket,
+        region=gateway.region,
+        access_key=gateway.access_key,
+        secret_key=gateway.secret_key,
+    )
     yield opened
     await opened.close()
 
@@ -106,7 +118,9 @@ async def test_everything_moves_from_a_disk_to_s3_and_back(
     assert (status, said.partition(" copied")[0]) == (0, str(COUNT + 1)), errors
     assert await objects(bucket) == await objects(there)
     # What a browser sent to S3 has no digest on record: it is read to be compared.
-    form = bucket.sign_put("assets/sent", length=3, content_type="image/png", expires_in=timedelta(minutes=1))
+    form = bucket.sign_put(
+        "assets/sent", length=3, content_type="image/png", expires_in=timedelta(minutes=1)
+    )
 
     async with browser() as http:
         assert (await http.put(form.url, content=b"abc", headers=form.headers)).status_code == 200
@@ -116,7 +130,9 @@ async def test_everything_moves_from_a_disk_to_s3_and_back(
     assert (status, said.partition(" copied")[0]) == (0, str(COUNT + 2)), errors
     assert await objects(back) == await objects(bucket)
     status, said, errors = await asyncio.to_thread(copy, gateway, *arguments[:4])
-    assert status == 0 and f"0 copied (0 bytes), {COUNT + 2} were there already, 0 failed" in said, errors
+    assert (
+        status == 0 and f"0 copied (0 bytes), {COUNT + 2} were there already, 0 failed" in said
+    ), errors
     for store in (there, back):
         await store.close()
 
@@ -159,7 +175,11 @@ async def test_damage_is_named_and_the_rest_is_copied(tmp_path: Path) -> None:
     arguments = ("--from", f"disk:{tmp_path}/there", "--to", f"disk:{tmp_path}/back")
     status, said, errors = copy(None, *arguments)
     assert status == 1 and "9 copied" in said and "2 failed" in said
-    assert f"not copied: {key(3)}" in errors and f"not copied: {key(4)}" in errors and "Traceback" not in errors
+    assert (
+        f"not copied: {key(3)}" in errors
+        and f"not copied: {key(4)}" in errors
+        and "Traceback" not in errors
+    )
     for number in (3, 4):
         with pytest.raises(ObjectNotFound):
             await back.stat(key(number))
@@ -181,10 +201,19 @@ async def test_reading_back_finds_and_mends_what_is_damaged_in_the_target(tmp_pa
         await store.close()
 
 
-async def test_what_comes_and_goes_meanwhile_is_no_failure_and_a_second_pass_brings_it(tmp_path: Path) -> None:
+async def test_what_comes_and_goes_meanwhile_is_no_failure_and_a_second_pass_brings_it(
+    tmp_path: Path,
+) -> None:
     there, back = disk(tmp_path / "there"), disk(tmp_path / "back")
     await fill(there, 200)
-    arguments = ("--from", f"disk:{tmp_path}/there", "--to", f"disk:{tmp_path}/back", "--concurrency", "1")
+    arguments = (
+        "--from",
+        f"disk:{tmp_path}/there",
+        "--to",
+        f"disk:{tmp_path}/back",
+        "--concurrency",
+        "1",
+    )
     process = start(None, *arguments)
     deadline = time.monotonic() + 30
     while not list((tmp_path / "back/data").rglob("*.jpg")) and time.monotonic() < deadline:
@@ -203,9 +232,12 @@ async def test_what_comes_and_goes_meanwhile_is_no_failure_and_a_second_pass_bri
 
 @pytest.mark.parametrize(
     ("source", "target", "named"),
-    [("disk:/nowhere", "disk:/tmp/x", "no folder"), ("ftp://x", "disk:/tmp/x", "names no store"),
-     ("s3://bucket", "disk:/tmp/x", "ATELIER_FROM_S3_ACCESS_KEY")],
-)  # fmt: skip
+    [
+        ("disk:/nowhere", "disk:/tmp/x", "no folder"),
+        ("ftp://x", "disk:/tmp/x", "names no store"),
+        ("s3://bucket", "disk:/tmp/x", "ATELIER_FROM_S3_ACCESS_KEY"),
+    ],
+)
 def test_a_store_that_is_not_one_is_one_line(source: str, target: str, named: str) -> None:
     status, _, errors = copy(None, "--from", source, "--to", target)
     assert status == 2 and named in errors and "Traceback" not in errors
@@ -215,8 +247,11 @@ def report(suite: Suite, token: str | None, *arguments: str) -> "subprocess.Comp
     given = {"ATELIER_TOKEN": token} if token else {}
     return subprocess.run(
         [ROOT / "atelier", "storage", "report", "--address", suite.addresses["assets"], *arguments],
-        env=environment(None, **given), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        env=environment(None, **given),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelier: Suite) -> None:
@@ -229,17 +264,32 @@ async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelie
     await storage.folded(atelier)
     answer = await asyncio.to_thread(report, atelier, admin.token, "--months", "3")
     assert answer.returncode == 0, answer.stderr
-    for words in ("Storage of the deployment", "product", "image/jpeg", "variant thumb", "No alert fires", "user:ada",
-                  "supabase", "in 3 months", "No threshold for moving from supabase"):  # fmt: skip
+    for words in (
+        "Storage of the deployment",
+        "product",
+        "image/jpeg",
+        "variant thumb",
+        "No alert fires",
+        "user:ada",
+        "supabase",
+        "in 3 months",
+        "No threshold for moving from supabase",
+    ):
         assert words in answer.stdout, words
     mine = await asyncio.to_thread(report, atelier, ada.token)
     assert mine.returncode == 0 and "Storage of user:ada" in mine.stdout
     assert "quota: stored bytes" in mine.stdout and "visit" in mine.stdout
     refused = await asyncio.to_thread(report, atelier, "x")
-    assert refused.returncode == 1 and "UNAUTHENTICATED" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode == 1
+        and "UNAUTHENTICATED" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
 
 
-async def test_on_the_suites_own_machine_the_report_needs_no_token(atelier: Suite, tmp_path: Path) -> None:
+async def test_on_the_suites_own_machine_the_report_needs_no_token(
+    atelier: Suite, tmp_path: Path
+) -> None:
     state = State(tmp_path / "state")
     state.prepare()
     atelier.overrides["trust_file"] = state.trust_file

@@ -19,17 +19,26 @@ def until(process: "subprocess.Popen[str]", text: str) -> str:
     raise AssertionError(f"it ended without saying {text!r}:\n{seen}")
 
 
-def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(atelier_command: Command) -> None:
+def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(
+    atelier_command: Command,
+) -> None:
     process = atelier_command.start("up")
     try:
         said = until(process, "Ctrl-C stops")
         assert "Atelier is up" in said
         assert "atelier token" in said
         token = atelier_command.run("token", "--user", "ada").stdout.strip()
-        with grpc.insecure_channel(f"127.0.0.1:{atelier_command.environment['ATELIER_PIPELINE_PORT']}") as channel:
+        with grpc.insecure_channel(
+            f"127.0.0.1:{atelier_command.environment['ATELIER_PIPELINE_PORT']}"
+        ) as channel:
             stub = product_pb2_grpc.ProductServiceStub(channel)
             metadata = [("authorization", f"Bearer {token}")]
-            assert stub.GetSummary(product_pb2.GetSummaryRequest(), metadata=metadata, timeout=10).total_products == 0
+            assert (
+                stub.GetSummary(
+                    product_pb2.GetSummaryRequest(), metadata=metadata, timeout=10
+                ).total_products
+                == 0
+            )
         second = atelier_command.run("up")
         assert second.returncode == 1
         assert "already running" in second.stderr

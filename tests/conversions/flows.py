@@ -53,14 +53,26 @@ async def put(client: Client, path: Path, kind: int, **fields: Any) -> str:
 
 
 async def person(client: Client, directory: Path, **fields: Any) -> str:
-    return await put(client, pictures.person(directory / "person.jpg", width=320), asset_pb2.ASSET_KIND_USER, **fields)
+    return await put(
+        client,
+        pictures.person(directory / "person.jpg", width=320),
+        asset_pb2.ASSET_KIND_USER,
+        **fields,
+    )
 
 
 async def cloth(client: Client, directory: Path, **fields: Any) -> str:
-    return await put(client, pictures.garment(directory / "cloth.jpg", width=400), asset_pb2.ASSET_KIND_CLOTH, **fields)
+    return await put(
+        client,
+        pictures.garment(directory / "cloth.jpg", width=400),
+        asset_pb2.ASSET_KIND_CLOTH,
+        **fields,
+    )
 
 
-async def convert(client: Client, user: str, garment: str, **fields: Any) -> conversion_pb2.Conversion:
+async def convert(
+    client: Client, user: str, garment: str, **fields: Any
+) -> conversion_pb2.Conversion:
     """Takes a conversion on; with `wait=True` it is finished."""
     request = conversion_pb2.CreateConversionRequest(
         user_asset_id=user, cloth_asset_id=garment, **{"request_id": request_id(), **fields}
@@ -71,28 +83,46 @@ async def convert(client: Client, user: str, garment: str, **fields: Any) -> con
 
 
 async def generate(client: Client, **fields: Any) -> generation_pb2.Generation:
-    values = {"task": generation_pb2.GENERATION_TASK_IMAGE, "request_id": request_id(), "wait": True, **fields}
-    answer = await generations(client).CreateGeneration(generation_pb2.CreateGenerationRequest(**values), timeout=60)
+    values = {
+        "task": generation_pb2.GENERATION_TASK_IMAGE,
+        "request_id": request_id(),
+        "wait": True,
+        **fields,
+    }
+    answer = await generations(client).CreateGeneration(
+        generation_pb2.CreateGenerationRequest(**values), timeout=60
+    )
     generation: generation_pb2.Generation = answer.generation
     return generation
 
 
 async def analyse(client: Client, *images: tuple[str, str], **fields: Any) -> analysis_pb2.Analysis:
     """`images` are (asset id, view)."""
-    values = {"task": analysis_pb2.ANALYSIS_TASK_PRODUCT, "request_id": request_id(), "wait": True, **fields}
+    values = {
+        "task": analysis_pb2.ANALYSIS_TASK_PRODUCT,
+        "request_id": request_id(),
+        "wait": True,
+        **fields,
+    }
     shown = [analysis_pb2.AnalysisImage(asset_id=asset_id, view=view) for asset_id, view in images]
     request = analysis_pb2.CreateAnalysisRequest(images=shown, **values)
-    analysis: analysis_pb2.Analysis = (await analyses(client).CreateAnalysis(request, timeout=60)).analysis
+    analysis: analysis_pb2.Analysis = (
+        await analyses(client).CreateAnalysis(request, timeout=60)
+    ).analysis
     return analysis
 
 
 async def read(client: Client, conversion_id: str, **fields: Any) -> conversion_pb2.Conversion:
     request = conversion_pb2.GetConversionRequest(conversion_id=conversion_id, **fields)
-    conversion: conversion_pb2.Conversion = (await conversions(client).GetConversion(request)).conversion
+    conversion: conversion_pb2.Conversion = (
+        await conversions(client).GetConversion(request)
+    ).conversion
     return conversion
 
 
-async def until(client: Client, conversion_id: str, *states: int, seconds: float = 30) -> conversion_pb2.Conversion:
+async def until(
+    client: Client, conversion_id: str, *states: int, seconds: float = 30
+) -> conversion_pb2.Conversion:
     """The conversion, once it is in one of the states."""
     async with asyncio.timeout(seconds):
         while True:
@@ -113,27 +143,41 @@ async def claim(client: Client, job_id: str = "", **fields: Any) -> job_pb2.Clai
 async def complete(client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any) -> job_pb2.Job:
     """Gives a claimed job's result as an outside worker."""
     values: dict[str, Any] = {"request_id": request_id(), "model": "studio", **fields}
-    request = job_pb2.CompleteJobRequest(job_id=claimed.job.id, attempt_token=claimed.attempt_token, **values)
+    request = job_pb2.CompleteJobRequest(
+        job_id=claimed.job.id, attempt_token=claimed.attempt_token, **values
+    )
     job: job_pb2.Job = (await jobs(client).CompleteJob(request)).job
     return job
 
 
 async def fail(client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any) -> job_pb2.Job:
-    values: dict[str, Any] = {"request_id": request_id(), "error_class": "NO_GPU", "error_message": "none is free"}
-    request = job_pb2.FailJobRequest(job_id=claimed.job.id, attempt_token=claimed.attempt_token, **{**values, **fields})
+    values: dict[str, Any] = {
+        "request_id": request_id(),
+        "error_class": "NO_GPU",
+        "error_message": "none is free",
+    }
+    request = job_pb2.FailJobRequest(
+        job_id=claimed.job.id, attempt_token=claimed.attempt_token, **{**values, **fields}
+    )
     job: job_pb2.Job = (await jobs(client).FailJob(request)).job
     return job
 
 
-async def heartbeat(client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any) -> job_pb2.HeartbeatJobResponse:
-    request = job_pb2.HeartbeatJobRequest(job_id=claimed.job.id, attempt_token=claimed.attempt_token, **fields)
+async def heartbeat(
+    client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any
+) -> job_pb2.HeartbeatJobResponse:
+    request = job_pb2.HeartbeatJobRequest(
+        job_id=claimed.job.id, attempt_token=claimed.attempt_token, **fields
+    )
     answer: job_pb2.HeartbeatJobResponse = await jobs(client).HeartbeatJob(request)
     return answer
 
 
 def held(atelier: Suite, job_id: str) -> set[str]:
     """The assets that a job holds."""
-    rows = atelier.sql("SELECT asset_id::text FROM assets.asset_references WHERE holder LIKE %s", (f"%/{job_id}",))
+    rows = atelier.sql(
+        "SELECT asset_id::text FROM assets.asset_references WHERE holder LIKE %s", (f"%/{job_id}",)
+    )
     return {asset_id for (asset_id,) in rows}
 
 
@@ -146,4 +190,6 @@ async def given_back(atelier: Suite, job_id: str, seconds: float = 20) -> None:
 
 async def attempts_of(client: Client, job_id: str) -> list[job_pb2.Attempt]:
     """Newest first."""
-    return list((await jobs(client).ListAttempts(job_pb2.ListAttemptsRequest(job_id=job_id))).attempts)
+    return list(
+        (await jobs(client).ListAttempts(job_pb2.ListAttemptsRequest(job_id=job_id))).attempts
+    )

@@ -1,4 +1,5 @@
-"""Small photographs made in code: a garment laid flat and a standing person, each on a softly lit backdrop."""
+"""Small photographs made in code: a garment laid flat and a standing person, each on a softly lit
+backdrop."""
 
 from pathlib import Path
 
@@ -9,9 +10,15 @@ NAVY, SAND, GREY = (40, 70, 120), (190, 165, 125), (226, 227, 228)
 
 
 def garment(
-    path: Path, colour: Colour = NAVY, *, backdrop: Colour = GREY, width: int = 800, weave: float = 6.0
+    path: Path,
+    colour: Colour = NAVY,
+    *,
+    backdrop: Colour = GREY,
+    width: int = 800,
+    weave: float = 6.0,
 ) -> Path:
-    """A jacket with sleeves apart from the body, a dark pocket seam and a brass zip; 4:5, written by the suffix."""
+    """A jacket with sleeves apart from the body, a dark pocket seam and a brass zip; 4:5, written
+    by the suffix."""
     canvas, unit = _backdrop(width, width * 5 // 4, backdrop), width / 800
 
     def line(x1: float, y1: float, x2: float, y2: float, thick: float) -> pyvips.Image:
@@ -23,11 +30,16 @@ def garment(
     canvas = _painted(canvas, shape, colour, weave)
     canvas = _painted(canvas, line(400, 170, 400, 830, 5), (205, 170, 80), 0)
     seam = _box(canvas, 270, 560, 370, 700, unit).abs() - 2.5 * unit
-    return _written(_painted(canvas, seam, (colour[0] // 3, colour[1] // 3, colour[2] // 3), 0), path)
+    return _written(
+        _painted(canvas, seam, (colour[0] // 3, colour[1] // 3, colour[2] // 3), 0), path
+    )
 
 
-def person(path: Path, *, backdrop: Colour = (190, 196, 202), width: int = 640, head: bool = True) -> Path:
-    """A standing figure in a grey shirt with its arms apart from the body; 2:3. Without a head there is no neck."""
+def person(
+    path: Path, *, backdrop: Colour = (190, 196, 202), width: int = 640, head: bool = True
+) -> Path:
+    """A standing figure in a grey shirt with its arms apart from the body; 2:3. Without a head
+    there is no neck."""
     canvas, unit = _backdrop(width, width * 3 // 2, backdrop), width / 640
     size = (canvas.width, canvas.height)
 
@@ -41,7 +53,9 @@ def person(path: Path, *, backdrop: Colour = (190, 196, 202), width: int = 640, 
             limb(320, 170, 320, 230, 24),
             pyvips.Image.sdf(*size, "circle", a=[320 * unit, 132 * unit], r=56 * unit),
         ]
-    canvas = _painted(canvas, _union(limb(276, 512, 268, 900, 36), limb(364, 512, 372, 900, 36)), (50, 52, 60), 3)
+    canvas = _painted(
+        canvas, _union(limb(276, 512, 268, 900, 36), limb(364, 512, 372, 900, 36)), (50, 52, 60), 3
+    )
     canvas = _painted(canvas, _union(*skin), (205, 160, 135), 3)
     return _written(_painted(canvas, _box(canvas, 236, 224, 404, 512, unit), (90, 92, 96), 3), path)
 
@@ -75,8 +89,14 @@ def _backdrop(width: int, height: int, colour: Colour) -> pyvips.Image:
     return lit.cast("uchar").copy(interpretation="srgb")
 
 
-def _box(canvas: pyvips.Image, left: float, top: float, right: float, bottom: float, unit: float) -> pyvips.Image:
-    corners = {"a": [left * unit, top * unit], "b": [right * unit, bottom * unit], "corners": [16 * unit] * 4}
+def _box(
+    canvas: pyvips.Image, left: float, top: float, right: float, bottom: float, unit: float
+) -> pyvips.Image:
+    corners = {
+        "a": [left * unit, top * unit],
+        "b": [right * unit, bottom * unit],
+        "corners": [16 * unit] * 4,
+    }
     return pyvips.Image.sdf(canvas.width, canvas.height, "rounded-box", **corners)
 
 
@@ -87,10 +107,17 @@ def _union(*shapes: pyvips.Image) -> pyvips.Image:
     return whole
 
 
-def _painted(canvas: pyvips.Image, shape: pyvips.Image, colour: Colour, weave: float) -> pyvips.Image:
+def _painted(
+    canvas: pyvips.Image, shape: pyvips.Image, colour: Colour, weave: float
+) -> pyvips.Image:
     noise = pyvips.Image.gaussnoise(canvas.width, canvas.height, sigma=weave, mean=0, seed=5)
     paint = (canvas * 0 + list(colour) + noise).cast("uchar")
-    return ((0.5 - shape) * 255).cast("uchar").ifthenelse(paint, canvas, blend=True).copy(interpretation="srgb")
+    return (
+        ((0.5 - shape) * 255)
+        .cast("uchar")
+        .ifthenelse(paint, canvas, blend=True)
+        .copy(interpretation="srgb")
+    )
 
 
 def _written(image: pyvips.Image, path: Path) -> Path:

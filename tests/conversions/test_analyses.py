@@ -1,4 +1,5 @@
-"""Analyses: what was stated and measured comes back, with a confidence that its evidence adds up to."""
+"""Analyses: what was stated and measured comes back, with a confidence that its evidence adds up
+to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,9 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
 ) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
-    described = await flows.analyse(ada, (await put(ada, sharp), "front"), facts=facts_message(STATED))
+    described = await flows.analyse(
+        ada, (await put(ada, sharp), "front"), facts=facts_message(STATED)
+    )
     bare = await flows.analyse(ada, (await put(ada, blurred), "front"))
     assert described.confidence >= 0.80 > bare.confidence
     for analysis in (described, bare):
@@ -61,7 +64,9 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
     assert [item.role for item in described.recipe.inputs] == ["front"]
 
 
-async def test_every_task_completes_with_a_result_and_a_confidence(atelier: Suite, sharp: Path) -> None:
+async def test_every_task_completes_with_a_result_and_a_confidence(
+    atelier: Suite, sharp: Path
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
     front = await put(ada, sharp)
@@ -71,7 +76,9 @@ async def test_every_task_completes_with_a_result_and_a_confidence(atelier: Suit
         assert 0.8 <= made.confidence <= 1
 
 
-async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(atelier: Suite, sharp: Path) -> None:
+async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(
+    atelier: Suite, sharp: Path
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
     made = await flows.analyse(ada, (await put(ada, sharp), ""), task=pb.ANALYSIS_TASK_BASE_VIEW)
@@ -82,7 +89,9 @@ async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(a
     assert (dict(result_of(nothing)), nothing.confidence) == ({}, 0)
 
 
-async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(atelier: Suite, sharp: Path) -> None:
+async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
+    atelier: Suite, sharp: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     own, foreign = await put(ada, sharp), await put(eve, sharp)
@@ -93,7 +102,9 @@ async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(at
 
     place = facts_pb2.Point(x=0.5, y=0)
     placeless = facts_pb2.Facts(features=[facts_pb2.FeatureFact(name="zip", at=place)])
-    measureless = facts_pb2.Facts(points_of_measure=[facts_pb2.PointOfMeasureFact(code="A", name="width")])
+    measureless = facts_pb2.Facts(
+        points_of_measure=[facts_pb2.PointOfMeasureFact(code="A", name="width")]
+    )
     for fields, field in (
         ({"task": 0}, "task"),
         ({"task": 77}, "task"),
@@ -109,11 +120,16 @@ async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(at
         found = await refused(**fields)
         assert (found.code, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]), fields
     unseen = await refused(images=[{"asset_id": own}, {"asset_id": foreign}])
-    assert (unseen.code, unseen.metadata["field"]) == (grpc.StatusCode.NOT_FOUND, "images[1].asset_id")
+    assert (unseen.code, unseen.metadata["field"]) == (
+        grpc.StatusCode.NOT_FOUND,
+        "images[1].asset_id",
+    )
     assert not (await stub.ListAnalyses(pb.ListAnalysesRequest())).analyses
 
 
-async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alone(atelier: Suite) -> None:
+async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alone(
+    atelier: Suite,
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     seo = await flows.analyse(ada, task=pb.ANALYSIS_TASK_SEO, product_id="p1", wait=False)
@@ -124,7 +140,11 @@ async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alo
         return [analysis.id for analysis in answer.analyses]
 
     assert await listed(ada) == [category.id, seo.id]
-    assert await listed(ada, task=pb.ANALYSIS_TASK_SEO) == await listed(ada, product_id="p1") == [seo.id]
+    assert (
+        await listed(ada, task=pb.ANALYSIS_TASK_SEO)
+        == await listed(ada, product_id="p1")
+        == [seo.id]
+    )
     assert await listed(eve) == []
     one = await flows.analyses(ada).GetAnalysis(pb.GetAnalysisRequest(analysis_id=category.id))
     assert one.analysis.queue_position == 2
@@ -136,6 +156,10 @@ async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alo
     request = pb.CancelAnalysisRequest(analysis_id=seo.id)
     answer = await flows.analyses(ada).CancelAnalysis(request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START
-    watch = aiter(flows.analyses(ada).WatchAnalyses(pb.WatchAnalysesRequest(analysis_ids=[seo.id]), timeout=30))
+    watch = aiter(
+        flows.analyses(ada).WatchAnalyses(
+            pb.WatchAnalysesRequest(analysis_ids=[seo.id]), timeout=30
+        )
+    )
     assert (await anext(watch)).analysis == answer.analysis
     assert (await anext(watch)).bookmark.ready

@@ -1,4 +1,5 @@
-"""Conversions end to end: what is refused before anything is taken on, what comes out, what it costs, how it fails."""
+"""Conversions end to end: what is refused before anything is taken on, what comes out, what it
+costs, how it fails."""
 
 import asyncio
 import hashlib
@@ -33,11 +34,20 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
     await flows.start(atelier)
     ada = atelier.client("ada")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn, free=False)
-    fields = {"style_name": "relaxed warm", "product_id": "p1", "metadata": {"campaign": "spring", "round": 2}}
+    fields = {
+        "style_name": "relaxed warm",
+        "product_id": "p1",
+        "metadata": {"campaign": "spring", "round": 2},
+    }
     made = await flows.convert(ada, user, garment, wait=True, **fields)
 
     assert made.state == job_pb2.JOB_STATE_COMPLETED, made.error_message
-    assert (made.owner, made.created_by, made.style_name, made.product_id) == ("user:ada", "ada", "relaxed warm", "p1")
+    assert (made.owner, made.created_by, made.style_name, made.product_id) == (
+        "user:ada",
+        "ada",
+        "relaxed warm",
+        "p1",
+    )
     assert dict(made.metadata) == {"campaign": "spring", "round": 2.0}
     assert (made.progress, made.error_class, made.free, made.credits) == (1.0, "", False, 2)
     assert made.processing_time_ms > 0
@@ -58,7 +68,9 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
     assert list(asset.provenance.source_asset_ids) == [user, garment]
     assert asset.scope.product_id == "p1"
     assert hashlib.sha256(await bytes_of(made.image_url)).hexdigest() == asset.sha256
-    listed = await flows.conversions(ada).ListConversions(conversion_pb2.ListConversionsRequest(include_urls=True))
+    listed = await flows.conversions(ada).ListConversions(
+        conversion_pb2.ListConversionsRequest(include_urls=True)
+    )
     assert [conversion.image_url != "" for conversion in listed.conversions] == [True]
     assert (await flows.read(ada, made.id)).image_url == ""
 
@@ -81,7 +93,10 @@ async def test_changing_either_picture_changes_the_preview_and_repeating_does_no
         return path
 
     first, again = await preview("first", user, garment), await preview("again", user, garment)
-    by_user, by_garment = await preview("u", other_user, garment), await preview("g", user, other_garment)
+    by_user, by_garment = (
+        await preview("u", other_user, garment),
+        await preview("g", user, other_garment),
+    )
     assert first.read_bytes() == again.read_bytes()
     assert pictures.difference(first, by_user) > 10
     assert pictures.difference(first, by_garment) > 60
@@ -90,7 +105,10 @@ async def test_changing_either_picture_changes_the_preview_and_repeating_does_no
 async def test_a_conversion_is_free_only_if_both_pictures_are(atelier: Suite, drawn: Path) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
-    free, paid = await flows.person(ada, drawn, free=True), await flows.person(ada, drawn, free=False)
+    free, paid = (
+        await flows.person(ada, drawn, free=True),
+        await flows.person(ada, drawn, free=False),
+    )
     garment = await flows.cloth(ada, drawn, free=True)
     gratis = await flows.convert(ada, free, garment, wait=True)
     charged = await flows.convert(ada, paid, garment, wait=True)
@@ -98,7 +116,9 @@ async def test_a_conversion_is_free_only_if_both_pictures_are(atelier: Suite, dr
     assert (charged.free, charged.credits) == (False, 2)
 
 
-async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(atelier: Suite, drawn: Path) -> None:
+async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
@@ -110,11 +130,17 @@ async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(a
 
     async def refused(**fields: Any) -> Refusal:
         values: dict[str, Any] = {"user_asset_id": user, "cloth_asset_id": garment, **fields}
-        return await refusal(stub.CreateConversion(conversion_pb2.CreateConversionRequest(**values)))
+        return await refusal(
+            stub.CreateConversion(conversion_pb2.CreateConversionRequest(**values))
+        )
 
     invalid, unseen = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
     for fields, code, field in (
-        ({"cloth_asset_id": user}, invalid, "cloth_asset_id"),  # the same picture as person and garment
+        (
+            {"cloth_asset_id": user},
+            invalid,
+            "cloth_asset_id",
+        ),  # the same picture as person and garment
         ({"user_asset_id": garment}, invalid, "user_asset_id"),
         ({"user_asset_id": garment, "cloth_asset_id": user}, invalid, "user_asset_id"),
         ({"cloth_asset_id": foreign}, unseen, "cloth_asset_id"),
@@ -142,23 +168,31 @@ async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(a
     assert atelier.sql("SELECT count(*) FROM assets.asset_references") == [(0,)]
 
 
-async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(atelier: Suite, drawn: Path) -> None:
+async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier)
     ada, acme = atelier.client("ada"), atelier.client("acme", "vendor")
     garment = await flows.cloth(acme, drawn, visibility=asset_pb2.VISIBILITY_PUBLIC)
     made = await flows.convert(ada, await flows.person(ada, drawn), garment, wait=True)
     assert made.state == job_pb2.JOB_STATE_COMPLETED
     assert (await get(ada, made.result_asset_id)).owner == "user:ada"
-    held = atelier.sql("SELECT owner, holder FROM assets.asset_references WHERE asset_id = %s", (garment,))
+    held = atelier.sql(
+        "SELECT owner, holder FROM assets.asset_references WHERE asset_id = %s", (garment,)
+    )
     assert held == [("user:ada", f"conversions/conversions/{made.id}")]
     # What isn't public any more can't be used any more.
     await update(acme, garment, visibility=asset_pb2.VISIBILITY_PRIVATE)
-    request = conversion_pb2.CreateConversionRequest(user_asset_id=made.user_asset_id, cloth_asset_id=garment)
+    request = conversion_pb2.CreateConversionRequest(
+        user_asset_id=made.user_asset_id, cloth_asset_id=garment
+    )
     found = await refusal(flows.conversions(ada).CreateConversion(request))
     assert found.code == grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_vendor_and_a_caller_without_account_convert_too(atelier: Suite, drawn: Path) -> None:
+async def test_a_vendor_and_a_caller_without_account_convert_too(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier)
     for client in (atelier.client("acme", "vendor"), atelier.client("x7k", "anonymous")):
         made = await flows.convert(
@@ -178,7 +212,10 @@ async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, draw
     await atelier.change("UPDATE assets.assets SET kind = 'photo'")
     assert (await flows.convert(ada, user, garment, **same)).id == made[0].id
     changed = conversion_pb2.CreateConversionRequest(
-        user_asset_id=user, cloth_asset_id=garment, request_id=same["request_id"], style_name="fitted"
+        user_asset_id=user,
+        cloth_asset_id=garment,
+        request_id=same["request_id"],
+        style_name="fitted",
     )
     found = await refusal(flows.conversions(ada).CreateConversion(changed))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
@@ -193,22 +230,37 @@ def tamper(atelier: Suite, asset_id: str) -> None:
     path.write_bytes(jpeg(seed=99))
 
 
-@pytest.mark.parametrize("fault", ["a strip that no garment can be cut from", "bytes that were tampered with"])
+@pytest.mark.parametrize(
+    "fault", ["a strip that no garment can be cut from", "bytes that were tampered with"]
+)
 async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversion(
     atelier: Suite, drawn: Path, fault: str
 ) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
-    user, good = await flows.person(ada, drawn, free=False), await flows.cloth(ada, drawn, free=False)
+    user, good = (
+        await flows.person(ada, drawn, free=False),
+        await flows.cloth(ada, drawn, free=False),
+    )
     if "strip" in fault:
-        garment = (await upload(ada, jpeg(2000, 16), kind=asset_pb2.ASSET_KIND_CLOTH, free=False)).id
+        garment = (
+            await upload(ada, jpeg(2000, 16), kind=asset_pb2.ASSET_KIND_CLOTH, free=False)
+        ).id
     else:
         garment = await flows.cloth(ada, drawn, free=False)
         tamper(atelier, garment)
     request = {"request_id": request_id(), "wait": True}
     failed = await flows.convert(ada, user, garment, **request)
-    assert (failed.state, failed.error_class, failed.credits) == (job_pb2.JOB_STATE_FAILED, "BAD_INPUT", 0)
-    assert failed.error_message and "Traceback" not in failed.error_message and "/tmp" not in failed.error_message
+    assert (failed.state, failed.error_class, failed.credits) == (
+        job_pb2.JOB_STATE_FAILED,
+        "BAD_INPUT",
+        0,
+    )
+    assert (
+        failed.error_message
+        and "Traceback" not in failed.error_message
+        and "/tmp" not in failed.error_message
+    )
     assert not failed.result_asset_id and not failed.image_url
     [attempt] = await flows.attempts_of(ada, failed.id)
     assert (attempt.outcome, attempt.error_class) == (job_pb2.ATTEMPT_OUTCOME_FAILED, "BAD_INPUT")
@@ -228,24 +280,34 @@ async def test_nothing_is_taken_on_while_assets_is_away(atelier: Suite, drawn: P
     request = conversion_pb2.CreateConversionRequest(user_asset_id=user, cloth_asset_id=garment)
     found = await refusal(flows.conversions(ada).CreateConversion(request))
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
-    assert not (await flows.conversions(ada).ListConversions(conversion_pb2.ListConversionsRequest())).conversions
+    assert not (
+        await flows.conversions(ada).ListConversions(conversion_pb2.ListConversionsRequest())
+    ).conversions
 
 
-async def test_a_waiting_call_answers_before_its_deadline_with_what_is_there(atelier: Suite, drawn: Path) -> None:
+async def test_a_waiting_call_answers_before_its_deadline_with_what_is_there(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     request = conversion_pb2.CreateConversionRequest(
-        user_asset_id=await flows.person(ada, drawn), cloth_asset_id=await flows.cloth(ada, drawn), wait=True
+        user_asset_id=await flows.person(ada, drawn),
+        cloth_asset_id=await flows.cloth(ada, drawn),
+        wait=True,
     )
     answer = await flows.conversions(ada).CreateConversion(request, timeout=1.5)
     assert answer.conversion.state == job_pb2.JOB_STATE_PENDING
 
 
-async def test_conversions_are_listed_newest_first_by_state_product_and_date(atelier: Suite, drawn: Path) -> None:
+async def test_conversions_are_listed_newest_first_by_state_product_and_date(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
-    made = [await flows.convert(ada, user, garment, product_id=f"p{number % 2}") for number in range(5)]
+    made = [
+        await flows.convert(ada, user, garment, product_id=f"p{number % 2}") for number in range(5)
+    ]
     stopped = conversion_pb2.CancelConversionRequest(conversion_id=made[2].id)
     await flows.conversions(ada).CancelConversion(stopped)
 
@@ -263,7 +325,10 @@ async def test_conversions_are_listed_newest_first_by_state_product_and_date(ate
     assert [conversion.id for conversion in await listed(ada)] == newest_first
     assert [conversion.id for conversion in await listed(ada, skip=1)] == newest_first[1:]
     assert [c.id for c in await listed(ada, product_id="p1")] == [made[3].id, made[1].id]
-    assert [c.id for c in await listed(ada, created_before=made[2].create_time)] == [made[1].id, made[0].id]
+    assert [c.id for c in await listed(ada, created_before=made[2].create_time)] == [
+        made[1].id,
+        made[0].id,
+    ]
     assert [c.id for c in await listed(ada, created_from=made[3].create_time)] == newest_first[:2]
     assert [c.id for c in await listed(ada, state=job_pb2.JOB_STATE_CANCELLED)] == [made[2].id]
     assert not await listed(eve)
@@ -276,7 +341,11 @@ async def test_another_owner_finds_no_conversion(atelier: Suite, drawn: Path) ->
     ada, eve = atelier.client("ada"), atelier.client("eve")
     made = await flows.convert(ada, await flows.person(ada, drawn), await flows.cloth(ada, drawn))
     stub = flows.conversions(eve)
-    read = await refusal(stub.GetConversion(conversion_pb2.GetConversionRequest(conversion_id=made.id)))
-    stop = await refusal(stub.CancelConversion(conversion_pb2.CancelConversionRequest(conversion_id=made.id)))
+    read = await refusal(
+        stub.GetConversion(conversion_pb2.GetConversionRequest(conversion_id=made.id))
+    )
+    stop = await refusal(
+        stub.CancelConversion(conversion_pb2.CancelConversionRequest(conversion_id=made.id))
+    )
     assert (read.code, stop.code) == (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.NOT_FOUND)
     assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_PENDING

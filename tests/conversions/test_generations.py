@@ -1,4 +1,5 @@
-"""Generations: what a prompt, a close-up and a sketch give back, what repeats exactly, and what is refused."""
+"""Generations: what a prompt, a close-up and a sketch give back, what repeats exactly, and what is
+refused."""
 
 import hashlib
 from pathlib import Path
@@ -31,27 +32,45 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def picture_of(generation: pb.Generation) -> pyvips.Image:
     async with browser() as http:
-        return pyvips.Image.new_from_buffer((await http.get(generation.image_url)).content, "").copy_memory()
+        return pyvips.Image.new_from_buffer(
+            (await http.get(generation.image_url)).content, ""
+        ).copy_memory()
 
 
 async def digest_of(client: Client, generation: pb.Generation) -> str:
     return (await get(client, generation.result_asset_id)).sha256
 
 
-async def test_an_image_comes_back_with_all_that_its_caller_shows(atelier: Suite, photo: Path) -> None:
+async def test_an_image_comes_back_with_all_that_its_caller_shows(
+    atelier: Suite, photo: Path
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
     reference = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
     made = await flows.generate(
-        ada, prompt="A field jacket on a stand", style="minimal studio", aspect_ratio="16:9", quality="high",
-        format="webp", reference_asset_ids=[reference], product_id="p1", dataset_id="d1",
-    )  # fmt: skip
+        ada,
+        prompt="A field jacket on a stand",
+        style="minimal studio",
+        aspect_ratio="16:9",
+        quality="high",
+        format="webp",
+        reference_asset_ids=[reference],
+        product_id="p1",
+        dataset_id="d1",
+    )
     assert made.state == job_pb2.JOB_STATE_COMPLETED, made.error_message
-    assert (made.caption, made.reference_images_count, made.credits) == ("A field jacket on a stand", 1, 3)
-    assert made.unique_visual_elements and any("#" in element for element in made.unique_visual_elements)
+    assert (made.caption, made.reference_images_count, made.credits) == (
+        "A field jacket on a stand",
+        1,
+        3,
+    )
+    assert made.unique_visual_elements and any(
+        "#" in element for element in made.unique_visual_elements
+    )
     assert made.prompt_used == made.full_prompt
     assert made.full_prompt.startswith(
-        "A field jacket on a stand. Style: minimal studio. Aspect ratio: 16:9. Quality: high. References show: "
+        "A field jacket on a stand. Style: minimal studio. Aspect ratio: 16:9. Quality: high."
+        " References show: "
     )
     assert all(element in made.full_prompt for element in made.unique_visual_elements)
     assert (made.recipe.model, made.recipe.inputs[0].role) == ("local", "reference")
@@ -63,20 +82,28 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(atelier: Suite
     assert (asset.kind, asset.mime_type) == (asset_pb2.ASSET_KIND_GENERATED, "image/webp")
     assert (asset.scope.product_id, asset.scope.dataset_id) == ("p1", "d1")
     assert asset.provenance.prompt == made.full_prompt
-    assert asset.digital_source_type == "compositeSynthetic", "a picture of the caller's in a scene that was drawn"
+    assert asset.digital_source_type == "compositeSynthetic", (
+        "a picture of the caller's in a scene that was drawn"
+    )
     assert shown.get("xmp-data") == packet("compositeSynthetic")
 
 
-async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_picture(atelier: Suite) -> None:
+async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_picture(
+    atelier: Suite,
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
     settings: dict[str, Any] = {"prompt": "coastal shop window", "quality": "draft"}
     first = await flows.generate(ada, **settings)
     again = await flows.generations(ada).RegenerateGeneration(
-        pb.RegenerateGenerationRequest(generation_id=first.id, request_id=request_id(), wait=True), timeout=60
+        pb.RegenerateGenerationRequest(generation_id=first.id, request_id=request_id(), wait=True),
+        timeout=60,
     )
     other = await flows.generations(ada).RegenerateGeneration(
-        pb.RegenerateGenerationRequest(generation_id=first.id, request_id=request_id(), wait=True, seed=5), timeout=60
+        pb.RegenerateGenerationRequest(
+            generation_id=first.id, request_id=request_id(), wait=True, seed=5
+        ),
+        timeout=60,
     )
     seeded = await flows.generate(ada, seed=first.recipe.seed, **settings)
     worded = await flows.generate(ada, **settings | {"prompt": "mountain shop window"})
@@ -94,10 +121,19 @@ async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_
     large = pictures.garment(tmp_path / "large.png", width=2000)
     source = await flows.put(ada, large, asset_pb2.ASSET_KIND_PRODUCT)
     made = await flows.generate(
-        ada, task=CLOSEUP, source_asset_id=source, view="front", name="Zipper Detail", format="png",
+        ada,
+        task=CLOSEUP,
+        source_asset_id=source,
+        view="front",
+        name="Zipper Detail",
+        format="png",
         at=facts_pb2.Point(x=0.5, y=0.4),
-    )  # fmt: skip
-    assert (made.state, made.credits, made.caption) == (job_pb2.JOB_STATE_COMPLETED, 1, "Zipper Detail")
+    )
+    assert (made.state, made.credits, made.caption) == (
+        job_pb2.JOB_STATE_COMPLETED,
+        1,
+        "Zipper Detail",
+    )
     assert made.full_prompt == "Close-up of Zipper Detail, front view."
     cut, parameters = await picture_of(made), plain(made.recipe.parameters)
     left, top = parameters["left"], parameters["top"]
@@ -109,7 +145,9 @@ async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_
     assert list(asset.provenance.source_asset_ids) == [source]
 
 
-async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(atelier: Suite, photo: Path) -> None:
+async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(
+    atelier: Suite, photo: Path
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
     source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
@@ -120,10 +158,15 @@ async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(atelier: Sui
     assert (drawn.width, drawn.height) == (800, 1000)
     assert drawn.avg() > 200  # mostly paper
     asset = await get(ada, made.result_asset_id)
-    assert (asset.kind, asset.digital_source_type) == (asset_pb2.ASSET_KIND_SKETCH, "algorithmicMedia")
+    assert (asset.kind, asset.digital_source_type) == (
+        asset_pb2.ASSET_KIND_SKETCH,
+        "algorithmicMedia",
+    )
 
 
-async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(atelier: Suite, photo: Path) -> None:
+async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
+    atelier: Suite, photo: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     own, foreign = [await flows.put(c, photo, asset_pb2.ASSET_KIND_REFERENCE) for c in (ada, eve)]
@@ -131,7 +174,9 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(a
 
     async def refused(**fields: Any) -> Refusal:
         values = {"task": pb.GENERATION_TASK_IMAGE, "prompt": "a coat", **fields}
-        return await refusal(flows.generations(ada).CreateGeneration(pb.CreateGenerationRequest(**values)))
+        return await refusal(
+            flows.generations(ada).CreateGeneration(pb.CreateGenerationRequest(**values))
+        )
 
     for fields, field in (
         ({"prompt": "x" * 10_001}, "prompt"),
@@ -159,8 +204,13 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(a
         found = await refused(**fields)
         assert (found.code, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]), fields
     unseen = await refused(reference_asset_ids=[own, foreign])
-    assert (unseen.code, unseen.metadata["field"]) == (grpc.StatusCode.NOT_FOUND, "reference_asset_ids[1]")
-    assert not (await flows.generations(ada).ListGenerations(pb.ListGenerationsRequest())).generations
+    assert (unseen.code, unseen.metadata["field"]) == (
+        grpc.StatusCode.NOT_FOUND,
+        "reference_asset_ids[1]",
+    )
+    assert not (
+        await flows.generations(ada).ListGenerations(pb.ListGenerationsRequest())
+    ).generations
 
 
 async def test_a_document_is_no_reference(atelier: Suite, photo: Path) -> None:
@@ -169,10 +219,14 @@ async def test_a_document_is_no_reference(atelier: Suite, photo: Path) -> None:
     own = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
     await atelier.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
     request = pb.CreateGenerationRequest(task=SKETCH, source_asset_id=own)
-    assert (await refusal(flows.generations(ada).CreateGeneration(request))).fields == ["source_asset_id"]
+    assert (await refusal(flows.generations(ada).CreateGeneration(request))).fields == [
+        "source_asset_id"
+    ]
 
 
-async def test_history_is_read_newest_first_by_dataset_task_and_id(atelier: Suite, photo: Path) -> None:
+async def test_history_is_read_newest_first_by_dataset_task_and_id(
+    atelier: Suite, photo: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
@@ -180,10 +234,14 @@ async def test_history_is_read_newest_first_by_dataset_task_and_id(atelier: Suit
         await flows.generate(ada, prompt=f"coat {number}", dataset_id=f"d{number % 2}", wait=False)
         for number in range(4)
     ]
-    sketch = await flows.generate(ada, task=SKETCH, source_asset_id=source, product_id="p1", wait=False)
+    sketch = await flows.generate(
+        ada, task=SKETCH, source_asset_id=source, product_id="p1", wait=False
+    )
 
     async def listed(client: Client, **fields: Any) -> list[str]:
-        answer = await flows.generations(client).ListGenerations(pb.ListGenerationsRequest(**fields))
+        answer = await flows.generations(client).ListGenerations(
+            pb.ListGenerationsRequest(**fields)
+        )
         return [generation.id for generation in answer.generations]
 
     newest_first = [sketch.id, *(text.id for text in reversed(texts))]
@@ -192,12 +250,18 @@ async def test_history_is_read_newest_first_by_dataset_task_and_id(atelier: Suit
     assert await listed(ada, dataset_id="d1") == [texts[3].id, texts[1].id]
     assert await listed(ada, task=SKETCH) == await listed(ada, product_id="p1") == [sketch.id]
     assert await listed(eve) == []
-    one = await flows.generations(ada).GetGeneration(pb.GetGenerationRequest(generation_id=texts[0].id))
+    one = await flows.generations(ada).GetGeneration(
+        pb.GetGenerationRequest(generation_id=texts[0].id)
+    )
     assert (one.generation.prompt, one.generation.queue_position) == ("coat 0", 1)
     for call in (
         flows.generations(eve).GetGeneration(pb.GetGenerationRequest(generation_id=sketch.id)),
-        flows.generations(eve).CancelGeneration(pb.CancelGenerationRequest(generation_id=sketch.id)),
-        flows.generations(eve).RegenerateGeneration(pb.RegenerateGenerationRequest(generation_id=sketch.id)),
+        flows.generations(eve).CancelGeneration(
+            pb.CancelGenerationRequest(generation_id=sketch.id)
+        ),
+        flows.generations(eve).RegenerateGeneration(
+            pb.RegenerateGenerationRequest(generation_id=sketch.id)
+        ),
     ):
         assert (await refusal(call)).code == grpc.StatusCode.NOT_FOUND
 
@@ -215,8 +279,11 @@ async def test_a_generation_is_cancelled_and_watched_like_a_conversion(atelier: 
 
 
 def test_the_full_prompt_leaves_out_what_was_not_given() -> None:
-    bare = {"style": "", "aspect_ratio": "", "quality": "", "elements": (), "name": "", "view": ""}
+    bare: dict[str, Any] = dict.fromkeys(("style", "aspect_ratio", "quality", "name", "view"), "")
+    bare["elements"] = ()
     image = {**bare, "aspect_ratio": "1:1", "quality": "draft"}
-    assert rules.full_prompt("image", " a\n coat! ", **image) == "a coat! Aspect ratio: 1:1. Quality: draft."  # type: ignore[arg-type]
-    assert rules.full_prompt("sketch", "", **bare) == "Technical line drawing."  # type: ignore[arg-type]
-    assert rules.full_prompt("closeup", "macro", **bare | {"view": "side"}) == "Close-up, side view. macro."  # type: ignore[arg-type]
+    said = rules.full_prompt("image", " a\n coat! ", **image)
+    assert said == "a coat! Aspect ratio: 1:1. Quality: draft."
+    assert rules.full_prompt("sketch", "", **bare) == "Technical line drawing."
+    closeup = rules.full_prompt("closeup", "macro", **bare | {"view": "side"})
+    assert closeup == "Close-up, side view. macro."

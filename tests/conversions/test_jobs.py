@@ -1,4 +1,5 @@
-"""Jobs: cancelling, watching, queueing, tries that are lost or cut short, and what is recorded of each."""
+"""Jobs: cancelling, watching, queueing, tries that are lost or cut short, and what is recorded of
+each."""
 
 import asyncio
 import functools
@@ -34,20 +35,29 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def asked(client: Client, drawn: Path, **fields: Any) -> conversion_pb2.Conversion:
-    return await flows.convert(client, await flows.person(client, drawn), await flows.cloth(client, drawn), **fields)
+    return await flows.convert(
+        client, await flows.person(client, drawn), await flows.cloth(client, drawn), **fields
+    )
 
 
-async def cancelled(client: Client, conversion_id: str, **fields: Any) -> conversion_pb2.CancelConversionResponse:
+async def cancelled(
+    client: Client, conversion_id: str, **fields: Any
+) -> conversion_pb2.CancelConversionResponse:
     request = conversion_pb2.CancelConversionRequest(conversion_id=conversion_id, **fields)
-    answer: conversion_pb2.CancelConversionResponse = await flows.conversions(client).CancelConversion(request)
+    answer: conversion_pb2.CancelConversionResponse = await flows.conversions(
+        client
+    ).CancelConversion(request)
     return answer
 
 
-# A worker that has begun can't get on while somebody holds the asset's row: it wants a reference to it.
+# A worker that has begun can't get on while somebody holds the asset's row: it wants a reference to
+# it.
 HOLD = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
 
 
-async def test_a_waiting_conversion_is_cancelled_and_never_starts(atelier: Suite, drawn: Path) -> None:
+async def test_a_waiting_conversion_is_cancelled_and_never_starts(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     first, second = await asked(ada, drawn), await asked(ada, drawn)
@@ -63,7 +73,9 @@ async def test_a_waiting_conversion_is_cancelled_and_never_starts(atelier: Suite
     assert (await flows.read(ada, first.id)).credits == 0
 
 
-async def test_a_running_conversion_is_cancelled_and_costs_nothing(atelier: Suite, drawn: Path) -> None:
+async def test_a_running_conversion_is_cancelled_and_costs_nothing(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
@@ -86,7 +98,10 @@ async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn
     made = await asked(ada, drawn, wait=True)
     answer = await cancelled(ada, made.id)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_ALREADY_FINISHED
-    assert (answer.conversion.state, answer.conversion.update_time) == (made.state, made.update_time)
+    assert (answer.conversion.state, answer.conversion.update_time) == (
+        made.state,
+        made.update_time,
+    )
 
 
 async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its_cursor(
@@ -123,12 +138,17 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
     resumed = watching(cursor=seen[middle].cursor)
     assert [await anext(resumed) for _ in seen[middle + 1 :]] == seen[middle + 1 :]
     one = watching(conversion_ids=[second.id])
-    assert [(await anext(one)).conversion.id, (await anext(one)).bookmark.ready] == [second.id, True]
+    assert [(await anext(one)).conversion.id, (await anext(one)).bookmark.ready] == [
+        second.id,
+        True,
+    ]
     foreign = await refusal(watching(cursor=seen[-1].cursor, conversion_ids=[second.id]))
     assert foreign.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(atelier: Suite, drawn: Path) -> None:
+async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     made = [(client, await asked(client, drawn)) for client in (ada, eve, ada)]
@@ -137,13 +157,21 @@ async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(atelier:
     assert not (await flows.read(ada, made[2][1].id)).HasField("queue_position")
 
 
-async def test_a_higher_priority_starts_first_and_the_default_is_5(atelier: Suite, drawn: Path) -> None:
+async def test_a_higher_priority_starts_first_and_the_default_is_5(
+    atelier: Suite, drawn: Path
+) -> None:
     atelier.overrides["worker_concurrency"] = 1
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
-    low, usual, high = [await asked(ada, drawn, **fields) for fields in ({"priority": 0}, {}, {"priority": 9})]
+    low, usual, high = [
+        await asked(ada, drawn, **fields) for fields in ({"priority": 0}, {}, {"priority": 9})
+    ]
     assert [one.priority for one in (low, usual, high)] == [0, 5, 9]
-    assert [(await flows.read(ada, one.id)).queue_position for one in (low, usual, high)] == [3, 2, 1]
+    assert [(await flows.read(ada, one.id)).queue_position for one in (low, usual, high)] == [
+        3,
+        2,
+        1,
+    ]
     listed = (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs
     assert [(job.id, job.priority) for job in listed] == [(high.id, 9), (usual.id, 5), (low.id, 0)]
     await atelier.work("conversions")
@@ -154,10 +182,14 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(atelier: Suit
         request = conversion_pb2.CreateConversionRequest(
             user_asset_id=low.user_asset_id, cloth_asset_id=low.cloth_asset_id, priority=priority
         )
-        assert (await refusal(flows.conversions(ada).CreateConversion(request))).fields == ["priority"]
+        assert (await refusal(flows.conversions(ada).CreateConversion(request))).fields == [
+            "priority"
+        ]
 
 
-async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(atelier: Suite, drawn: Path) -> None:
+async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
+    atelier: Suite, drawn: Path
+) -> None:
     atelier.overrides["worker_concurrency"] = 1
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
@@ -166,13 +198,20 @@ async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(atelier
     assert (await flows.read(eve, modest.id)).queue_position == 2
     await atelier.work("conversions")
     await flows.until(ada, pushy[-1].id, job_pb2.JOB_STATE_COMPLETED)
-    begun = [job for (job,) in atelier.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")]
+    begun = [
+        job
+        for (job,) in atelier.sql(
+            "SELECT job_id::text FROM conversions.attempts ORDER BY created_at"
+        )
+    ]
     assert begun == [pushy[0].id, modest.id, *(one.id for one in pushy[1:])]
 
 
 async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
     """The conversions as their watch shows them once each has said what it waits for."""
-    watch = flows.conversions(client).WatchConversions(conversion_pb2.WatchConversionsRequest(), timeout=60)
+    watch = flows.conversions(client).WatchConversions(
+        conversion_pb2.WatchConversionsRequest(), timeout=60
+    )
     found: dict[str, conversion_pb2.Conversion] = {}
     async for item in watch:
         if item.conversion.HasField("wait"):
@@ -182,7 +221,9 @@ async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
     return [found[row_id] for row_id in ids]
 
 
-async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(atelier: Suite, drawn: Path) -> None:
+async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
@@ -196,7 +237,9 @@ async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(atelier: Su
     assert (await cancelled(ada, made.id)).conversion.state == job_pb2.JOB_STATE_CANCELLED
 
 
-async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(atelier: Suite, drawn: Path) -> None:
+async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     ids = [(await asked(ada, drawn)).id for _ in range(2)]
@@ -212,7 +255,9 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(atelier: S
         await asyncio.sleep(0.2)
     for one in (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs:
         if one.HasField("wait"):
-            assert one.wait.what == "assets" and one.wait.since_time.ToDatetime(UTC) == since[one.id]
+            assert (
+                one.wait.what == "assets" and one.wait.since_time.ToDatetime(UTC) == since[one.id]
+            )
     assert atelier.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
 
     await atelier.stop_work("conversions")
@@ -230,10 +275,15 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(atelier: S
     done = await flows.read(ada, ids[0])
     assert not done.HasField("wait") and (done.error_class, done.error_message) == ("", "")
     outcomes = [one.outcome for one in await flows.attempts_of(ada, ids[0])]
-    assert outcomes == [job_pb2.ATTEMPT_OUTCOME_SUCCEEDED, job_pb2.ATTEMPT_OUTCOME_WAITED]  # of a wait, the latest
+    assert outcomes == [
+        job_pb2.ATTEMPT_OUTCOME_SUCCEEDED,
+        job_pb2.ATTEMPT_OUTCOME_WAITED,
+    ]  # of a wait, the latest
 
 
-async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(atelier: Suite, drawn: Path) -> None:
+async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     ids = [(await asked(ada, drawn)).id for _ in range(2)]
@@ -251,7 +301,9 @@ async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(atelier
         await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
 
 
-async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(atelier: Suite, drawn: Path) -> None:
+async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(
+    atelier: Suite, drawn: Path
+) -> None:
     atelier.overrides["job_wait_hours"] = 1.5 / 3600
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
@@ -259,7 +311,9 @@ async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(atelier: S
     await atelier.stop("assets")
     await atelier.work("conversions")
     failed = await flows.until(ada, made.id, job_pb2.JOB_STATE_FAILED)
-    assert failed.error_class == "UNAVAILABLE" and failed.error_message.startswith("assets was waited for since ")
+    assert failed.error_class == "UNAVAILABLE" and failed.error_message.startswith(
+        "assets was waited for since "
+    )
     assert not failed.HasField("wait") and failed.credits == 0
 
 
@@ -267,7 +321,11 @@ async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(atelier: S
 async def workshop(atelier: Suite) -> AsyncIterator[Workshop]:
     """What a worker of conversions runs jobs with."""
     settings = atelier.settings("conversions", "worker")
-    db, peers, pool = Database(settings, "conversions"), Peers(settings, "conversions"), ImagingPool(1)
+    db, peers, pool = (
+        Database(settings, "conversions"),
+        Peers(settings, "conversions"),
+        ImagingPool(1),
+    )
     await db.open()
     try:
         yield Workshop(db, JobQueue(db), peers, LocalProvider(pool))
@@ -277,7 +335,9 @@ async def workshop(atelier: Suite) -> AsyncIterator[Workshop]:
         await db.close()
 
 
-async def test_a_try_after_a_crash_finds_the_result_that_was_stored(atelier: Suite, drawn: Path) -> None:
+async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
+    atelier: Suite, drawn: Path
+) -> None:
     """The first try dies between storing the result and completing the row."""
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
@@ -297,7 +357,9 @@ async def test_a_try_after_a_crash_finds_the_result_that_was_stored(atelier: Sui
     assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
 
 
-async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(atelier: Suite, drawn: Path) -> None:
+async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
@@ -317,12 +379,16 @@ async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(atelier
         await asyncio.sleep(0.1)
 
 
-async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(atelier: Suite, drawn: Path) -> None:
+async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     conversion = await asked(ada, drawn, wait=True)
     source = conversion.cloth_asset_id
-    sketch = await flows.generate(ada, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source)
+    sketch = await flows.generate(
+        ada, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source
+    )
     analysis = await flows.analyse(ada, (source, "front"))
 
     async def listed(client: Client, **fields: Any) -> list[job_pb2.Job]:
@@ -331,23 +397,35 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(atel
     found = await listed(ada)
     assert [job.id for job in found] == [analysis.id, sketch.id, conversion.id]
     assert [job.kind for job in found] == [
-        job_pb2.JOB_KIND_ANALYSIS, job_pb2.JOB_KIND_GENERATION, job_pb2.JOB_KIND_CONVERSION,
-    ]  # fmt: skip
-    assert all(job.worker and job.attempts == 1 and job.max_retries == 3 and job.progress == 1 for job in found)
+        job_pb2.JOB_KIND_ANALYSIS,
+        job_pb2.JOB_KIND_GENERATION,
+        job_pb2.JOB_KIND_CONVERSION,
+    ]
     assert all(
-        job.create_time.ToDatetime() <= job.start_time.ToDatetime() <= job.end_time.ToDatetime() for job in found
+        job.worker and job.attempts == 1 and job.max_retries == 3 and job.progress == 1
+        for job in found
+    )
+    assert all(
+        job.create_time.ToDatetime() <= job.start_time.ToDatetime() <= job.end_time.ToDatetime()
+        for job in found
     )
     assert [job.id for job in await listed(ada, kind=job_pb2.JOB_KIND_GENERATION)] == [sketch.id]
     assert not await listed(ada, state=job_pb2.JOB_STATE_FAILED)
     page = await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest(page_size=2))
-    rest = await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest(page_size=2, page_token=page.next_page_token))
+    rest = await flows.jobs(ada).ListJobs(
+        job_pb2.ListJobsRequest(page_size=2, page_token=page.next_page_token)
+    )
     assert ([job.id for job in rest.jobs], rest.next_page_token) == ([conversion.id], "")
 
     [attempt] = await flows.attempts_of(ada, conversion.id)
     sizes = [(drawn / name).stat().st_size for name in ("person.jpg", "cloth.jpg")]
     [(result_size,)] = atelier.sql("SELECT size_bytes FROM assets.assets WHERE kind = 'result'")
     assert (attempt.input_bytes, attempt.output_bytes) == (sum(sizes), result_size)
-    assert (attempt.kind, attempt.number, attempt.model) == (job_pb2.JOB_KIND_CONVERSION, 1, "local 1.0.0")
+    assert (attempt.kind, attempt.number, attempt.model) == (
+        job_pb2.JOB_KIND_CONVERSION,
+        1,
+        "local 1.0.0",
+    )
     assert attempt.outcome == job_pb2.ATTEMPT_OUTCOME_SUCCEEDED and attempt.HasField("end_time")
     attempts_of_all = await flows.jobs(ada).ListAttempts(
         job_pb2.ListAttemptsRequest(outcome=job_pb2.ATTEMPT_OUTCOME_SUCCEEDED)
@@ -361,24 +439,35 @@ async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
     return (await refusal(call)).code
 
 
-async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(atelier: Suite, drawn: Path) -> None:
+async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
+    atelier: Suite, drawn: Path
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
     source = await flows.put(ada, drawn / "cloth.jpg", asset_pb2.ASSET_KIND_PRODUCT)
     packs = atelier.as_token(atelier.keys.service_token("techfiles", "user:ada"))
-    made = await flows.generate(packs, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source)
+    made = await flows.generate(
+        packs, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source
+    )
     assert (made.owner, made.state) == ("user:ada", job_pb2.JOB_STATE_COMPLETED)
     request = conversion_pb2.CreateConversionRequest(user_asset_id=source, cloth_asset_id=source)
-    assert await code_of(flows.conversions(packs).CreateConversion(request)) == grpc.StatusCode.PERMISSION_DENIED
+    assert (
+        await code_of(flows.conversions(packs).CreateConversion(request))
+        == grpc.StatusCode.PERMISSION_DENIED
+    )
     store = atelier.as_token(atelier.keys.service_token("assets", "user:ada"))
     listing = generation_pb2.ListGenerationsRequest()
-    assert await code_of(flows.generations(store).ListGenerations(listing)) == grpc.StatusCode.PERMISSION_DENIED
+    assert (
+        await code_of(flows.generations(store).ListGenerations(listing))
+        == grpc.StatusCode.PERMISSION_DENIED
+    )
 
 
 @pytest.mark.parametrize("table", ["conversions", "generations", "analyses"])
 async def test_rules_contract_and_tables_name_the_same_states(atelier: Suite, table: str) -> None:
     [(check,)] = atelier.sql(
-        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = %s", (f"{table}_state",)
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = %s",
+        (f"{table}_state",),
     )
     named = {word for word in rules.JOB_STATES if f"'{word}'" in check}
     assert check.count("::text") == len(named) or check.count("'") == 2 * len(named)

@@ -1,4 +1,5 @@
-"""Analyses: what was stated and what was measured, nothing else, and a confidence that can be checked."""
+"""Analyses: what was stated and what was measured, nothing else, and a confidence that can be
+checked."""
 
 import json
 import shutil
@@ -14,23 +15,62 @@ from tests.conversions import local_pictures as pictures
 
 STATED: dict[str, Any] = {
     "product": {
-        "name": "Harbour coat", "model": "HC-2", "brand": "Tidewick", "category": "apparel", "subcategory": "coat",
-        "condition": "new", "keywords": ["canvas coat", "rain"],
+        "name": "Harbour coat",
+        "model": "HC-2",
+        "brand": "Tidewick",
+        "category": "apparel",
+        "subcategory": "coat",
+        "condition": "new",
+        "keywords": ["canvas coat", "rain"],
         "description": "A straight coat for wet days. It has one large pocket and a two-way zip.",
     },
-    "materials": [{"part": "shell", "material": "100 % cotton canvas", "weight": "340 g/m2", "colour": "navy"}],
+    "materials": [
+        {"part": "shell", "material": "100 % cotton canvas", "weight": "340 g/m2", "colour": "navy"}
+    ],
     "dimensions": [{"view": "front", "name": "length", "value": 68, "unit": "cm"}],
     "points_of_measure": [
-        {"code": "A", "name": "width", "unit": "cm", "tolerance": 1, "view": "front",
-         "from": {"x": 0.3, "y": 0.5}, "to": {"x": 0.7, "y": 0.5}},
-        {"code": "B", "name": "pocket", "value": 13.5, "unit": "cm", "view": "front",
-         "from": {"x": 0.3375, "y": 0.6}, "to": {"x": 0.4625, "y": 0.6}},
-        {"code": "C", "name": "width in inches", "unit": "in", "view": "front",
-         "from": {"x": 0.3, "y": 0.5}, "to": {"x": 0.7, "y": 0.5}},
-        {"code": "D", "name": "yoke", "view": "back", "from": {"x": 0.3, "y": 0.5}, "to": {"x": 0.7, "y": 0.5}},
+        {
+            "code": "A",
+            "name": "width",
+            "unit": "cm",
+            "tolerance": 1,
+            "view": "front",
+            "from": {"x": 0.3, "y": 0.5},
+            "to": {"x": 0.7, "y": 0.5},
+        },
+        {
+            "code": "B",
+            "name": "pocket",
+            "value": 13.5,
+            "unit": "cm",
+            "view": "front",
+            "from": {"x": 0.3375, "y": 0.6},
+            "to": {"x": 0.4625, "y": 0.6},
+        },
+        {
+            "code": "C",
+            "name": "width in inches",
+            "unit": "in",
+            "view": "front",
+            "from": {"x": 0.3, "y": 0.5},
+            "to": {"x": 0.7, "y": 0.5},
+        },
+        {
+            "code": "D",
+            "name": "yoke",
+            "view": "back",
+            "from": {"x": 0.3, "y": 0.5},
+            "to": {"x": 0.7, "y": 0.5},
+        },
     ],
     "scales": [
-        {"view": "front", "value": 68, "unit": "cm", "from": {"x": 0.5, "y": 0.16}, "to": {"x": 0.5, "y": 0.84}},
+        {
+            "view": "front",
+            "value": 68,
+            "unit": "cm",
+            "from": {"x": 0.5, "y": 0.16},
+            "to": {"x": 0.5, "y": 0.84},
+        },
     ],
     "features": [
         {"view": "front", "name": "zip", "note": "brass", "at": {"x": 0.5, "y": 0.5}},
@@ -38,7 +78,7 @@ STATED: dict[str, Any] = {
     ],
     "price": {"msrp": 120, "currency": "EUR"},
     "care": ["wash cold"],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +96,16 @@ def ran(task: str, photo: Path, facts: Facts) -> Analysis:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_sharp_and_described_passes_080_and_blurred_and_bare_does_not(task: str, sharp: Path, blurred: Path) -> None:
+def test_sharp_and_described_passes_080_and_blurred_and_bare_does_not(
+    task: str, sharp: Path, blurred: Path
+) -> None:
     described, bare = ran(task, sharp, parse_facts(STATED)), ran(task, blurred, Facts())
     assert described.confidence >= 0.80 > bare.confidence
     for analysis in (described, bare):
         assert sum(item.weight for item in analysis.evidence) == pytest.approx(1)
-        assert analysis.confidence == pytest.approx(sum(e.value * e.weight for e in analysis.evidence), abs=0.001)
+        assert analysis.confidence == pytest.approx(
+            sum(e.value * e.weight for e in analysis.evidence), abs=0.001
+        )
         assert all(0 <= item.value <= 1 and item.note for item in analysis.evidence)
 
 
@@ -82,7 +126,9 @@ def test_without_facts_nothing_is_claimed_but_what_was_measured(sharp: Path) -> 
     measured = {"colours", "image_quality", "views", "scores"}
     for task in TASKS:
         result = ran(task, sharp, Facts()).result
-        assert {key: value for key, value in result.items() if key not in measured and value is not None} == {}
+        assert {
+            key: value for key, value in result.items() if key not in measured and value is not None
+        } == {}
     colours = ran("product_analysis", sharp, Facts()).result["colours"]
     assert {colour["source"] for colour in colours} == {"measured"}
     assert colours[0]["name"] in {"denim", "indigo", "navy", "cobalt"}
@@ -97,7 +143,10 @@ def test_every_result_is_json_and_repeats_exactly(task: str, sharp: Path) -> Non
 
 
 def test_lengths_are_supplied_or_follow_from_the_declared_scale_and_say_which(sharp: Path) -> None:
-    rows = {row["name"]: row for row in ran("base_view", sharp, parse_facts(STATED)).result["dimensions"]}
+    rows = {
+        row["name"]: row
+        for row in ran("base_view", sharp, parse_facts(STATED)).result["dimensions"]
+    }
     # The picture is 4:5 and the scale says 68 cm for 0.68 of its height, so its width is 80 cm.
     assert (rows["width"]["value"], rows["width"]["unit"]) == (32.0, "cm")
     assert rows["width"]["source"] == "measured from the declared scale"
@@ -116,7 +165,9 @@ def test_a_length_without_value_and_scale_stays_unknown(sharp: Path) -> None:
 
 def test_call_outs_are_the_views_own_features_numbered_in_order(sharp: Path) -> None:
     call_outs = ran("sketch", sharp, parse_facts(STATED)).result["call_outs"]
-    assert [(row["number"], row["name"], row["x"], row["y"]) for row in call_outs] == [(1, "zip", 0.5, 0.5)]
+    assert [(row["number"], row["name"], row["x"], row["y"]) for row in call_outs] == [
+        (1, "zip", 0.5, 0.5)
+    ]
 
 
 def test_missing_facts_are_named_in_the_evidence(sharp: Path) -> None:
@@ -144,14 +195,20 @@ def test_seo_is_put_together_from_the_facts_and_scores_give_reasons(sharp: Path)
 @pytest.mark.parametrize(
     ("name", "kind", "title"),
     [
-        ("Chat shirt", "hat", "Chat shirt hat in red"), ("Tired hat", "Hat", "Tired hat in red"),
-        ("Sun hats, red", "hat", "Sun hats, red"), ("赤い帽子", "帽子", "赤い帽子 in red"),
+        ("Chat shirt", "hat", "Chat shirt hat in red"),
+        ("Tired hat", "Hat", "Tired hat in red"),
+        ("Sun hats, red", "hat", "Sun hats, red"),
+        ("赤い帽子", "帽子", "赤い帽子 in red"),
         ("Be\u0301ret", "b\u00e9ret", "Be\u0301ret in red"),
     ],
-)  # fmt: skip
-def test_a_title_leaves_out_only_what_the_name_says(sharp: Path, name: str, kind: str, title: str) -> None:
+)
+def test_a_title_leaves_out_only_what_the_name_says(
+    sharp: Path, name: str, kind: str, title: str
+) -> None:
     product = {"name": name, "subcategory": kind}
-    stated = parse_facts({"product": product, "materials": [{"part": "all", "material": "felt", "colour": "red"}]})
+    stated = parse_facts(
+        {"product": product, "materials": [{"part": "all", "material": "felt", "colour": "red"}]}
+    )
     assert ran("seo", sharp, stated).result["title"] == title
 
 
@@ -166,12 +223,21 @@ def test_a_slug_keeps_the_letters_of_any_script(sharp: Path) -> None:
 
 
 def test_a_price_is_stated_or_from_market_data_or_not_there(sharp: Path) -> None:
-    market = {"currency": "EUR", "marketplace": "Kaufhof Nord", "price": 110, "competitive_price": 99.5}
+    market = {
+        "currency": "EUR",
+        "marketplace": "Kaufhof Nord",
+        "price": 110,
+        "competitive_price": 99.5,
+    }
 
     def price(facts: dict[str, Any]) -> Any:
         return analyse("listing", [], parse_facts(facts)).result["price"]
 
-    assert price({**STATED, "market": market}) == {"amount": 120.0, "currency": "EUR", "source": "supplied"}
+    assert price({**STATED, "market": market}) == {
+        "amount": 120.0,
+        "currency": "EUR",
+        "source": "supplied",
+    }
     assert price({"market": market})["amount"] == 99.5
     assert price({"market": market})["source"] == "market data: competitive price of Kaufhof Nord"
     assert price({}) is None
@@ -180,9 +246,13 @@ def test_a_price_is_stated_or_from_market_data_or_not_there(sharp: Path) -> None
 def test_a_listing_has_a_line_for_each_kind_of_fact(sharp: Path) -> None:
     listing = ran("listing", sharp, parse_facts(STATED)).result
     assert listing["bullets"] == [
-        "Shell: 100 % cotton canvas, 340 g/m2, navy", "Zip: brass", "Vent", "Length 68 cm, pocket 13.5 cm",
-        "Care: wash cold", "Condition: new",
-    ]  # fmt: skip
+        "Shell: 100 % cotton canvas, 340 g/m2, navy",
+        "Zip: brass",
+        "Vent",
+        "Length 68 cm, pocket 13.5 cm",
+        "Care: wash cold",
+        "Condition: new",
+    ]
     assert (listing["category"], listing["subcategory"]) == ("apparel", "coat")
 
 

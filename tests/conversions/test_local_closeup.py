@@ -22,7 +22,9 @@ STORED: dict[int, Callable[[pyvips.Image], pyvips.Image]] = {
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_a_crop_is_the_upright_pictures_own_pixels_however_it_is_stored(tmp_path: Path, orientation: int) -> None:
+def test_a_crop_is_the_upright_pictures_own_pixels_however_it_is_stored(
+    tmp_path: Path, orientation: int
+) -> None:
     upright = pictures.pixels(pictures.garment(tmp_path / "upright.png", width=500))
     stored = STORED[orientation](upright).copy()
     stored.set_type(pyvips.GValue.gint_type, "orientation", orientation)
@@ -33,7 +35,9 @@ def test_a_crop_is_the_upright_pictures_own_pixels_however_it_is_stored(tmp_path
     assert result.parameters["at"] == [0.3, 0.62]
 
 
-def test_near_an_edge_the_crop_moves_inwards_and_a_small_picture_is_not_enlarged(tmp_path: Path) -> None:
+def test_near_an_edge_the_crop_moves_inwards_and_a_small_picture_is_not_enlarged(
+    tmp_path: Path,
+) -> None:
     photo = pictures.garment(tmp_path / "photo.jpg", width=400)
     corner = close_up(photo, tmp_path / "corner.jpg", at=(1.0, 1.0), size=128)
     assert (corner.parameters["left"], corner.parameters["top"]) == (400 - 128, 500 - 128)
@@ -41,15 +45,21 @@ def test_near_an_edge_the_crop_moves_inwards_and_a_small_picture_is_not_enlarged
     assert (whole.width, whole.height) == (400, 400)
     assert (
         whole.confidence
-        < close_up(pictures.garment(tmp_path / "large.jpg", width=1600), tmp_path / "l.jpg", at=(0.5, 0.5)).confidence
+        < close_up(
+            pictures.garment(tmp_path / "large.jpg", width=1600), tmp_path / "l.jpg", at=(0.5, 0.5)
+        ).confidence
     )
 
 
 def test_without_a_point_attention_finds_the_one_thing_that_stands_out(tmp_path: Path) -> None:
-    canvas = pictures.pixels(pictures.garment(tmp_path / "plain.png", (90, 92, 96), width=1000, weave=1))
+    canvas = pictures.pixels(
+        pictures.garment(tmp_path / "plain.png", (90, 92, 96), width=1000, weave=1)
+    )
     badge = pyvips.Image.sdf(canvas.width, canvas.height, "circle", a=[420, 900], r=26)
     marked = (
-        ((0.5 - badge) * 255).cast("uchar").ifthenelse((canvas * 0 + [230, 30, 20]).cast("uchar"), canvas, blend=True)
+        ((0.5 - badge) * 255)
+        .cast("uchar")
+        .ifthenelse((canvas * 0 + [230, 30, 20]).cast("uchar"), canvas, blend=True)
     )
     marked.copy(interpretation="srgb").write_to_file(str(tmp_path / "marked.png"))
     result = close_up(tmp_path / "marked.png", tmp_path / "out.png", size=300)

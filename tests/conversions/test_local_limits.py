@@ -21,7 +21,9 @@ async def test_photographs_of_24_megapixels_fit_into_a_limited_child(tmp_path: P
     pool = ImagingPool(workers=1)
     try:
         preview = await pool.run(try_on, person, cloth, tmp_path / "preview.webp")
-        drawing = await pool.run(partial(line_drawing, view="front"), cloth, tmp_path / "drawing.png")
+        drawing = await pool.run(
+            partial(line_drawing, view="front"), cloth, tmp_path / "drawing.png"
+        )
         detail = await pool.run(partial(close_up, at=(0.5, 0.5)), cloth, tmp_path / "detail.jpg")
         measured = await pool.run(assess, "front", cloth)
     finally:
@@ -32,13 +34,17 @@ async def test_photographs_of_24_megapixels_fit_into_a_limited_child(tmp_path: P
     assert measured.width == 4400
 
 
-async def test_a_damaged_picture_and_bad_facts_come_back_as_their_own_errors(tmp_path: Path) -> None:
+async def test_a_damaged_picture_and_bad_facts_come_back_as_their_own_errors(
+    tmp_path: Path,
+) -> None:
     whole = pictures.garment(tmp_path / "whole.png", width=500).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 3])
     pool = ImagingPool(workers=1)
     try:
         with pytest.raises(ImageRejected) as rejected:
-            await pool.run(partial(line_drawing, view="front"), tmp_path / "cut.png", tmp_path / "out.png")
+            await pool.run(
+                partial(line_drawing, view="front"), tmp_path / "cut.png", tmp_path / "out.png"
+            )
         with pytest.raises(FactsError) as refused:
             await pool.run(load_facts, "scales: [{view: front}]")
     finally:

@@ -27,7 +27,9 @@ def test_outline_and_seams_are_drawn_and_cloth_and_backdrop_stay_white(tmp_path:
     assert result.parameters["view"] == "front"
 
 
-def test_the_same_photograph_gives_the_same_drawing_and_another_gives_another(tmp_path: Path) -> None:
+def test_the_same_photograph_gives_the_same_drawing_and_another_gives_another(
+    tmp_path: Path,
+) -> None:
     photo = pictures.garment(tmp_path / "photo.jpg", width=500)
     first, again, other = (tmp_path / f"{name}.png" for name in ("first", "again", "other"))
     assert line_drawing(photo, first, view="front") == line_drawing(photo, again, view="front")
@@ -36,7 +38,11 @@ def test_the_same_photograph_gives_the_same_drawing_and_another_gives_another(tm
     assert other.read_bytes() != first.read_bytes()
 
 
-def test_a_photograph_without_a_subject_gets_an_empty_drawing_and_little_confidence(tmp_path: Path) -> None:
-    result = line_drawing(pictures.plain(tmp_path / "plain.jpg"), tmp_path / "out.png", view="front")
+def test_a_photograph_without_a_subject_gets_an_empty_drawing_and_little_confidence(
+    tmp_path: Path,
+) -> None:
+    result = line_drawing(
+        pictures.plain(tmp_path / "plain.jpg"), tmp_path / "out.png", view="front"
+    )
     assert pictures.pixels(tmp_path / "out.png").avg() > 250
     assert result.confidence < 0.3

@@ -27,12 +27,18 @@ def test_changing_either_input_changes_the_pixels_and_repeating_does_not(tmp_pat
         assert pictures.difference(first, out) > 40
 
 
-def test_the_garment_covers_the_torso_and_leaves_head_legs_and_backdrop_alone(tmp_path: Path) -> None:
+def test_the_garment_covers_the_torso_and_leaves_head_legs_and_backdrop_alone(
+    tmp_path: Path,
+) -> None:
     person = pictures.person(tmp_path / "person.png")
     out = tmp_path / "out.png"
     result = try_on(person, pictures.garment(tmp_path / "cloth.jpg", (160, 30, 40)), out)
     before, after = pictures.pixels(person), pictures.pixels(out)
-    assert (after.width, after.height) == (before.width, before.height) == (result.width, result.height)
+    assert (
+        (after.width, after.height)
+        == (before.width, before.height)
+        == (result.width, result.height)
+    )
     red, green, _ = after(350, 350)
     assert red > 110
     assert green < 70
@@ -47,8 +53,12 @@ def test_the_garment_covers_the_torso_and_leaves_head_legs_and_backdrop_alone(tm
 def test_confidence_falls_when_there_is_no_neck_or_no_garment(tmp_path: Path) -> None:
     cloth = pictures.garment(tmp_path / "cloth.jpg")
     good = try_on(pictures.person(tmp_path / "person.jpg"), cloth, tmp_path / "good.jpg")
-    headless = try_on(pictures.person(tmp_path / "headless.jpg", head=False), cloth, tmp_path / "headless_out.jpg")
-    nothing = try_on(tmp_path / "person.jpg", pictures.plain(tmp_path / "plain.jpg"), tmp_path / "nothing.jpg")
+    headless = try_on(
+        pictures.person(tmp_path / "headless.jpg", head=False), cloth, tmp_path / "headless_out.jpg"
+    )
+    nothing = try_on(
+        tmp_path / "person.jpg", pictures.plain(tmp_path / "plain.jpg"), tmp_path / "nothing.jpg"
+    )
     assert good.confidence > 0.8 > headless.confidence
     assert nothing.confidence < 0.75
     by_name = {item.name: item for item in nothing.evidence}
@@ -57,7 +67,10 @@ def test_confidence_falls_when_there_is_no_neck_or_no_garment(tmp_path: Path) ->
 
 
 def test_style_words_take_effect_and_are_named_and_others_change_nothing(tmp_path: Path) -> None:
-    person, cloth = pictures.person(tmp_path / "person.jpg"), pictures.garment(tmp_path / "cloth.jpg")
+    person, cloth = (
+        pictures.person(tmp_path / "person.jpg"),
+        pictures.garment(tmp_path / "cloth.jpg"),
+    )
     plain = try_on(person, cloth, tmp_path / "plain.png")
     styled = try_on(person, cloth, tmp_path / "styled.png", style="Oversized, warm")
     unknown = try_on(person, cloth, tmp_path / "unknown.png", style="zebra")
@@ -68,11 +81,18 @@ def test_style_words_take_effect_and_are_named_and_others_change_nothing(tmp_pat
     assert pictures.difference(tmp_path / "plain.png", tmp_path / "unknown.png") == 0
 
 
-def test_the_result_is_no_larger_than_asked_and_carries_no_metadata_but_its_source_type(tmp_path: Path) -> None:
-    person, cloth = pictures.person(tmp_path / "person.jpg"), pictures.garment(tmp_path / "cloth.jpg")
+def test_the_result_is_no_larger_than_asked_and_carries_no_metadata_but_its_source_type(
+    tmp_path: Path,
+) -> None:
+    person, cloth = (
+        pictures.person(tmp_path / "person.jpg"),
+        pictures.garment(tmp_path / "cloth.jpg"),
+    )
     result = try_on(person, cloth, tmp_path / "out.webp", max_side=512)
     written = pictures.pixels(tmp_path / "out.webp")
     assert (written.width, written.height) == (result.width, result.height)
     assert max(written.width, written.height) == 512
-    assert not [field for field in written.get_fields() if field.startswith(("exif", "icc", "iptc"))]
+    assert not [
+        field for field in written.get_fields() if field.startswith(("exif", "icc", "iptc"))
+    ]
     assert written.get("xmp-data") == packet("composite")

@@ -1,4 +1,5 @@
-"""Workers of the owner's own: claiming, heartbeats, results, failures, leases that pass, and what is held meanwhile."""
+"""Workers of the owner's own: claiming, heartbeats, results, failures, leases that pass, and what
+is held meanwhile."""
 
 import asyncio
 import hashlib
@@ -33,7 +34,9 @@ async def looked(client: Client, **fields: Any) -> analysis_pb2.Analysis:
 
 async def made(client: Client, seed: int = 7) -> asset_pb2.Asset:
     """What the outside worker made, uploaded."""
-    return await assets.upload(client, assets.jpeg(200, 300, seed), kind=asset_pb2.ASSET_KIND_REFERENCE)
+    return await assets.upload(
+        client, assets.jpeg(200, 300, seed), kind=asset_pb2.ASSET_KIND_REFERENCE
+    )
 
 
 def picture(asset_id: str, **fields: Any) -> job_pb2.PictureResult:
@@ -57,7 +60,9 @@ async def until_job(client: Client, job_id: str, state: int) -> job_pb2.Job:
     return job
 
 
-async def test_an_outside_worker_makes_a_conversion_that_this_service_leaves_alone(atelier: Suite) -> None:
+async def test_an_outside_worker_makes_a_conversion_that_this_service_leaves_alone(
+    atelier: Suite,
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
     asked_for = await asked(ada, style_name="loose")
@@ -66,55 +71,100 @@ async def test_an_outside_worker_makes_a_conversion_that_this_service_leaves_alo
     assert not (await flows.read(ada, asked_for.id)).HasField("queue_position")
 
     claimed = await flows.claim(ada, asked_for.id, worker="gpu-3")
-    assert (claimed.job.state, claimed.job.worker) == (job_pb2.JOB_STATE_PROCESSING, "outside:gpu-3")
+    assert (claimed.job.state, claimed.job.worker) == (
+        job_pb2.JOB_STATE_PROCESSING,
+        "outside:gpu-3",
+    )
     assert (claimed.job.attempts, claimed.job.retry_count, claimed.job.max_retries) == (1, 0, 3)
     assert claimed.lease_ms == 3000 and claimed.job.HasField("lease_expire_time")
     assert flows.held(atelier, asked_for.id) == {asked_for.user_asset_id, asked_for.cloth_asset_id}
 
     asset = await made(ada)
     evidence = [
-        job_pb2.Evidence(name="likeness", value=0.9, weight=3), job_pb2.Evidence(name="edges", value=0.5, weight=1),
-    ]  # fmt: skip
+        job_pb2.Evidence(name="likeness", value=0.9, weight=3),
+        job_pb2.Evidence(name="edges", value=0.5, weight=1),
+    ]
     job = await flows.complete(
-        ada, claimed, picture=picture(asset.id), model="studio", model_version="2.1", seed=42,
-        parameters={"steps": 30}, evidence=evidence,
-    )  # fmt: skip
+        ada,
+        claimed,
+        picture=picture(asset.id),
+        model="studio",
+        model_version="2.1",
+        seed=42,
+        parameters={"steps": 30},
+        evidence=evidence,
+    )
     assert (job.state, job.credits, job.progress) == (job_pb2.JOB_STATE_COMPLETED, 0, 1)
     assert job.HasField("end_time") and not job.HasField("lease_expire_time")
 
     found = await flows.read(ada, asked_for.id, include_urls=True)
-    assert (found.state, found.result_asset_id, found.credits) == (job_pb2.JOB_STATE_COMPLETED, asset.id, 0)
+    assert (found.state, found.result_asset_id, found.credits) == (
+        job_pb2.JOB_STATE_COMPLETED,
+        asset.id,
+        0,
+    )
     assert found.image_url and found.processing_time_ms > 0
-    assert found.confidence == pytest.approx(0.8) and [item.name for item in found.evidence] == ["likeness", "edges"]
+    assert found.confidence == pytest.approx(0.8) and [item.name for item in found.evidence] == [
+        "likeness",
+        "edges",
+    ]
     recipe = found.recipe
     assert (recipe.model, recipe.model_version, recipe.seed) == ("studio", "2.1", 42)
     assert recipe.parameters["steps"] == 30
     digest = hashlib.sha256(PICTURE).hexdigest()
-    assert [(item.role, item.sha256) for item in recipe.inputs] == [("user", digest), ("cloth", digest)]
-    assert flows.held(atelier, asked_for.id) == {found.user_asset_id, found.cloth_asset_id, asset.id}
+    assert [(item.role, item.sha256) for item in recipe.inputs] == [
+        ("user", digest),
+        ("cloth", digest),
+    ]
+    assert flows.held(atelier, asked_for.id) == {
+        found.user_asset_id,
+        found.cloth_asset_id,
+        asset.id,
+    }
     [attempt] = await flows.attempts_of(ada, asked_for.id)
     assert (attempt.outcome, attempt.worker) == (job_pb2.ATTEMPT_OUTCOME_SUCCEEDED, "outside:gpu-3")
     assert (attempt.model, attempt.input_bytes, attempt.output_bytes) == (
-        "studio 2.1", 2 * len(PICTURE), asset.size_bytes,
-    )  # fmt: skip
+        "studio 2.1",
+        2 * len(PICTURE),
+        asset.size_bytes,
+    )
 
 
-async def test_a_caller_that_waits_is_answered_once_the_outside_worker_is_done(atelier: Suite) -> None:
+async def test_a_caller_that_waits_is_answered_once_the_outside_worker_is_done(
+    atelier: Suite,
+) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
-    waiting = asyncio.create_task(flows.generate(ada, prompt="a red coat", run_externally=True, wait=True, priority=9))
+    waiting = asyncio.create_task(
+        flows.generate(ada, prompt="a red coat", run_externally=True, wait=True, priority=9)
+    )
     async with asyncio.timeout(20):
-        while not (claimed := await flows.claim(ada, kind=job_pb2.JOB_KIND_GENERATION)).attempt_token:
+        while not (
+            claimed := await flows.claim(ada, kind=job_pb2.JOB_KIND_GENERATION)
+        ).attempt_token:
             await asyncio.sleep(0.05)
     asset = await made(ada)
-    await flows.complete(ada, claimed, picture=picture(asset.id, prompt_used="red coat, studio light"), confidence=0.7)
+    await flows.complete(
+        ada,
+        claimed,
+        picture=picture(asset.id, prompt_used="red coat, studio light"),
+        confidence=0.7,
+    )
     done = await waiting
-    assert (done.state, done.result_asset_id, done.confidence) == (job_pb2.JOB_STATE_COMPLETED, asset.id, 0.7)
+    assert (done.state, done.result_asset_id, done.confidence) == (
+        job_pb2.JOB_STATE_COMPLETED,
+        asset.id,
+        0.7,
+    )
     assert done.full_prompt == done.prompt_used == "red coat, studio light"
     assert done.image_url
     request = generation_pb2.RegenerateGenerationRequest(generation_id=done.id)
     again = (await flows.generations(ada).RegenerateGeneration(request)).generation
-    assert (again.run_externally, again.priority, again.state) == (True, 9, job_pb2.JOB_STATE_PENDING)
+    assert (again.run_externally, again.priority, again.state) == (
+        True,
+        9,
+        job_pb2.JOB_STATE_PENDING,
+    )
 
 
 async def test_an_analysis_from_outside_has_only_the_keys_of_its_task(atelier: Suite) -> None:
@@ -125,7 +175,9 @@ async def test_an_analysis_from_outside_has_only_the_keys_of_its_task(atelier: S
     claimed = await flows.claim(ada, analysis.id)
 
     async def refused(result: Any) -> Refusal:
-        return await refusal(flows.complete(ada, claimed, analysis=job_pb2.AnalysisResult(result=result)))
+        return await refusal(
+            flows.complete(ada, claimed, analysis=job_pb2.AnalysisResult(result=result))
+        )
 
     bad: tuple[dict[str, Any], ...] = (
         {"name": "coat", "horoscope": "good"},
@@ -136,7 +188,9 @@ async def test_an_analysis_from_outside_has_only_the_keys_of_its_task(atelier: S
         found = await refused(result)
         assert (found.code, found.fields) == (INVALID, ["analysis.result"])
     found_out: Any = {"name": "Coat", "categories": ["outerwear"]}
-    await flows.complete(ada, claimed, analysis=job_pb2.AnalysisResult(result=found_out), confidence=0)
+    await flows.complete(
+        ada, claimed, analysis=job_pb2.AnalysisResult(result=found_out), confidence=0
+    )
     request = analysis_pb2.GetAnalysisRequest(analysis_id=analysis.id)
     done = (await flows.analyses(ada).GetAnalysis(request)).analysis
     assert (done.result["name"], list(done.result["categories"])) == ("Coat", ["outerwear"])
@@ -144,7 +198,9 @@ async def test_an_analysis_from_outside_has_only_the_keys_of_its_task(atelier: S
     assert (done.confidence, done.credits) == (0, 0)
 
 
-async def test_the_job_with_the_highest_priority_then_the_oldest_of_a_kind_is_given(atelier: Suite) -> None:
+async def test_the_job_with_the_highest_priority_then_the_oldest_of_a_kind_is_given(
+    atelier: Suite,
+) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     first, second = await looked(ada), await looked(ada)
@@ -162,10 +218,16 @@ async def test_of_16_claims_at_once_one_wins(atelier: Suite, by: str) -> None:
     await flows.start(atelier, working=False)
     clients = [atelier.client("ada") for _ in range(4)]
     job_id = (await looked(clients[0])).id
-    wanted: dict[str, Any] = {"job_id": job_id} if by == "id" else {"kind": job_pb2.JOB_KIND_ANALYSIS}
-    claims = (flows.claim(clients[number % 4], worker=f"gpu-{number}", **wanted) for number in range(16))
+    wanted: dict[str, Any] = (
+        {"job_id": job_id} if by == "id" else {"kind": job_pb2.JOB_KIND_ANALYSIS}
+    )
+    claims = (
+        flows.claim(clients[number % 4], worker=f"gpu-{number}", **wanted) for number in range(16)
+    )
     answers = await asyncio.gather(*claims, return_exceptions=True)
-    won = [one for one in answers if isinstance(one, job_pb2.ClaimJobResponse) and one.attempt_token]
+    won = [
+        one for one in answers if isinstance(one, job_pb2.ClaimJobResponse) and one.attempt_token
+    ]
     assert len(won) == 1
     refused = [one for one in answers if isinstance(one, grpc.aio.AioRpcError)]
     assert [error.code() for error in refused] == ([WRONG_STATE] * 15 if by == "id" else [])
@@ -173,7 +235,9 @@ async def test_of_16_claims_at_once_one_wins(atelier: Suite, by: str) -> None:
     await flows.heartbeat(clients[0], won[0])
 
 
-async def test_a_heartbeat_extends_the_lease_and_tells_watchers_how_far_it_is(atelier: Suite) -> None:
+async def test_a_heartbeat_extends_the_lease_and_tells_watchers_how_far_it_is(
+    atelier: Suite,
+) -> None:
     atelier.overrides["job_lease_seconds"] = 1.5
     await flows.start(atelier)
     ada = atelier.client("ada")
@@ -188,7 +252,9 @@ async def test_a_heartbeat_extends_the_lease_and_tells_watchers_how_far_it_is(at
     job = await job_of(ada, job_id)
     assert (job.state, job.attempts, job.progress) == (job_pb2.JOB_STATE_PROCESSING, 1, 0.375)
     for progress in (-0.1, 1.1, float("nan")):
-        assert (await refusal(flows.heartbeat(ada, claimed, progress=progress))).fields == ["progress"]
+        assert (await refusal(flows.heartbeat(ada, claimed, progress=progress))).fields == [
+            "progress"
+        ]
 
 
 async def test_a_passed_lease_gives_the_job_to_the_next_worker_and_the_late_result_is_discarded(
@@ -212,10 +278,13 @@ async def test_a_passed_lease_gives_the_job_to_the_next_worker_and_the_late_resu
     done = await flows.read(ada, conversion.id)
     assert (done.result_asset_id, done.error_class) == (asset.id, "")
     assert flows.held(atelier, conversion.id) == {done.user_asset_id, done.cloth_asset_id, asset.id}
-    outcomes = [(attempt.worker, attempt.outcome) for attempt in await flows.attempts_of(ada, conversion.id)]
+    outcomes = [
+        (attempt.worker, attempt.outcome) for attempt in await flows.attempts_of(ada, conversion.id)
+    ]
     assert outcomes == [
-        ("outside:quick", job_pb2.ATTEMPT_OUTCOME_SUCCEEDED), ("outside:slow", job_pb2.ATTEMPT_OUTCOME_LOST),
-    ]  # fmt: skip
+        ("outside:quick", job_pb2.ATTEMPT_OUTCOME_SUCCEEDED),
+        ("outside:slow", job_pb2.ATTEMPT_OUTCOME_LOST),
+    ]
 
 
 async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(atelier: Suite) -> None:
@@ -224,11 +293,17 @@ async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(atel
     conversion = await asked(ada)
     claimed = await flows.claim(ada, conversion.id)
     asset = await made(ada)
-    # Somebody cancels between the check of the token and the end of the call: the hold of the picture waits.
+    # Somebody cancels between the check of the token and the end of the call: the hold of the
+    # picture waits.
     with holding(atelier, "SELECT FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
-        completing = asyncio.create_task(refusal(flows.complete(ada, claimed, picture=picture(asset.id))))
+        completing = asyncio.create_task(
+            refusal(flows.complete(ada, claimed, picture=picture(asset.id)))
+        )
         async with asyncio.timeout(10):
-            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+            waits = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname"
+                " = %s"
+            )
             while atelier.sql(waits, (atelier.database,)) == [(0,)]:
                 await asyncio.sleep(0.02)
         request = conversion_pb2.CancelConversionRequest(conversion_id=conversion.id)
@@ -255,7 +330,9 @@ async def test_another_may_claim_a_job_whose_lease_has_passed_without_any_worker
     assert (await flows.claim(ada, kind=job_pb2.JOB_KIND_ANALYSIS)).job.id == two.id
 
 
-async def test_a_job_that_three_workers_lose_fails_and_gives_its_pictures_back(atelier: Suite) -> None:
+async def test_a_job_that_three_workers_lose_fails_and_gives_its_pictures_back(
+    atelier: Suite,
+) -> None:
     atelier.overrides["job_lease_seconds"] = 0.6
     await flows.start(atelier)
     ada = atelier.client("ada")
@@ -281,8 +358,10 @@ async def test_a_failure_that_another_try_may_cure_is_tried_three_times(atelier:
         state = job_pb2.JOB_STATE_PENDING if number < 3 else job_pb2.JOB_STATE_FAILED
         assert (job.state, job.retry_count, job.error_class) == (state, number, "NO_GPU")
     assert [attempt.outcome for attempt in await flows.attempts_of(ada, conversion.id)] == [
-        job_pb2.ATTEMPT_OUTCOME_FAILED, job_pb2.ATTEMPT_OUTCOME_RETRIED, job_pb2.ATTEMPT_OUTCOME_RETRIED,
-    ]  # fmt: skip
+        job_pb2.ATTEMPT_OUTCOME_FAILED,
+        job_pb2.ATTEMPT_OUTCOME_RETRIED,
+        job_pb2.ATTEMPT_OUTCOME_RETRIED,
+    ]
     await flows.given_back(atelier, conversion.id)
 
 
@@ -292,9 +371,11 @@ async def test_a_failure_that_is_final_ends_the_job_with_the_workers_words(ateli
     conversion = await asked(ada)
     claimed = await flows.claim(ada, conversion.id)
     for fields, field in (
-        ({"error_class": "no gpu"}, "error_class"), ({"error_class": ""}, "error_class"),
-        ({"error_message": ""}, "error_message"), ({"error_message": "x" * 2001}, "error_message"),
-    ):  # fmt: skip
+        ({"error_class": "no gpu"}, "error_class"),
+        ({"error_class": ""}, "error_class"),
+        ({"error_message": ""}, "error_message"),
+        ({"error_message": "x" * 2001}, "error_message"),
+    ):
         assert (await refusal(flows.fail(ada, claimed, **fields))).fields == [field]
     await asyncio.sleep(0.05)
     await flows.fail(ada, claimed, error_class="TOO_DARK", error_message="nothing can be seen")
@@ -316,19 +397,25 @@ async def test_a_claimed_job_is_cancelled_at_once_and_its_worker_is_refused(atel
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_WITHDRAWN
     assert answer.conversion.state == job_pb2.JOB_STATE_CANCELLED
     assert superseded(await refusal(flows.heartbeat(ada, claimed)))
-    assert superseded(await refusal(flows.complete(ada, claimed, picture=picture((await made(ada)).id))))
+    assert superseded(
+        await refusal(flows.complete(ada, claimed, picture=picture((await made(ada)).id)))
+    )
     [attempt] = await flows.attempts_of(ada, conversion.id)
     assert attempt.outcome == job_pb2.ATTEMPT_OUTCOME_CANCELLED
     await flows.given_back(atelier, conversion.id)
 
 
-async def test_pictures_are_given_back_by_the_next_worker_if_assets_and_workers_were_away(atelier: Suite) -> None:
+async def test_pictures_are_given_back_by_the_next_worker_if_assets_and_workers_were_away(
+    atelier: Suite,
+) -> None:
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     conversion = await asked(ada)
     await flows.claim(ada, conversion.id)
     await atelier.stop("assets")
-    await flows.conversions(ada).CancelConversion(conversion_pb2.CancelConversionRequest(conversion_id=conversion.id))
+    await flows.conversions(ada).CancelConversion(
+        conversion_pb2.CancelConversionRequest(conversion_id=conversion.id)
+    )
     assert len(flows.held(atelier, conversion.id)) == 2
     await atelier.serve("assets")
     await atelier.work("conversions")
@@ -380,10 +467,15 @@ async def test_a_repeat_of_a_claim_and_of_a_result_is_answered_the_same(atelier:
     claims = [await flows.claim(ada, conversion.id, request_id="claim") for _ in range(2)]
     assert claims[0] == claims[1]
     asset = await made(ada)
-    given = [await flows.complete(ada, claims[0], request_id="done", picture=picture(asset.id)) for _ in range(2)]
+    given = [
+        await flows.complete(ada, claims[0], request_id="done", picture=picture(asset.id))
+        for _ in range(2)
+    ]
     assert given[0] == given[1]
     assert len(await flows.attempts_of(ada, conversion.id)) == 1
-    other = await refusal(flows.complete(ada, claims[0], request_id="done", picture=picture(conversion.user_asset_id)))
+    other = await refusal(
+        flows.complete(ada, claims[0], request_id="done", picture=picture(conversion.user_asset_id))
+    )
     assert (other.code, other.reason) == (INVALID, "REQUEST_ID_REUSED")
 
 
@@ -392,10 +484,14 @@ async def test_what_cannot_be_claimed_is_refused(atelier: Suite) -> None:
     ada, eve = atelier.client("ada"), atelier.client("eve")
     own, mine = await looked(ada, run_externally=False), await looked(ada)
     for fields, field in (
-        ({"job_id": "x"}, "job_id"), ({"kind": 0}, "kind"), ({"kind": 99}, "kind"), ({}, "job"),
-        ({"job_id": mine.id, "worker": ""}, "worker"), ({"job_id": mine.id, "worker": "a b"}, "worker"),
+        ({"job_id": "x"}, "job_id"),
+        ({"kind": 0}, "kind"),
+        ({"kind": 99}, "kind"),
+        ({}, "job"),
+        ({"job_id": mine.id, "worker": ""}, "worker"),
+        ({"job_id": mine.id, "worker": "a b"}, "worker"),
         ({"job_id": mine.id, "request_id": "r" * 129}, "request_id"),
-    ):  # fmt: skip
+    ):
         found = await refusal(flows.claim(ada, **fields))
         assert (found.code, found.fields) == (INVALID, [field]), fields
     unknown = "01890000-0000-7000-8000-000000000000"
@@ -414,7 +510,9 @@ async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(atelier: 
     conversion = await asked(ada)
     claimed = await flows.claim(ada, conversion.id)
     asset, foreign = await made(ada), await made(eve)
-    public = await assets.upload(acme, PICTURE, kind=asset_pb2.ASSET_KIND_CLOTH, visibility=asset_pb2.VISIBILITY_PUBLIC)
+    public = await assets.upload(
+        acme, PICTURE, kind=asset_pb2.ASSET_KIND_CLOTH, visibility=asset_pb2.VISIBILITY_PUBLIC
+    )
     pending = (await assets.announce(ada, PICTURE)).asset
     good = {"picture": picture(asset.id)}
     unweighted = job_pb2.Evidence(name="a", value=0.5, weight=0)
@@ -431,7 +529,11 @@ async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(atelier: 
         ({**good, "confidence": 1.01}, INVALID, "confidence"),
         ({**good, "confidence": float("nan")}, INVALID, "confidence"),
         ({**good, "evidence": [unweighted]}, INVALID, "evidence[0].weight"),
-        ({**good, "evidence": [job_pb2.Evidence(name="a", value=0.5, weight=1)] * 101}, INVALID, "evidence"),
+        (
+            {**good, "evidence": [job_pb2.Evidence(name="a", value=0.5, weight=1)] * 101},
+            INVALID,
+            "evidence",
+        ),
         ({**good, "parameters": {"blob": "x" * 20_000}}, INVALID, "parameters"),
     ):
         found = await refusal(flows.complete(ada, claimed, **fields))
@@ -439,5 +541,8 @@ async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(atelier: 
         assert (found.metadata.get("field") or found.fields[0]) == field, (fields, found)
     stranger = await refusal(flows.complete(eve, claimed, picture=picture(foreign.id)))
     assert stranger.code == grpc.StatusCode.NOT_FOUND
-    assert flows.held(atelier, conversion.id) == {conversion.user_asset_id, conversion.cloth_asset_id}
+    assert flows.held(atelier, conversion.id) == {
+        conversion.user_asset_id,
+        conversion.cloth_asset_id,
+    }
     await flows.complete(ada, claimed, **good)

@@ -33,14 +33,19 @@ def running() -> Iterator[Command]:
 @pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) -> None:
-    """In one shell, after the blocks of docs/assets.md; the last command of each block must succeed."""
+    """In one shell, after the blocks of docs/assets.md; the last command of each block must
+    succeed."""
     lines = ["set -u -o pipefail", *blocks(START)]
     for number, block in enumerate(blocks(page), start=1):
         lines += ["{", block, f'}} || {{ echo "block {number} failed" >&2; exit 1; }}']
     answer = subprocess.run(
-        ["bash", "-c", "\n".join(lines)], cwd=ROOT, env={**os.environ, **running.environment},
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+        ["bash", "-c", "\n".join(lines)],
+        cwd=ROOT,
+        env={**os.environ, **running.environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     said = f"{answer.stdout}\n{answer.stderr}"
     assert answer.returncode == 0, said
     assert "Traceback" not in said

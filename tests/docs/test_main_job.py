@@ -23,9 +23,13 @@ def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path
     try:
         until(process, "Ctrl-C stops")
         answer = subprocess.run(
-            ["bash", "-c", script], cwd=ROOT, env={**os.environ, **atelier_command.environment},
-            capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
+            ["bash", "-c", script],
+            cwd=ROOT,
+            env={**os.environ, **atelier_command.environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
     finally:
         interrupt(process)
     logs = "".join(path.read_text() for path in (atelier_command.state / "logs").glob("*.log"))

@@ -29,7 +29,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 class Bench:
-    """One database with the suite's server in this process and workers as processes of their own."""
+    """One database with the suite's server in this process and workers as processes of their
+    own."""
 
     def __init__(self, suite: Suite, processes: Processes) -> None:
         self.suite = suite
@@ -39,7 +40,9 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(
+    cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path
+) -> AsyncIterator[Bench]:
     """Serves assets; start workers with `bench.processes.work("assets")`."""
     async with suite(cluster, keys, disk) as made:
         await made.serve("assets")
@@ -51,7 +54,9 @@ async def bench(cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path) 
 
 
 @pytest.fixture
-def processes(cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path) -> Iterator[Processes]:
+def processes(
+    cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path
+) -> Iterator[Processes]:
     """Processes over a database of the test's own; nothing is started yet."""
     database = cluster.clone()
     made = Processes(cluster, database, keys, disk, tmp_path)

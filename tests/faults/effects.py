@@ -1,4 +1,5 @@
-"""What a rendition must have left behind, however often its worker died: read as superuser and from the store."""
+"""What a rendition must have left behind, however often its worker died: read as superuser and from
+the store."""
 
 import hashlib
 from collections import Counter
@@ -29,7 +30,9 @@ async def ended(bench: Bench, asset_id: str) -> None:
     """Returns once the rendition is final and its job is gone from the queue."""
 
     async def finished() -> bool:
-        state = await bench.superuser.value("SELECT state FROM assets.renditions WHERE asset_id = %s", asset_id)
+        state = await bench.superuser.value(
+            "SELECT state FROM assets.renditions WHERE asset_id = %s", asset_id
+        )
         return state in FINAL and not await jobs_left(bench)
 
     await until(finished, f"the rendition of {asset_id} is final, and its job done")
@@ -46,10 +49,14 @@ async def jobs_left(bench: Bench) -> int:
 
 async def effect(bench: Bench, asset_id: str) -> Effect:
     """Asserts what holds for every end, and returns what depends on it."""
-    [job] = await bench.superuser.rows("SELECT * FROM assets.renditions WHERE asset_id = %s", asset_id)
+    [job] = await bench.superuser.rows(
+        "SELECT * FROM assets.renditions WHERE asset_id = %s", asset_id
+    )
     rows = await bench.superuser.rows("SELECT * FROM assets.variants WHERE asset_id = %s", asset_id)
     [asset] = await bench.superuser.rows("SELECT * FROM assets.assets WHERE id = %s", asset_id)
-    attempts = await bench.superuser.rows("SELECT * FROM assets.attempts WHERE job_id = %s ORDER BY created_at", job.id)
+    attempts = await bench.superuser.rows(
+        "SELECT * FROM assets.attempts WHERE job_id = %s ORDER BY created_at", job.id
+    )
     assert sorted(row.preset for row in rows) == sorted(preset.name for preset in DEFAULT_PRESETS)
     ready = [row for row in rows if row.state == "ready"]
     assert len(ready) == (len(rows) if job.state == "done" else 0)
@@ -68,7 +75,9 @@ async def effect(bench: Bench, asset_id: str) -> Effect:
 def objects_of(root: Path, asset_id: str) -> set[str]:
     """Keys of every object that belongs to the asset."""
     data = root / "data"
-    return {str(path.relative_to(data)) for path in data.glob(f"**/{asset_id}/**/*") if path.is_file()}
+    return {
+        str(path.relative_to(data)) for path in data.glob(f"**/{asset_id}/**/*") if path.is_file()
+    }
 
 
 def _check_bytes(root: Path, row: Any) -> None:
@@ -79,7 +88,8 @@ def _check_bytes(root: Path, row: Any) -> None:
 async def _check_events(bench: Bench, ids: list[Any], ready: list[Any]) -> None:
     """Every version of every variant was told once, and READY once."""
     told = await bench.superuser.rows(
-        "SELECT subject_id, version, payload FROM assets.events WHERE subject = 'variant' AND subject_id = ANY (%s)",
+        "SELECT subject_id, version, payload FROM assets.events WHERE subject = 'variant' AND"
+        " subject_id = ANY (%s)",
         ids,
     )
     versions = Counter((row.subject_id, row.version) for row in told)

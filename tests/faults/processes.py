@@ -1,4 +1,5 @@
-"""Servers and workers as processes of their own, to be killed, frozen and started again; and locks that hold them."""
+"""Servers and workers as processes of their own, to be killed, frozen and started again; and locks
+that hold them."""
 
 import asyncio
 import os
@@ -38,9 +39,13 @@ class Process:
         self.log = log
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, command], env=environment, cwd=ROOT,
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            )  # fmt: skip
+                [sys.executable, "-m", module, command],
+                env=environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
 
     def signal(self, number: int) -> None:
         self.popen.send_signal(number)
@@ -67,7 +72,8 @@ class Process:
         return text in self.log.read_text()
 
     def children(self) -> set[int]:
-        """Process ids of the children that it has now to work for it: servers, and the fork server's children."""
+        """Process ids of the children that it has now to work for it: servers, and the fork
+        server's children."""
         found = set()
         for pid in _children(self.popen.pid):
             with suppress(OSError):
@@ -86,7 +92,9 @@ class Process:
             async def serving() -> bool:
                 assert self.popen.poll() is None, self.log.read_text()[-2000:]
                 with suppress(grpc.aio.AioRpcError):
-                    answer = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=2)
+                    answer = await stub.Check(
+                        health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=2
+                    )
                     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
                 return False
 
@@ -96,7 +104,9 @@ class Process:
 class Processes:
     """Starts processes over one database and one storage, and ends what is left of them."""
 
-    def __init__(self, cluster: Cluster, database: str, keys: Keys, storage: DiskServer, directory: Path) -> None:
+    def __init__(
+        self, cluster: Cluster, database: str, keys: Keys, storage: DiskServer, directory: Path
+    ) -> None:
         self.cluster = cluster
         self.database = database
         self.keys = keys
@@ -115,19 +125,31 @@ class Processes:
         return process
 
     def _start(self, service: str, command: str, settings: dict[str, Any]) -> Process:
-        role, password = ("app", APP_PASSWORD) if command == "serve" else ("worker", WORKER_PASSWORD)
+        role, password = (
+            ("app", APP_PASSWORD) if command == "serve" else ("worker", WORKER_PASSWORD)
+        )
         values = {
             "database_url": self.cluster.url(self.database, f"{service}_{role}", password),
-            "trust_file": self.keys.trust_file, "service_key_file": self.keys.directory / f"{service}.jwk",
-            "storage_root": self.storage.root, "storage_secret_file": self.storage.secret_file,
-            "storage_url": self.storage.url, "imaging_processes": 1, "drain_seconds": 5,
-            **{f"{name}_address": address for name, address in self.addresses.items() if name != "techfiles"},
+            "trust_file": self.keys.trust_file,
+            "service_key_file": self.keys.directory / f"{service}.jwk",
+            "storage_root": self.storage.root,
+            "storage_secret_file": self.storage.secret_file,
+            "storage_url": self.storage.url,
+            "imaging_processes": 1,
+            "drain_seconds": 5,
+            **{
+                f"{name}_address": address
+                for name, address in self.addresses.items()
+                if name != "techfiles"
+            },
             **settings,
-        }  # fmt: skip
+        }
         environment = {
-            **os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", "TMPDIR": str(self.directory),
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
+            "TMPDIR": str(self.directory),
             **{f"ATELIER_{name.upper()}": str(value) for name, value in values.items()},
-        }  # fmt: skip
+        }
         log = self.logs / f"{service}-{command}-{len(self._started)}.log"
         process = Process(f"services.{service}", command, environment, log)
         self._started.append(process)
@@ -143,7 +165,8 @@ class Processes:
 
 
 class Superuser:
-    """What is really there, and locks on it. Statements are told one by one; `hold` keeps a transaction open."""
+    """What is really there, and locks on it. Statements are told one by one; `hold` keeps a
+    transaction open."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -161,7 +184,8 @@ class Superuser:
 
     @asynccontextmanager
     async def hold(self, statement: str, *parameters: Any) -> AsyncIterator["Hold"]:
-        """Runs the statement in a transaction that stays open until `release` or the end of the block."""
+        """Runs the statement in a transaction that stays open until `release` or the end of the
+        block."""
         conn = await psycopg.AsyncConnection.connect(self._url, row_factory=namedtuple_row)
         try:
             await conn.execute(statement, parameters)
@@ -180,8 +204,14 @@ class Hold:
 
     async def caught(self, role: str = "assets_worker") -> int:
         """Waits until a backend of `role` waits for these locks. Returns its process id."""
-        statement = "SELECT pid FROM pg_stat_activity WHERE usename = %s AND %s = ANY (pg_blocking_pids(pid))"
-        found = await until(lambda: self._superuser.value(statement, role, self._pid), "the worker waits for the lock")
+        statement = (
+            "SELECT pid FROM pg_stat_activity WHERE usename = %s AND %s = ANY"
+            " (pg_blocking_pids(pid))"
+        )
+        found = await until(
+            lambda: self._superuser.value(statement, role, self._pid),
+            "the worker waits for the lock",
+        )
         return int(found)
 
     async def release(self) -> None:

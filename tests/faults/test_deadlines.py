@@ -1,4 +1,5 @@
-"""Deadlines that pass at any moment of a call, by the hundred: nobody but their caller pays for them."""
+"""Deadlines that pass at any moment of a call, by the hundred: nobody but their caller pays for
+them."""
 
 import asyncio
 import random
@@ -21,7 +22,9 @@ async def test_a_server_outlives_calls_that_are_given_up_at_any_moment(bench: Be
     await served.healthy()
     asset = await flows.upload(bench.client, flows.jpeg(64, 48))
     token = (("authorization", f"Bearer {bench.suite.keys.token(bench.client.subject)}"),)
-    tags = asset_pb2.UpdateAssetRequest(asset_id=asset.id, update_mask={"paths": ["tags"]}, tags=["x"])
+    tags = asset_pb2.UpdateAssetRequest(
+        asset_id=asset.id, update_mask={"paths": ["tags"]}, tags=["x"]
+    )
     dice, codes = random.Random(3), set()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
         stub = asset_pb2_grpc.AssetServiceStub(channel)

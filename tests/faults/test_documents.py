@@ -1,4 +1,5 @@
-"""A document whose worker is killed between its bytes and its row: never READY without bytes, no number lost."""
+"""A document whose worker is killed between its bytes and its row: never READY without bytes, no
+number lost."""
 
 import asyncio
 import hashlib
@@ -40,14 +41,18 @@ async def bytes_stored(bench: Bench, stack: AsyncExitStack) -> Reached:
     end = await waiting
     await end.caught()
     assert len(objects_of(bench.suite.storage.root, document_id)) == 1
-    state = await bench.superuser.value("SELECT state FROM assets.documents WHERE id = %s", document_id)
+    state = await bench.superuser.value(
+        "SELECT state FROM assets.documents WHERE id = %s", document_id
+    )
     assert state == "processing"
     return document_id, end
 
 
 @pytest.mark.parametrize("step", [dequeued, bytes_stored], ids=lambda step: step.__name__)
 async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
-    bench: Bench, step: Callable[[Bench, AsyncExitStack], Awaitable[Reached]], measured: Callable[[str], None]
+    bench: Bench,
+    step: Callable[[Bench, AsyncExitStack], Awaitable[Reached]],
+    measured: Callable[[str], None],
 ) -> None:
     worker = bench.processes.work("assets")
     took, orphans = [], 0
@@ -61,7 +66,9 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
         worker = bench.processes.work("assets")
         await until(lambda: ready(bench, document_id), "the document is READY")  # noqa: B023
         took.append(time.monotonic() - killed)
-        [row] = await bench.superuser.rows("SELECT * FROM assets.documents WHERE id = %s", document_id)
+        [row] = await bench.superuser.rows(
+            "SELECT * FROM assets.documents WHERE id = %s", document_id
+        )
         data = (bench.suite.storage.root / "data" / row.storage_key).read_bytes()[: row.size_bytes]
         assert hashlib.sha256(data).hexdigest() == row.sha256
         with pikepdf.open(io.BytesIO(data)) as pdf:
@@ -72,14 +79,20 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
         outcomes = await bench.superuser.rows(
             "SELECT outcome FROM assets.attempts WHERE job_id = %s ORDER BY created_at", document_id
         )
-        assert [each.outcome for each in outcomes] == [*(["lost"] if step is bytes_stored else []), "succeeded"]
+        assert [each.outcome for each in outcomes] == [
+            *(["lost"] if step is bytes_stored else []),
+            "succeeded",
+        ]
     measured(
-        f"R23 {step.__name__}: {ROUNDS} kills, READY {min(took):.1f} to {max(took):.1f} s after the kill"
-        f" (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for the reconciler"
+        f"R23 {step.__name__}: {ROUNDS} kills, READY {min(took):.1f} to {max(took):.1f} s after the"
+        f" kill (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for"
+        " the reconciler"
     )
 
 
 async def ready(bench: Bench, document_id: str) -> bool:
-    state = await bench.superuser.value("SELECT state FROM assets.documents WHERE id = %s", document_id)
+    state = await bench.superuser.value(
+        "SELECT state FROM assets.documents WHERE id = %s", document_id
+    )
     assert state != "failed"
     return bool(state == "ready")

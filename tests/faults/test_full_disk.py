@@ -1,4 +1,5 @@
-"""A storage that is full says so, shows nothing that isn't there, and works again once there is room."""
+"""A storage that is full says so, shows nothing that isn't there, and works again once there is
+room."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ def small_disk(tmp_path: Path) -> Iterator[DiskServer]:
 
 
 @pytest.fixture
-async def small(cluster: Cluster, keys: Keys, small_disk: DiskServer, tmp_path: Path) -> AsyncIterator[Bench]:
+async def small(
+    cluster: Cluster, keys: Keys, small_disk: DiskServer, tmp_path: Path
+) -> AsyncIterator[Bench]:
     async with suite(cluster, keys, small_disk) as made:
         await made.serve("assets")
         processes = Processes(cluster, made.database, keys, small_disk, tmp_path)
@@ -42,7 +45,9 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     client, root, photo = small.client, small.suite.storage.root, flows.jpeg(1600, 1200)
     filler = Filler(root)
     filler.leave(len(photo) // 2)
-    head = upload_pb2.UploadHead(request_id=flows.request_id(), declaration=flows.declaration(photo))
+    head = upload_pb2.UploadHead(
+        request_id=flows.request_id(), declaration=flows.declaration(photo)
+    )
     refused = await calls.refusal(flows.stream_upload(client, head, photo))
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
     announced = await flows.announce(client, photo)
@@ -60,9 +65,14 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     # Full again before the variants are made.
     filler.leave(4096)
     small.processes.work("assets")
-    failed = "SELECT count(*) FROM assets.attempts WHERE error_class = 'STORAGE_FULL' AND outcome = 'waited'"
+    failed = (
+        "SELECT count(*) FROM assets.attempts WHERE error_class = 'STORAGE_FULL' AND outcome ="
+        " 'waited'"
+    )
     await until(lambda: small.superuser.value(failed), "the worker finds the storage full")
-    assert not await small.superuser.value("SELECT count(*) FROM assets.variants WHERE state = 'ready'")
+    assert not await small.superuser.value(
+        "SELECT count(*) FROM assets.variants WHERE state = 'ready'"
+    )
     filler.remove()
     await ended(small, asset.id)
     found = await effect(small, asset.id)
@@ -74,7 +84,10 @@ async def test_logs_on_a_full_disk_fail_no_call_no_job_and_no_end(
 ) -> None:
     async with suite(cluster, keys, disk) as made:
         with mounted(tmp_path / "logs", "1m") as logs:
-            processes, filler = Processes(cluster, made.database, keys, disk, tmp_path), Filler(logs)
+            processes, filler = (
+                Processes(cluster, made.database, keys, disk, tmp_path),
+                Filler(logs),
+            )
             processes.logs = logs
             try:
                 bench = Bench(made, processes)
@@ -84,7 +97,9 @@ async def test_logs_on_a_full_disk_fail_no_call_no_job_and_no_end(
                 await server.healthy()
                 filler.leave(0)
                 for _ in range(100):
-                    await flows.assets(bench.client).ListAssets(asset_pb2.ListAssetsRequest(), timeout=20)
+                    await flows.assets(bench.client).ListAssets(
+                        asset_pb2.ListAssetsRequest(), timeout=20
+                    )
                 asset = await flows.upload(bench.client, flows.jpeg(640, 480))
                 await ended(bench, asset.id)
                 assert (await effect(bench, asset.id)).state == "done"

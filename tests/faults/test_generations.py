@@ -23,7 +23,9 @@ Reached = tuple[str, Hold]  # the generation's id, and what holds the worker now
 async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
     """The queue gave the job away; nothing about it is written yet."""
     claim = await stack.enter_async_context(bench.superuser.hold(CLAIM))
-    generation = await flows.generate(bench.client, prompt="a linen shirt on sand", quality="draft", wait=False)
+    generation = await flows.generate(
+        bench.client, prompt="a linen shirt on sand", quality="draft", wait=False
+    )
     await claim.caught("conversions_worker")
     return generation.id, claim
 
@@ -50,7 +52,9 @@ async def results(bench: Bench) -> set[str]:
 
 @pytest.mark.parametrize("step", [dequeued, result_stored], ids=lambda step: step.__name__)
 async def test_a_picture_whose_worker_is_killed_is_made_and_charged_once(
-    bench: Bench, step: Callable[[Bench, AsyncExitStack], Awaitable[Reached]], measured: Callable[[str], None]
+    bench: Bench,
+    step: Callable[[Bench, AsyncExitStack], Awaitable[Reached]],
+    measured: Callable[[str], None],
 ) -> None:
     await bench.suite.serve("conversions")
     bench.processes.addresses |= bench.suite.addresses
@@ -68,16 +72,21 @@ async def test_a_picture_whose_worker_is_killed_is_made_and_charged_once(
         took.append(time.monotonic() - killed)
         await charged_once(bench, generation_id, lost=0 if step is dequeued else 1)
         assert len(await results(bench)) == number + 1
-    pending = await bench.superuser.value("SELECT count(*) FROM assets.assets WHERE state = 'pending'")
+    pending = await bench.superuser.value(
+        "SELECT count(*) FROM assets.assets WHERE state = 'pending'"
+    )
     measured(
-        f"R2 generation, {step.__name__}: {ROUNDS} kills, completed {min(took):.1f} to {max(took):.1f} s after the kill"
-        f" (lease {LEASE_SECONDS:g} s, with the start of a new worker), {pending} uploads abandoned"
+        f"R2 generation, {step.__name__}: {ROUNDS} kills, completed {min(took):.1f} to"
+        f" {max(took):.1f} s after the kill (lease {LEASE_SECONDS:g} s, with the start of a new"
+        f" worker), {pending} uploads abandoned"
     )
 
 
 async def completed(bench: Bench, generation_id: str) -> bool:
     """Final, and gone from the queue."""
-    state = await bench.superuser.value("SELECT state FROM conversions.generations WHERE id = %s", generation_id)
+    state = await bench.superuser.value(
+        "SELECT state FROM conversions.generations WHERE id = %s", generation_id
+    )
     left = await bench.superuser.value(
         "SELECT count(*) FROM conversions_jobs.procrastinate_jobs WHERE status IN ('todo', 'doing')"
     )
@@ -86,13 +95,18 @@ async def completed(bench: Bench, generation_id: str) -> bool:
 
 
 async def charged_once(bench: Bench, generation_id: str, *, lost: int) -> None:
-    [row] = await bench.superuser.rows("SELECT * FROM conversions.generations WHERE id = %s", generation_id)
+    [row] = await bench.superuser.rows(
+        "SELECT * FROM conversions.generations WHERE id = %s", generation_id
+    )
     assert row.credits == CREDITS
     assert str(row.result_asset_id) in await results(bench)
     attempts = await bench.superuser.rows(
-        "SELECT outcome, credits FROM conversions.attempts WHERE job_id = %s ORDER BY created_at", generation_id
+        "SELECT outcome, credits FROM conversions.attempts WHERE job_id = %s ORDER BY created_at",
+        generation_id,
     )
-    assert [(each.outcome, each.credits) for each in attempts] == [("lost", 0)] * lost + [("succeeded", CREDITS)]
+    assert [(each.outcome, each.credits) for each in attempts] == [("lost", 0)] * lost + [
+        ("succeeded", CREDITS)
+    ]
     told = await bench.superuser.rows(
         "SELECT payload FROM conversions.events WHERE subject_id = %s ORDER BY seq", generation_id
     )

@@ -96,7 +96,9 @@ async def cancelling(bench: Bench, stack: AsyncExitStack) -> Reached:
         os.kill(child, signal.SIGSTOP)
         stack.callback(end_process, child)
     end = await stack.enter_async_context(bench.superuser.hold(CLAIM))
-    await bench.superuser.rows("UPDATE assets.renditions SET cancel_requested = true WHERE asset_id = %s", asset_id)
+    await bench.superuser.rows(
+        "UPDATE assets.renditions SET cancel_requested = true WHERE asset_id = %s", asset_id
+    )
     await end.caught()
     return asset_id, end
 
@@ -110,8 +112,8 @@ async def decoding(bench: Bench, worker: Process, asset_id: str) -> None:
     await until(begun, "the worker has a child that decodes", pause=0.01)
 
 
-# The job's state and how its tries ended: where the machine was lost too, and where only the worker was, whose backend
-# in Postgres still runs what it has been sent.
+# The job's state and how its tries ended: where the machine was lost too, and where only the worker
+# was, whose backend in Postgres still runs what it has been sent.
 ENDS: dict[Step, tuple[tuple[str, list[str]], tuple[str, list[str]]]] = {
     dequeued: (("done", ["succeeded"]),) * 2,
     bytes_stored: (("done", ["lost", "succeeded"]),) * 2,
@@ -122,7 +124,9 @@ ENDS: dict[Step, tuple[tuple[str, list[str]], tuple[str, list[str]]]] = {
 
 
 async def state_of(superuser: Superuser, asset_id: str) -> Any:
-    return await superuser.value("SELECT state FROM assets.renditions WHERE asset_id = %s", asset_id)
+    return await superuser.value(
+        "SELECT state FROM assets.renditions WHERE asset_id = %s", asset_id
+    )
 
 
 @pytest.mark.parametrize("step", ENDS, ids=name_of)
@@ -147,12 +151,15 @@ async def test_a_job_whose_worker_is_killed_has_one_effect(
         assert (found.state, found.outcomes) == ENDS[step][0 if machine_lost else 1]
         orphans += found.orphans
     measured(
-        f"R2 {name_of(step)}: {ROUNDS} kills, final {min(took):.1f} to {max(took):.1f} s after the kill"
-        f" (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for the reconciler"
+        f"R2 {name_of(step)}: {ROUNDS} kills, final {min(took):.1f} to {max(took):.1f} s after the"
+        f" kill (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for"
+        " the reconciler"
     )
 
 
-async def test_jobs_outlive_workers_killed_at_any_moment(bench: Bench, measured: Callable[[str], None]) -> None:
+async def test_jobs_outlive_workers_killed_at_any_moment(
+    bench: Bench, measured: Callable[[str], None]
+) -> None:
     chance = random.Random(7)
     worker = bench.processes.work("assets")
     assets: list[str] = []
@@ -166,7 +173,10 @@ async def test_jobs_outlive_workers_killed_at_any_moment(bench: Bench, measured:
     for number in range(20):
         await asyncio.sleep(chance.uniform(1.5, 3.5))
         if number % 4 == 3:
-            assert await worker.stop() in (0, -signal.SIGTERM)  # the latter if it was still starting
+            assert await worker.stop() in (
+                0,
+                -signal.SIGTERM,
+            )  # the latter if it was still starting
         else:
             worker.kill()
         worker = bench.processes.work("assets")
@@ -183,9 +193,9 @@ async def test_jobs_outlive_workers_killed_at_any_moment(bench: Bench, measured:
     states = Counter(found.state for found in effects)
     lost = sum(found.outcomes.count("lost") for found in effects)
     measured(
-        f"R2 any moment: 15 kills and 5 SIGTERM under {len(assets)} uploads: {dict(states)}, {lost} tries lost,"
-        f" {sum(found.orphans for found in effects)} objects for the reconciler,"
-        f" idle {time.monotonic() - killed:.1f} s after the last kill"
+        f"R2 any moment: 15 kills and 5 SIGTERM under {len(assets)} uploads: {dict(states)}, {lost}"
+        f" tries lost, {sum(found.orphans for found in effects)} objects for the reconciler, idle"
+        f" {time.monotonic() - killed:.1f} s after the last kill"
     )
 
 
@@ -203,7 +213,8 @@ async def storing(bench: Bench, worker: Process, stack: AsyncExitStack) -> str:
     for seed in range(60):
         asset = await upload(bench.client, jpeg(1600, 1200, seed=seed))
         [home] = (root / "data").glob(f"**/{asset.id}")
-        # The files follow each other within milliseconds: look without a pause, and for nothing else.
+        # The files follow each other within milliseconds: look without a pause, and for nothing
+        # else.
         deadline = time.monotonic() + 30
         while not (home / "variants").exists() and time.monotonic() < deadline:
             pass
@@ -225,11 +236,14 @@ async def committing(bench: Bench, worker: Process, stack: AsyncExitStack) -> st
 
 @pytest.mark.parametrize("moment", [working, storing, committing], ids=name_of)
 async def test_a_frozen_worker_changes_nothing_when_it_comes_back(
-    bench: Bench, moment: Callable[[Bench, Process, AsyncExitStack], Awaitable[str]], measured: Callable[[str], None]
+    bench: Bench,
+    moment: Callable[[Bench, Process, AsyncExitStack], Awaitable[str]],
+    measured: Callable[[str], None],
 ) -> None:
     took, orphans = [], 0
     for _ in range(3):
-        # A transaction may take as long as a statement: then the frozen worker loses its locks, too.
+        # A transaction may take as long as a statement: then the frozen worker loses its locks,
+        # too.
         late = bench.processes.work("assets", statement_timeout_seconds=8)
         async with AsyncExitStack() as stack:
             asset_id = await moment(bench, late, stack)
@@ -252,7 +266,8 @@ async def test_a_frozen_worker_changes_nothing_when_it_comes_back(
         again = await upload(bench.client, PHOTO)
         await ended(bench, again.id)  # by the one that was late
         late.kill()
-    # Also where the commit was cut off: the late worker looks whether it happened, and takes back what it stored.
+    # Also where the commit was cut off: the late worker looks whether it happened, and takes back
+    # what it stored.
     assert orphans == 0
     measured(
         f"R3 {name_of(moment)}: final {min(took):.1f} to {max(took):.1f} s after the freeze,"
@@ -265,7 +280,9 @@ async def shown(superuser: Superuser, asset_id: str) -> list[Any]:
     found = []
     for table in ("renditions", "variants", "events"):
         key = "asset_id" if table != "events" else "owner <> '' AND subject_id"
-        rows = await superuser.rows(f"SELECT * FROM assets.{table} WHERE {key} = %s ORDER BY 1", asset_id)
+        rows = await superuser.rows(
+            f"SELECT * FROM assets.{table} WHERE {key} = %s ORDER BY 1", asset_id
+        )
         found.append(rows)
     return found
 
@@ -297,7 +314,11 @@ async def test_a_late_end_leaves_the_job_to_its_new_worker(bench: Bench) -> None
 
 
 async def test_jobs_outlive_a_killed_postgres(
-    durable: EmbeddedPostgres, keys: Keys, disk: DiskServer, tmp_path: Path, measured: Callable[[str], None]
+    durable: EmbeddedPostgres,
+    keys: Keys,
+    disk: DiskServer,
+    tmp_path: Path,
+    measured: Callable[[str], None],
 ) -> None:
     migrate("assets", durable.url, APP_PASSWORD, WORKER_PASSWORD)
     suite = Suite(Cluster(durable.url), "postgres", keys, disk)
@@ -323,7 +344,8 @@ async def test_jobs_outlive_a_killed_postgres(
         processes.close()
         await suite.close()
     measured(
-        f"R2 Postgres killed: 8 times with jobs under way, idle {min(took):.1f} to {max(took):.1f} s after its return"
+        f"R2 Postgres killed: 8 times with jobs under way, idle {min(took):.1f} to {max(took):.1f}"
+        " s after its return"
     )
 
 

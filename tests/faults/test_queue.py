@@ -1,4 +1,5 @@
-"""R26: whatever breaks under the queue, it is as quick as before within 30 s, and no job FAILED for it."""
+"""R26: whatever breaks under the queue, it is as quick as before within 30 s, and no job FAILED for
+it."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -27,9 +28,13 @@ async def ground() -> AsyncIterator[Ground]:
 
 
 @pytest.mark.parametrize("what", chaos.CELLS)
-async def test_the_queue_comes_back(ground: Ground, what: str, measured: Callable[[str], None]) -> None:
+async def test_the_queue_comes_back(
+    ground: Ground, what: str, measured: Callable[[str], None]
+) -> None:
     [seen] = await chaos.cell(ground.field, chaos.CELLS[what], ground.before)
-    rates = ", ".join(f"{ratio:.2f} with jobs of {chaos.SECONDS[name]:g} s" for name, ratio in seen.ratios.items())
+    rates = ", ".join(
+        f"{ratio:.2f} with jobs of {chaos.SECONDS[name]:g} s" for name, ratio in seen.ratios.items()
+    )
     measured(f"R26 {what}: rate within {chaos.WITHIN} s / before: {rates}")
     assert await chaos.failed(ground.field) == []
     assert min(seen.ratios.values()) >= chaos.TARGET, seen

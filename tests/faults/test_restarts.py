@@ -1,4 +1,5 @@
-"""Two instances behind one client: each is restarted in turn under load, and no call in flight fails."""
+"""Two instances behind one client: each is restarted in turn under load, and no call in flight
+fails."""
 
 import asyncio
 import json
@@ -24,16 +25,24 @@ from tests.suite import APP_PASSWORD
 pytestmark = pytest.mark.faults
 
 ROUNDS = 6
-# What the clients of several instances should use: an instance that says it is going gets no new calls.
-SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+# What the clients of several instances should use: an instance that says it is going gets no new
+# calls.
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": ""},
+}
 
 
 class Caller:
-    """Calls one or several servers. No retries but gRPC's own, of calls that no server has begun."""
+    """Calls one or several servers. No retries but gRPC's own, of calls that no server has
+    begun."""
 
     def __init__(self, token: str, *ports: int) -> None:
         target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-        options = [("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.use_local_subchannel_pool", 1)]
+        options = [
+            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
         self._channel = grpc.aio.insecure_channel(target, options=options)
         self._metadata = [("authorization", f"Bearer {token}")]
         self._stub: Any = asset_pb2_grpc.AssetServiceStub(self._channel)
@@ -42,7 +51,9 @@ class Caller:
         await self._call(self._stub.GetAsset, pb.GetAssetRequest(asset_id=asset_id))
 
     async def update(self, asset_id: str) -> None:
-        request = pb.UpdateAssetRequest(request_id=request_id(), asset_id=asset_id, tags=[request_id()])
+        request = pb.UpdateAssetRequest(
+            request_id=request_id(), asset_id=asset_id, tags=[request_id()]
+        )
         request.update_mask.paths.append("tags")
         await self._call(self._stub.UpdateAsset, request)
 
@@ -63,7 +74,9 @@ class Load:
     def __init__(self, caller: Caller, ids: list[str]) -> None:
         self.calls = 0
         self.failures: list[str] = []
-        self._tasks = [asyncio.create_task(self._run(caller, ids, random.Random(seed))) for seed in range(8)]
+        self._tasks = [
+            asyncio.create_task(self._run(caller, ids, random.Random(seed))) for seed in range(8)
+        ]
 
     async def _run(self, caller: Caller, ids: list[str], chance: random.Random) -> None:
         while True:
@@ -114,7 +127,8 @@ async def resumes(caller: Caller, cursor: str, asset_id: str) -> None:
 async def restart(
     processes: Processes, superuser: Superuser, victim: Process, other: Caller, slow_id: str
 ) -> tuple[Process, float]:
-    """SIGTERM with a slow call in flight and three watches open. Returns the new process, and how long watches took."""
+    """SIGTERM with a slow call in flight and three watches open. Returns the new process, and how
+    long watches took."""
     caller = Caller(processes.keys.token("ada"), victim.port)
     watches = [caller.watch() for _ in range(3)]
     for watch in watches:
@@ -144,7 +158,10 @@ async def test_a_restart_under_load_fails_no_call_in_flight(
     processes.work("assets")
     for server in servers:
         await server.healthy()
-    db, superuser = database(processes, "app", APP_PASSWORD), Superuser(processes.cluster.url(processes.database))
+    db, superuser = (
+        database(processes, "app", APP_PASSWORD),
+        Superuser(processes.cluster.url(processes.database)),
+    )
     await db.open()
     slow, *ids = [str(asset_id) for asset_id in await make_assets(db)]
     await db.close()
@@ -153,19 +170,23 @@ async def test_a_restart_under_load_fails_no_call_in_flight(
     load, took = Load(behind_both, ids), []
     for number in range(ROUNDS):
         other = Caller(token, servers[1 - number % 2].port)
-        servers[number % 2], seconds = await restart(processes, superuser, servers[number % 2], other, slow)
+        servers[number % 2], seconds = await restart(
+            processes, superuser, servers[number % 2], other, slow
+        )
         took.append(seconds)
         await other.close()
     await load.stop()
     await behind_both.close()
     assert not load.failures, Counter(load.failures)
     measured(
-        f"R21: {ROUNDS} restarts under {load.calls} calls, 0 failed; watches ended with their cursor"
-        f" within {max(took):.2f} s of SIGTERM"
+        f"R21: {ROUNDS} restarts under {load.calls} calls, 0 failed; watches ended with their"
+        f" cursor within {max(took):.2f} s of SIGTERM"
     )
 
 
-async def test_processes_that_share_a_port_are_replaced_and_end_together(processes: Processes) -> None:
+async def test_processes_that_share_a_port_are_replaced_and_end_together(
+    processes: Processes,
+) -> None:
     server = processes.serve("assets", processes=2)
     await server.healthy()
     [first, second] = await two_servers(server)

@@ -1,5 +1,6 @@
-"""R22: a process is killed at each step of an upload, of making variants and of deleting. What it leaves in rows and
-store is found by the reconciler and the cleanup, and mended until both agree to the last object."""
+"""R22: a process is killed at each step of an upload, of making variants and of deleting. What it
+leaves in rows and store is found by the reconciler and the cleanup, and mended until both agree to
+the last object."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -25,12 +26,14 @@ _LOCK_ASSET = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
 _SHOWN = """
     SELECT storage_key FROM assets.assets WHERE storage_key <> '' UNION ALL
     SELECT storage_key FROM assets.variants WHERE storage_key <> '' UNION ALL
-    SELECT upload_key FROM assets.uploads u JOIN assets.assets a ON a.id = u.asset_id WHERE a.state = 'pending'
+    SELECT upload_key FROM assets.uploads u JOIN assets.assets a ON a.id = u.asset_id
+        WHERE a.state = 'pending'
 """
 
 
 class House:
-    """A server and a worker as processes, over a store of their own, to be killed and started again."""
+    """A server and a worker as processes, over a store of their own, to be killed and started
+    again."""
 
     def __init__(self, processes: Processes, keys: Keys) -> None:
         self.processes = processes
@@ -47,15 +50,20 @@ class House:
 
     def work(self) -> Process:
         """Nothing is too young: no upload is in flight when the reconciler is asked."""
-        return self.processes.work("assets", reconcile_grace_minutes=0, reconcile_minutes=0, cleanup_minutes=0)
+        return self.processes.work(
+            "assets", reconcile_grace_minutes=0, reconcile_minutes=0, cleanup_minutes=0
+        )
 
     def client(self, subject: str = "ada", role: str = "user") -> Client:
         made = Client({"assets": self.address}, self.keys.token(subject, role), subject)
         self._clients.append(made)
         return made
 
-    async def killed_at(self, server: Process, call: Callable[[], Any], statement: str, *parameters: Any) -> None:
-        """Kills the server while the call, made once it is locked, waits for what the statement locks."""
+    async def killed_at(
+        self, server: Process, call: Callable[[], Any], statement: str, *parameters: Any
+    ) -> None:
+        """Kills the server while the call, made once it is locked, waits for what the statement
+        locks."""
         async with self.superuser.hold(statement, *parameters) as lock:
             calling = asyncio.ensure_future(call())
             await lock.caught("assets_app")
@@ -71,7 +79,8 @@ class House:
         return {str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()}
 
     async def disagreements(self) -> tuple[int, int]:
-        """Objects without a row, rows without their object; but for uploads that nothing was sent for."""
+        """Objects without a row, rows without their object; but for uploads that nothing was sent
+        for."""
         shown, stored = await self.shown(), self.stored()
         unsent = {key for key in shown if "/upload/" in key}
         return len(stored - shown), len(shown - stored - unsent)
@@ -96,13 +105,17 @@ async def house(cluster: Cluster, keys: Keys, tmp_path: Path) -> AsyncIterator[H
         cluster.drop(database)
 
 
-async def mended(house: House, measured: Callable[[str], None], what: str) -> dict[str, tuple[int, int, int]]:
+async def mended(
+    house: House, measured: Callable[[str], None], what: str
+) -> dict[str, tuple[int, int, int]]:
     """A worker tidies up: in the end nothing is left to be found, and rows and store agree."""
     house.work()
     root = house.client("root", "admin")
 
     async def settled() -> bool:
-        doomed = await house.superuser.value("SELECT count(*) FROM assets.doomed_objects WHERE due_at <= now()")
+        doomed = await house.superuser.value(
+            "SELECT count(*) FROM assets.doomed_objects WHERE due_at <= now()"
+        )
         making = "SELECT count(*) FROM assets.renditions WHERE state IN ('pending', 'running')"
         return not doomed and not await house.superuser.value(making)
 
@@ -115,7 +128,9 @@ async def mended(house: House, measured: Callable[[str], None], what: str) -> di
     return found
 
 
-async def test_killed_while_an_upload_is_confirmed(house: House, measured: Callable[[str], None]) -> None:
+async def test_killed_while_an_upload_is_confirmed(
+    house: House, measured: Callable[[str], None]
+) -> None:
     server = await house.serve()
     ada = house.client()
     announced = await flows.announce(ada, DATA)
@@ -123,12 +138,16 @@ async def test_killed_while_an_upload_is_confirmed(house: House, measured: Calla
     await flows.send(sent.target, DATA)
     verified = await flows.announce(ada, DATA)
     await flows.send(verified.target, DATA)
-    await house.killed_at(server, lambda: flows.confirm(ada, verified.upload_id), _LOCK_ASSET, verified.asset.id)
+    await house.killed_at(
+        server, lambda: flows.confirm(ada, verified.upload_id), _LOCK_ASSET, verified.asset.id
+    )
     assert await house.disagreements() == (1, 0)  # the verified copy
     await house.serve()
     ada = house.client()
     settled = await flows.confirm(ada, verified.upload_id)
-    await flows.send(verified.target, DATA)  # the form still works; as if what was sent had not been removed
+    await flows.send(
+        verified.target, DATA
+    )  # the form still works; as if what was sent had not been removed
     found = await mended(house, measured, "upload")
     assert found["stray_objects"] == (2, 2, 0)
     # What was never confirmed goes with the cleanup, once its time is over.
@@ -144,7 +163,9 @@ async def test_killed_while_an_upload_is_confirmed(house: House, measured: Calla
     await mended(house, measured, "abandoned uploads")
 
 
-async def test_killed_while_a_one_call_upload_is_stored(house: House, measured: Callable[[str], None]) -> None:
+async def test_killed_while_a_one_call_upload_is_stored(
+    house: House, measured: Callable[[str], None]
+) -> None:
     server = await house.serve()
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA), request_id="once")
 
@@ -174,7 +195,9 @@ async def test_killed_while_a_one_call_upload_is_stored(house: House, measured: 
     assert (await mended(house, measured, "one-call upload"))["stray_objects"] == (1, 1, 0)
 
 
-async def test_killed_while_variants_are_stored(house: House, measured: Callable[[str], None]) -> None:
+async def test_killed_while_variants_are_stored(
+    house: House, measured: Callable[[str], None]
+) -> None:
     await house.serve()
     ada = house.client()
     asset = await flows.upload(ada, DATA)
@@ -194,7 +217,9 @@ async def test_killed_while_variants_are_stored(house: House, measured: Callable
     assert (await mended(house, measured, "variants"))["stray_objects"] == (4, 4, 0)
 
 
-async def test_killed_while_a_public_asset_is_deleted(house: House, measured: Callable[[str], None]) -> None:
+async def test_killed_while_a_public_asset_is_deleted(
+    house: House, measured: Callable[[str], None]
+) -> None:
     server = await house.serve()
     worker = house.work()
     ada = house.client()
@@ -202,7 +227,9 @@ async def test_killed_while_a_public_asset_is_deleted(house: House, measured: Ca
     await flows.variants_of(ada, asset.id)
     worker.kill()
     delete = asset_pb2.DeleteAssetRequest(asset_id=asset.id, request_id="once")
-    await house.killed_at(server, lambda: flows.assets(ada).DeleteAsset(delete), _LOCK_ASSET, asset.id)
+    await house.killed_at(
+        server, lambda: flows.assets(ada).DeleteAsset(delete), _LOCK_ASSET, asset.id
+    )
     assert await house.disagreements() == (5, 0)  # the copies
     assert not (await _row(house, asset.id)).deleted_at
     await house.serve()
@@ -220,7 +247,9 @@ async def _row(house: House, asset_id: str) -> Any:
     return row
 
 
-async def test_killed_before_and_amid_a_purge(house: House, measured: Callable[[str], None]) -> None:
+async def test_killed_before_and_amid_a_purge(
+    house: House, measured: Callable[[str], None]
+) -> None:
     server = await house.serve()
     worker = house.work()
     ada = house.client()
@@ -230,7 +259,9 @@ async def test_killed_before_and_amid_a_purge(house: House, measured: Callable[[
     worker.kill()
     await acquire(ada, "h", assets[0].id)
     purges = [asset_pb2.PurgeAssetRequest(asset_id=asset.id, force=True) for asset in assets]
-    await house.killed_at(server, lambda: flows.assets(ada).PurgeAsset(purges[0]), _LOCK_ASSET, assets[0].id)
+    await house.killed_at(
+        server, lambda: flows.assets(ada).PurgeAsset(purges[0]), _LOCK_ASSET, assets[0].id
+    )
     assert await house.disagreements() == (0, 0)
     await house.serve()
     ada = house.client()
@@ -242,15 +273,24 @@ async def test_killed_before_and_amid_a_purge(house: House, measured: Callable[[
         backend = await lock.caught("assets_worker")
         assert not house.stored()
         worker.kill()
-        await house.superuser.rows("SELECT pg_terminate_backend(%s)", backend)  # else it goes on without its client
+        await house.superuser.rows(
+            "SELECT pg_terminate_backend(%s)", backend
+        )  # else it goes on without its client
     assert await house.superuser.value("SELECT count(*) FROM assets.doomed_objects") >= 10
     found = await mended(house, measured, "purge")
     assert {each[:2] for each in found.values()} == {(0, 0)}
     assert await house.superuser.value("SELECT count(*) FROM assets.assets") == 0
-    assert await house.superuser.value("SELECT count(*) FROM assets.doomed_objects WHERE due_at <= now()") == 0
+    assert (
+        await house.superuser.value(
+            "SELECT count(*) FROM assets.doomed_objects WHERE due_at <= now()"
+        )
+        == 0
+    )
 
 
-async def test_a_store_that_lost_objects_is_told_of(house: House, measured: Callable[[str], None]) -> None:
+async def test_a_store_that_lost_objects_is_told_of(
+    house: House, measured: Callable[[str], None]
+) -> None:
     await house.serve()
     worker = house.work()
     ada = house.client()

@@ -1,5 +1,5 @@
-"""Watches across restarts and cut connections, while writers commit out of order: nothing is missed, told twice or told
-in another order."""
+"""Watches across restarts and cut connections, while writers commit out of order: nothing is
+missed, told twice or told in another order."""
 
 import asyncio
 import random
@@ -79,7 +79,8 @@ class Cable:
 
 
 class Follower:
-    """A watch that comes back with its cursor after every end. `seen`: (asset id, version) in the order they came."""
+    """A watch that comes back with its cursor after every end. `seen`: (asset id, version) in the
+    order they came."""
 
     def __init__(self, client: Client, wanted: list[str]) -> None:
         self._stub = client.stub(asset_pb2_grpc.AssetServiceStub)
@@ -107,7 +108,8 @@ class Follower:
             except grpc.aio.AioRpcError as error:
                 trailers = dict(error.trailing_metadata() or ())
                 self.ends.append("with cursor" if "cursor" in trailers else str(error.code().name))
-                # gRPC's own core says CANCELLED to a call that reaches a server in the very moment that it stops.
+                # gRPC's own core says CANCELLED to a call that reaches a server in the very moment
+                # that it stops.
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     raise
                 self.cursor = str(trailers.get("cursor", self.cursor))
@@ -126,8 +128,9 @@ async def make_assets(db: Database) -> list[UUID]:
     for number in range(SUBJECTS):
         async with db.transaction(OWNER) as m:
             row = await m.one(
-                "INSERT INTO assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type)"
-                " VALUES (gen_random_uuid(), %s, 'user:ada', 'product', false, true, %s, 1, 'image/jpeg') RETURNING *",
+                "INSERT INTO assets (id, owner, created_by, kind, public, free, file_name,"
+                " size_bytes, mime_type) VALUES (gen_random_uuid(), %s, 'user:ada', 'product',"
+                " false, true, %s, 1, 'image/jpeg') RETURNING *",
                 (OWNER, f"{number}.jpg"),
             )
             await assets.publish(m, row)
@@ -136,8 +139,8 @@ async def make_assets(db: Database) -> list[UUID]:
 
 
 async def write_out_of_order(db: Database, ids: list[UUID], chance: random.Random) -> int:
-    """Transactions that change one to three assets, stay open for a while, and so commit in another order than they
-    began. Returns how many events they published."""
+    """Transactions that change one to three assets, stay open for a while, and so commit in another
+    order than they began. Returns how many events they published."""
     told = 0
     while True:
         chosen = sorted(
@@ -146,7 +149,10 @@ async def write_out_of_order(db: Database, ids: list[UUID], chance: random.Rando
         try:
             async with db.transaction(OWNER) as m:
                 for asset_id in chosen:
-                    row = await m.one("UPDATE assets SET version = version + 1 WHERE id = %s RETURNING *", (asset_id,))
+                    row = await m.one(
+                        "UPDATE assets SET version = version + 1 WHERE id = %s RETURNING *",
+                        (asset_id,),
+                    )
                     await assets.publish(m, row)
                 await asyncio.sleep(chance.uniform(0, 0.15))
             told += len(chosen)
@@ -157,7 +163,9 @@ async def write_out_of_order(db: Database, ids: list[UUID], chance: random.Rando
 async def write_by_call(client: Client, ids: list[UUID], chance: random.Random) -> None:
     stub = client.stub(asset_pb2_grpc.AssetServiceStub)
     while True:
-        request = pb.UpdateAssetRequest(request_id=request_id(), asset_id=str(chance.choice(ids)), tags=[request_id()])
+        request = pb.UpdateAssetRequest(
+            request_id=request_id(), asset_id=str(chance.choice(ids)), tags=[request_id()]
+        )
         request.update_mask.paths.append("tags")
         while True:
             try:
@@ -170,7 +178,8 @@ async def write_by_call(client: Client, ids: list[UUID], chance: random.Random) 
 
 async def told(superuser: Superuser, after: int) -> list[tuple[str, int]]:
     rows = await superuser.rows(
-        "SELECT subject_id, version FROM assets.events WHERE owner = %s AND position > %s ORDER BY position",
+        "SELECT subject_id, version FROM assets.events WHERE owner = %s AND position > %s ORDER BY"
+        " position",
         OWNER,
         after,
     )
@@ -193,14 +202,19 @@ async def test_a_watch_misses_nothing_across_restarts_and_cut_connections(
 ) -> None:
     server, worker = processes.serve("assets"), processes.work("assets")
     await server.healthy()
-    db, superuser = database(processes, "app", APP_PASSWORD), Superuser(processes.cluster.url(processes.database))
+    db, superuser = (
+        database(processes, "app", APP_PASSWORD),
+        Superuser(processes.cluster.url(processes.database)),
+    )
     await db.open()
     stack.push_async_callback(db.close)
     ids = await make_assets(db)
     cable = Cable(server.port)
     await cable.open()
     stack.push_async_callback(cable.close)
-    clients = [Client({"assets": f"127.0.0.1:{cable.port}"}, processes.keys.token("ada")) for _ in range(3)]
+    clients = [
+        Client({"assets": f"127.0.0.1:{cable.port}"}, processes.keys.token("ada")) for _ in range(3)
+    ]
     for client in clients:
         stack.push_async_callback(client.close)
     some = [str(asset_id) for asset_id in ids[:4]]
@@ -211,8 +225,13 @@ async def test_a_watch_misses_nothing_across_restarts_and_cut_connections(
     await until(lambda: superuser.value(STAMPED), "all is stamped")
     start = await superuser.value("SELECT position FROM assets.event_stream")
     first_cursor = followers[0].cursor
-    writing = [asyncio.create_task(write_out_of_order(db, ids, random.Random(seed))) for seed in range(6)]
-    calling = [asyncio.create_task(write_by_call(clients[2], ids, random.Random(seed))) for seed in range(2)]
+    writing = [
+        asyncio.create_task(write_out_of_order(db, ids, random.Random(seed))) for seed in range(6)
+    ]
+    calling = [
+        asyncio.create_task(write_by_call(clients[2], ids, random.Random(seed)))
+        for seed in range(2)
+    ]
     await disturb(processes, server, worker, cable)
     for task in (*writing, *calling):
         task.cancel()
@@ -232,8 +251,9 @@ async def test_a_watch_misses_nothing_across_restarts_and_cut_connections(
     ends = followers[0].ends
     assert "with cursor" in ends
     measured(
-        f"R4: {RESTARTS} restarts and as many cuts, {len(expected)} changes, a watch was begun again {len(ends)} times"
-        f" ({ends.count('with cursor')} with a cursor from the trailers): 0 gaps, duplicates, reorders"
+        f"R4: {RESTARTS} restarts and as many cuts, {len(expected)} changes, a watch was begun"
+        f" again {len(ends)} times ({ends.count('with cursor')} with a cursor from the trailers): 0"
+        " gaps, duplicates, reorders"
     )
     await refuses_an_old_cursor(processes, clients[0], first_cursor)
 
@@ -255,7 +275,9 @@ async def refuses_an_old_cursor(processes: Processes, client: Client, cursor: st
     await db.open()
     assert await prune_events(db, timedelta(0)) > 1000
     await db.close()
-    watch = client.stub(asset_pb2_grpc.AssetServiceStub).WatchAssets(pb.WatchAssetsRequest(cursor=cursor))
+    watch = client.stub(asset_pb2_grpc.AssetServiceStub).WatchAssets(
+        pb.WatchAssetsRequest(cursor=cursor)
+    )
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await watch.read()
     assert refusal.value.code() == grpc.StatusCode.OUT_OF_RANGE
@@ -266,7 +288,10 @@ async def test_a_watch_goes_on_when_the_sequencer_is_frozen(
 ) -> None:
     server, sequencer = processes.serve("assets"), processes.work("assets")
     await server.healthy()
-    db, superuser = database(processes, "app", APP_PASSWORD), Superuser(processes.cluster.url(processes.database))
+    db, superuser = (
+        database(processes, "app", APP_PASSWORD),
+        Superuser(processes.cluster.url(processes.database)),
+    )
     await db.open()
     stack.push_async_callback(db.close)
     await make_assets(db)

@@ -23,13 +23,17 @@ KILLS = 5  # of the service, and of Postgres
 WRITERS = 4
 # What a client repeats, with the same request_id.
 _REPEATED = (
-    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED,
-)  # fmt: skip
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 
 
 class Writer:
-    """Makes assets and changes its newest one, one call after the other; repeats what wasn't acknowledged."""
+    """Makes assets and changes its newest one, one call after the other; repeats what wasn't
+    acknowledged."""
 
     def __init__(self, client: Client, number: int) -> None:
         self._assets = client.stub(asset_pb2_grpc.AssetServiceStub)
@@ -51,7 +55,9 @@ class Writer:
             asset = (await self._acknowledged(self._uploads.RequestUpload, request)).asset
             self.updates[name] = 0
             for number in range(5):
-                update = pb.UpdateAssetRequest(request_id=request_id(), asset_id=asset.id, tags=[f"{name} {number}"])
+                update = pb.UpdateAssetRequest(
+                    request_id=request_id(), asset_id=asset.id, tags=[f"{name} {number}"]
+                )
                 update.update_mask.paths.append("tags")
                 asset = (await self._acknowledged(self._assets.UpdateAsset, update)).asset
                 self.updates[name] += 1
@@ -72,7 +78,11 @@ class Writer:
 
 
 async def test_acknowledged_writes_stay_and_happened_once(
-    durable: EmbeddedPostgres, keys: Keys, disk: DiskServer, tmp_path: Path, measured: Callable[[str], None]
+    durable: EmbeddedPostgres,
+    keys: Keys,
+    disk: DiskServer,
+    tmp_path: Path,
+    measured: Callable[[str], None],
 ) -> None:
     cluster = Cluster(durable.url)
     migrate("assets", durable.url, APP_PASSWORD, WORKER_PASSWORD)
@@ -96,7 +106,9 @@ async def test_acknowledged_writes_stay_and_happened_once(
             back = time.monotonic()
 
             async def writing(back: float = back) -> bool:
-                assert not any(writer.task.done() for writer in writers), [writer.task for writer in writers]
+                assert not any(writer.task.done() for writer in writers), [
+                    writer.task for writer in writers
+                ]
                 return all(writer.last > back for writer in writers)
 
             await until(writing, "every writer writes again")
@@ -107,22 +119,25 @@ async def test_acknowledged_writes_stay_and_happened_once(
         await client.close()
         await hold(superuser, writers)
         await until(
-            lambda: superuser.value("SELECT bool_and(position IS NOT NULL) FROM assets.events"), "all is stamped"
+            lambda: superuser.value("SELECT bool_and(position IS NOT NULL) FROM assets.events"),
+            "all is stamped",
         )
     finally:
         processes.close()
     measured(
-        f"R1: {KILLS} kill -9 each of service and Postgres under {sum(writer.count for writer in writers)} acknowledged"
-        f" writes, 0 lost, 0 doubled; every writer writes again within"
-        f" {max(outages['service']):.1f} s (service), {max(outages['Postgres']):.1f} s (Postgres)"
+        f"R1: {KILLS} kill -9 each of service and Postgres under"
+        f" {sum(writer.count for writer in writers)} acknowledged writes, 0 lost, 0 doubled; every"
+        f" writer writes again within {max(outages['service']):.1f} s (service),"
+        f" {max(outages['Postgres']):.1f} s (Postgres)"
     )
 
 
 async def hold(superuser: Superuser, writers: list[Writer]) -> None:
-    """Each asset is there once, with the last acknowledged change, and each change was made and told once."""
+    """Each asset is there once, with the last acknowledged change, and each change was made and
+    told once."""
     rows = await superuser.rows(
-        "SELECT id::text, file_name, tags, version, (SELECT array_agg(e.version ORDER BY seq) FROM assets.events e"
-        " WHERE e.subject_id = a.id) AS told FROM assets.assets a"
+        "SELECT id::text, file_name, tags, version, (SELECT array_agg(e.version ORDER BY seq) FROM"
+        " assets.events e WHERE e.subject_id = a.id) AS told FROM assets.assets a"
     )
     found = {row.file_name: row for row in rows}
     assert len(found) == len(rows) == sum(len(writer.acknowledged) for writer in writers)

@@ -26,17 +26,24 @@ from tests.suite import Client, Suite
 
 Pick = Callable[[product_pb2.ProductChange], bool]
 
-FACTS = {
+FACTS: dict[str, Any] = {
     "product": {
-        "name": "Canvas field jacket", "model": "KH-4107", "brand": "Kesterholt", "category": "apparel",
-        "subcategory": "jacket", "condition": "new", "description": "A straight jacket in tan cotton canvas.",
+        "name": "Canvas field jacket",
+        "model": "KH-4107",
+        "brand": "Kesterholt",
+        "category": "apparel",
+        "subcategory": "jacket",
+        "condition": "new",
+        "description": "A straight jacket in tan cotton canvas.",
         "keywords": ["field jacket", "chore jacket", "canvas", "workwear", "patch pockets"],
     },
     "materials": [{"part": "shell", "material": "100 % cotton canvas", "colour": "tan"}],
     "price": {"msrp": 189.0, "currency": "EUR"},
-}  # fmt: skip
-UNSURE = {**FACTS, "product": {**FACTS["product"], "name": "", "model": "", "brand": "", "condition": ""}}  # type: ignore[dict-item]
-"""Nothing is stated that phase 1 asks for but the category: it is not sure. Enough is for the phases after it."""
+}
+_NAMELESS = dict.fromkeys(("name", "model", "brand", "condition"), "")
+UNSURE = {**FACTS, "product": FACTS["product"] | _NAMELESS}
+"""Nothing is stated that phase 1 asks for but the category: it is not sure. Enough is for the
+phases after it."""
 
 
 def facts(stated: dict[str, Any] = FACTS) -> facts_pb2.Facts:
@@ -44,7 +51,8 @@ def facts(stated: dict[str, Any] = FACTS) -> facts_pb2.Facts:
 
 
 def photo(seed: int = 1) -> bytes:
-    """A sharp, textured garment-like shape on a plain light backdrop: easy to read a product from."""
+    """A sharp, textured garment-like shape on a plain light backdrop: easy to read a product
+    from."""
     backdrop = pyvips.Image.black(480, 640, bands=3).linear([1, 1, 1], [228, 228, 226])
     weave = pyvips.Image.gaussnoise(270, 420, sigma=38, mean=0, seed=seed)
     shape = weave.bandjoin([weave, weave]).linear([1, 1, 1], [168, 132, 84])
@@ -77,7 +85,9 @@ def request_id() -> str:
     return str(uuid.uuid4())
 
 
-async def create(client: Client, *assets: str, stated: dict[str, Any] = FACTS, **fields: Any) -> product_pb2.Product:
+async def create(
+    client: Client, *assets: str, stated: dict[str, Any] = FACTS, **fields: Any
+) -> product_pb2.Product:
     """A product of these images, or of one fresh picture."""
     if not assets:
         assets = ((await asset_flows.upload(client, photo())).id,)
@@ -115,27 +125,38 @@ async def get(client: Client, product_id: str, **fields: Any) -> product_pb2.Get
     return answer
 
 
-async def claim(client: Client, product_id: str, phase: int, **fields: Any) -> phase_pb2.ClaimPhaseResponse:
+async def claim(
+    client: Client, product_id: str, phase: int, **fields: Any
+) -> phase_pb2.ClaimPhaseResponse:
     answer: phase_pb2.ClaimPhaseResponse = await phases(client).ClaimPhase(
-        phase_pb2.ClaimPhaseRequest(request_id=request_id(), product_id=product_id, phase=phase, **fields)
+        phase_pb2.ClaimPhaseRequest(
+            request_id=request_id(), product_id=product_id, phase=phase, **fields
+        )
     )
     return answer
 
 
 async def complete(
-    client: Client, claimed: phase_pb2.ClaimPhaseResponse, value: result_pb2.PhaseValue, **fields: Any
+    client: Client,
+    claimed: phase_pb2.ClaimPhaseResponse,
+    value: result_pb2.PhaseValue,
+    **fields: Any,
 ) -> phase_pb2.CompletePhaseResponse:
     answer: phase_pb2.CompletePhaseResponse = await phases(client).CompletePhase(
         phase_pb2.CompletePhaseRequest(
-            product_id=claimed.phase.product_id, phase=claimed.phase.number, attempt_token=claimed.attempt_token,
-            value=value, **{"request_id": request_id(), **fields},
+            product_id=claimed.phase.product_id,
+            phase=claimed.phase.number,
+            attempt_token=claimed.attempt_token,
+            value=value,
+            **{"request_id": request_id(), **fields},
         )
-    )  # fmt: skip
+    )
     return answer
 
 
 class Watching:
-    """A watch in the background: `changes` in order of arrival; `until(pick)` waits for one and returns it."""
+    """A watch in the background: `changes` in order of arrival; `until(pick)` waits for one and
+    returns it."""
 
     def __init__(self, stream: Any) -> None:
         self.changes: list[product_pb2.ProductChange] = []
@@ -178,7 +199,11 @@ class Watching:
 
 
 def watch(client: Client, product_id: str, **fields: Any) -> Watching:
-    return Watching(products(client).WatchProduct(product_pb2.WatchProductRequest(product_id=product_id, **fields)))
+    return Watching(
+        products(client).WatchProduct(
+            product_pb2.WatchProductRequest(product_id=product_id, **fields)
+        )
+    )
 
 
 def phase_is(number: int, state: int) -> Pick:

@@ -21,7 +21,11 @@ async def test_phase_1_waits_for_images_that_are_still_being_uploaded(atelier: S
     watching = flows.watch(ada, created.id)
     await watching.ready()
     early = phase_pb2.StartPhaseRequest(product_id=created.id, phase=1)
-    await refused(flows.phases(ada).StartPhase(early), StatusCode.FAILED_PRECONDITION, "images aren't all READY")
+    await refused(
+        flows.phases(ada).StartPhase(early),
+        StatusCode.FAILED_PRECONDITION,
+        "images aren't all READY",
+    )
     await asset_flows.send(announced.target, data)
     await asset_flows.confirm(ada, announced.upload_id)
     due = await watching.until(lambda change: change.phase.number == 1 and change.phase.due)
@@ -40,13 +44,18 @@ async def test_a_rejected_image_makes_the_product_an_error_that_says_why(atelier
     created = await flows.create(ada, announced.asset.id)
     watching = flows.watch(ada, created.id)
     failed = await watching.until(flows.product_is(ERROR))
-    assert failed.product.error_class == "IMAGE_REJECTED" and announced.asset.id in failed.product.error_message
+    assert (
+        failed.product.error_class == "IMAGE_REJECTED"
+        and announced.asset.id in failed.product.error_message
+    )
     await watching.until(lambda change: change.log.action == "images_unusable")
     retry = phase_pb2.RetryPhaseRequest(product_id=created.id, phase=1)
     await flows.phases(ada).RetryPhase(retry)
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_UPLOADED))
     await watching.until(
-        lambda change: change.product.state == ERROR and int(change.product.etag) > int(failed.product.etag)
+        lambda change: (
+            change.product.state == ERROR and int(change.product.etag) > int(failed.product.etag)
+        )
     )
     await watching.close()
 
@@ -62,7 +71,9 @@ async def test_an_image_that_the_owner_may_not_see_does_not_exist(atelier: Suite
     await watching.close()
 
 
-async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_retried(atelier: Suite) -> None:
+async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_retried(
+    atelier: Suite,
+) -> None:
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")
@@ -76,7 +87,9 @@ async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_ret
     await asset_flows.confirm(ada, announced.upload_id)
     await watching.until(lambda change: change.log.action == "images_ready")
     assert (await flows.get(ada, created.id)).product.state == product_pb2.PRODUCT_STATE_STOPPED
-    retried = await flows.phases(ada).RetryPhase(phase_pb2.RetryPhaseRequest(product_id=created.id, phase=1))
+    retried = await flows.phases(ada).RetryPhase(
+        phase_pb2.RetryPhaseRequest(product_id=created.id, phase=1)
+    )
     assert retried.phase.due
     await watching.close()
 
@@ -103,18 +116,31 @@ async def test_what_a_product_may_be_made_of_is_checked(atelier: Suite) -> None:
     await atelier.serve("assets", "pipeline")
     ada = atelier.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
-    await refused(flows.create(ada, image.id, image.id), StatusCode.INVALID_ARGUMENT, "each asset once")
+    await refused(
+        flows.create(ada, image.id, image.id), StatusCode.INVALID_ARGUMENT, "each asset once"
+    )
     shouting = flows.create(ada, image.id, image.id.upper())
     shouted = await refused(shouting, StatusCode.INVALID_ARGUMENT, "the same asset")
     assert shouted.fields == ["images[1].asset_id"]
-    twice = [product_pb2.NewImage(asset_id=i, primary=True) for i in (image.id, "0198f4f0-0000-7000-8000-000000000000")]
-    await refused(flows.create(ada, image.id, images=twice), StatusCode.INVALID_ARGUMENT, "at most one image")
+    twice = [
+        product_pb2.NewImage(asset_id=i, primary=True)
+        for i in (image.id, "0198f4f0-0000-7000-8000-000000000000")
+    ]
+    await refused(
+        flows.create(ada, image.id, images=twice), StatusCode.INVALID_ARGUMENT, "at most one image"
+    )
     await refused(flows.create(ada, image.id, images=[]), StatusCode.INVALID_ARGUMENT, "images")
     sideways = [product_pb2.NewImage(asset_id=image.id, view="sideways")]
     await refused(flows.create(ada, image.id, images=sideways), StatusCode.INVALID_ARGUMENT, "view")
     two_lines = {"product": {"name": "one\ntwo"}}
-    await refused(flows.create(ada, image.id, stated=two_lines), StatusCode.INVALID_ARGUMENT, "facts.product.name")
-    await refused(flows.create(ada, image.id, run_phases_externally=[5]), StatusCode.INVALID_ARGUMENT)
+    await refused(
+        flows.create(ada, image.id, stated=two_lines),
+        StatusCode.INVALID_ARGUMENT,
+        "facts.product.name",
+    )
+    await refused(
+        flows.create(ada, image.id, run_phases_externally=[5]), StatusCode.INVALID_ARGUMENT
+    )
 
 
 async def test_a_repeated_creation_is_one_product(atelier: Suite) -> None:

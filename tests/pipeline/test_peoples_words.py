@@ -1,4 +1,5 @@
-"""What a person said in a review stands in all that follows, whatever later phases find and whoever runs them."""
+"""What a person said in a review stands in all that follows, whatever later phases find and whoever
+runs them."""
 
 from typing import Any
 
@@ -16,66 +17,117 @@ Value = dict[str, Any]
 EUR, USD = {"currency": "EUR"}, {"currency": "USD"}
 STATED: Value = {
     "product": {
-        "name": "Wrong name", "model": "W-1", "brand": "Wrong brand", "category": "apparel", "subcategory": "coat",
-        "condition": "new", "condition_details": "as new", "description": "A wrong coat.", "keywords": ["wrong"],
+        "name": "Wrong name",
+        "model": "W-1",
+        "brand": "Wrong brand",
+        "category": "apparel",
+        "subcategory": "coat",
+        "condition": "new",
+        "condition_details": "as new",
+        "description": "A wrong coat.",
+        "keywords": ["wrong"],
     },
     "price": {"msrp": 10, "currency": "USD"},
-    "market": {"currency": "USD", "price": 11, "competitive_price": 12, "marketplace": "Wrong shop"},
-}  # fmt: skip
+    "market": {
+        "currency": "USD",
+        "price": 11,
+        "competitive_price": 12,
+        "marketplace": "Wrong shop",
+    },
+}
 FOUND: dict[str, Value] = {
     "product_analysis": {
-        "name": "Found name", "model": "F-1", "condition": "found", "condition_details": "found details",
-        "categories": ["found", "kind"], "brands": ["Found brand"], "colours": [{"hex": "#ffffff"}],
+        "name": "Found name",
+        "model": "F-1",
+        "condition": "found",
+        "condition_details": "found details",
+        "categories": ["found", "kind"],
+        "brands": ["Found brand"],
+        "colours": [{"hex": "#ffffff"}],
         "image_quality": {"score": 0.5},
     },
     "market_research": {
-        "marketplace": {"marketplace": "Found shop", "price": {"amount": 20, **USD}}, "msrp": {"amount": 21, **USD},
-        "competitive_price": {"amount": 22, **USD}, "brand": "Found brand", "category": "found", "matched_by": "name",
-        "offers": [{"marketplace": "Found shop"}], "extras": [{"name": "found", "flag": True}],
+        "marketplace": {"marketplace": "Found shop", "price": {"amount": 20, **USD}},
+        "msrp": {"amount": 21, **USD},
+        "competitive_price": {"amount": 22, **USD},
+        "brand": "Found brand",
+        "category": "found",
+        "matched_by": "name",
+        "offers": [{"marketplace": "Found shop"}],
+        "extras": [{"name": "found", "flag": True}],
     },
     "seo_analysis": {
-        "title": "Found title", "description": "Found description.", "keywords": ["found"], "slug": "found",
+        "title": "Found title",
+        "description": "Found description.",
+        "keywords": ["found"],
+        "slug": "found",
         "scores": [{"name": "title", "score": 0.5}],
     },
     "product_listing": {
-        "title": "Found title", "bullets": ["found"], "description": "Found description.",
-        "price": {"amount": 30, **USD}, "price_source": "found", "category": "found", "subcategory": "kind",
-        "condition": "found", "condition_details": "found details",
+        "title": "Found title",
+        "bullets": ["found"],
+        "description": "Found description.",
+        "price": {"amount": 30, **USD},
+        "price_source": "found",
+        "category": "found",
+        "subcategory": "kind",
+        "condition": "found",
+        "condition_details": "found details",
     },
-}  # fmt: skip
+}
 """What every phase would say, were it not for a person."""
 
-# By phase and field: what a person says, and where else it then stands: in the facts that phase 4 is given, in the
-# listing, in the product. Fields without such a place have no counterpart later.
+# By phase and field: what a person says, and where else it then stands: in the facts that phase 4
+# is given, in the listing, in the product. Fields without such a place have no counterpart later.
 SAID: dict[str, dict[str, tuple[Any, Value]]] = {
     "product_analysis": {
         "name": ("Right name", {"facts.product.name": "Right name", "product.name": "Right name"}),
         "model": ("R-1", {"facts.product.model": "R-1", "product.model": "R-1"}),
         "condition": ("used", {"facts.product.condition": "used", "listing.condition": "used"}),
         "condition_details": (
-            "a torn hem", {"facts.product.condition_details": "a torn hem", "listing.condition_details": "a torn hem"},
+            "a torn hem",
+            {
+                "facts.product.condition_details": "a torn hem",
+                "listing.condition_details": "a torn hem",
+            },
         ),
         "categories": (
             ["shoes"],
-            {"facts.product.category": "shoes", "facts.product.subcategory": None, "listing.category": "shoes",
-             "listing.subcategory": None, "market.category": "shoes"},
+            {
+                "facts.product.category": "shoes",
+                "facts.product.subcategory": None,
+                "listing.category": "shoes",
+                "listing.subcategory": None,
+                "market.category": "shoes",
+            },
         ),
-        "brands": (["Right brand"], {"facts.product.brand": "Right brand", "market.brand": "Right brand"}),
+        "brands": (
+            ["Right brand"],
+            {"facts.product.brand": "Right brand", "market.brand": "Right brand"},
+        ),
         "colours": ([{"hex": "#102030"}], {}),
         "image_quality": ({"score": 0.25}, {}),
     },
     "market_research": {
         "marketplace": (
             {"marketplace": "Right shop", "price": {"amount": 120.0, **EUR}},
-            {"facts.market.marketplace": "Right shop", "facts.market.price": 120.0, "facts.market.currency": "EUR"},
+            {
+                "facts.market.marketplace": "Right shop",
+                "facts.market.price": 120.0,
+                "facts.market.currency": "EUR",
+            },
         ),
         "msrp": (
             {"amount": 199.0, **EUR},
-            {"facts.price": {"msrp": 199.0, **EUR}, "listing.price": {"amount": 199.0, **EUR},
-             "listing.price_source": "confirmed"},
+            {
+                "facts.price": {"msrp": 199.0, **EUR},
+                "listing.price": {"amount": 199.0, **EUR},
+                "listing.price_source": "confirmed",
+            },
         ),
         "competitive_price": (
-            {"amount": 110.0, **EUR}, {"facts.market.competitive_price": 110.0, "facts.market.currency": "EUR"},
+            {"amount": 110.0, **EUR},
+            {"facts.market.competitive_price": 110.0, "facts.market.currency": "EUR"},
         ),
         "brand": ("Market brand", {"facts.product.brand": "Market brand"}),
         "category": ("market", {"facts.product.category": "market", "listing.category": "market"}),
@@ -86,19 +138,26 @@ SAID: dict[str, dict[str, tuple[Any, Value]]] = {
     "seo_analysis": {
         "title": ("Title by hand", {"listing.title": "Title by hand"}),
         "description": (
-            "Said by hand.", {"facts.product.description": "Said by hand.", "listing.description": "Said by hand."},
+            "Said by hand.",
+            {"facts.product.description": "Said by hand.", "listing.description": "Said by hand."},
         ),
         "keywords": (["hand"], {"facts.product.keywords": ["hand"]}),
         "slug": ("by-hand", {}),
         "scores": ([{"name": "title", "score": 0.75}], {}),
     },
     "product_listing": {
-        "title": ("Listed by hand", {}), "bullets": (["by hand"], {}), "description": ("Listed by hand.", {}),
-        "price": ({"amount": 31.0, **EUR}, {}), "price_source": ("a person", {}), "category": ("hand", {}),
-        "subcategory": ("made", {}), "condition": ("mended", {}), "condition_details": ("by hand", {}),
+        "title": ("Listed by hand", {}),
+        "bullets": (["by hand"], {}),
+        "description": ("Listed by hand.", {}),
+        "price": ({"amount": 31.0, **EUR}, {}),
+        "price_source": ("a person", {}),
+        "category": ("hand", {}),
+        "subcategory": ("made", {}),
+        "condition": ("mended", {}),
+        "condition_details": ("by hand", {}),
         "images": ([{"asset_id": "0193a1b2-0000-7000-8000-000000000000"}], {}),
     },
-}  # fmt: skip
+}
 KINDS = list(SAID)
 
 
@@ -109,10 +168,14 @@ def value(kind: str, fields: Value) -> result_pb2.PhaseValue:
 
 
 async def reviewed(
-    atelier: Suite, edits: dict[str, Value], outside: list[int], masks: dict[str, list[str]] | None = None,
+    atelier: Suite,
+    edits: dict[str, Value],
+    outside: list[int],
+    masks: dict[str, list[str]] | None = None,
     found: dict[str, Value] = FOUND,
-) -> tuple[Client, str]:  # fmt: skip
-    """A product that has gone through. Outside runners are unsure of what they found in the phases that are edited."""
+) -> tuple[Client, str]:
+    """A product that has gone through. Outside runners are unsure of what they found in the phases
+    that are edited."""
     await flows.everything(atelier)
     ada = atelier.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
@@ -130,13 +193,20 @@ async def reviewed(
             [review] = (await flows.reviews(ada).ListReviews(listed)).reviews
             await flows.reviews(ada).SubmitReview(
                 review_pb2.SubmitReviewRequest(
-                    request_id=flows.request_id(), review_id=review.id, decision=review_pb2.REVIEW_DECISION_EDIT,
-                    value=value(kind, edits[kind]), update_mask={"paths": (masks or {}).get(kind, [])},
+                    request_id=flows.request_id(),
+                    review_id=review.id,
+                    decision=review_pb2.REVIEW_DECISION_EDIT,
+                    value=value(kind, edits[kind]),
+                    update_mask={"paths": (masks or {}).get(kind, [])},
                 )
-            )  # fmt: skip
+            )
     await watching.until(
         lambda change: (
-            change.product.state in (product_pb2.PRODUCT_STATE_COMPLETED, product_pb2.PRODUCT_STATE_ERROR)
+            change.product.state
+            in (
+                product_pb2.PRODUCT_STATE_COMPLETED,
+                product_pb2.PRODUCT_STATE_ERROR,
+            )
             or flows.phase_is(4, phase_pb2.PHASE_STATE_AWAITING_REVIEW)(change)
         )
     )
@@ -147,10 +217,14 @@ async def reviewed(
 async def seen(client: Client, product_id: str) -> dict[str, Any]:
     """Where a person's word may stand."""
     shown = await flows.get(client, product_id)
-    by_phase = {result.phase: getattr(result.value, KINDS[result.phase - 1]) for result in shown.results}
+    by_phase = {
+        result.phase: getattr(result.value, KINDS[result.phase - 1]) for result in shown.results
+    }
     stub = client.stub(analysis_pb2_grpc.AnalysisServiceStub)
     asked = await stub.ListAnalyses(
-        analysis_pb2.ListAnalysesRequest(product_id=product_id, task=analysis_pb2.ANALYSIS_TASK_LISTING)
+        analysis_pb2.ListAnalysesRequest(
+            product_id=product_id, task=analysis_pb2.ANALYSIS_TASK_LISTING
+        )
     )
     places = {"product": shown.product, "market": by_phase[2], "listing": by_phase[4]}
     return (
@@ -184,14 +258,18 @@ PHASES_1_AND_3 = ["product_analysis", "seo_analysis"]
 @pytest.mark.parametrize(
     ("kinds", "outside"),
     [
-        (PHASES_1_AND_3, [1, 2, 3]), (PHASES_1_AND_3, [1, 2, 3, 4]), (["market_research"], [1, 2, 3]),
-        (["market_research"], [1, 2, 3, 4]), (["product_listing"], [1, 2, 3, 4]),
+        (PHASES_1_AND_3, [1, 2, 3]),
+        (PHASES_1_AND_3, [1, 2, 3, 4]),
+        (["market_research"], [1, 2, 3]),
+        (["market_research"], [1, 2, 3, 4]),
+        (["product_listing"], [1, 2, 3, 4]),
     ],
-)  # fmt: skip
+)
 async def test_a_reviewers_word_stands_in_all_that_follows(
     atelier: Suite, kinds: list[str], outside: list[int]
 ) -> None:
-    """Outside runners say something else throughout; where phase 4 isn't theirs, a model of ours is given the facts."""
+    """Outside runners say something else throughout; where phase 4 isn't theirs, a model of ours is
+    given the facts."""
     edits = {kind: {name: said for name, (said, _) in SAID[kind].items()} for kind in kinds}
     ada, product_id = await reviewed(atelier, edits, outside)
     places = await seen(ada, product_id)
@@ -202,7 +280,9 @@ async def test_a_reviewers_word_stands_in_all_that_follows(
                 if path.partition(".")[0] in places:
                     assert at(places, path) == word, f"{kind}.{name} at {path}"
     assert ("facts" in places) == (4 not in outside)
-    assert places["product"].facts == flows.facts(STATED), "what the caller stated stays what the caller stated"
+    assert places["product"].facts == flows.facts(STATED), (
+        "what the caller stated stays what the caller stated"
+    )
 
 
 async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
@@ -215,13 +295,24 @@ async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
     found = {**FOUND, "product_analysis": analysis}  # the model is what the caller stated
     ada, product_id = await reviewed(atelier, edits, [1, 2, 3], emptied, found)
     places = await seen(ada, product_id)
-    for name in ("name", "model", "condition", "category", "subcategory", "brand", "description", "keywords"):
+    for name in (
+        "name",
+        "model",
+        "condition",
+        "category",
+        "subcategory",
+        "brand",
+        "description",
+        "keywords",
+    ):
         assert at(places, f"facts.product.{name}") is None, name
     for name in ("title", "description", "condition", "category", "subcategory"):
         assert at(places, f"listing.{name}") is None, name
     assert (places["product"].name, places["product"].model) == ("", "")
     assert places["product"].facts.product.model == "W-1", "as the caller stated it"
-    assert at(places, "facts.product.condition_details") == "found details", "what nobody touched goes on"
+    assert at(places, "facts.product.condition_details") == "found details", (
+        "what nobody touched goes on"
+    )
 
 
 async def test_a_name_that_a_reviewer_approves_is_the_products(atelier: Suite) -> None:
@@ -231,17 +322,23 @@ async def test_a_name_that_a_reviewer_approves_is_the_products(atelier: Suite) -
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.outside(ada, image.id, stated=STATED)
     watching = flows.watch(ada, created.id)
-    await flows.complete(ada, await flows.claim(ada, created.id, 1), flows.analysis("Found name"), confidence=0.5)
+    await flows.complete(
+        ada, await flows.claim(ada, created.id, 1), flows.analysis("Found name"), confidence=0.5
+    )
     assert (await flows.get(ada, created.id)).product.name == "Wrong name"
     [review] = (await flows.get(ada, created.id)).reviews
-    approve = review_pb2.SubmitReviewRequest(review_id=review.id, decision=review_pb2.REVIEW_DECISION_APPROVE)
+    approve = review_pb2.SubmitReviewRequest(
+        review_id=review.id, decision=review_pb2.REVIEW_DECISION_APPROVE
+    )
     await flows.reviews(ada).SubmitReview(approve)
     renamed = await watching.until(lambda change: change.product.name == "Found name")
     await watching.close()
     assert renamed.product.model == "W-1", "of which the review said nothing"
 
 
-async def test_an_edit_that_changes_nothing_is_refused_and_the_review_stays_open(atelier: Suite) -> None:
+async def test_an_edit_that_changes_nothing_is_refused_and_the_review_stays_open(
+    atelier: Suite,
+) -> None:
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")
@@ -253,7 +350,10 @@ async def test_an_edit_that_changes_nothing_is_refused_and_the_review_stays_open
 
     def edit(said: result_pb2.PhaseValue, *mask: str) -> Any:
         request = review_pb2.SubmitReviewRequest(
-            review_id=review.id, decision=review_pb2.REVIEW_DECISION_EDIT, value=said, update_mask={"paths": mask}
+            review_id=review.id,
+            decision=review_pb2.REVIEW_DECISION_EDIT,
+            value=said,
+            update_mask={"paths": mask},
         )
         return flows.reviews(ada).SubmitReview(request)
 
@@ -261,13 +361,20 @@ async def test_an_edit_that_changes_nothing_is_refused_and_the_review_stays_open
     for said, mask in ((nothing, []), (found, []), (found, ["name", "colours"])):
         info = await refused(edit(said, *mask), StatusCode.INVALID_ARGUMENT, "changes nothing")
         assert info.fields == ["value"]
-    outside_mask = edit(value("product_analysis", {"name": "New", "condition": "found"}), "condition")
+    outside_mask = edit(
+        value("product_analysis", {"name": "New", "condition": "found"}), "condition"
+    )
     await refused(outside_mask, StatusCode.INVALID_ARGUMENT, "changes nothing")
     for path in ("colour", "product_analysis.name", "image_quality.score", "*", ""):
-        info = await refused(edit(flows.analysis("New"), "name", path), StatusCode.INVALID_ARGUMENT, "not a field")
+        info = await refused(
+            edit(flows.analysis("New"), "name", path), StatusCode.INVALID_ARGUMENT, "not a field"
+        )
         assert info.fields == ["update_mask.paths[1]"]
     shown = await flows.get(ada, created.id)
-    assert shown.reviews == [review] and shown.product.state == product_pb2.PRODUCT_STATE_AWAITING_REVIEW
+    assert (
+        shown.reviews == [review]
+        and shown.product.state == product_pb2.PRODUCT_STATE_AWAITING_REVIEW
+    )
     assert (await edit(flows.analysis("New"))).review.state == review_pb2.REVIEW_STATE_EDITED
 
 
@@ -283,7 +390,8 @@ async def test_words_that_later_phases_cannot_take_are_refused(atelier: Suite) -
         await flows.complete(ada, claimed, value(kind, FOUND[kind]), confidence=confidence)
     [review] = (await flows.get(ada, created.id)).reviews
     request = review_pb2.SubmitReviewRequest(
-        review_id=review.id, decision=review_pb2.REVIEW_DECISION_EDIT,
+        review_id=review.id,
+        decision=review_pb2.REVIEW_DECISION_EDIT,
         value=value("seo_analysis", {"keywords": ["two\nlines"]}),
-    )  # fmt: skip
+    )
     await refused(flows.reviews(ada).SubmitReview(request), StatusCode.INVALID_ARGUMENT, "one line")

@@ -21,15 +21,21 @@ async def with_image(atelier: Suite) -> tuple[Client, str]:
 
 
 def retry(product_id: str, phase: int) -> phase_pb2.RetryPhaseRequest:
-    return phase_pb2.RetryPhaseRequest(request_id=flows.request_id(), product_id=product_id, phase=phase)
+    return phase_pb2.RetryPhaseRequest(
+        request_id=flows.request_id(), product_id=product_id, phase=phase
+    )
 
 
 def start(product_id: str, phase: int) -> phase_pb2.StartPhaseRequest:
-    return phase_pb2.StartPhaseRequest(request_id=flows.request_id(), product_id=product_id, phase=phase)
+    return phase_pb2.StartPhaseRequest(
+        request_id=flows.request_id(), product_id=product_id, phase=phase
+    )
 
 
 def stop(product_id: str, phase: int) -> phase_pb2.StopPhaseRequest:
-    return phase_pb2.StopPhaseRequest(request_id=flows.request_id(), product_id=product_id, phase=phase)
+    return phase_pb2.StopPhaseRequest(
+        request_id=flows.request_id(), product_id=product_id, phase=phase
+    )
 
 
 async def test_an_outside_runner_takes_a_product_through_all_phases(atelier: Suite) -> None:
@@ -44,10 +50,15 @@ async def test_an_outside_runner_takes_a_product_through_all_phases(atelier: Sui
     ]
     for number, value in enumerate(values, start=1):
         claimed = await flows.claim(ada, created.id, number)
-        assert claimed.phase.state == phase_pb2.PHASE_STATE_RUNNING and claimed.phase.HasField("lease_expire_time")
+        assert claimed.phase.state == phase_pb2.PHASE_STATE_RUNNING and claimed.phase.HasField(
+            "lease_expire_time"
+        )
         done = await flows.complete(ada, claimed, value, confidence=0.9, provider="ours")
         assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
-        assert (done.result.source, done.result.provider) == (result_pb2.RESULT_SOURCE_RUNNER, "ours")
+        assert (done.result.source, done.result.provider) == (
+            result_pb2.RESULT_SOURCE_RUNNER,
+            "ours",
+        )
     shown = await flows.get(ada, created.id)
     assert shown.product.state == product_pb2.PRODUCT_STATE_COMPLETED
     assert [result.value for result in shown.results] == values
@@ -58,7 +69,9 @@ async def test_an_outside_runner_takes_a_product_through_all_phases(atelier: Sui
 async def test_a_low_confidence_from_outside_waits_for_a_person_too(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
-    done = await flows.complete(ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.79)
+    done = await flows.complete(
+        ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.79
+    )
     assert done.phase.state == phase_pb2.PHASE_STATE_AWAITING_REVIEW
     assert (await flows.get(ada, created.id)).product.requires_manual_review
 
@@ -66,11 +79,15 @@ async def test_a_low_confidence_from_outside_waits_for_a_person_too(atelier: Sui
 async def test_exactly_080_needs_no_person(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
-    done = await flows.complete(ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.8)
+    done = await flows.complete(
+        ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.8
+    )
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
 
-async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(atelier: Suite) -> None:
+async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(
+    atelier: Suite,
+) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
     watching = flows.watch(ada, created.id)
@@ -81,12 +98,16 @@ async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(at
     assert again.log.actor == "atelier"
     fresh = await flows.claim(ada, created.id, 1)
     assert fresh.phase.attempt_number == 2
-    info = await refused(flows.complete(ada, late, flows.analysis()), StatusCode.FAILED_PRECONDITION)
-    assert info.reason == "ATTEMPT_SUPERSEDED"
-    beat = phase_pb2.HeartbeatPhaseRequest(product_id=created.id, phase=1, attempt_token=late.attempt_token)
-    assert (await refused(flows.phases(ada).HeartbeatPhase(beat), StatusCode.FAILED_PRECONDITION)).reason == (
-        "ATTEMPT_SUPERSEDED"
+    info = await refused(
+        flows.complete(ada, late, flows.analysis()), StatusCode.FAILED_PRECONDITION
     )
+    assert info.reason == "ATTEMPT_SUPERSEDED"
+    beat = phase_pb2.HeartbeatPhaseRequest(
+        product_id=created.id, phase=1, attempt_token=late.attempt_token
+    )
+    assert (
+        await refused(flows.phases(ada).HeartbeatPhase(beat), StatusCode.FAILED_PRECONDITION)
+    ).reason == "ATTEMPT_SUPERSEDED"
     done = await flows.complete(ada, fresh, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
@@ -110,10 +131,15 @@ async def test_another_may_claim_as_soon_as_the_lease_has_passed(atelier: Suite)
     created = await flows.outside(ada, image)
     await atelier.stop_work("pipeline")  # so that nobody reaps
     await flows.claim(ada, created.id, 1, lease_seconds=1)
-    await refused(flows.claim(ada, created.id, 1), StatusCode.FAILED_PRECONDITION, "another runner has it")
+    await refused(
+        flows.claim(ada, created.id, 1), StatusCode.FAILED_PRECONDITION, "another runner has it"
+    )
     await asyncio.sleep(1.1)
     assert (await flows.claim(ada, created.id, 1)).phase.attempt_number == 2
-    assert atelier.sql("SELECT outcome FROM pipeline.attempts ORDER BY created_at") == [("lost",), ("running",)]
+    assert atelier.sql("SELECT outcome FROM pipeline.attempts ORDER BY created_at") == [
+        ("lost",),
+        ("running",),
+    ]
 
 
 async def test_a_failure_from_outside_can_be_retried(atelier: Suite) -> None:
@@ -121,13 +147,21 @@ async def test_a_failure_from_outside_can_be_retried(atelier: Suite) -> None:
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
     failure = phase_pb2.FailPhaseRequest(
-        request_id=flows.request_id(), product_id=created.id, phase=1, attempt_token=claimed.attempt_token,
-        error_class="MODEL_DOWN", error_message="the model is being replaced",
-    )  # fmt: skip
+        request_id=flows.request_id(),
+        product_id=created.id,
+        phase=1,
+        attempt_token=claimed.attempt_token,
+        error_class="MODEL_DOWN",
+        error_message="the model is being replaced",
+    )
     assert (await flows.phases(ada).FailPhase(failure)).phase.state == phase_pb2.PHASE_STATE_FAILED
     product = (await flows.get(ada, created.id)).product
     assert product.state == product_pb2.PRODUCT_STATE_ERROR and product.error_class == "MODEL_DOWN"
-    await refused(flows.phases(ada).StopPhase(stop(created.id, 1)), StatusCode.FAILED_PRECONDITION, "it is failed")
+    await refused(
+        flows.phases(ada).StopPhase(stop(created.id, 1)),
+        StatusCode.FAILED_PRECONDITION,
+        "it is failed",
+    )
     again = (await flows.phases(ada).RetryPhase(retry(created.id, 1))).phase
     assert (again.retry_count, again.due, again.error_class) == (1, True, "")
     product = (await flows.get(ada, created.id)).product
@@ -141,8 +175,12 @@ async def test_stopping_takes_the_phase_from_an_outside_runner(atelier: Suite) -
     claimed = await flows.claim(ada, created.id, 1)
     stopped = await flows.phases(ada).StopPhase(stop(created.id, 1))
     assert stopped.outcome == phase_pb2.STOP_OUTCOME_STOPPED
-    assert (await flows.phases(ada).StopPhase(stop(created.id, 1))).outcome == phase_pb2.STOP_OUTCOME_WAS_STOPPED
-    info = await refused(flows.complete(ada, claimed, flows.analysis()), StatusCode.FAILED_PRECONDITION)
+    assert (
+        await flows.phases(ada).StopPhase(stop(created.id, 1))
+    ).outcome == phase_pb2.STOP_OUTCOME_WAS_STOPPED
+    info = await refused(
+        flows.complete(ada, claimed, flows.analysis()), StatusCode.FAILED_PRECONDITION
+    )
     assert info.reason == "ATTEMPT_SUPERSEDED"
     shown = await flows.get(ada, created.id)
     assert shown.product.state == product_pb2.PRODUCT_STATE_STOPPED and not shown.results
@@ -172,15 +210,22 @@ async def test_calls_at_the_same_moment_end_in_one_order(atelier: Suite) -> None
     claimed = await flows.claim(ada, created.id, 1)
     waves = [
         [
-            flows.claim(ada, created.id, 1), service.StopPhase(stop(created.id, 1)), flows.get(ada, created.id),
-            service.RetryPhase(retry(created.id, 1)), flows.complete(ada, claimed, flows.analysis(), confidence=0.5),
+            flows.claim(ada, created.id, 1),
+            service.StopPhase(stop(created.id, 1)),
+            flows.get(ada, created.id),
+            service.RetryPhase(retry(created.id, 1)),
+            flows.complete(ada, claimed, flows.analysis(), confidence=0.5),
         ]
         for _ in range(6)
-    ]  # fmt: skip
+    ]
     ended = await asyncio.gather(*(call for wave in waves for call in wave), return_exceptions=True)
     refused_with = {error.code() for error in ended if isinstance(error, AioRpcError)}
     assert refused_with <= {StatusCode.FAILED_PRECONDITION}
-    assert not [error for error in ended if isinstance(error, Exception) and not isinstance(error, AioRpcError)]
+    assert not [
+        error
+        for error in ended
+        if isinstance(error, Exception) and not isinstance(error, AioRpcError)
+    ]
     open_reviews = atelier.sql("SELECT count(*) FROM pipeline.reviews WHERE state = 'open'")[0][0]
     phase = (await flows.get(ada, created.id)).product.phases[0]
     assert open_reviews == (phase.state == phase_pb2.PHASE_STATE_AWAITING_REVIEW)
@@ -194,7 +239,10 @@ async def test_a_repeated_claim_or_result_is_one(atelier: Suite) -> None:
     request = phase_pb2.ClaimPhaseRequest(request_id="claim-1", product_id=created.id, phase=1)
     claimed = [await flows.phases(ada).ClaimPhase(request) for _ in range(2)]
     assert claimed[0] == claimed[1]
-    done = [await flows.complete(ada, claimed[0], flows.analysis(), request_id="done-1") for _ in range(2)]
+    done = [
+        await flows.complete(ada, claimed[0], flows.analysis(), request_id="done-1")
+        for _ in range(2)
+    ]
     assert done[0] == done[1]
     other = flows.complete(ada, claimed[0], flows.analysis("Another"), request_id="done-1")
     assert (await refused(other, StatusCode.INVALID_ARGUMENT)).reason == "REQUEST_ID_REUSED"
@@ -204,41 +252,61 @@ async def test_a_value_must_belong_to_its_phase_and_be_usable_by_the_next(atelie
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
-    await refused(flows.complete(ada, claimed, NOTHING), StatusCode.INVALID_ARGUMENT, "needs product_analysis")
-    await refused(flows.complete(ada, claimed, result_pb2.PhaseValue()), StatusCode.INVALID_ARGUMENT, "value")
+    await refused(
+        flows.complete(ada, claimed, NOTHING), StatusCode.INVALID_ARGUMENT, "needs product_analysis"
+    )
+    await refused(
+        flows.complete(ada, claimed, result_pb2.PhaseValue()), StatusCode.INVALID_ARGUMENT, "value"
+    )
     two_lines = flows.analysis("a name\nof two lines")
     await refused(flows.complete(ada, claimed, two_lines), StatusCode.INVALID_ARGUMENT, "one line")
-    await refused(flows.complete(ada, claimed, flows.analysis(), confidence=80), StatusCode.INVALID_ARGUMENT)
+    await refused(
+        flows.complete(ada, claimed, flows.analysis(), confidence=80), StatusCode.INVALID_ARGUMENT
+    )
     await flows.complete(ada, claimed, flows.analysis())
 
 
-async def test_a_key_that_is_too_long_is_refused_in_an_answer_that_clients_take(atelier: Suite) -> None:
+async def test_a_key_that_is_too_long_is_refused_in_an_answer_that_clients_take(
+    atelier: Suite,
+) -> None:
     ada, image = await with_image(atelier)
     claimed = await flows.claim(ada, (await flows.outside(ada, image)).id, 1)
     value = flows.analysis()
     value.product_analysis.image_quality.pictures.add(measures={"k" * 100_000: 0.5})
     refusal = await refused(flows.complete(ada, claimed, value), StatusCode.INVALID_ARGUMENT)
-    assert refusal.fields[0].startswith('value.product_analysis.image_quality.pictures[0].measures["kkk')
+    assert refusal.fields[0].startswith(
+        'value.product_analysis.image_quality.pictures[0].measures["kkk'
+    )
 
 
 async def test_a_value_is_no_larger_than_three_of_them_in_an_answer(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
-    picture = result_pb2.PictureQuality(measures={"\U0001f9e5" * 97 + str(n): 0.5 for n in range(20)})
+    picture = result_pb2.PictureQuality(
+        measures={"\U0001f9e5" * 97 + str(n): 0.5 for n in range(20)}
+    )
     large = flows.analysis()
     large.product_analysis.image_quality.pictures.extend([picture] * 80)
-    await refused(flows.complete(ada, claimed, large), StatusCode.INVALID_ARGUMENT, "the limit is 500000")
+    await refused(
+        flows.complete(ada, claimed, large), StatusCode.INVALID_ARGUMENT, "the limit is 500000"
+    )
     del large.product_analysis.image_quality.pictures[50:]
     done = await flows.complete(ada, claimed, large, confidence=0.4)
     assert done.result.value == large
-    [review] = (await flows.reviews(ada).ListReviews(review_pb2.ListReviewsRequest(product_id=created.id))).reviews
+    [review] = (
+        await flows.reviews(ada).ListReviews(review_pb2.ListReviewsRequest(product_id=created.id))
+    ).reviews
     large.product_analysis.image_quality.pictures.extend([picture] * 30)
     edit = review_pb2.SubmitReviewRequest(
-        review_id=review.id, decision=review_pb2.REVIEW_DECISION_EDIT, value=large,
+        review_id=review.id,
+        decision=review_pb2.REVIEW_DECISION_EDIT,
+        value=large,
         update_mask={"paths": ["image_quality"]},
-    )  # fmt: skip
-    await refused(flows.reviews(ada).SubmitReview(edit), StatusCode.INVALID_ARGUMENT, "the limit is 500000")
+    )
+    await refused(
+        flows.reviews(ada).SubmitReview(edit), StatusCode.INVALID_ARGUMENT, "the limit is 500000"
+    )
 
 
 async def test_without_auto_advance_each_phase_waits_for_its_start(atelier: Suite) -> None:
@@ -261,11 +329,21 @@ async def test_what_the_state_forbids_is_refused_with_the_state(atelier: Suite) 
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image, [1])
     service = flows.phases(ada)
-    await refused(service.RetryPhase(retry(created.id, 1)), StatusCode.FAILED_PRECONDITION, "only a failed or stopped")
-    await refused(service.StopPhase(stop(created.id, 3)), StatusCode.FAILED_PRECONDITION, "a phase before it")
     await refused(
-        service.StartPhase(start(created.id, 1)), StatusCode.FAILED_PRECONDITION, "waits for a runner already"
+        service.RetryPhase(retry(created.id, 1)),
+        StatusCode.FAILED_PRECONDITION,
+        "only a failed or stopped",
     )
-    await refused(flows.claim(ada, created.id, 2), StatusCode.FAILED_PRECONDITION, "this service runs it")
+    await refused(
+        service.StopPhase(stop(created.id, 3)), StatusCode.FAILED_PRECONDITION, "a phase before it"
+    )
+    await refused(
+        service.StartPhase(start(created.id, 1)),
+        StatusCode.FAILED_PRECONDITION,
+        "waits for a runner already",
+    )
+    await refused(
+        flows.claim(ada, created.id, 2), StatusCode.FAILED_PRECONDITION, "this service runs it"
+    )
     await refused(flows.claim(ada, created.id, 5), StatusCode.INVALID_ARGUMENT, "phase")
     await refused(flows.claim(ada, str(uuid.uuid4()), 1), StatusCode.NOT_FOUND)

@@ -10,8 +10,9 @@ from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 HEADER = "brand,model,name,marketplace,price,msrp,currency,link,category\n"
-OFFERS = HEADER + (
-    "Kesterholt,KH-4107,Canvas field jacket,Marktplatz,149.90,189,EUR,https://m.example/1,jackets\n"
+OFFERS = (
+    HEADER + "Kesterholt,KH-4107,Canvas field"
+    " jacket,Marktplatz,149.90,189,EUR,https://m.example/1,jackets\n"
     "kesterholt,kh-4107,,Bazaar,139.00,,EUR,https://b.example/7,\n"
     "Kesterholt,KH-4107,,Overseas,99.00,,USD,,\n"
     "Other,KH-4107,,Marktplatz,10.00,,EUR,,\n"
@@ -24,7 +25,9 @@ async def entries(client: Client) -> list[price_book_pb2.PriceBookEntry]:
     return list((await flows.price_book(client).ListPriceBookEntries(request)).entries)
 
 
-async def researched(atelier: Suite, csv: str | None, **fields: object) -> tuple[Client, str, result_pb2.PhaseResult]:
+async def researched(
+    atelier: Suite, csv: str | None, **fields: object
+) -> tuple[Client, str, result_pb2.PhaseResult]:
     """Phase 2 as the worker runs it, after a phase 1 from outside that found the sample jacket."""
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
@@ -46,13 +49,20 @@ async def test_market_research_finds_the_owners_offers(atelier: Suite) -> None:
     assert (found.provider, found.confidence, market.matched_by) == ("price_book", 1, "model")
     assert (market.marketplace.marketplace, market.marketplace.price.amount) == ("Bazaar", 139)
     assert market.marketplace.link == "https://b.example/7"
-    assert (market.competitive_price.amount, market.msrp.amount, market.msrp.currency) == (149.9, 189, "EUR")
+    assert (market.competitive_price.amount, market.msrp.amount, market.msrp.currency) == (
+        149.9,
+        189,
+        "EUR",
+    )
     assert (market.brand.lower(), market.category) == ("kesterholt", "jackets")
     assert [offer.marketplace for offer in market.offers] == ["Bazaar", "Marktplatz", "Overseas"]
 
 
 async def test_without_a_number_the_name_is_looked_up(atelier: Suite) -> None:
-    csv = HEADER + ",,Canvas  FIELD jacket,Flea market,20.00,,EUR,,\n,X-9,Canvas field jacket,Elsewhere,1.00,,EUR,,\n"
+    csv = (
+        HEADER + ",,Canvas  FIELD jacket,Flea market,20.00,,EUR,,\n,X-9,Canvas field"
+        " jacket,Elsewhere,1.00,,EUR,,\n"
+    )
     _, _, found = await researched(atelier, csv)
     market = found.value.market_research
     assert (market.matched_by, market.marketplace.marketplace) == ("name", "Flea market")
@@ -61,7 +71,8 @@ async def test_without_a_number_the_name_is_looked_up(atelier: Suite) -> None:
 
 
 async def test_a_name_is_found_however_its_characters_are_put_together(atelier: Suite) -> None:
-    """From a Mac in the book and typed in the facts: decomposed, with a no-break space, a curly and a straight mark."""
+    """From a Mac in the book and typed in the facts: decomposed, with a no-break space, a curly and
+    a straight mark."""
     typed, pasted = "B\u00e9ret d'M\u00e5ns", "Be\u0301ret\u00a0d\u2019Ma\u030ans"
     data = f"model;name;marketplace;price;currency\n;{pasted};Shop;19,90;EUR\n".encode("utf-16")
     await atelier.serve("assets", "pipeline")
@@ -83,13 +94,17 @@ async def test_a_book_is_read_in_the_encoding_that_its_owner_names(atelier: Suit
     ada = atelier.client("ada")
     data = "name;price;currency\nBéret;19,90;EUR\n".encode("cp1252")
     told = "windows-1252 if it is 'Béret'"
-    await refused(flows.price_book(ada).ImportPriceBook(flows.book(data)), StatusCode.INVALID_ARGUMENT, told)
+    await refused(
+        flows.price_book(ada).ImportPriceBook(flows.book(data)), StatusCode.INVALID_ARGUMENT, told
+    )
     await flows.price_book(ada).ImportPriceBook(flows.book(data, encoding="windows-1252"))
     assert [entry.name for entry in await entries(ada)] == ["Béret"]
 
 
 async def test_nothing_found_is_completed_empty_and_says_so(atelier: Suite) -> None:
-    ada, product_id, found = await researched(atelier, HEADER + "Kesterholt,KH-9,,Marktplatz,1.00,,EUR,,\n")
+    ada, product_id, found = await researched(
+        atelier, HEADER + "Kesterholt,KH-9,,Marktplatz,1.00,,EUR,,\n"
+    )
     assert found.value == result_pb2.PhaseValue(market_research=result_pb2.MarketResearch())
     assert not found.HasField("confidence")
     lines = await flows.logs(ada).ListLogs(log_pb2.ListLogsRequest(product_id=product_id, phase=2))
@@ -98,15 +113,17 @@ async def test_nothing_found_is_completed_empty_and_says_so(atelier: Suite) -> N
 
 
 async def test_a_product_without_a_market_provider_looks_nowhere(atelier: Suite) -> None:
-    _, _, found = await researched(atelier, OFFERS, market_provider=product_pb2.MARKET_PROVIDER_NONE)
+    _, _, found = await researched(
+        atelier, OFFERS, market_provider=product_pb2.MARKET_PROVIDER_NONE
+    )
     assert found.provider == "none" and not found.value.market_research.offers
 
 
 async def test_good_lines_are_kept_and_bad_ones_named(atelier: Suite) -> None:
     await atelier.serve("assets", "pipeline")
     ada = atelier.client("ada")
-    csv = HEADER + (
-        "A,1,,M,10,,EUR,,\n"
+    csv = (
+        HEADER + "A,1,,M,10,,EUR,,\n"
         "A,2,,M,ten,,EUR,,\n"
         "A,3,,M,10,,euro,,\n"
         "A,,,M,10,,EUR,,\n"
@@ -120,8 +137,15 @@ async def test_good_lines_are_kept_and_bad_ones_named(atelier: Suite) -> None:
     answer = await flows.price_book(ada).ImportPriceBook(flows.book(csv.encode()))
     assert (answer.added, answer.updated, answer.refused) == (1, 0, 8)
     assert [(fault.line, fault.column) for fault in answer.errors] == [
-        (3, "price"), (4, "currency"), (5, ""), (6, ""), (7, "link"), (9, ""), (10, ""), (11, "model")
-    ]  # fmt: skip
+        (3, "price"),
+        (4, "currency"),
+        (5, ""),
+        (6, ""),
+        (7, "link"),
+        (9, ""),
+        (10, ""),
+        (11, "model"),
+    ]
     assert "same offer as line 2" in answer.errors[5].message
     assert [entry.model for entry in await entries(ada)] == ["1"]
 
@@ -132,13 +156,24 @@ async def test_importing_again_replaces_offers_and_may_remove_the_others(atelier
     first = flows.book((HEADER + "A,1,,M,10,,EUR,,\nA,2,,M,20,,EUR,,\n").encode())
     await flows.price_book(eve).ImportPriceBook(first)
     assert (await flows.price_book(ada).ImportPriceBook(first)).added == 2
-    assert (await flows.price_book(ada).ImportPriceBook(first)).added == 2, "a repeat gives the first answer"
+    assert (await flows.price_book(ada).ImportPriceBook(first)).added == 2, (
+        "a repeat gives the first answer"
+    )
     second = (HEADER + "A,1,,M,11,,EUR,,\nA,3,,M,30,,EUR,,\n").encode()
-    spoilt = await flows.price_book(ada).ImportPriceBook(flows.book(second + b"A,4,,M,,,EUR,,\n", replace=True))
-    assert (spoilt.added, spoilt.updated, spoilt.removed) == (1, 1, 0), "a refused line keeps the book whole"
+    spoilt = await flows.price_book(ada).ImportPriceBook(
+        flows.book(second + b"A,4,,M,,,EUR,,\n", replace=True)
+    )
+    assert (spoilt.added, spoilt.updated, spoilt.removed) == (
+        1,
+        1,
+        0,
+    ), "a refused line keeps the book whole"
     clean = await flows.price_book(ada).ImportPriceBook(flows.book(second, replace=True))
     assert (clean.added, clean.updated, clean.removed) == (0, 2, 1)
-    assert {entry.model: entry.offer.price.amount for entry in await entries(ada)} == {"1": 11, "3": 30}
+    assert {entry.model: entry.offer.price.amount for entry in await entries(ada)} == {
+        "1": 11,
+        "3": 30,
+    }
     assert {entry.model for entry in await entries(eve)} == {"1", "2"}
 
 
@@ -171,11 +206,18 @@ def test_ten_thousand_lines_are_read() -> None:
 async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(atelier: Suite) -> None:
     await atelier.serve("pipeline")
     ada = atelier.client("u" * 100)
-    # Every character another, for Postgres packs what repeats: 600 bytes each fit, one byte more doesn't.
+    # Every character another, for Postgres packs what repeats: 600 bytes each fit, one byte more
+    # doesn't.
     longest = ["".join(chr(0x4E00 + 200 * column + n) for n in range(200)) for column in range(4)]
     grown = "ﷺ" * 20  # 60 bytes as written, 660 folded
-    lines = [f"{','.join(longest)},1,,EUR,,", f"a,1,{longest[2]}x,m,1,,EUR,,", f"{grown},2,,m,1,,EUR,,"]
-    answer = await flows.price_book(ada).ImportPriceBook(flows.book((HEADER + "\n".join(lines)).encode()))
+    lines = [
+        f"{','.join(longest)},1,,EUR,,",
+        f"a,1,{longest[2]}x,m,1,,EUR,,",
+        f"{grown},2,,m,1,,EUR,,",
+    ]
+    answer = await flows.price_book(ada).ImportPriceBook(
+        flows.book((HEADER + "\n".join(lines)).encode())
+    )
     assert (answer.added, answer.refused) == (1, 2)
     assert [(fault.line, fault.column) for fault in answer.errors] == [(3, "name"), (4, "brand")]
     assert "601 bytes" in answer.errors[0].message and "at most 600" in answer.errors[0].message

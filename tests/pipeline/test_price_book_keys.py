@@ -1,4 +1,5 @@
-"""Books that were imported when only case and spaces didn't count are compared as books are today."""
+"""Books that were imported when only case and spaces didn't count are compared as books are
+today."""
 
 import importlib
 
@@ -13,14 +14,17 @@ from tests.suite import Cluster
 
 REVISION = importlib.import_module("services.pipeline.migrations.versions.0003_price_book_keys")
 INSERT = """
-    INSERT INTO pipeline.price_book_entries (id, owner, brand, model, name, marketplace, category, link, price,
+    INSERT INTO pipeline.price_book_entries (id, owner, brand, model, name, marketplace, category,
+        link, price,
         currency, brand_key, model_key, name_key, marketplace_key, updated_at)
     VALUES (%(id)s, %(owner)s, '', '', %(name)s, '', '', '', %(price)s, 'EUR',
         '', '', %(key)s, '', now() - make_interval(days => %(age)s))
 """
 
 
-def imported(conn: "psycopg.Connection[tuple[object, ...]]", owner: str, name: str, price: float, age: int) -> None:
+def imported(
+    conn: "psycopg.Connection[tuple[object, ...]]", owner: str, name: str, price: float, age: int
+) -> None:
     """As it was done."""
     key = " ".join(name.casefold().split())
     values = {"id": new_id(), "owner": owner, "name": name, "key": key, "price": price, "age": age}
@@ -29,7 +33,9 @@ def imported(conn: "psycopg.Connection[tuple[object, ...]]", owner: str, name: s
 
 def upgrade(url: str) -> None:
     """Runs the one revision, as its owner, on a database that has all of them."""
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=pool.NullPool)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=pool.NullPool
+    )
     with engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL ROLE pipeline_owner")
         connection.exec_driver_sql("SET LOCAL search_path = pipeline")
@@ -48,9 +54,13 @@ def test_old_keys_are_folded_anew(cluster: Cluster) -> None:
             imported(conn, "user:eve", "FJ\u2011100", 5, 1)
             imported(conn, "user:eve", "FJ-100", 6, 5)
             upgrade(cluster.url(database))
-            rows = conn.execute("SELECT name_key, price FROM pipeline.price_book_entries ORDER BY price").fetchall()
+            rows = conn.execute(
+                "SELECT name_key, price FROM pipeline.price_book_entries ORDER BY price"
+            ).fetchall()
             assert rows == [("coat", 1), (folded("B\u00e9ret"), 2), ("fj-100", 4), ("fj-100", 5)]
-            forced = conn.execute("SELECT relforcerowsecurity FROM pg_class WHERE relname = 'price_book_entries'")
+            forced = conn.execute(
+                "SELECT relforcerowsecurity FROM pg_class WHERE relname = 'price_book_entries'"
+            )
             assert forced.fetchall() == [(True,)]
     finally:
         cluster.drop(database)

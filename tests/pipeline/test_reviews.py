@@ -1,3 +1,5 @@
+from typing import Any
+
 from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
@@ -8,13 +10,18 @@ from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 SAID = flows.analysis(
-    "Jacket", model="X-1", condition="new", brands=["Nobody's"], categories=["apparel", "jacket"],
+    "Jacket",
+    model="X-1",
+    condition="new",
+    brands=["Nobody's"],
+    categories=["apparel", "jacket"],
     image_quality=result_pb2.ImageQuality(score=0.5),
-)  # fmt: skip
+)
 
 
 async def unsure(atelier: Suite) -> tuple[Client, str, review_pb2.Review]:
-    """A product whose phase 1 an outside runner was not sure of; all its phases are run from outside."""
+    """A product whose phase 1 an outside runner was not sure of; all its phases are run from
+    outside."""
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")
@@ -26,13 +33,21 @@ async def unsure(atelier: Suite) -> tuple[Client, str, review_pb2.Review]:
     return ada, created.id, (await listed(ada))[0]
 
 
-async def listed(client: Client, **fields: object) -> list[review_pb2.Review]:
-    return list((await flows.reviews(client).ListReviews(review_pb2.ListReviewsRequest(**fields))).reviews)  # type: ignore[arg-type]
+async def listed(client: Client, **fields: Any) -> list[review_pb2.Review]:
+    request = review_pb2.ListReviewsRequest(**fields)
+    return list((await flows.reviews(client).ListReviews(request)).reviews)
 
 
-def submit(review: review_pb2.Review, decision: str, **fields: object) -> review_pb2.SubmitReviewRequest:
+def submit(
+    review: review_pb2.Review, decision: str, **fields: object
+) -> review_pb2.SubmitReviewRequest:
     number = review_pb2.ReviewDecision.Value(f"REVIEW_DECISION_{decision}")
-    values = {"request_id": flows.request_id(), "review_id": review.id, "decision": number, **fields}
+    values = {
+        "request_id": flows.request_id(),
+        "review_id": review.id,
+        "decision": number,
+        **fields,
+    }
     return review_pb2.SubmitReviewRequest(**values)  # type: ignore[arg-type]
 
 
@@ -41,13 +56,18 @@ async def test_an_approved_value_stands_and_the_next_phase_starts(atelier: Suite
     assert review.state == review_pb2.REVIEW_STATE_OPEN and review.model_value == SAID
     assert round(review.model_confidence, 3) == 0.42 and review.evidence[0].note == "blurred"
     decided = await flows.reviews(ada).SubmitReview(submit(review, "APPROVE", note="looks right"))
-    assert decided.review.state == review_pb2.REVIEW_STATE_APPROVED and decided.review.effective_value == SAID
+    assert (
+        decided.review.state == review_pb2.REVIEW_STATE_APPROVED
+        and decided.review.effective_value == SAID
+    )
     assert decided.review.decided_by == "ada" and decided.review.note == "looks right"
     shown = await flows.get(ada, product_id)
     assert shown.results[0].confidence == 1 and shown.results[0].provider == "ours"
     assert shown.product.confidence == 1 and shown.product.phases[1].due
     again = flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))
-    assert (await refused(again, StatusCode.FAILED_PRECONDITION, "it is approved already")).metadata["state"]
+    assert (
+        await refused(again, StatusCode.FAILED_PRECONDITION, "it is approved already")
+    ).metadata["state"]
 
 
 async def test_an_edit_keeps_what_the_reviewer_did_not_touch(atelier: Suite) -> None:
@@ -64,15 +84,21 @@ async def test_a_mask_can_empty_a_field_that_the_model_made_up(atelier: Suite) -
     ada, _, review = await unsure(atelier)
     said = flows.analysis("Coat", condition="used")
     wrong = submit(review, "EDIT", value=said, update_mask={"paths": ["colour"]})
-    await refused(flows.reviews(ada).SubmitReview(wrong), StatusCode.INVALID_ARGUMENT, "is not a field")
+    await refused(
+        flows.reviews(ada).SubmitReview(wrong), StatusCode.INVALID_ARGUMENT, "is not a field"
+    )
     masked = submit(review, "EDIT", value=said, update_mask={"paths": ["name", "brands"]})
-    effective = (await flows.reviews(ada).SubmitReview(masked)).review.effective_value.product_analysis
+    effective = (
+        await flows.reviews(ada).SubmitReview(masked)
+    ).review.effective_value.product_analysis
     assert (effective.name, list(effective.brands), effective.condition) == ("Coat", [], "new")
 
 
 async def test_a_rejected_product_is_an_error_until_it_is_retried(atelier: Suite) -> None:
     ada, product_id, review = await unsure(atelier)
-    decided = await flows.reviews(ada).SubmitReview(submit(review, "REJECT", note="another product"))
+    decided = await flows.reviews(ada).SubmitReview(
+        submit(review, "REJECT", note="another product")
+    )
     assert decided.phase.state == phase_pb2.PHASE_STATE_FAILED
     product = (await flows.get(ada, product_id)).product
     assert product.error_class == "REVIEW_REJECTED" and "another product" in product.error_message
@@ -85,7 +111,10 @@ async def test_a_phase_that_is_sent_back_runs_again_and_may_ask_again(atelier: S
     decided = await flows.reviews(ada).SubmitReview(submit(review, "SEND_BACK"))
     assert decided.phase.due and decided.phase.retry_count == 1
     await flows.complete(ada, await flows.claim(ada, product_id, 1), SAID, confidence=0.5)
-    assert [r.state for r in await listed(ada)] == [review_pb2.REVIEW_STATE_OPEN, review_pb2.REVIEW_STATE_SENT_BACK]
+    assert [r.state for r in await listed(ada)] == [
+        review_pb2.REVIEW_STATE_OPEN,
+        review_pb2.REVIEW_STATE_SENT_BACK,
+    ]
     still_open = await listed(ada, state=review_pb2.REVIEW_STATE_OPEN, product_id=product_id)
     assert len(still_open) == 1
 
@@ -106,11 +135,17 @@ async def test_a_claimed_review_is_one_persons(atelier: Suite) -> None:
     claimed = (await flows.reviews(bob).ClaimReview(claim)).review
     assert claimed.claimed_by == "bob" and claimed.HasField("claim_expire_time")
     hers = review_pb2.ClaimReviewRequest(request_id=flows.request_id(), review_id=review.id)
-    info = await refused(flows.reviews(ada).ClaimReview(hers), StatusCode.FAILED_PRECONDITION, "bob has claimed it")
+    info = await refused(
+        flows.reviews(ada).ClaimReview(hers), StatusCode.FAILED_PRECONDITION, "bob has claimed it"
+    )
     assert info.metadata["claimed_by"] == "bob"
-    await refused(flows.reviews(ada).SubmitReview(submit(review, "APPROVE")), StatusCode.FAILED_PRECONDITION)
+    await refused(
+        flows.reviews(ada).SubmitReview(submit(review, "APPROVE")), StatusCode.FAILED_PRECONDITION
+    )
     stale = submit(review, "APPROVE", etag=review.etag)
-    assert (await refused(flows.reviews(bob).SubmitReview(stale), StatusCode.ABORTED)).reason == "ETAG_MISMATCH"
+    assert (
+        await refused(flows.reviews(bob).SubmitReview(stale), StatusCode.ABORTED)
+    ).reason == "ETAG_MISMATCH"
     fresh = submit(review, "APPROVE", etag=claimed.etag)
     assert (await flows.reviews(bob).SubmitReview(fresh)).review.decided_by == "bob"
 
@@ -119,19 +154,31 @@ async def test_a_claim_that_has_passed_holds_nobody_up(atelier: Suite) -> None:
     ada, _, review = await unsure(atelier)
     bob = atelier.client("bob", owner="user:ada")
     await flows.reviews(bob).ClaimReview(review_pb2.ClaimReviewRequest(review_id=review.id))
-    await atelier.change("UPDATE pipeline.reviews SET claim_expires_at = now() - interval '1 second'")
-    assert (await flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))).review.decided_by == "ada"
+    await atelier.change(
+        "UPDATE pipeline.reviews SET claim_expires_at = now() - interval '1 second'"
+    )
+    assert (
+        await flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))
+    ).review.decided_by == "ada"
 
 
 async def test_a_decision_and_its_value_must_fit(atelier: Suite) -> None:
     ada, _, review = await unsure(atelier)
     service = flows.reviews(ada)
-    await refused(service.SubmitReview(submit(review, "EDIT")), StatusCode.INVALID_ARGUMENT, "value is needed")
-    await refused(service.SubmitReview(submit(review, "APPROVE", value=SAID)), StatusCode.INVALID_ARGUMENT)
-    await refused(service.SubmitReview(submit(review, "UNSPECIFIED")), StatusCode.INVALID_ARGUMENT, "decision")
+    await refused(
+        service.SubmitReview(submit(review, "EDIT")), StatusCode.INVALID_ARGUMENT, "value is needed"
+    )
+    await refused(
+        service.SubmitReview(submit(review, "APPROVE", value=SAID)), StatusCode.INVALID_ARGUMENT
+    )
+    await refused(
+        service.SubmitReview(submit(review, "UNSPECIFIED")), StatusCode.INVALID_ARGUMENT, "decision"
+    )
     market = result_pb2.PhaseValue(market_research=result_pb2.MarketResearch())
     wrong = submit(review, "EDIT", value=market)
-    await refused(service.SubmitReview(wrong), StatusCode.INVALID_ARGUMENT, "needs product_analysis")
+    await refused(
+        service.SubmitReview(wrong), StatusCode.INVALID_ARGUMENT, "needs product_analysis"
+    )
     many = submit(review, "EDIT", value=SAID, update_mask=FieldMask(paths=["name"] * 101))
     await refused(service.SubmitReview(many), StatusCode.INVALID_ARGUMENT, "at most 100")
     unusable = submit(review, "EDIT", value=flows.analysis("two\nlines"))

@@ -1,4 +1,5 @@
-"""Products go through their phases: all services and workers for real, one client that only watches."""
+"""Products go through their phases: all services and workers for real, one client that only
+watches."""
 
 import asyncio
 
@@ -23,7 +24,9 @@ async def cancel_first_analysis(client: Client, product_id: str) -> None:
     """As soon as there is one. Without a worker of conversions no watch would tell."""
     for _ in range(200):
         for analysis in await analyses_of(client, product_id):
-            request = analysis_pb2.CancelAnalysisRequest(request_id=flows.request_id(), analysis_id=analysis.id)
+            request = analysis_pb2.CancelAnalysisRequest(
+                request_id=flows.request_id(), analysis_id=analysis.id
+            )
             await client.stub(analysis_pb2_grpc.AnalysisServiceStub).CancelAnalysis(request)
             return
         await asyncio.sleep(0.05)
@@ -43,7 +46,9 @@ async def test_an_owner_with_many_products_lets_another_ones_begin(atelier: Suit
     await atelier.work("pipeline")
     await watching.until(flows.phase_is(1, COMPLETED))
     await watching.close()
-    begun = [owner for (owner,) in atelier.sql("SELECT owner FROM pipeline.attempts ORDER BY created_at")]
+    begun = [
+        owner for (owner,) in atelier.sql("SELECT owner FROM pipeline.attempts ORDER BY created_at")
+    ]
     assert begun.index("user:bob") <= 2, begun
 
 
@@ -78,22 +83,41 @@ async def test_four_phases_run_while_a_client_only_watches(atelier: Suite) -> No
         results[number] = watching.changes[found].result
     too_early = atelier.sql(
         "SELECT r.phase FROM pipeline.results r JOIN pipeline.attempts a ON a.outcome = 'succeeded'"
-        " JOIN pipeline.phases p ON p.id = a.job_id AND p.number = r.phase WHERE r.created_at <= a.created_at"
+        " JOIN pipeline.phases p ON p.id = a.job_id AND p.number = r.phase WHERE r.created_at <="
+        " a.created_at"
     )
     assert too_early == [], "RUNNING is committed before the result exists"
 
     analysis = results[1].value.product_analysis
     assert (analysis.name, list(analysis.brands)) == ("Canvas field jacket", ["Kesterholt"])
-    assert analysis.image_quality.score > 0.5 and results[1].provider == "local" and results[1].evidence
+    assert (
+        analysis.image_quality.score > 0.5
+        and results[1].provider == "local"
+        and results[1].evidence
+    )
     market = results[2].value.market_research
-    assert (market.marketplace.price.amount, market.msrp.amount, market.matched_by) == (149.9, 189, "model")
+    assert (market.marketplace.price.amount, market.msrp.amount, market.matched_by) == (
+        149.9,
+        189,
+        "model",
+    )
     assert results[3].value.seo_analysis.slug and results[3].value.seo_analysis.scores
     listing = results[4].value.product_listing
-    assert (listing.price.amount, listing.price.currency, listing.price_source) == (189, "EUR", "supplied")
+    assert (listing.price.amount, listing.price.currency, listing.price_source) == (
+        189,
+        "EUR",
+        "supplied",
+    )
     assert [image.asset_id for image in listing.images] == [first.id, second.id]
-    assert {variant.preset for variant in listing.images[0].variants} == {"thumb", "small", "large", "avif"}
+    assert {variant.preset for variant in listing.images[0].variants} == {
+        "thumb",
+        "small",
+        "large",
+        "avif",
+    }
     held = atelier.sql(
-        "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s", [f"pipeline/products/{created.id}"]
+        "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s",
+        [f"pipeline/products/{created.id}"],
     )
     assert {row[0] for row in held} == {first.id, second.id}
 
@@ -110,13 +134,18 @@ async def test_a_low_confidence_waits_for_a_person(atelier: Suite) -> None:
     assert review.model_confidence < 0.8 and review.evidence
     assert not review.model_value.product_analysis.name
 
-    said = result_pb2.ProductAnalysis(name="Field jacket", model="KH-1", condition="used", brands=["Kesterholt"])
+    said = result_pb2.ProductAnalysis(
+        name="Field jacket", model="KH-1", condition="used", brands=["Kesterholt"]
+    )
     decided = await flows.reviews(ada).SubmitReview(
         review_pb2.SubmitReviewRequest(
-            request_id=flows.request_id(), review_id=review.id, decision=review_pb2.REVIEW_DECISION_EDIT,
-            value=result_pb2.PhaseValue(product_analysis=said), etag=review.etag,
+            request_id=flows.request_id(),
+            review_id=review.id,
+            decision=review_pb2.REVIEW_DECISION_EDIT,
+            value=result_pb2.PhaseValue(product_analysis=said),
+            etag=review.etag,
         )
-    )  # fmt: skip
+    )
     assert decided.phase.state == COMPLETED and decided.phase.confidence == 1
     done = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
@@ -131,13 +160,18 @@ async def test_a_low_confidence_waits_for_a_person(atelier: Suite) -> None:
     assert (effective.name, effective.condition) == ("Field jacket", "used")
     assert effective.image_quality == review.model_value.product_analysis.image_quality
     assert shown.results[0].value == kept.effective_value
-    assert shown.results[0].source == result_pb2.RESULT_SOURCE_REVIEWER and shown.results[0].confidence == 1
+    assert (
+        shown.results[0].source == result_pb2.RESULT_SOURCE_REVIEWER
+        and shown.results[0].confidence == 1
+    )
     assert "Field jacket" in shown.results[3].value.product_listing.title
 
 
 async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     await atelier.serve("assets", "conversions", "pipeline")
-    await atelier.work("assets", "pipeline")  # nobody works on the analysis, so phase 1 stays RUNNING
+    await atelier.work(
+        "assets", "pipeline"
+    )  # nobody works on the analysis, so phase 1 stays RUNNING
     ada = atelier.client("ada")
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
@@ -146,17 +180,23 @@ async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     answer = await flows.phases(ada).StopPhase(stop)
     assert answer.outcome == phase_pb2.STOP_OUTCOME_REQUESTED and answer.phase.stop_requested
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_STOPPED))
-    assert (await flows.phases(ada).StopPhase(stop)).outcome == phase_pb2.STOP_OUTCOME_REQUESTED, "a repeat"
+    assert (await flows.phases(ada).StopPhase(stop)).outcome == phase_pb2.STOP_OUTCOME_REQUESTED, (
+        "a repeat"
+    )
     [analysis] = await analyses_of(ada, created.id)
     assert analysis.state == job_pb2.JOB_STATE_CANCELLED
 
-    again = phase_pb2.RetryPhaseRequest(request_id=flows.request_id(), product_id=created.id, phase=1)
+    again = phase_pb2.RetryPhaseRequest(
+        request_id=flows.request_id(), product_id=created.id, phase=1
+    )
     retried = await flows.phases(ada).RetryPhase(again)
     assert retried.phase.retry_count == 1 and retried.phase.due
     await atelier.work("conversions")
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
-    assert len(await analyses_of(ada, created.id)) == 4, "one per analysing phase, and the one that was stopped"
+    assert len(await analyses_of(ada, created.id)) == 4, (
+        "one per analysing phase, and the one that was stopped"
+    )
 
 
 async def test_a_failed_phase_is_an_error_until_it_is_retried(atelier: Suite) -> None:
@@ -169,8 +209,13 @@ async def test_a_failed_phase_is_an_error_until_it_is_retried(atelier: Suite) ->
     await cancel_first_analysis(ada, created.id)
     await atelier.work("conversions")
     failed = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_ERROR))
-    assert failed.product.error_class == "ANALYSIS_CANCELLED" and "phase 1" in failed.product.error_message
-    again = phase_pb2.RetryPhaseRequest(request_id=flows.request_id(), product_id=created.id, phase=1)
+    assert (
+        failed.product.error_class == "ANALYSIS_CANCELLED"
+        and "phase 1" in failed.product.error_message
+    )
+    again = phase_pb2.RetryPhaseRequest(
+        request_id=flows.request_id(), product_id=created.id, phase=1
+    )
     await flows.phases(ada).RetryPhase(again)
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_PROCESSING))
     done = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
@@ -182,10 +227,16 @@ async def test_many_products_run_side_by_side(atelier: Suite) -> None:
     await flows.everything(atelier)
     ada = atelier.client("ada")
     image = (await asset_flows.upload(ada, flows.photo())).id
-    done = await asyncio.gather(*(flows.create(ada, image, name=f"jacket {n}", wait=True) for n in range(3)))
+    done = await asyncio.gather(
+        *(flows.create(ada, image, name=f"jacket {n}", wait=True) for n in range(3))
+    )
     assert {product.state for product in done} == {product_pb2.PRODUCT_STATE_COMPLETED}
     summary = await flows.products(ada).GetSummary(product_pb2.GetSummaryRequest())
-    assert (summary.total_products, summary.completed_products, summary.active_pipelines) == (3, 3, 0)
+    assert (summary.total_products, summary.completed_products, summary.active_pipelines) == (
+        3,
+        3,
+        0,
+    )
 
 
 async def test_conversions_may_be_away_for_a_while(atelier: Suite) -> None:
@@ -195,7 +246,9 @@ async def test_conversions_may_be_away_for_a_while(atelier: Suite) -> None:
     ada = atelier.client("ada")
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
-    waiting = await watching.until(lambda change: change.phase.due and change.phase.attempt_number == 1)
+    waiting = await watching.until(
+        lambda change: change.phase.due and change.phase.attempt_number == 1
+    )
     assert waiting.phase.error_class == "DEPENDENCY_UNAVAILABLE"
     await atelier.stop_work("pipeline")
     await atelier.serve("conversions")

@@ -24,7 +24,10 @@ def watch_all(client: Client, **fields: object) -> flows.Watching:
 
 async def note(client: Client, product_id: str, text: str) -> log_pb2.LogEntry:
     request = log_pb2.AppendLogRequest(
-        request_id=flows.request_id(), product_id=product_id, level=log_pb2.LOG_LEVEL_WARNING, message=text
+        request_id=flows.request_id(),
+        product_id=product_id,
+        level=log_pb2.LOG_LEVEL_WARNING,
+        message=text,
     )
     entry: log_pb2.LogEntry = (await flows.logs(client).AppendLog(request)).log
     return entry
@@ -33,7 +36,9 @@ async def note(client: Client, product_id: str, text: str) -> log_pb2.LogEntry:
 async def test_a_watch_begins_with_the_product_and_all_it_has(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
-    await flows.complete(ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.5)
+    await flows.complete(
+        ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.5
+    )
     watching = flows.watch(ada, created.id)
     await watching.ready()
     kinds = [change.WhichOneof("item") for change in watching.changes]
@@ -70,13 +75,17 @@ async def test_all_products_are_watched_in_one_stream_with_logs_on_request(ateli
     first = await flows.outside(ada, image)
     quiet, full = watch_all(ada), watch_all(ada, include_logs=True)
     await asyncio.gather(quiet.ready(), full.ready())
-    assert {change.product.id for change in quiet.changes if change.HasField("product")} == {first.id}
+    assert {change.product.id for change in quiet.changes if change.HasField("product")} == {
+        first.id
+    }
     second = await flows.outside(ada, image)
     await note(ada, second.id, "look here")
     await full.until(lambda change: change.log.message == "look here")
     await flows.complete(ada, await flows.claim(ada, first.id, 1), flows.analysis())
     await quiet.until(lambda change: change.result.product_id == first.id)
-    assert {second.id} <= {change.product.id for change in quiet.changes if change.HasField("product")}
+    assert {second.id} <= {
+        change.product.id for change in quiet.changes if change.HasField("product")
+    }
     assert not any(change.HasField("log") for change in quiet.changes)
     await asyncio.gather(quiet.close(), full.close())
 
@@ -105,5 +114,10 @@ async def test_the_message_never_holds_an_attempt_token(atelier: Suite) -> None:
     await watching.until(lambda change: change.phase.attempt_number == 1)
     await watching.close()
     assert claimed.attempt_token not in str(watching.changes)
-    assert atelier.sql("SELECT 1 FROM pipeline.events WHERE position(%s::bytea in payload) > 0",
-                       [claimed.attempt_token.encode()]) == []  # fmt: skip
+    assert (
+        atelier.sql(
+            "SELECT 1 FROM pipeline.events WHERE position(%s::bytea in payload) > 0",
+            [claimed.attempt_token.encode()],
+        )
+        == []
+    )

@@ -1,4 +1,5 @@
-"""Tries of a job whose database fails at the worst moment, or whose workers vanish (real table, queue and worker)."""
+"""Tries of a job whose database fails at the worst moment, or whose workers vanish (real table,
+queue and worker)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -42,24 +43,35 @@ async def asked(db: Database, seconds: float, *, losses: int = 0) -> UUID:
 
 def lose(house: Suite, row_id: UUID) -> None:
     """As if a worker had begun a try and vanished."""
-    house.sql("UPDATE assets.naps SET state = 'running', attempt_number = attempt_number + 1 WHERE id = %s", (row_id,))
     house.sql(
-        "INSERT INTO assets.attempts (id, owner, job, job_id, number, worker)"
-        " SELECT gen_random_uuid(), owner, 'naps', id, attempt_number, 'elsewhere:1:a' FROM assets.naps WHERE id = %s",
+        "UPDATE assets.naps SET state = 'running', attempt_number = attempt_number + 1 WHERE id"
+        " = %s",
+        (row_id,),
+    )
+    house.sql(
+        "INSERT INTO assets.attempts (id, owner, job, job_id, number, worker) SELECT"
+        " gen_random_uuid(), owner, 'naps', id, attempt_number, 'elsewhere:1:a' FROM assets.naps"
+        " WHERE id = %s",
         (row_id,),
     )
 
 
-async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_again(atelier: Suite) -> None:
+async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_again(
+    atelier: Suite,
+) -> None:
     async with database(atelier) as db:
         working = asyncio.create_task(naps.queue_of(db).work(concurrency=1, lease_seconds=15))
         row_id = await asked(db, 0.5)
         running = "SELECT state = 'running' FROM assets.naps"
         await until(lambda: atelier.sql(running) == [(True,)], "the job runs")
-        async with await psycopg.AsyncConnection.connect(atelier.cluster.url(atelier.database)) as holder:
+        async with await psycopg.AsyncConnection.connect(
+            atelier.cluster.url(atelier.database)
+        ) as holder:
             await holder.execute("LOCK TABLE assets.attempts IN EXCLUSIVE MODE")
             caught = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
-            await until(lambda: bool(atelier.sql(caught, (holder.info.backend_pid,))), "the commit waits")
+            await until(
+                lambda: bool(atelier.sql(caught, (holder.info.backend_pid,))), "the commit waits"
+            )
             [(pid,)] = atelier.sql(caught, (holder.info.backend_pid,))
             atelier.sql("SELECT pg_terminate_backend(%s)", (pid,))
         done = "SELECT state FROM assets.naps"
@@ -70,7 +82,9 @@ async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_
     assert atelier.sql(tries, (row_id,)) == [("succeeded", 1)]
 
 
-@pytest.mark.parametrize(("losses", "state"), [(0, "done"), (1, "done"), (2, "pending"), (22, "pending")])
+@pytest.mark.parametrize(
+    ("losses", "state"), [(0, "done"), (1, "done"), (2, "pending"), (22, "pending")]
+)
 async def test_a_job_pauses_from_the_third_worker_on_that_vanished_with_it(
     atelier: Suite, losses: int, state: str
 ) -> None:
@@ -80,13 +94,19 @@ async def test_a_job_pauses_from_the_third_worker_on_that_vanished_with_it(
         if state == "pending":
             with pytest.raises(TryAgain) as later:
                 await naps.run(db, str(row_id))
-            [(pause,)] = atelier.sql("SELECT extract(epoch FROM %s - now())::float8", (later.value.at,))
+            [(pause,)] = atelier.sql(
+                "SELECT extract(epoch FROM %s - now())::float8", (later.value.at,)
+            )
             assert 0 < pause <= 20
         else:
             await naps.run(db, str(row_id))
-        [row] = atelier.sql("SELECT state, losses, waits_for, waiting_since IS NOT NULL FROM assets.naps")
+        [row] = atelier.sql(
+            "SELECT state, losses, waits_for, waiting_since IS NOT NULL FROM assets.naps"
+        )
         # What got on begins anew: its losses are forgotten.
-        assert row == ((state, losses + 1, "a worker", True) if state == "pending" else (state, 0, "", False))
+        assert row == (
+            (state, losses + 1, "a worker", True) if state == "pending" else (state, 0, "", False)
+        )
         if state == "pending":
             await naps.run(db, str(row_id))  # the pause is over
             assert atelier.sql("SELECT state, losses FROM assets.naps") == [("done", 0)]

@@ -35,23 +35,36 @@ async def refused(call: object) -> DomainError:
 
 def declared() -> upload_pb2.UploadDeclaration:
     return upload_pb2.UploadDeclaration(
-        kind=asset_pb2.ASSET_KIND_RESULT, file_name="a.jpg", mime_type="image/jpeg",
+        kind=asset_pb2.ASSET_KIND_RESULT,
+        file_name="a.jpg",
+        mime_type="image/jpeg",
         provenance=asset_pb2.Provenance(model="local"),
-    )  # fmt: skip
+    )
 
 
-async def test_bytes_go_to_assets_and_come_back_for_the_owner(atelier: Suite, peers: Peers, tmp_path: Path) -> None:
+async def test_bytes_go_to_assets_and_come_back_for_the_owner(
+    atelier: Suite, peers: Peers, tmp_path: Path
+) -> None:
     auth.enter(calls.owner_identity("user:ada"))
     source = tmp_path / "a.jpg"
     source.write_bytes(flows.jpeg(2000, 1500))
     asset = await peers.upload(declared(), source, request_id="row/result")
     again = await peers.upload(declared(), source, request_id="row/result")
-    assert (asset.owner, asset.state, again.id) == ("user:ada", asset_pb2.ASSET_STATE_READY, asset.id)
+    assert (asset.owner, asset.state, again.id) == (
+        "user:ada",
+        asset_pb2.ASSET_STATE_READY,
+        asset.id,
+    )
     head = await peers.download(asset.id, tmp_path / "b.jpg")
     assert (tmp_path / "b.jpg").read_bytes() == source.read_bytes()
-    assert (head.mime_type, head.sha256) == ("image/jpeg", hashlib.sha256(source.read_bytes()).hexdigest())
+    assert (head.mime_type, head.sha256) == (
+        "image/jpeg",
+        hashlib.sha256(source.read_bytes()).hexdigest(),
+    )
     auth.enter(calls.owner_identity("user:eve"))
-    assert (await refused(peers.download(asset.id, tmp_path / "c.jpg"))).reason == Reason.ERROR_REASON_NOT_FOUND
+    assert (
+        await refused(peers.download(asset.id, tmp_path / "c.jpg"))
+    ).reason == Reason.ERROR_REASON_NOT_FOUND
 
 
 async def test_a_refusal_comes_through_with_its_reason_text_and_details(peers: Peers) -> None:
@@ -63,12 +76,19 @@ async def test_a_refusal_comes_through_with_its_reason_text_and_details(peers: P
     assert isinstance(detail, error_details_pb2.ResourceInfo) and detail.resource_name == NOBODYS
     malformed = await refused(assets.GetAsset(asset_pb2.GetAssetRequest(asset_id="x")))
     [detail] = malformed.details
-    assert isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations[0].field == "asset_id"
+    assert (
+        isinstance(detail, error_details_pb2.BadRequest)
+        and detail.field_violations[0].field == "asset_id"
+    )
     update = asset_pb2.UpdateAssetRequest(asset_id=NOBODYS, update_mask={"paths": ["free"]})
-    assert (await refused(assets.UpdateAsset(update))).reason == Reason.ERROR_REASON_ROLE_NOT_ALLOWED
+    assert (
+        await refused(assets.UpdateAsset(update))
+    ).reason == Reason.ERROR_REASON_ROLE_NOT_ALLOWED
 
 
-async def test_a_key_that_the_callee_does_not_trust_is_our_fault_not_the_callers(atelier: Suite, peers: Peers) -> None:
+async def test_a_key_that_the_callee_does_not_trust_is_our_fault_not_the_callers(
+    atelier: Suite, peers: Peers
+) -> None:
     atelier.overrides["service_key_file"] = atelier.keys.directory / "stranger.jwk"
     auth.enter(calls.owner_identity("user:ada"))
     stranger = Peers(atelier.settings("conversions", "app"), "conversions")
@@ -89,10 +109,14 @@ async def test_a_callee_gets_less_time_than_is_left(atelier: Suite, peers: Peers
     assert late.reason == Reason.ERROR_REASON_DEADLINE
 
 
-async def test_a_callee_that_is_away_is_unavailable_with_a_time_to_come_back(atelier: Suite, peers: Peers) -> None:
+async def test_a_callee_that_is_away_is_unavailable_with_a_time_to_come_back(
+    atelier: Suite, peers: Peers
+) -> None:
     auth.enter(calls.owner_identity("user:ada"))
     await atelier.stop("assets")
-    away = await refused(peers.stub(asset_pb2_grpc.AssetServiceStub).ListAssets(asset_pb2.ListAssetsRequest()))
+    away = await refused(
+        peers.stub(asset_pb2_grpc.AssetServiceStub).ListAssets(asset_pb2.ListAssetsRequest())
+    )
     assert away.reason == Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
     assert isinstance(away.details[0], error_details_pb2.RetryInfo)
 
@@ -104,7 +128,13 @@ async def test_a_service_without_a_key_does_not_start(atelier: Suite) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "role"), [("user:ada", "user"), ("vendor:acme", "vendor"), ("anonymous:x7", "anonymous"), ("odd", "user")]
+    ("owner", "role"),
+    [
+        ("user:ada", "user"),
+        ("vendor:acme", "vendor"),
+        ("anonymous:x7", "anonymous"),
+        ("odd", "user"),
+    ],
 )
 def test_a_job_acts_in_the_role_of_its_rows_owner(owner: str, role: str) -> None:
     identity = calls.owner_identity(owner)

@@ -1,4 +1,5 @@
-"""The embedded PostgreSQL through real crashes: processes are killed, ports are taken, files are lost."""
+"""The embedded PostgreSQL through real crashes: processes are killed, ports are taken, files are
+lost."""
 
 import asyncio
 import contextlib
@@ -23,9 +24,11 @@ from shared.embedded import EmbeddedPostgres, EmbeddedPostgresError, server_bina
 REPOSITORY = Path(embedded.__file__).parents[1]
 ROOT = os.geteuid() == 0
 QUICK = {"fsync": "off"}
-"""Killing a process, unlike a power cut, takes nothing from the kernel's cache: recovery is the same without fsync."""
+"""Killing a process, unlike a power cut, takes nothing from the kernel's cache: recovery is the
+same without fsync."""
 
-# Prints the server's process and URL, and stops it when its standard input ends. Takes the uid to become (0: stay).
+# Prints the server's process and URL, and stops it when its standard input ends. Takes the uid to
+# become (0: stay).
 LAUNCHER = """
 import os, sys, time
 from pathlib import Path
@@ -47,7 +50,8 @@ with EmbeddedPostgres(directory, options={"fsync": "off"}) as pg:
 
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
-    """A directory that every account can reach, which pytest's own isn't when root runs the tests."""
+    """A directory that every account can reach, which pytest's own isn't when root runs the
+    tests."""
     with tempfile.TemporaryDirectory(prefix="atelier-pg-") as name:
         path = Path(name)
         path.chmod(0o755)
@@ -68,7 +72,8 @@ def made() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def pg(made: EmbeddedPostgres) -> EmbeddedPostgres:
-    """A running server. Tests share its files, and may stop or kill it, since making a database takes longest."""
+    """A running server. Tests share its files, and may stop or kill it, since making a database
+    takes longest."""
     made.start()
     return made
 
@@ -84,9 +89,17 @@ def state(made: EmbeddedPostgres) -> Path:
 def launcher(
     state: Path, uid: int = 0, wheel: Path | None = None, worker: bool = False
 ) -> Iterator[tuple[subprocess.Popen[str], int, str, int]]:
-    """Another Python process that runs the database. Gives it, the server's process, the URL, a worker's process."""
+    """Another Python process that runs the database. Gives it, the server's process, the URL, a
+    worker's process."""
     search = [str(path) for path in (wheel, REPOSITORY) if path]
-    argv = [sys.executable, "-c", LAUNCHER, str(state), str(uid), "with-worker" if worker else "alone"]
+    argv = [
+        sys.executable,
+        "-c",
+        LAUNCHER,
+        str(state),
+        str(uid),
+        "with-worker" if worker else "alone",
+    ]
     process = subprocess.Popen(
         argv,
         env=os.environ | {"PYTHONPATH": ":".join(search)},
@@ -153,7 +166,11 @@ def port_of(pg: EmbeddedPostgres) -> int:
 
 
 def test_the_right_password_opens_it_and_a_wrong_one_does_not(pg: EmbeddedPostgres) -> None:
-    assert settings(pg.url, "is_superuser", "server_encoding", "password_encryption") == ["on", "UTF8", "scram-sha-256"]
+    assert settings(pg.url, "is_superuser", "server_encoding", "password_encryption") == [
+        "on",
+        "UTF8",
+        "scram-sha-256",
+    ]
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(pg.url, password="wrong")
     secret = pg.directory / "password"
@@ -169,13 +186,22 @@ def test_only_loopback_is_listened_on(pg: EmbeddedPostgres) -> None:
         for fields in map(str.split, Path(table).read_text().splitlines()[1:])
         if fields[3] == "0A"
     ]
-    assert [address for address, _, port in listening if int(port, 16) == port_of(pg)] == ["0100007F"]
+    assert [address for address, _, port in listening if int(port, 16) == port_of(pg)] == [
+        "0100007F"
+    ]
     assert settings(pg.url, "unix_socket_directories") == [""]
 
 
 def test_it_is_durable_and_modest_unless_told_otherwise(state: Path) -> None:
     with EmbeddedPostgres(state) as server:
-        names = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_connections", "jit")
+        names = (
+            "fsync",
+            "synchronous_commit",
+            "full_page_writes",
+            "shared_buffers",
+            "max_connections",
+            "jit",
+        )
         assert settings(server.url, *names) == ["on", "on", "on", "64MB", "200", "off"]
     with EmbeddedPostgres(state, options={"fsync": "off", "work_mem": "8MB"}) as server:
         assert settings(server.url, "fsync", "work_mem") == ["off", "8MB"]
@@ -226,12 +252,16 @@ def test_nothing_is_left_running_when_the_launcher_is_killed(state: Path) -> Non
 
 def test_nothing_is_left_running_when_the_launcher_just_exits(state: Path) -> None:
     code = (
-        "import sys; from shared.embedded import *; pg = EmbeddedPostgres(Path(sys.argv[1])); pg.start(); print(pg.pid)"
+        "import sys; from shared.embedded import *; pg = EmbeddedPostgres(Path(sys.argv[1]));"
+        " pg.start(); print(pg.pid)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(state)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     wait_until(lambda: gone(int(done.stdout)))
     assert not (state / "data/postmaster.pid").exists(), "it shut down cleanly"
 
@@ -248,7 +278,8 @@ def test_it_outlives_the_pool_thread_that_started_it(state: Path) -> None:
 def test_a_second_launcher_is_told_who_holds_the_database(state: Path) -> None:
     with launcher(state) as (process, pid, url, _):
         with pytest.raises(
-            EmbeddedPostgresError, match=rf"another launcher \(process {process.pid}\) runs .*; .*stop it"
+            EmbeddedPostgresError,
+            match=rf"another launcher \(process {process.pid}\) runs .*; .*stop it",
         ):
             EmbeddedPostgres(state, options=QUICK).start()
         assert not gone(pid)
@@ -262,7 +293,9 @@ def test_a_stale_pid_file_does_not_stop_a_start(pg: EmbeddedPostgres, content: s
     pg.stop()
     with subprocess.Popen(["sleep", "60"]) as foreign:
         file = pg.data / "postmaster.pid"
-        file.write_text(f"{foreign.pid}\n{pg.data}\n1700000000\n5432\n" if content == "foreign" else "")
+        file.write_text(
+            f"{foreign.pid}\n{pg.data}\n1700000000\n5432\n" if content == "foreign" else ""
+        )
         shutil.chown(file, pg.data.stat().st_uid, pg.data.stat().st_gid)
         pg.start()
         assert settings(pg.url, "fsync") == ["off"]
@@ -276,13 +309,24 @@ def test_a_server_that_someone_runs_by_hand_is_left_alone(
     pg.stop()
     monkeypatch.setattr(embedded, "SETTLE_S", 0.2)
     owner = pg.data.stat()
-    become = [f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"] if ROOT else []
-    argv = ["setpriv", *become, "--pdeathsig", "INT", str(server_binaries() / "postgres"), "-D", str(pg.data)]
+    become = (
+        [f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"] if ROOT else []
+    )
+    argv = [
+        "setpriv",
+        *become,
+        "--pdeathsig",
+        "INT",
+        str(server_binaries() / "postgres"),
+        "-D",
+        str(pg.data),
+    ]
     alone = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={pg.data}"]
     with subprocess.Popen([*argv, *alone], cwd="/", stderr=subprocess.DEVNULL) as by_hand:
         wait_until((pg.data / ".s.PGSQL.5432").exists)
         with pytest.raises(
-            EmbeddedPostgresError, match=rf"\(process {by_hand.pid}\) runs on .*kill -INT {by_hand.pid}"
+            EmbeddedPostgresError,
+            match=rf"\(process {by_hand.pid}\) runs on .*kill -INT {by_hand.pid}",
         ):
             pg.start()
         assert by_hand.poll() is None
@@ -301,7 +345,9 @@ def test_a_fixed_port_that_is_taken_is_named(state: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         server = EmbeddedPostgres(state, port=port, options=QUICK)
-        with pytest.raises(EmbeddedPostgresError, match=f"port {port} on 127.0.0.1 is taken .* choose another port"):
+        with pytest.raises(
+            EmbeddedPostgresError, match=f"port {port} on 127.0.0.1 is taken .* choose another port"
+        ):
             server.start()
     with server:
         assert port_of(server) == port
@@ -333,7 +379,9 @@ def test_a_failure_to_start_quotes_the_log_and_leaves_nothing_behind(state: Path
 def test_data_of_another_release_are_refused_and_kept(pg: EmbeddedPostgres) -> None:
     pg.stop()
     (pg.data / "PG_VERSION").write_text("17\n")
-    with pytest.raises(EmbeddedPostgresError, match=r"made by PostgreSQL 17, and this is 18; .*restore"):
+    with pytest.raises(
+        EmbeddedPostgresError, match=r"made by PostgreSQL 17, and this is 18; .*restore"
+    ):
         pg.start()
     (pg.data / "PG_VERSION").write_text("18\n")
     pg.start()
@@ -342,7 +390,9 @@ def test_data_of_another_release_are_refused_and_kept(pg: EmbeddedPostgres) -> N
 def test_a_first_start_that_was_cut_short_is_begun_again(place: Path) -> None:
     state = place / "state"
     argv = [sys.executable, "-c", LAUNCHER, str(state), "0", "alone"]
-    with subprocess.Popen(argv, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdin=subprocess.PIPE) as first:
+    with subprocess.Popen(
+        argv, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdin=subprocess.PIPE
+    ) as first:
         wait_until(lambda: any(state.glob("data.init.*/base")))
         first.kill()
     with EmbeddedPostgres(state, options=QUICK) as server:
@@ -370,7 +420,10 @@ def test_a_server_that_does_not_stop_is_killed_with_a_warning(
         with caplog.at_level(logging.WARNING):
             pg.stop(patience_s=0.2)
         assert gone(frozen)
-    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["SIGINT", "SIGQUIT"]
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == [
+        "SIGINT",
+        "SIGQUIT",
+    ]
     pg.start()
     assert rows(pg.url) == 5
 
@@ -383,7 +436,9 @@ def test_a_server_that_somebody_else_ended_is_revived_where_it_was(
     url, pid = pg.url, pg.pid
     assert (pg.running, pg.fault) == (True, "")
     with psycopg.connect(url, autocommit=True) as session:
-        session.execute("select count(*) from kept")  # whoever asked for a shutdown by SIGTERM waits for this session
+        session.execute(
+            "select count(*) from kept"
+        )  # whoever asked for a shutdown by SIGTERM waits for this session
         os.kill(pid, number)
         wait_until(lambda: bool(pg.fault))
         assert not pg.running
@@ -394,7 +449,9 @@ def test_a_server_that_somebody_else_ended_is_revived_where_it_was(
     assert rows(url) == 4
 
 
-def test_a_session_that_does_not_notice_its_server_died_holds_up_no_revival(pg: EmbeddedPostgres) -> None:
+def test_a_session_that_does_not_notice_its_server_died_holds_up_no_revival(
+    pg: EmbeddedPostgres,
+) -> None:
     with psycopg.connect(pg.url, autocommit=True) as session:
         frozen = session.info.backend_pid
         os.kill(frozen, signal.SIGSTOP)
@@ -424,7 +481,9 @@ def test_a_revival_takes_no_other_port_and_makes_no_empty_database(pg: EmbeddedP
     assert (pg.url, rows(url)) == (url, 2)
 
 
-def test_a_log_that_cannot_be_written_keeps_nothing_from_running(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_cannot_be_written_keeps_nothing_from_running(
+    state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     log = state / "postgres.log"
     kept = log.rename(log.with_name("kept.log"))
     log.mkdir()
@@ -449,10 +508,16 @@ def test_no_secret_reaches_the_log(pg: EmbeddedPostgres) -> None:
             with contextlib.suppress(psycopg.Error):
                 connection.execute(statement)
     # A backend that is killed in mid-statement: PostgreSQL would quote what it was running.
-    code = f"import psycopg; psycopg.connect({pg.url!r}).execute(\"select 'hunter2-running', pg_sleep(60)\")"
+    code = (
+        f"import psycopg; psycopg.connect({pg.url!r}).execute(\"select 'hunter2-running',"
+        ' pg_sleep(60)")'
+    )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as client:
         with psycopg.connect(pg.url, autocommit=True) as connection:
-            find = "select pid from pg_stat_activity where query like '%%hunter2-running%%' and pid <> pg_backend_pid()"
+            find = (
+                "select pid from pg_stat_activity where query like '%%hunter2-running%%' and pid <>"
+                " pg_backend_pid()"
+            )
             wait_until(lambda: connection.execute(find).fetchone() is not None)
             found = connection.execute(find).fetchone()
             assert found
@@ -467,7 +532,9 @@ def test_no_secret_reaches_the_log(pg: EmbeddedPostgres) -> None:
     assert pg.log.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_log_is_bounded_while_the_server_runs(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_is_bounded_while_the_server_runs(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embedded, "LOG_CHECK_S", 0.05)
     monkeypatch.setattr(embedded, "LOG_LIMIT", 50_000)
     with EmbeddedPostgres(state, options=QUICK) as server:
@@ -507,20 +574,29 @@ def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
     with EmbeddedPostgres(closed / "state", options=QUICK) as server:
         assert (server.data, rows(server.url)) == (data, 4)
     shutil.rmtree(closed / "state")
-    with EmbeddedPostgres(closed / "state", options=QUICK) as server, psycopg.connect(server.url) as connection:
-        assert connection.execute("select to_regclass('kept')").fetchone() == (None,), "a deleted state stays deleted"
+    with (
+        EmbeddedPostgres(closed / "state", options=QUICK) as server,
+        psycopg.connect(server.url) as connection,
+    ):
+        assert connection.execute("select to_regclass('kept')").fetchone() == (None,), (
+            "a deleted state stays deleted"
+        )
 
 
 def test_an_ordinary_user_runs_it_and_root_may_take_over(place: Path) -> None:
     for tree in wheel_trees():
         shutil.copytree(
-            tree, place / "site" / tree.name, symlinks=True, ignore=shutil.ignore_patterns("pginstall", "include")
+            tree,
+            place / "site" / tree.name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("pginstall", "include"),
         )
     state = place / "home/state"
     state.parent.mkdir()
     uid = 65534 if ROOT else os.geteuid()
     os.chown(state.parent, uid, -1)
-    # The interpreter is loaded by root and then becomes the user for good: where it is installed the user may not look.
+    # The interpreter is loaded by root and then becomes the user for good: where it is installed
+    # the user may not look.
     with launcher(state, uid if ROOT else 0, place / "site") as (process, pid, url, _):
         assert Path(f"/proc/{process.pid}").stat().st_uid == uid
         assert Path(f"/proc/{pid}").stat().st_uid == uid

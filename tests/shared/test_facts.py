@@ -1,4 +1,5 @@
-"""The facts file: what is stated is read exactly, what is misspelt or absurd is refused with its place."""
+"""The facts file: what is stated is read exactly, what is misspelt or absurd is refused with its
+place."""
 
 import pickle
 from pathlib import Path
@@ -35,17 +36,20 @@ def test_nothing_stated_is_no_facts() -> None:
 
 
 def test_values_keep_their_units_and_places() -> None:
-    facts = load_facts(
-        """
+    facts = load_facts("""
         points_of_measure:
           - {code: A, name: chest, value: 58, unit: cm, tolerance: 1.0, view: front,
              from: {x: 0.21, y: 0.43}, to: {x: 0.79, y: 0.43}}
         bill_of_materials: [{item: zip, quantity: 1, unit: piece}]
         care: [wash cold, "dry flat"]
-        """
-    )
+        """)
     pom = facts.points_of_measure[0]
-    assert (pom.value, pom.unit, pom.start, pom.end) == (58.0, "cm", Point(0.21, 0.43), Point(0.79, 0.43))
+    assert (pom.value, pom.unit, pom.start, pom.end) == (
+        58.0,
+        "cm",
+        Point(0.21, 0.43),
+        Point(0.79, 0.43),
+    )
     assert facts.bill_of_materials[0].quantity == 1.0
     assert facts.care == ("wash cold", "dry flat")
 
@@ -66,22 +70,43 @@ def test_values_keep_their_units_and_places() -> None:
         ({"materials": [{"part": "shell"}]}, "materials[0].material"),
         ({"dimensions": [{"name": "length", "value": -1, "unit": "cm"}]}, "dimensions[0].value"),
         ({"dimensions": [{"name": "length", "value": 0, "unit": "cm"}]}, "dimensions[0].value"),
-        ({"dimensions": [{"name": "length", "value": float("nan"), "unit": "cm"}]}, "dimensions[0].value"),
-        ({"dimensions": [{"name": "length", "value": float("inf"), "unit": "cm"}]}, "dimensions[0].value"),
-        ({"dimensions": [{"name": "length", "value": 10**400, "unit": "cm"}]}, "dimensions[0].value"),
+        (
+            {"dimensions": [{"name": "length", "value": float("nan"), "unit": "cm"}]},
+            "dimensions[0].value",
+        ),
+        (
+            {"dimensions": [{"name": "length", "value": float("inf"), "unit": "cm"}]},
+            "dimensions[0].value",
+        ),
+        (
+            {"dimensions": [{"name": "length", "value": 10**400, "unit": "cm"}]},
+            "dimensions[0].value",
+        ),
         ({"dimensions": [{"name": "length", "value": True, "unit": "cm"}]}, "dimensions[0].value"),
         ({"dimensions": [{"name": "length", "value": "72", "unit": "cm"}]}, "dimensions[0].value"),
         ({"dimensions": [{"name": "length", "value": 72}]}, "dimensions[0].unit"),
         ({"dimensions": [{"name": "length", "value": 72, "unit": "ell"}]}, "dimensions[0].unit"),
-        ({"dimensions": [{"name": "a", "value": 1, "unit": "cm", "view": "top"}]}, "dimensions[0].view"),
+        (
+            {"dimensions": [{"name": "a", "value": 1, "unit": "cm", "view": "top"}]},
+            "dimensions[0].view",
+        ),
         ({"points_of_measure": [POM]}, "points_of_measure[0].value"),
         ({"points_of_measure": [{**POM, "value": 3}]}, "points_of_measure[0].unit"),
         ({"points_of_measure": [{**POM, "from": ENDS["from"]}]}, "points_of_measure[0]"),
         ({"points_of_measure": [{**POM, **ENDS, "view": None}]}, "points_of_measure[0].view"),
         ({"points_of_measure": [{**POM, **ENDS}, {**POM, **ENDS}]}, "points_of_measure[1]"),
-        ({"points_of_measure": [{**POM, **ENDS, "to": {"x": 1.5, "y": 0}}]}, "points_of_measure[0].to.x"),
-        ({"scales": [{"view": "front", "value": 7, "unit": "cm", "from": ENDS["from"]}]}, "scales[0].to"),
-        ({"scales": [{"view": "front", "value": 7, "unit": "cm", **ENDS, "to": ENDS["from"]}]}, "scales[0]"),
+        (
+            {"points_of_measure": [{**POM, **ENDS, "to": {"x": 1.5, "y": 0}}]},
+            "points_of_measure[0].to.x",
+        ),
+        (
+            {"scales": [{"view": "front", "value": 7, "unit": "cm", "from": ENDS["from"]}]},
+            "scales[0].to",
+        ),
+        (
+            {"scales": [{"view": "front", "value": 7, "unit": "cm", **ENDS, "to": ENDS["from"]}]},
+            "scales[0]",
+        ),
         ({"features": [{"name": "zip", "at": {"x": 0.5, "y": 0.5}}]}, "features[0].view"),
         ({"closeups": [{"name": "cuff", "view": "front", "at": {"x": 0.5}}]}, "closeups[0].at.y"),
         ({"price": {"msrp": 10, "currency": "euro"}}, "price.currency"),
@@ -98,7 +123,11 @@ def test_a_bad_field_is_refused_by_its_path(value: Any, path: str) -> None:
 def test_money_may_be_of_a_currency_with_many_noughts() -> None:
     market = {"currency": "IDR", "price": 99_999_999.9999}
     stated = parse_facts({"price": {"msrp": 25_000_000, "currency": "IDR"}, "market": market})
-    assert stated.price and stated.market and (stated.price.msrp, stated.market.price) == (25e6, 99_999_999.9999)
+    assert (
+        stated.price
+        and stated.market
+        and (stated.price.msrp, stated.market.price) == (25e6, 99_999_999.9999)
+    )
 
 
 def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
@@ -125,7 +154,9 @@ def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
     ],
     ids=range(14),
 )
-def test_yaml_that_expands_executes_nests_or_contradicts_itself_is_refused(text: str | bytes) -> None:
+def test_yaml_that_expands_executes_nests_or_contradicts_itself_is_refused(
+    text: str | bytes,
+) -> None:
     error = refused(text)
     assert error.path == ""
     assert len(str(error)) < 400

@@ -1,4 +1,5 @@
-"""A worker and its queue while the database fails under them: nothing is lost, done twice for it, or stuck."""
+"""A worker and its queue while the database fails under them: nothing is lost, done twice for it,
+or stuck."""
 
 import asyncio
 import contextlib
@@ -53,7 +54,9 @@ async def until(found: Callable[[], bool], what: str) -> None:
 
 
 @asynccontextmanager
-async def sleepers(house: Suite, *, lease_seconds: float = LEASE_SECONDS) -> AsyncIterator[Sleepers]:
+async def sleepers(
+    house: Suite, *, lease_seconds: float = LEASE_SECONDS
+) -> AsyncIterator[Sleepers]:
     made = Sleepers(house)
     await made.db.open()
     working = asyncio.create_task(made.queue.work(concurrency=2, lease_seconds=lease_seconds))
@@ -71,7 +74,9 @@ async def locked(house: Suite, table: str) -> AsyncIterator[psycopg.AsyncConnect
     url = house.cluster.url(house.database)
     async with await psycopg.AsyncConnection.connect(url) as conn:
         await conn.execute(
-            psycopg.sql.SQL("LOCK TABLE assets_jobs.{} IN EXCLUSIVE MODE").format(psycopg.sql.Identifier(table))
+            psycopg.sql.SQL("LOCK TABLE assets_jobs.{} IN EXCLUSIVE MODE").format(
+                psycopg.sql.Identifier(table)
+            )
         )
         yield conn
 
@@ -81,16 +86,23 @@ def workers(house: Suite) -> int:
 
 
 async def beats_again(house: Suite) -> None:
-    age = "SELECT count(*) FROM assets_jobs.procrastinate_workers WHERE last_heartbeat > now() - interval '1 second'"
+    age = (
+        "SELECT count(*) FROM assets_jobs.procrastinate_workers WHERE last_heartbeat > now() -"
+        " interval '1 second'"
+    )
     await until(lambda: bool(house.sql(age)[0][0]), "a worker beats")
 
 
-async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on(atelier: Suite) -> None:
+async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on(
+    atelier: Suite,
+) -> None:
     async with sleepers(atelier, lease_seconds=4) as here:
         await here.ask("3:long")
         await until(lambda: here.begun == ["3:long"], "the job begins")
         async with locked(atelier, "procrastinate_workers"):
-            await asyncio.sleep(2.2)  # a third of the lease and the lock timeout: one heartbeat fails, no lease passes
+            await asyncio.sleep(
+                2.2
+            )  # a third of the lease and the lock timeout: one heartbeat fails, no lease passes
         await here.until_done(1)
         # Longer than a lease, so that a reaper takes it from a worker that doesn't beat.
         await here.ask("5:after")
@@ -109,7 +121,9 @@ async def test_a_worker_that_cannot_beat_gives_up_its_jobs_and_comes_back(atelie
         await here.ask("0:short")
         await here.until_done(2)
     assert sorted(here.done) == ["0:short", "5:long"]
-    assert here.begun.count("5:long") == 2  # the try of which nobody could know whether others have it was given up
+    assert (
+        here.begun.count("5:long") == 2
+    )  # the try of which nobody could know whether others have it was given up
 
 
 async def test_a_worker_that_was_taken_for_dead_begins_anew(atelier: Suite) -> None:
@@ -134,7 +148,11 @@ async def test_jobs_and_their_worker_outlive_the_loss_of_every_connection(atelie
             with contextlib.suppress(psycopg.Error):
                 await here.ask(f"0:{number}")
             await asyncio.sleep(0.3)
-        asked = len(atelier.sql("SELECT FROM assets_jobs.procrastinate_jobs WHERE status IN ('todo', 'doing')"))
+        asked = len(
+            atelier.sql(
+                "SELECT FROM assets_jobs.procrastinate_jobs WHERE status IN ('todo', 'doing')"
+            )
+        )
         await until(lambda: not jobs_left(atelier), f"the queue is empty, after {asked}")
         assert atelier.sql("SELECT id FROM assets_jobs.procrastinate_workers") == [before]
     assert here.begun.count("4:long") == 1 and set(here.begun) == set(here.done)
@@ -145,8 +163,11 @@ def jobs_left(house: Suite) -> int:
     return int(house.sql(left)[0][0])
 
 
-async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back(atelier: Suite) -> None:
-    """The answer to a fetch is lost: the queue says the worker has the job, and the worker doesn't know."""
+async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back(
+    atelier: Suite,
+) -> None:
+    """The answer to a fetch is lost: the queue says the worker has the job, and the worker doesn't
+    know."""
     async with sleepers(atelier) as here:
         await until(lambda: workers(atelier) == 1, "the worker registers")
         await here.ask("0:first")
@@ -154,9 +175,9 @@ async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back
         async with locked(atelier, "procrastinate_jobs") as holder:
             await asyncio.sleep(2.5)  # longer than a poll and the lock timeout: a fetch fails
             await holder.execute(
-                "INSERT INTO assets_jobs.procrastinate_jobs (queue_name, task_name, args, status, worker_id)"
-                " SELECT 'assets.sleepers', 'sleep', '{\"row_id\": \"0:unheard\"}', 'doing', id"
-                " FROM assets_jobs.procrastinate_workers"
+                "INSERT INTO assets_jobs.procrastinate_jobs (queue_name, task_name, args, status,"
+                " worker_id) SELECT 'assets.sleepers', 'sleep', '{\"row_id\": \"0:unheard\"}',"
+                " 'doing', id FROM assets_jobs.procrastinate_workers"
             )
         await here.until_done(2)
     assert here.done == ["0:first", "0:unheard"]

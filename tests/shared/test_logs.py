@@ -1,4 +1,5 @@
-"""What can't be logged fails nothing: odd values, a full disk, a reader that is gone or doesn't read."""
+"""What can't be logged fails nothing: odd values, a full disk, a reader that is gone or doesn't
+read."""
 
 import json
 import os
@@ -18,7 +19,8 @@ from shared import telemetry
 telemetry.set_up("example", "info")
 log = structlog.get_logger("example")
 """
-# Every way in which a process says something. The last two are said when the interpreter has all but ended.
+# Every way in which a process says something. The last two are said when the interpreter has all
+# but ended.
 ALL_WAYS = (
     SET_UP
     + """
@@ -62,7 +64,9 @@ ODD = {
     "a number of very many digits": "10 ** 10_000",
     "no number": "float('nan')",
     "what holds itself": "(lambda found: (found.append(found), found)[1])([])",
-    "what is nested too deeply": "__import__('functools').reduce(lambda inner, _: [inner], range(100_000), [])",
+    "what is nested too deeply": (
+        "__import__('functools').reduce(lambda inner, _: [inner], range(100_000), [])"
+    ),
     "keys that are no text": "{(1, 2): 3, b'k': 4}",
     "line breaks": "'a\\nb\\u2028c\\r'",
 }
@@ -88,8 +92,8 @@ def test_any_value_makes_one_line_of_json(given: str) -> None:
 
 
 def test_exceptions_are_shown_whatever_they_are() -> None:
-    code = SET_UP + (
-        "class Bad(Exception):\n"
+    code = (
+        SET_UP + "class Bad(Exception):\n"
         "    def __str__(self): raise ValueError\n"
         "for error in (Bad(), OSError('x' * 1_000_000), KeyError('last words')):\n"
         "    try: raise error\n"
@@ -107,7 +111,9 @@ def test_exceptions_are_shown_whatever_they_are() -> None:
 
 
 def test_secrets_are_hidden_by_name() -> None:
-    process = start(SET_UP + "log.info('in', api_token='hunter2', Password='hunter2')", stderr=subprocess.PIPE)
+    process = start(
+        SET_UP + "log.info('in', api_token='hunter2', Password='hunter2')", stderr=subprocess.PIPE
+    )
     _, said = process.communicate()
     assert b"hunter2" not in said
     assert b"hidden" in said
@@ -125,7 +131,8 @@ def test_secrets_are_hidden_by_name() -> None:
     ],
 )
 def test_a_full_or_closed_output_ends_nothing(outputs: str, printed: bool, tmp_path: Path) -> None:
-    # Files that are opened later must not take the places, and the lines, of outputs that were closed.
+    # Files that are opened later must not take the places, and the lines, of outputs that were
+    # closed.
     mine = [tmp_path / str(number) for number in range(4)]
     code = f"""{ALL_WAYS}
 mine = [open(name, 'w') for name in {[str(path) for path in mine]}]
@@ -144,7 +151,9 @@ for file in mine: file.write('mine')
 
 def test_a_reader_that_has_gone_ends_nothing() -> None:
     process = start(
-        f"sys = __import__('sys'); sys.stdin.read()\n{ALL_WAYS}", stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        f"sys = __import__('sys'); sys.stdin.read()\n{ALL_WAYS}",
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdin and process.stderr
     process.stderr.close()
@@ -157,10 +166,19 @@ def test_all_that_is_said_arrives_while_it_can() -> None:
     out, said = process.communicate()
     assert process.returncode == 0
     assert out == b"to standard output\n"
-    for words in ("by structlog", "by logging", "no number", "a warning", "to standard error", "ZeroDivisionError"):
+    for words in (
+        "by structlog",
+        "by logging",
+        "no number",
+        "a warning",
+        "to standard error",
+        "ZeroDivisionError",
+    ):
         assert words.encode() in said, words
     assert said.count(b"from a finaliser") == 2
-    [warned] = [line for line in said.splitlines() if b"a warning" in line and line.startswith(b"{")]
+    [warned] = [
+        line for line in said.splitlines() if b"a warning" in line and line.startswith(b"{")
+    ]
     assert json.loads(warned)["level"] == "warning"
 
 
@@ -177,7 +195,9 @@ log.info("again")
 
 
 def test_a_reader_that_does_not_read_holds_up_nothing_and_is_told_what_it_missed() -> None:
-    process = start(SET_UP + LOSING, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(
+        SET_UP + LOSING, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdin and process.stdout and process.stderr
     assert process.stdout.readline() == b"said\n"  # though a pipe holds a fourth of it
     os.set_blocking(process.stderr.fileno(), False)
@@ -195,7 +215,8 @@ def test_a_reader_that_does_not_read_holds_up_nothing_and_is_told_what_it_missed
 
 
 def test_a_disk_that_was_full_is_told_of_in_a_line_of_its_own(tmp_path: Path) -> None:
-    """A limit on the file's size stands for the disk: the last line before it is cut in the same way."""
+    """A limit on the file's size stands for the disk: the last line before it is cut in the same
+    way."""
     code = (
         SET_UP
         + """
@@ -215,7 +236,11 @@ log.info("again")
     [cut] = [line for line in lines if not line.endswith(b"}")]
     whole = events(b"\n".join(line for line in lines if line != cut))
     before = [event for event in whole if event["event"] == "many"]
-    assert [event["event"] for event in whole[len(before) :]] == ["log lines were lost", "again", "again"]
+    assert [event["event"] for event in whole[len(before) :]] == [
+        "log lines were lost",
+        "again",
+        "again",
+    ]
     assert whole[len(before)]["lost"] == 100 - len(before)
     assert before
 
@@ -223,8 +248,13 @@ log.info("again")
 def test_metrics_live_in_no_file(tmp_path: Path) -> None:
     """A process that counts in a mapped file is ended by a signal when the disk is full."""
     environment = {
-        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
-    }  # fmt: skip
-    code = "import services.assets.__main__\nfrom shared import telemetry\ntelemetry.CALLS.labels('m', 'OK').inc()"
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+    }
+    code = (
+        "import services.assets.__main__\nfrom shared import telemetry\ntelemetry.CALLS.labels('m',"
+        " 'OK').inc()"
+    )
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,11 @@ from shared.storage.base import content_disposition
         ("..", "..", "_"),
         (" . \u00a0.\u3000", ". \u00a0.", "_"),
         ("\ud800lone.png", "lone.png", "lone.png"),
-        ("\U0001f469\u200d\U0001f4bb.png", "\U0001f469\u200d\U0001f4bb.png", "\U0001f469\u200d\U0001f4bb.png"),
+        (
+            "\U0001f469\u200d\U0001f4bb.png",
+            "\U0001f469\u200d\U0001f4bb.png",
+            "\U0001f469\u200d\U0001f4bb.png",
+        ),
         ("u\u0308.png", "\u00fc.png", "\u00fc.png"),
         ('a"b;c<d>|e?*:.png', 'a"b;c<d>|e?*:.png', "a_b;c_d__e___.png"),
         ("con", "con", "_con"),
@@ -53,7 +57,9 @@ def test_a_name_is_kept_as_it_can_be_seen_and_its_file_is_called_as_files_may_be
         ("\u6f22" * 200, "-v12.pdf", "\u6f22" * 47 + "-v12.pdf"),
     ],
 )
-def test_what_we_name_has_its_ending_whatever_it_is_named_after(given: str, ending: str, file: str) -> None:
+def test_what_we_name_has_its_ending_whatever_it_is_named_after(
+    given: str, ending: str, file: str
+) -> None:
     assert names.of_file(given, ending) == file == names.of_file(file)
 
 
@@ -76,6 +82,7 @@ def test_any_text_makes_a_name_that_every_system_takes() -> None:
 def test_a_header_has_one_name_in_ascii_and_the_same_exactly(inline: bool) -> None:
     kind = "inline" if inline else "attachment"
     assert content_disposition("front.jpg", inline=inline) == f'{kind}; filename="front.jpg"'
-    assert content_disposition('a";b\r\nX: \u6f22%.png', inline=inline) == (
-        f"{kind}; filename=\"a__bX_ __.png\"; filename*=UTF-8''a_%3BbX_%20%E6%BC%A2%25.png"
+    assert (
+        content_disposition('a";b\r\nX: \u6f22%.png', inline=inline)
+        == f"{kind}; filename=\"a__bX_ __.png\"; filename*=UTF-8''a_%3BbX_%20%E6%BC%A2%25.png"
     )

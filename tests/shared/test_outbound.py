@@ -1,4 +1,5 @@
-"""R15: what callers name is called only where the public, or a network that the operator allows, can be."""
+"""R15: what callers name is called only where the public, or a network that the operator allows,
+can be."""
 
 import asyncio
 import gzip
@@ -21,7 +22,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from shared import outbound
-from shared.outbound import EXCERPT_BYTES, Address, Outbound, OutboundFailed, OutboundRefused, Rules, parse_url
+from shared.outbound import (
+    EXCERPT_BYTES,
+    Address,
+    Outbound,
+    OutboundFailed,
+    OutboundRefused,
+    Rules,
+    parse_url,
+)
 from shared.settings import Settings, networks
 from tests.receiver import Request, receiving, replying
 
@@ -34,7 +43,8 @@ def settings(allowed: str = "", **more: Any) -> Settings:
 
 
 class Names:
-    """A resolver that answers what the test says, one list after the other, the last one for ever."""
+    """A resolver that answers what the test says, one list after the other, the last one for
+    ever."""
 
     def __init__(self, *answers: Sequence[Address]) -> None:
         self._answers = itertools.chain(answers, itertools.repeat(answers[-1]))
@@ -46,17 +56,65 @@ class Names:
 
 
 INSIDE = [
-    "127.0.0.1", "127.8.9.1", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
-    "169.254.169.254", "169.254.0.1", "100.64.0.1", "100.100.100.200", "192.0.0.192", "192.0.2.1", "198.18.0.1",
-    "198.51.100.7", "203.0.113.9", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.88.99.1",
+    "127.0.0.1",
+    "127.8.9.1",
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.1.1",
+    "169.254.169.254",
+    "169.254.0.1",
+    "100.64.0.1",
+    "100.100.100.200",
+    "192.0.0.192",
+    "192.0.2.1",
+    "198.18.0.1",
+    "198.51.100.7",
+    "203.0.113.9",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "192.88.99.1",
     "168.63.129.16",
-    "::", "::1", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1", "3fff::1", "100::1",
-    "2002:7f00:1::1", "2002:808:808::1", "2001::1", "2001:0:7f00:1::", "64:ff9b:1::7f00:1", "5f00::1",
-    "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::8.8.8.8",
-    "64:ff9b::127.0.0.1", "64:ff9b::a9fe:a9fe",
-]  # fmt: skip
-OUTSIDE = ["8.8.8.8", "93.184.215.14", "172.15.0.1", "172.32.0.1", "100.128.0.1", "192.0.1.1", "2606:2800:220:1::1",
-           "2a00:1450:4001::200e", "::ffff:8.8.8.8", "64:ff9b::808:808"]  # fmt: skip
+    "::",
+    "::1",
+    "fe80::1",
+    "fec0::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "2001:db8::1",
+    "3fff::1",
+    "100::1",
+    "2002:7f00:1::1",
+    "2002:808:808::1",
+    "2001::1",
+    "2001:0:7f00:1::",
+    "64:ff9b:1::7f00:1",
+    "5f00::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::ffff:169.254.169.254",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::a9fe:a9fe",
+]
+OUTSIDE = [
+    "8.8.8.8",
+    "93.184.215.14",
+    "172.15.0.1",
+    "172.32.0.1",
+    "100.128.0.1",
+    "192.0.1.1",
+    "2606:2800:220:1::1",
+    "2a00:1450:4001::200e",
+    "::ffff:8.8.8.8",
+    "64:ff9b::808:808",
+]
 
 
 @pytest.mark.parametrize("address", INSIDE)
@@ -90,23 +148,77 @@ def test_a_setting_that_is_no_network_stops_the_start() -> None:
 
 
 ODD = [
-    "", "example.com", "//example.com/", "ftp://example.com/", "file:///etc/passwd", "gopher://example.com/",
-    "javascript:alert(1)", "http:example.com", "http:/example.com", "http:///path", "http://", " http://example.com/",
-    "http://example.com/ ", "http://exa mple.com/", "http://example.com/a b", "http://example.com/\r\nHost: x",
-    "http://example.com\n/", "http://example.com/\x00", "http://example.com/ä", "http://example.com\\@inside/",
-    "http://example.com/\\", "http://example.com/#fragment", "http://user@example.com/", "http://u:p@example.com/",
-    "http://@example.com/", "http://example.com:/", "http://example.com:x/", "http://example.com:99999/",
-    "http://example.com:-1/", "http://example.com:+80/", "http://example.com./", "http://.example.com/",
-    "http://exam..ple.com/", "http://-a.com/", "http://a-.com/", f"http://{'a' * 64}.com/",
-    f"http://{'a.' * 127}com/", "http://%31%32%37.0.0.1/", "http://exa%6dple.com/", "http://a,b.com/",
-    "http://2130706433/", "http://0x7f000001/", "http://0x7f.1/", "http://0177.0.0.1/", "http://127.1/",
-    "http://127.0.1/", "http://127.0.0.01/", "http://127.0.0.1./", "http://1.2.3.256/", "http://1.2.3.4.5/",
-    "http://example.0x1/", "http://①②⑦.⓪.⓪.①/", "http://127。0。0。1/", "http://exⓐmple.com/", "http://ex\u00adample.com/",
+    "",
+    "example.com",
+    "//example.com/",
+    "ftp://example.com/",
+    "file:///etc/passwd",
+    "gopher://example.com/",
+    "javascript:alert(1)",
+    "http:example.com",
+    "http:/example.com",
+    "http:///path",
+    "http://",
+    " http://example.com/",
+    "http://example.com/ ",
+    "http://exa mple.com/",
+    "http://example.com/a b",
+    "http://example.com/\r\nHost: x",
+    "http://example.com\n/",
+    "http://example.com/\x00",
+    "http://example.com/ä",
+    "http://example.com\\@inside/",
+    "http://example.com/\\",
+    "http://example.com/#fragment",
+    "http://user@example.com/",
+    "http://u:p@example.com/",
+    "http://@example.com/",
+    "http://example.com:/",
+    "http://example.com:x/",
+    "http://example.com:99999/",
+    "http://example.com:-1/",
+    "http://example.com:+80/",
+    "http://example.com./",
+    "http://.example.com/",
+    "http://exam..ple.com/",
+    "http://-a.com/",
+    "http://a-.com/",
+    f"http://{'a' * 64}.com/",
+    f"http://{'a.' * 127}com/",
+    "http://%31%32%37.0.0.1/",
+    "http://exa%6dple.com/",
+    "http://a,b.com/",
+    "http://2130706433/",
+    "http://0x7f000001/",
+    "http://0x7f.1/",
+    "http://0177.0.0.1/",
+    "http://127.1/",
+    "http://127.0.1/",
+    "http://127.0.0.01/",
+    "http://127.0.0.1./",
+    "http://1.2.3.256/",
+    "http://1.2.3.4.5/",
+    "http://example.0x1/",
+    "http://①②⑦.⓪.⓪.①/",
+    "http://127。0。0。1/",
+    "http://exⓐmple.com/",
+    "http://ex\u00adample.com/",
     "http://١٢٧.0.0.1/",
-    "http://[::1/", "http://::1/", "http://[::1]x/", "http://[fe80::1%25lo]/", "http://[fe80::1%lo]/", "http://[v1.x]/",
-    "http://[::1]:x/", "http://[127.0.0.1]/", "http://example.com:22/", "http://example.com:25/",
-    "http://example.com:6379/", "http://example.com:5432/", "http://example.com:0/", "http://example.com/" + "a" * 2000,
-]  # fmt: skip
+    "http://[::1/",
+    "http://::1/",
+    "http://[::1]x/",
+    "http://[fe80::1%25lo]/",
+    "http://[fe80::1%lo]/",
+    "http://[v1.x]/",
+    "http://[::1]:x/",
+    "http://[127.0.0.1]/",
+    "http://example.com:22/",
+    "http://example.com:25/",
+    "http://example.com:6379/",
+    "http://example.com:5432/",
+    "http://example.com:0/",
+    "http://example.com/" + "a" * 2000,
+]
 
 
 @pytest.mark.parametrize("url", ODD)
@@ -125,16 +237,30 @@ def test_a_plain_spelling_is_read_one_way() -> None:
         "https://Example.COM": ("https", "example.com", 443, "/", "example.com"),
         "http://example.com:8080?a=b": ("http", "example.com", 8080, "/?a=b", "example.com:8080"),
         "https://bücher.example/x%20y?q=[1]": (
-            "https", "xn--bcher-kva.example", 443, "/x%20y?q=[1]", "xn--bcher-kva.example"
+            "https",
+            "xn--bcher-kva.example",
+            443,
+            "/x%20y?q=[1]",
+            "xn--bcher-kva.example",
         ),
         "https://[2606:2800:0220:0001::0001]:8443/": (
-            "https", "2606:2800:220:1::1", 8443, "/", "[2606:2800:220:1::1]:8443"
+            "https",
+            "2606:2800:220:1::1",
+            8443,
+            "/",
+            "[2606:2800:220:1::1]:8443",
         ),
         "https://93.184.215.14:443/": ("https", "93.184.215.14", 443, "/", "93.184.215.14"),
-    }  # fmt: skip
+    }
     for url, expected in read.items():
         target = parse_url(url)
-        assert (target.scheme, target.host, target.port, target.path, target.host_header) == expected
+        assert (
+            target.scheme,
+            target.host,
+            target.port,
+            target.path,
+            target.host_header,
+        ) == expected
 
 
 async def test_only_https_where_that_is_asked_for() -> None:
@@ -146,13 +272,27 @@ async def test_only_https_where_that_is_asked_for() -> None:
 
 # 127.0.0.1 in the ways that a URL can say it; the port of the canary is put in.
 WAYS_HOME = [
-    "http://127.0.0.1:{port}/", "http://[::ffff:127.0.0.1]:{port}/", "http://[::ffff:7f00:1]:{port}/",
-    "http://[64:ff9b::127.0.0.1]:{port}/", "http://[::127.0.0.1]:{port}/", "http://[2002:7f00:1::]:{port}/",
-    "http://localhost:{port}/", "http://LOCALHOST:{port}/", "http://localhost.:{port}/", "http://0.0.0.0:{port}/",
-    "http://0:{port}/", "http://[::]:{port}/", "http://[::1]:{port}/", "http://127.1:{port}/",
-    "http://2130706433:{port}/", "http://0x7f000001:{port}/", "http://0177.0.0.1:{port}/",
-    "http://example.com@127.0.0.1:{port}/", "http://example.com\\@127.0.0.1:{port}/", "http://①②⑦.0.0.1:{port}/",
-]  # fmt: skip
+    "http://127.0.0.1:{port}/",
+    "http://[::ffff:127.0.0.1]:{port}/",
+    "http://[::ffff:7f00:1]:{port}/",
+    "http://[64:ff9b::127.0.0.1]:{port}/",
+    "http://[::127.0.0.1]:{port}/",
+    "http://[2002:7f00:1::]:{port}/",
+    "http://localhost:{port}/",
+    "http://LOCALHOST:{port}/",
+    "http://localhost.:{port}/",
+    "http://0.0.0.0:{port}/",
+    "http://0:{port}/",
+    "http://[::]:{port}/",
+    "http://[::1]:{port}/",
+    "http://127.1:{port}/",
+    "http://2130706433:{port}/",
+    "http://0x7f000001:{port}/",
+    "http://0177.0.0.1:{port}/",
+    "http://example.com@127.0.0.1:{port}/",
+    "http://example.com\\@127.0.0.1:{port}/",
+    "http://①②⑦.0.0.1:{port}/",
+]
 
 
 async def test_no_spelling_of_this_machine_is_connected_to() -> None:
@@ -189,7 +329,9 @@ async def test_a_name_is_asked_for_once_and_what_was_judged_is_what_is_connected
         assert (elsewhere.connections, here.connections, names.asked) == (1, 0, ["localhost"])
 
 
-@pytest.mark.parametrize("order", [[PUBLIC, HERE], [HERE, PUBLIC], [ip_address("::ffff:127.0.0.1")], []])
+@pytest.mark.parametrize(
+    "order", [[PUBLIC, HERE], [HERE, PUBLIC], [ip_address("::ffff:127.0.0.1")], []]
+)
 async def test_a_name_with_one_address_inside_is_refused_whole(order: list[Address]) -> None:
     async with receiving() as canary, Outbound(settings(), resolve=Names(order)) as out:
         for act in (out.check_url, lambda url: out.post(url, b"", {}, timeout=2)):
@@ -230,7 +372,10 @@ async def test_slow_name_servers_delay_no_other_name(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(socket, "getaddrinfo", asked)
     async with Outbound(settings("127.0.0.0/8")) as out:
-        slow = [asyncio.create_task(out.check_url(f"https://slow{number}.test/")) for number in range(256)]
+        slow = [
+            asyncio.create_task(out.check_url(f"https://slow{number}.test/"))
+            for number in range(256)
+        ]
         await asyncio.sleep(0)
         await out.check_url("https://quick.test/")
         assert not any(task.done() for task in slow), "it came before those that began before it"
@@ -312,7 +457,9 @@ async def nonsense(_request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(b"SSH-2.0-secret-banner\r\n\r\n")
 
 
-async def given_up(reply: Any, folder: Path, *, timeout: float, max_bytes: int = 10_000_000) -> OutboundFailed:
+async def given_up(
+    reply: Any, folder: Path, *, timeout: float, max_bytes: int = 10_000_000
+) -> OutboundFailed:
     """How a fetch of what this server sends fails, which leaves nothing in the folder."""
     async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
         with pytest.raises(OutboundFailed) as failed:
@@ -328,7 +475,8 @@ async def test_of_a_huge_answer_only_the_beginning_is_read() -> None:
 
 
 def saying(answer: bytes, *, then: str = "closes") -> Any:
-    """A server that answers with these bytes, and then closes the connection, aborts it, or keeps silent."""
+    """A server that answers with these bytes, and then closes the connection, aborts it, or keeps
+    silent."""
 
     async def reply(_request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -362,7 +510,9 @@ DECIDED = {
 
 
 @pytest.mark.parametrize("what", DECIDED)
-async def test_the_head_of_an_answer_decides_whatever_its_body_does(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_head_of_an_answer_decides_whatever_its_body_does(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outbound, "_EXCERPT_SECONDS", 0.2)
     reply, status = DECIDED[what]
     async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
@@ -371,12 +521,20 @@ async def test_the_head_of_an_answer_decides_whatever_its_body_does(what: str, m
 
 
 async def test_time_that_runs_out_after_the_head_undoes_nothing() -> None:
-    async with receiving(dripping(OK + LONG, b"x")) as receiver, Outbound(settings("127.0.0.0/8")) as out:
+    async with (
+        receiving(dripping(OK + LONG, b"x")) as receiver,
+        Outbound(settings("127.0.0.0/8")) as out,
+    ):
         assert (await out.post(receiver.url, b"x", {}, timeout=0.5)).status == 200
 
 
 async def test_an_answer_without_its_whole_head_is_none() -> None:
-    for reply in (saying(OK), saying(OK + b"content-length: 9", then="aborts"), saying(INTERIM), saying(b"")):
+    for reply in (
+        saying(OK),
+        saying(OK + b"content-length: 9", then="aborts"),
+        saying(INTERIM),
+        saying(b""),
+    ):
         async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
             with pytest.raises(OutboundFailed) as failed:
                 await out.post(receiver.url, b"x", {}, timeout=30)
@@ -386,24 +544,46 @@ async def test_an_answer_without_its_whole_head_is_none() -> None:
 @pytest.mark.parametrize(
     ("header", "least", "most"),
     [
-        ("600", 600, 600), ("0", 0, 0), (" 7 ", 7, 7), ("9" * 400, 1e99, float("inf")), ("in a minute", 0, 0),
-        ("-5", 0, 0), ("1.5", 0, 0), ("", 0, 0), ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
-        ("Sun, 06 Nov 99999 08:49:37 GMT", 0, 0), ("\u0661", 0, 0),
-        pytest.param(format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True), 3600, 7200, id="a date"),
-        pytest.param((datetime.now(UTC) + timedelta(hours=2)).strftime("%c"), 3600, 7200, id="a date of old"),
+        ("600", 600, 600),
+        ("0", 0, 0),
+        (" 7 ", 7, 7),
+        ("9" * 400, 1e99, float("inf")),
+        ("in a minute", 0, 0),
+        ("-5", 0, 0),
+        ("1.5", 0, 0),
+        ("", 0, 0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
+        ("Sun, 06 Nov 99999 08:49:37 GMT", 0, 0),
+        ("\u0661", 0, 0),
+        pytest.param(
+            format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True),
+            3600,
+            7200,
+            id="a date",
+        ),
+        pytest.param(
+            (datetime.now(UTC) + timedelta(hours=2)).strftime("%c"), 3600, 7200, id="a date of old"
+        ),
     ],
-)  # fmt: skip
+)
 def test_retry_after_is_seconds_or_a_date(header: str, least: float, most: float) -> None:
     assert least <= outbound.seconds_to_wait(header.strip().lower()) <= most
 
 
 @pytest.mark.parametrize(
     ("reply", "error_class"),
-    [(silent, "TIMEOUT"), (TRICKLE, "TIMEOUT"), (dripping(b"", INTERIM), "TIMEOUT"), (endless_headers, "PROTOCOL"),
-     (nonsense, "PROTOCOL")],
+    [
+        (silent, "TIMEOUT"),
+        (TRICKLE, "TIMEOUT"),
+        (dripping(b"", INTERIM), "TIMEOUT"),
+        (endless_headers, "PROTOCOL"),
+        (nonsense, "PROTOCOL"),
+    ],
     ids=["silent", "trickle", "interim", "endless headers", "nonsense"],
-)  # fmt: skip
-async def test_a_receiver_that_does_not_answer_is_left(reply: Any, error_class: str, tmp_path: Path) -> None:
+)
+async def test_a_receiver_that_does_not_answer_is_left(
+    reply: Any, error_class: str, tmp_path: Path
+) -> None:
     failure = await given_up(reply, tmp_path, timeout=0.4)
     assert failure.error_class == error_class
     assert "banner" not in str(failure)
@@ -442,7 +622,9 @@ async def test_a_file_in_many_honest_pieces_is_whole(tmp_path: Path) -> None:
     piece = b"200\r\n" + b"x" * 512 + b"\r\n"
 
     async def pieces(_request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n" + piece * 4000 + b"0\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n" + piece * 4000 + b"0\r\n\r\n"
+        )
 
     async with receiving(pieces) as receiver, Outbound(settings("127.0.0.0/8")) as out:
         fetched = await out.fetch(receiver.url, tmp_path / "x", max_bytes=10_000_000, timeout=30)
@@ -492,19 +674,25 @@ def certificate(directory: Path, name: str) -> tuple[Path, ssl.SSLContext]:
     named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
     made = (
-        x509.CertificateBuilder().subject_name(named).issuer_name(named).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
+        x509.CertificateBuilder()
+        .subject_name(named)
+        .issuer_name(named)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
-    )  # fmt: skip
+    )
     path, key_path = directory / f"{name}.pem", directory / f"{name}.key"
     path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     key_path.write_bytes(
         key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
-    )  # fmt: skip
+    )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(path, key_path)
     return path, context

@@ -63,7 +63,16 @@ async def test_holders_take_turns_and_each_ones_waiters_keep_their_order() -> No
     async with line(1) as waiters:
         await waiters.come(*named("ada", range(4)), *named("bob", range(3)), "eve-0")
         await waiters.let_all_go()
-    assert waiters.served == ["ada-0", "bob-0", "eve-0", "ada-1", "bob-1", "ada-2", "bob-2", "ada-3"]
+    assert waiters.served == [
+        "ada-0",
+        "bob-0",
+        "eve-0",
+        "ada-1",
+        "bob-1",
+        "ada-2",
+        "bob-2",
+        "ada-3",
+    ]
 
 
 async def test_who_comes_while_another_has_all_slots_gets_the_first_that_is_free() -> None:
@@ -96,8 +105,16 @@ async def test_holders_who_keep_coming_keep_nobody_from_its_turn() -> None:
 
 async def test_room_is_left_for_who_comes_next() -> None:
     async with line(16, leave_room=True) as waiters:
-        await waiters.come(*named("ada", range(20)), *named("bob", range(20)), "eve-0", "eve-1", "dan-0")
-        assert waiters.served == [*named("ada", range(8)), *named("bob", range(4)), "eve-0", "eve-1", "dan-0"]
+        await waiters.come(
+            *named("ada", range(20)), *named("bob", range(20)), "eve-0", "eve-1", "dan-0"
+        )
+        assert waiters.served == [
+            *named("ada", range(8)),
+            *named("bob", range(4)),
+            "eve-0",
+            "eve-1",
+            "dan-0",
+        ]
         await waiters.let_go("ada-0", "ada-1", "ada-2")
         assert len(waiters.served) == 15, "ada has more than a share, now that others want theirs"
         await waiters.let_all_go()
@@ -113,9 +130,12 @@ async def test_a_waiter_that_goes_is_passed_over() -> None:
 
 
 async def test_a_waiter_that_goes_at_any_moment_around_its_turn_passes_it_on() -> None:
-    """Before it knows that it was given a slot, when it has just learnt it, or as soon as it has begun."""
+    """Before it knows that it was given a slot, when it has just learnt it, or as soon as it has
+    begun."""
     ends = set()
-    for steps in range(8):  # of the loop, between the moment that the slot becomes free and that it goes
+    for steps in range(
+        8
+    ):  # of the loop, between the moment that the slot becomes free and that it goes
         async with line(1) as waiters:
             await waiters.come("ada-0", "bob-0", "eve-0")
             going = asyncio.create_task(waiters.let_go("ada-0"))

@@ -1,4 +1,5 @@
-"""P11, C18: owners take turns in a queue, whoever queued how much before (real queue, real worker)."""
+"""P11, C18: owners take turns in a queue, whoever queued how much before (real queue, real
+worker)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -22,7 +23,9 @@ class Counter:
         self.queue = JobQueue(db)
         self.queue.task("serve", "counter", self._serve)
         self.started: list[str] = []
-        self.trouble: dict[str, Callable[[], Awaitable[TryAgain]]] = {}  # by job: how its first try ends
+        self.trouble: dict[
+            str, Callable[[], Awaitable[TryAgain]]
+        ] = {}  # by job: how its first try ends
         self._let_go = asyncio.Semaphore(0)
         self._gone = 0
 
@@ -37,7 +40,9 @@ class Counter:
     ) -> None:
         async with self.db.transaction(owner) as m:
             for job in jobs:
-                await self.queue.enqueue(m, "serve", "counter", job, priority=priority, urgency=urgency)
+                await self.queue.enqueue(
+                    m, "serve", "counter", job, priority=priority, urgency=urgency
+                )
 
     async def positions(self, jobs: Sequence[str]) -> list[int | None]:
         auth.enter(calls.owner_identity(ADA))  # whoever asks: places are counted among all
@@ -85,12 +90,21 @@ async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(atelier
         await line.queue_up(EVE, named("eve", 1))
         async with line.workers():
             await line.serve(8)
-    assert line.started[:8] == ["ada-0", "bob-0", "eve-0", "ada-1", "bob-1", "ada-2", "bob-2", "ada-3"]
+    assert line.started[:8] == [
+        "ada-0",
+        "bob-0",
+        "eve-0",
+        "ada-1",
+        "bob-1",
+        "ada-2",
+        "bob-2",
+        "ada-3",
+    ]
 
 
 async def test_turns_that_have_passed_are_not_made_up_for(atelier: Suite) -> None:
-    """An owner who used workers that nobody else wanted isn't set back for it, even while an earlier job of somebody
-    waits to be tried again."""
+    """An owner who used workers that nobody else wanted isn't set back for it, even while an
+    earlier job of somebody waits to be tried again."""
     async with counter(atelier) as line:
 
         async def in_an_hour() -> TryAgain:
@@ -133,18 +147,37 @@ async def test_what_is_urgent_comes_first_and_takes_turns_among_itself(atelier: 
             assert not await line.queue.busy("counter", above=BACKFILL)
             await line.serve(8)
     assert line.started == [
-        "at-once", "fresh-0", "fresh-for-bob", "fresh-1",
-        "nobody-waits-0", "nobody-waits-for-bob", "nobody-waits-1", "nobody-waits-2",
-    ]  # fmt: skip
+        "at-once",
+        "fresh-0",
+        "fresh-for-bob",
+        "fresh-1",
+        "nobody-waits-0",
+        "nobody-waits-for-bob",
+        "nobody-waits-1",
+        "nobody-waits-2",
+    ]
 
 
-async def test_what_an_owner_calls_urgent_goes_before_the_owners_own_jobs_only(atelier: Suite) -> None:
+async def test_what_an_owner_calls_urgent_goes_before_the_owners_own_jobs_only(
+    atelier: Suite,
+) -> None:
     async with counter(atelier) as line:
         await line.queue_up(ADA, named("ada", 3), urgency=5)
         await line.queue_up(BOB, named("bob", 4), urgency=5)
         await line.queue_up(ADA, named("can-wait", 1), urgency=0)
         await line.queue_up(ADA, named("urgent", 2), urgency=9)
-        expected = ["urgent-0", "bob-0", "urgent-1", "bob-1", "ada-0", "bob-2", "bob-3", "ada-1", "ada-2", "can-wait-0"]
+        expected = [
+            "urgent-0",
+            "bob-0",
+            "urgent-1",
+            "bob-1",
+            "ada-0",
+            "bob-2",
+            "bob-3",
+            "ada-1",
+            "ada-2",
+            "can-wait-0",
+        ]
         assert await line.positions(expected) == list(range(1, 11))
         async with line.workers():
             await line.serve(10)
@@ -161,13 +194,19 @@ async def test_an_anonymous_callers_urgency_is_no_other_ones_loss(atelier: Suite
     assert line.started == ["first-visitor", "second-visitor"]
 
 
-async def test_each_job_runs_once_while_many_workers_look_for_the_urgent_ones(atelier: Suite) -> None:
+async def test_each_job_runs_once_while_many_workers_look_for_the_urgent_ones(
+    atelier: Suite,
+) -> None:
     async with counter(atelier) as line:
 
         async def at_once() -> TryAgain:
             return TryAgain()
 
-        jobs = [(owner, f"{owner}-{number:02}", number * 7 % 10) for number in range(40) for owner in (ADA, BOB)]
+        jobs = [
+            (owner, f"{owner}-{number:02}", number * 7 % 10)
+            for number in range(40)
+            for owner in (ADA, BOB)
+        ]
         for owner, job, urgency in jobs:
             await line.queue_up(owner, [job], urgency=urgency)
         line.trouble = {job: at_once for _, job, urgency in jobs if urgency > 7}
@@ -198,7 +237,15 @@ async def test_anonymous_owners_have_one_turn_together(atelier: Suite) -> None:
         await line.queue_up(ADA, named("ada", 3))
         async with line.workers():
             await line.serve(7)
-    assert line.started == ["visitor-0", "ada-0", "visitor-1", "ada-1", "visitor-2", "ada-2", "visitor-3"]
+    assert line.started == [
+        "visitor-0",
+        "ada-0",
+        "visitor-1",
+        "ada-1",
+        "visitor-2",
+        "ada-2",
+        "visitor-3",
+    ]
 
 
 async def test_turns_that_are_used_up_go_by_arrival(atelier: Suite) -> None:
@@ -222,7 +269,9 @@ async def test_the_queue_knows_owners_by_a_number_only(atelier: Suite) -> None:
     assert "user:ada" not in row
 
 
-async def test_a_picture_is_ready_before_the_many_that_another_owner_sent_earlier(atelier: Suite) -> None:
+async def test_a_picture_is_ready_before_the_many_that_another_owner_sent_earlier(
+    atelier: Suite,
+) -> None:
     await atelier.serve("assets")  # nobody works yet
     ada, bob = atelier.client("ada"), atelier.client("bob")
     for seed in range(20):

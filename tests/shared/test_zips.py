@@ -1,4 +1,5 @@
-"""What archives are promised to be: read by every reader, their size known beforehand, names that stay apart."""
+"""What archives are promised to be: read by every reader, their size known beforehand, names that
+stay apart."""
 
 import io
 import random
@@ -39,14 +40,26 @@ def archived(files: dict[str, bytes], piece: int = 1 << 16) -> bytes:
 
 
 FILES = {
-    "ä/漢 👩‍👩‍👧.jpg": bytes(range(256)) * 1000, "empty": b"", "one": b"1", "a block": bytes(65_535),
-    "a block and one": bytes(65_536), "two": random.Random(1).randbytes(131_070), "zip": archived({"inner": b"x" * 9}),
-}  # fmt: skip
+    "ä/漢 👩‍👩‍👧.jpg": bytes(range(256)) * 1000,
+    "empty": b"",
+    "one": b"1",
+    "a block": bytes(65_535),
+    "a block and one": bytes(65_536),
+    "two": random.Random(1).randbytes(131_070),
+    "zip": archived({"inner": b"x" * 9}),
+}
 
 
 @pytest.mark.parametrize(
     "entries",
-    [[], [("empty", 0), ("ä/漢.jpg", 5)], MANY[:65_534], MANY[:65_535], MANY, [("a block", 65_535), ("more", 65_536)]],
+    [
+        [],
+        [("empty", 0), ("ä/漢.jpg", 5)],
+        MANY[:65_534],
+        MANY[:65_535],
+        MANY,
+        [("a block", 65_535), ("more", 65_536)],
+    ],
     ids=["none", "two", "one less than a short count holds", "as many", "more", "blocks"],
 )
 def test_the_size_is_known_beforehand(entries: list[tuple[str, int]]) -> None:
@@ -72,12 +85,15 @@ def test_the_same_files_give_the_same_bytes_whatever_pieces_they_come_in(piece: 
 def test_more_files_than_a_short_count_holds_are_read() -> None:
     data = b"".join(written(MANY))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert archive.namelist() == [path for path, _ in MANY] and archive.read("65535.jpg") == b"\0"
+        assert (
+            archive.namelist() == [path for path, _ in MANY] and archive.read("65535.jpg") == b"\0"
+        )
     assert list(forward_zip.entries(io.BytesIO(data))) == MANY
 
 
 class Holes(io.RawIOBase):
-    """A file that was written in order and keeps the parts it was told to; everything else is read as zeros."""
+    """A file that was written in order and keeps the parts it was told to; everything else is read
+    as zeros."""
 
     def __init__(self) -> None:
         self.size = self._place = 0

@@ -51,16 +51,22 @@ def pack_service(client: Client) -> Any:
 async def create(client: Client, **fields: Any) -> tf.TechFile:
     """A completed sketch of the front, unless the fields say otherwise."""
     values = {
-        "request_id": request_id(), "product_id": PRODUCT, "file_type": tf.TECH_FILE_TYPE_SKETCH,
-        "view_type": tf.VIEW_TYPE_FRONT, "state": tf.TECH_FILE_STATE_COMPLETED, **fields,
-    }  # fmt: skip
+        "request_id": request_id(),
+        "product_id": PRODUCT,
+        "file_type": tf.TECH_FILE_TYPE_SKETCH,
+        "view_type": tf.VIEW_TYPE_FRONT,
+        "state": tf.TECH_FILE_STATE_COMPLETED,
+        **fields,
+    }
     answer = await file_service(client).CreateTechFile(tf.CreateTechFileRequest(**values))
     file: tf.TechFile = answer.tech_file
     return file
 
 
 async def get(client: Client, file_id: str, **fields: Any) -> tf.TechFile:
-    answer = await file_service(client).GetTechFile(tf.GetTechFileRequest(tech_file_id=file_id, **fields))
+    answer = await file_service(client).GetTechFile(
+        tf.GetTechFileRequest(tech_file_id=file_id, **fields)
+    )
     file: tf.TechFile = answer.tech_file
     return file
 
@@ -77,7 +83,9 @@ async def versions(client: Client, file_id: str, **fields: Any) -> list[tf.TechF
 
 async def collect(client: Client, **fields: Any) -> col.Collection:
     values = {"request_id": request_id(), "product_id": PRODUCT, "name": "Winter line", **fields}
-    answer = await collection_service(client).CreateCollection(col.CreateCollectionRequest(**values))
+    answer = await collection_service(client).CreateCollection(
+        col.CreateCollectionRequest(**values)
+    )
     collection: col.Collection = answer.collection
     return collection
 
@@ -92,7 +100,9 @@ async def ended(client: Client, run_id: str, *, timeout: float = 90) -> tp.TechP
     """The run once it has ended."""
     async with asyncio.timeout(timeout):
         while True:
-            answer = await pack_service(client).GetTechPackRun(tp.GetTechPackRunRequest(run_id=run_id))
+            answer = await pack_service(client).GetTechPackRun(
+                tp.GetTechPackRunRequest(run_id=run_id)
+            )
             if answer.run.state not in (tp.RUN_STATE_PENDING, tp.RUN_STATE_PROCESSING):
                 run: tp.TechPackRun = answer.run
                 return run
@@ -134,13 +144,17 @@ async def revisions(client: Client, *views: str) -> list[tp.PackRevision]:
     numbers = {"front": tf.VIEW_TYPE_FRONT, "back": tf.VIEW_TYPE_BACK, "side": tf.VIEW_TYPE_SIDE}
     return [
         tp.PackRevision(
-            revision_id=f"rev-{view}", view=numbers[view], asset_id=(await asset_flows.upload(client, photo(view))).id
+            revision_id=f"rev-{view}",
+            view=numbers[view],
+            asset_id=(await asset_flows.upload(client, photo(view))).id,
         )
         for view in views
     ]
 
 
-async def generate(client: Client, pictures: list[tp.PackRevision], **fields: Any) -> tp.TechPackRun:
+async def generate(
+    client: Client, pictures: list[tp.PackRevision], **fields: Any
+) -> tp.TechPackRun:
     values = {"request_id": request_id(), "product_id": PRODUCT, "revisions": pictures, **fields}
     answer = await pack_service(client).GenerateTechPack(tp.GenerateTechPackRequest(**values))
     run: tp.TechPackRun = answer.run
@@ -165,6 +179,7 @@ async def fetch(made: tp.Export) -> bytes:
 
 
 def text_of(pdf: bytes) -> str:
-    """The text of all pages, each run of white space one space, without the marks of an allowed line break."""
+    """The text of all pages, each run of white space one space, without the marks of an allowed
+    line break."""
     pages = " ".join(page.extract_text() for page in pypdf.PdfReader(io.BytesIO(pdf)).pages)
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", pages).replace("\u200b", ""))

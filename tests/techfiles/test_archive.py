@@ -36,18 +36,25 @@ def some_members() -> list[Member]:
 
 def test_the_archive_unpacks_anywhere_and_its_checksums_agree(tmp_path: Path) -> None:
     archive = tmp_path / "pack.zip"
-    archive.write_bytes(b"".join(stream_zip(some_members(), {"title": "Jäckchen", "made": WHEN}, WHEN)))
+    archive.write_bytes(
+        b"".join(stream_zip(some_members(), {"title": "Jäckchen", "made": WHEN}, WHEN))
+    )
     with zipfile.ZipFile(archive) as opened:
         assert opened.testzip() is None
         assert {info.date_time for info in opened.infolist()} == {(2026, 11, 20, 8, 30, 10)}
         opened.extractall(tmp_path / "out")
         with archive.open("rb") as stream:
-            assert forward_zip.contents(stream) == {name: opened.read(name) for name in opened.namelist()}
+            assert forward_zip.contents(stream) == {
+                name: opened.read(name) for name in opened.namelist()
+            }
     sums = ["sha256sum", "-c", "--strict", "SHA256SUMS"]
     check = subprocess.run(sums, cwd=tmp_path / "out", check=True, capture_output=True, text=True)
     assert check.stdout.count(": OK") == 4
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["title"] == "Jäckchen" and manifest["files"][1]["path"] == "02-base-views/Vorderansicht ä 漢.jpg"
+    assert (
+        manifest["title"] == "Jäckchen"
+        and manifest["files"][1]["path"] == "02-base-views/Vorderansicht ä 漢.jpg"
+    )
     assert (tmp_path / "out" / "02-base-views" / "Vorderansicht ä 漢.jpg").read_bytes() == b"view"
 
 
@@ -55,22 +62,40 @@ def test_the_same_files_give_the_same_archive() -> None:
     first = b"".join(stream_zip(some_members(), {"b": 1, "a": 2}, WHEN))
     again = b"".join(stream_zip(some_members(), {"a": 2, "b": 1}, WHEN.astimezone()))
     assert first == again
-    assert first != b"".join(stream_zip(some_members(), {"b": 1, "a": 2}, WHEN + timedelta(minutes=1)))
+    assert first != b"".join(
+        stream_zip(some_members(), {"b": 1, "a": 2}, WHEN + timedelta(minutes=1))
+    )
 
 
 def test_names_stay_inside_the_archive_and_apart_from_each_other() -> None:
     given = [
-        "../../etc/passwd", "/abs/olute", "a\\..\\b", "01-cover/../x", "01-cover/Front.jpg", "01-cover/front.JPG",
-        "01-cover/fro\nnt.jpg", "01-cover/con.txt", "01-cover/" + "漢" * 300 + ".jpg", "manifest.json", "sha256sums",
-        "folder", "folder/inside", "01-cover/. .", "01-cover/name.", "",
-    ]  # fmt: skip
+        "../../etc/passwd",
+        "/abs/olute",
+        "a\\..\\b",
+        "01-cover/../x",
+        "01-cover/Front.jpg",
+        "01-cover/front.JPG",
+        "01-cover/fro\nnt.jpg",
+        "01-cover/con.txt",
+        "01-cover/" + "漢" * 300 + ".jpg",
+        "manifest.json",
+        "sha256sums",
+        "folder",
+        "folder/inside",
+        "01-cover/. .",
+        "01-cover/name.",
+        "",
+    ]
     archive = b"".join(stream_zip([member(path, b"x") for path in given], {}, WHEN))
     names = zip_names(archive)
     assert len(names) == len(given) + 2
     assert len({name.casefold() for name in names}) == len(names)
     for name in names:
         parts = name.split("/")
-        assert all(part not in ("", ".", "..") and not re.search(r"[\\:\x00-\x1f]|[. ]$", part) for part in parts), name
+        assert all(
+            part not in ("", ".", "..") and not re.search(r"[\\:\x00-\x1f]|[. ]$", part)
+            for part in parts
+        ), name
         assert all(len(part.encode()) <= 170 for part in parts)
     assert "folder/inside" in names and "folder" not in names
     assert "01-cover/Front.jpg" in names and "01-cover/front (2).JPG" in names
@@ -91,7 +116,8 @@ def test_a_file_that_changed_under_way_stops_the_archive(wrong: bytes) -> None:
 
 
 def test_the_archive_is_passed_on_as_it_is_read(tmp_path: Path) -> None:
-    """Never more than a chunk is held: what has been read has been yielded before the next chunk is asked for."""
+    """Never more than a chunk is held: what has been read has been yielded before the next chunk is
+    asked for."""
     read = 0
 
     def chunks(count: int) -> Callable[[], Iterable[bytes]]:

@@ -1,4 +1,5 @@
-"""What collections promise: order, derived progress and credits, and that whatever was said instead is on record."""
+"""What collections promise: order, derived progress and credits, and that whatever was said instead
+is on record."""
 
 import asyncio
 from typing import Any
@@ -26,7 +27,9 @@ async def served(atelier: Suite) -> Suite:
     return atelier
 
 
-async def add(client: Client, collection_id: str, *file_ids: str, **fields: Any) -> col.AddFilesResponse:
+async def add(
+    client: Client, collection_id: str, *file_ids: str, **fields: Any
+) -> col.AddFilesResponse:
     request = col.AddFilesRequest(collection_id=collection_id, tech_file_ids=file_ids, **fields)
     answer: col.AddFilesResponse = await flows.collection_service(client).AddFiles(request)
     return answer
@@ -35,7 +38,9 @@ async def add(client: Client, collection_id: str, *file_ids: str, **fields: Any)
 async def some_files(client: Client, count: int, **fields: Any) -> list[tf.TechFile]:
     closeup = tf.TECH_FILE_TYPE_CLOSEUP
     return [
-        await flows.create(client, file_type=closeup, view_type=0, file_category=f"shot {n}", **fields)
+        await flows.create(
+            client, file_type=closeup, view_type=0, file_category=f"shot {n}", **fields
+        )
         for n in range(count)
     ]
 
@@ -50,15 +55,20 @@ async def test_files_keep_their_order_and_equal_places_are_appended(served: Suit
     assert (await add(ada, collection.id, d.id, section="base_views")).results[0].display_order == 0
     items = (await flows.contents(ada, collection.id)).items
     assert [(i.section, i.display_order, i.tech_file.id) for i in items] == [
-        ("base_views", 0, d.id), ("closeups", 0, a.id), ("closeups", 1, b.id), ("closeups", 2, c.id)
-    ]  # fmt: skip
+        ("base_views", 0, d.id),
+        ("closeups", 0, a.id),
+        ("closeups", 1, b.id),
+        ("closeups", 2, c.id),
+    ]
 
 
 async def test_concurrent_additions_never_share_a_place(served: Suite) -> None:
     ada = served.client("ada")
     collection = await flows.collect(ada)
     files = await some_files(ada, 16)
-    await asyncio.gather(*(add(ada, collection.id, file.id, section="s", display_order=3) for file in files))
+    await asyncio.gather(
+        *(add(ada, collection.id, file.id, section="s", display_order=3) for file in files)
+    )
     items = (await flows.contents(ada, collection.id)).items
     assert sorted(item.display_order for item in items) == list(range(3, 19))
 
@@ -69,7 +79,9 @@ async def test_adding_answers_per_file_and_adding_twice_changes_nothing(served: 
     mine = (await some_files(ada, 1, credits_used=2))[0]
     theirs = await flows.create(bob)
     await add(ada, collection.id, mine.id, section="closeups")
-    answer = await add(ada, collection.id, theirs.id, mine.id, mine.id, section="elsewhere", display_order=7)
+    answer = await add(
+        ada, collection.id, theirs.id, mine.id, mine.id, section="elsewhere", display_order=7
+    )
     assert [(r.outcome, r.section, r.display_order) for r in answer.results] == [
         (col.ADD_FILE_OUTCOME_NOT_FOUND, "", 0),
         (col.ADD_FILE_OUTCOME_ALREADY_THERE, "closeups", 0),
@@ -77,7 +89,9 @@ async def test_adding_answers_per_file_and_adding_twice_changes_nothing(served: 
     ]
     assert (answer.collection.file_count, answer.collection.total_credits_used) == (1, 2)
     removed = await flows.collection_service(ada).RemoveFiles(
-        col.RemoveFilesRequest(collection_id=collection.id, tech_file_ids=[theirs.id, mine.id, mine.id])
+        col.RemoveFilesRequest(
+            collection_id=collection.id, tech_file_ids=[theirs.id, mine.id, mine.id]
+        )
     )
     assert list(removed.removed_tech_file_ids) == [mine.id] and removed.collection.file_count == 0
     assert (await flows.get(ada, mine.id)).id == mine.id
@@ -105,9 +119,13 @@ async def test_progress_state_and_credits_follow_the_files(served: Suite) -> Non
     await move(2, tf.TECH_FILE_STATE_COMPLETED)
     await move(3, tf.TECH_FILE_STATE_COMPLETED)
     assert await seen() == (col.COLLECTION_STATE_FAILED, 100, 4, 4)
-    await flows.file_service(ada).ArchiveTechFile(tf.ArchiveTechFileRequest(tech_file_id=files[1].id))
+    await flows.file_service(ada).ArchiveTechFile(
+        tf.ArchiveTechFileRequest(tech_file_id=files[1].id)
+    )
     assert await seen() == (col.COLLECTION_STATE_COMPLETED, 100, 4, 3)
-    [listed] = (await flows.collection_service(ada).ListCollections(col.ListCollectionsRequest())).collections
+    [listed] = (
+        await flows.collection_service(ada).ListCollections(col.ListCollectionsRequest())
+    ).collections
     assert listed == (await flows.contents(ada, collection.id)).collection
 
 
@@ -117,10 +135,16 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
     collection = await flows.collect(ada)
     said = col.ProgressOverride(progress_percent=50, state=col.COLLECTION_STATE_PROCESSING)
     answer = await service.SetCollectionProgress(
-        col.SetCollectionProgressRequest(collection_id=collection.id, progress=said, reason="by hand")
+        col.SetCollectionProgressRequest(
+            collection_id=collection.id, progress=said, reason="by hand"
+        )
     )
     now = answer.collection
-    assert (now.progress_percent, now.state, now.progress_overridden) == (50, col.COLLECTION_STATE_PROCESSING, True)
+    assert (now.progress_percent, now.state, now.progress_overridden) == (
+        50,
+        col.COLLECTION_STATE_PROCESSING,
+        True,
+    )
     name = flows.request_id()
     for _ in range(2):
         adjusted = await service.AdjustCollectionCredits(
@@ -128,23 +152,35 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
                 request_id=name, collection_id=collection.id, credits=3, reason="retouching"
             )
         )
-    assert (adjusted.collection.total_credits_used, adjusted.collection.credits_adjustment) == (3, 3)
+    assert (adjusted.collection.total_credits_used, adjusted.collection.credits_adjustment) == (
+        3,
+        3,
+    )
     async with flows.refused(PRECONDITION, "-1"):
         await service.AdjustCollectionCredits(
             col.AdjustCollectionCreditsRequest(collection_id=collection.id, credits=-4)
         )
-    derived = await service.SetCollectionProgress(col.SetCollectionProgressRequest(collection_id=collection.id))
-    assert (derived.collection.progress_percent, derived.collection.progress_overridden) == (0, False)
+    derived = await service.SetCollectionProgress(
+        col.SetCollectionProgressRequest(collection_id=collection.id)
+    )
+    assert (derived.collection.progress_percent, derived.collection.progress_overridden) == (
+        0,
+        False,
+    )
     changes = (await flows.contents(ada, collection.id)).changes
     assert [(c.WhichOneof("change"), c.actor, c.reason) for c in changes] == [
-        ("progress_derived", "ada", ""), ("credits", "ada", "retouching"), ("progress", "ada", "by hand")
-    ]  # fmt: skip
+        ("progress_derived", "ada", ""),
+        ("credits", "ada", "retouching"),
+        ("progress", "ada", "by hand"),
+    ]
     assert changes[1].credits == 3 and changes[2].progress == said
 
 
 async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served: Suite) -> None:
     ada = served.client("ada")
-    facts = facts_pb2.Facts(care=["wash cold"], price=facts_pb2.PriceFact(msrp=189.5, currency="EUR"))
+    facts = facts_pb2.Facts(
+        care=["wash cold"], price=facts_pb2.PriceFact(msrp=189.5, currency="EUR")
+    )
     collection = await flows.collect(ada, facts=facts)
     assert (await flows.contents(ada, collection.id)).facts == facts
     twice = facts_pb2.PointOfMeasureFact(code="A", name="chest", value=58, unit="cm")
@@ -153,17 +189,22 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served
     async with flows.refused(INVALID, "facts", "1000000"):
         await flows.collect(ada, facts=flows.large_facts())
     async with flows.refused(INVALID, "facts", "1000000"):
-        await flows.export(ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts())
+        await flows.export(
+            ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts()
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "file_name"),
     [
-        ("Winter line", "Winter line.pdf"), ("v1.2", "v1.2.pdf"), ("con", "_con.pdf"),
-        ("../../../home/you/.bashrc\n#", "_.._.._home_you_.bashrc#.pdf"), ('a"b;\u202efdp.exe', "a_b;fdp.exe.pdf"),
+        ("Winter line", "Winter line.pdf"),
+        ("v1.2", "v1.2.pdf"),
+        ("con", "_con.pdf"),
+        ("../../../home/you/.bashrc\n#", "_.._.._home_you_.bashrc#.pdf"),
+        ('a"b;\u202efdp.exe', "a_b;fdp.exe.pdf"),
         ("漢" * 200, "漢" * 48 + ".pdf"),
     ],
-)  # fmt: skip
+)
 async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
     served: Suite, name: str, file_name: str
 ) -> None:
@@ -173,7 +214,9 @@ async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
     request = tp.ExportCollectionRequest(collection_id=collection.id, format=tp.EXPORT_FORMAT_PDF)
     export = (await flows.pack_service(ada).ExportCollection(request)).export
     assert export.file_name == file_name
-    await served.change("UPDATE techfiles.exports SET file_name = %s", (f"{name}.pdf",))  # as it was kept before
+    await served.change(
+        "UPDATE techfiles.exports SET file_name = %s", (f"{name}.pdf",)
+    )  # as it was kept before
     found = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=export.id))
     assert found.export.file_name == file_name
 
@@ -185,9 +228,18 @@ async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite
     service = flows.collection_service(bob)
     for call, request in (
         (service.GetCollection, col.GetCollectionRequest(collection_id=collection.id)),
-        (service.AddFiles, col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])),
-        (service.RemoveFiles, col.RemoveFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])),
-        (service.SetCollectionProgress, col.SetCollectionProgressRequest(collection_id=collection.id)),
+        (
+            service.AddFiles,
+            col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id]),
+        ),
+        (
+            service.RemoveFiles,
+            col.RemoveFilesRequest(collection_id=collection.id, tech_file_ids=[file.id]),
+        ),
+        (
+            service.SetCollectionProgress,
+            col.SetCollectionProgressRequest(collection_id=collection.id),
+        ),
         (
             service.AdjustCollectionCredits,
             col.AdjustCollectionCreditsRequest(collection_id=collection.id, credits=1),
@@ -196,6 +248,8 @@ async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite
         async with flows.refused(NOT_FOUND):
             await call(request)
     async with flows.refused(NOT_FOUND):
-        await flows.create(bob, file_type=tf.TECH_FILE_TYPE_COMPLETE_PACK, view_type=0, collection_id=collection.id)
+        await flows.create(
+            bob, file_type=tf.TECH_FILE_TYPE_COMPLETE_PACK, view_type=0, collection_id=collection.id
+        )
     assert not (await service.ListCollections(col.ListCollectionsRequest())).collections
     assert (await flows.contents(ada, collection.id)).collection.etag == collection.etag

@@ -1,4 +1,5 @@
-"""What a generated tech pack promises to whoever reads it: every file, every stated fact, and nothing made up."""
+"""What a generated tech pack promises to whoever reads it: every file, every stated fact, and
+nothing made up."""
 
 import asyncio
 import json
@@ -60,7 +61,9 @@ async def made(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[
         pictures = await flows.revisions(ada, "front", "back", "side")
         started = await flows.generate(ada, pictures, facts=facts, collection_name="Winter line")
         run = await flows.ended(ada, started.id)
-        export = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=run.export_id))
+        export = await flows.pack_service(ada).GetExport(
+            tp.GetExportRequest(export_id=run.export_id)
+        )
         yield Made(atelier, ada, facts, run, await flows.fetch(export.export))
 
 
@@ -68,50 +71,92 @@ async def test_a_run_makes_every_file_and_sums_its_credits(made: Made) -> None:
     run = made.run
     assert run.state == tp.RUN_STATE_COMPLETED, run
     assert [step.name for step in run.steps] == [
-        "category", "base_view/front", "base_view/back", "base_view/side", "closeup/1", "closeup/2", "sketch/front",
-        "sketch/back", "sketch/side", "pack",
-    ]  # fmt: skip
+        "category",
+        "base_view/front",
+        "base_view/back",
+        "base_view/side",
+        "closeup/1",
+        "closeup/2",
+        "sketch/front",
+        "sketch/back",
+        "sketch/side",
+        "pack",
+    ]
     assert {step.state for step in run.steps} == {tp.STEP_STATE_COMPLETED}
-    # An analysis, a close-up and a sketch cost one each; a sketch step has two of them; a pack costs nothing.
+    # An analysis, a close-up and a sketch cost one each; a sketch step has two of them; a pack
+    # costs nothing.
     assert [step.credits for step in run.steps] == [1, 1, 1, 1, 1, 1, 2, 2, 2, 0]
-    assert (run.total_credits_used, run.progress_percent) == (12, 100) and run.generation_time_ms > 0
+    assert (run.total_credits_used, run.progress_percent) == (
+        12,
+        100,
+    ) and run.generation_time_ms > 0
     shown = await flows.contents(made.ada, run.collection_id, include_urls=True)
-    assert (shown.collection.state, shown.collection.progress_percent) == (col.COLLECTION_STATE_COMPLETED, 100)
+    assert (shown.collection.state, shown.collection.progress_percent) == (
+        col.COLLECTION_STATE_COMPLETED,
+        100,
+    )
     assert (shown.collection.total_credits_used, shown.collection.file_count) == (12, 9)
-    assert {item.section for item in shown.items} == {"category", "base_views", "closeups", "sketches"}
+    assert {item.section for item in shown.items} == {
+        "category",
+        "base_views",
+        "closeups",
+        "sketches",
+    }
     for item in shown.items:
         file = item.tech_file
         assert file.state == tf.TECH_FILE_STATE_COMPLETED and file.batch_id == run.batch_id
         assert file.file_url and file.model and 0 < file.confidence <= 1
     assert shown.facts == made.facts
     pack = await flows.get(made.ada, run.pack_file_id, include_urls=True)
-    assert pack.collection_id == run.collection_id and pack.export_id == run.export_id and pack.file_url
+    assert (
+        pack.collection_id == run.collection_id
+        and pack.export_id == run.export_id
+        and pack.file_url
+    )
     assert len(await flows.listed(made.ada, batch_id=run.batch_id)) == 10
 
 
 async def test_what_is_stated_is_printed_and_what_follows_from_a_scale_says_so(made: Made) -> None:
     text = flows.text_of(made.pdf)
-    stated = ("Canvas field jacket", "KH-4107", "Kesterholt", "340 g/m2", "189.00 EUR", "do not bleach", "front zip")
+    stated = (
+        "Canvas field jacket",
+        "KH-4107",
+        "Kesterholt",
+        "340 g/m2",
+        "189.00 EUR",
+        "do not bleach",
+        "front zip",
+    )
     for fact in stated:
         assert (fact in text) == (fact != "front zip"), fact
     for point in made.facts.points_of_measure:
         assert point.name in text
     # B is 52.0 and M 44.8 centimetres on the pattern that the pictures were drawn from.
-    rows = (("B hem width", "5[12]"), ("M shoulder width, from shoulder point to shoulder point", "4[45]"))
+    rows = (
+        ("B hem width", "5[12]"),
+        ("M shoulder width, from shoulder point to shoulder point", "4[45]"),
+    )
     for name, length in rows:
-        assert re.search(rf"{name} {length}(\.\d)? cm ± 1 cm \w+ measured from declared scale", text), name
+        assert re.search(
+            rf"{name} {length}(\.\d)? cm ± 1 cm \w+ measured from declared scale", text
+        ), name
     assert "Winter line" in text and "v1" in text
 
 
 async def test_no_figure_with_a_unit_is_printed_that_is_not_in_the_facts(made: Made) -> None:
     printed = set(FIGURE.findall(flows.text_of(made.pdf)))
     allowed = figures_of(made.facts)
-    # What follows from the declared scales, by the picture's own arithmetic: 3 units wide to 4 high.
+    # What follows from the declared scales, by the picture's own arithmetic: 3 units wide to 4
+    # high.
     scales = {scale.view: scale for scale in made.facts.scales}
     for point in made.facts.points_of_measure:
         if not point.HasField("value"):
             scale = scales[point.view]
-            length = scale.value * pixels(getattr(point, "from"), point.to) / pixels(getattr(scale, "from"), scale.to)
+            length = (
+                scale.value
+                * pixels(getattr(point, "from"), point.to)
+                / pixels(getattr(scale, "from"), scale.to)
+            )
             allowed |= {f"{round(length + off, 1):g} cm" for off in (-0.1, 0, 0.1)}
     assert printed and printed <= allowed, printed - allowed
 
@@ -135,16 +180,21 @@ async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(ma
     for item in items:
         invented = json_format.ParseDict(
             {
-                "category": "parka", "materials": [{"part": "shell", "material": "unobtainium", "weight": "777.5 g"}],
-                "dimensions": [{"name": "invented width", "value": 777.5, "unit": "cm", "source": "supplied"}],
+                "category": "parka",
+                "materials": [{"part": "shell", "material": "unobtainium", "weight": "777.5 g"}],
+                "dimensions": [
+                    {"name": "invented width", "value": 777.5, "unit": "cm", "source": "supplied"}
+                ],
                 "measurements": [{"name": "invented width", "value": 777.5, "unit": "cm"}],
                 "call_outs": [{"number": 1, "name": "invented seam", "x": 0.5, "y": 0.5}],
             },
             struct_pb2.Struct(),
-        )  # fmt: skip
+        )
         mask = field_mask_pb2.FieldMask(paths=["analysis"])
         await flows.file_service(made.ada).UpdateTechFile(
-            tf.UpdateTechFileRequest(tech_file_id=item.tech_file.id, update_mask=mask, analysis=invented)
+            tf.UpdateTechFileRequest(
+                tech_file_id=item.tech_file.id, update_mask=mask, analysis=invented
+            )
         )
     export = await flows.export(made.ada, made.run.collection_id, format=tp.EXPORT_FORMAT_PDF)
     text = flows.text_of(await flows.fetch(export))
@@ -153,7 +203,9 @@ async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(ma
     assert "Canvas field jacket" in text
 
 
-async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums(made: Made, tmp_path: Path) -> None:
+async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums(
+    made: Made, tmp_path: Path
+) -> None:
     export = await flows.export(made.ada, made.run.collection_id, format=tp.EXPORT_FORMAT_ZIP)
     assert export.file_name == "Winter line.zip" and not export.warnings
     data = await flows.fetch(export)
@@ -163,17 +215,26 @@ async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums
     assert [name for name, _ in forward_zip.entries(BytesIO(data))] == names
     pictures = {name for name in names if name.endswith((".jpg", ".png", ".webp"))}
     assert {
-        "01-cover/category.jpg", "02-base-views/front.jpg", "02-base-views/back.jpg", "02-base-views/side.jpg",
-        "04-closeups/front button and buttonhole.jpg", "04-closeups/front chest pocket flap.jpg",
-        "03-sketches/front.png", "03-sketches/back.png", "03-sketches/side.png",
-    } == pictures  # fmt: skip
+        "01-cover/category.jpg",
+        "02-base-views/front.jpg",
+        "02-base-views/back.jpg",
+        "02-base-views/side.jpg",
+        "04-closeups/front button and buttonhole.jpg",
+        "04-closeups/front chest pocket flap.jpg",
+        "03-sketches/front.png",
+        "03-sketches/back.png",
+        "03-sketches/side.png",
+    } == pictures
     assert (tmp_path / "02-base-views/front.jpg").read_bytes() == flows.photo("front")
     assert (tmp_path / "07-documents/Winter line.pdf").read_bytes().startswith(b"%PDF-")
-    assert json.loads((tmp_path / "07-documents/facts.json").read_text())["product"]["model"] == "KH-4107"
+    assert (
+        json.loads((tmp_path / "07-documents/facts.json").read_text())["product"]["model"]
+        == "KH-4107"
+    )
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert len(manifest["tech_files"]) == 9 and {file["path"] for file in manifest["files"]} == set(names) - {
-        "manifest.json", "SHA256SUMS"
-    }  # fmt: skip
+    assert len(manifest["tech_files"]) == 9 and {file["path"] for file in manifest["files"]} == set(
+        names
+    ) - {"manifest.json", "SHA256SUMS"}
     sums = ["sha256sum", "-c", "--strict", "--quiet", "SHA256SUMS"]
     await asyncio.to_thread(subprocess.run, sums, cwd=tmp_path, check=True, capture_output=True)
 
@@ -185,7 +246,10 @@ async def test_another_owner_gets_neither_the_run_nor_its_exports(made: Made) ->
         (service.GetTechPackRun, tp.GetTechPackRunRequest(run_id=made.run.id)),
         (service.CancelTechPackRun, tp.CancelTechPackRunRequest(run_id=made.run.id)),
         (service.GetExport, tp.GetExportRequest(export_id=made.run.export_id)),
-        (service.ExportCollection, tp.ExportCollectionRequest(collection_id=made.run.collection_id, format=ZIP)),
+        (
+            service.ExportCollection,
+            tp.ExportCollectionRequest(collection_id=made.run.collection_id, format=ZIP),
+        ),
     ):
         async with flows.refused(flows.NOT_FOUND):
             await call(request)
@@ -193,11 +257,15 @@ async def test_another_owner_gets_neither_the_run_nor_its_exports(made: Made) ->
         async for _ in service.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=made.run.id)):
             pass
     assert not (await service.ListTechPackRuns(tp.ListTechPackRunsRequest())).runs
-    [listed] = (await flows.pack_service(made.ada).ListTechPackRuns(tp.ListTechPackRunsRequest(state=DONE))).runs
+    [listed] = (
+        await flows.pack_service(made.ada).ListTechPackRuns(tp.ListTechPackRunsRequest(state=DONE))
+    ).runs
     assert listed.id == made.run.id and listed.total_credits_used == 12 and not listed.steps
 
 
-async def test_text_that_looks_like_code_is_printed_and_names_stay_inside_the_archive(made: Made) -> None:
+async def test_text_that_looks_like_code_is_printed_and_names_stay_inside_the_archive(
+    made: Made,
+) -> None:
     attack = '#read("/etc/passwd")'
     facts = facts_pb2.Facts(
         product=facts_pb2.ProductFacts(name=attack, description='"); #panic("'),
@@ -210,18 +278,28 @@ async def test_text_that_looks_like_code_is_printed_and_names_stay_inside_the_ar
     archive = await flows.export(made.ada, collection.id, format=tp.EXPORT_FORMAT_ZIP)
     with zipfile.ZipFile(BytesIO(await flows.fetch(archive))) as opened:
         assert sorted(opened.namelist()) == [
-            "07-documents/_.._etc_passwd.pdf", "07-documents/facts.json", "SHA256SUMS", "manifest.json"
-        ]  # fmt: skip
+            "07-documents/_.._etc_passwd.pdf",
+            "07-documents/facts.json",
+            "SHA256SUMS",
+            "manifest.json",
+        ]
 
 
 async def test_a_pack_that_was_made_elsewhere_is_in_the_archive_as_it_is(made: Made) -> None:
-    kind = {"kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf", "file_name": "old.pdf"}
+    kind = {
+        "kind": asset_pb2.ASSET_KIND_DOCUMENT,
+        "mime_type": "application/pdf",
+        "file_name": "old.pdf",
+    }
     asset = await asset_flows.upload(made.ada, made.pdf, **kind)
     collection = await flows.collect(made.ada, name="Bundle")
     pack = await flows.create(
-        made.ada, file_type=tf.TECH_FILE_TYPE_COMPLETE_PACK, view_type=0, file_asset_id=asset.id,
+        made.ada,
+        file_type=tf.TECH_FILE_TYPE_COMPLETE_PACK,
+        view_type=0,
+        file_asset_id=asset.id,
         collection_id=collection.id,
-    )  # fmt: skip
+    )
     await flows.collection_service(made.ada).AddFiles(
         col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[pack.id])
     )
@@ -234,7 +312,9 @@ async def test_a_pack_that_was_made_elsewhere_is_in_the_archive_as_it_is(made: M
 
 async def test_an_export_without_facts_says_not_supplied(made: Made) -> None:
     collection = await flows.collect(made.ada)
-    file = await flows.create(made.ada, file_type=tf.TECH_FILE_TYPE_CLOSEUP, view_type=0, file_category="Zip")
+    file = await flows.create(
+        made.ada, file_type=tf.TECH_FILE_TYPE_CLOSEUP, view_type=0, file_category="Zip"
+    )
     await flows.collection_service(made.ada).AddFiles(
         col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])
     )

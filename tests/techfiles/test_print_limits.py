@@ -1,5 +1,5 @@
-"""Whatever the contract takes is printed, whole. The facts are made from the contract's own limits, so that a field
-that is added to it is printed too, or this fails."""
+"""Whatever the contract takes is printed, whole. The facts are made from the contract's own limits,
+so that a field that is added to it is printed too, or this fails."""
 
 import json
 import re
@@ -21,7 +21,8 @@ from shared.facts import parse_facts
 from shared.imaging import ImagingPool
 from tests.techfiles import flows
 
-# Not for a factory: what is wanted of a model, what other lengths follow from, what others ask for the product.
+# Not for a factory: what is wanted of a model, what other lengths follow from, what others ask for
+# the product.
 NOT_PRINTED = {"closeups", "scales", "market"}
 WORDS = {"view": "front", "unit": "mm", "currency": "EUR"}  # of which shared.facts knows a few only
 WIDE = "W"  # the widest letter
@@ -68,12 +69,19 @@ def printed(stated: dict[str, Any], collection: Path) -> tuple[document.Pack, di
     picture.write_bytes(flows.photo("front"))
     files = [
         SimpleNamespace(
-            file_type=kind, view_type="front", file_category="", file_asset_id=kind, credits_used=0, model=""
+            file_type=kind,
+            view_type="front",
+            file_category="",
+            file_asset_id=kind,
+            credits_used=0,
+            model="",
         )
         for kind in ("base_view", "sketch")
     ]
     known = {
-        file.file_type: asset_pb2.Asset(id=file.file_type, mime_type="image/jpeg", width=750, height=1000)
+        file.file_type: asset_pb2.Asset(
+            id=file.file_type, mime_type="image/jpeg", width=750, height=1000
+        )
         for file in files
     }
     facts = parse_facts(protos.facts(protos.facts_message(stated), "facts"))
@@ -102,14 +110,17 @@ def outside(pdf: Path) -> list[tuple[str, float, float]]:
     return found
 
 
-@pytest.mark.parametrize("field", [f.name for f in facts_pb2.Facts.DESCRIPTOR.fields if f.name not in NOT_PRINTED])
+@pytest.mark.parametrize(
+    "field", [f.name for f in facts_pb2.Facts.DESCRIPTOR.fields if f.name not in NOT_PRINTED]
+)
 def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: str) -> None:
     filling = Filling(2, WIDE, 5_000)
     stated = filling.message(facts_pb2.Facts.DESCRIPTOR, field)
     pack, pictures = printed(stated, tmp_path)
     assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
     letters = letters_of(tmp_path / "pack.pdf")
-    # A number at the end of each text, and as many of the letter as all texts have: a page's head may come in between.
+    # A number at the end of each text, and as many of the letter as all texts have: a page's head
+    # may come in between.
     assert all(re.search(r"#\d+#", text)[0] in letters for text in filling.texts)  # type: ignore[index]
     assert letters.count(WIDE) >= sum(text.count(WIDE) for text in filling.texts)
     numbers = json.dumps(stated).count("9999999.9375")
@@ -122,9 +133,15 @@ LONG = pytest.mark.faults  # up to a quarter of a minute each
 
 @pytest.mark.parametrize(
     "field",
-    ["materials", pytest.param("features", marks=LONG), pytest.param("points_of_measure", marks=LONG)],
+    [
+        "materials",
+        pytest.param("features", marks=LONG),
+        pytest.param("points_of_measure", marks=LONG),
+    ],
 )
-async def test_as_many_as_are_allowed_are_printed_in_a_child_process(tmp_path: Path, field: str) -> None:
+async def test_as_many_as_are_allowed_are_printed_in_a_child_process(
+    tmp_path: Path, field: str
+) -> None:
     filling = Filling(500, "n", 40)
     pack, pictures = printed(filling.message(facts_pb2.Facts.DESCRIPTOR, field), tmp_path)
     await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
@@ -134,8 +151,15 @@ async def test_as_many_as_are_allowed_are_printed_in_a_child_process(tmp_path: P
 
 @pytest.mark.parametrize("note", ["five letter words ", "a\n", "e\u0301\u0323"])
 async def test_a_megabyte_of_facts_is_printed_in_a_child_process(tmp_path: Path, note: str) -> None:
-    feature = {"name": "n" * 300, "view": "front", "note": (note * 2_000)[:1_500], "at": {"x": 0.5, "y": 0.5}}
-    count = min(500, protos.FACTS_BYTES // (len(json.dumps(feature, ensure_ascii=False).encode()) + 40))
+    feature = {
+        "name": "n" * 300,
+        "view": "front",
+        "note": (note * 2_000)[:1_500],
+        "at": {"x": 0.5, "y": 0.5},
+    }
+    count = min(
+        500, protos.FACTS_BYTES // (len(json.dumps(feature, ensure_ascii=False).encode()) + 40)
+    )
     pack, pictures = printed({"features": [feature] * count}, tmp_path)
     await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
 
@@ -149,9 +173,14 @@ async def printed_by_a_child(pack: document.Pack, pictures: dict[str, Path], tar
 
 
 def test_lines_without_end_become_a_paragraph_that_says_where_they_ended(tmp_path: Path) -> None:
-    notes = [{"name": f"feature {n}", "view": "front", "note": f"line of {n}\n" * 100} for n in range(400)]
+    notes = [
+        {"name": f"feature {n}", "view": "front", "note": f"line of {n}\n" * 100}
+        for n in range(400)
+    ]
     pack, pictures = printed({"features": notes}, tmp_path)
     assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
     pages = pypdf.PdfReader(tmp_path / "pack.pdf").pages
-    assert "line of 0 \u00b6 line of 0" in " ".join(" ".join(page.extract_text().split()) for page in pages[:8])
+    assert "line of 0 \u00b6 line of 0" in " ".join(
+        " ".join(page.extract_text().split()) for page in pages[:8]
+    )
     assert len(pages) < 250

@@ -1,4 +1,5 @@
-"""What a run promises on its way: it goes on past failures and restarts, shows each step, and can be stopped."""
+"""What a run promises on its way: it goes on past failures and restarts, shows each step, and can
+be stopped."""
 
 import asyncio
 
@@ -31,7 +32,9 @@ async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPac
     async with asyncio.timeout(30):
         while True:
             run: tp.TechPackRun = (
-                await flows.pack_service(client).GetTechPackRun(tp.GetTechPackRunRequest(run_id=run_id))
+                await flows.pack_service(client).GetTechPackRun(
+                    tp.GetTechPackRunRequest(run_id=run_id)
+                )
             ).run
             if sum(step.state == tp.STEP_STATE_PROCESSING for step in run.steps) >= count:
                 return run
@@ -40,7 +43,10 @@ async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPac
 
 def two_closeups() -> facts_pb2.Facts:
     """One of the back, one of the front."""
-    shots = [facts_pb2.CloseupFact(name="yoke", view="back"), facts_pb2.CloseupFact(name="collar", view="front")]
+    shots = [
+        facts_pb2.CloseupFact(name="yoke", view="back"),
+        facts_pb2.CloseupFact(name="collar", view="front"),
+    ]
     return facts_pb2.Facts(closeups=shots)
 
 
@@ -50,14 +56,17 @@ async def test_an_owner_with_many_exports_lets_another_ones_begin(served: Suite)
     asked = [
         await flows.pack_service(client).ExportCollection(
             tp.ExportCollectionRequest(
-                collection_id=(await flows.collect(client, name=f"Line {number}")).id, format=tp.EXPORT_FORMAT_ZIP
+                collection_id=(await flows.collect(client, name=f"Line {number}")).id,
+                format=tp.EXPORT_FORMAT_ZIP,
             )
         )
         for number, client in enumerate(clients)
     ]
     await served.work("techfiles")
     await flows.export(clients[0], asked[0].export.collection_id, format=tp.EXPORT_FORMAT_ZIP)
-    begun = [owner for (owner,) in served.sql("SELECT owner FROM techfiles.attempts ORDER BY created_at")]
+    begun = [
+        owner for (owner,) in served.sql("SELECT owner FROM techfiles.attempts ORDER BY created_at")
+    ]
     assert begun.index("user:bob") == 1, begun
 
 
@@ -65,29 +74,42 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite)
     await served.work("techfiles")
     ada = served.client("ada")
     facts = two_closeups()
-    started = await flows.generate(ada, await flows.revisions(ada, "front"), facts=facts, skip_sketches=True)
+    started = await flows.generate(
+        ada, await flows.revisions(ada, "front"), facts=facts, skip_sketches=True
+    )
     run = await steps_under_way(ada, started.id, 3)
     analysis_id = next(step.analysis_id for step in run.steps if step.name == "base_view/front")
-    await conversion_flows.analyses(ada).CancelAnalysis(analysis_pb2.CancelAnalysisRequest(analysis_id=analysis_id))
+    await conversion_flows.analyses(ada).CancelAnalysis(
+        analysis_pb2.CancelAnalysisRequest(analysis_id=analysis_id)
+    )
     await served.work("conversions")
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED_WITH_FAILURES
     by_name = {step.name: step for step in run.steps}
     assert {name: step.state for name, step in by_name.items()} == {
-        "category": COMPLETED, "base_view/front": FAILED, "closeup/1": SKIPPED, "closeup/2": COMPLETED,
-        "sketches": SKIPPED, "pack": COMPLETED,
-    }  # fmt: skip
+        "category": COMPLETED,
+        "base_view/front": FAILED,
+        "closeup/1": SKIPPED,
+        "closeup/2": COMPLETED,
+        "sketches": SKIPPED,
+        "pack": COMPLETED,
+    }
     assert by_name["base_view/front"].error_class == "CANCELLED"
     assert run.total_credits_used == 2 and run.progress_percent == 100
     failed = await flows.get(ada, by_name["base_view/front"].tech_file_id)
     assert failed.state == tf.TECH_FILE_STATE_FAILED and failed.error_message
     shown = await flows.contents(ada, run.collection_id)
-    assert (shown.collection.state, shown.collection.progress_percent) == (col.COLLECTION_STATE_FAILED, 100)
+    assert (shown.collection.state, shown.collection.progress_percent) == (
+        col.COLLECTION_STATE_FAILED,
+        100,
+    )
     assert (await flows.get(ada, run.pack_file_id)).state == tf.TECH_FILE_STATE_COMPLETED
 
 
 @pytest.mark.faults
-async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(served: Suite) -> None:
+async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(
+    served: Suite,
+) -> None:
     await served.work("techfiles")
     ada = served.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)
@@ -103,7 +125,9 @@ async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(se
     assert served.sql("SELECT count(*) FROM conversions.analyses") == [(3,)]
     assert served.sql("SELECT count(*) FROM conversions.generations") == [(1,)]
     assert run.total_credits_used == 4
-    outcomes = served.sql("SELECT outcome FROM techfiles.attempts WHERE job = 'runs' ORDER BY number")
+    outcomes = served.sql(
+        "SELECT outcome FROM techfiles.attempts WHERE job = 'runs' ORDER BY number"
+    )
     assert outcomes == [("retried",), ("succeeded",)]
     assert len(await flows.listed(ada, page_size=100)) == 4  # category, view, sketch, pack
 
@@ -117,10 +141,18 @@ async def test_a_cancelled_run_stops_and_takes_its_jobs_with_it(served: Suite) -
     answer = await service.CancelTechPackRun(tp.CancelTechPackRunRequest(run_id=started.id))
     assert answer.cancelling
     run = await flows.ended(ada, started.id)
-    assert run.state == tp.RUN_STATE_CANCELLED and run.total_credits_used == 0 and run.generation_time_ms > 0
+    assert (
+        run.state == tp.RUN_STATE_CANCELLED
+        and run.total_credits_used == 0
+        and run.generation_time_ms > 0
+    )
     files = [item.tech_file for item in (await flows.contents(ada, run.collection_id)).items]
-    assert {file.state for file in files} == {tf.TECH_FILE_STATE_FAILED} and "cancelled" in files[0].error_message
-    assert not (await service.CancelTechPackRun(tp.CancelTechPackRunRequest(run_id=started.id))).cancelling
+    assert {file.state for file in files} == {tf.TECH_FILE_STATE_FAILED} and "cancelled" in files[
+        0
+    ].error_message
+    assert not (
+        await service.CancelTechPackRun(tp.CancelTechPackRunRequest(run_id=started.id))
+    ).cancelling
     for step in under_way.steps:
         if step.analysis_id:
             await analysis_cancelled(ada, step.analysis_id)
@@ -139,7 +171,9 @@ async def analysis_cancelled(client: Client, analysis_id: str) -> None:
 async def test_a_run_that_no_worker_took_is_cancelled_at_once(served: Suite) -> None:
     ada = served.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"))
-    answer = await flows.pack_service(ada).CancelTechPackRun(tp.CancelTechPackRunRequest(run_id=started.id))
+    answer = await flows.pack_service(ada).CancelTechPackRun(
+        tp.CancelTechPackRunRequest(run_id=started.id)
+    )
     assert answer.run.state == tp.RUN_STATE_CANCELLED and answer.cancelling
 
 
@@ -149,23 +183,32 @@ async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(serve
     skip = {"skip_base_views": True, "skip_closeups": True, "skip_sketches": True}
     started = await flows.generate(ada, pictures, primary_asset_id=pictures[1].asset_id, **skip)
     assert [(step.name, step.state) for step in started.steps] == [
-        ("category", tp.STEP_STATE_PENDING), ("base_view/front", SKIPPED), ("base_view/back", SKIPPED),
-        ("closeups", SKIPPED), ("sketches", SKIPPED), ("pack", tp.STEP_STATE_PENDING),
-    ]  # fmt: skip
+        ("category", tp.STEP_STATE_PENDING),
+        ("base_view/front", SKIPPED),
+        ("base_view/back", SKIPPED),
+        ("closeups", SKIPPED),
+        ("sketches", SKIPPED),
+        ("pack", tp.STEP_STATE_PENDING),
+    ]
     files = [item.tech_file for item in (await flows.contents(ada, started.collection_id)).items]
     assert [(file.file_asset_id, file.state) for file in files] == [
-        (pictures[0].asset_id, tf.TECH_FILE_STATE_COMPLETED), (pictures[1].asset_id, tf.TECH_FILE_STATE_COMPLETED),
+        (pictures[0].asset_id, tf.TECH_FILE_STATE_COMPLETED),
+        (pictures[1].asset_id, tf.TECH_FILE_STATE_COMPLETED),
         (pictures[1].asset_id, tf.TECH_FILE_STATE_PENDING),
-    ]  # fmt: skip
+    ]
     await served.work("techfiles", "conversions")
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED and run.total_credits_used == 1
 
 
-async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_why(served: Suite) -> None:
+async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_why(
+    served: Suite,
+) -> None:
     await served.work("techfiles", "conversions")
     ada = served.client("ada")
-    started = await flows.generate(ada, await flows.revisions(ada, "front"), facts=two_closeups(), skip_sketches=True)
+    started = await flows.generate(
+        ada, await flows.revisions(ada, "front"), facts=two_closeups(), skip_sketches=True
+    )
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED and run.progress_percent == 100
     steps = {step.name: step for step in run.steps}
@@ -206,7 +249,9 @@ async def test_a_repeat_of_a_request_is_one_run(served: Suite) -> None:
         await flows.generate(ada, pictures, request_id=name, category="bag")
 
 
-async def test_a_call_that_waits_answers_with_the_run_as_it_is_when_time_is_up(served: Suite) -> None:
+async def test_a_call_that_waits_answers_with_the_run_as_it_is_when_time_is_up(
+    served: Suite,
+) -> None:
     ada = served.client("ada")
     pictures = await flows.revisions(ada, "front")
     request = tp.GenerateTechPackRequest(product_id=flows.PRODUCT, revisions=pictures, wait=True)

@@ -1,7 +1,8 @@
 """What tests/test_tenancy.py needs of each service: a module of its name with
 
-async def prepare(atelier: Suite, owner: Client, canary: str) -> Any    makes rows of the owner; texts hold the canary
-CASES: dict[str, Case]                                                  one per rpc, by the method's full name
+async def prepare(atelier: Suite, owner: Client, canary: str) -> Any
+                          makes rows of the owner; their texts hold the canary
+CASES: dict[str, Case]    one per rpc, by the method's full name
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from google.protobuf.message import Message
 
 @dataclass(frozen=True)
 class Case:
-    """`make(owned)` is the request (for a client stream: the messages) that is served to the owner of the rows.
+    """`make(owned)` is the request (for a client stream: the messages) that is served to the owner
+    of the rows.
 
-    `others`: what another owner is answered, if its role may call at all: a status code, or a check of the answers
-    that is true if they show nothing. The canary may never show, which is tested besides. `owner`: what the owner is
-    answered; a state that forbids the call shows as well as OK that the owner's row was found.
+    `others`: what another owner is answered, if its role may call at all: a status code, or a check
+    of the answers that is true if they show nothing. The canary may never show, which is tested
+    besides. `owner`: what the owner is answered; a state that forbids the call shows as well as OK
+    that the owner's row was found.
     """
 
     make: Callable[[Any], Message | Sequence[Message]]
@@ -46,5 +49,6 @@ def only_ready(answers: Sequence[Any]) -> bool:
 
 
 def nothing(_answers: Sequence[Any]) -> bool:
-    """The answer may be anything that doesn't show the canary: a row that the caller made itself, for example."""
+    """The answer may be anything that doesn't show the canary: a row that the caller made itself,
+    for example."""
     return True

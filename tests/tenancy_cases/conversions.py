@@ -1,4 +1,5 @@
-"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and cancelling them is served.
+"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and cancelling them is
+served.
 
 What a worker of the owner's own calls has a row each: claimed ones, and one that waits.
 """
@@ -36,16 +37,28 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     user = await assets.upload(owner, PICTURE, kind=asset_pb2.ASSET_KIND_USER, file_name=canary)
     cloth = await assets.upload(owner, PICTURE, kind=asset_pb2.ASSET_KIND_CLOTH, file_name=canary)
     described = {"product_id": canary, "wait": False}
-    conversion = await flows.convert(owner, user.id, cloth.id, style_name=canary, metadata={"a": canary}, **described)
+    conversion = await flows.convert(
+        owner, user.id, cloth.id, style_name=canary, metadata={"a": canary}, **described
+    )
     generation = await flows.generate(owner, prompt=canary, name=canary, **described)
     analysis = await flows.analyse(owner, (cloth.id, "front"), **described)
     atelier.sql(
         "INSERT INTO conversions.attempts (id, owner, job, job_id, number, worker)"
-        " VALUES (gen_random_uuid(), %s, 'conversions', %s, 1, %s)", (conversion.owner, conversion.id, canary),
-    )  # fmt: skip
+        " VALUES (gen_random_uuid(), %s, 'conversions', %s, 1, %s)",
+        (conversion.owner, conversion.id, canary),
+    )
     elsewhere = [await flows.analyse(owner, run_externally=True, **described) for _ in range(4)]
     claimed = [await flows.claim(owner, each.id, worker=canary) for each in elsewhere[1:]]
-    return Owned(user.id, cloth.id, conversion.id, generation.id, analysis.id, canary, elsewhere[0].id, *claimed)
+    return Owned(
+        user.id,
+        cloth.id,
+        conversion.id,
+        generation.id,
+        analysis.id,
+        canary,
+        elsewhere[0].id,
+        *claimed,
+    )
 
 
 _CONVERSIONS = "atelier.conversions.v1.ConversionService."
@@ -56,43 +69,65 @@ _JOBS = "atelier.conversions.v1.JobService."
 CASES = {
     _CONVERSIONS + "CreateConversion": Case(
         lambda o: conversion_pb2.CreateConversionRequest(
-            request_id=f"convert {o.conversion_id}", user_asset_id=o.user_id, cloth_asset_id=o.cloth_id
+            request_id=f"convert {o.conversion_id}",
+            user_asset_id=o.user_id,
+            cloth_asset_id=o.cloth_id,
         ),
         NOT_FOUND,
     ),
     _CONVERSIONS + "GetConversion": Case(
-        lambda o: conversion_pb2.GetConversionRequest(conversion_id=o.conversion_id, include_urls=True), NOT_FOUND
+        lambda o: conversion_pb2.GetConversionRequest(
+            conversion_id=o.conversion_id, include_urls=True
+        ),
+        NOT_FOUND,
     ),
     _CONVERSIONS + "ListConversions": Case(
-        lambda o: conversion_pb2.ListConversionsRequest(product_id=o.product_id), empty("conversions")
+        lambda o: conversion_pb2.ListConversionsRequest(product_id=o.product_id),
+        empty("conversions"),
     ),
     _CONVERSIONS + "CancelConversion": Case(
-        lambda o: conversion_pb2.CancelConversionRequest(request_id="cancel", conversion_id=o.conversion_id), NOT_FOUND
+        lambda o: conversion_pb2.CancelConversionRequest(
+            request_id="cancel", conversion_id=o.conversion_id
+        ),
+        NOT_FOUND,
     ),
     _CONVERSIONS + "WatchConversions": Case(
-        lambda o: conversion_pb2.WatchConversionsRequest(conversion_ids=[o.conversion_id]), only_ready
+        lambda o: conversion_pb2.WatchConversionsRequest(conversion_ids=[o.conversion_id]),
+        only_ready,
     ),
     _GENERATIONS + "CreateGeneration": Case(
         lambda o: generation_pb2.CreateGenerationRequest(
-            request_id="close-up", task=generation_pb2.GENERATION_TASK_CLOSEUP, source_asset_id=o.cloth_id
+            request_id="close-up",
+            task=generation_pb2.GENERATION_TASK_CLOSEUP,
+            source_asset_id=o.cloth_id,
         ),
         NOT_FOUND,
     ),
     _GENERATIONS + "GetGeneration": Case(
-        lambda o: generation_pb2.GetGenerationRequest(generation_id=o.generation_id, include_urls=True), NOT_FOUND
+        lambda o: generation_pb2.GetGenerationRequest(
+            generation_id=o.generation_id, include_urls=True
+        ),
+        NOT_FOUND,
     ),
     _GENERATIONS + "ListGenerations": Case(
-        lambda o: generation_pb2.ListGenerationsRequest(product_id=o.product_id), empty("generations")
+        lambda o: generation_pb2.ListGenerationsRequest(product_id=o.product_id),
+        empty("generations"),
     ),
     _GENERATIONS + "RegenerateGeneration": Case(
-        lambda o: generation_pb2.RegenerateGenerationRequest(request_id="again", generation_id=o.generation_id),
+        lambda o: generation_pb2.RegenerateGenerationRequest(
+            request_id="again", generation_id=o.generation_id
+        ),
         NOT_FOUND,
     ),
     _GENERATIONS + "CancelGeneration": Case(
-        lambda o: generation_pb2.CancelGenerationRequest(request_id="cancel", generation_id=o.generation_id), NOT_FOUND
+        lambda o: generation_pb2.CancelGenerationRequest(
+            request_id="cancel", generation_id=o.generation_id
+        ),
+        NOT_FOUND,
     ),
     _GENERATIONS + "WatchGenerations": Case(
-        lambda o: generation_pb2.WatchGenerationsRequest(generation_ids=[o.generation_id]), only_ready
+        lambda o: generation_pb2.WatchGenerationsRequest(generation_ids=[o.generation_id]),
+        only_ready,
     ),
     _ANALYSES + "CreateAnalysis": Case(
         lambda o: analysis_pb2.CreateAnalysisRequest(
@@ -102,19 +137,25 @@ CASES = {
         ),
         NOT_FOUND,
     ),
-    _ANALYSES + "GetAnalysis": Case(lambda o: analysis_pb2.GetAnalysisRequest(analysis_id=o.analysis_id), NOT_FOUND),
+    _ANALYSES + "GetAnalysis": Case(
+        lambda o: analysis_pb2.GetAnalysisRequest(analysis_id=o.analysis_id), NOT_FOUND
+    ),
     _ANALYSES + "ListAnalyses": Case(
         lambda o: analysis_pb2.ListAnalysesRequest(product_id=o.product_id), empty("analyses")
     ),
     _ANALYSES + "CancelAnalysis": Case(
-        lambda o: analysis_pb2.CancelAnalysisRequest(request_id="cancel", analysis_id=o.analysis_id), NOT_FOUND
+        lambda o: analysis_pb2.CancelAnalysisRequest(
+            request_id="cancel", analysis_id=o.analysis_id
+        ),
+        NOT_FOUND,
     ),
     _ANALYSES + "WatchAnalyses": Case(
         lambda o: analysis_pb2.WatchAnalysesRequest(analysis_ids=[o.analysis_id]), only_ready
     ),
     _JOBS + "ListJobs": Case(lambda o: job_pb2.ListJobsRequest(), nothing),
     _JOBS + "ClaimJob": Case(
-        lambda o: job_pb2.ClaimJobRequest(request_id="claim", job_id=o.waiting_id, worker="w"), NOT_FOUND
+        lambda o: job_pb2.ClaimJobRequest(request_id="claim", job_id=o.waiting_id, worker="w"),
+        NOT_FOUND,
     ),
     _JOBS + "HeartbeatJob": Case(
         lambda o: job_pb2.HeartbeatJobRequest(
@@ -142,5 +183,7 @@ CASES = {
         ),
         NOT_FOUND,
     ),
-    _JOBS + "ListAttempts": Case(lambda o: job_pb2.ListAttemptsRequest(job_id=o.conversion_id), empty("attempts")),
+    _JOBS + "ListAttempts": Case(
+        lambda o: job_pb2.ListAttemptsRequest(job_id=o.conversion_id), empty("attempts")
+    ),
 }

@@ -1,9 +1,17 @@
-"""Cases for every rpc of pipeline. A worker runs until there is a review; what is made afterwards stays pending."""
+"""Cases for every rpc of pipeline. A worker runs until there is a review; what is made afterwards
+stays pending."""
 
 from dataclasses import dataclass
 
 import grpc
-from atelier.pipeline.v1 import log_pb2, phase_pb2, price_book_pb2, product_pb2, result_pb2, review_pb2
+from atelier.pipeline.v1 import (
+    log_pb2,
+    phase_pb2,
+    price_book_pb2,
+    product_pb2,
+    result_pb2,
+    review_pb2,
+)
 
 from tests.assets import flows as assets
 from tests.pipeline import flows
@@ -25,11 +33,16 @@ class Owned:
 
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     asset = await assets.upload(owner, PICTURE, file_name=canary)
-    # Three, so that a count of all owners' rows shows: CreateProduct gives each of the others one of its own.
+    # Three, so that a count of all owners' rows shows: CreateProduct gives each of the others one
+    # of its own.
     product, *_ = [await flows.create(owner, asset.id, name=canary) for _ in range(3)]
-    message = log_pb2.AppendLogRequest(product_id=product.id, level=log_pb2.LOG_LEVEL_INFO, message=canary)
+    message = log_pb2.AppendLogRequest(
+        product_id=product.id, level=log_pb2.LOG_LEVEL_INFO, message=canary
+    )
     await flows.logs(owner).AppendLog(message)
-    await flows.price_book(owner).ImportPriceBook(flows.book(f"name,price,currency\n{canary},1.00,EUR\n".encode()))
+    await flows.price_book(owner).ImportPriceBook(
+        flows.book(f"name,price,currency\n{canary},1.00,EUR\n".encode())
+    )
     await atelier.work("pipeline")
     unsure = await flows.outside(owner, asset.id, name=canary)
     claimed = await flows.claim(owner, unsure.id, 1)
@@ -50,40 +63,60 @@ CASES = {
         lambda o: product_pb2.CreateProductRequest(
             request_id="create", images=[product_pb2.NewImage(asset_id=o.asset_id, view="front")]
         ),
-        nothing,  # taken on, since images may come later; that this one never does is the background's finding
+        # taken on, since images may come later; that this one never does is the background's
+        # finding
+        nothing,
     ),
     _PRODUCTS + "GetProduct": Case(
-        lambda o: product_pb2.GetProductRequest(product_id=o.product_id, include_urls=True), NOT_FOUND
+        lambda o: product_pb2.GetProductRequest(product_id=o.product_id, include_urls=True),
+        NOT_FOUND,
     ),
-    _PRODUCTS + "ListProducts": Case(lambda o: product_pb2.ListProductsRequest(include_urls=True), nothing),
+    _PRODUCTS + "ListProducts": Case(
+        lambda o: product_pb2.ListProductsRequest(include_urls=True), nothing
+    ),
     _PRODUCTS + "GetSummary": Case(
         lambda o: product_pb2.GetSummaryRequest(), lambda answers: answers[0].total_products <= 1
     ),
-    _PRODUCTS + "WatchProduct": Case(lambda o: product_pb2.WatchProductRequest(product_id=o.product_id), NOT_FOUND),
-    _PRODUCTS + "WatchProducts": Case(lambda o: product_pb2.WatchProductsRequest(include_logs=True), nothing),
+    _PRODUCTS + "WatchProduct": Case(
+        lambda o: product_pb2.WatchProductRequest(product_id=o.product_id), NOT_FOUND
+    ),
+    _PRODUCTS + "WatchProducts": Case(
+        lambda o: product_pb2.WatchProductsRequest(include_logs=True), nothing
+    ),
     _PHASES + "StartPhase": Case(
-        lambda o: phase_pb2.StartPhaseRequest(request_id="start", product_id=o.product_id, phase=4), NOT_FOUND,
+        lambda o: phase_pb2.StartPhaseRequest(request_id="start", product_id=o.product_id, phase=4),
+        NOT_FOUND,
         owner=FORBIDDEN_BY_STATE,
     ),
     _PHASES + "StopPhase": Case(
-        lambda o: phase_pb2.StopPhaseRequest(request_id="stop", product_id=o.product_id, phase=4), NOT_FOUND,
+        lambda o: phase_pb2.StopPhaseRequest(request_id="stop", product_id=o.product_id, phase=4),
+        NOT_FOUND,
         owner=FORBIDDEN_BY_STATE,
     ),
     _PHASES + "RetryPhase": Case(
-        lambda o: phase_pb2.RetryPhaseRequest(request_id="retry", product_id=o.product_id, phase=4), NOT_FOUND,
+        lambda o: phase_pb2.RetryPhaseRequest(request_id="retry", product_id=o.product_id, phase=4),
+        NOT_FOUND,
         owner=FORBIDDEN_BY_STATE,
     ),
     _PHASES + "ClaimPhase": Case(
-        lambda o: phase_pb2.ClaimPhaseRequest(request_id="claim", product_id=o.product_id, phase=4), NOT_FOUND,
+        lambda o: phase_pb2.ClaimPhaseRequest(request_id="claim", product_id=o.product_id, phase=4),
+        NOT_FOUND,
         owner=FORBIDDEN_BY_STATE,
     ),
     _PHASES + "HeartbeatPhase": Case(
-        lambda o: phase_pb2.HeartbeatPhaseRequest(product_id=o.product_id, phase=4, attempt_token=TOKEN), NOT_FOUND,
+        lambda o: phase_pb2.HeartbeatPhaseRequest(
+            product_id=o.product_id, phase=4, attempt_token=TOKEN
+        ),
+        NOT_FOUND,
         owner=FORBIDDEN_BY_STATE,
     ),
     _PHASES + "CompletePhase": Case(
         lambda o: phase_pb2.CompletePhaseRequest(
-            request_id="complete", product_id=o.product_id, phase=1, attempt_token=TOKEN, confidence=1.0,
+            request_id="complete",
+            product_id=o.product_id,
+            phase=1,
+            attempt_token=TOKEN,
+            confidence=1.0,
             value=result_pb2.PhaseValue(product_analysis=result_pb2.ProductAnalysis(name="coat")),
         ),
         NOT_FOUND,
@@ -91,29 +124,40 @@ CASES = {
     ),
     _PHASES + "FailPhase": Case(
         lambda o: phase_pb2.FailPhaseRequest(
-            request_id="fail", product_id=o.product_id, phase=4, attempt_token=TOKEN, error_class="TESTS",
+            request_id="fail",
+            product_id=o.product_id,
+            phase=4,
+            attempt_token=TOKEN,
+            error_class="TESTS",
             error_message="none",
         ),
         NOT_FOUND,
         owner=FORBIDDEN_BY_STATE,
     ),
-    _REVIEWS + "ListReviews": Case(
-        lambda o: review_pb2.ListReviewsRequest(), empty("reviews")
-    ),
+    _REVIEWS + "ListReviews": Case(lambda o: review_pb2.ListReviewsRequest(), empty("reviews")),
     _REVIEWS + "ClaimReview": Case(
-        lambda o: review_pb2.ClaimReviewRequest(request_id="claim", review_id=o.review_id), NOT_FOUND
+        lambda o: review_pb2.ClaimReviewRequest(request_id="claim", review_id=o.review_id),
+        NOT_FOUND,
     ),
     _REVIEWS + "SubmitReview": Case(
         lambda o: review_pb2.SubmitReviewRequest(
-            request_id="submit", review_id=o.review_id, etag="0", decision=review_pb2.REVIEW_DECISION_APPROVE
+            request_id="submit",
+            review_id=o.review_id,
+            etag="0",
+            decision=review_pb2.REVIEW_DECISION_APPROVE,
         ),
         NOT_FOUND,
         owner=grpc.StatusCode.ABORTED,  # by its etag
     ),
-    _LOGS + "ListLogs": Case(lambda o: log_pb2.ListLogsRequest(product_id=o.product_id), empty("logs")),
+    _LOGS + "ListLogs": Case(
+        lambda o: log_pb2.ListLogsRequest(product_id=o.product_id), empty("logs")
+    ),
     _LOGS + "AppendLog": Case(
         lambda o: log_pb2.AppendLogRequest(
-            request_id="append", product_id=o.product_id, level=log_pb2.LOG_LEVEL_INFO, message="hello"
+            request_id="append",
+            product_id=o.product_id,
+            level=log_pb2.LOG_LEVEL_INFO,
+            message="hello",
         ),
         NOT_FOUND,
     ),
@@ -127,4 +171,4 @@ CASES = {
         lambda o: price_book_pb2.ListPriceBookEntriesRequest(),
         lambda answers: {entry.name for entry in answers[0].entries} <= {"coat"},
     ),
-}  # fmt: skip
+}

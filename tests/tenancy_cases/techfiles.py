@@ -31,7 +31,9 @@ class Owned:
 async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     asset = await assets.upload(owner, PICTURE, file_name=canary)
     described = {"product_id": canary, "analysis": {"note": canary}}
-    file = await flows.create(owner, file_asset_id=asset.id, state=tf.TECH_FILE_STATE_PENDING, **described)
+    file = await flows.create(
+        owner, file_asset_id=asset.id, state=tf.TECH_FILE_STATE_PENDING, **described
+    )
     loose = await flows.create(owner, view_type=tf.VIEW_TYPE_BACK, **described)
     unfinished = await flows.create(
         owner, view_type=tf.VIEW_TYPE_SIDE, state=tf.TECH_FILE_STATE_PROCESSING, **described
@@ -44,7 +46,9 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     run = await flows.generate(owner, [revision], product_id=canary)
     request = tp.ExportCollectionRequest(collection_id=collection.id, format=tp.EXPORT_FORMAT_PDF)
     export = (await flows.pack_service(owner).ExportCollection(request)).export
-    return Owned(canary, asset.id, file.id, loose.id, unfinished.id, collection.id, run.id, export.id)
+    return Owned(
+        canary, asset.id, file.id, loose.id, unfinished.id, collection.id, run.id, export.id
+    )
 
 
 _FILES = "atelier.techfiles.v1.TechFileService."
@@ -54,7 +58,10 @@ _PACKS = "atelier.techfiles.v1.TechPackService."
 CASES = {
     _FILES + "CreateTechFile": Case(
         lambda o: tf.CreateTechFileRequest(
-            request_id="create", product_id="p", file_type=tf.TECH_FILE_TYPE_SKETCH, view_type=tf.VIEW_TYPE_FRONT,
+            request_id="create",
+            product_id="p",
+            file_type=tf.TECH_FILE_TYPE_SKETCH,
+            view_type=tf.VIEW_TYPE_FRONT,
             file_asset_id=o.asset_id,
         ),
         NOT_FOUND,
@@ -63,7 +70,8 @@ CASES = {
         lambda o: tf.GetTechFileRequest(tech_file_id=o.file_id, include_urls=True), NOT_FOUND
     ),
     _FILES + "ListTechFiles": Case(
-        lambda o: tf.ListTechFilesRequest(product_id=o.product_id, include_urls=True), empty("tech_files")
+        lambda o: tf.ListTechFilesRequest(product_id=o.product_id, include_urls=True),
+        empty("tech_files"),
     ),
     _FILES + "UpdateTechFile": Case(
         lambda o: tf.UpdateTechFileRequest(
@@ -73,18 +81,23 @@ CASES = {
     ),
     _FILES + "UpdateTechFileStatus": Case(
         lambda o: tf.UpdateTechFileStatusRequest(
-            request_id="status", tech_file_id=o.unfinished_file_id, state=tf.TECH_FILE_STATE_COMPLETED
+            request_id="status",
+            tech_file_id=o.unfinished_file_id,
+            state=tf.TECH_FILE_STATE_COMPLETED,
         ),
         NOT_FOUND,
     ),
     _FILES + "ArchiveTechFile": Case(
-        lambda o: tf.ArchiveTechFileRequest(request_id="archive", tech_file_id=o.loose_file_id), NOT_FOUND
+        lambda o: tf.ArchiveTechFileRequest(request_id="archive", tech_file_id=o.loose_file_id),
+        NOT_FOUND,
     ),
     _FILES + "UnarchiveTechFile": Case(
-        lambda o: tf.UnarchiveTechFileRequest(request_id="unarchive", tech_file_id=o.loose_file_id), NOT_FOUND
+        lambda o: tf.UnarchiveTechFileRequest(request_id="unarchive", tech_file_id=o.loose_file_id),
+        NOT_FOUND,
     ),
     _FILES + "CreateTechFileVersion": Case(
-        lambda o: tf.CreateTechFileVersionRequest(request_id="version", tech_file_id=o.file_id), NOT_FOUND
+        lambda o: tf.CreateTechFileVersionRequest(request_id="version", tech_file_id=o.file_id),
+        NOT_FOUND,
     ),
     _FILES + "ListTechFileVersions": Case(
         lambda o: tf.ListTechFileVersionsRequest(tech_file_id=o.file_id), NOT_FOUND
@@ -93,13 +106,16 @@ CASES = {
         lambda o: tf.GetProductStatisticsRequest(product_id=o.product_id),
         lambda answers: not answers[0].ListFields(),
     ),
-    _FILES + "WatchTechFiles": Case(lambda o: tf.WatchTechFilesRequest(product_id=o.product_id), only_ready),
+    _FILES + "WatchTechFiles": Case(
+        lambda o: tf.WatchTechFilesRequest(product_id=o.product_id), only_ready
+    ),
     _COLLECTIONS + "CreateCollection": Case(
         lambda o: col.CreateCollectionRequest(request_id="create", product_id="p", name="n"),
         lambda answers: answers[0].collection.product_id == "p",
     ),
     _COLLECTIONS + "GetCollection": Case(
-        lambda o: col.GetCollectionRequest(collection_id=o.collection_id, include_urls=True), NOT_FOUND
+        lambda o: col.GetCollectionRequest(collection_id=o.collection_id, include_urls=True),
+        NOT_FOUND,
     ),
     _COLLECTIONS + "ListCollections": Case(
         lambda o: col.ListCollectionsRequest(product_id=o.product_id), empty("collections")
@@ -117,22 +133,34 @@ CASES = {
         NOT_FOUND,
     ),
     _COLLECTIONS + "SetCollectionProgress": Case(
-        lambda o: col.SetCollectionProgressRequest(request_id="progress", collection_id=o.collection_id), NOT_FOUND
+        lambda o: col.SetCollectionProgressRequest(
+            request_id="progress", collection_id=o.collection_id
+        ),
+        NOT_FOUND,
     ),
     _COLLECTIONS + "AdjustCollectionCredits": Case(
-        lambda o: col.AdjustCollectionCreditsRequest(request_id="credits", collection_id=o.collection_id, credits=3),
+        lambda o: col.AdjustCollectionCreditsRequest(
+            request_id="credits", collection_id=o.collection_id, credits=3
+        ),
         NOT_FOUND,
     ),
     _PACKS + "GenerateTechPack": Case(
         lambda o: tp.GenerateTechPackRequest(
-            request_id="generate", product_id="p",
-            revisions=[tp.PackRevision(revision_id="r", view=tf.VIEW_TYPE_FRONT, asset_id=o.asset_id)],
+            request_id="generate",
+            product_id="p",
+            revisions=[
+                tp.PackRevision(revision_id="r", view=tf.VIEW_TYPE_FRONT, asset_id=o.asset_id)
+            ],
         ),
         NOT_FOUND,
     ),
     _PACKS + "GetTechPackRun": Case(lambda o: tp.GetTechPackRunRequest(run_id=o.run_id), NOT_FOUND),
-    _PACKS + "ListTechPackRuns": Case(lambda o: tp.ListTechPackRunsRequest(product_id=o.product_id), empty("runs")),
-    _PACKS + "WatchTechPackRun": Case(lambda o: tp.WatchTechPackRunRequest(run_id=o.run_id), NOT_FOUND),
+    _PACKS + "ListTechPackRuns": Case(
+        lambda o: tp.ListTechPackRunsRequest(product_id=o.product_id), empty("runs")
+    ),
+    _PACKS + "WatchTechPackRun": Case(
+        lambda o: tp.WatchTechPackRunRequest(run_id=o.run_id), NOT_FOUND
+    ),
     _PACKS + "CancelTechPackRun": Case(
         lambda o: tp.CancelTechPackRunRequest(request_id="cancel", run_id=o.run_id), NOT_FOUND
     ),
@@ -143,4 +171,4 @@ CASES = {
         NOT_FOUND,
     ),
     _PACKS + "GetExport": Case(lambda o: tp.GetExportRequest(export_id=o.export_id), NOT_FOUND),
-}  # fmt: skip
+}

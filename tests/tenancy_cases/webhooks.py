@@ -31,7 +31,13 @@ async def prepare(service: str, atelier: Suite, owner: Client, canary: str) -> O
     made = await stub.CreateEndpoint(request)
     doomed, paused = await stub.CreateEndpoint(request), await stub.CreateEndpoint(request)
     ping = await stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.endpoint.id))
-    return Owned(made.endpoint.id, doomed.endpoint.id, paused.endpoint.id, ping.delivery.id, made.endpoint.create_time)
+    return Owned(
+        made.endpoint.id,
+        doomed.endpoint.id,
+        paused.endpoint.id,
+        ping.delivery.id,
+        made.endpoint.create_time,
+    )
 
 
 _WEBHOOKS = "atelier.webhooks.v1.WebhookService."
@@ -40,37 +46,65 @@ CASES = {
     _WEBHOOKS + "CreateEndpoint": Case(
         lambda o: pb.CreateEndpointRequest(request_id=f"create {o.endpoint_id}", url=_URL), nothing
     ),
-    _WEBHOOKS + "GetEndpoint": Case(lambda o: pb.GetEndpointRequest(endpoint_id=o.endpoint_id), NOT_FOUND),
+    _WEBHOOKS + "GetEndpoint": Case(
+        lambda o: pb.GetEndpointRequest(endpoint_id=o.endpoint_id), NOT_FOUND
+    ),
     # The others have some of their own by now, which don't show the canary.
     _WEBHOOKS + "ListEndpoints": Case(lambda o: pb.ListEndpointsRequest(), nothing),
     _WEBHOOKS + "UpdateEndpoint": Case(
         lambda o: pb.UpdateEndpointRequest(
-            request_id=f"update {o.endpoint_id}", endpoint_id=o.endpoint_id, update_mask={"paths": ["description"]}
+            request_id=f"update {o.endpoint_id}",
+            endpoint_id=o.endpoint_id,
+            update_mask={"paths": ["description"]},
         ),
         NOT_FOUND,
     ),
     _WEBHOOKS + "DeleteEndpoint": Case(
-        lambda o: pb.DeleteEndpointRequest(request_id=f"delete {o.doomed_id}", endpoint_id=o.doomed_id), NOT_FOUND
+        lambda o: pb.DeleteEndpointRequest(
+            request_id=f"delete {o.doomed_id}", endpoint_id=o.doomed_id
+        ),
+        NOT_FOUND,
     ),
     _WEBHOOKS + "EnableEndpoint": Case(
-        lambda o: pb.EnableEndpointRequest(request_id=f"enable {o.endpoint_id}", endpoint_id=o.endpoint_id), NOT_FOUND
+        lambda o: pb.EnableEndpointRequest(
+            request_id=f"enable {o.endpoint_id}", endpoint_id=o.endpoint_id
+        ),
+        NOT_FOUND,
     ),
     _WEBHOOKS + "DisableEndpoint": Case(
-        lambda o: pb.DisableEndpointRequest(request_id=f"disable {o.paused_id}", endpoint_id=o.paused_id), NOT_FOUND
+        lambda o: pb.DisableEndpointRequest(
+            request_id=f"disable {o.paused_id}", endpoint_id=o.paused_id
+        ),
+        NOT_FOUND,
     ),
     _WEBHOOKS + "RotateSecret": Case(
-        lambda o: pb.RotateSecretRequest(request_id=f"rotate {o.endpoint_id}", endpoint_id=o.endpoint_id), NOT_FOUND
+        lambda o: pb.RotateSecretRequest(
+            request_id=f"rotate {o.endpoint_id}", endpoint_id=o.endpoint_id
+        ),
+        NOT_FOUND,
     ),
     _WEBHOOKS + "PingEndpoint": Case(
-        lambda o: pb.PingEndpointRequest(request_id=f"ping {o.endpoint_id}", endpoint_id=o.endpoint_id), NOT_FOUND
+        lambda o: pb.PingEndpointRequest(
+            request_id=f"ping {o.endpoint_id}", endpoint_id=o.endpoint_id
+        ),
+        NOT_FOUND,
     ),
-    _WEBHOOKS + "GetDelivery": Case(lambda o: pb.GetDeliveryRequest(delivery_id=o.delivery_id), NOT_FOUND),
-    _WEBHOOKS + "ListDeliveries": Case(lambda o: pb.ListDeliveriesRequest(endpoint_id=o.endpoint_id), NOT_FOUND),
+    _WEBHOOKS + "GetDelivery": Case(
+        lambda o: pb.GetDeliveryRequest(delivery_id=o.delivery_id), NOT_FOUND
+    ),
+    _WEBHOOKS + "ListDeliveries": Case(
+        lambda o: pb.ListDeliveriesRequest(endpoint_id=o.endpoint_id), NOT_FOUND
+    ),
     _WEBHOOKS + "ReplayDelivery": Case(
-        lambda o: pb.ReplayDeliveryRequest(request_id=f"replay {o.delivery_id}", delivery_id=o.delivery_id), NOT_FOUND
+        lambda o: pb.ReplayDeliveryRequest(
+            request_id=f"replay {o.delivery_id}", delivery_id=o.delivery_id
+        ),
+        NOT_FOUND,
     ),
     _WEBHOOKS + "ReplaySince": Case(
-        lambda o: pb.ReplaySinceRequest(request_id=f"since {o.endpoint_id}", endpoint_id=o.endpoint_id, since=o.made),
+        lambda o: pb.ReplaySinceRequest(
+            request_id=f"since {o.endpoint_id}", endpoint_id=o.endpoint_id, since=o.made
+        ),
         NOT_FOUND,
     ),
     _WEBHOOKS + "ListEventTypes": Case(lambda o: pb.ListEventTypesRequest(), nothing),

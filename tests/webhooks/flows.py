@@ -1,4 +1,5 @@
-"""Steps that the tests of webhooks share. What happens are uploads to assets, told as soon as they are announced."""
+"""Steps that the tests of webhooks share. What happens are uploads to assets, told as soon as they
+are announced."""
 
 import asyncio
 import json
@@ -14,11 +15,14 @@ from tests.assets import flows as assets
 from tests.receiver import Receiver, Request
 from tests.suite import Client, Suite
 
-# Receivers of a test are on this machine, which an operator must allow; pauses are short, so that a test is.
+# Receivers of a test are on this machine, which an operator must allow; pauses are short, so that a
+# test is.
 SETTINGS = {
-    "outbound_allowed_networks": "127.0.0.0/8", "webhook_http": True, "webhook_first_retry_seconds": 0.05,
+    "outbound_allowed_networks": "127.0.0.0/8",
+    "webhook_http": True,
+    "webhook_first_retry_seconds": 0.05,
     "webhook_timeout_seconds": 1.0,
-}  # fmt: skip
+}
 PICTURE = assets.jpeg(64, 48)
 CAUGHT_UP = """
     SELECT 1 FROM assets.webhook_cursor c JOIN assets.event_stream USING (position)
@@ -38,7 +42,9 @@ async def start(atelier: Suite, *, work: bool = True, **settings: Any) -> None:
 
 
 async def create(client: Client, url: str, *types: str, **fields: Any) -> pb.CreateEndpointResponse:
-    return await stub(client).CreateEndpoint(pb.CreateEndpointRequest(url=url, event_types=types, **fields))
+    return await stub(client).CreateEndpoint(
+        pb.CreateEndpointRequest(url=url, event_types=types, **fields)
+    )
 
 
 async def get(client: Client, endpoint_id: str) -> pb.Endpoint:
@@ -54,7 +60,10 @@ async def log(client: Client, endpoint_id: str, **fields: Any) -> list[pb.Delive
 
 async def happen(client: Client, count: int = 1) -> list[str]:
     """Events of type assets.asset.pending. Returns the ids of the assets."""
-    made = [await assets.announce(client, PICTURE, kind=asset_pb2.ASSET_KIND_PHOTO) for _ in range(count)]
+    made = [
+        await assets.announce(client, PICTURE, kind=asset_pb2.ASSET_KIND_PHOTO)
+        for _ in range(count)
+    ]
     return [one.asset.id for one in made]
 
 

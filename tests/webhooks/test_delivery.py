@@ -1,4 +1,5 @@
-"""R15: webhooks reach who asked for them, at least once, signed so that foreign libraries agree, and nobody inside."""
+"""R15: webhooks reach who asked for them, at least once, signed so that foreign libraries agree,
+and nobody inside."""
 
 import asyncio
 import json
@@ -46,7 +47,9 @@ async def test_an_event_arrives_signed_and_readable(ada: Client) -> None:
     assert request.headers["content-type"] == "application/json"
     body = verify(made.secret, request)
     assert (body["type"], body["data"]["id"]) == ("assets.asset.pending", asset_id)
-    assert body["data"]["state"] == "ASSET_STATE_PENDING" and body["data"]["createTime"].endswith("Z")
+    assert body["data"]["state"] == "ASSET_STATE_PENDING" and body["data"]["createTime"].endswith(
+        "Z"
+    )
     assert "Url" not in request.body.decode()
     assert delivery.id == request.headers["webhook-id"]
     assert (delivery.attempts, delivery.status_code, delivery.error_class) == (1, 204, "")
@@ -63,7 +66,9 @@ async def test_a_changed_body_id_or_time_is_not_ours(ada: Client) -> None:
     assert verify(made.secret, request)["type"] == "webhook.ping"
     for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
         with pytest.raises(WebhookVerificationError):
-            Webhook(made.secret).verify(request.body, {**request.headers, name: f"1{request.headers[name]}"})
+            Webhook(made.secret).verify(
+                request.body, {**request.headers, name: f"1{request.headers[name]}"}
+            )
     with pytest.raises(WebhookVerificationError):
         Webhook(made.secret).verify(request.body + b" ", request.headers)
 
@@ -81,10 +86,19 @@ async def test_the_library_of_another_language_agrees(ada: Client) -> None:
         const {secret, body, headers} = JSON.parse(require('fs').readFileSync(0));
         console.log(new Webhook(secret).verify(body, headers).type);
     """
-    given: dict[str, Any] = {"secret": made.secret, "body": request.body.decode(), "headers": request.headers}
+    given: dict[str, Any] = {
+        "secret": made.secret,
+        "body": request.body.decode(),
+        "headers": request.headers,
+    }
     for forged, expected in (({}, 0), ({"body": given["body"] + " "}, 1)):
-        done = await asyncio.to_thread(subprocess.run, ["node", "-e", script, str(NPM)],
-                                       input=json.dumps(given | forged), capture_output=True, text=True)  # fmt: skip
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["node", "-e", script, str(NPM)],
+            input=json.dumps(given | forged),
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == expected, done.stderr
         assert done.stdout.strip() == ("" if expected else "webhook.ping")
 
@@ -99,14 +113,20 @@ def install_from_npm() -> None:
         assert done.returncode == 0, done.stderr[-500:]
 
 
-async def test_every_event_of_the_owner_arrives_once_and_nobody_elses(house: Suite, ada: Client) -> None:
+async def test_every_event_of_the_owner_arrives_once_and_nobody_elses(
+    house: Suite, ada: Client
+) -> None:
     bob = house.client(f"{ada.subject}-2")
     async with receiving() as receiver, receiving() as other:
         await flows.create(ada, receiver.url)
         await flows.create(bob, other.url)
         made, _ = await asyncio.gather(flows.happen(ada, 20), flows.happen(bob, 3))
-        await flows.until(lambda: len(receiver.requests) >= 20 and len(other.requests) >= 3, "all deliveries")
-    assert assets_in(receiver) == set(made) and len(set(ids(receiver))) == len(receiver.requests) == 20
+        await flows.until(
+            lambda: len(receiver.requests) >= 20 and len(other.requests) >= 3, "all deliveries"
+        )
+    assert (
+        assets_in(receiver) == set(made) and len(set(ids(receiver))) == len(receiver.requests) == 20
+    )
     assert len(other.requests) == 3 and not assets_in(other) & set(made)
 
 
@@ -126,7 +146,9 @@ async def test_a_receiver_that_was_down_gets_everything_when_it_is_up(ada: Clien
 
     async def tried() -> bool:
         log = await flows.log(ada, made.endpoint.id)
-        return len(log) == len(happened) and all(d.attempts >= 1 and d.error_class == "CONNECT" for d in log)
+        return len(log) == len(happened) and all(
+            d.attempts >= 1 and d.error_class == "CONNECT" for d in log
+        )
 
     await flows.until(tried, "an attempt of each")
     endpoint = await flows.get(ada, made.endpoint.id)
@@ -148,10 +170,14 @@ async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(ada: Clie
         await flows.until(lambda: len(receiver.requests) >= 2, "two attempts")
         [delivery] = await flows.log(ada, made.endpoint.id)
         assert (delivery.status_code, delivery.error_class) == (500, "STATUS")
-        assert delivery.response_excerpt == "<b>broken</b>" and delivery.HasField("next_attempt_time")
+        assert delivery.response_excerpt == "<b>broken</b>" and delivery.HasField(
+            "next_attempt_time"
+        )
         receiver.reply = replying(200)
         await flows.delivery_in(ada, made.endpoint.id, pb.DELIVERY_STATE_DELIVERED)
-    assert len(set(ids(receiver))) == 1 and len({request.body for request in receiver.requests}) == 1
+    assert (
+        len(set(ids(receiver))) == 1 and len({request.body for request in receiver.requests}) == 1
+    )
     for request in receiver.requests:
         verify(made.secret, request)
 
@@ -166,14 +192,19 @@ async def test_gone_means_no_more(house: Suite, ada: Client) -> None:
             return endpoint if endpoint.state == pb.ENDPOINT_STATE_DISABLED else None
 
         endpoint = await flows.until(disabled, "it is disabled")
-        assert endpoint.disable_reason == pb.DISABLE_REASON_GONE and endpoint.HasField("disable_time")
+        assert endpoint.disable_reason == pb.DISABLE_REASON_GONE and endpoint.HasField(
+            "disable_time"
+        )
         missed = await flows.happen(ada, 2)
         await flows.until(lambda: house.sql(CAUGHT_UP), "they are passed over")
         count = len(receiver.requests)
         receiver.reply = replying(200)
         stub = flows.stub(ada)
         enabled = await stub.EnableEndpoint(pb.EnableEndpointRequest(endpoint_id=made.endpoint.id))
-        assert enabled.endpoint.state == pb.ENDPOINT_STATE_ENABLED and not enabled.endpoint.disable_reason
+        assert (
+            enabled.endpoint.state == pb.ENDPOINT_STATE_ENABLED
+            and not enabled.endpoint.disable_reason
+        )
         # What waited comes by itself; what happened meanwhile when it is asked for.
         await flows.until(lambda: len(receiver.requests) == count + 1, "what waited")
         since = pb.ReplaySinceRequest(endpoint_id=made.endpoint.id, since=made.endpoint.create_time)
@@ -195,7 +226,10 @@ async def test_both_secrets_sign_while_they_overlap(ada: Client) -> None:
         made = await flows.create(ada, receiver.url)
         rotate = pb.RotateSecretRequest(endpoint_id=made.endpoint.id, request_id="rotate")
         rotated = await stub.RotateSecret(rotate)
-        assert rotated.secret != made.secret and (await stub.RotateSecret(rotate)).secret == rotated.secret
+        assert (
+            rotated.secret != made.secret
+            and (await stub.RotateSecret(rotate)).secret == rotated.secret
+        )
         both = await ping(receiver, made.endpoint.id)
         for secret in (made.secret, rotated.secret):
             verify(secret, both)
@@ -214,7 +248,9 @@ async def test_replay_sends_the_same_again(ada: Client) -> None:
         await flows.until(lambda: len(receiver.requests) == 2, "both")
         [first, _] = receiver.requests
         await flows.until(lambda: delivered(ada, made, 2), "both are recorded")
-        again = await stub.ReplayDelivery(pb.ReplayDeliveryRequest(delivery_id=first.headers["webhook-id"]))
+        again = await stub.ReplayDelivery(
+            pb.ReplayDeliveryRequest(delivery_id=first.headers["webhook-id"])
+        )
         assert again.delivery.state == pb.DELIVERY_STATE_PENDING
         await flows.until(lambda: len(receiver.requests) == 3, "it again")
         assert receiver.requests[2].headers["webhook-id"] == first.headers["webhook-id"]
@@ -230,14 +266,18 @@ async def test_replay_sends_the_same_again(ada: Client) -> None:
     assert len(receiver.requests) == 5
 
 
-async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(house: Suite, ada: Client) -> None:
+async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(
+    house: Suite, ada: Client
+) -> None:
     before = await flows.happen(ada, 3)
     await flows.until(lambda: house.sql(CAUGHT_UP), "they are passed over")
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
         since = made.endpoint.create_time
         since.seconds -= 60
-        answer = await flows.stub(ada).ReplaySince(pb.ReplaySinceRequest(endpoint_id=made.endpoint.id, since=since))
+        answer = await flows.stub(ada).ReplaySince(
+            pb.ReplaySinceRequest(endpoint_id=made.endpoint.id, since=since)
+        )
         assert answer.HasField("from_time")
         await flows.until(lambda: assets_in(receiver) == set(before), "what happened before")
 
@@ -245,7 +285,10 @@ async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(house: Su
 async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(house: Suite, ada: Client) -> None:
     stub = flows.stub(ada)
     async with receiving() as receiver, receiving() as witness:
-        paused, deleted = await flows.create(ada, receiver.url), await flows.create(ada, receiver.url)
+        paused, deleted = (
+            await flows.create(ada, receiver.url),
+            await flows.create(ada, receiver.url),
+        )
         await flows.create(ada, witness.url)
         off = await stub.DisableEndpoint(pb.DisableEndpointRequest(endpoint_id=paused.endpoint.id))
         assert off.endpoint.disable_reason == pb.DISABLE_REASON_ASKED
@@ -265,7 +308,8 @@ async def test_the_log_is_forgotten_after_its_time(house: Suite, ada: Client) ->
         await flows.until(lambda: delivered(ada, made, 2), "both")
     old, young = await flows.log(ada, made.endpoint.id)
     await house.change(
-        "UPDATE assets.webhook_deliveries SET ended_at = now() - interval '31 days' WHERE id = %s", (old.id,)
+        "UPDATE assets.webhook_deliveries SET ended_at = now() - interval '31 days' WHERE id = %s",
+        (old.id,),
     )
     settings = house.settings("assets", "worker")
     db = Database(settings, "assets")

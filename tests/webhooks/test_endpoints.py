@@ -1,4 +1,5 @@
-"""Endpoints: what may be saved, what is shown of it, and what a repeat, an old etag or a limit answers."""
+"""Endpoints: what may be saved, what is shown of it, and what a repeat, an old etag or a limit
+answers."""
 
 import asyncio
 import importlib
@@ -33,15 +34,27 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 
 
 async def refused(client: Client, **fields: Any) -> calls.Refusal:
-    return await calls.refusal(flows.stub(client).CreateEndpoint(pb.CreateEndpointRequest(**fields)))
+    return await calls.refusal(
+        flows.stub(client).CreateEndpoint(pb.CreateEndpointRequest(**fields))
+    )
 
 
 @pytest.mark.parametrize(
     "url",
-    ["http://example.com/", "ftp://example.com/", "https://user:opensesame@example.com/", "https://10.0.0.1/",
-     "https://169.254.169.254/latest/meta-data", "https://[::1]/", "https://[::ffff:10.0.0.1]/",
-     "https://2130706433/", "https://example.com:22/", "https://example.com/#x", "nonsense"],
-)  # fmt: skip
+    [
+        "http://example.com/",
+        "ftp://example.com/",
+        "https://user:opensesame@example.com/",
+        "https://10.0.0.1/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/",
+        "https://[::ffff:10.0.0.1]/",
+        "https://2130706433/",
+        "https://example.com:22/",
+        "https://example.com/#x",
+        "nonsense",
+    ],
+)
 async def test_a_url_inside_or_oddly_spelled_is_not_saved(house: Suite, url: str) -> None:
     cyd = house.client("cyd")
     for refusal in (await refused(cyd, url=url), await update_to(cyd, url)):
@@ -52,7 +65,9 @@ async def test_a_url_inside_or_oddly_spelled_is_not_saved(house: Suite, url: str
 async def update_to(client: Client, url: str) -> calls.Refusal:
     made = await flows.create(client, URL)
     stub = flows.stub(client)
-    request = pb.UpdateEndpointRequest(endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=url)
+    request = pb.UpdateEndpointRequest(
+        endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=url
+    )
     refusal = await calls.refusal(stub.UpdateEndpoint(request))
     assert (await flows.get(client, made.endpoint.id)).url == URL
     await stub.DeleteEndpoint(pb.DeleteEndpointRequest(endpoint_id=made.endpoint.id))
@@ -87,7 +102,9 @@ async def test_the_secret_is_shown_once(house: Suite) -> None:
     for answer in (
         await flows.get(ada, made.endpoint.id),
         await flows.stub(ada).ListEndpoints(pb.ListEndpointsRequest()),
-        await flows.stub(ada).EnableEndpoint(pb.EnableEndpointRequest(endpoint_id=made.endpoint.id)),
+        await flows.stub(ada).EnableEndpoint(
+            pb.EnableEndpointRequest(endpoint_id=made.endpoint.id)
+        ),
     ):
         assert made.secret not in str(answer)
     stored = house.sql("SELECT answer FROM assets.requests")
@@ -100,11 +117,18 @@ async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: 
     ada = house.client("ada")
     stub = flows.stub(ada)
     made = (await flows.create(ada, URL, "assets.asset.ready", description="old")).endpoint
-    assert (made.owner, made.created_by, made.state) == ("user:ada", "ada", pb.ENDPOINT_STATE_ENABLED)
+    assert (made.owner, made.created_by, made.state) == (
+        "user:ada",
+        "ada",
+        pb.ENDPOINT_STATE_ENABLED,
+    )
     change = pb.UpdateEndpointRequest(
-        endpoint_id=made.id, etag=made.etag, update_mask={"paths": ["description", "event_types"]}, description="new",
+        endpoint_id=made.id,
+        etag=made.etag,
+        update_mask={"paths": ["description", "event_types"]},
+        description="new",
         url="https://ignored.example/",
-    )  # fmt: skip
+    )
     changed = (await stub.UpdateEndpoint(change)).endpoint
     assert (changed.description, list(changed.event_types), changed.url) == ("new", [], URL)
     late = await calls.refusal(stub.UpdateEndpoint(change))
@@ -143,7 +167,10 @@ async def test_a_disabled_endpoint_takes_no_orders(house: Suite) -> None:
         stub.ReplaySince(pb.ReplaySinceRequest(endpoint_id=made.id, since=made.create_time)),
     ):
         refusal = await calls.refusal(call)
-        assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION and "enable it first" in refusal.text
+        assert (
+            refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+            and "enable it first" in refusal.text
+        )
 
 
 async def test_an_anonymous_caller_may_not(house: Suite) -> None:
@@ -158,14 +185,23 @@ async def test_an_owner_has_so_many_and_no_more(house: Suite) -> None:
     for _ in range(MAX_ENDPOINTS - 2):
         await flows.create(eve, URL)
     # Two places, and more who want them at once.
-    answers = await asyncio.gather(*(flows.create(eve, URL) for _ in range(5)), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(flows.create(eve, URL) for _ in range(5)), return_exceptions=True
+    )
     refusals = [calls.refusal_of(a) for a in answers if isinstance(a, grpc.aio.AioRpcError)]
-    assert [(r.code, r.reason) for r in refusals] == [(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")] * 3
-    assert str(MAX_ENDPOINTS) in refusals[0].detail(error_details_pb2.QuotaFailure).violations[0].description
+    assert [(r.code, r.reason) for r in refusals] == [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+    ] * 3
+    assert (
+        str(MAX_ENDPOINTS)
+        in refusals[0].detail(error_details_pb2.QuotaFailure).violations[0].description
+    )
     pages: list[int] = []
     token = ""
     while not pages or token:
-        page = await flows.stub(eve).ListEndpoints(pb.ListEndpointsRequest(page_size=20, page_token=token))
+        page = await flows.stub(eve).ListEndpoints(
+            pb.ListEndpointsRequest(page_size=20, page_token=token)
+        )
         pages.append(len(page.endpoints))
         token = page.next_page_token
     assert pages == [20, 20, 10]
@@ -182,7 +218,8 @@ async def test_every_service_serves_its_own_types(atelier: Suite) -> None:
 
 @pytest.mark.parametrize("service", built_services())
 def test_every_subject_that_is_told_has_types(service: str) -> None:
-    """A subject that `events.publish` names in the sources, but EVENTS doesn't, would never reach a webhook."""
+    """A subject that `events.publish` names in the sources, but EVENTS doesn't, would never reach a
+    webhook."""
     sources = "".join(path.read_text() for path in (ROOT / "services" / service).glob("*.py"))
     told = set(re.findall(r"events\.publish(?:_all)?\(\s*m,\s*\"(\w+)\"", sources))
     told |= set(re.findall(r"jobs\.Noun\(\"(\w+)\"", sources))

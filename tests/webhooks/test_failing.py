@@ -1,4 +1,5 @@
-"""R15: receivers that fail, workers that die: nobody else is delayed, nothing is lost, and the owner sees why."""
+"""R15: receivers that fail, workers that die: nobody else is delayed, nothing is lost, and the
+owner sees why."""
 
 import asyncio
 import importlib
@@ -6,6 +7,7 @@ import signal
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from atelier.webhooks.v1 import webhook_pb2 as pb
 
 from shared.webhooks import sending
 from tests.faults.processes import Processes
-from tests.receiver import Reply, Request, receiving, replying
+from tests.receiver import Receiver, Reply, Request, receiving, replying
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite
 from tests.webhooks import flows
 from tests.webhooks.flows import assets_in, delivered, ids, verify
@@ -44,10 +46,16 @@ async def silent(_request: Request, writer: asyncio.StreamWriter) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "status", "error_class"),
-    [(replying(302, location="http://127.0.0.1:1/"), 302, "STATUS"), (replying(404), 404, "STATUS"),
-     (silent, 0, "TIMEOUT"), (endless, 200, "")],
-)  # fmt: skip
-async def test_the_owner_sees_what_a_receiver_did(atelier: Suite, reply: Reply, status: int, error_class: str) -> None:
+    [
+        (replying(302, location="http://127.0.0.1:1/"), 302, "STATUS"),
+        (replying(404), 404, "STATUS"),
+        (silent, 0, "TIMEOUT"),
+        (endless, 200, ""),
+    ],
+)
+async def test_the_owner_sees_what_a_receiver_did(
+    atelier: Suite, reply: Reply, status: int, error_class: str
+) -> None:
     await flows.start(atelier, webhook_timeout_seconds=0.3, webhook_first_retry_seconds=60)
     ada = atelier.client("ada")
     async with receiving(reply) as receiver:
@@ -56,7 +64,11 @@ async def test_the_owner_sees_what_a_receiver_did(atelier: Suite, reply: Reply, 
 
         async def ended() -> Any:
             [delivery] = await flows.log(ada, made.endpoint.id) or [pb.Delivery()]
-            return delivery if delivery.error_class or delivery.state == pb.DELIVERY_STATE_DELIVERED else None
+            return (
+                delivery
+                if delivery.error_class or delivery.state == pb.DELIVERY_STATE_DELIVERED
+                else None
+            )
 
         delivery = await flows.until(ended, "the end of the attempt")
         assert (delivery.status_code, delivery.error_class) == (status, error_class)
@@ -76,7 +88,11 @@ async def test_what_was_taken_is_not_sent_again_for_a_slow_body(atelier: Suite) 
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
         delivery = await flows.delivery_in(ada, made.endpoint.id, pb.DELIVERY_STATE_DELIVERED)
-        assert (delivery.attempts, delivery.status_code, delivery.response_excerpt) == (1, 200, "thanks")
+        assert (delivery.attempts, delivery.status_code, delivery.response_excerpt) == (
+            1,
+            200,
+            "thanks",
+        )
         assert len(receiver.requests) == 1
 
 
@@ -98,15 +114,18 @@ async def paused(client: Client, endpoint_id: str) -> float:
 @pytest.mark.parametrize(
     ("status", "asked", "least", "most"),
     [
-        (429, "600", 500, 601), (503, "600", 500, 601), (302, "600", 500, 601),
+        (429, "600", 500, 601),
+        (503, "600", 500, 601),
+        (302, "600", 500, 601),
         pytest.param(503, IN_TWO_HOURS, 5400, 7201, id="a date"),
         (429, "99999999999", 8 * 3600 - 100, 8 * 3600 + 1),
     ],
-)  # fmt: skip
+)
 async def test_a_receiver_that_asks_for_a_pause_gets_it(
     atelier: Suite, status: int, asked: str, least: float, most: float
 ) -> None:
-    """All that goes to its endpoint waits, also what happens later and what is asked for; nothing else does."""
+    """All that goes to its endpoint waits, also what happens later and what is asked for; nothing
+    else does."""
     await flows.start(atelier, webhook_give_up_hours=1)
     ada = atelier.client("ada")
     async with receiving(replying(status, retry_after=asked)) as busy, receiving() as other:
@@ -116,7 +135,9 @@ async def test_a_receiver_that_asks_for_a_pause_gets_it(
         await flows.until(lambda: busy.requests, "the first")
         count = len(busy.requests)
         [delivery] = await flows.log(ada, made.endpoint.id)
-        assert delivery.state == pb.DELIVERY_STATE_PENDING, "to wait as asked is no reason to give up"
+        assert delivery.state == pb.DELIVERY_STATE_PENDING, (
+            "to wait as asked is no reason to give up"
+        )
         assert least < delivery.next_attempt_time.seconds - time.time() < most
         assert "asked for a pause" in delivery.error_message
         await flows.create(ada, other.url)
@@ -137,14 +158,20 @@ async def test_a_pause_ends_with_its_time_with_another_url_and_when_its_endpoint
         await flows.happen(ada)
         await paused(ada, made.endpoint.id)
         renamed = pb.UpdateEndpointRequest(
-            endpoint_id=made.endpoint.id, update_mask={"paths": ["description"]}, description="the shop"
+            endpoint_id=made.endpoint.id,
+            update_mask={"paths": ["description"]},
+            description="the shop",
         )
         assert (await stub.UpdateEndpoint(renamed)).endpoint.HasField("pause_end_time")
-        moved = pb.UpdateEndpointRequest(endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=other.url)
+        moved = pb.UpdateEndpointRequest(
+            endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=other.url
+        )
         assert not (await stub.UpdateEndpoint(moved)).endpoint.HasField("pause_end_time")
         await flows.happen(ada)
         await flows.until(lambda: other.requests, "the other URL gets what happens")
-        back = pb.UpdateEndpointRequest(endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=receiver.url)
+        back = pb.UpdateEndpointRequest(
+            endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=receiver.url
+        )
         await stub.UpdateEndpoint(back)
         await flows.happen(ada)
         await paused(ada, made.endpoint.id)
@@ -153,7 +180,9 @@ async def test_a_pause_ends_with_its_time_with_another_url_and_when_its_endpoint
         await stub.EnableEndpoint(pb.EnableEndpointRequest(endpoint_id=made.endpoint.id))
         await paused(ada, made.endpoint.id)
         receiver.reply = replying(200)
-        await flows.until(lambda: receiver.requests and delivered(ada, made, 3), "the pause is over")
+        await flows.until(
+            lambda: receiver.requests and delivered(ada, made, 3), "the pause is over"
+        )
 
 
 async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
@@ -171,7 +200,9 @@ async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
         await atelier.stop_work()
 
 
-async def test_slow_receivers_on_every_runner_give_way(atelier: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_receivers_on_every_runner_give_way(
+    atelier: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sending, "RUNNERS", 1)
     await flows.start(atelier, work=False, webhook_timeout_seconds=0.2)
     eve, ada = atelier.client("eve"), atelier.client("ada")
@@ -199,12 +230,19 @@ async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(atelier:
             return endpoint if endpoint.state == pb.ENDPOINT_STATE_DISABLED else None
 
         endpoint = await flows.until(disabled, "it is disabled")
-        assert (endpoint.disable_reason, endpoint.last_error_class) == (pb.DISABLE_REASON_FAILING, "STATUS")
+        assert (endpoint.disable_reason, endpoint.last_error_class) == (
+            pb.DISABLE_REASON_FAILING,
+            "STATUS",
+        )
         failed = await flows.log(ada, made.endpoint.id, state=pb.DELIVERY_STATE_FAILED)
-        assert failed and all(d.attempts > 1 and not d.HasField("next_attempt_time") for d in failed)
+        assert failed and all(
+            d.attempts > 1 and not d.HasField("next_attempt_time") for d in failed
+        )
 
 
-async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(atelier: Suite) -> None:
+async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(
+    atelier: Suite,
+) -> None:
     """What the operator allowed yesterday is not allowed today: the connection is judged anew."""
     await flows.start(atelier, work=False)
     ada = atelier.client("ada")
@@ -221,7 +259,8 @@ async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_noth
         delivery = await flows.until(tried, "an attempt")
         assert (delivery.error_class, delivery.status_code) == ("REFUSED", 0)
         await flows.until(
-            lambda: atelier.sql("SELECT 1 FROM assets.webhook_deliveries WHERE attempts > 2"), "more attempts"
+            lambda: atelier.sql("SELECT 1 FROM assets.webhook_deliveries WHERE attempts > 2"),
+            "more attempts",
         )
         assert canary.connections == 0
 
@@ -294,13 +333,23 @@ async def test_workers_killed_again_and_again_neither_lose_nor_double_an_event(
                 worker = processes.work("assets", **settings)
                 before = len(assets_in(receiver))
                 happened |= set(await flows.happen(ada, 25))
-                await flows.until(lambda before=before: len(assets_in(receiver)) > before, "some arrive", 60)  # type: ignore[misc]
+                arrived = partial(_more_assets, receiver, before)
+                await flows.until(arrived, "some arrive", 60)
                 worker.signal(signal.SIGKILL)
                 await asyncio.to_thread(worker.popen.wait)
             processes.work("assets", **settings)
-            await flows.until(lambda: delivered(ada, made, len(happened)), "everything is delivered", 60)
+            await flows.until(
+                lambda: delivered(ada, made, len(happened)), "everything is delivered", 60
+            )
         assert assets_in(receiver) == happened
         assert len(set(ids(receiver))) == len(happened), "a repeat has the id of the first"
-        print(f"{len(happened)} events, 8 kills: {len(receiver.requests) - len(happened)} sent more than once")
+        print(
+            f"{len(happened)} events, 8 kills: {len(receiver.requests) - len(happened)} sent more"
+            " than once"
+        )
     finally:
         processes.close()
+
+
+def _more_assets(receiver: Receiver, before: int) -> bool:
+    return len(assets_in(receiver)) > before

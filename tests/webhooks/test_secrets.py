@@ -21,7 +21,8 @@ IN_USERINFO, IN_ANSWER = "canary-user-3c4", "canary-answer-8d2"
 async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
     cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
 ) -> None:
-    """Real processes with every log line on; receivers that fail in several ways, and a database that goes away."""
+    """Real processes with every log line on; receivers that fail in several ways, and a database
+    that goes away."""
     processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
     settings: dict[str, Any] = {**flows.SETTINGS, "log_level": "debug", "job_lease_seconds": 1}
     try:
@@ -29,12 +30,22 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
         worker = processes.work("assets", **settings)
         await server.healthy()
         ada = Client(processes.addresses, keys.token("ada"))
-        async with receiving(replying(410, IN_ANSWER.encode())) as gone, receiving(replying(500)) as broken:
+        async with (
+            receiving(replying(410, IN_ANSWER.encode())) as gone,
+            receiving(replying(500)) as broken,
+        ):
             await broken_database(atelier)
             secrets = []
-            for url in (gone.url, broken.url, broken.url.replace("http:", "https:"), "http://127.0.0.1:18444/"):
+            for url in (
+                gone.url,
+                broken.url,
+                broken.url.replace("http:", "https:"),
+                "http://127.0.0.1:18444/",
+            ):
                 made = await create(ada, f"{url}/{IN_PATH}?key={IN_QUERY}")
-                rotated = await flows.stub(ada).RotateSecret(pb.RotateSecretRequest(endpoint_id=made.endpoint.id))
+                rotated = await flows.stub(ada).RotateSecret(
+                    pb.RotateSecretRequest(endpoint_id=made.endpoint.id)
+                )
                 secrets += [made.secret, rotated.secret]
             await flows.happen(ada)
             await flows.until(lambda: len(broken.requests) > 1, "attempts")
@@ -42,10 +53,14 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
             count = len(broken.requests)
             await create(ada, broken.url)
             await flows.happen(ada)
-            await flows.until(lambda: len(broken.requests) > count, "attempts after the database was away", 30)
+            await flows.until(
+                lambda: len(broken.requests) > count, "attempts after the database was away", 30
+            )
         refused = await calls.refusal(
             flows.stub(ada).CreateEndpoint(
-                pb.CreateEndpointRequest(url=f"http://{IN_USERINFO}:x@127.0.0.1/{IN_PATH}?key={IN_QUERY}")
+                pb.CreateEndpointRequest(
+                    url=f"http://{IN_USERINFO}:x@127.0.0.1/{IN_PATH}?key={IN_QUERY}"
+                )
             )
         )
         shown = str(await flows.stub(ada).ListEndpoints(pb.ListEndpointsRequest()))
@@ -59,7 +74,9 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
     bare = [secret.removeprefix("whsec_") for secret in secrets]
     for canary in (*bare, "whsec_", "v1,", IN_PATH, IN_QUERY, IN_USERINFO, IN_ANSWER):
         assert canary not in log, canary
-        assert canary not in refused.text and canary.encode() not in refused.status.SerializeToString(), canary
+        assert (
+            canary not in refused.text and canary.encode() not in refused.status.SerializeToString()
+        ), canary
 
 
 async def create(client: Client, url: str) -> pb.CreateEndpointResponse:
@@ -77,5 +94,7 @@ async def broken_database(atelier: Suite) -> None:
     """Throws everybody out, in the middle of what they do: errors of the driver come up."""
     with psycopg.connect(atelier.cluster.admin_url, autocommit=True) as conn:
         for _ in range(2):
-            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
-                         (atelier.database,))  # fmt: skip
+            conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (atelier.database,),
+            )

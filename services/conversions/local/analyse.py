@@ -1,8 +1,10 @@
-"""Named analyses: measured photographs and facts in, structured facts with a confidence and its evidence out.
+"""Named analyses: measured photographs and facts in, structured facts with a confidence and its
+evidence out.
 
-A result holds what the caller stated, what was measured in the pictures, and what follows from a declared scale. A
-value that is none of these is None, to be shown as "not supplied". The confidence is the weighted sum in _WEIGHTS: how
-well the pictures can be read, and how much of what the task wants was stated.
+A result holds what the caller stated, what was measured in the pictures, and what follows from a
+declared scale. A value that is none of these is None, to be shown as "not supplied". The confidence
+is the weighted sum in _WEIGHTS: how well the pictures can be read, and how much of what the task
+wants was stated.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,8 @@ _WEIGHTS = {
     "seo": (0.10, 0.05, 0.05, 0.05, 0.75),
     "listing": (0.10, 0.05, 0.05, 0.05, 0.75),
 }
-"""Per task the weights of sharpness, exposure, resolution, separation and completeness; each row adds up to 1."""
+"""Per task the weights of sharpness, exposure, resolution, separation and completeness; each row
+adds up to 1."""
 
 TASKS = tuple(_WEIGHTS)
 
@@ -37,7 +40,8 @@ class Analysis:
 
 
 def analyse(task: str, pictures: Sequence[Quality], facts: Facts) -> Analysis:
-    """Runs one of TASKS on measured pictures; raises ValueError for another task. No pixel is touched here.
+    """Runs one of TASKS on measured pictures; raises ValueError for another task. No pixel is
+    touched here.
 
     No picture at all is allowed: every measure of the pictures then counts as 0.
     """
@@ -68,10 +72,16 @@ def _product_analysis(pictures: Sequence[Quality], facts: Facts) -> dict[str, An
 
 def _base_view(pictures: Sequence[Quality], facts: Facts) -> dict[str, Any]:
     materials = [
-        {"part": m.part, "material": m.material, "weight": m.weight, "colour": m.colour, "supplier": m.supplier,
-         "source": lengths.SUPPLIED}
+        {
+            "part": m.part,
+            "material": m.material,
+            "weight": m.weight,
+            "colour": m.colour,
+            "supplier": m.supplier,
+            "source": lengths.SUPPLIED,
+        }
         for m in facts.materials
-    ]  # fmt: skip
+    ]
     return {
         "views": [picture.view for picture in pictures],
         "materials": materials or None,
@@ -84,7 +94,9 @@ def _base_view(pictures: Sequence[Quality], facts: Facts) -> dict[str, Any]:
 
 def _sketch(pictures: Sequence[Quality], facts: Facts) -> dict[str, Any]:
     features = _features(facts, _views(pictures))
-    call_outs = [{"number": number, **_place(feature)} for number, feature in enumerate(features, start=1)]
+    call_outs = [
+        {"number": number, **_place(feature)} for number, feature in enumerate(features, start=1)
+    ]
     return {
         "views": [picture.view for picture in pictures],
         "call_outs": call_outs or None,
@@ -112,16 +124,27 @@ def _wanted(task: str, facts: Facts, views: set[str]) -> dict[str, bool]:
     """What a task needs to be told, and whether it was."""
     product = facts.product
     known = {
-        "name": product.name, "model": product.model, "brand": product.brand, "category": product.category,
-        "subcategory": product.subcategory, "condition": product.condition, "materials": facts.materials,
+        "name": product.name,
+        "model": product.model,
+        "brand": product.brand,
+        "category": product.category,
+        "subcategory": product.subcategory,
+        "condition": product.condition,
+        "materials": facts.materials,
         "features": _features(facts, views),
         "dimensions": [
-            view for view in (*(d.view for d in facts.dimensions), *(p.view for p in facts.points_of_measure))
+            view
+            for view in (
+                *(d.view for d in facts.dimensions),
+                *(p.view for p in facts.points_of_measure),
+            )
             if view is None or view in views
         ],
         "places of features": [feature for feature in _features(facts, views) if feature.at],
-        "keywords": product.keywords, "description": product.description, "price": facts.price or facts.market,
-    }  # fmt: skip
+        "keywords": product.keywords,
+        "description": product.description,
+        "price": facts.price or facts.market,
+    }
     needs = {
         "product_analysis": ("name", "model", "brand", "category", "condition"),
         "base_view": ("materials", "dimensions", "features"),
@@ -135,7 +158,9 @@ def _wanted(task: str, facts: Facts, views: set[str]) -> dict[str, bool]:
 
 def _completeness(wanted: dict[str, bool], weight: float) -> Evidence:
     missing = [name for name, there in wanted.items() if not there]
-    note = f"not supplied: {', '.join(missing)}" if missing else f"all supplied: {', '.join(wanted)}"
+    note = (
+        f"not supplied: {', '.join(missing)}" if missing else f"all supplied: {', '.join(wanted)}"
+    )
     return Evidence("completeness", round(sum(wanted.values()) / len(wanted), 3), weight, note)
 
 
@@ -154,17 +179,28 @@ def _features(facts: Facts, views: set[str]) -> list[Feature]:
 def _place(feature: Feature) -> dict[str, Any]:
     at = feature.at
     return {
-        "view": feature.view, "name": feature.name, "note": feature.note, "x": at.x if at else None,
-        "y": at.y if at else None, "source": lengths.SUPPLIED,
-    }  # fmt: skip
+        "view": feature.view,
+        "name": feature.name,
+        "note": feature.note,
+        "x": at.x if at else None,
+        "y": at.y if at else None,
+        "source": lengths.SUPPLIED,
+    }
 
 
 def _colours(pictures: Sequence[Quality]) -> list[dict[str, Any]] | None:
     measured = [
-        {"view": picture.view, "hex": colour.hex, "name": colours.name(colours.rgb(colour.hex)), "share": colour.share,
-         "source": "measured"}
-        for picture in pictures for colour in picture.colours if colour.share >= 0.04
-    ]  # fmt: skip
+        {
+            "view": picture.view,
+            "hex": colour.hex,
+            "name": colours.name(colours.rgb(colour.hex)),
+            "share": colour.share,
+            "source": "measured",
+        }
+        for picture in pictures
+        for colour in picture.colours
+        if colour.share >= 0.04
+    ]
     return measured or None
 
 
@@ -172,8 +208,13 @@ def _image_quality(pictures: Sequence[Quality]) -> dict[str, Any] | None:
     if not pictures:
         return None
     each = [
-        {"view": p.view, "width": p.width, "height": p.height, "score": p.score,
-         **{name: getattr(p, name) for name in quality.MEASURES}}
+        {
+            "view": p.view,
+            "width": p.width,
+            "height": p.height,
+            "score": p.score,
+            **{name: getattr(p, name) for name in quality.MEASURES},
+        }
         for p in pictures
-    ]  # fmt: skip
+    ]
     return {"score": round(sum(p.score for p in pictures) / len(pictures), 3), "pictures": each}

@@ -1,4 +1,5 @@
-"""Where shoulders and body are in a mask, the same for a person and for a garment laid flat: both from row widths."""
+"""Where shoulders and body are in a mask, the same for a person and for a garment laid flat: both
+from row widths."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -7,7 +8,8 @@ import pyvips
 
 from services.conversions.local import subject
 
-# A standing person is much higher than wide; below this the picture shows less than the whole figure.
+# A standing person is much higher than wide; below this the picture shows less than the whole
+# figure.
 _WHOLE_FIGURE = 1.9
 
 
@@ -71,19 +73,24 @@ def _span(rows: list[list[tuple[int, int]]], shoulder: int, width: float) -> flo
 
 
 def _neck(rows: list[list[tuple[int, int]]], top: int, height: int) -> int | None:
-    """The narrowest row below the widest row of the head, if head and shoulders are both clearly wider."""
+    """The narrowest row below the widest row of the head, if head and shoulders are both clearly
+    wider."""
     first, last = top + round(0.06 * height), min(top + round(0.26 * height), len(rows) - 1)
     if last <= first:
         return None
     row = min(range(first, last), key=lambda r: (_extent(rows[r]) or len(rows), -r))
     narrow = _extent(rows[row])
     head = max(_extent(rows[r]) for r in range(top, row + 1))
-    below = max((_extent(rows[r]) for r in range(row, min(row + round(0.12 * height), len(rows)))), default=0)
+    below = max(
+        (_extent(rows[r]) for r in range(row, min(row + round(0.12 * height), len(rows)))),
+        default=0,
+    )
     return row if narrow and head > 1.15 * narrow and below > 1.6 * narrow else None
 
 
 def _trunk(rows: list[list[tuple[int, int]]], start: int, end: int) -> tuple[float, float, float]:
-    """Width and centre of the body between two rows, and the share of rows with something apart on both sides."""
+    """Width and centre of the body between two rows, and the share of rows with something apart on
+    both sides."""
     filled = [runs for runs in rows[start:end] if runs]
     if not filled:
         return float(len(rows)), len(rows) / 2, 0.0
@@ -94,7 +101,11 @@ def _trunk(rows: list[list[tuple[int, int]]], start: int, end: int) -> tuple[flo
     else:  # arms or sleeves nowhere apart: the narrower rows show the body best
         chosen = sorted(widest, key=lambda run: run[1] - run[0])[: max(1, len(widest) // 2)]
     width = median(right - left for left, right in chosen)
-    return float(width), float(median((left + right) / 2 for left, right in chosen)), len(split) / len(filled)
+    return (
+        float(width),
+        float(median((left + right) / 2 for left, right in chosen)),
+        len(split) / len(filled),
+    )
 
 
 def _shoulder(rows: list[list[tuple[int, int]]], start: int, end: int, width: float) -> int:

@@ -11,10 +11,14 @@ _SOURCE_TYPE = "algorithmicallyEnhanced"  # the photograph itself, cut and conve
 _LOOK_SIDE = 800
 
 
-def close_up(image: Path, out: Path, *, at: tuple[float, float] | None = None, size: int = 1600) -> Rendering:
-    """Crops a square of `size` pixels round `at` (fractions of the upright picture), or where attention falls.
+def close_up(
+    image: Path, out: Path, *, at: tuple[float, float] | None = None, size: int = 1600
+) -> Rendering:
+    """Crops a square of `size` pixels round `at` (fractions of the upright picture), or where
+    attention falls.
 
-    Never enlarges: a smaller picture gives a smaller crop. At the edges the square is moved inwards.
+    Never enlarges: a smaller picture gives a smaller crop. At the edges the square is moved
+    inwards.
     """
     if not 64 <= size <= 8192:
         raise ValueError("size: 64 to 8192 pixels")
@@ -30,30 +34,53 @@ def close_up(image: Path, out: Path, *, at: tuple[float, float] | None = None, s
     picture.write(crop, out, 92, _SOURCE_TYPE)
     evidence = (
         Evidence(
-            "place", 1.0 if at else 0.6, 0.4,
-            "the point was given" if at else "chosen by attention: contrast and colour, not meaning",
+            "place",
+            1.0 if at else 0.6,
+            0.4,
+            (
+                "the point was given"
+                if at
+                else "chosen by attention: contrast and colour, not meaning"
+            ),
         ),
-        Evidence("resolution", ramp(side, 300, 1200), 0.3, f"{side} x {side} px, none of them enlarged"),
+        Evidence(
+            "resolution", ramp(side, 300, 1200), 0.3, f"{side} x {side} px, none of them enlarged"
+        ),
         _detail(crop),
-    )  # fmt: skip
-    parameters = {"at": [round(point[0], 4), round(point[1], 4)], "given": at is not None, "size": side}
-    return Rendering(side, side, confidence(evidence), evidence, {**parameters, "left": left, "top": top}, _SOURCE_TYPE)
+    )
+    parameters = {
+        "at": [round(point[0], 4), round(point[1], 4)],
+        "given": at is not None,
+        "size": side,
+    }
+    return Rendering(
+        side,
+        side,
+        confidence(evidence),
+        evidence,
+        {**parameters, "left": left, "top": top},
+        _SOURCE_TYPE,
+    )
 
 
 def _attention(small: pyvips.Image, share: float) -> tuple[float, float]:
-    """Where the eye goes on the subject: the backdrop is painted over, since the subject's edge would always win."""
+    """Where the eye goes on the subject: the backdrop is painted over, since the subject's edge
+    would always win."""
     found = subject.find(small)
     inside = subject.alpha(found.mask, small.width, small.height).gaussblur(6).copy_memory()
     weight = inside.avg()
     mean = [(small[band] * inside).avg() / weight for band in range(3)]
     subject_only = inside.ifthenelse(small, (small * 0 + mean).cast("uchar"), blend=True)
     side = max(16, min(round(share * max(small.width, small.height)), small.width, small.height))
-    _, seen = subject_only.smartcrop(side, side, interesting="attention", attention_x=True, attention_y=True)
+    _, seen = subject_only.smartcrop(
+        side, side, interesting="attention", attention_x=True, attention_y=True
+    )
     return seen["attention_x"] / small.width, seen["attention_y"] / small.height
 
 
 def _crop(path: Path, left: int, top: int, side: int) -> pyvips.Image:
-    """The square of the upright picture, cut from the stored pixels first: only the crop is turned and converted."""
+    """The square of the upright picture, cut from the stored pixels first: only the crop is turned
+    and converted."""
     stored = picture.open_full(path)
     turn = picture.orientation(stored)
     width, height = stored.width, stored.height
@@ -71,4 +98,9 @@ def _crop(path: Path, left: int, top: int, side: int) -> pyvips.Image:
 
 def _detail(crop: pyvips.Image) -> Evidence:
     spread = float(crop.colourspace("b-w").sobel().percent(99))
-    return Evidence("detail", ramp(spread, 4, 40), 0.3, f"the strongest edges in the crop measure {spread:.0f} of 255")
+    return Evidence(
+        "detail",
+        ramp(spread, 4, 40),
+        0.3,
+        f"the strongest edges in the crop measure {spread:.0f} of 255",
+    )

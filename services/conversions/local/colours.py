@@ -1,4 +1,5 @@
-"""Colours as people name them: a table of names, the nearest name to a colour, the colours that a text mentions."""
+"""Colours as people name them: a table of names, the nearest name to a colour, the colours that a
+text mentions."""
 
 import re
 from collections.abc import Sequence
@@ -8,19 +9,63 @@ Rgb = tuple[float, float, float]
 """sRGB, 0..255 each."""
 
 NAMES: dict[str, str] = {
-    "black": "#0d0d0f", "charcoal": "#36383c", "grey": "#808285", "silver": "#b9bcc0", "white": "#fafafa",
-    "ivory": "#f6f1e1", "cream": "#f3e8cc", "beige": "#dcc9a7", "sand": "#cdb38b", "stone": "#a99f8f",
-    "taupe": "#85766a", "camel": "#b98a56", "tan": "#c49c6e", "khaki": "#9c8f61", "brown": "#6f4a30",
-    "chocolate": "#472c1d", "rust": "#a64b26", "terracotta": "#c4694a", "copper": "#b3703c", "bronze": "#8b6a35",
-    "brass": "#b89a4e", "gold": "#cfa63c", "mustard": "#cf9d24", "yellow": "#f4d535", "amber": "#f2a71b",
-    "orange": "#ee7d26", "peach": "#f6be9c", "apricot": "#f5a66d", "coral": "#f27360", "salmon": "#f08f7c",
-    "red": "#cc2430", "burgundy": "#6d1b2d", "pink": "#f0a3b9", "rose": "#d9657f", "magenta": "#c42d82",
-    "plum": "#6a2f58", "purple": "#6f3c96", "violet": "#8157b8", "lavender": "#b9a7dc", "lilac": "#c8a8d2",
-    "indigo": "#38347a", "navy": "#1d2b4d", "blue": "#2a5fbd", "cobalt": "#1d48a8", "denim": "#46648c",
-    "sky": "#8cc3e8", "turquoise": "#2fb8b4", "teal": "#14787b", "petrol": "#14505e", "mint": "#abdfc4",
-    "sage": "#9fae8f", "olive": "#6d7036", "green": "#338a46", "emerald": "#0f8a5f", "forest": "#214f33",
+    "black": "#0d0d0f",
+    "charcoal": "#36383c",
+    "grey": "#808285",
+    "silver": "#b9bcc0",
+    "white": "#fafafa",
+    "ivory": "#f6f1e1",
+    "cream": "#f3e8cc",
+    "beige": "#dcc9a7",
+    "sand": "#cdb38b",
+    "stone": "#a99f8f",
+    "taupe": "#85766a",
+    "camel": "#b98a56",
+    "tan": "#c49c6e",
+    "khaki": "#9c8f61",
+    "brown": "#6f4a30",
+    "chocolate": "#472c1d",
+    "rust": "#a64b26",
+    "terracotta": "#c4694a",
+    "copper": "#b3703c",
+    "bronze": "#8b6a35",
+    "brass": "#b89a4e",
+    "gold": "#cfa63c",
+    "mustard": "#cf9d24",
+    "yellow": "#f4d535",
+    "amber": "#f2a71b",
+    "orange": "#ee7d26",
+    "peach": "#f6be9c",
+    "apricot": "#f5a66d",
+    "coral": "#f27360",
+    "salmon": "#f08f7c",
+    "red": "#cc2430",
+    "burgundy": "#6d1b2d",
+    "pink": "#f0a3b9",
+    "rose": "#d9657f",
+    "magenta": "#c42d82",
+    "plum": "#6a2f58",
+    "purple": "#6f3c96",
+    "violet": "#8157b8",
+    "lavender": "#b9a7dc",
+    "lilac": "#c8a8d2",
+    "indigo": "#38347a",
+    "navy": "#1d2b4d",
+    "blue": "#2a5fbd",
+    "cobalt": "#1d48a8",
+    "denim": "#46648c",
+    "sky": "#8cc3e8",
+    "turquoise": "#2fb8b4",
+    "teal": "#14787b",
+    "petrol": "#14505e",
+    "mint": "#abdfc4",
+    "sage": "#9fae8f",
+    "olive": "#6d7036",
+    "green": "#338a46",
+    "emerald": "#0f8a5f",
+    "forest": "#214f33",
     "lime": "#a9d13a",
-}  # fmt: skip
+}
 
 
 def rgb(code: str) -> Rgb:
@@ -42,7 +87,10 @@ def name(colour: Sequence[float]) -> str:
 def mentioned(text: str) -> list[Rgb]:
     """The colours a text names, by word or as `#rrggbb`, in their order and each once."""
     found = re.findall(r"#[0-9a-f]{6}\b|\b(?:" + "|".join(NAMES) + r"|gray)\b", text.lower())
-    codes = [word if word.startswith("#") else NAMES["grey" if word == "gray" else word] for word in found]
+    codes = [
+        word if word.startswith("#") else NAMES["grey" if word == "gray" else word]
+        for word in found
+    ]
     return [rgb(each) for each in dict.fromkeys(codes)]
 
 
@@ -81,7 +129,9 @@ def _linear(value: float) -> float:
 
 def _coded(value: float) -> float:
     value = max(0.0, min(1.0, value))
-    return 255 * (12.92 * value if value <= 0.0031308 else 1.055 * float(value ** (1 / 2.4)) - 0.055)
+    return 255 * (
+        12.92 * value if value <= 0.0031308 else 1.055 * float(value ** (1 / 2.4)) - 0.055
+    )
 
 
 def _root(value: float) -> float:

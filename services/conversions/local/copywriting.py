@@ -1,4 +1,5 @@
-"""Titles, descriptions, keywords and bullets put together from facts alone. What isn't stated isn't written."""
+"""Titles, descriptions, keywords and bullets put together from facts alone. What isn't stated isn't
+written."""
 
 import re
 import unicodedata
@@ -16,7 +17,8 @@ _MAX_BULLETS = 10
 
 
 def seo(facts: Facts) -> dict[str, Any]:
-    """title, description, keywords, slug (None where no fact leads to one) and `scores`, each with its reasons."""
+    """title, description, keywords, slug (None where no fact leads to one) and `scores`, each with
+    its reasons."""
     title, slug = _title(facts), _slug(facts)
     description, words = _description(facts, DESCRIPTION_LENGTH), keywords(facts)
     scores = {
@@ -37,7 +39,8 @@ def seo(facts: Facts) -> dict[str, Any]:
 
 
 def listing(facts: Facts) -> dict[str, Any]:
-    """title, bullets, description, price with its source, category, subcategory; None where nothing was stated."""
+    """title, bullets, description, price with its source, category, subcategory; None where nothing
+    was stated."""
     product = facts.product
     return {
         "title": _title(facts),
@@ -61,7 +64,11 @@ def price(facts: Facts) -> dict[str, Any] | None:
     amount = facts.market.competitive_price if competitive else facts.market.price
     kind = "competitive price" if competitive else "price"
     where = f" of {facts.market.marketplace}" if facts.market.marketplace else ""
-    return {"amount": amount, "currency": facts.market.currency, "source": f"market data: {kind}{where}"}
+    return {
+        "amount": amount,
+        "currency": facts.market.currency,
+        "source": f"market data: {kind}{where}",
+    }
 
 
 def bullets(facts: Facts) -> list[str]:
@@ -71,7 +78,11 @@ def bullets(facts: Facts) -> list[str]:
         note = f": {_first_sentence(feature.note)}" if feature.note else ""
         lines.append(f"{_capital(feature.name)}{note}")
     lengths = [f"{d.name} {figures.number(d.value)} {d.unit}" for d in facts.dimensions]
-    lengths += [f"{p.name} {figures.number(p.value)} {p.unit}" for p in facts.points_of_measure if p.value is not None]
+    lengths += [
+        f"{p.name} {figures.number(p.value)} {p.unit}"
+        for p in facts.points_of_measure
+        if p.value is not None
+    ]
     lines += [_capital(", ".join(lengths[:4]))] if lengths else []
     lines += [f"Care: {', '.join(facts.care)}"] if facts.care else []
     lines += [f"Condition: {facts.product.condition}"] if facts.product.condition else []
@@ -79,18 +90,23 @@ def bullets(facts: Facts) -> list[str]:
 
 
 def keywords(facts: Facts) -> list[str]:
-    """The stated ones first, then the stated brand, category, name, materials and colours; each once, lower case."""
+    """The stated ones first, then the stated brand, category, name, materials and colours; each
+    once, lower case."""
     product = facts.product
     found = [*product.keywords, product.brand, product.category, product.subcategory, product.name]
     for material in facts.materials[:3]:
-        found += [re.sub(r"^[\d.,]+\s*%\s*", "", material.material).partition(",")[0], material.colour]
+        found += [
+            re.sub(r"^[\d.,]+\s*%\s*", "", material.material).partition(",")[0],
+            material.colour,
+        ]
     found += [feature.name for feature in facts.features]
     words = [" ".join(value.lower().split()) for value in found if value]
     return list(dict.fromkeys(words))[:_MAX_KEYWORDS]
 
 
 def _title(facts: Facts) -> str | None:
-    """Brand, name, kind and first colour, as many as fit. None without a name or a kind: a brand alone is no title."""
+    """Brand, name, kind and first colour, as many as fit. None without a name or a kind: a brand
+    alone is no title."""
     product = facts.product
     kind = product.subcategory or product.category
     if not (product.name or kind):
@@ -109,8 +125,8 @@ def _title(facts: Facts) -> str | None:
 
 
 def _says(text: str, word: str) -> bool:
-    """Whether a text holds a word, or its plural: `Chat shirt` doesn't say `hat`, `Sun hats` does. In scripts without
-    capitals, many of which put no space between words, anywhere in the text."""
+    """Whether a text holds a word, or its plural: `Chat shirt` doesn't say `hat`, `Sun hats` does.
+    In scripts without capitals, many of which put no space between words, anywhere in the text."""
     text, word = (unicodedata.normalize("NFC", each).casefold() for each in (text, word))
     if word.upper() == word:
         return word in text
@@ -118,14 +134,17 @@ def _says(text: str, word: str) -> bool:
 
 
 def _description(facts: Facts, limit: int) -> str | None:
-    """Sentences from the facts, as many as fit into `limit` characters; only a first one that is longer is cut."""
+    """Sentences from the facts, as many as fit into `limit` characters; only a first one that is
+    longer is cut."""
     sentences = []
     title = _title(facts)
     if facts.product.description:
         sentences += re.split(r"(?<=[.!?])\s+", " ".join(facts.product.description.split()))
     elif title:
         sentences.append(f"{title}.")
-    sentences += [f"{_material_line(m.part, m.material, m.weight, m.colour)}." for m in facts.materials]
+    sentences += [
+        f"{_material_line(m.part, m.material, m.weight, m.colour)}." for m in facts.materials
+    ]
     if facts.features:
         sentences.append(f"With {', '.join(feature.name for feature in facts.features[:4])}.")
     if facts.care:
@@ -145,9 +164,16 @@ def _slug(facts: Facts) -> str | None:
     product = facts.product
     words = " ".join(part for part in (product.brand, product.name, product.model) if part)
     plain = unicodedata.normalize("NFKD", words.casefold())
-    latin = "-".join(re.findall(r"[a-z0-9]+", "".join(c for c in plain if not unicodedata.combining(c))))
-    # A name in another script keeps its letters: an empty or half-empty slug would be no address at all.
-    whole = latin if len(latin) >= 0.6 * len(words) else "-".join(re.findall(r"[^\W_]+", words.casefold()))
+    latin = "-".join(
+        re.findall(r"[a-z0-9]+", "".join(c for c in plain if not unicodedata.combining(c)))
+    )
+    # A name in another script keeps its letters: an empty or half-empty slug would be no address at
+    # all.
+    whole = (
+        latin
+        if len(latin) >= 0.6 * len(words)
+        else "-".join(re.findall(r"[^\W_]+", words.casefold()))
+    )
     return whole[:80].strip("-") or None
 
 
@@ -172,7 +198,10 @@ def _length_score(what: str, text: str | None, low: int, high: int) -> dict[str,
     length = len(text)
     score = ramp(length, 0, low) if length < low else ramp(length, 2 * high, high)
     verdict = "short" if length < low else "long" if length > high else "within"
-    return {"score": score, "reasons": [f"{length} characters, {verdict}: {low} to {high} are shown in full"]}
+    return {
+        "score": score,
+        "reasons": [f"{length} characters, {verdict}: {low} to {high} are shown in full"],
+    }
 
 
 def _keywords_score(words: list[str]) -> dict[str, Any]:
@@ -185,7 +214,9 @@ def _keywords_score(words: list[str]) -> dict[str, Any]:
 
 
 def _material_line(part: str, material: str, weight: str | None, colour: str | None) -> str:
-    return ", ".join([f"{_capital(part)}: {material}", *(detail for detail in (weight, colour) if detail)])
+    return ", ".join(
+        [f"{_capital(part)}: {material}", *(detail for detail in (weight, colour) if detail)]
+    )
 
 
 def _first_sentence(text: str) -> str:

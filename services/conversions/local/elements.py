@@ -1,4 +1,5 @@
-"""What a reference picture shows, in words, as far as it can be measured: colour, light, contrast, texture, frame."""
+"""What a reference picture shows, in words, as far as it can be measured: colour, light, contrast,
+texture, frame."""
 
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ _SIDE = 1000
 
 
 def unique_visual_elements(references: Sequence[Path]) -> list[str]:
-    """One list for all references, in their order, each statement once. Every statement is a measurement."""
+    """One list for all references, in their order, each statement once. Every statement is a
+    measurement."""
     found: list[str] = []
     for path in references:
         photo = picture.open_upright(path, _SIDE)
@@ -24,13 +26,17 @@ def unique_visual_elements(references: Sequence[Path]) -> list[str]:
         measures = subject_measures(photo, cut)
         whole = "picture" if cut.separation == 0 else "subject"
         found += [
-            f"{colours.name(colours.rgb(colour.hex))} {colour.hex} on {colour.share:.0%} of the {whole}"
+            f"{colours.name(colours.rgb(colour.hex))} {colour.hex} on {colour.share:.0%} of the"
+            f" {whole}"
             for colour in measures.colours[:3]
             if colour.share >= 0.04
         ]
         if cut.separation:
             backdrop = colours.code(cut.background)
-            found.append(f"{colours.name(cut.background)} {backdrop} backdrop, subject fills {cut.coverage:.0%}")
+            found.append(
+                f"{colours.name(cut.background)} {backdrop} backdrop, subject fills"
+                f" {cut.coverage:.0%}"
+            )
         brightness = _level(measures.exposure, 0.35, 0.7, "dark", "light")
         found.append(f"{whole} lightness {measures.exposure:.2f} of 1 ({brightness})")
         found += _surface(photo, cut)
@@ -44,7 +50,8 @@ def subject_measures(photo: pyvips.Image, cut: Subject) -> Measures:
         masked, boxed = Path(directory) / "masked.png", Path(directory) / "boxed.png"
         inside.write_to_file(str(masked), compression=1, keep="none")
         inside[:3].write_to_file(str(boxed), compression=1, keep="none")
-        # The edge of a cut-out is sharp whatever the photograph is, so sharpness is taken from the box as it was.
+        # The edge of a cut-out is sharp whatever the photograph is, so sharpness is taken from the
+        # box as it was.
         return replace(measure(masked), sharpness=measure(boxed).sharpness)
 
 

@@ -1,7 +1,9 @@
-"""A picture from a prompt by rules, without a model: a studio still of the references, or an abstract composition.
+"""A picture from a prompt by rules, without a model: a studio still of the references, or an
+abstract composition.
 
-What the prompt's words can do is what `mood` and `colours` list; every other word only changes the picture as part of
-the seed. Nothing is drawn that would pretend to be a product the caller did not show.
+What the prompt's words can do is what `mood` and `colours` list; every other word only changes the
+picture as part of the seed. Nothing is drawn that would pretend to be a product the caller did not
+show.
 """
 
 import hashlib
@@ -20,8 +22,14 @@ from services.conversions.local.mood import Mood
 from services.conversions.local.scene import Canvas
 
 ASPECT_RATIOS = {
-    "1:1": (1, 1), "4:3": (4, 3), "3:4": (3, 4), "16:9": (16, 9), "9:16": (9, 16), "3:2": (3, 2), "2:3": (2, 3),
-}  # fmt: skip
+    "1:1": (1, 1),
+    "4:3": (4, 3),
+    "3:4": (3, 4),
+    "16:9": (16, 9),
+    "9:16": (9, 16),
+    "3:2": (3, 2),
+    "2:3": (2, 3),
+}
 RESOLUTIONS = {"1K": 1024, "2K": 2048}
 FORMATS = ("jpeg", "png", "webp")
 QUALITIES = {"draft": 74, "standard": 86, "high": 94}
@@ -32,7 +40,8 @@ _SEPARABLE = 0.3
 
 @dataclass(frozen=True)
 class _Piece:
-    """A reference as it is laid out: RGBA, cut out where it could be told from its backdrop, else a framed print."""
+    """A reference as it is laid out: RGBA, cut out where it could be told from its backdrop, else a
+    framed print."""
 
     image: pyvips.Image
     cut: bool
@@ -41,16 +50,27 @@ class _Piece:
 
 
 def generate(
-    prompt_full: str, references: Sequence[Path], out: Path, *,
-    aspect_ratio: str = "1:1", resolution: str = "1K", quality: str = "standard", format: str = "jpeg",
-    style: str | None = None, seed: int | None = None,
-) -> Rendering:  # fmt: skip
-    """Writes the picture to `out`, whose suffix must fit the format. Without a seed one is derived from the inputs and
-    named in the parameters. Raises ValueError with the parameter's name for a value that isn't offered."""
+    prompt_full: str,
+    references: Sequence[Path],
+    out: Path,
+    *,
+    aspect_ratio: str = "1:1",
+    resolution: str = "1K",
+    quality: str = "standard",
+    format: str = "jpeg",
+    style: str | None = None,
+    seed: int | None = None,
+) -> Rendering:
+    """Writes the picture to `out`, whose suffix must fit the format. Without a seed one is derived
+    from the inputs and named in the parameters. Raises ValueError with the parameter's name for a
+    value that isn't offered.
+    """
     for key, value, offered in (
-        ("aspect_ratio", aspect_ratio, ASPECT_RATIOS), ("resolution", resolution, RESOLUTIONS),
-        ("quality", quality, QUALITIES), ("format", format, FORMATS),
-    ):  # fmt: skip
+        ("aspect_ratio", aspect_ratio, ASPECT_RATIOS),
+        ("resolution", resolution, RESOLUTIONS),
+        ("quality", quality, QUALITIES),
+        ("format", format, FORMATS),
+    ):
         if value not in offered:
             raise ValueError(f"{key}: {value!r} is not one of {', '.join(offered)}")
     if out.suffix.lower() not in ((".jpg", ".jpeg") if format == "jpeg" else (f".{format}",)):
@@ -65,19 +85,31 @@ def generate(
     palette = mood.palette(stated, [c for piece in pieces for c in piece.colours], words, random)
     shrink = 2 if quality == "draft" else 1
     size = (width // shrink, height // shrink)
-    image = _studio(*size, pieces, palette, words, random) if pieces else _abstract(*size, palette, words, random)
+    image = (
+        _studio(*size, pieces, palette, words, random)
+        if pieces
+        else _abstract(*size, palette, words, random)
+    )
     if shrink > 1:
         image = image.resize(width / image.width, vscale=height / image.height, kernel="cubic")
-    # References are put into a scene that was drawn; without any, shapes and colours follow from rules alone.
+    # References are put into a scene that was drawn; without any, shapes and colours follow from
+    # rules alone.
     source_type = "compositeSynthetic" if pieces else "algorithmicMedia"
     picture.write(image, out, QUALITIES[quality], source_type)
     evidence = _evidence(pieces, len(references), stated, words)
     parameters = {
-        "seed": used_seed, "style": style, "aspect_ratio": aspect_ratio, "resolution": resolution, "quality": quality,
-        "format": format, "palette": [colours.code(colour) for colour in palette], "words_used": list(words.words),
-        "references_used": len(pieces), "references_given": len(references),
+        "seed": used_seed,
+        "style": style,
+        "aspect_ratio": aspect_ratio,
+        "resolution": resolution,
+        "quality": quality,
+        "format": format,
+        "palette": [colours.code(colour) for colour in palette],
+        "words_used": list(words.words),
+        "references_used": len(pieces),
+        "references_given": len(references),
         "composition": "studio" if pieces else "abstract",
-    }  # fmt: skip
+    }
     return Rendering(width, height, confidence(evidence), evidence, parameters, source_type)
 
 
@@ -88,7 +120,8 @@ def _size(aspect_ratio: str, resolution: str) -> tuple[int, int]:
 
 
 def _digest(prompt: str, references: Sequence[Path], style: str | None) -> bytes:
-    """Of everything that is in the picture: another prompt, style or reference gives another composition."""
+    """Of everything that is in the picture: another prompt, style or reference gives another
+    composition."""
     parts = [prompt.encode(), (style or "").encode(), *(path.read_bytes() for path in references)]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
@@ -96,19 +129,29 @@ def _digest(prompt: str, references: Sequence[Path], style: str | None) -> bytes
 def _piece(path: Path) -> _Piece:
     photo = picture.open_upright(path, 1400)
     found = subject.find(photo)
-    measured = tuple(colours.rgb(colour.hex) for colour in subject_measures(photo, found).colours[:2])
+    measured = tuple(
+        colours.rgb(colour.hex) for colour in subject_measures(photo, found).colours[:2]
+    )
     if found.separation >= _SEPARABLE:
         return _Piece(subject.cut_out(photo, found), True, found.separation, measured)
     frame = round(0.03 * max(photo.width, photo.height))
     size = (photo.width + 2 * frame, photo.height + 2 * frame)
-    paper = picture.flat(photo).embed(frame, frame, *size, extend="background", background=[252, 251, 248])
+    paper = picture.flat(photo).embed(
+        frame, frame, *size, extend="background", background=[252, 251, 248]
+    )
     return _Piece(paper.bandjoin(255).copy_memory(), False, found.separation, measured)
 
 
 def _studio(
-    width: int, height: int, pieces: Sequence[_Piece], palette: Sequence[Rgb], words: Mood, random: Random
+    width: int,
+    height: int,
+    pieces: Sequence[_Piece],
+    palette: Sequence[Rgb],
+    words: Mood,
+    random: Random,
 ) -> pyvips.Image:
-    """Wall and floor that meet in a soft curve, a panel in an accent colour, a lamp, and the references in front."""
+    """Wall and floor that meet in a soft curve, a panel in an accent colour, a lamp, and the
+    references in front."""
     unit = min(width, height)
     accent = palette[min(len(palette) - 1, 2 + int(2 * random.random()))]
     backdrop = mood.wall(palette[0], words)
@@ -116,27 +159,40 @@ def _studio(
     horizon = height * (0.74 + 0.08 * random.random())
     floor = canvas.box(-width, horizon, 2 * width, 2 * height, 0)
     canvas.shade(floor, 0.05 * height, 0.05)
-    canvas.fill(floor + 0.012 * height, mood.wall(palette[0], words, -5), mood.wall(palette[0], words, 2), 0.75)
+    canvas.fill(
+        floor + 0.012 * height,
+        mood.wall(palette[0], words, -5),
+        mood.wall(palette[0], words, 2),
+        0.75,
+    )
     lamp = width * (0.22 + 0.56 * random.random())
     if words.shapes > 0.25:
         _panel(canvas, accent, backdrop, horizon, words, random)
     canvas.glow(lamp, height * 0.28, 0.95 * max(width, height), 0.2)
     canvas.settle()
     lean = (width / 2 - lamp) / width
-    for piece, (left, top, scale) in zip(pieces, _layout(pieces, width, height, random), strict=True):
+    for piece, (left, top, scale) in zip(
+        pieces, _layout(pieces, width, height, random), strict=True
+    ):
         laid = piece.image.premultiply().resize(scale).unpremultiply().cast("uchar")
-        canvas.lay(laid, round(left), round(top), (lean * 0.07 * unit, 0.022 * unit, 0.022 * unit, 0.34))
+        canvas.lay(
+            laid, round(left), round(top), (lean * 0.07 * unit, 0.022 * unit, 0.022 * unit, 0.34)
+        )
         canvas.settle()
     return canvas.finish(words.grain * unit / 1024, int(2**31 * random.random()))
 
 
-def _panel(canvas: Canvas, accent: Rgb, backdrop: Rgb, horizon: float, words: Mood, random: Random) -> None:
+def _panel(
+    canvas: Canvas, accent: Rgb, backdrop: Rgb, horizon: float, words: Mood, random: Random
+) -> None:
     """An arch, a disc or a board on the wall, in the accent colour mixed with the backdrop's."""
     unit, kind = min(canvas.width, canvas.height), random.random()
     centre = canvas.width * (0.5 + 0.12 * (random.random() - 0.5))
     half = min(0.40 * canvas.width, (0.34 + 0.06 * random.random()) * unit)
     if kind < 0.45:
-        shape = canvas.arch(centre - half, max(0.06 * canvas.height, horizon - 2.7 * half), centre + half, horizon)
+        shape = canvas.arch(
+            centre - half, max(0.06 * canvas.height, horizon - 2.7 * half), centre + half, horizon
+        )
     elif kind < 0.75:
         shape = canvas.circle(centre, canvas.height * 0.44, half * 1.08)
     else:
@@ -147,9 +203,11 @@ def _panel(canvas: Canvas, accent: Rgb, backdrop: Rgb, horizon: float, words: Mo
     canvas.fill(shape, (tint[0], tint[1], tint[2]), (tint[0] * 0.9, tint[1] * 0.9, tint[2] * 0.9))
 
 
-def _layout(pieces: Sequence[_Piece], width: int, height: int, random: Random) -> list[tuple[float, float, float]]:
-    """For each piece its left, top and scale: the first is the largest; the others stand beside it, or on a high canvas
-    in a row below it."""
+def _layout(
+    pieces: Sequence[_Piece], width: int, height: int, random: Random
+) -> list[tuple[float, float, float]]:
+    """For each piece its left, top and scale: the first is the largest; the others stand beside it,
+    or on a high canvas in a row below it."""
     margin = 0.09 * min(width, height)
     across, down = width - 2 * margin, height - 2 * margin
     shift = 0.04 * width * (random.random() - 0.5)
@@ -166,16 +224,22 @@ def _layout(pieces: Sequence[_Piece], width: int, height: int, random: Random) -
         return row
     split = 0.6 * down
     rest = (margin, margin + split + 0.04 * height, across, down - split - 0.04 * height)
-    return _row(pieces[:1], [1.0], (margin, margin, across, split)) + _row(pieces[1:], [1.0] * len(pieces[1:]), rest)
+    return _row(pieces[:1], [1.0], (margin, margin, across, split)) + _row(
+        pieces[1:], [1.0] * len(pieces[1:]), rest
+    )
 
 
 def _row(
     pieces: Sequence[_Piece], sizes: Sequence[float], box: tuple[float, float, float, float]
 ) -> list[tuple[float, float, float]]:
-    """Pieces side by side on one base line, their heights in the given proportions, as large as the box allows."""
+    """Pieces side by side on one base line, their heights in the given proportions, as large as the
+    box allows."""
     left, top, across, down = box
     gap = 0.05 * across
-    widths = [size * piece.image.width / piece.image.height for piece, size in zip(pieces, sizes, strict=True)]
+    widths = [
+        size * piece.image.width / piece.image.height
+        for piece, size in zip(pieces, sizes, strict=True)
+    ]
     unit = min(down / max(sizes), (across - gap * (len(pieces) - 1)) / sum(widths))
     x = left + (across - sum(widths) * unit - gap * (len(pieces) - 1)) / 2
     base = top + (down + max(sizes) * unit) / 2
@@ -186,11 +250,18 @@ def _row(
     return placed
 
 
-def _abstract(width: int, height: int, palette: Sequence[Rgb], words: Mood, random: Random) -> pyvips.Image:
-    """Paper-like shapes in the palette's colours, laid over each other with soft shadows; no subject at all."""
+def _abstract(
+    width: int, height: int, palette: Sequence[Rgb], words: Mood, random: Random
+) -> pyvips.Image:
+    """Paper-like shapes in the palette's colours, laid over each other with soft shadows; no
+    subject at all."""
     unit = min(width, height)
-    canvas = Canvas(width, height, mood.wall(palette[0], words, 4), mood.wall(palette[1], words, -7))
-    canvas.glow(width * (0.2 + 0.6 * random.random()), height * 0.25, 0.9 * max(width, height), 0.16)
+    canvas = Canvas(
+        width, height, mood.wall(palette[0], words, 4), mood.wall(palette[1], words, -7)
+    )
+    canvas.glow(
+        width * (0.2 + 0.6 * random.random()), height * 0.25, 0.9 * max(width, height), 0.16
+    )
     for index in range(3 + round(5 * words.shapes)):
         colour = palette[index % len(palette)]
         x, y = width * (0.08 + 0.84 * random.random()), height * (0.1 + 0.8 * random.random())
@@ -201,7 +272,9 @@ def _abstract(width: int, height: int, palette: Sequence[Rgb], words: Mood, rand
         elif kind < 0.62:
             shape = canvas.arch(x - size * 0.6, y - size * 0.8, x + size * 0.6, y + size * 1.1)
         elif kind < 0.84:
-            shape = canvas.box(x - size * 0.9, y - size * 0.55, x + size * 0.9, y + size * 0.6, size * 0.16)
+            shape = canvas.box(
+                x - size * 0.9, y - size * 0.55, x + size * 0.9, y + size * 0.6, size * 0.16
+            )
         else:
             shape = canvas.circle(x, y, size * 0.66).abs() - size * 0.11
         canvas.shade(shape - 0.004 * unit, 0.035 * unit, 0.2)
@@ -209,26 +282,44 @@ def _abstract(width: int, height: int, palette: Sequence[Rgb], words: Mood, rand
         canvas.fill(shape, colour, darker, 0.72 + 0.28 * random.random())
         canvas.settle()
     for index in range(1 + round(2 * words.shapes)):
-        x, y, length = width * random.random(), height * random.random(), unit * (0.25 + 0.4 * random.random())
+        x, y, length = (
+            width * random.random(),
+            height * random.random(),
+            unit * (0.25 + 0.4 * random.random()),
+        )
         ink = palette[-1 - index % len(palette)]
-        canvas.fill(canvas.stroke(x, y, x + length, y - length * 0.25, 0.006 * unit), ink, ink, 0.85)
+        canvas.fill(
+            canvas.stroke(x, y, x + length, y - length * 0.25, 0.006 * unit), ink, ink, 0.85
+        )
     return canvas.finish((words.grain + 0.8) * unit / 1024, int(2**31 * random.random()))
 
 
-def _evidence(pieces: Sequence[_Piece], given: int, stated: Sequence[Rgb], words: Mood) -> tuple[Evidence, ...]:
+def _evidence(
+    pieces: Sequence[_Piece], given: int, stated: Sequence[Rgb], words: Mood
+) -> tuple[Evidence, ...]:
     cut = sum(piece.cut for piece in pieces)
     understood = len(stated) + len(words.words)
     return (
         Evidence(
-            "references", 1.0 if pieces else 0.0, 0.4,
-            f"{len(pieces)} of {given} references are shown" if given else "no references: shapes and colours only",
+            "references",
+            1.0 if pieces else 0.0,
+            0.4,
+            (
+                f"{len(pieces)} of {given} references are shown"
+                if given
+                else "no references: shapes and colours only"
+            ),
         ),
         Evidence(
-            "separation", round(sum(p.separation for p in pieces) / len(pieces), 3) if pieces else 0.0, 0.4,
+            "separation",
+            round(sum(p.separation for p in pieces) / len(pieces), 3) if pieces else 0.0,
+            0.4,
             f"{cut} cut out of their backdrop, {len(pieces) - cut} shown as prints",
         ),
         Evidence(
-            "prompt", min(1.0, understood / 3), 0.2,
+            "prompt",
+            min(1.0, understood / 3),
+            0.2,
             f"{understood} words of prompt and style had an effect of their own",
         ),
-    )  # fmt: skip
+    )

@@ -11,11 +11,12 @@ MEASURED = "measured from the declared scale"
 
 
 def of_views(facts: Facts, sizes: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
-    """Every dimension and point of measure that belongs to one of these views, or to none in particular.
+    """Every dimension and point of measure that belongs to one of these views, or to none in
+    particular.
 
-    `sizes` has each view's picture as (width, height) in pixels, upright: fractions are not square. A value is None
-    when it was not supplied and no scale is declared for its view. Where both are there the supplied value stands and
-    `measured` shows what the scale says.
+    `sizes` has each view's picture as (width, height) in pixels, upright: fractions are not square.
+    A value is None when it was not supplied and no scale is declared for its view. Where both are
+    there the supplied value stands and `measured` shows what the scale says.
     """
     rows = [
         _row(code=None, name=d.name, value=d.value, unit=d.unit, view=d.view, source=SUPPLIED)
@@ -39,9 +40,17 @@ def _point_of_measure(
     source = SUPPLIED if pom.value is not None else MEASURED if measured is not None else None
     value = pom.value if pom.value is not None else measured
     return _row(
-        code=pom.code, name=pom.name, value=value, unit=unit, view=pom.view, source=source, tolerance=pom.tolerance,
-        start=_point(pom.start), end=_point(pom.end), measured=measured,
-    )  # fmt: skip
+        code=pom.code,
+        name=pom.name,
+        value=value,
+        unit=unit,
+        view=pom.view,
+        source=source,
+        tolerance=pom.tolerance,
+        start=_point(pom.start),
+        end=_point(pom.end),
+        measured=measured,
+    )
 
 
 def _row(**values: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Reading pictures at the size a task needs, and writing results that carry pixels and where those come from.
+"""Reading pictures at the size a task needs, and writing results that carry pixels and where those
+come from.
 
-The pictures were inspected when they were uploaded. One that can't be decoded after all raises pyvips.Error, which the
-imaging pool turns into ImageRejected.
+The pictures were inspected when they were uploaded. One that can't be decoded after all raises
+pyvips.Error, which the imaging pool turns into ImageRejected.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ _SAVE: dict[str, dict[str, object]] = {
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, as seen after the orientation tag is applied. Reads the header only."""
+    """Width and height in pixels, as seen after the orientation tag is applied. Reads the header
+    only."""
     header = pyvips.Image.new_from_file(str(path), access="sequential")
     width, height = header.width, header.height
     return (height, width) if orientation(header) >= 5 else (width, height)
@@ -35,10 +37,12 @@ def orientation(image: pyvips.Image) -> int:
 
 
 def open_upright(path: Path, max_side: int) -> pyvips.Image:
-    """The picture upright, in sRGB, 8 bit, three or four bands, in memory, its longer side at most `max_side` pixels.
+    """The picture upright, in sRGB, 8 bit, three or four bands, in memory, its longer side at most
+    `max_side` pixels.
 
-    Shrinks while decoding, so that a 50 MP photograph never stands in memory at full size. Raises ValueError when the
-    shorter side is then below MIN_SIDE: there is nothing to be seen in a sliver.
+    Shrinks while decoding, so that a 50 MP photograph never stands in memory at full size. Raises
+    ValueError when the shorter side is then below MIN_SIDE: there is nothing to be seen in a
+    sliver.
     """
     image = load_scaled(path, max_side, max_side)
     if min(image.width, image.height) < MIN_SIDE:
@@ -50,7 +54,8 @@ def open_upright(path: Path, max_side: int) -> pyvips.Image:
 
 
 def open_full(path: Path) -> pyvips.Image:
-    """The stored picture at full resolution, not yet upright, decoded from the top as it is read."""
+    """The stored picture at full resolution, not yet upright, decoded from the top as it is
+    read."""
     return pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
 
 
@@ -74,12 +79,15 @@ def clip(image: pyvips.Image, low: float, high: float) -> pyvips.Image:
 def write(image: pyvips.Image, out: Path, quality: int, source_type: str) -> tuple[int, int]:
     """Writes JPEG, WebP or PNG by the suffix of `out`; returns (width, height).
 
-    The only metadata is XMP that states `source_type`, where the pixels come from in a word of IPTC's vocabulary. None
-    of what is written here is trained on anything, so that it is never `trainedAlgorithmicMedia`.
+    The only metadata is XMP that states `source_type`, where the pixels come from in a word of
+    IPTC's vocabulary. None of what is written here is trained on anything, so that it is never
+    `trainedAlgorithmicMedia`.
     """
     suffix = out.suffix.lower()
     if suffix not in _SAVE:
-        raise ValueError(f"out: {suffix or 'a file without suffix'} is not one of {', '.join(_SAVE)}")
+        raise ValueError(
+            f"out: {suffix or 'a file without suffix'} is not one of {', '.join(_SAVE)}"
+        )
     options = _SAVE[suffix] if suffix == ".png" else {**_SAVE[suffix], "Q": quality}
     image = image.cast("uchar").copy(interpretation="srgb")
     image.set_type(pyvips.GValue.blob_type, "xmp-data", packet(source_type))

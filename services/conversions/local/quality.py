@@ -1,4 +1,5 @@
-"""How good a photograph is for reading a product from it: sharp, well lit, large, and set apart from its backdrop."""
+"""How good a photograph is for reading a product from it: sharp, well lit, large, and set apart
+from its backdrop."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ MEASURES = ("sharpness", "exposure", "resolution", "separation")
 class Quality:
     """Scores 0..1 of one picture with the measured values behind them.
 
-    width, height: pixels of the stored picture, upright. detail: `Measures.sharpness` of the subject's box.
-    lightness: 0..1, mean over the subject. clipped: share 0..1 of the subject that is pure black or white.
-    colours: of the subject, largest share first.
+    width, height: pixels of the stored picture, upright. detail: `Measures.sharpness` of the
+    subject's box. lightness: 0..1, mean over the subject. clipped: share 0..1 of the subject that
+    is pure black or white. colours: of the subject, largest share first.
     """
 
     view: str
@@ -34,11 +35,14 @@ class Quality:
     @property
     def score(self) -> float:
         """One figure for the picture: sharpness counts double."""
-        return round((2 * self.sharpness + self.exposure + self.resolution + self.separation) / 5, 3)
+        return round(
+            (2 * self.sharpness + self.exposure + self.resolution + self.separation) / 5, 3
+        )
 
 
 def evidence(pictures: Sequence[Quality], weights: Sequence[float]) -> tuple[Evidence, ...]:
-    """The mean of each measure over all pictures, with the weights for MEASURES; zero where there is no picture."""
+    """The mean of each measure over all pictures, with the weights for MEASURES; zero where there
+    is no picture."""
     notes = {
         "sharpness": lambda p: f"{p.view}: detail {p.detail:.2f}",
         "exposure": lambda p: f"{p.view}: lightness {p.lightness:.2f}, {p.clipped:.0%} clipped",

@@ -1,7 +1,9 @@
-"""A line drawing of a garment from its photograph, in the manner of a flat sketch: dark lines on white.
+"""A line drawing of a garment from its photograph, in the manner of a flat sketch: dark lines on
+white.
 
-Seams, edges and fittings are drawn where the photograph has them (Canny, with long and strong lines kept and short and
-weak ones dropped); the outline comes from the subject's mask and is drawn stronger.
+Seams, edges and fittings are drawn where the photograph has them (Canny, with long and strong lines
+kept and short and weak ones dropped); the outline comes from the subject's mask and is drawn
+stronger.
 """
 
 from dataclasses import dataclass
@@ -25,8 +27,9 @@ _FADE = (0.42, 1.0)
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which pixels become lines: those above `weak` that hang together with one above `strong`, both as multiples of
-    the cloth's own texture, and over a length of some `shortest` pixels at working size."""
+    """Which pixels become lines: those above `weak` that hang together with one above `strong`,
+    both as multiples of the cloth's own texture, and over a length of some `shortest` pixels at
+    working size."""
 
     weak: float
     strong: float
@@ -38,10 +41,11 @@ _SEAMS = _Choice(weak=2.2, strong=4.8, shortest=130)
 
 
 def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
-    """Writes the drawing (PNG, JPEG or WebP by the suffix of `out`), its longer side at most WORKING_SIDE pixels.
+    """Writes the drawing (PNG, JPEG or WebP by the suffix of `out`), its longer side at most
+    WORKING_SIDE pixels.
 
-    `view` is recorded with the parameters; the drawing keeps the photograph's frame, so that a place in the photograph
-    (as a fraction) is the same place in the drawing.
+    `view` is recorded with the parameters; the drawing keeps the photograph's frame, so that a
+    place in the photograph (as a fraction) is the same place in the drawing.
     """
     photo = picture.open_upright(image, WORKING_SIDE)
     found = subject.find(photo)
@@ -55,15 +59,25 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
     picture.write(drawing, out, 92, _SOURCE_TYPE)
     evidence = (
         Evidence(
-            "separation", round(found.separation, 3), 0.45,
+            "separation",
+            round(found.separation, 3),
+            0.45,
             f"the outline divides subject and backdrop at a Lab distance of {found.threshold:.1f}",
         ),
-        Evidence("resolution", ramp(max(width, height), 500, 1600), 0.25, f"drawn from {width} x {height} px"),
         Evidence(
-            "lines", ramp(kept, 0.0005, 0.006) if kept < 0.09 else ramp(kept, 0.2, 0.09), 0.3,
-            f"inner lines cover {kept:.2%} of the subject; next to none or a web of them is doubtful",
+            "resolution",
+            ramp(max(width, height), 500, 1600),
+            0.25,
+            f"drawn from {width} x {height} px",
         ),
-    )  # fmt: skip
+        Evidence(
+            "lines",
+            ramp(kept, 0.0005, 0.006) if kept < 0.09 else ramp(kept, 0.2, 0.09),
+            0.3,
+            f"inner lines cover {kept:.2%} of the subject; next to none or a web of them is"
+            " doubtful",
+        ),
+    )
     parameters = {"view": view, "working_side": WORKING_SIDE, "coverage": round(found.coverage, 3)}
     return Rendering(width, height, confidence(evidence), evidence, parameters, _SOURCE_TYPE)
 
@@ -71,7 +85,11 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
 def _smooth_shape(found: Subject, width: int, height: int, unit: float) -> pyvips.Image:
     """The mask at the drawing's size with its staircase smoothed away: 0..1, 0.5 on the outline."""
     mask = found.mask
-    soft = mask.cast("float").gaussblur(1.6).resize(width / mask.width, vscale=height / mask.height, kernel="cubic")
+    soft = (
+        mask.cast("float")
+        .gaussblur(1.6)
+        .resize(width / mask.width, vscale=height / mask.height, kernel="cubic")
+    )
     soft = soft.embed(0, 0, width, height, extend="copy")
     return (soft.gaussblur(2.2 * unit) / 255).copy_memory()
 
@@ -90,7 +108,9 @@ def _slope(image: pyvips.Image) -> pyvips.Image:
     return (x * x + y * y) ** 0.5
 
 
-def _inner_lines(photo: pyvips.Image, shape: pyvips.Image, unit: float) -> tuple[pyvips.Image, float]:
+def _inner_lines(
+    photo: pyvips.Image, shape: pyvips.Image, unit: float
+) -> tuple[pyvips.Image, float]:
     """Lines inside the outline, 0..1, and their share of the subject."""
     lab = photo.colourspace("lab")
     inside = ((shape > 0.985).rank(5, 5, 0) / 255).copy_memory()
@@ -112,12 +132,15 @@ def _drawn(strength: pyvips.Image, choice: "_Choice", unit: float) -> pyvips.Ima
     strength = strength.copy_memory()
     texture = _texture(strength)
     strong = choice.strong * texture
-    kept = _linked(strength, weak=choice.weak * texture, strong=strong, shortest=round(choice.shortest * unit))
+    kept = _linked(
+        strength, weak=choice.weak * texture, strong=strong, shortest=round(choice.shortest * unit)
+    )
     return (picture.clip(strength / (2 * strong), *_FADE) * (kept / 255)).copy_memory()
 
 
 def _contours(lab: pyvips.Image, unit: float) -> pyvips.Image:
-    """Where colour or lightness changes sharply, one pixel wide: fittings, facings, parts of another colour."""
+    """Where colour or lightness changes sharply, one pixel wide: fittings, facings, parts of
+    another colour."""
     # Chroma at half weight: a fitting of another colour counts, a coloured weave doesn't.
     strength = pyvips.Image.black(lab.width, lab.height)
     for plane in (lab[0] * 2.55, lab[1] * 1.3 + 128, lab[2] * 1.3 + 128):
@@ -128,21 +151,28 @@ def _contours(lab: pyvips.Image, unit: float) -> pyvips.Image:
 
 
 def _seams(lightness: pyvips.Image, unit: float) -> pyvips.Image:
-    """How much a pixel belongs to a thin dark line that runs straight on for some length: seams and folded edges.
+    """How much a pixel belongs to a thin dark line that runs straight on for some length: seams and
+    folded edges.
 
-    The second derivative across each of some directions is averaged along that direction. A weave averages out, a soft
-    fold in the cloth has next to no second derivative, and what is dark in every direction (a button) is taken off.
+    The second derivative across each of some directions is averaged along that direction. A weave
+    averages out, a soft fold in the cloth has next to no second derivative, and what is dark in
+    every direction (a button) is taken off.
     """
     smooth = lightness.gaussblur(2.0 * max(unit, 0.5), precision="float").copy_memory()
     second = pyvips.Image.new_from_array([[1, -2, 1]])
     mixed = pyvips.Image.new_from_array([[0.25, 0, -0.25], [0, 0, 0], [-0.25, 0, 0.25]])
-    xx, yy, xy = (smooth.conv(kernel, precision="float").copy_memory() for kernel in (second, second.rot90(), mixed))
+    xx, yy, xy = (
+        smooth.conv(kernel, precision="float").copy_memory()
+        for kernel in (second, second.rot90(), mixed)
+    )
     best = total = pyvips.Image.black(smooth.width, smooth.height).cast("float")
     for step in range(_DIRECTIONS):
         angle = pi * step / _DIRECTIONS
         across_x, across_y = -sin(angle), cos(angle)
         curve = xx * across_x**2 + yy * across_y**2 + xy * (2 * across_x * across_y)
-        along = curve.conv(_line_kernel(angle, round(15 * max(unit, 0.3))), precision="float").copy_memory()
+        along = curve.conv(
+            _line_kernel(angle, round(15 * max(unit, 0.3))), precision="float"
+        ).copy_memory()
         best = (along > best).ifthenelse(along, best).copy_memory()
         total = (total + picture.clip(along, 0, 1e9)).copy_memory()
     straight = picture.clip(best - total * (1.3 / _DIRECTIONS), 0, 1e9).copy_memory()
@@ -151,16 +181,25 @@ def _seams(lightness: pyvips.Image, unit: float) -> pyvips.Image:
 
 
 def _line_kernel(angle: float, reach: int) -> pyvips.Image:
-    """Averages along a line through the middle; most of its elements are zero, which libvips skips."""
+    """Averages along a line through the middle; most of its elements are zero, which libvips
+    skips."""
     side = 2 * reach + 1
-    places = {(round(reach + s * sin(angle)), round(reach + s * cos(angle))) for s in range(-reach, reach + 1)}
-    rows = [[1.0 if (row, column) in places else 0.0 for column in range(side)] for row in range(side)]
+    places = {
+        (round(reach + s * sin(angle)), round(reach + s * cos(angle)))
+        for s in range(-reach, reach + 1)
+    }
+    rows = [
+        [1.0 if (row, column) in places else 0.0 for column in range(side)] for row in range(side)
+    ]
     return pyvips.Image.new_from_array(rows, scale=len(places))
 
 
 def _texture(strength: pyvips.Image) -> float:
-    """The strength of a typical edge pixel: cloth's own texture, since most of a garment is plain cloth."""
-    counts = memoryview((strength * 20).cast("uchar").hist_find().cast("uint").write_to_memory()).cast("I")
+    """The strength of a typical edge pixel: cloth's own texture, since most of a garment is plain
+    cloth."""
+    counts = memoryview(
+        (strength * 20).cast("uchar").hist_find().cast("uint").write_to_memory()
+    ).cast("I")
     half, seen = sum(counts[1:]) / 2, 0
     for level in range(1, len(counts)):
         seen += counts[level]
@@ -170,14 +209,17 @@ def _texture(strength: pyvips.Image) -> float:
 
 
 def _linked(strength: pyvips.Image, *, weak: float, strong: float, shortest: int) -> pyvips.Image:
-    """Weak pixels that hang together with a strong one, in lines of some length: a mask of 0 or 255."""
+    """Weak pixels that hang together with a strong one, in lines of some length: a mask of 0 or
+    255."""
     thin = (strength > weak).copy_memory()
     # Widened first: regions join along edges only, and a thin line runs along diagonals too.
     labelled = subject.regions(thin.rank(3, 3, 8).copy_memory())
     if labelled is None:
         return strength > strong
     labels, areas, inside = labelled
-    peaks = memoryview(strength.hist_find_indexed(labels, combine="max").cast("float").write_to_memory()).cast("f")
+    peaks = memoryview(
+        strength.hist_find_indexed(labels, combine="max").cast("float").write_to_memory()
+    ).cast("f")
     keep = [
         is_set and peak >= strong and area >= 3 * shortest
         for area, is_set, peak in zip(areas, inside, peaks, strict=True)

@@ -1,8 +1,9 @@
 """Cutting the subject of a picture out of its fairly even background.
 
-A smooth surface is fitted to the colours at the picture's border, the distance of every pixel from that surface is
-taken in Lab, a threshold is chosen from the distances' own histogram (Otsu), and the regions that are left are cleaned
-up. Nothing is learned and nothing is assumed about what the subject is.
+A smooth surface is fitted to the colours at the picture's border, the distance of every pixel from
+that surface is taken in Lab, a threshold is chosen from the distances' own histogram (Otsu), and
+the regions that are left are cleaned up. Nothing is learned and nothing is assumed about what the
+subject is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,8 @@ WORKING_SIDE = 1000
 _FIT_SIDE = 72
 _TERMS = 6
 _FAR = 16.0
-"""Lab distance from the border's median above which a border pixel belongs to a subject that touches the edge."""
+"""Lab distance from the border's median above which a border pixel belongs to a subject that
+touches the edge."""
 _APART = 30.0
 """Mean Lab distance between subject and background that counts as certainly apart."""
 _MAX_REGIONS = 60_000
@@ -28,14 +30,14 @@ _MAX_REGIONS = 60_000
 class Subject:
     """Where the subject is, at working size, and what was measured on the way.
 
-    mask: one band, uchar, 0 or 255; its longer side is at most WORKING_SIDE.
-    box: left, top, width, height as fractions of the picture.
-    coverage: share of the picture inside the mask, 0..1.
-    separation: how far the subject's colours are from the background's, 0 (can't be told apart; the mask is then the
+    mask: one band, uchar, 0 or 255; its longer side is at most WORKING_SIDE. box: left, top, width,
+    height as fractions of the picture. coverage: share of the picture inside the mask, 0..1.
+    separation: how far the subject's colours are from the background's, 0 (can't be told apart; the
+    mask is then the
         whole picture) .. 1 (certainly apart).
-    background: sRGB of the background in the middle of the picture, 0..255 each.
-    light: lightness (Lab) of the background as coefficients of a quadratic surface; see `lightness`.
-    threshold: the Lab distance that divides subject from background.
+    background: sRGB of the background in the middle of the picture, 0..255 each. light: lightness
+    (Lab) of the background as coefficients of a quadratic surface; see `lightness`. threshold: the
+    Lab distance that divides subject from background.
     """
 
     mask: pyvips.Image
@@ -48,7 +50,8 @@ class Subject:
 
 
 def find(image: pyvips.Image) -> Subject:
-    """The subject of an upright sRGB picture. One with a meaningful alpha band is already cut out: that is its mask."""
+    """The subject of an upright sRGB picture. One with a meaningful alpha band is already cut out:
+    that is its mask."""
     scale = min(1.0, WORKING_SIDE / max(image.width, image.height))
     small = (image.resize(scale) if scale < 1 else image).copy_memory()
     if small.hasalpha() and small[small.bands - 1].min() < 128:
@@ -61,22 +64,29 @@ def find(image: pyvips.Image) -> Subject:
     mask = _clean(distance > threshold)
     centre = (pyvips.Image.black(1, 1) + [c[0] for c in backdrop]).copy(interpretation="lab")
     red, green, blue = (float(value) for value in centre.colourspace("srgb")(0, 0))
-    return _subject(mask, _separation(distance, mask), (red, green, blue), tuple(backdrop[0]), threshold)
+    return _subject(
+        mask, _separation(distance, mask), (red, green, blue), tuple(backdrop[0]), threshold
+    )
 
 
 def alpha(mask: pyvips.Image, width: int, height: int) -> pyvips.Image:
-    """The mask at another size as an alpha band, 0..255 (uchar), with smooth and steep edges drawn slightly inwards."""
+    """The mask at another size as an alpha band, 0..255 (uchar), with smooth and steep edges drawn
+    slightly inwards."""
     ratio = max(width / mask.width, height / mask.height)
-    soft = mask.cast("float").resize(width / mask.width, vscale=height / mask.height, kernel="linear")
+    soft = mask.cast("float").resize(
+        width / mask.width, vscale=height / mask.height, kernel="linear"
+    )
     if (soft.width, soft.height) != (width, height):
         soft = soft.embed(0, 0, width, height, extend="copy")
     soft = soft.gaussblur(max(0.8, 0.9 * ratio))
-    # Drawn inwards, because the outermost pixels are mixed with the old background and would show as a fringe.
+    # Drawn inwards, because the outermost pixels are mixed with the old background and would show
+    # as a fringe.
     return ((soft - 176) * 2.2 + 127.5).cast("uchar")
 
 
 def cut_out(image: pyvips.Image, subject: Subject) -> pyvips.Image:
-    """The subject's box as RGBA, its backdrop transparent; `image` is the picture the subject was found in."""
+    """The subject's box as RGBA, its backdrop transparent; `image` is the picture the subject was
+    found in."""
     left, top = round(subject.box[0] * image.width), round(subject.box[1] * image.height)
     width = max(1, min(round(subject.box[2] * image.width), image.width - left))
     height = max(1, min(round(subject.box[3] * image.height), image.height - top))
@@ -85,12 +95,14 @@ def cut_out(image: pyvips.Image, subject: Subject) -> pyvips.Image:
 
 
 def lightness(subject: Subject, width: int, height: int) -> pyvips.Image:
-    """The lightness (Lab, 0..100) that the background has, or would have behind the subject, at any size."""
+    """The lightness (Lab, 0..100) that the background has, or would have behind the subject, at any
+    size."""
     return _surface([subject.light], width, height)
 
 
 def row_runs(mask: pyvips.Image) -> list[list[tuple[int, int]]]:
-    """For each row of a 0/255 mask its runs as (left, right), right exclusive, from left to right."""
+    """For each row of a 0/255 mask its runs as (left, right), right exclusive, from left to
+    right."""
     data, width = mask.write_to_memory(), mask.width
     return [list(_runs(data[start : start + width])) for start in range(0, len(data), width)]
 
@@ -102,14 +114,16 @@ def bounds(mask: pyvips.Image) -> tuple[int, int, int, int]:
 
 
 def regions(mask: pyvips.Image) -> tuple[pyvips.Image, list[int], list[bool]] | None:
-    """Connected regions of a 0/255 mask: a ushort image of labels, and per label its area in pixels and whether it is
-    set. None when there are too many to be anything but noise."""
+    """Connected regions of a 0/255 mask: a ushort image of labels, and per label its area in pixels
+    and whether it is set. None when there are too many to be anything but noise."""
     labels, found = mask.labelregions(segments=True)
     if found["segments"] > _MAX_REGIONS:
         return None
     labels = labels.cast("ushort").copy_memory()
     areas = memoryview(labels.hist_find().cast("uint").write_to_memory()).cast("I")
-    inside = memoryview(mask.hist_find_indexed(labels, combine="max").cast("uchar").write_to_memory())
+    inside = memoryview(
+        mask.hist_find_indexed(labels, combine="max").cast("uchar").write_to_memory()
+    )
     return labels, list(areas), [value > 0 for value in inside]
 
 
@@ -137,8 +151,8 @@ def _subject(
 def _fit_backdrop(lab: pyvips.Image) -> list[list[float]]:
     """Coefficients (per Lab band) of a quadratic surface through the background's colours.
 
-    First through the border, then again through everything close to that surface, so that a vignette or a gradient
-    over the whole backdrop is followed into the picture's middle.
+    First through the border, then again through everything close to that surface, so that a
+    vignette or a gradient over the whole backdrop is followed into the picture's middle.
     """
     scale = _FIT_SIDE / max(lab.width, lab.height)
     tiny = lab.resize(min(1.0, scale)).cast("float")
@@ -148,12 +162,18 @@ def _fit_backdrop(lab: pyvips.Image) -> list[list[float]]:
     for index in range(width * height):
         x, y = (index % width + 0.5) / width - 0.5, (index // width + 0.5) / height - 0.5
         pixels.append((x, y, (values[3 * index], values[3 * index + 1], values[3 * index + 2])))
-    border = [p for p in pixels if max(abs(p[0]) * width + 3, 0) > width / 2 or abs(p[1]) * height + 3 > height / 2]
+    border = [
+        p
+        for p in pixels
+        if max(abs(p[0]) * width + 3, 0) > width / 2 or abs(p[1]) * height + 3 > height / 2
+    ]
     typical = [median(p[2][band] for p in border) for band in range(3)]
     chosen = [p for p in border if _apart(p[2], typical) < _FAR] or border
     for reach in (12.0, 8.0):
         surface = [_least_squares([(p[0], p[1], p[2][band]) for p in chosen]) for band in range(3)]
-        near = [p for p in pixels if _apart(p[2], [_evaluate(c, p[0], p[1]) for c in surface]) < reach]
+        near = [
+            p for p in pixels if _apart(p[2], [_evaluate(c, p[0], p[1]) for c in surface]) < reach
+        ]
         chosen = near if len(near) > len(border) // 2 else chosen
     return [_least_squares([(p[0], p[1], p[2][band]) for p in chosen]) for band in range(3)]
 
@@ -171,8 +191,12 @@ def _evaluate(coefficients: Sequence[float], x: float, y: float) -> float:
 
 
 def _least_squares(points: Iterable[tuple[float, float, float]]) -> list[float]:
-    """Normal equations of the quadratic surface, solved by Gauss-Jordan; slightly damped, so that they can be."""
-    matrix = [[1e-3 if row == column and row else 0.0 for column in range(_TERMS + 1)] for row in range(_TERMS)]
+    """Normal equations of the quadratic surface, solved by Gauss-Jordan; slightly damped, so that
+    they can be."""
+    matrix = [
+        [1e-3 if row == column and row else 0.0 for column in range(_TERMS + 1)]
+        for row in range(_TERMS)
+    ]
     for x, y, value in points:
         basis = _basis(x, y)
         for row in range(_TERMS):
@@ -186,34 +210,49 @@ def _least_squares(points: Iterable[tuple[float, float, float]]) -> list[float]:
         for row in range(_TERMS):
             if row != pivot:
                 factor = matrix[row][pivot]
-                matrix[row] = [a - factor * b for a, b in zip(matrix[row], matrix[pivot], strict=True)]
+                matrix[row] = [
+                    a - factor * b for a, b in zip(matrix[row], matrix[pivot], strict=True)
+                ]
     return [matrix[row][_TERMS] for row in range(_TERMS)]
 
 
 def _surface(coefficients: Sequence[Sequence[float]], width: int, height: int) -> pyvips.Image:
     grid = (pyvips.Image.xyz(width, height) + 0.5) / [width, height] - 0.5
     x, y = grid[0], grid[1]
-    bands = [c[0] + x * c[1] + y * c[2] + x * y * c[3] + x * x * c[4] + y * y * c[5] for c in coefficients]
+    bands = [
+        c[0] + x * c[1] + y * c[2] + x * y * c[3] + x * x * c[4] + y * y * c[5]
+        for c in coefficients
+    ]
     return bands[0].bandjoin(bands[1:]) if bands[1:] else bands[0]
 
 
 def _distance(lab: pyvips.Image, backdrop: pyvips.Image) -> pyvips.Image:
-    # Darker counts less: a soft shadow on the backdrop is darker and otherwise the same. Only a subject is lighter.
+    # Darker counts less: a soft shadow on the backdrop is darker and otherwise the same. Only a
+    # subject is lighter.
     difference = lab - backdrop
-    difference = (difference[0] < 0).ifthenelse(difference * [0.4, 1.0, 1.0], difference * [1.2, 1.0, 1.0])
+    difference = (difference[0] < 0).ifthenelse(
+        difference * [0.4, 1.0, 1.0], difference * [1.2, 1.0, 1.0]
+    )
     squares = difference * difference
     return (squares[0] + squares[1] + squares[2]) ** 0.5
 
 
 def _threshold(distance: pyvips.Image) -> float:
-    """Half of Otsu's threshold at most, since a subject may have pale parts; less where the backdrop is smooth."""
-    histogram = memoryview((distance * 2.5).cast("uchar").hist_find().cast("uint").write_to_memory()).cast("I")
+    """Half of Otsu's threshold at most, since a subject may have pale parts; less where the
+    backdrop is smooth."""
+    histogram = memoryview(
+        (distance * 2.5).cast("uchar").hist_find().cast("uint").write_to_memory()
+    ).cast("I")
     total, everything = sum(histogram), sum(i * n for i, n in enumerate(histogram))
     best, level, count, mass = -1.0, 0, 0, 0
     for i, n in enumerate(histogram):
         count, mass = count + n, mass + i * n
         if 0 < count < total:
-            between = (mass / count - (everything - mass) / (total - count)) ** 2 * count * (total - count)
+            between = (
+                (mass / count - (everything - mass) / (total - count)) ** 2
+                * count
+                * (total - count)
+            )
             if between > best:
                 best, level = between, i
     edge = max(2, round(0.03 * min(distance.width, distance.height)))
@@ -232,7 +271,8 @@ def _separation(distance: pyvips.Image, mask: pyvips.Image) -> float:
 
 
 def _clean(mask: pyvips.Image) -> pyvips.Image:
-    """Without specks and pinholes: the largest region, others of comparable size, small holes filled."""
+    """Without specks and pinholes: the largest region, others of comparable size, small holes
+    filled."""
     mask = mask.rank(5, 5, 12).copy_memory()
     labelled = regions(mask)
     if labelled is None:
@@ -249,8 +289,17 @@ def _clean(mask: pyvips.Image) -> pyvips.Image:
 
 def _labels_on_border(labels: pyvips.Image) -> set[int]:
     width, height = labels.width, labels.height
-    strips = [(0, 0, width, 1), (0, height - 1, width, 1), (0, 0, 1, height), (width - 1, 0, 1, height)]
-    return {value for strip in strips for value in memoryview(labels.crop(*strip).write_to_memory()).cast("H")}
+    strips = [
+        (0, 0, width, 1),
+        (0, height - 1, width, 1),
+        (0, 0, 1, height),
+        (width - 1, 0, 1, height),
+    ]
+    return {
+        value
+        for strip in strips
+        for value in memoryview(labels.crop(*strip).write_to_memory()).cast("H")
+    }
 
 
 def _runs(row: bytes) -> Iterable[tuple[int, int]]:

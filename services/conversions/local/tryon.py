@@ -1,7 +1,7 @@
 """A preview of a garment on a person: cut out, sized to the body, lit like the scene, composited.
 
-It is a flat overlay and says so: cloth doesn't fold round the body, and what the garment's photograph doesn't show is
-not made up.
+It is a flat overlay and says so: cloth doesn't fold round the body, and what the garment's
+photograph doesn't show is not made up.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,14 @@ from services.conversions.local.scene import framed
 from services.conversions.local.subject import Subject
 
 _SOURCE_TYPE = "composite"  # of two pictures, whose own origin nobody knows here
-_EASE = {"fitted": 1.06, "slim": 1.06, "regular": 1.16, "relaxed": 1.24, "loose": 1.28, "oversized": 1.34}
+_EASE = {
+    "fitted": 1.06,
+    "slim": 1.06,
+    "regular": 1.16,
+    "relaxed": 1.24,
+    "loose": 1.28,
+    "oversized": 1.34,
+}
 """How much wider than the body a garment lies, by the word in the style."""
 _TONE = {
     "warm": ((1.04, 1.0, 0.94), 1.0),
@@ -30,17 +37,22 @@ _TONE = {
 
 @dataclass(frozen=True)
 class _Placement:
-    """scale: garment pixels to picture pixels; left, top: where the garment picture's corner comes to lie."""
+    """scale: garment pixels to picture pixels; left, top: where the garment picture's corner comes
+    to lie."""
 
     scale: float
     left: int
     top: int
 
 
-def try_on(person: Path, cloth: Path, out: Path, *, style: str | None = None, max_side: int = 2048) -> Rendering:
-    """Writes the preview (JPEG or WebP by the suffix of `out`), its longer side at most `max_side` pixels.
+def try_on(
+    person: Path, cloth: Path, out: Path, *, style: str | None = None, max_side: int = 2048
+) -> Rendering:
+    """Writes the preview (JPEG or WebP by the suffix of `out`), its longer side at most `max_side`
+    pixels.
 
-    `style` is free text; the words of _EASE and _TONE in it take effect, and the parameters name the ones that did.
+    `style` is free text; the words of _EASE and _TONE in it take effect, and the parameters name
+    the ones that did.
     """
     if not 256 <= max_side <= 4096:
         raise ValueError("max_side: 256 to 4096 pixels")
@@ -59,18 +71,31 @@ def try_on(person: Path, cloth: Path, out: Path, *, style: str | None = None, ma
     width, height = picture.write(result, out, 90, _SOURCE_TYPE)
     evidence = _evidence(scene_subject, torso, garment_subject, cut, garment)
     parameters = {
-        "style": style, "fit": fit, "tone": tone, "style_words_used": sorted(words & {*_EASE, *_TONE}),
-        "max_side": max_side, "scale": round(place.scale, 4), "left": place.left, "top": place.top,
-        "light_gain": round(gain, 3), "torso_box": _torso_box(scene_subject, torso),
-        "garment_coverage": round(garment_subject.coverage, 3), "method": "flat overlay",
-    }  # fmt: skip
+        "style": style,
+        "fit": fit,
+        "tone": tone,
+        "style_words_used": sorted(words & {*_EASE, *_TONE}),
+        "max_side": max_side,
+        "scale": round(place.scale, 4),
+        "left": place.left,
+        "top": place.top,
+        "light_gain": round(gain, 3),
+        "torso_box": _torso_box(scene_subject, torso),
+        "garment_coverage": round(garment_subject.coverage, 3),
+        "method": "flat overlay",
+    }
     return Rendering(width, height, confidence(evidence), evidence, parameters, _SOURCE_TYPE)
 
 
 def _place(
-    scene: pyvips.Image, scene_subject: Subject, torso: Body,
-    garment: pyvips.Image, garment_subject: Subject, cut: Body, ease: float,
-) -> _Placement:  # fmt: skip
+    scene: pyvips.Image,
+    scene_subject: Subject,
+    torso: Body,
+    garment: pyvips.Image,
+    garment_subject: Subject,
+    cut: Body,
+    ease: float,
+) -> _Placement:
     to_scene = scene.width / scene_subject.mask.width
     to_garment = garment.width / garment_subject.mask.width
     scale = torso.width * to_scene * ease / (cut.width * to_garment)
@@ -78,26 +103,36 @@ def _place(
     shoulders = 1.04 * torso.span * to_scene / (cut.span * to_garment)
     scale = max(scale, min(shoulders, 1.18 * scale))
     # A misjudged body must not give a postage stamp or a tent.
-    scale = max(0.15 * scene.height, min(scale * garment.height, 2.2 * scene.height)) / garment.height
+    scale = (
+        max(0.15 * scene.height, min(scale * garment.height, 2.2 * scene.height)) / garment.height
+    )
     left = torso.centre * to_scene - cut.centre * to_garment * scale
     top = torso.shoulder * to_scene - cut.shoulder * to_garment * scale
     return _Placement(scale, round(left), round(top))
 
 
 def _light(scene_subject: Subject, garment_subject: Subject) -> float:
-    """The garment is brightened or darkened as much as the backdrops differ: the nearest thing to a grey card."""
+    """The garment is brightened or darkened as much as the backdrops differ: the nearest thing to a
+    grey card."""
 
     def luminance(colour: tuple[float, float, float]) -> float:
         return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
 
-    ratio = (luminance(scene_subject.background) + 20) / (luminance(garment_subject.background) + 20)
+    ratio = (luminance(scene_subject.background) + 20) / (
+        luminance(garment_subject.background) + 20
+    )
     return float(max(0.85, min(ratio**0.5, 1.1)))
 
 
 def _compose(
-    scene: pyvips.Image, scene_subject: Subject, torso: Body,
-    garment: pyvips.Image, garment_subject: Subject, place: _Placement, gain: float,
-) -> pyvips.Image:  # fmt: skip
+    scene: pyvips.Image,
+    scene_subject: Subject,
+    torso: Body,
+    garment: pyvips.Image,
+    garment_subject: Subject,
+    place: _Placement,
+    gain: float,
+) -> pyvips.Image:
     cover = subject.alpha(garment_subject.mask, garment.width, garment.height)
     layer = picture.flat(garment).bandjoin(cover).premultiply().resize(place.scale).unpremultiply()
     placed = framed(layer, place.left, place.top, scene.width, scene.height).copy_memory()
@@ -111,7 +146,8 @@ def _compose(
 
 
 def _shadow(over: pyvips.Image) -> pyvips.Image:
-    """What the garment's edge darkens on the body behind it, 0..1: its shape, softened and a little lower."""
+    """What the garment's edge darkens on the body behind it, 0..1: its shape, softened and a little
+    lower."""
     small = over.shrink(8, 8)
     reach = max(1.0, small.height / 80)
     soft = small.gaussblur(reach).embed(0, round(reach * 0.8), small.width, small.height)
@@ -120,17 +156,20 @@ def _shadow(over: pyvips.Image) -> pyvips.Image:
 
 
 def _head(person: pyvips.Image, neck: float) -> pyvips.Image:
-    """The person above the neck, fading out below it: a head is never covered by a collar laid flat."""
+    """The person above the neck, fading out below it: a head is never covered by a collar laid
+    flat."""
     rows = pyvips.Image.xyz(person.width, person.height)[1]
     return person * picture.clip((neck - rows) / max(4.0, person.height / 120) + 0.5, 0, 1)
 
 
 def _shading(scene_subject: Subject, width: int, height: int) -> pyvips.Image:
-    """How the light falls off across the scene, as a factor round 1, read from the backdrop: what the person wears
-    underneath must not show through."""
+    """How the light falls off across the scene, as a factor round 1, read from the backdrop: what
+    the person wears underneath must not show through."""
     light = subject.lightness(scene_subject, width, height)
     left, top, box_width, box_height = scene_subject.box
-    middle = light(round((left + box_width / 2) * (width - 1)), round((top + box_height / 2) * (height - 1)))[0]
+    middle = light(
+        round((left + box_width / 2) * (width - 1)), round((top + box_height / 2) * (height - 1))
+    )[0]
     return picture.clip(((light + 25) / (max(0.0, middle) + 25)) ** 0.8, 0.8, 1.15)
 
 
@@ -143,9 +182,11 @@ def _toned(image: pyvips.Image, tone: str) -> pyvips.Image:
 def _torso_box(scene_subject: Subject, torso: Body) -> dict[str, float]:
     width, height = scene_subject.mask.width, scene_subject.mask.height
     return {
-        "left": round((torso.centre - torso.width / 2) / width, 4), "top": round(torso.shoulder / height, 4),
-        "width": round(torso.width / width, 4), "height": round((torso.hem - torso.shoulder) / height, 4),
-    }  # fmt: skip
+        "left": round((torso.centre - torso.width / 2) / width, 4),
+        "top": round(torso.shoulder / height, 4),
+        "width": round(torso.width / width, 4),
+        "height": round((torso.hem - torso.shoulder) / height, 4),
+    }
 
 
 def _evidence(
@@ -154,25 +195,44 @@ def _evidence(
     coverage = garment_subject.coverage
     return (
         Evidence(
-            "garment_separation", round(garment_subject.separation, 3), 0.25,
-            f"garment against its backdrop, divided at a Lab distance of {garment_subject.threshold:.1f}",
+            "garment_separation",
+            round(garment_subject.separation, 3),
+            0.25,
+            "garment against its backdrop, divided at a Lab distance of"
+            f" {garment_subject.threshold:.1f}",
         ),
         Evidence(
-            "garment_coverage", ramp(coverage, 0.02, 0.12) if coverage < 0.7 else ramp(coverage, 0.97, 0.8), 0.1,
+            "garment_coverage",
+            ramp(coverage, 0.02, 0.12) if coverage < 0.7 else ramp(coverage, 0.97, 0.8),
+            0.1,
             f"the garment fills {coverage:.0%} of its picture",
         ),
         Evidence(
-            "person_separation", round(scene_subject.separation, 3), 0.25, "person against the backdrop",
+            "person_separation",
+            round(scene_subject.separation, 3),
+            0.25,
+            "person against the backdrop",
         ),
         Evidence(
-            "torso", 0.3 if torso.neck is None else 1.0, 0.25,
-            "no neck found: the torso is an assumed part of the figure" if torso.neck is None
-            else "neck and shoulders found from the outline",
+            "torso",
+            0.3 if torso.neck is None else 1.0,
+            0.25,
+            (
+                "no neck found: the torso is an assumed part of the figure"
+                if torso.neck is None
+                else "neck and shoulders found from the outline"
+            ),
         ),
         Evidence(
-            "sides", ramp(min(torso.apart, cut.apart), 0.0, 0.15) * 0.5 + 0.5, 0.05,
+            "sides",
+            ramp(min(torso.apart, cut.apart), 0.0, 0.15) * 0.5 + 0.5,
+            0.05,
             f"arms stand apart in {torso.apart:.0%}, sleeves in {cut.apart:.0%} of the rows",
         ),
-        Evidence("resolution", ramp(max(garment.width, garment.height), 300, 1200), 0.1,
-                 f"garment picture used at {garment.width} x {garment.height} px"),
-    )  # fmt: skip
+        Evidence(
+            "resolution",
+            ramp(max(garment.width, garment.height), 300, 1200),
+            0.1,
+            f"garment picture used at {garment.width} x {garment.height} px",
+        ),
+    )

@@ -1,4 +1,5 @@
-"""Pictures whose files say where they were taken, in the ways of many programs. All made here, byte by byte."""
+"""Pictures whose files say where they were taken, in the ways of many programs. All made here, byte
+by byte."""
 
 import struct
 import zlib
@@ -13,21 +14,30 @@ WEBP = bytes(pictures.textured(64, 48).webpsave_buffer(keep="none"))
 
 _LATITUDE, _ALTITUDE, _TARGET, _VERSION, _DATE = 2, 6, 20, 0, 29
 _PACKET = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/"'
-    ' xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/" xmlns:p="http://ns.adobe.com/photoshop/1.0/"'
-    ' xmlns:drone-dji="http://www.dji.com/drone-dji/1.0/" xmlns:xmpDM="http://ns.adobe.com/xmp/1.0/DynamicMedia/"'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF'
+    ' xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
+    ' xmlns:exif="http://ns.adobe.com/exif/1.0/"'
+    ' xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/"'
+    ' xmlns:p="http://ns.adobe.com/photoshop/1.0/"'
+    ' xmlns:drone-dji="http://www.dji.com/drone-dji/1.0/"'
+    ' xmlns:xmpDM="http://ns.adobe.com/xmp/1.0/DynamicMedia/"'
     ' xmlns:Iptc4xmpCore="http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"'
-    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" {0}>{1}</rdf:Description></rdf:RDF></x:xmpmeta>'
+    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    " {0}>{1}</rdf:Description></rdf:RDF></x:xmpmeta>"
 )
 
 
-def xmp(attributes: str = 'exif:GPSLatitude="52,30.0N" exif:GPSLongitude="13,24.0E"', elements: str = "") -> bytes:
+def xmp(
+    attributes: str = 'exif:GPSLatitude="52,30.0N" exif:GPSLongitude="13,24.0E"', elements: str = ""
+) -> bytes:
     return _PACKET.format(attributes, elements).encode()
 
 
-def tiff(order: str = "<", tags: tuple[int, ...] = (1, 2, 3, 4), pointer: int = 34853, before: int = 0) -> bytes:
-    """EXIF with a GPS directory of these tags behind a tag of the first directory; `before`: bytes between the two."""
+def tiff(
+    order: str = "<", tags: tuple[int, ...] = (1, 2, 3, 4), pointer: int = 34853, before: int = 0
+) -> bytes:
+    """EXIF with a GPS directory of these tags behind a tag of the first directory; `before`: bytes
+    between the two."""
     at = 26 + before
     entries, values = b"", b""
     for tag in tags:
@@ -72,7 +82,9 @@ def jpeg_xmp(packet: bytes) -> bytes:
 def extended_xmp(packet: bytes, piece: int = 100) -> bytes:
     """A packet in many segments, the last one first, behind a main one that names it."""
     guid = b"0123456789ABCDEF0123456789ABCDEF"
-    main = xmp(f'xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{guid.decode()}"')
+    main = xmp(
+        f'xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{guid.decode()}"'
+    )
     parts = [
         segment(
             b"http://ns.adobe.com/xmp/extension/\0"
@@ -103,7 +115,11 @@ def raw_profile(kind: str, data: bytes, *, packed: bool = True) -> tuple[bytes, 
     lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
     text = f"\n{kind}\n{len(data):8}\n{lines}\n".encode()
     keyword = f"Raw profile type {kind}".encode()
-    return (b"zTXt", keyword + b"\0\0" + zlib.compress(text)) if packed else (b"tEXt", keyword + b"\0" + text)
+    return (
+        (b"zTXt", keyword + b"\0\0" + zlib.compress(text))
+        if packed
+        else (b"tEXt", keyword + b"\0" + text)
+    )
 
 
 def international(packet: bytes, *, packed: bool) -> tuple[bytes, bytes]:
@@ -112,7 +128,8 @@ def international(packet: bytes, *, packed: bool) -> tuple[bytes, bytes]:
 
 
 def gif(packet: bytes, *, in_blocks: bool) -> bytes:
-    """XMP as Adobe says, running through the blocks, with a trailer that ends them; or in blocks like all else."""
+    """XMP as Adobe says, running through the blocks, with a trailer that ends them; or in blocks
+    like all else."""
     if in_blocks:
         pieces = [packet[at : at + 200] for at in range(0, len(packet), 200)]
         body = b"".join(bytes([len(piece)]) + piece for piece in pieces) + b"\0"
@@ -123,14 +140,20 @@ def gif(packet: bytes, *, in_blocks: bool) -> bytes:
 
 def webp(kind: bytes, data: bytes) -> bytes:
     flags = 8 if kind == b"EXIF" else 4
-    chunks = b"VP8X" + struct.pack("<IB3x", 10, flags) + (63).to_bytes(3, "little") + (47).to_bytes(3, "little")
+    chunks = (
+        b"VP8X"
+        + struct.pack("<IB3x", 10, flags)
+        + (63).to_bytes(3, "little")
+        + (47).to_bytes(3, "little")
+    )
     chunks += WEBP[12:] + kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
     return b"RIFF" + struct.pack("<I", len(chunks) + 4) + b"WEBP" + chunks
 
 
 def tiff_page(*tags: tuple[int, int, bytes], page: int = 0) -> bytes:
-    """A TIFF of two pages; one of them has these tags (tag, kind, data), too. What data says of places in the file
-    counts from the data's own start, if the tag points to a directory (kind 13)."""
+    """A TIFF of two pages; one of them has these tags (tag, kind, data), too. What data says of
+    places in the file counts from the data's own start, if the tag points to a directory (kind
+    13)."""
     pages = pictures.plain(60, 160, 9, 99, 199).copy()
     pages.set_type(pictures.INTEGER, "page-height", 80)
     content = bytes(pages.tiffsave_buffer(keep="none"))
@@ -139,10 +162,17 @@ def tiff_page(*tags: tuple[int, int, bytes], page: int = 0) -> bytes:
         [at] = struct.unpack_from("<I", content, link)
         [count] = struct.unpack_from("<H", content, at)
         last, link = link, at + 2 + count * 12
-    entries, tail = [content[at + 2 + 12 * index : at + 14 + 12 * index] for index in range(count)], b""
+    entries, tail = (
+        [content[at + 2 + 12 * index : at + 14 + 12 * index] for index in range(count)],
+        b"",
+    )
     for tag, kind, data in tags:
         place = len(content) + len(tail)
-        entries.append(struct.pack("<HHII", tag, 4 if kind == 13 else kind, 1 if kind == 13 else len(data), place))
+        entries.append(
+            struct.pack(
+                "<HHII", tag, 4 if kind == 13 else kind, 1 if kind == 13 else len(data), place
+            )
+        )
         tail += directory(place, data) if kind == 13 else data + bytes(len(data) % 2)
     entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
     moved = struct.pack("<I", len(content) + len(tail))
@@ -153,8 +183,15 @@ def tiff_page(*tags: tuple[int, int, bytes], page: int = 0) -> bytes:
 def directory(place: int, tags: bytes) -> bytes:
     """A GPS directory at this place of a file, of these tags of three rational numbers."""
     values = place + 2 + 12 * len(tags) + 4
-    entries = b"".join(struct.pack("<HHII", tag, 5, 3, values + 24 * index) for index, tag in enumerate(tags))
-    return struct.pack("<H", len(tags)) + entries + bytes(4) + struct.pack("<II", 52, 1) * 3 * len(tags)
+    entries = b"".join(
+        struct.pack("<HHII", tag, 5, 3, values + 24 * index) for index, tag in enumerate(tags)
+    )
+    return (
+        struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+        + struct.pack("<II", 52, 1) * 3 * len(tags)
+    )
 
 
 def tiff_with_pointer_below(tag: int) -> bytes:
@@ -182,10 +219,14 @@ LOCATED = {
     "jpeg: exif after another picture": JPEG + jpeg(segment(exif())),
     "jpeg: exif after xmp": jpeg(jpeg_xmp(xmp("")), segment(exif())),
     "jpeg: xmp, attribute": jpeg(jpeg_xmp(xmp())),
-    "jpeg: xmp, element": jpeg(jpeg_xmp(xmp("", "<exif:GPSLongitude>13,24.0E</exif:GPSLongitude>"))),
+    "jpeg: xmp, element": jpeg(
+        jpeg_xmp(xmp("", "<exif:GPSLongitude>13,24.0E</exif:GPSLongitude>"))
+    ),
     "jpeg: xmp, single quotes": jpeg(jpeg_xmp(xmp("exif:GPSLatitude = '52,30.0N'"))),
     "jpeg: xmp of a drone": jpeg(jpeg_xmp(xmp('drone-dji:GpsLatitude="+52.5"'))),
-    "jpeg: xmp, its writer's own misspelling": jpeg(jpeg_xmp(xmp('drone-dji:GpsLongtitude="+13.4"'))),
+    "jpeg: xmp, its writer's own misspelling": jpeg(
+        jpeg_xmp(xmp('drone-dji:GpsLongtitude="+13.4"'))
+    ),
     "jpeg: xmp, city": jpeg(jpeg_xmp(xmp('photoshop:City="Berlin"'))),
     "jpeg: xmp, city under another prefix": jpeg(jpeg_xmp(xmp("", "<p:City>Berlin</p:City>"))),
     "jpeg: xmp, sublocation": jpeg(jpeg_xmp(xmp('Iptc4xmpCore:Location="Alexanderplatz"'))),
@@ -193,7 +234,8 @@ LOCATED = {
         jpeg_xmp(
             xmp(
                 "",
-                '<Iptc4xmpExt:LocationShown><rdf:Bag><rdf:li rdf:parseType="Resource"><Iptc4xmpExt:CountryName>'
+                "<Iptc4xmpExt:LocationShown><rdf:Bag><rdf:li"
+                ' rdf:parseType="Resource"><Iptc4xmpExt:CountryName>'
                 "Germany</Iptc4xmpExt:CountryName></rdf:li></rdf:Bag></Iptc4xmpExt:LocationShown>",
             )
         )
@@ -202,7 +244,9 @@ LOCATED = {
     **{
         f"jpeg: xmp in {name}": jpeg(jpeg_xmp(b"".join((mark, xmp().decode().encode(name)))))
         for name, mark in (
-            ("utf-16-be", b"\xfe\xff"), ("utf-16-le", b"\xff\xfe"), ("utf-32-be", b"\0\0\xfe\xff"),
+            ("utf-16-be", b"\xfe\xff"),
+            ("utf-16-le", b"\xff\xfe"),
+            ("utf-32-be", b"\0\0\xfe\xff"),
             ("utf-32-le", b"\xff\xfe\0\0"),
         )
     },
@@ -234,17 +278,23 @@ LOCATED = {
     "tiff: xmp, second page": tiff_page((700, 1, xmp()), page=1),
     "tiff: iptc": tiff_page((33723, 7, iim(90, b"Berlin"))),
     "tiff: iptc among Photoshop's": tiff_page((34377, 1, resource(iim(92, b"Mitte")))),
-}  # fmt: skip
+}
 
 NOWHERE = {
     "jpeg": JPEG,
     "jpeg: gps data without a place": jpeg(segment(exif(tags=(_VERSION, _DATE)))),
-    "jpeg: an empty city": jpeg(jpeg_xmp(xmp('photoshop:City=""', "<Iptc4xmpExt:City></Iptc4xmpExt:City><p:City/>"))),
+    "jpeg: an empty city": jpeg(
+        jpeg_xmp(xmp('photoshop:City=""', "<Iptc4xmpExt:City></Iptc4xmpExt:City><p:City/>"))
+    ),
     "jpeg: the creator's address": jpeg(jpeg_xmp(xmp('Iptc4xmpCore:CiAdrCity="Berlin"'))),
     "jpeg: a city of something else": jpeg(jpeg_xmp(xmp('xmlns:o="urn:other" o:City="Berlin"'))),
     "jpeg: words about places": pictures.with_comment(JPEG, b"GPSLatitude=52 City=Berlin"),
     "jpeg: iptc, headline": jpeg(segment(b"Photoshop 3.0\0" + resource(iim(105, b"Berlin")), 0xED)),
-    "png": png((b"tEXt", b"Comment\0in Berlin"), (b"zTXt", b"Comment\0\0broken"), raw_profile("exif", b"odd")),
+    "png": png(
+        (b"tEXt", b"Comment\0in Berlin"),
+        (b"zTXt", b"Comment\0\0broken"),
+        raw_profile("exif", b"odd"),
+    ),
     "gif": GIF,
     "webp: exif": webp(b"EXIF", exif(tags=(_VERSION,))),
     "tiff": tiff_page((34853, 13, b"")),

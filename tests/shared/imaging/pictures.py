@@ -1,4 +1,5 @@
-"""Files for the imaging tests, honest and hostile, and the jobs that misbehave. All made here, none stored."""
+"""Files for the imaging tests, honest and hostile, and the jobs that misbehave. All made here, none
+stored."""
 
 import base64
 import ctypes
@@ -16,7 +17,8 @@ from typing import Any
 import pikepdf
 import pyvips
 
-# 16x16 pixels, HEVC: it has a valid header everywhere and pixels only where libvips has an HEVC decoder.
+# 16x16 pixels, HEVC: it has a valid header everywhere and pixels only where libvips has an HEVC
+# decoder.
 HEIC = base64.b64decode(
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAA"
     "AERAAAEAAQAAAAABoAABAAAAAAAAACoAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/GlwcnAAAADc"
@@ -59,7 +61,10 @@ def animation(frames: int, size: int, suffix: str) -> bytes:
 
 def noisy_pages(pages: int, size: int, suffix: str, **options: object) -> bytes:
     """Pages that no encoder can make small, so that most of the file belongs to the later ones."""
-    noise = [pyvips.Image.gaussnoise(size, size, mean=128, sigma=50, seed=seed).cast("uchar") for seed in range(pages)]
+    noise = [
+        pyvips.Image.gaussnoise(size, size, mean=128, sigma=50, seed=seed).cast("uchar")
+        for seed in range(pages)
+    ]
     stack = pyvips.Image.arrayjoin(noise, across=1).copy_memory()
     stack.set_type(pyvips.GValue.gint_type, "page-height", size)
     return bytes(stack.write_to_buffer(suffix, **options))
@@ -71,25 +76,35 @@ def png_bomb(side: int = 50_000) -> bytes:
     packer = zlib.compressobj(1)
     packed = b"".join(packer.compress(row * 1000) for _ in range(side // 1000)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
 
 
 def thread_png(height: int = 49_000_000) -> bytes:
     """A complete 1-bit PNG of one column, in less than two hundred kilobytes."""
     packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(2 * (height // 10))) for _ in range(10)) + packer.flush()
+    packed = (
+        b"".join(packer.compress(bytes(2 * (height // 10))) for _ in range(10)) + packer.flush()
+    )
     header = struct.pack(">IIBBBBB", 1, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
 
 
 def hard_png(side: int = 4000) -> bytes:
-    """An honest picture in a hundred kilobytes that takes a processor some tenths of a second: interlaced, it can only
-    be decoded as a whole."""
+    """An honest picture in a hundred kilobytes that takes a processor some tenths of a second:
+    interlaced, it can only be decoded as a whole."""
     return bytes(quadrants(side, side).pngsave_buffer(interlace=True))
 
 
 def long_gif(frames: int = 5000) -> bytes:
-    frame = b"\x21\xf9\x04\x00\x01\x00\x00\x00" + b"\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00" + b"\x02\x02\x44\x01\x00"
+    frame = (
+        b"\x21\xf9\x04\x00\x01\x00\x00\x00"
+        + b"\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00"
+        + b"\x02\x02\x44\x01\x00"
+    )
     return b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff" + frame * frames + b";"
 
 
@@ -122,7 +137,18 @@ def with_archive(content: bytes) -> bytes:
 
 def big_tile_tiff(side: int = 1 << 20) -> bytes:
     """A 16x16 TIFF that declares one uncompressed tile of side x side pixels."""
-    tags = [(256, 16), (257, 16), (258, 8), (259, 1), (262, 1), (277, 1), (322, side), (323, side), (324, 8), (325, 16)]
+    tags = [
+        (256, 16),
+        (257, 16),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (277, 1),
+        (322, side),
+        (323, side),
+        (324, 8),
+        (325, 16),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
@@ -157,13 +183,27 @@ def matrix_profile(red: Any, green: Any, blue: Any, gamma: float) -> bytes:
         table += tag + struct.pack(">II", start + len(data), len(content))
         data += content
     body = struct.pack(">I", len(tags)) + table + data
-    head = struct.pack(">I4xI4s4s4s12s4s", 128 + len(body), 0x02400000, b"mntr", b"RGB ", b"XYZ ", bytes(12), b"acsp")
+    head = struct.pack(
+        ">I4xI4s4s4s12s4s",
+        128 + len(body),
+        0x02400000,
+        b"mntr",
+        b"RGB ",
+        b"XYZ ",
+        bytes(12),
+        b"acsp",
+    )
     illuminant = b"".join(map(fixed, (0.9642, 1.0, 0.8249)))
     return (head + bytes(28) + illuminant).ljust(128, b"\0") + body
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
 # Jobs for the pool.
@@ -205,7 +245,8 @@ def crash() -> None:
 
 
 def peak_memory() -> int:
-    """Largest resident size so far, bytes. (getrusage would include the parent's at the time of the fork.)"""
+    """Largest resident size so far, bytes. (getrusage would include the parent's at the time of the
+    fork.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -27,12 +27,21 @@ def _name(organisation: str, common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(oid, value) for oid, value in pairs])
 
 
-def _certificate(subject: x509.Name, key: Any, issuer: x509.Name, issuer_key: Any, *, authority: bool) -> Any:
+def _certificate(
+    subject: x509.Name, key: Any, issuer: x509.Name, issuer_key: Any, *, authority: bool
+) -> Any:
     now = datetime.now(UTC)
     usage = dict.fromkeys(
-        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
-         "decipher_only"), False,
-    )  # fmt: skip
+        (
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -43,14 +52,24 @@ def _certificate(subject: x509.Name, key: Any, issuer: x509.Name, issuer_key: An
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         .add_extension(
-            x509.KeyUsage(digital_signature=not authority, key_cert_sign=authority, crl_sign=authority, **usage),
+            x509.KeyUsage(
+                digital_signature=not authority,
+                key_cert_sign=authority,
+                crl_sign=authority,
+                **usage,
+            ),
             critical=True,
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
+            critical=False,
+        )
     )
     if not authority:
-        made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
+        made = made.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False
+        )
     return made.sign(issuer_key, hashes.SHA256())
 
 
@@ -64,7 +83,10 @@ def _signer() -> tuple[Any, str]:
     root_pem = root.public_bytes(Encoding.PEM)
     chain = own.public_bytes(Encoding.PEM) + root_pem
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return c2pa.Signer.from_info(c2pa.C2paSignerInfo(b"es256", chain, private, None)), root_pem.decode()
+    return (
+        c2pa.Signer.from_info(c2pa.C2paSignerInfo(b"es256", chain, private, None)),
+        root_pem.decode(),
+    )
 
 
 def trust_anchor() -> str:
@@ -72,9 +94,14 @@ def trust_anchor() -> str:
 
 
 def signed(
-    content: bytes, mime_type: str = "image/jpeg", *, source_type: str = CAPTURE, generator: str = "Test Camera",
-    remote: str = "", note: str = "",
-) -> bytes:  # fmt: skip
+    content: bytes,
+    mime_type: str = "image/jpeg",
+    *,
+    source_type: str = CAPTURE,
+    generator: str = "Test Camera",
+    remote: str = "",
+    note: str = "",
+) -> bytes:
     """The picture with a manifest in it, or, with `remote`, with nothing but the address of one."""
     created = {"action": "c2pa.created", "digitalSourceType": source_type}
     manifest = {

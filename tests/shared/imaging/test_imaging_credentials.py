@@ -1,4 +1,5 @@
-"""Content credentials are read as they are and believed only if they hold; XMP gives one word and takes one word."""
+"""Content credentials are read as they are and believed only if they hold; XMP gives one word and
+takes one word."""
 
 import json
 import random
@@ -8,14 +9,25 @@ from pathlib import Path
 import pytest
 import pyvips
 
-from shared.imaging import Credentials, ImagingPool, Preset, inspect, make_variants, read_credentials
+from shared.imaging import (
+    Credentials,
+    ImagingPool,
+    Preset,
+    inspect,
+    make_variants,
+    read_credentials,
+)
 from shared.imaging.source_type import VOCABULARY, packet, read_packet
 from tests.shared.imaging import pictures, signing
 
 FORMATS = {
-    "image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/avif": ".avif", "image/gif": ".gif",
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/avif": ".avif",
+    "image/gif": ".gif",
     "image/tiff": ".tif",
-}  # fmt: skip
+}
 ALL = tuple(Preset(name, 40, 40, name, effort=1) for name in ("webp", "avif", "jpeg", "png"))
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
@@ -32,39 +44,61 @@ async def credentials_of(
 
 
 @pytest.mark.parametrize("mime_type", FORMATS)
-async def test_a_manifest_is_read_in_every_format(pool: ImagingPool, tmp_path: Path, mime_type: str) -> None:
+async def test_a_manifest_is_read_in_every_format(
+    pool: ImagingPool, tmp_path: Path, mime_type: str
+) -> None:
     original = picture(FORMATS[mime_type])
     content = signing.signed(original, mime_type)
     read = await credentials_of(pool, tmp_path / "in", content, mime_type)
     assert read is not None
-    assert (read.state, read.claim_generator, read.source_type) == ("valid", "Test Camera 1.2", "digitalCapture")
+    assert (read.state, read.claim_generator, read.source_type) == (
+        "valid",
+        "Test Camera 1.2",
+        "digitalCapture",
+    )
     assert (read.signer, read.signer_name) == (signing.SIGNER, signing.SIGNER_NAME)
     assert read.problems == ("signingCredential.untrusted",)
-    assert "canary-note" in read.manifest_store and json.loads(read.manifest_store)["validation_state"] == "Valid"
+    assert (
+        "canary-note" in read.manifest_store
+        and json.loads(read.manifest_store)["validation_state"] == "Valid"
+    )
     facts = await pool.run(inspect, tmp_path / "in", mime_type)
     assert (facts.width, facts.height, facts.may_have_manifest) == (96, 64, True)
-    changed = await credentials_of(pool, tmp_path / "in", signing.tampered(content, original), mime_type)
+    changed = await credentials_of(
+        pool, tmp_path / "in", signing.tampered(content, original), mime_type
+    )
     assert changed is not None and changed.state == "invalid"
     assert any("ash.mismatch" in problem for problem in changed.problems)
 
 
-async def test_a_signer_that_leads_to_a_trust_anchor_is_trusted(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_a_signer_that_leads_to_a_trust_anchor_is_trusted(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     content = signing.signed(picture(".jpg"))
     read = await credentials_of(pool, tmp_path / "in", content, anchors=signing.trust_anchor())
     assert read is not None and (read.state, read.problems) == ("trusted", ())
 
 
-async def test_without_a_manifest_there_are_no_credentials(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_without_a_manifest_there_are_no_credentials(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     plain = picture(".jpg")
     assert await credentials_of(pool, tmp_path / "in", plain) is None
     assert not (await pool.run(inspect, tmp_path / "in")).may_have_manifest
-    assert await credentials_of(pool, tmp_path / "in", pictures.with_comment(plain, b"c2pa manifest? no")) is None
+    assert (
+        await credentials_of(
+            pool, tmp_path / "in", pictures.with_comment(plain, b"c2pa manifest? no")
+        )
+        is None
+    )
 
 
 async def test_a_manifest_elsewhere_is_not_fetched(pool: ImagingPool, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
-        content = signing.signed(picture(".jpg"), remote=f"http://127.0.0.1:{listening.getsockname()[1]}/a.c2pa")
+        content = signing.signed(
+            picture(".jpg"), remote=f"http://127.0.0.1:{listening.getsockname()[1]}/a.c2pa"
+        )
         assert b".c2pa" in content
         assert await credentials_of(pool, tmp_path / "in", content) is None
         with pytest.raises(BlockingIOError):
@@ -89,7 +123,9 @@ async def test_damaged_manifests_neither_hold_nor_hurt(pool: ImagingPool, tmp_pa
             damaged[start + 4 + chance.randrange(length)] ^= 1 << chance.randrange(8)
         read = await credentials_of(pool, tmp_path / "in", bytes(damaged), "image/png")
         assert read is None or read.state in ("invalid", "unreadable"), read
-    assert await pool.run(pictures.peak_memory) < 200 << 20, "the library leaves a child room for its next picture"
+    assert await pool.run(pictures.peak_memory) < 200 << 20, (
+        "the library leaves a child room for its next picture"
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +141,9 @@ def test_every_way_to_write_a_source_type_is_read(stated: str) -> None:
     assert read_packet(stated.encode()) == "trainedAlgorithmicMedia"
 
 
-@pytest.mark.parametrize("odd", ["", "DigitalSourceType", 'DigitalSourceType="nonsense"', "DigitalSourceType>" * 9999])
+@pytest.mark.parametrize(
+    "odd", ["", "DigitalSourceType", 'DigitalSourceType="nonsense"', "DigitalSourceType>" * 9999]
+)
 def test_what_is_no_source_type_is_none(odd: str) -> None:
     assert read_packet(odd.encode()) == ""
 
@@ -121,7 +159,10 @@ async def test_variants_say_where_pixels_come_from_and_nothing_else_of_the_origi
 ) -> None:
     image = pictures.textured(120, 90).copy()
     image.set_type(pyvips.GValue.gstr_type, "exif-ifd3-GPSLatitude", "52/1 31/1 12/1")
-    xmp = f'<x:xmpmeta exif:GPSLatitude="52,31N" photoshop:City="Hidden" Iptc4xmpExt:DigitalSourceType="{IPTC}print"/>'
+    xmp = (
+        '<x:xmpmeta exif:GPSLatitude="52,31N" photoshop:City="Hidden"'
+        f' Iptc4xmpExt:DigitalSourceType="{IPTC}print"/>'
+    )
     image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp.encode())
     path = tmp_path / "in.jpg"
     path.write_bytes(signing.signed(bytes(image.jpegsave_buffer(Q=90))))
@@ -131,6 +172,8 @@ async def test_variants_say_where_pixels_come_from_and_nothing_else_of_the_origi
         content = variant.path.read_bytes()
         written = pyvips.Image.new_from_buffer(content, "")
         assert written.get("xmp-data") == packet("print"), variant.format
-        assert not [name for name in written.get_fields() if name.startswith(("exif", "icc", "iptc"))], variant.format
+        assert not [
+            name for name in written.get_fields() if name.startswith(("exif", "icc", "iptc"))
+        ], variant.format
         for mark in (b"GPS", b"Hidden", b"c2pa", b"Exif"):
             assert mark not in content, (variant.format, mark)

@@ -1,4 +1,5 @@
-"""Of every form of the allowed types: either the picture, in its own colours, or a refusal that names the form."""
+"""Of every form of the allowed types: either the picture, in its own colours, or a refusal that
+names the form."""
 
 import re
 import struct
@@ -8,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from shared.imaging import Facts, ImageRejected, ImagingPool, Preset, Reason, gif, inspect, make_variants
+from shared.imaging import (
+    Facts,
+    ImageRejected,
+    ImagingPool,
+    Preset,
+    Reason,
+    gif,
+    inspect,
+    make_variants,
+)
 from shared.imaging.child import nothing_unforeseen
 from shared.imaging.decode import load_scaled
 from tests.shared.imaging import pictures
@@ -22,25 +32,46 @@ NOISE = [bytes((n * 7 + i * 31) % 256 for i in range(600)) for n in range(4)]
 READ: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "grey, 16 bits": (samples(200 * 257, letter="H", photometric=GREY), (200, 200, 200)),
     "grey, 32 bits": (samples(200 * 16843009, letter="I", photometric=GREY), (200, 200, 200)),
-    "grey, 32 bits, white is zero": (samples(55 * 16843009, letter="I", photometric=0), (200, 200, 200)),
+    "grey, 32 bits, white is zero": (
+        samples(55 * 16843009, letter="I", photometric=0),
+        (200, 200, 200),
+    ),
     "grey, floating-point": (samples(0.75, letter="f", photometric=GREY), (191, 191, 191)),
     "grey, half floating-point": (samples(0.75, letter="e", photometric=GREY), (191, 191, 191)),
     "grey, a little above white": (samples(1.05, letter="f", photometric=GREY), (255, 255, 255)),
-    "grey with transparency": (samples(200, 128, photometric=GREY, extra=(2,)), (200, 200, 200, 128)),
+    "grey with transparency": (
+        samples(200, 128, photometric=GREY, extra=(2,)),
+        (200, 200, 200, 128),
+    ),
     "grey with two masks": (samples(200, 1, 2, photometric=GREY, extra=(0, 0)), (200, 200, 200)),
     "RGB, 16 bits": (samples(200 * 257, 60 * 257, 20 * 257, letter="H"), (200, 60, 20)),
-    "RGB, 32 bits": (samples(200 * 16843009, 60 * 16843009, 20 * 16843009, letter="I"), (200, 60, 20)),
+    "RGB, 32 bits": (
+        samples(200 * 16843009, 60 * 16843009, 20 * 16843009, letter="I"),
+        (200, 60, 20),
+    ),
     "RGB, floating-point": (samples(0.8, 0.25, 0.1, letter="f"), (204, 64, 25)),
     "RGB with a saved selection": (samples(200, 60, 20, 0, extra=(0,)), (200, 60, 20)),
     "RGB with two saved selections": (samples(200, 60, 20, 0, 9, extra=(0, 0)), (200, 60, 20)),
     "RGB with a sample of which nothing is said": (samples(200, 60, 20, 0), (200, 60, 20)),
     "RGB with transparency": (samples(200, 60, 20, 128, extra=(2,)), (200, 60, 20, 128)),
-    "RGB with transparency and a selection": (samples(200, 60, 20, 128, 9, extra=(2, 0)), (200, 60, 20, 128)),
-    "RGB with a selection and transparency": (samples(200, 60, 20, 9, 128, extra=(0, 2)), (200, 60, 20, 128)),
+    "RGB with transparency and a selection": (
+        samples(200, 60, 20, 128, 9, extra=(2, 0)),
+        (200, 60, 20, 128),
+    ),
+    "RGB with a selection and transparency": (
+        samples(200, 60, 20, 9, 128, extra=(0, 2)),
+        (200, 60, 20, 128),
+    ),
     "RGB, transparency multiplied in": (samples(100, 30, 10, 128, extra=(1,)), (199, 59, 19, 128)),
-    "RGB, floating-point, multiplied in": (samples(0.4, 0.125, 0.05, 0.5, letter="f", extra=(1,)), (204, 64, 25, 128)),
+    "RGB, floating-point, multiplied in": (
+        samples(0.4, 0.125, 0.05, 0.5, letter="f", extra=(1,)),
+        (204, 64, 25, 128),
+    ),
     "CMYK": (samples(0, 200, 200, 0, photometric=CMYK), (237, 81, 69)),
-    "CMYK with a selection": (samples(0, 200, 200, 0, 9, photometric=CMYK, extra=(0,)), (237, 81, 69)),
+    "CMYK with a selection": (
+        samples(0, 200, 200, 0, 9, photometric=CMYK, extra=(0,)),
+        (237, 81, 69),
+    ),
     "CMYK, 16 bits, with transparency": (
         samples(0, 51400, 51400, 0, HALF, letter="H", photometric=CMYK, extra=(2,)),
         (237, 81, 69, 128),
@@ -57,7 +88,9 @@ async def test_a_picture_keeps_its_colours_and_only_declared_transparency(
     (tmp_path / "file").write_bytes(content)
     facts = await pool.run(inspect, tmp_path / "file", "image/tiff")
     assert facts.has_alpha == (len(expected) == 4)
-    (variant,) = await pool.run(make_variants, tmp_path / "file", (Preset("p", 64, 64, "png"),), tmp_path)
+    (variant,) = await pool.run(
+        make_variants, tmp_path / "file", (Preset("p", 64, 64, "png"),), tmp_path
+    )
     assert load_scaled(variant.path, 64, 64)(9, 9) == pytest.approx(expected, abs=2)
 
 
@@ -81,31 +114,59 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     **{
         name: ("image/tiff", coded(number, *NOISE, photometric=RGB), name)
         for name, number in (
-            ("compression old-style JPEG", 6), ("compression LZMA", 34925), ("compression Zstandard", 50000),
-            ("compression JPEG 2000", 34712), ("compression LERC", 34887), ("compression JPEG XL", 50002),
-            ("compression JBIG", 34661), ("compression PixarLog", 32909), ("compression number 12345", 12345),
+            ("compression old-style JPEG", 6),
+            ("compression LZMA", 34925),
+            ("compression Zstandard", 50000),
+            ("compression JPEG 2000", 34712),
+            ("compression LERC", 34887),
+            ("compression JPEG XL", 50002),
+            ("compression JBIG", 34661),
+            ("compression PixarLog", 32909),
+            ("compression number 12345", 12345),
         )
     },
     **{
-        name: ("image/tiff", samples(*values, letter=letter, photometric=photometric, extra=extra), name)
+        name: (
+            "image/tiff",
+            samples(*values, letter=letter, photometric=photometric, extra=extra),
+            name,
+        )
         for name, values, letter, photometric, extra in (
-            ("signed grey", (9,), "b", GREY, ()), ("signed grey samples", (9,), "h", GREY, ()),
-            ("signed RGB", (9, 9, 9), "i", RGB, ()), ("64-bit floating-point", (0.5,), "d", GREY, ()),
-            ("samples from 0 to 200", (200, 0, 0), "f", RGB, ()), ("samples from -3 to -3", (-3,), "f", GREY, ()),
+            ("signed grey", (9,), "b", GREY, ()),
+            ("signed grey samples", (9,), "h", GREY, ()),
+            ("signed RGB", (9, 9, 9), "i", RGB, ()),
+            ("64-bit floating-point", (0.5,), "d", GREY, ()),
+            ("samples from 0 to 200", (200, 0, 0), "f", RGB, ()),
+            ("samples from -3 to -3", (-3,), "f", GREY, ()),
             ("samples from inf to inf", (float("inf"),), "f", GREY, ()),
             ("floating-point samples", (float("nan"),), "f", GREY, ()),
             ("floating-point grey", (0.5,), "f", 0, ()),
             ("transparency that is multiplied", (0.2, 0.5), "f", GREY, (1,)),
-            ("more than one transparency", (9, 9, 9, 9, 9), "B", RGB, (2, 2)), ("inks other", (9, 9, 9), "B", CMYK, ()),
-            ("samples of YCbCr", (9, 9, 9, 9), "B", YCBCR, (0,)), ("8-bit unsigned Lab", (9, 9, 9), "B", LAB, ()),
-            ("ICC Lab", (9, 9, 9), "B", 9, ()), ("LogLuv", (9, 9, 9), "B", 32845, ()),
+            ("more than one transparency", (9, 9, 9, 9, 9), "B", RGB, (2, 2)),
+            ("inks other", (9, 9, 9), "B", CMYK, ()),
+            ("samples of YCbCr", (9, 9, 9, 9), "B", YCBCR, (0,)),
+            ("8-bit unsigned Lab", (9, 9, 9), "B", LAB, ()),
+            ("ICC Lab", (9, 9, 9), "B", 9, ()),
+            ("LogLuv", (9, 9, 9), "B", 32845, ()),
             ("photometric interpretation 77", (9,), "B", 77, ()),
         )
     },
-    "12-bit unsigned": ("image/tiff", coded(1, bytes(20000), photometric=GREY, count=1, t258=(12,)), "12-bit unsigned"),
-    "complex": ("image/tiff", coded(1, bytes(99000), photometric=GREY, count=1, t258=(64,), t339=(6,)), "complex"),
+    "12-bit unsigned": (
+        "image/tiff",
+        coded(1, bytes(20000), photometric=GREY, count=1, t258=(12,)),
+        "12-bit unsigned",
+    ),
+    "complex": (
+        "image/tiff",
+        coded(1, bytes(99000), photometric=GREY, count=1, t258=(64,), t339=(6,)),
+        "complex",
+    ),
     "separate planes": ("image/tiff", coded(1, *[TILE] * 4, t284=(2,)), "tiles in separate planes"),
-    "different samples": ("image/tiff", coded(1, TILE, t258=(5, 6, 5)), "samples of different kinds"),
+    "different samples": (
+        "image/tiff",
+        coded(1, TILE, t258=(5, 6, 5)),
+        "samples of different kinds",
+    ),
     "raw": ("image/tiff", raw_of_a_camera(), "camera's raw file"),
     "a preview first": (
         "image/tiff",
@@ -117,7 +178,11 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         tiff(Page(8, 8, (bytes(192),), page(9, 9, 9).tags, below=(page(9, 9, 9),))),
         "preview of a larger picture",
     ),
-    "a later page": ("image/tiff", tiff(page(9, 9, 9), page(9, letter="h", photometric=GREY)), "on page 2"),
+    "a later page": (
+        "image/tiff",
+        tiff(page(9, 9, 9), page(9, letter="h", photometric=GREY)),
+        "on page 2",
+    ),
     "arithmetic JPEG": ("image/jpeg", bytes_of_jpeg(0xC9), "arithmetic"),
     "lossless JPEG": ("image/jpeg", bytes_of_jpeg(0xC3), "lossless"),
     "JPEG-LS": ("image/jpeg", bytes_of_jpeg(0xF7), "JPEG-LS"),
@@ -125,9 +190,17 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "JPEG of 12 bits": ("image/jpeg", bytes_of_jpeg(0xC1, bits=12), "12 bits"),
     "JPEG of two components": ("image/jpeg", bytes_of_jpeg(0xC0, components=2), "2 components"),
     "animated AVIF": ("image/avif", avif().replace(b"mif1", b"avis", 1), "animated AVIF"),
-    "AVIF of tiles": ("image/avif", re.sub(b"(infe.{8})av01", rb"\1grid", avif()), "put together from tiles"),
-    "AVIF of HEVC": ("image/avif", re.sub(b"(infe.{8})av01", rb"\1hvc1", avif()), "coded with HEVC"),
-}  # fmt: skip
+    "AVIF of tiles": (
+        "image/avif",
+        re.sub(b"(infe.{8})av01", rb"\1grid", avif()),
+        "put together from tiles",
+    ),
+    "AVIF of HEVC": (
+        "image/avif",
+        re.sub(b"(infe.{8})av01", rb"\1hvc1", avif()),
+        "coded with HEVC",
+    ),
+}
 
 
 async def refusal(pool: ImagingPool, path: Path, content: bytes, mime: str) -> ImageRejected:
@@ -138,11 +211,18 @@ async def refusal(pool: ImagingPool, path: Path, content: bytes, mime: str) -> I
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_a_form_that_cannot_be_read_is_refused_by_its_name(pool: ImagingPool, tmp_path: Path, name: str) -> None:
+async def test_a_form_that_cannot_be_read_is_refused_by_its_name(
+    pool: ImagingPool, tmp_path: Path, name: str
+) -> None:
     mime, content, words = REFUSED[name]
     refused = await refusal(pool, tmp_path / "file", content, mime)
-    assert (refused.reason, words in refused.message) == (Reason.NOT_SUPPORTED, True), refused.message
-    assert "damaged" not in refused.message and refused.message.endswith((" send that.", "WebP or GIF.", "or TIFF."))
+    assert (refused.reason, words in refused.message) == (
+        Reason.NOT_SUPPORTED,
+        True,
+    ), refused.message
+    assert "damaged" not in refused.message and refused.message.endswith(
+        (" send that.", "WebP or GIF.", "or TIFF.")
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +245,10 @@ async def test_a_well_known_type_that_is_not_accepted_is_called_by_its_name(
     pool: ImagingPool, tmp_path: Path, content: bytes, words: str
 ) -> None:
     refused = await refusal(pool, tmp_path / "file", content, "image/tiff")
-    assert (refused.reason, words in refused.message) == (Reason.TYPE_NOT_ALLOWED, True), refused.message
+    assert (refused.reason, words in refused.message) == (
+        Reason.TYPE_NOT_ALLOWED,
+        True,
+    ), refused.message
     assert re.search("Export|Save|Develop", refused.message)
 
 
@@ -196,7 +279,9 @@ def cut_png(content: bytes) -> bytes:
 
 def tiled(compression: str) -> bytes:
     image = pictures.textured(128, 128)
-    return bytes(image.tiffsave_buffer(compression=compression, tile=True, tile_width=64, tile_height=64))
+    return bytes(
+        image.tiffsave_buffer(compression=compression, tile=True, tile_width=64, tile_height=64)
+    )
 
 
 def spoilt(content: bytes, where: int, with_what: bytes) -> bytes:
@@ -212,7 +297,9 @@ HALVES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "JPEG, the last scan missing": ("image/jpeg", lambda: scans(jpeg(interlace=True), -2)),
     "JPEG, an interval left out": (
         "image/jpeg",
-        lambda: re.sub(b"\xff\xd1.*?(?=\xff\xd2)", b"", jpeg(restart_interval=6), count=1, flags=re.DOTALL),
+        lambda: re.sub(
+            b"\xff\xd1.*?(?=\xff\xd2)", b"", jpeg(restart_interval=6), count=1, flags=re.DOTALL
+        ),
     ),
     "GIF, a frame cut": ("image/gif", cut_gif),
     "GIF, no end": ("image/gif", lambda: bytes(pictures.textured(96, 96).gifsave_buffer())[:-1]),
@@ -220,7 +307,10 @@ HALVES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "PNG, no end": ("image/png", lambda: pictures.png()[:-12]),
     "TIFF, a tile of noise": ("image/tiff", lambda: coded(5, *NOISE)),
     "TIFF, an LZW tile spoilt": ("image/tiff", lambda: spoilt(tiled("lzw"), 9000, b"\xff" * 400)),
-    "TIFF, a JPEG tile spoilt": ("image/tiff", lambda: spoilt(tiled("jpeg"), 1200, b"\xff\xd9" * 9)),
+    "TIFF, a JPEG tile spoilt": (
+        "image/tiff",
+        lambda: spoilt(tiled("jpeg"), 1200, b"\xff\xd9" * 9),
+    ),
     "TIFF, a deflated strip spoilt at its end": (
         "image/tiff",
         lambda: coded(8, DEFLATED[:-4] + b"spot"),
@@ -230,7 +320,10 @@ HALVES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "TIFF, tiles missing": ("image/tiff", lambda: coded(1, TILE, TILE)),
     "TIFF, an empty strip": ("image/tiff", lambda: coded(1, b"")),
     "TIFF, a strip too short": ("image/tiff", lambda: coded(1, bytes(96 * 128 * 3 - 5))),
-    "TIFF, a strip in the file's head": ("image/tiff", lambda: coded(1, bytes(96 * 128 * 3), t273=(0,))),
+    "TIFF, a strip in the file's head": (
+        "image/tiff",
+        lambda: coded(1, bytes(96 * 128 * 3), t273=(0,)),
+    ),
     "TIFF, a fax that ends early": (
         "image/tiff",
         lambda: coded(4, bytes(99), photometric=0, count=1, t258=(1,)),
@@ -239,7 +332,9 @@ HALVES: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("name", HALVES)
-async def test_what_was_not_decoded_whole_is_never_accepted(pool: ImagingPool, tmp_path: Path, name: str) -> None:
+async def test_what_was_not_decoded_whole_is_never_accepted(
+    pool: ImagingPool, tmp_path: Path, name: str
+) -> None:
     mime, make = HALVES[name]
     assert (await refusal(pool, tmp_path / "file", make(), mime)).reason is Reason.CORRUPT
 
@@ -254,7 +349,9 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     "GIF with transparency": lambda: bytes(pictures.plain(96, 64, 9, 8, 7, 0).gifsave_buffer()),
     "GIF of small frames": lambda: pictures.animation(7, 40, ".gif"),
     "TIFF in deflated strips": lambda: coded(8, DEFLATED),
-    "TIFF with a deflated strip of more than it needs": lambda: coded(8, zlib.compress(bytes(96 * 128 * 3 + 999))),
+    "TIFF with a deflated strip of more than it needs": lambda: coded(
+        8, zlib.compress(bytes(96 * 128 * 3 + 999))
+    ),
     "TIFF with unknown tags": lambda: coded(1, bytes(96 * 128 * 3), t65000=(7,), t50341=(1,)),
     "TIFF in JPEG tiles": lambda: tiled("jpeg"),
     "TIFF of a fax": lambda: bytes(
@@ -265,12 +362,16 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-async def test_a_whole_picture_is_not_suspected(pool: ImagingPool, tmp_path: Path, name: str) -> None:
+async def test_a_whole_picture_is_not_suspected(
+    pool: ImagingPool, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "file").write_bytes(WHOLE[name]())
     assert isinstance(await pool.run(inspect, tmp_path / "file"), Facts)
 
 
-async def test_variants_are_of_the_picture_that_was_verified(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_variants_are_of_the_picture_that_was_verified(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     """Not of a smaller one that stands beside it and shows something else."""
     smaller = tuple(
         Page(size, size, (bytes(colour) * size * size,), page(9, 9, 9).tags | {254: (1,)})

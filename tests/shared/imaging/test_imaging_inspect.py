@@ -38,15 +38,25 @@ async def measures_of(pool: ImagingPool, directory: Path, image: Any) -> Measure
         (".tif", "image/tiff"),
     ],
 )
-async def test_every_allowed_type_is_recognised(pool: ImagingPool, tmp_path: Path, suffix: str, mime: str) -> None:
+async def test_every_allowed_type_is_recognised(
+    pool: ImagingPool, tmp_path: Path, suffix: str, mime: str
+) -> None:
     path = tmp_path / "picture"
     path.write_bytes(pictures.textured(90, 60).write_to_buffer(suffix))
     facts = await pool.run(inspect, path, mime)
-    assert (facts.kind, facts.mime_type, facts.width, facts.height, facts.pages) == ("image", mime, 90, 60, 1)
+    assert (facts.kind, facts.mime_type, facts.width, facts.height, facts.pages) == (
+        "image",
+        mime,
+        90,
+        60,
+        1,
+    )
     assert facts.size == path.stat().st_size
 
 
-@pytest.mark.parametrize("claim", [None, "", "application/octet-stream", "IMAGE/JPG", "image/jpeg; charset=binary"])
+@pytest.mark.parametrize(
+    "claim", [None, "", "application/octet-stream", "IMAGE/JPG", "image/jpeg; charset=binary"]
+)
 async def test_a_claim_may_be_missing_or_spelt_differently(
     pool: ImagingPool, tmp_path: Path, claim: str | None
 ) -> None:
@@ -55,8 +65,8 @@ async def test_a_claim_may_be_missing_or_spelt_differently(
 
 
 PROMPT = (
-    b'{"nodes": ["<iframe src=x></iframe>", "<script>alert(1)</script>"]} a mug with the words <html > on it, <?php ?>'
-    b" <!doctype html>"
+    b'{"nodes": ["<iframe src=x></iframe>", "<script>alert(1)</script>"]} a mug with the words'
+    b" <html > on it, <?php ?> <!doctype html>"
 )
 
 
@@ -80,15 +90,23 @@ def with_xmp(suffix: str) -> bytes:
 SPEAKING: dict[str, Callable[[], bytes]] = {
     "png": png_text,
     "jpeg": lambda: pictures.with_comment(pictures.jpeg(), PROMPT),
-    "jpeg, in its second picture": lambda: pictures.jpeg() + pictures.with_comment(pictures.jpeg(), PROMPT),
+    "jpeg, in its second picture": lambda: (
+        pictures.jpeg() + pictures.with_comment(pictures.jpeg(), PROMPT)
+    ),
     "gif": gif_comment,
-    **{f"{suffix} in xmp": partial(with_xmp, suffix) for suffix in (".jpg", ".webp", ".avif", ".tif")},
+    **{
+        f"{suffix} in xmp": partial(with_xmp, suffix)
+        for suffix in (".jpg", ".webp", ".avif", ".tif")
+    },
 }
 
 
 @pytest.mark.parametrize("name", SPEAKING)
-async def test_text_within_a_picture_may_speak_of_tags(pool: ImagingPool, tmp_path: Path, name: str) -> None:
-    """A prompt, a workflow, a caption: it is served as a part of the picture, and nothing reads it as a page."""
+async def test_text_within_a_picture_may_speak_of_tags(
+    pool: ImagingPool, tmp_path: Path, name: str
+) -> None:
+    """A prompt, a workflow, a caption: it is served as a part of the picture, and nothing reads it
+    as a page."""
     content = SPEAKING[name]()
     assert PROMPT[:20] in content
     (tmp_path / "x").write_bytes(content)
@@ -96,7 +114,9 @@ async def test_text_within_a_picture_may_speak_of_tags(pool: ImagingPool, tmp_pa
 
 
 @pytest.mark.parametrize("before", [b"\r\n\r\n", b"\xef\xbb\xbf", b"\n" * 500])
-async def test_a_pdf_may_begin_with_blanks(pool: ImagingPool, tmp_path: Path, before: bytes) -> None:
+async def test_a_pdf_may_begin_with_blanks(
+    pool: ImagingPool, tmp_path: Path, before: bytes
+) -> None:
     (tmp_path / "x").write_bytes(before + pictures.pdf())
     assert (await pool.run(inspect, tmp_path / "x", "application/pdf")).kind == "pdf"
 
@@ -147,12 +167,16 @@ async def test_placeholders_are_those_of_the_reference_encoder(
     for y in range(height):
         for x in range(width):
             alpha = (x * 29 + y * 17) % 256 if transparent else 255
-            pixels += bytes(((x * 37 + y * 11) % 256, (x * 5 + y * 53) % 256, (x * x + y * y * 3) % 256, alpha))
+            pixels += bytes(
+                ((x * 37 + y * 11) % 256, (x * 5 + y * 53) % 256, (x * x + y * y * 3) % 256, alpha)
+            )
     assert base64.b64encode(thumbhash(width, height, bytes(pixels))).decode() == expected
 
 
 async def test_dominant_colours_come_with_their_shares(pool: ImagingPool, tmp_path: Path) -> None:
-    image = pictures.plain(300, 200, 200, 20, 20).join(pictures.plain(100, 200, 20, 20, 200), "horizontal")
+    image = pictures.plain(300, 200, 200, 20, 20).join(
+        pictures.plain(100, 200, 20, 20, 200), "horizontal"
+    )
     red, blue = (await measures_of(pool, tmp_path, image)).colours
     assert (red.hex, blue.hex) == ("#c81414", "#1414c8")
     assert red.share == pytest.approx(0.75, abs=0.03)
@@ -170,7 +194,9 @@ async def test_what_is_transparent_counts_for_nothing(pool: ImagingPool, tmp_pat
 
 
 @pytest.mark.parametrize(("left", "top"), [(60, 40), (420, 280)])
-async def test_the_focal_point_is_where_the_subject_is(pool: ImagingPool, tmp_path: Path, left: int, top: int) -> None:
+async def test_the_focal_point_is_where_the_subject_is(
+    pool: ImagingPool, tmp_path: Path, left: int, top: int
+) -> None:
     subject = pictures.textured(80, 80)
     image = pictures.plain(600, 400, 120, 120, 120).insert(subject, left, top)
     measures = await measures_of(pool, tmp_path, image)
@@ -178,21 +204,26 @@ async def test_the_focal_point_is_where_the_subject_is(pool: ImagingPool, tmp_pa
     assert measures.focal_y == pytest.approx((top + 40) / 400, abs=0.12)
 
 
-async def test_sharpness_falls_with_blur_and_not_with_size(pool: ImagingPool, tmp_path: Path) -> None:
-    detail = pictures.textured(100, 75).resize(8, kernel="nearest")  # 800 x 600, edges 8 pixels apart
+async def test_sharpness_falls_with_blur_and_not_with_size(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
+    detail = pictures.textured(100, 75).resize(
+        8, kernel="nearest"
+    )  # 800 x 600, edges 8 pixels apart
     sharp = (await measures_of(pool, tmp_path, detail)).sharpness
     soft = (await measures_of(pool, tmp_path, detail.gaussblur(4))).sharpness
     softer = (await measures_of(pool, tmp_path, detail.gaussblur(10))).sharpness
     assert sharp > 0.6 > 0.3 > soft > softer
-    assert (await measures_of(pool, tmp_path, detail.resize(2, kernel="nearest"))).sharpness == pytest.approx(
-        sharp, abs=0.05
-    )
+    assert (
+        await measures_of(pool, tmp_path, detail.resize(2, kernel="nearest"))
+    ).sharpness == pytest.approx(sharp, abs=0.05)
     flat = await measures_of(pool, tmp_path, pictures.plain(80, 60, 90, 90, 90))
     assert flat.sharpness == 0
 
 
 @pytest.mark.parametrize(
-    ("grey", "exposure", "shadows", "highlights"), [(0, 0.0, 1, 0), (119, 0.5, 0, 0), (255, 1.0, 0, 1)]
+    ("grey", "exposure", "shadows", "highlights"),
+    [(0, 0.0, 1, 0), (119, 0.5, 0, 0), (255, 1.0, 0, 1)],
 )
 async def test_exposure_is_lightness_and_clipping_is_told(
     pool: ImagingPool, tmp_path: Path, grey: int, exposure: float, shadows: int, highlights: int
@@ -203,7 +234,9 @@ async def test_exposure_is_lightness_and_clipping_is_told(
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3000, 1), (1, 3000), (16_000, 40)])
-async def test_odd_shapes_can_be_measured(pool: ImagingPool, tmp_path: Path, width: int, height: int) -> None:
+async def test_odd_shapes_can_be_measured(
+    pool: ImagingPool, tmp_path: Path, width: int, height: int
+) -> None:
     facts = await facts_of(pool, tmp_path / "odd.png", pictures.plain(width, height, 10, 20, 30))
     assert (facts.width, facts.height) == (width, height)
     assert facts.measures is not None and facts.measures.colours[0].hex == "#0a141e"
@@ -220,7 +253,9 @@ def test_a_segment_whose_length_spells_a_bracket_is_no_markup(tmp_path: Path, le
 
 
 @pytest.mark.parametrize("comment", ["scan 2024 5", "Cafe 12 abc", "x 1 0"])
-def test_a_comment_that_reads_like_packed_metadata_is_a_comment(tmp_path: Path, comment: str) -> None:
+def test_a_comment_that_reads_like_packed_metadata_is_a_comment(
+    tmp_path: Path, comment: str
+) -> None:
     chunk = b"tEXtComment\0" + comment.encode()
     whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     picture = pictures.png()

@@ -58,7 +58,9 @@ async def test_a_child_killed_in_the_middle_is_a_clear_error_and_the_next_job_ru
     assert await pool.run(pictures.divide, 1, 2) == 0.5
 
 
-async def test_a_child_stopped_from_outside_is_not_blamed_on_the_picture(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_a_child_stopped_from_outside_is_not_blamed_on_the_picture(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     job = asyncio.create_task(pool.run(pictures.hang_first_time, tmp_path / "pid"))
     os.kill(await appearance(tmp_path / "pid"), signal.SIGTERM)
     assert await job == "second run"
@@ -71,7 +73,9 @@ async def test_a_child_killed_while_idle_is_not_noticed(pool: ImagingPool) -> No
         assert await pool.run(pictures.process_id) != pid
 
 
-async def test_time_runs_out_for_a_job_and_its_child_ends(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_time_runs_out_for_a_job_and_its_child_ends(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     with pytest.raises(ImageRejected) as caught:
         await pool.run(pictures.sleep_after, tmp_path / "pid", timeout=1.0)
     assert caught.value.reason is Reason.TOO_EXPENSIVE
@@ -89,7 +93,9 @@ async def test_cancelling_the_caller_frees_the_child(pool: ImagingPool, tmp_path
     assert await pool.run(pictures.divide, 1, 2) == 0.5
 
 
-async def test_a_caller_cancelled_while_waiting_takes_no_place(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_a_caller_cancelled_while_waiting_takes_no_place(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     first = asyncio.create_task(pool.run(pictures.sleep_after, tmp_path / "pid"))
     await appearance(tmp_path / "pid")
     second = asyncio.create_task(pool.run(pictures.process_id))
@@ -100,7 +106,9 @@ async def test_a_caller_cancelled_while_waiting_takes_no_place(pool: ImagingPool
     assert await pool.run(pictures.divide, 1, 2) == 0.5
 
 
-async def test_a_job_that_takes_too_much_memory_is_refused_and_the_child_lives_on(pool: ImagingPool) -> None:
+async def test_a_job_that_takes_too_much_memory_is_refused_and_the_child_lives_on(
+    pool: ImagingPool,
+) -> None:
     pid = await pool.run(pictures.process_id)
     with pytest.raises(ImageRejected) as caught:
         await pool.run(pictures.allocate, 600)
@@ -179,9 +187,19 @@ async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None
 def test_a_process_starts_without_what_only_children_or_one_backend_need(service: str) -> None:
     heavy = "{'pyvips', 'pikepdf', 'c2pa', 'typst', 'boto3', 'uvicorn', 'starlette'}"
     code = f"import sys, services.{service}.__main__; print(*{heavy} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )
 
 
 def test_the_parent_never_loads_a_decoder() -> None:
     code = "import sys, shared.imaging; print(*{'pyvips', 'pikepdf'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )

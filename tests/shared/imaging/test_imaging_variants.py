@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import pyvips
 
-from shared.imaging import DEFAULT_PRESETS, ImageRejected, ImagingPool, Preset, Reason, Variant, make_variants
+from shared.imaging import (
+    DEFAULT_PRESETS,
+    ImageRejected,
+    ImagingPool,
+    Preset,
+    Reason,
+    Variant,
+    make_variants,
+)
 from shared.imaging.decode import load_scaled
 from tests.shared.imaging import pictures
 
@@ -28,7 +36,9 @@ async def variants_of(
 
 
 def written(variant: Variant) -> Any:
-    return pyvips.Image.new_from_file(str(variant.path), revalidate=True)  # else libvips remembers earlier files
+    return pyvips.Image.new_from_file(
+        str(variant.path), revalidate=True
+    )  # else libvips remembers earlier files
 
 
 def pixel(variant: Variant, x: float = 0.5, y: float = 0.5) -> list[float]:
@@ -36,8 +46,12 @@ def pixel(variant: Variant, x: float = 0.5, y: float = 0.5) -> list[float]:
     return list(image.getpoint(int(x * image.width), int(y * image.height)))
 
 
-async def test_default_presets_give_four_files_that_are_what_they_say(pool: ImagingPool, tmp_path: Path) -> None:
-    variants = await variants_of(pool, tmp_path / "in.jpg", pictures.textured(2000, 1000), DEFAULT_PRESETS)
+async def test_default_presets_give_four_files_that_are_what_they_say(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
+    variants = await variants_of(
+        pool, tmp_path / "in.jpg", pictures.textured(2000, 1000), DEFAULT_PRESETS
+    )
     assert [(v.name, v.mime_type, v.width, v.height) for v in variants] == [
         ("thumb", "image/webp", 256, 128),
         ("small", "image/webp", 800, 400),
@@ -58,18 +72,26 @@ async def test_the_same_picture_gives_the_same_bytes(pool: ImagingPool, tmp_path
 
 
 async def test_nothing_is_enlarged(pool: ImagingPool, tmp_path: Path) -> None:
-    variants = await variants_of(pool, tmp_path / "in.png", pictures.textured(300, 40), DEFAULT_PRESETS)
+    variants = await variants_of(
+        pool, tmp_path / "in.png", pictures.textured(300, 40), DEFAULT_PRESETS
+    )
     assert [(v.width, v.height) for v in variants] == [(256, 34), (300, 40), (300, 40), (300, 40)]
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3000, 1), (1, 3000)])
-async def test_odd_shapes_keep_at_least_one_pixel(pool: ImagingPool, tmp_path: Path, width: int, height: int) -> None:
-    for variant in await variants_of(pool, tmp_path / "in.png", pictures.plain(width, height, 9, 8, 7), ALL_FORMATS):
+async def test_odd_shapes_keep_at_least_one_pixel(
+    pool: ImagingPool, tmp_path: Path, width: int, height: int
+) -> None:
+    for variant in await variants_of(
+        pool, tmp_path / "in.png", pictures.plain(width, height, 9, 8, 7), ALL_FORMATS
+    ):
         assert 1 <= variant.width <= 50 and 1 <= variant.height <= 50
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-async def test_every_orientation_comes_out_upright(pool: ImagingPool, tmp_path: Path, orientation: int) -> None:
+async def test_every_orientation_comes_out_upright(
+    pool: ImagingPool, tmp_path: Path, orientation: int
+) -> None:
     upright = pictures.quadrants(64, 48)
     transposed = upright.rot90().fliphor()
     stored = {
@@ -86,14 +108,19 @@ async def test_every_orientation_comes_out_upright(pool: ImagingPool, tmp_path: 
     (variant,) = await variants_of(pool, tmp_path / "in.jpg", stored, Q=95)
     assert (variant.width, variant.height) == (64, 48)
     for x, y in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
-        assert pixel(variant, x, y) == pytest.approx(upright.getpoint(int(64 * x), int(48 * y)), abs=12)
+        assert pixel(variant, x, y) == pytest.approx(
+            upright.getpoint(int(64 * x), int(48 * y)), abs=12
+        )
 
 
 ADOBE_RGB = pictures.matrix_profile(
     (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457), gamma=2.2
 )
 DISPLAY_P3 = pictures.matrix_profile(
-    (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407), gamma=2.2
+    (0.51512, 0.24120, -0.00105),
+    (0.29198, 0.69225, 0.04189),
+    (0.15710, 0.06657, 0.78407),
+    gamma=2.2,
 )
 
 
@@ -103,17 +130,26 @@ DISPLAY_P3 = pictures.matrix_profile(
     [(ADOBE_RGB, (170, 80, 80), [194, 79, 79]), (DISPLAY_P3, (200, 80, 60), [216, 69, 50])],
 )
 async def test_wide_gamut_pictures_get_the_same_colours_in_srgb(
-    pool: ImagingPool, tmp_path: Path, suffix: str, profile: bytes, stored: tuple[int, ...], in_srgb: list[int]
+    pool: ImagingPool,
+    tmp_path: Path,
+    suffix: str,
+    profile: bytes,
+    stored: tuple[int, ...],
+    in_srgb: list[int],
 ) -> None:
     (tmp_path / "profile.icc").write_bytes(profile)
     image = pictures.plain(80, 80, *stored)
-    (variant,) = await variants_of(pool, tmp_path / f"in{suffix}", image, profile=str(tmp_path / "profile.icc"))
+    (variant,) = await variants_of(
+        pool, tmp_path / f"in{suffix}", image, profile=str(tmp_path / "profile.icc")
+    )
     assert pixel(variant) == pytest.approx(in_srgb, abs=6)
 
 
 @pytest.mark.parametrize("space", ["srgb", "rgb16", "b-w", "grey16"])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_pixels_without_a_profile_are_those_that_a_conversion_gives(tmp_path: Path, space: str, suffix: str) -> None:
+def test_pixels_without_a_profile_are_those_that_a_conversion_gives(
+    tmp_path: Path, space: str, suffix: str
+) -> None:
     path = tmp_path / f"in{suffix}"
     pictures.textured(900, 700).colourspace(space).write_to_file(str(path), keep="none")
     converted = pyvips.Image.thumbnail(str(path), 300, height=300, output_profile="srgb")
@@ -130,10 +166,16 @@ async def test_cmyk_becomes_srgb(pool: ImagingPool, tmp_path: Path, embedded: bo
         assert pixel(variant) == pytest.approx([180, 60, 50], abs=25)
 
 
-async def test_deep_grey_and_palette_pictures_become_eight_bit_srgb(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_deep_grey_and_palette_pictures_become_eight_bit_srgb(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     colour = pictures.plain(80, 80, 200, 60, 20)
     deep = (colour.cast("ushort") * 257).cast("ushort").copy(interpretation="rgb16")
-    deep_grey = (pictures.plain(80, 80, 90).cast("ushort") * 257).cast("ushort").copy(interpretation="grey16")
+    deep_grey = (
+        (pictures.plain(80, 80, 90).cast("ushort") * 257)
+        .cast("ushort")
+        .copy(interpretation="grey16")
+    )
     cases: list[tuple[Any, str, dict[str, Any], list[int]]] = [
         (deep, "deep.png", {}, [200, 60, 20]),
         (deep, "deep.tif", {}, [200, 60, 20]),
@@ -151,8 +193,12 @@ async def test_deep_grey_and_palette_pictures_become_eight_bit_srgb(pool: Imagin
         assert pixel(variant)[: len(expected)] == pytest.approx(expected, abs=4), name
 
 
-async def test_transparency_is_kept_and_becomes_white_in_jpeg(pool: ImagingPool, tmp_path: Path) -> None:
-    image = pictures.plain(50, 80, 200, 20, 20, 255).join(pictures.plain(50, 80, 20, 20, 200, 0), "horizontal")
+async def test_transparency_is_kept_and_becomes_white_in_jpeg(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
+    image = pictures.plain(50, 80, 200, 20, 20, 255).join(
+        pictures.plain(50, 80, 20, 20, 200, 0), "horizontal"
+    )
     for variant in await variants_of(pool, tmp_path / "in.png", image, ALL_FORMATS):
         seen, hidden = pixel(variant, 0.2), pixel(variant, 0.8)
         assert seen[:3] == pytest.approx([200, 20, 20], abs=10), variant.format
@@ -169,16 +215,32 @@ async def test_no_metadata_survives(pool: ImagingPool, tmp_path: Path) -> None:
     image.set_type(pyvips.GValue.blob_type, "xmp-data", b"<x:xmpmeta>SecretPlace</x:xmpmeta>")
     variants = await variants_of(pool, tmp_path / "in.jpg", image, ALL_FORMATS, profile="p3")
     original = (tmp_path / "in.jpg").read_bytes()
-    assert all(mark in original for mark in (b"Exif", b"SecretCamera", b"SecretPlace", b"ICC_PROFILE"))
+    assert all(
+        mark in original for mark in (b"Exif", b"SecretCamera", b"SecretPlace", b"ICC_PROFILE")
+    )
     for variant in variants:
         content, fields = variant.path.read_bytes(), written(variant).get_fields()
-        for mark in (b"Secret", b"GPS", b"xmpmeta", b"ICC_PROFILE", b"ICCP", b"iCCP", b"acsp", b"eXIf", b"EXIF"):
+        for mark in (
+            b"Secret",
+            b"GPS",
+            b"xmpmeta",
+            b"ICC_PROFILE",
+            b"ICCP",
+            b"iCCP",
+            b"acsp",
+            b"eXIf",
+            b"EXIF",
+        ):
             assert mark not in content, variant.format
-        assert not {"xmp-data", "icc-profile-data", "exif-ifd3-GPSLatitude"} & set(fields), variant.format
+        assert not {"xmp-data", "icc-profile-data", "exif-ifd3-GPSLatitude"} & set(fields), (
+            variant.format
+        )
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-async def test_of_an_animation_the_first_frame_is_used(pool: ImagingPool, tmp_path: Path, suffix: str) -> None:
+async def test_of_an_animation_the_first_frame_is_used(
+    pool: ImagingPool, tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / "film"
     path.write_bytes(pictures.animation(5, 40, suffix))
     (variant,) = await pool.run(make_variants, path, EXACT, tmp_path)
@@ -193,7 +255,9 @@ async def test_a_pdf_has_no_variants(pool: ImagingPool, tmp_path: Path) -> None:
     assert caught.value.reason is Reason.TYPE_NOT_ALLOWED
 
 
-async def test_a_place_that_cannot_be_written_is_not_the_pictures_fault(pool: ImagingPool, tmp_path: Path) -> None:
+async def test_a_place_that_cannot_be_written_is_not_the_pictures_fault(
+    pool: ImagingPool, tmp_path: Path
+) -> None:
     (tmp_path / "in.png").write_bytes(pictures.png())
     with pytest.raises(FileNotFoundError):
         await pool.run(make_variants, tmp_path / "in.png", EXACT, tmp_path / "missing")

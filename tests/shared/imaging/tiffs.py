@@ -3,9 +3,19 @@
 import struct
 from dataclasses import dataclass, field
 
-FORMS = {"B": (8, 1), "H": (16, 1), "I": (32, 1), "b": (8, 2), "h": (16, 2), "i": (32, 2), "e": (16, 3), "f": (32, 3),
-         "d": (64, 3)}  # fmt: skip
-"""A sample's letter in `struct`, and what a TIFF says of it: its bits, and 1 unsigned, 2 signed or 3 floating-point."""
+FORMS = {
+    "B": (8, 1),
+    "H": (16, 1),
+    "I": (32, 1),
+    "b": (8, 2),
+    "h": (16, 2),
+    "i": (32, 2),
+    "e": (16, 3),
+    "f": (32, 3),
+    "d": (64, 3),
+}
+"""A sample's letter in `struct`, and what a TIFF says of it: its bits, and 1 unsigned, 2 signed or
+3 floating-point."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,11 @@ def tiff(*pages: Page) -> bytes:
     return bytes(content)
 
 
-def samples(*values: float, letter: str = "B", photometric: int = 2, extra: tuple[int, ...] = ()) -> bytes:
-    """A picture of 32 x 16 pixels that all have these samples. `extra`: what is said of those after the colours."""
+def samples(
+    *values: float, letter: str = "B", photometric: int = 2, extra: tuple[int, ...] = ()
+) -> bytes:
+    """A picture of 32 x 16 pixels that all have these samples. `extra`: what is said of those after
+    the colours."""
     return tiff(page(*values, letter=letter, photometric=photometric, extra=extra))
 
 
@@ -43,13 +56,20 @@ def page(
     bits, kind = FORMS[letter]
     width, height = size
     pixel = struct.pack(f"<{len(values)}{letter}", *values)
-    tags = {258: (bits,) * len(values), 262: (photometric,), 277: (len(values),), 339: (kind,) * len(values)}
+    tags = {
+        258: (bits,) * len(values),
+        262: (photometric,),
+        277: (len(values),),
+        339: (kind,) * len(values),
+    }
     return Page(width, height, (pixel * (width * height),), tags | ({338: extra} if extra else {}))
 
 
-def coded(compression: int, *data: bytes, photometric: int = 2, count: int = 3, **tags: tuple[int, ...]) -> bytes:
-    """A picture of 128 x 96 pixels in four tiles of 64 x 64 (the lower ones overhang), or in one strip. `tags`: t and a
-    tag's number."""
+def coded(
+    compression: int, *data: bytes, photometric: int = 2, count: int = 3, **tags: tuple[int, ...]
+) -> bytes:
+    """A picture of 128 x 96 pixels in four tiles of 64 x 64 (the lower ones overhang), or in one
+    strip. `tags`: t and a tag's number."""
     numbers = {int(name[1:]): values for name, values in tags.items()}
     if len(data) > 1:
         numbers |= {322: (64,), 323: (64,)}
@@ -65,7 +85,13 @@ def _append(content: bytearray, page: Page) -> tuple[int, int]:
         content += part + bytes(len(part) % 2)
     below = tuple(_append(content, other)[0] for other in page.below)
     where, lengths = (324, 325) if 322 in page.tags else (273, 279)
-    tags = {256: (page.width,), 257: (page.height,), 278: (page.height,), 284: (1,), where: tuple(places)}
+    tags = {
+        256: (page.width,),
+        257: (page.height,),
+        278: (page.height,),
+        284: (1,),
+        where: tuple(places),
+    }
     tags |= {lengths: tuple(map(len, page.data))} | page.tags | ({330: below} if below else {})
     entries = b""
     for tag, values in sorted(tags.items()):

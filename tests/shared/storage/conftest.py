@@ -1,4 +1,5 @@
-"""The two real stores that the tests of this folder talk to: a directory with its HTTP server, and versitygw."""
+"""The two real stores that the tests of this folder talk to: a directory with its HTTP server, and
+versitygw."""
 
 from __future__ import annotations
 

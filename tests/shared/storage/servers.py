@@ -46,7 +46,9 @@ def serve_disk(folder: Path) -> Iterator[DiskServer]:
     log = folder / "server.log"
     # A file, because a pipe that nobody reads would stop the server when it is full.
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "shared.storage.http"], env=environment, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shared.storage.http"], env=environment, stderr=output
+        )
     try:
         while b"\n" not in log.read_bytes():
             if process.poll() is not None:

@@ -49,9 +49,15 @@ async def assert_nothing_left(storage: Storage, key: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"x", PHOTO, LARGE], ids=["empty", "byte", "photo", "large"])
 @pytest.mark.parametrize("kind", ["bytes", "path", "stream"])
-async def test_what_was_put_is_read_back(storage: Storage, key: str, tmp_path: Path, kind: str, data: bytes) -> None:
+async def test_what_was_put_is_read_back(
+    storage: Storage, key: str, tmp_path: Path, kind: str, data: bytes
+) -> None:
     (tmp_path / "source").write_bytes(data)
-    sources: dict[str, Source] = {"bytes": data, "path": tmp_path / "source", "stream": pieces(data)}
+    sources: dict[str, Source] = {
+        "bytes": data,
+        "path": tmp_path / "source",
+        "stream": pieces(data),
+    }
     put = await storage.put(key, sources[kind], content_type="image/jpeg")
     assert put.size == len(data)
     assert put.sha256 == hashlib.sha256(data).hexdigest()
@@ -65,8 +71,10 @@ async def test_a_check_sees_the_bytes_before_anybody_else(
 ) -> None:
     (tmp_path / "source").write_bytes(data)
     sources: dict[str, Callable[[], Source]] = {
-        "bytes": lambda: data, "path": lambda: tmp_path / "source", "stream": lambda: pieces(data),
-    }  # fmt: skip
+        "bytes": lambda: data,
+        "path": lambda: tmp_path / "source",
+        "stream": lambda: pieces(data),
+    }
     seen: list[tuple[bytes, str]] = []
 
     class Disliked(Exception):
@@ -127,7 +135,15 @@ async def test_chunks_have_256_kib(storage: Storage, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("start", "end"),
-    [(0, 10), (5, 5), (1, None), (300_000, 600_001), (699_999, 900_000), (700_000, None), (800_000, 900_000)],
+    [
+        (0, 10),
+        (5, 5),
+        (1, None),
+        (300_000, 600_001),
+        (699_999, 900_000),
+        (700_000, None),
+        (800_000, 900_000),
+    ],
 )
 async def test_a_range_is_a_slice(storage: Storage, key: str, start: int, end: int | None) -> None:
     await storage.put(key, PHOTO, content_type="image/png")
@@ -140,7 +156,9 @@ async def test_a_range_of_an_empty_object_is_empty(storage: Storage, key: str) -
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, None), (5, 4)])
-async def test_an_impossible_range_is_refused(storage: Storage, key: str, start: int, end: int | None) -> None:
+async def test_an_impossible_range_is_refused(
+    storage: Storage, key: str, start: int, end: int | None
+) -> None:
     with pytest.raises(ValueError):
         await read(storage, key, start, end)
 
@@ -181,7 +199,9 @@ async def test_if_absent_leaves_what_is_there(storage: Storage, key: str) -> Non
 async def test_of_sixteen_concurrent_puts_one_wins(storage: Storage, key: str) -> None:
     async def attempt(number: int) -> Stat | None:
         try:
-            return await storage.put(key, bytes([number]) * 50_000, content_type="image/png", if_absent=True)
+            return await storage.put(
+                key, bytes([number]) * 50_000, content_type="image/png", if_absent=True
+            )
         except ObjectExists:
             return None
 
@@ -192,7 +212,9 @@ async def test_of_sixteen_concurrent_puts_one_wins(storage: Storage, key: str) -
 
 async def test_concurrent_puts_leave_one_whole_object(storage: Storage, key: str) -> None:
     sources = [bytes([number]) * 400_000 for number in range(8)]
-    await asyncio.gather(*(storage.put(key, pieces(data), content_type="image/png") for data in sources))
+    await asyncio.gather(
+        *(storage.put(key, pieces(data), content_type="image/png") for data in sources)
+    )
     assert await read(storage, key) in sources
 
 
@@ -202,7 +224,11 @@ async def test_a_wrong_digest_leaves_nothing(
     storage: Storage, key: str, tmp_path: Path, kind: str, data: bytes
 ) -> None:
     (tmp_path / "source").write_bytes(data)
-    sources: dict[str, Source] = {"bytes": data, "path": tmp_path / "source", "stream": pieces(data)}
+    sources: dict[str, Source] = {
+        "bytes": data,
+        "path": tmp_path / "source",
+        "stream": pieces(data),
+    }
     with pytest.raises(ChecksumMismatch):
         await storage.put(key, sources[kind], content_type="image/png", sha256="0" * 64)
     await assert_nothing_left(storage, key)
@@ -221,7 +247,9 @@ async def test_a_source_that_fails_leaves_nothing(storage: Storage, key: str, da
 
 
 @pytest.mark.parametrize("data", [PHOTO, LARGE], ids=["photo", "large"])
-async def test_a_cancelled_put_leaves_what_was_there(storage: Storage, key: str, data: bytes) -> None:
+async def test_a_cancelled_put_leaves_what_was_there(
+    storage: Storage, key: str, data: bytes
+) -> None:
     await storage.put(key, b"before", content_type="image/png")
     stalled = asyncio.Event()
 
@@ -240,7 +268,9 @@ async def test_a_cancelled_put_leaves_what_was_there(storage: Storage, key: str,
     assert await storage.sweep(timedelta(seconds=-5)) == 0
 
 
-async def test_fetch_writes_a_private_file_and_its_digest(storage: Storage, key: str, tmp_path: Path) -> None:
+async def test_fetch_writes_a_private_file_and_its_digest(
+    storage: Storage, key: str, tmp_path: Path
+) -> None:
     await storage.put(key, pieces(LARGE), content_type="image/png")
     found = await storage.fetch(key, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == LARGE
@@ -248,18 +278,25 @@ async def test_fetch_writes_a_private_file_and_its_digest(storage: Storage, key:
     assert (found.size, found.sha256) == (len(LARGE), hashlib.sha256(LARGE).hexdigest())
 
 
-async def test_a_copy_takes_its_facts_along(storage: Storage, key: str, new_key: Callable[[], str]) -> None:
+async def test_a_copy_takes_its_facts_along(
+    storage: Storage, key: str, new_key: Callable[[], str]
+) -> None:
     put = await storage.put(key, PHOTO, content_type="image/png")
     same, other = new_key(), new_key()
     copied = await storage.copy(key, same)
     await storage.copy(key, other, content_type="image/webp")
     assert (copied.key, copied.sha256, copied.size) == (same, put.sha256, len(PHOTO))
     assert await read(storage, same) == await read(storage, other) == PHOTO
-    assert [(await storage.stat(each)).content_type for each in (same, other)] == ["image/png", "image/webp"]
+    assert [(await storage.stat(each)).content_type for each in (same, other)] == [
+        "image/png",
+        "image/webp",
+    ]
     assert (await storage.stat(same)).sha256 == put.sha256
 
 
-async def test_a_copy_replaces_unless_told_not_to(storage: Storage, new_key: Callable[[], str]) -> None:
+async def test_a_copy_replaces_unless_told_not_to(
+    storage: Storage, new_key: Callable[[], str]
+) -> None:
     source, target = new_key(), new_key()
     await storage.put(source, b"new", content_type="image/png")
     await storage.put(target, b"old", content_type="image/png")
@@ -293,7 +330,9 @@ async def test_a_copy_that_a_check_dislikes_is_not_kept(
     await assert_nothing_left(storage, target)
     await storage.copy(source, target, check=look)
     assert seen == [(data, hashlib.sha256(data).hexdigest())]
-    assert await read(storage, target) == data and await read(storage, source) == b"swapped meanwhile"
+    assert (
+        await read(storage, target) == data and await read(storage, source) == b"swapped meanwhile"
+    )
 
 
 async def test_pieces_of_any_size_make_one_object(storage: Storage, key: str) -> None:
@@ -341,7 +380,9 @@ async def test_a_key_is_not_another_keys_folder(storage: Storage, folder: str) -
 
 async def test_a_listing_is_in_key_order(storage: Storage, folder: str) -> None:
     ends = ["a-b", "a/c", "a/é", "a0", "a/b/c", "Z", "é", "a b", "a%3A/x", "~"]
-    await asyncio.gather(*(storage.put(folder + end, b"xyz", content_type="image/png") for end in ends))
+    await asyncio.gather(
+        *(storage.put(folder + end, b"xyz", content_type="image/png") for end in ends)
+    )
     assert await names(storage, folder) == [folder + end for end in sorted(ends, key=str.encode)]
     assert await names(storage, folder + "a/") == [folder + end for end in ("a/b/c", "a/c", "a/é")]
     assert await names(storage, folder + "a") == [
@@ -351,14 +392,26 @@ async def test_a_listing_is_in_key_order(storage: Storage, folder: str) -> None:
     assert [found.size async for found in storage.list(folder + "Z")] == [3]
 
 
-async def test_a_listing_goes_on_after_any_key_whether_it_is_there_or_not(storage: Storage, folder: str) -> None:
+async def test_a_listing_goes_on_after_any_key_whether_it_is_there_or_not(
+    storage: Storage, folder: str
+) -> None:
     keys = [folder + end for end in ("a b", "a/b/c", "a/b/d", "a/c", "a0", "é")]
     for key in keys:
         await storage.put(key, b"x", content_type="image/png")
-    for after in (*keys, folder + "a/b", folder + "a/b/cc", folder + "a/bb", folder + "b", folder + "zz", "\U0010ffff"):
+    for after in (
+        *keys,
+        folder + "a/b",
+        folder + "a/b/cc",
+        folder + "a/bb",
+        folder + "b",
+        folder + "zz",
+        "\U0010ffff",
+    ):
         left = [key for key in keys if key.encode() > after.encode()]
         assert [found.key async for found in storage.list(folder, after=after)] == left, after
-    assert [found.key async for found in storage.list(folder + "a/", after=folder + "a/b/c")] == keys[2:4]
+    assert [
+        found.key async for found in storage.list(folder + "a/", after=folder + "a/b/c")
+    ] == keys[2:4]
 
 
 async def test_a_listing_goes_on_past_its_first_page(storage: Storage, folder: str) -> None:
@@ -394,7 +447,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-async def test_a_hostile_key_is_refused_everywhere(storage: Storage, key: str, hostile: str, tmp_path: Path) -> None:
+async def test_a_hostile_key_is_refused_everywhere(
+    storage: Storage, key: str, hostile: str, tmp_path: Path
+) -> None:
     await storage.put(key, b"x", content_type="image/png")
     with pytest.raises(InvalidKey):
         await storage.put(hostile, b"x", content_type="image/png")
@@ -413,9 +468,13 @@ async def test_a_hostile_key_is_refused_everywhere(storage: Storage, key: str, h
     with pytest.raises(InvalidKey):
         storage.sign_get(hostile, expires_in=timedelta(minutes=1))
     with pytest.raises(InvalidKey):
-        storage.sign_put(hostile, length=1, content_type="image/png", expires_in=timedelta(minutes=1))
+        storage.sign_put(
+            hostile, length=1, content_type="image/png", expires_in=timedelta(minutes=1)
+        )
     with pytest.raises(InvalidKey):
-        storage.sign_post(hostile, max_bytes=1, content_type="image/png", expires_in=timedelta(minutes=1))
+        storage.sign_post(
+            hostile, max_bytes=1, content_type="image/png", expires_in=timedelta(minutes=1)
+        )
     with pytest.raises(InvalidKey):
         storage.public_url(hostile)
     assert await read(storage, key) == b"x"
@@ -428,14 +487,32 @@ async def test_a_hostile_prefix_is_refused(storage: Storage, prefix: str) -> Non
 
 
 async def test_odd_keys_are_kept_apart(storage: Storage, folder: str) -> None:
-    ends = ["a%2Fb", "a%252Fb", "a+b", "a b", "a?b", "a#b", "a&b=c", "ａ", "a\u0301", "á", "a;b", "...", "-rf"]
+    ends = [
+        "a%2Fb",
+        "a%252Fb",
+        "a+b",
+        "a b",
+        "a?b",
+        "a#b",
+        "a&b=c",
+        "ａ",
+        "a\u0301",
+        "á",
+        "a;b",
+        "...",
+        "-rf",
+    ]
     for end in ends:
         await storage.put(folder + end, end.encode(), content_type="image/png")
     assert [await read(storage, folder + end) for end in ends] == [end.encode() for end in ends]
 
 
-@pytest.mark.parametrize("content_type", ["", "image", "image/png\r\nX-Evil: 1", "image/é", "a/" + "b" * 300])
-async def test_a_content_type_that_is_no_header_is_refused(storage: Storage, key: str, content_type: str) -> None:
+@pytest.mark.parametrize(
+    "content_type", ["", "image", "image/png\r\nX-Evil: 1", "image/é", "a/" + "b" * 300]
+)
+async def test_a_content_type_that_is_no_header_is_refused(
+    storage: Storage, key: str, content_type: str
+) -> None:
     with pytest.raises(ValueError):
         await storage.put(key, b"x", content_type=content_type)
 

@@ -1,4 +1,5 @@
-"""What the disk backend promises about its files: kept private, whole after a crash, gone when the disk is full."""
+"""What the disk backend promises about its files: kept private, whole after a crash, gone when the
+disk is full."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from typing import BinaryIO
 
 import pytest
 
-from shared.storage import ChecksumMismatch, ObjectNotFound, Storage, StorageError, open_disk, read_secret
+from shared.storage import (
+    ChecksumMismatch,
+    ObjectNotFound,
+    Storage,
+    StorageError,
+    open_disk,
+    read_secret,
+)
 from shared.storage.streams import Threads
 from tests.shared.storage.servers import PROJECT
 
@@ -88,9 +96,13 @@ async def test_deleting_the_last_object_leaves_no_folder(disk: Storage, root: Pa
     assert sorted(path.name for path in root.rglob("*")) == ["data", "incoming"]
 
 
-async def test_deleting_many_objects_in_any_order_leaves_no_folder(disk: Storage, root: Path) -> None:
+async def test_deleting_many_objects_in_any_order_leaves_no_folder(
+    disk: Storage, root: Path
+) -> None:
     ends = ("original/1", "variants/small", "variants/thumb")
-    keys = [f"assets/user/{number}/{end}" for end in ends for number in range(400)]  # more than one thread takes
+    keys = [
+        f"assets/user/{number}/{end}" for end in ends for number in range(400)
+    ]  # more than one thread takes
     for key in keys:
         path = root / "data" / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +178,9 @@ async def main():
     outcomes = [
         await attempt(disk.put("a/kept", pieces(1_000_000), content_type="image/png")),
         await attempt(disk.put("a/stream", pieces(9_000_000), content_type="image/png")),
-        await attempt(disk.put("a/bytes", b"x" * 9_000_000, content_type="image/png", if_absent=True)),
+        await attempt(
+            disk.put("a/bytes", b"x" * 9_000_000, content_type="image/png", if_absent=True)
+        ),
         await attempt(disk.put("a/kept", pieces(9_000_000), content_type="image/png")),
     ]
     listed = [[found.key, found.size] async for found in disk.list("")]
@@ -180,11 +194,14 @@ asyncio.run(main())
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder on a file system of 4 MB; where that can't be mounted, the process gets a limit on file sizes."""
+    """A folder on a file system of 4 MB; where that can't be mounted, the process gets a limit on
+    file sizes."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         yield folder, "limited"
@@ -196,7 +213,9 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("way", ["full", "limited"])
-def test_a_full_disk_is_said_and_nothing_is_left(small_disk: tuple[Path, str], tmp_path: Path, way: str) -> None:
+def test_a_full_disk_is_said_and_nothing_is_left(
+    small_disk: tuple[Path, str], tmp_path: Path, way: str
+) -> None:
     folder, kind = small_disk if way == "full" else (tmp_path / "large", "limited")
     ended = subprocess.run(
         [sys.executable, "-c", PUT_TOO_MUCH, str(folder / "store"), kind],
@@ -212,7 +231,9 @@ def test_a_full_disk_is_said_and_nothing_is_left(small_disk: tuple[Path, str], t
     assert left == 0
 
 
-async def test_a_damaged_object_is_neither_fetched_nor_copied(disk: Storage, root: Path, tmp_path: Path) -> None:
+async def test_a_damaged_object_is_neither_fetched_nor_copied(
+    disk: Storage, root: Path, tmp_path: Path
+) -> None:
     await disk.put(KEY, b"x" * MIB, content_type="image/png")
     with (root / "data" / KEY).open("r+b") as file:
         file.seek(500_000)
@@ -236,7 +257,9 @@ async def test_a_file_that_is_not_whole_is_no_object(disk: Storage, root: Path, 
     assert [chunk async for chunk in disk.get(KEY)] == [b"whole again"]
 
 
-async def test_a_link_out_of_the_root_is_no_object(disk: Storage, root: Path, tmp_path: Path) -> None:
+async def test_a_link_out_of_the_root_is_no_object(
+    disk: Storage, root: Path, tmp_path: Path
+) -> None:
     await disk.put("real", b"x", content_type="image/png")
     (root / "data/link").symlink_to(root / "data/real")
     with pytest.raises(ObjectNotFound):
@@ -244,7 +267,9 @@ async def test_a_link_out_of_the_root_is_no_object(disk: Storage, root: Path, tm
     assert [found.key async for found in disk.list("")] == ["real"]
 
 
-async def test_a_missing_or_unwritable_target_of_fetch_is_the_callers(disk: Storage, tmp_path: Path) -> None:
+async def test_a_missing_or_unwritable_target_of_fetch_is_the_callers(
+    disk: Storage, tmp_path: Path
+) -> None:
     await disk.put(KEY, b"x", content_type="image/png")
     with pytest.raises(FileNotFoundError):
         await disk.fetch(KEY, tmp_path / "no/such/folder/file")
@@ -266,7 +291,10 @@ def test_a_short_secret_is_refused(tmp_path: Path) -> None:
 
 def test_a_cdn_stands_in_public_urls_only(tmp_path: Path) -> None:
     disk = open_disk(
-        tmp_path, base_url="https://files.example/", secret=SECRET, public_base_url="https://cdn.example/pictures/"
+        tmp_path,
+        base_url="https://files.example/",
+        secret=SECRET,
+        public_base_url="https://cdn.example/pictures/",
     )
     assert disk.public_url("public/a b") == "https://cdn.example/pictures/public/a%20b"
     url = disk.sign_get("public/a b", expires_in=timedelta(hours=1))

@@ -43,14 +43,19 @@ async def disk(disk_server: DiskServer) -> AsyncIterator[DiskStorage]:
 def form_head(fields: dict[str, str]) -> bytes:
     """A form up to the first byte of its file."""
     parts = [
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n' for name in fields
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n'
+        for name in fields
     ]
-    parts.append(f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n')
+    parts.append(
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    )
     return "".join(parts).encode()
 
 
 async def send_form(http: httpx.AsyncClient, url: str, body: bytes) -> httpx.Response:
-    return await http.post(url, content=body, headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"})
+    return await http.post(
+        url, content=body, headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    )
 
 
 async def slices(data: list[bytes]) -> AsyncIterator[bytes]:
@@ -73,7 +78,9 @@ async def test_it_says_that_it_is_healthy(disk_server: DiskServer, http: httpx.A
     assert (await http.get(f"{disk_server.url}/healthz")).json() == {"status": "ok"}
 
 
-async def test_head_tells_the_headers_of_get(disk: DiskStorage, http: httpx.AsyncClient, key: str) -> None:
+async def test_head_tells_the_headers_of_get(
+    disk: DiskStorage, http: httpx.AsyncClient, key: str
+) -> None:
     await disk.put(key, b"12345", content_type="image/png")
     url = disk.sign_get(key, expires_in=HOUR)
     head, get = await http.head(url), await http.get(url)
@@ -155,12 +162,17 @@ ENORMOUS = "9" * 5000
 @pytest.mark.parametrize(
     "ranges",
     [
-        "bytes=0-1,3-4", "lines=1-2", "bytes=x-y", "bytes=3-1", "bytes=-", "bytes 0-1",
+        "bytes=0-1,3-4",
+        "lines=1-2",
+        "bytes=x-y",
+        "bytes=3-1",
+        "bytes=-",
+        "bytes 0-1",
         pytest.param(f"bytes={ENORMOUS}-", id="enormous first"),
         pytest.param(f"bytes=0-{ENORMOUS}", id="enormous last"),
         pytest.param(f"bytes=-{ENORMOUS}", id="enormous suffix"),
     ],
-)  # fmt: skip
+)
 async def test_a_range_it_does_not_serve_is_ignored(
     disk: DiskStorage, http: httpx.AsyncClient, key: str, ranges: str
 ) -> None:
@@ -169,12 +181,16 @@ async def test_a_range_it_does_not_serve_is_ignored(
     assert (answer.status_code, answer.content) == (200, b"12345")
 
 
-async def test_a_range_of_another_version_is_the_whole(disk: DiskStorage, http: httpx.AsyncClient, key: str) -> None:
+async def test_a_range_of_another_version_is_the_whole(
+    disk: DiskStorage, http: httpx.AsyncClient, key: str
+) -> None:
     await disk.put(key, b"12345", content_type="image/png")
     url = disk.sign_get(key, expires_in=HOUR)
     etag = (await http.get(url)).headers["etag"]
     assert (await http.get(url, headers={"Range": "bytes=1-2", "If-Range": etag})).content == b"23"
-    assert (await http.get(url, headers={"Range": "bytes=1-2", "If-Range": '"other"'})).content == b"12345"
+    assert (
+        await http.get(url, headers={"Range": "bytes=1-2", "If-Range": '"other"'})
+    ).content == b"12345"
 
 
 async def test_a_download_is_of_one_version_though_it_is_replaced(
@@ -208,19 +224,23 @@ async def test_a_body_too_large_is_cut_off_early(
     try:
         assert (await http.post(form.url, content=body(), headers=headers)).status_code == 413
     except httpx.TransportError:
-        pass  # a client that looks for the answer only after it has sent everything finds the connection closed
+        # a client that looks for the answer only after it has sent everything finds the connection
+        # closed
+        pass
     assert sent < 128
     await wait_until_nothing_is_left(disk_server.root, disk, key)
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(disk: DiskStorage, disk_server: DiskServer, key: str) -> None:
+async def test_an_upload_that_breaks_off_leaves_nothing(
+    disk: DiskStorage, disk_server: DiskServer, key: str
+) -> None:
     form = disk.sign_post(key, max_bytes=8 * MIB, content_type="image/png", expires_in=HOUR)
     address = urlsplit(disk_server.url)
     head = form_head(form.fields)
     with socket.create_connection((address.hostname, address.port)) as client:
         client.sendall(
-            f"POST /o HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
-            f"Content-Length: {len(head) + 4 * MIB}\r\n\r\n".encode()
+            "POST /o HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data;"
+            f" boundary={BOUNDARY}\r\nContent-Length: {len(head) + 4 * MIB}\r\n\r\n".encode()
         )
         client.sendall(head + b"x" * 2 * MIB)
         await until(lambda: any((disk_server.root / "incoming").iterdir()))
@@ -252,7 +272,9 @@ async def test_an_upload_that_falls_silent_is_given_up(
     await disk.close()
 
 
-def test_headers_without_end_are_refused_before_they_fill_the_memory(disk_server: DiskServer) -> None:
+def test_headers_without_end_are_refused_before_they_fill_the_memory(
+    disk_server: DiskServer,
+) -> None:
     address, sent = urlsplit(disk_server.url), 0
     with socket.create_connection((address.hostname, address.port), timeout=20) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
@@ -265,14 +287,18 @@ def test_headers_without_end_are_refused_before_they_fill_the_memory(disk_server
 
 
 def test_headers_of_an_ordinary_size_are_accepted(disk_server: DiskServer) -> None:
-    assert httpx.get(f"{disk_server.url}/healthz", headers={"Cookie": "x" * 32_000}).status_code == 200
+    assert (
+        httpx.get(f"{disk_server.url}/healthz", headers={"Cookie": "x" * 32_000}).status_code == 200
+    )
 
 
 class Hasty(BoundedConnection):
     header_seconds = 0.3
 
 
-@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"])
+@pytest.mark.parametrize(
+    "before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "second"]
+)
 async def test_headers_that_trickle_in_are_given_up(tmp_path: Path, before: bytes) -> None:
     disk = open_disk(tmp_path / "store", base_url="http://127.0.0.1:1", secret=b"s" * 32)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -310,7 +336,9 @@ async def test_a_request_may_take_longer_than_its_headers(tmp_path: Path, key: s
 
     put = disk.sign_put(key, length=6, content_type="image/png", expires_in=HOUR)
     async with browser() as http:
-        answer = await http.put(put.url, headers={**put.headers, "Content-Length": "6"}, content=slowly())
+        answer = await http.put(
+            put.url, headers={**put.headers, "Content-Length": "6"}, content=slowly()
+        )
     assert answer.status_code == 200
     server.should_exit = True
     await serving
@@ -334,10 +362,17 @@ async def test_a_form_of_another_shape_is_refused(
     assert (await send_form(http, f"{disk_server.url}/o", body)).status_code in (400, 403)
 
 
-async def test_a_part_after_the_file_is_refused(disk: DiskStorage, http: httpx.AsyncClient, key: str) -> None:
+async def test_a_part_after_the_file_is_refused(
+    disk: DiskStorage, http: httpx.AsyncClient, key: str
+) -> None:
     form = disk.sign_post(key, max_bytes=10, content_type="image/png", expires_in=HOUR)
-    rest = f'\r\n--{BOUNDARY}\r\nContent-Disposition: form-data; name="more"\r\n\r\nx\r\n--{BOUNDARY}--\r\n'
-    assert (await send_form(http, form.url, form_head(form.fields) + b"12345" + rest.encode())).status_code == 400
+    rest = (
+        f"\r\n--{BOUNDARY}\r\nContent-Disposition: form-data;"
+        f' name="more"\r\n\r\nx\r\n--{BOUNDARY}--\r\n'
+    )
+    assert (
+        await send_form(http, form.url, form_head(form.fields) + b"12345" + rest.encode())
+    ).status_code == 400
     with pytest.raises(ObjectNotFound):
         await disk.stat(key)
 
@@ -354,7 +389,9 @@ async def test_a_body_of_any_size_takes_constant_memory(
     await http.get(disk.sign_get(key, expires_in=HOUR))
     before = peak()
     signed = disk.sign_put(key, length=size, content_type="image/png", expires_in=HOUR)
-    assert (await http.put(signed.url, headers=signed.headers, content=slices([b"x" * MIB] * 192))).status_code == 200
+    assert (
+        await http.put(signed.url, headers=signed.headers, content=slices([b"x" * MIB] * 192))
+    ).status_code == 200
     async with http.stream("GET", disk.sign_get(key, expires_in=HOUR)) as answer:
         assert sum([len(chunk) async for chunk in answer.aiter_bytes()]) == size
     assert peak() - before < 32 * MIB
@@ -395,12 +432,17 @@ def test_a_taken_port_is_said_in_one_line(disk_server: DiskServer, tmp_path: Pat
     [
         ({}, "ATELIER_STORAGE_ROOT"),
         ({"ATELIER_STORAGE_ROOT": "{}"}, "ATELIER_STORAGE_SECRET_FILE"),
-        ({"ATELIER_STORAGE_ROOT": "{}", "ATELIER_STORAGE_SECRET_FILE": "{}/none"}, "ATELIER_STORAGE_SECRET_FILE"),
+        (
+            {"ATELIER_STORAGE_ROOT": "{}", "ATELIER_STORAGE_SECRET_FILE": "{}/none"},
+            "ATELIER_STORAGE_SECRET_FILE",
+        ),
         ({"ATELIER_STORAGE_ROOT": "{}", "ATELIER_STORAGE_SECRET_FILE": "{}/short"}, "32 bytes"),
         ({"ATELIER_STORAGE_HTTP_PORT": "many"}, "ATELIER_STORAGE_HTTP_PORT"),
     ],
 )
-def test_a_wrong_setting_is_said_in_one_line(tmp_path: Path, environment: dict[str, str], named: str) -> None:
+def test_a_wrong_setting_is_said_in_one_line(
+    tmp_path: Path, environment: dict[str, str], named: str
+) -> None:
     (tmp_path / "short").write_text("short")
     filled = {name: value.format(tmp_path) for name, value in environment.items()}
     ended = run_server({"ATELIER_STORAGE_HTTP_PORT": "0", **filled})
@@ -409,7 +451,9 @@ def test_a_wrong_setting_is_said_in_one_line(tmp_path: Path, environment: dict[s
     assert named in line
 
 
-async def test_the_log_has_every_request_and_no_signature(tmp_path: Path, http: httpx.AsyncClient, key: str) -> None:
+async def test_the_log_has_every_request_and_no_signature(
+    tmp_path: Path, http: httpx.AsyncClient, key: str
+) -> None:
     with serve_disk(tmp_path) as server:
         disk = open_disk(server.root, base_url=server.url, secret=server.secret)
         await disk.put(key, b"x", content_type="image/png")
@@ -479,10 +523,19 @@ async def test_a_file_is_closed_for_a_client_who_is_gone_before_its_first_byte(
         await asyncio.sleep(0)
 
     scope = {
-        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
-        "path": unquote(url.path), "raw_path": url.path.encode(), "query_string": url.query.encode(), "headers": [],
-        "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "root_path": "",
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "path": unquote(url.path),
+        "raw_path": url.path.encode(),
+        "query_string": url.query.encode(),
+        "headers": [],
+        "scheme": "http",
+        "server": ("127.0.0.1", 80),
+        "client": ("127.0.0.1", 1),
+        "root_path": "",
+    }
     with suppress(Exception):
         await build_app(disk)(scope, gone, nowhere)
     assert [each.file.closed for each in opened] == [True]

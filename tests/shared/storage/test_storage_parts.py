@@ -22,7 +22,9 @@ OTHER = os.urandom(60_000)
 LAST = os.urandom(70_000)
 
 
-async def send(storage: Storage, http: httpx.AsyncClient, key: str, upload: str, number: int, data: bytes) -> int:
+async def send(
+    storage: Storage, http: httpx.AsyncClient, key: str, upload: str, number: int, data: bytes
+) -> int:
     signed = storage.sign_part(key, upload, number, length=len(data), expires_in=HOUR)
     return (await http.put(signed.url, headers=signed.headers, content=data)).status_code
 
@@ -80,18 +82,24 @@ async def test_a_part_url_is_for_one_part_of_one_length(
     number = next(name for name in query if name.lower() in ("part", "partnumber"))
     moved = urlunsplit(parts._replace(query=urlencode({**query, number: "2"})))
     assert (await http.put(moved, headers=signed.headers, content=LAST)).status_code == 403
-    whole = urlunsplit(parts._replace(query=urlencode({n: v for n, v in query.items() if n != number})))
+    whole = urlunsplit(
+        parts._replace(query=urlencode({n: v for n, v in query.items() if n != number}))
+    )
     assert (await http.put(whole, headers=signed.headers, content=LAST)).status_code >= 400
     assert await storage.list_parts(key, upload) == []
 
 
-async def test_a_part_url_ends(storage: Storage, http: httpx.AsyncClient, key: str, upload: str) -> None:
+async def test_a_part_url_ends(
+    storage: Storage, http: httpx.AsyncClient, key: str, upload: str
+) -> None:
     signed = storage.sign_part(key, upload, 1, length=len(LAST), expires_in=timedelta(seconds=1))
     await asyncio.sleep(2.1)
     assert (await http.put(signed.url, headers=signed.headers, content=LAST)).status_code == 403
 
 
-async def test_a_completed_upload_has_ended(storage: Storage, http: httpx.AsyncClient, key: str, upload: str) -> None:
+async def test_a_completed_upload_has_ended(
+    storage: Storage, http: httpx.AsyncClient, key: str, upload: str
+) -> None:
     await send(storage, http, key, upload, 1, LAST)
     parts = await storage.list_parts(key, upload)
     await storage.complete_multipart(key, upload, parts)
@@ -151,7 +159,9 @@ async def test_parts_that_never_came_complete_nothing(
     assert part == Part(1, len(FIRST), part.etag)
 
 
-async def test_abandoned_uploads_are_swept(storage: Storage, http: httpx.AsyncClient, key: str, upload: str) -> None:
+async def test_abandoned_uploads_are_swept(
+    storage: Storage, http: httpx.AsyncClient, key: str, upload: str
+) -> None:
     await send(storage, http, key, upload, 1, LAST)
     assert await storage.sweep(HOUR) == 0
     assert len(await storage.list_parts(key, upload)) == 1

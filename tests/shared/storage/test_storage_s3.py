@@ -1,4 +1,5 @@
-"""What the S3 backend promises when the store is away, refuses, or was left in the middle of an upload."""
+"""What the S3 backend promises when the store is away, refuses, or was left in the middle of an
+upload."""
 
 from __future__ import annotations
 
@@ -111,7 +112,15 @@ async def test_a_killed_upload_leaves_no_object_and_is_swept(
     gateway: versitygw.Gateway, opened: Callable[..., Storage], key: str
 ) -> None:
     store = opened(gateway)
-    command = [sys.executable, "-c", PUT_FOREVER, gateway.endpoint, gateway.access_key, gateway.secret_key, key]
+    command = [
+        sys.executable,
+        "-c",
+        PUT_FOREVER,
+        gateway.endpoint,
+        gateway.access_key,
+        gateway.secret_key,
+        key,
+    ]
     process = await asyncio.create_subprocess_exec(
         *command, env={**os.environ, "PYTHONPATH": str(PROJECT)}, stdout=subprocess.PIPE
     )
@@ -127,13 +136,21 @@ async def test_a_killed_upload_leaves_no_object_and_is_swept(
 
 
 async def test_an_upload_by_a_browser_has_no_recorded_digest(
-    gateway: versitygw.Gateway, opened: Callable[..., Storage], http: httpx.AsyncClient, key: str, tmp_path: Path
+    gateway: versitygw.Gateway,
+    opened: Callable[..., Storage],
+    http: httpx.AsyncClient,
+    key: str,
+    tmp_path: Path,
 ) -> None:
     store = opened(gateway)
     form = store.sign_post(key, max_bytes=10, content_type="image/png", expires_in=HOUR)
-    assert (await http.post(form.url, data=form.fields, files={"file": b"12345"})).status_code == 204
+    assert (
+        await http.post(form.url, data=form.fields, files={"file": b"12345"})
+    ).status_code == 204
     assert (await store.stat(key)).sha256 is None
-    assert (await store.fetch(key, tmp_path / "file")).sha256 == hashlib.sha256(b"12345").hexdigest()
+    assert (await store.fetch(key, tmp_path / "file")).sha256 == hashlib.sha256(
+        b"12345"
+    ).hexdigest()
     assert (await store.copy(key, key + "-copy")).sha256 is None
 
 
@@ -155,7 +172,14 @@ async def test_urls_name_the_endpoint_that_clients_reach(
 async def test_buckets_may_be_host_names_and_public_files_on_a_cdn(
     gateway: versitygw.Gateway, opened: Callable[..., Storage]
 ) -> None:
-    virtual = opened(gateway, endpoint=None, aws=True, region="eu-central-1", addressing="virtual", supports_post=False)
+    virtual = opened(
+        gateway,
+        endpoint=None,
+        aws=True,
+        region="eu-central-1",
+        addressing="virtual",
+        supports_post=False,
+    )
     host = f"{gateway.bucket}.s3.eu-central-1.amazonaws.com"
     assert virtual.public_url("public/é") == f"https://{host}/public/%C3%A9"
     assert urlsplit(virtual.sign_get("a", expires_in=HOUR)).netloc == host

@@ -1,4 +1,5 @@
-"""Clients that take their time, or frame a request in two ways, close the port of the disk backend to nobody else."""
+"""Clients that take their time, or frame a request in two ways, close the port of the disk backend
+to nobody else."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from tests.suite import browser
 HOUR = timedelta(hours=1)
 MIB = 1024 * 1024
 FORM = (
-    b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 9999999\r\n\r\n"
+    b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data;"
+    b" boundary=b\r\nContent-Length: 9999999\r\n\r\n"
 )
 FIELD = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n'
 TRICKLE = FORM + FIELD
@@ -78,7 +80,9 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(folder: Path, kind: type[BoundedConnection] = BoundedConnection) -> AsyncIterator[Serving]:
+async def serving(
+    folder: Path, kind: type[BoundedConnection] = BoundedConnection
+) -> AsyncIterator[Serving]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     port = listener.getsockname()[1]
     disk = open_disk(folder / "store", base_url=f"http://127.0.0.1:{port}", secret=b"s" * 32)
@@ -121,7 +125,9 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("start", [TRICKLE, FORM + b"--b\r\nContent-Dispo"], ids=["value", "header"])
+@pytest.mark.parametrize(
+    "start", [TRICKLE, FORM + b"--b\r\nContent-Dispo"], ids=["value", "header"]
+)
 async def test_a_form_that_trickles_unsigned_is_sent_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
@@ -137,7 +143,8 @@ async def test_a_form_that_trickles_unsigned_is_sent_away(
 
 async def test_a_form_without_end_before_its_file_is_refused(tmp_path: Path) -> None:
     fields = b"".join(
-        f'--b\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{"x" * 16_000}\r\n'.encode() for n in range(10)
+        f'--b\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{"x" * 16_000}\r\n'.encode()
+        for n in range(10)
     )
     async with serving(tmp_path) as here, browser() as http:
         headers = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -155,7 +162,8 @@ async def test_a_signed_upload_that_trickles_is_given_up_and_leaves_nothing(
         if part:
             upload = await here.disk.start_multipart("a/b", content_type="image/png")
             url = urlsplit(here.disk.sign_part("a/b", upload, 1, length=MIB, expires_in=HOUR).url)
-            head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: x\r\nContent-Length: {MIB}\r\n\r\n".encode()
+            headers = f"Host: x\r\nContent-Length: {MIB}"
+            head = f"PUT {url.path}?{url.query} HTTP/1.1\r\n{headers}\r\n\r\n".encode()
         else:
             head = here.put("a/b", MIB)
         # What was fast at first is no credit: a second's worth comes at once.
@@ -174,7 +182,10 @@ async def test_a_reader_that_reads_nothing_is_left(tmp_path: Path) -> None:
 
     async with serving(tmp_path, Hasty) as here:
         await here.disk.put("a/b", b"x" * 32 * MIB, content_type="image/png")
-        for sent in (here.get("a/b"), here.get("a/b") + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+        for sent in (
+            here.get("a/b"),
+            here.get("a/b") + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        ):
             with socket.create_connection(("127.0.0.1", here.port)) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 client.sendall(sent)
@@ -182,7 +193,9 @@ async def test_a_reader_that_reads_nothing_is_left(tmp_path: Path) -> None:
                 await until(lambda: not here.server.server_state.connections)
 
 
-async def test_a_reader_that_takes_it_in_bits_gets_the_whole_and_owes_nothing(tmp_path: Path) -> None:
+async def test_a_reader_that_takes_it_in_bits_gets_the_whole_and_owes_nothing(
+    tmp_path: Path,
+) -> None:
     async with serving(tmp_path) as here:
         await here.disk.put("a/b", b"x" * 8 * MIB, content_type="image/png")
         reader, writer = await here.open(here.get("a/b"))
@@ -200,7 +213,9 @@ async def test_slow_and_idle_connections_give_their_places_to_new_ones(tmp_path:
     async with serving(tmp_path, Few) as here, browser() as http:
         await here.disk.put("a/b", b"12345", content_type="image/png")
         half = Few.most // 2
-        held = [await here.open() for _ in range(half)] + [await here.open(TRICKLE) for _ in range(half)]
+        held = [await here.open() for _ in range(half)] + [
+            await here.open(TRICKLE) for _ in range(half)
+        ]
         await until(lambda: len(here.server.server_state.connections) == Few.most)
         for _ in range(3):
             assert (await http.get(here.disk.sign_get("a/b", expires_in=HOUR))).content == b"12345"
@@ -252,13 +267,18 @@ async def test_one_address_behind_a_proxy_does_not_take_every_place(
         await here.disk.put("a/b", b"12345", content_type="image/png")
         url = here.disk.sign_get("a/b", expires_in=HOUR)
         for address, same, other in (
-            ("192.0.2.7", "192.0.2.7", "192.0.2.8"), ("2001:db8::1", "2001:db8::ffff", "2001:db8:0:1::1"),
-        ):  # fmt: skip
-            forwarded = TRICKLE.replace(b"Host: x", f"Host: x\r\nX-Forwarded-For: {address}".encode())
+            ("192.0.2.7", "192.0.2.7", "192.0.2.8"),
+            ("2001:db8::1", "2001:db8::ffff", "2001:db8:0:1::1"),
+        ):
+            forwarded = TRICKLE.replace(
+                b"Host: x", f"Host: x\r\nX-Forwarded-For: {address}".encode()
+            )
             held = [await here.open(forwarded) for _ in range(3)]
             await until(lambda: len(here.server.server_state.tasks) == 3)
-            answers = [await http.get(url, headers={"X-Forwarded-For": each} if each else {})
-                       for each in (same, other, "")]  # fmt: skip
+            answers = [
+                await http.get(url, headers={"X-Forwarded-For": each} if each else {})
+                for each in (same, other, "")
+            ]
             assert [answer.status_code for answer in answers] == [429, 200, 200]
             assert answers[0].headers["retry-after"] == "1"
             for _, writer in held:
@@ -266,8 +286,11 @@ async def test_one_address_behind_a_proxy_does_not_take_every_place(
             await until(lambda: not here.server.server_state.tasks)
 
 
-async def test_a_body_that_nobody_wanted_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte of it once ended the time for the next request's headers, and nothing began it again."""
+async def test_a_body_that_nobody_wanted_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte of it once ended the time for the next request's headers, and nothing began it
+    again."""
     monkeypatch.setattr(storage_http, "_LINGER_SECONDS", 0.3)
     async with serving(tmp_path) as here:
         for path in ("/healthz", "/nowhere", "/o/public/nothing"):
@@ -281,19 +304,35 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 AFTER = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 ODD = {
     "both": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n" + CHUNKED + b"\r\n0\r\n\r\n",
-    "both, nothing sent": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n" + CHUNKED + b"\r\n",
-    "both, sent by length": b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"Content-Length: 5\r\n\r\nhello",
-    "both, no body": b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"Content-Length: 0\r\n\r\n0\r\n\r\n",
+    "both, nothing sent": (
+        b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n" + CHUNKED + b"\r\n"
+    ),
+    "both, sent by length": (
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"Content-Length: 5\r\n\r\nhello"
+    ),
+    "both, no body": (
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"Content-Length: 0\r\n\r\n0\r\n\r\n"
+    ),
     "chunks in 1.0": b"POST /o HTTP/1.0\r\nHost: x\r\n" + CHUNKED + b"\r\n0\r\n\r\n",
-    "two lengths": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "two lengths": (
+        b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
+    ),
     "two lengths in one": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 6\r\n\r\nhello",
     "a length with a sign": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\nhello",
     "a length that is none": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: five\r\n\r\nhello",
-    "an enormous length": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\nhello",
-    "another coding": b"POST /o HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "an enormous length": (
+        b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\nhello"
+    ),
+    "another coding": (
+        b"POST /o HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    ),
     "chunked twice": b"POST /o HTTP/1.1\r\nHost: x\r\n" + CHUNKED * 2 + b"\r\n0\r\n\r\n",
-    "a size that is none": b"POST /o HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\nxyz\r\nhello\r\n0\r\n\r\n",
-    "a size with a sign": b"POST /o HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\n-5\r\nhello\r\n0\r\n\r\n",
+    "a size that is none": (
+        b"POST /o HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\nxyz\r\nhello\r\n0\r\n\r\n"
+    ),
+    "a size with a sign": (
+        b"POST /o HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\n-5\r\nhello\r\n0\r\n\r\n"
+    ),
     "a size in 0x": b"POST /o HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\n0x5\r\nhello\r\n0\r\n\r\n",
     "a space before the colon": b"POST /o HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\nhello",
     "a header folded first": b"POST /o HTTP/1.1\r\n Host: x\r\nContent-Length: 5\r\n\r\nhello",
@@ -302,7 +341,9 @@ ODD = {
 
 
 @pytest.mark.parametrize("what", ODD)
-async def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_closed(tmp_path: Path, what: str) -> None:
+async def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_closed(
+    tmp_path: Path, what: str
+) -> None:
     async with serving(tmp_path) as here:
         async with asyncio.timeout(5):  # at once, not when some time has run out
             status, answer = await here.told(ODD[what] + AFTER)
@@ -322,7 +363,9 @@ async def test_a_chunk_that_is_broken_after_the_answer_began_only_ends_the_conne
 ) -> None:
     monkeypatch.setattr(storage_http, "_LINGER_SECONDS", 20)
     async with serving(tmp_path) as here:
-        reader, writer = await here.open(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\n5\r\nhel")
+        reader, writer = await here.open(
+            b"GET /nowhere HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\n5\r\nhel"
+        )
         assert (await reader.readline()).split()[1] == b"404"
         writer.write(b"loWRONG\r\n\r\n")
         assert (await ended(reader)).count(b"HTTP/1.1 ") == 0

@@ -1,4 +1,5 @@
-"""What signed and public URLs promise to a browser: one suite, over real sockets, against each real store."""
+"""What signed and public URLs promise to a browser: one suite, over real sockets, against each real
+store."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ KIB = 1024
 
 
 async def post(http: httpx.AsyncClient, form: SignedPost, data: bytes) -> httpx.Response:
-    return await http.post(form.url, data=form.fields, files={"file": ("C:\\fake\\photo.png", data, "text/html")})
+    return await http.post(
+        form.url, data=form.fields, files={"file": ("C:\\fake\\photo.png", data, "text/html")}
+    )
 
 
 async def put(http: httpx.AsyncClient, signed: SignedPut, data: bytes) -> httpx.Response:
@@ -37,7 +40,11 @@ def flipped(text: str) -> str:
 
 
 def signature_of(url: str) -> dict[str, str]:
-    return {name: value for name, value in parse_qsl(urlsplit(url).query) if name.lower().endswith("signature")}
+    return {
+        name: value
+        for name, value in parse_qsl(urlsplit(url).query)
+        if name.lower().endswith("signature")
+    }
 
 
 async def is_absent(storage: Storage, key: str) -> bool:
@@ -48,7 +55,9 @@ async def is_absent(storage: Storage, key: str) -> bool:
     return False
 
 
-async def test_a_signed_url_reads_the_object(storage: Storage, http: httpx.AsyncClient, key: str) -> None:
+async def test_a_signed_url_reads_the_object(
+    storage: Storage, http: httpx.AsyncClient, key: str
+) -> None:
     await storage.put(key, b"picture" * 1000, content_type="image/png")
     answer = await http.get(storage.sign_get(key, expires_in=HOUR))
     assert (answer.status_code, answer.content) == (200, b"picture" * 1000)
@@ -57,10 +66,14 @@ async def test_a_signed_url_reads_the_object(storage: Storage, http: httpx.Async
     assert answer.headers["etag"].strip('"') == (await storage.stat(key)).etag
 
 
-async def test_odd_keys_have_working_urls(storage: Storage, http: httpx.AsyncClient, folder: str) -> None:
+async def test_odd_keys_have_working_urls(
+    storage: Storage, http: httpx.AsyncClient, folder: str
+) -> None:
     for end in ("a%2Fb", "a+b c", "a?b#c&d=e", "é", "ａ~(1)!*'"):
         await storage.put(folder + end, end.encode(), content_type="image/png")
-        assert (await http.get(storage.sign_get(folder + end, expires_in=HOUR))).content == end.encode()
+        assert (
+            await http.get(storage.sign_get(folder + end, expires_in=HOUR))
+        ).content == end.encode()
 
 
 async def test_a_range_of_a_signed_url(storage: Storage, http: httpx.AsyncClient, key: str) -> None:
@@ -78,7 +91,9 @@ async def test_a_range_of_a_signed_url(storage: Storage, http: httpx.AsyncClient
     assert (await http.get(url, headers={"Range": "bytes=100-"})).status_code == 416
 
 
-async def test_an_unchanged_object_is_not_sent_again(storage: Storage, http: httpx.AsyncClient, key: str) -> None:
+async def test_an_unchanged_object_is_not_sent_again(
+    storage: Storage, http: httpx.AsyncClient, key: str
+) -> None:
     await storage.put(key, b"x", content_type="image/png")
     url = storage.sign_get(key, expires_in=HOUR)
     etag = (await http.get(url)).headers["etag"]
@@ -120,7 +135,12 @@ async def test_a_file_keeps_its_name(
     ],
 )
 async def test_only_a_raster_image_is_shown_in_place(
-    storage: Storage, http: httpx.AsyncClient, key: str, stored: str, told: str | None, disposition: str
+    storage: Storage,
+    http: httpx.AsyncClient,
+    key: str,
+    stored: str,
+    told: str | None,
+    disposition: str,
 ) -> None:
     await storage.put(key, b"x", content_type=stored)
     answer = await http.get(storage.sign_get(key, expires_in=HOUR, content_type=told, inline=True))
@@ -173,7 +193,9 @@ async def test_what_has_expired_is_refused(
 
 
 @pytest.mark.parametrize("life", [timedelta(0), timedelta(seconds=-1), timedelta(days=8)])
-async def test_a_life_that_no_store_grants_is_refused(storage: Storage, key: str, life: timedelta) -> None:
+async def test_a_life_that_no_store_grants_is_refused(
+    storage: Storage, key: str, life: timedelta
+) -> None:
     with pytest.raises(ValueError):
         storage.sign_get(key, expires_in=life)
 
@@ -188,7 +210,9 @@ async def test_a_form_uploads_a_file(storage: Storage, http: httpx.AsyncClient, 
     assert b"".join([chunk async for chunk in storage.get(key)]) == data
 
 
-async def test_a_form_works_again_until_it_expires(storage: Storage, http: httpx.AsyncClient, key: str) -> None:
+async def test_a_form_works_again_until_it_expires(
+    storage: Storage, http: httpx.AsyncClient, key: str
+) -> None:
     form = storage.sign_post(key, max_bytes=10, content_type="image/png", expires_in=HOUR)
     assert (await post(http, form, b"first")).status_code == 204
     assert (await post(http, form, b"too large for this")).status_code in (400, 413)
@@ -198,7 +222,9 @@ async def test_a_form_works_again_until_it_expires(storage: Storage, http: httpx
 
 
 @pytest.mark.parametrize("size", [0, KIB + 1, 20 * KIB * KIB])
-async def test_a_form_takes_no_other_size(storage: Storage, http: httpx.AsyncClient, key: str, size: int) -> None:
+async def test_a_form_takes_no_other_size(
+    storage: Storage, http: httpx.AsyncClient, key: str, size: int
+) -> None:
     form = storage.sign_post(key, max_bytes=KIB, content_type="image/png", expires_in=HOUR)
     assert (await post(http, form, b"x" * size)).status_code in (400, 413)
     assert await is_absent(storage, key)
@@ -224,13 +250,17 @@ async def test_a_form_is_taken_only_as_signed(
         changed = dataclasses.replace(form, fields={**form.fields, **change})
         assert (await post(http, changed, b"x")).status_code in (400, 403), change
     for name in form.fields:
-        changed = dataclasses.replace(form, fields={each: form.fields[each] for each in form.fields if each != name})
+        changed = dataclasses.replace(
+            form, fields={each: form.fields[each] for each in form.fields if each != name}
+        )
         assert (await post(http, changed, b"x")).status_code in (400, 403), name
     assert await is_absent(storage, key)
     assert await is_absent(storage, other)
 
 
-async def test_a_put_stores_exactly_what_was_signed(storage: Storage, http: httpx.AsyncClient, key: str) -> None:
+async def test_a_put_stores_exactly_what_was_signed(
+    storage: Storage, http: httpx.AsyncClient, key: str
+) -> None:
     signed = storage.sign_put(key, length=5, content_type="image/webp", expires_in=HOUR)
     assert (await put(http, signed, b"12345")).status_code == 200
     found = await storage.stat(key)
@@ -249,7 +279,11 @@ async def test_a_put_is_taken_only_as_signed(
         (signed.url, {"Content-Type": "image/webp"}, b"x" * 1_000_000),
         (signed.url, {"Content-Type": "text/html"}, b"12345"),
         (signed.url.replace(quote(key), quote(other)), {"Content-Type": "image/webp"}, b"12345"),
-        (with_query(signed.url, **{name: flipped(value)}), {"Content-Type": "image/webp"}, b"12345"),
+        (
+            with_query(signed.url, **{name: flipped(value)}),
+            {"Content-Type": "image/webp"},
+            b"12345",
+        ),
         (with_query(signed.url, length="6"), {"Content-Type": "image/webp"}, b"123456"),
     ]
     for url, headers, data in attempts:
@@ -279,10 +313,14 @@ async def test_a_public_object_that_could_run_is_a_download(
     storage: Storage, http: httpx.AsyncClient, folder: str
 ) -> None:
     await storage.put(f"public/{folder}svg", b"<svg/>", content_type="image/svg+xml")
-    assert (await http.get(storage.public_url(f"public/{folder}svg"))).headers["content-disposition"] == "attachment"
+    assert (await http.get(storage.public_url(f"public/{folder}svg"))).headers[
+        "content-disposition"
+    ] == "attachment"
 
 
-async def test_only_public_keys_are_public(storage: Storage, http: httpx.AsyncClient, folder: str) -> None:
+async def test_only_public_keys_are_public(
+    storage: Storage, http: httpx.AsyncClient, folder: str
+) -> None:
     public = f"public/{folder}x"
     await storage.put(folder + "x", b"secret", content_type="image/png")
     with pytest.raises(InvalidKey):
@@ -295,16 +333,23 @@ async def test_only_public_keys_are_public(storage: Storage, http: httpx.AsyncCl
 
 
 @pytest.mark.parametrize(
-    ("forever", "expected"), [(False, "private, no-cache"), (True, "private, max-age=31536000, immutable")]
+    ("forever", "expected"),
+    [(False, "private, no-cache"), (True, "private, max-age=31536000, immutable")],
 )
 async def test_a_private_object_is_cached_as_told(
-    storage: Storage, http: httpx.AsyncClient, new_key: Callable[[], str], forever: bool, expected: str
+    storage: Storage,
+    http: httpx.AsyncClient,
+    new_key: Callable[[], str],
+    forever: bool,
+    expected: str,
 ) -> None:
     key, copied = new_key(), new_key()
     await storage.put(key, b"x", content_type="image/png", cache_forever=forever)
     await storage.copy(key, copied)
     for each in (key, copied):
-        assert (await http.get(storage.sign_get(each, expires_in=HOUR))).headers["cache-control"] == expected
+        assert (await http.get(storage.sign_get(each, expires_in=HOUR))).headers[
+            "cache-control"
+        ] == expected
 
 
 async def test_what_is_signed_is_not_printed(storage: Storage, key: str) -> None:

@@ -34,13 +34,18 @@ def upgrade() -> None:
 
 def _fold(connection: Any, row: Any) -> None:
     keys = {f"{name}_key": folded(getattr(row, name)) for name in KEYS}
-    known = all(len(key.encode()) <= MAX_KEY_BYTES for key in keys.values()) and (keys["model_key"] or keys["name_key"])
+    known = all(len(key.encode()) <= MAX_KEY_BYTES for key in keys.values()) and (
+        keys["model_key"] or keys["name_key"]
+    )
     if not known or all(getattr(row, name) == key for name, key in keys.items()):
         return
     values = {**keys, "id": row.id, "owner": row.owner, "at": row.updated_at}
-    connection.execute(f"DELETE FROM price_book_entries WHERE {_TWIN} AND updated_at <= %(at)s", values)
+    connection.execute(
+        f"DELETE FROM price_book_entries WHERE {_TWIN} AND updated_at <= %(at)s", values
+    )
     if connection.execute(
-        f"DELETE FROM price_book_entries WHERE id = %(id)s AND EXISTS (SELECT FROM price_book_entries WHERE {_TWIN})",
+        "DELETE FROM price_book_entries WHERE id = %(id)s AND EXISTS (SELECT FROM"
+        f" price_book_entries WHERE {_TWIN})",
         values,
     ).rowcount:
         return
