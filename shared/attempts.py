@@ -1,10 +1,9 @@
 """One try of a job, fenced: whoever begins last owns the row, and what an earlier try still does
 changes nothing.
 
-A row that is a job has the columns id, owner, state, version, attempt_token, attempt_number,
-faults, losses, waits_for, waiting_since, cancel_requested, error_class, error_message, updated_at.
-`run` moves it pending -> running -> done / failed / cancelled, writes one `attempts` row per try,
-and tells watchers of every move in the same transaction.
+A row that is a job has the columns of `JobRow`. `run` moves it pending -> running -> done / failed
+/ cancelled, writes one `attempts` row per try, and tells watchers of every move in the same
+transaction.
 
 How a try ends that came to nothing decides what it costs:
 
@@ -27,9 +26,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, LiteralString
+from functools import cache
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+import sqlalchemy as sa
 import structlog
 
 from shared import auth, calls, errors, job_metrics, states
@@ -37,6 +38,7 @@ from shared.db import Database, Mutation
 from shared.errors import DomainError, Reason
 from shared.ids import new_id
 from shared.jobs import TryAgain, wake
+from shared.rows import Command, Statement, Table, compiled, legacy
 from shared.storage import StorageError
 from shared.tasks import wanted
 
@@ -53,18 +55,39 @@ _LONGEST_LOSS_PAUSE_SECONDS = 20.0
 _INSIST_SECONDS = 60.0  # longer than a lease: by then the worker gives up what it holds
 _log = structlog.get_logger("attempts")
 
-Publish = Callable[[Mutation, Any], Awaitable[None]]
+
+@dataclass(slots=True)
+class JobRow:
+    """The columns that every table of jobs has. Its row class derives from this one."""
+
+    id: UUID
+    owner: str
+    state: str
+    version: int
+    attempt_token: UUID | None
+    attempt_number: int
+    faults: int
+    losses: int
+    waits_for: str
+    waiting_since: datetime | None
+    cancel_requested: bool
+    error_class: str
+    error_message: str
+    updated_at: datetime
+
+
+J = TypeVar("J", bound=JobRow)
 
 
 @dataclass(frozen=True)
-class Kind:
+class Kind(Generic[J]):
     """What a noun's jobs have in common. `publish(m, row)` tells of the row's new state."""
 
-    table: LiteralString
+    table: Table[J]
     machine: states.Machine
     running: str
     done: str
-    publish: Publish
+    publish: Callable[[Mutation, J], Awaitable[None]]
     max_attempts: int = 3
     cancelled: str = "cancelled"
 
@@ -90,7 +113,7 @@ class Waits(Exception):
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[J]):
     """What a try achieved: the row's new columns, figures for the attempt, and what else the commit
     does. `to`: another state than the kind's `done`."""
 
@@ -98,7 +121,7 @@ class Outcome:
     to: str | None = None
     output_bytes: int = 0
     credits: int = 0
-    also: Callable[[Mutation, Any], Awaitable[None]] | None = None  # within the commit
+    also: Callable[[Mutation, J], Awaitable[None]] | None = None  # within the commit
     after: Callable[[], Awaitable[None]] | None = None  # once committed
     undo: Callable[[], Awaitable[None]] | None = (
         None  # if another try has the row: remove what this one stored
@@ -106,11 +129,11 @@ class Outcome:
 
 
 @dataclass
-class Attempt:
+class Attempt(Generic[J]):
     """The try in hand. `row` is the job's row as claimed; `token` fences every write. The rest is
     for its record, and stands there however the try ends."""
 
-    row: Any
+    row: J
     token: UUID
     input_bytes: int = 0
     model: str = ""
@@ -121,35 +144,90 @@ class Superseded(Exception):
     """Another try has the row now."""
 
 
-Work = Callable[[Attempt], Awaitable[Outcome]]
+Work = Callable[[Attempt[J]], Awaitable[Outcome[J]]]
 
-_BEGIN: LiteralString = """
+_INSERT_ATTEMPT = Command("""
     INSERT INTO attempts (id, owner, job, job_id, number, worker)
     VALUES (%(id)s, %(owner)s, %(job)s, %(job_id)s, %(number)s, %(worker)s)
-"""
-_END: LiteralString = """
+""")
+_END_ATTEMPT = Command("""
     UPDATE attempts SET outcome = %(outcome)s, ended_at = now(), error_class = %(error_class)s,
         error_message = %(error_message)s, model = %(model)s, input_bytes = %(input_bytes)s,
         output_bytes = %(output_bytes)s, credits = %(credits)s
     WHERE id = %(token)s AND outcome = 'running'
-"""
-
-
+""")
 # A try of this very process didn't lose its worker: the database was away when it should have
 # ended.
-_LOSE: LiteralString = """
-    UPDATE attempts SET ended_at = now(), outcome = CASE WHEN worker = %(me)s THEN 'waited'
-        ELSE 'lost' END,
+_END_UNENDED_ATTEMPTS = Statement(
+    str,
+    """
+    UPDATE attempts SET ended_at = now(),
+        outcome = CASE WHEN worker = %(me)s THEN 'waited' ELSE 'lost' END,
         error_class = CASE WHEN worker = %(me)s THEN 'DEPENDENCY_UNAVAILABLE' ELSE 'WORKER_LOST' END
     WHERE job_id = %(job_id)s AND outcome = 'running' RETURNING outcome
-"""
-_FORGET_WAITED: LiteralString = (
+    """,
+)
+_DELETE_WAITED_ATTEMPTS = Command(
     "DELETE FROM attempts WHERE job_id = %(job_id)s AND outcome = 'waited'"
 )
+_SELECT_SUCCEEDED = Statement(
+    UUID, "SELECT id FROM attempts WHERE id = %(token)s AND outcome = 'succeeded'"
+)
+_SELECT_NOW = Statement(datetime, "SELECT now()")
 _NO_WAIT: dict[str, Any] = {"waits_for": "", "waiting_since": None}
 
 
-async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
+@dataclass(slots=True)
+class _Wait:
+    now: datetime
+    waiting_since: datetime | None
+
+
+@dataclass(slots=True)
+class _Hold:
+    cancel_requested: bool
+    attempt_token: UUID | None
+    state: str
+
+
+@cache
+def _lock(table: Table[J]) -> Statement[J]:
+    if isinstance(table, str):
+        return legacy(f"SELECT * FROM {table} WHERE id = %(id)s FOR UPDATE")
+    row = table.core.c
+    one = sa.select(table.core).where(row.id == sa.bindparam("id")).with_for_update()
+    return compiled(table.row, one)
+
+
+@cache
+def _select_owner(table: Table[J]) -> Statement[str]:
+    if isinstance(table, str):
+        return legacy(f"SELECT owner FROM {table} WHERE id = %(id)s")
+    row = table.core.c
+    return compiled(str, sa.select(row.owner).where(row.id == sa.bindparam("id")))
+
+
+@cache
+def _select_wait(table: Table[J]) -> Statement[_Wait]:
+    if isinstance(table, str):
+        return legacy(f"SELECT now() AS now, waiting_since FROM {table} WHERE id = %(id)s")
+    row = table.core.c
+    columns = (sa.func.now().label("now"), row.waiting_since)
+    return compiled(_Wait, sa.select(*columns).where(row.id == sa.bindparam("id")))
+
+
+@cache
+def _select_hold(table: Table[J]) -> Statement[_Hold]:
+    if isinstance(table, str):
+        return legacy(
+            f"SELECT cancel_requested, attempt_token, state FROM {table} WHERE id = %(id)s"
+        )
+    row = table.core.c
+    columns = (row.cancel_requested, row.attempt_token, row.state)
+    return compiled(_Hold, sa.select(*columns).where(row.id == sa.bindparam("id")))
+
+
+async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
     """Runs one try of the job whose row is `row_id`, for the owner of that row. A row that is
     finished or gone is left alone."""
     attempt = await _begin(db, kind, UUID(row_id))
@@ -169,7 +247,7 @@ async def run(db: Database, kind: Kind, row_id: str, work: Work) -> None:
             return
         await _to_its_end(_finish(db, kind, attempt, working.result()))
     except Superseded:
-        _log.warning("late result discarded", table=kind.table, row=row_id)
+        _log.warning("late result discarded", table=_name(kind), row=row_id)
     except asyncio.CancelledError:
         if wanted():  # nobody asked this task to end: the work raised it by itself
             await _fail(
@@ -230,42 +308,43 @@ def _class_of(refusal: DomainError) -> str:
     return Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
 
 
-async def _begin(db: Database, kind: Kind, row_id: UUID) -> Attempt | None:
+async def _begin(db: Database, kind: Kind[J], row_id: UUID) -> Attempt[J] | None:
     """Claims the row for a new try. The try before it, if it never ended, is recorded as lost."""
     owner = await _owner_of(db, kind, row_id)
     if owner is None:
         return None
     token = new_id()
-    later: datetime | None = None
+    again: TryAgain | None = None
     async with db.transaction(owner) as m:
-        row = await m.one(
-            f"SELECT *, now() AS now FROM {kind.table} WHERE id = %s FOR UPDATE", (row_id,)
-        )
+        row = await m.first(_lock(kind.table), {"id": row_id})
         if row is None or row.state not in ("pending", kind.running):
             return None
-        unended = await m.all(_LOSE, {"job_id": row_id, "me": WORKER})
+        outcomes = await m.all(_END_UNENDED_ATTEMPTS, {"job_id": row_id, "me": WORKER})
         if row.cancel_requested:
             await _move(m, kind, row_id, kind.cancelled)
             return None
         columns: dict[str, Any] = {}
-        if any(one.outcome == "lost" for one in unended):
-            columns = _lost(row)
+        if "lost" in outcomes:
+            columns = _lost(row, await m.one(_SELECT_NOW))
             if "error_class" in columns:
                 await _move(m, kind, row_id, "failed", **columns)
                 return None
-            later = columns.pop("later", None)
-        if later:
+            if "later" in columns:
+                again = TryAgain(columns.pop("later"))
+        if again:
             await _move(m, kind, row_id, "pending", **columns)
+            claimed = None
         else:
             columns |= {"attempt_token": token, "attempt_number": row.attempt_number + 1}
-            row = await _move(m, kind, row_id, kind.running, **columns)
-            await record_begin(m, token, kind.table, row_id, row.attempt_number, WORKER)
-    if later:
-        raise TryAgain(later)
-    return Attempt(row, token)
+            claimed = await _move(m, kind, row_id, kind.running, **columns)
+            number = row.attempt_number + 1
+            await record_begin(m, token, _name(kind), row_id, number, WORKER)
+    if claimed is None:
+        raise again or TryAgain()
+    return Attempt(claimed, token)
 
 
-def _lost(row: Any) -> dict[str, Any]:
+def _lost(row: JobRow, now: datetime) -> dict[str, Any]:
     """The columns of a row whose worker vanished. `later`: when it may begin its next try, if not
     at once."""
     losses = row.losses + 1
@@ -278,19 +357,19 @@ def _lost(row: Any) -> dict[str, Any]:
     return {
         "losses": losses,
         "waits_for": "a worker",
-        "waiting_since": row.waiting_since or row.now,
-        "later": row.now + timedelta(seconds=pause),
+        "waiting_since": row.waiting_since or now,
+        "later": now + timedelta(seconds=pause),
     }
 
 
-async def _owner_of(db: Database, kind: Kind, row_id: UUID) -> str | None:
-    rows = await db.system_rows(f"SELECT owner FROM {kind.table} WHERE id = %s", (row_id,))
-    return rows[0].owner if rows else None
+async def _owner_of(db: Database, kind: Kind[J], row_id: UUID) -> str | None:
+    owners = await db.system_all(_select_owner(kind.table), {"id": row_id})
+    return getattr(owners[0], "owner", owners[0]) if owners else None
 
 
 async def _move(
-    m: Mutation, kind: Kind, row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
-) -> Any:
+    m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
+) -> J | None:
     # A try moves its row from running alone: what it has committed stays, whatever it believes
     # itself.
     machine = kind.machine if token is None else {kind.running: kind.machine[kind.running]}
@@ -300,7 +379,7 @@ async def _move(
     return row
 
 
-async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) -> None:
+async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> None:
     """Commits what the try achieved. It insists for a while when the database is away: the work was
     done, and may have cost money."""
     deadline = time.monotonic() + _INSIST_SECONDS
@@ -327,7 +406,7 @@ async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
             if errors.passing(error) is None or time.monotonic() > deadline:
                 raise
             _log.warning(
-                "a result waits to be committed", table=kind.table, row=str(attempt.row.id)
+                "a result waits to be committed", table=_name(kind), row=str(attempt.row.id)
             )
             unheard = True
         await asyncio.sleep(_FIRST_PAUSE_SECONDS)
@@ -341,7 +420,7 @@ async def _finish(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
         await wake(db, attempt.row.waits_for)
 
 
-async def _commit(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) -> Any:
+async def _commit(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> Any:
     async with db.transaction(attempt.row.owner) as m:
         done = {
             "error_class": "",
@@ -358,17 +437,24 @@ async def _commit(db: Database, kind: Kind, attempt: Attempt, outcome: Outcome) 
             if outcome.also:
                 await outcome.also(m, row)
             await _record(m, attempt, "succeeded", outcome=outcome)
-    job_metrics.TRIES.labels(kind.table, "succeeded" if row is not None else "superseded").inc()
-    job_metrics.SECONDS.labels(kind.table).observe(time.monotonic() - attempt.began)
+    _count_try(kind, "succeeded" if row is not None else "superseded")
+    job_metrics.SECONDS.labels(_name(kind)).observe(time.monotonic() - attempt.began)
     return row
 
 
-async def _is_committed(db: Database, attempt: Attempt) -> bool:
-    statement = "SELECT 1 FROM attempts WHERE id = %s AND outcome = 'succeeded'"
-    return bool(await db.system_rows(statement, (attempt.token,)))
+def _name(kind: Kind[J]) -> str:
+    return kind.table if isinstance(kind.table, str) else kind.table.name
 
 
-async def _fail(db: Database, kind: Kind, attempt: Attempt, failure: JobFailed) -> None:
+def _count_try(kind: Kind[J], outcome: str) -> None:
+    job_metrics.TRIES.labels(_name(kind), outcome).inc()
+
+
+async def _is_committed(db: Database, attempt: Attempt[J]) -> bool:
+    return bool(await db.system_all(_SELECT_SUCCEEDED, {"token": attempt.token}))
+
+
+async def _fail(db: Database, kind: Kind[J], attempt: Attempt[J], failure: JobFailed) -> None:
     """A final failure is data; another is tried again after a backoff, by the database's clock."""
     faults = attempt.row.faults + 1
     said = {"error_class": failure.error_class, "error_message": failure.message[:2000]}
@@ -381,12 +467,10 @@ async def _fail(db: Database, kind: Kind, attempt: Attempt, failure: JobFailed) 
         raise TryAgain(await _now(db) + timedelta(seconds=backoff))
 
 
-async def _put_off(db: Database, kind: Kind, attempt: Attempt, waits: Waits) -> None:
+async def _put_off(db: Database, kind: Kind[J], attempt: Attempt[J], waits: Waits) -> None:
     """The job waits, and says so; what it has done stays. Having waited for too long it has
     failed."""
-    found = await db.system_rows(
-        f"SELECT now() AS now, waiting_since FROM {kind.table} WHERE id = %s", (attempt.row.id,)
-    )
+    found = await db.system_all(_select_wait(kind.table), {"id": attempt.row.id})
     if not found:
         return
     now = found[0].now
@@ -410,15 +494,14 @@ async def _put_off(db: Database, kind: Kind, attempt: Attempt, waits: Waits) -> 
 
 
 async def _now(db: Database) -> datetime:
-    [row] = await db.system_rows("SELECT now() AS now")
-    now: datetime = row.now
+    [now] = await db.system_all(_SELECT_NOW)
     return now
 
 
 async def _end(
     db: Database,
-    kind: Kind,
-    attempt: Attempt,
+    kind: Kind[J],
+    attempt: Attempt[J],
     to: str,
     outcome: str,
     *,
@@ -432,22 +515,22 @@ async def _end(
         row = await _move(
             m, kind, attempt.row.id, to, token=attempt.token, **{**kept, **said, **columns}
         )
-        job_metrics.TRIES.labels(kind.table, outcome if row is not None else "superseded").inc()
+        _count_try(kind, outcome if row is not None else "superseded")
         if row is not None:
             if (
                 outcome == "waited"
             ):  # of a wait's tries only the latest is kept: there may be thousands
-                await m.run(_FORGET_WAITED, {"job_id": attempt.row.id})
+                await m.run(_DELETE_WAITED_ATTEMPTS, {"job_id": attempt.row.id})
             await _record(m, attempt, outcome, **said)
         return row
 
 
 async def _record(
     m: Mutation,
-    attempt: Attempt,
+    attempt: Attempt[J],
     how: str,
     *,
-    outcome: Outcome | None = None,
+    outcome: Outcome[J] | None = None,
     error_class: str = "",
     error_message: str = "",
 ) -> None:
@@ -477,7 +560,7 @@ async def record_begin(
         "number": number,
         "worker": worker,
     }
-    await m.run(_BEGIN, values)
+    await m.run(_INSERT_ATTEMPT, values)
 
 
 async def record_end(
@@ -503,20 +586,19 @@ async def record_end(
         "output_bytes": output_bytes,
         "credits": credits,
     }
-    await m.run(_END, values)
+    await m.run(_END_ATTEMPT, values)
 
 
-async def _watch_for_cancel(db: Database, kind: Kind, attempt: Attempt) -> None:
+async def _watch_for_cancel(db: Database, kind: Kind[J], attempt: Attempt[J]) -> None:
     """Ends when somebody asked to cancel; raises Superseded if the row is another try's by now."""
-    statement = f"SELECT cancel_requested, attempt_token, state FROM {kind.table} WHERE id = %s"
     while True:
         await asyncio.sleep(CANCEL_POLL_SECONDS)
         try:
-            rows = await db.system_rows(statement, (attempt.row.id,))
+            holds = await db.system_all(_select_hold(kind.table), {"id": attempt.row.id})
         except Exception as error:
             _log.warning("can't look for a cancellation", error=type(error).__name__)
             continue
-        if not rows or rows[0].attempt_token != attempt.token or rows[0].state != kind.running:
+        if not holds or holds[0].attempt_token != attempt.token or holds[0].state != kind.running:
             raise Superseded
-        if rows[0].cancel_requested:
+        if holds[0].cancel_requested:
             return

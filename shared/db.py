@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar, overload
 
 import psycopg
 from google.protobuf.message import Message
@@ -28,9 +28,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from shared import auth, errors
 from shared.errors import Reason
+from shared.rows import Command, Statement
 from shared.settings import Settings
 
 A = TypeVar("A", bound=Message)
+R = TypeVar("R")
 Parameters = Mapping[str, Any] | Sequence[Any]
 Connection = AsyncConnection[Any]
 
@@ -59,24 +61,54 @@ class Mutation:
     actor: str
     earlier: "_Earlier | None" = None
 
-    async def one(self, statement: LiteralString, parameters: Parameters | None = None) -> Any:
-        """The first row, or None."""
-        return await (await self._execute(statement, parameters)).fetchone()
+    @overload
+    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R: ...
+    @overload
+    async def one(self, statement: LiteralString, parameters: Parameters | None = None) -> Any: ...
+    async def one(self, statement: Any, parameters: Parameters | None = None) -> Any:
+        """The row that must be there: none is a fault of ours."""
+        if not isinstance(statement, Statement):
+            return await (await self._execute(statement, parameters)).fetchone()
+        return _must(await self.first(statement, parameters), statement)
 
+    async def first(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> R | None:
+        """The first row, or None."""
+        return await (await self._fetch(statement, parameters)).fetchone()
+
+    @overload
+    async def all(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> list[R]: ...
+    @overload
     async def all(
         self, statement: LiteralString, parameters: Parameters | None = None
-    ) -> list[Any]:
-        return await (await self._execute(statement, parameters)).fetchall()
+    ) -> list[Any]: ...
+    async def all(self, statement: Any, parameters: Parameters | None = None) -> list[Any]:
+        if not isinstance(statement, Statement):
+            return await (await self._execute(statement, parameters)).fetchall()
+        return await (await self._fetch(statement, parameters)).fetchall()
 
-    async def run(self, statement: LiteralString, parameters: Parameters | None = None) -> None:
+    async def run(
+        self, statement: Command | LiteralString, parameters: Parameters | None = None
+    ) -> None:
         """Runs without waiting for the result; a failure shows at the next fetch or at the
         commit."""
-        await self.conn.execute(statement, parameters)
+        text = statement.text if isinstance(statement, Command) else statement
+        await self.conn.execute(text, parameters)
 
     def send(self, statement: bytes, *values: str | bytes) -> None:
         """Like `run`, for what accompanies most changes: with `$1 ...`, and bytes only for columns
         of bytes. A cursor of its own would cost several times as much."""
         _queue(self.pipeline, statement, *values)
+
+    async def _fetch(
+        self, statement: Statement[R], parameters: Parameters | None
+    ) -> AsyncCursor[R]:
+        cursor = await execute(self.conn, statement, parameters)
+        await self.look_earlier()
+        return cursor
 
     async def _execute(self, statement: LiteralString, parameters: Parameters | None) -> Any:
         cursor = await self.conn.execute(statement, parameters)
@@ -248,6 +280,34 @@ class Database:
         self._lent -= 1
         await self._pool.putconn(conn)
 
+    async def first(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> R | None:
+        """The first row that the caller's owner sees, or None."""
+        rows = await self.all(statement, parameters)
+        return rows[0] if rows else None
+
+    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R:
+        """The row that must be there: none is a fault of ours."""
+        rows = await self.all(statement, parameters)
+        return _must(rows[0] if rows else None, statement)
+
+    async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
+        """All rows of one statement for the caller's owner: one round trip."""
+        async with self._connection() as conn:
+            async with conn.pipeline() as pipeline:
+                _queue(pipeline, _CONTEXT, auth.current().owner)
+                cursor = await execute(conn, statement, parameters)
+            return await cursor.fetchall()
+
+    async def system_all(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> list[R]:
+        """A worker's read without an owner: sees what the role's own policies show (queues, never
+        contents)."""
+        async with self._connection() as conn:
+            return await (await execute(conn, statement, parameters)).fetchall()
+
     async def rows(
         self, statement: LiteralString, parameters: Parameters | None = None
     ) -> list[Any]:
@@ -308,6 +368,20 @@ class Database:
                 return await _once(m, _request_key(request), answer, work)
         except _Answered as before:
             return before.answer
+
+
+async def execute(
+    conn: Connection, statement: Statement[R], parameters: Parameters | None = None
+) -> AsyncCursor[R]:
+    """Runs a statement on a connection; the cursor has its rows."""
+    cursor = conn.cursor(row_factory=statement.row_factory)
+    return await cursor.execute(statement.text, parameters)
+
+
+def _must(row: R | None, statement: Command) -> R:
+    if row is None:
+        raise LookupError(f"no row where there must be one: {statement.text}")
+    return row
 
 
 async def _once(

@@ -8,7 +8,7 @@ from uuid import UUID
 from atelier.pipeline.v1 import phase_pb2 as pb
 from atelier.pipeline.v1 import phase_pb2_grpc
 
-from services.pipeline import progress, records, rules
+from services.pipeline import log_rows, progress, records, rules
 from shared import attempts, auth, errors, states
 from shared.db import Database, Mutation
 from shared.errors import Reason
@@ -76,7 +76,7 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
                 raise _wrong_state(phase, "a phase before it is under way; stop that one")
             if phase.state == "running" and not phase.external:
                 row = await progress.move(m, phase, "running", cancel_requested=True)
-                await records.add_log(
+                await log_rows.add(
                     m, row.product_id, row.number, "stop_requested", "the worker was asked to stop"
                 )
                 return pb.StopPhaseResponse(
@@ -97,7 +97,7 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
                 raise _wrong_state(
                     phase, f"it is {phase.state}; only a failed or stopped phase is run again"
                 )
-            await records.add_log(
+            await log_rows.add(
                 m, phase.product_id, phase.number, "phase_retry", "somebody asked to run it again"
             )
             row = await self._flows.again(m, phase)
