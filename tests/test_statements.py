@@ -19,7 +19,7 @@ from psycopg.pq.abc import PGresult
 
 import services
 import shared
-from shared.rows import CONSTANTS, TABLES, Command, Statement, Table
+from shared.database.rows import CONSTANTS, TABLES, Command, Statement, Table
 from tests.suite import Cluster, built_services
 
 # What psycopg makes of a type of Postgres. JSON may be anything; its class says what was stored.
@@ -53,7 +53,7 @@ def _load() -> None:
 
 
 _load()
-STATEMENTS = [made for made in CONSTANTS if made.module != "shared.rows"]
+STATEMENTS = [made for made in CONSTANTS if made.module != "shared.database.rows"]
 
 
 def _service(module: str) -> str:

@@ -9,11 +9,11 @@ from uuid import UUID
 from atelier.pipeline.v1 import log_pb2
 from psycopg.types.json import Jsonb
 
-from shared import events
-from shared.db import Mutation
-from shared.ids import new_id
-from shared.protos import Words, struct, timestamp
-from shared.rows import Table
+from shared.background import events
+from shared.database.db import Mutation
+from shared.database.ids import new_id
+from shared.database.rows import Table
+from shared.rpc.protos import Words, struct, timestamp
 
 LEVELS = Words(log_pb2.LogLevel, "LOG_LEVEL_")
 _MESSAGE_CHARACTERS = 2000

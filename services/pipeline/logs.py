@@ -9,12 +9,12 @@ from atelier.pipeline.v1 import log_pb2_grpc
 
 from services.pipeline import log_rows
 from services.pipeline.log_rows import LEVELS, LOGS, Log
-from shared import errors, paging
-from shared.db import Database, Mutation
-from shared.ids import parse_id
-from shared.lists import Listing
-from shared.protos import metadata
-from shared.rows import Statement
+from shared.database.db import Database, Mutation
+from shared.database.ids import parse_id
+from shared.database.lists import Listing
+from shared.database.rows import Statement
+from shared.rpc import errors, paging
+from shared.rpc.protos import metadata
 
 _LIST = Listing(LOGS, Log, levels=lambda log, levels: log.level == sa.any_(levels))
 _SELECT_PRODUCT = Statement(UUID, "SELECT id FROM products WHERE id = %(id)s")

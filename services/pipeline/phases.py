@@ -9,12 +9,14 @@ from atelier.pipeline.v1 import phase_pb2 as pb
 from atelier.pipeline.v1 import phase_pb2_grpc
 
 from services.pipeline import log_rows, progress, records, rules
-from shared import attempts, auth, errors, states
-from shared.db import Database, Mutation
-from shared.errors import Reason
-from shared.ids import new_id, parse_id
-from shared.protos import facts as check_facts
-from shared.protos import facts_message, timestamp
+from shared.background import attempts
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import auth, errors
+from shared.rpc.errors import Reason
+from shared.rpc.protos import facts as check_facts
+from shared.rpc.protos import facts_message, timestamp
 
 _LEASE = "UPDATE phases SET lease_expires_at = now() + make_interval(secs => %s) WHERE id = %s"
 _HEARTBEAT = """

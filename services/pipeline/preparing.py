@@ -12,11 +12,11 @@ import structlog
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
 from services.pipeline import log_rows, progress, rules
-from shared import auth
-from shared.calls import Peers, owner_identity
-from shared.db import Database
-from shared.errors import DomainError, Reason
-from shared.jobs import TryAgain
+from shared.background.jobs import TryAgain
+from shared.database.db import Database
+from shared.rpc import auth
+from shared.rpc.calls import Peers, owner_identity
+from shared.rpc.errors import DomainError, Reason
 
 _log = structlog.get_logger("preparing")
 

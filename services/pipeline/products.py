@@ -9,12 +9,13 @@ from atelier.pipeline.v1 import product_pb2_grpc
 from psycopg.types.json import Jsonb
 
 from services.pipeline import log_rows, progress, records, rules, watching
-from shared import auth, errors, events, paging
-from shared.calls import Peers
-from shared.db import Database, Mutation
-from shared.ids import new_id, parse_id
-from shared.protos import facts as stated_facts
-from shared.protos import time_of
+from shared.background import events
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import auth, errors, paging
+from shared.rpc.calls import Peers
+from shared.rpc.protos import facts as stated_facts
+from shared.rpc.protos import time_of
 
 _REVIEWS = 100
 

@@ -14,9 +14,11 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from services.pipeline import log_rows, records, rules
-from shared import attempts, errors, jobs, states
-from shared.db import Mutation
-from shared.ids import new_id
+from shared.background import attempts, jobs
+from shared.database import states
+from shared.database.db import Mutation
+from shared.database.ids import new_id
+from shared.rpc import errors
 
 TASK = "run_phase"
 _JUST_BEGUN = timedelta(seconds=2)  # a wait
@@ -320,8 +322,8 @@ async def end_attempt(
 
 
 async def follow(m: Mutation, row: Any) -> None:
-    """What a worker's move of a phase brings with it: shared.attempts calls it within the
-    transaction of the move.
+    """What a worker's move of a phase brings with it: shared.background.attempts calls it within
+    the transaction of the move.
 
     COMPLETED and AWAITING_REVIEW are told by Progress.finish, after their result.
     """

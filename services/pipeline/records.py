@@ -8,9 +8,9 @@ from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from google.protobuf import json_format
 
 from services.pipeline import rules
-from shared import events
-from shared.db import Mutation
-from shared.protos import Words, facts_message, timestamp, wait_of
+from shared.background import events
+from shared.database.db import Mutation
+from shared.rpc.protos import Words, facts_message, timestamp, wait_of
 
 PRODUCT_STATES = Words(product_pb2.ProductState, "PRODUCT_STATE_")
 PHASE_STATES = Words(phase_pb2.PhaseState, "PHASE_STATE_")

@@ -10,9 +10,10 @@ from psycopg.types.json import Jsonb
 
 from services.pipeline import log_rows, progress, records, rules
 from services.pipeline.phases import check_usable, checked_value
-from shared import auth, errors, paging, states
-from shared.db import Database, Mutation
-from shared.ids import parse_id
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import parse_id
+from shared.rpc import auth, errors, paging
 
 _GET = "SELECT * FROM reviews WHERE id = %s"
 _LOCK = """

@@ -11,8 +11,9 @@ from atelier.pipeline.v1 import product_pb2 as pb
 from google.protobuf.message import Message
 
 from services.pipeline import log_rows, records
-from shared import auth, events, waiting
-from shared.db import Database
+from shared.background import events, waiting
+from shared.database.db import Database
+from shared.rpc import auth
 
 M = TypeVar("M", bound=Message)
 _RECENT = timedelta(

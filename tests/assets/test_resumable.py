@@ -14,7 +14,7 @@ import pikepdf
 import pytest
 from atelier.assets.v1 import asset_pb2, resumable_pb2
 
-from services.assets import rules
+from services.assets.core import rules
 from shared.storage import open_disk, read_secret
 from tests import calls, versitygw
 from tests.assets import flows

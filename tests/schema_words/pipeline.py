@@ -1,7 +1,7 @@
 from typing import Any
 
 from services.pipeline import log_rows, records, rules
-from shared.protos import Words
+from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("products", "state", rules.PRODUCT_STATES, records.PRODUCT_STATES),
