@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, LiteralString, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -30,7 +30,8 @@ from google.protobuf.message import Message
 from psycopg import AsyncConnection
 
 from shared.background.tasks import wanted
-from shared.database.db import Database, Mutation
+from shared.database.db import Database, Mutation, execute
+from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors, paging
 from shared.rpc.errors import DomainError, Reason
 
@@ -86,6 +87,15 @@ async def publish(
     )
 
 
+_PUBLISH_ALL = Command("""
+    INSERT INTO events (owner, subject, subject_id, version, type, payload)
+    SELECT %(owner)s, %(subject)s, id, version, %(type)s, payload
+    FROM unnest(%(ids)s::uuid[], %(versions)s::bigint[], %(payloads)s::bytea[])
+        AS c (id, version, payload)
+""")
+_NOTIFY = Command("SELECT pg_notify(current_schema() || '_outbox', '')")
+
+
 async def publish_all(
     m: Mutation, subject: str, changes: Sequence[tuple[UUID, int, Message]]
 ) -> None:
@@ -93,9 +103,7 @@ async def publish_all(
     statement for all."""
     if changes:
         await m.run(
-            "INSERT INTO events (owner, subject, subject_id, version, type, payload) SELECT"
-            " %(owner)s, %(subject)s, id, version, %(type)s, payload FROM unnest(%(ids)s::uuid[],"
-            " %(versions)s::bigint[], %(payloads)s::bytea[]) AS c (id, version, payload)",
+            _PUBLISH_ALL,
             {
                 "owner": m.owner,
                 "subject": subject,
@@ -105,14 +113,19 @@ async def publish_all(
                 "payloads": [change[2].SerializeToString() for change in changes],
             },
         )
-        await m.run("SELECT pg_notify(current_schema() || '_outbox', '')")
+        await m.run(_NOTIFY)
 
 
 # Sequencer
 
 # One statement, so that stamping and telling of it take one round trip: everybody who watches waits
 # for it.
-_STAMP: LiteralString = """
+_TRY_LOCK = Statement(
+    bool, "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 7)) AS held"
+)
+_STAMP = Statement(
+    int,
+    """
     WITH fresh AS (
         SELECT seq, row_number() OVER (ORDER BY seq) AS n FROM
             (SELECT seq FROM events WHERE position IS NULL ORDER BY seq
@@ -126,11 +139,31 @@ _STAMP: LiteralString = """
     ), summed AS (
         SELECT json_agg(DISTINCT owner)::text AS owners, count(*) AS stamped FROM stamped
     )
-    SELECT stamped, CASE WHEN stamped > 0 THEN pg_notify(
-        current_schema() || '_events', CASE WHEN octet_length(owners) <= %(room)s THEN owners
-            ELSE '' END
-    ) END FROM summed
-"""
+    , told AS (
+        SELECT pg_notify(
+            current_schema() || '_events',
+            CASE WHEN octet_length(owners) <= %(room)s THEN owners ELSE '' END
+        ) FROM summed WHERE stamped > 0
+    )
+    SELECT stamped FROM summed LEFT JOIN told ON true
+""",
+)
+_PRUNE = Statement(
+    int,
+    """
+    WITH old AS (
+        SELECT seq, position FROM events
+        WHERE position IS NOT NULL AND created_at < now() - %(age)s::interval
+        ORDER BY position LIMIT %(chunk)s
+    ), gone AS (
+        DELETE FROM events USING old WHERE events.seq = old.seq RETURNING events.position
+    ), marked AS (
+        UPDATE event_stream SET pruned_to = greatest(pruned_to, last.p)
+        FROM (SELECT max(position) AS p FROM old) AS last WHERE last.p IS NOT NULL
+    )
+    SELECT count(*) FROM gone
+""",
+)
 
 
 async def run_sequencer(db: Database) -> None:
@@ -142,10 +175,8 @@ async def run_sequencer(db: Database) -> None:
                 # A frozen process must not keep the lock: the server ends sessions that have
                 # stopped polling.
                 await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
-                lock = await conn.execute(
-                    "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 7))  AS held"
-                )
-                if (await lock.fetchone()).held:  # type: ignore[union-attr]
+                lock = await execute(conn, _TRY_LOCK)
+                if await lock.fetchone():
                     await _stamp_forever(conn, db.service)
         except psycopg.Error as error:
             _log.warning(
@@ -162,10 +193,9 @@ async def _stamp_forever(conn: AsyncConnection[Any], service: str) -> None:
     while (
         wanted()
     ):  # a cancellation that meets the end of a statement may be lost, and is seen only here
-        row: Any = await (
-            await conn.execute(_STAMP, {"batch": STAMP_BATCH, "room": _NOTICE_BYTES})
-        ).fetchone()
-        if row.stamped < STAMP_BATCH:
+        stamping = await execute(conn, _STAMP, {"batch": STAMP_BATCH, "room": _NOTICE_BYTES})
+        stamped = await stamping.fetchone()
+        if stamped is not None and stamped < STAMP_BATCH:
             async for _ in conn.notifies(timeout=POLL_SECONDS, stop_after=1):
                 pass
 
@@ -176,20 +206,9 @@ async def prune_events(db: Database, older_than: timedelta, chunk: int = 5000) -
     total = 0
     while True:
         async with db.transaction("") as m:
-            row = await m.one(
-                """WITH old AS (SELECT seq, position FROM events
-                                WHERE position IS NOT NULL AND created_at < now() - %(age)s
-                                ORDER BY position LIMIT %(chunk)s),
-                        gone AS (DELETE FROM events USING old WHERE events.seq = old.seq
-                            RETURNING events.position),
-                        marked AS (UPDATE event_stream SET pruned_to = greatest(pruned_to, last.p)
-                                   FROM (SELECT max(position) AS p FROM old) AS last
-                                       WHERE last.p IS NOT NULL)
-                   SELECT count(*) AS n FROM gone""",
-                {"age": older_than, "chunk": chunk},
-            )
-        total += row.n
-        if row.n < chunk:
+            pruned = await m.one(_PRUNE, {"age": older_than, "chunk": chunk})
+        total += pruned
+        if pruned < chunk:
             return total
 
 
@@ -282,18 +301,59 @@ class _Owner:
     reader: asyncio.Task[None] | None = None
 
 
-_HISTORY = """
+@dataclass(slots=True)
+class _Stream:
+    """The one row of `event_stream`."""
+
+    epoch: UUID
+    position: int
+    pruned_to: int
+
+
+@dataclass(slots=True)
+class _Told:
+    """A stamped event."""
+
+    position: int | None
+    subject: str
+    subject_id: UUID
+    version: int
+    type: str
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Fresh(_Told):
+    """The end of the stream beside an event. Where nothing is new there is one row, whose position
+    is None; then there is nothing in the columns of the event, either."""
+
+    head: int
+
+
+def _event(row: _Told, position: int) -> Event:
+    return Event(position, row.subject, row.subject_id, row.version, row.type, row.payload)
+
+
+_SELECT_STREAM = Statement(_Stream, "SELECT epoch, position, pruned_to FROM event_stream")
+_SELECT_HISTORY = Statement(
+    _Told,
+    """
     SELECT position, subject, subject_id, version, type, payload FROM events
     WHERE owner = %(owner)s AND position > %(after)s AND position <= %(until)s
         ORDER BY position LIMIT %(limit)s
-"""
+""",
+)
 # The end of the stream and what is new, as one snapshot shows them, in one round trip.
-_FRESH = """
-    SELECT stream.position AS head, fresh.* FROM event_stream AS stream LEFT JOIN LATERAL (
+_SELECT_FRESH = Statement(
+    _Fresh,
+    """
+    SELECT stream.position AS head, fresh.position, fresh.subject, fresh.subject_id, fresh.version,
+        fresh.type, fresh.payload FROM event_stream AS stream LEFT JOIN LATERAL (
         SELECT position, subject, subject_id, version, type, payload FROM events
         WHERE owner = %(owner)s AND position > %(after)s ORDER BY position LIMIT %(limit)s
     ) AS fresh ON true ORDER BY fresh.position
-"""
+""",
+)
 
 
 class EventStream:
@@ -323,7 +383,7 @@ class EventStream:
     async def head(self) -> Cursor:
         """The end of the stream now, for the caller. Read it before the state that a watch begins
         with."""
-        row = await self._db.row("SELECT epoch, position FROM event_stream")
+        row = await self._db.one(_SELECT_STREAM)
         return Cursor(row.epoch, row.position, "")
 
     async def watch(
@@ -454,7 +514,7 @@ class EventStream:
 
     async def _check(self, cursor: Cursor) -> int:
         """The position of the stream now. Raises CURSOR_TOO_OLD."""
-        row = await self._db.row("SELECT epoch, position, pruned_to FROM event_stream")
+        row = await self._db.one(_SELECT_STREAM)
         if (
             cursor.epoch != row.epoch
             or cursor.position < row.pruned_to
@@ -464,8 +524,7 @@ class EventStream:
                 Reason.ERROR_REASON_CURSOR_TOO_OLD,
                 "the history after this cursor is no longer kept; watch again without a cursor",
             )
-        position: int = row.position
-        return position
+        return row.position
 
     def _enter(self, name: str, watcher: _Watcher, position: int) -> _Owner:
         """Joins before history is read, so that somebody reads on. The reader of an owner starts at
@@ -483,14 +542,15 @@ class EventStream:
 
     async def _history(self, owner: str, after: int, until: int) -> AsyncIterator[Event]:
         while after < until:
-            rows = await self._db.rows(
-                _HISTORY, {"owner": owner, "after": after, "until": until, "limit": READ_BATCH}
+            rows = await self._db.all(
+                _SELECT_HISTORY,
+                {"owner": owner, "after": after, "until": until, "limit": READ_BATCH},
             )
             for row in rows:
-                yield Event(*row)
+                yield _event(row, row.position or 0)
             if len(rows) < READ_BATCH:
                 return
-            after = rows[-1].position
+            after = rows[-1].position or 0
 
     async def _read_owner(self, name: str, owner: _Owner, identity: auth.Identity) -> None:
         """The one reader of an owner: woken by the listener, or by the poll if a notification was
@@ -515,12 +575,12 @@ class EventStream:
 
     async def _read_fresh(self, name: str, owner: _Owner) -> bool:
         """Hands out a batch. Returns whether there may be more."""
-        rows = await self._db.rows(
-            _FRESH, {"owner": name, "after": owner.position, "limit": READ_BATCH}
+        rows = await self._db.all(
+            _SELECT_FRESH, {"owner": name, "after": owner.position, "limit": READ_BATCH}
         )
-        for _, *columns in rows:
-            if columns[0] is not None:  # without an event there is one row, of the head
-                event = Event(*columns)
+        for row in rows:
+            if row.position is not None:
+                event = _event(row, row.position)
                 for watcher in owner.watchers:
                     watcher.give(event)
                 owner.position = event.position

@@ -23,7 +23,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString
+from uuid import UUID
 
 import procrastinate
 import psycopg
@@ -33,6 +33,7 @@ from procrastinate import JobContext, jobs, retry
 from shared.background import worker as job_worker
 from shared.background.worker import LONG_AGO
 from shared.database.db import Database, Mutation
+from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors
 
 FRESH = 100  # priority of work somebody waits for
@@ -47,7 +48,7 @@ _log = structlog.get_logger("jobs")
 # the highest. Which turn has come is told by what waits for its first try; a job that shall be
 # tried again, later, is from an earlier one. The order names the index's columns: under row-level
 # security the planner doesn't see that two of them are given.
-_ENQUEUE: LiteralString = """
+_ENQUEUE = Command("""
     SELECT procrastinate_defer_jobs_v1(ARRAY[ROW(
         %(queue)s::text, %(task)s::text,
         greatest(%(last)s::int, least(
@@ -67,10 +68,12 @@ _ENQUEUE: LiteralString = """
         )), NULL
     )::procrastinate_job_to_defer_v1])
     FROM (SELECT hashtextextended(%(share)s::text, 0)::text AS share) AS of_owner
-"""
+""")
 # The queue's own tables: what waits there has no contents, only ids, so that counting it tells of
 # nobody's work.
-_POSITION = """
+_SELECT_POSITION = Statement(
+    int,
+    """
     WITH mine AS (
         SELECT id, priority, queue_name, args ->> 'owner' AS owner, args ->> 'row_id' AS row_id,
             (args ->> 'urgency')::int AS urgency FROM procrastinate_jobs
@@ -95,24 +98,36 @@ _POSITION = """
         AND (other.priority > slot.priority OR (other.priority = slot.priority AND other.id
             < slot.id))
     GROUP BY slot.id
-"""
-_BUSY = """
+""",
+)
+_SELECT_BUSY = Statement(
+    bool,
+    """
     SELECT EXISTS (
         SELECT FROM procrastinate_jobs WHERE queue_name = %(queue)s AND status = 'todo'
             AND priority > %(above)s
         AND (scheduled_at IS NULL OR scheduled_at <= now())
     ) AS busy
-"""
-_NOTE_WAIT: LiteralString = """
+""",
+)
+_NOTE_WAIT = Statement(
+    int,
+    """
     UPDATE procrastinate_jobs SET args = args - 'waits_for' || jsonb_strip_nulls(
-        jsonb_build_object('waits_for', NULLIF(%(waits_for)s::text, ''))) WHERE id
-            = %(id)s RETURNING id
-"""
-_WAKE: LiteralString = """
+        jsonb_build_object('waits_for', NULLIF(%(waits_for)s::text, '')))
+    WHERE id = %(id)s RETURNING id
+""",
+)
+_WAKE = Statement(
+    int,
+    """
     UPDATE procrastinate_jobs SET scheduled_at = now()
-    WHERE status = 'todo' AND args ->> 'waits_for' = %(waits_for)s AND scheduled_at
-        > now() RETURNING id
-"""
+    WHERE status = 'todo' AND args ->> 'waits_for' = %(waits_for)s
+        AND scheduled_at > now()
+    RETURNING id
+""",
+)
+_SELECT_LATER = Statement(datetime, "SELECT now() + make_interval(secs => %(seconds)s)")
 _PAUSE_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 60
 
@@ -141,7 +156,7 @@ class _Again(retry.BaseRetryStrategy):
 async def wake(db: Database, waits_for: str) -> None:
     """Ends the pauses of all jobs that wait for this: one of them got through."""
     with contextlib.suppress(psycopg.Error):  # they come back after their pauses
-        await db.system_rows(_WAKE, {"waits_for": waits_for})
+        await db.system_all(_WAKE, {"waits_for": waits_for})
 
 
 class JobQueue:
@@ -180,17 +195,15 @@ class JobQueue:
             with contextlib.suppress(
                 psycopg.Error
             ):  # then it isn't woken, and comes back after its pause
-                await self._db.system_rows(_NOTE_WAIT, {"id": job.id, "waits_for": waits_for})
+                await self._db.system_all(_NOTE_WAIT, {"id": job.id, "waits_for": waits_for})
 
     async def _after_pause(self, error: Exception, attempts: int) -> TryAgain:
         seconds = (
             _PAUSE_SECONDS if errors.passing(error) else min(2**attempts, _LONGEST_BACKOFF_SECONDS)
         )
         with contextlib.suppress(psycopg.Error):
-            rows = await self._db.system_rows(
-                "SELECT now() + make_interval(secs => %s) AS at", (seconds,)
-            )
-            return TryAgain(rows[0].at)
+            [later] = await self._db.system_all(_SELECT_LATER, {"seconds": seconds})
+            return TryAgain(later)
         return TryAgain()  # nothing runs before the database is back
 
     def _queue(self, name: str) -> str:
@@ -201,7 +214,7 @@ class JobQueue:
         m: Mutation,
         name: str,
         queue: str,
-        row_id: Any,
+        row_id: UUID | str,
         *,
         priority: int = FRESH,
         urgency: int | None = None,
@@ -223,19 +236,17 @@ class JobQueue:
             },
         )
 
-    async def position(self, row_id: Any) -> int | None:
+    async def position(self, row_id: UUID | str) -> int | None:
         """Where the row's job stands among those that wait in its queue, whoever's they are: 1
         starts next. None: it isn't waiting."""
-        row = await self._db.row(_POSITION, {"row_id": str(row_id)})
-        return row.position if row else None
+        return await self._db.first(_SELECT_POSITION, {"row_id": str(row_id)})
 
     async def busy(self, queue: str, *, above: int) -> bool:
         """Whether a job of that queue, of a higher priority than `above`, waits for a worker right
         now."""
-        [row] = await self._db.system_rows(
-            _BUSY, {"queue": self._queue(queue), "above": above * _TURNS}
-        )
-        return bool(row.busy)
+        asked = {"queue": self._queue(queue), "above": above * _TURNS}
+        [busy] = await self._db.system_all(_SELECT_BUSY, asked)
+        return busy
 
     async def work(self, *, concurrency: int, lease_seconds: float) -> None:
         """Runs jobs until cancelled, then gives those in hand 5 seconds and puts the rest back."""

@@ -1,14 +1,18 @@
 """Figures of jobs, on the metrics port of a worker."""
 
 import asyncio
-from typing import LiteralString
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from shared.background.tasks import wanted
 from shared.database.db import Database
+from shared.database.rows import Statement, compiled
 from shared.telemetry import METRICS
 
 TRIES = Counter(
@@ -38,28 +42,56 @@ _PAUSE_SECONDS = 15.0
 _log = structlog.get_logger("jobs")
 
 # Every table whose rows are jobs has this column.
-_TABLES: LiteralString = """
-    SELECT table_name FROM information_schema.columns WHERE table_schema = %s AND column_name
-        = 'losses' ORDER BY 1
-"""
-_OF_TABLE = """
-    SELECT '{table}' AS job, waits_for AS what, count(*) AS number,
-        extract(epoch FROM now() - min(waiting_since))::float8 AS oldest
-    FROM {table} WHERE waiting_since IS NOT NULL AND state = 'pending' GROUP BY waits_for
-"""
+_SELECT_TABLES = Statement(
+    str,
+    """
+    SELECT table_name::text FROM information_schema.columns
+    WHERE table_schema = %(schema)s AND column_name = 'losses' ORDER BY 1
+""",
+)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Jobs of one table that wait for the same."""
+
+    job: str
+    what: str
+    number: int
+    oldest: float  # seconds
+
+
+def _select_waiting(names: Sequence[str]) -> Statement[_Waiting]:
+    return compiled(_Waiting, sa.union_all(*map(_waiting_of, names)))
+
+
+def _waiting_of(name: str) -> sa.Select[Any]:
+    table = sa.table(name, *map(sa.column, ("state", "waits_for", "waiting_since")))
+    row = table.c
+    age = sa.func.extract("epoch", sa.func.now() - sa.func.min(row.waiting_since))
+    return (
+        sa.select(
+            sa.literal_column(f"'{name}'").label("job"),
+            row.waits_for.label("what"),
+            sa.func.count().label("number"),
+            sa.cast(age, sa.Double).label("oldest"),
+        )
+        .where(row.waiting_since.is_not(None), row.state == sa.literal_column("'pending'"))
+        .group_by(row.waits_for)
+    )
 
 
 async def watch_waits(db: Database) -> None:
     """Shows again and again what the service's jobs wait for. Every worker shows the figures of the
     whole service, so that rules take their maximum. Runs until cancelled."""
-    statement: LiteralString = ""
+    statement: Statement[_Waiting] | None = None
     shown: set[tuple[str, str]] = set()
     while wanted():
         try:
-            if not statement:
-                tables = [row.table_name for row in await db.system_rows(_TABLES, (db.service,))]
-                statement = " UNION ALL ".join(_OF_TABLE.format(table=table) for table in tables)
-            found = {(row.job, row.what): row for row in await db.system_rows(statement)}
+            if statement is None:
+                tables = await db.system_all(_SELECT_TABLES, {"schema": db.service})
+                statement = _select_waiting(tables)
+            found = {(row.job, row.what): row for row in await db.system_all(statement)}
             for gone in shown - found.keys():
                 WAITING.remove(db.service, *gone)
                 OLDEST.remove(db.service, *gone)

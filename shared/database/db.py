@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, LiteralString, TypeVar, overload
+from typing import Any, LiteralString, Protocol, TypeVar, overload
 
 import psycopg
 from google.protobuf.message import Message
@@ -39,11 +39,45 @@ Connection = AsyncConnection[Any]
 _ROLLBACK_SECONDS = 5.0  # then the connection is closed, which rolls back, too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
 _HOLD_REQUEST = b"SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
-_STORED_ANSWER = """
-    SELECT body_hash, answer FROM requests
-    WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s AND request_id
-        = %(request_id)s
-"""
+
+
+class Request(Protocol):
+    """A request that changes something: a message with the id of the request."""
+
+    request_id: str
+
+    @property
+    def DESCRIPTOR(self) -> Any: ...  # a Descriptor, of whichever implementation of protobuf
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes: ...
+
+
+@dataclass(slots=True)
+class _Stored:
+    """What is kept of a request that was answered."""
+
+    body_hash: bytes
+    answer: bytes
+
+
+_SELECT_ANSWER = Statement(
+    _Stored,
+    """
+    SELECT body_hash, answer FROM requests WHERE owner = %(owner)s AND actor = %(actor)s
+        AND method = %(method)s AND request_id = %(request_id)s
+""",
+)
+_DELETE_ANSWER = Command("""
+    DELETE FROM requests WHERE owner = %(owner)s AND actor = %(actor)s
+        AND method = %(method)s AND request_id = %(request_id)s
+""")
+_DELETE_OLD_ANSWERS = Statement(
+    int,
+    """
+    DELETE FROM requests WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM requests WHERE created_at < now() - %(age)s::interval LIMIT %(chunk)s))
+    RETURNING 1
+""",
+)
 _STORE_ANSWER = b"""
     INSERT INTO requests (owner, actor, method, request_id, body_hash, answer) VALUES ($1, $2, $3,
         $4, $5, $6)
@@ -127,7 +161,7 @@ class Mutation:
 class _Earlier:
     """The stored answer of a request, asked for and not looked at yet."""
 
-    cursor: AsyncCursor[Any]
+    cursor: AsyncCursor[_Stored]
     key: Mapping[str, Any]
     answer: type[Message]
 
@@ -342,17 +376,17 @@ class Database:
             yield Mutation(conn, pipeline, owner, actor)
             _queue(pipeline, b"COMMIT")
 
-    async def stored_answer(self, request: Any, answer: type[A]) -> A | None:
+    async def stored_answer(self, request: Request, answer: type[A]) -> A | None:
         """What an earlier call with this request_id was answered, or None. For a call that works
         before it commits."""
         if not request.request_id:
             return None
         key = _request_key(request)
         async with self.transaction(auth.current().owner) as m:
-            return _replay(await m.one(_STORED_ANSWER, key), key, answer)
+            return _replay(await m.first(_SELECT_ANSWER, key), key, answer)
 
     async def mutate(
-        self, request: Any, answer: type[A], work: Callable[[Mutation], Awaitable[A]]
+        self, request: Request, answer: type[A], work: Callable[[Mutation], Awaitable[A]]
     ) -> A:
         """Runs `work` once per request_id of the caller, and gives a repeat the first answer.
 
@@ -391,7 +425,7 @@ async def _once(
     for that."""
     named = [key[name] for name in ("owner", "actor", "method", "request_id")]
     m.send(_HOLD_REQUEST, "\x1f".join(named))
-    m.earlier = _Earlier(await m.conn.execute(_STORED_ANSWER, key), key, answer)
+    m.earlier = _Earlier(await execute(m.conn, _SELECT_ANSWER, key), key, answer)
     try:
         result = await work(m)
     except errors.DomainError:
@@ -414,7 +448,7 @@ def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str | bytes) -> N
     pipeline.result_queue.append(None)
 
 
-def _request_key(request: Any) -> dict[str, Any]:
+def _request_key(request: Request) -> dict[str, Any]:
     identity = auth.current()
     return {
         "owner": identity.owner,
@@ -425,7 +459,7 @@ def _request_key(request: Any) -> dict[str, Any]:
     }
 
 
-def _replay(stored: Any, key: Mapping[str, Any], answer: type[A]) -> A | None:
+def _replay(stored: _Stored | None, key: Mapping[str, Any], answer: type[A]) -> A | None:
     if stored is None:
         return None
     if stored.body_hash != key["body_hash"]:
@@ -437,14 +471,10 @@ def _replay(stored: Any, key: Mapping[str, Any], answer: type[A]) -> A | None:
     return answer.FromString(stored.answer)
 
 
-async def forget_answer(m: Mutation, request: Any) -> None:
+async def forget_answer(m: Mutation, request: Request) -> None:
     """Removes what is stored for the request, so that a repeat runs again: for a call that commits
     before its work."""
-    await m.run(
-        "DELETE FROM requests WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s"
-        " AND request_id = %(request_id)s",
-        _request_key(request),
-    )
+    await m.run(_DELETE_ANSWER, _request_key(request))
 
 
 async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000) -> int:
@@ -452,13 +482,7 @@ async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000)
     total = 0
     while True:
         async with db.transaction("") as m:
-            gone = await m.all(
-                """DELETE FROM requests WHERE ctid = ANY (ARRAY(
-                       SELECT ctid FROM requests WHERE created_at < now() - %(age)s
-                           LIMIT %(chunk)s))
-                   RETURNING 1 AS n""",
-                {"age": older_than, "chunk": chunk},
-            )
+            gone = await m.all(_DELETE_OLD_ANSWERS, {"age": older_than, "chunk": chunk})
         total += len(gone)
         if len(gone) < chunk:
             return total

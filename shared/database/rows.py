@@ -34,6 +34,7 @@ from psycopg.rows import namedtuple_row, no_result
 from sqlalchemy.dialects.postgresql import psycopg as sa_psycopg
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 _DIALECT = sa_psycopg.dialect()
 _Make = Callable[[Sequence[Any]], R]  # psycopg's values of one row have the columns' types
@@ -50,18 +51,18 @@ class Command:
         CONSTANTS.append(self)
 
 
-class Statement(Command, Generic[R]):
+class Statement(Command, Generic[R_co]):
     """A statement with rows of one type: a dataclass with a field per column, or, for a single
     column that is never NULL, the type of its values."""
 
     __slots__ = ("_make", "row")
 
-    def __init__(self, row: type[R], text: str) -> None:
+    def __init__(self, row: type[R_co], text: str) -> None:
         super().__init__(text)
         self.row = row
-        self._make: _Make[R] | None = None
+        self._make: _Make[R_co] | None = None
 
-    def row_factory(self, cursor: Any) -> _Make[R]:  # of every kind of psycopg's cursors
+    def row_factory(self, cursor: Any) -> _Make[R_co]:  # of every kind of psycopg's cursors
         """For psycopg. The columns of a statement are always the same, so they are looked at
         once."""
         if cursor.pgresult is None or not cursor.pgresult.nfields:
