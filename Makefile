@@ -15,7 +15,7 @@ FACTS ?=
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo '  make test T=tests/assets            the tests of a folder, a file or a name'
 	@echo '  make demo PHOTOS="a.jpg b.jpg" FACTS=facts.yaml'
@@ -91,6 +91,10 @@ check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, im
 .PHONY: bench
 bench: setup $(VENV)/dev.stamp ## Speeds as ratios to a reference of the same run
 	@$(BIN)/python -m bench
+
+.PHONY: bench-count
+bench-count: setup $(VENV)/dev.stamp ## Instructions per call of B1 and B3 (needs valgrind): 3 % can be seen
+	@$(BIN)/python -m bench.count
 
 # versitygw is a real S3 server for the storage tests. Where Go is missing, those tests are left out by name.
 $(TOOLS)/versitygw:

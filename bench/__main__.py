@@ -1,7 +1,7 @@
 """`python -m bench [B1 B3 ...]`: speeds as ratios to a reference measured in the same run.
 
-A line per figure on standard output, a table at the end, all of it in bench-out/results.json. The
-exit status is 1 only if something couldn't run: a figure that misses its target is for a person to
+A line per figure as it is measured, a table at the end that fits 80 columns, and all of it, with
+how much the rounds differed, in bench-out/results.json. The exit status is 1 only if something couldn't run: a figure that misses its target is for a person to
 judge, on a machine they know.
 """
 
@@ -58,7 +58,7 @@ def main(wanted: Sequence[str]) -> int:
             continue
         figures += found
         for figure in found:
-            print("  ".join(_cells(figure)), flush=True)
+            print(f"{figure.id}  {_said(figure)}  {figure.what}; {figure.note}", flush=True)
     _show(figures, left_out)
     _write(figures, left_out)
     return 1 if any(why != "needs node" for why in left_out.values()) else 0
@@ -69,24 +69,26 @@ def _run(name: str, progress: Console) -> list[Figure]:
         return BENCHMARKS[name](lambda text: status.update(f"{name} {text}"))
 
 
-def _cells(figure: Figure) -> list[str]:
-    reference = "-" if figure.reference is None else f"{figure.reference:,.3g} {figure.unit}"
-    ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}x"
-    met = "met" if figure.met else "not met"
-    ours = f"{figure.ours:,.3g} {figure.unit}"
-    return [figure.id, figure.what, ours, reference, ratio, figure.target_text, met, figure.note]
+def _said(figure: Figure) -> str:
+    if figure.ratio is None:
+        return f"{figure.ours:,.3g} {figure.unit}"
+    against = f"{figure.ours:,.3g} / {figure.reference:,.3g} {figure.unit}"
+    return f"{against} = {figure.ratio:.2f}x"
 
 
 def _show(figures: Sequence[Figure], left_out: dict[str, str]) -> None:
     table = Table(title="Speeds, as ratios to a reference of the same run", title_justify="left")
-    for column in ("id", "what", "ours", "reference", "ratio", "target", "", "note"):
-        table.add_column(column, overflow="fold")
+    for column in ("id", "what", "ours", "target", ""):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
     for figure in figures:
-        cells = _cells(figure)
+        ours = f"{figure.ours:,.3g} {figure.unit}"
+        ratio = ours if figure.ratio is None else f"{figure.ratio:.2f}x"
+        met = "met" if figure.met else "not met"
+        cells = (figure.id, figure.what, ratio, figure.target_text, met)
         table.add_row(*cells, style=None if figure.met else "yellow")
     for name, why in left_out.items():
         table.add_row(name, why, style="dim")
-    Console().print(table)
+    Console(width=80).print(table)
 
 
 def _write(figures: Sequence[Figure], left_out: dict[str, str]) -> None:

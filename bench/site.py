@@ -23,7 +23,7 @@ from shared.database.migrate import migrate
 from shared.rpc import auth
 
 OWNER = "user:ada"
-_START_SECONDS = 30
+_START_SECONDS = 120  # below a program that counts everything is slow
 
 
 class Site:
@@ -65,7 +65,9 @@ class Site:
         """The database as `assets_app` or `assets_worker`."""
         return login_url(self.admin_url, f"assets_{role}", self.state.password("assets", role))
 
-    def assets(self, command: str, **settings: str) -> tuple["subprocess.Popen[bytes]", str]:
+    def assets(
+        self, command: str, *, below: Sequence[str] = (), **settings: str
+    ) -> tuple["subprocess.Popen[bytes]", str]:
         """`python -m services.assets serve` (with metrics) or `work`, as it is run everywhere but
         for `settings`, which are variables of its environment; and its address."""
         port = free_port()
@@ -78,25 +80,36 @@ class Site:
             "ATELIER_METRICS_PORT": str(free_port()),
             **settings,
         }
-        process = self.start("services.assets", command, environment=own)
+        process = self.start("services.assets", command, environment=own, below=below)
         if command == "serve":
             await_port(process, port)
         return process, f"127.0.0.1:{port}"
 
-    def server(self, module: str) -> tuple["subprocess.Popen[bytes]", str]:
+    def server(
+        self, module: str, *, below: Sequence[str] = ()
+    ) -> tuple["subprocess.Popen[bytes]", str]:
         """A reference: `python -m <module> <database> <port> <trust file>`; and its address."""
         port = free_port()
         database = self.admin_url if module == "bench.bare" else self.url("app")
         process = self.start(
-            module, database, str(port), str(self.state.trust_file), environment={}
+            module,
+            database,
+            str(port),
+            str(self.state.trust_file),
+            environment={},
+            below=below,
         )
         await_port(process, port)
         return process, f"127.0.0.1:{port}"
 
     def start(
-        self, module: str, *arguments: str, environment: dict[str, str]
+        self,
+        module: str,
+        *arguments: str,
+        environment: dict[str, str],
+        below: Sequence[str] = (),
     ) -> "subprocess.Popen[bytes]":
-        """A Python process whose output goes to a file."""
+        """A Python process whose output goes to a file; `below` a program that counts."""
         # What the developer's shell sets for a suite of theirs would change what is measured.
         outside = {
             name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")
@@ -104,7 +117,7 @@ class Site:
         paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"}
         with (self.state.logs / f"{module}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*below, sys.executable, "-m", module, *arguments],
                 env=outside | paths | environment,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
