@@ -27,10 +27,10 @@ import psycopg
 import structlog
 from atelier.common.v1 import watch_pb2
 from google.protobuf.message import Message
-from psycopg import AsyncConnection
 
 from shared.background.tasks import wanted
 from shared.database.db import Database, Mutation, execute
+from shared.database.round_trip import Connection
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors, paging
 from shared.rpc.errors import DomainError, Reason
@@ -185,7 +185,7 @@ async def run_sequencer(db: Database) -> None:
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _stamp_forever(conn: AsyncConnection[Any], service: str) -> None:
+async def _stamp_forever(conn: Connection, service: str) -> None:
     await conn.execute(f"LISTEN {service}_outbox")
     # A plan that was made, and kept, while the outbox was empty goes through all of it for every
     # event.

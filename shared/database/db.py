@@ -21,11 +21,12 @@ from typing import Any, LiteralString, Protocol, TypeVar, overload
 
 import psycopg
 from google.protobuf.message import Message
-from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
+from psycopg import AsyncCursor, AsyncPipeline
 from psycopg.pq import Format
 from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from shared.database.round_trip import Connection
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors
 from shared.rpc.errors import Reason
@@ -33,8 +34,7 @@ from shared.settings import Settings
 
 A = TypeVar("A", bound=Message)
 R = TypeVar("R")
-Parameters = Mapping[str, Any] | Sequence[Any]
-Connection = AsyncConnection[Any]
+Parameters = Mapping[str, Any] | Sequence[Any]  # by name, or in order where a text is given
 
 _ROLLBACK_SECONDS = 5.0  # then the connection is closed, which rolls back, too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
@@ -215,6 +215,7 @@ class Database:
         }
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self.url,
+            connection_class=Connection,
             kwargs=self.connect_arguments,
             min_size=1,
             max_size=pool_size or settings.pool_size,
@@ -259,7 +260,7 @@ class Database:
     async def connect(self) -> Connection:
         """A connection outside the pool, for listening or a session's lock. The caller closes
         it."""
-        return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
+        return await Connection.connect(self.url, autocommit=True, **self.connect_arguments)
 
     async def ready(self) -> bool:
         """True if a statement runs right now."""
@@ -315,27 +316,26 @@ class Database:
         await self._pool.putconn(conn)
 
     async def first(
-        self, statement: Statement[R], parameters: Parameters | None = None
+        self, statement: Statement[R], parameters: Mapping[str, Any] | None = None
     ) -> R | None:
         """The first row that the caller's owner sees, or None."""
         rows = await self.all(statement, parameters)
         return rows[0] if rows else None
 
-    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R:
+    async def one(self, statement: Statement[R], parameters: Mapping[str, Any] | None = None) -> R:
         """The row that must be there: none is a fault of ours."""
         rows = await self.all(statement, parameters)
         return _must(rows[0] if rows else None, statement)
 
-    async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
+    async def all(
+        self, statement: Statement[R], parameters: Mapping[str, Any] | None = None
+    ) -> list[R]:
         """All rows of one statement for the caller's owner: one round trip."""
         async with self._connection() as conn:
-            async with conn.pipeline() as pipeline:
-                _queue(pipeline, _CONTEXT, auth.current().owner)
-                cursor = await execute(conn, statement, parameters)
-            return await cursor.fetchall()
+            return await conn.read(statement, parameters, auth.current().owner)
 
     async def system_all(
-        self, statement: Statement[R], parameters: Parameters | None = None
+        self, statement: Statement[R], parameters: Mapping[str, Any] | None = None
     ) -> list[R]:
         """A worker's read without an owner: sees what the role's own policies show (queues, never
         contents)."""
