@@ -1,30 +1,28 @@
 """Logs: reading them, and lines that owners and outside runners add."""
 
-from typing import Any
-from uuid import UUID
-
 import sqlalchemy as sa
 from atelier.pipeline.v1 import log_pb2 as pb
 from atelier.pipeline.v1 import log_pb2_grpc
+from grpc.aio import ServicerContext
 
-from services.pipeline import log_rows
+from services.pipeline import log_rows, product_rows
 from services.pipeline.log_rows import LEVELS, LOGS, Log
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.lists import Listing
-from shared.database.rows import Statement
 from shared.rpc import errors, paging
 from shared.rpc.protos import metadata
 
 _LIST = Listing(LOGS, Log, levels=lambda log, levels: log.level == sa.any_(levels))
-_SELECT_PRODUCT = Statement(UUID, "SELECT id FROM products WHERE id = %(id)s")
 
 
 class LogService(log_pb2_grpc.LogServiceServicer):
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def ListLogs(self, request: pb.ListLogsRequest, context: Any) -> pb.ListLogsResponse:
+    async def ListLogs(
+        self, request: pb.ListLogsRequest, context: ServicerContext
+    ) -> pb.ListLogsResponse:
         page = paging.page(request)
         wanted = {
             "product_id": request.product_id and parse_id(request.product_id, "product_id"),
@@ -36,12 +34,14 @@ class LogService(log_pb2_grpc.LogServiceServicer):
         logs, token = page.fill(rows, map(log_rows.to_proto, rows))
         return pb.ListLogsResponse(logs=logs, next_page_token=token)
 
-    async def AppendLog(self, request: pb.AppendLogRequest, context: Any) -> pb.AppendLogResponse:
+    async def AppendLog(
+        self, request: pb.AppendLogRequest, context: ServicerContext
+    ) -> pb.AppendLogResponse:
         product_id = parse_id(request.product_id, "product_id")
         details = metadata(request.details, "details")
 
         async def work(m: Mutation) -> pb.AppendLogResponse:
-            if await m.first(_SELECT_PRODUCT, {"id": product_id}) is None:
+            if await m.first(product_rows.SELECT_ID, {"id": product_id}) is None:
                 raise errors.not_found("product", product_id)
             row = await log_rows.add(
                 m,

@@ -1,34 +1,59 @@
 """Phases: starting, stopping, retrying, and outside runners that claim them."""
 
-import json
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
 from uuid import UUID
 
 from atelier.pipeline.v1 import phase_pb2 as pb
 from atelier.pipeline.v1 import phase_pb2_grpc
+from grpc.aio import ServicerContext
 
-from services.pipeline import log_rows, progress, records, rules
-from shared.background import attempts
-from shared.database import states
+from services.pipeline import phase_rows, product_rows, progress, result_rows, rules
+from services.pipeline.checking import check_usable, stored_value
+from services.pipeline.phase_rows import LeasedPhase, LockedPhase, Phase
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
+from shared.database.rows import Statement
 from shared.rpc import auth, errors
 from shared.rpc.errors import Reason
-from shared.rpc.protos import facts as check_facts
-from shared.rpc.protos import facts_message, timestamp
+from shared.rpc.protos import timestamp
 
-_LEASE = "UPDATE phases SET lease_expires_at = now() + make_interval(secs => %s) WHERE id = %s"
-_HEARTBEAT = """
+
+@dataclass(slots=True)
+class _Lease:
+    lease_expires_at: datetime | None
+
+
+_EXTEND_LEASE = Statement(
+    _Lease,
+    """
     UPDATE phases SET lease_expires_at = now() + make_interval(secs => %(seconds)s)
     WHERE product_id = %(product_id)s AND number = %(number)s AND state = 'running' AND external
         AND attempt_token = %(token)s
     RETURNING lease_expires_at
-"""
-_OPEN_PHASES_BEFORE = (
-    "SELECT 1 AS n FROM phases WHERE product_id = %s AND number < %s AND state <> 'completed'"
-    " LIMIT 1"
+""",
 )
+_SELECT_OPEN_PHASE_BEFORE = Statement(
+    UUID,
+    """
+    SELECT id FROM phases
+    WHERE product_id = %(product_id)s AND number < %(number)s AND state <> 'completed' LIMIT 1
+""",
+)
+
+
+class _PhaseRequest(Protocol):
+    """A request about one phase."""
+
+    product_id: str
+    phase: int
+
+
+class _RunnerRequest(_PhaseRequest, Protocol):
+    """A request of the outside runner that has the phase."""
+
+    attempt_token: str
 
 
 class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
@@ -37,112 +62,61 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
         self._flows = flows
 
     async def StartPhase(
-        self, request: pb.StartPhaseRequest, context: Any
+        self, request: pb.StartPhaseRequest, context: ServicerContext
     ) -> pb.StartPhaseResponse:
         async def work(m: Mutation) -> pb.StartPhaseResponse:
-            phase = await _locked(m, request)
-            if phase.state != "pending" or phase.started:
-                state = (
-                    "waits for a runner already"
-                    if phase.state == "pending"
-                    else f"is {phase.state}"
-                )
-                hint = "; RetryPhase runs it again" if phase.state in ("failed", "stopped") else ""
-                raise _wrong_state(phase, f"it {state}{hint}")
-            if await m.one(_OPEN_PHASES_BEFORE, (phase.product_id, phase.number)):
-                raise _wrong_state(phase, f"phase {phase.number - 1} isn't completed")
-            product = await m.one(
-                "SELECT preparation FROM products WHERE id = %s", (phase.product_id,)
-            )
-            if product.preparation != "done":
-                raise _wrong_state(
-                    phase,
-                    "the product's images aren't all READY; it starts by itself once they are",
-                )
+            phase = await _lock(m, request)
+            await _check_startable(m, phase)
             row = await self._flows.start(m, phase)
             await progress.settle(m, phase.product_id)
-            return pb.StartPhaseResponse(phase=records.phase(row))
+            return pb.StartPhaseResponse(phase=phase_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.StartPhaseResponse, work)
 
-    async def StopPhase(self, request: pb.StopPhaseRequest, context: Any) -> pb.StopPhaseResponse:
+    async def StopPhase(
+        self, request: pb.StopPhaseRequest, context: ServicerContext
+    ) -> pb.StopPhaseResponse:
         async def work(m: Mutation) -> pb.StopPhaseResponse:
-            phase = await _locked(m, request)
-            if phase.state in ("completed", "failed"):
-                raise _wrong_state(phase, f"it is {phase.state}; there is nothing to stop")
-            if phase.state == "stopped":
-                return pb.StopPhaseResponse(
-                    phase=records.phase(phase), outcome=pb.STOP_OUTCOME_WAS_STOPPED
-                )
-            if await m.one(_OPEN_PHASES_BEFORE, (phase.product_id, phase.number)):
-                raise _wrong_state(phase, "a phase before it is under way; stop that one")
-            if phase.state == "running" and not phase.external:
-                row = await progress.move(m, phase, "running", cancel_requested=True)
-                await log_rows.add(
-                    m, row.product_id, row.number, "stop_requested", "the worker was asked to stop"
-                )
-                return pb.StopPhaseResponse(
-                    phase=records.phase(row), outcome=pb.STOP_OUTCOME_REQUESTED
-                )
-            row = await progress.stop(m, phase)
-            await progress.settle(m, row.product_id)
-            return pb.StopPhaseResponse(phase=records.phase(row), outcome=pb.STOP_OUTCOME_STOPPED)
+            row, outcome = await _stop(m, await _lock(m, request))
+            return pb.StopPhaseResponse(phase=phase_rows.to_proto(row), outcome=outcome)
 
         return await self._db.mutate(request, pb.StopPhaseResponse, work)
 
     async def RetryPhase(
-        self, request: pb.RetryPhaseRequest, context: Any
+        self, request: pb.RetryPhaseRequest, context: ServicerContext
     ) -> pb.RetryPhaseResponse:
         async def work(m: Mutation) -> pb.RetryPhaseResponse:
-            phase = await _locked(m, request)
+            phase = await _lock(m, request)
             if phase.state not in ("failed", "stopped") and not await _images_failed(m, phase):
                 raise _wrong_state(
                     phase, f"it is {phase.state}; only a failed or stopped phase is run again"
                 )
-            await log_rows.add(
-                m, phase.product_id, phase.number, "phase_retry", "somebody asked to run it again"
-            )
-            row = await self._flows.again(m, phase)
+            await progress.log(m, phase, "phase_retry", "somebody asked to run it again")
+            row = await self._flows.retry(m, phase)
             await progress.settle(m, row.product_id)
-            return pb.RetryPhaseResponse(phase=records.phase(row))
+            return pb.RetryPhaseResponse(phase=phase_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.RetryPhaseResponse, work)
 
     async def ClaimPhase(
-        self, request: pb.ClaimPhaseRequest, context: Any
+        self, request: pb.ClaimPhaseRequest, context: ServicerContext
     ) -> pb.ClaimPhaseResponse:
+        token = new_id()
+        seconds = request.lease_seconds or rules.DEFAULT_LEASE_SECONDS
+
         async def work(m: Mutation) -> pb.ClaimPhaseResponse:
-            phase = await _locked(m, request)
-            if phase.external and phase.state == "running" and phase.lease_passed:
-                phase = await progress.lose(m, phase)
-            if not (phase.external and rules.is_due(phase)):
-                raise _wrong_state(phase, _why_not_claimable(phase))
-            token = new_id()
-            number = phase.attempt_number + 1
-            await attempts.record_begin(m, token, "phases", phase.id, number, f"outside:{m.actor}")
-            await m.run(_LEASE, (request.lease_seconds or rules.DEFAULT_LEASE_SECONDS, phase.id))
-            row = await states.advance(
-                m,
-                rules.PHASE_STATES,
-                "phases",
-                phase.id,
-                "running",
-                attempt_token=token,
-                attempt_number=number,
-            )
-            await progress.follow(m, row)
-            row = await _locked(m, request)  # with the times that were stamped on the way
-            return pb.ClaimPhaseResponse(phase=records.phase(row), attempt_token=str(token))
+            row = await progress.claim(m, await _lock_claimable(m, request), token, seconds)
+            return pb.ClaimPhaseResponse(phase=phase_rows.to_proto(row), attempt_token=str(token))
 
         return await self._db.mutate(request, pb.ClaimPhaseResponse, work)
 
     async def HeartbeatPhase(
-        self, request: pb.HeartbeatPhaseRequest, context: Any
+        self, request: pb.HeartbeatPhaseRequest, context: ServicerContext
     ) -> pb.HeartbeatPhaseResponse:
         identity = auth.current()
         async with self._db.transaction(identity.owner, identity.actor) as m:
-            held = await m.one(
-                _HEARTBEAT,
+            lease = await m.first(
+                _EXTEND_LEASE,
                 {
                     "seconds": request.lease_seconds or rules.DEFAULT_LEASE_SECONDS,
                     "number": request.phase,
@@ -150,92 +124,59 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
                     "token": UUID(request.attempt_token),
                 },
             )
-            if held is None:
-                raise _superseded(await _locked(m, request))
-        return pb.HeartbeatPhaseResponse(lease_expire_time=timestamp(held.lease_expires_at))
+            if lease is None:
+                raise _superseded(await _lock(m, request))
+        return pb.HeartbeatPhaseResponse(lease_expire_time=timestamp(lease.lease_expires_at))
 
     async def CompletePhase(
-        self, request: pb.CompletePhaseRequest, context: Any
+        self, request: pb.CompletePhaseRequest, context: ServicerContext
     ) -> pb.CompletePhaseResponse:
-        value = checked_value(request.value, request.phase, "value")
-        confidence = request.confidence if request.HasField("confidence") else None
+        value = stored_value(request.value, request.phase, "value")
+        outcome = progress.PhaseOutcome(
+            value,
+            request.confidence if request.HasField("confidence") else None,
+            "runner",
+            request.provider,
+            [result_rows.plain(item) for item in request.evidence],
+        )
 
         async def work(m: Mutation) -> pb.CompletePhaseResponse:
-            phase = await _held(m, request)
+            phase = await _lock_claimed(m, request)
             await check_usable(m, phase, value, "value")
             await progress.end_attempt(m, phase, "succeeded")
-            row = await states.advance(
+            row, result = await self._flows.complete(
                 m,
-                rules.PHASE_STATES,
-                "phases",
-                phase.id,
-                "awaiting_review" if rules.wants_review(confidence) else "completed",
-                token=phase.attempt_token,
+                phase,
+                outcome,
                 attempt_token=None,
                 lease_expires_at=None,
-                confidence=confidence,
                 error_class="",
                 error_message="",
             )
-            finding = progress.Finding(
-                value,
-                confidence,
-                "runner",
-                request.provider,
-                [records.plain(item) for item in request.evidence],
+            return pb.CompletePhaseResponse(
+                phase=phase_rows.to_proto(row), result=result_rows.to_proto(result)
             )
-            result = await self._flows.finish(m, row, finding)
-            row = await _locked(m, request)
-            return pb.CompletePhaseResponse(phase=records.phase(row), result=records.result(result))
 
         return await self._db.mutate(request, pb.CompletePhaseResponse, work)
 
-    async def FailPhase(self, request: pb.FailPhaseRequest, context: Any) -> pb.FailPhaseResponse:
+    async def FailPhase(
+        self, request: pb.FailPhaseRequest, context: ServicerContext
+    ) -> pb.FailPhaseResponse:
         async def work(m: Mutation) -> pb.FailPhaseResponse:
-            phase = await _held(m, request)
+            phase = await _lock_claimed(m, request)
             row = await progress.fail(m, phase, request.error_class, request.error_message)
-            return pb.FailPhaseResponse(phase=records.phase(row))
+            return pb.FailPhaseResponse(phase=phase_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.FailPhaseResponse, work)
 
 
-def checked_value(value: Any, number: int, field: str) -> dict[str, Any]:
-    """JSON of a PhaseValue that belongs to the phase and isn't too large; INVALID_ARGUMENT on
-    `field` otherwise."""
-    kind = records.VALUES[number]
-    if value.WhichOneof("value") != kind:
-        raise errors.invalid(field, f"phase {number} ({rules.PHASE_NAMES[number]}) needs {kind}")
-    made = records.plain(value)
-    size = len(json.dumps(made, ensure_ascii=False).encode())
-    if size > rules.VALUE_BYTES:
-        raise errors.invalid(field, f"is {size} bytes as JSON; the limit is {rules.VALUE_BYTES}")
-    return made
+async def _lock(m: Mutation, request: _PhaseRequest) -> LeasedPhase:
+    return await phase_rows.lock(m, parse_id(request.product_id, "product_id"), request.phase)
 
 
-async def check_usable(
-    m: Mutation,
-    phase: Any,
-    value: dict[str, Any],
-    field: str,
-    said: Mapping[str, Any] | None = None,
-) -> None:
-    """INVALID_ARGUMENT if the phases that build on this value would refuse it as facts. `said`:
-    what a reviewer said in it."""
-    kind = records.VALUES[phase.number]
-    product = await m.one(
-        "SELECT name, model, facts FROM products WHERE id = %s", (phase.product_id,)
-    )
-    made = rules.facts_for(product, {phase.number: value[kind]}, {phase.number: said or {}})
-    check_facts(facts_message(made), field)
-
-
-async def _locked(m: Mutation, request: Any) -> Any:
-    return await progress.lock_phase(m, parse_id(request.product_id, "product_id"), request.phase)
-
-
-async def _held(m: Mutation, request: Any) -> Any:
+async def _lock_claimed(m: Mutation, request: _RunnerRequest) -> LeasedPhase:
     """The phase, locked, if the request's token is the current one."""
-    phase = await _locked(m, request)
+    phase = await _lock(m, request)
     if (
         phase.state != "running"
         or not phase.external
@@ -245,12 +186,59 @@ async def _held(m: Mutation, request: Any) -> Any:
     return phase
 
 
-async def _images_failed(m: Mutation, phase: Any) -> bool:
-    product = await m.one("SELECT preparation FROM products WHERE id = %s", (phase.product_id,))
-    return bool(phase.number == 1 and product.preparation == "failed")
+async def _lock_claimable(m: Mutation, request: _PhaseRequest) -> LockedPhase:
+    """The phase, locked, if an outside runner may have it; a lease that has passed is ended
+    first."""
+    found = await _lock(m, request)
+    phase: LockedPhase = found
+    if found.external and found.state == "running" and found.lease_passed:
+        phase = await progress.expire_lease(m, found)
+    if not (phase.external and rules.is_due(phase)):
+        raise _wrong_state(phase, _why_not_claimable(phase))
+    return phase
 
 
-def _why_not_claimable(phase: Any) -> str:
+async def _check_startable(m: Mutation, phase: Phase) -> None:
+    if phase.state != "pending" or phase.started:
+        pending = phase.state == "pending"
+        state = "waits for a runner already" if pending else f"is {phase.state}"
+        hint = "; RetryPhase runs it again" if phase.state in ("failed", "stopped") else ""
+        raise _wrong_state(phase, f"it {state}{hint}")
+    if await _is_phase_open_before(m, phase):
+        raise _wrong_state(phase, f"phase {phase.number - 1} isn't completed")
+    if await _preparation(m, phase) != "done":
+        text = "the product's images aren't all READY; it starts by itself once they are"
+        raise _wrong_state(phase, text)
+
+
+async def _stop(m: Mutation, phase: LockedPhase) -> tuple[LockedPhase, pb.StopOutcome]:
+    if phase.state in ("completed", "failed"):
+        raise _wrong_state(phase, f"it is {phase.state}; there is nothing to stop")
+    if phase.state == "stopped":
+        return phase, pb.STOP_OUTCOME_WAS_STOPPED
+    if await _is_phase_open_before(m, phase):
+        raise _wrong_state(phase, "a phase before it is under way; stop that one")
+    if phase.state == "running" and not phase.external:
+        return await progress.request_stop(m, phase), pb.STOP_OUTCOME_REQUESTED
+    row = await progress.stop(m, phase)
+    await progress.settle(m, row.product_id)
+    return row, pb.STOP_OUTCOME_STOPPED
+
+
+async def _is_phase_open_before(m: Mutation, phase: Phase) -> bool:
+    wanted = {"product_id": phase.product_id, "number": phase.number}
+    return await m.first(_SELECT_OPEN_PHASE_BEFORE, wanted) is not None
+
+
+async def _preparation(m: Mutation, phase: Phase) -> str:
+    return await m.one(product_rows.SELECT_PREPARATION, {"id": phase.product_id})
+
+
+async def _images_failed(m: Mutation, phase: Phase) -> bool:
+    return phase.number == 1 and await _preparation(m, phase) == "failed"
+
+
+def _why_not_claimable(phase: Phase) -> str:
     if not phase.external:
         return "this service runs it; name it in run_phases_externally when you create the product"
     if phase.state == "running":
@@ -263,7 +251,7 @@ def _why_not_claimable(phase: Any) -> str:
     return f"it is {phase.state}"
 
 
-def _wrong_state(phase: Any, text: str) -> errors.DomainError:
+def _wrong_state(phase: Phase, text: str) -> errors.DomainError:
     return errors.precondition(
         f"phase {phase.number}: {text}",
         subject=f"products/{phase.product_id}/phases/{phase.number}",
@@ -271,7 +259,7 @@ def _wrong_state(phase: Any, text: str) -> errors.DomainError:
     )
 
 
-def _superseded(phase: Any) -> errors.DomainError:
+def _superseded(phase: Phase) -> errors.DomainError:
     return errors.precondition(
         f"phase {phase.number} is {phase.state}, and not by this attempt token: it was stopped, or"
         " its lease passed; nothing was changed, stop working on it",

@@ -1,29 +1,47 @@
-"""Preparing a product: wait until its images are READY, hold them at `assets`, then start phase 1.
+"""Preparing a product: wait until its images are READY, acquire references on them at `assets`,
+then start phase 1.
 
 The product's row is the intent. The job may run any number of times: its calls can be repeated, and
 only one run gets to write the end.
 """
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import structlog
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
-from services.pipeline import log_rows, progress, rules
+from services.pipeline import log_rows, phase_rows, product_rows, progress, rules
 from shared.background.jobs import TryAgain
 from shared.database.db import Database
+from shared.database.rows import Statement
 from shared.rpc import auth
 from shared.rpc.calls import Peers, owner_identity
 from shared.rpc.errors import DomainError, Reason
 
 _log = structlog.get_logger("preparing")
 
-_PRODUCT = """
+
+@dataclass(slots=True)
+class _Waiting:
+    """A product that may wait for its images."""
+
+    owner: str
+    preparation: str
+    waited: float  # seconds
+
+
+_SELECT_WAITING = Statement(
+    _Waiting,
+    """
     SELECT owner, preparation, extract(epoch FROM now() - preparing_since)::float8 AS waited
-        FROM products WHERE id = %s
-"""
+    FROM products WHERE id = %(id)s
+""",
+)
+_SELECT_ASSET_IDS = Statement(UUID, "SELECT asset_id FROM product_images WHERE product_id = %(id)s")
+_SELECT_LATER = Statement(datetime, "SELECT now() + make_interval(secs => %(seconds)s)")
 
 
 class ImagesUnusable(Exception):
@@ -41,20 +59,12 @@ class Preparer:
         self._peers = peers
 
     async def run(self, product_id: str) -> None:
-        found = await self._db.system_rows(_PRODUCT, (UUID(product_id),))
+        found = await self._db.system_all(_SELECT_WAITING, {"id": UUID(product_id)})
         if not found or found[0].preparation != "pending":
             return
         auth.enter(owner_identity(found[0].owner))
         try:
-            if not await self._hold(UUID(product_id)):
-                if found[0].waited > rules.IMAGES_WAIT_SECONDS:
-                    text = (
-                        "not all images were READY within a day; confirm their uploads, then retry"
-                        " phase 1"
-                    )
-                    raise ImagesUnusable("IMAGES_NOT_READY", text)
-                raise await self._later(rules.images_wait(found[0].waited))
-            await self._start(UUID(product_id))
+            await self._prepare(UUID(product_id), found[0].waited)
         except ImagesUnusable as problem:
             await self._fail(UUID(product_id), problem)
         except TryAgain:
@@ -69,18 +79,24 @@ class Preparer:
             await asyncio.sleep(1)
             raise TryAgain from None
 
-    async def _later(self, seconds: float) -> TryAgain:
-        rows = await self._db.system_rows(
-            "SELECT now() + make_interval(secs => %s) AS at", (seconds,)
-        )
-        return TryAgain(rows[0].at)
+    async def _prepare(self, product_id: UUID, waited: float) -> None:
+        if await self._acquire_references(product_id):
+            await self._start(product_id)
+            return
+        if waited > rules.IMAGES_WAIT_SECONDS:
+            text = (
+                "not all images were READY within a day; confirm their uploads, then retry phase 1"
+            )
+            raise ImagesUnusable("IMAGES_NOT_READY", text)
+        raise await self._later(rules.images_wait(waited))
 
-    async def _hold(self, product_id: UUID) -> bool:
-        """Acquires references on the images. False: not all are READY yet."""
-        rows = await self._db.rows(
-            "SELECT asset_id FROM product_images WHERE product_id = %s", (product_id,)
-        )
-        ids = [str(row.asset_id) for row in rows]
+    async def _later(self, seconds: float) -> TryAgain:
+        [at] = await self._db.system_all(_SELECT_LATER, {"seconds": seconds})
+        return TryAgain(at)
+
+    async def _acquire_references(self, product_id: UUID) -> bool:
+        """Acquires references on the images. Returns False if not all are READY yet."""
+        ids = list(map(str, await self._db.all(_SELECT_ASSET_IDS, {"id": product_id})))
         found = await self._peers.assets(ids)
         for asset_id in ids:
             if asset_id not in found:
@@ -100,9 +116,8 @@ class Preparer:
 
     async def _start(self, product_id: UUID) -> None:
         async with self._db.transaction(auth.current().owner) as m:
-            phase = await progress.lock_phase(m, product_id, 1)
-            product = await m.one("SELECT preparation FROM products WHERE id = %s", (product_id,))
-            if product.preparation != "pending":
+            phase = await phase_rows.lock(m, product_id, 1)
+            if await m.one(product_rows.SELECT_PREPARATION, {"id": product_id}) != "pending":
                 return
             await log_rows.add(m, product_id, 0, "images_ready", "all images are READY")
             if phase.state == "pending":  # else somebody stopped it meanwhile
@@ -111,9 +126,8 @@ class Preparer:
 
     async def _fail(self, product_id: UUID, problem: ImagesUnusable) -> None:
         async with self._db.transaction(auth.current().owner) as m:
-            await progress.lock_phase(m, product_id, 1)
-            product = await m.one("SELECT preparation FROM products WHERE id = %s", (product_id,))
-            if product.preparation != "pending":
+            await phase_rows.lock(m, product_id, 1)
+            if await m.one(product_rows.SELECT_PREPARATION, {"id": product_id}) != "pending":
                 return
             await log_rows.add(
                 m,
@@ -124,11 +138,8 @@ class Preparer:
                 level="error",
                 details={"error_class": problem.error_class},
             )
-            said: dict[str, Any] = {
-                "error_class": problem.error_class,
-                "error_message": str(problem),
-            }
-            await progress.settle(m, product_id, preparation="failed", **said)
+            about = {"error_class": problem.error_class, "error_message": str(problem)}
+            await progress.settle(m, product_id, preparation="failed", **about)
 
 
 def _check(asset: asset_pb2.Asset) -> None:

@@ -1,65 +1,98 @@
 """Products: creating, reading, counting and watching them."""
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from atelier.pipeline.v1 import product_pb2 as pb
 from atelier.pipeline.v1 import product_pb2_grpc
+from grpc.aio import ServicerContext
 from psycopg.types.json import Jsonb
 
-from services.pipeline import log_rows, progress, records, rules, watching
+from services.pipeline import (
+    log_rows,
+    phase_rows,
+    product_rows,
+    progress,
+    result_rows,
+    review_rows,
+    rules,
+    watching,
+)
+from services.pipeline.phase_rows import PHASES, Phase
+from services.pipeline.product_rows import IMAGES, PRODUCTS, Product, ProductImage
+from services.pipeline.review_rows import REVIEWS, Review
 from shared.background import events
-from shared.database.db import Database, Mutation
+from shared.database.db import Database, Mutation, execute
 from shared.database.ids import new_id, parse_id
+from shared.database.lists import Listing, created
+from shared.database.rows import Statement
 from shared.rpc import auth, errors, paging
 from shared.rpc.calls import Peers
 from shared.rpc.protos import facts as stated_facts
-from shared.rpc.protos import time_of
 
 _REVIEWS = 100
 
-_INSERT = """
-    INSERT INTO products (id, owner, created_by, name, model, facts, auto_advance, market_provider,
-        external_phases)
-    VALUES (%(id)s, %(owner)s, %(actor)s, %(name)s, %(model)s, %(facts)s, %(auto_advance)s,
-        %(provider)s, %(external)s)
-    RETURNING *
-"""
-_INSERT_IMAGES = """
+
+@dataclass(slots=True)
+class _Summary:
+    """How many products there are."""
+
+    total: int
+    active: int
+    completed: int
+    error: int
+    awaiting_review: int
+
+
+_INSERT_PRODUCT = PRODUCTS.insert(
+    "id",
+    "owner",
+    "created_by",
+    "name",
+    "model",
+    "facts",
+    "auto_advance",
+    "market_provider",
+    "external_phases",
+)
+_LIST = Listing(PRODUCTS, Product)
+_INSERT_IMAGES = Statement(
+    ProductImage,
+    f"""
     INSERT INTO product_images (owner, product_id, position, asset_id, view, is_primary)
-    SELECT %(owner)s, %(id)s, * FROM unnest(%(positions)s::smallint[], %(assets)s::uuid[],
-        %(views)s::text[],
-        %(primary)s::boolean[])
-    RETURNING *
-"""
-_INSERT_PHASES = """
+    SELECT %(owner)s, %(id)s, position, asset_id, view, is_primary
+    FROM unnest(%(positions)s::smallint[], %(assets)s::uuid[], %(views)s::text[],
+        %(primary)s::boolean[]) AS t (position, asset_id, view, is_primary)
+    RETURNING {IMAGES.columns}
+""",
+)
+_INSERT_PHASES = Statement(
+    Phase,
+    f"""
     INSERT INTO phases (id, owner, product_id, number, external)
     SELECT ids, %(owner)s, %(id)s, number, number = ANY(%(external)s)
-    FROM unnest(%(ids)s::uuid[], %(numbers)s::smallint[]) AS t (ids, number) RETURNING *
-"""
-_GET = "SELECT * FROM products WHERE id = %(id)s"
-_PHASES = "SELECT * FROM phases WHERE product_id = ANY(%(ids)s) ORDER BY product_id, number"
-_IMAGES = (
-    "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
+    FROM unnest(%(ids)s::uuid[], %(numbers)s::smallint[]) AS t (ids, number)
+    RETURNING {PHASES.columns}
+""",
 )
-_PARTS = (
-    _GET,
-    _IMAGES,
-    _PHASES,
-    "SELECT * FROM results WHERE product_id = %(id)s ORDER BY phase",
-    (
-        "SELECT * FROM reviews WHERE product_id = %(id)s ORDER BY created_at DESC, id DESC LIMIT"
-        " %(reviews)s"
-    ),
+_SELECT_LATEST_REVIEWS = Statement(
+    Review,
+    f"""
+    SELECT {REVIEWS.columns} FROM reviews WHERE product_id = %(id)s
+    ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+""",
 )
-_SUMMARY = """
+_COUNT_PRODUCTS = Statement(
+    _Summary,
+    """
     SELECT count(*) AS total, count(*) FILTER (WHERE running) AS active,
-        count(*) FILTER (WHERE state = 'completed') AS completed, count(*) FILTER (WHERE state
-            = 'error') AS error,
+        count(*) FILTER (WHERE state = 'completed') AS completed,
+        count(*) FILTER (WHERE state = 'error') AS error,
         count(*) FILTER (WHERE state = 'awaiting_review') AS awaiting_review
     FROM products WHERE owner = %(owner)s
-"""
+""",
+)
 
 
 class ProductService(product_pb2_grpc.ProductServiceServicer):
@@ -72,30 +105,32 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         self._peers = peers
 
     async def CreateProduct(
-        self, request: pb.CreateProductRequest, context: Any
+        self, request: pb.CreateProductRequest, context: ServicerContext
     ) -> pb.CreateProductResponse:
         facts = stated_facts(request.facts, "facts")
         named = facts.get("product", {})
-        columns = {
+        columns: dict[str, object] = {
             "name": request.name.strip() or named.get("name", ""),
             "model": request.model.strip() or named.get("model", ""),
             "facts": Jsonb(facts),
             "auto_advance": request.auto_advance if request.HasField("auto_advance") else True,
-            "provider": records.PROVIDERS.word.get(request.market_provider, "price_book"),
-            "external": sorted(request.run_phases_externally),
+            "market_provider": product_rows.PROVIDERS.word.get(
+                request.market_provider, "price_book"
+            ),
+            "external_phases": sorted(request.run_phases_externally),
         }
         asset_ids = _each_once(request.images)
 
         async def work(m: Mutation) -> pb.CreateProductResponse:
             product, images, phases = await _insert(m, columns, request.images, asset_ids)
-            await records.publish_product(m, product)
+            await product_rows.publish(m, product)
             for phase in phases:
-                await records.publish_phase(m, phase)
+                await phase_rows.publish(m, phase)
             text = f"created with {len(images)} images; waiting for them"
             await log_rows.add(m, product.id, 0, "product_created", text)
             await self._flows.prepare(m, product.id)
             return pb.CreateProductResponse(
-                product=records.product(product, images, phases, with_facts=True)
+                product=product_rows.to_proto(product, images, phases, with_facts=True)
             )
 
         answer = await self._db.mutate(request, pb.CreateProductResponse, work)
@@ -105,7 +140,7 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         return answer
 
     async def GetProduct(
-        self, request: pb.GetProductRequest, context: Any
+        self, request: pb.GetProductRequest, context: ServicerContext
     ) -> pb.GetProductResponse:
         answer = await self._read(parse_id(request.product_id, "product_id"))
         if request.include_urls:
@@ -118,34 +153,35 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         return answer
 
     async def _read(self, product_id: UUID) -> pb.GetProductResponse:
-        async with self._db.transaction(auth.current().owner) as m:
-            wanted = {"id": product_id, "ids": [product_id], "reviews": _REVIEWS}
-            cursors = [
-                await m.conn.execute(statement, wanted) for statement in _PARTS
-            ]  # all in one round trip
-            found, images, phases, results, reviews = [
-                await cursor.fetchall() for cursor in cursors
-            ]
-        if not found:
+        mine = {"id": product_id, "ids": [product_id], "limit": _REVIEWS}
+        async with self._db.transaction(auth.current().owner) as m:  # all in one round trip
+            finding = await execute(m.conn, product_rows.SELECT_PRODUCT, mine)
+            images = await execute(m.conn, product_rows.SELECT_IMAGES, mine)
+            phases = await execute(m.conn, phase_rows.SELECT_PHASES, mine)
+            results = await execute(m.conn, result_rows.SELECT_RESULTS, mine)
+            reviews = await execute(m.conn, _SELECT_LATEST_REVIEWS, mine)
+            product = await finding.fetchone()
+            parts = await images.fetchall(), await phases.fetchall()
+            found, decided = await results.fetchall(), await reviews.fetchall()
+        if product is None:
             raise errors.not_found("product", product_id)
         return pb.GetProductResponse(
-            product=records.product(found[0], images, phases, with_facts=True),
-            results=[records.result(row) for row in results],
-            reviews=[records.review(row) for row in reviews],
+            product=product_rows.to_proto(product, *parts, with_facts=True),
+            results=map(result_rows.to_proto, found),
+            reviews=map(review_rows.to_proto, decided),
         )
 
     async def ListProducts(
-        self, request: pb.ListProductsRequest, context: Any
+        self, request: pb.ListProductsRequest, context: ServicerContext
     ) -> pb.ListProductsResponse:
         page = paging.page(request)
-        where, parameters = _filter(request)
-        statement: Any = f"SELECT * FROM products WHERE {where}{page.clause}"
-        rows = await self._db.rows(statement, parameters | page.parameters)
+        state = request.state and product_rows.STATES.word[request.state]
+        rows = await self._db.all(*_LIST.query(page, {"state": state, **created(request)}))
         ids = {"ids": [row.id for row in page.cut(rows)]}
-        images = watching.by_product(await self._db.rows(_IMAGES, ids))
-        phases = watching.by_product(await self._db.rows(_PHASES, ids))
+        images = watching.by_product(await self._db.all(product_rows.SELECT_IMAGES, ids))
+        phases = watching.by_product(await self._db.all(phase_rows.SELECT_PHASES, ids))
         products = [
-            records.product(row, images.get(row.id, ()), phases.get(row.id, ()))
+            product_rows.to_proto(row, images.get(row.id, ()), phases.get(row.id, ()))
             for row in page.cut(rows)
         ]
         if request.include_urls:
@@ -156,9 +192,9 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         return pb.ListProductsResponse(products=products, next_page_token=token)
 
     async def GetSummary(
-        self, request: pb.GetSummaryRequest, context: Any
+        self, request: pb.GetSummaryRequest, context: ServicerContext
     ) -> pb.GetSummaryResponse:
-        row = await self._db.row(_SUMMARY, {"owner": auth.current().owner})
+        row = await self._db.one(_COUNT_PRODUCTS, {"owner": auth.current().owner})
         return pb.GetSummaryResponse(
             total_products=row.total,
             active_pipelines=row.active,
@@ -168,10 +204,10 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         )
 
     async def WatchProduct(
-        self, request: pb.WatchProductRequest, context: Any
+        self, request: pb.WatchProductRequest, context: ServicerContext
     ) -> AsyncIterator[pb.WatchProductResponse]:
         product_id = parse_id(request.product_id, "product_id")
-        if await self._db.row(_GET, {"id": product_id}) is None:
+        if await self._db.first(product_rows.SELECT_ID, {"id": product_id}) is None:
             raise errors.not_found("product", product_id)
         async for answer in watching.changes(
             self._db, self._stream, request, pb.WatchProductResponse, product_id
@@ -179,7 +215,7 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
             yield answer
 
     def WatchProducts(
-        self, request: pb.WatchProductsRequest, context: Any
+        self, request: pb.WatchProductsRequest, context: ServicerContext
     ) -> AsyncIterator[pb.WatchProductsResponse]:
         logs = request.include_logs
         return watching.changes(
@@ -208,10 +244,14 @@ def _each_once(images: Sequence[pb.NewImage]) -> list[UUID]:
 
 
 async def _insert(
-    m: Mutation, columns: dict[str, Any], images: Sequence[pb.NewImage], asset_ids: Sequence[UUID]
-) -> tuple[Any, list[Any], list[Any]]:
+    m: Mutation,
+    columns: Mapping[str, object],
+    images: Sequence[pb.NewImage],
+    asset_ids: Sequence[UUID],
+) -> tuple[Product, list[ProductImage], list[Phase]]:
     """Writes product, images and phases. Returns their rows."""
-    product = await m.one(_INSERT, {**columns, "id": new_id(), "owner": m.owner, "actor": m.actor})
+    values = {**columns, "id": new_id(), "owner": m.owner, "created_by": m.actor}
+    product = await m.one(_INSERT_PRODUCT, values)
     primary = next((index for index, image in enumerate(images) if image.primary), 0)
     image_rows = await m.all(
         _INSERT_IMAGES,
@@ -229,24 +269,9 @@ async def _insert(
         {
             "owner": m.owner,
             "id": product.id,
-            "external": columns["external"],
+            "external": product.external_phases,
             "ids": [new_id() for _ in rules.PHASES],
             "numbers": list(rules.PHASES),
         },
     )
     return product, image_rows, phases
-
-
-def _filter(request: pb.ListProductsRequest) -> tuple[str, dict[str, Any]]:
-    """Fixed conditions for the fields that are set; values are parameters."""
-    conditions = ["owner = %(owner)s"]
-    parameters: dict[str, Any] = {"owner": auth.current().owner}
-    if request.state:
-        conditions.append("state = %(state)s")
-        parameters["state"] = records.PRODUCT_STATES.word[request.state]
-    for field, operator in (("created_from", ">="), ("created_before", "<")):
-        at = time_of(getattr(request, field), request.HasField(field), field)
-        if at is not None:
-            conditions.append(f"created_at {operator} %({field})s")
-            parameters[field] = at
-    return " AND ".join(conditions), parameters

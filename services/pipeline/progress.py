@@ -13,56 +13,49 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from services.pipeline import log_rows, records, rules
+from services.pipeline import log_rows, phase_rows, product_rows, result_rows, review_rows, rules
+from services.pipeline.phase_rows import PHASES, STAMPS, LockedPhase, Phase, named
+from services.pipeline.product_rows import PRODUCTS, Product
+from services.pipeline.result_rows import Result
+from services.pipeline.review_rows import REVIEWS
 from shared.background import attempts, jobs
 from shared.database import states
 from shared.database.db import Mutation
 from shared.database.ids import new_id
-from shared.rpc import errors
+from shared.database.rows import Command, Statement
 
 TASK = "run_phase"
-_JUST_BEGUN = timedelta(seconds=2)  # a wait
 QUEUE = "phases"
 PREPARE_TASK = "prepare_product"
 PREPARE_QUEUE = "products"
+_JUST_BEGUN = timedelta(seconds=2)  # the age of a wait that is new
 
-_LOCK_PHASE = """
-    SELECT *, COALESCE(lease_expires_at < now(), false) AS lease_passed FROM phases
-    WHERE product_id = %(product_id)s AND number = %(number)s FOR UPDATE
-"""
-_LOCK_PRODUCT = "SELECT * FROM products WHERE id = %s FOR UPDATE"
-_STORE_RESULT = """
-    INSERT INTO results AS r (id, owner, product_id, phase, value, confidence, source, provider,
-        evidence)
-    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(value)s, %(confidence)s, %(source)s,
-        %(provider)s,
-            %(evidence)s)
-    ON CONFLICT (product_id, phase) DO UPDATE SET version = r.version + 1, updated_at = now(),
-        value = excluded.value,
-        confidence = excluded.confidence, source = excluded.source, provider = excluded.provider,
-        evidence = excluded.evidence
-    RETURNING *
-"""
-_OPEN_REVIEW = """
-    INSERT INTO reviews (id, owner, product_id, phase_id, phase, model_value, model_confidence,
-        evidence)
-    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase_id)s, %(phase)s, %(value)s, %(confidence)s,
-        %(evidence)s)
-    RETURNING *
-"""
-_EDITS = """
-    SELECT phase, model_value, reviewer_value, effective_value FROM reviews
-    WHERE product_id = %s AND state = 'edited' ORDER BY decided_at, id
-"""
-_STAMPED = {
-    "running": "UPDATE phases SET started_at = now() WHERE id = %s RETURNING *",
-    "stopped": "UPDATE phases SET stopped_at = now() WHERE id = %s RETURNING *",
-    "completed": "UPDATE phases SET completed_at = now() WHERE id = %s RETURNING *",
-}
+_LOCK_PRODUCT = Statement(
+    Product, f"SELECT {PRODUCTS.columns} FROM products WHERE id = %(id)s FOR UPDATE"
+)
+_SELECT_AUTO_ADVANCE = Statement(bool, "SELECT auto_advance FROM products WHERE id = %(id)s")
+_RESET_PREPARING = Command("UPDATE products SET preparing_since = now() WHERE id = %(id)s")
+_SET_LEASE = Command("""
+    UPDATE phases SET lease_expires_at = now() + make_interval(secs => %(seconds)s)
+    WHERE id = %(id)s
+""")
+_LOCK_OPEN_REVIEWS = Statement(
+    UUID, "SELECT id FROM reviews WHERE phase_id = %(phase_id)s AND state = 'open' FOR UPDATE"
+)
+_INSERT_REVIEW = REVIEWS.insert(
+    "id",
+    "owner",
+    "product_id",
+    "phase_id",
+    "phase",
+    "model_value",
+    "model_confidence",
+    "evidence",
+)
 
 
 @dataclass(frozen=True)
-class Finding:
+class PhaseOutcome:
     """What a run or a reviewer came to. `value`: JSON of a PhaseValue; `confidence` None: there is
     none to give."""
 
@@ -71,74 +64,70 @@ class Finding:
     source: str
     provider: str
     evidence: Sequence[Mapping[str, Any]] = ()
-    log: str = (
-        ""  # a line about what was found, if there is more to say than that the phase is done
+    # a line about what was found, if there is more to say than that the phase is done
+    note: str = ""
+
+    @property
+    def state(self) -> str:
+        """The state that the phase moves to."""
+        return "awaiting_review" if rules.wants_review(self.confidence) else "completed"
+
+
+async def _advance(m: Mutation, phase: LockedPhase, to: str, **columns: Any) -> LockedPhase:
+    """Moves a locked phase, which the caller publishes. Returns its new row."""
+    stamps = () if to == phase.state else STAMPS.get(to, ())
+    row = await states.advance(
+        m, rules.PHASE_STATES, PHASES, phase.id, to, stamps=stamps, **columns
     )
-
-
-async def lock_phase(m: Mutation, product_id: UUID, number: int) -> Any:
-    """The owner's phase, locked until the commit; `lease_passed` says whether its outside runner is
-    late."""
-    row = await m.one(_LOCK_PHASE, {"product_id": product_id, "number": number})
-    if row is None:
-        raise errors.not_found("product", product_id)
-    return row
-
-
-async def what_people_said(m: Mutation, product_id: UUID) -> dict[int, dict[str, Any]]:
-    """By phase the fields that reviewers decided on, see rules.ByPhase."""
-    found: dict[int, dict[str, Any]] = {}
-    for row in await m.all(_EDITS, (product_id,)):
-        model, reviewer, effective = (
-            stored[records.VALUES[row.phase]]
-            for stored in (row.model_value, row.reviewer_value, row.effective_value)
-        )
-        found[row.phase] = rules.said_in(model, reviewer, effective)
-    return found
-
-
-async def move(m: Mutation, phase: Any, to: str, **columns: Any) -> Any:
-    """Moves a locked phase and tells of it. Returns its new row."""
-    row = await states.advance(m, rules.PHASE_STATES, "phases", phase.id, to, **columns)
     if row is None:
         raise RuntimeError(f"the machine has no way from {phase.state} to {to}")
-    return await _tell(m, row)
-
-
-async def _tell(m: Mutation, row: Any) -> Any:
-    if row.state in _STAMPED:
-        row = await m.one(_STAMPED[row.state], (row.id,))
-    await records.publish_phase(m, row)
     return row
 
 
-async def settle(m: Mutation, product_id: UUID, **columns: Any) -> Any:
+async def _move(m: Mutation, phase: LockedPhase, to: str, **columns: Any) -> LockedPhase:
+    """Moves a locked phase and publishes it. Returns its new row."""
+    row = await _advance(m, phase, to, **columns)
+    await phase_rows.publish(m, row)
+    return row
+
+
+async def log(
+    m: Mutation,
+    phase: Phase,
+    action: str,
+    text: str,
+    level: str = "info",
+    details: Mapping[str, object] | None = None,
+) -> None:
+    """Writes a line about a phase."""
+    await log_rows.add(
+        m, phase.product_id, phase.number, action, text, level=level, details=details
+    )
+
+
+async def settle(m: Mutation, product_id: UUID, **columns: Any) -> None:
     """Brings the product in line with its phases, setting `columns`, too. Comes last: it locks the
     product."""
-    product = await m.one(_LOCK_PRODUCT, (product_id,))
-    phases = await m.all(
-        "SELECT * FROM phases WHERE product_id = %s ORDER BY number", (product_id,)
-    )
-    state, running = rules.product_state(columns.get("preparation", product.preparation), phases)
+    product = await m.one(_LOCK_PRODUCT, {"id": product_id})
+    phases = await m.all(phase_rows.SELECT_PHASES, {"ids": [product_id]})
+    preparation = str(columns.get("preparation", product.preparation))
+    state, running = rules.product_state(preparation, phases)
     wanted: dict[str, Any] = {"running": running, "error_class": "", "error_message": ""}
     if state == "error":
         wanted |= {"error_class": product.error_class, "error_message": product.error_message}
     for phase in phases:
         if phase.state == "failed":
-            about = (
-                f"phase {phase.number} ({rules.PHASE_NAMES[phase.number]}): {phase.error_message}"
-            )
+            about = f"{named(phase)}: {phase.error_message}"
             wanted |= {"error_class": phase.error_class, "error_message": about}
     wanted |= columns
     if state == product.state and all(
         getattr(product, name) == value for name, value in wanted.items()
     ):
-        return product
-    row = await states.advance(m, rules.PRODUCT_STATES, "products", product_id, state, **wanted)
+        return
+    row = await states.advance(m, rules.PRODUCT_STATES, PRODUCTS, product_id, state, **wanted)
     if row is None:
         raise RuntimeError(f"the machine has no way from {product.state} to {state}")
-    await records.publish_product(m, row)
-    return row
+    await product_rows.publish(m, row)
 
 
 class Progress:
@@ -150,17 +139,17 @@ class Progress:
     async def prepare(self, m: Mutation, product_id: UUID) -> None:
         await self._queue.enqueue(m, PREPARE_TASK, PREPARE_QUEUE, product_id)
 
-    async def start(self, m: Mutation, phase: Any, **columns: Any) -> Any:
+    async def start(self, m: Mutation, phase: LockedPhase, **columns: Any) -> LockedPhase:
         """Makes a locked phase due: a worker gets it, or an outside runner may. Returns its new
         row."""
-        row = await move(m, phase, "pending", started=True, **columns)
+        row = await _move(m, phase, "pending", started=True, **columns)
         if not row.external:
             await self._queue.enqueue(m, TASK, QUEUE, row.id)
         text = "waits for an outside runner" if row.external else "is started"
-        await log_rows.add(m, row.product_id, row.number, "phase_started", f"{_named(row)} {text}")
+        await log(m, row, "phase_started", f"{named(row)} {text}")
         return row
 
-    async def again(self, m: Mutation, phase: Any) -> Any:
+    async def retry(self, m: Mutation, phase: LockedPhase) -> LockedPhase:
         """Starts a locked phase anew and counts it. Phase 1 looks at the images first, if they were
         the trouble."""
         afresh = {
@@ -176,109 +165,142 @@ class Progress:
             "error_class": "",
             "error_message": "",
         }
-        if await self._prepared(m, phase):
+        preparation = await m.one(product_rows.SELECT_PREPARATION, {"id": phase.product_id})
+        if preparation == "done":
             return await self.start(m, phase, **afresh)
-        row = await move(m, phase, "pending", started=False, **afresh)
-        await m.run("UPDATE products SET preparing_since = now() WHERE id = %s", (row.product_id,))
+        row = await _move(m, phase, "pending", started=False, **afresh)
+        await m.run(_RESET_PREPARING, {"id": row.product_id})
         await self.prepare(m, row.product_id)
         await settle(m, row.product_id, preparation="pending")
         return row
 
-    async def _prepared(self, m: Mutation, phase: Any) -> bool:
-        product = await m.one("SELECT preparation FROM products WHERE id = %s", (phase.product_id,))
-        return bool(product.preparation == "done")
+    async def complete(
+        self, m: Mutation, phase: LockedPhase, outcome: PhaseOutcome, **columns: Any
+    ) -> tuple[LockedPhase, Result]:
+        """Moves a locked phase to COMPLETED or AWAITING_REVIEW and finishes it. Returns its new row
+        and its result."""
+        row = await _advance(m, phase, outcome.state, confidence=outcome.confidence, **columns)
+        return row, await self.finish(m, row, outcome)
 
-    async def finish(self, m: Mutation, phase: Any, finding: Finding) -> Any:
-        """Keeps what a phase found, that has just been moved to COMPLETED or AWAITING_REVIEW, and
-        goes on from there.
-
-        Called within the transaction of that move, before anything tells of it: watchers see the
-        result first. Returns the result's row.
-        """
-        said = await what_people_said(m, phase.product_id)
-        kind = records.VALUES[phase.number]
-        value = finding.value[kind]
-        if finding.source != "reviewer":
-            value = rules.standing(phase.number, value, said)
-        kept = {
-            "owner": m.owner,
-            "product_id": phase.product_id,
-            "phase": phase.number,
-            "value": Jsonb({kind: value}),
-            "confidence": finding.confidence,
-            "evidence": Jsonb(list(finding.evidence)),
-        }
-        stored = {**kept, "id": new_id(), "source": finding.source, "provider": finding.provider}
-        result = await m.one(_STORE_RESULT, stored)
-        await records.publish_result(m, result)
-        phase = await _tell(m, phase)
-        if finding.log:
-            await log_rows.add(m, phase.product_id, phase.number, "phase_found", finding.log)
+    async def finish(self, m: Mutation, phase: LockedPhase, outcome: PhaseOutcome) -> Result:
+        """Stores the result of a phase that was just moved to COMPLETED or AWAITING_REVIEW,
+        publishes both, the result first, and goes on from there. Returns the result."""
+        said = await review_rows.edits(m, phase.product_id)
+        result = await _store_result(m, phase, outcome, said)
+        await result_rows.publish(m, result)
+        await phase_rows.publish(m, phase)
+        if outcome.note:
+            await log(m, phase, "phase_found", outcome.note)
         if phase.state == "awaiting_review":
-            review = await m.one(_OPEN_REVIEW, {**kept, "id": new_id(), "phase_id": phase.id})
-            await records.publish_review(m, review)
-            text = f"{_named(phase)} waits for a person: its confidence is {finding.confidence:.3f}"
-            await log_rows.add(
-                m, phase.product_id, phase.number, "review_opened", text, level="warning"
-            )
+            await _open_review(m, phase, result)
         else:
-            await log_rows.add(
-                m,
-                phase.product_id,
-                phase.number,
-                "phase_completed",
-                f"{_named(phase)} is completed",
-                details={"provider": finding.provider, "confidence": finding.confidence},
-            )
-            await self._advance(m, phase)
-        about: dict[str, Any] = {"confidence": finding.confidence} if phase.number == 1 else {}
-        if phase.number == 1 and finding.source == "reviewer":
-            named = [name for name in ("name", "model") if name in {**value, **said.get(1, {})}]
-            about |= {name: value.get(name, "").strip() for name in named}
-        await settle(m, phase.product_id, **about)
+            about = {"provider": outcome.provider, "confidence": outcome.confidence}
+            await log(m, phase, "phase_completed", f"{named(phase)} is completed", details=about)
+            await self._start_next(m, phase)
+        columns = _product_columns(result, said) if phase.number == 1 else {}
+        await settle(m, phase.product_id, **columns)
         return result
 
-    async def _advance(self, m: Mutation, phase: Any) -> None:
+    async def _start_next(self, m: Mutation, phase: LockedPhase) -> None:
         """Starts the next phase, or stops it, if somebody asked this one to stop when it was as
         good as done."""
         if phase.number == rules.PHASES[-1]:
             return
-        following = await lock_phase(m, phase.product_id, phase.number + 1)
+        following = await phase_rows.lock(m, phase.product_id, phase.number + 1)
         if phase.cancel_requested:
-            await stop(
-                m,
-                following,
-                f"{_named(phase)} was done before it could be stopped; {_named(following)} is"
-                " stopped",
-            )
-            return
-        product = await m.one(
-            "SELECT auto_advance FROM products WHERE id = %s", (phase.product_id,)
-        )
-        if product.auto_advance:
+            text = f"{named(phase)} was done before it could be stopped"
+            await stop(m, following, f"{text}; {named(following)} is stopped")
+        elif await m.one(_SELECT_AUTO_ADVANCE, {"id": phase.product_id}):
             await self.start(m, following)
 
 
-async def stop(m: Mutation, phase: Any, text: str = "") -> Any:
-    """Stops a locked phase that no worker has, and withdraws its open review. Does not settle the
-    product."""
-    await end_attempt(m, phase, "cancelled")
-    row = await move(m, phase, "stopped", attempt_token=None, lease_expires_at=None)
-    for review in await m.all(
-        "SELECT * FROM reviews WHERE phase_id = %s AND state = 'open' FOR UPDATE", (phase.id,)
-    ):
-        withdrawn = await states.advance(m, rules.REVIEW_STATES, "reviews", review.id, "withdrawn")
-        await records.publish_review(m, withdrawn)
-    await log_rows.add(
-        m, row.product_id, row.number, "phase_stopped", text or f"{_named(row)} is stopped"
+async def _store_result(
+    m: Mutation, phase: Phase, outcome: PhaseOutcome, said: rules.ByPhase
+) -> Result:
+    """Writes what a phase found, with what reviewers decided in the phases before."""
+    kind = result_rows.VALUES[phase.number]
+    value = outcome.value[kind]
+    if outcome.source != "reviewer":
+        value = rules.standing(phase.number, value, said)
+    return await m.one(
+        result_rows.UPSERT_RESULT,
+        {
+            "id": new_id(),
+            "owner": m.owner,
+            "product_id": phase.product_id,
+            "phase": phase.number,
+            "value": Jsonb({kind: value}),
+            "confidence": outcome.confidence,
+            "source": outcome.source,
+            "provider": outcome.provider,
+            "evidence": Jsonb(list(outcome.evidence)),
+        },
     )
+
+
+async def _open_review(m: Mutation, phase: Phase, result: Result) -> None:
+    review = await m.one(
+        _INSERT_REVIEW,
+        {
+            "id": new_id(),
+            "owner": m.owner,
+            "product_id": phase.product_id,
+            "phase_id": phase.id,
+            "phase": phase.number,
+            "model_value": Jsonb(result.value),
+            "model_confidence": result.confidence,
+            "evidence": Jsonb(result.evidence),
+        },
+    )
+    await review_rows.publish(m, review)
+    text = f"{named(phase)} waits for a person: its confidence is {review.model_confidence:.3f}"
+    await log(m, phase, "review_opened", text, "warning")
+
+
+def _product_columns(result: Result, said: rules.ByPhase) -> dict[str, object]:
+    """The product's columns that follow from the result of phase 1."""
+    columns: dict[str, object] = {"confidence": result.confidence}
+    if result.source == "reviewer":
+        value = result.value[result_rows.VALUES[1]]
+        decided = [name for name in ("name", "model") if name in {**value, **said.get(1, {})}]
+        columns |= {name: value.get(name, "").strip() for name in decided}
+    return columns
+
+
+async def claim(m: Mutation, phase: LockedPhase, token: UUID, lease_seconds: float) -> LockedPhase:
+    """Gives a locked phase that is due to an outside runner. Returns its new row."""
+    number = phase.attempt_number + 1
+    await attempts.record_begin(m, token, PHASES.name, phase.id, number, f"outside:{m.actor}")
+    await m.run(_SET_LEASE, {"seconds": lease_seconds, "id": phase.id})
+    row = await _move(m, phase, "running", attempt_token=token, attempt_number=number)
+    await record_move(m, row)
     return row
 
 
-async def fail(m: Mutation, phase: Any, error_class: str, message: str) -> Any:
+async def request_stop(m: Mutation, phase: LockedPhase) -> LockedPhase:
+    """Asks the worker that has a locked phase to stop. Returns its new row."""
+    row = await _move(m, phase, "running", cancel_requested=True)
+    await log(m, row, "stop_requested", "the worker was asked to stop")
+    return row
+
+
+async def stop(m: Mutation, phase: LockedPhase, text: str = "") -> LockedPhase:
+    """Stops a locked phase that no worker has, and withdraws its open review. Does not settle the
+    product."""
+    await end_attempt(m, phase, "cancelled")
+    row = await _move(m, phase, "stopped", attempt_token=None, lease_expires_at=None)
+    for review_id in await m.all(_LOCK_OPEN_REVIEWS, {"phase_id": phase.id}):
+        review = await states.advance(m, rules.REVIEW_STATES, REVIEWS, review_id, "withdrawn")
+        if review is not None:
+            await review_rows.publish(m, review)
+    await log(m, row, "phase_stopped", text or f"{named(row)} is stopped")
+    return row
+
+
+async def fail(m: Mutation, phase: LockedPhase, error_class: str, message: str) -> LockedPhase:
     """Fails a locked phase that no worker has."""
     await end_attempt(m, phase, "failed", error_class, message)
-    row = await move(
+    row = await _move(
         m,
         phase,
         "failed",
@@ -287,90 +309,55 @@ async def fail(m: Mutation, phase: Any, error_class: str, message: str) -> Any:
         error_class=error_class,
         error_message=message,
     )
-    await _log_failure(m, row)
-    await settle(m, row.product_id)
+    await record_move(m, row)
     return row
 
 
-async def lose(m: Mutation, phase: Any) -> Any:
+async def expire_lease(m: Mutation, phase: LockedPhase) -> LockedPhase:
     """Takes a locked phase from an outside runner whose lease has passed; after too many it
     fails."""
     message = "its runner let the lease pass without a heartbeat"
-    if phase.attempt_number >= rules.MAX_ATTEMPTS:
-        await end_attempt(m, phase, "lost", "WORKER_LOST", message)
-        return await fail(
-            m,
-            phase,
-            "WORKER_LOST",
-            f"{phase.attempt_number} runners let their leases pass; retry it",
-        )
     await end_attempt(m, phase, "lost", "WORKER_LOST", message)
-    row = await move(m, phase, "pending", attempt_token=None, lease_expires_at=None)
-    text = f"{_named(row)} waits for a runner again: {message}"
-    await log_rows.add(m, row.product_id, row.number, "lease_passed", text, level="warning")
+    if phase.attempt_number >= rules.MAX_ATTEMPTS:
+        text = f"{phase.attempt_number} runners let their leases pass; retry it"
+        return await fail(m, phase, "WORKER_LOST", text)
+    row = await _move(m, phase, "pending", attempt_token=None, lease_expires_at=None)
+    text = f"{named(row)} waits for a runner again: {message}"
+    await log(m, row, "lease_passed", text, "warning")
     await settle(m, row.product_id)
     return row
 
 
 async def end_attempt(
-    m: Mutation, phase: Any, outcome: str, error_class: str = "", message: str = ""
+    m: Mutation, phase: LockedPhase, outcome: str, error_class: str = "", message: str = ""
 ) -> None:
-    """Ends the record of the try that has the phase, if one has."""
-    await attempts.record_end(
-        m, phase.attempt_token, outcome, error_class=error_class, error_message=message
-    )
+    """Ends the record of the attempt that has the phase, if one has."""
+    if phase.attempt_token is not None:
+        await attempts.record_end(
+            m, phase.attempt_token, outcome, error_class=error_class, error_message=message
+        )
 
 
-async def follow(m: Mutation, row: Any) -> None:
-    """What a worker's move of a phase brings with it: shared.background.attempts calls it within
-    the transaction of the move.
-
-    COMPLETED and AWAITING_REVIEW are told by Progress.finish, after their result.
-    """
-    match row.state:
-        case "running":
-            row = await _tell(m, row)
-            if not row.waits_for:  # a wait has a thousand tries
-                again = f", try {row.attempt_number}" if row.attempt_number > 1 else ""
-                await log_rows.add(
-                    m,
-                    row.product_id,
-                    row.number,
-                    "phase_running",
-                    f"{_named(row)} is running{again}",
-                )
-        case "pending":
-            row = await _tell(m, row)
-            if not row.waits_for or row.updated_at - row.waiting_since < _JUST_BEGUN:
-                why = row.error_message or "its worker was stopped"
-                text = f"{_named(row)} will be tried again: {why}"
-                await log_rows.add(
-                    m, row.product_id, row.number, "phase_retried", text, level="warning"
-                )
+async def record_move(m: Mutation, phase: Phase) -> None:
+    """Writes the line about a phase that an attempt moved to RUNNING, PENDING, FAILED or STOPPED,
+    and settles the product."""
+    match phase.state:
+        case "running" if not phase.waits_for:  # a wait has a thousand attempts
+            number = f", try {phase.attempt_number}" if phase.attempt_number > 1 else ""
+            await log(m, phase, "phase_running", f"{named(phase)} is running{number}")
+        case "pending" if _has_just_begun_to_wait(phase):
+            why = phase.error_message or "its worker was stopped"
+            text = f"{named(phase)} will be tried again: {why}"
+            await log(m, phase, "phase_retried", text, "warning")
         case "failed":
-            row = await _tell(m, row)
-            await _log_failure(m, row)
+            text = f"{named(phase)} failed: {phase.error_message}"
+            about = {"error_class": phase.error_class}
+            await log(m, phase, "phase_failed", text, "error", about)
         case "stopped":
-            row = await _tell(m, row)
-            await log_rows.add(
-                m, row.product_id, row.number, "phase_stopped", f"{_named(row)} is stopped"
-            )
-        case _:
-            return
-    await settle(m, row.product_id)
+            await log(m, phase, "phase_stopped", f"{named(phase)} is stopped")
+    await settle(m, phase.product_id)
 
 
-async def _log_failure(m: Mutation, row: Any) -> None:
-    await log_rows.add(
-        m,
-        row.product_id,
-        row.number,
-        "phase_failed",
-        f"{_named(row)} failed: {row.error_message}",
-        level="error",
-        details={"error_class": row.error_class},
-    )
-
-
-def _named(phase: Any) -> str:
-    return f"phase {phase.number} ({rules.PHASE_NAMES[phase.number]})"
+def _has_just_begun_to_wait(phase: Phase) -> bool:
+    """Also where the phase waits for nothing but its next attempt."""
+    return phase.waiting_since is None or phase.updated_at - phase.waiting_since < _JUST_BEGUN

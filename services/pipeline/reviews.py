@@ -1,32 +1,75 @@
 """Reviews: a person decides what a model was not sure of."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from atelier.pipeline.v1 import result_pb2, review_pb2_grpc
 from atelier.pipeline.v1 import review_pb2 as pb
+from grpc.aio import ServicerContext
 from psycopg.types.json import Jsonb
 
-from services.pipeline import log_rows, progress, records, rules
-from services.pipeline.phases import check_usable, checked_value
+from services.pipeline import log_rows, phase_rows, progress, result_rows, review_rows, rules
+from services.pipeline.checking import check_usable, stored_value
+from services.pipeline.phase_rows import LockedPhase
+from services.pipeline.review_rows import REVIEWS, Review
 from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
-from shared.rpc import auth, errors, paging
+from shared.database.lists import Listing
+from shared.database.rows import Statement
+from shared.rpc import errors, paging
 
-_GET = "SELECT * FROM reviews WHERE id = %s"
-_LOCK = """
-    SELECT *, claimed_by <> '' AND claimed_by <> %(actor)s AND claim_expires_at
-        > now() AS held_by_another, now() AS at
+
+@dataclass(slots=True)
+class _Subject:
+    """The phase that a review is about."""
+
+    product_id: UUID
+    phase: int
+
+
+@dataclass(slots=True)
+class LockedReview(Review):
+    """A review that the transaction holds."""
+
+    claimed_by_another: bool
+
+
+@dataclass(slots=True)
+class _Grounds:
+    """What a result says of where it comes from."""
+
+    provider: str
+    evidence: list[dict[str, Any]]
+
+
+_LIST = Listing(REVIEWS, Review)
+_SELECT_SUBJECT = Statement(_Subject, "SELECT product_id, phase FROM reviews WHERE id = %(id)s")
+_LOCK_REVIEW = Statement(
+    LockedReview,
+    f"""
+    SELECT {REVIEWS.columns}, claimed_by <> '' AND claimed_by <> %(actor)s
+        AND claim_expires_at > now() AS claimed_by_another
     FROM reviews WHERE id = %(id)s FOR UPDATE
-"""
-_CLAIM = """
-    UPDATE reviews SET claimed_by = %(actor)s, claim_expires_at = now() + make_interval(mins
-        => %(minutes)s),
-        version = version + 1, updated_at = now()
-    WHERE id = %(id)s RETURNING *
-"""
+""",
+)
+_CLAIM_REVIEW = Statement(
+    Review,
+    f"""
+    UPDATE reviews SET claimed_by = %(actor)s, version = version + 1, updated_at = now(),
+        claim_expires_at = now() + make_interval(mins => %(minutes)s)
+    WHERE id = %(id)s RETURNING {REVIEWS.columns}
+""",
+)
+_SELECT_GROUNDS = Statement(
+    _Grounds,
+    """
+    SELECT provider, evidence FROM results
+    WHERE product_id = %(product_id)s AND phase = %(phase)s
+""",
+)
 _DECIDED = {
     pb.REVIEW_DECISION_APPROVE: "approved",
     pb.REVIEW_DECISION_EDIT: "edited",
@@ -41,116 +84,77 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         self._flows = flows
 
     async def ListReviews(
-        self, request: pb.ListReviewsRequest, context: Any
+        self, request: pb.ListReviewsRequest, context: ServicerContext
     ) -> pb.ListReviewsResponse:
         page = paging.page(request)
-        conditions = ["owner = %(owner)s"]
-        parameters: dict[str, Any] = {"owner": auth.current().owner}
-        if request.state:
-            conditions.append("state = %(state)s")
-            parameters["state"] = records.REVIEW_STATES.word[request.state]
-        if request.product_id:
-            conditions.append("product_id = %(product_id)s")
-            parameters["product_id"] = parse_id(request.product_id, "product_id")
-        statement: Any = f"SELECT * FROM reviews WHERE {' AND '.join(conditions)}{page.clause}"
-        rows = await self._db.rows(statement, parameters | page.parameters)
-        reviews, token = page.fill(rows, map(records.review, rows))
+        wanted = {
+            "state": request.state and review_rows.STATES.word[request.state],
+            "product_id": request.product_id and parse_id(request.product_id, "product_id"),
+        }
+        rows = await self._db.all(*_LIST.query(page, wanted))
+        reviews, token = page.fill(rows, map(review_rows.to_proto, rows))
         return pb.ListReviewsResponse(reviews=reviews, next_page_token=token)
 
     async def ClaimReview(
-        self, request: pb.ClaimReviewRequest, context: Any
+        self, request: pb.ClaimReviewRequest, context: ServicerContext
     ) -> pb.ClaimReviewResponse:
         review_id = parse_id(request.review_id, "review_id")
 
         async def work(m: Mutation) -> pb.ClaimReviewResponse:
-            review = await _open(m, review_id)
+            review = await _lock_open(m, review_id)
             minutes = request.minutes or rules.DEFAULT_CLAIM_MINUTES
-            row = await m.one(_CLAIM, {"id": review.id, "actor": m.actor, "minutes": minutes})
-            await records.publish_review(m, row)
+            claim = {"id": review.id, "actor": m.actor, "minutes": minutes}
+            row = await m.one(_CLAIM_REVIEW, claim)
+            await review_rows.publish(m, row)
             text = f"{m.actor} took the review for {minutes} minutes"
             await log_rows.add(m, row.product_id, row.phase, "review_claimed", text)
-            return pb.ClaimReviewResponse(review=records.review(row))
+            return pb.ClaimReviewResponse(review=review_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.ClaimReviewResponse, work)
 
     async def SubmitReview(
-        self, request: pb.SubmitReviewRequest, context: Any
+        self, request: pb.SubmitReviewRequest, context: ServicerContext
     ) -> pb.SubmitReviewResponse:
         review_id = parse_id(request.review_id, "review_id")
 
         async def work(m: Mutation) -> pb.SubmitReviewResponse:
-            found = await m.one(_GET, (review_id,))
-            if found is None:
+            subject = await m.first(_SELECT_SUBJECT, {"id": review_id})
+            if subject is None:
                 raise errors.not_found("review", review_id)
-            phase = await progress.lock_phase(m, found.product_id, found.phase)
-            review = await _open(m, review_id)
-            if request.etag and request.etag != str(review.version):
+            phase = await phase_rows.lock(m, subject.product_id, subject.phase)
+            open_review = await _lock_open(m, review_id)
+            if request.etag and request.etag != str(open_review.version):
                 raise errors.etag_mismatch("review", review_id)
-            review = await self._decide(m, request, review, phase)
-            await self._carry_out(m, review, phase)
-            phase = await progress.lock_phase(m, review.product_id, review.phase)
+            review = await _decide(m, request, open_review, phase)
+            row = await self._carry_out(m, review, phase)
             return pb.SubmitReviewResponse(
-                review=records.review(review), phase=records.phase(phase)
+                review=review_rows.to_proto(review), phase=phase_rows.to_proto(row)
             )
 
         return await self._db.mutate(request, pb.SubmitReviewResponse, work)
 
-    async def _decide(
-        self, m: Mutation, request: pb.SubmitReviewRequest, review: Any, phase: Any
-    ) -> Any:
-        """Writes the decision down. Returns the review's new row."""
-        columns: dict[str, Any] = {
-            "note": request.note,
-            "decided_by": m.actor,
-            "decided_at": review.at,
-        }
-        if request.decision == pb.REVIEW_DECISION_APPROVE:
-            columns["effective_value"] = Jsonb(review.model_value)
-        if request.decision == pb.REVIEW_DECISION_EDIT:
-            columns |= await _edit(m, request, review, phase)
-        state = _DECIDED[request.decision]
-        row = await states.advance(m, rules.REVIEW_STATES, "reviews", review.id, state, **columns)
-        await records.publish_review(m, row)
-        await log_rows.add(
-            m,
-            row.product_id,
-            row.phase,
-            f"review_{state}",
-            f"{m.actor} decided:"
-            f" {state.replace('_', ' ')}{f' ({request.note})' if request.note else ''}",
-        )
+    async def _carry_out(self, m: Mutation, review: Review, phase: LockedPhase) -> LockedPhase:
+        """Does with the phase what the review decided. Returns the phase's new row."""
+        if review.effective_value is not None:
+            reviewed = {"product_id": review.product_id, "phase": review.phase}
+            grounds = await m.one(_SELECT_GROUNDS, reviewed)
+            outcome = progress.PhaseOutcome(
+                review.effective_value, 1.0, "reviewer", grounds.provider, grounds.evidence
+            )
+            row, _ = await self._flows.complete(m, phase, outcome, cancel_requested=False)
+            return row
+        if review.state == "rejected":
+            reason = review.note or "the reviewer gave no reason"
+            text = f"a reviewer rejected it: {reason}"
+            return await progress.fail(m, phase, "REVIEW_REJECTED", text)
+        row = await self._flows.retry(m, phase)
+        await progress.settle(m, review.product_id)
         return row
 
-    async def _carry_out(self, m: Mutation, review: Any, phase: Any) -> None:
-        if review.effective_value is not None:
-            row = await states.advance(
-                m,
-                rules.PHASE_STATES,
-                "phases",
-                phase.id,
-                "completed",
-                confidence=1.0,
-                cancel_requested=False,
-            )
-            result = await m.one(
-                "SELECT provider, evidence FROM results WHERE product_id = %s AND phase = %s",
-                (review.product_id, review.phase),
-            )
-            finding = progress.Finding(
-                review.effective_value, 1.0, "reviewer", result.provider, result.evidence
-            )
-            await self._flows.finish(m, row, finding)
-        elif review.state == "rejected":
-            reason = review.note or "the reviewer gave no reason"
-            await progress.fail(m, phase, "REVIEW_REJECTED", f"a reviewer rejected it: {reason}")
-        else:
-            await self._flows.again(m, phase)
-            await progress.settle(m, review.product_id)
 
-
-async def _open(m: Mutation, review_id: UUID) -> Any:
+async def _lock_open(m: Mutation, review_id: UUID) -> LockedReview:
     """The review, locked, if it is open and nobody else has claimed it."""
-    review = await m.one(_LOCK, {"id": review_id, "actor": m.actor})
+    review = await m.first(_LOCK_REVIEW, {"id": review_id, "actor": m.actor})
     if review is None:
         raise errors.not_found("review", review_id)
     if review.state != "open":
@@ -158,7 +162,7 @@ async def _open(m: Mutation, review_id: UUID) -> Any:
         raise errors.precondition(
             text, subject=f"reviews/{review_id}", metadata={"state": review.state}
         )
-    if review.held_by_another:
+    if review.claimed_by_another and review.claim_expires_at:
         until = review.claim_expires_at.isoformat(timespec="seconds")
         text = f"{review.claimed_by} has claimed it until {until}"
         raise errors.precondition(
@@ -167,17 +171,42 @@ async def _open(m: Mutation, review_id: UUID) -> Any:
     return review
 
 
-async def _edit(
-    m: Mutation, request: pb.SubmitReviewRequest, review: Any, phase: Any
-) -> dict[str, Any]:
-    """What the reviewer said, and what counts then. INVALID_ARGUMENT if that is nothing new, or of
-    no use."""
-    kind, mask = records.VALUES[review.phase], list(request.update_mask.paths)
-    _check_mask(mask, kind)
-    model, given = (
-        review.model_value[kind],
-        checked_value(request.value, review.phase, "value")[kind],
+async def _decide(
+    m: Mutation, request: pb.SubmitReviewRequest, review: LockedReview, phase: LockedPhase
+) -> Review:
+    """Writes the decision down. Returns the review's new row."""
+    columns: dict[str, Any] = {"note": request.note, "decided_by": m.actor}
+    if request.decision == pb.REVIEW_DECISION_APPROVE:
+        columns["effective_value"] = Jsonb(review.model_value)
+    if request.decision == pb.REVIEW_DECISION_EDIT:
+        columns |= await _edit(m, request, review, phase)
+    state = _DECIDED[request.decision]
+    row = await states.advance(
+        m, rules.REVIEW_STATES, REVIEWS, review.id, state, stamps=("decided_at",), **columns
     )
+    if row is None:
+        raise RuntimeError(f"the machine has no way from {review.state} to {state}")
+    await review_rows.publish(m, row)
+    note = f" ({request.note})" if request.note else ""
+    await log_rows.add(
+        m,
+        row.product_id,
+        row.phase,
+        f"review_{state}",
+        f"{m.actor} decided: {state.replace('_', ' ')}{note}",
+    )
+    return row
+
+
+async def _edit(
+    m: Mutation, request: pb.SubmitReviewRequest, review: Review, phase: LockedPhase
+) -> dict[str, Jsonb]:
+    """The columns of an edit: what the reviewer said, and what counts then. INVALID_ARGUMENT if
+    that is nothing new, or of no use."""
+    kind, mask = result_rows.VALUES[review.phase], list(request.update_mask.paths)
+    _check_mask(mask, kind)
+    model = review.model_value[kind]
+    given = stored_value(request.value, review.phase, "value")[kind]
     effective = rules.effective(model, given, mask)
     if effective == model:
         text = (
@@ -185,14 +214,14 @@ async def _edit(
         )
         raise errors.invalid("value", text)
     reviewer = {**dict.fromkeys(mask), **given}  # None: emptied
-    await check_usable(
-        m, phase, {kind: effective}, "value", rules.said_in(model, reviewer, effective)
-    )
+    said = rules.said_in(model, reviewer, effective)
+    await check_usable(m, phase, {kind: effective}, "value", said)
     return {"reviewer_value": Jsonb({kind: reviewer}), "effective_value": Jsonb({kind: effective})}
 
 
 def _check_mask(mask: Sequence[str], kind: str) -> None:
-    known = getattr(result_pb2.PhaseValue(), kind).DESCRIPTOR.fields_by_name
+    field = result_pb2.PhaseValue.DESCRIPTOR.fields_by_name[kind]
+    known = field.message_type.fields_by_name if field.message_type else {}
     for index, name in enumerate(mask):
         if name not in known:
             text = f"{name[:60]!r} is not a field of {kind}; there are {', '.join(known)}"

@@ -38,13 +38,13 @@ REVIEW_STATES: Mapping[str, frozenset[str]] = {
     "withdrawn": frozenset(),
 }
 
-# tries of a phase before it fails; with their backoffs some two minutes of an unreachable service
+# A phase fails after so many attempts, which with their backoffs take some two minutes while a
+# service can't be reached.
 MAX_ATTEMPTS = 6
-DEFAULT_LEASE_SECONDS = 60  # of an outside runner
-DEFAULT_CLAIM_MINUTES = 15  # of a reviewer
-VALUE_BYTES = (
-    500_000  # of a phase's value as JSON: a review holds three, and its answer at most 4 MiB
-)
+DEFAULT_LEASE_SECONDS = 60  # an outside runner's
+DEFAULT_CLAIM_MINUTES = 15  # a reviewer's
+# The limit of a phase's value as JSON: a review holds three, and its answer at most 4 MiB.
+VALUE_BYTES = 500_000
 IMAGES_WAIT_SECONDS = 24 * 3600.0  # for a product's images to be READY
 
 
@@ -96,8 +96,8 @@ def effective(
 
 
 ByPhase = Mapping[int, Mapping[str, Any]]
-"""Fields of phases' values. Of `said`, which is what people said in their edits: those that they
-decided on, None for one that they emptied."""
+"""Fields of phases' values, by phase. `said` holds what people said in their edits: the fields that
+they decided on, None for one that they emptied."""
 
 _SAME = {
     1: ("name", "model", "condition", "condition_details"),
@@ -119,13 +119,23 @@ def said_in(
     return {name: effective.get(name) for name in (*changed, *repeated)}
 
 
-def facts_for(product: Any, values: ByPhase, said: ByPhase) -> dict[str, Any]:
+class StatedProduct(Protocol):
+    """What the caller stated about a product."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+
+def facts_for(product: StatedProduct, values: ByPhase, said: ByPhase) -> dict[str, Any]:
     """The facts that the next phase is given, in shared.formats.facts' plain form: the caller's,
     with what the phases before found, with what people said of it.
 
-    `product` is the row; `values` are effective values by phase. What a phase left out stays as it
-    was stated, and so does market data that the caller stated; what a person said counts before
-    both.
+    `values` are effective values by phase. What a phase left out stays as it was stated, and so
+    does market data that the caller stated; what a person said counts before both.
     """
     words = {
         **product.facts.get("product", {}),
@@ -164,7 +174,8 @@ def standing(number: int, found: Mapping[str, Any], said: ByPhase) -> dict[str, 
 
 
 def _words_said(said: ByPhase) -> dict[str, Any]:
-    """As facts about the product; the later phase's word counts, None where a person wants none."""
+    """The edits as facts about the product: the later phase's word counts, None where a person
+    wants none."""
     return {
         name: word for number in sorted(said) for name, word in _words(number, said[number]).items()
     }

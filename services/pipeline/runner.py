@@ -12,11 +12,23 @@ import structlog
 from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
 from atelier.conversions.v1 import analysis_pb2, analysis_pb2_grpc, job_pb2
 
-from services.pipeline import price_book, progress, records, rules
+from services.pipeline import (
+    phase_rows,
+    price_book_rows,
+    product_rows,
+    progress,
+    result_rows,
+    review_rows,
+    rules,
+)
+from services.pipeline.phase_rows import PHASES, STAMPS, LockedPhase, Phase
+from services.pipeline.product_rows import IMAGES, Product, ProductImage
+from services.pipeline.progress import PhaseOutcome
 from shared.background import attempts
 from shared.background.attempts import Attempt, JobFailed, Outcome
 from shared.background.tasks import wanted
-from shared.database.db import Database
+from shared.database.db import Database, Mutation
+from shared.database.rows import Statement
 from shared.rpc import auth
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError, Reason
@@ -33,19 +45,50 @@ _TASKS = {
     3: analysis_pb2.ANALYSIS_TASK_SEO,
     4: analysis_pb2.ANALYSIS_TASK_LISTING,
 }
-_LATE = """
+
+
+@dataclass(slots=True)
+class _Value:
+    """The value that a phase came to."""
+
+    phase: int
+    value: dict[str, Any]  # JSON of a PhaseValue
+
+
+@dataclass(slots=True)
+class _Late:
+    """A phase whose outside runner let the lease pass."""
+
+    owner: str
+    product_id: UUID
+    number: int
+
+
+_SELECT_IMAGES = Statement(
+    ProductImage,
+    f"""
+    SELECT {IMAGES.columns} FROM product_images WHERE product_id = %(id)s
+    ORDER BY is_primary DESC, position
+""",
+)
+_SELECT_VALUES = Statement(_Value, "SELECT phase, value FROM results WHERE product_id = %(id)s")
+_SELECT_STOP = Statement(bool, "SELECT cancel_requested FROM phases WHERE id = %(id)s")
+_SELECT_LATE = Statement(
+    _Late,
+    """
     SELECT owner, product_id, number FROM phases
     WHERE state = 'running' AND external AND lease_expires_at < now()
-        ORDER BY lease_expires_at LIMIT 100
-"""
+    ORDER BY lease_expires_at LIMIT 100
+""",
+)
 
 
 @dataclass(frozen=True)
-class Known:
+class PhaseInputs:
     """What is known of a product when a phase begins."""
 
-    product: Any
-    images: Sequence[Any]  # primary first
+    product: Product
+    images: Sequence[ProductImage]  # primary first
     values: rules.ByPhase  # what earlier phases found
     said: rules.ByPhase  # what people said of it
 
@@ -59,65 +102,57 @@ class PhaseRunner:
         self._flows = flows
         self._peers = peers
         self._kind = attempts.Kind(
-            "phases",
+            PHASES,
             rules.PHASE_STATES,
             "running",
             "completed",
-            progress.follow,
+            phase_rows.publish,
             max_attempts=rules.MAX_ATTEMPTS,
             cancelled="stopped",
+            stamps=STAMPS,
+            in_transaction=progress.record_move,
         )
 
     async def run(self, phase_id: str) -> None:
         await attempts.run(self._db, self._kind, phase_id, self._work)
 
-    async def _work(self, attempt: Attempt) -> Outcome:
-        known = await self._known(attempt.row.product_id)
+    async def _work(self, attempt: Attempt[LockedPhase]) -> Outcome[LockedPhase]:
+        inputs = await self._inputs(attempt.row.product_id)
         if attempt.row.number == 2:
-            return self._outcome(await self._research(attempt, known))
-        return await self._analyse(attempt, known)
+            return self._outcome(await self._research(attempt, inputs))
+        return await self._analyse(attempt, inputs)
 
-    async def _known(self, product_id: UUID) -> Known:
-        wanted = {"id": product_id}
+    async def _inputs(self, product_id: UUID) -> PhaseInputs:
+        mine = {"id": product_id}
         async with self._db.transaction(auth.current().owner) as m:
-            product = await m.one("SELECT * FROM products WHERE id = %(id)s", wanted)
-            images = await m.all(
-                "SELECT * FROM product_images WHERE product_id = %(id)s ORDER BY is_primary DESC,"
-                " position",
-                wanted,
-            )
-            results = await m.all(
-                "SELECT phase, value FROM results WHERE product_id = %(id)s", wanted
-            )
-            said = await progress.what_people_said(m, product_id)
-        return Known(
-            product,
-            images,
-            {row.phase: row.value[records.VALUES[row.phase]] for row in results},
-            said,
-        )
+            product = await m.one(product_rows.SELECT_PRODUCT, mine)
+            images = await m.all(_SELECT_IMAGES, mine)
+            found = await m.all(_SELECT_VALUES, mine)
+            said = await review_rows.edits(m, product_id)
+        values = {row.phase: row.value[result_rows.VALUES[row.phase]] for row in found}
+        return PhaseInputs(product, images, values, said)
 
-    async def _analyse(self, attempt: Attempt, known: Known) -> Outcome:
+    async def _analyse(
+        self, attempt: Attempt[LockedPhase], inputs: PhaseInputs
+    ) -> Outcome[LockedPhase]:
         """Phases 1, 3 and 4: an analysis of `conversions`."""
         number = attempt.row.number
-        analysis = await self._analysed(attempt, known)
+        analysis = await self._analysed(attempt, inputs)
         attempt.model = analysis.recipe.model
-        found = plain(analysis.result, "result")
+        value = _VALUES[number](plain(analysis.result, "result"))
         if number == 4:
-            value = {
-                **_VALUES[4](found),
-                "images": [await self._listed(image) for image in known.images],
-            }
-        else:
-            value = _VALUES[number](found)
-        evidence = [records.plain(item) for item in analysis.evidence]
-        finding = progress.Finding(
-            _kept(number, value), analysis.confidence, "service", analysis.recipe.model, evidence
+            value["images"] = [await self._listed(image) for image in inputs.images]
+        evidence = [result_rows.plain(item) for item in analysis.evidence]
+        model = analysis.recipe.model
+        found = PhaseOutcome(
+            _phase_value(number, value), analysis.confidence, "service", model, evidence
         )
-        return self._outcome(finding, analysis.credits)
+        return self._outcome(found, analysis.credits)
 
-    async def _analysed(self, attempt: Attempt, known: Known) -> analysis_pb2.Analysis:
-        """Runs the phase's analysis, or goes on waiting for the one that an earlier try asked
+    async def _analysed(
+        self, attempt: Attempt[LockedPhase], inputs: PhaseInputs
+    ) -> analysis_pb2.Analysis:
+        """Runs the phase's analysis, or goes on waiting for the one that an earlier attempt asked
         for."""
         phase = attempt.row
         stub = self._peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
@@ -127,15 +162,15 @@ class PhaseRunner:
             product_id=str(phase.product_id),
             images=[
                 analysis_pb2.AnalysisImage(asset_id=str(row.asset_id), view=row.view)
-                for row in known.images
+                for row in inputs.images
             ],
-            facts=facts_message(known.facts()),
+            facts=facts_message(inputs.facts()),
         )
-        analysis = (await stub.CreateAnalysis(request)).analysis
+        created: analysis_pb2.CreateAnalysisResponse = await stub.CreateAnalysis(request)
         try:
-            analysis = await self._finished(stub, analysis)
+            analysis = await self._finished(stub, created.analysis.id)
         except asyncio.CancelledError:
-            await self._cancel_if_asked(stub, phase, analysis.id)
+            await self._cancel_if_asked(stub, phase, created.analysis.id)
             raise
         if analysis.state != job_pb2.JOB_STATE_COMPLETED:
             text = (
@@ -145,10 +180,11 @@ class PhaseRunner:
             raise JobFailed(analysis.error_class or "ANALYSIS_CANCELLED", text)
         return analysis
 
-    async def _finished(self, stub: Any, analysis: analysis_pb2.Analysis) -> analysis_pb2.Analysis:
-        """Waits as long as it takes: it may be one of many. The watch is renewed, since its token
-        is short-lived."""
-        request = analysis_pb2.WatchAnalysesRequest(analysis_ids=[analysis.id])
+    async def _finished(self, stub: Any, analysis_id: str) -> analysis_pb2.Analysis:
+        """Waits as long as it takes: the analysis may be one of many. The watch is renewed, since
+        its token is short-lived."""
+        request = analysis_pb2.WatchAnalysesRequest(analysis_ids=[analysis_id])
+        item: analysis_pb2.WatchAnalysesResponse
         while True:
             try:
                 async for item in stub.WatchAnalyses(request, timeout=_WATCH_SECONDS):
@@ -158,14 +194,12 @@ class PhaseRunner:
                 if error.reason != Reason.ERROR_REASON_DEADLINE:
                     raise
 
-    async def _cancel_if_asked(self, stub: Any, phase: Any, analysis_id: str) -> None:
-        """Passes a stop on. A worker that is only restarting leaves the analysis to the next
-        try."""
+    async def _cancel_if_asked(self, stub: Any, phase: Phase, analysis_id: str) -> None:
+        """Cancels the analysis if the phase shall stop. A worker that is only restarting leaves it
+        to the next attempt."""
         try:
-            rows = await self._db.system_rows(
-                "SELECT cancel_requested FROM phases WHERE id = %s", (phase.id,)
-            )
-            if rows and rows[0].cancel_requested:
+            stops = await self._db.system_all(_SELECT_STOP, {"id": phase.id})
+            if any(stops):
                 request = analysis_pb2.CancelAnalysisRequest(
                     request_id=f"{phase.id}/{phase.retry_count}/stop", analysis_id=analysis_id
                 )
@@ -175,12 +209,11 @@ class PhaseRunner:
                 "the analysis goes on by itself", analysis=analysis_id, error=type(error).__name__
             )
 
-    async def _listed(self, image: Any) -> dict[str, Any]:
+    async def _listed(self, image: ProductImage) -> dict[str, Any]:
         """An image as a listing shows it, with its variants that aren't failed."""
         stub = self._peers.stub(variant_pb2_grpc.VariantServiceStub)
-        answer = await stub.ListVariants(
-            variant_pb2.ListVariantsRequest(asset_id=str(image.asset_id))
-        )
+        request = variant_pb2.ListVariantsRequest(asset_id=str(image.asset_id))
+        answer: variant_pb2.ListVariantsResponse = await stub.ListVariants(request)
         variants = [
             {"variant_id": variant.id, "preset": variant.preset}
             for variant in answer.variants
@@ -193,31 +226,31 @@ class PhaseRunner:
             "variants": variants,
         }
 
-    async def _research(self, attempt: Attempt, known: Known) -> progress.Finding:
+    async def _research(self, attempt: Attempt[LockedPhase], inputs: PhaseInputs) -> PhaseOutcome:
         """Phase 2: the owner's price book, or nothing."""
-        attempt.model = known.product.market_provider
-        if known.product.market_provider == "none":
+        attempt.model = inputs.product.market_provider
+        if inputs.product.market_provider == "none":
             text = "the product has no market provider; nothing was looked up"
-            return progress.Finding(_kept(2, {}), None, "service", "none", log=text)
+            return PhaseOutcome(_phase_value(2, {}), None, "service", "none", note=text)
         async with self._db.transaction(auth.current().owner) as m:
-            found, text = await price_book.look_up(m, known.facts())
+            found, text = await price_book_rows.look_up(m, inputs.facts())
         confidence = 1.0 if found else None
         evidence = [{"name": "match", "value": 1.0, "weight": 1.0, "note": text}] if found else []
-        return progress.Finding(
-            _kept(2, found), confidence, "service", "price_book", evidence, text
+        return PhaseOutcome(
+            _phase_value(2, found), confidence, "service", "price_book", evidence, text
         )
 
-    def _outcome(self, finding: progress.Finding, cost: int = 0) -> Outcome:
-        async def also(m: Any, phase: Any) -> None:
-            await self._flows.finish(m, phase, finding)
+    def _outcome(self, found: PhaseOutcome, credits: int = 0) -> Outcome[LockedPhase]:
+        async def finish(m: Mutation, phase: LockedPhase) -> None:
+            await self._flows.finish(m, phase, found)
 
-        to = "awaiting_review" if rules.wants_review(finding.confidence) else "completed"
-        return Outcome({"confidence": finding.confidence}, to=to, credits=cost, also=also)
+        columns = {"confidence": found.confidence}
+        return Outcome(columns, to=found.state, credits=credits, publishes=True, also=finish)
 
 
-def _kept(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
+def _phase_value(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
     """JSON of the PhaseValue, in the one form in which it is stored."""
-    return records.plain(records.value({records.VALUES[number]: value}))
+    return result_rows.plain(result_rows.value({result_rows.VALUES[number]: value}))
 
 
 def _only(found: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -277,10 +310,10 @@ async def reap_leases(db: Database, every_seconds: float) -> None:
     while wanted():
         await asyncio.sleep(every_seconds)
         try:
-            for late in await db.system_rows(_LATE):
+            for late in await db.system_all(_SELECT_LATE):
                 async with db.transaction(late.owner) as m:
-                    phase = await progress.lock_phase(m, late.product_id, late.number)
+                    phase = await phase_rows.lock(m, late.product_id, late.number)
                     if phase.state == "running" and phase.external and phase.lease_passed:
-                        await progress.lose(m, phase)
+                        await progress.expire_lease(m, phase)
         except (psycopg.Error, DomainError) as error:
             _log.warning("leases wait to be looked at", error=type(error).__name__)

@@ -1,51 +1,78 @@
 """What a watch sends: the state as it is, then every change in commit order."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from atelier.pipeline.v1 import log_pb2, phase_pb2, result_pb2, review_pb2
 from atelier.pipeline.v1 import product_pb2 as pb
 from google.protobuf.message import Message
 
-from services.pipeline import log_rows, records
+from services.pipeline import log_rows, phase_rows, product_rows, result_rows, review_rows
+from services.pipeline.log_rows import LOGS, Log
+from services.pipeline.phase_rows import Phase
+from services.pipeline.product_rows import PRODUCTS, Product, ProductImage
+from services.pipeline.result_rows import Result
+from services.pipeline.review_rows import REVIEWS, Review
 from shared.background import events, waiting
 from shared.database.db import Database
+from shared.database.rows import Statement
 from shared.rpc import auth
 
-M = TypeVar("M", bound=Message)
-_RECENT = timedelta(
-    days=1
-)  # completed products that changed longer ago aren't sent when a watch of all begins
+A = TypeVar("A", bound=Message)
+# When a watch of all products begins, completed ones that changed longer ago aren't sent.
+_RECENT = timedelta(days=1)
 _PAGE = 200
 _LATEST_LOGS = 200
 
-_PRODUCTS = """
-    SELECT * FROM products WHERE owner = %(owner)s AND (%(id)s::uuid IS NULL OR id = %(id)s)
-        AND (%(id)s::uuid IS NOT NULL OR state <> 'completed' OR updated_at > now() - %(recent)s)
-        AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s::timestamptz,
-            %(after_id)s))
+_SELECT_PRODUCTS = Statement(
+    Product,
+    f"""
+    SELECT {PRODUCTS.columns} FROM products
+    WHERE owner = %(owner)s AND (%(id)s::uuid IS NULL OR id = %(id)s)
+        AND (%(id)s::uuid IS NOT NULL OR state <> 'completed'
+            OR updated_at > now() - %(recent)s::interval)
+        AND (%(after_id)s::uuid IS NULL
+            OR (created_at, id) > (%(after_at)s::timestamptz, %(after_id)s))
     ORDER BY created_at, id LIMIT %(limit)s
-"""
-_OF_PRODUCTS = {
-    "image": (
-        "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
-    ),
-    "phase": "SELECT * FROM phases WHERE product_id = ANY(%(ids)s) ORDER BY product_id, number",
-    "result": "SELECT * FROM results WHERE product_id = ANY(%(ids)s) ORDER BY product_id, phase",
-    "review": (
-        """SELECT * FROM reviews WHERE product_id = ANY(%(ids)s) AND (%(one)s OR state = 'open')
-                 ORDER BY product_id, created_at, id"""
-    ),
-}
-_LOGS = """
-    SELECT * FROM (SELECT * FROM logs WHERE owner = %(owner)s AND product_id = %(id)s
-                   ORDER BY created_at DESC, id DESC LIMIT %(limit)s) AS latest
-                       ORDER BY created_at, id
-"""
-_KINDS: Mapping[str, type[Message]] = {
+""",
+)
+_SELECT_REVIEWS = Statement(
+    Review,
+    f"""
+    SELECT {REVIEWS.columns} FROM reviews
+    WHERE product_id = ANY(%(ids)s) AND (%(single)s OR state = 'open')
+    ORDER BY product_id, created_at, id
+""",
+)
+_SELECT_LATEST_LOGS = Statement(
+    Log,
+    f"""
+    SELECT {LOGS.columns} FROM (
+        SELECT {LOGS.columns} FROM logs WHERE owner = %(owner)s AND product_id = %(id)s
+        ORDER BY created_at DESC, id DESC LIMIT %(limit)s
+    ) AS latest ORDER BY created_at, id
+""",
+)
+
+
+@dataclass(slots=True)
+class _Idle:
+    """The columns that show whether a product is idle."""
+
+    id: UUID
+    state: str
+    running: bool
+
+
+_SELECT_IDLE = Statement(_Idle, "SELECT id, state, running FROM products WHERE id = %(id)s")
+_Shown = (
+    pb.Product | phase_pb2.Phase | result_pb2.PhaseResult | review_pb2.Review | log_pb2.LogEntry
+)
+_MESSAGES: Mapping[str, type[_Shown]] = {
     "product": pb.Product,
     "phase": phase_pb2.Phase,
     "result": result_pb2.PhaseResult,
@@ -54,7 +81,15 @@ _KINDS: Mapping[str, type[Message]] = {
 }
 
 
-def by_product(rows: Sequence[Any]) -> dict[UUID, list[Any]]:
+class _OfProduct(Protocol):
+    @property
+    def product_id(self) -> UUID: ...
+
+
+P = TypeVar("P", bound=_OfProduct)
+
+
+def by_product(rows: Sequence[P]) -> dict[UUID, list[P]]:
     """Rows that are sorted by product, apart."""
     return {
         product_id: list(group)
@@ -65,25 +100,25 @@ def by_product(rows: Sequence[Any]) -> dict[UUID, list[Any]]:
 def changes(
     db: Database,
     stream: events.EventStream,
-    request: Any,
-    answer: Callable[..., M],
+    request: Message,
+    answer: Callable[..., A],
     product_id: UUID | None,
     *,
     logs: bool = True,
-) -> AsyncIterator[M]:
+) -> AsyncIterator[A]:
     """The stream of a watch, whose answers hold a change; `product_id` None: of all products of the
     caller's owner."""
 
     def show(event: events.Event) -> events.Fields | None:
         if event.subject == "log" and not logs:
             return None
-        message: Any = _KINDS[event.subject].FromString(event.payload)
-        subject = message.id if event.subject == "product" else message.product_id
+        message = _MESSAGES[event.subject].FromString(event.payload)
+        subject = message.id if isinstance(message, pb.Product) else message.product_id
         return (
             {event.subject: message} if product_id is None or subject == str(product_id) else None
         )
 
-    def in_change(**fields: Any) -> M:
+    def in_change(**fields: Any) -> A:
         return answer(change=pb.ProductChange(**fields))
 
     return stream.watch(request, in_change, _now(db, product_id), show)
@@ -95,36 +130,65 @@ async def until_idle(
     """Returns when no phase runs or waits for a runner any more, or shortly before the call's
     deadline."""
 
-    async def read() -> Any:
-        return await db.row("SELECT id, state, running FROM products WHERE id = %s", (product_id,))
+    async def read() -> _Idle | None:
+        return await db.first(_SELECT_IDLE, {"id": product_id})
 
-    await waiting.until_told(
-        stream, request, read, lambda row: row.state != "uploaded" and not row.running
-    )
+    def is_idle(row: _Idle) -> bool:
+        return row.state != "uploaded" and not row.running
+
+    await waiting.until_told(stream, request, read, is_idle)
 
 
-async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[events.Fields, Any]]:
-    """What is there, product by product: product, phases, results, reviews; of a single one its
-    latest logs, too."""
+_Row = Product | Phase | Result | Review | Log
+
+
+async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[events.Fields, _Row]]:
+    """Yields the state as it is, product by product: product, phases, results, reviews; for a
+    single one its latest logs, too."""
     owner = auth.current().owner
-    after: Mapping[str, Any] = {"after_at": None, "after_id": None}
+    after: Mapping[str, object] = {"after_at": None, "after_id": None}
     while True:
         page = {"owner": owner, "id": product_id, "recent": _RECENT, "limit": _PAGE, **after}
-        products = await db.rows(_PRODUCTS, page)
-        wanted = {"ids": [row.id for row in products], "one": product_id is not None}
-        parts = {kind: by_product(await db.rows(sql, wanted)) for kind, sql in _OF_PRODUCTS.items()}
+        products = await db.all(_SELECT_PRODUCTS, page)
+        parts = await _parts(db, products, single=product_id is not None)
         for row in products:
-            yield {"product": records.product(row, parts["image"].get(row.id, ()))}, row
-            for kind, to_proto in (
-                ("phase", records.phase),
-                ("result", records.result),
-                ("review", records.review),
-            ):
-                for part in parts[kind].get(row.id, ()):
-                    yield {kind: to_proto(part)}, part
+            for item in parts.of(row):
+                yield item
         if len(products) < _PAGE:
             break
         after = {"after_at": products[-1].created_at, "after_id": products[-1].id}
     if product_id is not None:
-        for line in await db.rows(_LOGS, {"owner": owner, "id": product_id, "limit": _LATEST_LOGS}):
+        latest = {"owner": owner, "id": product_id, "limit": _LATEST_LOGS}
+        for line in await db.all(_SELECT_LATEST_LOGS, latest):
             yield {"log": log_rows.to_proto(line)}, line
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What belongs to some products, by product."""
+
+    images: Mapping[UUID, Sequence[ProductImage]]
+    phases: Mapping[UUID, Sequence[Phase]]
+    results: Mapping[UUID, Sequence[Result]]
+    reviews: Mapping[UUID, Sequence[Review]]
+
+    def of(self, row: Product) -> Iterator[tuple[events.Fields, _Row]]:
+        """The product and its parts, as a watch sends them."""
+        yield {"product": product_rows.to_proto(row, self.images.get(row.id, ()))}, row
+        for phase in self.phases.get(row.id, ()):
+            yield {"phase": phase_rows.to_proto(phase)}, phase
+        for result in self.results.get(row.id, ()):
+            yield {"result": result_rows.to_proto(result)}, result
+        for review in self.reviews.get(row.id, ()):
+            yield {"review": review_rows.to_proto(review)}, review
+
+
+async def _parts(db: Database, products: Sequence[Product], *, single: bool) -> _Parts:
+    """`single`: of one product, whose reviews are all shown, not only open ones."""
+    ids = [row.id for row in products]
+    return _Parts(
+        by_product(await db.all(product_rows.SELECT_IMAGES, {"ids": ids})),
+        by_product(await db.all(phase_rows.SELECT_PHASES, {"ids": ids})),
+        by_product(await db.all(result_rows.SELECT_RESULTS, {"ids": ids})),
+        by_product(await db.all(_SELECT_REVIEWS, {"ids": ids, "single": single})),
+    )

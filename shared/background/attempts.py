@@ -22,7 +22,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -83,7 +83,12 @@ J = TypeVar("J", bound=JobRow)
 
 @dataclass(frozen=True)
 class Kind(Generic[J]):
-    """What a noun's jobs have in common. `publish(m, row)` tells of the row's new state."""
+    """What a noun's jobs have in common. `publish(m, row)` tells of the row's new state.
+
+    `stamps`: by state, columns that get the time of the move to it. `in_transaction(m, row)` runs
+    after `publish`, within the transaction of a move that no outcome brings: a try begins, comes to
+    nothing or is cancelled.
+    """
 
     table: Table[J]
     machine: states.Machine
@@ -92,6 +97,8 @@ class Kind(Generic[J]):
     publish: Callable[[Mutation, J], Awaitable[None]]
     max_attempts: int = 3
     cancelled: str = "cancelled"
+    stamps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    in_transaction: Callable[[Mutation, J], Awaitable[None]] | None = None
 
 
 @dataclass
@@ -117,12 +124,14 @@ class Waits(Exception):
 @dataclass
 class Outcome(Generic[J]):
     """What a try achieved: the row's new columns, figures for the attempt, and what else the commit
-    does. `to`: another state than the kind's `done`."""
+    does. `to`: another state than the kind's `done`. `publishes`: `also` publishes the row itself,
+    where something must be published before it."""
 
     columns: dict[str, Any]
     to: str | None = None
     output_bytes: int = 0
     credits: int = 0
+    publishes: bool = False
     also: Callable[[Mutation, J], Awaitable[None]] | None = None  # within the commit
     after: Callable[[], Awaitable[None]] | None = None  # once committed
     undo: Callable[[], Awaitable[None]] | None = (
@@ -372,13 +381,25 @@ async def _owner_of(db: Database, kind: Kind[J], row_id: UUID) -> str | None:
 async def _move(
     m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
 ) -> J | None:
+    """Moves a row without an outcome, publishes it and does what else such a move brings."""
+    row = await _advance(m, kind, row_id, to, token=token, **columns)
+    if row is not None:
+        await kind.publish(m, row)
+        if kind.in_transaction:
+            await kind.in_transaction(m, row)
+    return row
+
+
+async def _advance(
+    m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
+) -> J | None:
     # A try moves its row from running alone: what it has committed stays, whatever it believes
     # itself.
     machine = kind.machine if token is None else {kind.running: kind.machine[kind.running]}
-    row = await states.advance(m, machine, kind.table, row_id, to, token=token, **columns)
-    if row is not None:
-        await kind.publish(m, row)
-    return row
+    stamps = kind.stamps.get(to, ())
+    return await states.advance(
+        m, machine, kind.table, row_id, to, token=token, stamps=stamps, **columns
+    )
 
 
 async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> None:
@@ -432,10 +453,12 @@ async def _commit(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Out
             **_NO_WAIT,
             **outcome.columns,
         }
-        row = await _move(
+        row = await _advance(
             m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done
         )
         if row is not None:
+            if not outcome.publishes:
+                await kind.publish(m, row)
             if outcome.also:
                 await outcome.also(m, row)
             await _record(m, attempt, "succeeded", outcome=outcome)

@@ -175,10 +175,11 @@ async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     ada = atelier.client("ada")
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
-    await watching.until(flows.phase_is(1, RUNNING))
+    running = await watching.until(flows.phase_is(1, RUNNING))
     stop = phase_pb2.StopPhaseRequest(request_id=flows.request_id(), product_id=created.id, phase=1)
     answer = await flows.phases(ada).StopPhase(stop)
     assert answer.outcome == phase_pb2.STOP_OUTCOME_REQUESTED and answer.phase.stop_requested
+    assert answer.phase.start_time == running.phase.start_time, "its attempt began before"
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_STOPPED))
     assert (await flows.phases(ada).StopPhase(stop)).outcome == phase_pb2.STOP_OUTCOME_REQUESTED, (
         "a repeat"

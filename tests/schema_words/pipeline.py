@@ -1,15 +1,15 @@
 from typing import Any
 
-from services.pipeline import log_rows, records, rules
+from services.pipeline import log_rows, phase_rows, product_rows, result_rows, review_rows, rules
 from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
-    ("products", "state", rules.PRODUCT_STATES, records.PRODUCT_STATES),
+    ("products", "state", rules.PRODUCT_STATES, product_rows.STATES),
     ("products", "preparation", {"pending", "done", "failed"}, None),
-    ("products", "market_provider", None, records.PROVIDERS),
+    ("products", "market_provider", None, product_rows.PROVIDERS),
     ("product_images", "view", {"front", "back", "side"}, None),
-    ("phases", "state", rules.PHASE_STATES, records.PHASE_STATES),
-    ("results", "source", None, records.SOURCES),
-    ("reviews", "state", rules.REVIEW_STATES, records.REVIEW_STATES),
+    ("phases", "state", rules.PHASE_STATES, phase_rows.STATES),
+    ("results", "source", None, result_rows.SOURCES),
+    ("reviews", "state", rules.REVIEW_STATES, review_rows.STATES),
     ("logs", "level", None, log_rows.LEVELS),
 ]

@@ -1,0 +1,111 @@
+"""Phases: the row, its message, locking one and publishing it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from atelier.pipeline.v1 import phase_pb2
+
+from services.pipeline import rules
+from shared.background import events
+from shared.background.attempts import JobRow
+from shared.database.db import Mutation
+from shared.database.rows import Statement, Table
+from shared.rpc import errors
+from shared.rpc.protos import Words, timestamp, wait_of
+
+STATES = Words(phase_pb2.PhaseState, "PHASE_STATE_")
+STAMPS: Mapping[str, tuple[str, ...]] = {
+    "running": ("started_at",),
+    "completed": ("completed_at",),
+    "stopped": ("stopped_at",),
+}
+"""The column that gets the time of the move, by the state that a phase moves to."""
+
+
+@dataclass(slots=True)
+class Phase(JobRow):
+    product_id: UUID
+    number: int
+    started: bool  # asked to run, by the phase before it or by a person
+    external: bool  # only an outside runner takes it
+    retry_count: int
+    confidence: float | None
+    lease_expires_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    stopped_at: datetime | None
+    created_at: datetime
+
+
+class LockedPhase(Phase):
+    """A phase that the transaction holds."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class LeasedPhase(LockedPhase):
+    """A locked phase, and whether its outside runner let the lease pass."""
+
+    lease_passed: bool
+
+
+PHASES = Table("phases", LockedPhase)
+SELECT_PHASES = Statement(
+    Phase,
+    f"""
+    SELECT {PHASES.columns} FROM phases WHERE product_id = ANY(%(ids)s)
+    ORDER BY product_id, number
+""",
+)
+_LOCK_PHASE = Statement(
+    LeasedPhase,
+    f"""
+    SELECT {PHASES.columns}, COALESCE(lease_expires_at < now(), false) AS lease_passed FROM phases
+    WHERE product_id = %(product_id)s AND number = %(number)s FOR UPDATE
+""",
+)
+
+
+async def lock(m: Mutation, product_id: UUID, number: int) -> LeasedPhase:
+    """The owner's phase, locked until the commit. NOT_FOUND if there is no such product."""
+    row = await m.first(_LOCK_PHASE, {"product_id": product_id, "number": number})
+    if row is None:
+        raise errors.not_found("product", product_id)
+    return row
+
+
+def named(phase: Phase) -> str:
+    """What lines of the log call the phase."""
+    return f"phase {phase.number} ({rules.PHASE_NAMES[phase.number]})"
+
+
+def to_proto(row: Phase) -> phase_pb2.Phase:
+    return phase_pb2.Phase(
+        id=str(row.id),
+        product_id=str(row.product_id),
+        number=row.number,
+        state=STATES.number[row.state],
+        due=rules.is_due(row),
+        external=row.external,
+        retry_count=row.retry_count,
+        attempt_number=row.attempt_number,
+        stop_requested=row.state == "running" and row.cancel_requested,
+        confidence=row.confidence,
+        error_class=row.error_class,
+        error_message=row.error_message,
+        start_time=timestamp(row.started_at),
+        wait=wait_of(row),
+        complete_time=timestamp(row.completed_at),
+        stop_time=timestamp(row.stopped_at),
+        lease_expire_time=timestamp(row.lease_expires_at),
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
+
+
+async def publish(m: Mutation, row: Phase) -> None:
+    await events.publish(m, "phase", row.id, row.version, to_proto(row))

@@ -1,0 +1,141 @@
+"""Entries of the price book: the row, its message, and finding a product's offers."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from atelier.pipeline.v1 import price_book_pb2
+
+from services.pipeline import result_rows
+from services.pipeline.price_csv import folded
+from shared.database.db import Mutation
+from shared.database.rows import Statement, Table
+from shared.rpc.protos import timestamp
+
+
+@dataclass(slots=True)
+class Entry:
+    """An offer. The `_key` columns hold the same text folded, for looking up."""
+
+    id: UUID
+    owner: str
+    brand: str
+    model: str
+    name: str
+    marketplace: str
+    category: str
+    link: str
+    price: float | None
+    msrp: float | None
+    currency: str
+    brand_key: str
+    model_key: str
+    name_key: str
+    marketplace_key: str
+    created_at: datetime
+    updated_at: datetime
+
+
+ENTRIES = Table("price_book_entries", Entry)
+_SELECT_BY_MODEL = Statement(
+    Entry,
+    f"""
+    SELECT {ENTRIES.columns} FROM price_book_entries
+    WHERE owner = %(owner)s AND model_key = %(model)s AND model_key <> ''
+        AND (%(brand)s::text = '' OR brand_key IN (%(brand)s, ''))
+    ORDER BY currency, price NULLS LAST, marketplace_key LIMIT 100
+""",
+)
+_SELECT_BY_NAME = Statement(
+    Entry,
+    f"""
+    SELECT {ENTRIES.columns} FROM price_book_entries
+    WHERE owner = %(owner)s AND name_key = %(name)s AND name_key <> ''
+        AND (%(brand)s::text = '' OR brand_key IN (%(brand)s, ''))
+        AND (model_key = '' OR %(model)s::text = '')
+    ORDER BY currency, price NULLS LAST, marketplace_key LIMIT 100
+""",
+)
+
+
+async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Offers for the product that the facts describe: JSON of a MarketResearch, and a line about
+    how they were found.
+
+    By the maker's number, else by the name if the offer or the product has no number. Brands must
+    agree where both are known.
+    """
+    product: Mapping[str, str] = facts.get("product", {})
+    price: Mapping[str, str] = facts.get("price", {})
+    wanted = {
+        "owner": m.owner,
+        **{name: folded(product.get(name, "")) for name in ("brand", "model", "name")},
+    }
+    for way, statement in (("model", _SELECT_BY_MODEL), ("name", _SELECT_BY_NAME)):
+        found = await m.all(statement, wanted) if wanted[way] else []
+        if found:
+            text = f"{len(found)} offers in the price book match by {way} {product[way]!r}"
+            return _research(found, way, price.get("currency", "")), text
+    return {}, "no offer in the price book matches; nothing was found, and nothing is made up"
+
+
+def _research(entries: Sequence[Entry], way: str, preferred_currency: str) -> dict[str, Any]:
+    """Entries, cheapest first within a currency, as JSON of a MarketResearch. Amounts are never
+    converted: the summary is in the preferred currency, or else in that of most offers."""
+    counts = Counter(sorted(entry.currency for entry in entries))
+    currency = (
+        preferred_currency if preferred_currency in counts else max(counts, key=counts.__getitem__)
+    )
+    in_currency = [entry for entry in entries if entry.currency == currency]
+    priced = [entry for entry in in_currency if entry.price is not None]
+    best = priced[0] if priced else None
+    elsewhere = [
+        entry.price for entry in priced if best and entry.marketplace_key != best.marketplace_key
+    ]
+    suggested = [entry.msrp for entry in [*priced[:1], *in_currency] if entry.msrp]
+    made: dict[str, Any] = {
+        "marketplace": _offer(best) if best else None,
+        "msrp": _money(suggested[0], currency) if suggested else None,
+        "competitive_price": _money(elsewhere[0], currency) if elsewhere else None,
+        "brand": next((entry.brand for entry in entries if entry.brand), None),
+        "category": next((entry.category for entry in entries if entry.category), None),
+        "matched_by": way,
+        "offers": [_offer(entry) for entry in entries],
+    }
+    return _set(made)
+
+
+def _offer(entry: Entry) -> dict[str, Any]:
+    return _set(
+        {
+            "marketplace": entry.marketplace,
+            "price": _money(entry.price, entry.currency),
+            "link": entry.link,
+            "msrp": _money(entry.msrp, entry.currency),
+        }
+    )
+
+
+def _money(amount: float | None, currency: str) -> dict[str, object] | None:
+    return None if amount is None else {"amount": amount, "currency": currency}
+
+
+def _set(values: Mapping[str, object]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value}
+
+
+def to_proto(row: Entry) -> price_book_pb2.PriceBookEntry:
+    offer = result_rows.value({"market_research": {"marketplace": _offer(row)}})
+    return price_book_pb2.PriceBookEntry(
+        id=str(row.id),
+        brand=row.brand,
+        model=row.model,
+        name=row.name,
+        category=row.category,
+        offer=offer.market_research.marketplace,
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )

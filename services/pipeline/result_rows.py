@@ -1,0 +1,96 @@
+"""Results of phases: the row, its message, the JSON of a phase's value and publishing a result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from atelier.pipeline.v1 import result_pb2
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from shared.background import events
+from shared.database.db import Mutation
+from shared.database.rows import Statement, Table
+from shared.rpc.protos import Words, timestamp
+
+SOURCES = Words(result_pb2.ResultSource, "RESULT_SOURCE_")
+VALUES: Mapping[int, str] = {
+    field.number: field.name
+    for field in result_pb2.PhaseValue.DESCRIPTOR.oneofs_by_name["value"].fields
+}
+"""The field of PhaseValue that belongs to a phase."""
+
+
+@dataclass(slots=True)
+class Result:
+    id: UUID
+    owner: str
+    product_id: UUID
+    phase: int
+    version: int
+    value: dict[str, Any]  # JSON of a PhaseValue
+    confidence: float | None
+    source: str
+    provider: str
+    evidence: list[dict[str, Any]]  # JSON of Evidence
+    created_at: datetime
+    updated_at: datetime
+
+
+RESULTS = Table("results", Result)
+SELECT_RESULTS = Statement(
+    Result,
+    f"""
+    SELECT {RESULTS.columns} FROM results WHERE product_id = ANY(%(ids)s)
+    ORDER BY product_id, phase
+""",
+)
+UPSERT_RESULT = Statement(
+    Result,
+    f"""
+    INSERT INTO results AS r
+        (id, owner, product_id, phase, value, confidence, source, provider, evidence)
+    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(value)s, %(confidence)s, %(source)s,
+        %(provider)s, %(evidence)s)
+    ON CONFLICT (product_id, phase) DO UPDATE SET version = r.version + 1, updated_at = now(),
+        value = excluded.value, confidence = excluded.confidence, source = excluded.source,
+        provider = excluded.provider, evidence = excluded.evidence
+    RETURNING {RESULTS.columns}
+""",
+)
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message's JSON as it is stored: fields by their names, absent ones left out."""
+    made: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return made
+
+
+def value(stored: Mapping[str, Any]) -> result_pb2.PhaseValue:
+    return json_format.ParseDict(dict(stored), result_pb2.PhaseValue())
+
+
+def evidence(stored: Sequence[Mapping[str, Any]]) -> list[result_pb2.Evidence]:
+    return [result_pb2.Evidence(**item) for item in stored]
+
+
+def to_proto(row: Result) -> result_pb2.PhaseResult:
+    return result_pb2.PhaseResult(
+        id=str(row.id),
+        product_id=str(row.product_id),
+        phase=row.phase,
+        value=value(row.value),
+        confidence=row.confidence,
+        source=SOURCES.number[row.source],
+        provider=row.provider,
+        evidence=evidence(row.evidence),
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
+
+
+async def publish(m: Mutation, row: Result) -> None:
+    await events.publish(m, "result", row.id, row.version, to_proto(row))
