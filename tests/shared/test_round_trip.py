@@ -1,0 +1,123 @@
+"""Reads in one round trip: whose rows they see, and what is left of a connection when one fails or
+is cancelled."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from shared.database import round_trip
+from shared.database.db import Database
+from shared.database.ids import new_id
+from shared.database.rows import Statement
+from shared.rpc import auth, calls
+from tests.suite import Suite
+
+
+@dataclass(slots=True)
+class Everything:
+    """One of each kind of value."""
+
+    number: int
+    text: str
+    id: UUID
+    at: datetime
+    tags: list[str]
+    nothing: str | None
+    json: dict[str, int]
+
+
+ECHO = Statement(
+    Everything,
+    "SELECT %(number)s::int AS number, %(text)s::text AS text, %(id)s::uuid AS id,"
+    " %(at)s::timestamptz AS at, %(tags)s::text[] AS tags, %(nothing)s::text AS nothing,"
+    " %(json)s::jsonb AS json",
+)
+OWNER = Statement(str, "SELECT current_setting('app.owner_id', true)")
+SESSION = Statement(int, "SELECT pg_backend_pid()")
+SLEEP = Statement(str, "SELECT pg_sleep(%(seconds)s)::text")
+HALF = Statement(int, "SELECT 1 / %(number)s")
+
+
+@pytest.fixture
+async def db(atelier: Suite) -> AsyncIterator[Database]:
+    """A pool of one connection, so that what a read leaves behind meets the next one."""
+    made = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
+    await made.open()
+    auth.enter(calls.owner_identity("user:ada"))
+    yield made
+    await made.close()
+
+
+async def test_values_arrive_as_they_were_sent_before_and_after_a_statement_is_prepared(
+    db: Database,
+) -> None:
+    for number in (1, 40_000, 3_000_000_000 // 2, 2, 3, 4, 5, 6, 7):
+        values = {
+            "number": number,
+            "text": "100 % $1 'ü'",
+            "id": new_id(),
+            "at": datetime(2026, 11, 30, 12, tzinfo=UTC),
+            "tags": ["a", "b c"],
+            "nothing": None,
+            "json": psycopg.types.json.Jsonb({"a": number}),
+        }
+        row = await db.one(ECHO, values)
+        assert row == Everything(**{**values, "json": {"a": number}})  # type: ignore[arg-type]
+
+
+async def test_many_statements_are_prepared_and_no_more_than_a_connection_keeps(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(round_trip, "_MOST_PREPARED", 2)
+    prepared = Statement(int, "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'r%%'")
+    for statement in (OWNER, SESSION, prepared):
+        for _ in range(8):
+            await db.one(statement)
+    assert await db.one(prepared) == 2
+
+
+async def test_the_owner_is_seen_by_its_own_read_alone(db: Database) -> None:
+    assert await db.one(OWNER) == "user:ada"
+    assert await db.system_all(OWNER) in ([""], [None])
+    auth.enter(calls.owner_identity("user:bob"))
+    assert await db.one(OWNER) == "user:bob"
+
+
+async def test_a_read_that_fails_says_why_and_leaves_its_connection_as_it_was(db: Database) -> None:
+    session = await db.one(SESSION)
+    for _ in range(8):
+        with pytest.raises(psycopg.errors.DivisionByZero, match="division by zero"):
+            await db.one(HALF, {"number": 0})
+        assert await db.one(HALF, {"number": 1}) == 1
+    assert await db.one(SESSION) == session
+
+
+async def test_a_read_that_is_cancelled_ends_its_query(db: Database, atelier: Suite) -> None:
+    session = await db.one(SESSION)
+    busy = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(%%'"
+        " AND state = 'active' AND pid = %s"
+    )
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await db.one(SLEEP, {"seconds": 30})
+        assert atelier.sql(busy, (session,)) == [(0,)]
+        assert await db.one(OWNER) == "user:ada"
+
+
+async def test_a_session_that_is_ended_amid_a_read_is_replaced(
+    db: Database, atelier: Suite
+) -> None:
+    session = await db.one(SESSION)
+    reading = asyncio.create_task(db.one(SLEEP, {"seconds": 30}))
+    await asyncio.sleep(0.3)
+    atelier.sql("SELECT pg_terminate_backend(%s)", (session,))
+    with pytest.raises(psycopg.OperationalError):
+        await reading
+    assert await db.one(SESSION) != session
