@@ -1,8 +1,7 @@
-"""Decisions of `conversions` without any machinery: states, prices, which fields a task takes, the
-full prompt."""
+"""Decisions of `conversions`: states, prices, the fields that a task takes, the full prompt."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 JOB_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed", "cancelled"}),
@@ -14,6 +13,17 @@ JOB_STATES: Mapping[str, frozenset[str]] = {
 FINISHED = frozenset(state for state, targets in JOB_STATES.items() if not targets)
 MAX_ATTEMPTS = 3
 DEFAULT_PRIORITY = 5
+
+
+class Evidence(TypedDict):
+    """A measured value from 0 (bad) to 1 (good) and its weight in a confidence. `note` says for a
+    person what was measured."""
+
+    name: str
+    value: float
+    weight: float
+    note: str
+
 
 # Whole credits. What fails or is cancelled costs nothing.
 CONVERSION_CREDITS = 2
@@ -127,7 +137,7 @@ def full_prompt(
     )
 
 
-def confidence(evidence: Sequence[Mapping[str, Any]]) -> float:
+def confidence(evidence: Sequence[Evidence]) -> float:
     """The mean of the values by their weights; 0 without any."""
     weights = sum(item["weight"] for item in evidence)
     return (
