@@ -145,8 +145,9 @@ class JobCalls(Generic[J, M]):
         name = self._kind.name
 
         def show(event: events.Event) -> events.Fields | None:
-            told = event.subject == name and (not wanted or event.subject_id in wanted)
-            return {name: self._kind.message.FromString(event.payload)} if told else None
+            if event.subject != name or (wanted and event.subject_id not in wanted):
+                return None
+            return {name: self._kind.message.FromString(event.payload)}
 
         return self._stream.watch(request, answer, self._snapshot(wanted), show)
 

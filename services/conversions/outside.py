@@ -9,12 +9,9 @@ the row.
 import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
-from typing import Any
 from uuid import UUID
 
 import psycopg
-import sqlalchemy as sa
 import structlog
 
 from services.conversions import job_moves, job_rows, rules
@@ -25,12 +22,10 @@ from shared.background.jobs import JobQueue
 from shared.background.tasks import wanted
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
-from shared.database.rows import Command, Statement, Table, compiled
-from shared.database.rows import command as compiled_command
+from shared.database.rows import Command, Statement
 from shared.rpc import errors
 from shared.rpc.errors import DomainError, Reason
 
-_LATE_ROWS = 100  # that the reaper takes up at a time
 _log = structlog.get_logger("outside")
 
 
@@ -90,64 +85,42 @@ class _Late:
     id: UUID
 
 
-@cache
-def _lock_claimable(table: Table[Any]) -> Statement[Claimable]:
-    row = table.core.c
-    return compiled(
-        Claimable, _claimable(table).where(row.id == sa.bindparam("id")).with_for_update()
+_CLAIMABLE = """
+    SELECT id, state, external, attempt_token, attempt_number, lease_expires_at, now() AS now
+"""
+_LOCK_CLAIMABLE = {
+    table: Statement(Claimable, f"{_CLAIMABLE} FROM {table} WHERE id = %(id)s FOR UPDATE")
+    for table in KINDS
+}
+# The row to be claimed next. Rows that others have locked are being claimed by them.
+_LOCK_FIRST = {
+    table: Statement(
+        Claimable,
+        f"""
+        {_CLAIMABLE} FROM {table}
+        WHERE owner = %(owner)s AND external AND (state = 'pending' OR (
+            state = 'processing' AND lease_expires_at < now() AND attempt_number < %(most)s))
+        ORDER BY priority DESC, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+        """,
     )
-
-
-@cache
-def _lock_first(table: Table[Any]) -> Statement[Claimable]:
-    """The row to be claimed next. Rows that others have locked are being claimed by them."""
-    row = table.core.c
-    lost = sa.and_(
-        row.state == sa.literal_column("'processing'"),
-        row.lease_expires_at < sa.func.now(),
-        row.attempt_number < sa.bindparam("most"),
+    for table in KINDS
+}
+_UPDATE_LEASE = {
+    table: Command(f"UPDATE {table} SET lease_expires_at = %(lease_end)s WHERE id = %(id)s")
+    for table in KINDS
+}
+# The rows of all owners whose lease has passed.
+_SELECT_LATE = {
+    table: Statement(
+        _Late,
+        f"""
+        SELECT owner, id FROM {table}
+        WHERE state = 'processing' AND external AND lease_expires_at < now()
+        ORDER BY lease_expires_at LIMIT 100
+        """,
     )
-    first = (
-        _claimable(table)
-        .where(row.owner == sa.bindparam("owner"), row.external)
-        .where(sa.or_(row.state == sa.literal_column("'pending'"), lost))
-        .order_by(row.priority.desc(), row.created_at, row.id)
-        .limit(sa.literal_column("1"))
-    )
-    return compiled(Claimable, first.with_for_update(skip_locked=True))
-
-
-def _claimable(table: Table[Any]) -> sa.Select[Any]:
-    row = table.core.c
-    return sa.select(
-        row.id,
-        row.state,
-        row.external,
-        row.attempt_token,
-        row.attempt_number,
-        row.lease_expires_at,
-        sa.func.now().label("now"),
-    )
-
-
-@cache
-def _update_lease(table: Table[Any]) -> Command:
-    row = table.core.c
-    this = sa.update(table.core).where(row.id == sa.bindparam("row_id"))
-    return compiled_command(this.values(lease_expires_at=sa.bindparam("lease_end")))
-
-
-@cache
-def _select_late(table: Table[Any]) -> Statement[_Late]:
-    """Rows whose lease has passed, of all owners."""
-    row = table.core.c
-    late = (
-        sa.select(row.owner, row.id)
-        .where(row.state == sa.literal_column("'processing'"), row.external)
-        .where(row.lease_expires_at < sa.func.now())
-        .order_by(row.lease_expires_at)
-    )
-    return compiled(_Late, late.limit(sa.literal_column(str(_LATE_ROWS))))
+    for table in KINDS
+}
 
 
 async def lock(m: Mutation, text: str) -> LockedJob:
@@ -167,7 +140,7 @@ async def _place(m: Mutation, text: str) -> tuple[AnyKind, dict[str, UUID], date
 async def lock_claimable(m: Mutation, text: str) -> tuple[AnyKind, Claimable]:
     """Locks the row of this id, if it can be claimed now; FAILED_PRECONDITION otherwise."""
     kind, values, _ = await _place(m, text)
-    row = await m.one(_lock_claimable(kind.table), values)
+    row = await m.one(_LOCK_CLAIMABLE[kind.table.name], values)
     lease_passed = row.lease_expires_at is not None and row.lease_expires_at < row.now
     lost = lease_passed and row.attempt_number < rules.MAX_ATTEMPTS
     if not row.external or not (row.state == "pending" or lost):
@@ -190,7 +163,7 @@ def _why_not(row: Claimable) -> str:
 async def lock_first(m: Mutation, kind: AnyKind) -> Claimable | None:
     """Locks the owner's row that is to be claimed next; None if none waits."""
     values = {"owner": m.owner, "most": rules.MAX_ATTEMPTS}
-    return await m.first(_lock_first(kind.table), values)
+    return await m.first(_LOCK_FIRST[kind.table.name], values)
 
 
 async def lock_claimed(m: Mutation, text: str, token: str) -> LockedJob:
@@ -254,7 +227,7 @@ async def extend(
     table = job.kind.table
     lease_end = job.now + timedelta(seconds=lease_seconds)
     if progress is None or progress == job.row.progress:
-        await m.run(_update_lease(table), {"lease_end": lease_end, "row_id": job.row.id})
+        await m.run(_UPDATE_LEASE[table.name], {"lease_end": lease_end, "id": job.row.id})
         return lease_end
     row: ModelJob = await job_moves.move(
         m, table, job.row, "processing", progress=progress, lease_expires_at=lease_end
@@ -301,8 +274,8 @@ async def reap_leases(db: Database, queue: JobQueue, every_seconds: float) -> No
     while wanted():
         await asyncio.sleep(every_seconds)
         try:
-            for kind in KINDS.values():
-                for late in await db.system_all(_select_late(kind.table)):
+            for table in KINDS:
+                for late in await db.system_all(_SELECT_LATE[table]):
                     async with db.transaction(late.owner) as m:
                         await _reap(m, queue, late.id)
         except (psycopg.Error, DomainError) as error:

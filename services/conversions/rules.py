@@ -37,10 +37,10 @@ RATE_LIMITED = "RATE_LIMITED"
 UNAVAILABLE = "UNAVAILABLE"
 TIMED_OUT = "TIMED_OUT"
 FINAL_ERRORS = frozenset({BAD_INPUT, REFUSED})
-# It says nothing about the input, so that waiting for the provider costs no try.
+# These say nothing about the input, so that waiting for the provider costs no attempt.
 PASSING_ERRORS = frozenset({RATE_LIMITED, UNAVAILABLE})
 
-# What the result of an analysis may hold, by task; the contract says what each means.
+# The keys that the result of an analysis may have, by task; the contract says what each means.
 ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {
     "product": frozenset(
         {
@@ -73,7 +73,7 @@ ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-ANALYSIS_BYTES = 256 * 1024  # of a result from outside, as JSON
+ANALYSIS_BYTES = 256 * 1024  # limit of a result from an outside worker, as JSON
 
 MIME_TYPES: Mapping[str, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 GENERATION_DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -96,8 +96,7 @@ MEANINGLESS: Mapping[str, Sequence[str]] = {
 
 
 def generation_problem(task: str, given: frozenset[str]) -> tuple[str, str] | None:
-    """The first field that is missing or out of place among the names of those that were given, and
-    why."""
+    """The first field that is missing from the given names or out of place among them, and why."""
     for name in NEEDED[task]:
         if name not in given:
             return name, f"is needed for task {task}"
@@ -118,7 +117,7 @@ def full_prompt(
     name: str,
     view: str,
 ) -> str:
-    """What the provider is given. The template stands in the contract, at
+    """The prompt that the provider is given. The contract has the template, at
     Generation.full_prompt."""
     prompt = " ".join(prompt.split())
     if task != "image":

@@ -1,7 +1,8 @@
 """Runs queued jobs, each with the provider that serves its kind.
 
-A row that fails or is cancelled gives its pictures back, by a job that is committed with its end
-and deletes the picture that was made, too; a completed row keeps its references.
+The pictures of a row that fails or is cancelled are released by a job of their own, which is
+committed with the end of the row and deletes the picture that was made, too. A completed row keeps
+its references.
 """
 
 import asyncio
@@ -12,17 +13,17 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-import sqlalchemy as sa
 import structlog
 
 from services.conversions import assets, job_moves, rules
-from services.conversions.job_rows import J, JobKind
+from services.conversions.job_kinds import KINDS, AnyKind
+from services.conversions.job_rows import J, JobKind, PictureJob
 from services.conversions.providers.contract import Provider, ProviderFailed
 from services.conversions.runs.run import Run
 from shared.background import attempts
 from shared.background.jobs import JobQueue, TryAgain
 from shared.database.db import Database, Mutation
-from shared.database.rows import Statement, Table, compiled
+from shared.database.rows import Statement
 from shared.rpc import auth, calls
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError
@@ -36,6 +37,12 @@ _RETRY_AFTER = timedelta(seconds=10)  # while assets is away
 _SETTLED_AFTER = timedelta(seconds=2 * assets.REFERENCE_SECONDS)
 _log = structlog.get_logger("runner")
 
+# The column of the picture that a row may have made.
+_RESULT = {
+    name: "result_asset_id" if issubclass(kind.table.row, PictureJob) else "NULL::uuid"
+    for name, kind in KINDS.items()
+}
+
 
 @dataclass(slots=True)
 class _EndedJob:
@@ -47,21 +54,16 @@ class _EndedJob:
     now: datetime
 
 
-@functools.cache
-def _select_ended(table: Table[Any]) -> Statement[_EndedJob]:
-    row = table.core.c
-    pictured = "result_asset_id" in table.names
-    result = row.result_asset_id if pictured else sa.literal_column("NULL::uuid")
-    ended = sa.literal_column("state IN ('failed', 'cancelled')", sa.Boolean)
-    return compiled(
+_SELECT_ENDED = {
+    table: Statement(
         _EndedJob,
-        sa.select(
-            row.owner,
-            result.label("result_asset_id"),
-            row.updated_at,
-            sa.func.now().label("now"),
-        ).where(row.id == sa.bindparam("id"), ended),
+        f"""
+        SELECT owner, {_RESULT[table]} AS result_asset_id, updated_at, now() AS now
+        FROM {table} WHERE id = %(id)s AND state IN ('failed', 'cancelled')
+        """,
     )
+    for table in KINDS
+}
 
 
 class Runner:
@@ -111,10 +113,10 @@ class Runner:
                 await job_moves.enqueue_release(m, self._queue, kind, row.id)
         await kind.publish(m, row)
 
-    async def release(self, kind: JobKind[Any, Any], row_id: str) -> None:
+    async def release(self, kind: AnyKind, row_id: str) -> None:
         """Releases the pictures of a row that failed or was cancelled, and deletes the picture that
         it had made."""
-        rows = await self._db.system_all(_select_ended(kind.table), {"id": UUID(row_id)})
+        rows = await self._db.system_all(_SELECT_ENDED[kind.table.name], {"id": UUID(row_id)})
         if not rows:
             return
         [row] = rows
