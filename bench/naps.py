@@ -8,8 +8,8 @@ documented: a task that is tried again, and a periodic one that puts stalled job
 import asyncio
 import signal
 import sys
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import procrastinate
 import uvloop
@@ -17,7 +17,8 @@ import uvloop
 from shared import telemetry
 from shared.background import attempts
 from shared.background.jobs import JobQueue
-from shared.database.db import Database
+from shared.database.db import Database, Mutation
+from shared.database.rows import Table
 from shared.settings import load
 
 SLOTS = {
@@ -49,18 +50,25 @@ MACHINE = {
 }
 
 
+@dataclass(slots=True)
+class Nap(attempts.JobRow):
+    seconds: float
+
+
+async def publish(_m: Mutation, _nap: Nap) -> None: ...
+
+
+NAPS = attempts.Kind(Table("naps", Nap), MACHINE, "running", "done", publish)
+
+
 async def run(db: Database, row_id: str) -> None:
-    """One try of the nap."""
+    """One attempt at the nap."""
 
-    async def publish(_m: Any, _row: Any) -> None: ...
-
-    async def sleep(attempt: attempts.Attempt) -> attempts.Outcome:
+    async def sleep(attempt: attempts.Attempt[Nap]) -> attempts.Outcome[Nap]:
         await asyncio.sleep(attempt.row.seconds)
         return attempts.Outcome({})
 
-    await attempts.run(
-        db, attempts.Kind("naps", MACHINE, "running", "done", publish), row_id, sleep
-    )
+    await attempts.run(db, NAPS, row_id, sleep)
 
 
 def queue_of(db: Database) -> JobQueue:

@@ -17,9 +17,21 @@ from atelier.conversions.v1 import (
 )
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
-from services.conversions import analyses, conversions, generations, job_service, jobs, outside
-from services.conversions.making import Workshop
-from services.conversions.provider_local import LocalProvider
+from services.conversions import (
+    analyses,
+    analysis_rows,
+    conversion_rows,
+    conversions,
+    generation_rows,
+    generations,
+    jobs,
+    outside,
+)
+from services.conversions.providers.local import LocalProvider
+from services.conversions.runs.analysis import run_analysis
+from services.conversions.runs.conversion import run_conversion
+from services.conversions.runs.generation import run_generation
+from services.conversions.runs.runner import Runner
 from shared import main, webhooks
 from shared.background.events import EventStream
 from shared.background.jobs import JobQueue
@@ -49,7 +61,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     conversion_service = conversions.ConversionService(db, stream, queue, peers)
     generation_service = generations.GenerationService(db, stream, queue, peers)
     analysis_service = analyses.AnalysisService(db, stream, queue, peers)
-    records = job_service.JobService(db, queue, peers, settings.job_lease_seconds)
+    job_service = jobs.JobService(db, queue, peers, settings.job_lease_seconds)
     add_analysis = analysis_pb2_grpc.add_AnalysisServiceServicer_to_server
     add_conversion = conversion_pb2_grpc.add_ConversionServiceServicer_to_server
     add_generation = generation_pb2_grpc.add_GenerationServiceServicer_to_server
@@ -63,7 +75,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 functools.partial(add_conversion, conversion_service),
                 functools.partial(add_generation, generation_service),
                 functools.partial(add_analysis, analysis_service),
-                functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, records),
+                functools.partial(job_pb2_grpc.add_JobServiceServicer_to_server, job_service),
                 functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
             ],
             ready=db.ready,
@@ -81,14 +93,12 @@ async def work(name: str, settings: Settings) -> None:
     pool = ImagingPool(settings.imaging_processes)
     peers = Peers(settings, name)
     queue = JobQueue(db)
-    workshop = Workshop(db, queue, peers, LocalProvider(pool))
-    for noun, make in (
-        (conversions.NOUN, conversions.make),
-        (generations.NOUN, generations.make),
-        (analyses.NOUN, analyses.make),
-    ):
-        queue.task(noun.table, jobs.QUEUE, functools.partial(workshop.run, noun, make))
-        queue.task(noun.release_task, jobs.RELEASE_QUEUE, functools.partial(workshop.release, noun))
+    # Which provider serves which kind of job.
+    local = LocalProvider(pool)
+    runner = Runner(db, queue, peers)
+    runner.register(conversion_rows.KIND, local, run_conversion)
+    runner.register(generation_rows.KIND, local, run_generation)
+    runner.register(analysis_rows.KIND, local, run_analysis)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(main.work(db, queue, settings, EVENTS))

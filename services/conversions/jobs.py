@@ -1,269 +1,375 @@
-"""Jobs: what conversions, generations and analyses have in common.
+"""The jobs of all three kinds: their records, and what a worker of the owner's own calls."""
 
-Each of the three nouns is its own job: one row that is asked for, waits, runs and comes to an end.
-A `Noun` says what differs; inserting, reading, listing, moving, cancelling, watching and waiting
-are the same. Nouns import from here, never back.
-"""
-
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, LiteralString, TypeVar
+from datetime import datetime
+from functools import cache
+from typing import Any
 from uuid import UUID
 
+import sqlalchemy as sa
+from atelier.assets.v1 import asset_pb2
 from atelier.conversions.v1 import job_pb2 as pb
-from google.protobuf.message import Message
-from psycopg import sql
+from atelier.conversions.v1 import job_pb2_grpc
+from psycopg.types.json import Jsonb
 
-from services.conversions import rules
-from shared.background import attempts, events, waiting
-from shared.background.jobs import FRESH, JobQueue
-from shared.database import states
-from shared.database.db import Database, Mutation
-from shared.database.ids import new_id, parse_id
-from shared.rpc import auth, errors, paging
-from shared.rpc.protos import Words, struct, time_of, timestamp, wait_of
-
-M = TypeVar("M", bound=Message)
-QUEUE = "models"
-STATES = Words(pb.JobState, "JOB_STATE_")
-RELEASE_QUEUE = "references"
-_BRIEF = FRESH + 1  # priority of what takes a moment: before any job
-_SNAPSHOT_AGE = timedelta(days=1)
-_SNAPSHOT_PAGE = 500
-
-
-# A try that is still running ends with the transaction that moves the row.
-_STAMP = """
-    UPDATE {table} SET processing_time_ms = COALESCE((
-        SELECT round(extract(epoch FROM COALESCE(ended_at, now()) - created_at) * 1000)
-            FROM attempts
-        WHERE job_id = {table}.id ORDER BY number DESC LIMIT 1), 0)
-    WHERE id = %(id)s RETURNING *
-"""
+from services.conversions import assets, attempt_rows, job_moves, job_rows, outside, rules
+from services.conversions.analysis_rows import Analysis
+from services.conversions.attempt_rows import (
+    ATTEMPTS,
+    OUTCOMES,
+    SELECT_SUMMARIES,
+    Attempt,
+    AttemptSummary,
+)
+from services.conversions.generation_rows import Generation
+from services.conversions.job_kinds import BY_NUMBER, KINDS, AnyKind
+from services.conversions.job_rows import STATES, ModelJob, PictureJob
+from services.conversions.outside import LockedJob
+from services.conversions.rules import Evidence
+from shared.background import attempts
+from shared.background.jobs import JobQueue
+from shared.database.db import Database, Mutation, forget_answer
+from shared.database.lists import Listing
+from shared.database.rows import Statement, compiled, field_names
+from shared.rpc import auth, errors, paging, protos
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.protos import timestamp, wait_of
+from shared.rpc.server import Context
 
 
-@dataclass(frozen=True)
-class Noun:
-    """One of the three. `name` is the subject of its events and the field of its messages,
-    `message` its message type, `to_proto` makes that of a row, without URLs, and `inputs` are a
-    row's pictures as (role, asset).
-    """
+@dataclass(slots=True)
+class ListedJob:
+    """What the list says of a row. `job`: its table."""
 
-    name: str
-    table: LiteralString
-    message: Any
-    to_proto: Callable[[Any], Any]
-    inputs: Callable[[Any], list[tuple[str, UUID]]]
-
-    @property
-    def release_task(self) -> str:
-        return f"release_{self.table}"
-
-    def holder(self, row_id: UUID) -> str:
-        """The name under which a row holds its pictures at assets, and the beginning of its request
-        id there."""
-        return f"conversions/{self.table}/{row_id}"
-
-    async def publish(self, m: Mutation, row: Any) -> None:
-        await events.publish(m, self.name, row.id, row.version, self.to_proto(row))
-
-    async def tell(self, m: Mutation, queue: JobQueue, row: Any) -> Any:
-        """What a move brings with it, in its transaction: watchers are told; one that came to its
-        end gets the time of its last try; and one without a result gives its pictures back. Returns
-        the row as it is then.
-        """
-        if row.state in rules.FINISHED:
-            stamp: Any = _STAMP.format(table=self.table)
-            row = await m.one(stamp, {"id": row.id})
-            if row.state != "completed":
-                await queue.enqueue(m, self.release_task, RELEASE_QUEUE, row.id, priority=_BRIEF)
-        await self.publish(m, row)
-        return row
+    job: str
+    id: UUID
+    state: str
+    attempt_number: int
+    progress: float
+    cancel_requested: bool
+    error_class: str
+    error_message: str
+    credits: int
+    priority: int
+    external: bool
+    lease_expires_at: datetime | None
+    waits_for: str
+    waiting_since: datetime | None
+    created_at: datetime
+    updated_at: datetime
 
 
-def result_of(row: Any) -> str:
-    """The picture that a COMPLETED row shows. One that is still being made may have its picture,
-    too."""
-    return str(row.result_asset_id) if row.state == "completed" else ""
+_LIST_ATTEMPTS = Listing(ATTEMPTS, Attempt)
 
 
-def common_fields(row: Any) -> dict[str, Any]:
-    """The fields that the three messages share, by name."""
+@cache
+def _select_jobs(tables: tuple[str, ...], in_state: bool, goes_on: bool) -> Statement[ListedJob]:
+    """A page of the rows of these tables. Each table's part ends after a page, in order, so that
+    its index is read no further than that."""
+
+    def page(query: sa.Select[Any], row: Any) -> sa.Select[Any]:  # Core's columns by name
+        if goes_on:
+            last = sa.tuple_(sa.bindparam("after_at"), sa.bindparam("after_id"))
+            query = query.where(sa.tuple_(row.created_at, row.id) < last)
+        ordered = query.order_by(row.created_at.desc(), row.id.desc())
+        return ordered.limit(sa.bindparam("limit"))
+
+    parts = []
+    for name in tables:
+        row = KINDS[name].table.core.c
+        columns = [row[column] for column in field_names(ListedJob) if column != "job"]
+        part = sa.select(sa.literal_column(f"'{name}'").label("job"), *columns)
+        part = part.where(row.owner == sa.bindparam("owner"))
+        if in_state:
+            part = part.where(row.state == sa.bindparam("state"))
+        parts.append(page(part, row))
+    jobs = sa.union_all(*parts).subquery("jobs")
+    return compiled(ListedJob, page(sa.select(jobs), jobs.c))
+
+
+class JobService(job_pb2_grpc.JobServiceServicer):
+    def __init__(self, db: Database, queue: JobQueue, peers: Peers, lease_seconds: float) -> None:
+        self._db = db
+        self._queue = queue
+        self._peers = peers
+        self._lease = lease_seconds
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        kinds = [BY_NUMBER[request.kind]] if request.kind else KINDS.values()
+        page = paging.page(request)
+        statement = _select_jobs(
+            tuple(kind.table.name for kind in kinds), bool(request.state), page.after is not None
+        )
+        wanted = {"owner": auth.current().owner, "state": STATES.word.get(request.state)}
+        rows = await self._db.all(statement, wanted | page.parameters)
+        ids = {"ids": [row.id for row in page.cut(rows)]}
+        summaries = {each.job_id: each for each in await self._db.all(SELECT_SUMMARIES, ids)}
+        messages = (_job(KINDS[row.job], row, summaries.get(row.id)) for row in rows)
+        jobs, token = page.fill(rows, messages)
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def ListAttempts(
+        self, request: pb.ListAttemptsRequest, context: Context
+    ) -> pb.ListAttemptsResponse:
+        page = paging.page(request)
+        wanted = {
+            "job_id": request.job_id and UUID(request.job_id),
+            "outcome": OUTCOMES.word.get(request.outcome),
+        }
+        rows = await self._db.all(*_LIST_ATTEMPTS.query(page, wanted))
+        shown, token = page.fill(rows, map(attempt_rows.to_proto, rows))
+        return pb.ListAttemptsResponse(attempts=shown, next_page_token=token)
+
+    async def ClaimJob(self, request: pb.ClaimJobRequest, context: Context) -> pb.ClaimJobResponse:
+        async def work(m: Mutation) -> pb.ClaimJobResponse:
+            row: outside.Claimable | None
+            if request.WhichOneof("job") == "kind":
+                kind = BY_NUMBER[request.kind]
+                row = await outside.lock_first(m, kind)
+            else:
+                kind, row = await outside.lock_claimable(m, request.job_id)
+            if row is None:
+                return pb.ClaimJobResponse()
+            claimed = await outside.begin(m, kind, row, request.worker, self._lease)
+            return pb.ClaimJobResponse(
+                job=await _message(m, kind, claimed),
+                attempt_token=str(claimed.attempt_token),
+                lease_ms=round(self._lease * 1000),
+            )
+
+        answer = await self._db.mutate(request, pb.ClaimJobResponse, work)
+        if answer.attempt_token:
+            await self._acquire_claimed(request, answer.job.id, UUID(answer.attempt_token))
+        return answer
+
+    async def _acquire_claimed(self, request: pb.ClaimJobRequest, job_id: str, token: UUID) -> None:
+        """Acquires references to the pictures of a claimed row. A row whose pictures were deleted
+        fails; while assets is away, the claim is undone. A repeat of the claim comes here again,
+        since the first may have been cut short."""
+        identity = auth.current()
+        async with self._db.transaction(identity.owner, identity.actor) as m:
+            job = await outside.lock(m, job_id)
+        if not job.is_claimed_by(token):
+            return
+        try:
+            await self._acquire_inputs(job)
+        except DomainError as refusal:
+            final = assets.error_class(refusal) in rules.FINAL_ERRORS
+            async with self._db.transaction(identity.owner, identity.actor) as m:
+                job = await outside.lock(m, job_id)
+                await forget_answer(m, request)
+                if not job.is_claimed_by(token):
+                    raise
+                if final:
+                    await self._fail_claimed(m, job, refusal)
+                else:
+                    await outside.undo(m, job)
+            if not final:
+                raise
+            text = f"its pictures can't be used, so that it is failed now: {refusal.text}"
+            raise errors.precondition(
+                text, subject=f"jobs/{job_id}", metadata={"state": "failed"}
+            ) from None
+
+    async def _fail_claimed(self, m: Mutation, job: LockedJob, refusal: DomainError) -> None:
+        error_class = assets.error_class(refusal)
+        await outside.give_up(m, self._queue, job, error_class, refusal.text, retryable=False)
+
+    async def HeartbeatJob(
+        self, request: pb.HeartbeatJobRequest, context: Context
+    ) -> pb.HeartbeatJobResponse:
+        identity = auth.current()
+        progress = request.progress if request.HasField("progress") else None
+        async with self._db.transaction(identity.owner, identity.actor) as m:
+            job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
+            lease_end = await outside.extend(m, job, progress, self._lease)
+        return pb.HeartbeatJobResponse(lease_expire_time=timestamp(lease_end))
+
+    async def CompleteJob(
+        self, request: pb.CompleteJobRequest, context: Context
+    ) -> pb.CompleteJobResponse:
+        answer = await self._db.stored_answer(request, pb.CompleteJobResponse)
+        if answer is not None:
+            return answer
+        identity = auth.current()
+        async with self._db.transaction(identity.owner, identity.actor) as m:
+            job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
+        used = await self._acquire_inputs(job)
+        columns = _completed(request, job.row, used)
+        # Last, so that nothing that is refused is referenced.
+        result = await self._result(job, request)
+
+        async def work(m: Mutation) -> pb.CompleteJobResponse:
+            return await _complete(m, request, {**columns, **result.columns}, used, result.size)
+
+        try:
+            return await self._db.mutate(request, pb.CompleteJobResponse, work)
+        except DomainError as refusal:
+            if refusal.reason == Reason.ERROR_REASON_ATTEMPT_SUPERSEDED and result.asset_id:
+                await self._discard(job, result.asset_id)
+            raise
+
+    async def FailJob(self, request: pb.FailJobRequest, context: Context) -> pb.FailJobResponse:
+        async def work(m: Mutation) -> pb.FailJobResponse:
+            job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
+            row = await outside.give_up(
+                m,
+                self._queue,
+                job,
+                request.error_class,
+                request.error_message,
+                retryable=request.retryable,
+            )
+            return pb.FailJobResponse(job=await _message(m, job.kind, row))
+
+        return await self._db.mutate(request, pb.FailJobResponse, work)
+
+    async def _result(self, job: LockedJob, request: pb.CompleteJobRequest) -> "_Result":
+        """What the worker made, checked. A picture is referenced from now on."""
+        kind, row = job.kind, job.row
+        given = request.WhichOneof("result") or ""
+        needed = "analysis" if isinstance(row, Analysis) else "picture"
+        if given != needed:
+            raise errors.invalid(
+                given, f"is not what a job of kind {kind.name} gives; send `{needed}`"
+            )
+        if isinstance(row, Analysis):
+            result = _analysis_result(request.analysis, row.task)
+            return _Result({"result": Jsonb(result)}, len(json.dumps(result)))
+        prompt = request.picture.prompt_used
+        made_from = {"full_prompt": prompt} if isinstance(row, Generation) else {}
+        if prompt and not made_from:
+            raise errors.invalid(
+                "picture.prompt_used", f"means nothing to a {kind.name}; leave it out"
+            )
+        asset = await self._picture(job, request.picture.asset_id)
+        asset_id = UUID(asset.id)
+        return _Result({"result_asset_id": asset_id, **made_from}, asset.size_bytes, asset_id)
+
+    async def _picture(self, job: LockedJob, asset_id: str) -> asset_pb2.Asset:
+        field = "picture.asset_id"
+        [asset] = await assets.check(self._peers, [assets.Wanted(field, asset_id)])
+        if asset.owner != job.row.owner:
+            raise errors.invalid(field, "is another owner's; upload the picture as your own")
+        if UUID(asset.id) in (each.asset_id for each in job.row.inputs()):
+            raise errors.invalid(field, "went into the job; upload what came out of it")
+        await assets.acquire(self._peers, job.kind.holder(job.row.id), [UUID(asset.id)])
+        return asset
+
+    async def _acquire_inputs(self, job: LockedJob) -> list[asset_pb2.Asset]:
+        """The row's pictures, referenced from now on."""
+        row = job.row
+        ids = [each.asset_id for each in row.inputs()]
+        holder = job.kind.holder(row.id)
+        return await assets.acquire(self._peers, holder, ids, conversion_id=str(row.id))
+
+    async def _discard(self, job: LockedJob, asset_id: UUID) -> None:
+        """Releases a picture that came too late, unless another attempt has given the same."""
+        row = await job.kind.get(self._db, str(job.row.id))
+        if isinstance(row, PictureJob) and row.result_asset_id != asset_id:
+            await assets.release(self._peers, job.kind.holder(row.id), [asset_id])
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What an outside worker made. `size`: bytes; `asset_id`: a picture."""
+
+    columns: dict[str, object]
+    size: int
+    asset_id: UUID | None = None
+
+
+def _analysis_result(given: pb.AnalysisResult, task: str) -> dict[str, Any]:
+    result = protos.metadata(given.result, "analysis.result", rules.ANALYSIS_BYTES)
+    if unknown := sorted(set(result) - rules.ANALYSIS_KEYS[task]):
+        known = ", ".join(sorted(rules.ANALYSIS_KEYS[task]))
+        raise errors.invalid(
+            "analysis.result",
+            f"has no meaning for key {unknown[0][:100]!r}; task {task} has {known}",
+        )
+    return result
+
+
+def _completed(
+    request: pb.CompleteJobRequest, row: ModelJob, used: Sequence[asset_pb2.Asset]
+) -> dict[str, object]:
+    """The columns of a completed row that don't depend on what its worker made."""
+    evidence = [
+        Evidence(name=item.name, value=item.value, weight=item.weight, note=item.note)
+        for item in request.evidence
+    ]
+    recipe = job_rows.recipe(
+        model=request.model,
+        model_version=request.model_version,
+        seed=request.seed if request.HasField("seed") else None,
+        parameters=protos.metadata(request.parameters, "parameters"),
+        inputs=[
+            {"role": wanted.role, "asset_id": asset.id, "sha256": asset.sha256}
+            for wanted, asset in zip(row.inputs(), used, strict=True)
+        ],
+    )
+    given = request.HasField("confidence")
     return {
-        "id": str(row.id),
-        "owner": row.owner,
-        "created_by": row.created_by,
-        "state": STATES.number[row.state],
-        "product_id": row.product_id,
-        "progress": row.progress,
-        "cancel_requested": row.cancel_requested,
-        "confidence": row.confidence,
-        "evidence": [pb.Evidence(**item) for item in row.evidence],
-        "recipe": _recipe(row.recipe) if row.recipe else None,
-        "credits": row.credits,
-        "error_class": row.error_class,
-        "error_message": row.error_message,
-        "processing_time_ms": row.processing_time_ms,
-        "create_time": timestamp(row.created_at),
-        "wait": wait_of(row),
-        "update_time": timestamp(row.updated_at),
-        "priority": row.priority,
-        "run_externally": row.external,
+        "recipe": recipe,
+        "evidence": Jsonb(evidence),
+        "confidence": request.confidence if given else rules.confidence(evidence),
+        "progress": 1.0,
+        "error_class": "",
+        "error_message": "",
+        "lease_expires_at": None,
     }
 
 
-def _recipe(stored: Mapping[str, Any]) -> pb.Recipe:
-    return pb.Recipe(
-        model=stored["model"],
-        model_version=stored["model_version"],
-        seed=stored["seed"],
-        parameters=struct(stored["parameters"]),
-        inputs=[pb.RecipeInput(**item) for item in stored["inputs"]],
+async def _complete(
+    m: Mutation,
+    request: pb.CompleteJobRequest,
+    columns: dict[str, object],
+    used: Sequence[asset_pb2.Asset],
+    size: int,
+) -> pb.CompleteJobResponse:
+    job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
+    await attempts.record_end(
+        m,
+        UUID(request.attempt_token),
+        "succeeded",
+        model=f"{request.model} {request.model_version}".strip(),
+        input_bytes=sum(asset.size_bytes for asset in used),
+        output_bytes=size,
     )
+    row: ModelJob = await job_moves.move(m, job.kind.table, job.row, "completed", **columns)
+    await job.kind.publish(m, row)
+    return pb.CompleteJobResponse(job=await _message(m, job.kind, row))
 
 
-def wishes(request: Any) -> dict[str, Any]:
-    """The columns of what a request says about the running of it."""
-    priority = request.priority if request.HasField("priority") else rules.DEFAULT_PRIORITY
-    return {"priority": priority, "external": request.run_externally}
+async def _message(m: Mutation, kind: AnyKind, row: ModelJob) -> pb.Job:
+    summary = await m.first(SELECT_SUMMARIES, {"ids": [row.id]})
+    return _job(kind, row, summary)
 
 
-async def insert(m: Mutation, queue: JobQueue, noun: Noun, columns: Mapping[str, Any]) -> Any:
-    """Takes one on: its row and its job commit together. One for an outside worker has no job.
-    Returns the row."""
-    row_id = new_id()
-    values = {**columns, "id": row_id, "owner": m.owner, "created_by": m.actor}
-    statement: Any = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING *").format(
-        sql.Identifier(noun.table),
-        sql.SQL(", ").join(map(sql.Identifier, values)),
-        sql.SQL(", ").join(map(sql.Placeholder, values)),
+def _job(kind: AnyKind, row: ModelJob | ListedJob, summary: AttemptSummary | None) -> pb.Job:
+    return pb.Job(
+        id=str(row.id),
+        kind=kind.number,
+        state=STATES.number[row.state],
+        worker=summary.worker if summary else "",
+        attempts=row.attempt_number,
+        max_retries=rules.MAX_ATTEMPTS,
+        progress=row.progress,
+        cancel_requested=row.cancel_requested,
+        error_class=row.error_class,
+        error_message=row.error_message,
+        credits=row.credits,
+        start_time=timestamp(summary.started_at) if summary else None,
+        # The last change of a row is its end.
+        end_time=timestamp(row.updated_at) if row.state in rules.FINISHED else None,
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+        wait=wait_of(row),
+        retry_count=summary.retries if summary else 0,
+        priority=row.priority,
+        run_externally=row.external,
+        lease_expire_time=timestamp(row.lease_expires_at),
     )
-    row = await m.one(statement, values)
-    row = await noun.tell(m, queue, row)
-    if not row.external:
-        await queue.enqueue(m, noun.table, QUEUE, row_id, urgency=row.priority)
-    return row
-
-
-async def get(db: Database, noun: Noun, text: str) -> Any:
-    """The owner's row. NOT_FOUND if there is none."""
-    row = await db.row(_select(noun), {"id": parse_id(text, f"{noun.name}_id")})
-    if row is None:
-        raise errors.not_found(noun.name, text)
-    return row
-
-
-def _select(noun: Noun) -> Any:
-    return f"SELECT * FROM {noun.table} WHERE id = %(id)s"
-
-
-async def add_position(message: Any, queue: JobQueue) -> None:
-    """Says where a PENDING one stands in the queue."""
-    if message.state == pb.JOB_STATE_PENDING and not message.run_externally:
-        position = await queue.position(message.id)
-        if position is not None:  # None: a worker took it this moment
-            message.queue_position = position
-
-
-async def page(
-    db: Database, noun: Noun, request: Any, **wanted: Any
-) -> tuple[paging.Page, Sequence[Any]]:
-    """A page of the owner's rows, to be filled with. `wanted`: columns and the values they must
-    have; those that are empty don't filter. State and dates are read from the request."""
-    where = ["owner = %(owner)s"]
-    parameters: dict[str, Any] = {"owner": auth.current().owner}
-    if request.state:
-        wanted["state"] = STATES.word[request.state]
-    for name, value in wanted.items():
-        if value:
-            where.append(f"{name} = %({name})s")
-            parameters[name] = value
-    for field, operator in (("created_from", ">="), ("created_before", "<")):
-        at = time_of(getattr(request, field), request.HasField(field), field)
-        if at is not None:
-            where.append(f"created_at {operator} %({field})s")
-            parameters[field] = at
-    asked = paging.page(request)
-    statement: Any = f"SELECT * FROM {noun.table} WHERE {' AND '.join(where)}{asked.clause}"
-    return asked, await db.rows(statement, parameters | asked.parameters)
-
-
-async def cancel(m: Mutation, queue: JobQueue, noun: Noun, text: str) -> tuple[Any, Any]:
-    """Stops the owner's row as far as that is still possible. Returns the row as it is now, and
-    what was done."""
-    statement: Any = f"{_select(noun)} FOR UPDATE"
-    row = await m.one(statement, {"id": parse_id(text, f"{noun.name}_id")})
-    if row is None:
-        raise errors.not_found(noun.name, text)
-    if row.state in rules.FINISHED:
-        return row, pb.CANCEL_OUTCOME_ALREADY_FINISHED
-    if row.state == "pending":
-        outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
-    elif row.external:  # its worker learns of it by its next call
-        outcome, to = pb.CANCEL_OUTCOME_WITHDRAWN, "cancelled"
-        await attempts.record_end(m, row.attempt_token, "cancelled")
-    else:  # its worker looks every second, and ends the try itself
-        outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
-    row = await states.advance(
-        m, rules.JOB_STATES, noun.table, row.id, to, cancel_requested=True, lease_expires_at=None
-    )
-    return await noun.tell(m, queue, row), outcome
-
-
-async def finished(
-    db: Database, stream: events.EventStream, noun: Noun, request: Message, text: str
-) -> Any:
-    """The row once it has come to its end, or as it is shortly before the call's deadline."""
-
-    async def read() -> Any:
-        return await get(db, noun, text)
-
-    return await waiting.until_told(stream, request, read, lambda row: row.state in rules.FINISHED)
-
-
-def watch(
-    db: Database,
-    stream: events.EventStream,
-    noun: Noun,
-    request: Any,
-    answer: type[M],
-    ids: Sequence[str],
-) -> AsyncIterator[M]:
-    """What is there now (the named ones, or the recent ones), then every change."""
-    wanted = {UUID(text) for text in ids}
-
-    def show(event: events.Event) -> events.Fields | None:
-        told = event.subject == noun.name and (not wanted or event.subject_id in wanted)
-        return {noun.name: noun.message.FromString(event.payload)} if told else None
-
-    return stream.watch(request, answer, _snapshot(db, noun, wanted), show)
-
-
-async def _snapshot(
-    db: Database, noun: Noun, wanted: set[UUID]
-) -> AsyncIterator[tuple[events.Fields, Any]]:
-    after: Mapping[str, Any] = {"after_at": None, "after_id": None}
-    statement: Any = (
-        f"SELECT * FROM {noun.table} WHERE owner = %(owner)s"
-        " AND CASE WHEN %(all)s THEN created_at > now() - %(age)s ELSE id = ANY(%(ids)s) END"
-        " AND (%(after_id)s::uuid IS NULL OR (created_at, id) > (%(after_at)s, %(after_id)s))"
-        " ORDER BY created_at, id LIMIT %(limit)s"
-    )
-    while True:
-        rows = await db.rows(
-            statement,
-            {
-                "owner": auth.current().owner,
-                "all": not wanted,
-                "ids": list(wanted),
-                "age": _SNAPSHOT_AGE,
-                "limit": _SNAPSHOT_PAGE,
-                **after,
-            },
-        )
-        for row in rows:
-            yield {noun.name: noun.to_proto(row)}, row
-        if len(rows) < _SNAPSHOT_PAGE:
-            return
-        after = {"after_at": rows[-1].created_at, "after_id": rows[-1].id}

@@ -2,87 +2,155 @@
 clock.
 
 Everything but the reaper works on an open transaction and never commits. A token fences every
-write, as `shared.background.attempts` does for this service's own workers: whoever claims last owns
+write, as `shared.background.attempts` does for this service's own workers: the latest claim owns
 the row.
 """
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, LiteralString
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import psycopg
 import structlog
 
-from services.conversions import analyses, conversions, generations, rules
-from services.conversions.jobs import Noun
+from services.conversions import job_moves, job_rows, rules
+from services.conversions.job_kinds import KINDS, AnyKind
+from services.conversions.job_rows import ModelJob
 from shared.background import attempts
 from shared.background.jobs import JobQueue
 from shared.background.tasks import wanted
-from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
+from shared.database.rows import Command, Statement
 from shared.rpc import errors
 from shared.rpc.errors import DomainError, Reason
 
-NOUNS: Mapping[str, Noun] = {
-    noun.table: noun for noun in (conversions.NOUN, generations.NOUN, analyses.NOUN)
-}
-
-_TABLE_OF: LiteralString = """
-    SELECT 'conversions' AS name FROM conversions WHERE id = %(id)s
-    UNION ALL SELECT 'generations' FROM generations WHERE id = %(id)s
-    UNION ALL SELECT 'analyses' FROM analyses WHERE id = %(id)s
-"""
-_LOCK: LiteralString = """
-    SELECT *, COALESCE(lease_expires_at < now(), false) AS lease_passed,
-        now() + make_interval(secs => %(lease)s) AS lease_end
-    FROM {table}
-"""
-_THIS: LiteralString = _LOCK + " WHERE id = %(id)s FOR UPDATE"
-# What others have locked, others are claiming.
-_FIRST: LiteralString = (
-    _LOCK
-    + """
-    WHERE owner = %(owner)s AND external AND (state = 'pending'
-        OR (state = 'processing' AND lease_expires_at < now() AND attempt_number < %(most)s))
-    ORDER BY priority DESC, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
-"""
-)
-_EXTEND: LiteralString = (
-    "UPDATE {table} SET lease_expires_at = %(end)s WHERE id = %(id)s RETURNING *"
-)
-_LATE: LiteralString = """
-    SELECT owner, id FROM {table} WHERE state = 'processing' AND external AND lease_expires_at
-        < now()
-    ORDER BY lease_expires_at LIMIT 100
-"""
 _log = structlog.get_logger("outside")
 
 
-async def lock(m: Mutation, text: str, lease_seconds: float = 0) -> tuple[Noun, Any]:
-    """The owner's row of any noun, locked, with `lease_passed`, and `lease_end` for a lease from
-    now on."""
-    values = {"id": parse_id(text, "job_id"), "lease": lease_seconds}
-    found = await m.one(_TABLE_OF, values)
-    if found is None:
+@dataclass(slots=True)
+class LockedJob:
+    """A row that this transaction holds. `now` is the time of the transaction."""
+
+    kind: AnyKind
+    row: ModelJob
+    now: datetime
+
+    @property
+    def lease_passed(self) -> bool:
+        return self.row.lease_expires_at is not None and self.row.lease_expires_at < self.now
+
+    def is_claimed_by(self, token: UUID) -> bool:
+        row = self.row
+        return row.external and row.state == "processing" and row.attempt_token == token
+
+
+@dataclass(slots=True)
+class Claimable:
+    """The columns that a claim needs of a row that this transaction holds. `now` is the time of
+    the transaction."""
+
+    id: UUID
+    state: str
+    external: bool
+    attempt_token: UUID | None
+    attempt_number: int
+    lease_expires_at: datetime | None
+    now: datetime
+
+
+@dataclass(slots=True)
+class _Place:
+    """The table that has the row of an id."""
+
+    name: str
+    now: datetime
+
+
+_SELECT_PLACE = Statement(
+    _Place,
+    """
+    SELECT 'conversions' AS name, now() AS now FROM conversions WHERE id = %(id)s
+    UNION ALL SELECT 'generations', now() FROM generations WHERE id = %(id)s
+    UNION ALL SELECT 'analyses', now() FROM analyses WHERE id = %(id)s
+    """,
+)
+_DELETE_ATTEMPT = Command("DELETE FROM attempts WHERE id = %(id)s")
+
+
+@dataclass(slots=True)
+class _Late:
+    owner: str
+    id: UUID
+
+
+_CLAIMABLE = """
+    SELECT id, state, external, attempt_token, attempt_number, lease_expires_at, now() AS now
+"""
+_LOCK_CLAIMABLE = {
+    table: Statement(Claimable, f"{_CLAIMABLE} FROM {table} WHERE id = %(id)s FOR UPDATE")
+    for table in KINDS
+}
+# The row to be claimed next. Rows that others have locked are being claimed by them.
+_LOCK_FIRST = {
+    table: Statement(
+        Claimable,
+        f"""
+        {_CLAIMABLE} FROM {table}
+        WHERE owner = %(owner)s AND external AND (state = 'pending' OR (
+            state = 'processing' AND lease_expires_at < now() AND attempt_number < %(most)s))
+        ORDER BY priority DESC, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+        """,
+    )
+    for table in KINDS
+}
+_UPDATE_LEASE = {
+    table: Command(f"UPDATE {table} SET lease_expires_at = %(lease_end)s WHERE id = %(id)s")
+    for table in KINDS
+}
+# The rows of all owners whose lease has passed.
+_SELECT_LATE = {
+    table: Statement(
+        _Late,
+        f"""
+        SELECT owner, id FROM {table}
+        WHERE state = 'processing' AND external AND lease_expires_at < now()
+        ORDER BY lease_expires_at LIMIT 100
+        """,
+    )
+    for table in KINDS
+}
+
+
+async def lock(m: Mutation, text: str) -> LockedJob:
+    """Locks the owner's row, of any kind. NOT_FOUND if there is none."""
+    kind, values, now = await _place(m, text)
+    return LockedJob(kind, await m.one(job_rows.lock(kind.table), values), now)
+
+
+async def _place(m: Mutation, text: str) -> tuple[AnyKind, dict[str, UUID], datetime]:
+    values = {"id": parse_id(text, "job_id")}
+    place = await m.first(_SELECT_PLACE, values)
+    if place is None:
         raise errors.not_found("job", text)
-    noun = NOUNS[found.name]
-    return noun, await m.one(_THIS.format(table=noun.table), values)
+    return KINDS[place.name], values, place.now
 
 
-async def lock_claimable(m: Mutation, text: str, lease_seconds: float) -> tuple[Noun, Any]:
-    """The row of this id, if it can be claimed now; FAILED_PRECONDITION otherwise."""
-    noun, row = await lock(m, text, lease_seconds)
-    lost = row.lease_passed and row.attempt_number < rules.MAX_ATTEMPTS
+async def lock_claimable(m: Mutation, text: str) -> tuple[AnyKind, Claimable]:
+    """Locks the row of this id, if it can be claimed now; FAILED_PRECONDITION otherwise."""
+    kind, values, _ = await _place(m, text)
+    row = await m.one(_LOCK_CLAIMABLE[kind.table.name], values)
+    lease_passed = row.lease_expires_at is not None and row.lease_expires_at < row.now
+    lost = lease_passed and row.attempt_number < rules.MAX_ATTEMPTS
     if not row.external or not (row.state == "pending" or lost):
         raise errors.precondition(
             _why_not(row), subject=f"jobs/{row.id}", metadata={"state": row.state}
         )
-    return noun, row
+    return kind, row
 
 
-def _why_not(row: Any) -> str:
+def _why_not(row: Claimable) -> str:
     if not row.external:
         return (
             "this service runs it; say run_externally when you create one for a worker of your own"
@@ -92,18 +160,17 @@ def _why_not(row: Any) -> str:
     return f"it is {row.state}"
 
 
-async def lock_first(m: Mutation, noun: Noun, lease_seconds: float) -> Any:
-    """The owner's row that is to be claimed next; None if none waits."""
-    values = {"owner": m.owner, "most": rules.MAX_ATTEMPTS, "lease": lease_seconds}
-    return await m.one(_FIRST.format(table=noun.table), values)
+async def lock_first(m: Mutation, kind: AnyKind) -> Claimable | None:
+    """Locks the owner's row that is to be claimed next; None if none waits."""
+    values = {"owner": m.owner, "most": rules.MAX_ATTEMPTS}
+    return await m.first(_LOCK_FIRST[kind.table.name], values)
 
 
-async def lock_held(
-    m: Mutation, text: str, token: str, lease_seconds: float = 0
-) -> tuple[Noun, Any]:
-    """The row, if the token is its current one. ATTEMPT_SUPERSEDED otherwise."""
-    noun, row = await lock(m, text, lease_seconds)
-    if not holds(row, UUID(token)):
+async def lock_claimed(m: Mutation, text: str, token: str) -> LockedJob:
+    """Locks the row, if the token is its current one. ATTEMPT_SUPERSEDED otherwise."""
+    job = await lock(m, text)
+    if not job.is_claimed_by(UUID(token)):
+        row = job.row
         raise errors.precondition(
             f"the job is {row.state}, and not by this attempt token: it was cancelled, or its lease"
             " passed; nothing was changed, stop working on it",
@@ -111,107 +178,112 @@ async def lock_held(
             reason=Reason.ERROR_REASON_ATTEMPT_SUPERSEDED,
             metadata={"state": row.state},
         )
-    return noun, row
+    return job
 
 
-def holds(row: Any, token: UUID) -> bool:
-    return bool(row.external and row.state == "processing" and row.attempt_token == token)
-
-
-async def begin(m: Mutation, noun: Noun, row: Any, worker: str) -> Any:
-    """Begins a try at a locked row. Returns the new row, whose attempt_token is the try's."""
+async def begin(
+    m: Mutation, kind: AnyKind, row: Claimable, worker: str, lease_seconds: float
+) -> ModelJob:
+    """Begins an attempt. Returns the new row, whose attempt_token is the attempt's."""
     if row.state == "processing":
-        await attempts.record_end(m, row.attempt_token, "lost", error_class="WORKER_LOST")
+        lost = job_rows.token_of(row)
+        await attempts.record_end(m, lost, "lost", error_class="WORKER_LOST")
     token, number = new_id(), row.attempt_number + 1
-    await attempts.record_begin(m, token, noun.table, row.id, number, f"outside:{worker}")
-    claimed = await move(
+    await attempts.record_begin(m, token, kind.table.name, row.id, number, f"outside:{worker}")
+    claimed: ModelJob = await job_moves.move(
         m,
-        noun,
+        kind.table,
         row,
         "processing",
         attempt_token=token,
         attempt_number=number,
-        lease_expires_at=row.lease_end,
+        lease_expires_at=row.now + timedelta(seconds=lease_seconds),
         progress=0.0,
     )
-    await noun.publish(m, claimed)
+    await kind.publish(m, claimed)
     return claimed
 
 
-async def undo(m: Mutation, noun: Noun, row: Any) -> None:
+async def undo(m: Mutation, job: LockedJob) -> None:
     """Takes a claim back as if it had never been."""
-    await m.run("DELETE FROM attempts WHERE id = %s", (row.attempt_token,))
-    before = await move(
+    await m.run(_DELETE_ATTEMPT, {"id": job.row.attempt_token})
+    before: ModelJob = await job_moves.move(
         m,
-        noun,
-        row,
+        job.kind.table,
+        job.row,
         "pending",
         attempt_token=None,
-        attempt_number=row.attempt_number - 1,
+        attempt_number=job.row.attempt_number - 1,
         lease_expires_at=None,
     )
-    await noun.publish(m, before)
+    await job.kind.publish(m, before)
 
 
-async def extend(m: Mutation, noun: Noun, row: Any, progress: float | None) -> Any:
-    """Gives a held row its next lease. Watchers are told if it got on."""
-    if progress is None or progress == row.progress:
-        return await m.one(_EXTEND.format(table=noun.table), {"end": row.lease_end, "id": row.id})
-    row = await move(m, noun, row, "processing", progress=progress, lease_expires_at=row.lease_end)
-    await noun.publish(m, row)
-    return row
+async def extend(
+    m: Mutation, job: LockedJob, progress: float | None, lease_seconds: float
+) -> datetime:
+    """Gives a claimed row a lease from now on, and returns its end. Progress that changed is
+    published."""
+    table = job.kind.table
+    lease_end = job.now + timedelta(seconds=lease_seconds)
+    if progress is None or progress == job.row.progress:
+        await m.run(_UPDATE_LEASE[table.name], {"lease_end": lease_end, "id": job.row.id})
+        return lease_end
+    row: ModelJob = await job_moves.move(
+        m, table, job.row, "processing", progress=progress, lease_expires_at=lease_end
+    )
+    await job.kind.publish(m, row)
+    return lease_end
 
 
 async def give_up(
     m: Mutation,
     queue: JobQueue,
-    noun: Noun,
-    row: Any,
+    job: LockedJob,
     error_class: str,
     message: str,
     *,
     retryable: bool,
     lost: bool = False,
-) -> Any:
-    """Ends a try without a result: the row waits for another worker, or has failed. Returns it."""
+) -> ModelJob:
+    """Ends an attempt without a result: the row waits for another worker, or has failed. Returns
+    it."""
+    kind, row = job.kind, job.row
     again = retryable and row.attempt_number < rules.MAX_ATTEMPTS
-    said: dict[str, Any] = {"error_class": error_class, "error_message": message}
-    await attempts.record_end(
-        m, row.attempt_token, "lost" if lost else "retried" if again else "failed", **said
+    outcome = "lost" if lost else "retried" if again else "failed"
+    token = job_rows.token_of(row)
+    await attempts.record_end(m, token, outcome, error_class=error_class, error_message=message)
+    ended: ModelJob = await job_moves.move(
+        m,
+        kind.table,
+        row,
+        "pending" if again else "failed",
+        lease_expires_at=None,
+        error_class=error_class,
+        error_message=message,
     )
-    row = await move(m, noun, row, "pending" if again else "failed", lease_expires_at=None, **said)
-    return await noun.tell(m, queue, row)
-
-
-async def move(m: Mutation, noun: Noun, row: Any, to: str, **columns: Any) -> Any:
-    """Moves a locked row. Returns the new one; nobody is told yet."""
-    moved = await states.advance(m, rules.JOB_STATES, noun.table, row.id, to, **columns)
-    if moved is None:
-        raise RuntimeError(f"the machine has no way from {row.state} to {to}")
-    return moved
+    if ended.finished:
+        await job_moves.enqueue_release(m, queue, kind, ended.id)
+    await kind.publish(m, ended)
+    return ended
 
 
 async def reap_leases(db: Database, queue: JobQueue, every_seconds: float) -> None:
-    """Gives rows whose outside worker fell silent to the next one. Runs until cancelled; any number
-    may."""
+    """Gives rows whose outside worker fell silent to the next one. Runs until cancelled; several
+    processes may."""
     while wanted():
         await asyncio.sleep(every_seconds)
         try:
-            for noun in NOUNS.values():
-                for late in await db.system_rows(_LATE.format(table=noun.table)):
+            for table in KINDS:
+                for late in await db.system_all(_SELECT_LATE[table]):
                     async with db.transaction(late.owner) as m:
-                        _, row = await lock(m, str(late.id))
-                        if row.state == "processing" and row.lease_passed:
-                            message = "its worker let the lease pass without a heartbeat"
-                            await give_up(
-                                m,
-                                queue,
-                                noun,
-                                row,
-                                "WORKER_LOST",
-                                message,
-                                retryable=True,
-                                lost=True,
-                            )
+                        await _reap(m, queue, late.id)
         except (psycopg.Error, DomainError) as error:
             _log.warning("leases wait to be looked at", error=type(error).__name__)
+
+
+async def _reap(m: Mutation, queue: JobQueue, row_id: UUID) -> None:
+    job = await lock(m, str(row_id))
+    if job.row.state == "processing" and job.lease_passed:
+        text = "its worker let the lease pass without a heartbeat"
+        await give_up(m, queue, job, "WORKER_LOST", text, retryable=True, lost=True)

@@ -1,8 +1,7 @@
-"""Decisions of `conversions` without any machinery: states, prices, which fields a task takes, the
-full prompt."""
+"""Decisions of `conversions`: states, prices, the fields that a task takes, the full prompt."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 JOB_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed", "cancelled"}),
@@ -14,6 +13,17 @@ JOB_STATES: Mapping[str, frozenset[str]] = {
 FINISHED = frozenset(state for state, targets in JOB_STATES.items() if not targets)
 MAX_ATTEMPTS = 3
 DEFAULT_PRIORITY = 5
+
+
+class Evidence(TypedDict):
+    """A measured value from 0 (bad) to 1 (good) and its weight in a confidence. `note` says for a
+    person what was measured."""
+
+    name: str
+    value: float
+    weight: float
+    note: str
+
 
 # Whole credits. What fails or is cancelled costs nothing.
 CONVERSION_CREDITS = 2
@@ -27,10 +37,10 @@ RATE_LIMITED = "RATE_LIMITED"
 UNAVAILABLE = "UNAVAILABLE"
 TIMED_OUT = "TIMED_OUT"
 FINAL_ERRORS = frozenset({BAD_INPUT, REFUSED})
-# It says nothing about the input, so that waiting for the provider costs no try.
+# These say nothing about the input, so that waiting for the provider costs no attempt.
 PASSING_ERRORS = frozenset({RATE_LIMITED, UNAVAILABLE})
 
-# What the result of an analysis may hold, by task; the contract says what each means.
+# The keys that the result of an analysis may have, by task; the contract says what each means.
 ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {
     "product": frozenset(
         {
@@ -63,7 +73,7 @@ ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-ANALYSIS_BYTES = 256 * 1024  # of a result from outside, as JSON
+ANALYSIS_BYTES = 256 * 1024  # limit of a result from an outside worker, as JSON
 
 MIME_TYPES: Mapping[str, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 GENERATION_DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -86,8 +96,7 @@ MEANINGLESS: Mapping[str, Sequence[str]] = {
 
 
 def generation_problem(task: str, given: frozenset[str]) -> tuple[str, str] | None:
-    """The first field that is missing or out of place among the names of those that were given, and
-    why."""
+    """The first field that is missing from the given names or out of place among them, and why."""
     for name in NEEDED[task]:
         if name not in given:
             return name, f"is needed for task {task}"
@@ -108,7 +117,7 @@ def full_prompt(
     name: str,
     view: str,
 ) -> str:
-    """What the provider is given. The template stands in the contract, at
+    """The prompt that the provider is given. The contract has the template, at
     Generation.full_prompt."""
     prompt = " ".join(prompt.split())
     if task != "image":
@@ -127,7 +136,7 @@ def full_prompt(
     )
 
 
-def confidence(evidence: Sequence[Mapping[str, Any]]) -> float:
+def confidence(evidence: Sequence[Evidence]) -> float:
     """The mean of the values by their weights; 0 without any."""
     weights = sum(item["weight"] for item in evidence)
     return (

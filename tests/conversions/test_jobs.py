@@ -3,7 +3,7 @@ each."""
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +14,13 @@ import pytest
 from atelier.assets.v1 import asset_pb2
 from atelier.conversions.v1 import conversion_pb2, generation_pb2, job_pb2
 
-from services.conversions import conversions, jobs, rules
-from services.conversions.making import Making, Workshop
-from services.conversions.provider_local import LocalProvider
+from services.conversions import conversion_rows, job_rows, rules
+from services.conversions.conversion_rows import Conversion
+from services.conversions.providers.contract import TryOnProvider
+from services.conversions.providers.local import LocalProvider
+from services.conversions.runs.conversion import run_conversion
+from services.conversions.runs.run import Run
+from services.conversions.runs.runner import Runner
 from shared.background import attempts
 from shared.background.jobs import JobQueue, TryAgain
 from shared.database.db import Database
@@ -317,9 +321,15 @@ async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(
     assert not failed.HasField("wait") and failed.credits == 0
 
 
+TryOn = Run[Conversion, TryOnProvider]
+Outcome = attempts.Outcome[Conversion]
+
+
 @asynccontextmanager
-async def workshop(atelier: Suite) -> AsyncIterator[Workshop]:
-    """What a worker of conversions runs jobs with."""
+async def running(
+    atelier: Suite,
+) -> AsyncIterator[Callable[[Callable[[TryOn], Awaitable[Outcome]], str], Awaitable[None]]]:
+    """What a worker runs a conversion with, given its work and its id."""
     settings = atelier.settings("conversions", "worker")
     db, peers, pool = (
         Database(settings, "conversions"),
@@ -328,7 +338,8 @@ async def workshop(atelier: Suite) -> AsyncIterator[Workshop]:
     )
     await db.open()
     try:
-        yield Workshop(db, JobQueue(db), peers, LocalProvider(pool))
+        runner = Runner(db, JobQueue(db), peers)
+        yield functools.partial(runner.run, conversion_rows.KIND, LocalProvider(pool))
     finally:
         await pool.close()
         await peers.close()
@@ -343,15 +354,14 @@ async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
 
-    async def interrupted(making: Making) -> attempts.Outcome:
-        await conversions.make(making)
+    async def interrupted(run: TryOn) -> Outcome:
+        await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "the machine went away", final=False)
 
-    async with workshop(atelier) as here:
-        run = functools.partial(here.run, conversions.NOUN, row_id=made.id)
+    async with running(atelier) as run:
         with pytest.raises(TryAgain):
-            await run(interrupted)
-        await run(conversions.make)
+            await run(interrupted, made.id)
+        await run(run_conversion, made.id)
     assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_COMPLETED
     stored = atelier.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
     assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
@@ -364,12 +374,12 @@ async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
 
-    async def fails_late(making: Making) -> attempts.Outcome:
-        await conversions.make(making)
+    async def fails_late(run: TryOn) -> Outcome:
+        await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "it broke off after its picture was stored")
 
-    async with workshop(atelier) as here:
-        await here.run(conversions.NOUN, fails_late, made.id)
+    async with running(atelier) as run:
+        await run(fails_late, made.id)
     stored = "SELECT count(*) FROM assets.assets WHERE kind = 'result'"
     assert atelier.sql(stored) == [(1,)]
     failed = await flows.read(ada, made.id)
@@ -471,4 +481,4 @@ async def test_rules_contract_and_tables_name_the_same_states(atelier: Suite, ta
     )
     named = {word for word in rules.JOB_STATES if f"'{word}'" in check}
     assert check.count("::text") == len(named) or check.count("'") == 2 * len(named)
-    assert named == set(rules.JOB_STATES) == set(jobs.STATES.number)
+    assert named == set(rules.JOB_STATES) == set(job_rows.STATES.number)

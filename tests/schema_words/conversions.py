@@ -1,13 +1,13 @@
 from typing import Any
 
-from services.conversions import analyses, generations, job_service, jobs, rules
+from services.conversions import analysis_rows, attempt_rows, generation_rows, job_rows, rules
 from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
-    ("conversions", "state", rules.JOB_STATES, jobs.STATES),
-    ("generations", "state", rules.JOB_STATES, jobs.STATES),
-    ("generations", "task", rules.GENERATION_CREDITS, generations.TASKS),
-    ("analyses", "state", rules.JOB_STATES, jobs.STATES),
-    ("analyses", "task", None, analyses.TASKS),
-    ("attempts", "outcome", None, job_service.OUTCOMES),
+    ("conversions", "state", rules.JOB_STATES, job_rows.STATES),
+    ("generations", "state", rules.JOB_STATES, job_rows.STATES),
+    ("generations", "task", rules.GENERATION_CREDITS, generation_rows.TASKS),
+    ("analyses", "state", rules.JOB_STATES, job_rows.STATES),
+    ("analyses", "task", None, analysis_rows.TASKS),
+    ("attempts", "outcome", None, attempt_rows.OUTCOMES),
 ]

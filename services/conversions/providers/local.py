@@ -8,15 +8,23 @@ they need when they are called, so that this process never loads libvips; what t
 import asyncio
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.conversions import local, rules
 from services.conversions.local.analyse import analyse
+from services.conversions.local.evidence import Evidence as Measure
+from services.conversions.local.evidence import Rendering
 from services.conversions.local.quality import Quality
-from services.conversions.providers import ImageSettings, Picture, ProviderFailed, Reading
+from services.conversions.providers.contract import (
+    AnalysisResult,
+    ImageSettings,
+    Picture,
+    ProviderFailed,
+)
+from services.conversions.rules import Evidence
 from shared.formats.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool
 from shared.imaging import Reason as Rejection
@@ -66,13 +74,11 @@ class LocalProvider:
         return await self._run(_sketch, source, directory / f"result{_SUFFIXES[format]}", view)
 
     async def analyse(
-        self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]
-    ) -> Reading:
+        self, task: str, images: Sequence[tuple[str, Path]], facts: Mapping[str, Any]
+    ) -> AnalysisResult:
         pictures = await asyncio.gather(*(self._measured(view, path) for view, path in images))
         found = analyse(_TASKS.get(task, task), pictures, parse_facts(facts))
-        return Reading(
-            _supplied(found.result), found.confidence, [asdict(item) for item in found.evidence]
-        )
+        return AnalysisResult(_supplied(found.result), found.confidence, _evidence(found.evidence))
 
     async def _measured(self, view: str, path: Path) -> Quality:
         """A product goes through some ten analyses of the same photographs; each is measured once
@@ -86,7 +92,7 @@ class LocalProvider:
             del self._known[next(iter(self._known))]
         return replace(known, view=view)
 
-    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def _run(self, function: Callable[..., T], *arguments: object) -> T:
         try:
             return await self._pool.run(functools.partial(function, *arguments), timeout=_SECONDS)
         except ImageRejected as refusal:
@@ -118,8 +124,18 @@ def _visual_elements(references: Sequence[Path]) -> list[str]:
 def _image(prompt: str, references: Sequence[Path], out: Path, settings: ImageSettings) -> Picture:
     from services.conversions.local.generate import generate
 
-    chosen = {**asdict(settings), "style": settings.style or None}
-    return _picture(out, generate(prompt, references, out, **chosen))
+    rendering = generate(
+        prompt,
+        references,
+        out,
+        style=settings.style or None,
+        aspect_ratio=settings.aspect_ratio,
+        quality=settings.quality,
+        format=settings.format,
+        resolution=settings.resolution,
+        seed=settings.seed,
+    )
+    return _picture(out, rendering)
 
 
 def _close_up(source: Path, out: Path, at: tuple[float, float] | None) -> Picture:
@@ -145,19 +161,34 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _picture(out: Path, rendering: Any) -> Picture:
+def _picture(out: Path, rendering: Rendering) -> Picture:
     parameters = dict(rendering.parameters)
     seed = parameters.pop("seed", None)
-    evidence = [asdict(item) for item in rendering.evidence]
     return Picture(
-        out, rendering.confidence, evidence, _supplied(parameters), rendering.source_type, seed
+        out,
+        rendering.confidence,
+        _evidence(rendering.evidence),
+        _supplied(parameters),
+        rendering.source_type,
+        seed if isinstance(seed, int) else None,
     )
 
 
-def _supplied(value: Any) -> Any:
+def _evidence(measures: Iterable[Measure]) -> list[Evidence]:
+    return [
+        Evidence(name=each.name, value=each.value, weight=each.weight, note=each.note)
+        for each in measures
+    ]
+
+
+def _supplied(values: Mapping[str, object]) -> dict[str, Any]:
     """Without the keys that have no value: in the contract what is absent was not supplied."""
+    return {name: _supplied_item(item) for name, item in values.items() if item is not None}
+
+
+def _supplied_item(value: object) -> object:
     if isinstance(value, dict):
-        return {name: _supplied(item) for name, item in value.items() if item is not None}
+        return _supplied(value)
     if isinstance(value, list | tuple):
-        return [_supplied(item) for item in value]
+        return [_supplied_item(item) for item in value]
     return value

@@ -1,11 +1,12 @@
-"""What is asked of `assets`: may the caller use these pictures, where are they, and that they
-stay."""
+"""Calls to `assets`: whether the caller may use pictures, where they are, and references to them,
+which keep them from being deleted."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from uuid import UUID
 
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
+from atelier.conversions.v1 import conversion_pb2, generation_pb2
 
 from services.conversions import rules
 from shared.background import attempts
@@ -13,12 +14,12 @@ from shared.rpc import errors
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError, Reason
 
-HOLD_SECONDS = 30.0  # in which a hold comes to pass or never does
+REFERENCE_SECONDS = 30.0  # a call about references has taken effect by then, or never does
 _STATES = {
     asset_pb2.ASSET_STATE_PENDING: "it is pending; confirm its upload, then repeat",
     asset_pb2.ASSET_STATE_REJECTED: "its upload was rejected; use another picture",
 }
-# Refusals that say nothing about the pictures, and the class that they are recorded with.
+# Refusals that say nothing about the pictures, and the error class that is recorded for each.
 _CLASSES: Mapping[int, str] = {
     Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE: rules.UNAVAILABLE,
     Reason.ERROR_REASON_SHUTTING_DOWN: rules.UNAVAILABLE,
@@ -76,28 +77,28 @@ def _kind(kind: int) -> str:
 
 
 def error_class(refusal: DomainError) -> str:
-    """What a refusal of assets is recorded as: a final one, unless it says nothing about the
-    pictures."""
+    """The error class that is recorded for a refusal of assets: a final one, unless the refusal
+    says nothing about the pictures."""
     return _CLASSES.get(refusal.reason, rules.BAD_INPUT)
 
 
 def verdict(refusal: DomainError) -> attempts.Waits | attempts.JobFailed:
-    """How a try ends that met this refusal of assets."""
+    """How an attempt ends that met this refusal of assets."""
     found = attempts.verdict(refusal)
     found.error_class = error_class(refusal)
     return found
 
 
-async def hold(
-    peers: Peers, holder: str, asset_ids: Sequence[Any], *, conversion_id: str = ""
+async def acquire(
+    peers: Peers, holder: str, asset_ids: Sequence[UUID], *, conversion_id: str = ""
 ) -> list[asset_pb2.Asset]:
-    """Notes that `holder` uses these READY assets, so that they aren't deleted. Returns them in
-    order.
+    """Acquires a reference of `holder` to each of these READY assets, which keeps it from being
+    deleted. Returns the assets in order.
 
     `conversion_id`: they are inputs of that conversion, which goes into their history.
 
-    A repeat changes nothing, so that there is no request id, whose stored answer would hide that
-    they were given back meanwhile. Raises NOT_FOUND, FAILED_PRECONDITION (not READY) or
+    A repeat changes nothing, so that the request has no id: a stored answer would hide that the
+    references were released meanwhile. Raises NOT_FOUND, FAILED_PRECONDITION (not READY) or
     UNAVAILABLE.
     """
     if not asset_ids:
@@ -105,36 +106,39 @@ async def hold(
     request = asset_pb2.AcquireReferencesRequest(
         holder=holder, asset_ids=[str(each) for each in asset_ids], conversion_id=conversion_id
     )
-    answer = await peers.stub(asset_pb2_grpc.AssetServiceStub).AcquireReferences(
-        request, timeout=HOLD_SECONDS
+    stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
+    answer: asset_pb2.AcquireReferencesResponse = await stub.AcquireReferences(
+        request, timeout=REFERENCE_SECONDS
     )
     return list(answer.assets)
 
 
-async def release(peers: Peers, holder: str, asset_ids: Sequence[Any] = ()) -> None:
-    """Gives back what `holder` uses, or these of it."""
+async def release(peers: Peers, holder: str, asset_ids: Sequence[UUID] = ()) -> None:
+    """Releases the references of `holder` to these assets, or all of them."""
     request = asset_pb2.ReleaseReferencesRequest(
         holder=holder, asset_ids=[str(each) for each in asset_ids]
     )
-    await peers.stub(asset_pb2_grpc.AssetServiceStub).ReleaseReferences(
-        request, timeout=HOLD_SECONDS
-    )
+    stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
+    await stub.ReleaseReferences(request, timeout=REFERENCE_SECONDS)
 
 
-async def remove(peers: Peers, asset_id: str) -> None:
-    """Removes a picture that was made for nothing, unless somebody uses it by now or removed it
+async def purge(peers: Peers, asset_id: UUID) -> None:
+    """Deletes a picture that nobody will see, unless somebody uses it by now or deleted it
     before."""
+    request = asset_pb2.PurgeAssetRequest(asset_id=str(asset_id))
+    stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
     try:
-        request = asset_pb2.PurgeAssetRequest(asset_id=asset_id)
-        await peers.stub(asset_pb2_grpc.AssetServiceStub).PurgeAsset(request, timeout=HOLD_SECONDS)
+        await stub.PurgeAsset(request, timeout=REFERENCE_SECONDS)
     except DomainError as refusal:
         if refusal.reason not in (Reason.ERROR_REASON_NOT_FOUND, Reason.ERROR_REASON_IN_USE):
             raise
 
 
-async def add_urls(peers: Peers, messages: Iterable[Any]) -> None:
-    """Fills in image_url and thumbnail_url of the messages that have a result. One that is gone
-    stays without."""
+async def add_urls(
+    peers: Peers, messages: Iterable[conversion_pb2.Conversion | generation_pb2.Generation]
+) -> None:
+    """Fills in image_url and thumbnail_url of the messages that have a result. A message whose
+    result was deleted stays without."""
     finished = [message for message in messages if message.result_asset_id]
     found = await peers.assets((message.result_asset_id for message in finished), urls=True)
     for message in finished:

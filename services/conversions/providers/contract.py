@@ -1,13 +1,16 @@
-"""What a provider of models offers, and how it fails. A provider is one file with one class.
+"""What a provider of models offers, and how it fails.
 
-Everything works on local files and plain values: fetching inputs, storing results, retrying,
-charging and recording are the same for every provider and happen elsewhere.
+A provider implements the protocols of the kinds of jobs that it can serve, one or several. It works
+on local files and plain values: fetching inputs, storing results, retrying, charging and recording
+are the same for every provider and happen in `runs`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from services.conversions.rules import Evidence
 
 
 @dataclass
@@ -21,32 +24,32 @@ class ProviderFailed(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was made. `evidence`: rows of name, value, weight, note, whose weighted mean
-    is `confidence`. `parameters` and `seed` are for the recipe; `seed` None: nothing was left to
-    chance. `source_type`: where its pixels come from, a word of IPTC's vocabulary of digital source
-    types, which the file states, too."""
+    """A picture that was made. `confidence`: the weighted mean of `evidence`. `parameters` and
+    `seed` are for the recipe; `seed` None: nothing was left to chance. `source_type`: where its
+    pixels come from, a word of IPTC's vocabulary of digital source types, which the file states,
+    too."""
 
     path: Path
     confidence: float
-    evidence: list[dict[str, Any]]
+    evidence: list[Evidence]
     parameters: dict[str, Any]
     source_type: str
     seed: int | None = None
 
 
 @dataclass(frozen=True)
-class Reading:
+class AnalysisResult:
     """What was found in pictures and facts; plain values, ready for JSON."""
 
     result: dict[str, Any]
     confidence: float
-    evidence: list[dict[str, Any]]
+    evidence: list[Evidence]
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a picture from a prompt is to be. Words as in the contract; `seed` None: the provider
-    derives one."""
+    """The settings of a picture from a prompt, in the words of the contract. `seed` None: the
+    provider derives one."""
 
     style: str
     aspect_ratio: str
@@ -57,14 +60,22 @@ class ImageSettings:
 
 
 class Provider(Protocol):
-    """Every method may raise ProviderFailed. Pictures are written into `directory`, which is the
-    call's own."""
+    """Every method of a provider may raise ProviderFailed. Pictures are written into `directory`,
+    which is the call's own."""
 
     name: str
     version: str
 
+
+class TryOnProvider(Provider, Protocol):
+    """Serves conversions."""
+
     async def try_on(self, person: Path, cloth: Path, directory: Path, *, style: str) -> Picture:
         """The person wearing the garment."""
+
+
+class PictureProvider(Provider, Protocol):
+    """Serves generations."""
 
     async def visual_elements(self, references: Sequence[Path]) -> list[str]:
         """What the references show, one short statement each, no statement twice."""
@@ -90,7 +101,11 @@ class Provider(Protocol):
     ) -> Picture:
         """A technical line drawing in the photograph's frame."""
 
+
+class AnalysisProvider(Provider, Protocol):
+    """Serves analyses."""
+
     async def analyse(
-        self, task: str, images: Sequence[tuple[str, Path]], facts: dict[str, Any]
-    ) -> Reading:
+        self, task: str, images: Sequence[tuple[str, Path]], facts: Mapping[str, Any]
+    ) -> AnalysisResult:
         """Runs a named task on (view, picture) pairs and facts in their plain form."""

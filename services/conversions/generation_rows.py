@@ -1,0 +1,81 @@
+"""Generations: the row and message of a picture made from a prompt or a photograph."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from atelier.common.v1 import facts_pb2
+from atelier.conversions.v1 import generation_pb2 as pb
+from atelier.conversions.v1 import job_pb2
+
+from services.conversions.job_rows import InputPicture, JobKind, PictureJob, common_fields
+from shared.database.rows import Table
+from shared.rpc.protos import Words
+
+TASKS = Words(pb.GenerationTask, "GENERATION_TASK_")
+
+
+@dataclass(slots=True)
+class Generation(PictureJob):
+    task: str
+    prompt: str
+    full_prompt: str
+    style: str
+    aspect_ratio: str
+    quality: str
+    format: str
+    resolution: str
+    seed: int | None
+    reference_asset_ids: list[UUID]
+    unique_visual_elements: list[str]
+    source_asset_id: UUID | None
+    view: str
+    at_x: float | None
+    at_y: float | None
+    name: str
+    dataset_id: str
+    regenerated_from: UUID | None
+
+    @property
+    def at(self) -> tuple[float, float] | None:
+        """The place of a close-up, in fractions of the source."""
+        return None if self.at_x is None or self.at_y is None else (self.at_x, self.at_y)
+
+    def inputs(self) -> list[InputPicture]:
+        references = [InputPicture("reference", each) for each in self.reference_asset_ids]
+        if self.source_asset_id is None:
+            return references
+        return [*references, InputPicture("source", self.source_asset_id)]
+
+
+GENERATIONS = Table("generations", Generation)
+
+
+def to_proto(row: Generation) -> pb.Generation:
+    at = row.at
+    return pb.Generation(
+        **common_fields(row),
+        task=TASKS.number[row.task],
+        prompt=row.prompt,
+        full_prompt=row.full_prompt,
+        prompt_used=row.full_prompt,
+        style=row.style,
+        aspect_ratio=row.aspect_ratio,
+        quality=row.quality,
+        format=row.format,
+        resolution=row.resolution,
+        seed=row.seed,
+        reference_asset_ids=[str(each) for each in row.reference_asset_ids],
+        reference_images_count=len(row.reference_asset_ids),
+        unique_visual_elements=row.unique_visual_elements,
+        source_asset_id=str(row.source_asset_id or ""),
+        view=row.view,
+        at=None if at is None else facts_pb2.Point(x=at[0], y=at[1]),
+        name=row.name,
+        caption=row.prompt or row.name,
+        dataset_id=row.dataset_id,
+        regenerated_from=str(row.regenerated_from or ""),
+        result_asset_id=row.shown_result,
+    )
+
+
+KIND = JobKind("generation", job_pb2.JOB_KIND_GENERATION, GENERATIONS, pb.Generation, to_proto)

@@ -1,0 +1,17 @@
+"""The three kinds of jobs, for code that serves a job of any kind."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from services.conversions import analysis_rows, conversion_rows, generation_rows
+from services.conversions.job_rows import JobKind
+
+# A kind is typed by its row class. Here the kinds stand together, so that their rows are known as
+# ModelJob alone: code that takes a kind from here says so.
+AnyKind = JobKind[Any, Any]
+
+KINDS: Mapping[str, AnyKind] = {
+    kind.table.name: kind
+    for kind in (conversion_rows.KIND, generation_rows.KIND, analysis_rows.KIND)
+}
+BY_NUMBER: Mapping[int, AnyKind] = {kind.number: kind for kind in KINDS.values()}

@@ -1,0 +1,195 @@
+"""Jobs: what the rows and messages of conversions, generations and analyses have in common.
+
+Each row of the three tables is a job of its own: it is created, waits, runs and ends. A `JobKind`
+says what is peculiar to one of the three, for code that serves all of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from atelier.conversions.v1 import analysis_pb2, conversion_pb2, generation_pb2
+from atelier.conversions.v1 import job_pb2 as pb
+from psycopg.types.json import Jsonb
+
+from services.conversions import rules
+from services.conversions.rules import Evidence
+from shared.background import events
+from shared.background.attempts import JobRow
+from shared.database.db import Database, Mutation
+from shared.database.ids import parse_id
+from shared.database.rows import Statement, Table, compiled
+from shared.rpc import errors
+from shared.rpc.protos import Words, struct, timestamp, wait_of
+
+STATES = Words(pb.JobState, "JOB_STATE_")
+
+
+class InputPicture(NamedTuple):
+    """A picture that a job is made from. `role`: what it is used as, such as `user`."""
+
+    role: str
+    asset_id: UUID
+
+
+@dataclass(slots=True)
+class ModelJob(JobRow):
+    """The columns of every table of jobs that a model runs."""
+
+    created_by: str
+    product_id: str
+    progress: float
+    confidence: float
+    evidence: list[Evidence]
+    recipe: Mapping[str, Any] | None  # as `recipe()` makes it
+    credits: int
+    processing_time_ms: int
+    priority: int
+    external: bool
+    lease_expires_at: datetime | None
+    created_at: datetime
+
+    @property
+    def finished(self) -> bool:
+        return self.state in rules.FINISHED
+
+    def inputs(self) -> list[InputPicture]:
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class PictureJob(ModelJob):
+    """A job whose result is a picture."""
+
+    result_asset_id: UUID | None
+
+    @property
+    def shown_result(self) -> str:
+        """The picture that a COMPLETED row shows. A row that is still processing may have one."""
+        return str(self.result_asset_id) if self.state == "completed" else ""
+
+
+class Attempted(Protocol):
+    attempt_token: UUID | None
+
+
+def token_of(row: Attempted) -> UUID:
+    """The token of the attempt that a PROCESSING row belongs to."""
+    if row.attempt_token is None:
+        raise LookupError("a row without an attempt")
+    return row.attempt_token
+
+
+JobMessage = conversion_pb2.Conversion | generation_pb2.Generation | analysis_pb2.Analysis
+J = TypeVar("J", bound=ModelJob)
+M = TypeVar("M", bound=JobMessage)
+
+
+@dataclass(frozen=True)
+class JobKind(Generic[J, M]):
+    """One of the three kinds. `name` is the subject of its events and its field in answers;
+    `to_proto` makes a row's message, without URLs."""
+
+    name: str
+    number: pb.JobKind
+    table: Table[J]
+    message: type[M]
+    to_proto: Callable[[J], M]
+
+    @property
+    def release_task(self) -> str:
+        return f"release_{self.table.name}"
+
+    def holder(self, row_id: UUID) -> str:
+        """The name under which a row has references to its pictures at assets, and the beginning of
+        its request id there."""
+        return f"conversions/{self.table.name}/{row_id}"
+
+    async def publish(self, m: Mutation, row: J) -> None:
+        await events.publish(m, self.name, row.id, row.version, self.to_proto(row))
+
+    async def get(self, db: Database, text: str) -> J:
+        """The owner's row. NOT_FOUND if there is none."""
+        row = await db.first(_select(self.table), {"id": parse_id(text, f"{self.name}_id")})
+        if row is None:
+            raise errors.not_found(self.name, text)
+        return row
+
+
+@cache
+def _select(table: Table[J]) -> Statement[J]:
+    row = table.core.c
+    return compiled(table.row, sa.select(table.core).where(row.id == sa.bindparam("id")))
+
+
+@cache
+def lock(table: Table[J]) -> Statement[J]:
+    """Selects the row `id` and locks it until the transaction ends."""
+    row = table.core.c
+    whole = sa.select(table.core).where(row.id == sa.bindparam("id"))
+    return compiled(table.row, whole.with_for_update())
+
+
+def common_fields(row: ModelJob) -> dict[str, Any]:
+    """The fields that the three messages share, by name."""
+    return {
+        "id": str(row.id),
+        "owner": row.owner,
+        "created_by": row.created_by,
+        "state": STATES.number[row.state],
+        "product_id": row.product_id,
+        "progress": row.progress,
+        "cancel_requested": row.cancel_requested,
+        "confidence": row.confidence,
+        "evidence": [pb.Evidence(**item) for item in row.evidence],
+        "recipe": _recipe_message(row.recipe) if row.recipe else None,
+        "credits": row.credits,
+        "error_class": row.error_class,
+        "error_message": row.error_message,
+        "processing_time_ms": row.processing_time_ms,
+        "create_time": timestamp(row.created_at),
+        "wait": wait_of(row),
+        "update_time": timestamp(row.updated_at),
+        "priority": row.priority,
+        "run_externally": row.external,
+    }
+
+
+class RecipeInput(TypedDict):
+    role: str
+    asset_id: str
+    sha256: str
+
+
+def recipe(
+    *,
+    model: str,
+    model_version: str,
+    seed: int | None,
+    parameters: Mapping[str, Any],
+    inputs: Sequence[RecipeInput],
+) -> Jsonb:
+    """The value of the column `recipe`."""
+    return Jsonb(
+        {
+            "model": model,
+            "model_version": model_version,
+            "seed": seed,
+            "parameters": parameters,
+            "inputs": inputs,
+        }
+    )
+
+
+def _recipe_message(stored: Mapping[str, Any]) -> pb.Recipe:
+    return pb.Recipe(
+        model=stored["model"],
+        model_version=stored["model_version"],
+        seed=stored["seed"],
+        parameters=struct(stored["parameters"]),
+        inputs=[pb.RecipeInput(**item) for item in stored["inputs"]],
+    )
