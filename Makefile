@@ -64,7 +64,7 @@ dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this t
 	@./atelier dev
 
 .PHONY: test
-test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## All tests but the commands of the documents and the long fault tests
+test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## All tests but the commands of the documents and the long fault tests
 	@tools/test.sh test $(T)
 
 .PHONY: docs
@@ -96,6 +96,11 @@ bench: setup $(VENV)/dev.stamp ## Speeds as ratios to a reference of the same ru
 $(TOOLS)/versitygw:
 	@if command -v go >/dev/null; then echo 'Building versitygw, a real S3 server for the tests (once) ...'; \
 	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/versity/versitygw/cmd/versitygw@v1.7.0; fi
+
+# grpcurl is the client that people ask a server with; its tests are left out likewise.
+$(TOOLS)/grpcurl:
+	@if command -v go >/dev/null; then echo 'Building grpcurl, a client for the tests (once, a minute) ...'; \
+	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3; fi
 
 # promtool checks the alert rules and runs their tests. Its module can't be installed by name, since it excludes versions
 # of others; as a requirement of an empty module it can.
