@@ -51,6 +51,10 @@ gen/atelier.binpb: $(PROTOS) tools/stubs.py $(VENV)/run.stamp
 .PHONY: stubs
 stubs: gen/atelier.binpb ## Python stubs and the descriptor set from protos/
 
+.PHONY: protos
+protos: gen/atelier.binpb ## For clients in other languages: protos, descriptors, service config in dist/
+	@$(BIN)/python -m tools.protos
+
 .PHONY: demo
 demo: setup ## From photographs to a tech pack, with everything it needs
 	@./atelier demo $(PHOTOS) $(if $(FACTS),--facts $(FACTS))
@@ -117,4 +121,4 @@ lock: $(VENV)/dev.stamp ## Lock requirements/*.in again, with hashes
 
 .PHONY: clean
 clean: ## Remove what was built here; state in .atelier/ stays
-	rm -rf $(VENV) gen .mypy_cache .ruff_cache
+	rm -rf $(VENV) gen dist .mypy_cache .ruff_cache
