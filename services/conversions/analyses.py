@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from services.conversions import inputs, jobs, rules
 from services.conversions.making import Making
-from shared import attempts, protos
+from shared import attempts, protos, views
 from shared.calls import Peers
 from shared.db import Database, Mutation
 from shared.events import EventStream
@@ -25,7 +25,10 @@ def to_proto(row: Any) -> pb.Analysis:
     analysis = pb.Analysis(
         **jobs.common_fields(row),
         task=TASKS.number[row.task],
-        images=[pb.AnalysisImage(**image) for image in row.images],
+        images=[
+            pb.AnalysisImage(**image, view_type=views.type_of(image["view"]))
+            for image in row.images
+        ],
         facts=protos.facts_message(row.facts),
     )
     if row.result is not None:
@@ -53,6 +56,8 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
     async def CreateAnalysis(
         self, request: pb.CreateAnalysisRequest, context: Any
     ) -> pb.CreateAnalysisResponse:
+        for number, image in enumerate(request.images):
+            views.settle(image, f"images[{number}].")
         answer = await self._db.stored_answer(request, pb.CreateAnalysisResponse)
         if answer is None:
             answer = await self._take_on(request)

@@ -12,7 +12,7 @@ from atelier.conversions.v1 import generation_pb2_grpc
 from services.conversions import inputs, jobs, rules
 from services.conversions.making import Making
 from services.conversions.providers import ImageSettings, Picture
-from shared import attempts, errors
+from shared import attempts, errors, views
 from shared.calls import Peers
 from shared.db import Database, Mutation
 from shared.events import EventStream
@@ -44,6 +44,7 @@ def to_proto(row: Any) -> pb.Generation:
         **jobs.common_fields(row),
         **{name: getattr(row, name) for name in _TEXTS if name != "product_id"},
         task=TASKS.number[row.task],
+        view_type=views.type_of(row.view),
         seed=row.seed,
         full_prompt=row.full_prompt,
         prompt_used=row.full_prompt,
@@ -76,6 +77,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def CreateGeneration(
         self, request: pb.CreateGenerationRequest, context: Any
     ) -> pb.CreateGenerationResponse:
+        views.settle(request)
         return await self._answer(request, pb.CreateGenerationResponse, lambda: _columns(request))
 
     async def RegenerateGeneration(

@@ -9,7 +9,7 @@ from atelier.pipeline.v1 import product_pb2_grpc
 from psycopg.types.json import Jsonb
 
 from services.pipeline import progress, records, rules, watching
-from shared import auth, errors, events, paging
+from shared import auth, errors, events, paging, views
 from shared.calls import Peers
 from shared.db import Database, Mutation
 from shared.ids import new_id, parse_id
@@ -73,6 +73,8 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
     async def CreateProduct(
         self, request: pb.CreateProductRequest, context: Any
     ) -> pb.CreateProductResponse:
+        for number, image in enumerate(request.images):
+            views.settle(image, f"images[{number}].")
         facts = stated_facts(request.facts, "facts")
         named = facts.get("product", {})
         columns = {

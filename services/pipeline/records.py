@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from psycopg.types.json import Jsonb
 
 from services.pipeline import rules
-from shared import events
+from shared import events, views
 from shared.db import Mutation
 from shared.ids import new_id
 from shared.protos import Words, facts_message, struct, timestamp, wait_of
@@ -54,7 +54,10 @@ def evidence(stored: Sequence[Mapping[str, Any]]) -> list[result_pb2.Evidence]:
 
 def image(row: Any) -> product_pb2.ProductImage:
     return product_pb2.ProductImage(
-        asset_id=str(row.asset_id), view=row.view, primary=row.is_primary
+        asset_id=str(row.asset_id),
+        view=row.view,
+        view_type=views.type_of(row.view),
+        primary=row.is_primary,
     )
 
 
