@@ -52,7 +52,7 @@ gen/atelier.binpb: $(PROTOS) tools/stubs.py $(VENV)/run.stamp
 stubs: gen/atelier.binpb ## Python stubs and the descriptor set from protos/
 
 .PHONY: protos
-protos: gen/atelier.binpb ## For clients in other languages: protos, descriptors, service config in dist/
+protos: gen/atelier.binpb ## dist/: the contract for clients in other languages
 	@$(BIN)/python -m tools.protos
 
 .PHONY: demo
