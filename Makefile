@@ -51,6 +51,10 @@ gen/atelier.binpb: $(PROTOS) tools/stubs.py $(VENV)/run.stamp
 .PHONY: stubs
 stubs: gen/atelier.binpb ## Python stubs and the descriptor set from protos/
 
+.PHONY: protos
+protos: gen/atelier.binpb ## dist/: the contract for clients in other languages
+	@$(BIN)/python -m tools.protos
+
 .PHONY: demo
 demo: setup ## From photographs to a tech pack, with everything it needs
 	@./atelier demo $(PHOTOS) $(if $(FACTS),--facts $(FACTS))
@@ -64,7 +68,7 @@ dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this t
 	@./atelier dev
 
 .PHONY: test
-test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## All tests but the commands of the documents and the long fault tests
+test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## All tests but the commands of the documents and the long fault tests
 	@tools/test.sh test $(T)
 
 .PHONY: docs
@@ -101,6 +105,11 @@ $(TOOLS)/versitygw:
 	@if command -v go >/dev/null; then echo 'Building versitygw, a real S3 server for the tests (once) ...'; \
 	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/versity/versitygw/cmd/versitygw@v1.7.0; fi
 
+# grpcurl is the client that people ask a server with; its tests are left out likewise.
+$(TOOLS)/grpcurl:
+	@if command -v go >/dev/null; then echo 'Building grpcurl, a client for the tests (once, a minute) ...'; \
+	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3; fi
+
 # promtool checks the alert rules and runs their tests. Its module can't be installed by name, since it excludes versions
 # of others; as a requirement of an empty module it can.
 $(TOOLS)/promtool:
@@ -116,4 +125,4 @@ lock: $(VENV)/dev.stamp ## Lock requirements/*.in again, with hashes
 
 .PHONY: clean
 clean: ## Remove what was built here; state in .atelier/ stays
-	rm -rf $(VENV) gen .mypy_cache .ruff_cache
+	rm -rf $(VENV) gen dist .mypy_cache .ruff_cache

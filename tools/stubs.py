@@ -27,14 +27,24 @@ def run(*arguments: str) -> None:
         sys.exit("protoc refused the contract: see the lines above")
 
 
-def import_paths() -> list[str]:
-    """Where google/protobuf and google/rpc come from: the packages that ship them."""
-    well_known = importlib.resources.files("grpc_tools") / "_proto"
+def googleapis() -> Path:
+    """The folder that holds google/rpc."""
     # google is a namespace package shared by protobuf and googleapis-common-protos.
     from google.rpc import status_pb2
 
-    googleapis = Path(status_pb2.__file__).parents[2]
-    return [f"-I{well_known}", f"-I{googleapis}"]
+    return Path(status_pb2.__file__).parents[2]
+
+
+def rpc_files() -> list[str]:
+    """What refusals carry. No file of the contract imports them, but whoever reads a refusal must
+    know them."""
+    return [f"google/rpc/{name}.proto" for name in ("code", "error_details", "status")]
+
+
+def import_paths() -> list[str]:
+    """Where google/protobuf and google/rpc come from: the packages that ship them."""
+    well_known = importlib.resources.files("grpc_tools") / "_proto"
+    return [f"-I{well_known}", f"-I{googleapis()}"]
 
 
 def validate_descriptors(directory: Path) -> Path:
@@ -70,6 +80,7 @@ def describe(protos: Path, target: Path, scratch: Path) -> None:
         "--include_source_info",
         f"--descriptor_set_out={target}",
         *contract_files(protos),
+        *rpc_files(),
     )
 
 

@@ -15,7 +15,9 @@ leave_out() {
     marks="$marks and not $1"
     left_out="$left_out $1"
 }
-[ -x .tools/bin/versitygw ] || command -v versitygw >/dev/null || leave_out needs_go
+for program in versitygw grpcurl; do
+    [ -x ".tools/bin/$program" ] || command -v "$program" >/dev/null || { leave_out needs_go; break; }
+done
 command -v npm >/dev/null || leave_out needs_node
 docker info >/dev/null 2>&1 || leave_out needs_docker
 unshare --mount true 2>/dev/null || leave_out needs_mount

@@ -633,7 +633,7 @@ def create_product(
     images = [
         product_pb2.NewImage(
             asset_id=asset.id,
-            view=VIEWS[number] if number < len(VIEWS) else "",
+            view_type=f"VIEW_TYPE_{VIEWS[number].upper()}" if number < len(VIEWS) else None,
             primary=number == 0,
         )
         for number, asset in enumerate(products)

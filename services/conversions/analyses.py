@@ -14,7 +14,7 @@ from shared.background.events import EventStream
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
 from shared.database.lists import Listing
-from shared.rpc import protos
+from shared.rpc import protos, views
 from shared.rpc.calls import Peers
 from shared.rpc.server import Context
 
@@ -30,6 +30,9 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
     async def CreateAnalysis(
         self, request: pb.CreateAnalysisRequest, context: Context
     ) -> pb.CreateAnalysisResponse:
+        for number, image in enumerate(request.images):
+            views.settle(image, f"images[{number}].")
+
         async def columns() -> Columns:
             return await self._columns(request)
 

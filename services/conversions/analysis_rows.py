@@ -9,7 +9,7 @@ from atelier.conversions.v1 import job_pb2
 
 from services.conversions.job_rows import InputPicture, JobKind, ModelJob, common_fields
 from shared.database.rows import Table
-from shared.rpc import protos
+from shared.rpc import protos, views
 from shared.rpc.protos import Words
 
 TASKS = Words(pb.AnalysisTask, "ANALYSIS_TASK_")
@@ -41,7 +41,10 @@ def to_proto(row: Analysis) -> pb.Analysis:
     analysis = pb.Analysis(
         **common_fields(row),
         task=TASKS.number[row.task],
-        images=[pb.AnalysisImage(**image) for image in row.images],
+        images=[
+            pb.AnalysisImage(**image, view_type=views.type_of(image["view"]))
+            for image in row.images
+        ],
         facts=protos.facts_message(row.facts),
     )
     if row.result is not None:

@@ -9,6 +9,7 @@ from atelier.conversions.v1 import job_pb2
 
 from services.conversions.job_rows import InputPicture, JobKind, PictureJob, common_fields
 from shared.database.rows import Table
+from shared.rpc import views
 from shared.rpc.protos import Words
 
 TASKS = Words(pb.GenerationTask, "GENERATION_TASK_")
@@ -69,6 +70,7 @@ def to_proto(row: Generation) -> pb.Generation:
         unique_visual_elements=row.unique_visual_elements,
         source_asset_id=str(row.source_asset_id or ""),
         view=row.view,
+        view_type=views.type_of(row.view),
         at=None if at is None else facts_pb2.Point(x=at[0], y=at[1]),
         name=row.name,
         caption=row.prompt or row.name,

@@ -13,7 +13,7 @@ from shared.background.events import EventStream
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
 from shared.database.lists import Listing
-from shared.rpc import errors
+from shared.rpc import errors, views
 from shared.rpc.calls import Peers
 from shared.rpc.server import Context
 
@@ -51,6 +51,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def CreateGeneration(
         self, request: pb.CreateGenerationRequest, context: Context
     ) -> pb.CreateGenerationResponse:
+        views.settle(request)
+
         async def columns() -> Columns:
             return await self._checked(_new(request))
 

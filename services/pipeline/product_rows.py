@@ -13,6 +13,7 @@ from services.pipeline.phase_rows import Phase
 from shared.background import events
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
+from shared.rpc import views
 from shared.rpc.protos import Words, facts_message, timestamp
 
 STATES = Words(product_pb2.ProductState, "PRODUCT_STATE_")
@@ -102,7 +103,10 @@ def to_proto(
 
 def _image(row: ProductImage) -> product_pb2.ProductImage:
     return product_pb2.ProductImage(
-        asset_id=str(row.asset_id), view=row.view, primary=row.is_primary
+        asset_id=str(row.asset_id),
+        view=row.view,
+        view_type=views.type_of(row.view),
+        primary=row.is_primary,
     )
 
 

@@ -27,7 +27,7 @@ from shared.database.db import Database, Mutation, execute
 from shared.database.ids import new_id, parse_id
 from shared.database.lists import Listing, created
 from shared.database.rows import Statement
-from shared.rpc import auth, errors, paging
+from shared.rpc import auth, errors, paging, views
 from shared.rpc.calls import Peers
 from shared.rpc.protos import facts as stated_facts
 
@@ -107,6 +107,8 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
     async def CreateProduct(
         self, request: pb.CreateProductRequest, context: ServicerContext
     ) -> pb.CreateProductResponse:
+        for number, image in enumerate(request.images):
+            views.settle(image, f"images[{number}].")
         facts = stated_facts(request.facts, "facts")
         named = facts.get("product", {})
         columns: dict[str, object] = {

@@ -21,21 +21,18 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from google.protobuf import descriptor_pb2, descriptor_pool
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from shared import telemetry
-from shared.rpc import auth
+from shared.rpc import auth, reflection
 from shared.rpc.guard import Guard
 from shared.rpc.limits import Limits
-from shared.rpc.open_calls import Health, reflecting
+from shared.rpc.open_calls import Health
 from shared.settings import PORTS, Settings
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
-_CONTRACT = Path(__file__).resolve().parents[2] / "gen" / "atelier.binpb"
+LEAST_PING_INTERVAL_MS = 5_000  # Go and Java ping every 10 s at most, and clocks aren't exact
 _TURN_AWAY_SECONDS = 1.0
 _TAKE_BACK_SECONDS = 5.0
 _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
@@ -118,7 +115,10 @@ async def start(service: Service, settings: Settings, verifier: auth.Verifier) -
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
             ("grpc.so_reuseport", 1 if settings.processes > 1 else 0),
             ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Clients may see that an idle connection still stands. Without these gRPC takes two
+            # pings in five minutes, or in two hours without a call, for an attack, and hangs up.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
         ]
     )
     limits = Limits(
@@ -130,7 +130,8 @@ async def start(service: Service, settings: Settings, verifier: auth.Verifier) -
     names = _register(server, service, limits, verifier)
     health = Health(limits.open_streams)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    _reflect(server, [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name], limits)
+    for name, handlers in reflection.handlers(names, limits.open_streams):
+        server.add_registered_method_handlers(name, handlers)
     port = _bind(server, settings)
     await server.start()
     reporting = asyncio.create_task(_report_health(health, names, service.ready))
@@ -175,36 +176,6 @@ def _register(server: Any, service: Service, limits: Limits, verifier: auth.Veri
     for name, handlers in by_service.items():
         server.add_registered_method_handlers(name, handlers)
     return list(by_service)
-
-
-def _reflect(server: Any, names: Sequence[str], limits: Limits) -> None:
-    """Reflection under its old and its new name; the messages of both are the same on the wire."""
-    servicer = reflection.aio.ReflectionServicer(
-        [*names, reflection.SERVICE_NAME], pool=_described()
-    )
-    handler = grpc.stream_stream_rpc_method_handler(
-        reflecting(servicer.ServerReflectionInfo, limits.open_streams),
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    for name in (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection"):
-        server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
-
-
-def _described() -> descriptor_pool.DescriptorPool:
-    """The contract as protoc wrote it. The stubs' own descriptors lack the JSON names, and a client
-    that prints JSON by reflection would print other names than a generated one."""
-    pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(_CONTRACT.read_bytes()).file:
-        file.ClearField("source_code_info")
-        pool.Add(file)
-    for module in (
-        health_pb2,
-        reflection_pb2,
-        error_details_pb2,
-    ):  # the last: what errors carry, for clients to print
-        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    return pool
 
 
 def port_of(name: str, settings: Settings) -> int:

@@ -214,6 +214,15 @@ class Hold:
         )
         return int(found)
 
+    async def waited_for(self, number: int) -> None:
+        """Waits until so many backends wait for these locks, in one queue."""
+        statement = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+        async def all_wait() -> bool:
+            return bool(await self._superuser.value(statement) >= number)
+
+        await until(all_wait, f"{number} wait for the lock")
+
     async def release(self) -> None:
         await self._conn.rollback()
 

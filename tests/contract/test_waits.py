@@ -1,0 +1,53 @@
+"""A call that waits for its job may answer before it has ended; the same request waits on."""
+
+import asyncio
+from pathlib import Path
+
+from atelier.assets.v1 import asset_pb2
+from atelier.conversions.v1 import generation_pb2, job_pb2
+
+from tests.assets.flows import request_id
+from tests.conversions import flows
+from tests.conversions import local_pictures as pictures
+from tests.suite import Suite
+
+
+async def test_a_stopping_server_answers_and_another_waits_on(
+    atelier: Suite, tmp_path: Path
+) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    photo = pictures.garment(tmp_path / "garment.jpg", width=400)
+    request = generation_pb2.CreateGenerationRequest(
+        request_id=request_id(),
+        task=generation_pb2.GENERATION_TASK_SKETCH,
+        source_asset_id=await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT),
+        wait=True,
+    )
+
+    waiting = asyncio.ensure_future(flows.generations(ada).CreateGeneration(request, timeout=60))
+    while not atelier.sql("SELECT id FROM conversions.generations"):
+        await asyncio.sleep(0.02)
+    await atelier.stop("conversions", seconds=10)
+    first = (await waiting).generation
+    assert first.state == job_pb2.JOB_STATE_PENDING
+
+    await atelier.serve("conversions")
+    await atelier.work("conversions")
+    again = atelier.client("ada")
+    second = (await flows.generations(again).CreateGeneration(request, timeout=60)).generation
+    assert (second.id, second.state) == (first.id, job_pb2.JOB_STATE_COMPLETED)
+
+
+async def test_a_deadline_that_is_near_ends_the_wait_with_an_answer(
+    atelier: Suite, tmp_path: Path
+) -> None:
+    await flows.start(atelier, working=False)
+    ada = atelier.client("ada")
+    photo = pictures.garment(tmp_path / "garment.jpg", width=400)
+    source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
+    request = generation_pb2.CreateGenerationRequest(
+        task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source, wait=True
+    )
+    answer = await flows.generations(ada).CreateGeneration(request, timeout=2)
+    assert answer.generation.state == job_pb2.JOB_STATE_PENDING
