@@ -19,7 +19,7 @@ from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2, upload_pb2_
 
 from bench.figure import CannotRun, Figure, Report, Rounds, cpu_seconds
 from bench.site import Site
-from shared.ids import new_id
+from shared.database.ids import new_id
 
 _CALLERS = 8
 _WARM_UP = 800

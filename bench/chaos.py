@@ -24,8 +24,8 @@ import psycopg
 from bench import naps
 from bench.figure import Figure, Report
 from bench.site import OWNER, Site
-from shared.db import Database
-from shared.ids import new_id
+from shared.database.db import Database
+from shared.database.ids import new_id
 from shared.settings import load
 
 SECONDS = {"short": 0.05, "long": 20.0}

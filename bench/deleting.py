@@ -19,7 +19,7 @@ from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, storage_pb2, storage_pb
 
 from bench.figure import CannotRun, Figure, Report
 from bench.site import OWNER, Site
-from shared.ids import new_id
+from shared.database.ids import new_id
 from shared.storage import open_disk
 
 _ASSETS = 100_000

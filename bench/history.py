@@ -19,10 +19,12 @@ from atelier.assets.v1 import search_pb2, usage_pb2
 
 from bench.figure import Figure, Report, Rounds
 from bench.site import Site
-from services.assets import assets, search, usage
-from services.assets.meter import Meter
-from shared import auth, paging
-from shared.db import Database
+from services.assets.core import assets
+from services.assets.core import history as usage
+from services.assets.core.bandwidth import Meter
+from services.assets.library import search
+from shared.database.db import Database
+from shared.rpc import auth, paging
 from shared.settings import Settings
 from shared.storage import open_disk, read_secret
 

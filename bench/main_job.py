@@ -81,7 +81,7 @@ def _work(directory: Path) -> Iterator[object]:
     from services.conversions.local.sketch import line_drawing
     from services.conversions.local.tryon import try_on
     from services.techfiles.document import Closeup, Pack, Product, Sketch, View, render_pdf
-    from shared.facts import load_facts
+    from shared.formats.facts import load_facts
     from shared.imaging import DEFAULT_PRESETS, inspect, make_variants
 
     facts = load_facts((_PHOTOS / "facts.yaml").read_text())

@@ -14,9 +14,10 @@ from typing import Any
 import procrastinate
 import uvloop
 
-from shared import attempts, telemetry
-from shared.db import Database
-from shared.jobs import JobQueue
+from shared import telemetry
+from shared.background import attempts
+from shared.background.jobs import JobQueue
+from shared.database.db import Database
 from shared.settings import load
 
 SLOTS = {

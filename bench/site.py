@@ -16,11 +16,11 @@ from typing import Self
 import psycopg
 
 from bench.figure import CannotRun
+from cli.embedded import EmbeddedPostgres
 from cli.state import LOCAL_ISSUER, State
 from cli.suite import ROOT, login_url
-from shared import auth
-from shared.embedded import EmbeddedPostgres
-from shared.migrate import migrate
+from shared.database.migrate import migrate
+from shared.rpc import auth
 
 OWNER = "user:ada"
 _START_SECONDS = 30

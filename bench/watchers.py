@@ -21,7 +21,7 @@ import psycopg
 import uvloop
 from atelier.assets.v1 import asset_pb2
 
-from shared.server import MAX_STREAMS_PER_CONNECTION
+from shared.rpc.server import MAX_STREAMS_PER_CONNECTION
 
 EVENT = (  # the name that the asset of an event has; found in the bytes without reading the message
     "event {:06}"

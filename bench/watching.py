@@ -25,7 +25,7 @@ from bench.figure import CannotRun, Figure, Report, Rounds
 from bench.site import OWNER, Site
 from bench.watchers import EVENT, TOLD
 from cli.suite import ROOT
-from shared.ids import new_id
+from shared.database.ids import new_id
 
 _ROUNDS = 9
 _EVENTS = {1: 100, 1000: 20, 5000: 10}  # of each round, by the number of watchers

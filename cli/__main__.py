@@ -183,7 +183,7 @@ def token(
 
     Send it as gRPC metadata `authorization: Bearer TOKEN`.
     """
-    from shared import auth
+    from shared.rpc import auth
 
     named = {"user": user, "vendor": vendor, "admin": admin}
     chosen = [(role, subject) for role, subject in named.items() if subject]
@@ -228,7 +228,7 @@ def trust(
     owners such as `user:ada`, `vendor:acme-*`, `user:*` or `*`; without it, a key signs the owners
     that its roles are kinds of.
     """
-    from shared import auth
+    from shared.rpc import auth
 
     path = file or State(state).trust_file
     try:
@@ -258,7 +258,7 @@ def migrate(
     secrets/. `atelier up` does all this by itself.
     """
     from cli.setup import migrate_all
-    from shared.migrate import MigrationFailed
+    from shared.database.migrate import MigrationFailed
 
     try:
         migrate_all(State(state), database_url, lambda text: console.print(f"[dim]{text}"))

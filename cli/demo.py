@@ -12,7 +12,7 @@ from rich.markup import escape
 from cli.comeback import Report
 from cli.state import LOCAL_ISSUER, State
 from cli.suite import Options, Problem, Suite, interruptible, is_serving, ports
-from shared import auth
+from shared.rpc import auth
 from shared.settings import SERVICES
 
 INTERRUPTED = 130

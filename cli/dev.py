@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cli.embedded import server_binaries
 from cli.suite import ROOT, Suite
-from shared.embedded import server_binaries
 
 _WATCHED = ("services", "shared", "cli", "gen")
 _LOOK_SECONDS = 0.5

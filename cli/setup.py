@@ -14,7 +14,7 @@ def migrate_all(state: State, admin_url: str, report: Callable[[str], None]) -> 
 
     Raises MigrationFailed.
     """
-    from shared.migrate import migrate
+    from shared.database.migrate import migrate
 
     state.prepare()
     for name in SERVICES:

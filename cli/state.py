@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from shared import auth
+from shared.rpc import auth
 from shared.settings import SERVICES
 
 LOCAL_ISSUER = "atelier-local"

@@ -117,7 +117,7 @@ def report(
 
 
 def _operator_token(files: State) -> str:
-    from shared import auth
+    from shared.rpc import auth
 
     files.prepare()
     key = auth.load_key(files.keys / "people.jwk")

@@ -26,7 +26,8 @@ from google.protobuf import json_format
 
 from cli.refusals import refusal
 from cli.state import LOCAL_ISSUER, State
-from shared import auth, plain_yaml
+from shared.formats import yaml as plain_yaml
+from shared.rpc import auth
 
 OWNER = "admin:atelier"
 _MOST_BYTES = 10 * 1024 * 1024

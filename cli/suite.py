@@ -23,8 +23,8 @@ import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.comeback import Comeback, Report
+from cli.embedded import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
 from cli.state import State
-from shared.embedded import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
 from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,7 +207,7 @@ class Suite:
         if not missing:
             return
         self.report("Bringing the schemas up to date")
-        from shared.migrate import MigrationFailed, migrate
+        from shared.database.migrate import MigrationFailed, migrate
 
         for name in missing:
             self._go_on()

@@ -13,11 +13,15 @@ from typing import Any
 import structlog
 import uvloop
 
-from shared import db, events, job_metrics, server, telemetry, webhooks
-from shared.jobs import JobQueue
+from shared import telemetry, webhooks
+from shared.background import events
+from shared.background import metrics as job_metrics
+from shared.background.jobs import JobQueue
+from shared.background.tasks import wanted
+from shared.database import db
+from shared.rpc import server
 from shared.settings import STORAGE_HTTP_PORT, Settings, load
 from shared.storage import Storage, open_disk, open_s3, read_secret
-from shared.tasks import wanted
 
 _USAGE = "usage: python -m services.{name} serve | work | migrate   (settings: `atelier settings`)"
 _HOUSEKEEPING_SECONDS = 600.0
@@ -44,7 +48,7 @@ def run(name: str, *, service: server.Opener, work: Command, arguments: Sequence
 
 
 def migrate_from_settings(name: str, settings: Settings) -> None:
-    from shared.migrate import MigrationFailed, migrate
+    from shared.database.migrate import MigrationFailed, migrate
 
     try:
         migrate(

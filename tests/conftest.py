@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.embedded import EmbeddedPostgres
+from cli.embedded import EmbeddedPostgres
 from tests.suite import Cluster, DiskServer, Keys, Suite, suite
 
 # Whole jobs through running processes. They begin first, so that no worker is left alone with them

@@ -19,9 +19,9 @@ import grpc
 import httpx
 import psycopg
 
-from shared import auth, server
-from shared.auth import trust_entry
-from shared.migrate import migrate
+from shared.database.migrate import migrate
+from shared.rpc import auth, server
+from shared.rpc.auth import trust_entry
 from shared.settings import SERVICES, Settings, load
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,5 +1,5 @@
 """R6: a repeat is harmless. Over the wire, with real concurrency; assets stands for every service,
-since the rule is kept by shared.db."""
+since the rule is kept by shared.database.db."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from shared import open_calls
+from shared.rpc import open_calls
 from tests import calls
 from tests.assets import flows
 from tests.suite import Suite

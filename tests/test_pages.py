@@ -16,9 +16,9 @@ from atelier.pipeline.v1 import product_pb2, product_pb2_grpc
 from buf.validate import validate_pb2
 from google.protobuf.message import Message
 
-from shared import auth
-from shared.calls import Peers, owner_identity
-from shared.paging import ANSWER_BYTES
+from shared.rpc import auth
+from shared.rpc.calls import Peers, owner_identity
+from shared.rpc.paging import ANSWER_BYTES
 from tests import calls
 from tests import test_tenancy as tenancy
 from tests.suite import Client, Suite

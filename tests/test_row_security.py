@@ -7,8 +7,8 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from shared import auth
-from shared.db import Database
+from shared.database.db import Database
+from shared.rpc import auth
 from tests.suite import (
     APP_PASSWORD,
     WORKER_PASSWORD,

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shared.protos import Words
+from shared.rpc.protos import Words
 from tests.schema_words.webhooks import WORDS as WEBHOOK_WORDS
 from tests.suite import ROOT, TEMPLATE, Cluster, built_services
 
@@ -85,8 +85,8 @@ def catalogue(url: str, schema: str) -> dict[str, list[str]]:
 
 @contextmanager
 def from_tables_sql(cluster: Cluster, service: str) -> Iterator[str]:
-    """A database made by shared/tables.sql and the service's own, and by nothing else. Yields its
-    URL."""
+    """A database made by shared/database/tables.sql and the service's own, and by nothing else.
+    Yields its URL."""
     name = f"tables_{service}"
     with psycopg.connect(cluster.admin_url, autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name}")
@@ -99,7 +99,10 @@ def from_tables_sql(cluster: Cluster, service: str) -> Iterator[str]:
                 "CREATE TABLE alembic_version"
                 " (version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY)"
             )
-            for path in (ROOT / "shared/tables.sql", ROOT / "services" / service / "tables.sql"):
+            for path in (
+                ROOT / "shared/database/tables.sql",
+                ROOT / "services" / service / "tables.sql",
+            ):
                 conn.execute(path.read_text().replace("{service}", service))
         yield cluster.url(name)
     finally:
@@ -118,7 +121,7 @@ def test_migrations_make_what_tables_sql_says(cluster: Cluster, service: str) ->
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_migrating_again_changes_nothing(cluster: Cluster, service: str) -> None:
-    from shared.migrate import migrate
+    from shared.database.migrate import migrate
     from tests.suite import APP_PASSWORD, WORKER_PASSWORD
 
     database = cluster.clone()

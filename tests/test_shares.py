@@ -9,7 +9,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, upload_pb2, variant_pb2
 from google.rpc import error_details_pb2
 
-from shared import guard
+from shared.rpc import guard
 from shared.telemetry import METRICS
 from tests import calls
 from tests.assets import flows

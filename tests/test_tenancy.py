@@ -15,7 +15,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2
 from atelier.common.v1 import policy_pb2
 
-from shared import guard
+from shared.rpc import guard
 from tests import calls
 from tests.assets import flows
 from tests.suite import (

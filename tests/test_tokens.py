@@ -19,9 +19,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from joserfc import jwt
 from joserfc.jwk import OKPKey
 
-from shared import auth, guard, server
-from shared.errors import DomainError, Reason
-from shared.limits import Limits
+from shared.rpc import auth, guard, server
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.limits import Limits
 from tests import calls
 from tests.assets import flows
 from tests.suite import Cluster, DiskServer, Keys, Suite, suite
@@ -419,7 +419,7 @@ async def test_a_key_for_guests_reads_nobodys_rows(
             assert await code_of(house, bearer(token)) is code, owner
 
 
-# shared.auth accepts the old name on purpose and silences this; pytest's own filters undo that.
+# shared.rpc.auth accepts the old name on purpose and silences this; pytest's own filters undo that.
 @pytest.mark.filterwarnings("ignore:EdDSA is deprecated")
 @pytest.mark.parametrize("what", GOOD)
 async def test_a_good_token_is_accepted(house: Suite, what: str) -> None:

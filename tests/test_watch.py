@@ -1,5 +1,5 @@
 """R4 within one process: a watch misses nothing, tells nothing twice, and never falls silent.
-assets stands for every service: its watch is made of shared.events."""
+assets stands for every service: its watch is made of shared.background.events."""
 
 import asyncio
 import uuid
@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from atelier.assets.v1 import asset_pb2
 
-from shared import events
-from shared.db import Database
+from shared.background import events
+from shared.database.db import Database
 from tests import calls
 from tests.assets import flows
 from tests.suite import Client, Suite
@@ -450,7 +450,7 @@ async def test_two_sequencers_stamp_each_event_once(house: Suite) -> None:
 async def test_the_current_state_may_be_longer_than_a_page(
     house: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.assets.assets._SNAPSHOT_PAGE", 3)
+    monkeypatch.setattr("services.assets.core.assets._SNAPSHOT_PAGE", 3)
     ada = house.client("ada")
     for n in range(7):
         await flows.announce(ada, DATA, file_name=f"{n}.jpg")

@@ -32,45 +32,32 @@ from atelier.assets.v1 import (
 )
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
-from services.assets import (
-    albums,
-    assets,
-    backfill,
-    cleanup,
-    costs,
-    document_maker,
-    documents,
-    duplicates,
-    erase,
-    explain,
-    imports,
-    keeper,
-    provenance,
-    quotas,
-    reconcile,
-    references,
-    renders,
-    resumable,
-    runs,
-    search,
-    storage_report,
-    storage_usage,
-    styles,
-    trash,
-    uploads,
-    usage,
-    variants,
-)
-from services.assets.meter import Meter
-from services.assets.presets import Presets
-from services.assets.storage_metrics import StorageCollector
-from services.assets.storage_service import StorageService
-from services.assets.verifying import Verifier
-from shared import jobs, main, origin, server, telemetry, webhooks
-from shared.db import Database
-from shared.events import EventStream
+from services.assets.accounting import costs, quotas
+from services.assets.accounting import usage as storage_usage
+from services.assets.comparisons import renders
+from services.assets.core import assets, explain, references, trash
+from services.assets.core import history as usage
+from services.assets.core.bandwidth import Meter
+from services.assets.documents import documents
+from services.assets.documents import maker as document_maker
+from services.assets.library import albums, search, styles
+from services.assets.upkeep import cleanup, erase, reconcile, runs
+from services.assets.upkeep import loop as keeper
+from services.assets.upkeep import report as storage_report
+from services.assets.upkeep.metrics import StorageCollector
+from services.assets.upkeep.service import StorageService
+from services.assets.uploads import duplicates, imports, provenance, resumable
+from services.assets.uploads import single as uploads
+from services.assets.uploads.verifying import Verifier
+from services.assets.variants import backfill, variants
+from services.assets.variants.presets import Presets
+from shared import main, telemetry, webhooks
+from shared.background import jobs
+from shared.background.events import EventStream
+from shared.database.db import Database
 from shared.imaging import ImagingPool, Limits
 from shared.outbound import Outbound
+from shared.rpc import origin, server
 from shared.settings import Settings, fonts
 from shared.storage import Storage
 

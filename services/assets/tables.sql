@@ -1,5 +1,5 @@
 -- The schema of `assets`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+-- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
 
 -- A file. PENDING until its bytes are verified; then immutable but for what its owner says about it.
 CREATE TABLE assets (
@@ -129,7 +129,7 @@ CREATE TABLE renditions (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT renditions_pkey PRIMARY KEY (id),
@@ -234,7 +234,7 @@ CREATE TABLE imports (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT imports_pkey PRIMARY KEY (id),
@@ -279,7 +279,7 @@ CREATE TABLE backfills (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT backfills_pkey PRIMARY KEY (id),
@@ -362,7 +362,7 @@ CREATE TABLE documents (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT documents_pkey PRIMARY KEY (id),
@@ -491,7 +491,7 @@ CREATE TABLE comparisons (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT comparisons_pkey PRIMARY KEY (id),
@@ -817,7 +817,7 @@ CREATE TABLE storage_runs (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT storage_runs_pkey PRIMARY KEY (id),

@@ -20,12 +20,13 @@ from atelier.webhooks.v1 import webhook_pb2_grpc
 from services.conversions import analyses, conversions, generations, job_service, jobs, outside
 from services.conversions.making import Workshop
 from services.conversions.provider_local import LocalProvider
-from shared import main, server, webhooks
-from shared.calls import Peers
-from shared.db import Database
-from shared.events import EventStream
+from shared import main, webhooks
+from shared.background.events import EventStream
+from shared.background.jobs import JobQueue
+from shared.database.db import Database
 from shared.imaging import ImagingPool
-from shared.jobs import JobQueue
+from shared.rpc import server
+from shared.rpc.calls import Peers
 from shared.settings import Settings
 
 NAME = "conversions"

@@ -11,12 +11,13 @@ from psycopg.types.json import Jsonb
 
 from services.conversions import inputs, jobs, rules
 from services.conversions.making import Making
-from shared import attempts, protos, views
-from shared.calls import Peers
-from shared.db import Database, Mutation
-from shared.events import EventStream
-from shared.jobs import JobQueue
-from shared.protos import Words
+from shared.background import attempts
+from shared.background.events import EventStream
+from shared.background.jobs import JobQueue
+from shared.database.db import Database, Mutation
+from shared.rpc import protos, views
+from shared.rpc.calls import Peers
+from shared.rpc.protos import Words
 
 TASKS = Words(pb.AnalysisTask, "ANALYSIS_TASK_")
 

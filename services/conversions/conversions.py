@@ -11,11 +11,12 @@ from psycopg.types.json import Jsonb
 
 from services.conversions import inputs, jobs, rules
 from services.conversions.making import Making
-from shared import attempts, protos
-from shared.calls import Peers
-from shared.db import Database, Mutation
-from shared.events import EventStream
-from shared.jobs import JobQueue
+from shared.background import attempts
+from shared.background.events import EventStream
+from shared.background.jobs import JobQueue
+from shared.database.db import Database, Mutation
+from shared.rpc import protos
+from shared.rpc.calls import Peers
 
 
 def to_proto(row: Any) -> pb.Conversion:

@@ -12,12 +12,13 @@ from atelier.conversions.v1 import generation_pb2_grpc
 from services.conversions import inputs, jobs, rules
 from services.conversions.making import Making
 from services.conversions.providers import ImageSettings, Picture
-from shared import attempts, errors, views
-from shared.calls import Peers
-from shared.db import Database, Mutation
-from shared.events import EventStream
-from shared.jobs import JobQueue
-from shared.protos import Words
+from shared.background import attempts
+from shared.background.events import EventStream
+from shared.background.jobs import JobQueue
+from shared.database.db import Database, Mutation
+from shared.rpc import errors, views
+from shared.rpc.calls import Peers
+from shared.rpc.protos import Words
 
 TASKS = Words(pb.GenerationTask, "GENERATION_TASK_")
 _TEXTS = (

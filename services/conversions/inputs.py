@@ -8,9 +8,10 @@ from typing import Any
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
 from services.conversions import rules
-from shared import attempts, errors
-from shared.calls import Peers
-from shared.errors import DomainError, Reason
+from shared.background import attempts
+from shared.rpc import errors
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError, Reason
 
 HOLD_SECONDS = 30.0  # in which a hold comes to pass or never does
 _STATES = {

@@ -13,12 +13,13 @@ from psycopg.types.json import Jsonb
 from services.conversions import inputs, jobs, outside, rules
 from services.conversions.jobs import STATES, Noun
 from services.conversions.outside import NOUNS
-from shared import attempts, auth, errors, paging, protos
-from shared.calls import Peers
-from shared.db import Database, Mutation, forget_answer
-from shared.errors import DomainError, Reason
-from shared.jobs import JobQueue
-from shared.protos import Words, timestamp, wait_of
+from shared.background import attempts
+from shared.background.jobs import JobQueue
+from shared.database.db import Database, Mutation, forget_answer
+from shared.rpc import auth, errors, paging, protos
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.protos import Words, timestamp, wait_of
 
 OUTCOMES = Words(pb.AttemptOutcome, "ATTEMPT_OUTCOME_")
 _KINDS = {

@@ -16,11 +16,13 @@ from google.protobuf.message import Message
 from psycopg import sql
 
 from services.conversions import rules
-from shared import attempts, auth, errors, events, paging, states, waiting
-from shared.db import Database, Mutation
-from shared.ids import new_id, parse_id
-from shared.jobs import FRESH, JobQueue
-from shared.protos import Words, struct, time_of, timestamp, wait_of
+from shared.background import attempts, events, waiting
+from shared.background.jobs import FRESH, JobQueue
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import auth, errors, paging
+from shared.rpc.protos import Words, struct, time_of, timestamp, wait_of
 
 M = TypeVar("M", bound=Message)
 QUEUE = "models"

@@ -25,11 +25,13 @@ from psycopg.types.json import Jsonb
 from services.conversions import inputs, rules
 from services.conversions.jobs import Noun
 from services.conversions.providers import Picture, Provider, ProviderFailed, Reading
-from shared import attempts, auth, calls, states
-from shared.calls import Peers
-from shared.db import Database, Mutation
-from shared.errors import DomainError
-from shared.jobs import JobQueue, TryAgain
+from shared.background import attempts
+from shared.background.jobs import JobQueue, TryAgain
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.rpc import auth, calls
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError
 
 _log = structlog.get_logger("making")
 

@@ -2,7 +2,8 @@
 clock.
 
 Everything but the reaper works on an open transaction and never commits. A token fences every
-write, as `shared.attempts` does for this service's own workers: whoever claims last owns the row.
+write, as `shared.background.attempts` does for this service's own workers: whoever claims last owns
+the row.
 """
 
 import asyncio
@@ -15,12 +16,14 @@ import structlog
 
 from services.conversions import analyses, conversions, generations, rules
 from services.conversions.jobs import Noun
-from shared import attempts, errors, states
-from shared.db import Database, Mutation
-from shared.errors import DomainError, Reason
-from shared.ids import new_id, parse_id
-from shared.jobs import JobQueue
-from shared.tasks import wanted
+from shared.background import attempts
+from shared.background.jobs import JobQueue
+from shared.background.tasks import wanted
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import errors
+from shared.rpc.errors import DomainError, Reason
 
 NOUNS: Mapping[str, Noun] = {
     noun.table: noun for noun in (conversions.NOUN, generations.NOUN, analyses.NOUN)

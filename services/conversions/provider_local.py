@@ -17,7 +17,7 @@ from services.conversions import local, rules
 from services.conversions.local.analyse import analyse
 from services.conversions.local.quality import Quality
 from services.conversions.providers import ImageSettings, Picture, ProviderFailed, Reading
-from shared.facts import parse_facts
+from shared.formats.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool
 from shared.imaging import Reason as Rejection
 

@@ -1,5 +1,5 @@
 -- The schema of `conversions`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+-- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
 --
 -- Each of the three nouns is its own job: the columns from `state` on are the same for all. `external`: a worker of the
 -- owner's own runs it; the service's queue has no job of it.
@@ -37,7 +37,7 @@ CREATE TABLE conversions (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT conversions_pkey PRIMARY KEY (id),
@@ -108,7 +108,7 @@ CREATE TABLE generations (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT generations_pkey PRIMARY KEY (id),
@@ -168,7 +168,7 @@ CREATE TABLE analyses (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT analyses_pkey PRIMARY KEY (id),

@@ -30,10 +30,12 @@ from services.pipeline import (
     reviews,
     runner,
 )
-from shared import jobs, main, server, webhooks
-from shared.calls import Peers
-from shared.db import Database
-from shared.events import EventStream
+from shared import main, webhooks
+from shared.background import jobs
+from shared.background.events import EventStream
+from shared.database.db import Database
+from shared.rpc import server
+from shared.rpc.calls import Peers
 from shared.settings import Settings
 
 NAME = "pipeline"

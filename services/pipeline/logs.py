@@ -1,17 +1,23 @@
 """Logs: reading them, and lines that owners and outside runners add."""
 
 from typing import Any
+from uuid import UUID
 
+import sqlalchemy as sa
 from atelier.pipeline.v1 import log_pb2 as pb
 from atelier.pipeline.v1 import log_pb2_grpc
 
-from services.pipeline import records
-from shared import auth, errors, paging
-from shared.db import Database, Mutation
-from shared.ids import parse_id
-from shared.protos import metadata
+from services.pipeline import log_rows
+from services.pipeline.log_rows import LEVELS, LOGS, Log
+from shared.database.db import Database, Mutation
+from shared.database.ids import parse_id
+from shared.database.lists import Listing
+from shared.database.rows import Statement
+from shared.rpc import errors, paging
+from shared.rpc.protos import metadata
 
-_PRODUCT = "SELECT id FROM products WHERE id = %s"
+_LIST = Listing(LOGS, Log, levels=lambda log, levels: log.level == sa.any_(levels))
+_SELECT_PRODUCT = Statement(UUID, "SELECT id FROM products WHERE id = %(id)s")
 
 
 class LogService(log_pb2_grpc.LogServiceServicer):
@@ -20,22 +26,14 @@ class LogService(log_pb2_grpc.LogServiceServicer):
 
     async def ListLogs(self, request: pb.ListLogsRequest, context: Any) -> pb.ListLogsResponse:
         page = paging.page(request)
-        conditions = ["owner = %(owner)s"]
-        parameters: dict[str, Any] = {"owner": auth.current().owner}
-        if request.product_id:
-            parameters["product_id"] = parse_id(request.product_id, "product_id")
-            conditions.append("product_id = %(product_id)s")
-        if request.phase:
-            conditions.append("phase = %(phase)s")
-            parameters["phase"] = request.phase
-        if request.min_level:
-            conditions.append("level = ANY(%(levels)s)")
-            parameters["levels"] = [
-                w for number, w in records.LOG_LEVELS.word.items() if number >= request.min_level
-            ]
-        statement: Any = f"SELECT * FROM logs WHERE {' AND '.join(conditions)}{page.clause}"
-        rows = await self._db.rows(statement, parameters | page.parameters)
-        logs, token = page.fill(rows, map(records.log, rows))
+        wanted = {
+            "product_id": request.product_id and parse_id(request.product_id, "product_id"),
+            "phase": request.phase or None,
+            "levels": request.min_level
+            and [word for number, word in LEVELS.word.items() if number >= request.min_level],
+        }
+        rows = await self._db.all(*_LIST.query(page, wanted))
+        logs, token = page.fill(rows, map(log_rows.to_proto, rows))
         return pb.ListLogsResponse(logs=logs, next_page_token=token)
 
     async def AppendLog(self, request: pb.AppendLogRequest, context: Any) -> pb.AppendLogResponse:
@@ -43,17 +41,17 @@ class LogService(log_pb2_grpc.LogServiceServicer):
         details = metadata(request.details, "details")
 
         async def work(m: Mutation) -> pb.AppendLogResponse:
-            if await m.one(_PRODUCT, (product_id,)) is None:
+            if await m.first(_SELECT_PRODUCT, {"id": product_id}) is None:
                 raise errors.not_found("product", product_id)
-            row = await records.add_log(
+            row = await log_rows.add(
                 m,
                 product_id,
                 request.phase,
                 request.action or "note",
                 request.message,
-                level=records.LOG_LEVELS.word[request.level],
+                level=LEVELS.word[request.level],
                 details=details,
             )
-            return pb.AppendLogResponse(log=records.log(row))
+            return pb.AppendLogResponse(log=log_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.AppendLogResponse, work)

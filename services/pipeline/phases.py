@@ -8,13 +8,15 @@ from uuid import UUID
 from atelier.pipeline.v1 import phase_pb2 as pb
 from atelier.pipeline.v1 import phase_pb2_grpc
 
-from services.pipeline import progress, records, rules
-from shared import attempts, auth, errors, states
-from shared.db import Database, Mutation
-from shared.errors import Reason
-from shared.ids import new_id, parse_id
-from shared.protos import facts as check_facts
-from shared.protos import facts_message, timestamp
+from services.pipeline import log_rows, progress, records, rules
+from shared.background import attempts
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import auth, errors
+from shared.rpc.errors import Reason
+from shared.rpc.protos import facts as check_facts
+from shared.rpc.protos import facts_message, timestamp
 
 _LEASE = "UPDATE phases SET lease_expires_at = now() + make_interval(secs => %s) WHERE id = %s"
 _HEARTBEAT = """
@@ -76,7 +78,7 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
                 raise _wrong_state(phase, "a phase before it is under way; stop that one")
             if phase.state == "running" and not phase.external:
                 row = await progress.move(m, phase, "running", cancel_requested=True)
-                await records.add_log(
+                await log_rows.add(
                     m, row.product_id, row.number, "stop_requested", "the worker was asked to stop"
                 )
                 return pb.StopPhaseResponse(
@@ -97,7 +99,7 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
                 raise _wrong_state(
                     phase, f"it is {phase.state}; only a failed or stopped phase is run again"
                 )
-            await records.add_log(
+            await log_rows.add(
                 m, phase.product_id, phase.number, "phase_retry", "somebody asked to run it again"
             )
             row = await self._flows.again(m, phase)

@@ -11,12 +11,12 @@ from uuid import UUID
 import structlog
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
-from services.pipeline import progress, records, rules
-from shared import auth
-from shared.calls import Peers, owner_identity
-from shared.db import Database
-from shared.errors import DomainError, Reason
-from shared.jobs import TryAgain
+from services.pipeline import log_rows, progress, rules
+from shared.background.jobs import TryAgain
+from shared.database.db import Database
+from shared.rpc import auth
+from shared.rpc.calls import Peers, owner_identity
+from shared.rpc.errors import DomainError, Reason
 
 _log = structlog.get_logger("preparing")
 
@@ -104,7 +104,7 @@ class Preparer:
             product = await m.one("SELECT preparation FROM products WHERE id = %s", (product_id,))
             if product.preparation != "pending":
                 return
-            await records.add_log(m, product_id, 0, "images_ready", "all images are READY")
+            await log_rows.add(m, product_id, 0, "images_ready", "all images are READY")
             if phase.state == "pending":  # else somebody stopped it meanwhile
                 await self._flows.start(m, phase)
             await progress.settle(m, product_id, preparation="done")
@@ -115,7 +115,7 @@ class Preparer:
             product = await m.one("SELECT preparation FROM products WHERE id = %s", (product_id,))
             if product.preparation != "pending":
                 return
-            await records.add_log(
+            await log_rows.add(
                 m,
                 product_id,
                 0,

@@ -11,9 +11,9 @@ from atelier.pipeline.v1 import price_book_pb2_grpc
 
 from services.pipeline import records
 from services.pipeline.price_csv import COLUMNS, KEYS, folded, read_csv
-from shared import auth, paging
-from shared.db import Database, Mutation
-from shared.protos import timestamp
+from shared.database.db import Database, Mutation
+from shared.rpc import auth, paging
+from shared.rpc.protos import timestamp
 
 _MAX_ERRORS = 100
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.pipeline import amounts
-from shared import errors
-from shared.ids import new_id
+from shared.database.ids import new_id
+from shared.rpc import errors
 
 COLUMNS = ("brand", "model", "name", "marketplace", "price", "msrp", "currency", "link", "category")
 KEYS = ("brand", "model", "name", "marketplace")

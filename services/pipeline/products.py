@@ -8,13 +8,14 @@ from atelier.pipeline.v1 import product_pb2 as pb
 from atelier.pipeline.v1 import product_pb2_grpc
 from psycopg.types.json import Jsonb
 
-from services.pipeline import progress, records, rules, watching
-from shared import auth, errors, events, paging, views
-from shared.calls import Peers
-from shared.db import Database, Mutation
-from shared.ids import new_id, parse_id
-from shared.protos import facts as stated_facts
-from shared.protos import time_of
+from services.pipeline import log_rows, progress, records, rules, watching
+from shared.background import events
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import auth, errors, paging, views
+from shared.rpc.calls import Peers
+from shared.rpc.protos import facts as stated_facts
+from shared.rpc.protos import time_of
 
 _REVIEWS = 100
 
@@ -93,7 +94,7 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
             for phase in phases:
                 await records.publish_phase(m, phase)
             text = f"created with {len(images)} images; waiting for them"
-            await records.add_log(m, product.id, 0, "product_created", text)
+            await log_rows.add(m, product.id, 0, "product_created", text)
             await self._flows.prepare(m, product.id)
             return pb.CreateProductResponse(
                 product=records.product(product, images, phases, with_facts=True)

@@ -13,10 +13,12 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from services.pipeline import records, rules
-from shared import attempts, errors, jobs, states
-from shared.db import Mutation
-from shared.ids import new_id
+from services.pipeline import log_rows, records, rules
+from shared.background import attempts, jobs
+from shared.database import states
+from shared.database.db import Mutation
+from shared.database.ids import new_id
+from shared.rpc import errors
 
 TASK = "run_phase"
 _JUST_BEGUN = timedelta(seconds=2)  # a wait
@@ -155,9 +157,7 @@ class Progress:
         if not row.external:
             await self._queue.enqueue(m, TASK, QUEUE, row.id)
         text = "waits for an outside runner" if row.external else "is started"
-        await records.add_log(
-            m, row.product_id, row.number, "phase_started", f"{_named(row)} {text}"
-        )
+        await log_rows.add(m, row.product_id, row.number, "phase_started", f"{_named(row)} {text}")
         return row
 
     async def again(self, m: Mutation, phase: Any) -> Any:
@@ -213,16 +213,16 @@ class Progress:
         await records.publish_result(m, result)
         phase = await _tell(m, phase)
         if finding.log:
-            await records.add_log(m, phase.product_id, phase.number, "phase_found", finding.log)
+            await log_rows.add(m, phase.product_id, phase.number, "phase_found", finding.log)
         if phase.state == "awaiting_review":
             review = await m.one(_OPEN_REVIEW, {**kept, "id": new_id(), "phase_id": phase.id})
             await records.publish_review(m, review)
             text = f"{_named(phase)} waits for a person: its confidence is {finding.confidence:.3f}"
-            await records.add_log(
+            await log_rows.add(
                 m, phase.product_id, phase.number, "review_opened", text, level="warning"
             )
         else:
-            await records.add_log(
+            await log_rows.add(
                 m,
                 phase.product_id,
                 phase.number,
@@ -269,7 +269,7 @@ async def stop(m: Mutation, phase: Any, text: str = "") -> Any:
     ):
         withdrawn = await states.advance(m, rules.REVIEW_STATES, "reviews", review.id, "withdrawn")
         await records.publish_review(m, withdrawn)
-    await records.add_log(
+    await log_rows.add(
         m, row.product_id, row.number, "phase_stopped", text or f"{_named(row)} is stopped"
     )
     return row
@@ -307,7 +307,7 @@ async def lose(m: Mutation, phase: Any) -> Any:
     await end_attempt(m, phase, "lost", "WORKER_LOST", message)
     row = await move(m, phase, "pending", attempt_token=None, lease_expires_at=None)
     text = f"{_named(row)} waits for a runner again: {message}"
-    await records.add_log(m, row.product_id, row.number, "lease_passed", text, level="warning")
+    await log_rows.add(m, row.product_id, row.number, "lease_passed", text, level="warning")
     await settle(m, row.product_id)
     return row
 
@@ -322,8 +322,8 @@ async def end_attempt(
 
 
 async def follow(m: Mutation, row: Any) -> None:
-    """What a worker's move of a phase brings with it: shared.attempts calls it within the
-    transaction of the move.
+    """What a worker's move of a phase brings with it: shared.background.attempts calls it within
+    the transaction of the move.
 
     COMPLETED and AWAITING_REVIEW are told by Progress.finish, after their result.
     """
@@ -332,7 +332,7 @@ async def follow(m: Mutation, row: Any) -> None:
             row = await _tell(m, row)
             if not row.waits_for:  # a wait has a thousand tries
                 again = f", try {row.attempt_number}" if row.attempt_number > 1 else ""
-                await records.add_log(
+                await log_rows.add(
                     m,
                     row.product_id,
                     row.number,
@@ -344,7 +344,7 @@ async def follow(m: Mutation, row: Any) -> None:
             if not row.waits_for or row.updated_at - row.waiting_since < _JUST_BEGUN:
                 why = row.error_message or "its worker was stopped"
                 text = f"{_named(row)} will be tried again: {why}"
-                await records.add_log(
+                await log_rows.add(
                     m, row.product_id, row.number, "phase_retried", text, level="warning"
                 )
         case "failed":
@@ -352,7 +352,7 @@ async def follow(m: Mutation, row: Any) -> None:
             await _log_failure(m, row)
         case "stopped":
             row = await _tell(m, row)
-            await records.add_log(
+            await log_rows.add(
                 m, row.product_id, row.number, "phase_stopped", f"{_named(row)} is stopped"
             )
         case _:
@@ -361,7 +361,7 @@ async def follow(m: Mutation, row: Any) -> None:
 
 
 async def _log_failure(m: Mutation, row: Any) -> None:
-    await records.add_log(
+    await log_rows.add(
         m,
         row.product_id,
         row.number,

@@ -3,22 +3,19 @@ change)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
-from atelier.pipeline.v1 import log_pb2, phase_pb2, product_pb2, result_pb2, review_pb2
+from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from google.protobuf import json_format
-from psycopg.types.json import Jsonb
 
 from services.pipeline import rules
-from shared import events, views
-from shared.db import Mutation
-from shared.ids import new_id
-from shared.protos import Words, facts_message, struct, timestamp, wait_of
+from shared.background import events
+from shared.database.db import Mutation
+from shared.rpc import views
+from shared.rpc.protos import Words, facts_message, timestamp, wait_of
 
 PRODUCT_STATES = Words(product_pb2.ProductState, "PRODUCT_STATE_")
 PHASE_STATES = Words(phase_pb2.PhaseState, "PHASE_STATE_")
 REVIEW_STATES = Words(review_pb2.ReviewState, "REVIEW_STATE_")
-LOG_LEVELS = Words(log_pb2.LogLevel, "LOG_LEVEL_")
 SOURCES = Words(result_pb2.ResultSource, "RESULT_SOURCE_")
 PROVIDERS = Words(product_pb2.MarketProvider, "MARKET_PROVIDER_")
 VALUES: Mapping[int, str] = {
@@ -30,12 +27,6 @@ VALUES: Mapping[int, str] = {
 _IMAGES = (
     "SELECT * FROM product_images WHERE product_id = ANY(%(ids)s) ORDER BY product_id, position"
 )
-_ADD_LOG = """
-    INSERT INTO logs (id, owner, product_id, phase, level, message, action, details, actor)
-    VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(level)s, %(message)s, %(action)s,
-        %(details)s, %(actor)s)
-    RETURNING *
-"""
 
 
 def plain(message: Any) -> dict[str, Any]:
@@ -157,22 +148,6 @@ def review(row: Any) -> review_pb2.Review:
     return message
 
 
-def log(row: Any) -> log_pb2.LogEntry:
-    message = log_pb2.LogEntry(
-        id=str(row.id),
-        product_id=str(row.product_id),
-        phase=row.phase,
-        level=LOG_LEVELS.number[row.level],
-        message=row.message,
-        action=row.action,
-        actor=row.actor,
-        create_time=timestamp(row.created_at),
-    )
-    if row.details:
-        message.details.CopyFrom(struct(row.details))
-    return message
-
-
 async def publish_product(m: Mutation, row: Any) -> None:
     images = await m.all(_IMAGES, {"ids": [row.id]})
     await events.publish(m, "product", row.id, row.version, product(row, images))
@@ -188,33 +163,3 @@ async def publish_result(m: Mutation, row: Any) -> None:
 
 async def publish_review(m: Mutation, row: Any) -> None:
     await events.publish(m, "review", row.id, row.version, review(row))
-
-
-async def add_log(
-    m: Mutation,
-    product_id: UUID,
-    number: int,
-    action: str,
-    message: str,
-    *,
-    level: str = "info",
-    details: Mapping[str, Any] | None = None,
-) -> Any:
-    """Writes a line of the mutation's actor; `number` 0: of the product as a whole. Returns its
-    row."""
-    row = await m.one(
-        _ADD_LOG,
-        {
-            "id": new_id(),
-            "owner": m.owner,
-            "product_id": product_id,
-            "phase": number,
-            "level": level,
-            "message": message[:2000],
-            "action": action,
-            "details": Jsonb(dict(details or {})),
-            "actor": m.actor,
-        },
-    )
-    await events.publish(m, "log", row.id, 1, log(row))
-    return row

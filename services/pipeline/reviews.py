@@ -8,11 +8,12 @@ from atelier.pipeline.v1 import result_pb2, review_pb2_grpc
 from atelier.pipeline.v1 import review_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from services.pipeline import progress, records, rules
+from services.pipeline import log_rows, progress, records, rules
 from services.pipeline.phases import check_usable, checked_value
-from shared import auth, errors, paging, states
-from shared.db import Database, Mutation
-from shared.ids import parse_id
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import parse_id
+from shared.rpc import auth, errors, paging
 
 _GET = "SELECT * FROM reviews WHERE id = %s"
 _LOCK = """
@@ -67,7 +68,7 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
             row = await m.one(_CLAIM, {"id": review.id, "actor": m.actor, "minutes": minutes})
             await records.publish_review(m, row)
             text = f"{m.actor} took the review for {minutes} minutes"
-            await records.add_log(m, row.product_id, row.phase, "review_claimed", text)
+            await log_rows.add(m, row.product_id, row.phase, "review_claimed", text)
             return pb.ClaimReviewResponse(review=records.review(row))
 
         return await self._db.mutate(request, pb.ClaimReviewResponse, work)
@@ -110,7 +111,7 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         state = _DECIDED[request.decision]
         row = await states.advance(m, rules.REVIEW_STATES, "reviews", review.id, state, **columns)
         await records.publish_review(m, row)
-        await records.add_log(
+        await log_rows.add(
             m,
             row.product_id,
             row.phase,

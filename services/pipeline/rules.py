@@ -120,8 +120,8 @@ def said_in(
 
 
 def facts_for(product: Any, values: ByPhase, said: ByPhase) -> dict[str, Any]:
-    """The facts that the next phase is given, in shared.facts' plain form: the caller's, with what
-    the phases before found, with what people said of it.
+    """The facts that the next phase is given, in shared.formats.facts' plain form: the caller's,
+    with what the phases before found, with what people said of it.
 
     `product` is the row; `values` are effective values by phase. What a phase left out stays as it
     was stated, and so does market data that the caller stated; what a person said counts before

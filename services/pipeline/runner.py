@@ -13,13 +13,14 @@ from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
 from atelier.conversions.v1 import analysis_pb2, analysis_pb2_grpc, job_pb2
 
 from services.pipeline import price_book, progress, records, rules
-from shared import attempts, auth
-from shared.attempts import Attempt, JobFailed, Outcome
-from shared.calls import Peers
-from shared.db import Database
-from shared.errors import DomainError, Reason
-from shared.protos import facts_message, plain
-from shared.tasks import wanted
+from shared.background import attempts
+from shared.background.attempts import Attempt, JobFailed, Outcome
+from shared.background.tasks import wanted
+from shared.database.db import Database
+from shared.rpc import auth
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.protos import facts_message, plain
 
 _log = structlog.get_logger("runner")
 

@@ -10,9 +10,10 @@ from atelier.pipeline.v1 import log_pb2, phase_pb2, result_pb2, review_pb2
 from atelier.pipeline.v1 import product_pb2 as pb
 from google.protobuf.message import Message
 
-from services.pipeline import records
-from shared import auth, events, waiting
-from shared.db import Database
+from services.pipeline import log_rows, records
+from shared.background import events, waiting
+from shared.database.db import Database
+from shared.rpc import auth
 
 M = TypeVar("M", bound=Message)
 _RECENT = timedelta(
@@ -126,4 +127,4 @@ async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[eve
         after = {"after_at": products[-1].created_at, "after_id": products[-1].id}
     if product_id is not None:
         for line in await db.rows(_LOGS, {"owner": owner, "id": product_id, "limit": _LATEST_LOGS}):
-            yield {"log": records.log(line)}, line
+            yield {"log": log_rows.to_proto(line)}, line

@@ -18,11 +18,13 @@ from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.techfiles import collections, exports, file_service, orchestrator, packs
 from services.techfiles.assets import Assets, Shown
-from shared import jobs, main, server, webhooks
-from shared.calls import Peers
-from shared.db import Database
-from shared.events import EventStream
+from shared import main, webhooks
+from shared.background import jobs
+from shared.background.events import EventStream
+from shared.database.db import Database
 from shared.imaging import ImagingPool
+from shared.rpc import server
+from shared.rpc.calls import Peers
 from shared.settings import Settings, fonts
 
 NAME = "techfiles"

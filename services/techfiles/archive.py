@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from shared import names, zips
+from shared.formats import names, zips
 
 # The folders of the archive, in the order of the document.
 Section = Literal[

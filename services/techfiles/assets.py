@@ -9,9 +9,9 @@ from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 from atelier.techfiles.v1 import tech_file_pb2 as pb
 
 from services.techfiles import files, rules
-from shared import errors
-from shared.calls import Peers
-from shared.db import Database
+from shared.database.db import Database
+from shared.rpc import errors
+from shared.rpc.calls import Peers
 from shared.storage import Storage
 
 _EXPORTS = (

@@ -12,10 +12,11 @@ from psycopg.types.json import Jsonb
 
 from services.techfiles import rules
 from services.techfiles.assets import Shown
-from shared import auth, errors, events, paging, protos
-from shared.db import Database, Mutation
-from shared.ids import new_id, parse_id
-from shared.protos import Words, timestamp
+from shared.background import events
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import auth, errors, paging, protos
+from shared.rpc.protos import Words, timestamp
 
 TYPES = Words(pb.CollectionType, "COLLECTION_TYPE_")
 STATES = Words(pb.CollectionState, "COLLECTION_STATE_")

@@ -14,9 +14,9 @@ from atelier.assets.v1 import asset_pb2
 
 from services.techfiles import document, rules
 from services.techfiles.document import Point
-from shared import facts as stated
-from shared.facts import Facts
-from shared.lengths import by_scale
+from shared.formats import facts as stated
+from shared.formats.facts import Facts
+from shared.formats.lengths import by_scale
 
 _WHOLE = "whole product"
 # What is stated once and printed with several pictures may have so many characters there; what is

@@ -5,7 +5,7 @@ clock: the same input gives the same bytes.
 
 A pack holds what the owner stated and what was measured from a scale the owner declared. `None`, an
 empty string and an empty tuple mean "not supplied" and are printed with those words. No figure is
-computed here, nothing is cut, and numbers stand as shared.figures writes them.
+computed here, nothing is cut, and numbers stand as shared.formats.figures writes them.
 """
 
 import json
@@ -19,8 +19,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from shared import figures, typesetting
-from shared.figures import Number
+from shared.formats import figures, typesetting
+from shared.formats.figures import Number
 
 Source = Literal["supplied", "measured from declared scale"]
 

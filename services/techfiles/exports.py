@@ -18,13 +18,16 @@ from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.techfiles import archive, assets, collections, contents, document, files, rules
-from shared import attempts, auth, errors, events, imaging, names, tasks
-from shared.calls import Peers
-from shared.db import Database, Mutation
-from shared.errors import DomainError
-from shared.facts import parse_facts
+from shared import imaging
+from shared.background import attempts, events, tasks
+from shared.database.db import Database, Mutation
+from shared.formats import names
+from shared.formats.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool, Preset
-from shared.protos import Words, timestamp, wait_of
+from shared.rpc import auth, errors
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError
+from shared.rpc.protos import Words, timestamp, wait_of
 from shared.storage import Storage
 
 TASK = "export"

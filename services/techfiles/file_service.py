@@ -11,10 +11,11 @@ from psycopg.types.json import Jsonb
 
 from services.techfiles import files, rules
 from services.techfiles.assets import Assets, Shown
-from shared import auth, errors, events, paging, protos
-from shared.db import Database, Mutation
-from shared.ids import parse_id
-from shared.protos import time_of
+from shared.background import events
+from shared.database.db import Database, Mutation
+from shared.database.ids import parse_id
+from shared.rpc import auth, errors, paging, protos
+from shared.rpc.protos import time_of
 
 _URLS_AT_ONCE = 100
 _SNAPSHOT_AGE = timedelta(days=1)

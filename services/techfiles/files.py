@@ -16,10 +16,12 @@ from atelier.techfiles.v1 import tech_file_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.techfiles import rules
-from shared import errors, events, states
-from shared.db import Mutation
-from shared.ids import new_id
-from shared.protos import Words, struct, timestamp
+from shared.background import events
+from shared.database import states
+from shared.database.db import Mutation
+from shared.database.ids import new_id
+from shared.rpc import errors
+from shared.rpc.protos import Words, struct, timestamp
 
 TYPES = Words(pb.TechFileType, "TECH_FILE_TYPE_")
 VIEWS = Words(pb.ViewType, "VIEW_TYPE_")

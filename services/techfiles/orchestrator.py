@@ -27,11 +27,12 @@ from services.techfiles.assets import Assets
 from services.techfiles.exports import Exporter
 from services.techfiles.rules import Step
 from services.techfiles.steps import Result
-from shared import attempts, auth, calls, errors, protos, tasks
-from shared.calls import Peers
-from shared.db import Database
-from shared.errors import DomainError
-from shared.ids import new_id
+from shared.background import attempts, tasks
+from shared.database.db import Database
+from shared.database.ids import new_id
+from shared.rpc import auth, calls, errors, protos
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError
 
 TASK = "tech_pack"
 QUEUE = "packs"

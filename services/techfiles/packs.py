@@ -11,10 +11,12 @@ from atelier.techfiles.v1 import tech_pack_pb2_grpc
 from services.techfiles import collections, exports, files, orchestrator, rules, steps
 from services.techfiles.assets import Assets, Shown
 from services.techfiles.rules import Revision
-from shared import auth, errors, events, jobs, paging, protos, states, waiting
-from shared.db import Database, Mutation
-from shared.facts import parse_facts
-from shared.ids import new_id, parse_id
+from shared.background import events, jobs, waiting
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.formats.facts import parse_facts
+from shared.rpc import auth, errors, paging, protos
 
 _GET_RUN = "SELECT * FROM runs WHERE id = %(id)s"
 _GET_EXPORT = "SELECT * FROM exports WHERE id = %(id)s"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
-from shared.facts import Facts
+from shared.formats.facts import Facts
 
 FILE_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "completed", "failed"}),

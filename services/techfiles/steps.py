@@ -15,10 +15,10 @@ from psycopg.types.json import Jsonb
 
 from services.techfiles import collections, files, rules
 from services.techfiles.rules import Step
-from shared import attempts, events
-from shared.db import Mutation
-from shared.ids import new_id
-from shared.protos import Words, timestamp, wait_of
+from shared.background import attempts, events
+from shared.database.db import Mutation
+from shared.database.ids import new_id
+from shared.rpc.protos import Words, timestamp, wait_of
 
 RUN_STATES = Words(pb.RunState, "RUN_STATE_")
 STEP_STATES = Words(pb.StepState, "STEP_STATE_")

@@ -1,5 +1,5 @@
 -- The schema of `techfiles`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+-- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
 
 -- A place for one kind of file of one product. Its row is locked while a number is given, so that numbers are exact.
 CREATE TABLE slots (
@@ -69,7 +69,7 @@ CREATE TABLE exports (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT exports_pkey PRIMARY KEY (id),
@@ -213,7 +213,7 @@ CREATE TABLE runs (
     -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/attempts.py.
+    -- What is away or has no room, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT runs_pkey PRIMARY KEY (id),

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from shared.background.turns import Turns
 from shared.imaging.child import prepare, run_job, too_expensive
 from shared.imaging.model import NotUnderstood
-from shared.turns import Turns
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class ImagingPool:
         # Not above: what children are forked from imports this module, and shall stay small.
         import structlog
 
-        from shared import auth
+        from shared.rpc import auth
 
         async with self._turns.slot(auth.current_share()):
             if self._closed:

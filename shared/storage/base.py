@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 from urllib.parse import quote
 
-from shared import names
+from shared.formats import names
 
 CHUNK: Final = 256 * 1024
 """Bytes in one piece of a streamed read or write."""

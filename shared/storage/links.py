@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from shared import names
+from shared.formats import names
 
 from .base import (
     SignedPost,

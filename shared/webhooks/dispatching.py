@@ -13,12 +13,12 @@ from typing import Any, LiteralString
 import psycopg
 import structlog
 
-from shared.db import Database, Mutation
-from shared.events import POLL_SECONDS
-from shared.ids import new_id
+from shared.background.events import POLL_SECONDS
+from shared.background.tasks import wanted
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id
 from shared.outbound import Outbound
 from shared.settings import Settings
-from shared.tasks import wanted
 from shared.webhooks.event_types import EventTypes, body_of
 from shared.webhooks.sending import Sender
 

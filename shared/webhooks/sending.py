@@ -22,11 +22,11 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from shared.db import Database
-from shared.events import POLL_SECONDS
+from shared.background.events import POLL_SECONDS
+from shared.background.tasks import wanted
+from shared.database.db import Database
 from shared.outbound import Outbound, OutboundFailed, OutboundRefused
 from shared.settings import Settings
-from shared.tasks import wanted
 from shared.webhooks.signing import signed_headers
 
 AT_ONCE = 4  # deliveries to one endpoint

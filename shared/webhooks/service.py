@@ -9,12 +9,12 @@ from atelier.webhooks.v1 import webhook_pb2 as pb
 from atelier.webhooks.v1 import webhook_pb2_grpc
 from google.rpc import error_details_pb2
 
-from shared import auth, errors, paging
-from shared.db import Database, Mutation
-from shared.errors import DomainError, Reason
-from shared.ids import new_id, parse_id
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
 from shared.outbound import Outbound, OutboundRefused
-from shared.protos import Words, time_of, timestamp
+from shared.rpc import auth, errors, paging
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.protos import Words, time_of, timestamp
 from shared.settings import Settings
 from shared.webhooks.event_types import PING, EventTypes, body
 from shared.webhooks.signing import new_secret

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from atelier.assets.v1 import storage_report_pb2 as pb
 
-from services.assets import costs
+from services.assets.accounting import costs
 from tests.assets import storage
 from tests.suite import Client, Suite
 

@@ -10,7 +10,7 @@ from typing import Any
 import pypdf
 import pytest
 
-from services.assets.document_layout import Imprint, budget, render_pdf, schedule
+from services.assets.documents.layout import Imprint, budget, render_pdf, schedule
 from shared.imaging import ImagingPool
 from tests.assets import flows
 from tests.fonts import one_character_font

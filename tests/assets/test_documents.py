@@ -21,9 +21,9 @@ from atelier.assets.v1 import (
     storage_pb2_grpc,
 )
 
-from services.assets import document_maker
-from services.assets import document_rules as decide
-from shared.db import Database
+from services.assets.documents import maker as document_maker
+from services.assets.documents import rules as decide
+from shared.database.db import Database
 from shared.imaging import ImagingPool
 from shared.main import open_storage
 from tests import calls

@@ -246,7 +246,7 @@ async def test_a_quota_that_makes_no_sense_is_refused(
 async def test_the_serving_role_cannot_raise_a_quota_without_saying_that_it_operates(
     house: Suite,
 ) -> None:
-    from shared.db import Database
+    from shared.database.db import Database
 
     house.sql(
         "INSERT INTO assets.quotas (id, owner, assets, updated_by) VALUES (gen_random_uuid(),"

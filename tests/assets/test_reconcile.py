@@ -20,8 +20,8 @@ from atelier.assets.v1 import (
     variant_pb2,
 )
 
-from services.assets.reconcile import show_metrics
-from shared.db import Database
+from services.assets.upkeep.reconcile import show_metrics
+from shared.database.db import Database
 from shared.telemetry import METRICS
 from tests import calls
 from tests.assets import flows

@@ -12,7 +12,7 @@ import pytest
 import pyvips
 from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, variant_pb2
 
-from services.assets.side_by_side import compose
+from services.assets.comparisons.side_by_side import compose
 from tests import calls
 from tests.assets import flows, storage
 from tests.shared.imaging import pictures

@@ -10,7 +10,7 @@ import pytest
 from atelier.assets.v1 import album_pb2, asset_pb2, document_pb2, variant_pb2
 from atelier.assets.v1 import storage_report_pb2 as pb
 
-from services.assets import storage_rules
+from services.assets.accounting import rules as storage_rules
 from tests import calls
 from tests.assets import flows, storage
 from tests.assets import test_albums as albums
@@ -123,7 +123,7 @@ async def test_a_refused_upload_uses_nothing_in_the_trash_either(house: Suite, a
 async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_too(
     house: Suite, ada: Client
 ) -> None:
-    from shared.db import Database
+    from shared.database.db import Database
 
     for role in ("app", "worker"):
         asset = await flows.upload(ada, DATA)

@@ -13,7 +13,7 @@ import grpc
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.assets import storage_rules
+from services.assets.accounting import rules as storage_rules
 from shared.telemetry import METRICS
 from tests.assets import flows, storage
 from tests.suite import ROOT, Suite, browser, free_ports

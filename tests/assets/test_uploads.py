@@ -14,7 +14,7 @@ from atelier.assets.v1 import asset_pb2, upload_pb2
 from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2
 
-from services.assets import rules
+from services.assets.core import rules
 from tests import calls
 from tests.assets import flows
 from tests.shared.imaging import pictures

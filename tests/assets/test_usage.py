@@ -10,9 +10,9 @@ import pytest
 from atelier.assets.v1 import album_pb2, album_pb2_grpc, asset_pb2, usage_pb2_grpc
 from atelier.assets.v1 import usage_pb2 as pb
 
-from services.assets import usage
-from shared import origin
-from shared.db import Database
+from services.assets.core import history as usage
+from shared.database.db import Database
+from shared.rpc import origin
 from tests import calls
 from tests.assets import flows
 from tests.assets.test_trash import ask

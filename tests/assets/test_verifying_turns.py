@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from atelier.assets.v1 import resumable_pb2, upload_pb2
 
-from services.assets.presets import Presets
-from services.assets.variants import VariantMaker
-from shared.db import Database
+from services.assets.variants.presets import Presets
+from services.assets.variants.variants import VariantMaker
+from shared.database.db import Database
 from shared.imaging import ImagingPool
 from shared.main import open_storage
 from tests.assets import flows

@@ -2,7 +2,7 @@
 
 import json
 
-from shared import auth
+from shared.rpc import auth
 from tests.cli.conftest import Command
 
 

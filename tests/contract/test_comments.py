@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from shared import events, guard, server, waiting
+from shared.background import events, waiting
+from shared.rpc import guard, server
 from shared.settings import load
 from tests.contract.test_options import FILES
 from tests.suite import ROOT

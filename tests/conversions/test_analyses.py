@@ -13,7 +13,7 @@ from atelier.conversions.v1 import analysis_pb2 as pb
 from atelier.conversions.v1 import job_pb2
 from google.protobuf import json_format
 
-from shared.protos import facts_message
+from shared.rpc.protos import facts_message
 from tests.calls import Refusal, refusal
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures

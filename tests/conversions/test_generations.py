@@ -15,7 +15,7 @@ from atelier.conversions.v1 import job_pb2
 
 from services.conversions import rules
 from shared.imaging.source_type import packet
-from shared.protos import plain
+from shared.rpc.protos import plain
 from tests.assets.flows import get, request_id
 from tests.calls import Refusal, refusal
 from tests.conversions import flows

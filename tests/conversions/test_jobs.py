@@ -17,11 +17,11 @@ from atelier.conversions.v1 import conversion_pb2, generation_pb2, job_pb2
 from services.conversions import conversions, jobs, rules
 from services.conversions.making import Making, Workshop
 from services.conversions.provider_local import LocalProvider
-from shared import attempts
-from shared.calls import Peers
-from shared.db import Database
+from shared.background import attempts
+from shared.background.jobs import JobQueue, TryAgain
+from shared.database.db import Database
 from shared.imaging import ImagingPool
-from shared.jobs import JobQueue, TryAgain
+from shared.rpc.calls import Peers
 from shared.telemetry import METRICS
 from tests.assets.flows import request_id
 from tests.calls import holding, refusal

@@ -10,7 +10,7 @@ import pytest
 
 from services.conversions.local.analyse import TASKS, Analysis, analyse
 from services.conversions.local.assess import assess
-from shared.facts import Facts, parse_facts
+from shared.formats.facts import Facts, parse_facts
 from tests.conversions import local_pictures as pictures
 
 STATED: dict[str, Any] = {

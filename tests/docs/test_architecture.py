@@ -3,8 +3,10 @@
 import re
 from collections.abc import Collection, Mapping
 
-from services.assets import document_rules, renders, runs
-from services.assets import rules as assets
+from services.assets.comparisons import renders
+from services.assets.core import rules as assets
+from services.assets.documents import rules as document_rules
+from services.assets.upkeep import runs
 from services.conversions import rules as conversions
 from services.pipeline import rules as pipeline
 from services.techfiles import rules as techfiles
@@ -50,7 +52,11 @@ def test_the_table_of_states_is_what_the_machines_allow() -> None:
 
 
 def test_every_file_of_assets_that_the_page_names_is_there() -> None:
-    table = PAGE.partition("| what | in `services/assets` |\n|---|---|\n")[2].partition("\n\n")[0]
-    named = set(re.findall(r"`(\w+)`", table))
-    there = {path.stem for path in (ROOT / "services" / "assets").glob("*.py")}
+    head = "| room of `services/assets` | what is in it |\n|---|---|\n"
+    table = PAGE.partition(head)[2].partition("\n\n")[0]
+    rooms = re.findall(r"^\| `(\w+)/` \| (.+?) \|$", table, re.MULTILINE)
+    named = {(room, name) for room, text in rooms for name in re.findall(r"`(\w+)`", text)}
+    modules = (ROOT / "services" / "assets").glob("*/*.py")
+    there = {(path.parent.name, path.stem) for path in modules} - {("migrations", "env")}
     assert named and named <= there
+    assert {room for room, _ in rooms} == {room for room, _ in there}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.embedded import EmbeddedPostgres
+from cli.embedded import EmbeddedPostgres
 from tests.faults.processes import Processes, Superuser
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
 

@@ -15,9 +15,9 @@ import grpc
 import pytest
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
-from shared.embedded import EmbeddedPostgres
+from cli.embedded import EmbeddedPostgres
+from shared.database.migrate import migrate
 from shared.imaging import DEFAULT_PRESETS
-from shared.migrate import migrate
 from tests.assets.flows import jpeg, upload
 from tests.faults.conftest import Bench
 from tests.faults.effects import effect, ended, jobs_left, objects_of

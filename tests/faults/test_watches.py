@@ -14,9 +14,9 @@ import pytest
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 
-from services.assets import assets
-from shared.db import Database
-from shared.events import prune_events
+from services.assets.core import assets
+from shared.background.events import prune_events
+from shared.database.db import Database
 from shared.settings import Settings, load
 from tests.assets.flows import request_id
 from tests.faults.processes import Process, Processes, Superuser, until

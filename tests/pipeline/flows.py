@@ -20,7 +20,7 @@ from atelier.pipeline.v1 import (
     review_pb2_grpc,
 )
 
-from shared.protos import facts_message
+from shared.rpc.protos import facts_message
 from tests.assets import flows as asset_flows
 from tests.suite import Client, Suite
 

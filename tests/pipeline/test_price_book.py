@@ -3,7 +3,7 @@ from atelier.pipeline.v1 import log_pb2, phase_pb2, price_book_pb2, product_pb2,
 from grpc import StatusCode
 
 from services.pipeline.price_csv import read_csv
-from shared.errors import DomainError
+from shared.rpc.errors import DomainError
 from tests.assets import flows as asset_flows
 from tests.pipeline import flows
 from tests.pipeline.refusals import refused

@@ -9,7 +9,7 @@ from alembic.operations import Operations
 from sqlalchemy import create_engine, pool
 
 from services.pipeline.price_csv import folded
-from shared.ids import new_id
+from shared.database.ids import new_id
 from tests.suite import Cluster
 
 REVISION = importlib.import_module("services.pipeline.migrations.versions.0003_price_book_keys")

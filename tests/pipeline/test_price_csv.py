@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from services.pipeline.price_csv import Book, folded, read_csv
-from shared.errors import DomainError
+from shared.rpc.errors import DomainError
 
 HEADER = "model,name,marketplace,price,currency\n"
 

@@ -1,7 +1,13 @@
 from typing import Any
 
-from services.assets import assets, backfill, document_rules, documents, renders, rules, runs, usage
-from shared.protos import Words
+from services.assets.comparisons import renders
+from services.assets.core import assets, rules
+from services.assets.core import history as usage
+from services.assets.documents import documents
+from services.assets.documents import rules as document_rules
+from services.assets.upkeep import runs
+from services.assets.variants import backfill
+from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("assets", "state", rules.ASSET_STATES, assets.STATES),

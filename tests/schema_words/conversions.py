@@ -1,7 +1,7 @@
 from typing import Any
 
 from services.conversions import analyses, generations, job_service, jobs, rules
-from shared.protos import Words
+from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("conversions", "state", rules.JOB_STATES, jobs.STATES),

@@ -1,7 +1,7 @@
 from typing import Any
 
-from services.pipeline import records, rules
-from shared.protos import Words
+from services.pipeline import log_rows, records, rules
+from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("products", "state", rules.PRODUCT_STATES, records.PRODUCT_STATES),
@@ -11,5 +11,5 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("phases", "state", rules.PHASE_STATES, records.PHASE_STATES),
     ("results", "source", None, records.SOURCES),
     ("reviews", "state", rules.REVIEW_STATES, records.REVIEW_STATES),
-    ("logs", "level", None, records.LOG_LEVELS),
+    ("logs", "level", None, log_rows.LEVELS),
 ]

@@ -1,7 +1,7 @@
 from typing import Any
 
 from services.techfiles import collections, exports, files, rules, steps
-from shared.protos import Words
+from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("collections", "collection_type", None, collections.TYPES),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shared.protos import Words
+from shared.rpc.protos import Words
 from shared.webhooks import service
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [

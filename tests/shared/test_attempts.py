@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 from bench import naps
-from shared import attempts
-from shared.db import Database
-from shared.ids import new_id
-from shared.jobs import TryAgain
+from shared.background import attempts
+from shared.background.jobs import TryAgain
+from shared.database.db import Database
+from shared.database.ids import new_id
 from tests.shared.test_job_worker import until
 from tests.suite import Suite
 

@@ -8,9 +8,9 @@ import pytest
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc, upload_pb2
 from google.rpc import error_details_pb2
 
-from shared import auth, calls
-from shared.calls import Peers
-from shared.errors import DomainError, Reason
+from shared.rpc import auth, calls
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError, Reason
 from tests.assets import flows
 from tests.calls import holding
 from tests.suite import Suite

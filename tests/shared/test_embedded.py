@@ -18,8 +18,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from shared import embedded
-from shared.embedded import EmbeddedPostgres, EmbeddedPostgresError, server_binaries
+from cli import embedded
+from cli.embedded import EmbeddedPostgres, EmbeddedPostgresError, server_binaries
 
 REPOSITORY = Path(embedded.__file__).parents[1]
 ROOT = os.geteuid() == 0
@@ -32,7 +32,7 @@ same without fsync."""
 LAUNCHER = """
 import os, sys, time
 from pathlib import Path
-from shared.embedded import EmbeddedPostgres
+from cli.embedded import EmbeddedPostgres
 directory, uid, with_worker = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "with-worker"
 if uid:
     os.setgroups([])
@@ -252,7 +252,7 @@ def test_nothing_is_left_running_when_the_launcher_is_killed(state: Path) -> Non
 
 def test_nothing_is_left_running_when_the_launcher_just_exits(state: Path) -> None:
     code = (
-        "import sys; from shared.embedded import *; pg = EmbeddedPostgres(Path(sys.argv[1]));"
+        "import sys; from cli.embedded import *; pg = EmbeddedPostgres(Path(sys.argv[1]));"
         " pg.start(); print(pg.pid)"
     )
     done = subprocess.run(

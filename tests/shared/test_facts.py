@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.facts import Facts, FactsError, Point, load_facts, parse_facts
+from shared.formats.facts import Facts, FactsError, Point, load_facts, parse_facts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "photos" / "facts.yaml"
 POM = {"code": "A", "name": "chest", "view": "front"}

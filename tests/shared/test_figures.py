@@ -4,9 +4,9 @@ from decimal import Decimal
 
 import pytest
 
-from shared.facts import Point, PointOfMeasure, Scale
-from shared.figures import Number, money, number
-from shared.lengths import by_scale
+from shared.formats.facts import Point, PointOfMeasure, Scale
+from shared.formats.figures import Number, money, number
+from shared.formats.lengths import by_scale
 
 
 @pytest.mark.parametrize(

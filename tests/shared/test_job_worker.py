@@ -11,8 +11,8 @@ import psycopg
 import psycopg.sql
 import pytest
 
-from shared.db import Database
-from shared.jobs import JobQueue
+from shared.background.jobs import JobQueue
+from shared.database.db import Database
 from tests.suite import Suite
 
 LEASE_SECONDS = 1.5

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from shared import names
+from shared.formats import names
 from shared.storage.base import content_disposition
 
 

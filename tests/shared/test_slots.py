@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from shared.turns import Turns
+from shared.background.turns import Turns
 
 
 class Line:

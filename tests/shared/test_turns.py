@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from shared import auth, calls
-from shared.db import Database
-from shared.jobs import BACKFILL, FRESH, JobQueue, TryAgain
+from shared.background.jobs import BACKFILL, FRESH, JobQueue, TryAgain
+from shared.database.db import Database
+from shared.rpc import auth, calls
 from tests.assets import flows
 from tests.suite import Suite
 

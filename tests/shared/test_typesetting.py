@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.formats.typesetting import breakable, tidy
 from shared.settings import fonts
-from shared.typesetting import breakable, tidy
 
 
 def test_a_long_run_may_break_and_loses_nothing() -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from shared import zips
+from shared.formats import zips
 from tests import forward_zip
 
 WHEN = datetime(2026, 11, 20, 8, 30, 10, tzinfo=UTC)

@@ -16,15 +16,19 @@ from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.techfiles import contents, document
-from shared import protos
-from shared.facts import parse_facts
+from shared.formats.facts import parse_facts
 from shared.imaging import ImagingPool
+from shared.rpc import protos
 from tests.techfiles import flows
 
 # Not for a factory: what is wanted of a model, what other lengths follow from, what others ask for
 # the product.
 NOT_PRINTED = {"closeups", "scales", "market"}
-WORDS = {"view": "front", "unit": "mm", "currency": "EUR"}  # of which shared.facts knows a few only
+WORDS = {
+    "view": "front",
+    "unit": "mm",
+    "currency": "EUR",
+}  # of which shared.formats.facts knows a few only
 WIDE = "W"  # the widest letter
 
 

@@ -14,7 +14,7 @@ from atelier.webhooks.v1 import webhook_pb2 as pb
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from shared import webhooks
-from shared.db import Database
+from shared.database.db import Database
 from tests.receiver import Receiver, Request, receiving, replying
 from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, free_port, suite
 from tests.webhooks import flows

@@ -1,5 +1,5 @@
 from alembic import context
 
-from shared.migrate import run_environment
+from shared.database.migrate import run_environment
 
 run_environment(context)

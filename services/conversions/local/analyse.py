@@ -14,7 +14,7 @@ from typing import Any
 from services.conversions.local import colours, copywriting, lengths, quality
 from services.conversions.local.evidence import Evidence, confidence
 from services.conversions.local.quality import Quality
-from shared.facts import Facts, Feature
+from shared.formats.facts import Facts, Feature
 
 _WEIGHTS = {
     "product_analysis": (0.25, 0.10, 0.05, 0.15, 0.45),

@@ -6,8 +6,8 @@ import unicodedata
 from typing import Any
 
 from services.conversions.local.evidence import ramp
-from shared import figures
-from shared.facts import Facts
+from shared.formats import figures
+from shared.formats.facts import Facts
 
 TITLE_LENGTH = 60
 DESCRIPTION_LENGTH = 155

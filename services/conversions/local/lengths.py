@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from shared.facts import Facts, Point, PointOfMeasure, Scale
-from shared.lengths import by_scale
+from shared.formats.facts import Facts, Point, PointOfMeasure, Scale
+from shared.formats.lengths import by_scale
 
 SUPPLIED = "supplied"
 MEASURED = "measured from the declared scale"

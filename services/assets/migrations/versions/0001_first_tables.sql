@@ -1,5 +1,5 @@
 -- The schema of `assets`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+-- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
 
 -- A file. PENDING until its bytes are verified; then immutable but for what its owner says about it.
 CREATE TABLE assets (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alembic import op
 
-from shared.migrate import run_sql
+from shared.database.migrate import run_sql
 
 revision = "0003_webhook_pauses"
 down_revision = "0002_job_waits"

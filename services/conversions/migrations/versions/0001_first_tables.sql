@@ -1,5 +1,5 @@
 -- The schema of `conversions`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+-- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
 --
 -- Each of the three nouns is its own job: the columns from `state` on are the same for all. `external`: a worker of the
 -- owner's own runs it; the service's queue has no job of it.

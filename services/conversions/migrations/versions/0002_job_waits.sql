@@ -1,4 +1,4 @@
--- Jobs say what they wait for, and faults of their own are told from what passes: see shared/attempts.py.
+-- Jobs say what they wait for, and faults of their own are told from what passes: see shared/background/attempts.py.
 ALTER TABLE attempts DROP CONSTRAINT attempts_outcome;
 ALTER TABLE attempts ADD CONSTRAINT attempts_outcome
     CHECK (outcome IN ('running', 'succeeded', 'failed', 'retried', 'waited', 'cancelled', 'lost'));

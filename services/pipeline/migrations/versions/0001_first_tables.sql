@@ -1,5 +1,5 @@
 -- The schema of `pipeline`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+-- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
 --
 -- Locks are taken in one order, so that nothing deadlocks: a phase, its result and review, the next phase, the product.
 
@@ -57,7 +57,7 @@ CREATE UNIQUE INDEX product_images_asset ON product_images (product_id, asset_id
 -- One primary image per product.
 CREATE UNIQUE INDEX product_images_primary ON product_images (product_id) WHERE is_primary;
 
--- Four per product, made with it. A phase is its own job row; see shared/attempts.py.
+-- Four per product, made with it. A phase is its own job row; see shared/background/attempts.py.
 CREATE TABLE phases (
     id uuid NOT NULL,
     owner text NOT NULL,

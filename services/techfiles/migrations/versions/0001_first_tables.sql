@@ -1,5 +1,5 @@
 -- The schema of `techfiles`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/tables.sql. A migration changes both this file and the database; a test compares them.
+-- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
 
 -- A place for one kind of file of one product. Its row is locked while a number is given, so that numbers are exact.
 CREATE TABLE slots (

@@ -1,0 +1,1 @@
+"""What is stored and served: quotas, usage, reports, costs."""

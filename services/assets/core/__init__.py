@@ -1,0 +1,1 @@
+"""Assets: the noun itself, and what every other room needs of it."""

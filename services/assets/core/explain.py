@@ -1,0 +1,259 @@
+"""ExplainAsset: each condition that decides what the caller sees of an asset, as a question with
+its answer."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from atelier.assets.v1 import asset_pb2 as pb
+from atelier.assets.v1 import asset_pb2_grpc
+
+from services.assets.core import rules
+from shared.database.db import Database
+from shared.database.ids import parse_id
+from shared.rpc import auth, errors
+
+_ASSET = """
+    SELECT a.*, now() AS asked_at, u.id AS upload_id, u.expires_at AS upload_until,
+        r.id AS parts_id,
+        r.expires_at AS parts_until, i.state AS import_state, i.error_message AS import_error,
+        (SELECT p.id FROM assets p WHERE p.owner = a.owner AND p.product_id = a.product_id
+            AND a.product_id <> ''
+             AND p.is_primary) AS primary_id
+    FROM assets a LEFT JOIN uploads u ON u.asset_id = a.id LEFT JOIN resumable_uploads r
+        ON r.asset_id = a.id
+        LEFT JOIN imports i ON i.asset_id = a.id
+    WHERE a.id = %(id)s
+"""
+_VARIANTS = "SELECT * FROM variants WHERE asset_id = %(id)s ORDER BY preset"
+_HOLDERS = """
+    SELECT owner, holder FROM asset_references WHERE asset_id = %(id)s ORDER BY created_at DESC,
+        holder LIMIT 10
+"""
+# The queue's own row of the job that makes the variants: when its next try begins.
+_NEXT_TRY = """
+    SELECT j.scheduled_at FROM renditions r JOIN procrastinate_jobs j ON j.args ->> 'row_id'
+        = r.id::text
+    WHERE r.asset_id = %(id)s AND r.state = 'pending' AND j.status = 'todo' ORDER BY j.id DESC
+        LIMIT 1
+"""
+
+
+class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
+    """The call of AssetService that explains."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def ExplainAsset(
+        self, request: pb.ExplainAssetRequest, context: Any
+    ) -> pb.ExplainAssetResponse:
+        one = {"id": parse_id(request.asset_id, "asset_id")}
+        asset = await self._db.row(_ASSET, one)
+        if asset is None:
+            raise errors.not_found("asset", request.asset_id)
+        findings = [
+            _owner(asset),
+            _state(asset),
+            _bytes(asset),
+            _trash(asset),
+            _archive(asset),
+            _visibility(asset),
+        ]
+        if asset.state == "ready" and asset.mime_type != rules.PDF:
+            waiting = await self._db.row(_NEXT_TRY, one)
+            rows = await self._db.rows(_VARIANTS, one)
+            findings.append(_variants(rows, waiting.scheduled_at if waiting else None))
+        if asset.owner == auth.current().owner:
+            findings.append(_holders(await self._db.rows(_HOLDERS, one), asset.owner))
+            if asset.product_id:
+                findings.append(_primary(asset))
+        wrong = [finding for finding in findings if not finding.ok]
+        summary = (
+            f"{wrong[0].question} {wrong[0].answer}"
+            if wrong
+            else "nothing keeps it from being seen and used"
+        )
+        return pb.ExplainAssetResponse(summary=summary, findings=findings)
+
+
+def _owner(asset: Any) -> pb.Finding:
+    mine = asset.owner == auth.current().owner
+    return pb.Finding(
+        question="does it exist for you?",
+        ok=True,
+        answer=(
+            "yes, it is yours"
+            if mine
+            else "yes, it is another owner's and public; you can read and use it"
+        ),
+    )
+
+
+def _state(asset: Any) -> pb.Finding:
+    asked = "is it verified?"
+    if asset.state == "ready":
+        return pb.Finding(
+            question=asked, ok=True, answer=f"yes: {asset.size_bytes} bytes of {asset.mime_type}"
+        )
+    if asset.state == "rejected":
+        return pb.Finding(
+            question=asked,
+            answer=f"no, it was refused ({asset.rejection}): {asset.rejection_message}",
+            next_step="upload it again as a new asset; this one stays as it is until you delete it",
+        )
+    answer, next_step = _missing(asset)
+    return pb.Finding(question=asked, answer=answer, next_step=next_step)
+
+
+def _missing(asset: Any) -> tuple[str, str]:
+    """What a pending asset waits for, and what to do: that depends on the way by which it comes."""
+    if asset.import_state:  # one that ends without the file ends its asset, too
+        tried = (
+            f"; so far: {asset.import_error.partition(';')[0]}" if asset.import_error else ""
+        )  # without the advice
+        return (
+            f"no, the server is fetching it from its URL{tried}",
+            "wait: WatchAssets and GetAsset tell the end",
+        )
+    if asset.parts_id:
+        complete = f"CompleteResumableUpload with upload_id {asset.parts_id}"
+        if asset.parts_until > asset.asked_at:
+            answer = (
+                "no, its parts have not been sent and joined; they are taken until"
+                f" {_at(asset.parts_until)}"
+            )
+            return answer, f"send what GetResumableUpload says is missing, then {complete}"
+        answer = "no, it was not completed before it expired; the next cleanup removes it"
+        return answer, f"if all parts were sent: {complete}; else upload it anew"
+    if asset.upload_until > asset.asked_at:
+        answer = (
+            "no, its bytes have not been sent and confirmed; its URL works until"
+            f" {_at(asset.upload_until)}"
+        )
+        return (
+            answer,
+            f"send the file, then UploadService/ConfirmUpload with upload_id {asset.upload_id}",
+        )
+    answer = "no, nothing was confirmed before its URL expired; the next cleanup removes it"
+    return (
+        answer,
+        (
+            f"if the file was sent: ConfirmUpload with upload_id {asset.upload_id}; else upload it"
+            " anew"
+        ),
+    )
+
+
+def _bytes(asset: Any) -> pb.Finding:
+    asked = "are its bytes there?"
+    if asset.bytes_gone_at:
+        return pb.Finding(
+            question=asked,
+            answer=f"no, they were found lost or damaged at {_at(asset.bytes_gone_at)}",
+            next_step=(
+                "upload the file again as a new asset, or have the operator restore it from a"
+                " backup"
+            ),
+        )
+    if asset.state == "pending":
+        return pb.Finding(question=asked, ok=True, answer="not yet, it is not verified")
+    if asset.state == "rejected":
+        return pb.Finding(question=asked, ok=True, answer="no, what was refused is removed")
+    return pb.Finding(
+        question=asked, ok=True, answer="yes, as far as the last comparison with the store knows"
+    )
+
+
+def _trash(asset: Any) -> pb.Finding:
+    if not asset.deleted_at:
+        return pb.Finding(question="is it deleted?", ok=True, answer="no")
+    again = " and it becomes public again" if asset.hidden_public else ""
+    expired = asset.expires_at < asset.asked_at
+    until = (
+        f"since {_at(asset.expires_at)} it may go at any time"
+        if expired
+        else f"until {_at(asset.expires_at)}"
+    )
+    return pb.Finding(
+        question="is it deleted?",
+        answer=f"yes, since {_at(asset.deleted_at)}; it can be recovered: {until}",
+        next_step=f"UndeleteAsset brings it back{again}; PurgeAsset removes it now",
+    )
+
+
+def _archive(asset: Any) -> pb.Finding:
+    if not asset.archived_at:
+        state = asset.state.upper()
+        listed = "yes" if state == "READY" else f"only if the list is asked for state {state}"
+        if asset.deleted_at:
+            listed = (
+                "only with show_deleted" if state == "READY" else f"{listed}, with show_deleted"
+            )
+        return pb.Finding(question="is it in lists?", ok=True, answer=listed)
+    return pb.Finding(
+        question="is it in lists?",
+        answer=f"no, it was archived at {_at(asset.archived_at)}; it works by its id",
+        next_step="list with show_archived, or UnarchiveAsset",
+    )
+
+
+def _visibility(asset: Any) -> pb.Finding:
+    if asset.public:
+        seen = (
+            "everyone, and everyone who has its URL"
+            if asset.state == "ready"
+            else "only you, until it is verified"
+        )
+    else:
+        seen = "only you" if asset.owner == auth.current().owner else "only its owner"
+    return pb.Finding(question="who can see it?", ok=True, answer=seen)
+
+
+def _variants(rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
+    asked = "are its variants there?"
+    if not rows:
+        step = "RegenerateVariants makes them"
+        return pb.Finding(question=asked, ok=True, answer="none were asked for", next_step=step)
+    failed = [row for row in rows if row.state == "failed"]
+    answer = "; ".join(_variant_answers(rows, next_try))
+    step = "RegenerateVariants tries again" if failed else ""
+    return pb.Finding(question=asked, ok=not failed, answer=answer, next_step=step)
+
+
+def _variant_answers(rows: Sequence[Any], next_try: datetime | None) -> Iterator[str]:
+    for row in rows:
+        if row.state == "ready":
+            yield f"{row.preset}: ready, {row.width} x {row.height}"
+        elif row.state == "failed":
+            yield f"{row.preset}: failed ({row.error_class}): {row.error_message}"
+        elif row.state == "pending" and next_try:
+            yield f"{row.preset}: pending, its next try begins at {_at(next_try)}"
+        else:
+            yield f"{row.preset}: {row.state}"
+
+
+def _holders(rows: Sequence[Any], owner: str) -> pb.Finding:
+    if not rows:
+        return pb.Finding(question="does anything use it?", ok=True, answer="no, it can be deleted")
+    names = ", ".join(row.holder if row.owner == owner else "another owner" for row in rows)
+    return pb.Finding(
+        question="does anything use it?",
+        ok=True,
+        answer=f"yes: {names}",
+        next_step="to delete it, release it there or send `force`; ListReferences has all",
+    )
+
+
+def _primary(asset: Any) -> pb.Finding:
+    asked = f"is it the primary image of product {asset.product_id}?"
+    if asset.is_primary:
+        return pb.Finding(question=asked, ok=True, answer="yes")
+    other = f"no, {asset.primary_id} is" if asset.primary_id else "no, and no other is"
+    return pb.Finding(
+        question=asked, ok=True, answer=other, next_step="UpdateAsset with primary makes it so"
+    )
+
+
+def _at(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")

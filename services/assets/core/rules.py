@@ -1,0 +1,152 @@
+"""Decisions of `assets` without any machinery: kinds, states, limits, names."""
+
+import unicodedata
+from collections.abc import Mapping
+from functools import lru_cache
+from urllib.parse import quote
+
+from shared.formats import names
+
+ASSET_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"ready", "rejected"}),
+    "ready": frozenset(),
+    "rejected": frozenset(),
+}
+# Renditions, imports, backfills, runs.
+JOB_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"running", "failed", "cancelled"}),
+    "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
+    "done": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+VARIANT_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"processing", "failed"}),
+    "processing": frozenset({"processing", "pending", "ready", "failed"}),
+    "ready": frozenset({"pending"}),
+    "failed": frozenset({"pending"}),
+}
+
+_PEOPLE = frozenset({"user", "vendor", "anonymous"})
+# Who may upload a kind from outside. SERVICE_KINDS are written by services, a render by operators
+# as well.
+KIND_ROLES: Mapping[str, frozenset[str]] = {
+    "photo": _PEOPLE,
+    "floorplan": _PEOPLE,
+    "document": frozenset({"user", "vendor"}),
+    "user": _PEOPLE,
+    "cloth": _PEOPLE,
+    "product": frozenset({"user", "vendor"}),
+    "reference": _PEOPLE,
+    "style": frozenset({"admin"}),
+    "logo": frozenset({"user", "vendor"}),
+    "dataset": frozenset({"user", "vendor"}),
+    "render": frozenset({"admin"}),
+}
+SERVICE_KINDS = frozenset({"render", "result", "generated", "closeup", "sketch", "export"})
+PUBLIC_KINDS = frozenset({"style"})
+PDF_KINDS = frozenset({"document", "floorplan", "export"})
+
+PDF = "application/pdf"
+IMAGE_TYPES = frozenset(
+    {"image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "image/tiff", "image/heic"}
+)
+
+PART_BYTES = 8 * 1024 * 1024
+MOST_PARTS = 1000
+
+
+def type_problem(kind: str, mime_type: str) -> str | None:
+    """Why a declared type is not accepted for the kind, or None."""
+    if mime_type.startswith("video/"):
+        return "video is not supported; send a still picture"
+    if mime_type == PDF:
+        return None if kind in PDF_KINDS else f"a {kind} is a picture, not a PDF"
+    if mime_type not in IMAGE_TYPES:
+        return f"{mime_type[:60]!r} is not accepted; send JPEG, PNG, WebP, AVIF, GIF, TIFF or PDF"
+    return None
+
+
+def may_upload(kind: str, role: str, through_service: bool) -> bool:
+    return through_service or role in KIND_ROLES.get(kind, ())
+
+
+def who_uploads(kind: str) -> str:
+    """The same for a person."""
+    roles = [*sorted(KIND_ROLES.get(kind, ())), *(["services"] if kind in SERVICE_KINDS else [])]
+    return f"it is for {', '.join(roles)}"
+
+
+def provenance_problem(kind: str, given: Mapping[str, object] | None) -> tuple[str, str] | None:
+    """(field below the declaration, what is wrong) of how a model made it, or None. `given` None:
+    not said."""
+    if given is not None and kind not in SERVICE_KINDS:
+        return "provenance", f"a {kind} was not made by a model"
+    if kind == "render":
+        for name in ("prompt", "model", "model_version"):
+            if not (given or {}).get(name):
+                return (
+                    f"provenance.{name}",
+                    "is required of a render: what was asked of which model",
+                )
+    return None
+
+
+def part_bytes(size: int) -> int:
+    """Bytes of every part but the last of a file of `size` bytes: 8 MiB, or whole MiB more, so that
+    there are at most 1,000 parts."""
+    mebibyte = 1024 * 1024
+    return max(PART_BYTES, -(-size // (MOST_PARTS * mebibyte)) * mebibyte)
+
+
+def part_sizes(size: int, each: int) -> dict[int, int]:
+    """The bytes of each part by its number, from 1."""
+    count = -(-size // each)
+    return {number: min(each, size - (number - 1) * each) for number in range(1, count + 1)}
+
+
+def plain_text(text: str) -> str:
+    """NFC, one line, without characters that can't be seen, single spaces. Empty if nothing is
+    left."""
+    one_line = "".join(" " if c.isspace() else c for c in text)
+    return names.trimmed(" ".join(names.without_hidden(one_line).split()))
+
+
+def name_key(name: str) -> str:
+    """Equal for names that a person takes for the same one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+@lru_cache(4096)
+def _segment(label: str) -> str:
+    """A label as part of a key: at most 120 bytes, and never `.` or `..`, which quoting leaves
+    alone."""
+    return (
+        quote(label, safe="")[:120].replace(".", "%2E")
+        if label in (".", "..")
+        else quote(label, safe="")[:120]
+    )
+
+
+def object_key(
+    owner: str, scope: Mapping[str, str], asset_id: str, unique: str, *, folder: str, public: bool
+) -> str:
+    """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; `public/assets/<asset>/<folder>/<unique>`
+    for what everyone may fetch, because its URL is the key and must not tell whose it is or what it
+    belongs to.
+
+    The scope shows as `session/room` or `product` or `dataset`, so that a person finds things in a
+    bucket. Labels are quoted: they come from outside.
+    """
+    named = [
+        scope[name]
+        for name in ("session_id", "room_id", "product_id", "dataset_id")
+        if scope.get(name)
+    ]
+    parts = ["public", "assets"] if public else ["assets", owner, *named]
+    return "/".join(_segment(part) for part in [*parts, asset_id, folder, unique])
+
+
+def owner_prefix(owner: str) -> str:
+    """What the keys of all private objects of an owner begin with."""
+    return f"assets/{_segment(owner)}/"

@@ -1,0 +1,146 @@
+"""Moving an asset's objects when it becomes public or private: bytes are copied first, rows
+switched second, and only then what lies in the old place is removed."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import psycopg_pool
+
+from services.assets.core import rules
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id
+from shared.rpc import auth, errors
+from shared.storage import ObjectNotFound, Storage, StorageError
+
+_OBJECTS = """
+    SELECT id, storage_key, mime_type, sha256, false AS variant FROM assets WHERE id = %(id)s
+        AND owner = %(owner)s
+    UNION ALL
+    SELECT id, storage_key, mime_type, sha256, true FROM variants WHERE asset_id = %(id)s
+        AND owner = %(owner)s
+"""
+
+# A switch that may still be going on has it locked until it ends one way or the other.
+_HELD = "SELECT id FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
+_SCOPE = (
+    "SELECT session_id, room_id, product_id, dataset_id FROM assets WHERE id = %(id)s AND owner ="
+    " %(owner)s"
+)
+
+
+class Move:
+    """One change of one asset's visibility. Nothing to do until `copy` is called."""
+
+    def __init__(self, storage: Storage, asset_id: UUID) -> None:
+        self._storage = storage
+        self._asset_id = asset_id
+        self._copies: dict[str, str] = {}  # old key -> new key
+        self._new_key = ""
+        self._public = False
+
+    async def copy(self, db: Database, *, public: bool) -> None:
+        """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time
+        moves it away.
+
+        What the store has lost is as lost at its new key, and must not keep the asset from being
+        hidden or deleted.
+        """
+        self._public = public
+        owner = auth.current().owner
+        mine = {"id": self._asset_id, "owner": owner}
+        scope = await db.row(_SCOPE, mine)
+        for row in await db.rows(_OBJECTS, mine):
+            if row.storage_key and row.storage_key.startswith("public/") != public:
+                folder = "variants" if row.variant else "original"
+                target = rules.object_key(
+                    owner,
+                    scope._asdict(),
+                    str(self._asset_id),
+                    content_name(row.sha256),
+                    folder=folder,
+                    public=public,
+                )
+                self._copies[row.storage_key] = target
+                try:
+                    await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
+                except ObjectNotFound:
+                    # Lost, if the row still shows it: a move at the same time removes objects only
+                    # after its switch.
+                    now = await db.rows(_OBJECTS, mine)
+                    if (row.id, row.storage_key) not in {
+                        (each.id, each.storage_key) for each in now
+                    }:
+                        raise _meanwhile() from None
+                if not row.variant:
+                    self._new_key = target
+
+    async def switch(self, m: Mutation, current_key: str) -> str:
+        """Points the variants' rows at the copies, and returns the key for the asset's row.
+
+        A file that was written since `copy` looked is ABORTED with RetryInfo.
+        """
+        for row in await m.all(_OBJECTS, {"id": self._asset_id, "owner": m.owner}):
+            target = self._copies.get(row.storage_key, row.storage_key)
+            if target and target.startswith("public/") != self._public:
+                raise _meanwhile()
+            if row.variant and target:
+                await m.run("UPDATE variants SET storage_key = %s WHERE id = %s", (target, row.id))
+        return self._copies.get(current_key, current_key)
+
+    async def finish(self, key_in_row: str) -> None:
+        """Removes the old objects; or the copies, if the call was a repeat and the row points
+        elsewhere."""
+        surplus = self._copies.keys() if key_in_row == self._new_key else self._copies.values()
+        await self._storage.delete(list(surplus))
+
+    async def undo(self) -> None:
+        await self._storage.delete(list(self._copies.values()))
+
+    async def settle(self, db: Database) -> None:
+        """After an error that leaves open whether the rows show the copies: removes what they don't
+        show. If that can't be told now, it is left to the reconciler."""
+        if not self._copies:
+            return
+        owner = auth.current().owner
+        mine = {"id": self._asset_id, "owner": owner}
+        with suppress(StorageError, psycopg.Error, psycopg_pool.PoolTimeout):
+            async with db.transaction(owner) as m:
+                await m.one(_HELD, mine)
+                shown = {row.storage_key for row in await m.all(_OBJECTS, mine)}
+            await self._storage.delete(
+                [key for pair in self._copies.items() for key in pair if key not in shown]
+            )
+
+
+async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: str) -> str:
+    """Gives a public object, whose URL is its key, a key that tells its content by the hash.
+    Returns that key.
+
+    The hash is known only when the bytes have arrived, and so have a key.
+    """
+    target = f"{key.rpartition('/')[0]}/{content_name(sha256)}"
+    try:
+        await storage.copy(key, target, content_type=mime_type)
+    except BaseException:  # also when the caller goes
+        await asyncio.shield(storage.delete([key, target]))
+        raise
+    await storage.delete([key])
+    return target
+
+
+def content_name(sha256: str) -> str:
+    """The last part of a key, new each time, that tells the content by its hash."""
+    return f"{sha256[:16]}-{new_id()}"
+
+
+def _meanwhile() -> errors.DomainError:
+    text = "its files are being written or moved right now; nothing was changed, try again"
+    return errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1)
+
+
+def belongs(key: str, asset: Any) -> bool:
+    """Whether an object lies where the asset's visibility wants it."""
+    return key.startswith("public/") == bool(asset.public)

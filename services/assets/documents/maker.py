@@ -1,0 +1,146 @@
+"""The job that makes a document: pictures in, one PDF out, stored and opened before the row says
+READY."""
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from services.assets.core import rules
+from services.assets.documents import documents
+from services.assets.documents import layout as document_layout
+from services.assets.documents import rules as decide
+from shared import imaging
+from shared.background import attempts
+from shared.database.db import Database
+from shared.imaging import ImageRejected, ImagingPool, Limits, Preset
+from shared.storage import ObjectNotFound, Storage
+
+_RENDER_SECONDS = 120.0
+_JPEG_QUALITY = 88
+_MOST_WARNINGS = 100
+
+
+class DocumentMaker:
+    def __init__(
+        self, db: Database, storage: Storage, pool: ImagingPool, fonts: Sequence[Path] = ()
+    ) -> None:
+        self._fonts = fonts
+        self._db = db
+        self._storage = storage
+        self._pool = pool
+        self._kind = attempts.Kind(
+            "documents", decide.STATES, "processing", "ready", documents.publish
+        )
+
+    async def run(self, document_id: str) -> None:
+        await attempts.run(self._db, self._kind, document_id, self._make)
+
+    async def _make(self, attempt: attempts.Attempt) -> attempts.Outcome:
+        directory = Path(tempfile.mkdtemp(prefix="atelier-"))
+        try:
+            pictures, gone = await self._pictures(attempt, directory)
+            pdf = directory / "document.pdf"
+            row = attempt.row
+            imprint = document_layout.Imprint(row.kind, row.number, row.created_at)
+            odd = await self._pool.run(
+                document_layout.render_pdf,
+                row.content,
+                imprint,
+                pictures,
+                pdf,
+                self._fonts,
+                timeout=_RENDER_SECONDS,
+            )
+            return await self._store(attempt, pdf, [*gone, *odd][:_MOST_WARNINGS])
+        except ImageRejected as refusal:  # of the renderer: the pictures were READY one by one
+            raise attempts.JobFailed(
+                refusal.reason, "the document takes too much memory or time; make several of it"
+            ) from refusal
+        finally:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def _pictures(
+        self, attempt: attempts.Attempt, directory: Path
+    ) -> tuple[dict[str, Path], list[str]]:
+        """A file, as large as print wants it, for each picture that is still there; a warning for
+        each that isn't."""
+        wanted = document_layout.picture_ids(attempt.row.content)
+        async with self._db.transaction(attempt.row.owner) as m:
+            rows = await m.all(
+                "SELECT * FROM assets WHERE id = ANY(%s::uuid[]) AND state = 'ready' AND deleted_at"
+                " IS NULL",
+                (wanted,),
+            )
+        known = {str(row.id): row for row in rows}
+        side = decide.page_side(len(known), decide.amount_of_text(attempt.row.content))
+        made, gone = {}, []
+        for asset_id in wanted:
+            asset = known.get(asset_id.lower())
+            try:
+                if asset is None:
+                    raise ObjectNotFound
+                made[asset_id] = await self._page_picture(asset, directory, side)
+                attempt.input_bytes += asset.size_bytes
+            except ObjectNotFound:
+                gone.append(f"picture: {asset_id}: it is gone")
+            except ImageRejected as refusal:
+                gone.append(f"picture: {asset_id}: {refusal.message}")
+        return made, gone
+
+    async def _page_picture(self, asset: Any, directory: Path, side: int) -> Path:
+        source = directory / f"{asset.id}.source"
+        await self._storage.fetch(asset.storage_key, source)
+        # A logo may be cut out, which JPEG can't be.
+        form = (
+            "png"
+            if asset.mime_type in ("image/png", "image/webp") and asset.kind == "logo"
+            else "jpeg"
+        )
+        preset = Preset(str(asset.id), side, side, form, quality=_JPEG_QUALITY)  # type: ignore[arg-type]
+        [picture] = await self._pool.run(imaging.make_variants, source, [preset], directory)
+        source.unlink()
+        return picture.path
+
+    async def _store(
+        self, attempt: attempts.Attempt, pdf: Path, warnings: list[str]
+    ) -> attempts.Outcome:
+        """The key holds the attempt, so that two tries never write the same object. What was stored
+        is fetched again and opened: only then does the row show it."""
+        row = attempt.row
+        key = rules.object_key(
+            row.owner,
+            {"session_id": row.session_id},
+            str(row.id),
+            f"{attempt.token}.pdf",
+            folder="artifacts",
+            public=False,
+        )
+        sha256 = hashlib.sha256(pdf.read_bytes()).hexdigest()
+        stored = pdf.with_name("stored.pdf")
+        try:
+            await self._storage.put(key, pdf, content_type=rules.PDF, sha256=sha256)
+            await self._storage.fetch(key, stored)
+            facts = await self._pool.run(imaging.inspect, stored, rules.PDF, Limits())
+            if hashlib.sha256(stored.read_bytes()).hexdigest() != sha256:
+                raise attempts.JobFailed(
+                    "STORAGE", "what was stored isn't what was made", final=False
+                )
+        except BaseException:  # also when cancelled, because another try has the row
+            await asyncio.shield(self._storage.delete([key]))
+            raise
+
+        async def remove_stored() -> None:
+            await self._storage.delete([key])
+
+        columns = {
+            "storage_key": key,
+            "size_bytes": facts.size,
+            "sha256": sha256,
+            "page_count": facts.pages,
+            "warnings": warnings,
+        }
+        return attempts.Outcome(columns, output_bytes=facts.size, undo=remove_stored)

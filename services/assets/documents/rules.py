@@ -1,0 +1,120 @@
+"""Decisions about documents without any machinery: states, limits, names, what content may say."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from shared.formats import names
+
+STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"processing", "failed"}),
+    "processing": frozenset({"processing", "pending", "ready", "failed"}),
+    "ready": frozenset({"failed"}),  # the store may lose it
+    "failed": frozenset(),
+}
+KINDS = frozenset({"checklist", "renovation_plan"})
+ENDED = frozenset({"ready", "failed"})
+KEEP_DAYS = 365  # unless the request says otherwise
+
+_MOST_ITEMS = 2000
+# In characters: 100 to 400 pages. Twice as much doesn't fit into the memory that a child may use.
+MOST_TEXT = 300_000
+_LINE_BREAK = 20  # characters that take as much memory
+MOST_PICTURES = 40
+# A picture over the full width is 170 mm: 2,000 pixels are 300 a inch. All are in memory at once,
+# decoded, beside the text, so that many get fewer: forty get 1,100, which is 300 a inch for three
+# in a row, and 550 beside the most text.
+_PAGE_SIDE = 2000
+_PAGE_PIXELS = 48_000_000
+_PIXELS_OF_CHARACTER = 120  # that there may be fewer
+
+
+def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field path below the content, what is wrong) for what constraints on fields can't say."""
+    amount = amount_of_text(body)
+    if amount > MOST_TEXT:
+        counting = f"characters in all, a line break counting as {_LINE_BREAK}"
+        yield kind, f"may have at most {MOST_TEXT:,} {counting}; these are {amount:,}"
+    if kind == "checklist":
+        items = sum(len(section.get("items", ())) for section in body["sections"])
+        if items > _MOST_ITEMS:
+            yield (
+                "checklist.sections",
+                f"may have at most {_MOST_ITEMS} items in all; these have {items}",
+            )
+        return
+    tasks = sum(len(phase.get("tasks", ())) for phase in body.get("phases", ()))
+    if tasks > _MOST_ITEMS:
+        yield (
+            "renovation_plan.phases",
+            f"may have at most {_MOST_ITEMS} tasks in all; these have {tasks}",
+        )
+    yield from _phase_problems(body.get("phases", ()))
+    for index, milestone in enumerate(body.get("milestones", ())):
+        if day_of(milestone["date"]) is None:
+            yield f"renovation_plan.milestones[{index}].date", _no_day(milestone["date"])
+    pictures = sum(len(room.get("picture_asset_ids", ())) for room in body.get("rooms", ()))
+    if pictures > MOST_PICTURES:
+        yield (
+            "renovation_plan.rooms",
+            f"may have at most {MOST_PICTURES} pictures in all; these have {pictures}",
+        )
+
+
+def amount_of_text(content: Mapping[str, Any]) -> int:
+    """What the texts take in memory when they are set, in characters."""
+    return sum(
+        len(text) + _LINE_BREAK * max(0, len(text.splitlines()) - 1) for text in _texts(content)
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
+
+
+def _phase_problems(phases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for index, phase in enumerate(phases):
+        path = f"renovation_plan.phases[{index}]"
+        days = {name: day_of(phase[name]) for name in ("start_date", "end_date") if name in phase}
+        for name, day in days.items():
+            if day is None:
+                yield f"{path}.{name}", _no_day(phase[name])
+        first, last = days.get("start_date"), days.get("end_date")
+        if first and last and last < first:
+            yield f"{path}.end_date", f"{last} is before the start {first}"
+
+
+def day_of(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _no_day(text: str) -> str:
+    return f"{text!r} is no day of the calendar; write it like 2026-03-02"
+
+
+def page_side(pictures: int, text: int) -> int:
+    """The longer side, in pixels, of each of so many pictures in one document with so much text
+    (`amount_of_text`)."""
+    pixels = _PAGE_PIXELS - _PIXELS_OF_CHARACTER * min(text, MOST_TEXT)
+    return min(_PAGE_SIDE, int(math.sqrt(pixels / max(pictures, 1))))
+
+
+def file_name(title: str, number: int) -> str:
+    """For a download."""
+    return names.of_file(title, f"-v{number}.pdf")
+
+
+def holder(document_id: object) -> str:
+    """Under which name a document holds its pictures."""
+    return f"assets/documents/{document_id}"

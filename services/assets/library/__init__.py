@@ -1,0 +1,1 @@
+"""Ways to keep and find assets: albums, search, styles."""

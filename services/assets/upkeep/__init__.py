@@ -1,0 +1,1 @@
+"""What runs from time to time: cleanup, reconciling, recounting, erasing."""

@@ -1,0 +1,272 @@
+"""Uploads in parts: start, send what is missing, complete; or abort.
+
+The store keeps the parts under a name of its own until they are joined at the upload's key; from
+there on it is the way of any other upload. A crash after joining leaves the whole file at that key,
+which the next complete finds.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from atelier.assets.v1 import resumable_pb2 as pb
+from atelier.assets.v1 import resumable_pb2_grpc
+
+from services.assets.core import assets, rules
+from services.assets.uploads import declarations, duplicates
+from services.assets.uploads.verifying import Refused, Verified, Verifier, reject, rejected
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import auth, errors
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.protos import timestamp
+from shared.storage import MultipartEnded, ObjectNotFound, Part, Storage
+
+_FIRST_TARGETS = 100
+_MOST_NAMED = 20
+
+_INSERT = """
+    INSERT INTO resumable_uploads (id, owner, asset_id, upload_key, multipart, part_bytes,
+        declared_sha256, expires_at)
+    VALUES (%(id)s, %(owner)s, %(asset_id)s, %(key)s, %(multipart)s, %(part_bytes)s, %(sha256)s,
+        now() + %(life)s)
+"""
+_GET = "SELECT *, expires_at < now() AS expired FROM resumable_uploads WHERE id = %(id)s"
+_ABORTED = Refused("ABORTED", "the upload was given up by its sender; start another")
+
+
+class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
+    def __init__(
+        self,
+        db: Database,
+        storage: Storage,
+        verifier: Verifier,
+        urls: assets.Urls,
+        *,
+        url_life: timedelta,
+        life: timedelta,
+    ) -> None:
+        self._db = db
+        self._storage = storage
+        self._verifier = verifier
+        self._urls = urls
+        self._url_life = url_life
+        self._life = life
+
+    async def StartResumableUpload(
+        self, request: pb.StartResumableUploadRequest, context: Any
+    ) -> pb.StartResumableUploadResponse:
+        columns = declarations.columns(request.declaration, "declaration.", self._verifier.limits)
+        response = await self._db.stored_answer(request, pb.StartResumableUploadResponse)
+        if response is None:
+            response = await self._start(request, columns)
+        upload = await self._upload(response.upload_id)
+        sizes = rules.part_sizes(columns["size_bytes"], upload.part_bytes)
+        response.targets.extend(self._targets(upload, sizes, list(sizes)[:_FIRST_TARGETS]))
+        return response
+
+    async def SignParts(self, request: pb.SignPartsRequest, context: Any) -> pb.SignPartsResponse:
+        upload = await self._upload(request.upload_id)
+        asset = await self._verifier.asset(upload.asset_id)
+        if asset.state != "pending" or upload.expired:
+            state = "expired" if asset.state == "pending" else f"over, the asset is {asset.state}"
+            text = f"the upload is {state}; start another to send the file"
+            raise errors.precondition(text, subject=f"uploads/{upload.id}")
+        sizes = rules.part_sizes(asset.size_bytes, upload.part_bytes)
+        for index, number in enumerate(request.part_numbers):
+            if number not in sizes:
+                raise errors.invalid(
+                    f"part_numbers[{index}]", f"the file has parts 1 to {len(sizes)}, not {number}"
+                )
+        return pb.SignPartsResponse(targets=self._targets(upload, sizes, request.part_numbers))
+
+    async def GetResumableUpload(
+        self, request: pb.GetResumableUploadRequest, context: Any
+    ) -> pb.GetResumableUploadResponse:
+        upload = await self._upload(request.upload_id)
+        asset = await self._verifier.asset(upload.asset_id)
+        sizes = rules.part_sizes(asset.size_bytes, upload.part_bytes)
+        response = pb.GetResumableUploadResponse(
+            asset=assets.to_proto(asset),
+            part_size_bytes=upload.part_bytes,
+            part_count=len(sizes),
+            expire_time=timestamp(upload.expires_at),
+        )
+        try:
+            parts = await self._storage.list_parts(upload.upload_key, upload.multipart)
+        except MultipartEnded:
+            return response
+        response.parts.extend(
+            pb.UploadedPart(part_number=part.number, size_bytes=part.size) for part in parts
+        )
+        response.missing_part_numbers.extend(_missing(sizes, parts))
+        return response
+
+    async def CompleteResumableUpload(
+        self, request: pb.CompleteResumableUploadRequest, context: Any
+    ) -> pb.CompleteResumableUploadResponse:
+        async with self._verifier.place():
+            asset = await self._completed(request)
+        if asset.state == "rejected":
+            raise rejected(asset)
+        urls = self._urls if request.include_urls else None
+        return pb.CompleteResumableUploadResponse(
+            asset=assets.to_proto(asset, urls), duplicates=await duplicates.others(self._db, asset)
+        )
+
+    async def AbortResumableUpload(
+        self, request: pb.AbortResumableUploadRequest, context: Any
+    ) -> pb.AbortResumableUploadResponse:
+        upload = await self._upload(request.upload_id)
+
+        async def work(m: Mutation) -> pb.AbortResumableUploadResponse:
+            row = await reject(m, await assets.lock(m, upload.asset_id), _ABORTED)
+            if row.state == "ready":
+                text = (
+                    "the upload is complete and the asset READY; delete the asset if it isn't"
+                    " wanted"
+                )
+                raise errors.precondition(text, subject=f"assets/{row.id}")
+            return pb.AbortResumableUploadResponse(asset=assets.to_proto(row))
+
+        response = await self._db.mutate(request, pb.AbortResumableUploadResponse, work)
+        await self._storage.abort_multipart(upload.upload_key, upload.multipart)
+        await self._storage.delete([upload.upload_key])
+        return response
+
+    async def _completed(self, request: pb.CompleteResumableUploadRequest) -> Any:
+        """The asset, READY or REJECTED."""
+        upload = await self._upload(request.upload_id)
+        await self._db.stored_answer(
+            request, pb.CompleteResumableUploadResponse
+        )  # refuses a reused request_id at once
+        asset = await self._verifier.asset(upload.asset_id)
+        if asset.state == "pending":
+            await self._join(upload, asset)
+            found = await self._sent(upload, asset)
+            if found:
+                asset = await self._verifier.settle(
+                    request, asset, found, pb.CompleteResumableUploadResponse
+                )
+            else:
+                asset = await self._verifier.asset(asset.id)
+            await self._storage.delete([upload.upload_key])
+        return asset
+
+    async def _start(
+        self, request: pb.StartResumableUploadRequest, columns: Mapping[str, Any]
+    ) -> pb.StartResumableUploadResponse:
+        """Begins to receive, then writes the rows. What a crash leaves between the two, the store's
+        sweep removes."""
+        asset_id, upload_id = new_id(), new_id()
+        key = declarations.upload_key(auth.current().owner, columns, asset_id, upload_id)
+        part_bytes = rules.part_bytes(columns["size_bytes"])
+        multipart = await self._storage.start_multipart(key, content_type=columns["mime_type"])
+
+        async def work(m: Mutation) -> pb.StartResumableUploadResponse:
+            asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
+            await m.run(
+                _INSERT,
+                {
+                    "id": upload_id,
+                    "owner": m.owner,
+                    "asset_id": asset_id,
+                    "key": key,
+                    "multipart": multipart,
+                    "part_bytes": part_bytes,
+                    "sha256": request.declaration.sha256,
+                    "life": self._life,
+                },
+            )
+            upload = await m.one(_GET, {"id": upload_id})
+            return pb.StartResumableUploadResponse(
+                upload_id=str(upload_id),
+                asset=asset,
+                part_size_bytes=part_bytes,
+                part_count=len(rules.part_sizes(asset.size_bytes, part_bytes)),
+                expire_time=timestamp(upload.expires_at),
+            )
+
+        try:
+            response = await self._db.mutate(request, pb.StartResumableUploadResponse, work)
+        except DomainError:
+            await self._storage.abort_multipart(key, multipart)
+            raise
+        if response.upload_id != str(upload_id):  # the same request at the same time was first
+            await self._storage.abort_multipart(key, multipart)
+        return response
+
+    async def _upload(self, text: str) -> Any:
+        upload_id = parse_id(text, "upload_id")
+        upload = await self._db.row(_GET, {"id": upload_id})
+        if upload is None:
+            raise errors.not_found("upload", upload_id)
+        return upload
+
+    def _targets(
+        self, upload: Any, sizes: Mapping[int, int], numbers: Iterable[int]
+    ) -> list[pb.PartTarget]:
+        made: list[pb.PartTarget] = []
+        life = min(self._url_life, upload.expires_at - datetime.now(UTC))
+        if life < timedelta(seconds=1):
+            return made
+        for number in numbers:
+            put = self._storage.sign_part(
+                upload.upload_key, upload.multipart, number, length=sizes[number], expires_in=life
+            )
+            made.append(
+                pb.PartTarget(
+                    part_number=number,
+                    url=put.url,
+                    headers=put.headers,
+                    size_bytes=sizes[number],
+                    offset_bytes=(number - 1) * upload.part_bytes,
+                    expire_time=timestamp(put.expires_at),
+                )
+            )
+        return made
+
+    async def _join(self, upload: Any, asset: Any) -> None:
+        """Makes one object of the parts, unless that was done before."""
+        try:
+            parts = await self._storage.list_parts(upload.upload_key, upload.multipart)
+            if missing := _missing(rules.part_sizes(asset.size_bytes, upload.part_bytes), parts):
+                raise _parts_missing(upload, missing)
+            await self._storage.complete_multipart(upload.upload_key, upload.multipart, parts)
+        except MultipartEnded:
+            pass
+
+    async def _sent(self, upload: Any, asset: Any) -> Verified | Refused | None:
+        """What the joined file is. None: a call at the same time was first, and has removed it."""
+        try:
+            return await self._verifier.sent(upload.upload_key, asset, upload.declared_sha256)
+        except ObjectNotFound:
+            if (await self._verifier.asset(asset.id)).state != "pending":
+                return None
+            if not upload.expired:  # another call is joining them right now
+                text = "the parts are being joined; nothing was changed, try again"
+                raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1) from None
+            text = "the upload expired and its parts are gone; start another"
+            raise errors.precondition(text, subject=f"uploads/{upload.id}") from None
+
+
+def _missing(sizes: Mapping[int, int], parts: Iterable[Part]) -> list[int]:
+    """Numbers of the parts that didn't arrive, or not with the size that they must have."""
+    arrived = {part.number: part.size for part in parts}
+    return [number for number, size in sizes.items() if arrived.get(number) != size]
+
+
+def _parts_missing(upload: Any, missing: list[int]) -> DomainError:
+    named = ", ".join(map(str, missing[:_MOST_NAMED]))
+    more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+    subject = f"uploads/{upload.id}"
+    if upload.expired:
+        return errors.precondition(
+            f"the upload expired before part {named}{more} came; start another", subject=subject
+        )
+    return errors.precondition(
+        f"part {named}{more} is missing; send it to a URL from SignParts, then complete",
+        subject=subject,
+        reason=Reason.ERROR_REASON_PARTS_MISSING,
+        metadata={"parts": named},
+    )

@@ -1,0 +1,199 @@
+"""Uploads in one piece: announce, send, confirm; or all three in one stream."""
+
+from collections.abc import AsyncIterator, Awaitable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from atelier.assets.v1 import upload_pb2 as pb
+from atelier.assets.v1 import upload_pb2_grpc
+from atelier.assets.v1.asset_pb2 import Asset
+
+from services.assets.core import assets
+from services.assets.uploads import declarations, duplicates
+from services.assets.uploads.verifying import Refused, Verified, Verifier, rejected
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id, parse_id
+from shared.rpc import errors
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.protos import timestamp
+from shared.storage import Check, ObjectNotFound, Storage
+
+_INSERT_UPLOAD = b"""
+    INSERT INTO uploads (id, owner, asset_id, upload_key, declared_sha256, expires_at)
+    VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))
+"""
+_GET_UPLOAD = """
+    SELECT u.id, u.upload_key, u.declared_sha256, u.expires_at, u.expires_at < now() AS expired,
+        a.id AS asset_id
+    FROM uploads u JOIN assets a ON a.id = u.asset_id WHERE u.id = %(id)s
+"""
+
+
+class UploadService(upload_pb2_grpc.UploadServiceServicer):
+    def __init__(
+        self,
+        db: Database,
+        storage: Storage,
+        verifier: Verifier,
+        urls: assets.Urls,
+        *,
+        url_life: timedelta,
+    ) -> None:
+        self._db = db
+        self._storage = storage
+        self._verifier = verifier
+        self._urls = urls
+        self._url_life = url_life
+
+    async def RequestUpload(
+        self, request: pb.RequestUploadRequest, context: Any
+    ) -> pb.RequestUploadResponse:
+        columns = declarations.columns(request.declaration, "declaration.", self._verifier.limits)
+
+        async def work(m: Mutation) -> pb.RequestUploadResponse:
+            asset, upload = await self._announce(m, columns, request.declaration.sha256)
+            return pb.RequestUploadResponse(upload_id=str(upload), asset=asset)
+
+        response = await self._db.mutate(request, pb.RequestUploadResponse, work)
+        asset = response.asset
+        key = declarations.upload_key(asset.owner, columns, asset.id, response.upload_id)
+        response.target.CopyFrom(self._target(key, columns["size_bytes"], columns["mime_type"]))
+        return response
+
+    async def ConfirmUpload(
+        self, request: pb.ConfirmUploadRequest, context: Any
+    ) -> pb.ConfirmUploadResponse:
+        async with self._verifier.place():
+            asset = await self._confirmed(request)
+        if asset.state == "rejected":
+            raise rejected(asset)
+        urls = self._urls if request.include_urls else None
+        return pb.ConfirmUploadResponse(
+            asset=assets.to_proto(asset, urls), duplicates=await duplicates.others(self._db, asset)
+        )
+
+    async def Upload(
+        self, request_iterator: AsyncIterator[pb.UploadRequest], context: Any
+    ) -> pb.UploadResponse:
+        head = await _head(request_iterator)
+        columns = declarations.columns(head.declaration, "head.declaration.", self._verifier.limits)
+
+        async def announce(m: Mutation) -> pb.UploadResponse:
+            asset, _upload = await self._announce(m, columns, head.declaration.sha256)
+            return pb.UploadResponse(asset=asset)
+
+        # What is stored for request_id is which asset it is; a repeat finds that asset as far as it
+        # has come.
+        announced = await self._db.mutate(head, pb.UploadResponse, announce)
+        asset = await self._verifier.asset(UUID(announced.asset.id))
+        if asset.state == "pending":
+            asset = await self._receive(head, asset, request_iterator)
+        if asset.state == "rejected":
+            raise rejected(asset)
+        return pb.UploadResponse(
+            asset=assets.to_proto(asset), duplicates=await duplicates.others(self._db, asset)
+        )
+
+    async def _confirmed(self, request: pb.ConfirmUploadRequest) -> Any:
+        """The asset, READY or REJECTED."""
+        upload_id = parse_id(request.upload_id, "upload_id")
+        await self._db.stored_answer(
+            request, pb.ConfirmUploadResponse
+        )  # refuses a reused request_id at once
+        upload = await self._db.row(_GET_UPLOAD, {"id": upload_id})
+        if upload is None:
+            raise errors.not_found("upload", upload_id)
+        asset = await self._verifier.asset(upload.asset_id)
+        if asset.state == "pending":
+            found = await self._sent(upload, asset)
+            if found:
+                asset = await self._verifier.settle(request, asset, found, pb.ConfirmUploadResponse)
+            else:
+                asset = await self._verifier.asset(asset.id)
+            await self._storage.delete([upload.upload_key])
+        return asset
+
+    async def _receive(
+        self, head: pb.UploadHead, asset: Any, requests: AsyncIterator[pb.UploadRequest]
+    ) -> Any:
+        """Stores and verifies what follows the declaration. Returns the asset's new row."""
+        declared = head.declaration
+        chunks = _chunks(requests, declared.size_bytes)
+
+        def put(key: str, check: Check) -> Awaitable[Any]:
+            return self._storage.put(key, chunks, content_type=asset.mime_type, check=check)
+
+        try:
+            found = await self._verifier.kept(asset, declared.sha256, put)
+        except DomainError as error:  # of the stream: more bytes than declared, a second head
+            await self._verifier.settle(head, asset, Refused("INCOMPLETE", error.text))
+            raise
+        return await self._verifier.settle(head, asset, found)
+
+    async def _announce(
+        self, m: Mutation, columns: dict[str, Any], sha256: str
+    ) -> tuple[Asset, UUID]:
+        asset_id, upload_id = new_id(), new_id()
+        asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
+        key = declarations.upload_key(m.owner, columns, asset_id, upload_id)
+        life = str(self._url_life.total_seconds())
+        m.send(_INSERT_UPLOAD, str(upload_id), m.owner, str(asset_id), key, sha256, life)
+        return asset, upload_id
+
+    def _target(self, key: str, size_bytes: int, mime_type: str) -> pb.UploadTarget:
+        """A form that the store caps at the declared size; where a store has no forms, a PUT with
+        signed length."""
+        if self._storage.supports_post:
+            post = self._storage.sign_post(
+                key, max_bytes=size_bytes, content_type=mime_type, expires_in=self._url_life
+            )
+            return pb.UploadTarget(
+                method="POST",
+                url=post.url,
+                fields=post.fields,
+                expire_time=timestamp(post.expires_at),
+            )
+        put = self._storage.sign_put(
+            key, length=size_bytes, content_type=mime_type, expires_in=self._url_life
+        )
+        return pb.UploadTarget(
+            method="PUT", url=put.url, headers=put.headers, expire_time=timestamp(put.expires_at)
+        )
+
+    async def _sent(self, upload: Any, asset: Any) -> Verified | Refused | None:
+        """What was sent to the upload's URL. None: a confirm at the same time was first, and has
+        removed it."""
+        try:
+            return await self._verifier.sent(upload.upload_key, asset, upload.declared_sha256)
+        except ObjectNotFound:
+            if (await self._verifier.asset(asset.id)).state != "pending":
+                return None
+            if upload.expired:
+                text = "nothing arrived before the upload's URL expired; request a new upload"
+                raise errors.precondition(text, subject=f"uploads/{upload.id}") from None
+            text = "nothing is stored at the upload's URL yet; send the file there, then confirm"
+            raise errors.precondition(
+                text, subject=f"uploads/{upload.id}", reason=Reason.ERROR_REASON_NOTHING_UPLOADED
+            ) from None
+
+
+async def _head(requests: AsyncIterator[pb.UploadRequest]) -> pb.UploadHead:
+    async for request in requests:
+        if request.WhichOneof("part") == "head":
+            return request.head
+        break
+    raise errors.invalid("head", "must be the first message of the stream")
+
+
+async def _chunks(requests: AsyncIterator[pb.UploadRequest], declared: int) -> AsyncIterator[bytes]:
+    """The bytes that follow; more than declared are refused as they come."""
+    total = 0
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise errors.invalid("head", "must be sent only once, first")
+        chunk = request.chunk  # each look makes a copy
+        total += len(chunk)
+        if total > declared:
+            raise errors.invalid("chunk", f"more than the declared {declared} bytes were sent")
+        yield chunk

@@ -1,0 +1,341 @@
+"""From bytes that arrived to an asset that is READY or REJECTED: the same checks for every way of
+sending.
+
+All of it works outside any transaction: the bytes are copied to a key that nobody has a URL to
+write to, that copy is verified, then one transaction settles the asset. A crash leaves the asset
+PENDING and perhaps a copy; the call can be repeated.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import psycopg_pool
+from psycopg.types.json import Jsonb
+
+from services.assets.accounting import quotas
+from services.assets.core import assets, rules
+from services.assets.core import history as usage
+from services.assets.core.visibility import belongs, content_name, name_by_content
+from services.assets.uploads import provenance
+from services.assets.variants import variants
+from services.assets.variants.presets import Presets
+from shared import imaging
+from shared.background import jobs
+from shared.background.turns import Turns
+from shared.database import states
+from shared.database.db import Database, Mutation, forget_answer
+from shared.database.ids import new_id
+from shared.imaging import ImageRejected, ImagingPool, Limits
+from shared.rpc import auth, errors
+from shared.rpc.errors import DomainError, Reason
+from shared.storage import Check, Storage, StorageError
+
+# More at once would wait for a child process until their deadlines, and then have waited for
+# nothing. One owner may have half of them.
+_MOST_AT_ONCE = 32
+_WAIT_SECONDS = 2.0
+_GET_ASSET = "SELECT * FROM assets WHERE id = %(id)s"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why what was sent is not kept."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the bytes turned out to be. `key`: where the verified copy lies."""
+
+    key: str
+    size: int
+    sha256: str
+    facts: imaging.Facts
+    credentials: imaging.Credentials | None
+
+
+class _NotKept(Exception):
+    """The bytes were looked at, and are not to be stored."""
+
+    def __init__(self, why: Refused) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+Store = Callable[[str, Check], Awaitable[Any]]
+"""Stores bytes at this key, unless the check doesn't like them."""
+
+HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")
+
+
+def size_differs(arrived: int, declared: int) -> Refused:
+    if arrived == 0:
+        return Refused("EMPTY", "the file is empty; upload a picture or a PDF")
+    return Refused(
+        "SIZE_MISMATCH", f"{arrived} bytes arrived, {declared} were declared; upload again"
+    )
+
+
+def rejected(asset: Any) -> DomainError:
+    """What a caller is told whose upload was refused."""
+    return errors.precondition(
+        asset.rejection_message,
+        subject=f"assets/{asset.id}",
+        reason=Reason.ERROR_REASON_UPLOAD_REJECTED,
+        metadata={"rejection": asset.rejection, "asset_id": str(asset.id)},
+    )
+
+
+class Verifier:
+    """Verifies what was stored, and settles assets by what it found."""
+
+    def __init__(
+        self,
+        db: Database,
+        storage: Storage,
+        queue: jobs.JobQueue,
+        pool: ImagingPool,
+        presets: Presets,
+        limits: Limits,
+        credentials: provenance.CredentialsReader,
+        usage_log: usage.UsageLog,
+        quota: quotas.Quotas,
+    ) -> None:
+        self._db = db
+        self._storage = storage
+        self._queue = queue
+        self._pool = pool
+        self._presets = presets
+        self.limits = limits
+        self._credentials = credentials
+        self._usage = usage_log
+        self.quotas = quota
+        self._places = Turns(_MOST_AT_ONCE, leave_room=True)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place among the calls that verify. OVERLOADED when none becomes free in a moment.
+        Whoever sends in a stream needs none: it may come slowly."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(_WAIT_SECONDS):
+                    await held.enter_async_context(self._places.slot(auth.current_share()))
+            except TimeoutError:
+                text = (
+                    "the server is verifying as many files as it can; nothing was changed, try"
+                    " again"
+                )
+                raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1) from None
+            yield
+
+    async def asset(self, asset_id: Any) -> Any:
+        """The row as it is now. NOT_FOUND if it was purged meanwhile, or since the request was
+        first answered."""
+        row = await self._db.row(_GET_ASSET, {"id": asset_id})
+        if row is None:
+            raise errors.not_found("asset", asset_id)
+        return row
+
+    async def sent(self, source: str, asset: Any, declared_sha256: str) -> Verified | Refused:
+        """Copies what was sent to `source` to a key that no URL was ever signed for, and verifies
+        the copy.
+
+        Raises ObjectNotFound if nothing is there.
+        """
+        stat = await self._storage.stat(source)
+        if stat.size != asset.size_bytes:
+            return size_differs(stat.size, asset.size_bytes)
+
+        def copy(key: str, check: Check) -> Awaitable[Any]:
+            return self._storage.copy(source, key, content_type=asset.mime_type, check=check)
+
+        return await self.kept(asset, declared_sha256, copy)
+
+    async def kept(self, asset: Any, declared_sha256: str, store: Store) -> Verified | Refused:
+        """Verifies what `store` stores at a key that no URL was ever signed for, while it does.
+        What is refused isn't stored."""
+        key = key_of(asset)
+        seen: list[Verified] = []
+
+        async def check(path: Path, sha256: str) -> None:
+            found = await self._received(key, asset, path, sha256, declared_sha256)
+            if isinstance(found, Refused):
+                raise _NotKept(found)
+            seen.append(found)
+
+        try:
+            await store(key, check)
+        except _NotKept as refusal:
+            return refusal.why
+        except (
+            BaseException
+        ):  # also when the caller goes: it may come again and again, with a copy each time
+            await asyncio.shield(self._storage.delete([key]))
+            raise
+        return await self._named(asset, seen[0])
+
+    async def _named(self, asset: Any, found: Verified) -> Verified:
+        """With a key that tells the content by its hash, if the asset is public: the key is its
+        URL. The hash is known only when the bytes have arrived, and so have a key."""
+        if not asset.public:
+            return found
+        key = await name_by_content(self._storage, found.key, found.sha256, found.facts.mime_type)
+        return replace(found, key=key)
+
+    async def _received(
+        self, key: str, asset: Any, path: Path, sha256: str, declared_sha256: str
+    ) -> Verified | Refused:
+        """What the bytes in a local file are, which will lie at `key`, held against what was
+        declared."""
+        size = path.stat().st_size
+        if size != asset.size_bytes:
+            return size_differs(size, asset.size_bytes)
+        if declared_sha256 not in ("", sha256):
+            return HASH_DIFFERS
+        return await self.contents(path, asset.mime_type, key, size, sha256)
+
+    async def contents(
+        self, path: Path, declared_type: str, key: str, size: int, sha256: str
+    ) -> Verified | Refused:
+        """What the bytes in a local file are, which will lie at `key`. `declared_type` '': whatever
+        they are."""
+        try:
+            facts = await self._pool.run(imaging.inspect, path, declared_type, self.limits)
+            return Verified(key, size, sha256, facts, await self._credentials.read(path, facts))
+        except ImageRejected as refusal:
+            return Refused(str(refusal.reason), refusal.message)
+
+    async def settle(
+        self, request: Any, asset: Any, found: Verified | Refused, answer: Any = None
+    ) -> Any:
+        """Makes the asset READY or REJECTED, once, and returns its row. Of two calls the second
+        finds what the first did. `answer`: the message type, with an `asset`, that is stored for
+        the request if the asset is accepted; a refusal is never stored, because it must not be the
+        answer to a repeat."""
+
+        async def work(m: Mutation) -> Any:
+            if asset.product_id:
+                await assets.hold_product(m, asset.product_id)
+            now = await assets.lock(m, asset.id)
+            if isinstance(found, Refused):
+                row = await reject(m, now, found)
+                await forget_answer(m, request)
+            else:
+                row = await self.accept(m, now, found)
+            return answer(asset=assets.to_proto(row)) if answer else None
+
+        try:
+            if isinstance(found, Verified) and answer:
+                await self._db.mutate(request, answer, work)
+            else:
+                async with self._db.transaction(auth.current().owner, auth.current().actor) as m:
+                    await work(m)
+        except DomainError:
+            if isinstance(found, Verified):
+                await self._storage.delete([found.key])
+            raise
+        except BaseException:  # the caller went, or the database: the row may show it
+            if isinstance(found, Verified):
+                await asyncio.shield(self._unless_shown(asset, found.key))
+            raise
+        row = await self.asset(asset.id)
+        if isinstance(found, Verified) and row.storage_key != found.key:
+            await self._storage.delete([found.key])  # another call was first, with its own copy
+        return row
+
+    async def _unless_shown(self, asset: Any, key: str) -> None:
+        """Removes the copy unless the asset's row shows it, by now or once a transaction that still
+        holds the row has ended. If that can't be told now, it is left to the reconciler."""
+        with suppress(StorageError, psycopg.Error, psycopg_pool.PoolTimeout):
+            async with self._db.transaction(asset.owner) as m:
+                row = await m.one(f"{_GET_ASSET} FOR UPDATE", {"id": asset.id})
+            if row is None or row.storage_key != key:
+                await self._storage.delete([key])
+
+    async def accept(self, m: Mutation, asset: Any, found: Verified) -> Any:
+        """Makes a PENDING asset READY. `asset` is locked. Returns its row as it is now, changed or
+        not."""
+        if asset.state != "pending":
+            return asset
+        if asset.deleted_at:
+            raise errors.precondition(assets.unusable(asset), subject=f"assets/{asset.id}")
+        if not belongs(found.key, asset):
+            text = "the asset's visibility was changed while its bytes were verified; try again"
+            raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)
+        await self.quotas.settle(m, asset, found.size)
+        facts = found.facts
+        row = await states.advance(
+            m,
+            rules.ASSET_STATES,
+            "assets",
+            asset.id,
+            "ready",
+            storage_key=found.key,
+            size_bytes=found.size,
+            sha256=found.sha256,
+            mime_type=facts.mime_type,
+            width=facts.width or 0,
+            height=facts.height or 0,
+            facts=stored_facts(facts),
+            **provenance.columns(asset, facts, found.credentials),
+        )
+        await provenance.keep(m, row.id, found.credentials)
+        if assets.may_lead(row):
+            row = await assets.make_primary(m, row, only_first=True)
+        if facts.kind == "image":
+            await variants.ask(
+                m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH
+            )
+        await assets.publish(m, row)
+        await self._usage.write(m, [row], "upload")
+        return row
+
+
+async def reject(m: Mutation, asset: Any, refused: Refused) -> Any:
+    """Makes a PENDING asset REJECTED. `asset` is locked. Returns its row as it is now, changed or
+    not."""
+    said: dict[str, Any] = {"rejection": refused.reason, "rejection_message": refused.message}
+    row = await states.advance(m, rules.ASSET_STATES, "assets", asset.id, "rejected", **said)
+    if row is None:
+        return asset
+    await assets.publish(m, row)
+    return row
+
+
+def key_of(asset: Any, sha256: str = "") -> str:
+    """A new key for the asset's bytes, where its visibility wants them; with their hash in it, if
+    that is known."""
+    unique = content_name(sha256) if sha256 else str(new_id())
+    scope = {name: getattr(asset, name) for name in assets.SCOPES}
+    return rules.object_key(
+        asset.owner, scope, str(asset.id), unique, folder="original", public=asset.public
+    )
+
+
+def stored_facts(facts: imaging.Facts) -> Jsonb | None:
+    if facts.measures is None:
+        return None
+    measured = asdict(facts.measures)
+    colours = [[colour["hex"], round(colour["share"], 4)] for colour in measured["colours"]]
+    names = (
+        "placeholder",
+        "focal_x",
+        "focal_y",
+        "sharpness",
+        "exposure",
+        "clipped_shadows",
+        "clipped_highlights",
+    )
+    structure = {
+        "frames": facts.pages,
+        "has_alpha": facts.has_alpha,
+        "has_location": facts.has_location,
+    }
+    return Jsonb({"colours": colours, **structure, **{name: measured[name] for name in names}})

@@ -1,0 +1,1 @@
+"""Variants of an asset: presets, making them, backfills."""

@@ -1,0 +1,1 @@
+"""Work after the answer: jobs, attempts, events, waiting."""

@@ -1,0 +1,606 @@
+"""One try of a job, fenced: whoever begins last owns the row, and what an earlier try still does
+changes nothing.
+
+A row that is a job has the columns of `JobRow`. `run` moves it pending -> running -> done / failed
+/ cancelled, writes one `attempts` row per try, and tells watchers of every move in the same
+transaction.
+
+How a try ends that came to nothing decides what it costs:
+
+    a fault of the job    counts in `faults`; after `max_attempts` of them the job has failed
+    something passes      a neighbour, the database or the store is away or has no room: costs
+                          nothing. The row says in `waits_for` and `waiting_since` what it waits
+                          for and since when, and is tried again after pauses that grow with the
+                          wait; after ATELIER_JOB_WAIT_HOURS the job has failed
+    its worker vanished   counts in `losses`: nobody can tell whether the job killed it. From the
+                          third on it pauses, after many the job has failed
+"""
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+import structlog
+
+from shared.background import metrics as job_metrics
+from shared.background.jobs import TryAgain, wake
+from shared.background.tasks import wanted
+from shared.database import states
+from shared.database.db import Database, Mutation
+from shared.database.ids import new_id
+from shared.database.rows import Command, Statement, Table, compiled, legacy
+from shared.rpc import auth, calls, errors
+from shared.rpc.errors import DomainError, Reason
+from shared.storage import StorageError
+
+# In a container every process has the same number.
+WORKER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+CANCEL_POLL_SECONDS = 1.0
+_FIRST_BACKOFF_SECONDS = 1.0
+_LONGEST_BACKOFF_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0  # of a job that waits
+_PAUSE_OF_WAIT = 0.25  # a pause as a part of the wait so far
+_FREE_LOSSES = 2  # after which a job pauses before its next try
+_MOST_LOSSES = 24  # with their pauses some six minutes in which every worker that takes it dies
+_LONGEST_LOSS_PAUSE_SECONDS = 20.0
+_INSIST_SECONDS = 60.0  # longer than a lease: by then the worker gives up what it holds
+_log = structlog.get_logger("attempts")
+
+
+@dataclass(slots=True)
+class JobRow:
+    """The columns that every table of jobs has. Its row class derives from this one."""
+
+    id: UUID
+    owner: str
+    state: str
+    version: int
+    attempt_token: UUID | None
+    attempt_number: int
+    faults: int
+    losses: int
+    waits_for: str
+    waiting_since: datetime | None
+    cancel_requested: bool
+    error_class: str
+    error_message: str
+    updated_at: datetime
+
+
+J = TypeVar("J", bound=JobRow)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[J]):
+    """What a noun's jobs have in common. `publish(m, row)` tells of the row's new state."""
+
+    table: Table[J]
+    machine: states.Machine
+    running: str
+    done: str
+    publish: Callable[[Mutation, J], Awaitable[None]]
+    max_attempts: int = 3
+    cancelled: str = "cancelled"
+
+
+@dataclass
+class JobFailed(Exception):
+    """The work can't be done. `final`: trying again would not help. `error_class` is one of a
+    service's few words."""
+
+    error_class: str
+    message: str
+    final: bool = True
+
+
+@dataclass
+class Waits(Exception):
+    """The work can't be done now, through no fault of its own: it waits for `what`, such as
+    "assets"."""
+
+    what: str
+    error_class: str
+    message: str
+
+
+@dataclass
+class Outcome(Generic[J]):
+    """What a try achieved: the row's new columns, figures for the attempt, and what else the commit
+    does. `to`: another state than the kind's `done`."""
+
+    columns: dict[str, Any]
+    to: str | None = None
+    output_bytes: int = 0
+    credits: int = 0
+    also: Callable[[Mutation, J], Awaitable[None]] | None = None  # within the commit
+    after: Callable[[], Awaitable[None]] | None = None  # once committed
+    undo: Callable[[], Awaitable[None]] | None = (
+        None  # if another try has the row: remove what this one stored
+    )
+
+
+@dataclass
+class Attempt(Generic[J]):
+    """The try in hand. `row` is the job's row as claimed; `token` fences every write. The rest is
+    for its record, and stands there however the try ends."""
+
+    row: J
+    token: UUID
+    input_bytes: int = 0
+    model: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+
+class Superseded(Exception):
+    """Another try has the row now."""
+
+
+Work = Callable[[Attempt[J]], Awaitable[Outcome[J]]]
+
+_INSERT_ATTEMPT = Command("""
+    INSERT INTO attempts (id, owner, job, job_id, number, worker)
+    VALUES (%(id)s, %(owner)s, %(job)s, %(job_id)s, %(number)s, %(worker)s)
+""")
+_END_ATTEMPT = Command("""
+    UPDATE attempts SET outcome = %(outcome)s, ended_at = now(), error_class = %(error_class)s,
+        error_message = %(error_message)s, model = %(model)s, input_bytes = %(input_bytes)s,
+        output_bytes = %(output_bytes)s, credits = %(credits)s
+    WHERE id = %(token)s AND outcome = 'running'
+""")
+# A try of this very process didn't lose its worker: the database was away when it should have
+# ended.
+_END_UNENDED_ATTEMPTS = Statement(
+    str,
+    """
+    UPDATE attempts SET ended_at = now(),
+        outcome = CASE WHEN worker = %(me)s THEN 'waited' ELSE 'lost' END,
+        error_class = CASE WHEN worker = %(me)s THEN 'DEPENDENCY_UNAVAILABLE' ELSE 'WORKER_LOST' END
+    WHERE job_id = %(job_id)s AND outcome = 'running' RETURNING outcome
+    """,
+)
+_DELETE_WAITED_ATTEMPTS = Command(
+    "DELETE FROM attempts WHERE job_id = %(job_id)s AND outcome = 'waited'"
+)
+_SELECT_SUCCEEDED = Statement(
+    UUID, "SELECT id FROM attempts WHERE id = %(token)s AND outcome = 'succeeded'"
+)
+_SELECT_NOW = Statement(datetime, "SELECT now()")
+_NO_WAIT: dict[str, Any] = {"waits_for": "", "waiting_since": None}
+
+
+@dataclass(slots=True)
+class _Wait:
+    now: datetime
+    waiting_since: datetime | None
+
+
+@dataclass(slots=True)
+class _Hold:
+    cancel_requested: bool
+    attempt_token: UUID | None
+    state: str
+
+
+@cache
+def _lock(table: Table[J]) -> Statement[J]:
+    if isinstance(table, str):
+        return legacy(f"SELECT * FROM {table} WHERE id = %(id)s FOR UPDATE")
+    row = table.core.c
+    one = sa.select(table.core).where(row.id == sa.bindparam("id")).with_for_update()
+    return compiled(table.row, one)
+
+
+@cache
+def _select_owner(table: Table[J]) -> Statement[str]:
+    if isinstance(table, str):
+        return legacy(f"SELECT owner FROM {table} WHERE id = %(id)s")
+    row = table.core.c
+    return compiled(str, sa.select(row.owner).where(row.id == sa.bindparam("id")))
+
+
+@cache
+def _select_wait(table: Table[J]) -> Statement[_Wait]:
+    if isinstance(table, str):
+        return legacy(f"SELECT now() AS now, waiting_since FROM {table} WHERE id = %(id)s")
+    row = table.core.c
+    columns = (sa.func.now().label("now"), row.waiting_since)
+    return compiled(_Wait, sa.select(*columns).where(row.id == sa.bindparam("id")))
+
+
+@cache
+def _select_hold(table: Table[J]) -> Statement[_Hold]:
+    if isinstance(table, str):
+        return legacy(
+            f"SELECT cancel_requested, attempt_token, state FROM {table} WHERE id = %(id)s"
+        )
+    row = table.core.c
+    columns = (row.cancel_requested, row.attempt_token, row.state)
+    return compiled(_Hold, sa.select(*columns).where(row.id == sa.bindparam("id")))
+
+
+async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
+    """Runs one try of the job whose row is `row_id`, for the owner of that row. A row that is
+    finished or gone is left alone."""
+    attempt = await _begin(db, kind, UUID(row_id))
+    if attempt is None:
+        return
+    auth.enter(calls.owner_identity(attempt.row.owner))
+    working = asyncio.ensure_future(work(attempt))
+    watching = asyncio.create_task(_watch_for_cancel(db, kind, attempt))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await working
+            watching.result()  # raises Superseded if that is why
+            await _end(db, kind, attempt, kind.cancelled, "cancelled")
+            return
+        await _to_its_end(_finish(db, kind, attempt, working.result()))
+    except Superseded:
+        _log.warning("late result discarded", table=_name(kind), row=row_id)
+    except asyncio.CancelledError:
+        if wanted():  # nobody asked this task to end: the work raised it by itself
+            await _fail(
+                db,
+                kind,
+                attempt,
+                JobFailed("INTERNAL", "the work was cancelled from within", final=False),
+            )
+            return
+        working.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await working
+        await asyncio.shield(
+            _end(db, kind, attempt, "pending", "retried", error_class="WORKER_STOPPED")
+        )
+        raise TryAgain(waits_for=attempt.row.waits_for) from None
+    except Exception as error:
+        match verdict(error):
+            case Waits() as waits:
+                await _put_off(db, kind, attempt, waits)
+            case JobFailed() as failure:
+                await _fail(db, kind, attempt, failure)
+    finally:
+        watching.cancel()
+        watching.add_done_callback(
+            lambda ended: ended.cancelled() or ended.exception()
+        )  # nobody asks for it any more
+
+
+async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
+    """Waits for the commit of work that is done, whoever asks this task to end meanwhile: the work
+    may have cost money, and its token keeps the commit from another try's row."""
+    task = asyncio.ensure_future(finishing)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
+
+
+def verdict(error: Exception) -> Waits | JobFailed:
+    """How a try ends that met this error. Refusals and errors of the store need no translation by
+    whoever works."""
+    if isinstance(error, JobFailed | Waits):
+        return error
+    if refusal := errors.passing(error):
+        return Waits(refusal.source or "a service", _class_of(refusal), refusal.text)
+    if isinstance(error, DomainError):
+        return JobFailed(
+            _class_of(error), error.text, final=error.reason != Reason.ERROR_REASON_INTERNAL
+        )
+    if isinstance(error, StorageError):
+        return JobFailed("STORAGE", str(error), final=False)
+    _log.error("job failed unexpectedly", exc_info=error)
+    return JobFailed("INTERNAL", f"unexpected {type(error).__name__}", final=False)
+
+
+def _class_of(refusal: DomainError) -> str:
+    return Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
+
+
+async def _begin(db: Database, kind: Kind[J], row_id: UUID) -> Attempt[J] | None:
+    """Claims the row for a new try. The try before it, if it never ended, is recorded as lost."""
+    owner = await _owner_of(db, kind, row_id)
+    if owner is None:
+        return None
+    token = new_id()
+    again: TryAgain | None = None
+    async with db.transaction(owner) as m:
+        row = await m.first(_lock(kind.table), {"id": row_id})
+        if row is None or row.state not in ("pending", kind.running):
+            return None
+        outcomes = await m.all(_END_UNENDED_ATTEMPTS, {"job_id": row_id, "me": WORKER})
+        if row.cancel_requested:
+            await _move(m, kind, row_id, kind.cancelled)
+            return None
+        columns: dict[str, Any] = {}
+        if "lost" in outcomes:
+            columns = _lost(row, await m.one(_SELECT_NOW))
+            if "error_class" in columns:
+                await _move(m, kind, row_id, "failed", **columns)
+                return None
+            if "later" in columns:
+                again = TryAgain(columns.pop("later"))
+        if again:
+            await _move(m, kind, row_id, "pending", **columns)
+            claimed = None
+        else:
+            columns |= {"attempt_token": token, "attempt_number": row.attempt_number + 1}
+            claimed = await _move(m, kind, row_id, kind.running, **columns)
+            number = row.attempt_number + 1
+            await record_begin(m, token, _name(kind), row_id, number, WORKER)
+    if claimed is None:
+        raise again or TryAgain()
+    return Attempt(claimed, token)
+
+
+def _lost(row: JobRow, now: datetime) -> dict[str, Any]:
+    """The columns of a row whose worker vanished. `later`: when it may begin its next try, if not
+    at once."""
+    losses = row.losses + 1
+    if losses >= _MOST_LOSSES:
+        text = f"{losses} workers vanished while they worked on it; the last one said nothing"
+        return {"losses": losses, "error_class": "WORKER_LOST", "error_message": text}
+    if losses <= _FREE_LOSSES:
+        return {"losses": losses}
+    pause = min(2.0 ** (losses - _FREE_LOSSES), _LONGEST_LOSS_PAUSE_SECONDS)
+    return {
+        "losses": losses,
+        "waits_for": "a worker",
+        "waiting_since": row.waiting_since or now,
+        "later": now + timedelta(seconds=pause),
+    }
+
+
+async def _owner_of(db: Database, kind: Kind[J], row_id: UUID) -> str | None:
+    owners = await db.system_all(_select_owner(kind.table), {"id": row_id})
+    return getattr(owners[0], "owner", owners[0]) if owners else None
+
+
+async def _move(
+    m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
+) -> J | None:
+    # A try moves its row from running alone: what it has committed stays, whatever it believes
+    # itself.
+    machine = kind.machine if token is None else {kind.running: kind.machine[kind.running]}
+    row = await states.advance(m, machine, kind.table, row_id, to, token=token, **columns)
+    if row is not None:
+        await kind.publish(m, row)
+    return row
+
+
+async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> None:
+    """Commits what the try achieved. It insists for a while when the database is away: the work was
+    done, and may have cost money."""
+    deadline = time.monotonic() + _INSIST_SECONDS
+    unheard = False  # a commit may have happened whose answer was lost
+    while True:
+        try:
+            row = (
+                attempt.row
+                if unheard and await _is_committed(db, attempt)
+                else await _commit(db, kind, attempt, outcome)
+            )
+            if row is None and unheard and await _is_committed(db, attempt):
+                row = (
+                    attempt.row
+                )  # the first commit came through while this one waited for its lock
+            break
+        except JobFailed:  # `also` refused, so nothing was committed
+            if outcome.undo:
+                await outcome.undo()
+            raise
+        except Exception as error:
+            # What was stored must stay: a row that shows it may be there. If nothing comes of it,
+            # the reconciler knows.
+            if errors.passing(error) is None or time.monotonic() > deadline:
+                raise
+            _log.warning(
+                "a result waits to be committed", table=_name(kind), row=str(attempt.row.id)
+            )
+            unheard = True
+        await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+    if row is None:
+        if outcome.undo:
+            await outcome.undo()
+        raise Superseded
+    if outcome.after:
+        await outcome.after()
+    if attempt.row.waits_for:
+        await wake(db, attempt.row.waits_for)
+
+
+async def _commit(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> Any:
+    async with db.transaction(attempt.row.owner) as m:
+        done = {
+            "error_class": "",
+            "error_message": "",
+            "faults": 0,
+            "losses": 0,
+            **_NO_WAIT,
+            **outcome.columns,
+        }
+        row = await _move(
+            m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done
+        )
+        if row is not None:
+            if outcome.also:
+                await outcome.also(m, row)
+            await _record(m, attempt, "succeeded", outcome=outcome)
+    _count_try(kind, "succeeded" if row is not None else "superseded")
+    job_metrics.SECONDS.labels(_name(kind)).observe(time.monotonic() - attempt.began)
+    return row
+
+
+def _name(kind: Kind[J]) -> str:
+    return kind.table if isinstance(kind.table, str) else kind.table.name
+
+
+def _count_try(kind: Kind[J], outcome: str) -> None:
+    job_metrics.TRIES.labels(_name(kind), outcome).inc()
+
+
+async def _is_committed(db: Database, attempt: Attempt[J]) -> bool:
+    return bool(await db.system_all(_SELECT_SUCCEEDED, {"token": attempt.token}))
+
+
+async def _fail(db: Database, kind: Kind[J], attempt: Attempt[J], failure: JobFailed) -> None:
+    """A final failure is data; another is tried again after a backoff, by the database's clock."""
+    faults = attempt.row.faults + 1
+    said = {"error_class": failure.error_class, "error_message": failure.message[:2000]}
+    if failure.final or faults >= kind.max_attempts:
+        await _end(db, kind, attempt, "failed", "failed", faults=faults, **said)
+        return
+    backoff = min(_FIRST_BACKOFF_SECONDS * 4 ** (faults - 1), _LONGEST_BACKOFF_SECONDS)
+    row = await _end(db, kind, attempt, "pending", "retried", faults=faults, **said, **_NO_WAIT)
+    if row is not None:
+        raise TryAgain(await _now(db) + timedelta(seconds=backoff))
+
+
+async def _put_off(db: Database, kind: Kind[J], attempt: Attempt[J], waits: Waits) -> None:
+    """The job waits, and says so; what it has done stays. Having waited for too long it has
+    failed."""
+    found = await db.system_all(_select_wait(kind.table), {"id": attempt.row.id})
+    if not found:
+        return
+    now = found[0].now
+    since = found[0].waiting_since or now
+    said = {"error_class": waits.error_class, "error_message": waits.message[:2000]}
+    if now - since > timedelta(hours=db.settings.job_wait_hours):
+        said["error_message"] = (
+            f"{waits.what} was waited for since {since:%Y-%m-%d %H:%M} UTC: {waits.message}"[:2000]
+        )
+        await _end(db, kind, attempt, "failed", "failed", **said)
+        return
+    row = await _end(
+        db, kind, attempt, "pending", "waited", waits_for=waits.what, waiting_since=since, **said
+    )
+    if row is not None:
+        waited = (now - since).total_seconds()
+        pause = min(max(waited * _PAUSE_OF_WAIT, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        # Apart from each other: a thousand that wait for the same thing would all come back at
+        # once.
+        raise TryAgain(now + timedelta(seconds=pause * random.uniform(0.8, 1.2)), waits.what)
+
+
+async def _now(db: Database) -> datetime:
+    [now] = await db.system_all(_SELECT_NOW)
+    return now
+
+
+async def _end(
+    db: Database,
+    kind: Kind[J],
+    attempt: Attempt[J],
+    to: str,
+    outcome: str,
+    *,
+    error_class: str = "",
+    error_message: str = "",
+    **columns: Any,
+) -> Any:
+    said: dict[str, Any] = {"error_class": error_class, "error_message": error_message}
+    kept = _NO_WAIT if outcome in ("failed", "cancelled") else {}
+    async with db.transaction(attempt.row.owner) as m:
+        row = await _move(
+            m, kind, attempt.row.id, to, token=attempt.token, **{**kept, **said, **columns}
+        )
+        _count_try(kind, outcome if row is not None else "superseded")
+        if row is not None:
+            if (
+                outcome == "waited"
+            ):  # of a wait's tries only the latest is kept: there may be thousands
+                await m.run(_DELETE_WAITED_ATTEMPTS, {"job_id": attempt.row.id})
+            await _record(m, attempt, outcome, **said)
+        return row
+
+
+async def _record(
+    m: Mutation,
+    attempt: Attempt[J],
+    how: str,
+    *,
+    outcome: Outcome[J] | None = None,
+    error_class: str = "",
+    error_message: str = "",
+) -> None:
+    figures = outcome or Outcome({})
+    await record_end(
+        m,
+        attempt.token,
+        how,
+        error_class=error_class,
+        error_message=error_message,
+        model=attempt.model,
+        input_bytes=attempt.input_bytes,
+        output_bytes=figures.output_bytes,
+        credits=figures.credits,
+    )
+
+
+async def record_begin(
+    m: Mutation, token: UUID, job: str, job_id: UUID, number: int, worker: str
+) -> None:
+    """Adds the record of a try, also of one that a worker from outside makes."""
+    values = {
+        "id": token,
+        "owner": m.owner,
+        "job": job,
+        "job_id": job_id,
+        "number": number,
+        "worker": worker,
+    }
+    await m.run(_INSERT_ATTEMPT, values)
+
+
+async def record_end(
+    m: Mutation,
+    token: UUID,
+    outcome: str,
+    *,
+    error_class: str = "",
+    error_message: str = "",
+    model: str = "",
+    input_bytes: int = 0,
+    output_bytes: int = 0,
+    credits: int = 0,
+) -> None:
+    """Ends the record of a try, once."""
+    values = {
+        "token": token,
+        "outcome": outcome,
+        "error_class": error_class,
+        "error_message": error_message,
+        "model": model,
+        "input_bytes": input_bytes,
+        "output_bytes": output_bytes,
+        "credits": credits,
+    }
+    await m.run(_END_ATTEMPT, values)
+
+
+async def _watch_for_cancel(db: Database, kind: Kind[J], attempt: Attempt[J]) -> None:
+    """Ends when somebody asked to cancel; raises Superseded if the row is another try's by now."""
+    while True:
+        await asyncio.sleep(CANCEL_POLL_SECONDS)
+        try:
+            holds = await db.system_all(_select_hold(kind.table), {"id": attempt.row.id})
+        except Exception as error:
+            _log.warning("can't look for a cancellation", error=type(error).__name__)
+            continue
+        if not holds or holds[0].attempt_token != attempt.token or holds[0].state != kind.running:
+            raise Superseded
+        if holds[0].cancel_requested:
+            return

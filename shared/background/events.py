@@ -1,0 +1,560 @@
+"""Changes, told in commit order.
+
+`publish` writes an outbox row in the transaction of the change. One sequencer per service
+(`run_sequencer`, in the worker) stamps committed rows with dense positions. A server's
+`EventStream` follows the stamped rows with one listening connection per process: for each owner
+that somebody watches, one reader fans out to all its watchers.
+
+A sequence isn't commit order, and waiting for the oldest open transaction waits for the whole
+cluster; stamping what is visible, under an advisory lock, has neither fault.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import math
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, LiteralString, TypeVar
+from uuid import UUID
+
+import psycopg
+import structlog
+from atelier.common.v1 import watch_pb2
+from google.protobuf.message import Message
+from psycopg import AsyncConnection
+
+from shared.background.tasks import wanted
+from shared.database.db import Database, Mutation
+from shared.rpc import auth, errors, paging
+from shared.rpc.errors import DomainError, Reason
+
+BOOKMARK_SECONDS = 10.0
+POLL_SECONDS = 1.0  # the fallback when a notification is lost
+STAMP_BATCH = 1000
+READ_BATCH = 500
+QUEUE_LIMIT = 2000  # events a slow watcher may be behind before it is sent away
+_NOTICE_BYTES = 7999  # Postgres refuses longer ones; then all owners' readers are woken
+_SILENT_SECONDS = 10
+_log = structlog.get_logger("events")
+
+A = TypeVar("A", bound=Message)
+Fields = Mapping[str, Any]  # of an answer: `{"asset": ...}`
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one row. `version` is the row's after the change; `payload` a serialised
+    message."""
+
+    position: int
+    subject: str
+    subject_id: UUID
+    version: int
+    type: str
+    payload: bytes
+    answers: dict[str, Any] = field(
+        default_factory=dict, compare=False
+    )  # made of it, by the digest of the watch
+
+
+_PUBLISH = b"""
+    INSERT INTO events (owner, subject, subject_id, version, type, payload) VALUES ($1, $2, $3, $4,
+        $5, $6)
+    RETURNING pg_notify(current_schema() || '_outbox', '')
+"""
+
+
+async def publish(
+    m: Mutation, subject: str, subject_id: UUID, version: int, payload: Message
+) -> None:
+    """Tells of a change, if the transaction commits. The payload must not hold URLs: they would
+    expire."""
+    m.send(
+        _PUBLISH,
+        m.owner,
+        subject,
+        str(subject_id),
+        str(version),
+        payload.DESCRIPTOR.full_name,
+        payload.SerializeToString(),
+    )
+
+
+async def publish_all(
+    m: Mutation, subject: str, changes: Sequence[tuple[UUID, int, Message]]
+) -> None:
+    """Tells of many changes (subject id, version, payload) of one kind, in this order: one
+    statement for all."""
+    if changes:
+        await m.run(
+            "INSERT INTO events (owner, subject, subject_id, version, type, payload) SELECT"
+            " %(owner)s, %(subject)s, id, version, %(type)s, payload FROM unnest(%(ids)s::uuid[],"
+            " %(versions)s::bigint[], %(payloads)s::bytea[]) AS c (id, version, payload)",
+            {
+                "owner": m.owner,
+                "subject": subject,
+                "type": changes[0][2].DESCRIPTOR.full_name,
+                "ids": [change[0] for change in changes],
+                "versions": [change[1] for change in changes],
+                "payloads": [change[2].SerializeToString() for change in changes],
+            },
+        )
+        await m.run("SELECT pg_notify(current_schema() || '_outbox', '')")
+
+
+# Sequencer
+
+# One statement, so that stamping and telling of it take one round trip: everybody who watches waits
+# for it.
+_STAMP: LiteralString = """
+    WITH fresh AS (
+        SELECT seq, row_number() OVER (ORDER BY seq) AS n FROM
+            (SELECT seq FROM events WHERE position IS NULL ORDER BY seq
+                LIMIT %(batch)s) AS unstamped
+    ), advanced AS (
+        UPDATE event_stream SET position = position + (SELECT count(*) FROM fresh)
+        WHERE EXISTS (SELECT FROM fresh) RETURNING position - (SELECT count(*) FROM fresh) AS base
+    ), stamped AS (
+        UPDATE events SET position = advanced.base + fresh.n
+        FROM fresh, advanced WHERE events.seq = fresh.seq RETURNING events.owner
+    ), summed AS (
+        SELECT json_agg(DISTINCT owner)::text AS owners, count(*) AS stamped FROM stamped
+    )
+    SELECT stamped, CASE WHEN stamped > 0 THEN pg_notify(
+        current_schema() || '_events', CASE WHEN octet_length(owners) <= %(room)s THEN owners
+            ELSE '' END
+    ) END FROM summed
+"""
+
+
+async def run_sequencer(db: Database) -> None:
+    """Stamps forever. Any number may run; an advisory lock of the session lets one work. Ends only
+    by cancellation."""
+    while wanted():
+        try:
+            async with await db.connect() as conn:
+                # A frozen process must not keep the lock: the server ends sessions that have
+                # stopped polling.
+                await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
+                lock = await conn.execute(
+                    "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 7))  AS held"
+                )
+                if (await lock.fetchone()).held:  # type: ignore[union-attr]
+                    await _stamp_forever(conn, db.service)
+        except psycopg.Error as error:
+            _log.warning(
+                "sequencer lost its connection", service=db.service, error=type(error).__name__
+            )
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _stamp_forever(conn: AsyncConnection[Any], service: str) -> None:
+    await conn.execute(f"LISTEN {service}_outbox")
+    # A plan that was made, and kept, while the outbox was empty goes through all of it for every
+    # event.
+    await conn.execute("SET plan_cache_mode = force_custom_plan")
+    while (
+        wanted()
+    ):  # a cancellation that meets the end of a statement may be lost, and is seen only here
+        row: Any = await (
+            await conn.execute(_STAMP, {"batch": STAMP_BATCH, "room": _NOTICE_BYTES})
+        ).fetchone()
+        if row.stamped < STAMP_BATCH:
+            async for _ in conn.notifies(timeout=POLL_SECONDS, stop_after=1):
+                pass
+
+
+async def prune_events(db: Database, older_than: timedelta, chunk: int = 5000) -> int:
+    """Deletes stamped events past their retention. Cursors from before are then answered
+    OUT_OF_RANGE."""
+    total = 0
+    while True:
+        async with db.transaction("") as m:
+            row = await m.one(
+                """WITH old AS (SELECT seq, position FROM events
+                                WHERE position IS NOT NULL AND created_at < now() - %(age)s
+                                ORDER BY position LIMIT %(chunk)s),
+                        gone AS (DELETE FROM events USING old WHERE events.seq = old.seq
+                            RETURNING events.position),
+                        marked AS (UPDATE event_stream SET pruned_to = greatest(pruned_to, last.p)
+                                   FROM (SELECT max(position) AS p FROM old) AS last
+                                       WHERE last.p IS NOT NULL)
+                   SELECT count(*) AS n FROM gone""",
+                {"age": older_than, "chunk": chunk},
+            )
+        total += row.n
+        if row.n < chunk:
+            return total
+
+
+# Following
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Where a watcher is. `digest` binds it to the filter and owner."""
+
+    epoch: UUID
+    position: int
+    digest: str
+
+    def encode(self) -> str:
+        text = f"{self.epoch.hex}.{self.position}.{self.digest}"
+        return base64.urlsafe_b64encode(text.encode()).decode()
+
+    @classmethod
+    def decode(cls, text: str, digest: str) -> "Cursor":
+        try:
+            epoch, position, found = base64.urlsafe_b64decode(text).decode("ascii").split(".")
+            cursor = cls(UUID(epoch), int(position), found)
+        except (ValueError, binascii.Error):
+            cursor = None
+        if cursor is None or cursor.digest != digest or cursor.position < 0:
+            raise errors.invalid(
+                "cursor", "is not of a watch with this filter and owner; leave it empty"
+            )
+        return cursor
+
+
+class _Watcher:
+    """One watch here. A timer for each event would cost more than the event does, so it has one
+    that runs on."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        self.cursor = cursor
+        self.live = False  # it still reads history
+        self.events: deque[Event] = deque()
+        self.overflown = False
+        self._loop = asyncio.get_running_loop()
+        self._sleep: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
+
+    def give(self, event: Event) -> None:
+        # After an overflow nothing more: it ends where the gap begins.
+        if self.live and not self.overflown and event.position > self.cursor.position:
+            self.overflown = len(self.events) >= QUEUE_LIMIT
+            if not self.overflown:
+                self.events.append(event)
+            self.wake()
+
+    def wake(self) -> None:
+        if self._sleep and not self._sleep.done():
+            self._sleep.set_result(None)
+
+    def _ring(self) -> None:
+        self._rings_at = math.inf
+        self.wake()
+
+    async def sleep(self, until: float) -> None:
+        """Until it is woken, at the latest at `until` of the loop's time; it may be earlier without
+        a reason."""
+        if until < self._rings_at:
+            self.close()
+            self._rings_at = until
+            self._timer = self._loop.call_at(until, self._ring)
+        self._sleep = self._loop.create_future()
+        await self._sleep
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+
+@dataclass(eq=False)
+class _Owner:
+    """Everybody here who watches one owner. `position`: the stream's, up to which events were
+    handed out.
+
+    Watchers keep the order in which they came: those of one connection are then mostly told one
+    after the other, and what they are told is sent and received together.
+    """
+
+    position: int
+    watchers: dict[_Watcher, None] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    reader: asyncio.Task[None] | None = None
+
+
+_HISTORY = """
+    SELECT position, subject, subject_id, version, type, payload FROM events
+    WHERE owner = %(owner)s AND position > %(after)s AND position <= %(until)s
+        ORDER BY position LIMIT %(limit)s
+"""
+# The end of the stream and what is new, as one snapshot shows them, in one round trip.
+_FRESH = """
+    SELECT stream.position AS head, fresh.* FROM event_stream AS stream LEFT JOIN LATERAL (
+        SELECT position, subject, subject_id, version, type, payload FROM events
+        WHERE owner = %(owner)s AND position > %(after)s ORDER BY position LIMIT %(limit)s
+    ) AS fresh ON true ORDER BY fresh.position
+"""
+
+
+class EventStream:
+    """Follows one service's stamped events on behalf of this process's watchers."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._owners: dict[str, _Owner] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+
+    def start(self) -> None:
+        self._listener = asyncio.create_task(self._listen())
+
+    async def drain(self) -> None:
+        """Ends every watch with its cursor."""
+        self._stopping.set()
+        for owner in self._owners.values():
+            for watcher in owner.watchers:
+                watcher.wake()
+
+    async def close(self) -> None:
+        tasks = [owner.reader for owner in self._owners.values() if owner.reader] + [self._listener]
+        for task in filter(None, tasks):
+            task.cancel()
+
+    async def head(self) -> Cursor:
+        """The end of the stream now, for the caller. Read it before the state that a watch begins
+        with."""
+        row = await self._db.row("SELECT epoch, position FROM event_stream")
+        return Cursor(row.epoch, row.position, "")
+
+    async def watch(
+        self,
+        request: Any,
+        answer: Callable[..., A],
+        now: AsyncIterator[tuple[Fields, Any]],
+        show: Callable[[Event], Fields | None],
+    ) -> AsyncGenerator[A, None]:
+        """The whole of a watch: what is there `now` (with its rows), the READY bookmark, every
+        change, and bookmarks.
+
+        `show` says what of an event the request is to be told, None: nothing. It goes by the
+        request alone: an answer is made once for all whose requests are the same.
+        """
+        start = await self._start(request)
+        seen: dict[UUID, int] = {}
+        if not request.cursor:
+            async for fields, row in now:
+                seen[row.id] = getattr(row, "version", 1)
+                yield answer(**fields)
+            yield _bookmark(
+                answer, Cursor(start.epoch, start.position, watch_digest(request)), ready=True
+            )
+        loop = asyncio.get_running_loop()
+        sent_at = loop.time()
+        async with aclosing(self.follow(request, start)) as changes:
+            async for event, cursor in changes:
+                change: A | None = None
+                if event and event.version > seen.get(event.subject_id, 0):
+                    if cursor.digest not in event.answers:
+                        told = show(event)
+                        made = None if told is None else answer(**told, cursor=cursor.encode())
+                        event.answers[cursor.digest] = made
+                    change = event.answers[cursor.digest]
+                # Others' changes, too, must not let a watcher's cursor grow old.
+                if change is None and (event is None or loop.time() >= sent_at + BOOKMARK_SECONDS):
+                    change = _bookmark(answer, cursor)
+                if change is not None:
+                    sent_at = loop.time()
+                    yield change
+
+    async def follow(
+        self, request: Any, start: Cursor
+    ) -> AsyncGenerator[tuple[Event | None, Cursor], None]:
+        """Yields (event, cursor) in order, after `start`; (None, cursor) while idle. The cursor is
+        one that moves on.
+
+        Raises CURSOR_TOO_OLD; and, with the cursor to go on from in the trailers, SHUTTING_DOWN,
+        SLOW_READER, TOKEN_INVALID when the caller's token expires, DEPENDENCY_UNAVAILABLE if
+        history can't be read.
+        """
+        identity = auth.current()
+        # Without a cursor `start` is the head as it was a moment ago: nothing to check, nothing
+        # that could fail now. A call that only waits for the end of what it asked for has none in
+        # its request.
+        until = await self._check(start) if getattr(request, "cursor", "") else start.position
+        cursor = Cursor(start.epoch, start.position, watch_digest(request))
+        watcher = _Watcher(cursor)
+        owner = self._enter(identity.owner, watcher, until)
+        try:
+            # History goes at the watcher's pace. What happens meanwhile becomes history, too, and
+            # doesn't overflow it.
+            while cursor.position < (until := max(until, owner.position)):
+                async for event in self._history(identity.owner, cursor.position, until):
+                    cursor.position = event.position
+                    yield event, cursor
+                cursor.position = until
+            watcher.live = True
+            async for fresh in self._live(owner, watcher, identity):
+                yield fresh, cursor
+        except psycopg.Error:
+            text = "the database can't be reached right now; watch again with the cursor"
+            raise _ended(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, cursor) from None
+        finally:
+            watcher.close()
+            owner.watchers.pop(watcher, None)
+            if not owner.watchers:
+                self._owners.pop(identity.owner, None)
+                if owner.reader:
+                    owner.reader.cancel()
+
+    async def _live(
+        self, owner: _Owner, watcher: _Watcher, identity: auth.Identity
+    ) -> AsyncIterator[Event | None]:
+        loop = asyncio.get_running_loop()
+        cursor = watcher.cursor
+        expires = loop.time() + identity.expires_at - time.time()
+        bookmark_due = loop.time() + BOOKMARK_SECONDS
+        while True:
+            now = loop.time()
+            if self._stopping.is_set():
+                raise _ended(
+                    Reason.ERROR_REASON_SHUTTING_DOWN, "the server is stopping; watch again", cursor
+                )
+            if now >= expires:
+                raise _ended(
+                    Reason.ERROR_REASON_TOKEN_INVALID,
+                    "the token has expired; get a new one",
+                    cursor,
+                )
+            if watcher.events:
+                event = watcher.events.popleft()
+                bookmark_due = now + BOOKMARK_SECONDS
+                cursor.position = event.position
+                yield event
+            elif watcher.overflown:
+                raise _ended(
+                    Reason.ERROR_REASON_SLOW_READER,
+                    "read faster; watch again with the cursor",
+                    cursor,
+                )
+            elif now >= bookmark_due:
+                bookmark_due = now + BOOKMARK_SECONDS
+                cursor.position = max(cursor.position, owner.position)
+                yield None
+            else:
+                await watcher.sleep(min(bookmark_due, expires))
+
+    async def _start(self, request: Any) -> Cursor:
+        """Where to go on: the request's cursor, else the head. A cursor of another filter is
+        INVALID_ARGUMENT."""
+        return (
+            Cursor.decode(request.cursor, watch_digest(request))
+            if request.cursor
+            else await self.head()
+        )
+
+    async def _check(self, cursor: Cursor) -> int:
+        """The position of the stream now. Raises CURSOR_TOO_OLD."""
+        row = await self._db.row("SELECT epoch, position, pruned_to FROM event_stream")
+        if (
+            cursor.epoch != row.epoch
+            or cursor.position < row.pruned_to
+            or cursor.position > row.position
+        ):
+            raise DomainError(
+                Reason.ERROR_REASON_CURSOR_TOO_OLD,
+                "the history after this cursor is no longer kept; watch again without a cursor",
+            )
+        position: int = row.position
+        return position
+
+    def _enter(self, name: str, watcher: _Watcher, position: int) -> _Owner:
+        """Joins before history is read, so that somebody reads on. The reader of an owner starts at
+        `position`."""
+        if self._stopping.is_set():
+            raise DomainError(
+                Reason.ERROR_REASON_SHUTTING_DOWN, "the server is stopping; connect again"
+            )
+        owner = self._owners.get(name)
+        if owner is None:
+            owner = self._owners[name] = _Owner(position)
+            owner.reader = asyncio.create_task(self._read_owner(name, owner, auth.current()))
+        owner.watchers[watcher] = None
+        return owner
+
+    async def _history(self, owner: str, after: int, until: int) -> AsyncIterator[Event]:
+        while after < until:
+            rows = await self._db.rows(
+                _HISTORY, {"owner": owner, "after": after, "until": until, "limit": READ_BATCH}
+            )
+            for row in rows:
+                yield Event(*row)
+            if len(rows) < READ_BATCH:
+                return
+            after = rows[-1].position
+
+    async def _read_owner(self, name: str, owner: _Owner, identity: auth.Identity) -> None:
+        """The one reader of an owner: woken by the listener, or by the poll if a notification was
+        lost."""
+        auth.enter(
+            identity
+        )  # for the tenant context only: each watcher checks its own token's expiry
+        while wanted():
+            try:
+                while await self._read_fresh(name, owner):
+                    pass
+            except (psycopg.Error, TimeoutError) as error:
+                _log.warning(
+                    "can't read events", service=self._db.service, error=type(error).__name__
+                )
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BOOKMARK_SECONDS / 2):
+                    await owner.wake.wait()
+            owner.wake.clear()
+
+    async def _read_fresh(self, name: str, owner: _Owner) -> bool:
+        """Hands out a batch. Returns whether there may be more."""
+        rows = await self._db.rows(
+            _FRESH, {"owner": name, "after": owner.position, "limit": READ_BATCH}
+        )
+        for _, *columns in rows:
+            if columns[0] is not None:  # without an event there is one row, of the head
+                event = Event(*columns)
+                for watcher in owner.watchers:
+                    watcher.give(event)
+                owner.position = event.position
+        if len(rows) == READ_BATCH:
+            return True
+        owner.position = max(owner.position, rows[0].head)
+        return False
+
+    async def _listen(self) -> None:
+        """One listening connection per process. While it is away, owners are woken by the poll."""
+        while wanted():
+            with suppress(psycopg.Error, OSError, TimeoutError):
+                async with await self._db.connect() as conn:
+                    await conn.execute(f"LISTEN {self._db.service}_events")
+                    self._wake(self._owners)
+                    async for notice in conn.notifies():
+                        self._wake(json.loads(notice.payload) if notice.payload else self._owners)
+            self._wake(self._owners)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _wake(self, names: Iterable[str]) -> None:
+        for name in names:
+            if owner := self._owners.get(name):
+                owner.wake.set()
+
+
+def _bookmark(answer: Callable[..., A], cursor: Cursor, *, ready: bool = False) -> A:
+    text = cursor.encode()
+    return answer(bookmark=watch_pb2.Bookmark(cursor=text, ready=ready), cursor=text)
+
+
+def _ended(reason: int, text: str, cursor: Cursor) -> DomainError:
+    return DomainError(reason, text, trailers=[("cursor", cursor.encode())])
+
+
+def watch_digest(request: Message) -> str:
+    return paging.filter_digest(request, ("cursor",))

@@ -1,0 +1,464 @@
+"""Postgres for the services: pools, tenant context, and mutations that a repeat can't harm.
+
+    rows = await db.rows(SQL, {...})                    a read, in one round trip with its context
+    response = await db.mutate(request, Answer, work)   one transaction: work(m), its events, its
+                                                        stored answer
+    async with db.transaction(owner) as m: ...          the same for a job, which has no request
+
+Every connection is in autocommit; the tenant is set per transaction (`app.owner_id`), never per
+connection, and row-level security reads it. Without one no row of any owner is visible. Values are
+always bound on the server.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, LiteralString, TypeVar, overload
+
+import psycopg
+from google.protobuf.message import Message
+from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
+from psycopg.pq import Format
+from psycopg.rows import namedtuple_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from shared.database.rows import Command, Statement
+from shared.rpc import auth, errors
+from shared.rpc.errors import Reason
+from shared.settings import Settings
+
+A = TypeVar("A", bound=Message)
+R = TypeVar("R")
+Parameters = Mapping[str, Any] | Sequence[Any]
+Connection = AsyncConnection[Any]
+
+_ROLLBACK_SECONDS = 5.0  # then the connection is closed, which rolls back, too
+_CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
+_HOLD_REQUEST = b"SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+_STORED_ANSWER = """
+    SELECT body_hash, answer FROM requests
+    WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s AND request_id
+        = %(request_id)s
+"""
+_STORE_ANSWER = b"""
+    INSERT INTO requests (owner, actor, method, request_id, body_hash, answer) VALUES ($1, $2, $3,
+        $4, $5, $6)
+"""
+
+
+@dataclass(slots=True)
+class Mutation:
+    """An open transaction for one owner. Statements take `conn`; `events.publish` and
+    `jobs.enqueue` take this."""
+
+    conn: Connection
+    pipeline: AsyncPipeline
+    owner: str
+    actor: str
+    earlier: "_Earlier | None" = None
+
+    @overload
+    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R: ...
+    @overload
+    async def one(self, statement: LiteralString, parameters: Parameters | None = None) -> Any: ...
+    async def one(self, statement: Any, parameters: Parameters | None = None) -> Any:
+        """The row that must be there: none is a fault of ours."""
+        if not isinstance(statement, Statement):
+            return await (await self._execute(statement, parameters)).fetchone()
+        return _must(await self.first(statement, parameters), statement)
+
+    async def first(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> R | None:
+        """The first row, or None."""
+        return await (await self._fetch(statement, parameters)).fetchone()
+
+    @overload
+    async def all(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> list[R]: ...
+    @overload
+    async def all(
+        self, statement: LiteralString, parameters: Parameters | None = None
+    ) -> list[Any]: ...
+    async def all(self, statement: Any, parameters: Parameters | None = None) -> list[Any]:
+        if not isinstance(statement, Statement):
+            return await (await self._execute(statement, parameters)).fetchall()
+        return await (await self._fetch(statement, parameters)).fetchall()
+
+    async def run(
+        self, statement: Command | LiteralString, parameters: Parameters | None = None
+    ) -> None:
+        """Runs without waiting for the result; a failure shows at the next fetch or at the
+        commit."""
+        text = statement.text if isinstance(statement, Command) else statement
+        await self.conn.execute(text, parameters)
+
+    def send(self, statement: bytes, *values: str | bytes) -> None:
+        """Like `run`, for what accompanies most changes: with `$1 ...`, and bytes only for columns
+        of bytes. A cursor of its own would cost several times as much."""
+        _queue(self.pipeline, statement, *values)
+
+    async def _fetch(
+        self, statement: Statement[R], parameters: Parameters | None
+    ) -> AsyncCursor[R]:
+        cursor = await execute(self.conn, statement, parameters)
+        await self.look_earlier()
+        return cursor
+
+    async def _execute(self, statement: LiteralString, parameters: Parameters | None) -> Any:
+        cursor = await self.conn.execute(statement, parameters)
+        await self.look_earlier()
+        return cursor
+
+    async def look_earlier(self) -> None:
+        """Raises _Answered if the request was answered before, in the round trip of the first
+        statement."""
+        earlier, self.earlier = self.earlier, None
+        if earlier:
+            await earlier.look()
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """The stored answer of a request, asked for and not looked at yet."""
+
+    cursor: AsyncCursor[Any]
+    key: Mapping[str, Any]
+    answer: type[Message]
+
+    async def look(self) -> None:
+        try:
+            stored = await self.cursor.fetchone()
+        except psycopg.Error:
+            # Of a later statement, if this one has its result: a repeat may well collide with what
+            # the first made.
+            if self.cursor.pgresult is None:
+                raise
+            stored = await self.cursor.fetchone()
+            if stored is None:
+                raise
+        answer = _replay(stored, self.key, self.answer)
+        if answer is not None:
+            raise _Answered(answer)
+
+
+@dataclass
+class _Answered(Exception):
+    """The request was answered before; what was done since is rolled back."""
+
+    answer: Any
+
+
+class Database:
+    """A pool for one service in one role."""
+
+    def __init__(self, settings: Settings, service: str, *, pool_size: int | None = None) -> None:
+        self.service = service
+        self.settings = settings
+        options = (
+            f"-c search_path={service},{service}_jobs"
+            f" -c statement_timeout={int(settings.statement_timeout_seconds * 1000)}"
+            f" -c lock_timeout={int(settings.lock_timeout_seconds * 1000)}"
+            " -c idle_in_transaction_session_timeout=10000 -c timezone=UTC"
+        )
+        self.url = settings.database_url.get_secret_value()
+        self.connect_arguments: dict[str, Any] = {
+            "row_factory": namedtuple_row,
+            "options": options,
+            "connect_timeout": 5,
+            "application_name": f"atelier-{service}",
+            # A server that vanished without a word is noticed within some 20 s, not after a quarter
+            # of an hour.
+            "keepalives_idle": 5,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        }
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            self.url,
+            kwargs=self.connect_arguments,
+            min_size=1,
+            max_size=pool_size or settings.pool_size,
+            timeout=settings.pool_wait_seconds,
+            max_idle=300,
+            # An attempt to connect backs off for longer and longer. Given up early, the next caller
+            # starts a fresh one, so that the pool is back within a second or two of a database that
+            # was away for long.
+            reconnect_timeout=2,
+            configure=self._configure,
+            open=False,
+        )
+        self._lent = 0
+        self._endings: set[asyncio.Task[None]] = set()
+        self._mending: asyncio.Task[None] | None = None
+
+    async def _configure(self, conn: Connection) -> None:
+        await conn.set_autocommit(True)  # not a connect argument: the job queue adds its own
+        # A frozen process must not keep its rows locked. In a pipeline the server never takes a
+        # session for idle, so that only this limit ends it; before Postgres 17 there is none.
+        if conn.info.server_version >= 170000:
+            limit = str(int(self.settings.statement_timeout_seconds * 1000))
+            await conn.execute("SELECT set_config('transaction_timeout', %s, false)", (limit,))
+
+    async def open(self) -> None:
+        """Connects in the background; a server starts, and answers health, while its database is
+        away."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close(timeout=2)
+
+    def mend(self) -> None:
+        """Looks at the idle connections, and replaces those that broke. For whoever met a broken
+        one: where a server ended one of them, it often ended all, and each would cost another
+        caller a failure."""
+        # In a task of its own: a caller that is cancelled would take the connections out of the
+        # pool for good.
+        if self._mending is None or self._mending.done():
+            self._mending = asyncio.create_task(self._pool.check())
+
+    async def connect(self) -> Connection:
+        """A connection outside the pool, for listening or a session's lock. The caller closes
+        it."""
+        return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
+
+    async def ready(self) -> bool:
+        """True if a statement runs right now."""
+        try:
+            async with asyncio.timeout(2), self._pool.connection() as conn:
+                await conn.execute("SELECT 1")
+            return True
+        except Exception:
+            return False
+
+    @property
+    def pool(self) -> AsyncConnectionPool[Connection]:
+        """For libraries that bring their own statements (the job queue)."""
+        return self._pool
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A pooled connection. PoolTimeout: all are in use; OperationalError: the database can't be
+        reached."""
+        try:
+            conn = await self._pool.getconn()
+        except PoolTimeout:
+            if self._lent:
+                raise
+            raise psycopg.OperationalError("there is no connection to the database") from None
+        self._lent += 1
+        try:
+            yield conn
+        except BaseException:
+            # In a task of its own, which nobody cancels. The caller may be cancelled twice, by its
+            # deadline and by gRPC: were the connection given back then, the pool would close its
+            # socket while the rollback still waits for it, and the event loop would abort the
+            # process.
+            ending = asyncio.create_task(self._end(conn))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+            await asyncio.shield(ending)
+            raise
+        await self._give_back(conn)
+
+    async def _end(self, conn: Connection) -> None:
+        try:
+            async with asyncio.timeout(_ROLLBACK_SECONDS):
+                await conn.rollback()
+        except (psycopg.Error, TimeoutError):
+            await conn.close()  # the pool makes a new one
+            self.mend()
+        finally:
+            await self._give_back(conn)
+
+    async def _give_back(self, conn: Connection) -> None:
+        self._lent -= 1
+        await self._pool.putconn(conn)
+
+    async def first(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> R | None:
+        """The first row that the caller's owner sees, or None."""
+        rows = await self.all(statement, parameters)
+        return rows[0] if rows else None
+
+    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R:
+        """The row that must be there: none is a fault of ours."""
+        rows = await self.all(statement, parameters)
+        return _must(rows[0] if rows else None, statement)
+
+    async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
+        """All rows of one statement for the caller's owner: one round trip."""
+        async with self._connection() as conn:
+            async with conn.pipeline() as pipeline:
+                _queue(pipeline, _CONTEXT, auth.current().owner)
+                cursor = await execute(conn, statement, parameters)
+            return await cursor.fetchall()
+
+    async def system_all(
+        self, statement: Statement[R], parameters: Parameters | None = None
+    ) -> list[R]:
+        """A worker's read without an owner: sees what the role's own policies show (queues, never
+        contents)."""
+        async with self._connection() as conn:
+            return await (await execute(conn, statement, parameters)).fetchall()
+
+    async def rows(
+        self, statement: LiteralString, parameters: Parameters | None = None
+    ) -> list[Any]:
+        """All rows of one statement for the caller's owner: one round trip."""
+        async with self._connection() as conn:
+            async with conn.pipeline() as pipeline:
+                _queue(pipeline, _CONTEXT, auth.current().owner)
+                cursor = await conn.execute(statement, parameters)
+            return await cursor.fetchall()
+
+    async def row(self, statement: LiteralString, parameters: Parameters | None = None) -> Any:
+        """The first row, or None."""
+        rows = await self.rows(statement, parameters)
+        return rows[0] if rows else None
+
+    async def system_rows(
+        self, statement: LiteralString, parameters: Parameters | None = None
+    ) -> list[Any]:
+        """A worker's read without an owner: sees what the role's own policies show (queues, never
+        contents)."""
+        async with self._connection() as conn:
+            return await (await conn.execute(statement, parameters)).fetchall()
+
+    @asynccontextmanager
+    async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:
+        """A transaction for `owner`, committed on leaving, rolled back by an exception. `owner` ''
+        is the system."""
+        # Leaving the pipeline waits for the commit.
+        async with self._connection() as conn, conn.pipeline() as pipeline:
+            _queue(pipeline, b"BEGIN")
+            _queue(pipeline, _CONTEXT, owner)
+            yield Mutation(conn, pipeline, owner, actor)
+            _queue(pipeline, b"COMMIT")
+
+    async def stored_answer(self, request: Any, answer: type[A]) -> A | None:
+        """What an earlier call with this request_id was answered, or None. For a call that works
+        before it commits."""
+        if not request.request_id:
+            return None
+        key = _request_key(request)
+        async with self.transaction(auth.current().owner) as m:
+            return _replay(await m.one(_STORED_ANSWER, key), key, answer)
+
+    async def mutate(
+        self, request: Any, answer: type[A], work: Callable[[Mutation], Awaitable[A]]
+    ) -> A:
+        """Runs `work` once per request_id of the caller, and gives a repeat the first answer.
+
+        Concurrent duplicates wait for the first; one that waits longer than the lock timeout is
+        ABORTED with RetryInfo. A failure stores nothing, so that a repeat runs again. Answers must
+        not hold URLs: add them after.
+        """
+        identity = auth.current()
+        try:
+            async with self.transaction(identity.owner, identity.actor) as m:
+                if not request.request_id:
+                    return await work(m)
+                return await _once(m, _request_key(request), answer, work)
+        except _Answered as before:
+            return before.answer
+
+
+async def execute(
+    conn: Connection, statement: Statement[R], parameters: Parameters | None = None
+) -> AsyncCursor[R]:
+    """Runs a statement on a connection; the cursor has its rows."""
+    cursor = conn.cursor(row_factory=statement.row_factory)
+    return await cursor.execute(statement.text, parameters)
+
+
+def _must(row: R | None, statement: Command) -> R:
+    if row is None:
+        raise LookupError(f"no row where there must be one: {statement.text}")
+    return row
+
+
+async def _once(
+    m: Mutation, key: Mapping[str, Any], answer: type[A], work: Callable[[Mutation], Awaitable[A]]
+) -> A:
+    """Runs `work` unless the request was answered before: its first statement travels with the look
+    for that."""
+    named = [key[name] for name in ("owner", "actor", "method", "request_id")]
+    m.send(_HOLD_REQUEST, "\x1f".join(named))
+    m.earlier = _Earlier(await m.conn.execute(_STORED_ANSWER, key), key, answer)
+    try:
+        result = await work(m)
+    except errors.DomainError:
+        await (
+            m.look_earlier()
+        )  # work that refuses before its first statement refuses a repeat no less
+        raise
+    await m.look_earlier()
+    m.send(_STORE_ANSWER, *named, key["body_hash"], result.SerializeToString())
+    return result
+
+
+def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str | bytes) -> None:
+    """Lets a statement go out ahead of the next one. Its rows are passed over; a failure shows
+    where `run`'s does."""
+    encoded = [value.encode() if isinstance(value, str) else value for value in values]
+    formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
+    send = partial(pipeline.pgconn.send_query_params, statement, encoded, param_formats=formats)
+    pipeline.command_queue.append(send)
+    pipeline.result_queue.append(None)
+
+
+def _request_key(request: Any) -> dict[str, Any]:
+    identity = auth.current()
+    return {
+        "owner": identity.owner,
+        "actor": identity.actor,
+        "method": request.DESCRIPTOR.full_name,
+        "request_id": request.request_id,
+        "body_hash": hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+    }
+
+
+def _replay(stored: Any, key: Mapping[str, Any], answer: type[A]) -> A | None:
+    if stored is None:
+        return None
+    if stored.body_hash != key["body_hash"]:
+        raise errors.invalid(
+            "request_id",
+            f"{key['request_id']!r} was used with another body; use a new id for a new request",
+            Reason.ERROR_REASON_REQUEST_ID_REUSED,
+        )
+    return answer.FromString(stored.answer)
+
+
+async def forget_answer(m: Mutation, request: Any) -> None:
+    """Removes what is stored for the request, so that a repeat runs again: for a call that commits
+    before its work."""
+    await m.run(
+        "DELETE FROM requests WHERE owner = %(owner)s AND actor = %(actor)s AND method = %(method)s"
+        " AND request_id = %(request_id)s",
+        _request_key(request),
+    )
+
+
+async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000) -> int:
+    """Deletes stored answers past their retention, a chunk at a time. Returns how many went."""
+    total = 0
+    while True:
+        async with db.transaction("") as m:
+            gone = await m.all(
+                """DELETE FROM requests WHERE ctid = ANY (ARRAY(
+                       SELECT ctid FROM requests WHERE created_at < now() - %(age)s
+                           LIMIT %(chunk)s))
+                   RETURNING 1 AS n""",
+                {"age": older_than, "chunk": chunk},
+            )
+        total += len(gone)
+        if len(gone) < chunk:
+            return total

@@ -1,0 +1,185 @@
+"""Brings a service's schema up to date: roles, schemas, the job queue's tables, then Alembic's
+revisions.
+
+    <service>_owner    owns everything; nobody logs in as it
+    <service>_app      serves
+    <service>_worker   background work, with its own policies
+
+Revisions are SQL, like everything else that reaches Postgres here: a revision file runs the `.sql`
+beside it as <service>_owner, with a lock timeout, so that a busy table makes the migration fail
+rather than the service hang.
+"""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+ROOT = Path(__file__).resolve().parents[2]
+_LOCK = 7_261_101  # arbitrary, but everybody's: one migration at a time per database
+
+
+# For the turn of an owner's next job, see shared/background/jobs.py. By `-priority`, which no other
+# index knows: by `priority` the planner may prefer to look through everybody's jobs in their order
+# until it meets one of the owner's.
+_SHARES = """
+    CREATE INDEX waiting_by_share ON procrastinate_jobs (queue_name, (args ->> 'share'),
+        (-priority))
+    WHERE status = 'todo'
+"""
+# For the most urgent of an owner's jobs, where owners say so.
+_URGENT = """
+    CREATE INDEX waiting_by_urgency ON procrastinate_jobs (
+        queue_name, (args ->> 'owner'), (-(args ->> 'urgency')::int), (args ->> 'row_id')
+    ) WHERE status = 'todo' AND args ->> 'owner' IS NOT NULL
+"""
+
+
+class MigrationFailed(Exception):
+    """One line, with the next step."""
+
+
+def migrate(service: str, admin_url: str, app_password: str, worker_password: str) -> None:
+    """Runs everything that is missing. Safe to repeat, and to run from several machines at once.
+
+    `admin_url` may create roles and schemas. Raises MigrationFailed.
+    """
+    try:
+        with psycopg.connect(admin_url, autocommit=True, connect_timeout=5) as conn:
+            conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+            _roles(conn, service, app_password, worker_password)
+            _schemas(conn, service)
+            _revisions(service, admin_url)
+            _grants(conn, service)
+    except psycopg.OperationalError as error:
+        raise MigrationFailed(
+            f"can't migrate {service}: {str(error).strip().splitlines()[0]}"
+        ) from None
+
+
+def _roles(
+    conn: psycopg.Connection[Any], service: str, app_password: str, worker_password: str
+) -> None:
+    logins = {
+        f"{service}_owner": None,
+        f"{service}_app": app_password,
+        f"{service}_worker": worker_password,
+    }
+    for role, password in logins.items():
+        name = sql.Identifier(role)
+        if not conn.execute("SELECT FROM pg_roles WHERE rolname = %s", (role,)).rowcount:
+            try:
+                conn.execute(
+                    sql.SQL("CREATE ROLE {} NOLOGIN NOSUPERUSER NOBYPASSRLS NOINHERIT").format(name)
+                )
+            except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                pass  # roles belong to the whole cluster: another database's migration was faster
+        if password is not None:
+            conn.execute(
+                sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(password))
+            )
+    conn.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(f"{service}_owner")))
+
+
+def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
+    owner = sql.Identifier(f"{service}_owner")
+    jobs = f"{service}_jobs"
+    conn.execute(
+        sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}").format(
+            sql.Identifier(service), owner
+        )
+    )
+    if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (jobs,)).rowcount:
+        return
+    # The queue's own schema file can't run twice, so it runs with the schema's creation or not at
+    # all.
+    queue = (importlib.resources.files("procrastinate.sql") / "schema.sql").read_text(
+        encoding="utf-8"
+    )
+    with conn.transaction():
+        conn.execute(
+            sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}").format(sql.Identifier(jobs), owner)
+        )
+        conn.execute(sql.SQL("SET LOCAL ROLE {}").format(owner))
+        conn.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(jobs)))
+        conn.execute(queue)
+        conn.execute(_SHARES)
+        conn.execute(_URGENT)
+        for row in conn.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace",
+            (jobs,),
+        ):
+            _queue_policies(conn, service, sql.Identifier(row[0]))
+
+
+def _queue_policies(conn: psycopg.Connection[Any], service: str, table: sql.Identifier) -> None:
+    """Queue rows hold ids only, and a number for the owner; whoever may enqueue may see them.
+
+    So may the owner: when a dead worker's row is deleted, the foreign key touches its jobs as the
+    tables' owner, and their triggers write events as the owner, too.
+    """
+    roles = sql.SQL(", ").join(
+        sql.Identifier(f"{service}_{role}") for role in ("app", "worker", "owner")
+    )
+    for statement in (
+        "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
+        "CREATE POLICY queueing ON {table} TO {roles} USING (true)",
+    ):
+        conn.execute(sql.SQL(statement).format(table=table, roles=roles))
+
+
+def _revisions(service: str, admin_url: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import create_engine, pool
+
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(admin_url), poolclass=pool.NullPool
+    )
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "services" / service / "migrations"))
+    config.attributes["engine"] = engine
+    config.attributes["service"] = service
+    command.upgrade(config, "head")
+
+
+def _grants(conn: psycopg.Connection[Any], service: str) -> None:
+    """What both logins may do; row-level security narrows it. TRUNCATE ignores policies and is
+    never granted."""
+    for schema in (service, f"{service}_jobs"):
+        for role in (f"{service}_app", f"{service}_worker"):
+            names = {"schema": sql.Identifier(schema), "role": sql.Identifier(role)}
+            for statement in (
+                "GRANT USAGE ON SCHEMA {schema} TO {role}",
+                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}",
+                "GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}",
+            ):
+                conn.execute(sql.SQL(statement).format(**names))
+
+
+# For the revision files and env.py of each service
+
+
+def run_environment(context: Any) -> None:
+    """The whole of a service's migrations/env.py."""
+    service = context.config.attributes["service"]
+    with context.config.attributes["engine"].connect() as connection:
+        context.configure(
+            connection=connection, version_table_schema=service, version_table="alembic_version"
+        )
+        with context.begin_transaction():
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            connection.exec_driver_sql("SET LOCAL statement_timeout = '10min'")
+            connection.exec_driver_sql(f"SET LOCAL ROLE {service}_owner")
+            connection.exec_driver_sql(f"SET LOCAL search_path = {service}")
+            context.run_migrations()
+
+
+def run_sql(op: Any, service: str, *paths: Path) -> None:
+    """Runs SQL files in the revision's transaction; `{service}` is replaced."""
+    connection = op.get_bind().connection.driver_connection
+    for path in paths:
+        connection.execute(path.read_text().replace("{service}", service))

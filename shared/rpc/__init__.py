@@ -1,0 +1,1 @@
+"""Calls: the server, its guard, callers, errors, pages."""

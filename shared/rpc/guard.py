@@ -1,0 +1,329 @@
+"""One guard around every method of every service.
+
+It is put around each method once, when it is registered, so that a call pays for no interceptor
+chain. In order: identity and policy, a place among the calls at once, deadline, validation, the
+handler, errors, log and metrics.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+import protovalidate
+import structlog
+from atelier.common.v1 import policy_pb2
+from google.protobuf import descriptor, descriptor_pool, message
+
+from shared import telemetry
+from shared.rpc import auth, calls, errors, origin
+from shared.rpc.errors import DomainError, Reason
+from shared.rpc.limits import Limits, Places
+
+_SMALL_REQUEST_BYTES = 4096
+_IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
+_HEAD_START_SECONDS = 60.0
+_SLOWEST = 10_000  # bytes a second, on average, of an upload that has had its head start
+_LINGER_SECONDS = 1.0
+_LINGER_BYTES = 8 * 1024 * 1024  # of one who may have no token
+_log = structlog.get_logger("server")
+_checked: ContextVar[Any] = ContextVar(
+    "checked_request"
+)  # the call's, or the first message of its stream
+
+Handler = Callable[[Any, Any], Any]
+
+
+class Undecodable:
+    """Stands for a request that can't be read, so that it gets a declared answer: `problem`, with
+    what to do."""
+
+    def __init__(self, error: Exception) -> None:
+        # The decoder's words are all that tells these apart.
+        if isinstance(error, RecursionError) or "MaxDepth" in str(error):
+            self.problem = (
+                "the request is nested too deeply; free JSON may have 32 levels, flatten what has"
+                " more"
+            )
+        elif "UTF-8" in str(error):
+            self.problem = (
+                "the request holds a text that isn't UTF-8; encode it so, or send it as bytes where"
+                " bytes go"
+            )
+        else:
+            self.problem = (
+                "the request is not a message of the declared type; generate the stubs anew"
+            )
+
+
+def method_descriptor(path: str) -> descriptor.MethodDescriptor:
+    """'/atelier.assets.v1.AssetService/GetAsset' -> its descriptor."""
+    service, name = path[1:].split("/")
+    found = descriptor_pool.Default().FindServiceByName(service).FindMethodByName(name)
+    assert isinstance(found, descriptor.MethodDescriptor)
+    return found
+
+
+def policy_of(path: str) -> policy_pb2.Policy:
+    """The policy that stands in the contract. A method without one stops start-up."""
+    options = method_descriptor(path).GetOptions()
+    extension: Any = policy_pb2.policy
+    policy: policy_pb2.Policy = options.Extensions[extension]
+    if not policy.roles:
+        raise RuntimeError(
+            f"{path} has no policy: add `option (atelier.common.v1.policy)` with roles to its rpc"
+        )
+    return policy
+
+
+class Guard:
+    """Wraps one method."""
+
+    def __init__(self, path: str, verifier: auth.Verifier, limits: Limits) -> None:
+        policy = policy_of(path)
+        self._path = path
+        self._method = path[1:]
+        self._verifier = verifier
+        self._limits = limits
+        self._roles = {
+            policy_pb2.Role.Name(role).removeprefix("ROLE_").lower() for role in policy.roles
+        }
+        self._services = set(policy.services)
+        self._seconds = telemetry.SECONDS.labels(self._method)
+
+    def wrap(self, handler: Any) -> grpc.RpcMethodHandler:
+        decode = _forgiving(handler.request_deserializer)
+        encode = handler.response_serializer
+        if handler.request_streaming and handler.response_streaming:
+            raise RuntimeError(f"{self._method} streams both ways, which no guard is made for")
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(handler.unary_stream), decode, encode
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._upload(handler.stream_unary), decode, encode
+            )
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary), decode, encode)
+
+    def _identify(self, context: Any) -> auth.Identity:
+        header = None
+        for name, value in context.invocation_metadata() or ():
+            if name == "authorization":
+                header = value
+        identity = self._verifier.identify(header)
+        allowed = identity.role in self._roles
+        if identity.service is not None and identity.role != "service":
+            allowed = allowed and identity.service in self._services
+        if not allowed:
+            caller = (
+                f"service {identity.service} for role {identity.role}"
+                if identity.service
+                else identity.role
+            )
+            raise DomainError(
+                Reason.ERROR_REASON_ROLE_NOT_ALLOWED,
+                f"{caller} may not call {self._method}; it is for {', '.join(sorted(self._roles))}",
+                {"role": identity.role, "method": self._method},
+            )
+        auth.enter(identity)
+        origin.enter(context)
+        return identity
+
+    def _unary(self, handler: Handler) -> Handler:
+        limits = self._limits
+
+        async def serve(request: Any, context: Any) -> Any:
+            check(request)
+            left = context.time_remaining()
+            seconds = limits.default_deadline if left is None else min(left, limits.max_deadline)
+            calls.set_deadline(seconds)
+            async with asyncio.timeout(seconds):
+                return await handler(request, context)
+
+        return self._guarded(limits.calls, serve)
+
+    def _upload(self, handler: Handler) -> Handler:
+        """No deadline of ours: a slow line may take long to send a large file; the caller's own
+        applies."""
+
+        async def serve(requests: Any, context: Any) -> Any:
+            return await handler(_checked_stream(requests), context)
+
+        return self._guarded(self._limits.uploads, serve, writing=True)
+
+    def _stream(self, handler: Handler) -> Handler:
+        """It writes its answers itself: gRPC would leave a generator that a cancelled call was
+        writing from to the garbage collector, and its place, its watcher and its open file with
+        it."""
+
+        async def serve(request: Any, context: Any) -> None:
+            check(request)
+            async with contextlib.aclosing(handler(request, context)) as answers:
+                async for answer in answers:
+                    try:
+                        await context.write(answer)
+                    except (
+                        grpc.aio.InternalError
+                    ):  # it waited to be read, and who should have read it has gone
+                        raise asyncio.CancelledError from None
+
+        return self._guarded(self._limits.streams, serve)
+
+    def _guarded(self, places: Places, serve: Handler, *, writing: bool = False) -> Handler:
+        """`writing`: the caller may still be sending when it is refused."""
+
+        async def call(request: Any, context: Any) -> Any:
+            started = time.perf_counter()
+            identity, seat, code = None, None, "OK"
+            try:
+                identity = self._identify(context)
+                seat = self._limits.seat(places, identity)
+                return await serve(request, context)
+            except Exception as error:
+                refusal = errors.from_exception(error)
+                if refusal.text.endswith(errors.UNSTORABLE) and (
+                    place := _place_of_nul(_checked.get(None))
+                ):
+                    refusal = errors.invalid(place, "may not contain NUL (U+0000); leave it out")
+                code = errors.code_name(refusal)
+                if writing:
+                    await _linger(request, context.time_remaining())
+                await errors.send(context, refusal)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            finally:
+                if seat:
+                    seat.leave()
+                self._account(started, identity, code)
+
+        return call
+
+    def _account(self, started: float, identity: auth.Identity | None, code: str) -> None:
+        elapsed = time.perf_counter() - started
+        self._seconds.observe(elapsed)
+        telemetry.CALLS.labels(self._method, code).inc()
+        _log.info(
+            "call",
+            method=self._method,
+            code=code,
+            ms=round(elapsed * 1000, 2),
+            owner=identity.owner if identity else None,
+            actor=identity.actor if identity else None,
+            via=identity.service if identity else None,
+        )
+
+
+def check(request: Any) -> None:
+    """Enforces the constraints that stand on the fields. Raises INVALID_FIELD: with up to 20
+    violations of a small request, with the first of a large one, whose thousands of violations
+    would occupy the server for long.
+    """
+    if isinstance(request, Undecodable):
+        raise errors.invalid("", request.problem)
+    try:
+        violations = protovalidate.collect_violations(request, fail_fast=True)
+        if violations and request.ByteSize() <= _SMALL_REQUEST_BYTES:
+            violations = protovalidate.collect_violations(request)
+    except protovalidate.EvaluationError:
+        raise errors.invalid(
+            "", "the request is too large to be checked; send fewer items"
+        ) from None
+    if violations:
+        raise errors.invalid_fields(
+            [(_path(v.proto.field), v.proto.message) for v in violations[:20]]
+        )
+    if _checked.get(None) is None:
+        _checked.set(request)
+
+
+def _path(field_path: Any) -> str:
+    """'items[2].name', 'labels["a"]' from a protovalidate path."""
+    parts: list[str] = []
+    for element in field_path.elements if field_path else ():
+        name = element.field_name
+        subscript = element.subscript
+        if subscript is not None:
+            # A key may be as long as the message; an answer's headers may not.
+            shown = (
+                f'"{subscript.value[:60]}"'
+                if subscript.field == "string_key"
+                else str(subscript.value)
+            )
+            name += f"[{shown}]"
+        parts.append(name)
+    return ".".join(parts)
+
+
+def _place_of_nul(request: Any) -> str:
+    """The field of the first text with a NUL, which no database keeps; '' without one. Looked for
+    when one was found: to look through every request would cost each."""
+    for field, value in request.ListFields() if request is not None else ():
+        for subscript, each in _elements(field, value):
+            if isinstance(each, str) and "\0" in each:
+                return f"{field.name}{subscript}"
+            if isinstance(each, message.Message) and (inner := _place_of_nul(each)):
+                return f"{field.name}{subscript}.{inner}"
+    return ""
+
+
+def _elements(field: Any, value: Any) -> Iterable[tuple[str, Any]]:
+    if not field.is_repeated:
+        return [("", value)]
+    if field.message_type and field.message_type.GetOptions().map_entry:
+        keys = [(f"[{number}] (a key)", key) for number, key in enumerate(value)]
+        return [*keys, *((f'["{key}"]', value[key]) for key in value)]
+    return [(f"[{number}]", each) for number, each in enumerate(value)]
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """What a caller streams in. One that falls silent or trickles is sent away: it would hold its
+    place for ever."""
+    clock, size = time.monotonic, 0
+    ends = clock() + _HEAD_START_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout(min(_IDLE_UPLOAD_SECONDS, ends + size / _SLOWEST - clock())):
+                request = await anext(requests)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            limits = f"{_IDLE_UPLOAD_SECONDS:.0f} s or came slower than {_SLOWEST // 1000} kB/s"
+            text = f"the upload paused for {limits}; send it again, or in parts"
+            raise DomainError(Reason.ERROR_REASON_DEADLINE, text) from None
+        check(request)
+        size += request.ByteSize()
+        yield request
+
+
+async def _linger(requests: AsyncIterator[Any], left: float | None) -> None:
+    """Reads what is still on its way to a refused upload, for a moment. A caller that is told no
+    while it writes may never see why: Python's asyncio client makes INTERNAL of the write that
+    fails. `left`: seconds to its deadline.
+    """
+    size = 0
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(
+            _LINGER_SECONDS if left is None else min(_LINGER_SECONDS, left / 2)
+        ):
+            async for request in requests:
+                size += request.ByteSize()
+                if size > _LINGER_BYTES:
+                    return
+
+
+def _forgiving(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """grpc answers INTERNAL to bytes that don't decode; a caller's fault deserves
+    INVALID_ARGUMENT."""
+
+    def decode_or_mark(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except (message.DecodeError, RecursionError, ValueError) as error:
+            return Undecodable(error)
+
+    return decode_or_mark

@@ -1,0 +1,329 @@
+"""Serves gRPC: health, reflection, the guard around every method, memory, processes, drain on
+SIGTERM."""
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import multiprocessing
+import multiprocessing.process
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from shared import telemetry
+from shared.rpc import auth, reflection
+from shared.rpc.guard import Guard
+from shared.rpc.limits import Limits
+from shared.rpc.open_calls import Health
+from shared.settings import PORTS, Settings
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_STREAMS_PER_CONNECTION = 100
+LEAST_PING_INTERVAL_MS = 5_000  # Go and Java ping every 10 s at most, and clocks aren't exact
+_TURN_AWAY_SECONDS = 1.0
+_TAKE_BACK_SECONDS = 5.0
+_YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
+_log = structlog.get_logger("server")
+
+Context = grpc.aio.ServicerContext
+
+
+class _Collector:
+    """Stands in for the server while generated code registers handlers, so that the guard goes
+    around each."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, grpc.RpcMethodHandler] = {}
+
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+        pass
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]
+    ) -> None:
+        self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+
+@dataclass
+class Service:
+    """What a service's main gives to `serve`. `register(server)` is generated code bound to a
+    servicer; `drain` ends its watches; `ready` says whether its database answers."""
+
+    name: str
+    register: Sequence[Callable[[Any], None]]
+    ready: Callable[[], Awaitable[bool]]
+    drain: Callable[[], Awaitable[None]]
+
+
+class Running:
+    """A server that is serving. `port` is where."""
+
+    def __init__(
+        self,
+        server: Any,
+        health: Health,
+        service: Service,
+        port: int,
+        limits: Limits,
+        reporting: "asyncio.Task[None]",
+    ) -> None:
+        self.port = port
+        self._server = server
+        self._limits = limits
+        self._health = health
+        self._service = service
+        self._reporting = reporting
+
+    async def drain(self, seconds: float) -> None:
+        """Health says so, watches end with a cursor, calls in flight get `seconds` to finish.
+
+        A call that reaches the server while it stops is answered CANCELLED by gRPC's core, which no
+        client repeats. So it goes on serving for a moment, in which those who ask for health,
+        balancers and clients, turn away.
+        """
+        self._reporting.cancel()
+        self._health.stop()
+        await self._service.drain()
+        await asyncio.sleep(min(_TURN_AWAY_SECONDS, seconds))
+        await self._server.stop(seconds)
+        # gRPC waits for no call whose caller has gone, but what that call began must be taken back:
+        # with what is open.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKE_BACK_SECONDS):
+                while self._limits.under_way():  # noqa: ASYNC110 (each call would pay for an event)
+                    await asyncio.sleep(0.02)
+
+
+async def start(service: Service, settings: Settings, verifier: auth.Verifier) -> Running:
+    """Binds and serves. Raises CannotStart."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+            ("grpc.so_reuseport", 1 if settings.processes > 1 else 0),
+            ("grpc.keepalive_time_ms", 60_000),
+            # Clients may see that an idle connection still stands. Without these gRPC takes two
+            # pings in five minutes, or in two hours without a call, for an attack, and hangs up.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
+        ]
+    )
+    limits = Limits(
+        max_in_flight=settings.max_in_flight,
+        max_streams=settings.max_streams,
+        default_deadline=settings.default_deadline_seconds,
+        max_deadline=settings.max_deadline_seconds,
+    )
+    names = _register(server, service, limits, verifier)
+    health = Health(limits.open_streams)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for name, handlers in reflection.handlers(names, limits.open_streams):
+        server.add_registered_method_handlers(name, handlers)
+    port = _bind(server, settings)
+    await server.start()
+    reporting = asyncio.create_task(_report_health(health, names, service.ready))
+    _log.info("serving", service=service.name, port=port)
+    return Running(server, health, service, port, limits, reporting)
+
+
+async def serve(
+    opened: "contextlib.AbstractAsyncContextManager[Service]", settings: Settings
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if parent := multiprocessing.parent_process():
+        # Without it nobody would pass signals on, and its port would stay taken.
+        asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
+    async with opened as service:
+        running = await start(
+            service, settings, auth.Verifier(auth.load_trust(settings.trust_file))
+        )
+        # A full collection stops every call: for 0.1 s where a thousand watch. What start-up made
+        # stays and needn't be looked through again, and calls in flight are no garbage because they
+        # are many.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_YOUNG_OBJECTS)
+        await stop.wait()
+        await running.drain(settings.drain_seconds)
+
+
+def _register(server: Any, service: Service, limits: Limits, verifier: auth.Verifier) -> list[str]:
+    telemetry.IN_FLIGHT.set_function(lambda: limits.calls.taken)
+    telemetry.STREAMS.set_function(lambda: limits.streams.taken)
+    collector = _Collector()
+    for register in service.register:
+        register(collector)
+    by_service: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
+    for path, handler in collector.handlers.items():
+        name, method = path[1:].split("/")
+        by_service.setdefault(name, {})[method] = Guard(path, verifier, limits).wrap(handler)
+    for name, handlers in by_service.items():
+        server.add_registered_method_handlers(name, handlers)
+    return list(by_service)
+
+
+def port_of(name: str, settings: Settings) -> int:
+    return settings.port or PORTS[name]
+
+
+def _bind(server: Any, settings: Settings) -> int:
+    address = f"{settings.host}:{settings.port}"
+    if settings.transport == "tls":
+        assert settings.tls_certificate and settings.tls_key
+        pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+        port: int = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port(address)
+    return port
+
+
+async def _report_health(
+    health: Health, names: Sequence[str], ready: Callable[[], Awaitable[bool]]
+) -> None:
+    """Health answers from memory, so that it does while the pool is exhausted; this keeps the
+    memory true."""
+    status = health_pb2.HealthCheckResponse
+    while True:
+        now = status.SERVING if await ready() else status.NOT_SERVING
+        for name in ("", *names):
+            health.set(name, now)
+        await asyncio.sleep(1)
+
+
+class CannotStart(Exception):
+    """A setting or the machine forbids to start; the text is one line with the next step."""
+
+
+def check_binding(name: str, settings: Settings) -> None:
+    """Raises CannotStart for an address that must not, or can't, be bound."""
+    loopback = settings.host in ("127.0.0.1", "::1", "localhost")
+    if settings.transport == "loopback" and not loopback:
+        raise CannotStart(
+            f"{settings.host} is not loopback: set ATELIER_TRANSPORT=tls with certificates, or mesh"
+            " if a balancer or mesh in front of this server ends TLS"
+        )
+    if settings.transport == "tls" and not (settings.tls_certificate and settings.tls_key):
+        raise CannotStart("ATELIER_TRANSPORT=tls needs ATELIER_TLS_CERTIFICATE and ATELIER_TLS_KEY")
+    port = port_of(name, settings)
+    # SO_REUSEPORT would bind a taken port and share its connections: ask without it first.
+    with contextlib.closing(
+        socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    ) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, port))
+        except OSError as error:
+            raise CannotStart(
+                f"{name}: can't bind {settings.host}:{port} ({error.strerror}); stop what uses it"
+                f" or set ATELIER_{name.upper()}_PORT"
+            ) from None
+
+
+def check_trust(path: Path) -> None:
+    """Raises CannotStart for a trust file that can't be read, or that says what nobody
+    understands."""
+    try:
+        auth.load_trust(path)
+    except OSError as error:
+        raise CannotStart(
+            f"the trust file {path} can't be read ({error.strerror}); set ATELIER_TRUST_FILE"
+        ) from None
+    except ValueError as error:
+        raise CannotStart(f"{error}; correct the trust file, `atelier trust` checks it") from None
+
+
+Opener = Callable[[str, Settings], "contextlib.AbstractAsyncContextManager[Service]"]
+
+
+def run(name: str, settings: Settings, opener: Opener) -> None:
+    """Serves what `opener` opens in as many processes as the settings say. Returns when all have
+    ended."""
+    settings.port = port_of(name, settings)
+    telemetry.set_up(name, settings.log_level)
+    try:
+        check_binding(name, settings)
+        check_trust(settings.trust_file)
+    except CannotStart as problem:
+        sys.exit(f"atelier: {problem}")
+    if settings.processes == 1:
+        _process(name, settings, opener)
+        return
+    if not _keep_running(lambda: _spawn(name, settings, opener), settings.processes):
+        sys.exit(f"atelier: {name}: a server process could not start; its own message stands above")
+
+
+def _spawn(name: str, settings: Settings, opener: Any) -> multiprocessing.process.BaseProcess:
+    spawn = multiprocessing.get_context("spawn")  # gRPC objects must not cross a fork
+    # By its name, since a child doesn't import a package's `__main__` under that name.
+    module = sys.modules[opener.__module__].__spec__
+    assert module
+    child = spawn.Process(
+        target=_child, args=(name, settings.model_dump(), module.name, opener.__name__)
+    )
+    child.start()
+    return child
+
+
+def _child(name: str, values: dict[str, Any], module: str, opener: str) -> None:
+    settings = Settings.model_validate(values)
+    telemetry.set_up(name, settings.log_level)
+    _process(name, settings, getattr(importlib.import_module(module), opener))
+
+
+def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], count: int) -> bool:
+    """Keeps `count` children until SIGTERM or SIGINT, which they get too. One that is killed is
+    replaced; one that gives up by itself ends all, and the answer is False."""
+    children: list[multiprocessing.process.BaseProcess] = []
+    stopping: list[int] = []
+
+    def stop(number: int, _frame: object = None) -> None:
+        stopping.append(number)
+        for child in children:
+            if child.pid and child.is_alive():
+                os.kill(child.pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    succeeded = True
+    while children or not stopping:
+        while len(children) < count and not stopping:
+            children.append(spawn())
+            if stopping:  # the signal came before this child was in the list
+                stop(stopping[0])
+        connection.wait([child.sentinel for child in children], timeout=1)
+        for child in [child for child in children if not child.is_alive()]:
+            children.remove(child)
+            if child.exitcode and child.exitcode > 0:
+                succeeded = False
+                stop(signal.SIGTERM)
+            elif not stopping:
+                _log.error(
+                    "a server process was killed; starting another",
+                    pid=child.pid,
+                    exitcode=child.exitcode,
+                )
+    return succeeded
+
+
+def _process(name: str, settings: Settings, opener: Opener) -> None:
+    # Each connection holds a file, and so does each download; the usual limit of a shell is 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    telemetry.serve_metrics(settings.host, settings.metrics_port, settings.processes)
+    uvloop.run(serve(opener(name, settings), settings))
