@@ -24,9 +24,9 @@ from shared.formats.figures import Number
 
 Source = Literal["supplied", "measured from declared scale"]
 
-# A run without a space that is longer than this may be broken anywhere; the template sees to
-# shorter ones in narrow columns. That of origins is wide enough for an asset's id, which would be
-# copied with the mark of the break in it.
+# A run of characters without a space that is longer than this may be broken anywhere; the template
+# breaks shorter ones in narrow columns. The column of origins is wide enough for an asset's id,
+# which a reader would otherwise copy with the mark of the break in it.
 _LONGEST_WORD = 28
 _LONGEST_WORD_OF = {"origin": 37}
 _UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
