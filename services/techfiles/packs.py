@@ -229,6 +229,7 @@ async def _cancel(m: Mutation, run: Run) -> Run:
         RUNS,
         run.id,
         "cancelled",
+        stamps=("ended_at",),
         cancel_requested=True,
     )
     if cancelled is None:
