@@ -44,12 +44,7 @@ def pack_of(
     """`files` are the collection's, in order. A picture's key in the pack is its asset's id;
     `assets` has those that are there."""
     by_type = {kind: [file for file in files if file.file_type == kind] for kind in _STEPS}
-    sizes = {
-        file.view_type: (assets[picture].width, assets[picture].height)
-        for file in by_type["base_view"]
-        if (picture := _picture(file, assets))
-    }
-    views = _views(by_type["base_view"], facts, assets)
+    sizes = _sizes(by_type["base_view"], assets)
     covers = [
         picture
         for file in (*by_type["category"], *by_type["base_view"])
@@ -63,30 +58,28 @@ def pack_of(
         version=version,
         owner=collection.owner,
         cover=covers[0] if covers else None,
-        views=views,
+        views=_views(by_type["base_view"], facts, assets),
         sketches=_sketches(by_type["sketch"], facts, sizes, assets),
         closeups=_closeups(by_type["closeup"], facts, assets),
         materials=_materials(facts),
-        bill_of_materials=tuple(
-            document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
-            for i in facts.bill_of_materials
-        ),
+        bill_of_materials=_bill_of_materials(facts),
         points_of_measure=tuple(
             _point_of_measure(p, facts, sizes) for p in facts.points_of_measure
         ),
         price=document.Price(facts.price.msrp, facts.price.currency) if facts.price else None,
         care=facts.care,
-        credits=tuple(
-            document.CreditLine(_label(file), file.model or None, file.credits_used)
-            for file in files
-            if file.credits_used
-        ),
-        provenance=tuple(
-            _provenance(_label(file), assets[picture])
-            for file in files
-            if (picture := _picture(file, assets))
-        ),
+        credits=_credits(files),
+        provenance=_provenances(files, assets),
     )
+
+
+def _sizes(base_views: Sequence[TechFile], assets: Assets) -> dict[str, tuple[int, int]]:
+    """Width and height of the picture of each view that has one."""
+    return {
+        file.view_type: (assets[picture].width, assets[picture].height)
+        for file in base_views
+        if (picture := _picture(file, assets))
+    }
 
 
 def pictures_of(files: Sequence[TechFile]) -> list[str]:
@@ -127,6 +120,21 @@ def _materials(facts: Facts) -> tuple[document.Material, ...]:
     return tuple(
         document.Material(m.part, m.material, m.weight, m.colour, None, m.supplier)
         for m in facts.materials
+    )
+
+
+def _bill_of_materials(facts: Facts) -> tuple[document.BillItem, ...]:
+    return tuple(
+        document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
+        for i in facts.bill_of_materials
+    )
+
+
+def _credits(files: Sequence[TechFile]) -> tuple[document.CreditLine, ...]:
+    return tuple(
+        document.CreditLine(_label(file), file.model or None, file.credits_used)
+        for file in files
+        if file.credits_used
     )
 
 
@@ -262,6 +270,14 @@ def _point_of_measure(
 
 def _point(point: stated.Point | None) -> Point | None:
     return Point(point.x, point.y) if point else None
+
+
+def _provenances(files: Sequence[TechFile], assets: Assets) -> tuple[document.Provenance, ...]:
+    return tuple(
+        _provenance(_label(file), assets[picture])
+        for file in files
+        if (picture := _picture(file, assets))
+    )
 
 
 def _provenance(label: str, asset: asset_pb2.Asset) -> document.Provenance:

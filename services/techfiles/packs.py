@@ -65,16 +65,8 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
         primary = request.primary_asset_id or revisions[0].asset_id
         pictures = list(dict.fromkeys([*(r.asset_id for r in revisions), primary]))
         await self._assets.acquire(request.product_id, pictures, "revisions", pictures=True)
-        skip = [
-            kind
-            for kind, skipped in (
-                ("base_view", request.skip_base_views),
-                ("closeup", request.skip_closeups),
-                ("sketch", request.skip_sketches),
-            )
-            if skipped
-        ]
-        plan = rules.plan(revisions, _shots(parse_facts(facts)), primary=primary, skip=skip)
+        shots = _shots(parse_facts(facts))
+        plan = rules.plan(revisions, shots, primary=primary, skip=_skipped_kinds(request))
 
         async def work(m: Mutation) -> pb.GenerateTechPackResponse:
             name = request.collection_name or f"Tech pack {request.product_id}"
@@ -236,6 +228,15 @@ async def _cancel(m: Mutation, run: Run) -> Run:
         raise LookupError(f"run {run.id} is locked and PENDING, and can't be cancelled")
     await running.follow(m, cancelled)
     return cancelled
+
+
+def _skipped_kinds(request: pb.GenerateTechPackRequest) -> list[str]:
+    kinds = {
+        "base_view": request.skip_base_views,
+        "closeup": request.skip_closeups,
+        "sketch": request.skip_sketches,
+    }
+    return [kind for kind, skipped in kinds.items() if skipped]
 
 
 def _shots(facts: Facts) -> list[Shot]:

@@ -147,48 +147,52 @@ def plan(
     A base view that is skipped still has a file, because its picture is in the pack. A close-up of
     a view that no revision shows is skipped: there is no picture to take it from.
     """
-    pictures = {revision.view: revision.asset_id for revision in revisions}
     steps = [Step("category", "category", asset_id=primary)]
     steps += [
-        Step(
-            f"base_view/{r.view}",
-            "base_view",
-            "base_view" in skip,
-            r.view,
-            r.revision_id,
-            r.asset_id,
-        )
-        for r in revisions
+        _of_view("base_view", revision, skipped="base_view" in skip) for revision in revisions
     ]
     if "closeup" in skip:
         steps.append(Step("closeups", "closeup", skipped=True))
     else:
-        wanted = list(shots) or [Shot(f"{view} detail", view) for view in pictures]
-        steps += [
-            Step(
-                f"closeup/{number}",
-                "closeup",
-                shot.view not in pictures,
-                shot.view,
-                asset_id=pictures.get(shot.view, ""),
-                shot=shot_of(shot.name),
-                at=shot.at,
-                reason=(
-                    ""
-                    if shot.view in pictures
-                    else f"no revision shows the {shot.view}, where it is to be taken"
-                ),
-            )
-            for number, shot in enumerate(wanted, 1)
-        ]
+        steps += _closeups(shots, {revision.view: revision.asset_id for revision in revisions})
     if "sketch" in skip:
         steps.append(Step("sketches", "sketch", skipped=True))
     else:
-        steps += [
-            Step(f"sketch/{r.view}", "sketch", False, r.view, r.revision_id, r.asset_id)
-            for r in revisions
-        ]
+        steps += [_of_view("sketch", revision) for revision in revisions]
     return [*steps, Step("pack", "complete_pack")]
+
+
+def _of_view(kind: str, revision: Revision, *, skipped: bool = False) -> Step:
+    return Step(
+        f"{kind}/{revision.view}",
+        kind,
+        skipped,
+        revision.view,
+        revision.revision_id,
+        revision.asset_id,
+    )
+
+
+def _closeups(shots: Sequence[Shot], pictures: Mapping[str, str]) -> list[Step]:
+    """`pictures`: the asset of each view that a revision shows."""
+    wanted = list(shots) or [Shot(f"{view} detail", view) for view in pictures]
+    return [
+        Step(
+            f"closeup/{number}",
+            "closeup",
+            shot.view not in pictures,
+            shot.view,
+            asset_id=pictures.get(shot.view, ""),
+            shot=shot_of(shot.name),
+            at=shot.at,
+            reason=(
+                ""
+                if shot.view in pictures
+                else f"no revision shows the {shot.view}, where it is to be taken"
+            ),
+        )
+        for number, shot in enumerate(wanted, 1)
+    ]
 
 
 def shot_of(name: str) -> str:
