@@ -16,8 +16,18 @@ from atelier.techfiles.v1 import (
 )
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
-from services.techfiles import collections, exports, file_service, orchestrator, packs
-from services.techfiles.assets import Assets, Shown
+from services.techfiles import (
+    collections,
+    export_rows,
+    exports,
+    generating,
+    pack_rows,
+    packs,
+    tech_files,
+)
+from services.techfiles.assets import Assets
+from services.techfiles.rendering import Renderer
+from services.techfiles.views import TechFileViews
 from shared import main, webhooks
 from shared.background import jobs
 from shared.background.events import EventStream
@@ -46,10 +56,11 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     stream = EventStream(db)
     peers = Peers(settings, name)
     assets = Assets(peers)
-    shown = Shown(db, assets, storage, timedelta(minutes=settings.download_url_minutes))
-    file_servicer = file_service.TechFileService(db, stream, assets, shown)
-    collection_servicer = collections.CollectionService(db, shown)
-    pack_servicer = packs.TechPackService(db, stream, jobs.JobQueue(db), assets, shown)
+    url_life = timedelta(minutes=settings.download_url_minutes)
+    views = TechFileViews(db, assets, storage, url_life)
+    file_servicer = tech_files.TechFileService(db, stream, assets, views)
+    collection_servicer = collections.CollectionService(db, views)
+    pack_servicer = packs.TechPackService(db, stream, jobs.JobQueue(db), assets, views)
     hooks = webhooks.WebhookService(db, settings, EVENTS)
     await db.open()
     stream.start()
@@ -85,11 +96,11 @@ async def work(name: str, settings: Settings) -> None:
     peers = Peers(settings, name)
     pool = ImagingPool(settings.imaging_processes)
     queue = jobs.JobQueue(db)
-    exporter = exports.Exporter(db, storage, peers, pool, fonts(settings.fonts))
-    queue.task(exports.TASK, exports.QUEUE, exporter.run)
-    queue.task(
-        orchestrator.TASK, orchestrator.QUEUE, orchestrator.Orchestrator(db, peers, exporter).run
-    )
+    renderer = Renderer(db, storage, peers, pool, fonts(settings.fonts))
+    exporter = exports.Exporter(db, renderer)
+    queue.task(export_rows.TASK, export_rows.QUEUE, exporter.run)
+    generator = generating.PackGenerator(db, peers, renderer)
+    queue.task(pack_rows.TASK, pack_rows.QUEUE, generator.run)
     try:
         await main.work(db, queue, settings, EVENTS)
     finally:

@@ -5,15 +5,16 @@ scale. What a model found (a file's analysis) is never printed: a provider may m
 then the document wouldn't.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
 
 from atelier.assets.v1 import asset_pb2
 
 from services.techfiles import document, rules
+from services.techfiles.collection_rows import Collection
 from services.techfiles.document import Point
+from services.techfiles.tech_file_rows import TechFile
 from shared.formats import facts as stated
 from shared.formats.facts import Facts
 from shared.formats.lengths import by_scale
@@ -33,8 +34,8 @@ Assets = Mapping[str, asset_pb2.Asset]
 
 
 def pack_of(
-    collection: Any,
-    files: Sequence[Any],
+    collection: Collection,
+    files: Sequence[TechFile],
     facts: Facts,
     assets: Assets,
     created_at: datetime,
@@ -43,12 +44,7 @@ def pack_of(
     """`files` are the collection's, in order. A picture's key in the pack is its asset's id;
     `assets` has those that are there."""
     by_type = {kind: [file for file in files if file.file_type == kind] for kind in _STEPS}
-    sizes = {
-        file.view_type: (assets[picture].width, assets[picture].height)
-        for file in by_type["base_view"]
-        if (picture := _picture(file, assets))
-    }
-    views = _views(by_type["base_view"], facts, assets)
+    sizes = _sizes(by_type["base_view"], assets)
     covers = [
         picture
         for file in (*by_type["category"], *by_type["base_view"])
@@ -62,43 +58,41 @@ def pack_of(
         version=version,
         owner=collection.owner,
         cover=covers[0] if covers else None,
-        views=views,
+        views=_views(by_type["base_view"], facts, assets),
         sketches=_sketches(by_type["sketch"], facts, sizes, assets),
         closeups=_closeups(by_type["closeup"], facts, assets),
         materials=_materials(facts),
-        bill_of_materials=tuple(
-            document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
-            for i in facts.bill_of_materials
-        ),
+        bill_of_materials=_bill_of_materials(facts),
         points_of_measure=tuple(
             _point_of_measure(p, facts, sizes) for p in facts.points_of_measure
         ),
         price=document.Price(facts.price.msrp, facts.price.currency) if facts.price else None,
         care=facts.care,
-        credits=tuple(
-            document.CreditLine(_label(file), file.model or None, file.credits_used)
-            for file in files
-            if file.credits_used
-        ),
-        provenance=tuple(
-            _provenance(_label(file), assets[picture])
-            for file in files
-            if (picture := _picture(file, assets))
-        ),
+        credits=_credits(files),
+        provenance=_provenances(files, assets),
     )
 
 
-def pictures_of(files: Sequence[Any]) -> list[str]:
+def _sizes(base_views: Sequence[TechFile], assets: Assets) -> dict[str, tuple[int, int]]:
+    """Width and height of the picture of each view that has one."""
+    return {
+        file.view_type: (assets[picture].width, assets[picture].height)
+        for file in base_views
+        if (picture := _picture(file, assets))
+    }
+
+
+def pictures_of(files: Sequence[TechFile]) -> list[str]:
     """Ids of the assets that a pack of these files shows, each once."""
     return list(dict.fromkeys(str(file.file_asset_id) for file in files if file.file_asset_id))
 
 
-def _picture(file: Any, assets: Assets) -> str | None:
+def _picture(file: TechFile, assets: Assets) -> str | None:
     key = str(file.file_asset_id)
     return key if key in assets and assets[key].mime_type.startswith("image/") else None
 
 
-def _label(file: Any) -> str:
+def _label(file: TechFile) -> str:
     named = file.file_category or file.view_type
     return (
         f"{_STEPS.get(file.file_type, file.file_type)}: {named}"
@@ -129,7 +123,24 @@ def _materials(facts: Facts) -> tuple[document.Material, ...]:
     )
 
 
-def _views(base_views: Sequence[Any], facts: Facts, assets: Assets) -> tuple[document.View, ...]:
+def _bill_of_materials(facts: Facts) -> tuple[document.BillItem, ...]:
+    return tuple(
+        document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
+        for i in facts.bill_of_materials
+    )
+
+
+def _credits(files: Sequence[TechFile]) -> tuple[document.CreditLine, ...]:
+    return tuple(
+        document.CreditLine(_label(file), file.model or None, file.credits_used)
+        for file in files
+        if file.credits_used
+    )
+
+
+def _views(
+    base_views: Sequence[TechFile], facts: Facts, assets: Assets
+) -> tuple[document.View, ...]:
     """The views that have a picture, then those that something is stated of. What is stated of the
     whole product stands with the first."""
     pictures = {file.view_type: _picture(file, assets) for file in base_views}
@@ -160,17 +171,21 @@ def _views(base_views: Sequence[Any], facts: Facts, assets: Assets) -> tuple[doc
     )
 
 
-def _belongs(row: Any, view: str, views: Sequence[str]) -> bool:
+def _belongs(row: stated.Dimension | stated.Feature, view: str, views: Sequence[str]) -> bool:
     return (row.view or views[0]) == view
 
 
-def _length(rows: Sequence[Any]) -> int:
+def _length(
+    rows: Sequence[stated.Material | document.Callout | document.Dimension],
+) -> int:
     """Characters of all texts of these facts."""
-    values = (getattr(row, field.name) for row in rows for field in fields(row))
+    values: Iterator[object] = (getattr(row, field.name) for row in rows for field in fields(row))
     return sum(len(value) for value in values if isinstance(value, str))
 
 
-def _closeups(files: Sequence[Any], facts: Facts, assets: Assets) -> tuple[document.Closeup, ...]:
+def _closeups(
+    files: Sequence[TechFile], facts: Facts, assets: Assets
+) -> tuple[document.Closeup, ...]:
     """A file keeps the beginning of its close-up's name; the facts have all of it."""
     names = {rules.shot_of(closeup.name): closeup.name for closeup in facts.closeups}
     return tuple(
@@ -184,7 +199,7 @@ def _closeups(files: Sequence[Any], facts: Facts, assets: Assets) -> tuple[docum
 
 
 def _sketches(
-    files: Sequence[Any], facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
+    files: Sequence[TechFile], facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
 ) -> tuple[document.Sketch, ...]:
     made: list[document.Sketch] = []
     for file in files:
@@ -199,7 +214,7 @@ def _sketches(
 
 
 def _sketch(
-    file: Any, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
+    file: TechFile, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
 ) -> document.Sketch:
     """A drawing keeps the frame of the photograph it was made from, so that places in one are
     places in the other."""
@@ -255,6 +270,14 @@ def _point_of_measure(
 
 def _point(point: stated.Point | None) -> Point | None:
     return Point(point.x, point.y) if point else None
+
+
+def _provenances(files: Sequence[TechFile], assets: Assets) -> tuple[document.Provenance, ...]:
+    return tuple(
+        _provenance(_label(file), assets[picture])
+        for file in files
+        if (picture := _picture(file, assets))
+    )
 
 
 def _provenance(label: str, asset: asset_pb2.Asset) -> document.Provenance:

@@ -24,9 +24,9 @@ from shared.formats.figures import Number
 
 Source = Literal["supplied", "measured from declared scale"]
 
-# A run without a space that is longer than this may be broken anywhere; the template sees to
-# shorter ones in narrow columns. That of origins is wide enough for an asset's id, which would be
-# copied with the mark of the break in it.
+# A run of characters without a space that is longer than this may be broken anywhere; the template
+# breaks shorter ones in narrow columns. The column of origins is wide enough for an asset's id,
+# which a reader would otherwise copy with the mark of the break in it.
 _LONGEST_WORD = 28
 _LONGEST_WORD_OF = {"origin": 37}
 _UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
@@ -256,10 +256,7 @@ def render_pdf(
         press = typesetting.Press(root, _TEMPLATE, fonts)
         shown = typesetting.link_pictures(pictures, root)
         unusable = [key for key in sorted(pictures) if key not in shown]
-        warnings = [
-            DocumentWarning("picture", f"{key}: not a JPEG, PNG, GIF or WebP file")
-            for key in unusable
-        ]
+        warnings = _picture_warnings(unusable, "not a JPEG, PNG, GIF or WebP file")
         try:
             text = _write_data(pack, shown, root, warnings)
             press.print(target, pack.created_at)
@@ -270,9 +267,7 @@ def render_pdf(
             if not broken:
                 raise
             warnings = [w for w in warnings if w.reason == "picture"]
-            warnings += [
-                DocumentWarning("picture", f"{key}: it cannot be decoded") for key in broken
-            ]
+            warnings += _picture_warnings(broken, "it cannot be decoded")
             shown = {key: file for key, file in shown.items() if key not in broken}
             text = _write_data(pack, shown, root, warnings)
             press.print(target, pack.created_at)
@@ -280,6 +275,10 @@ def render_pdf(
         if missing:
             warnings.append(DocumentWarning("missing glyphs", missing))
         return warnings
+
+
+def _picture_warnings(keys: Sequence[str], reason: str) -> list[DocumentWarning]:
+    return [DocumentWarning("picture", f"{key}: {reason}") for key in keys]
 
 
 def _write_data(

@@ -1,13 +1,11 @@
-"""Decisions of `techfiles` without any machinery: states, what each file type needs, steps of a
-run, names, lengths."""
+"""Decisions of `techfiles` without any machinery: states, the fields that each file type needs, the
+steps of a run, names, lengths."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
-
-from shared.formats.facts import Facts
 
 FILE_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "completed", "failed"}),
@@ -51,8 +49,8 @@ SECTIONS = {
     "sketch": "sketches",
 }
 
-# What a document is given to print from: all its pictures together have at most this many pixels,
-# since the renderer holds them decoded and its process may have 512 MB.
+# All pictures of one document together have at most this many pixels, since the renderer holds them
+# decoded and its process may have 512 MB.
 _PAGE_PIXELS = 80_000_000
 _PAGE_SIDE = 1600
 
@@ -131,58 +129,70 @@ class Revision:
     asset_id: str
 
 
+@dataclass(frozen=True)
+class Shot:
+    """A close-up of a view: what it shows, and where in the view's picture, if that is stated."""
+
+    name: str
+    view: str
+    at: tuple[float, float] | None = None
+
+
 def plan(
-    revisions: Sequence[Revision], facts: Facts, *, primary: str, skip: Sequence[str]
+    revisions: Sequence[Revision], shots: Sequence[Shot], *, primary: str, skip: Sequence[str]
 ) -> list[Step]:
-    """The steps of a run in the order of the pack. `skip` names kinds that aren't wanted.
+    """The steps of a run in the order of the pack. `shots` are the close-ups that the facts name;
+    without any each view gets one. `skip` names kinds that aren't wanted.
 
     A base view that is skipped still has a file, because its picture is in the pack. A close-up of
     a view that no revision shows is skipped: there is no picture to take it from.
     """
-    pictures = {revision.view: revision.asset_id for revision in revisions}
     steps = [Step("category", "category", asset_id=primary)]
     steps += [
-        Step(
-            f"base_view/{r.view}",
-            "base_view",
-            "base_view" in skip,
-            r.view,
-            r.revision_id,
-            r.asset_id,
-        )
-        for r in revisions
+        _of_view("base_view", revision, skipped="base_view" in skip) for revision in revisions
     ]
     if "closeup" in skip:
         steps.append(Step("closeups", "closeup", skipped=True))
     else:
-        wanted = [(c.name, c.view, c.at) for c in facts.closeups] or [
-            (f"{v} detail", v, None) for v in pictures
-        ]
-        steps += [
-            Step(
-                f"closeup/{number}",
-                "closeup",
-                view not in pictures,
-                view,
-                asset_id=pictures.get(view, ""),
-                shot=shot_of(name),
-                at=(at.x, at.y) if at else None,
-                reason=(
-                    ""
-                    if view in pictures
-                    else f"no revision shows the {view}, where it is to be taken"
-                ),
-            )
-            for number, (name, view, at) in enumerate(wanted, 1)
-        ]
+        steps += _closeups(shots, {revision.view: revision.asset_id for revision in revisions})
     if "sketch" in skip:
         steps.append(Step("sketches", "sketch", skipped=True))
     else:
-        steps += [
-            Step(f"sketch/{r.view}", "sketch", False, r.view, r.revision_id, r.asset_id)
-            for r in revisions
-        ]
+        steps += [_of_view("sketch", revision) for revision in revisions]
     return [*steps, Step("pack", "complete_pack")]
+
+
+def _of_view(kind: str, revision: Revision, *, skipped: bool = False) -> Step:
+    return Step(
+        f"{kind}/{revision.view}",
+        kind,
+        skipped,
+        revision.view,
+        revision.revision_id,
+        revision.asset_id,
+    )
+
+
+def _closeups(shots: Sequence[Shot], pictures: Mapping[str, str]) -> list[Step]:
+    """`pictures`: the asset of each view that a revision shows."""
+    wanted = list(shots) or [Shot(f"{view} detail", view) for view in pictures]
+    return [
+        Step(
+            f"closeup/{number}",
+            "closeup",
+            shot.view not in pictures,
+            shot.view,
+            asset_id=pictures.get(shot.view, ""),
+            shot=shot_of(shot.name),
+            at=shot.at,
+            reason=(
+                ""
+                if shot.view in pictures
+                else f"no revision shows the {shot.view}, where it is to be taken"
+            ),
+        )
+        for number, shot in enumerate(wanted, 1)
+    ]
 
 
 def shot_of(name: str) -> str:
@@ -196,12 +206,12 @@ def page_side(pictures: int) -> int:
 
 
 def object_key(owner: str, collection_id: str, export_id: str, unique: str, suffix: str) -> str:
-    """Where an export lies. The owner is quoted: it comes from outside. `unique` keeps two tries
-    apart."""
+    """The key of an export in the store. The owner is quoted: it comes from outside. `unique` keeps
+    two attempts apart."""
     return f"techfiles/{quote(owner, safe='')[:200]}/{collection_id}/{export_id}/{unique}.{suffix}"
 
 
 def holder(product_id: str) -> str:
-    """Under which name `assets` knows that a product's files use an asset. Files are never deleted,
-    so it stays."""
+    """The holder of references that a product's files have to assets. Files are never deleted, so
+    references stay."""
     return f"techfiles/products/{product_id}"

@@ -1,17 +1,17 @@
 from typing import Any
 
-from services.techfiles import collections, exports, files, rules, steps
+from services.techfiles import collection_rows, export_rows, pack_rows, rules, tech_file_rows
 from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
-    ("collections", "collection_type", None, collections.TYPES),
-    ("collections", "state_override", None, collections.STATES),
-    ("exports", "format", None, exports.FORMATS),
-    ("exports", "state", rules.EXPORT_STATES, exports.STATES),
-    ("tech_files", "file_type", None, files.TYPES),
-    ("tech_files", "view_type", None, files.VIEWS),
-    ("tech_files", "state", rules.FILE_STATES, files.STATES),
+    ("collections", "collection_type", None, collection_rows.TYPES),
+    ("collections", "state_override", None, collection_rows.STATES),
+    ("exports", "format", None, export_rows.FORMATS),
+    ("exports", "state", rules.EXPORT_STATES, export_rows.STATES),
+    ("tech_files", "file_type", None, tech_file_rows.TYPES),
+    ("tech_files", "view_type", None, tech_file_rows.VIEWS),
+    ("tech_files", "state", rules.FILE_STATES, tech_file_rows.STATES),
     ("collection_changes", "kind", {"progress", "progress_derived", "credits"}, None),
-    ("runs", "state", rules.RUN_STATES, steps.RUN_STATES),
-    ("run_steps", "state", rules.STEP_STATES, steps.STEP_STATES),
+    ("runs", "state", rules.RUN_STATES, pack_rows.RUN_STATES),
+    ("run_steps", "state", rules.STEP_STATES, pack_rows.STEP_STATES),
 ]

@@ -5,8 +5,8 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pypdf
 import pytest
@@ -16,6 +16,8 @@ from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.techfiles import contents, document
+from services.techfiles.collection_rows import Collection
+from services.techfiles.tech_file_rows import TechFile
 from shared.formats.facts import parse_facts
 from shared.imaging import ImagingPool
 from shared.rpc import protos
@@ -30,6 +32,8 @@ WORDS = {
     "currency": "EUR",
 }  # of which shared.formats.facts knows a few only
 WIDE = "W"  # the widest letter
+OWNER = "user:ada"
+MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Filling:
@@ -67,30 +71,72 @@ class Filling:
         return text
 
 
+def tech_file(file_type: str) -> TechFile:
+    """A completed file of the front, with a picture of its own."""
+    return TechFile(
+        id=uuid4(),
+        owner=OWNER,
+        created_by=OWNER,
+        version=1,
+        slot_id=uuid4(),
+        product_id="p-1",
+        revision_id="r-1",
+        file_type=file_type,
+        view_type="front",
+        file_category="",
+        file_asset_id=uuid4(),
+        analysis=None,
+        state="completed",
+        error_message="",
+        credits_used=0,
+        model="",
+        prompt="",
+        batch_id="",
+        confidence=None,
+        quality_score=None,
+        number=1,
+        numbered_at=MADE_AT,
+        parent_file_id=None,
+        is_latest=True,
+        collection_id=None,
+        export_id=None,
+        archived_at=None,
+        created_at=MADE_AT,
+        updated_at=MADE_AT,
+    )
+
+
+def winter_line() -> Collection:
+    return Collection(
+        id=uuid4(),
+        owner=OWNER,
+        created_by=OWNER,
+        version=1,
+        product_id="p-1",
+        revision_id="",
+        name="Winter line",
+        description="",
+        collection_type="tech_pack_v2",
+        facts={},
+        progress_override=None,
+        state_override="",
+        credits_adjustment=0,
+        created_at=MADE_AT,
+        updated_at=MADE_AT,
+    )
+
+
 def printed(stated: dict[str, Any], collection: Path) -> tuple[document.Pack, dict[str, Path]]:
     """A pack of these facts with a base view and a sketch of the front."""
     picture = collection / "front.jpg"
     picture.write_bytes(flows.photo("front"))
-    files = [
-        SimpleNamespace(
-            file_type=kind,
-            view_type="front",
-            file_category="",
-            file_asset_id=kind,
-            credits_used=0,
-            model="",
-        )
-        for kind in ("base_view", "sketch")
-    ]
+    files = [tech_file("base_view"), tech_file("sketch")]
     known = {
-        file.file_type: asset_pb2.Asset(
-            id=file.file_type, mime_type="image/jpeg", width=750, height=1000
-        )
-        for file in files
+        picture: asset_pb2.Asset(id=picture, mime_type="image/jpeg", width=750, height=1000)
+        for picture in contents.pictures_of(files)
     }
     facts = parse_facts(protos.facts(protos.facts_message(stated), "facts"))
-    collected = SimpleNamespace(name="Winter line", owner="user:ada")
-    pack = contents.pack_of(collected, files, facts, known, datetime(2026, 1, 1, tzinfo=UTC), "v1")
+    pack = contents.pack_of(winter_line(), files, facts, known, MADE_AT, "v1")
     return pack, dict.fromkeys(known, picture)
 
 

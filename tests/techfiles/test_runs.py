@@ -175,6 +175,7 @@ async def test_a_run_that_no_worker_took_is_cancelled_at_once(served: Suite) -> 
         tp.CancelTechPackRunRequest(run_id=started.id)
     )
     assert answer.run.state == tp.RUN_STATE_CANCELLED and answer.cancelling
+    assert answer.run.generation_time_ms > 0 and answer.run == await flows.ended(ada, started.id)
 
 
 async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(served: Suite) -> None:

@@ -1,16 +1,16 @@
-"""The job that fills a tech pack: every step asks `conversions`, and what comes back becomes a tech
-file.
+"""The job that generates a tech pack: every step asks `conversions`, and what comes back becomes a
+tech file.
 
-Requests are named after the run and the step, so that a repeat after a crash finds the job it
-started before. A step that fails is recorded and the rest goes on; a step that has ended isn't done
-again.
+Requests are named after the run and the step, so that a repeat after a crash finds the job that it
+started before. A step that fails is recorded and the others go on; a step that has ended isn't
+repeated.
 """
 
 import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from atelier.common.v1 import facts_pb2
@@ -21,12 +21,16 @@ from atelier.conversions.v1 import (
     generation_pb2_grpc,
     job_pb2,
 )
+from psycopg.types.json import Jsonb
 
-from services.techfiles import exports, rules, steps
+from services.techfiles import export_rows, pack_rows, rules, running
 from services.techfiles.assets import Assets
-from services.techfiles.exports import Exporter
+from services.techfiles.collection_rows import SELECT_FACTS, SELECT_NAME
+from services.techfiles.export_rows import NewExport
+from services.techfiles.pack_rows import RUNS, SELECT_RUN, Run
+from services.techfiles.rendering import Renderer
 from services.techfiles.rules import Step
-from services.techfiles.steps import Result
+from services.techfiles.running import StepResult
 from shared.background import attempts, tasks
 from shared.database.db import Database
 from shared.database.ids import new_id
@@ -34,8 +38,6 @@ from shared.rpc import auth, calls, errors, protos
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError
 
-TASK = "tech_pack"
-QUEUE = "packs"
 _AT_ONCE = 4  # steps of one run
 _PATIENCE_SECONDS = 60.0  # with a service that can't be reached, before the whole run waits for it
 _JOB_SECONDS = (
@@ -45,7 +47,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _LOOK_PAUSE = 1.0
 _UNFINISHED = (job_pb2.JOB_STATE_PENDING, job_pb2.JOB_STATE_PROCESSING)
 
+Attempt = attempts.Attempt[Run]
+
 T = TypeVar("T")
+Job = TypeVar("Job", analysis_pb2.Analysis, generation_pb2.Generation)
 
 
 class StepFailed(Exception):
@@ -57,33 +62,31 @@ class StepFailed(Exception):
         self.message = message
 
 
-class Orchestrator:
-    """Runs of tech packs. `run` is the job of a `runs` row."""
+class PackGenerator:
+    """`run` is the job of a row of `runs`."""
 
-    def __init__(self, db: Database, peers: Peers, exporter: Exporter) -> None:
+    def __init__(self, db: Database, peers: Peers, renderer: Renderer) -> None:
         self._db = db
-        self._exporter = exporter
+        self._renderer = renderer
         self._assets = Assets(peers)
         self._analyses = peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
         self._generations = peers.stub(generation_pb2_grpc.GenerationServiceStub)
         self._kind = attempts.Kind(
-            "runs", rules.RUN_STATES, "processing", "completed", steps.publish
+            RUNS, rules.RUN_STATES, "processing", "completed", running.follow
         )
 
     async def run(self, run_id: str) -> None:
         await attempts.run(self._db, self._kind, run_id, self._work)
-        await self._stop_what_is_left(UUID(run_id))
+        await self._cancel_jobs(UUID(run_id))
 
-    async def _work(self, attempt: attempts.Attempt) -> attempts.Outcome:
+    async def _work(self, attempt: Attempt) -> attempts.Outcome[Run]:
         run = attempt.row
         async with self._db.transaction(run.owner) as m:
-            before = await steps.recorded(m, run.id)
-            collection = await m.one(
-                "SELECT facts FROM collections WHERE id = %s", (run.collection_id,)
-            )
-        facts = protos.facts_message(collection.facts)
+            before = await pack_rows.last_moves(m, run.id)
+            stated = await m.one(SELECT_FACTS, {"id": run.collection_id})
+        facts = protos.facts_message(stated)
         ended = {name for name, row in before.items() if not rules.STEP_STATES[row.state]}
-        *first, last = steps.plan_of(run)
+        *first, last = pack_rows.plan_of(run)
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def take(step: Step) -> None:
@@ -99,7 +102,7 @@ class Orchestrator:
         if last.name not in ended:
             await self._pack(attempt, last)
         async with self._db.transaction(run.owner) as m:
-            after = (await steps.recorded(m, run.id)).values()
+            after = (await pack_rows.last_moves(m, run.id)).values()
         failed = any(row.state == "failed" for row in after)
         return attempts.Outcome(
             {},
@@ -107,8 +110,8 @@ class Orchestrator:
             credits=sum(row.credits for row in after),
         )
 
-    async def _take(self, attempt: attempts.Attempt, step: Step, facts: facts_pb2.Facts) -> None:
-        result = Result()
+    async def _take(self, attempt: Attempt, step: Step, facts: facts_pb2.Facts) -> None:
+        result = StepResult()
         do = {
             "category": self._category,
             "base_view": self._base_view,
@@ -125,12 +128,12 @@ class Orchestrator:
                 raise  # the run waits, and goes on with this step
             result.error_class, result.error_message = found.error_class, found.message
         async with self._db.transaction(attempt.row.owner) as m:
-            await steps.end(m, attempt, step, result)
+            await running.end_step(m, attempt, step, result)
 
     async def _category(
-        self, attempt: attempts.Attempt, step: Step, facts: facts_pb2.Facts, result: Result
+        self, attempt: Attempt, step: Step, facts: facts_pb2.Facts, result: StepResult
     ) -> None:
-        plan = steps.plan_of(attempt.row)
+        plan = pack_rows.plan_of(attempt.row)
         view = next(
             (s.view for s in plan if s.kind == "base_view" and s.asset_id == step.asset_id), ""
         )
@@ -141,7 +144,7 @@ class Orchestrator:
         await self._take_analysis(result)
 
     async def _base_view(
-        self, attempt: attempts.Attempt, step: Step, facts: facts_pb2.Facts, result: Result
+        self, attempt: Attempt, step: Step, facts: facts_pb2.Facts, result: StepResult
     ) -> None:
         await self._ask_analysis(
             attempt, step, facts, result, analysis_pb2.ANALYSIS_TASK_BASE_VIEW, step.view
@@ -150,7 +153,7 @@ class Orchestrator:
         await self._take_analysis(result)
 
     async def _closeup(
-        self, attempt: attempts.Attempt, step: Step, facts: facts_pb2.Facts, result: Result
+        self, attempt: Attempt, step: Step, facts: facts_pb2.Facts, result: StepResult
     ) -> None:
         at = facts_pb2.Point(x=step.at[0], y=step.at[1]) if step.at else None
         await self._ask_generation(
@@ -160,7 +163,7 @@ class Orchestrator:
         await self._take_generation(attempt, result)
 
     async def _sketch(
-        self, attempt: attempts.Attempt, step: Step, facts: facts_pb2.Facts, result: Result
+        self, attempt: Attempt, step: Step, facts: facts_pb2.Facts, result: StepResult
     ) -> None:
         """The drawing, and the call-outs and measurements that belong on it: two jobs at once."""
         await self._ask_generation(
@@ -173,17 +176,17 @@ class Orchestrator:
         await self._take_generation(attempt, result)
         await self._take_analysis(result)
 
-    async def _begin(self, attempt: attempts.Attempt, step: Step, result: Result) -> None:
+    async def _begin(self, attempt: Attempt, step: Step, result: StepResult) -> None:
         async with self._db.transaction(attempt.row.owner) as m:
-            await steps.begin(m, attempt, step, result)
+            await running.begin_step(m, attempt, step, result)
 
     async def _ask_analysis(
         self,
-        attempt: attempts.Attempt,
+        attempt: Attempt,
         step: Step,
         facts: facts_pb2.Facts,
-        result: Result,
-        task: Any,
+        result: StepResult,
+        task: analysis_pb2.AnalysisTask,
         view: str,
     ) -> None:
         request = analysis_pb2.CreateAnalysisRequest(
@@ -193,15 +196,17 @@ class Orchestrator:
             product_id=attempt.row.product_id,
             images=[analysis_pb2.AnalysisImage(asset_id=step.asset_id, view=view)],
         )
-        answer = await _patiently(lambda: self._analyses.CreateAnalysis(request))
+        answer: analysis_pb2.CreateAnalysisResponse = await _patiently(
+            lambda: self._analyses.CreateAnalysis(request)
+        )
         result.analysis_id = answer.analysis.id
 
     async def _ask_generation(
         self,
-        attempt: attempts.Attempt,
+        attempt: Attempt,
         step: Step,
-        result: Result,
-        task: Any,
+        result: StepResult,
+        task: generation_pb2.GenerationTask,
         at: facts_pb2.Point | None,
     ) -> None:
         request = generation_pb2.CreateGenerationRequest(
@@ -213,21 +218,24 @@ class Orchestrator:
             name=step.shot,
             product_id=attempt.row.product_id,
         )
-        answer = await _patiently(lambda: self._generations.CreateGeneration(request))
+        answer: generation_pb2.CreateGenerationResponse = await _patiently(
+            lambda: self._generations.CreateGeneration(request)
+        )
         result.generation_id = answer.generation.id
 
-    async def _take_analysis(self, result: Result) -> None:
+    async def _take_analysis(self, result: StepResult) -> None:
         """Waits for the step's analysis and puts what it found into the result."""
         request = analysis_pb2.GetAnalysisRequest(analysis_id=result.analysis_id)
 
         async def look() -> analysis_pb2.Analysis:
-            return (await self._analyses.GetAnalysis(request)).analysis
+            answer: analysis_pb2.GetAnalysisResponse = await self._analyses.GetAnalysis(request)
+            return answer.analysis
 
         analysis = await _finished(look)
         found = protos.plain(analysis.result)
         result.credits += analysis.credits
         result.columns |= {
-            "analysis": found,
+            "analysis": Jsonb(found),
             "confidence": analysis.confidence,
             "model": analysis.recipe.model,
         }
@@ -235,17 +243,20 @@ class Orchestrator:
         if isinstance(quality, int | float) and 0 <= quality <= 1:
             result.columns["quality_score"] = quality
 
-    async def _take_generation(self, attempt: attempts.Attempt, result: Result) -> None:
-        """Waits for the step's picture, holds it, and puts it into the result."""
+    async def _take_generation(self, attempt: Attempt, result: StepResult) -> None:
+        """Waits for the step's picture, acquires a reference to it, and puts it into the result."""
         request = generation_pb2.GetGenerationRequest(generation_id=result.generation_id)
 
         async def look() -> generation_pb2.Generation:
-            return (await self._generations.GetGeneration(request)).generation
+            answer: generation_pb2.GetGenerationResponse = await self._generations.GetGeneration(
+                request
+            )
+            return answer.generation
 
         made = await _finished(look)
         picture = made.result_asset_id
         await _patiently(
-            lambda: self._assets.hold(
+            lambda: self._assets.acquire(
                 attempt.row.product_id, [picture], "result_asset_id", pictures=True
             )
         )
@@ -257,50 +268,48 @@ class Orchestrator:
             "prompt": made.full_prompt[:8000],
         }
 
-    async def _pack(self, attempt: attempts.Attempt, step: Step) -> None:
+    async def _pack(self, attempt: Attempt, step: Step) -> None:
         """The PDF of what there is. Its export belongs to the run, and is there if and only if the
         step succeeded."""
         run = attempt.row
         async with self._db.transaction(run.owner) as m:
-            await steps.begin(m, attempt, step, Result())
-            collection = await m.one(
-                "SELECT * FROM collections WHERE id = %s", (run.collection_id,)
-            )
-        draft = exports.Draft(new_id(), run.owner, collection.id, "pdf", None, run.created_at)
+            await running.begin_step(m, attempt, step, StepResult())
+            collection = await m.one(SELECT_NAME, {"id": run.collection_id})
+        export = NewExport(new_id(), run.owner, collection.id, "pdf", None, run.created_at)
         try:
-            made = await self._exporter.make(draft, attempt.token)
+            document = await self._renderer.render(export, attempt.token)
         except Exception as error:
             failure = attempts.verdict(error)
             if isinstance(failure, attempts.Waits) or not (
                 failure.final or run.faults + 1 >= self._kind.max_attempts
             ):
                 raise  # the run waits or is tried again, and goes on here
-            result = Result(error_class=failure.error_class, error_message=failure.message)
+            result = StepResult(error_class=failure.error_class, error_message=failure.message)
             async with self._db.transaction(run.owner) as m:
-                await steps.end(m, attempt, step, result)
+                await running.end_step(m, attempt, step, result)
             return
         try:
             async with self._db.transaction(run.owner, run.created_by) as m:
-                await exports.create(m, draft.id, collection, "pdf", None, made)
-                await steps.end(m, attempt, step, Result({"export_id": draft.id}))
+                await export_rows.create(m, export.id, collection, "pdf", None, document)
+                await running.end_step(m, attempt, step, StepResult({"export_id": export.id}))
         except attempts.Superseded:
-            await self._exporter.remove(made)
+            await self._renderer.delete(document)
             raise
 
-    async def _stop_what_is_left(self, run_id: UUID) -> None:
-        """Cancels the jobs of steps that a cancelled run was at. One that is finished is let be."""
-        [run] = await self._db.system_rows("SELECT * FROM runs WHERE id = %s", (run_id,)) or [None]
-        if run is None or run.state != "cancelled":
+    async def _cancel_jobs(self, run_id: UUID) -> None:
+        """Cancels the jobs of `conversions` that a cancelled run's steps were waiting for. Finished
+        ones stay."""
+        runs = await self._db.system_all(SELECT_RUN, {"id": run_id})
+        if not runs or runs[0].state != "cancelled":
             return
-        auth.enter(calls.owner_identity(run.owner))
-        async with self._db.transaction(run.owner) as m:
-            left = [
-                row
-                for row in (await steps.recorded(m, run_id)).values()
-                if row.state == "processing"
-            ]
-        for row in left:
+        owner = runs[0].owner
+        auth.enter(calls.owner_identity(owner))
+        async with self._db.transaction(owner) as m:
+            moves = await pack_rows.last_moves(m, run_id)
+        for row in moves.values():
             name = f"{run_id}/{row.name}/cancel"
+            if row.state != "processing":
+                continue
             if row.analysis_id:
                 analysis = analysis_pb2.CancelAnalysisRequest(
                     request_id=name, analysis_id=row.analysis_id
@@ -313,7 +322,7 @@ class Orchestrator:
                 await _patiently(functools.partial(self._generations.CancelGeneration, generation))
 
 
-async def _finished(look: Callable[[], Awaitable[Any]]) -> Any:
+async def _finished(look: Callable[[], Awaitable[Job]]) -> Job:
     """The job of `conversions` once it is COMPLETED. Raises StepFailed if it ends otherwise, Waits
     if it takes long."""
     give_up = time.monotonic() + _JOB_SECONDS

@@ -1,0 +1,149 @@
+"""Runs of tech packs: the rows of a run and of its steps, and its message.
+
+A run's plan is fixed when the run is created. A step that moves adds a row, which never changes, in
+the transaction that raises the run's version: so a watcher sees every step, and an attempt that
+lost the run adds nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from atelier.techfiles.v1 import tech_pack_pb2 as pb
+
+from services.techfiles import rules
+from services.techfiles.rules import Step
+from shared.background import events
+from shared.background.attempts import JobRow
+from shared.database.db import Mutation
+from shared.database.rows import Statement, Table
+from shared.rpc.protos import Words, timestamp, wait_of
+
+TASK = "tech_pack"
+QUEUE = "packs"
+RUN_STATES = Words(pb.RunState, "RUN_STATE_")
+STEP_STATES = Words(pb.StepState, "STEP_STATE_")
+
+
+@dataclass(slots=True)
+class Run(JobRow):
+    created_by: str
+    product_id: str
+    collection_id: UUID
+    pack_file_id: UUID
+    batch_id: str
+    plan: list[dict[str, Any]]  # its steps; see Step.stored
+    ended_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(slots=True)
+class RunStep:
+    """A move of a step. The last row of a name says where that step is."""
+
+    id: UUID
+    owner: str
+    run_id: UUID
+    name: str
+    state: str
+    credits: int
+    error_class: str
+    error_message: str
+    analysis_id: str
+    generation_id: str
+    created_at: datetime
+
+
+@dataclass(slots=True)
+class PackFile:
+    """The file of a run's pack, and the export that it shows once there is one."""
+
+    id: UUID
+    export_id: UUID | None
+
+
+RUNS = Table("runs", Run)
+RUN_STEPS = Table("run_steps", RunStep)
+SELECT_RUN = Statement(Run, f"SELECT {RUNS.columns} FROM runs WHERE id = %(id)s")
+SELECT_STEPS = Statement(
+    RunStep,
+    f"""
+    SELECT {RUN_STEPS.columns} FROM run_steps WHERE run_id = ANY(%(ids)s) ORDER BY created_at, id
+    """,
+)
+SELECT_PACK_FILES = Statement(
+    PackFile, "SELECT id, export_id FROM tech_files WHERE id = ANY(%(ids)s)"
+)
+
+
+def plan_of(run: Run) -> list[Step]:
+    return [Step.read(stored) for stored in run.plan]
+
+
+def to_proto(
+    run: Run, moves: Sequence[RunStep], export_id: UUID | None, *, with_steps: bool = True
+) -> pb.TechPackRun:
+    """`moves`: the run's rows of run_steps in order."""
+    steps = [
+        _step_to_proto(step, [row for row in moves if row.name == step.name])
+        for step in plan_of(run)
+    ]
+    last = {row.name: row.state for row in moves}
+    ended = [name for name, state in last.items() if not rules.STEP_STATES[state]]
+    seconds = (run.ended_at - run.created_at).total_seconds() if run.ended_at else 0.0
+    return pb.TechPackRun(
+        id=str(run.id),
+        owner=run.owner,
+        created_by=run.created_by,
+        product_id=run.product_id,
+        collection_id=str(run.collection_id),
+        batch_id=run.batch_id,
+        state=RUN_STATES.number[run.state],
+        error_class=run.error_class,
+        error_message=run.error_message,
+        steps=steps if with_steps else [],
+        progress_percent=100 * len(ended) // len(steps),
+        total_credits_used=sum(step.credits for step in steps),
+        generation_time_ms=int(seconds * 1000),
+        pack_file_id=str(run.pack_file_id),
+        export_id=str(export_id) if export_id else "",
+        create_time=timestamp(run.created_at),
+        update_time=timestamp(run.updated_at),
+        wait=wait_of(run),
+    )
+
+
+def _step_to_proto(step: Step, rows: Sequence[RunStep]) -> pb.TechPackStep:
+    last = rows[-1]
+    begun = next((row.created_at for row in rows if row.state == "processing"), None)
+    ended = last.state in ("completed", "failed")
+    return pb.TechPackStep(
+        name=step.name,
+        state=STEP_STATES.number[last.state],
+        credits=last.credits,
+        error_class=last.error_class,
+        error_message=last.error_message,
+        tech_file_id=step.tech_file_id,
+        analysis_id=last.analysis_id,
+        generation_id=last.generation_id,
+        start_time=timestamp(begun),
+        end_time=timestamp(last.created_at if ended else None),
+    )
+
+
+async def read(m: Mutation, run: Run) -> pb.TechPackRun:
+    """The run's message, with its steps."""
+    moves = await m.all(SELECT_STEPS, {"ids": [run.id]})
+    pack = await m.one(SELECT_PACK_FILES, {"ids": [run.pack_file_id]})
+    return to_proto(run, moves, pack.export_id)
+
+
+async def publish(m: Mutation, run: Run) -> None:
+    await events.publish(m, "run", run.id, run.version, await read(m, run))
+
+
+async def last_moves(m: Mutation, run_id: UUID) -> Mapping[str, RunStep]:
+    """Where each step is, by name."""
+    return {row.name: row for row in await m.all(SELECT_STEPS, {"ids": [run_id]})}

@@ -1,0 +1,341 @@
+"""Tech files: the row, its message, and what is written together with it: numbers, snapshots, and
+which file is a slot's latest.
+
+A transaction locks a slot before it gives a number and keeps the lock until the commit, so numbers
+count up without gaps and the latest is always the live file with the highest number. A transaction
+that locks both locks the slot before the file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from atelier.techfiles.v1 import tech_file_pb2 as pb
+from psycopg.types.json import Jsonb
+
+from services.techfiles import rules
+from shared.background import events
+from shared.database import states
+from shared.database.db import Mutation
+from shared.database.ids import new_id
+from shared.database.rows import Command, Statement, Table, command
+from shared.rpc import errors
+from shared.rpc.protos import Words, struct, timestamp
+
+TYPES = Words(pb.TechFileType, "TECH_FILE_TYPE_")
+VIEWS = Words(pb.ViewType, "VIEW_TYPE_")
+STATES = Words(pb.TechFileState, "TECH_FILE_STATE_")
+
+
+@dataclass(slots=True)
+class TechFile:
+    id: UUID
+    owner: str
+    created_by: str
+    version: int
+    slot_id: UUID
+    product_id: str
+    revision_id: str
+    file_type: str
+    view_type: str
+    file_category: str
+    file_asset_id: UUID | None
+    analysis: dict[str, Any] | None  # what a model found, or a caller says
+    state: str
+    error_message: str
+    credits_used: int
+    model: str
+    prompt: str
+    batch_id: str
+    confidence: float | None
+    quality_score: float | None
+    number: int
+    numbered_at: datetime
+    parent_file_id: UUID | None
+    is_latest: bool
+    collection_id: UUID | None
+    export_id: UUID | None
+    archived_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class LockedTechFile(TechFile):
+    """A file that the transaction holds, together with its slot."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class TechFileVersion:
+    """A file under one of its numbers: the number that it has (`current`), or an earlier one."""
+
+    id: UUID
+    tech_file_id: UUID
+    number: int
+    snapshot: dict[str, Any]  # the row of tech_files
+    created_by: str
+    reason: str
+    created_at: datetime
+    current: bool
+
+
+@dataclass(slots=True)
+class _SlotNumber:
+    id: UUID
+    last_number: int
+
+
+TECH_FILES = Table("tech_files", TechFile)
+SELECT_TECH_FILE = Statement(
+    TechFile, f"SELECT {TECH_FILES.columns} FROM tech_files WHERE id = %(id)s"
+)
+_LOCK_TECH_FILE = Statement(TechFile, f"{SELECT_TECH_FILE.text} FOR UPDATE")
+_LOCK_SLOT = Statement(
+    UUID,
+    """
+    SELECT id FROM slots
+    WHERE id = (SELECT slot_id FROM tech_files WHERE id = %(file_id)s) FOR UPDATE
+    """,
+)
+_LOCK_TECH_FILE_OF_SLOT = Statement(LockedTechFile, _LOCK_TECH_FILE.text)
+_TAKE_FIRST_NUMBER = Statement(
+    _SlotNumber,
+    """
+    INSERT INTO slots (id, owner, product_id, file_type, view_type, file_category, last_number)
+    VALUES (%(slot_id)s, %(owner)s, %(product_id)s, %(file_type)s, %(view_type)s,
+        %(file_category)s, 1)
+    ON CONFLICT ON CONSTRAINT slots_place DO UPDATE SET last_number = slots.last_number + 1
+    RETURNING id, last_number
+    """,
+)
+_TAKE_NUMBER = Statement(
+    int,
+    """
+    UPDATE slots SET last_number = last_number + 1 WHERE id = %(slot_id)s RETURNING last_number
+    """,
+)
+_INSERT_TECH_FILE = Command("""
+    INSERT INTO tech_files (id, owner, created_by, slot_id, product_id, revision_id, file_type,
+        view_type, file_category, file_asset_id, analysis, state, error_message, credits_used,
+        model, prompt, batch_id, confidence, quality_score, number, numbered_at, parent_file_id,
+        collection_id)
+    VALUES (%(id)s, %(owner)s, %(actor)s, %(slot_id)s, %(product_id)s, %(revision_id)s,
+        %(file_type)s, %(view_type)s, %(file_category)s, %(file_asset_id)s, %(analysis)s,
+        %(state)s, %(error_message)s, %(credits_used)s, %(model)s, %(prompt)s, %(batch_id)s,
+        %(confidence)s, %(quality_score)s, %(number)s, clock_timestamp(),
+        (SELECT id FROM tech_files WHERE slot_id = %(slot_id)s AND is_latest), %(collection_id)s)
+""")
+_INSERT_VERSION = Statement(
+    TechFileVersion,
+    """
+    INSERT INTO tech_file_versions
+        (id, owner, slot_id, tech_file_id, number, snapshot, created_by, reason, created_at)
+    SELECT %(version_id)s, f.owner, f.slot_id, f.id, f.number, to_jsonb(f), %(actor)s, %(reason)s,
+        f.numbered_at
+    FROM tech_files f WHERE f.id = %(id)s
+    RETURNING id, tech_file_id, number, snapshot, created_by, reason, created_at, false AS current
+    """,
+)
+_DEMOTE = Statement(
+    TechFile,
+    f"""
+    UPDATE tech_files SET is_latest = false, version = version + 1, updated_at = now()
+    WHERE slot_id = %(slot_id)s AND is_latest AND id IS DISTINCT FROM
+        (SELECT id FROM tech_files WHERE slot_id = %(slot_id)s AND archived_at IS NULL
+            ORDER BY number DESC LIMIT 1)
+    RETURNING {TECH_FILES.columns}
+    """,
+)
+_PROMOTE = Statement(
+    TechFile,
+    f"""
+    UPDATE tech_files SET is_latest = true, version = version + 1, updated_at = now()
+    WHERE NOT is_latest AND id =
+        (SELECT id FROM tech_files WHERE slot_id = %(slot_id)s AND archived_at IS NULL
+            ORDER BY number DESC LIMIT 1)
+    RETURNING {TECH_FILES.columns}
+    """,
+)
+_DEFAULTS: Mapping[str, Any] = {
+    "revision_id": "",
+    "view_type": "",
+    "file_category": "",
+    "file_asset_id": None,
+    "analysis": None,
+    "state": "pending",
+    "error_message": "",
+    "credits_used": 0,
+    "model": "",
+    "prompt": "",
+    "batch_id": "",
+    "confidence": None,
+    "quality_score": None,
+    "collection_id": None,
+}
+# Columns that JSON holds as text.
+_TIMES = ("numbered_at", "archived_at", "created_at", "updated_at")
+_IDS = ("id", "slot_id", "file_asset_id", "parent_file_id", "collection_id", "export_id")
+
+
+@cache
+def _set_number(columns: tuple[str, ...]) -> Command:
+    """Gives a file the number of its slot, and sets columns."""
+    row = TECH_FILES.core.c
+    values: dict[str, Any] = {
+        name: sa.bindparam(name) for name in (*columns, "number", "created_by")
+    }
+    values |= {
+        "version": row.version + sa.literal_column("1"),
+        "updated_at": sa.func.now(),
+        "numbered_at": sa.func.clock_timestamp(),
+    }
+    one = sa.update(TECH_FILES.core).where(row.id == sa.bindparam("row_id"))
+    return command(one.values(values))
+
+
+def to_proto(row: TechFile) -> pb.TechFile:
+    file = pb.TechFile(
+        id=str(row.id),
+        owner=row.owner,
+        created_by=row.created_by,
+        product_id=row.product_id,
+        revision_id=row.revision_id,
+        file_type=TYPES.number[row.file_type],
+        view_type=VIEWS.number.get(row.view_type, 0),
+        file_category=row.file_category,
+        file_asset_id=_id(row.file_asset_id),
+        state=STATES.number[row.state],
+        error_message=row.error_message,
+        credits_used=row.credits_used,
+        model=row.model,
+        prompt=row.prompt,
+        batch_id=row.batch_id,
+        confidence=row.confidence,
+        quality_score=row.quality_score,
+        version_number=row.number,
+        parent_file_id=_id(row.parent_file_id),
+        is_latest=row.is_latest,
+        collection_id=_id(row.collection_id),
+        export_id=_id(row.export_id),
+        archive_time=timestamp(row.archived_at),
+        etag=str(row.version),
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+    )
+    if row.analysis is not None:
+        file.analysis.CopyFrom(struct(row.analysis))
+    return file
+
+
+def _id(value: UUID | None) -> str:
+    return "" if value is None else str(value)
+
+
+def version_to_proto(row: TechFileVersion) -> pb.TechFileVersion:
+    return pb.TechFileVersion(
+        id=str(row.id),
+        tech_file_id=str(row.tech_file_id),
+        version_number=row.number,
+        current=row.current,
+        created_by=row.created_by,
+        reason=row.reason,
+        create_time=timestamp(row.created_at),
+        tech_file=to_proto(_row_of(row.snapshot)),
+    )
+
+
+def _row_of(snapshot: Mapping[str, Any]) -> TechFile:
+    """The row that was kept as JSON. A column that came after the snapshot is None."""
+    values: dict[str, Any] = {name: snapshot.get(name) for name in TECH_FILES.names}
+    for names, read in ((_TIMES, datetime.fromisoformat), (_IDS, UUID)):
+        values |= {name: read(values[name]) for name in names if values[name]}
+    return TechFile(**values)
+
+
+async def publish(m: Mutation, row: TechFile) -> None:
+    await events.publish(m, "tech_file", row.id, row.version, to_proto(row))
+
+
+async def lock(m: Mutation, file_id: UUID) -> TechFile:
+    """The owner's file, locked until the commit. NOT_FOUND if it isn't theirs."""
+    row = await m.first(_LOCK_TECH_FILE, {"id": file_id})
+    if row is None:
+        raise errors.not_found("tech file", file_id)
+    return row
+
+
+async def lock_with_slot(m: Mutation, file_id: UUID) -> LockedTechFile:
+    """The owner's file; its slot and the file are locked until the commit. NOT_FOUND if it isn't
+    theirs."""
+    if await m.first(_LOCK_SLOT, {"file_id": file_id}) is None:
+        raise errors.not_found("tech file", file_id)
+    return await m.one(_LOCK_TECH_FILE_OF_SLOT, {"id": file_id})
+
+
+async def create(m: Mutation, columns: Mapping[str, Any]) -> TechFile:
+    """Adds a file with the next number of its slot; it becomes the latest."""
+    file_id = new_id()
+    values = {
+        **_DEFAULTS,
+        **columns,
+        "id": file_id,
+        "slot_id": new_id(),
+        "owner": m.owner,
+        "actor": m.actor,
+    }
+    values["analysis"] = Jsonb(values["analysis"]) if values["analysis"] is not None else None
+    slot = await m.one(_TAKE_FIRST_NUMBER, values)
+    await m.run(_INSERT_TECH_FILE, {**values, "slot_id": slot.id, "number": slot.last_number})
+    return await settle_latest(m, slot.id, file_id)
+
+
+async def renumber(
+    m: Mutation, row: LockedTechFile, reason: str, columns: Mapping[str, Any]
+) -> tuple[TechFileVersion, TechFile]:
+    """Keeps a snapshot of a file, then sets `columns` under the slot's next number. Returns the
+    snapshot and the file's new row."""
+    kept = await m.one(
+        _INSERT_VERSION,
+        {"version_id": new_id(), "actor": m.actor, "reason": reason, "id": row.id},
+    )
+    number = await m.one(_TAKE_NUMBER, {"slot_id": row.slot_id})
+    await m.run(
+        _set_number(tuple(sorted(columns))),
+        {**columns, "number": number, "created_by": m.actor, "row_id": row.id},
+    )
+    return kept, await settle_latest(m, row.slot_id, row.id)
+
+
+async def settle_latest(m: Mutation, slot_id: UUID, file_id: UUID) -> TechFile:
+    """Makes the live file with the highest number the latest, publishes every file that changed,
+    and `file_id`, whose row it returns. The slot must be locked.
+
+    It takes two statements, since there may never be two latest.
+    """
+    slot = {"slot_id": slot_id}
+    for other in await m.all(_DEMOTE, slot) + await m.all(_PROMOTE, slot):
+        if other.id != file_id:
+            await publish(m, other)
+    row = await m.one(SELECT_TECH_FILE, {"id": file_id})
+    await publish(m, row)
+    return row
+
+
+async def advance(m: Mutation, file_id: UUID, to: str, **columns: Any) -> TechFile | None:
+    """Moves a file to state `to` and publishes it. Returns its row, or None if its state doesn't go
+    there."""
+    row = await states.advance(m, rules.FILE_STATES, TECH_FILES, file_id, to, **columns)
+    if row is not None:
+        await publish(m, row)
+    return row
+
+
+async def fail_unfinished(m: Mutation, file_ids: Sequence[UUID], message: str) -> None:
+    """Moves files that nobody will finish to FAILED."""
+    for file_id in file_ids:
+        await advance(m, file_id, "failed", error_message=message)
