@@ -10,9 +10,8 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 from atelier.assets.v1 import search_pb2, usage_pb2
@@ -159,8 +158,8 @@ def _token(site: Site, size: int, row: int) -> str:
     """Of the page behind the owner's row of that number."""
     auth.enter(_identity(_owner(size)))
     [(created_at, row_id)] = site.sql(_PLACE, (_owner(size), row))
-    found = SimpleNamespace(created_at=created_at, id=row_id)
-    return replace(paging.page(usage_pb2.ListUsageRequest()), size=1).cut([found, found])[1]
+    digest = paging.page(usage_pb2.ListUsageRequest()).digest
+    return paging.token_of(digest, str(created_at.isoformat()), str(row_id))
 
 
 async def _searches(site: Site, db: Database, report: Report) -> list[Figure]:
