@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from atelier.assets.v1 import search_pb2, usage_pb2
@@ -159,7 +159,8 @@ def _token(site: Site, size: int, row: int) -> str:
     auth.enter(_identity(_owner(size)))
     [(created_at, row_id)] = site.sql(_PLACE, (_owner(size), row))
     digest = paging.page(usage_pb2.ListUsageRequest()).digest
-    return paging.token_of(digest, str(created_at.isoformat()), str(row_id))
+    assert isinstance(created_at, datetime)
+    return paging.token_of(digest, created_at.isoformat(), str(row_id))
 
 
 async def _searches(site: Site, db: Database, report: Report) -> list[Figure]:
