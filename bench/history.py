@@ -19,9 +19,9 @@ from atelier.assets.v1 import search_pb2, usage_pb2
 
 from bench.figure import Figure, Report, Rounds
 from bench.site import Site
-from services.assets.core import assets
-from services.assets.core import history as usage
+from services.assets.core import asset_rows, history
 from services.assets.core.bandwidth import Meter
+from services.assets.core.usage_log import UsageLog
 from services.assets.library import search
 from shared.database.db import Database
 from shared.rpc import auth, paging
@@ -132,7 +132,7 @@ def _fill(site: Site, report: Report) -> None:
 
 
 async def _histories(site: Site, db: Database, report: Report) -> list[Figure]:
-    service = usage.UsageService(db, usage.UsageLog(db, []))
+    service: Any = history.UsageService(db, UsageLog(db, []))  # called without a context
 
     def page(size: int, **fields: Any) -> _Page:
         return _Page(
@@ -169,7 +169,7 @@ async def _searches(site: Site, db: Database, report: Report) -> list[Figure]:
         base_url="http://127.0.0.1",
         secret=read_secret(site.state.storage_secret),
     )
-    service = search.SearchService(db, assets.Urls(storage, timedelta(hours=1), Meter(db)))
+    service = search.SearchService(db, asset_rows.Urls(storage, timedelta(hours=1), Meter(db)))
 
     def page(size: int, **fields: Any) -> _Page:
         return _Page(

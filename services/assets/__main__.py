@@ -35,9 +35,10 @@ from atelier.webhooks.v1 import webhook_pb2_grpc
 from services.assets.accounting import costs, quotas
 from services.assets.accounting import usage as storage_usage
 from services.assets.comparisons import renders
-from services.assets.core import assets, explain, references, trash
-from services.assets.core import history as usage
+from services.assets.core import assets, explain, history, references, trash, usage_log
+from services.assets.core.asset_rows import Urls
 from services.assets.core.bandwidth import Meter
+from services.assets.core.trashing import Trash
 from services.assets.documents import documents
 from services.assets.documents import maker as document_maker
 from services.assets.library import albums, search, styles
@@ -49,7 +50,8 @@ from services.assets.upkeep.service import StorageService
 from services.assets.uploads import duplicates, imports, provenance, resumable
 from services.assets.uploads import single as uploads
 from services.assets.uploads.verifying import Verifier
-from services.assets.variants import backfill, variants
+from services.assets.variants import backfill, rendition_rows, variants
+from services.assets.variants.make_variants import VariantMaker
 from services.assets.variants.presets import Presets
 from shared import main, telemetry, webhooks
 from shared.background import jobs
@@ -94,7 +96,7 @@ class Parts:
             locations=not settings.refuse_locations,
         )
         credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
-        self.usage_log = usage.UsageLog(self.db, origin.networks(settings.trusted_proxies))
+        self.usage_log = usage_log.UsageLog(self.db, origin.networks(settings.trusted_proxies))
         self.quotas = quotas.Quotas(settings)
         self.verifier = Verifier(
             self.db,
@@ -107,7 +109,7 @@ class Parts:
             self.usage_log,
             self.quotas,
         )
-        self.trash = trash.Trash(self.db, self.storage, self.usage_log, settings.trash_days)
+        self.trash = Trash(self.db, self.storage, self.usage_log, settings.trash_days)
 
     async def close(self) -> None:
         await self.pool.close()
@@ -120,7 +122,7 @@ class AssetService(
     """All of the contract's AssetService."""
 
     def __init__(
-        self, p: Parts, stream: EventStream, urls: assets.Urls, on_demand: variants.OnDemand
+        self, p: Parts, stream: EventStream, urls: Urls, on_demand: variants.OnDemand
     ) -> None:
         assets.AssetService.__init__(
             self, p.db, stream, p.storage, urls, on_demand.ready, p.usage_log
@@ -170,7 +172,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
 
 def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callable[..., Any], Any]]:
     db, storage, queue, verifier = p.db, p.storage, p.queue, p.verifier
-    urls = assets.Urls(storage, timedelta(minutes=p.settings.download_url_minutes), meter)
+    urls = Urls(storage, timedelta(minutes=p.settings.download_url_minutes), meter)
     url_life = timedelta(minutes=p.settings.upload_url_minutes)
     parts_life = timedelta(hours=p.settings.resumable_upload_hours)
     on_demand = variants.OnDemand(db, queue, p.presets)
@@ -222,7 +224,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
             album_pb2_grpc.add_AlbumServiceServicer_to_server,
             albums.AlbumService(db, storage, urls, p.presets, p.usage_log),
         ),
-        (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
+        (usage_pb2_grpc.add_UsageServiceServicer_to_server, history.UsageService(db, p.usage_log)),
         (storage_pb2_grpc.add_StorageServiceServicer_to_server, StorageService(db, queue, urls)),
         (
             storage_report_pb2_grpc.add_StorageReportServiceServicer_to_server,
@@ -243,8 +245,8 @@ def _prices(settings: Settings) -> costs.Prices:
 async def work(name: str, settings: Settings) -> None:
     p = Parts(name, settings)
     db, storage, queue = p.db, p.storage, p.queue
-    maker = variants.VariantMaker(db, storage, p.pool, p.presets)
-    queue.task(variants.TASK, variants.QUEUE, maker.run)
+    maker = VariantMaker(db, storage, p.pool, p.presets)
+    queue.task(rendition_rows.TASK, rendition_rows.QUEUE, maker.run)
     queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
     queue.task(
         imports.TASK,
@@ -266,7 +268,7 @@ async def work(name: str, settings: Settings) -> None:
     endless = (
         keeper.Keeper(db, storage, queue, settings).run(),
         storage_usage.fold_forever(db),
-        usage.shorten_forever(db, timedelta(days=settings.usage_address_days)),
+        usage_log.shorten_forever(db, timedelta(days=settings.usage_address_days)),
     )
     try:
         async with p.outbound:

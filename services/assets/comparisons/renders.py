@@ -16,10 +16,10 @@ from psycopg.types.json import Jsonb
 
 from services.assets.accounting.quotas import Quotas
 from services.assets.comparisons import comparisons, side_by_side
-from services.assets.core import assets, holding, rules
-from services.assets.core.trash import Trash
+from services.assets.core import asset_rows, holding, rules
+from services.assets.core.trashing import Trash
 from services.assets.uploads import verifying
-from services.assets.variants import variants
+from services.assets.variants import rendition_rows
 from services.assets.variants.presets import Presets
 from shared import imaging
 from shared.background import attempts, events, jobs, waiting
@@ -99,7 +99,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
         db: Database,
         stream: events.EventStream,
         queue: jobs.JobQueue,
-        urls: assets.Urls,
+        urls: asset_rows.Urls,
         trash: Trash,
         quota: Quotas,
     ) -> None:
@@ -335,9 +335,9 @@ class Comparer:
             except DomainError as refusal:
                 full = refusal.reason == Reason.ERROR_REASON_QUOTA_EXCEEDED
                 raise attempts.JobFailed("QUOTA_EXCEEDED", refusal.text, final=full) from None
-            await assets.publish(m, asset)
+            await asset_rows.publish(m, asset)
             await holding.hold(m, comparisons.holder(row.id), [("picture_asset_id", asset_id)])
-            await variants.ask(
+            await rendition_rows.ask(
                 m, self._queue, asset, self._presets.eager[asset.kind], priority=jobs.BACKFILL
             )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from services.assets.core import assets, rules
+from services.assets.core import asset_rows, rules
 from shared.database.db import Mutation
 from shared.rpc import errors
 
@@ -40,7 +40,7 @@ async def hold(m: Mutation, holder: str, pictures: Sequence[tuple[str, UUID]]) -
 def _check(row: Any, path: str, asset_id: UUID) -> None:
     if row is None:
         raise errors.not_found("asset", asset_id)
-    if problem := assets.unusable(row):
+    if problem := asset_rows.unusable(row):
         raise errors.precondition(f"{path}: {problem}", subject=f"assets/{asset_id}")
     if row.mime_type == rules.PDF:
         raise errors.invalid(path, f"{asset_id} is a PDF; name an image")

@@ -12,7 +12,7 @@ from atelier.assets.v1 import document_pb2_grpc
 from google.protobuf import json_format
 from psycopg.types.json import Jsonb
 
-from services.assets.core import assets, holding, rules
+from services.assets.core import asset_rows, holding, rules
 from services.assets.core import deletions as doomed
 from services.assets.documents import rules as decide
 from shared.background import events, waiting
@@ -58,7 +58,7 @@ _GET = f"SELECT * FROM documents WHERE id = %(id)s AND {_LIVE}"
 
 
 def to_proto(
-    row: Any, urls: assets.Urls | None = None, *, with_content: bool = False
+    row: Any, urls: asset_rows.Urls | None = None, *, with_content: bool = False
 ) -> pb.Document:
     document = pb.Document(
         id=str(row.id),
@@ -102,7 +102,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         stream: events.EventStream,
         storage: Storage,
         queue: JobQueue,
-        urls: assets.Urls,
+        urls: asset_rows.Urls,
     ) -> None:
         self._db = db
         self._stream = stream

@@ -9,8 +9,8 @@ import psycopg
 from atelier.assets.v1 import album_pb2 as pb
 from atelier.assets.v1 import album_pb2_grpc, asset_pb2
 
-from services.assets.core import assets, rules
-from services.assets.core import history as usage
+from services.assets.core import asset_rows, rules
+from services.assets.core.usage_log import UsageLog
 from services.assets.library import album_zip
 from services.assets.variants.presets import Presets
 from shared.database.db import Database, Mutation
@@ -69,7 +69,7 @@ _OF_FILE = (
 _Outcome = pb.AlbumItemOutcome
 
 
-def to_proto(row: Any, urls: assets.Urls | None = None, thumbnail: Any = None) -> pb.Album:
+def to_proto(row: Any, urls: asset_rows.Urls | None = None, thumbnail: Any = None) -> pb.Album:
     mine = row.owner == auth.current().owner
     album = pb.Album(
         id=str(row.id),
@@ -96,9 +96,9 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         self,
         db: Database,
         storage: Storage,
-        urls: assets.Urls,
+        urls: asset_rows.Urls,
         presets: Presets,
-        usage_log: usage.UsageLog,
+        usage_log: UsageLog,
     ) -> None:
         self._db = db
         self._storage = storage
@@ -256,7 +256,7 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         size = request.page_size or paging.DEFAULT_SIZE
         after = paging.key_of(request.page_token, digest, int)[0] if request.page_token else 0
         rows = await self._inside(album, after, size + 1)
-        found = await assets.shown(
+        found = await asset_rows.shown(
             self._db, rows[:size], self._urls if request.include_urls else None
         )
         token = (
@@ -322,7 +322,7 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
     async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Album]:
         if not with_urls:
             return [to_proto(row) for row in rows]
-        thumbnails = await assets.thumbnails(self._db, [row.cover for row in rows if row.cover])
+        thumbnails = await asset_rows.thumbnails(self._db, [row.cover for row in rows if row.cover])
         return [to_proto(row, self._urls, thumbnails.get(row.cover)) for row in rows]
 
 

@@ -17,7 +17,7 @@ from atelier.assets.v1 import search_pb2_grpc
 from google.protobuf import struct_pb2
 from psycopg.types.json import Jsonb
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from shared.database.db import Database
 from shared.rpc import auth, errors, paging
 from shared.rpc.protos import plain, time_of
@@ -64,7 +64,7 @@ class Term:
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
-    def __init__(self, db: Database, urls: assets.Urls) -> None:
+    def __init__(self, db: Database, urls: asset_rows.Urls) -> None:
         self._db = db
         self._urls = urls
 
@@ -80,7 +80,7 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         statement, parameters = _statement(request, lead, others, page)
         rows = await self._db.rows(statement, parameters | page.parameters)
         urls = self._urls if request.include_urls else None
-        found, token = page.fill(rows, await assets.shown(self._db, page.cut(rows), urls))
+        found, token = page.fill(rows, await asset_rows.shown(self._db, page.cut(rows), urls))
         return pb.SearchAssetsResponse(assets=found, next_page_token=token)
 
     async def GetAssetStats(
@@ -89,11 +89,11 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         conditions, parameters = _dates(request)
         if request.kind:
             conditions += " AND kind = %(kind)s"
-            parameters["kind"] = assets.KINDS.word[request.kind]
+            parameters["kind"] = asset_rows.KINDS.word[request.kind]
         statement: Any = f"{_STATS}{conditions} GROUP BY kind, mime_type ORDER BY kind, mime_type"
         sums = [
             pb.AssetSum(
-                kind=assets.KINDS.number[row.kind],
+                kind=asset_rows.KINDS.number[row.kind],
                 mime_type=row.mime_type,
                 asset_count=row.assets,
                 public_count=row.public,
@@ -145,8 +145,8 @@ def _groups(request: pb.SearchAssetsRequest) -> Iterator[list[Term]]:
         path = [_text(name, f"{field}.path[{n}]") for n, name in enumerate(leaf.path)]
         yield [Term("metadata", _leaf(leaf.value, f"{field}.value"), path)]
     if request.kind:
-        yield [Term("kind", assets.KINDS.word[request.kind])]
-    for name in assets.SCOPES:
+        yield [Term("kind", asset_rows.KINDS.word[request.kind])]
+    for name in asset_rows.SCOPES:
         if label := getattr(request.scope, name):
             yield [Term(name, _text(label, f"scope.{name}"))]
     if prefix := _prefix(request):

@@ -10,7 +10,7 @@ from uuid import UUID
 from atelier.assets.v1 import style_pb2 as pb
 from atelier.assets.v1 import style_pb2_grpc
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
 from shared.rpc import auth, errors, paging
@@ -61,7 +61,7 @@ def to_proto(row: Any, images: Sequence[pb.StyleImage]) -> pb.Style:
     )
 
 
-def _image(row: Any, urls: assets.Urls | None) -> pb.StyleImage:
+def _image(row: Any, urls: asset_rows.Urls | None) -> pb.StyleImage:
     image = pb.StyleImage(
         asset_id=str(row.asset_id),
         room_type=row.room_type,
@@ -81,7 +81,7 @@ def _image(row: Any, urls: assets.Urls | None) -> pb.StyleImage:
 
 
 class StyleService(style_pb2_grpc.StyleServiceServicer):
-    def __init__(self, db: Database, urls: assets.Urls) -> None:
+    def __init__(self, db: Database, urls: asset_rows.Urls) -> None:
         self._db = db
         self._urls = urls
 
@@ -274,7 +274,7 @@ async def _check_pictures(m: Mutation, ids: Sequence[UUID]) -> None:
         if row.kind != "style":
             text = f"{asset_id} is of kind {row.kind}; upload the picture with kind style"
             raise errors.invalid(f"images[{index}].asset_id", text)
-        if problem := assets.unusable(row) or (
+        if problem := asset_rows.unusable(row) or (
             "" if row.public else "it is private; make it public first"
         ):
             text = f"images[{index}]: {problem}"

@@ -8,12 +8,13 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 from services.assets.comparisons import comparisons
-from services.assets.core.trash import Results, Trash
+from services.assets.core.trashing import Results, Trash
 from services.assets.documents import documents
 from services.assets.upkeep.runs import Walk
 from shared.database.db import Database, Mutation
 from shared.rpc import auth
 from shared.rpc.calls import owner_identity
+from shared.rpc.errors import DomainError
 from shared.storage import Storage
 
 CHUNK = 500
@@ -321,8 +322,8 @@ async def _take_out(
 def _count(count: Any, results: Results) -> None:
     count.note(list(results))
     for result in results.values():
-        if result.error is None:
-            count.done += 1
-        else:
+        if isinstance(result, DomainError):
             count.kept += 1
-            count.why_kept = result.error.text
+            count.why_kept = result.text
+        else:
+            count.done += 1

@@ -13,9 +13,9 @@ from atelier.assets.v1 import storage_pb2 as pb
 from google.protobuf.json_format import ParseDict
 
 from services.assets.accounting import usage as storage_usage
-from services.assets.core import assets, rules
+from services.assets.core import asset_rows, rules
 from services.assets.core.deletions import BATCH, remove
-from services.assets.core.trash import Trash
+from services.assets.core.trashing import Trash
 from services.assets.upkeep import runs
 from services.assets.upkeep.runs import Walk
 from shared.background import attempts
@@ -171,7 +171,7 @@ _LEFT = (
 )
 
 
-async def export(db: Database, urls: assets.Urls) -> AsyncIterator[pb.ExportOwnerResponse]:
+async def export(db: Database, urls: asset_rows.Urls) -> AsyncIterator[pb.ExportOwnerResponse]:
     """Every record of the current owner. Pages in the order of keys: no transaction is open while
     the caller reads."""
     for table in await db.rows(_TABLES):
@@ -179,14 +179,14 @@ async def export(db: Database, urls: assets.Urls) -> AsyncIterator[pb.ExportOwne
             continue
         async for row in _walk(db, table.name, table.keys):
             if table.name == "assets":
-                asset = assets.to_proto(row, urls)
+                asset = asset_rows.to_proto(row, urls)
                 if (
                     row.deleted_at and row.storage_key and not row.bytes_gone_at
                 ):  # hidden, but theirs
                     asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
                 yield pb.ExportOwnerResponse(asset=asset)
             elif table.name == "variants":
-                yield pb.ExportOwnerResponse(variant=assets.variant_to_proto(row, urls))
+                yield pb.ExportOwnerResponse(variant=asset_rows.variant_to_proto(row, urls))
             else:
                 shown = pb.OwnedRow(table=table.name)
                 ParseDict(row.shown, shown.columns)

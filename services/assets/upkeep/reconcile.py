@@ -19,11 +19,11 @@ import psycopg
 import structlog
 from prometheus_client import Gauge
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from services.assets.documents import documents
 from services.assets.upkeep.recount import recount
 from services.assets.upkeep.runs import Report, Walk
-from services.assets.variants import variants
+from services.assets.variants import rendition_rows
 from shared.background import jobs
 from shared.background.tasks import wanted
 from shared.database.db import Database, Mutation
@@ -263,15 +263,15 @@ class Reconciler:
     async def _variant(self, m: Mutation, row: Any) -> bool:
         """Made again from the original; without one, it is FAILED."""
         of = {"id": row.id, "preset": row.preset, "key": row.key}
-        asset = await assets.lock(m, row.id)
+        asset = await asset_rows.lock(m, row.id)
         if asset.bytes_gone_at:
             given_up = await m.one(_GIVE_UP, of)
             if given_up is not None:
-                await assets.publish_variant(m, given_up)
+                await asset_rows.publish_variant(m, given_up)
             return given_up is not None
         if await m.one(_STILL_SHOWN, of) is None:
             return False
-        await variants.ask(m, self._queue, asset, [row.preset], priority=jobs.BACKFILL)
+        await rendition_rows.ask(m, self._queue, asset, [row.preset], priority=jobs.BACKFILL)
         return True
 
     async def _remove(self, walk: Walk, unknown: Sequence[Stat], dry: bool) -> None:
@@ -293,7 +293,7 @@ async def _original(m: Mutation, row: Any) -> bool:
     statement = _UNMARK if row.bytes_gone_at else _MARK
     changed = await m.one(statement, {"id": row.id, "key": row.key})
     if changed is not None:
-        await assets.publish(m, changed)
+        await asset_rows.publish(m, changed)
     return changed is not None
 
 

@@ -12,7 +12,7 @@ from services.assets.accounting import costs, quotas
 from services.assets.accounting import rules as storage_rules
 from services.assets.accounting import usage as storage_usage
 from services.assets.accounting.rules import Allowance, Held
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from shared.database.db import Database
 from shared.rpc import auth, paging
 from shared.rpc.protos import Words
@@ -100,7 +100,7 @@ def to_proto(
         ),
         asset_counts=[
             pb.AssetCount(
-                kind=assets.KINDS.number[r.kind],
+                kind=asset_rows.KINDS.number[r.kind],
                 mime_type=r.mime_type,
                 status=STATUSES.number[r.state],
                 assets=r.number,
@@ -129,7 +129,10 @@ def _variants(rows: list[Any]) -> list[pb.VariantCount]:
         found[1] += row.bytes
     return [
         pb.VariantCount(
-            preset=preset, state=assets.VARIANT_STATES.number[state], variants=number, bytes=size
+            preset=preset,
+            state=asset_rows.VARIANT_STATES.number[state],
+            variants=number,
+            bytes=size,
         )
         for (preset, state), (number, size) in sorted(sums.items())
     ]

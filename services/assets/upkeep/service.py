@@ -8,7 +8,7 @@ from uuid import UUID
 from atelier.assets.v1 import storage_pb2 as pb
 from atelier.assets.v1 import storage_pb2_grpc
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from services.assets.upkeep import erase, runs
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
@@ -33,7 +33,7 @@ def act_for(owner: str) -> str:
 
 
 class StorageService(storage_pb2_grpc.StorageServiceServicer):
-    def __init__(self, db: Database, queue: JobQueue, urls: assets.Urls) -> None:
+    def __init__(self, db: Database, queue: JobQueue, urls: asset_rows.Urls) -> None:
         self._db = db
         self._queue = queue
         self._urls = urls

@@ -13,7 +13,7 @@ from atelier.assets.v1 import upload_pb2 as pb
 from psycopg.types.json import Jsonb
 
 from services.assets.accounting.quotas import SET, Quotas
-from services.assets.core import assets, rules
+from services.assets.core import asset_rows, rules
 from shared.database.db import Mutation
 from shared.imaging import Limits
 from shared.imaging.media_types import canonical
@@ -72,7 +72,7 @@ def described(declaration: Any, path: str) -> dict[str, Any]:
     """The columns that don't depend on the bytes; size and type are still unknown.
     PERMISSION_DENIED: not this kind."""
     identity = auth.current()
-    kind = assets.KINDS.word[declaration.kind]
+    kind = asset_rows.KINDS.word[declaration.kind]
     if not rules.may_upload(kind, identity.role, identity.service is not None):
         text = f"a {identity.role} may not upload files of kind {kind}; {rules.who_uploads(kind)}"
         raise DomainError(
@@ -85,13 +85,13 @@ def described(declaration: Any, path: str) -> dict[str, Any]:
         "kind": kind,
         "public": public,
         "free": declaration.free if declaration.HasField("free") else True,
-        "file_name": assets.checked_name(declaration.file_name, f"{path}file_name"),
+        "file_name": asset_rows.checked_name(declaration.file_name, f"{path}file_name"),
         "size_bytes": 0,
         "mime_type": "",
         "tags": list(declaration.tags),
         "metadata": Jsonb(metadata(declaration.metadata, f"{path}metadata")),
         "provenance": None,
-        **{name: getattr(declaration.scope, name) for name in assets.SCOPES},
+        **{name: getattr(declaration.scope, name) for name in asset_rows.SCOPES},
     }
 
 
@@ -101,13 +101,13 @@ async def announce(
     """Writes the PENDING asset, if it fits, and tells of it. Returns it. One in a transaction."""
     row = await m.one(_INSERT_ASSET, {**made, "id": asset_id, "owner": m.owner, "actor": m.actor})
     await quota.announce(m, made["size_bytes"], set_for_it=row.quota_set)
-    return await assets.publish(m, row)
+    return await asset_rows.publish(m, row)
 
 
 def upload_key(owner: str, made: Mapping[str, Any], asset_id: Any, upload_id: Any) -> str:
     """Where the upload is to be sent: it follows from the ids, so that a repeat is given the same
     place."""
-    scope = {name: made[name] for name in assets.SCOPES}
+    scope = {name: made[name] for name in asset_rows.SCOPES}
     return rules.object_key(
         owner, scope, str(asset_id), str(upload_id), folder="upload", public=False
     )

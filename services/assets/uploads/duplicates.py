@@ -7,7 +7,7 @@ from typing import Any
 from atelier.assets.v1 import duplicate_pb2 as pb
 from atelier.assets.v1 import duplicate_pb2_grpc
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from shared.database.db import Database
 from shared.rpc import auth, paging
 from shared.rpc.protos import timestamp
@@ -88,7 +88,7 @@ async def others(db: Database, asset: Any) -> list[pb.Duplicate]:
 def to_proto(row: Any) -> pb.Duplicate:
     return pb.Duplicate(
         asset_id=str(row.id),
-        kind=assets.KINDS.number[row.kind],
+        kind=asset_rows.KINDS.number[row.kind],
         file_name=row.file_name,
         create_time=timestamp(row.created_at),
         in_trash=row.deleted_at is not None,

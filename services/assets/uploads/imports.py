@@ -12,7 +12,7 @@ from uuid import UUID
 from atelier.assets.v1 import import_pb2 as pb
 from atelier.assets.v1 import import_pb2_grpc
 
-from services.assets.core import assets, rules
+from services.assets.core import asset_rows, choose_primary, rules
 from services.assets.core.visibility import belongs
 from services.assets.uploads import declarations, duplicates
 from services.assets.uploads.verifying import (
@@ -56,7 +56,7 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         queue: jobs.JobQueue,
         outbound: Outbound,
         verifier: Verifier,
-        urls: assets.Urls,
+        urls: asset_rows.Urls,
     ) -> None:
         self._db = db
         self._stream = stream
@@ -84,7 +84,7 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         )
         urls = self._urls if request.include_urls else None
         others = await duplicates.others(self._db, asset) if asset.state == "ready" else []
-        return pb.ImportAssetResponse(asset=assets.to_proto(asset, urls), duplicates=others)
+        return pb.ImportAssetResponse(asset=asset_rows.to_proto(asset, urls), duplicates=others)
 
     async def _begin(self, request: pb.ImportAssetRequest) -> pb.ImportAssetResponse:
         columns = declarations.described(_named(request), "")
@@ -143,8 +143,8 @@ class Importer:
         async def show(m: Mutation, _job: Any) -> None:
             auth.enter(replace(auth.current(), actor=asset.created_by))  # whose use it is
             if asset.product_id:
-                await assets.hold_product(m, asset.product_id)
-            now = await assets.lock(m, asset.id)
+                await choose_primary.lock_product(m, asset.product_id)
+            now = await asset_rows.lock(m, asset.id)
             if now.deleted_at:
                 raise JobFailed("DELETED", "it was deleted before its file came; import it again")
             if not belongs(found.key, now):
@@ -215,7 +215,7 @@ class Importer:
 async def _follow(m: Mutation, job: Any) -> None:
     """A job that ends without the file ends its asset, too."""
     if job.state in ("failed", "cancelled"):
-        asset = await assets.lock(m, job.asset_id)
+        asset = await asset_rows.lock(m, job.asset_id)
         await reject(m, asset, Refused(job.error_class or "CANCELLED", job.error_message))
         await m.run("UPDATE imports SET url = %s WHERE id = %s", (_bare(job.url), job.id))
 

@@ -12,7 +12,7 @@ from typing import Any
 from atelier.assets.v1 import resumable_pb2 as pb
 from atelier.assets.v1 import resumable_pb2_grpc
 
-from services.assets.core import assets, rules
+from services.assets.core import asset_rows, rules
 from services.assets.uploads import declarations, duplicates
 from services.assets.uploads.verifying import Refused, Verified, Verifier, reject, rejected
 from shared.database.db import Database, Mutation
@@ -41,7 +41,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         db: Database,
         storage: Storage,
         verifier: Verifier,
-        urls: assets.Urls,
+        urls: asset_rows.Urls,
         *,
         url_life: timedelta,
         life: timedelta,
@@ -87,7 +87,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         asset = await self._verifier.asset(upload.asset_id)
         sizes = rules.part_sizes(asset.size_bytes, upload.part_bytes)
         response = pb.GetResumableUploadResponse(
-            asset=assets.to_proto(asset),
+            asset=asset_rows.to_proto(asset),
             part_size_bytes=upload.part_bytes,
             part_count=len(sizes),
             expire_time=timestamp(upload.expires_at),
@@ -111,7 +111,8 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             raise rejected(asset)
         urls = self._urls if request.include_urls else None
         return pb.CompleteResumableUploadResponse(
-            asset=assets.to_proto(asset, urls), duplicates=await duplicates.others(self._db, asset)
+            asset=asset_rows.to_proto(asset, urls),
+            duplicates=await duplicates.others(self._db, asset),
         )
 
     async def AbortResumableUpload(
@@ -120,14 +121,14 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         upload = await self._upload(request.upload_id)
 
         async def work(m: Mutation) -> pb.AbortResumableUploadResponse:
-            row = await reject(m, await assets.lock(m, upload.asset_id), _ABORTED)
+            row = await reject(m, await asset_rows.lock(m, upload.asset_id), _ABORTED)
             if row.state == "ready":
                 text = (
                     "the upload is complete and the asset READY; delete the asset if it isn't"
                     " wanted"
                 )
                 raise errors.precondition(text, subject=f"assets/{row.id}")
-            return pb.AbortResumableUploadResponse(asset=assets.to_proto(row))
+            return pb.AbortResumableUploadResponse(asset=asset_rows.to_proto(row))
 
         response = await self._db.mutate(request, pb.AbortResumableUploadResponse, work)
         await self._storage.abort_multipart(upload.upload_key, upload.multipart)

@@ -9,7 +9,7 @@ from atelier.assets.v1 import upload_pb2 as pb
 from atelier.assets.v1 import upload_pb2_grpc
 from atelier.assets.v1.asset_pb2 import Asset
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from services.assets.uploads import declarations, duplicates
 from services.assets.uploads.verifying import Refused, Verified, Verifier, rejected
 from shared.database.db import Database, Mutation
@@ -36,7 +36,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         db: Database,
         storage: Storage,
         verifier: Verifier,
-        urls: assets.Urls,
+        urls: asset_rows.Urls,
         *,
         url_life: timedelta,
     ) -> None:
@@ -70,7 +70,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             raise rejected(asset)
         urls = self._urls if request.include_urls else None
         return pb.ConfirmUploadResponse(
-            asset=assets.to_proto(asset, urls), duplicates=await duplicates.others(self._db, asset)
+            asset=asset_rows.to_proto(asset, urls),
+            duplicates=await duplicates.others(self._db, asset),
         )
 
     async def Upload(
@@ -92,7 +93,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         if asset.state == "rejected":
             raise rejected(asset)
         return pb.UploadResponse(
-            asset=assets.to_proto(asset), duplicates=await duplicates.others(self._db, asset)
+            asset=asset_rows.to_proto(asset), duplicates=await duplicates.others(self._db, asset)
         )
 
     async def _confirmed(self, request: pb.ConfirmUploadRequest) -> Any:

@@ -18,11 +18,11 @@ import psycopg_pool
 from psycopg.types.json import Jsonb
 
 from services.assets.accounting import quotas
-from services.assets.core import assets, rules
-from services.assets.core import history as usage
+from services.assets.core import asset_rows, choose_primary, rules
+from services.assets.core.usage_log import UsageLog
 from services.assets.core.visibility import belongs, content_name, name_by_content
 from services.assets.uploads import provenance
-from services.assets.variants import variants
+from services.assets.variants import rendition_rows
 from services.assets.variants.presets import Presets
 from shared import imaging
 from shared.background import jobs
@@ -105,7 +105,7 @@ class Verifier:
         presets: Presets,
         limits: Limits,
         credentials: provenance.CredentialsReader,
-        usage_log: usage.UsageLog,
+        usage_log: UsageLog,
         quota: quotas.Quotas,
     ) -> None:
         self._db = db
@@ -222,14 +222,14 @@ class Verifier:
 
         async def work(m: Mutation) -> Any:
             if asset.product_id:
-                await assets.hold_product(m, asset.product_id)
-            now = await assets.lock(m, asset.id)
+                await choose_primary.lock_product(m, asset.product_id)
+            now = await asset_rows.lock(m, asset.id)
             if isinstance(found, Refused):
                 row = await reject(m, now, found)
                 await forget_answer(m, request)
             else:
                 row = await self.accept(m, now, found)
-            return answer(asset=assets.to_proto(row)) if answer else None
+            return answer(asset=asset_rows.to_proto(row)) if answer else None
 
         try:
             if isinstance(found, Verified) and answer:
@@ -265,7 +265,7 @@ class Verifier:
         if asset.state != "pending":
             return asset
         if asset.deleted_at:
-            raise errors.precondition(assets.unusable(asset), subject=f"assets/{asset.id}")
+            raise errors.precondition(asset_rows.unusable(asset), subject=f"assets/{asset.id}")
         if not belongs(found.key, asset):
             text = "the asset's visibility was changed while its bytes were verified; try again"
             raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)
@@ -287,13 +287,13 @@ class Verifier:
             **provenance.columns(asset, facts, found.credentials),
         )
         await provenance.keep(m, row.id, found.credentials)
-        if assets.may_lead(row):
-            row = await assets.make_primary(m, row, only_first=True)
+        if choose_primary.may_lead(row):
+            row = await choose_primary.make_primary(m, row, only_first=True)
         if facts.kind == "image":
-            await variants.ask(
+            await rendition_rows.ask(
                 m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH
             )
-        await assets.publish(m, row)
+        await asset_rows.publish(m, row)
         await self._usage.write(m, [row], "upload")
         return row
 
@@ -305,7 +305,7 @@ async def reject(m: Mutation, asset: Any, refused: Refused) -> Any:
     row = await states.advance(m, rules.ASSET_STATES, "assets", asset.id, "rejected", **said)
     if row is None:
         return asset
-    await assets.publish(m, row)
+    await asset_rows.publish(m, row)
     return row
 
 
@@ -313,7 +313,7 @@ def key_of(asset: Any, sha256: str = "") -> str:
     """A new key for the asset's bytes, where its visibility wants them; with their hash in it, if
     that is known."""
     unique = content_name(sha256) if sha256 else str(new_id())
-    scope = {name: getattr(asset, name) for name in assets.SCOPES}
+    scope = {name: getattr(asset, name) for name in asset_rows.SCOPES}
     return rules.object_key(
         asset.owner, scope, str(asset.id), unique, folder="original", public=asset.public
     )

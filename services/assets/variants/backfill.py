@@ -14,8 +14,9 @@ from uuid import UUID
 from atelier.assets.v1 import backfill_pb2 as pb
 from atelier.assets.v1 import backfill_pb2_grpc
 
-from services.assets.core import assets, rules
-from services.assets.variants import variants
+from services.assets.core import asset_rows, rules
+from services.assets.variants import rendition_rows
+from services.assets.variants.make_variants import VariantMaker
 from services.assets.variants.presets import Presets
 from shared.background import attempts, jobs
 from shared.database.db import Database, Mutation
@@ -63,7 +64,7 @@ def to_proto(row: Any) -> pb.Backfill:
         id=str(row.id),
         created_by=row.created_by,
         presets=row.presets,
-        kinds=[assets.KINDS.number[kind] for kind in row.kinds],
+        kinds=[asset_rows.KINDS.number[kind] for kind in row.kinds],
         state=STATES.number[row.state],
         total_images=row.total or 0,
         examined_images=row.examined,
@@ -90,7 +91,9 @@ class BackfillService(backfill_pb2_grpc.BackfillServiceServicer):
         self._presets.check(
             {f"presets[{index}]": name for index, name in enumerate(request.presets)}
         )
-        kinds = [assets.KINDS.word[kind] for kind in request.kinds] or sorted(assets.KINDS.number)
+        kinds = [asset_rows.KINDS.word[kind] for kind in request.kinds] or sorted(
+            asset_rows.KINDS.number
+        )
 
         async def work(m: Mutation) -> pb.StartBackfillResponse:
             columns = {
@@ -151,7 +154,7 @@ class Walk:
     """The job of a backfill: a stretch of the walk, again and again until there is nothing left."""
 
     def __init__(
-        self, db: Database, queue: jobs.JobQueue, maker: variants.VariantMaker, presets: Presets
+        self, db: Database, queue: jobs.JobQueue, maker: VariantMaker, presets: Presets
     ) -> None:
         self._db = db
         self._queue = queue
@@ -192,7 +195,9 @@ class Walk:
                 reached, examined = row.id, examined + 1
                 if not row.missing:
                     continue
-                if made == _STRETCH or await self._queue.busy(variants.QUEUE, above=jobs.BACKFILL):
+                if made == _STRETCH or await self._queue.busy(
+                    rendition_rows.QUEUE, above=jobs.BACKFILL
+                ):
                     return False
                 rendition = await self._take(attempt, row, examined)
                 examined = 0
@@ -210,7 +215,7 @@ class Walk:
             "started": job.created_at,
             "reached": reached,
             "limit": _PAGE,
-            "final": list(variants.UNDECODABLE),
+            "final": list(rendition_rows.UNDECODABLE),
         }
 
     async def _count(self, attempt: attempts.Attempt) -> None:
@@ -246,7 +251,7 @@ class Walk:
             )
             if asset is None or asset.state != "ready" or asset.deleted_at:
                 return None
-            return await variants.plan(
+            return await rendition_rows.plan(
                 m, asset, row.missing, again=("failed",), backfill_id=attempt.row.id
             )
 
@@ -255,5 +260,9 @@ class Walk:
         if job.state in ("cancelled", "failed"):
             for rendition in await m.all(_UNFINISHED, (job.id,)):
                 await self._queue.enqueue(
-                    m, variants.TASK, variants.QUEUE, rendition.id, priority=jobs.BACKFILL
+                    m,
+                    rendition_rows.TASK,
+                    rendition_rows.QUEUE,
+                    rendition.id,
+                    priority=jobs.BACKFILL,
                 )
