@@ -50,9 +50,10 @@ from services.assets.upkeep.service import StorageService
 from services.assets.uploads import duplicates, imports, provenance, resumable
 from services.assets.uploads import single as uploads
 from services.assets.uploads.verifying import Verifier
-from services.assets.variants import backfill, rendition_rows, variants
+from services.assets.variants import backfill, backfill_rows, rendition_rows, variants
 from services.assets.variants.make_variants import VariantMaker
 from services.assets.variants.presets import Presets
+from services.assets.variants.walk_backfill import Walk
 from shared import main, telemetry, webhooks
 from shared.background import jobs
 from shared.background.events import EventStream
@@ -247,7 +248,7 @@ async def work(name: str, settings: Settings) -> None:
     db, storage, queue = p.db, p.storage, p.queue
     maker = VariantMaker(db, storage, p.pool, p.presets)
     queue.task(rendition_rows.TASK, rendition_rows.QUEUE, maker.run)
-    queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
+    queue.task(backfill_rows.TASK, backfill_rows.QUEUE, Walk(db, queue, maker, p.presets).run)
     queue.task(
         imports.TASK,
         imports.QUEUE,

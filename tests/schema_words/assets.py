@@ -5,7 +5,7 @@ from services.assets.core import asset_rows, history_rows, rules
 from services.assets.documents import documents
 from services.assets.documents import rules as document_rules
 from services.assets.upkeep import runs
-from services.assets.variants import backfill
+from services.assets.variants import backfill_rows
 from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
@@ -14,7 +14,7 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("variants", "state", rules.VARIANT_STATES, asset_rows.VARIANT_STATES),
     ("renditions", "state", rules.JOB_STATES, None),
     ("imports", "state", rules.JOB_STATES, None),
-    ("backfills", "state", rules.JOB_STATES, backfill.STATES),
+    ("backfills", "state", rules.JOB_STATES, backfill_rows.STATES),
     ("document_slots", "kind", document_rules.KINDS, documents.KINDS),
     ("documents", "kind", document_rules.KINDS, documents.KINDS),
     ("comparisons", "state", renders.COMPARISON_STATES, renders.STATES),

@@ -9,7 +9,7 @@ from atelier.assets.v1 import usage_pb2_grpc
 
 from services.assets.core import usage_log
 from services.assets.core.history_rows import ACTIONS, USAGE_EVENTS, UsageEvent, to_proto
-from services.assets.core.usage_log import UsageLog
+from services.assets.core.usage_log import Details, UsageLog
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.lists import Listing, created
@@ -74,7 +74,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         self, request: pb.RecordUsageRequest, context: Context
     ) -> pb.RecordUsageResponse:
         asset_id = parse_id(request.asset_id, "asset_id")
-        more = {
+        more: Details = {
             "session_id": request.session_id,
             "conversion_id": request.conversion_id,
             "metadata": metadata(request.metadata, "metadata", METADATA_BYTES),

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Protocol, TypedDict, Unpack
 from uuid import UUID
 
 import psycopg
@@ -76,6 +76,14 @@ class Owned(Protocol):
     def id(self) -> UUID: ...
     @property
     def owner(self) -> str: ...
+
+
+class Details(TypedDict, total=False):
+    """What else is known about a use."""
+
+    session_id: str
+    conversion_id: str
+    metadata: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +173,8 @@ class UsageLog:
         except (psycopg.Error, psycopg_pool.PoolTimeout, TimeoutError):
             _log.warning("uses were not recorded", count=len(self._notes))
 
-    def uses(self, rows: Iterable[Owned], action: str, **more: Any) -> list[Use]:
-        """What the caller does with these assets; `more` are fields of a Use."""
+    def uses(self, rows: Iterable[Owned], action: str, **more: Unpack[Details]) -> list[Use]:
+        """What the caller does with these assets."""
         identity = auth.current()
         # A service's own address says nothing about the person that it works for.
         come_from = origin.NOWHERE if identity.service else origin.current(self._trusted)
@@ -175,13 +183,15 @@ class UsageLog:
             for row in rows
         ]
 
-    async def write(self, m: Mutation, rows: Sequence[Owned], action: str, **more: Any) -> None:
+    async def write(
+        self, m: Mutation, rows: Sequence[Owned], action: str, **more: Unpack[Details]
+    ) -> None:
         """Records with a change: in its transaction, last, because it touches rows that other
         owners' uses do."""
         if rows:
             await write(m, self.uses(rows, action, **more))
 
-    def note(self, rows: Iterable[Owned], action: str, **more: Any) -> None:
+    def note(self, rows: Iterable[Owned], action: str, **more: Unpack[Details]) -> None:
         """Records soon what a person does, at no wait. A service that works for one reads as often
         as it needs to."""
         if auth.current().service is not None:
