@@ -47,8 +47,9 @@ from services.assets.upkeep import loop as keeper
 from services.assets.upkeep import report as storage_report
 from services.assets.upkeep.metrics import StorageCollector
 from services.assets.upkeep.service import StorageService
-from services.assets.uploads import duplicates, imports, provenance, resumable
-from services.assets.uploads import single as uploads
+from services.assets.uploads import duplicates, import_rows, imports, provenance, resumable, single
+from services.assets.uploads.credentials import CredentialsReader
+from services.assets.uploads.import_asset import Importer
 from services.assets.uploads.verifying import Verifier
 from services.assets.variants import backfill, backfill_rows, rendition_rows, variants
 from services.assets.variants.make_variants import VariantMaker
@@ -96,7 +97,7 @@ class Parts:
             settings.max_pixels,
             locations=not settings.refuse_locations,
         )
-        credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
+        credentials = CredentialsReader(self.pool, settings.c2pa_trust_anchors)
         self.usage_log = usage_log.UsageLog(self.db, origin.networks(settings.trusted_proxies))
         self.quotas = quotas.Quotas(settings)
         self.verifier = Verifier(
@@ -184,7 +185,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         ),
         (
             upload_pb2_grpc.add_UploadServiceServicer_to_server,
-            uploads.UploadService(db, storage, verifier, urls, url_life=url_life),
+            single.UploadService(db, storage, verifier, urls, url_life=url_life),
         ),
         (
             resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server,
@@ -250,9 +251,9 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(rendition_rows.TASK, rendition_rows.QUEUE, maker.run)
     queue.task(backfill_rows.TASK, backfill_rows.QUEUE, Walk(db, queue, maker, p.presets).run)
     queue.task(
-        imports.TASK,
-        imports.QUEUE,
-        imports.Importer(db, storage, p.outbound, p.verifier).run,
+        import_rows.TASK,
+        import_rows.QUEUE,
+        Importer(db, storage, p.outbound, p.verifier).run,
         apart=True,
     )
     queue.task(

@@ -182,11 +182,7 @@ def to_proto(row: Asset, urls: Urls | None = None, thumbnail: Thumbnail | None =
     )
     _fill_in_json(asset, row)
     if urls and not unusable(row):
-        asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
-        if thumbnail:
-            asset.thumbnail_url = urls.of(
-                thumbnail.storage_key, thumbnail.mime_type, f"{row.file_name}.thumb"
-            )
+        _fill_in_urls(asset, row, urls, thumbnail)
     return asset
 
 
@@ -204,6 +200,14 @@ def _fill_in_json(asset: pb.Asset, row: Asset) -> None:
         state = CREDENTIALS_STATES.number[row.credentials["state"]]
         asset.content_credentials.CopyFrom(
             pb.ContentCredentials(**{**row.credentials, "state": state})
+        )
+
+
+def _fill_in_urls(asset: pb.Asset, row: Asset, urls: Urls, thumbnail: Thumbnail | None) -> None:
+    asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
+    if thumbnail:
+        asset.thumbnail_url = urls.of(
+            thumbnail.storage_key, thumbnail.mime_type, f"{row.file_name}.thumb"
         )
 
 

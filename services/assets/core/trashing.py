@@ -316,7 +316,7 @@ async def _lock(m: Mutation, ids: Sequence[UUID]) -> dict[UUID, LockedAsset]:
 
 
 async def _keys(m: Mutation, row: Asset) -> list[str]:
-    """Of the asset and its variants, as far as they have bytes."""
+    """The keys of the asset and of its variants, as far as they have bytes."""
     found = await m.all(_SELECT_VARIANT_KEYS, {"id": row.id})
     return [key for key in (row.storage_key, *found) if key]
 

@@ -105,27 +105,17 @@ class VariantMaker:
     async def _store(
         self, attempt: Attempt[Rendition], asset: Asset, made: Sequence[imaging.Variant]
     ) -> Outcome[Rendition]:
-        """Keys hold the attempt, so that two tries never write the same object."""
-        scope = scope_of(asset)
+        """Stores what was made. Returns what else the end of the job does."""
         stored: dict[str, imaging.Variant] = {}
         try:
             for variant in made:
-                unique = f"{variant.name}-{variant.sha256[:16]}-{attempt.token}.{variant.format}"
-                key = rules.object_key(
-                    asset.owner,
-                    scope,
-                    str(asset.id),
-                    unique,
-                    folder="variants",
-                    public=asset.public,
-                )
+                key = _key(asset, variant, attempt.token)
                 stored[key] = variant
                 await self._storage.put(
                     key, variant.path, content_type=variant.mime_type, sha256=variant.sha256
                 )
-        except (
-            BaseException
-        ):  # also when cancelled, because somebody asked for it or another try has the row
+        except BaseException:
+            # Also when cancelled, because somebody asked for it or another attempt has the row.
             await asyncio.shield(self._storage.delete(list(stored)))
             raise
         replaced: list[str] = []
@@ -146,6 +136,19 @@ class VariantMaker:
             after=remove_replaced,
             undo=remove_stored,
         )
+
+
+def _key(asset: Asset, variant: imaging.Variant, token: UUID) -> str:
+    """Keys hold the attempt, so that two attempts never write the same object."""
+    unique = f"{variant.name}-{variant.sha256[:16]}-{token}.{variant.format}"
+    return rules.object_key(
+        asset.owner,
+        scope_of(asset),
+        str(asset.id),
+        unique,
+        folder="variants",
+        public=asset.public,
+    )
 
 
 async def _show(m: Mutation, asset_id: UUID, stored: Mapping[str, imaging.Variant]) -> list[str]:

@@ -34,8 +34,8 @@ _INSERT_VARIANTS = Statement(
     Variant,
     f"""
     INSERT INTO variants AS v (id, owner, asset_id, preset)
-    SELECT * FROM unnest(%(ids)s::uuid[], %(owners)s::text[], %(assets)s::uuid[],
-        %(presets)s::text[])
+    SELECT wanted.id, %(owner)s, %(asset_id)s::uuid, wanted.preset
+    FROM unnest(%(ids)s::uuid[], %(presets)s::text[]) AS wanted (id, preset)
     ON CONFLICT (asset_id, preset) DO UPDATE
     SET state = 'pending', version = v.version + 1, updated_at = now(), error_class = '',
         error_message = '', waits_for = '', waiting_since = NULL
@@ -67,16 +67,10 @@ async def plan(
     Those already on their way are left; of those that came to an end, the ones in a state of
     `again` are made again.
     """
-    wanted = await m.all(
-        _INSERT_VARIANTS,
-        {
-            "ids": [new_id() for _ in presets],
-            "owners": [m.owner] * len(presets),
-            "assets": [asset.id] * len(presets),
-            "presets": list(presets),
-            "again": list(again),
-        },
-    )
+    whose = {"owner": m.owner, "asset_id": asset.id}
+    ids = [new_id() for _ in presets]
+    variants = {**whose, "ids": ids, "presets": list(presets), "again": list(again)}
+    wanted = await m.all(_INSERT_VARIANTS, variants)
     for row in wanted:
         await asset_rows.publish_variant(m, row)
     if not wanted:
@@ -85,9 +79,8 @@ async def plan(
     await m.run(
         _INSERT_RENDITION,
         {
+            **whose,
             "id": rendition,
-            "owner": m.owner,
-            "asset_id": asset.id,
             "presets": [row.preset for row in wanted],
             "for_others": for_others,
             "backfill_id": backfill_id,

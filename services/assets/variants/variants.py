@@ -20,7 +20,7 @@ from shared.rpc import auth, errors
 from shared.rpc.server import Context
 
 _PRIORITY_FOR_OTHERS = (jobs.FRESH + jobs.BACKFILL) // 2
-# Of one owner's variants that others wait for: owners of public images aren't to be flooded.
+# Renditions of one owner that others wait for: owners of public images aren't to be flooded.
 _MOST_FOR_OTHERS = 20
 _LONGEST_WAIT_SECONDS = 20.0
 
