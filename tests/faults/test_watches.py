@@ -14,7 +14,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from shared.background.events import prune_events
 from shared.database.db import Database
 from shared.settings import Settings, load
@@ -133,7 +133,7 @@ async def make_assets(db: Database) -> list[UUID]:
                 " false, true, %s, 1, 'image/jpeg') RETURNING *",
                 (OWNER, f"{number}.jpg"),
             )
-            await assets.publish(m, row)
+            await asset_rows.publish(m, row)
         made.append(row.id)
     return made
 
@@ -153,7 +153,7 @@ async def write_out_of_order(db: Database, ids: list[UUID], chance: random.Rando
                         "UPDATE assets SET version = version + 1 WHERE id = %s RETURNING *",
                         (asset_id,),
                     )
-                    await assets.publish(m, row)
+                    await asset_rows.publish(m, row)
                 await asyncio.sleep(chance.uniform(0, 0.15))
             told += len(chosen)
         except asyncio.CancelledError:
