@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
-import grpc.aio
 from atelier.webhooks.v1 import webhook_pb2 as pb
 from atelier.webhooks.v1 import webhook_pb2_grpc
 from google.rpc import error_details_pb2
@@ -18,6 +16,7 @@ from shared.database.rows import Command, Statement
 from shared.outbound import Outbound, OutboundRefused
 from shared.rpc import auth, errors, paging
 from shared.rpc.errors import DomainError, Reason
+from shared.rpc.origin import Context
 from shared.rpc.protos import time_of, timestamp
 from shared.settings import Settings
 from shared.webhooks.event_types import PING, EventTypes, body
@@ -38,7 +37,6 @@ from shared.webhooks.signing import new_secret
 MAX_ENDPOINTS = 50
 _OVERLAP_SECONDS = 24 * 3600
 _MOST_SECRETS = 5  # a header of signatures stays small
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 _SELECT_ENDPOINT = Statement(
     Endpoint,
@@ -164,7 +162,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         await self._out.close()
 
     async def CreateEndpoint(
-        self, request: pb.CreateEndpointRequest, context: _Context
+        self, request: pb.CreateEndpointRequest, context: Context
     ) -> pb.CreateEndpointResponse:
         self._check_types(request.event_types)
         if await self._db.stored_answer(request, pb.CreateEndpointResponse) is None:
@@ -189,13 +187,13 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return response
 
     async def GetEndpoint(
-        self, request: pb.GetEndpointRequest, context: _Context
+        self, request: pb.GetEndpointRequest, context: Context
     ) -> pb.GetEndpointResponse:
         row = await self._endpoint(parse_id(request.endpoint_id, "endpoint_id"))
         return pb.GetEndpointResponse(endpoint=endpoint_to_proto(row))
 
     async def ListEndpoints(
-        self, request: pb.ListEndpointsRequest, context: _Context
+        self, request: pb.ListEndpointsRequest, context: Context
     ) -> pb.ListEndpointsResponse:
         page = paging.page(request)
         rows = await self._db.all(*_LIST_ENDPOINTS.query(page, {}))
@@ -203,7 +201,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return pb.ListEndpointsResponse(endpoints=endpoints, next_page_token=token)
 
     async def UpdateEndpoint(
-        self, request: pb.UpdateEndpointRequest, context: _Context
+        self, request: pb.UpdateEndpointRequest, context: Context
     ) -> pb.UpdateEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         paths = set(request.update_mask.paths)
@@ -233,7 +231,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return await self._db.mutate(request, pb.UpdateEndpointResponse, work)
 
     async def DeleteEndpoint(
-        self, request: pb.DeleteEndpointRequest, context: _Context
+        self, request: pb.DeleteEndpointRequest, context: Context
     ) -> pb.DeleteEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
 
@@ -245,7 +243,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return await self._db.mutate(request, pb.DeleteEndpointResponse, work)
 
     async def EnableEndpoint(
-        self, request: pb.EnableEndpointRequest, context: _Context
+        self, request: pb.EnableEndpointRequest, context: Context
     ) -> pb.EnableEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         if await self._db.stored_answer(request, pb.EnableEndpointResponse) is None:
@@ -261,7 +259,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return await self._db.mutate(request, pb.EnableEndpointResponse, work)
 
     async def DisableEndpoint(
-        self, request: pb.DisableEndpointRequest, context: _Context
+        self, request: pb.DisableEndpointRequest, context: Context
     ) -> pb.DisableEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
 
@@ -274,7 +272,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return await self._db.mutate(request, pb.DisableEndpointResponse, work)
 
     async def RotateSecret(
-        self, request: pb.RotateSecretRequest, context: _Context
+        self, request: pb.RotateSecretRequest, context: Context
     ) -> pb.RotateSecretResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         seconds = (
@@ -295,7 +293,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return response
 
     async def PingEndpoint(
-        self, request: pb.PingEndpointRequest, context: _Context
+        self, request: pb.PingEndpointRequest, context: Context
     ) -> pb.PingEndpointResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
 
@@ -316,7 +314,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return await self._db.mutate(request, pb.PingEndpointResponse, work)
 
     async def GetDelivery(
-        self, request: pb.GetDeliveryRequest, context: _Context
+        self, request: pb.GetDeliveryRequest, context: Context
     ) -> pb.GetDeliveryResponse:
         delivery_id = parse_id(request.delivery_id, "delivery_id")
         mine = {"owner": auth.current().owner, "id": delivery_id}
@@ -326,7 +324,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return pb.GetDeliveryResponse(delivery=delivery_to_proto(row), body=row.body)
 
     async def ListDeliveries(
-        self, request: pb.ListDeliveriesRequest, context: _Context
+        self, request: pb.ListDeliveriesRequest, context: Context
     ) -> pb.ListDeliveriesResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         await self._endpoint(endpoint_id)
@@ -340,7 +338,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return pb.ListDeliveriesResponse(deliveries=deliveries, next_page_token=token)
 
     async def ReplayDelivery(
-        self, request: pb.ReplayDeliveryRequest, context: _Context
+        self, request: pb.ReplayDeliveryRequest, context: Context
     ) -> pb.ReplayDeliveryResponse:
         delivery_id = parse_id(request.delivery_id, "delivery_id")
 
@@ -357,7 +355,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return await self._db.mutate(request, pb.ReplayDeliveryResponse, work)
 
     async def ReplaySince(
-        self, request: pb.ReplaySinceRequest, context: _Context
+        self, request: pb.ReplaySinceRequest, context: Context
     ) -> pb.ReplaySinceResponse:
         endpoint_id = parse_id(request.endpoint_id, "endpoint_id")
         since = time_of(request.since, True, "since")
@@ -380,7 +378,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return await self._db.mutate(request, pb.ReplaySinceResponse, work)
 
     async def ListEventTypes(
-        self, request: pb.ListEventTypesRequest, context: _Context
+        self, request: pb.ListEventTypesRequest, context: Context
     ) -> pb.ListEventTypesResponse:
         known = sorted(self._types.messages.items())
         return pb.ListEventTypesResponse(
