@@ -7,44 +7,19 @@ called.
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyvips
 
 VERSION = "1"
 _LEAST_HEIGHT, _MOST_HEIGHT = 480, 1600
 # A cell's width by its height. A picture beyond that is shown whole within it, on the ground.
 _NARROWEST, _WIDEST = 0.5, 2.0
 _NEARLY = 0.04  # shapes that differ by less are shown in cells of one width
-_GROUND = [242, 243, 243]
-_PAPER = [255, 255, 255]
+_GROUND: list[float] = [242, 243, 243]
+_PAPER: list[float] = [255, 255, 255]
 _QUALITY = 90
-
-
-class _Image(Protocol):
-    """What is used here of `pyvips.Image`, which has no types."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    def __mul__(self, factor: float) -> Self: ...
-    def __add__(self, summand: float) -> Self: ...
-    def cast(self, form: str) -> Self: ...
-    def copy(self, *, interpretation: str) -> Self: ...
-    def crop(self, left: int, top: int, width: int, height: int) -> Self: ...
-    def embed(
-        self, x: int, y: int, width: int, height: int, *, background: list[int] = ...
-    ) -> Self: ...
-    def flatten(self, *, background: list[int]) -> Self: ...
-    def gravity(
-        self, direction: str, width: int, height: int, *, extend: str, background: list[int]
-    ) -> Self: ...
-    def hasalpha(self) -> bool: ...
-    def ifthenelse(self, in1: Self, in2: Self, *, blend: bool) -> Self: ...
-    def insert(self, sub: Self, x: int, y: int) -> Self: ...
-    def join(self, in2: Self, direction: str, *, shim: int, background: list[int]) -> Self: ...
-    def jpegsave_buffer(self, *, Q: int, optimize_coding: bool, keep: str) -> bytes: ...
-    def new_from_image(self, value: list[int]) -> Self: ...
-    def thumbnail_image(self, width: int, *, height: int, size: str) -> Self: ...
 
 
 def compose(before: Path, after: Path, target: Path) -> None:
@@ -52,7 +27,7 @@ def compose(before: Path, after: Path, target: Path) -> None:
     sRGB."""
     from shared.imaging.decode import load_scaled
 
-    pictures: list[_Image] = [
+    pictures: list[pyvips.Image] = [
         load_scaled(path, 2 * _MOST_HEIGHT, _MOST_HEIGHT) for path in (before, after)
     ]
     height = min(max(_LEAST_HEIGHT, *(picture.height for picture in pictures)), _MOST_HEIGHT)
@@ -78,19 +53,19 @@ def _widths(shapes: list[float], height: int) -> list[int]:
     return [round(shape * height) for shape in shown]
 
 
-def _cell(picture: _Image, width: int, height: int) -> _Image:
+def _cell(picture: "pyvips.Image", width: int, height: int) -> "pyvips.Image":
     """Shows the whole picture, as large as the cell allows, in the middle of it."""
     opaque = picture.flatten(background=_PAPER) if picture.hasalpha() else picture
     fitted = opaque.thumbnail_image(width, height=height, size="both")
     return fitted.gravity("centre", width, height, extend="background", background=_GROUND)
 
 
-def _named(cell: _Image, name: str, margin: int) -> _Image:
+def _named(cell: "pyvips.Image", name: str, margin: int) -> "pyvips.Image":
     """Writes the name in white on a dark ground in the upper left corner."""
     import pyvips
 
     font = files("ttf_opensans").joinpath("ttf", "OpenSans-SemiBold.ttf")
-    letters: _Image = pyvips.Image.text(
+    letters: pyvips.Image = pyvips.Image.text(
         name,
         font="Open Sans SemiBold",
         fontfile=str(font),
