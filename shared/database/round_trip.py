@@ -33,11 +33,22 @@ class Connection(AsyncConnection[Any]):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._names: dict[tuple[Statement[Any], tuple[int, ...]], bytes] = {}
+        self._prepared_so_far = 0
 
     async def read(
         self, statement: Statement[R], parameters: Mapping[str, Any] | None, owner: str
     ) -> list[R]:
         """All rows that the owner sees."""
+        try:
+            return await self._read(statement, parameters, owner)
+        except errors.InvalidSqlStatementName:
+            # psycopg deallocates everything that is prepared when it rolls back.
+            self._names.clear()
+            return await self._read(statement, parameters, owner)
+
+    async def _read(
+        self, statement: Statement[R], parameters: Mapping[str, Any] | None, owner: str
+    ) -> list[R]:
         transformer = Transformer(self)
         given = [(parameters or {})[name] for name in statement.names]
         sent = _Sent(owner.encode(), statement)
@@ -46,7 +57,8 @@ class Connection(AsyncConnection[Any]):
         key = (statement, sent.types)
         sent.name = self._names.get(key)
         if sent.name is None and self._shall_prepare(statement):
-            sent.name, sent.prepares = b"r%d" % len(self._names), True
+            self._prepared_so_far += 1
+            sent.name, sent.prepares = b"r%d" % self._prepared_so_far, True
         try:
             result = await self.wait(_exchange(self.pgconn, sent))
         except BaseException:

@@ -81,6 +81,15 @@ async def test_many_statements_are_prepared_and_no_more_than_a_connection_keeps(
     assert await db.one(prepared) == 2
 
 
+async def test_a_rollback_in_between_takes_nothing_from_reads(db: Database) -> None:
+    for _ in range(3):
+        for _ in range(8):
+            assert await db.one(HALF, {"number": 1}) == 1
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            async with db.transaction("user:ada") as m:
+                await m.one(HALF, {"number": 0})
+
+
 async def test_the_owner_is_seen_by_its_own_read_alone(db: Database) -> None:
     assert await db.one(OWNER) == "user:ada"
     assert await db.system_all(OWNER) in ([""], [None])
