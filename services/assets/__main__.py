@@ -32,21 +32,23 @@ from atelier.assets.v1 import (
 )
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
-from services.assets.accounting import costs, quotas
-from services.assets.accounting import usage as storage_usage
-from services.assets.comparisons import renders
+from services.assets.accounting import costs, folding, quotas
+from services.assets.accounting.enforcing import Quotas
+from services.assets.comparisons import comparison_rows, comparisons
+from services.assets.comparisons.comparing import Comparer
 from services.assets.core import assets, explain, history, references, trash, usage_log
 from services.assets.core.asset_rows import Urls
 from services.assets.core.bandwidth import Meter
 from services.assets.core.trashing import Trash
-from services.assets.documents import documents
-from services.assets.documents import maker as document_maker
+from services.assets.documents import document_rows, documents
+from services.assets.documents.maker import DocumentMaker
 from services.assets.library import albums, search, styles
-from services.assets.upkeep import cleanup, erase, reconcile, runs
+from services.assets.upkeep import cleanup, erase, reconcile, run_rows
 from services.assets.upkeep import loop as keeper
-from services.assets.upkeep import report as storage_report
 from services.assets.upkeep.metrics import StorageCollector
+from services.assets.upkeep.report import StorageReportService
 from services.assets.upkeep.service import StorageService
+from services.assets.upkeep.walking import Runner
 from services.assets.uploads import duplicates, import_rows, imports, provenance, resumable, single
 from services.assets.uploads.credentials import CredentialsReader
 from services.assets.uploads.import_asset import Importer
@@ -99,7 +101,7 @@ class Parts:
         )
         credentials = CredentialsReader(self.pool, settings.c2pa_trust_anchors)
         self.usage_log = usage_log.UsageLog(self.db, origin.networks(settings.trusted_proxies))
-        self.quotas = quotas.Quotas(settings)
+        self.quotas = Quotas(settings)
         self.verifier = Verifier(
             self.db,
             self.storage,
@@ -220,7 +222,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         ),
         (
             render_pb2_grpc.add_ComparisonServiceServicer_to_server,
-            renders.ComparisonService(db, stream, queue, urls, p.trash, p.quotas),
+            comparisons.ComparisonService(db, stream, queue, urls, p.trash, p.quotas),
         ),
         (
             album_pb2_grpc.add_AlbumServiceServicer_to_server,
@@ -230,7 +232,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         (storage_pb2_grpc.add_StorageServiceServicer_to_server, StorageService(db, queue, urls)),
         (
             storage_report_pb2_grpc.add_StorageReportServiceServicer_to_server,
-            storage_report.StorageReportService(db, p.quotas, _prices(p.settings)),
+            StorageReportService(db, p.quotas, _prices(p.settings)),
         ),
         (quota_pb2_grpc.add_QuotaServiceServicer_to_server, quotas.QuotaService(db, p.quotas)),
         (search_pb2_grpc.add_SearchServiceServicer_to_server, search.SearchService(db, urls)),
@@ -257,19 +259,19 @@ async def work(name: str, settings: Settings) -> None:
         apart=True,
     )
     queue.task(
-        documents.TASK,
-        documents.QUEUE,
-        document_maker.DocumentMaker(db, storage, p.pool, fonts(settings.fonts)).run,
+        document_rows.TASK,
+        document_rows.QUEUE,
+        DocumentMaker(db, storage, p.pool, fonts(settings.fonts)).run,
     )
     queue.task(
-        renders.TASK,
-        renders.QUEUE,
-        renders.Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run,
+        comparison_rows.TASK,
+        comparison_rows.QUEUE,
+        Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run,
     )
-    queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
+    queue.task(run_rows.TASK, run_rows.QUEUE, _runner(p).run)
     endless = (
         keeper.Keeper(db, storage, queue, settings).run(),
-        storage_usage.fold_forever(db),
+        folding.fold_forever(db),
         usage_log.shorten_forever(db, timedelta(days=settings.usage_address_days)),
     )
     try:
@@ -279,7 +281,7 @@ async def work(name: str, settings: Settings) -> None:
         await p.close()
 
 
-def _runner(p: Parts) -> runs.Runner:
+def _runner(p: Parts) -> Runner:
     cleaner = cleanup.Cleaner(
         p.db,
         p.storage,
@@ -301,7 +303,7 @@ def _runner(p: Parts) -> runs.Runner:
         "reconcile": reconciler.reconcile,
         "erase": erase.Eraser(p.db, p.storage, p.trash).erase,
     }
-    return runs.Runner(p.db, walks)
+    return Runner(p.db, walks)
 
 
 if __name__ == "__main__":

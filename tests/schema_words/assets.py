@@ -1,10 +1,12 @@
 from typing import Any
 
-from services.assets.comparisons import renders
+from services.assets.comparisons import comparison_rows
+from services.assets.comparisons import rules as comparison_rules
 from services.assets.core import asset_rows, history_rows, rules
-from services.assets.documents import documents
+from services.assets.documents import document_rows
 from services.assets.documents import rules as document_rules
-from services.assets.upkeep import runs
+from services.assets.upkeep import rules as run_rules
+from services.assets.upkeep import run_rows
 from services.assets.variants import backfill_rows
 from shared.rpc.protos import Words
 
@@ -15,12 +17,12 @@ WORDS: list[tuple[str, str, Any, Words | None]] = [
     ("renditions", "state", rules.JOB_STATES, None),
     ("imports", "state", rules.JOB_STATES, None),
     ("backfills", "state", rules.JOB_STATES, backfill_rows.STATES),
-    ("document_slots", "kind", document_rules.KINDS, documents.KINDS),
-    ("documents", "kind", document_rules.KINDS, documents.KINDS),
-    ("comparisons", "state", renders.COMPARISON_STATES, renders.STATES),
-    ("documents", "state", document_rules.STATES, documents.STATES),
+    ("document_slots", "kind", document_rules.KINDS, document_rows.KINDS),
+    ("documents", "kind", document_rules.KINDS, document_rows.KINDS),
+    ("comparisons", "state", comparison_rules.STATES, comparison_rows.STATES),
+    ("documents", "state", document_rules.STATES, document_rows.STATES),
     ("usage_events", "action", None, history_rows.ACTIONS),
     ("usage_days", "action", None, history_rows.ACTIONS),
-    ("storage_runs", "state", runs.JOB_STATES, runs.STATES),
-    ("storage_runs", "action", None, runs.ACTIONS),
+    ("storage_runs", "state", run_rules.RUN_STATES, run_rows.STATES),
+    ("storage_runs", "action", None, run_rows.ACTIONS),
 ]

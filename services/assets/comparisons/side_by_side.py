@@ -7,7 +7,7 @@ called.
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Protocol, Self
 
 VERSION = "1"
 _LEAST_HEIGHT, _MOST_HEIGHT = 480, 1600
@@ -19,12 +19,42 @@ _PAPER = [255, 255, 255]
 _QUALITY = 90
 
 
+class _Image(Protocol):
+    """What is used here of `pyvips.Image`, which has no types."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    def __mul__(self, factor: float) -> Self: ...
+    def __add__(self, summand: float) -> Self: ...
+    def cast(self, form: str) -> Self: ...
+    def copy(self, *, interpretation: str) -> Self: ...
+    def crop(self, left: int, top: int, width: int, height: int) -> Self: ...
+    def embed(
+        self, x: int, y: int, width: int, height: int, *, background: list[int] = ...
+    ) -> Self: ...
+    def flatten(self, *, background: list[int]) -> Self: ...
+    def gravity(
+        self, direction: str, width: int, height: int, *, extend: str, background: list[int]
+    ) -> Self: ...
+    def hasalpha(self) -> bool: ...
+    def ifthenelse(self, in1: Self, in2: Self, *, blend: bool) -> Self: ...
+    def insert(self, sub: Self, x: int, y: int) -> Self: ...
+    def join(self, in2: Self, direction: str, *, shim: int, background: list[int]) -> Self: ...
+    def jpegsave_buffer(self, *, Q: int, optimize_coding: bool, keep: str) -> bytes: ...
+    def new_from_image(self, value: list[int]) -> Self: ...
+    def thumbnail_image(self, width: int, *, height: int, size: str) -> Self: ...
+
+
 def compose(before: Path, after: Path, target: Path) -> None:
     """Writes a JPEG. Both must have passed `inspect`; they are turned upright and converted to
     sRGB."""
     from shared.imaging.decode import load_scaled
 
-    pictures = [load_scaled(path, 2 * _MOST_HEIGHT, _MOST_HEIGHT) for path in (before, after)]
+    pictures: list[_Image] = [
+        load_scaled(path, 2 * _MOST_HEIGHT, _MOST_HEIGHT) for path in (before, after)
+    ]
     height = min(max(_LEAST_HEIGHT, *(picture.height for picture in pictures)), _MOST_HEIGHT)
     widths = _widths([picture.width / picture.height for picture in pictures], height)
     margin = height // 40
@@ -48,19 +78,19 @@ def _widths(shapes: list[float], height: int) -> list[int]:
     return [round(shape * height) for shape in shown]
 
 
-def _cell(picture: Any, width: int, height: int) -> Any:
-    """The whole picture, as large as the cell allows, in the middle of it."""
+def _cell(picture: _Image, width: int, height: int) -> _Image:
+    """Shows the whole picture, as large as the cell allows, in the middle of it."""
     opaque = picture.flatten(background=_PAPER) if picture.hasalpha() else picture
     fitted = opaque.thumbnail_image(width, height=height, size="both")
     return fitted.gravity("centre", width, height, extend="background", background=_GROUND)
 
 
-def _named(cell: Any, name: str, margin: int) -> Any:
-    """With the name in white on a dark ground in the upper left corner."""
+def _named(cell: _Image, name: str, margin: int) -> _Image:
+    """Writes the name in white on a dark ground in the upper left corner."""
     import pyvips
 
     font = files("ttf_opensans").joinpath("ttf", "OpenSans-SemiBold.ttf")
-    letters = pyvips.Image.text(
+    letters: _Image = pyvips.Image.text(
         name,
         font="Open Sans SemiBold",
         fontfile=str(font),

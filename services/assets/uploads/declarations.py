@@ -14,7 +14,7 @@ from atelier.assets.v1.import_pb2 import ImportAssetRequest
 from atelier.assets.v1.upload_pb2 import UploadDeclaration
 from psycopg.types.json import Jsonb
 
-from services.assets.accounting.quotas import SET, Quotas
+from services.assets.accounting.enforcing import SET, Quotas
 from services.assets.core import asset_rows, rules
 from services.assets.core.asset_rows import ASSETS, KINDS, Asset, scope_of
 from shared.database.db import Mutation

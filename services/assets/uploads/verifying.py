@@ -23,7 +23,7 @@ from atelier.assets.v1.resumable_pb2 import (
 from atelier.assets.v1.upload_pb2 import ConfirmUploadRequest, ConfirmUploadResponse, UploadHead
 from psycopg.types.json import Jsonb
 
-from services.assets.accounting.quotas import Quotas
+from services.assets.accounting.enforcing import Quotas
 from services.assets.core import asset_rows, choose_primary, rules
 from services.assets.core.asset_rows import (
     ASSETS,
