@@ -100,11 +100,10 @@ def _sum_assets(filters: tuple[str, ...]) -> Statement[_Sum]:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the statement of a search depends on: the terms of the group that leads, the other
-    groups, whether names are compared, the bounds in time that are set, and whether it goes on
+    """What the statement of a search depends on: how many groups there are beside the one that
+    leads, whether names are compared, the bounds in time that are set, and whether it goes on
     after a row."""
 
-    leads: int
     groups: int
     named: bool
     bounds: tuple[str, ...]
@@ -117,8 +116,14 @@ _TERMS = sa.table("asset_terms", *map(sa.column, ("owner", "term", "created_at",
 @cache
 def _search(shape: _Shape) -> Statement[Asset]:
     """A list for each term that leads, merged; at most a page of each is looked at."""
-    lists = [_list_of(f"lead_{n}", shape) for n in range(shape.leads)]
-    found = (sa.union(*lists) if len(lists) > 1 else lists[0]).subquery("found")
+    leads = sa.func.unnest(sa.bindparam("leads")).table_valued("term").render_derived(name="leads")
+    listed = _list_of(leads.c.term, shape).lateral("listed")
+    found = (
+        sa.select(listed.c.created_at, listed.c.id)
+        .select_from(leads.join(listed, sa.true()))
+        .distinct()
+        .subquery("found")
+    )
     asset = ASSETS.core.alias("a")
     return compiled(
         Asset,
@@ -129,7 +134,7 @@ def _search(shape: _Shape) -> Statement[Asset]:
     )
 
 
-def _list_of(term: str, shape: _Shape) -> sa.Select[Any]:
+def _list_of(term: sa.ColumnElement[Any], shape: _Shape) -> sa.Select[Any]:
     """A page of the assets that have the term, one term of each of the other groups, and the
     beginning of the name."""
     lead = _TERMS.alias("lead")
@@ -144,17 +149,19 @@ def _list_of(term: str, shape: _Shape) -> sa.Select[Any]:
         found = found.join(_named(lead), sa.true())
     where = [
         lead.c.owner == sa.bindparam("owner"),
-        lead.c.term == sa.bindparam(term),
+        lead.c.term == term,
         *(bounds[name] for name in shape.bounds),
     ]
     if shape.goes_on:
         last = sa.tuple_(sa.bindparam("after_at"), sa.bindparam("after_id"))
         where.append(sa.tuple_(lead.c.created_at, lead.c.id) < last)
+    # In the order of the index, as in `_WEIGH_TERMS`: the planner does not know the term.
+    order = (lead.c.owner, lead.c.term, lead.c.created_at, lead.c.id)
     return (
         sa.select(lead.c.created_at, lead.c.id)
         .select_from(found)
         .where(*where)
-        .order_by(lead.c.created_at.desc(), lead.c.id.desc())
+        .order_by(*(column.desc() for column in order))
         .limit(sa.bindparam("limit"))
         .offset(sa.bindparam("skip"))
     )
@@ -267,11 +274,11 @@ def _query(
     bounds = _set(created(request))
     prefix = _prefix(request)
     named = len(prefix) > _kept(prefix)
-    shape = _Shape(len(lead), len(others), named, tuple(bounds), page.after is not None)
+    shape = _Shape(len(others), named, tuple(bounds), page.after is not None)
     parameters: dict[str, object] = {
         "owner": auth.current().owner,
         "prefix": prefix,
-        **{f"lead_{n}": term for n, term in enumerate(lead)},
+        "leads": list(lead),
         **{f"group_{n}": list(terms) for n, terms in enumerate(others)},
         **bounds,
         **page.parameters,
