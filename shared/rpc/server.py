@@ -27,7 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from shared import telemetry
-from shared.rpc import auth
+from shared.rpc import auth, origin
 from shared.rpc.guard import Guard
 from shared.rpc.limits import Limits
 from shared.rpc.open_calls import Health, reflecting
@@ -41,7 +41,7 @@ _TAKE_BACK_SECONDS = 5.0
 _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
 _log = structlog.get_logger("server")
 
-Context = grpc.aio.ServicerContext
+Context = origin.Context  # for servicers
 
 
 class _Collector:
