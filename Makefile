@@ -83,7 +83,8 @@ faults: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Kill, freeze and cut rea
 check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, import and alert rules, tests, documents
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy services shared cli tools tests bench examples
+	@$(BIN)/mypy services shared cli tools tests bench examples --any-exprs-report .mypy_cache/any
+	@$(BIN)/python tools/any_share.py .mypy_cache/any
 	@$(BIN)/buf lint gen/atelier.binpb
 	@tools/breaking.sh
 	@$(BIN)/lint-imports --no-cache

@@ -177,8 +177,9 @@ class _Catalogue:
     """The calls, with the token on each."""
 
     def __init__(self, channel: grpc.Channel, token: str) -> None:
-        self._styles = style_pb2_grpc.StyleServiceStub(channel)
-        self._uploads = upload_pb2_grpc.UploadServiceStub(channel)
+        # The types of the stubs are asyncio's.
+        self._styles: Any = style_pb2_grpc.StyleServiceStub(channel)
+        self._uploads: Any = upload_pb2_grpc.UploadServiceStub(channel)
         self._options: dict[str, Any] = {
             "metadata": (("authorization", f"Bearer {token}"),),
             "timeout": _SECONDS,

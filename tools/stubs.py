@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from google.protobuf import descriptor, descriptor_pb2, descriptor_pool
 from grpc_tools import protoc
 from protovalidate._gen.buf.validate import validate_pb
 
@@ -85,6 +86,67 @@ def describe(protos: Path, target: Path, scratch: Path) -> None:
     )
 
 
+def type_services(described: Path, target: Path) -> None:
+    """Writes type stubs of the services, as an asyncio client and server have them. protoc writes
+    those of messages alone."""
+    pool = descriptor_pool.DescriptorPool()
+    files = descriptor_pb2.FileDescriptorSet.FromString(described.read_bytes()).file
+    for file in files:
+        pool.Add(file)
+    for file in files:
+        if file.service and file.name.startswith("atelier/"):
+            stub = target / file.name.replace(".proto", "_pb2_grpc.pyi")
+            stub.write_text(services_stub(pool.FindFileByName(file.name)))
+
+
+def services_stub(file: descriptor.FileDescriptor) -> str:
+    services = file.services_by_name.values()
+    messages = [
+        message
+        for service in services
+        for method in service.methods
+        for message in (method.input_type, method.output_type)
+    ]
+    modules = {"typing", "grpc.aio", *map(module_of, messages)}
+    lines = [f"import {module}" for module in sorted(modules)]
+    for service in services:
+        lines += [f"class {service.name}Stub:"]
+        lines += ["    def __init__(self, channel: object) -> None: ..."]
+        lines += [f"    {method.name}: {call_type(method)}" for method in service.methods]
+        lines += [f"class {service.name}Servicer:", *map(handler, service.methods)]
+        arguments = f"servicer: {service.name}Servicer, server: object"
+        lines += [f"def add_{service.name}Servicer_to_server({arguments}) -> None: ..."]
+    return "\n".join([*lines, ""])
+
+
+def call_type(method: descriptor.MethodDescriptor) -> str:
+    asks = "Stream" if method.client_streaming else "Unary"
+    answers = "Stream" if method.server_streaming else "Unary"
+    types = f"{python_name(method.input_type)}, {python_name(method.output_type)}"
+    return f"grpc.aio.{asks}{answers}MultiCallable[{types}]"
+
+
+def handler(method: descriptor.MethodDescriptor) -> str:
+    request, answer = python_name(method.input_type), python_name(method.output_type)
+    if method.client_streaming:
+        request = f"typing.AsyncIterator[{request}]"
+    if method.server_streaming:
+        answer = f"typing.AsyncIterator[{answer}]"
+    context = "grpc.aio.ServicerContext[typing.Any, typing.Any]"
+    define = "def" if method.server_streaming else "async def"  # a generator is no coroutine
+    arguments = f"self, request: {request}, context: {context}"
+    return f"    {define} {method.name}({arguments}) -> {answer}: ..."
+
+
+def module_of(message: descriptor.Descriptor) -> str:
+    return f"{message.file.name.removesuffix('.proto').replace('/', '.')}_pb2"
+
+
+def python_name(message: descriptor.Descriptor) -> str:
+    """Such as `atelier.assets.v1.asset_pb2.Asset`."""
+    return f"{module_of(message)}.{message.name}"
+
+
 def generate(protos: Path, target: Path, scratch: Path) -> None:
     """Stubs are built beside the old ones and swapped in whole, so that a failed run leaves the old
     ones."""
@@ -107,6 +169,7 @@ def generate(protos: Path, target: Path, scratch: Path) -> None:
         "buf/validate/validate.proto",
     )
     describe(protos, fresh / "atelier.binpb", scratch)
+    type_services(fresh / "atelier.binpb", fresh)
     shutil.rmtree(target, ignore_errors=True)
     fresh.chmod(0o755)
     fresh.rename(target)

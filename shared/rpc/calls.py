@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -35,6 +35,8 @@ _CHUNK = 256 * 1024
 _BATCH = 100  # assets of one call
 _FAR = 4102444800.0  # in 2100: a job's identity doesn't expire
 _log = structlog.get_logger("calls")
+
+S = TypeVar("S")
 
 _ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
 
@@ -93,7 +95,7 @@ class Peers:
         )
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    def stub(self, stub_class: Callable[[Any], Any]) -> Any:
+    def stub(self, stub_class: Callable[[object], S]) -> S:
         """A generated stub whose methods take the request and perhaps `timeout` (seconds), and
         raise DomainError."""
         callee = stub_class.__module__.split(".")[1]
@@ -165,8 +167,7 @@ class Peers:
         answer = await self.stub(upload_pb2_grpc.UploadServiceStub).Upload(
             parts(), timeout=TRANSFER_SECONDS
         )
-        asset: asset_pb2.Asset = answer.asset
-        return asset
+        return answer.asset
 
     async def close(self) -> None:
         for channel in self._channels.values():

@@ -1,13 +1,14 @@
 """Between rows and messages: enum names, times, JSON, facts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from atelier.common.v1 import facts_pb2, wait_pb2
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
 
 from shared.formats.facts import FactsError, parse_facts
 from shared.rpc import errors
@@ -16,19 +17,21 @@ METADATA_BYTES = 16 * 1024
 FACTS_BYTES = 1_000_000
 METADATA_LEVELS = 32
 
+E = TypeVar("E")
 
-class Words:
+
+class Words(Generic[E]):
     """An enum's values and the words that stand for them in tables: ASSET_KIND_PHOTO <-> 'photo'.
 
     A test holds the words against the CHECK constraint and the transition table.
     """
 
-    def __init__(self, enum: EnumTypeWrapper, prefix: str) -> None:
-        names = {
-            number: name.removeprefix(prefix).lower() for name, number in enum.items() if number
-        }
+    def __init__(self, enum: type[E], prefix: str) -> None:
+        # An enum's wrapper is its class to the stubs, and its values, which are ints, are of it.
+        values = cast(EnumTypeWrapper, enum).items()
+        names = {number: name.removeprefix(prefix).lower() for name, number in values if number}
         self.word: Mapping[int, str] = names
-        self.number: Mapping[str, Any] = {word: number for number, word in names.items()}
+        self.number = cast(Mapping[str, E], {word: number for number, word in names.items()})
 
 
 def timestamp(at: datetime | None) -> timestamp_pb2.Timestamp | None:
@@ -39,7 +42,16 @@ def timestamp(at: datetime | None) -> timestamp_pb2.Timestamp | None:
     return stamp
 
 
-def wait_of(row: Any) -> wait_pb2.Wait | None:
+class _Job(Protocol):
+    @property
+    def state(self) -> str: ...
+    @property
+    def waits_for(self) -> str: ...
+    @property
+    def waiting_since(self) -> datetime | None: ...
+
+
+def wait_of(row: _Job) -> wait_pb2.Wait | None:
     """What a PENDING job waits for, of a row with the columns `waits_for` and `waiting_since`; None
     if nothing."""
     if row.state != "pending" or not row.waits_for:
@@ -69,13 +81,13 @@ def plain(value: struct_pb2.Struct, field: str = "") -> dict[str, Any]:
     NaN and infinity, which JSON lacks, are INVALID_ARGUMENT on `field`.
     """
     try:
-        made: dict[str, Any] = _whole(json_format.MessageToDict(value))
+        made = json_format.MessageToDict(value)
     except (json_format.Error, ValueError):
         raise errors.invalid(field, "holds a number that JSON can't express") from None
-    return made
+    return {name: _whole(item) for name, item in made.items()}
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     if isinstance(value, dict):
         return {name: _whole(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -97,7 +109,7 @@ def metadata(value: struct_pb2.Struct, field: str, limit: int = METADATA_BYTES) 
     return made
 
 
-def _levels(value: Any, budget: int) -> int:
+def _levels(value: object, budget: int) -> int:
     if budget < 0 or not isinstance(value, dict | list):
         return 0 if budget >= 0 else 1
     children = value.values() if isinstance(value, dict) else value
@@ -111,7 +123,7 @@ def facts(value: facts_pb2.Facts, field: str) -> dict[str, Any]:
     INVALID_ARGUMENT, with the path below `field`, for facts that don't hold together, and beyond
     FACTS_BYTES as JSON.
     """
-    made = _stated(value)
+    made = _fields(value)
     size = len(json.dumps(made, ensure_ascii=False).encode())
     if size > FACTS_BYTES:
         raise errors.invalid(field, f"are {size} bytes as JSON; the limit is {FACTS_BYTES}")
@@ -124,14 +136,18 @@ def facts(value: facts_pb2.Facts, field: str) -> dict[str, Any]:
     return made
 
 
-def _stated(value: Any) -> Any:
+def _fields(value: Message) -> dict[str, Any]:
+    return {field.name: _stated(item) for field, item in value.ListFields()}
+
+
+def _stated(value: object) -> object:
     if isinstance(value, facts_pb2.Point):  # its zeros are places, too
         return {"x": value.x, "y": value.y}
+    if isinstance(value, Message):
+        return _fields(value)
     if isinstance(value, str | float):
         return value
-    if not hasattr(value, "ListFields"):
-        return [_stated(item) for item in value]
-    return {field.name: _stated(item) for field, item in value.ListFields()}
+    return [_stated(item) for item in cast(Iterable[object], value)]
 
 
 def facts_message(stored: Mapping[str, Any]) -> facts_pb2.Facts:

@@ -24,7 +24,7 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shared import telemetry
-from shared.rpc import auth, reflection
+from shared.rpc import auth, origin, reflection
 from shared.rpc.guard import Guard
 from shared.rpc.limits import Limits
 from shared.rpc.open_calls import Health
@@ -38,7 +38,7 @@ _TAKE_BACK_SECONDS = 5.0
 _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
 _log = structlog.get_logger("server")
 
-Context = grpc.aio.ServicerContext
+Context = origin.Context  # for servicers
 
 
 class _Collector:

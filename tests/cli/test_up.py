@@ -1,5 +1,6 @@
 import socket
 import subprocess
+from typing import Any
 
 import grpc
 import pytest
@@ -31,7 +32,7 @@ def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(
         with grpc.insecure_channel(
             f"127.0.0.1:{atelier_command.environment['ATELIER_PIPELINE_PORT']}"
         ) as channel:
-            stub = product_pb2_grpc.ProductServiceStub(channel)
+            stub: Any = product_pb2_grpc.ProductServiceStub(channel)  # its types are asyncio's
             metadata = [("authorization", f"Bearer {token}")]
             assert (
                 stub.GetSummary(
