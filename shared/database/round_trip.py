@@ -33,6 +33,8 @@ class Connection(AsyncConnection[Any]):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._names: dict[tuple[Statement[Any], tuple[int, ...]], bytes] = {}
+        # No name is given twice: a read that fails or is cancelled may have left its own behind.
+        self._given_names = 0
 
     async def read(
         self, statement: Statement[R], parameters: Mapping[str, Any] | None, owner: str
@@ -46,7 +48,8 @@ class Connection(AsyncConnection[Any]):
         key = (statement, sent.types)
         sent.name = self._names.get(key)
         if sent.name is None and self._shall_prepare(statement):
-            sent.name, sent.prepares = b"r%d" % len(self._names), True
+            sent.name, sent.prepares = b"r%d" % self._given_names, True
+            self._given_names += 1
         try:
             result = await self.wait(_exchange(self.pgconn, sent))
         except BaseException:
@@ -60,7 +63,7 @@ class Connection(AsyncConnection[Any]):
 
     def _shall_prepare(self, statement: Statement[Any]) -> bool:
         statement.uses += 1
-        return statement.uses > _USES_BEFORE_PREPARING and len(self._names) < _MOST_PREPARED
+        return statement.uses > _USES_BEFORE_PREPARING and self._given_names < _MOST_PREPARED
 
 
 @dataclass(slots=True)
