@@ -7,8 +7,8 @@ import re
 import yaml
 from atelier.common.v1 import facts_pb2
 from google.protobuf import json_format
-from shared.formats.facts import load_facts, parse_facts
 
+from shared.formats.facts import load_facts, parse_facts
 from tests.suite import ROOT
 
 PHOTOS = ROOT / "examples" / "photos"
