@@ -133,8 +133,8 @@ class Field:
         async with db.transaction(OWNER) as m:
             for _ in range(count):
                 row_id = new_id()
-                insert = "INSERT INTO naps (id, owner, seconds) VALUES (%s, %s, %s)"
-                await m.run(insert, (row_id, OWNER, SECONDS[name]))
+                values = {"id": row_id, "owner": OWNER, "seconds": SECONDS[name]}
+                await m.run(naps.NAPS.table.insert(*values), values)
                 await queue.enqueue(m, name, name, row_id)
 
     async def sql(self, statement: str) -> list[tuple[Any, ...]]:

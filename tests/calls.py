@@ -34,7 +34,11 @@ class Refusal:
 
     def detail(self, kind: type[D]) -> D:
         """The one detail of this type."""
-        found = [packed for packed in self.status.details if packed.Is(kind.DESCRIPTOR)]
+        found = [
+            packed
+            for packed in self.status.details
+            if packed.TypeName() == kind.DESCRIPTOR.full_name
+        ]
         assert len(found) == 1, f"{self.code} {self.text!r} has {len(found)} {kind.DESCRIPTOR.name}"
         made = kind()
         found[0].Unpack(made)
@@ -78,7 +82,7 @@ async def refusal(call: Awaitable[Any] | AsyncIterator[Any]) -> Refusal:
     raise AssertionError(f"served, not refused: {answered}")
 
 
-async def reflect(channel: grpc.aio.Channel, version: str, **question: str) -> Any:
+async def reflect(channel: grpc.aio.Channel, version: str, **question: Any) -> Any:
     """One answer of server reflection; `version` is v1 or v1alpha."""
     call: Any = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",

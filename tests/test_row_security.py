@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from shared.database.db import Database
+from shared.database.rows import Statement
 from shared.rpc import auth
 from tests.suite import (
     APP_PASSWORD,
@@ -27,6 +28,9 @@ _TABLES = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p') AND n.nspname = ANY(%s)
 """
+
+
+OWNERS = Statement(str, "SELECT owner FROM assets")
 
 
 @pytest.fixture(scope="module")
@@ -224,19 +228,19 @@ async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_conn
     await db.open()
     try:
         as_owner("user:ada")
-        assert [row.owner for row in await db.rows("SELECT owner FROM assets")] == ["user:ada"]
-        assert await db.system_rows("SELECT owner FROM assets") == []
+        assert await db.all(OWNERS) == ["user:ada"]
+        assert await db.system_all(OWNERS) == []
         async with db.transaction("user:bob") as m:
-            assert [row.owner for row in await m.all("SELECT owner FROM assets")] == ["user:bob"]
-        assert await db.system_rows("SELECT owner FROM assets") == []
+            assert await m.all(OWNERS) == ["user:bob"]
+        assert await db.system_all(OWNERS) == []
         with suppress(ZeroDivisionError):
             async with db.transaction("user:bob") as m:
-                await m.all("SELECT owner FROM assets")
+                await m.all(OWNERS)
                 raise ZeroDivisionError
-        assert await db.system_rows("SELECT owner FROM assets") == []
+        assert await db.system_all(OWNERS) == []
         with pytest.raises(psycopg.errors.UndefinedTable):
-            await db.rows("SELECT * FROM no_such_table")
-        assert await db.system_rows("SELECT owner FROM assets") == []
+            await db.all(Statement(str, "SELECT owner FROM no_such_table"))
+        assert await db.system_all(OWNERS) == []
     finally:
         await db.close()
 
@@ -246,14 +250,15 @@ async def test_a_cancelled_call_leaves_no_owner_behind(atelier: Suite) -> None:
     await db.open()
     try:
         as_owner("user:ada")
-        for statement in ("SELECT pg_sleep(30)", "SELECT owner, pg_sleep(30) FROM assets"):
+        for text in ("SELECT pg_sleep(30)::text", "SELECT owner || pg_sleep(30) FROM assets"):
+            statement = Statement(str, text)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
-                    await db.rows(statement)
+                    await db.all(statement)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2), db.transaction("user:ada") as m:
                     await m.all(statement)
-            assert await db.system_rows("SELECT owner FROM assets") == []
+            assert await db.system_all(OWNERS) == []
     finally:
         await db.close()
 

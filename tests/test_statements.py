@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -30,6 +31,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "date": (date,),
     "float4": (float,),
     "float8": (float,),
+    "inet": (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface),
     "int2": (int,),
     "int4": (int,),
     "int8": (int,),

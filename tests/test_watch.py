@@ -288,7 +288,7 @@ async def test_what_happens_while_a_watch_begins_is_told_after_the_state(house: 
         async with asyncio.timeout(20):
             while not house.sql(
                 "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND"
-                " wait_event_type = 'Lock' AND query LIKE 'SELECT * FROM assets WHERE owner%%'"
+                " wait_event_type = 'Lock' AND query LIKE '%%FROM assets%%ORDER BY created_at%%'"
             ):
                 await asyncio.sleep(0.02)
         write(house, "meanwhile")

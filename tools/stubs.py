@@ -32,6 +32,7 @@ def googleapis() -> Path:
     # google is a namespace package shared by protobuf and googleapis-common-protos.
     from google.rpc import status_pb2
 
+    assert status_pb2.__file__
     return Path(status_pb2.__file__).parents[2]
 
 

@@ -32,25 +32,31 @@ from atelier.assets.v1 import (
 )
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
-from services.assets.accounting import costs, quotas
-from services.assets.accounting import usage as storage_usage
-from services.assets.comparisons import renders
-from services.assets.core import assets, explain, references, trash
-from services.assets.core import history as usage
+from services.assets.accounting import costs, folding, quotas
+from services.assets.accounting.enforcing import Quotas
+from services.assets.comparisons import comparison_rows, comparisons
+from services.assets.comparisons.comparing import Comparer
+from services.assets.core import assets, explain, history, references, trash, usage_log
+from services.assets.core.asset_rows import Urls
 from services.assets.core.bandwidth import Meter
-from services.assets.documents import documents
-from services.assets.documents import maker as document_maker
+from services.assets.core.trashing import Trash
+from services.assets.documents import document_rows, documents
+from services.assets.documents.maker import DocumentMaker
 from services.assets.library import albums, search, styles
-from services.assets.upkeep import cleanup, erase, reconcile, runs
+from services.assets.upkeep import cleanup, erase, reconcile, run_rows
 from services.assets.upkeep import loop as keeper
-from services.assets.upkeep import report as storage_report
 from services.assets.upkeep.metrics import StorageCollector
+from services.assets.upkeep.report import StorageReportService
 from services.assets.upkeep.service import StorageService
-from services.assets.uploads import duplicates, imports, provenance, resumable
-from services.assets.uploads import single as uploads
+from services.assets.upkeep.walking import Runner
+from services.assets.uploads import duplicates, import_rows, imports, provenance, resumable, single
+from services.assets.uploads.credentials import CredentialsReader
+from services.assets.uploads.import_asset import Importer
 from services.assets.uploads.verifying import Verifier
-from services.assets.variants import backfill, variants
+from services.assets.variants import backfill, backfill_rows, rendition_rows, variants
+from services.assets.variants.make_variants import VariantMaker
 from services.assets.variants.presets import Presets
+from services.assets.variants.walk_backfill import Walk
 from shared import main, telemetry, webhooks
 from shared.background import jobs
 from shared.background.events import EventStream
@@ -93,9 +99,9 @@ class Parts:
             settings.max_pixels,
             locations=not settings.refuse_locations,
         )
-        credentials = provenance.CredentialsReader(self.pool, settings.c2pa_trust_anchors)
-        self.usage_log = usage.UsageLog(self.db, origin.networks(settings.trusted_proxies))
-        self.quotas = quotas.Quotas(settings)
+        credentials = CredentialsReader(self.pool, settings.c2pa_trust_anchors)
+        self.usage_log = usage_log.UsageLog(self.db, origin.networks(settings.trusted_proxies))
+        self.quotas = Quotas(settings)
         self.verifier = Verifier(
             self.db,
             self.storage,
@@ -107,7 +113,7 @@ class Parts:
             self.usage_log,
             self.quotas,
         )
-        self.trash = trash.Trash(self.db, self.storage, self.usage_log, settings.trash_days)
+        self.trash = Trash(self.db, self.storage, self.usage_log, settings.trash_days)
 
     async def close(self) -> None:
         await self.pool.close()
@@ -120,7 +126,7 @@ class AssetService(
     """All of the contract's AssetService."""
 
     def __init__(
-        self, p: Parts, stream: EventStream, urls: assets.Urls, on_demand: variants.OnDemand
+        self, p: Parts, stream: EventStream, urls: Urls, on_demand: variants.OnDemand
     ) -> None:
         assets.AssetService.__init__(
             self, p.db, stream, p.storage, urls, on_demand.ready, p.usage_log
@@ -170,7 +176,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
 
 def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callable[..., Any], Any]]:
     db, storage, queue, verifier = p.db, p.storage, p.queue, p.verifier
-    urls = assets.Urls(storage, timedelta(minutes=p.settings.download_url_minutes), meter)
+    urls = Urls(storage, timedelta(minutes=p.settings.download_url_minutes), meter)
     url_life = timedelta(minutes=p.settings.upload_url_minutes)
     parts_life = timedelta(hours=p.settings.resumable_upload_hours)
     on_demand = variants.OnDemand(db, queue, p.presets)
@@ -181,7 +187,7 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         ),
         (
             upload_pb2_grpc.add_UploadServiceServicer_to_server,
-            uploads.UploadService(db, storage, verifier, urls, url_life=url_life),
+            single.UploadService(db, storage, verifier, urls, url_life=url_life),
         ),
         (
             resumable_pb2_grpc.add_ResumableUploadServiceServicer_to_server,
@@ -216,17 +222,17 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
         ),
         (
             render_pb2_grpc.add_ComparisonServiceServicer_to_server,
-            renders.ComparisonService(db, stream, queue, urls, p.trash, p.quotas),
+            comparisons.ComparisonService(db, stream, queue, urls, p.trash, p.quotas),
         ),
         (
             album_pb2_grpc.add_AlbumServiceServicer_to_server,
             albums.AlbumService(db, storage, urls, p.presets, p.usage_log),
         ),
-        (usage_pb2_grpc.add_UsageServiceServicer_to_server, usage.UsageService(db, p.usage_log)),
+        (usage_pb2_grpc.add_UsageServiceServicer_to_server, history.UsageService(db, p.usage_log)),
         (storage_pb2_grpc.add_StorageServiceServicer_to_server, StorageService(db, queue, urls)),
         (
             storage_report_pb2_grpc.add_StorageReportServiceServicer_to_server,
-            storage_report.StorageReportService(db, p.quotas, _prices(p.settings)),
+            StorageReportService(db, p.quotas, _prices(p.settings)),
         ),
         (quota_pb2_grpc.add_QuotaServiceServicer_to_server, quotas.QuotaService(db, p.quotas)),
         (search_pb2_grpc.add_SearchServiceServicer_to_server, search.SearchService(db, urls)),
@@ -243,30 +249,30 @@ def _prices(settings: Settings) -> costs.Prices:
 async def work(name: str, settings: Settings) -> None:
     p = Parts(name, settings)
     db, storage, queue = p.db, p.storage, p.queue
-    maker = variants.VariantMaker(db, storage, p.pool, p.presets)
-    queue.task(variants.TASK, variants.QUEUE, maker.run)
-    queue.task(backfill.TASK, backfill.QUEUE, backfill.Walk(db, queue, maker, p.presets).run)
+    maker = VariantMaker(db, storage, p.pool, p.presets)
+    queue.task(rendition_rows.TASK, rendition_rows.QUEUE, maker.run)
+    queue.task(backfill_rows.TASK, backfill_rows.QUEUE, Walk(db, queue, maker, p.presets).run)
     queue.task(
-        imports.TASK,
-        imports.QUEUE,
-        imports.Importer(db, storage, p.outbound, p.verifier).run,
+        import_rows.TASK,
+        import_rows.QUEUE,
+        Importer(db, storage, p.outbound, p.verifier).run,
         apart=True,
     )
     queue.task(
-        documents.TASK,
-        documents.QUEUE,
-        document_maker.DocumentMaker(db, storage, p.pool, fonts(settings.fonts)).run,
+        document_rows.TASK,
+        document_rows.QUEUE,
+        DocumentMaker(db, storage, p.pool, fonts(settings.fonts)).run,
     )
     queue.task(
-        renders.TASK,
-        renders.QUEUE,
-        renders.Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run,
+        comparison_rows.TASK,
+        comparison_rows.QUEUE,
+        Comparer(db, storage, queue, p.pool, p.presets, p.quotas).run,
     )
-    queue.task(runs.TASK, runs.QUEUE, _runner(p).run)
+    queue.task(run_rows.TASK, run_rows.QUEUE, _runner(p).run)
     endless = (
         keeper.Keeper(db, storage, queue, settings).run(),
-        storage_usage.fold_forever(db),
-        usage.shorten_forever(db, timedelta(days=settings.usage_address_days)),
+        folding.fold_forever(db),
+        usage_log.shorten_forever(db, timedelta(days=settings.usage_address_days)),
     )
     try:
         async with p.outbound:
@@ -275,7 +281,7 @@ async def work(name: str, settings: Settings) -> None:
         await p.close()
 
 
-def _runner(p: Parts) -> runs.Runner:
+def _runner(p: Parts) -> Runner:
     cleaner = cleanup.Cleaner(
         p.db,
         p.storage,
@@ -297,7 +303,7 @@ def _runner(p: Parts) -> runs.Runner:
         "reconcile": reconciler.reconcile,
         "erase": erase.Eraser(p.db, p.storage, p.trash).erase,
     }
-    return runs.Runner(p.db, walks)
+    return Runner(p.db, walks)
 
 
 if __name__ == "__main__":

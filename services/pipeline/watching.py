@@ -20,7 +20,7 @@ from services.pipeline.review_rows import REVIEWS, Review
 from shared.background import events, waiting
 from shared.database.db import Database
 from shared.database.rows import Statement
-from shared.rpc import auth
+from shared.rpc import auth, errors
 
 A = TypeVar("A", bound=Message)
 # When a watch of all products begins, completed ones that changed longer ago aren't sent.
@@ -130,8 +130,11 @@ async def until_idle(
     """Returns when no phase runs or waits for a runner any more, or shortly before the call's
     deadline."""
 
-    async def read() -> _Idle | None:
-        return await db.first(_SELECT_IDLE, {"id": product_id})
+    async def read() -> _Idle:
+        row = await db.first(_SELECT_IDLE, {"id": product_id})
+        if row is None:
+            raise errors.not_found("product", product_id)
+        return row
 
     def is_idle(row: _Idle) -> bool:
         return row.state != "uploaded" and not row.running

@@ -39,7 +39,7 @@ from shared.background.tasks import wanted
 from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
-from shared.database.rows import Command, Statement, Table, compiled, legacy
+from shared.database.rows import Command, Statement, Table, compiled
 from shared.rpc import auth, calls, errors
 from shared.rpc.errors import DomainError, Reason
 from shared.storage import StorageError
@@ -203,8 +203,6 @@ class _Hold:
 
 @cache
 def _lock(table: Table[J]) -> Statement[J]:
-    if isinstance(table, str):
-        return legacy(f"SELECT * FROM {table} WHERE id = %(id)s FOR UPDATE")
     row = table.core.c
     one = sa.select(table.core).where(row.id == sa.bindparam("id")).with_for_update()
     return compiled(table.row, one)
@@ -212,16 +210,12 @@ def _lock(table: Table[J]) -> Statement[J]:
 
 @cache
 def _select_owner(table: Table[J]) -> Statement[str]:
-    if isinstance(table, str):
-        return legacy(f"SELECT owner FROM {table} WHERE id = %(id)s")
     row = table.core.c
     return compiled(str, sa.select(row.owner).where(row.id == sa.bindparam("id")))
 
 
 @cache
 def _select_wait(table: Table[J]) -> Statement[_Wait]:
-    if isinstance(table, str):
-        return legacy(f"SELECT now() AS now, waiting_since FROM {table} WHERE id = %(id)s")
     row = table.core.c
     columns = (sa.func.now().label("now"), row.waiting_since)
     return compiled(_Wait, sa.select(*columns).where(row.id == sa.bindparam("id")))
@@ -229,10 +223,6 @@ def _select_wait(table: Table[J]) -> Statement[_Wait]:
 
 @cache
 def _select_hold(table: Table[J]) -> Statement[_Hold]:
-    if isinstance(table, str):
-        return legacy(
-            f"SELECT cancel_requested, attempt_token, state FROM {table} WHERE id = %(id)s"
-        )
     row = table.core.c
     columns = (row.cancel_requested, row.attempt_token, row.state)
     return compiled(_Hold, sa.select(*columns).where(row.id == sa.bindparam("id")))
@@ -258,7 +248,7 @@ async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
             return
         await _to_its_end(_finish(db, kind, attempt, working.result()))
     except Superseded:
-        _log.warning("late result discarded", table=_name(kind), row=row_id)
+        _log.warning("late result discarded", table=kind.table.name, row=row_id)
     except asyncio.CancelledError:
         if wanted():  # nobody asked this task to end: the work raised it by itself
             await _fail(
@@ -349,7 +339,7 @@ async def _begin(db: Database, kind: Kind[J], row_id: UUID) -> Attempt[J] | None
             columns |= {"attempt_token": token, "attempt_number": row.attempt_number + 1}
             claimed = await _move(m, kind, row_id, kind.running, **columns)
             number = row.attempt_number + 1
-            await record_begin(m, token, _name(kind), row_id, number, WORKER)
+            await record_begin(m, token, kind.table.name, row_id, number, WORKER)
     if claimed is None:
         raise again or TryAgain()
     return Attempt(claimed, token)
@@ -375,7 +365,7 @@ def _lost(row: JobRow, now: datetime) -> dict[str, Any]:
 
 async def _owner_of(db: Database, kind: Kind[J], row_id: UUID) -> str | None:
     owners = await db.system_all(_select_owner(kind.table), {"id": row_id})
-    return getattr(owners[0], "owner", owners[0]) if owners else None
+    return owners[0] if owners else None
 
 
 async def _move(
@@ -429,7 +419,7 @@ async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Out
             if errors.passing(error) is None or time.monotonic() > deadline:
                 raise
             _log.warning(
-                "a result waits to be committed", table=_name(kind), row=str(attempt.row.id)
+                "a result waits to be committed", table=kind.table.name, row=str(attempt.row.id)
             )
             unheard = True
         await asyncio.sleep(_FIRST_PAUSE_SECONDS)
@@ -463,16 +453,12 @@ async def _commit(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Out
                 await outcome.also(m, row)
             await _record(m, attempt, "succeeded", outcome=outcome)
     _count_try(kind, "succeeded" if row is not None else "superseded")
-    job_metrics.SECONDS.labels(_name(kind)).observe(time.monotonic() - attempt.began)
+    job_metrics.SECONDS.labels(kind.table.name).observe(time.monotonic() - attempt.began)
     return row
 
 
-def _name(kind: Kind[J]) -> str:
-    return kind.table if isinstance(kind.table, str) else kind.table.name
-
-
 def _count_try(kind: Kind[J], outcome: str) -> None:
-    job_metrics.TRIES.labels(_name(kind), outcome).inc()
+    job_metrics.TRIES.labels(kind.table.name, outcome).inc()
 
 
 async def _is_committed(db: Database, attempt: Attempt[J]) -> bool:

@@ -7,7 +7,8 @@ streams, and not one of those that calls need for work, as long as its owner can
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Protocol, TypeVar
+from uuid import UUID
 
 from google.protobuf.message import Message
 
@@ -20,8 +21,16 @@ _ANSWER_SECONDS = 0.5  # of a deadline, kept to read the row once more
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 0.5
 
-Read = Callable[[], Awaitable[Any]]
-Done = Callable[[Any], bool]
+
+class Row(Protocol):
+    """A row that events tell of."""
+
+    @property
+    def id(self) -> UUID: ...
+
+
+R = TypeVar("R")
+W = TypeVar("W", bound=Row)
 
 
 def patience() -> float:
@@ -31,7 +40,7 @@ def patience() -> float:
     return left - min(_ANSWER_SECONDS, left / 2)
 
 
-async def _look(read: Read) -> Any:
+async def _look(read: Callable[[], Awaitable[R]]) -> R:
     row = await read()
     if (
         not wanted()
@@ -40,7 +49,12 @@ async def _look(read: Read) -> Any:
     return row
 
 
-async def until_told(stream: EventStream, request: Message, read: Read, done: Done) -> Any:
+async def until_told(
+    stream: EventStream,
+    request: Message,
+    read: Callable[[], Awaitable[W]],
+    done: Callable[[W], bool],
+) -> W:
     """The row that `read` gives once it is `done`, or as it is shortly before the call's deadline.
     It is read again whenever an event tells of it."""
     start = await stream.head()
@@ -61,7 +75,9 @@ async def until_told(stream: EventStream, request: Message, read: Read, done: Do
     return await read()
 
 
-async def until_seen(read: Read, done: Done, seconds: float) -> Any:
+async def until_seen(
+    read: Callable[[], Awaitable[R]], done: Callable[[R], bool], seconds: float
+) -> R:
     """The row that `read` gives once it is `done`, or as it is after so many seconds; for what no
     event tells of."""
     clock = asyncio.get_running_loop().time

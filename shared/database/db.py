@@ -1,6 +1,6 @@
 """Postgres for the services: pools, tenant context, and mutations that a repeat can't harm.
 
-    rows = await db.rows(SQL, {...})                    a read, in one round trip with its context
+    rows = await db.all(_SELECT_THINGS, {...})          a read, in one round trip with its context
     response = await db.mutate(request, Answer, work)   one transaction: work(m), its events, its
                                                         stored answer
     async with db.transaction(owner) as m: ...          the same for a job, which has no request
@@ -12,18 +12,17 @@ always bound on the server.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, LiteralString, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from google.protobuf.message import Message
 from psycopg import AsyncCursor, AsyncPipeline
 from psycopg.pq import Format
-from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from shared.database.round_trip import Connection
@@ -34,7 +33,7 @@ from shared.settings import Settings
 
 A = TypeVar("A", bound=Message)
 R = TypeVar("R")
-Parameters = Mapping[str, Any] | Sequence[Any]  # by name, or in order where a text is given
+Parameters = Mapping[str, Any]
 
 _ROLLBACK_SECONDS = 5.0  # then the connection is closed, which rolls back, too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
@@ -95,14 +94,8 @@ class Mutation:
     actor: str
     earlier: "_Earlier | None" = None
 
-    @overload
-    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R: ...
-    @overload
-    async def one(self, statement: LiteralString, parameters: Parameters | None = None) -> Any: ...
-    async def one(self, statement: Any, parameters: Parameters | None = None) -> Any:
+    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R:
         """The row that must be there: none is a fault of ours."""
-        if not isinstance(statement, Statement):
-            return await (await self._execute(statement, parameters)).fetchone()
         return _must(await self.first(statement, parameters), statement)
 
     async def first(
@@ -111,26 +104,13 @@ class Mutation:
         """The first row, or None."""
         return await (await self._fetch(statement, parameters)).fetchone()
 
-    @overload
-    async def all(
-        self, statement: Statement[R], parameters: Parameters | None = None
-    ) -> list[R]: ...
-    @overload
-    async def all(
-        self, statement: LiteralString, parameters: Parameters | None = None
-    ) -> list[Any]: ...
-    async def all(self, statement: Any, parameters: Parameters | None = None) -> list[Any]:
-        if not isinstance(statement, Statement):
-            return await (await self._execute(statement, parameters)).fetchall()
+    async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
         return await (await self._fetch(statement, parameters)).fetchall()
 
-    async def run(
-        self, statement: Command | LiteralString, parameters: Parameters | None = None
-    ) -> None:
+    async def run(self, statement: Command, parameters: Parameters | None = None) -> None:
         """Runs without waiting for the result; a failure shows at the next fetch or at the
         commit."""
-        text = statement.text if isinstance(statement, Command) else statement
-        await self.conn.execute(text, parameters)
+        await self.conn.execute(statement.text, parameters)
 
     def send(self, statement: bytes, *values: str | bytes) -> None:
         """Like `run`, for what accompanies most changes: with `$1 ...`, and bytes only for columns
@@ -141,11 +121,6 @@ class Mutation:
         self, statement: Statement[R], parameters: Parameters | None
     ) -> AsyncCursor[R]:
         cursor = await execute(self.conn, statement, parameters)
-        await self.look_earlier()
-        return cursor
-
-    async def _execute(self, statement: LiteralString, parameters: Parameters | None) -> Any:
-        cursor = await self.conn.execute(statement, parameters)
         await self.look_earlier()
         return cursor
 
@@ -202,7 +177,6 @@ class Database:
         )
         self.url = settings.database_url.get_secret_value()
         self.connect_arguments: dict[str, Any] = {
-            "row_factory": namedtuple_row,
             "options": options,
             "connect_timeout": 5,
             "application_name": f"atelier-{service}",
@@ -316,54 +290,29 @@ class Database:
         await self._pool.putconn(conn)
 
     async def first(
-        self, statement: Statement[R], parameters: Mapping[str, Any] | None = None
+        self, statement: Statement[R], parameters: Parameters | None = None
     ) -> R | None:
         """The first row that the caller's owner sees, or None."""
         rows = await self.all(statement, parameters)
         return rows[0] if rows else None
 
-    async def one(self, statement: Statement[R], parameters: Mapping[str, Any] | None = None) -> R:
+    async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R:
         """The row that must be there: none is a fault of ours."""
         rows = await self.all(statement, parameters)
         return _must(rows[0] if rows else None, statement)
 
-    async def all(
-        self, statement: Statement[R], parameters: Mapping[str, Any] | None = None
-    ) -> list[R]:
+    async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
         """All rows of one statement for the caller's owner: one round trip."""
         async with self._connection() as conn:
             return await conn.read(statement, parameters, auth.current().owner)
 
     async def system_all(
-        self, statement: Statement[R], parameters: Mapping[str, Any] | None = None
+        self, statement: Statement[R], parameters: Parameters | None = None
     ) -> list[R]:
         """A worker's read without an owner: sees what the role's own policies show (queues, never
         contents)."""
         async with self._connection() as conn:
             return await (await execute(conn, statement, parameters)).fetchall()
-
-    async def rows(
-        self, statement: LiteralString, parameters: Parameters | None = None
-    ) -> list[Any]:
-        """All rows of one statement for the caller's owner: one round trip."""
-        async with self._connection() as conn:
-            async with conn.pipeline() as pipeline:
-                _queue(pipeline, _CONTEXT, auth.current().owner)
-                cursor = await conn.execute(statement, parameters)
-            return await cursor.fetchall()
-
-    async def row(self, statement: LiteralString, parameters: Parameters | None = None) -> Any:
-        """The first row, or None."""
-        rows = await self.rows(statement, parameters)
-        return rows[0] if rows else None
-
-    async def system_rows(
-        self, statement: LiteralString, parameters: Parameters | None = None
-    ) -> list[Any]:
-        """A worker's read without an owner: sees what the role's own policies show (queues, never
-        contents)."""
-        async with self._connection() as conn:
-            return await (await conn.execute(statement, parameters)).fetchall()
 
     @asynccontextmanager
     async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:

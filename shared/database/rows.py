@@ -32,7 +32,7 @@ from typing import Any, Generic, LiteralString, TypeVar
 
 import sqlalchemy as sa
 from psycopg.pq.abc import PGresult
-from psycopg.rows import namedtuple_row, no_result
+from psycopg.rows import no_result
 from sqlalchemy.dialects.postgresql import psycopg as sa_psycopg
 
 R = TypeVar("R")
@@ -167,14 +167,3 @@ def compiled(row: type[R], core: sa.Executable) -> Statement[R]:
 def command(core: sa.Executable) -> Command:
     """As `compiled`, without rows."""
     return Command(str(core.compile(dialect=_DIALECT)))  # type: ignore[attr-defined]
-
-
-class _Legacy(Statement[Any]):
-    """A statement whose rows have no class yet."""
-
-    def row_factory(self, cursor: Any) -> Any:
-        return namedtuple_row(cursor)
-
-
-def legacy(text: str) -> Statement[Any]:
-    return _Legacy(object, text)

@@ -6,11 +6,10 @@ terminal. Services keep theirs in rules.py.
 
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any, LiteralString, TypeVar, overload
+from typing import Any, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
-from psycopg import sql
 
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table, compiled
@@ -19,7 +18,6 @@ R = TypeVar("R")
 Machine = Mapping[str, Collection[str]]
 
 
-@overload
 async def advance(
     m: Mutation,
     machine: Machine,
@@ -30,29 +28,7 @@ async def advance(
     token: UUID | None = None,
     stamps: tuple[str, ...] = (),
     **columns: Any,
-) -> R | None: ...
-@overload
-async def advance(
-    m: Mutation,
-    machine: Machine,
-    table: str,
-    row_id: UUID,
-    to: str,
-    *,
-    token: UUID | None = None,
-    **columns: Any,
-) -> Any: ...
-async def advance(
-    m: Mutation,
-    machine: Machine,
-    table: Any,
-    row_id: UUID,
-    to: str,
-    *,
-    token: UUID | None = None,
-    stamps: tuple[str, ...] = (),
-    **columns: Any,
-) -> Any:
+) -> R | None:
     """Moves the row to state `to`, setting `columns`, if the machine allows it from where the row
     is.
 
@@ -60,8 +36,6 @@ async def advance(
     get the time of the transaction. Raises the version; returns the whole new row, or None if
     the row is gone, elsewhere or of another attempt, and then nothing was changed.
     """
-    if isinstance(table, str):
-        return await _advance_named(m, machine, table, row_id, to, token=token, **columns)
     parameters = {
         **columns,
         "to_state": to,
@@ -90,44 +64,3 @@ def _advance(
     if fenced:
         where.append(row.attempt_token == sa.bindparam("fence"))
     return compiled(table.row, sa.update(table.core).values(values).where(*where).returning(*row))
-
-
-async def _advance_named(
-    m: Mutation,
-    machine: Machine,
-    table: LiteralString,
-    row_id: UUID,
-    to: str,
-    *,
-    token: UUID | None = None,
-    **columns: Any,
-) -> Any:
-    """Moves the row to state `to`, setting `columns`, if the machine allows it from where the row
-    is.
-
-    `token` fences a job: the row must still belong to that attempt. Raises the row's version, and
-    returns the whole new row; None if the row is gone, elsewhere or of another attempt, and then
-    nothing was changed.
-    """
-    sources = [state for state, targets in machine.items() if to in targets]
-    assignments = sql.SQL(", ").join(
-        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns
-    )
-    statement = sql.SQL(
-        "UPDATE {table} SET state = %(to_state)s, version = version + 1, updated_at ="
-        " now(){comma}{assignments} WHERE id = %(row_id)s AND state = ANY(%(from_states)s){fence}"
-        " RETURNING *"
-    ).format(
-        table=sql.Identifier(table),
-        comma=sql.SQL(", " if columns else ""),
-        assignments=assignments,
-        fence=sql.SQL(" AND attempt_token = %(fence)s" if token else ""),
-    )
-    parameters = {
-        **columns,
-        "to_state": to,
-        "row_id": row_id,
-        "from_states": sources,
-        "fence": token,
-    }
-    return await (await m.conn.execute(statement, parameters)).fetchone()

@@ -7,10 +7,12 @@ import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shared.imaging.model import Credentials
 from shared.imaging.source_type import code_of
+
+T = TypeVar("T")
 
 MANIFEST_BYTES = 64 * 1024
 _MARK = b"c2pa"  # the label of every manifest store, uncompressed in every container
@@ -56,11 +58,11 @@ def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
 def _summary(text: str, state: str) -> Credentials:
     """Everything in a manifest is what somebody wrote: taken if it has the right shape, cut if it
     is long."""
-    store = json.loads(text)
+    store: object = json.loads(text)
     manifest = _of(dict, _of(dict, store, "manifests"), _of(str, store, "active_manifest"))
     signature = _of(dict, manifest, "signature_info")
     validation = _of(dict, _of(dict, store, "validation_results"), "activeManifest")
-    failures = [_of(str, failure, "code")[:_TEXT] for failure in _of(list, validation, "failure")]
+    failures = [_of(str, failure, "code")[:_TEXT] for failure in _items(validation, "failure")]
     return Credentials(
         state=state,
         claim_generator=_generator(manifest)[:_TEXT],
@@ -73,14 +75,14 @@ def _summary(text: str, state: str) -> Credentials:
     )
 
 
-def _generator(manifest: Any) -> str:
-    for info in _of(list, manifest, "claim_generator_info"):
+def _generator(manifest: object) -> str:
+    for info in _items(manifest, "claim_generator_info"):
         return f"{_of(str, info, 'name')} {_of(str, info, 'version')}".strip()
-    return str(_of(str, manifest, "claim_generator"))
+    return _of(str, manifest, "claim_generator")
 
 
-def _source_type(manifest: Any) -> str:
-    """Of the action that made the picture; else of the last one that says it."""
+def _source_type(manifest: object) -> str:
+    """What the action that made the picture says; else the last one that says it."""
     said = ""
     for action in _actions(manifest):
         if word := code_of(_of(str, action, "digitalSourceType")):
@@ -90,13 +92,17 @@ def _source_type(manifest: Any) -> str:
     return said
 
 
-def _actions(manifest: Any) -> Iterator[Any]:
-    for assertion in _of(list, manifest, "assertions"):
+def _actions(manifest: object) -> Iterator[object]:
+    for assertion in _items(manifest, "assertions"):
         if _of(str, assertion, "label").startswith("c2pa.actions"):
-            yield from _of(list, _of(dict, assertion, "data"), "actions")
+            yield from _items(_of(dict, assertion, "data"), "actions")
 
 
-def _of(kind: type, container: Any, name: str) -> Any:
+def _items(container: object, name: str) -> list[object]:
+    return _of(list, container, name)
+
+
+def _of(kind: type[T], container: object, name: str) -> T:
     """The member of that name if it is a `kind`, else an empty one."""
-    found = container.get(name) if isinstance(container, dict) else None
+    found: object = container.get(name) if isinstance(container, dict) else None
     return found if isinstance(found, kind) else kind()

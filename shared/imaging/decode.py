@@ -1,7 +1,7 @@
 """Opening pictures with libvips: the only places where pixels come from."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyvips
 
@@ -30,14 +30,23 @@ _BANDS = {"b-w": 1, "grey16": 1, "cmyk": 4}  # of colour; RGB in all its kinds h
 _AS_SRGB = ("srgb", "rgb16", "b-w", "grey16")
 
 
-def open_page(path: Path, **options: float) -> Any:
-    """A lazy `pyvips.Image` of the first page, or of what `page` and `n` say. Only the header is
+class _Fit(TypedDict, total=False):
+    height: int
+    size: str
+    output_profile: str
+
+
+def open_page(path: Path, **options: float) -> pyvips.Image:
+    """A lazy image of the first page, or of what `page` and `n` say. Only the header is
     read until pixels are asked for, which is possible once, from top to bottom."""
     loader = LOADERS[_type_of(path)]
-    return pyvips.Operation.call(loader, str(path), access="sequential", fail_on="error", **options)
+    image: pyvips.Image = pyvips.Operation.call(
+        loader, str(path), access="sequential", fail_on="error", **options
+    )
+    return image
 
 
-def open_picture(path: Path) -> Any:
+def open_picture(path: Path) -> pyvips.Image:
     """The first page as `open_page` gives it, in grey or in colours, with an alpha band if the file
     declares one.
 
@@ -53,13 +62,15 @@ def open_picture(path: Path) -> Any:
     return _scaled(_with_declared_bands(page, said))
 
 
-def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -> Any:
+def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -> pyvips.Image:
     """The first page in memory: upright, 8-bit sRGB with or without alpha, fitted into width x
     height pixels."""
     size = "both" if enlarge else "down"
     picture = open_picture(path)
     as_it_is = picture.get_typeof("icc-profile-data") == 0 and picture.interpretation in _AS_SRGB
-    options = {"height": height, "size": size, **({} if as_it_is else {"output_profile": "srgb"})}
+    options = _Fit(height=height, size=size)
+    if not as_it_is:
+        options["output_profile"] = "srgb"
     if _type_of(path) in _SHRINKING:
         del picture  # WebP's holds room for all pixels
         image = pyvips.Image.thumbnail(str(path), width, fail_on="error", **options)
@@ -74,12 +85,18 @@ def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -
     return image.cast("uchar").copy_memory()
 
 
+def orientation(image: pyvips.Image) -> int:
+    """The EXIF orientation tag, 1..8; 1 when there is none."""
+    tagged = image.get("orientation") if image.get_typeof("orientation") else 1
+    return tagged if isinstance(tagged, int) and 1 <= tagged <= 8 else 1
+
+
 def _type_of(path: Path) -> str:
     with open(path, "rb") as file:
         return sniff(file.read(HEAD_BYTES))
 
 
-def _with_declared_bands(page: Any, said: tiff.Page) -> Any:
+def _with_declared_bands(page: pyvips.Image, said: tiff.Page) -> pyvips.Image:
     if said.photometric == tiff.LAB:
         colours = page[:3].colourspace("srgb").copy()
         colours.remove("icc-profile-data")  # it was for Lab
@@ -89,7 +106,7 @@ def _with_declared_bands(page: Any, said: tiff.Page) -> Any:
     return colours.bandjoin([page[bands + index] for index in said.transparencies])
 
 
-def _scaled(picture: Any) -> Any:
+def _scaled(picture: pyvips.Image) -> pyvips.Image:
     """In 8 or 16 bits."""
     if (
         picture.interpretation == "cmyk" and picture.format == "ushort"

@@ -8,7 +8,7 @@ import pyvips
 
 from shared.imaging import credentials
 from shared.imaging.child import corrupt, nothing_unforeseen
-from shared.imaging.decode import open_page, open_picture
+from shared.imaging.decode import open_page, open_picture, orientation
 from shared.imaging.measure import measure
 from shared.imaging.media_types import canonical
 from shared.imaging.model import MEBIBYTE, Facts, ImageRejected, Limits, Reason
@@ -72,11 +72,16 @@ def _read_header(path: Path, mime: str, size: int) -> tuple[Facts, list[bytes]]:
     """Everything but the measures, and the metadata as the decoder found it. The image must not
     outlive this function: WebP's holds room for all pixels."""
     header = open_picture(path)
-    orientation = header.get("orientation") if header.get_typeof("orientation") else 1
+    turn = orientation(header)
     width, height = (
-        (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+        (header.height, header.width) if turn in _SIDEWAYS else (header.width, header.height)
     )
-    blocks = {name: header.get(name) for name in _METADATA if header.get_typeof(name)}
+    blocks: dict[str, bytes] = {}
+    for name in _METADATA:
+        if header.get_typeof(name):
+            block = header.get(name)
+            assert isinstance(block, bytes)
+            blocks[name] = block
     facts = Facts(
         kind="image",
         mime_type=mime,
@@ -84,7 +89,7 @@ def _read_header(path: Path, mime: str, size: int) -> tuple[Facts, list[bytes]]:
         pages=header.get_n_pages(),
         width=width,
         height=height,
-        orientation=orientation if 1 <= orientation <= 8 else 1,
+        orientation=turn,
         has_alpha=bool(header.hasalpha()),
         has_icc_profile=header.get_typeof("icc-profile-data") != 0,
         source_type=read_packet(blocks.get("xmp-data", b"")),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from math import dist
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyvips
 
@@ -49,7 +49,7 @@ def measure(path: Path) -> Measures:
     )
 
 
-def _focal_point(colour: Any) -> tuple[float, float]:
+def _focal_point(colour: pyvips.Image) -> tuple[float, float]:
     width, height = max(1, colour.width // 2), max(1, colour.height // 2)
     _, found = colour.smartcrop(
         width, height, interesting="attention", attention_x=True, attention_y=True
@@ -58,7 +58,7 @@ def _focal_point(colour: Any) -> tuple[float, float]:
     return round(min(max(x, 0.0), 1.0), 4), round(min(max(y, 0.0), 1.0), 4)
 
 
-def _exposure(luma: Any, alpha: Any) -> tuple[float, float, float]:
+def _exposure(luma: pyvips.Image, alpha: pyvips.Image) -> tuple[float, float, float]:
     """Mean lightness and the clipped shares, over opaque pixels."""
     opaque = (alpha >= OPAQUE).ifthenelse(1, 0)
     counts = opaque.hist_find_indexed(luma, combine="sum").tolist()[0]
@@ -76,7 +76,7 @@ def _lightness(value: int) -> float:
     return (116 * linear ** (1 / 3) - 16) / 100 if linear > 216 / 24389 else linear * 24389 / 2700
 
 
-def _dominant_colours(image: Any) -> tuple[Colour, ...]:
+def _dominant_colours(image: pyvips.Image) -> tuple[Colour, ...]:
     """Up to five colours: pixels are sorted into cells of CIELAB, the fullest cell takes in those
     around it, then the next fullest of what is left. A colour is the mean of its fullest cell, its
     share that of all cells it took in.
@@ -103,7 +103,7 @@ def _dominant_colours(image: Any) -> tuple[Colour, ...]:
     return tuple(colour for colour in colours if colour.share >= 0.01)
 
 
-def _placeholder(image: Any) -> str:
+def _placeholder(image: pyvips.Image) -> str:
     small = image.thumbnail_image(PLACEHOLDER_SIZE, height=PLACEHOLDER_SIZE, size="down")
     return base64.b64encode(
         thumbhash(small.width, small.height, bytes(small.write_to_memory()))

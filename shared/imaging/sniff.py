@@ -115,7 +115,7 @@ def sniff(head: bytes) -> str:
     ):  # viewers pass over blank lines before it, and so does the reader here
         return PDF
     guess = filetype.guess(head)
-    mime = guess.mime if guess else ""
+    mime: str = guess.mime if guess else ""
     if mime == "image/apng":  # a PNG, of which the first frame is used
         return "image/png"
     if mime in ALLOWED:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyvips
 
@@ -32,7 +31,7 @@ def write_variants(
     return [_write(base, preset, directory, source_type) for preset in presets]
 
 
-def _write(base: Any, preset: Preset, directory: Path, source_type: str) -> Variant:
+def _write(base: pyvips.Image, preset: Preset, directory: Path, source_type: str) -> Variant:
     image = base.thumbnail_image(preset.width, height=preset.height, size="down")
     if source_type:  # in place of any XMP of the original
         image = image.copy()
@@ -54,7 +53,7 @@ def _write(base: Any, preset: Preset, directory: Path, source_type: str) -> Vari
     )
 
 
-def _encode(image: Any, preset: Preset, keep: str) -> bytes:
+def _encode(image: pyvips.Image, preset: Preset, keep: str) -> bytes:
     if preset.format == "webp":
         return bytes(
             image.webpsave_buffer(Q=preset.quality, effort=min(preset.effort, 6), keep=keep)

@@ -10,7 +10,6 @@ import logging
 import re
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pyvips
 
@@ -102,7 +101,7 @@ def _decode(path: Path, **options: float) -> None:
             raise corrupt()
 
 
-def _look_at(page: Any) -> None:
+def _look_at(page: pyvips.Image) -> None:
     if page.format != "float":
         page.avg()
         return

@@ -9,7 +9,7 @@ import errno
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import psycopg
@@ -19,6 +19,7 @@ from atelier.common.v1 import errors_pb2
 from google.protobuf import message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from shared.rpc.origin import Context
 from shared.storage import StorageFull, StorageUnavailable
 
 DOMAIN = "atelier"
@@ -309,13 +310,11 @@ def code_name(error: DomainError) -> str:
     return code_pb2.Code.Name(_CODES[error.reason])
 
 
-async def send(
-    context: "grpc.aio.ServicerContext[message.Message, message.Message]", error: DomainError
-) -> None:
+async def send(context: Context, error: DomainError) -> NoReturn:
     """Ends the call with the answer for `error`."""
     status = answer(error)
-    trailers = [("grpc-status-details-bin", status.SerializeToString()), *error.trailers]
-    await context.abort(_STATUS_CODES[status.code], status.message, tuple(trailers))
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    await context.abort(_STATUS_CODES[status.code], status.message, (details, *error.trailers))
 
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}

@@ -8,20 +8,25 @@ handler, errors, log and metrics.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import protovalidate
 import structlog
 from atelier.common.v1 import policy_pb2
-from google.protobuf import descriptor, descriptor_pool, message
+from google.protobuf import descriptor, descriptor_pool
+from google.protobuf.message import DecodeError, Message
 
 from shared import telemetry
 from shared.rpc import auth, calls, errors, origin
 from shared.rpc.errors import DomainError, Reason
 from shared.rpc.limits import Limits, Places
+from shared.rpc.origin import Context
+
+R = TypeVar("R")  # what a method is asked: a request, or a stream of them
+A = TypeVar("A")
 
 _SMALL_REQUEST_BYTES = 4096
 _IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
@@ -30,11 +35,12 @@ _SLOWEST = 10_000  # bytes a second, on average, of an upload that has had its h
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 8 * 1024 * 1024  # of one who may have no token
 _log = structlog.get_logger("server")
-_checked: ContextVar[Any] = ContextVar(
-    "checked_request"
-)  # the call's, or the first message of its stream
+# The call's request, or the first message of its stream.
+_checked: ContextVar[Message | None] = ContextVar("checked_request", default=None)
 
-Handler = Callable[[Any, Any], Any]
+Unary = Callable[[Message, Context], Awaitable[Message]]
+Upload = Callable[[AsyncIterator[Message], Context], Awaitable[Message]]
+Streaming = Callable[[Message, Context], AsyncGenerator[Message, None]]
 
 
 class Undecodable:
@@ -57,6 +63,21 @@ class Undecodable:
             self.problem = (
                 "the request is not a message of the declared type; generate the stubs anew"
             )
+
+
+Request = Message | Undecodable
+
+
+class Method(Protocol):
+    """A method of an asynchronous servicer, as the generated code registers it."""
+
+    request_streaming: bool
+    response_streaming: bool
+    request_deserializer: Callable[[bytes], Message]
+    response_serializer: Callable[[Message], bytes]
+    unary_unary: Unary
+    unary_stream: Streaming
+    stream_unary: Upload
 
 
 def method_descriptor(path: str) -> descriptor.MethodDescriptor:
@@ -94,7 +115,8 @@ class Guard:
         self._services = set(policy.services)
         self._seconds = telemetry.SECONDS.labels(self._method)
 
-    def wrap(self, handler: Any) -> grpc.RpcMethodHandler:
+    def wrap(self, registered: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        handler = cast(Method, registered)  # grpc's types are those of a synchronous server
         decode = _forgiving(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
@@ -109,10 +131,10 @@ class Guard:
             )
         return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary), decode, encode)
 
-    def _identify(self, context: Any) -> auth.Identity:
+    def _identify(self, context: Context) -> auth.Identity:
         header = None
         for name, value in context.invocation_metadata() or ():
-            if name == "authorization":
+            if name == "authorization" and isinstance(value, str):
                 header = value
         identity = self._verifier.identify(header)
         allowed = identity.role in self._roles
@@ -133,36 +155,38 @@ class Guard:
         origin.enter(context)
         return identity
 
-    def _unary(self, handler: Handler) -> Handler:
+    def _unary(self, handler: Unary) -> Callable[[Request, Context], Awaitable[Message]]:
         limits = self._limits
 
-        async def serve(request: Any, context: Any) -> Any:
-            check(request)
-            left = context.time_remaining()
+        async def serve(request: Request, context: Context) -> Message:
+            checked = check(request)
+            left: float | None = context.time_remaining()
             seconds = limits.default_deadline if left is None else min(left, limits.max_deadline)
             calls.set_deadline(seconds)
             async with asyncio.timeout(seconds):
-                return await handler(request, context)
+                return await handler(checked, context)
 
         return self._guarded(limits.calls, serve)
 
-    def _upload(self, handler: Handler) -> Handler:
+    def _upload(
+        self, handler: Upload
+    ) -> Callable[[AsyncIterator[Request], Context], Awaitable[Message]]:
         """No deadline of ours: a slow line may take long to send a large file; the caller's own
         applies."""
 
-        async def serve(requests: Any, context: Any) -> Any:
+        async def serve(requests: AsyncIterator[Request], context: Context) -> Message:
             return await handler(_checked_stream(requests), context)
 
-        return self._guarded(self._limits.uploads, serve, writing=True)
+        return self._guarded(self._limits.uploads, serve, _linger)
 
-    def _stream(self, handler: Handler) -> Handler:
+    def _stream(self, handler: Streaming) -> Callable[[Request, Context], Awaitable[None]]:
         """It writes its answers itself: gRPC would leave a generator that a cancelled call was
         writing from to the garbage collector, and its place, its watcher and its open file with
         it."""
 
-        async def serve(request: Any, context: Any) -> None:
-            check(request)
-            async with contextlib.aclosing(handler(request, context)) as answers:
+        async def serve(request: Request, context: Context) -> None:
+            checked = check(request)
+            async with contextlib.aclosing(handler(checked, context)) as answers:
                 async for answer in answers:
                     try:
                         await context.write(answer)
@@ -173,10 +197,15 @@ class Guard:
 
         return self._guarded(self._limits.streams, serve)
 
-    def _guarded(self, places: Places, serve: Handler, *, writing: bool = False) -> Handler:
-        """`writing`: the caller may still be sending when it is refused."""
+    def _guarded(
+        self,
+        places: Places,
+        serve: Callable[[R, Context], Awaitable[A]],
+        linger: Callable[[R, float | None], Awaitable[None]] | None = None,
+    ) -> Callable[[R, Context], Awaitable[A]]:
+        """`linger`: for a caller who may still be sending when it is refused."""
 
-        async def call(request: Any, context: Any) -> Any:
+        async def call(request: R, context: Context) -> A:
             started = time.perf_counter()
             identity, seat, code = None, None, "OK"
             try:
@@ -186,12 +215,12 @@ class Guard:
             except Exception as error:
                 refusal = errors.from_exception(error)
                 if refusal.text.endswith(errors.UNSTORABLE) and (
-                    place := _place_of_nul(_checked.get(None))
+                    place := _place_of_nul(_checked.get())
                 ):
                     refusal = errors.invalid(place, "may not contain NUL (U+0000); leave it out")
                 code = errors.code_name(refusal)
-                if writing:
-                    await _linger(request, context.time_remaining())
+                if linger:
+                    await linger(request, context.time_remaining())
                 await errors.send(context, refusal)
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -218,10 +247,10 @@ class Guard:
         )
 
 
-def check(request: Any) -> None:
-    """Enforces the constraints that stand on the fields. Raises INVALID_FIELD: with up to 20
-    violations of a small request, with the first of a large one, whose thousands of violations
-    would occupy the server for long.
+def check(request: Request) -> Message:
+    """Enforces the constraints that stand on the fields; returns the request. Raises INVALID_FIELD:
+    with up to 20 violations of a small request, with the first of a large one, whose thousands of
+    violations would occupy the server for long.
     """
     if isinstance(request, Undecodable):
         raise errors.invalid("", request.problem)
@@ -237,11 +266,12 @@ def check(request: Any) -> None:
         raise errors.invalid_fields(
             [(_path(v.proto.field), v.proto.message) for v in violations[:20]]
         )
-    if _checked.get(None) is None:
+    if _checked.get() is None:
         _checked.set(request)
+    return request
 
 
-def _path(field_path: Any) -> str:
+def _path(field_path: protovalidate.FieldPathPb | None) -> str:
     """'items[2].name', 'labels["a"]' from a protovalidate path."""
     parts: list[str] = []
     for element in field_path.elements if field_path else ():
@@ -259,19 +289,19 @@ def _path(field_path: Any) -> str:
     return ".".join(parts)
 
 
-def _place_of_nul(request: Any) -> str:
+def _place_of_nul(request: Message | None) -> str:
     """The field of the first text with a NUL, which no database keeps; '' without one. Looked for
     when one was found: to look through every request would cost each."""
     for field, value in request.ListFields() if request is not None else ():
         for subscript, each in _elements(field, value):
             if isinstance(each, str) and "\0" in each:
                 return f"{field.name}{subscript}"
-            if isinstance(each, message.Message) and (inner := _place_of_nul(each)):
+            if isinstance(each, Message) and (inner := _place_of_nul(each)):
                 return f"{field.name}{subscript}.{inner}"
     return ""
 
 
-def _elements(field: Any, value: Any) -> Iterable[tuple[str, Any]]:
+def _elements(field: descriptor.FieldDescriptor, value: Any) -> Iterable[tuple[str, object]]:
     if not field.is_repeated:
         return [("", value)]
     if field.message_type and field.message_type.GetOptions().map_entry:
@@ -280,7 +310,7 @@ def _elements(field: Any, value: Any) -> Iterable[tuple[str, Any]]:
     return [(f"[{number}]", each) for number, each in enumerate(value)]
 
 
-async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _checked_stream(requests: AsyncIterator[Request]) -> AsyncIterator[Message]:
     """What a caller streams in. One that falls silent or trickles is sent away: it would hold its
     place for ever."""
     clock, size = time.monotonic, 0
@@ -295,12 +325,12 @@ async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             limits = f"{_IDLE_UPLOAD_SECONDS:.0f} s or came slower than {_SLOWEST // 1000} kB/s"
             text = f"the upload paused for {limits}; send it again, or in parts"
             raise DomainError(Reason.ERROR_REASON_DEADLINE, text) from None
-        check(request)
-        size += request.ByteSize()
-        yield request
+        checked = check(request)
+        size += checked.ByteSize()
+        yield checked
 
 
-async def _linger(requests: AsyncIterator[Any], left: float | None) -> None:
+async def _linger(requests: AsyncIterator[Request], left: float | None) -> None:
     """Reads what is still on its way to a refused upload, for a moment. A caller that is told no
     while it writes may never see why: Python's asyncio client makes INTERNAL of the write that
     fails. `left`: seconds to its deadline.
@@ -311,19 +341,21 @@ async def _linger(requests: AsyncIterator[Any], left: float | None) -> None:
             _LINGER_SECONDS if left is None else min(_LINGER_SECONDS, left / 2)
         ):
             async for request in requests:
+                if isinstance(request, Undecodable):
+                    return
                 size += request.ByteSize()
                 if size > _LINGER_BYTES:
                     return
 
 
-def _forgiving(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _forgiving(decode: Callable[[bytes], Message]) -> Callable[[bytes], Request]:
     """grpc answers INTERNAL to bytes that don't decode; a caller's fault deserves
     INVALID_ARGUMENT."""
 
-    def decode_or_mark(data: bytes) -> Any:
+    def decode_or_mark(data: bytes) -> Request:
         try:
             return decode(data)
-        except (message.DecodeError, RecursionError, ValueError) as error:
+        except (DecodeError, RecursionError, ValueError) as error:
             return Undecodable(error)
 
     return decode_or_mark

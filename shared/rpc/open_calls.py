@@ -5,7 +5,7 @@ Their streams have places of their own, which callers with tokens don't share, a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -30,7 +30,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._statuses: dict[str, Any] = {"": _Status.SERVING}
         self._changed = asyncio.Event()
         self._stopping = False
-        self.Watch = counted(places, self._watch, WATCH_SECONDS)
+        self.Watch = counted(places, self._watch, WATCH_SECONDS)  # type: ignore[method-assign]
 
     def set(self, service: str, status: Any) -> None:
         if not self._stopping and self._statuses.get(service) != status:
@@ -65,7 +65,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
 
-def reflecting(answers: Callable[[Any, Any], AsyncIterator[Any]], places: Places) -> Stream:
+def reflecting(answers: Callable[[Any, Any], AsyncIterable[Any]], places: Places) -> Stream:
     """A counted stream of what reflection answers."""
 
     async def serve(requests: Any, context: Any) -> None:

@@ -1,17 +1,28 @@
 """Where the call being served comes from: its address and what its client calls itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
+import grpc.aio
+
+Context = grpc.aio.ServicerContext[Any, Any]  # of a method of any service
 Address = IPv4Address | IPv6Address
 Networks = Sequence[IPv4Network | IPv6Network]
 _AGENT_LENGTH = 300
 
-_context: ContextVar[Any] = ContextVar("grpc_context", default=None)
+
+class _Call(Protocol):
+    """What is looked at of the gRPC context."""
+
+    def peer(self) -> str: ...
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+
+_context: ContextVar[_Call | None] = ContextVar("grpc_context", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +36,7 @@ class Origin:
 NOWHERE = Origin(None, "")
 
 
-def enter(context: Any) -> None:
+def enter(context: _Call | None) -> None:
     """Remembers the call's gRPC context for this task. What it says is looked at only when somebody
     asks."""
     _context.set(context)

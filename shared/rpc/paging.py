@@ -1,9 +1,9 @@
 """Pages in keyset order (AIP-158): newest first by (created_at, id), flat wherever you are in the
 list.
 
-    page = paging.page(request) rows = await db.rows(f"SELECT * FROM things WHERE owner =
-    %(owner)s{page.clause}", {**mine, **page.parameters}) things, token = page.fill(rows,
-    map(to_proto, rows))
+    page = paging.page(request)
+    rows = await db.all(*_LIST.query(page, {...}))         # shared/database/lists.py
+    things, token = page.fill(rows, map(to_proto, rows))
 
 A page token holds the last row's key and a digest of the filter and the owner, so that it can't be
 used for another list. It isn't secret and grants nothing: row-level security decides what is seen.
@@ -34,6 +34,16 @@ _PAGING_FIELDS = ("page_size", "page_token", "skip")
 
 
 M = TypeVar("M", bound=Message)
+R = TypeVar("R")
+
+
+class ListedRow(Protocol):
+    """A row with the key that lists are ordered by."""
+
+    @property
+    def id(self) -> uuid.UUID: ...
+    @property
+    def created_at(self) -> datetime: ...
 
 
 class ListRequest(Protocol):
@@ -70,11 +80,11 @@ class Page:
         key = "AND (created_at, id) < (%(after_at)s, %(after_id)s) " if self.after else ""
         return f" {key}ORDER BY created_at DESC, id DESC LIMIT %(limit)s OFFSET %(skip)s"
 
-    def cut(self, rows: Sequence[Any]) -> Sequence[Any]:
+    def cut(self, rows: Sequence[R]) -> Sequence[R]:
         """The page's rows without the one more, for what is looked up for all of them."""
         return rows[: self.size]
 
-    def fill(self, rows: Sequence[Any], messages: Iterable[M]) -> tuple[list[M], str]:
+    def fill(self, rows: Sequence[ListedRow], messages: Iterable[M]) -> tuple[list[M], str]:
         """As many of the rows' messages as one answer holds, and the token of the next page (''
         after the last). `rows` as they were read, with the one more."""
         shown = fitting(islice(messages, self.size))

@@ -8,7 +8,9 @@ makes the deliveries, so that a crash neither loses an event nor makes two deliv
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, LiteralString
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -17,6 +19,7 @@ from shared.background.events import POLL_SECONDS
 from shared.background.tasks import wanted
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
+from shared.database.rows import Command, Statement
 from shared.outbound import Outbound
 from shared.settings import Settings
 from shared.webhooks.event_types import EventTypes, body_of
@@ -25,38 +28,87 @@ from shared.webhooks.sending import Sender
 _BATCH = 500
 _log = structlog.get_logger("webhooks")
 
-_CURSOR: LiteralString = """
+
+@dataclass(slots=True)
+class _Stream:
+    position: int
+    pruned_to: int
+
+
+@dataclass(slots=True)
+class _Event:
+    position: int | None  # an event that isn't in the stream yet has none
+    owner: str
+    subject: str
+    version: int
+    payload: bytes
+    created_at: datetime
+
+
+@dataclass(slots=True)
+class _Receiver:
+    id: UUID
+    owner: str
+    event_types: list[str]
+
+
+@dataclass(slots=True)
+class _Replay(_Receiver):
+    replay_from: int | None
+    replay_to: int | None
+
+
+_LOCK_CURSOR = Statement(
+    int,
+    """
     SELECT position FROM webhook_cursor
         WHERE pg_try_advisory_xact_lock(hashtextextended(current_schema(), 8))
-"""
-_FRESH: LiteralString = """
+    """,
+)
+_SELECT_STREAM = Statement(_Stream, "SELECT position, pruned_to FROM event_stream")
+_SELECT_FRESH_EVENTS = Statement(
+    _Event,
+    """
     SELECT position, owner, subject, version, payload, created_at FROM events
     WHERE position > %(after)s AND position <= %(until)s AND EXISTS (
         SELECT FROM webhook_endpoints e WHERE e.owner = events.owner AND e.state = 'enabled')
     ORDER BY position
-"""
-_MISSED: LiteralString = """
+    """,
+)
+_SELECT_MISSED_EVENTS = Statement(
+    _Event,
+    """
     SELECT position, owner, subject, version, payload, created_at FROM events
     WHERE owner = %(owner)s AND position > %(after)s AND position <= %(until)s
-        ORDER BY position LIMIT %(limit)s
-"""
+    ORDER BY position LIMIT %(limit)s
+    """,
+)
 # Held against deletion until the deliveries are there.
-_ENDPOINTS: LiteralString = """
-    SELECT id, owner, event_types FROM webhook_endpoints WHERE owner = ANY(%(owners)s) AND state
-        = 'enabled'
+_HOLD_RECEIVERS = Statement(
+    _Receiver,
+    """
+    SELECT id, owner, event_types FROM webhook_endpoints
+    WHERE owner = ANY(%(owners)s) AND state = 'enabled'
     FOR KEY SHARE
-"""
-_REPLAYING: LiteralString = """
+    """,
+)
+_LOCK_REPLAY = Statement(
+    _Replay,
+    """
     SELECT id, owner, event_types, replay_from, replay_to FROM webhook_endpoints
     WHERE replay_from IS NOT NULL AND state = 'enabled' ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
-"""
-_DELIVER: LiteralString = """
+    """,
+)
+_INSERT_DELIVERIES = Command("""
     INSERT INTO webhook_deliveries (id, owner, endpoint_id, position, event_type, body)
     SELECT * FROM unnest(%(ids)s::uuid[], %(owners)s::text[], %(endpoints)s::uuid[],
-        %(positions)s::bigint[],
-        %(types)s::text[], %(bodies)s::text[])
+        %(positions)s::bigint[], %(types)s::text[], %(bodies)s::text[])
     ON CONFLICT (endpoint_id, position) WHERE position IS NOT NULL DO NOTHING
-"""
+""")
+# A crash loses the step, which is then taken again.
+_COMMIT_WITHOUT_WAIT = Command("SET LOCAL synchronous_commit = off")
+_MOVE_CURSOR = Command("UPDATE webhook_cursor SET position = %(position)s")
+_MOVE_REPLAY = Command("UPDATE webhook_endpoints SET replay_from = %(at)s WHERE id = %(id)s")
 
 
 async def run(db: Database, settings: Settings, types: EventTypes) -> None:
@@ -90,93 +142,88 @@ async def dispatch(db: Database, types: EventTypes) -> bool:
     """Takes up a batch of fresh events, and one of a replay. Returns whether there is more to do at
     once."""
     async with db.transaction("") as m:
-        cursor = await m.one(_CURSOR)
-        if cursor is None:
+        position = await m.first(_LOCK_CURSOR)
+        if position is None:
             return False  # another one is at it
-        stream = await m.one("SELECT position, pruned_to FROM event_stream")
-        after = max(cursor.position, stream.pruned_to)
-        if after > cursor.position:
+        stream = await m.one(_SELECT_STREAM)
+        after = max(position, stream.pruned_to)
+        if after > position:
             _log.error(
                 "events were pruned before webhooks took them up",
                 service=db.service,
-                lost=after - cursor.position,
+                lost=after - position,
             )
         until = min(after + _BATCH, stream.position)
-        if until > cursor.position:
-            events = await m.all(_FRESH, {"after": after, "until": until})
-            endpoints = (
-                await m.all(_ENDPOINTS, {"owners": list({event.owner for event in events})})
-                if events
-                else []
-            )
-            if not await _deliver(m, types, events, endpoints):
-                await m.run(
-                    "SET LOCAL synchronous_commit = off"
-                )  # lost in a crash, the step is only taken again
-            await m.run("UPDATE webhook_cursor SET position = %s", (until,))
+        if until > position:
+            events = await m.all(_SELECT_FRESH_EVENTS, {"after": after, "until": until})
+            owners = list({event.owner for event in events})
+            receivers = await m.all(_HOLD_RECEIVERS, {"owners": owners}) if owners else []
+            if not await _deliver(m, types, events, receivers):
+                await m.run(_COMMIT_WITHOUT_WAIT)
+            await m.run(_MOVE_CURSOR, {"position": until})
         return await _replay(m, types) or until < stream.position
 
 
 async def _replay(m: Mutation, types: EventTypes) -> bool:
-    endpoint = await m.one(_REPLAYING)
-    if endpoint is None:
+    replay = await m.first(_LOCK_REPLAY)
+    if replay is None:
         return False
     events = await m.all(
-        _MISSED,
+        _SELECT_MISSED_EVENTS,
         {
-            "owner": endpoint.owner,
-            "after": endpoint.replay_from,
-            "until": endpoint.replay_to,
+            "owner": replay.owner,
+            "after": replay.replay_from,
+            "until": replay.replay_to,
             "limit": _BATCH,
         },
     )
-    await _deliver(m, types, events, [endpoint])
+    await _deliver(m, types, events, [replay])
     await m.run(
-        "UPDATE webhook_endpoints SET replay_from = %(at)s WHERE id = %(id)s",
-        {"id": endpoint.id, "at": events[-1].position if len(events) == _BATCH else None},
+        _MOVE_REPLAY,
+        {"id": replay.id, "at": events[-1].position if len(events) == _BATCH else None},
     )
     return True
 
 
 async def _deliver(
-    m: Mutation, types: EventTypes, events: Sequence[Any], endpoints: Sequence[Any]
+    m: Mutation, types: EventTypes, events: Sequence[_Event], receivers: Sequence[_Receiver]
 ) -> int:
-    """Makes the deliveries that aren't there yet. Returns how many the endpoints are for."""
+    """Makes the deliveries that aren't there yet. Returns how many the receivers are for."""
     of_owner = defaultdict(list)
-    for endpoint in endpoints:
-        of_owner[endpoint.owner].append(endpoint)
+    for receiver in receivers:
+        of_owner[receiver.owner].append(receiver)
     rows = []
     for event in events:
-        message = types.subjects.get(event.subject)
-        if message is None:
+        told = _name_and_body(types, event)
+        if told is None:
             continue
-        try:
-            told = message.FromString(event.payload)
-            name = types.name(event.subject, event.version, told)
-            body = body_of(name, event.created_at, told)
-        except Exception as error:  # one event that can't be told must not stop those after it
-            _log.error(
-                "event can't be told",
-                subject=event.subject,
-                position=event.position,
-                error=type(error).__name__,
-            )
-            continue
+        name, body = told
         rows += [
-            (new_id(), event.owner, endpoint.id, event.position, name, body)
-            for endpoint in of_owner[event.owner]
-            if not endpoint.event_types or name in endpoint.event_types
+            (new_id(), event.owner, receiver.id, event.position, name, body)
+            for receiver in of_owner[event.owner]
+            if not receiver.event_types or name in receiver.event_types
         ]
     if rows:
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        await m.run(
-            _DELIVER,
-            dict(
-                zip(
-                    ("ids", "owners", "endpoints", "positions", "types", "bodies"),
-                    columns,
-                    strict=True,
-                )
-            ),
-        )
+        names = ("ids", "owners", "endpoints", "positions", "types", "bodies")
+        columns = map(list, zip(*rows, strict=True))
+        await m.run(_INSERT_DELIVERIES, dict(zip(names, columns, strict=True)))
     return len(rows)
+
+
+def _name_and_body(types: EventTypes, event: _Event) -> tuple[str, str] | None:
+    """The type of an event and what is sent of it; None if nothing is."""
+    message = types.subjects.get(event.subject)
+    if message is None:
+        return None
+    try:
+        told = message.FromString(event.payload)
+        name = types.name(event.subject, event.version, told)
+        return name, body_of(name, event.created_at, told)
+    except Exception as error:  # one event that can't be told must not stop those after it
+        _log.error(
+            "event can't be told",
+            subject=event.subject,
+            position=event.position,
+            error=type(error).__name__,
+        )
+        return None

@@ -36,27 +36,30 @@ class EventTypes:
 
 
 def _changes(message: type[Message]) -> Iterator[str]:
-    fields: Any = message.DESCRIPTOR.fields_by_name
+    fields = message.DESCRIPTOR.fields_by_name
     yield from (word for name, word in _PUT_AWAY.items() if name in fields)
-    yield from _states(fields["state"]).values() if "state" in fields else ("created", "updated")
+    yield from _states(message).values() if "state" in fields else ("created", "updated")
 
 
-def _change(message: Any, version: int) -> str:
+def _change(message: Message, version: int) -> str:
     fields = message.DESCRIPTOR.fields_by_name
     for name, word in _PUT_AWAY.items():
         if name in fields and message.HasField(name):
             return word
     if "state" in fields:
-        return _states(fields["state"])[message.state]
+        state: int = getattr(message, "state")  # noqa: B009 - a field of some messages
+        return _states(type(message))[state]
     return "created" if version == 1 else "updated"
 
 
 _PUT_AWAY = {"delete_time": "deleted", "archive_time": "archived"}
 
 
-def _states(field: Any) -> dict[int, str]:
-    """The enum's words but the first: ASSET_STATE_READY is 'ready'."""
-    names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
+def _states(message: type[Message]) -> dict[int, str]:
+    """The words of the enum of its field `state`, but the first: ASSET_STATE_READY is 'ready'."""
+    enum = message.DESCRIPTOR.fields_by_name["state"].enum_type
+    assert enum is not None
+    names = {number: value.name for number, value in enum.values_by_number.items()}
     prefix = names[0].removesuffix("UNSPECIFIED")
     return {number: name.removeprefix(prefix).lower() for number, name in names.items() if number}
 

@@ -15,8 +15,7 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, LiteralString
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import psycopg
@@ -24,7 +23,8 @@ import structlog
 
 from shared.background.events import POLL_SECONDS
 from shared.background.tasks import wanted
-from shared.database.db import Database
+from shared.database.db import Database, Parameters
+from shared.database.rows import Command, Statement
 from shared.outbound import Outbound, OutboundFailed, OutboundRefused
 from shared.settings import Settings
 from shared.webhooks.signing import signed_headers
@@ -38,28 +38,54 @@ _LONGEST_PAUSE_SECONDS = 8 * 3600.0
 _GONE = 410
 _log = structlog.get_logger("webhooks")
 
-_DUE: LiteralString = """
+
+@dataclass(slots=True)
+class _DueEndpoint:
+    id: UUID
+    owner: str
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A delivery that this worker may attempt until its lease ends."""
+
+    id: UUID
+    owner: str
+    endpoint_id: UUID
+    body: str
+    attempts: int
+    attempts_in_turn: int
+    url: str
+    at: datetime
+    secrets: list[str]
+
+
+_SELECT_DUE_ENDPOINTS = Statement(
+    _DueEndpoint,
+    """
     SELECT e.id, e.owner FROM webhook_endpoints e
     WHERE e.state = 'enabled' AND e.id <> ALL(%(busy)s) AND e.owner <> ALL(%(full)s)
       AND (e.paused_until IS NULL OR e.paused_until <= now()) AND EXISTS (
         SELECT FROM webhook_deliveries d
         WHERE d.endpoint_id = e.id AND d.state = 'pending' AND d.next_attempt_at <= now())
     ORDER BY random() LIMIT %(limit)s
-"""
-_CLAIM: LiteralString = """
+    """,
+)
+_CLAIM_DELIVERIES = Statement(
+    _Claim,
+    """
     WITH endpoint AS (
         SELECT id, url FROM webhook_endpoints
-        WHERE id = %(endpoint_id)s AND state = 'enabled' AND (paused_until IS NULL OR paused_until
-            <= now())
+        WHERE id = %(endpoint_id)s AND state = 'enabled'
+          AND (paused_until IS NULL OR paused_until <= now())
     ), due AS (
         SELECT d.id FROM webhook_deliveries d, endpoint
         WHERE d.endpoint_id = endpoint.id AND d.state = 'pending' AND d.next_attempt_at <= now()
         ORDER BY d.next_attempt_at, d.id LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
     )
     UPDATE webhook_deliveries d
-    SET attempts = d.attempts + 1, attempts_in_turn = d.attempts_in_turn + 1, last_attempt_at
-        = now(),
-        next_attempt_at = now() + %(lease)s
+    SET attempts = d.attempts + 1, attempts_in_turn = d.attempts_in_turn + 1,
+        last_attempt_at = now(), next_attempt_at = now() + %(lease)s::interval
     FROM due, endpoint WHERE d.id = due.id
     RETURNING d.id, d.owner, d.endpoint_id, d.body, d.attempts, d.attempts_in_turn, endpoint.url,
         now() AS at,
@@ -67,55 +93,77 @@ _CLAIM: LiteralString = """
               WHERE s.owner = d.owner AND s.endpoint_id = d.endpoint_id
               AND (s.expires_at IS NULL OR s.expires_at > now())
               ORDER BY s.version DESC) AS secrets
-"""
+    """,
+)
 # Endpoint before delivery, as those who enable, replay and delete do.
-_HOLD: LiteralString = (
+_HOLD_ENDPOINT = Command(
     "SELECT id FROM webhook_endpoints WHERE id = %(endpoint_id)s FOR NO KEY UPDATE"
 )
-_DELIVERED: LiteralString = """
+_SET_DELIVERED = Command("""
     UPDATE webhook_deliveries
     SET state = 'delivered', next_attempt_at = NULL, ended_at = now(), status_code = %(status)s,
-        error_class = '',
-        error_message = '', response_excerpt = %(excerpt)s
+        error_class = '', error_message = '', response_excerpt = %(excerpt)s
     WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'pending'
-"""
-_WELL: LiteralString = """
+""")
+_SET_ENDPOINT_WELL = Command("""
     UPDATE webhook_endpoints SET failing_since = NULL, last_error_class = ''
     WHERE id = %(endpoint_id)s AND failing_since IS NOT NULL
-"""
-_NOT_DELIVERED: LiteralString = """
+""")
+# Returns whether the delivery is given up.
+_SET_NOT_DELIVERED = Statement(
+    bool,
+    """
     WITH decided AS (
-        SELECT id, now() + %(pause)s > turn_began_at + %(give_up)s AS over FROM webhook_deliveries
+        SELECT id, now() + %(pause)s::interval > turn_began_at + %(give_up)s::interval AS over
+        FROM webhook_deliveries
         WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'pending'
     )
     UPDATE webhook_deliveries d
-    SET state = CASE WHEN over THEN 'failed' ELSE 'pending' END, ended_at = CASE WHEN over
-        THEN now() END,
-        next_attempt_at = CASE WHEN over THEN NULL ELSE now() + greatest(%(pause)s, %(asked)s) END,
-        status_code = %(status)s,
-        error_class = %(error_class)s, error_message = %(error_message)s, response_excerpt
-            = %(excerpt)s
+    SET state = CASE WHEN over THEN 'failed' ELSE 'pending' END,
+        ended_at = CASE WHEN over THEN now() END,
+        next_attempt_at = CASE WHEN over THEN NULL
+                               ELSE now() + greatest(%(pause)s::interval, %(asked)s::interval) END,
+        status_code = %(status)s, error_class = %(error_class)s,
+        error_message = %(error_message)s, response_excerpt = %(excerpt)s
     FROM decided WHERE d.id = decided.id RETURNING decided.over
-"""
-# Given up on, and nothing arrived for as long: the receiver is not there any more.
-_ILL: LiteralString = """
+    """,
+)
+# An endpoint is disabled when a delivery is given up and nothing arrived for as long: the receiver
+# isn't there any more. Returns its state.
+_SET_ENDPOINT_FAILING = Statement(
+    str,
+    """
     WITH decided AS (
         SELECT id, CASE WHEN %(gone)s THEN 'gone'
-                        WHEN %(over)s AND failing_since < now() - %(give_up)s THEN 'failing'
-                            ELSE '' END AS reason
+                        WHEN %(over)s AND failing_since < now() - %(give_up)s::interval
+                            THEN 'failing'
+                        ELSE '' END AS reason
         FROM webhook_endpoints WHERE id = %(endpoint_id)s AND state = 'enabled'
     )
     UPDATE webhook_endpoints e
     SET failing_since = coalesce(failing_since, now()), last_error_class = %(error_class)s,
-        paused_until = CASE WHEN %(asked)s > interval '0' THEN greatest(paused_until, now()
-            + %(asked)s)
+        paused_until = CASE WHEN %(asked)s::interval > interval '0'
+                                THEN greatest(paused_until, now() + %(asked)s::interval)
                             ELSE paused_until END,
         state = CASE WHEN reason = '' THEN 'enabled' ELSE 'disabled' END, disable_reason = reason,
         disabled_at = CASE WHEN reason = '' THEN NULL ELSE now() END,
         version = e.version + CASE WHEN reason = '' THEN 0 ELSE 1 END,
         updated_at = CASE WHEN reason = '' THEN e.updated_at ELSE now() END
     FROM decided WHERE e.id = decided.id RETURNING e.state
-"""
+    """,
+)
+_DELETE_OLD_DELIVERIES = Statement(
+    int,
+    """
+    DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY(
+        SELECT id FROM webhook_deliveries WHERE ended_at < now() - %(age)s::interval
+        UNION ALL
+        SELECT d.id FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint_id
+        WHERE d.state = 'pending' AND e.disabled_at < now() - %(age)s::interval
+        LIMIT %(chunk)s))
+    RETURNING 1
+    """,
+)
 
 
 @dataclass(frozen=True)
@@ -162,15 +210,15 @@ class Sender:
                 except TimeoutError:
                     pass
 
-    async def _due(self) -> list[Any]:
+    async def _due(self) -> list[_DueEndpoint]:
         free = RUNNERS - len(self._running)
         if not free:
             return []
         of_owner = Counter(self._running.values())
         full = [owner for owner, count in of_owner.items() if count >= OF_OWNER]
         found = []
-        for endpoint in await self._db.system_rows(
-            _DUE, {"busy": list(self._running), "full": full, "limit": free}
+        for endpoint in await self._db.system_all(
+            _SELECT_DUE_ENDPOINTS, {"busy": list(self._running), "full": full, "limit": free}
         ):
             of_owner[endpoint.owner] += 1
             if of_owner[endpoint.owner] <= OF_OWNER:
@@ -197,11 +245,12 @@ class Sender:
             del self._running[endpoint_id]
             self._wake.set()
 
-    async def _claim(self, endpoint_id: UUID, owner: str, limit: int) -> list[Any]:
+    async def _claim(self, endpoint_id: UUID, owner: str, limit: int) -> list[_Claim]:
         try:
             async with self._db.transaction(owner) as m:
                 return await m.all(
-                    _CLAIM, {"endpoint_id": endpoint_id, "limit": limit, "lease": self._lease}
+                    _CLAIM_DELIVERIES,
+                    {"endpoint_id": endpoint_id, "limit": limit, "lease": self._lease},
                 )
         except (psycopg.Error, TimeoutError) as error:
             _log.warning(
@@ -211,7 +260,7 @@ class Sender:
             )
             return []
 
-    async def _attempt(self, delivery: Any) -> bool:
+    async def _attempt(self, delivery: _Claim) -> bool:
         """Whether it arrived."""
         try:
             outcome = await self._send(delivery)
@@ -226,7 +275,7 @@ class Sender:
             )
             return False
 
-    async def _send(self, delivery: Any) -> _Outcome:
+    async def _send(self, delivery: _Claim) -> _Outcome:
         body = delivery.body.encode()
         headers = signed_headers(delivery.secrets, str(delivery.id), delivery.at, body)
         try:
@@ -246,11 +295,11 @@ class Sender:
             text += f". It asked for a pause, and gets one of {asked:.0f} s"
         return _Outcome(answer.status, "STATUS", text, excerpt, asked)
 
-    async def _record(self, delivery: Any, outcome: _Outcome) -> None:
+    async def _record(self, delivery: _Claim, outcome: _Outcome) -> None:
         pause = min(
             self._first_pause * _FACTOR ** (delivery.attempts_in_turn - 1), _LONGEST_PAUSE_SECONDS
         )
-        parameters: dict[str, Any] = {
+        parameters: dict[str, object] = {
             "id": delivery.id,
             "endpoint_id": delivery.endpoint_id,
             "attempts": delivery.attempts,
@@ -266,16 +315,16 @@ class Sender:
             ),  # so that those that failed together part
         }
         async with self._db.transaction(delivery.owner) as m:
-            await m.run(_HOLD, parameters)
+            await m.run(_HOLD_ENDPOINT, parameters)
             if not outcome.error_class:
-                await m.run(_DELIVERED, parameters)
-                await m.run(_WELL, parameters)
+                await m.run(_SET_DELIVERED, parameters)
+                await m.run(_SET_ENDPOINT_WELL, parameters)
                 return
-            decided = await m.one(_NOT_DELIVERED, parameters)
-            if decided is None:
+            over = await m.first(_SET_NOT_DELIVERED, parameters)
+            if over is None:
                 return  # another attempt has it, or it is deleted
-            endpoint = await m.one(_ILL, {**parameters, "over": decided.over})
-        if endpoint and endpoint.state == "disabled":
+            state = await m.first(_SET_ENDPOINT_FAILING, {**parameters, "over": over})
+        if state == "disabled":
             _log.warning(
                 "webhook endpoint disabled",
                 service=self._db.service,
@@ -286,23 +335,13 @@ class Sender:
 
 
 async def prune(db: Database, settings: Settings, chunk: int = 5000) -> int:
-    """Forgets deliveries past their time, and those that wait for an endpoint disabled as long.
-    Returns how many."""
+    """Deletes deliveries past their retention, and those that wait for an endpoint disabled as
+    long, in chunks. Returns how many."""
     total = 0
-    age = {"age": timedelta(days=settings.webhook_log_days), "chunk": chunk}
+    age: Parameters = {"age": timedelta(days=settings.webhook_log_days), "chunk": chunk}
     while True:
         async with db.transaction("") as m:
-            gone = await m.all(
-                """DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY(
-                       SELECT id FROM webhook_deliveries WHERE ended_at < now() - %(age)s
-                       UNION ALL
-                       SELECT d.id FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id
-                           = d.endpoint_id
-                       WHERE d.state = 'pending' AND e.disabled_at < now() - %(age)s
-                       LIMIT %(chunk)s))
-                   RETURNING 1 AS n""",
-                age,
-            )
-        total += len(gone)
-        if len(gone) < chunk:
+            deleted = await m.all(_DELETE_OLD_DELIVERIES, age)
+        total += len(deleted)
+        if len(deleted) < chunk:
             return total

@@ -247,6 +247,7 @@ async def test_the_serving_role_cannot_raise_a_quota_without_saying_that_it_oper
     house: Suite,
 ) -> None:
     from shared.database.db import Database
+    from shared.database.rows import Statement
 
     house.sql(
         "INSERT INTO assets.quotas (id, owner, assets, updated_by) VALUES (gen_random_uuid(),"
@@ -256,8 +257,10 @@ async def test_the_serving_role_cannot_raise_a_quota_without_saying_that_it_oper
     await db.open()
     try:
         async with db.transaction("user:held") as m:
-            assert len(await m.all("SELECT owner FROM quotas")) == 1
-            assert await m.all("UPDATE quotas SET assets = 100 RETURNING owner") == []
-            assert await m.all("DELETE FROM quotas RETURNING owner") == []
+            assert len(await m.all(Statement(str, "SELECT owner FROM quotas"))) == 1
+            changed = Statement(str, "UPDATE quotas SET assets = 100 RETURNING owner")
+            assert await m.all(changed) == []
+            deleted = Statement(str, "DELETE FROM quotas RETURNING owner")
+            assert await m.all(deleted) == []
     finally:
         await db.close()

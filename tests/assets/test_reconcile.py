@@ -301,3 +301,18 @@ async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) 
 async def test_only_operators_reconcile(ada: Client) -> None:
     refused = await calls.refusal(storage(ada).RunReconciler(storage_pb2.RunReconcilerRequest()))
     assert refused.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_part_in_which_something_was_mended_is_looked_at_once(
+    house: Suite, root: Client
+) -> None:
+    first = house.client("0first")  # whose keys come before those of the others
+    asset = await whole(first)
+    young = stray(house, "assets/0/young", hours=0)
+    path_of(house, asset.file_path).unlink()
+
+    found = await reconcile(root, max_items=3)
+
+    assert found["lost_originals"] == (1, 1, 0)
+    assert found["stray_objects"] == (1, 0, 1)
+    young.unlink()

@@ -124,6 +124,7 @@ async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_
     house: Suite, ada: Client
 ) -> None:
     from shared.database.db import Database
+    from shared.database.rows import Command
 
     for role in ("app", "worker"):
         asset = await flows.upload(ada, DATA)
@@ -132,7 +133,7 @@ async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_
         await db.open()
         try:
             async with db.transaction(owner_of(ada)) as m:
-                await m.run("DELETE FROM assets WHERE id = %s", (asset.id,))
+                await m.run(Command("DELETE FROM assets WHERE id = %(id)s"), {"id": asset.id})
         finally:
             await db.close()
         report = await storage.report(ada)

@@ -10,7 +10,7 @@ import pytest
 from atelier.assets.v1 import album_pb2, album_pb2_grpc, asset_pb2, usage_pb2_grpc
 from atelier.assets.v1 import usage_pb2 as pb
 
-from services.assets.core import history as usage
+from services.assets.core import usage_log
 from shared.database.db import Database
 from shared.rpc import origin
 from tests import calls
@@ -273,8 +273,8 @@ async def test_addresses_are_shortened_in_time(house: Suite, ada: Client) -> Non
     db = Database(house.settings("assets", "worker"), "assets")
     await db.open()
     try:
-        assert await usage.shorten(db, timedelta(days=5), chunk=2) == 3
-        assert await usage.shorten(db, timedelta(days=5)) == 0
+        assert await usage_log.shorten(db, timedelta(days=5), chunk=2) == 3
+        assert await usage_log.shorten(db, timedelta(days=5)) == 0
     finally:
         await db.close()
     found = [(use.ip_address, use.user_agent) for use in await history(ada, action=VIEW)]

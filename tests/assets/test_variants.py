@@ -13,8 +13,8 @@ import pyvips
 import structlog
 from atelier.assets.v1 import asset_pb2, variant_pb2
 
+from services.assets.variants.make_variants import VariantMaker
 from services.assets.variants.presets import Presets
-from services.assets.variants.variants import VariantMaker
 from shared.database.db import Database
 from shared.imaging import ImagingPool
 from shared.main import open_storage

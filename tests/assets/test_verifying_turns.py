@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from atelier.assets.v1 import resumable_pb2, upload_pb2
 
+from services.assets.variants.make_variants import VariantMaker
 from services.assets.variants.presets import Presets
-from services.assets.variants.variants import VariantMaker
 from shared.database.db import Database
 from shared.imaging import ImagingPool
 from shared.main import open_storage

@@ -22,8 +22,8 @@ def garment(
     canvas, unit = _backdrop(width, width * 5 // 4, backdrop), width / 800
 
     def line(x1: float, y1: float, x2: float, y2: float, thick: float) -> pyvips.Image:
-        ends = {"a": [x1 * unit, y1 * unit], "b": [x2 * unit, y2 * unit]}
-        return pyvips.Image.sdf(canvas.width, canvas.height, "line", **ends) - thick * unit
+        begin, end = [x1 * unit, y1 * unit], [x2 * unit, y2 * unit]
+        return pyvips.Image.sdf(canvas.width, canvas.height, "line", a=begin, b=end) - thick * unit
 
     body = _box(canvas, 240, 160, 560, 840, unit)
     shape = _union(body, line(256, 208, 132, 680, 48), line(544, 208, 668, 680, 48))
@@ -44,8 +44,8 @@ def person(
     size = (canvas.width, canvas.height)
 
     def limb(x1: float, y1: float, x2: float, y2: float, thick: float) -> pyvips.Image:
-        ends = {"a": [x1 * unit, y1 * unit], "b": [x2 * unit, y2 * unit]}
-        return pyvips.Image.sdf(*size, "line", **ends) - thick * unit
+        begin, end = [x1 * unit, y1 * unit], [x2 * unit, y2 * unit]
+        return pyvips.Image.sdf(*size, "line", a=begin, b=end) - thick * unit
 
     skin = [limb(240, 260, 188, 528, 22), limb(400, 260, 452, 528, 22)]
     if head:
@@ -92,12 +92,14 @@ def _backdrop(width: int, height: int, colour: Colour) -> pyvips.Image:
 def _box(
     canvas: pyvips.Image, left: float, top: float, right: float, bottom: float, unit: float
 ) -> pyvips.Image:
-    corners = {
-        "a": [left * unit, top * unit],
-        "b": [right * unit, bottom * unit],
-        "corners": [16 * unit] * 4,
-    }
-    return pyvips.Image.sdf(canvas.width, canvas.height, "rounded-box", **corners)
+    return pyvips.Image.sdf(
+        canvas.width,
+        canvas.height,
+        "rounded-box",
+        a=[left * unit, top * unit],
+        b=[right * unit, bottom * unit],
+        corners=[16 * unit] * 4,
+    )
 
 
 def _union(*shapes: pyvips.Image) -> pyvips.Image:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Collection, Mapping
 
-from services.assets.comparisons import renders
+from services.assets.comparisons import rules as comparison_rules
 from services.assets.core import rules as assets
 from services.assets.documents import rules as document_rules
-from services.assets.upkeep import runs
+from services.assets.upkeep import rules as run_rules
 from services.conversions import rules as conversions
 from services.pipeline import rules as pipeline
 from services.techfiles import rules as techfiles
@@ -18,9 +18,9 @@ MACHINES: Mapping[str, Machine] = {
     "asset": assets.ASSET_STATES,
     "variant": assets.VARIANT_STATES,
     "document": document_rules.STATES,
-    "comparison": renders.COMPARISON_STATES,
+    "comparison": comparison_rules.STATES,
     **dict.fromkeys(("backfill", "import", "rendition"), assets.JOB_STATES),
-    "storage run": runs.JOB_STATES,
+    "storage run": run_rules.RUN_STATES,
     **dict.fromkeys(("conversion", "generation", "analysis"), conversions.JOB_STATES),
     "product": pipeline.PRODUCT_STATES,
     "phase": pipeline.PHASE_STATES,

@@ -14,9 +14,10 @@ import pytest
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
 from shared.background.events import prune_events
 from shared.database.db import Database
+from shared.database.rows import Statement
 from shared.settings import Settings, load
 from tests.assets.flows import request_id
 from tests.faults.processes import Process, Processes, Superuser, until
@@ -122,18 +123,29 @@ def database(processes: Processes, role: str, password: str) -> Database:
     return Database(Settings.model_validate(settings), "assets")
 
 
+INSERT = Statement(
+    asset_rows.LockedAsset,
+    f"""
+    INSERT INTO assets (id, owner, created_by, kind, public, free, file_name, size_bytes, mime_type)
+    VALUES (gen_random_uuid(), %(owner)s, 'user:ada', 'product', false, true, %(file_name)s, 1,
+        'image/jpeg')
+    RETURNING {asset_rows.ASSETS.columns}
+    """,
+)
+UPDATE = Statement(
+    asset_rows.LockedAsset,
+    "UPDATE assets SET version = version + 1 WHERE id = %(id)s"
+    f" RETURNING {asset_rows.ASSETS.columns}",
+)
+
+
 async def make_assets(db: Database) -> list[UUID]:
     """PENDING assets, made by statement: a watch tells of them like of any."""
     made = []
     for number in range(SUBJECTS):
         async with db.transaction(OWNER) as m:
-            row = await m.one(
-                "INSERT INTO assets (id, owner, created_by, kind, public, free, file_name,"
-                " size_bytes, mime_type) VALUES (gen_random_uuid(), %s, 'user:ada', 'product',"
-                " false, true, %s, 1, 'image/jpeg') RETURNING *",
-                (OWNER, f"{number}.jpg"),
-            )
-            await assets.publish(m, row)
+            row = await m.one(INSERT, {"owner": OWNER, "file_name": f"{number}.jpg"})
+            await asset_rows.publish(m, row)
         made.append(row.id)
     return made
 
@@ -149,11 +161,8 @@ async def write_out_of_order(db: Database, ids: list[UUID], chance: random.Rando
         try:
             async with db.transaction(OWNER) as m:
                 for asset_id in chosen:
-                    row = await m.one(
-                        "UPDATE assets SET version = version + 1 WHERE id = %s RETURNING *",
-                        (asset_id,),
-                    )
-                    await assets.publish(m, row)
+                    row = await m.one(UPDATE, {"id": asset_id})
+                    await asset_rows.publish(m, row)
                 await asyncio.sleep(chance.uniform(0, 0.15))
             told += len(chosen)
         except asyncio.CancelledError:

@@ -1,27 +1,28 @@
 from typing import Any
 
-from services.assets.comparisons import renders
-from services.assets.core import assets, rules
-from services.assets.core import history as usage
-from services.assets.documents import documents
+from services.assets.comparisons import comparison_rows
+from services.assets.comparisons import rules as comparison_rules
+from services.assets.core import asset_rows, history_rows, rules
+from services.assets.documents import document_rows
 from services.assets.documents import rules as document_rules
-from services.assets.upkeep import runs
-from services.assets.variants import backfill
+from services.assets.upkeep import rules as run_rules
+from services.assets.upkeep import run_rows
+from services.assets.variants import backfill_rows
 from shared.rpc.protos import Words
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
-    ("assets", "state", rules.ASSET_STATES, assets.STATES),
-    ("assets", "kind", {*rules.KIND_ROLES, *rules.SERVICE_KINDS}, assets.KINDS),
-    ("variants", "state", rules.VARIANT_STATES, assets.VARIANT_STATES),
+    ("assets", "state", rules.ASSET_STATES, asset_rows.STATES),
+    ("assets", "kind", {*rules.KIND_ROLES, *rules.SERVICE_KINDS}, asset_rows.KINDS),
+    ("variants", "state", rules.VARIANT_STATES, asset_rows.VARIANT_STATES),
     ("renditions", "state", rules.JOB_STATES, None),
     ("imports", "state", rules.JOB_STATES, None),
-    ("backfills", "state", rules.JOB_STATES, backfill.STATES),
-    ("document_slots", "kind", document_rules.KINDS, documents.KINDS),
-    ("documents", "kind", document_rules.KINDS, documents.KINDS),
-    ("comparisons", "state", renders.COMPARISON_STATES, renders.STATES),
-    ("documents", "state", document_rules.STATES, documents.STATES),
-    ("usage_events", "action", None, usage.ACTIONS),
-    ("usage_days", "action", None, usage.ACTIONS),
-    ("storage_runs", "state", runs.JOB_STATES, runs.STATES),
-    ("storage_runs", "action", None, runs.ACTIONS),
+    ("backfills", "state", rules.JOB_STATES, backfill_rows.STATES),
+    ("document_slots", "kind", document_rules.KINDS, document_rows.KINDS),
+    ("documents", "kind", document_rules.KINDS, document_rows.KINDS),
+    ("comparisons", "state", comparison_rules.STATES, comparison_rows.STATES),
+    ("documents", "state", document_rules.STATES, document_rows.STATES),
+    ("usage_events", "action", None, history_rows.ACTIONS),
+    ("usage_days", "action", None, history_rows.ACTIONS),
+    ("storage_runs", "state", run_rules.RUN_STATES, run_rows.STATES),
+    ("storage_runs", "action", None, run_rows.ACTIONS),
 ]

@@ -3,9 +3,9 @@
 from typing import Any
 
 from shared.rpc.protos import Words
-from shared.webhooks import service
+from shared.webhooks import rows
 
 WORDS: list[tuple[str, str, Any, Words | None]] = [
-    ("webhook_endpoints", "state", None, service.ENDPOINT_STATES),
-    ("webhook_deliveries", "state", None, service.DELIVERY_STATES),
+    ("webhook_endpoints", "state", None, rows.ENDPOINT_STATES),
+    ("webhook_deliveries", "state", None, rows.DELIVERY_STATES),
 ]

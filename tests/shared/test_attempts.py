@@ -35,8 +35,8 @@ async def asked(db: Database, seconds: float, *, losses: int = 0) -> UUID:
     """A job that sleeps."""
     row_id = new_id()
     async with db.transaction(OWNER) as m:
-        insert = "INSERT INTO naps (id, owner, seconds, losses) VALUES (%s, %s, %s, %s)"
-        await m.run(insert, (row_id, OWNER, seconds, losses))
+        values = {"id": row_id, "owner": OWNER, "seconds": seconds, "losses": losses}
+        await m.run(naps.NAPS.table.insert(*values), values)
         await naps.queue_of(db).enqueue(m, "short", "short", row_id)
     return row_id
 

@@ -4,10 +4,11 @@ worker)."""
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from shared.background.jobs import BACKFILL, FRESH, JobQueue, TryAgain
 from shared.database.db import Database
+from shared.database.rows import Statement
 from shared.rpc import auth, calls
 from tests.assets import flows
 from tests.suite import Suite
@@ -108,8 +109,8 @@ async def test_turns_that_have_passed_are_not_made_up_for(atelier: Suite) -> Non
     async with counter(atelier) as line:
 
         async def in_an_hour() -> TryAgain:
-            [row] = await line.db.system_rows("SELECT now() AS at")
-            return TryAgain(row.at + timedelta(hours=1))
+            [now] = await line.db.system_all(Statement(datetime, "SELECT now()"))
+            return TryAgain(now + timedelta(hours=1))
 
         line.trouble["ada-0"] = in_an_hour
         await line.queue_up(ADA, named("ada", 60))

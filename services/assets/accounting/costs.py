@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import yaml
 from atelier.assets.v1 import storage_report_pb2 as pb
@@ -104,7 +103,7 @@ def monthly(prices: Prices, stored: int, sent: int) -> list[pb.MonthlyCost]:
     return made
 
 
-def _figures(prices: Prices, stored: int, sent: int) -> list[tuple[Any, float, float]]:
+def _figures(prices: Prices, stored: int, sent: int) -> list[tuple[pb.MoveReason, float, float]]:
     """Reason, value and threshold of each threshold for moving."""
     moving = prices.moving
     [cost] = [c.total for c in monthly(prices, stored, sent) if c.backend == moving.backend]

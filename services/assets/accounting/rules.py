@@ -1,4 +1,4 @@
-"""Decisions about storage without any machinery: what fits into a quota, and what is worth an
+"""Decisions about storage without any machinery: what fits into a quota, and which figures raise an
 alert."""
 
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,25 @@ ALERT_THRESHOLDS: Mapping[str, float] = {
 PROCESSING_DAYS = 2  # over which failures are counted: today and yesterday
 
 
+LIMITS = ("stored_bytes", "assets", "monthly_bandwidth_bytes")
+
+
 @dataclass(frozen=True)
-class Allowance:
-    """Limits; 0 is none."""
+class _Figures:
+    """A figure for each quota."""
 
     stored_bytes: int = 0
     assets: int = 0
     monthly_bandwidth_bytes: int = 0
+
+    def by_quota(self) -> Mapping[str, int]:
+        figures = (self.stored_bytes, self.assets, self.monthly_bandwidth_bytes)
+        return dict(zip(LIMITS, figures, strict=True))
+
+
+@dataclass(frozen=True)
+class Allowance(_Figures):
+    """Limits; 0: no limit."""
 
     @property
     def limits_anything(self) -> bool:
@@ -29,12 +41,8 @@ class Allowance:
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(_Figures):
     """What is used of each limit, in the same units."""
-
-    stored_bytes: int
-    assets: int
-    monthly_bandwidth_bytes: int
 
 
 @dataclass(frozen=True)

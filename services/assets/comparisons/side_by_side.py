@@ -7,15 +7,18 @@ called.
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyvips
 
 VERSION = "1"
 _LEAST_HEIGHT, _MOST_HEIGHT = 480, 1600
 # A cell's width by its height. A picture beyond that is shown whole within it, on the ground.
 _NARROWEST, _WIDEST = 0.5, 2.0
 _NEARLY = 0.04  # shapes that differ by less are shown in cells of one width
-_GROUND = [242, 243, 243]
-_PAPER = [255, 255, 255]
+_GROUND: list[float] = [242, 243, 243]
+_PAPER: list[float] = [255, 255, 255]
 _QUALITY = 90
 
 
@@ -24,7 +27,9 @@ def compose(before: Path, after: Path, target: Path) -> None:
     sRGB."""
     from shared.imaging.decode import load_scaled
 
-    pictures = [load_scaled(path, 2 * _MOST_HEIGHT, _MOST_HEIGHT) for path in (before, after)]
+    pictures: list[pyvips.Image] = [
+        load_scaled(path, 2 * _MOST_HEIGHT, _MOST_HEIGHT) for path in (before, after)
+    ]
     height = min(max(_LEAST_HEIGHT, *(picture.height for picture in pictures)), _MOST_HEIGHT)
     widths = _widths([picture.width / picture.height for picture in pictures], height)
     margin = height // 40
@@ -48,19 +53,19 @@ def _widths(shapes: list[float], height: int) -> list[int]:
     return [round(shape * height) for shape in shown]
 
 
-def _cell(picture: Any, width: int, height: int) -> Any:
-    """The whole picture, as large as the cell allows, in the middle of it."""
+def _cell(picture: "pyvips.Image", width: int, height: int) -> "pyvips.Image":
+    """Shows the whole picture, as large as the cell allows, in the middle of it."""
     opaque = picture.flatten(background=_PAPER) if picture.hasalpha() else picture
     fitted = opaque.thumbnail_image(width, height=height, size="both")
     return fitted.gravity("centre", width, height, extend="background", background=_GROUND)
 
 
-def _named(cell: Any, name: str, margin: int) -> Any:
-    """With the name in white on a dark ground in the upper left corner."""
+def _named(cell: "pyvips.Image", name: str, margin: int) -> "pyvips.Image":
+    """Writes the name in white on a dark ground in the upper left corner."""
     import pyvips
 
     font = files("ttf_opensans").joinpath("ttf", "OpenSans-SemiBold.ttf")
-    letters = pyvips.Image.text(
+    letters: pyvips.Image = pyvips.Image.text(
         name,
         font="Open Sans SemiBold",
         fontfile=str(font),

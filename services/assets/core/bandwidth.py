@@ -1,5 +1,5 @@
-"""What is sent to readers, noted in memory and written every second: reading must not wait for a
-counter."""
+"""Counting what is sent to readers: noted in memory and written every second, because reading must
+not wait for a counter."""
 
 import asyncio
 from collections import defaultdict
@@ -10,15 +10,17 @@ import structlog
 
 from shared.background.tasks import wanted
 from shared.database.db import Database
+from shared.database.rows import Command
 
 _FLUSH_SECONDS = 1.0
 _LAST_SECONDS = 3.0
-_WRITE = """
+_OPERATE = Command("SELECT set_config('app.operator', 'on', true)")
+_INSERT_DELTAS = Command("""
     INSERT INTO storage_deltas (owner, session_id, noun, state, number, bytes)
     SELECT owner, session_id, 'download', state, number, bytes
     FROM unnest(%(owners)s::text[], %(sessions)s::text[], %(states)s::text[], %(numbers)s::bigint[],
                 %(bytes)s::bigint[]) AS noted (owner, session_id, state, number, bytes)
-"""
+""")
 _log = structlog.get_logger("meter")
 
 
@@ -35,7 +37,7 @@ class Meter:
     async def counted(
         self, owner: str, session_id: str, chunks: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
-        """The chunks, which a call sends itself, counted as far as they are taken."""
+        """Yields the chunks, which a call sends itself, and counts them as they are taken."""
         sent = 0
         try:
             async for chunk in chunks:
@@ -45,11 +47,11 @@ class Meter:
             self.sent(owner, session_id, sent)
 
     def sent(self, owner: str, session_id: str, size: int) -> None:
-        """Bytes that a call sent itself."""
+        """Counts bytes that a call sent itself."""
         self._note(owner, session_id, "exact", size)
 
     def issued(self, owner: str, session_id: str, size: int) -> None:
-        """Bytes behind a URL that was handed out."""
+        """Counts the bytes behind a URL that was handed out."""
         self._note(owner, session_id, "issued", size)
 
     def _note(self, owner: str, session_id: str, state: str, size: int) -> None:
@@ -80,8 +82,8 @@ class Meter:
         }
         try:
             async with self._db.transaction("") as m:
-                await m.run("SELECT set_config('app.operator', 'on', true)")
-                await m.run(_WRITE, columns)
+                await m.run(_OPERATE)
+                await m.run(_INSERT_DELTAS, columns)
         except Exception:
             for (owner, session_id, state), (number, size) in noted.items():
                 kept = self._noted[owner, session_id, state]

@@ -2,41 +2,76 @@
 its answer."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from uuid import UUID
 
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 
 from services.assets.core import rules
+from services.assets.core.asset_rows import ASSETS, VARIANTS, Asset, Variant
+from services.assets.core.reference_rows import Holder
 from shared.database.db import Database
 from shared.database.ids import parse_id
+from shared.database.rows import Statement
 from shared.rpc import auth, errors
+from shared.rpc.server import Context
 
-_ASSET = """
-    SELECT a.*, now() AS asked_at, u.id AS upload_id, u.expires_at AS upload_until,
-        r.id AS parts_id,
-        r.expires_at AS parts_until, i.state AS import_state, i.error_message AS import_error,
+
+@dataclass(slots=True)
+class _Explained(Asset):
+    """An asset, how it is being uploaded, and its product's primary image."""
+
+    asked_at: datetime
+    upload_id: UUID | None
+    upload_until: datetime | None
+    parts_id: UUID | None
+    parts_until: datetime | None
+    import_state: str | None
+    import_error: str | None
+    primary_id: UUID | None
+
+
+@dataclass(slots=True)
+class _NextTry:
+    scheduled_at: datetime | None
+
+
+_SELECT_ASSET = Statement(
+    _Explained,
+    f"""
+    SELECT {ASSETS.of("a")}, now() AS asked_at, u.id AS upload_id, u.expires_at AS upload_until,
+        r.id AS parts_id, r.expires_at AS parts_until, i.state AS import_state,
+        i.error_message AS import_error,
         (SELECT p.id FROM assets p WHERE p.owner = a.owner AND p.product_id = a.product_id
-            AND a.product_id <> ''
-             AND p.is_primary) AS primary_id
-    FROM assets a LEFT JOIN uploads u ON u.asset_id = a.id LEFT JOIN resumable_uploads r
-        ON r.asset_id = a.id
+            AND a.product_id <> '' AND p.is_primary) AS primary_id
+    FROM assets a LEFT JOIN uploads u ON u.asset_id = a.id
+        LEFT JOIN resumable_uploads r ON r.asset_id = a.id
         LEFT JOIN imports i ON i.asset_id = a.id
     WHERE a.id = %(id)s
-"""
-_VARIANTS = "SELECT * FROM variants WHERE asset_id = %(id)s ORDER BY preset"
-_HOLDERS = """
-    SELECT owner, holder FROM asset_references WHERE asset_id = %(id)s ORDER BY created_at DESC,
-        holder LIMIT 10
-"""
+    """,
+)
+_SELECT_VARIANTS = Statement(
+    Variant, f"SELECT {VARIANTS.columns} FROM variants WHERE asset_id = %(id)s ORDER BY preset"
+)
+_SELECT_HOLDERS = Statement(
+    Holder,
+    """
+    SELECT asset_id, owner, holder FROM asset_references WHERE asset_id = %(id)s
+    ORDER BY created_at DESC, holder LIMIT 10
+    """,
+)
 # The queue's own row of the job that makes the variants: when its next try begins.
-_NEXT_TRY = """
-    SELECT j.scheduled_at FROM renditions r JOIN procrastinate_jobs j ON j.args ->> 'row_id'
-        = r.id::text
-    WHERE r.asset_id = %(id)s AND r.state = 'pending' AND j.status = 'todo' ORDER BY j.id DESC
-        LIMIT 1
-"""
+_SELECT_NEXT_TRY = Statement(
+    _NextTry,
+    """
+    SELECT j.scheduled_at
+    FROM renditions r JOIN procrastinate_jobs j ON j.args ->> 'row_id' = r.id::text
+    WHERE r.asset_id = %(id)s AND r.state = 'pending' AND j.status = 'todo'
+    ORDER BY j.id DESC LIMIT 1
+    """,
+)
 
 
 class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
@@ -46,10 +81,10 @@ class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
         self._db = db
 
     async def ExplainAsset(
-        self, request: pb.ExplainAssetRequest, context: Any
+        self, request: pb.ExplainAssetRequest, context: Context
     ) -> pb.ExplainAssetResponse:
         one = {"id": parse_id(request.asset_id, "asset_id")}
-        asset = await self._db.row(_ASSET, one)
+        asset = await self._db.first(_SELECT_ASSET, one)
         if asset is None:
             raise errors.not_found("asset", request.asset_id)
         findings = [
@@ -61,11 +96,11 @@ class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
             _visibility(asset),
         ]
         if asset.state == "ready" and asset.mime_type != rules.PDF:
-            waiting = await self._db.row(_NEXT_TRY, one)
-            rows = await self._db.rows(_VARIANTS, one)
+            waiting = await self._db.first(_SELECT_NEXT_TRY, one)
+            rows = await self._db.all(_SELECT_VARIANTS, one)
             findings.append(_variants(rows, waiting.scheduled_at if waiting else None))
         if asset.owner == auth.current().owner:
-            findings.append(_holders(await self._db.rows(_HOLDERS, one), asset.owner))
+            findings.append(_holders(await self._db.all(_SELECT_HOLDERS, one), asset.owner))
             if asset.product_id:
                 findings.append(_primary(asset))
         wrong = [finding for finding in findings if not finding.ok]
@@ -77,7 +112,7 @@ class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
         return pb.ExplainAssetResponse(summary=summary, findings=findings)
 
 
-def _owner(asset: Any) -> pb.Finding:
+def _owner(asset: _Explained) -> pb.Finding:
     mine = asset.owner == auth.current().owner
     return pb.Finding(
         question="does it exist for you?",
@@ -90,7 +125,7 @@ def _owner(asset: Any) -> pb.Finding:
     )
 
 
-def _state(asset: Any) -> pb.Finding:
+def _state(asset: _Explained) -> pb.Finding:
     asked = "is it verified?"
     if asset.state == "ready":
         return pb.Finding(
@@ -106,7 +141,7 @@ def _state(asset: Any) -> pb.Finding:
     return pb.Finding(question=asked, answer=answer, next_step=next_step)
 
 
-def _missing(asset: Any) -> tuple[str, str]:
+def _missing(asset: _Explained) -> tuple[str, str]:
     """What a pending asset waits for, and what to do: that depends on the way by which it comes."""
     if asset.import_state:  # one that ends without the file ends its asset, too
         tried = (
@@ -116,7 +151,7 @@ def _missing(asset: Any) -> tuple[str, str]:
             f"no, the server is fetching it from its URL{tried}",
             "wait: WatchAssets and GetAsset tell the end",
         )
-    if asset.parts_id:
+    if asset.parts_until:
         complete = f"CompleteResumableUpload with upload_id {asset.parts_id}"
         if asset.parts_until > asset.asked_at:
             answer = (
@@ -126,7 +161,7 @@ def _missing(asset: Any) -> tuple[str, str]:
             return answer, f"send what GetResumableUpload says is missing, then {complete}"
         answer = "no, it was not completed before it expired; the next cleanup removes it"
         return answer, f"if all parts were sent: {complete}; else upload it anew"
-    if asset.upload_until > asset.asked_at:
+    if asset.upload_until and asset.upload_until > asset.asked_at:
         answer = (
             "no, its bytes have not been sent and confirmed; its URL works until"
             f" {_at(asset.upload_until)}"
@@ -145,7 +180,7 @@ def _missing(asset: Any) -> tuple[str, str]:
     )
 
 
-def _bytes(asset: Any) -> pb.Finding:
+def _bytes(asset: _Explained) -> pb.Finding:
     asked = "are its bytes there?"
     if asset.bytes_gone_at:
         return pb.Finding(
@@ -165,8 +200,8 @@ def _bytes(asset: Any) -> pb.Finding:
     )
 
 
-def _trash(asset: Any) -> pb.Finding:
-    if not asset.deleted_at:
+def _trash(asset: _Explained) -> pb.Finding:
+    if not asset.deleted_at or not asset.expires_at:
         return pb.Finding(question="is it deleted?", ok=True, answer="no")
     again = " and it becomes public again" if asset.hidden_public else ""
     expired = asset.expires_at < asset.asked_at
@@ -182,7 +217,7 @@ def _trash(asset: Any) -> pb.Finding:
     )
 
 
-def _archive(asset: Any) -> pb.Finding:
+def _archive(asset: _Explained) -> pb.Finding:
     if not asset.archived_at:
         state = asset.state.upper()
         listed = "yes" if state == "READY" else f"only if the list is asked for state {state}"
@@ -198,7 +233,7 @@ def _archive(asset: Any) -> pb.Finding:
     )
 
 
-def _visibility(asset: Any) -> pb.Finding:
+def _visibility(asset: _Explained) -> pb.Finding:
     if asset.public:
         seen = (
             "everyone, and everyone who has its URL"
@@ -210,7 +245,7 @@ def _visibility(asset: Any) -> pb.Finding:
     return pb.Finding(question="who can see it?", ok=True, answer=seen)
 
 
-def _variants(rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
+def _variants(rows: Sequence[Variant], next_try: datetime | None) -> pb.Finding:
     asked = "are its variants there?"
     if not rows:
         step = "RegenerateVariants makes them"
@@ -221,7 +256,7 @@ def _variants(rows: Sequence[Any], next_try: datetime | None) -> pb.Finding:
     return pb.Finding(question=asked, ok=not failed, answer=answer, next_step=step)
 
 
-def _variant_answers(rows: Sequence[Any], next_try: datetime | None) -> Iterator[str]:
+def _variant_answers(rows: Sequence[Variant], next_try: datetime | None) -> Iterator[str]:
     for row in rows:
         if row.state == "ready":
             yield f"{row.preset}: ready, {row.width} x {row.height}"
@@ -233,7 +268,7 @@ def _variant_answers(rows: Sequence[Any], next_try: datetime | None) -> Iterator
             yield f"{row.preset}: {row.state}"
 
 
-def _holders(rows: Sequence[Any], owner: str) -> pb.Finding:
+def _holders(rows: Sequence[Holder], owner: str) -> pb.Finding:
     if not rows:
         return pb.Finding(question="does anything use it?", ok=True, answer="no, it can be deleted")
     names = ", ".join(row.holder if row.owner == owner else "another owner" for row in rows)
@@ -245,7 +280,7 @@ def _holders(rows: Sequence[Any], owner: str) -> pb.Finding:
     )
 
 
-def _primary(asset: Any) -> pb.Finding:
+def _primary(asset: _Explained) -> pb.Finding:
     asked = f"is it the primary image of product {asset.product_id}?"
     if asset.is_primary:
         return pb.Finding(question=asked, ok=True, answer="yes")

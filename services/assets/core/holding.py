@@ -1,15 +1,35 @@
 """Holding pictures for nouns of assets itself: what `AcquireReferences` is for other services."""
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
-from services.assets.core import assets, rules
+from services.assets.core import asset_rows, rules
+from services.assets.core.asset_rows import ASSETS, Asset
 from shared.database.db import Mutation
+from shared.database.rows import Command, Statement
 from shared.rpc import errors
 
+_SELECT_OTHERS = Statement(
+    Asset,
+    f"SELECT {ASSETS.columns} FROM assets WHERE id = ANY(%(ids)s) AND owner <> %(owner)s",
+)
+_SHARE_OWN = Statement(
+    Asset,
+    f"""
+    SELECT {ASSETS.columns} FROM assets WHERE id = ANY(%(ids)s) AND owner = %(owner)s
+    ORDER BY id FOR SHARE
+    """,
+)
+_HOLD = Command("""
+    INSERT INTO asset_references (owner, asset_id, holder)
+    SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING
+""")
+_RELEASE = Command("""
+    DELETE FROM asset_references WHERE owner = %(owner)s AND holder = ANY(%(holders)s)
+""")
 
-async def hold(m: Mutation, holder: str, pictures: Sequence[tuple[str, UUID]]) -> list[Any]:
+
+async def hold(m: Mutation, holder: str, pictures: Sequence[tuple[str, UUID]]) -> list[Asset]:
     """Holds READY images of the owner's or public ones for as long as `holder` exists. `pictures`:
     (field path, asset id), no id twice. Returns the assets' rows in that order.
 
@@ -21,26 +41,20 @@ async def hold(m: Mutation, holder: str, pictures: Sequence[tuple[str, UUID]]) -
         return []
     # A delete waits for the lock, or was first and is seen. Rows of others can't be locked, only
     # their keys, by the reference itself. In the order in which a delete locks.
-    theirs = await m.all("SELECT * FROM assets WHERE id = ANY(%s) AND owner <> %s", (ids, m.owner))
-    own = await m.all(
-        "SELECT * FROM assets WHERE id = ANY(%s) AND owner = %s ORDER BY id FOR SHARE",
-        (ids, m.owner),
-    )
+    named = {"ids": ids, "owner": m.owner}
+    theirs = await m.all(_SELECT_OTHERS, named)
+    own = await m.all(_SHARE_OWN, named)
     found = {row.id: row for row in (*theirs, *own)}
     for path, asset_id in pictures:
         _check(found.get(asset_id), path, asset_id)
-    await m.run(
-        "INSERT INTO asset_references (owner, asset_id, holder) SELECT %(owner)s,"
-        " unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING",
-        {"owner": m.owner, "ids": sorted(ids), "holder": holder},
-    )
+    await m.run(_HOLD, {"owner": m.owner, "ids": sorted(ids), "holder": holder})
     return [found[asset_id] for asset_id in ids]
 
 
-def _check(row: Any, path: str, asset_id: UUID) -> None:
+def _check(row: Asset | None, path: str, asset_id: UUID) -> None:
     if row is None:
         raise errors.not_found("asset", asset_id)
-    if problem := assets.unusable(row):
+    if problem := asset_rows.unusable(row):
         raise errors.precondition(f"{path}: {problem}", subject=f"assets/{asset_id}")
     if row.mime_type == rules.PDF:
         raise errors.invalid(path, f"{asset_id} is a PDF; name an image")
@@ -48,7 +62,4 @@ def _check(row: Any, path: str, asset_id: UUID) -> None:
 
 async def release(m: Mutation, holders: Sequence[str]) -> None:
     """Gives back all that `holders` hold."""
-    await m.run(
-        "DELETE FROM asset_references WHERE owner = %s AND holder = ANY(%s)",
-        (m.owner, list(holders)),
-    )
+    await m.run(_RELEASE, {"owner": m.owner, "holders": list(holders)})

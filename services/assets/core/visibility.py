@@ -2,33 +2,64 @@
 switched second, and only then what lies in the old place is removed."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
 import psycopg_pool
 
 from services.assets.core import rules
+from services.assets.core.asset_rows import Asset, scope_of
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
+from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors
 from shared.storage import ObjectNotFound, Storage, StorageError
 
-_OBJECTS = """
-    SELECT id, storage_key, mime_type, sha256, false AS variant FROM assets WHERE id = %(id)s
-        AND owner = %(owner)s
-    UNION ALL
-    SELECT id, storage_key, mime_type, sha256, true FROM variants WHERE asset_id = %(id)s
-        AND owner = %(owner)s
-"""
 
-# A switch that may still be going on has it locked until it ends one way or the other.
-_HELD = "SELECT id FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
-_SCOPE = (
-    "SELECT session_id, room_id, product_id, dataset_id FROM assets WHERE id = %(id)s AND owner ="
-    " %(owner)s"
+@dataclass(slots=True)
+class _Object:
+    """An object that the row of an asset, or of one of its variants, shows."""
+
+    id: UUID
+    storage_key: str
+    mime_type: str
+    sha256: str
+    variant: bool
+
+
+@dataclass(slots=True)
+class _Scope:
+    session_id: str
+    room_id: str
+    product_id: str
+    dataset_id: str
+
+
+_SELECT_OBJECTS = Statement(
+    _Object,
+    """
+    SELECT id, storage_key, mime_type, sha256, false AS variant FROM assets
+    WHERE id = %(id)s AND owner = %(owner)s
+    UNION ALL
+    SELECT id, storage_key, mime_type, sha256, true FROM variants
+    WHERE asset_id = %(id)s AND owner = %(owner)s
+    """,
 )
+_SELECT_SCOPE = Statement(
+    _Scope,
+    """
+    SELECT session_id, room_id, product_id, dataset_id FROM assets
+    WHERE id = %(id)s AND owner = %(owner)s
+    """,
+)
+# A switch that may still be going on has it locked until it ends one way or the other.
+_LOCK_ASSET = Statement(
+    UUID, "SELECT id FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
+)
+_SWITCH_VARIANT = Command("UPDATE variants SET storage_key = %(key)s WHERE id = %(id)s")
 
 
 class Move:
@@ -49,45 +80,46 @@ class Move:
         hidden or deleted.
         """
         self._public = public
-        owner = auth.current().owner
-        mine = {"id": self._asset_id, "owner": owner}
-        scope = await db.row(_SCOPE, mine)
-        for row in await db.rows(_OBJECTS, mine):
+        mine = {"id": self._asset_id, "owner": auth.current().owner}
+        scope = await db.first(_SELECT_SCOPE, mine)
+        for row in await db.all(_SELECT_OBJECTS, mine):
             if row.storage_key and row.storage_key.startswith("public/") != public:
-                folder = "variants" if row.variant else "original"
-                target = rules.object_key(
-                    owner,
-                    scope._asdict(),
-                    str(self._asset_id),
-                    content_name(row.sha256),
-                    folder=folder,
-                    public=public,
-                )
+                target = self._target(scope_of(scope) if scope else {}, row)
                 self._copies[row.storage_key] = target
                 try:
                     await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
                 except ObjectNotFound:
                     # Lost, if the row still shows it: a move at the same time removes objects only
                     # after its switch.
-                    now = await db.rows(_OBJECTS, mine)
-                    if (row.id, row.storage_key) not in {
-                        (each.id, each.storage_key) for each in now
-                    }:
+                    now = await db.all(_SELECT_OBJECTS, mine)
+                    shown = {(each.id, each.storage_key) for each in now}
+                    if (row.id, row.storage_key) not in shown:
                         raise _meanwhile() from None
                 if not row.variant:
                     self._new_key = target
+
+    def _target(self, scope: Mapping[str, str], row: _Object) -> str:
+        """Where a copy of the object belongs."""
+        return rules.object_key(
+            auth.current().owner,
+            scope,
+            str(self._asset_id),
+            content_name(row.sha256),
+            folder="variants" if row.variant else "original",
+            public=self._public,
+        )
 
     async def switch(self, m: Mutation, current_key: str) -> str:
         """Points the variants' rows at the copies, and returns the key for the asset's row.
 
         A file that was written since `copy` looked is ABORTED with RetryInfo.
         """
-        for row in await m.all(_OBJECTS, {"id": self._asset_id, "owner": m.owner}):
+        for row in await m.all(_SELECT_OBJECTS, {"id": self._asset_id, "owner": m.owner}):
             target = self._copies.get(row.storage_key, row.storage_key)
             if target and target.startswith("public/") != self._public:
                 raise _meanwhile()
             if row.variant and target:
-                await m.run("UPDATE variants SET storage_key = %s WHERE id = %s", (target, row.id))
+                await m.run(_SWITCH_VARIANT, {"key": target, "id": row.id})
         return self._copies.get(current_key, current_key)
 
     async def finish(self, key_in_row: str) -> None:
@@ -108,8 +140,8 @@ class Move:
         mine = {"id": self._asset_id, "owner": owner}
         with suppress(StorageError, psycopg.Error, psycopg_pool.PoolTimeout):
             async with db.transaction(owner) as m:
-                await m.one(_HELD, mine)
-                shown = {row.storage_key for row in await m.all(_OBJECTS, mine)}
+                await m.first(_LOCK_ASSET, mine)
+                shown = {row.storage_key for row in await m.all(_SELECT_OBJECTS, mine)}
             await self._storage.delete(
                 [key for pair in self._copies.items() for key in pair if key not in shown]
             )
@@ -141,6 +173,6 @@ def _meanwhile() -> errors.DomainError:
     return errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 1)
 
 
-def belongs(key: str, asset: Any) -> bool:
+def belongs(key: str, asset: Asset) -> bool:
     """Whether an object lies where the asset's visibility wants it."""
-    return key.startswith("public/") == bool(asset.public)
+    return key.startswith("public/") == asset.public

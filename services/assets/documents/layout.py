@@ -83,17 +83,6 @@ def render_pdf(
         return warnings
 
 
-def picture_ids(content: Mapping[str, Any]) -> list[str]:
-    """The asset ids that the content names, each once: the logo, then the rooms' in order."""
-    logo = content["cover"].get("logo_asset_id")
-    rooms = content.get("renovation_plan", {}).get("rooms", ())
-    named = [
-        *([logo] if logo else ()),
-        *(each for room in rooms for each in room.get("picture_asset_ids", ())),
-    ]
-    return list(dict.fromkeys(named))
-
-
 def _write(
     content: Mapping[str, Any], imprint: Imprint, shown: Mapping[str, str], root: Path
 ) -> str:

@@ -6,22 +6,44 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
-from services.assets.core import rules
-from services.assets.documents import documents
-from services.assets.documents import layout as document_layout
-from services.assets.documents import rules as decide
+from services.assets.core import rules as asset_rules
+from services.assets.documents import document_rows, layout, rules
+from services.assets.documents.document_rows import DOCUMENTS, Document
 from shared import imaging
 from shared.background import attempts
+from shared.background.attempts import Attempt, Outcome
 from shared.database.db import Database
+from shared.database.rows import Statement
 from shared.imaging import ImageRejected, ImagingPool, Limits, Preset
 from shared.storage import ObjectNotFound, Storage
 
 _RENDER_SECONDS = 120.0
 _JPEG_QUALITY = 88
 _MOST_WARNINGS = 100
+
+
+@dataclass(slots=True)
+class _Picture:
+    """An asset that a document shows."""
+
+    id: UUID
+    kind: str
+    storage_key: str
+    size_bytes: int
+    mime_type: str
+
+
+_SELECT_PICTURES = Statement(
+    _Picture,
+    """
+    SELECT id, kind, storage_key, size_bytes, mime_type FROM assets
+    WHERE id = ANY(%(ids)s::uuid[]) AND state = 'ready' AND deleted_at IS NULL
+    """,
+)
 
 
 class DocumentMaker:
@@ -33,21 +55,21 @@ class DocumentMaker:
         self._storage = storage
         self._pool = pool
         self._kind = attempts.Kind(
-            "documents", decide.STATES, "processing", "ready", documents.publish
+            DOCUMENTS, rules.STATES, "processing", "ready", document_rows.publish
         )
 
     async def run(self, document_id: str) -> None:
         await attempts.run(self._db, self._kind, document_id, self._make)
 
-    async def _make(self, attempt: attempts.Attempt) -> attempts.Outcome:
+    async def _make(self, attempt: Attempt[Document]) -> Outcome[Document]:
         directory = Path(tempfile.mkdtemp(prefix="atelier-"))
         try:
             pictures, gone = await self._pictures(attempt, directory)
             pdf = directory / "document.pdf"
             row = attempt.row
-            imprint = document_layout.Imprint(row.kind, row.number, row.created_at)
+            imprint = layout.Imprint(row.kind, row.number, row.created_at)
             odd = await self._pool.run(
-                document_layout.render_pdf,
+                layout.render_pdf,
                 row.content,
                 imprint,
                 pictures,
@@ -64,19 +86,15 @@ class DocumentMaker:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _pictures(
-        self, attempt: attempts.Attempt, directory: Path
+        self, attempt: Attempt[Document], directory: Path
     ) -> tuple[dict[str, Path], list[str]]:
-        """A file, as large as print wants it, for each picture that is still there; a warning for
-        each that isn't."""
-        wanted = document_layout.picture_ids(attempt.row.content)
+        """Makes a file, as large as print wants it, for each picture that is still there, and a
+        warning for each that isn't."""
+        wanted = rules.picture_ids(attempt.row.content)
         async with self._db.transaction(attempt.row.owner) as m:
-            rows = await m.all(
-                "SELECT * FROM assets WHERE id = ANY(%s::uuid[]) AND state = 'ready' AND deleted_at"
-                " IS NULL",
-                (wanted,),
-            )
+            rows = await m.all(_SELECT_PICTURES, {"ids": wanted})
         known = {str(row.id): row for row in rows}
-        side = decide.page_side(len(known), decide.amount_of_text(attempt.row.content))
+        side = rules.page_side(len(known), rules.amount_of_text(attempt.row.content))
         made, gone = {}, []
         for asset_id in wanted:
             asset = known.get(asset_id.lower())
@@ -91,7 +109,7 @@ class DocumentMaker:
                 gone.append(f"picture: {asset_id}: {refusal.message}")
         return made, gone
 
-    async def _page_picture(self, asset: Any, directory: Path, side: int) -> Path:
+    async def _page_picture(self, asset: _Picture, directory: Path, side: int) -> Path:
         source = directory / f"{asset.id}.source"
         await self._storage.fetch(asset.storage_key, source)
         # A logo may be cut out, which JPEG can't be.
@@ -106,12 +124,12 @@ class DocumentMaker:
         return picture.path
 
     async def _store(
-        self, attempt: attempts.Attempt, pdf: Path, warnings: list[str]
-    ) -> attempts.Outcome:
+        self, attempt: Attempt[Document], pdf: Path, warnings: list[str]
+    ) -> Outcome[Document]:
         """The key holds the attempt, so that two tries never write the same object. What was stored
         is fetched again and opened: only then does the row show it."""
         row = attempt.row
-        key = rules.object_key(
+        key = asset_rules.object_key(
             row.owner,
             {"session_id": row.session_id},
             str(row.id),
@@ -122,9 +140,9 @@ class DocumentMaker:
         sha256 = hashlib.sha256(pdf.read_bytes()).hexdigest()
         stored = pdf.with_name("stored.pdf")
         try:
-            await self._storage.put(key, pdf, content_type=rules.PDF, sha256=sha256)
+            await self._storage.put(key, pdf, content_type=asset_rules.PDF, sha256=sha256)
             await self._storage.fetch(key, stored)
-            facts = await self._pool.run(imaging.inspect, stored, rules.PDF, Limits())
+            facts = await self._pool.run(imaging.inspect, stored, asset_rules.PDF, Limits())
             if hashlib.sha256(stored.read_bytes()).hexdigest() != sha256:
                 raise attempts.JobFailed(
                     "STORAGE", "what was stored isn't what was made", final=False
@@ -143,4 +161,4 @@ class DocumentMaker:
             "page_count": facts.pages,
             "warnings": warnings,
         }
-        return attempts.Outcome(columns, output_bytes=facts.size, undo=remove_stored)
+        return Outcome(columns, output_bytes=facts.size, undo=remove_stored)

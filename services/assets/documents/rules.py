@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from shared.formats import names
-
 STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed"}),
     "processing": frozenset({"processing", "pending", "ready", "failed"}),
@@ -62,6 +60,21 @@ def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, 
         )
 
 
+def named_pictures(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field path below the content, asset id) of every picture: the logo, then the rooms' in
+    order."""
+    if logo := content["cover"].get("logo_asset_id"):
+        yield "cover.logo_asset_id", logo
+    for index, room in enumerate(content.get("renovation_plan", {}).get("rooms", ())):
+        for number, asset_id in enumerate(room.get("picture_asset_ids", ())):
+            yield f"renovation_plan.rooms[{index}].picture_asset_ids[{number}]", asset_id
+
+
+def picture_ids(content: Mapping[str, Any]) -> list[str]:
+    """The asset ids that the content names, each once, in the order of `named_pictures`."""
+    return list(dict.fromkeys(asset_id for _, asset_id in named_pictures(content)))
+
+
 def amount_of_text(content: Mapping[str, Any]) -> int:
     """What the texts take in memory when they are set, in characters."""
     return sum(
@@ -110,11 +123,6 @@ def page_side(pictures: int, text: int) -> int:
     return min(_PAGE_SIDE, int(math.sqrt(pixels / max(pictures, 1))))
 
 
-def file_name(title: str, number: int) -> str:
-    """For a download."""
-    return names.of_file(title, f"-v{number}.pdf")
-
-
 def holder(document_id: object) -> str:
-    """Under which name a document holds its pictures."""
+    """The name under which a document holds its pictures."""
     return f"assets/documents/{document_id}"

@@ -6,9 +6,9 @@ import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 from uuid import UUID
 
+from services.assets.library.album_rows import Album, AlbumFile, AlbumVariant
 from shared.formats import names, zips
 from shared.rpc import errors
 from shared.storage import ObjectNotFound, Storage
@@ -30,7 +30,9 @@ class _File:
 class AlbumZip:
     """`rows` are the assets, `smaller` the variant to take instead of an original, by asset."""
 
-    def __init__(self, album: Any, rows: Sequence[Any], smaller: Mapping[UUID, Any]) -> None:
+    def __init__(
+        self, album: Album, rows: Sequence[AlbumFile], smaller: Mapping[UUID, AlbumVariant]
+    ) -> None:
         self._album = album
         chosen = [smaller.get(row.id, row) for row in rows]
         paths = zips.unique_paths(
@@ -46,7 +48,7 @@ class AlbumZip:
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole archive, if every file is still there when its turn comes."""
+        """The size of the whole archive, if every file is still there when its turn comes."""
         last = [(path, len(content)) for path, content in self._last(self.files, [])]
         return zips.size_of([*((file.path, file.size) for file in self.files), *last])
 
@@ -89,7 +91,7 @@ class AlbumZip:
             yield piece
 
     def _last(self, there: Sequence[_File], missing: Sequence[_File]) -> list[tuple[str, bytes]]:
-        """What ends the archive: it can only tell afterwards what is in it."""
+        """The files at the end of the archive, which say what is in it: known only afterwards."""
         listed = [
             {
                 "path": file.path,
@@ -118,15 +120,15 @@ class AlbumZip:
         ]
 
 
-def _name(asset: Any, taken: Any) -> str:
-    """The file's name; a variant's has the ending of its own type. No folders: a slash was replaced
-    on upload."""
+def _name(asset: AlbumFile, taken: AlbumFile | AlbumVariant) -> str:
+    """The file's name; a variant's has the ending of its own type. There are no folders in it: a
+    slash was replaced on upload."""
     if taken is asset:
         return asset.file_name
     return PurePosixPath(asset.file_name).stem + "." + taken.mime_type.partition("/")[2]
 
 
 def _pieces(written: bytes) -> Iterator[bytes]:
-    """In messages of at most 256 KiB."""
+    """Cuts what was written into messages of at most 256 KiB."""
     for start in range(0, len(written), CHUNK):
         yield written[start : start + CHUNK]

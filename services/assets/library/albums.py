@@ -1,29 +1,43 @@
-"""Albums: an owner's images under a name. What is in one, and how much others see of it, is counted
-by the database."""
+"""AlbumService: an owner's images under a name. What is in an album, and how much others see of it,
+is counted by the database."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 import psycopg
+import sqlalchemy as sa
 from atelier.assets.v1 import album_pb2 as pb
 from atelier.assets.v1 import album_pb2_grpc, asset_pb2
 
-from services.assets.core import assets, rules
-from services.assets.core import history as usage
-from services.assets.library import album_zip
+from services.assets.core import asset_rows, rules
+from services.assets.core.asset_rows import ASSETS, Urls
+from services.assets.core.pages import Paged
+from services.assets.core.usage_log import UsageLog
+from services.assets.library import album_rows
+from services.assets.library.album_rows import (
+    ALBUMS,
+    AlbumAsset,
+    AlbumFile,
+    AlbumVariant,
+    ShownAlbum,
+)
+from services.assets.library.album_zip import AlbumZip
 from services.assets.variants.presets import Presets
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
+from shared.database.rows import Command, Statement, compiled
 from shared.rpc import auth, errors, paging
-from shared.rpc.protos import timestamp
+from shared.rpc.server import Context
 from shared.storage import Storage
 
 MOST_ASSETS = 10_000  # of one album
 
 # The owner's choice counts while the caller can see it in the album; else the first one does.
-_ALBUM = """
-    SELECT a.*, coalesce(
+_SELECT_SHOWN = f"""
+    SELECT {ALBUMS.of("a")}, coalesce(
         (SELECT i.asset_id FROM album_assets i WHERE i.album_id = a.id AND i.asset_id
             = a.cover_asset_id AND i.shown
              AND (i.public OR a.owner = %(me)s)),
@@ -32,63 +46,110 @@ _ALBUM = """
          ORDER BY i.position LIMIT 1)) AS cover
     FROM albums a
 """
-_LOCK = "SELECT * FROM albums WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
-_CREATE = """
+_SELECT_ALBUM = Statement(ShownAlbum, f"{_SELECT_SHOWN} WHERE a.id = %(id)s")
+_LIST_MINE = Paged(ShownAlbum, f"{_SELECT_SHOWN} WHERE a.owner = %(me)s")
+_LIST_PUBLIC_OF_OTHERS = Paged(ShownAlbum, f"{_SELECT_SHOWN} WHERE a.owner <> %(me)s AND a.public")
+_LOCK_ALBUM = Statement(
+    int, "SELECT version FROM albums WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
+)
+_SELECT_NAMED = Statement(
+    UUID, "SELECT id FROM albums WHERE owner = %(owner)s AND name_key = %(name_key)s"
+)
+_INSERT_ALBUM = Statement(
+    ShownAlbum,
+    f"""
     INSERT INTO albums (id, owner, name, name_key, description, public)
     VALUES (%(id)s, %(owner)s, %(name)s, %(name_key)s, %(description)s, %(public)s)
-    ON CONFLICT ON CONSTRAINT albums_name DO NOTHING RETURNING *, NULL AS cover
-"""
+    ON CONFLICT ON CONSTRAINT albums_name DO NOTHING RETURNING {ALBUMS.columns}, NULL::uuid AS cover
+    """,
+)
+_DELETE_ALBUM = Command("DELETE FROM albums WHERE id = %(id)s")
+
+
+@dataclass(slots=True)
+class _NewMember:
+    """An asset that is to be added, and whether it can be."""
+
+    id: UUID
+    public: bool
+    usable: bool
+
+
+@dataclass(slots=True)
+class _Members:
+    """What is in an album: how many, the last position, and which of the named assets."""
+
+    members: int
+    last: int
+    there: list[UUID]
+
+
 # What an asset is must not change until it is in the album. Assets are locked before albums, as
 # everywhere.
-_LOCK_ASSETS = """
+_LOCK_ASSETS = Statement(
+    _NewMember,
+    """
     SELECT id, public, state = 'ready' AND deleted_at IS NULL AND archived_at IS NULL AS usable
         FROM assets
     WHERE owner = %(owner)s AND id = ANY(%(ids)s) ORDER BY id FOR SHARE
-"""
-_MEMBERS = """
+    """,
+)
+_SELECT_MEMBERS = Statement(
+    _Members,
+    """
     SELECT count(*) AS members, coalesce(max(position), 0) AS last,
            coalesce(array_agg(asset_id) FILTER (WHERE asset_id = ANY(%(ids)s)), '{}') AS there
     FROM album_assets WHERE album_id = %(album_id)s
-"""
-_ADD = """
+    """,
+)
+_SELECT_MEMBER = Statement(
+    UUID,
+    """
+    SELECT asset_id FROM album_assets WHERE album_id = %(album_id)s AND asset_id = %(asset_id)s
+    """,
+)
+_INSERT_MEMBERS = Command("""
     INSERT INTO album_assets (owner, album_id, asset_id, position, shown, public)
     SELECT %(owner)s, %(album_id)s, id, %(last)s + n, true, public
     FROM unnest(%(ids)s::uuid[], %(public)s::boolean[]) WITH ORDINALITY AS added (id, public, n)
-"""
+""")
+_DELETE_MEMBERS = Statement(
+    UUID,
+    """
+    DELETE FROM album_assets WHERE album_id = %(album_id)s AND asset_id = ANY(%(ids)s)
+    RETURNING asset_id
+    """,
+)
 _INSIDE = """
-    SELECT {columns}, i.position FROM album_assets i JOIN assets a ON a.id = i.asset_id
+    FROM album_assets i JOIN assets a ON a.id = i.asset_id
     WHERE i.album_id = %(album_id)s AND i.shown AND (%(mine)s OR i.public) AND i.position
         > %(after)s
     ORDER BY i.position LIMIT %(limit)s
 """
-# What a download needs of each of ten thousand rows, which it keeps until its last byte was read;
-# notes of the owner's on each may take 16 KiB.
-_OF_FILE = (
-    "a.id, a.owner, a.session_id, a.file_name, a.storage_key, a.size_bytes, a.sha256, a.mime_type"
+_LIST_ASSETS = Statement(AlbumAsset, f"SELECT {ASSETS.of('a')}, i.position {_INSIDE}")
+_LIST_FILES = Statement(
+    AlbumFile,
+    f"""
+    SELECT a.id, a.owner, a.session_id, a.file_name, a.storage_key, a.size_bytes, a.sha256,
+        a.mime_type {_INSIDE}
+    """,
 )
-_Outcome = pb.AlbumItemOutcome
+_SELECT_VARIANTS = Statement(
+    AlbumVariant,
+    """
+    SELECT asset_id, storage_key, size_bytes, sha256, mime_type FROM variants
+    WHERE asset_id = ANY(%(ids)s) AND preset = %(preset)s AND state = 'ready'
+    """,
+)
 
 
-def to_proto(row: Any, urls: assets.Urls | None = None, thumbnail: Any = None) -> pb.Album:
-    mine = row.owner == auth.current().owner
-    album = pb.Album(
-        id=str(row.id),
-        owner=row.owner,
-        name=row.name,
-        description=row.description,
-        visibility=asset_pb2.VISIBILITY_PUBLIC if row.public else asset_pb2.VISIBILITY_PRIVATE,
-        asset_count=row.asset_count if mine else row.public_count,
-        cover_asset_id=str(row.cover) if row.cover else "",
-        create_time=timestamp(row.created_at),
-        etag=str(row.version),
-        update_time=timestamp(row.updated_at),
-    )
-    if not mine:  # these would tell of private assets that come and go
-        album.ClearField("etag")
-        album.ClearField("update_time")
-    if urls and thumbnail:
-        album.cover_url = urls.of(thumbnail.storage_key, thumbnail.mime_type, f"{row.name}.thumb")
-    return album
+@cache
+def _update(columns: tuple[str, ...]) -> Statement[UUID]:
+    row = ALBUMS.core.c
+    values: dict[str, sa.ColumnElement[Any]] = {name: sa.bindparam(name) for name in columns}
+    values |= {"version": row.version + sa.literal_column("1"), "updated_at": sa.func.now()}
+    where = row.id == sa.bindparam("row_id")
+    return compiled(UUID, sa.update(ALBUMS.core).values(values).where(where).returning(row.id))
 
 
 class AlbumService(album_pb2_grpc.AlbumServiceServicer):
@@ -96,9 +157,9 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         self,
         db: Database,
         storage: Storage,
-        urls: assets.Urls,
+        urls: Urls,
         presets: Presets,
-        usage_log: usage.UsageLog,
+        usage_log: UsageLog,
     ) -> None:
         self._db = db
         self._storage = storage
@@ -107,112 +168,99 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         self._usage = usage_log
 
     async def CreateAlbum(
-        self, request: pb.CreateAlbumRequest, context: Any
+        self, request: pb.CreateAlbumRequest, context: Context
     ) -> pb.CreateAlbumResponse:
         name = _checked_name(request.name)
 
         async def work(m: Mutation) -> pb.CreateAlbumResponse:
-            row = await m.one(
-                _CREATE,
-                {
-                    "id": new_id(),
-                    "owner": m.owner,
-                    "name": name,
-                    "name_key": rules.name_key(name),
-                    "description": request.description,
-                    "public": request.visibility == asset_pb2.VISIBILITY_PUBLIC,
-                },
-            )
+            values = {
+                "id": new_id(),
+                "owner": m.owner,
+                "name": name,
+                "name_key": rules.name_key(name),
+                "description": request.description,
+                "public": request.visibility == asset_pb2.VISIBILITY_PUBLIC,
+            }
+            row = await m.first(_INSERT_ALBUM, values)
             if row is None:
                 raise _taken(name, await _named(m, name))
-            return pb.CreateAlbumResponse(album=to_proto(row))
+            return pb.CreateAlbumResponse(album=album_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.CreateAlbumResponse, work)
 
-    async def GetAlbum(self, request: pb.GetAlbumRequest, context: Any) -> pb.GetAlbumResponse:
+    async def GetAlbum(self, request: pb.GetAlbumRequest, context: Context) -> pb.GetAlbumResponse:
         row = await self._visible(parse_id(request.album_id, "album_id"))
         [album] = await self._shown([row], request.include_urls)
         return pb.GetAlbumResponse(album=album)
 
     async def ListAlbums(
-        self, request: pb.ListAlbumsRequest, context: Any
+        self, request: pb.ListAlbumsRequest, context: Context
     ) -> pb.ListAlbumsResponse:
         page = paging.page(request)
-        whose = "a.owner <> %(me)s AND a.public" if request.public_of_others else "a.owner = %(me)s"
-        statement: Any = f"{_ALBUM} WHERE {whose}{page.clause}"
-        rows = await self._db.rows(statement, {"me": auth.current().owner, **page.parameters})
+        listed = _LIST_PUBLIC_OF_OTHERS if request.public_of_others else _LIST_MINE
+        rows = await self._db.all(listed.of(page), {"me": auth.current().owner, **page.parameters})
         found, token = page.fill(rows, await self._shown(page.cut(rows), request.include_urls))
         return pb.ListAlbumsResponse(albums=found, next_page_token=token)
 
     async def UpdateAlbum(
-        self, request: pb.UpdateAlbumRequest, context: Any
+        self, request: pb.UpdateAlbumRequest, context: Context
     ) -> pb.UpdateAlbumResponse:
         album_id = parse_id(request.album_id, "album_id")
-        columns = _columns(request)
+        name = _checked_name(request.name) if "name" in request.update_mask.paths else None
+        columns = _columns(request, name)
 
         async def work(m: Mutation) -> pb.UpdateAlbumResponse:
             await _lock(m, album_id, request.etag)
             if columns.get("cover_asset_id"):
-                await _check_member(m, album_id, columns["cover_asset_id"])
-            settings = ", ".join(f"{name} = %({name})s" for name in columns)
-            statement: Any = (
-                f"UPDATE albums SET {settings}, version = version + 1, updated_at = now() WHERE id"
-                " = %(id)s RETURNING 1"
-            )
-            if "name" in columns and (other := await _named(m, columns["name"])) not in (
-                None,
-                album_id,
-            ):
-                raise _taken(columns["name"], other)
+                await _check_member(m, album_id, UUID(request.cover_asset_id))
+            if name is not None and (other := await _named(m, name)) not in (None, album_id):
+                raise _taken(name, other)
             try:
-                await m.one(statement, {**columns, "id": album_id})
+                await m.one(_update(tuple(columns)), {**columns, "row_id": album_id})
             except psycopg.errors.UniqueViolation:  # of one that is being made at the same time
-                raise _taken(columns["name"], None) from None
+                raise _taken(name or "", None) from None
             return pb.UpdateAlbumResponse(album=await _read(m, album_id))
 
         return await self._db.mutate(request, pb.UpdateAlbumResponse, work)
 
     async def DeleteAlbum(
-        self, request: pb.DeleteAlbumRequest, context: Any
+        self, request: pb.DeleteAlbumRequest, context: Context
     ) -> pb.DeleteAlbumResponse:
         album_id = parse_id(request.album_id, "album_id")
 
         async def work(m: Mutation) -> pb.DeleteAlbumResponse:
             await _lock(m, album_id, request.etag)
-            await m.run("DELETE FROM albums WHERE id = %s", (album_id,))
+            await m.run(_DELETE_ALBUM, {"id": album_id})
             return pb.DeleteAlbumResponse()
 
         return await self._db.mutate(request, pb.DeleteAlbumResponse, work)
 
     async def AddAlbumAssets(
-        self, request: pb.AddAlbumAssetsRequest, context: Any
+        self, request: pb.AddAlbumAssetsRequest, context: Context
     ) -> pb.AddAlbumAssetsResponse:
         album_id = parse_id(request.album_id, "album_id")
         ids = [UUID(text) for text in request.asset_ids]
 
         async def work(m: Mutation) -> pb.AddAlbumAssetsResponse:
-            known = {
-                row.id: row for row in await m.all(_LOCK_ASSETS, {"owner": m.owner, "ids": ids})
-            }
+            rows = await m.all(_LOCK_ASSETS, {"owner": m.owner, "ids": ids})
+            known = {row.id: row for row in rows}
             await _lock(m, album_id)
-            now = await m.one(_MEMBERS, {"album_id": album_id, "ids": ids})
+            now = await m.one(_SELECT_MEMBERS, {"album_id": album_id, "ids": ids})
             outcomes = _outcomes_of_add(ids, known, set(now.there), MOST_ASSETS - now.members)
             new = [
-                i
-                for i, what in zip(ids, outcomes, strict=True)
-                if what == _Outcome.ALBUM_ITEM_OUTCOME_ADDED
+                asset_id
+                for asset_id, outcome in zip(ids, outcomes, strict=True)
+                if outcome == pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_ADDED
             ]
             if new:
-                await m.run(
-                    _ADD,
-                    {
-                        "owner": m.owner,
-                        "album_id": album_id,
-                        "ids": new,
-                        "last": now.last,
-                        "public": [known[asset_id].public for asset_id in new],
-                    },
-                )
+                values = {
+                    "owner": m.owner,
+                    "album_id": album_id,
+                    "ids": new,
+                    "last": now.last,
+                    "public": [known[asset_id].public for asset_id in new],
+                }
+                await m.run(_INSERT_MEMBERS, values)
             return pb.AddAlbumAssetsResponse(
                 album=await _read(m, album_id), results=_results(ids, outcomes)
             )
@@ -220,28 +268,15 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         return await self._db.mutate(request, pb.AddAlbumAssetsResponse, work)
 
     async def RemoveAlbumAssets(
-        self, request: pb.RemoveAlbumAssetsRequest, context: Any
+        self, request: pb.RemoveAlbumAssetsRequest, context: Context
     ) -> pb.RemoveAlbumAssetsResponse:
         album_id = parse_id(request.album_id, "album_id")
         ids = [UUID(text) for text in request.asset_ids]
 
         async def work(m: Mutation) -> pb.RemoveAlbumAssetsResponse:
             await _lock(m, album_id)
-            gone = await m.all(
-                "DELETE FROM album_assets WHERE album_id = %s AND asset_id = ANY(%s) RETURNING"
-                " asset_id",
-                (album_id, ids),
-            )
-            left = {row.asset_id for row in gone}
-            outcomes = []
-            for asset_id in ids:
-                removed = asset_id in left
-                left.discard(asset_id)  # named twice: it can only go once
-                outcomes.append(
-                    _Outcome.ALBUM_ITEM_OUTCOME_REMOVED
-                    if removed
-                    else _Outcome.ALBUM_ITEM_OUTCOME_NOT_THERE
-                )
+            removed = await m.all(_DELETE_MEMBERS, {"album_id": album_id, "ids": ids})
+            outcomes = _outcomes_of_remove(ids, set(removed))
             return pb.RemoveAlbumAssetsResponse(
                 album=await _read(m, album_id), results=_results(ids, outcomes)
             )
@@ -249,14 +284,14 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         return await self._db.mutate(request, pb.RemoveAlbumAssetsResponse, work)
 
     async def ListAlbumAssets(
-        self, request: pb.ListAlbumAssetsRequest, context: Any
+        self, request: pb.ListAlbumAssetsRequest, context: Context
     ) -> pb.ListAlbumAssetsResponse:
         album = await self._visible(parse_id(request.album_id, "album_id"))
         digest = paging.filter_digest(request, ("page_size", "page_token"))
         size = request.page_size or paging.DEFAULT_SIZE
         after = paging.key_of(request.page_token, digest, int)[0] if request.page_token else 0
-        rows = await self._inside(album, after, size + 1)
-        found = await assets.shown(
+        rows = await self._db.all(_LIST_ASSETS, _inside(album, after, size + 1))
+        found = await asset_rows.shown(
             self._db, rows[:size], self._urls if request.include_urls else None
         )
         token = (
@@ -265,24 +300,16 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         return pb.ListAlbumAssetsResponse(assets=found, next_page_token=token)
 
     async def DownloadAlbum(
-        self, request: pb.DownloadAlbumRequest, context: Any
+        self, request: pb.DownloadAlbumRequest, context: Context
     ) -> AsyncIterator[pb.DownloadAlbumResponse]:
         if request.variant:
             self._presets.check({"variant": request.variant})
         album = await self._visible(parse_id(request.album_id, "album_id"))
-        rows = await self._inside(album, 0, MOST_ASSETS, _OF_FILE)
+        rows = await self._db.all(_LIST_FILES, _inside(album, 0, MOST_ASSETS))
         if not rows:
             text = "the album has nothing that you could download; put READY assets into it"
             raise errors.precondition(text, subject=f"albums/{album.id}")
-        smaller = {}
-        if request.variant:
-            found = await self._db.rows(
-                "SELECT asset_id, storage_key, size_bytes, sha256, mime_type FROM variants"
-                " WHERE asset_id = ANY(%s) AND preset = %s AND state = 'ready'",
-                ([row.id for row in rows], request.variant),
-            )
-            smaller = {row.asset_id: row for row in found}
-        archive = album_zip.AlbumZip(album, rows, smaller)
+        archive = AlbumZip(album, rows, await self._smaller(rows, request.variant))
         head = pb.AlbumArchiveHead(
             file_name=archive.file_name,
             size_bytes=archive.size_bytes,
@@ -296,43 +323,48 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
             for row in rows:
                 if row.id in archive.sent:
                     self._urls.meter.sent(row.owner, row.session_id, archive.sent[row.id])
-        about = {
-            "album_id": str(album.id),
-            **({"variant": request.variant} if request.variant else {}),
-        }
-        self._usage.note(
-            [row for row in rows if row.id not in archive.missing], "download", metadata=about
-        )
+        about = {"album_id": str(album.id)}
+        if request.variant:
+            about["variant"] = request.variant
+        sent = [row for row in rows if row.id not in archive.missing]
+        self._usage.note(sent, "download", metadata=about)
 
-    async def _visible(self, album_id: UUID) -> Any:
-        row = await self._db.row(
-            f"{_ALBUM} WHERE a.id = %(id)s", {"id": album_id, "me": auth.current().owner}
-        )
+    async def _smaller(self, rows: Sequence[AlbumFile], preset: str) -> Mapping[UUID, AlbumVariant]:
+        """The variant of each asset that has it; empty without a preset."""
+        if not preset:
+            return {}
+        wanted = {"ids": [row.id for row in rows], "preset": preset}
+        return {row.asset_id: row for row in await self._db.all(_SELECT_VARIANTS, wanted)}
+
+    async def _visible(self, album_id: UUID) -> ShownAlbum:
+        row = await self._db.first(_SELECT_ALBUM, {"id": album_id, "me": auth.current().owner})
         if row is None:
             raise errors.not_found("album", album_id)
         return row
 
-    async def _inside(self, album: Any, after: int, limit: int, columns: str = "a.*") -> list[Any]:
-        mine = album.owner == auth.current().owner
-        statement: Any = _INSIDE.format(columns=columns)
-        return await self._db.rows(
-            statement, {"album_id": album.id, "mine": mine, "after": after, "limit": limit}
-        )
-
-    async def _shown(self, rows: Sequence[Any], with_urls: bool) -> list[pb.Album]:
+    async def _shown(self, rows: Sequence[ShownAlbum], with_urls: bool) -> list[pb.Album]:
         if not with_urls:
-            return [to_proto(row) for row in rows]
-        thumbnails = await assets.thumbnails(self._db, [row.cover for row in rows if row.cover])
-        return [to_proto(row, self._urls, thumbnails.get(row.cover)) for row in rows]
+            return [album_rows.to_proto(row) for row in rows]
+        covers = [row.cover for row in rows if row.cover]
+        thumbnails = await asset_rows.thumbnails(self._db, covers)
+        return [
+            album_rows.to_proto(row, self._urls, thumbnails.get(row.cover) if row.cover else None)
+            for row in rows
+        ]
 
 
-def _columns(request: pb.UpdateAlbumRequest) -> dict[str, Any]:
-    """The masked fields, checked, as columns."""
+def _inside(album: ShownAlbum, after: int, limit: int) -> dict[str, object]:
+    """Parameters for what the caller sees in the album, after a position."""
+    mine = album.owner == auth.current().owner
+    return {"album_id": album.id, "mine": mine, "after": after, "limit": limit}
+
+
+def _columns(request: pb.UpdateAlbumRequest, name: str | None) -> dict[str, object]:
+    """The masked fields, checked, as columns. `name`: what the name becomes, if it is masked."""
     paths = set(request.update_mask.paths)
-    columns: dict[str, Any] = {}
-    if "name" in paths:
-        columns["name"] = _checked_name(request.name)
-        columns["name_key"] = rules.name_key(columns["name"])
+    columns: dict[str, object] = {}
+    if name is not None:
+        columns |= {"name": name, "name_key": rules.name_key(name)}
     if "description" in paths:
         columns["description"] = request.description
     if "visibility" in paths:
@@ -345,50 +377,59 @@ def _columns(request: pb.UpdateAlbumRequest) -> dict[str, Any]:
 
 
 def _outcomes_of_add(
-    ids: Sequence[UUID], known: dict[UUID, Any], there: set[UUID], room: int
-) -> list[Any]:
+    ids: Sequence[UUID], known: Mapping[UUID, _NewMember], there: set[UUID], room: int
+) -> list[pb.AlbumItemOutcome]:
     outcomes = []
     for asset_id in ids:
         if asset_id not in known:
-            outcomes.append(_Outcome.ALBUM_ITEM_OUTCOME_NOT_FOUND)
+            outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_NOT_FOUND)
         elif asset_id in there:
-            outcomes.append(_Outcome.ALBUM_ITEM_OUTCOME_ALREADY_THERE)
+            outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_ALREADY_THERE)
         elif not known[asset_id].usable:
-            outcomes.append(_Outcome.ALBUM_ITEM_OUTCOME_NOT_READY)
+            outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_NOT_READY)
         elif room <= 0:
-            outcomes.append(_Outcome.ALBUM_ITEM_OUTCOME_FULL)
+            outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_FULL)
         else:
-            outcomes.append(_Outcome.ALBUM_ITEM_OUTCOME_ADDED)
+            outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_ADDED)
             there.add(asset_id)
             room -= 1
     return outcomes
 
 
-def _results(ids: Sequence[UUID], outcomes: Sequence[Any]) -> list[pb.AlbumItemResult]:
+def _outcomes_of_remove(ids: Sequence[UUID], removed: set[UUID]) -> list[pb.AlbumItemOutcome]:
+    outcomes = []
+    for asset_id in ids:
+        if asset_id in removed:
+            removed.discard(asset_id)  # named twice: it can only go once
+            outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_REMOVED)
+        else:
+            outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_NOT_THERE)
+    return outcomes
+
+
+def _results(
+    ids: Sequence[UUID], outcomes: Sequence[pb.AlbumItemOutcome]
+) -> list[pb.AlbumItemResult]:
     return [
-        pb.AlbumItemResult(asset_id=str(i), outcome=what)
-        for i, what in zip(ids, outcomes, strict=True)
+        pb.AlbumItemResult(asset_id=str(asset_id), outcome=outcome)
+        for asset_id, outcome in zip(ids, outcomes, strict=True)
     ]
 
 
-async def _lock(m: Mutation, album_id: UUID, etag: str = "") -> Any:
-    row = await m.one(_LOCK, {"id": album_id, "owner": m.owner})
-    if row is None:
+async def _lock(m: Mutation, album_id: UUID, etag: str = "") -> None:
+    version = await m.first(_LOCK_ALBUM, {"id": album_id, "owner": m.owner})
+    if version is None:
         raise errors.not_found("album", album_id)
-    if etag and etag != str(row.version):
+    if etag and etag != str(version):
         raise errors.etag_mismatch("album", album_id)
-    return row
 
 
 async def _read(m: Mutation, album_id: UUID) -> pb.Album:
-    return to_proto(await m.one(f"{_ALBUM} WHERE a.id = %(id)s", {"id": album_id, "me": m.owner}))
+    return album_rows.to_proto(await m.one(_SELECT_ALBUM, {"id": album_id, "me": m.owner}))
 
 
 async def _check_member(m: Mutation, album_id: UUID, asset_id: UUID) -> None:
-    held = await m.one(
-        "SELECT 1 FROM album_assets WHERE album_id = %s AND asset_id = %s", (album_id, asset_id)
-    )
-    if held is None:
+    if await m.first(_SELECT_MEMBER, {"album_id": album_id, "asset_id": asset_id}) is None:
         raise errors.invalid("cover_asset_id", "is not in the album; add it first")
 
 
@@ -401,10 +442,7 @@ def _taken(name: str, by: UUID | None) -> errors.DomainError:
 
 async def _named(m: Mutation, name: str) -> UUID | None:
     """The owner's album of that name."""
-    row = await m.one(
-        "SELECT id FROM albums WHERE owner = %s AND name_key = %s", (m.owner, rules.name_key(name))
-    )
-    return row.id if row else None
+    return await m.first(_SELECT_NAMED, {"owner": m.owner, "name_key": rules.name_key(name)})
 
 
 def _checked_name(name: str) -> str:

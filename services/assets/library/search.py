@@ -1,4 +1,4 @@
-"""Search: assets by tags, metadata, kind, labels and names; and sums over them.
+"""SearchService: finds assets by tags, metadata, kind, labels and names; and sums over them.
 
 Whatever an asset can be found by is a row of `asset_terms`, kept by triggers in the transaction of
 the change. A search is an intersection of groups of terms; within a group one term is enough. The
@@ -8,26 +8,43 @@ that a page costs no more in ten million assets than in ten.
 
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import sqlalchemy as sa
 from atelier.assets.v1 import search_pb2 as pb
 from atelier.assets.v1 import search_pb2_grpc
 from google.protobuf import struct_pb2
 from psycopg.types.json import Jsonb
 
-from services.assets.core import assets
+from services.assets.core import asset_rows
+from services.assets.core.asset_rows import ASSETS, KINDS, Asset, Urls, scope_of
 from shared.database.db import Database
+from shared.database.lists import created
+from shared.database.rows import Statement, compiled
 from shared.rpc import auth, errors, paging
-from shared.rpc.protos import plain, time_of
+from shared.rpc.protos import plain
+from shared.rpc.server import Context
 
 PREFIXES = (16, 12, *range(10, 0, -1))  # lengths at which beginnings of names are kept
 _ENOUGH = 1000  # rows after which a term counts as frequent
 
+
+@dataclass(slots=True)
+class _Weight:
+    """The digest of a term, and how many rows it has, counted up to `_ENOUGH`."""
+
+    term: bytes
+    rows: int
+
+
 # In the index's order, or the planner, who doesn't know which term it will be, reads the whole
 # table instead.
-_WEIGH = """
+_WEIGH_TERMS = Statement(
+    _Weight,
+    """
     WITH asked AS MATERIALIZED (
         SELECT t.n, asset_term(t.what, t.path, t.value::jsonb) AS term
         FROM jsonb_to_recordset(%(terms)s) AS t (n integer, what text, path text[], value text))
@@ -35,23 +52,133 @@ _WEIGH = """
         SELECT FROM asset_terms x WHERE x.owner = %(owner)s AND x.term = asked.term
         ORDER BY x.owner, x.term, x.created_at, x.id LIMIT %(enough)s) AS counted) AS rows
     FROM asked ORDER BY asked.n
-"""
-_ALSO = """
-    CROSS JOIN LATERAL (SELECT FROM asset_terms x WHERE x.owner = %(owner)s AND x.term
-        = ANY(%(group_{n})s)
-        AND x.created_at = lead.created_at AND x.id = lead.id LIMIT 1) AS also_{n}
-"""
-# What is longer than the beginning that leads to it.
-_NAMED = """
-    CROSS JOIN LATERAL (SELECT FROM assets a WHERE a.id = lead.id
-        AND left(a.file_name, length(%(prefix)s)) = %(prefix)s LIMIT 1) AS named
-"""
-_STATS = """
-    SELECT kind, mime_type, count(*) AS assets, count(*) FILTER (WHERE public) AS public,
-           coalesce(sum(size_bytes), 0)::bigint AS bytes
-    FROM assets WHERE owner = %(owner)s AND state = 'ready' AND deleted_at IS NULL
-        AND archived_at IS NULL
-"""
+    """,
+)
+
+
+@dataclass(slots=True)
+class _Sum:
+    """How many assets there are of one kind and type."""
+
+    kind: str
+    mime_type: str
+    assets: int
+    public: int
+    bytes: int
+
+
+@cache
+def _sum_assets(filters: tuple[str, ...]) -> Statement[_Sum]:
+    row = ASSETS.core.c
+    conditions = {
+        "kind": row.kind == sa.bindparam("kind"),
+        "created_from": row.created_at >= sa.bindparam("created_from"),
+        "created_before": row.created_at < sa.bindparam("created_before"),
+    }
+    sums = sa.select(
+        row.kind,
+        row.mime_type,
+        sa.func.count().label("assets"),
+        sa.func.count().filter(row.public).label("public"),
+        sa.cast(
+            sa.func.coalesce(sa.func.sum(row.size_bytes), sa.literal_column("0")), sa.BigInteger
+        ).label("bytes"),
+    )
+    return compiled(
+        _Sum,
+        sums.where(
+            row.owner == sa.bindparam("owner"),
+            row.state == sa.literal_column("'ready'"),
+            row.deleted_at.is_(None),
+            row.archived_at.is_(None),
+            *(conditions[name] for name in filters),
+        )
+        .group_by(row.kind, row.mime_type)
+        .order_by(row.kind, row.mime_type),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the statement of a search depends on: the terms of the group that leads, the other
+    groups, whether names are compared, the bounds in time that are set, and whether it goes on
+    after a row."""
+
+    leads: int
+    groups: int
+    named: bool
+    bounds: tuple[str, ...]
+    goes_on: bool
+
+
+_TERMS = sa.table("asset_terms", *map(sa.column, ("owner", "term", "created_at", "id")))
+
+
+@cache
+def _search(shape: _Shape) -> Statement[Asset]:
+    """A list for each term that leads, merged; at most a page of each is looked at."""
+    lists = [_list_of(f"lead_{n}", shape) for n in range(shape.leads)]
+    found = (sa.union(*lists) if len(lists) > 1 else lists[0]).subquery("found")
+    asset = ASSETS.core.alias("a")
+    return compiled(
+        Asset,
+        sa.select(asset)
+        .select_from(found.join(asset, asset.c.id == found.c.id))
+        .order_by(found.c.created_at.desc(), found.c.id.desc())
+        .limit(sa.bindparam("limit")),
+    )
+
+
+def _list_of(term: str, shape: _Shape) -> sa.Select[Any]:
+    """A page of the assets that have the term, one term of each of the other groups, and the
+    beginning of the name."""
+    lead = _TERMS.alias("lead")
+    bounds = {
+        "created_from": lead.c.created_at >= sa.bindparam("created_from"),
+        "created_before": lead.c.created_at < sa.bindparam("created_before"),
+    }
+    found: sa.FromClause = lead
+    for n in range(shape.groups):
+        found = found.join(_also_in(n, lead), sa.true())
+    if shape.named:
+        found = found.join(_named(lead), sa.true())
+    where = [
+        lead.c.owner == sa.bindparam("owner"),
+        lead.c.term == sa.bindparam(term),
+        *(bounds[name] for name in shape.bounds),
+    ]
+    if shape.goes_on:
+        last = sa.tuple_(sa.bindparam("after_at"), sa.bindparam("after_id"))
+        where.append(sa.tuple_(lead.c.created_at, lead.c.id) < last)
+    return (
+        sa.select(lead.c.created_at, lead.c.id)
+        .select_from(found)
+        .where(*where)
+        .order_by(lead.c.created_at.desc(), lead.c.id.desc())
+        .limit(sa.bindparam("limit"))
+        .offset(sa.bindparam("skip"))
+    )
+
+
+def _also_in(n: int, lead: sa.FromClause) -> sa.FromClause:
+    """The asset, if it has a term of the group."""
+    other = _TERMS.alias("x")
+    has = sa.select().where(
+        other.c.owner == sa.bindparam("owner"),
+        other.c.term == sa.any_(sa.bindparam(f"group_{n}")),
+        other.c.created_at == lead.c.created_at,
+        other.c.id == lead.c.id,
+    )
+    return has.limit(sa.literal_column("1")).lateral(f"also_{n}")
+
+
+def _named(lead: sa.FromClause) -> sa.FromClause:
+    """The asset, if its name begins with what is longer than the beginning that leads to it."""
+    asset = ASSETS.core.alias("named_asset")
+    prefix: sa.BindParameter[Any] = sa.bindparam("prefix")
+    begins = sa.func.left(asset.c.file_name, sa.func.length(prefix)) == prefix
+    has = sa.select().where(asset.c.id == lead.c.id, begins)
+    return has.limit(sa.literal_column("1")).lateral("named")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +191,12 @@ class Term:
 
 
 class SearchService(search_pb2_grpc.SearchServiceServicer):
-    def __init__(self, db: Database, urls: assets.Urls) -> None:
+    def __init__(self, db: Database, urls: Urls) -> None:
         self._db = db
         self._urls = urls
 
     async def SearchAssets(
-        self, request: pb.SearchAssetsRequest, context: Any
+        self, request: pb.SearchAssetsRequest, context: Context
     ) -> pb.SearchAssetsResponse:
         page = paging.page(request)
         groups = list(_groups(request))
@@ -77,34 +204,32 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             text = "needs at least one condition besides dates; ListAssets lists everything"
             raise errors.invalid("all_tags", text)
         lead, others = await self._weighed(groups)
-        statement, parameters = _statement(request, lead, others, page)
-        rows = await self._db.rows(statement, parameters | page.parameters)
+        rows = await self._db.all(*_query(request, lead, others, page))
         urls = self._urls if request.include_urls else None
-        found, token = page.fill(rows, await assets.shown(self._db, page.cut(rows), urls))
+        found, token = page.fill(rows, await asset_rows.shown(self._db, page.cut(rows), urls))
         return pb.SearchAssetsResponse(assets=found, next_page_token=token)
 
     async def GetAssetStats(
-        self, request: pb.GetAssetStatsRequest, context: Any
+        self, request: pb.GetAssetStatsRequest, context: Context
     ) -> pb.GetAssetStatsResponse:
-        conditions, parameters = _dates(request)
-        if request.kind:
-            conditions += " AND kind = %(kind)s"
-            parameters["kind"] = assets.KINDS.word[request.kind]
-        statement: Any = f"{_STATS}{conditions} GROUP BY kind, mime_type ORDER BY kind, mime_type"
+        wanted = _set({"kind": KINDS.word.get(request.kind), **created(request)})
+        rows = await self._db.all(
+            _sum_assets(tuple(wanted)), {"owner": auth.current().owner, **wanted}
+        )
         sums = [
             pb.AssetSum(
-                kind=assets.KINDS.number[row.kind],
+                kind=KINDS.number[row.kind],
                 mime_type=row.mime_type,
                 asset_count=row.assets,
                 public_count=row.public,
                 size_bytes=row.bytes,
             )
-            for row in await self._db.rows(statement, {"owner": auth.current().owner, **parameters})
+            for row in rows
         ]
         return pb.GetAssetStatsResponse(
             sums=sums,
-            asset_count=sum(s.asset_count for s in sums),
-            size_bytes=sum(s.size_bytes for s in sums),
+            asset_count=sum(each.asset_count for each in sums),
+            size_bytes=sum(each.size_bytes for each in sums),
         )
 
     async def _weighed(
@@ -118,8 +243,9 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
             for n, term in enumerate(terms)
         ]
         rows = iter(
-            await self._db.rows(
-                _WEIGH, {"owner": auth.current().owner, "terms": Jsonb(asked), "enough": _ENOUGH}
+            await self._db.all(
+                _WEIGH_TERMS,
+                {"owner": auth.current().owner, "terms": Jsonb(asked), "enough": _ENOUGH},
             )
         )
         weighed = []
@@ -131,8 +257,35 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
         return lead, others
 
 
+def _query(
+    request: pb.SearchAssetsRequest,
+    lead: Sequence[bytes],
+    others: Sequence[Sequence[bytes]],
+    page: paging.Page,
+) -> tuple[Statement[Asset], dict[str, object]]:
+    """The statement of a search, with its parameters."""
+    bounds = _set(created(request))
+    prefix = _prefix(request)
+    named = len(prefix) > _kept(prefix)
+    shape = _Shape(len(lead), len(others), named, tuple(bounds), page.after is not None)
+    parameters: dict[str, object] = {
+        "owner": auth.current().owner,
+        "prefix": prefix,
+        **{f"lead_{n}": term for n, term in enumerate(lead)},
+        **{f"group_{n}": list(terms) for n, terms in enumerate(others)},
+        **bounds,
+        **page.parameters,
+    }
+    return _search(shape), parameters
+
+
+def _set(filters: dict[str, object]) -> dict[str, object]:
+    """The filters that have a value."""
+    return {name: value for name, value in filters.items() if value}
+
+
 def _groups(request: pb.SearchAssetsRequest) -> Iterator[list[Term]]:
-    """Every condition but dates: of each group the asset must have one term."""
+    """Every condition but dates: the asset must have one term of each group."""
     for index, tag in enumerate(request.all_tags):
         yield [Term("tag", _text(tag, f"all_tags[{index}]"))]
     if request.any_tags:
@@ -145,67 +298,29 @@ def _groups(request: pb.SearchAssetsRequest) -> Iterator[list[Term]]:
         path = [_text(name, f"{field}.path[{n}]") for n, name in enumerate(leaf.path)]
         yield [Term("metadata", _leaf(leaf.value, f"{field}.value"), path)]
     if request.kind:
-        yield [Term("kind", assets.KINDS.word[request.kind])]
-    for name in assets.SCOPES:
-        if label := getattr(request.scope, name):
+        yield [Term("kind", KINDS.word[request.kind])]
+    for name, label in scope_of(request.scope).items():
+        if label:
             yield [Term(name, _text(label, f"scope.{name}"))]
     if prefix := _prefix(request):
         yield [Term("name", prefix[: _kept(prefix)])]
 
 
-def _statement(
-    request: pb.SearchAssetsRequest,
-    lead: Sequence[bytes],
-    others: Sequence[Sequence[bytes]],
-    page: paging.Page,
-) -> tuple[Any, dict[str, Any]]:
-    """A list for each term that leads, merged; at most a page of each is looked at."""
-    conditions, parameters = _dates(request)
-    parameters |= {"owner": auth.current().owner, "prefix": _prefix(request)}
-    parameters |= {f"lead_{n}": term for n, term in enumerate(lead)}
-    parameters |= {f"group_{n}": list(terms) for n, terms in enumerate(others)}
-    probes = "".join(_ALSO.format(n=n) for n in range(len(others)))
-    if len(parameters["prefix"]) > _kept(parameters["prefix"]):
-        probes += _NAMED
-    lists = " UNION ".join(
-        f"(SELECT created_at, id FROM asset_terms lead {probes}"
-        f" WHERE owner = %(owner)s AND term = %(lead_{n})s{conditions}{page.clause})"
-        for n in range(len(lead))
-    )
-    return (
-        (
-            f"SELECT a.* FROM ({lists}) AS found JOIN assets a ON a.id = found.id"
-            " ORDER BY found.created_at DESC, found.id DESC LIMIT %(limit)s"
-        ),
-        parameters,
-    )
-
-
-def _dates(request: Any) -> tuple[str, dict[str, Any]]:
-    conditions, parameters = "", {}
-    for name, operator in (("created_from", ">="), ("created_before", "<")):
-        at = time_of(getattr(request, name), request.HasField(name), name)
-        if at is not None:
-            conditions += f" AND created_at {operator} %({name})s"
-            parameters[name] = at
-    return conditions, parameters
-
-
 def _prefix(request: pb.SearchAssetsRequest) -> str:
-    """Composed like the names that are kept."""
+    """The prefix, composed as the names that are kept."""
     return unicodedata.normalize("NFC", _text(request.file_name_prefix, "file_name_prefix"))
 
 
 def _kept(prefix: str) -> int:
-    """How much of it is kept as a term."""
+    """How many characters of the prefix are kept as a term."""
     return next((length for length in PREFIXES if length <= len(prefix)), 0)
 
 
 def _leaf(value: struct_pb2.Value, field: str) -> Any:
-    """As it is stored: whole numbers without a fraction."""
+    """The value as it is stored: whole numbers without a fraction."""
     if value.WhichOneof("kind") not in ("string_value", "number_value", "bool_value", "null_value"):
         raise errors.invalid(field, "must be a string, number, bool or null")
-    made: Mapping[str, Any] = plain(struct_pb2.Struct(fields={"leaf": value}), field)
+    made = plain(struct_pb2.Struct(fields={"leaf": value}), field)
     return _text(made["leaf"], field) if isinstance(made["leaf"], str) else made["leaf"]
 
 

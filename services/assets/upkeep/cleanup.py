@@ -1,19 +1,22 @@
-"""Cleaning up: what nobody wants any more goes, a chunk at a time, each item on its own. And whole
-sessions."""
+"""Deletes abandoned uploads, rejected uploads, expired trash and expired documents in chunks, each
+item on its own. And whole sessions, also those that lie idle."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, LiteralString
+from datetime import datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
-from services.assets.comparisons import comparisons
-from services.assets.core.trash import Results, Trash
-from services.assets.documents import documents
-from services.assets.upkeep.runs import Walk
+from services.assets.comparisons import deleting as comparison_deleting
+from services.assets.core.trashing import Results, Trash
+from services.assets.documents import deleting as document_deleting
+from services.assets.upkeep.run_rows import Count
+from services.assets.upkeep.walking import Walk
 from shared.database.db import Database, Mutation
+from shared.database.rows import Command, Statement
 from shared.rpc import auth
 from shared.rpc.calls import owner_identity
+from shared.rpc.errors import DomainError
 from shared.storage import Storage
 
 CHUNK = 500
@@ -22,83 +25,137 @@ _REJECTED = timedelta(days=30)  # in which somebody may want to know why
 _UNFINISHED = timedelta(days=1)  # past the life of an upload in parts
 
 
+@dataclass(slots=True)
+class _Found:
+    """What is to be deleted. `at`: since when it can be; lists go by it."""
+
+    owner: str
+    id: UUID
+    at: datetime
+
+
+@dataclass(slots=True)
+class _Session:
+    owner: str
+    session_id: str
+
+
 @dataclass(frozen=True)
-class Kind:
-    """What a cleanup looks for. `find` gives owner, id (of what is to be purged) and at, in the
-    order of (at, id), after %(after_at)s and %(after_id)s, at most %(limit)s. Documents aren't
-    assets: they have rows and bytes of their own."""
+class Target:
+    """What a cleanup looks for: at most %(limit)s, after %(after_at)s and %(after_id)s. Documents
+    aren't assets: they have rows and bytes of their own."""
 
     what: str
-    find: LiteralString
+    find: Statement[_Found]
     documents: bool = False
 
 
 # What keeps assets for a time says here which of them have expired.
-KINDS = (
-    Kind(
+TARGETS = (
+    Target(
         "abandoned_uploads",
-        """SELECT a.owner, a.id, a.created_at AS at FROM assets a
-           WHERE a.state = 'pending' AND a.deleted_at IS NULL AND (a.created_at, a.id)
-               > (%(after_at)s, %(after_id)s)
-               AND NOT EXISTS (SELECT FROM uploads u WHERE u.asset_id = a.id AND u.expires_at
-                   > now() - %(abandoned)s)
-               AND NOT EXISTS (SELECT FROM resumable_uploads r
-                               WHERE r.asset_id = a.id AND r.expires_at > now() - %(abandoned)s)
-               AND NOT EXISTS (SELECT FROM imports i WHERE i.asset_id = a.id
-                   AND i.state IN ('pending', 'running'))
-           ORDER BY a.created_at, a.id LIMIT %(limit)s""",
+        Statement(
+            _Found,
+            """
+            SELECT a.owner, a.id, a.created_at AS at FROM assets a
+            WHERE a.state = 'pending' AND a.deleted_at IS NULL AND (a.created_at, a.id)
+                > (%(after_at)s, %(after_id)s)
+                AND NOT EXISTS (SELECT FROM uploads u WHERE u.asset_id = a.id AND u.expires_at
+                    > now() - %(abandoned)s::interval)
+                AND NOT EXISTS (SELECT FROM resumable_uploads r
+                    WHERE r.asset_id = a.id AND r.expires_at > now() - %(abandoned)s::interval)
+                AND NOT EXISTS (SELECT FROM imports i WHERE i.asset_id = a.id
+                    AND i.state IN ('pending', 'running'))
+            ORDER BY a.created_at, a.id LIMIT %(limit)s
+            """,
+        ),
     ),
-    Kind(
+    Target(
         "rejected_uploads",
-        """SELECT owner, id, created_at AS at FROM assets
-           WHERE state = 'rejected' AND deleted_at IS NULL AND created_at < now() - %(rejected)s
-               AND (created_at, id) > (%(after_at)s, %(after_id)s)
-           ORDER BY created_at, id LIMIT %(limit)s""",
+        Statement(
+            _Found,
+            """
+            SELECT owner, id, created_at AS at FROM assets
+            WHERE state = 'rejected' AND deleted_at IS NULL
+                AND created_at < now() - %(rejected)s::interval
+                AND (created_at, id) > (%(after_at)s, %(after_id)s)
+            ORDER BY created_at, id LIMIT %(limit)s
+            """,
+        ),
     ),
-    Kind(
+    Target(
         "expired_trash",
-        """SELECT owner, id, expires_at AS at FROM assets
-           WHERE deleted_at IS NOT NULL AND expires_at < now() AND (expires_at, id)
-               > (%(after_at)s, %(after_id)s)
-           ORDER BY expires_at, id LIMIT %(limit)s""",
+        Statement(
+            _Found,
+            """
+            SELECT owner, id, coalesce(expires_at, now()) AS at FROM assets
+            WHERE deleted_at IS NOT NULL AND expires_at < now() AND (expires_at, id)
+                > (%(after_at)s, %(after_id)s)
+            ORDER BY expires_at, id LIMIT %(limit)s
+            """,
+        ),
     ),
-    Kind(
+    Target(
         "expired_documents",
-        """SELECT owner, id, expires_at AS at FROM documents
-           WHERE expires_at <= now() AND (expires_at, id) > (%(after_at)s, %(after_id)s)
-           ORDER BY expires_at, id LIMIT %(limit)s""",
+        Statement(
+            _Found,
+            """
+            SELECT owner, id, expires_at AS at FROM documents
+            WHERE expires_at <= now() AND (expires_at, id) > (%(after_at)s, %(after_id)s)
+            ORDER BY expires_at, id LIMIT %(limit)s
+            """,
+        ),
         documents=True,
     ),
 )
-_FORGET_RUNS = """
+_FORGET_RUNS = Command("""
     DELETE FROM storage_runs WHERE action <> 'erase' AND state IN ('done', 'failed')
-        AND created_at < now() - %(age)s
-"""
+        AND created_at < now() - %(age)s::interval
+""")
 _RUNS_KEPT = timedelta(days=90)
-_START = ("-infinity", "00000000-0000-0000-0000-000000000000")
-_IDLE = """
+_FIRST_TIME, _FIRST_ID = "-infinity", "00000000-0000-0000-0000-000000000000"
+_SELECT_IDLE_SESSIONS = Statement(
+    _Session,
+    """
     SELECT owner, session_id FROM assets
     WHERE session_id <> '' AND deleted_at IS NULL AND (owner, session_id) > (%(after_owner)s,
         %(after_session)s)
-    GROUP BY owner, session_id HAVING max(updated_at) < now() - %(idle)s
+    GROUP BY owner, session_id HAVING max(updated_at) < now() - %(idle)s::interval
     ORDER BY owner, session_id LIMIT %(limit)s
-"""
-_OF_SESSION = """
+    """,
+)
+_SELECT_ASSETS = Statement(
+    UUID,
+    """
     SELECT id FROM assets WHERE owner = %(owner)s AND session_id = %(session_id)s AND id > %(after)s
         AND (%(purge)s OR deleted_at IS NULL)
     ORDER BY id LIMIT %(limit)s
-"""
-_DOCUMENTS_OF_SESSION = """
-    SELECT id FROM documents WHERE owner = %(owner)s AND session_id = %(session_id)s AND id
-        > %(after)s
-    ORDER BY id LIMIT %(limit)s
-"""
-_COMPARISONS_OF_SESSION = """
-    SELECT id FROM comparisons WHERE owner = %(owner)s AND session_id = %(session_id)s AND id
-        > %(after)s
-    ORDER BY id LIMIT %(limit)s
-"""
-TakeOut = Callable[[Mutation, Sequence[UUID]], Awaitable[list[Any]]]
+    """,
+)
+_SELECT_DOCUMENTS = Statement(
+    UUID,
+    """
+    SELECT id FROM documents WHERE owner = %(owner)s AND session_id = %(session_id)s
+        AND id > %(after)s ORDER BY id LIMIT %(limit)s
+    """,
+)
+_SELECT_COMPARISONS = Statement(
+    UUID,
+    """
+    SELECT id FROM comparisons WHERE owner = %(owner)s AND session_id = %(session_id)s
+        AND id > %(after)s ORDER BY id LIMIT %(limit)s
+    """,
+)
+
+
+class Deleted(Protocol):
+    """What was deleted, and how many bytes that freed."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+
+Delete = Callable[[Mutation, Sequence[UUID]], Awaitable[Sequence[Deleted]]]
 
 
 class Cleaner:
@@ -122,11 +179,11 @@ class Cleaner:
         self._unfinished = longest_upload + _UNFINISHED
 
     async def cleanup(self, walk: Walk) -> None:
-        for kind in KINDS:
-            await self._kind(walk, kind)
+        for target in TARGETS:
+            await self._clean(walk, target)
         if self._idle:
             await self._idle_sessions(walk)
-        if not walk.row.arguments["dry_run"]:
+        if not walk.arguments.dry_run:
             removed = await self._storage.sweep(self._unfinished)
             count = walk.report.count("unfinished_writes")
             count.found, count.done = count.found + removed, count.done + removed
@@ -134,84 +191,72 @@ class Cleaner:
                 await m.run(_FORGET_RUNS, {"age": _RUNS_KEPT})
 
     async def session(self, walk: Walk) -> None:
-        arguments, owner = walk.row.arguments, walk.row.owner
-        purging = arguments["purge"]
-        if purging:  # before the pictures that they hold
-            await self._session_loses(
-                walk, "documents", owner, _DOCUMENTS_OF_SESSION, documents.take_out
+        asked = walk.arguments
+        if asked.purge:  # before the pictures that they hold
+            await self._delete_all(walk, "documents", _SELECT_DOCUMENTS, document_deleting.delete)
+            await self._delete_all(
+                walk, "comparisons", _SELECT_COMPARISONS, comparison_deleting.delete
             )
-            await self._session_loses(
-                walk, "comparisons", owner, _COMPARISONS_OF_SESSION, comparisons.take_out
-            )
-        await self._session(
-            walk,
-            "assets",
-            owner,
-            arguments["session_id"],
-            purging=purging,
-            force=arguments["force"],
-        )
+        session = _Session(walk.row.owner, asked.session_id)
+        await self._session(walk, "assets", session, purging=asked.purge, force=asked.force)
 
-    async def _session_loses(
-        self, walk: Walk, what: str, owner: str, of_session: LiteralString, take_out: TakeOut
+    async def _delete_all(
+        self, walk: Walk, what: str, of_session: Statement[UUID], delete: Delete
     ) -> None:
-        """Takes out all that `of_session` finds, a chunk at a time; an item that fails is noted and
+        """Deletes all that `of_session` finds, a chunk at a time; an item that fails is noted and
         passed over."""
-        after = _START[1]
+        owner, after = walk.row.owner, _FIRST_ID
         while True:
             session = {
                 "owner": owner,
-                "session_id": walk.row.arguments["session_id"],
+                "session_id": walk.arguments.session_id,
                 "after": after,
                 "limit": CHUNK,
             }
-            ids = [row.id for row in await self._db.rows(of_session, session)]
+            ids = await self._db.all(of_session, session)
             if not ids:
                 return
-            await _take_out(walk, what, owner, ids, take_out)
+            await _delete(walk, what, owner, ids, delete)
             after = str(ids[-1])
 
-    async def _kind(self, walk: Walk, kind: Kind) -> None:
-        most = walk.row.arguments["max_items"] or self._max_items
-        walk.report.count(kind.what)  # shown even if there are none
+    async def _clean(self, walk: Walk, target: Target) -> None:
+        most = walk.arguments.max_items or self._max_items
+        walk.report.count(target.what)  # shown even if there are none
         while True:
-            left = most - walk.report.count(kind.what).found
-            after_at, after_id = walk.report.cursors.get(kind.what, _START)
-            rows = await self._db.system_rows(
-                kind.find,
-                {
-                    "after_at": after_at,
-                    "after_id": after_id,
-                    "abandoned": _ABANDONED,
-                    "rejected": _REJECTED,
-                    "limit": min(CHUNK, left) + 1,
-                },
-            )
+            left = most - walk.report.count(target.what).found
+            after_at, after_id = walk.report.cursors.get(target.what, (_FIRST_TIME, _FIRST_ID))
+            wanted = {
+                "after_at": after_at,
+                "after_id": after_id,
+                "abandoned": _ABANDONED,
+                "rejected": _REJECTED,
+                "limit": min(CHUNK, left) + 1,
+            }
+            rows = await self._db.system_all(target.find, wanted)
             more, rows = len(rows) > min(CHUNK, left), rows[: min(CHUNK, left)]
             if rows:
-                place = [rows[-1].at.isoformat(), str(rows[-1].id)]
-                await self._go(walk, kind, rows, place)
+                await self._purge_found(walk, target, rows)
             if not more:
                 return
             if left <= CHUNK:
                 walk.report.capped = True
                 return
 
-    async def _go(self, walk: Walk, kind: Kind, rows: Sequence[Any], place: list[str]) -> None:
+    async def _purge_found(self, walk: Walk, target: Target, rows: Sequence[_Found]) -> None:
         """Purges what was found, owner by owner; or, in a dry run, only counts it."""
-        owners: dict[str, list[UUID]] = {}
-        for row in rows:
-            owners.setdefault(row.owner, []).append(row.id)
-        if not walk.row.arguments["dry_run"]:
+        if walk.arguments.dry_run:
+            walk.report.count(target.what).note([row.id for row in rows])
+        else:
+            owners: dict[str, list[UUID]] = {}
+            for row in rows:
+                owners.setdefault(row.owner, []).append(row.id)
             for owner, ids in owners.items():
                 auth.enter(owner_identity(owner))
-                if kind.documents:
-                    await _take_out(walk, kind.what, owner, ids, documents.take_out)
+                if target.documents:
+                    await _delete(walk, target.what, owner, ids, document_deleting.delete)
                 else:
-                    await self._purge(walk, kind.what, owner, ids, force=True)
-        else:
-            walk.report.count(kind.what).note([row.id for row in rows])
-        walk.report.cursors[kind.what] = place
+                    await self._purge(walk, target.what, owner, ids, force=True)
+        walk.report.cursors[target.what] = [rows[-1].at.isoformat(), str(rows[-1].id)]
 
     async def _purge(
         self,
@@ -233,7 +278,7 @@ class Cleaner:
 
         await walk.each(what, ids, act)
 
-    async def _delete(
+    async def _move_to_trash(
         self, walk: Walk, what: str, owner: str, ids: Sequence[UUID], *, force: bool
     ) -> None:
         async def act(some: Sequence[UUID]) -> None:
@@ -246,83 +291,76 @@ class Cleaner:
         await walk.each(what, ids, act)
 
     async def _session(
-        self, walk: Walk, what: str, owner: str, session_id: str, *, purging: bool, force: bool
+        self, walk: Walk, what: str, session: _Session, *, purging: bool, force: bool
     ) -> None:
+        owner = session.owner
         auth.enter(owner_identity(owner))
-        after = walk.report.cursors.get(what, _START[1])
+        after: str = walk.report.cursors.get(what, _FIRST_ID)
         while True:
             of_session = {
                 "owner": owner,
-                "session_id": session_id,
+                "session_id": session.session_id,
                 "after": after,
                 "purge": purging,
                 "limit": CHUNK,
             }
-            ids = [row.id for row in await self._db.rows(_OF_SESSION, of_session)]
+            ids = await self._db.all(_SELECT_ASSETS, of_session)
             if ids:
                 if purging:
                     await self._purge(walk, what, owner, ids, force=force, ordered=True)
                 else:
-                    await self._delete(walk, what, owner, ids, force=force)
+                    await self._move_to_trash(walk, what, owner, ids, force=force)
                 after = str(ids[-1])
             if len(ids) < CHUNK:
                 return
 
     async def _idle_sessions(self, walk: Walk) -> None:
-        """To the trash, where their owners can recover them. What something uses stays."""
-        most = walk.row.arguments["max_items"] or self._max_items
+        """Moves idle sessions to the trash, where their owners can recover them. What something
+        uses stays."""
+        most = walk.arguments.max_items or self._max_items
         while True:
-            sessions = walk.report.count("idle_sessions")
-            after = walk.report.cursors.get("idle_sessions", ["", ""])
-            limit = min(CHUNK, most - sessions.found)
-            rows = await self._db.system_rows(
-                _IDLE,
-                {
-                    "after_owner": after[0],
-                    "after_session": after[1],
-                    "idle": self._idle,
-                    "limit": limit + 1,
-                },
-            )
+            limit = min(CHUNK, most - walk.report.count("idle_sessions").found)
+            after_owner, after_session = walk.report.cursors.get("idle_sessions", ("", ""))
+            wanted = {
+                "after_owner": after_owner,
+                "after_session": after_session,
+                "idle": self._idle,
+                "limit": limit + 1,
+            }
+            rows = await self._db.system_all(_SELECT_IDLE_SESSIONS, wanted)
             for row in rows[:limit]:
-                if not walk.row.arguments["dry_run"]:
-                    walk.report.cursors.pop("idle_session_assets", None)
-                    await self._session(
-                        walk,
-                        "idle_session_assets",
-                        row.owner,
-                        row.session_id,
-                        purging=False,
-                        force=False,
-                    )
-                    walk.report.count("idle_sessions").done += 1
-                walk.report.count("idle_sessions").note([row.session_id])
-                walk.report.cursors["idle_sessions"] = [row.owner, row.session_id]
+                await self._idle_session(walk, row)
             if len(rows) <= limit:
                 return
             if most - walk.report.count("idle_sessions").found <= 0:
                 walk.report.capped = True
                 return
 
+    async def _idle_session(self, walk: Walk, session: _Session) -> None:
+        if not walk.arguments.dry_run:
+            walk.report.cursors.pop("idle_session_assets", None)
+            await self._session(walk, "idle_session_assets", session, purging=False, force=False)
+            walk.report.count("idle_sessions").done += 1
+        walk.report.count("idle_sessions").note([session.session_id])
+        walk.report.cursors["idle_sessions"] = [session.owner, session.session_id]
 
-async def _take_out(
-    walk: Walk, what: str, owner: str, ids: Sequence[UUID], take_out: TakeOut
-) -> None:
+
+async def _delete(walk: Walk, what: str, owner: str, ids: Sequence[UUID], delete: Delete) -> None:
     async def act(some: Sequence[UUID]) -> None:
         async with walk.step(owner) as (m, report):
-            gone = await take_out(m, some)
+            deleted = await delete(m, some)
             report.count(what).note(some)
-            report.count(what).done += len(gone)
-            report.count(what).bytes += sum(row.size_bytes for row in gone)
+            report.count(what).done += len(deleted)
+            report.count(what).bytes += sum(row.size_bytes for row in deleted)
 
     await walk.each(what, ids, act)
 
 
-def _count(count: Any, results: Results) -> None:
+def _count(count: Count, results: Results) -> None:
     count.note(list(results))
     for result in results.values():
-        if result.error is None:
-            count.done += 1
-        else:
+        if isinstance(result, DomainError):
             count.kept += 1
-            count.why_kept = result.error.text
+            count.why_kept = result.text
+        else:
+            count.done += 1

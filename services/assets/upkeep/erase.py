@@ -1,63 +1,98 @@
-"""Erasing and exporting an owner. The tombstone comes first: from then on the schema refuses new
-rows of the owner. Then a run takes away rows and bytes of every table that has owners, so that a
-table of tomorrow isn't forgotten.
+"""Erases an owner. The tombstone comes first: from then on the schema refuses new rows of the
+owner. Then a run takes away rows and bytes of every table that has owners, so that a table of
+tomorrow isn't forgotten.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from uuid import UUID
 
 import psycopg
-from atelier.assets.v1 import storage_pb2 as pb
-from google.protobuf.json_format import ParseDict
+import sqlalchemy as sa
 
-from services.assets.accounting import usage as storage_usage
-from services.assets.core import assets, rules
-from services.assets.core.deletions import BATCH, remove
-from services.assets.core.trash import Trash
-from services.assets.upkeep import runs
-from services.assets.upkeep.runs import Walk
+from services.assets.accounting import folding
+from services.assets.core import rules
+from services.assets.core.deletions import BATCH, DOOMED_OBJECTS, DoomedObject, remove
+from services.assets.core.trashing import Trash
+from services.assets.upkeep import run_rows
+from services.assets.upkeep.owned_tables import owned_tables
+from services.assets.upkeep.run_rows import RUNS, Run
+from services.assets.upkeep.walking import Walk
 from shared.background import attempts
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
-from shared.rpc import auth
+from shared.database.rows import Command, Statement, compiled
 from shared.storage import Storage
 
 _CHUNK = 500
 _ROWS = 2000
-_TOMBSTONE = "INSERT INTO erased_owners (owner) VALUES (%(owner)s) ON CONFLICT DO NOTHING"
+_FOLD_SECONDS = 0.1
+
+
+_INSERT_TOMBSTONE = Command(
+    "INSERT INTO erased_owners (owner) VALUES (%(owner)s) ON CONFLICT DO NOTHING"
+)
 # Whoever adds a row of the owner holds this shared until its commit: see refuse_erased_owner in
 # tables.sql.
-_ALONE = "SELECT pg_advisory_xact_lock(hashtextextended(%(owner)s, 11))"
-_RUN = "SELECT * FROM storage_runs WHERE owner = %(owner)s AND action = 'erase'"
-_ASSETS = "SELECT id FROM assets WHERE owner = %(owner)s ORDER BY id LIMIT %(limit)s"
+_LOCK_OWNER = Command("SELECT pg_advisory_xact_lock(hashtextextended(%(owner)s, 11))")
+_SELECT_ERASURE = Statement(
+    Run,
+    f"SELECT {RUNS.columns} FROM storage_runs WHERE owner = %(owner)s AND action = 'erase'",
+)
+_SELECT_ASSETS = Statement(
+    UUID, "SELECT id FROM assets WHERE owner = %(owner)s ORDER BY id LIMIT %(limit)s"
+)
+_SELECT_UNFOLDED = Statement(int, "SELECT seq FROM storage_deltas WHERE owner = %(owner)s LIMIT 1")
+_SELECT_DOOMED = Statement(
+    DoomedObject,
+    f"""
+    SELECT {DOOMED_OBJECTS.columns} FROM doomed_objects
+    WHERE owner = %(owner)s AND seq > %(after)s ORDER BY seq LIMIT %(limit)s
+    """,
+)
+_FORGET_DOOMED = Command("DELETE FROM doomed_objects WHERE owner = %(owner)s AND due_at <= now()")
 # The tombstone, what is still to be removed from the store, and what is still to be taken off the
 # sums of all owners.
 _KEPT = ("erased_owners", "doomed_objects", "storage_deltas")
-# Of these tables all rows but this run's: its try, and the run itself, which is the receipt.
-_BUT = {"attempts": " AND job_id <> %(run)s", "storage_runs": " AND id <> %(run)s"}
-_UNFOLDED = "SELECT 1 FROM storage_deltas WHERE owner = %(owner)s LIMIT 1"
-_FOLD_SECONDS = 0.1
-# Copies of what the other tables say.
-_COPIES = ("requests", "events")
-# What would let whoever reads an export act for the owner.
-_CREDENTIALS = "secret"
-_TABLES = """
-    SELECT c.relname::text AS name,
-        (SELECT array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum))
-         FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY(i.indkey)
-         WHERE i.indrelid = c.oid AND i.indisprimary) AS keys
-    FROM pg_class c JOIN pg_attribute o ON o.attrelid = c.oid AND o.attname = 'owner'
-    WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace ORDER BY 1
-"""
+# The column in which a row of these tables names the run that it belongs to. This run's rows stay:
+# its attempt, and the run itself, which is the receipt.
+_RUN_COLUMNS: Mapping[str, str] = {"attempts": "job_id", "storage_runs": "id"}
+_LEFT = (
+    (
+        "tombstone",
+        (
+            "the owner's name, so that nothing new is kept for it and a restored backup is erased"
+            " again"
+        ),
+    ),
+    ("receipt", "this report: counts, and nothing of what was erased"),
+)
 
 
-async def bury(m: Mutation, queue: JobQueue) -> Any:
-    """Begins the erasure of the transaction's owner; of one that is erased already, its run."""
-    await m.run(_ALONE, {"owner": m.owner})
-    await m.run(_TOMBSTONE, {"owner": m.owner})
-    return await runs.begin(m, queue, "erase", m.owner, {}) or await m.one(_RUN, {"owner": m.owner})
+@cache
+def _delete_rows(table: str) -> Statement[int]:
+    """Deletes so many rows of the owner. Returns a number for each."""
+    row = sa.table(table, *map(sa.column, ("ctid", "owner", *_RUN_COLUMNS.values())))
+    mine = row.alias("mine")
+    where = [mine.c.owner == sa.bindparam("owner")]
+    if table in _RUN_COLUMNS:
+        where.append(mine.c[_RUN_COLUMNS[table]] != sa.bindparam("run"))
+    some = sa.select(mine.c.ctid).where(*where).limit(sa.bindparam("limit"))
+    deleted = sa.delete(row).where(row.c.ctid == sa.any_(sa.func.array(some.scalar_subquery())))
+    return compiled(int, deleted.returning(sa.literal_column("1")))
+
+
+async def begin(m: Mutation, queue: JobQueue) -> Run:
+    """Begins the erasure of the transaction's owner; of one that is erased already, returns its
+    run."""
+    await m.run(_LOCK_OWNER, {"owner": m.owner})
+    await m.run(_INSERT_TOMBSTONE, {"owner": m.owner})
+    begun = await run_rows.begin(m, queue, "erase", m.owner, {})
+    if begun is None:
+        return await m.one(_SELECT_ERASURE, {"owner": m.owner})
+    return begun
 
 
 @dataclass(frozen=True)
@@ -70,9 +105,7 @@ class Eraser:
 
     async def erase(self, walk: Walk) -> None:
         owner = walk.row.owner
-        while ids := [
-            row.id for row in await self.db.rows(_ASSETS, {"owner": owner, "limit": _CHUNK})
-        ]:
+        while ids := await self.db.all(_SELECT_ASSETS, {"owner": owner, "limit": _CHUNK}):
             async with walk.step(owner) as (m, report):
                 _results, freed = await self.trash.purge(m, ids, force=True)
                 report.count("assets").found += len(ids)
@@ -88,13 +121,13 @@ class Eraser:
 
     async def _figures(self, owner: str) -> None:
         """What went is taken off the sums of all owners, too: deltas are folded, never deleted."""
-        while await self.db.rows(_UNFOLDED, {"owner": owner}):
-            if not await storage_usage.fold(self.db):  # another one is at it
+        while await self.db.all(_SELECT_UNFOLDED, {"owner": owner}):
+            if not await folding.fold(self.db):  # another worker is folding
                 await asyncio.sleep(_FOLD_SECONDS)
 
     async def _rows(self, walk: Walk) -> None:
-        """The other tables. One that another one's rows hang on waits for that one."""
-        tables = [row.name for row in await self.db.rows(_TABLES) if row.name not in _KEPT]
+        """Empties the other tables. One on which rows of another hang waits for that one."""
+        tables = [row.name for row in await owned_tables(self.db) if row.name not in _KEPT]
         stuck = 0
         while tables:
             table = tables.pop(0)
@@ -109,31 +142,23 @@ class Eraser:
                     raise attempts.JobFailed("ROWS_LEFT", text) from None
 
     async def _empty(self, walk: Walk, table: str) -> None:
-        statement: Any = (
-            f"DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE owner ="
-            f" %(owner)s{_BUT.get(table, '')} LIMIT %(limit)s)) RETURNING 1 AS n"
-        )
         owned = {"owner": walk.row.owner, "limit": _ROWS, "run": walk.row.id}
         while True:
             async with walk.step(walk.row.owner) as (m, report):
-                gone = len(await m.all(statement, owned))
-                if gone:
-                    report.count(table).found += gone
-                    report.count(table).done += gone
-            if gone < _ROWS:
+                deleted = len(await m.all(_delete_rows(table), owned))
+                if deleted:
+                    report.count(table).found += deleted
+                    report.count(table).done += deleted
+            if deleted < _ROWS:
                 return
 
     async def _bytes(self, walk: Walk) -> None:
-        """What lies below the owner's prefix goes whether a row named it or not; what was public,
-        by its name."""
+        """Removes what lies below the owner's prefix, whether a row named it or not; what was
+        public, by its name."""
         owner = walk.row.owner
-        doomed = (
-            "SELECT seq, storage_key, multipart FROM doomed_objects WHERE owner = %(owner)s AND seq"
-            " > %(after)s"
-        )
         after = 0
-        while rows := await self.db.rows(
-            f"{doomed} ORDER BY seq LIMIT {BATCH}", {"owner": owner, "after": after}
+        while rows := await self.db.all(
+            _SELECT_DOOMED, {"owner": owner, "after": after, "limit": BATCH}
         ):
             await remove(self.storage, rows)
             after = rows[-1].seq
@@ -146,10 +171,7 @@ class Eraser:
         await self._remove(walk, batch)
         # What is due only later, when upload URLs have expired, is removed again then.
         async with walk.step(owner) as (m, _report):
-            await m.run(
-                "DELETE FROM doomed_objects WHERE owner = %(owner)s AND due_at <= now()",
-                {"owner": owner},
-            )
+            await m.run(_FORGET_DOOMED, {"owner": owner})
 
     async def _remove(self, walk: Walk, keys: Sequence[str]) -> None:
         await self.storage.delete(keys)
@@ -157,62 +179,3 @@ class Eraser:
             async with walk.step(walk.row.owner) as (_m, report):
                 report.count("stray_objects").found += len(keys)
                 report.count("stray_objects").done += len(keys)
-
-
-_LEFT = (
-    (
-        "tombstone",
-        (
-            "the owner's name, so that nothing new is kept for it and a restored backup is erased"
-            " again"
-        ),
-    ),
-    ("receipt", "this report: counts, and nothing of what was erased"),
-)
-
-
-async def export(db: Database, urls: assets.Urls) -> AsyncIterator[pb.ExportOwnerResponse]:
-    """Every record of the current owner. Pages in the order of keys: no transaction is open while
-    the caller reads."""
-    for table in await db.rows(_TABLES):
-        if table.name in _COPIES or table.name == "doomed_objects":
-            continue
-        async for row in _walk(db, table.name, table.keys):
-            if table.name == "assets":
-                asset = assets.to_proto(row, urls)
-                if (
-                    row.deleted_at and row.storage_key and not row.bytes_gone_at
-                ):  # hidden, but theirs
-                    asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
-                yield pb.ExportOwnerResponse(asset=asset)
-            elif table.name == "variants":
-                yield pb.ExportOwnerResponse(variant=assets.variant_to_proto(row, urls))
-            else:
-                shown = pb.OwnedRow(table=table.name)
-                ParseDict(row.shown, shown.columns)
-                yield pb.ExportOwnerResponse(row=shown)
-
-
-async def _walk(db: Database, table: str, keys: Sequence[str]) -> AsyncIterator[Any]:
-    columns = (
-        "*"
-        if table in ("assets", "variants")
-        else f"{', '.join(keys)}, to_jsonb(t) - '{_CREDENTIALS}' AS shown"
-    )
-    after: dict[str, Any] = {}
-    while True:
-        beyond = (
-            f"AND ({', '.join(keys)}) > ({', '.join(f'%({key})s' for key in keys)})"
-            if after
-            else ""
-        )
-        statement: Any = (
-            f"SELECT {columns} FROM {table} t WHERE owner = %(of)s {beyond} ORDER BY"
-            f" {', '.join(keys)} LIMIT {_CHUNK}"
-        )
-        rows = await db.rows(statement, {"of": auth.current().owner, **after})
-        for row in rows:
-            yield row
-        if len(rows) < _CHUNK:
-            return
-        after = {key: getattr(rows[-1], key) for key in keys}

@@ -1,28 +1,36 @@
-"""What a worker of assets does by itself: removing doomed objects, and starting a cleanup or a
+"""What a worker of assets does by itself: removes doomed objects, and starts a cleanup or a
 reconciler run when one is due. Any number of workers may run it; an advisory lock of the session
 lets one work."""
 
 import asyncio
-from typing import Any
 
 import psycopg
 import structlog
 
 from services.assets.core.deletions import BATCH, remove_due
-from services.assets.upkeep import runs
+from services.assets.upkeep import run_rows
 from shared.background.jobs import JobQueue
 from shared.background.tasks import wanted
-from shared.database.db import Database
+from shared.database.db import Database, execute
+from shared.database.round_trip import Connection
+from shared.database.rows import Statement
 from shared.settings import Settings
 from shared.storage import Storage, StorageError
 
 _TICK_SECONDS = 1.0
 _SILENT_SECONDS = 120  # longer than removing a batch takes
 _LONGEST_WAIT_SECONDS = 30.0
-_DUE = """
+_TRY_LOCK_KEEPING = Statement(
+    bool, "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 12))"
+)
+_ALIVE = Statement(int, "SELECT 1")
+_IS_DUE = Statement(
+    bool,
+    """
     SELECT NOT EXISTS (SELECT FROM storage_runs WHERE owner = '' AND action = %(action)s
-                       AND created_at > now() - make_interval(secs => %(seconds)s)) AS due
-"""
+                       AND created_at > now() - make_interval(secs => %(seconds)s))
+    """,
+)
 _log = structlog.get_logger("keeper")
 
 
@@ -42,26 +50,22 @@ class Keeper:
                     # A frozen process must not keep the lock: the server ends sessions that have
                     # fallen silent.
                     await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
-                    lock = await conn.execute(
-                        "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 12)) AS"
-                        " held"
-                    )
-                    if (await lock.fetchone()).held:  # type: ignore[union-attr]
+                    if await (await execute(conn, _TRY_LOCK_KEEPING)).fetchone():
                         await self._keep(conn)
             except (psycopg.Error, StorageError) as error:
                 _log.warning("keeping waits", service=self._db.service, error=type(error).__name__)
             await asyncio.sleep(_TICK_SECONDS)
 
-    async def _keep(self, conn: psycopg.AsyncConnection[Any]) -> None:
+    async def _keep(self, conn: Connection) -> None:
         loop = asyncio.get_running_loop()
         wait = min([_LONGEST_WAIT_SECONDS, *self._seconds.values()])
         look_at = loop.time() + wait
         while (
             wanted()
         ):  # a cancellation that meets the end of a statement may be lost, and is seen only here
-            await conn.execute("SELECT 1")  # the session, and with it the lock, is still ours
+            await execute(conn, _ALIVE)  # the session, and with it the lock, is still ours
             while await remove_due(self._db, self._storage) == BATCH:
-                await conn.execute("SELECT 1")
+                await execute(conn, _ALIVE)
             if loop.time() >= look_at:
                 look_at = loop.time() + wait
                 for action, seconds in self._seconds.items():
@@ -70,6 +74,6 @@ class Keeper:
 
     async def _begin_if_due(self, action: str, seconds: float) -> None:
         async with self._db.transaction("") as m:
-            if (await m.one(_DUE, {"action": action, "seconds": seconds})).due:
+            if await m.one(_IS_DUE, {"action": action, "seconds": seconds}):
                 arguments = {"dry_run": False, "max_items": 0, "from_start": False}
-                await runs.begin(m, self._queue, action, "", arguments)
+                await run_rows.begin(m, self._queue, action, "", arguments)

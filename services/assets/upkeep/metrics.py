@@ -11,11 +11,10 @@ import structlog
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
-from services.assets.accounting import quotas
-from services.assets.accounting import rules as storage_rules
-from services.assets.accounting import usage as storage_usage
-from services.assets.accounting.rules import Allowance, Held
-from services.assets.upkeep import report as storage_report
+from services.assets.accounting.enforcing import Quotas
+from services.assets.accounting.rules import ALERT_THRESHOLDS, Allowance, Held
+from services.assets.accounting.usage_rows import DEPLOYMENT, Usage
+from services.assets.upkeep import figures
 from shared.database.db import Database
 
 _KEPT_SECONDS = 15.0
@@ -27,9 +26,9 @@ class StorageCollector:
     """For a registry of prometheus_client, which collects in a thread of its own. Made on the event
     loop that reads."""
 
-    def __init__(self, db: Database, held_by: quotas.Quotas) -> None:
+    def __init__(self, db: Database, quotas: Quotas) -> None:
         self._db = db
-        self._quotas = held_by
+        self._quotas = quotas
         self._loop = asyncio.get_running_loop()
         self._kept: list[Metric] = []
         self._read_at = float("-inf")
@@ -48,12 +47,10 @@ class StorageCollector:
         yield from self._kept
 
     async def _read(self) -> list[Metric]:
-        return list(
-            metrics(*await storage_report.figures(self._db, self._quotas, storage_usage.DEPLOYMENT))
-        )
+        return list(metrics(*await figures.figures(self._db, self._quotas, DEPLOYMENT)))
 
 
-def metrics(use: storage_usage.Usage, allowed: Allowance, held: Held) -> Iterator[Metric]:
+def metrics(use: Usage, allowed: Allowance, held: Held) -> Iterator[Metric]:
     yield from _stock(use)
     yield _one(
         "pending_uploads", "Uploads announced and not confirmed", use.number("asset", "pending")
@@ -63,22 +60,22 @@ def metrics(use: storage_usage.Usage, allowed: Allowance, held: Held) -> Iterato
     for how, size in use.sent_this_month().items():
         sent.add_metric([how], size)
     yield sent
-    failed = storage_report.failure_rate(use) or 0.0
+    failed = figures.failure_rate(use) or 0.0
     yield _one(
         "failed_processing_ratio", "Failed variants of those that ended today and yesterday", failed
     )
-    accepted = storage_report.success_rate(use)
+    accepted = figures.success_rate(use)
     if accepted is not None:
         yield _one("upload_success_ratio", "Accepted uploads of those settled in 30 days", accepted)
     yield from _quotas(allowed, held)
     thresholds = _gauge("alert_threshold", "Over which an alert fires", "alert")
-    for name, value in storage_rules.ALERT_THRESHOLDS.items():
+    for name, value in ALERT_THRESHOLDS.items():
         thresholds.add_metric([name], value)
     yield thresholds
     yield _one("read_timestamp_seconds", "When these figures were read", time.time())
 
 
-def _stock(use: storage_usage.Usage) -> Iterator[Metric]:
+def _stock(use: Usage) -> Iterator[Metric]:
     nouns = {
         "asset": ("kind", "mime_type", "status"),
         "variant": ("preset", "mime_type", "state"),
@@ -102,11 +99,12 @@ def _quotas(allowed: Allowance, held: Held) -> Iterator[Metric]:
         _gauge("quota_used", "Used of it", "quota"),
     )
     ratio = _gauge("quota_used_ratio", "Used as a fraction of the limit", "quota")
-    for name in quotas.LIMITS:
-        limit.add_metric([name], getattr(allowed, name))
-        used.add_metric([name], getattr(held, name))
-        if getattr(allowed, name):
-            ratio.add_metric([name], getattr(held, name) / getattr(allowed, name))
+    held_by_quota = held.by_quota()
+    for name, most in allowed.by_quota().items():
+        limit.add_metric([name], most)
+        used.add_metric([name], held_by_quota[name])
+        if most:
+            ratio.add_metric([name], held_by_quota[name] / most)
     yield from (limit, used, ratio)
 
 

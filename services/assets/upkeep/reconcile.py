@@ -1,9 +1,9 @@
-"""Rows and stored bytes agree: what a crash, a restore or somebody at the bucket left is found and
-mended.
+"""Reconciles rows and stored bytes: finds and mends what a crash, a restore or somebody at the
+bucket left.
 
 The listing of the store and the keys that rows show are walked side by side, in the byte order of
 keys, a chunk at a time; the next run goes on where the last one ended. Only the prefixes of
-`assets` are looked at. Whoever has come to the last key recounts what is counted, once a day,
+`assets` are looked at. A run that has come to the last key recounts what is counted, once a day,
 before it begins at the first again.
 """
 
@@ -14,19 +14,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import structlog
 from prometheus_client import Gauge
 
-from services.assets.core import assets
-from services.assets.documents import documents
+from services.assets.core import asset_rows
+from services.assets.core.asset_rows import ASSETS, VARIANTS, LockedAsset, Variant
+from services.assets.documents import document_rows
+from services.assets.documents.document_rows import DOCUMENTS, Document
 from services.assets.upkeep.recount import recount
-from services.assets.upkeep.runs import Report, Walk
-from services.assets.variants import variants
+from services.assets.upkeep.run_rows import Report
+from services.assets.upkeep.walking import Walk
+from services.assets.variants import rendition_rows
 from shared.background import jobs
 from shared.background.tasks import wanted
 from shared.database.db import Database, Mutation
+from shared.database.rows import Statement
 from shared.storage import ObjectNotFound, Stat, Storage
 from shared.telemetry import METRICS
 
@@ -45,9 +50,31 @@ _WHAT = (
 )
 _log = structlog.get_logger("reconcile")
 
+
+@dataclass(slots=True)
+class _Shown:
+    """A row that shows an object. `id` is the asset's, of a document its own."""
+
+    key: str
+    what: str  # "originals", "variants" or "documents"
+    owner: str
+    id: UUID
+    preset: str
+    size_bytes: int
+    bytes_gone_at: datetime | None
+
+
+@dataclass(slots=True)
+class _LastRun:
+    progress: dict[str, Any]  # fields of `Report`
+    updated_at: datetime
+
+
 # Whatever shows objects under these prefixes stands in both statements.
-_ROWS = """
-    SELECT * FROM (
+_SELECT_SHOWN = Statement(
+    _Shown,
+    """
+    SELECT key, what, owner, id, preset, size_bytes, bytes_gone_at FROM (
         (SELECT storage_key COLLATE "C" AS key, 'originals' AS what, owner, id, '' AS preset,
             size_bytes, bytes_gone_at
          FROM assets WHERE storage_key <> '' AND state = 'ready'
@@ -64,8 +91,11 @@ _ROWS = """
              AND storage_key COLLATE "C" > %(after)s AND storage_key COLLATE "C" <= %(until)s
          ORDER BY storage_key COLLATE "C" LIMIT %(limit)s)
     ) AS shown ORDER BY key LIMIT %(limit)s
-"""
-_UNKNOWN = """
+    """,
+)
+_SELECT_UNKNOWN_KEYS = Statement(
+    str,
+    """
     SELECT key FROM unnest(%(keys)s::text[]) AS key
     WHERE NOT EXISTS (SELECT FROM assets WHERE storage_key COLLATE "C" = key AND storage_key <> '')
         AND NOT EXISTS (SELECT FROM variants WHERE storage_key COLLATE "C" = key AND storage_key
@@ -77,51 +107,76 @@ _UNKNOWN = """
         AND NOT EXISTS (SELECT FROM documents WHERE storage_key COLLATE "C" = key AND storage_key
             <> '')
         AND NOT EXISTS (SELECT FROM doomed_objects WHERE storage_key COLLATE "C" = key)
-"""
-_LAST_CURSOR = """
-    SELECT progress -> 'cursors' ->> 'key' AS key FROM storage_runs
+    """,
+)
+_SELECT_LAST_KEY = Statement(
+    str,
+    """
+    SELECT coalesce(progress -> 'cursors' ->> 'key', '') FROM storage_runs
     WHERE owner = '' AND action = 'reconcile' AND state = 'done'
         AND NOT (arguments ->> 'dry_run')::boolean
     ORDER BY created_at DESC, id DESC LIMIT 1
-"""
-_RECOUNT_DUE = """
+    """,
+)
+_IS_RECOUNT_DUE = Statement(
+    bool,
+    """
     SELECT NOT EXISTS (
         SELECT FROM storage_runs WHERE owner = '' AND action = 'reconcile' AND state = 'done'
         AND progress -> 'cursors' ? 'recounted' AND NOT (arguments ->> 'dry_run')::boolean
-        AND created_at > now() - %(pause)s) AS due
-"""
-_MARK = """
+        AND created_at > now() - %(pause)s::interval)
+    """,
+)
+_MARK_LOST = Statement(
+    LockedAsset,
+    f"""
     UPDATE assets SET bytes_gone_at = now(), version = version + 1, updated_at = now()
-    WHERE id = %(id)s AND storage_key = %(key)s AND bytes_gone_at IS NULL RETURNING *
-"""
-_UNMARK = """
+    WHERE id = %(id)s AND storage_key = %(key)s AND bytes_gone_at IS NULL
+    RETURNING {ASSETS.columns}
+    """,
+)
+_MARK_RESTORED = Statement(
+    LockedAsset,
+    f"""
     UPDATE assets SET bytes_gone_at = NULL, version = version + 1, updated_at = now()
-    WHERE id = %(id)s AND storage_key = %(key)s AND bytes_gone_at IS NOT NULL RETURNING *
-"""
-_GIVE_UP = """
-    UPDATE variants SET state = 'failed', storage_key = '', version = version + 1, updated_at
-        = now(),
-        error_class = 'BYTES_GONE', error_message
-            = 'its bytes are lost, and so are those of the original'
-    WHERE asset_id = %(id)s AND preset = %(preset)s AND storage_key = %(key)s AND state
-        = 'ready' RETURNING *
-"""
-_LOSE_DOCUMENT = """
+    WHERE id = %(id)s AND storage_key = %(key)s AND bytes_gone_at IS NOT NULL
+    RETURNING {ASSETS.columns}
+    """,
+)
+_FAIL_VARIANT = Statement(
+    Variant,
+    f"""
+    UPDATE variants SET state = 'failed', storage_key = '', version = version + 1,
+        updated_at = now(), error_class = 'BYTES_GONE',
+        error_message = 'its bytes are lost, and so are those of the original'
+    WHERE asset_id = %(id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready'
+    RETURNING {VARIANTS.columns}
+    """,
+)
+_FAIL_DOCUMENT = Statement(
+    Document,
+    f"""
     UPDATE documents SET state = 'failed', storage_key = '', size_bytes = 0, version = version + 1,
-        updated_at = now(),
-        error_class = 'BYTES_GONE', error_message
-            = 'its bytes are lost; RegenerateDocument makes it again'
-    WHERE id = %(id)s AND storage_key = %(key)s AND state = 'ready' RETURNING *
-"""
-_STILL_SHOWN = """
+        updated_at = now(), error_class = 'BYTES_GONE',
+        error_message = 'its bytes are lost; RegenerateDocument makes it again'
+    WHERE id = %(id)s AND storage_key = %(key)s AND state = 'ready' RETURNING {DOCUMENTS.columns}
+    """,
+)
+_SELECT_STILL_SHOWN = Statement(
+    UUID,
+    """
     SELECT id FROM variants
     WHERE asset_id = %(id)s AND preset = %(preset)s AND storage_key = %(key)s AND state = 'ready'
-"""
-_LAST_RUN = """
+    """,
+)
+_SELECT_LAST_RUN = Statement(
+    _LastRun,
+    """
     SELECT progress, updated_at FROM storage_runs
     WHERE owner = '' AND action = 'reconcile' AND state = 'done' ORDER BY created_at DESC,
         id DESC LIMIT 1
-"""
+    """,
+)
 
 FOUND = Gauge(
     "atelier_reconciler_found", "Disagreements that the last run found", ["what"], registry=METRICS
@@ -150,7 +205,7 @@ class Part:
     """A stretch of keys: the objects and the rows in it. `until` is its last key."""
 
     listed: Mapping[str, Stat]
-    rows: Sequence[Any]
+    rows: Sequence[_Shown]
     until: str
     last_of_prefix: bool
 
@@ -174,42 +229,49 @@ class Reconciler:
         self._grace = grace
 
     async def reconcile(self, walk: Walk) -> None:
-        arguments = walk.row.arguments
-        most = arguments["max_items"] or self._max_items
-        cursors = walk.report.cursors
-        if "key" not in cursors:
-            last = [] if arguments["from_start"] else await self._db.system_rows(_LAST_CURSOR)
-            cursors["key"] = last[0].key or "" if last else ""
+        if "key" not in walk.report.cursors:
+            walk.report.cursors["key"] = await self._last_key(walk)
         for what in _WHAT:  # those of which there are none, too: the metrics show the last run
             walk.report.count(what)
         for prefix in PREFIXES:
-            if cursors["key"] > _end(prefix):
+            if walk.report.cursors["key"] > _end(prefix):
                 continue
-            while True:
-                left = most - cursors.get("seen", 0)
-                if left <= 0:
-                    walk.report.capped = True
-                    return
-                part = await self._part(prefix, cursors["key"], min(CHUNK, left))
-                await self._compare(walk, part)
-                cursors |= {
-                    "key": part.until,
-                    "seen": cursors.get("seen", 0) + max(len(part.listed), len(part.rows)),
-                }
-                async with walk.step(""):
-                    pass  # the place it came to
-                cursors = walk.report.cursors
-                if part.last_of_prefix:
-                    break
-        if arguments["from_start"] or "recounted" in cursors or await self._recount_is_due():
+            if not await self._prefix(walk, prefix):
+                walk.report.capped = True
+                return
+        again = walk.arguments.from_start or "recounted" in walk.report.cursors
+        if again or await self._recount_is_due():
             await recount(walk)
         walk.report.cursors["key"] = ""
+
+    async def _last_key(self, walk: Walk) -> str:
+        """Where the last run ended, to go on from there."""
+        last = [] if walk.arguments.from_start else await self._db.system_all(_SELECT_LAST_KEY)
+        return last[0] if last else ""
+
+    async def _prefix(self, walk: Walk, prefix: str) -> bool:
+        """Compares the keys of a prefix that are left. Returns False if it ended early, after as
+        many items as a run may look at."""
+        most = walk.arguments.max_items or self._max_items
+        while True:
+            seen: int = walk.report.cursors.get("seen", 0)
+            if seen >= most:
+                return False
+            part = await self._part(prefix, walk.report.cursors["key"], min(CHUNK, most - seen))
+            await self._compare(walk, part)
+            seen += max(len(part.listed), len(part.rows))
+            # Mending has replaced the report, and with it the cursors.
+            walk.report.cursors |= {"key": part.until, "seen": seen}
+            async with walk.step(""):
+                pass  # the place it came to
+            if part.last_of_prefix:
+                return True
 
     async def _recount_is_due(self) -> bool:
         """It looks at every owner, so that small deployments, whose keys are soon through, do it
         once a day."""
-        [row] = await self._db.system_rows(_RECOUNT_DUE, {"pause": _RECOUNT_PAUSE})
-        return bool(row.due)
+        [due] = await self._db.system_all(_IS_RECOUNT_DUE, {"pause": _RECOUNT_PAUSE})
+        return due
 
     async def _part(self, prefix: str, after: str, limit: int) -> Part:
         listed: dict[str, Stat] = {}
@@ -221,14 +283,14 @@ class Reconciler:
                     break
         until = next(reversed(listed)) if full else _end(prefix)
         span = {"after": max(after, prefix), "until": until, "limit": limit}
-        rows = await self._db.system_rows(_ROWS, span)
+        rows = await self._db.system_all(_SELECT_SHOWN, span)
         if cut := len(rows) == limit:
             until = rows[-1].key
             listed = {key: stat for key, stat in listed.items() if key.encode() <= until.encode()}
         return Part(listed, rows, until, not full and not cut)
 
     async def _compare(self, walk: Walk, part: Part) -> None:
-        dry = walk.row.arguments["dry_run"]
+        dry = walk.arguments.dry_run
         for row in part.rows:
             stat = part.listed.get(row.key)
             there = stat is not None and stat.size == row.size_bytes
@@ -239,18 +301,18 @@ class Reconciler:
                 walk.report.count(what).note([row.id])
             else:
                 await walk.each(what, [row], partial(self._mend, walk, what))
-        unknown = await self._db.system_rows(_UNKNOWN, {"keys": list(part.listed)})
-        await self._remove(walk, [part.listed[row.key] for row in unknown], dry)
+        unknown = await self._db.system_all(_SELECT_UNKNOWN_KEYS, {"keys": list(part.listed)})
+        await self._remove(walk, [part.listed[key] for key in unknown], dry)
 
-    async def _there(self, row: Any) -> bool:
-        """Asked again, of the object itself: a listing isn't a snapshot."""
+    async def _there(self, row: _Shown) -> bool:
+        """Asks the store again, for the object itself: a listing isn't a snapshot."""
         try:
             return (await self._storage.stat(row.key)).size == row.size_bytes
         except ObjectNotFound:
             return False
 
-    async def _mend(self, walk: Walk, what: str, rows: Sequence[Any]) -> None:
-        """In the owner's transaction, if the one row of `rows` still shows that key."""
+    async def _mend(self, walk: Walk, what: str, rows: Sequence[_Shown]) -> None:
+        """Mends the one row of `rows` in its owner's transaction, if it still shows that key."""
         (row,) = rows
         async with walk.step(row.owner) as (m, report):
             mend = {"originals": _original, "variants": self._variant, "documents": _document}[
@@ -260,18 +322,18 @@ class Reconciler:
                 report.count(what).note([row.id])
                 report.count(what).done += 1
 
-    async def _variant(self, m: Mutation, row: Any) -> bool:
-        """Made again from the original; without one, it is FAILED."""
+    async def _variant(self, m: Mutation, row: _Shown) -> bool:
+        """Has the variant made again from the original; without one, it is FAILED."""
         of = {"id": row.id, "preset": row.preset, "key": row.key}
-        asset = await assets.lock(m, row.id)
+        asset = await asset_rows.lock(m, row.id)
         if asset.bytes_gone_at:
-            given_up = await m.one(_GIVE_UP, of)
-            if given_up is not None:
-                await assets.publish_variant(m, given_up)
-            return given_up is not None
-        if await m.one(_STILL_SHOWN, of) is None:
+            failed = await m.first(_FAIL_VARIANT, of)
+            if failed is not None:
+                await asset_rows.publish_variant(m, failed)
+            return failed is not None
+        if await m.first(_SELECT_STILL_SHOWN, of) is None:
             return False
-        await variants.ask(m, self._queue, asset, [row.preset], priority=jobs.BACKFILL)
+        await rendition_rows.ask(m, self._queue, asset, [row.preset], priority=jobs.BACKFILL)
         return True
 
     async def _remove(self, walk: Walk, unknown: Sequence[Stat], dry: bool) -> None:
@@ -288,20 +350,21 @@ class Reconciler:
             count.why_kept = "they are young, and may belong to an upload in flight"
 
 
-async def _original(m: Mutation, row: Any) -> bool:
-    """Marked as lost, or as there again; never removed."""
-    statement = _UNMARK if row.bytes_gone_at else _MARK
-    changed = await m.one(statement, {"id": row.id, "key": row.key})
+async def _original(m: Mutation, row: _Shown) -> bool:
+    """Marks the asset as lost, or as there again; never removes it."""
+    statement = _MARK_RESTORED if row.bytes_gone_at else _MARK_LOST
+    changed = await m.first(statement, {"id": row.id, "key": row.key})
     if changed is not None:
-        await assets.publish(m, changed)
+        await asset_rows.publish(m, changed)
     return changed is not None
 
 
-async def _document(m: Mutation, row: Any) -> bool:
-    """Its content is there still, so that its owner can have it made again."""
-    changed = await m.one(_LOSE_DOCUMENT, {"id": row.id, "key": row.key})
+async def _document(m: Mutation, row: _Shown) -> bool:
+    """Marks the document as failed. Its content is there still, so that its owner can have it made
+    again."""
+    changed = await m.first(_FAIL_DOCUMENT, {"id": row.id, "key": row.key})
     if changed is not None:
-        await documents.publish(m, changed)
+        await document_rows.publish(m, changed)
     return changed is not None
 
 
@@ -316,7 +379,7 @@ async def show_metrics(db: Database, pause: timedelta) -> None:
     PAUSE.set(pause.total_seconds())
     while wanted():
         try:
-            for row in await db.system_rows(_LAST_RUN):
+            for row in await db.system_all(_SELECT_LAST_RUN):
                 LAST.set(row.updated_at.timestamp())
                 for what, count in Report.of(row.progress).counts.items():
                     FOUND.labels(what).set(count.found - count.kept)

@@ -1,222 +1,132 @@
-"""The report on storage: what is counted, the largest, alerts, costs."""
+"""StorageReportService: what is counted, the largest owners and sessions, alerts, costs."""
 
-from collections.abc import Callable
-from datetime import date
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
 from atelier.assets.v1 import storage_report_pb2 as pb
 from atelier.assets.v1 import storage_report_pb2_grpc
 from google.protobuf import timestamp_pb2
 
-from services.assets.accounting import costs, quotas
-from services.assets.accounting import rules as storage_rules
-from services.assets.accounting import usage as storage_usage
+from services.assets.accounting import costs, quota_rows, usage_rows
+from services.assets.accounting.enforcing import Quotas
 from services.assets.accounting.rules import Allowance, Held
-from services.assets.core import assets
+from services.assets.accounting.usage_rows import DEPLOYMENT, WINDOW_DAYS, Stock, Usage
+from services.assets.core.asset_rows import KINDS, VARIANT_STATES
+from services.assets.upkeep import figures
 from shared.database.db import Database
+from shared.database.rows import Statement
 from shared.rpc import auth, paging
 from shared.rpc.protos import Words
+from shared.rpc.server import Context
 
 STATUSES = Words(pb.StorageStatus, "STORAGE_STATUS_")
 ALERTS = Words(pb.AlertKind, "ALERT_KIND_")
-_OWNERS = """
+_M = TypeVar("_M", pb.OwnerUsage, pb.SessionUsage)
+
+
+@dataclass(slots=True)
+class _Place:
+    """What an owner or a session uses."""
+
+    name: str
+    assets: int
+    stored_bytes: int
+    sent_bytes: int
+
+
+_LIST_OWNERS = Statement(
+    _Place,
+    """
     SELECT owner AS name, assets, stored_bytes, sent_bytes FROM storage_places
     WHERE session_id = '' AND (assets <> 0 OR stored_bytes <> 0)
     AND (%(after)s::text IS NULL OR (-stored_bytes, owner) > (%(after_bytes)s, %(after)s))
     ORDER BY stored_bytes DESC, owner LIMIT %(limit)s
-"""
-_SESSIONS = """
+    """,
+)
+_LIST_SESSIONS = Statement(
+    _Place,
+    """
     SELECT session_id AS name, assets, stored_bytes, sent_bytes FROM storage_places
     WHERE owner = %(owner)s AND session_id <> '' AND (assets <> 0 OR stored_bytes <> 0)
     AND (%(after)s::text IS NULL OR (-stored_bytes, session_id) > (%(after_bytes)s, %(after)s))
     ORDER BY stored_bytes DESC, session_id LIMIT %(limit)s
-"""
-
-
-def failure_rate(use: storage_usage.Usage) -> float | None:
-    failed, _ = use.happened("making", "failed", storage_rules.PROCESSING_DAYS)
-    return _share(
-        failed, failed + use.happened("making", "ready", storage_rules.PROCESSING_DAYS)[0]
-    )
-
-
-def success_rate(use: storage_usage.Usage) -> float | None:
-    accepted, _ = use.happened("upload", "ready", storage_usage.WINDOW_DAYS)
-    return _share(
-        accepted, accepted + use.happened("upload", "rejected", storage_usage.WINDOW_DAYS)[0]
-    )
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-async def figures(
-    db: Database, held_by: quotas.Quotas, owner: str
-) -> tuple[storage_usage.Usage, Allowance, Held]:
-    """Everything about an owner or the deployment."""
-    use = await storage_usage.read(db, owner)
-    async with db.transaction("") as m:
-        await storage_usage.operate(m)
-        return use, *await held_by.in_force(m, owner)
-
-
-def alerts(use: storage_usage.Usage, allowed: Allowance, held: Held) -> list[storage_rules.Alert]:
-    return list(
-        storage_rules.alerts(use.number("asset", "pending"), failure_rate(use), allowed, held)
-    )
-
-
-def to_proto(
-    owner: str, use: storage_usage.Usage, allowed: Allowance, held: Held
-) -> pb.StorageReport:
-    stock = {noun: [row for row in use.stock if row.noun == noun] for noun in ("asset", "variant")}
-    kept: dict[str, list[int]] = {}
-    for row in stock["asset"]:
-        if row.state in ("ready", "archived"):
-            sums = kept.setdefault(row.mime_type, [0, 0])
-            sums[0] += row.number
-            sums[1] += row.bytes
-    month = use.sent_this_month()
-    recent = {
-        how: use.happened("download", how, storage_usage.WINDOW_DAYS)[1]
-        for how in ("exact", "issued")
-    }
-    read_time = timestamp_pb2.Timestamp()
-    read_time.GetCurrentTime()
-    return pb.StorageReport(
-        owner="" if owner == storage_usage.DEPLOYMENT else owner,
-        assets=use.assets,
-        stored_bytes=use.stored_bytes,
-        pending_uploads=use.number("asset", "pending"),
-        failed_variants=use.number("variant", "failed"),
-        variant_failure_rate=failure_rate(use),
-        upload_success_rate=success_rate(use),
-        bandwidth_this_month=pb.Bandwidth(
-            downloaded_bytes=month["exact"], issued_bytes=month["issued"]
-        ),
-        bandwidth_last_30_days=pb.Bandwidth(
-            downloaded_bytes=recent["exact"], issued_bytes=recent["issued"]
-        ),
-        asset_counts=[
-            pb.AssetCount(
-                kind=assets.KINDS.number[r.kind],
-                mime_type=r.mime_type,
-                status=STATUSES.number[r.state],
-                assets=r.number,
-                bytes=r.bytes,
-            )
-            for r in stock["asset"]
-        ],
-        variant_counts=_variants(stock["variant"]),
-        average_sizes=[
-            pb.AverageSize(mime_type=name, assets=number, average_bytes=round(size / number))
-            for name, (number, size) in sorted(kept.items())
-            if number
-        ],
-        quotas=quotas.uses(allowed, held),
-        read_time=read_time,
-    )
-
-
-def _variants(rows: list[Any]) -> list[pb.VariantCount]:
-    """By preset and state: a variant has no type until it is made, and that is of no interest
-    here."""
-    sums: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
-        found = sums.setdefault((row.kind, row.state), [0, 0])
-        found[0] += row.number
-        found[1] += row.bytes
-    return [
-        pb.VariantCount(
-            preset=preset, state=assets.VARIANT_STATES.number[state], variants=number, bytes=size
-        )
-        for (preset, state), (number, size) in sorted(sums.items())
-    ]
+    """,
+)
 
 
 class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer):
-    def __init__(self, db: Database, held_by: quotas.Quotas, prices: costs.Prices) -> None:
+    def __init__(self, db: Database, quotas: Quotas, prices: costs.Prices) -> None:
         self._db = db
-        self._quotas = held_by
+        self._quotas = quotas
         self._prices = prices
 
     async def GetStorageReport(
-        self, request: pb.GetStorageReportRequest, context: Any
+        self, request: pb.GetStorageReportRequest, context: Context
     ) -> pb.GetStorageReportResponse:
-        owner = storage_usage.named(request.owner)
-        return pb.GetStorageReportResponse(
-            report=to_proto(owner, *await figures(self._db, self._quotas, owner))
-        )
+        owner = usage_rows.named(request.owner)
+        found = await figures.figures(self._db, self._quotas, owner)
+        return pb.GetStorageReportResponse(report=_report(owner, *found))
 
     async def ListStorageOwners(
-        self, request: pb.ListStorageOwnersRequest, context: Any
+        self, request: pb.ListStorageOwnersRequest, context: Context
     ) -> pb.ListStorageOwnersResponse:
-        def show(row: Any) -> pb.OwnerUsage:
-            return pb.OwnerUsage(
-                owner=row.name,
-                assets=row.assets,
-                stored_bytes=row.stored_bytes,
-                sent_bytes=row.sent_bytes,
-            )
-
-        found, token = await self._page(request, _OWNERS, {}, show)
+        found, token = await self._page(request, _LIST_OWNERS, {}, _owner_usage)
         return pb.ListStorageOwnersResponse(owners=found, next_page_token=token)
 
     async def ListStorageSessions(
-        self, request: pb.ListStorageSessionsRequest, context: Any
+        self, request: pb.ListStorageSessionsRequest, context: Context
     ) -> pb.ListStorageSessionsResponse:
-        owner = storage_usage.named(request.owner)
-        owner = auth.current().owner if owner == storage_usage.DEPLOYMENT else owner
-
-        def show(row: Any) -> pb.SessionUsage:
-            return pb.SessionUsage(
-                session_id=row.name,
-                assets=row.assets,
-                stored_bytes=row.stored_bytes,
-                sent_bytes=row.sent_bytes,
-            )
-
-        found, token = await self._page(request, _SESSIONS, {"owner": owner}, show)
+        owner = usage_rows.named(request.owner)
+        owner = auth.current().owner if owner == DEPLOYMENT else owner
+        found, token = await self._page(request, _LIST_SESSIONS, {"owner": owner}, _session_usage)
         return pb.ListStorageSessionsResponse(sessions=found, next_page_token=token)
 
     async def ListAlerts(
-        self, request: pb.ListAlertsRequest, context: Any
+        self, request: pb.ListAlertsRequest, context: Context
     ) -> pb.ListAlertsResponse:
-        found = alerts(*await figures(self._db, self._quotas, storage_usage.named(request.owner)))
+        owner = usage_rows.named(request.owner)
+        found = figures.alerts(*await figures.figures(self._db, self._quotas, owner))
         return pb.ListAlertsResponse(
             alerts=[
                 pb.Alert(
-                    kind=ALERTS.number[a.kind],
-                    firing=a.firing,
-                    value=a.value,
-                    threshold=a.threshold,
-                    message=a.message,
+                    kind=ALERTS.number[alert.kind],
+                    firing=alert.firing,
+                    value=alert.value,
+                    threshold=alert.threshold,
+                    message=alert.message,
                 )
-                for a in found
+                for alert in found
             ]
         )
 
     async def ProjectCosts(
-        self, request: pb.ProjectCostsRequest, context: Any
+        self, request: pb.ProjectCostsRequest, context: Context
     ) -> pb.ProjectCostsResponse:
-        use = await storage_usage.read(self._db, storage_usage.DEPLOYMENT)
-        days = measured_days(use)
-        sent = sum(use.happened("download", how, days)[1] for how in ("exact", "issued"))
+        use = await usage_rows.read(self._db, DEPLOYMENT)
+        days = figures.measured_days(use)
+        sent = sum(use.sent(days).values())
         now = costs.Use(use.stored_bytes, use.grown(days), sent, days)
         return costs.project(self._prices, now, request.months)
 
     async def _page(
-        self, request: Any, statement: Any, parameters: dict[str, Any], show: Callable[[Any], Any]
-    ) -> tuple[list[Any], str]:
+        self,
+        request: pb.ListStorageOwnersRequest | pb.ListStorageSessionsRequest,
+        statement: Statement[_Place],
+        parameters: Mapping[str, str],
+        show: Callable[[_Place], _M],
+    ) -> tuple[list[_M], str]:
         """A page by size and name, the largest first."""
         digest = paging.filter_digest(request, ("page_size", "page_token"))
         size = request.page_size or paging.DEFAULT_SIZE
-        after = paging.key_of(request.page_token, digest, int, str) if request.page_token else None
+        after_bytes: int = 0
+        after: str | None = None
+        if request.page_token:
+            after_bytes, after = paging.key_of(request.page_token, digest, int, str)
         async with self._db.transaction("") as m:
-            await storage_usage.operate(m)
-            key = {"after_bytes": -after[0] if after else 0, "after": after[1] if after else None}
-            rows = await m.all(statement, {**parameters, **key, "limit": size + 1})
+            await usage_rows.operate(m)
+            key = {"after_bytes": -after_bytes, "after": after, "limit": size + 1}
+            rows = await m.all(statement, {**parameters, **key})
         found = paging.fitting(map(show, rows[:size]))
         if len(found) == len(rows):
             return found, ""
@@ -224,8 +134,84 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
         return found, paging.token_of(digest, last.stored_bytes, last.name)
 
 
-def measured_days(use: storage_usage.Usage) -> int:
-    """Whole days that there are figures of, today among them, at most a window."""
-    today: date | None = use.flow[0].today if use.flow else None
-    first = use.first_day or today
-    return min((today - first).days + 1, storage_usage.WINDOW_DAYS) if today and first else 1
+def _report(owner: str, use: Usage, allowed: Allowance, held: Held) -> pb.StorageReport:
+    assets = [row for row in use.stock if row.noun == "asset"]
+    variants = [row for row in use.stock if row.noun == "variant"]
+    read_time = timestamp_pb2.Timestamp()
+    read_time.GetCurrentTime()
+    return pb.StorageReport(
+        owner=quota_rows.shown_owner(owner),
+        assets=use.assets,
+        stored_bytes=use.stored_bytes,
+        pending_uploads=use.number("asset", "pending"),
+        failed_variants=use.number("variant", "failed"),
+        variant_failure_rate=figures.failure_rate(use),
+        upload_success_rate=figures.success_rate(use),
+        bandwidth_this_month=_bandwidth(use.sent_this_month()),
+        bandwidth_last_30_days=_bandwidth(use.sent(WINDOW_DAYS)),
+        asset_counts=[
+            pb.AssetCount(
+                kind=KINDS.number[row.kind],
+                mime_type=row.mime_type,
+                status=STATUSES.number[row.state],
+                assets=row.number,
+                bytes=row.bytes,
+            )
+            for row in assets
+        ],
+        variant_counts=_variant_counts(variants),
+        average_sizes=_average_sizes(assets),
+        quotas=quota_rows.uses(allowed, held),
+        read_time=read_time,
+    )
+
+
+def _bandwidth(sent: Mapping[str, int]) -> pb.Bandwidth:
+    return pb.Bandwidth(downloaded_bytes=sent["exact"], issued_bytes=sent["issued"])
+
+
+def _average_sizes(assets: Iterable[Stock]) -> list[pb.AverageSize]:
+    """By type, of assets that are kept."""
+    sums: dict[str, tuple[int, int]] = {}
+    for row in assets:
+        if row.state in ("ready", "archived"):
+            number, size = sums.get(row.mime_type, (0, 0))
+            sums[row.mime_type] = (number + row.number, size + row.bytes)
+    return [
+        pb.AverageSize(mime_type=name, assets=number, average_bytes=round(size / number))
+        for name, (number, size) in sorted(sums.items())
+        if number
+    ]
+
+
+def _variant_counts(variants: Iterable[Stock]) -> list[pb.VariantCount]:
+    """By preset and state: a variant has no type until it is made, and that is of no interest
+    here."""
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for row in variants:
+        number, size = sums.get((row.kind, row.state), (0, 0))
+        sums[row.kind, row.state] = (number + row.number, size + row.bytes)
+    return [
+        pb.VariantCount(
+            preset=preset, state=VARIANT_STATES.number[state], variants=number, bytes=size
+        )
+        for (preset, state), (number, size) in sorted(sums.items())
+    ]
+
+
+def _owner_usage(row: _Place) -> pb.OwnerUsage:
+    return pb.OwnerUsage(
+        owner=row.name,
+        assets=row.assets,
+        stored_bytes=row.stored_bytes,
+        sent_bytes=row.sent_bytes,
+    )
+
+
+def _session_usage(row: _Place) -> pb.SessionUsage:
+    return pb.SessionUsage(
+        session_id=row.name,
+        assets=row.assets,
+        stored_bytes=row.stored_bytes,
+        sent_bytes=row.sent_bytes,
+    )

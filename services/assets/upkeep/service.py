@@ -2,19 +2,40 @@
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 from atelier.assets.v1 import storage_pb2 as pb
 from atelier.assets.v1 import storage_pb2_grpc
 
-from services.assets.core import assets
-from services.assets.upkeep import erase, runs
+from services.assets.core.asset_rows import Urls
+from services.assets.upkeep import erase, export, rules, run_rows
+from services.assets.upkeep.run_rows import ACTIONS, RUNS, Run
+from shared.background import waiting
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
+from shared.database.lists import Listing
+from shared.database.rows import Statement
 from shared.rpc import auth, errors, paging
 from shared.rpc.errors import Reason
+from shared.rpc.server import Context
+
+_Start = pb.DeleteSessionRequest | pb.RunCleanupRequest | pb.RunReconcilerRequest
+_Started = TypeVar(
+    "_Started",
+    pb.DeleteSessionResponse,
+    pb.RunCleanupResponse,
+    pb.RunReconcilerResponse,
+    pb.EraseOwnerResponse,
+)
+
+_SELECT_RUN = Statement(
+    Run, f"SELECT {RUNS.columns} FROM storage_runs WHERE id = %(id)s AND owner = %(owner)s"
+)
+_SELECT_SEEN_RUN = Statement(Run, f"SELECT {RUNS.columns} FROM storage_runs WHERE id = %(id)s")
+_LIST = Listing(RUNS, Run)
 
 
 def act_for(owner: str) -> str:
@@ -33,13 +54,13 @@ def act_for(owner: str) -> str:
 
 
 class StorageService(storage_pb2_grpc.StorageServiceServicer):
-    def __init__(self, db: Database, queue: JobQueue, urls: assets.Urls) -> None:
+    def __init__(self, db: Database, queue: JobQueue, urls: Urls) -> None:
         self._db = db
         self._queue = queue
         self._urls = urls
 
     async def DeleteSession(
-        self, request: pb.DeleteSessionRequest, context: Any
+        self, request: pb.DeleteSessionRequest, context: Context
     ) -> pb.DeleteSessionResponse:
         arguments = {
             "session_id": request.session_id,
@@ -51,13 +72,13 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
         )
 
     async def RunCleanup(
-        self, request: pb.RunCleanupRequest, context: Any
+        self, request: pb.RunCleanupRequest, context: Context
     ) -> pb.RunCleanupResponse:
         arguments = {"dry_run": request.dry_run, "max_items": request.max_items}
         return await self._start(request, pb.RunCleanupResponse, "cleanup", "", arguments)
 
     async def RunReconciler(
-        self, request: pb.RunReconcilerRequest, context: Any
+        self, request: pb.RunReconcilerRequest, context: Context
     ) -> pb.RunReconcilerResponse:
         arguments = {
             "dry_run": request.dry_run,
@@ -66,28 +87,8 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
         }
         return await self._start(request, pb.RunReconcilerResponse, "reconcile", "", arguments)
 
-    async def _start(
-        self, request: Any, answer: Any, action: str, owner: str, arguments: Mapping[str, Any]
-    ) -> Any:
-        async def work(m: Mutation) -> Any:
-            row = await runs.begin(m, self._queue, action, owner, arguments)
-            if row is None:
-                text = (
-                    f"a {action} run is under way; nothing was started, try again when it has ended"
-                )
-                raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 5)
-            return answer(run=runs.to_proto(row))
-
-        return await self._waited(request, await self._db.mutate(request, answer, work))
-
-    async def _waited(self, request: Any, response: Any) -> Any:
-        if request.wait:
-            row = await runs.ended(self._db, UUID(response.run.id))
-            response.run.CopyFrom(runs.to_proto(row))
-        return response
-
     async def EraseOwner(
-        self, request: pb.EraseOwnerRequest, context: Any
+        self, request: pb.EraseOwnerRequest, context: Context
     ) -> pb.EraseOwnerResponse:
         owner = act_for(request.owner or auth.current().owner)
         if request.confirm_owner != owner:
@@ -96,37 +97,69 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
             )
 
         async def work(m: Mutation) -> pb.EraseOwnerResponse:
-            return pb.EraseOwnerResponse(run=runs.to_proto(await erase.bury(m, self._queue)))
+            row = await erase.begin(m, self._queue)
+            return pb.EraseOwnerResponse(run=run_rows.to_proto(row))
 
-        return await self._waited(
-            request, await self._db.mutate(request, pb.EraseOwnerResponse, work)
-        )
+        answer = await self._db.mutate(request, pb.EraseOwnerResponse, work)
+        return await self._finish(request, answer)
 
     async def ExportOwner(
-        self, request: pb.ExportOwnerRequest, context: Any
+        self, request: pb.ExportOwnerRequest, context: Context
     ) -> AsyncIterator[pb.ExportOwnerResponse]:
         act_for(request.owner or auth.current().owner)
-        async for record in erase.export(self._db, self._urls):
+        async for record in export.export(self._db, self._urls):
             yield record
 
-    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         owner = act_for(request.owner)
         mine = {"id": parse_id(request.run_id, "run_id"), "owner": owner}
-        row = await self._db.row(
-            "SELECT * FROM storage_runs WHERE id = %(id)s AND owner = %(owner)s", mine
-        )
+        row = await self._db.first(_SELECT_RUN, mine)
         if row is None:
             raise errors.not_found("run", request.run_id)
-        return pb.GetRunResponse(run=runs.to_proto(row))
+        return pb.GetRunResponse(run=run_rows.to_proto(row))
 
-    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
-        owner = act_for(request.owner)
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        act_for(request.owner)
         page = paging.page(request)
-        action = runs.ACTIONS.word[request.action] if request.action else ""
-        statement: Any = (
-            "SELECT * FROM storage_runs WHERE owner = %(owner)s AND (%(action)s = '' OR action ="
-            " %(action)s)" + page.clause
-        )
-        rows = await self._db.rows(statement, {"owner": owner, "action": action, **page.parameters})
-        found, token = page.fill(rows, map(runs.to_proto, rows))
+        wanted = {"action": ACTIONS.word.get(request.action)}
+        rows = await self._db.all(*_LIST.query(page, wanted))
+        found, token = page.fill(rows, map(run_rows.to_proto, rows))
         return pb.ListRunsResponse(runs=found, next_page_token=token)
+
+    async def _start(
+        self,
+        request: _Start,
+        answer: type[_Started],
+        action: str,
+        owner: str,
+        arguments: Mapping[str, object],
+    ) -> _Started:
+        async def work(m: Mutation) -> _Started:
+            row = await run_rows.begin(m, self._queue, action, owner, arguments)
+            if row is None:
+                text = (
+                    f"a {action} run is under way; nothing was started, try again when it has ended"
+                )
+                raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 5)
+            return answer(run=run_rows.to_proto(row))
+
+        return await self._finish(request, await self._db.mutate(request, answer, work))
+
+    async def _finish(self, request: _Start | pb.EraseOwnerRequest, answer: _Started) -> _Started:
+        """Waits for the run's end if the request says so. NOT_FOUND if it was erased with its
+        owner."""
+        if request.wait:
+            read = partial(self._read, UUID(answer.run.id))
+            row: Run = await waiting.until_seen(read, _ended, waiting.patience())
+            answer.run.CopyFrom(run_rows.to_proto(row))
+        return answer
+
+    async def _read(self, run_id: UUID) -> Run:
+        row = await self._db.first(_SELECT_SEEN_RUN, {"id": run_id})
+        if row is None:
+            raise errors.not_found("run", run_id)
+        return row
+
+
+def _ended(row: Run) -> bool:
+    return rules.ended(row.state)

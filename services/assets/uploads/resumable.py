@@ -6,32 +6,63 @@ which the next complete finds.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from uuid import UUID
 
 from atelier.assets.v1 import resumable_pb2 as pb
 from atelier.assets.v1 import resumable_pb2_grpc
 
-from services.assets.core import assets, rules
-from services.assets.uploads import declarations, duplicates
+from services.assets.core import asset_rows, rules
+from services.assets.core.asset_rows import Asset, Urls
+from services.assets.uploads import declarations, duplicate_rows
+from services.assets.uploads.declarations import Declared
 from services.assets.uploads.verifying import Refused, Verified, Verifier, reject, rejected
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
+from shared.database.rows import Statement
 from shared.rpc import auth, errors
 from shared.rpc.errors import DomainError, Reason
 from shared.rpc.protos import timestamp
+from shared.rpc.server import Context
 from shared.storage import MultipartEnded, ObjectNotFound, Part, Storage
 
 _FIRST_TARGETS = 100
 _MOST_NAMED = 20
 
-_INSERT = """
+
+@dataclass(slots=True)
+class _Upload:
+    """A file that comes in parts."""
+
+    id: UUID
+    asset_id: UUID
+    upload_key: str  # where the parts are joined
+    multipart: str  # what the store calls them until then
+    part_bytes: int
+    declared_sha256: str
+    expires_at: datetime
+    expired: bool
+
+
+_INSERT_UPLOAD = Statement(
+    datetime,
+    """
     INSERT INTO resumable_uploads (id, owner, asset_id, upload_key, multipart, part_bytes,
         declared_sha256, expires_at)
     VALUES (%(id)s, %(owner)s, %(asset_id)s, %(key)s, %(multipart)s, %(part_bytes)s, %(sha256)s,
-        now() + %(life)s)
-"""
-_GET = "SELECT *, expires_at < now() AS expired FROM resumable_uploads WHERE id = %(id)s"
+        now() + %(life)s::interval)
+    RETURNING expires_at
+    """,
+)
+_SELECT_UPLOAD = Statement(
+    _Upload,
+    """
+    SELECT id, asset_id, upload_key, multipart, part_bytes, declared_sha256, expires_at,
+        expires_at < now() AS expired
+    FROM resumable_uploads WHERE id = %(id)s
+    """,
+)
 _ABORTED = Refused("ABORTED", "the upload was given up by its sender; start another")
 
 
@@ -41,7 +72,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         db: Database,
         storage: Storage,
         verifier: Verifier,
-        urls: assets.Urls,
+        urls: Urls,
         *,
         url_life: timedelta,
         life: timedelta,
@@ -54,18 +85,21 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         self._life = life
 
     async def StartResumableUpload(
-        self, request: pb.StartResumableUploadRequest, context: Any
+        self, request: pb.StartResumableUploadRequest, context: Context
     ) -> pb.StartResumableUploadResponse:
-        columns = declarations.columns(request.declaration, "declaration.", self._verifier.limits)
+        declaration = request.declaration
+        made = declarations.declared(declaration, "declaration.", self._verifier.limits)
         response = await self._db.stored_answer(request, pb.StartResumableUploadResponse)
         if response is None:
-            response = await self._start(request, columns)
+            response = await self._start(request, made)
         upload = await self._upload(response.upload_id)
-        sizes = rules.part_sizes(columns["size_bytes"], upload.part_bytes)
+        sizes = rules.part_sizes(made.size_bytes, upload.part_bytes)
         response.targets.extend(self._targets(upload, sizes, list(sizes)[:_FIRST_TARGETS]))
         return response
 
-    async def SignParts(self, request: pb.SignPartsRequest, context: Any) -> pb.SignPartsResponse:
+    async def SignParts(
+        self, request: pb.SignPartsRequest, context: Context
+    ) -> pb.SignPartsResponse:
         upload = await self._upload(request.upload_id)
         asset = await self._verifier.asset(upload.asset_id)
         if asset.state != "pending" or upload.expired:
@@ -81,13 +115,13 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         return pb.SignPartsResponse(targets=self._targets(upload, sizes, request.part_numbers))
 
     async def GetResumableUpload(
-        self, request: pb.GetResumableUploadRequest, context: Any
+        self, request: pb.GetResumableUploadRequest, context: Context
     ) -> pb.GetResumableUploadResponse:
         upload = await self._upload(request.upload_id)
         asset = await self._verifier.asset(upload.asset_id)
         sizes = rules.part_sizes(asset.size_bytes, upload.part_bytes)
         response = pb.GetResumableUploadResponse(
-            asset=assets.to_proto(asset),
+            asset=asset_rows.to_proto(asset),
             part_size_bytes=upload.part_bytes,
             part_count=len(sizes),
             expire_time=timestamp(upload.expires_at),
@@ -103,7 +137,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         return response
 
     async def CompleteResumableUpload(
-        self, request: pb.CompleteResumableUploadRequest, context: Any
+        self, request: pb.CompleteResumableUploadRequest, context: Context
     ) -> pb.CompleteResumableUploadResponse:
         async with self._verifier.place():
             asset = await self._completed(request)
@@ -111,30 +145,31 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             raise rejected(asset)
         urls = self._urls if request.include_urls else None
         return pb.CompleteResumableUploadResponse(
-            asset=assets.to_proto(asset, urls), duplicates=await duplicates.others(self._db, asset)
+            asset=asset_rows.to_proto(asset, urls),
+            duplicates=await duplicate_rows.others(self._db, asset),
         )
 
     async def AbortResumableUpload(
-        self, request: pb.AbortResumableUploadRequest, context: Any
+        self, request: pb.AbortResumableUploadRequest, context: Context
     ) -> pb.AbortResumableUploadResponse:
         upload = await self._upload(request.upload_id)
 
         async def work(m: Mutation) -> pb.AbortResumableUploadResponse:
-            row = await reject(m, await assets.lock(m, upload.asset_id), _ABORTED)
+            row = await reject(m, await asset_rows.lock(m, upload.asset_id), _ABORTED)
             if row.state == "ready":
                 text = (
                     "the upload is complete and the asset READY; delete the asset if it isn't"
                     " wanted"
                 )
                 raise errors.precondition(text, subject=f"assets/{row.id}")
-            return pb.AbortResumableUploadResponse(asset=assets.to_proto(row))
+            return pb.AbortResumableUploadResponse(asset=asset_rows.to_proto(row))
 
         response = await self._db.mutate(request, pb.AbortResumableUploadResponse, work)
         await self._storage.abort_multipart(upload.upload_key, upload.multipart)
         await self._storage.delete([upload.upload_key])
         return response
 
-    async def _completed(self, request: pb.CompleteResumableUploadRequest) -> Any:
+    async def _completed(self, request: pb.CompleteResumableUploadRequest) -> Asset:
         """The asset, READY or REJECTED."""
         upload = await self._upload(request.upload_id)
         await self._db.stored_answer(
@@ -154,37 +189,34 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         return asset
 
     async def _start(
-        self, request: pb.StartResumableUploadRequest, columns: Mapping[str, Any]
+        self, request: pb.StartResumableUploadRequest, made: Declared
     ) -> pb.StartResumableUploadResponse:
         """Begins to receive, then writes the rows. What a crash leaves between the two, the store's
         sweep removes."""
         asset_id, upload_id = new_id(), new_id()
-        key = declarations.upload_key(auth.current().owner, columns, asset_id, upload_id)
-        part_bytes = rules.part_bytes(columns["size_bytes"])
-        multipart = await self._storage.start_multipart(key, content_type=columns["mime_type"])
+        key = declarations.upload_key(auth.current().owner, made, asset_id, upload_id)
+        part_bytes = rules.part_bytes(made.size_bytes)
+        multipart = await self._storage.start_multipart(key, content_type=made.mime_type)
+        upload = {
+            "id": upload_id,
+            "owner": auth.current().owner,
+            "asset_id": asset_id,
+            "key": key,
+            "multipart": multipart,
+            "part_bytes": part_bytes,
+            "sha256": request.declaration.sha256,
+            "life": self._life,
+        }
 
         async def work(m: Mutation) -> pb.StartResumableUploadResponse:
-            asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
-            await m.run(
-                _INSERT,
-                {
-                    "id": upload_id,
-                    "owner": m.owner,
-                    "asset_id": asset_id,
-                    "key": key,
-                    "multipart": multipart,
-                    "part_bytes": part_bytes,
-                    "sha256": request.declaration.sha256,
-                    "life": self._life,
-                },
-            )
-            upload = await m.one(_GET, {"id": upload_id})
+            asset = await declarations.announce(m, self._verifier.quotas, asset_id, made)
+            expires_at = await m.one(_INSERT_UPLOAD, upload)
             return pb.StartResumableUploadResponse(
                 upload_id=str(upload_id),
                 asset=asset,
                 part_size_bytes=part_bytes,
                 part_count=len(rules.part_sizes(asset.size_bytes, part_bytes)),
-                expire_time=timestamp(upload.expires_at),
+                expire_time=timestamp(expires_at),
             )
 
         try:
@@ -196,15 +228,15 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             await self._storage.abort_multipart(key, multipart)
         return response
 
-    async def _upload(self, text: str) -> Any:
+    async def _upload(self, text: str) -> _Upload:
         upload_id = parse_id(text, "upload_id")
-        upload = await self._db.row(_GET, {"id": upload_id})
+        upload = await self._db.first(_SELECT_UPLOAD, {"id": upload_id})
         if upload is None:
             raise errors.not_found("upload", upload_id)
         return upload
 
     def _targets(
-        self, upload: Any, sizes: Mapping[int, int], numbers: Iterable[int]
+        self, upload: _Upload, sizes: Mapping[int, int], numbers: Iterable[int]
     ) -> list[pb.PartTarget]:
         made: list[pb.PartTarget] = []
         life = min(self._url_life, upload.expires_at - datetime.now(UTC))
@@ -226,7 +258,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             )
         return made
 
-    async def _join(self, upload: Any, asset: Any) -> None:
+    async def _join(self, upload: _Upload, asset: Asset) -> None:
         """Makes one object of the parts, unless that was done before."""
         try:
             parts = await self._storage.list_parts(upload.upload_key, upload.multipart)
@@ -236,7 +268,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         except MultipartEnded:
             pass
 
-    async def _sent(self, upload: Any, asset: Any) -> Verified | Refused | None:
+    async def _sent(self, upload: _Upload, asset: Asset) -> Verified | Refused | None:
         """What the joined file is. None: a call at the same time was first, and has removed it."""
         try:
             return await self._verifier.sent(upload.upload_key, asset, upload.declared_sha256)
@@ -256,7 +288,7 @@ def _missing(sizes: Mapping[int, int], parts: Iterable[Part]) -> list[int]:
     return [number for number, size in sizes.items() if arrived.get(number) != size]
 
 
-def _parts_missing(upload: Any, missing: list[int]) -> DomainError:
+def _parts_missing(upload: _Upload, missing: list[int]) -> DomainError:
     named = ", ".join(map(str, missing[:_MOST_NAMED]))
     more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
     subject = f"uploads/{upload.id}"

@@ -1,33 +1,53 @@
 """Uploads in one piece: announce, send, confirm; or all three in one stream."""
 
 from collections.abc import AsyncIterator, Awaitable
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from uuid import UUID
 
+from atelier.assets.v1 import asset_pb2, upload_pb2_grpc
 from atelier.assets.v1 import upload_pb2 as pb
-from atelier.assets.v1 import upload_pb2_grpc
-from atelier.assets.v1.asset_pb2 import Asset
 
-from services.assets.core import assets
-from services.assets.uploads import declarations, duplicates
+from services.assets.core import asset_rows
+from services.assets.core.asset_rows import Asset, Urls
+from services.assets.uploads import declarations, duplicate_rows
+from services.assets.uploads.declarations import Declared
 from services.assets.uploads.verifying import Refused, Verified, Verifier, rejected
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
+from shared.database.rows import Statement
 from shared.rpc import errors
 from shared.rpc.errors import DomainError, Reason
 from shared.rpc.protos import timestamp
-from shared.storage import Check, ObjectNotFound, Storage
+from shared.rpc.server import Context
+from shared.storage import Check, ObjectNotFound, Stat, Storage
 
 _INSERT_UPLOAD = b"""
     INSERT INTO uploads (id, owner, asset_id, upload_key, declared_sha256, expires_at)
     VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))
 """
-_GET_UPLOAD = """
-    SELECT u.id, u.upload_key, u.declared_sha256, u.expires_at, u.expires_at < now() AS expired,
-        a.id AS asset_id
+
+
+@dataclass(slots=True)
+class _Upload:
+    """A promise of bytes, and where they are sent."""
+
+    id: UUID
+    asset_id: UUID
+    upload_key: str
+    declared_sha256: str
+    expires_at: datetime
+    expired: bool
+
+
+_SELECT_UPLOAD = Statement(
+    _Upload,
+    """
+    SELECT u.id, a.id AS asset_id, u.upload_key, u.declared_sha256, u.expires_at,
+        u.expires_at < now() AS expired
     FROM uploads u JOIN assets a ON a.id = u.asset_id WHERE u.id = %(id)s
-"""
+    """,
+)
 
 
 class UploadService(upload_pb2_grpc.UploadServiceServicer):
@@ -36,7 +56,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         db: Database,
         storage: Storage,
         verifier: Verifier,
-        urls: assets.Urls,
+        urls: Urls,
         *,
         url_life: timedelta,
     ) -> None:
@@ -47,22 +67,23 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         self._url_life = url_life
 
     async def RequestUpload(
-        self, request: pb.RequestUploadRequest, context: Any
+        self, request: pb.RequestUploadRequest, context: Context
     ) -> pb.RequestUploadResponse:
-        columns = declarations.columns(request.declaration, "declaration.", self._verifier.limits)
+        declaration = request.declaration
+        made = declarations.declared(declaration, "declaration.", self._verifier.limits)
 
         async def work(m: Mutation) -> pb.RequestUploadResponse:
-            asset, upload = await self._announce(m, columns, request.declaration.sha256)
+            asset, upload = await self._announce(m, made, declaration.sha256)
             return pb.RequestUploadResponse(upload_id=str(upload), asset=asset)
 
         response = await self._db.mutate(request, pb.RequestUploadResponse, work)
         asset = response.asset
-        key = declarations.upload_key(asset.owner, columns, asset.id, response.upload_id)
-        response.target.CopyFrom(self._target(key, columns["size_bytes"], columns["mime_type"]))
+        key = declarations.upload_key(asset.owner, made, asset.id, response.upload_id)
+        response.target.CopyFrom(self._target(key, made.size_bytes, made.mime_type))
         return response
 
     async def ConfirmUpload(
-        self, request: pb.ConfirmUploadRequest, context: Any
+        self, request: pb.ConfirmUploadRequest, context: Context
     ) -> pb.ConfirmUploadResponse:
         async with self._verifier.place():
             asset = await self._confirmed(request)
@@ -70,17 +91,18 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             raise rejected(asset)
         urls = self._urls if request.include_urls else None
         return pb.ConfirmUploadResponse(
-            asset=assets.to_proto(asset, urls), duplicates=await duplicates.others(self._db, asset)
+            asset=asset_rows.to_proto(asset, urls),
+            duplicates=await duplicate_rows.others(self._db, asset),
         )
 
     async def Upload(
-        self, request_iterator: AsyncIterator[pb.UploadRequest], context: Any
+        self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
         head = await _head(request_iterator)
-        columns = declarations.columns(head.declaration, "head.declaration.", self._verifier.limits)
+        made = declarations.declared(head.declaration, "head.declaration.", self._verifier.limits)
 
         async def announce(m: Mutation) -> pb.UploadResponse:
-            asset, _upload = await self._announce(m, columns, head.declaration.sha256)
+            asset, _upload = await self._announce(m, made, head.declaration.sha256)
             return pb.UploadResponse(asset=asset)
 
         # What is stored for request_id is which asset it is; a repeat finds that asset as far as it
@@ -92,16 +114,17 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         if asset.state == "rejected":
             raise rejected(asset)
         return pb.UploadResponse(
-            asset=assets.to_proto(asset), duplicates=await duplicates.others(self._db, asset)
+            asset=asset_rows.to_proto(asset),
+            duplicates=await duplicate_rows.others(self._db, asset),
         )
 
-    async def _confirmed(self, request: pb.ConfirmUploadRequest) -> Any:
+    async def _confirmed(self, request: pb.ConfirmUploadRequest) -> Asset:
         """The asset, READY or REJECTED."""
         upload_id = parse_id(request.upload_id, "upload_id")
         await self._db.stored_answer(
             request, pb.ConfirmUploadResponse
         )  # refuses a reused request_id at once
-        upload = await self._db.row(_GET_UPLOAD, {"id": upload_id})
+        upload = await self._db.first(_SELECT_UPLOAD, {"id": upload_id})
         if upload is None:
             raise errors.not_found("upload", upload_id)
         asset = await self._verifier.asset(upload.asset_id)
@@ -115,13 +138,13 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         return asset
 
     async def _receive(
-        self, head: pb.UploadHead, asset: Any, requests: AsyncIterator[pb.UploadRequest]
-    ) -> Any:
+        self, head: pb.UploadHead, asset: Asset, requests: AsyncIterator[pb.UploadRequest]
+    ) -> Asset:
         """Stores and verifies what follows the declaration. Returns the asset's new row."""
         declared = head.declaration
         chunks = _chunks(requests, declared.size_bytes)
 
-        def put(key: str, check: Check) -> Awaitable[Any]:
+        def put(key: str, check: Check) -> Awaitable[Stat]:
             return self._storage.put(key, chunks, content_type=asset.mime_type, check=check)
 
         try:
@@ -132,11 +155,11 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         return await self._verifier.settle(head, asset, found)
 
     async def _announce(
-        self, m: Mutation, columns: dict[str, Any], sha256: str
-    ) -> tuple[Asset, UUID]:
+        self, m: Mutation, made: Declared, sha256: str
+    ) -> tuple[asset_pb2.Asset, UUID]:
         asset_id, upload_id = new_id(), new_id()
-        asset = await declarations.announce(m, self._verifier.quotas, asset_id, columns)
-        key = declarations.upload_key(m.owner, columns, asset_id, upload_id)
+        asset = await declarations.announce(m, self._verifier.quotas, asset_id, made)
+        key = declarations.upload_key(m.owner, made, asset_id, upload_id)
         life = str(self._url_life.total_seconds())
         m.send(_INSERT_UPLOAD, str(upload_id), m.owner, str(asset_id), key, sha256, life)
         return asset, upload_id
@@ -161,7 +184,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             method="PUT", url=put.url, headers=put.headers, expire_time=timestamp(put.expires_at)
         )
 
-    async def _sent(self, upload: Any, asset: Any) -> Verified | Refused | None:
+    async def _sent(self, upload: _Upload, asset: Asset) -> Verified | Refused | None:
         """What was sent to the upload's URL. None: a confirm at the same time was first, and has
         removed it."""
         try:

@@ -11,18 +11,32 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+from uuid import UUID
 
 import psycopg
 import psycopg_pool
+from atelier.assets.v1.resumable_pb2 import (
+    CompleteResumableUploadRequest,
+    CompleteResumableUploadResponse,
+)
+from atelier.assets.v1.upload_pb2 import ConfirmUploadRequest, ConfirmUploadResponse, UploadHead
 from psycopg.types.json import Jsonb
 
-from services.assets.accounting import quotas
-from services.assets.core import assets, rules
-from services.assets.core import history as usage
+from services.assets.accounting.enforcing import Quotas
+from services.assets.core import asset_rows, choose_primary, rules
+from services.assets.core.asset_rows import (
+    ASSETS,
+    SELECT_ASSET,
+    Asset,
+    LockedAsset,
+    scope_of,
+)
+from services.assets.core.usage_log import UsageLog
 from services.assets.core.visibility import belongs, content_name, name_by_content
-from services.assets.uploads import provenance
-from services.assets.variants import variants
+from services.assets.uploads import credentials
+from services.assets.uploads.credentials import CredentialsReader
+from services.assets.variants import rendition_rows
 from services.assets.variants.presets import Presets
 from shared import imaging
 from shared.background import jobs
@@ -30,16 +44,22 @@ from shared.background.turns import Turns
 from shared.database import states
 from shared.database.db import Database, Mutation, forget_answer
 from shared.database.ids import new_id
+from shared.database.rows import Statement
 from shared.imaging import ImageRejected, ImagingPool, Limits
 from shared.rpc import auth, errors
 from shared.rpc.errors import DomainError, Reason
-from shared.storage import Check, Storage, StorageError
+from shared.storage import Check, Stat, Storage, StorageError
 
 # More at once would wait for a child process until their deadlines, and then have waited for
 # nothing. One owner may have half of them.
 _MOST_AT_ONCE = 32
 _WAIT_SECONDS = 2.0
-_GET_ASSET = "SELECT * FROM assets WHERE id = %(id)s"
+
+# Calls that settle an asset, and the answers that are stored for them.
+Settling = ConfirmUploadRequest | CompleteResumableUploadRequest | UploadHead
+A = TypeVar("A", ConfirmUploadResponse, CompleteResumableUploadResponse)
+
+_LOCK_KEY = Statement(str, "SELECT storage_key FROM assets WHERE id = %(id)s FOR UPDATE")
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ class _NotKept(Exception):
         self.why = why
 
 
-Store = Callable[[str, Check], Awaitable[Any]]
+Store = Callable[[str, Check], Awaitable[object]]
 """Stores bytes at this key, unless the check doesn't like them."""
 
 HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")
@@ -83,7 +103,7 @@ def size_differs(arrived: int, declared: int) -> Refused:
     )
 
 
-def rejected(asset: Any) -> DomainError:
+def rejected(asset: Asset) -> DomainError:
     """What a caller is told whose upload was refused."""
     return errors.precondition(
         asset.rejection_message,
@@ -104,9 +124,9 @@ class Verifier:
         pool: ImagingPool,
         presets: Presets,
         limits: Limits,
-        credentials: provenance.CredentialsReader,
-        usage_log: usage.UsageLog,
-        quota: quotas.Quotas,
+        reader: CredentialsReader,
+        usage_log: UsageLog,
+        quotas: Quotas,
     ) -> None:
         self._db = db
         self._storage = storage
@@ -114,9 +134,9 @@ class Verifier:
         self._pool = pool
         self._presets = presets
         self.limits = limits
-        self._credentials = credentials
+        self._credentials = reader
         self._usage = usage_log
-        self.quotas = quota
+        self.quotas = quotas
         self._places = Turns(_MOST_AT_ONCE, leave_room=True)
 
     @asynccontextmanager
@@ -135,15 +155,15 @@ class Verifier:
                 raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1) from None
             yield
 
-    async def asset(self, asset_id: Any) -> Any:
+    async def asset(self, asset_id: UUID) -> Asset:
         """The row as it is now. NOT_FOUND if it was purged meanwhile, or since the request was
         first answered."""
-        row = await self._db.row(_GET_ASSET, {"id": asset_id})
+        row = await self._db.first(SELECT_ASSET, {"id": asset_id})
         if row is None:
             raise errors.not_found("asset", asset_id)
         return row
 
-    async def sent(self, source: str, asset: Any, declared_sha256: str) -> Verified | Refused:
+    async def sent(self, source: str, asset: Asset, declared_sha256: str) -> Verified | Refused:
         """Copies what was sent to `source` to a key that no URL was ever signed for, and verifies
         the copy.
 
@@ -153,12 +173,12 @@ class Verifier:
         if stat.size != asset.size_bytes:
             return size_differs(stat.size, asset.size_bytes)
 
-        def copy(key: str, check: Check) -> Awaitable[Any]:
+        def copy(key: str, check: Check) -> Awaitable[Stat]:
             return self._storage.copy(source, key, content_type=asset.mime_type, check=check)
 
         return await self.kept(asset, declared_sha256, copy)
 
-    async def kept(self, asset: Any, declared_sha256: str, store: Store) -> Verified | Refused:
+    async def kept(self, asset: Asset, declared_sha256: str, store: Store) -> Verified | Refused:
         """Verifies what `store` stores at a key that no URL was ever signed for, while it does.
         What is refused isn't stored."""
         key = key_of(asset)
@@ -181,7 +201,7 @@ class Verifier:
             raise
         return await self._named(asset, seen[0])
 
-    async def _named(self, asset: Any, found: Verified) -> Verified:
+    async def _named(self, asset: Asset, found: Verified) -> Verified:
         """With a key that tells the content by its hash, if the asset is public: the key is its
         URL. The hash is known only when the bytes have arrived, and so have a key."""
         if not asset.public:
@@ -190,7 +210,7 @@ class Verifier:
         return replace(found, key=key)
 
     async def _received(
-        self, key: str, asset: Any, path: Path, sha256: str, declared_sha256: str
+        self, key: str, asset: Asset, path: Path, sha256: str, declared_sha256: str
     ) -> Verified | Refused:
         """What the bytes in a local file are, which will lie at `key`, held against what was
         declared."""
@@ -213,30 +233,22 @@ class Verifier:
             return Refused(str(refusal.reason), refusal.message)
 
     async def settle(
-        self, request: Any, asset: Any, found: Verified | Refused, answer: Any = None
-    ) -> Any:
+        self,
+        request: Settling,
+        asset: Asset,
+        found: Verified | Refused,
+        answer: type[A] | None = None,
+    ) -> Asset:
         """Makes the asset READY or REJECTED, once, and returns its row. Of two calls the second
         finds what the first did. `answer`: the message type, with an `asset`, that is stored for
         the request if the asset is accepted; a refusal is never stored, because it must not be the
         answer to a repeat."""
-
-        async def work(m: Mutation) -> Any:
-            if asset.product_id:
-                await assets.hold_product(m, asset.product_id)
-            now = await assets.lock(m, asset.id)
-            if isinstance(found, Refused):
-                row = await reject(m, now, found)
-                await forget_answer(m, request)
-            else:
-                row = await self.accept(m, now, found)
-            return answer(asset=assets.to_proto(row)) if answer else None
-
         try:
             if isinstance(found, Verified) and answer:
-                await self._db.mutate(request, answer, work)
+                await self._answer(request, asset, found, answer)
             else:
                 async with self._db.transaction(auth.current().owner, auth.current().actor) as m:
-                    await work(m)
+                    await self._settle(m, request, asset, found)
         except DomainError:
             if isinstance(found, Verified):
                 await self._storage.delete([found.key])
@@ -250,72 +262,107 @@ class Verifier:
             await self._storage.delete([found.key])  # another call was first, with its own copy
         return row
 
-    async def _unless_shown(self, asset: Any, key: str) -> None:
+    async def _answer(
+        self, request: Settling, asset: Asset, found: Verified, answer: type[A]
+    ) -> None:
+        """Accepts the asset, and stores the answer of the request."""
+
+        async def work(m: Mutation) -> A:
+            row = await self._settle(m, request, asset, found)
+            return answer(asset=asset_rows.to_proto(row))
+
+        await self._db.mutate(request, answer, work)
+
+    async def _settle(
+        self, m: Mutation, request: Settling, asset: Asset, found: Verified | Refused
+    ) -> LockedAsset:
+        if asset.product_id:
+            await choose_primary.lock_product(m, asset.product_id)
+        now = await asset_rows.lock(m, asset.id)
+        if isinstance(found, Verified):
+            return await self.accept(m, now, found)
+        row = await reject(m, now, found)
+        await forget_answer(m, request)
+        return row
+
+    async def _unless_shown(self, asset: Asset, key: str) -> None:
         """Removes the copy unless the asset's row shows it, by now or once a transaction that still
         holds the row has ended. If that can't be told now, it is left to the reconciler."""
         with suppress(StorageError, psycopg.Error, psycopg_pool.PoolTimeout):
             async with self._db.transaction(asset.owner) as m:
-                row = await m.one(f"{_GET_ASSET} FOR UPDATE", {"id": asset.id})
-            if row is None or row.storage_key != key:
+                shown = await m.first(_LOCK_KEY, {"id": asset.id})
+            if shown != key:
                 await self._storage.delete([key])
 
-    async def accept(self, m: Mutation, asset: Any, found: Verified) -> Any:
-        """Makes a PENDING asset READY. `asset` is locked. Returns its row as it is now, changed or
-        not."""
+    async def accept(self, m: Mutation, asset: LockedAsset, found: Verified) -> LockedAsset:
+        """Makes a PENDING asset READY. Returns its row as it is now, changed or not."""
         if asset.state != "pending":
             return asset
         if asset.deleted_at:
-            raise errors.precondition(assets.unusable(asset), subject=f"assets/{asset.id}")
+            raise errors.precondition(asset_rows.unusable(asset), subject=f"assets/{asset.id}")
         if not belongs(found.key, asset):
             text = "the asset's visibility was changed while its bytes were verified; try again"
             raise errors.retry_later(Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0)
         await self.quotas.settle(m, asset, found.size)
-        facts = found.facts
-        row = await states.advance(
-            m,
-            rules.ASSET_STATES,
-            "assets",
-            asset.id,
-            "ready",
-            storage_key=found.key,
-            size_bytes=found.size,
-            sha256=found.sha256,
-            mime_type=facts.mime_type,
-            width=facts.width or 0,
-            height=facts.height or 0,
-            facts=stored_facts(facts),
-            **provenance.columns(asset, facts, found.credentials),
-        )
-        await provenance.keep(m, row.id, found.credentials)
-        if assets.may_lead(row):
-            row = await assets.make_primary(m, row, only_first=True)
-        if facts.kind == "image":
-            await variants.ask(
-                m, self._queue, row, self._presets.eager[row.kind], priority=jobs.FRESH
-            )
-        await assets.publish(m, row)
+        row = await _make_ready(m, asset, found)
+        await credentials.keep(m, row.id, found.credentials)
+        if choose_primary.may_lead(row):
+            row = await choose_primary.make_primary(m, row, only_first=True)
+        if found.facts.kind == "image":
+            eager = self._presets.eager[row.kind]
+            await rendition_rows.ask(m, self._queue, row, eager, priority=jobs.FRESH)
+        await asset_rows.publish(m, row)
         await self._usage.write(m, [row], "upload")
         return row
 
 
-async def reject(m: Mutation, asset: Any, refused: Refused) -> Any:
-    """Makes a PENDING asset REJECTED. `asset` is locked. Returns its row as it is now, changed or
-    not."""
-    said: dict[str, Any] = {"rejection": refused.reason, "rejection_message": refused.message}
-    row = await states.advance(m, rules.ASSET_STATES, "assets", asset.id, "rejected", **said)
-    if row is None:
-        return asset
-    await assets.publish(m, row)
+async def _make_ready(m: Mutation, asset: LockedAsset, found: Verified) -> LockedAsset:
+    """Lets a PENDING asset show what was found. Returns its new row."""
+    facts = found.facts
+    source_type, short = credentials.kept(asset, facts, found.credentials)
+    row = await states.advance(
+        m,
+        rules.ASSET_STATES,
+        ASSETS,
+        asset.id,
+        "ready",
+        storage_key=found.key,
+        size_bytes=found.size,
+        sha256=found.sha256,
+        mime_type=facts.mime_type,
+        width=facts.width or 0,
+        height=facts.height or 0,
+        facts=stored_facts(facts),
+        source_type=source_type,
+        credentials=short,
+    )
+    assert row is not None  # it is locked, and was PENDING
     return row
 
 
-def key_of(asset: Any, sha256: str = "") -> str:
+async def reject(m: Mutation, asset: LockedAsset, refused: Refused) -> LockedAsset:
+    """Makes a PENDING asset REJECTED. Returns its row as it is now, changed or not."""
+    row = await states.advance(
+        m,
+        rules.ASSET_STATES,
+        ASSETS,
+        asset.id,
+        "rejected",
+        rejection=refused.reason,
+        rejection_message=refused.message,
+    )
+    if row is None:
+        return asset
+    await asset_rows.publish(m, row)
+    return row
+
+
+def key_of(asset: Asset, sha256: str = "") -> str:
     """A new key for the asset's bytes, where its visibility wants them; with their hash in it, if
     that is known."""
     unique = content_name(sha256) if sha256 else str(new_id())
-    scope = {name: getattr(asset, name) for name in assets.SCOPES}
     return rules.object_key(
-        asset.owner, scope, str(asset.id), unique, folder="original", public=asset.public
+        asset.owner, scope_of(asset), str(asset.id), unique, folder="original", public=asset.public
     )
 
 

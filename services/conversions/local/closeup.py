@@ -6,6 +6,7 @@ import pyvips
 
 from services.conversions.local import picture, subject
 from services.conversions.local.evidence import Evidence, Rendering, confidence, ramp
+from shared.imaging.decode import orientation
 
 _SOURCE_TYPE = "algorithmicallyEnhanced"  # the photograph itself, cut and converted
 _LOOK_SIDE = 800
@@ -82,7 +83,7 @@ def _crop(path: Path, left: int, top: int, side: int) -> pyvips.Image:
     """The square of the upright picture, cut from the stored pixels first: only the crop is turned
     and converted."""
     stored = picture.open_full(path)
-    turn = picture.orientation(stored)
+    turn = orientation(stored)
     width, height = stored.width, stored.height
     if turn >= 5:  # stored on its side: the first four only mirror or turn by 180 degrees
         left, top = top, left

@@ -4,6 +4,7 @@ texture, frame."""
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 
 import pyvips
@@ -62,9 +63,9 @@ def _surface(photo: pyvips.Image, cut: Subject) -> list[str]:
     area = max(1e-6, inside.avg() / 255)
     weight = inside / 255
     mean = (lightness * weight).avg() / area
-    contrast = (((lightness - mean) ** 2 * weight).avg() / area) ** 0.5
+    contrast = sqrt(((lightness - mean) ** 2 * weight).avg() / area)
     fine = lightness - lightness.gaussblur(2.0)
-    texture = ((fine * fine * weight).avg() / area) ** 0.5
+    texture = sqrt((fine * fine * weight).avg() / area)
     return [
         f"contrast {contrast:.1f} of 50 ({_level(contrast, 6, 16, 'low', 'high')})",
         f"fine texture {texture:.1f} ({_level(texture, 0.8, 2.5, 'smooth', 'coarse')})",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyvips
 
-from shared.imaging.decode import load_scaled
+from shared.imaging.decode import load_scaled, orientation
 from shared.imaging.source_type import packet
 
 MIN_SIDE = 48
@@ -28,12 +28,6 @@ def size_of(path: Path) -> tuple[int, int]:
     header = pyvips.Image.new_from_file(str(path), access="sequential")
     width, height = header.width, header.height
     return (height, width) if orientation(header) >= 5 else (width, height)
-
-
-def orientation(image: pyvips.Image) -> int:
-    """The EXIF orientation tag, 1..8; 1 when there is none."""
-    tagged = image.get("orientation") if image.get_typeof("orientation") else 1
-    return tagged if tagged in range(1, 9) else 1
 
 
 def open_upright(path: Path, max_side: int) -> pyvips.Image:

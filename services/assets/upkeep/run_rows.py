@@ -1,0 +1,143 @@
+"""Runs for whoever else deals with them: the row, what it was asked, its report, its message, and
+beginning one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from typing import Any
+
+from atelier.assets.v1 import storage_pb2 as pb
+from psycopg.types.json import Jsonb
+
+from services.assets.upkeep import rules
+from shared.background import jobs
+from shared.background.attempts import JobRow
+from shared.database.db import Mutation
+from shared.database.ids import new_id
+from shared.database.rows import Statement, Table
+from shared.rpc.protos import Words, timestamp, wait_of
+
+ACTIONS = Words(pb.RunAction, "RUN_ACTION_")
+STATES = Words(pb.RunState, "RUN_STATE_")
+TASK = "storage_run"
+QUEUE = "storage"
+_SAMPLE = 10
+_MOST_FAILURES = 100
+
+
+@dataclass(slots=True)
+class Run(JobRow):
+    """A walk over many assets: the job, and where it is."""
+
+    action: str
+    arguments: dict[str, Any]  # fields of `Arguments`
+    progress: dict[str, Any]  # fields of `Report`
+    created_at: datetime
+
+
+RUNS = Table("storage_runs", Run)
+
+_INSERT_RUN = Statement(
+    Run,
+    f"""
+    INSERT INTO storage_runs (id, owner, action, arguments)
+    VALUES (%(id)s, %(owner)s, %(action)s, %(arguments)s)
+    ON CONFLICT DO NOTHING RETURNING {RUNS.columns}
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a run was asked. Each action has some of them."""
+
+    dry_run: bool = False
+    max_items: int = 0  # 0: as many as the settings say
+    from_start: bool = False
+    session_id: str = ""
+    purge: bool = False
+    force: bool = False
+
+    @classmethod
+    def of(cls, row: Run) -> "Arguments":
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in row.arguments.items() if name in known})
+
+
+@dataclass
+class Count:
+    """See RunCount in the contract."""
+
+    found: int = 0
+    done: int = 0
+    kept: int = 0
+    why_kept: str = ""
+    bytes: int = 0
+    sample: list[str] = field(default_factory=list)
+
+    def note(self, items: Sequence[object]) -> None:
+        """Counts items that were found, and shows some of them."""
+        self.found += len(items)
+        self.sample += [str(item) for item in items[: max(0, _SAMPLE - len(self.sample))]]
+
+
+@dataclass
+class Report:
+    """What a run has found and done so far. `cursors`: the place to which each of its walks came,
+    as that walk writes it."""
+
+    counts: dict[str, Count] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    cursors: dict[str, Any] = field(default_factory=dict)
+    capped: bool = False
+
+    @classmethod
+    def of(cls, progress: Mapping[str, Any]) -> "Report":
+        made = cls(**progress)
+        made.counts = {
+            what: Count(**figures) for what, figures in progress.get("counts", {}).items()
+        }
+        return made
+
+    def count(self, what: str) -> Count:
+        return self.counts.setdefault(what, Count())
+
+    def fail(self, what: str, item: object, message: str) -> None:
+        if len(self.failures) < _MOST_FAILURES:
+            self.failures.append({"what": what, "item": str(item), "message": message})
+
+
+async def begin(
+    m: Mutation, queue: jobs.JobQueue, action: str, owner: str, arguments: Mapping[str, object]
+) -> Run | None:
+    """Adds a run with its job; None if the schema allows no other one now."""
+    row = await m.first(
+        _INSERT_RUN,
+        {"id": new_id(), "owner": owner, "action": action, "arguments": Jsonb(dict(arguments))},
+    )
+    if row is not None:
+        await queue.enqueue(m, TASK, QUEUE, row.id, priority=jobs.BACKFILL)
+    return row
+
+
+def to_proto(row: Run) -> pb.Run:
+    report = Report.of(row.progress)
+    arguments = Arguments.of(row)
+    return pb.Run(
+        id=str(row.id),
+        action=ACTIONS.number[row.action],
+        state=STATES.number[row.state],
+        owner=row.owner,
+        dry_run=arguments.dry_run,
+        session_id=arguments.session_id,
+        counts=[
+            pb.RunCount(what=what, **asdict(count)) for what, count in sorted(report.counts.items())
+        ],
+        failures=[pb.RunFailure(**failure) for failure in report.failures],
+        capped=report.capped,
+        error_class=row.error_class,
+        error_message=row.error_message,
+        create_time=timestamp(row.created_at),
+        wait=wait_of(row),
+        end_time=timestamp(row.updated_at) if rules.ended(row.state) else None,
+    )
