@@ -55,7 +55,7 @@ def _load() -> None:
 
 
 _load()
-STATEMENTS = [made for made in CONSTANTS if made.module != "shared.database.rows"]
+STATEMENTS = CONSTANTS
 
 
 def _service(module: str) -> str:

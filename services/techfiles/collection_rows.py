@@ -208,7 +208,7 @@ def change_to_proto(row: CollectionChange) -> pb.CollectionChange:
         id=str(row.id), actor=row.actor, reason=row.reason, create_time=timestamp(row.created_at)
     )
     if row.kind == "progress":
-        state = STATES.number.get(row.state, 0)
+        state = STATES.number.get(row.state)
         change.progress.CopyFrom(pb.ProgressOverride(progress_percent=row.value, state=state))
     elif row.kind == "credits":
         change.credits = row.value or 0

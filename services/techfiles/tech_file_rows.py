@@ -206,7 +206,7 @@ def to_proto(row: TechFile) -> pb.TechFile:
         product_id=row.product_id,
         revision_id=row.revision_id,
         file_type=TYPES.number[row.file_type],
-        view_type=VIEWS.number.get(row.view_type, 0),
+        view_type=VIEWS.number.get(row.view_type),
         file_category=row.file_category,
         file_asset_id=_id(row.file_asset_id),
         state=STATES.number[row.state],

@@ -33,6 +33,7 @@ class Connection(AsyncConnection[Any]):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._names: dict[tuple[Statement[Any], tuple[int, ...]], bytes] = {}
+        # No name is given twice: a read that fails or is cancelled may have left its own behind.
         self._prepared_so_far = 0
 
     async def read(

@@ -47,10 +47,11 @@ class Command:
 
     __slots__ = ("module", "text")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, constant: bool = True) -> None:
         self.text: LiteralString = text
         self.module = _caller()
-        CONSTANTS.append(self)
+        if constant:
+            CONSTANTS.append(self)
 
 
 class Statement(Command, Generic[R_co]):
@@ -59,8 +60,8 @@ class Statement(Command, Generic[R_co]):
 
     __slots__ = ("_make", "names", "numbered", "row", "uses")
 
-    def __init__(self, row: type[R_co], text: str) -> None:
-        super().__init__(text)
+    def __init__(self, row: type[R_co], text: str, *, constant: bool = True) -> None:
+        super().__init__(text, constant=constant)
         self.row = row
         self._make: _Make[R_co] | None = None
         # As Postgres itself has it, with `$1` and the names in their order.
@@ -97,7 +98,7 @@ def _numbered(text: str) -> tuple[bytes, tuple[str, ...]]:
 
 
 CONSTANTS: list[Command] = []
-"""All statements, in the order in which their modules were imported."""
+"""All that are written as SQL, in the order in which their modules were imported."""
 
 
 def _caller() -> str:
@@ -161,9 +162,11 @@ TABLES: list["Table[Any]"] = []
 def compiled(row: type[R], core: sa.Executable) -> Statement[R]:
     """A statement of Core's. Building and compiling one take a millisecond: whoever calls this
     keeps what it returns, per shape."""
-    return Statement(row, str(core.compile(dialect=_DIALECT)))  # type: ignore[attr-defined]
+    text = str(core.compile(dialect=_DIALECT))  # type: ignore[attr-defined]
+    return Statement(row, text, constant=False)
 
 
 def command(core: sa.Executable) -> Command:
     """As `compiled`, without rows."""
-    return Command(str(core.compile(dialect=_DIALECT)))  # type: ignore[attr-defined]
+    text = str(core.compile(dialect=_DIALECT))  # type: ignore[attr-defined]
+    return Command(text, constant=False)

@@ -106,6 +106,19 @@ async def test_a_read_that_fails_says_why_and_leaves_its_connection_as_it_was(db
     assert await db.one(SESSION) == session
 
 
+async def test_a_statement_that_fails_when_it_is_prepared_is_in_nobodys_way(db: Database) -> None:
+    session = await db.one(SESSION)
+    failing = Statement(int, "SELECT 2 / %(number)s")
+    for _ in range(10):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await db.one(failing, {"number": 0})
+    other = Statement(str, "SELECT current_setting('app.owner_id', true) AS name")
+    for _ in range(10):
+        assert await db.one(other) == "user:ada"
+        assert await db.one(failing, {"number": 1}) == 2
+    assert await db.one(SESSION) == session
+
+
 async def test_a_read_that_is_cancelled_ends_its_query(db: Database, atelier: Suite) -> None:
     session = await db.one(SESSION)
     busy = (

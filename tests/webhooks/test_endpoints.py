@@ -222,7 +222,7 @@ def test_every_subject_that_is_told_has_types(service: str) -> None:
     webhook."""
     sources = "".join(path.read_text() for path in (ROOT / "services" / service).rglob("*.py"))
     told = set(re.findall(r"events\.publish(?:_all)?\(\s*m,\s*\"(\w+)\"", sources))
-    told |= set(re.findall(r"jobs\.Noun\(\"(\w+)\"", sources))
+    told |= set(re.findall(r"JobKind\(\"(\w+)\"", sources))
     known = set(importlib.import_module(f"services.{service}.__main__").EVENTS.subjects)
     assert told == known
 
