@@ -55,7 +55,7 @@ def _load() -> None:
 
 
 _load()
-STATEMENTS = CONSTANTS
+STATEMENTS = [made for made in CONSTANTS if made.module.startswith(("services.", "shared."))]
 
 
 def _service(module: str) -> str:
