@@ -21,11 +21,10 @@ from typing import Any, Protocol, TypeVar
 
 import psycopg
 from google.protobuf.message import Message
-from psycopg import AsyncCursor, AsyncPipeline
+from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
 from psycopg.pq import Format
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from shared.database.round_trip import Connection
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors
 from shared.rpc.errors import Reason
@@ -34,6 +33,7 @@ from shared.settings import Settings
 A = TypeVar("A", bound=Message)
 R = TypeVar("R")
 Parameters = Mapping[str, Any]
+Connection = AsyncConnection[Any]
 
 _ROLLBACK_SECONDS = 5.0  # then the connection is closed, which rolls back, too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
@@ -189,7 +189,6 @@ class Database:
         }
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self.url,
-            connection_class=Connection,
             kwargs=self.connect_arguments,
             min_size=1,
             max_size=pool_size or settings.pool_size,
@@ -234,7 +233,7 @@ class Database:
     async def connect(self) -> Connection:
         """A connection outside the pool, for listening or a session's lock. The caller closes
         it."""
-        return await Connection.connect(self.url, autocommit=True, **self.connect_arguments)
+        return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
 
     async def ready(self) -> bool:
         """True if a statement runs right now."""
@@ -304,7 +303,10 @@ class Database:
     async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
         """All rows of one statement for the caller's owner: one round trip."""
         async with self._connection() as conn:
-            return await conn.read(statement, parameters, auth.current().owner)
+            async with conn.pipeline() as pipeline:
+                _queue(pipeline, _CONTEXT, auth.current().owner)
+                cursor = await execute(conn, statement, parameters)
+            return await cursor.fetchall()
 
     async def system_all(
         self, statement: Statement[R], parameters: Parameters | None = None

@@ -22,7 +22,6 @@ What is put together at run time is built by SQLAlchemy Core (`Table.core`), com
 (`compiled`) and kept. psycopg runs both. Decision 1 says why.
 """
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -31,7 +30,6 @@ from operator import itemgetter
 from typing import Any, Generic, LiteralString, TypeVar
 
 import sqlalchemy as sa
-from psycopg.pq.abc import PGresult
 from psycopg.rows import no_result
 from sqlalchemy.dialects.postgresql import psycopg as sa_psycopg
 
@@ -58,43 +56,23 @@ class Statement(Command, Generic[R_co]):
     """A statement with rows of one type: a dataclass with a field per column, or, for a single
     column that is never NULL, the type of its values."""
 
-    __slots__ = ("_make", "names", "numbered", "row", "uses")
+    __slots__ = ("_make", "row")
 
     def __init__(self, row: type[R_co], text: str, *, constant: bool = True) -> None:
         super().__init__(text, constant=constant)
         self.row = row
         self._make: _Make[R_co] | None = None
-        # As Postgres itself has it, with `$1` and the names in their order.
-        self.numbered, self.names = _numbered(text)
-        self.uses = 0
 
     def row_factory(self, cursor: Any) -> _Make[R_co]:  # of every kind of psycopg's cursors
-        """For psycopg."""
-        if cursor.pgresult is None or not cursor.pgresult.nfields:
+        """For psycopg. The columns of a statement are always the same, so they are looked at
+        once."""
+        result = cursor.pgresult
+        if result is None or not result.nfields:
             return no_result
-        return self.maker(cursor.pgresult)
-
-    def maker(self, result: PGresult) -> _Make[R_co]:
-        """Makes a row of the result's values. The columns of a statement are always the same, so
-        they are looked at once."""
         if self._make is None:
             names = [result.fname(number) or b"" for number in range(result.nfields)]
             self._make = _maker(self.row, tuple(name.decode() for name in names))
         return self._make
-
-
-_PLACE = re.compile(r"%%|%\((\w+)\)s")
-
-
-def _numbered(text: str) -> tuple[bytes, tuple[str, ...]]:
-    names: dict[str, int] = {}
-
-    def number(match: re.Match[str]) -> str:
-        if match[0] == "%%":
-            return "%"
-        return f"${names.setdefault(match[1], len(names) + 1)}"
-
-    return _PLACE.sub(number, text).encode(), tuple(names)
 
 
 CONSTANTS: list[Command] = []

@@ -1,4 +1,4 @@
-"""Reads in one round trip: whose rows they see, and what is left of a connection when one fails or
+"""Reads of one statement: whose rows they see, and what is left of a connection when one fails or
 is cancelled."""
 
 import asyncio
@@ -10,7 +10,6 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from shared.database import round_trip
 from shared.database.db import Database
 from shared.database.ids import new_id
 from shared.database.rows import Statement
@@ -68,17 +67,6 @@ async def test_values_arrive_as_they_were_sent_before_and_after_a_statement_is_p
         }
         row = await db.one(ECHO, values)
         assert row == Everything(**{**values, "json": {"a": number}})  # type: ignore[arg-type]
-
-
-async def test_many_statements_are_prepared_and_no_more_than_a_connection_keeps(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(round_trip, "_MOST_PREPARED", 2)
-    prepared = Statement(int, "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'r%%'")
-    for statement in (OWNER, SESSION, prepared):
-        for _ in range(8):
-            await db.one(statement)
-    assert await db.one(prepared) == 2
 
 
 async def test_a_rollback_in_between_takes_nothing_from_reads(db: Database) -> None:
