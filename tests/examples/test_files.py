@@ -9,6 +9,7 @@ from tests.suite import ROOT
 
 MAIN = {
     "go": "main.go",
+    "typescript": "src/main.ts",
 }
 MOST_LINES = 120
 MOST_COLUMNS = 100

@@ -26,6 +26,7 @@ from tests.suite import ROOT
 PRESETS = {"thumb", "small", "large", "avif"}
 LANGUAGES = [
     pytest.param("Go", marks=pytest.mark.needs_go),
+    pytest.param("TypeScript", marks=pytest.mark.needs_node),
 ]
 pytestmark = pytest.mark.examples
 
