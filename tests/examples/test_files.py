@@ -10,6 +10,7 @@ from tests.suite import ROOT
 MAIN = {
     "go": "main.go",
     "typescript": "src/main.ts",
+    "java": "src/main/java/mainjob/MainJob.java",
 }
 MOST_LINES = 120
 MOST_COLUMNS = 100

@@ -27,6 +27,7 @@ PRESETS = {"thumb", "small", "large", "avif"}
 LANGUAGES = [
     pytest.param("Go", marks=pytest.mark.needs_go),
     pytest.param("TypeScript", marks=pytest.mark.needs_node),
+    pytest.param("Java", marks=pytest.mark.needs_java),
 ]
 pytestmark = pytest.mark.examples
 
