@@ -11,6 +11,7 @@ MAIN = {
     "go": "main.go",
     "typescript": "src/main.ts",
     "java": "src/main/java/mainjob/MainJob.java",
+    "rust": "src/main.rs",
 }
 MOST_LINES = 120
 MOST_COLUMNS = 100

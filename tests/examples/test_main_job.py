@@ -28,6 +28,7 @@ LANGUAGES = [
     pytest.param("Go", marks=pytest.mark.needs_go),
     pytest.param("TypeScript", marks=pytest.mark.needs_node),
     pytest.param("Java", marks=pytest.mark.needs_java),
+    pytest.param("Rust", marks=pytest.mark.needs_rust),
 ]
 pytestmark = pytest.mark.examples
 
