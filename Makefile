@@ -75,6 +75,10 @@ test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## All tests
 docs: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Run every command of the documents, as it stands
 	@tools/test.sh docs $(T)
 
+.PHONY: examples
+examples: setup $(VENV)/dev.stamp ## Build and run the clients in Go, TypeScript, Java and Rust (minutes at first)
+	@tools/test.sh examples $(T)
+
 .PHONY: faults
 faults: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Kill, freeze and cut real processes (up to 20 minutes)
 	@tools/test.sh faults $(T)
@@ -92,6 +96,7 @@ check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, im
 	../$(TOOLS)/promtool test rules prometheus-rules-test.yml; else echo 'left out (needs Go): promtool on the alert rules'; fi
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory docs
+	@$(MAKE) --no-print-directory examples
 
 .PHONY: bench
 bench: setup $(VENV)/dev.stamp ## Speeds as ratios to a reference of the same run

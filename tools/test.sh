@@ -1,35 +1,43 @@
 #!/bin/sh
-# Runs the tests that this machine can run. Tests that need Go, Node.js, a Docker engine or mounts are left out where that is
-# missing, and their names are printed; any other test that can't run fails.
-#   tools/test.sh test [path ...]     everything but the two others
+# Runs the tests that this machine can run. Tests that need Go, Node.js, Java, Rust, a Docker engine or mounts are left out
+# where that is missing, and their names are printed; any other test that can't run fails.
+#   tools/test.sh test [path ...]     everything but the three others
 #   tools/test.sh docs [path ...]     the commands of the documents, as they stand
+#   tools/test.sh examples [path ...] clients in other languages: built, and run against a suite
 #   tools/test.sh faults [path ...]   long: kills, freezes and cuts real processes
 set -eu
 kind=$1
 shift
 [ "$#" -gt 0 ] || set -- tests
-if [ "$kind" = test ]; then marks='not docs and not faults'; else marks=$kind; fi
+if [ "$kind" = test ]; then marks='not docs and not examples and not faults'; else marks=$kind; fi
 
+of_kind=$marks
 left_out=''
 leave_out() {
     marks="$marks and not $1"
     left_out="$left_out $1"
 }
-for program in versitygw grpcurl; do
+programs='versitygw grpcurl'
+[ "$kind" != examples ] || programs=go
+for program in $programs; do
     [ -x ".tools/bin/$program" ] || command -v "$program" >/dev/null || { leave_out needs_go; break; }
 done
 command -v npm >/dev/null || leave_out needs_node
+command -v javac >/dev/null && command -v mvn >/dev/null || leave_out needs_java
+command -v cargo >/dev/null || leave_out needs_rust
 docker info >/dev/null 2>&1 || leave_out needs_docker
 unshare --mount true 2>/dev/null || leave_out needs_mount
 
 for mark in $left_out; do
-    names=$(.venv/bin/python -m pytest --collect-only -q -m "$mark" "$@" 2>/dev/null | grep '::' || true)
+    names=$(.venv/bin/python -m pytest --collect-only -q -m "$mark and $of_kind" "$@" 2>/dev/null | grep '::' || true)
     [ -z "$names" ] || printf 'left out (%s):\n%s\n' "$mark" "$names"
 done
 case $kind in
     # Two for each of two cores, since many tests wait for real processes.
     test) options='-n 4' ;;
     docs) options='-n 2' ;;
+    # One after the other: each compiler takes all cores.
+    examples) options='--timeout 1800' ;;
     faults) options='--timeout 1200' ;;
 esac
 # Files in the order of tests/conftest.py, long ones first, not by how many tests they hold.
