@@ -34,7 +34,8 @@ class Connection(AsyncConnection[Any]):
         super().__init__(*arguments, **named)
         self._names: dict[tuple[Statement[Any], tuple[int, ...]], bytes] = {}
         # No name is given twice: a read that fails or is cancelled may have left its own behind.
-        self._given_names = 0
+        self._last_name = 0
+        self._most_kept = 0  # by the server: names, and those that were left behind
 
     async def read(
         self, statement: Statement[R], parameters: Mapping[str, Any] | None, owner: str
@@ -48,10 +49,16 @@ class Connection(AsyncConnection[Any]):
         key = (statement, sent.types)
         sent.name = self._names.get(key)
         if sent.name is None and self._shall_prepare(statement):
-            sent.name, sent.prepares = b"r%d" % self._given_names, True
-            self._given_names += 1
+            self._last_name += 1
+            self._most_kept += 1
+            sent.name, sent.prepares = b"r%d" % self._last_name, True
         try:
             result = await self.wait(_exchange(self.pgconn, sent))
+        except errors.InvalidSqlStatementName:
+            # psycopg deallocates everything after a rollback, if it has prepared something itself.
+            self._names.clear()
+            self._most_kept = 0
+            return await self.read(statement, parameters, owner)
         except BaseException:
             if self.pgconn.pipeline_status != PipelineStatus.OFF:
                 self.pgconn.finish()  # nobody can tell what is under way; the pool makes a new one
@@ -63,7 +70,7 @@ class Connection(AsyncConnection[Any]):
 
     def _shall_prepare(self, statement: Statement[Any]) -> bool:
         statement.uses += 1
-        return statement.uses > _USES_BEFORE_PREPARING and self._given_names < _MOST_PREPARED
+        return statement.uses > _USES_BEFORE_PREPARING and self._most_kept < _MOST_PREPARED
 
 
 @dataclass(slots=True)
