@@ -289,6 +289,8 @@ def registered(noun: Noun) -> Files:
     subjects = [each for each in getattr(events, "args", []) if isinstance(each, ast.Dict)]
     if len(subjects) != 1 or not subjects[0].values:
         raise Problem(f"{path}: EVENTS isn't made of a dictionary of subjects")
+    if repr(noun.name) in [ast.unparse(each) for each in subjects[0].keys if each]:
+        raise Problem(f"{path}: EVENTS has the subject {noun.name}")
     told = f'"{noun.name}": {noun.name}_pb2.{camel(noun.name)}'
     gone = f'"purged_{noun.name}": {noun.name}_pb2.Purged{camel(noun.name)}'
     text = with_element(text, subjects[0].values[-1], f"{told}, {gone}")
@@ -302,26 +304,37 @@ def registered(noun: Noun) -> Files:
 
 
 def layered(noun: Noun) -> Files:
-    """pyproject.toml with the two modules in the layers of their service."""
+    """pyproject.toml with the two modules in the import rules of their service."""
     path, package = "pyproject.toml", f"services.{noun.service}"
-    if noun.room:
-        return {}  # the layers of assets are its rooms
     text = read(path)
     contracts = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
+    if noun.room:  # the layers of assets are its rooms
+        return {path: protected(path, text, contracts, f"services.{noun.package}.{noun.plural}")}
     for contract in contracts:
         layers = contract.get("layers", [])
         prefix = "" if contract.get("containers") == [package] else f"{package}."
-        if not layers or layers[0] != f"{prefix}__main__":
-            continue
         rows = [layer for layer in layers if "_rows" in layer]
-        if not rows:
-            break
-        for layer, module in ((layers[1], noun.plural), (rows[-1], f"{noun.name}_rows")):
-            if text.count(f'"{layer}"') != 1:
-                raise Problem(f"{path} has the layer {layer!r} more than once")
-            text = text.replace(f'"{layer}"', f'"{layer} | {prefix}{module}"')
-        return {path: text}
+        if rows and layers[0] == f"{prefix}__main__":
+            for layer, module in ((layers[1], noun.plural), (rows[-1], f"{noun.name}_rows")):
+                text = replaced(path, text, f'"{layer}"', f'"{layer} | {prefix}{module}"')
+            return {path: text}
     raise Problem(f"{path} has no contract with layers of {package} below __main__")
+
+
+def protected(path: str, text: str, contracts: list[dict[str, Any]], module: str) -> str:
+    """The text with a servicer that __main__ alone may import."""
+    for contract in contracts:
+        if contract.get("allowed_importers") == ["services.assets.__main__"]:
+            last = [each for each in contract["protected_modules"] if each < module][-1:]
+            if last:
+                return replaced(path, text, f'"{last[0]}",', f'"{last[0]}",\n    "{module}",')
+    raise Problem(f"{path} has no contract of the modules that services.assets.__main__ may import")
+
+
+def replaced(path: str, text: str, old: str, new: str) -> str:
+    if text.count(old) != 1:
+        raise Problem(f"{path} has {old} {text.count(old)} times, and must have it once")
+    return text.replace(old, new)
 
 
 # Tests and pages
@@ -456,7 +469,7 @@ def check(noun: Noun) -> None:
     for path in sorted((ROOT / "protos/atelier" / noun.service / "v1").glob("*.proto")):
         taken = rf"^(message|enum|service) (Purged)?{camel(noun.name)}(Service|Kind)? \{{"
         if re.search(taken, path.read_text(), re.MULTILINE):
-            raise Problem(f"{path.relative_to(ROOT)} has a {camel(noun.name)} already")
+            raise Problem(f"{path.relative_to(ROOT)} defines {camel(noun.name)} already")
 
 
 def laid_out(path: str, text: str) -> str:

@@ -5,9 +5,10 @@ that the server keeps to."""
 import re
 
 import pytest
+from google.rpc import code_pb2
 
 from shared.background import events, waiting
-from shared.rpc import guard, server
+from shared.rpc import errors, guard, server
 from shared.settings import load
 from tests.contract.test_options import FILES
 from tests.suite import ROOT
@@ -100,6 +101,17 @@ def test_the_figures_of_waits_and_watches_are_those_of_the_server() -> None:
     assert f"every {events.BOOKMARK_SECONDS:g} seconds" in text
     [kept] = [each for each in comments("atelier/common/v1/watch.proto") if "valid as long" in each]
     assert f"{SETTINGS.event_retention_hours:g} hours (ATELIER_EVENT_RETENTION_HOURS)" in kept
+
+
+def test_every_reason_says_the_status_that_it_has() -> None:
+    file = FILES["atelier/common/v1/errors.proto"]
+    texts = {tuple(each.path): each.leading_comments for each in file.source_code_info.location}
+    [enum] = file.enum_type
+    for index, value in enumerate(enum.value):
+        text = texts[(file.ENUM_TYPE_FIELD_NUMBER, 0, enum.VALUE_FIELD_NUMBER, index)]
+        if value.number:
+            status = code_pb2.Code.Name(errors._CODES[value.number])
+            assert text.strip().startswith(f"{status}. "), value.name
 
 
 def test_a_field_that_was_replaced_says_by_what() -> None:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -165,7 +166,7 @@ def conversions(command: Command, user: str) -> list[str]:
     token = command.run("token", "--user", user).stdout.strip()
     address = f"127.0.0.1:{command.environment['ATELIER_CONVERSIONS_PORT']}"
     with grpc.insecure_channel(address) as channel:
-        stub = conversion_pb2_grpc.ConversionServiceStub(channel)
+        stub: Any = conversion_pb2_grpc.ConversionServiceStub(channel)  # typed for asyncio alone
         request = conversion_pb2.ListConversionsRequest()
         metadata = [("authorization", f"Bearer {token}")]
         answer = stub.ListConversions(request, metadata=metadata, timeout=30, wait_for_ready=True)

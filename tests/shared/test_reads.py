@@ -107,6 +107,29 @@ async def test_a_statement_that_fails_when_it_is_prepared_is_in_nobodys_way(db: 
     assert await db.one(SESSION) == session
 
 
+async def test_a_rollback_that_drops_what_is_prepared_is_in_no_reads_way(
+    db: Database,
+) -> None:
+    session = await db.one(SESSION)
+    change = Statement(int, "SELECT 1 AS one WHERE %(number)s > 0")
+
+    async def refuse() -> None:
+        async with db.transaction("user:ada") as m:
+            await m.one(change, {"number": 1})
+            raise ValueError("a refusal")
+
+    for _ in range(3):
+        for _ in range(10):
+            assert await db.one(OWNER) == "user:ada"
+        async with db.transaction("user:ada") as m:
+            for _ in range(10):  # psycopg prepares it
+                await m.one(change, {"number": 1})
+        with pytest.raises(ValueError, match="a refusal"):
+            await refuse()
+    assert await db.one(OWNER) == "user:ada"
+    assert await db.one(SESSION) == session
+
+
 async def test_a_read_that_is_cancelled_ends_its_query(db: Database, atelier: Suite) -> None:
     session = await db.one(SESSION)
     busy = (
