@@ -13,6 +13,7 @@ from tests.suite import Cluster, DiskServer, Keys, Suite, suite
 # at the end.
 _LONG = (
     "tests/docs",
+    "tests/tools",
     "tests/cli",
     "tests/pipeline",
     "tests/techfiles/test_runs",
