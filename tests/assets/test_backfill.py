@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from atelier.assets.v1 import asset_pb2, backfill_pb2, backfill_pb2_grpc
 
@@ -109,6 +110,9 @@ async def made_some(operator: Client, backfill_id: str, some: int) -> None:
     await until(enough, f"{some} images are made")
 
 
+_HOLD_LAST = "SELECT FROM assets.assets ORDER BY id DESC LIMIT 1 FOR UPDATE"
+
+
 @pytest.mark.faults
 async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
     many: Suite, processes: Processes
@@ -188,14 +192,16 @@ async def test_it_gives_way_while_fresh_work_waits(many: Suite) -> None:
 async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) -> None:
     operator = many.client("root", "admin")
     begun = await start(operator)
-    await many.work("assets")
-    await made_some(operator, begun.id, 3)
     request = backfill_pb2.CancelBackfillRequest(
         backfill_id=begun.id, request_id=flows.request_id()
     )
-    for _ in range(2):
-        assert (await backfills(operator).CancelBackfill(request)).backfill.cancel_requested
-    gone = await ended(operator, begun.id)
+    async with await psycopg.AsyncConnection.connect(many.cluster.url(many.database)) as holder:
+        await holder.execute(_HOLD_LAST)  # however fast the worker is, it can't be done before
+        await many.work("assets")
+        await made_some(operator, begun.id, 3)
+        for _ in range(2):
+            assert (await backfills(operator).CancelBackfill(request)).backfill.cancel_requested
+        gone = await ended(operator, begun.id)
     assert gone.state == CANCELLED and gone.made_images < IMAGES
 
     async def nothing_on_its_way() -> bool:
