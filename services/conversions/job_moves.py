@@ -72,8 +72,8 @@ def _update(table: Table[J], values: dict[str, sa.ColumnElement[Any]]) -> Statem
 
 
 def _processing_time(table: Table[J]) -> sa.ColumnElement[Any]:
-    """The duration of the row's last attempt in milliseconds. An attempt that is still running ends
-    with this transaction."""
+    """Returns the expression for the milliseconds of the row's last attempt. An attempt that is
+    still running ends with this transaction."""
     attempt = ATTEMPTS.core.c
     lasted = sa.func.coalesce(attempt.ended_at, sa.func.now()) - attempt.created_at
     last = (

@@ -23,7 +23,7 @@ CREATE TABLE products (
     -- Whether its images are READY and referenced at `assets`, as they must be before phase 1
     -- starts.
     preparation text NOT NULL DEFAULT 'pending',
-    -- The time since which the product waits for its images; a retry sets it anew.
+    -- The time since which the product waits for its images; a retry resets it.
     preparing_since timestamptz NOT NULL DEFAULT now(),
     running boolean NOT NULL DEFAULT false,
     confidence double precision,
