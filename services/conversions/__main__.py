@@ -1,4 +1,4 @@
-"""`python -m services.conversions serve | work | migrate`: conversions as processes."""
+"""Runs `conversions` as a process: `python -m services.conversions serve | work | migrate`."""
 
 import asyncio
 import functools
@@ -93,7 +93,7 @@ async def work(name: str, settings: Settings) -> None:
     pool = ImagingPool(settings.imaging_processes)
     peers = Peers(settings, name)
     queue = JobQueue(db)
-    # Which provider serves which kind of job.
+    # These lines say which provider serves which kind of job.
     local = LocalProvider(pool)
     runner = Runner(db, queue, peers)
     runner.register(conversion_rows.KIND, local, run_conversion)

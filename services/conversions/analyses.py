@@ -1,5 +1,5 @@
-"""Analyses: pictures and stated facts in, structured facts with a confidence and its evidence
-out."""
+"""AnalysisService: turns pictures and stated facts into structured facts with a confidence and its
+evidence."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""Analyses: the row and message of what pictures and stated facts say."""
+"""Analyses: the row class, its message and its kind of job."""
 
 from dataclasses import dataclass
 from typing import Any, TypedDict

@@ -1,5 +1,5 @@
-"""Calls to `assets`: whether the caller may use pictures, where they are, and references to them,
-which keep them from being deleted."""
+"""Calls to `assets`: checks that the caller may use pictures, reads their URLs, and acquires and
+releases references, which keep pictures from being deleted."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from shared.rpc import errors
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError, Reason
 
-REFERENCE_SECONDS = 30.0  # a call about references has taken effect by then, or never does
+REFERENCE_SECONDS = 30.0  # a call about references takes effect within this time, or never
 _STATES = {
     asset_pb2.ASSET_STATE_PENDING: "it is pending; confirm its upload, then repeat",
     asset_pb2.ASSET_STATE_REJECTED: "its upload was rejected; use another picture",
@@ -34,7 +34,7 @@ _CLASSES: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture that a request names in `field`. `kind` 0: any kind will do."""
+    """A picture that a request names in `field`. `kind` 0: any kind is allowed."""
 
     field: str
     asset_id: str
@@ -42,11 +42,11 @@ class Wanted:
 
 
 async def check(peers: Peers, wanted: Sequence[Wanted]) -> list[asset_pb2.Asset]:
-    """The assets in the order asked for, each READY, a picture, of its kind, and readable by the
-    caller.
+    """Returns the assets in the order of `wanted`. Each is READY, a picture, of the wanted kind,
+    and readable by the caller.
 
-    Raises NOT_FOUND, FAILED_PRECONDITION or INVALID_ARGUMENT for the first that isn't, with
-    metadata `field`.
+    Raises NOT_FOUND, FAILED_PRECONDITION or INVALID_ARGUMENT for the first that isn't, and names
+    its field.
     """
     found = await peers.assets(item.asset_id for item in wanted)
     return [_usable(item, found.get(item.asset_id.lower())) for item in wanted]
@@ -77,13 +77,13 @@ def _kind(kind: int) -> str:
 
 
 def error_class(refusal: DomainError) -> str:
-    """The error class that is recorded for a refusal of assets: a final one, unless the refusal
-    says nothing about the pictures."""
+    """Returns the error class that is recorded for a refusal of assets: a final one, unless the
+    refusal says nothing about the pictures."""
     return _CLASSES.get(refusal.reason, rules.BAD_INPUT)
 
 
 def verdict(refusal: DomainError) -> attempts.Waits | attempts.JobFailed:
-    """How an attempt ends that met this refusal of assets."""
+    """Returns how an attempt ends that met this refusal of assets."""
     found = attempts.verdict(refusal)
     found.error_class = error_class(refusal)
     return found
@@ -95,9 +95,9 @@ async def acquire(
     """Acquires a reference of `holder` to each of these READY assets, which keeps it from being
     deleted. Returns the assets in order.
 
-    `conversion_id`: they are inputs of that conversion, which goes into their history.
+    `conversion_id`: the assets are inputs of that conversion, which goes into their history.
 
-    A repeat changes nothing, so that the request has no id: a stored answer would hide that the
+    The request has no id: a repeat changes nothing, and a stored answer would hide that the
     references were released meanwhile. Raises NOT_FOUND, FAILED_PRECONDITION (not READY) or
     UNAVAILABLE.
     """
@@ -114,7 +114,7 @@ async def acquire(
 
 
 async def release(peers: Peers, holder: str, asset_ids: Sequence[UUID] = ()) -> None:
-    """Releases the references of `holder` to these assets, or all of them."""
+    """Releases the references of `holder` to these assets, or to all assets if none is named."""
     request = asset_pb2.ReleaseReferencesRequest(
         holder=holder, asset_ids=[str(each) for each in asset_ids]
     )
@@ -123,8 +123,8 @@ async def release(peers: Peers, holder: str, asset_ids: Sequence[UUID] = ()) -> 
 
 
 async def purge(peers: Peers, asset_id: UUID) -> None:
-    """Deletes a picture that nobody will see, unless somebody uses it by now or deleted it
-    before."""
+    """Purges a picture that no row will show, unless something uses it by now or it is gone
+    already."""
     request = asset_pb2.PurgeAssetRequest(asset_id=str(asset_id))
     stub = peers.stub(asset_pb2_grpc.AssetServiceStub)
     try:
@@ -137,8 +137,8 @@ async def purge(peers: Peers, asset_id: UUID) -> None:
 async def add_urls(
     peers: Peers, messages: Iterable[conversion_pb2.Conversion | generation_pb2.Generation]
 ) -> None:
-    """Fills in image_url and thumbnail_url of the messages that have a result. A message whose
-    result was deleted stays without."""
+    """Sets image_url and thumbnail_url of the messages that have a result. A message whose result
+    was deleted gets none."""
     finished = [message for message in messages if message.result_asset_id]
     found = await peers.assets((message.result_asset_id for message in finished), urls=True)
     for message in finished:

@@ -1,4 +1,4 @@
-"""Attempts: the row and message of one run of a job, and their summary per job."""
+"""Attempts: the row class, its message, and a summary per job."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,11 +37,11 @@ ATTEMPTS = Table("attempts", Attempt)
 
 @dataclass(slots=True)
 class AttemptSummary:
-    """The attempts of one job."""
+    """A summary of one job's attempts."""
 
     job_id: UUID
     started_at: datetime
-    worker: str  # who ran the last one
+    worker: str  # the worker of the last attempt
     retries: int
 
 

@@ -1,4 +1,4 @@
-"""Conversions: the row and message of a try-on."""
+"""Conversions, which are try-ons: the row class, its message and its kind of job."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ class Conversion(PictureJob):
     user_asset_id: UUID
     cloth_asset_id: UUID
     style_name: str
-    metadata: dict[str, Any]  # JSON of the caller
+    metadata: dict[str, Any]  # JSON from the caller
     free: bool
 
     def inputs(self) -> list[InputPicture]:

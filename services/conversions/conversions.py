@@ -1,4 +1,4 @@
-"""Conversions: a person and a garment in, a try-on preview out."""
+"""ConversionService: makes try-on previews from pictures of a person and a garment."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID

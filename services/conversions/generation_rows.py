@@ -1,4 +1,5 @@
-"""Generations: the row and message of a picture made from a prompt or a photograph."""
+"""Generations, which are pictures from a prompt or a photograph: the row class, its message and its
+kind of job."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -38,7 +39,7 @@ class Generation(PictureJob):
 
     @property
     def at(self) -> tuple[float, float] | None:
-        """The place of a close-up, in fractions of the source."""
+        """Returns the place of a close-up, in fractions of the source."""
         return None if self.at_x is None or self.at_y is None else (self.at_x, self.at_y)
 
     def inputs(self) -> list[InputPicture]:

@@ -1,4 +1,5 @@
-"""Generations: pictures from prompts, close-ups and line drawings from photographs."""
+"""GenerationService: makes pictures from prompts, and close-ups and line drawings from
+photographs."""
 
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
@@ -128,8 +129,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
 
 def _new(request: pb.CreateGenerationRequest) -> NewGeneration:
-    """What the request asks for, with the defaults of its task. INVALID_ARGUMENT for fields that
-    don't fit the task."""
+    """Returns the columns that the request asks for, with the defaults of its task. Raises
+    INVALID_ARGUMENT for fields that don't fit the task."""
     task = TASKS.word[request.task]
     given = frozenset(field.name for field, _ in request.ListFields())
     if problem := rules.generation_problem(task, given):
@@ -159,8 +160,8 @@ def _new(request: pb.CreateGenerationRequest) -> NewGeneration:
 
 
 def _each_once(references: Sequence[str]) -> list[UUID]:
-    """The ids. INVALID_ARGUMENT if two are the same: protovalidate compares texts, where case
-    counts."""
+    """Returns the ids. Raises INVALID_ARGUMENT if two are the same: protovalidate compares texts,
+    where case counts."""
     seen: dict[UUID, int] = {}
     for index, text in enumerate(references):
         earlier = seen.setdefault(UUID(text), index)
@@ -171,7 +172,8 @@ def _each_once(references: Sequence[str]) -> list[UUID]:
 
 
 def _again(row: Generation, request: pb.RegenerateGenerationRequest) -> NewGeneration:
-    """What the row was asked for, perhaps with another seed."""
+    """Returns the columns that made the row, perhaps with another seed. Raises INVALID_ARGUMENT for
+    a seed that its task doesn't take."""
     seeded = request.HasField("seed")
     if seeded and row.task != "image":
         raise errors.invalid("seed", f"means nothing to task {row.task}; leave it out")

@@ -1,4 +1,4 @@
-"""What the services of the three kinds have in common: creating, reading, listing, cancelling and
+"""The calls that the services of the three kinds share: creating, reading, listing, cancelling and
 watching jobs, and waiting for them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -58,7 +58,7 @@ class JobCalls(Generic[J, M]):
     async def create(
         self, request: CreateRequest, answer: type[A], columns: Callable[[], Awaitable[Columns]]
     ) -> A:
-        """Creates a job, once per request_id. `columns` checks the request and gives the columns
+        """Creates a job, once per request_id. `columns` checks the request and returns the columns
         that the caller decides."""
         before = await self._db.stored_answer(request, answer)
         if before is not None:
@@ -72,7 +72,8 @@ class JobCalls(Generic[J, M]):
         return await self._db.mutate(request, answer, work)
 
     async def _insert(self, m: Mutation, columns: Columns) -> J:
-        """The row and its queued job commit together. A row for an outside worker has no job."""
+        """Inserts the row and its queued job in one transaction. A row for an outside runner gets
+        no job."""
         values = {**columns, "id": new_id(), "owner": m.owner, "created_by": m.actor}
         row = await m.one(self._kind.table.insert(*values), values)
         await self._kind.publish(m, row)
@@ -84,7 +85,8 @@ class JobCalls(Generic[J, M]):
         return row
 
     async def finished(self, request: CreateRequest, text: str) -> J:
-        """The row once its job has ended, or as it is shortly before the call's deadline."""
+        """Returns the row once its job has ended, or as it is shortly before the call's
+        deadline."""
 
         async def read() -> J:
             return await self.get(text)
@@ -99,24 +101,24 @@ class JobCalls(Generic[J, M]):
         return await self._kind.get(self._db, text)
 
     async def add_position(self, message: M) -> None:
-        """Says where a PENDING job stands in the queue."""
+        """Sets the position in the queue of a PENDING job that this service runs."""
         if message.state == pb.JOB_STATE_PENDING and not message.run_externally:
             position = await self._queue.position(message.id)
-            if position is not None:  # None: a worker took it this moment
+            if position is not None:  # None: a worker has just claimed it
                 message.queue_position = position
 
     async def page(
         self, listing: Listing[J], request: ListRequest, **wanted: object
     ) -> tuple[Page, list[J]]:
-        """A page of the owner's rows, to be filled with. State and dates are read from the request;
-        `wanted` are the filters that only this kind has."""
+        """Returns the request's page and the owner's rows that fill it. State and dates are read
+        from the request; `wanted` are the filters that only this kind has."""
         page = paging.page(request)
         filters = {**wanted, "state": STATES.word.get(request.state), **created(request)}
         return page, await self._db.all(*listing.query(page, filters))
 
     async def cancel(self, m: Mutation, text: str) -> tuple[J, pb.CancelOutcome]:
-        """Stops the owner's job as far as that is still possible. Returns its row, and what was
-        done."""
+        """Cancels the owner's job as far as that is still possible. Returns its row and the
+        outcome."""
         kind = self._kind
         values = {"id": parse_id(text, f"{kind.name}_id")}
         row = await m.first(job_rows.lock(kind.table), values)
@@ -126,10 +128,10 @@ class JobCalls(Generic[J, M]):
             return row, pb.CANCEL_OUTCOME_ALREADY_FINISHED
         if row.state == "pending":
             outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
-        elif row.external:  # its worker learns of it by its next call
+        elif row.external:  # its runner learns of it at its next call
             outcome, to = pb.CANCEL_OUTCOME_WITHDRAWN, "cancelled"
             await attempts.record_end(m, job_rows.token_of(row), "cancelled")
-        else:  # its worker looks every second, and ends the attempt itself
+        else:  # its worker checks every second, and ends the attempt itself
             outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
         row = await job_moves.move(
             m, kind.table, row, to, cancel_requested=True, lease_expires_at=None
@@ -140,7 +142,8 @@ class JobCalls(Generic[J, M]):
         return row, outcome
 
     def watch(self, request: WatchRequest, answer: type[A], ids: Sequence[str]) -> AsyncIterator[A]:
-        """The named jobs, or the recent ones, as they are now; then every change."""
+        """Streams the named jobs, or the recent ones if none is named, as they are now; then every
+        change."""
         wanted = {UUID(text) for text in ids}
         name = self._kind.name
 
@@ -187,7 +190,7 @@ def _select_snapshot(table: Table[J], named: bool, goes_on: bool) -> Statement[J
 
 
 class Scheduling(TypedDict):
-    """The columns that say when a job runs, and where."""
+    """Scheduling columns of a create request: when a job runs, and where."""
 
     priority: int
     external: bool

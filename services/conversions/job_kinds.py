@@ -6,8 +6,8 @@ from typing import Any
 from services.conversions import analysis_rows, conversion_rows, generation_rows
 from services.conversions.job_rows import JobKind
 
-# A kind is typed by its row class. Here the kinds stand together, so that their rows are known as
-# ModelJob alone: code that takes a kind from here says so.
+# A kind is typed by its row class. These mappings lose that type, so code that takes a kind from
+# here annotates its rows as ModelJob.
 AnyKind = JobKind[Any, Any]
 
 KINDS: Mapping[str, AnyKind] = {

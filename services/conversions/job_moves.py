@@ -1,4 +1,4 @@
-"""Moving a job's row from state to state, and what the queue has to do for it."""
+"""Moves a job's row from state to state, and enqueues what follows from a move."""
 
 from functools import cache
 from typing import Any, Protocol
@@ -16,18 +16,18 @@ from shared.database.rows import Statement, Table, compiled
 
 MODELS_QUEUE = "models"
 RELEASE_QUEUE = "references"
-_RELEASE_PRIORITY = FRESH + 1  # a release takes a moment: it goes before any job
+_RELEASE_PRIORITY = FRESH + 1  # before any job, because a release takes only a moment
 
 
 class LockedJob(Protocol):
-    """A row that the transaction holds."""
+    """A row that the transaction has locked."""
 
     id: UUID
     state: str
 
 
 async def move(m: Mutation, table: Table[J], row: LockedJob, to: str, **columns: object) -> J:
-    """Moves a locked row to state `to`, setting `columns`, and returns it. The same UPDATE writes
+    """Moves a locked row to state `to`, sets `columns`, and returns the row. The same UPDATE writes
     the processing time of a row that ends."""
     if to not in rules.JOB_STATES[row.state]:
         raise RuntimeError(f"the machine has no way from {row.state} to {to}")
@@ -36,12 +36,13 @@ async def move(m: Mutation, table: Table[J], row: LockedJob, to: str, **columns:
 
 
 async def write_processing_time(m: Mutation, table: Table[J], row_id: UUID) -> J:
-    """Writes the processing time of a row that `shared.background.attempts` moved to its end."""
+    """Writes the processing time of a row that `shared.background.attempts` moved to a final state.
+    Returns the row."""
     return await m.one(_write_processing_time(table), {"row_id": row_id})
 
 
 async def enqueue_release(m: Mutation, queue: JobQueue, kind: AnyKind, row_id: UUID) -> None:
-    """Lets a worker release the pictures of a row that ended without a result."""
+    """Enqueues the release of the references of a row that ended without a result."""
     await queue.enqueue(m, kind.release_task, RELEASE_QUEUE, row_id, priority=_RELEASE_PRIORITY)
 
 
@@ -71,7 +72,8 @@ def _update(table: Table[J], values: dict[str, sa.ColumnElement[Any]]) -> Statem
 
 
 def _processing_time(table: Table[J]) -> sa.ColumnElement[Any]:
-    """Milliseconds of the row's last attempt. One that still runs ends with this transaction."""
+    """Returns the expression for the milliseconds of the row's last attempt. An attempt that is
+    still running ends with this transaction."""
     attempt = ATTEMPTS.core.c
     lasted = sa.func.coalesce(attempt.ended_at, sa.func.now()) - attempt.created_at
     last = (

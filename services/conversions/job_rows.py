@@ -1,7 +1,7 @@
 """Jobs: what the rows and messages of conversions, generations and analyses have in common.
 
-Each row of the three tables is a job of its own: it is created, waits, runs and ends. A `JobKind`
-says what is peculiar to one of the three, for code that serves all of them.
+Each row of the three tables is a job: it is created, waits, runs and ends. A `JobKind` describes
+one of the three tables, for code that serves all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ STATES = Words(pb.JobState, "JOB_STATE_")
 
 
 class InputPicture(NamedTuple):
-    """A picture that a job is made from. `role`: what it is used as, such as `user`."""
+    """An input picture of a job. `role`: its use, such as `user`."""
 
     role: str
     asset_id: UUID
@@ -69,7 +69,8 @@ class PictureJob(ModelJob):
 
     @property
     def shown_result(self) -> str:
-        """The picture that a COMPLETED row shows. A row that is still processing may have one."""
+        """Returns the picture of a COMPLETED row, else ''. A row that is still processing may have
+        one."""
         return str(self.result_asset_id) if self.state == "completed" else ""
 
 
@@ -78,7 +79,7 @@ class Attempted(Protocol):
 
 
 def token_of(row: Attempted) -> UUID:
-    """The token of the attempt that a PROCESSING row belongs to."""
+    """Returns the token of the attempt that a PROCESSING row belongs to."""
     if row.attempt_token is None:
         raise LookupError("a row without an attempt")
     return row.attempt_token
@@ -91,8 +92,8 @@ M = TypeVar("M", bound=JobMessage)
 
 @dataclass(frozen=True)
 class JobKind(Generic[J, M]):
-    """One of the three kinds. `name` is the subject of its events and its field in answers;
-    `to_proto` makes a row's message, without URLs."""
+    """One of the three kinds. `name`: the subject of its events and its field in answers.
+    `to_proto`: makes a row's message, without URLs."""
 
     name: str
     number: pb.JobKind
@@ -105,15 +106,15 @@ class JobKind(Generic[J, M]):
         return f"release_{self.table.name}"
 
     def holder(self, row_id: UUID) -> str:
-        """The name under which a row has references to its pictures at assets, and the beginning of
-        its request id there."""
+        """Returns the holder of a row's references to its pictures, which also begins the row's
+        request id at assets."""
         return f"conversions/{self.table.name}/{row_id}"
 
     async def publish(self, m: Mutation, row: J) -> None:
         await events.publish(m, self.name, row.id, row.version, self.to_proto(row))
 
     async def get(self, db: Database, text: str) -> J:
-        """The owner's row. NOT_FOUND if there is none."""
+        """Returns the owner's row. Raises NOT_FOUND if there is none."""
         row = await db.first(_select(self.table), {"id": parse_id(text, f"{self.name}_id")})
         if row is None:
             raise errors.not_found(self.name, text)
@@ -128,14 +129,14 @@ def _select(table: Table[J]) -> Statement[J]:
 
 @cache
 def lock(table: Table[J]) -> Statement[J]:
-    """Selects the row `id` and locks it until the transaction ends."""
+    """Returns the statement that selects the row `id` and locks it until the transaction ends."""
     row = table.core.c
     whole = sa.select(table.core).where(row.id == sa.bindparam("id"))
     return compiled(table.row, whole.with_for_update())
 
 
 def common_fields(row: ModelJob) -> dict[str, Any]:
-    """The fields that the three messages share, by name."""
+    """Returns the fields that the three messages share, by name."""
     return {
         "id": str(row.id),
         "owner": row.owner,
@@ -173,7 +174,7 @@ def recipe(
     parameters: Mapping[str, Any],
     inputs: Sequence[RecipeInput],
 ) -> Jsonb:
-    """The value of the column `recipe`."""
+    """Returns the value of the column `recipe`."""
     return Jsonb(
         {
             "model": model,

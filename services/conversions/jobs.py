@@ -1,4 +1,4 @@
-"""The jobs of all three kinds: their records, and what a worker of the owner's own calls."""
+"""JobService: lists jobs of all three kinds and their attempts, and serves outside runners."""
 
 import json
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from shared.rpc.server import Context
 
 @dataclass(slots=True)
 class ListedJob:
-    """What the list says of a row. `job`: its table."""
+    """The columns of a row that a list shows. `job`: the row's table."""
 
     job: str
     id: UUID
@@ -67,10 +67,10 @@ _LIST_ATTEMPTS = Listing(ATTEMPTS, Attempt)
 
 @cache
 def _select_jobs(tables: tuple[str, ...], in_state: bool, goes_on: bool) -> Statement[ListedJob]:
-    """A page of the rows of these tables. Each table's part ends after a page, in order, so that
-    its index is read no further than that."""
+    """Returns the statement for a page of the rows of these tables. Each table's part is ordered
+    and limited to a page, so that its index is read no further."""
 
-    def page(query: sa.Select[Any], row: Any) -> sa.Select[Any]:  # Core's columns by name
+    def page(query: sa.Select[Any], row: Any) -> sa.Select[Any]:  # row: columns by name
         if goes_on:
             last = sa.tuple_(sa.bindparam("after_at"), sa.bindparam("after_id"))
             query = query.where(sa.tuple_(row.created_at, row.id) < last)
@@ -146,9 +146,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return answer
 
     async def _acquire_claimed(self, request: pb.ClaimJobRequest, job_id: str, token: UUID) -> None:
-        """Acquires references to the pictures of a claimed row. A row whose pictures were deleted
-        fails; while assets is away, the claim is undone. A repeat of the claim comes here again,
-        since the first may have been cut short."""
+        """Acquires references to the pictures of a claimed row. If they can't be used, the row
+        fails; while assets is away, the claim is undone. A repeat of the claim runs this again,
+        since the first may have been interrupted."""
         identity = auth.current()
         async with self._db.transaction(identity.owner, identity.actor) as m:
             job = await outside.lock(m, job_id)
@@ -199,7 +199,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
         used = await self._acquire_inputs(job)
         columns = _completed(request, job.row, used)
-        # Last, so that nothing that is refused is referenced.
+        # Comes last, so that a refused request acquires no reference to the result.
         result = await self._result(job, request)
 
         async def work(m: Mutation) -> pb.CompleteJobResponse:
@@ -228,7 +228,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return await self._db.mutate(request, pb.FailJobResponse, work)
 
     async def _result(self, job: LockedJob, request: pb.CompleteJobRequest) -> "_Result":
-        """What the worker made, checked. A picture is referenced from now on."""
+        """Checks and returns what the outside runner made. Acquires a reference to a picture."""
         kind, row = job.kind, job.row
         given = request.WhichOneof("result") or ""
         needed = "analysis" if isinstance(row, Analysis) else "picture"
@@ -260,14 +260,15 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         return asset
 
     async def _acquire_inputs(self, job: LockedJob) -> list[asset_pb2.Asset]:
-        """The row's pictures, referenced from now on."""
+        """Acquires references to the row's pictures, and returns their assets."""
         row = job.row
         ids = [each.asset_id for each in row.inputs()]
         holder = job.kind.holder(row.id)
         return await assets.acquire(self._peers, holder, ids, conversion_id=str(row.id))
 
     async def _discard(self, job: LockedJob, asset_id: UUID) -> None:
-        """Releases a picture that came too late, unless another attempt has given the same."""
+        """Releases the reference to a picture that came too late, unless another attempt gave the
+        same one."""
         row = await job.kind.get(self._db, str(job.row.id))
         if isinstance(row, PictureJob) and row.result_asset_id != asset_id:
             await assets.release(self._peers, job.kind.holder(row.id), [asset_id])
@@ -275,7 +276,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What an outside worker made. `size`: bytes; `asset_id`: a picture."""
+    """What an outside runner made. `size`: in bytes. `asset_id`: the asset of a picture."""
 
     columns: dict[str, object]
     size: int
@@ -296,7 +297,7 @@ def _analysis_result(given: pb.AnalysisResult, task: str) -> dict[str, Any]:
 def _completed(
     request: pb.CompleteJobRequest, row: ModelJob, used: Sequence[asset_pb2.Asset]
 ) -> dict[str, object]:
-    """The columns of a completed row that don't depend on what its worker made."""
+    """Returns the columns of a completed row that don't depend on what its outside runner made."""
     evidence = [
         Evidence(name=item.name, value=item.value, weight=item.weight, note=item.note)
         for item in request.evidence
@@ -363,7 +364,7 @@ def _job(kind: AnyKind, row: ModelJob | ListedJob, summary: AttemptSummary | Non
         error_message=row.error_message,
         credits=row.credits,
         start_time=timestamp(summary.started_at) if summary else None,
-        # The last change of a row is its end.
+        # The last change of a finished row is its end.
         end_time=timestamp(row.updated_at) if row.state in rules.FINISHED else None,
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),

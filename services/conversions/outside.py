@@ -1,7 +1,7 @@
-"""Runs by workers of the owner's own: claimed for as long as a lease lasts, by the database's
+"""Attempts of outside runners: a claim holds for as long as its lease lasts, by the database's
 clock.
 
-Everything but the reaper works on an open transaction and never commits. A token fences every
+Every function but the reaper works in an open transaction and never commits. A token fences every
 write, as `shared.background.attempts` does for this service's own workers: the latest claim owns
 the row.
 """
@@ -31,7 +31,7 @@ _log = structlog.get_logger("outside")
 
 @dataclass(slots=True)
 class LockedJob:
-    """A row that this transaction holds. `now` is the time of the transaction."""
+    """A row that this transaction has locked. `now` is the time of the transaction."""
 
     kind: AnyKind
     row: ModelJob
@@ -48,8 +48,8 @@ class LockedJob:
 
 @dataclass(slots=True)
 class Claimable:
-    """The columns that a claim needs of a row that this transaction holds. `now` is the time of
-    the transaction."""
+    """The columns that a claim needs of a row that this transaction has locked. `now` is the time
+    of the transaction."""
 
     id: UUID
     state: str
@@ -62,7 +62,7 @@ class Claimable:
 
 @dataclass(slots=True)
 class _Place:
-    """The table that has the row of an id."""
+    """The table that has the row of an id. `now` is the time of the transaction."""
 
     name: str
     now: datetime
@@ -92,7 +92,7 @@ _LOCK_CLAIMABLE = {
     table: Statement(Claimable, f"{_CLAIMABLE} FROM {table} WHERE id = %(id)s FOR UPDATE")
     for table in KINDS
 }
-# The row to be claimed next. Rows that others have locked are being claimed by them.
+# The row to be claimed next. Skips rows that others have locked, because they are claiming them.
 _LOCK_FIRST = {
     table: Statement(
         Claimable,
@@ -124,7 +124,7 @@ _SELECT_LATE = {
 
 
 async def lock(m: Mutation, text: str) -> LockedJob:
-    """Locks the owner's row, of any kind. NOT_FOUND if there is none."""
+    """Locks the owner's row, of any kind, and returns it. Raises NOT_FOUND if there is none."""
     kind, values, now = await _place(m, text)
     return LockedJob(kind, await m.one(job_rows.lock(kind.table), values), now)
 
@@ -138,7 +138,8 @@ async def _place(m: Mutation, text: str) -> tuple[AnyKind, dict[str, UUID], date
 
 
 async def lock_claimable(m: Mutation, text: str) -> tuple[AnyKind, Claimable]:
-    """Locks the row of this id, if it can be claimed now; FAILED_PRECONDITION otherwise."""
+    """Locks the row of this id and returns it. Raises FAILED_PRECONDITION if it can't be claimed
+    now."""
     kind, values, _ = await _place(m, text)
     row = await m.one(_LOCK_CLAIMABLE[kind.table.name], values)
     lease_passed = row.lease_expires_at is not None and row.lease_expires_at < row.now
@@ -161,13 +162,14 @@ def _why_not(row: Claimable) -> str:
 
 
 async def lock_first(m: Mutation, kind: AnyKind) -> Claimable | None:
-    """Locks the owner's row that is to be claimed next; None if none waits."""
+    """Locks the owner's row that is to be claimed next and returns it, or None if none waits."""
     values = {"owner": m.owner, "most": rules.MAX_ATTEMPTS}
     return await m.first(_LOCK_FIRST[kind.table.name], values)
 
 
 async def lock_claimed(m: Mutation, text: str, token: str) -> LockedJob:
-    """Locks the row, if the token is its current one. ATTEMPT_SUPERSEDED otherwise."""
+    """Locks the row and returns it. Raises ATTEMPT_SUPERSEDED unless the token is its current
+    one."""
     job = await lock(m, text)
     if not job.is_claimed_by(UUID(token)):
         row = job.row
@@ -184,7 +186,8 @@ async def lock_claimed(m: Mutation, text: str, token: str) -> LockedJob:
 async def begin(
     m: Mutation, kind: AnyKind, row: Claimable, worker: str, lease_seconds: float
 ) -> ModelJob:
-    """Begins an attempt. Returns the new row, whose attempt_token is the attempt's."""
+    """Begins an attempt, and records an earlier one as lost if it still has the row. Returns the
+    new row, whose attempt_token is the new attempt's."""
     if row.state == "processing":
         lost = job_rows.token_of(row)
         await attempts.record_end(m, lost, "lost", error_class="WORKER_LOST")
@@ -205,7 +208,8 @@ async def begin(
 
 
 async def undo(m: Mutation, job: LockedJob) -> None:
-    """Takes a claim back as if it had never been."""
+    """Undoes a claim: deletes its attempt, and makes the row PENDING with the attempt number it had
+    before."""
     await m.run(_DELETE_ATTEMPT, {"id": job.row.attempt_token})
     before: ModelJob = await job_moves.move(
         m,
@@ -222,8 +226,8 @@ async def undo(m: Mutation, job: LockedJob) -> None:
 async def extend(
     m: Mutation, job: LockedJob, progress: float | None, lease_seconds: float
 ) -> datetime:
-    """Gives a claimed row a lease from now on, and returns its end. Progress that changed is
-    published."""
+    """Renews the lease of a claimed row, counted from now, and returns its end. Publishes progress
+    that changed."""
     table = job.kind.table
     lease_end = job.now + timedelta(seconds=lease_seconds)
     if progress is None or progress == job.row.progress:
@@ -246,8 +250,8 @@ async def give_up(
     retryable: bool,
     lost: bool = False,
 ) -> ModelJob:
-    """Ends an attempt without a result: the row waits for another worker, or has failed. Returns
-    it."""
+    """Ends an attempt without a result: the row waits for another outside runner, or has failed.
+    Returns the row."""
     kind, row = job.kind, job.row
     again = retryable and row.attempt_number < rules.MAX_ATTEMPTS
     outcome = "lost" if lost else "retried" if again else "failed"
@@ -269,8 +273,8 @@ async def give_up(
 
 
 async def reap_leases(db: Database, queue: JobQueue, every_seconds: float) -> None:
-    """Gives rows whose outside worker fell silent to the next one. Runs until cancelled; several
-    processes may."""
+    """Takes rows back from outside runners whose lease has passed, so that others can claim them.
+    Runs until cancelled; several processes may run it."""
     while wanted():
         await asyncio.sleep(every_seconds)
         try:

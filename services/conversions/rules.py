@@ -25,19 +25,19 @@ class Evidence(TypedDict):
     note: str
 
 
-# Whole credits. What fails or is cancelled costs nothing.
+# Prices in whole credits. A job that fails or is cancelled costs nothing.
 CONVERSION_CREDITS = 2
 GENERATION_CREDITS: Mapping[str, int] = {"image": 3, "closeup": 1, "sketch": 1}
 ANALYSIS_CREDITS = 1
 
-# Why a provider couldn't. The first two are final: the same input would fail again.
+# Why a provider failed. The first two are final: the same input would fail again.
 BAD_INPUT = "BAD_INPUT"
 REFUSED = "REFUSED"
 RATE_LIMITED = "RATE_LIMITED"
 UNAVAILABLE = "UNAVAILABLE"
 TIMED_OUT = "TIMED_OUT"
 FINAL_ERRORS = frozenset({BAD_INPUT, REFUSED})
-# These say nothing about the input, so that waiting for the provider costs no attempt.
+# These say nothing about the input, so that waiting for the provider counts as no fault.
 PASSING_ERRORS = frozenset({RATE_LIMITED, UNAVAILABLE})
 
 # The keys that the result of an analysis may have, by task; the contract says what each means.
@@ -73,7 +73,7 @@ ANALYSIS_KEYS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-ANALYSIS_BYTES = 256 * 1024  # limit of a result from an outside worker, as JSON
+ANALYSIS_BYTES = 256 * 1024  # limit of a result from an outside runner, as JSON
 
 MIME_TYPES: Mapping[str, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 GENERATION_DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -96,7 +96,8 @@ MEANINGLESS: Mapping[str, Sequence[str]] = {
 
 
 def generation_problem(task: str, given: frozenset[str]) -> tuple[str, str] | None:
-    """The first field that is missing from the given names or out of place among them, and why."""
+    """Returns the first field that the task needs and `given` lacks, or that is in `given` and
+    means nothing to the task, and what is wrong; None if all is well."""
     for name in NEEDED[task]:
         if name not in given:
             return name, f"is needed for task {task}"
@@ -117,7 +118,7 @@ def full_prompt(
     name: str,
     view: str,
 ) -> str:
-    """The prompt that the provider is given. The contract has the template, at
+    """Returns the prompt that the provider is given. The contract has the template, at
     Generation.full_prompt."""
     prompt = " ".join(prompt.split())
     if task != "image":
@@ -137,7 +138,7 @@ def full_prompt(
 
 
 def confidence(evidence: Sequence[Evidence]) -> float:
-    """The mean of the values by their weights; 0 without any."""
+    """Returns the mean of the values by their weights; 0 without any."""
     weights = sum(item["weight"] for item in evidence)
     return (
         min(1.0, sum(item["value"] * item["weight"] for item in evidence) / weights)

@@ -1,4 +1,4 @@
-"""`python -m services.pipeline serve | work | migrate`: pipeline as processes."""
+"""Runs `pipeline` as a process: `python -m services.pipeline serve | work | migrate`."""
 
 import asyncio
 import functools

@@ -1,5 +1,5 @@
-"""Amounts of money as people and spreadsheets write them. What can be read in two ways is refused,
-never guessed."""
+"""Parses amounts of money as people and spreadsheets write them. Text that can be read in two ways
+is refused, never guessed."""
 
 import re
 
@@ -10,7 +10,8 @@ _TWO_WAYS = re.compile(r"([1-9]\d{0,2})[.,](\d{3})", re.ASCII)
 _WITH_CURRENCY = re.compile(
     r"(?P<before>[^\d\s+-]*)\s*(?P<number>\d(?:.*\d)?)\s*(?P<after>[^\d\s]*)", re.ASCII
 )
-# Full-width digits and marks, and the signs that stand for an apostrophe between thousands.
+# Maps full-width digits and marks to ASCII, ’ (between thousands) to ', and the full-width yen and
+# pound signs to the usual ones.
 _PLAIN = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {
     ord("’"): "'",
     ord("￥"): "¥",
@@ -43,11 +44,12 @@ _SIGNS = {
 
 
 class Unreadable(ValueError):
-    """What is wrong with the text, and what to write instead."""
+    """Raised for text that can't be read. The message says what is wrong and what to write
+    instead."""
 
 
 def currency(text: str) -> str:
-    """The code that a text names: `EUR`, `eur` or `€`. Raises Unreadable."""
+    """Returns the currency code that a text names: `EUR`, `eur` or `€`. Raises Unreadable."""
     codes = _codes(text)
     if len(codes) == 1:
         return codes[0]
@@ -61,10 +63,11 @@ def currency(text: str) -> str:
 
 
 def amount(text: str, code: str) -> float:
-    """The amount that a text states, in the currency `code`, which it may repeat: `1.299,90 €` is
-    1299.9.
+    """Returns the amount that a text states in the currency `code`, which the text may repeat:
+    `1.299,90 €` is 1299.9.
 
-    A comma or a point is the decimal mark where that is beyond doubt. Raises Unreadable.
+    A comma or a point is read as the decimal mark only where that is beyond doubt. Raises
+    Unreadable.
     """
     plain = text.translate(_PLAIN)
     found = _WITH_CURRENCY.fullmatch(plain.strip())
@@ -92,6 +95,6 @@ def amount(text: str, code: str) -> float:
 
 
 def _codes(text: str) -> tuple[str, ...]:
-    """The currencies that a code or a sign may stand for."""
+    """Returns the currencies that a code or a sign may stand for."""
     plain = text.translate(_PLAIN).strip().casefold()
     return (plain.upper(),) if re.fullmatch("[a-z]{3}", plain) else _SIGNS.get(plain, ())

@@ -1,4 +1,4 @@
-"""Checks of a phase's value that an outside runner or a reviewer gives."""
+"""Checks a phase's value that an outside runner or a reviewer gives."""
 
 import json
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ _SELECT_STATED = Statement(_Stated, "SELECT name, model, facts FROM products WHE
 
 
 def stored_value(value: result_pb2.PhaseValue, number: int, field: str) -> dict[str, Any]:
-    """JSON of a PhaseValue that belongs to the phase and isn't too large; INVALID_ARGUMENT on
-    `field` otherwise."""
+    """Returns a PhaseValue as JSON. Raises INVALID_ARGUMENT on `field` if it doesn't belong to
+    phase `number` or is larger than rules.VALUE_BYTES."""
     kind = result_rows.VALUES[number]
     if value.WhichOneof("value") != kind:
         raise errors.invalid(field, f"phase {number} ({rules.PHASE_NAMES[number]}) needs {kind}")
@@ -48,8 +48,8 @@ async def check_usable(
     field: str,
     said: Mapping[str, Any] | None = None,
 ) -> None:
-    """INVALID_ARGUMENT if the phases that build on this value would refuse it as facts. `said`:
-    the fields that a reviewer decided on."""
+    """Raises INVALID_ARGUMENT on `field` if the phases that build on this value would refuse it as
+    facts. `said`: the fields that a reviewer decided on."""
     product = await m.one(_SELECT_STATED, {"id": phase.product_id})
     kind = result_rows.VALUES[phase.number]
     made = rules.facts_for(product, {phase.number: value[kind]}, {phase.number: said or {}})

@@ -1,4 +1,4 @@
-"""Lines of a product's log: the row, its message, and writing one."""
+"""Lines of a product's log: the row class, its message, and adding a line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Log:
     id: UUID
     owner: str
     product_id: UUID
-    phase: int  # 0: of the product as a whole
+    phase: int  # 0: the product as a whole
     level: str
     message: str
     action: str
-    details: dict[str, Any]  # JSON of whoever wrote the line
+    details: dict[str, Any]  # JSON from the author of the line
     actor: str
     created_at: datetime
 
@@ -63,7 +63,8 @@ async def add(
     level: str = "info",
     details: Mapping[str, Any] | None = None,
 ) -> Log:
-    """Writes a line of the mutation's actor and publishes it. `phase` 0: the product as a whole."""
+    """Adds a line in the name of the mutation's actor and publishes it. `phase` 0: the product as a
+    whole."""
     row = await m.one(
         LOGS.insert(*_WRITTEN),
         {

@@ -1,4 +1,4 @@
-"""Logs: reading them, and lines that owners and outside runners add."""
+"""LogService: lists log lines, and adds those of owners and outside runners."""
 
 import sqlalchemy as sa
 from atelier.pipeline.v1 import log_pb2 as pb

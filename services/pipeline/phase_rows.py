@@ -1,4 +1,4 @@
-"""Phases: the row, its message, locking one and publishing it."""
+"""Phases: the row class, its message, locking a phase and publishing it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ STAMPS: Mapping[str, tuple[str, ...]] = {
     "completed": ("completed_at",),
     "stopped": ("stopped_at",),
 }
-"""The column that gets the time of the move, by the state that a phase moves to."""
+"""By state: the columns that get the time of a move to it."""
 
 
 @dataclass(slots=True)
 class Phase(JobRow):
     product_id: UUID
     number: int
-    started: bool  # asked to run, by the phase before it or by a person
-    external: bool  # only an outside runner takes it
+    started: bool  # a start was requested, by the phase before it or by a person
+    external: bool  # only an outside runner may claim it
     retry_count: int
     confidence: float | None
     lease_expires_at: datetime | None
@@ -40,14 +40,14 @@ class Phase(JobRow):
 
 
 class LockedPhase(Phase):
-    """A phase that the transaction holds."""
+    """A phase whose row the transaction has locked."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class LeasedPhase(LockedPhase):
-    """A locked phase, and whether its outside runner let the lease pass."""
+    """A locked phase. `lease_passed`: its outside runner didn't renew the lease in time."""
 
     lease_passed: bool
 
@@ -70,7 +70,8 @@ _LOCK_PHASE = Statement(
 
 
 async def lock(m: Mutation, product_id: UUID, number: int) -> LeasedPhase:
-    """The owner's phase, locked until the commit. NOT_FOUND if there is no such product."""
+    """Locks the owner's phase until the commit and returns it. Raises NOT_FOUND if there is no such
+    product."""
     row = await m.first(_LOCK_PHASE, {"product_id": product_id, "number": number})
     if row is None:
         raise errors.not_found("product", product_id)
@@ -78,7 +79,7 @@ async def lock(m: Mutation, product_id: UUID, number: int) -> LeasedPhase:
 
 
 def named(phase: Phase) -> str:
-    """What lines of the log call the phase."""
+    """Returns the phase's name in log lines, such as `phase 2 (market research)`."""
     return f"phase {phase.number} ({rules.PHASE_NAMES[phase.number]})"
 
 

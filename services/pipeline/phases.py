@@ -1,4 +1,5 @@
-"""Phases: starting, stopping, retrying, and outside runners that claim them."""
+"""PhaseService: starts, stops and retries phases, and serves the outside runners that claim
+them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,7 +52,7 @@ class _PhaseRequest(Protocol):
 
 
 class _RunnerRequest(_PhaseRequest, Protocol):
-    """A request of the outside runner that has the phase."""
+    """A request of the outside runner that has claimed the phase."""
 
     attempt_token: str
 
@@ -175,7 +176,8 @@ async def _lock(m: Mutation, request: _PhaseRequest) -> LeasedPhase:
 
 
 async def _lock_claimed(m: Mutation, request: _RunnerRequest) -> LeasedPhase:
-    """The phase, locked, if the request's token is the current one."""
+    """Locks the phase and returns it. Raises ATTEMPT_SUPERSEDED unless the request's token is the
+    current one."""
     phase = await _lock(m, request)
     if (
         phase.state != "running"
@@ -187,8 +189,8 @@ async def _lock_claimed(m: Mutation, request: _RunnerRequest) -> LeasedPhase:
 
 
 async def _lock_claimable(m: Mutation, request: _PhaseRequest) -> LockedPhase:
-    """The phase, locked, if an outside runner may have it; a lease that has passed is ended
-    first."""
+    """Locks the phase and returns it; ends a lease that has passed first. Raises
+    FAILED_PRECONDITION unless an outside runner may claim it."""
     found = await _lock(m, request)
     phase: LockedPhase = found
     if found.external and found.state == "running" and found.lease_passed:

@@ -1,8 +1,8 @@
-"""Preparing a product: wait until its images are READY, acquire references on them at `assets`,
-then start phase 1.
+"""Prepares a product: waits until its images are READY, acquires references to them at `assets`,
+then starts phase 1.
 
 The product's row is the intent. The job may run any number of times: its calls can be repeated, and
-only one run gets to write the end.
+only one run writes the result.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _SELECT_LATER = Statement(datetime, "SELECT now() + make_interval(secs => %(seco
 
 
 class ImagesUnusable(Exception):
-    """The product can't go on with these images. `error_class` is one word."""
+    """Raised if the product can't continue with these images. `error_class` is one word."""
 
     def __init__(self, error_class: str, message: str) -> None:
         super().__init__(message)
@@ -120,7 +120,7 @@ class Preparer:
             if await m.one(product_rows.SELECT_PREPARATION, {"id": product_id}) != "pending":
                 return
             await log_rows.add(m, product_id, 0, "images_ready", "all images are READY")
-            if phase.state == "pending":  # else somebody stopped it meanwhile
+            if phase.state == "pending":  # otherwise somebody stopped it meanwhile
                 await self._flows.start(m, phase)
             await progress.settle(m, product_id, preparation="done")
 

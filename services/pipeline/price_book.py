@@ -1,4 +1,4 @@
-"""The price book: what an owner knows of the market, from a CSV file."""
+"""PriceBookService: imports an owner's market offers from a CSV file and lists them."""
 
 import asyncio
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ _MAX_ERRORS = 100
 @dataclass(slots=True)
 class _Stored:
     id: UUID
-    added: bool  # else an offer for the same product and marketplace was replaced
+    added: bool  # False: it replaced the offer for the same product and marketplace
 
 
 _UPSERT_ENTRIES = Statement(
@@ -67,7 +67,7 @@ class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
             return earlier
         book = await asyncio.to_thread(
             read_csv, request.csv, request.encoding
-        )  # it takes long enough to hold up other calls
+        )  # in a thread: reading takes long enough to delay other calls
 
         async def work(m: Mutation) -> pb.ImportPriceBookResponse:
             return await _store(m, book, replace=request.replace)
@@ -84,7 +84,7 @@ class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
 
 
 async def _store(m: Mutation, book: Book, *, replace: bool) -> pb.ImportPriceBookResponse:
-    """Stores the good lines; `replace` removes all other entries, unless a line is wrong."""
+    """Stores the good lines. `replace` deletes all other entries, unless a line is wrong."""
     names = [*COLUMNS, *(f"{name}_key" for name in KEYS), "id"]
     columns = {name: [entry[name] for entry in book.entries] for name in names}
     kept = await m.all(_UPSERT_ENTRIES, {**columns, "owner": m.owner})

@@ -1,4 +1,4 @@
-"""Entries of the price book: the row, its message, and finding a product's offers."""
+"""Entries of the price book: the row class, its message, and looking up a product's offers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from shared.rpc.protos import timestamp
 
 @dataclass(slots=True)
 class Entry:
-    """An offer. The `_key` columns hold the same text folded, for looking up."""
+    """An offer. The `_key` columns hold the same text folded, for lookups."""
 
     id: UUID
     owner: str
@@ -62,11 +62,11 @@ _SELECT_BY_NAME = Statement(
 
 
 async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Offers for the product that the facts describe: JSON of a MarketResearch, and a line about
-    how they were found.
+    """Looks up offers for the product that the facts describe. Returns JSON of a MarketResearch,
+    empty if no offer matches, and a sentence about how they were found.
 
-    By the maker's number, else by the name if the offer or the product has no number. Brands must
-    agree where both are known.
+    Matches by the maker's model number, else by the name if the offer or the product has no number.
+    Brands must agree where both are known.
     """
     product: Mapping[str, str] = facts.get("product", {})
     price: Mapping[str, str] = facts.get("price", {})
@@ -83,8 +83,9 @@ async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any]
 
 
 def _research(entries: Sequence[Entry], way: str, preferred_currency: str) -> dict[str, Any]:
-    """Entries, cheapest first within a currency, as JSON of a MarketResearch. Amounts are never
-    converted: the summary is in the preferred currency, or else in that of most offers."""
+    """Returns the entries, cheapest first within a currency, as JSON of a MarketResearch. Amounts
+    are never converted: the summary is in the preferred currency, or in that of most offers if no
+    offer has the preferred one."""
     counts = Counter(sorted(entry.currency for entry in entries))
     currency = (
         preferred_currency if preferred_currency in counts else max(counts, key=counts.__getitem__)

@@ -1,5 +1,5 @@
-"""Reading a price book from the CSV that spreadsheets write. Every line becomes an offer, or an
-error under the number that an editor shows for it."""
+"""Reads a price book from the CSV that spreadsheets write. Every line that isn't empty becomes an
+offer, or an error under the line number that an editor shows."""
 
 import csv
 import re
@@ -16,9 +16,9 @@ COLUMNS = ("brand", "model", "name", "marketplace", "price", "msrp", "currency",
 KEYS = ("brand", "model", "name", "marketplace")
 MAX_TEXT = 300
 MAX_LINK = 2000
-MAX_KEY_BYTES = 600  # of four of them and the owner, which together fit into a row of an index
+MAX_KEY_BYTES = 600  # four keys and the owner together fit into a row of an index
 MAX_LINES = 10_000
-_MAX_SPAN = 20  # lines that a quoted cell is followed over; none is taken that has more than one
+_MAX_SPAN = 20  # lines searched for the end of a quoted cell; cells with line breaks are refused
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?+\1*+\s*+', re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffd]")
@@ -47,9 +47,9 @@ ENCODINGS = {
     "big5": "cp950",
     "euc-kr": "cp949",
 }
-"""What spreadsheets write, by the name that it has on the web; and Python's name for it."""
+"""The encodings that spreadsheets write: each name on the web, and Python's name for it."""
 _LIKELY = ("windows-1252", "windows-1250", "windows-1251", "macintosh", "shift_jis")
-# Signs that stand for one another in what people type and paste.
+# Signs that people type and paste in place of one another.
 _SIGNS_ALIKE = {
     **dict.fromkeys(map(ord, "‘’‛ʼ′´"), "'"),
     **dict.fromkeys(map(ord, "“”„‟″«»"), '"'),
@@ -67,15 +67,15 @@ class LineError:
 
 @dataclass(frozen=True)
 class Book:
-    """What a file holds: good lines as columns by name, and what is wrong with the others."""
+    """The contents of a file: its good lines as values by column, and the errors of the others."""
 
     entries: Sequence[Mapping[str, Any]]
     errors: Sequence[LineError]
 
 
 class _Wrong(Exception):
-    """A line that isn't taken: the column, or '' for the line as a whole, why, and how many lines
-    go with it."""
+    """Raised for a line that is refused. `column` is '' for the line as a whole. `lines` counts the
+    lines of the file that are refused with it, itself included."""
 
     def __init__(self, column: str, message: str, lines: int = 1) -> None:
         super().__init__(column, message)
@@ -85,9 +85,9 @@ class _Wrong(Exception):
 
 
 def folded(text: str) -> str:
-    """The form in which texts are compared. Case, width, composed or decomposed characters, runs of
-    spaces of any kind, characters that don't show, and kinds of dashes and quotation marks don't
-    count."""
+    """Returns the form in which texts are compared. It ignores case, width, composed or decomposed
+    characters, runs of spaces of any kind, invisible characters, and the kind of dashes and
+    quotation marks."""
     if text.isascii():
         return " ".join(text.casefold().split())
     wide = unicodedata.normalize(
@@ -100,10 +100,10 @@ def folded(text: str) -> str:
 
 
 def read_csv(data: bytes, encoding: str = "") -> Book:
-    """Reads a file. Raises INVALID_ARGUMENT if it can't be read as a whole."""
+    """Reads a file. Raises INVALID_ARGUMENT if the file as a whole can't be read."""
     lines = [f"{line}\n" for line in re.split("\r\n|\n|\r", _decoded(data, encoding))]
     if not lines[-1].strip("\n"):
-        del lines[-1]  # what comes after the last line's end
+        del lines[-1]  # nothing follows the last line's end
     at, table = _table(lines)
     if len(lines) - at > MAX_LINES:
         text = (
@@ -130,8 +130,8 @@ def read_csv(data: bytes, encoding: str = "") -> Book:
 
 
 def _decoded(data: bytes, encoding: str) -> str:
-    """The file's text. A mark at its beginning says its encoding, else the caller does, else it is
-    UTF-8."""
+    """Returns the file's text. A byte order mark decides the encoding, else the caller, else it is
+    UTF-8. Raises INVALID_ARGUMENT."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             return _text(data[len(mark) :], name, f"begins with the mark of {name.upper()}")
@@ -166,10 +166,10 @@ def _text(data: bytes, codec: str, what: str) -> str:
 
 
 def _not_utf8(data: bytes, at: int) -> str:
-    """An encoding can't be told from its bytes. The person who knows the words can: it shows how
-    each reads them."""
+    """Returns the text of the error. An encoding can't be told from bytes, but a person who knows
+    the words can tell: the text shows how each likely encoding reads the word in question."""
     line = len(re.findall(b"\r\n|\n|\r", data[:at])) + 1
-    # No more than is shown is looked at: a file may be one long word.
+    # Looks at no more bytes than are shown: a file may be one long word.
     begin, end = (
         re.search(rb"[^\s,;|\"]*\Z", data[max(0, at - 30) : at]),
         re.match(rb"[^\s,;|\"]*", data[at : at + 30]),
@@ -189,7 +189,8 @@ def _not_utf8(data: bytes, at: int) -> str:
 
 
 def _table(lines: Sequence[str]) -> tuple[int, "_Table"]:
-    """The index of the line after the header, and what the header says."""
+    """Returns the index of the line after the header, and the table that the header describes.
+    Raises INVALID_ARGUMENT for a header that can't be used."""
     said = _SEPARATOR_LINE.fullmatch(lines[0]) if lines else None
     if said and said[1] not in _SEPARATORS:
         text = (
@@ -249,7 +250,7 @@ def _reader(lines: Sequence[str], separator: str, *, strict: bool = True) -> Any
 
 
 class _Table:
-    """The file's columns, in order; '' for one without a name, which has to be empty."""
+    """The file's columns, in order. A column without a name is '', and its cells must be empty."""
 
     def __init__(self, names: Sequence[str], separator: str) -> None:
         self._names = names
@@ -257,11 +258,12 @@ class _Table:
         self._width = max(number for number, name in enumerate(names, start=1) if name)
 
     def cells(self, lines: Sequence[str], at: int) -> list[str]:
-        """The cells of a line. Raises _Wrong for one that isn't whole.
+        """Returns the cells of the line at index `at`. Raises _Wrong for a line that can't be read
+        by itself.
 
-        A cell with a line break is never taken: a quotation mark that somebody forgot to close
-        makes a cell of the lines after it. If those look like lines of the table, they are read as
-        such.
+        A cell with a line break is always refused: a quotation mark that somebody forgot to close
+        makes one cell of the lines after it. If those look like lines of the table, they are read
+        as such.
         """
         reader = _reader(lines[at : at + _MAX_SPAN], self._separator)
         try:
@@ -283,7 +285,7 @@ class _Table:
         return cells
 
     def entry(self, cells: Sequence[str]) -> dict[str, Any] | None:
-        """The offer; None for an empty line. Raises _Wrong for the first thing that is wrong."""
+        """Returns the offer, or None for an empty line. Raises _Wrong for the first error."""
         if not any(cell.strip() for cell in cells):
             return None
         self._check_width(cells)
@@ -345,14 +347,14 @@ class _Table:
         return _Wrong(self._open_column(line), text)
 
     def _open_column(self, line: str) -> str:
-        """The column of the cell that is still open at the line's end."""
+        """Returns the column of the cell that is still open at the line's end."""
         number = len(next(_reader([line], self._separator, strict=False)))
         return self._names[number - 1] if number <= len(self._names) else ""
 
 
 def _problem(column: str, text: str, key: str) -> str:
-    """What is wrong with a text; '' if nothing is. `key`: the text folded, of a column that is
-    looked up by."""
+    """Returns what is wrong with a text, or ''. `key`: the folded text, if lookups use the
+    column."""
     limit = MAX_LINK if column == "link" else MAX_TEXT
     if len(text) > limit:
         return f"has {len(text)} characters, at most {limit} are read"

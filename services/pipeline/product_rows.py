@@ -1,4 +1,4 @@
-"""Products and their images: the rows, their messages and publishing a product."""
+"""Products and their images: the row classes, their messages, and publishing a product."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Product:
     created_by: str
     name: str
     model: str
-    facts: dict[str, Any]  # shared.formats.facts' plain form
+    facts: dict[str, Any]  # in the plain form of shared.formats.facts
     auto_advance: bool
     market_provider: str
     external_phases: list[int]
@@ -74,7 +74,7 @@ def to_proto(
     *,
     with_facts: bool = False,
 ) -> product_pb2.Product:
-    """`images` and `phases` are in order."""
+    """Returns the message. `images` are sorted by position, `phases` by number."""
     message = product_pb2.Product(
         id=str(row.id),
         owner=row.owner,
@@ -111,6 +111,6 @@ def _image(row: ProductImage) -> product_pb2.ProductImage:
 
 
 async def publish(m: Mutation, row: Product) -> None:
-    """Publishes the product with its images, which it reads."""
+    """Reads the product's images and publishes the product with them."""
     images = await m.all(SELECT_IMAGES, {"ids": [row.id]})
     await events.publish(m, "product", row.id, row.version, to_proto(row, images))

@@ -1,4 +1,4 @@
-"""Products: creating, reading, counting and watching them."""
+"""ProductService: creates, reads, counts and watches products."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _REVIEWS = 100
 
 @dataclass(slots=True)
 class _Summary:
-    """How many products there are."""
+    """Counts of an owner's products. `active`: those with a phase that is running or due."""
 
     total: int
     active: int
@@ -156,7 +156,7 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
 
     async def _read(self, product_id: UUID) -> pb.GetProductResponse:
         mine = {"id": product_id, "ids": [product_id], "limit": _REVIEWS}
-        async with self._db.transaction(auth.current().owner) as m:  # all in one round trip
+        async with self._db.transaction(auth.current().owner) as m:  # one round trip in all
             finding = await execute(m.conn, product_rows.SELECT_PRODUCT, mine)
             images = await execute(m.conn, product_rows.SELECT_IMAGES, mine)
             phases = await execute(m.conn, phase_rows.SELECT_PHASES, mine)
@@ -225,7 +225,7 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         )
 
     async def _add_urls(self, images: Sequence[pb.ProductImage]) -> None:
-        """Fills in the URLs of images whose asset is READY and still there."""
+        """Sets the URLs of images whose asset is READY and still exists."""
         found = await self._peers.assets((image.asset_id for image in images), urls=True)
         for image in images:
             if asset := found.get(image.asset_id):
@@ -233,8 +233,8 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
 
 
 def _each_once(images: Sequence[pb.NewImage]) -> list[UUID]:
-    """The images' assets. INVALID_ARGUMENT if two are one: protovalidate compares texts, in which
-    case counts."""
+    """Returns the images' asset ids. Raises INVALID_ARGUMENT if two are the same: protovalidate
+    compares texts, where case counts."""
     seen: dict[UUID, int] = {}
     for index, image in enumerate(images):
         earlier = seen.setdefault(UUID(image.asset_id), index)
@@ -251,7 +251,7 @@ async def _insert(
     images: Sequence[pb.NewImage],
     asset_ids: Sequence[UUID],
 ) -> tuple[Product, list[ProductImage], list[Phase]]:
-    """Writes product, images and phases. Returns their rows."""
+    """Inserts the product, its images and its phases. Returns their rows."""
     values = {**columns, "id": new_id(), "owner": m.owner, "created_by": m.actor}
     product = await m.one(_INSERT_PRODUCT, values)
     primary = next((index for index, image in enumerate(images) if image.primary), 0)

@@ -1,7 +1,7 @@
-"""How a product moves: the one place where phases, results, reviews, logs and the product's own
+"""Moves products forward: the one place where phases, results, reviews, logs and the product's own
 state change together.
 
-Everything here works on an open transaction and never commits. Locks are taken in one order: a
+Every function works in an open transaction and never commits. Locks are taken in one order: a
 phase, its result and review, the next phase, the product.
 """
 
@@ -28,7 +28,7 @@ TASK = "run_phase"
 QUEUE = "phases"
 PREPARE_TASK = "prepare_product"
 PREPARE_QUEUE = "products"
-_JUST_BEGUN = timedelta(seconds=2)  # the age of a wait that is new
+_JUST_BEGUN = timedelta(seconds=2)  # a younger wait counts as new
 
 _LOCK_PRODUCT = Statement(
     Product, f"SELECT {PRODUCTS.columns} FROM products WHERE id = %(id)s FOR UPDATE"
@@ -56,15 +56,15 @@ _INSERT_REVIEW = REVIEWS.insert(
 
 @dataclass(frozen=True)
 class PhaseOutcome:
-    """What a run or a reviewer came to. `value`: JSON of a PhaseValue; `confidence` None: there is
-    none to give."""
+    """The outcome of a run or a review. `value`: JSON of a PhaseValue. `confidence`: None if there
+    is no figure to give."""
 
     value: Mapping[str, Any]
     confidence: float | None
     source: str
     provider: str
     evidence: Sequence[Mapping[str, Any]] = ()
-    # a line about what was found, if there is more to say than that the phase is done
+    # a log line about what was found, if there is more to say than that the phase is completed
     note: str = ""
 
     @property
@@ -74,7 +74,7 @@ class PhaseOutcome:
 
 
 async def _advance(m: Mutation, phase: LockedPhase, to: str, **columns: Any) -> LockedPhase:
-    """Moves a locked phase, which the caller publishes. Returns its new row."""
+    """Moves a locked phase; the caller publishes it. Returns its new row."""
     stamps = () if to == phase.state else STAMPS.get(to, ())
     row = await states.advance(
         m, rules.PHASE_STATES, PHASES, phase.id, to, stamps=stamps, **columns
@@ -99,15 +99,15 @@ async def log(
     level: str = "info",
     details: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes a line about a phase."""
+    """Adds a log line about a phase."""
     await log_rows.add(
         m, phase.product_id, phase.number, action, text, level=level, details=details
     )
 
 
 async def settle(m: Mutation, product_id: UUID, **columns: Any) -> None:
-    """Brings the product in line with its phases, setting `columns`, too. Comes last: it locks the
-    product."""
+    """Updates the product's state from its phases, sets `columns`, and publishes the product if
+    anything changed. Callers do this last, because it locks the product."""
     product = await m.one(_LOCK_PRODUCT, {"id": product_id})
     phases = await m.all(phase_rows.SELECT_PHASES, {"ids": [product_id]})
     preparation = str(columns.get("preparation", product.preparation))
@@ -131,7 +131,7 @@ async def settle(m: Mutation, product_id: UUID, **columns: Any) -> None:
 
 
 class Progress:
-    """The flows that may start a job."""
+    """The changes that may enqueue a job."""
 
     def __init__(self, queue: jobs.JobQueue) -> None:
         self._queue = queue
@@ -140,8 +140,8 @@ class Progress:
         await self._queue.enqueue(m, PREPARE_TASK, PREPARE_QUEUE, product_id)
 
     async def start(self, m: Mutation, phase: LockedPhase, **columns: Any) -> LockedPhase:
-        """Makes a locked phase due: a worker gets it, or an outside runner may. Returns its new
-        row."""
+        """Makes a locked phase due: enqueues its job, or lets an outside runner claim it. Returns
+        its new row."""
         row = await _move(m, phase, "pending", started=True, **columns)
         if not row.external:
             await self._queue.enqueue(m, TASK, QUEUE, row.id)
@@ -150,8 +150,8 @@ class Progress:
         return row
 
     async def retry(self, m: Mutation, phase: LockedPhase) -> LockedPhase:
-        """Starts a locked phase anew and counts it. Phase 1 looks at the images first, if they were
-        the trouble."""
+        """Starts a locked phase again and counts the retry. If the images were the problem, phase 1
+        prepares them first. Returns its new row."""
         afresh = {
             "retry_count": phase.retry_count + 1,
             "attempt_number": 0,
@@ -183,8 +183,9 @@ class Progress:
         return row, await self.finish(m, row, outcome)
 
     async def finish(self, m: Mutation, phase: LockedPhase, outcome: PhaseOutcome) -> Result:
-        """Stores the result of a phase that was just moved to COMPLETED or AWAITING_REVIEW,
-        publishes both, the result first, and goes on from there. Returns the result."""
+        """Stores the result of a phase that was just moved to COMPLETED or AWAITING_REVIEW.
+        Publishes the result, then the phase, and opens a review or starts the next phase. Returns
+        the result."""
         said = await review_rows.edits(m, phase.product_id)
         result = await _store_result(m, phase, outcome, said)
         await result_rows.publish(m, result)
@@ -202,8 +203,8 @@ class Progress:
         return result
 
     async def _start_next(self, m: Mutation, phase: LockedPhase) -> None:
-        """Starts the next phase, or stops it, if somebody asked this one to stop when it was as
-        good as done."""
+        """Starts the next phase if the product advances by itself. If a stop of this phase was
+        requested too late, stops the next one instead."""
         if phase.number == rules.PHASES[-1]:
             return
         following = await phase_rows.lock(m, phase.product_id, phase.number + 1)
@@ -217,7 +218,7 @@ class Progress:
 async def _store_result(
     m: Mutation, phase: Phase, outcome: PhaseOutcome, said: rules.ByPhase
 ) -> Result:
-    """Writes what a phase found, with what reviewers decided in the phases before."""
+    """Stores what a phase found, with what reviewers decided in earlier phases."""
     kind = result_rows.VALUES[phase.number]
     value = outcome.value[kind]
     if outcome.source != "reviewer":
@@ -258,7 +259,7 @@ async def _open_review(m: Mutation, phase: Phase, result: Result) -> None:
 
 
 def _product_columns(result: Result, said: rules.ByPhase) -> dict[str, object]:
-    """The product's columns that follow from the result of phase 1."""
+    """Returns the product's columns that follow from the result of phase 1."""
     columns: dict[str, object] = {"confidence": result.confidence}
     if result.source == "reviewer":
         value = result.value[result_rows.VALUES[1]]
@@ -268,7 +269,7 @@ def _product_columns(result: Result, said: rules.ByPhase) -> dict[str, object]:
 
 
 async def claim(m: Mutation, phase: LockedPhase, token: UUID, lease_seconds: float) -> LockedPhase:
-    """Gives a locked phase that is due to an outside runner. Returns its new row."""
+    """Claims a locked, due phase for an outside runner. Returns its new row."""
     number = phase.attempt_number + 1
     await attempts.record_begin(m, token, PHASES.name, phase.id, number, f"outside:{m.actor}")
     await m.run(_SET_LEASE, {"seconds": lease_seconds, "id": phase.id})
@@ -278,15 +279,15 @@ async def claim(m: Mutation, phase: LockedPhase, token: UUID, lease_seconds: flo
 
 
 async def request_stop(m: Mutation, phase: LockedPhase) -> LockedPhase:
-    """Asks the worker that has a locked phase to stop. Returns its new row."""
+    """Asks the worker that runs a locked phase to stop. Returns its new row."""
     row = await _move(m, phase, "running", cancel_requested=True)
     await log(m, row, "stop_requested", "the worker was asked to stop")
     return row
 
 
 async def stop(m: Mutation, phase: LockedPhase, text: str = "") -> LockedPhase:
-    """Stops a locked phase that no worker has, and withdraws its open review. Does not settle the
-    product."""
+    """Stops a locked phase that no worker of this service runs, and withdraws its open review.
+    Doesn't settle the product. Returns its new row."""
     await end_attempt(m, phase, "cancelled")
     row = await _move(m, phase, "stopped", attempt_token=None, lease_expires_at=None)
     for review_id in await m.all(_LOCK_OPEN_REVIEWS, {"phase_id": phase.id}):
@@ -298,7 +299,7 @@ async def stop(m: Mutation, phase: LockedPhase, text: str = "") -> LockedPhase:
 
 
 async def fail(m: Mutation, phase: LockedPhase, error_class: str, message: str) -> LockedPhase:
-    """Fails a locked phase that no worker has."""
+    """Fails a locked phase that no worker of this service runs. Returns its new row."""
     await end_attempt(m, phase, "failed", error_class, message)
     row = await _move(
         m,
@@ -314,8 +315,8 @@ async def fail(m: Mutation, phase: LockedPhase, error_class: str, message: str) 
 
 
 async def expire_lease(m: Mutation, phase: LockedPhase) -> LockedPhase:
-    """Takes a locked phase from an outside runner whose lease has passed; after too many it
-    fails."""
+    """Ends the attempt of an outside runner whose lease has passed. The locked phase is due again,
+    or fails after rules.MAX_ATTEMPTS attempts. Returns its new row."""
     message = "its runner let the lease pass without a heartbeat"
     await end_attempt(m, phase, "lost", "WORKER_LOST", message)
     if phase.attempt_number >= rules.MAX_ATTEMPTS:
@@ -331,7 +332,7 @@ async def expire_lease(m: Mutation, phase: LockedPhase) -> LockedPhase:
 async def end_attempt(
     m: Mutation, phase: LockedPhase, outcome: str, error_class: str = "", message: str = ""
 ) -> None:
-    """Ends the record of the attempt that has the phase, if one has."""
+    """Ends the record of the phase's current attempt, if there is one."""
     if phase.attempt_token is not None:
         await attempts.record_end(
             m, phase.attempt_token, outcome, error_class=error_class, error_message=message
@@ -339,10 +340,10 @@ async def end_attempt(
 
 
 async def record_move(m: Mutation, phase: Phase) -> None:
-    """Writes the line about a phase that an attempt moved to RUNNING, PENDING, FAILED or STOPPED,
+    """Adds the log line about a phase that an attempt moved to RUNNING, PENDING, FAILED or STOPPED,
     and settles the product."""
     match phase.state:
-        case "running" if not phase.waits_for:  # a wait has a thousand attempts
+        case "running" if not phase.waits_for:  # a wait may have a thousand attempts
             number = f", try {phase.attempt_number}" if phase.attempt_number > 1 else ""
             await log(m, phase, "phase_running", f"{named(phase)} is running{number}")
         case "pending" if _has_just_begun_to_wait(phase):
@@ -359,5 +360,5 @@ async def record_move(m: Mutation, phase: Phase) -> None:
 
 
 def _has_just_begun_to_wait(phase: Phase) -> bool:
-    """Also where the phase waits for nothing but its next attempt."""
+    """Returns whether the wait is new, or the phase waits for nothing but its next attempt."""
     return phase.waiting_since is None or phase.updated_at - phase.waiting_since < _JUST_BEGUN

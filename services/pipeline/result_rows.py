@@ -1,4 +1,5 @@
-"""Results of phases: the row, its message, the JSON of a phase's value and publishing a result."""
+"""Results of phases: the row class, its message, the JSON of a phase's value, and publishing a
+result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ VALUES: Mapping[int, str] = {
     field.number: field.name
     for field in result_pb2.PhaseValue.DESCRIPTOR.oneofs_by_name["value"].fields
 }
-"""The field of PhaseValue that belongs to a phase."""
+"""The field of PhaseValue that holds a phase's value, by the phase's number."""
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ UPSERT_RESULT = Statement(
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message's JSON as it is stored: fields by their names, absent ones left out."""
+    """Returns a message's JSON as it is stored: fields by their names, absent ones left out."""
     made: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return made
 

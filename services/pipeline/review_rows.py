@@ -1,4 +1,4 @@
-"""Reviews: the row, its message, what reviewers decided, and publishing a review."""
+"""Reviews: the row class, its message, what reviewers decided, and publishing a review."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +25,7 @@ class Review:
     phase: int
     state: str
     version: int
-    model_value: dict[str, Any]  # JSON of a PhaseValue, as the other two
+    model_value: dict[str, Any]  # JSON of a PhaseValue, like reviewer_value and effective_value
     model_confidence: float
     evidence: list[dict[str, Any]]  # JSON of Evidence
     reviewer_value: dict[str, Any] | None
@@ -60,7 +60,7 @@ _SELECT_EDITS = Statement(
 
 
 async def edits(m: Mutation, product_id: UUID) -> dict[int, dict[str, Any]]:
-    """The fields that reviewers decided on, by phase; see rules.ByPhase."""
+    """Returns the fields that reviewers decided on, by phase; see rules.ByPhase."""
     found: dict[int, dict[str, Any]] = {}
     for row in await m.all(_SELECT_EDITS, {"product_id": product_id}):
         kind = result_rows.VALUES[row.phase]

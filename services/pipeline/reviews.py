@@ -1,4 +1,4 @@
-"""Reviews: a person decides what a model was not sure of."""
+"""ReviewService: people decide what a model was not sure of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ class _Subject:
 
 @dataclass(slots=True)
 class LockedReview(Review):
-    """A review that the transaction holds."""
+    """A review whose row the transaction has locked."""
 
     claimed_by_another: bool
 
 
 @dataclass(slots=True)
 class _Grounds:
-    """What a result says of where it comes from."""
+    """The source of a result: its provider and evidence."""
 
     provider: str
     evidence: list[dict[str, Any]]
@@ -134,7 +134,7 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         return await self._db.mutate(request, pb.SubmitReviewResponse, work)
 
     async def _carry_out(self, m: Mutation, review: Review, phase: LockedPhase) -> LockedPhase:
-        """Does with the phase what the review decided. Returns the phase's new row."""
+        """Applies the review's decision to the phase. Returns the phase's new row."""
         if review.effective_value is not None:
             reviewed = {"product_id": review.product_id, "phase": review.phase}
             grounds = await m.one(_SELECT_GROUNDS, reviewed)
@@ -153,7 +153,8 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
 
 
 async def _lock_open(m: Mutation, review_id: UUID) -> LockedReview:
-    """The review, locked, if it is open and nobody else has claimed it."""
+    """Locks the review and returns it. Raises FAILED_PRECONDITION if it isn't open or somebody else
+    has claimed it."""
     review = await m.first(_LOCK_REVIEW, {"id": review_id, "actor": m.actor})
     if review is None:
         raise errors.not_found("review", review_id)
@@ -174,7 +175,7 @@ async def _lock_open(m: Mutation, review_id: UUID) -> LockedReview:
 async def _decide(
     m: Mutation, request: pb.SubmitReviewRequest, review: LockedReview, phase: LockedPhase
 ) -> Review:
-    """Writes the decision down. Returns the review's new row."""
+    """Records the decision. Returns the review's new row."""
     columns: dict[str, Any] = {"note": request.note, "decided_by": m.actor}
     if request.decision == pb.REVIEW_DECISION_APPROVE:
         columns["effective_value"] = Jsonb(review.model_value)
@@ -201,8 +202,8 @@ async def _decide(
 async def _edit(
     m: Mutation, request: pb.SubmitReviewRequest, review: Review, phase: LockedPhase
 ) -> dict[str, Jsonb]:
-    """The columns of an edit: what the reviewer said, and what counts then. INVALID_ARGUMENT if
-    that is nothing new, or of no use."""
+    """Returns the columns of an edit: the reviewer's value and the effective one. Raises
+    INVALID_ARGUMENT if the edit changes nothing, or the next phases would refuse its value."""
     kind, mask = result_rows.VALUES[review.phase], list(request.update_mask.paths)
     _check_mask(mask, kind)
     model = review.model_value[kind]
@@ -213,7 +214,7 @@ async def _edit(
             "changes nothing of what the model said; set what is to change, or APPROVE it as it is"
         )
         raise errors.invalid("value", text)
-    reviewer = {**dict.fromkeys(mask), **given}  # None: emptied
+    reviewer = {**dict.fromkeys(mask), **given}  # None: the reviewer emptied the field
     said = rules.said_in(model, reviewer, effective)
     await check_usable(m, phase, {kind: effective}, "value", said)
     return {"reviewer_value": Jsonb({kind: reviewer}), "effective_value": Jsonb({kind: effective})}

@@ -1,11 +1,12 @@
-"""Decisions of `pipeline` without any machinery: states, what follows from them, limits."""
+"""Decisions of `pipeline` as pure functions and constants: states, what follows from them,
+limits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 PHASES = (1, 2, 3, 4)
 PHASE_NAMES = {1: "product analysis", 2: "market research", 3: "SEO analysis", 4: "product listing"}
-REVIEW_BELOW = 0.80  # a confidence below this waits for a person
+REVIEW_BELOW = 0.80  # a result with a lower confidence waits for a review
 
 PHASE_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"pending", "running", "failed", "stopped"}),
@@ -17,8 +18,7 @@ PHASE_STATES: Mapping[str, frozenset[str]] = {
     "failed": frozenset({"pending"}),
     "stopped": frozenset({"pending"}),
 }
-# A product follows its phases, so that it may stay where it is while another of its columns
-# changes.
+# A product's state follows its phases, so it may stay the same while another column changes.
 PRODUCT_STATES: Mapping[str, frozenset[str]] = {
     "uploaded": frozenset({"uploaded", "processing", "error", "stopped"}),
     "processing": frozenset({"processing", "awaiting_review", "completed", "error", "stopped"}),
@@ -38,12 +38,13 @@ REVIEW_STATES: Mapping[str, frozenset[str]] = {
     "withdrawn": frozenset(),
 }
 
-# A phase fails after so many attempts, which with their backoffs take some two minutes while a
-# service can't be reached.
+# A phase fails after so many faults, whose backoffs take some two minutes, or when an outside
+# runner's lease passes in attempt 6 or later. Waits for a service that can't be reached don't
+# count.
 MAX_ATTEMPTS = 6
-DEFAULT_LEASE_SECONDS = 60  # an outside runner's
-DEFAULT_CLAIM_MINUTES = 15  # a reviewer's
-# The limit of a phase's value as JSON: a review holds three, and its answer at most 4 MiB.
+DEFAULT_LEASE_SECONDS = 60  # of an outside runner
+DEFAULT_CLAIM_MINUTES = 15  # of a reviewer
+# The limit of a phase's value as JSON: a review holds three values, and an answer is at most 4 MiB.
 VALUE_BYTES = 500_000
 IMAGES_WAIT_SECONDS = 24 * 3600.0  # for a product's images to be READY
 
@@ -56,13 +57,12 @@ class PhaseLike(Protocol):
 
 
 def is_due(phase: PhaseLike) -> bool:
-    """Whether a phase waits for a worker or an outside runner."""
+    """Returns whether a phase waits for a worker or an outside runner."""
     return phase.state == "pending" and phase.started
 
 
 def product_state(preparation: str, phases: Sequence[PhaseLike]) -> tuple[str, bool]:
-    """The product's state, and whether a phase is running or waits for a runner. `phases` are all
-    four."""
+    """Returns the product's state, and whether a phase is running or due. `phases` are all four."""
     states = {phase.state for phase in phases}
     running = any(phase.state == "running" or is_due(phase) for phase in phases)
     if preparation == "failed" or "failed" in states:
@@ -80,15 +80,16 @@ def wants_review(confidence: float | None) -> bool:
 
 
 def images_wait(waited_seconds: float) -> float:
-    """Seconds until the images are looked at again: soon at first, then ever less often."""
+    """Returns the seconds until the images are checked again: 0.5 at first, later a tenth of the
+    wait so far, at most 30."""
     return min(max(0.5, waited_seconds / 10), 30.0)
 
 
 def effective(
     model: Mapping[str, Any], reviewer: Mapping[str, Any], mask: Sequence[str]
 ) -> dict[str, Any]:
-    """The model's value with the reviewer's in it, field by field; a field of `mask` that isn't set
-    is emptied."""
+    """Returns the model's value with the reviewer's fields in place of its own. If `mask` names
+    fields, only those change, and one that the reviewer didn't set is emptied."""
     if not mask:
         return {**model, **reviewer}
     kept = {name: value for name, value in model.items() if name not in mask}
@@ -96,8 +97,8 @@ def effective(
 
 
 ByPhase = Mapping[int, Mapping[str, Any]]
-"""Fields of phases' values, by phase. `said` holds what people said in their edits: the fields that
-they decided on, None for one that they emptied."""
+"""Fields of phases' values, by phase. `said` holds the fields that people decided on in their
+edits; None for one that they emptied."""
 
 _SAME = {
     1: ("name", "model", "condition", "condition_details"),
@@ -106,14 +107,14 @@ _SAME = {
 }
 _LISTED = ("title", "description", "category", "subcategory", "condition", "condition_details")
 _PRICES = ("price", "competitive_price")
-_CONFIRMED = "confirmed"  # a price's source: a person
+_CONFIRMED = "confirmed"  # the source of a price that a person stated
 
 
 def said_in(
     model: Mapping[str, Any], reviewer: Mapping[str, Any], effective: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a reviewer said: each field that left the review changed, or that the reviewer named as
-    it is."""
+    """Returns what a reviewer said: each field that the review changed, or that the reviewer
+    repeated unchanged."""
     changed = [name for name in {**model, **effective} if model.get(name) != effective.get(name)]
     repeated = [name for name, value in reviewer.items() if effective.get(name) == value]
     return {name: effective.get(name) for name in (*changed, *repeated)}
@@ -131,11 +132,11 @@ class StatedProduct(Protocol):
 
 
 def facts_for(product: StatedProduct, values: ByPhase, said: ByPhase) -> dict[str, Any]:
-    """The facts that the next phase is given, in shared.formats.facts' plain form: the caller's,
-    with what the phases before found, with what people said of it.
+    """Returns the facts that the next phase is given, in the plain form of shared.formats.facts:
+    the caller's, with what the phases before found and what people said about it.
 
-    `values` are effective values by phase. What a phase left out stays as it was stated, and so
-    does market data that the caller stated; what a person said counts before both.
+    `values` are effective values by phase. What a phase left out stays as the caller stated it, and
+    so does market data that the caller stated. What a person said overrides both.
     """
     words = {
         **product.facts.get("product", {}),
@@ -154,11 +155,11 @@ def facts_for(product: StatedProduct, values: ByPhase, said: ByPhase) -> dict[st
 
 
 def standing(number: int, found: Mapping[str, Any], said: ByPhase) -> dict[str, Any]:
-    """What a phase found, with what people said in the phases before wherever both speak of the
-    same thing."""
+    """Returns what a phase found, with what people said in the phases before wherever both concern
+    the same thing."""
     before = {phase: fields for phase, fields in said.items() if phase < number}
     words = _words_said(before)
-    if number == 2:  # what the market doesn't say stays unsaid
+    if number == 2:  # what market research didn't find stays absent
         return {
             **found,
             **{name: words[name] for name in _SAME[2] if words.get(name) and found.get(name)},
@@ -174,18 +175,18 @@ def standing(number: int, found: Mapping[str, Any], said: ByPhase) -> dict[str, 
 
 
 def _words_said(said: ByPhase) -> dict[str, Any]:
-    """The edits as facts about the product: the later phase's word counts, None where a person
-    wants none."""
+    """Returns the edits as facts about the product: a later phase overrides an earlier one, None
+    where a person emptied the field."""
     return {
         name: word for number in sorted(said) for name, word in _words(number, said[number]).items()
     }
 
 
 def _words(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
-    """A phase's fields as facts about the product; None where a field that is there holds no such
-    word.
+    """Returns a phase's fields as facts about the product; None where a field that is set holds no
+    such fact.
 
-    That the market says nothing (phase 2) is no word about the product.
+    An empty field of market research (phase 2) states nothing about the product and is left out.
     """
     words = {
         name: value[name]
@@ -203,9 +204,10 @@ def _words(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
 def _market(
     stated: Any, market: Mapping[str, Any], said: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """What is known of the market: what a person said, else what was stated, else what was found.
+    """Returns what is known about the market: what a person said, else what was stated, else what
+    was found. Returns None if no price is known.
 
-    Amounts are never converted: those of another currency than the first are left out.
+    Amounts are never converted: those in another currency than the first are left out.
     """
     parts = {"marketplace": ("price", "marketplace"), "competitive_price": ("competitive_price",)}
     persons = [part for field, names in parts.items() if field in said for part in names]

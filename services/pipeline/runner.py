@@ -1,5 +1,4 @@
-"""What a worker does in each phase, and taking phases back from outside runners that fell
-silent."""
+"""Runs phases in a worker, and takes phases back from outside runners whose lease has passed."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from shared.rpc.protos import facts_message, plain
 
 _log = structlog.get_logger("runner")
 
-_WATCH_SECONDS = 25.0  # shorter than a service's token lives
+_WATCH_SECONDS = 25.0  # shorter than the life of a service's token
 _FINAL = frozenset(
     {job_pb2.JOB_STATE_COMPLETED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED}
 )
@@ -49,7 +48,7 @@ _TASKS = {
 
 @dataclass(slots=True)
 class _Value:
-    """The value that a phase came to."""
+    """The effective value of a phase."""
 
     phase: int
     value: dict[str, Any]  # JSON of a PhaseValue
@@ -57,7 +56,7 @@ class _Value:
 
 @dataclass(slots=True)
 class _Late:
-    """A phase whose outside runner let the lease pass."""
+    """A phase whose outside runner didn't renew the lease in time."""
 
     owner: str
     product_id: UUID
@@ -85,12 +84,12 @@ _SELECT_LATE = Statement(
 
 @dataclass(frozen=True)
 class PhaseInputs:
-    """What is known of a product when a phase begins."""
+    """What is known about a product when a phase begins."""
 
     product: Product
     images: Sequence[ProductImage]  # primary first
     values: rules.ByPhase  # what earlier phases found
-    said: rules.ByPhase  # what people said of it
+    said: rules.ByPhase  # what people said about it in reviews
 
     def facts(self) -> dict[str, Any]:
         return rules.facts_for(self.product, self.values, self.said)
@@ -135,7 +134,7 @@ class PhaseRunner:
     async def _analyse(
         self, attempt: Attempt[LockedPhase], inputs: PhaseInputs
     ) -> Outcome[LockedPhase]:
-        """Phases 1, 3 and 4: an analysis of `conversions`."""
+        """Runs phase 1, 3 or 4, which is an analysis of `conversions`."""
         number = attempt.row.number
         analysis = await self._analysed(attempt, inputs)
         attempt.model = analysis.recipe.model
@@ -152,8 +151,8 @@ class PhaseRunner:
     async def _analysed(
         self, attempt: Attempt[LockedPhase], inputs: PhaseInputs
     ) -> analysis_pb2.Analysis:
-        """Runs the phase's analysis, or goes on waiting for the one that an earlier attempt asked
-        for."""
+        """Runs the phase's analysis, or keeps waiting for the one that an earlier attempt
+        created."""
         phase = attempt.row
         stub = self._peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
         request = analysis_pb2.CreateAnalysisRequest(
@@ -181,8 +180,8 @@ class PhaseRunner:
         return analysis
 
     async def _finished(self, stub: Any, analysis_id: str) -> analysis_pb2.Analysis:
-        """Waits as long as it takes: the analysis may be one of many. The watch is renewed, since
-        its token is short-lived."""
+        """Waits until the analysis has ended, without a limit: many others may be before it. Renews
+        the watch, because its token is short-lived."""
         request = analysis_pb2.WatchAnalysesRequest(analysis_ids=[analysis_id])
         item: analysis_pb2.WatchAnalysesResponse
         while True:
@@ -195,8 +194,8 @@ class PhaseRunner:
                     raise
 
     async def _cancel_if_asked(self, stub: Any, phase: Phase, analysis_id: str) -> None:
-        """Cancels the analysis if the phase shall stop. A worker that is only restarting leaves it
-        to the next attempt."""
+        """Cancels the analysis if a stop of the phase was requested. A worker that is only
+        restarting leaves it to the next attempt."""
         try:
             stops = await self._db.system_all(_SELECT_STOP, {"id": phase.id})
             if any(stops):
@@ -210,7 +209,7 @@ class PhaseRunner:
             )
 
     async def _listed(self, image: ProductImage) -> dict[str, Any]:
-        """An image as a listing shows it, with its variants that aren't failed."""
+        """Returns an image as a listing shows it, with its variants that haven't failed."""
         stub = self._peers.stub(variant_pb2_grpc.VariantServiceStub)
         request = variant_pb2.ListVariantsRequest(asset_id=str(image.asset_id))
         answer: variant_pb2.ListVariantsResponse = await stub.ListVariants(request)
@@ -227,7 +226,8 @@ class PhaseRunner:
         }
 
     async def _research(self, attempt: Attempt[LockedPhase], inputs: PhaseInputs) -> PhaseOutcome:
-        """Phase 2: the owner's price book, or nothing."""
+        """Runs phase 2: looks the product up in the owner's price book, or nowhere if it has no
+        provider."""
         attempt.model = inputs.product.market_provider
         if inputs.product.market_provider == "none":
             text = "the product has no market provider; nothing was looked up"
@@ -249,7 +249,7 @@ class PhaseRunner:
 
 
 def _phase_value(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON of the PhaseValue, in the one form in which it is stored."""
+    """Returns the JSON of the PhaseValue, in the one form in which it is stored."""
     return result_rows.plain(result_rows.value({result_rows.VALUES[number]: value}))
 
 
@@ -305,8 +305,8 @@ _VALUES = {1: _product_analysis, 3: _seo_analysis, 4: _product_listing}
 
 
 async def reap_leases(db: Database, every_seconds: float) -> None:
-    """Gives phases whose outside runner fell silent to the next one. Runs until cancelled; any
-    number may."""
+    """Takes phases back from outside runners whose lease has passed, so that others can claim them.
+    Runs until cancelled; several processes may run it."""
     while wanted():
         await asyncio.sleep(every_seconds)
         try:

@@ -1,9 +1,12 @@
--- The schema of `pipeline`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
+-- The schema of `pipeline`, with its policies. Common tables (requests, events, event_stream,
+-- attempts) are in shared/database/tables.sql. A migration changes both this file and the database;
+-- a test compares them.
 --
--- Locks are taken in one order, so that nothing deadlocks: a phase, its result and review, the next phase, the product.
+-- Locks are taken in one order, so that nothing deadlocks: a phase, its result and review, the next
+-- phase, the product.
 
--- What goes through the phases. Its state follows from `preparation` and its phases; see rules.product_state.
+-- A product, which goes through four phases. Its state follows from `preparation` and its phases;
+-- see rules.product_state.
 CREATE TABLE products (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -13,13 +16,14 @@ CREATE TABLE products (
     facts jsonb NOT NULL,
     auto_advance boolean NOT NULL,
     market_provider text NOT NULL,
-    -- Numbers of phases; the same stands in phases.external.
+    -- The numbers of the phases that only outside runners may claim; phases.external says the same.
     external_phases smallint[] NOT NULL,
     state text NOT NULL DEFAULT 'uploaded',
     version bigint NOT NULL DEFAULT 1,
-    -- Waiting for its images, and holding them at `assets`, before phase 1 can start.
+    -- Whether its images are READY and referenced at `assets`, as they must be before phase 1
+    -- starts.
     preparation text NOT NULL DEFAULT 'pending',
-    -- Since when it waits for them; a retry begins anew.
+    -- The time since which the product waits for its images; a retry resets it.
     preparing_since timestamptz NOT NULL DEFAULT now(),
     running boolean NOT NULL DEFAULT false,
     confidence double precision,
@@ -41,7 +45,7 @@ CREATE INDEX products_list ON products (owner, created_at DESC, id DESC);
 CREATE INDEX products_list_state ON products (owner, state, created_at DESC, id DESC);
 CREATE INDEX products_changed ON products (owner, updated_at);
 
--- Its pictures, which `assets` keeps.
+-- The images of a product, which `assets` stores.
 CREATE TABLE product_images (
     owner text NOT NULL,
     product_id uuid NOT NULL,
@@ -57,7 +61,8 @@ CREATE UNIQUE INDEX product_images_asset ON product_images (product_id, asset_id
 -- One primary image per product.
 CREATE UNIQUE INDEX product_images_primary ON product_images (product_id) WHERE is_primary;
 
--- Four per product, made with it. A phase is its own job row; see shared/background/attempts.py.
+-- Four phases per product, inserted with it. A phase is its own job row; see
+-- shared/background/attempts.py.
 CREATE TABLE phases (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -65,9 +70,9 @@ CREATE TABLE phases (
     number smallint NOT NULL,
     state text NOT NULL DEFAULT 'pending',
     version bigint NOT NULL DEFAULT 1,
-    -- Asked to run, by the phase before it or by a person.
+    -- Whether a start was requested, by the phase before it or by a person.
     started boolean NOT NULL DEFAULT false,
-    -- Only an outside runner takes it.
+    -- Whether only an outside runner may claim it.
     external boolean NOT NULL,
     retry_count integer NOT NULL DEFAULT 0,
     confidence double precision,
@@ -82,10 +87,12 @@ CREATE TABLE phases (
     stopped_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that failed through the job itself, and attempts whose worker vanished. A success or
+    -- a retry sets both to 0.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for because it is away or has no room, and since when; see
+    -- shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT phases_pkey PRIMARY KEY (id),
@@ -103,7 +110,8 @@ CREATE UNIQUE INDEX phases_of_product ON phases (product_id, number);
 -- Leases of outside runners, for the reaper.
 CREATE INDEX phases_leases ON phases (lease_expires_at) WHERE state = 'running' AND external;
 
--- One per product and phase: the effective value. Tries are in `attempts`, decisions in `reviews`.
+-- The effective value of a phase, one row per product and phase. Attempts are in `attempts`,
+-- decisions in `reviews`.
 CREATE TABLE results (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -125,7 +133,7 @@ CREATE TABLE results (
 );
 CREATE UNIQUE INDEX results_of_phase ON results (product_id, phase);
 
--- A question to a person: what the model said, what the person said, what counts.
+-- A question to a person: the model's value, the reviewer's value and the effective one.
 CREATE TABLE reviews (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -152,13 +160,13 @@ CREATE TABLE reviews (
     CONSTRAINT reviews_effective CHECK ((state IN ('approved', 'edited')) = (effective_value IS NOT NULL)),
     CONSTRAINT reviews_decided CHECK ((state IN ('open', 'withdrawn')) = (decided_at IS NULL))
 );
--- One open question per phase.
+-- One open review per phase.
 CREATE UNIQUE INDEX reviews_open ON reviews (phase_id) WHERE state = 'open';
 CREATE INDEX reviews_list ON reviews (owner, created_at DESC, id DESC);
 CREATE INDEX reviews_list_state ON reviews (owner, state, created_at DESC, id DESC);
 CREATE INDEX reviews_list_product ON reviews (owner, product_id, created_at DESC, id DESC);
 
--- Lines that are never changed. `phase` 0: of the product as a whole.
+-- Log lines, which are never changed. `phase` 0: the product as a whole.
 CREATE TABLE logs (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -178,7 +186,7 @@ CREATE TABLE logs (
 CREATE INDEX logs_list ON logs (owner, created_at DESC, id DESC);
 CREATE INDEX logs_list_product ON logs (owner, product_id, created_at DESC, id DESC);
 
--- Offers that the owner imported. The `_key` columns hold the same text folded, for looking up.
+-- Offers that the owner imported. The `_key` columns hold the same text folded, for lookups.
 CREATE TABLE price_book_entries (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -212,7 +220,7 @@ ALTER TABLE products ENABLE ROW LEVEL SECURITY;
 ALTER TABLE products FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON products TO pipeline_app, pipeline_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row: preparing a product is one.
+-- A worker reads a job's owner from the job's row, and preparing a product is a job.
 CREATE POLICY claiming ON products FOR SELECT TO pipeline_worker USING (true);
 
 ALTER TABLE product_images ENABLE ROW LEVEL SECURITY;
@@ -224,7 +232,7 @@ ALTER TABLE phases ENABLE ROW LEVEL SECURITY;
 ALTER TABLE phases FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON phases TO pipeline_app, pipeline_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row; the reaper looks for leases that have passed.
+-- A worker reads a job's owner from the job's row; the reaper looks for leases that have passed.
 CREATE POLICY claiming ON phases FOR SELECT TO pipeline_worker USING (true);
 
 ALTER TABLE results ENABLE ROW LEVEL SECURITY;

@@ -1,4 +1,4 @@
-"""What a watch sends: the state as it is, then every change in commit order."""
+"""Watches of products: the current state, then every change in commit order."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from shared.database.rows import Statement
 from shared.rpc import auth, errors
 
 A = TypeVar("A", bound=Message)
-# When a watch of all products begins, completed ones that changed longer ago aren't sent.
+# The start of a watch of all products leaves out completed ones that last changed longer ago.
 _RECENT = timedelta(days=1)
 _PAGE = 200
 _LATEST_LOGS = 200
@@ -90,7 +90,7 @@ P = TypeVar("P", bound=_OfProduct)
 
 
 def by_product(rows: Sequence[P]) -> dict[UUID, list[P]]:
-    """Rows that are sorted by product, apart."""
+    """Returns the rows, which are sorted by product, as lists by product id."""
     return {
         product_id: list(group)
         for product_id, group in groupby(rows, key=lambda row: row.product_id)
@@ -106,8 +106,8 @@ def changes(
     *,
     logs: bool = True,
 ) -> AsyncIterator[A]:
-    """The stream of a watch, whose answers hold a change; `product_id` None: of all products of the
-    caller's owner."""
+    """Returns the stream of a watch, whose answers of type `answer` hold a change. `product_id`
+    None: all products of the caller's owner. `logs` False: no log lines."""
 
     def show(event: events.Event) -> events.Fields | None:
         if event.subject == "log" and not logs:
@@ -127,8 +127,8 @@ def changes(
 async def until_idle(
     db: Database, stream: events.EventStream, request: Message, product_id: UUID
 ) -> None:
-    """Returns when no phase runs or waits for a runner any more, or shortly before the call's
-    deadline."""
+    """Returns when no phase is running or due any more, or shortly before the call's deadline.
+    Raises NOT_FOUND if there is no such product."""
 
     async def read() -> _Idle:
         row = await db.first(_SELECT_IDLE, {"id": product_id})
@@ -146,8 +146,8 @@ _Row = Product | Phase | Result | Review | Log
 
 
 async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[events.Fields, _Row]]:
-    """Yields the state as it is, product by product: product, phases, results, reviews; for a
-    single one its latest logs, too."""
+    """Yields the current state, product by product: product, phases, results, reviews. For a single
+    product, its latest logs follow."""
     owner = auth.current().owner
     after: Mapping[str, object] = {"after_at": None, "after_id": None}
     while True:
@@ -168,7 +168,7 @@ async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[eve
 
 @dataclass(frozen=True)
 class _Parts:
-    """What belongs to some products, by product."""
+    """The images, phases, results and reviews of some products, by product id."""
 
     images: Mapping[UUID, Sequence[ProductImage]]
     phases: Mapping[UUID, Sequence[Phase]]
@@ -176,7 +176,7 @@ class _Parts:
     reviews: Mapping[UUID, Sequence[Review]]
 
     def of(self, row: Product) -> Iterator[tuple[events.Fields, _Row]]:
-        """The product and its parts, as a watch sends them."""
+        """Yields the product and its parts, as a watch sends them."""
         yield {"product": product_rows.to_proto(row, self.images.get(row.id, ()))}, row
         for phase in self.phases.get(row.id, ()):
             yield {"phase": phase_rows.to_proto(phase)}, phase
@@ -187,7 +187,8 @@ class _Parts:
 
 
 async def _parts(db: Database, products: Sequence[Product], *, single: bool) -> _Parts:
-    """`single`: of one product, whose reviews are all shown, not only open ones."""
+    """Reads the parts of products. `single`: there is one product, and all its reviews are read,
+    not only open ones."""
     ids = [row.id for row in products]
     return _Parts(
         by_product(await db.all(product_rows.SELECT_IMAGES, {"ids": ids})),

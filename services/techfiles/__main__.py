@@ -1,4 +1,4 @@
-"""`python -m services.techfiles serve | work | migrate`: techfiles as processes."""
+"""Runs `techfiles` as a process: `python -m services.techfiles serve | work | migrate`."""
 
 import functools
 import sys

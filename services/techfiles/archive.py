@@ -1,7 +1,7 @@
-"""The archive that leaves the house: a ZIP of every file of a collection in its section, with a
+"""Writes the archive of a collection for its receivers: a ZIP of every file in its section, with a
 manifest and checksums.
 
-Knows no database, network or clock: the same input gives the same bytes.
+Uses no database, network or clock: the same input gives the same bytes.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ Section = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file for the archive: `open` gives its bytes in chunks, `size` and `sha256` (hex) describe
-    them."""
+    """A file for the archive: `open` returns its bytes in chunks, `size` and `sha256` (hex)
+    describe them."""
 
     path_in_zip: str
     open: Callable[[], Iterable[bytes]]
@@ -37,20 +37,20 @@ class Member:
 
 
 class MemberChanged(Exception):
-    """A member's bytes are not those that its size and SHA-256 promised; the archive must be thrown
-    away."""
+    """Raised if a member's bytes are not those that its size and SHA-256 promised; the archive must
+    be thrown away."""
 
 
 def member_path(section: Section, name: str) -> str:
-    """The path of a file in the archive: its section's folder and its name, made safe on every
-    system."""
+    """Returns the path of a file in the archive: its section's folder and its name, made safe for
+    every system."""
     return f"{section}/{names.of_file(name)}"
 
 
 def stream_zip(
     members: Iterable[Member], manifest: Mapping[str, Any], created_at: datetime
 ) -> Iterator[bytes]:
-    """Yield a ZIP of `members` with `manifest.json` and `SHA256SUMS`, a chunk at a time.
+    """Yields a ZIP of `members` with `manifest.json` and `SHA256SUMS`, in chunks.
 
     Members aren't compressed (pictures and PDFs are already), and come in the order given; their
     bytes are read when their turn comes and never held. `manifest.json` is `manifest` with a

@@ -1,4 +1,4 @@
-"""The pictures of tech files, which `assets` keeps."""
+"""Calls to `assets`, which stores the pictures of tech files."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from shared.rpc.calls import Peers
 
 
 class Assets:
-    """Calls to `assets` for the identity of the moment."""
+    """Makes calls to `assets` for the current identity."""
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
@@ -19,11 +19,11 @@ class Assets:
     async def acquire(
         self, product_id: str, asset_ids: Sequence[str], field: str, *, pictures: bool
     ) -> None:
-        """Acquires references to these READY assets for the product's files; repeating is harmless.
-        `pictures`: only pictures are allowed.
+        """Acquires references to these READY assets for the product's files; a repeat changes
+        nothing. `pictures`: only pictures are allowed.
 
-        NOT_FOUND and FAILED_PRECONDITION as `assets` says; INVALID_ARGUMENT on `field` for what
-        isn't a picture.
+        Raises NOT_FOUND and FAILED_PRECONDITION as `assets` does, and INVALID_ARGUMENT on `field`
+        for an asset that isn't a picture.
         """
         request = asset_pb2.AcquireReferencesRequest(
             holder=rules.holder(product_id), asset_ids=asset_ids
@@ -36,5 +36,5 @@ class Assets:
     async def describe(
         self, asset_ids: Sequence[str], *, urls: bool = False
     ) -> dict[str, asset_pb2.Asset]:
-        """By id; those that are gone are left out."""
+        """Returns the assets by id; those that are gone are left out."""
         return await self._peers.assets(asset_ids, urls=urls)

@@ -1,4 +1,4 @@
-"""Collections: the rows of a collection, of its files and of its changes, and its message.
+"""Collections: the row classes of a collection, its files and its changes, and its message.
 
 Progress, state and credits are derived from the files; an override is recorded.
 """
@@ -38,7 +38,7 @@ class Collection:
     name: str
     description: str
     collection_type: str
-    facts: dict[str, Any]  # the plain form of Facts
+    facts: dict[str, Any]  # in the plain form of shared.formats.facts
     progress_override: int | None
     state_override: str
     credits_adjustment: int
@@ -47,7 +47,7 @@ class Collection:
 
 
 class LockedCollection(Collection):
-    """A collection that the transaction holds, and with it the places of its files."""
+    """A collection whose row the transaction has locked, and with it the places of its files."""
 
     __slots__ = ()
 
@@ -74,7 +74,7 @@ class Place:
 
 @dataclass(slots=True)
 class Figures:
-    """What a collection's files of one state come to, archived or live ones."""
+    """Number and credits of a collection's files in one state, archived or live."""
 
     collection_id: UUID
     state: str
@@ -122,8 +122,8 @@ SUM_FILES = Statement(
     """,
 )
 _LOCK_COLLECTION = Statement(LockedCollection, f"{SELECT_COLLECTION.text} FOR UPDATE")
-# A file that is in the collection keeps its place. A place that is taken isn't given twice: the
-# file is appended then.
+# A file that is already in the collection keeps its place. A place that is taken isn't given twice:
+# the file is appended instead.
 _INSERT_ITEM = Statement(
     Place,
     """
@@ -166,7 +166,7 @@ _NEW = (
 
 @cache
 def _update(columns: tuple[str, ...]) -> Statement[LockedCollection]:
-    """Sets columns of a collection and raises its version."""
+    """Returns the statement that sets columns of a collection and raises its version."""
     row = COLLECTIONS.core.c
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
     values |= {
@@ -178,7 +178,7 @@ def _update(columns: tuple[str, ...]) -> Statement[LockedCollection]:
 
 
 def to_proto(row: Collection, figures: Sequence[Figures]) -> pb.Collection:
-    """`figures`: those of this collection."""
+    """Returns the message. `figures`: those of this collection."""
     states = {f.state: f.files for f in figures if not f.archived}
     state, percent = rules.progress(states)
     overridden = row.progress_override is not None
@@ -218,7 +218,7 @@ def change_to_proto(row: CollectionChange) -> pb.CollectionChange:
 
 
 async def publish(m: Mutation, row: Collection) -> pb.Collection:
-    """Returns the message that it published."""
+    """Publishes the collection and returns its message."""
     collection = to_proto(row, await m.all(SUM_FILES, {"ids": [row.id]}))
     await events.publish(m, "collection", row.id, row.version, collection)
     return collection
@@ -252,7 +252,8 @@ async def create(
 
 
 async def lock(m: Mutation, collection_id: UUID) -> LockedCollection:
-    """The owner's collection, locked until the commit. NOT_FOUND if it isn't theirs."""
+    """Locks the owner's collection until the commit and returns it. Raises NOT_FOUND if it isn't
+    theirs."""
     row = await m.first(_LOCK_COLLECTION, {"id": collection_id})
     if row is None:
         raise errors.not_found("collection", collection_id)
@@ -260,7 +261,7 @@ async def lock(m: Mutation, collection_id: UUID) -> LockedCollection:
 
 
 async def update(m: Mutation, collection: LockedCollection, **columns: Any) -> pb.Collection:
-    """Sets columns, raises the version and publishes the collection, which it returns."""
+    """Sets columns, raises the version and publishes the collection. Returns its message."""
     values = {**columns, "row_id": collection.id}
     row = await m.one(_update(tuple(columns)), values)
     return await publish(m, row)
@@ -269,7 +270,7 @@ async def update(m: Mutation, collection: LockedCollection, **columns: Any) -> p
 async def add_file(
     m: Mutation, collection: LockedCollection, file_id: UUID, section: str, place: int | None
 ) -> tuple[bool, Place]:
-    """Adds a file to a collection. Returns whether it wasn't there before, and where it is."""
+    """Adds a file to a collection. Returns whether it is new there, and its place."""
     values = {
         "owner": m.owner,
         "id": collection.id,
@@ -291,7 +292,7 @@ async def record_change(
     reason: str,
     state: str = "",
 ) -> None:
-    """Records who overrides a progress or adjusts credits, and why."""
+    """Records who overrides the progress or adjusts the credits, and why."""
     values = {
         "id": new_id(),
         "owner": m.owner,

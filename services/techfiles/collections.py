@@ -104,7 +104,7 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
     async def _add_files(
         self, request: pb.GetCollectionRequest, response: pb.GetCollectionResponse
     ) -> None:
-        """A page of the collection's files, as many as the answer still holds."""
+        """Adds a page of the collection's files to the answer, as many as still fit."""
         digest = paging.filter_digest(request, ("page_size", "page_token", "include_urls"))
         section: str
         place: int

@@ -1,8 +1,8 @@
-"""What a tech pack says, put together from stated facts and the files of a collection.
+"""Builds the contents of a tech pack from stated facts and the files of a collection.
 
 Every figure comes from the facts, or is computed here between two stated points by a declared
 scale. What a model found (a file's analysis) is never printed: a provider may make things up, and
-then the document wouldn't.
+the document must not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +20,8 @@ from shared.formats.facts import Facts
 from shared.formats.lengths import by_scale
 
 _WHOLE = "whole product"
-# What is stated once and printed with several pictures may have so many characters there; what is
-# more is printed in one place, to which the others refer.
+# Facts that are stated once are printed again with each picture if they have at most so many
+# characters; longer ones are printed in one place, to which the others refer.
 _MOST_REPEATED = 3_000
 _STEPS = {
     "category": "Category",
@@ -41,8 +41,8 @@ def pack_of(
     created_at: datetime,
     version: str | None,
 ) -> document.Pack:
-    """`files` are the collection's, in order. A picture's key in the pack is its asset's id;
-    `assets` has those that are there."""
+    """Returns the pack. `files` are the collection's, in order. A picture's key in the pack is its
+    asset's id; `assets` has the assets that exist."""
     by_type = {kind: [file for file in files if file.file_type == kind] for kind in _STEPS}
     sizes = _sizes(by_type["base_view"], assets)
     covers = [
@@ -74,7 +74,7 @@ def pack_of(
 
 
 def _sizes(base_views: Sequence[TechFile], assets: Assets) -> dict[str, tuple[int, int]]:
-    """Width and height of the picture of each view that has one."""
+    """Returns width and height of the picture of each view that has one."""
     return {
         file.view_type: (assets[picture].width, assets[picture].height)
         for file in base_views
@@ -83,7 +83,7 @@ def _sizes(base_views: Sequence[TechFile], assets: Assets) -> dict[str, tuple[in
 
 
 def pictures_of(files: Sequence[TechFile]) -> list[str]:
-    """Ids of the assets that a pack of these files shows, each once."""
+    """Returns the ids of the assets that a pack of these files shows, each once."""
     return list(dict.fromkeys(str(file.file_asset_id) for file in files if file.file_asset_id))
 
 
@@ -141,8 +141,8 @@ def _credits(files: Sequence[TechFile]) -> tuple[document.CreditLine, ...]:
 def _views(
     base_views: Sequence[TechFile], facts: Facts, assets: Assets
 ) -> tuple[document.View, ...]:
-    """The views that have a picture, then those that something is stated of. What is stated of the
-    whole product stands with the first."""
+    """Returns the views that have a picture, then those that something is stated about. What is
+    stated about the whole product is printed with the first."""
     pictures = {file.view_type: _picture(file, assets) for file in base_views}
     rows: list[stated.Dimension | stated.Feature] = [*facts.dimensions, *facts.features]
     materials = _materials(facts)
@@ -178,7 +178,7 @@ def _belongs(row: stated.Dimension | stated.Feature, view: str, views: Sequence[
 def _length(
     rows: Sequence[stated.Material | document.Callout | document.Dimension],
 ) -> int:
-    """Characters of all texts of these facts."""
+    """Returns the number of characters in all texts of these facts."""
     values: Iterator[object] = (getattr(row, field.name) for row in rows for field in fields(row))
     return sum(len(value) for value in values if isinstance(value, str))
 
@@ -186,7 +186,8 @@ def _length(
 def _closeups(
     files: Sequence[TechFile], facts: Facts, assets: Assets
 ) -> tuple[document.Closeup, ...]:
-    """A file keeps the beginning of its close-up's name; the facts have all of it."""
+    """Returns the close-ups by their full names: a file keeps the beginning of a name, the facts
+    have all of it."""
     names = {rules.shot_of(closeup.name): closeup.name for closeup in facts.closeups}
     return tuple(
         document.Closeup(
@@ -216,8 +217,8 @@ def _sketches(
 def _sketch(
     file: TechFile, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
 ) -> document.Sketch:
-    """A drawing keeps the frame of the photograph it was made from, so that places in one are
-    places in the other."""
+    """Returns a sketch. Its drawing keeps the frame of the photograph that it was made from, so
+    that a place in one is the same place in the other."""
     features = [feature for feature in facts.features if feature.view == file.view_type]
     points = [p for p in facts.points_of_measure if p.view == file.view_type]
     whole = sum(len(feature.note or "") for feature in features) <= _MOST_REPEATED
@@ -246,8 +247,8 @@ def _sketch(
 def _point_of_measure(
     point: stated.PointOfMeasure, facts: Facts, sizes: Mapping[str, tuple[int, int]]
 ) -> document.PointOfMeasure:
-    """As stated; else measured, if the points and a scale of the same view are declared and its
-    picture is there."""
+    """Returns the point as stated. Without a value it is measured, if its points and a scale of the
+    same view are declared and the view's picture exists."""
     value, unit = point.value, point.unit
     source: document.Source = "supplied"
     if value is None:

@@ -1,11 +1,12 @@
-"""The document that leaves the house: a tech pack as a PDF.
+"""Renders a tech pack as a PDF, the document for its receivers.
 
-`render_pdf` takes a `Pack` and its pictures and writes one PDF. It knows no database, network or
+`render_pdf` takes a `Pack` and its pictures and writes one PDF. It uses no database, network or
 clock: the same input gives the same bytes.
 
-A pack holds what the owner stated and what was measured from a scale the owner declared. `None`, an
-empty string and an empty tuple mean "not supplied" and are printed with those words. No figure is
-computed here, nothing is cut, and numbers stand as shared.formats.figures writes them.
+A pack holds what the owner stated and what was measured from a scale that the owner declared.
+`None`, an empty string and an empty tuple mean "not supplied" and are printed with those words. No
+figure is computed here, nothing is cut, and numbers are printed as shared.formats.figures writes
+them.
 """
 
 import json
@@ -24,15 +25,15 @@ from shared.formats.figures import Number
 
 Source = Literal["supplied", "measured from declared scale"]
 
-# A run of characters without a space that is longer than this may be broken anywhere; the template
-# breaks shorter ones in narrow columns. The column of origins is wide enough for an asset's id,
-# which a reader would otherwise copy with the mark of the break in it.
+# A longer run of characters without a space may be broken anywhere; the template breaks shorter
+# ones in narrow columns. The column of origins is wide enough for an asset's id, which a reader
+# would otherwise copy together with the mark of the break.
 _LONGEST_WORD = 28
 _LONGEST_WORD_OF = {"origin": 37}
 _UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
 
-# A line takes as much memory as a hundred letters. Beyond so many in one pack, texts of many lines
-# are set as paragraphs, with a mark where each line ends.
+# A line takes as much memory as a hundred letters. If a pack has more than _MOST_LINES lines, texts
+# of more than _MANY_LINES lines are set as paragraphs, with a mark where each line ends.
 _MOST_LINES = 30_000
 _MANY_LINES = 50
 _LINE_END = " \u00b6 "
@@ -64,10 +65,11 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """A length with its unit; the tolerance is in the same unit. `start` and `end` let it be drawn.
+    """A length with its unit; the tolerance is in the same unit. The length is drawn if `start` and
+    `end` are known.
 
-    Where more than five are drawn on one picture, `code` stands on the line instead of the value; a
-    length that has no code is given a small letter (a, b, ...) there.
+    If more than five are drawn on one picture, `code` is printed on the line instead of the value;
+    a length without a code gets a small letter (a, b, ...) there.
     """
 
     name: str | None
@@ -82,8 +84,8 @@ class Dimension:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """`colour` is the owner's word for it; `colour_hex` (`#rrggbb`) is what a swatch is drawn
-    from."""
+    """A material. `colour` is the owner's word for its colour; a swatch is drawn from `colour_hex`
+    (`#rrggbb`)."""
 
     part: str | None = None
     material: str | None = None
@@ -102,8 +104,8 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """`materials_in` names the section that has the materials, where they are too many to stand
-    with each view."""
+    """A view of the product. `materials_in` names the section that lists the materials, if they are
+    too many to be printed with each view."""
 
     view: str
     picture: str | None = None
@@ -115,7 +117,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Callout:
-    """A numbered mark; without x and y it stands in the legend only."""
+    """A numbered mark. Without x and y it is only in the legend."""
 
     number: int
     x: float | None
@@ -126,8 +128,8 @@ class Callout:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """`described_in` names the page that has its call-outs and measurements, where they would be
-    printed again."""
+    """A drawing of a view. `described_in` names the page that has its call-outs and measurements,
+    if they would otherwise be printed again."""
 
     view: str
     picture: str | None = None
@@ -159,7 +161,7 @@ class BillItem:
 class PointOfMeasure:
     """One row of the size specification.
 
-    It is drawn when `start` and `end` are known: on `picture` if that is given, otherwise on the
+    The row is drawn if `start` and `end` are known: on `picture` if that is given, otherwise on the
     picture of the base view that `view` names.
     """
 
@@ -190,7 +192,7 @@ class CreditLine:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where one file of the pack came from; `origin` is a sentence fit for print."""
+    """The origin of one file of the pack; `origin` is a sentence fit for print."""
 
     label: str
     asset_id: str
@@ -201,7 +203,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Everything one tech pack says. Pictures are keys of the mapping that `render_pdf` is
+    """Everything that one tech pack says. Pictures are keys of the mapping that `render_pdf` is
     given."""
 
     title: str
@@ -239,7 +241,8 @@ class DocumentWarning:
 def render_pdf(
     pack: Pack, pictures: Mapping[str, Path], target: Path, fonts: Sequence[Path] = ()
 ) -> list[DocumentWarning]:
-    """Write `pack` to `target` as a PDF (A4 landscape) and return what could not be shown as given.
+    """Writes `pack` to `target` as a PDF (A4 landscape) and returns what could not be shown as
+    given.
 
     `pictures` maps the keys used in the pack to JPEG, PNG, GIF or WebP files. A JPEG is embedded as
     it is and takes no more memory than its file, so about 2,000 pixels on the long side make a
@@ -247,8 +250,8 @@ def render_pdf(
     or files that are searched for scripts that the bundled fonts lack (Chinese, Japanese, Korean,
     Thai, emoji).
 
-    Runs in any worker process: blocking, no network, no system fonts, and the compiler reads
-    nothing but a fresh directory with the template, the data and the pictures. Raises
+    Runs in any worker process: it blocks, uses no network and no system fonts, and its compiler
+    reads nothing but a fresh directory with the template, the data and the pictures. Raises
     `typesetting.CannotPrint` if the template itself cannot be compiled.
     """
     with tempfile.TemporaryDirectory(prefix="techpack-") as name:
@@ -261,8 +264,8 @@ def render_pdf(
             text = _write_data(pack, shown, root, warnings)
             press.print(target, pack.created_at)
         except typesetting.CannotPrint:
-            # A broken picture stops the whole compilation without saying which it was: find it,
-            # leave it out.
+            # A broken picture stops the whole compilation, and the error doesn't name it: finds it
+            # and leaves it out.
             broken = [key for key, file in shown.items() if not press.can_show(file)]
             if not broken:
                 raise
@@ -284,7 +287,7 @@ def _picture_warnings(keys: Sequence[str], reason: str) -> list[DocumentWarning]
 def _write_data(
     pack: Pack, shown: Mapping[str, str], root: Path, warnings: list[DocumentWarning]
 ) -> str:
-    """Write the pack as the JSON file that the template reads, and return its text."""
+    """Writes the pack as the JSON file that the template reads, and returns its text."""
     lines = sum(text.count("\n") for text in _texts(asdict(pack)))
     plain = _Plain(shown, warnings, _MANY_LINES if lines > _MOST_LINES else lines)
     text = json.dumps(plain.value(pack, "", ""), ensure_ascii=False)
@@ -293,8 +296,8 @@ def _write_data(
 
 
 class _Plain:
-    """Turns a pack into JSON values: text is data, and cleaned; a number is the text that is
-    printed. A text of more than `most_lines` becomes a paragraph."""
+    """Turns a pack into JSON values: a text is cleaned, a number becomes the text that is printed.
+    A text of more than `most_lines` becomes a paragraph."""
 
     def __init__(
         self, shown: Mapping[str, str], warnings: list[DocumentWarning], most_lines: int
@@ -347,7 +350,8 @@ class _Plain:
         }
 
     def _picture(self, key: str) -> str:
-        """The file that shows it, or an empty string: it was named, so it is not "not supplied"."""
+        """Returns the file of a picture, or an empty string if it can't be shown: it was named, so
+        it is not "not supplied"."""
         if key not in self._shown and not any(
             w.detail.startswith(f"{key}:") for w in self._warnings
         ):

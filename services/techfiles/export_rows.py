@@ -1,5 +1,5 @@
-"""Exports: the row, its message, and adding one. An export is a collection as a PDF or a ZIP; its
-row is the job that renders it."""
+"""Exports: the row class, its message, and adding an export. An export is a collection as a PDF or
+a ZIP; its row is the job that renders it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -41,7 +41,7 @@ class Export(JobRow):
 
 @dataclass(slots=True)
 class StoredExport:
-    """What a URL of an export needs."""
+    """The columns that the URL of an export needs."""
 
     id: UUID
     storage_key: str
@@ -51,7 +51,7 @@ class StoredExport:
 
 @dataclass(frozen=True, slots=True)
 class NewExport:
-    """What rendering needs to know of an export that has no row yet."""
+    """An export that has no row yet, with the fields that rendering needs."""
 
     id: UUID
     owner: str
@@ -63,7 +63,7 @@ class NewExport:
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A document that lies in the store."""
+    """A document in the store."""
 
     storage_key: str = ""
     size_bytes: int = 0
@@ -122,8 +122,8 @@ async def create(
     facts: Mapping[str, Any] | None,
     document: StoredDocument | None = None,
 ) -> Export:
-    """Adds an export and publishes it: PENDING, or COMPLETED if its document is there. `facts`: in
-    place of the collection's, or None."""
+    """Adds an export and publishes it: PENDING, or COMPLETED if its document is given. `facts`
+    replace those of the collection, unless None."""
     values = {
         **asdict(document or StoredDocument()),
         "id": export_id,

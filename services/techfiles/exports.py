@@ -1,4 +1,4 @@
-"""The job of an export."""
+"""Runs the job of an export."""
 
 from dataclasses import asdict
 
@@ -10,7 +10,7 @@ from shared.database.db import Database
 
 
 class Exporter:
-    """`run` is the job of a row of `exports`."""
+    """Renders exports. `run` is the job of a row of `exports`."""
 
     def __init__(self, db: Database, renderer: Renderer) -> None:
         self._db = db

@@ -1,9 +1,8 @@
-"""The job that generates a tech pack: every step asks `conversions`, and what comes back becomes a
-tech file.
+"""Generates a tech pack in a job: every step asks `conversions`, and each answer becomes a tech
+file.
 
-Requests are named after the run and the step, so that a repeat after a crash finds the job that it
-started before. A step that fails is recorded and the others go on; a step that has ended isn't
-repeated.
+Request ids name the run and the step, so that a repeat after a crash finds the job that it created
+before. A step that fails is recorded and the others continue; a step that has ended isn't repeated.
 """
 
 import asyncio
@@ -38,10 +37,10 @@ from shared.rpc import auth, calls, errors, protos
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError
 
-_AT_ONCE = 4  # steps of one run
-_PATIENCE_SECONDS = 60.0  # with a service that can't be reached, before the whole run waits for it
+_AT_ONCE = 4  # steps of one run that are processed at once
+_PATIENCE_SECONDS = 60.0  # to repeat calls to an unreachable service, before the run waits for it
 _JOB_SECONDS = (
-    1800.0  # for one job of `conversions`, before the run waits and gives others its place
+    1800.0  # to wait for one job of `conversions`, before the run waits and frees its worker
 )
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _LOOK_PAUSE = 1.0
@@ -54,7 +53,7 @@ Job = TypeVar("Job", analysis_pb2.Analysis, generation_pb2.Generation)
 
 
 class StepFailed(Exception):
-    """A step can't be done. `error_class` is a word, `message` is for a person."""
+    """Raised if a step can't be done. `error_class` is a word, `message` is for a person."""
 
     def __init__(self, error_class: str, message: str) -> None:
         super().__init__(message)
@@ -63,7 +62,7 @@ class StepFailed(Exception):
 
 
 class PackGenerator:
-    """`run` is the job of a row of `runs`."""
+    """Generates tech packs. `run` is the job of a row of `runs`."""
 
     def __init__(self, db: Database, peers: Peers, renderer: Renderer) -> None:
         self._db = db
@@ -93,7 +92,8 @@ class PackGenerator:
             async with turns:
                 await self._take(attempt, step, facts)
 
-        # What takes longest is begun first, so that at the end nothing is waited for alone.
+        # Starts the longest steps, the sketches, first, so that the run doesn't wait for one of
+        # them alone at the end.
         left = sorted(
             (step for step in first if step.name not in ended),
             key=lambda step: step.kind != "sketch",
@@ -125,7 +125,7 @@ class PackGenerator:
         except DomainError as refusal:
             found = attempts.verdict(refusal)
             if isinstance(found, attempts.Waits):
-                raise  # the run waits, and goes on with this step
+                raise  # the run waits, and continues with this step
             result.error_class, result.error_message = found.error_class, found.message
         async with self._db.transaction(attempt.row.owner) as m:
             await running.end_step(m, attempt, step, result)
@@ -165,7 +165,8 @@ class PackGenerator:
     async def _sketch(
         self, attempt: Attempt, step: Step, facts: facts_pb2.Facts, result: StepResult
     ) -> None:
-        """The drawing, and the call-outs and measurements that belong on it: two jobs at once."""
+        """Makes the drawing, and the call-outs and measurements that belong on it: two jobs at
+        once."""
         await self._ask_generation(
             attempt, step, result, generation_pb2.GENERATION_TASK_SKETCH, None
         )
@@ -269,8 +270,8 @@ class PackGenerator:
         }
 
     async def _pack(self, attempt: Attempt, step: Step) -> None:
-        """The PDF of what there is. Its export belongs to the run, and is there if and only if the
-        step succeeded."""
+        """Renders the PDF of the files that exist. Its export belongs to the run, and exists if and
+        only if the step succeeded."""
         run = attempt.row
         async with self._db.transaction(run.owner) as m:
             await running.begin_step(m, attempt, step, StepResult())
@@ -283,7 +284,7 @@ class PackGenerator:
             if isinstance(failure, attempts.Waits) or not (
                 failure.final or run.faults + 1 >= self._kind.max_attempts
             ):
-                raise  # the run waits or is tried again, and goes on here
+                raise  # the run waits or gets another attempt, and continues here
             result = StepResult(error_class=failure.error_class, error_message=failure.message)
             async with self._db.transaction(run.owner) as m:
                 await running.end_step(m, attempt, step, result)
@@ -323,8 +324,8 @@ class PackGenerator:
 
 
 async def _finished(look: Callable[[], Awaitable[Job]]) -> Job:
-    """The job of `conversions` once it is COMPLETED. Raises StepFailed if it ends otherwise, Waits
-    if it takes long."""
+    """Returns the job of `conversions` once it is COMPLETED. Raises StepFailed if it ends
+    otherwise, Waits if it takes longer than _JOB_SECONDS."""
     give_up = time.monotonic() + _JOB_SECONDS
     pause = _FIRST_PAUSE
     while (job := await _patiently(look)).state in _UNFINISHED:
@@ -341,7 +342,8 @@ async def _finished(look: Callable[[], Awaitable[Job]]) -> Job:
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeats a call that was refused for a reason that passes."""
+    """Makes a call, and repeats it for up to _PATIENCE_SECONDS if it is refused for a reason that
+    passes."""
     give_up = time.monotonic() + _PATIENCE_SECONDS
     pause = _FIRST_PAUSE
     while True:

@@ -1,8 +1,8 @@
-"""Runs of tech packs: the rows of a run and of its steps, and its message.
+"""Runs of tech packs: the row classes of a run and of its steps, and its message.
 
 A run's plan is fixed when the run is created. A step that moves adds a row, which never changes, in
-the transaction that raises the run's version: so a watcher sees every step, and an attempt that
-lost the run adds nothing.
+the transaction that raises the run's version: so a watch shows every step, and an attempt that lost
+the run adds nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class Run(JobRow):
 
 @dataclass(slots=True)
 class RunStep:
-    """A move of a step. The last row of a name says where that step is."""
+    """A move of a step. The last row of a name has that step's current state."""
 
     id: UUID
     owner: str
@@ -58,7 +58,7 @@ class RunStep:
 
 @dataclass(slots=True)
 class PackFile:
-    """The file of a run's pack, and the export that it shows once there is one."""
+    """The file of a run's pack, and the export that it shows once one exists."""
 
     id: UUID
     export_id: UUID | None
@@ -85,7 +85,7 @@ def plan_of(run: Run) -> list[Step]:
 def to_proto(
     run: Run, moves: Sequence[RunStep], export_id: UUID | None, *, with_steps: bool = True
 ) -> pb.TechPackRun:
-    """`moves`: the run's rows of run_steps in order."""
+    """Returns the message. `moves`: the run's rows of run_steps, in order."""
     steps = [
         _step_to_proto(step, [row for row in moves if row.name == step.name])
         for step in plan_of(run)
@@ -134,7 +134,7 @@ def _step_to_proto(step: Step, rows: Sequence[RunStep]) -> pb.TechPackStep:
 
 
 async def read(m: Mutation, run: Run) -> pb.TechPackRun:
-    """The run's message, with its steps."""
+    """Returns the run's message, with its steps."""
     moves = await m.all(SELECT_STEPS, {"ids": [run.id]})
     pack = await m.one(SELECT_PACK_FILES, {"ids": [run.pack_file_id]})
     return to_proto(run, moves, pack.export_id)
@@ -145,5 +145,5 @@ async def publish(m: Mutation, run: Run) -> None:
 
 
 async def last_moves(m: Mutation, run_id: UUID) -> Mapping[str, RunStep]:
-    """Where each step is, by name."""
+    """Returns the last move of each step, by the step's name."""
     return {row.name: row for row in await m.all(SELECT_STEPS, {"ids": [run_id]})}

@@ -1,4 +1,4 @@
-"""TechPackService: one method per call. It is the servicer of runs and of exports."""
+"""TechPackService, the servicer of runs and of exports: one method per call."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -124,12 +124,12 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
             )
 
         if (await self._run(run_id)).state in rules.ENDED:
-            request.cursor = ""  # nothing may come after it
+            request.cursor = ""  # no event may follow the cursor
         ended = False
         async for answer in self._stream.watch(request, pb.WatchTechPackRunResponse, now(), show):
             yield answer
             ended = ended or RUN_STATES.word.get(answer.run.state) in rules.ENDED
-            if ended and answer.cursor:  # the state as it was has none; READY follows it
+            if ended and answer.cursor:  # the current state has none; READY follows it
                 return
 
     async def CancelTechPackRun(
@@ -214,7 +214,7 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
 
 
 async def _cancel(m: Mutation, run: Run) -> Run:
-    """Cancels a run that is PENDING and locked."""
+    """Cancels a locked run that is PENDING. Returns its new row."""
     cancelled = await states.advance(
         m,
         rules.RUN_STATES,
@@ -247,8 +247,8 @@ def _shots(facts: Facts) -> list[Shot]:
 
 
 def _facts(request: pb.GenerateTechPackRequest) -> dict[str, Any]:
-    """The request's facts, with its category. INVALID_ARGUMENT if the facts state another
-    category."""
+    """Returns the request's facts, with its category. Raises INVALID_ARGUMENT if the facts state
+    another category or too many close-ups."""
     facts = protos.facts(request.facts, "facts")
     if len(request.facts.closeups) > rules.MOST_CLOSEUPS:
         raise errors.invalid("facts.closeups", f"may have {rules.MOST_CLOSEUPS} in one pack")
@@ -263,7 +263,7 @@ def _facts(request: pb.GenerateTechPackRequest) -> dict[str, Any]:
 
 
 async def _until_ended(read: Callable[[], Awaitable[J]]) -> J:
-    """The row once it has ended, or as it is shortly before the call's deadline."""
+    """Returns the row once it has ended, or as it is shortly before the call's deadline."""
     row: J = await waiting.until_seen(
         read, lambda row: row.state in rules.ENDED, waiting.patience()
     )

@@ -1,4 +1,4 @@
-"""Renders exports: a collection's pack as a PDF, or a ZIP of it and all its files, stored under
+"""Renders exports: a collection's pack as a PDF, or a ZIP of that PDF and all files, stored under
 this service's own prefix."""
 
 import asyncio
@@ -34,7 +34,7 @@ from shared.rpc.errors import DomainError
 from shared.storage import Storage
 
 _MOST_WARNINGS = 100
-_RENDER_SECONDS = 300.0  # facts at all their limits take some ten, on a free machine
+_RENDER_SECONDS = 300.0  # facts at all their limits take some ten on an idle machine
 _JPEG_QUALITY = 88
 _PICTURES_AT_ONCE = 4
 _FOLDERS: Mapping[str, archive.Section] = {
@@ -72,16 +72,16 @@ class Renderer:
         self._pool = pool
 
     async def delete(self, stored: StoredDocument) -> None:
-        """Deletes a document that nothing will ever show."""
+        """Deletes a document that no row will ever show."""
         await self._storage.delete([stored.storage_key])
 
     async def render(self, export: Export | NewExport, unique: UUID) -> StoredDocument:
-        """Makes and stores the document. `unique` keeps attempts apart. Raises JobFailed, and what
-        `attempts.verdict` sorts."""
+        """Makes and stores the document. `unique` keeps attempts apart. Raises JobFailed, and
+        errors that `attempts.verdict` classifies."""
         directory = Path(tempfile.mkdtemp(prefix="atelier-"))
         try:
             return await self._render(export, unique, directory)
-        except ImageRejected as refusal:  # of the renderer: the pictures were checked one by one
+        except ImageRejected as refusal:  # by the renderer: the pictures were checked one by one
             raise attempts.JobFailed(
                 "TOO_EXPENSIVE",
                 "the document takes too much memory or time; export it again with shorter `facts`,"
@@ -135,7 +135,7 @@ class Renderer:
             sha256 = (
                 stat.sha256 or (await self._storage.fetch(key, directory / "stored")).sha256 or ""
             )
-        except BaseException:  # also when cancelled: nothing will ever show it
+        except BaseException:  # also when cancelled: no row will ever show it
             await asyncio.shield(self._storage.delete([key]))
             raise
         return StoredDocument(key, stat.size, sha256, list(warnings[:_MOST_WARNINGS]))
@@ -166,10 +166,9 @@ class Renderer:
         return sorted(warnings) + [f"{warning.reason}: {warning.detail}" for warning in found]
 
     async def _page_picture(self, asset_id: str, directory: Path, side: int) -> Path:
-        """A JPEG of at most `side` pixels, which the document embeds as it is; from the 1600-pixel
-        variant if that is there, since originals are large. One that isn't there would have to be
-        made first, from the same original.
-        """
+        """Makes a JPEG of at most `side` pixels, which the document embeds as it is. Takes the
+        1600-pixel variant if it exists, since originals are large. A variant that doesn't exist
+        would have to be made first, from the same original."""
         source = directory / f"{asset_id}.source"
         stub = self._peers.stub(variant_pb2_grpc.VariantServiceStub)
         request = variant_pb2.ListVariantsRequest(asset_id=asset_id)
@@ -187,7 +186,7 @@ class Renderer:
 
 
 class _Zip:
-    """The archive of one export, a chunk at a time. One picture at a time is on this disk, none in
+    """The archive of one export, in chunks. At most one picture at a time is on this disk, none in
     memory."""
 
     def __init__(
@@ -219,8 +218,8 @@ class _Zip:
         stream = archive.stream_zip(
             self._members(rows, known, pdf), manifest, self._export.created_at
         )
-        # The generator blocks on disk and on downloads, which run in this loop; so it runs in a
-        # thread.
+        # The generator runs in a thread, because it blocks on disk and on downloads, which run in
+        # this loop.
         while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
             yield chunk
 

@@ -1,5 +1,5 @@
-"""Decisions of `techfiles` without any machinery: states, the fields that each file type needs, the
-steps of a run, names, lengths."""
+"""Decisions of `techfiles` as pure functions and constants: states, the fields that each file type
+needs, the steps of a run, names, lengths."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -49,8 +49,8 @@ SECTIONS = {
     "sketch": "sketches",
 }
 
-# All pictures of one document together have at most this many pixels, since the renderer holds them
-# decoded and its process may have 512 MB.
+# All pictures of one document together have at most this many pixels: the renderer keeps a picture
+# that it has to decode in memory, and its process may have 512 MB.
 _PAGE_PIXELS = 80_000_000
 _PAGE_SIDE = 1600
 
@@ -58,7 +58,7 @@ _PAGE_SIDE = 1600
 def file_problem(
     file_type: str, *, revision_id: str, view: str, shot: str, collection_id: str
 ) -> tuple[str, str] | None:
-    """(field, what is wrong) with the fields of a file of this type, or None."""
+    """Returns (field, what is wrong) for the fields of a file of this type, or None."""
     given = {
         "revision_id": revision_id,
         "view_type": view,
@@ -82,7 +82,7 @@ def file_problem(
 
 
 def progress(states: Mapping[str, int]) -> tuple[str, int]:
-    """(state, percent) of a collection from how many of its live files are in each state."""
+    """Returns (state, percent) of a collection from the number of its live files in each state."""
     total = sum(states.values())
     ended = states.get("completed", 0) + states.get("failed", 0)
     if total == states.get("pending", 0):
@@ -94,10 +94,10 @@ def progress(states: Mapping[str, int]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run, as it was planned. `tech_file_id` is the file that it makes; none if it is
-    left out.
+    """One step of a run, as it was planned. `tech_file_id`: the file that it makes, '' if it makes
+    none.
 
-    `reason` is why it is skipped, unless that was asked for.
+    `reason`: why it is skipped; '' if the request asked for that.
     """
 
     name: str
@@ -141,8 +141,8 @@ class Shot:
 def plan(
     revisions: Sequence[Revision], shots: Sequence[Shot], *, primary: str, skip: Sequence[str]
 ) -> list[Step]:
-    """The steps of a run in the order of the pack. `shots` are the close-ups that the facts name;
-    without any each view gets one. `skip` names kinds that aren't wanted.
+    """Returns the steps of a run in the order of the pack. `shots` are the close-ups that the facts
+    name; without any, each view gets one. `skip` names the kinds to skip.
 
     A base view that is skipped still has a file, because its picture is in the pack. A close-up of
     a view that no revision shows is skipped: there is no picture to take it from.
@@ -174,7 +174,7 @@ def _of_view(kind: str, revision: Revision, *, skipped: bool = False) -> Step:
 
 
 def _closeups(shots: Sequence[Shot], pictures: Mapping[str, str]) -> list[Step]:
-    """`pictures`: the asset of each view that a revision shows."""
+    """Returns the steps for close-ups. `pictures`: the asset of each view that a revision shows."""
     wanted = list(shots) or [Shot(f"{view} detail", view) for view in pictures]
     return [
         Step(
@@ -196,22 +196,22 @@ def _closeups(shots: Sequence[Shot], pictures: Mapping[str, str]) -> list[Step]:
 
 
 def shot_of(name: str) -> str:
-    """What a file keeps of a close-up's name."""
+    """Returns the part of a close-up's name that a file keeps."""
     return name[:200]
 
 
 def page_side(pictures: int) -> int:
-    """The longer side, in pixels, of each of so many pictures in one document."""
+    """Returns the longer side, in pixels, of each of so many pictures in one document."""
     return min(_PAGE_SIDE, int(math.sqrt(_PAGE_PIXELS / max(pictures, 1))))
 
 
 def object_key(owner: str, collection_id: str, export_id: str, unique: str, suffix: str) -> str:
-    """The key of an export in the store. The owner is quoted: it comes from outside. `unique` keeps
-    two attempts apart."""
+    """Returns the key of an export in the store. The owner is quoted, because it comes from
+    outside. `unique` keeps two attempts apart."""
     return f"techfiles/{quote(owner, safe='')[:200]}/{collection_id}/{export_id}/{unique}.{suffix}"
 
 
 def holder(product_id: str) -> str:
-    """The holder of references that a product's files have to assets. Files are never deleted, so
-    references stay."""
+    """Returns the holder of the references that a product's files have to assets. Files are never
+    deleted, so references stay."""
     return f"techfiles/products/{product_id}"

@@ -1,5 +1,5 @@
-"""What becomes of a run and of its files together: a run is created with the files that its steps
-will make, a step that moves moves its file, and a run that ends ends its files."""
+"""Changes a run and its files together: a run is created with the files that its steps will make, a
+step's move moves its file, and a run that ends ends its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ _NEW = (
     "batch_id",
     "plan",
 )
-# Raises the version of a run that this attempt holds; it no longer waits.
+# Raises the version of a run that this attempt has claimed, and ends the run's wait.
 _RAISE_VERSION = Statement(
     Run,
     f"""
@@ -50,8 +50,8 @@ _INSERT_STEP = Command("""
 
 @dataclass
 class StepResult:
-    """What a step made: columns of its file, what it cost, which jobs of `conversions` did it, and
-    why it failed."""
+    """The result of a step: columns of its file, its cost, the jobs of `conversions` that did it,
+    and why it failed."""
 
     columns: dict[str, Any] = field(default_factory=dict)
     credits: int = 0
@@ -116,8 +116,8 @@ def _file_columns(step: Step, collection: LockedCollection, batch_id: str) -> di
 async def begin_step(
     m: Mutation, attempt: attempts.Attempt[Run], step: Step, result: StepResult
 ) -> None:
-    """Moves a step and its file to PROCESSING; `result` says which jobs of `conversions` do it.
-    Raises Superseded."""
+    """Moves a step and its file to PROCESSING. `result` names the jobs of `conversions` that do the
+    step. Raises Superseded."""
     run = await _raise_version(m, attempt)
     await _add_move(m, run.id, step, "processing", result)
     await tech_file_rows.advance(m, UUID(step.tech_file_id), "processing")
@@ -127,8 +127,8 @@ async def begin_step(
 async def end_step(
     m: Mutation, attempt: attempts.Attempt[Run], step: Step, result: StepResult
 ) -> None:
-    """Ends a step and its file. A file that somebody finished meanwhile stays as they left it, and
-    the step has FAILED.
+    """Ends a step and its file. If somebody finished the file meanwhile, the file stays as they
+    left it and the step has FAILED.
 
     Raises Superseded.
     """

@@ -1,7 +1,9 @@
--- The schema of `techfiles`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
+-- The schema of `techfiles`, with its policies. Common tables (requests, events, event_stream,
+-- attempts) are in shared/database/tables.sql. A migration changes both this file and the database;
+-- a test compares them.
 
--- A place for one kind of file of one product. Its row is locked while a number is given, so that numbers are exact.
+-- A place for one kind of file of one product. The row is locked while a number is given, so that
+-- numbers have no gaps.
 CREATE TABLE slots (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -16,8 +18,9 @@ CREATE TABLE slots (
     CONSTRAINT slots_place UNIQUE (owner, product_id, file_type, view_type, file_category)
 );
 
--- Files that belong together. `facts` is all that an export of them may print. Progress, state and credits are derived
--- from the files; what somebody said instead stands in the override columns and in collection_changes.
+-- Files that belong together. An export prints no facts but `facts`, or its own in place of them.
+-- Progress, state and credits are derived from the files; overrides are in the override columns and
+-- in collection_changes.
 CREATE TABLE collections (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -44,7 +47,7 @@ CREATE TABLE collections (
 CREATE INDEX collections_list ON collections (owner, created_at DESC, id DESC);
 CREATE INDEX collections_list_product ON collections (owner, product_id, created_at DESC, id DESC);
 
--- A finished or unfinished document of a collection: the row is the job that makes it.
+-- A document of a collection, finished or not: the row is the job that makes it.
 CREATE TABLE exports (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -66,10 +69,12 @@ CREATE TABLE exports (
     warnings text[] NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that failed through the job itself, and attempts whose worker vanished. A success
+    -- sets both to 0.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for because it is away or has no room, and since when; see
+    -- shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT exports_pkey PRIMARY KEY (id),
@@ -77,15 +82,15 @@ CREATE TABLE exports (
     CONSTRAINT exports_collection FOREIGN KEY (owner, collection_id) REFERENCES collections (owner, id),
     CONSTRAINT exports_format CHECK (format IN ('pdf', 'zip')),
     CONSTRAINT exports_state CHECK (state IN ('pending', 'processing', 'completed', 'failed')),
-    -- Never COMPLETED without bytes.
+    -- A completed export has bytes.
     CONSTRAINT exports_completed_has_bytes CHECK (state <> 'completed' OR (storage_key <> '' AND sha256 <> '')),
     CONSTRAINT exports_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
 CREATE INDEX exports_waiting ON exports (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX exports_collection_id ON exports (collection_id);
 
--- A file. `number` is its number in its slot, given at `numbered_at` by `created_by`; what it was under earlier numbers
--- stands in tech_file_versions.
+-- A file. `number` is its number in its slot, given at `numbered_at` by `created_by`; what it was
+-- under earlier numbers is in tech_file_versions.
 CREATE TABLE tech_files (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -141,7 +146,7 @@ CREATE INDEX tech_files_list_revision ON tech_files (owner, revision_id, created
     WHERE revision_id <> '';
 CREATE INDEX tech_files_list_batch ON tech_files (owner, batch_id, created_at DESC, id DESC) WHERE batch_id <> '';
 
--- What a file was under a number that it no longer has: the whole row, as JSON.
+-- A file as it was under a number that it no longer has: the whole row, as JSON.
 CREATE TABLE tech_file_versions (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -157,7 +162,7 @@ CREATE TABLE tech_file_versions (
     CONSTRAINT tech_file_versions_file FOREIGN KEY (owner, tech_file_id) REFERENCES tech_files (owner, id)
 );
 
--- Which file stands where in a collection. No two places are equal.
+-- The place of each file in a collection. No two places are equal.
 CREATE TABLE collection_items (
     owner text NOT NULL,
     collection_id uuid NOT NULL,
@@ -172,7 +177,7 @@ CREATE TABLE collection_items (
 );
 CREATE INDEX collection_items_file_id ON collection_items (tech_file_id);
 
--- Who overrode a progress or adjusted credits, and why. Only added to.
+-- Who overrode the progress or adjusted the credits of a collection, and why. Rows are only added.
 CREATE TABLE collection_changes (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -190,7 +195,8 @@ CREATE TABLE collection_changes (
 );
 CREATE INDEX collection_changes_list ON collection_changes (collection_id, created_at DESC, id DESC);
 
--- The job that makes all files of a pack. `plan` is its steps, fixed when it was asked for.
+-- A run: the job that makes all files of a pack. `plan` holds its steps, fixed when the run is
+-- created.
 CREATE TABLE runs (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -210,10 +216,12 @@ CREATE TABLE runs (
     ended_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that failed through the job itself, and attempts whose worker vanished. A success
+    -- sets both to 0.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for because it is away or has no room, and since when; see
+    -- shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT runs_pkey PRIMARY KEY (id),
@@ -228,7 +236,8 @@ CREATE INDEX runs_waiting ON runs (waiting_since) WHERE waiting_since IS NOT NUL
 CREATE INDEX runs_list ON runs (owner, created_at DESC, id DESC);
 CREATE INDEX runs_list_product ON runs (owner, product_id, created_at DESC, id DESC);
 
--- What became of a run's steps, in order. Only added to: the last row of a name is where that step is.
+-- The moves of a run's steps, in order. Rows are only added: the last row of a name has that step's
+-- current state.
 CREATE TABLE run_steps (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -263,7 +272,7 @@ ALTER TABLE exports ENABLE ROW LEVEL SECURITY;
 ALTER TABLE exports FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON exports TO techfiles_app, techfiles_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A worker reads a job's owner from the job's row.
 CREATE POLICY claiming ON exports FOR SELECT TO techfiles_worker USING (true);
 
 ALTER TABLE tech_files ENABLE ROW LEVEL SECURITY;
@@ -290,7 +299,7 @@ ALTER TABLE runs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE runs FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON runs TO techfiles_app, techfiles_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A worker reads a job's owner from the job's row.
 CREATE POLICY claiming ON runs FOR SELECT TO techfiles_worker USING (true);
 
 ALTER TABLE run_steps ENABLE ROW LEVEL SECURITY;

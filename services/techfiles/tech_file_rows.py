@@ -1,9 +1,9 @@
-"""Tech files: the row, its message, and what is written together with it: numbers, snapshots, and
-which file is a slot's latest.
+"""Tech files: the row class, its message, and what is written together with a row: numbers,
+snapshots, and which file is a slot's latest.
 
 A transaction locks a slot before it gives a number and keeps the lock until the commit, so numbers
 count up without gaps and the latest is always the live file with the highest number. A transaction
-that locks both locks the slot before the file.
+that locks both a slot and a file locks the slot first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ class TechFile:
     view_type: str
     file_category: str
     file_asset_id: UUID | None
-    analysis: dict[str, Any] | None  # what a model found, or a caller says
+    analysis: dict[str, Any] | None  # found by a model, or stated by a caller
     state: str
     error_message: str
     credits_used: int
@@ -65,14 +65,14 @@ class TechFile:
 
 
 class LockedTechFile(TechFile):
-    """A file that the transaction holds, together with its slot."""
+    """A file that the transaction has locked, together with its slot."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class TechFileVersion:
-    """A file under one of its numbers: the number that it has (`current`), or an earlier one."""
+    """A file under one of its numbers: its present number (`current`), or an earlier one."""
 
     id: UUID
     tech_file_id: UUID
@@ -177,14 +177,14 @@ _DEFAULTS: Mapping[str, Any] = {
     "quality_score": None,
     "collection_id": None,
 }
-# Columns that JSON holds as text.
+# Columns that a snapshot's JSON holds as text.
 _TIMES = ("numbered_at", "archived_at", "created_at", "updated_at")
 _IDS = ("id", "slot_id", "file_asset_id", "parent_file_id", "collection_id", "export_id")
 
 
 @cache
 def _set_number(columns: tuple[str, ...]) -> Command:
-    """Gives a file the number of its slot, and sets columns."""
+    """Returns the command that gives a file a number of its slot and sets columns."""
     row = TECH_FILES.core.c
     values: dict[str, Any] = {
         name: sa.bindparam(name) for name in (*columns, "number", "created_by")
@@ -250,7 +250,8 @@ def version_to_proto(row: TechFileVersion) -> pb.TechFileVersion:
 
 
 def _row_of(snapshot: Mapping[str, Any]) -> TechFile:
-    """The row that was kept as JSON. A column that came after the snapshot is None."""
+    """Returns the row that a snapshot kept as JSON. A column that was added after the snapshot is
+    None."""
     values: dict[str, Any] = {name: snapshot.get(name) for name in TECH_FILES.names}
     for names, read in ((_TIMES, datetime.fromisoformat), (_IDS, UUID)):
         values |= {name: read(values[name]) for name in names if values[name]}
@@ -262,7 +263,8 @@ async def publish(m: Mutation, row: TechFile) -> None:
 
 
 async def lock(m: Mutation, file_id: UUID) -> TechFile:
-    """The owner's file, locked until the commit. NOT_FOUND if it isn't theirs."""
+    """Locks the owner's file until the commit and returns it. Raises NOT_FOUND if it isn't
+    theirs."""
     row = await m.first(_LOCK_TECH_FILE, {"id": file_id})
     if row is None:
         raise errors.not_found("tech file", file_id)
@@ -270,15 +272,15 @@ async def lock(m: Mutation, file_id: UUID) -> TechFile:
 
 
 async def lock_with_slot(m: Mutation, file_id: UUID) -> LockedTechFile:
-    """The owner's file; its slot and the file are locked until the commit. NOT_FOUND if it isn't
-    theirs."""
+    """Locks the slot of the owner's file, then the file, until the commit, and returns the file.
+    Raises NOT_FOUND if it isn't theirs."""
     if await m.first(_LOCK_SLOT, {"file_id": file_id}) is None:
         raise errors.not_found("tech file", file_id)
     return await m.one(_LOCK_TECH_FILE_OF_SLOT, {"id": file_id})
 
 
 async def create(m: Mutation, columns: Mapping[str, Any]) -> TechFile:
-    """Adds a file with the next number of its slot; it becomes the latest."""
+    """Adds a file with the next number of its slot, makes it the latest and publishes it."""
     file_id = new_id()
     values = {
         **_DEFAULTS,
@@ -297,7 +299,7 @@ async def create(m: Mutation, columns: Mapping[str, Any]) -> TechFile:
 async def renumber(
     m: Mutation, row: LockedTechFile, reason: str, columns: Mapping[str, Any]
 ) -> tuple[TechFileVersion, TechFile]:
-    """Keeps a snapshot of a file, then sets `columns` under the slot's next number. Returns the
+    """Stores a snapshot of a file, then sets `columns` under the slot's next number. Returns the
     snapshot and the file's new row."""
     kept = await m.one(
         _INSERT_VERSION,
@@ -312,10 +314,10 @@ async def renumber(
 
 
 async def settle_latest(m: Mutation, slot_id: UUID, file_id: UUID) -> TechFile:
-    """Makes the live file with the highest number the latest, publishes every file that changed,
-    and `file_id`, whose row it returns. The slot must be locked.
+    """Makes the live file with the highest number the latest. Publishes every file that changed,
+    and in any case `file_id`, whose row it returns. The slot must be locked.
 
-    It takes two statements, since there may never be two latest.
+    It takes two statements, since there may never be two latest files.
     """
     slot = {"slot_id": slot_id}
     for other in await m.all(_DEMOTE, slot) + await m.all(_PROMOTE, slot):
@@ -327,8 +329,8 @@ async def settle_latest(m: Mutation, slot_id: UUID, file_id: UUID) -> TechFile:
 
 
 async def advance(m: Mutation, file_id: UUID, to: str, **columns: Any) -> TechFile | None:
-    """Moves a file to state `to` and publishes it. Returns its row, or None if its state doesn't go
-    there."""
+    """Moves a file to state `to` and publishes it. Returns its row, or None if that state can't
+    follow its own."""
     row = await states.advance(m, rules.FILE_STATES, TECH_FILES, file_id, to, **columns)
     if row is not None:
         await publish(m, row)
@@ -336,6 +338,6 @@ async def advance(m: Mutation, file_id: UUID, to: str, **columns: Any) -> TechFi
 
 
 async def fail_unfinished(m: Mutation, file_ids: Sequence[UUID], message: str) -> None:
-    """Moves files that nobody will finish to FAILED."""
+    """Moves files that nobody will finish to FAILED; finished ones stay."""
     for file_id in file_ids:
         await advance(m, file_id, "failed", error_message=message)

@@ -51,7 +51,8 @@ _COMPLETED: sa.ColumnElement[str] = sa.literal_column("'completed'")
 
 
 def _is_latest_completed(file: Any, _: sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
-    """No live completed file of its slot has a higher number."""
+    """Returns the condition that a file is live and completed, and no such file of its slot has a
+    higher number."""
     newer = TECH_FILES.core.alias("newer").c
     newer_completed = sa.select(newer.id).where(
         newer.slot_id == file.slot_id,
@@ -70,7 +71,7 @@ _LIST = Listing(
     live=lambda file, _: file.archived_at.is_(None),
     archived=lambda file, _: file.archived_at.is_not(None),
 )
-# A slot's versions: the numbers that its files have, and those that they had.
+# A slot's versions: the present and the earlier numbers of its files.
 _VERSIONS = """
     SELECT id, tech_file_id, number, snapshot, created_by, reason, created_at, current FROM (
         SELECT id, tech_file_id, number, snapshot, created_by, reason, created_at, false AS current
@@ -295,7 +296,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         )
 
     async def _snapshot(self, product_id: str) -> AsyncIterator[tuple[events.Fields, TechFile]]:
-        """The product's files, or the owner's recent ones, oldest first."""
+        """Yields the product's files, or the owner's recent ones, oldest first."""
         after: dict[str, Any] = {"after_at": None, "after_id": None}
         while True:
             rows = await self._db.all(
@@ -322,7 +323,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
 
 
 async def _set_archived(m: Mutation, file_id: UUID, *, archived: bool) -> TechFile:
-    """Archives or unarchives a file; its state stays. Does nothing to one that is so already."""
+    """Archives or unarchives a file; its state stays. Does nothing if the file is so already."""
     row = await tech_file_rows.lock_with_slot(m, file_id)
     if (row.archived_at is not None) == archived:
         return row
@@ -344,7 +345,7 @@ def _check_error_message(message: str, state: str) -> None:
 
 
 def _new_columns(request: pb.CreateTechFileRequest) -> dict[str, Any]:
-    """Checks what protovalidate can't, and turns the request into columns."""
+    """Checks what protovalidate can't, and returns the request as columns."""
     file_type = TYPES.word[request.file_type]
     view = VIEWS.word.get(request.view_type, "")
     problem = rules.file_problem(
@@ -407,7 +408,8 @@ def _uuid(text: str) -> UUID | None:
 
 
 def _wanted(request: pb.ListTechFilesRequest) -> dict[str, object]:
-    """The filters of a list. INVALID_ARGUMENT for those that exclude each other."""
+    """Returns the filters of a list. Raises INVALID_ARGUMENT for filters that exclude each
+    other."""
     wanted: dict[str, object] = {
         "file_type": TYPES.word.get(request.file_type),
         "view_type": VIEWS.word.get(request.view_type),

@@ -1,4 +1,4 @@
-"""Tech files and exports as callers see them: rows as messages, with URLs when a caller wants them.
+"""Turns rows of tech files and exports into messages, with URLs if a caller wants them.
 
 URLs are never stored: they expire.
 """

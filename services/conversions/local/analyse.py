@@ -1,10 +1,10 @@
-"""Named analyses: measured photographs and facts in, structured facts with a confidence and its
-evidence out.
+"""Runs named analyses: takes measured photographs and facts, returns structured facts with a
+confidence and its evidence.
 
 A result holds what the caller stated, what was measured in the pictures, and what follows from a
-declared scale. A value that is none of these is None, to be shown as "not supplied". The confidence
-is the weighted sum in _WEIGHTS: how well the pictures can be read, and how much of what the task
-wants was stated.
+declared scale. Any other value is None, which is shown as "not supplied". The confidence is the sum
+with the weights in _WEIGHTS: how well the pictures can be read, and how much of what the task wants
+was stated.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _WEIGHTS = {
     "seo": (0.10, 0.05, 0.05, 0.05, 0.75),
     "listing": (0.10, 0.05, 0.05, 0.05, 0.75),
 }
-"""Per task the weights of sharpness, exposure, resolution, separation and completeness; each row
+"""By task: the weights of sharpness, exposure, resolution, separation and completeness; each row
 adds up to 1."""
 
 TASKS = tuple(_WEIGHTS)
@@ -40,10 +40,10 @@ class Analysis:
 
 
 def analyse(task: str, pictures: Sequence[Quality], facts: Facts) -> Analysis:
-    """Runs one of TASKS on measured pictures; raises ValueError for another task. No pixel is
-    touched here.
+    """Runs one of TASKS on measured pictures, and touches no pixel. Raises ValueError for another
+    task.
 
-    No picture at all is allowed: every measure of the pictures then counts as 0.
+    There may be no picture at all: every measure of the pictures then counts as 0.
     """
     if task not in _WEIGHTS:
         raise ValueError(f"task: {task!r} is not one of {', '.join(TASKS)}")
@@ -121,7 +121,7 @@ def _result(task: str, pictures: Sequence[Quality], facts: Facts) -> dict[str, A
 
 
 def _wanted(task: str, facts: Facts, views: set[str]) -> dict[str, bool]:
-    """What a task needs to be told, and whether it was."""
+    """Returns the facts that a task needs, and whether each was stated."""
     product = facts.product
     known = {
         "name": product.name,

@@ -1,4 +1,4 @@
-"""Measuring one photograph: the pixel work behind every analysis of it."""
+"""Measures one photograph: the pixel work behind every analysis of it."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Where shoulders and body are in a mask, the same for a person and for a garment laid flat: both
-from row widths."""
+"""Finds shoulders and body in a mask from its row widths, in the same way for a person and for a
+garment laid flat."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -8,21 +8,21 @@ import pyvips
 
 from services.conversions.local import subject
 
-# A standing person is much higher than wide; below this the picture shows less than the whole
-# figure.
+# Height by width. A standing person is much higher than wide; below this ratio the picture shows
+# less than the whole figure.
 _WHOLE_FIGURE = 1.9
 
 
 @dataclass(frozen=True)
 class Body:
-    """In pixels of the mask.
+    """Measures of a body, in pixels of the mask.
 
     shoulder: the row where the body reaches most of its width, counted from above.
     hem: the last row of the body (a garment's hem, a person's hip).
     width: between the sides, without arms or sleeves where these stand apart.
     span: from the left to the right side just below the shoulder, arms or sleeves included.
     centre: the column between the sides.
-    neck: the narrowest row between head and shoulders; None for a garment or when there is none.
+    neck: the narrowest row between head and shoulders; None for a garment or if there is none.
     apart: share of the body's rows in which arms or sleeves stand apart, 0..1.
     """
 
@@ -36,7 +36,7 @@ class Body:
 
 
 def of_garment(mask: pyvips.Image) -> Body:
-    """A garment laid flat or on a stand, upright, seen from the front or the back."""
+    """Measures a garment laid flat or on a stand, upright, seen from the front or the back."""
     _, top, _, height = subject.bounds(mask)
     rows = subject.row_runs(mask)
     width, centre, apart = _trunk(rows, top + round(0.35 * height), top + round(0.92 * height))
@@ -45,9 +45,9 @@ def of_garment(mask: pyvips.Image) -> Body:
 
 
 def of_person(mask: pyvips.Image) -> Body:
-    """A standing person, whole or cut below the chest, facing the camera.
+    """Measures a standing person, whole or cut below the chest, facing the camera.
 
-    Where no neck shows, the torso is taken to be the rows from 20 % to 75 % of what is there.
+    If no neck is found, the rows from 20 % to 75 % of the visible height count as the torso.
     """
     _, top, width, height = subject.bounds(mask)
     whole = height / max(1, width) >= _WHOLE_FIGURE
@@ -73,8 +73,8 @@ def _span(rows: list[list[tuple[int, int]]], shoulder: int, width: float) -> flo
 
 
 def _neck(rows: list[list[tuple[int, int]]], top: int, height: int) -> int | None:
-    """The narrowest row below the widest row of the head, if head and shoulders are both clearly
-    wider."""
+    """Returns the narrowest row below the widest row of the head, or None unless head and shoulders
+    are both clearly wider."""
     first, last = top + round(0.06 * height), min(top + round(0.26 * height), len(rows) - 1)
     if last <= first:
         return None
@@ -89,8 +89,8 @@ def _neck(rows: list[list[tuple[int, int]]], top: int, height: int) -> int | Non
 
 
 def _trunk(rows: list[list[tuple[int, int]]], start: int, end: int) -> tuple[float, float, float]:
-    """Width and centre of the body between two rows, and the share of rows with something apart on
-    both sides."""
+    """Returns width and centre of the body between two rows, and the share of rows in which
+    something stands apart on both sides."""
     filled = [runs for runs in rows[start:end] if runs]
     if not filled:
         return float(len(rows)), len(rows) / 2, 0.0
@@ -98,7 +98,7 @@ def _trunk(rows: list[list[tuple[int, int]]], start: int, end: int) -> tuple[flo
     widest = [max(runs, key=lambda run: run[1] - run[0]) for runs in filled]
     if len(split) >= 0.1 * len(filled):
         chosen = split
-    else:  # arms or sleeves nowhere apart: the narrower rows show the body best
+    else:  # arms or sleeves hardly stand apart: the narrower rows show the body best
         chosen = sorted(widest, key=lambda run: run[1] - run[0])[: max(1, len(widest) // 2)]
     width = median(right - left for left, right in chosen)
     return (

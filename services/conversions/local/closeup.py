@@ -1,4 +1,4 @@
-"""A detail of a photograph at the photograph's own resolution."""
+"""Cuts a detail out of a photograph, at the photograph's own resolution."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ _LOOK_SIDE = 800
 def close_up(
     image: Path, out: Path, *, at: tuple[float, float] | None = None, size: int = 1600
 ) -> Rendering:
-    """Crops a square of `size` pixels round `at` (fractions of the upright picture), or where
-    attention falls.
+    """Writes a square of `size` pixels around `at` (fractions of the upright picture), or around
+    the point that draws attention.
 
     Never enlarges: a smaller picture gives a smaller crop. At the edges the square is moved
     inwards.
@@ -65,8 +65,8 @@ def close_up(
 
 
 def _attention(small: pyvips.Image, share: float) -> tuple[float, float]:
-    """Where the eye goes on the subject: the backdrop is painted over, since the subject's edge
-    would always win."""
+    """Returns the point of the subject that draws attention. The backdrop is painted over, since
+    the subject's edge would always win."""
     found = subject.find(small)
     inside = subject.alpha(found.mask, small.width, small.height).gaussblur(6).copy_memory()
     weight = inside.avg()
@@ -80,12 +80,12 @@ def _attention(small: pyvips.Image, share: float) -> tuple[float, float]:
 
 
 def _crop(path: Path, left: int, top: int, side: int) -> pyvips.Image:
-    """The square of the upright picture, cut from the stored pixels first: only the crop is turned
-    and converted."""
+    """Returns the square of the upright picture. It is cut from the stored pixels first, so that
+    only the crop is turned and converted."""
     stored = picture.open_full(path)
     turn = orientation(stored)
     width, height = stored.width, stored.height
-    if turn >= 5:  # stored on its side: the first four only mirror or turn by 180 degrees
+    if turn >= 5:  # stored on its side: orientations 1 to 4 only mirror or turn by 180 degrees
         left, top = top, left
     if turn in (2, 3, 7, 8):
         left = width - left - side

@@ -69,23 +69,24 @@ NAMES: dict[str, str] = {
 
 
 def rgb(code: str) -> Rgb:
-    """`#rrggbb` as numbers."""
+    """Converts `#rrggbb` to numbers."""
     return float(int(code[1:3], 16)), float(int(code[3:5], 16)), float(int(code[5:7], 16))
 
 
 def code(colour: Sequence[float]) -> str:
-    """Numbers as `#rrggbb`, rounded and clipped."""
+    """Converts numbers to `#rrggbb`, rounded and clipped."""
     return "#" + "".join(f"{max(0, min(255, round(value))):02x}" for value in colour)
 
 
 def name(colour: Sequence[float]) -> str:
-    """The nearest name in the table, by distance in Lab."""
+    """Returns the nearest name in the table, by distance in Lab."""
     place = to_lab(colour)
     return min(NAMES, key=lambda known: dist(to_lab(rgb(NAMES[known])), place))
 
 
 def mentioned(text: str) -> list[Rgb]:
-    """The colours a text names, by word or as `#rrggbb`, in their order and each once."""
+    """Returns the colours that a text names, by word or as `#rrggbb`, in their order and each
+    once."""
     found = re.findall(r"#[0-9a-f]{6}\b|\b(?:" + "|".join(NAMES) + r"|gray)\b", text.lower())
     codes = [
         word if word.startswith("#") else NAMES["grey" if word == "gray" else word]
@@ -95,7 +96,7 @@ def mentioned(text: str) -> list[Rgb]:
 
 
 def to_lab(colour: Sequence[float]) -> tuple[float, float, float]:
-    """CIE Lab (D65) of an sRGB colour."""
+    """Returns the CIE Lab (D65) of an sRGB colour."""
     r, g, b = (_linear(value / 255) for value in colour)
     x = _root((0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505)
     y = _root(0.2126 * r + 0.7152 * g + 0.0722 * b)
@@ -104,13 +105,13 @@ def to_lab(colour: Sequence[float]) -> tuple[float, float, float]:
 
 
 def to_lch(colour: Sequence[float]) -> tuple[float, float, float]:
-    """Lightness 0..100, chroma, and hue in degrees."""
+    """Returns lightness 0..100, chroma, and hue in degrees."""
     lightness, a, b = to_lab(colour)
     return lightness, hypot(a, b), atan2(b, a) * 180 / pi
 
 
 def from_lch(lightness: float, chroma: float, hue: float) -> Rgb:
-    """The sRGB colour; chroma is lowered until it can be shown."""
+    """Returns the sRGB colour. Chroma is lowered until the colour can be shown."""
     while True:
         y = (lightness + 16) / 116
         x, z = y + chroma * cos(hue * pi / 180) / 500, y - chroma * sin(hue * pi / 180) / 200

@@ -1,4 +1,4 @@
-"""Titles, descriptions, keywords and bullets put together from facts alone. What isn't stated isn't
+"""Writes titles, descriptions, keywords and bullets from facts alone. What isn't stated isn't
 written."""
 
 import re
@@ -17,8 +17,8 @@ _MAX_BULLETS = 10
 
 
 def seo(facts: Facts) -> dict[str, Any]:
-    """title, description, keywords, slug (None where no fact leads to one) and `scores`, each with
-    its reasons."""
+    """Returns title, description, keywords, slug (None where no fact leads to one) and `scores`,
+    each with its reasons."""
     title, slug = _title(facts), _slug(facts)
     description, words = _description(facts, DESCRIPTION_LENGTH), keywords(facts)
     scores = {
@@ -39,8 +39,8 @@ def seo(facts: Facts) -> dict[str, Any]:
 
 
 def listing(facts: Facts) -> dict[str, Any]:
-    """title, bullets, description, price with its source, category, subcategory; None where nothing
-    was stated."""
+    """Returns title, bullets, description, price with its source, category, subcategory, condition
+    and its details; None where nothing was stated."""
     product = facts.product
     return {
         "title": _title(facts),
@@ -55,7 +55,8 @@ def listing(facts: Facts) -> dict[str, Any]:
 
 
 def price(facts: Facts) -> dict[str, Any] | None:
-    """The stated price; without one what market research found, and it says so; else None."""
+    """Returns the stated price; without one, what market research found, which its source says;
+    else None."""
     if facts.price:
         return {"amount": facts.price.msrp, "currency": facts.price.currency, "source": "supplied"}
     if facts.market is None:
@@ -72,7 +73,8 @@ def price(facts: Facts) -> dict[str, Any] | None:
 
 
 def bullets(facts: Facts) -> list[str]:
-    """One line per fact a buyer looks for: materials, features, sizes, care, condition."""
+    """Returns one line per fact that a buyer looks for: materials, features, sizes, care,
+    condition."""
     lines = [_material_line(m.part, m.material, m.weight, m.colour) for m in facts.materials[:3]]
     for feature in facts.features[:4]:
         note = f": {_first_sentence(feature.note)}" if feature.note else ""
@@ -90,8 +92,8 @@ def bullets(facts: Facts) -> list[str]:
 
 
 def keywords(facts: Facts) -> list[str]:
-    """The stated ones first, then the stated brand, category, name, materials and colours; each
-    once, lower case."""
+    """Returns the stated keywords, then the stated brand, category, name, materials, colours and
+    features; each once, in lower case."""
     product = facts.product
     found = [*product.keywords, product.brand, product.category, product.subcategory, product.name]
     for material in facts.materials[:3]:
@@ -105,8 +107,8 @@ def keywords(facts: Facts) -> list[str]:
 
 
 def _title(facts: Facts) -> str | None:
-    """Brand, name, kind and first colour, as many as fit. None without a name or a kind: a brand
-    alone is no title."""
+    """Returns brand, name, kind and first colour, as many as fit. None without a name or a kind: a
+    brand alone is no title."""
     product = facts.product
     kind = product.subcategory or product.category
     if not (product.name or kind):
@@ -125,8 +127,9 @@ def _title(facts: Facts) -> str | None:
 
 
 def _says(text: str, word: str) -> bool:
-    """Whether a text holds a word, or its plural: `Chat shirt` doesn't say `hat`, `Sun hats` does.
-    In scripts without capitals, many of which put no space between words, anywhere in the text."""
+    """Returns whether a text holds a word, or its plural: `Chat shirt` doesn't hold `hat`, `Sun
+    hats` does. In scripts without capitals, many of which put no space between words, the word may
+    stand anywhere in the text."""
     text, word = (unicodedata.normalize("NFC", each).casefold() for each in (text, word))
     if word.upper() == word:
         return word in text
@@ -134,8 +137,8 @@ def _says(text: str, word: str) -> bool:
 
 
 def _description(facts: Facts, limit: int) -> str | None:
-    """Sentences from the facts, as many as fit into `limit` characters; only a first one that is
-    longer is cut."""
+    """Returns sentences from the facts, as many as fit into `limit` characters. Only a first
+    sentence that is longer is cut."""
     sentences = []
     title = _title(facts)
     if facts.product.description:
@@ -167,8 +170,8 @@ def _slug(facts: Facts) -> str | None:
     latin = "-".join(
         re.findall(r"[a-z0-9]+", "".join(c for c in plain if not unicodedata.combining(c)))
     )
-    # A name in another script keeps its letters: an empty or half-empty slug would be no address at
-    # all.
+    # A name in another script keeps its letters: an empty or half-empty slug could not serve as an
+    # address.
     whole = (
         latin
         if len(latin) >= 0.6 * len(words)

@@ -1,5 +1,5 @@
-"""What a reference picture shows, in words, as far as it can be measured: colour, light, contrast,
-texture, frame."""
+"""Describes in words what a reference picture shows, as far as it can be measured: colour, light,
+contrast, texture, frame."""
 
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ _SIDE = 1000
 
 
 def unique_visual_elements(references: Sequence[Path]) -> list[str]:
-    """One list for all references, in their order, each statement once. Every statement is a
-    measurement."""
+    """Returns one list for all references, in their order, each statement once. Every statement is
+    a measurement."""
     found: list[str] = []
     for path in references:
         photo = picture.open_upright(path, _SIDE)
@@ -45,19 +45,20 @@ def unique_visual_elements(references: Sequence[Path]) -> list[str]:
 
 
 def subject_measures(photo: pyvips.Image, cut: Subject) -> Measures:
-    """Measures of the subject alone: of its box, with the backdrop in it made transparent."""
+    """Measures the subject alone: its box, with the backdrop in it made transparent."""
     inside = subject.cut_out(photo, cut)
     with tempfile.TemporaryDirectory() as directory:
         masked, boxed = Path(directory) / "masked.png", Path(directory) / "boxed.png"
         inside.write_to_file(str(masked), compression=1, keep="none")
         inside[:3].write_to_file(str(boxed), compression=1, keep="none")
-        # The edge of a cut-out is sharp whatever the photograph is, so sharpness is taken from the
-        # box as it was.
+        # The edge of a cut-out is sharp even if the photograph isn't, so sharpness is measured in
+        # the box with its backdrop.
         return replace(measure(masked), sharpness=measure(boxed).sharpness)
 
 
 def _surface(photo: pyvips.Image, cut: Subject) -> list[str]:
-    """Contrast and fine texture of the subject, as standard deviations of lightness (0..100)."""
+    """Returns contrast and fine texture of the subject, as standard deviations of lightness
+    (0..100)."""
     lightness = picture.flat(photo).colourspace("lab")[0]
     inside = subject.alpha(cut.mask, photo.width, photo.height) > 200
     area = max(1e-6, inside.avg() / 255)

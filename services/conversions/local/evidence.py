@@ -1,5 +1,5 @@
-"""Confidence that can be checked: a weighted sum of measured values, returned together with
-them."""
+"""Confidence that can be checked: the weighted mean of measured values, which are returned with
+it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Evidence:
-    """One measured value 0..1 (1 is good), its weight in the confidence, and a sentence with what
+    """One measured value 0..1 (1 is good), its weight in the confidence, and a sentence about what
     was measured."""
 
     name: str
@@ -18,9 +18,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Rendering:
-    """A picture that was written: its size in pixels, how far to trust it and why, what is needed
-    to repeat it, and where its pixels come from, in a word of IPTC's vocabulary of digital source
-    types."""
+    """A picture that was written: its size in pixels, its confidence and the evidence for it, the
+    parameters to repeat it, and where its pixels come from, a term of IPTC's vocabulary of digital
+    source types."""
 
     width: int
     height: int
@@ -31,8 +31,8 @@ class Rendering:
 
 
 def confidence(evidence: Iterable[Evidence]) -> float:
-    """The weighted mean of the values, 0..1, to three places, so that it prints as it is
-    compared."""
+    """Returns the weighted mean of the values, 0..1, rounded to three places: the printed value is
+    the one that is compared."""
     items = list(evidence)
     return round(
         sum(item.value * item.weight for item in items) / sum(item.weight for item in items), 3
@@ -40,6 +40,6 @@ def confidence(evidence: Iterable[Evidence]) -> float:
 
 
 def ramp(value: float, low: float, high: float) -> float:
-    """0 at `low` and below, 1 at `high` and above, straight in between; `low` may be the greater
-    one."""
+    """Returns 0 at `low` and below, 1 at `high` and above, and a linear value in between. `low` may
+    be the greater one."""
     return round(max(0.0, min(1.0, (value - low) / (high - low))), 3)

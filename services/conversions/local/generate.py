@@ -1,9 +1,9 @@
-"""A picture from a prompt by rules, without a model: a studio still of the references, or an
-abstract composition.
+"""Makes a picture from a prompt by rules, without a learned model: a studio still of the
+references, or an abstract composition.
 
-What the prompt's words can do is what `mood` and `colours` list; every other word only changes the
-picture as part of the seed. Nothing is drawn that would pretend to be a product the caller did not
-show.
+Only the words that `mood` and `colours` list have an effect of their own; every other word changes
+the picture only as part of the seed. Nothing is drawn that would pretend to be a product which the
+caller did not show.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ _SEPARABLE = 0.3
 
 @dataclass(frozen=True)
 class _Piece:
-    """A reference as it is laid out: RGBA, cut out where it could be told from its backdrop, else a
+    """A reference as it is placed: RGBA, cut out if it could be told from its backdrop, else a
     framed print."""
 
     image: pyvips.Image
@@ -61,10 +61,9 @@ def generate(
     style: str | None = None,
     seed: int | None = None,
 ) -> Rendering:
-    """Writes the picture to `out`, whose suffix must fit the format. Without a seed one is derived
-    from the inputs and named in the parameters. Raises ValueError with the parameter's name for a
-    value that isn't offered.
-    """
+    """Writes the picture to `out`, whose suffix must fit the format. Without a seed, one is derived
+    from the inputs and named in the parameters. Raises ValueError, which names the parameter, for a
+    value that isn't offered."""
     for key, value, offered in (
         ("aspect_ratio", aspect_ratio, ASPECT_RATIOS),
         ("resolution", resolution, RESOLUTIONS),
@@ -92,8 +91,8 @@ def generate(
     )
     if shrink > 1:
         image = image.resize(width / image.width, vscale=height / image.height, kernel="cubic")
-    # References are put into a scene that was drawn; without any, shapes and colours follow from
-    # rules alone.
+    # References are put into a drawn scene; without any, shapes and colours follow from rules
+    # alone.
     source_type = "compositeSynthetic" if pieces else "algorithmicMedia"
     picture.write(image, out, QUALITIES[quality], source_type)
     evidence = _evidence(pieces, len(references), stated, words)
@@ -120,7 +119,7 @@ def _size(aspect_ratio: str, resolution: str) -> tuple[int, int]:
 
 
 def _digest(prompt: str, references: Sequence[Path], style: str | None) -> bytes:
-    """Of everything that is in the picture: another prompt, style or reference gives another
+    """Returns a digest of prompt, references and style, so that another of these gives another
     composition."""
     parts = [prompt.encode(), (style or "").encode(), *(path.read_bytes() for path in references)]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
@@ -150,8 +149,8 @@ def _studio(
     words: Mood,
     random: Random,
 ) -> pyvips.Image:
-    """Wall and floor that meet in a soft curve, a panel in an accent colour, a lamp, and the
-    references in front."""
+    """Draws wall and floor that meet in a soft curve, a panel in an accent colour, a lamp's light,
+    and the references in front."""
     unit = min(width, height)
     accent = palette[min(len(palette) - 1, 2 + int(2 * random.random()))]
     backdrop = mood.wall(palette[0], words)
@@ -185,7 +184,8 @@ def _studio(
 def _panel(
     canvas: Canvas, accent: Rgb, backdrop: Rgb, horizon: float, words: Mood, random: Random
 ) -> None:
-    """An arch, a disc or a board on the wall, in the accent colour mixed with the backdrop's."""
+    """Draws an arch, a disc or a board on the wall, in the accent colour mixed with the
+    backdrop's."""
     unit, kind = min(canvas.width, canvas.height), random.random()
     centre = canvas.width * (0.5 + 0.12 * (random.random() - 0.5))
     half = min(0.40 * canvas.width, (0.34 + 0.06 * random.random()) * unit)
@@ -206,8 +206,8 @@ def _panel(
 def _layout(
     pieces: Sequence[_Piece], width: int, height: int, random: Random
 ) -> list[tuple[float, float, float]]:
-    """For each piece its left, top and scale: the first is the largest; the others stand beside it,
-    or on a high canvas in a row below it."""
+    """Returns left, top and scale of each piece. The first is the largest; the others stand beside
+    it, or on a high canvas in a row below it."""
     margin = 0.09 * min(width, height)
     across, down = width - 2 * margin, height - 2 * margin
     shift = 0.04 * width * (random.random() - 0.5)
@@ -232,8 +232,8 @@ def _layout(
 def _row(
     pieces: Sequence[_Piece], sizes: Sequence[float], box: tuple[float, float, float, float]
 ) -> list[tuple[float, float, float]]:
-    """Pieces side by side on one base line, their heights in the given proportions, as large as the
-    box allows."""
+    """Places pieces side by side on one base line, their heights in the given proportions, as large
+    as the box allows. Returns left, top and scale of each."""
     left, top, across, down = box
     gap = 0.05 * across
     widths = [
@@ -253,8 +253,8 @@ def _row(
 def _abstract(
     width: int, height: int, palette: Sequence[Rgb], words: Mood, random: Random
 ) -> pyvips.Image:
-    """Paper-like shapes in the palette's colours, laid over each other with soft shadows; no
-    subject at all."""
+    """Draws paper-like shapes in the palette's colours, laid over each other with soft shadows, and
+    no subject."""
     unit = min(width, height)
     canvas = Canvas(
         width, height, mood.wall(palette[0], words, 4), mood.wall(palette[1], words, -7)

@@ -11,12 +11,12 @@ MEASURED = "measured from the declared scale"
 
 
 def of_views(facts: Facts, sizes: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
-    """Every dimension and point of measure that belongs to one of these views, or to none in
-    particular.
+    """Returns every dimension and point of measure that belongs to one of these views, or to no
+    view in particular.
 
-    `sizes` has each view's picture as (width, height) in pixels, upright: fractions are not square.
-    A value is None when it was not supplied and no scale is declared for its view. Where both are
-    there the supplied value stands and `measured` shows what the scale says.
+    `sizes` has each view's picture as (width, height) in pixels, upright, because fractions are not
+    square. A value is None if it was not supplied and no scale is declared for its view. If both
+    exist, the supplied value stands and `measured` shows what the scale gives.
     """
     rows = [
         _row(code=None, name=d.name, value=d.value, unit=d.unit, view=d.view, source=SUPPLIED)

@@ -1,5 +1,4 @@
-"""What the words of a prompt and a style do to a picture: light, colour, grain, and the palette
-they lead to."""
+"""Turns the words of a prompt and a style into light, colour, grain and a palette."""
 
 import re
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ from services.conversions.local.colours import Rgb
 
 @dataclass(frozen=True)
 class Mood:
-    """wall: lightness (Lab) of the backdrop. chroma: factor on every colour. warmth: -1 cool .. 1
-    warm. grain: standard deviation of the film grain, in 8-bit steps. shapes: how busy, 0..1.
-    words: those that had effect.
-    """
+    """The mood of a picture. wall: lightness (Lab) of the backdrop. chroma: factor on every colour.
+    warmth: -1 cool .. 1 warm. grain: standard deviation of the film grain, in 8-bit steps. shapes:
+    how busy, 0..1. words: those that had an effect."""
 
     wall: float = 86.0
     chroma: float = 1.0
@@ -72,8 +70,8 @@ _WORDS: dict[str, dict[str, float]] = {
 
 
 def read(text: str) -> Mood:
-    """The mood of a text: each known word in it counts once, a later one wins where two set the
-    same thing."""
+    """Returns the mood of a text. Each known word in it counts once; a later one wins if two set
+    the same thing."""
     mood, used = Mood(), []
     for word in dict.fromkeys(re.findall(r"[a-z]+", text.lower())):
         if word in _WORDS:
@@ -85,8 +83,8 @@ def read(text: str) -> Mood:
 def palette(
     stated: Sequence[Rgb], measured: Sequence[Rgb], mood: Mood, random: Random
 ) -> list[Rgb]:
-    """Five colours: what the text states first, then what was measured in the references, then
-    colours in harmony with the first of them (or with a hue drawn by the seed when there is
+    """Returns five colours: what the text states first, then what was measured in the references,
+    then colours in harmony with the first of them (or with a hue drawn by the seed if there is
     neither)."""
     distinct: list[Rgb] = []
     for colour in [*stated, *measured]:
@@ -106,8 +104,8 @@ def palette(
 
 
 def wall(colour: Rgb, mood: Mood, shift: float = 0.0) -> Rgb:
-    """A calm backdrop that goes with a colour: little of its chroma, the mood's lightness plus
-    `shift`."""
+    """Returns a calm backdrop that goes with a colour: little of its chroma, the mood's lightness
+    plus `shift`."""
     _, chroma, hue = colours.to_lch(colour)
     quiet = min(chroma, 60) * (0.26 if mood.wall > 50 else 0.34) * min(mood.chroma, 1.2)
     return _warmed(colours.from_lch(max(4.0, min(97.0, mood.wall + shift)), quiet, hue), mood)

@@ -1,5 +1,5 @@
-"""Reading pictures at the size a task needs, and writing results that carry pixels and where those
-come from.
+"""Reads pictures at the size that a task needs, and writes results that hold pixels and their
+digital source type.
 
 The pictures were inspected when they were uploaded. One that can't be decoded after all raises
 pyvips.Error, which the imaging pool turns into ImageRejected.
@@ -23,20 +23,19 @@ _SAVE: dict[str, dict[str, object]] = {
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, as seen after the orientation tag is applied. Reads the header
-    only."""
+    """Returns width and height in pixels, as seen after the orientation tag is applied. Reads the
+    header only."""
     header = pyvips.Image.new_from_file(str(path), access="sequential")
     width, height = header.width, header.height
     return (height, width) if orientation(header) >= 5 else (width, height)
 
 
 def open_upright(path: Path, max_side: int) -> pyvips.Image:
-    """The picture upright, in sRGB, 8 bit, three or four bands, in memory, its longer side at most
-    `max_side` pixels.
+    """Returns the picture upright, in sRGB, 8 bit, three or four bands, in memory, its longer side
+    at most `max_side` pixels.
 
-    Shrinks while decoding, so that a 50 MP photograph never stands in memory at full size. Raises
-    ValueError when the shorter side is then below MIN_SIDE: there is nothing to be seen in a
-    sliver.
+    Shrinks while decoding, so that a 50 MP photograph is never in memory at full size. Raises
+    ValueError if the shorter side is then below MIN_SIDE: a sliver shows nothing.
     """
     image = load_scaled(path, max_side, max_side)
     if min(image.width, image.height) < MIN_SIDE:
@@ -48,33 +47,33 @@ def open_upright(path: Path, max_side: int) -> pyvips.Image:
 
 
 def open_full(path: Path) -> pyvips.Image:
-    """The stored picture at full resolution, not yet upright, decoded from the top as it is
+    """Returns the stored picture at full resolution, not yet upright, decoded from the top as it is
     read."""
     return pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
 
 
 def to_srgb(image: pyvips.Image) -> pyvips.Image:
-    """Eight-bit sRGB with three bands, or four when there is an alpha band."""
+    """Returns eight-bit sRGB with three bands, or four if there is an alpha band."""
     if image.interpretation != "srgb":
         image = image.colourspace("srgb")
     return image if image.format == "uchar" else image.cast("uchar")
 
 
 def flat(image: pyvips.Image, background: Sequence[float] = (255, 255, 255)) -> pyvips.Image:
-    """Three bands: an alpha band is composited onto `background`."""
+    """Returns three bands: an alpha band is composited onto `background`."""
     return image.flatten(background=list(background)) if image.hasalpha() else image
 
 
 def clip(image: pyvips.Image, low: float, high: float) -> pyvips.Image:
-    """Every value at least `low` and at most `high`."""
+    """Limits every value to at least `low` and at most `high`."""
     return (image < low).ifthenelse(low, (image > high).ifthenelse(high, image))
 
 
 def write(image: pyvips.Image, out: Path, quality: int, source_type: str) -> tuple[int, int]:
     """Writes JPEG, WebP or PNG by the suffix of `out`; returns (width, height).
 
-    The only metadata is XMP that states `source_type`, where the pixels come from in a word of
-    IPTC's vocabulary. None of what is written here is trained on anything, so that it is never
+    The only metadata is XMP that states `source_type`: where the pixels come from, a term of IPTC's
+    vocabulary. Nothing that is written here was made by a trained model, so it is never
     `trainedAlgorithmicMedia`.
     """
     suffix = out.suffix.lower()

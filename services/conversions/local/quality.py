@@ -1,4 +1,4 @@
-"""How good a photograph is for reading a product from it: sharp, well lit, large, and set apart
+"""Scores how well a product can be read from a photograph: sharp, well lit, large, and set apart
 from its backdrop."""
 
 from collections.abc import Sequence
@@ -34,15 +34,15 @@ class Quality:
 
     @property
     def score(self) -> float:
-        """One figure for the picture: sharpness counts double."""
+        """Returns one figure for the picture, in which sharpness counts double."""
         return round(
             (2 * self.sharpness + self.exposure + self.resolution + self.separation) / 5, 3
         )
 
 
 def evidence(pictures: Sequence[Quality], weights: Sequence[float]) -> tuple[Evidence, ...]:
-    """The mean of each measure over all pictures, with the weights for MEASURES; zero where there
-    is no picture."""
+    """Returns the mean of each measure over all pictures, with the weights for MEASURES; zero if
+    there is no picture."""
     notes = {
         "sharpness": lambda p: f"{p.view}: detail {p.detail:.2f}",
         "exposure": lambda p: f"{p.view}: lightness {p.lightness:.2f}, {p.clipped:.0%} clipped",

@@ -1,8 +1,8 @@
 """A canvas on which flat shapes, light and cut-out pictures are laid, in floating point until it is
 finished.
 
-Coordinates are pixels, colours sRGB 0..255. Everything is drawn from distance fields, so that edges
-are smooth at any size and soft shadows cost no blur.
+Coordinates are pixels, colours sRGB 0..255. Shapes are drawn from distance fields, so that their
+edges are smooth at any size and their soft shadows need no blur.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from services.conversions.local.colours import Rgb
 
 
 class Canvas:
-    """Width x height pixels, three bands, painted over from back to front."""
+    """Width x height pixels, three bands, painted from back to front."""
 
     def __init__(self, width: int, height: int, top: Rgb, bottom: Rgb) -> None:
         """Starts as a gradient from the `top` colour down to the `bottom` one."""
@@ -23,13 +23,13 @@ class Canvas:
         self.image = _mixed(top, bottom, self._grid[1] / height)
 
     def circle(self, x: float, y: float, radius: float) -> pyvips.Image:
-        """Distance of every pixel from a circle's edge; negative inside."""
+        """Returns the distance of every pixel from a circle's edge; negative inside."""
         return pyvips.Image.sdf(self.width, self.height, "circle", a=[x, y], r=radius)
 
     def box(
         self, left: float, top: float, right: float, bottom: float, corner: float
     ) -> pyvips.Image:
-        """Distance from a box with round corners."""
+        """Returns the distance from a box with round corners."""
         corner = max(0.0, min(corner, (right - left) / 2, (bottom - top) / 2))
         return pyvips.Image.sdf(
             self.width,
@@ -41,13 +41,13 @@ class Canvas:
         )
 
     def arch(self, left: float, top: float, right: float, bottom: float) -> pyvips.Image:
-        """Distance from a doorway: a half circle on top of a box."""
+        """Returns the distance from a doorway: a half circle on top of a box."""
         radius = (right - left) / 2
         round_top = self.circle((left + right) / 2, top + radius, radius)
         return _union(round_top, self.box(left, top + radius, right, bottom, 2))
 
     def stroke(self, x1: float, y1: float, x2: float, y2: float, thickness: float) -> pyvips.Image:
-        """Distance from a line with round ends."""
+        """Returns the distance from a line with round ends."""
         return (
             pyvips.Image.sdf(self.width, self.height, "line", a=[x1, y1], b=[x2, y2])
             - thickness / 2
@@ -59,14 +59,14 @@ class Canvas:
         self._lay(_mixed(upper, lower, self._grid[1] / self.height), cover)
 
     def shade(self, shape: pyvips.Image, softness: float, darkness: float) -> None:
-        """A shape's soft shadow: everything in it and up to `softness` pixels round it gets darker,
-        0..1."""
+        """Paints a shape's soft shadow: everything in it and up to `softness` pixels around it gets
+        darker, by `darkness` 0..1."""
         near = picture.clip(shape / (-2 * softness) + 0.5, 0, 1)
         self.image = self.image * (1 - near * near * (3 - near * 2) * darkness)
 
     def glow(self, x: float, y: float, reach: float, gain: float) -> None:
-        """Light from a lamp at (x, y): brighter there, fading out over `reach` pixels; the far
-        corners darken."""
+        """Paints the light of a lamp at (x, y): brighter there, fading out over `reach` pixels; the
+        far corners darken."""
         far = (((self._grid[0] - x) ** 2 + (self._grid[1] - y) ** 2) ** 0.5) / reach
         self.image = self.image * ((far * far * -1).exp() * gain + (1 - gain * 0.45))
 
@@ -90,8 +90,8 @@ class Canvas:
         self._lay(self._framed(cut_out[:3], left, top), self._framed(cover, left, top))
 
     def finish(self, grain: float, seed: int) -> pyvips.Image:
-        """The picture, eight bits, with film grain, which also keeps gradients from showing
-        steps."""
+        """Returns the picture in eight bits, with film grain, which also hides steps in
+        gradients."""
         noise = pyvips.Image.gaussnoise(
             self.width, self.height, mean=0, sigma=max(0.7, grain), seed=seed
         )
@@ -116,7 +116,7 @@ class Canvas:
 
 
 def framed(layer: pyvips.Image, left: int, top: int, width: int, height: int) -> pyvips.Image:
-    """The layer in an empty frame of another size at (left, top), which may lie outside the
+    """Returns the layer in an empty frame of another size at (left, top), which may lie outside the
     frame."""
     skip_x, skip_y = max(0, -left), max(0, -top)
     if skip_x >= layer.width or skip_y >= layer.height:

@@ -1,9 +1,8 @@
-"""A line drawing of a garment from its photograph, in the manner of a flat sketch: dark lines on
-white.
+"""Draws a garment from its photograph, in the manner of a flat sketch: dark lines on white.
 
-Seams, edges and fittings are drawn where the photograph has them (Canny, with long and strong lines
-kept and short and weak ones dropped); the outline comes from the subject's mask and is drawn
-stronger.
+Edges and fittings (by Canny) and seams (by the second derivative) are drawn where the photograph
+has them: long and strong lines are kept, short and weak ones dropped. The outline comes from the
+subject's mask and is drawn stronger.
 """
 
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ _FADE = (0.42, 1.0)
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which pixels become lines: those above `weak` that hang together with one above `strong`,
-    both as multiples of the cloth's own texture, and over a length of some `shortest` pixels at
-    working size."""
+    """Which pixels become lines: those above `weak` that are connected to one above `strong`, both
+    as multiples of the cloth's own texture, in lines of some `shortest` pixels or more at working
+    size."""
 
     weak: float
     strong: float
@@ -44,7 +43,7 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
     """Writes the drawing (PNG, JPEG or WebP by the suffix of `out`), its longer side at most
     WORKING_SIDE pixels.
 
-    `view` is recorded with the parameters; the drawing keeps the photograph's frame, so that a
+    `view` is recorded with the parameters. The drawing keeps the photograph's frame, so that a
     place in the photograph (as a fraction) is the same place in the drawing.
     """
     photo = picture.open_upright(image, WORKING_SIDE)
@@ -83,7 +82,8 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
 
 
 def _smooth_shape(found: Subject, width: int, height: int, unit: float) -> pyvips.Image:
-    """The mask at the drawing's size with its staircase smoothed away: 0..1, 0.5 on the outline."""
+    """Returns the mask at the drawing's size with its staircase smoothed away: 0..1, 0.5 on the
+    outline."""
     mask = found.mask
     soft = (
         mask.cast("float")
@@ -95,14 +95,14 @@ def _smooth_shape(found: Subject, width: int, height: int, unit: float) -> pyvip
 
 
 def _outline(shape: pyvips.Image, unit: float) -> pyvips.Image:
-    """A stroke along the shape's edge, 0..1. A picture that is all subject has none."""
+    """Returns a stroke along the shape's edge, 0..1. A picture that is all subject has none."""
     slope = picture.clip(_slope(shape), 0.004 / unit, 1)
     distance = (shape - 0.5).abs() / slope
     return picture.clip(3.0 * unit + 0.5 - distance, 0, 1)
 
 
 def _slope(image: pyvips.Image) -> pyvips.Image:
-    """Change per pixel of a smooth one-band picture."""
+    """Returns the change per pixel of a smooth one-band picture."""
     across = pyvips.Image.new_from_array([[-0.5, 0, 0.5]])
     x, y = image.conv(across, precision="float"), image.conv(across.rot90(), precision="float")
     return (x * x + y * y) ** 0.5
@@ -111,13 +111,13 @@ def _slope(image: pyvips.Image) -> pyvips.Image:
 def _inner_lines(
     photo: pyvips.Image, shape: pyvips.Image, unit: float
 ) -> tuple[pyvips.Image, float]:
-    """Lines inside the outline, 0..1, and their share of the subject."""
+    """Returns the lines inside the outline, 0..1, and their share of the subject."""
     lab = photo.colourspace("lab")
     inside = ((shape > 0.985).rank(5, 5, 0) / 255).copy_memory()
     contours = _contours(lab, unit) * inside
     seams = _seams(lab[0], unit) * inside
     drawn = _drawn(contours, _CONTOURS, unit)
-    # A contour already stands for the seam beside it; both would make a thick, frayed line.
+    # A contour already shows the seam beside it; both would make a thick, frayed line.
     reach = 2 * round(6 * max(unit, 0.3)) + 1
     beside = (drawn > 0).rank(reach, reach, reach * reach - 1)
     seams = _drawn(seams * ((255 - beside) / 255), _SEAMS, unit)
@@ -128,7 +128,8 @@ def _inner_lines(
 
 
 def _drawn(strength: pyvips.Image, choice: "_Choice", unit: float) -> pyvips.Image:
-    """How dark to draw each pixel, 0..1: only long enough lines with a strong place in them."""
+    """Returns how dark to draw each pixel, 0..1: only lines that are long enough and have a strong
+    pixel."""
     strength = strength.copy_memory()
     texture = _texture(strength)
     strong = choice.strong * texture
@@ -139,9 +140,9 @@ def _drawn(strength: pyvips.Image, choice: "_Choice", unit: float) -> pyvips.Ima
 
 
 def _contours(lab: pyvips.Image, unit: float) -> pyvips.Image:
-    """Where colour or lightness changes sharply, one pixel wide: fittings, facings, parts of
-    another colour."""
-    # Chroma at half weight: a fitting of another colour counts, a coloured weave doesn't.
+    """Returns where colour or lightness changes sharply, one pixel wide: fittings, facings, parts
+    of another colour."""
+    # Chroma has half the weight: a fitting of another colour counts, a coloured weave doesn't.
     strength = pyvips.Image.black(lab.width, lab.height)
     for plane in (lab[0] * 2.55, lab[1] * 1.3 + 128, lab[2] * 1.3 + 128):
         smooth = plane.cast("uchar").rank(5, 5, 12).rank(5, 5, 12)
@@ -151,12 +152,12 @@ def _contours(lab: pyvips.Image, unit: float) -> pyvips.Image:
 
 
 def _seams(lightness: pyvips.Image, unit: float) -> pyvips.Image:
-    """How much a pixel belongs to a thin dark line that runs straight on for some length: seams and
-    folded edges.
+    """Returns how much a pixel belongs to a thin dark line that runs straight on for some length:
+    seams and folded edges.
 
-    The second derivative across each of some directions is averaged along that direction. A weave
-    averages out, a soft fold in the cloth has next to no second derivative, and what is dark in
-    every direction (a button) is taken off.
+    The second derivative across each of _DIRECTIONS directions is averaged along that direction. A
+    weave averages out, a soft fold in the cloth has almost no second derivative, and what is dark
+    in every direction (a button) is subtracted.
     """
     smooth = lightness.gaussblur(2.0 * max(unit, 0.5), precision="float").copy_memory()
     second = pyvips.Image.new_from_array([[1, -2, 1]])
@@ -181,8 +182,8 @@ def _seams(lightness: pyvips.Image, unit: float) -> pyvips.Image:
 
 
 def _line_kernel(angle: float, reach: int) -> pyvips.Image:
-    """Averages along a line through the middle; most of its elements are zero, which libvips
-    skips."""
+    """Returns the kernel that averages along a line through the middle. Most of its elements are
+    zero, which libvips skips."""
     side = 2 * reach + 1
     places = {
         (round(reach + s * sin(angle)), round(reach + s * cos(angle)))
@@ -195,8 +196,8 @@ def _line_kernel(angle: float, reach: int) -> pyvips.Image:
 
 
 def _texture(strength: pyvips.Image) -> float:
-    """The strength of a typical edge pixel: cloth's own texture, since most of a garment is plain
-    cloth."""
+    """Returns the strength of a typical edge pixel: the cloth's own texture, since most of a
+    garment is plain cloth."""
     counts = memoryview(
         (strength * 20).cast("uchar").hist_find().cast("uint").write_to_memory()
     ).cast("I")
@@ -209,10 +210,11 @@ def _texture(strength: pyvips.Image) -> float:
 
 
 def _linked(strength: pyvips.Image, *, weak: float, strong: float, shortest: int) -> pyvips.Image:
-    """Weak pixels that hang together with a strong one, in lines of some length: a mask of 0 or
-    255."""
+    """Returns a mask of 0 or 255 of the weak pixels that are connected to a strong one, in lines of
+    some length."""
     thin = (strength > weak).copy_memory()
-    # Widened first: regions join along edges only, and a thin line runs along diagonals too.
+    # Widens the lines first: regions join along edges only, and a thin line runs along diagonals
+    # too.
     labelled = subject.regions(thin.rank(3, 3, 8).copy_memory())
     if labelled is None:
         return strength > strong

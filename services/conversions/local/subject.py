@@ -1,7 +1,7 @@
-"""Cutting the subject of a picture out of its fairly even background.
+"""Cuts the subject of a picture out of its fairly even background.
 
 A smooth surface is fitted to the colours at the picture's border, the distance of every pixel from
-that surface is taken in Lab, a threshold is chosen from the distances' own histogram (Otsu), and
+that surface is taken in Lab, a threshold is chosen from the histogram of the distances (Otsu), and
 the regions that are left are cleaned up. Nothing is learned and nothing is assumed about what the
 subject is.
 """
@@ -30,14 +30,15 @@ _MAX_REGIONS = 60_000
 class Subject:
     """Where the subject is, at working size, and what was measured on the way.
 
-    mask: one band, uchar, 0 or 255; its longer side is at most WORKING_SIDE. box: left, top, width,
-    height as fractions of the picture. coverage: share of the picture inside the mask, 0..1.
-    separation: how far the subject's colours are from the background's, 0 (can't be told apart; the
-    mask is then the
-        whole picture) .. 1 (certainly apart).
-    background: sRGB of the background in the middle of the picture, 0..255 each. light: lightness
-    (Lab) of the background as coefficients of a quadratic surface; see `lightness`. threshold: the
-    Lab distance that divides subject from background.
+    mask: one band, uchar, 0 or 255; its longer side is at most WORKING_SIDE.
+    box: left, top, width, height as fractions of the picture.
+    coverage: share of the picture inside the mask, 0..1.
+    separation: how far the subject's colours are from the background's, from 0 (they can't be told
+        apart; the mask is then the whole picture) to 1 (certainly apart).
+    background: sRGB of the background in the middle of the picture, 0..255 each.
+    light: lightness (Lab) of the background as coefficients of a quadratic surface; see
+        `lightness`.
+    threshold: the Lab distance that divides subject from background.
     """
 
     mask: pyvips.Image
@@ -50,8 +51,8 @@ class Subject:
 
 
 def find(image: pyvips.Image) -> Subject:
-    """The subject of an upright sRGB picture. One with a meaningful alpha band is already cut out:
-    that is its mask."""
+    """Finds the subject of an upright sRGB picture. One with a meaningful alpha band is already cut
+    out, and that band gives the mask."""
     scale = min(1.0, WORKING_SIDE / max(image.width, image.height))
     small = (image.resize(scale) if scale < 1 else image).copy_memory()
     if small.hasalpha() and small[small.bands - 1].min() < 128:
@@ -70,8 +71,8 @@ def find(image: pyvips.Image) -> Subject:
 
 
 def alpha(mask: pyvips.Image, width: int, height: int) -> pyvips.Image:
-    """The mask at another size as an alpha band, 0..255 (uchar), with smooth and steep edges drawn
-    slightly inwards."""
+    """Returns the mask at another size as an alpha band, 0..255 (uchar), with smooth and steep
+    edges drawn slightly inwards."""
     ratio = max(width / mask.width, height / mask.height)
     soft = mask.cast("float").resize(
         width / mask.width, vscale=height / mask.height, kernel="linear"
@@ -79,14 +80,14 @@ def alpha(mask: pyvips.Image, width: int, height: int) -> pyvips.Image:
     if (soft.width, soft.height) != (width, height):
         soft = soft.embed(0, 0, width, height, extend="copy")
     soft = soft.gaussblur(max(0.8, 0.9 * ratio))
-    # Drawn inwards, because the outermost pixels are mixed with the old background and would show
-    # as a fringe.
+    # Draws the edges inwards, because the outermost pixels are mixed with the old background and
+    # would show as a fringe.
     return ((soft - 176) * 2.2 + 127.5).cast("uchar")
 
 
 def cut_out(image: pyvips.Image, subject: Subject) -> pyvips.Image:
-    """The subject's box as RGBA, its backdrop transparent; `image` is the picture the subject was
-    found in."""
+    """Returns the subject's box as RGBA, its backdrop transparent. `image` is the picture that the
+    subject was found in."""
     left, top = round(subject.box[0] * image.width), round(subject.box[1] * image.height)
     width = max(1, min(round(subject.box[2] * image.width), image.width - left))
     height = max(1, min(round(subject.box[3] * image.height), image.height - top))
@@ -95,27 +96,28 @@ def cut_out(image: pyvips.Image, subject: Subject) -> pyvips.Image:
 
 
 def lightness(subject: Subject, width: int, height: int) -> pyvips.Image:
-    """The lightness (Lab, 0..100) that the background has, or would have behind the subject, at any
-    size."""
+    """Returns the lightness (Lab, 0..100) that the background has, or would have behind the
+    subject, at any size."""
     return _surface([subject.light], width, height)
 
 
 def row_runs(mask: pyvips.Image) -> list[list[tuple[int, int]]]:
-    """For each row of a 0/255 mask its runs as (left, right), right exclusive, from left to
+    """Returns the runs of each row of a 0/255 mask as (left, right), right exclusive, from left to
     right."""
     data, width = mask.write_to_memory(), mask.width
     return [list(_runs(data[start : start + width])) for start in range(0, len(data), width)]
 
 
 def bounds(mask: pyvips.Image) -> tuple[int, int, int, int]:
-    """Left, top, width, height of what is set, in pixels; all zero for an empty mask."""
+    """Returns left, top, width and height of what is set, in pixels; all zero for an empty mask."""
     left, top, width, height = mask.find_trim(background=[0], threshold=64, line_art=True)
     return int(left), int(top), int(width), int(height)
 
 
 def regions(mask: pyvips.Image) -> tuple[pyvips.Image, list[int], list[bool]] | None:
-    """Connected regions of a 0/255 mask: a ushort image of labels, and per label its area in pixels
-    and whether it is set. None when there are too many to be anything but noise."""
+    """Returns the connected regions of a 0/255 mask: a ushort image of labels, and per label its
+    area in pixels and whether it is set. Returns None if there are too many to be anything but
+    noise."""
     labels, found = mask.labelregions(segments=True)
     if found["segments"] > _MAX_REGIONS:
         return None
@@ -128,7 +130,7 @@ def regions(mask: pyvips.Image) -> tuple[pyvips.Image, list[int], list[bool]] | 
 
 
 def select(labels: pyvips.Image, keep: Sequence[bool]) -> pyvips.Image:
-    """The mask of those regions whose label is to be kept."""
+    """Returns the mask of those regions whose label is to be kept."""
     table = bytes(255 if kept else 0 for kept in keep)
     return labels.maplut(pyvips.Image.new_from_memory(table, len(table), 1, 1, "uchar"))
 
@@ -149,10 +151,10 @@ def _subject(
 
 
 def _fit_backdrop(lab: pyvips.Image) -> list[list[float]]:
-    """Coefficients (per Lab band) of a quadratic surface through the background's colours.
+    """Returns coefficients (per Lab band) of a quadratic surface through the background's colours.
 
-    First through the border, then again through everything close to that surface, so that a
-    vignette or a gradient over the whole backdrop is followed into the picture's middle.
+    The surface is fitted to the border first, then to everything close to the first fit, so that it
+    follows a vignette or a gradient over the whole backdrop into the picture's middle.
     """
     scale = _FIT_SIDE / max(lab.width, lab.height)
     tiny = lab.resize(min(1.0, scale)).cast("float")
@@ -191,8 +193,8 @@ def _evaluate(coefficients: Sequence[float], x: float, y: float) -> float:
 
 
 def _least_squares(points: Iterable[tuple[float, float, float]]) -> list[float]:
-    """Normal equations of the quadratic surface, solved by Gauss-Jordan; slightly damped, so that
-    they can be."""
+    """Solves the normal equations of the quadratic surface by Gauss-Jordan, slightly damped, so
+    that they have a solution."""
     matrix = [
         [1e-3 if row == column and row else 0.0 for column in range(_TERMS + 1)]
         for row in range(_TERMS)
@@ -227,7 +229,7 @@ def _surface(coefficients: Sequence[Sequence[float]], width: int, height: int) -
 
 
 def _distance(lab: pyvips.Image, backdrop: pyvips.Image) -> pyvips.Image:
-    # Darker counts less: a soft shadow on the backdrop is darker and otherwise the same. Only a
+    # Darker pixels count less: a soft shadow on the backdrop differs only by being darker. Only a
     # subject is lighter.
     difference = lab - backdrop
     difference = (difference[0] < 0).ifthenelse(
@@ -238,7 +240,7 @@ def _distance(lab: pyvips.Image, backdrop: pyvips.Image) -> pyvips.Image:
 
 
 def _threshold(distance: pyvips.Image) -> float:
-    """Half of Otsu's threshold at most, since a subject may have pale parts; less where the
+    """Returns at most half of Otsu's threshold, since a subject may have pale parts; less if the
     backdrop is smooth."""
     histogram = memoryview(
         (distance * 2.5).cast("uchar").hist_find().cast("uint").write_to_memory()
@@ -271,8 +273,8 @@ def _separation(distance: pyvips.Image, mask: pyvips.Image) -> float:
 
 
 def _clean(mask: pyvips.Image) -> pyvips.Image:
-    """Without specks and pinholes: the largest region, others of comparable size, small holes
-    filled."""
+    """Removes specks and pinholes: keeps the largest region and others of comparable size, and
+    fills small holes."""
     mask = mask.rank(5, 5, 12).copy_memory()
     labelled = regions(mask)
     if labelled is None:

@@ -1,7 +1,8 @@
-"""A preview of a garment on a person: cut out, sized to the body, lit like the scene, composited.
+"""Makes a preview of a garment on a person: the garment is cut out, sized to the body, lit like the
+scene and composited.
 
-It is a flat overlay and says so: cloth doesn't fold round the body, and what the garment's
-photograph doesn't show is not made up.
+The preview is a flat overlay and says so: cloth doesn't fold around the body, and what the
+garment's photograph doesn't show is not made up.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from services.conversions.local.evidence import Evidence, Rendering, confidence,
 from services.conversions.local.scene import framed
 from services.conversions.local.subject import Subject
 
-_SOURCE_TYPE = "composite"  # of two pictures, whose own origin nobody knows here
+_SOURCE_TYPE = "composite"  # made of two pictures whose own origin isn't known here
 _EASE = {
     "fitted": 1.06,
     "slim": 1.06,
@@ -37,8 +38,8 @@ _TONE = {
 
 @dataclass(frozen=True)
 class _Placement:
-    """scale: garment pixels to picture pixels; left, top: where the garment picture's corner comes
-    to lie."""
+    """scale: picture pixels per garment pixel. left, top: the place of the garment picture's
+    corner."""
 
     scale: float
     left: int
@@ -48,11 +49,11 @@ class _Placement:
 def try_on(
     person: Path, cloth: Path, out: Path, *, style: str | None = None, max_side: int = 2048
 ) -> Rendering:
-    """Writes the preview (JPEG or WebP by the suffix of `out`), its longer side at most `max_side`
-    pixels.
+    """Writes the preview (JPEG, WebP or PNG by the suffix of `out`), its longer side at most
+    `max_side` pixels.
 
-    `style` is free text; the words of _EASE and _TONE in it take effect, and the parameters name
-    the ones that did.
+    `style` is free text. One word of _EASE and one of _TONE in it take effect; the parameters name
+    them.
     """
     if not 256 <= max_side <= 4096:
         raise ValueError("max_side: 256 to 4096 pixels")
@@ -99,10 +100,10 @@ def _place(
     to_scene = scene.width / scene_subject.mask.width
     to_garment = garment.width / garment_subject.mask.width
     scale = torso.width * to_scene * ease / (cut.width * to_garment)
-    # Sleeves begin where the arms do: the shoulders may ask for a little more room than the body.
+    # Sleeves begin where the arms do, so the shoulders may need a little more room than the body.
     shoulders = 1.04 * torso.span * to_scene / (cut.span * to_garment)
     scale = max(scale, min(shoulders, 1.18 * scale))
-    # A misjudged body must not give a postage stamp or a tent.
+    # Limits the scale: a misjudged body must give neither a tiny garment nor a huge one.
     scale = (
         max(0.15 * scene.height, min(scale * garment.height, 2.2 * scene.height)) / garment.height
     )
@@ -112,8 +113,8 @@ def _place(
 
 
 def _light(scene_subject: Subject, garment_subject: Subject) -> float:
-    """The garment is brightened or darkened as much as the backdrops differ: the nearest thing to a
-    grey card."""
+    """Returns the gain for the garment's brightness, from how much the backdrops differ: the
+    nearest thing to a grey card."""
 
     def luminance(colour: tuple[float, float, float]) -> float:
         return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
@@ -146,8 +147,8 @@ def _compose(
 
 
 def _shadow(over: pyvips.Image) -> pyvips.Image:
-    """What the garment's edge darkens on the body behind it, 0..1: its shape, softened and a little
-    lower."""
+    """Returns how much the garment's edge darkens the body behind it, 0..1: the garment's shape,
+    softened and a little lower."""
     small = over.shrink(8, 8)
     reach = max(1.0, small.height / 80)
     soft = small.gaussblur(reach).embed(0, round(reach * 0.8), small.width, small.height)
@@ -156,15 +157,15 @@ def _shadow(over: pyvips.Image) -> pyvips.Image:
 
 
 def _head(person: pyvips.Image, neck: float) -> pyvips.Image:
-    """The person above the neck, fading out below it: a head is never covered by a collar laid
-    flat."""
+    """Returns the person above the neck, fading out below it: a collar laid flat never covers a
+    head."""
     rows = pyvips.Image.xyz(person.width, person.height)[1]
     return person * picture.clip((neck - rows) / max(4.0, person.height / 120) + 0.5, 0, 1)
 
 
 def _shading(scene_subject: Subject, width: int, height: int) -> pyvips.Image:
-    """How the light falls off across the scene, as a factor round 1, read from the backdrop: what
-    the person wears underneath must not show through."""
+    """Returns how the light falls off across the scene, as a factor around 1. It is read from the
+    backdrop, because what the person wears underneath must not show through."""
     light = subject.lightness(scene_subject, width, height)
     left, top, box_width, box_height = scene_subject.box
     middle = light(

@@ -1,4 +1,4 @@
-"""What a provider of models offers, and how it fails.
+"""The contract of a provider of models: what it offers, and how it fails.
 
 A provider implements the protocols of the kinds of jobs that it can serve, one or several. It works
 on local files and plain values: fetching inputs, storing results, retrying, charging and recording
@@ -15,8 +15,8 @@ from services.conversions.rules import Evidence
 
 @dataclass
 class ProviderFailed(Exception):
-    """The provider can't, or won't. `error_class` is one of those in rules.py and decides whether
-    it is tried again."""
+    """Raised if the provider can't do the work, or refuses to. `error_class` is one of those in
+    rules.py and decides whether the job is attempted again."""
 
     error_class: str
     message: str
@@ -25,9 +25,8 @@ class ProviderFailed(Exception):
 @dataclass(frozen=True)
 class Picture:
     """A picture that was made. `confidence`: the weighted mean of `evidence`. `parameters` and
-    `seed` are for the recipe; `seed` None: nothing was left to chance. `source_type`: where its
-    pixels come from, a word of IPTC's vocabulary of digital source types, which the file states,
-    too."""
+    `seed` are for the recipe; `seed` None: nothing was random. `source_type`: where its pixels come
+    from, a term of IPTC's vocabulary of digital source types, which the file states, too."""
 
     path: Path
     confidence: float
@@ -39,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """What was found in pictures and facts; plain values, ready for JSON."""
+    """What was found in pictures and facts, as plain values ready for JSON."""
 
     result: dict[str, Any]
     confidence: float
@@ -61,7 +60,7 @@ class ImageSettings:
 
 class Provider(Protocol):
     """Every method of a provider may raise ProviderFailed. Pictures are written into `directory`,
-    which is the call's own."""
+    which belongs to the one call."""
 
     name: str
     version: str
@@ -71,19 +70,19 @@ class TryOnProvider(Provider, Protocol):
     """Serves conversions."""
 
     async def try_on(self, person: Path, cloth: Path, directory: Path, *, style: str) -> Picture:
-        """The person wearing the garment."""
+        """Makes a picture of the person wearing the garment."""
 
 
 class PictureProvider(Provider, Protocol):
     """Serves generations."""
 
     async def visual_elements(self, references: Sequence[Path]) -> list[str]:
-        """What the references show, one short statement each, no statement twice."""
+        """Returns what the references show, one short statement each, no statement twice."""
 
     async def image(
         self, prompt: str, references: Sequence[Path], directory: Path, settings: ImageSettings
     ) -> Picture:
-        """A picture from a full prompt and references."""
+        """Makes a picture from a full prompt and references."""
 
     async def close_up(
         self,
@@ -94,12 +93,13 @@ class PictureProvider(Provider, Protocol):
         at: tuple[float, float] | None,
         format: str,
     ) -> Picture:
-        """A detail of a photograph, round `at` (fractions of it) or where the eye goes."""
+        """Makes a detail of a photograph, around `at` (fractions of it) or, if None, where
+        attention falls."""
 
     async def sketch(
         self, prompt: str, source: Path, directory: Path, *, view: str, format: str
     ) -> Picture:
-        """A technical line drawing in the photograph's frame."""
+        """Makes a technical line drawing in the photograph's frame."""
 
 
 class AnalysisProvider(Provider, Protocol):

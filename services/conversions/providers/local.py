@@ -1,8 +1,9 @@
 """Provider `local`: pixel work and rules on this machine, no learned model. The same input gives
 the same bytes.
 
-Pixels are only touched in the children of an ImagingPool. The functions that run there import what
-they need when they are called, so that this process never loads libvips; what they return is plain.
+Pixels are touched only in the child processes of an ImagingPool. The functions that run there
+import what they need when they are called, so that this process never loads libvips; they return
+plain values.
 """
 
 import asyncio
@@ -29,8 +30,8 @@ from shared.formats.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool
 from shared.imaging import Reason as Rejection
 
-_SECONDS = 60.0  # several times what 50 megapixels take here
-_MOST_KNOWN = 1000  # measured pictures; each is under a kilobyte
+_SECONDS = 60.0  # several times what 50 megapixels take
+_MOST_KNOWN = 1000  # measured pictures that are kept, each under a kilobyte
 _SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 _TASKS = {"product": "product_analysis"}
 
@@ -81,13 +82,13 @@ class LocalProvider:
         return AnalysisResult(_supplied(found.result), found.confidence, _evidence(found.evidence))
 
     async def _measured(self, view: str, path: Path) -> Quality:
-        """A product goes through some ten analyses of the same photographs; each is measured once
-        while it is fresh."""
+        """Measures a photograph once and keeps the result for a while: a product goes through some
+        ten analyses of the same photographs."""
         digest = await asyncio.to_thread(_digest, path)
         known = self._known.pop(digest, None)
         if known is None:
             known = await self._run(_assess, path)
-        self._known[digest] = known  # the last used stays longest
+        self._known[digest] = known  # the most recently used stays longest
         if len(self._known) > _MOST_KNOWN:
             del self._known[next(iter(self._known))]
         return replace(known, view=view)
@@ -96,17 +97,17 @@ class LocalProvider:
         try:
             return await self._pool.run(functools.partial(function, *arguments), timeout=_SECONDS)
         except ImageRejected as refusal:
-            # A child that ran out of time or memory may have had bad luck; a picture that is broken
+            # A child process that ran out of time or memory may succeed next time; a broken picture
             # stays broken.
             unlucky = refusal.reason == Rejection.TOO_EXPENSIVE
             raise ProviderFailed(
                 rules.TIMED_OUT if unlucky else rules.BAD_INPUT, refusal.message
             ) from None
-        except ValueError as problem:  # a picture that can be read, but not worked with
+        except ValueError as problem:  # the picture can be read, but not worked with
             raise ProviderFailed(rules.BAD_INPUT, str(problem)) from None
 
 
-# What runs in a child.
+# The functions below run in a child process.
 
 
 def _try_on(person: Path, cloth: Path, out: Path, style: str) -> Picture:
@@ -182,7 +183,7 @@ def _evidence(measures: Iterable[Measure]) -> list[Evidence]:
 
 
 def _supplied(values: Mapping[str, object]) -> dict[str, Any]:
-    """Without the keys that have no value: in the contract what is absent was not supplied."""
+    """Leaves out keys that have no value: in the contract an absent field was not supplied."""
     return {name: _supplied_item(item) for name, item in values.items() if item is not None}
 
 

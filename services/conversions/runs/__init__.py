@@ -1,2 +1,2 @@
-"""The worker's side. To run a job is to fetch what goes in, let a provider work, and store what
-comes out. Each kind of job has a module here."""
+"""The worker's side. A run fetches a job's inputs, lets a provider work, and stores the result.
+Each kind of job has a module here."""

@@ -1,10 +1,10 @@
-"""One attempt at one job: what every kind of job does around the work of its provider.
+"""Runs one attempt of a job: what every kind of job does around the work of its provider.
 
-What is asked of `assets` can be asked again, so that an attempt after a crash finds what the
-attempt before had already done: the same references under the row's name, and with the same bytes
-the same result asset. The references to the inputs are acquired here and not while the call is
-served: the row must be committed first, since nobody would release what a crash between the two
-leaves referenced. A picture that is deleted in between makes the job fail, at no cost.
+Calls to `assets` can be repeated, so that an attempt after a crash finds what the attempt before
+had already done: the same references under the row's holder, and for the same bytes the same result
+asset. References to the inputs are acquired here and not while the call is served: the row must be
+committed first, since nobody would release references that a crash between the two leaves behind.
+If a picture is deleted in between, the job fails, at no cost.
 """
 
 import json
@@ -27,15 +27,15 @@ from shared.database import states
 from shared.database.db import Database
 from shared.rpc.calls import Peers
 
-_PROMPT_KEPT = 8000  # of a prompt, in the asset's provenance; the row has all of it
+_PROMPT_KEPT = 8000  # characters of a prompt in the asset's provenance; the row has all of it
 
-# Covariant: what works with a provider of one protocol works with a provider of several.
+# Covariant: code for a provider of one protocol also takes a provider of several.
 P = TypeVar("P", bound=Provider, covariant=True)
 
 
 @dataclass(frozen=True)
 class Input:
-    """A picture that goes in. `path` has the bytes of its original."""
+    """An input picture. `path` has the bytes of its original."""
 
     role: str
     asset_id: str
@@ -45,7 +45,7 @@ class Input:
 
 @dataclass(frozen=True)
 class StoredAs:
-    """How a picture that was made is declared to assets."""
+    """How the picture that was made is declared to assets."""
 
     kind: asset_pb2.AssetKind
     file_name: str
@@ -55,8 +55,8 @@ class StoredAs:
 
 
 class Run(Generic[J, P]):
-    """One attempt at the job of `row`, by `provider`. `directory` is its own and is deleted when it
-    ends."""
+    """One attempt of the job of `row`, by `provider`. `directory` belongs to the attempt; `clear`
+    deletes it."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class Run(Generic[J, P]):
         return self._provider
 
     async def fetch_inputs(self) -> list[Input]:
-        """Acquires references to the row's pictures and downloads them; in the order of
-        `ModelJob.inputs`."""
+        """Acquires references to the row's pictures, downloads them, and returns them in the order
+        of `ModelJob.inputs`."""
         wanted = self.row.inputs()
         ids = [each.asset_id for each in wanted]
         await assets.acquire(self._peers, self._holder, ids, conversion_id=str(self.row.id))
@@ -98,8 +98,8 @@ class Run(Generic[J, P]):
     async def store(
         self, picture: Picture, declared: StoredAs, *, price: int, **columns: object
     ) -> attempts.Outcome[J]:
-        """Stores the picture as an asset. The outcome completes the row with it and `columns`, at
-        `price` credits."""
+        """Stores the picture as an asset. Returns the outcome that completes the row with it and
+        `columns`, at `price` credits."""
         await self._progress(0.8)
         size = picture.path.stat().st_size
         asset = await self._peers.upload(
@@ -108,7 +108,7 @@ class Run(Generic[J, P]):
             request_id=f"{self._holder}/result",
         )
         asset_id = UUID(asset.id)
-        # The row names the picture, so that it is deleted if the row fails from here on.
+        # The row names the picture from here on, so that it is purged if the row fails.
         await self._progress(0.9, result_asset_id=asset_id)
         await assets.acquire(self._peers, self._holder, [asset_id])
         return attempts.Outcome(
@@ -124,7 +124,7 @@ class Run(Generic[J, P]):
     def conclude(
         self, found: AnalysisResult, *, parameters: Mapping[str, Any], price: int
     ) -> attempts.Outcome[J]:
-        """The outcome that completes the row with what was found, at `price` credits."""
+        """Returns the outcome that completes the row with what was found, at `price` credits."""
         return attempts.Outcome(
             {
                 **self._completed(found, parameters, None, price),
@@ -159,7 +159,7 @@ class Run(Generic[J, P]):
         seed: int | None,
         price: int,
     ) -> dict[str, object]:
-        """The columns of a completed row that every kind has."""
+        """Returns the columns of a completed row that every kind has."""
         recipe = job_rows.recipe(
             model=self.provider.name,
             model_version=self.provider.version,
@@ -179,7 +179,7 @@ class Run(Generic[J, P]):
         }
 
     async def _progress(self, fraction: float, **columns: Any) -> None:
-        """Publishes how far the job is. Raises Superseded if another attempt has the row by now."""
+        """Publishes the job's progress. Raises Superseded if another attempt has the row by now."""
         async with self._db.transaction(self.row.owner) as m:
             row = await states.advance(
                 m,

@@ -1,7 +1,7 @@
 """Runs queued jobs, each with the provider that serves its kind.
 
-The pictures of a row that fails or is cancelled are released by a job of their own, which is
-committed with the end of the row and deletes the picture that was made, too. A completed row keeps
+A separate job releases the references of a row that fails or is cancelled, and purges the picture
+that the row had made. That job is committed together with the end of the row. A completed row keeps
 its references.
 """
 
@@ -31,13 +31,13 @@ from shared.rpc.errors import DomainError
 P = TypeVar("P", bound=Provider)
 Work = Callable[[Run[J, P]], Awaitable[attempts.Outcome[J]]]
 
-_RETRY_AFTER = timedelta(seconds=10)  # while assets is away
-# A reference that was being acquired when the row ended may come to be after it, so that pictures
-# are released twice.
+_RETRY_AFTER = timedelta(seconds=10)  # if assets refuses, or is away
+# A reference that was being acquired when the row ended may take effect after the release, so the
+# release is repeated after this time.
 _SETTLED_AFTER = timedelta(seconds=2 * assets.REFERENCE_SECONDS)
 _log = structlog.get_logger("runner")
 
-# The column of the picture that a row may have made.
+# By table: the column of the picture that a row may have made.
 _RESULT = {
     name: "result_asset_id" if issubclass(kind.table.row, PictureJob) else "NULL::uuid"
     for name, kind in KINDS.items()
@@ -75,7 +75,7 @@ class Runner:
         self._peers = peers
 
     def register(self, kind: JobKind[J, Any], provider: P, work: Work[J, P]) -> None:
-        """Lets `provider` serve the jobs of this kind, as `work` uses it."""
+        """Registers `provider` for the jobs of this kind. `work` runs a job with it."""
         run = functools.partial(self.run, kind, provider, work)
         release = functools.partial(self.release, kind)
         self._queue.task(kind.table.name, job_moves.MODELS_QUEUE, run)
@@ -114,8 +114,8 @@ class Runner:
         await kind.publish(m, row)
 
     async def release(self, kind: AnyKind, row_id: str) -> None:
-        """Releases the pictures of a row that failed or was cancelled, and deletes the picture that
-        it had made."""
+        """Releases the references of a row that failed or was cancelled, and purges the picture
+        that it had made."""
         rows = await self._db.system_all(_SELECT_ENDED[kind.table.name], {"id": UUID(row_id)})
         if not rows:
             return
@@ -134,7 +134,7 @@ class Runner:
 
 
 def _verdict(failure: ProviderFailed, provider: Provider) -> attempts.Waits | attempts.JobFailed:
-    """How an attempt ends whose provider failed."""
+    """Returns how an attempt ends whose provider failed."""
     if failure.error_class in rules.PASSING_ERRORS:
         return attempts.Waits(provider.name, failure.error_class, failure.message)
     final = failure.error_class in rules.FINAL_ERRORS
