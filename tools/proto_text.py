@@ -2,7 +2,8 @@
 
 The printed text compiles to the same descriptor; comments are lost, since packaged descriptors have
 none. This module prints what buf/validate/validate.proto has (messages, fields, oneofs, enums,
-extensions, reserved numbers and every option) and raises NotImplementedError for the rest.
+extensions, reserved numbers and every option). It raises NotImplementedError for nested
+definitions, maps, groups, defaults and other syntaxes.
 """
 
 import io

@@ -22,7 +22,7 @@ from tools.proto_text import printed
 from tools.stubs import ROOT, googleapis, rpc_files
 
 VALIDATE = "buf/validate/validate.proto"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same protos make the same archive, byte for byte
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # constant: the same protos make the same archive, byte for byte
 _VALIDATE_HEADER = """\
 // buf/validate/validate.proto of Protovalidate (https://github.com/bufbuild/protovalidate),
 // printed without its comments from the descriptor in the Python package protovalidate {version}.
