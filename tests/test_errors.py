@@ -1,5 +1,5 @@
-"""Refusals carry what a caller needs to act on; faults of the machinery (R17, R20) and secrets
-(R16), light."""
+"""Refusals carry what a caller needs to act on. Also light tests of failing machinery (R17, R20)
+and of secrets (R16)."""
 
 import asyncio
 import json
@@ -169,7 +169,7 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(house: Suite) -> 
 
 
 def part(tag: int, data: bytes) -> bytes:
-    """A field that holds bytes, on the wire."""
+    """Encodes a field that holds bytes, in wire format."""
     size, length = bytearray(), len(data)
     while length > 127:
         size.append(length & 127 | 128)
@@ -286,7 +286,7 @@ async def test_more_calls_than_the_cap_are_refused_at_once(atelier: Suite) -> No
 async def test_a_deadline_cancels_the_query_on_the_server(
     atelier: Suite, timeout: float | None
 ) -> None:
-    """A caller's own deadline, and the server's for a caller without one."""
+    """The deadline is the caller's own, or the server's for a caller without one."""
     atelier.overrides |= {"default_deadline_seconds": 0.2, "pool_size": 1}
     await atelier.serve("assets")
     ada = atelier.client("ada")
@@ -304,7 +304,7 @@ async def test_a_deadline_cancels_the_query_on_the_server(
     assert (await listing(ada, timeout=20)).assets == [], "the pool's one connection came back"
 
 
-# The database goes away
+# Loss of the database
 
 
 @contextmanager
@@ -352,7 +352,7 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
                 while await health(ada) != health_pb2.HealthCheckResponse.SERVING:
                     await asyncio.sleep(0.1)
             assert [item.id for item in (await listing(ada)).assets] == [asset.id]
-            # Worker, sequencer and the open watch come back by themselves.
+            # Worker, sequencer and the open watch recover by themselves.
             await flows.update(ada, asset.id, file_name="after.jpg")
             async with asyncio.timeout(20):
                 while (await stream.read()).asset.file_name != "after.jpg":
@@ -366,8 +366,8 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
 async def test_secrets_are_not_in_logs_nor_in_answers(
     cluster: Cluster, keys: Keys, disk: DiskServer
 ) -> None:
-    """A real process with every log line on; canaries in its password, tokens, URLs and the
-    metadata of callers."""
+    """Runs a real process with every log line on, and canaries in its password, in tokens, URLs and
+    the metadata of callers."""
     async with suite(cluster, keys, disk) as house:
         port = free_port()
         environment = {
@@ -429,7 +429,7 @@ async def test_secrets_are_not_in_logs_nor_in_answers(
 
 
 async def provoke(house: Suite, ada: Client) -> str:
-    """Calls that go well and calls that go wrong. Returns the texts of the refusals."""
+    """Makes calls that succeed and calls that fail. Returns the texts of the refusals."""
     async with asyncio.timeout(20):
         while True:
             try:
@@ -446,7 +446,7 @@ async def provoke(house: Suite, ada: Client) -> str:
     texts.append((await calls.refusal(listing(forged))).text)
     headers = [("authorization", "Bearer canary-header"), ("x-secret", "canary-header")]
     texts.append((await calls.refusal(listing(house.client(None), metadata=headers))).text)
-    # The database throws everybody out and lets nobody in: errors of the driver come up.
+    # The database ends all sessions and refuses new ones, so that errors of the driver surface.
     with psycopg.connect(house.cluster.admin_url, autocommit=True) as conn:
         conn.execute(f"ALTER DATABASE {house.database} ALLOW_CONNECTIONS false")
         conn.execute(

@@ -1,5 +1,5 @@
 """R6: a repeat is harmless. Over the wire, with real concurrency; assets stands for every service,
-since the rule is kept by shared.database.db."""
+since shared.database.db enforces the rule."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -118,7 +118,8 @@ async def test_a_duplicate_that_waits_too_long_is_told_when_to_come_back(house: 
 
 
 async def test_an_answer_that_was_lost_is_given_again(house: Suite) -> None:
-    """The caller's deadline ends while the row is held; the repeat must find nothing half done."""
+    """The caller's deadline ends while the row is locked; the repeat must find nothing half
+    done."""
     client = house.client("ten")
     asset = await flows.upload(client, DATA)
     update: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""R8: row-level security is everywhere, and the role that serves can't get around it."""
+"""R8: row-level security is on every table, and the serving role can't bypass it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,8 +35,8 @@ OWNERS = Statement(str, "SELECT owner FROM assets")
 
 @pytest.fixture(scope="module")
 async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """One database for all of these tests, with rows of two owners: none of them changes what
-    another sees."""
+    """One database for all of these tests, with rows of two owners. No test changes what another
+    sees."""
     async with suite(cluster, keys, disk) as made:
         fill(made)
         yield made
@@ -87,8 +87,8 @@ async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role:
         UNION ALL SELECT 'function', proname::text FROM pg_proc WHERE proowner = %(role)s::regrole
     """
     assert atelier.sql(owned, {"role": role}) == []
-    # TRUNCATE ignores policies; TRIGGER and REFERENCES let one look at rows of others; MAINTAIN
-    # locks tables.
+    # TRUNCATE ignores policies; TRIGGER and REFERENCES allow a look at others' rows; MAINTAIN locks
+    # tables.
     granted = atelier.sql(
         "SELECT c.oid::regclass::text, p"
         " FROM pg_class c, unnest(ARRAY['TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN']) AS p"

@@ -1,4 +1,4 @@
-"""One owner's calls at once leave places for others (R12), and every place comes back."""
+"""R12: one owner's concurrent calls leave places for others, and every place is freed again."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,13 +18,14 @@ from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
 NEVER = "0190f3c0-0000-7000-8000-000000000000"
-PLACES = 40  # ten of them are kept back
-SHARE = 15  # what an owner alone may hold: half of the others
+PLACES = 40  # ten of them are kept back for owners with next to none
+SHARE = 15  # the most that a single owner may hold: half of the others
 
 
 async def pending(house: Suite, client: Client, **fields: Any) -> str:
-    """The id of an image whose variants nobody makes: asking for one of them waits. Among the calls
-    that work, since there is room for one stream only, which is taken."""
+    """Returns the id of an image whose variants are never made, so that asking for one waits. There
+    is room for one stream only, which is taken: the waiting calls count among the calls that work.
+    """
     house.overrides |= {"max_in_flight": PLACES, "max_streams": 1}
     await house.serve("assets")
     assert (
@@ -44,7 +45,7 @@ def waiting(
 
 
 async def refused_of(asked: list["asyncio.Future[Any]"], count: int) -> list[calls.Refusal]:
-    """Waits until so many have ended, and says how. The others go on."""
+    """Waits until so many calls have ended and returns their refusals. The others continue."""
     going = set(asked)
     while len(asked) - len(going) < count:
         _, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
@@ -56,8 +57,8 @@ async def listing(client: Client) -> Any:
 
 
 async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Until it isn't refused for being one too many: the server learns of a cancellation in its own
-    time."""
+    """Repeats a call until it isn't refused as one too many: the server learns of a cancellation
+    only after a while."""
     async with asyncio.timeout(10):
         while True:
             try:
@@ -69,7 +70,7 @@ async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def idle(name: str = "atelier_calls_in_flight") -> None:
-    """Until the server has noticed that every call has ended."""
+    """Waits until the server has noticed that every call has ended."""
     await figure(name, 0)
 
 
@@ -135,8 +136,8 @@ async def test_whoever_comes_next_finds_a_place_however_many_are_held(atelier: S
     owner = atelier.client("ada", role="vendor")
     asset = await pending(atelier, owner, visibility=asset_pb2.VISIBILITY_PUBLIC)
     held = []
-    # The last ten are for owners who hold next to none; the server itself refuses the last of
-    # those.
+    # The last ten places are for owners who hold next to none; the last of these owners is refused
+    # by the server itself.
     few = [(f"owner-{number}", 2) for number in range(4)]
     for name, holds in (("ann", 15), ("ben", 8), ("dan", 7), *few, ("eve", 2)):
         asked = waiting(atelier.client(name), asset, holds + 1)
@@ -208,7 +209,8 @@ async def test_uploads_in_a_stream_are_shared_apart(atelier: Suite) -> None:
 async def test_an_upload_that_trickles_loses_its_place(
     atelier: Suite, monkeypatch: pytest.MonkeyPatch, messages: int
 ) -> None:
-    """Silent, or kept open with next to nothing; in a second instead of a minute."""
+    """The upload sends nothing, or just enough to stay open. It loses its place after a second
+    instead of a minute."""
     monkeypatch.setattr(guard, "_HEAD_START_SECONDS", 1.0)
     await atelier.serve("assets")
     ada = atelier.client("ada")

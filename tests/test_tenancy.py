@@ -1,7 +1,7 @@
 """R7: tenants never meet. Every rpc in the contracts is called by the owner of some rows, by
-others, and by nobody.
+others, and without a token.
 
-A case per rpc stands in tests/tenancy_cases/<service>.py; an rpc without one fails here.
+tests/tenancy_cases/<service>.py has a case per rpc; an rpc without one fails here.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 
 @pytest.fixture(scope="module")
 async def owned(house: Suite) -> Mapping[str, Any]:
-    """Rows of ada in every service."""
+    """Makes rows of ada in every service."""
     ada = house.client("ada")
     rows = {name: await module.prepare(house, ada, CANARY) for name, module in MODULES.items()}
     return rows | {
@@ -76,14 +76,14 @@ def webhooks_of(service: str) -> str:
 
 
 def rows_for(name: str, owned: Mapping[str, Any]) -> Any:
-    """What `prepare` made for the case of this name."""
+    """Returns what `prepare` made for the case of this name."""
     service = calls.service_of(name)
     return owned[webhooks_of(service) if "/" in name else service]
 
 
 def rows_of_ada(house: Suite) -> dict[str, list[Any]]:
-    """What is stored for her, but for stored answers, events, history and counts, which grow, some
-    of them later."""
+    """Returns the rows stored for ada, without answers, events, history and counts, which grow,
+    some of them later."""
     tables = house.sql(
         "SELECT table_schema, table_name FROM information_schema.columns WHERE column_name ="
         " 'owner' AND table_schema = ANY(%s) AND table_name NOT IN ('requests', 'events',"
@@ -158,8 +158,8 @@ async def test_a_watch_tells_an_owner_of_nobody_else(atelier: Suite) -> None:
     ]
     for stream in streams:
         assert (await stream.read()).bookmark.ready
-    # Ada's change is committed and told before theirs: if it reached them, it would be what they
-    # read first.
+    # Ada's change is committed and told before theirs: if it reached them, they would read it
+    # first.
     made = [
         await flows.announce(c, flows.jpeg(64, 48), kind=asset_pb2.ASSET_KIND_PHOTO)
         for c in (ada, *watching)

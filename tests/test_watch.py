@@ -36,7 +36,7 @@ def watch(client: Client, cursor: str = "", asset_ids: Sequence[str] = ()) -> An
 
 
 async def ready(stream: Any) -> list[Any]:
-    """The current state, up to and with the mark that it is complete."""
+    """Returns the current state, up to and with the bookmark that it is complete."""
     items = []
     async with asyncio.timeout(20):
         while True:
@@ -46,7 +46,7 @@ async def ready(stream: Any) -> list[Any]:
 
 
 async def read(stream: Any, count: int) -> list[Any]:
-    """The next changes; bookmarks are passed over."""
+    """Returns the next changes; bookmarks are skipped."""
     items: list[Any] = []
     async with asyncio.timeout(20):
         while len(items) < count:
@@ -58,7 +58,7 @@ async def read(stream: Any, count: int) -> list[Any]:
 
 
 async def refusal(stream: Any) -> calls.Refusal:
-    """How the stream ends."""
+    """Returns the refusal that ends the stream."""
     async with asyncio.timeout(20):
         return await calls.refusal(aiter(stream))
 
@@ -70,7 +70,7 @@ def names(items: Sequence[Any]) -> list[str]:
 def event(
     conn: psycopg.Connection[Any], name: str, *, owner: str = "user:ada", filler: int = 0
 ) -> None:
-    """Writes an outbox row as a mutation does; the transaction is the caller's."""
+    """Writes an outbox row as a mutation does, in the caller's transaction."""
     asset = asset_pb2.Asset(
         id=str(uuid.uuid4()), owner=owner, file_name=name, rejection_message="x" * filler
     )
@@ -93,7 +93,7 @@ def write(house: Suite, *file_names: str, filler: int = 0) -> None:
 
 
 async def stamped(house: Suite) -> None:
-    """Until the sequencer has stamped whatever is committed."""
+    """Waits until the sequencer has given every committed event its position."""
     async with asyncio.timeout(20):
         while not house.sql("SELECT bool_and(position IS NOT NULL) FROM assets.events")[0][0]:
             await asyncio.sleep(0.02)
@@ -118,7 +118,7 @@ async def test_it_tells_what_is_then_what_changes_in_the_order_of_versions(house
     asset = await flows.confirm(ada, before.upload_id)
     await flows.variants_of(ada, asset.id)
     states: dict[str, list[int]] = {}
-    # Confirmed; then each of four variants is asked for, being made, made.
+    # The asset is confirmed; then each of four variants becomes pending, processing and ready.
     for item in await read(stream, 13):
         thing = item.asset if item.WhichOneof("item") == "asset" else item.variant
         states.setdefault(thing.id, []).append(thing.state)
@@ -317,7 +317,8 @@ async def test_a_watch_of_one_asset_gets_bookmarks_while_others_change(
 
 
 async def test_many_owners_with_long_names_are_told_at_once(house: Suite) -> None:
-    """What wakes the servers has room for 8,000 bytes, and a backslash takes two of them."""
+    """The notification that wakes the servers has room for 8,000 bytes; a backslash takes two of
+    them."""
     stream = watch(house.client("ada"))
     await ready(stream)
     for count in (39, 100):

@@ -1,4 +1,4 @@
-"""Tries of a job whose database fails at the worst moment, or whose workers vanish (real table,
+"""Attempts at a job whose database fails at the worst moment, or whose workers vanish (real table,
 queue and worker)."""
 
 import asyncio
@@ -32,7 +32,7 @@ async def database(house: Suite) -> AsyncIterator[Database]:
 
 
 async def asked(db: Database, seconds: float, *, losses: int = 0) -> UUID:
-    """A job that sleeps."""
+    """Enqueues a job that sleeps; returns its id."""
     row_id = new_id()
     async with db.transaction(OWNER) as m:
         values = {"id": row_id, "owner": OWNER, "seconds": seconds, "losses": losses}
@@ -42,7 +42,7 @@ async def asked(db: Database, seconds: float, *, losses: int = 0) -> UUID:
 
 
 def lose(house: Suite, row_id: UUID) -> None:
-    """As if a worker had begun a try and vanished."""
+    """Leaves the rows of a worker that began an attempt and vanished."""
     house.sql(
         "UPDATE assets.naps SET state = 'running', attempt_number = attempt_number + 1 WHERE id"
         " = %s",
@@ -103,7 +103,7 @@ async def test_a_job_pauses_from_the_third_worker_on_that_vanished_with_it(
         [row] = atelier.sql(
             "SELECT state, losses, waits_for, waiting_since IS NOT NULL FROM assets.naps"
         )
-        # What got on begins anew: its losses are forgotten.
+        # An attempt that makes progress starts over: earlier losses no longer count.
         assert row == (
             (state, losses + 1, "a worker", True) if state == "pending" else (state, 0, "", False)
         )

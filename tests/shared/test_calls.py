@@ -1,4 +1,4 @@
-"""Calls between services: for whom, within which time, and what becomes of a refusal."""
+"""Calls between services: their owner, their deadline, and how a refusal is passed on."""
 
 import hashlib
 from collections.abc import AsyncIterator

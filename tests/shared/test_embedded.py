@@ -27,8 +27,8 @@ QUICK = {"fsync": "off"}
 """Killing a process, unlike a power cut, takes nothing from the kernel's cache: recovery is the
 same without fsync."""
 
-# Prints the server's process and URL, and stops it when its standard input ends. Takes the uid to
-# become (0: stay).
+# Prints the server's process and URL, and stops the server when standard input ends. Takes the uid
+# to become (0: no change).
 LAUNCHER = """
 import os, sys, time
 from pathlib import Path
@@ -50,8 +50,7 @@ with EmbeddedPostgres(directory, options={"fsync": "off"}) as pg:
 
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
-    """A directory that every account can reach, which pytest's own isn't when root runs the
-    tests."""
+    """A directory that every account can reach, unlike pytest's own when root runs the tests."""
     with tempfile.TemporaryDirectory(prefix="atelier-pg-") as name:
         path = Path(name)
         path.chmod(0o755)
@@ -72,8 +71,8 @@ def made() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def pg(made: EmbeddedPostgres) -> EmbeddedPostgres:
-    """A running server. Tests share its files, and may stop or kill it, since making a database
-    takes longest."""
+    """A running server. Tests share its files and may stop or kill it: making a database takes
+    longest."""
     made.start()
     return made
 
@@ -89,8 +88,8 @@ def state(made: EmbeddedPostgres) -> Path:
 def launcher(
     state: Path, uid: int = 0, wheel: Path | None = None, worker: bool = False
 ) -> Iterator[tuple[subprocess.Popen[str], int, str, int]]:
-    """Another Python process that runs the database. Gives it, the server's process, the URL, a
-    worker's process."""
+    """Runs the database in another Python process. Yields that process, the server's process, the
+    URL and a worker's process."""
     search = [str(path) for path in (wheel, REPOSITORY) if path]
     argv = [
         sys.executable,
@@ -125,7 +124,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def family(pid: int) -> list[int]:
-    """The process and its children."""
+    """Returns the process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
 
@@ -507,7 +506,7 @@ def test_no_secret_reaches_the_log(pg: EmbeddedPostgres) -> None:
         ):
             with contextlib.suppress(psycopg.Error):
                 connection.execute(statement)
-    # A backend that is killed in mid-statement: PostgreSQL would quote what it was running.
+    # A backend is killed while it runs a statement, which PostgreSQL would quote.
     code = (
         f"import psycopg; psycopg.connect({pg.url!r}).execute(\"select 'hunter2-running',"
         ' pg_sleep(60)")'
@@ -565,7 +564,8 @@ def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
         write_rows(server.url, 4)
         data, program = server.data, Path(f"/proc/{server.pid}/exe").readlink()
     assert closed.stat().st_mode & 0o777 == 0o700
-    # Root's server runs as an account that can't come here, an ordinary user's runs as that user.
+    # Root's server runs as an account that can't enter this directory, an ordinary user's as that
+    # user.
     assert data.is_relative_to(system if ROOT else closed)
     if ROOT:
         assert program.is_relative_to(system)
@@ -595,8 +595,8 @@ def test_an_ordinary_user_runs_it_and_root_may_take_over(place: Path) -> None:
     state.parent.mkdir()
     uid = 65534 if ROOT else os.geteuid()
     os.chown(state.parent, uid, -1)
-    # The interpreter is loaded by root and then becomes the user for good: where it is installed
-    # the user may not look.
+    # Root loads the interpreter, which then becomes the user for good: the user may not read where
+    # it is installed.
     with launcher(state, uid if ROOT else 0, place / "site") as (process, pid, url, _):
         assert Path(f"/proc/{process.pid}").stat().st_uid == uid
         assert Path(f"/proc/{pid}").stat().st_uid == uid

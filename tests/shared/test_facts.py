@@ -1,4 +1,4 @@
-"""The facts file: what is stated is read exactly, what is misspelt or absurd is refused with its
+"""The facts file: stated facts are read exactly; misspelt or absurd ones are refused with their
 place."""
 
 import pickle

@@ -1,5 +1,5 @@
-"""A worker and its queue while the database fails under them: nothing is lost, done twice for it,
-or stuck."""
+"""A worker and its queue while the database fails: no job is lost, done twice or stuck because of
+it."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,8 @@ async def sleepers(
 
 @asynccontextmanager
 async def locked(house: Suite, table: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """Within, nobody else changes the table of the queue. What the connection does is committed."""
+    """Locks the queue's table against changes by others. What the connection itself does is
+    committed."""
     url = house.cluster.url(house.database)
     async with await psycopg.AsyncConnection.connect(url) as conn:
         await conn.execute(
@@ -104,7 +105,7 @@ async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on
                 2.2
             )  # a third of the lease and the lock timeout: one heartbeat fails, no lease passes
         await here.until_done(1)
-        # Longer than a lease, so that a reaper takes it from a worker that doesn't beat.
+        # Longer than a lease, so that a reaper would take it from a worker without heartbeat.
         await here.ask("5:after")
         await here.until_done(2)
         await beats_again(atelier)
@@ -166,7 +167,7 @@ def jobs_left(house: Suite) -> int:
 async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back(
     atelier: Suite,
 ) -> None:
-    """The answer to a fetch is lost: the queue says the worker has the job, and the worker doesn't
+    """The answer to a fetch is lost: in the queue the worker has the job, but the worker doesn't
     know."""
     async with sleepers(atelier) as here:
         await until(lambda: workers(atelier) == 1, "the worker registers")

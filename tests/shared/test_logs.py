@@ -1,5 +1,5 @@
-"""What can't be logged fails nothing: odd values, a full disk, a reader that is gone or doesn't
-read."""
+"""A line that can't be logged fails nothing: odd values, a full disk, a reader that is gone or
+doesn't read."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from shared import telemetry
 telemetry.set_up("example", "info")
 log = structlog.get_logger("example")
 """
-# Every way in which a process says something. The last two are said when the interpreter has all
-# but ended.
+# Every way in which a process writes output. The last two are used when the interpreter has almost
+# ended.
 ALL_WAYS = (
     SET_UP
     + """
@@ -131,8 +131,7 @@ def test_secrets_are_hidden_by_name() -> None:
     ],
 )
 def test_a_full_or_closed_output_ends_nothing(outputs: str, printed: bool, tmp_path: Path) -> None:
-    # Files that are opened later must not take the places, and the lines, of outputs that were
-    # closed.
+    # Files that are opened later must not take the descriptors, and the lines, of closed outputs.
     mine = [tmp_path / str(number) for number in range(4)]
     code = f"""{ALL_WAYS}
 mine = [open(name, 'w') for name in {[str(path) for path in mine]}]
@@ -199,7 +198,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing_and_is_told_what_it_missed
         SET_UP + LOSING, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdin and process.stdout and process.stderr
-    assert process.stdout.readline() == b"said\n"  # though a pipe holds a fourth of it
+    assert process.stdout.readline() == b"said\n"  # although a pipe holds only a fourth of it
     os.set_blocking(process.stderr.fileno(), False)
     held = process.stderr.read()
     os.set_blocking(process.stderr.fileno(), True)
@@ -215,7 +214,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing_and_is_told_what_it_missed
 
 
 def test_a_disk_that_was_full_is_told_of_in_a_line_of_its_own(tmp_path: Path) -> None:
-    """A limit on the file's size stands for the disk: the last line before it is cut in the same
+    """A limit on the file's size stands for the full disk: it cuts the last line in the same
     way."""
     code = (
         SET_UP
@@ -246,7 +245,7 @@ log.info("again")
 
 
 def test_metrics_live_in_no_file(tmp_path: Path) -> None:
-    """A process that counts in a mapped file is ended by a signal when the disk is full."""
+    """A process that counts in a mapped file is killed by a signal when the disk is full."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",

@@ -1,4 +1,4 @@
-"""One rule for names: what is shown of them, and what files are called."""
+"""One rule for names: how they are shown, and how files are called."""
 
 import random
 import re

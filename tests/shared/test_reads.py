@@ -1,5 +1,5 @@
-"""Reads of one statement: whose rows they see, and what is left of a connection when one fails or
-is cancelled."""
+"""Reads of one statement: whose rows they see, and the state of the connection after a failure or a
+cancellation."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from tests.suite import Suite
 
 @dataclass(slots=True)
 class Everything:
-    """One of each kind of value."""
+    """One value of each kind."""
 
     number: int
     text: str
@@ -44,7 +44,7 @@ HALF = Statement(int, "SELECT 1 / %(number)s")
 
 @pytest.fixture
 async def db(atelier: Suite) -> AsyncIterator[Database]:
-    """A pool of one connection, so that what a read leaves behind meets the next one."""
+    """A pool of one connection, so that the next read meets what a read left behind."""
     made = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
     await made.open()
     auth.enter(calls.owner_identity("user:ada"))

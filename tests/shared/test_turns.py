@@ -1,4 +1,4 @@
-"""P11, C18: owners take turns in a queue, whoever queued how much before (real queue, real
+"""P11, C18: owners take turns in a queue, however much each queued before (real queue, real
 worker)."""
 
 import asyncio
@@ -17,7 +17,7 @@ ADA, BOB, EVE = "user:ada", "user:bob", "user:eve"
 
 
 class Counter:
-    """A queue whose jobs do nothing but wait to be let go."""
+    """A queue whose jobs only wait to be let go."""
 
     def __init__(self, db: Database) -> None:
         self.db = db
@@ -104,8 +104,8 @@ async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(atelier
 
 
 async def test_turns_that_have_passed_are_not_made_up_for(atelier: Suite) -> None:
-    """An owner who used workers that nobody else wanted isn't set back for it, even while an
-    earlier job of somebody waits to be tried again."""
+    """An owner who used workers that nobody else wanted isn't put at a disadvantage, even while an
+    earlier job of another owner waits for its next attempt."""
     async with counter(atelier) as line:
 
         async def in_an_hour() -> TryAgain:

@@ -1,4 +1,4 @@
-"""What is done to a text before it is set, and which fonts may be named."""
+"""How a text is prepared before it is set, and which fonts may be named."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Content credentials are read as they are and believed only if they hold; XMP gives one word and
-takes one word."""
+"""Content credentials are read as they are and believed only if they hold. Of XMP, only one word is
+read and written."""
 
 import json
 import random

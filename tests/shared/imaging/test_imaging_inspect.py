@@ -105,8 +105,8 @@ SPEAKING: dict[str, Callable[[], bytes]] = {
 async def test_text_within_a_picture_may_speak_of_tags(
     pool: ImagingPool, tmp_path: Path, name: str
 ) -> None:
-    """A prompt, a workflow, a caption: it is served as a part of the picture, and nothing reads it
-    as a page."""
+    """A prompt, a workflow or a caption is served as part of the picture, and nothing reads it as a
+    web page."""
     content = SPEAKING[name]()
     assert PROMPT[:20] in content
     (tmp_path / "x").write_bytes(content)
@@ -162,7 +162,7 @@ async def test_facts_are_the_same_every_time(pool: ImagingPool, tmp_path: Path) 
 async def test_placeholders_are_those_of_the_reference_encoder(
     width: int, height: int, transparent: bool, expected: str
 ) -> None:
-    """Expected values are from version 0.1.1 of the npm package `thumbhash`."""
+    """The expected values are from version 0.1.1 of the npm package `thumbhash`."""
     pixels = bytearray()
     for y in range(height):
         for x in range(width):

@@ -1,4 +1,4 @@
-"""Variants have the right size, the right colours and nothing else in them."""
+"""Variants have the right size and the right colours, and no metadata."""
 
 import hashlib
 from pathlib import Path

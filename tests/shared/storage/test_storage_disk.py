@@ -1,5 +1,5 @@
-"""What the disk backend promises about its files: kept private, whole after a crash, gone when the
-disk is full."""
+"""The disk backend keeps files private, whole after a crash, and leaves none when the disk is
+full."""
 
 from __future__ import annotations
 
@@ -194,8 +194,8 @@ asyncio.run(main())
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder on a file system of 4 MB; where that can't be mounted, the process gets a limit on
-    file sizes."""
+    """Mounts a file system of 4 MB. Where that isn't possible, the process gets a limit on file
+    sizes."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the HTTP server of the disk backend promises beyond what every store does."""
+"""Promises that only the HTTP server of the disk backend makes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def disk(disk_server: DiskServer) -> AsyncIterator[DiskStorage]:
 
 
 def form_head(fields: dict[str, str]) -> bytes:
-    """A form up to the first byte of its file."""
+    """Returns a form up to the first byte of its file."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n'
         for name in fields
@@ -224,8 +224,7 @@ async def test_a_body_too_large_is_cut_off_early(
     try:
         assert (await http.post(form.url, content=body(), headers=headers)).status_code == 413
     except httpx.TransportError:
-        # a client that looks for the answer only after it has sent everything finds the connection
-        # closed
+        # A client that reads the answer only after sending everything finds the connection closed.
         pass
     assert sent < 128
     await wait_until_nothing_is_left(disk_server.root, disk, key)

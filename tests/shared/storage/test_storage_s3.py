@@ -1,4 +1,4 @@
-"""What the S3 backend promises when the store is away, refuses, or was left in the middle of an
+"""The promises of the S3 backend when the store is away, refuses, or was left in the middle of an
 upload."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.needs_go
 
 @pytest.fixture
 async def opened() -> AsyncIterator[Callable[..., Storage]]:
-    """Opens a store, as the gateway says or with changes, and closes it at the end."""
+    """Opens stores with the gateway's settings or changed ones, and closes them at the end."""
     stores: list[Storage] = []
 
     def open_it(gateway: versitygw.Gateway, **changes: Any) -> Storage:

@@ -35,7 +35,7 @@ def with_query(url: str, **changes: str) -> str:
 
 
 def flipped(text: str) -> str:
-    """The same text with another last character."""
+    """Returns the text with another last character."""
     return text[:-1] + ("0" if text[-1] != "0" else "1")
 
 
