@@ -1,4 +1,4 @@
-"""Conversions end to end: what is refused before anything is taken on, what comes out, what it
+"""Conversions end to end: what is refused before anything is created, what the result is, what it
 costs, how it fails."""
 
 import asyncio
@@ -181,7 +181,7 @@ async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(
         "SELECT owner, holder FROM assets.asset_references WHERE asset_id = %s", (garment,)
     )
     assert held == [("user:ada", f"conversions/conversions/{made.id}")]
-    # What isn't public any more can't be used any more.
+    # An asset that isn't public any more can't be used any more.
     await update(acme, garment, visibility=asset_pb2.VISIBILITY_PRIVATE)
     request = conversion_pb2.CreateConversionRequest(
         user_asset_id=made.user_asset_id, cloth_asset_id=garment
@@ -208,7 +208,7 @@ async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, draw
     same = {"request_id": request_id(), "style_name": "loose"}
     made = await asyncio.gather(*(flows.convert(ada, user, garment, **same) for _ in range(5)))
     assert len({conversion.id for conversion in made}) == 1
-    # Even when a picture can't be used any more: the answer was given.
+    # Even when a picture can't be used any more: the first answer is kept.
     await atelier.change("UPDATE assets.assets SET kind = 'photo'")
     assert (await flows.convert(ada, user, garment, **same)).id == made[0].id
     changed = conversion_pb2.CreateConversionRequest(
@@ -223,7 +223,7 @@ async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, draw
 
 
 def tamper(atelier: Suite, asset_id: str) -> None:
-    """Replaces an asset's stored bytes behind the back of assets."""
+    """Replaces an asset's stored bytes without the knowledge of assets."""
     [(key,)] = atelier.sql("SELECT storage_key FROM assets.assets WHERE id = %s", (asset_id,))
     [path] = atelier.storage.root.rglob(key.rpartition("/")[2])
     path.chmod(0o644)

@@ -1,4 +1,4 @@
-"""Generations: what a prompt, a close-up and a sketch give back, what repeats exactly, and what is
+"""Generations: the results of a prompt, a close-up and a sketch, what repeats exactly, and what is
 refused."""
 
 import hashlib

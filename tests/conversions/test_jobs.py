@@ -1,4 +1,4 @@
-"""Jobs: cancelling, watching, queueing, tries that are lost or cut short, and what is recorded of
+"""Jobs: cancelling, watching, queueing, attempts that are lost or cut short, and the record of
 each."""
 
 import asyncio
@@ -54,8 +54,8 @@ async def cancelled(
     return answer
 
 
-# A worker that has begun can't get on while somebody holds the asset's row: it wants a reference to
-# it.
+# A claimed job can't continue while somebody locks the asset's row, because its worker needs a
+# reference to it.
 HOLD = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
 
 
@@ -137,7 +137,7 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
         assert told[-2].state == job_pb2.JOB_STATE_PROCESSING
         assert told[-1].recipe.model == "local" and not told[-1].image_url
     assert {item.conversion.owner for item in seen} == {"user:ada"}
-    # From any cursor on, exactly what came after it.
+    # From any cursor, the watch continues with exactly what came after it.
     middle = len(seen) // 2
     resumed = watching(cursor=seen[middle].cursor)
     assert [await anext(resumed) for _ in seen[middle + 1 :]] == seen[middle + 1 :]
@@ -212,7 +212,7 @@ async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
 
 
 async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
-    """The conversions as their watch shows them once each has said what it waits for."""
+    """Returns the conversions as their watch shows them once each has said what it waits for."""
     watch = flows.conversions(client).WatchConversions(
         conversion_pb2.WatchConversionsRequest(), timeout=60
     )
@@ -265,13 +265,13 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     assert atelier.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
 
     await atelier.stop_work("conversions")
-    await atelier.work("conversions")  # a worker that begins looks at once what is waited for
+    await atelier.work("conversions")  # a starting worker checks at once what is waited for
     labels = {"service": "conversions", "job": "conversions", "what": "assets"}
     while METRICS.get_sample_value("atelier_jobs_waiting", labels) != len(ids):
         await asyncio.sleep(0.1)
     assert (METRICS.get_sample_value("atelier_jobs_waiting_oldest_seconds", labels) or 0) > 0
 
-    await atelier.stop_work("conversions")  # it knows the old address
+    await atelier.stop_work("conversions")  # the worker knows the old address
     await atelier.serve("assets")
     await atelier.work("conversions")
     for row_id in ids:
@@ -295,7 +295,7 @@ async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
     await atelier.work("conversions")
     await waiting(ada, *ids)
     await atelier.stop_work("conversions")
-    # As after a long outage: all but one pause for hours.
+    # After a long outage all jobs but one are delayed for hours.
     put_off = "UPDATE procrastinate_jobs SET scheduled_at = now() + interval '9 hours'"
     here = "SET search_path = conversions_jobs"
     await atelier.change(f"{here}; {put_off} WHERE args ->> 'row_id' <> '{ids[0]}'")
@@ -329,7 +329,7 @@ Outcome = attempts.Outcome[Conversion]
 async def running(
     atelier: Suite,
 ) -> AsyncIterator[Callable[[Callable[[TryOn], Awaitable[Outcome]], str], Awaitable[None]]]:
-    """What a worker runs a conversion with, given its work and its id."""
+    """Yields a function that runs a conversion as a worker does, given its work and its id."""
     settings = atelier.settings("conversions", "worker")
     db, peers, pool = (
         Database(settings, "conversions"),
@@ -349,7 +349,7 @@ async def running(
 async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
     atelier: Suite, drawn: Path
 ) -> None:
-    """The first try dies between storing the result and completing the row."""
+    """The first attempt dies between storing the result and completing the row."""
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)

@@ -1,4 +1,4 @@
-"""Analyses: what was stated and what was measured, nothing else, and a confidence that can be
+"""Analyses hold what was stated and measured, nothing else, and a confidence that can be
 checked."""
 
 import json

@@ -1,5 +1,5 @@
-"""Prompt to picture by rules: repeatable, moved by every input, and in the shape that was asked
-for."""
+"""Pictures from prompts by rules: repeatable, changed by every input, and in the requested
+shape."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The local provider in the limited child processes that it runs in."""
+"""The local provider runs in limited child processes."""
 
 from functools import partial
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Workers of the owner's own: claiming, heartbeats, results, failures, leases that pass, and what
-is held meanwhile."""
+"""Outside runners: claims, heartbeats, results, failures, expired leases, and the references held
+meanwhile."""
 
 import asyncio
 import hashlib
@@ -21,19 +21,19 @@ PICTURE = assets.jpeg(320, 240)
 
 
 async def asked(client: Client, **fields: Any) -> conversion_pb2.Conversion:
-    """A conversion for an outside worker."""
+    """Creates a conversion for an outside runner."""
     user = await assets.upload(client, PICTURE, kind=asset_pb2.ASSET_KIND_USER)
     cloth = await assets.upload(client, PICTURE, kind=asset_pb2.ASSET_KIND_CLOTH)
     return await flows.convert(client, user.id, cloth.id, **{"run_externally": True, **fields})
 
 
 async def looked(client: Client, **fields: Any) -> analysis_pb2.Analysis:
-    """An analysis for an outside worker."""
+    """Creates an analysis for an outside runner."""
     return await flows.analyse(client, **{"run_externally": True, "wait": False, **fields})
 
 
 async def made(client: Client, seed: int = 7) -> asset_pb2.Asset:
-    """What the outside worker made, uploaded."""
+    """Uploads the outside runner's result."""
     return await assets.upload(
         client, assets.jpeg(200, 300, seed), kind=asset_pb2.ASSET_KIND_REFERENCE
     )
@@ -244,7 +244,7 @@ async def test_a_heartbeat_extends_the_lease_and_tells_watchers_how_far_it_is(
     job_id = (await looked(ada)).id
     claimed = await flows.claim(ada, job_id)
     until = claimed.job.lease_expire_time.ToDatetime()
-    for step in range(4):  # longer than the first lease together
+    for step in range(4):  # together longer than the first lease
         await asyncio.sleep(0.5)
         answer = await flows.heartbeat(ada, claimed, progress=step / 8)
         assert answer.lease_expire_time.ToDatetime() > until
@@ -293,8 +293,8 @@ async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(atel
     conversion = await asked(ada)
     claimed = await flows.claim(ada, conversion.id)
     asset = await made(ada)
-    # Somebody cancels between the check of the token and the end of the call: the hold of the
-    # picture waits.
+    # Somebody cancels between the check of the token and the end of the call: the reference to the
+    # picture waits for a lock.
     with holding(atelier, "SELECT FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
         completing = asyncio.create_task(
             refusal(flows.complete(ada, claimed, picture=picture(asset.id)))
@@ -420,7 +420,7 @@ async def test_pictures_are_given_back_by_the_next_worker_if_assets_and_workers_
     await atelier.serve("assets")
     await atelier.work("conversions")
     await flows.given_back(atelier, conversion.id)
-    # A hold that was under way may have come after it: it is done once more later.
+    # A reference still being acquired may come after the release, so the release is repeated later.
     again = (
         "SELECT count(*) FROM conversions_jobs.procrastinate_jobs WHERE status = 'todo'"
         " AND scheduled_at > now() + interval '30 seconds'"

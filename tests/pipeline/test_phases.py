@@ -121,7 +121,7 @@ async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(atelier: Suite
     )
     answer = await flows.phases(ada).HeartbeatPhase(beat)
     assert answer.lease_expire_time.seconds > claimed.phase.lease_expire_time.seconds + 500
-    await asyncio.sleep(2.5)  # the reaper passes by every second
+    await asyncio.sleep(2.5)  # the reaper runs every second
     done = await flows.complete(ada, claimed, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
@@ -129,7 +129,7 @@ async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(atelier: Suite
 async def test_another_may_claim_as_soon_as_the_lease_has_passed(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
-    await atelier.stop_work("pipeline")  # so that nobody reaps
+    await atelier.stop_work("pipeline")  # so that no lease is reaped
     await flows.claim(ada, created.id, 1, lease_seconds=1)
     await refused(
         flows.claim(ada, created.id, 1), StatusCode.FAILED_PRECONDITION, "another runner has it"

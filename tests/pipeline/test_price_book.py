@@ -28,7 +28,8 @@ async def entries(client: Client) -> list[price_book_pb2.PriceBookEntry]:
 async def researched(
     atelier: Suite, csv: str | None, **fields: object
 ) -> tuple[Client, str, result_pb2.PhaseResult]:
-    """Phase 2 as the worker runs it, after a phase 1 from outside that found the sample jacket."""
+    """Returns phase 2 as the worker runs it, after an outside phase 1 that found the sample
+    jacket."""
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")
@@ -71,8 +72,8 @@ async def test_without_a_number_the_name_is_looked_up(atelier: Suite) -> None:
 
 
 async def test_a_name_is_found_however_its_characters_are_put_together(atelier: Suite) -> None:
-    """From a Mac in the book and typed in the facts: decomposed, with a no-break space, a curly and
-    a straight mark."""
+    """The book's name comes from a Mac: decomposed, with a no-break space and a curly apostrophe;
+    the facts have a typed one."""
     typed, pasted = "B\u00e9ret d'M\u00e5ns", "Be\u0301ret\u00a0d\u2019Ma\u030ans"
     data = f"model;name;marketplace;price;currency\n;{pasted};Shop;19,90;EUR\n".encode("utf-16")
     await atelier.serve("assets", "pipeline")
@@ -206,7 +207,7 @@ def test_ten_thousand_lines_are_read() -> None:
 async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(atelier: Suite) -> None:
     await atelier.serve("pipeline")
     ada = atelier.client("u" * 100)
-    # Every character another, for Postgres packs what repeats: 600 bytes each fit, one byte more
+    # Each character differs, because Postgres compresses repeats: 600 bytes each fit, one byte more
     # doesn't.
     longest = ["".join(chr(0x4E00 + 200 * column + n) for n in range(200)) for column in range(4)]
     grown = "ﷺ" * 20  # 60 bytes as written, 660 folded

@@ -20,8 +20,8 @@ SAID = flows.analysis(
 
 
 async def unsure(atelier: Suite) -> tuple[Client, str, review_pb2.Review]:
-    """A product whose phase 1 an outside runner was not sure of; all its phases are run from
-    outside."""
+    """Returns a product whose phase 1 an outside runner was not sure of; all its phases are run
+    from outside."""
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")

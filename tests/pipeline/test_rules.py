@@ -9,11 +9,11 @@ class Phase:
     started: bool = False
 
 
-Where = tuple[str, str, bool]  # preparation, and state and `started` of the phase under way
+Where = tuple[str, str, bool]  # preparation, and state and `started` of the current phase
 
 
 def moves(number: int, preparation: str, state: str) -> set[Where]:
-    """Where phase `number` may be next."""
+    """Returns the states that phase `number` may have next."""
     follow = {
         (preparation, to, to != "pending" or preparation == "done")
         for to in rules.PHASE_STATES[state]
@@ -26,7 +26,7 @@ def moves(number: int, preparation: str, state: str) -> set[Where]:
 
 
 def product(number: int, where: Where) -> str:
-    """The product's state when phase `number` is the one under way."""
+    """Returns the product's state when phase `number` is the current one."""
     preparation, state, started = where
     phases = [
         *[Phase("completed", True)] * (number - 1),

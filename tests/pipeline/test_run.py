@@ -1,4 +1,4 @@
-"""Products go through their phases: all services and workers for real, one client that only
+"""Products go through their phases: all services and workers are real, and one client only
 watches."""
 
 import asyncio
@@ -21,7 +21,8 @@ async def analyses_of(client: Client, product_id: str) -> list[analysis_pb2.Anal
 
 
 async def cancel_first_analysis(client: Client, product_id: str) -> None:
-    """As soon as there is one. Without a worker of conversions no watch would tell."""
+    """Cancels the first analysis as soon as there is one. It polls, since no watch tells without a
+    worker of conversions."""
     for _ in range(200):
         for analysis in await analyses_of(client, product_id):
             request = analysis_pb2.CancelAnalysisRequest(

@@ -46,7 +46,7 @@ class Counter:
                 )
 
     async def positions(self, jobs: Sequence[str]) -> list[int | None]:
-        auth.enter(calls.owner_identity(ADA))  # whoever asks: places are counted among all
+        auth.enter(calls.owner_identity(ADA))  # any owner may ask: all owners' jobs are counted
         return [await self.queue.position(job) for job in jobs]
 
     async def serve(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What an archive of a collection promises."""
+"""The promises of an archive of a collection."""
 
 import hashlib
 import json
@@ -116,8 +116,8 @@ def test_a_file_that_changed_under_way_stops_the_archive(wrong: bytes) -> None:
 
 
 def test_the_archive_is_passed_on_as_it_is_read(tmp_path: Path) -> None:
-    """Never more than a chunk is held: what has been read has been yielded before the next chunk is
-    asked for."""
+    """At most one chunk is held: what has been read is yielded before the next chunk is
+    requested."""
     read = 0
 
     def chunks(count: int) -> Callable[[], Iterable[bytes]]:

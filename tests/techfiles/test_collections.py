@@ -1,5 +1,5 @@
-"""What collections promise: order, derived progress and credits, and that whatever was said instead
-is on record."""
+"""The promises of collections: order, derived progress and credits, and a record of every
+override."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 @pytest.fixture
 async def served(atelier: Suite) -> Suite:
-    # Many calls at once wait for one row, and a busy machine may take its time.
+    # Many concurrent calls wait for one row, and a busy machine may be slow.
     atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
     await atelier.serve("assets", "techfiles")
     return atelier
@@ -216,7 +216,7 @@ async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
     assert export.file_name == file_name
     await served.change(
         "UPDATE techfiles.exports SET file_name = %s", (f"{name}.pdf",)
-    )  # as it was kept before
+    )  # the name as older versions stored it
     found = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=export.id))
     assert found.export.file_name == file_name
 

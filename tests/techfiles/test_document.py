@@ -1,4 +1,4 @@
-"""What a factory can rely on in the document that leaves the house."""
+"""What a factory can rely on in the finished document."""
 
 import re
 import unicodedata
@@ -150,8 +150,8 @@ def full_pack() -> Pack:
 
 
 def text_of(pdf: Path) -> str:
-    """The text of all pages, each run of white space one space, without the marks of an allowed
-    line break."""
+    """Returns the text of all pages with single spaces, without the marks of an allowed line
+    break."""
     pages = " ".join(page.extract_text() for page in pypdf.PdfReader(pdf).pages)
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", pages).replace("\u200b", ""))
 
@@ -347,8 +347,8 @@ def test_every_page_carries_its_number_the_style_and_the_section(
 
 
 def busy_sketch(lengths: int) -> Sketch:
-    """Lengths that cross in the middle of the picture or lie on one another, and call-outs on top
-    of them."""
+    """Returns a sketch with lengths that cross in the middle or lie on one another, and call-outs
+    on top of them."""
     ends = [
         (Point(0.5 - dx, 0.5 - dy), Point(0.5 + dx, 0.5 + dy))
         for dx, dy in ((0.4, 0), (0, 0.4), (0.3, 0.3), (0, 0))
@@ -376,7 +376,8 @@ def busy_sketch(lengths: int) -> Sketch:
 
 
 def runs_of(page: pypdf.PageObject) -> list[tuple[str, float, float, float]]:
-    """The pieces of text on a page: (text, x, y, size), in points from the lower left corner."""
+    """Returns the pieces of text on a page as (text, x, y, size), in points from the lower left
+    corner."""
     found: list[tuple[str, float, float, float]] = []
 
     def note(
@@ -394,7 +395,7 @@ def sketch_page(pdf: Path) -> pypdf.PageObject:
 
 
 def labels_of(page: pypdf.PageObject) -> list[tuple[str, float, float]]:
-    """The labels on the picture of a page, whose panel is between 35 and 380 points from the
+    """Returns the labels on a page's picture, whose panel is between 35 and 380 points from the
     left."""
     return [
         (text, x, y) for text, x, y, size in runs_of(page) if size == 7 and 35 < x < 380 and y > 60
@@ -646,7 +647,7 @@ def test_a_font_that_is_given_supplies_what_the_bundled_fonts_lack(
 
 
 def fonts_of(pdf: Path) -> set[str]:
-    """Names of the fonts that the pages use."""
+    """Returns the names of the fonts that the pages use."""
     found: list[Any] = [page["/Resources"] for page in pypdf.PdfReader(pdf).pages]
     resources = [each.get("/Font", {}) for each in found]
     return {font.get_object()["/BaseFont"] for named in resources for font in named.values()}

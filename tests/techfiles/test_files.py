@@ -1,4 +1,4 @@
-"""What versions, states and lists of tech files promise."""
+"""The promises of versions, states and lists of tech files."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 @pytest.fixture
 async def served(atelier: Suite) -> Suite:
-    # Many calls at once wait for one row, and a busy machine may take its time.
+    # Many concurrent calls wait for one row, and a busy machine may be slow.
     atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
     await atelier.serve("assets", "techfiles")
     return atelier
@@ -87,7 +87,7 @@ async def test_numbers_stay_exact_while_files_are_made_changed_and_archived_at_o
     refused = [answer for answer in done if isinstance(answer, grpc.aio.AioRpcError)]
     assert {refusal.code() for refusal in refused} <= {
         PRECONDITION
-    }  # those that came after the archiving
+    }  # the files that came after the archiving
     history = await flows.versions(ada, files[0].id, page_size=1000)
     assert [v.version_number for v in history] == list(range(84 - len(refused), 0, -1))
     live = [v for v in history if v.current and not v.tech_file.HasField("archive_time")]

@@ -1,5 +1,5 @@
-"""What a generated tech pack promises to whoever reads it: every file, every stated fact, and
-nothing made up."""
+"""The promises of a generated tech pack to its readers: every file, every stated fact, and nothing
+made up."""
 
 import asyncio
 import json
@@ -42,7 +42,8 @@ class Made:
 
 
 def stated() -> facts_pb2.Facts:
-    """The example's facts, but two close-ups only, and no value for two points of measure."""
+    """Returns the example's facts with only two close-ups, and without values for two points of
+    measure."""
     facts = flows.example_facts()
     del facts.closeups[2:]
     for point in facts.points_of_measure:
@@ -146,7 +147,7 @@ async def test_what_is_stated_is_printed_and_what_follows_from_a_scale_says_so(m
 async def test_no_figure_with_a_unit_is_printed_that_is_not_in_the_facts(made: Made) -> None:
     printed = set(FIGURE.findall(flows.text_of(made.pdf)))
     allowed = figures_of(made.facts)
-    # What follows from the declared scales, by the picture's own arithmetic: 3 units wide to 4
+    # The declared scales give more figures, by the picture's own arithmetic: 3 units wide to 4
     # high.
     scales = {scale.view: scale for scale in made.facts.scales}
     for point in made.facts.points_of_measure:
@@ -162,7 +163,7 @@ async def test_no_figure_with_a_unit_is_printed_that_is_not_in_the_facts(made: M
 
 
 def figures_of(facts: facts_pb2.Facts) -> set[str]:
-    """Every figure with its unit that the facts hold, in a text or as a value and a unit."""
+    """Returns every figure with its unit in the facts, from a text or from a value and a unit."""
     allowed = set(FIGURE.findall(json_format.MessageToJson(facts, ensure_ascii=False)))
     rows: list[Any] = [*facts.dimensions, *facts.points_of_measure]
     allowed |= {f"{row.value:g} {row.unit}" for row in rows}

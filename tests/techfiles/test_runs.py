@@ -1,5 +1,5 @@
-"""What a run promises on its way: it goes on past failures and restarts, shows each step, and can
-be stopped."""
+"""The promises of a run: it continues after failures and restarts, shows each step, and can be
+stopped."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ async def served(atelier: Suite) -> Suite:
 
 
 async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPackRun:
-    """The run once so many of its steps wait for `conversions`."""
+    """Returns the run once so many of its steps wait for `conversions`."""
     async with asyncio.timeout(30):
         while True:
             run: tp.TechPackRun = (
@@ -42,7 +42,7 @@ async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPac
 
 
 def two_closeups() -> facts_pb2.Facts:
-    """One of the back, one of the front."""
+    """Returns facts with one close-up of the back and one of the front."""
     shots = [
         facts_pb2.CloseupFact(name="yoke", view="back"),
         facts_pb2.CloseupFact(name="collar", view="front"),
