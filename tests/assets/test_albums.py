@@ -61,7 +61,7 @@ async def update(client: Client, album: pb.Album, etag: str = "", **fields: Any)
 
 
 async def inside(client: Client, album: pb.Album, size: int = 0) -> list[str]:
-    """Ids of all pages."""
+    """Returns the ids on all pages."""
     ids: list[str] = []
     token = ""
     while True:
@@ -293,8 +293,8 @@ async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(
 
 @pytest.mark.parametrize("as_tenant", [True, False])
 async def test_a_purged_asset_leaves_its_albums(house: Suite, ada: Client, as_tenant: bool) -> None:
-    """By the role that serves, under row-level security; and from the trash by one that acts for
-    nobody."""
+    """The row is deleted by the serving role, under row-level security, or from the trash by a role
+    that acts for no owner."""
     album = await create(ada)
     ids = await some_assets(ada, 2)
     await add(ada, album, *ids)
@@ -444,7 +444,7 @@ async def download(
 
 
 def contents(data: bytes) -> tuple[list[str], Any]:
-    """Names, and the manifest, of an archive whose every checksum is true."""
+    """Returns the names and the manifest of an archive after checking every checksum."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.testzip() is None
         sums = dict(

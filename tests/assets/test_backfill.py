@@ -1,5 +1,5 @@
-"""A10: a preset that an operator adds is made of the images that are there, by one job; fresh
-uploads come first."""
+"""A10: when an operator adds a preset, one job makes it for the existing images; fresh uploads come
+first."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +26,7 @@ FEW = 30
 OWNERS = 7
 PICTURE = flows.jpeg(32, 24)
 
-# Rows that share one object: what counts is that there are many.
+# Rows that share one object: only their number matters.
 _MANY = """
     INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,
         storage_key, size_bytes,
@@ -48,7 +48,8 @@ _JOBS = "SELECT count(*) FROM assets_jobs.procrastinate_jobs"
 async def many(
     cluster: Cluster, keys: Keys, disk: DiskServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Suite]:
-    """Some hundred images of some owners, and a preset that none of them has. No worker yet."""
+    """Makes some hundred images of some owners, and a preset that none of them has. No worker
+    yet."""
     monkeypatch.setenv(
         "ATELIER_VARIANT_PRESETS", json.dumps([{"name": "zoom", "width": 16, "height": 16}])
     )
@@ -68,7 +69,7 @@ def processes(many: Suite, tmp_path: Path) -> Iterator[Processes]:
 
 
 async def keep(many: Suite, number: int) -> list[Any]:
-    """Leaves only so many images. Returns their ids, in the order in which they are walked."""
+    """Keeps only so many images. Returns their ids in the order of the walk."""
     await many.change(
         "DELETE FROM assets.assets WHERE id IN (SELECT id FROM assets.assets ORDER BY id"
         " OFFSET %s)",

@@ -1,5 +1,5 @@
-"""A17: what nobody wants any more goes by itself, each item on its own; whole sessions go when
-asked."""
+"""A17: the cleanup deletes abandoned and expired items, each on its own; whole sessions are deleted
+on request."""
 
 import asyncio
 import itertools
@@ -45,7 +45,7 @@ def figures(run: storage_pb2.Run) -> dict[str, tuple[int, int, int]]:
 
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """A database of this module's own: a cleanup is over all owners."""
+    """A database of this module's own: a cleanup covers all owners."""
     async with suite(cluster, keys, disk) as made:
         made.overrides["idle_session_days"] = 183
         await made.serve("assets")
@@ -71,7 +71,7 @@ def in_session(session_id: str) -> dict[str, Any]:
 
 
 async def abandoned(house: Suite, client: Client) -> str:
-    """The id of an asset whose bytes were sent and never confirmed."""
+    """Makes an asset whose bytes were sent and never confirmed; returns its id."""
     announced = await flows.announce(client, DATA)
     await flows.send(announced.target, DATA)
     await house.change(
@@ -207,7 +207,7 @@ async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(
     house: Suite, root: Client, ada: Client
 ) -> None:
     ids = [await expired(house, ada) for _ in range(3)]
-    # As of a table that a newer version adds and this one doesn't know.
+    # Stands for a table of a newer version, which this one doesn't know.
     house.sql("CREATE TABLE assets.newer (id uuid REFERENCES assets.assets (id))")
     await house.change("INSERT INTO assets.newer VALUES (%s)", (ids[1],))
     try:

@@ -1,5 +1,5 @@
-"""A20: what a month costs, from prices that are data and from what is really used, and whether to
-move."""
+"""A20: the costs of a month, from prices that are data and from real use, and whether to move to
+another store."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""What a customer can rely on in the PDF: every word as it was given, sums exact, nothing over the
-edge."""
+"""What a customer can rely on in the PDF: every word as it was given, exact sums, nothing beyond
+the edge."""
 
 import re
 import unicodedata
@@ -44,14 +44,14 @@ def line(price: str, currency: str = "EUR", **fields: str) -> dict[str, str]:
 def rendered(
     content: dict[str, Any], target: Path, pictures: dict[str, Path] | None = None
 ) -> list[str]:
-    """The text of each page."""
+    """Renders the content; returns the text of each page."""
     kind = "checklist" if "checklist" in content else "renovation_plan"
     assert render_pdf(content, Imprint(kind, 3, WHEN), pictures or {}, target) == []
     return [" ".join(page.extract_text().split()) for page in pypdf.PdfReader(target).pages]
 
 
 def left_edges(target: Path) -> list[float]:
-    """Where pieces of text begin, from the left edge of the page, in points."""
+    """Returns the distances of pieces of text from the left edge of the page, in points."""
     found: list[float] = []
     for page in pypdf.PdfReader(target).pages:
         page.extract_text(
@@ -61,7 +61,7 @@ def left_edges(target: Path) -> list[float]:
 
 
 def heights(target: Path) -> list[float]:
-    """How far pieces of text are from the bottom edge of the page, in points."""
+    """Returns the distances of pieces of text from the bottom edge of the page, in points."""
     found: list[float] = []
 
     def note(text: str, m: list[float], at: list[float], *_: Any) -> None:
@@ -85,7 +85,7 @@ def test_five_hundred_items_keep_their_heading_and_number_on_every_page(tmp_path
 
 
 def test_an_item_and_its_note_stay_on_one_page(tmp_path: Path) -> None:
-    for before in range(20, 30):  # wherever on the page they come to lie
+    for before in range(20, 30):  # wherever on the page they are placed
         items = [{"text": "filler"}] * before + [
             {"text": f"item {n}.", "note": f"note {n}."} for n in range(10)
         ]
@@ -306,8 +306,8 @@ def test_texts_of_nothing_visible_are_left_out(tmp_path: Path) -> None:
 
 
 async def test_what_was_printed_before_leaves_room_for_the_next(tmp_path: Path) -> None:
-    """Long ones, one after the other in one child process: none lacks the memory that others
-    took."""
+    """Long documents are printed one after the other in one child process: none lacks memory that
+    earlier ones took."""
     pool = ImagingPool(1)
     try:
         for number in range(6):

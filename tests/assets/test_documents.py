@@ -1,5 +1,5 @@
-"""A12, R23: checklists and renovation plans as PDFs, every version kept, none lost, none shown
-before it is there."""
+"""A12, R23: checklists and renovation plans as PDFs: every version is kept, none is lost, none
+shown before it exists."""
 
 import asyncio
 import hashlib
@@ -69,7 +69,7 @@ def plan(*picture_ids: str, **body: Any) -> dict[str, Any]:
 
 
 async def create(client: Client, content: dict[str, Any], **fields: Any) -> document_pb2.Document:
-    """Waits for its end unless `wait=False`."""
+    """Creates a document, and waits for its end unless `wait=False`."""
     request = document_pb2.CreateDocumentRequest(
         content=content, **{"session_id": "s-1", "wait": True, **fields}
     )
@@ -96,7 +96,7 @@ async def get(client: Client, document_id: str, **fields: Any) -> document_pb2.D
 
 
 async def download(client: Client, document: document_pb2.Document) -> bytes:
-    """The PDF, which is what the document says it is, and opens."""
+    """Downloads the PDF; checks that it opens and is what the document says."""
     request = document_pb2.DownloadDocumentRequest(document_id=document.id)
     head, *chunks = [answer async for answer in stub(client).DownloadDocument(request)]
     data = b"".join(answer.chunk for answer in chunks)
@@ -278,8 +278,8 @@ async def test_a_watch_tells_what_is_there_then_every_change_and_goes_on_from_it
     )
 
     async def told(until: int, **fields: Any) -> tuple[list[tuple[int, int]], str]:
-        """(version number, state) of each, up to the READY version `until`; and the cursor before
-        its last change."""
+        """Returns (version number, state) of each change up to the READY version `until`, and the
+        cursor before the last."""
         found: list[tuple[int, int]] = []
         cursor = ""
         request = document_pb2.WatchDocumentsRequest(session_id="s-1", **fields)
@@ -477,7 +477,8 @@ async def test_as_much_text_as_is_allowed_is_printed(
     if kind == "checklist":
         body: dict[str, Any] = {"sections": [{"title": "All of it", "items": entries}]}
     else:
-        # Beside pictures of as many pixels as there may be with it: more of them would be smaller.
+        # As many pixels of pictures as a document may have: with more, each would be printed
+        # smaller.
         shown = [(await flows.upload(ada, flows.jpeg(1500, 1500, seed))).id for seed in range(6)]
         body = {
             "phases": [{"name": "All of it", "tasks": entries}],
@@ -548,7 +549,8 @@ async def test_a_document_is_made_although_its_worker_was_stopped_in_between(
 async def test_a_try_that_lost_its_row_leaves_no_bytes_behind(
     atelier: Suite, tmp_path: Path
 ) -> None:
-    """Another worker takes the row over while the PDF is stored: what this one stored goes."""
+    """Another worker takes the row over while the PDF is stored: the PDF of this attempt is
+    deleted."""
     await atelier.serve("assets")
     ada = atelier.client()
     made = await create(ada, checklist(), wait=False)

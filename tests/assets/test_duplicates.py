@@ -1,5 +1,5 @@
-"""A21: an owner learns which bytes are here already, before and after sending them, the trash
-included."""
+"""A21: an owner learns which bytes are stored already, before and after sending them, also in the
+trash."""
 
 import hashlib
 from collections.abc import Callable
@@ -64,7 +64,7 @@ async def test_the_streamed_upload_tells_so_too(house: Suite, ada: Client) -> No
 async def test_bytes_are_found_before_they_are_sent(house: Suite, ada: Client) -> None:
     assert await find(ada, SHA256) == []
     asset = await flows.upload(ada, DATA)
-    await flows.announce(ada, DATA)  # not READY: nothing is known to be there
+    await flows.announce(ada, DATA)  # not READY, so its bytes aren't known
     other = flows.jpeg(64, 48, seed=5)
     second = await flows.upload(ada, other)
     unknown = hashlib.sha256(b"").hexdigest()

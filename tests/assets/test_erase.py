@@ -1,4 +1,4 @@
-"""X11: an owner gets everything that is kept about it, and can have it erased, for good and with a
+"""X11: an owner gets everything that is kept about it, and can have it erased for good, with a
 receipt."""
 
 import asyncio
@@ -46,7 +46,7 @@ async def erase(client: Client, confirm_owner: str, **fields: Any) -> storage_pb
 
 
 def rows_of(house: Suite, owner: str) -> dict[str, int]:
-    """How many rows each table has of the owner."""
+    """Returns the number of the owner's rows in each table that has some."""
     tables = house.sql(
         "SELECT table_name FROM information_schema.columns WHERE table_schema = 'assets' AND"
         " column_name = 'owner'"
@@ -59,8 +59,8 @@ def rows_of(house: Suite, owner: str) -> dict[str, int]:
 
 
 async def only_receipts(house: Suite, owner: str) -> None:
-    """Waits until nothing else is left. What readers were sent is written down a second later, also
-    for an erased owner, and is gone once it has been added to the sums of the deployment."""
+    """Waits until nothing else is left. Bytes sent to readers are recorded a second later, also for
+    an erased owner; the record is deleted once it is added to the deployment's totals."""
     kept = {"erased_owners", "storage_runs", "attempts", "doomed_objects"}
 
     async def nothing_else() -> bool:
@@ -120,7 +120,7 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
 
 
 def deployment(house: Suite) -> tuple[int, int]:
-    """Assets and stored bytes of all owners together, as they are counted."""
+    """Returns the counted assets and stored bytes of all owners together."""
     [(assets, stored)] = house.sql(
         "SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset'), 0)::int, coalesce(sum(bytes),"
         " 0)::int FROM ( SELECT noun, number, bytes FROM assets.storage_totals WHERE owner ="

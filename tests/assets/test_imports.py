@@ -1,4 +1,4 @@
-"""X14: a file that the server fetches by itself, from where it may, and verifies like any
+"""X14: the server fetches a file itself, from allowed addresses, and verifies it like any
 upload."""
 
 import asyncio
@@ -188,8 +188,8 @@ async def test_urls_that_are_never_fetched_are_refused_at_once(
 
 
 async def test_an_address_is_judged_again_when_it_is_fetched(atelier: Suite, web: Receiver) -> None:
-    """As if the name had pointed elsewhere when the import was asked for: the server may call it,
-    the worker not."""
+    """The server may call the address and the worker may not, as if the name had pointed elsewhere
+    when the import was requested."""
     atelier.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
     await atelier.serve("assets")
     atelier.overrides.clear()

@@ -21,8 +21,8 @@ COUNT = 25
 
 @pytest.fixture(scope="module")
 async def shelf(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """25 READY assets of ada, an hour apart but for five of the same instant, and as many public
-    ones of bob."""
+    """Makes 25 READY assets of ada, an hour apart but for five of the same instant, and as many
+    public ones of bob."""
     async with suite(cluster, keys, disk) as made:
         await made.serve("assets")
         for n in range(COUNT):

@@ -1,4 +1,4 @@
-"""A29, A24: where a picture comes from is read, kept, shown and handed on; where it was taken is
+"""A29, A24: where a picture comes from is read, kept, shown and passed on; where it was taken is
 not."""
 
 import json

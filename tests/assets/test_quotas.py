@@ -1,4 +1,4 @@
-"""A18: nothing goes over a quota, whoever sends it, however, and however many at once."""
+"""A18: nothing exceeds a quota, whoever sends it, however, and however many at once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -49,7 +49,7 @@ async def test_an_upload_that_does_not_fit_is_refused_with_quota_limit_and_use(
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), **{quota: limit})
     for _ in range(2):
-        await flows.announce(ada, DATA)  # what is pending counts as declared
+        await flows.announce(ada, DATA)  # pending uploads count with their declared size
     refused = await calls.refusal(WAYS[way](ada))
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
     needed = SIZE if quota == "stored_bytes" else 1
@@ -102,7 +102,7 @@ async def test_uploads_far_from_the_limit_do_not_wait_for_each_other(
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), stored_bytes=10**15)
     key = "\x1f".join(("quota", owner_of(ada)))
-    # Another upload of this owner that has been announced and isn't committed yet.
+    # Stands for another upload of this owner that is announced and not yet committed.
     with calls.holding(
         house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
     ):

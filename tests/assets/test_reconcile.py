@@ -49,7 +49,7 @@ _numbers = itertools.count()
 async def house(
     cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Suite]:
-    """With a store of its own: all that lies there is compared with this database."""
+    """Has a store of its own: everything in the store is compared with this database."""
     disk = DiskServer(tmp_path_factory.mktemp("reconciled"))
     try:
         async with suite(cluster, keys, disk) as made:
@@ -80,7 +80,7 @@ def path_of(house: Suite, key: str) -> Path:
 
 
 def stray(house: Suite, key: str, *, hours: float = 1) -> Path:
-    """An object that no row shows, some hours old: a copy of one that is there."""
+    """Makes an object without a row, some hours old: a copy of an existing one."""
     source = next(path for path in (house.storage.root / "data").rglob("*") if path.is_file())
     path = path_of(house, key)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def stray(house: Suite, key: str, *, hours: float = 1) -> Path:
 
 
 async def whole(client: Client, **fields: Any) -> asset_pb2.Asset:
-    """An asset with its variants, and no object that isn't settled."""
+    """Makes an asset with its variants; all its objects have rows."""
     asset = await flows.upload(client, DATA, **fields)
     await flows.variants_of(client, asset.id)
     return asset
@@ -158,7 +158,7 @@ async def test_a_lost_original_is_marked_told_and_no_longer_given_out(
     )
     refused = await calls.refusal(acquire(ada, "h", asset.id))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "lost" in refused.text
-    assert await reconcile(root) == NOTHING  # said once
+    assert await reconcile(root) == NOTHING  # reported once
     path.write_bytes(saved)
     assert (await reconcile(root))["restored_originals"] == (1, 1, 0)
     back = (await stream.read()).asset

@@ -1,4 +1,4 @@
-"""A23's first half: who uses an asset is known to assets itself."""
+"""A23, first half: assets itself knows who uses an asset."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A13: renders say what made them; before and after are compared by reference, and shown in one
+"""A13: renders record what made them; before and after are compared by reference, and shown in one
 picture."""
 
 import asyncio
@@ -251,7 +251,7 @@ async def test_a_comparison_whose_worker_was_stopped_is_made_once(atelier: Suite
         assert len((await flows.variants(ada).ListVariants(request)).variants) == 1
 
 
-# The picture of the two
+# The comparison picture
 
 
 def flat(path: Path, width: int, height: int, *colour: int, **options: Any) -> Path:
@@ -266,7 +266,7 @@ def flat(path: Path, width: int, height: int, *colour: int, **options: Any) -> P
 def composed(
     tmp_path: Path, before: tuple[int, int], after: tuple[int, int], **options: Any
 ) -> Any:
-    """Red before, blue after."""
+    """Composes red before and blue after."""
     first = flat(tmp_path / "a.jpg", *before, 200, 0, 0, **options)
     second = flat(tmp_path / "b.png", *after, 0, 0, 200)
     compose(first, second, tmp_path / "c.jpg")
@@ -306,7 +306,7 @@ def test_both_pictures_are_whole_at_one_height_whatever_their_shapes(
 
 
 def test_the_first_is_turned_upright(tmp_path: Path) -> None:
-    (tmp_path / "turned").mkdir()  # libvips remembers files by their names
+    (tmp_path / "turned").mkdir()  # libvips caches files by their names
     upright = composed(tmp_path, (600, 300), (400, 400))
     turned = composed(tmp_path / "turned", (600, 300), (400, 400), orientation=6)
     assert upright.width / upright.height > turned.width / turned.height

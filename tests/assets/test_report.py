@@ -1,4 +1,4 @@
-"""A18, A19: what is counted is what is there, whoever changed it and whenever it is asked for."""
+"""A18, A19: the counts are true, whoever changed the rows and whenever they are read."""
 
 import asyncio
 import base64
@@ -62,7 +62,7 @@ async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
     await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
     reports = []
     async with asyncio.timeout(20):
-        while True:  # from before anything is folded until all is
+        while True:  # from before the first change is folded until all are
             report = await storage.report(ada)
             reports.append((report.assets, report.upload_success_rate, len(report.asset_counts)))
             if not house.sql(
@@ -263,7 +263,7 @@ async def test_an_operator_sees_the_deployment_and_every_owner_others_only_thems
         await calls.refusal(storage.reports(bob).GetStorageReport(named))
     ).code is grpc.StatusCode.NOT_FOUND
     assert (await storage.report(bob)).assets == 0
-    # The word for everybody is no owner, and a name without its role is none: figures of 0 would be
+    # The word for everybody is no owner, nor is a name without its role: totals of 0 would be
     # believed.
     for client in (bob, admin):
         for owner in ("deployment", "%", ada.subject):

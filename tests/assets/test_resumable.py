@@ -1,4 +1,4 @@
-"""A26: a file in parts, over lines that break; joined once, verified like any upload, or gone
+"""A26: a file in parts, over connections that break: joined once, verified like any upload, or gone
 without a trace."""
 
 import asyncio
@@ -69,7 +69,7 @@ async def abort(client: Client, upload_id: str) -> asset_pb2.Asset:
 
 
 async def stored(house: Suite, client: Client) -> list[str]:
-    """Keys of what the store has of the caller, but for variants: those are made meanwhile."""
+    """Returns the keys of the caller's objects without variants, which are made meanwhile."""
     storage = open_disk(
         house.storage.root, base_url="http://x", secret=read_secret(house.storage.secret_file)
     )
@@ -79,7 +79,7 @@ async def stored(house: Suite, client: Client) -> list[str]:
 
 
 def unfinished(house: Suite, upload_id: str) -> list[Path]:
-    """The folder in which parts of this upload lie."""
+    """Returns the folder in which parts of this upload are."""
     [(name,)] = house.sql(
         "SELECT multipart FROM assets.resumable_uploads WHERE id = %s", (upload_id,)
     )
@@ -90,7 +90,7 @@ def unfinished(house: Suite, upload_id: str) -> list[Path]:
 async def either(
     request: pytest.FixtureRequest, atelier: Suite, tmp_path: Path
 ) -> AsyncIterator[Suite]:
-    """The suite on a database of its own, with the one store or the other."""
+    """The suite on a database of its own, with either store."""
     if request.param == "disk":
         await atelier.serve("assets")
         yield atelier
@@ -113,7 +113,8 @@ async def test_a_file_in_parts_becomes_an_asset_in_either_store(either: Suite) -
     started = await flows.start(ada, LARGE, **DOCUMENT)
     assert (started.part_size_bytes, started.part_count, len(started.targets)) == (8 * MIB, 3, 3)
     assert started.asset.state == asset_pb2.ASSET_STATE_PENDING
-    # The line breaks after two parts, the last of them first. Later, perhaps elsewhere:
+    # The connection breaks after two parts, the last part first. The upload continues later,
+    # perhaps elsewhere.
     await flows.send_parts([started.targets[2], started.targets[0]], LARGE)
     seen = await look(ada, started.upload_id)
     assert [(p.part_number, p.size_bytes) for p in seen.parts] == [

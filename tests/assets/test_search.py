@@ -1,4 +1,4 @@
-"""A16, R14: assets are found by exactly what is said about them; sums over them are exact."""
+"""A16, R14: searches find exactly the assets that the conditions describe; their sums are exact."""
 
 import itertools
 from collections.abc import Callable
@@ -41,7 +41,7 @@ async def upload(client: Client, **fields: Any) -> str:
 
 
 def seed(house: Suite, client: Client, count: int, **columns: Any) -> list[str]:
-    """READY rows, oldest first, a second apart; a callable column gets the row's number."""
+    """Makes READY rows, oldest first, a second apart; a callable column gets the row's number."""
     ids = []
     for n in range(count):
         given = {name: value(n) if callable(value) else value for name, value in columns.items()}
@@ -210,8 +210,8 @@ TEXTS = (
 
 
 async def test_text_is_text(house: Suite, ada: Client) -> None:
-    """Each is found by itself alone, as a tag, as a value and as a name in metadata, and comes back
-    as it was."""
+    """Each text is found by itself alone, as a tag, as a value and as a name in metadata, and is
+    returned unchanged."""
     ids = dict(zip(TEXTS, seed(house, ada, len(TEXTS)), strict=True))
     for text, asset_id in ids.items():
         await flows.update(ada, asset_id, tags=[text], metadata={text: [text, {text: text}]})

@@ -1,4 +1,5 @@
-"""A11: a style catalogue that everyone reads, operators write, and whose versions never change."""
+"""A11: a style catalogue that everyone reads and operators write, and whose versions never
+change."""
 
 import asyncio
 import hashlib
@@ -29,7 +30,7 @@ def stub(client: Client) -> Any:
 async def put(
     client: Client, slug: str, *images: tuple[str, str], **fields: Any
 ) -> style_pb2.PutStyleResponse:
-    """`images`: (asset id, room type)."""
+    """Puts a style; `images` are (asset id, room type)."""
     named = [{"asset_id": asset_id, "room_type": room_type} for asset_id, room_type in images]
     request = style_pb2.PutStyleRequest(slug=slug, images=named, **{"name": slug.title(), **fields})
     answer: style_pb2.PutStyleResponse = await stub(client).PutStyle(request)
@@ -57,7 +58,7 @@ def operator(caller: Callable[..., Client]) -> Client:
 
 @pytest.fixture
 def slug(operator: Client) -> str:
-    """One that no other test has."""
+    """A slug that no other test has."""
     return f"style-{operator.subject}"
 
 
@@ -300,7 +301,7 @@ class Seeder:
         return process.returncode or 0, out.decode()
 
     def counts(self) -> tuple[int, int]:
-        """Pictures and versions of this operator."""
+        """Returns the number of pictures and of versions of this operator."""
         owner = f"admin:{self.operator.subject}"
         [(assets,)] = self.house.sql(
             "SELECT count(*) FROM assets.assets WHERE owner = %s AND state = 'ready'", (owner,)

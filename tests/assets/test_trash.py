@@ -1,5 +1,5 @@
-"""A23: archive and trash hide and bring back, purge doesn't, and what is in use is not deleted
-under its holder."""
+"""A23: archive and trash hide assets and bring them back, purge doesn't, and an asset in use is not
+deleted."""
 
 import asyncio
 from collections.abc import Callable
@@ -40,7 +40,7 @@ async def status_of(url: str) -> int:
 
 
 def stored(house: Suite, asset_id: str) -> set[str]:
-    """Keys of every object of the asset."""
+    """Returns the keys of all objects of the asset."""
     data = house.storage.root / "data"
     return {
         str(path.relative_to(data)) for path in data.glob(f"**/{asset_id}/**/*") if path.is_file()
@@ -51,7 +51,7 @@ async def freed(house: Suite, asset_id: str) -> None:
     """Returns once no object of the asset is left."""
     async with asyncio.timeout(20):
         while True:
-            with suppress(FileNotFoundError):  # a folder that goes while it is looked into
+            with suppress(FileNotFoundError):  # a folder is removed while it is read
                 if not stored(house, asset_id):
                     return
             await asyncio.sleep(0.05)
@@ -455,7 +455,7 @@ async def test_a_delete_waits_for_a_use_that_is_on_its_way(house: Suite, ada: Cl
         deleting = asyncio.create_task(outcome(ask(ada, "Delete", asset.id)))
         done, _ = await asyncio.wait([deleting], timeout=0.3)
         assert not done
-    assert await deleting == "OK"  # the use was rolled back
+    assert await deleting == "OK"  # the reference was rolled back
 
 
 async def outcome(call: Any) -> str:

@@ -1,4 +1,4 @@
-"""A8, A2: what an owner says about its asset: names, labels, visibility, the primary image of a
+"""A8, A2: what an owner states about its asset: names, labels, visibility, the primary image of a
 product."""
 
 import asyncio

@@ -1,5 +1,5 @@
-"""A1, A2, A3, A4, A5, A6, A7: from a promise of bytes to a verified asset, and everything that must
-not become one."""
+"""A1, A2, A3, A4, A5, A6, A7: from declared bytes to a verified asset, and everything that must not
+become one."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ READY = asset_pb2.ASSET_STATE_READY
 async def refused_upload(
     client: Client, data: bytes, declared: bytes | None = None, **fields: Any
 ) -> calls.Refusal:
-    """Requests, sends and confirms what must be refused on confirming."""
+    """Requests, sends and confirms an upload that must be refused on confirming."""
     requested = await flows.announce(client, declared or data, **fields)
     await flows.send(requested.target, data)
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
@@ -35,7 +35,7 @@ async def refused_upload(
 
 
 def objects(house: Suite, client: Client, *parts: str) -> list[Path]:
-    """The files that are stored for the caller, below folders of these names."""
+    """Returns the files stored for the caller below folders of these names."""
     found = house.storage.root.rglob(f"user%3A{client.subject}/**/*")
     return [path for path in found if path.is_file() and set(parts) <= set(path.parts)]
 
@@ -157,7 +157,7 @@ async def test_each_picture_type_is_accepted(
 async def test_a_text_with_a_nul_is_refused_with_its_field(
     ada: Client, fields: dict[str, Any], place: str
 ) -> None:
-    """In the head of a stream as in a call."""
+    """It is refused in the head of a stream as in a call."""
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA, **fields))
     refused = await calls.refusal(
         flows.uploads(ada).Upload(calls.aiter_of([upload_pb2.UploadRequest(head=head)]))
@@ -185,7 +185,7 @@ ALIASES = {
 
 @pytest.mark.parametrize("alias", ALIASES)
 async def test_another_name_of_a_type_is_taken_for_it(ada: Client, alias: str) -> None:
-    """However the file comes; what is said of the asset, and signed for it, is the one name."""
+    """Uploads of every kind accept the other name; the asset shows and signs the one name."""
     mime_type = ALIASES[alias]
     suffix = {
         "image/jpeg": ".jpg",
@@ -269,11 +269,11 @@ async def test_a_declaration_that_breaks_a_rule_is_refused(
 
 @pytest.mark.parametrize("levels", [33, 500])
 async def test_deep_metadata_is_refused(house: Suite, ada: Client, levels: int) -> None:
-    """500 levels are more than any protobuf library sends, so the bytes are put together here."""
+    """500 levels are more than any protobuf library sends, so the bytes are built here."""
 
     def nested(depth: int) -> bytes:
-        """A Struct {a: {a: ...}} of so many levels: field 1 of it maps `a` to a Value whose field 5
-        is a Struct."""
+        """Returns a Struct {a: {a: ...}} of so many levels: its field 1 maps `a` to a Value whose
+        field 5 is a Struct."""
         inner = b""
         for _ in range(depth):
             value = tag(5) + size(inner) + inner
@@ -307,7 +307,7 @@ def size(data: bytes) -> bytes:
     return bytes([*out, length])
 
 
-# A7: what is stored is what counts
+# A7: only the stored bytes count
 
 
 async def test_an_encrypted_pdf_is_refused(house: Suite, ada: Client) -> None:
@@ -451,7 +451,7 @@ async def test_an_object_that_is_swapped_after_confirming_changes_nothing(
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     before = await flows.confirm(ada, requested.upload_id)
-    # The URL is good for a quarter of an hour; what is sent now must not reach the asset.
+    # The URL is valid for a quarter of an hour; what is sent now must not reach the asset.
     await flows.send(requested.target, pictures.HTML)
     again = await flows.confirm(ada, requested.upload_id)
     assert (again.file_path, again.sha256) == (before.file_path, before.sha256)
@@ -583,7 +583,7 @@ async def test_a_label_with_a_nul_is_refused(house: Suite, ada: Client) -> None:
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT, fields
 
 
-# The streamed upload's own ways to go wrong
+# Failures of the streamed upload alone
 
 
 async def streamed(client: Client, *parts: upload_pb2.UploadRequest) -> calls.Refusal:

@@ -26,7 +26,7 @@ async def stored(
     disk: DiskServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Suite]:
-    """A suite of its own on each kind of store."""
+    """Runs a suite of its own on each kind of store."""
     async with suite(cluster, keys, disk) as made:
         if request.param == "disk":
             await made.serve("assets")

@@ -1,4 +1,4 @@
-"""A15, A16: who did what with an image, how often, and what of it others learn."""
+"""A15, A16: who did what with an image, how often, and which of it others learn."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ async def history(client: Client, **fields: Any) -> list[pb.Usage]:
 
 
 async def until(client: Client, count: int, **fields: Any) -> list[pb.Usage]:
-    """The history, once it has so many rows."""
+    """Returns the history once it has so many rows."""
     async with asyncio.timeout(10):
         while len(found := await history(client, **fields)) < count:
             await asyncio.sleep(0.05)
@@ -46,7 +46,7 @@ async def until(client: Client, count: int, **fields: Any) -> list[pb.Usage]:
 
 
 async def stats(client: Client, **fields: Any) -> dict[int, tuple[int, int]]:
-    """By action: by the owner, by others."""
+    """Returns (by the owner, by others) per action."""
     answer = await stub(client).GetUsageStats(pb.GetUsageStatsRequest(**fields))
     found: dict[int, tuple[int, int]] = {}
     for day in answer.days:
@@ -78,14 +78,14 @@ async def test_changes_record_themselves_at_once(ada: Client) -> None:
 async def test_a_delete_is_recorded_once_whichever_way_it_goes(ada: Client) -> None:
     trashed, purged, batched = [(await flows.upload(ada, DATA)).id for _ in range(3)]
     pending = (await flows.announce(ada, DATA)).asset.id
-    for _ in range(2):  # the second finds it in the trash
+    for _ in range(2):  # the second call finds the asset in the trash
         await ask(ada, "Delete", trashed)
     await ask(ada, "Purge", trashed)
     await ask(ada, "Purge", purged)
     for _ in range(2):
         asked = asset_pb2.BatchDeleteAssetsRequest(asset_ids=[batched, pending], request_id="both")
         await flows.assets(ada).BatchDeleteAssets(asked)
-    await flows.get(ada, batched, include_urls=True)  # shows no picture
+    await flows.get(ada, batched, include_urls=True)  # the call shows no picture
     found = await until(ada, 3, action=DELETE)
     assert {(use.asset_id, use.actor) for use in found} == {
         (i, ada.subject) for i in (trashed, purged, batched)
@@ -364,7 +364,7 @@ async def test_notes_outlive_a_stop_and_are_counted_once(atelier: Suite) -> None
 
 
 async def test_a_read_is_answered_though_its_use_cannot_be_written(atelier: Suite) -> None:
-    """Nor is the use forgotten: it is written once that works again."""
+    """The use isn't lost either: it is written once that is possible again."""
     await atelier.serve("assets")
     ada = atelier.client("ada")
     asset = await flows.upload(ada, DATA)
@@ -375,11 +375,11 @@ async def test_a_read_is_answered_though_its_use_cannot_be_written(atelier: Suit
     assert len(await until(ada, 3, action=VIEW)) == 3
 
 
-# Where a call comes from
+# The origin of a call
 
 
 class Context:
-    """What gRPC tells a handler of its call."""
+    """The call's facts that gRPC passes to a handler."""
 
     def __init__(self, peer: str, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
         self._peer = peer

@@ -1,4 +1,4 @@
-"""A9, A10, A22: smaller forms of an image, made in the background, again and again if asked."""
+"""A9, A10, A22: smaller forms of an image, made in the background and again on request."""
 
 import asyncio
 import hashlib

@@ -1,5 +1,4 @@
-"""A9: a preset that isn't made yet is made when somebody asks for it, once, and what can't be made
-says why."""
+"""A9: a missing preset is made on the first request, once; one that can't be made says why."""
 
 import asyncio
 import hashlib
@@ -77,8 +76,8 @@ async def test_many_who_ask_first_at_once_start_one_run(atelier: Suite) -> None:
     assert len({v.id for v in asked}) == 1 and {v.state for v in asked} == {PENDING}
     runs = "SELECT count(*) FROM assets.renditions WHERE presets = '{small}'"
     assert atelier.sql(runs) == [(1,)]
-    # Nobody works yet. A download says within its deadline what to do next; waiting ends with the
-    # row as it is.
+    # No worker runs yet. A download says within its deadline what to do next; a wait ends with the
+    # row unchanged.
     refused = await calls.refusal(download(callers[0], asset.id, "small", timeout=1))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refused.detail(error_details_pb2.RetryInfo).retry_delay.seconds > 0
@@ -147,7 +146,7 @@ async def test_others_may_have_variants_of_public_images_made_but_not_many_at_on
     assert (await got(bob, public[0].id, "thumb")).state == PENDING, (
         "what was started can be asked for"
     )
-    await got(ada, public[5].id, "thumb")  # the owner isn't bound by what others do
+    await got(ada, public[5].id, "thumb")  # others' requests don't limit the owner
     owners = "SELECT owner FROM assets.variants UNION SELECT owner FROM assets.renditions"
     assert atelier.sql(owners) == [("user:ada",)]
     await atelier.work("assets")

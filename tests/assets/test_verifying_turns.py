@@ -1,5 +1,4 @@
-"""P11: owners take turns in front of the processes that decode pictures, however their bytes
-came."""
+"""P11: owners take turns for the processes that decode pictures, however their bytes came."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,5 +1,5 @@
-"""R9: however bytes come, what is not what it says is refused and removed, and nothing about it is
-READY."""
+"""R9: however bytes come, content that isn't what it is declared to be is refused and removed; no
+part of it becomes READY."""
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,8 +54,8 @@ LIARS: dict[str, tuple[bytes, str, str]] = {
 
 
 class Way:
-    """Sends bytes for a caller, and answers the asset's id and what the caller was told of the
-    rejection."""
+    """Ways to send bytes for a caller. Each returns the asset's id and the reason of the rejection
+    that the caller got."""
 
     def __init__(self, house: Suite, client: Client, storage: Storage) -> None:
         self.house, self.client, self.storage = house, client, storage
@@ -66,7 +66,7 @@ class Way:
         return await self._confirmed(requested)
 
     async def put(self, data: bytes, fields: dict[str, Any]) -> tuple[str, str]:
-        """As where a store has no forms."""
+        """Uploads by PUT, as to a store without forms."""
         requested = await flows.announce(self.client, data, **fields)
         signed = self.storage.sign_put(
             requested.target.fields["key"],
@@ -152,7 +152,7 @@ async def test_what_is_not_what_it_says_is_refused_and_removed(
     assert way.house.sql("SELECT 1 FROM assets.variants WHERE asset_id = %s", (asset_id,)) == []
 
 
-# What is said about a file is held against the same rules, whoever brings the bytes.
+# Declarations are checked by the same rules, whoever brings the bytes.
 
 
 def _importing(client: Client, fields: dict[str, Any]) -> Awaitable[Any]:
