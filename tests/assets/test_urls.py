@@ -1,5 +1,5 @@
-"""A2, A25: what URLs promise, on a disk and on S3 alike: public ones are stable, hashed and cached
-for good; private ones signed and short-lived; nothing that could run is ever shown in place."""
+"""A2, A25: URLs on a disk and on S3 alike: public ones are stable, hashed and cached for good,
+private ones signed and short-lived; content that could run is never shown in place."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""What dies under `atelier up` comes back, Postgres too, and one line says so."""
+"""Processes that die under `atelier up` come back, Postgres too, and one line says so."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass
 class Up:
-    """A running `atelier up` and what it has said."""
+    """A running `atelier up` and its output."""
 
     command: Command
     process: "subprocess.Popen[str]"
@@ -46,7 +46,7 @@ class Up:
                 self.lines.append(line)
 
     def end(self) -> int:
-        """Ctrl-C; the exit status."""
+        """Sends Ctrl-C; returns the exit status."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE_SECONDS)
 
@@ -76,7 +76,7 @@ class Up:
         return f"postgresql://postgres:{password}@127.0.0.1:{self.postgres_port}/atelier"
 
     def child(self, name: str, other_than: int = 0) -> int:
-        """The process id of one that it started; waits for it."""
+        """Waits for a child process with this name; returns its id."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
 
         def found() -> int:
@@ -89,7 +89,8 @@ class Up:
         return until(found, lambda: f"{name} runs")
 
     def serves(self) -> None:
-        """Waits until a call that reads the database is answered, on the addresses of before."""
+        """Waits until a call that reads the database is answered, on the same addresses as
+        before."""
         token = self.command.run("token", "--user", "ada").stdout.strip()
         with grpc.insecure_channel(
             f"127.0.0.1:{self.command.environment['ATELIER_PIPELINE_PORT']}"
@@ -128,7 +129,7 @@ def up() -> Iterator[Up]:
 
 def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up) -> None:
     pid, so_far = up.postgres_pid, len(up.lines)
-    up.process.send_signal(signal.SIGSTOP)  # it shall not be faster than the test
+    up.process.send_signal(signal.SIGSTOP)  # so that the suite isn't faster than the test
     os.kill(pid, signal.SIGKILL)
     with _taking(up.postgres_port):
         up.process.send_signal(signal.SIGCONT)
@@ -138,7 +139,7 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
             "is taken by another program",
             since=so_far,
         )
-        # Others come back meanwhile.
+        # Other processes come back meanwhile.
         os.kill(up.child("shared.storage.http"), signal.SIGKILL)
         up.says("storage was ended by SIGKILL", since=so_far)
         url = f"http://127.0.0.1:{up.command.environment['ATELIER_STORAGE_HTTP_PORT']}/healthz"
@@ -171,7 +172,7 @@ def test_postgres_comes_back_where_it_was(up: Up, number: signal.Signals, said: 
 
 
 def test_a_busy_session_of_a_killed_postgres_does_not_hold_up_the_next(up: Up) -> None:
-    """It looks at nothing but its query, so it doesn't notice that its server has died."""
+    """The session looks at nothing but its query, so it doesn't notice that its server died."""
     with psycopg.connect(up.database_url(), autocommit=True) as watcher:
         session = psycopg.connect(up.database_url())
         busy = threading.Thread(target=_run_for_long, args=(session,))
@@ -206,7 +207,7 @@ def _taking(port: int) -> socket.socket:
     def taken() -> socket.socket | None:
         try:
             return socket.create_server(("127.0.0.1", port))
-        except OSError:  # a session of the server that was killed still has it
+        except OSError:  # a session of the killed server still holds the port
             return None
 
     found = until(taken, lambda: f"port {port} is free")
@@ -222,7 +223,7 @@ def _healthy(url: str) -> bool:
 
 
 def test_ctrl_c_ends_it_while_postgres_cannot_come_back(up: Up) -> None:
-    """The last one: it ends the suite of this module."""
+    """This test must be the last: it ends the suite of this module."""
     session = psycopg.connect(up.database_url())
     busy = threading.Thread(target=_run_for_long, args=(session,))
     busy.start()

@@ -16,7 +16,7 @@ SAMPLES = ROOT / "examples" / "photos"
 
 
 def small(source: Path, target: Path, **save: object) -> Path:
-    """A quick copy of a shipped photograph."""
+    """Writes a small copy of a shipped photograph, for speed."""
     pyvips.Image.thumbnail(str(source), 1200).write_to_file(str(target), **save)
     return target
 

@@ -1,5 +1,4 @@
-"""A20: `atelier storage`: moving everything to another store, and the report that a person
-reads."""
+"""A20: `atelier storage`: copies everything to another store, and prints a report for people."""
 
 import asyncio
 import hashlib
@@ -46,7 +45,7 @@ def start(gateway: versitygw.Gateway | None, *arguments: str) -> "subprocess.Pop
 
 
 def copy(gateway: versitygw.Gateway | None, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
+    """Runs `copy`; returns exit status, standard output and standard error."""
     process = start(gateway, *arguments)
     said, errors = process.communicate(timeout=60)
     return process.returncode, said, errors
@@ -96,7 +95,7 @@ async def fill(store: Storage, count: int = COUNT) -> None:
 
 
 async def objects(store: Storage) -> dict[str, tuple[str, str]]:
-    """Digest and type by key, of the bytes as they are read."""
+    """Returns digest and type by key, of the bytes as they are read."""
     found = {}
     async for stat in store.list(""):
         digest = hashlib.sha256()
@@ -117,7 +116,7 @@ async def test_everything_moves_from_a_disk_to_s3_and_back(
     )
     assert (status, said.partition(" copied")[0]) == (0, str(COUNT + 1)), errors
     assert await objects(bucket) == await objects(there)
-    # What a browser sent to S3 has no digest on record: it is read to be compared.
+    # An object that a browser sent to S3 has no recorded digest: it is read to be compared.
     form = bucket.sign_put(
         "assets/sent", length=3, content_type="image/png", expires_in=timedelta(minutes=1)
     )

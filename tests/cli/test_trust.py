@@ -1,4 +1,4 @@
-"""What `atelier token` signs is what the suite accepts, and `atelier trust` says why."""
+"""The suite accepts what `atelier token` signs, and `atelier trust` says why."""
 
 import json
 

@@ -10,7 +10,7 @@ from tests.cli.conftest import Command, interrupt
 
 
 def until(process: "subprocess.Popen[str]", text: str) -> str:
-    """What the process printed up to and including the line with `text`."""
+    """Returns what the process printed up to and including the line with `text`."""
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
@@ -32,7 +32,7 @@ def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(
         with grpc.insecure_channel(
             f"127.0.0.1:{atelier_command.environment['ATELIER_PIPELINE_PORT']}"
         ) as channel:
-            stub: Any = product_pb2_grpc.ProductServiceStub(channel)  # its types are asyncio's
+            stub: Any = product_pb2_grpc.ProductServiceStub(channel)  # its type stubs are asyncio's
             metadata = [("authorization", f"Bearer {token}")]
             assert (
                 stub.GetSummary(

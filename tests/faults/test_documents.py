@@ -1,5 +1,5 @@
-"""A document whose worker is killed between its bytes and its row: never READY without bytes, no
-number lost."""
+"""A document whose worker is killed between its bytes and its row: it is never READY without bytes,
+and no number is lost."""
 
 import asyncio
 import hashlib
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.faults
 
 ROUNDS = 5
 CLAIM = "LOCK TABLE assets.attempts IN EXCLUSIVE MODE"
-Reached = tuple[str, Hold]  # the document's id, and what holds the worker now
+Reached = tuple[str, Hold]  # the document's id, and the lock that holds the worker now
 
 
 async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """The queue gave the job away; nothing about it is written yet."""
+    """The worker has taken the job from the queue; nothing about it is written yet."""
     claim = await stack.enter_async_context(bench.superuser.hold(CLAIM))
     document = await create(bench.client, checklist(), wait=False)
     await claim.caught()
@@ -32,9 +32,9 @@ async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
 
 
 async def bytes_stored(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """The PDF lies in the store and was opened; COMMIT of the row that shows it is next."""
+    """The PDF is in the store and was opened; COMMIT of the row that shows it is next."""
     document_id, claim = await dequeued(bench, stack)
-    # In the queue behind the worker: granted when its claim is committed, and before it ends.
+    # Queued behind the worker: granted when its claim is committed, before the attempt ends.
     waiting = asyncio.create_task(stack.enter_async_context(bench.superuser.hold(CLAIM)))
     await claim.caught("postgres")
     await claim.release()

@@ -1,5 +1,4 @@
-"""A storage that is full says so, shows nothing that isn't there, and works again once there is
-room."""
+"""A full storage says so, shows nothing that doesn't exist, and works again once there is room."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.needs_mount]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[DiskServer]:
-    """Storage on a file system of 8 MiB."""
+    """Runs storage on a file system of 8 MiB."""
     with mounted(tmp_path / "small", "8m") as place:
         server = DiskServer(place)
         yield server
@@ -62,7 +61,7 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     filler.remove()
     asset = await flows.confirm(client, announced.upload_id)
     assert asset.state == asset_pb2.ASSET_STATE_READY
-    # Full again before the variants are made.
+    # The disk is full again before the variants are made.
     filler.leave(4096)
     small.processes.work("assets")
     failed = (

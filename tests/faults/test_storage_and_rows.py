@@ -1,5 +1,5 @@
-"""R22: a process is killed at each step of an upload, of making variants and of deleting. What it
-leaves in rows and store is found by the reconciler and the cleanup, and mended until both agree to
+"""R22: a process is killed at each step of an upload, of making variants and of deleting. The
+reconciler and the cleanup find what it leaves in rows and store, and repair it until both agree to
 the last object."""
 
 import asyncio
@@ -32,8 +32,8 @@ _SHOWN = """
 
 
 class House:
-    """A server and a worker as processes, over a store of their own, to be killed and started
-    again."""
+    """A server and a worker as processes, over a store of their own, which tests kill and
+    restart."""
 
     def __init__(self, processes: Processes, keys: Keys) -> None:
         self.processes = processes
@@ -49,7 +49,8 @@ class House:
         return server
 
     def work(self) -> Process:
-        """Nothing is too young: no upload is in flight when the reconciler is asked."""
+        """Starts a worker for which no object is too young: no upload is in flight when the
+        reconciler runs."""
         return self.processes.work(
             "assets", reconcile_grace_minutes=0, reconcile_minutes=0, cleanup_minutes=0
         )
@@ -62,8 +63,8 @@ class House:
     async def killed_at(
         self, server: Process, call: Callable[[], Any], statement: str, *parameters: Any
     ) -> None:
-        """Kills the server while the call, made once it is locked, waits for what the statement
-        locks."""
+        """Makes the call after the statement has taken its locks, and kills the server while it
+        waits for them."""
         async with self.superuser.hold(statement, *parameters) as lock:
             calling = asyncio.ensure_future(call())
             await lock.caught("assets_app")
@@ -79,8 +80,8 @@ class House:
         return {str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()}
 
     async def disagreements(self) -> tuple[int, int]:
-        """Objects without a row, rows without their object; but for uploads that nothing was sent
-        for."""
+        """Returns the number of objects without a row, and of rows without their object. Uploads
+        for which nothing was sent don't count."""
         shown, stored = await self.shown(), self.stored()
         unsent = {key for key in shown if "/upload/" in key}
         return len(stored - shown), len(shown - stored - unsent)
@@ -108,7 +109,8 @@ async def house(cluster: Cluster, keys: Keys, tmp_path: Path) -> AsyncIterator[H
 async def mended(
     house: House, measured: Callable[[str], None], what: str
 ) -> dict[str, tuple[int, int, int]]:
-    """A worker tidies up: in the end nothing is left to be found, and rows and store agree."""
+    """Lets a worker tidy up, and asserts that rows and store agree. Returns the reconciler's
+    figures."""
     house.work()
     root = house.client("root", "admin")
 
@@ -150,7 +152,7 @@ async def test_killed_while_an_upload_is_confirmed(
     )  # the form still works; as if what was sent had not been removed
     found = await mended(house, measured, "upload")
     assert found["stray_objects"] == (2, 2, 0)
-    # What was never confirmed goes with the cleanup, once its time is over.
+    # The cleanup deletes an upload that was never confirmed, once it has expired.
     await house.superuser.rows("UPDATE assets.uploads SET expires_at = now() - interval '2 hours'")
     cleaned = figures(await run(house.client("root", "admin"), "RunCleanup"))
     assert cleaned["abandoned_uploads"] == (2, 2, 0)
@@ -267,7 +269,7 @@ async def test_killed_before_and_amid_a_purge(
     ada = house.client()
     for purge in purges:
         await flows.assets(ada).PurgeAsset(purge)
-    # The bytes are removed, and the worker dies before it can forget that they were to be.
+    # The bytes are removed, and the worker dies before it can delete their doomed objects.
     async with house.superuser.hold("SELECT FROM assets.doomed_objects FOR UPDATE") as lock:
         worker = house.work()
         backend = await lock.caught("assets_worker")

@@ -1,5 +1,5 @@
-"""R15: webhooks reach who asked for them, at least once, signed so that foreign libraries agree,
-and nobody inside."""
+"""R15: webhooks reach their subscribers, at least once, signed so that other libraries agree, and
+no internal address."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ NPM_VERSION = "1.0.0"
 
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """One assets for all of these tests, each with an owner of its own."""
+    """One suite for all of these tests, each with an owner of its own."""
     async with suite(cluster, keys, disk) as made:
         await flows.start(made)
         yield made
@@ -205,7 +205,8 @@ async def test_gone_means_no_more(house: Suite, ada: Client) -> None:
             enabled.endpoint.state == pb.ENDPOINT_STATE_ENABLED
             and not enabled.endpoint.disable_reason
         )
-        # What waited comes by itself; what happened meanwhile when it is asked for.
+        # Pending deliveries resume by themselves; events of the time in between are sent on
+        # request.
         await flows.until(lambda: len(receiver.requests) == count + 1, "what waited")
         since = pb.ReplaySinceRequest(endpoint_id=made.endpoint.id, since=made.endpoint.create_time)
         await stub.ReplaySince(since)

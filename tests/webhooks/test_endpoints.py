@@ -1,5 +1,5 @@
-"""Endpoints: what may be saved, what is shown of it, and what a repeat, an old etag or a limit
-answers."""
+"""Endpoints: what may be saved, what is shown, and the answers to a repeat, an old etag and a
+reached limit."""
 
 import asyncio
 import importlib
@@ -26,7 +26,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """Webhooks as they are by default, but for one network."""
+    """Runs webhooks with their default settings but one allowed network."""
     async with suite(cluster, keys, disk) as made:
         made.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
         await made.serve("assets")
@@ -184,7 +184,7 @@ async def test_an_owner_has_so_many_and_no_more(house: Suite) -> None:
     eve = house.client("eve")
     for _ in range(MAX_ENDPOINTS - 2):
         await flows.create(eve, URL)
-    # Two places, and more who want them at once.
+    # Two endpoints are left, and more are requested at once.
     answers = await asyncio.gather(
         *(flows.create(eve, URL) for _ in range(5)), return_exceptions=True
     )
@@ -218,8 +218,8 @@ async def test_every_service_serves_its_own_types(atelier: Suite) -> None:
 
 @pytest.mark.parametrize("service", built_services())
 def test_every_subject_that_is_told_has_types(service: str) -> None:
-    """A subject that `events.publish` names in the sources, but EVENTS doesn't, would never reach a
-    webhook."""
+    """A webhook would never get a subject that `events.publish` names in the sources but EVENTS
+    doesn't."""
     sources = "".join(path.read_text() for path in (ROOT / "services" / service).rglob("*.py"))
     told = set(re.findall(r"events\.publish(?:_all)?\(\s*m,\s*\"(\w+)\"", sources))
     told |= set(re.findall(r"JobKind\(\"(\w+)\"", sources))

@@ -1,5 +1,5 @@
-"""R15: receivers that fail, workers that die: nobody else is delayed, nothing is lost, and the
-owner sees why."""
+"""R15: receivers fail and workers die: nobody else is delayed, nothing is lost, and the owner sees
+why."""
 
 import asyncio
 import importlib
@@ -100,7 +100,7 @@ IN_TWO_HOURS = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=Tr
 
 
 async def paused(client: Client, endpoint_id: str) -> float:
-    """For how many seconds from now on, once there is a pause."""
+    """Waits for a pause; returns its remaining seconds."""
 
     async def until() -> Any:
         endpoint = await flows.get(client, endpoint_id)
@@ -124,8 +124,7 @@ async def paused(client: Client, endpoint_id: str) -> float:
 async def test_a_receiver_that_asks_for_a_pause_gets_it(
     atelier: Suite, status: int, asked: str, least: float, most: float
 ) -> None:
-    """All that goes to its endpoint waits, also what happens later and what is asked for; nothing
-    else does."""
+    """All deliveries to its endpoint wait, also of later events and replays; no others do."""
     await flows.start(atelier, webhook_give_up_hours=1)
     ada = atelier.client("ada")
     async with receiving(replying(status, retry_after=asked)) as busy, receiving() as other:
@@ -243,7 +242,8 @@ async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(atelier:
 async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(
     atelier: Suite,
 ) -> None:
-    """What the operator allowed yesterday is not allowed today: the connection is judged anew."""
+    """A network that the operator allowed yesterday isn't allowed today: every connection is
+    checked again."""
     await flows.start(atelier, work=False)
     ada = atelier.client("ada")
     async with receiving() as canary:
