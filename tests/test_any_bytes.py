@@ -227,6 +227,7 @@ async def test_any_authorization_gets_a_declared_answer(house: Suite) -> None:
     call: Any = (
         house.client(None).channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
     )
+
     for _ in range(200):
         header = "".join(chance.choice(pieces) for _ in range(chance.randrange(1, 6)))
         code = (await calls.refusal(call(b"\xff", metadata=(("authorization", header),)))).code

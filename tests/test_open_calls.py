@@ -130,6 +130,7 @@ async def test_a_watch_tells_the_state_first_and_then_its_end(atelier: Suite) ->
         while (await watch.read()).status != SERVING:
             pass
     assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
     stopping = asyncio.create_task(atelier.stop("assets", seconds=5))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()

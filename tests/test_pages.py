@@ -467,6 +467,7 @@ async def test_every_row_arrives_once_in_answers_that_clients_take(
     found, pages = await read(client, name, asked)
     assert len(found) == len(before) + how.count
     assert [n for n in Counter(row.SerializeToString() for row in found).values() if n > 1] == []
+
     in_all = sum(row.ByteSize() for row in found)
     assert (pages > 1) == (in_all > ANSWER_BYTES or len(found) > most_rows(name))
     assert how.small or in_all > 4 * 1024 * 1024, f"{in_all} bytes prove nothing"
@@ -492,6 +493,7 @@ async def test_what_is_left_of_a_batch_is_named(house: Suite, large_assets: list
     stub = house.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
     gone = str(uuid.uuid4())
     wanted, found, batches = [gone, *large_assets[1:]], [], 0
+
     while wanted:
         answer = await stub.BatchGetAssets(
             asset_pb2.BatchGetAssetsRequest(asset_ids=wanted, include_urls=True)
@@ -549,6 +551,7 @@ async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) ->
     stub = house.client("ada").stub(product_pb2_grpc.ProductServiceStub)
     answer = await stub.GetProduct(product_pb2.GetProductRequest(product_id=product_id))
     assert [result.phase for result in answer.results] == [1, 2, 3, 4]
+
     whole = [result.phase for result in answer.results if result.HasField("value")]
     assert whole == [1, 2, 3] and all(
         bool(r.evidence) == r.HasField("value") for r in answer.results
@@ -556,6 +559,7 @@ async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) ->
     assert 5 < len(answer.reviews) < 100 and all(
         review.HasField("model_value") for review in answer.reviews
     )
+
     sent = {}
     async for item in stub.WatchProduct(
         product_pb2.WatchProductRequest(product_id=product_id), timeout=30

@@ -188,6 +188,7 @@ def test_every_column_of_words_is_compared(cluster: Cluster, service: str) -> No
             " \\(ARRAY'",
             (service,),
         ).fetchall()
+
     columns = {(table.partition(".")[2], column) for table, column in found}
     compared = {(table, column) for table, column, _, _ in declared(service)}
     # attempts.outcome is shared: no enum has its words unless the service shows its attempts.

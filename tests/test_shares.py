@@ -90,6 +90,7 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
     ada, bob = atelier.client("ada"), atelier.client("bob")
     asset = await pending(atelier, ada)
     held = waiting(ada, asset, SHARE + 3)
+
     for refused in await refused_of(held, 3):
         assert (refused.code, refused.reason) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -101,6 +102,7 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
         "over any connection"
     )
     assert (await listing(bob)).assets == []
+
     service = atelier.as_token(atelier.keys.service_token("conversions", "user:ada"))
     assert (await listing(service)).assets, "what ada waits for goes on for her"
     await cancel(held)
@@ -122,11 +124,13 @@ async def test_calls_that_wait_take_no_place_from_those_that_work(atelier: Suite
         held += waiting(ada, assets[0], 1)
         await figure("atelier_streams_open", number + 1)
         assert len((await listing(ada)).assets) == 2
+
     held += waiting(
         ada, assets[0], few
     )  # there is no more room to wait in, so that they wait where they are
     [refused] = await refused_of(held, 1)
     assert refused.text.startswith("3 calls of this owner are under way")
+
     await cancel(held)
     await idle()
     await idle("atelier_streams_open")
@@ -139,6 +143,7 @@ async def test_whoever_comes_next_finds_a_place_however_many_are_held(atelier: S
     # The last ten places are for owners who hold next to none; the last of these owners is refused
     # by the server itself.
     few = [(f"owner-{number}", 2) for number in range(4)]
+
     for name, holds in (("ann", 15), ("ben", 8), ("dan", 7), *few, ("eve", 2)):
         asked = waiting(atelier.client(name), asset, holds + 1)
         [refused] = await refused_of(asked, 1)
@@ -155,6 +160,7 @@ async def test_anonymous_callers_share_the_places_of_one(atelier: Suite) -> None
     refused = await refused_of(held, PLACES - SHARE)
     assert {each.reason for each in refused} == {"TOO_MANY_CALLS"}
     assert refused[0].text.startswith("15 calls of all anonymous callers together")
+
     await listing(vendor)
     await cancel(held)
 
@@ -164,11 +170,13 @@ async def test_places_come_back_after_errors_and_deadlines(atelier: Suite) -> No
     asset = await pending(atelier, ada)
     nothing = asset_pb2.GetAssetRequest(asset_id=NEVER)
     malformed = asset_pb2.GetAssetRequest(asset_id="x")
+
     for _ in range(PLACES):
         assert (await calls.refusal(flows.assets(ada).GetAsset(nothing))).reason == "NOT_FOUND"
         assert (
             await calls.refusal(flows.assets(ada).GetAsset(malformed))
         ).reason == "INVALID_FIELD"
+
     with calls.holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
         late = [
             asyncio.ensure_future(flows.assets(ada).GetAsset(nothing, timeout=0.3))
@@ -176,6 +184,7 @@ async def test_places_come_back_after_errors_and_deadlines(atelier: Suite) -> No
         ]
         for each in late:
             assert (await calls.refusal(each)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+
     for _ in range(2):
         await idle()
         held = waiting(ada, asset, SHARE + 1)
@@ -199,6 +208,7 @@ async def test_uploads_in_a_stream_are_shared_apart(atelier: Suite) -> None:
     [refused] = await refused_of(held, 1)
     assert refused.reason == "TOO_MANY_CALLS"
     assert await flows.upload(ada, DATA), "the same owner's other calls aren't counted with them"
+
     head = upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)})
     parts = [head, upload_pb2.UploadRequest(chunk=DATA)]
     assert (await flows.uploads(bob).Upload(calls.aiter_of(parts))).asset.id
@@ -260,9 +270,11 @@ async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_
     ]  # 64 KiB wait for who doesn't read, and don't become megabytes
     asset = await flows.upload(ada, pictures.png(1200, 900), mime_type="image/png")
     assert asset.size_bytes > 1_000_000
+
     download = asset_pb2.DownloadAssetRequest(asset_id=asset.id)
     cancelled = {"method": "atelier.assets.v1.AssetService/DownloadAsset", "code": "CANCELLED"}
     before = METRICS.get_sample_value("atelier_calls_total", cancelled) or 0
+
     for number in (1, 2):
         unread = [flows.assets(ada).DownloadAsset(download) for _ in range(SHARE)]
         for stream in unread:
@@ -271,6 +283,7 @@ async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_
         assert (
             await calls.refusal(flows.assets(ada).DownloadAsset(download))
         ).reason == "TOO_MANY_CALLS"
+
         for stream in unread:
             stream.cancel()
         await idle("atelier_streams_open")

@@ -275,6 +275,7 @@ def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(
     }
     (tmp_path / "trust.json").write_text(json.dumps([entry]))
     verifier = auth.Verifier(auth.load_trust(tmp_path / "trust.json"))
+
     for role in auth.ROLES:
         for owner in OWNERS:
             for subject in ("ada", "x", "acme", "someone"):
@@ -287,6 +288,7 @@ def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(
                     owner=owner,
                     act=service,
                 )
+
                 if owner in allowed.get(role, set()):
                     identity = verifier.identify(f"Bearer {token}")
                     assert (identity.owner, identity.role, identity.actor) == (owner, role, subject)
@@ -386,6 +388,7 @@ def test_a_refused_owner_is_in_the_log_with_its_key_and_never_the_token(
     verifier = auth.Verifier([auth.TrustedKey("widget", widget, frozenset({"anonymous"}), None)])
     with pytest.raises(DomainError, match="may not sign this owner for role anonymous") as refused:
         verifier.identify(f"Bearer {token}")
+
     said = capsys.readouterr().out
     assert (
         all(part in said for part in ("widget", str(widget.kid), "anonymous", "user:ada"))
@@ -405,6 +408,7 @@ async def test_a_key_for_guests_reads_nobodys_rows(
     keys.trust_file.write_text(
         json.dumps([*entries, auth.trust_entry(widget, issuer="widget", roles=["anonymous"])])
     )
+
     async with suite(cluster, keys, disk) as house:
         await house.serve("assets")
         for owner, code in (
@@ -477,6 +481,7 @@ async def test_a_service_calls_only_methods_that_list_it(house: Suite) -> None:
     update = asset_pb2.UpdateAssetRequest(asset_id=NEVER, update_mask={"paths": ["free"]})
     refused = await calls.refusal(flows.assets(techfiles).UpdateAsset(update))
     assert refused.code is grpc.StatusCode.PERMISSION_DENIED and "techfiles" in refused.text
+
     itself = house.as_token(house.keys.service_token("techfiles", "user:ada", act="techfiles"))
     assert (await flows.assets(itself).ListAssets(asset_pb2.ListAssetsRequest())).assets == []
     # The key of assets is trusted, too, but no method of assets lists assets.
@@ -503,6 +508,7 @@ async def test_streams_are_guarded_like_calls(house: Suite) -> None:
         nobody.stub(upload_pb2_grpc.UploadServiceStub),
     )
     chunk = upload_pb2.UploadRequest(chunk=b"x")
+
     for call in (
         assets.WatchAssets(asset_pb2.WatchAssetsRequest()),
         assets.DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=NEVER)),
@@ -541,6 +547,7 @@ def test_a_method_without_a_policy_stops_the_start() -> None:
         name="Call", input_type=".tests.Nothing", output_type=".tests.Nothing"
     )
     descriptor_pool.Default().Add(file)
+
     limits = Limits(max_in_flight=1, max_streams=1, default_deadline=1, max_deadline=1)
     with pytest.raises(RuntimeError, match=r"/tests.Bare/Call has no policy"):
         guard.Guard("/tests.Bare/Call", auth.Verifier([]), limits)

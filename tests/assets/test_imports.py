@@ -62,6 +62,7 @@ async def test_what_lies_at_a_url_becomes_an_asset(
     described: dict[str, Any] = {"tags": ["a"], "metadata": {"b": 1}, "scope": {"product_id": "p"}}
     digest = hashlib.sha256(DATA).hexdigest()
     url = f"http://127.0.0.1:{web.port}/photos/fr%C3%B6nt.jpg?signature=secret"
+
     asset = (await fetch(eve, url, include_urls=True, sha256=digest, **described)).asset
     assert (asset.state, asset.mime_type, asset.size_bytes, asset.sha256) == (
         READY,
@@ -280,6 +281,7 @@ async def test_a_urls_query_is_forgotten(
             f"SELECT 1 FROM assets.{table} AS t WHERE t::text LIKE '%%canary-in-query%%'"
         )
         assert not found, table
+
     said = capfd.readouterr()
     assert "canary-in-query" not in said.out + said.err
 
@@ -344,6 +346,7 @@ async def test_an_import_is_held_against_the_deployments_quota(
         asset = (await fetch(eve, web.url)).asset
     finally:
         await storage.set_quota(root)
+
     assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
 
 

@@ -147,6 +147,7 @@ async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
     )
     uploads = asyncio.gather(*(flows.upload(ada, DATA) for _ in range(20)))
     assert (await reconcile(root))["drifted_figures"][1] > 0
+
     for asset in await uploads:
         await flows.variants_of(ada, asset.id)
     report = await storage.report(ada)
@@ -166,6 +167,7 @@ async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
     house.overrides |= {"statement_timeout_seconds": 0.5, "lock_timeout_seconds": 30.0}
     await house.work("assets")
     database = Superuser(house.cluster.url(house.database))
+
     async with database.hold("LOCK TABLE assets.album_assets IN ACCESS EXCLUSIVE MODE") as slow:
         reconciling = asyncio.create_task(reconcile(root))
         await slow.caught()
@@ -184,6 +186,7 @@ async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suit
         " 500)"
     )
     database = Superuser(house.cluster.url(house.database))
+
     async with database.hold(
         "SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))"
     ) as folding:
@@ -202,10 +205,12 @@ async def test_it_is_recounted_once_a_day_unless_somebody_asks(house: Suite) -> 
     await flows.upload(ada, DATA)
     await storage.folded(house)
     assert await reconcile(root, from_start=False) == NOTHING
+
     await house.change(
         "UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'"
     )
     assert await reconcile(root, from_start=False) == NOTHING, "it was recounted a moment ago"
+
     await house.change(
         "UPDATE assets.storage_runs SET created_at = created_at - interval '25 hours'"
     )

@@ -124,6 +124,7 @@ async def test_scraping_often_reads_the_database_seldom(atelier: Suite) -> None:
         await flows.announce(atelier.client("ada"), DATA)
         again = await scraped(url)
         assert (await storage.report(atelier.client("ada"))).pending_uploads == 2
+
     for name in ("atelier_storage_pending_uploads", "atelier_storage_read_timestamp_seconds"):
         assert again[name] == first[name], "what was read is kept for a while"
     assert first["atelier_storage_pending_uploads"] == [({}, 1)]

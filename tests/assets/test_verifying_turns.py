@@ -56,6 +56,7 @@ async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_s
         each for each in asked if each.done() and not each.exception()
     ]  # others were told to come again
     assert len(served) < 8
+
     for each in asked:
         each.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
@@ -72,6 +73,7 @@ async def test_jobs_take_turns_as_their_rows_owners(atelier: Suite) -> None:
     settings = atelier.settings("assets", "worker")
     db, storage, pool = Database(settings, "assets"), open_storage(settings), ImagingPool(1)
     await db.open()
+
     try:
         maker = VariantMaker(db, storage, pool, Presets.of(settings))
         adas = [asyncio.create_task(maker.run(job)) for (job,) in jobs[:-1]]

@@ -139,11 +139,13 @@ async def test_what_is_not_what_it_says_is_refused_and_removed(
             pictures.pdf(),
             "TYPE_NOT_ALLOWED",
         )  # nothing is announced, so only its kind can mismatch
+
     fields: dict[str, Any] = {"mime_type": mime_type}
     if rejection == "HASH_MISMATCH":
         fields["sha256"] = hashlib.sha256(b"").hexdigest()
     asset_id, told = await getattr(way, sending)(data, fields)
     assert told == rejection
+
     asset = await flows.get(way.client, asset_id, include_urls=True)
     assert (asset.state, asset.rejection) == (asset_pb2.ASSET_STATE_REJECTED, rejection)
     assert not (asset.file_path or asset.original_url or asset.sha256) and asset.rejection_message

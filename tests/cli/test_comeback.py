@@ -131,6 +131,7 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
     pid, so_far = up.postgres_pid, len(up.lines)
     up.process.send_signal(signal.SIGSTOP)  # so that the suite isn't faster than the test
     os.kill(pid, signal.SIGKILL)
+
     with _taking(up.postgres_port):
         up.process.send_signal(signal.SIGCONT)
         up.says(
@@ -144,6 +145,7 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
         up.says("storage was ended by SIGKILL", since=so_far)
         url = f"http://127.0.0.1:{up.command.environment['ATELIER_STORAGE_HTTP_PORT']}/healthz"
         until(lambda: _healthy(url), lambda: "the storage answers")
+
     up.says("Postgres is back", since=so_far)
     up.serves()
     about = [line for line in up.lines[so_far:] if "Postgres" in line]
@@ -183,6 +185,7 @@ def test_a_busy_session_of_a_killed_postgres_does_not_hold_up_the_next(up: Up) -
         )
         until(lambda: watcher.execute(asked).fetchone(), lambda: "the session is busy")
         os.kill(up.postgres_pid, signal.SIGKILL)
+
         busy.join(PATIENCE_SECONDS)
         assert not busy.is_alive()
     up.serves()
@@ -229,11 +232,13 @@ def test_ctrl_c_ends_it_while_postgres_cannot_come_back(up: Up) -> None:
     busy.start()
     up.process.send_signal(signal.SIGSTOP)
     os.kill(up.postgres_pid, signal.SIGKILL)
+
     with _taking(up.postgres_port):
         so_far = len(up.lines)
         up.process.send_signal(signal.SIGCONT)
         up.says("Postgres can't be started", since=so_far)
         assert up.end() == 0
+
     busy.join(PATIENCE_SECONDS)
     assert up.command.left_behind() == []
 
@@ -243,15 +248,18 @@ def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
     process = atelier_command.start("up")
     assert process.stdout is not None
     assert "Starting Postgres" in process.stdout.readline()
+
     process.stdout.close()  # as `atelier up 2>&1 | head -1`
     process.stdout = None
     up = atelier_command.state / "postgres" / "data" / "postmaster.pid"
+
     try:
         until(
             lambda: atelier_command.run("health", "techfiles").returncode == 0,
             lambda: "the suite is up",
         )
         os.kill(int(up.read_text().split("\n")[0]), signal.SIGKILL)
+
         until(
             lambda: atelier_command.run("health", "techfiles").returncode == 0,
             lambda: "the suite is up again",
@@ -282,6 +290,7 @@ def test_postgres_and_the_rest_come_back_once_a_full_disk_has_room(
             up.says("Postgres is back", since=so_far)
             up.serves()
             assert len(up.lines) == so_far + 4, up.lines[so_far:]
+
             filler.leave(0)
             os.kill(up.postgres_pid, signal.SIGKILL)
             assert up.end() == 0
@@ -312,9 +321,11 @@ def test_what_dies_again_and_again_waits_longer_and_is_told_until_the_pauses_sto
     assert said[0] == "worker ended with status 1; starting it again"
     assert said[5] == "worker ended with status 1; starting it again in 2 s"
     assert said[-1] == "worker ended with status 1; starting it again every 8 s"
+
     now[0] += STEADY_SECONDS
     comeback.runs()
     assert said[-1] == "worker has been running for 20 s"
+
     comeback.ended("was ended by SIGKILL")
     assert comeback.take_turn()
     assert said[-1] == "worker was ended by SIGKILL; starting it again"
@@ -332,9 +343,11 @@ def test_what_was_tried_in_vain_is_told_once_and_is_as_new_when_it_is_back() -> 
         for what in ("disk is full", "port is taken")
     ]
     assert not comeback.take_turn()
+
     comeback.hurry()
     assert comeback.take_turn()
     comeback.runs()
     assert said[3:] == ["worker is back"]
+
     comeback.ended("ended with status 0")
     assert comeback.take_turn()

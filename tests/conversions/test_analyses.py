@@ -49,6 +49,7 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
     described = await flows.analyse(
         ada, (await put(ada, sharp), "front"), facts=facts_message(STATED)
     )
+
     bare = await flows.analyse(ada, (await put(ada, blurred), "front"))
     assert described.confidence >= 0.80 > bare.confidence
     for analysis in (described, bare):

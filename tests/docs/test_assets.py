@@ -46,6 +46,7 @@ def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) 
         text=True,
         timeout=100,
     )
+
     said = f"{answer.stdout}\n{answer.stderr}"
     assert answer.returncode == 0, said
     assert "Traceback" not in said

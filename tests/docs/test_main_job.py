@@ -20,6 +20,7 @@ def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path
     script = "set -u\n" + "\n".join(blocks)
     script = script.replace(" tech-pack.pdf", f" {tmp_path / 'tech-pack.pdf'}")
     process = atelier_command.start("up")
+
     try:
         until(process, "Ctrl-C stops")
         answer = subprocess.run(
@@ -32,6 +33,7 @@ def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path
         )
     finally:
         interrupt(process)
+
     logs = "".join(path.read_text() for path in (atelier_command.state / "logs").glob("*.log"))
     faults = [line for line in logs.splitlines() if '"level": "error"' in line]
     said = "\n".join((answer.stdout, answer.stderr, *faults))

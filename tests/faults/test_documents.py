@@ -62,6 +62,7 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
             backend = await hold.caught()
             worker.kill()
             await bench.superuser.rows("SELECT pg_terminate_backend(%s)", backend)
+
         killed = time.monotonic()
         worker = bench.processes.work("assets")
         await until(lambda: ready(bench, document_id), "the document is READY")  # noqa: B023
@@ -73,9 +74,11 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
         assert hashlib.sha256(data).hexdigest() == row.sha256
         with pikepdf.open(io.BytesIO(data)) as pdf:
             assert len(pdf.pages) == row.page_count
+
         orphans += len(objects_of(bench.suite.storage.root, document_id) - {row.storage_key})
         assert row.number == number
         assert (await regenerate(bench.client, document_id)).version_number == number + 1
+
         outcomes = await bench.superuser.rows(
             "SELECT outcome FROM assets.attempts WHERE job_id = %s ORDER BY created_at", document_id
         )
@@ -83,6 +86,7 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
             *(["lost"] if step is bytes_stored else []),
             "succeeded",
         ]
+
     measured(
         f"R23 {step.__name__}: {ROUNDS} kills, READY {min(took):.1f} to {max(took):.1f} s after the"
         f" kill (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for"

@@ -60,18 +60,21 @@ async def test_a_picture_whose_worker_is_killed_is_made_and_charged_once(
     bench.processes.addresses |= bench.suite.addresses
     worker = bench.processes.work("conversions")
     took = []
+
     for number in range(ROUNDS):
         async with AsyncExitStack() as stack:
             generation_id, hold = await step(bench, stack)
             backend = await hold.caught("conversions_worker")
             worker.kill()
             await bench.superuser.rows("SELECT pg_terminate_backend(%s)", backend)
+
         killed = time.monotonic()
         worker = bench.processes.work("conversions")
         await until(lambda: completed(bench, generation_id), "the generation is completed")  # noqa: B023
         took.append(time.monotonic() - killed)
         await charged_once(bench, generation_id, lost=0 if step is dequeued else 1)
         assert len(await results(bench)) == number + 1
+
     pending = await bench.superuser.value(
         "SELECT count(*) FROM assets.assets WHERE state = 'pending'"
     )

@@ -143,6 +143,7 @@ async def test_a_job_whose_worker_is_killed_has_one_effect(
             machine_lost = number % 2 == 0
             if machine_lost:
                 await bench.superuser.rows("SELECT pg_terminate_backend(%s)", backend)
+
         killed = time.monotonic()
         worker = bench.processes.work("assets")
         await ended(bench, asset_id)
@@ -150,6 +151,7 @@ async def test_a_job_whose_worker_is_killed_has_one_effect(
         found = await effect(bench, asset_id)
         assert (found.state, found.outcomes) == ENDS[step][0 if machine_lost else 1]
         orphans += found.orphans
+
     measured(
         f"R2 {name_of(step)}: {ROUNDS} kills, final {min(took):.1f} to {max(took):.1f} s after the"
         f" kill (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for"
@@ -326,6 +328,7 @@ async def test_jobs_outlive_a_killed_postgres(
     processes = Processes(suite.cluster, "postgres", keys, disk, tmp_path)
     bench = Bench(suite, processes)
     chance, took = random.Random(3), []
+
     try:
         processes.work("assets")
         for number in range(8):
@@ -334,6 +337,7 @@ async def test_jobs_outlive_a_killed_postgres(
             assets = [await upload(bench.client, jpeg(640, 480, seed=seed)) for seed in range(3)]
             await asyncio.sleep(chance.uniform(0, 0.8))
             await kill_and_start(durable)
+
             back = time.monotonic()
             for asset in assets:
                 await ended(bench, asset.id)
@@ -343,6 +347,7 @@ async def test_jobs_outlive_a_killed_postgres(
     finally:
         processes.close()
         await suite.close()
+
     measured(
         f"R2 Postgres killed: 8 times with jobs under way, idle {min(took):.1f} to {max(took):.1f}"
         " s after its return"

@@ -168,6 +168,7 @@ async def test_a_restart_under_load_fails_no_call_in_flight(
     token = processes.keys.token(OWNER.removeprefix("user:"))
     behind_both = Caller(token, *(server.port for server in servers))
     load, took = Load(behind_both, ids), []
+
     for number in range(ROUNDS):
         other = Caller(token, servers[1 - number % 2].port)
         servers[number % 2], seconds = await restart(
@@ -175,9 +176,11 @@ async def test_a_restart_under_load_fails_no_call_in_flight(
         )
         took.append(seconds)
         await other.close()
+
     await load.stop()
     await behind_both.close()
     assert not load.failures, Counter(load.failures)
+
     measured(
         f"R21: {ROUNDS} restarts under {load.calls} calls, 0 failed; watches ended with their"
         f" cursor within {max(took):.2f} s of SIGTERM"
@@ -193,6 +196,7 @@ async def test_processes_that_share_a_port_are_replaced_and_end_together(
     os.kill(first, signal.SIGKILL)
     [other, another] = await two_servers(server, but=first)
     assert second in (other, another)
+
     await server.healthy()
     server.kill()  # the parent alone: nobody passes a signal on
     await until(lambda: gone(other, another), "servers without their parent end")

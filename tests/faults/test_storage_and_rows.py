@@ -234,11 +234,13 @@ async def test_killed_while_a_public_asset_is_deleted(
     )
     assert await house.disagreements() == (5, 0)  # the copies
     assert not (await _row(house, asset.id)).deleted_at
+
     await house.serve()
     ada = house.client()
     await flows.assets(ada).DeleteAsset(delete)
     assert not [key for key in await house.shown() if key.startswith("public/")]
     assert (await mended(house, measured, "delete"))["stray_objects"] == (5, 5, 0)
+
     back = await flows.assets(ada).UndeleteAsset(asset_pb2.UndeleteAssetRequest(asset_id=asset.id))
     assert back.asset.visibility == PUBLIC
     await mended(house, measured, "undelete")
@@ -265,10 +267,12 @@ async def test_killed_before_and_amid_a_purge(
         server, lambda: flows.assets(ada).PurgeAsset(purges[0]), _LOCK_ASSET, assets[0].id
     )
     assert await house.disagreements() == (0, 0)
+
     await house.serve()
     ada = house.client()
     for purge in purges:
         await flows.assets(ada).PurgeAsset(purge)
+
     # The bytes are removed, and the worker dies before it can delete their doomed objects.
     async with house.superuser.hold("SELECT FROM assets.doomed_objects FOR UPDATE") as lock:
         worker = house.work()
@@ -279,6 +283,7 @@ async def test_killed_before_and_amid_a_purge(
             "SELECT pg_terminate_backend(%s)", backend
         )  # else it goes on without its client
     assert await house.superuser.value("SELECT count(*) FROM assets.doomed_objects") >= 10
+
     found = await mended(house, measured, "purge")
     assert {each[:2] for each in found.values()} == {(0, 0)}
     assert await house.superuser.value("SELECT count(*) FROM assets.assets") == 0
@@ -310,9 +315,11 @@ async def test_a_store_that_lost_objects_is_told_of(
     root = house.client("root", "admin")
     found = figures(await run(root, "RunReconciler", from_start=True))
     assert (found["lost_originals"], found["lost_variants"]) == ((1, 1, 0), (5, 5, 0))
+
     made = await flows.variants_of(ada, whole.id, timeout=60)
     assert {each.state for each in made.values()} == {asset_pb2.VARIANT_STATE_READY}
     assert (await flows.get(ada, lost.id)).HasField("bytes_gone_time")
+
     again = await run(root, "RunReconciler", from_start=True)
     assert again.state == storage_pb2.RUN_STATE_DONE
     assert {each[:2] for each in figures(again).values()} == {(0, 0)}

@@ -257,6 +257,7 @@ async def test_a_watch_misses_nothing_across_restarts_and_cut_connections(
     for asset_id in map(str, ids):
         versions = [version for subject, version in expected if subject == asset_id]
         assert versions == list(range(versions[0], versions[0] + len(versions)))
+
     ends = followers[0].ends
     assert "with cursor" in ends
     measured(
@@ -310,6 +311,7 @@ async def test_a_watch_goes_on_when_the_sequencer_is_frozen(
     follower = Follower(client, [])
     stack.callback(follower.task.cancel)
     await follower.ready.wait()
+
     sequencer.freeze()
     processes.work("assets")
     frozen = time.monotonic()

@@ -274,6 +274,7 @@ async def test_a_reviewers_word_stands_in_all_that_follows(
     edits = {kind: {name: said for name, (said, _) in SAID[kind].items()} for kind in kinds}
     ada, product_id = await reviewed(atelier, edits, outside)
     places = await seen(ada, product_id)
+
     for kind in kinds:
         assert places[f"phase {KINDS.index(kind) + 1}"] == getattr(value(kind, edits[kind]), kind)
         for name, (_, wanted) in SAID[kind].items():
@@ -296,6 +297,7 @@ async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
     found = {**FOUND, "product_analysis": analysis}  # the caller stated the model
     ada, product_id = await reviewed(atelier, edits, [1, 2, 3], emptied, found)
     places = await seen(ada, product_id)
+
     for name in (
         "name",
         "model",
@@ -307,6 +309,7 @@ async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
         "keywords",
     ):
         assert at(places, f"facts.product.{name}") is None, name
+
     for name in ("title", "description", "condition", "category", "subcategory"):
         assert at(places, f"listing.{name}") is None, name
     assert (places["product"].name, places["product"].model) == ("", "")
@@ -327,6 +330,7 @@ async def test_a_name_that_a_reviewer_approves_is_the_products(atelier: Suite) -
         ada, await flows.claim(ada, created.id, 1), flows.analysis("Found name"), confidence=0.5
     )
     assert (await flows.get(ada, created.id)).product.name == "Wrong name"
+
     [review] = (await flows.get(ada, created.id)).reviews
     approve = review_pb2.SubmitReviewRequest(
         review_id=review.id, decision=review_pb2.REVIEW_DECISION_APPROVE
@@ -390,6 +394,7 @@ async def test_words_that_later_phases_cannot_take_are_refused(atelier: Suite) -
         confidence = 0.5 if number == 3 else 0.9
         await flows.complete(ada, claimed, value(kind, FOUND[kind]), confidence=confidence)
     [review] = (await flows.get(ada, created.id)).reviews
+
     request = review_pb2.SubmitReviewRequest(
         review_id=review.id,
         decision=review_pb2.REVIEW_DECISION_EDIT,

@@ -58,6 +58,7 @@ def test_old_keys_are_folded_anew(cluster: Cluster) -> None:
                 "SELECT name_key, price FROM pipeline.price_book_entries ORDER BY price"
             ).fetchall()
             assert rows == [("coat", 1), (folded("B\u00e9ret"), 2), ("fj-100", 4), ("fj-100", 5)]
+
             forced = conn.execute(
                 "SELECT relforcerowsecurity FROM pg_class WHERE relname = 'price_book_entries'"
             )

@@ -40,9 +40,11 @@ def test_a_product_can_follow_every_move_of_its_phases() -> None:
     for number in rules.PHASES:
         seen: set[Where] = set()
         ahead: set[Where] = {("pending" if number == 1 else "done", "pending", False)}
+
         while ahead:
             where = ahead.pop()
             seen.add(where)
+
             for to in moves(number, *where[:2]):
                 here, there = product(number, where), product(number, to)
                 assert there == here or there in rules.PRODUCT_STATES[here], (

@@ -64,6 +64,7 @@ async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_
         row_id = await asked(db, 0.5)
         running = "SELECT state = 'running' FROM assets.naps"
         await until(lambda: atelier.sql(running) == [(True,)], "the job runs")
+
         async with await psycopg.AsyncConnection.connect(
             atelier.cluster.url(atelier.database)
         ) as holder:
@@ -74,10 +75,12 @@ async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_
             )
             [(pid,)] = atelier.sql(caught, (holder.info.backend_pid,))
             atelier.sql("SELECT pg_terminate_backend(%s)", (pid,))
+
         done = "SELECT state FROM assets.naps"
         await until(lambda: atelier.sql(done) == [("done",)], "the job is done")
         working.cancel()
         await asyncio.wait([working])
+
     tries = "SELECT outcome, number FROM assets.attempts WHERE job_id = %s"
     assert atelier.sql(tries, (row_id,)) == [("succeeded", 1)]
 
@@ -100,6 +103,7 @@ async def test_a_job_pauses_from_the_third_worker_on_that_vanished_with_it(
             assert 0 < pause <= 20
         else:
             await naps.run(db, str(row_id))
+
         [row] = atelier.sql(
             "SELECT state, losses, waits_for, waiting_since IS NOT NULL FROM assets.naps"
         )

@@ -251,6 +251,7 @@ def test_a_plain_spelling_is_read_one_way() -> None:
         ),
         "https://93.184.215.14:443/": ("https", "93.184.215.14", 443, "/", "93.184.215.14"),
     }
+
     for url, expected in read.items():
         target = parse_url(url)
         assert (
@@ -702,6 +703,7 @@ async def test_tls_is_checked_against_the_name(tmp_path: Path) -> None:
     seen: list[str | None] = []
     context.sni_callback = lambda _socket, name, _context: seen.append(name)
     trusting = settings("127.0.0.0/8", outbound_ca_file=authority)
+
     async with receiving(tls=context) as receiver:
         async with Outbound(trusting, resolve=Names([HERE])) as out:
             url = f"https://hooks.example:{receiver.port}/"
@@ -709,6 +711,7 @@ async def test_tls_is_checked_against_the_name(tmp_path: Path) -> None:
             with pytest.raises(OutboundFailed) as failed:
                 await out.post(f"https://other.example:{receiver.port}/", b"", {}, timeout=5)
             assert failed.value.error_class == "TLS"
+
         async with Outbound(settings("127.0.0.0/8"), resolve=Names([HERE])) as out:
             with pytest.raises(OutboundFailed) as failed:
                 await out.post(url, b"", {}, timeout=5)

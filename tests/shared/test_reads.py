@@ -65,6 +65,7 @@ async def test_values_arrive_as_they_were_sent_before_and_after_a_statement_is_p
             "nothing": None,
             "json": psycopg.types.json.Jsonb({"a": number}),
         }
+
         row = await db.one(ECHO, values)
         assert row == Everything(**{**values, "json": {"a": number}})  # type: ignore[arg-type]
 
@@ -100,6 +101,7 @@ async def test_a_statement_that_fails_when_it_is_prepared_is_in_nobodys_way(db: 
     for _ in range(10):
         with pytest.raises(psycopg.errors.DivisionByZero):
             await db.one(failing, {"number": 0})
+
     other = Statement(str, "SELECT current_setting('app.owner_id', true) AS name")
     for _ in range(10):
         assert await db.one(other) == "user:ada"
@@ -136,6 +138,7 @@ async def test_a_read_that_is_cancelled_ends_its_query(db: Database, atelier: Su
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(%%'"
         " AND state = 'active' AND pid = %s"
     )
+
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):

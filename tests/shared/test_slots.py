@@ -63,6 +63,7 @@ async def test_holders_take_turns_and_each_ones_waiters_keep_their_order() -> No
     async with line(1) as waiters:
         await waiters.come(*named("ada", range(4)), *named("bob", range(3)), "eve-0")
         await waiters.let_all_go()
+
     assert waiters.served == [
         "ada-0",
         "bob-0",
@@ -115,6 +116,7 @@ async def test_room_is_left_for_who_comes_next() -> None:
             "eve-1",
             "dan-0",
         ]
+
         await waiters.let_go("ada-0", "ada-1", "ada-2")
         assert len(waiters.served) == 15, "ada has more than a share, now that others want theirs"
         await waiters.let_all_go()
@@ -143,6 +145,7 @@ async def test_a_waiter_that_goes_at_any_moment_around_its_turn_passes_it_on() -
                 await asyncio.sleep(0)
             waiters.tasks["bob-0"].cancel()
             await going
+
             await settled()
             assert waiters.served[-1] == "eve-0"
             ends.add(len(waiters.served))

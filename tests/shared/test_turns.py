@@ -91,6 +91,7 @@ async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(atelier
         await line.queue_up(EVE, named("eve", 1))
         async with line.workers():
             await line.serve(8)
+
     assert line.started[:8] == [
         "ada-0",
         "bob-0",
@@ -139,6 +140,7 @@ async def test_what_is_urgent_comes_first_and_takes_turns_among_itself(atelier: 
         await line.queue_up(BOB, ["nobody-waits-for-bob"], priority=BACKFILL)
         await line.queue_up(ADA, named("fresh", 2))
         await line.queue_up(BOB, ["fresh-for-bob"])
+
         await line.queue_up(ADA, ["at-once"], priority=FRESH + 1)
         assert await line.queue.busy("counter", above=BACKFILL) and not await line.queue.busy(
             "counter", above=FRESH + 1
@@ -180,6 +182,7 @@ async def test_what_an_owner_calls_urgent_goes_before_the_owners_own_jobs_only(
             "can-wait-0",
         ]
         assert await line.positions(expected) == list(range(1, 11))
+
         async with line.workers():
             await line.serve(10)
     assert line.started == expected
@@ -238,6 +241,7 @@ async def test_anonymous_owners_have_one_turn_together(atelier: Suite) -> None:
         await line.queue_up(ADA, named("ada", 3))
         async with line.workers():
             await line.serve(7)
+
     assert line.started == [
         "visitor-0",
         "ada-0",
@@ -260,6 +264,7 @@ async def test_turns_that_are_used_up_go_by_arrival(atelier: Suite) -> None:
         await line.queue_up(BOB, ["backfill"], priority=FRESH - 1)
         async with line.workers():
             await line.serve(5)
+
     assert line.started == ["urgent", "ada-0", "ada-1", "bob-0", "backfill"]
 
 
@@ -280,6 +285,7 @@ async def test_a_picture_is_ready_before_the_many_that_another_owner_sent_earlie
     picture = await flows.upload(bob, flows.jpeg(64, 48))
     await atelier.work("assets")
     await flows.variants_of(bob, picture.id)
+
     [(before,)] = atelier.sql(
         "SELECT count(*) FROM assets.attempts a, assets.attempts b"
         " WHERE a.owner = 'user:ada' AND b.owner = 'user:bob' AND a.created_at < b.created_at"

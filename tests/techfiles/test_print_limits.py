@@ -170,11 +170,13 @@ def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: 
     stated = filling.message(facts_pb2.Facts.DESCRIPTOR, field)
     pack, pictures = printed(stated, tmp_path)
     assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+
     letters = letters_of(tmp_path / "pack.pdf")
     # Each text ends in a number of its own. The letters are counted over all texts, since a page's
     # head may come in between.
     assert all(re.search(r"#\d+#", text)[0] in letters for text in filling.texts)  # type: ignore[index]
     assert letters.count(WIDE) >= sum(text.count(WIDE) for text in filling.texts)
+
     numbers = json.dumps(stated).count("9999999.9375")
     assert letters.count("9999999.9375") >= numbers
     assert outside(tmp_path / "pack.pdf") == []
@@ -231,6 +233,7 @@ def test_lines_without_end_become_a_paragraph_that_says_where_they_ended(tmp_pat
     ]
     pack, pictures = printed({"features": notes}, tmp_path)
     assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+
     pages = pypdf.PdfReader(tmp_path / "pack.pdf").pages
     assert "line of 0 \u00b6 line of 0" in " ".join(
         " ".join(page.extract_text().split()) for page in pages[:8]

@@ -84,11 +84,13 @@ async def test_a_type_that_does_not_exist_is_refused_with_those_that_do(house: S
     ada = house.client("ada")
     refusal = await refused(ada, url=URL, event_types=["assets.asset.ready", "assets.asset.eaten"])
     assert (refusal.code, refusal.fields) == (INVALID, ["event_types[1]"])
+
     known = await flows.stub(ada).ListEventTypes(pb.ListEventTypesRequest())
     names = [known.name for known in known.event_types]
     assert all(name in refusal.text for name in names)
     assert {"assets.asset.ready", "assets.asset.deleted", "assets.variant.failed"} <= set(names)
     assert names == sorted(set(names)) and "assets.asset.unspecified" not in names
+
     by_name = {known.name: known.data_message for known in known.event_types}
     assert by_name["assets.asset.ready"] == "atelier.assets.v1.Asset"
 
@@ -97,6 +99,7 @@ async def test_the_secret_is_shown_once(house: Suite) -> None:
     ada = house.client("ada")
     made = await flows.create(ada, URL, description="for the shop", request_id="create once")
     assert made.secret.startswith("whsec_") and len(made.secret) == 50
+
     again = await flows.create(ada, URL, description="for the shop", request_id="create once")
     assert again == made
     for answer in (
@@ -107,6 +110,7 @@ async def test_the_secret_is_shown_once(house: Suite) -> None:
         ),
     ):
         assert made.secret not in str(answer)
+
     stored = house.sql("SELECT answer FROM assets.requests")
     assert stored and not any(made.secret.encode() in bytes(answer) for (answer,) in stored)
     told = house.sql("SELECT payload FROM assets.events")
@@ -122,6 +126,7 @@ async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: 
         "ada",
         pb.ENDPOINT_STATE_ENABLED,
     )
+
     change = pb.UpdateEndpointRequest(
         endpoint_id=made.id,
         etag=made.etag,
@@ -131,6 +136,7 @@ async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: 
     )
     changed = (await stub.UpdateEndpoint(change)).endpoint
     assert (changed.description, list(changed.event_types), changed.url) == ("new", [], URL)
+
     late = await calls.refusal(stub.UpdateEndpoint(change))
     assert (late.code, late.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
     for paths in ([], ["state"], ["url", "secret"]):
@@ -141,6 +147,7 @@ async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: 
 async def test_what_is_not_there_is_not_found(house: Suite) -> None:
     ada = house.client("ada")
     stub = flows.stub(ada)
+
     asked = [
         (stub.GetEndpoint(pb.GetEndpointRequest(endpoint_id=NEVER)), "webhook endpoint"),
         (stub.DeleteEndpoint(pb.DeleteEndpointRequest(endpoint_id=NEVER)), "webhook endpoint"),
@@ -161,6 +168,7 @@ async def test_a_disabled_endpoint_takes_no_orders(house: Suite) -> None:
     made = (await flows.create(ada, URL)).endpoint
     ping = await stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.id))
     await stub.DisableEndpoint(pb.DisableEndpointRequest(endpoint_id=made.id))
+
     for call in (
         stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.id)),
         stub.ReplayDelivery(pb.ReplayDeliveryRequest(delivery_id=ping.delivery.id)),
@@ -196,6 +204,7 @@ async def test_an_owner_has_so_many_and_no_more(house: Suite) -> None:
         str(MAX_ENDPOINTS)
         in refusals[0].detail(error_details_pb2.QuotaFailure).violations[0].description
     )
+
     pages: list[int] = []
     token = ""
     while not pages or token:

@@ -30,6 +30,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
         worker = processes.work("assets", **settings)
         await server.healthy()
         ada = Client(processes.addresses, keys.token("ada"))
+
         async with (
             receiving(replying(410, IN_ANSWER.encode())) as gone,
             receiving(replying(500)) as broken,
@@ -47,6 +48,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
                     pb.RotateSecretRequest(endpoint_id=made.endpoint.id)
                 )
                 secrets += [made.secret, rotated.secret]
+
             await flows.happen(ada)
             await flows.until(lambda: len(broken.requests) > 1, "attempts")
             await broken_database(atelier)
@@ -56,6 +58,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
             await flows.until(
                 lambda: len(broken.requests) > count, "attempts after the database was away", 30
             )
+
         refused = await calls.refusal(
             flows.stub(ada).CreateEndpoint(
                 pb.CreateEndpointRequest(
@@ -67,10 +70,12 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
         await ada.close()
     finally:
         processes.close()
+
     log = server.log.read_text() + worker.log.read_text()
     assert "webhook endpoint disabled" in log and "CreateEndpoint" in log
     assert IN_QUERY in shown, "the owner sees the URL"
     assert not any(secret in shown for secret in secrets)
+
     bare = [secret.removeprefix("whsec_") for secret in secrets]
     for canary in (*bare, "whsec_", "v1,", IN_PATH, IN_QUERY, IN_USERINFO, IN_ANSWER):
         assert canary not in log, canary

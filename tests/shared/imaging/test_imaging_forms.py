@@ -216,6 +216,7 @@ async def test_a_form_that_cannot_be_read_is_refused_by_its_name(
 ) -> None:
     mime, content, words = REFUSED[name]
     refused = await refusal(pool, tmp_path / "file", content, mime)
+
     assert (refused.reason, words in refused.message) == (
         Reason.NOT_SUPPORTED,
         True,
@@ -383,6 +384,7 @@ async def test_variants_are_of_the_picture_that_was_verified(
     facts = await pool.run(inspect, tmp_path / "file")
     assert (facts.width, facts.height) == (400, 400)
     assert facts.measures is not None and facts.measures.colours[0].hex == "#c81e1e"
+
     variants = await pool.run(make_variants, tmp_path / "file", presets, tmp_path)
     assert [variant.width for variant in variants] == [90, 190, 390, 400]
     for variant in variants:

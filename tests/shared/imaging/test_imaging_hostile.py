@@ -264,6 +264,7 @@ async def test_random_damage_ends_in_facts_or_a_refusal(pool: ImagingPool, tmp_p
     wholes = [textured(suffix) for suffix in (".jpg", ".png", ".webp", ".gif", ".tif")] + [
         pictures.pdf()
     ]
+
     for number in range(30):
         content = bytearray(wholes[number % len(wholes)])
         for _ in range(chance.randint(1, 8)):
@@ -273,6 +274,7 @@ async def test_random_damage_ends_in_facts_or_a_refusal(pool: ImagingPool, tmp_p
             facts = await pool.run(inspect, tmp_path / "damaged", None)
         except ImageRejected:
             continue
+
         assert isinstance(facts, Facts)
 
 
@@ -285,6 +287,7 @@ async def test_fifty_megapixels_stay_within_the_memory_limit(tmp_path: Path) -> 
     facts = await pool.run(inspect, path, "image/jpeg")
     await pool.run(make_variants, path, DEFAULT_PRESETS[:1], tmp_path)
     peak = await pool.run(pictures.peak_memory)
+
     await pool.close()
     assert (facts.width, facts.height) == (10_000, 5_000)
     assert peak <= 512 << 20

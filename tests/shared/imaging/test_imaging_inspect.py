@@ -43,6 +43,7 @@ async def test_every_allowed_type_is_recognised(
 ) -> None:
     path = tmp_path / "picture"
     path.write_bytes(pictures.textured(90, 60).write_to_buffer(suffix))
+
     facts = await pool.run(inspect, path, mime)
     assert (facts.kind, facts.mime_type, facts.width, facts.height, facts.pages) == (
         "image",
@@ -217,6 +218,7 @@ async def test_sharpness_falls_with_blur_and_not_with_size(
     assert (
         await measures_of(pool, tmp_path, detail.resize(2, kernel="nearest"))
     ).sharpness == pytest.approx(sharp, abs=0.05)
+
     flat = await measures_of(pool, tmp_path, pictures.plain(80, 60, 90, 90, 90))
     assert flat.sharpness == 0
 

@@ -79,6 +79,7 @@ async def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
         await disk.close()
     finally:
         os.umask(before)
+
     for path in [tmp_path / "a/store", *(tmp_path / "a/store").rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
@@ -107,6 +108,7 @@ async def test_deleting_many_objects_in_any_order_leaves_no_folder(
         path = root / "data" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+
     await disk.delete([*keys, "assets/user/never/there"])
     assert sorted(path.name for path in root.rglob("*")) == ["data", "incoming"]
 
@@ -145,6 +147,7 @@ async def test_a_killed_put_leaves_no_object_and_is_swept(disk: Storage, root: P
     )
     assert process.stdout
     assert await process.stdout.readline() == b"stalled\n"
+
     process.kill()
     await process.wait()
     assert [chunk async for chunk in disk.get(KEY)] == [b"before"]
@@ -225,6 +228,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
     outcomes, listed, left = json.loads(ended.stdout)
     assert outcomes == ["stored", "StorageFull", "StorageFull", "StorageFull", "stored"]
     assert listed == [["a/kept", 1_000_000]]
@@ -238,6 +242,7 @@ async def test_a_damaged_object_is_neither_fetched_nor_copied(
     with (root / "data" / KEY).open("r+b") as file:
         file.seek(500_000)
         file.write(b"y")
+
     with pytest.raises(ChecksumMismatch):
         await disk.fetch(KEY, tmp_path / "file")
     with pytest.raises(ChecksumMismatch):
@@ -297,5 +302,6 @@ def test_a_cdn_stands_in_public_urls_only(tmp_path: Path) -> None:
         public_base_url="https://cdn.example/pictures/",
     )
     assert disk.public_url("public/a b") == "https://cdn.example/pictures/public/a%20b"
+
     url = disk.sign_get("public/a b", expires_in=timedelta(hours=1))
     assert url.startswith("https://files.example/o/public/a%20b?")

@@ -167,10 +167,12 @@ async def test_a_signed_upload_that_trickles_is_given_up_and_leaves_nothing(
             head = f"PUT {url.path}?{url.query} HTTP/1.1\r\n{headers}\r\n\r\n".encode()
         else:
             head = here.put("a/b", MIB)
+
         # A fast start earns no credit: a second's worth of data comes at once.
         reader, writer = await here.open(head + b"x" * 16 * 1024 * 10)
         sending = asyncio.create_task(trickling(writer))
         assert (await ended(reader)).startswith(b"HTTP/1.1 408")
+
         writer.close()
         await sending
         with pytest.raises(ObjectNotFound):
@@ -203,6 +205,7 @@ async def test_a_reader_that_takes_it_in_bits_gets_the_whole_and_owes_nothing(
         await reader.readuntil(b"\r\n\r\n")
         [connection] = here.server.server_state.connections
         assert isinstance(connection, BoundedConnection)
+
         await until(lambda: connection._drain_due)
         assert await reader.readexactly(8 * MIB) == b"x" * 8 * MIB
         await until(lambda: connection._drain_due is None)
@@ -220,6 +223,7 @@ async def test_slow_and_idle_connections_give_their_places_to_new_ones(tmp_path:
         await until(lambda: len(here.server.server_state.connections) == Few.most)
         for _ in range(3):
             assert (await http.get(here.disk.sign_get("a/b", expires_in=HOUR))).content == b"12345"
+
         await here.open()
         assert await ended(held[0][0]) == b"", "the one that waited longest went"
 
@@ -246,6 +250,7 @@ async def test_unsigned_requests_on_every_place_give_way_and_signed_ones_do_not(
         serving_now = here.server.server_state.tasks
         await until(lambda: len(serving_now) == 10)
         assert (await http.get(url)).status_code == 200
+
         puts = [await here.open(here.put(f"a/{number}", 10) + b"12345") for number in range(10)]
         await until(lambda: here.proven() == 10)
         assert [await ended(reader) for reader, _ in slow] == [b""] * 10, "they gave way"
@@ -254,6 +259,7 @@ async def test_unsigned_requests_on_every_place_give_way_and_signed_ones_do_not(
             assert (busy.status_code, busy.headers["retry-after"]) == (503, "1")
             assert set(busy.json()) == {"error", "next"}
             assert (await http.get(f"{here.url}/healthz")).status_code == 200
+
         for reader, writer in puts:
             writer.write(b"67890")
             assert (await reader.readline()).split()[1] == b"200"
@@ -282,6 +288,7 @@ async def test_one_address_behind_a_proxy_does_not_take_every_place(
             ]
             assert [answer.status_code for answer in answers] == [429, 200, 200]
             assert answers[0].headers["retry-after"] == "1"
+
             for _, writer in held:
                 writer.close()
             await until(lambda: not here.server.server_state.tasks)
