@@ -204,7 +204,7 @@ def _commit(conn: psycopg.Connection[Any]) -> int:
 
 def _streams(channel: grpc.Channel) -> Tell:
     call: Any = channel.unary_unary(TELL, asset_pb2.WatchAssetsResponse.SerializeToString)
-    cursor = "c" * 96  # as long as ours
+    cursor = "c" * 96  # as long as the cursors of ours
 
     def tell(number: int) -> int:
         return int(call(asset_pb2.WatchAssetsResponse(asset=_change(number), cursor=cursor)))

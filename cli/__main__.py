@@ -120,7 +120,7 @@ def show_endpoints(seconds: float, suite: Suite) -> None:
     elsewhere = suite.state.directory != DEFAULT_STATE
     option = (
         f" --state {shlex.quote(str(suite.state.directory))}" if elsewhere else ""
-    )  # for keys that it trusts
+    )  # the keys that this suite trusts are there
     console.print(
         f"\nA token, in another terminal:\n  TOKEN=$(./atelier token --user ada{option})\n\nThree"
         f" calls to paste:\n  {buf}"

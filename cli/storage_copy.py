@@ -213,7 +213,7 @@ class Copy:
             return
         with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
             path = Path(directory) / "object"
-            sha256 = (await self.source.storage.fetch(key, path)).sha256  # of the bytes themselves
+            sha256 = (await self.source.storage.fetch(key, path)).sha256  # of the bytes read
             if alike and await self._holds(key, sha256, path.with_name("back")):
                 self.outcome.present += 1
                 return

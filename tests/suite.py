@@ -280,7 +280,7 @@ class Suite:
         url = self.cluster.url(self.database)
         return psycopg.connect(
             url, autocommit=True, prepare_threshold=None
-        )  # because tests change tables, too
+        )  # no prepared statements, because tests change tables
 
     async def close(self) -> None:
         if self._looking:

@@ -27,13 +27,13 @@ LARGEST = {
     "atelier.common.v1.Facts": 1_000_000,  # FACTS_BYTES
     "atelier.pipeline.v1.PhaseValue": (
         1_000_000
-    ),  # VALUE_BYTES of the model, and as much of a reviewer
+    ),  # VALUE_BYTES of the model, and as much from a reviewer
     "atelier.assets.v1.DocumentContent": 300_000 * 4 + 2_000_000,  # MOST_TEXT, and the rest
     "atelier.assets.v1.StyleImage": 3_000,  # public pictures: their URLs are short
     "atelier.assets.v1.PartTarget": 3_000,
     "atelier.assets.v1.UploadTarget": 20_000,
     "atelier.assets.v1.OwnedRow": 3_200_000,  # a row of documents
-    "Analysis.result": 1_000_000,  # of the facts
+    "Analysis.result": 1_000_000,  # the limit of facts
     "atelier.techfiles.v1.TechFile": 1_100_000,  # ANALYSIS_BYTES of numbers, and a prompt
 }
 # How often a field repeats. For a message type: in all fields of that type.

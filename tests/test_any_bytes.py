@@ -101,9 +101,7 @@ def fill(message: Message, chance: random.Random, share: float, depth: int = 0) 
     not."""
     fields: Any = message.DESCRIPTOR.fields
     for field in fields:
-        if (
-            chance.random() > share or field.name == "wait"
-        ):  # nobody works here, so waiting would last
+        if chance.random() > share or field.name == "wait":  # no worker runs, so a wait would last
             continue
         inner = field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
         if inner and depth > 4:

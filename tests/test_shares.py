@@ -110,7 +110,7 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
 
 
 async def test_calls_that_wait_take_no_place_from_those_that_work(atelier: Suite) -> None:
-    few = 4  # of which one is kept back
+    few = 4  # one of them is kept back
     atelier.overrides |= {"max_in_flight": few, "max_streams": PLACES}
     await atelier.serve("assets")
     ada = atelier.client("ada")
@@ -127,7 +127,7 @@ async def test_calls_that_wait_take_no_place_from_those_that_work(atelier: Suite
 
     held += waiting(
         ada, assets[0], few
-    )  # there is no more room to wait in, so that they wait where they are
+    )  # there is no room left to wait in, so they keep their places while they wait
     [refused] = await refused_of(held, 1)
     assert refused.text.startswith("3 calls of this owner are under way")
 
@@ -267,7 +267,7 @@ async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_
     ada = atelier.client("ada")
     ada.options = [
         ("grpc.http2.bdp_probe", 0)
-    ]  # 64 KiB wait for who doesn't read, and don't become megabytes
+    ]  # a client that doesn't read gets a window of 64 KiB, which must not grow to megabytes
     asset = await flows.upload(ada, pictures.png(1200, 900), mime_type="image/png")
     assert asset.size_bytes > 1_000_000
 

@@ -219,7 +219,7 @@ async def test_an_idle_watch_gets_bookmarks_that_can_be_resumed_from(
     monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.2)
     stream = watch(house.client("ada"))
     first = (await ready(stream))[-1].cursor
-    with connect(house) as conn:  # others' changes move the stream on
+    with connect(house) as conn:  # changes of other owners move the stream on
         for n in range(5):
             event(conn, f"{n}", owner="user:bob")
     async with asyncio.timeout(20):
@@ -370,7 +370,7 @@ async def test_after_a_restore_old_cursors_are_out_of_range(house: Suite) -> Non
     ahead = (await ready(watch(ada)))[-1].cursor
     await house.change(
         "UPDATE assets.event_stream SET position = 0"
-    )  # a backup knows less than the cursor does
+    )  # a restored backup is behind the cursor
     assert (await refusal(watch(ada, ahead))).code is grpc.StatusCode.OUT_OF_RANGE
 
 
@@ -383,7 +383,7 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     count, told = 600, []
     write(
         house, *(str(n) for n in range(count)), filler=30_000
-    )  # 18 MB: more than the buffers on the way hold
+    )  # 18 MB: more than the buffers in between hold
     await stamped(house)
     await asyncio.sleep(0.5)  # the reader sleeps while the server wants to send
     ended = None
@@ -434,7 +434,7 @@ async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -
         for last_statement in (
             "LISTEN assets_events",
             "%WITH fresh AS%",
-        ):  # of the server; of the sequencer
+        ):  # the last statements of the server and of the sequencer
             async with asyncio.timeout(20):
                 while not house.sql(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
@@ -456,7 +456,7 @@ async def test_two_sequencers_stamp_each_event_once(house: Suite) -> None:
         for n in range(50):
             write(house, str(n))
         assert names(await read(stream, 50)) == [str(n) for n in range(50)]
-        await house.stop_work("assets")  # the first lets go; the second takes over
+        await house.stop_work("assets")  # the first gives up the lock; the second takes over
         write(house, "taken over")
         assert names(await read(stream, 1)) == ["taken over"]
         second.cancel()

@@ -44,10 +44,10 @@ class Problem(Exception):
 @dataclass(frozen=True)
 class Noun:
     service: str
-    name: str  # in the singular, such as `tech_file`
+    name: str  # the singular, such as `tech_file`
     plural: str
     kinds: tuple[str, ...] = ()
-    room: str = ""  # of assets
+    room: str = ""  # for nouns of assets
 
     @property
     def package(self) -> str:

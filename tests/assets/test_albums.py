@@ -271,7 +271,7 @@ async def test_a_private_asset_in_a_public_album_stays_private(
     for asset_id in (private[1], public):
         await flows.variants_of(
             ada, asset_id
-        )  # whose files can't be moved while they are being written
+        )  # while variants are written, their files can't be moved
     await flows.update(ada, private[1], visibility=PUBLIC)
     await flows.update(ada, public, visibility=PRIVATE)
     assert ((await get(bob, album)).asset_count, await inside(bob, album)) == (1, [private[1]])

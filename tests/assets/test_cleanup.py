@@ -111,7 +111,7 @@ async def test_a_dry_run_counts_and_the_real_one_removes(
         [gone[1]],
         [],
         [],
-    ]  # by name
+    ]  # given by name
     assert {(await flows.get(ada, asset_id)).id for asset_id in gone} == set(gone)
 
     cleaned = await run(root, "RunCleanup")

@@ -85,7 +85,7 @@ def test_five_hundred_items_keep_their_heading_and_number_on_every_page(tmp_path
 
 
 def test_an_item_and_its_note_stay_on_one_page(tmp_path: Path) -> None:
-    for before in range(20, 30):  # wherever on the page they are placed
+    for before in range(20, 30):  # wherever the item is placed on the page
         items = [{"text": "filler"}] * before + [
             {"text": f"item {n}.", "note": f"note {n}."} for n in range(10)
         ]

@@ -290,7 +290,7 @@ async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) 
         "events",
         "doomed_objects",
         "storage_deltas",
-    }  # deltas come and go
+    }  # folding deletes deltas at any time
     assert {table for table, _ in rows} - apart == rows_of(house, owner_of(ada)).keys() - apart
 
 

@@ -79,7 +79,7 @@ async def test_credentials_that_do_not_hold_are_shown_as_such_and_not_believed(
 ) -> None:
     plain = bytes(
         pictures.textured(96, 64).write_to_buffer(".tif")
-    )  # of which every byte may be any other
+    )  # any byte of which may differ without a format error
     generated = signing.signed(plain, "image/tiff", source_type=f"{IPTC}trainedAlgorithmicMedia")
 
     asset = await flows.upload(ada, signing.tampered(generated, plain), mime_type="image/tiff")

@@ -261,7 +261,7 @@ async def test_it_goes_on_where_it_was_a_part_at_a_time(
         parts += 1
         if not last.capped:
             break
-        await run(root, "RunReconciler", dry_run=True, max_items=1)  # which doesn't move it
+        await run(root, "RunReconciler", dry_run=True, max_items=1)  # a dry run keeps the position
     assert parts > 6
     assert not any(path.exists() for path in strays)
 
@@ -318,7 +318,7 @@ async def test_only_operators_reconcile(ada: Client) -> None:
 async def test_a_part_in_which_something_was_mended_is_looked_at_once(
     house: Suite, root: Client
 ) -> None:
-    first = house.client("0first")  # whose keys come before those of the others
+    first = house.client("0first")  # its keys come before those of the others
     asset = await whole(first)
     young = stray(house, "assets/0/young", hours=0)
     path_of(house, asset.file_path).unlink()

@@ -148,7 +148,7 @@ async def test_a_change_that_is_rolled_back_is_not_counted(house: Suite, ada: Cl
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(
         ada, asset.id
-    )  # whoever makes them holds the row, in the loop that the next line stops
+    )  # the worker locks the row in the event loop, which the next line blocks
     with calls.holding(house, "DELETE FROM assets.assets WHERE id = %s", (asset.id,)):
         assert (await storage.report(ada)).assets == 1
     assert (await storage.report(ada)).assets == 1
@@ -200,7 +200,7 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(
     [session] = (
         await storage.reports(ada).ListStorageSessions(pb.ListStorageSessionsRequest())
     ).sessions
-    sent = expected.downloaded_bytes + len(DATA)  # variants aren't counted by session
+    sent = expected.downloaded_bytes + len(DATA)  # sessions don't count variants
     assert session == pb.SessionUsage(
         session_id="visit", assets=1, stored_bytes=len(DATA), sent_bytes=sent
     )
@@ -231,7 +231,7 @@ async def test_documents_and_albums_that_are_sent_count_too(house: Suite, ada: C
     await albums.download(ada, album)
     sent = len(await documents.download(ada, document)) + len(
         DATA
-    )  # of the archive, what is an asset's
+    )  # of the archive, only the asset's bytes count
     asked = document_pb2.GetDocumentRequest(document_id=document.id, include_urls=True)
     await documents.stub(ada).GetDocument(asked)
 

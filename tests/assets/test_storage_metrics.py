@@ -93,7 +93,7 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
     }
     assert len(of_workers) > 3
     assert named - set(found) - of_workers == set()
-    for expression in expressions:  # labels that are asked for exist, too
+    for expression in expressions:  # the queried labels exist, too
         for name, label, value in re.findall(r'(atelier_\w+)\{(\w+)="(\w+)"\}', expression):
             assert any(labels.get(label) == value for labels, _ in found[name]), expression
 

@@ -202,7 +202,7 @@ async def test_others_do_not_get_what_a_public_asset_was_asked_for_or_made_from(
     mine = house.client(owner)
     await flows.variants_of(
         mine, made.id
-    )  # while they are made, a change of visibility may be told to try again
+    )  # meanwhile a change of visibility may get a refusal that asks for a repeat
     await flows.update(mine, made.id, visibility=PUBLIC)
     assert (await flows.get(mine, made.id)).provenance == provenance
 

@@ -144,7 +144,7 @@ async def test_making_them_again_replaces_the_files_and_keeps_the_ids(
 
 
 async def test_asking_while_they_are_made_starts_no_second_run(atelier: Suite) -> None:
-    await atelier.serve("assets")  # and no worker yet
+    await atelier.serve("assets")  # no worker yet
     ada = atelier.client("ada")
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     for answer in await asyncio.gather(*(regenerate(ada, asset.id) for _ in range(8))):

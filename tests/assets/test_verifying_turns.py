@@ -50,11 +50,11 @@ async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_s
     last_calls = [await way(ada, HARD) for _ in range(MANY)]
     bobs = await way(bob, SMALL)
     asked = [asyncio.ensure_future(last_call()) for last_call in last_calls]
-    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # the others have long arrived
+    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # the others arrived long ago
     await bobs()
     served = [
         each for each in asked if each.done() and not each.exception()
-    ]  # others were told to come again
+    ]  # the others were told to retry
     assert len(served) < 8
 
     for each in asked:

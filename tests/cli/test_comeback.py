@@ -160,7 +160,7 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
         (
             signal.SIGTERM,
             "was told to shut down",
-        ),  # and would wait for the services to leave, for ever
+        ),  # Postgres would wait forever for the services to disconnect
     ],
 )
 def test_postgres_comes_back_where_it_was(up: Up, number: signal.Signals, said: str) -> None:
@@ -249,7 +249,7 @@ def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
     assert process.stdout is not None
     assert "Starting Postgres" in process.stdout.readline()
 
-    process.stdout.close()  # as `atelier up 2>&1 | head -1`
+    process.stdout.close()  # like `atelier up 2>&1 | head -1`
     process.stdout = None
     up = atelier_command.state / "postgres" / "data" / "postmaster.pid"
 

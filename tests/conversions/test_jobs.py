@@ -289,7 +289,7 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     assert outcomes == [
         job_pb2.ATTEMPT_OUTCOME_SUCCEEDED,
         job_pb2.ATTEMPT_OUTCOME_WAITED,
-    ]  # of a wait, the latest
+    ]  # of several waits, the latest
 
 
 async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(

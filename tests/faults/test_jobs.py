@@ -178,7 +178,7 @@ async def test_jobs_outlive_workers_killed_at_any_moment(
             assert await worker.stop() in (
                 0,
                 -signal.SIGTERM,
-            )  # the latter if it was still starting
+            )  # SIGTERM if it was still starting
         else:
             worker.kill()
         worker = bench.processes.work("assets")

@@ -149,7 +149,7 @@ async def test_killed_while_an_upload_is_confirmed(
     settled = await flows.confirm(ada, verified.upload_id)
     await flows.send(
         verified.target, DATA
-    )  # the form still works; as if what was sent had not been removed
+    )  # the form still works: stands for bytes that were not removed
     found = await mended(house, measured, "upload")
     assert found["stray_objects"] == (2, 2, 0)
     # The cleanup deletes an upload that was never confirmed, once it has expired.
@@ -281,7 +281,7 @@ async def test_killed_before_and_amid_a_purge(
         worker.kill()
         await house.superuser.rows(
             "SELECT pg_terminate_backend(%s)", backend
-        )  # else it goes on without its client
+        )  # else the backend continues without its client
     assert await house.superuser.value("SELECT count(*) FROM assets.doomed_objects") >= 10
 
     found = await mended(house, measured, "purge")

@@ -157,7 +157,7 @@ async def write_out_of_order(db: Database, ids: list[UUID], chance: random.Rando
     while True:
         chosen = sorted(
             chance.sample(ids, chance.randint(1, 3))
-        )  # in one order, so that none waits for another in a ring
+        )  # in one order, so that no deadlock arises
         try:
             async with db.transaction(OWNER) as m:
                 for asset_id in chosen:
@@ -275,7 +275,7 @@ async def disturb(processes: Processes, server: Process, worker: Process, cable:
         cable.cut()
         await asyncio.sleep(chance.uniform(0, 2))
         server = await restart(processes, server, number)
-        if number % 5 == 4:  # the sequencer, too
+        if number % 5 == 4:  # restarts the sequencer, too
             worker.kill()
             worker = processes.work("assets")
 

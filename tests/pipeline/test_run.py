@@ -173,7 +173,7 @@ async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     await atelier.serve("assets", "conversions", "pipeline")
     await atelier.work(
         "assets", "pipeline"
-    )  # nobody works on the analysis, so phase 1 stays RUNNING
+    )  # no worker runs the analysis, so phase 1 stays RUNNING
     ada = atelier.client("ada")
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)

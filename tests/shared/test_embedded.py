@@ -452,9 +452,7 @@ def test_a_server_that_somebody_else_ended_is_revived_where_it_was(
 
     assert (pg.running, pg.fault) == (True, "")
     with psycopg.connect(url, autocommit=True) as session:
-        session.execute(
-            "select count(*) from kept"
-        )  # whoever asked for a shutdown by SIGTERM waits for this session
+        session.execute("select count(*) from kept")  # a shutdown by SIGTERM waits for this session
         os.kill(pid, number)
         wait_until(lambda: bool(pg.fault))
         assert not pg.running

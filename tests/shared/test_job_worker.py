@@ -127,7 +127,7 @@ async def test_a_worker_that_cannot_beat_gives_up_its_jobs_and_comes_back(atelie
     assert sorted(here.done) == ["0:short", "5:long"]
     assert (
         here.begun.count("5:long") == 2
-    )  # the try of which nobody could know whether others have it was given up
+    )  # the first attempt was given up: others might have taken the job
 
 
 async def test_a_worker_that_was_taken_for_dead_begins_anew(atelier: Suite) -> None:

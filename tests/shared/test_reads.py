@@ -124,7 +124,7 @@ async def test_a_rollback_that_drops_what_is_prepared_is_in_no_reads_way(
         for _ in range(10):
             assert await db.one(OWNER) == "user:ada"
         async with db.transaction("user:ada") as m:
-            for _ in range(10):  # psycopg prepares it
+            for _ in range(10):  # until psycopg prepares it
                 await m.one(change, {"number": 1})
         with pytest.raises(ValueError, match="a refusal"):
             await refuse()

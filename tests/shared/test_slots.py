@@ -135,9 +135,7 @@ async def test_a_waiter_that_goes_at_any_moment_around_its_turn_passes_it_on() -
     """The waiter goes before it knows that it was given a slot, when it has just learnt it, or as
     soon as it has begun."""
     ends = set()
-    for steps in range(
-        8
-    ):  # of the loop, between the moment that the slot becomes free and that it goes
+    for steps in range(8):  # steps of the loop between freeing the slot and cancelling the waiter
         async with line(1) as waiters:
             await waiters.come("ada-0", "bob-0", "eve-0")
             going = asyncio.create_task(waiters.let_go("ada-0"))

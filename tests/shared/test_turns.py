@@ -26,7 +26,7 @@ class Counter:
         self.started: list[str] = []
         self.trouble: dict[
             str, Callable[[], Awaitable[TryAgain]]
-        ] = {}  # by job: how its first try ends
+        ] = {}  # by job: how its first attempt ends
         self._let_go = asyncio.Semaphore(0)
         self._gone = 0
 
@@ -278,7 +278,7 @@ async def test_the_queue_knows_owners_by_a_number_only(atelier: Suite) -> None:
 async def test_a_picture_is_ready_before_the_many_that_another_owner_sent_earlier(
     atelier: Suite,
 ) -> None:
-    await atelier.serve("assets")  # nobody works yet
+    await atelier.serve("assets")  # no worker yet
     ada, bob = atelier.client("ada"), atelier.client("bob")
     for seed in range(20):
         await flows.upload(ada, flows.jpeg(64, 48, seed=seed))

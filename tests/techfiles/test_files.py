@@ -45,7 +45,7 @@ async def test_concurrent_versions_are_numbered_exactly_with_one_latest(served: 
     history = await flows.versions(ada, first.id)
     assert [version.version_number for version in history] == list(
         range(64, 14, -1)
-    )  # a page of 50
+    )  # the default page of 50
 
     history = await flows.versions(ada, first.id, page_size=100)
     assert [version.version_number for version in history] == list(range(64, 0, -1))

@@ -38,7 +38,7 @@ async def variants_of(
 def written(variant: Variant) -> Any:
     return pyvips.Image.new_from_file(
         str(variant.path), revalidate=True
-    )  # else libvips remembers earlier files
+    )  # otherwise libvips returns cached earlier files
 
 
 def pixel(variant: Variant, x: float = 0.5, y: float = 0.5) -> list[float]:

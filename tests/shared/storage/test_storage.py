@@ -44,7 +44,7 @@ async def assert_nothing_left(storage: Storage, key: str) -> None:
     with pytest.raises(ObjectNotFound):
         await storage.stat(key)
     assert await names(storage, key) == []
-    assert await storage.sweep(timedelta(seconds=-5)) == 0  # no unfinished write of any age
+    assert await storage.sweep(timedelta(seconds=-5)) == 0  # no unfinished write, of any age
 
 
 @pytest.mark.parametrize("data", [b"", b"x", PHOTO, LARGE], ids=["empty", "byte", "photo", "large"])

@@ -103,7 +103,7 @@ async def test_deleting_many_objects_in_any_order_leaves_no_folder(
     ends = ("original/1", "variants/small", "variants/thumb")
     keys = [
         f"assets/user/{number}/{end}" for end in ends for number in range(400)
-    ]  # more than one thread takes
+    ]  # more than one thread handles
     for key in keys:
         path = root / "data" / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ async def test_a_killed_put_leaves_no_object_and_is_swept(disk: Storage, root: P
     await process.wait()
     assert [chunk async for chunk in disk.get(KEY)] == [b"before"]
     assert [found.key async for found in disk.list("")] == [KEY]
-    assert await disk.sweep(timedelta(hours=1)) == 0  # it may still be at work
+    assert await disk.sweep(timedelta(hours=1)) == 0  # the put may still be running
     assert await disk.sweep(timedelta(0)) == 1
     assert len(files(root)) == 1
 

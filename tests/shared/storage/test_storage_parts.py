@@ -107,7 +107,7 @@ async def test_a_completed_upload_has_ended(
     await send(storage, http, key, upload, 1, LAST)
     parts = await storage.list_parts(key, upload)
     await storage.complete_multipart(key, upload, parts)
-    with suppress(MultipartEnded):  # a store may remember it
+    with suppress(MultipartEnded):  # a store may still know the finished upload
         assert (await storage.complete_multipart(key, upload, parts)).size == len(LAST)
     with pytest.raises(MultipartEnded):
         await storage.list_parts(key, upload)

@@ -132,7 +132,7 @@ async def test_a_killed_upload_leaves_no_object_and_is_swept(
     await process.wait()
     with pytest.raises(ObjectNotFound):
         await store.stat(key)
-    assert await store.sweep(HOUR) == 0  # it may still be at work
+    assert await store.sweep(HOUR) == 0  # the upload may still be running
     assert await store.sweep(timedelta(seconds=-5)) == 1
     assert await store.sweep(timedelta(seconds=-5)) == 0
 
