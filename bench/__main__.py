@@ -1,8 +1,9 @@
-"""`python -m bench [B1 B3 ...]`: speeds as ratios to a reference measured in the same run.
+"""`python -m bench [B1 B3 ...]` measures speeds as ratios to a reference of the same run.
 
-A line per figure as it is measured, a table at the end that fits 80 columns, and all of it, with
-how much the rounds differed, in bench-out/results.json. The exit status is 1 only if something
-couldn't run: a figure that misses its target is for a person to judge, on a machine they know.
+It prints a line per figure as it is measured and a table at the end that fits 80 columns.
+bench-out/results.json gets everything, with how much the rounds differed. The exit status is 1 only
+if something couldn't run: a figure that misses its target is for a person to judge, on a machine
+they know.
 """
 
 import json

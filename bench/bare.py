@@ -1,5 +1,5 @@
-"""The reference of B1, B3, B6, B8: the least that can answer. No token, validation, tenancy, log,
-metric, repeat.
+"""The reference of B1, B3, B6 and B8: the least that can answer, without token, validation,
+tenancy, log, metrics or idempotency.
 
 python -m bench.bare <database> <port> <trust file, unused>
 """
@@ -29,7 +29,7 @@ _INSERT = """
         metadata, session_id, room_id, product_id, dataset_id)
     VALUES (%s, %s, %s, 'photo', false, true, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *
 """
-TELL = (  # sends its request, a WatchAssetsResponse, to every watch; answers when it began (ns)
+TELL = (  # sends its request, a WatchAssetsResponse, to every watch; answers its start time in ns
     "/bench.Bare/Tell"
 )
 _STATES = {"pending": asset_pb2.ASSET_STATE_PENDING, "ready": asset_pb2.ASSET_STATE_READY}

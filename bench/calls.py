@@ -1,8 +1,8 @@
-"""B1, B2, B3: what a call costs the server, against the least that can answer it and against
+"""B1, B2, B3: what a call costs the server, compared with the least that can answer it and with
 FastAPI.
 
-Measured is the CPU time of the server's process; rounds of ours and of the reference take turns, so
-that what else the machine does falls on both. Postgres works in processes of its own and isn't
+The measure is the CPU time of the server's process. Rounds of ours and of the reference alternate,
+so that other load on the machine affects both. Postgres runs in processes of its own and isn't
 counted.
 """
 
@@ -46,17 +46,17 @@ class Party:
 
 
 def reading(report: Report) -> list[Figure]:
-    """B1."""
+    """Measures B1."""
     return asyncio.run(_reading(report))
 
 
 def against_fastapi(report: Report) -> list[Figure]:
-    """B2."""
+    """Measures B2."""
     return asyncio.run(_against_fastapi(report))
 
 
 def creating(report: Report) -> list[Figure]:
-    """B3."""
+    """Measures B3."""
     return asyncio.run(_creating(report))
 
 
@@ -152,7 +152,7 @@ def upload_request() -> upload_pb2.RequestUploadRequest:
 
 
 async def seed(site: Site, address: str) -> str:
-    """A READY asset with tags, metadata and facts. Returns its id."""
+    """Makes a READY asset with tags, metadata and facts. Returns its id."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = upload_pb2_grpc.UploadServiceStub(channel)
         answer = await stub.RequestUpload(
@@ -169,7 +169,7 @@ async def seed(site: Site, address: str) -> str:
 
 
 async def _compare(report: Report, ours: Party, reference: Party) -> Rounds:
-    """Microseconds of the server's CPU per call, in rounds that take turns."""
+    """Measures microseconds of the server's CPU per call, in alternating rounds."""
     for party in (ours, reference):
         await _cost_per_call(party, _WARM_UP)
     pairs = []
@@ -193,8 +193,7 @@ async def _cost_per_call(party: Party, calls: int) -> float:
 
 
 class HttpClient:
-    """One GET again and again, over connections that are kept. A client library would cost more
-    than the server."""
+    """Repeats one GET over kept connections. A client library would cost more than the server."""
 
     def __init__(self, address: str, path: str, header: tuple[str, str]) -> None:
         self._host, _, self._port = address.partition(":")

@@ -1,10 +1,10 @@
-"""R26: how soon a queue is as quick as before when something broke under it, beside Procrastinate
-as it comes.
+"""R26: how soon a queue is as fast as before after a failure under it, compared with plain
+Procrastinate.
 
-Two worker processes a side take jobs of 50 ms and of 20 s that only sleep, from queues that are
-kept full. What breaks meets both sides at the same moment. What they do in windows of five seconds
-is held against what they did before: ended jobs of 50 ms, and for those of 20 s the seconds spent
-on jobs that came to their end.
+Two worker processes per side run jobs that only sleep, for 50 ms or for 20 s, from queues that are
+kept full. A failure hits both sides at the same moment. The work done in windows of five seconds is
+compared with the work before the failure: the number of ended jobs of 50 ms, and the seconds spent
+on those jobs of 20 s that ended.
 """
 
 import asyncio
@@ -33,9 +33,7 @@ SIDES = ("ours", "raw")
 WINDOW = 5
 WITHIN = 30
 TARGET = 0.95
-_LAST = (
-    3  # windows before the 30 s are over, of which the best counts: another program may take one
-)
+_LAST = 3  # windows before the 30 s are over; the best counts, since another program may take one
 _PROCESSES = 2
 _LEASE = 5
 _AHEAD = {"short": 60, "long": 24}  # jobs that wait, so that no slot is ever idle
@@ -66,7 +64,7 @@ _DEFER_RAW = """
 
 @dataclass
 class Field:
-    """Postgres, and the workers of some sides. Made by `open_field`."""
+    """Postgres, and the workers of some sides. `open_field` makes it."""
 
     site: Site
     sides: Sequence[str]
@@ -87,7 +85,7 @@ class Field:
         return self.site.start("bench.naps", side, environment=own)
 
     async def supervise(self) -> None:
-        """Starts workers that ended, a second later, as whoever runs a suite does."""
+        """Restarts ended workers a second later, as the operator of a suite does."""
         while True:
             await asyncio.sleep(1)
             for side, processes in self.workers.items():
@@ -96,7 +94,7 @@ class Field:
                         processes[index] = self._worker(side)
 
     async def feed(self) -> None:
-        """Keeps the queues full. While the database is away it waits."""
+        """Keeps the queues full. Waits while the database is away."""
         while True:
             with suppress(psycopg.Error, OSError):
                 async with AsyncExitStack() as stack:
@@ -146,7 +144,7 @@ class Field:
 
 
 class _database:
-    """The pool of whoever enqueues."""
+    """The database pool of the enqueuing client."""
 
     def __init__(self, site: Site) -> None:
         own = {
@@ -173,14 +171,14 @@ Chaos = Callable[[Field], Awaitable[None]]
 
 
 async def restarted(here: Field) -> None:
-    """Postgres is stopped in order, and started again."""
+    """Stops Postgres in order, and starts it again."""
     await asyncio.to_thread(here.site.postgres.stop)
     await asyncio.sleep(3)
     await asyncio.to_thread(here.site.postgres.start)
 
 
 async def crashed(here: Field) -> None:
-    """Postgres is killed, and started again."""
+    """Kills Postgres, and starts it again."""
     os.kill(here.site.postgres.pid, signal.SIGKILL)
     await asyncio.sleep(3)
     await asyncio.to_thread(here.site.postgres.start)
@@ -202,7 +200,7 @@ async def workers_killed(here: Field) -> None:
 
 
 async def worker_frozen(here: Field) -> None:
-    """One worker of each side stands still for longer than its lease."""
+    """Freezes one worker of each side for longer than its lease."""
     frozen = [processes[0] for processes in here.workers.values()]
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
@@ -212,8 +210,7 @@ async def worker_frozen(here: Field) -> None:
 
 
 async def idle_in_transaction(here: Field) -> None:
-    """Somebody's session keeps its snapshot open for a minute, so that nothing that is deleted can
-    be tidied away."""
+    """Keeps a session's snapshot open for a minute, so that Postgres can't vacuum deleted rows."""
     async with await psycopg.AsyncConnection.connect(here.site.admin_url) as conn:
         await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         await conn.execute("SELECT count(*) FROM pg_class")
@@ -221,7 +218,7 @@ async def idle_in_transaction(here: Field) -> None:
 
 
 async def burst(here: Field) -> None:
-    """2,000 jobs of 50 ms at once, to be done beside the others."""
+    """Enqueues 2,000 jobs of 50 ms at once, beside the others."""
     here.burst = _BURST
     here.fed.clear()
     await here.fed.wait()
@@ -262,16 +259,16 @@ CELLS: Mapping[str, Chaos] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """How a side came back: what it did at the end of the 30 s, for each kind of job, as a part of
-    the rate before."""
+    """How a side recovered: its rate at the end of the 30 s, as a fraction of the rate before, for
+    each kind of job."""
 
     side: str
     ratios: Mapping[str, float]
 
 
 async def open_field(stack: AsyncExitStack, sides: Sequence[str]) -> Field:
-    """Postgres with the queues, workers that work, and what keeps the queues full and the workers
-    alive."""
+    """Starts Postgres with the queues and the workers, and the tasks that keep the queues full and
+    the workers alive."""
     site = stack.enter_context(Site())
     site.sql(naps.TABLES)
     if "raw" in sides:
@@ -299,13 +296,13 @@ async def _end(task: "asyncio.Task[None]") -> None:
 
 
 async def baseline(here: Field) -> dict[str, dict[str, float]]:
-    """What every side does in a window when nothing is wrong, by kind of job: the median of some
+    """Returns each side's work per window without failures, by kind of job: the median of four
     windows."""
     await asyncio.sleep(_WARM_SECONDS)
     begun = await here.now()
     await asyncio.sleep(
         4 * WINDOW + SECONDS["long"]
-    )  # those of 20 s that run in the last window end, too
+    )  # jobs of 20 s that run in the last window end, too
     windows = [begun + number * WINDOW for number in range(4)]
     return {
         side: {name: statistics.median(await _done(here, side, name, windows)) for name in SECONDS}
@@ -314,7 +311,7 @@ async def baseline(here: Field) -> dict[str, dict[str, float]]:
 
 
 async def cell(here: Field, chaos: Chaos, before: Mapping[str, Mapping[str, float]]) -> list[Seen]:
-    """Breaks something, and looks how soon it is as before."""
+    """Causes one failure, and measures the rate 30 s after it."""
     await chaos(here)
     over = await here.now()
     await asyncio.sleep(WITHIN + SECONDS["long"] + 1)
@@ -332,8 +329,8 @@ async def cell(here: Field, chaos: Chaos, before: Mapping[str, Mapping[str, floa
 
 
 async def _done(here: Field, side: str, name: str, windows: Sequence[float]) -> list[float]:
-    """For each window: ended jobs of 50 ms, or the seconds in it that were spent on jobs of 20 s
-    that ended."""
+    """Returns for each window the number of ended jobs of 50 ms, or the seconds in it that were
+    spent on jobs of 20 s that ended."""
     rows = await here.sql(_DONE_OURS if side == "ours" else _DONE_RAW)
     ends = [float(at) for at, seconds, _worker in rows if seconds == SECONDS[name]]
     if name == "short":
@@ -346,14 +343,14 @@ async def _done(here: Field, side: str, name: str, windows: Sequence[float]) -> 
 
 
 async def failed(here: Field) -> list[tuple[Any, ...]]:
-    """Jobs of ours that FAILED: there should be none, whatever broke."""
+    """Returns our FAILED jobs: there should be none, whatever broke."""
     return await here.sql(
         "SELECT id, error_class, error_message FROM assets.naps WHERE state = 'failed'"
     )
 
 
 def queues(report: Report) -> list[Figure]:
-    """R26."""
+    """Measures R26."""
     return asyncio.run(_queues(report))
 
 

@@ -1,8 +1,8 @@
 """`make bench-count`: instructions of the server per call, for B1 and B3, counted by callgrind.
 
 Seconds differ by a tenth from one run to the next; instructions differ by a few in a thousand, so
-that a change of 3 % is seen on any machine, however busy. They say nothing of caches and waiting:
-the figures that count are those of `make bench`.
+that a change of 3 % shows on any machine, however busy. They say nothing of caches and waiting: the
+figures that count are those of `make bench`.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Counter:
-    """A server that runs below callgrind, which counts only between `_switch` on and off."""
+    """A server under callgrind, which counts only between `_switch` on and off."""
 
     pid: int
     dumps: Path
@@ -103,7 +103,7 @@ def _server(site: Site, dumps: Path, module: str) -> tuple[Counter, str]:
 
 
 async def _count(counter: Counter, call: Call) -> float:
-    """Instructions per call. What a call costs only at first is not counted."""
+    """Returns instructions per call, without what only the first calls cost."""
     for _ in range(_WARM_UP):
         await call()
     return await counter.per_call(call, _CALLS)

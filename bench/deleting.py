@@ -1,9 +1,9 @@
-"""B13: a session of many assets is purged, rows, variants and bytes, through the run with
-everything on: the trash's rules, an event for each asset, bytes noted before they go. The reference
-is one DELETE and an unlink for each file.
+"""B13: purging a session of many assets, with rows, variants and bytes, compared with one DELETE
+and an unlink per file.
 
-Meanwhile somebody else reads assets: what their slowest calls take then is held against what they
-take otherwise.
+Ours is the run with everything on: the trash's rules, an event per asset, bytes noted before they
+are deleted. Meanwhile four clients read an asset; their slowest calls are compared with those of a
+quiet time.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ async def _bulk(report: Report) -> list[Figure]:
                 _fill(site, data, "ours", picture, _ASSETS)
                 keys = _fill(site, data, "reference", picture, _ASSETS)
                 site.sql("ANALYZE")
-                os.sync()  # a file that isn't on the disk yet goes for almost nothing
+                os.sync()  # deleting a file that isn't on the disk yet costs almost nothing
                 report(f"round {number + 1}: reading alone")
                 quiet = await reader.read_until(asyncio.create_task(asyncio.sleep(_QUIET_SECONDS)))
                 report(f"round {number + 1}: purging through the run")
@@ -91,7 +91,7 @@ def _figure(what: str, unit: str, pairs: Sequence[tuple[float, float]]) -> Figur
 
 
 def _fill(site: Site, data: Path, session: str, picture: bytes, number: int) -> list[str]:
-    """Objects and rows, in the order in which the server makes them. Returns the keys."""
+    """Makes objects and rows, in the order in which the server makes them. Returns the keys."""
     ids = [str(new_id()) for _ in range(number)]
     keys = []
     for asset_id in ids:
@@ -107,8 +107,8 @@ def _fill(site: Site, data: Path, session: str, picture: bytes, number: int) -> 
 
 
 async def _picture(site: Site, data: Path) -> bytes:
-    """An object as the store keeps it: the reconciler finds what isn't one lost, and would mend it
-    meanwhile."""
+    """Returns an object in the store's own format: the reconciler takes any other for lost and
+    would repair it during the measurement."""
     store = open_disk(site.state.objects, base_url="http://127.0.0.1:1", secret=b"-" * 32)
     await store.put("picture", b"x" * 100, content_type="image/jpeg")
     await store.close()
@@ -116,7 +116,7 @@ async def _picture(site: Site, data: Path) -> bytes:
 
 
 async def _purge(site: Site, channel: grpc.aio.Channel, data: Path) -> float:
-    """Seconds until no row and no byte is left."""
+    """Purges the session; returns the seconds until no row and no byte is left."""
     start = time.perf_counter()
     request = storage_pb2.DeleteSessionRequest(session_id="ours", purge=True)
     await storage_pb2_grpc.StorageServiceStub(channel).DeleteSession(
@@ -142,7 +142,7 @@ def _reference(site: Site, data: Path, keys: Sequence[str]) -> float:
 
 
 class _Reader:
-    """Four people who read an asset, each at a steady pace."""
+    """Four clients that read an asset, each at a steady pace."""
 
     def __init__(
         self, channel: grpc.aio.Channel, authorization: tuple[str, str], asset_id: str
@@ -152,7 +152,8 @@ class _Reader:
         self._request = asset_pb2.GetAssetRequest(asset_id=asset_id)
 
     async def read_until(self, done: "asyncio.Task[Any]") -> float:
-        """The 99th percentile in milliseconds, of calls while `done` isn't."""
+        """Returns the 99th percentile of a call in milliseconds, over the calls until `done` is
+        done."""
         took: list[float] = []
         await asyncio.gather(*(self._read(done, took) for _ in range(_READERS)))
         return statistics.quantiles(took, n=100)[98] * 1000

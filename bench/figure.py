@@ -1,4 +1,4 @@
-"""What a benchmark says: ours, the reference of the same run, and whether that is good enough."""
+"""The result of a benchmark: our value, the reference of the same run, and the target."""
 
 import statistics
 import time
@@ -18,9 +18,8 @@ class NeedsNode(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the scorecard. `ours` and `reference` are in `unit`, `ratio` is what `target` is
-    held against; without a reference that is `ours` itself. `note` says how much the rounds
-    differed."""
+    """One line of the scorecard. `ours` and `reference` are in `unit`. `target` is the limit for
+    `ratio`, or for `ours` itself without a reference. `note` says how much the rounds differed."""
 
     id: str
     what: str
@@ -47,9 +46,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Pairs of (ours, reference), each measured one right after the other. What else the machine
-    does then falls on both, so that the median of the pairs' ratios says more than the ratio of two
-    medians."""
+    """Pairs of (ours, reference), measured one right after the other. Other load on the machine
+    affects both, so the median of the pairs' ratios says more than the ratio of two medians."""
 
     pairs: Sequence[tuple[float, float]]
 
@@ -72,5 +70,6 @@ class Rounds:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of the CPU so far, its threads included, its children not."""
+    """Returns the CPU seconds that a process has used so far, with its threads, without its
+    children."""
     return time.clock_gettime(~pid << 3 | 2)  # how Linux numbers the CPU clocks of other processes

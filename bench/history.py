@@ -1,9 +1,10 @@
-"""B7: pages of long histories, and searches among many assets, against those of a thousand rows.
+"""B7: pages of long histories, and searches among many assets, compared with those of a thousand
+rows.
 
-Measured is the service's own handler, from the request to the answer, with the service's own role,
-row policies, tables and indexes; what gRPC adds is the same for each. All sizes lie in one table,
-each an owner of its own. Rounds take turns. The 10 million rows are history; of assets, whose every
-row has a dozen terms, there are a million.
+It measures the service's own handler, from the request to the answer, with the service's own role,
+row policies, tables and indexes; what gRPC adds is the same for each. All sizes share one table,
+each with an owner of its own. Rounds alternate. The history has 10 million rows; there are a
+million assets, each with a dozen term rows.
 """
 
 import asyncio
@@ -28,14 +29,14 @@ from shared.settings import Settings
 from shared.storage import open_disk, read_secret
 
 SIZES = (1000, 1, 100_000, 10_000_000)  # the first is the reference
-ASSETS = (1000, 1_000_000)  # likewise
+ASSETS = (1000, 1_000_000)  # the first is the reference
 _ROUNDS = 41
 _CALLS = 10
-_CHUNK = 250_000  # what one statement makes
+_CHUNK = 250_000  # rows per statement
 _TARGET = 1.2
-_NO_CONTEXT: Any = None  # the handlers measured here don't look at it
+_NO_CONTEXT: Any = None  # the measured handlers don't use their context
 
-# Ids as ours are, moments a millisecond apart, a hundred assets, one action in eight.
+# Ids like ours, times a millisecond apart, a hundred assets, one action in eight.
 _HISTORY = """
     INSERT INTO assets.usage_events (id, owner, actor, asset_id, action, ip, user_agent, created_at)
     SELECT uuidv7(), 'user:' || {size}, 'ada', md5((n %% 100)::text)::uuid,
@@ -44,7 +45,7 @@ _HISTORY = """
            '198.51.100.7', 'grpc-python', timestamptz '2026-01-01' + n * interval '1 millisecond'
     FROM generate_series({first}, {last}) AS n
 """
-# Every size has its full pages: 20 assets with the rare tag, 100 with each value of metadata.
+# Every size has full pages: 20 assets with the rare tag, 100 with each value of metadata.
 _ASSETS = """
     INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,
         storage_key, size_bytes,
@@ -78,7 +79,7 @@ _PLACE = """
 
 @dataclass(frozen=True)
 class _Page:
-    """One page of one owner, and what asks for it."""
+    """One page of one owner, and the call that asks for it."""
 
     owner: str
     ask: Callable[[], Awaitable[Any]]
@@ -100,7 +101,7 @@ async def _pages(report: Report) -> list[Figure]:
 
 
 def _fill(site: Site, report: Report) -> None:
-    # It is thrown away at the end: no need to wait for the disk.
+    # The database is thrown away at the end: no need to wait for the disk.
     for setting in (
         "fsync = off",
         "synchronous_commit = off",
@@ -111,9 +112,9 @@ def _fill(site: Site, report: Report) -> None:
         site.sql(f"ALTER SYSTEM SET {setting}")
     site.sql("SELECT pg_reload_conf()")
     indexes = site.sql(_INDEXES)
-    for name, _definition in indexes:  # made at once when the rows are there, which takes less long
+    for name, _definition in indexes:  # making them after the rows is faster
         site.sql(f"DROP INDEX assets.{name}")
-    # What the triggers do a row at a time is done here for many at once, by the same function.
+    # The triggers work a row at a time; here the same function is used for many rows at once.
     site.sql("ALTER TABLE assets.assets DISABLE TRIGGER USER")
     made = (("history", _HISTORY, SIZES), ("assets", _ASSETS, ASSETS), ("terms", _TERMS, ASSETS))
     for table, statement, sizes in made:
@@ -156,7 +157,7 @@ async def _histories(site: Site, db: Database, report: Report) -> list[Figure]:
 
 
 def _token(site: Site, size: int, row: int) -> str:
-    """Of the page behind the owner's row of that number."""
+    """Returns the token of the page behind the owner's row of that number."""
     auth.enter(_identity(_owner(size)))
     [(created_at, row_id)] = site.sql(_PLACE, (_owner(size), row))
     digest = paging.page(usage_pb2.ListUsageRequest()).digest

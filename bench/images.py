@@ -1,8 +1,8 @@
-"""B4: a photograph of 12 megapixels becomes three WebP and one AVIF, through the worker with
-everything on: its queue, the limited child process, the stored objects and rows. The reference is
-sharp, which only reads and writes files.
+"""B4: three WebP and one AVIF from a photograph of 12 megapixels, compared with sharp.
 
-Both decode once, both use one thread, both are measured in CPU time.
+Ours is the worker with everything on: its queue, the limited child process, the stored objects and
+rows. sharp only reads and writes files. Both decode once, both use one thread, both are measured in
+CPU time.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _CHUNK = 256 * 1024
 
 
 def variants(report: Report) -> list[Figure]:
-    """Raises NeedsNode without Node.js; installs sharp on first use."""
+    """Measures B4. Raises NeedsNode without Node.js; installs sharp on first use."""
     _install_sharp(report)
     return asyncio.run(_variants(report))
 
@@ -71,7 +71,7 @@ async def _variants(report: Report) -> list[Figure]:
 
 
 class _Client:
-    """One photograph of one owner."""
+    """A client with one photograph of one owner."""
 
     def __init__(self, channel: grpc.aio.Channel, authorization: tuple[str, str]) -> None:
         self._uploads = upload_pb2_grpc.UploadServiceStub(channel)
@@ -142,7 +142,7 @@ def _install_sharp(report: Report) -> None:
 
 
 def _sharp() -> float:
-    """Seconds of CPU per image."""
+    """Returns seconds of CPU per image."""
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as results:
         script = Path(__file__).with_name("sharp.mjs")
         command = ["node", str(script), str(_SHARP), str(_PHOTO), results, str(_IMAGES)]

@@ -1,5 +1,5 @@
-"""B12: `make demo` on a warm machine, against the work in it alone: pictures, model, document, one
-after the other."""
+"""B12: `make demo` on a warm machine, compared with its bare work: pictures, model and document,
+one after the other."""
 
 import json
 import subprocess
@@ -19,7 +19,8 @@ _VIEWS = ("front", "back", "side")
 
 
 def demo(report: Report) -> list[Figure]:
-    """Seconds of the demo's stages as its own summary says, without starting the suite."""
+    """Compares the seconds of the demo's stages, from its own summary, without starting the
+    suite."""
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as folder:
         directory = Path(folder)
         directory.chmod(0o755)  # Postgres runs as another account when this is root
@@ -64,7 +65,8 @@ def _demo(directory: Path, report: Report) -> float:
 
 
 def _alone(directory: Path) -> float:
-    """The same functions on the same files in one fresh process, without any service."""
+    """Runs the same functions on the same files in one fresh process without services; returns
+    seconds."""
     command = [sys.executable, "-m", "bench.main_job", str(directory)]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if answer.returncode:
@@ -73,7 +75,7 @@ def _alone(directory: Path) -> float:
 
 
 def _work(directory: Path) -> Iterator[object]:
-    """What the demo asks for, piece by piece."""
+    """Does what the demo asks for, piece by piece."""
     from services.conversions.local.analyse import Analysis, analyse
     from services.conversions.local.assess import assess
     from services.conversions.local.closeup import close_up

@@ -2,7 +2,7 @@
 assets.
 
 `ours` is the queue of the suite with attempts, leases and fencing. `raw` is Procrastinate as it is
-documented: a task that is tried again, and a periodic one that puts stalled jobs back.
+documented: a task that is retried, and a periodic task that puts stalled jobs back.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from shared.settings import load
 SLOTS = {
     "short": 1,
     "long": 8,
-}  # per process; JobQueue gives a queue that is apart eight times as many
+}  # per process; JobQueue gives a queue that is apart eight times as many slots
 RAW_SCHEMA = "raw_jobs"
 TABLES = """
     CREATE TABLE assets.naps (
@@ -62,7 +62,7 @@ NAPS = attempts.Kind(Table("naps", Nap), MACHINE, "running", "done", publish)
 
 
 async def run(db: Database, row_id: str) -> None:
-    """One attempt at the nap."""
+    """Runs one attempt at the nap."""
 
     async def sleep(attempt: attempts.Attempt[Nap]) -> attempts.Outcome[Nap]:
         await asyncio.sleep(attempt.row.seconds)

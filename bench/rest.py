@@ -1,5 +1,5 @@
-"""The reference of B2: the same read as FastAPI is usually written. Token, row-level security and
-validation; no logs, no metrics, no deadline.
+"""The reference of B2: the same read, written as FastAPI services usually are. It has token,
+row-level security and validation; no logs, no metrics, no deadline.
 
     python -m bench.rest <database> <port> <trust file>
 """

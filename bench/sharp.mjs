@@ -1,11 +1,11 @@
 // The reference of B4: `node sharp.mjs <sharp's folder> <picture> <folder for results> <times>`.
-// Decodes once per picture, writes what the presets of assets say, prints milliseconds of CPU per picture as JSON.
+// Decodes once per picture, writes the variants of the presets of assets, prints milliseconds of CPU per picture as JSON.
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
 const [modules, picture, folder, times] = process.argv.slice(2);
 const sharp = createRequire(join(modules, "package.json"))("sharp");
-sharp.concurrency(1); // one core, so that no thread waits on CPU time for another
+sharp.concurrency(1); // one core, so that no thread burns CPU time waiting for another
 sharp.cache(false);
 
 async function variants() {

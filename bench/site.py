@@ -1,5 +1,5 @@
-"""What every benchmark of the servers stands on: an embedded Postgres, the schema of assets, and
-processes of ours."""
+"""The base of every server benchmark: an embedded Postgres, the schema of assets, and our
+processes."""
 
 import os
 import socket
@@ -23,11 +23,11 @@ from shared.database.migrate import migrate
 from shared.rpc import auth
 
 OWNER = "user:ada"
-_START_SECONDS = 120  # below a program that counts everything is slow
+_START_SECONDS = 120  # long, because a program that counts instructions slows the server down
 
 
 class Site:
-    """A database of its own in a temporary directory. What is started here ends with it."""
+    """A database of its own in a temporary directory. Its processes end with it."""
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -62,14 +62,15 @@ class Site:
         return ("authorization", f"Bearer {token}")
 
     def url(self, role: str) -> str:
-        """The database as `assets_app` or `assets_worker`."""
+        """Returns the URL of the database for `assets_app` or `assets_worker`."""
         return login_url(self.admin_url, f"assets_{role}", self.state.password("assets", role))
 
     def assets(
         self, command: str, *, below: Sequence[str] = (), **settings: str
     ) -> tuple["subprocess.Popen[bytes]", str]:
-        """`python -m services.assets serve` (with metrics) or `work`, as it is run everywhere but
-        for `settings`, which are variables of its environment; and its address."""
+        """Starts `python -m services.assets serve` (with metrics) or `work`; returns the process
+        and its address. `settings` are extra environment variables; the rest is as in production.
+        """
         port = free_port()
         own = {
             "ATELIER_DATABASE_URL": self.url("app" if command == "serve" else "worker"),
@@ -88,7 +89,8 @@ class Site:
     def server(
         self, module: str, *, below: Sequence[str] = ()
     ) -> tuple["subprocess.Popen[bytes]", str]:
-        """A reference: `python -m <module> <database> <port> <trust file>`; and its address."""
+        """Starts a reference, `python -m <module> <database> <port> <trust file>`; returns it and
+        its address."""
         port = free_port()
         database = self.admin_url if module == "bench.bare" else self.url("app")
         process = self.start(
@@ -109,8 +111,9 @@ class Site:
         environment: dict[str, str],
         below: Sequence[str] = (),
     ) -> "subprocess.Popen[bytes]":
-        """A Python process whose output goes to a file; `below` a program that counts."""
-        # What the developer's shell sets for a suite of theirs would change what is measured.
+        """Starts a Python process that logs to a file. `below` is the command of a counting
+        program."""
+        # ATELIER_* variables of the developer's own suite would change the measurement.
         outside = {
             name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")
         }
@@ -128,7 +131,7 @@ class Site:
         return process
 
     def sql(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
-        """As superuser."""
+        """Runs a statement as superuser; returns its rows."""
         with psycopg.connect(self.admin_url, autocommit=True) as conn:
             cursor = conn.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []

@@ -1,5 +1,4 @@
-"""B11: how long `atelier up` takes, the first time and after, and what the idle suite holds in
-memory."""
+"""B11: how long `atelier up` takes, the first time and later, and the memory of the idle suite."""
 
 import tempfile
 import time
@@ -14,7 +13,7 @@ _IDLE_SECONDS = 5.0
 
 
 def suite(report: Report) -> list[Figure]:
-    """Needs the suite's usual ports: they are what a user starts it on."""
+    """Measures B11. Needs the suite's usual ports, because users start it on those."""
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as directory:
         Path(directory).chmod(0o755)  # Postgres runs as another account when this is root
         try:
@@ -37,7 +36,7 @@ def suite(report: Report) -> list[Figure]:
 
 
 def _start(directory: Path, report: Report, idle: float) -> tuple[float, int]:
-    """Seconds until all is healthy, and megabytes after `idle` seconds."""
+    """Returns seconds until all is healthy, and megabytes after `idle` seconds."""
     suite = Suite(State(directory), Options(), report)
     began = time.monotonic()
     suite.start()

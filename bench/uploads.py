@@ -1,8 +1,8 @@
 """B8, B9: one large upload in a stream, and a thousand small ones at once.
 
-B8 is wall time, because most of it is waiting for disk and network: rounds of ours and of the
-reference take turns. The suite's own limit is 50 MB a file, so the server is started with a larger
-one.
+B8 measures wall time, because an upload mostly waits for disk and network; rounds of ours and of
+the reference alternate. The suite's own limit is 50 MB per file, so the server is started with a
+larger one.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ _ROUNDS = 9
 _UPLOADS = 1000
 _CLIENTS = 20  # each with a connection of its own, on which the server takes 100 calls at once
 _LONGEST_PAUSE = 8.0
-_PATIENCE = 120.0  # seconds in which each of the thousand must be through
+_PATIENCE = 120.0  # seconds within which each of the thousand uploads must end
 
 
 def streaming(report: Report) -> list[Figure]:
-    """B8."""
+    """Measures B8."""
     return asyncio.run(_streaming(report))
 
 
 def at_once(report: Report) -> list[Figure]:
-    """B9."""
+    """Measures B9."""
     return asyncio.run(_at_once(report))
 
 
@@ -60,7 +60,7 @@ async def _streaming(report: Report) -> list[Figure]:
                 speeds = [
                     await _speed(channel, site.authorization, data) for channel in (ours, least)
                 ]
-                if number:  # the first one warms up
+                if number:  # the first round warms up
                     pairs.append((speeds[0], speeds[1]))
                 report(
                     f"round {number} of {_ROUNDS}: {speeds[0]:.0f} MB/s, reference {speeds[1]:.0f}"
@@ -94,7 +94,7 @@ async def _speed(channel: grpc.aio.Channel, authorization: tuple[str, str], data
 
 
 def _pdf(size: int) -> bytes:
-    """A catalogue of random pictures, as far as a reader of its structure can tell."""
+    """Makes a PDF of the given size with random content, valid to a reader of its structure."""
     document, file = pikepdf.new(), io.BytesIO()
     document.add_blank_page()
     document.Root.Data = document.make_stream(os.urandom(size))
@@ -168,7 +168,7 @@ async def _at_once(report: Report) -> list[Figure]:
 
 
 class _Client:
-    """Uploads as docs/assets/uploads.md asks of those who send many files at once."""
+    """Uploads as docs/assets/uploads.md asks of clients that send many files at once."""
 
     def __init__(
         self, channel: grpc.aio.Channel, http: httpx.AsyncClient, authorization: tuple[str, str]
@@ -213,7 +213,7 @@ class _Client:
 
 
 def _retry_seconds(error: grpc.aio.AioRpcError) -> float:
-    """After how long a repeat may help, as the server says; 0 if it doesn't."""
+    """Returns the seconds after which the server says a repeat may help; 0 if it says nothing."""
     trailers: dict[str, Any] = dict(error.trailing_metadata() or ())
     info = error_details_pb2.RetryInfo()
     for detail in status_pb2.Status.FromString(
@@ -230,6 +230,6 @@ def _jpeg(seed: int) -> bytes:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds now, its children not counted."""
+    """Returns the bytes of memory that a process holds now, without its children."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,10 +1,10 @@
-"""Clients of B6, outside of what is measured: `python -m bench.watchers watch|listen <target>
+"""Clients of B6, in processes that aren't measured: `python -m bench.watchers watch|listen <target>
 <streams> [<token>]`.
 
-`watch` opens that many WatchAssets streams at a server, `listen` one LISTEN in a database. Says
-`ready` when all stand; then, for each event that all of them received, a line of JSON: its number
-and when each received it. Told `end` on standard input, it says what came in all: for each stream
-the numbers in their order.
+`watch` opens that many WatchAssets streams at a server, `listen` one LISTEN in a database. It
+prints `ready` when all are open. For each event that all of them received it prints a line of JSON:
+the event's number and when each received it. After a line on standard input it prints everything
+that came: for each stream the numbers in their order.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from atelier.assets.v1 import asset_pb2
 
 from shared.rpc.server import MAX_STREAMS_PER_CONNECTION
 
-EVENT = (  # the name that the asset of an event has; found in the bytes without reading the message
+EVENT = (  # the name of an event's asset; found in the bytes without parsing the message
     "event {:06}"
 )
 TOLD = "bench_told"  # the channel and the table of the reference for one watcher
@@ -32,7 +32,7 @@ _OPENED_AT_ONCE = 16
 
 
 class Tally:
-    """What came, and when: CLOCK_MONOTONIC, which all processes of a machine share."""
+    """Records what came, and when: CLOCK_MONOTONIC, which all processes of a machine share."""
 
     def __init__(self, streams: int) -> None:
         self._streams: list[list[int]] = [[] for _ in range(streams)]
@@ -99,7 +99,7 @@ async def listen(database: str) -> None:
 
 
 async def _until_told_to_end(tally: Tally) -> None:
-    gc.freeze()  # a collection here would be taken for a slow server
+    gc.freeze()  # a garbage collection here would look like a slow server
     gc.disable()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)

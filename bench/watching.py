@@ -1,8 +1,8 @@
-"""B6: how long after its commit an event has reached everybody who watches.
+"""B6: the time from an event's commit until everybody who watches has received it.
 
-The clients are processes of their own (bench/watchers.py); ours and the reference take turns, one
-event at a time. For one watcher the reference is NOTIFY in the same database; for many, streams of
-a server without a database, whose clock starts where it sets its asyncio event.
+The clients are processes of their own (bench/watchers.py); ours and the reference alternate, one
+event at a time. For one watcher the reference is NOTIFY in the same database. For many, it is the
+streams of a server without a database, whose clock starts where it sets its asyncio event.
 """
 
 import json
@@ -28,9 +28,9 @@ from cli.suite import ROOT
 from shared.database.ids import new_id
 
 _ROUNDS = 9
-_EVENTS = {1: 100, 1000: 20, 5000: 10}  # of each round, by the number of watchers
-_PROCESSES = 2  # that many clients share the watchers
-_PATIENCE = 60.0  # seconds in which watchers must stand, or have an event
+_EVENTS = {1: 100, 1000: 20, 5000: 10}  # per round, by the number of watchers
+_PROCESSES = 2  # processes that share the watchers
+_PATIENCE = 60.0  # seconds within which watchers must be ready, or receive an event
 _PAUSE = 0.03  # seconds between two events, so that each finds everybody idle
 
 Tell = Callable[[int], int]
@@ -38,7 +38,7 @@ Tell = Callable[[int], int]
 
 @dataclass
 class _Audience:
-    """Watchers of one side. `tell` sends event n and returns when its clock began (monotonic,
+    """Watchers of one side. `tell` sends event n and returns the start of its clock (monotonic,
     ns)."""
 
     tell: Tell
@@ -75,7 +75,8 @@ class _Audience:
         return cls(tell, clients)
 
     def p99(self, events: int) -> float:
-        """Milliseconds, over all pairs of an event and a watcher."""
+        """Sends events; returns the p99 in milliseconds over all pairs of an event and a
+        watcher."""
         took: list[int] = []
         for _ in range(events):
             self.told += 1
@@ -88,7 +89,8 @@ class _Audience:
         return statistics.quantiles(took, n=100)[98] / 1e6
 
     def faults(self) -> int:
-        """Ends the clients. How many events were lost, told twice or in another order."""
+        """Ends the clients. Returns how many watchers missed an event, or got one twice or out of
+        order."""
         expected, faults = list(range(1, self.told + 1)), 0
         for client in self.clients:
             print("end", file=client.stdin, flush=True)
@@ -104,7 +106,7 @@ def _line(client: "subprocess.Popen[str]") -> str:
 
 
 def audiences(report: Report) -> list[Figure]:
-    """B6."""
+    """Measures B6."""
     figures: list[Figure] = []
     with Site() as site, ExitStack() as stack:
         _, address = site.assets("serve")
@@ -130,7 +132,7 @@ def _compare(report: Report, watchers: int, ours: _Audience, reference: _Audienc
     pairs = []
     for number in range(_ROUNDS + 1):
         pair = ours.p99(_EVENTS[watchers]), reference.p99(_EVENTS[watchers])
-        if number:  # the first one warms up
+        if number:  # the first round warms up
             pairs.append(pair)
         report(
             f"{watchers:,} watchers, round {number} of {_ROUNDS}: {pair[0]:.1f} ms, reference"
@@ -202,7 +204,7 @@ def _commit(conn: psycopg.Connection[Any]) -> int:
 
 def _streams(channel: grpc.Channel) -> Tell:
     call: Any = channel.unary_unary(TELL, asset_pb2.WatchAssetsResponse.SerializeToString)
-    cursor = "c" * 96  # as long as ours
+    cursor = "c" * 96  # as long as the cursors of ours
 
     def tell(number: int) -> int:
         return int(call(asset_pb2.WatchAssetsResponse(asset=_change(number), cursor=cursor)))

@@ -2,8 +2,8 @@
 
 import signal
 
-# Until a command says otherwise, Ctrl-C ends it without a traceback, also while the libraries below
-# are loaded.
+# Until a command installs its own handlers, Ctrl-C ends the process without a traceback, also while
+# the libraries below are imported.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # ruff: noqa: E402
@@ -56,7 +56,7 @@ def stop_with(problem: object, status: int = 1) -> typer.Exit:
 
 
 def report(text: str) -> None:
-    """One line, whatever the width of the terminal."""
+    """Prints one line of progress to stderr, not wrapped at the width of the terminal."""
     console.print(f"[dim]{escape(text)} ...", soft_wrap=True)
 
 
@@ -120,7 +120,7 @@ def show_endpoints(seconds: float, suite: Suite) -> None:
     elsewhere = suite.state.directory != DEFAULT_STATE
     option = (
         f" --state {shlex.quote(str(suite.state.directory))}" if elsewhere else ""
-    )  # for keys that it trusts
+    )  # the keys that this suite trusts are there
     console.print(
         f"\nA token, in another terminal:\n  TOKEN=$(./atelier token --user ada{option})\n\nThree"
         f" calls to paste:\n  {buf}"
@@ -136,7 +136,7 @@ def show_endpoints(seconds: float, suite: Suite) -> None:
 
 @app.command()
 def dev(state: StateOption = DEFAULT_STATE) -> None:
-    """Like `up`, with the logs in this terminal, and started anew when a file changes."""
+    """Do what `up` does, with the logs in this terminal, and restart when a file changes."""
     from cli.dev import run
 
     suite = Suite(State(state), Options(), report)
@@ -156,8 +156,8 @@ def dev(state: StateOption = DEFAULT_STATE) -> None:
 def health(
     service: Annotated[str, typer.Argument(help="assets, conversions, pipeline or techfiles")],
 ) -> None:
-    """Exit status 0 if the service answers healthy on this machine, else 1. For health checks of
-    containers."""
+    """Check one service of this machine, for health checks of containers. Exit status 0 if it
+    answers healthy, else 1."""
     if service not in SERVICES:
         raise stop_with(f"no service is called {service}; there are {', '.join(SERVICES)}", 2)
     raise typer.Exit(0 if is_serving(ports()[service]) else 1)
@@ -224,9 +224,9 @@ def trust(
     """Check a trust file, and print what each of its keys may sign. Exit status 1 if a server would
     refuse the file.
 
-    It is a JSON list of {"issuer", "roles", "owners", "service", "jwk"}. `owners` bounds a key to
-    owners such as `user:ada`, `vendor:acme-*`, `user:*` or `*`; without it, a key signs the owners
-    that its roles are kinds of.
+    The file is a JSON list of {"issuer", "roles", "owners", "service", "jwk"}. `owners` limits a
+    key to owners such as `user:ada`, `vendor:acme-*`, `user:*` or `*`; without it, a key signs the
+    owners whose kind is one of its roles.
     """
     from shared.rpc import auth
 
@@ -273,7 +273,7 @@ def setup(
     ],
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """What a deployment on servers of your own needs once: `migrate`, and the bucket of
+    """Do once what a deployment on servers of your own needs: `migrate`, and make the bucket of
     ATELIER_S3_*.
 
     Safe to repeat.
@@ -319,8 +319,8 @@ def doctor(state: StateOption = DEFAULT_STATE) -> None:
 def settings() -> None:
     """Print every setting with its default and meaning.
 
-    A setting is an environment variable. For one service alone, put its name in:
-    `ATELIER_PIPELINE_POOL_SIZE`.
+    A setting is an environment variable. To set it for one service alone, put the service's name
+    in: `ATELIER_PIPELINE_POOL_SIZE`.
     """
     out = Console(highlight=False)
     for name, field in Settings.model_fields.items():
@@ -344,7 +344,7 @@ app.add_typer(styles, name="styles")
 
 @styles.callback()
 def _styles() -> None:
-    """Keeps `seed` a command of its own, although it is the only one."""
+    """Makes `seed` a command of its own, although it is the only one."""
 
 
 @styles.command()
@@ -357,12 +357,11 @@ def seed(
     ] = "",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Bring the catalogue in line with a manifest. Safe to repeat, and to go on with after an
-    interruption.
+    """Bring the catalogue in line with a manifest. Safe to repeat, also after an interruption.
 
-    Uploads the pictures that aren't there yet, by SHA-256, and makes a new version of each style
-    that differs. Styles that the manifest doesn't name stay as they are. Acts as admin:atelier, or
-    with the admin token in ATELIER_TOKEN.
+    Uploads the pictures that are missing, by SHA-256, and makes a new version of each style that
+    differs. Styles that the manifest doesn't name stay as they are. Acts as admin:atelier, or with
+    the admin token in ATELIER_TOKEN.
     """
     from cli.styles import SeedFailed, Unusable, admin_token
     from cli.styles import seed as seed_styles
@@ -390,9 +389,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo-out"),
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """From photographs to a tech pack, through the running services, as an outside client.
+    """Make a tech pack from photographs, through the running services, as an outside client.
 
-    Uses the suite that `atelier up` runs on this state directory, or starts one for the while.
+    Uses the suite that `atelier up` runs on this state directory, or starts one for the demo.
     """
     client = [
         sys.executable,
@@ -413,7 +412,7 @@ def demo(
 
 
 def _client_environment(client_token: str) -> dict[str, str]:
-    """Nothing of ours but the generated stubs."""
+    """Returns the environment without ATELIER_* variables, plus the stubs and the token."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")
     }

@@ -1,12 +1,12 @@
-"""When something that ended is started again, and what is said of it."""
+"""Decides when an ended process is started again, and reports it."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 PAUSES = (0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each try while what was started doesn't last: what was killed three times comes
-back at once. The last pause is kept to."""
+"""Seconds to wait before each restart of a process that keeps ending. The first three restarts come
+at once; the last pause repeats."""
 STEADY_SECONDS = 20.0
 
 Report = Callable[[str], None]
@@ -14,9 +14,10 @@ Report = Callable[[str], None]
 
 @dataclass
 class Comeback:
-    """Of one process: how long it has to wait, until it has run for 20 seconds. Each end is told in
-    a line, but not any more once the pauses don't grow; and a problem that keeps it from starting
-    once, not at every try.
+    """Restart schedule of one process: pauses grow until the process has run for 20 seconds.
+
+    Each end is reported in one line until the pauses stop growing. A problem that keeps the process
+    from starting is reported once, not at every restart.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Comeback:
 
     @property
     def waits(self) -> bool:
-        """True from `ended` or `failed` until `take_turn` says yes."""
+        """True from `ended` or `failed` until `take_turn` returns True."""
         return self._due is not None
 
     def ended(self, how: str) -> None:
@@ -45,27 +46,27 @@ class Comeback:
             self.report(f"{self.name} {how}; starting it again{when}")
 
     def failed(self, problem: str) -> None:
-        """It could not even be started."""
+        """Records that the process could not be started."""
         self._put_off()
         if problem != self._problem:
             self._problem = problem
             self.report(f"{self.name} can't be started: {problem}; trying again")
 
     def take_turn(self) -> bool:
-        """True once when the time of the next try has come."""
+        """Returns True once when the next restart is due."""
         if self._due is None or self.clock() < self._due:
             return False
         self._due, self._began = None, self.clock()
         return True
 
     def hurry(self) -> None:
-        """What stood in its way may have gone: the next try comes at once."""
+        """Makes the next restart due at once, because its obstacle may be gone."""
         self._tries = 0
         if self.waits:
             self._due = self.clock()
 
     def runs(self) -> None:
-        """To be called while it does. After a while what was before is forgotten."""
+        """Must be called while the process runs. After 20 seconds its earlier ends don't count."""
         if self._problem:
             self.report(f"{self.name} is back")
             self._problem, self._tries = "", 0

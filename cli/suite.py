@@ -36,13 +36,13 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Problem(Exception):
-    """What stands in the way, in one line with the next step."""
+    """One line that says what prevents the start, and the next step."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may bring of their own. An empty `database_url` is the embedded Postgres,
-    `s3_endpoint` the disk."""
+    """Parts that users bring themselves. Empty `database_url`: the embedded Postgres; empty
+    `s3_endpoint`: the disk."""
 
     database_url: str = ""
     s3_endpoint: str = ""
@@ -59,7 +59,8 @@ class Process:
 
 @dataclass
 class Suite:
-    """Started by `start`, watched by `watch`, ended by `stop`; all from the thread that made it."""
+    """The suite: `start` runs it, `watch` keeps it running, `stop` ends it. Call all three from the
+    thread that made it."""
 
     state: State
     options: Options
@@ -77,8 +78,8 @@ class Suite:
         self._postgres_comeback = Comeback("Postgres", self.report)
 
     def start(self) -> None:
-        """Returns when every service answers healthy. Raises Problem; whatever was started is
-        stopped then."""
+        """Starts everything and returns when every service answers healthy. Raises Problem after
+        stopping everything it started."""
         self.state.prepare()
         if not self.state.lock():
             raise Problem(
@@ -98,13 +99,13 @@ class Suite:
             raise
 
     def watch(self, stopped: Callable[[], bool]) -> None:
-        """Brings back what ends, until `stopped`."""
+        """Restarts ended processes until `stopped` returns True."""
         while not stopped():
             self.revive()
             time.sleep(0.2)
 
     def revive(self) -> None:
-        """Starts what has ended, Postgres too, as `Comeback` says."""
+        """Restarts ended processes and Postgres, on the schedule of `Comeback`."""
         self._revive_postgres()
         for process in self.processes:
             comeback = process.comeback
@@ -120,15 +121,15 @@ class Suite:
                     comeback.failed(str(error))
 
     def restart_services(self) -> None:
-        """Ends every process but Postgres, and starts them."""
+        """Ends every process but Postgres and starts it again."""
         self._end_processes()
         for process in self.processes:
             process.comeback = Comeback(process.name, self.report)
             self._spawn(process)
 
     def stop(self) -> None:
-        """Servers first, so that nothing new begins; then the worker, the storage and the
-        database."""
+        """Tells the worker, the servers and the storage to end, in this order, and waits up to 15 s
+        before it kills them; then stops the database and releases the lock."""
         self._ending.set()
         if self._reviving:
             self._reviving.exception()
@@ -140,15 +141,15 @@ class Suite:
         self.state.unlock()
 
     def memory_megabytes(self) -> int:
-        """Resident memory of everything that runs, shared pages counted once (PSS)."""
+        """Returns the resident memory of all processes in MB, shared pages counted once (PSS)."""
         roots = [p.popen.pid for p in self.processes if p.popen]
         with contextlib.suppress(EmbeddedPostgresError):
             roots += [self.postgres.pid] if self.postgres else []
         return sum(_pss_kilobytes(pid) for root in roots for pid in _with_children(root)) // 1024
 
     def _revive_postgres(self) -> None:
-        """Each try in a thread: recovery may take long, and meanwhile others are brought back and
-        Ctrl-C is heard."""
+        """Starts Postgres in a thread: its recovery may take long, and meanwhile other processes
+        must be restarted and Ctrl-C must work."""
         if not self.postgres or (self._reviving and not self._reviving.done()):
             return
         comeback = self._postgres_comeback
@@ -158,7 +159,7 @@ class Suite:
                 comeback.failed(" ".join(str(problem).split()))
             else:
                 comeback.runs()
-                for process in self.processes:  # one that ended for want of it
+                for process in self.processes:  # any may have ended for want of it
                     process.comeback.hurry()
         elif not comeback.waits and (fault := self.postgres.fault):
             comeback.ended(fault)
@@ -175,7 +176,7 @@ class Suite:
         ]
         for popen in reversed(running):
             popen.terminate()
-            popen.send_signal(signal.SIGCONT)  # one that was stopped would hear it only then
+            popen.send_signal(signal.SIGCONT)  # a stopped process acts on SIGTERM only after this
         deadline = time.monotonic() + _STOP_SECONDS
         for popen in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -276,8 +277,8 @@ class Suite:
     def _spawn(self, process: Process) -> None:
         command = [sys.executable, "-m", *process.arguments]
         if setpriv := shutil.which("setpriv"):
-            # Whoever started us may be killed without a chance to tell: children then end by
-            # themselves.
+            # Children end by themselves if the process that started the suite is killed and can't
+            # stop them.
             command = [setpriv, "--pdeathsig", "TERM", *command]
         with self._open_log(process) as out:
             process.popen = subprocess.Popen(
@@ -291,7 +292,8 @@ class Suite:
             )
 
     def _open_log(self, process: Process) -> BinaryIO:
-        """Or nowhere, if it can't be opened: that must not keep the process from running."""
+        """Opens the process's log, or /dev/null: an unwritable log must not keep it from
+        running."""
         log = self.state.logs / f"{process.name}.log"
         try:
             if log.exists() and log.stat().st_size > _LOG_BYTES:
@@ -350,8 +352,8 @@ def _first_line(error: Exception) -> str:
 
 
 def ports() -> dict[str, int]:
-    """Of the four services and `storage`: the usual ones, or what their settings say. Raises
-    Problem."""
+    """Returns the ports of the four services and of `storage`, from their settings or the defaults.
+    Raises Problem."""
     chosen: dict[str, int] = {}
     for name, port in {**PORTS, "storage": STORAGE_HTTP_PORT}.items():
         said = os.environ.get(_port_setting(name), str(port))
@@ -374,8 +376,8 @@ def _port_setting(name: str) -> str:
 def check_ports(report: Report) -> None:
     """Raises Problem for a port that something listens on.
 
-    The usual ports lie where Linux also takes ports for outgoing connections, so one may be held
-    for up to a minute by a connection that is long closed: that is waited for.
+    The default ports lie in the range from which Linux takes ports of outgoing connections. A
+    closed connection may hold one for up to a minute; this function waits for that.
     """
     for name, port in ports().items():
         deadline = time.monotonic() + _CLOSED_CONNECTION_SECONDS
@@ -418,8 +420,8 @@ def is_serving(port: int) -> bool:
 
 
 def is_migrated(service: str, admin_url: str) -> bool:
-    """True if the newest revision is applied. Much quicker than loading Alembic to find nothing to
-    do."""
+    """Returns True if the newest revision is applied. Much faster than loading Alembic to find
+    nothing to do."""
     files = (ROOT / "services" / service / "migrations" / "versions").glob("[0-9]*.py")
     newest = max(path.stem for path in files)
     try:
@@ -456,8 +458,8 @@ def _pss_kilobytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process; yields what
-    tells it."""
+    """Makes SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process; yields a function
+    that reads the flag."""
     seen: list[int] = []
     before = {number: signal.signal(number, lambda n, _f: seen.append(n)) for number in _STOPPING}
     try:

@@ -1,4 +1,4 @@
-"""Calling any method by its descriptor, and reading a refusal with its google.rpc details."""
+"""Calls any method by its descriptor, and reads a refusal with its google.rpc details."""
 
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
@@ -21,8 +21,8 @@ D = TypeVar("D", bound=Message)
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a call ended that was not served. `reason`, `domain`, `metadata` are of ErrorInfo, '' and
-    {} without one."""
+    """A refused call. `reason`, `domain` and `metadata` are those of ErrorInfo, or '', '' and {}
+    without one."""
 
     code: grpc.StatusCode
     text: str
@@ -33,7 +33,7 @@ class Refusal:
     trailers: dict[str, Any]
 
     def detail(self, kind: type[D]) -> D:
-        """The one detail of this type."""
+        """Returns the only detail of this type."""
         found = [
             packed
             for packed in self.status.details
@@ -46,7 +46,7 @@ class Refusal:
 
     @property
     def fields(self) -> list[str]:
-        """Paths of the fields that BadRequest names."""
+        """Returns the paths of the fields that BadRequest names."""
         return [
             violation.field
             for violation in self.detail(error_details_pb2.BadRequest).field_violations
@@ -71,7 +71,7 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
 
 
 async def refusal(call: Awaitable[Any] | AsyncIterator[Any]) -> Refusal:
-    """The refusal that a unary call or a stream ends with; a call that is served fails the test."""
+    """Returns the refusal that ends a unary call or a stream. A served call fails the test."""
     try:
         if hasattr(call, "__aiter__"):
             answered: Any = [item async for item in call]
@@ -83,7 +83,7 @@ async def refusal(call: Awaitable[Any] | AsyncIterator[Any]) -> Refusal:
 
 
 async def reflect(channel: grpc.aio.Channel, version: str, **question: Any) -> Any:
-    """One answer of server reflection; `version` is v1 or v1alpha."""
+    """Returns one answer of server reflection; `version` is v1 or v1alpha."""
     call: Any = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=lambda message: message.SerializeToString(),
@@ -105,7 +105,7 @@ async def reflected_services(channel: grpc.aio.Channel, version: str) -> list[st
 
 @contextmanager
 def holding(house: Suite, statement: str, parameters: Any) -> Iterator[None]:
-    """Runs a statement and keeps its transaction, and so its locks, open meanwhile."""
+    """Runs a statement and keeps its transaction, and so its locks, open within the block."""
     with psycopg.connect(house.cluster.url(house.database)) as conn:
         conn.execute(statement, parameters)
         yield
@@ -113,7 +113,7 @@ def holding(house: Suite, statement: str, parameters: Any) -> Iterator[None]:
 
 
 def methods_of(services: Iterable[str]) -> Iterator[MethodDescriptor]:
-    """Every method in the contracts of these services."""
+    """Yields every method in the contracts of these services."""
     for service in services:
         for path in sorted((ROOT / "gen/atelier" / service / "v1").glob("*_pb2.py")):
             module = importlib.import_module(f"atelier.{service}.v1.{path.stem}")
@@ -122,13 +122,14 @@ def methods_of(services: Iterable[str]) -> Iterator[MethodDescriptor]:
 
 
 def name_of(method: MethodDescriptor) -> str:
-    """'atelier.assets.v1.AssetService.GetAsset'."""
+    """Returns a name such as 'atelier.assets.v1.AssetService.GetAsset'."""
     return str(method.full_name)
 
 
 def served_by(services: Iterable[str]) -> dict[str, MethodDescriptor]:
-    """Every method that these services serve, by name. What each of them serves for itself has its
-    name before it: 'assets/atelier.webhooks.v1.WebhookService.GetEndpoint'."""
+    """Returns every method that these services serve, by name. Methods that each service serves for
+    itself are prefixed with the service: 'assets/atelier.webhooks.v1.WebhookService.GetEndpoint'.
+    """
     served = {name_of(method): method for method in methods_of(services)}
     for service in services:
         served |= {f"{service}/{name_of(method)}": method for method in methods_of(["webhooks"])}
@@ -136,7 +137,7 @@ def served_by(services: Iterable[str]) -> dict[str, MethodDescriptor]:
 
 
 def service_of(name: str) -> str:
-    """Who serves a method of `served_by`."""
+    """Returns the service that serves a method of `served_by`."""
     service, _, method = name.rpartition("/")
     return service or method.split(".")[1]
 
@@ -164,8 +165,8 @@ def _callable(
 
 
 def _complete(answer: Any) -> bool:
-    """Whether this item of a watch, or what it carries, is the mark that the current state was
-    sent."""
+    """Returns whether this item of a watch, or a message in it, is the bookmark that says the
+    current state is complete."""
     inner = [
         answer,
         *(
@@ -185,10 +186,10 @@ async def invoke(
     requests: Sequence[Message],
     service: str | None = None,
 ) -> list[Message]:
-    """All answers; of a watch, those up to the mark that the current state is complete. Raises
-    AioRpcError.
+    """Calls a method and returns all answers; of a watch, those up to the bookmark that the current
+    state is complete. Raises AioRpcError.
 
-    `service`: which one is called, if several serve the method.
+    `service` is the service to call, if several serve the method.
     """
     call = _callable(client, method, lambda message: message.SerializeToString(), service)
     asked: Any = aiter_of(requests) if method.client_streaming else requests[0]
@@ -212,7 +213,7 @@ async def aiter_of(items: Iterable[Any]) -> AsyncIterator[Any]:
 async def send_bytes(
     client: Client, method: MethodDescriptor, data: bytes, service: str | None = None
 ) -> grpc.StatusCode:
-    """The code that a unary method answers to these bytes as its request."""
+    """Returns the status code that a unary method answers to these bytes as its request."""
     try:
         await _callable(client, method, bytes, service)(data, timeout=30)
     except grpc.aio.AioRpcError as error:

@@ -9,8 +9,8 @@ import pytest
 from cli.embedded import EmbeddedPostgres
 from tests.suite import Cluster, DiskServer, Keys, Suite, suite
 
-# Whole jobs through running processes. They begin first, so that no worker is left alone with them
-# at the end.
+# Whole jobs through running processes. They begin first, so that no test worker is left alone with
+# them at the end.
 _LONG = (
     "tests/docs",
     "tests/tools",
@@ -25,8 +25,8 @@ _LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
-    # The collector would walk thousands of tests and modules again and again, a twentieth of the
-    # whole run.
+    # Without this the garbage collector walks thousands of tests and modules repeatedly, which
+    # costs a twentieth of the whole run.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
@@ -38,11 +38,14 @@ _ROOM_BYTES = 2 * 1024**3
 
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
-    """For what is made and thrown away by the thousand. In memory where there is room: copying a
-    database, which is a thousand files, costs a disk's file system up to thirty times as much.
+    """A directory for files that are made and thrown away by the thousand, in memory if there is
+    room.
+
+    Copying a database, which is a thousand files, costs up to thirty times as much on a disk.
     (Storage's own tests are on disk.)
     """
-    # Not below pytest's directory: as root that is closed to the account that Postgres runs as.
+    # Not below pytest's directory: run by root, that is closed to the account that Postgres runs
+    # as.
     roomy = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM_BYTES
     directory = Path(tempfile.mkdtemp(prefix="atelier-tests-", dir=_IN_MEMORY if roomy else None))
     directory.chmod(0o755)
@@ -59,8 +62,7 @@ def cluster(scratch: Path) -> Iterator[Cluster]:
         "full_page_writes": "off",
         "max_connections": "300",
         "max_wal_size": "128MB",
-        # A connection that was given up while it logged in would hold up DROP DATABASE for the
-        # usual minute.
+        # DROP DATABASE waits for abandoned logins, which take a minute to time out by default.
         "authentication_timeout": "3s",
     }
     with EmbeddedPostgres(scratch / "postgres", options=options) as postgres:
@@ -85,7 +87,7 @@ def disk(scratch: Path) -> Iterator[DiskServer]:
 
 @pytest.fixture
 async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """The suite on a database of the test's own. Start what the test needs: `await
+    """The suite on a database of the test's own. Tests start the services they need: `await
     atelier.serve("assets")`."""
     async with suite(cluster, keys, disk) as made:
         yield made

@@ -7,7 +7,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 
 def one_character_font(path: Path, character: str) -> Path:
-    """Writes a font of the family House that has a box for one character and nothing else."""
+    """Writes a font of the family House with a box for one character and no other glyph."""
     pen = TTGlyphPen(None)
     pen.moveTo((100, 0))
     for corner in ((100, 700), (800, 700), (800, 0)):

@@ -1,6 +1,7 @@
-"""A ZIP reader that can't look ahead, as strict as such readers are: it knows nothing of the
-directory at the end, and takes no entry whose end its own bytes don't tell. (Java's ZipInputStream
-is one; so is bsdtar reading from a pipe.)
+"""A ZIP reader that can't look ahead, as strict as real ones (Java's ZipInputStream, bsdtar reading
+from a pipe).
+
+It ignores the directory at the end, and refuses an entry whose own bytes don't say where it ends.
 """
 
 import struct
@@ -15,8 +16,8 @@ _FAR = 0xFFFFFFFF
 def entries(
     stream: BinaryIO, take: Callable[[str, bytes], None] = lambda _name, _piece: None
 ) -> Iterator[tuple[str, int]]:
-    """Name and size of each entry, in order; its bytes go to `take`. Whatever doesn't fit together
-    fails."""
+    """Yields name and size of each entry, in order, and passes its bytes to `take`. Fails if
+    anything is inconsistent."""
     buffer = b""
 
     def read(size: int) -> bytes:
@@ -54,7 +55,7 @@ def entries(
 
 
 def contents(stream: BinaryIO) -> dict[str, bytes]:
-    """What is in the archive, by name."""
+    """Returns the archive's files by name."""
     found: dict[str, bytearray] = {}
 
     def take(name: str, piece: bytes) -> None:

@@ -1,4 +1,4 @@
-"""An HTTP server on a real socket that does what a test wants, and remembers what came."""
+"""An HTTP server on a real socket that replies as a test says, and records its requests."""
 
 import asyncio
 import ssl
@@ -29,8 +29,8 @@ def replying(status: int, body: bytes = b"", **headers: str) -> Reply:
 
 @dataclass
 class Receiver:
-    """`connections` counts what reached the socket, `requests` what was sent whole; `reply` may
-    change at any time."""
+    """The server. `connections` counts connections to the socket, `requests` holds those sent
+    whole; `reply` may change at any time."""
 
     reply: Reply
     port: int = 0

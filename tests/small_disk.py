@@ -10,32 +10,32 @@ from pathlib import Path
 
 @contextmanager
 def mounted(place: Path, size: str) -> Iterator[Path]:
-    """A file system of that size."""
+    """Mounts a file system of the given size."""
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
     try:
         yield place
     finally:
-        # Helpers of a process that has just ended hold its log for a moment longer.
+        # Helpers of a process that has just ended hold its log open for a moment longer.
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
 class Filler:
-    """Takes up the room of a file system."""
+    """Fills a file system."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._file = root / "filler"
 
     def leave(self, room: int) -> None:
-        """All but `room` bytes."""
+        """Fills all but `room` bytes."""
         self.remove()
         with self._file.open("wb") as file:
             while (size := self._free() - room) > 0:
                 try:
                     os.posix_fallocate(file.fileno(), 0, size)
                 except OSError as error:
-                    # Somebody else's file grew after the look: what is free now is less.
+                    # Another file grew after the check: less is free now.
                     if error.errno != errno.ENOSPC:
                         raise
                 else:

@@ -1,5 +1,5 @@
-"""The suite, started inside a test: real Postgres, real storage over HTTP, real gRPC on sockets of
-this machine."""
+"""The suite, started inside a test: real Postgres, real storage over HTTP, real gRPC on local
+sockets."""
 
 import asyncio
 import importlib
@@ -31,8 +31,8 @@ TEMPLATE = "atelier_template"
 
 
 def browser() -> httpx.AsyncClient:
-    """For the suite's own addresses. They are plain HTTP: reading certificates would take longer
-    than most requests."""
+    """Returns a client for the suite's own addresses. They are plain HTTP, so certificates aren't
+    loaded, which would take longer than most requests."""
     return httpx.AsyncClient(timeout=60, verify=False)
 
 
@@ -41,7 +41,7 @@ def built_services() -> list[str]:
 
 
 class Cluster:
-    """A Postgres with a migrated template database; tests get clones."""
+    """A Postgres with a migrated template database, of which tests get clones."""
 
     def __init__(self, admin_url: str) -> None:
         self.admin_url = admin_url
@@ -62,7 +62,7 @@ class Cluster:
     def clone(self) -> str:
         name = f"test_{secrets.token_hex(6)}"
         with psycopg.connect(self.admin_url, autocommit=True) as conn:
-            # Copies files rather than logging every page: nothing here is recovered.
+            # Copying files is faster than logging every page, and nothing here is ever recovered.
             conn.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
         return name
 
@@ -95,8 +95,8 @@ class Keys:
         )
 
     def service_token(self, service: str, owner: str, *, act: str | None = None) -> str:
-        """What `service` presents when it calls for `owner`, such as user:ada. `act`: whom it
-        names; else itself."""
+        """Returns the token with which `service` calls for `owner`, such as user:ada. `act` is the
+        service it names, by default itself."""
         role, _, subject = owner.partition(":")
         return auth.sign(
             self.services[service],
@@ -113,14 +113,14 @@ class Keys:
 
 
 class Client:
-    """A caller: a channel per service and a token. `client.stub(module_grpc.XStub)` calls with the
-    token."""
+    """A caller: a channel per service and a token. Stubs of `client.stub(module_grpc.XStub)` send
+    the token."""
 
     def __init__(self, addresses: dict[str, str], token: str | None, subject: str = "") -> None:
         self.addresses = addresses
         self.token = token
         self.subject = subject
-        self.options: list[tuple[str, int]] = []  # of its channels, to be set before the first call
+        self.options: list[tuple[str, int]] = []  # channel options, to be set before the first call
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def channel(self, service: str) -> grpc.aio.Channel:
@@ -173,7 +173,7 @@ class _BearerIn(_WithToken, grpc.aio.StreamUnaryClientInterceptor):
 
 
 class Suite:
-    """Services of one test, in this process, each on a port of its own, over one cloned
+    """The services of one test, in this process, each on a port of its own, over one cloned
     database."""
 
     def __init__(self, cluster: Cluster, database: str, keys: Keys, storage: "DiskServer") -> None:
@@ -211,7 +211,7 @@ class Suite:
         return type(settings).model_validate({**settings.model_dump(), **values, "port": 0})
 
     async def serve(self, *services: str) -> None:
-        """Starts servers. Those a service calls must be started before it."""
+        """Starts servers. Services that a service calls must be started before it."""
         for name in services:
             module = importlib.import_module(f"services.{name}.__main__")
             settings = self.settings(name, "app")
@@ -223,8 +223,8 @@ class Suite:
             self.addresses[name] = f"127.0.0.1:{running.port}"
 
     async def stop(self, *services: str, seconds: float = 0) -> None:
-        """Stops servers as SIGTERM does; calls in flight get `seconds`. `serve` starts them again,
-        elsewhere."""
+        """Stops servers as SIGTERM does; calls in flight get `seconds`. `serve` starts them again
+        on other ports."""
         for name in services:
             running, stack = self._servers.pop(name)
             async with stack:
@@ -247,7 +247,7 @@ class Suite:
                 raise error
 
     def client(self, subject: str | None = "ada", role: str = "user", **claims: Any) -> Client:
-        """A caller with a token; `subject` None: without one."""
+        """Returns a caller with a token, or without one if `subject` is None."""
         token = self.keys.token(subject, role, **claims) if subject else None
         client = Client(self.addresses, token, subject or "")
         self._clients.append(client)
@@ -259,16 +259,16 @@ class Suite:
         return client
 
     def sql(self, statement: str, parameters: Any = None) -> list[Any]:
-        """As superuser: for looking at what is really there, and for making faults. Never part of a
-        promise."""
+        """Runs a statement as superuser, to look at what is really there or to cause faults.
+        Promises are never tested through it."""
         if self._looking is None or self._looking.closed:
             self._looking = self._connect()
         cursor = self._looking.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
 
     async def change(self, statement: str, parameters: Any = None) -> None:
-        """The same for a statement that may have to wait for the server's or the worker's
-        transactions: these run in this very loop, which must go on meanwhile."""
+        """Does the same for a statement that may have to wait for transactions of the server or the
+        worker. These run in this very event loop, which must go on meanwhile."""
 
         def run() -> None:
             with self._connect() as conn:
@@ -280,7 +280,7 @@ class Suite:
         url = self.cluster.url(self.database)
         return psycopg.connect(
             url, autocommit=True, prepare_threshold=None
-        )  # tests change tables, too
+        )  # no prepared statements, because tests change tables
 
     async def close(self) -> None:
         if self._looking:
@@ -332,7 +332,7 @@ def free_port() -> int:
 
 
 def free_ports(number: int) -> list[int]:
-    """As many different ones: they are held until all are known."""
+    """Returns different free ports: all are held until all are known."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(number)]
         for probe in probes:

@@ -1,8 +1,8 @@
-"""No answer without pages is larger than what a client takes: the limits of the contract see to it.
+"""No answer without pages is larger than a client accepts: the limits of the contract ensure that.
 
-The largest that a message can be is added up from its fields: what repeats stands in MOST, longer
-texts in TEXTS, and what is limited as a whole in LARGEST. A new rpc with a field that repeats fails
-here until somebody has thought about how often. tests/test_pages.py is about those with pages.
+The largest size of a message is the sum over its fields: MOST says how often a field repeats, TEXTS
+how long a text is, LARGEST how large a message is as a whole. A new rpc with a repeated field fails
+here until somebody has decided how often it repeats. tests/test_pages.py tests answers with pages.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from tests.test_pages import PAGED
 from tests.test_tenancy import METHODS
 
 CLIENTS_TAKE = 4 * 1024 * 1024
-TEXT = 2_000 * 4  # of characters with four bytes, where TEXTS says nothing else
+TEXT = 2_000 * 4  # bytes: characters of four bytes, for every text that TEXTS doesn't name
 LABEL = 130 * 4
 URL = 10_000
 
@@ -27,16 +27,16 @@ LARGEST = {
     "atelier.common.v1.Facts": 1_000_000,  # FACTS_BYTES
     "atelier.pipeline.v1.PhaseValue": (
         1_000_000
-    ),  # VALUE_BYTES of the model, and as much of a reviewer
-    "atelier.assets.v1.DocumentContent": 300_000 * 4 + 2_000_000,  # MOST_TEXT, and what is no text
+    ),  # VALUE_BYTES of the model, and as much from a reviewer
+    "atelier.assets.v1.DocumentContent": 300_000 * 4 + 2_000_000,  # MOST_TEXT, and the rest
     "atelier.assets.v1.StyleImage": 3_000,  # public pictures: their URLs are short
     "atelier.assets.v1.PartTarget": 3_000,
     "atelier.assets.v1.UploadTarget": 20_000,
     "atelier.assets.v1.OwnedRow": 3_200_000,  # a row of documents
-    "Analysis.result": 1_000_000,  # of the facts
+    "Analysis.result": 1_000_000,  # the limit of facts
     "atelier.techfiles.v1.TechFile": 1_100_000,  # ANALYSIS_BYTES of numbers, and a prompt
 }
-# How often a field repeats. A whole message: in all of them.
+# How often a field repeats. For a message type: in all fields of that type.
 MOST = {
     "AddAlbumAssetsResponse.results": 500,
     "RemoveAlbumAssetsResponse.results": 500,
@@ -96,7 +96,7 @@ MOST = {
     "Endpoint.event_types": 100,
     "ListEventTypesResponse.event_types": 100,
 }
-# Bytes of texts that aren't of 2,000 characters.
+# Bytes of texts whose limit isn't 2,000 characters.
 TEXTS = {
     "Provenance.prompt": 32_000,
     "Asset.tags": 64 * 4,
@@ -135,7 +135,7 @@ TEXTS = {
     "AssetResult.reason": 60,
     "Endpoint.event_types": 400,
 }
-# Their handlers measure what they put into an answer. The test of each is named.
+# Their handlers measure their answers. The test of each is named.
 MEASURED = {
     "atelier.assets.v1.AssetService.BatchGetAssets": "test_what_is_left_of_a_batch_is_named",
     "atelier.assets.v1.AssetService.AcquireReferences": (
@@ -146,7 +146,7 @@ MEASURED = {
 
 
 def named(table: dict[str, int], field: Any) -> int | None:
-    """What stands there for the field of this message, else for fields of this name."""
+    """Returns the table's value for this field of its message, else for fields of this name."""
     return table.get(f"{field.containing_type.name}.{field.name}", table.get(field.name))
 
 

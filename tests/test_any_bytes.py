@@ -1,5 +1,5 @@
-"""R11: any bytes get a declared answer: never UNKNOWN, never INTERNAL. Every unary rpc of every
-service is asked."""
+"""R11: any bytes get a declared answer, never UNKNOWN or INTERNAL. Every unary rpc of every service
+is called."""
 
 import asyncio
 import math
@@ -18,7 +18,7 @@ from tests.suite import Cluster, DiskServer, Keys, Suite, built_services, suite
 from tests.tenancy_cases import webhooks
 from tests.test_tenancy import cases, owned, rows_for  # noqa: F401 (a fixture)
 
-TOTAL = 3000  # of `make test`; each rpc gets its share
+TOTAL = 3000  # calls in `make test`, shared among the rpcs
 SEED = 20261120
 UNDECLARED = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED}
 UNARY = {
@@ -101,9 +101,7 @@ def fill(message: Message, chance: random.Random, share: float, depth: int = 0) 
     not."""
     fields: Any = message.DESCRIPTOR.fields
     for field in fields:
-        if (
-            chance.random() > share or field.name == "wait"
-        ):  # nobody works here, so waiting would last
+        if chance.random() > share or field.name == "wait":  # no worker runs, so a wait would last
             continue
         inner = field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
         if inner and depth > 4:
@@ -139,7 +137,7 @@ def wild(method: MethodDescriptor, _valid: Message, chance: random.Random) -> by
 
 
 def half_wild(_method: MethodDescriptor, valid: Message, chance: random.Random) -> bytes:
-    """A request about rows that exist, with one or two fields gone wild: it comes further than
+    """Returns a request about existing rows with one or two wild fields: it gets further than
     others."""
     message = type(valid).FromString(valid.SerializeToString())
     fill(message, chance, 1.5 / max(1, len(message.DESCRIPTOR.fields)))
@@ -188,7 +186,8 @@ async def test_random_requests_get_a_declared_answer(house: Suite, owned: Any, n
     await asyncio.gather(*(ask(make) for make in MAKERS for _ in range(share)))
 
 
-# The limit is the server's, so one method of each gRPC service will do: 4 MiB take their time.
+# The server enforces the limit, so one method of each gRPC service suffices: sending 4 MiB takes
+# time.
 @pytest.mark.parametrize(
     "name", sorted({name.rpartition(".")[0]: name for name in sorted(UNARY)}.values())
 )
@@ -226,6 +225,7 @@ async def test_any_authorization_gets_a_declared_answer(house: Suite) -> None:
     call: Any = (
         house.client(None).channel("assets").unary_unary("/atelier.assets.v1.AssetService/GetAsset")
     )
+
     for _ in range(200):
         header = "".join(chance.choice(pieces) for _ in range(chance.randrange(1, 6)))
         code = (await calls.refusal(call(b"\xff", metadata=(("authorization", header),)))).code

@@ -1,5 +1,5 @@
-"""Refusals carry what a caller needs to act on; faults of the machinery (R17, R20) and secrets
-(R16), light."""
+"""Refusals carry what a caller needs to act on. Also light tests of failing machinery (R17, R20)
+and of secrets (R16)."""
 
 import asyncio
 import json
@@ -60,6 +60,7 @@ async def test_every_refusal_says_reason_and_domain(house: Suite) -> None:
             flows.assets(house.client(None)).GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER))
         ),
     ]
+
     assert [(r.domain, r.reason) for r in refused] == [
         ("atelier", "INVALID_FIELD"),
         ("atelier", "NOT_FOUND"),
@@ -109,6 +110,7 @@ async def test_a_refusal_of_very_much_arrives_whole(house: Suite) -> None:
     refused = await calls.refusal(stub.CreateDocument(request))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert refused.fields[:2] == [f"content.renovation_plan.milestones[{n}].date" for n in range(2)]
+
     long = errors.answer(errors.already_exists("album", "x", "\U0001f9e5" * 5000))
     assert (
         len(long.message.encode()) <= 1000
@@ -154,6 +156,7 @@ async def test_a_state_that_forbids_is_named(house: Suite) -> None:
     )
     refused = await calls.refusal(download)
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+
     [violation] = refused.detail(error_details_pb2.PreconditionFailure).violations
     assert (violation.type, violation.subject) == ("WRONG_STATE", f"assets/{pending.asset.id}")
 
@@ -169,7 +172,7 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(house: Suite) -> 
 
 
 def part(tag: int, data: bytes) -> bytes:
-    """A field that holds bytes, on the wire."""
+    """Encodes a field that holds bytes, in wire format."""
     size, length = bytearray(), len(data)
     while length > 127:
         size.append(length & 127 | 128)
@@ -191,6 +194,7 @@ async def test_json_that_is_nested_too_deeply_is_called_so(house: Suite, levels:
         .channel("assets")
         .unary_unary("/atelier.assets.v1.AssetService/UpdateAsset")
     )
+
     refused = await calls.refusal(call(request))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and "32 levels" in refused.text
 
@@ -222,6 +226,7 @@ async def test_what_errors_carry_can_be_printed_by_clients_that_know_only_reflec
 ) -> None:
     await atelier.serve("assets")
     channel = atelier.client("ada").channel("assets")
+
     for name in (
         "ErrorInfo",
         "BadRequest",
@@ -239,11 +244,13 @@ async def test_a_full_pool_sheds_load_while_health_and_reflection_answer(atelier
     await atelier.serve("assets")
     ada = atelier.client("ada")
     asset = await flows.upload(ada, DATA)
+
     with calls.holding(
         atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)
     ):
         blocked = [asyncio.ensure_future(flows.update(ada, asset.id, free=False)) for _ in range(2)]
         await waiting_for_locks(atelier, 2)
+
         refused = await calls.refusal(listing(ada))
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
@@ -252,6 +259,7 @@ async def test_a_full_pool_sheds_load_while_health_and_reflection_answer(atelier
             health_pb2.HealthCheckResponse.NOT_SERVING,
         )
         assert await calls.reflected_services(ada.channel("assets"), "v1")
+
     await asyncio.gather(*blocked)
     assert [item.id for item in (await listing(ada)).assets] == [asset.id]
 
@@ -271,6 +279,7 @@ async def test_more_calls_than_the_cap_are_refused_at_once(atelier: Suite) -> No
     await atelier.serve("assets")
     ada = atelier.client("ada")
     asset = await flows.upload(ada, DATA)
+
     with calls.holding(
         atelier, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)
     ):
@@ -278,6 +287,7 @@ async def test_more_calls_than_the_cap_are_refused_at_once(atelier: Suite) -> No
         await waiting_for_locks(atelier, 3)
         refused = await calls.refusal(listing(ada))
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+
     await asyncio.gather(*blocked)
     await listing(ada)
 
@@ -286,9 +296,10 @@ async def test_more_calls_than_the_cap_are_refused_at_once(atelier: Suite) -> No
 async def test_a_deadline_cancels_the_query_on_the_server(
     atelier: Suite, timeout: float | None
 ) -> None:
-    """A caller's own deadline, and the server's for a caller without one."""
+    """The deadline is the caller's own, or the server's for a caller without one."""
     atelier.overrides |= {"default_deadline_seconds": 0.2, "pool_size": 1}
     await atelier.serve("assets")
+
     ada = atelier.client("ada")
     assert (await listing(ada, timeout=20)).assets == []
     with calls.holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
@@ -304,7 +315,7 @@ async def test_a_deadline_cancels_the_query_on_the_server(
     assert (await listing(ada, timeout=20)).assets == [], "the pool's one connection came back"
 
 
-# The database goes away
+# Loss of the database
 
 
 @contextmanager
@@ -336,6 +347,7 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
             while not (await stream.read()).bookmark.ready:
                 pass
             await asyncio.to_thread(postgres.stop)
+
             for call in (listing, lambda c: flows.update(c, asset.id, free=False), listing):
                 refused = await calls.refusal(call(ada))
                 assert (refused.code, refused.reason) == (
@@ -343,16 +355,19 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
                     "DEPENDENCY_UNAVAILABLE",
                 )
                 assert refused.detail(error_details_pb2.RetryInfo)
+
             async with asyncio.timeout(20):
                 while await health(ada) != health_pb2.HealthCheckResponse.NOT_SERVING:
                     await asyncio.sleep(0.1)
             await asyncio.to_thread(postgres.start)
             assert postgres.url == own.admin_url
+
             async with asyncio.timeout(10):
                 while await health(ada) != health_pb2.HealthCheckResponse.SERVING:
                     await asyncio.sleep(0.1)
             assert [item.id for item in (await listing(ada)).assets] == [asset.id]
-            # Worker, sequencer and the open watch come back by themselves.
+
+            # Worker, sequencer and the open watch recover by themselves.
             await flows.update(ada, asset.id, file_name="after.jpg")
             async with asyncio.timeout(20):
                 while (await stream.read()).asset.file_name != "after.jpg":
@@ -366,8 +381,8 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
 async def test_secrets_are_not_in_logs_nor_in_answers(
     cluster: Cluster, keys: Keys, disk: DiskServer
 ) -> None:
-    """A real process with every log line on; canaries in its password, tokens, URLs and the
-    metadata of callers."""
+    """Runs a real process with every log line on, and canaries in its password, in tokens, URLs and
+    the metadata of callers."""
     async with suite(cluster, keys, disk) as house:
         port = free_port()
         environment = {
@@ -392,6 +407,7 @@ async def test_secrets_are_not_in_logs_nor_in_answers(
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+
         try:
             house.addresses["assets"] = f"127.0.0.1:{port}"
             token = keys.token("ada")
@@ -401,10 +417,12 @@ async def test_secrets_are_not_in_logs_nor_in_answers(
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(20):
                 out, err = await process.communicate()
+
         log = (out + err).decode()
         assert "NOT_FOUND" in log and "UNAUTHENTICATED" in log and "UNAVAILABLE" in log, log[-2000:]
         for line in filter(None, err.decode().splitlines()):
             assert json.loads(line)["level"]
+
         canaries = [
             token,
             token.split(".")[2],
@@ -429,7 +447,7 @@ async def test_secrets_are_not_in_logs_nor_in_answers(
 
 
 async def provoke(house: Suite, ada: Client) -> str:
-    """Calls that go well and calls that go wrong. Returns the texts of the refusals."""
+    """Makes calls that succeed and calls that fail. Returns the texts of the refusals."""
     async with asyncio.timeout(20):
         while True:
             try:
@@ -446,7 +464,7 @@ async def provoke(house: Suite, ada: Client) -> str:
     texts.append((await calls.refusal(listing(forged))).text)
     headers = [("authorization", "Bearer canary-header"), ("x-secret", "canary-header")]
     texts.append((await calls.refusal(listing(house.client(None), metadata=headers))).text)
-    # The database throws everybody out and lets nobody in: errors of the driver come up.
+    # The database ends all sessions and refuses new ones, so that errors of the driver surface.
     with psycopg.connect(house.cluster.admin_url, autocommit=True) as conn:
         conn.execute(f"ALTER DATABASE {house.database} ALLOW_CONNECTIONS false")
         conn.execute(

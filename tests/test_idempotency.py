@@ -1,5 +1,5 @@
 """R6: a repeat is harmless. Over the wire, with real concurrency; assets stands for every service,
-since the rule is kept by shared.database.db."""
+since shared.database.db enforces the rule."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -43,6 +43,7 @@ async def test_32_duplicates_at_once_make_one_row_and_get_one_answer(house: Suit
     assert rows(house, "user:one") == 1
     assert len({answer.upload_id for answer in answers}) == 1
     assert len({answer.asset.SerializeToString() for answer in answers}) == 1
+
     events = house.sql("SELECT count(*) FROM assets.events WHERE owner = 'user:one'")
     assert events == [(1,)]
 
@@ -52,6 +53,7 @@ async def test_a_repeat_gets_the_answer_of_then_with_urls_of_now(house: Suite) -
     first = await flows.uploads(client).RequestUpload(asked("r1"))
     await flows.send(first.target, DATA)
     await flows.confirm(client, first.upload_id)
+
     again = await flows.uploads(client).RequestUpload(asked("r1"))
     assert again.asset == first.asset and again.upload_id == first.upload_id
     assert again.target.url
@@ -84,6 +86,7 @@ async def test_ids_are_scoped_to_owner_actor_and_method(house: Suite) -> None:
     ]
     answers = [await flows.uploads(client).RequestUpload(asked("r1")) for client in callers]
     assert len({answer.upload_id for answer in answers}) == 4
+
     asset = await flows.upload(callers[0], DATA)
     assert (await flows.update(callers[0], asset.id, request_id="r1", free=False)).free is False
 
@@ -100,6 +103,7 @@ async def test_a_failure_does_not_poison_the_id(house: Suite) -> None:
     request = upload_pb2.ConfirmUploadRequest(request_id="r2", upload_id=requested.upload_id)
     refused = await calls.refusal(flows.uploads(client).ConfirmUpload(request))
     assert refused.reason == "NOTHING_UPLOADED"
+
     await flows.send(requested.target, DATA)
     assert (
         await flows.uploads(client).ConfirmUpload(request)
@@ -118,7 +122,8 @@ async def test_a_duplicate_that_waits_too_long_is_told_when_to_come_back(house: 
 
 
 async def test_an_answer_that_was_lost_is_given_again(house: Suite) -> None:
-    """The caller's deadline ends while the row is held; the repeat must find nothing half done."""
+    """The caller's deadline ends while the row is locked; the repeat must find nothing half
+    done."""
     client = house.client("ten")
     asset = await flows.upload(client, DATA)
     update: dict[str, Any] = {
@@ -131,6 +136,7 @@ async def test_an_answer_that_was_lost_is_given_again(house: Suite) -> None:
     with calls.holding(house, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
         refused = await calls.refusal(flows.assets(client).UpdateAsset(request, timeout=0.2))
         assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
     answers = [(await flows.assets(client).UpdateAsset(request)).asset for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
     assert int(answers[0].etag) == int(asset.etag) + 1, "the update ran once"
@@ -150,6 +156,7 @@ async def test_8_streamed_duplicates_at_once_make_one_asset(house: Suite) -> Non
     assert {asset.state for asset in made} == {asset_pb2.ASSET_STATE_READY}
     assert len({asset.id for asset in made}) == 1
     assert house.sql("SELECT state FROM assets.assets WHERE owner = 'user:eleven'") == [("ready",)]
+
     stored = list((house.storage.root).rglob(f"*{made[0].id}*/original/*"))
     assert [path.name for path in stored] == [made[0].file_path.rpartition("/")[2]], (
         "only the one that is shown is kept"

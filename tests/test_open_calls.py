@@ -1,5 +1,5 @@
-"""Health and reflection answer who has no token, and nobody without one fills the server: over a
-real channel."""
+"""Health and reflection answer callers without a token, who can't fill the server. Over a real
+channel."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from tests.assets import flows
 from tests.suite import Suite
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-LEAST = 32  # places for such streams where max_streams is small
+LEAST = 32  # places for streams without a token where max_streams is small
 
 
 def watching(channel: grpc.aio.Channel, service: str = "") -> Any:
@@ -26,7 +26,7 @@ def watching(channel: grpc.aio.Channel, service: str = "") -> Any:
 
 
 def reflecting(channel: grpc.aio.Channel, version: str, seconds: float = 600) -> Any:
-    """A stream of reflection that asks once and stays open."""
+    """Opens a reflection stream that asks once and stays open."""
 
     async def questions() -> AsyncIterator[Any]:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
@@ -41,7 +41,7 @@ def reflecting(channel: grpc.aio.Channel, version: str, seconds: float = 600) ->
 
 
 async def begin(call: Any) -> grpc.StatusCode | None:
-    """None: it is served. Else why not."""
+    """Returns None if the call is served, else the status it is refused with."""
     try:
         async with asyncio.timeout(30):
             answer = await call.read()
@@ -77,7 +77,7 @@ async def test_a_flood_of_streams_without_a_token_is_counted_and_health_answers(
     stub = health_pb2_grpc.HealthStub(fresh.channel("assets"))
     for _ in range(20):
         assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
-    # Whoever has a token has places of their own, for calls and for watches.
+    # Callers with a token have places of their own, for calls and for watches.
     assert (
         list((await flows.assets(ada).ListAssets(asset_pb2.ListAssetsRequest(), timeout=10)).assets)
         == []
@@ -130,6 +130,7 @@ async def test_a_watch_tells_the_state_first_and_then_its_end(atelier: Suite) ->
         while (await watch.read()).status != SERVING:
             pass
     assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
     stopping = asyncio.create_task(atelier.stop("assets", seconds=5))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()

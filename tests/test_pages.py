@@ -1,8 +1,8 @@
-"""No page is larger than what a client takes, and over the pages every row arrives exactly once.
+"""No page is larger than a client accepts, and over the pages every row arrives exactly once.
 
-Every rpc with pages is called for the most rows that a page may have, by a client with the default
-limit of 4 MiB, when the rows are as large as the contract lets them be. How they are made stands in
-LISTS; an rpc without that fails here.
+Every rpc with pages is called for the largest page, by a client with the default limit of 4 MiB,
+when the rows are as large as the contract allows. LISTS says how they are made; an rpc that it
+lacks fails here.
 """
 
 import uuid
@@ -34,13 +34,13 @@ PAGED = {
 
 
 def wide(characters: int) -> str:
-    """SQL of a text of so many characters, four bytes each."""
+    """Returns SQL for a text of so many characters, four bytes each."""
     return f"repeat('\U0001f9e5', {characters})"
 
 
 def clone(table: str, count: int, where: str = "owner = 'user:ada'", **columns: str) -> str:
-    """SQL that adds `count` rows like the newest one; `columns` are SQL expressions with `n`, from
-    1. Each row is older than the one before."""
+    """Returns SQL that adds `count` rows like the newest one, each older than the one before.
+    `columns` are SQL expressions of `n`, which counts from 1."""
     named = {"created_at": "t.created_at - n * interval '1 millisecond'", **columns}
     pairs = ", ".join(f"'{name}', {expression}" for name, expression in named.items())
     return (
@@ -71,8 +71,8 @@ _READY = "owner = 'user:ada' AND state = 'ready' AND product_id <> ''"
 
 @dataclass(frozen=True)
 class Grown:
-    """`statements` add `count` rows. `small`: the largest page of the largest rows is no more than
-    an answer holds."""
+    """Statements that add `count` rows. `small`: even the largest page of the largest rows fits
+    into one answer."""
 
     count: int
     statements: tuple[str, ...]
@@ -417,7 +417,7 @@ for _service in ("assets", "conversions", "pipeline", "techfiles"):
 
 
 def most_rows(name: str) -> int:
-    """The largest page that the contract allows."""
+    """Returns the largest page size that the contract allows."""
     constraint: Any = validate_pb2.field
     return int(
         METHODS[name]
@@ -429,7 +429,7 @@ def most_rows(name: str) -> int:
 
 
 async def read(client: Client, name: str, request: Any) -> tuple[list[Message], int]:
-    """All rows and the number of pages."""
+    """Returns all rows and the number of pages."""
     [rows_field] = [
         f for f in METHODS[name].output_type.fields if f.is_repeated and f.message_type
     ][:1]
@@ -467,6 +467,7 @@ async def test_every_row_arrives_once_in_answers_that_clients_take(
     found, pages = await read(client, name, asked)
     assert len(found) == len(before) + how.count
     assert [n for n in Counter(row.SerializeToString() for row in found).values() if n > 1] == []
+
     in_all = sum(row.ByteSize() for row in found)
     assert (pages > 1) == (in_all > ANSWER_BYTES or len(found) > most_rows(name))
     assert how.small or in_all > 4 * 1024 * 1024, f"{in_all} bytes prove nothing"
@@ -474,7 +475,7 @@ async def test_every_row_arrives_once_in_answers_that_clients_take(
 
 @pytest.fixture(scope="module")
 async def large_assets(house: Suite, owned: Any) -> list[str]:
-    """Of a hundred assets as large as they can be."""
+    """Makes a hundred assets as large as possible; returns their ids."""
     numbers = "(SELECT jsonb_build_object('n', jsonb_agg(0)) FROM generate_series(1, 5400))"
     await house.change(
         clone(
@@ -492,6 +493,7 @@ async def test_what_is_left_of_a_batch_is_named(house: Suite, large_assets: list
     stub = house.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
     gone = str(uuid.uuid4())
     wanted, found, batches = [gone, *large_assets[1:]], [], 0
+
     while wanted:
         answer = await stub.BatchGetAssets(
             asset_pb2.BatchGetAssetsRequest(asset_ids=wanted, include_urls=True)
@@ -549,6 +551,7 @@ async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) ->
     stub = house.client("ada").stub(product_pb2_grpc.ProductServiceStub)
     answer = await stub.GetProduct(product_pb2.GetProductRequest(product_id=product_id))
     assert [result.phase for result in answer.results] == [1, 2, 3, 4]
+
     whole = [result.phase for result in answer.results if result.HasField("value")]
     assert whole == [1, 2, 3] and all(
         bool(r.evidence) == r.HasField("value") for r in answer.results
@@ -556,6 +559,7 @@ async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) ->
     assert 5 < len(answer.reviews) < 100 and all(
         review.HasField("model_value") for review in answer.reviews
     )
+
     sent = {}
     async for item in stub.WatchProduct(
         product_pb2.WatchProductRequest(product_id=product_id), timeout=30

@@ -1,4 +1,4 @@
-"""R8: row-level security is everywhere, and the role that serves can't get around it."""
+"""R8: row-level security is on every table, and the serving role can't bypass it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,8 +35,8 @@ OWNERS = Statement(str, "SELECT owner FROM assets")
 
 @pytest.fixture(scope="module")
 async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """One database for all of these tests, with rows of two owners: none of them changes what
-    another sees."""
+    """One database for all of these tests, with rows of two owners. No test changes what another
+    sees."""
     async with suite(cluster, keys, disk) as made:
         fill(made)
         yield made
@@ -69,6 +69,7 @@ async def test_there_is_no_table_outside_the_schemas_of_the_services(atelier: Su
             ],
         ),
     )
+
     assert outside == []
 
 
@@ -80,6 +81,7 @@ async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role:
         (role,),
     )
     assert not any(attributes)
+
     owned = """
         SELECT 'class', relname::text FROM pg_class WHERE relowner = %(role)s::regrole
         UNION ALL SELECT 'schema', nspname::text FROM pg_namespace WHERE nspowner
@@ -87,8 +89,9 @@ async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role:
         UNION ALL SELECT 'function', proname::text FROM pg_proc WHERE proowner = %(role)s::regrole
     """
     assert atelier.sql(owned, {"role": role}) == []
-    # TRUNCATE ignores policies; TRIGGER and REFERENCES let one look at rows of others; MAINTAIN
-    # locks tables.
+
+    # TRUNCATE ignores policies; TRIGGER and REFERENCES allow a look at others' rows; MAINTAIN locks
+    # tables.
     granted = atelier.sql(
         "SELECT c.oid::regclass::text, p"
         " FROM pg_class c, unnest(ARRAY['TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN']) AS p"
@@ -114,6 +117,7 @@ async def test_a_login_can_become_no_other_role_and_sees_no_other_service(
         {"role": role},
     )
     assert members == []
+
     service = role.rpartition("_")[0]
     reachable = atelier.sql(
         "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND has_schema_privilege(%s, oid,"
@@ -155,6 +159,7 @@ async def test_definers_functions_and_views_do_not_open_a_back_door(atelier: Sui
         )
         == []
     )
+
     assert (
         atelier.sql(
             "SELECT relname FROM pg_class WHERE relkind IN ('v', 'm') AND"
@@ -195,6 +200,7 @@ async def test_without_an_owner_the_serving_role_sees_no_row_of_anybody(
         " 'owner' WHERE c.relkind = 'r' AND c.relnamespace = %s::regnamespace",
         (service,),
     )
+
     assert len(owned) > 3
     with connect(atelier, f"{service}_app") as conn:
         for context in (None, "", "user:nobody", "%", "user:%"):
@@ -211,12 +217,14 @@ async def test_an_owner_sees_only_its_rows_and_writes_only_its_own(atelier: Suit
         assert conn.execute("SELECT owner FROM assets.assets").fetchall() == [("user:ada",)]
         assert conn.execute("UPDATE assets.assets SET free = false").rowcount == 1
         assert conn.execute("DELETE FROM assets.requests WHERE owner = 'user:bob'").rowcount == 0
+
         for statement in (
             "UPDATE assets.assets SET owner = 'user:bob'",
             "INSERT INTO assets.requests VALUES ('user:bob', 'x', 'm', '2', '', '')",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 conn.execute(statement)
+
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             conn.execute("TRUNCATE assets.requests")
 
@@ -233,6 +241,7 @@ async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_conn
         async with db.transaction("user:bob") as m:
             assert await m.all(OWNERS) == ["user:bob"]
         assert await db.system_all(OWNERS) == []
+
         with suppress(ZeroDivisionError):
             async with db.transaction("user:bob") as m:
                 await m.all(OWNERS)
@@ -248,6 +257,7 @@ async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_conn
 async def test_a_cancelled_call_leaves_no_owner_behind(atelier: Suite) -> None:
     db = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
     await db.open()
+
     try:
         as_owner("user:ada")
         for text in ("SELECT pg_sleep(30)::text", "SELECT owner || pg_sleep(30) FROM assets"):

@@ -16,7 +16,7 @@ from tests.suite import ROOT, TEMPLATE, Cluster, built_services
 
 SERVICES = built_services()
 
-# Everything a reader of tables.sql would expect to find in the database, each as rows of text.
+# Everything that a reader of tables.sql expects to find in the database, each as rows of text.
 _CATALOGUE = {
     "columns": (
         """
@@ -85,7 +85,7 @@ def catalogue(url: str, schema: str) -> dict[str, list[str]]:
 
 @contextmanager
 def from_tables_sql(cluster: Cluster, service: str) -> Iterator[str]:
-    """A database made by shared/database/tables.sql and the service's own, and by nothing else.
+    """Makes a database from shared/database/tables.sql and the service's own tables.sql alone.
     Yields its URL."""
     name = f"tables_{service}"
     with psycopg.connect(cluster.admin_url, autocommit=True) as conn:
@@ -94,7 +94,7 @@ def from_tables_sql(cluster: Cluster, service: str) -> Iterator[str]:
         with psycopg.connect(cluster.url(name)) as conn:
             conn.execute(f"CREATE SCHEMA {service} AUTHORIZATION {service}_owner")
             conn.execute(f"SET ROLE {service}_owner; SET search_path = {service}")
-            # Alembic makes it; the policies name it.
+            # Alembic makes this table; the policies name it.
             conn.execute(
                 "CREATE TABLE alembic_version"
                 " (version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY)"
@@ -134,7 +134,7 @@ def test_migrating_again_changes_nothing(cluster: Cluster, service: str) -> None
 
 
 def checked_words(cluster: Cluster, table: str, column: str) -> set[str]:
-    """What the CHECK constraint on a text column allows."""
+    """Returns the words that the CHECK constraint on a text column allows."""
     with psycopg.connect(cluster.url(TEMPLATE)) as conn:
         found = conn.execute(
             "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass AND"
@@ -158,7 +158,8 @@ def machine_words(machine: Mapping[str, Collection[str]]) -> set[str]:
 
 
 def declared(service: str) -> list[tuple[str, str, Any, Words | None]]:
-    """(table, column, machine or set of words in rules.py, enum words) of every column of words."""
+    """Returns (table, column, machine or set of words in rules.py, enum words) of every column of
+    words."""
     return [*importlib.import_module(f"tests.schema_words.{service}").WORDS, *WEBHOOK_WORDS]
 
 
@@ -187,8 +188,8 @@ def test_every_column_of_words_is_compared(cluster: Cluster, service: str) -> No
             " \\(ARRAY'",
             (service,),
         ).fetchall()
+
     columns = {(table.partition(".")[2], column) for table, column in found}
     compared = {(table, column) for table, column, _, _ in declared(service)}
-    # No enum has the words of attempts.outcome, which is shared, unless the service shows its
-    # attempts.
+    # attempts.outcome is shared: no enum has its words unless the service shows its attempts.
     assert columns - compared <= {("attempts", "outcome")}

@@ -1,4 +1,4 @@
-"""One owner's calls at once leave places for others (R12), and every place comes back."""
+"""R12: one owner's concurrent calls leave places for others, and every place is freed again."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,13 +18,14 @@ from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
 NEVER = "0190f3c0-0000-7000-8000-000000000000"
-PLACES = 40  # ten of them are kept back
-SHARE = 15  # what an owner alone may hold: half of the others
+PLACES = 40  # ten of them are kept back for owners with next to none
+SHARE = 15  # the most that a single owner may hold: half of the others
 
 
 async def pending(house: Suite, client: Client, **fields: Any) -> str:
-    """The id of an image whose variants nobody makes: asking for one of them waits. Among the calls
-    that work, since there is room for one stream only, which is taken."""
+    """Returns the id of an image whose variants are never made, so that asking for one waits. There
+    is room for one stream only, which is taken: the waiting calls count among the calls that work.
+    """
     house.overrides |= {"max_in_flight": PLACES, "max_streams": 1}
     await house.serve("assets")
     assert (
@@ -44,7 +45,7 @@ def waiting(
 
 
 async def refused_of(asked: list["asyncio.Future[Any]"], count: int) -> list[calls.Refusal]:
-    """Waits until so many have ended, and says how. The others go on."""
+    """Waits until so many calls have ended and returns their refusals. The others continue."""
     going = set(asked)
     while len(asked) - len(going) < count:
         _, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
@@ -56,8 +57,8 @@ async def listing(client: Client) -> Any:
 
 
 async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Until it isn't refused for being one too many: the server learns of a cancellation in its own
-    time."""
+    """Repeats a call until it isn't refused as one too many: the server learns of a cancellation
+    only after a while."""
     async with asyncio.timeout(10):
         while True:
             try:
@@ -69,7 +70,7 @@ async def insist(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def idle(name: str = "atelier_calls_in_flight") -> None:
-    """Until the server has noticed that every call has ended."""
+    """Waits until the server has noticed that every call has ended."""
     await figure(name, 0)
 
 
@@ -89,6 +90,7 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
     ada, bob = atelier.client("ada"), atelier.client("bob")
     asset = await pending(atelier, ada)
     held = waiting(ada, asset, SHARE + 3)
+
     for refused in await refused_of(held, 3):
         assert (refused.code, refused.reason) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -100,6 +102,7 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
         "over any connection"
     )
     assert (await listing(bob)).assets == []
+
     service = atelier.as_token(atelier.keys.service_token("conversions", "user:ada"))
     assert (await listing(service)).assets, "what ada waits for goes on for her"
     await cancel(held)
@@ -107,7 +110,7 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(atelier: Suite
 
 
 async def test_calls_that_wait_take_no_place_from_those_that_work(atelier: Suite) -> None:
-    few = 4  # of which one is kept back
+    few = 4  # one of them is kept back
     atelier.overrides |= {"max_in_flight": few, "max_streams": PLACES}
     await atelier.serve("assets")
     ada = atelier.client("ada")
@@ -121,11 +124,13 @@ async def test_calls_that_wait_take_no_place_from_those_that_work(atelier: Suite
         held += waiting(ada, assets[0], 1)
         await figure("atelier_streams_open", number + 1)
         assert len((await listing(ada)).assets) == 2
+
     held += waiting(
         ada, assets[0], few
-    )  # there is no more room to wait in, so that they wait where they are
+    )  # there is no room left to wait in, so they keep their places while they wait
     [refused] = await refused_of(held, 1)
     assert refused.text.startswith("3 calls of this owner are under way")
+
     await cancel(held)
     await idle()
     await idle("atelier_streams_open")
@@ -135,9 +140,10 @@ async def test_whoever_comes_next_finds_a_place_however_many_are_held(atelier: S
     owner = atelier.client("ada", role="vendor")
     asset = await pending(atelier, owner, visibility=asset_pb2.VISIBILITY_PUBLIC)
     held = []
-    # The last ten are for owners who hold next to none; the server itself refuses the last of
-    # those.
+    # The last ten places are for owners who hold next to none; the last of these owners is refused
+    # by the server itself.
     few = [(f"owner-{number}", 2) for number in range(4)]
+
     for name, holds in (("ann", 15), ("ben", 8), ("dan", 7), *few, ("eve", 2)):
         asked = waiting(atelier.client(name), asset, holds + 1)
         [refused] = await refused_of(asked, 1)
@@ -154,6 +160,7 @@ async def test_anonymous_callers_share_the_places_of_one(atelier: Suite) -> None
     refused = await refused_of(held, PLACES - SHARE)
     assert {each.reason for each in refused} == {"TOO_MANY_CALLS"}
     assert refused[0].text.startswith("15 calls of all anonymous callers together")
+
     await listing(vendor)
     await cancel(held)
 
@@ -163,11 +170,13 @@ async def test_places_come_back_after_errors_and_deadlines(atelier: Suite) -> No
     asset = await pending(atelier, ada)
     nothing = asset_pb2.GetAssetRequest(asset_id=NEVER)
     malformed = asset_pb2.GetAssetRequest(asset_id="x")
+
     for _ in range(PLACES):
         assert (await calls.refusal(flows.assets(ada).GetAsset(nothing))).reason == "NOT_FOUND"
         assert (
             await calls.refusal(flows.assets(ada).GetAsset(malformed))
         ).reason == "INVALID_FIELD"
+
     with calls.holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
         late = [
             asyncio.ensure_future(flows.assets(ada).GetAsset(nothing, timeout=0.3))
@@ -175,6 +184,7 @@ async def test_places_come_back_after_errors_and_deadlines(atelier: Suite) -> No
         ]
         for each in late:
             assert (await calls.refusal(each)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+
     for _ in range(2):
         await idle()
         held = waiting(ada, asset, SHARE + 1)
@@ -198,6 +208,7 @@ async def test_uploads_in_a_stream_are_shared_apart(atelier: Suite) -> None:
     [refused] = await refused_of(held, 1)
     assert refused.reason == "TOO_MANY_CALLS"
     assert await flows.upload(ada, DATA), "the same owner's other calls aren't counted with them"
+
     head = upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)})
     parts = [head, upload_pb2.UploadRequest(chunk=DATA)]
     assert (await flows.uploads(bob).Upload(calls.aiter_of(parts))).asset.id
@@ -208,7 +219,8 @@ async def test_uploads_in_a_stream_are_shared_apart(atelier: Suite) -> None:
 async def test_an_upload_that_trickles_loses_its_place(
     atelier: Suite, monkeypatch: pytest.MonkeyPatch, messages: int
 ) -> None:
-    """Silent, or kept open with next to nothing; in a second instead of a minute."""
+    """The upload sends nothing, or just enough to stay open. It loses its place after a second
+    instead of a minute."""
     monkeypatch.setattr(guard, "_HEAD_START_SECONDS", 1.0)
     await atelier.serve("assets")
     ada = atelier.client("ada")
@@ -255,12 +267,14 @@ async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_
     ada = atelier.client("ada")
     ada.options = [
         ("grpc.http2.bdp_probe", 0)
-    ]  # 64 KiB wait for who doesn't read, and don't become megabytes
+    ]  # a client that doesn't read gets a window of 64 KiB, which must not grow to megabytes
     asset = await flows.upload(ada, pictures.png(1200, 900), mime_type="image/png")
     assert asset.size_bytes > 1_000_000
+
     download = asset_pb2.DownloadAssetRequest(asset_id=asset.id)
     cancelled = {"method": "atelier.assets.v1.AssetService/DownloadAsset", "code": "CANCELLED"}
     before = METRICS.get_sample_value("atelier_calls_total", cancelled) or 0
+
     for number in (1, 2):
         unread = [flows.assets(ada).DownloadAsset(download) for _ in range(SHARE)]
         for stream in unread:
@@ -269,6 +283,7 @@ async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_
         assert (
             await calls.refusal(flows.assets(ada).DownloadAsset(download))
         ).reason == "TOO_MANY_CALLS"
+
         for stream in unread:
             stream.cancel()
         await idle("atelier_streams_open")

@@ -1,5 +1,5 @@
-"""Every statement of the services is prepared by a real Postgres, and what it describes is held
-against the class that its rows are read into; every row class against its table."""
+"""A real Postgres prepares every statement of the services. Its description is compared with the
+class that the rows are read into, and every row class with its table."""
 
 import importlib
 import pkgutil
@@ -23,7 +23,8 @@ import shared
 from shared.database.rows import CONSTANTS, TABLES, Command, Statement, Table
 from tests.suite import Cluster, built_services
 
-# What psycopg makes of a type of Postgres. JSON may be anything; its class says what was stored.
+# The Python types that psycopg makes of a Postgres type. JSON may be anything; its class says what
+# was stored.
 _JSON = (dict, list, str, float, Mapping)
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -61,7 +62,8 @@ OURS = [table for table in TABLES if table.row.__module__.startswith(_OURS)]
 
 
 def _service(module: str) -> str:
-    """Whose schema a statement or a table is of. What is shared is in every one."""
+    """Returns the service whose schema a statement or a table belongs to. Shared ones are in every
+    schema."""
     parts = module.split(".")
     return parts[1] if parts[0] == "services" else "assets"
 
@@ -85,7 +87,7 @@ def connections(database: str) -> Iterator[dict[str, "psycopg.Connection[Any]"]]
 
 
 def _prepared(connection: "psycopg.Connection[Any]", text: str) -> PGresult:
-    """What Postgres says that the statement answers with."""
+    """Returns Postgres's description of the statement's result."""
     numbers: dict[str, int] = {}
 
     def numbered(match: re.Match[str]) -> str:
@@ -110,7 +112,8 @@ def _type_name(connection: "psycopg.Connection[Any]", oid: int) -> str:
 
 
 def _nullable(connection: "psycopg.Connection[Any]", table: int, column: int) -> bool:
-    """False for what is computed, too: nobody can tell of it."""
+    """Returns whether the column may be NULL. False for computed columns too: nothing is known of
+    them."""
     found = connection.execute(
         "SELECT NOT attnotnull FROM pg_attribute WHERE attrelid = %s AND attnum = %s",
         (table, column),
@@ -119,7 +122,7 @@ def _nullable(connection: "psycopg.Connection[Any]", table: int, column: int) ->
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The types that a field may have, of a union or alone."""
+    """Returns the types that a field may have, from a union or a single type."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
@@ -128,7 +131,7 @@ def _optional(hint: Any) -> bool:
 
 
 def _fits(name: str, hint: Any) -> bool:
-    """Whether values of a type of Postgres are of a field's type, but for None."""
+    """Returns whether values of a Postgres type fit a field's type, apart from None."""
     kinds = [kind for kind in _kinds(hint) if kind is not type(None)]
     if name.startswith("_"):
         return all(

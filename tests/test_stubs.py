@@ -1,4 +1,4 @@
-"""The stub of pyvips says what libvips says of itself: every method's arguments and results."""
+"""The stub of pyvips agrees with libvips's own description of every method."""
 
 import ast
 import inspect
@@ -31,8 +31,8 @@ _MADE = [method for method in METHODS if method.name not in vars(pyvips.Image)]
 
 
 def _types(operation: Introspect, name: str) -> tuple[str, ...]:
-    """How the stub may write the type of an argument or a result. An enum is the name of its
-    value."""
+    """Returns how the stub may write the type of an argument or a result. An enum is written as the
+    name of its value."""
     return _TYPES.get(pyvips.type_name(operation.details[name]["type"]), ("str",))
 
 

@@ -1,7 +1,7 @@
 """R7: tenants never meet. Every rpc in the contracts is called by the owner of some rows, by
-others, and by nobody.
+others, and without a token.
 
-A case per rpc stands in tests/tenancy_cases/<service>.py; an rpc without one fails here.
+tests/tenancy_cases/<service>.py has a case per rpc; an rpc without one fails here.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 
 @pytest.fixture(scope="module")
 async def owned(house: Suite) -> Mapping[str, Any]:
-    """Rows of ada in every service."""
+    """Makes rows of ada in every service."""
     ada = house.client("ada")
     rows = {name: await module.prepare(house, ada, CANARY) for name, module in MODULES.items()}
     return rows | {
@@ -76,14 +76,14 @@ def webhooks_of(service: str) -> str:
 
 
 def rows_for(name: str, owned: Mapping[str, Any]) -> Any:
-    """What `prepare` made for the case of this name."""
+    """Returns what `prepare` made for the case of this name."""
     service = calls.service_of(name)
     return owned[webhooks_of(service) if "/" in name else service]
 
 
 def rows_of_ada(house: Suite) -> dict[str, list[Any]]:
-    """What is stored for her, but for stored answers, events, history and counts, which grow, some
-    of them later."""
+    """Returns the rows stored for ada, without answers, events, history and counts, which grow,
+    some of them later."""
     tables = house.sql(
         "SELECT table_schema, table_name FROM information_schema.columns WHERE column_name ="
         " 'owner' AND table_schema = ANY(%s) AND table_name NOT IN ('requests', 'events',"
@@ -121,6 +121,7 @@ async def test_only_the_owner_is_served(house: Suite, owned: Mapping[str, Any], 
     rows = rows_for(name, owned)
     path = f"/{method.containing_service.full_name}/{method.name}"
     roles = {policy_pb2.Role.Name(role) for role in guard.policy_of(path).roles}
+
     before = rows_of_ada(house)
     for nobody in (house.client(None), house.as_token(house.keys.untrusted_token())):
         assert await outcome(nobody, name, case, rows) is grpc.StatusCode.UNAUTHENTICATED
@@ -138,6 +139,7 @@ async def test_only_the_owner_is_served(house: Suite, owned: Mapping[str, Any], 
                 assert answers is case.others, who
             else:
                 assert isinstance(answers, list) and case.others(answers), f"{who}: {answers}"
+
         if turn == "before the owner's call":
             assert rows_of_ada(house) == before, "another owner changed the rows"
             served = await outcome(house.client("ada", case.owner_role), name, case, rows)
@@ -158,8 +160,9 @@ async def test_a_watch_tells_an_owner_of_nobody_else(atelier: Suite) -> None:
     ]
     for stream in streams:
         assert (await stream.read()).bookmark.ready
-    # Ada's change is committed and told before theirs: if it reached them, it would be what they
-    # read first.
+
+    # Ada's change is committed and told before theirs: if it reached them, they would read it
+    # first.
     made = [
         await flows.announce(c, flows.jpeg(64, 48), kind=asset_pb2.ASSET_KIND_PHOTO)
         for c in (ada, *watching)
@@ -176,6 +179,7 @@ async def test_a_cursor_of_another_owner_is_refused(house: Suite) -> None:
         ):
             if item.cursor:
                 break
+
     stolen = flows.assets(house.client("bob")).WatchAssets(
         asset_pb2.WatchAssetsRequest(cursor=item.cursor)
     )
@@ -205,6 +209,7 @@ async def test_a_signed_url_opens_only_what_it_was_signed_for(
 ) -> None:
     other = await flows.upload(house.client("bob"), flows.jpeg(64, 48, seed=2))
     assert await status_of(private.original_url) == 200
+
     key_of_another = urlsplit(other.original_url)._replace(
         query=urlsplit(private.original_url).query
     )
@@ -237,6 +242,7 @@ async def test_an_id_of_another_owner_reads_like_one_that_was_never_given(
 ) -> None:
     bob = house.client("bob")
     never = "0190f3c0-0000-7000-8000-000000000000"
+
     foreign, absent = [
         await calls.refusal(
             flows.assets(bob).GetAsset(asset_pb2.GetAssetRequest(asset_id=asset_id))

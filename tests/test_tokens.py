@@ -1,5 +1,5 @@
-"""R13: a token is accepted only if every part of it is right. Each case goes over the wire to a
-real server."""
+"""R13: a token is accepted only if every part of it is right. Each case is sent to a real
+server."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 
 
 async def code_of(house: Suite, *metadata: tuple[str, str | bytes]) -> grpc.StatusCode:
-    """NOT_FOUND if the token was accepted: the asset doesn't exist."""
+    """Returns NOT_FOUND if the token was accepted, because the asset doesn't exist."""
     stub = house.client(None).stub(asset_pb2_grpc.AssetServiceStub)
     refused = await calls.refusal(
         stub.GetAsset(asset_pb2.GetAssetRequest(asset_id=NEVER), metadata=metadata)
@@ -54,7 +54,7 @@ def bearer(token: str) -> tuple[str, str]:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Of a good token of ada; a change to None removes the claim."""
+    """Returns the claims of a good token of ada; a change to None removes the claim."""
     now = int(time.time())
     good = {
         "iss": "tests",
@@ -74,7 +74,7 @@ def encoded(value: Any) -> str:
 
 
 def signed(key: OKPKey, payload: Any = None, **header: Any) -> str:
-    """Signed with the key over whatever header and payload: what an honest library would not
+    """Signs any header and payload with the key, including tokens that an honest library would not
     make."""
     head = {"alg": "Ed25519", "kid": key.kid, "typ": "JWT", **header}
     given = {name: value for name, value in head.items() if value is not None}
@@ -99,8 +99,8 @@ def raw(key: OKPKey) -> bytes:
 
 
 def other_last_letter(token: str) -> str:
-    """The same bytes under a strict decoder's nose: 64 bytes of signature leave 4 bits of its last
-    letter unused."""
+    """Returns a token that a lax decoder takes for the same bytes: 64 bytes of signature leave 4
+    bits of the last letter unused."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     return token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1]
 
@@ -213,7 +213,7 @@ async def test_a_forged_token_is_refused(house: Suite, what: str) -> None:
             auth.Verifier(auth.load_trust(house.keys.trust_file)).identify(f"Bearer {token}")
         return
     assert await code_of(house, bearer(token)) is grpc.StatusCode.UNAUTHENTICATED
-    # What is refused must not be kept as known.
+    # A refused token must not be cached as known.
     assert await code_of(house, bearer(token)) is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -232,8 +232,8 @@ GOOD: dict[str, Make] = {
 
 OWNERS = ("user:ada", "user:bob", "vendor:acme", "anonymous:x", "service:shop", "admin:ops")
 U, B, V, N, P, A = OWNERS  # user, another user, vendor, anonymous, program, operator
-# What a key may sign: its roles, the owners that its entry names, its service; then, for each role,
-# in which owners.
+# What a key may sign: its roles, the owners that its entry names, its service; then the allowed
+# owners for each role.
 BOUNDS: list[tuple[list[str], list[str] | None, str | None, dict[str, set[str]]]] = [
     (["anonymous"], None, None, {"anonymous": {N}}),
     (["user"], None, None, {"user": {U, B}}),
@@ -265,7 +265,7 @@ BOUNDS: list[tuple[list[str], list[str] | None, str | None, dict[str, set[str]]]
 def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(
     number: int, tmp_path: Path
 ) -> None:
-    """Whoever acts: `sub` is only a name, and names nobody's rows."""
+    """The subject doesn't matter: `sub` is only a name and names nobody's rows."""
     roles, owners, service, allowed = BOUNDS[number]
     key = OKPKey.generate_key("Ed25519", private=True)
     key.ensure_kid()
@@ -275,6 +275,7 @@ def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(
     }
     (tmp_path / "trust.json").write_text(json.dumps([entry]))
     verifier = auth.Verifier(auth.load_trust(tmp_path / "trust.json"))
+
     for role in auth.ROLES:
         for owner in OWNERS:
             for subject in ("ada", "x", "acme", "someone"):
@@ -287,6 +288,7 @@ def test_a_key_signs_only_the_roles_and_owners_that_its_entry_allows(
                     owner=owner,
                     act=service,
                 )
+
                 if owner in allowed.get(role, set()):
                     identity = verifier.identify(f"Bearer {token}")
                     assert (identity.owner, identity.role, identity.actor) == (owner, role, subject)
@@ -386,6 +388,7 @@ def test_a_refused_owner_is_in_the_log_with_its_key_and_never_the_token(
     verifier = auth.Verifier([auth.TrustedKey("widget", widget, frozenset({"anonymous"}), None)])
     with pytest.raises(DomainError, match="may not sign this owner for role anonymous") as refused:
         verifier.identify(f"Bearer {token}")
+
     said = capsys.readouterr().out
     assert (
         all(part in said for part in ("widget", str(widget.kid), "anonymous", "user:ada"))
@@ -397,7 +400,7 @@ def test_a_refused_owner_is_in_the_log_with_its_key_and_never_the_token(
 async def test_a_key_for_guests_reads_nobodys_rows(
     cluster: Cluster, disk: DiskServer, tmp_path: Path
 ) -> None:
-    """Over the wire: what the widget's key signs for user:ada is refused, and its own guests are
+    """Over the wire: a token for user:ada signed by the widget's key is refused, its own guests are
     served."""
     keys = Keys(tmp_path)
     widget = auth.create_key(tmp_path / "widget.jwk")
@@ -405,6 +408,7 @@ async def test_a_key_for_guests_reads_nobodys_rows(
     keys.trust_file.write_text(
         json.dumps([*entries, auth.trust_entry(widget, issuer="widget", roles=["anonymous"])])
     )
+
     async with suite(cluster, keys, disk) as house:
         await house.serve("assets")
         for owner, code in (
@@ -443,7 +447,7 @@ async def test_only_the_authorization_metadata_counts_and_only_as_bearer(house: 
 
 
 async def test_the_scheme_is_read_in_any_case_and_with_any_number_of_spaces(house: Suite) -> None:
-    """As RFC 9110 (11.1, 11.4) and RFC 6750 (2.1) have it."""
+    """RFC 9110 (11.1, 11.4) and RFC 6750 (2.1) require it."""
     good = house.keys.token("ada")
     for header in (
         f"bearer {good}",
@@ -477,9 +481,10 @@ async def test_a_service_calls_only_methods_that_list_it(house: Suite) -> None:
     update = asset_pb2.UpdateAssetRequest(asset_id=NEVER, update_mask={"paths": ["free"]})
     refused = await calls.refusal(flows.assets(techfiles).UpdateAsset(update))
     assert refused.code is grpc.StatusCode.PERMISSION_DENIED and "techfiles" in refused.text
+
     itself = house.as_token(house.keys.service_token("techfiles", "user:ada", act="techfiles"))
     assert (await flows.assets(itself).ListAssets(asset_pb2.ListAssetsRequest())).assets == []
-    # assets' own key is trusted, too, but no method of assets lists assets.
+    # The key of assets is trusted, too, but no method of assets lists assets.
     own = house.as_token(house.keys.service_token("assets", "user:ada"))
     refused = await calls.refusal(flows.assets(own).ListAssets(asset_pb2.ListAssetsRequest()))
     assert refused.code is grpc.StatusCode.PERMISSION_DENIED
@@ -503,6 +508,7 @@ async def test_streams_are_guarded_like_calls(house: Suite) -> None:
         nobody.stub(upload_pb2_grpc.UploadServiceStub),
     )
     chunk = upload_pb2.UploadRequest(chunk=b"x")
+
     for call in (
         assets.WatchAssets(asset_pb2.WatchAssetsRequest()),
         assets.DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=NEVER)),
@@ -512,8 +518,8 @@ async def test_streams_are_guarded_like_calls(house: Suite) -> None:
 
 
 async def test_a_caller_that_is_refused_while_it_writes_learns_why(house: Suite) -> None:
-    """Refused while megabytes are on their way, one in some thirty was told INTERNAL by its own
-    client."""
+    """Of callers refused while megabytes were on their way, one in about thirty used to get
+    INTERNAL from its own client."""
     uploads = house.client(None).stub(upload_pb2_grpc.UploadServiceStub)
     chunks = [upload_pb2.UploadRequest(chunk=bytes(60_000))] * 40
     for _ in range(10):
@@ -541,6 +547,7 @@ def test_a_method_without_a_policy_stops_the_start() -> None:
         name="Call", input_type=".tests.Nothing", output_type=".tests.Nothing"
     )
     descriptor_pool.Default().Add(file)
+
     limits = Limits(max_in_flight=1, max_streams=1, default_deadline=1, max_deadline=1)
     with pytest.raises(RuntimeError, match=r"/tests.Bare/Call has no policy"):
         guard.Guard("/tests.Bare/Call", auth.Verifier([]), limits)

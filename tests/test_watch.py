@@ -36,7 +36,7 @@ def watch(client: Client, cursor: str = "", asset_ids: Sequence[str] = ()) -> An
 
 
 async def ready(stream: Any) -> list[Any]:
-    """The current state, up to and with the mark that it is complete."""
+    """Returns the current state, up to and with the bookmark that it is complete."""
     items = []
     async with asyncio.timeout(20):
         while True:
@@ -46,7 +46,7 @@ async def ready(stream: Any) -> list[Any]:
 
 
 async def read(stream: Any, count: int) -> list[Any]:
-    """The next changes; bookmarks are passed over."""
+    """Returns the next changes; bookmarks are skipped."""
     items: list[Any] = []
     async with asyncio.timeout(20):
         while len(items) < count:
@@ -58,7 +58,7 @@ async def read(stream: Any, count: int) -> list[Any]:
 
 
 async def refusal(stream: Any) -> calls.Refusal:
-    """How the stream ends."""
+    """Returns the refusal that ends the stream."""
     async with asyncio.timeout(20):
         return await calls.refusal(aiter(stream))
 
@@ -70,7 +70,7 @@ def names(items: Sequence[Any]) -> list[str]:
 def event(
     conn: psycopg.Connection[Any], name: str, *, owner: str = "user:ada", filler: int = 0
 ) -> None:
-    """Writes an outbox row as a mutation does; the transaction is the caller's."""
+    """Writes an outbox row as a mutation does, in the caller's transaction."""
     asset = asset_pb2.Asset(
         id=str(uuid.uuid4()), owner=owner, file_name=name, rejection_message="x" * filler
     )
@@ -93,7 +93,7 @@ def write(house: Suite, *file_names: str, filler: int = 0) -> None:
 
 
 async def stamped(house: Suite) -> None:
-    """Until the sequencer has stamped whatever is committed."""
+    """Waits until the sequencer has given every committed event its position."""
     async with asyncio.timeout(20):
         while not house.sql("SELECT bool_and(position IS NOT NULL) FROM assets.events")[0][0]:
             await asyncio.sleep(0.02)
@@ -114,15 +114,17 @@ async def test_it_tells_what_is_then_what_changes_in_the_order_of_versions(house
     before = await flows.announce(ada, DATA, file_name="before.jpg")
     stream = watch(ada)
     assert names(await ready(stream)) == ["before.jpg", ""]
+
     await flows.send(before.target, DATA)
     asset = await flows.confirm(ada, before.upload_id)
     await flows.variants_of(ada, asset.id)
     states: dict[str, list[int]] = {}
-    # Confirmed; then each of four variants is asked for, being made, made.
+    # The asset is confirmed; then each of four variants becomes pending, processing and ready.
     for item in await read(stream, 13):
         thing = item.asset if item.WhichOneof("item") == "asset" else item.variant
         states.setdefault(thing.id, []).append(thing.state)
     assert states.pop(asset.id) == [asset_pb2.ASSET_STATE_READY]
+
     made = [
         asset_pb2.VARIANT_STATE_PENDING,
         asset_pb2.VARIANT_STATE_PROCESSING,
@@ -145,6 +147,7 @@ async def test_a_change_that_commits_late_is_told_late_and_never_lost(house: Sui
         "written last, committed first",
         "written first, committed last",
     ]
+
     resumed = watch(house.client("ada"), early.cursor)
     assert names(await read(resumed, 1)) == ["written first, committed last"]
 
@@ -153,6 +156,7 @@ async def test_an_open_transaction_elsewhere_holds_nobody_up(house: Suite) -> No
     stream = watch(house.client("ada"))
     await ready(stream)
     other = house.cluster.clone()
+
     try:
         with connect(house) as here, psycopg.connect(house.cluster.url(other)) as there:
             event(here, "never committed")
@@ -172,6 +176,7 @@ async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(
     told: list[str] = []
     stream = watch(house.client("ada"))
     cursor = (await ready(stream))[-1].cursor
+
     for round_ in range(3):
         write(house, *(f"{round_}.{n}" for n in range(20)))
         for item in await read(stream, 7):
@@ -181,6 +186,7 @@ async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(
         write(house, *(f"{round_}.{n} while away" for n in range(5)))
         await house.serve("assets")
         stream = watch(house.client("ada"), cursor)
+
     told += names(await read(stream, 3 * 25 - len(told)))
     expected = [
         f"{r}.{n}{suffix}"
@@ -200,6 +206,7 @@ async def test_a_drain_ends_it_with_its_cursor(house: Suite) -> None:
     ended = await refusal(stream)
     await stopping
     assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
     await house.serve("assets")
     write(house, "after")
     assert names(await read(watch(house.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
@@ -212,13 +219,14 @@ async def test_an_idle_watch_gets_bookmarks_that_can_be_resumed_from(
     monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.2)
     stream = watch(house.client("ada"))
     first = (await ready(stream))[-1].cursor
-    with connect(house) as conn:  # others' changes move the stream on
+    with connect(house) as conn:  # changes of other owners move the stream on
         for n in range(5):
             event(conn, f"{n}", owner="user:bob")
     async with asyncio.timeout(20):
         while (item := await stream.read()).cursor == first:
             assert item.WhichOneof("item") == "bookmark" and not item.bookmark.ready
     assert item.bookmark.cursor == item.cursor
+
     write(house, "after")
     assert names(await read(watch(house.client("ada"), item.cursor), 1)) == ["after"]
 
@@ -228,6 +236,7 @@ async def test_a_cursor_of_another_owner_or_filter_is_refused(house: Suite) -> N
     cursor = (await ready(watch(ada)))[-1].cursor
     some_id = str(uuid.uuid4())
     narrow = (await ready(watch(ada, asset_ids=[some_id])))[-1].cursor
+
     for client, request in (
         (house.client("bob"), {"cursor": cursor}),
         (house.client("ada", "vendor"), {"cursor": cursor}),
@@ -270,6 +279,7 @@ async def test_watchers_with_other_filters_and_owners_are_each_told_their_own(ho
     await flows.update(ada, mine.asset.id, file_name="renamed.jpg")
     with connect(house) as conn:
         event(conn, "bob's", owner="user:bob")
+
     for all_of_ada in streams[:2]:
         told = await read(all_of_ada, 2)
         assert names(told) == ["other", "renamed.jpg"]
@@ -291,6 +301,7 @@ async def test_what_happens_while_a_watch_begins_is_told_after_the_state(house: 
                 " wait_event_type = 'Lock' AND query LIKE '%%FROM assets%%ORDER BY created_at%%'"
             ):
                 await asyncio.sleep(0.02)
+
         write(house, "meanwhile")
         assert names(await read(first, 1)) == ["meanwhile"]
     assert names(await beginning) == [""]
@@ -317,7 +328,8 @@ async def test_a_watch_of_one_asset_gets_bookmarks_while_others_change(
 
 
 async def test_many_owners_with_long_names_are_told_at_once(house: Suite) -> None:
-    """What wakes the servers has room for 8,000 bytes, and a backslash takes two of them."""
+    """The notification that wakes the servers has room for 8,000 bytes; a backslash takes two of
+    them."""
     stream = watch(house.client("ada"))
     await ready(stream)
     for count in (39, 100):
@@ -341,6 +353,7 @@ async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_
     for cursor in (old, a.cursor):
         ended = await refusal(watch(ada, cursor))
         assert (ended.code, ended.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+
     resumed = watch(ada, c.cursor)
     write(house, "d")
     assert names(await read(resumed, 1)) == ["d"]
@@ -351,12 +364,13 @@ async def test_after_a_restore_old_cursors_are_out_of_range(house: Suite) -> Non
     cursor = (await ready(watch(ada)))[-1].cursor
     await house.change("UPDATE assets.event_stream SET epoch = gen_random_uuid()")
     assert (await refusal(watch(ada, cursor))).code is grpc.StatusCode.OUT_OF_RANGE
+
     write(house, "a")
     await stamped(house)
     ahead = (await ready(watch(ada)))[-1].cursor
     await house.change(
         "UPDATE assets.event_stream SET position = 0"
-    )  # a backup knows less than the cursor does
+    )  # a restored backup is behind the cursor
     assert (await refusal(watch(ada, ahead))).code is grpc.StatusCode.OUT_OF_RANGE
 
 
@@ -369,10 +383,11 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     count, told = 600, []
     write(
         house, *(str(n) for n in range(count)), filler=30_000
-    )  # 18 MB: more than the buffers on the way hold
+    )  # 18 MB: more than the buffers in between hold
     await stamped(house)
     await asyncio.sleep(0.5)  # the reader sleeps while the server wants to send
     ended = None
+
     try:
         async with asyncio.timeout(20):
             async for item in stream:
@@ -384,6 +399,7 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
         "SLOW_READER",
     )
     assert 0 < len(told) < count
+
     told += names(
         await read(watch(house.client("ada"), ended.trailers["cursor"]), count - len(told))
     )
@@ -418,7 +434,7 @@ async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -
         for last_statement in (
             "LISTEN assets_events",
             "%WITH fresh AS%",
-        ):  # of the server; of the sequencer
+        ):  # the last statements of the server and of the sequencer
             async with asyncio.timeout(20):
                 while not house.sql(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
@@ -426,6 +442,7 @@ async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -
                     (last_statement,),
                 ):
                     await asyncio.sleep(0.02)
+
         write(house, f"{n}")
         assert names(await read(stream, 1)) == [f"{n}"]
 
@@ -433,12 +450,13 @@ async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -
 async def test_two_sequencers_stamp_each_event_once(house: Suite) -> None:
     stream = watch(house.client("ada"))
     await ready(stream)
+
     async with database(house, "worker") as worker:
         second = asyncio.create_task(events.run_sequencer(worker))
         for n in range(50):
             write(house, str(n))
         assert names(await read(stream, 50)) == [str(n) for n in range(50)]
-        await house.stop_work("assets")  # the first lets go; the second takes over
+        await house.stop_work("assets")  # the first gives up the lock; the second takes over
         write(house, "taken over")
         assert names(await read(stream, 1)) == ["taken over"]
         second.cancel()

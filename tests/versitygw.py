@@ -1,5 +1,5 @@
-"""A real S3 store for tests: a versitygw process on a free port of 127.0.0.1, keeping its objects
-in a directory."""
+"""A real S3 store for tests: a versitygw process on a free local port that keeps its objects in a
+directory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Gateway:
-    """Where the store answers, with an empty bucket in which anyone may read `public/*`."""
+    """The store's address and keys, with an empty bucket in which anyone may read `public/*`."""
 
     endpoint: str
     access_key: str
@@ -37,8 +37,7 @@ class Gateway:
 
 
 def binary() -> str:
-    """The versitygw program; a test that needs it fails when there is none, and says how to get
-    it."""
+    """Returns the versitygw program. Without it the test fails with the command to install it."""
     folders = (os.environ.get("GOBIN"), Path.home() / "go/bin", PROJECT / ".tools/bin")
     places = [os.environ.get("PATH", ""), *(str(folder) for folder in folders if folder)]
     found = shutil.which("versitygw", path=os.pathsep.join(places))
@@ -49,7 +48,7 @@ def binary() -> str:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Gateway]:
-    """A gateway that keeps its objects under `folder`, stopped at the end."""
+    """Runs a gateway that keeps its objects under `folder` and stops it at the end."""
     program = binary()
     keys = secrets.token_hex(8), secrets.token_hex(16)
     environment = {**os.environ, "ROOT_ACCESS_KEY": keys[0], "ROOT_SECRET_KEY": keys[1]}
@@ -74,7 +73,7 @@ def running(folder: Path) -> Iterator[Gateway]:
         _make_bucket(gateway)
         yield gateway
     finally:
-        # it would wait for open connections, and its objects are not needed any more
+        # it would wait for open connections, and its objects aren't needed any more
         process.kill()
         process.wait()
 

@@ -1,8 +1,8 @@
-"""How many expressions of services and shared are of type Any, from mypy's report.
+"""Measures how many expressions of services and shared are of type Any, from mypy's report.
 
     mypy services shared --any-exprs-report DIR && python tools/any_share.py DIR
 
-An Any is where mypy looks no further: a column that isn't there, a None, a wrong message.
+mypy doesn't check what is Any: a missing column, a None, a wrong message pass unseen.
 """
 
 import sys
@@ -12,7 +12,8 @@ LIMIT_PERCENT = 2.0
 
 
 def share(report: str) -> float:
-    """In percent. A line of the report: module, expressions of type Any, expressions, coverage."""
+    """Returns the percentage. The report's columns: module, Any expressions, expressions,
+    coverage."""
     lines = [line.split() for line in report.splitlines() if line.strip()]
     counted = [line for line in lines if line[0].split(".")[0] in ("services", "shared")]
     anys, expressions = (sum(int(line[column]) for line in counted) for column in (1, 2))

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `buf breaking`: the contract as it is, against the newest release tag; before the first release, against the commit
-# before a clean tree or the one under a changed tree.
+# Runs `buf breaking`: compares the contract with the newest release tag. Before the first release it compares a clean
+# tree with the commit before it, a changed tree with its own commit.
 set -eu
 base=$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true)
 if [ -z "$base" ]; then
@@ -13,10 +13,10 @@ if ! git archive "$base" protos 2>/dev/null | tar -x -C "$scratch" 2>/dev/null; 
     exit 0
 fi
 .venv/bin/python tools/stubs.py --protos "$scratch/protos" --descriptors-only "$scratch/base.binpb"
-# FILE rules report an option that a file didn't have before as a change. A base in which no file
-# names a package for any language, and no rpc its idempotency, gave nobody a name or a promise to
-# rely on: against it those rules say nothing. Every base after it has the options, and is held to
-# all of FILE.
+# FILE rules report an option that a file didn't have before as a change. If no file of the base
+# names a package for any language, and no rpc its idempotency, nobody could rely on a name or a
+# promise: against such a base those rules are left out. Every later base has the options, and all
+# FILE rules hold for it.
 cp buf.yaml "$scratch/buf.yaml"
 if ! grep -rq '^option go_package' "$scratch/protos"; then
     sed -i 's/^  use: \[FILE\]/&\n  except: [FILE_SAME_CSHARP_NAMESPACE, FILE_SAME_GO_PACKAGE, \

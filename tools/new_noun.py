@@ -1,15 +1,15 @@
-"""Writes a new noun of a service, with everything that a noun touches.
+"""Writes a new noun of a service, with everything that belongs to a noun.
 
     python tools/new_noun.py techfiles fabric
     python tools/new_noun.py pipeline match --plural matches --kinds exact,similar
     python tools/new_noun.py assets moodboard --room library
 
-A noun begins with a name and a description, and with a kind if --kinds names its words. It can be
-created, read, listed, changed, deleted and watched; its tests pass. CONTRIBUTING.md says how to
-give it the fields that it is for.
+A new noun has a name and a description, and a kind if --kinds lists its words. It can be created,
+read, listed, changed, deleted and watched; its tests pass. CONTRIBUTING.md says how to add the
+fields it is meant for.
 
 New files are made from tools/noun/*.tmpl. Existing files are changed at places that are found by
-parsing them. Every change is made in memory first: if something is in the way, nothing is written.
+parsing them. Every change is made in memory first: if one fails, nothing is written.
 """
 
 import argparse
@@ -38,16 +38,16 @@ Files = dict[str, str]  # contents by path below the root
 
 
 class Problem(Exception):
-    """Why nothing is written, in one line."""
+    """One line that says why nothing is written."""
 
 
 @dataclass(frozen=True)
 class Noun:
     service: str
-    name: str  # in the singular, such as `tech_file`
+    name: str  # the singular, such as `tech_file`
     plural: str
     kinds: tuple[str, ...] = ()
-    room: str = ""  # of assets
+    room: str = ""  # for nouns of assets
 
     @property
     def package(self) -> str:
@@ -66,7 +66,7 @@ class Noun:
         )
 
     def words(self) -> dict[str, str]:
-        """What stands for each `$name` of the templates."""
+        """Returns the value of each `$name` of the templates."""
         text, texts = self.name.replace("_", " "), self.plural.replace("_", " ")
         article = "an" if text[0] in "aeiou" else "a"
         kinds = [f"{self.name}_KIND_{kind}".upper() for kind in self.kinds]
@@ -116,12 +116,12 @@ def enum_values(kinds: Sequence[str], values: Sequence[str]) -> Iterator[str]:
         yield f"  {value} = {number};"
 
 
-# Texts of templates
+# The templates
 
 
 def filled(name: str, noun: Noun, **more: str) -> str:
-    """The template's text. Lines that begin with `?` are for nouns with kinds, with `!` for nouns
-    of assets."""
+    """Returns the template with its names replaced. Lines that begin with `?` are kept for nouns
+    with kinds, lines that begin with `!` for nouns of assets."""
     kept = {"?": bool(noun.kinds), "!": noun.service == "assets"}
     lines = []
     for line in (TEMPLATES / f"{name}.tmpl").read_text().splitlines():
@@ -131,7 +131,7 @@ def filled(name: str, noun: Noun, **more: str) -> str:
 
 
 def wrapped(proto: str) -> str:
-    """The text with lines of at most COLUMNS: a comment stands in one line in the template."""
+    """Wraps lines longer than COLUMNS. A template has each comment in one line."""
     lines: list[str] = []
     for line in proto.splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
@@ -152,7 +152,7 @@ def wrapped(proto: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Places in files that are there
+# Places in existing files
 
 
 def read(path: str) -> str:
@@ -162,7 +162,7 @@ def read(path: str) -> str:
 
 
 def end_of(text: str, node: ast.AST) -> int:
-    """Where the text of a node ends. The parser counts columns in bytes."""
+    """Returns the position where a node's text ends. The parser counts columns in bytes."""
     line, column = getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)
     before = text.splitlines(keepends=True)[: line - 1]
     rest = text.splitlines(keepends=True)[line - 1]
@@ -170,22 +170,22 @@ def end_of(text: str, node: ast.AST) -> int:
 
 
 def with_line(text: str, node: ast.AST, line: str) -> str:
-    """The text with lines below those of a node."""
+    """Returns the text with a line inserted below a node."""
     at = text.index("\n", end_of(text, node)) + 1
     return text[:at] + line + text[at:]
 
 
 def with_element(text: str, last: ast.AST, element: str) -> str:
-    """The text with an element after the last one of a list, a dictionary or a call's arguments."""
+    """Returns the text with an element after the last of a list, dictionary or argument list."""
     at = end_of(text, last)
-    if text[at:].lstrip().startswith(","):  # a line for each: the last may have a comment
+    if text[at:].lstrip().startswith(","):  # one element per line: a comment may follow the last
         at = text.index("\n", at)
         return f"{text[:at]}\n{element},{text[at:]}"
     return f"{text[:at]}, {element}{text[at:]}"
 
 
 def with_imports(text: str, *lines: str) -> str:
-    """The text with more imports. Ruff puts them in their order."""
+    """Returns the text with more imports, which ruff sorts later."""
     imports = [
         node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)
     ]
@@ -193,7 +193,7 @@ def with_imports(text: str, *lines: str) -> str:
 
 
 def assigned(path: str, text: str, name: str, kind: type[ast.expr]) -> ast.expr:
-    """The value of a module's variable."""
+    """Returns the value of a module's variable. Raises Problem."""
     for node in ast.parse(text).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign):
@@ -216,7 +216,7 @@ def function(path: str, text: str, name: str) -> ast.FunctionDef | ast.AsyncFunc
 
 
 def revisions(noun: Noun) -> dict[str, Any]:
-    """The revisions of the service's migrations, with those before them."""
+    """Returns the revisions of the service's migrations, each with its predecessor."""
     found: dict[str, Any] = {}
     folder = ROOT / "services" / noun.service / "migrations" / "versions"
     for path in sorted(folder.glob("*.py")):
@@ -254,7 +254,7 @@ def with_table(noun: Noun) -> Files:
 
 
 def servicers(path: str, text: str) -> tuple[ast.List, ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The list of what the server registers, and the function that it stands in."""
+    """Returns the list of registered servicers, and the function that holds it. Raises Problem."""
     for outer in ast.parse(text).body:
         if not isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -270,7 +270,7 @@ def servicers(path: str, text: str) -> tuple[ast.List, ast.FunctionDef | ast.Asy
 
 
 def registered(noun: Noun) -> Files:
-    """`__main__.py` with the servicer, and with the events that webhooks may be told."""
+    """Registers the servicer in `__main__.py`, and the events that webhooks may be told."""
     path = f"services/{noun.service}/__main__.py"
     text = read(path)
     found, outer = servicers(path, text)
@@ -281,7 +281,7 @@ def registered(noun: Noun) -> Files:
     add = f"{noun.name}_pb2_grpc.add_{camel(noun.name)}ServiceServicer_to_server"
     both = f"{add}, {noun.plural}.{camel(noun.name)}Service(db, stream)"
     pairs = isinstance(found.elts[0], ast.Tuple)
-    # From the end to the beginning, so that the places stay what they are.
+    # From the end to the beginning, so that earlier positions stay valid.
     text = with_element(
         text, found.elts[-1], f"({both})" if pairs else f"functools.partial({both})"
     )
@@ -304,11 +304,11 @@ def registered(noun: Noun) -> Files:
 
 
 def layered(noun: Noun) -> Files:
-    """pyproject.toml with the two modules in the import rules of their service."""
+    """Adds the two modules to the import rules of their service, in pyproject.toml."""
     path, package = "pyproject.toml", f"services.{noun.service}"
     text = read(path)
     contracts = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
-    if noun.room:  # the layers of assets are its rooms
+    if noun.room:  # the layers of assets are its folders, the rooms
         return {path: protected(path, text, contracts, f"services.{noun.package}.{noun.plural}")}
     for contract in contracts:
         layers = contract.get("layers", [])
@@ -322,7 +322,7 @@ def layered(noun: Noun) -> Files:
 
 
 def protected(path: str, text: str, contracts: list[dict[str, Any]], module: str) -> str:
-    """The text with a servicer that __main__ alone may import."""
+    """Returns the text with a servicer that only __main__ may import."""
     for contract in contracts:
         if contract.get("allowed_importers") == ["services.assets.__main__"]:
             last = [each for each in contract["protected_modules"] if each < module][-1:]
@@ -341,7 +341,7 @@ def replaced(path: str, text: str, old: str, new: str) -> str:
 
 
 def tenancy(noun: Noun) -> Files:
-    """The cases of each rpc, for owners and others."""
+    """Adds the noun's tenancy cases: each rpc as called by the owner and by others."""
     path = f"tests/tenancy_cases/{noun.service}.py"
     text = read(path)
     cases = assigned(path, text, "CASES", ast.Dict)
@@ -373,7 +373,7 @@ def tenancy(noun: Noun) -> Files:
 
 
 def schema_words(noun: Noun) -> Files:
-    """Which enum has the words of the column `kind`."""
+    """Names the enum whose words the column `kind` holds."""
     if not noun.kinds:
         return {}
     path = f"tests/schema_words/{noun.service}.py"
@@ -386,7 +386,7 @@ def schema_words(noun: Noun) -> Files:
 
 
 def pages(noun: Noun) -> Files:
-    """How the rows of the list are made as large as they can be."""
+    """Says how test_pages makes the rows of the list as large as possible."""
     path = "tests/test_pages.py"
     text = read(path)
     lists = assigned(path, text, "LISTS", ast.Dict)
@@ -397,7 +397,7 @@ def pages(noun: Noun) -> Files:
 
 
 def documented(noun: Noun) -> Files:
-    """The noun's page, its line where pages are listed, and its line among the types of events."""
+    """Adds the noun's page, its line in the list of pages, and its line in the event types."""
     text = noun.plural.replace("_", " ")
     if noun.room:
         line = f"| [{text}](assets/{Path(noun.page).name}) | {text} of an owner |"
@@ -418,7 +418,7 @@ def documented(noun: Noun) -> Files:
 
 
 def below(path: str, pattern: str, line: str) -> str:
-    """The text with a line below the last one that has the pattern."""
+    """Returns the text with a line below the last match of the pattern."""
     text = read(path)
     found = list(re.finditer(pattern, text, re.MULTILINE))
     if not found:
@@ -426,7 +426,7 @@ def below(path: str, pattern: str, line: str) -> str:
     return f"{text[: found[-1].end()]}{line}\n{text[found[-1].end() :]}"
 
 
-# The whole
+# Everything together
 
 
 def new_files(noun: Noun) -> Files:
@@ -439,7 +439,7 @@ def new_files(noun: Noun) -> Files:
 
 
 def plan(noun: Noun) -> Files:
-    """Every file that is written or changed, with its new content. Raises Problem."""
+    """Returns every new or changed file with its content. Raises Problem."""
     check(noun)
     made = new_files(noun) | migration(noun)
     docs = documented(noun)
@@ -473,7 +473,7 @@ def check(noun: Noun) -> None:
 
 
 def laid_out(path: str, text: str) -> str:
-    """Code as ruff lays it out: imports in their order, names that nothing uses left out."""
+    """Lets ruff sort the imports, drop unused names and lay the code out."""
     if not path.endswith(".py"):
         return text
     ruff = Path(sys.executable).with_name("ruff")

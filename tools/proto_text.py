@@ -1,8 +1,9 @@
 """Prints a proto2 file from its descriptor, for a file whose text no package carries.
 
-Compiled again, the text gives the same descriptor; comments are lost, since descriptors in
-packages have none. Written for buf/validate/validate.proto: it prints messages, fields, oneofs,
-enums, extensions, reserved numbers and every option, and refuses what that file doesn't have.
+The printed text compiles to the same descriptor; comments are lost, since packaged descriptors have
+none. This module prints what buf/validate/validate.proto has (messages, fields, oneofs, enums,
+extensions, reserved numbers and every option). It raises NotImplementedError for nested
+definitions, maps, groups, defaults and other syntaxes.
 """
 
 import io
@@ -15,20 +16,20 @@ from google.protobuf.message import Message
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _DESCRIPTOR = "google/protobuf/descriptor.proto"
-_HIGHEST_NUMBER = 536_870_912  # what the descriptor of `to max` ends before
+_HIGHEST_NUMBER = 536_870_912  # the end, exclusive, that a descriptor has for `to max`
 
 
 def printed(
     file: descriptor_pb2.FileDescriptorProto, described: descriptor_pb2.FileDescriptorSet
 ) -> str:
-    """The text of `file`. `described` holds it and all that it imports: options are extensions,
-    and only their definitions tell how they are written."""
+    """Returns the text of `file`. `described` holds it and all its imports, because only the
+    definitions of extensions tell how options are written."""
     if file.syntax not in ("", "proto2"):
         raise NotImplementedError(f"{file.name} is {file.syntax}")
     pool = descriptor_pool.DescriptorPool()
     for each in described.file:
         pool.Add(each)
-    # Read again by this pool, whose classes know the extensions that its files define.
+    # Parsed again with this pool, whose classes know the extensions that its files define.
     known = message_factory.GetMessageClassesForFiles([file.name, _DESCRIPTOR], pool)
     again = known["google.protobuf.FileDescriptorProto"].FromString(file.SerializeToString())
     return "\n".join(_lines(again)) + "\n"
@@ -106,7 +107,7 @@ def _reserved(spans: Sequence[str], names: Sequence[str]) -> Iterator[str]:
 
 
 def _options(options: Message) -> Iterator[str]:
-    """Each as `name = value`, which is what stands between brackets and after `option`."""
+    """Yields each option as `name = value`, the form between brackets and after `option`."""
     for field, value in options.ListFields():
         name = f"({field.full_name})" if field.is_extension else field.name
         for each in value if field.is_repeated else [value]:

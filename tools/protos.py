@@ -1,4 +1,4 @@
-"""Writes what clients in other languages need to dist/:
+"""Writes what clients in other languages need to dist/.
 
 atelier-protos.zip   the protos with all that they import, for protoc and buf, and a README.txt
 atelier.binpb        all of it as one descriptor set, with comments
@@ -22,7 +22,7 @@ from tools.proto_text import printed
 from tools.stubs import ROOT, googleapis, rpc_files
 
 VALIDATE = "buf/validate/validate.proto"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same protos make the same archive, byte for byte
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # constant: the same protos make the same archive, byte for byte
 _VALIDATE_HEADER = """\
 // buf/validate/validate.proto of Protovalidate (https://github.com/bufbuild/protovalidate),
 // printed without its comments from the descriptor in the Python package protovalidate {version}.
@@ -38,7 +38,7 @@ modules:
   - path: imports
 """
 _RETRY = {
-    "maxAttempts": 5,  # more is cut down to 5 by gRPC itself
+    "maxAttempts": 5,  # gRPC itself allows at most 5
     "initialBackoff": "0.5s",
     "maxBackoff": "5s",
     "backoffMultiplier": 2,
@@ -47,7 +47,7 @@ _RETRY = {
 
 
 def archive_files(described: descriptor_pb2.FileDescriptorSet) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of what the archive holds."""
+    """Yields name and content of each file in the archive."""
     yield "README.txt", (ROOT / "tools/protos_readme.txt").read_bytes()
     yield "buf.yaml", _BUF.encode()
     for path in sorted((ROOT / "protos").rglob("*.proto")):
@@ -71,9 +71,12 @@ def write_archive(target: Path, described: descriptor_pb2.FileDescriptorSet) -> 
 
 
 def service_config(described: descriptor_pb2.FileDescriptorSet) -> dict[str, Any]:
-    """Calls that only read, that say they may be repeated, or that have a request_id are tried
-    again. A stream of requests isn't: gRPC would keep all of it to send it again, and gives up
-    beyond a few hundred KB. All calls wait for a server that is away, until their deadline."""
+    """Returns the gRPC service config.
+
+    A call is retried if it only reads, is declared idempotent, or has a request_id. A stream of
+    requests is not: gRPC would have to keep all of it to send it again, and gives up beyond a few
+    hundred KB. All calls wait for an unreachable server until their deadline.
+    """
     takes_id = {
         f".{file.package}.{message.name}"
         for file in described.file

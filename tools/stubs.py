@@ -1,11 +1,11 @@
-"""Turn protos/ into gen/: Python stubs, type stubs, and one descriptor set that every other tool
+"""Turns protos/ into gen/: Python stubs, type stubs, and one descriptor set that every other tool
 reads.
 
     python tools/stubs.py [--descriptors-only FILE] [--protos DIR]
 
-The text of buf/validate/validate.proto is in no Python package, but its descriptor is (in
-protovalidate), so it is handed to protoc as a descriptor set. `buf lint` and `buf breaking` then
-read the descriptor set made here, which needs no registry and no network.
+No Python package has the text of buf/validate/validate.proto, but protovalidate has its descriptor,
+so protoc gets it as a descriptor set. `buf lint` and `buf breaking` then read the descriptor set
+made here, which needs no registry and no network.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def run(*arguments: str) -> None:
 
 
 def googleapis() -> Path:
-    """The folder that holds google/rpc."""
+    """Returns the folder that holds google/rpc."""
     # google is a namespace package shared by protobuf and googleapis-common-protos.
     from google.rpc import status_pb2
 
@@ -38,19 +38,21 @@ def googleapis() -> Path:
 
 
 def rpc_files() -> list[str]:
-    """What refusals carry. No file of the contract imports them, but whoever reads a refusal must
-    know them."""
+    """Returns the files of the messages that refusals carry. No file of the contract imports them,
+    but a client needs them to read a refusal."""
     return [f"google/rpc/{name}.proto" for name in ("code", "error_details", "status")]
 
 
 def import_paths() -> list[str]:
-    """Where google/protobuf and google/rpc come from: the packages that ship them."""
+    """Returns the include options for google/protobuf and google/rpc, from the packages that ship
+    them."""
     well_known = importlib.resources.files("grpc_tools") / "_proto"
     return [f"-I{well_known}", f"-I{googleapis()}"]
 
 
 def validate_descriptors(directory: Path) -> Path:
-    """A descriptor set with buf/validate/validate.proto and what it imports."""
+    """Writes a descriptor set with buf/validate/validate.proto and its imports; returns its
+    path."""
     plain = directory / "well_known.binpb"
     run(
         *import_paths(),
@@ -87,8 +89,8 @@ def describe(protos: Path, target: Path, scratch: Path) -> None:
 
 
 def type_services(described: Path, target: Path) -> None:
-    """Writes type stubs of the services, as an asyncio client and server have them. protoc writes
-    those of messages alone."""
+    """Writes type stubs of the services for asyncio clients and servers. protoc writes type stubs
+    of messages only."""
     pool = descriptor_pool.DescriptorPool()
     files = descriptor_pb2.FileDescriptorSet.FromString(described.read_bytes()).file
     for file in files:
@@ -133,7 +135,7 @@ def handler(method: descriptor.MethodDescriptor) -> str:
     if method.server_streaming:
         answer = f"typing.AsyncIterator[{answer}]"
     context = "grpc.aio.ServicerContext[typing.Any, typing.Any]"
-    define = "def" if method.server_streaming else "async def"  # a generator is no coroutine
+    define = "def" if method.server_streaming else "async def"  # a generator isn't a coroutine
     arguments = f"self, request: {request}, context: {context}"
     return f"    {define} {method.name}({arguments}) -> {answer}: ..."
 
@@ -143,13 +145,13 @@ def module_of(message: descriptor.Descriptor) -> str:
 
 
 def python_name(message: descriptor.Descriptor) -> str:
-    """Such as `atelier.assets.v1.asset_pb2.Asset`."""
+    """Returns the name of a message's class, such as `atelier.assets.v1.asset_pb2.Asset`."""
     return f"{module_of(message)}.{message.name}"
 
 
 def generate(protos: Path, target: Path, scratch: Path) -> None:
-    """Stubs are built beside the old ones and swapped in whole, so that a failed run leaves the old
-    ones."""
+    """Builds the stubs beside the old ones and swaps them in whole, so that a failed run leaves the
+    old ones."""
     fresh = Path(tempfile.mkdtemp(prefix="gen-", dir=target.parent))
     descriptors = validate_descriptors(scratch)
     common = (f"-I{protos}", *import_paths(), f"--descriptor_set_in={descriptors}")
@@ -160,8 +162,8 @@ def generate(protos: Path, target: Path, scratch: Path) -> None:
         f"--grpc_python_out={fresh}",
         *contract_files(protos),
     )
-    # With -I set, protoc reads a file of the descriptor set only if no path has it; this one no
-    # path has.
+    # With -I, protoc reads a file from the descriptor set only if no path has it; this file is on
+    # no path.
     run(
         f"--descriptor_set_in={descriptors}",
         f"--python_out={fresh}",

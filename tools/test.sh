@@ -33,12 +33,12 @@ for mark in $left_out; do
     [ -z "$names" ] || printf 'left out (%s):\n%s\n' "$mark" "$names"
 done
 case $kind in
-    # Two for each of two cores, since many tests wait for real processes.
+    # Two workers for each of two cores, since many tests wait for real processes.
     test) options='-n 4' ;;
     docs) options='-n 2' ;;
-    # One after the other: each compiler takes all cores.
+    # No parallel runs: each compiler takes all cores.
     examples) options='--timeout 1800' ;;
     faults) options='--timeout 1200' ;;
 esac
-# Files in the order of tests/conftest.py, long ones first, not by how many tests they hold.
+# Files run in the order of tests/conftest.py, long ones first, not in the order of their number of tests.
 exec .venv/bin/python -m pytest $options --dist loadfile --no-loadscope-reorder -m "$marks" "$@"

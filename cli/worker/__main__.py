@@ -1,6 +1,8 @@
-"""`python -m cli.worker assets pipeline ...`: the background work of several services in one
-process, which saves the memory of one interpreter with all libraries per service. On larger
-machines run `python -m services.<name> work`.
+"""`python -m cli.worker assets pipeline ...` runs the background work of several services in one
+process.
+
+That saves the memory of one interpreter with all libraries per service. On larger machines run
+`python -m services.<name> work`.
 """
 
 import importlib

@@ -1,9 +1,9 @@
-"""From photographs to a tech pack, as an outside client: generated stubs, a token and four
-addresses are all it has.
+"""Makes a tech pack from photographs, as an outside client: it has only generated stubs, a token
+and four addresses.
 
     python -P demo.py --out DIR [--facts FILE] [PHOTO ...]  (needs ATELIER_TOKEN and the stubs)
 
-Exit status 0: everything was made and checked. 1: something failed, said in one line. 2: an input
+Exit status 0: everything was made and checked. 1: something failed; one line says what. 2: an input
 can't be used.
 """
 
@@ -80,7 +80,7 @@ console = Console(highlight=False)
 
 
 class Unusable(Exception):
-    """An input that can't be used; the text names the limit."""
+    """An input that can't be used; the message names the limit."""
 
 
 class Failed(Exception):
@@ -91,7 +91,7 @@ class Failed(Exception):
 
 
 def check_photo(path: Path) -> str:
-    """The file's media type. Raises Unusable."""
+    """Returns the file's media type. Raises Unusable."""
     if not path.is_file():
         raise Unusable(f"{path}: there is no such file")
     size = path.stat().st_size
@@ -121,8 +121,8 @@ def check_photo(path: Path) -> str:
 
 
 def _pixels(path: Path) -> int:
-    """From the header; the services decode and verify. A header that can't be read is left to them,
-    too."""
+    """Returns the number of pixels, from the header only: the services decode and verify the rest.
+    Raises Unusable if the header can't be read."""
     import pyvips
 
     try:
@@ -146,7 +146,7 @@ def read_facts(path: Path | None) -> facts_pb2.Facts:
         raise Unusable(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, json_format.ParseError, UnicodeDecodeError) as error:
         raise Unusable(f"{path}: {' '.join(str(error).split())}") from None
-    # The contract's own constraints, as the services enforce them.
+    # The contract's own constraints, which the services enforce too.
     violations = [violation.proto for violation in protovalidate.collect_violations(facts)]
     if violations:
         raise Unusable(
@@ -156,7 +156,7 @@ def read_facts(path: Path | None) -> facts_pb2.Facts:
 
 
 def _place(field_path: Any) -> str:
-    """`dimensions[0].value`"""
+    """Formats a field path, such as `dimensions[0].value`."""
     steps = ((element.field_name, element.subscript) for element in field_path.elements)
     return ".".join(
         f"{name}[{subscript.value}]" if subscript else str(name) for name, subscript in steps
@@ -198,7 +198,7 @@ def new_id() -> str:
 
 @dataclass
 class Run:
-    """What is made, for summary.json."""
+    """Collects the results for summary.json."""
 
     out: Path
     summary: dict[str, Any] = field(default_factory=dict)
@@ -245,7 +245,7 @@ def upload(
 
 
 def download(url: str, path: Path) -> int:
-    """Bytes written."""
+    """Downloads a file; returns the number of bytes written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with httpx.stream("GET", url, timeout=120) as answer, path.open("wb") as file:
         if answer.status_code != 200:
@@ -256,7 +256,7 @@ def download(url: str, path: Path) -> int:
 
 
 def follow_variants(atelier: Atelier, asset_ids: list[str], advance: Callable[[], None]) -> None:
-    """Until every variant of every asset is READY; told by the stream, never asked for."""
+    """Waits until every variant of every asset is READY. The stream tells; nothing is polled."""
     waiting = {(asset_id, preset) for asset_id in asset_ids for preset in PRESETS}
     request = asset_pb2.WatchAssetsRequest(asset_ids=asset_ids)
     for item in atelier.watch(atelier.assets.WatchAssets, request):
@@ -304,8 +304,8 @@ def fetch_variants(atelier: Atelier, assets: dict[str, asset_pb2.Asset], run: Ru
 def follow_product(
     atelier: Atelier, product_id: str, run: Run, tell: Callable[[int, str], None]
 ) -> None:
-    """Through the four phases. A review that is asked for is answered: what the model found is
-    approved."""
+    """Follows the product through its four phases. Approves every review that is opened, whatever
+    the model found."""
     phases: dict[int, dict[str, Any]] = {}
     for answer in atelier.watch(
         atelier.products.WatchProduct, product_pb2.WatchProductRequest(product_id=product_id)
@@ -475,7 +475,7 @@ def make_pack(
 
 
 def export(atelier: Atelier, pack: tech_pack_pb2.TechPackRun, run: Run) -> None:
-    """The run has made the PDF; the ZIP, with the PDF in it, is asked for."""
+    """Exports the ZIP, which includes the PDF that the run has made, and downloads both."""
     request = tech_pack_pb2.ExportCollectionRequest(
         request_id=new_id(),
         collection_id=pack.collection_id,
@@ -505,7 +505,7 @@ def export(atelier: Atelier, pack: tech_pack_pb2.TechPackRun, run: Run) -> None:
 
 
 def check_results(run: Run) -> None:
-    """Opens what was made, as whoever gets it would."""
+    """Opens the results as their recipient would, and checks them. Raises Failed."""
     if not (run.out / "tech-pack.pdf").read_bytes().startswith(b"%PDF-"):
         raise Failed("tech-pack.pdf is not a PDF")
     with zipfile.ZipFile(run.out / "tech-pack.zip") as archive:
@@ -518,13 +518,13 @@ def check_results(run: Run) -> None:
 
 
 def remove_earlier(out: Path) -> None:
-    """What an earlier run left: the results of two products must not lie side by side."""
+    """Removes the results of an earlier run, so that those of two products never mix."""
     shutil.rmtree(out / "variants", ignore_errors=True)
     for name in ("try-on.jpg", "generated.jpeg", "tech-pack.pdf", "tech-pack.zip", "summary.json"):
         (out / name).unlink(missing_ok=True)
 
 
-# The story
+# The whole run
 
 
 def play(

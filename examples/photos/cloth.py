@@ -32,13 +32,13 @@ class Frame:
     y: float
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Pixel position of a point given in centimetres."""
+        """Returns the pixel position of a point given in centimetres."""
         return self.x + x * PX_PER_CM, self.y + y * PX_PER_CM
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of a frame in pixels; what is drawn in it is cut at its edges."""
+    """A rectangle of a frame in pixels; drawings are cut off at its edges."""
 
     frame: Frame
     left: int
@@ -49,8 +49,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Cloth:
-    """A material: sRGB colour 0..255, weave name, how far weave and folds stand out (pixels of
-    height)."""
+    """A material: sRGB colour 0..255, weave name, and the relief of weave and folds in pixels of
+    height."""
 
     colour: tuple[int, int, int]
     weave: str = "canvas"
@@ -75,8 +75,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Piece:
-    """One cut piece of the garment: outline, grooves where it is seamed, lines that are stitched,
-    and its folds."""
+    """One cut piece of the garment: outline, grooves along its seams, stitched lines, and folds."""
 
     outline: str
     cloth: Cloth
@@ -96,8 +95,7 @@ class Piece:
 
 
 def mirrored(path: str) -> str:
-    """The same path on the other side of the centre line. Paths hold absolute M, L, C, Q and Z
-    only."""
+    """Returns the path mirrored at the centre line. Paths hold absolute M, L, C, Q and Z only."""
     numbers = iter(range(10**6))
     return re.sub(
         r"-?\d+\.?\d*", lambda m: f"{-float(m[0]):g}" if next(numbers) % 2 == 0 else m[0], path
@@ -105,7 +103,7 @@ def mirrored(path: str) -> str:
 
 
 def box_around(frame: Frame, path: str, margin: float) -> Box:
-    """The part of the frame that holds a path and `margin` centimetres around it."""
+    """Returns the part of the frame that holds a path and `margin` centimetres around it."""
     numbers = [float(n) for n in re.findall(r"-?\d+\.?\d*", path)]
     x0, y0 = frame.at(min(numbers[::2]) - margin, min(numbers[1::2]) - margin)
     x1, y1 = frame.at(max(numbers[::2]) + margin, max(numbers[1::2]) + margin)
@@ -114,7 +112,7 @@ def box_around(frame: Frame, path: str, margin: float) -> Box:
 
 
 def svg(box: Box, body: str) -> Image:
-    """SVG elements in centimetres, drawn into a box: RGBA, 8 bits."""
+    """Draws SVG elements in centimetres into a box: RGBA, 8 bits."""
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{box.width}" height="{box.height}"><g'
         f' transform="translate({box.frame.x - box.left} {box.frame.y - box.top})'
@@ -124,7 +122,7 @@ def svg(box: Box, body: str) -> Image:
 
 
 def coverage(box: Box, body: str) -> Image:
-    """How much of each pixel the elements cover, 0..1."""
+    """Returns how much of each pixel the elements cover, 0..1."""
     return svg(box, body)[3].cast("float") / 255
 
 
@@ -138,8 +136,8 @@ def stroked(paths: tuple[str, ...], width: float, dash: str = "") -> str:
 
 
 def soft(image: Image, sigma: float) -> Image:
-    """Gaussian blur; wide ones are made on a reduced copy, where they cost little and look the
-    same."""
+    """Applies a Gaussian blur. Wide blurs run on a reduced copy, where they cost little and look
+    the same."""
     step = max(1, int(sigma / 6))
     if step == 1:
         return image.gaussblur(sigma, precision="float") if sigma > 0.2 else image
@@ -152,7 +150,7 @@ def soft(image: Image, sigma: float) -> Image:
 
 
 def drape(width: int, height: int, across: float, along: float, seed: int) -> Image:
-    """Smooth random height -1..1 whose bumps are `across` x `along` pixels wide."""
+    """Returns a smooth random height -1..1 whose bumps are `across` x `along` pixels wide."""
     cell = 16
     columns, rows = (
         math.ceil(width / across * cell) + 2 * cell,
@@ -164,15 +162,14 @@ def drape(width: int, height: int, across: float, along: float, seed: int) -> Im
 
 
 def streaks(width: int, height: int, long: int, seed: int) -> Image:
-    """Unit noise that is one pixel wide and about `long` pixels tall: yarn that is thicker here and
-    thinner there."""
+    """Returns unit noise one pixel wide and about `long` pixels tall: yarn of uneven thickness."""
     fine = pyvips.Image.gaussnoise(width, height // long + 3, sigma=1.0, mean=0, seed=seed)
     return fine.resize(1, vscale=long, kernel="cubic").crop(0, long, width, height)
 
 
 @cache
 def weave(kind: str) -> Image:
-    """A large swatch, two bands: height 0..1 and tone around 0."""
+    """Returns a large swatch with two bands: height 0..1 and tone around 0."""
     size = 3600
     grid = pyvips.Image.xyz(size, size).cast("float")
     x, y = (
@@ -198,7 +195,7 @@ def weave(kind: str) -> Image:
 
 
 def lens(fold: Fold) -> str:
-    """A fold's outline: pointed at both ends and as wide as `width` in the middle."""
+    """Returns a fold's outline: pointed at both ends and as wide as `width` in the middle."""
     dx, dy = fold.x1 - fold.x0, fold.y1 - fold.y0
     length = math.hypot(dx, dy)
     nx, ny = -dy / length, dx / length
@@ -213,8 +210,7 @@ def lens(fold: Fold) -> str:
 
 
 def folded(box: Box, piece: Piece) -> Image:
-    """Height in pixels of a piece's folds: the ones that were drawn, and slack that wanders at
-    random."""
+    """Returns the height in pixels of a piece's folds: the drawn ones, and random slack."""
     total = pyvips.Image.black(box.width, box.height).cast("float")
     for low, high, sigma in ((0.0, 0.7, 0.16), (0.7, 1.5, 0.36), (1.5, 9.0, 0.85)):
         some = [f for f in piece.folds if low <= f.width < high]
@@ -236,7 +232,7 @@ def folded(box: Box, piece: Piece) -> Image:
 
 
 def slope(height: Image) -> tuple[Image, Image]:
-    """Rise per pixel to the right and downwards."""
+    """Returns the rise per pixel to the right and downwards."""
     across = pyvips.Image.new_from_array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], scale=8)
     return height.conv(across, precision="float"), height.conv(across.rot90(), precision="float")
 
@@ -246,13 +242,13 @@ def limited(image: Image, low: float, high: float) -> Image:
 
 
 def linear(colour: tuple[int, int, int]) -> list[float]:
-    """An sRGB colour 0..255 as linear light 0..1."""
+    """Converts an sRGB colour 0..255 to linear light 0..1."""
     return [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
 
 
 def lit(height: Image, rough: Image) -> tuple[Image, Image]:
-    """Diffuse light and the share that reaches hollows, for a surface `height` with a texture
-    `rough` on it."""
+    """Returns the diffuse light, and the share of light that reaches hollows, for a surface
+    `height` with a texture `rough` on it."""
     gx, gy = slope(height + rough)
     norm = (gx * gx + gy * gy + 1) ** -0.5
     facing = [limited((gx * -d[0] + gy * -d[1] + d[2]) * norm, 0, 1) for d in (LAMP, FILL)]
@@ -270,7 +266,7 @@ class Rendered:
 
 
 def sampled(box: Box, piece: Piece, warp: Image) -> Image:
-    """The swatch of a piece's cloth, turned to its grain and dragged along by its folds."""
+    """Returns the swatch of a piece's cloth, turned to its grain and dragged along by its folds."""
     angle = math.radians(piece.grain)
     grid = pyvips.Image.xyz(box.width, box.height).cast("float") - [box.width / 2, box.height / 2]
     x, y = grid[0] + warp * 0.5, grid[1] + warp * 0.35
@@ -284,14 +280,14 @@ def sampled(box: Box, piece: Piece, warp: Image) -> Image:
 
 @cache
 def rounded(frame: Frame, form: str, reach: float) -> Image:
-    """A shape over the whole frame, 0..1, that falls off smoothly within `reach` pixels of its
-    outline."""
+    """Returns a shape over the whole frame, 0..1, that falls off smoothly within `reach` pixels of
+    its outline."""
     whole = Box(frame, 0, 0, frame.width, frame.height)
     return soft(coverage(whole, filled((form,))), reach).copy_memory()
 
 
 def rendered(frame: Frame, piece: Piece) -> Rendered:
-    """Shade one piece by itself."""
+    """Shades one piece by itself."""
     box = box_around(frame, piece.outline, piece.lift * 3 + 1)
     cover = coverage(box, filled((piece.outline,)))
     reach = piece.puff[0] * PX_PER_CM
@@ -299,7 +295,7 @@ def rendered(frame: Frame, piece: Piece) -> Rendered:
         round_ = rounded(frame, piece.form, reach).crop(box.left, box.top, box.width, box.height)
     else:
         round_ = soft(cover, reach)
-    folds = folded(box, piece).copy_memory()  # read by several branches below: computed once
+    folds = folded(box, piece).copy_memory()  # several branches below read it: computed once
     height = (1 - (1 - round_) ** 2) * (reach * piece.puff[1] * 2.2) + folds
     height += soft(cover, piece.edge * PX_PER_CM) * (piece.edge * PX_PER_CM * 1.4)
     swatch = sampled(box, piece, folds).copy_memory()
@@ -335,8 +331,8 @@ def rendered(frame: Frame, piece: Piece) -> Rendered:
 
 
 def laid(canvas: Image, part: Rendered, lift: float) -> Image:
-    """The canvas with a part on it, which shades what lies beneath by how far it stands off
-    (cm)."""
+    """Returns the canvas with a part on it, which shades what lies beneath according to its
+    distance (`lift`, cm)."""
     box = part.box
     under = canvas.crop(box.left, box.top, box.width, box.height)
     step = max(1, round(lift * PX_PER_CM * 0.45))
@@ -352,7 +348,7 @@ def laid(canvas: Image, part: Rendered, lift: float) -> Image:
 
 
 def painted(frame: Frame, path: str, body: str) -> Rendered:
-    """Small hardware drawn with its own colours (SVG in cm), around the given path."""
+    """Draws small hardware with its own colours (SVG in cm), around the given path."""
     box = box_around(frame, path, 0.8)
     drawn = svg(box, body)
     colour = drawn[:3].copy(interpretation="srgb").colourspace("scrgb")

@@ -1,5 +1,4 @@
-"""A linen-covered tailor's figure from head to hips, on a steel stand: what a garment may be tried
-on."""
+"""A linen-covered tailor's figure from head to hips, on a steel stand, for trying garments on."""
 
 from examples.photos.cloth import (
     Cloth,
@@ -35,7 +34,7 @@ OUTLINES = (TORSO, HEAD, ARM, mirrored(ARM), "M -1.4 60 L 1.4 60 L 1.4 90 L -1.4
 
 
 def stand(canvas: Image, frame: Frame) -> Image:
-    """The canvas with a steel pole that leaves the picture below, under a turned wooden base."""
+    """Draws a steel pole, which runs out of the picture below, under a turned wooden base."""
     pole = "M -1.4 64 L 1.4 64 L 1.4 84 L -1.4 84 Z"
     steel = f"""<defs><linearGradient id="steel">
       <stop offset="0" stop-color="#5d6063"/><stop offset="0.3" stop-color="#e2e4e5"/>
@@ -57,7 +56,7 @@ def stand(canvas: Image, frame: Frame) -> Image:
 
 
 def wrist(canvas: Image, frame: Frame, side: int) -> Image:
-    """The canvas with the turned cap that closes an arm."""
+    """Draws the turned cap that closes an arm."""
     x = side * 25.5
     cap = f"M {x - 2.3} 59 L {x + 2.3} 61"
     body = f"""<defs><radialGradient id="knob" cx="0.38" cy="0.2" r="0.9">
@@ -71,7 +70,7 @@ def wrist(canvas: Image, frame: Frame, side: int) -> Image:
 
 
 def figure(canvas: Image, frame: Frame) -> Image:
-    """The figure from the front."""
+    """Draws the figure from the front."""
     princess = "M 13.4 3 C 12.6 12 9.2 20 8.6 28 C 8 36 7.4 40 7.5 44 C 8 52 9.6 60 9.8 68"
     chest = tuple(Fold(s * 2.5, 17.5, s * 15, 17, 4.5, 0.35, 0) for s in (-1, 1))
     hips = (Fold(0, 46, 0, 62, 5, 0.35, 0), Fold(0, 10, 0, 28, 1.6, -0.25, 0))

@@ -41,8 +41,8 @@ BACK_COLLAR = (
 
 
 def body_folds(seed: int, side: int) -> tuple[Fold, ...]:
-    """Drag lines from the armpit to the chest, and soft pleats that fall to the hem; side is 1 or
-    -1."""
+    """Returns drag lines from the armpit to the chest, and soft pleats that fall to the hem; side
+    is 1 or -1."""
     rng = random.Random(seed)
     folds = []
     for i in range(5):
@@ -99,7 +99,7 @@ SIDE_EDGES = (
 
 
 def between(edges: tuple[tuple[float, float, float], ...], y: float) -> tuple[float, float]:
-    """Where a sleeve begins and ends at height y, from a table of (y, left, right)."""
+    """Returns where a sleeve begins and ends at height y, from a table of (y, left, right)."""
     for (y0, a0, b0), (y1, a1, b1) in itertools.pairwise(edges):
         if y <= y1:
             t = (y - y0) / (y1 - y0)
@@ -110,7 +110,7 @@ def between(edges: tuple[tuple[float, float, float], ...], y: float) -> tuple[fl
 def sleeve_folds(
     seed: int, edges: tuple[tuple[float, float, float], ...], side: int = 1
 ) -> tuple[Fold, ...]:
-    """Creases that run across a sleeve: a few under the cap, many at the elbow, stacked ones above
+    """Returns creases across a sleeve: a few under the cap, many at the elbow, stacked ones above
     the cuff."""
     rng = random.Random(seed)
     folds = []
@@ -141,7 +141,7 @@ def sleeve_folds(
 
 
 def sleeve(side: int, seed: int) -> list[Piece]:
-    """A sleeve and its cuff; side is 1 (right in the picture) or -1."""
+    """Returns a sleeve and its cuff; side is 1 (right in the picture) or -1."""
     turn = (lambda d: d) if side == 1 else mirrored
     armhole = turn("M 23.1 5.2 C 21.4 12 22.2 21.4 26.7 24.9")
     return [
@@ -172,7 +172,7 @@ def sleeve(side: int, seed: int) -> list[Piece]:
 def pocket(
     x0: float, x1: float, y0: float, y1: float, flap: float, side: int, seed: int
 ) -> list[Piece]:
-    """A patch pocket with clipped corners under a pointed flap."""
+    """Returns a patch pocket with clipped corners under a pointed flap."""
     turn = (lambda d: d) if side == 1 else mirrored
     mid, c = (x0 + x1) / 2, 1.6
     i = 0.35
@@ -229,7 +229,7 @@ COLLAR_LINE = "M 11 3.5 C 10 7 8.7 10.6 7.85 13.8 C 5 12.2 2.6 10.2 0.8 8.4"
 
 
 def front(canvas: Image, frame: Frame) -> Image:
-    """The jacket from the front, buttoned."""
+    """Draws the jacket from the front, buttoned."""
     inside = "M -7.6 -2.6 C -4 -3.9 4 -3.9 7.6 -2.6 L 8.4 4 C 6 8 3 10 0 10.5 C -3 10 -6 8 -8.4 4 Z"
     stand = "M -7.6 -2.7 C -4 -4 4 -4 7.6 -2.7 L 8 0.4 C 4 2.1 -4 2.1 -8 0.4 Z"
     yoke = "M 6.2 4.6 C 11 6.2 17 8.2 21.3 9.6"
@@ -323,7 +323,7 @@ def front(canvas: Image, frame: Frame) -> Image:
 
 
 def back(canvas: Image, frame: Frame) -> Image:
-    """The jacket from the back: yoke, centre seam, two action pleats."""
+    """Draws the jacket from the back: yoke, centre seam, two action pleats."""
     yoke = "M 22 14.4 C 14 15.8 -14 15.8 -22 14.4"
     pleats = tuple(
         f"M {s * 17.5} 15.4 C {s * 17.2} 28 {s * 16.8} 36 {s * 16.6} 46" for s in (-1, 1)
@@ -393,7 +393,7 @@ SIDE_COLLAR = (
 
 
 def side_pockets() -> list[Piece]:
-    """The pockets of the front, foreshortened: they wrap away round the chest."""
+    """Returns the pockets of the front, foreshortened because they wrap round the chest."""
     pieces = []
     for i, (a, b, y0, y1, flap) in enumerate(
         ((-14.9, -9.0, 21.5, 35.3, 5.2), (-15.1, -7.4, 45, 64.2, 6.2))
@@ -440,7 +440,7 @@ def side_pockets() -> list[Piece]:
 
 
 def side(canvas: Image, frame: Frame) -> Image:
-    """The jacket from the wearer's left: the front is on the left of the picture."""
+    """Draws the jacket from the wearer's left: the front is on the left of the picture."""
     rng = random.Random(331)
     falls = tuple(
         Fold(
@@ -525,7 +525,7 @@ def side(canvas: Image, frame: Frame) -> Image:
 
 
 FLAT = (BACK, BACK_COLLAR, SLEEVE, mirrored(SLEEVE), CUFF, mirrored(CUFF))
-# view -> (what draws it, the shapes that throw its shadow on the background)
+# view -> (function that draws it, shapes that cast its shadow on the background)
 VIEWS = {
     "front": (front, FLAT),
     "back": (back, FLAT),

@@ -1,8 +1,7 @@
-"""Render the example photographs from nothing but code: `python -m examples.photos.make
-[directory]`.
+"""Renders the example photographs from code alone: `python -m examples.photos.make [directory]`.
 
-Every random number comes from a fixed seed, so with the same libvips the same pictures come out,
-byte for byte.
+Every random number comes from a fixed seed, so the same libvips makes the same pictures, byte for
+byte.
 """
 
 import sys
@@ -19,8 +18,8 @@ FIGURE_FRAME = Frame(3000, 4000, 1500, 1260)
 
 
 def studio(frame: Frame, outlines: tuple[str, ...]) -> Image:
-    """A light grey seamless background, lit from the upper left, with the shadow of what will stand
-    before it."""
+    """Returns a light grey seamless background, lit from the upper left, with the shadow of the
+    subject that will stand before it."""
     grid = pyvips.Image.xyz(frame.width, frame.height).cast("float")
     dx, dy = (
         (grid[0] - frame.width * 0.44) / frame.width,
@@ -36,8 +35,8 @@ def studio(frame: Frame, outlines: tuple[str, ...]) -> Image:
 
 
 def unsteady(canvas: Image, seed: int) -> Image:
-    """The canvas with every line up to 5 pixels off, as cut and sewn cloth is: no edge stays
-    ruler-straight."""
+    """Returns the canvas with every line shifted by up to 5 pixels, as cut and sewn cloth is: no
+    edge stays ruler-straight."""
     width, height = canvas.width, canvas.height
     grid = pyvips.Image.xyz(width, height).cast("float")
     x, y = (
@@ -54,28 +53,28 @@ def unsteady(canvas: Image, seed: int) -> Image:
 
 
 def developed(canvas: Image, seed: int) -> Image:
-    """What a camera does: fall-off to the corners, a trace of lens blur, sharpening, grain. Answers
-    sRGB, 8 bits."""
+    """Applies what a camera does: fall-off to the corners, a trace of lens blur, sharpening, grain.
+    Returns sRGB, 8 bits."""
     width, height = canvas.width, canvas.height
     grid = pyvips.Image.xyz(width, height).cast("float")
     dx, dy = grid[0] / width - 0.5, grid[1] / height - 0.5
     light = soft(canvas * (1 - (dx * dx + dy * dy) * 0.30), 0.5).copy(interpretation="scrgb")
     grain = soft(pyvips.Image.gaussnoise(width, height, sigma=1, mean=0, seed=seed), 0.6) * 4.2
-    # neither end of the scale is touched: no highlight burns out and no shadow closes
+    # Values stay within 10 to 246: no highlight burns out and no shadow closes.
     plain = light.colourspace("srgb").cast("float").copy_memory()
     shown = limited(plain + (plain - soft(plain, 1.4)) * 0.6 + grain, 10, 246)
     return shown.cast("uchar").copy(interpretation="srgb")
 
 
 def saved(image: Image, path: Path) -> None:
-    """Write a JPEG with the sRGB profile, and upright as its orientation tag says."""
+    """Writes a JPEG with the sRGB profile and the orientation tag 1, upright."""
     image = image.copy()
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)
     image.jpegsave(str(path), Q=88, optimize_coding=True, profile="srgb", keep="exif|icc")
 
 
 def blurred(path: Path, out: Path, sigma: float) -> None:
-    """Write a copy of a photograph that is out of focus by `sigma` pixels, of the same size."""
+    """Writes a copy of a photograph of the same size, out of focus by `sigma` pixels."""
     saved(pyvips.Image.new_from_file(str(path)).gaussblur(sigma), out)
 
 
@@ -86,12 +85,12 @@ def photograph(
     outlines: tuple[str, ...],
     seed: int,
 ) -> None:
-    """Render one subject before the studio background and write it to `out`."""
+    """Renders one subject before the studio background and writes it to `out`."""
     saved(developed(unsteady(draw(studio(frame, outlines), frame), seed), seed), out)
 
 
 def main(folder: Path) -> None:
-    """Render all four photographs into a folder, about twenty seconds each."""
+    """Renders all four photographs into a folder, about twenty seconds each."""
     for seed, (view, (draw, outlines)) in enumerate(jacket.VIEWS.items()):
         photograph(folder / f"{view}.jpg", JACKET_FRAME, draw, outlines, seed * 10 + 1001)
     photograph(folder / "figure.jpg", FIGURE_FRAME, figure.figure, figure.OUTLINES, 1101)

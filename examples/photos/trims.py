@@ -1,4 +1,4 @@
-"""What is sewn on: buttons, buttonholes and the neck label."""
+"""Parts that are sewn on: buttons, buttonholes and the neck label."""
 
 from examples.photos.cloth import Cloth, Frame, Image, Piece, laid, painted, rendered
 
@@ -8,7 +8,7 @@ LABEL = Cloth((226, 218, 198), weave="lining", relief=0.25, sheen=0.05, thread=(
 def buttoned(
     canvas: Image, frame: Frame, x: float, y: float, radius: float, turn: float = 0.0
 ) -> Image:
-    """The canvas with a four-hole corozo button sewn on at (x, y) cm."""
+    """Draws a four-hole corozo button sewn on at (x, y) cm."""
     r = radius
     ring = f"M {x - r} {y - r} L {x + r} {y + r}"
     holes = "".join(
@@ -53,8 +53,8 @@ def buttoned(
 def buttonhole(
     canvas: Image, frame: Frame, x: float, y: float, length: float, upright: bool = False
 ) -> Image:
-    """The canvas with a worked buttonhole that starts at (x, y) cm: a slit between two rows of
-    dense stitches."""
+    """Draws a worked buttonhole that starts at (x, y) cm: a slit between two rows of dense
+    stitches."""
     bars = "".join(
         f'<path d="M {k * 0.075:.3f} {-0.2 + 0.02 * (k % 2)} L {k * 0.075:.3f}'
         f' {0.2 - 0.02 * (k % 3)}"/>'
@@ -83,8 +83,8 @@ GLYPHS = {
 
 
 def label(canvas: Image, frame: Frame, x: float, y: float) -> Image:
-    """The canvas with the woven neck label: letters drawn as strokes, so that no font of the
-    machine matters."""
+    """Draws the woven neck label. Its letters are strokes, so that no font of the machine
+    matters."""
     tag = Piece(
         f"M {x - 3.1} {y - 0.95} L {x + 3.1} {y - 0.95} L {x + 3.1} {y + 0.95} L {x - 3.1}"
         f" {y + 0.95} Z",

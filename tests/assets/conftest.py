@@ -1,4 +1,4 @@
-"""One house for all tests of assets that need no database of their own: each test acts as owners of
+"""One suite for all tests of assets that need no database of their own. Each test acts as owners of
 its own."""
 
 import itertools
@@ -21,7 +21,7 @@ async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator
 
 @pytest.fixture(scope="package")
 async def open_house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """The same, but that it may call servers of this machine: for imports."""
+    """A suite that may also call servers of this machine, for imports."""
     async with suite(cluster, keys, disk) as made:
         made.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
         await made.serve("assets")
@@ -31,7 +31,7 @@ async def open_house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIte
 
 @pytest.fixture
 def caller(house: Suite) -> Callable[..., Client]:
-    """Makes callers, each an owner that nobody has been before: `caller()`, `caller("vendor")`."""
+    """Makes callers, each an owner that no test has used before: `caller()`, `caller("vendor")`."""
 
     def make(role: str = "user") -> Client:
         return house.client(f"caller{next(_numbers)}", role)

@@ -1,4 +1,4 @@
-"""What a client of assets does, for tests to build on."""
+"""Steps of a client of assets, for tests to build on."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ from tests.suite import Client, Suite, browser
 
 
 def jpeg(width: int = 640, height: int = 480, seed: int = 1) -> bytes:
-    """A small picture with something in it; another seed gives another picture."""
+    """Returns a small picture with some content; another seed gives another picture."""
     noise = pyvips.Image.perlin(width, height, cell_size=64, seed=seed)
     picture = (
         (noise * 90 + 128)
@@ -94,7 +94,7 @@ async def confirm(client: Client, upload_id: str, **fields: Any) -> asset_pb2.As
 
 
 async def upload(client: Client, data: bytes, **fields: Any) -> asset_pb2.Asset:
-    """Request, send, confirm. Returns the READY asset."""
+    """Requests, sends and confirms an upload. Returns the READY asset."""
     requested = await announce(client, data, **fields)
     answer = await send(requested.target, data)
     assert answer.status_code in (200, 201, 204), answer.text
@@ -104,7 +104,7 @@ async def upload(client: Client, data: bytes, **fields: Any) -> asset_pb2.Asset:
 async def stream_upload(
     client: Client, head: upload_pb2.UploadHead, *chunks: bytes
 ) -> asset_pb2.Asset:
-    """The one-call upload."""
+    """Uploads in one streamed call; returns the asset."""
 
     async def parts() -> AsyncIterator[upload_pb2.UploadRequest]:
         yield upload_pb2.UploadRequest(head=head)
@@ -119,7 +119,7 @@ async def stream_upload(
 async def start(
     client: Client, data: bytes, **fields: Any
 ) -> resumable_pb2.StartResumableUploadResponse:
-    """Begins an upload in parts."""
+    """Starts an upload in parts."""
     declared = declaration(data, **fields)
     request = resumable_pb2.StartResumableUploadRequest(
         request_id=request_id(), declaration=declared
@@ -142,7 +142,7 @@ async def send_parts(targets: Iterable[resumable_pb2.PartTarget], data: bytes) -
 async def made_by_a_service(
     house: Suite, subject: str, data: bytes, **fields: Any
 ) -> asset_pb2.Asset:
-    """What `conversions` stores for `user:<subject>` when its model made it."""
+    """Uploads a result of `conversions`' model for `user:<subject>`, as that service does."""
     service = house.as_token(house.keys.service_token("conversions", f"user:{subject}"))
     made = {
         "provenance": asset_pb2.Provenance(model="local", model_version="1", prompt="a coat"),
@@ -153,7 +153,7 @@ async def made_by_a_service(
 
 
 async def update(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asset:
-    """Sets the fields given; `etag` and `request_id` go along without being in the mask."""
+    """Sets the given fields; `etag` and `request_id` are sent without being in the mask."""
     paths = [name for name in fields if name not in ("etag", "request_id")]
     request = asset_pb2.UpdateAssetRequest(
         asset_id=asset_id, update_mask={"paths": paths}, **fields
@@ -166,7 +166,7 @@ async def update(client: Client, asset_id: str, **fields: Any) -> asset_pb2.Asse
 async def variants_of(
     client: Client, asset_id: str, *, timeout: float = 30
 ) -> dict[str, asset_pb2.Variant]:
-    """The variants by preset, once none is on its way any more."""
+    """Returns the variants by preset, once all have ended."""
     on_their_way = (asset_pb2.VARIANT_STATE_PENDING, asset_pb2.VARIANT_STATE_PROCESSING)
     async with asyncio.timeout(timeout):
         while True:

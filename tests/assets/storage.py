@@ -31,14 +31,15 @@ async def set_quota(admin: Client, owner: str = "", **limits: Any) -> quota_pb2.
 
 
 async def folded(house: Suite) -> None:
-    """Waits until the worker has folded everything that was counted."""
+    """Waits until the worker has added all counted changes to the totals."""
     async with asyncio.timeout(20):
         while house.sql("SELECT count(*) FROM assets.storage_deltas")[0][0]:
             await asyncio.sleep(0.1)
 
 
 def truth(house: Suite, owner: str) -> tuple[int, int]:
-    """Assets but refused ones, and stored bytes, counted from the rows themselves."""
+    """Counts the owner's assets except rejected ones, and its stored bytes, from the rows
+    themselves."""
     [(assets, originals)] = house.sql(
         "SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets.assets WHERE owner = %s AND"
         " state <> 'rejected'",

@@ -61,7 +61,7 @@ async def update(client: Client, album: pb.Album, etag: str = "", **fields: Any)
 
 
 async def inside(client: Client, album: pb.Album, size: int = 0) -> list[str]:
-    """Ids of all pages."""
+    """Returns the ids on all pages."""
     ids: list[str] = []
     token = ""
     while True:
@@ -92,6 +92,7 @@ async def test_an_album_is_what_was_asked_for(ada: Client) -> None:
     album = await create(
         ada, "  Spring\u200b  2026 ", description="Looks\nfor spring", visibility=PUBLIC
     )
+
     assert (album.name, album.description, album.visibility) == (
         "Spring 2026",
         "Looks\nfor spring",
@@ -110,6 +111,7 @@ async def test_a_name_is_unique_per_owner_whatever_its_case(
         refused = await calls.refusal(create(ada, name))
         assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
         assert refused.detail(error_details_pb2.ResourceInfo).resource_name == album.id
+
     other = await create(ada, "Summer")
     refused = await calls.refusal(update(ada, other, name="FRÜHLING"))
     assert refused.code is grpc.StatusCode.ALREADY_EXISTS
@@ -138,6 +140,7 @@ async def test_each_asset_has_an_outcome(ada: Client, caller: Callable[..., Clie
     one, two = await some_assets(ada, 2)
     pending = (await flows.announce(ada, DATA)).asset.id
     foreign = (await flows.upload(caller(), DATA, visibility=PUBLIC)).id
+
     never = flows.request_id()
     assert await add(ada, album, one, pending, foreign, never, one, two) == [
         ADDED,
@@ -165,6 +168,7 @@ async def test_32_adds_and_removes_at_once_end_exact(house: Suite, ada: Client) 
     changes = [outcome for result in results for outcome in result]
     assert len(there) == len(set(there)) == 20 + changes.count(ADDED) - changes.count(REMOVED)
     assert (await get(ada, album)).asset_count == len(there)
+
     positions = house.sql(
         "SELECT count(DISTINCT position) FROM assets.album_assets WHERE album_id = %s", (album.id,)
     )
@@ -174,6 +178,7 @@ async def test_32_adds_and_removes_at_once_end_exact(house: Suite, ada: Client) 
 async def test_an_album_has_an_end(house: Suite, ada: Client) -> None:
     album = await create(ada)
     ids = many_assets(house, ada, 10_001)
+
     house.sql(
         "INSERT INTO assets.album_assets (owner, album_id, asset_id, position, shown, public)"
         " SELECT %s, %s, id, n, true, false FROM unnest(%s::uuid[]) WITH ORDINALITY AS i (id, n)",
@@ -199,11 +204,13 @@ async def test_a_page_token_of_another_album_or_owner_is_refused(house: Suite, a
     await add(ada, first, *many_assets(house, ada, 3))
     request = pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1)
     token = (await stub(ada).ListAlbumAssets(request)).next_page_token
+
     for wrong in (token, "x", "W10=", "WzEsMl0=", "bnVsbA=="):
         call = stub(ada).ListAlbumAssets(
             pb.ListAlbumAssetsRequest(album_id=second.id, page_token=wrong)
         )
         assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
+
     digest, _position = json.loads(base64.urlsafe_b64decode(token))
     true = base64.urlsafe_b64encode(json.dumps([digest, True]).encode()).decode()
     call = stub(ada).ListAlbumAssets(
@@ -225,10 +232,12 @@ async def test_lists_are_newest_first_and_show_public_albums_of_others_apart(
         shared.id,
         *(a.id for a in reversed(mine)),
     ]
+
     theirs = await stub(caller()).ListAlbums(pb.ListAlbumsRequest(public_of_others=True))
     assert shared.id in [a.id for a in theirs.albums] and not {a.id for a in mine} & {
         a.id for a in theirs.albums
     }
+
     others = await stub(ada).ListAlbums(pb.ListAlbumsRequest(public_of_others=True))
     assert shared.id not in [a.id for a in others.albums]
 
@@ -249,21 +258,24 @@ async def test_a_private_asset_in_a_public_album_stays_private(
         False,
     )
     assert await inside(bob, album) == [public]
+
     names, manifest = contents((await download(bob, album))[1])
     assert len(names) == 3 and [file["asset_id"] for file in manifest["files"]] == [public]
     assert ((await get(ada, album)).asset_count, await inside(ada, album)) == (
         3,
         [private[0], public, private[1]],
     )
+
     await remove(ada, album, private[0])
     assert await get(bob, album) == seen
     for asset_id in (private[1], public):
         await flows.variants_of(
             ada, asset_id
-        )  # whose files can't be moved while they are being written
+        )  # while variants are written, their files can't be moved
     await flows.update(ada, private[1], visibility=PUBLIC)
     await flows.update(ada, public, visibility=PRIVATE)
     assert ((await get(bob, album)).asset_count, await inside(bob, album)) == (1, [private[1]])
+
     await update(ada, album, visibility=PRIVATE)
     for call in (get(bob, album), inside(bob, album), download(bob, album)):
         assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
@@ -282,6 +294,7 @@ async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(
         assert ((await get(ada, each)).asset_count, await inside(ada, each)) == (2, ids[1:])
     assert (await get(ada, album)).cover_asset_id == ids[1]
     assert await add(ada, await create(ada, "Third"), ids[0]) == [NOT_READY]
+
     house.sql(
         "UPDATE assets.assets SET deleted_at = NULL, expires_at = NULL, archived_at = NULL WHERE id"
         " = %s",
@@ -293,11 +306,12 @@ async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(
 
 @pytest.mark.parametrize("as_tenant", [True, False])
 async def test_a_purged_asset_leaves_its_albums(house: Suite, ada: Client, as_tenant: bool) -> None:
-    """By the role that serves, under row-level security; and from the trash by one that acts for
-    nobody."""
+    """The row is deleted by the serving role, under row-level security, or from the trash by a role
+    that acts for no owner."""
     album = await create(ada)
     ids = await some_assets(ada, 2)
     await add(ada, album, *ids)
+
     if as_tenant:
         url = house.cluster.url(house.database, "assets_app", APP_PASSWORD)
         with psycopg.connect(url, options="-c search_path=assets") as conn:
@@ -319,10 +333,12 @@ async def test_an_asset_may_be_in_several_albums_and_outlives_them(ada: Client) 
         await add(ada, album, *ids)
     asset = await flows.get(ada, ids[0], include_albums=True)
     assert set(asset.album_ids) == {one.id, two.id} and not (await flows.get(ada, ids[0])).album_ids
+
     await stub(ada).DeleteAlbum(pb.DeleteAlbumRequest(album_id=one.id))
     assert (await calls.refusal(get(ada, one))).code is grpc.StatusCode.NOT_FOUND
     assert await inside(ada, two) == ids
     assert [(await flows.get(ada, each)).state for each in ids] == [asset_pb2.ASSET_STATE_READY] * 2
+
     refused = await calls.refusal(stub(ada).DeleteAlbum(pb.DeleteAlbumRequest(album_id=one.id)))
     assert refused.code is grpc.StatusCode.NOT_FOUND
     assert (await create(ada, "One")).id != one.id
@@ -334,9 +350,11 @@ async def test_the_cover_is_the_chosen_one_or_the_first(ada: Client) -> None:
     await add(ada, album, *ids)
     assert (await get(ada, album)).cover_asset_id == ids[0]
     assert (await update(ada, album, cover_asset_id=ids[1])).cover_asset_id == ids[1]
+
     await flows.variants_of(ada, ids[1])
     assert (await get(ada, album, include_urls=True)).cover_url.startswith("http")
     assert not (await get(ada, album)).cover_url
+
     await remove(ada, album, ids[1])
     assert (await get(ada, album)).cover_asset_id == ids[0]
     refused = await calls.refusal(update(ada, album, cover_asset_id=ids[1]))
@@ -348,11 +366,13 @@ async def test_an_update_changes_what_the_mask_names(ada: Client) -> None:
     album = await create(ada, "Name", description="before")
     changed = await update(ada, album, etag=album.etag, description="after")
     assert (changed.name, changed.description, changed.visibility) == ("Name", "after", PRIVATE)
+
     refused = await calls.refusal(update(ada, album, etag=album.etag, name="Late"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
     [asset_id] = await some_assets(ada, 1)
     await add(ada, album, asset_id)
     assert (await update(ada, album, etag=changed.etag, name="In time")).name == "In time"
+
     late = stub(ada).DeleteAlbum(pb.DeleteAlbumRequest(album_id=album.id, etag=album.etag))
     assert (await calls.refusal(late)).reason == "ETAG_MISMATCH"
 
@@ -363,6 +383,7 @@ async def test_an_album_of_another_owner_is_not_found(
     album = await create(ada, visibility=PUBLIC)
     bob = caller()
     [mine] = await some_assets(bob, 1)
+
     for call in (
         update(bob, album, description="x"),
         add(bob, album, mine),
@@ -444,7 +465,7 @@ async def download(
 
 
 def contents(data: bytes) -> tuple[list[str], Any]:
-    """Names, and the manifest, of an archive whose every checksum is true."""
+    """Returns the names and the manifest of an archive after checking every checksum."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.testzip() is None
         sums = dict(
@@ -470,6 +491,7 @@ async def test_a_download_has_every_file_and_the_size_it_promised(ada: Client) -
         7,
         len(data),
     )
+
     found, manifest = contents(data)
     assert found == [
         "front.jpg",
@@ -502,6 +524,7 @@ async def test_a_download_of_variants_falls_back_to_the_original(ada: Client) ->
     names, manifest = contents(data)
     assert (names[:2], head.size_bytes) == (["front.webp", "plan.pdf"], len(data))
     assert [file["mime_type"] for file in manifest["files"]] == ["image/webp", "application/pdf"]
+
     refused = await calls.refusal(download(ada, album, "huge"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["variant"])
 
@@ -513,6 +536,7 @@ async def test_what_vanished_is_listed_and_not_fatal(house: Suite, ada: Client) 
     for path in house.storage.root.rglob(f"{ids[1]}/original/*"):
         path.unlink()
     head, data = await download(ada, album)
+
     names, manifest = contents(data)
     assert names == ["0.jpg", "2.jpg", "manifest.json", "SHA256SUMS"] and head.file_count == 3
     assert manifest["missing"] == [{"path": "1.jpg", "asset_id": ids[1]}]
@@ -530,6 +554,7 @@ async def test_bytes_that_a_download_sends_are_counted_for_their_owner_and_sessi
         while not (sent := (await storage.report(ada)).bandwidth_this_month.downloaded_bytes):
             await asyncio.sleep(0.1)
     assert sent == sum(map(len, files))
+
     await storage.folded(house)
     request = storage_report_pb2.ListStorageSessionsRequest()
     assert [

@@ -1,4 +1,4 @@
-"""Whatever an owner does at once, nobody waits in a circle: everything locks in one order."""
+"""Whatever an owner does at once, no deadlock arises: everything locks in one order."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ from tests.assets.test_trash import ask, in_product
 from tests.suite import Client, Suite
 
 DATA = flows.jpeg(64, 48)
-# What a caller may well be told while others change the same things; a deadlock is none of these.
+# Refusals that callers may get while others change the same things; a deadlock is none of them.
 _EXPECTED = {"NOT_FOUND", "WRONG_STATE", "IN_USE", "ETAG_MISMATCH"}
 
 
@@ -52,8 +52,8 @@ async def repeat(times: int, act: Callable[[], Awaitable[Any]], wrong: list[str]
 async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(
     house: Suite, ada: Client
 ) -> None:
-    """Batches in any order, albums, primaries, variants, comparisons, confirmations and purges of
-    the same assets."""
+    """The same assets see batches in any order, albums, primaries, variants, comparisons,
+    confirmations and purges."""
     ids = [(await flows.upload(ada, DATA, **in_product("jacket"))).id for _ in range(8)]
     holding = [await album(ada, name, ids) for name in ("one", "two", "three")]
     dice = random.Random(7)
@@ -85,8 +85,8 @@ async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(
         await flows.update(ada, some(1)[0], primary=True)
 
     async def lead_another() -> None:
-        """Into another product, where it leads if it is to or if no other does; who is left behind
-        takes its place."""
+        """Moves an asset into another product. It leads there if it should or if no other does;
+        another asset leads the former product."""
         fields = dice.choice(({"primary": True}, {}))
         await flows.update(ada, some(1)[0], **fields, **in_product(dice.choice(("jacket", "coat"))))
 
@@ -103,8 +103,7 @@ async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(
         await stub.DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
 
     async def come_and_go() -> None:
-        """Purged while its variants are being made, and while it is the primary of nothing and of
-        everything."""
+        """Purges an asset while its variants are being made, with or without being a primary."""
         made = await flows.upload(ada, DATA, **in_product("jacket"))
         await albums(ada).AddAlbumAssets(
             album_pb2.AddAlbumAssetsRequest(album_id=dice.choice(holding), asset_ids=[made.id])

@@ -1,5 +1,5 @@
-"""A10: a preset that an operator adds is made of the images that are there, by one job; fresh
-uploads come first."""
+"""A10: when an operator adds a preset, one job makes it for the existing images; fresh uploads come
+first."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -27,7 +27,7 @@ FEW = 30
 OWNERS = 7
 PICTURE = flows.jpeg(32, 24)
 
-# Rows that share one object: what counts is that there are many.
+# Rows that share one object: only their number matters.
 _MANY = """
     INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,
         storage_key, size_bytes,
@@ -49,7 +49,8 @@ _JOBS = "SELECT count(*) FROM assets_jobs.procrastinate_jobs"
 async def many(
     cluster: Cluster, keys: Keys, disk: DiskServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Suite]:
-    """Some hundred images of some owners, and a preset that none of them has. No worker yet."""
+    """Makes some hundred images of some owners, and a preset that none of them has. No worker
+    yet."""
     monkeypatch.setenv(
         "ATELIER_VARIANT_PRESETS", json.dumps([{"name": "zoom", "width": 16, "height": 16}])
     )
@@ -69,7 +70,7 @@ def processes(many: Suite, tmp_path: Path) -> Iterator[Processes]:
 
 
 async def keep(many: Suite, number: int) -> list[Any]:
-    """Leaves only so many images. Returns their ids, in the order in which they are walked."""
+    """Keeps only so many images. Returns their ids in the order of the walk."""
     await many.change(
         "DELETE FROM assets.assets WHERE id IN (SELECT id FROM assets.assets ORDER BY id"
         " OFFSET %s)",
@@ -120,12 +121,14 @@ async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
     operator = many.client("root", "admin")
     begun = await start(operator)
     assert (begun.state, begun.total_images, begun.created_by) == (PENDING, 0, "root")
+
     worker = processes.work("assets")
     await made_some(operator, begun.id, 20)
     worker.kill()
     assert many.sql(_JOBS) == [(1,)], (
         "a walk is one job in the queue, however many images there are"
     )
+
     halfway = await get(operator, begun.id)
     assert 0 < halfway.examined_images < halfway.total_images == IMAGES
     processes.work("assets")
@@ -142,6 +145,7 @@ async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
     assert many.sql(
         "SELECT state, count(*) FROM assets.renditions WHERE backfill_id IS NOT NULL GROUP BY 1"
     ) == [("done", IMAGES)]
+
     outcomes = many.sql(
         "SELECT job, outcome FROM assets.attempts WHERE outcome <> 'succeeded' ORDER BY 1"
     )
@@ -155,12 +159,14 @@ async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(ma
     begun = await start(operator)
     await many.work("assets")
     await made_some(operator, begun.id, 5)
+
     for seed in range(3):
         fresh = await flows.upload(ada, flows.jpeg(640, 480, seed=seed))
         variants = await flows.variants_of(ada, fresh.id)
         assert len(variants) == 4 and {v.state for v in variants.values()} == {
             asset_pb2.VARIANT_STATE_READY
         }
+
     meanwhile = await get(operator, begun.id)
     assert meanwhile.state in (PENDING, RUNNING) and meanwhile.examined_images < IMAGES
 
@@ -243,6 +249,7 @@ async def test_it_takes_the_kinds_asked_for_and_what_may_succeed_this_time(many:
     done = await ended(operator, (await start(operator, kinds=[asset_pb2.ASSET_KIND_CLOTH])).id)
     assert (done.state, done.total_images, done.examined_images) == (DONE, 6, 6)
     assert (done.made_images, done.failed_images) == (4, 1)
+
     found = dict(
         many.sql("SELECT asset_id, state || error_class FROM assets.variants WHERE preset = 'zoom'")
     )
@@ -260,15 +267,18 @@ async def test_one_runs_at_a_time_and_operators_see_each_others(many: Suite) -> 
     assert (await start(root, request_id=request_id)).id == begun.id, (
         "a repeat starts no second one"
     )
+
     refused = await calls.refusal(start(deputy))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "under way" in refused.text
     assert (await get(deputy, begun.id)).created_by == "root"
+
     page = await backfills(deputy).ListBackfills(backfill_pb2.ListBackfillsRequest(page_size=1))
     assert [item.id for item in page.backfills] == [begun.id] and not page.next_page_token
     cancelled = await backfills(deputy).CancelBackfill(
         backfill_pb2.CancelBackfillRequest(backfill_id=begun.id)
     )
     assert cancelled.backfill.cancel_requested
+
     refused = await calls.refusal(get(many.client("ada"), begun.id))
     assert refused.code is grpc.StatusCode.PERMISSION_DENIED
 
@@ -291,6 +301,7 @@ async def test_what_cannot_be_walked_is_refused(
     refused = await calls.refusal(
         operator.StartBackfill(backfill_pb2.StartBackfillRequest(**fields))
     )
+
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     if fields["presets"] == ["zoom"] and path != "presets[0]":
         assert path in refused.fields

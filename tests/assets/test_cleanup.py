@@ -1,5 +1,5 @@
-"""A17: what nobody wants any more goes by itself, each item on its own; whole sessions go when
-asked."""
+"""A17: the cleanup deletes abandoned and expired items, each on its own; whole sessions are deleted
+on request."""
 
 import asyncio
 import itertools
@@ -45,7 +45,7 @@ def figures(run: storage_pb2.Run) -> dict[str, tuple[int, int, int]]:
 
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """A database of this module's own: a cleanup is over all owners."""
+    """A database of this module's own: a cleanup covers all owners."""
     async with suite(cluster, keys, disk) as made:
         made.overrides["idle_session_days"] = 183
         await made.serve("assets")
@@ -71,7 +71,7 @@ def in_session(session_id: str) -> dict[str, Any]:
 
 
 async def abandoned(house: Suite, client: Client) -> str:
-    """The id of an asset whose bytes were sent and never confirmed."""
+    """Makes an asset whose bytes were sent and never confirmed; returns its id."""
     announced = await flows.announce(client, DATA)
     await flows.send(announced.target, DATA)
     await house.change(
@@ -111,8 +111,9 @@ async def test_a_dry_run_counts_and_the_real_one_removes(
         [gone[1]],
         [],
         [],
-    ]  # by name
+    ]  # given by name
     assert {(await flows.get(ada, asset_id)).id for asset_id in gone} == set(gone)
+
     cleaned = await run(root, "RunCleanup")
     assert figures(cleaned)["abandoned_uploads"] == figures(cleaned)["expired_trash"] == (1, 1, 0)
     assert not cleaned.failures and not cleaned.capped and cleaned.HasField("end_time")
@@ -144,6 +145,7 @@ async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(
     await house.change(aged, (list(both),))
     assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (0, 0, 0)
     assert set(await listed(ada, state=asset_pb2.ASSET_STATE_PENDING)) == both
+
     await house.change(
         "UPDATE assets.imports SET state = 'failed' WHERE asset_id = %s", (importing.id,)
     )
@@ -161,6 +163,7 @@ async def test_what_was_refused_long_ago_goes(house: Suite, root: Client, ada: C
         await flows.send(broken.target, b"\0" * len(DATA))
         await calls.refusal(flows.confirm(ada, broken.upload_id))
         refused.append(broken.asset.id)
+
     await house.change(
         "UPDATE assets.assets SET created_at = now() - interval '31 days' WHERE id = %s",
         (refused[0],),
@@ -181,10 +184,12 @@ async def test_expired_documents_go_with_their_bytes_and_others_stay(
         ([each.id for each in old],),
     )
     assert figures(await run(root, "RunCleanup", dry_run=True))["expired_documents"] == (3, 0, 0)
+
     capped = await run(root, "RunCleanup", max_items=2)
     assert capped.capped and figures(capped)["expired_documents"] == (2, 2, 0)
     rest = await run(root, "RunCleanup")
     assert not rest.capped and figures(rest)["expired_documents"] == (1, 1, 0)
+
     for each in old:
         await freed(house, each.id)
     assert (await documents.get(ada, live.id)).id == live.id and stored(house, live.id)
@@ -207,13 +212,14 @@ async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(
     house: Suite, root: Client, ada: Client
 ) -> None:
     ids = [await expired(house, ada) for _ in range(3)]
-    # As of a table that a newer version adds and this one doesn't know.
+    # Stands for a table of a newer version, which this one doesn't know.
     house.sql("CREATE TABLE assets.newer (id uuid REFERENCES assets.assets (id))")
     await house.change("INSERT INTO assets.newer VALUES (%s)", (ids[1],))
     try:
         cleaned = await run(root, "RunCleanup")
     finally:
         house.sql("DROP TABLE assets.newer")
+
     assert figures(cleaned)["expired_trash"] == (2, 2, 0)
     assert [(failure.what, failure.item) for failure in cleaned.failures] == [
         ("expired_trash", ids[1])
@@ -234,6 +240,7 @@ async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(
     )
     house.sql(statement)
     assert figures(await run(root, "RunCleanup", dry_run=True))["idle_sessions"] == (1, 0, 0)
+
     cleaned = figures(await run(root, "RunCleanup"))
     assert (cleaned["idle_sessions"], cleaned["idle_session_assets"]) == ((1, 1, 0), (2, 1, 1))
     assert (await flows.get(ada, old.id)).HasField("expire_time")
@@ -252,6 +259,7 @@ async def test_a_session_is_deleted_or_purged_whole(house: Suite, ada: Client) -
     assert "release it there" in deleted.counts[0].why_kept
     assert set(await listed(ada)) == {other.id, used.id}
     assert {key.split("/")[0] for key in stored(house, two.id)} == {"assets"}
+
     purged = await run(ada, "DeleteSession", session_id="s", purge=True, force=True)
     assert figures(purged) == {"assets": (3, 3, 0)} and purged.counts[0].bytes > 0
     for asset in (one, two, used):
@@ -275,6 +283,7 @@ async def test_a_purged_session_takes_its_documents_and_comparisons_along(
         "comparisons": (1, 1, 0),
         "assets": (3, 2, 1),
     }
+
     await freed(house, two.id)
     await freed(house, compared.picture_asset_id)
     assert set(await listed(ada)) == {
@@ -295,6 +304,7 @@ async def test_runs_are_listed_for_those_they_concern(
     system = await run(root, "RunCleanup", dry_run=True)
     assert [each.id for each in await runs_of(ada)] == [mine.id]
     assert await runs_of(bob) == []
+
     seen = await runs_of(root, action=storage_pb2.RUN_ACTION_CLEANUP)
     assert seen[0] == system and {each.action for each in seen} == {storage_pb2.RUN_ACTION_CLEANUP}
     assert [each.id for each in await runs_of(root, owner=f"user:{ada.subject}")] == [mine.id]
@@ -303,6 +313,7 @@ async def test_runs_are_listed_for_those_they_concern(
             storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id))
         )
         assert refused.code is grpc.StatusCode.NOT_FOUND
+
     named = storage_pb2.GetRunRequest(run_id=mine.id, owner=f"user:{ada.subject}")
     assert (await storage(root).GetRun(named)).run.id == mine.id
     assert (await calls.refusal(storage(bob).GetRun(named))).code is grpc.StatusCode.NOT_FOUND
@@ -323,6 +334,7 @@ async def test_only_one_cleanup_runs_at_a_time(atelier: Suite) -> None:
     first = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
     refused = await calls.refusal(storage(root).RunCleanup(storage_pb2.RunCleanupRequest()))
     assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "REQUEST_IN_PROGRESS")
+
     again = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
     assert again.id == first.id
     await atelier.work("assets")
@@ -339,6 +351,7 @@ async def test_it_runs_by_itself(atelier: Suite) -> None:
     gone = await abandoned(atelier, ada)
     await atelier.work("assets")
     await freed(atelier, gone)
+
     async with asyncio.timeout(20):
         while {each.action for each in await runs_of(root) if each.state == DONE} != {
             storage_pb2.RUN_ACTION_CLEANUP,

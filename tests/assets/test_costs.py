@@ -1,5 +1,5 @@
-"""A20: what a month costs, from prices that are data and from what is really used, and whether to
-move."""
+"""A20: the costs of a month, from prices that are data and from real use, and whether to move to
+another store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +66,7 @@ def test_growth_tells_how_far_off_a_threshold_is() -> None:
         SHIPPED, costs.Use(stored=70 * GB, grown=5 * GB, sent=70 * GB, days=15), 24
     )
     assert answer.growth_bytes_per_month == 10 * GB and answer.measured_days == 15
+
     by_reason = {t.reason: t for t in answer.thresholds}
     assert by_reason[pb.MOVE_REASON_STORAGE].months_until_crossed == 4
     assert "in 4 months" in answer.recommendation
@@ -94,6 +95,7 @@ async def test_the_projection_is_made_of_what_is_really_used(
         {"gb": GB},
     )
     await storage.folded(house)
+
     try:
         answer = await storage.reports(admin).ProjectCosts(pb.ProjectCostsRequest(months=3))
         assert (answer.currency, answer.price_date) == (SHIPPED.currency, SHIPPED.date)

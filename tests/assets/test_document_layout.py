@@ -1,5 +1,5 @@
-"""What a customer can rely on in the PDF: every word as it was given, sums exact, nothing over the
-edge."""
+"""What a customer can rely on in the PDF: every word as it was given, exact sums, nothing beyond
+the edge."""
 
 import re
 import unicodedata
@@ -44,14 +44,14 @@ def line(price: str, currency: str = "EUR", **fields: str) -> dict[str, str]:
 def rendered(
     content: dict[str, Any], target: Path, pictures: dict[str, Path] | None = None
 ) -> list[str]:
-    """The text of each page."""
+    """Renders the content; returns the text of each page."""
     kind = "checklist" if "checklist" in content else "renovation_plan"
     assert render_pdf(content, Imprint(kind, 3, WHEN), pictures or {}, target) == []
     return [" ".join(page.extract_text().split()) for page in pypdf.PdfReader(target).pages]
 
 
 def left_edges(target: Path) -> list[float]:
-    """Where pieces of text begin, from the left edge of the page, in points."""
+    """Returns the distances of pieces of text from the left edge of the page, in points."""
     found: list[float] = []
     for page in pypdf.PdfReader(target).pages:
         page.extract_text(
@@ -61,7 +61,7 @@ def left_edges(target: Path) -> list[float]:
 
 
 def heights(target: Path) -> list[float]:
-    """How far pieces of text are from the bottom edge of the page, in points."""
+    """Returns the distances of pieces of text from the bottom edge of the page, in points."""
     found: list[float] = []
 
     def note(text: str, m: list[float], at: list[float], *_: Any) -> None:
@@ -85,7 +85,7 @@ def test_five_hundred_items_keep_their_heading_and_number_on_every_page(tmp_path
 
 
 def test_an_item_and_its_note_stay_on_one_page(tmp_path: Path) -> None:
-    for before in range(20, 30):  # wherever on the page they come to lie
+    for before in range(20, 30):  # wherever the item is placed on the page
         items = [{"text": "filler"}] * before + [
             {"text": f"item {n}.", "note": f"note {n}."} for n in range(10)
         ]
@@ -115,6 +115,7 @@ def test_what_is_longer_than_a_page_is_there_to_its_end(
 ) -> None:
     items = [{"text": text[:990] + "END", "note": text + "END"} for _ in range(count)]
     assert "".join(rendered(checklist(items), tmp_path / "a.pdf")).count("END") == 2 * count
+
     currencies = [f"A{a}{b}" for a in "ABCDEFGHIJKLMNOPQRST" for b in "ABCDEFGHIJKLMNOPQRST"][
         :count
     ]
@@ -145,6 +146,7 @@ def test_sums_are_exact_each_currency_by_itself() -> None:
         line("1000", "JPY"),
         line("999999999999.9999", "CHF", quantity="999999999.999"),
     ]
+
     found = budget(lines)
     assert found is not None
     assert found["totals"] == [
@@ -171,6 +173,7 @@ def test_a_schedule_lies_within_its_days() -> None:
         {"name": "c", "first": "2026-03-07", "last": "2026-03-11", "dates": ""},
         {"name": "d", "first": None, "last": "2026-03-03", "dates": ""},
     ]
+
     found = schedule(phases, [{"date": "2026-03-11", "text": "end"}])
     assert found is not None
     assert [(bar["name"], bar["from"], bar["to"]) for bar in found["bars"]] == [
@@ -203,6 +206,7 @@ def test_pictures_that_cannot_be_shown_are_left_out_and_named(
     broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(400))
     content = plan(rooms=[{"name": "Hall", "picture_asset_ids": ["p0", "broken"]}])
     target = tmp_path / "a.pdf"
+
     found = render_pdf(
         content, Imprint("renovation_plan", 1, WHEN), {**pictures, "broken": broken}, target
     )
@@ -229,6 +233,7 @@ def test_text_that_looks_like_code_is_printed_and_not_run(tmp_path: Path) -> Non
         "'; DROP TABLE documents; --",
     )
     content = checklist([{"text": text, "note": text} for text in attacks], introduction=attacks[0])
+
     whole = " ".join(rendered(content, tmp_path / "a.pdf"))
     for attack in attacks:
         assert whole.count(unicodedata.normalize("NFKC", attack)) >= 2, attack
@@ -263,6 +268,7 @@ def test_very_long_texts_stay_on_the_page_whole(tmp_path: Path, pictures: dict[s
         * 3,
     )
     content["cover"] |= {"title": "x" * 200, "prepared_for": "y" * 200, "prepared_by": "z" * 200}
+
     whole = "".join(rendered(content, tmp_path / "a.pdf", pictures)).replace(" ", "")
     assert whole.count("d") >= 4000 and whole.count("t") >= 3000 and whole.count("R") >= 600
     assert max(left_edges(tmp_path / "a.pdf")) < 595 - 50
@@ -306,8 +312,8 @@ def test_texts_of_nothing_visible_are_left_out(tmp_path: Path) -> None:
 
 
 async def test_what_was_printed_before_leaves_room_for_the_next(tmp_path: Path) -> None:
-    """Long ones, one after the other in one child process: none lacks the memory that others
-    took."""
+    """Long documents are printed one after the other in one child process: none lacks memory that
+    earlier ones took."""
     pool = ImagingPool(1)
     try:
         for number in range(6):

@@ -1,5 +1,5 @@
-"""A12, R23: checklists and renovation plans as PDFs, every version kept, none lost, none shown
-before it is there."""
+"""A12, R23: checklists and renovation plans as PDFs: every version is kept, none is lost, none
+shown before it exists."""
 
 import asyncio
 import hashlib
@@ -69,7 +69,7 @@ def plan(*picture_ids: str, **body: Any) -> dict[str, Any]:
 
 
 async def create(client: Client, content: dict[str, Any], **fields: Any) -> document_pb2.Document:
-    """Waits for its end unless `wait=False`."""
+    """Creates a document, and waits for its end unless `wait=False`."""
     request = document_pb2.CreateDocumentRequest(
         content=content, **{"session_id": "s-1", "wait": True, **fields}
     )
@@ -96,7 +96,7 @@ async def get(client: Client, document_id: str, **fields: Any) -> document_pb2.D
 
 
 async def download(client: Client, document: document_pb2.Document) -> bytes:
-    """The PDF, which is what the document says it is, and opens."""
+    """Downloads the PDF; checks that it opens and is what the document says."""
     request = document_pb2.DownloadDocumentRequest(document_id=document.id)
     head, *chunks = [answer async for answer in stub(client).DownloadDocument(request)]
     data = b"".join(answer.chunk for answer in chunks)
@@ -134,6 +134,7 @@ async def test_a_checklist_is_made_from_its_data_and_opens(ada: Client) -> None:
         "handover",
     )
     assert (made.title, made.file_name, list(made.warnings)) == ("Handover", "Handover-v1.pdf", [])
+
     said = text_of(await download(ada, made))
     for words in (
         "Handover",
@@ -145,6 +146,7 @@ async def test_a_checklist_is_made_from_its_data_and_opens(ada: Client) -> None:
         "Page 1 of 1",
     ):
         assert words in said
+
     async with browser() as http:
         answer = await http.get(made.file_url)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf")
@@ -163,6 +165,7 @@ async def test_a_plan_shows_pictures_at_print_resolution_and_holds_them(
     content["cover"]["logo_asset_id"] = logo.id
     made = await create(ada, content)
     assert (made.state, made.kind) == (READY, PLAN), made.error_message
+
     data = await download(ada, made)
     found = [
         image.image for page in pypdf.PdfReader(io.BytesIO(data)).pages for image in page.images
@@ -179,6 +182,7 @@ async def test_thirty_two_at_once_are_numbered_without_gaps_and_each_opens(
     made = await asyncio.gather(*(regenerate(ada, first.id) for _ in range(32)))
     assert sorted(each.version_number for each in made) == list(range(2, 34))
     assert {each.state for each in made} == {READY}
+
     for each in made:
         await download(ada, each)
     latest = await stub(ada).GetLatestDocument(
@@ -194,6 +198,7 @@ async def test_slots_count_apart(ada: Client) -> None:
         ("s-2", "", checklist()),
         ("s-1", "", plan()),
     ]
+
     for number in (1, 2, 3):
         for session, phase, content in slots:
             made = await create(ada, content, session_id=session, phase=phase, wait=False)
@@ -209,6 +214,7 @@ async def test_regenerating_uses_the_stored_data_or_what_is_new(ada: Client) -> 
     assert (await get(ada, again.id)).content == (await get(ada, first.id)).content
     assert "Handover, corrected" in text_of(await download(ada, changed))
     assert "corrected" not in text_of(await download(ada, first))
+
     refused = await calls.refusal(regenerate(ada, first.id, content=plan()))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["content"])
 
@@ -278,8 +284,8 @@ async def test_a_watch_tells_what_is_there_then_every_change_and_goes_on_from_it
     )
 
     async def told(until: int, **fields: Any) -> tuple[list[tuple[int, int]], str]:
-        """(version number, state) of each, up to the READY version `until`; and the cursor before
-        its last change."""
+        """Returns (version number, state) of each change up to the READY version `until`, and the
+        cursor before the last."""
         found: list[tuple[int, int]] = []
         cursor = ""
         request = document_pb2.WatchDocumentsRequest(session_id="s-1", **fields)
@@ -319,6 +325,7 @@ async def test_a_watch_tells_what_was_purged_in_its_session(atelier: Suite) -> N
         pass
     for each in (other, mine):
         await stub(ada).PurgeDocument(document_pb2.PurgeDocumentRequest(document_id=each.id))
+
     told = await stream.read()
     assert (told.purged.document_id, told.purged.session_id) == (mine.id, "w-1")
     assert told.purged.HasField("purge_time") and told.cursor
@@ -338,6 +345,7 @@ async def test_what_has_expired_is_gone_with_its_bytes_and_its_number_never_come
         (old.id,),
     )
     assert (await calls.refusal(get(ada, old.id))).code is grpc.StatusCode.NOT_FOUND
+
     request = storage_pb2.RunCleanupRequest(wait=True)
     cleaned = (
         await atelier.client("root", "admin")
@@ -345,6 +353,7 @@ async def test_what_has_expired_is_gone_with_its_bytes_and_its_number_never_come
         .RunCleanup(request)
     )
     assert {c.what: c.done for c in cleaned.run.counts}["expired_documents"] == 1
+
     await freed(atelier, old.id)
     assert held_by(atelier, old.id) == set() and held_by(atelier, kept.id) == {photo.id}
     await download(ada, kept)
@@ -378,6 +387,7 @@ async def test_pictures_must_be_ready_images_that_the_caller_may_see(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
         (trashed.id,),
     )
+
     for asset, code in (
         (pdf, grpc.StatusCode.INVALID_ARGUMENT),
         (pending, grpc.StatusCode.FAILED_PRECONDITION),
@@ -477,12 +487,14 @@ async def test_as_much_text_as_is_allowed_is_printed(
     if kind == "checklist":
         body: dict[str, Any] = {"sections": [{"title": "All of it", "items": entries}]}
     else:
-        # Beside pictures of as many pixels as there may be with it: more of them would be smaller.
+        # As many pixels of pictures as a document may have: with more, each would be printed
+        # smaller.
         shown = [(await flows.upload(ada, flows.jpeg(1500, 1500, seed))).id for seed in range(6)]
         body = {
             "phases": [{"name": "All of it", "tasks": entries}],
             "rooms": [{"name": "x", "picture_asset_ids": shown}],
         }
+
     made = await create(ada, {"cover": {"title": "x"}, kind: body})
     assert made.state == READY, made.error_message
 
@@ -502,9 +514,11 @@ async def test_texts_that_look_like_code_come_back_and_are_printed_as_they_are(a
     made = await create(ada, content, session_id="%_\\", phase=attacks[3])
     said = text_of(await download(ada, made))
     assert all(text in said for text in attacks) and "root:" not in said
+
     kept = await get(ada, made.id)
     assert [item.text for item in kept.content.checklist.sections[0].items] == list(attacks)
     assert (kept.session_id, kept.phase) == ("%_\\", attacks[3])
+
     refused = await calls.refusal(create(ada, checklist("a\x00b")))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -526,17 +540,20 @@ async def test_a_document_is_made_although_its_worker_was_stopped_in_between(
     ada = atelier.client()
     made = [await create(ada, checklist(str(n)), wait=False) for n in range(4)]
     await atelier.work("assets")
+
     async with asyncio.timeout(20):
         while not atelier.sql("SELECT count(*) FROM assets.documents WHERE state <> 'pending'")[0][
             0
         ]:
             await asyncio.sleep(0.01)
+
     await atelier.stop_work("assets")
     await atelier.work("assets")
     again = await asyncio.gather(*(regenerate(ada, each.id) for each in made))
     assert sorted(each.version_number for each in again) == [5, 6, 7, 8]
     for each in made:
         assert (await get(ada, each.id)).state == READY
+
     stored = {
         str(p.relative_to(atelier.storage.root / "data"))
         for p in atelier.storage.root.rglob("*.pdf")
@@ -548,7 +565,8 @@ async def test_a_document_is_made_although_its_worker_was_stopped_in_between(
 async def test_a_try_that_lost_its_row_leaves_no_bytes_behind(
     atelier: Suite, tmp_path: Path
 ) -> None:
-    """Another worker takes the row over while the PDF is stored: what this one stored goes."""
+    """Another worker takes the row over while the PDF is stored: the PDF of this attempt is
+    deleted."""
     await atelier.serve("assets")
     ada = atelier.client()
     made = await create(ada, checklist(), wait=False)

@@ -1,4 +1,4 @@
-"""A1, A25, X1: bytes out; and that a client finds its way with no files: health and reflection."""
+"""A1, A25, X1: downloads; and clients without files find their way by health and reflection."""
 
 import hashlib
 from collections.abc import Callable
@@ -38,6 +38,7 @@ async def test_the_head_says_what_the_bytes_are(ada: Client) -> None:
         len(data),
         hashlib.sha256(data).hexdigest(),
     )
+
     await flows.variants_of(ada, asset.id)
     head, chunks = await download(ada, asset.id, "large")
     assert (head.mime_type, head.sha256) == (
@@ -82,6 +83,7 @@ async def test_a_url_shows_pictures_in_place_and_saves_everything_else(ada: Clie
         ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
     )
     picture = await flows.upload(ada, DATA)
+
     async with browser() as http:
         for asset, disposition in ((pdf, "attachment"), (picture, "inline")):
             answer = await http.get(asset.original_url)
@@ -110,12 +112,14 @@ async def test_reflection_tells_every_service_and_every_file_it_needs(
         assert not answer.HasField("error_response"), (
             f"{service}: {answer.error_response.error_message}"
         )
+
         files = [
             descriptor_pb2.FileDescriptorProto.FromString(f)
             for f in answer.file_descriptor_response.file_descriptor_proto
         ]
         had = {file.name for file in files}
         needed = {imported for file in files for imported in file.dependency}
+
         while missing := needed - had:
             for name in missing:
                 answer = await calls.reflect(channel, version, file_by_filename=name)

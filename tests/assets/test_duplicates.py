@@ -1,5 +1,5 @@
-"""A21: an owner learns which bytes are here already, before and after sending them, the trash
-included."""
+"""A21: an owner learns which bytes are stored already, before and after sending them, also in the
+trash."""
 
 import hashlib
 from collections.abc import Callable
@@ -42,6 +42,7 @@ async def test_confirming_tells_of_assets_with_the_same_bytes(house: Suite, ada:
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
+
     told = list((await flows.uploads(ada).ConfirmUpload(confirm)).duplicates)
     assert [(d.asset_id, d.in_trash) for d in told] == [(trashed.id, True), (first.id, False)]
     assert told[0].HasField("expire_time") and not told[1].HasField("expire_time")
@@ -64,10 +65,11 @@ async def test_the_streamed_upload_tells_so_too(house: Suite, ada: Client) -> No
 async def test_bytes_are_found_before_they_are_sent(house: Suite, ada: Client) -> None:
     assert await find(ada, SHA256) == []
     asset = await flows.upload(ada, DATA)
-    await flows.announce(ada, DATA)  # not READY: nothing is known to be there
+    await flows.announce(ada, DATA)  # not READY, so its bytes aren't known
     other = flows.jpeg(64, 48, seed=5)
     second = await flows.upload(ada, other)
     unknown = hashlib.sha256(b"").hexdigest()
+
     groups = await find(ada, second.sha256, unknown, SHA256)
     assert [(g.sha256, g.total, [d.asset_id for d in g.assets]) for g in groups] == [
         (second.sha256, 1, [second.id]),
@@ -84,6 +86,7 @@ async def test_what_others_keep_is_no_duplicate(
     await flows.upload(bob, DATA)
     assert await find(ada, SHA256) == []
     assert await listed(ada) == ([], "")
+
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
@@ -102,6 +105,7 @@ async def test_groups_are_listed_in_pages_newest_first(house: Suite, ada: Client
     assert [group.sha256 for group in everything] == expected and not token
     assert [group.total for group in everything] == [3, 2, 2]
     assert (everything[0].assets[0].in_trash, everything[0].assets[0].archived) == (True, True)
+
     first, token = await listed(ada, page_size=2)
     rest, end = await listed(ada, page_size=2, page_token=token)
     assert [*first, *rest] == everything and not end
@@ -119,6 +123,7 @@ async def test_more_copies_than_are_shown_are_counted(house: Suite, ada: Client)
         " FROM assets.assets, generate_series(1, 24) WHERE id = %s",
         (asset.id,),
     )
+
     [group] = await find(ada, SHA256)
     assert (len(group.assets), group.total) == (20, 25)
 

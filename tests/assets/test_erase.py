@@ -1,4 +1,4 @@
-"""X11: an owner gets everything that is kept about it, and can have it erased, for good and with a
+"""X11: an owner gets everything that is kept about it, and can have it erased for good, with a
 receipt."""
 
 import asyncio
@@ -46,7 +46,7 @@ async def erase(client: Client, confirm_owner: str, **fields: Any) -> storage_pb
 
 
 def rows_of(house: Suite, owner: str) -> dict[str, int]:
-    """How many rows each table has of the owner."""
+    """Returns the number of the owner's rows in each table that has some."""
     tables = house.sql(
         "SELECT table_name FROM information_schema.columns WHERE table_schema = 'assets' AND"
         " column_name = 'owner'"
@@ -59,8 +59,8 @@ def rows_of(house: Suite, owner: str) -> dict[str, int]:
 
 
 async def only_receipts(house: Suite, owner: str) -> None:
-    """Waits until nothing else is left. What readers were sent is written down a second later, also
-    for an erased owner, and is gone once it has been added to the sums of the deployment."""
+    """Waits until nothing else is left. Bytes sent to readers are recorded a second later, also for
+    an erased owner; the record is deleted once it is added to the deployment's totals."""
     kept = {"erased_owners", "storage_runs", "attempts", "doomed_objects"}
 
     async def nothing_else() -> bool:
@@ -87,6 +87,7 @@ async def test_an_erased_owner_leaves_a_tombstone_and_a_receipt(house: Suite, ad
         "receipt": True,
     }
     assert "diary" not in str(receipt)
+
     await only_receipts(house, owner)
     assert not [key for asset in (*mine, pending.asset) for key in stored(house, asset.id)]
     async with browser() as http:
@@ -98,6 +99,7 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
     public = await flows.upload(house.client("somebody-else"), DATA, visibility=PUBLIC)
     first = await erase(ada, owner_of(ada))
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA))
+
     for call in (
         flows.announce(ada, DATA),
         flows.stream_upload(ada, head, DATA),
@@ -113,6 +115,7 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
         )
     assert await listed(ada) == []
     assert (await erase(ada, owner_of(ada))).id == first.id
+
     root = house.client("root", "admin")
     assert [
         r.id for r in await runs_of(root, owner=owner_of(ada), action=storage_pb2.RUN_ACTION_ERASE)
@@ -120,7 +123,7 @@ async def test_nothing_new_is_kept_for_an_erased_owner(house: Suite, ada: Client
 
 
 def deployment(house: Suite) -> tuple[int, int]:
-    """Assets and stored bytes of all owners together, as they are counted."""
+    """Returns the counted assets and stored bytes of all owners together."""
     [(assets, stored)] = house.sql(
         "SELECT coalesce(sum(number) FILTER (WHERE noun = 'asset'), 0)::int, coalesce(sum(bytes),"
         " 0)::int FROM ( SELECT noun, number, bytes FROM assets.storage_totals WHERE owner ="
@@ -151,6 +154,7 @@ async def test_a_use_noted_before_or_after_the_erasure_is_not_kept_but_those_of_
         "SELECT count(*) FROM assets.usage_events WHERE owner = 'user:somebody-else' AND asset_id"
         " = %s"
     )
+
     async with asyncio.timeout(10):
         while house.sql(views, (theirs.id,)) == [(0,)] or house.sql(
             "SELECT 1 FROM assets.storage_deltas LIMIT 1"
@@ -200,6 +204,7 @@ async def test_an_upload_on_its_way_is_erased_or_refused(house: Suite, ada: Clie
         erase(ada, owner_of(ada)),
         return_exceptions=True,
     )
+
     assert {a.code().name for a in answers if isinstance(a, grpc.aio.AioRpcError)} <= {
         "FAILED_PRECONDITION"
     }
@@ -223,12 +228,14 @@ async def test_erasing_needs_the_owners_name_spelled_out_and_the_right_to(
         (root, {"owner": "ada", "confirm_owner": "ada"}, grpc.StatusCode.INVALID_ARGUMENT),
         (bob, {"owner": owner, "confirm_owner": owner}, grpc.StatusCode.NOT_FOUND),
     ]
+
     for client, fields, code in refusals:
         refused = await calls.refusal(
             storage(client).EraseOwner(storage_pb2.EraseOwnerRequest(**fields))
         )
         assert refused.code is code
     assert await listed(ada) == [asset.id]
+
     receipt = await erase(root, owner, owner=owner)
     assert (receipt.owner, figures(receipt)["assets"]) == (owner, (1, 1, 0))
     assert (await storage(ada).GetRun(storage_pb2.GetRunRequest(run_id=receipt.id))).run == receipt
@@ -283,13 +290,14 @@ async def test_an_export_has_every_row_and_the_bytes(house: Suite, ada: Client) 
         "events",
         "doomed_objects",
         "storage_deltas",
-    }  # deltas come and go
+    }  # folding deletes deltas at any time
     assert {table for table, _ in rows} - apart == rows_of(house, owner_of(ada)).keys() - apart
 
 
 async def test_an_export_is_for_the_owner_and_operators(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     root, bob = house.client("root", "admin"), house.client("bob")
+
     refused = await calls.refusal(
         storage(bob).ExportOwner(storage_pb2.ExportOwnerRequest(owner=owner_of(ada)))
     )

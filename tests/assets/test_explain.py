@@ -32,6 +32,7 @@ async def test_what_is_as_it_should_be_is_said_so(ada: Client) -> None:
     assert findings["does anything use it?"].answer == "yes: pipeline/products/jacket"
     assert findings["is it the primary image of product jacket?"].answer == "yes"
     assert findings["who can see it?"].answer == "only you"
+
     second = await flows.upload(ada, DATA, **in_product("jacket"))
     _, findings = await explain(ada, second.id)
     assert findings["is it the primary image of product jacket?"].answer == f"no, {asset.id} is"
@@ -47,6 +48,7 @@ async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, a
         and summary.startswith("is it verified? no")
     )
     assert f"ConfirmUpload with upload_id {pending.upload_id}" in verified.next_step
+
     await house.change(
         "UPDATE assets.uploads SET expires_at = now() - interval '1 s' WHERE id = %s",
         (pending.upload_id,),
@@ -62,9 +64,11 @@ async def test_one_that_comes_in_parts_says_how_long_they_are_taken_and_what_com
     _, findings = await explain(ada, started.asset.id)
     verified = findings["is it verified?"]
     assert not verified.ok and "they are taken until 20" in verified.answer
+
     complete = f"CompleteResumableUpload with upload_id {started.upload_id}"
     assert "GetResumableUpload" in verified.next_step and complete in verified.next_step
     assert findings["is it in lists?"].answer == "only if the list is asked for state PENDING"
+
     await house.change(
         "UPDATE assets.resumable_uploads SET expires_at = now() - interval '1 s' WHERE id = %s",
         (started.upload_id,),
@@ -95,6 +99,7 @@ async def test_hidden_ones_say_how_to_bring_them_back(house: Suite, ada: Client)
         "UndeleteAsset brings it back and it becomes public again"
     )
     assert "UnarchiveAsset" in findings["is it in lists?"].next_step
+
     await house.change(
         "UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,)
     )
@@ -111,6 +116,7 @@ async def test_a_failed_variant_says_why_and_lost_bytes_are_told(house: Suite, a
         (asset.id,),
     )
     await house.change("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
+
     _, findings = await explain(ada, asset.id)
     assert "avif: failed (CORRUPT): cut off" in findings["are its variants there?"].answer
     assert findings["are its variants there?"].next_step == "RegenerateVariants tries again"
@@ -132,5 +138,6 @@ async def test_of_anothers_public_asset_only_what_concerns_the_caller_is_told(
         and "secret" not in text
         and owner.subject not in text
     )
+
     private = await flows.upload(owner, DATA)
     assert (await calls.refusal(explain(ada, private.id))).code is grpc.StatusCode.NOT_FOUND

@@ -1,4 +1,4 @@
-"""X14: a file that the server fetches by itself, from where it may, and verifies like any
+"""X14: the server fetches a file itself, from allowed addresses, and verifies it like any
 upload."""
 
 import asyncio
@@ -62,6 +62,7 @@ async def test_what_lies_at_a_url_becomes_an_asset(
     described: dict[str, Any] = {"tags": ["a"], "metadata": {"b": 1}, "scope": {"product_id": "p"}}
     digest = hashlib.sha256(DATA).hexdigest()
     url = f"http://127.0.0.1:{web.port}/photos/fr%C3%B6nt.jpg?signature=secret"
+
     asset = (await fetch(eve, url, include_urls=True, sha256=digest, **described)).asset
     assert (asset.state, asset.mime_type, asset.size_bytes, asset.sha256) == (
         READY,
@@ -188,8 +189,8 @@ async def test_urls_that_are_never_fetched_are_refused_at_once(
 
 
 async def test_an_address_is_judged_again_when_it_is_fetched(atelier: Suite, web: Receiver) -> None:
-    """As if the name had pointed elsewhere when the import was asked for: the server may call it,
-    the worker not."""
+    """The server may call the address and the worker may not, as if the name had pointed elsewhere
+    when the import was requested."""
     atelier.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
     await atelier.serve("assets")
     atelier.overrides.clear()
@@ -280,6 +281,7 @@ async def test_a_urls_query_is_forgotten(
             f"SELECT 1 FROM assets.{table} AS t WHERE t::text LIKE '%%canary-in-query%%'"
         )
         assert not found, table
+
     said = capfd.readouterr()
     assert "canary-in-query" not in said.out + said.err
 
@@ -344,6 +346,7 @@ async def test_an_import_is_held_against_the_deployments_quota(
         asset = (await fetch(eve, web.url)).asset
     finally:
         await storage.set_quota(root)
+
     assert (asset.state, asset.rejection) == (REJECTED, "QUOTA_EXCEEDED")
 
 

@@ -21,8 +21,8 @@ COUNT = 25
 
 @pytest.fixture(scope="module")
 async def shelf(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """25 READY assets of ada, an hour apart but for five of the same instant, and as many public
-    ones of bob."""
+    """Makes 25 READY assets of ada, an hour apart but for five of the same instant, and as many
+    public ones of bob."""
     async with suite(cluster, keys, disk) as made:
         await made.serve("assets")
         for n in range(COUNT):
@@ -84,6 +84,7 @@ async def test_what_comes_while_one_pages_moves_nothing(shelf: Suite) -> None:
         " storage_key, size_bytes, mime_type, sha256) VALUES (gen_random_uuid(), 'user:ada', 'x',"
         " 'photo', 'ready', false, true, 'new', 'k', 1, 'image/jpeg', 'x')"
     )
+
     rest = [
         asset.file_name
         for asset in (await listing(ada, page_size=10, page_token=first.next_page_token)).assets
@@ -207,6 +208,7 @@ async def test_a_page_token_that_was_not_given_is_refused(shelf: Suite, what: st
     ada = shelf.client("ada")
     token = (await listing(ada, page_size=2)).next_page_token
     forged = FORGED[what](json.loads(base64.urlsafe_b64decode(token)))
+
     refused = await calls.refusal(listing(ada, page_size=2, page_token=forged))
     assert (refused.code, refused.reason, refused.fields) == (
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -218,6 +220,7 @@ async def test_a_page_token_that_was_not_given_is_refused(shelf: Suite, what: st
 async def test_a_page_token_of_another_filter_or_owner_is_refused(shelf: Suite) -> None:
     ada = shelf.client("ada")
     token = (await listing(ada, page_size=2)).next_page_token
+
     for client, fields in (
         (shelf.client("bob"), {}),
         (shelf.client("ada", "vendor"), {}),
@@ -240,6 +243,7 @@ async def test_several_at_once_come_in_the_order_asked_for_and_missing_ones_apar
     private_of_nobody = flows.request_id()
     [public_of_bob] = [a.id for a in (await listing(shelf.client("bob"), page_size=1)).assets]
     asked = [ids[2], private_of_nobody, public_of_bob, ids[0], ids[0]]
+
     answer = await flows.assets(ada).BatchGetAssets(
         asset_pb2.BatchGetAssetsRequest(asset_ids=asked)
     )

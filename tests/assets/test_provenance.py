@@ -1,4 +1,4 @@
-"""A29, A24: where a picture comes from is read, kept, shown and handed on; where it was taken is
+"""A29, A24: where a picture comes from is read, kept, shown and passed on; where it was taken is
 not."""
 
 import json
@@ -54,6 +54,7 @@ async def test_credentials_that_come_with_a_picture_are_kept_and_shown(
     assert list(shown.problems) == ["signingCredential.untrusted"] and shown.manifest_kept
     assert shown.digital_source_type == asset.digital_source_type == "digitalCapture"
     assert (await flows.get(ada, asset.id)).content_credentials == shown
+
     store = await store_of(ada, asset.id)
     assert "canary-note" in json.dumps(store["manifests"][store["active_manifest"]])
 
@@ -63,6 +64,7 @@ async def test_others_see_of_public_credentials_what_names_no_person(
 ) -> None:
     public = await flows.upload(ada, signing.signed(PICTURE), visibility=PUBLIC)
     bob = caller()
+
     shown = (await flows.get(bob, public.id)).content_credentials
     assert shown.signer == signing.SIGNER and shown.digital_source_type == "digitalCapture"
     assert shown.signer_name == "" and signing.SIGNER_NAME not in str(
@@ -77,8 +79,9 @@ async def test_credentials_that_do_not_hold_are_shown_as_such_and_not_believed(
 ) -> None:
     plain = bytes(
         pictures.textured(96, 64).write_to_buffer(".tif")
-    )  # of which every byte may be any other
+    )  # any byte of which may differ without a format error
     generated = signing.signed(plain, "image/tiff", source_type=f"{IPTC}trainedAlgorithmicMedia")
+
     asset = await flows.upload(ada, signing.tampered(generated, plain), mime_type="image/tiff")
     assert asset.state == asset_pb2.ASSET_STATE_READY
     assert asset.content_credentials.state == asset_pb2.CREDENTIALS_STATE_INVALID
@@ -113,6 +116,7 @@ async def test_what_a_model_made_says_so_in_every_variant(house: Suite, ada: Cli
         house, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_GENERATED, provenance=provenance
     )
     assert asset.digital_source_type == asset.provenance.digital_source_type == "algorithmicMedia"
+
     await flows.variants(ada).RegenerateVariants(
         variant_pb2.RegenerateVariantsRequest(asset_id=asset.id)
     )
@@ -136,6 +140,7 @@ async def test_what_the_files_xmp_says_is_handed_on_and_its_places_are_not(
     for name, content in (await contents_of_variants(ada, asset.id)).items():
         assert pyvips.Image.new_from_buffer(content, "").get("xmp-data") == packet("print"), name
         assert not any(mark in content for mark in (b"GPS", b"Hidden", b"Exif")), name
+
     signed = await flows.upload(ada, signing.signed(with_xmp(xmp)))
     assert signed.digital_source_type == "digitalCapture", (
         "what is signed counts for more than what isn't"
@@ -168,6 +173,7 @@ async def test_every_image_has_its_facts(
     assert facts.clipped_shadows == pytest.approx(0.5, abs=0.05)
     assert facts.clipped_highlights == pytest.approx(0.5, abs=0.05)
     assert facts.placeholder and len(facts.dominant_colours) == 2 and 0 < facts.exposure < 1
+
     film = await flows.upload(ada, pictures.animation(5, 40, ".gif"), mime_type="image/gif")
     assert film.facts.frames == 5
     assert not (facts.has_location or film.facts.has_location)
@@ -190,6 +196,7 @@ async def test_originals_that_say_where_they_were_taken_are_refused_where_that_i
     atelier.overrides["refuse_locations"] = True
     await atelier.serve("assets")
     ada = atelier.client("ada")
+
     for name in ("jpeg: exif, the second segment", "gif: xmp", "tiff: iptc"):
         data = located.LOCATED[name]
         refused = await calls.refusal(flows.upload(ada, data, mime_type=filetype.guess_mime(data)))

@@ -1,4 +1,4 @@
-"""A18: nothing goes over a quota, whoever sends it, however, and however many at once."""
+"""A18: nothing exceeds a quota, whoever sends it, however, and however many at once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -49,12 +49,14 @@ async def test_an_upload_that_does_not_fit_is_refused_with_quota_limit_and_use(
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), **{quota: limit})
     for _ in range(2):
-        await flows.announce(ada, DATA)  # what is pending counts as declared
+        await flows.announce(ada, DATA)  # pending uploads count with their declared size
     refused = await calls.refusal(WAYS[way](ada))
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+
     needed = SIZE if quota == "stored_bytes" else 1
     figures = {"limit": str(limit), "used": str(used), "needed": str(needed)}
     assert refused.metadata == {"quota": quota, **figures}
+
     [violation] = refused.detail(error_details_pb2.QuotaFailure).violations
     assert violation.subject == owner_of(ada) and str(limit) in violation.description
     assert "purge" in refused.text, "what to do next"
@@ -91,6 +93,7 @@ async def test_uploads_at_once_never_go_over_it_and_use_it_up(
         *(flows.uploads(ada).RequestUpload(request()) for _ in range(32)), return_exceptions=True
     )
     served = [a for a in answers if isinstance(a, upload_pb2.RequestUploadResponse)]
+
     refused = [calls.refusal_of(a) for a in answers if isinstance(a, grpc.aio.AioRpcError)]
     assert len(served) == fit
     assert {r.reason for r in refused} == {"QUOTA_EXCEEDED"} and len(refused) == 32 - fit
@@ -102,12 +105,13 @@ async def test_uploads_far_from_the_limit_do_not_wait_for_each_other(
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), stored_bytes=10**15)
     key = "\x1f".join(("quota", owner_of(ada)))
-    # Another upload of this owner that has been announced and isn't committed yet.
+    # Stands for another upload of this owner that is announced and not yet committed.
     with calls.holding(
         house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
     ):
         await flows.announce(ada, DATA)
     await storage.set_quota(admin, owner_of(ada), stored_bytes=10 * SIZE)
+
     with calls.holding(
         house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
     ):
@@ -130,10 +134,12 @@ async def test_a_quota_that_was_lowered_holds_when_the_upload_is_settled(
     refused = await calls.refusal(flows.confirm(ada, requested.upload_id))
     assert (refused.reason, refused.metadata["used"]) == ("QUOTA_EXCEEDED", str(SIZE))
     assert (await flows.get(ada, requested.asset.id)).state == asset_pb2.ASSET_STATE_PENDING
+
     left = [
         p for p in house.storage.root.rglob(f"user%3A{ada.subject}/**/original/*") if p.is_file()
     ]
     assert left == [], "the verified copy is gone"
+
     await storage.set_quota(admin, owner_of(ada), stored_bytes=SIZE)
     assert (await flows.confirm(ada, requested.upload_id)).state == asset_pb2.ASSET_STATE_READY
 
@@ -146,11 +152,13 @@ async def test_variants_use_room_but_never_take_what_an_upload_was_promised(
     first = await flows.upload(ada, DATA)
     variants = await flows.variants_of(ada, first.id)
     assert all(v.state == asset_pb2.VARIANT_STATE_READY for v in variants.values())
+
     quota = await storage.quotas(ada).GetQuota(pb.GetQuotaRequest())
     used = {use.kind: use.used for use in quota.uses}
     assert used[pb.QUOTA_KIND_STORED_BYTES] == 2 * SIZE + sum(
         v.size_bytes for v in variants.values()
     )
+
     await flows.send(promised.target, DATA)
     assert (await flows.confirm(ada, promised.upload_id)).state == asset_pb2.ASSET_STATE_READY
 
@@ -167,6 +175,7 @@ async def test_bandwidth_that_is_used_up_stops_uploads_and_no_reading(
     async with asyncio.timeout(10):
         while (await storage.report(ada)).bandwidth_this_month.downloaded_bytes < SIZE:
             await asyncio.sleep(0.1)
+
     refused = await calls.refusal(flows.announce(ada, DATA))
     assert (
         refused.metadata["quota"] == "monthly_bandwidth_bytes"
@@ -183,17 +192,20 @@ async def test_the_deployments_quota_binds_all_owners_together(atelier: Suite) -
         await flows.announce(client, DATA)
     refused = await calls.refusal(flows.announce(bob, DATA))
     assert refused.metadata == {"quota": "stored_bytes"}, "how much others use is not told"
+
     [violation] = refused.detail(error_details_pb2.QuotaFailure).violations
     assert violation.subject == "deployment"
     assert (await calls.refusal(flows.announce(ada, DATA))).metadata["quota"] == "assets", (
         "the default of the settings"
     )
+
     await storage.set_quota(admin, stored_bytes=0)
     assert (await flows.announce(bob, DATA)).upload_id
     await storage.set_quota(admin)
     assert (
         await calls.refusal(flows.announce(atelier.client("eve"), DATA))
     ).reason == "QUOTA_EXCEEDED"
+
     uses = (await storage.quotas(admin).GetQuota(pb.GetQuotaRequest())).uses
     assert {u.kind: (u.limit, u.used) for u in uses} == {
         pb.QUOTA_KIND_STORED_BYTES: (3 * SIZE, 4 * SIZE),
@@ -209,9 +221,11 @@ async def test_operators_set_and_list_quotas_owners_read_their_own(
     first = await storage.quotas(admin).SetQuota(set_request)
     assert await storage.quotas(admin).SetQuota(set_request) == first
     assert first.quota.updated_by == admin.subject and not first.quota.HasField("stored_bytes")
+
     mine = await storage.quotas(ada).GetQuota(pb.GetQuotaRequest())
     assert mine.quota == first.quota
     assert {u.kind: u.limit for u in mine.uses}[pb.QUOTA_KIND_ASSETS] == 5
+
     await storage.set_quota(admin, owner_of(caller()), assets=1)
     page = await storage.quotas(admin).ListQuotas(pb.ListQuotasRequest(page_size=1))
     rest = await storage.quotas(admin).ListQuotas(
@@ -223,6 +237,7 @@ async def test_operators_set_and_list_quotas_owners_read_their_own(
         storage.quotas(ada).ListQuotas(pb.ListQuotasRequest()),
     ):
         assert (await calls.refusal(call)).code is grpc.StatusCode.PERMISSION_DENIED
+
     other = storage.quotas(caller()).GetQuota(pb.GetQuotaRequest(owner=owner_of(ada)))
     assert (await calls.refusal(other)).code is grpc.StatusCode.NOT_FOUND
 

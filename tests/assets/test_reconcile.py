@@ -49,7 +49,7 @@ _numbers = itertools.count()
 async def house(
     cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Suite]:
-    """With a store of its own: all that lies there is compared with this database."""
+    """Has a store of its own: everything in the store is compared with this database."""
     disk = DiskServer(tmp_path_factory.mktemp("reconciled"))
     try:
         async with suite(cluster, keys, disk) as made:
@@ -80,7 +80,7 @@ def path_of(house: Suite, key: str) -> Path:
 
 
 def stray(house: Suite, key: str, *, hours: float = 1) -> Path:
-    """An object that no row shows, some hours old: a copy of one that is there."""
+    """Makes an object without a row, some hours old: a copy of an existing one."""
     source = next(path for path in (house.storage.root / "data").rglob("*") if path.is_file())
     path = path_of(house, key)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def stray(house: Suite, key: str, *, hours: float = 1) -> Path:
 
 
 async def whole(client: Client, **fields: Any) -> asset_pb2.Asset:
-    """An asset with its variants, and no object that isn't settled."""
+    """Makes an asset with its variants; all its objects have rows."""
     asset = await flows.upload(client, DATA, **fields)
     await flows.variants_of(client, asset.id)
     return asset
@@ -103,6 +103,7 @@ async def test_what_agrees_is_left_alone(house: Suite, root: Client, ada: Client
     await ask(ada, "Delete", assets[0].id)
     for path in (house.storage.root / "data").rglob("*"):
         os.utime(path, (0, 0))
+
     before = [stored(house, asset.id) for asset in (*assets, pending.asset)]
     assert await reconcile(root) == NOTHING
     assert [stored(house, asset.id) for asset in (*assets, pending.asset)] == before
@@ -132,6 +133,7 @@ async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(
     assert (await reconcile(root))["stray_objects"] == (5, 4, 1)
     assert not any(path.exists() for path in old)
     assert young.exists() and all(path.exists() for path in foreign)
+
     young.unlink()
     assert await reconcile(root) == NOTHING
 
@@ -150,15 +152,18 @@ async def test_a_lost_original_is_marked_told_and_no_longer_given_out(
     assert not (await flows.get(ada, asset.id)).HasField("bytes_gone_time")
     assert (await reconcile(root))["lost_originals"] == (1, 1, 0)
     assert (await stream.read()).asset.HasField("bytes_gone_time")
+
     gone = await flows.get(ada, asset.id, include_urls=True)
     assert (
         gone.HasField("bytes_gone_time")
         and not gone.original_url
         and gone.state == asset_pb2.ASSET_STATE_READY
     )
+
     refused = await calls.refusal(acquire(ada, "h", asset.id))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "lost" in refused.text
-    assert await reconcile(root) == NOTHING  # said once
+    assert await reconcile(root) == NOTHING  # reported once
+
     path.write_bytes(saved)
     assert (await reconcile(root))["restored_originals"] == (1, 1, 0)
     back = (await stream.read()).asset
@@ -173,9 +178,11 @@ async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
     lost, other = await whole(ada), await whole(ada)
     path_of(house, lost.file_path).unlink()
     assert (await reconcile(root))["lost_originals"] == (1, 1, 0)
+
     comparison = render_pb2.CreateComparisonRequest(
         before_asset_id=other.id, after_asset_id=lost.id
     )
+
     for call in (
         flows.variants(ada).RegenerateVariants(
             variant_pb2.RegenerateVariantsRequest(asset_id=lost.id)
@@ -191,6 +198,7 @@ async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
     assert {v.state for v in (await flows.variants_of(ada, lost.id)).values()} == {
         asset_pb2.VARIANT_STATE_READY
     }
+
     thumb = asset_pb2.DownloadAssetRequest(asset_id=lost.id, variant="thumb")
     assert [part async for part in flows.assets(ada).DownloadAsset(thumb)]
 
@@ -204,6 +212,7 @@ async def test_a_lost_or_cut_variant_is_made_again(house: Suite, root: Client, a
     cut = path_of(house, keys[1][0])
     cut.write_bytes(cut.read_bytes()[:40])
     assert (await reconcile(root))["lost_variants"] == (2, 2, 0)
+
     again = await flows.variants_of(ada, asset.id)
     assert {variant.state for variant in again.values()} == {asset_pb2.VARIANT_STATE_READY}
     for path in (house.storage.root / "data").rglob("*"):
@@ -244,6 +253,7 @@ async def test_it_goes_on_where_it_was_a_part_at_a_time(
     strays += [stray(house, f"public/assets/zz/{n}") for n in range(3)]
     asked = {"from_start": True, "max_items": 2}
     parts = 0
+
     while True:
         last = await run(root, "RunReconciler", **asked)
         assert sum(count.found for count in last.counts) <= 2
@@ -251,7 +261,7 @@ async def test_it_goes_on_where_it_was_a_part_at_a_time(
         parts += 1
         if not last.capped:
             break
-        await run(root, "RunReconciler", dry_run=True, max_items=1)  # which doesn't move it
+        await run(root, "RunReconciler", dry_run=True, max_items=1)  # a dry run keeps the position
     assert parts > 6
     assert not any(path.exists() for path in strays)
 
@@ -265,6 +275,7 @@ async def test_more_rows_than_a_part_holds_are_compared_with_nothing_at_all(
         " 'photo', 'ready', false, true, 'a', 1, 'image/jpeg', 'assets/user%3Alost/x/' || n, 'ab'"
         " FROM generate_series(1, 2100) AS n"
     )
+
     found = await reconcile(root)
     assert found["lost_originals"] == (2100, 2100, 0)
     assert (await reconcile(root))["lost_originals"] == (0, 0, 0)
@@ -281,6 +292,7 @@ async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) 
     db = Database(house.settings("assets", "app"), "assets")
     await db.open()
     showing = asyncio.create_task(show_metrics(db, timedelta(minutes=7)))
+
     try:
         async with asyncio.timeout(10):
             while (
@@ -306,7 +318,7 @@ async def test_only_operators_reconcile(ada: Client) -> None:
 async def test_a_part_in_which_something_was_mended_is_looked_at_once(
     house: Suite, root: Client
 ) -> None:
-    first = house.client("0first")  # whose keys come before those of the others
+    first = house.client("0first")  # its keys come before those of the others
     asset = await whole(first)
     young = stray(house, "assets/0/young", hours=0)
     path_of(house, asset.file_path).unlink()

@@ -1,4 +1,4 @@
-"""A28: figures and albums' counts agree with the rows, whatever happened to either."""
+"""A28: totals and albums' counts agree with the rows, whatever happened to either."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ DAYS = "SELECT * FROM assets.storage_days ORDER BY owner, day, noun, state"
 async def house(
     cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Suite]:
-    """With a store of its own: all that lies there is compared with this database."""
+    """Has a store of its own: everything in the store is compared with this database."""
     disk = DiskServer(tmp_path_factory.mktemp("recounted"))
     try:
         async with suite(cluster, keys, disk) as made:
@@ -48,8 +48,8 @@ def figures(house: Suite) -> list[Any]:
 
 
 async def stocked(client: Client) -> album_pb2.Album:
-    """Assets in several states, variants, a document, an album with three pictures. Returns the
-    album."""
+    """Makes assets in several states, variants, a document, and an album with three pictures.
+    Returns the album."""
     made = [await flows.upload(client, DATA, scope=VISIT) for _ in range(4)]
     for asset in made:
         await flows.variants_of(client, asset.id)
@@ -116,7 +116,7 @@ async def test_what_drifted_is_found_and_mended(house: Suite) -> None:
 
 
 async def test_what_is_under_way_is_no_drift(house: Suite) -> None:
-    """Uploads, variants, deletes and folding go on while it is recounted."""
+    """Uploads, variants, deletes and folding continue during the recount."""
     ada, root = house.client("ada"), house.client("root", "admin")
     album = await albums.create(ada)
     over = asyncio.Event()
@@ -147,6 +147,7 @@ async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
     )
     uploads = asyncio.gather(*(flows.upload(ada, DATA) for _ in range(20)))
     assert (await reconcile(root))["drifted_figures"][1] > 0
+
     for asset in await uploads:
         await flows.variants_of(ada, asset.id)
     report = await storage.report(ada)
@@ -158,7 +159,7 @@ async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
 
 
 async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
-    """One statement reads all that an owner has, or the deployment."""
+    """One statement reads everything of an owner, or of the deployment."""
     ada, root = house.client("ada"), house.client("root", "admin")
     await flows.upload(ada, DATA)
     await storage.folded(house)
@@ -166,6 +167,7 @@ async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
     house.overrides |= {"statement_timeout_seconds": 0.5, "lock_timeout_seconds": 30.0}
     await house.work("assets")
     database = Superuser(house.cluster.url(house.database))
+
     async with database.hold("LOCK TABLE assets.album_assets IN ACCESS EXCLUSIVE MODE") as slow:
         reconciling = asyncio.create_task(reconcile(root))
         await slow.caught()
@@ -184,11 +186,12 @@ async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suit
         " 500)"
     )
     database = Superuser(house.cluster.url(house.database))
+
     async with database.hold(
         "SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))"
     ) as folding:
         reconciling = asyncio.create_task(reconcile(root))
-        await folding.caught()  # the drift is known, and not mended yet
+        await folding.caught()  # the drift is known, and not corrected yet
         request = storage_pb2.EraseOwnerRequest(confirm_owner="user:bob", wait=True)
         erased = await bob.stub(storage_pb2_grpc.StorageServiceStub).EraseOwner(request, timeout=30)
         assert erased.run.state == storage_pb2.RUN_STATE_DONE
@@ -202,10 +205,12 @@ async def test_it_is_recounted_once_a_day_unless_somebody_asks(house: Suite) -> 
     await flows.upload(ada, DATA)
     await storage.folded(house)
     assert await reconcile(root, from_start=False) == NOTHING
+
     await house.change(
         "UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'"
     )
     assert await reconcile(root, from_start=False) == NOTHING, "it was recounted a moment ago"
+
     await house.change(
         "UPDATE assets.storage_runs SET created_at = created_at - interval '25 hours'"
     )

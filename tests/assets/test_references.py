@@ -1,4 +1,4 @@
-"""A23's first half: who uses an asset is known to assets itself."""
+"""A23, first half: assets itself knows who uses an asset."""
 
 import asyncio
 from collections.abc import Callable
@@ -58,6 +58,7 @@ async def test_all_or_nothing(house: Suite, ada: Client, caller: Callable[..., C
     mine = await flows.upload(ada, DATA)
     foreign = await flows.upload(caller(), DATA)
     pending = (await flows.announce(ada, DATA)).asset
+
     for other, code in (
         (foreign.id, grpc.StatusCode.NOT_FOUND),
         (flows.request_id(), grpc.StatusCode.NOT_FOUND),

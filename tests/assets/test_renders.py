@@ -1,4 +1,4 @@
-"""A13: renders say what made them; before and after are compared by reference, and shown in one
+"""A13: renders record what made them; before and after are compared by reference, and shown in one
 picture."""
 
 import asyncio
@@ -83,6 +83,7 @@ async def test_an_operator_brings_a_render_in_for_an_owner_with_what_made_it(
             CODE.INVALID_ARGUMENT,
             [f"declaration.provenance.{name}"],
         )
+
     refused = await calls.refusal(render(ada))
     assert (refused.code, refused.reason) == (CODE.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
 
@@ -97,6 +98,7 @@ async def test_before_and_after_are_held_and_shown_in_one_picture(
     )
     assert (made.state, made.error_message) == (READY, "")
     assert (made.before_asset_id, made.after_asset_id, made.note) == (before, after, "Oak it is")
+
     asset = await flows.get(ada, made.picture_asset_id, include_urls=True)
     assert (asset.kind, asset.state) == (asset_pb2.ASSET_KIND_RENDER, asset_pb2.ASSET_STATE_READY)
     assert (asset.scope.session_id, asset.scope.room_id) == ("s", "r")
@@ -107,6 +109,7 @@ async def test_before_and_after_are_held_and_shown_in_one_picture(
     async with browser() as http:
         for url in (made.before_url, made.after_url, made.picture_url):
             assert (await http.get(url)).status_code == 200
+
     variants = await flows.variants_of(ada, asset.id)
     assert {name: v.state for name, v in variants.items()} == {
         "thumb": asset_pb2.VARIANT_STATE_READY
@@ -120,12 +123,15 @@ async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(
     made, other = await compare(ada, before, after), await compare(ada, after, before)
     await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
     assert (await calls.refusal(get(ada, made.id))).code is CODE.NOT_FOUND
+
     again = stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
     assert (await calls.refusal(again)).code is CODE.NOT_FOUND
     assert holders(house, before) == holders(house, after) == [f"assets/comparisons/{other.id}"]
+
     trashed = await flows.get(ada, made.picture_asset_id, include_urls=True)
     assert trashed.HasField("expire_time") and not trashed.original_url
     assert (await get(ada, other.id)).picture_url
+
     told = "SELECT subject_id::text, type FROM assets.events WHERE subject = 'purged_comparison'"
     assert (made.id, "atelier.assets.v1.PurgedComparison") in house.sql(told)
 
@@ -138,6 +144,7 @@ async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_delete
     await flows.update(ada, made.picture_asset_id, visibility=asset_pb2.VISIBILITY_PUBLIC)
     public = (await flows.get(ada, made.picture_asset_id, include_urls=True)).original_url
     await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
+
     trashed = await flows.get(ada, made.picture_asset_id)
     assert trashed.HasField("delete_time") and trashed.visibility == asset_pb2.VISIBILITY_PRIVATE
     async with browser() as http:
@@ -157,6 +164,7 @@ async def test_a_comparison_whose_picture_does_not_fit_the_quota_is_refused_or_f
     await storage.set_quota(caller("admin"), f"user:{ada.subject}", stored_bytes=used + 100)
     made = await compare(ada, before, after)
     assert (made.state, made.error_class) == (render_pb2.COMPARISON_STATE_FAILED, "QUOTA_EXCEEDED")
+
     await storage.set_quota(caller("admin"), f"user:{ada.subject}", assets=2)
     refused = await calls.refusal(compare(ada, before, after))
     assert (refused.code, refused.reason) == (CODE.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
@@ -194,6 +202,7 @@ async def test_what_cannot_be_compared_is_refused(
     )
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
     foreign = await photo(caller())
+
     for other, code in (
         (mine, CODE.INVALID_ARGUMENT),
         (mine.upper(), CODE.INVALID_ARGUMENT),
@@ -229,17 +238,20 @@ async def test_a_comparison_whose_worker_was_stopped_is_made_once(atelier: Suite
     before, after = await photo(ada, 800, 600), await photo(ada, 600, 800)
     made = [await compare(ada, before, after, wait=False) for _ in range(2)]
     await atelier.work("assets")
+
     async with asyncio.timeout(20):
         while not atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state = 'processing'")[
             0
         ][0]:
             await asyncio.sleep(0.01)
+
     await atelier.stop_work("assets")
     await atelier.work("assets")
     async with asyncio.timeout(40):
         while atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state <> 'ready'")[0][0]:
             await asyncio.sleep(0.05)
     assert atelier.sql("SELECT count(*) FROM assets.assets WHERE kind = 'render'") == [(len(made),)]
+
     ids = {(await get(ada, each.id)).picture_asset_id for each in made}
     assert len(ids) == len(made)
     for asset_id in ids:
@@ -251,7 +263,7 @@ async def test_a_comparison_whose_worker_was_stopped_is_made_once(atelier: Suite
         assert len((await flows.variants(ada).ListVariants(request)).variants) == 1
 
 
-# The picture of the two
+# The comparison picture
 
 
 def flat(path: Path, width: int, height: int, *colour: int, **options: Any) -> Path:
@@ -266,7 +278,7 @@ def flat(path: Path, width: int, height: int, *colour: int, **options: Any) -> P
 def composed(
     tmp_path: Path, before: tuple[int, int], after: tuple[int, int], **options: Any
 ) -> Any:
-    """Red before, blue after."""
+    """Composes red before and blue after."""
     first = flat(tmp_path / "a.jpg", *before, 200, 0, 0, **options)
     second = flat(tmp_path / "b.png", *after, 0, 0, 200)
     compose(first, second, tmp_path / "c.jpg")
@@ -306,7 +318,7 @@ def test_both_pictures_are_whole_at_one_height_whatever_their_shapes(
 
 
 def test_the_first_is_turned_upright(tmp_path: Path) -> None:
-    (tmp_path / "turned").mkdir()  # libvips remembers files by their names
+    (tmp_path / "turned").mkdir()  # libvips caches files by their names
     upright = composed(tmp_path, (600, 300), (400, 400))
     turned = composed(tmp_path / "turned", (600, 300), (400, 400), orientation=6)
     assert upright.width / upright.height > turned.width / turned.height

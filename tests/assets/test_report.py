@@ -1,4 +1,4 @@
-"""A18, A19: what is counted is what is there, whoever changed it and whenever it is asked for."""
+"""A18, A19: the counts are true, whoever changed the rows and whenever they are read."""
 
 import asyncio
 import base64
@@ -62,7 +62,7 @@ async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
     await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
     reports = []
     async with asyncio.timeout(20):
-        while True:  # from before anything is folded until all is
+        while True:  # from before the first change is folded until all are
             report = await storage.report(ada)
             reports.append((report.assets, report.upload_success_rate, len(report.asset_counts)))
             if not house.sql(
@@ -70,6 +70,7 @@ async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
             ):
                 break
     assert set(reports) == {(1, 1.0, 1)}
+
     await storage.folded(house)
     report = await storage.report(ada)
     assert (report.assets, report.stored_bytes) == storage.truth(house, owner_of(ada))
@@ -80,6 +81,7 @@ async def test_every_way_a_row_changes_or_goes_is_counted(house: Suite, ada: Cli
     for asset in made:
         await flows.variants_of(ada, asset.id)
     mine = {"owner": owner_of(ada), "id": made[0].id}
+
     for statement, statuses in (
         (
             "UPDATE assets.assets SET archived_at = now() WHERE id = %(id)s",
@@ -97,6 +99,7 @@ async def test_every_way_a_row_changes_or_goes_is_counted(house: Suite, ada: Cli
     ):
         house.sql(statement, mine)
         report = await storage.report(ada)
+
         found = {
             c.status: c.assets for c in report.asset_counts if c.status != pb.STORAGE_STATUS_READY
         }
@@ -115,6 +118,7 @@ async def test_a_refused_upload_uses_nothing_in_the_trash_either(house: Suite, a
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
         (broken.asset.id,),
     )
+
     report = await storage.report(ada)
     assert [c.status for c in report.asset_counts] == [pb.STORAGE_STATUS_REJECTED]
     assert (report.assets, report.stored_bytes) == (0, 0)
@@ -144,7 +148,7 @@ async def test_a_change_that_is_rolled_back_is_not_counted(house: Suite, ada: Cl
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(
         ada, asset.id
-    )  # whoever makes them holds the row, in the loop that the next line stops
+    )  # the worker locks the row in the event loop, which the next line blocks
     with calls.holding(house, "DELETE FROM assets.assets WHERE id = %s", (asset.id,)):
         assert (await storage.report(ada)).assets == 1
     assert (await storage.report(ada)).assets == 1
@@ -161,11 +165,13 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(
     async with asyncio.timeout(30):
         while len(sizes := [size for (size,) in house.sql(ready, (asset.id,))]) < 4:
             await asyncio.sleep(0.1)
+
     for _ in range(2):
         async for _part in flows.assets(ada).DownloadAsset(
             asset_pb2.DownloadAssetRequest(asset_id=asset.id)
         ):
             pass
+
     async for _part in flows.assets(ada).DownloadAsset(
         asset_pb2.DownloadAssetRequest(asset_id=asset.id, variant="thumb")
     ):
@@ -175,11 +181,13 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(
     for with_urls in (True, False):
         listed = variant_pb2.ListVariantsRequest(asset_id=asset.id, include_urls=with_urls)
         await flows.variants(ada).ListVariants(listed)
+
     for with_urls in (True, False):
         named = variant_pb2.GetVariantRequest(
             asset_id=asset.id, preset="thumb", include_urls=with_urls
         )
         await flows.variants(ada).GetVariant(named)
+
     expected = pb.Bandwidth(
         downloaded_bytes=2 * len(DATA) + sizes[-1], issued_bytes=len(DATA) + max(sizes) + sizes[-1]
     )
@@ -187,11 +195,12 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(
         while (report := await storage.report(ada)).bandwidth_this_month != expected:
             await asyncio.sleep(0.1)
     assert report.bandwidth_last_30_days == expected
+
     await storage.folded(house)
     [session] = (
         await storage.reports(ada).ListStorageSessions(pb.ListStorageSessionsRequest())
     ).sessions
-    sent = expected.downloaded_bytes + len(DATA)  # variants aren't counted by session
+    sent = expected.downloaded_bytes + len(DATA)  # sessions don't count variants
     assert session == pb.SessionUsage(
         session_id="visit", assets=1, stored_bytes=len(DATA), sent_bytes=sent
     )
@@ -204,6 +213,7 @@ async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> Non
     for _ in range(3):
         await flows.get(ada, asset.id, include_urls=True)
     await atelier.stop("assets")
+
     counted = (
         "SELECT sum(number)::int, sum(bytes)::int FROM assets.storage_deltas WHERE noun ="
         " 'download'"
@@ -217,12 +227,14 @@ async def test_documents_and_albums_that_are_sent_count_too(house: Suite, ada: C
     added = album_pb2.AddAlbumAssetsRequest(album_id=album.id, asset_ids=[asset.id])
     await albums.stub(ada).AddAlbumAssets(added)
     document = await documents.create(ada, documents.checklist())
+
     await albums.download(ada, album)
     sent = len(await documents.download(ada, document)) + len(
         DATA
-    )  # of the archive, what is an asset's
+    )  # of the archive, only the asset's bytes count
     asked = document_pb2.GetDocumentRequest(document_id=document.id, include_urls=True)
     await documents.stub(ada).GetDocument(asked)
+
     expected = pb.Bandwidth(downloaded_bytes=sent, issued_bytes=document.size_bytes)
     async with asyncio.timeout(10):
         while (await storage.report(ada)).bandwidth_this_month != expected:
@@ -241,6 +253,7 @@ async def test_what_others_read_of_a_public_asset_counts_for_its_owner(
     async with asyncio.timeout(10):
         while (await storage.report(ada)).bandwidth_this_month.downloaded_bytes != len(DATA):
             await asyncio.sleep(0.1)
+
     assert (await storage.report(bob)).bandwidth_this_month == pb.Bandwidth()
 
 
@@ -258,12 +271,13 @@ async def test_an_operator_sees_the_deployment_and_every_owner_others_only_thems
     )
     assert (await storage.report(admin, owner_of(ada))).pending_uploads == 1
     assert (await storage.report(ada, owner_of(ada))).pending_uploads == 1
+
     named = pb.GetStorageReportRequest(owner=owner_of(ada))
     assert (
         await calls.refusal(storage.reports(bob).GetStorageReport(named))
     ).code is grpc.StatusCode.NOT_FOUND
     assert (await storage.report(bob)).assets == 0
-    # The word for everybody is no owner, and a name without its role is none: figures of 0 would be
+    # The word for everybody is no owner, nor is a name without its role: totals of 0 would be
     # believed.
     for client in (bob, admin):
         for owner in ("deployment", "%", ada.subject):
@@ -287,6 +301,7 @@ async def test_the_largest_owners_and_sessions_come_first_in_pages(
     await storage.folded(house)
     found: list[pb.SessionUsage] = []
     request = pb.ListStorageSessionsRequest(page_size=2, owner=owner_of(ada))
+
     while True:
         page = await storage.reports(admin).ListStorageSessions(request)
         found += page.sessions
@@ -295,12 +310,14 @@ async def test_the_largest_owners_and_sessions_come_first_in_pages(
         request.page_token = page.next_page_token
     assert [s.session_id for s in found] == ["s4", "s3", "s2", "s1", "s0"]
     assert [s.stored_bytes for s in found] == [n * len(DATA) for n in (5, 4, 3, 2, 1)]
+
     owners = (
         await storage.reports(admin).ListStorageOwners(pb.ListStorageOwnersRequest(page_size=1000))
     ).owners
     assert [o.stored_bytes for o in owners] == sorted(
         (o.stored_bytes for o in owners), reverse=True
     )
+
     [mine] = [o for o in owners if o.owner == owner_of(ada)]
     assert (mine.assets, mine.stored_bytes) == (15, 15 * len(DATA))
 
@@ -332,6 +349,7 @@ async def test_a_page_token_with_a_name_that_is_no_text_is_refused(
     request.page_token = base64.urlsafe_b64encode(
         json.dumps([digest, size, "\ud800"]).encode()
     ).decode()
+
     refused = await calls.refusal(storage.reports(ada).ListStorageSessions(request))
     assert refused.reason == "PAGE_TOKEN_INVALID"
 
@@ -360,6 +378,7 @@ async def test_alerts_fire_over_their_thresholds_and_not_before(
         pb.ALERT_KIND_FAILED_PROCESSING,
     }, "there is no quota"
     assert not any(alert.firing for alert in found.values())
+
     house.sql(
         "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name,"
         " size_bytes, mime_type) SELECT gen_random_uuid(), %s, 'x', 'photo', false, true, 'a', 10,"
@@ -376,6 +395,7 @@ async def test_alerts_fire_over_their_thresholds_and_not_before(
         found[pb.ALERT_KIND_STORAGE_QUOTA].value,
         found[pb.ALERT_KIND_STORAGE_QUOTA].firing,
     ) == (0.8, False)
+
     house.sql(
         "INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes) VALUES"
         " (%(owner)s, 'making', 'failed', 1, 0), (%(owner)s, 'making', 'ready', 9, 0),"

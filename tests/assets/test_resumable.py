@@ -1,4 +1,4 @@
-"""A26: a file in parts, over lines that break; joined once, verified like any upload, or gone
+"""A26: a file in parts, over connections that break: joined once, verified like any upload, or gone
 without a trace."""
 
 import asyncio
@@ -69,7 +69,7 @@ async def abort(client: Client, upload_id: str) -> asset_pb2.Asset:
 
 
 async def stored(house: Suite, client: Client) -> list[str]:
-    """Keys of what the store has of the caller, but for variants: those are made meanwhile."""
+    """Returns the keys of the caller's objects without variants, which are made meanwhile."""
     storage = open_disk(
         house.storage.root, base_url="http://x", secret=read_secret(house.storage.secret_file)
     )
@@ -79,7 +79,7 @@ async def stored(house: Suite, client: Client) -> list[str]:
 
 
 def unfinished(house: Suite, upload_id: str) -> list[Path]:
-    """The folder in which parts of this upload lie."""
+    """Returns the folder in which parts of this upload are."""
     [(name,)] = house.sql(
         "SELECT multipart FROM assets.resumable_uploads WHERE id = %s", (upload_id,)
     )
@@ -90,7 +90,7 @@ def unfinished(house: Suite, upload_id: str) -> list[Path]:
 async def either(
     request: pytest.FixtureRequest, atelier: Suite, tmp_path: Path
 ) -> AsyncIterator[Suite]:
-    """The suite on a database of its own, with the one store or the other."""
+    """The suite on a database of its own, with either store."""
     if request.param == "disk":
         await atelier.serve("assets")
         yield atelier
@@ -113,7 +113,9 @@ async def test_a_file_in_parts_becomes_an_asset_in_either_store(either: Suite) -
     started = await flows.start(ada, LARGE, **DOCUMENT)
     assert (started.part_size_bytes, started.part_count, len(started.targets)) == (8 * MIB, 3, 3)
     assert started.asset.state == asset_pb2.ASSET_STATE_PENDING
-    # The line breaks after two parts, the last of them first. Later, perhaps elsewhere:
+
+    # The connection breaks after two parts, the last part first. The upload continues later,
+    # perhaps elsewhere.
     await flows.send_parts([started.targets[2], started.targets[0]], LARGE)
     seen = await look(ada, started.upload_id)
     assert [(p.part_number, p.size_bytes) for p in seen.parts] == [
@@ -121,10 +123,12 @@ async def test_a_file_in_parts_becomes_an_asset_in_either_store(either: Suite) -
         (3, len(LARGE) - 16 * MIB),
     ]
     assert list(seen.missing_part_numbers) == [2] and seen.expire_time == started.expire_time
+
     request = resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)
     refused = await calls.refusal(flows.resumable(ada).CompleteResumableUpload(request))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "PARTS_MISSING")
     assert refused.metadata == {"parts": "2"}
+
     await flows.send_parts(await sign(ada, started.upload_id, 2), LARGE)
     done = await complete(ada, started.upload_id)
     assert (done.asset.state, done.asset.size_bytes, done.asset.sha256) == (
@@ -135,6 +139,7 @@ async def test_a_file_in_parts_becomes_an_asset_in_either_store(either: Suite) -
     async with browser() as http:
         assert (await http.get(done.asset.original_url)).content == LARGE
     assert (await complete(ada, started.upload_id)).asset.file_path == done.asset.file_path
+
     over = await look(ada, started.upload_id)
     assert over.asset.state == READY and not over.parts and not over.missing_part_numbers
 
@@ -185,6 +190,7 @@ async def test_a_part_has_exactly_its_bytes(house: Suite, ada: Client) -> None:
             await http.put(target.url.replace("part=1", "part=2"), content=SMALL)
         ).status_code == 403
     assert list((await look(ada, started.upload_id)).missing_part_numbers) == [1]
+
     await flows.send_parts([target], SMALL[::-1])
     await flows.send_parts([target], SMALL)  # sent again: the later one counts
     assert (await complete(ada, started.upload_id)).asset.state == READY
@@ -206,6 +212,7 @@ async def test_a_crash_after_joining_is_mended_by_completing_again(
     await storage.complete_multipart(key, name, await storage.list_parts(key, name))
     await storage.close()
     assert (await look(ada, started.upload_id)).asset.state == asset_pb2.ASSET_STATE_PENDING
+
     done = await complete(ada, started.upload_id)
     assert done.asset.state == READY and await stored(house, ada) == [done.asset.file_path]
 
@@ -221,9 +228,11 @@ async def test_an_aborted_upload_leaves_nothing_and_stays_aborted(
     assert await stored(house, ada) == [] and unfinished(house, started.upload_id) == []
     async with browser() as http:
         assert (await http.put(started.targets[0].url, content=SMALL)).status_code == 404
+
     request = resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)
     refused = await calls.refusal(flows.resumable(ada).CompleteResumableUpload(request))
     assert (refused.reason, refused.metadata["rejection"]) == ("UPLOAD_REJECTED", "ABORTED")
+
     sign_again = resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=[1])
     over = await calls.refusal(flows.resumable(ada).SignParts(sign_again))
     assert (over.code, over.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
@@ -247,6 +256,7 @@ async def test_an_expired_upload_takes_no_more_parts(house: Suite, ada: Client) 
     await house.change(
         "UPDATE assets.resumable_uploads SET expires_at = now() WHERE id = ANY(%s::uuid[])", (ids,)
     )
+
     for request, method in (
         (
             resumable_pb2.SignPartsRequest(upload_id=started.upload_id, part_numbers=[1]),
@@ -276,10 +286,12 @@ async def test_a_repeated_start_goes_on_with_the_same_upload(house: Suite, ada: 
     assert len({answer.upload_id for answer in answers}) == 1 and all(
         answer.targets for answer in answers
     )
+
     names = house.sql(
         "SELECT multipart FROM assets.resumable_uploads WHERE owner = %s", (f"user:{ada.subject}",)
     )
     assert len(names) == 1 and len(unfinished(house, answers[0].upload_id)) == 1
+
     request.declaration.file_name = "other.jpg"
     refused = await calls.refusal(flows.resumable(ada).StartResumableUpload(request))
     assert refused.reason == "REQUEST_ID_REUSED"
@@ -303,6 +315,7 @@ async def test_anothers_upload_does_not_exist(
 ) -> None:
     started = await flows.start(ada, SMALL)
     bob = caller()
+
     for method, request in (
         (
             "SignParts",

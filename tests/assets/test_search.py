@@ -1,4 +1,4 @@
-"""A16, R14: assets are found by exactly what is said about them; sums over them are exact."""
+"""A16, R14: searches find exactly the assets that the conditions describe; their sums are exact."""
 
 import itertools
 from collections.abc import Callable
@@ -41,7 +41,7 @@ async def upload(client: Client, **fields: Any) -> str:
 
 
 def seed(house: Suite, client: Client, count: int, **columns: Any) -> list[str]:
-    """READY rows, oldest first, a second apart; a callable column gets the row's number."""
+    """Makes READY rows, oldest first, a second apart; a callable column gets the row's number."""
     ids = []
     for n in range(count):
         given = {name: value(n) if callable(value) else value for name, value in columns.items()}
@@ -63,6 +63,7 @@ async def test_tags_all_of_them_or_any(ada: Client) -> None:
     red, both, blue = [
         await upload(ada, tags=tags) for tags in (["red"], ["red", "blue"], ["blue"])
     ]
+
     assert await found(ada, all_tags=["red"]) == [both, red]
     assert await found(ada, all_tags=["blue", "red"]) == [both]
     assert await found(ada, any_tags=["blue", "red"]) == [blue, both, red]
@@ -86,6 +87,7 @@ async def test_metadata_by_its_leaves(ada: Client) -> None:
     await upload(
         ada, metadata={"camera": "X100", "ok": "true", "note": "null", "lights": {"key": "x"}}
     )
+
     for condition in (
         leaf("X100", "camera", "model"),
         leaf(200, "camera", "iso"),
@@ -99,6 +101,7 @@ async def test_metadata_by_its_leaves(ada: Client) -> None:
         leaf("", "empty"),
     ):
         assert await found(ada, metadata=[condition]) == [asset_id], condition
+
     for condition in (
         leaf("200", "camera", "iso"),
         leaf("true", "ok2"),
@@ -126,6 +129,7 @@ async def test_kind_scope_dates_and_everything_together(ada: Client) -> None:
     assert await found(ada, kind=PHOTO) == [one.id]
     assert await found(ada, scope=asset_pb2.AssetScope(room_id="r")) == [one.id]
     assert await found(ada, scope=asset_pb2.AssetScope(room_id="s")) == []
+
     everything = {
         "all_tags": ["t"],
         "any_tags": ["t", "u"],
@@ -154,6 +158,7 @@ async def test_names_by_their_beginning(house: Suite, ada: Client) -> None:
         "x" * 250 + ".jpg",
     ]
     ids = dict(zip(names, seed(house, ada, len(names), file_name=names.__getitem__), strict=True))
+
     for prefix in (
         "a",
         "ab",
@@ -210,11 +215,12 @@ TEXTS = (
 
 
 async def test_text_is_text(house: Suite, ada: Client) -> None:
-    """Each is found by itself alone, as a tag, as a value and as a name in metadata, and comes back
-    as it was."""
+    """Each text is found by itself alone, as a tag, as a value and as a name in metadata, and is
+    returned unchanged."""
     ids = dict(zip(TEXTS, seed(house, ada, len(TEXTS)), strict=True))
     for text, asset_id in ids.items():
         await flows.update(ada, asset_id, tags=[text], metadata={text: [text, {text: text}]})
+
     for text in TEXTS:
         [asset] = (await page(ada, all_tags=[text])).assets
         assert (asset.id, list(asset.tags)) == (ids[text], [text])
@@ -230,6 +236,7 @@ async def test_long_values_are_found_exactly(ada: Client) -> None:
     await upload(ada, metadata={"text": long + "x"})
     assert await found(ada, metadata=[leaf(long, "text")]) == [one]
     assert await found(ada, metadata=[leaf(1, "n" * 900)]) == [one]
+
     deep: Any = "leaf"
     for _ in range(30):
         deep = {"d": deep}
@@ -279,6 +286,7 @@ async def test_a_change_is_found_at_once(house: Suite, ada: Client) -> None:
     await flows.send(pending.target, DATA)
     asset = await flows.confirm(ada, pending.upload_id)
     assert await found(ada, all_tags=["new"], metadata=[leaf(1, "a")]) == [asset.id]
+
     await flows.update(
         ada,
         asset.id,
@@ -289,6 +297,7 @@ async def test_a_change_is_found_at_once(house: Suite, ada: Client) -> None:
     )
     for gone in ({"all_tags": ["new"]}, {"metadata": [leaf(1, "a")]}, {"file_name_prefix": "f"}):
         assert await found(ada, **gone) == []
+
     now: list[dict[str, Any]] = [
         {"all_tags": ["newer"]},
         {"metadata": [leaf(2, "a")]},
@@ -296,6 +305,7 @@ async def test_a_change_is_found_at_once(house: Suite, ada: Client) -> None:
         {"scope": asset_pb2.AssetScope(room_id="r")},
         {"kind": PRODUCT},
     ]
+
     for hide, show in (
         ("deleted_at = now(), expires_at = now()", "deleted_at = NULL, expires_at = NULL"),
         ("archived_at = now()", "archived_at = NULL"),
@@ -304,6 +314,7 @@ async def test_a_change_is_found_at_once(house: Suite, ada: Client) -> None:
         await house.change(f"UPDATE assets.assets SET {hide} WHERE id = %s", (asset.id,))
         assert [await found(ada, **fields) for fields in now] == [[]] * len(now)
         await house.change(f"UPDATE assets.assets SET {show} WHERE id = %s", (asset.id,))
+
     await flows.update(ada, asset.id, visibility=asset_pb2.VISIBILITY_PUBLIC, free=False)
     assert await found(ada, all_tags=["newer"]) == [asset.id]
     await house.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
@@ -350,6 +361,7 @@ async def test_pages_join_without_gap_or_repeat_whatever_leads(house: Suite, ada
         ),
         ({"kind": PHOTO, "any_tags": ["two", "three"]}, lambda n: n % 2 == 0),
     ]
+
     for (conditions, fits), size in itertools.product(expected, (1, 7, 50)):
         seen: list[str] = []
         token = ""
@@ -359,6 +371,7 @@ async def test_pages_join_without_gap_or_repeat_whatever_leads(house: Suite, ada
             token = answer.next_page_token
             if not token:
                 break
+
         assert seen == [ids[n] for n in range(59, -1, -1) if fits(n)], (conditions, size)
 
 
@@ -382,6 +395,7 @@ async def test_sums_by_kind_and_type(
         (s.kind, s.mime_type, s.asset_count, s.public_count, s.size_bytes) for s in answer.sums
     ] == [(PHOTO, "image/jpeg", 3, 1, 3), (PRODUCT, "image/jpeg", 3, 0, 3)]
     assert (answer.asset_count, answer.size_bytes) == (6, 6)
+
     await house.change("UPDATE assets.assets SET archived_at = now() WHERE id = %s", (ids[0],))
     await house.change(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[1],)
@@ -389,6 +403,7 @@ async def test_sums_by_kind_and_type(
     await flows.announce(ada, DATA)
     assert (await stub(ada).GetAssetStats(pb.GetAssetStatsRequest())).asset_count == 4
     assert (await stub(ada).GetAssetStats(pb.GetAssetStatsRequest(kind=PHOTO))).asset_count == 2
+
     start = {"seconds": 1767225600}
     dates = pb.GetAssetStatsRequest(
         created_from={"seconds": start["seconds"] + 4},

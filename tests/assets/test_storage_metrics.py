@@ -1,5 +1,5 @@
-"""A18, A19: what the metrics port shows is what is there, and rules and dashboard name nothing
-else."""
+"""A18, A19: the metrics port shows what is stored; rules and dashboard name only existing
+metrics."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ DATA = flows.jpeg(64, 48)
 
 @asynccontextmanager
 async def serving(atelier: Suite, log: str = os.devnull) -> AsyncIterator[str]:
-    """A server in a process of its own; yields the address of its metrics."""
+    """Runs a server in a process of its own; yields the address of its metrics."""
     port, metrics_port = free_ports(2)
     settings = atelier.settings("assets", "app")
     environment = {
@@ -54,7 +54,7 @@ async def serving(atelier: Suite, log: str = os.devnull) -> AsyncIterator[str]:
 
 
 async def scraped(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Samples by name, as Prometheus reads them."""
+    """Returns samples by name, parsed as Prometheus does."""
     async with browser() as http:
         text = (await http.get(url)).text
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -93,7 +93,7 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
     }
     assert len(of_workers) > 3
     assert named - set(found) - of_workers == set()
-    for expression in expressions:  # labels that are asked for exist, too
+    for expression in expressions:  # the queried labels exist, too
         for name, label, value in re.findall(r'(atelier_\w+)\{(\w+)="(\w+)"\}', expression):
             assert any(labels.get(label) == value for labels, _ in found[name]), expression
 
@@ -114,7 +114,7 @@ async def test_lines_that_cannot_be_written_are_counted_and_fail_no_call(atelier
         asset = await flows.upload(ada, DATA)
         assert await flows.get(ada, asset.id)
         [(_, lost)] = (await scraped(url))["atelier_log_lines_lost_total"]
-    assert lost >= 3  # that it serves, and two calls
+    assert lost >= 3  # the line that says it serves, and two calls
 
 
 async def test_scraping_often_reads_the_database_seldom(atelier: Suite) -> None:
@@ -124,6 +124,7 @@ async def test_scraping_often_reads_the_database_seldom(atelier: Suite) -> None:
         await flows.announce(atelier.client("ada"), DATA)
         again = await scraped(url)
         assert (await storage.report(atelier.client("ada"))).pending_uploads == 2
+
     for name in ("atelier_storage_pending_uploads", "atelier_storage_read_timestamp_seconds"):
         assert again[name] == first[name], "what was read is kept for a while"
     assert first["atelier_storage_pending_uploads"] == [({}, 1)]

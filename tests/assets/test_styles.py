@@ -1,4 +1,5 @@
-"""A11: a style catalogue that everyone reads, operators write, and whose versions never change."""
+"""A11: a style catalogue that everyone reads and operators write, and whose versions never
+change."""
 
 import asyncio
 import hashlib
@@ -29,7 +30,7 @@ def stub(client: Client) -> Any:
 async def put(
     client: Client, slug: str, *images: tuple[str, str], **fields: Any
 ) -> style_pb2.PutStyleResponse:
-    """`images`: (asset id, room type)."""
+    """Puts a style; `images` are (asset id, room type)."""
     named = [{"asset_id": asset_id, "room_type": room_type} for asset_id, room_type in images]
     request = style_pb2.PutStyleRequest(slug=slug, images=named, **{"name": slug.title(), **fields})
     answer: style_pb2.PutStyleResponse = await stub(client).PutStyle(request)
@@ -57,7 +58,7 @@ def operator(caller: Callable[..., Client]) -> Client:
 
 @pytest.fixture
 def slug(operator: Client) -> str:
-    """One that no other test has."""
+    """A slug that no other test has."""
     return f"style-{operator.subject}"
 
 
@@ -75,6 +76,7 @@ async def test_everyone_reads_what_the_operator_wrote(
         room_types=["kitchen", "hall"],
         palette=["oak", "sage"],
     )
+
     assert written.changed and written.style.version_number == 1
     for role in ("user", "vendor", "anonymous", "admin"):
         seen = await get(caller(role), slug, include_urls=True)
@@ -90,6 +92,7 @@ async def test_everyone_reads_what_the_operator_wrote(
             (hall, "hall"),
             (kitchen, ""),
         ]
+
         async with browser() as http:
             answer = await http.get(seen.images[0].image_url)
         assert hashlib.sha256(answer.content).hexdigest() == seen.images[0].sha256
@@ -126,14 +129,17 @@ async def test_a_change_is_a_new_version_and_the_same_is_none(
     assert (
         await put(operator, slug, (two, ""), (one, ""), **changes[-1])
     ).style.version_number == 5
+
     old = await get(operator, slug, version_number=2)
     assert (old.description, list(old.palette), old.latest, len(old.images)) == ("x", [], False, 2)
     refused = await calls.refusal(get(operator, slug, version_number=6))
     assert refused.code is CODE.NOT_FOUND
+
     versions = await stub(operator).ListStyleVersions(
         style_pb2.ListStyleVersionsRequest(slug=slug, page_size=3)
     )
     assert [style.version_number for style in versions.styles] == [5, 4, 3]
+
     further = style_pb2.ListStyleVersionsRequest(
         slug=slug, page_size=3, page_token=versions.next_page_token
     )
@@ -141,6 +147,7 @@ async def test_a_change_is_a_new_version_and_the_same_is_none(
         2,
         1,
     ]
+
     held = house.sql(
         "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s",
         (f"assets/styles/{slug}",),
@@ -218,6 +225,7 @@ async def test_pictures_must_be_ready_public_ones_of_the_catalogue(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed,)
     )
     await house.change("UPDATE assets.assets SET kind = 'photo' WHERE id = %s", (other,))
+
     for asset_id, code in (
         (private, CODE.FAILED_PRECONDITION),
         (pending, CODE.FAILED_PRECONDITION),
@@ -300,7 +308,7 @@ class Seeder:
         return process.returncode or 0, out.decode()
 
     def counts(self) -> tuple[int, int]:
-        """Pictures and versions of this operator."""
+        """Returns the number of pictures and of versions of this operator."""
         owner = f"admin:{self.operator.subject}"
         [(assets,)] = self.house.sql(
             "SELECT count(*) FROM assets.assets WHERE owner = %s AND state = 'ready'", (owner,)
@@ -334,13 +342,16 @@ async def test_seeding_twice_changes_nothing_and_only_what_changed_is_new(
     code, said = await seeder.run(seeder.write(first, second))
     assert code == 0 and said.count("uploaded") == 2 and said.count("version 1, new") == 2, said
     assert seeder.counts() == (2, 2)
+
     code, said = await seeder.run(seeder.write(first, second, name="manifest.json"))
     assert code == 0 and said.count("version 1, as it was") == 2 and "uploaded" not in said, said
     assert seeder.counts() == (2, 2)
+
     second["images"].append({"file": "3.jpg"})
     code, said = await seeder.run(seeder.write(first, second))
     assert code == 0 and "-a: version 1, as it was" in said and "-b: version 2, new" in said, said
     assert seeder.counts() == (3, 3)
+
     style = await get(ada, f"{seeder.slug}-b")
     assert [image.sha256 for image in style.images] == [
         hashlib.sha256(flows.jpeg(96, 64, seed)).hexdigest() for seed in (1, 3)

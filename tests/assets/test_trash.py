@@ -1,5 +1,5 @@
-"""A23: archive and trash hide and bring back, purge doesn't, and what is in use is not deleted
-under its holder."""
+"""A23: archive and trash hide assets and bring them back, purge doesn't, and an asset in use is not
+deleted."""
 
 import asyncio
 from collections.abc import Callable
@@ -40,7 +40,7 @@ async def status_of(url: str) -> int:
 
 
 def stored(house: Suite, asset_id: str) -> set[str]:
-    """Keys of every object of the asset."""
+    """Returns the keys of all objects of the asset."""
     data = house.storage.root / "data"
     return {
         str(path.relative_to(data)) for path in data.glob(f"**/{asset_id}/**/*") if path.is_file()
@@ -51,7 +51,7 @@ async def freed(house: Suite, asset_id: str) -> None:
     """Returns once no object of the asset is left."""
     async with asyncio.timeout(20):
         while True:
-            with suppress(FileNotFoundError):  # a folder that goes while it is looked into
+            with suppress(FileNotFoundError):  # a folder is removed while it is read
                 if not stored(house, asset_id):
                     return
             await asyncio.sleep(0.05)
@@ -71,6 +71,7 @@ async def test_archived_is_hidden_from_lists_and_otherwise_as_before(
     assert await listed(ada) == [other.id]
     assert await listed(ada, show_archived=True) == [other.id, asset.id]
     assert (await flows.get(ada, asset.id, include_urls=True)).original_url
+
     await acquire(ada, "h", asset.id)
     assert (await ask(ada, "Archive", asset.id)).asset == archived
     shown = (await ask(ada, "Unarchive", asset.id, etag=archived.etag)).asset
@@ -91,6 +92,7 @@ async def test_deleted_is_recoverable_and_as_before_once_recovered(
     assert await listed(ada, show_archived=True, show_deleted=True) == [asset.id]
     assert not (await flows.get(ada, asset.id, include_urls=True)).original_url
     assert (await ask(ada, "Delete", asset.id)).asset == deleted
+
     back = (await ask(ada, "Undelete", asset.id)).asset
     assert (
         back.HasField("archive_time")
@@ -104,6 +106,7 @@ async def test_deleted_is_recoverable_and_as_before_once_recovered(
 async def test_nothing_new_is_done_with_a_deleted_asset(ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     await ask(ada, "Delete", asset.id)
+
     for call in (
         acquire(ada, "h", asset.id),
         flows.update(ada, asset.id, tags=["a"]),
@@ -129,6 +132,7 @@ async def test_a_file_that_comes_for_a_deleted_asset_waits_until_it_is_undeleted
     for asset_id in (pending.asset.id, started.asset.id):
         await ask(ada, "Delete", asset_id)
     completed = resumable_pb2.CompleteResumableUploadRequest(upload_id=started.upload_id)
+
     for call in (
         flows.confirm(ada, pending.upload_id),
         flows.resumable(ada).CompleteResumableUpload(completed),
@@ -139,9 +143,11 @@ async def test_a_file_that_comes_for_a_deleted_asset_waits_until_it_is_undeleted
             "WRONG_STATE",
         )
     assert not [key for key in stored(house, pending.asset.id) if "/original/" in key]
+
     for asset_id in (pending.asset.id, started.asset.id):
         await ask(ada, "Undelete", asset_id)
     assert (await flows.confirm(ada, pending.upload_id)).primary
+
     await flows.resumable(ada).CompleteResumableUpload(completed)
     assert set(await listed(ada)) == {pending.asset.id, started.asset.id}
 
@@ -173,6 +179,7 @@ async def test_purge_leaves_no_row_and_no_byte(house: Suite, ada: Client) -> Non
         assert house.sql(
             f"SELECT count(*) FROM assets.{table} WHERE {column} = %s", (asset.id,)
         ) == [(0,)]
+
     await freed(house, asset.id)
     for method in ("Purge", "Undelete", "Delete"):
         assert (await calls.refusal(ask(ada, method, asset.id))).code is grpc.StatusCode.NOT_FOUND
@@ -184,6 +191,7 @@ async def test_a_caller_who_goes_leaves_no_copies(house: Suite, ada: Client, way
     asset = await flows.upload(ada, DATA, visibility=PUBLIC)
     await flows.variants_of(ada, asset.id)
     before = stored(house, asset.id)
+
     with calls.holding(house, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
         if way == "delete":
             call = flows.assets(ada).DeleteAsset(
@@ -194,8 +202,10 @@ async def test_a_caller_who_goes_leaves_no_copies(house: Suite, ada: Client, way
                 asset_id=asset.id, update_mask={"paths": ["visibility"]}, visibility=PRIVATE
             )
             call = flows.assets(ada).UpdateAsset(request, timeout=0.5)
+
         assert (await calls.refusal(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert len(stored(house, asset.id)) == 2 * len(before)
+
     async with asyncio.timeout(10):
         while stored(house, asset.id) != before:
             await asyncio.sleep(0.1)
@@ -213,6 +223,7 @@ async def test_a_public_asset_whose_bytes_are_lost_can_be_hidden_and_deleted(
         not any(key.startswith("public/") for key in stored(house, lost.id))
         and hidden.sha256 == lost.sha256
     )
+
     await flows.update(ada, lost.id, visibility=PUBLIC)
     request = asset_pb2.BatchDeleteAssetsRequest(asset_ids=[lost.id, whole.id])
     results = (await flows.assets(ada).BatchDeleteAssets(request)).results
@@ -226,6 +237,7 @@ async def test_an_upload_that_is_confirmed_in_the_trash_is_no_products_primary_i
     pending = await flows.announce(ada, DATA, scope=product)
     await flows.send(pending.target, DATA)
     await ask(ada, "Delete", pending.asset.id)
+
     refused = await calls.refusal(flows.confirm(ada, pending.upload_id))
     assert (
         refused.code is grpc.StatusCode.FAILED_PRECONDITION and "undelete it first" in refused.text
@@ -243,6 +255,7 @@ async def test_parts_of_a_purged_upload_go_at_once_and_no_more_come(
     arrived = house.storage.root / "incoming" / name
     await flows.send_parts(started.targets, DATA)
     assert arrived.exists()
+
     await ask(ada, "Purge", started.asset.id)
     async with asyncio.timeout(10):
         while arrived.exists():
@@ -274,6 +287,7 @@ async def test_what_was_sent_for_a_purged_upload_goes_once_its_url_has_expired(
     refused = await calls.refusal(flows.confirm(ada, pending.upload_id))
     assert refused.code is grpc.StatusCode.NOT_FOUND
     assert len(stored(house, pending.asset.id)) == 1
+
     await house.change(
         "UPDATE assets.doomed_objects SET due_at = now() WHERE owner = %s", (f"user:{ada.subject}",)
     )
@@ -293,10 +307,12 @@ async def test_what_is_in_use_is_deleted_only_by_force_and_its_holder_sees_that_
             f"assets/{asset.id}",
             "used by pipeline/products/7",
         )
+
     await ask(ada, "Delete", asset.id, force=True)
     assert (await flows.get(ada, asset.id)).HasField("delete_time")
     assert [r.holder for r in await references(ada, asset.id)] == ["pipeline/products/7"]
     assert (await calls.refusal(ask(ada, "Purge", asset.id))).reason == "IN_USE"
+
     await ask(ada, "Purge", asset.id, force=True)
     assert (await calls.refusal(flows.get(ada, asset.id))).code is grpc.StatusCode.NOT_FOUND
     assert await release(ada, "pipeline/products/7") == 0
@@ -317,6 +333,7 @@ async def test_where_used_is_paged_and_names_no_other_owner(
         await acquire(ada, f"h{number}", asset.id)
     seen: list[tuple[str, bool]] = []
     token = ""
+
     while True:
         request = asset_pb2.ListReferencesRequest(asset_id=asset.id, page_size=2, page_token=token)
         answer = await flows.assets(ada).ListReferences(request)
@@ -325,6 +342,7 @@ async def test_where_used_is_paged_and_names_no_other_owner(
         if not token:
             break
     assert seen == [("h2", True), ("h1", True), ("h0", True), ("", False)]
+
     refused = await calls.refusal(references(other, asset.id))
     assert refused.code is grpc.StatusCode.NOT_FOUND
     await release(ada, "h0"), await release(ada, "h1"), await release(ada, "h2")
@@ -343,15 +361,18 @@ async def test_a_public_file_is_not_served_from_the_moment_it_is_deleted(
     made = await flows.variants_of(ada, asset.id)
     urls = [asset.original_url, *(variant.url for variant in made.values())]
     assert {await status_of(url) for url in urls} == {200}
+
     deleted = (await ask(ada, "Delete", asset.id)).asset
     assert {await status_of(url) for url in urls} == {404}
     assert deleted.visibility == asset_pb2.VISIBILITY_PRIVATE
     assert (await calls.refusal(flows.get(caller(), asset.id))).code is grpc.StatusCode.NOT_FOUND
     assert len(stored(house, asset.id)) == 5
+
     back = (await ask(ada, "Undelete", asset.id)).asset
     assert back.visibility == PUBLIC
     shown = await flows.get(caller(), asset.id, include_urls=True)
     assert (await status_of(shown.original_url), await status_of(shown.thumbnail_url)) == (200, 200)
+
     await ask(ada, "Purge", asset.id)
     assert await status_of(shown.original_url) == 404
 
@@ -362,6 +383,7 @@ async def test_a_refused_delete_leaves_a_public_file_where_it_is(house: Suite, a
     await acquire(ada, "h", asset.id)
     before = stored(house, asset.id)
     assert (await calls.refusal(ask(ada, "Delete", asset.id))).reason == "IN_USE"
+
     one = await batch(ada, "Delete", asset.id)
     assert [result.reason for result in one] == ["IN_USE"]
     assert stored(house, asset.id) == before
@@ -375,10 +397,12 @@ async def test_a_deleted_primary_hands_over_to_the_oldest_that_is_left(ada: Clie
     assert (await flows.get(ada, second.id)).primary and not (
         await flows.get(ada, third.id)
     ).primary
+
     await ask(ada, "Undelete", first.id)
     assert not (await flows.get(ada, first.id)).primary
     await ask(ada, "Purge", second.id)
     assert (await flows.get(ada, first.id)).primary
+
     await batch(ada, "Delete", first.id, third.id)
     await ask(ada, "Undelete", third.id)
     assert (await flows.get(ada, third.id)).primary
@@ -409,6 +433,7 @@ async def test_a_batch_tells_of_each_and_one_that_cannot_go_stops_no_other(
     assert await status_of(public.original_url) == 404
     assert await batch(ada, "Delete", *ids, request_id="once") == results
     assert await listed(ada) == [used.id]
+
     back = await batch(ada, "Undelete", *ids)
     assert [(r.done, r.reason) for r in back] == [
         (False, "NOT_FOUND"),
@@ -427,6 +452,7 @@ async def test_watchers_are_told_of_deleted_undeleted_and_purged(ada: Client) ->
         pass
     await ask(ada, "Delete", asset.id)
     assert (await stream.read()).asset.HasField("delete_time")
+
     await ask(ada, "Undelete", asset.id)
     assert not (await stream.read()).asset.HasField("delete_time")
     await ask(ada, "Purge", asset.id)
@@ -447,6 +473,7 @@ async def test_of_using_and_deleting_at_once_one_is_refused(ada: Client) -> None
 async def test_a_delete_waits_for_a_use_that_is_on_its_way(house: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     owner = f"user:{ada.subject}"
+
     with calls.holding(
         house,
         "INSERT INTO assets.asset_references (owner, asset_id, holder) VALUES (%s, %s, 'h')",
@@ -455,7 +482,7 @@ async def test_a_delete_waits_for_a_use_that_is_on_its_way(house: Suite, ada: Cl
         deleting = asyncio.create_task(outcome(ask(ada, "Delete", asset.id)))
         done, _ = await asyncio.wait([deleting], timeout=0.3)
         assert not done
-    assert await deleting == "OK"  # the use was rolled back
+    assert await deleting == "OK"  # the reference was rolled back
 
 
 async def outcome(call: Any) -> str:

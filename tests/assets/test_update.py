@@ -1,4 +1,4 @@
-"""A8, A2: what an owner says about its asset: names, labels, visibility, the primary image of a
+"""A8, A2: what an owner states about its asset: names, labels, visibility, the primary image of a
 product."""
 
 import asyncio
@@ -42,6 +42,7 @@ async def test_only_what_the_mask_names_is_changed(ada: Client, asset: asset_pb2
         metadata={"ignored": True},
         visibility=PUBLIC,
     )
+
     changed = (await flows.assets(ada).UpdateAsset(request)).asset
     assert (list(changed.tags), changed.free) == (["b", "c"], False)
     assert (changed.file_name, dict(changed.metadata), changed.visibility) == (
@@ -124,12 +125,14 @@ async def test_a_public_asset_is_read_by_everyone_at_a_url_that_stays(
     private = await flows.get(ada, asset.id, include_urls=True)
     assert "signature=" in private.original_url
     await flows.update(ada, asset.id, visibility=PUBLIC)
+
     for reader in (ada, caller(), caller("vendor"), caller("anonymous")):
         shown = await flows.get(reader, asset.id, include_urls=True)
         assert "?" not in shown.original_url and "?" not in shown.thumbnail_url
         assert (
             shown.original_url == (await flows.get(ada, asset.id, include_urls=True)).original_url
         )
+
     async with browser() as http:
         answer = await http.get(shown.original_url)
         assert answer.content == DATA and "immutable" in answer.headers["cache-control"]
@@ -148,6 +151,7 @@ async def test_an_asset_that_is_made_private_again_is_gone_for_everyone_else(
     await flows.update(ada, asset.id, visibility=PRIVATE)
     for url in (shown.original_url, shown.thumbnail_url, *(v.url for v in variants.values())):
         assert await status_of(url) == 404
+
     refused = await calls.refusal(flows.get(caller(), asset.id))
     assert refused.code is grpc.StatusCode.NOT_FOUND
     mine = await flows.get(ada, asset.id, include_urls=True)
@@ -169,12 +173,14 @@ async def test_a_public_url_tells_neither_the_owner_nor_what_the_asset_belongs_t
     assert all(label in made.file_path for label in told), (
         "in the store a person finds private things by them"
     )
+
     await flows.update(ada, made.id, visibility=PUBLIC)
     public = await flows.get(ada, made.id, include_urls=True)
     variants = await flows.variants_of(ada, made.id)
     urls = [public.original_url, public.thumbnail_url, *(v.url for v in variants.values())]
     assert not [url for url in urls for label in told if label in url]
     assert public.file_path.rpartition("/")[0] == f"public/assets/{made.id}/original"
+
     await flows.update(ada, made.id, visibility=PRIVATE)
     private = await flows.get(ada, made.id)
     assert private.file_path.rpartition("/")[0] == made.file_path.rpartition("/")[0]
@@ -196,9 +202,10 @@ async def test_others_do_not_get_what_a_public_asset_was_asked_for_or_made_from(
     mine = house.client(owner)
     await flows.variants_of(
         mine, made.id
-    )  # while they are made, a change of visibility may be told to try again
+    )  # meanwhile a change of visibility may get a refusal that asks for a repeat
     await flows.update(mine, made.id, visibility=PUBLIC)
     assert (await flows.get(mine, made.id)).provenance == provenance
+
     shown = await flows.get(caller(), made.id)
     assert shown.provenance == asset_pb2.Provenance(model="local", model_version="1")
 
@@ -219,12 +226,14 @@ async def test_changing_visibility_to_and_fro_at_once_ends_in_one_place(
     ends = await asyncio.gather(
         *(flows.update(ada, asset.id, visibility=w) for w in wanted), return_exceptions=True
     )
+
     for end in ends:
         if isinstance(end, grpc.aio.AioRpcError):
             refused = calls.refusal_of(end)
             assert refused.code is grpc.StatusCode.ABORTED and refused.detail(
                 error_details_pb2.RetryInfo
             )
+
     now = await flows.get(ada, asset.id, include_urls=True)
     assert now.file_path.startswith("public/") == (now.visibility == PUBLIC)
     keys = [
@@ -237,6 +246,7 @@ async def test_changing_visibility_to_and_fro_at_once_ends_in_one_place(
         ),
     ]
     assert {key.startswith("public/") for key in keys} == {now.visibility == PUBLIC}
+
     stored = [p for p in house.storage.root.rglob(f"*{asset.id}*/**/*") if p.is_file()]
     assert len(stored) == len(keys), "no copy is left behind"
     assert await status_of(now.original_url) == 200
@@ -262,6 +272,7 @@ async def test_a_repeat_of_a_change_of_visibility_is_harmless(
     await flows.update(ada, asset.id, visibility=PUBLIC, request_id=request_id)
     await flows.update(ada, asset.id, visibility=PRIVATE)
     await flows.update(ada, asset.id, visibility=PUBLIC, request_id=request_id)
+
     now = await flows.get(ada, asset.id, include_urls=True)
     assert (
         now.visibility == PRIVATE
@@ -310,6 +321,7 @@ async def test_what_cannot_be_used_is_not_made_primary(ada: Client) -> None:
     ]
     pending = await flows.announce(ada, DATA, scope=scope)
     await flows.assets(ada).ArchiveAsset(asset_pb2.ArchiveAssetRequest(asset_id=second.id))
+
     for asset_id in (pending.asset.id, second.id):
         refused = await calls.refusal(flows.update(ada, asset_id, primary=True))
         assert (refused.code, refused.reason) == (

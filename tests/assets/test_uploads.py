@@ -1,5 +1,5 @@
-"""A1, A2, A3, A4, A5, A6, A7: from a promise of bytes to a verified asset, and everything that must
-not become one."""
+"""A1, A2, A3, A4, A5, A6, A7: from declared bytes to a verified asset, and everything that must not
+become one."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ READY = asset_pb2.ASSET_STATE_READY
 async def refused_upload(
     client: Client, data: bytes, declared: bytes | None = None, **fields: Any
 ) -> calls.Refusal:
-    """Requests, sends and confirms what must be refused on confirming."""
+    """Requests, sends and confirms an upload that must be refused on confirming."""
     requested = await flows.announce(client, declared or data, **fields)
     await flows.send(requested.target, data)
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
@@ -35,7 +35,7 @@ async def refused_upload(
 
 
 def objects(house: Suite, client: Client, *parts: str) -> list[Path]:
-    """The files that are stored for the caller, below folders of these names."""
+    """Returns the files stored for the caller below folders of these names."""
     found = house.storage.root.rglob(f"user%3A{client.subject}/**/*")
     return [path for path in found if path.is_file() and set(parts) <= set(path.parts)]
 
@@ -48,6 +48,7 @@ async def test_a_client_uploads_and_gets_variants(house: Suite, ada: Client) -> 
     assert asset.owner == f"user:{ada.subject}" and asset.created_by == ada.subject
     assert asset.sha256 == hashlib.sha256(data).hexdigest()
     assert asset.primary
+
     variants = await flows.variants_of(ada, asset.id)
     assert {name: v.state for name, v in variants.items()} == dict.fromkeys(
         ("thumb", "small", "large", "avif"), asset_pb2.VARIANT_STATE_READY
@@ -77,6 +78,7 @@ async def test_each_kind_is_uploaded_by_its_roles_only(
     number = asset_pb2.AssetKind.Value(kind)
     allowed = rules.KIND_ROLES.get(word, frozenset())
     assert allowed or word in rules.SERVICE_KINDS
+
     provenance = asset_pb2.Provenance(prompt="a room", model="local", model_version="1")
     made = {"provenance": provenance} if word in rules.SERVICE_KINDS else {}
     for role in _ROLES:
@@ -84,6 +86,7 @@ async def test_each_kind_is_uploaded_by_its_roles_only(
             declaration=flows.declaration(DATA, kind=number, **made)
         )
         call = flows.uploads(caller(role)).RequestUpload(request)
+
         if role in allowed:
             assert (await call).asset.kind == number
         else:
@@ -157,7 +160,7 @@ async def test_each_picture_type_is_accepted(
 async def test_a_text_with_a_nul_is_refused_with_its_field(
     ada: Client, fields: dict[str, Any], place: str
 ) -> None:
-    """In the head of a stream as in a call."""
+    """It is refused in the head of a stream as in a call."""
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA, **fields))
     refused = await calls.refusal(
         flows.uploads(ada).Upload(calls.aiter_of([upload_pb2.UploadRequest(head=head)]))
@@ -165,6 +168,7 @@ async def test_a_text_with_a_nul_is_refused_with_its_field(
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT and refused.fields == [
         f"head.declaration.{place}"
     ]
+
     refused = await calls.refusal(flows.announce(ada, DATA, **fields))
     assert refused.fields == [f"declaration.{place}"] and "NUL" in refused.text
 
@@ -185,7 +189,7 @@ ALIASES = {
 
 @pytest.mark.parametrize("alias", ALIASES)
 async def test_another_name_of_a_type_is_taken_for_it(ada: Client, alias: str) -> None:
-    """However the file comes; what is said of the asset, and signed for it, is the one name."""
+    """Uploads of every kind accept the other name; the asset shows and signs the one name."""
     mime_type = ALIASES[alias]
     suffix = {
         "image/jpeg": ".jpg",
@@ -197,9 +201,11 @@ async def test_another_name_of_a_type_is_taken_for_it(ada: Client, alias: str) -
     kind = asset_pb2.ASSET_KIND_PHOTO if suffix else asset_pb2.ASSET_KIND_DOCUMENT
     head = upload_pb2.UploadHead(declaration=flows.declaration(data, mime_type=alias, kind=kind))
     assert (await flows.stream_upload(ada, head, data)).mime_type == mime_type
+
     announced = await flows.announce(ada, data, mime_type=alias, kind=kind)
     assert announced.asset.mime_type == announced.target.fields["Content-Type"] == mime_type
     assert (await flows.send(announced.target, data)).status_code == 204
+
     confirmed = await flows.confirm(ada, announced.upload_id)
     assert (confirmed.state, confirmed.mime_type) == (READY, mime_type)
     assert (await flows.start(ada, data, mime_type=alias, kind=kind)).asset.mime_type == mime_type
@@ -210,6 +216,7 @@ async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -
         ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
     )
     assert (asset.mime_type, asset.width, asset.HasField("facts")) == ("application/pdf", 0, False)
+
     declared = flows.declaration(pictures.pdf(), mime_type="application/pdf")
     refused = await calls.refusal(
         flows.uploads(ada).RequestUpload(upload_pb2.RequestUploadRequest(declaration=declared))
@@ -269,11 +276,11 @@ async def test_a_declaration_that_breaks_a_rule_is_refused(
 
 @pytest.mark.parametrize("levels", [33, 500])
 async def test_deep_metadata_is_refused(house: Suite, ada: Client, levels: int) -> None:
-    """500 levels are more than any protobuf library sends, so the bytes are put together here."""
+    """500 levels are more than any protobuf library sends, so the bytes are built here."""
 
     def nested(depth: int) -> bytes:
-        """A Struct {a: {a: ...}} of so many levels: field 1 of it maps `a` to a Value whose field 5
-        is a Struct."""
+        """Returns a Struct {a: {a: ...}} of so many levels: its field 1 maps `a` to a Value whose
+        field 5 is a Struct."""
         inner = b""
         for _ in range(depth):
             value = tag(5) + size(inner) + inner
@@ -307,7 +314,7 @@ def size(data: bytes) -> bytes:
     return bytes([*out, length])
 
 
-# A7: what is stored is what counts
+# A7: only the stored bytes count
 
 
 async def test_an_encrypted_pdf_is_refused(house: Suite, ada: Client) -> None:
@@ -319,6 +326,7 @@ async def test_an_encrypted_pdf_is_refused(house: Suite, ada: Client) -> None:
 async def test_other_bytes_than_declared_are_refused(house: Suite, ada: Client) -> None:
     other = flows.jpeg(64, 48, seed=9)
     padded = DATA[:-2] + bytes(10) + DATA[-2:]
+
     for declared, sent, fields, rejection in (
         (DATA, DATA, {"sha256": hashlib.sha256(b"").hexdigest()}, "HASH_MISMATCH"),
         (padded, DATA, {}, "SIZE_MISMATCH"),
@@ -346,6 +354,7 @@ async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(
         target.fields[field] = value
         assert (await flows.send(target, DATA)).status_code == 403, field
     assert objects(house, ada) == []
+
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
     refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(confirm))
     assert (refused.code, refused.reason) == (
@@ -370,6 +379,7 @@ async def test_an_upload_url_ends(atelier: Suite) -> None:
     requested = await flows.announce(ada, DATA)
     await asyncio.sleep(1.2)
     assert (await flows.send(requested.target, DATA)).status_code == 403
+
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
     refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(confirm))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
@@ -389,6 +399,7 @@ async def test_concurrent_confirms_end_as_one(house: Suite, ada: Client) -> None
     assert len({asset.file_path for asset in assets}) == 1
     assert {asset.state for asset in assets} == {READY}
     assert len(objects(house, ada, "original")) == 1 and objects(house, ada, "upload") == []
+
     jobs = house.sql(
         "SELECT count(*) FROM assets.renditions WHERE owner = %s", (f"user:{ada.subject}",)
     )
@@ -436,6 +447,7 @@ async def test_more_files_than_can_be_verified_are_sent_away_soon(
         async with asyncio.timeout(10):
             while sum(each.done() for each in asked) < 50:
                 await asyncio.sleep(0.02)
+
     refused = await asyncio.gather(*asked)
     busy = [each for each in refused if "verifying as many files as it can" in each.text]
     assert len(busy) > 30
@@ -451,8 +463,9 @@ async def test_an_object_that_is_swapped_after_confirming_changes_nothing(
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     before = await flows.confirm(ada, requested.upload_id)
-    # The URL is good for a quarter of an hour; what is sent now must not reach the asset.
+    # The URL is valid for a quarter of an hour; what is sent now must not reach the asset.
     await flows.send(requested.target, pictures.HTML)
+
     again = await flows.confirm(ada, requested.upload_id)
     assert (again.file_path, again.sha256) == (before.file_path, before.sha256)
     async with browser() as http:
@@ -531,6 +544,7 @@ async def test_a_name_is_kept_for_display_and_never_part_of_a_path(
     assert asset.file_name == shown == unicodedata.normalize("NFC", shown)
     assert (await flows.get(ada, asset.id)).file_name == shown
     assert shown not in asset.file_path
+
     async with browser() as http:
         answer = await http.get(asset.original_url)
     assert answer.status_code == 200 and answer.headers["x-content-type-options"] == "nosniff"
@@ -563,6 +577,7 @@ async def test_any_label_is_kept_exactly_and_found_again(
     asset = await flows.upload(ada, DATA, scope=scope, tags=tags, metadata=metadata)
     assert asset.scope == scope and list(asset.tags) == tags and dict(asset.metadata)["%"] == label
     assert MessageToDict(asset.metadata)["'"] == [1, 2.5, None, True, {"$ne": label}]
+
     found = await flows.assets(ada).ListAssets(
         asset_pb2.ListAssetsRequest(session_id=label, room_id=label)
     )
@@ -583,7 +598,7 @@ async def test_a_label_with_a_nul_is_refused(house: Suite, ada: Client) -> None:
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT, fields
 
 
-# The streamed upload's own ways to go wrong
+# Failures of the streamed upload alone
 
 
 async def streamed(client: Client, *parts: upload_pb2.UploadRequest) -> calls.Refusal:
@@ -603,9 +618,11 @@ async def test_a_stream_that_breaks_its_rules_is_refused(house: Suite, ada: Clie
     ):
         refused = await streamed(ada, *parts)
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+
     short = await streamed(ada, head, upload_pb2.UploadRequest(chunk=DATA[:-1]))
     assert short.metadata["rejection"] in ("SIZE_MISMATCH", "HASH_MISMATCH")
     assert objects(house, ada) == []
+
     states = house.sql(
         "SELECT DISTINCT state FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",)
     )

@@ -1,5 +1,5 @@
-"""A2, A25: what URLs promise, on a disk and on S3 alike: public ones are stable, hashed and cached
-for good; private ones signed and short-lived; nothing that could run is ever shown in place."""
+"""A2, A25: URLs on a disk and on S3 alike: public ones are stable, hashed and cached for good,
+private ones signed and short-lived; content that could run is never shown in place."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ async def stored(
     disk: DiskServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Suite]:
-    """A suite of its own on each kind of store."""
+    """Runs a suite of its own on each kind of store."""
     async with suite(cluster, keys, disk) as made:
         if request.param == "disk":
             await made.serve("assets")
@@ -68,6 +68,7 @@ async def test_a_public_files_url_is_stable_names_its_content_and_is_cached_for_
         assert (
             shown.original_url == again.original_url and shown.thumbnail_url == again.thumbnail_url
         )
+
         thumb = variants["thumb"]
         for url, sha256 in (
             (shown.original_url, asset.sha256),
@@ -106,6 +107,7 @@ async def test_making_a_file_public_and_private_again_moves_its_url(
     assert asset.sha256[:16] in urlsplit(public.original_url).path
     assert (await fetched(public.original_url)).headers["cache-control"] == FOREVER
     assert (await fetched(asset.original_url)).status_code == 404, "the private place is empty"
+
     await flows.update(ada, asset.id, visibility=PRIVATE)
     assert (await fetched(public.original_url)).status_code in (403, 404)
     assert (await fetched(public.thumbnail_url)).status_code in (403, 404)
@@ -119,6 +121,7 @@ async def test_what_could_run_is_a_download_also_when_it_is_public(
         "mime_type": "application/pdf",
         "file_name": "Plan ü.pdf",
     }
+
     for visibility in (PUBLIC, PRIVATE):
         asset = await flows.upload(ada, pictures.pdf(), visibility=visibility, **document)
         answer = await fetched(asset.original_url)
@@ -136,9 +139,11 @@ async def test_a_private_url_is_signed_named_and_answers_ranges(stored: Suite, a
         and "%C3%BC" in answer.headers["content-disposition"]
     )
     assert "immutable" not in answer.headers.get("cache-control", "")
+
     part = await fetched(asset.original_url, Range="bytes=10-19")
     assert (part.status_code, part.content) == (206, DATA[10:20])
     assert part.headers["content-range"] == f"bytes 10-19/{len(DATA)}"
+
     parts = urlsplit(asset.original_url)
     assert (await fetched(parts._replace(query="").geturl())).status_code in (403, 404)
     if "storage" not in stored.overrides:  # S3 sends no header of ours; a CDN in front adds it
@@ -151,10 +156,12 @@ async def test_a_cdn_stands_in_public_urls_only(stored: Suite, ada: Client) -> N
     private = await flows.upload(ada, DATA)
     await stored.stop("assets")
     stored.overrides["public_url"] = "https://cdn.example.com/files"
+
     try:
         await stored.serve("assets")
         client = stored.client("ada")
         shown = await flows.get(client, asset.id, include_urls=True)
+
         path = urlsplit(shown.original_url).path
         assert shown.original_url.startswith("https://cdn.example.com/files/public/assets/")
         assert path.removeprefix("/files/") == asset.file_path

@@ -1,4 +1,4 @@
-"""A15, A16: who did what with an image, how often, and what of it others learn."""
+"""A15, A16: who did what with an image, how often, and which of it others learn."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ async def history(client: Client, **fields: Any) -> list[pb.Usage]:
 
 
 async def until(client: Client, count: int, **fields: Any) -> list[pb.Usage]:
-    """The history, once it has so many rows."""
+    """Returns the history once it has so many rows."""
     async with asyncio.timeout(10):
         while len(found := await history(client, **fields)) < count:
             await asyncio.sleep(0.05)
@@ -46,7 +46,7 @@ async def until(client: Client, count: int, **fields: Any) -> list[pb.Usage]:
 
 
 async def stats(client: Client, **fields: Any) -> dict[int, tuple[int, int]]:
-    """By action: by the owner, by others."""
+    """Returns (by the owner, by others) per action."""
     answer = await stub(client).GetUsageStats(pb.GetUsageStatsRequest(**fields))
     found: dict[int, tuple[int, int]] = {}
     for day in answer.days:
@@ -66,6 +66,7 @@ async def test_changes_record_themselves_at_once(ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     await flows.update(ada, asset.id, tags=["a"])
     await record(ada, asset.id, CONVERT)
+
     found = await history(ada, asset_id=asset.id)
     assert [use.action for use in found] == [CONVERT, UPDATE, UPLOAD]
     assert {use.actor for use in found} == {ada.subject} and {use.ip_address for use in found} == {
@@ -78,14 +79,15 @@ async def test_changes_record_themselves_at_once(ada: Client) -> None:
 async def test_a_delete_is_recorded_once_whichever_way_it_goes(ada: Client) -> None:
     trashed, purged, batched = [(await flows.upload(ada, DATA)).id for _ in range(3)]
     pending = (await flows.announce(ada, DATA)).asset.id
-    for _ in range(2):  # the second finds it in the trash
+    for _ in range(2):  # the second call finds the asset in the trash
         await ask(ada, "Delete", trashed)
     await ask(ada, "Purge", trashed)
     await ask(ada, "Purge", purged)
     for _ in range(2):
         asked = asset_pb2.BatchDeleteAssetsRequest(asset_ids=[batched, pending], request_id="both")
         await flows.assets(ada).BatchDeleteAssets(asked)
-    await flows.get(ada, batched, include_urls=True)  # shows no picture
+    await flows.get(ada, batched, include_urls=True)  # the call shows no picture
+
     found = await until(ada, 3, action=DELETE)
     assert {(use.asset_id, use.actor) for use in found} == {
         (i, ada.subject) for i in (trashed, purged, batched)
@@ -109,6 +111,7 @@ async def test_reads_are_recorded_soon_and_only_those_that_show_the_image(ada: C
     await flows.get(ada, asset.id, include_urls=True)
     await download(ada, asset.id)
     await download(ada, asset.id, "thumb")
+
     found = await until(ada, 4, asset_id=asset.id)
     assert sorted((use.action, dict(use.metadata).get("variant", "")) for use in found) == [
         (UPLOAD, ""),
@@ -126,6 +129,7 @@ async def test_an_albums_download_is_one_of_each_image(ada: Client) -> None:
     await albums.AddAlbumAssets(album_pb2.AddAlbumAssetsRequest(album_id=album.id, asset_ids=ids))
     async for _ in albums.DownloadAlbum(album_pb2.DownloadAlbumRequest(album_id=album.id)):
         pass
+
     found = await until(ada, 2, action=DOWNLOAD)
     assert {use.asset_id for use in found} == set(ids)
     assert {dict(use.metadata)["album_id"] for use in found} == {album.id}
@@ -139,6 +143,7 @@ async def test_the_owner_learns_how_often_and_not_who(
     for other in others:
         await record(other, asset.id, SHARE, session_id="s", metadata={"where": "blog"})
         await flows.get(other, asset.id, include_urls=True)
+
         [view, share] = await until(other, 2)
         assert (share.session_id, dict(share.metadata), share.asset_id) == (
             "s",
@@ -149,6 +154,7 @@ async def test_the_owner_learns_how_often_and_not_who(
         assert await stats(other) == {} and await stats(other, asset_id=asset.id) == {}
     assert (await stats(ada, asset_id=asset.id))[SHARE] == (0, 3)
     assert (await stats(ada))[VIEW] == (0, 3)
+
     answers = [
         await stub(ada).ListUsage(pb.ListUsageRequest()),
         await stub(ada).GetUsageStats(pb.GetUsageStatsRequest(asset_id=asset.id)),
@@ -173,6 +179,7 @@ async def test_a_conversions_inputs_are_recorded_once_per_holder(
     owner = caller("vendor")
     cloth = await flows.upload(owner, DATA, visibility=PUBLIC)
     conversions = house.as_token(house.keys.service_token("conversions", f"user:{ada.subject}"))
+
     for conversion in ("c1", "c1", "c2"):
         request = asset_pb2.AcquireReferencesRequest(
             holder=f"conversions/conversions/{conversion}",
@@ -180,6 +187,7 @@ async def test_a_conversions_inputs_are_recorded_once_per_holder(
             conversion_id=conversion,
         )
         await flows.assets(conversions).AcquireReferences(request)
+
     await flows.assets(conversions).AcquireReferences(
         asset_pb2.AcquireReferencesRequest(holder="other", asset_ids=[cloth.id])
     )
@@ -188,6 +196,7 @@ async def test_a_conversions_inputs_are_recorded_once_per_holder(
         (USE, "c1", ""),
     ]
     assert (await stats(owner, asset_id=cloth.id))[USE] == (0, 2)
+
     await download(conversions, cloth.id)
     await record(ada, cloth.id, VIEW)
     assert [use.action for use in await history(ada)] == [VIEW, USE, USE]
@@ -214,6 +223,7 @@ async def test_what_may_not_be_used_is_not_recorded(
         assert (
             await calls.refusal(record(ada, asset_id))
         ).code is grpc.StatusCode.FAILED_PRECONDITION
+
     foreign = await flows.upload(caller(), DATA)
     for asset_id in (foreign.id, flows.request_id()):
         assert (await calls.refusal(record(ada, asset_id))).code is grpc.StatusCode.NOT_FOUND
@@ -227,6 +237,7 @@ async def test_pages_filters_and_dates(ada: Client) -> None:
     ids = [use.id for use in made]
     assert [use.id for use in await history(ada)][:12] == ids
     assert [use.id for use in await history(ada, skip=2, page_size=3)] == ids[2:5]
+
     seen: list[str] = []
     token = ""
     while len(seen) < 12:
@@ -234,6 +245,7 @@ async def test_pages_filters_and_dates(ada: Client) -> None:
         seen += [use.id for use in page.usages]
         token = page.next_page_token
     assert seen[:12] == ids and not token
+
     shares = [use.id for use in made if use.asset_id == one.id and use.action == SHARE]
     assert [use.id for use in await history(ada, asset_id=one.id, action=SHARE)] == shares
     between = await history(
@@ -250,11 +262,13 @@ async def test_sums_are_by_day(house: Suite, ada: Client) -> None:
             "INSERT INTO assets.usage_days VALUES (%s, %s, %s, 'view', %s, 1)",
             (f"user:{ada.subject}", asset.id, today - timedelta(days), days),
         )
+
     answer = await stub(ada).GetUsageStats(pb.GetUsageStatsRequest(asset_id=asset.id))
     assert [(day.day, day.by_owner) for day in answer.days if day.action == VIEW] == [
         (str(today - timedelta(1)), 1),
         (str(today - timedelta(30)), 30),
     ]
+
     old = today - timedelta(400)
     assert await stats(ada, first_day=str(old), last_day=str(old)) == {VIEW: (400, 1)}
     assert await stats(ada, first_day="0001-01-01", last_day="0001-01-01") == {}
@@ -270,6 +284,7 @@ async def test_addresses_are_shortened_in_time(house: Suite, ada: Client) -> Non
             " now() - %s)",
             (f"user:{ada.subject}", asset.id, ip, timedelta(days)),
         )
+
     db = Database(house.settings("assets", "worker"), "assets")
     await db.open()
     try:
@@ -277,6 +292,7 @@ async def test_addresses_are_shortened_in_time(house: Suite, ada: Client) -> Non
         assert await usage_log.shorten(db, timedelta(days=5)) == 0
     finally:
         await db.close()
+
     found = [(use.ip_address, use.user_agent) for use in await history(ada, action=VIEW)]
     assert found[0] == ("203.0.113.78", "Mozilla/5.0 (X11)")
     assert sorted(found[1:]) == [
@@ -345,6 +361,7 @@ async def test_text_is_text(ada: Client) -> None:
         [found, *_] = await history(ada, action=SHARE, page_size=1)
         assert (found, found.session_id, found.conversion_id) == (made, text, text)
         assert dict(found.metadata) == {text: text}
+
     for fields in ({"session_id": "a\x00"}, {"metadata": {"a": "\x00"}}):
         refused = await calls.refusal(record(ada, asset.id, **fields))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -356,6 +373,7 @@ async def test_notes_outlive_a_stop_and_are_counted_once(atelier: Suite) -> None
     asset = await flows.upload(ada, DATA)
     for _ in range(7):
         await flows.get(ada, asset.id, include_urls=True)
+
     await atelier.stop("assets")
     assert atelier.sql("SELECT count(*) FROM assets.usage_events WHERE action = 'view'") == [(7,)]
     assert atelier.sql(
@@ -364,7 +382,7 @@ async def test_notes_outlive_a_stop_and_are_counted_once(atelier: Suite) -> None
 
 
 async def test_a_read_is_answered_though_its_use_cannot_be_written(atelier: Suite) -> None:
-    """Nor is the use forgotten: it is written once that works again."""
+    """The use isn't lost either: it is written once that is possible again."""
     await atelier.serve("assets")
     ada = atelier.client("ada")
     asset = await flows.upload(ada, DATA)
@@ -375,11 +393,11 @@ async def test_a_read_is_answered_though_its_use_cannot_be_written(atelier: Suit
     assert len(await until(ada, 3, action=VIEW)) == 3
 
 
-# Where a call comes from
+# The origin of a call
 
 
 class Context:
-    """What gRPC tells a handler of its call."""
+    """The call's facts that gRPC passes to a handler."""
 
     def __init__(self, peer: str, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
         self._peer = peer
@@ -420,6 +438,7 @@ async def test_only_trusted_proxies_are_believed(
             peer, [*agent, *([("x-forwarded-for", forwarded)] if forwarded is not None else [])]
         )
     )
+
     found = origin.current(origin.networks(trusted))
     assert found.ip == ip and found.user_agent == ("frontend/1.0 " + "x" * 400)[:300]
 

@@ -1,4 +1,4 @@
-"""A9, A10, A22: smaller forms of an image, made in the background, again and again if asked."""
+"""A9, A10, A22: smaller forms of an image, made in the background and again on request."""
 
 import asyncio
 import hashlib
@@ -65,6 +65,7 @@ async def test_each_preset_has_its_size_and_format_and_says_the_truth_about_itse
             variant.size_bytes,
             variant.sha256,
         )
+
         picture = pyvips.Image.new_from_buffer(answer.content, "")
         assert (
             (picture.width, picture.height)
@@ -87,6 +88,7 @@ async def test_it_is_turned_upright_and_loses_what_the_camera_knew(
     picture.set_type(pyvips.GValue.gstr_type, "exif-ifd0-Artist", "canary-artist")
     data = bytes(picture.jpegsave_buffer(Q=95))
     assert b"canary-artist" in data
+
     asset = await flows.upload(ada, data)
     assert (asset.width, asset.height) == (100, 200)
     for variant in (await flows.variants_of(ada, asset.id)).values():
@@ -113,6 +115,7 @@ async def test_urls_come_only_when_asked_for_and_only_for_ready_ones(
     )
     assert [v.preset for v in answer.variants] == sorted(PRESETS)
     assert {v.url for v in answer.variants} == {""}
+
     pending = await flows.announce(ada, flows.jpeg(64, 48))
     answer = await flows.variants(ada).ListVariants(
         variant_pb2.ListVariantsRequest(asset_id=pending.asset.id)
@@ -130,6 +133,7 @@ async def test_making_them_again_replaces_the_files_and_keeps_the_ids(
         "thumb",
         "avif",
     }
+
     after = await flows.variants_of(ada, asset.id)
     assert {name: v.id for name, v in after.items()} == {name: v.id for name, v in before.items()}
     folder = next(house.storage.root.rglob(f"{asset.id}/variants"))
@@ -140,13 +144,14 @@ async def test_making_them_again_replaces_the_files_and_keeps_the_ids(
 
 
 async def test_asking_while_they_are_made_starts_no_second_run(atelier: Suite) -> None:
-    await atelier.serve("assets")  # and no worker yet
+    await atelier.serve("assets")  # no worker yet
     ada = atelier.client("ada")
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     for answer in await asyncio.gather(*(regenerate(ada, asset.id) for _ in range(8))):
         assert {v.state for v in answer} == {asset_pb2.VARIANT_STATE_PENDING}
     assert atelier.sql("SELECT count(*) FROM assets.renditions") == [(1,)]
     assert atelier.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(1,)]
+
     await atelier.work("assets")
     await flows.variants_of(ada, asset.id)
     assert atelier.sql(
@@ -159,6 +164,7 @@ async def test_what_can_have_no_variants_says_so(house: Suite, ada: Client) -> N
         ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
     )
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
+
     for asset, word in ((pdf, "PDF"), (pending, "pending")):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await regenerate(ada, asset.id)
@@ -196,6 +202,7 @@ async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(
     for path in house.storage.root.rglob(f"{asset.id}/original/*"):
         path.unlink()
     await regenerate(ada, asset.id, "thumb")
+
     thumb = (await flows.variants_of(ada, asset.id))["thumb"]
     assert (thumb.state, thumb.error_class) == (asset_pb2.VARIANT_STATE_FAILED, "ORIGINAL_GONE")
     assert thumb.error_message and not thumb.url
@@ -211,6 +218,7 @@ async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(atelier: Suite
         while not atelier.sql(running)[0][0]:
             await asyncio.sleep(0.01)
     await atelier.stop_work("assets")
+
     await atelier.work("assets")
     for asset in made:
         assert {v.state for v in (await flows.variants_of(ada, asset.id)).values()} == {READY}
@@ -255,6 +263,7 @@ async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_ma
     ):
         asset = await flows.upload(ada, PICTURE, kind=uploaded)
         assert set(await flows.variants_of(ada, asset.id)) == set(PRESETS)
+
     for name in ("RESULT", "GENERATED", "CLOSEUP", "SKETCH", "EXPORT", "RENDER"):
         kind: Any = asset_pb2.AssetKind.Value(f"ASSET_KIND_{name}")
         asset = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=kind)
@@ -280,11 +289,13 @@ async def test_an_operator_adds_and_changes_presets_and_says_which_are_made_at_o
         "zoom": ("image/jpeg", 80, 40),
         "small": ("image/webp", 50, 25),
     }
+
     reference = await flows.upload(ada, PICTURE, kind=asset_pb2.ASSET_KIND_REFERENCE)
     answer = await flows.variants(ada).ListVariants(
         variant_pb2.ListVariantsRequest(asset_id=reference.id)
     )
     assert not answer.variants
+
     product = await flows.upload(ada, PICTURE)
     assert set(await flows.variants_of(ada, product.id)) == set(PRESETS), (
         "kinds that aren't named keep the usual ones"

@@ -1,5 +1,4 @@
-"""A9: a preset that isn't made yet is made when somebody asks for it, once, and what can't be made
-says why."""
+"""A9: a missing preset is made on the first request, once; one that can't be made says why."""
 
 import asyncio
 import hashlib
@@ -51,6 +50,7 @@ async def test_asking_for_a_preset_that_is_not_made_yet_makes_it(house: Suite, a
     large = await got(ada, asset.id, "large", wait=True, include_urls=True)
     assert (large.state, large.width, large.height) == (READY, 64, 48)
     assert len(await fetched(large.url)) == large.size_bytes
+
     again = await got(ada, asset.id, "large", wait=True)
     assert (again.sha256, again.update_time) == (
         large.sha256,
@@ -75,17 +75,20 @@ async def test_many_who_ask_first_at_once_start_one_run(atelier: Suite) -> None:
     callers = [atelier.client("ada") for _ in range(4)]
     asked = await asyncio.gather(*(got(client, asset.id, "small") for client in callers * 3))
     assert len({v.id for v in asked}) == 1 and {v.state for v in asked} == {PENDING}
+
     runs = "SELECT count(*) FROM assets.renditions WHERE presets = '{small}'"
     assert atelier.sql(runs) == [(1,)]
-    # Nobody works yet. A download says within its deadline what to do next; waiting ends with the
-    # row as it is.
+    # No worker runs yet. A download says within its deadline what to do next; a wait ends with the
+    # row unchanged.
     refused = await calls.refusal(download(callers[0], asset.id, "small", timeout=1))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refused.detail(error_details_pb2.RetryInfo).retry_delay.seconds > 0
+
     request = variant_pb2.GetVariantRequest(asset_id=asset.id, preset="small", wait=True)
     assert (
         await flows.variants(callers[0]).GetVariant(request, timeout=1)
     ).variant.state == PENDING
+
     await atelier.work("assets")
     assert (await got(callers[0], asset.id, "small", wait=True)).state == READY
     assert atelier.sql(runs) == [(1,)]
@@ -141,15 +144,18 @@ async def test_others_may_have_variants_of_public_images_made_but_not_many_at_on
     assert (await calls.refusal(got(bob, private.id, "thumb"))).code is grpc.StatusCode.NOT_FOUND
     for picture, preset in itertools.product(public[:5], ("thumb", "small", "large", "avif")):
         assert (await got(bob, picture.id, preset)).state == PENDING
+
     refused = await calls.refusal(got(bob, public[5].id, "thumb"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert refused.detail(error_details_pb2.RetryInfo).retry_delay.seconds > 0
     assert (await got(bob, public[0].id, "thumb")).state == PENDING, (
         "what was started can be asked for"
     )
-    await got(ada, public[5].id, "thumb")  # the owner isn't bound by what others do
+
+    await got(ada, public[5].id, "thumb")  # others' requests don't limit the owner
     owners = "SELECT owner FROM assets.variants UNION SELECT owner FROM assets.renditions"
     assert atelier.sql(owners) == [("user:ada",)]
+
     await atelier.work("assets")
     shown = await got(bob, public[0].id, "thumb", wait=True, include_urls=True)
     assert len(await fetched(shown.url)) == shown.size_bytes
@@ -176,9 +182,11 @@ async def test_what_can_have_no_variant_says_so_when_asked_for_one(
     assert (await got(ada, deleted.id, "thumb", include_urls=True)).url == "", (
         "no URL of what is in the trash"
     )
+
     refused = await calls.refusal(got(ada, pdf.id, "huge"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["preset"])
     assert "thumb, small, large, avif" in refused.text
+
     refused = await calls.refusal(download(ada, pdf.id, "huge"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["variant"])
     missing = await calls.refusal(got(ada, "0190f3c0-0000-7000-8000-000000000000", "thumb"))

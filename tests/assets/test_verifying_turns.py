@@ -1,5 +1,4 @@
-"""P11: owners take turns in front of the processes that decode pictures, however their bytes
-came."""
+"""P11: owners take turns for the processes that decode pictures, however their bytes came."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -51,12 +50,13 @@ async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_s
     last_calls = [await way(ada, HARD) for _ in range(MANY)]
     bobs = await way(bob, SMALL)
     asked = [asyncio.ensure_future(last_call()) for last_call in last_calls]
-    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # the others have long arrived
+    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # the others arrived long ago
     await bobs()
     served = [
         each for each in asked if each.done() and not each.exception()
-    ]  # others were told to come again
+    ]  # the others were told to retry
     assert len(served) < 8
+
     for each in asked:
         each.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
@@ -73,6 +73,7 @@ async def test_jobs_take_turns_as_their_rows_owners(atelier: Suite) -> None:
     settings = atelier.settings("assets", "worker")
     db, storage, pool = Database(settings, "assets"), open_storage(settings), ImagingPool(1)
     await db.open()
+
     try:
         maker = VariantMaker(db, storage, pool, Presets.of(settings))
         adas = [asyncio.create_task(maker.run(job)) for (job,) in jobs[:-1]]

@@ -1,5 +1,5 @@
-"""R9: however bytes come, what is not what it says is refused and removed, and nothing about it is
-READY."""
+"""R9: however bytes come, content that isn't what it is declared to be is refused and removed; no
+part of it becomes READY."""
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,8 +54,8 @@ LIARS: dict[str, tuple[bytes, str, str]] = {
 
 
 class Way:
-    """Sends bytes for a caller, and answers the asset's id and what the caller was told of the
-    rejection."""
+    """Ways to send bytes for a caller. Each returns the asset's id and the reason of the rejection
+    that the caller got."""
 
     def __init__(self, house: Suite, client: Client, storage: Storage) -> None:
         self.house, self.client, self.storage = house, client, storage
@@ -66,7 +66,7 @@ class Way:
         return await self._confirmed(requested)
 
     async def put(self, data: bytes, fields: dict[str, Any]) -> tuple[str, str]:
-        """As where a store has no forms."""
+        """Uploads by PUT, as to a store without forms."""
         requested = await flows.announce(self.client, data, **fields)
         signed = self.storage.sign_put(
             requested.target.fields["key"],
@@ -139,11 +139,13 @@ async def test_what_is_not_what_it_says_is_refused_and_removed(
             pictures.pdf(),
             "TYPE_NOT_ALLOWED",
         )  # nothing is announced, so only its kind can mismatch
+
     fields: dict[str, Any] = {"mime_type": mime_type}
     if rejection == "HASH_MISMATCH":
         fields["sha256"] = hashlib.sha256(b"").hexdigest()
     asset_id, told = await getattr(way, sending)(data, fields)
     assert told == rejection
+
     asset = await flows.get(way.client, asset_id, include_urls=True)
     assert (asset.state, asset.rejection) == (asset_pb2.ASSET_STATE_REJECTED, rejection)
     assert not (asset.file_path or asset.original_url or asset.sha256) and asset.rejection_message
@@ -152,7 +154,7 @@ async def test_what_is_not_what_it_says_is_refused_and_removed(
     assert way.house.sql("SELECT 1 FROM assets.variants WHERE asset_id = %s", (asset_id,)) == []
 
 
-# What is said about a file is held against the same rules, whoever brings the bytes.
+# Declarations are checked by the same rules, whoever brings the bytes.
 
 
 def _importing(client: Client, fields: dict[str, Any]) -> Awaitable[Any]:

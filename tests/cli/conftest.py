@@ -42,7 +42,7 @@ class Command:
         )
 
     def left_behind(self) -> list[str]:
-        """Command lines of processes that still run on this state directory."""
+        """Returns the command lines of processes that still run on this state directory."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -59,7 +59,7 @@ class Command:
 
 @contextmanager
 def private_command() -> Iterator[Command]:
-    # As root, Postgres runs as another account, which must be able to pass through.
+    # Run by root, Postgres uses another account, which must be able to pass through.
     base = Path(tempfile.mkdtemp(prefix="atelier-cli-"))
     base.chmod(0o755)
     names = (
@@ -91,7 +91,7 @@ def atelier_command() -> Iterator[Command]:
 
 
 def interrupt(process: "subprocess.Popen[str]") -> int:
-    """Ctrl-C as a terminal sends it; the exit status."""
+    """Sends Ctrl-C as a terminal does; returns the exit status."""
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=40)
     return process.returncode

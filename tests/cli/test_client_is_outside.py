@@ -15,6 +15,7 @@ def test_the_demo_client_can_import_nothing_of_ours_but_the_stubs() -> None:
         [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
     )
     assert answer.stdout.strip() == "[]", answer.stderr
+
     source = (ROOT / "examples" / "client" / "demo.py").read_text()
     assert not [
         line

@@ -1,4 +1,4 @@
-"""What dies under `atelier up` comes back, Postgres too, and one line says so."""
+"""Processes that die under `atelier up` come back, Postgres too, and one line says so."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass
 class Up:
-    """A running `atelier up` and what it has said."""
+    """A running `atelier up` and its output."""
 
     command: Command
     process: "subprocess.Popen[str]"
@@ -46,7 +46,7 @@ class Up:
                 self.lines.append(line)
 
     def end(self) -> int:
-        """Ctrl-C; the exit status."""
+        """Sends Ctrl-C; returns the exit status."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE_SECONDS)
 
@@ -76,7 +76,7 @@ class Up:
         return f"postgresql://postgres:{password}@127.0.0.1:{self.postgres_port}/atelier"
 
     def child(self, name: str, other_than: int = 0) -> int:
-        """The process id of one that it started; waits for it."""
+        """Waits for a child process with this name; returns its id."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
 
         def found() -> int:
@@ -89,7 +89,8 @@ class Up:
         return until(found, lambda: f"{name} runs")
 
     def serves(self) -> None:
-        """Waits until a call that reads the database is answered, on the addresses of before."""
+        """Waits until a call that reads the database is answered, on the same addresses as
+        before."""
         token = self.command.run("token", "--user", "ada").stdout.strip()
         with grpc.insecure_channel(
             f"127.0.0.1:{self.command.environment['ATELIER_PIPELINE_PORT']}"
@@ -128,8 +129,9 @@ def up() -> Iterator[Up]:
 
 def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up) -> None:
     pid, so_far = up.postgres_pid, len(up.lines)
-    up.process.send_signal(signal.SIGSTOP)  # it shall not be faster than the test
+    up.process.send_signal(signal.SIGSTOP)  # so that the suite isn't faster than the test
     os.kill(pid, signal.SIGKILL)
+
     with _taking(up.postgres_port):
         up.process.send_signal(signal.SIGCONT)
         up.says(
@@ -138,11 +140,12 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
             "is taken by another program",
             since=so_far,
         )
-        # Others come back meanwhile.
+        # Other processes come back meanwhile.
         os.kill(up.child("shared.storage.http"), signal.SIGKILL)
         up.says("storage was ended by SIGKILL", since=so_far)
         url = f"http://127.0.0.1:{up.command.environment['ATELIER_STORAGE_HTTP_PORT']}/healthz"
         until(lambda: _healthy(url), lambda: "the storage answers")
+
     up.says("Postgres is back", since=so_far)
     up.serves()
     about = [line for line in up.lines[so_far:] if "Postgres" in line]
@@ -157,7 +160,7 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
         (
             signal.SIGTERM,
             "was told to shut down",
-        ),  # and would wait for the services to leave, for ever
+        ),  # Postgres would wait forever for the services to disconnect
     ],
 )
 def test_postgres_comes_back_where_it_was(up: Up, number: signal.Signals, said: str) -> None:
@@ -171,7 +174,7 @@ def test_postgres_comes_back_where_it_was(up: Up, number: signal.Signals, said: 
 
 
 def test_a_busy_session_of_a_killed_postgres_does_not_hold_up_the_next(up: Up) -> None:
-    """It looks at nothing but its query, so it doesn't notice that its server has died."""
+    """The session looks at nothing but its query, so it doesn't notice that its server died."""
     with psycopg.connect(up.database_url(), autocommit=True) as watcher:
         session = psycopg.connect(up.database_url())
         busy = threading.Thread(target=_run_for_long, args=(session,))
@@ -182,6 +185,7 @@ def test_a_busy_session_of_a_killed_postgres_does_not_hold_up_the_next(up: Up) -
         )
         until(lambda: watcher.execute(asked).fetchone(), lambda: "the session is busy")
         os.kill(up.postgres_pid, signal.SIGKILL)
+
         busy.join(PATIENCE_SECONDS)
         assert not busy.is_alive()
     up.serves()
@@ -206,7 +210,7 @@ def _taking(port: int) -> socket.socket:
     def taken() -> socket.socket | None:
         try:
             return socket.create_server(("127.0.0.1", port))
-        except OSError:  # a session of the server that was killed still has it
+        except OSError:  # a session of the killed server still holds the port
             return None
 
     found = until(taken, lambda: f"port {port} is free")
@@ -222,17 +226,19 @@ def _healthy(url: str) -> bool:
 
 
 def test_ctrl_c_ends_it_while_postgres_cannot_come_back(up: Up) -> None:
-    """The last one: it ends the suite of this module."""
+    """This test must be the last: it ends the suite of this module."""
     session = psycopg.connect(up.database_url())
     busy = threading.Thread(target=_run_for_long, args=(session,))
     busy.start()
     up.process.send_signal(signal.SIGSTOP)
     os.kill(up.postgres_pid, signal.SIGKILL)
+
     with _taking(up.postgres_port):
         so_far = len(up.lines)
         up.process.send_signal(signal.SIGCONT)
         up.says("Postgres can't be started", since=so_far)
         assert up.end() == 0
+
     busy.join(PATIENCE_SECONDS)
     assert up.command.left_behind() == []
 
@@ -242,15 +248,18 @@ def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
     process = atelier_command.start("up")
     assert process.stdout is not None
     assert "Starting Postgres" in process.stdout.readline()
-    process.stdout.close()  # as `atelier up 2>&1 | head -1`
+
+    process.stdout.close()  # like `atelier up 2>&1 | head -1`
     process.stdout = None
     up = atelier_command.state / "postgres" / "data" / "postmaster.pid"
+
     try:
         until(
             lambda: atelier_command.run("health", "techfiles").returncode == 0,
             lambda: "the suite is up",
         )
         os.kill(int(up.read_text().split("\n")[0]), signal.SIGKILL)
+
         until(
             lambda: atelier_command.run("health", "techfiles").returncode == 0,
             lambda: "the suite is up again",
@@ -281,6 +290,7 @@ def test_postgres_and_the_rest_come_back_once_a_full_disk_has_room(
             up.says("Postgres is back", since=so_far)
             up.serves()
             assert len(up.lines) == so_far + 4, up.lines[so_far:]
+
             filler.leave(0)
             os.kill(up.postgres_pid, signal.SIGKILL)
             assert up.end() == 0
@@ -311,9 +321,11 @@ def test_what_dies_again_and_again_waits_longer_and_is_told_until_the_pauses_sto
     assert said[0] == "worker ended with status 1; starting it again"
     assert said[5] == "worker ended with status 1; starting it again in 2 s"
     assert said[-1] == "worker ended with status 1; starting it again every 8 s"
+
     now[0] += STEADY_SECONDS
     comeback.runs()
     assert said[-1] == "worker has been running for 20 s"
+
     comeback.ended("was ended by SIGKILL")
     assert comeback.take_turn()
     assert said[-1] == "worker was ended by SIGKILL; starting it again"
@@ -331,9 +343,11 @@ def test_what_was_tried_in_vain_is_told_once_and_is_as_new_when_it_is_back() -> 
         for what in ("disk is full", "port is taken")
     ]
     assert not comeback.take_turn()
+
     comeback.hurry()
     assert comeback.take_turn()
     comeback.runs()
     assert said[3:] == ["worker is back"]
+
     comeback.ended("ended with status 0")
     assert comeback.take_turn()

@@ -16,7 +16,7 @@ SAMPLES = ROOT / "examples" / "photos"
 
 
 def small(source: Path, target: Path, **save: object) -> Path:
-    """A quick copy of a shipped photograph."""
+    """Writes a small copy of a shipped photograph, for speed."""
     pyvips.Image.thumbnail(str(source), 1200).write_to_file(str(target), **save)
     return target
 
@@ -37,6 +37,7 @@ def test_a_newcomer_holds_a_tech_pack(atelier_command: Command, tmp_path: Path) 
         timeout=240,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
     summary = json.loads((out / "summary.json").read_text())
     assert [phase["state"] for phase in summary["phases"]] == ["COMPLETED"] * 4
     assert summary["collection"]["progress_percent"] == 100
@@ -58,6 +59,7 @@ def test_photographs_that_cant_be_used_are_refused_before_anything_starts(
     large.write_bytes((SAMPLES / "front.jpg").read_bytes() + b"\0" * 10 * 1024 * 1024)
     text = tmp_path / "page.jpg"
     text.write_text("<html></html>")
+
     for photo, named in (
         (wide, "50 megapixels"),
         (large, "10 MB"),
@@ -91,6 +93,7 @@ def test_a_demo_that_is_broken_off_leaves_no_process_behind(
         "a picture is being worked on",
     )
     os.killpg(process.pid, sent)
+
     process.communicate(timeout=60)
     assert process.returncode == 130
     until(lambda: not atelier_command.left_behind(), "everything has ended")

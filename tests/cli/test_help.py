@@ -1,4 +1,4 @@
-"""What `atelier` says about itself, in the 80 columns of a pipe or a small window."""
+"""The output of `atelier` about itself, in the 80 columns of a pipe or a small window."""
 
 import pytest
 

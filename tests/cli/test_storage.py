@@ -1,5 +1,4 @@
-"""A20: `atelier storage`: moving everything to another store, and the report that a person
-reads."""
+"""A20: `atelier storage`: copies everything to another store, and prints a report for people."""
 
 import asyncio
 import hashlib
@@ -46,7 +45,7 @@ def start(gateway: versitygw.Gateway | None, *arguments: str) -> "subprocess.Pop
 
 
 def copy(gateway: versitygw.Gateway | None, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
+    """Runs `copy`; returns exit status, standard output and standard error."""
     process = start(gateway, *arguments)
     said, errors = process.communicate(timeout=60)
     return process.returncode, said, errors
@@ -96,7 +95,7 @@ async def fill(store: Storage, count: int = COUNT) -> None:
 
 
 async def objects(store: Storage) -> dict[str, tuple[str, str]]:
-    """Digest and type by key, of the bytes as they are read."""
+    """Returns digest and type by key, of the bytes as they are read."""
     found = {}
     async for stat in store.list(""):
         digest = hashlib.sha256()
@@ -117,7 +116,7 @@ async def test_everything_moves_from_a_disk_to_s3_and_back(
     )
     assert (status, said.partition(" copied")[0]) == (0, str(COUNT + 1)), errors
     assert await objects(bucket) == await objects(there)
-    # What a browser sent to S3 has no digest on record: it is read to be compared.
+    # An object that a browser sent to S3 has no recorded digest: it is read to be compared.
     form = bucket.sign_put(
         "assets/sent", length=3, content_type="image/png", expires_in=timedelta(minutes=1)
     )
@@ -155,6 +154,7 @@ async def test_a_copy_that_was_broken_off_goes_on(
     said, errors = await asyncio.to_thread(process.communicate, timeout=30)
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)
     assert ("same command again" in errors) == (sent == signal.SIGINT)
+
     moved = len(await objects(bucket))
     assert 20 <= moved < 301, "it was in the middle"
     status, said, errors = await asyncio.to_thread(copy, gateway, *arguments)
@@ -180,6 +180,7 @@ async def test_damage_is_named_and_the_rest_is_copied(tmp_path: Path) -> None:
         and f"not copied: {key(4)}" in errors
         and "Traceback" not in errors
     )
+
     for number in (3, 4):
         with pytest.raises(ObjectNotFound):
             await back.stat(key(number))
@@ -192,11 +193,13 @@ async def test_reading_back_finds_and_mends_what_is_damaged_in_the_target(tmp_pa
     await fill(there, 3)
     arguments = ("--from", f"disk:{tmp_path}/there", "--to", f"disk:{tmp_path}/back")
     assert copy(None, *arguments)[0] == 0
+
     damaged = tmp_path / "back/data" / key(2)
     damaged.write_bytes(b"?" + damaged.read_bytes()[1:])
     status, said, _ = copy(None, *arguments, "--verify")
     assert status == 0 and "1 copied" in said and "3 were there already" in said
     assert await objects(back) == await objects(there)
+
     for store in (there, back):
         await store.close()
 
@@ -222,10 +225,12 @@ async def test_what_comes_and_goes_meanwhile_is_no_failure_and_a_second_pass_bri
     await there.put("assets/new", b"new", content_type="image/png")
     said, errors = await asyncio.to_thread(process.communicate, timeout=30)
     assert process.returncode == 0 and "0 failed" in said, errors
+
     status, said, errors = await asyncio.to_thread(copy, None, *arguments)
     assert status == 0, errors
     copied = await objects(back)
     assert {**copied, **await objects(there)} == copied
+
     for store in (there, back):
         await store.close()
 
@@ -276,9 +281,11 @@ async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelie
         "No threshold for moving from supabase",
     ):
         assert words in answer.stdout, words
+
     mine = await asyncio.to_thread(report, atelier, ada.token)
     assert mine.returncode == 0 and "Storage of user:ada" in mine.stdout
     assert "quota: stored bytes" in mine.stdout and "visit" in mine.stdout
+
     refused = await asyncio.to_thread(report, atelier, "x")
     assert (
         refused.returncode == 1

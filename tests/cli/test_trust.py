@@ -1,4 +1,4 @@
-"""What `atelier token` signs is what the suite accepts, and `atelier trust` says why."""
+"""The suite accepts what `atelier token` signs, and `atelier trust` says why."""
 
 import json
 
@@ -11,11 +11,13 @@ def test_a_token_that_the_suite_would_refuse_is_not_printed(atelier_command: Com
     trust_file = atelier_command.state / "keys" / "trust.json"
     identity = auth.Verifier(auth.load_trust(trust_file)).identify(f"Bearer {good.stdout.strip()}")
     assert (identity.actor, identity.owner, identity.role) == ("bob", "user:ada", "user")
+
     refused = atelier_command.run("token", "--anonymous", "--owner", "user:ada")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert (
         "role anonymous for owner user:ada" in refused.stderr and "atelier trust" in refused.stderr
     )
+
     entries = json.loads(trust_file.read_text())
     entries[0]["owners"] = ["user:a*"]
     trust_file.write_text(json.dumps(entries))
@@ -35,6 +37,7 @@ def test_trust_prints_what_keys_may_sign_and_finds_faults(atelier_command: Comma
         word in printed.stderr
         for word in ("atelier-local", "vendor:acme-*", "by its roles", "techfiles")
     )
+
     entries[2]["owners"] = ["acme"]
     trust_file.write_text(json.dumps(entries))
     refused = atelier_command.run("trust", str(trust_file))

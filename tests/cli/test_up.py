@@ -10,7 +10,7 @@ from tests.cli.conftest import Command, interrupt
 
 
 def until(process: "subprocess.Popen[str]", text: str) -> str:
-    """What the process printed up to and including the line with `text`."""
+    """Returns what the process printed up to and including the line with `text`."""
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
@@ -28,11 +28,12 @@ def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(
         said = until(process, "Ctrl-C stops")
         assert "Atelier is up" in said
         assert "atelier token" in said
+
         token = atelier_command.run("token", "--user", "ada").stdout.strip()
         with grpc.insecure_channel(
             f"127.0.0.1:{atelier_command.environment['ATELIER_PIPELINE_PORT']}"
         ) as channel:
-            stub: Any = product_pb2_grpc.ProductServiceStub(channel)  # its types are asyncio's
+            stub: Any = product_pb2_grpc.ProductServiceStub(channel)  # its type stubs are asyncio's
             metadata = [("authorization", f"Bearer {token}")]
             assert (
                 stub.GetSummary(
@@ -40,9 +41,11 @@ def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(
                 ).total_products
                 == 0
             )
+
         second = atelier_command.run("up")
         assert second.returncode == 1
         assert "already running" in second.stderr
+
         checked = atelier_command.run("doctor")
         assert checked.returncode == 0, checked.stderr
     finally:
@@ -65,6 +68,7 @@ def test_a_taken_port_is_one_line_with_the_next_step(atelier_command: Command) -
         taken.listen()
         answer = atelier_command.run("up")
     assert answer.returncode == 1
+
     port = atelier_command.environment["ATELIER_TECHFILES_PORT"]
     assert f"port {port} for techfiles can't be used" in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -81,6 +85,7 @@ def test_killing_the_command_ends_what_it_started(atelier_command: Command) -> N
         if not atelier_command.left_behind():
             break
         subprocess.run(["sleep", "0.1"], check=True)
+
     assert atelier_command.left_behind() == []
 
 

@@ -1,4 +1,4 @@
-"""What a client of conversions does, for tests to build on."""
+"""Steps of a client of conversions, for tests to build on."""
 
 import asyncio
 from pathlib import Path
@@ -24,7 +24,7 @@ FINISHED = (job_pb2.JOB_STATE_COMPLETED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_S
 
 
 async def start(atelier: Suite, *, working: bool = True) -> None:
-    """assets and conversions serve; with `working` both have workers."""
+    """Serves assets and conversions; with `working`, conversions has a worker."""
     await atelier.serve("assets", "conversions")
     if working:
         await atelier.work("conversions")
@@ -73,7 +73,7 @@ async def cloth(client: Client, directory: Path, **fields: Any) -> str:
 async def convert(
     client: Client, user: str, garment: str, **fields: Any
 ) -> conversion_pb2.Conversion:
-    """Takes a conversion on; with `wait=True` it is finished."""
+    """Creates a conversion; with `wait=True` it has ended."""
     request = conversion_pb2.CreateConversionRequest(
         user_asset_id=user, cloth_asset_id=garment, **{"request_id": request_id(), **fields}
     )
@@ -97,7 +97,7 @@ async def generate(client: Client, **fields: Any) -> generation_pb2.Generation:
 
 
 async def analyse(client: Client, *images: tuple[str, str], **fields: Any) -> analysis_pb2.Analysis:
-    """`images` are (asset id, view)."""
+    """Creates an analysis; `images` are (asset id, view)."""
     values = {
         "task": analysis_pb2.ANALYSIS_TASK_PRODUCT,
         "request_id": request_id(),
@@ -123,7 +123,7 @@ async def read(client: Client, conversion_id: str, **fields: Any) -> conversion_
 async def until(
     client: Client, conversion_id: str, *states: int, seconds: float = 30
 ) -> conversion_pb2.Conversion:
-    """The conversion, once it is in one of the states."""
+    """Returns the conversion once it is in one of the states."""
     async with asyncio.timeout(seconds):
         while True:
             conversion = await read(client, conversion_id)
@@ -133,7 +133,7 @@ async def until(
 
 
 async def claim(client: Client, job_id: str = "", **fields: Any) -> job_pb2.ClaimJobResponse:
-    """Claims a job as an outside worker: this one, or by `kind`."""
+    """Claims a job as an outside runner: this one, or by `kind`."""
     wanted: dict[str, Any] = {"request_id": request_id(), "worker": "gpu-1", **fields}
     request = job_pb2.ClaimJobRequest(**wanted, **({"job_id": job_id} if job_id else {}))
     answer: job_pb2.ClaimJobResponse = await jobs(client).ClaimJob(request)
@@ -141,7 +141,7 @@ async def claim(client: Client, job_id: str = "", **fields: Any) -> job_pb2.Clai
 
 
 async def complete(client: Client, claimed: job_pb2.ClaimJobResponse, **fields: Any) -> job_pb2.Job:
-    """Gives a claimed job's result as an outside worker."""
+    """Completes a claimed job as an outside runner."""
     values: dict[str, Any] = {"request_id": request_id(), "model": "studio", **fields}
     request = job_pb2.CompleteJobRequest(
         job_id=claimed.job.id, attempt_token=claimed.attempt_token, **values
@@ -174,7 +174,7 @@ async def heartbeat(
 
 
 def held(atelier: Suite, job_id: str) -> set[str]:
-    """The assets that a job holds."""
+    """Returns the assets that a job holds references to."""
     rows = atelier.sql(
         "SELECT asset_id::text FROM assets.asset_references WHERE holder LIKE %s", (f"%/{job_id}",)
     )
@@ -182,14 +182,14 @@ def held(atelier: Suite, job_id: str) -> set[str]:
 
 
 async def given_back(atelier: Suite, job_id: str, seconds: float = 20) -> None:
-    """Returns once the job holds nothing."""
+    """Returns once the job holds no reference."""
     async with asyncio.timeout(seconds):
         while held(atelier, job_id):
             await asyncio.sleep(0.05)
 
 
 async def attempts_of(client: Client, job_id: str) -> list[job_pb2.Attempt]:
-    """Newest first."""
+    """Returns the job's attempts, newest first."""
     return list(
         (await jobs(client).ListAttempts(job_pb2.ListAttemptsRequest(job_id=job_id))).attempts
     )

@@ -17,8 +17,8 @@ def garment(
     width: int = 800,
     weave: float = 6.0,
 ) -> Path:
-    """A jacket with sleeves apart from the body, a dark pocket seam and a brass zip; 4:5, written
-    by the suffix."""
+    """Writes a jacket with sleeves apart from the body, a dark pocket seam and a brass zip. 4:5, in
+    the format of the suffix."""
     canvas, unit = _backdrop(width, width * 5 // 4, backdrop), width / 800
 
     def line(x1: float, y1: float, x2: float, y2: float, thick: float) -> pyvips.Image:
@@ -38,8 +38,8 @@ def garment(
 def person(
     path: Path, *, backdrop: Colour = (190, 196, 202), width: int = 640, head: bool = True
 ) -> Path:
-    """A standing figure in a grey shirt with its arms apart from the body; 2:3. Without a head
-    there is no neck."""
+    """Writes a standing figure in a grey shirt with its arms apart from the body. 2:3. Without a
+    head it has no neck."""
     canvas, unit = _backdrop(width, width * 3 // 2, backdrop), width / 640
     size = (canvas.width, canvas.height)
 
@@ -61,23 +61,23 @@ def person(
 
 
 def plain(path: Path, colour: Colour = GREY, width: int = 600) -> Path:
-    """A backdrop with nothing before it."""
+    """Writes an empty backdrop."""
     return _written(_backdrop(width, width, colour), path)
 
 
 def blurred(source: Path, path: Path) -> Path:
-    """The same picture out of focus."""
+    """Writes the same picture out of focus."""
     image = pyvips.Image.new_from_file(str(source))
     return _written(image.gaussblur(image.width / 130), path)
 
 
 def pixels(path: Path) -> pyvips.Image:
-    """The decoded picture in memory, whatever was read from this path before."""
+    """Returns the decoded picture in memory, without libvips's cache of this path."""
     return pyvips.Image.new_from_buffer(path.read_bytes(), "").copy_memory()
 
 
 def difference(one: Path, other: Path) -> float:
-    """The greatest difference of any value between two pictures of the same size."""
+    """Returns the greatest difference of any value between two pictures of the same size."""
     return float((pixels(one).cast("float") - pixels(other).cast("float")).abs().max())
 
 

@@ -1,5 +1,5 @@
-"""Analyses: what was stated and measured comes back, with a confidence that its evidence adds up
-to."""
+"""Analyses return what was stated and measured, with a confidence that follows from its
+evidence."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +49,7 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
     described = await flows.analyse(
         ada, (await put(ada, sharp), "front"), facts=facts_message(STATED)
     )
+
     bare = await flows.analyse(ada, (await put(ada, blurred), "front"))
     assert described.confidence >= 0.80 > bare.confidence
     for analysis in (described, bare):
@@ -58,7 +59,7 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
         assert all(item.note for item in analysis.evidence)
     assert result_of(described)["name"] == "Harbour coat"
     assert described.facts == facts_message(STATED)
-    # What nobody stated isn't there at all.
+    # What nobody stated is missing.
     assert set(result_of(bare)) == {"colours", "image_quality"}
     assert (described.credits, described.recipe.model) == (1, "local")
     assert [item.role for item in described.recipe.inputs] == ["front"]

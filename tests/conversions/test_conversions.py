@@ -1,4 +1,4 @@
-"""Conversions end to end: what is refused before anything is taken on, what comes out, what it
+"""Conversions end to end: what is refused before anything is created, what the result is, what it
 costs, how it fails."""
 
 import asyncio
@@ -111,6 +111,7 @@ async def test_a_conversion_is_free_only_if_both_pictures_are(atelier: Suite, dr
     )
     garment = await flows.cloth(ada, drawn, free=True)
     gratis = await flows.convert(ada, free, garment, wait=True)
+
     charged = await flows.convert(ada, paid, garment, wait=True)
     assert (gratis.free, gratis.credits) == (True, 0)
     assert (charged.free, charged.credits) == (False, 2)
@@ -177,11 +178,13 @@ async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(
     made = await flows.convert(ada, await flows.person(ada, drawn), garment, wait=True)
     assert made.state == job_pb2.JOB_STATE_COMPLETED
     assert (await get(ada, made.result_asset_id)).owner == "user:ada"
+
     held = atelier.sql(
         "SELECT owner, holder FROM assets.asset_references WHERE asset_id = %s", (garment,)
     )
     assert held == [("user:ada", f"conversions/conversions/{made.id}")]
-    # What isn't public any more can't be used any more.
+
+    # An asset that isn't public any more can't be used any more.
     await update(acme, garment, visibility=asset_pb2.VISIBILITY_PRIVATE)
     request = conversion_pb2.CreateConversionRequest(
         user_asset_id=made.user_asset_id, cloth_asset_id=garment
@@ -208,9 +211,11 @@ async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, draw
     same = {"request_id": request_id(), "style_name": "loose"}
     made = await asyncio.gather(*(flows.convert(ada, user, garment, **same) for _ in range(5)))
     assert len({conversion.id for conversion in made}) == 1
-    # Even when a picture can't be used any more: the answer was given.
+
+    # Even when a picture can't be used any more: the first answer is kept.
     await atelier.change("UPDATE assets.assets SET kind = 'photo'")
     assert (await flows.convert(ada, user, garment, **same)).id == made[0].id
+
     changed = conversion_pb2.CreateConversionRequest(
         user_asset_id=user,
         cloth_asset_id=garment,
@@ -223,7 +228,7 @@ async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, draw
 
 
 def tamper(atelier: Suite, asset_id: str) -> None:
-    """Replaces an asset's stored bytes behind the back of assets."""
+    """Replaces an asset's stored bytes without the knowledge of assets."""
     [(key,)] = atelier.sql("SELECT storage_key FROM assets.assets WHERE id = %s", (asset_id,))
     [path] = atelier.storage.root.rglob(key.rpartition("/")[2])
     path.chmod(0o644)
@@ -242,6 +247,7 @@ async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversio
         await flows.person(ada, drawn, free=False),
         await flows.cloth(ada, drawn, free=False),
     )
+
     if "strip" in fault:
         garment = (
             await upload(ada, jpeg(2000, 16), kind=asset_pb2.ASSET_KIND_CLOTH, free=False)
@@ -249,6 +255,7 @@ async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversio
     else:
         garment = await flows.cloth(ada, drawn, free=False)
         tamper(atelier, garment)
+
     request = {"request_id": request_id(), "wait": True}
     failed = await flows.convert(ada, user, garment, **request)
     assert (failed.state, failed.error_class, failed.credits) == (
@@ -262,11 +269,13 @@ async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversio
         and "/tmp" not in failed.error_message
     )
     assert not failed.result_asset_id and not failed.image_url
+
     [attempt] = await flows.attempts_of(ada, failed.id)
     assert (attempt.outcome, attempt.error_class) == (job_pb2.ATTEMPT_OUTCOME_FAILED, "BAD_INPUT")
     assert (attempt.model, attempt.credits, attempt.output_bytes) == ("local 1.0.0", 0, 0)
     assert attempt.input_bytes > 0
     assert failed.processing_time_ms > 0
+
     await flows.given_back(atelier, failed.id)
     assert (await flows.convert(ada, user, garment, **request)).id == failed.id
     assert (await flows.convert(ada, user, good, wait=True)).state == job_pb2.JOB_STATE_COMPLETED
@@ -278,6 +287,7 @@ async def test_nothing_is_taken_on_while_assets_is_away(atelier: Suite, drawn: P
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
     await atelier.stop("assets")
     request = conversion_pb2.CreateConversionRequest(user_asset_id=user, cloth_asset_id=garment)
+
     found = await refusal(flows.conversions(ada).CreateConversion(request))
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
     assert not (
@@ -295,6 +305,7 @@ async def test_a_waiting_call_answers_before_its_deadline_with_what_is_there(
         cloth_asset_id=await flows.cloth(ada, drawn),
         wait=True,
     )
+
     answer = await flows.conversions(ada).CreateConversion(request, timeout=1.5)
     assert answer.conversion.state == job_pb2.JOB_STATE_PENDING
 
@@ -344,6 +355,7 @@ async def test_another_owner_finds_no_conversion(atelier: Suite, drawn: Path) ->
     read = await refusal(
         stub.GetConversion(conversion_pb2.GetConversionRequest(conversion_id=made.id))
     )
+
     stop = await refusal(
         stub.CancelConversion(conversion_pb2.CancelConversionRequest(conversion_id=made.id))
     )

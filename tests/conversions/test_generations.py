@@ -1,4 +1,4 @@
-"""Generations: what a prompt, a close-up and a sketch give back, what repeats exactly, and what is
+"""Generations: the results of a prompt, a close-up and a sketch, what repeats exactly, and what is
 refused."""
 
 import hashlib
@@ -76,6 +76,7 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
     assert (made.recipe.model, made.recipe.inputs[0].role) == ("local", "reference")
     assert made.recipe.inputs[0].sha256 == hashlib.sha256(photo.read_bytes()).hexdigest()
     assert made.recipe.HasField("seed") and not made.HasField("seed")
+
     shown = await picture_of(made)
     assert (shown.width, shown.height) == (1024, 576)
     asset = await get(ada, made.result_asset_id)
@@ -109,6 +110,7 @@ async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_pic
     worded = await flows.generate(ada, **settings | {"prompt": "mountain shop window"})
     assert again.generation.regenerated_from == other.generation.regenerated_from == first.id
     assert again.generation.id not in (first.id, other.generation.id)
+
     digest = await digest_of(ada, first)
     assert await digest_of(ada, again.generation) == digest == await digest_of(ada, seeded)
     assert other.generation.recipe.seed == 5
@@ -135,10 +137,12 @@ async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_
         "Zipper Detail",
     )
     assert made.full_prompt == "Close-up of Zipper Detail, front view."
+
     cut, parameters = await picture_of(made), plain(made.recipe.parameters)
     left, top = parameters["left"], parameters["top"]
     whole = pyvips.Image.new_from_file(str(large))
     assert (cut - whole.crop(left, top, cut.width, cut.height)).abs().max() == 0
+
     asset = await get(ada, made.result_asset_id)
     assert (asset.kind, asset.file_name) == (asset_pb2.ASSET_KIND_CLOSEUP, "Zipper Detail.png")
     assert asset.digital_source_type == "algorithmicallyEnhanced"
@@ -154,9 +158,11 @@ async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(
     made = await flows.generate(ada, task=SKETCH, source_asset_id=source, view="back")
     assert (made.state, made.credits, made.format) == (job_pb2.JOB_STATE_COMPLETED, 1, "png")
     assert (made.aspect_ratio, made.quality, made.resolution) == ("", "", "")
+
     drawn = await picture_of(made)
     assert (drawn.width, drawn.height) == (800, 1000)
     assert drawn.avg() > 200  # mostly paper
+
     asset = await get(ada, made.result_asset_id)
     assert (asset.kind, asset.digital_source_type) == (
         asset_pb2.ASSET_KIND_SKETCH,
@@ -273,6 +279,7 @@ async def test_a_generation_is_cancelled_and_watched_like_a_conversion(atelier: 
     request = pb.CancelGenerationRequest(generation_id=made.id)
     answer = await flows.generations(ada).CancelGeneration(request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START
+
     watch = aiter(flows.generations(ada).WatchGenerations(pb.WatchGenerationsRequest(), timeout=30))
     assert (await anext(watch)).generation == answer.generation
     assert (await anext(watch)).bookmark.ready

@@ -1,4 +1,4 @@
-"""Jobs: cancelling, watching, queueing, tries that are lost or cut short, and what is recorded of
+"""Jobs: cancelling, watching, queueing, attempts that are lost or cut short, and the record of
 each."""
 
 import asyncio
@@ -54,8 +54,8 @@ async def cancelled(
     return answer
 
 
-# A worker that has begun can't get on while somebody holds the asset's row: it wants a reference to
-# it.
+# A claimed job can't continue while somebody locks the asset's row, because its worker needs a
+# reference to it.
 HOLD = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
 
 
@@ -71,6 +71,7 @@ async def test_a_waiting_conversion_is_cancelled_and_never_starts(
     assert answer.conversion.state == job_pb2.JOB_STATE_CANCELLED
     assert await cancelled(ada, first.id, **request) == answer
     assert (await cancelled(ada, first.id)).outcome == job_pb2.CANCEL_OUTCOME_ALREADY_FINISHED
+
     await atelier.work("conversions")
     await flows.until(ada, second.id, job_pb2.JOB_STATE_COMPLETED)
     assert not await flows.attempts_of(ada, first.id)
@@ -83,6 +84,7 @@ async def test_a_running_conversion_is_cancelled_and_costs_nothing(
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
+
     with holding(atelier, HOLD, (made.cloth_asset_id,)):
         await atelier.work("conversions")
         await flows.until(ada, made.id, job_pb2.JOB_STATE_PROCESSING)
@@ -91,6 +93,7 @@ async def test_a_running_conversion_is_cancelled_and_costs_nothing(
         assert answer.conversion.cancel_requested
         ended = await flows.until(ada, made.id, *flows.FINISHED)
     assert (ended.state, ended.credits) == (job_pb2.JOB_STATE_CANCELLED, 0)
+
     [attempt] = await flows.attempts_of(ada, made.id)
     assert (attempt.outcome, attempt.credits) == (job_pb2.ATTEMPT_OUTCOME_CANCELLED, 0)
     await flows.given_back(atelier, made.id)
@@ -100,6 +103,7 @@ async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn
     await flows.start(atelier)
     ada = atelier.client("ada")
     made = await asked(ada, drawn, wait=True)
+
     answer = await cancelled(ada, made.id)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_ALREADY_FINISHED
     assert (answer.conversion.state, answer.conversion.update_time) == (
@@ -137,7 +141,7 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
         assert told[-2].state == job_pb2.JOB_STATE_PROCESSING
         assert told[-1].recipe.model == "local" and not told[-1].image_url
     assert {item.conversion.owner for item in seen} == {"user:ada"}
-    # From any cursor on, exactly what came after it.
+    # From any cursor, the watch continues with exactly what came after it.
     middle = len(seen) // 2
     resumed = watching(cursor=seen[middle].cursor)
     assert [await anext(resumed) for _ in seen[middle + 1 :]] == seen[middle + 1 :]
@@ -176,6 +180,7 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(
         2,
         1,
     ]
+
     listed = (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs
     assert [(job.id, job.priority) for job in listed] == [(high.id, 9), (usual.id, 5), (low.id, 0)]
     await atelier.work("conversions")
@@ -200,6 +205,7 @@ async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
     pushy = [await asked(ada, drawn, priority=9) for _ in range(4)]
     modest = await asked(eve, drawn, priority=0)
     assert (await flows.read(eve, modest.id)).queue_position == 2
+
     await atelier.work("conversions")
     await flows.until(ada, pushy[-1].id, job_pb2.JOB_STATE_COMPLETED)
     begun = [
@@ -212,7 +218,7 @@ async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
 
 
 async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
-    """The conversions as their watch shows them once each has said what it waits for."""
+    """Returns the conversions as their watch shows them once each has said what it waits for."""
     watch = flows.conversions(client).WatchConversions(
         conversion_pb2.WatchConversionsRequest(), timeout=60
     )
@@ -236,6 +242,7 @@ async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
     [seen] = await waiting(ada, made.id)
     assert seen.state == job_pb2.JOB_STATE_PENDING
     assert (seen.error_class, seen.credits) == ("UNAVAILABLE", 0)
+
     first = (await flows.attempts_of(ada, made.id))[-1]
     assert (first.outcome, first.error_class) == (job_pb2.ATTEMPT_OUTCOME_WAITED, "UNAVAILABLE")
     assert (await cancelled(ada, made.id)).conversion.state == job_pb2.JOB_STATE_CANCELLED
@@ -265,13 +272,13 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     assert atelier.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
 
     await atelier.stop_work("conversions")
-    await atelier.work("conversions")  # a worker that begins looks at once what is waited for
+    await atelier.work("conversions")  # a starting worker checks at once what is waited for
     labels = {"service": "conversions", "job": "conversions", "what": "assets"}
     while METRICS.get_sample_value("atelier_jobs_waiting", labels) != len(ids):
         await asyncio.sleep(0.1)
     assert (METRICS.get_sample_value("atelier_jobs_waiting_oldest_seconds", labels) or 0) > 0
 
-    await atelier.stop_work("conversions")  # it knows the old address
+    await atelier.stop_work("conversions")  # the worker knows the old address
     await atelier.serve("assets")
     await atelier.work("conversions")
     for row_id in ids:
@@ -282,7 +289,7 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     assert outcomes == [
         job_pb2.ATTEMPT_OUTCOME_SUCCEEDED,
         job_pb2.ATTEMPT_OUTCOME_WAITED,
-    ]  # of a wait, the latest
+    ]  # of several waits, the latest
 
 
 async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
@@ -295,10 +302,12 @@ async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
     await atelier.work("conversions")
     await waiting(ada, *ids)
     await atelier.stop_work("conversions")
-    # As after a long outage: all but one pause for hours.
+
+    # After a long outage all jobs but one are delayed for hours.
     put_off = "UPDATE procrastinate_jobs SET scheduled_at = now() + interval '9 hours'"
     here = "SET search_path = conversions_jobs"
     await atelier.change(f"{here}; {put_off} WHERE args ->> 'row_id' <> '{ids[0]}'")
+
     await atelier.serve("assets")
     await atelier.work("conversions")
     for row_id in ids:
@@ -314,6 +323,7 @@ async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(
     made = await asked(ada, drawn)
     await atelier.stop("assets")
     await atelier.work("conversions")
+
     failed = await flows.until(ada, made.id, job_pb2.JOB_STATE_FAILED)
     assert failed.error_class == "UNAVAILABLE" and failed.error_message.startswith(
         "assets was waited for since "
@@ -329,7 +339,7 @@ Outcome = attempts.Outcome[Conversion]
 async def running(
     atelier: Suite,
 ) -> AsyncIterator[Callable[[Callable[[TryOn], Awaitable[Outcome]], str], Awaitable[None]]]:
-    """What a worker runs a conversion with, given its work and its id."""
+    """Yields a function that runs a conversion as a worker does, given its work and its id."""
     settings = atelier.settings("conversions", "worker")
     db, peers, pool = (
         Database(settings, "conversions"),
@@ -349,7 +359,7 @@ async def running(
 async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
     atelier: Suite, drawn: Path
 ) -> None:
-    """The first try dies between storing the result and completing the row."""
+    """The first attempt dies between storing the result and completing the row."""
     await flows.start(atelier, working=False)
     ada = atelier.client("ada")
     made = await asked(ada, drawn)
@@ -460,11 +470,13 @@ async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
         packs, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source
     )
     assert (made.owner, made.state) == ("user:ada", job_pb2.JOB_STATE_COMPLETED)
+
     request = conversion_pb2.CreateConversionRequest(user_asset_id=source, cloth_asset_id=source)
     assert (
         await code_of(flows.conversions(packs).CreateConversion(request))
         == grpc.StatusCode.PERMISSION_DENIED
     )
+
     store = atelier.as_token(atelier.keys.service_token("assets", "user:ada"))
     listing = generation_pb2.ListGenerationsRequest()
     assert (

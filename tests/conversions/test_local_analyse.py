@@ -1,4 +1,4 @@
-"""Analyses: what was stated and what was measured, nothing else, and a confidence that can be
+"""Analyses hold what was stated and measured, nothing else, and a confidence that can be
 checked."""
 
 import json
@@ -129,6 +129,7 @@ def test_without_facts_nothing_is_claimed_but_what_was_measured(sharp: Path) -> 
         assert {
             key: value for key, value in result.items() if key not in measured and value is not None
         } == {}
+
     colours = ran("product_analysis", sharp, Facts()).result["colours"]
     assert {colour["source"] for colour in colours} == {"measured"}
     assert colours[0]["name"] in {"denim", "indigo", "navy", "cobalt"}
@@ -147,6 +148,7 @@ def test_lengths_are_supplied_or_follow_from_the_declared_scale_and_say_which(sh
         row["name"]: row
         for row in ran("base_view", sharp, parse_facts(STATED)).result["dimensions"]
     }
+
     # The picture is 4:5 and the scale says 68 cm for 0.68 of its height, so its width is 80 cm.
     assert (rows["width"]["value"], rows["width"]["unit"]) == (32.0, "cm")
     assert rows["width"]["source"] == "measured from the declared scale"
@@ -186,6 +188,7 @@ def test_seo_is_put_together_from_the_facts_and_scores_give_reasons(sharp: Path)
     assert seo["keywords"][:2] == ["canvas coat", "rain"]
     assert "cotton canvas" in seo["keywords"]
     assert all(score["reasons"] and 0 <= score["score"] <= 1 for score in seo["scores"].values())
+
     nameless = ran("seo", sharp, parse_facts({"product": {"category": "apparel"}})).result
     assert nameless["title"] == "apparel"
     assert "name: not supplied" in nameless["scores"]["title"]["reasons"]

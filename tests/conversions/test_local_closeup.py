@@ -41,6 +41,7 @@ def test_near_an_edge_the_crop_moves_inwards_and_a_small_picture_is_not_enlarged
     photo = pictures.garment(tmp_path / "photo.jpg", width=400)
     corner = close_up(photo, tmp_path / "corner.jpg", at=(1.0, 1.0), size=128)
     assert (corner.parameters["left"], corner.parameters["top"]) == (400 - 128, 500 - 128)
+
     whole = close_up(photo, tmp_path / "whole.jpg", at=(0.5, 0.5), size=1600)
     assert (whole.width, whole.height) == (400, 400)
     assert (
@@ -68,6 +69,7 @@ def test_without_a_point_attention_finds_the_one_thing_that_stands_out(tmp_path:
     assert left + 300 > 446
     assert top < 874
     assert top + 300 > 926
+
     given = close_up(tmp_path / "marked.png", tmp_path / "given.png", at=(0.42, 0.72), size=300)
     assert given.confidence > result.confidence
 

@@ -1,5 +1,5 @@
-"""Prompt to picture by rules: repeatable, moved by every input, and in the shape that was asked
-for."""
+"""Pictures from prompts by rules: repeatable, changed by every input, and in the requested
+shape."""
 
 from pathlib import Path
 
@@ -17,6 +17,7 @@ def test_the_same_inputs_give_the_same_bytes_and_each_other_input_moves_the_pixe
 ) -> None:
     navy = pictures.garment(tmp_path / "navy.jpg", width=500)
     sand = pictures.garment(tmp_path / "sand.jpg", pictures.SAND, width=500)
+
     first, again = tmp_path / "first.png", tmp_path / "again.png"
     assert generate(
         "A calm studio", [navy], first, format="png", quality="draft", seed=7
@@ -62,6 +63,7 @@ def test_every_aspect_ratio_is_exact_and_its_long_side_is_the_resolution(
 def test_the_file_is_of_the_format_asked_for(tmp_path: Path, format: str) -> None:
     out = tmp_path / f"out.{format}"
     generate("x", [], out, format=format, quality="draft")
+
     magic = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG", "webp": b"RIFF"}[format]
     assert out.read_bytes().startswith(magic)
     assert not [
@@ -110,6 +112,7 @@ def test_a_reference_is_cut_out_and_shown_in_its_own_colours(tmp_path: Path) -> 
     assert red > 110
     assert max(green, blue) < 80
     assert result.parameters["references_used"] == 1
+
     plain = generate(
         "Minimal",
         [pictures.plain(tmp_path / "plain.jpg")],

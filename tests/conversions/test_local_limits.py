@@ -1,4 +1,4 @@
-"""The local provider in the limited child processes that it runs in."""
+"""The local provider runs in limited child processes."""
 
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ async def test_photographs_of_24_megapixels_fit_into_a_limited_child(tmp_path: P
     pictures.pixels(small).resize(5, kernel="linear").write_to_file(str(cloth))
     person = pictures.person(tmp_path / "person.jpg", width=640)
     pool = ImagingPool(workers=1)
+
     try:
         preview = await pool.run(try_on, person, cloth, tmp_path / "preview.webp")
         drawing = await pool.run(
@@ -40,6 +41,7 @@ async def test_a_damaged_picture_and_bad_facts_come_back_as_their_own_errors(
     whole = pictures.garment(tmp_path / "whole.png", width=500).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 3])
     pool = ImagingPool(workers=1)
+
     try:
         with pytest.raises(ImageRejected) as rejected:
             await pool.run(

@@ -18,6 +18,7 @@ def test_changing_either_input_changes_the_pixels_and_repeating_does_not(tmp_pat
         pictures.garment(tmp_path / "c1.jpg"),
         pictures.garment(tmp_path / "c2.jpg", pictures.SAND),
     )
+
     first, again = tmp_path / "first.jpg", tmp_path / "again.jpg"
     assert try_on(person, cloth, first) == try_on(person, cloth, again)
     assert first.read_bytes() == again.read_bytes()
@@ -39,11 +40,13 @@ def test_the_garment_covers_the_torso_and_leaves_head_legs_and_backdrop_alone(
         == (before.width, before.height)
         == (result.width, result.height)
     )
+
     red, green, _ = after(350, 350)
     assert red > 110
     assert green < 70
     for untouched in ((320, 130), (270, 880), (30, 40), (600, 900)):
         assert after(*untouched) == before(*untouched)
+
     box = result.parameters["torso_box"]
     assert isinstance(box, dict)
     assert box["top"] * 960 == pytest.approx(236, abs=25)
@@ -61,6 +64,7 @@ def test_confidence_falls_when_there_is_no_neck_or_no_garment(tmp_path: Path) ->
     )
     assert good.confidence > 0.8 > headless.confidence
     assert nothing.confidence < 0.75
+
     by_name = {item.name: item for item in nothing.evidence}
     assert by_name["garment_separation"].value == 0
     assert sum(item.weight for item in good.evidence) == pytest.approx(1)
@@ -73,6 +77,7 @@ def test_style_words_take_effect_and_are_named_and_others_change_nothing(tmp_pat
     )
     plain = try_on(person, cloth, tmp_path / "plain.png")
     styled = try_on(person, cloth, tmp_path / "styled.png", style="Oversized, warm")
+
     unknown = try_on(person, cloth, tmp_path / "unknown.png", style="zebra")
     assert styled.parameters["style_words_used"] == ["oversized", "warm"]
     assert float(str(styled.parameters["scale"])) > float(str(plain.parameters["scale"]))
@@ -89,6 +94,7 @@ def test_the_result_is_no_larger_than_asked_and_carries_no_metadata_but_its_sour
         pictures.garment(tmp_path / "cloth.jpg"),
     )
     result = try_on(person, cloth, tmp_path / "out.webp", max_side=512)
+
     written = pictures.pixels(tmp_path / "out.webp")
     assert (written.width, written.height) == (result.width, result.height)
     assert max(written.width, written.height) == 512

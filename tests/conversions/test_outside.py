@@ -1,5 +1,5 @@
-"""Workers of the owner's own: claiming, heartbeats, results, failures, leases that pass, and what
-is held meanwhile."""
+"""Outside runners: claims, heartbeats, results, failures, expired leases, and the references held
+meanwhile."""
 
 import asyncio
 import hashlib
@@ -21,19 +21,19 @@ PICTURE = assets.jpeg(320, 240)
 
 
 async def asked(client: Client, **fields: Any) -> conversion_pb2.Conversion:
-    """A conversion for an outside worker."""
+    """Creates a conversion for an outside runner."""
     user = await assets.upload(client, PICTURE, kind=asset_pb2.ASSET_KIND_USER)
     cloth = await assets.upload(client, PICTURE, kind=asset_pb2.ASSET_KIND_CLOTH)
     return await flows.convert(client, user.id, cloth.id, **{"run_externally": True, **fields})
 
 
 async def looked(client: Client, **fields: Any) -> analysis_pb2.Analysis:
-    """An analysis for an outside worker."""
+    """Creates an analysis for an outside runner."""
     return await flows.analyse(client, **{"run_externally": True, "wait": False, **fields})
 
 
 async def made(client: Client, seed: int = 7) -> asset_pb2.Asset:
-    """What the outside worker made, uploaded."""
+    """Uploads the outside runner's result."""
     return await assets.upload(
         client, assets.jpeg(200, 300, seed), kind=asset_pb2.ASSET_KIND_REFERENCE
     )
@@ -138,11 +138,13 @@ async def test_a_caller_that_waits_is_answered_once_the_outside_worker_is_done(
     waiting = asyncio.create_task(
         flows.generate(ada, prompt="a red coat", run_externally=True, wait=True, priority=9)
     )
+
     async with asyncio.timeout(20):
         while not (
             claimed := await flows.claim(ada, kind=job_pb2.JOB_KIND_GENERATION)
         ).attempt_token:
             await asyncio.sleep(0.05)
+
     asset = await made(ada)
     await flows.complete(
         ada,
@@ -158,6 +160,7 @@ async def test_a_caller_that_waits_is_answered_once_the_outside_worker_is_done(
     )
     assert done.full_prompt == done.prompt_used == "red coat, studio light"
     assert done.image_url
+
     request = generation_pb2.RegenerateGenerationRequest(generation_id=done.id)
     again = (await flows.generations(ada).RegenerateGeneration(request)).generation
     assert (again.run_externally, again.priority, again.state) == (
@@ -207,6 +210,7 @@ async def test_the_job_with_the_highest_priority_then_the_oldest_of_a_kind_is_gi
     urgent = await looked(ada, priority=8)
     await looked(ada, run_externally=False)
     await looked(eve, priority=9)
+
     got = [await flows.claim(ada, kind=job_pb2.JOB_KIND_ANALYSIS) for _ in range(4)]
     assert [claimed.job.id for claimed in got] == [urgent.id, first.id, second.id, ""]
     assert not got[3].attempt_token and not got[3].HasField("job")
@@ -229,6 +233,7 @@ async def test_of_16_claims_at_once_one_wins(atelier: Suite, by: str) -> None:
         one for one in answers if isinstance(one, job_pb2.ClaimJobResponse) and one.attempt_token
     ]
     assert len(won) == 1
+
     refused = [one for one in answers if isinstance(one, grpc.aio.AioRpcError)]
     assert [error.code() for error in refused] == ([WRONG_STATE] * 15 if by == "id" else [])
     assert atelier.sql("SELECT count(*) FROM conversions.attempts") == [(1,)]
@@ -244,11 +249,13 @@ async def test_a_heartbeat_extends_the_lease_and_tells_watchers_how_far_it_is(
     job_id = (await looked(ada)).id
     claimed = await flows.claim(ada, job_id)
     until = claimed.job.lease_expire_time.ToDatetime()
-    for step in range(4):  # longer than the first lease together
+
+    for step in range(4):  # together longer than the first lease
         await asyncio.sleep(0.5)
         answer = await flows.heartbeat(ada, claimed, progress=step / 8)
         assert answer.lease_expire_time.ToDatetime() > until
         until = answer.lease_expire_time.ToDatetime()
+
     job = await job_of(ada, job_id)
     assert (job.state, job.attempts, job.progress) == (job_pb2.JOB_STATE_PROCESSING, 1, 0.375)
     for progress in (-0.1, 1.1, float("nan")):
@@ -267,17 +274,20 @@ async def test_a_passed_lease_gives_the_job_to_the_next_worker_and_the_late_resu
     late = await flows.claim(ada, conversion.id, worker="slow")
     job = await until_job(ada, conversion.id, job_pb2.JOB_STATE_PENDING)
     assert (job.error_class, job.attempts, job.retry_count) == ("WORKER_LOST", 1, 1)
+
     await atelier.stop_work("conversions")
     current = await flows.claim(ada, conversion.id, worker="quick")
     asset, other = await made(ada), await made(ada, seed=8)
     assert superseded(await refusal(flows.heartbeat(ada, late)))
     assert superseded(await refusal(flows.complete(ada, late, picture=picture(other.id))))
     assert superseded(await refusal(flows.fail(ada, late)))
+
     await flows.complete(ada, current, picture=picture(asset.id))
     assert superseded(await refusal(flows.complete(ada, late, picture=picture(other.id))))
     done = await flows.read(ada, conversion.id)
     assert (done.result_asset_id, done.error_class) == (asset.id, "")
     assert flows.held(atelier, conversion.id) == {done.user_asset_id, done.cloth_asset_id, asset.id}
+
     outcomes = [
         (attempt.worker, attempt.outcome) for attempt in await flows.attempts_of(ada, conversion.id)
     ]
@@ -293,12 +303,14 @@ async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(atel
     conversion = await asked(ada)
     claimed = await flows.claim(ada, conversion.id)
     asset = await made(ada)
-    # Somebody cancels between the check of the token and the end of the call: the hold of the
-    # picture waits.
+
+    # Somebody cancels between the check of the token and the end of the call: the reference to the
+    # picture waits for a lock.
     with holding(atelier, "SELECT FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
         completing = asyncio.create_task(
             refusal(flows.complete(ada, claimed, picture=picture(asset.id)))
         )
+
         async with asyncio.timeout(10):
             waits = (
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname"
@@ -306,6 +318,7 @@ async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(atel
             )
             while atelier.sql(waits, (atelier.database,)) == [(0,)]:
                 await asyncio.sleep(0.02)
+
         request = conversion_pb2.CancelConversionRequest(conversion_id=conversion.id)
         await flows.conversions(ada).CancelConversion(request)
     assert superseded(await completing)
@@ -325,6 +338,7 @@ async def test_another_may_claim_a_job_whose_lease_has_passed_without_any_worker
     async with asyncio.timeout(10):
         while atelier.sql(passed) != [(2,)]:
             await asyncio.sleep(0.05)
+
     again = await flows.claim(ada, one.id)
     assert (again.job.attempts, again.job.retry_count) == (2, 1)
     assert (await flows.claim(ada, kind=job_pb2.JOB_KIND_ANALYSIS)).job.id == two.id
@@ -344,6 +358,7 @@ async def test_a_job_that_three_workers_lose_fails_and_gives_its_pictures_back(
     assert (job.error_class, job.attempts, job.retry_count, job.credits) == ("WORKER_LOST", 3, 3, 0)
     assert superseded(await refusal(flows.heartbeat(ada, claimed)))
     assert (await flows.read(ada, conversion.id)).processing_time_ms >= 600
+
     await flows.given_back(atelier, conversion.id)
     found = await refusal(flows.claim(ada, conversion.id))
     assert (found.code, found.metadata["state"]) == (WRONG_STATE, "failed")
@@ -352,6 +367,7 @@ async def test_a_job_that_three_workers_lose_fails_and_gives_its_pictures_back(
 async def test_a_failure_that_another_try_may_cure_is_tried_three_times(atelier: Suite) -> None:
     await flows.start(atelier)
     ada = atelier.client("ada")
+
     conversion = await asked(ada)
     for number in (1, 2, 3):
         job = await flows.fail(ada, await flows.claim(ada, conversion.id), retryable=True)
@@ -370,6 +386,7 @@ async def test_a_failure_that_is_final_ends_the_job_with_the_workers_words(ateli
     ada = atelier.client("ada")
     conversion = await asked(ada)
     claimed = await flows.claim(ada, conversion.id)
+
     for fields, field in (
         ({"error_class": "no gpu"}, "error_class"),
         ({"error_class": ""}, "error_class"),
@@ -377,12 +394,14 @@ async def test_a_failure_that_is_final_ends_the_job_with_the_workers_words(ateli
         ({"error_message": "x" * 2001}, "error_message"),
     ):
         assert (await refusal(flows.fail(ada, claimed, **fields))).fields == [field]
+
     await asyncio.sleep(0.05)
     await flows.fail(ada, claimed, error_class="TOO_DARK", error_message="nothing can be seen")
     found = await flows.read(ada, conversion.id)
     assert (found.state, found.credits) == (job_pb2.JOB_STATE_FAILED, 0)
     assert (found.error_class, found.error_message) == ("TOO_DARK", "nothing can be seen")
     assert found.processing_time_ms >= 50
+
     await flows.given_back(atelier, conversion.id)
     assert superseded(await refusal(flows.fail(ada, claimed)))
 
@@ -400,6 +419,7 @@ async def test_a_claimed_job_is_cancelled_at_once_and_its_worker_is_refused(atel
     assert superseded(
         await refusal(flows.complete(ada, claimed, picture=picture((await made(ada)).id)))
     )
+
     [attempt] = await flows.attempts_of(ada, conversion.id)
     assert attempt.outcome == job_pb2.ATTEMPT_OUTCOME_CANCELLED
     await flows.given_back(atelier, conversion.id)
@@ -417,10 +437,11 @@ async def test_pictures_are_given_back_by_the_next_worker_if_assets_and_workers_
         conversion_pb2.CancelConversionRequest(conversion_id=conversion.id)
     )
     assert len(flows.held(atelier, conversion.id)) == 2
+
     await atelier.serve("assets")
     await atelier.work("conversions")
     await flows.given_back(atelier, conversion.id)
-    # A hold that was under way may have come after it: it is done once more later.
+    # A reference still being acquired may come after the release, so the release is repeated later.
     again = (
         "SELECT count(*) FROM conversions_jobs.procrastinate_jobs WHERE status = 'todo'"
         " AND scheduled_at > now() + interval '30 seconds'"
@@ -438,9 +459,11 @@ async def test_nothing_is_claimed_while_assets_is_away(atelier: Suite) -> None:
     same = {"request_id": assets.request_id()}
     found = await refusal(flows.claim(ada, conversion.id, **same))
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+
     job = await job_of(ada, conversion.id)
     assert (job.state, job.attempts) == (job_pb2.JOB_STATE_PENDING, 0)
     assert not await flows.attempts_of(ada, conversion.id)
+
     await atelier.stop("conversions")
     await atelier.serve("assets", "conversions")
     back = atelier.client("ada")
@@ -454,6 +477,7 @@ async def test_a_job_whose_picture_is_gone_fails_when_it_is_claimed(atelier: Sui
     await atelier.change("DELETE FROM assets.assets WHERE id = %s", (conversion.cloth_asset_id,))
     found = await refusal(flows.claim(ada, conversion.id))
     assert (found.code, found.metadata["state"]) == (WRONG_STATE, "failed")
+
     failed = await flows.read(ada, conversion.id)
     assert (failed.state, failed.error_class) == (job_pb2.JOB_STATE_FAILED, "BAD_INPUT")
     [attempt] = await flows.attempts_of(ada, conversion.id)
@@ -466,6 +490,7 @@ async def test_a_repeat_of_a_claim_and_of_a_result_is_answered_the_same(atelier:
     conversion = await asked(ada)
     claims = [await flows.claim(ada, conversion.id, request_id="claim") for _ in range(2)]
     assert claims[0] == claims[1]
+
     asset = await made(ada)
     given = [
         await flows.complete(ada, claims[0], request_id="done", picture=picture(asset.id))
@@ -473,6 +498,7 @@ async def test_a_repeat_of_a_claim_and_of_a_result_is_answered_the_same(atelier:
     ]
     assert given[0] == given[1]
     assert len(await flows.attempts_of(ada, conversion.id)) == 1
+
     other = await refusal(
         flows.complete(ada, claims[0], request_id="done", picture=picture(conversion.user_asset_id))
     )
@@ -483,6 +509,7 @@ async def test_what_cannot_be_claimed_is_refused(atelier: Suite) -> None:
     await flows.start(atelier, working=False)
     ada, eve = atelier.client("ada"), atelier.client("eve")
     own, mine = await looked(ada, run_externally=False), await looked(ada)
+
     for fields, field in (
         ({"job_id": "x"}, "job_id"),
         ({"kind": 0}, "kind"),
@@ -494,12 +521,15 @@ async def test_what_cannot_be_claimed_is_refused(atelier: Suite) -> None:
     ):
         found = await refusal(flows.claim(ada, **fields))
         assert (found.code, found.fields) == (INVALID, [field]), fields
+
     unknown = "01890000-0000-7000-8000-000000000000"
     assert (await refusal(flows.claim(ada, unknown))).code == grpc.StatusCode.NOT_FOUND
     assert (await refusal(flows.claim(eve, mine.id))).code == grpc.StatusCode.NOT_FOUND
+
     found = await refusal(flows.claim(ada, own.id))
     assert (found.code, found.reason) == (WRONG_STATE, "WRONG_STATE")
     assert "run_externally" in found.text
+
     await flows.claim(ada, mine.id)
     assert "another worker has it" in (await refusal(flows.claim(ada, mine.id))).text
 
@@ -516,6 +546,7 @@ async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(atelier: 
     pending = (await assets.announce(ada, PICTURE)).asset
     good = {"picture": picture(asset.id)}
     unweighted = job_pb2.Evidence(name="a", value=0.5, weight=0)
+
     for fields, code, field in (
         ({}, INVALID, "result"),
         ({"picture": picture("x")}, INVALID, "picture.asset_id"),
@@ -539,6 +570,7 @@ async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(atelier: 
         found = await refusal(flows.complete(ada, claimed, **fields))
         assert found.code == code, (fields, found)
         assert (found.metadata.get("field") or found.fields[0]) == field, (fields, found)
+
     stranger = await refusal(flows.complete(eve, claimed, picture=picture(foreign.id)))
     assert stranger.code == grpc.StatusCode.NOT_FOUND
     assert flows.held(atelier, conversion.id) == {

@@ -33,7 +33,7 @@ MACHINES: Mapping[str, Machine] = {
 
 
 def moves(machine: Machine) -> set[tuple[str, str]]:
-    """From where to where; staying where one is is no move."""
+    """Returns the pairs (from, to); staying in a state is no change."""
     return {(state, to) for state, targets in machine.items() for to in targets if to != state}
 
 

@@ -20,7 +20,7 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Command]:
-    """One suite for all pages, as a reader would have it."""
+    """Runs one suite for all pages, as a reader would have it."""
     with private_command() as command:
         process = command.start("up")
         try:
@@ -33,7 +33,7 @@ def running() -> Iterator[Command]:
 @pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) -> None:
-    """In one shell, after the blocks of docs/assets.md; the last command of each block must
+    """The blocks run in one shell, after those of docs/assets.md; the last command of each must
     succeed."""
     lines = ["set -u -o pipefail", *blocks(START)]
     for number, block in enumerate(blocks(page), start=1):
@@ -46,6 +46,7 @@ def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) 
         text=True,
         timeout=100,
     )
+
     said = f"{answer.stdout}\n{answer.stderr}"
     assert answer.returncode == 0, said
     assert "Traceback" not in said

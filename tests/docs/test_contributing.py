@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md and CHANGELOG.md name what is there."""
+"""CONTRIBUTING.md and CHANGELOG.md name only what exists."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ from tests.suite import ROOT, built_services
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 CHANGES = (ROOT / "CHANGELOG.md").read_text()
 SUFFIXES = ("md", "proto", "py", "sh", "sql", "toml")
-# Files of which there are many, by what they are called in each service.
+# Names of files and folders that each service has.
 OF_EACH_SERVICE = {"__main__.py", "rules.py", "tables.sql", "migrations/versions"}
 
 
@@ -25,7 +25,7 @@ def test_every_test_that_the_page_names_is_there() -> None:
 
 
 def paths() -> set[str]:
-    """Files and folders that the page names, in words or in commands."""
+    """Returns the files and folders that the page names, in words or in commands."""
     words = set(re.findall(r"[\w./-]+", PAGE.replace("<", " ").replace(">", " ")))
     found = {word.strip(".").removeprefix("./") for word in words}
     first = {path.name for path in ROOT.iterdir()} - {".venv", "gen", "dist"}

@@ -14,12 +14,13 @@ __all__ = ["atelier_command"]  # the fixture
 
 @pytest.mark.docs
 def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path: Path) -> None:
-    """Every block of docs/main-job.md, as a person would paste them, in one shell."""
+    """Every block of docs/main-job.md runs as a person would paste it, in one shell."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "main-job.md").read_text(), re.DOTALL)
-    # A machine without grpcurl is the usual case; with it, the first definition of `call` stands.
+    # Most machines have no grpcurl; on one that has it, the first definition of `call` is used.
     script = "set -u\n" + "\n".join(blocks)
     script = script.replace(" tech-pack.pdf", f" {tmp_path / 'tech-pack.pdf'}")
     process = atelier_command.start("up")
+
     try:
         until(process, "Ctrl-C stops")
         answer = subprocess.run(
@@ -32,6 +33,7 @@ def test_the_documented_calls_do_the_main_job(atelier_command: Command, tmp_path
         )
     finally:
         interrupt(process)
+
     logs = "".join(path.read_text() for path in (atelier_command.state / "logs").glob("*.log"))
     faults = [line for line in logs.splitlines() if '"level": "error"' in line]
     said = "\n".join((answer.stdout, answer.stderr, *faults))

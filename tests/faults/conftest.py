@@ -1,4 +1,5 @@
-"""Fixtures of the fault tests, and the figures they measure: printed at the end, never asserted."""
+"""Fixtures of the fault tests, and the figures they measure, which are printed at the end and never
+asserted."""
 
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ _MEASURED: list[str] = []
 
 @pytest.fixture
 def measured() -> Callable[[str], None]:
-    """Notes a line for the summary."""
+    """Returns a function that adds a line to the summary."""
     return _MEASURED.append
 
 
@@ -29,7 +30,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 class Bench:
-    """One database with the suite's server in this process and workers as processes of their
+    """One database with the suite's server in this process and workers in processes of their
     own."""
 
     def __init__(self, suite: Suite, processes: Processes) -> None:
@@ -43,7 +44,7 @@ class Bench:
 async def bench(
     cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path
 ) -> AsyncIterator[Bench]:
-    """Serves assets; start workers with `bench.processes.work("assets")`."""
+    """Serves assets; tests start workers with `bench.processes.work("assets")`."""
     async with suite(cluster, keys, disk) as made:
         await made.serve("assets")
         processes = Processes(cluster, made.database, keys, disk, tmp_path)
@@ -57,7 +58,7 @@ async def bench(
 def processes(
     cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path
 ) -> Iterator[Processes]:
-    """Processes over a database of the test's own; nothing is started yet."""
+    """Processes over a database of the test's own; none is started yet."""
     database = cluster.clone()
     made = Processes(cluster, database, keys, disk, tmp_path)
     try:
@@ -70,7 +71,8 @@ def processes(
 @pytest.fixture
 def durable() -> Iterator[EmbeddedPostgres]:
     """A Postgres as in production: what it acknowledges is on the disk."""
-    # Not below pytest's directory: as root that is closed to the account that Postgres runs as.
+    # Not below pytest's directory: run by root, that is closed to the account that Postgres runs
+    # as.
     directory = Path(tempfile.mkdtemp(prefix="atelier-postgres-"))
     directory.chmod(0o755)
     try:

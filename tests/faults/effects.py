@@ -1,5 +1,5 @@
-"""What a rendition must have left behind, however often its worker died: read as superuser and from
-the store."""
+"""What a rendition must leave behind, however often its worker died, read as superuser and from the
+store."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ FINAL = ("done", "failed", "cancelled")
 
 @dataclass
 class Effect:
-    """How one rendition ended. `orphans`: objects of the asset that no row points at."""
+    """The end of one rendition. `orphans` are objects of the asset that no row points at."""
 
     state: str
     error_class: str
@@ -39,7 +39,7 @@ async def ended(bench: Bench, asset_id: str) -> None:
 
 
 async def jobs_left(bench: Bench) -> int:
-    """Jobs in the queue that wait or run."""
+    """Returns the number of jobs in the queue that wait or run."""
     return int(
         await bench.superuser.value(
             "SELECT count(*) FROM assets_jobs.procrastinate_jobs WHERE status IN ('todo', 'doing')"
@@ -48,7 +48,7 @@ async def jobs_left(bench: Bench) -> int:
 
 
 async def effect(bench: Bench, asset_id: str) -> Effect:
-    """Asserts what holds for every end, and returns what depends on it."""
+    """Asserts what holds for every end, and returns what differs."""
     [job] = await bench.superuser.rows(
         "SELECT * FROM assets.renditions WHERE asset_id = %s", asset_id
     )
@@ -73,7 +73,7 @@ async def effect(bench: Bench, asset_id: str) -> Effect:
 
 
 def objects_of(root: Path, asset_id: str) -> set[str]:
-    """Keys of every object that belongs to the asset."""
+    """Returns the keys of all objects of the asset."""
     data = root / "data"
     return {
         str(path.relative_to(data)) for path in data.glob(f"**/{asset_id}/**/*") if path.is_file()
@@ -86,7 +86,7 @@ def _check_bytes(root: Path, row: Any) -> None:
 
 
 async def _check_events(bench: Bench, ids: list[Any], ready: list[Any]) -> None:
-    """Every version of every variant was told once, and READY once."""
+    """Asserts that every version of every variant was published once, and READY once."""
     told = await bench.superuser.rows(
         "SELECT subject_id, version, payload FROM assets.events WHERE subject = 'variant' AND"
         " subject_id = ANY (%s)",

@@ -1,5 +1,5 @@
-"""Servers and workers as processes of their own, to be killed, frozen and started again; and locks
-that hold them."""
+"""Servers and workers in processes of their own, which tests kill, freeze and restart, and locks
+that block them."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from cli.embedded import EmbeddedPostgres
 from tests.suite import APP_PASSWORD, ROOT, WORKER_PASSWORD, Cluster, DiskServer, Keys, free_port
 
 LEASE_SECONDS = 2.0
-PATIENCE_SECONDS = 60.0  # for what takes a few seconds on an idle machine
+PATIENCE_SECONDS = 60.0  # the limit for what takes a few seconds on an idle machine
 
 
 def _children(parent: int) -> set[int]:
@@ -32,7 +32,8 @@ def _children(parent: int) -> set[int]:
 
 
 class Process:
-    """One process that this test started. Signals go to it alone."""
+    """One process that this test started. Signals go to it alone, unless a method says
+    otherwise."""
 
     def __init__(self, module: str, command: str, environment: dict[str, str], log: Path) -> None:
         self.port = int(environment.get("ATELIER_PORT", "0"))
@@ -55,12 +56,12 @@ class Process:
         self.popen.wait(10)
 
     async def stop(self) -> int:
-        """SIGTERM, and the exit status."""
+        """Sends SIGTERM; returns the exit status."""
         self.popen.terminate()
         return await asyncio.to_thread(self.popen.wait, 30)
 
     def freeze(self) -> None:
-        """SIGSTOP, to its children too."""
+        """Sends SIGSTOP, to its children too."""
         for pid in (self.popen.pid, *self.children()):
             os.kill(pid, signal.SIGSTOP)
 
@@ -72,8 +73,8 @@ class Process:
         return text in self.log.read_text()
 
     def children(self) -> set[int]:
-        """Process ids of the children that it has now to work for it: servers, and the fork
-        server's children."""
+        """Returns the ids of its current working children: servers, and the fork server's
+        children."""
         found = set()
         for pid in _children(self.popen.pid):
             with suppress(OSError):
@@ -102,7 +103,7 @@ class Process:
 
 
 class Processes:
-    """Starts processes over one database and one storage, and ends what is left of them."""
+    """Starts processes over one database and one storage, and ends those that are left."""
 
     def __init__(
         self, cluster: Cluster, database: str, keys: Keys, storage: DiskServer, directory: Path
@@ -165,7 +166,7 @@ class Processes:
 
 
 class Superuser:
-    """What is really there, and locks on it. Statements are told one by one; `hold` keeps a
+    """Reads what is really there, and locks it. Each statement commits by itself; `hold` keeps a
     transaction open."""
 
     def __init__(self, url: str) -> None:
@@ -228,7 +229,7 @@ class Hold:
 
 
 def end_process(pid: int) -> None:
-    """Ends a child of a process that was killed, if it is still there."""
+    """Kills a child of a killed process, if it is still there."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
@@ -245,7 +246,7 @@ async def kill_and_start(postgres: EmbeddedPostgres) -> None:
 
 
 async def until(found: Callable[[], Any], what: str, *, pause: float = 0.05) -> Any:
-    """Asks again and again until the answer is true; returns it."""
+    """Calls `found` repeatedly until its answer is true; returns it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         answer = await found()

@@ -1,4 +1,4 @@
-"""What callers do who only connect."""
+"""Clients that only connect."""
 
 import resource
 import socket
@@ -11,7 +11,7 @@ from tests.faults.processes import Processes, until
 
 pytestmark = pytest.mark.faults
 
-_USUAL = 256  # files that a process may open unless it asks for more; on most systems it is 1,024
+_USUAL = 256  # the soft limit on open files for this test; on most systems it is 1,024
 
 
 async def test_many_connections_leave_room_for_others(processes: Processes) -> None:

@@ -1,5 +1,4 @@
-"""Deadlines that pass at any moment of a call, by the hundred: nobody but their caller pays for
-them."""
+"""Deadlines that pass at any moment of a call, by the hundred, affect nobody but their caller."""
 
 import asyncio
 import random

@@ -1,5 +1,5 @@
-"""A document whose worker is killed between its bytes and its row: never READY without bytes, no
-number lost."""
+"""A document whose worker is killed between its bytes and its row: it is never READY without bytes,
+and no number is lost."""
 
 import asyncio
 import hashlib
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.faults
 
 ROUNDS = 5
 CLAIM = "LOCK TABLE assets.attempts IN EXCLUSIVE MODE"
-Reached = tuple[str, Hold]  # the document's id, and what holds the worker now
+Reached = tuple[str, Hold]  # the document's id, and the lock that holds the worker now
 
 
 async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """The queue gave the job away; nothing about it is written yet."""
+    """The worker has taken the job from the queue; nothing about it is written yet."""
     claim = await stack.enter_async_context(bench.superuser.hold(CLAIM))
     document = await create(bench.client, checklist(), wait=False)
     await claim.caught()
@@ -32,9 +32,9 @@ async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
 
 
 async def bytes_stored(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """The PDF lies in the store and was opened; COMMIT of the row that shows it is next."""
+    """The PDF is in the store and was opened; COMMIT of the row that shows it is next."""
     document_id, claim = await dequeued(bench, stack)
-    # In the queue behind the worker: granted when its claim is committed, and before it ends.
+    # Queued behind the worker: granted when its claim is committed, before the attempt ends.
     waiting = asyncio.create_task(stack.enter_async_context(bench.superuser.hold(CLAIM)))
     await claim.caught("postgres")
     await claim.release()
@@ -62,6 +62,7 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
             backend = await hold.caught()
             worker.kill()
             await bench.superuser.rows("SELECT pg_terminate_backend(%s)", backend)
+
         killed = time.monotonic()
         worker = bench.processes.work("assets")
         await until(lambda: ready(bench, document_id), "the document is READY")  # noqa: B023
@@ -73,9 +74,11 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
         assert hashlib.sha256(data).hexdigest() == row.sha256
         with pikepdf.open(io.BytesIO(data)) as pdf:
             assert len(pdf.pages) == row.page_count
+
         orphans += len(objects_of(bench.suite.storage.root, document_id) - {row.storage_key})
         assert row.number == number
         assert (await regenerate(bench.client, document_id)).version_number == number + 1
+
         outcomes = await bench.superuser.rows(
             "SELECT outcome FROM assets.attempts WHERE job_id = %s ORDER BY created_at", document_id
         )
@@ -83,6 +86,7 @@ async def test_a_document_whose_worker_is_killed_is_made_once_under_its_number(
             *(["lost"] if step is bytes_stored else []),
             "succeeded",
         ]
+
     measured(
         f"R23 {step.__name__}: {ROUNDS} kills, READY {min(took):.1f} to {max(took):.1f} s after the"
         f" kill (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for"

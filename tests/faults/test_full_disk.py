@@ -1,5 +1,4 @@
-"""A storage that is full says so, shows nothing that isn't there, and works again once there is
-room."""
+"""A full storage says so, shows nothing that doesn't exist, and works again once there is room."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.needs_mount]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[DiskServer]:
-    """Storage on a file system of 8 MiB."""
+    """Runs storage on a file system of 8 MiB."""
     with mounted(tmp_path / "small", "8m") as place:
         server = DiskServer(place)
         yield server
@@ -50,19 +49,24 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     )
     refused = await calls.refusal(flows.stream_upload(client, head, photo))
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+
     announced = await flows.announce(client, photo)
     assert (await flows.send(announced.target, photo)).status_code == 507
     assert not list((root / "incoming").iterdir())
+
     # The file fits, its verified copy doesn't.
     filler.leave(len(photo) * 3 // 2)
     assert (await flows.send(announced.target, photo)).status_code == 204
+
     refused = await calls.refusal(flows.confirm(client, announced.upload_id))
     assert refused.reason == "STORAGE_FULL"
     assert (await flows.get(client, announced.asset.id)).state == asset_pb2.ASSET_STATE_PENDING
+
     filler.remove()
     asset = await flows.confirm(client, announced.upload_id)
     assert asset.state == asset_pb2.ASSET_STATE_READY
-    # Full again before the variants are made.
+
+    # The disk is full again before the variants are made.
     filler.leave(4096)
     small.processes.work("assets")
     failed = (
@@ -73,6 +77,7 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     assert not await small.superuser.value(
         "SELECT count(*) FROM assets.variants WHERE state = 'ready'"
     )
+
     filler.remove()
     await ended(small, asset.id)
     found = await effect(small, asset.id)
@@ -89,6 +94,7 @@ async def test_logs_on_a_full_disk_fail_no_call_no_job_and_no_end(
                 Filler(logs),
             )
             processes.logs = logs
+
             try:
                 bench = Bench(made, processes)
                 filler.leave(4096)
@@ -104,9 +110,11 @@ async def test_logs_on_a_full_disk_fail_no_call_no_job_and_no_end(
                 await ended(bench, asset.id)
                 assert (await effect(bench, asset.id)).state == "done"
                 assert not server.logged("log lines were lost")
+
                 filler.remove()
                 await flows.get(bench.client, asset.id)
                 assert server.logged("log lines were lost")
+
                 filler.leave(0)
                 assert (await server.stop(), await worker.stop()) == (0, 0)
             finally:

@@ -1,4 +1,4 @@
-"""A picture whose worker is killed: one result asset, one charge, nothing stuck."""
+"""A picture whose worker is killed: one result asset, one charge, no stuck job."""
 
 import asyncio
 import time
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.faults
 ROUNDS = 5
 CREDITS = 3
 CLAIM = "LOCK TABLE conversions.attempts IN EXCLUSIVE MODE"
-Reached = tuple[str, Hold]  # the generation's id, and what holds the worker now
+Reached = tuple[str, Hold]  # the generation's id, and the lock that holds the worker now
 
 
 async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """The queue gave the job away; nothing about it is written yet."""
+    """The worker has taken the job from the queue; nothing about it is written yet."""
     claim = await stack.enter_async_context(bench.superuser.hold(CLAIM))
     generation = await flows.generate(
         bench.client, prompt="a linen shirt on sand", quality="draft", wait=False
@@ -33,7 +33,7 @@ async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
 async def result_stored(bench: Bench, stack: AsyncExitStack) -> Reached:
     """The result is a READY asset; the generation's row is about to name it."""
     generation_id, claim = await dequeued(bench, stack)
-    # In the queue behind the worker: granted when its claim is committed, and before it ends.
+    # Queued behind the worker: granted when its claim is committed, before the attempt ends.
     waiting = asyncio.create_task(stack.enter_async_context(bench.superuser.hold(CLAIM)))
     await claim.caught("postgres")
     await claim.release()
@@ -60,18 +60,21 @@ async def test_a_picture_whose_worker_is_killed_is_made_and_charged_once(
     bench.processes.addresses |= bench.suite.addresses
     worker = bench.processes.work("conversions")
     took = []
+
     for number in range(ROUNDS):
         async with AsyncExitStack() as stack:
             generation_id, hold = await step(bench, stack)
             backend = await hold.caught("conversions_worker")
             worker.kill()
             await bench.superuser.rows("SELECT pg_terminate_backend(%s)", backend)
+
         killed = time.monotonic()
         worker = bench.processes.work("conversions")
         await until(lambda: completed(bench, generation_id), "the generation is completed")  # noqa: B023
         took.append(time.monotonic() - killed)
         await charged_once(bench, generation_id, lost=0 if step is dequeued else 1)
         assert len(await results(bench)) == number + 1
+
     pending = await bench.superuser.value(
         "SELECT count(*) FROM assets.assets WHERE state = 'pending'"
     )
@@ -83,7 +86,7 @@ async def test_a_picture_whose_worker_is_killed_is_made_and_charged_once(
 
 
 async def completed(bench: Bench, generation_id: str) -> bool:
-    """Final, and gone from the queue."""
+    """Returns whether the generation is final and gone from the queue."""
     state = await bench.superuser.value(
         "SELECT state FROM conversions.generations WHERE id = %s", generation_id
     )

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.faults
 ROUNDS = 10
 PHOTO = jpeg(320, 240)
 CLAIM = "LOCK TABLE assets.attempts IN EXCLUSIVE MODE"
-Reached = tuple[str, Hold]  # the asset's id, and what holds the worker now
+Reached = tuple[str, Hold]  # the asset's id, and the lock that holds the worker now
 Step = Callable[[Bench, AsyncExitStack], Awaitable[Reached]]
 
 
@@ -47,7 +47,7 @@ def name_of(function: Any) -> str:
 
 
 async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """The queue gave the job away; nothing about it is written yet."""
+    """The worker has taken the job from the queue; nothing about it is written yet."""
     claim = await stack.enter_async_context(bench.superuser.hold(CLAIM))
     asset = await upload(bench.client, PHOTO)
     await claim.caught()
@@ -55,7 +55,7 @@ async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
 
 
 async def bytes_stored(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """The variants lie in the store; no row shows them."""
+    """The variants are in the store; no row shows them."""
     asset_id, claim = await dequeued(bench, stack)
     hold = bench.superuser.hold("SELECT FROM assets.assets WHERE id = %s FOR UPDATE", asset_id)
     row = await stack.enter_async_context(hold)
@@ -66,7 +66,7 @@ async def bytes_stored(bench: Bench, stack: AsyncExitStack) -> Reached:
 
 
 async def before_commit(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """Every row is written but for the last; COMMIT is next."""
+    """Every row but the last is written; COMMIT is next."""
     asset_id, row = await bytes_stored(bench, stack)
     end = await stack.enter_async_context(bench.superuser.hold(CLAIM))
     await row.release()
@@ -87,7 +87,7 @@ async def after_commit(bench: Bench, stack: AsyncExitStack) -> Reached:
 
 
 async def cancelling(bench: Bench, stack: AsyncExitStack) -> Reached:
-    """Somebody asked to cancel, the work was stopped, and the job is about to say so."""
+    """Somebody asked to cancel, the work was stopped, and the job is about to record that."""
     asset_id, claim = await dequeued(bench, stack)
     [worker] = bench.processes.running()
     await claim.release()
@@ -104,7 +104,7 @@ async def cancelling(bench: Bench, stack: AsyncExitStack) -> Reached:
 
 
 async def decoding(bench: Bench, worker: Process, asset_id: str) -> None:
-    """Returns while the worker, fresh, starts the child that decodes."""
+    """Returns while the worker, freshly started, starts the child that decodes."""
 
     async def begun() -> bool:
         return bool(worker.children()) and await state_of(bench.superuser, asset_id) == "running"
@@ -112,8 +112,8 @@ async def decoding(bench: Bench, worker: Process, asset_id: str) -> None:
     await until(begun, "the worker has a child that decodes", pause=0.01)
 
 
-# The job's state and how its tries ended: where the machine was lost too, and where only the worker
-# was, whose backend in Postgres still runs what it has been sent.
+# The job's state and the outcomes of its attempts: first if the machine was lost too, then if only
+# the worker was, whose backend in Postgres still runs what it was sent.
 ENDS: dict[Step, tuple[tuple[str, list[str]], tuple[str, list[str]]]] = {
     dequeued: (("done", ["succeeded"]),) * 2,
     bytes_stored: (("done", ["lost", "succeeded"]),) * 2,
@@ -143,6 +143,7 @@ async def test_a_job_whose_worker_is_killed_has_one_effect(
             machine_lost = number % 2 == 0
             if machine_lost:
                 await bench.superuser.rows("SELECT pg_terminate_backend(%s)", backend)
+
         killed = time.monotonic()
         worker = bench.processes.work("assets")
         await ended(bench, asset_id)
@@ -150,6 +151,7 @@ async def test_a_job_whose_worker_is_killed_has_one_effect(
         found = await effect(bench, asset_id)
         assert (found.state, found.outcomes) == ENDS[step][0 if machine_lost else 1]
         orphans += found.orphans
+
     measured(
         f"R2 {name_of(step)}: {ROUNDS} kills, final {min(took):.1f} to {max(took):.1f} s after the"
         f" kill (lease {LEASE_SECONDS:g} s, with the start of a new worker), {orphans} objects for"
@@ -176,7 +178,7 @@ async def test_jobs_outlive_workers_killed_at_any_moment(
             assert await worker.stop() in (
                 0,
                 -signal.SIGTERM,
-            )  # the latter if it was still starting
+            )  # SIGTERM if it was still starting
         else:
             worker.kill()
         worker = bench.processes.work("assets")
@@ -189,7 +191,7 @@ async def test_jobs_outlive_workers_killed_at_any_moment(
     await until(idle, "every job has ended")
     effects = [await effect(bench, asset_id) for asset_id in assets]
     for found in effects:
-        assert found.state == "done", found  # a worker that is killed costs a job no try
+        assert found.state == "done", found  # a killed worker doesn't cost the job an attempt
     states = Counter(found.state for found in effects)
     lost = sum(found.outcomes.count("lost") for found in effects)
     measured(
@@ -208,12 +210,12 @@ async def working(bench: Bench, worker: Process, stack: AsyncExitStack) -> str:
 
 
 async def storing(bench: Bench, worker: Process, stack: AsyncExitStack) -> str:
-    """Some of the variants lie in the store, not all."""
+    """Some of the variants are in the store, not all."""
     root = bench.suite.storage.root
     for seed in range(60):
         asset = await upload(bench.client, jpeg(1600, 1200, seed=seed))
         [home] = (root / "data").glob(f"**/{asset.id}")
-        # The files follow each other within milliseconds: look without a pause, and for nothing
+        # The files follow each other within milliseconds: poll without a pause, and for nothing
         # else.
         deadline = time.monotonic() + 30
         while not (home / "variants").exists() and time.monotonic() < deadline:
@@ -227,7 +229,7 @@ async def storing(bench: Bench, worker: Process, stack: AsyncExitStack) -> str:
 
 
 async def committing(bench: Bench, worker: Process, stack: AsyncExitStack) -> str:
-    """In the middle of the transaction that shows the variants, with the job's row locked."""
+    """The transaction that shows the variants is half done and has locked the job's row."""
     asset_id, row = await bytes_stored(bench, stack)
     worker.freeze()
     await row.release()
@@ -264,10 +266,10 @@ async def test_a_frozen_worker_changes_nothing_when_it_comes_back(
         orphans += found.orphans
         other.kill()
         again = await upload(bench.client, PHOTO)
-        await ended(bench, again.id)  # by the one that was late
+        await ended(bench, again.id)  # by the worker that was late
         late.kill()
-    # Also where the commit was cut off: the late worker looks whether it happened, and takes back
-    # what it stored.
+    # This holds also where the commit was cut off: the late worker checks whether it happened, and
+    # removes what it stored.
     assert orphans == 0
     measured(
         f"R3 {name_of(moment)}: final {min(took):.1f} to {max(took):.1f} s after the freeze,"
@@ -276,7 +278,7 @@ async def test_a_frozen_worker_changes_nothing_when_it_comes_back(
 
 
 async def shown(superuser: Superuser, asset_id: str) -> list[Any]:
-    """Every row of the asset."""
+    """Returns every row of the asset."""
     found = []
     for table in ("renditions", "variants", "events"):
         key = "asset_id" if table != "events" else "owner <> '' AND subject_id"
@@ -326,14 +328,16 @@ async def test_jobs_outlive_a_killed_postgres(
     processes = Processes(suite.cluster, "postgres", keys, disk, tmp_path)
     bench = Bench(suite, processes)
     chance, took = random.Random(3), []
+
     try:
         processes.work("assets")
         for number in range(8):
-            # Refused for a moment: connections of the pool that died with the last Postgres.
+            # Briefly refused: connections of the pool died with the last Postgres.
             await until(suite_answers(bench), "the service answers")
             assets = [await upload(bench.client, jpeg(640, 480, seed=seed)) for seed in range(3)]
             await asyncio.sleep(chance.uniform(0, 0.8))
             await kill_and_start(durable)
+
             back = time.monotonic()
             for asset in assets:
                 await ended(bench, asset.id)
@@ -343,6 +347,7 @@ async def test_jobs_outlive_a_killed_postgres(
     finally:
         processes.close()
         await suite.close()
+
     measured(
         f"R2 Postgres killed: 8 times with jobs under way, idle {min(took):.1f} to {max(took):.1f}"
         " s after its return"

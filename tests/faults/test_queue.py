@@ -1,5 +1,5 @@
-"""R26: whatever breaks under the queue, it is as quick as before within 30 s, and no job FAILED for
-it."""
+"""R26: whatever breaks under the queue, it is as fast as before within 30 s, and no job FAILED
+because of it."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.faults
 
 @dataclass
 class Ground:
-    """Two workers whose queues are kept full, and what they did before anything broke."""
+    """Two workers whose queues are kept full, and their rate before anything broke."""
 
     field: chaos.Field
     before: Mapping[str, Mapping[str, float]]

@@ -25,8 +25,8 @@ from tests.suite import APP_PASSWORD
 pytestmark = pytest.mark.faults
 
 ROUNDS = 6
-# What the clients of several instances should use: an instance that says it is going gets no new
-# calls.
+# The recommended setting for clients of several instances: an instance that is shutting down gets
+# no new calls.
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": ""},
@@ -34,7 +34,7 @@ SERVICE_CONFIG = {
 
 
 class Caller:
-    """Calls one or several servers. No retries but gRPC's own, of calls that no server has
+    """Calls one or several servers. The only retries are gRPC's own, of calls that no server has
     begun."""
 
     def __init__(self, token: str, *ports: int) -> None:
@@ -69,7 +69,7 @@ class Caller:
 
 
 class Load:
-    """Calls without a pause from several tasks; every failure is kept."""
+    """Calls without a pause from several tasks; records every failure."""
 
     def __init__(self, caller: Caller, ids: list[str]) -> None:
         self.calls = 0
@@ -95,7 +95,7 @@ class Load:
 
 
 async def end_of(watch: Any) -> tuple[float, str, int]:
-    """Reads to the end: when it came, the cursor in the trailers, and how many changes came."""
+    """Reads to the end. Returns its time, the cursor in the trailers, and the number of changes."""
     changes = 0
     try:
         async for item in watch:
@@ -114,7 +114,7 @@ async def ready(watch: Any) -> None:
 
 
 async def resumes(caller: Caller, cursor: str, asset_id: str) -> None:
-    """The other instance goes on from the cursor."""
+    """Asserts that the other instance continues from the cursor."""
     watch = caller.watch(cursor)
     await caller.update(asset_id)
     async with asyncio.timeout(20):
@@ -127,8 +127,8 @@ async def resumes(caller: Caller, cursor: str, asset_id: str) -> None:
 async def restart(
     processes: Processes, superuser: Superuser, victim: Process, other: Caller, slow_id: str
 ) -> tuple[Process, float]:
-    """SIGTERM with a slow call in flight and three watches open. Returns the new process, and how
-    long watches took."""
+    """Sends SIGTERM with a slow call in flight and three watches open. Returns the new process, and
+    how long the watches took to end."""
     caller = Caller(processes.keys.token("ada"), victim.port)
     watches = [caller.watch() for _ in range(3)]
     for watch in watches:
@@ -168,6 +168,7 @@ async def test_a_restart_under_load_fails_no_call_in_flight(
     token = processes.keys.token(OWNER.removeprefix("user:"))
     behind_both = Caller(token, *(server.port for server in servers))
     load, took = Load(behind_both, ids), []
+
     for number in range(ROUNDS):
         other = Caller(token, servers[1 - number % 2].port)
         servers[number % 2], seconds = await restart(
@@ -175,9 +176,11 @@ async def test_a_restart_under_load_fails_no_call_in_flight(
         )
         took.append(seconds)
         await other.close()
+
     await load.stop()
     await behind_both.close()
     assert not load.failures, Counter(load.failures)
+
     measured(
         f"R21: {ROUNDS} restarts under {load.calls} calls, 0 failed; watches ended with their"
         f" cursor within {max(took):.2f} s of SIGTERM"
@@ -193,6 +196,7 @@ async def test_processes_that_share_a_port_are_replaced_and_end_together(
     os.kill(first, signal.SIGKILL)
     [other, another] = await two_servers(server, but=first)
     assert second in (other, another)
+
     await server.healthy()
     server.kill()  # the parent alone: nobody passes a signal on
     await until(lambda: gone(other, another), "servers without their parent end")
@@ -202,7 +206,7 @@ async def test_processes_that_share_a_port_are_replaced_and_end_together(
 
 
 async def two_servers(server: Process, but: int = 0) -> list[int]:
-    """The process ids of the children that serve."""
+    """Returns the process ids of the two children that serve."""
 
     async def found() -> list[int]:
         children = sorted(server.children() - {but})

@@ -1,5 +1,5 @@
-"""R22: a process is killed at each step of an upload, of making variants and of deleting. What it
-leaves in rows and store is found by the reconciler and the cleanup, and mended until both agree to
+"""R22: a process is killed at each step of an upload, of making variants and of deleting. The
+reconciler and the cleanup find what it leaves in rows and store, and repair it until both agree to
 the last object."""
 
 import asyncio
@@ -32,8 +32,8 @@ _SHOWN = """
 
 
 class House:
-    """A server and a worker as processes, over a store of their own, to be killed and started
-    again."""
+    """A server and a worker as processes, over a store of their own, which tests kill and
+    restart."""
 
     def __init__(self, processes: Processes, keys: Keys) -> None:
         self.processes = processes
@@ -49,7 +49,8 @@ class House:
         return server
 
     def work(self) -> Process:
-        """Nothing is too young: no upload is in flight when the reconciler is asked."""
+        """Starts a worker for which no object is too young: no upload is in flight when the
+        reconciler runs."""
         return self.processes.work(
             "assets", reconcile_grace_minutes=0, reconcile_minutes=0, cleanup_minutes=0
         )
@@ -62,8 +63,8 @@ class House:
     async def killed_at(
         self, server: Process, call: Callable[[], Any], statement: str, *parameters: Any
     ) -> None:
-        """Kills the server while the call, made once it is locked, waits for what the statement
-        locks."""
+        """Makes the call after the statement has taken its locks, and kills the server while it
+        waits for them."""
         async with self.superuser.hold(statement, *parameters) as lock:
             calling = asyncio.ensure_future(call())
             await lock.caught("assets_app")
@@ -79,8 +80,8 @@ class House:
         return {str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()}
 
     async def disagreements(self) -> tuple[int, int]:
-        """Objects without a row, rows without their object; but for uploads that nothing was sent
-        for."""
+        """Returns the number of objects without a row, and of rows without their object. Uploads
+        for which nothing was sent don't count."""
         shown, stored = await self.shown(), self.stored()
         unsent = {key for key in shown if "/upload/" in key}
         return len(stored - shown), len(shown - stored - unsent)
@@ -108,7 +109,8 @@ async def house(cluster: Cluster, keys: Keys, tmp_path: Path) -> AsyncIterator[H
 async def mended(
     house: House, measured: Callable[[str], None], what: str
 ) -> dict[str, tuple[int, int, int]]:
-    """A worker tidies up: in the end nothing is left to be found, and rows and store agree."""
+    """Lets a worker tidy up, and asserts that rows and store agree. Returns the reconciler's
+    figures."""
     house.work()
     root = house.client("root", "admin")
 
@@ -147,10 +149,10 @@ async def test_killed_while_an_upload_is_confirmed(
     settled = await flows.confirm(ada, verified.upload_id)
     await flows.send(
         verified.target, DATA
-    )  # the form still works; as if what was sent had not been removed
+    )  # the form still works: stands for bytes that were not removed
     found = await mended(house, measured, "upload")
     assert found["stray_objects"] == (2, 2, 0)
-    # What was never confirmed goes with the cleanup, once its time is over.
+    # The cleanup deletes an upload that was never confirmed, once it has expired.
     await house.superuser.rows("UPDATE assets.uploads SET expires_at = now() - interval '2 hours'")
     cleaned = figures(await run(house.client("root", "admin"), "RunCleanup"))
     assert cleaned["abandoned_uploads"] == (2, 2, 0)
@@ -232,11 +234,13 @@ async def test_killed_while_a_public_asset_is_deleted(
     )
     assert await house.disagreements() == (5, 0)  # the copies
     assert not (await _row(house, asset.id)).deleted_at
+
     await house.serve()
     ada = house.client()
     await flows.assets(ada).DeleteAsset(delete)
     assert not [key for key in await house.shown() if key.startswith("public/")]
     assert (await mended(house, measured, "delete"))["stray_objects"] == (5, 5, 0)
+
     back = await flows.assets(ada).UndeleteAsset(asset_pb2.UndeleteAssetRequest(asset_id=asset.id))
     assert back.asset.visibility == PUBLIC
     await mended(house, measured, "undelete")
@@ -263,11 +267,13 @@ async def test_killed_before_and_amid_a_purge(
         server, lambda: flows.assets(ada).PurgeAsset(purges[0]), _LOCK_ASSET, assets[0].id
     )
     assert await house.disagreements() == (0, 0)
+
     await house.serve()
     ada = house.client()
     for purge in purges:
         await flows.assets(ada).PurgeAsset(purge)
-    # The bytes are removed, and the worker dies before it can forget that they were to be.
+
+    # The bytes are removed, and the worker dies before it can delete their doomed objects.
     async with house.superuser.hold("SELECT FROM assets.doomed_objects FOR UPDATE") as lock:
         worker = house.work()
         backend = await lock.caught("assets_worker")
@@ -275,8 +281,9 @@ async def test_killed_before_and_amid_a_purge(
         worker.kill()
         await house.superuser.rows(
             "SELECT pg_terminate_backend(%s)", backend
-        )  # else it goes on without its client
+        )  # else the backend continues without its client
     assert await house.superuser.value("SELECT count(*) FROM assets.doomed_objects") >= 10
+
     found = await mended(house, measured, "purge")
     assert {each[:2] for each in found.values()} == {(0, 0)}
     assert await house.superuser.value("SELECT count(*) FROM assets.assets") == 0
@@ -308,9 +315,11 @@ async def test_a_store_that_lost_objects_is_told_of(
     root = house.client("root", "admin")
     found = figures(await run(root, "RunReconciler", from_start=True))
     assert (found["lost_originals"], found["lost_variants"]) == ((1, 1, 0), (5, 5, 0))
+
     made = await flows.variants_of(ada, whole.id, timeout=60)
     assert {each.state for each in made.values()} == {asset_pb2.VARIANT_STATE_READY}
     assert (await flows.get(ada, lost.id)).HasField("bytes_gone_time")
+
     again = await run(root, "RunReconciler", from_start=True)
     assert again.state == storage_pb2.RUN_STATE_DONE
     assert {each[:2] for each in figures(again).values()} == {(0, 0)}

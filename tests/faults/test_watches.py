@@ -1,5 +1,5 @@
 """Watches across restarts and cut connections, while writers commit out of order: nothing is
-missed, told twice or told in another order."""
+missed, repeated or reordered."""
 
 import asyncio
 import random
@@ -33,13 +33,13 @@ STAMPED = "SELECT bool_and(position IS NOT NULL) FROM assets.events"
 
 @pytest.fixture
 async def stack() -> AsyncIterator[AsyncExitStack]:
-    """Closes what a test opened, however it ends."""
+    """Closes what a test opened, however the test ends."""
     async with AsyncExitStack() as made:
         yield made
 
 
 class Cable:
-    """Carries bytes between clients and a server until it is cut: every connection is reset."""
+    """Carries bytes between clients and a server until it is cut, which resets every connection."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -80,8 +80,8 @@ class Cable:
 
 
 class Follower:
-    """A watch that comes back with its cursor after every end. `seen`: (asset id, version) in the
-    order they came."""
+    """A watch that resumes from its cursor after every end. `seen` has (asset id, version) in order
+    of arrival."""
 
     def __init__(self, client: Client, wanted: list[str]) -> None:
         self._stub = client.stub(asset_pb2_grpc.AssetServiceStub)
@@ -109,7 +109,7 @@ class Follower:
             except grpc.aio.AioRpcError as error:
                 trailers = dict(error.trailing_metadata() or ())
                 self.ends.append("with cursor" if "cursor" in trailers else str(error.code().name))
-                # gRPC's own core says CANCELLED to a call that reaches a server in the very moment
+                # gRPC's core answers CANCELLED to a call that reaches a server in the very moment
                 # that it stops.
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     raise
@@ -140,7 +140,7 @@ UPDATE = Statement(
 
 
 async def make_assets(db: Database) -> list[UUID]:
-    """PENDING assets, made by statement: a watch tells of them like of any."""
+    """Makes PENDING assets by statement; a watch sends them like any."""
     made = []
     for number in range(SUBJECTS):
         async with db.transaction(OWNER) as m:
@@ -151,13 +151,13 @@ async def make_assets(db: Database) -> list[UUID]:
 
 
 async def write_out_of_order(db: Database, ids: list[UUID], chance: random.Random) -> int:
-    """Transactions that change one to three assets, stay open for a while, and so commit in another
-    order than they began. Returns how many events they published."""
+    """Runs transactions that change one to three assets and stay open for a while, so that they
+    commit in another order than they began. Returns the number of published events."""
     told = 0
     while True:
         chosen = sorted(
             chance.sample(ids, chance.randint(1, 3))
-        )  # in one order, so that none waits for another in a ring
+        )  # in one order, so that no deadlock arises
         try:
             async with db.transaction(OWNER) as m:
                 for asset_id in chosen:
@@ -196,7 +196,7 @@ async def told(superuser: Superuser, after: int) -> list[tuple[str, int]]:
 
 
 async def restart(processes: Processes, server: Process, number: int) -> Process:
-    """SIGTERM and SIGKILL in turn; the same port."""
+    """Stops the server by SIGTERM or SIGKILL in turn, and restarts it on the same port."""
     if number % 2:
         server.kill()
     else:
@@ -250,13 +250,14 @@ async def test_a_watch_misses_nothing_across_restarts_and_cut_connections(
     expected = await told(superuser, start)
     wanted = [change for change in expected if change[0] in some]
     for follower, changes in zip(followers, (expected, wanted), strict=True):
-        with suppress(AssertionError):  # what is missing is told better below
+        with suppress(AssertionError):  # the assertions below say better what is missing
             await until(lambda: follower.saw(len(changes)), "the follower has seen everything")  # noqa: B023
         assert follower.seen == changes, (follower.task, follower.ends[-5:])
     assert len(expected) > published > 1000
     for asset_id in map(str, ids):
         versions = [version for subject, version in expected if subject == asset_id]
         assert versions == list(range(versions[0], versions[0] + len(versions)))
+
     ends = followers[0].ends
     assert "with cursor" in ends
     measured(
@@ -274,7 +275,7 @@ async def disturb(processes: Processes, server: Process, worker: Process, cable:
         cable.cut()
         await asyncio.sleep(chance.uniform(0, 2))
         server = await restart(processes, server, number)
-        if number % 5 == 4:  # the sequencer, too
+        if number % 5 == 4:  # restarts the sequencer, too
             worker.kill()
             worker = processes.work("assets")
 
@@ -310,6 +311,7 @@ async def test_a_watch_goes_on_when_the_sequencer_is_frozen(
     follower = Follower(client, [])
     stack.callback(follower.task.cancel)
     await follower.ready.wait()
+
     sequencer.freeze()
     processes.work("assets")
     frozen = time.monotonic()

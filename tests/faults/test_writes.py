@@ -1,4 +1,4 @@
-"""What was acknowledged stays, and happened once, whoever is killed."""
+"""Acknowledged changes stay, and happened once, whoever is killed."""
 
 import asyncio
 import time
@@ -19,9 +19,9 @@ from tests.suite import APP_PASSWORD, WORKER_PASSWORD, Client, Cluster, DiskServ
 
 pytestmark = pytest.mark.faults
 
-KILLS = 5  # of the service, and of Postgres
+KILLS = 5  # kills of the service, and as many of Postgres
 WRITERS = 4
-# What a client repeats, with the same request_id.
+# The codes after which a client repeats a call, with the same request_id.
 _REPEATED = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.ABORTED,
@@ -32,8 +32,8 @@ _REPEATED = (
 
 
 class Writer:
-    """Makes assets and changes its newest one, one call after the other; repeats what wasn't
-    acknowledged."""
+    """Makes assets and changes its newest one, one call after the other; repeats unacknowledged
+    calls."""
 
     def __init__(self, client: Client, number: int) -> None:
         self._assets = client.stub(asset_pb2_grpc.AssetServiceStub)
@@ -133,8 +133,8 @@ async def test_acknowledged_writes_stay_and_happened_once(
 
 
 async def hold(superuser: Superuser, writers: list[Writer]) -> None:
-    """Each asset is there once, with the last acknowledged change, and each change was made and
-    told once."""
+    """Asserts that each asset exists once, with the last acknowledged change, and that each change
+    was made and published once."""
     rows = await superuser.rows(
         "SELECT id::text, file_name, tags, version, (SELECT array_agg(e.version ORDER BY seq) FROM"
         " assets.events e WHERE e.subject_id = a.id) AS told FROM assets.assets a"

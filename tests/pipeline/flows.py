@@ -1,4 +1,4 @@
-"""What a client of pipeline does, for tests to build on."""
+"""Steps of a client of pipeline, for tests to build on."""
 
 import asyncio
 import uuid
@@ -42,8 +42,8 @@ FACTS: dict[str, Any] = {
 }
 _NAMELESS = dict.fromkeys(("name", "model", "brand", "condition"), "")
 UNSURE = {**FACTS, "product": FACTS["product"] | _NAMELESS}
-"""Nothing is stated that phase 1 asks for but the category: it is not sure. Enough is for the
-phases after it."""
+"""Of what phase 1 asks for, only the category is stated, so it is not sure. The phases after it
+have enough."""
 
 
 def facts(stated: dict[str, Any] = FACTS) -> facts_pb2.Facts:
@@ -51,8 +51,8 @@ def facts(stated: dict[str, Any] = FACTS) -> facts_pb2.Facts:
 
 
 def photo(seed: int = 1) -> bytes:
-    """A sharp, textured garment-like shape on a plain light backdrop: easy to read a product
-    from."""
+    """Returns a sharp, textured garment-like shape on a plain light backdrop: easy to read a
+    product from."""
     backdrop = pyvips.Image.black(480, 640, bands=3).linear([1, 1, 1], [228, 228, 226])
     weave = pyvips.Image.gaussnoise(270, 420, sigma=38, mean=0, seed=seed)
     shape = weave.bandjoin([weave, weave]).linear([1, 1, 1], [168, 132, 84])
@@ -88,7 +88,7 @@ def request_id() -> str:
 async def create(
     client: Client, *assets: str, stated: dict[str, Any] = FACTS, **fields: Any
 ) -> product_pb2.Product:
-    """A product of these images, or of one fresh picture."""
+    """Creates a product of these images, or of one fresh picture."""
     if not assets:
         assets = ((await asset_flows.upload(client, photo())).id,)
     images = [product_pb2.NewImage(asset_id=asset, view="front") for asset in assets]
@@ -103,14 +103,15 @@ def book(csv: bytes, **fields: Any) -> price_book_pb2.ImportPriceBookRequest:
 
 
 def analysis(name: str = "Canvas field jacket", **fields: Any) -> result_pb2.PhaseValue:
-    """What an outside runner may say in phase 1."""
+    """Returns what an outside runner may say in phase 1."""
     return result_pb2.PhaseValue(product_analysis=result_pb2.ProductAnalysis(name=name, **fields))
 
 
 async def outside(
     client: Client, asset: str, phases: Sequence[int] = (1, 2, 3, 4), **fields: Any
 ) -> product_pb2.Product:
-    """A product of a READY image, whose phases an outside runner takes; phase 1 is due."""
+    """Creates a product of a READY image for outside runners, and returns it when phase 1 is
+    due."""
     created = await create(client, asset, run_phases_externally=phases, **fields)
     watching = watch(client, created.id)
     await watching.until(lambda change: change.phase.number == 1 and change.phase.due)
@@ -155,7 +156,7 @@ async def complete(
 
 
 class Watching:
-    """A watch in the background: `changes` in order of arrival; `until(pick)` waits for one and
+    """A watch in the background. `changes` are in order of arrival; `until(pick)` waits for one and
     returns it."""
 
     def __init__(self, stream: Any) -> None:
@@ -215,6 +216,6 @@ def product_is(state: int) -> Pick:
 
 
 async def everything(atelier: Suite) -> None:
-    """All services that pipeline needs, and their workers."""
+    """Starts all services that pipeline needs, and their workers."""
     await atelier.serve("assets", "conversions", "pipeline")
     await atelier.work("assets", "conversions", "pipeline")

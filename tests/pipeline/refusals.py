@@ -1,4 +1,4 @@
-"""Asking for a refusal and looking at what it says."""
+"""Checks a refusal and what it says."""
 
 from collections.abc import Awaitable
 from typing import Any

@@ -26,10 +26,12 @@ async def test_phase_1_waits_for_images_that_are_still_being_uploaded(atelier: S
         StatusCode.FAILED_PRECONDITION,
         "images aren't all READY",
     )
+
     await asset_flows.send(announced.target, data)
     await asset_flows.confirm(ada, announced.upload_id)
     due = await watching.until(lambda change: change.phase.number == 1 and change.phase.due)
     assert due.phase.state == phase_pb2.PHASE_STATE_PENDING
+
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_PROCESSING))
     await watching.close()
 
@@ -41,6 +43,7 @@ async def test_a_rejected_image_makes_the_product_an_error_that_says_why(atelier
     announced = await asset_flows.announce(ada, b"x" * 100, sha256="")
     await asset_flows.send(announced.target, b"x" * 100)
     await refused(asset_flows.confirm(ada, announced.upload_id), StatusCode.FAILED_PRECONDITION)
+
     created = await flows.create(ada, announced.asset.id)
     watching = flows.watch(ada, created.id)
     failed = await watching.until(flows.product_is(ERROR))
@@ -48,6 +51,7 @@ async def test_a_rejected_image_makes_the_product_an_error_that_says_why(atelier
         failed.product.error_class == "IMAGE_REJECTED"
         and announced.asset.id in failed.product.error_message
     )
+
     await watching.until(lambda change: change.log.action == "images_unusable")
     retry = phase_pb2.RetryPhaseRequest(product_id=created.id, phase=1)
     await flows.phases(ada).RetryPhase(retry)
@@ -87,6 +91,7 @@ async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_ret
     await asset_flows.confirm(ada, announced.upload_id)
     await watching.until(lambda change: change.log.action == "images_ready")
     assert (await flows.get(ada, created.id)).product.state == product_pb2.PRODUCT_STATE_STOPPED
+
     retried = await flows.phases(ada).RetryPhase(
         phase_pb2.RetryPhaseRequest(product_id=created.id, phase=1)
     )
@@ -104,6 +109,7 @@ async def test_assets_may_be_away_when_a_product_is_created(atelier: Suite) -> N
     watching = flows.watch(ada, created.id)
     await watching.ready()
     await refused(flows.get(ada, created.id, include_urls=True), StatusCode.UNAVAILABLE)
+
     await asyncio.sleep(1)
     await atelier.stop_work("pipeline")
     await atelier.serve("assets")
@@ -119,9 +125,11 @@ async def test_what_a_product_may_be_made_of_is_checked(atelier: Suite) -> None:
     await refused(
         flows.create(ada, image.id, image.id), StatusCode.INVALID_ARGUMENT, "each asset once"
     )
+
     shouting = flows.create(ada, image.id, image.id.upper())
     shouted = await refused(shouting, StatusCode.INVALID_ARGUMENT, "the same asset")
     assert shouted.fields == ["images[1].asset_id"]
+
     twice = [
         product_pb2.NewImage(asset_id=i, primary=True)
         for i in (image.id, "0198f4f0-0000-7000-8000-000000000000")
@@ -130,6 +138,7 @@ async def test_what_a_product_may_be_made_of_is_checked(atelier: Suite) -> None:
         flows.create(ada, image.id, images=twice), StatusCode.INVALID_ARGUMENT, "at most one image"
     )
     await refused(flows.create(ada, image.id, images=[]), StatusCode.INVALID_ARGUMENT, "images")
+
     sideways = [product_pb2.NewImage(asset_id=image.id, view="sideways")]
     await refused(flows.create(ada, image.id, images=sideways), StatusCode.INVALID_ARGUMENT, "view")
     two_lines = {"product": {"name": "one\ntwo"}}

@@ -1,5 +1,5 @@
-"""What a person said in a review stands in all that follows, whatever later phases find and whoever
-runs them."""
+"""What a person said in a review holds for everything that follows, whatever later phases find and
+whoever runs them."""
 
 from typing import Any
 
@@ -75,10 +75,11 @@ FOUND: dict[str, Value] = {
         "condition_details": "found details",
     },
 }
-"""What every phase would say, were it not for a person."""
+"""What every phase would say without a person."""
 
-# By phase and field: what a person says, and where else it then stands: in the facts that phase 4
-# is given, in the listing, in the product. Fields without such a place have no counterpart later.
+# By phase and field: what a person says, and where else it must then appear: in the facts that
+# phase 4 gets, in the listing, in the product. Fields without such a place have no counterpart
+# later.
 SAID: dict[str, dict[str, tuple[Any, Value]]] = {
     "product_analysis": {
         "name": ("Right name", {"facts.product.name": "Right name", "product.name": "Right name"}),
@@ -174,8 +175,8 @@ async def reviewed(
     masks: dict[str, list[str]] | None = None,
     found: dict[str, Value] = FOUND,
 ) -> tuple[Client, str]:
-    """A product that has gone through. Outside runners are unsure of what they found in the phases
-    that are edited."""
+    """Runs a product through all phases. Outside runners are unsure of what they found in the
+    edited phases."""
     await flows.everything(atelier)
     ada = atelier.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
@@ -215,7 +216,7 @@ async def reviewed(
 
 
 async def seen(client: Client, product_id: str) -> dict[str, Any]:
-    """Where a person's word may stand."""
+    """Returns everything in which a person's words may appear."""
     shown = await flows.get(client, product_id)
     by_phase = {
         result.phase: getattr(result.value, KINDS[result.phase - 1]) for result in shown.results
@@ -235,7 +236,7 @@ async def seen(client: Client, product_id: str) -> dict[str, Any]:
 
 
 def at(places: dict[str, Any], path: str) -> Any:
-    """What stands at a path; None: nothing."""
+    """Returns the value at a path, or None if there is nothing."""
     name, *steps = path.split(".")
     found = places[name]
     for step in steps:
@@ -268,11 +269,12 @@ PHASES_1_AND_3 = ["product_analysis", "seo_analysis"]
 async def test_a_reviewers_word_stands_in_all_that_follows(
     atelier: Suite, kinds: list[str], outside: list[int]
 ) -> None:
-    """Outside runners say something else throughout; where phase 4 isn't theirs, a model of ours is
-    given the facts."""
+    """Outside runners say something else throughout. Where phase 4 isn't theirs, our model gets the
+    facts."""
     edits = {kind: {name: said for name, (said, _) in SAID[kind].items()} for kind in kinds}
     ada, product_id = await reviewed(atelier, edits, outside)
     places = await seen(ada, product_id)
+
     for kind in kinds:
         assert places[f"phase {KINDS.index(kind) + 1}"] == getattr(value(kind, edits[kind]), kind)
         for name, (_, wanted) in SAID[kind].items():
@@ -292,9 +294,10 @@ async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
     }
     edits: dict[str, Value] = {kind: {} for kind in emptied}
     analysis = {name: word for name, word in FOUND["product_analysis"].items() if name != "model"}
-    found = {**FOUND, "product_analysis": analysis}  # the model is what the caller stated
+    found = {**FOUND, "product_analysis": analysis}  # the caller stated the model
     ada, product_id = await reviewed(atelier, edits, [1, 2, 3], emptied, found)
     places = await seen(ada, product_id)
+
     for name in (
         "name",
         "model",
@@ -306,6 +309,7 @@ async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
         "keywords",
     ):
         assert at(places, f"facts.product.{name}") is None, name
+
     for name in ("title", "description", "condition", "category", "subcategory"):
         assert at(places, f"listing.{name}") is None, name
     assert (places["product"].name, places["product"].model) == ("", "")
@@ -326,6 +330,7 @@ async def test_a_name_that_a_reviewer_approves_is_the_products(atelier: Suite) -
         ada, await flows.claim(ada, created.id, 1), flows.analysis("Found name"), confidence=0.5
     )
     assert (await flows.get(ada, created.id)).product.name == "Wrong name"
+
     [review] = (await flows.get(ada, created.id)).reviews
     approve = review_pb2.SubmitReviewRequest(
         review_id=review.id, decision=review_pb2.REVIEW_DECISION_APPROVE
@@ -389,6 +394,7 @@ async def test_words_that_later_phases_cannot_take_are_refused(atelier: Suite) -
         confidence = 0.5 if number == 3 else 0.9
         await flows.complete(ada, claimed, value(kind, FOUND[kind]), confidence=confidence)
     [review] = (await flows.get(ada, created.id)).reviews
+
     request = review_pb2.SubmitReviewRequest(
         review_id=review.id,
         decision=review_pb2.REVIEW_DECISION_EDIT,

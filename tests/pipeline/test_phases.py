@@ -42,26 +42,31 @@ async def test_an_outside_runner_takes_a_product_through_all_phases(atelier: Sui
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
     assert list(created.external_phases) == [1, 2, 3, 4]
+
     values = [
         flows.analysis(brands=["Kesterholt"]),
         NOTHING,
         result_pb2.PhaseValue(seo_analysis=result_pb2.SeoAnalysis(title="Jacket")),
         result_pb2.PhaseValue(product_listing=result_pb2.ProductListing(title="Jacket")),
     ]
+
     for number, value in enumerate(values, start=1):
         claimed = await flows.claim(ada, created.id, number)
         assert claimed.phase.state == phase_pb2.PHASE_STATE_RUNNING and claimed.phase.HasField(
             "lease_expire_time"
         )
+
         done = await flows.complete(ada, claimed, value, confidence=0.9, provider="ours")
         assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
         assert (done.result.source, done.result.provider) == (
             result_pb2.RESULT_SOURCE_RUNNER,
             "ours",
         )
+
     shown = await flows.get(ada, created.id)
     assert shown.product.state == product_pb2.PRODUCT_STATE_COMPLETED
     assert [result.value for result in shown.results] == values
+
     outcomes = atelier.sql("SELECT outcome, worker FROM pipeline.attempts")
     assert outcomes == [("succeeded", "outside:ada")] * 4
 
@@ -96,18 +101,21 @@ async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(
     await watching.until(lambda change: change.phase.due and change.phase.attempt_number == 1)
     await watching.close()
     assert again.log.actor == "atelier"
+
     fresh = await flows.claim(ada, created.id, 1)
     assert fresh.phase.attempt_number == 2
     info = await refused(
         flows.complete(ada, late, flows.analysis()), StatusCode.FAILED_PRECONDITION
     )
     assert info.reason == "ATTEMPT_SUPERSEDED"
+
     beat = phase_pb2.HeartbeatPhaseRequest(
         product_id=created.id, phase=1, attempt_token=late.attempt_token
     )
     assert (
         await refused(flows.phases(ada).HeartbeatPhase(beat), StatusCode.FAILED_PRECONDITION)
     ).reason == "ATTEMPT_SUPERSEDED"
+
     done = await flows.complete(ada, fresh, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
@@ -121,7 +129,8 @@ async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(atelier: Suite
     )
     answer = await flows.phases(ada).HeartbeatPhase(beat)
     assert answer.lease_expire_time.seconds > claimed.phase.lease_expire_time.seconds + 500
-    await asyncio.sleep(2.5)  # the reaper passes by every second
+
+    await asyncio.sleep(2.5)  # the reaper runs every second
     done = await flows.complete(ada, claimed, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
@@ -129,11 +138,12 @@ async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(atelier: Suite
 async def test_another_may_claim_as_soon_as_the_lease_has_passed(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image)
-    await atelier.stop_work("pipeline")  # so that nobody reaps
+    await atelier.stop_work("pipeline")  # so that no lease is reaped
     await flows.claim(ada, created.id, 1, lease_seconds=1)
     await refused(
         flows.claim(ada, created.id, 1), StatusCode.FAILED_PRECONDITION, "another runner has it"
     )
+
     await asyncio.sleep(1.1)
     assert (await flows.claim(ada, created.id, 1)).phase.attempt_number == 2
     assert atelier.sql("SELECT outcome FROM pipeline.attempts ORDER BY created_at") == [
@@ -155,6 +165,7 @@ async def test_a_failure_from_outside_can_be_retried(atelier: Suite) -> None:
         error_message="the model is being replaced",
     )
     assert (await flows.phases(ada).FailPhase(failure)).phase.state == phase_pb2.PHASE_STATE_FAILED
+
     product = (await flows.get(ada, created.id)).product
     assert product.state == product_pb2.PRODUCT_STATE_ERROR and product.error_class == "MODEL_DOWN"
     await refused(
@@ -162,6 +173,7 @@ async def test_a_failure_from_outside_can_be_retried(atelier: Suite) -> None:
         StatusCode.FAILED_PRECONDITION,
         "it is failed",
     )
+
     again = (await flows.phases(ada).RetryPhase(retry(created.id, 1))).phase
     assert (again.retry_count, again.due, again.error_class) == (1, True, "")
     product = (await flows.get(ada, created.id)).product
@@ -178,10 +190,12 @@ async def test_stopping_takes_the_phase_from_an_outside_runner(atelier: Suite) -
     assert (
         await flows.phases(ada).StopPhase(stop(created.id, 1))
     ).outcome == phase_pb2.STOP_OUTCOME_WAS_STOPPED
+
     info = await refused(
         flows.complete(ada, claimed, flows.analysis()), StatusCode.FAILED_PRECONDITION
     )
     assert info.reason == "ATTEMPT_SUPERSEDED"
+
     shown = await flows.get(ada, created.id)
     assert shown.product.state == product_pb2.PRODUCT_STATE_STOPPED and not shown.results
     await flows.phases(ada).RetryPhase(retry(created.id, 1))
@@ -196,9 +210,11 @@ async def test_a_stop_that_comes_as_the_phase_is_done_stops_the_next_one(atelier
     await atelier.change("UPDATE pipeline.phases SET cancel_requested = true WHERE number = 1")
     done = await flows.complete(ada, claimed, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
+
     product = (await flows.get(ada, created.id)).product
     assert product.state == product_pb2.PRODUCT_STATE_STOPPED
     assert product.phases[1].state == phase_pb2.PHASE_STATE_STOPPED
+
     await flows.phases(ada).RetryPhase(retry(created.id, 2))
     assert (await flows.get(ada, created.id)).product.phases[1].due
 
@@ -226,9 +242,11 @@ async def test_calls_at_the_same_moment_end_in_one_order(atelier: Suite) -> None
         for error in ended
         if isinstance(error, Exception) and not isinstance(error, AioRpcError)
     ]
+
     open_reviews = atelier.sql("SELECT count(*) FROM pipeline.reviews WHERE state = 'open'")[0][0]
     phase = (await flows.get(ada, created.id)).product.phases[0]
     assert open_reviews == (phase.state == phase_pb2.PHASE_STATE_AWAITING_REVIEW)
+
     running = atelier.sql("SELECT count(*) FROM pipeline.attempts WHERE outcome = 'running'")[0][0]
     assert running == (phase.state == phase_pb2.PHASE_STATE_RUNNING)
 
@@ -239,11 +257,13 @@ async def test_a_repeated_claim_or_result_is_one(atelier: Suite) -> None:
     request = phase_pb2.ClaimPhaseRequest(request_id="claim-1", product_id=created.id, phase=1)
     claimed = [await flows.phases(ada).ClaimPhase(request) for _ in range(2)]
     assert claimed[0] == claimed[1]
+
     done = [
         await flows.complete(ada, claimed[0], flows.analysis(), request_id="done-1")
         for _ in range(2)
     ]
     assert done[0] == done[1]
+
     other = flows.complete(ada, claimed[0], flows.analysis("Another"), request_id="done-1")
     assert (await refused(other, StatusCode.INVALID_ARGUMENT)).reason == "REQUEST_ID_REUSED"
 
@@ -258,6 +278,7 @@ async def test_a_value_must_belong_to_its_phase_and_be_usable_by_the_next(atelie
     await refused(
         flows.complete(ada, claimed, result_pb2.PhaseValue()), StatusCode.INVALID_ARGUMENT, "value"
     )
+
     two_lines = flows.analysis("a name\nof two lines")
     await refused(flows.complete(ada, claimed, two_lines), StatusCode.INVALID_ARGUMENT, "one line")
     await refused(
@@ -291,9 +312,11 @@ async def test_a_value_is_no_larger_than_three_of_them_in_an_answer(atelier: Sui
     await refused(
         flows.complete(ada, claimed, large), StatusCode.INVALID_ARGUMENT, "the limit is 500000"
     )
+
     del large.product_analysis.image_quality.pictures[50:]
     done = await flows.complete(ada, claimed, large, confidence=0.4)
     assert done.result.value == large
+
     [review] = (
         await flows.reviews(ada).ListReviews(review_pb2.ListReviewsRequest(product_id=created.id))
     ).reviews
@@ -314,11 +337,13 @@ async def test_without_auto_advance_each_phase_waits_for_its_start(atelier: Suit
     created = await flows.outside(ada, image, auto_advance=False)
     early = flows.phases(ada).StartPhase(start(created.id, 2))
     await refused(early, StatusCode.FAILED_PRECONDITION, "phase 1 isn't completed")
+
     await flows.complete(ada, await flows.claim(ada, created.id, 1), flows.analysis())
     product = (await flows.get(ada, created.id)).product
     assert product.state == product_pb2.PRODUCT_STATE_PROCESSING and not product.is_pipeline_running
     await refused(flows.claim(ada, created.id, 2), StatusCode.FAILED_PRECONDITION, "isn't due")
     assert (await flows.phases(ada).StartPhase(start(created.id, 2))).phase.due
+
     again = flows.phases(ada).StartPhase(start(created.id, 2))
     await refused(again, StatusCode.FAILED_PRECONDITION, "waits for a runner already")
     assert (await flows.get(ada, created.id)).product.is_pipeline_running
@@ -328,6 +353,7 @@ async def test_without_auto_advance_each_phase_waits_for_its_start(atelier: Suit
 async def test_what_the_state_forbids_is_refused_with_the_state(atelier: Suite) -> None:
     ada, image = await with_image(atelier)
     created = await flows.outside(ada, image, [1])
+
     service = flows.phases(ada)
     await refused(
         service.RetryPhase(retry(created.id, 1)),

@@ -28,7 +28,8 @@ async def entries(client: Client) -> list[price_book_pb2.PriceBookEntry]:
 async def researched(
     atelier: Suite, csv: str | None, **fields: object
 ) -> tuple[Client, str, result_pb2.PhaseResult]:
-    """Phase 2 as the worker runs it, after a phase 1 from outside that found the sample jacket."""
+    """Returns phase 2 as the worker runs it, after an outside phase 1 that found the sample
+    jacket."""
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")
@@ -46,6 +47,7 @@ async def researched(
 async def test_market_research_finds_the_owners_offers(atelier: Suite) -> None:
     _, _, found = await researched(atelier, OFFERS)
     market = found.value.market_research
+
     assert (found.provider, found.confidence, market.matched_by) == ("price_book", 1, "model")
     assert (market.marketplace.marketplace, market.marketplace.price.amount) == ("Bazaar", 139)
     assert market.marketplace.link == "https://b.example/7"
@@ -64,6 +66,7 @@ async def test_without_a_number_the_name_is_looked_up(atelier: Suite) -> None:
         " jacket,Elsewhere,1.00,,EUR,,\n"
     )
     _, _, found = await researched(atelier, csv)
+
     market = found.value.market_research
     assert (market.matched_by, market.marketplace.marketplace) == ("name", "Flea market")
     assert len(market.offers) == 1, "an offer of another number is another product"
@@ -71,14 +74,15 @@ async def test_without_a_number_the_name_is_looked_up(atelier: Suite) -> None:
 
 
 async def test_a_name_is_found_however_its_characters_are_put_together(atelier: Suite) -> None:
-    """From a Mac in the book and typed in the facts: decomposed, with a no-break space, a curly and
-    a straight mark."""
+    """The book's name comes from a Mac: decomposed, with a no-break space and a curly apostrophe;
+    the facts have a typed one."""
     typed, pasted = "B\u00e9ret d'M\u00e5ns", "Be\u0301ret\u00a0d\u2019Ma\u030ans"
     data = f"model;name;marketplace;price;currency\n;{pasted};Shop;19,90;EUR\n".encode("utf-16")
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")
     assert (await flows.price_book(ada).ImportPriceBook(flows.book(data))).added == 1
+
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.outside(ada, image.id, [1, 3], stated={})
     watching = flows.watch(ada, created.id)
@@ -97,6 +101,7 @@ async def test_a_book_is_read_in_the_encoding_that_its_owner_names(atelier: Suit
     await refused(
         flows.price_book(ada).ImportPriceBook(flows.book(data)), StatusCode.INVALID_ARGUMENT, told
     )
+
     await flows.price_book(ada).ImportPriceBook(flows.book(data, encoding="windows-1252"))
     assert [entry.name for entry in await entries(ada)] == ["Béret"]
 
@@ -134,6 +139,7 @@ async def test_good_lines_are_kept_and_bad_ones_named(atelier: Suite) -> None:
         "A,6\n"
         'A,"7,,M,10,,EUR,,\n'
     )
+
     answer = await flows.price_book(ada).ImportPriceBook(flows.book(csv.encode()))
     assert (answer.added, answer.updated, answer.refused) == (1, 0, 8)
     assert [(fault.line, fault.column) for fault in answer.errors] == [
@@ -159,6 +165,7 @@ async def test_importing_again_replaces_offers_and_may_remove_the_others(atelier
     assert (await flows.price_book(ada).ImportPriceBook(first)).added == 2, (
         "a repeat gives the first answer"
     )
+
     second = (HEADER + "A,1,,M,11,,EUR,,\nA,3,,M,30,,EUR,,\n").encode()
     spoilt = await flows.price_book(ada).ImportPriceBook(
         flows.book(second + b"A,4,,M,,,EUR,,\n", replace=True)
@@ -168,6 +175,7 @@ async def test_importing_again_replaces_offers_and_may_remove_the_others(atelier
         1,
         0,
     ), "a refused line keeps the book whole"
+
     clean = await flows.price_book(ada).ImportPriceBook(flows.book(second, replace=True))
     assert (clean.added, clean.updated, clean.removed) == (0, 2, 1)
     assert {entry.model: entry.offer.price.amount for entry in await entries(ada)} == {
@@ -206,7 +214,7 @@ def test_ten_thousand_lines_are_read() -> None:
 async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(atelier: Suite) -> None:
     await atelier.serve("pipeline")
     ada = atelier.client("u" * 100)
-    # Every character another, for Postgres packs what repeats: 600 bytes each fit, one byte more
+    # Each character differs, because Postgres compresses repeats: 600 bytes each fit, one byte more
     # doesn't.
     longest = ["".join(chr(0x4E00 + 200 * column + n) for n in range(200)) for column in range(4)]
     grown = "ﷺ" * 20  # 60 bytes as written, 660 folded
@@ -215,6 +223,7 @@ async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(atelier:
         f"a,1,{longest[2]}x,m,1,,EUR,,",
         f"{grown},2,,m,1,,EUR,,",
     ]
+
     answer = await flows.price_book(ada).ImportPriceBook(
         flows.book((HEADER + "\n".join(lines)).encode())
     )

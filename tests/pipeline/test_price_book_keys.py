@@ -1,5 +1,5 @@
-"""Books that were imported when only case and spaces didn't count are compared as books are
-today."""
+"""Books imported when names ignored only case and spaces are compared by today's rules after the
+migration."""
 
 import importlib
 
@@ -25,7 +25,7 @@ INSERT = """
 def imported(
     conn: "psycopg.Connection[tuple[object, ...]]", owner: str, name: str, price: float, age: int
 ) -> None:
-    """As it was done."""
+    """Inserts an offer with the key of that time."""
     key = " ".join(name.casefold().split())
     values = {"id": new_id(), "owner": owner, "name": name, "key": key, "price": price, "age": age}
     conn.execute(INSERT, values)
@@ -58,6 +58,7 @@ def test_old_keys_are_folded_anew(cluster: Cluster) -> None:
                 "SELECT name_key, price FROM pipeline.price_book_entries ORDER BY price"
             ).fetchall()
             assert rows == [("coat", 1), (folded("B\u00e9ret"), 2), ("fj-100", 4), ("fj-100", 5)]
+
             forced = conn.execute(
                 "SELECT relforcerowsecurity FROM pg_class WHERE relname = 'price_book_entries'"
             )

@@ -1,5 +1,5 @@
-"""Price books as spreadsheets write them: each line is an offer, or an error that says where and
-what to do."""
+"""Price books as spreadsheets write them: each line is an offer, or an error with its place and the
+next step."""
 
 import unicodedata
 from contextlib import suppress
@@ -62,7 +62,7 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only() -> None:
 @pytest.mark.parametrize(
     ("lines", "faults", "read"),
     [
-        # Closed by somebody else's mark: the line after it is an offer all the same.
+        # Another cell's mark closes the quotation: the line after it is still an offer.
         (
             ['M1,"Coat,Shop,1,EUR', 'M2,Screen 24",Shop,2,EUR', "M3,Coat,Shop,3,EUR"],
             [(2, "name")],
@@ -75,7 +75,7 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only() -> None:
             ["M3"],
         ),
         (['M1,Coat,Shop,1,"EUR'], [(2, "currency")], []),
-        # A cell of two lines is one error; the numbers after it are the editor's.
+        # A cell of two lines is one error; the line numbers after it are those of an editor.
         (['M1,"Coat', 'long",Shop,1,EUR', "M2,Coat,Shop,ten,EUR"], [(2, "name"), (4, "price")], []),
         (
             ['"M1', '",Coat,Shop,1,EUR', "M2,Coat,Shop,2,EUR", "M3,Coat"],
@@ -255,7 +255,7 @@ def test_names_that_differ_are_told_apart() -> None:
 
 
 def test_a_quotation_mark_is_not_followed_far() -> None:
-    """Else a file of open ones would be read to its end once for each of its lines."""
+    """Otherwise a file of open marks would be read to its end once for each of its lines."""
     lines = ['M1,"Coat', *["x"] * 25, 'long",Shop,1,EUR', "M2,Coat,Shop,2,EUR"]
     book = read_csv((HEADER + "\n".join(lines)).encode())
     assert errors(book) == [(2, "name"), *((line, "") for line in range(3, 29))] and models(

@@ -28,6 +28,7 @@ async def logs_of(client: Client, **fields: Any) -> log_pb2.ListLogsResponse:
 async def test_a_product_is_shown_with_facts_phases_and_urls(ada: Client) -> None:
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.create(ada, image.id, name="My jacket")
+
     shown = (await flows.get(ada, created.id, include_urls=True)).product
     assert (shown.name, shown.model) == ("My jacket", "KH-4107"), "as given, else as in the facts"
     assert shown.facts == flows.facts()
@@ -58,14 +59,17 @@ async def test_lists_are_pages_with_filters(ada: Client) -> None:
         len(p.phases) == 4 and p.images[0].image_url and not p.HasField("facts")
         for p in first.products
     )
+
     stopped = phase_pb2.StopPhaseRequest(product_id=created[1].id, phase=1)
     await flows.phases(ada).StopPhase(stopped)
     only = product_pb2.ListProductsRequest(state=product_pb2.PRODUCT_STATE_STOPPED)
     assert [p.id for p in (await service.ListProducts(only)).products] == [created[1].id]
+
     since = product_pb2.ListProductsRequest(
         created_from=created[3].create_time, created_before=created[4].create_time
     )
     assert [p.id for p in (await service.ListProducts(since)).products] == [created[3].id]
+
     skipped = product_pb2.ListProductsRequest(skip=4)
     assert [p.id for p in (await service.ListProducts(skipped)).products] == [created[0].id]
 
@@ -75,6 +79,7 @@ async def test_the_summary_counts_what_the_owner_has(atelier: Suite, ada: Client
     image = (await asset_flows.upload(ada, flows.photo())).id
     empty = await flows.products(atelier.client("eve")).GetSummary(product_pb2.GetSummaryRequest())
     assert empty == product_pb2.GetSummaryResponse()
+
     made = await asyncio.gather(*(flows.outside(ada, image) for _ in range(4)))
     await flows.complete(
         ada, await flows.claim(ada, made[0].id, 1), flows.analysis(), confidence=0.1
@@ -116,6 +121,7 @@ async def test_every_action_leaves_a_line_and_lines_can_be_added(
     )
     lines = [(await flows.logs(ada).AppendLog(request)).log for _ in range(2)]
     assert lines[0] == lines[1] and lines[0].actor == "ada" and lines[0].details["gpu"] == 2
+
     await flows.complete(ada, claimed, flows.analysis(), confidence=0.5)
     said = [(line.action, line.actor) for line in (await logs_of(ada, product_id=created.id)).logs]
     assert said == [
@@ -126,12 +132,15 @@ async def test_every_action_leaves_a_line_and_lines_can_be_added(
         ("images_ready", "atelier"),
         ("product_created", "ada"),
     ]
+
     serious = await logs_of(ada, product_id=created.id, min_level=log_pb2.LOG_LEVEL_WARNING)
     assert [line.action for line in serious.logs] == ["review_opened", "progress"]
     assert [line.phase for line in (await logs_of(ada, phase=1)).logs] == [1, 1, 1, 1]
+
     page = await logs_of(ada, page_size=2)
     rest = await logs_of(ada, page_size=2, page_token=page.next_page_token)
     assert [line.action for line in rest.logs] == ["phase_running", "phase_started"]
+
     unsaid = log_pb2.AppendLogRequest(product_id=created.id, message="x")
     await refused(flows.logs(ada).AppendLog(unsaid), StatusCode.INVALID_ARGUMENT, "level")
 

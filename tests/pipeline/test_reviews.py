@@ -20,8 +20,8 @@ SAID = flows.analysis(
 
 
 async def unsure(atelier: Suite) -> tuple[Client, str, review_pb2.Review]:
-    """A product whose phase 1 an outside runner was not sure of; all its phases are run from
-    outside."""
+    """Returns a product whose phase 1 an outside runner was not sure of; all its phases are run
+    from outside."""
     await atelier.serve("assets", "pipeline")
     await atelier.work("pipeline")
     ada = atelier.client("ada")
@@ -55,15 +55,18 @@ async def test_an_approved_value_stands_and_the_next_phase_starts(atelier: Suite
     ada, product_id, review = await unsure(atelier)
     assert review.state == review_pb2.REVIEW_STATE_OPEN and review.model_value == SAID
     assert round(review.model_confidence, 3) == 0.42 and review.evidence[0].note == "blurred"
+
     decided = await flows.reviews(ada).SubmitReview(submit(review, "APPROVE", note="looks right"))
     assert (
         decided.review.state == review_pb2.REVIEW_STATE_APPROVED
         and decided.review.effective_value == SAID
     )
     assert decided.review.decided_by == "ada" and decided.review.note == "looks right"
+
     shown = await flows.get(ada, product_id)
     assert shown.results[0].confidence == 1 and shown.results[0].provider == "ours"
     assert shown.product.confidence == 1 and shown.product.phases[1].due
+
     again = flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))
     assert (
         await refused(again, StatusCode.FAILED_PRECONDITION, "it is approved already")
@@ -87,6 +90,7 @@ async def test_a_mask_can_empty_a_field_that_the_model_made_up(atelier: Suite) -
     await refused(
         flows.reviews(ada).SubmitReview(wrong), StatusCode.INVALID_ARGUMENT, "is not a field"
     )
+
     masked = submit(review, "EDIT", value=said, update_mask={"paths": ["name", "brands"]})
     effective = (
         await flows.reviews(ada).SubmitReview(masked)
@@ -100,6 +104,7 @@ async def test_a_rejected_product_is_an_error_until_it_is_retried(atelier: Suite
         submit(review, "REJECT", note="another product")
     )
     assert decided.phase.state == phase_pb2.PHASE_STATE_FAILED
+
     product = (await flows.get(ada, product_id)).product
     assert product.error_class == "REVIEW_REJECTED" and "another product" in product.error_message
     again = phase_pb2.RetryPhaseRequest(product_id=product_id, phase=1)
@@ -110,11 +115,13 @@ async def test_a_phase_that_is_sent_back_runs_again_and_may_ask_again(atelier: S
     ada, product_id, review = await unsure(atelier)
     decided = await flows.reviews(ada).SubmitReview(submit(review, "SEND_BACK"))
     assert decided.phase.due and decided.phase.retry_count == 1
+
     await flows.complete(ada, await flows.claim(ada, product_id, 1), SAID, confidence=0.5)
     assert [r.state for r in await listed(ada)] == [
         review_pb2.REVIEW_STATE_OPEN,
         review_pb2.REVIEW_STATE_SENT_BACK,
     ]
+
     still_open = await listed(ada, state=review_pb2.REVIEW_STATE_OPEN, product_id=product_id)
     assert len(still_open) == 1
 
@@ -134,6 +141,7 @@ async def test_a_claimed_review_is_one_persons(atelier: Suite) -> None:
     claim = review_pb2.ClaimReviewRequest(request_id=flows.request_id(), review_id=review.id)
     claimed = (await flows.reviews(bob).ClaimReview(claim)).review
     assert claimed.claimed_by == "bob" and claimed.HasField("claim_expire_time")
+
     hers = review_pb2.ClaimReviewRequest(request_id=flows.request_id(), review_id=review.id)
     info = await refused(
         flows.reviews(ada).ClaimReview(hers), StatusCode.FAILED_PRECONDITION, "bob has claimed it"
@@ -142,10 +150,12 @@ async def test_a_claimed_review_is_one_persons(atelier: Suite) -> None:
     await refused(
         flows.reviews(ada).SubmitReview(submit(review, "APPROVE")), StatusCode.FAILED_PRECONDITION
     )
+
     stale = submit(review, "APPROVE", etag=review.etag)
     assert (
         await refused(flows.reviews(bob).SubmitReview(stale), StatusCode.ABORTED)
     ).reason == "ETAG_MISMATCH"
+
     fresh = submit(review, "APPROVE", etag=claimed.etag)
     assert (await flows.reviews(bob).SubmitReview(fresh)).review.decided_by == "bob"
 
@@ -154,6 +164,7 @@ async def test_a_claim_that_has_passed_holds_nobody_up(atelier: Suite) -> None:
     ada, _, review = await unsure(atelier)
     bob = atelier.client("bob", owner="user:ada")
     await flows.reviews(bob).ClaimReview(review_pb2.ClaimReviewRequest(review_id=review.id))
+
     await atelier.change(
         "UPDATE pipeline.reviews SET claim_expires_at = now() - interval '1 second'"
     )
@@ -174,11 +185,13 @@ async def test_a_decision_and_its_value_must_fit(atelier: Suite) -> None:
     await refused(
         service.SubmitReview(submit(review, "UNSPECIFIED")), StatusCode.INVALID_ARGUMENT, "decision"
     )
+
     market = result_pb2.PhaseValue(market_research=result_pb2.MarketResearch())
     wrong = submit(review, "EDIT", value=market)
     await refused(
         service.SubmitReview(wrong), StatusCode.INVALID_ARGUMENT, "needs product_analysis"
     )
+
     many = submit(review, "EDIT", value=SAID, update_mask=FieldMask(paths=["name"] * 101))
     await refused(service.SubmitReview(many), StatusCode.INVALID_ARGUMENT, "at most 100")
     unusable = submit(review, "EDIT", value=flows.analysis("two\nlines"))

@@ -9,11 +9,11 @@ class Phase:
     started: bool = False
 
 
-Where = tuple[str, str, bool]  # preparation, and state and `started` of the phase under way
+Where = tuple[str, str, bool]  # preparation, and state and `started` of the current phase
 
 
 def moves(number: int, preparation: str, state: str) -> set[Where]:
-    """Where phase `number` may be next."""
+    """Returns the states that phase `number` may have next."""
     follow = {
         (preparation, to, to != "pending" or preparation == "done")
         for to in rules.PHASE_STATES[state]
@@ -26,7 +26,7 @@ def moves(number: int, preparation: str, state: str) -> set[Where]:
 
 
 def product(number: int, where: Where) -> str:
-    """The product's state when phase `number` is the one under way."""
+    """Returns the product's state when phase `number` is the current one."""
     preparation, state, started = where
     phases = [
         *[Phase("completed", True)] * (number - 1),
@@ -40,9 +40,11 @@ def test_a_product_can_follow_every_move_of_its_phases() -> None:
     for number in rules.PHASES:
         seen: set[Where] = set()
         ahead: set[Where] = {("pending" if number == 1 else "done", "pending", False)}
+
         while ahead:
             where = ahead.pop()
             seen.add(where)
+
             for to in moves(number, *where[:2]):
                 here, there = product(number, where), product(number, to)
                 assert there == here or there in rules.PRODUCT_STATES[here], (

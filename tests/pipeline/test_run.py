@@ -1,4 +1,4 @@
-"""Products go through their phases: all services and workers for real, one client that only
+"""Products go through their phases: all services and workers are real, and one client only
 watches."""
 
 import asyncio
@@ -21,7 +21,8 @@ async def analyses_of(client: Client, product_id: str) -> list[analysis_pb2.Anal
 
 
 async def cancel_first_analysis(client: Client, product_id: str) -> None:
-    """As soon as there is one. Without a worker of conversions no watch would tell."""
+    """Cancels the first analysis as soon as there is one. It polls, since no watch tells without a
+    worker of conversions."""
     for _ in range(200):
         for analysis in await analyses_of(client, product_id):
             request = analysis_pb2.CancelAnalysisRequest(
@@ -46,6 +47,7 @@ async def test_an_owner_with_many_products_lets_another_ones_begin(atelier: Suit
     await atelier.work("pipeline")
     await watching.until(flows.phase_is(1, COMPLETED))
     await watching.close()
+
     begun = [
         owner for (owner,) in atelier.sql("SELECT owner FROM pipeline.attempts ORDER BY created_at")
     ]
@@ -171,7 +173,7 @@ async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     await atelier.serve("assets", "conversions", "pipeline")
     await atelier.work(
         "assets", "pipeline"
-    )  # nobody works on the analysis, so phase 1 stays RUNNING
+    )  # no worker runs the analysis, so phase 1 stays RUNNING
     ada = atelier.client("ada")
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
@@ -214,6 +216,7 @@ async def test_a_failed_phase_is_an_error_until_it_is_retried(atelier: Suite) ->
         failed.product.error_class == "ANALYSIS_CANCELLED"
         and "phase 1" in failed.product.error_message
     )
+
     again = phase_pb2.RetryPhaseRequest(
         request_id=flows.request_id(), product_id=created.id, phase=1
     )
@@ -232,6 +235,7 @@ async def test_many_products_run_side_by_side(atelier: Suite) -> None:
         *(flows.create(ada, image, name=f"jacket {n}", wait=True) for n in range(3))
     )
     assert {product.state for product in done} == {product_pb2.PRODUCT_STATE_COMPLETED}
+
     summary = await flows.products(ada).GetSummary(product_pb2.GetSummaryRequest())
     assert (summary.total_products, summary.completed_products, summary.active_pipelines) == (
         3,
@@ -251,6 +255,7 @@ async def test_conversions_may_be_away_for_a_while(atelier: Suite) -> None:
         lambda change: change.phase.due and change.phase.attempt_number == 1
     )
     assert waiting.phase.error_class == "DEPENDENCY_UNAVAILABLE"
+
     await atelier.stop_work("pipeline")
     await atelier.serve("conversions")
     await atelier.work("assets", "conversions", "pipeline")

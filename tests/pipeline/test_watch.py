@@ -44,6 +44,7 @@ async def test_a_watch_begins_with_the_product_and_all_it_has(atelier: Suite) ->
     kinds = [change.WhichOneof("item") for change in watching.changes]
     assert kinds[:7] == ["product", "phase", "phase", "phase", "phase", "result", "review"]
     assert set(kinds[7:-1]) == {"log"} and kinds[-1] == "bookmark"
+
     said = [change.log.action for change in watching.changes if change.HasField("log")]
     assert said[0] == "product_created" and said[-1] == "review_opened"
     assert [i.asset_id for i in watching.changes[0].product.images] == [image]
@@ -63,9 +64,11 @@ async def test_a_watch_goes_on_where_it_was_left(atelier: Suite) -> None:
     again = flows.watch(ada, created.id, cursor=cursor)
     await again.until(lambda change: change.log.message == texts[-1])
     assert [change.log.message for change in again.changes] == texts
+
     await again.close()
     foreign = flows.watch(ada, str(uuid.uuid4()), cursor=cursor)
     await refused(foreign.ready(), StatusCode.NOT_FOUND)
+
     other = watch_all(ada, cursor=cursor)
     await refused(other.ready(), StatusCode.INVALID_ARGUMENT, "cursor")
 
@@ -78,6 +81,7 @@ async def test_all_products_are_watched_in_one_stream_with_logs_on_request(ateli
     assert {change.product.id for change in quiet.changes if change.HasField("product")} == {
         first.id
     }
+
     second = await flows.outside(ada, image)
     await note(ada, second.id, "look here")
     await full.until(lambda change: change.log.message == "look here")
@@ -100,6 +104,7 @@ async def test_nobody_sees_another_owners_changes(atelier: Suite) -> None:
     mine = flows.watch(ada, created.id)
     await mine.until(lambda change: change.log.message == "secret")
     own = await flows.create(eve, (await asset_flows.upload(eve, flows.photo())).id)
+
     await hers.until(lambda change: change.product.id == own.id)
     assert not [change for change in hers.changes if created.id in str(change)]
     await asyncio.gather(hers.close(), mine.close())
@@ -112,6 +117,7 @@ async def test_the_message_never_holds_an_attempt_token(atelier: Suite) -> None:
     await watching.ready()
     claimed = await flows.claim(ada, created.id, 1)
     await watching.until(lambda change: change.phase.attempt_number == 1)
+
     await watching.close()
     assert claimed.attempt_token not in str(watching.changes)
     assert (

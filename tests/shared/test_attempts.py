@@ -1,4 +1,4 @@
-"""Tries of a job whose database fails at the worst moment, or whose workers vanish (real table,
+"""Attempts at a job whose database fails at the worst moment, or whose workers vanish (real table,
 queue and worker)."""
 
 import asyncio
@@ -32,7 +32,7 @@ async def database(house: Suite) -> AsyncIterator[Database]:
 
 
 async def asked(db: Database, seconds: float, *, losses: int = 0) -> UUID:
-    """A job that sleeps."""
+    """Enqueues a job that sleeps; returns its id."""
     row_id = new_id()
     async with db.transaction(OWNER) as m:
         values = {"id": row_id, "owner": OWNER, "seconds": seconds, "losses": losses}
@@ -42,7 +42,7 @@ async def asked(db: Database, seconds: float, *, losses: int = 0) -> UUID:
 
 
 def lose(house: Suite, row_id: UUID) -> None:
-    """As if a worker had begun a try and vanished."""
+    """Leaves the rows of a worker that began an attempt and vanished."""
     house.sql(
         "UPDATE assets.naps SET state = 'running', attempt_number = attempt_number + 1 WHERE id"
         " = %s",
@@ -64,6 +64,7 @@ async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_
         row_id = await asked(db, 0.5)
         running = "SELECT state = 'running' FROM assets.naps"
         await until(lambda: atelier.sql(running) == [(True,)], "the job runs")
+
         async with await psycopg.AsyncConnection.connect(
             atelier.cluster.url(atelier.database)
         ) as holder:
@@ -74,10 +75,12 @@ async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_
             )
             [(pid,)] = atelier.sql(caught, (holder.info.backend_pid,))
             atelier.sql("SELECT pg_terminate_backend(%s)", (pid,))
+
         done = "SELECT state FROM assets.naps"
         await until(lambda: atelier.sql(done) == [("done",)], "the job is done")
         working.cancel()
         await asyncio.wait([working])
+
     tries = "SELECT outcome, number FROM assets.attempts WHERE job_id = %s"
     assert atelier.sql(tries, (row_id,)) == [("succeeded", 1)]
 
@@ -100,10 +103,11 @@ async def test_a_job_pauses_from_the_third_worker_on_that_vanished_with_it(
             assert 0 < pause <= 20
         else:
             await naps.run(db, str(row_id))
+
         [row] = atelier.sql(
             "SELECT state, losses, waits_for, waiting_since IS NOT NULL FROM assets.naps"
         )
-        # What got on begins anew: its losses are forgotten.
+        # An attempt that makes progress starts over: earlier losses no longer count.
         assert row == (
             (state, losses + 1, "a worker", True) if state == "pending" else (state, 0, "", False)
         )

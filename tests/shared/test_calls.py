@@ -1,4 +1,4 @@
-"""Calls between services: for whom, within which time, and what becomes of a refusal."""
+"""Calls between services: their owner, their deadline, and how a refusal is passed on."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -55,12 +55,14 @@ async def test_bytes_go_to_assets_and_come_back_for_the_owner(
         asset_pb2.ASSET_STATE_READY,
         asset.id,
     )
+
     head = await peers.download(asset.id, tmp_path / "b.jpg")
     assert (tmp_path / "b.jpg").read_bytes() == source.read_bytes()
     assert (head.mime_type, head.sha256) == (
         "image/jpeg",
         hashlib.sha256(source.read_bytes()).hexdigest(),
     )
+
     auth.enter(calls.owner_identity("user:eve"))
     assert (
         await refused(peers.download(asset.id, tmp_path / "c.jpg"))
@@ -72,6 +74,7 @@ async def test_a_refusal_comes_through_with_its_reason_text_and_details(peers: P
     assets = peers.stub(asset_pb2_grpc.AssetServiceStub)
     missing = await refused(assets.GetAsset(asset_pb2.GetAssetRequest(asset_id=NOBODYS)))
     assert missing.reason == Reason.ERROR_REASON_NOT_FOUND and NOBODYS in missing.text
+
     [detail] = missing.details
     assert isinstance(detail, error_details_pb2.ResourceInfo) and detail.resource_name == NOBODYS
     malformed = await refused(assets.GetAsset(asset_pb2.GetAssetRequest(asset_id="x")))
@@ -80,6 +83,7 @@ async def test_a_refusal_comes_through_with_its_reason_text_and_details(peers: P
         isinstance(detail, error_details_pb2.BadRequest)
         and detail.field_violations[0].field == "asset_id"
     )
+
     update = asset_pb2.UpdateAssetRequest(asset_id=NOBODYS, update_mask={"paths": ["free"]})
     assert (
         await refused(assets.UpdateAsset(update))

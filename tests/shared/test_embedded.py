@@ -27,8 +27,8 @@ QUICK = {"fsync": "off"}
 """Killing a process, unlike a power cut, takes nothing from the kernel's cache: recovery is the
 same without fsync."""
 
-# Prints the server's process and URL, and stops it when its standard input ends. Takes the uid to
-# become (0: stay).
+# Prints the server's process and URL, and stops the server when standard input ends. Takes the uid
+# to become (0: no change).
 LAUNCHER = """
 import os, sys, time
 from pathlib import Path
@@ -50,8 +50,7 @@ with EmbeddedPostgres(directory, options={"fsync": "off"}) as pg:
 
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
-    """A directory that every account can reach, which pytest's own isn't when root runs the
-    tests."""
+    """A directory that every account can reach, unlike pytest's own when root runs the tests."""
     with tempfile.TemporaryDirectory(prefix="atelier-pg-") as name:
         path = Path(name)
         path.chmod(0o755)
@@ -72,8 +71,8 @@ def made() -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 def pg(made: EmbeddedPostgres) -> EmbeddedPostgres:
-    """A running server. Tests share its files, and may stop or kill it, since making a database
-    takes longest."""
+    """A running server. Tests share its files and may stop or kill it: making a database takes
+    longest."""
     made.start()
     return made
 
@@ -89,8 +88,8 @@ def state(made: EmbeddedPostgres) -> Path:
 def launcher(
     state: Path, uid: int = 0, wheel: Path | None = None, worker: bool = False
 ) -> Iterator[tuple[subprocess.Popen[str], int, str, int]]:
-    """Another Python process that runs the database. Gives it, the server's process, the URL, a
-    worker's process."""
+    """Runs the database in another Python process. Yields that process, the server's process, the
+    URL and a worker's process."""
     search = [str(path) for path in (wheel, REPOSITORY) if path]
     argv = [
         sys.executable,
@@ -125,7 +124,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def family(pid: int) -> list[int]:
-    """The process and its children."""
+    """Returns the process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
 
@@ -173,6 +172,7 @@ def test_the_right_password_opens_it_and_a_wrong_one_does_not(pg: EmbeddedPostgr
     ]
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(pg.url, password="wrong")
+
     secret = pg.directory / "password"
     assert secret.stat().st_mode & 0o777 == 0o600
     assert secret.read_text().strip() in pg.url
@@ -186,6 +186,7 @@ def test_only_loopback_is_listened_on(pg: EmbeddedPostgres) -> None:
         for fields in map(str.split, Path(table).read_text().splitlines()[1:])
         if fields[3] == "0A"
     ]
+
     assert [address for address, _, port in listening if int(port, 16) == port_of(pg)] == [
         "0100007F"
     ]
@@ -202,7 +203,9 @@ def test_it_is_durable_and_modest_unless_told_otherwise(state: Path) -> None:
             "max_connections",
             "jit",
         )
+
         assert settings(server.url, *names) == ["on", "on", "on", "64MB", "200", "off"]
+
     with EmbeddedPostgres(state, options={"fsync": "off", "work_mem": "8MB"}) as server:
         assert settings(server.url, "fsync", "work_mem") == ["off", "8MB"]
 
@@ -217,11 +220,13 @@ def test_rows_and_url_outlive_a_stop(pg: EmbeddedPostgres) -> None:
     before, process = pg.url, pg.pid
     pg.start()
     assert pg.pid == process, "starting what runs does nothing"
+
     pg.stop()
     pg.stop()
     assert gone(process)
     with pytest.raises(EmbeddedPostgresError, match="call start"):
         _ = pg.pid
+
     pg.start()
     assert (pg.url, rows(pg.url)) == (before, 10)
 
@@ -242,6 +247,7 @@ def test_nothing_is_left_running_when_the_launcher_is_killed(state: Path) -> Non
         write_rows(url, 50)
         server = family(pid)
         assert len(server) > 1
+
         process.kill()
         # The worker, forked from the launcher, is still alive: it must not hold the lock.
         with EmbeddedPostgres(state, options=QUICK) as again:
@@ -262,6 +268,7 @@ def test_nothing_is_left_running_when_the_launcher_just_exits(state: Path) -> No
         text=True,
         check=True,
     )
+
     wait_until(lambda: gone(int(done.stdout)))
     assert not (state / "data/postmaster.pid").exists(), "it shut down cleanly"
 
@@ -284,6 +291,7 @@ def test_a_second_launcher_is_told_who_holds_the_database(state: Path) -> None:
             EmbeddedPostgres(state, options=QUICK).start()
         assert not gone(pid)
         write_rows(url, 1)
+
     with EmbeddedPostgres(state, options=QUICK) as next_one:
         assert rows(next_one.url) == 1
 
@@ -297,6 +305,7 @@ def test_a_stale_pid_file_does_not_stop_a_start(pg: EmbeddedPostgres, content: s
             f"{foreign.pid}\n{pg.data}\n1700000000\n5432\n" if content == "foreign" else ""
         )
         shutil.chown(file, pg.data.stat().st_uid, pg.data.stat().st_gid)
+
         pg.start()
         assert settings(pg.url, "fsync") == ["off"]
         assert foreign.poll() is None
@@ -322,6 +331,7 @@ def test_a_server_that_someone_runs_by_hand_is_left_alone(
         str(pg.data),
     ]
     alone = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={pg.data}"]
+
     with subprocess.Popen([*argv, *alone], cwd="/", stderr=subprocess.DEVNULL) as by_hand:
         wait_until((pg.data / ".s.PGSQL.5432").exists)
         with pytest.raises(
@@ -330,6 +340,7 @@ def test_a_server_that_someone_runs_by_hand_is_left_alone(
         ):
             pg.start()
         assert by_hand.poll() is None
+
         by_hand.send_signal(signal.SIGINT)
         by_hand.wait(20)
     pg.start()
@@ -349,6 +360,7 @@ def test_a_fixed_port_that_is_taken_is_named(state: Path) -> None:
             EmbeddedPostgresError, match=f"port {port} on 127.0.0.1 is taken .* choose another port"
         ):
             server.start()
+
     with server:
         assert port_of(server) == port
 
@@ -361,6 +373,7 @@ def test_a_remembered_port_that_is_taken_is_replaced_for_good(pg: EmbeddedPostgr
         second = port_of(pg)
         assert second != first
         pg.stop()
+
     pg.start()
     assert port_of(pg) == second
 
@@ -395,6 +408,7 @@ def test_a_first_start_that_was_cut_short_is_begun_again(place: Path) -> None:
     ) as first:
         wait_until(lambda: any(state.glob("data.init.*/base")))
         first.kill()
+
     with EmbeddedPostgres(state, options=QUICK) as server:
         assert settings(server.url, "fsync") == ["off"]
     assert not (state / "password.init").exists()
@@ -424,6 +438,7 @@ def test_a_server_that_does_not_stop_is_killed_with_a_warning(
         "SIGINT",
         "SIGQUIT",
     ]
+
     pg.start()
     assert rows(pg.url) == 5
 
@@ -434,11 +449,10 @@ def test_a_server_that_somebody_else_ended_is_revived_where_it_was(
 ) -> None:
     write_rows(pg.url, 4)
     url, pid = pg.url, pg.pid
+
     assert (pg.running, pg.fault) == (True, "")
     with psycopg.connect(url, autocommit=True) as session:
-        session.execute(
-            "select count(*) from kept"
-        )  # whoever asked for a shutdown by SIGTERM waits for this session
+        session.execute("select count(*) from kept")  # a shutdown by SIGTERM waits for this session
         os.kill(pid, number)
         wait_until(lambda: bool(pg.fault))
         assert not pg.running
@@ -474,9 +488,11 @@ def test_a_revival_takes_no_other_port_and_makes_no_empty_database(pg: EmbeddedP
     with pytest.raises(EmbeddedPostgresError, match=r"data is gone; put it back"):
         pg.revive()
     assert not pg.data.exists()
+
     away.rename(pg.data)
     with pytest.raises(EmbeddedPostgresError, match="stopped before PostgreSQL was up"):
         pg.revive(lambda: True)
+
     pg.revive()
     assert (pg.url, rows(url)) == (url, 2)
 
@@ -487,6 +503,7 @@ def test_a_log_that_cannot_be_written_keeps_nothing_from_running(
     log = state / "postgres.log"
     kept = log.rename(log.with_name("kept.log"))
     log.mkdir()
+
     try:
         with EmbeddedPostgres(state, options=QUICK) as server:
             write_rows(server.url, 1)
@@ -507,11 +524,13 @@ def test_no_secret_reaches_the_log(pg: EmbeddedPostgres) -> None:
         ):
             with contextlib.suppress(psycopg.Error):
                 connection.execute(statement)
-    # A backend that is killed in mid-statement: PostgreSQL would quote what it was running.
+
+    # A backend is killed while it runs a statement, which PostgreSQL would quote.
     code = (
         f"import psycopg; psycopg.connect({pg.url!r}).execute(\"select 'hunter2-running',"
         ' pg_sleep(60)")'
     )
+
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as client:
         with psycopg.connect(pg.url, autocommit=True) as connection:
             find = (
@@ -523,6 +542,7 @@ def test_no_secret_reaches_the_log(pg: EmbeddedPostgres) -> None:
             assert found
             os.kill(found[0], signal.SIGKILL)
         client.wait(20)
+
     wait_until(lambda: "was terminated by signal 9" in pg.log.read_text())
     pg.stop()
     text = pg.log.read_text()
@@ -537,6 +557,7 @@ def test_the_log_is_bounded_while_the_server_runs(
 ) -> None:
     monkeypatch.setattr(embedded, "LOG_CHECK_S", 0.05)
     monkeypatch.setattr(embedded, "LOG_LIMIT", 50_000)
+
     with EmbeddedPostgres(state, options=QUICK) as server:
         with server.log.open("a") as log:
             log.write("x" * 60_000)
@@ -565,7 +586,8 @@ def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
         write_rows(server.url, 4)
         data, program = server.data, Path(f"/proc/{server.pid}/exe").readlink()
     assert closed.stat().st_mode & 0o777 == 0o700
-    # Root's server runs as an account that can't come here, an ordinary user's runs as that user.
+    # Root's server runs as an account that can't enter this directory, an ordinary user's as that
+    # user.
     assert data.is_relative_to(system if ROOT else closed)
     if ROOT:
         assert program.is_relative_to(system)
@@ -573,6 +595,7 @@ def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
         assert (data.parent / "belongs-to.txt").read_text() == f"{closed / 'state'}\n"
     with EmbeddedPostgres(closed / "state", options=QUICK) as server:
         assert (server.data, rows(server.url)) == (data, 4)
+
     shutil.rmtree(closed / "state")
     with (
         EmbeddedPostgres(closed / "state", options=QUICK) as server,
@@ -591,12 +614,14 @@ def test_an_ordinary_user_runs_it_and_root_may_take_over(place: Path) -> None:
             symlinks=True,
             ignore=shutil.ignore_patterns("pginstall", "include"),
         )
+
     state = place / "home/state"
     state.parent.mkdir()
     uid = 65534 if ROOT else os.geteuid()
     os.chown(state.parent, uid, -1)
-    # The interpreter is loaded by root and then becomes the user for good: where it is installed
-    # the user may not look.
+
+    # Root loads the interpreter, which then becomes the user for good: the user may not read where
+    # it is installed.
     with launcher(state, uid if ROOT else 0, place / "site") as (process, pid, url, _):
         assert Path(f"/proc/{process.pid}").stat().st_uid == uid
         assert Path(f"/proc/{pid}").stat().st_uid == uid
@@ -604,6 +629,7 @@ def test_an_ordinary_user_runs_it_and_root_may_take_over(place: Path) -> None:
         server = family(pid)
         process.kill()
         wait_until(lambda: all(gone(member) for member in server))
+
     with EmbeddedPostgres(state, options=QUICK) as later:
         assert Path(f"/proc/{later.pid}").stat().st_uid == uid
         assert rows(later.url) == 7

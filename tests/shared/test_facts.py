@@ -1,4 +1,4 @@
-"""The facts file: what is stated is read exactly, what is misspelt or absurd is refused with its
+"""The facts file: stated facts are read exactly; misspelt or absurd ones are refused with their
 place."""
 
 import pickle
@@ -43,6 +43,7 @@ def test_values_keep_their_units_and_places() -> None:
         bill_of_materials: [{item: zip, quantity: 1, unit: piece}]
         care: [wash cold, "dry flat"]
         """)
+
     pom = facts.points_of_measure[0]
     assert (pom.value, pom.unit, pom.start, pom.end) == (
         58.0,

@@ -1,4 +1,4 @@
-"""Numbers in print: as somebody wrote them, whatever a double made of them."""
+"""Numbers are printed as somebody wrote them, whatever a double made of them."""
 
 from decimal import Decimal
 

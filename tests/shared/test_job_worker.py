@@ -1,5 +1,5 @@
-"""A worker and its queue while the database fails under them: nothing is lost, done twice for it,
-or stuck."""
+"""A worker and its queue while the database fails: no job is lost, done twice or stuck because of
+it."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,8 @@ async def sleepers(
 
 @asynccontextmanager
 async def locked(house: Suite, table: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """Within, nobody else changes the table of the queue. What the connection does is committed."""
+    """Locks the queue's table against changes by others. What the connection itself does is
+    committed."""
     url = house.cluster.url(house.database)
     async with await psycopg.AsyncConnection.connect(url) as conn:
         await conn.execute(
@@ -104,10 +105,12 @@ async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on
                 2.2
             )  # a third of the lease and the lock timeout: one heartbeat fails, no lease passes
         await here.until_done(1)
-        # Longer than a lease, so that a reaper takes it from a worker that doesn't beat.
+        # Longer than a lease, so that a reaper would take it from a worker without heartbeat.
         await here.ask("5:after")
+
         await here.until_done(2)
         await beats_again(atelier)
+
     assert here.begun == here.done == ["3:long", "5:after"]
 
 
@@ -120,10 +123,11 @@ async def test_a_worker_that_cannot_beat_gives_up_its_jobs_and_comes_back(atelie
         await beats_again(atelier)
         await here.ask("0:short")
         await here.until_done(2)
+
     assert sorted(here.done) == ["0:short", "5:long"]
     assert (
         here.begun.count("5:long") == 2
-    )  # the try of which nobody could know whether others have it was given up
+    )  # the first attempt was given up: others might have taken the job
 
 
 async def test_a_worker_that_was_taken_for_dead_begins_anew(atelier: Suite) -> None:
@@ -140,6 +144,7 @@ async def test_jobs_and_their_worker_outlive_the_loss_of_every_connection(atelie
         await here.ask("4:long")
         await until(lambda: len(here.begun) == 1, "the job begins")
         [before] = atelier.sql("SELECT id FROM assets_jobs.procrastinate_workers")
+
         for number in range(6):
             atelier.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -148,6 +153,7 @@ async def test_jobs_and_their_worker_outlive_the_loss_of_every_connection(atelie
             with contextlib.suppress(psycopg.Error):
                 await here.ask(f"0:{number}")
             await asyncio.sleep(0.3)
+
         asked = len(
             atelier.sql(
                 "SELECT FROM assets_jobs.procrastinate_jobs WHERE status IN ('todo', 'doing')"
@@ -166,12 +172,13 @@ def jobs_left(house: Suite) -> int:
 async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back(
     atelier: Suite,
 ) -> None:
-    """The answer to a fetch is lost: the queue says the worker has the job, and the worker doesn't
+    """The answer to a fetch is lost: in the queue the worker has the job, but the worker doesn't
     know."""
     async with sleepers(atelier) as here:
         await until(lambda: workers(atelier) == 1, "the worker registers")
         await here.ask("0:first")
         await here.until_done(1)
+
         async with locked(atelier, "procrastinate_jobs") as holder:
             await asyncio.sleep(2.5)  # longer than a poll and the lock timeout: a fetch fails
             await holder.execute(
@@ -180,6 +187,7 @@ async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back
                 " 'doing', id FROM assets_jobs.procrastinate_workers"
             )
         await here.until_done(2)
+
     assert here.done == ["0:first", "0:unheard"]
 
 

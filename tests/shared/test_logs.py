@@ -1,5 +1,5 @@
-"""What can't be logged fails nothing: odd values, a full disk, a reader that is gone or doesn't
-read."""
+"""A line that can't be logged fails nothing: odd values, a full disk, a reader that is gone or
+doesn't read."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from shared import telemetry
 telemetry.set_up("example", "info")
 log = structlog.get_logger("example")
 """
-# Every way in which a process says something. The last two are said when the interpreter has all
-# but ended.
+# Every way in which a process writes output. The last two are used when the interpreter has almost
+# ended.
 ALL_WAYS = (
     SET_UP
     + """
@@ -82,6 +82,7 @@ def test_any_value_makes_one_line_of_json(given: str) -> None:
     process = start(code, stderr=subprocess.PIPE)
     _, said = process.communicate()
     assert process.returncode == 0, said
+
     found = events(said)
     assert len(found) == len(ODD)
     for name, event in zip(ODD, found, strict=True):
@@ -104,6 +105,7 @@ def test_exceptions_are_shown_whatever_they_are() -> None:
     process = start(code, stderr=subprocess.PIPE)
     _, said = process.communicate()
     assert process.returncode == 0, said
+
     found = events(said)
     assert [event["event"] for event in found] == ["failed"] * 6 + ["none"]
     assert all("Traceback" in event["exception"] for event in found[:6])
@@ -131,8 +133,7 @@ def test_secrets_are_hidden_by_name() -> None:
     ],
 )
 def test_a_full_or_closed_output_ends_nothing(outputs: str, printed: bool, tmp_path: Path) -> None:
-    # Files that are opened later must not take the places, and the lines, of outputs that were
-    # closed.
+    # Files that are opened later must not take the descriptors, and the lines, of closed outputs.
     mine = [tmp_path / str(number) for number in range(4)]
     code = f"""{ALL_WAYS}
 mine = [open(name, 'w') for name in {[str(path) for path in mine]}]
@@ -143,6 +144,7 @@ for file in mine: file.write('mine')
 """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
     shell = ["sh", "-c", f'"$0" -c "$1" {outputs}', sys.executable, code]
+
     ended = subprocess.run(shell, env=environment, cwd=ROOT, check=False, capture_output=True)
     assert ended.returncode == 0
     assert [path.read_text() for path in mine] == ["mine"] * 4
@@ -156,6 +158,7 @@ def test_a_reader_that_has_gone_ends_nothing() -> None:
         stderr=subprocess.PIPE,
     )
     assert process.stdin and process.stderr
+
     process.stderr.close()
     process.stdin.close()
     assert process.wait() == 0
@@ -176,6 +179,7 @@ def test_all_that_is_said_arrives_while_it_can() -> None:
     ):
         assert words.encode() in said, words
     assert said.count(b"from a finaliser") == 2
+
     [warned] = [
         line for line in said.splitlines() if b"a warning" in line and line.startswith(b"{")
     ]
@@ -199,7 +203,8 @@ def test_a_reader_that_does_not_read_holds_up_nothing_and_is_told_what_it_missed
         SET_UP + LOSING, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdin and process.stdout and process.stderr
-    assert process.stdout.readline() == b"said\n"  # though a pipe holds a fourth of it
+    assert process.stdout.readline() == b"said\n"  # although a pipe holds only a fourth of it
+
     os.set_blocking(process.stderr.fileno(), False)
     held = process.stderr.read()
     os.set_blocking(process.stderr.fileno(), True)
@@ -207,6 +212,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing_and_is_told_what_it_missed
     process.stdin.close()
     told, again = events(process.stderr.read())
     assert process.wait() == 0
+
     process.stdout.close()
     process.stderr.close()
     assert (told["event"], told["lost"]) == ("log lines were lost", 2_000 - len(events(held)))
@@ -215,7 +221,7 @@ def test_a_reader_that_does_not_read_holds_up_nothing_and_is_told_what_it_missed
 
 
 def test_a_disk_that_was_full_is_told_of_in_a_line_of_its_own(tmp_path: Path) -> None:
-    """A limit on the file's size stands for the disk: the last line before it is cut in the same
+    """A limit on the file's size stands for the full disk: it cuts the last line in the same
     way."""
     code = (
         SET_UP
@@ -232,6 +238,7 @@ log.info("again")
     log = tmp_path / "log"
     with log.open("wb") as err:
         assert start(code, stderr=err).wait() == 0
+
     lines = log.read_bytes().splitlines()
     [cut] = [line for line in lines if not line.endswith(b"}")]
     whole = events(b"\n".join(line for line in lines if line != cut))
@@ -246,7 +253,7 @@ log.info("again")
 
 
 def test_metrics_live_in_no_file(tmp_path: Path) -> None:
-    """A process that counts in a mapped file is ended by a signal when the disk is full."""
+    """A process that counts in a mapped file is killed by a signal when the disk is full."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
@@ -256,5 +263,6 @@ def test_metrics_live_in_no_file(tmp_path: Path) -> None:
         "import services.assets.__main__\nfrom shared import telemetry\ntelemetry.CALLS.labels('m',"
         " 'OK').inc()"
     )
+
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""One rule for names: what is shown of them, and what files are called."""
+"""One rule for names: how they are shown, and how files are called."""
 
 import random
 import re
@@ -66,9 +66,11 @@ def test_what_we_name_has_its_ending_whatever_it_is_named_after(
 def test_any_text_makes_a_name_that_every_system_takes() -> None:
     chance = random.Random(20261130)
     odd = "./\\:*?\"<>|;%'\x00\r\n\t\u00a0\u2028\u202e\u200d\u200c\ud800\u0301\u6f22\U0001f9e5 aZ1"
+
     for _ in range(3000):
         given = "".join(chance.choice(odd) for _ in range(chance.choice((1, 2, 3, 8, 300))))
         shown, file = names.shown(given), names.of_file(given)
+
         assert names.shown(shown) == shown and names.of_file(file) == file and names.of_file(shown)
         assert len(shown) <= 255 and 1 <= len(file.encode()) <= 150
         for name in (shown, file):

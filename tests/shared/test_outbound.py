@@ -1,5 +1,5 @@
-"""R15: what callers name is called only where the public, or a network that the operator allows,
-can be."""
+"""R15: addresses that callers name are called only if they are public, or in a network that the
+operator allows."""
 
 import asyncio
 import gzip
@@ -43,8 +43,7 @@ def settings(allowed: str = "", **more: Any) -> Settings:
 
 
 class Names:
-    """A resolver that answers what the test says, one list after the other, the last one for
-    ever."""
+    """A resolver that gives the test's answers one after the other, and repeats the last one."""
 
     def __init__(self, *answers: Sequence[Address]) -> None:
         self._answers = itertools.chain(answers, itertools.repeat(answers[-1]))
@@ -252,6 +251,7 @@ def test_a_plain_spelling_is_read_one_way() -> None:
         ),
         "https://93.184.215.14:443/": ("https", "93.184.215.14", 443, "/", "93.184.215.14"),
     }
+
     for url, expected in read.items():
         target = parse_url(url)
         assert (
@@ -270,7 +270,7 @@ async def test_only_https_where_that_is_asked_for() -> None:
             await out.check_url("http://example.com/")
 
 
-# 127.0.0.1 in the ways that a URL can say it; the port of the canary is put in.
+# 127.0.0.1 in every way that a URL can name it; the canary's port is filled in.
 WAYS_HOME = [
     "http://127.0.0.1:{port}/",
     "http://[::ffff:127.0.0.1]:{port}/",
@@ -320,7 +320,7 @@ async def test_a_name_that_points_inside_when_it_is_used_is_not_connected_to() -
 
 
 async def test_a_name_is_asked_for_once_and_what_was_judged_is_what_is_connected_to() -> None:
-    """Were the name given to the socket, it would be looked up again, behind the judgement."""
+    """If the socket got the name, it would be looked up again after the check."""
     async with receiving() as here, receiving(host="127.0.0.2", port=here.port) as elsewhere:
         names = Names([ip_address("127.0.0.2")], [HERE])
         async with Outbound(settings("127.0.0.2/32"), resolve=names) as out:
@@ -436,7 +436,7 @@ async def silent(_request: Request, writer: asyncio.StreamWriter) -> None:
 
 
 def dripping(start: bytes, drop: bytes, *, pause: float = 0.02) -> Any:
-    """A server that never comes to an end."""
+    """Returns a server's reply that never ends."""
 
     async def reply(_request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(start)
@@ -460,7 +460,7 @@ async def nonsense(_request: Request, writer: asyncio.StreamWriter) -> None:
 async def given_up(
     reply: Any, folder: Path, *, timeout: float, max_bytes: int = 10_000_000
 ) -> OutboundFailed:
-    """How a fetch of what this server sends fails, which leaves nothing in the folder."""
+    """Returns how a fetch of this server's reply fails; nothing may be left in the folder."""
     async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
         with pytest.raises(OutboundFailed) as failed:
             await out.fetch(receiver.url, folder / "x", max_bytes=max_bytes, timeout=timeout)
@@ -475,7 +475,7 @@ async def test_of_a_huge_answer_only_the_beginning_is_read() -> None:
 
 
 def saying(answer: bytes, *, then: str = "closes") -> Any:
-    """A server that answers with these bytes, and then closes the connection, aborts it, or keeps
+    """Returns a server's reply of these bytes, after which the connection is closed, aborted or
     silent."""
 
     async def reply(_request: Request, writer: asyncio.StreamWriter) -> None:
@@ -669,7 +669,7 @@ async def test_a_fetch_that_breaks_off_or_is_packed_leaves_nothing(tmp_path: Pat
 
 
 def certificate(directory: Path, name: str) -> tuple[Path, ssl.SSLContext]:
-    """A self-signed certificate for `name`, as PEM and in a server's context."""
+    """Makes a self-signed certificate for `name`, as PEM and in a server's context."""
     key = ec.generate_private_key(ec.SECP256R1())
     named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -703,6 +703,7 @@ async def test_tls_is_checked_against_the_name(tmp_path: Path) -> None:
     seen: list[str | None] = []
     context.sni_callback = lambda _socket, name, _context: seen.append(name)
     trusting = settings("127.0.0.0/8", outbound_ca_file=authority)
+
     async with receiving(tls=context) as receiver:
         async with Outbound(trusting, resolve=Names([HERE])) as out:
             url = f"https://hooks.example:{receiver.port}/"
@@ -710,6 +711,7 @@ async def test_tls_is_checked_against_the_name(tmp_path: Path) -> None:
             with pytest.raises(OutboundFailed) as failed:
                 await out.post(f"https://other.example:{receiver.port}/", b"", {}, timeout=5)
             assert failed.value.error_class == "TLS"
+
         async with Outbound(settings("127.0.0.0/8"), resolve=Names([HERE])) as out:
             with pytest.raises(OutboundFailed) as failed:
                 await out.post(url, b"", {}, timeout=5)

@@ -1,5 +1,5 @@
-"""Reads of one statement: whose rows they see, and what is left of a connection when one fails or
-is cancelled."""
+"""Reads of one statement: whose rows they see, and the state of the connection after a failure or a
+cancellation."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from tests.suite import Suite
 
 @dataclass(slots=True)
 class Everything:
-    """One of each kind of value."""
+    """One value of each kind."""
 
     number: int
     text: str
@@ -44,7 +44,7 @@ HALF = Statement(int, "SELECT 1 / %(number)s")
 
 @pytest.fixture
 async def db(atelier: Suite) -> AsyncIterator[Database]:
-    """A pool of one connection, so that what a read leaves behind meets the next one."""
+    """A pool of one connection, so that the next read meets what a read left behind."""
     made = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
     await made.open()
     auth.enter(calls.owner_identity("user:ada"))
@@ -65,6 +65,7 @@ async def test_values_arrive_as_they_were_sent_before_and_after_a_statement_is_p
             "nothing": None,
             "json": psycopg.types.json.Jsonb({"a": number}),
         }
+
         row = await db.one(ECHO, values)
         assert row == Everything(**{**values, "json": {"a": number}})  # type: ignore[arg-type]
 
@@ -100,6 +101,7 @@ async def test_a_statement_that_fails_when_it_is_prepared_is_in_nobodys_way(db: 
     for _ in range(10):
         with pytest.raises(psycopg.errors.DivisionByZero):
             await db.one(failing, {"number": 0})
+
     other = Statement(str, "SELECT current_setting('app.owner_id', true) AS name")
     for _ in range(10):
         assert await db.one(other) == "user:ada"
@@ -122,7 +124,7 @@ async def test_a_rollback_that_drops_what_is_prepared_is_in_no_reads_way(
         for _ in range(10):
             assert await db.one(OWNER) == "user:ada"
         async with db.transaction("user:ada") as m:
-            for _ in range(10):  # psycopg prepares it
+            for _ in range(10):  # until psycopg prepares it
                 await m.one(change, {"number": 1})
         with pytest.raises(ValueError, match="a refusal"):
             await refuse()
@@ -136,6 +138,7 @@ async def test_a_read_that_is_cancelled_ends_its_query(db: Database, atelier: Su
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(%%'"
         " AND state = 'active' AND pid = %s"
     )
+
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):

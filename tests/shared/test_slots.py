@@ -1,4 +1,4 @@
-"""Slots that holders take turns for: who gets the next one, and that none is lost."""
+"""Slots that holders take in turns: who gets the next one, and that none is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -8,7 +8,7 @@ from shared.background.turns import Turns
 
 
 class Line:
-    """Waiters called after their holder ('ada-1'); each holds its slot until it is let go."""
+    """Waiters named after their holder ('ada-1'); each holds its slot until it is let go."""
 
     def __init__(self, turns: Turns) -> None:
         self.served: list[str] = []
@@ -33,19 +33,19 @@ class Line:
             await settled()
 
     async def let_all_go(self) -> None:
-        for name in self.served:  # which grows meanwhile
+        for name in self.served:  # this list grows meanwhile
             await self.let_go(name)
 
 
 async def settled() -> None:
-    """Until no task has anything to do."""
+    """Waits until no task has anything to do."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 @asynccontextmanager
 async def line(slots: int, *, leave_room: bool = False) -> AsyncIterator[Line]:
-    """In the end nobody has a slot, nothing is known of anybody, and all slots can be had."""
+    """Checks at the end that nobody holds or waits for a slot, and that all slots are free."""
     turns = Turns(slots, leave_room=leave_room)
     made = Line(turns)
     yield made
@@ -63,6 +63,7 @@ async def test_holders_take_turns_and_each_ones_waiters_keep_their_order() -> No
     async with line(1) as waiters:
         await waiters.come(*named("ada", range(4)), *named("bob", range(3)), "eve-0")
         await waiters.let_all_go()
+
     assert waiters.served == [
         "ada-0",
         "bob-0",
@@ -85,7 +86,7 @@ async def test_who_comes_while_another_has_all_slots_gets_the_first_that_is_free
 
 
 async def test_who_has_fewer_comes_first() -> None:
-    """One whose turns are short needn't wait for the other's long ones."""
+    """A holder of short turns needn't wait for the long ones of another."""
     async with line(2) as waiters:
         await waiters.come(*named("ada", range(4)), *named("bob", range(4)))
         await waiters.let_go("ada-0", "bob-0", "bob-1", "bob-2")
@@ -115,6 +116,7 @@ async def test_room_is_left_for_who_comes_next() -> None:
             "eve-1",
             "dan-0",
         ]
+
         await waiters.let_go("ada-0", "ada-1", "ada-2")
         assert len(waiters.served) == 15, "ada has more than a share, now that others want theirs"
         await waiters.let_all_go()
@@ -130,12 +132,10 @@ async def test_a_waiter_that_goes_is_passed_over() -> None:
 
 
 async def test_a_waiter_that_goes_at_any_moment_around_its_turn_passes_it_on() -> None:
-    """Before it knows that it was given a slot, when it has just learnt it, or as soon as it has
-    begun."""
+    """The waiter goes before it knows that it was given a slot, when it has just learnt it, or as
+    soon as it has begun."""
     ends = set()
-    for steps in range(
-        8
-    ):  # of the loop, between the moment that the slot becomes free and that it goes
+    for steps in range(8):  # steps of the loop between freeing the slot and cancelling the waiter
         async with line(1) as waiters:
             await waiters.come("ada-0", "bob-0", "eve-0")
             going = asyncio.create_task(waiters.let_go("ada-0"))
@@ -143,6 +143,7 @@ async def test_a_waiter_that_goes_at_any_moment_around_its_turn_passes_it_on() -
                 await asyncio.sleep(0)
             waiters.tasks["bob-0"].cancel()
             await going
+
             await settled()
             assert waiters.served[-1] == "eve-0"
             ends.add(len(waiters.served))

@@ -1,4 +1,4 @@
-"""P11, C18: owners take turns in a queue, whoever queued how much before (real queue, real
+"""P11, C18: owners take turns in a queue, however much each queued before (real queue, real
 worker)."""
 
 import asyncio
@@ -17,7 +17,7 @@ ADA, BOB, EVE = "user:ada", "user:bob", "user:eve"
 
 
 class Counter:
-    """A queue whose jobs do nothing but wait to be let go."""
+    """A queue whose jobs only wait to be let go."""
 
     def __init__(self, db: Database) -> None:
         self.db = db
@@ -26,7 +26,7 @@ class Counter:
         self.started: list[str] = []
         self.trouble: dict[
             str, Callable[[], Awaitable[TryAgain]]
-        ] = {}  # by job: how its first try ends
+        ] = {}  # by job: how its first attempt ends
         self._let_go = asyncio.Semaphore(0)
         self._gone = 0
 
@@ -46,7 +46,7 @@ class Counter:
                 )
 
     async def positions(self, jobs: Sequence[str]) -> list[int | None]:
-        auth.enter(calls.owner_identity(ADA))  # whoever asks: places are counted among all
+        auth.enter(calls.owner_identity(ADA))  # any owner may ask: all owners' jobs are counted
         return [await self.queue.position(job) for job in jobs]
 
     async def serve(self, count: int) -> None:
@@ -91,6 +91,7 @@ async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(atelier
         await line.queue_up(EVE, named("eve", 1))
         async with line.workers():
             await line.serve(8)
+
     assert line.started[:8] == [
         "ada-0",
         "bob-0",
@@ -104,8 +105,8 @@ async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(atelier
 
 
 async def test_turns_that_have_passed_are_not_made_up_for(atelier: Suite) -> None:
-    """An owner who used workers that nobody else wanted isn't set back for it, even while an
-    earlier job of somebody waits to be tried again."""
+    """An owner who used workers that nobody else wanted isn't put at a disadvantage, even while an
+    earlier job of another owner waits for its next attempt."""
     async with counter(atelier) as line:
 
         async def in_an_hour() -> TryAgain:
@@ -139,6 +140,7 @@ async def test_what_is_urgent_comes_first_and_takes_turns_among_itself(atelier: 
         await line.queue_up(BOB, ["nobody-waits-for-bob"], priority=BACKFILL)
         await line.queue_up(ADA, named("fresh", 2))
         await line.queue_up(BOB, ["fresh-for-bob"])
+
         await line.queue_up(ADA, ["at-once"], priority=FRESH + 1)
         assert await line.queue.busy("counter", above=BACKFILL) and not await line.queue.busy(
             "counter", above=FRESH + 1
@@ -180,6 +182,7 @@ async def test_what_an_owner_calls_urgent_goes_before_the_owners_own_jobs_only(
             "can-wait-0",
         ]
         assert await line.positions(expected) == list(range(1, 11))
+
         async with line.workers():
             await line.serve(10)
     assert line.started == expected
@@ -238,6 +241,7 @@ async def test_anonymous_owners_have_one_turn_together(atelier: Suite) -> None:
         await line.queue_up(ADA, named("ada", 3))
         async with line.workers():
             await line.serve(7)
+
     assert line.started == [
         "visitor-0",
         "ada-0",
@@ -260,6 +264,7 @@ async def test_turns_that_are_used_up_go_by_arrival(atelier: Suite) -> None:
         await line.queue_up(BOB, ["backfill"], priority=FRESH - 1)
         async with line.workers():
             await line.serve(5)
+
     assert line.started == ["urgent", "ada-0", "ada-1", "bob-0", "backfill"]
 
 
@@ -273,13 +278,14 @@ async def test_the_queue_knows_owners_by_a_number_only(atelier: Suite) -> None:
 async def test_a_picture_is_ready_before_the_many_that_another_owner_sent_earlier(
     atelier: Suite,
 ) -> None:
-    await atelier.serve("assets")  # nobody works yet
+    await atelier.serve("assets")  # no worker yet
     ada, bob = atelier.client("ada"), atelier.client("bob")
     for seed in range(20):
         await flows.upload(ada, flows.jpeg(64, 48, seed=seed))
     picture = await flows.upload(bob, flows.jpeg(64, 48))
     await atelier.work("assets")
     await flows.variants_of(bob, picture.id)
+
     [(before,)] = atelier.sql(
         "SELECT count(*) FROM assets.attempts a, assets.attempts b"
         " WHERE a.owner = 'user:ada' AND b.owner = 'user:bob' AND a.created_at < b.created_at"

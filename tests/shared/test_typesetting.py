@@ -1,4 +1,4 @@
-"""What is done to a text before it is set, and which fonts may be named."""
+"""How a text is prepared before it is set, and which fonts may be named."""
 
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def test_fonts_are_checked_before_anything_starts(tmp_path: Path) -> None:
     font.parent.mkdir(parents=True)
     font.write_bytes(b"OTTO")
     assert fonts("") == [] and fonts(f"{tmp_path}:{font}") == [tmp_path, font]
+
     for wrong, said in (
         (tmp_path / "gone", "isn't there"),
         (tmp_path / "notes.ttf", "has no TTF, OTF or TTC"),

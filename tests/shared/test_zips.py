@@ -1,5 +1,4 @@
-"""What archives are promised to be: read by every reader, their size known beforehand, names that
-stay apart."""
+"""Archives can be read by every reader, their size is known beforehand, and names don't collide."""
 
 import io
 import random
@@ -19,7 +18,7 @@ MANY = [(f"{n}.jpg", 1) for n in range(65_536)]
 
 
 def written(entries: list[tuple[str, int]]) -> Iterator[bytes]:
-    """An archive of zeros."""
+    """Yields an archive of zeros."""
     archive = zips.Archive(WHEN)
     for path, size in entries:
         yield archive.begin(path, size)
@@ -92,8 +91,8 @@ def test_more_files_than_a_short_count_holds_are_read() -> None:
 
 
 class Holes(io.RawIOBase):
-    """A file that was written in order and keeps the parts it was told to; everything else is read
-    as zeros."""
+    """A file that was written in order and keeps only the parts it was told to; the rest is read as
+    zeros."""
 
     def __init__(self) -> None:
         self.size = self._place = 0

@@ -1,4 +1,4 @@
-"""What a client of techfiles does, for tests to build on."""
+"""Steps of a client of techfiles, for tests to build on."""
 
 import asyncio
 import functools
@@ -49,7 +49,7 @@ def pack_service(client: Client) -> Any:
 
 
 async def create(client: Client, **fields: Any) -> tf.TechFile:
-    """A completed sketch of the front, unless the fields say otherwise."""
+    """Creates a completed sketch of the front, unless the fields say otherwise."""
     values = {
         "request_id": request_id(),
         "product_id": PRODUCT,
@@ -97,7 +97,7 @@ async def contents(client: Client, collection_id: str, **fields: Any) -> col.Get
 
 
 async def ended(client: Client, run_id: str, *, timeout: float = 90) -> tp.TechPackRun:
-    """The run once it has ended."""
+    """Returns the run once it has ended."""
     async with asyncio.timeout(timeout):
         while True:
             answer = await pack_service(client).GetTechPackRun(
@@ -111,7 +111,7 @@ async def ended(client: Client, run_id: str, *, timeout: float = 90) -> tp.TechP
 
 @asynccontextmanager
 async def refused(code: grpc.StatusCode, *words: str) -> AsyncIterator[None]:
-    """The block ends with this status, and its text has all the words."""
+    """Checks that the block ends with this status and a text that holds all the words."""
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         yield
     assert refusal.value.code() == code, refusal.value
@@ -120,13 +120,13 @@ async def refused(code: grpc.StatusCode, *words: str) -> AsyncIterator[None]:
 
 
 def example_facts() -> facts_pb2.Facts:
-    """What is stated of the jacket in examples/photos."""
+    """Returns the facts stated about the jacket in examples/photos."""
     stated = yaml.safe_load((PHOTOS / "facts.yaml").read_text())
     return json_format.ParseDict(stated, facts_pb2.Facts())
 
 
 def large_facts() -> facts_pb2.Facts:
-    """More than a megabyte, each part of which is allowed."""
+    """Returns more than a megabyte of facts, each part of which is allowed."""
     text = "ä" * 300
     shell = facts_pb2.MaterialFact(part=text, material=text, colour=text, supplier=text)
     return facts_pb2.Facts(materials=[shell] * 500)
@@ -134,13 +134,13 @@ def large_facts() -> facts_pb2.Facts:
 
 @functools.cache
 def photo(view: str) -> bytes:
-    """One of the example photographs, small enough to be quick."""
+    """Returns one of the example photographs, small enough to be quick."""
     data: bytes = pyvips.Image.thumbnail(str(PHOTOS / f"{view}.jpg"), 1000).jpegsave_buffer(Q=85)
     return data
 
 
 async def revisions(client: Client, *views: str) -> list[tp.PackRevision]:
-    """Uploads these views of the jacket."""
+    """Uploads these views of the jacket; returns them as revisions."""
     numbers = {"front": tf.VIEW_TYPE_FRONT, "back": tf.VIEW_TYPE_BACK, "side": tf.VIEW_TYPE_SIDE}
     return [
         tp.PackRevision(
@@ -162,7 +162,7 @@ async def generate(
 
 
 async def export(client: Client, collection_id: str, **fields: Any) -> tp.Export:
-    """A finished export."""
+    """Makes an export and returns it finished."""
     request = tp.ExportCollectionRequest(collection_id=collection_id, wait=True, **fields)
     answer = await pack_service(client).ExportCollection(request, timeout=60)
     assert answer.export.state == tp.EXPORT_STATE_COMPLETED, answer.export
@@ -171,7 +171,7 @@ async def export(client: Client, collection_id: str, **fields: Any) -> tp.Export
 
 
 async def fetch(made: tp.Export) -> bytes:
-    """The export's bytes, as anybody with its URL gets them."""
+    """Returns the export's bytes, which anybody with its URL gets, and checks their digest."""
     async with browser() as http:
         answer = await http.get(made.file_url)
     assert answer.status_code == 200 and hashlib.sha256(answer.content).hexdigest() == made.sha256
@@ -179,7 +179,7 @@ async def fetch(made: tp.Export) -> bytes:
 
 
 def text_of(pdf: bytes) -> str:
-    """The text of all pages, each run of white space one space, without the marks of an allowed
-    line break."""
+    """Returns the text of all pages with single spaces, without the marks of an allowed line
+    break."""
     pages = " ".join(page.extract_text() for page in pypdf.PdfReader(io.BytesIO(pdf)).pages)
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", pages).replace("\u200b", ""))

@@ -1,4 +1,4 @@
-"""What an archive of a collection promises."""
+"""The promises of an archive of a collection."""
 
 import hashlib
 import json
@@ -39,6 +39,7 @@ def test_the_archive_unpacks_anywhere_and_its_checksums_agree(tmp_path: Path) ->
     archive.write_bytes(
         b"".join(stream_zip(some_members(), {"title": "Jäckchen", "made": WHEN}, WHEN))
     )
+
     with zipfile.ZipFile(archive) as opened:
         assert opened.testzip() is None
         assert {info.date_time for info in opened.infolist()} == {(2026, 11, 20, 8, 30, 10)}
@@ -47,9 +48,11 @@ def test_the_archive_unpacks_anywhere_and_its_checksums_agree(tmp_path: Path) ->
             assert forward_zip.contents(stream) == {
                 name: opened.read(name) for name in opened.namelist()
             }
+
     sums = ["sha256sum", "-c", "--strict", "SHA256SUMS"]
     check = subprocess.run(sums, cwd=tmp_path / "out", check=True, capture_output=True, text=True)
     assert check.stdout.count(": OK") == 4
+
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (
         manifest["title"] == "Jäckchen"
@@ -87,6 +90,7 @@ def test_names_stay_inside_the_archive_and_apart_from_each_other() -> None:
         "",
     ]
     archive = b"".join(stream_zip([member(path, b"x") for path in given], {}, WHEN))
+
     names = zip_names(archive)
     assert len(names) == len(given) + 2
     assert len({name.casefold() for name in names}) == len(names)
@@ -116,8 +120,8 @@ def test_a_file_that_changed_under_way_stops_the_archive(wrong: bytes) -> None:
 
 
 def test_the_archive_is_passed_on_as_it_is_read(tmp_path: Path) -> None:
-    """Never more than a chunk is held: what has been read has been yielded before the next chunk is
-    asked for."""
+    """At most one chunk is held: what has been read is yielded before the next chunk is
+    requested."""
     read = 0
 
     def chunks(count: int) -> Callable[[], Iterable[bytes]]:

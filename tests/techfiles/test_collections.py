@@ -1,5 +1,5 @@
-"""What collections promise: order, derived progress and credits, and that whatever was said instead
-is on record."""
+"""The promises of collections: order, derived progress and credits, and a record of every
+override."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 @pytest.fixture
 async def served(atelier: Suite) -> Suite:
-    # Many calls at once wait for one row, and a busy machine may take its time.
+    # Many concurrent calls wait for one row, and a busy machine may be slow.
     atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
     await atelier.serve("assets", "techfiles")
     return atelier
@@ -53,6 +53,7 @@ async def test_files_keep_their_order_and_equal_places_are_appended(served: Suit
     answer = await add(ada, collection.id, c.id, section="closeups", display_order=0)
     assert answer.results[0].display_order == 2
     assert (await add(ada, collection.id, d.id, section="base_views")).results[0].display_order == 0
+
     items = (await flows.contents(ada, collection.id)).items
     assert [(i.section, i.display_order, i.tech_file.id) for i in items] == [
         ("base_views", 0, d.id),
@@ -88,6 +89,7 @@ async def test_adding_answers_per_file_and_adding_twice_changes_nothing(served: 
         (col.ADD_FILE_OUTCOME_ALREADY_THERE, "closeups", 0),
     ]
     assert (answer.collection.file_count, answer.collection.total_credits_used) == (1, 2)
+
     removed = await flows.collection_service(ada).RemoveFiles(
         col.RemoveFilesRequest(
             collection_id=collection.id, tech_file_ids=[theirs.id, mine.id, mine.id]
@@ -145,6 +147,7 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
         col.COLLECTION_STATE_PROCESSING,
         True,
     )
+
     name = flows.request_id()
     for _ in range(2):
         adjusted = await service.AdjustCollectionCredits(
@@ -160,6 +163,7 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
         await service.AdjustCollectionCredits(
             col.AdjustCollectionCreditsRequest(collection_id=collection.id, credits=-4)
         )
+
     derived = await service.SetCollectionProgress(
         col.SetCollectionProgressRequest(collection_id=collection.id)
     )
@@ -167,6 +171,7 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
         0,
         False,
     )
+
     changes = (await flows.contents(ada, collection.id)).changes
     assert [(c.WhichOneof("change"), c.actor, c.reason) for c in changes] == [
         ("progress_derived", "ada", ""),
@@ -183,6 +188,7 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served
     )
     collection = await flows.collect(ada, facts=facts)
     assert (await flows.contents(ada, collection.id)).facts == facts
+
     twice = facts_pb2.PointOfMeasureFact(code="A", name="chest", value=58, unit="cm")
     async with flows.refused(INVALID, "facts.points_of_measure[1]"):
         await flows.collect(ada, facts=facts_pb2.Facts(points_of_measure=[twice, twice]))
@@ -211,12 +217,14 @@ async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
     ada = served.client("ada")
     collection = await flows.collect(ada, name=name)
     assert collection.name == name
+
     request = tp.ExportCollectionRequest(collection_id=collection.id, format=tp.EXPORT_FORMAT_PDF)
     export = (await flows.pack_service(ada).ExportCollection(request)).export
     assert export.file_name == file_name
+
     await served.change(
         "UPDATE techfiles.exports SET file_name = %s", (f"{name}.pdf",)
-    )  # as it was kept before
+    )  # the name as older versions stored it
     found = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=export.id))
     assert found.export.file_name == file_name
 
@@ -226,6 +234,7 @@ async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite
     collection = await flows.collect(ada)
     file = await flows.create(bob)
     service = flows.collection_service(bob)
+
     for call, request in (
         (service.GetCollection, col.GetCollectionRequest(collection_id=collection.id)),
         (
@@ -247,6 +256,7 @@ async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite
     ):
         async with flows.refused(NOT_FOUND):
             await call(request)
+
     async with flows.refused(NOT_FOUND):
         await flows.create(
             bob, file_type=tf.TECH_FILE_TYPE_COMPLETE_PACK, view_type=0, collection_id=collection.id

@@ -1,4 +1,4 @@
-"""What a factory can rely on in the document that leaves the house."""
+"""What a factory can rely on in the finished document."""
 
 import re
 import unicodedata
@@ -150,8 +150,8 @@ def full_pack() -> Pack:
 
 
 def text_of(pdf: Path) -> str:
-    """The text of all pages, each run of white space one space, without the marks of an allowed
-    line break."""
+    """Returns the text of all pages with single spaces, without the marks of an allowed line
+    break."""
     pages = " ".join(page.extract_text() for page in pypdf.PdfReader(pdf).pages)
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", pages).replace("\u200b", ""))
 
@@ -162,6 +162,7 @@ def test_everything_the_owner_stated_is_printed_as_it_was_given(
     target = tmp_path / "pack.pdf"
     assert render_pdf(full_pack(), pictures, target) == []
     text = text_of(target)
+
     for fact in (
         "First sample",
         "Harbour jacket",
@@ -232,6 +233,7 @@ def test_no_figure_with_a_unit_is_printed_that_nobody_stated(
             text_of(tmp_path / "pack.pdf"),
         )
     )
+
     stated = {
         "72 cm",
         "1.0 cm",
@@ -258,6 +260,7 @@ def test_what_is_unknown_says_so_and_is_never_blank(tmp_path: Path) -> None:
     )
     render_pdf(bare, {}, target)
     text = text_of(target)
+
     for label in (
         "Model",
         "Brand",
@@ -305,6 +308,7 @@ def test_blank_values_anywhere_still_make_a_document(
         credits=(CreditLine("", None, 0),),
         provenance=(Provenance("", "", "", ""),),
     )
+
     assert render_pdf(blank, pictures, tmp_path / "pack.pdf") == []
     assert "Price not supplied" in text_of(tmp_path / "pack.pdf")
 
@@ -325,6 +329,7 @@ def test_every_page_carries_its_number_the_style_and_the_section(
     assert len(texts) == 11
     for number, text in enumerate(texts, 1):
         assert f"{number} of 11" in text and "Harbour jacket" in text and "v3" in text
+
     sections = [
         "Cover",
         "Contents",
@@ -347,8 +352,8 @@ def test_every_page_carries_its_number_the_style_and_the_section(
 
 
 def busy_sketch(lengths: int) -> Sketch:
-    """Lengths that cross in the middle of the picture or lie on one another, and call-outs on top
-    of them."""
+    """Returns a sketch with lengths that cross in the middle or lie on one another, and call-outs
+    on top of them."""
     ends = [
         (Point(0.5 - dx, 0.5 - dy), Point(0.5 + dx, 0.5 + dy))
         for dx, dy in ((0.4, 0), (0, 0.4), (0.3, 0.3), (0, 0))
@@ -376,7 +381,8 @@ def busy_sketch(lengths: int) -> Sketch:
 
 
 def runs_of(page: pypdf.PageObject) -> list[tuple[str, float, float, float]]:
-    """The pieces of text on a page: (text, x, y, size), in points from the lower left corner."""
+    """Returns the pieces of text on a page as (text, x, y, size), in points from the lower left
+    corner."""
     found: list[tuple[str, float, float, float]] = []
 
     def note(
@@ -394,7 +400,7 @@ def sketch_page(pdf: Path) -> pypdf.PageObject:
 
 
 def labels_of(page: pypdf.PageObject) -> list[tuple[str, float, float]]:
-    """The labels on the picture of a page, whose panel is between 35 and 380 points from the
+    """Returns the labels on a page's picture, whose panel is between 35 and 380 points from the
     left."""
     return [
         (text, x, y) for text, x, y, size in runs_of(page) if size == 7 and 35 < x < 380 and y > 60
@@ -419,6 +425,7 @@ def test_what_is_said_of_a_picture_stands_beside_it_if_it_can(
     pack = Pack("Sample", WHEN, views=(view,), sketches=(busy_sketch(12),))
     render_pdf(pack, pictures, tmp_path / "pack.pdf")
     pages = [page.extract_text() for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages]
+
     beside = [text for text in pages if "feature 0" in text or "call-out 1" in text]
     assert len(beside) == 2 and "feature 7" in beside[0] and "length 11" in beside[1]
     assert not any("(continued)" in text for text in pages)
@@ -435,6 +442,7 @@ def test_every_page_has_a_heading_and_something_under_it(
     )
     render_pdf(pack, pictures, tmp_path / "pack.pdf")
     titles = []
+
     for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages[1:]:
         runs = runs_of(page)
         titles += [" ".join(text for text, _, y, size in runs if size == 15 and y > 530)]
@@ -464,6 +472,7 @@ def test_labels_on_a_picture_never_cover_one_another(
 ) -> None:
     render_pdf(Pack("Busy", WHEN, sketches=(busy_sketch(12),)), pictures, tmp_path / "pack.pdf")
     labels = labels_of(sketch_page(tmp_path / "pack.pdf"))
+
     assert sorted(text for text, _, _ in labels) == sorted(
         [f"M{n}" for n in range(12)] + [str(n) for n in range(1, 9)]
     )
@@ -480,6 +489,7 @@ def test_few_lengths_carry_their_values_and_many_their_codes(
     uncoded = replace(
         many, measurements=tuple(replace(length, code=None) for length in many.measurements)
     )
+
     for sketch, expected in (
         (few, {"40 cm", "41 cm", "42 cm"}),
         (many, {f"M{n}" for n in range(6)}),
@@ -491,6 +501,7 @@ def test_few_lengths_carry_their_values_and_many_their_codes(
             tmp_path / "pack.pdf",
         )
         page = sketch_page(tmp_path / "pack.pdf")
+
         labels = {text.replace("\xa0", " ") for text, _, _ in labels_of(page)}
         assert labels == expected
         assert all(f"length {n}," in page.extract_text() for n in range(len(sketch.measurements)))
@@ -528,6 +539,7 @@ def test_text_that_looks_like_code_is_printed_and_not_run(
     for attack in attacks:
         assert unicodedata.normalize("NFKC", attack) in text, attack
     assert "root:" not in text
+
     metadata = pypdf.PdfReader(tmp_path / "pack.pdf").metadata
     assert metadata is not None and metadata.title == attacks[0]
 
@@ -549,6 +561,7 @@ def test_the_same_pack_gives_the_same_bytes_in_any_process(
         assert (
             workers.submit(render_pdf, full_pack(), pictures, tmp_path / "there.pdf").result() == []
         )
+
     here, there = (tmp_path / "here.pdf").read_bytes(), (tmp_path / "there.pdf").read_bytes()
     assert here == there
     render_pdf(replace(full_pack(), version="v4"), pictures, tmp_path / "here.pdf")
@@ -578,6 +591,7 @@ def test_forty_pictures_and_tables_over_many_pages_keep_their_headers(
     pages = [page.extract_text() for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages]
     bill = [text for text in pages if re.search(r"item \d", text)]
     assert len(bill) > 3 and all("QUANTITY" in text for text in bill)
+
     text = text_of(tmp_path / "pack.pdf")
     assert all(f"detail {n}" in text for n in range(36)) and all(
         f"item {n}" in text for n in range(90)
@@ -596,6 +610,7 @@ def test_a_picture_that_cannot_be_shown_is_left_out_and_named(
         cover="broken",
         closeups=(Closeup("a", None, "drawing"), Closeup("b", None, "nowhere")),
     )
+
     warnings = render_pdf(pack, given, tmp_path / "pack.pdf")
     assert sorted(w.detail.split(":")[0] for w in warnings if w.reason == "picture") == [
         "broken",
@@ -646,7 +661,7 @@ def test_a_font_that_is_given_supplies_what_the_bundled_fonts_lack(
 
 
 def fonts_of(pdf: Path) -> set[str]:
-    """Names of the fonts that the pages use."""
+    """Returns the names of the fonts that the pages use."""
     found: list[Any] = [page["/Resources"] for page in pypdf.PdfReader(pdf).pages]
     resources = [each.get("/Font", {}) for each in found]
     return {font.get_object()["/BaseFont"] for named in resources for font in named.values()}
@@ -663,6 +678,7 @@ def test_a_text_from_right_to_left_stands_at_the_right(tmp_path: Path) -> None:
     runs = runs_of(page)
     hebrew = min(x for text, x, _, _ in runs if re.search("[א-ת]", text))
     latin = min(x for text, x, _, _ in runs if text == "zip")
+
     brass = min(x for text, x, _, _ in runs if text == "brass")
     assert latin + 40 < hebrew < brass
 
@@ -678,6 +694,7 @@ def test_a_price_has_the_digits_of_its_currency_and_no_number_those_of_a_float(
     ):
         pack = Pack("Bill", WHEN, price=Price(amount, currency), bill_of_materials=bill)
         render_pdf(pack, {}, tmp_path / "pack.pdf")
+
         text = text_of(tmp_path / "pack.pdf")
         assert (
             shown in text

@@ -1,4 +1,4 @@
-"""What versions, states and lists of tech files promise."""
+"""The promises of versions, states and lists of tech files."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 @pytest.fixture
 async def served(atelier: Suite) -> Suite:
-    # Many calls at once wait for one row, and a busy machine may take its time.
+    # Many concurrent calls wait for one row, and a busy machine may be slow.
     atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
     await atelier.serve("assets", "techfiles")
     return atelier
@@ -45,11 +45,13 @@ async def test_concurrent_versions_are_numbered_exactly_with_one_latest(served: 
     history = await flows.versions(ada, first.id)
     assert [version.version_number for version in history] == list(
         range(64, 14, -1)
-    )  # a page of 50
+    )  # the default page of 50
+
     history = await flows.versions(ada, first.id, page_size=100)
     assert [version.version_number for version in history] == list(range(64, 0, -1))
     assert [version.current for version in history] == [True] + [False] * 63
     assert {version.reason for version in history[1:]} == {f"try {n}" for n in range(63)}
+
     [latest] = await flows.listed(ada, product_id=flows.PRODUCT, versions=tf.VERSION_FILTER_LATEST)
     assert (latest.id, latest.version_number, latest.is_latest) == (first.id, 64, True)
 
@@ -60,6 +62,7 @@ async def test_concurrent_files_in_one_slot_are_numbered_exactly_with_one_latest
     ada = served.client("ada")
     made = await asyncio.gather(*(flows.create(ada) for _ in range(64)))
     assert sorted(file.version_number for file in made) == list(range(1, 65))
+
     by_number = {file.version_number: file for file in made}
     files = await flows.listed(ada, page_size=100)
     assert [file.version_number for file in files if file.is_latest] == [64]
@@ -75,6 +78,7 @@ async def test_numbers_stay_exact_while_files_are_made_changed_and_archived_at_o
     service = flows.file_service(ada)
     files = [await flows.create(ada) for _ in range(4)]
     calls = []
+
     for n in range(40):
         file_id = files[n % 4].id
         update = tf.UpdateTechFileRequest(
@@ -83,11 +87,13 @@ async def test_numbers_stay_exact_while_files_are_made_changed_and_archived_at_o
         calls += [flows.create(ada), service.UpdateTechFile(update)]
         if n % 10 == 0:
             calls.append(service.ArchiveTechFile(tf.ArchiveTechFileRequest(tech_file_id=file_id)))
+
     done = await asyncio.gather(*calls, return_exceptions=True)
     refused = [answer for answer in done if isinstance(answer, grpc.aio.AioRpcError)]
     assert {refusal.code() for refusal in refused} <= {
         PRECONDITION
-    }  # those that came after the archiving
+    }  # the files that came after the archiving
+
     history = await flows.versions(ada, files[0].id, page_size=1000)
     assert [v.version_number for v in history] == list(range(84 - len(refused), 0, -1))
     live = [v for v in history if v.current and not v.tech_file.HasField("archive_time")]
@@ -114,6 +120,7 @@ async def test_an_update_keeps_what_was_there_before_under_its_number(served: Su
     )
     assert changed.tech_file.version_number == 2 and changed.tech_file.confidence == 0.9
     assert changed.tech_file.credits_used == 1
+
     now, before = await flows.versions(ada, file.id)
     assert (now.version_number, now.current, before.version_number, before.current) == (
         2,
@@ -150,6 +157,7 @@ async def test_a_new_file_in_the_slot_continues_its_numbers_and_its_history(serv
             (2, first.id, True),
             (1, first.id, False),
         ]
+
     other = await flows.create(ada, view_type=tf.VIEW_TYPE_BACK)
     assert other.version_number == 1 and other.parent_file_id == ""
 
@@ -166,9 +174,11 @@ async def test_archiving_the_latest_promotes_the_newest_live_file_and_keeps_the_
     ).tech_file
     assert archived.HasField("archive_time") and archived.state == tf.TECH_FILE_STATE_PROCESSING
     assert not archived.is_latest
+
     [latest] = await flows.listed(ada, versions=tf.VERSION_FILTER_LATEST)
     assert latest.id == files[0].id
     assert [f.id for f in await flows.listed(ada)] == [files[0].id]
+
     only = await flows.listed(ada, archived=tf.ARCHIVED_FILTER_ONLY)
     assert [f.id for f in only] == [files[2].id, files[1].id]
     assert len(await flows.listed(ada, archived=tf.ARCHIVED_FILTER_INCLUDED)) == 3
@@ -176,6 +186,7 @@ async def test_archiving_the_latest_promotes_the_newest_live_file_and_keeps_the_
         await service.CreateTechFileVersion(
             tf.CreateTechFileVersionRequest(tech_file_id=files[2].id)
         )
+
     back = (
         await service.UnarchiveTechFile(tf.UnarchiveTechFileRequest(tech_file_id=files[2].id))
     ).tech_file
@@ -196,6 +207,7 @@ async def test_an_unfinished_or_failed_version_does_not_hide_the_completed_one(
     await flows.create(ada, state=tf.TECH_FILE_STATE_PROCESSING)
     [latest] = await flows.listed(ada, versions=tf.VERSION_FILTER_LATEST)
     assert latest.version_number == 3
+
     [completed] = await flows.listed(ada, versions=tf.VERSION_FILTER_LATEST_COMPLETED)
     assert completed.id == done.id
     async with flows.refused(INVALID, "LATEST_COMPLETED"):
@@ -278,6 +290,7 @@ async def test_an_update_takes_whole_fields_and_not_too_many(served: Suite) -> N
         )
         async with flows.refused(INVALID, "update_mask"):
             await flows.file_service(ada).UpdateTechFile(request)
+
     assert await flows.get(ada, file.id) == file
 
 
@@ -289,13 +302,16 @@ async def test_a_file_takes_only_a_ready_picture_of_its_owner_and_shows_its_urls
     asset = await asset_flows.upload(ada, asset_flows.jpeg())
     async with flows.refused(NOT_FOUND):
         await flows.create(bob, file_asset_id=asset.id)
+
     await asset_flows.variants_of(ada, asset.id)
     file = await flows.create(ada, file_asset_id=asset.id)
     assert file.file_url == ""
+
     seen = await flows.get(ada, file.id, include_urls=True)
     assert seen.file_url.startswith("http") and seen.thumbnail_url.startswith("http")
     [listed] = await flows.listed(ada, include_urls=True)
     assert listed.file_url.startswith("http")
+
     holders = served.sql("SELECT holder FROM assets.asset_references")
     assert [row[0] for row in holders] == [f"techfiles/products/{flows.PRODUCT}"]
 
@@ -313,6 +329,7 @@ async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(served: 
     ada, bob = served.client("ada"), served.client("bob")
     file = await flows.create(ada)
     service = flows.file_service(bob)
+
     for call, request in (
         (service.GetTechFile, tf.GetTechFileRequest(tech_file_id=file.id)),
         (
@@ -333,10 +350,12 @@ async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(served: 
         async with flows.refused(NOT_FOUND):
             await call(request)
     assert await flows.listed(bob, product_id=flows.PRODUCT) == []
+
     figures = await service.GetProductStatistics(
         tf.GetProductStatisticsRequest(product_id=flows.PRODUCT)
     )
     assert figures == tf.GetProductStatisticsResponse()
+
     own = await flows.create(bob)
     assert own.version_number == 1 and own.parent_file_id == ""
     assert (await flows.get(ada, file.id)).etag == file.etag
@@ -352,6 +371,7 @@ async def test_lists_filter_by_every_field_and_page_through_all(served: Suite) -
             file_category=f"shot {number}",
             batch_id="b-1",
         )
+
     view = await flows.create(
         ada, file_type=tf.TECH_FILE_TYPE_BASE_VIEW, revision_id="rev-9", product_id="product-2"
     )
@@ -364,6 +384,7 @@ async def test_lists_filter_by_every_field_and_page_through_all(served: Suite) -
     assert len(await flows.listed(ada, batch_id="b-1")) == 7
     assert await flows.listed(ada, created_before=view.create_time, batch_id="none") == []
     assert [f.id for f in await flows.listed(ada, created_from=view.create_time)] == [view.id]
+
     seen: list[str] = []
     token = ""
     while True:
@@ -387,6 +408,7 @@ async def test_statistics_count_what_there_is(served: Suite) -> None:
     )
     service = flows.file_service(ada)
     await service.ArchiveTechFile(tf.ArchiveTechFileRequest(tech_file_id=gone.id))
+
     figures = await service.GetProductStatistics(
         tf.GetProductStatisticsRequest(product_id=flows.PRODUCT)
     )
@@ -410,6 +432,7 @@ async def test_a_watch_shows_what_is_there_and_then_every_change(served: Suite) 
         tf.WatchTechFilesRequest(product_id=flows.PRODUCT)
     )
     items = aiter(watch)
+
     async with asyncio.timeout(20):
         assert (await anext(items)).tech_file.id == first.id
         assert (await anext(items)).bookmark.ready

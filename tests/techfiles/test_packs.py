@@ -1,5 +1,5 @@
-"""What a generated tech pack promises to whoever reads it: every file, every stated fact, and
-nothing made up."""
+"""The promises of a generated tech pack to its readers: every file, every stated fact, and nothing
+made up."""
 
 import asyncio
 import json
@@ -42,7 +42,8 @@ class Made:
 
 
 def stated() -> facts_pb2.Facts:
-    """The example's facts, but two close-ups only, and no value for two points of measure."""
+    """Returns the example's facts with only two close-ups, and without values for two points of
+    measure."""
     facts = flows.example_facts()
     del facts.closeups[2:]
     for point in facts.points_of_measure:
@@ -90,6 +91,7 @@ async def test_a_run_makes_every_file_and_sums_its_credits(made: Made) -> None:
         12,
         100,
     ) and run.generation_time_ms > 0
+
     shown = await flows.contents(made.ada, run.collection_id, include_urls=True)
     assert (shown.collection.state, shown.collection.progress_percent) == (
         col.COLLECTION_STATE_COMPLETED,
@@ -107,6 +109,7 @@ async def test_a_run_makes_every_file_and_sums_its_credits(made: Made) -> None:
         assert file.state == tf.TECH_FILE_STATE_COMPLETED and file.batch_id == run.batch_id
         assert file.file_url and file.model and 0 < file.confidence <= 1
     assert shown.facts == made.facts
+
     pack = await flows.get(made.ada, run.pack_file_id, include_urls=True)
     assert (
         pack.collection_id == run.collection_id
@@ -131,6 +134,7 @@ async def test_what_is_stated_is_printed_and_what_follows_from_a_scale_says_so(m
         assert (fact in text) == (fact != "front zip"), fact
     for point in made.facts.points_of_measure:
         assert point.name in text
+
     # B is 52.0 and M 44.8 centimetres on the pattern that the pictures were drawn from.
     rows = (
         ("B hem width", "5[12]"),
@@ -146,9 +150,10 @@ async def test_what_is_stated_is_printed_and_what_follows_from_a_scale_says_so(m
 async def test_no_figure_with_a_unit_is_printed_that_is_not_in_the_facts(made: Made) -> None:
     printed = set(FIGURE.findall(flows.text_of(made.pdf)))
     allowed = figures_of(made.facts)
-    # What follows from the declared scales, by the picture's own arithmetic: 3 units wide to 4
+    # The declared scales give more figures, by the picture's own arithmetic: 3 units wide to 4
     # high.
     scales = {scale.view: scale for scale in made.facts.scales}
+
     for point in made.facts.points_of_measure:
         if not point.HasField("value"):
             scale = scales[point.view]
@@ -162,7 +167,7 @@ async def test_no_figure_with_a_unit_is_printed_that_is_not_in_the_facts(made: M
 
 
 def figures_of(facts: facts_pb2.Facts) -> set[str]:
-    """Every figure with its unit that the facts hold, in a text or as a value and a unit."""
+    """Returns every figure with its unit in the facts, from a text or from a value and a unit."""
     allowed = set(FIGURE.findall(json_format.MessageToJson(facts, ensure_ascii=False)))
     rows: list[Any] = [*facts.dimensions, *facts.points_of_measure]
     allowed |= {f"{row.value:g} {row.unit}" for row in rows}
@@ -196,6 +201,7 @@ async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(ma
                 tech_file_id=item.tech_file.id, update_mask=mask, analysis=invented
             )
         )
+
     export = await flows.export(made.ada, made.run.collection_id, format=tp.EXPORT_FORMAT_PDF)
     text = flows.text_of(await flows.fetch(export))
     for word in ("777.5", "invented", "unobtainium", "parka"):
@@ -213,6 +219,7 @@ async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums
         names = archive.namelist()
         archive.extractall(tmp_path)
     assert [name for name, _ in forward_zip.entries(BytesIO(data))] == names
+
     pictures = {name for name in names if name.endswith((".jpg", ".png", ".webp"))}
     assert {
         "01-cover/category.jpg",
@@ -231,10 +238,12 @@ async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums
         json.loads((tmp_path / "07-documents/facts.json").read_text())["product"]["model"]
         == "KH-4107"
     )
+
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert len(manifest["tech_files"]) == 9 and {file["path"] for file in manifest["files"]} == set(
         names
     ) - {"manifest.json", "SHA256SUMS"}
+
     sums = ["sha256sum", "-c", "--strict", "--quiet", "SHA256SUMS"]
     await asyncio.to_thread(subprocess.run, sums, cwd=tmp_path, check=True, capture_output=True)
 
@@ -253,10 +262,12 @@ async def test_another_owner_gets_neither_the_run_nor_its_exports(made: Made) ->
     ):
         async with flows.refused(flows.NOT_FOUND):
             await call(request)
+
     async with flows.refused(flows.NOT_FOUND):
         async for _ in service.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=made.run.id)):
             pass
     assert not (await service.ListTechPackRuns(tp.ListTechPackRunsRequest())).runs
+
     [listed] = (
         await flows.pack_service(made.ada).ListTechPackRuns(tp.ListTechPackRunsRequest(state=DONE))
     ).runs
@@ -275,6 +286,7 @@ async def test_text_that_looks_like_code_is_printed_and_names_stay_inside_the_ar
     pdf = await flows.export(made.ada, collection.id, format=tp.EXPORT_FORMAT_PDF)
     text = flows.text_of(await flows.fetch(pdf))
     assert attack in text and '"); #panic("' in text and "<script>" in text and "root:" not in text
+
     archive = await flows.export(made.ada, collection.id, format=tp.EXPORT_FORMAT_ZIP)
     with zipfile.ZipFile(BytesIO(await flows.fetch(archive))) as opened:
         assert sorted(opened.namelist()) == [
@@ -303,6 +315,7 @@ async def test_a_pack_that_was_made_elsewhere_is_in_the_archive_as_it_is(made: M
     await flows.collection_service(made.ada).AddFiles(
         col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[pack.id])
     )
+
     export = await flows.export(made.ada, collection.id, format=tp.EXPORT_FORMAT_ZIP)
     with zipfile.ZipFile(BytesIO(await flows.fetch(export))) as archive:
         assert archive.read("07-documents/complete_pack.pdf") == made.pdf
@@ -319,6 +332,7 @@ async def test_an_export_without_facts_says_not_supplied(made: Made) -> None:
         col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])
     )
     export = await flows.export(made.ada, collection.id, format=tp.EXPORT_FORMAT_PDF)
+
     text = flows.text_of(await flows.fetch(export))
     for label in ("Model", "Brand", "Category", "Price", "Description", "Care"):
         assert f"{label} not supplied" in text, label

@@ -1,5 +1,5 @@
-"""Whatever the contract takes is printed, whole. The facts are made from the contract's own limits,
-so that a field that is added to it is printed too, or this fails."""
+"""Whatever the contract accepts is printed whole. The facts are made from the contract's own
+limits: a new field is printed too, or this fails."""
 
 import json
 import re
@@ -23,14 +23,14 @@ from shared.imaging import ImagingPool
 from shared.rpc import protos
 from tests.techfiles import flows
 
-# Not for a factory: what is wanted of a model, what other lengths follow from, what others ask for
-# the product.
+# Not for a factory: the pictures asked of a model, the scales that other lengths follow from, the
+# prices of others.
 NOT_PRINTED = {"closeups", "scales", "market"}
 WORDS = {
     "view": "front",
     "unit": "mm",
     "currency": "EUR",
-}  # of which shared.formats.facts knows a few only
+}  # shared.formats.facts accepts only a few words
 WIDE = "W"  # the widest letter
 OWNER = "user:ada"
 MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -72,7 +72,7 @@ class Filling:
 
 
 def tech_file(file_type: str) -> TechFile:
-    """A completed file of the front, with a picture of its own."""
+    """Returns a completed file of the front, with a picture of its own."""
     return TechFile(
         id=uuid4(),
         owner=OWNER,
@@ -127,7 +127,8 @@ def winter_line() -> Collection:
 
 
 def printed(stated: dict[str, Any], collection: Path) -> tuple[document.Pack, dict[str, Path]]:
-    """A pack of these facts with a base view and a sketch of the front."""
+    """Returns a pack of these facts with a base view and a sketch of the front, and its
+    pictures."""
     picture = collection / "front.jpg"
     picture.write_bytes(flows.photo("front"))
     files = [tech_file("base_view"), tech_file("sketch")]
@@ -141,13 +142,14 @@ def printed(stated: dict[str, Any], collection: Path) -> tuple[document.Pack, di
 
 
 def letters_of(pdf: Path) -> str:
-    """All that is printed, without spaces and the places where a line may break."""
+    """Returns everything printed, without spaces and marks of allowed line breaks."""
     pages = "".join(page.extract_text() for page in pypdf.PdfReader(pdf).pages)
     return re.sub(r"[\s\u200b]", "", pages)
 
 
 def outside(pdf: Path) -> list[tuple[str, float, float]]:
-    """What begins beyond the frame of its page, and where, in points from the lower left corner."""
+    """Returns the texts that begin beyond the frame of their page, with their place in points from
+    the lower left corner."""
     found: list[tuple[str, float, float]] = []
 
     def note(text: str, m: list[float], at: list[float], *_: Any) -> None:
@@ -168,11 +170,13 @@ def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: 
     stated = filling.message(facts_pb2.Facts.DESCRIPTOR, field)
     pack, pictures = printed(stated, tmp_path)
     assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+
     letters = letters_of(tmp_path / "pack.pdf")
-    # A number at the end of each text, and as many of the letter as all texts have: a page's head
-    # may come in between.
+    # Each text ends in a number of its own. The letters are counted over all texts, since a page's
+    # head may come in between.
     assert all(re.search(r"#\d+#", text)[0] in letters for text in filling.texts)  # type: ignore[index]
     assert letters.count(WIDE) >= sum(text.count(WIDE) for text in filling.texts)
+
     numbers = json.dumps(stated).count("9999999.9375")
     assert letters.count("9999999.9375") >= numbers
     assert outside(tmp_path / "pack.pdf") == []
@@ -229,6 +233,7 @@ def test_lines_without_end_become_a_paragraph_that_says_where_they_ended(tmp_pat
     ]
     pack, pictures = printed({"features": notes}, tmp_path)
     assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+
     pages = pypdf.PdfReader(tmp_path / "pack.pdf").pages
     assert "line of 0 \u00b6 line of 0" in " ".join(
         " ".join(page.extract_text().split()) for page in pages[:8]

@@ -1,5 +1,5 @@
-"""What a run promises on its way: it goes on past failures and restarts, shows each step, and can
-be stopped."""
+"""The promises of a run: it continues after failures and restarts, shows each step, and can be
+stopped."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ async def served(atelier: Suite) -> Suite:
 
 
 async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPackRun:
-    """The run once so many of its steps wait for `conversions`."""
+    """Returns the run once so many of its steps wait for `conversions`."""
     async with asyncio.timeout(30):
         while True:
             run: tp.TechPackRun = (
@@ -42,7 +42,7 @@ async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPac
 
 
 def two_closeups() -> facts_pb2.Facts:
-    """One of the back, one of the front."""
+    """Returns facts with one close-up of the back and one of the front."""
     shots = [
         facts_pb2.CloseupFact(name="yoke", view="back"),
         facts_pb2.CloseupFact(name="collar", view="front"),
@@ -64,6 +64,7 @@ async def test_an_owner_with_many_exports_lets_another_ones_begin(served: Suite)
     ]
     await served.work("techfiles")
     await flows.export(clients[0], asked[0].export.collection_id, format=tp.EXPORT_FORMAT_ZIP)
+
     begun = [
         owner for (owner,) in served.sql("SELECT owner FROM techfiles.attempts ORDER BY created_at")
     ]
@@ -85,6 +86,7 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite)
     await served.work("conversions")
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED_WITH_FAILURES
+
     by_name = {step.name: step for step in run.steps}
     assert {name: step.state for name, step in by_name.items()} == {
         "category": COMPLETED,
@@ -96,6 +98,7 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite)
     }
     assert by_name["base_view/front"].error_class == "CANCELLED"
     assert run.total_credits_used == 2 and run.progress_percent == 100
+
     failed = await flows.get(ada, by_name["base_view/front"].tech_file_id)
     assert failed.state == tf.TECH_FILE_STATE_FAILED and failed.error_message
     shown = await flows.contents(ada, run.collection_id)
@@ -125,6 +128,7 @@ async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(
     assert served.sql("SELECT count(*) FROM conversions.analyses") == [(3,)]
     assert served.sql("SELECT count(*) FROM conversions.generations") == [(1,)]
     assert run.total_credits_used == 4
+
     outcomes = served.sql(
         "SELECT outcome FROM techfiles.attempts WHERE job = 'runs' ORDER BY number"
     )
@@ -140,12 +144,14 @@ async def test_a_cancelled_run_stops_and_takes_its_jobs_with_it(served: Suite) -
     service = flows.pack_service(ada)
     answer = await service.CancelTechPackRun(tp.CancelTechPackRunRequest(run_id=started.id))
     assert answer.cancelling
+
     run = await flows.ended(ada, started.id)
     assert (
         run.state == tp.RUN_STATE_CANCELLED
         and run.total_credits_used == 0
         and run.generation_time_ms > 0
     )
+
     files = [item.tech_file for item in (await flows.contents(ada, run.collection_id)).items]
     assert {file.state for file in files} == {tf.TECH_FILE_STATE_FAILED} and "cancelled" in files[
         0
@@ -153,6 +159,7 @@ async def test_a_cancelled_run_stops_and_takes_its_jobs_with_it(served: Suite) -
     assert not (
         await service.CancelTechPackRun(tp.CancelTechPackRunRequest(run_id=started.id))
     ).cancelling
+
     for step in under_way.steps:
         if step.analysis_id:
             await analysis_cancelled(ada, step.analysis_id)
@@ -191,12 +198,14 @@ async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(serve
         ("sketches", SKIPPED),
         ("pack", tp.STEP_STATE_PENDING),
     ]
+
     files = [item.tech_file for item in (await flows.contents(ada, started.collection_id)).items]
     assert [(file.file_asset_id, file.state) for file in files] == [
         (pictures[0].asset_id, tf.TECH_FILE_STATE_COMPLETED),
         (pictures[1].asset_id, tf.TECH_FILE_STATE_COMPLETED),
         (pictures[1].asset_id, tf.TECH_FILE_STATE_PENDING),
     ]
+
     await served.work("techfiles", "conversions")
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED and run.total_credits_used == 1
@@ -212,6 +221,7 @@ async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_w
     )
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED and run.progress_percent == 100
+
     steps = {step.name: step for step in run.steps}
     assert [steps[name].state for name in ("closeup/1", "closeup/2")] == [SKIPPED, COMPLETED]
     assert "no revision shows the back" in steps["closeup/1"].error_message
@@ -223,18 +233,22 @@ async def test_a_watch_shows_every_step_and_ends_with_the_run(served: Suite) -> 
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)
     request = tp.WatchTechPackRunRequest(run_id=started.id)
     items: list[tp.WatchTechPackRunResponse] = []
+
     async with asyncio.timeout(90):
         async for item in flows.pack_service(ada).WatchTechPackRun(request):
             items.append(item)
             if item.bookmark.ready:
                 await served.work("techfiles", "conversions")
     assert items[0].run == started and items[1].bookmark.ready
+
     told = [item.run for item in items[2:] if item.WhichOneof("item") == "run"]
     assert told[-1].state == tp.RUN_STATE_COMPLETED and told[-1].progress_percent == 100
     assert [run.progress_percent for run in told] == sorted(run.progress_percent for run in told)
+
     seen = {(step.name, step.state) for run in told for step in run.steps}
     for name in ("category", "base_view/front", "sketch/front", "pack"):
         assert {(name, tp.STEP_STATE_PROCESSING), (name, COMPLETED)} <= seen
+
     again = [item async for item in flows.pack_service(ada).WatchTechPackRun(request)]
     assert again[0].run.state == tp.RUN_STATE_COMPLETED and len(again) == 2
 
@@ -283,6 +297,7 @@ async def test_a_run_that_breaks_a_rule_is_refused_before_anything_is_kept(serve
         point = facts_pb2.Point(x=0.5, y=0.5)
         scale = facts_pb2.ScaleFact(view="front", value=1, unit="cm", to=point, **{"from": point})
         await flows.generate(ada, [front], facts=facts_pb2.Facts(scales=[scale]))
+
     pending = await asset_flows.announce(ada, asset_flows.jpeg())
     async with flows.refused(grpc.StatusCode.FAILED_PRECONDITION):
         await flows.generate(ada, [front], primary_asset_id=pending.asset.id)

@@ -1,5 +1,5 @@
-"""Steps that the tests of webhooks share. What happens are uploads to assets, told as soon as they
-are announced."""
+"""Steps that the tests of webhooks share. Their events are uploads to assets, which are published
+as soon as they are announced."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from tests.assets import flows as assets
 from tests.receiver import Receiver, Request
 from tests.suite import Client, Suite
 
-# Receivers of a test are on this machine, which an operator must allow; pauses are short, so that a
-# test is.
+# The receivers are on this machine, which an operator must allow; pauses are short, to keep the
+# tests short.
 SETTINGS = {
     "outbound_allowed_networks": "127.0.0.0/8",
     "webhook_http": True,
@@ -59,7 +59,7 @@ async def log(client: Client, endpoint_id: str, **fields: Any) -> list[pb.Delive
 
 
 async def happen(client: Client, count: int = 1) -> list[str]:
-    """Events of type assets.asset.pending. Returns the ids of the assets."""
+    """Causes events of type assets.asset.pending. Returns the ids of the assets."""
     made = [
         await assets.announce(client, PICTURE, kind=asset_pb2.ASSET_KIND_PHOTO)
         for _ in range(count)
@@ -68,7 +68,7 @@ async def happen(client: Client, count: int = 1) -> list[str]:
 
 
 async def until(true: Callable[[], Any | Awaitable[Any]], what: str, seconds: float = 15) -> Any:
-    """The first value that isn't false."""
+    """Waits for the first value that isn't false; returns it."""
     try:
         async with asyncio.timeout(seconds):
             while True:
@@ -82,7 +82,7 @@ async def until(true: Callable[[], Any | Awaitable[Any]], what: str, seconds: fl
 
 
 async def delivery_in(client: Client, endpoint_id: str, state: Any) -> pb.Delivery:
-    """The newest delivery in this state, once there is one."""
+    """Waits for a delivery in this state; returns the newest."""
     found = await until(lambda: log(client, endpoint_id, state=state), f"a delivery {state}")
     return found[0]
 

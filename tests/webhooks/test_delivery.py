@@ -1,5 +1,5 @@
-"""R15: webhooks reach who asked for them, at least once, signed so that foreign libraries agree,
-and nobody inside."""
+"""R15: webhooks reach their subscribers, at least once, signed so that other libraries agree, and
+no internal address."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ NPM_VERSION = "1.0.0"
 
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """One assets for all of these tests, each with an owner of its own."""
+    """One suite for all of these tests, each with an owner of its own."""
     async with suite(cluster, keys, disk) as made:
         await flows.start(made)
         yield made
@@ -45,6 +45,7 @@ async def test_an_event_arrives_signed_and_readable(ada: Client) -> None:
         [request] = receiver.requests
     assert request.line == "POST /hook?token=x HTTP/1.1"
     assert request.headers["content-type"] == "application/json"
+
     body = verify(made.secret, request)
     assert (body["type"], body["data"]["id"]) == ("assets.asset.pending", asset_id)
     assert body["data"]["state"] == "ASSET_STATE_PENDING" and body["data"]["createTime"].endswith(
@@ -53,6 +54,7 @@ async def test_an_event_arrives_signed_and_readable(ada: Client) -> None:
     assert "Url" not in request.body.decode()
     assert delivery.id == request.headers["webhook-id"]
     assert (delivery.attempts, delivery.status_code, delivery.error_class) == (1, 204, "")
+
     shown = await flows.stub(ada).GetDelivery(pb.GetDeliveryRequest(delivery_id=delivery.id))
     assert shown.body.encode() == request.body
 
@@ -64,11 +66,13 @@ async def test_a_changed_body_id_or_time_is_not_ours(ada: Client) -> None:
         await flows.until(lambda: receiver.requests, "a ping")
     [request] = receiver.requests
     assert verify(made.secret, request)["type"] == "webhook.ping"
+
     for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
         with pytest.raises(WebhookVerificationError):
             Webhook(made.secret).verify(
                 request.body, {**request.headers, name: f"1{request.headers[name]}"}
             )
+
     with pytest.raises(WebhookVerificationError):
         Webhook(made.secret).verify(request.body + b" ", request.headers)
 
@@ -91,6 +95,7 @@ async def test_the_library_of_another_language_agrees(ada: Client) -> None:
         "body": request.body.decode(),
         "headers": request.headers,
     }
+
     for forged, expected in (({}, 0), ({"body": given["body"] + " "}, 1)):
         done = await asyncio.to_thread(
             subprocess.run,
@@ -99,6 +104,7 @@ async def test_the_library_of_another_language_agrees(ada: Client) -> None:
             capture_output=True,
             text=True,
         )
+
         assert done.returncode == expected, done.stderr
         assert done.stdout.strip() == ("" if expected else "webhook.ping")
 
@@ -124,6 +130,7 @@ async def test_every_event_of_the_owner_arrives_once_and_nobody_elses(
         await flows.until(
             lambda: len(receiver.requests) >= 20 and len(other.requests) >= 3, "all deliveries"
         )
+
     assert (
         assets_in(receiver) == set(made) and len(set(ids(receiver))) == len(receiver.requests) == 20
     )
@@ -173,11 +180,13 @@ async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(ada: Clie
         assert delivery.response_excerpt == "<b>broken</b>" and delivery.HasField(
             "next_attempt_time"
         )
+
         receiver.reply = replying(200)
         await flows.delivery_in(ada, made.endpoint.id, pb.DELIVERY_STATE_DELIVERED)
     assert (
         len(set(ids(receiver))) == 1 and len({request.body for request in receiver.requests}) == 1
     )
+
     for request in receiver.requests:
         verify(made.secret, request)
 
@@ -205,7 +214,8 @@ async def test_gone_means_no_more(house: Suite, ada: Client) -> None:
             enabled.endpoint.state == pb.ENDPOINT_STATE_ENABLED
             and not enabled.endpoint.disable_reason
         )
-        # What waited comes by itself; what happened meanwhile when it is asked for.
+        # Pending deliveries resume by themselves; events of the time in between are sent on
+        # request.
         await flows.until(lambda: len(receiver.requests) == count + 1, "what waited")
         since = pb.ReplaySinceRequest(endpoint_id=made.endpoint.id, since=made.endpoint.create_time)
         await stub.ReplaySince(since)
@@ -252,9 +262,11 @@ async def test_replay_sends_the_same_again(ada: Client) -> None:
             pb.ReplayDeliveryRequest(delivery_id=first.headers["webhook-id"])
         )
         assert again.delivery.state == pb.DELIVERY_STATE_PENDING
+
         await flows.until(lambda: len(receiver.requests) == 3, "it again")
         assert receiver.requests[2].headers["webhook-id"] == first.headers["webhook-id"]
         assert receiver.requests[2].body == first.body
+
         await flows.until(lambda: delivered(ada, made, 2), "it is recorded")
         since = pb.ReplaySinceRequest(endpoint_id=made.endpoint.id, since=made.endpoint.create_time)
         await stub.ReplaySince(since)
@@ -271,6 +283,7 @@ async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(
 ) -> None:
     before = await flows.happen(ada, 3)
     await flows.until(lambda: house.sql(CAUGHT_UP), "they are passed over")
+
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
         since = made.endpoint.create_time
@@ -292,10 +305,12 @@ async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(house: Suite, a
         await flows.create(ada, witness.url)
         off = await stub.DisableEndpoint(pb.DisableEndpointRequest(endpoint_id=paused.endpoint.id))
         assert off.endpoint.disable_reason == pb.DISABLE_REASON_ASKED
+
         await stub.DeleteEndpoint(pb.DeleteEndpointRequest(endpoint_id=deleted.endpoint.id))
         await flows.happen(ada)
         await flows.until(lambda: witness.requests, "the delivery to the other")
         assert receiver.connections == 0
+
     for table in ("webhook_secrets", "webhook_deliveries"):
         left = f"SELECT count(*) FROM assets.{table} WHERE endpoint_id = %s"
         assert house.sql(left, (deleted.endpoint.id,)) == [(0,)]
@@ -313,6 +328,7 @@ async def test_the_log_is_forgotten_after_its_time(house: Suite, ada: Client) ->
     )
     settings = house.settings("assets", "worker")
     db = Database(settings, "assets")
+
     await db.open()
     try:
         assert await webhooks.prune(db, settings) == 1

@@ -1,5 +1,5 @@
-"""Endpoints: what may be saved, what is shown of it, and what a repeat, an old etag or a limit
-answers."""
+"""Endpoints: what may be saved, what is shown, and the answers to a repeat, an old etag and a
+reached limit."""
 
 import asyncio
 import importlib
@@ -26,7 +26,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 @pytest.fixture(scope="module")
 async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    """Webhooks as they are by default, but for one network."""
+    """Runs webhooks with their default settings but one allowed network."""
     async with suite(cluster, keys, disk) as made:
         made.overrides["outbound_allowed_networks"] = "127.0.0.0/8"
         await made.serve("assets")
@@ -84,11 +84,13 @@ async def test_a_type_that_does_not_exist_is_refused_with_those_that_do(house: S
     ada = house.client("ada")
     refusal = await refused(ada, url=URL, event_types=["assets.asset.ready", "assets.asset.eaten"])
     assert (refusal.code, refusal.fields) == (INVALID, ["event_types[1]"])
+
     known = await flows.stub(ada).ListEventTypes(pb.ListEventTypesRequest())
     names = [known.name for known in known.event_types]
     assert all(name in refusal.text for name in names)
     assert {"assets.asset.ready", "assets.asset.deleted", "assets.variant.failed"} <= set(names)
     assert names == sorted(set(names)) and "assets.asset.unspecified" not in names
+
     by_name = {known.name: known.data_message for known in known.event_types}
     assert by_name["assets.asset.ready"] == "atelier.assets.v1.Asset"
 
@@ -97,6 +99,7 @@ async def test_the_secret_is_shown_once(house: Suite) -> None:
     ada = house.client("ada")
     made = await flows.create(ada, URL, description="for the shop", request_id="create once")
     assert made.secret.startswith("whsec_") and len(made.secret) == 50
+
     again = await flows.create(ada, URL, description="for the shop", request_id="create once")
     assert again == made
     for answer in (
@@ -107,6 +110,7 @@ async def test_the_secret_is_shown_once(house: Suite) -> None:
         ),
     ):
         assert made.secret not in str(answer)
+
     stored = house.sql("SELECT answer FROM assets.requests")
     assert stored and not any(made.secret.encode() in bytes(answer) for (answer,) in stored)
     told = house.sql("SELECT payload FROM assets.events")
@@ -122,6 +126,7 @@ async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: 
         "ada",
         pb.ENDPOINT_STATE_ENABLED,
     )
+
     change = pb.UpdateEndpointRequest(
         endpoint_id=made.id,
         etag=made.etag,
@@ -131,6 +136,7 @@ async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: 
     )
     changed = (await stub.UpdateEndpoint(change)).endpoint
     assert (changed.description, list(changed.event_types), changed.url) == ("new", [], URL)
+
     late = await calls.refusal(stub.UpdateEndpoint(change))
     assert (late.code, late.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
     for paths in ([], ["state"], ["url", "secret"]):
@@ -141,6 +147,7 @@ async def test_fields_of_the_mask_are_changed_and_an_old_etag_is_refused(house: 
 async def test_what_is_not_there_is_not_found(house: Suite) -> None:
     ada = house.client("ada")
     stub = flows.stub(ada)
+
     asked = [
         (stub.GetEndpoint(pb.GetEndpointRequest(endpoint_id=NEVER)), "webhook endpoint"),
         (stub.DeleteEndpoint(pb.DeleteEndpointRequest(endpoint_id=NEVER)), "webhook endpoint"),
@@ -161,6 +168,7 @@ async def test_a_disabled_endpoint_takes_no_orders(house: Suite) -> None:
     made = (await flows.create(ada, URL)).endpoint
     ping = await stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.id))
     await stub.DisableEndpoint(pb.DisableEndpointRequest(endpoint_id=made.id))
+
     for call in (
         stub.PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.id)),
         stub.ReplayDelivery(pb.ReplayDeliveryRequest(delivery_id=ping.delivery.id)),
@@ -184,7 +192,7 @@ async def test_an_owner_has_so_many_and_no_more(house: Suite) -> None:
     eve = house.client("eve")
     for _ in range(MAX_ENDPOINTS - 2):
         await flows.create(eve, URL)
-    # Two places, and more who want them at once.
+    # Two endpoints are left, and more are requested at once.
     answers = await asyncio.gather(
         *(flows.create(eve, URL) for _ in range(5)), return_exceptions=True
     )
@@ -196,6 +204,7 @@ async def test_an_owner_has_so_many_and_no_more(house: Suite) -> None:
         str(MAX_ENDPOINTS)
         in refusals[0].detail(error_details_pb2.QuotaFailure).violations[0].description
     )
+
     pages: list[int] = []
     token = ""
     while not pages or token:
@@ -218,8 +227,8 @@ async def test_every_service_serves_its_own_types(atelier: Suite) -> None:
 
 @pytest.mark.parametrize("service", built_services())
 def test_every_subject_that_is_told_has_types(service: str) -> None:
-    """A subject that `events.publish` names in the sources, but EVENTS doesn't, would never reach a
-    webhook."""
+    """A webhook would never get a subject that `events.publish` names in the sources but EVENTS
+    doesn't."""
     sources = "".join(path.read_text() for path in (ROOT / "services" / service).rglob("*.py"))
     told = set(re.findall(r"events\.publish(?:_all)?\(\s*m,\s*\"(\w+)\"", sources))
     told |= set(re.findall(r"JobKind\(\"(\w+)\"", sources))

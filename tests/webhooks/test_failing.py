@@ -1,5 +1,5 @@
-"""R15: receivers that fail, workers that die: nobody else is delayed, nothing is lost, and the
-owner sees why."""
+"""R15: receivers fail and workers die: nobody else is delayed, nothing is lost, and the owner sees
+why."""
 
 import asyncio
 import importlib
@@ -87,6 +87,7 @@ async def test_what_was_taken_is_not_sent_again_for_a_slow_body(atelier: Suite) 
     async with receiving(taken_but_slow) as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
+
         delivery = await flows.delivery_in(ada, made.endpoint.id, pb.DELIVERY_STATE_DELIVERED)
         assert (delivery.attempts, delivery.status_code, delivery.response_excerpt) == (
             1,
@@ -100,7 +101,7 @@ IN_TWO_HOURS = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=Tr
 
 
 async def paused(client: Client, endpoint_id: str) -> float:
-    """For how many seconds from now on, once there is a pause."""
+    """Waits for a pause; returns its remaining seconds."""
 
     async def until() -> Any:
         endpoint = await flows.get(client, endpoint_id)
@@ -124,14 +125,14 @@ async def paused(client: Client, endpoint_id: str) -> float:
 async def test_a_receiver_that_asks_for_a_pause_gets_it(
     atelier: Suite, status: int, asked: str, least: float, most: float
 ) -> None:
-    """All that goes to its endpoint waits, also what happens later and what is asked for; nothing
-    else does."""
+    """All deliveries to its endpoint wait, also of later events and replays; no others do."""
     await flows.start(atelier, webhook_give_up_hours=1)
     ada = atelier.client("ada")
     async with receiving(replying(status, retry_after=asked)) as busy, receiving() as other:
         made = await flows.create(ada, busy.url)
         await flows.happen(ada)
         assert least < await paused(ada, made.endpoint.id) < most
+
         await flows.until(lambda: busy.requests, "the first")
         count = len(busy.requests)
         [delivery] = await flows.log(ada, made.endpoint.id)
@@ -140,6 +141,7 @@ async def test_a_receiver_that_asks_for_a_pause_gets_it(
         )
         assert least < delivery.next_attempt_time.seconds - time.time() < most
         assert "asked for a pause" in delivery.error_message
+
         await flows.create(ada, other.url)
         await flows.happen(ada, 2)
         await flows.stub(ada).PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.endpoint.id))
@@ -163,10 +165,12 @@ async def test_a_pause_ends_with_its_time_with_another_url_and_when_its_endpoint
             description="the shop",
         )
         assert (await stub.UpdateEndpoint(renamed)).endpoint.HasField("pause_end_time")
+
         moved = pb.UpdateEndpointRequest(
             endpoint_id=made.endpoint.id, update_mask={"paths": ["url"]}, url=other.url
         )
         assert not (await stub.UpdateEndpoint(moved)).endpoint.HasField("pause_end_time")
+
         await flows.happen(ada)
         await flows.until(lambda: other.requests, "the other URL gets what happens")
         back = pb.UpdateEndpointRequest(
@@ -195,6 +199,7 @@ async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
         await flows.until(lambda: len(quick.requests) == 12, "everything at the quick one", 10)
         await flows.until(lambda: slow.connections == 4, "the few at once that the slow one gets")
         await flows.happen(ada)
+
         await flows.until(lambda: len(quick.requests) == 13, "one more at the quick one")
         assert slow.connections == 4
         await atelier.stop_work()
@@ -206,6 +211,7 @@ async def test_slow_receivers_on_every_runner_give_way(
     monkeypatch.setattr(sending, "RUNNERS", 1)
     await flows.start(atelier, work=False, webhook_timeout_seconds=0.2)
     eve, ada = atelier.client("eve"), atelier.client("ada")
+
     async with receiving(silent) as slow, receiving() as quick:
         await flows.create(eve, slow.url)
         await flows.create(ada, quick.url)
@@ -213,6 +219,7 @@ async def test_slow_receivers_on_every_runner_give_way(
         await atelier.work("assets")
         await flows.until(lambda: slow.connections, "the runner is with the slow one")
         await flows.happen(ada)
+
         await flows.until(lambda: quick.requests, "the quick one gets it")
         assert slow.connections < 80, "ada would have waited for all of eve's"
         await atelier.stop_work()
@@ -243,7 +250,8 @@ async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(atelier:
 async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(
     atelier: Suite,
 ) -> None:
-    """What the operator allowed yesterday is not allowed today: the connection is judged anew."""
+    """A network that the operator allowed yesterday isn't allowed today: every connection is
+    checked again."""
     await flows.start(atelier, work=False)
     ada = atelier.client("ada")
     async with receiving() as canary:
@@ -305,6 +313,7 @@ async def test_two_workers_make_one_delivery_of_an_event(atelier: Suite) -> None
     module = importlib.import_module("services.assets.__main__")
     second = asyncio.create_task(module.work("assets", atelier.settings("assets", "worker")))
     ada = atelier.client("ada")
+
     try:
         async with receiving() as receiver:
             made = await flows.create(ada, receiver.url)
@@ -326,6 +335,7 @@ async def test_workers_killed_again_and_again_neither_lose_nor_double_an_event(
     processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
     settings: dict[str, Any] = {**flows.SETTINGS, "job_lease_seconds": 1}
     happened: set[str] = set()
+
     try:
         async with receiving() as receiver:
             made = await flows.create(ada, receiver.url)
@@ -337,12 +347,14 @@ async def test_workers_killed_again_and_again_neither_lose_nor_double_an_event(
                 await flows.until(arrived, "some arrive", 60)
                 worker.signal(signal.SIGKILL)
                 await asyncio.to_thread(worker.popen.wait)
+
             processes.work("assets", **settings)
             await flows.until(
                 lambda: delivered(ada, made, len(happened)), "everything is delivered", 60
             )
         assert assets_in(receiver) == happened
         assert len(set(ids(receiver))) == len(happened), "a repeat has the id of the first"
+
         print(
             f"{len(happened)} events, 8 kills: {len(receiver.requests) - len(happened)} sent more"
             " than once"

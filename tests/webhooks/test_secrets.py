@@ -1,4 +1,4 @@
-"""R16: secrets of webhooks, and what a URL may hold of them, stay out of logs and refusals."""
+"""R16: secrets of webhooks, and those in a URL, stay out of logs and refusals."""
 
 import asyncio
 from pathlib import Path
@@ -21,8 +21,8 @@ IN_USERINFO, IN_ANSWER = "canary-user-3c4", "canary-answer-8d2"
 async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
     cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
 ) -> None:
-    """Real processes with every log line on; receivers that fail in several ways, and a database
-    that goes away."""
+    """Runs real processes with every log line on, receivers that fail in several ways, and a
+    database that goes away."""
     processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
     settings: dict[str, Any] = {**flows.SETTINGS, "log_level": "debug", "job_lease_seconds": 1}
     try:
@@ -30,6 +30,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
         worker = processes.work("assets", **settings)
         await server.healthy()
         ada = Client(processes.addresses, keys.token("ada"))
+
         async with (
             receiving(replying(410, IN_ANSWER.encode())) as gone,
             receiving(replying(500)) as broken,
@@ -47,6 +48,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
                     pb.RotateSecretRequest(endpoint_id=made.endpoint.id)
                 )
                 secrets += [made.secret, rotated.secret]
+
             await flows.happen(ada)
             await flows.until(lambda: len(broken.requests) > 1, "attempts")
             await broken_database(atelier)
@@ -56,6 +58,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
             await flows.until(
                 lambda: len(broken.requests) > count, "attempts after the database was away", 30
             )
+
         refused = await calls.refusal(
             flows.stub(ada).CreateEndpoint(
                 pb.CreateEndpointRequest(
@@ -67,10 +70,12 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
         await ada.close()
     finally:
         processes.close()
+
     log = server.log.read_text() + worker.log.read_text()
     assert "webhook endpoint disabled" in log and "CreateEndpoint" in log
     assert IN_QUERY in shown, "the owner sees the URL"
     assert not any(secret in shown for secret in secrets)
+
     bare = [secret.removeprefix("whsec_") for secret in secrets]
     for canary in (*bare, "whsec_", "v1,", IN_PATH, IN_QUERY, IN_USERINFO, IN_ANSWER):
         assert canary not in log, canary
@@ -80,7 +85,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
 
 
 async def create(client: Client, url: str) -> pb.CreateEndpointResponse:
-    """Tries until the database is back."""
+    """Repeats the call until the database is back."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -91,7 +96,7 @@ async def create(client: Client, url: str) -> pb.CreateEndpointResponse:
 
 
 async def broken_database(atelier: Suite) -> None:
-    """Throws everybody out, in the middle of what they do: errors of the driver come up."""
+    """Ends all sessions in the middle of their work, so that errors of the driver surface."""
     with psycopg.connect(atelier.cluster.admin_url, autocommit=True) as conn:
         for _ in range(2):
             conn.execute(

@@ -1,5 +1,5 @@
-"""Pictures whose files say where they were taken, in the ways of many programs. All made here, byte
-by byte."""
+"""Pictures whose files say where they were taken, in the formats of many programs. All are made
+here, byte by byte."""
 
 import struct
 import zlib
@@ -36,8 +36,8 @@ def xmp(
 def tiff(
     order: str = "<", tags: tuple[int, ...] = (1, 2, 3, 4), pointer: int = 34853, before: int = 0
 ) -> bytes:
-    """EXIF with a GPS directory of these tags behind a tag of the first directory; `before`: bytes
-    between the two."""
+    """Returns EXIF with a GPS directory of these tags, to which a tag of the first directory
+    points. `before` is the number of bytes between the two."""
     at = 26 + before
     entries, values = b"", b""
     for tag in tags:
@@ -80,7 +80,7 @@ def jpeg_xmp(packet: bytes) -> bytes:
 
 
 def extended_xmp(packet: bytes, piece: int = 100) -> bytes:
-    """A packet in many segments, the last one first, behind a main one that names it."""
+    """Returns a packet in many segments, the last one first, after a main one that names it."""
     guid = b"0123456789ABCDEF0123456789ABCDEF"
     main = xmp(
         f'xmlns:xmpNote="http://ns.adobe.com/xmp/note/" xmpNote:HasExtendedXMP="{guid.decode()}"'
@@ -98,7 +98,7 @@ def extended_xmp(packet: bytes, piece: int = 100) -> bytes:
 
 
 def long_exif() -> bytes:
-    """EXIF of two segments: the GPS data lies in the second."""
+    """Returns EXIF in two segments: the GPS data is in the second."""
     content = tiff(before=60_000)
     return jpeg(segment(b"Exif\0\0" + content[:50_000]), segment(b"Exif\0\0" + content[50_000:]))
 
@@ -110,7 +110,7 @@ def png(*chunks: tuple[bytes, bytes], late: bool = False) -> bytes:
 
 
 def raw_profile(kind: str, data: bytes, *, packed: bool = True) -> tuple[bytes, bytes]:
-    """As ImageMagick writes metadata: hexadecimal digits in lines."""
+    """Returns a PNG chunk with metadata as ImageMagick writes it: lines of hexadecimal digits."""
     digits = data.hex()
     lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
     text = f"\n{kind}\n{len(data):8}\n{lines}\n".encode()
@@ -128,8 +128,8 @@ def international(packet: bytes, *, packed: bool) -> tuple[bytes, bytes]:
 
 
 def gif(packet: bytes, *, in_blocks: bool) -> bytes:
-    """XMP as Adobe says, running through the blocks, with a trailer that ends them; or in blocks
-    like all else."""
+    """Returns a GIF with XMP: as Adobe specifies it, running through the blocks up to a trailer, or
+    in blocks like everything else."""
     if in_blocks:
         pieces = [packet[at : at + 200] for at in range(0, len(packet), 200)]
         body = b"".join(bytes([len(piece)]) + piece for piece in pieces) + b"\0"
@@ -151,9 +151,8 @@ def webp(kind: bytes, data: bytes) -> bytes:
 
 
 def tiff_page(*tags: tuple[int, int, bytes], page: int = 0) -> bytes:
-    """A TIFF of two pages; one of them has these tags (tag, kind, data), too. What data says of
-    places in the file counts from the data's own start, if the tag points to a directory (kind
-    13)."""
+    """Returns a TIFF of two pages, one of which also has these tags (tag, kind, data). If a tag
+    points to a directory (kind 13), offsets in its data count from the start of the data."""
     pages = pictures.plain(60, 160, 9, 99, 199).copy()
     pages.set_type(pictures.INTEGER, "page-height", 80)
     content = bytes(pages.tiffsave_buffer(keep="none"))
@@ -181,7 +180,8 @@ def tiff_page(*tags: tuple[int, int, bytes], page: int = 0) -> bytes:
 
 
 def directory(place: int, tags: bytes) -> bytes:
-    """A GPS directory at this place of a file, of these tags of three rational numbers."""
+    """Returns a GPS directory for this place of a file, with these tags of three rational
+    numbers."""
     values = place + 2 + 12 * len(tags) + 4
     entries = b"".join(
         struct.pack("<HHII", tag, 5, 3, values + 24 * index) for index, tag in enumerate(tags)
@@ -195,9 +195,11 @@ def directory(place: int, tags: bytes) -> bytes:
 
 
 def tiff_with_pointer_below(tag: int) -> bytes:
-    """A TIFF whose first page points, by this tag, to a directory that points to GPS data."""
+    """Returns a TIFF whose first page points, by this tag, to a directory that points to GPS
+    data."""
     whole = tiff_page((tag, 13, b"\2\4"))
-    # The directory that was made for GPS data is where it is; a new one, at the end, points to it.
+    # The original pointer led to the GPS directory; it now leads to a new directory at the end,
+    # which points to it.
     at = whole.index(struct.pack("<H", tag) + struct.pack("<HI", 4, 1)) + 8
     below = struct.pack("<HHHII", 1, 34853, 4, 1, struct.unpack_from("<I", whole, at)[0]) + bytes(4)
     return whole[:at] + struct.pack("<I", len(whole)) + whole[at + 4 :] + below

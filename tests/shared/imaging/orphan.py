@@ -1,4 +1,4 @@
-"""A program that is killed while its pool works; started by test_imaging_pool."""
+"""A program that is killed while its pool works; test_imaging_pool starts it."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Files for the imaging tests, honest and hostile, and the jobs that misbehave. All made here, none
+"""Files for the imaging tests, honest and hostile, and jobs that misbehave. All are made here, none
 stored."""
 
 import base64
@@ -17,7 +17,7 @@ from typing import Any
 import pikepdf
 import pyvips
 
-# 16x16 pixels, HEVC: it has a valid header everywhere and pixels only where libvips has an HEVC
+# 16x16 pixels, HEVC: its header can be read everywhere, its pixels only where libvips has an HEVC
 # decoder.
 HEIC = base64.b64decode(
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAA"
@@ -32,13 +32,14 @@ HTML = b"<html><script>alert(1)</script></html>"
 
 
 def plain(width: int, height: int, *colour: int) -> Any:
-    """A one-coloured `pyvips.Image`: 1 value grey, 2 grey and alpha, 3 sRGB, 4 sRGB and alpha."""
+    """Returns a one-coloured `pyvips.Image`: 1 value grey, 2 grey and alpha, 3 sRGB, 4 sRGB and
+    alpha."""
     image = (pyvips.Image.black(width, height, bands=len(colour)) + list(colour)).cast("uchar")
     return image.copy(interpretation="srgb" if len(colour) > 2 else "b-w")
 
 
 def quadrants(width: int, height: int) -> Any:
-    """Red and green above blue and white, so that every turn and mirror image looks different."""
+    """Returns red and green above blue and white, so that every turn and mirror image differs."""
     half = (width // 2, height // 2)
     above = plain(*half, 220, 30, 30).join(plain(*half, 30, 200, 30), "horizontal")
     below = plain(*half, 30, 30, 220).join(plain(*half, 240, 240, 240), "horizontal")
@@ -46,13 +47,13 @@ def quadrants(width: int, height: int) -> Any:
 
 
 def textured(width: int, height: int) -> Any:
-    """A picture with detail that doesn't compress to nothing; the same every time."""
+    """Returns a picture with detail that doesn't compress to nothing; the same every time."""
     noise = pyvips.Image.gaussnoise(width, height, mean=128, sigma=50, seed=7)
     return noise.bandjoin([noise.rot180(), 255 - noise]).cast("uchar").copy(interpretation="srgb")
 
 
 def animation(frames: int, size: int, suffix: str) -> bytes:
-    """Frames that differ a lot: encoders drop those that don't."""
+    """Returns an animation whose frames differ a lot, because encoders drop frames that don't."""
     pages = [plain(size, size, 97 * i % 256, 61 * i % 256, 151 * i % 256) for i in range(frames)]
     film = pyvips.Image.arrayjoin(pages, across=1).copy_memory()
     film.set_type(pyvips.GValue.gint_type, "page-height", size)
@@ -60,7 +61,8 @@ def animation(frames: int, size: int, suffix: str) -> bytes:
 
 
 def noisy_pages(pages: int, size: int, suffix: str, **options: object) -> bytes:
-    """Pages that no encoder can make small, so that most of the file belongs to the later ones."""
+    """Returns pages that no encoder can make small, so that most of the file is in the later
+    ones."""
     noise = [
         pyvips.Image.gaussnoise(size, size, mean=128, sigma=50, seed=seed).cast("uchar")
         for seed in range(pages)
@@ -71,7 +73,7 @@ def noisy_pages(pages: int, size: int, suffix: str, **options: object) -> bytes:
 
 
 def png_bomb(side: int = 50_000) -> bytes:
-    """A complete 1-bit PNG of side x side pixels in some hundred kilobytes."""
+    """Returns a complete 1-bit PNG of side x side pixels in some hundred kilobytes."""
     row = bytes(1 + (side + 7) // 8)
     packer = zlib.compressobj(1)
     packed = b"".join(packer.compress(row * 1000) for _ in range(side // 1000)) + packer.flush()
@@ -82,7 +84,7 @@ def png_bomb(side: int = 50_000) -> bytes:
 
 
 def thread_png(height: int = 49_000_000) -> bytes:
-    """A complete 1-bit PNG of one column, in less than two hundred kilobytes."""
+    """Returns a complete 1-bit PNG of one column in less than two hundred kilobytes."""
     packer = zlib.compressobj(9)
     packed = (
         b"".join(packer.compress(bytes(2 * (height // 10))) for _ in range(10)) + packer.flush()
@@ -94,8 +96,8 @@ def thread_png(height: int = 49_000_000) -> bytes:
 
 
 def hard_png(side: int = 4000) -> bytes:
-    """An honest picture in a hundred kilobytes that takes a processor some tenths of a second:
-    interlaced, it can only be decoded as a whole."""
+    """Returns an honest picture of a hundred kilobytes that takes a processor some tenths of a
+    second: it is interlaced and can only be decoded as a whole."""
     return bytes(quadrants(side, side).pngsave_buffer(interlace=True))
 
 
@@ -109,7 +111,7 @@ def long_gif(frames: int = 5000) -> bytes:
 
 
 def gif_script() -> bytes:
-    """A GIF whose first bytes, as JavaScript, are `GIF89a/* ... */=alert(1)//`."""
+    """Returns a GIF whose first bytes are JavaScript, `GIF89a/* ... */=alert(1)//`."""
     gif = bytearray(plain(8, 8, 10, 20, 30).gifsave_buffer())
     gif[6:8] = b"/*"
     return bytes(gif) + b"*/=alert(1)//"
@@ -124,7 +126,7 @@ def png(width: int = 64, height: int = 48) -> bytes:
 
 
 def with_comment(content: bytes, comment: bytes) -> bytes:
-    """A JPEG with a comment segment right after its start."""
+    """Returns a JPEG with a comment segment right after its start."""
     return content[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + content[2:]
 
 
@@ -136,7 +138,7 @@ def with_archive(content: bytes) -> bytes:
 
 
 def big_tile_tiff(side: int = 1 << 20) -> bytes:
-    """A 16x16 TIFF that declares one uncompressed tile of side x side pixels."""
+    """Returns a 16x16 TIFF that declares one uncompressed tile of side x side pixels."""
     tags = [
         (256, 16),
         (257, 16),
@@ -163,7 +165,7 @@ def pdf(pages: int = 3, password: str | None = None) -> bytes:
 
 
 def matrix_profile(red: Any, green: Any, blue: Any, gamma: float) -> bytes:
-    """An ICC version 2 display profile from D50 primaries (XYZ each) and one gamma."""
+    """Returns an ICC version 2 display profile from D50 primaries (XYZ each) and one gamma."""
 
     def fixed(value: float) -> bytes:
         return struct.pack(">i", round(value * 65536))
@@ -206,7 +208,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
     )
 
 
-# Jobs for the pool.
+# Jobs for the pool
 
 
 def process_id() -> int:
@@ -214,7 +216,7 @@ def process_id() -> int:
 
 
 def sleep_after(started: Path, seconds: float = 60) -> None:
-    """Tell by a file that the job has begun and who runs it, then hang."""
+    """Writes a file with its process id when the job has begun, then hangs."""
     started.with_suffix(".new").write_text(str(os.getpid()))
     started.with_suffix(".new").rename(started)
     time.sleep(seconds)
@@ -245,8 +247,8 @@ def crash() -> None:
 
 
 def peak_memory() -> int:
-    """Largest resident size so far, bytes. (getrusage would include the parent's at the time of the
-    fork.)"""
+    """Returns the largest resident size so far in bytes. (getrusage would include that of the
+    parent at the fork.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

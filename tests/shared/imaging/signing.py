@@ -1,4 +1,4 @@
-"""Pictures with content credentials, signed here with certificates that are made here, too."""
+"""Pictures with content credentials, signed with certificates that are made here, too."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def _certificate(
 
 @cache
 def _signer() -> tuple[Any, str]:
-    """A signer, and the root certificate that its own leads to, as PEM."""
+    """Returns a signer, and the root certificate of its chain as PEM."""
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root_name = _name("Root Authority", "root")
     root = _certificate(root_name, root_key, root_name, root_key, authority=True)
@@ -102,7 +102,7 @@ def signed(
     remote: str = "",
     note: str = "",
 ) -> bytes:
-    """The picture with a manifest in it, or, with `remote`, with nothing but the address of one."""
+    """Returns the picture with a manifest in it; with `remote`, with the address of one only."""
     created = {"action": "c2pa.created", "digitalSourceType": source_type}
     manifest = {
         "claim_generator_info": [{"name": generator, "version": "1.2"}],
@@ -121,7 +121,8 @@ def signed(
 
 
 def tampered(content: bytes, original: bytes) -> bytes:
-    """Other pixels under the same manifest: a byte in the middle of what was signed is changed."""
+    """Returns other pixels under the same manifest: one byte in the middle of the signed data
+    differs."""
     middle = len(original) // 2
     at = content.index(original[middle : middle + 16])
     return content[:at] + bytes([content[at] ^ 0x01]) + content[at + 1 :]

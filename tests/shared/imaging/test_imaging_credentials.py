@@ -1,5 +1,5 @@
-"""Content credentials are read as they are and believed only if they hold; XMP gives one word and
-takes one word."""
+"""Content credentials are read as they are and believed only if they hold. Of XMP, only one word is
+read and written."""
 
 import json
 import random
@@ -62,6 +62,7 @@ async def test_a_manifest_is_read_in_every_format(
         "canary-note" in read.manifest_store
         and json.loads(read.manifest_store)["validation_state"] == "Valid"
     )
+
     facts = await pool.run(inspect, tmp_path / "in", mime_type)
     assert (facts.width, facts.height, facts.may_have_manifest) == (96, 64, True)
     changed = await credentials_of(
@@ -117,6 +118,7 @@ async def test_damaged_manifests_neither_hold_nor_hurt(pool: ImagingPool, tmp_pa
     start = content.index(b"caBX")
     length = int.from_bytes(content[start - 4 : start], "big")
     chance = random.Random(11)
+
     for _ in range(25):
         damaged = bytearray(content)
         for _ in range(8):
@@ -166,6 +168,7 @@ async def test_variants_say_where_pixels_come_from_and_nothing_else_of_the_origi
     image.set_type(pyvips.GValue.blob_type, "xmp-data", xmp.encode())
     path = tmp_path / "in.jpg"
     path.write_bytes(signing.signed(bytes(image.jpegsave_buffer(Q=90))))
+
     facts = await pool.run(inspect, path, "image/jpeg")
     assert facts.source_type == "print"
     for variant in await pool.run(make_variants, path, ALL, tmp_path, facts.source_type):

@@ -1,4 +1,4 @@
-"""Of every form of the allowed types: either the picture, in its own colours, or a refusal that
+"""Every form of the allowed types gives either the picture in its own colours, or a refusal that
 names the form."""
 
 import re
@@ -95,7 +95,7 @@ async def test_a_picture_keeps_its_colours_and_only_declared_transparency(
 
 
 def bytes_of_jpeg(marker: int, bits: int = 8, components: int = 3) -> bytes:
-    """A JPEG's head that says that the rest is of this kind."""
+    """Returns the head of a JPEG that declares the rest to be of this kind."""
     frame = struct.pack(">BHHB", bits, 16, 16, components) + b"\1\x11\0" * components
     return b"\xff\xd8\xff" + struct.pack(">BH", marker, len(frame) + 2) + frame + b"\xff\xd9"
 
@@ -216,6 +216,7 @@ async def test_a_form_that_cannot_be_read_is_refused_by_its_name(
 ) -> None:
     mime, content, words = REFUSED[name]
     refused = await refusal(pool, tmp_path / "file", content, mime)
+
     assert (refused.reason, words in refused.message) == (
         Reason.NOT_SUPPORTED,
         True,
@@ -257,13 +258,13 @@ def jpeg(**options: object) -> bytes:
 
 
 def scans(content: bytes, count: int) -> bytes:
-    """A JPEG with its first scans alone, and its end."""
+    """Returns a JPEG with only its first scans, and its end."""
     starts = [*(found.start() for found in re.finditer(b"\xff\xda", content)), len(content) - 2]
     return content[: starts[count]] + content[-2:]
 
 
 def cut_gif() -> bytes:
-    """With less in its one frame than pixels, and its end."""
+    """Returns a GIF whose one frame has less data than pixels, with its end."""
     content = bytes(pictures.textured(96, 96).gifsave_buffer())
     [frame] = [block for block in gif.blocks(content) if block.label < 0]
     half = content[frame.start : frame.start + 256 * 10]
@@ -271,7 +272,7 @@ def cut_gif() -> bytes:
 
 
 def cut_png(content: bytes) -> bytes:
-    """With half of its coded pixels, and a checksum that fits."""
+    """Returns a PNG with half of its coded pixels and a checksum that fits."""
     at = content.index(b"IDAT")
     half = content[at + 4 : at + 4 + int.from_bytes(content[at - 4 : at], "big") // 2]
     return content[: at - 4] + pictures.chunk(b"IDAT", half) + pictures.chunk(b"IEND", b"")
@@ -372,7 +373,7 @@ async def test_a_whole_picture_is_not_suspected(
 async def test_variants_are_of_the_picture_that_was_verified(
     pool: ImagingPool, tmp_path: Path
 ) -> None:
-    """Not of a smaller one that stands beside it and shows something else."""
+    """They must not show a smaller picture that is stored beside it with other content."""
     smaller = tuple(
         Page(size, size, (bytes(colour) * size * size,), page(9, 9, 9).tags | {254: (1,)})
         for size, colour in ((200, (30, 200, 30)), (100, (30, 30, 200)))
@@ -383,6 +384,7 @@ async def test_variants_are_of_the_picture_that_was_verified(
     facts = await pool.run(inspect, tmp_path / "file")
     assert (facts.width, facts.height) == (400, 400)
     assert facts.measures is not None and facts.measures.colours[0].hex == "#c81e1e"
+
     variants = await pool.run(make_variants, tmp_path / "file", presets, tmp_path)
     assert [variant.width for variant in variants] == [90, 190, 390, 400]
     for variant in variants:

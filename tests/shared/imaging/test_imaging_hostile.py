@@ -1,5 +1,5 @@
-"""Files that are broken, mislabelled or meant to hurt are refused with the exact reason, and the
-pool survives them."""
+"""Files that are broken, mislabelled or hostile are refused with the exact reason, and the pool
+survives them."""
 
 import random
 import struct
@@ -27,7 +27,7 @@ def half(content: bytes) -> bytes:
 
 
 def flipped(content: bytes, share: float) -> bytes:
-    """The same with 16 bytes changed from `share` of its length on."""
+    """Returns the content with 16 bytes changed, at `share` of its length."""
     at = int(len(content) * share)
     return content[:at] + bytes(byte ^ 0xFF for byte in content[at : at + 16]) + content[at + 16 :]
 
@@ -200,7 +200,7 @@ async def test_a_bad_file_is_refused_with_its_reason(
 ) -> None:
     declared, make, reason = FILES[name]
     child = await pool.run(pictures.process_id)
-    # Whatever the name says: only the content counts.
+    # The name doesn't matter: only the content counts.
     assert (
         await reason_for(pool, tmp_path / "picture.jpg", make(), declared, DEFAULT_LIMITS) is reason
     )
@@ -264,6 +264,7 @@ async def test_random_damage_ends_in_facts_or_a_refusal(pool: ImagingPool, tmp_p
     wholes = [textured(suffix) for suffix in (".jpg", ".png", ".webp", ".gif", ".tif")] + [
         pictures.pdf()
     ]
+
     for number in range(30):
         content = bytearray(wholes[number % len(wholes)])
         for _ in range(chance.randint(1, 8)):
@@ -273,6 +274,7 @@ async def test_random_damage_ends_in_facts_or_a_refusal(pool: ImagingPool, tmp_p
             facts = await pool.run(inspect, tmp_path / "damaged", None)
         except ImageRejected:
             continue
+
         assert isinstance(facts, Facts)
 
 
@@ -285,6 +287,7 @@ async def test_fifty_megapixels_stay_within_the_memory_limit(tmp_path: Path) -> 
     facts = await pool.run(inspect, path, "image/jpeg")
     await pool.run(make_variants, path, DEFAULT_PRESETS[:1], tmp_path)
     peak = await pool.run(pictures.peak_memory)
+
     await pool.close()
     assert (facts.width, facts.height) == (10_000, 5_000)
     assert peak <= 512 << 20

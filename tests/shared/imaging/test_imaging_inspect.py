@@ -43,6 +43,7 @@ async def test_every_allowed_type_is_recognised(
 ) -> None:
     path = tmp_path / "picture"
     path.write_bytes(pictures.textured(90, 60).write_to_buffer(suffix))
+
     facts = await pool.run(inspect, path, mime)
     assert (facts.kind, facts.mime_type, facts.width, facts.height, facts.pages) == (
         "image",
@@ -105,8 +106,8 @@ SPEAKING: dict[str, Callable[[], bytes]] = {
 async def test_text_within_a_picture_may_speak_of_tags(
     pool: ImagingPool, tmp_path: Path, name: str
 ) -> None:
-    """A prompt, a workflow, a caption: it is served as a part of the picture, and nothing reads it
-    as a page."""
+    """A prompt, a workflow or a caption is served as part of the picture, and nothing reads it as a
+    web page."""
     content = SPEAKING[name]()
     assert PROMPT[:20] in content
     (tmp_path / "x").write_bytes(content)
@@ -162,7 +163,7 @@ async def test_facts_are_the_same_every_time(pool: ImagingPool, tmp_path: Path) 
 async def test_placeholders_are_those_of_the_reference_encoder(
     width: int, height: int, transparent: bool, expected: str
 ) -> None:
-    """Expected values are from version 0.1.1 of the npm package `thumbhash`."""
+    """The expected values are from version 0.1.1 of the npm package `thumbhash`."""
     pixels = bytearray()
     for y in range(height):
         for x in range(width):
@@ -217,6 +218,7 @@ async def test_sharpness_falls_with_blur_and_not_with_size(
     assert (
         await measures_of(pool, tmp_path, detail.resize(2, kernel="nearest"))
     ).sharpness == pytest.approx(sharp, abs=0.05)
+
     flat = await measures_of(pool, tmp_path, pictures.plain(80, 60, 90, 90, 90))
     assert flat.sharpness == 0
 

@@ -1,6 +1,6 @@
-"""Whoever wants no places in files must be told of every one, however it was written; exiftool sees
-each of these but for XMP in UTF-16 and the picture behind a picture, and all that it sees in these
-is seen here."""
+"""Callers who want no places in files are told of every one, however it was written. exiftool sees
+all of these but XMP in UTF-16 and the picture behind a picture, and nothing in them that `inspect`
+misses."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +41,7 @@ async def test_what_is_no_place_is_none(pool: ImagingPool, tmp_path: Path, name:
 async def test_a_file_that_is_all_metadata_ends_soon(
     pool: ImagingPool, tmp_path: Path, filler: bytes
 ) -> None:
-    """With an answer or a refusal, and not because the child that looked had to be ended."""
+    """It ends with an answer or a refusal, and the child that looked isn't killed."""
     (tmp_path / "file").write_bytes(pictures.jpeg() + filler)
     child = await pool.run(pictures.process_id)
     with suppress(ImageRejected):

@@ -20,7 +20,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def appearance(path: Path) -> int:
-    """Wait until a job has written its process id."""
+    """Waits until a job has written its process id; returns it."""
     await until(path.exists)
     return int(path.read_text())
 

@@ -1,4 +1,4 @@
-"""Variants have the right size, the right colours and nothing else in them."""
+"""Variants have the right size and the right colours, and no metadata."""
 
 import hashlib
 from pathlib import Path
@@ -38,7 +38,7 @@ async def variants_of(
 def written(variant: Variant) -> Any:
     return pyvips.Image.new_from_file(
         str(variant.path), revalidate=True
-    )  # else libvips remembers earlier files
+    )  # otherwise libvips returns cached earlier files
 
 
 def pixel(variant: Variant, x: float = 0.5, y: float = 0.5) -> list[float]:
@@ -52,6 +52,7 @@ async def test_default_presets_give_four_files_that_are_what_they_say(
     variants = await variants_of(
         pool, tmp_path / "in.jpg", pictures.textured(2000, 1000), DEFAULT_PRESETS
     )
+
     assert [(v.name, v.mime_type, v.width, v.height) for v in variants] == [
         ("thumb", "image/webp", 256, 128),
         ("small", "image/webp", 800, 400),
@@ -105,6 +106,7 @@ async def test_every_orientation_comes_out_upright(
         8: upright.rot90(),
     }[orientation].copy()
     stored.set_type(pyvips.GValue.gint_type, "orientation", orientation)
+
     (variant,) = await variants_of(pool, tmp_path / "in.jpg", stored, Q=95)
     assert (variant.width, variant.height) == (64, 48)
     for x, y in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
@@ -186,6 +188,7 @@ async def test_deep_grey_and_palette_pictures_become_eight_bit_srgb(
         (pictures.plain(80, 80, 255), "bit.png", {"bitdepth": 1}, [255, 255, 255]),
         (colour, "film.gif", {}, [200, 60, 20]),
     ]
+
     for image, name, options, expected in cases:
         (variant,) = await variants_of(pool, tmp_path / name, image, **options)
         result = written(variant)
@@ -199,6 +202,7 @@ async def test_transparency_is_kept_and_becomes_white_in_jpeg(
     image = pictures.plain(50, 80, 200, 20, 20, 255).join(
         pictures.plain(50, 80, 20, 20, 200, 0), "horizontal"
     )
+
     for variant in await variants_of(pool, tmp_path / "in.png", image, ALL_FORMATS):
         seen, hidden = pixel(variant, 0.2), pixel(variant, 0.8)
         assert seen[:3] == pytest.approx([200, 20, 20], abs=10), variant.format
@@ -214,6 +218,7 @@ async def test_no_metadata_survives(pool: ImagingPool, tmp_path: Path) -> None:
     image.set_type(pyvips.GValue.gstr_type, "exif-ifd3-GPSLatitude", "52/1 31/1 12/1")
     image.set_type(pyvips.GValue.blob_type, "xmp-data", b"<x:xmpmeta>SecretPlace</x:xmpmeta>")
     variants = await variants_of(pool, tmp_path / "in.jpg", image, ALL_FORMATS, profile="p3")
+
     original = (tmp_path / "in.jpg").read_bytes()
     assert all(
         mark in original for mark in (b"Exif", b"SecretCamera", b"SecretPlace", b"ICC_PROFILE")

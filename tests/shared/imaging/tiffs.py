@@ -1,4 +1,4 @@
-"""TIFFs put together tag by tag, so that they can be of every form there is, and of none."""
+"""TIFFs put together tag by tag, so that they can have every existing form and invalid ones."""
 
 import struct
 from dataclasses import dataclass, field
@@ -14,13 +14,14 @@ FORMS = {
     "f": (32, 3),
     "d": (64, 3),
 }
-"""A sample's letter in `struct`, and what a TIFF says of it: its bits, and 1 unsigned, 2 signed or
-3 floating-point."""
+"""For each letter of `struct`: the bits of a sample, and its TIFF format: 1 unsigned, 2 signed, 3
+floating-point."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """One strip, or tiles, of coded data; other tags as numbers; pictures below it (SubIFDs)."""
+    """A page of coded data in one strip or tiles; other tags as numbers; pictures below it
+    (SubIFDs)."""
 
     width: int
     height: int
@@ -41,8 +42,8 @@ def tiff(*pages: Page) -> bytes:
 def samples(
     *values: float, letter: str = "B", photometric: int = 2, extra: tuple[int, ...] = ()
 ) -> bytes:
-    """A picture of 32 x 16 pixels that all have these samples. `extra`: what is said of those after
-    the colours."""
+    """Returns a picture of 32 x 16 pixels that all have these samples. `extra` is the declared
+    meaning of samples after the colours."""
     return tiff(page(*values, letter=letter, photometric=photometric, extra=extra))
 
 
@@ -68,8 +69,8 @@ def page(
 def coded(
     compression: int, *data: bytes, photometric: int = 2, count: int = 3, **tags: tuple[int, ...]
 ) -> bytes:
-    """A picture of 128 x 96 pixels in four tiles of 64 x 64 (the lower ones overhang), or in one
-    strip. `tags`: t and a tag's number."""
+    """Returns a picture of 128 x 96 pixels in four tiles of 64 x 64 (the lower ones overhang) or in
+    one strip. `tags` are named t and the tag's number."""
     numbers = {int(name[1:]): values for name, values in tags.items()}
     if len(data) > 1:
         numbers |= {322: (64,), 323: (64,)}
@@ -78,7 +79,8 @@ def coded(
 
 
 def _append(content: bytearray, page: Page) -> tuple[int, int]:
-    """Where the page's directory is, and where the place of the next one is to be written."""
+    """Appends a page. Returns the place of its directory, and the place for the offset of the
+    next."""
     places = []
     for part in page.data:
         places.append(len(content))

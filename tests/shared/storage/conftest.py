@@ -1,5 +1,4 @@
-"""The two real stores that the tests of this folder talk to: a directory with its HTTP server, and
-versitygw."""
+"""The two real stores of this folder's tests: a directory with its HTTP server, and versitygw."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[versitygw.Gate
 
 @pytest.fixture(scope="session", params=["disk", pytest.param("s3", marks=pytest.mark.needs_go)])
 async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    """One store of each kind; tests keep apart by their keys."""
+    """Opens one store of each kind; tests use different keys."""
     opened: Storage
     if request.param == "disk":
         server: DiskServer = request.getfixturevalue("disk_server")
@@ -50,7 +49,7 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
 
 @pytest.fixture
 def folder() -> str:
-    """A key prefix that no other test uses."""
+    """Returns a key prefix that no other test uses."""
     return f"assets/user%3Aada/photos/{uuid.uuid4()}/"
 
 

@@ -33,7 +33,7 @@ class DiskServer:
 
 @contextmanager
 def serve_disk(folder: Path) -> Iterator[DiskServer]:
-    """The HTTP server of a new disk store under `folder`, on a free port."""
+    """Runs the HTTP server of a new disk store under `folder`, on a free port."""
     secret_file = folder / "storage.secret"
     secret_file.write_text(uuid.uuid4().hex * 2 + "\n")
     environment = {
@@ -44,7 +44,7 @@ def serve_disk(folder: Path) -> Iterator[DiskServer]:
         "ATELIER_STORAGE_HTTP_PORT": "0",
     }
     log = folder / "server.log"
-    # A file, because a pipe that nobody reads would stop the server when it is full.
+    # A file, because a full pipe that nobody reads would stop the server.
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "shared.storage.http"], env=environment, stderr=output

@@ -1,4 +1,4 @@
-"""What every backend promises to a program: one suite, run against each real store."""
+"""The promises of every backend to a program: one suite, run against each real store."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def assert_nothing_left(storage: Storage, key: str) -> None:
     with pytest.raises(ObjectNotFound):
         await storage.stat(key)
     assert await names(storage, key) == []
-    assert await storage.sweep(timedelta(seconds=-5)) == 0  # no unfinished write of any age
+    assert await storage.sweep(timedelta(seconds=-5)) == 0  # no unfinished write, of any age
 
 
 @pytest.mark.parametrize("data", [b"", b"x", PHOTO, LARGE], ids=["empty", "byte", "photo", "large"])
@@ -58,6 +58,7 @@ async def test_what_was_put_is_read_back(
         "path": tmp_path / "source",
         "stream": pieces(data),
     }
+
     put = await storage.put(key, sources[kind], content_type="image/jpeg")
     assert put.size == len(data)
     assert put.sha256 == hashlib.sha256(data).hexdigest()
@@ -229,6 +230,7 @@ async def test_a_wrong_digest_leaves_nothing(
         "path": tmp_path / "source",
         "stream": pieces(data),
     }
+
     with pytest.raises(ChecksumMismatch):
         await storage.put(key, sources[kind], content_type="image/png", sha256="0" * 64)
     await assert_nothing_left(storage, key)
@@ -284,6 +286,7 @@ async def test_a_copy_takes_its_facts_along(
     put = await storage.put(key, PHOTO, content_type="image/png")
     same, other = new_key(), new_key()
     copied = await storage.copy(key, same)
+
     await storage.copy(key, other, content_type="image/webp")
     assert (copied.key, copied.sha256, copied.size) == (same, put.sha256, len(PHOTO))
     assert await read(storage, same) == await read(storage, other) == PHOTO
@@ -303,6 +306,7 @@ async def test_a_copy_replaces_unless_told_not_to(
     with pytest.raises(ObjectExists):
         await storage.copy(source, target, if_absent=True)
     assert await read(storage, target) == b"old"
+
     await storage.copy(source, target)
     assert await read(storage, target) == b"new"
     await storage.delete([target])
@@ -383,6 +387,7 @@ async def test_a_listing_is_in_key_order(storage: Storage, folder: str) -> None:
     await asyncio.gather(
         *(storage.put(folder + end, b"xyz", content_type="image/png") for end in ends)
     )
+
     assert await names(storage, folder) == [folder + end for end in sorted(ends, key=str.encode)]
     assert await names(storage, folder + "a/") == [folder + end for end in ("a/b/c", "a/c", "a/é")]
     assert await names(storage, folder + "a") == [
@@ -398,6 +403,7 @@ async def test_a_listing_goes_on_after_any_key_whether_it_is_there_or_not(
     keys = [folder + end for end in ("a b", "a/b/c", "a/b/d", "a/c", "a0", "é")]
     for key in keys:
         await storage.put(key, b"x", content_type="image/png")
+
     for after in (
         *keys,
         folder + "a/b",
@@ -504,6 +510,7 @@ async def test_odd_keys_are_kept_apart(storage: Storage, folder: str) -> None:
     ]
     for end in ends:
         await storage.put(folder + end, end.encode(), content_type="image/png")
+
     assert [await read(storage, folder + end) for end in ends] == [end.encode() for end in ends]
 
 

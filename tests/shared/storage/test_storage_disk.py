@@ -1,5 +1,5 @@
-"""What the disk backend promises about its files: kept private, whole after a crash, gone when the
-disk is full."""
+"""The disk backend keeps files private, whole after a crash, and leaves none when the disk is
+full."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ async def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
         await disk.close()
     finally:
         os.umask(before)
+
     for path in [tmp_path / "a/store", *(tmp_path / "a/store").rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
@@ -102,11 +103,12 @@ async def test_deleting_many_objects_in_any_order_leaves_no_folder(
     ends = ("original/1", "variants/small", "variants/thumb")
     keys = [
         f"assets/user/{number}/{end}" for end in ends for number in range(400)
-    ]  # more than one thread takes
+    ]  # more than one thread handles
     for key in keys:
         path = root / "data" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+
     await disk.delete([*keys, "assets/user/never/there"])
     assert sorted(path.name for path in root.rglob("*")) == ["data", "incoming"]
 
@@ -145,11 +147,12 @@ async def test_a_killed_put_leaves_no_object_and_is_swept(disk: Storage, root: P
     )
     assert process.stdout
     assert await process.stdout.readline() == b"stalled\n"
+
     process.kill()
     await process.wait()
     assert [chunk async for chunk in disk.get(KEY)] == [b"before"]
     assert [found.key async for found in disk.list("")] == [KEY]
-    assert await disk.sweep(timedelta(hours=1)) == 0  # it may still be at work
+    assert await disk.sweep(timedelta(hours=1)) == 0  # the put may still be running
     assert await disk.sweep(timedelta(0)) == 1
     assert len(files(root)) == 1
 
@@ -194,8 +197,8 @@ asyncio.run(main())
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder on a file system of 4 MB; where that can't be mounted, the process gets a limit on
-    file sizes."""
+    """Mounts a file system of 4 MB. Where that isn't possible, the process gets a limit on file
+    sizes."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -225,6 +228,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
     outcomes, listed, left = json.loads(ended.stdout)
     assert outcomes == ["stored", "StorageFull", "StorageFull", "StorageFull", "stored"]
     assert listed == [["a/kept", 1_000_000]]
@@ -238,6 +242,7 @@ async def test_a_damaged_object_is_neither_fetched_nor_copied(
     with (root / "data" / KEY).open("r+b") as file:
         file.seek(500_000)
         file.write(b"y")
+
     with pytest.raises(ChecksumMismatch):
         await disk.fetch(KEY, tmp_path / "file")
     with pytest.raises(ChecksumMismatch):
@@ -297,5 +302,6 @@ def test_a_cdn_stands_in_public_urls_only(tmp_path: Path) -> None:
         public_base_url="https://cdn.example/pictures/",
     )
     assert disk.public_url("public/a b") == "https://cdn.example/pictures/public/a%20b"
+
     url = disk.sign_get("public/a b", expires_in=timedelta(hours=1))
     assert url.startswith("https://files.example/o/public/a%20b?")

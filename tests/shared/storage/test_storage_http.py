@@ -1,4 +1,4 @@
-"""What the HTTP server of the disk backend promises beyond what every store does."""
+"""Promises that only the HTTP server of the disk backend makes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def disk(disk_server: DiskServer) -> AsyncIterator[DiskStorage]:
 
 
 def form_head(fields: dict[str, str]) -> bytes:
-    """A form up to the first byte of its file."""
+    """Returns a form up to the first byte of its file."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n'
         for name in fields
@@ -114,11 +114,13 @@ async def test_every_refusal_says_what_and_the_next_step(
         await http.get(f"{disk_server.url}/nowhere"): 404,
         await http.delete(url): 405,
     }
+
     for answer, status in answers.items():
         assert answer.status_code == status
         assert set(answer.json()) == {"error", "next"}
         assert all(answer.json().values())
         assert url not in answer.text
+
     with pytest.raises(ObjectNotFound):
         await disk.stat(missing)
 
@@ -128,6 +130,7 @@ async def test_no_answer_can_run_in_a_browser(
 ) -> None:
     await disk.put(key, b"<script>", content_type="text/html")
     url = disk.sign_get(key, expires_in=HOUR)
+
     for answer in (
         await http.get(url),
         await http.get(url + "0"),
@@ -149,6 +152,7 @@ async def test_a_page_of_any_origin_may_use_what_was_signed_for_it(
         "Access-Control-Request-Method": method,
         "Access-Control-Request-Headers": "content-type",
     }
+
     answer = await http.options(f"{disk_server.url}/o", headers=headers)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "*"
@@ -224,8 +228,7 @@ async def test_a_body_too_large_is_cut_off_early(
     try:
         assert (await http.post(form.url, content=body(), headers=headers)).status_code == 413
     except httpx.TransportError:
-        # a client that looks for the answer only after it has sent everything finds the connection
-        # closed
+        # A client that reads the answer only after sending everything finds the connection closed.
         pass
     assert sent < 128
     await wait_until_nothing_is_left(disk_server.root, disk, key)
@@ -237,6 +240,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
     form = disk.sign_post(key, max_bytes=8 * MIB, content_type="image/png", expires_in=HOUR)
     address = urlsplit(disk_server.url)
     head = form_head(form.fields)
+
     with socket.create_connection((address.hostname, address.port)) as client:
         client.sendall(
             "POST /o HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data;"
@@ -265,6 +269,7 @@ async def test_an_upload_that_falls_silent_is_given_up(
     )
     writer.write(head + b"x" * MIB)
     assert (await reader.readline()).split()[1] == b"408"
+
     writer.close()
     await wait_until_nothing_is_left(tmp_path / "store", disk, key)
     server.should_exit = True
@@ -283,6 +288,7 @@ def test_headers_without_end_are_refused_before_they_fill_the_memory(
             while sent < 64 * MIB:
                 client.sendall(line * 64)
                 sent += len(line) * 64
+
     assert sent < 64 * MIB
 
 
@@ -308,6 +314,7 @@ async def test_headers_that_trickle_in_are_given_up(tmp_path: Path, before: byte
     if before:
         writer.write(before)
         assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+
     writer.write(b"GET /healthz HTTP/1.1\r\n")
     ended = asyncio.create_task(reader.read())
     with suppress(ConnectionError):
@@ -316,6 +323,7 @@ async def test_headers_that_trickle_in_are_given_up(tmp_path: Path, before: byte
             await asyncio.sleep(0.02)
     with suppress(ConnectionError):
         assert await ended == b"", "no answer is owed to a request that never was whole"
+
     writer.close()
     server.should_exit = True
     await serving
@@ -370,6 +378,7 @@ async def test_a_part_after_the_file_is_refused(
         f"\r\n--{BOUNDARY}\r\nContent-Disposition: form-data;"
         f' name="more"\r\n\r\nx\r\n--{BOUNDARY}--\r\n'
     )
+
     assert (
         await send_form(http, form.url, form_head(form.fields) + b"12345" + rest.encode())
     ).status_code == 400
@@ -422,6 +431,7 @@ def test_a_taken_port_is_said_in_one_line(disk_server: DiskServer, tmp_path: Pat
     )
     assert ended.returncode == 2
     assert ended.stdout == ""
+
     (line,) = ended.stderr.splitlines()
     assert port in line
     assert "ATELIER_STORAGE_HTTP_PORT" in line
@@ -466,8 +476,10 @@ async def test_the_log_has_every_request_and_no_signature(
         await http.post(form.url, data=form.fields, files={"file": b"x"})
         server.process.terminate()
         assert server.process.wait(20) == 0
+
         await disk.close()
         log = server.log.read_text()
+
     lines = [json.loads(line) for line in log.splitlines()[1:]]
     seen = sorted((line["method"], line["path"], line["status"]) for line in lines)
     path = f"/o/{key}"

@@ -48,6 +48,7 @@ async def test_parts_make_an_object_in_the_order_of_their_numbers(
     assert await send(storage, http, key, upload, 1, FIRST) == 200
     with pytest.raises(ObjectNotFound):
         await storage.stat(key)
+
     parts = await storage.list_parts(key, upload)
     assert [(part.number, part.size) for part in parts] == [(1, len(FIRST)), (2, len(LAST))]
     stat = await storage.complete_multipart(key, upload, parts)
@@ -66,6 +67,7 @@ async def test_a_part_that_is_sent_again_is_replaced(
     assert [part.size for part in after] == [len(FIRST)] and after[0].etag != before[0].etag
     with pytest.raises(StorageUnavailable):
         await storage.complete_multipart(key, upload, before)
+
     await storage.complete_multipart(key, upload, after)
     assert await read(storage, key) == FIRST
 
@@ -77,11 +79,13 @@ async def test_a_part_url_is_for_one_part_of_one_length(
     longer = await http.put(signed.url, content=LAST + b"x")
     shorter = await http.put(signed.url, content=LAST[:-1])
     assert longer.status_code >= 400 and shorter.status_code >= 400
+
     parts = urlsplit(signed.url)
     query = dict(parse_qsl(parts.query))
     number = next(name for name in query if name.lower() in ("part", "partnumber"))
     moved = urlunsplit(parts._replace(query=urlencode({**query, number: "2"})))
     assert (await http.put(moved, headers=signed.headers, content=LAST)).status_code == 403
+
     whole = urlunsplit(
         parts._replace(query=urlencode({n: v for n, v in query.items() if n != number}))
     )
@@ -103,11 +107,12 @@ async def test_a_completed_upload_has_ended(
     await send(storage, http, key, upload, 1, LAST)
     parts = await storage.list_parts(key, upload)
     await storage.complete_multipart(key, upload, parts)
-    with suppress(MultipartEnded):  # a store may remember it
+    with suppress(MultipartEnded):  # a store may still know the finished upload
         assert (await storage.complete_multipart(key, upload, parts)).size == len(LAST)
     with pytest.raises(MultipartEnded):
         await storage.list_parts(key, upload)
     assert await send(storage, http, key, upload, 1, OTHER) == 404
+
     await storage.abort_multipart(key, upload)
     assert await read(storage, key) == LAST, "nothing that came later changed the object"
 
@@ -118,6 +123,7 @@ async def test_an_aborted_upload_leaves_nothing(
     await send(storage, http, key, upload, 1, LAST)
     parts = await storage.list_parts(key, upload)
     await storage.abort_multipart(key, upload)
+
     await storage.abort_multipart(key, upload)
     assert await send(storage, http, key, upload, 1, LAST) == 404
     with pytest.raises(MultipartEnded):

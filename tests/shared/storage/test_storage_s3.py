@@ -1,4 +1,4 @@
-"""What the S3 backend promises when the store is away, refuses, or was left in the middle of an
+"""The promises of the S3 backend when the store is away, refuses, or was left in the middle of an
 upload."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.needs_go
 
 @pytest.fixture
 async def opened() -> AsyncIterator[Callable[..., Storage]]:
-    """Opens a store, as the gateway says or with changes, and closes it at the end."""
+    """Opens stores with the gateway's settings or changed ones, and closes them at the end."""
     stores: list[Storage] = []
 
     def open_it(gateway: versitygw.Gateway, **changes: Any) -> Storage:
@@ -70,6 +70,7 @@ async def test_a_store_that_dies_while_it_is_read_is_worth_a_retry(
         await store.put(key, b"x" * 64 * MIB, content_type="image/png")
         chunks = store.get(key)
         await anext(chunks)
+
     with pytest.raises(StorageUnavailable):
         async for _ in chunks:
             pass
@@ -126,11 +127,12 @@ async def test_a_killed_upload_leaves_no_object_and_is_swept(
     )
     assert process.stdout
     assert await process.stdout.readline() == b"stalled\n"
+
     process.kill()
     await process.wait()
     with pytest.raises(ObjectNotFound):
         await store.stat(key)
-    assert await store.sweep(HOUR) == 0  # it may still be at work
+    assert await store.sweep(HOUR) == 0  # the upload may still be running
     assert await store.sweep(timedelta(seconds=-5)) == 1
     assert await store.sweep(timedelta(seconds=-5)) == 0
 
@@ -144,6 +146,7 @@ async def test_an_upload_by_a_browser_has_no_recorded_digest(
 ) -> None:
     store = opened(gateway)
     form = store.sign_post(key, max_bytes=10, content_type="image/png", expires_in=HOUR)
+
     assert (
         await http.post(form.url, data=form.fields, files={"file": b"12345"})
     ).status_code == 204
@@ -164,6 +167,7 @@ async def test_urls_name_the_endpoint_that_clients_reach(
         store.sign_post("a/b", max_bytes=1, content_type="image/png", expires_in=HOUR).url,
         store.public_url("public/b"),
     ]
+
     for url in urls:
         assert urlsplit(url).netloc == "s3.shop.example:8443"
         assert urlsplit(url).path.startswith(f"/{gateway.bucket}")
@@ -184,5 +188,6 @@ async def test_buckets_may_be_host_names_and_public_files_on_a_cdn(
     assert virtual.public_url("public/é") == f"https://{host}/public/%C3%A9"
     assert urlsplit(virtual.sign_get("a", expires_in=HOUR)).netloc == host
     assert not virtual.supports_post
+
     cdn = opened(gateway, public_base_url="https://cdn.example/")
     assert cdn.public_url("public/a b") == "https://cdn.example/public/a%20b"

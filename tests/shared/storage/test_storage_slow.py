@@ -1,5 +1,5 @@
-"""Clients that take their time, or frame a request in two ways, close the port of the disk backend
-to nobody else."""
+"""Slow clients, and clients that frame a request in two ways, don't close the disk backend's port
+to others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRICKLE = FORM + FIELD
 
 class Few(BoundedConnection):
     most = 40
-    header_seconds = 600  # nothing but another's need closes one
+    header_seconds = 600  # a connection is closed only when another client needs its place
 
 
 @dataclass
@@ -55,11 +55,12 @@ class Serving:
         return reader, writer
 
     def proven(self) -> int:
-        """How many connections are those of clients who have shown a right."""
+        """Returns the number of connections whose client has shown a valid signature."""
         return sum(each.waited() == 0 for each in self.server.server_state.connections)  # type: ignore[union-attr]
 
     async def told(self, sent: bytes) -> tuple[int, bytes]:
-        """The status of what is answered, and all of it up to the end of the connection."""
+        """Sends bytes; returns the answer's status, and everything up to the end of the
+        connection."""
         reader, _ = await self.open(sent)
         answer = b""
         with suppress(ConnectionError):
@@ -68,7 +69,7 @@ class Serving:
         return int(answer.split()[1]) if answer else 0, answer
 
     def put(self, key: str, length: int) -> bytes:
-        """A signed upload, up to its body."""
+        """Returns a signed upload without its body."""
         signed = self.disk.sign_put(key, length=length, content_type="image/png", expires_in=HOUR)
         url = urlsplit(signed.url)
         head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -108,7 +109,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def trickling(writer: asyncio.StreamWriter, drop: bytes = b"x") -> None:
-    """Never silent for long; ends with the connection."""
+    """Sends drop by drop, never silent for long, until the connection ends."""
     with suppress(ConnectionError):
         while not writer.is_closing():
             writer.write(drop)
@@ -166,10 +167,12 @@ async def test_a_signed_upload_that_trickles_is_given_up_and_leaves_nothing(
             head = f"PUT {url.path}?{url.query} HTTP/1.1\r\n{headers}\r\n\r\n".encode()
         else:
             head = here.put("a/b", MIB)
-        # What was fast at first is no credit: a second's worth comes at once.
+
+        # A fast start earns no credit: a second's worth of data comes at once.
         reader, writer = await here.open(head + b"x" * 16 * 1024 * 10)
         sending = asyncio.create_task(trickling(writer))
         assert (await ended(reader)).startswith(b"HTTP/1.1 408")
+
         writer.close()
         await sending
         with pytest.raises(ObjectNotFound):
@@ -202,6 +205,7 @@ async def test_a_reader_that_takes_it_in_bits_gets_the_whole_and_owes_nothing(
         await reader.readuntil(b"\r\n\r\n")
         [connection] = here.server.server_state.connections
         assert isinstance(connection, BoundedConnection)
+
         await until(lambda: connection._drain_due)
         assert await reader.readexactly(8 * MIB) == b"x" * 8 * MIB
         await until(lambda: connection._drain_due is None)
@@ -219,6 +223,7 @@ async def test_slow_and_idle_connections_give_their_places_to_new_ones(tmp_path:
         await until(lambda: len(here.server.server_state.connections) == Few.most)
         for _ in range(3):
             assert (await http.get(here.disk.sign_get("a/b", expires_in=HOUR))).content == b"12345"
+
         await here.open()
         assert await ended(held[0][0]) == b"", "the one that waited longest went"
 
@@ -245,6 +250,7 @@ async def test_unsigned_requests_on_every_place_give_way_and_signed_ones_do_not(
         serving_now = here.server.server_state.tasks
         await until(lambda: len(serving_now) == 10)
         assert (await http.get(url)).status_code == 200
+
         puts = [await here.open(here.put(f"a/{number}", 10) + b"12345") for number in range(10)]
         await until(lambda: here.proven() == 10)
         assert [await ended(reader) for reader, _ in slow] == [b""] * 10, "they gave way"
@@ -253,6 +259,7 @@ async def test_unsigned_requests_on_every_place_give_way_and_signed_ones_do_not(
             assert (busy.status_code, busy.headers["retry-after"]) == (503, "1")
             assert set(busy.json()) == {"error", "next"}
             assert (await http.get(f"{here.url}/healthz")).status_code == 200
+
         for reader, writer in puts:
             writer.write(b"67890")
             assert (await reader.readline()).split()[1] == b"200"
@@ -281,6 +288,7 @@ async def test_one_address_behind_a_proxy_does_not_take_every_place(
             ]
             assert [answer.status_code for answer in answers] == [429, 200, 200]
             assert answers[0].headers["retry-after"] == "1"
+
             for _, writer in held:
                 writer.close()
             await until(lambda: not here.server.server_state.tasks)
@@ -289,8 +297,8 @@ async def test_one_address_behind_a_proxy_does_not_take_every_place(
 async def test_a_body_that_nobody_wanted_holds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One byte of it once ended the time for the next request's headers, and nothing began it
-    again."""
+    """One byte of such a body once ended the time limit for the next request's headers, and nothing
+    restarted it."""
     monkeypatch.setattr(storage_http, "_LINGER_SECONDS", 0.3)
     async with serving(tmp_path) as here:
         for path in ("/healthz", "/nowhere", "/o/public/nothing"):
@@ -345,7 +353,7 @@ async def test_what_could_be_read_in_two_ways_is_refused_and_the_connection_clos
     tmp_path: Path, what: str
 ) -> None:
     async with serving(tmp_path) as here:
-        async with asyncio.timeout(5):  # at once, not when some time has run out
+        async with asyncio.timeout(5):  # at once, not when a time limit has passed
             status, answer = await here.told(ODD[what] + AFTER)
     assert status == 400 and answer.count(b"HTTP/1.1 ") == 1, answer
 

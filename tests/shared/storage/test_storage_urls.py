@@ -35,7 +35,7 @@ def with_query(url: str, **changes: str) -> str:
 
 
 def flipped(text: str) -> str:
-    """The same text with another last character."""
+    """Returns the text with another last character."""
     return text[:-1] + ("0" if text[-1] != "0" else "1")
 
 
@@ -79,6 +79,7 @@ async def test_odd_keys_have_working_urls(
 async def test_a_range_of_a_signed_url(storage: Storage, http: httpx.AsyncClient, key: str) -> None:
     await storage.put(key, bytes(range(100)), content_type="image/png")
     url = storage.sign_get(key, expires_in=HOUR)
+
     for header, first, last in (
         ("bytes=10-19", 10, 19),
         ("bytes=90-", 90, 99),
@@ -157,6 +158,7 @@ async def test_a_url_is_for_one_object_one_method_and_as_signed(
     url = storage.sign_get(key, expires_in=HOUR, file_name="a.png")
     signature = signature_of(url)
     assert len(signature) == 1
+
     (name, value), *_ = signature.items()
     refused = [
         url.replace(quote(key), quote(other)),
@@ -184,6 +186,7 @@ async def test_what_has_expired_is_refused(
     form = storage.sign_post(posted, max_bytes=10, content_type="image/png", expires_in=life)
     signed = storage.sign_put(sent, length=1, content_type="image/png", expires_in=life)
     assert form.expires_at <= datetime.now(UTC) + life
+
     await asyncio.sleep(2.1)
     assert (await http.get(url)).status_code == 403
     assert (await post(http, form, b"x")).status_code == 403
@@ -238,6 +241,7 @@ async def test_a_form_is_taken_only_as_signed(
     larger = storage.sign_post(key, max_bytes=KIB * KIB, content_type="image/png", expires_in=HOUR)
     other = new_key()
     (signature,) = (name for name in form.fields if name.lower().endswith("signature"))
+
     changes: list[dict[str, str]] = [
         {"key": other},
         {"Content-Type": "text/html"},
@@ -273,6 +277,7 @@ async def test_a_put_is_taken_only_as_signed(
     signed = storage.sign_put(key, length=5, content_type="image/webp", expires_in=HOUR)
     other = new_key()
     (name, value), *_ = signature_of(signed.url).items()
+
     attempts: list[tuple[str, dict[str, str], bytes]] = [
         (signed.url, {"Content-Type": "image/webp"}, b"1234"),
         (signed.url, {"Content-Type": "image/webp"}, b"123456"),
@@ -298,6 +303,7 @@ async def test_public_objects_are_read_without_a_signature_and_kept_forever(
     key = f"public/{folder}é 1"
     await storage.put(folder + "private", b"picture", content_type="image/png")
     await storage.copy(folder + "private", key)
+
     url = storage.public_url(key)
     assert url == storage.public_url(key)
     for _ in range(2):
@@ -323,6 +329,7 @@ async def test_only_public_keys_are_public(
 ) -> None:
     public = f"public/{folder}x"
     await storage.put(folder + "x", b"secret", content_type="image/png")
+
     with pytest.raises(InvalidKey):
         storage.public_url(folder + "x")
     with pytest.raises(InvalidKey):
