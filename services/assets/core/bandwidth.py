@@ -26,7 +26,7 @@ _log = structlog.get_logger("meter")
 
 class Meter:
     """Counts reads by asset owner, session and state: `exact` for bytes that a call sent, `issued`
-    for bytes behind a URL. A process that is killed loses the last second."""
+    for bytes behind a URL. A process that is killed loses the last second; `close` writes it."""
 
     def __init__(self, db: Database) -> None:
         self._db = db

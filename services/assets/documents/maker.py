@@ -78,7 +78,7 @@ class DocumentMaker:
                 timeout=_RENDER_SECONDS,
             )
             return await self._store(attempt, pdf, [*gone, *odd][:_MOST_WARNINGS])
-        except ImageRejected as refusal:  # by the renderer: each picture was READY
+        except ImageRejected as refusal:  # the renderer failed: each picture alone was READY
             raise attempts.JobFailed(
                 refusal.reason, "the document takes too much memory or time; make several of it"
             ) from refusal

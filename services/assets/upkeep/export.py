@@ -91,7 +91,7 @@ async def export(db: Database, urls: Urls) -> AsyncIterator[pb.ExportOwnerRespon
 async def _assets(db: Database, urls: Urls) -> AsyncIterator[asset_pb2.Asset]:
     async for row in _by_id(db, _SELECT_ASSETS):
         asset = asset_rows.to_proto(row, urls)
-        if row.deleted_at and row.storage_key and not row.bytes_gone_at:  # in the trash
+        if row.deleted_at and row.storage_key and not row.bytes_gone_at:  # in the trash, but theirs
             asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         yield asset
 

@@ -93,7 +93,8 @@ def _stock(use: Usage) -> Iterator[Metric]:
 
 
 def _quotas(allowed: Allowance, held: Held) -> Iterator[Metric]:
-    """Yields limit, use and ratio of each quota; the ratio only where there is a limit."""
+    """Yields limit, use and ratio of each quota. Without a limit there is no ratio: nothing can be
+    used up."""
     limit, used = (
         _gauge("quota_limit", "Limit; 0: none", "quota"),
         _gauge("quota_used", "Used of it", "quota"),

@@ -113,7 +113,7 @@ class OnDemand:
 
     async def ready(self, asset_id: UUID, preset: str, seconds: float | None) -> Variant:
         """Returns the row of the READY variant, for a download. Raises FAILED_PRECONDITION, with
-        RetryInfo if the variant is still being made after nine tenths of `seconds`."""
+        RetryInfo if the variant is still being made after nine tenths of `seconds`, at most 20."""
         wait = (
             _LONGEST_WAIT_SECONDS if seconds is None else min(0.9 * seconds, _LONGEST_WAIT_SECONDS)
         )

@@ -21,7 +21,7 @@ from shared.background.attempts import Attempt, Outcome
 from shared.database.db import Database, Mutation
 from shared.database.rows import Command, Statement
 
-_PAGE = 200  # images looked at in one statement
+_PAGE = 200  # images examined in one statement
 _STRETCH = 500  # images made before the queue decides anew
 
 
