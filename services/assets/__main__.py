@@ -1,4 +1,4 @@
-"""`python -m services.assets serve | work | migrate`: assets as processes."""
+"""`python -m services.assets serve | work | migrate`: runs assets as processes."""
 
 import asyncio
 import functools
@@ -83,7 +83,7 @@ EVENTS = webhooks.EventTypes(
 
 
 class Parts:
-    """What a server and a worker of assets are both made of."""
+    """The parts that a server and a worker of assets have in common."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.settings = settings
@@ -123,7 +123,7 @@ class Parts:
 class AssetService(
     assets.AssetService, references.ReferenceCalls, trash.TrashCalls, explain.ExplainCalls
 ):
-    """All of the contract's AssetService."""
+    """Implements all methods of the contract's AssetService."""
 
     def __init__(
         self, p: Parts, stream: EventStream, urls: Urls, on_demand: variants.OnDemand

@@ -1,7 +1,8 @@
--- The schema of `assets`, with its policies. Common tables (requests, events, event_stream, attempts) stand in
--- shared/database/tables.sql. A migration changes both this file and the database; a test compares them.
+-- The schema of `assets`, with its policies. The common tables (requests, events, event_stream,
+-- attempts) are in shared/database/tables.sql. Whoever adds a migration changes this file, too; a
+-- test compares the two.
 
--- A file. PENDING until its bytes are verified; then immutable but for what its owner says about it.
+-- A file. PENDING until its bytes are verified; then only what its owner says about it can change.
 CREATE TABLE assets (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -27,19 +28,20 @@ CREATE TABLE assets (
     is_primary boolean NOT NULL DEFAULT false,
     facts jsonb,
     provenance jsonb,
-    -- What its C2PA manifest says, in short, and its IPTC digital source type.
+    -- A summary of its C2PA manifest, and its IPTC digital source type.
     credentials jsonb,
     source_type text NOT NULL DEFAULT '',
     rejection text NOT NULL DEFAULT '',
     rejection_message text NOT NULL DEFAULT '',
-    -- Hidden from lists, kept.
+    -- Archived assets are hidden from lists and kept.
     archived_at timestamptz,
-    -- In the trash; gone with its bytes after expires_at.
+    -- Set while the asset is in the trash. After expires_at a cleanup purges it with its bytes.
     deleted_at timestamptz,
     expires_at timestamptz,
-    -- In the trash: undelete makes it public again. Meanwhile it is private, and so are its objects.
+    -- An asset in the trash that was public: undelete makes it public again. Meanwhile the asset
+    -- and its objects are private.
     hidden_public boolean NOT NULL DEFAULT false,
-    -- The store was found to have lost or damaged its bytes.
+    -- When the store was found to have lost or damaged its bytes.
     bytes_gone_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
@@ -49,7 +51,7 @@ CREATE TABLE assets (
     CONSTRAINT assets_kind CHECK (kind IN (
         'photo', 'floorplan', 'document', 'render', 'user', 'cloth', 'result', 'product', 'reference', 'style',
         'logo', 'dataset', 'generated', 'closeup', 'sketch', 'export')),
-    -- Never READY without bytes.
+    -- A READY asset has bytes.
     CONSTRAINT assets_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> '')),
     CONSTRAINT assets_rejected_has_reason CHECK ((state = 'rejected') = (rejection <> '')),
     CONSTRAINT assets_trash_expires CHECK ((deleted_at IS NULL) = (expires_at IS NULL)),
@@ -61,10 +63,10 @@ CREATE INDEX assets_list_product ON assets (owner, product_id, created_at DESC, 
 CREATE INDEX assets_list_session ON assets (owner, session_id, created_at DESC, id DESC) WHERE session_id <> '';
 CREATE INDEX assets_list_dataset ON assets (owner, dataset_id, created_at DESC, id DESC) WHERE dataset_id <> '';
 CREATE INDEX assets_public ON assets (created_at DESC, id DESC) WHERE public AND state = 'ready' AND deleted_at IS NULL;
--- One primary image per product.
+-- A product has at most one primary image.
 CREATE UNIQUE INDEX assets_primary ON assets (owner, product_id) WHERE is_primary;
 
--- A promise of bytes, and where they may be sent. One per asset.
+-- An upload in one piece: the key that the bytes may be sent to. An asset has at most one.
 CREATE TABLE uploads (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -79,7 +81,7 @@ CREATE TABLE uploads (
 CREATE UNIQUE INDEX uploads_asset_id ON uploads (asset_id);
 CREATE INDEX uploads_expiry ON uploads (expires_at);
 
--- A smaller form of an image: one row, and so one run, per (asset, preset).
+-- A smaller form of an image: one row for each asset and preset.
 CREATE TABLE variants (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -97,7 +99,7 @@ CREATE TABLE variants (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Of the job that makes it.
+    -- What the job that makes it waits for, and since when.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT variants_pkey PRIMARY KEY (id),
@@ -113,9 +115,9 @@ CREATE TABLE renditions (
     owner text NOT NULL,
     asset_id uuid NOT NULL,
     presets text[] NOT NULL,
-    -- Somebody else asked for it, because the asset is public.
+    -- Somebody other than the owner asked for it: the asset is public.
     for_others boolean NOT NULL DEFAULT false,
-    -- The walk that makes it; it doesn't stand in the queue.
+    -- The backfill that runs it; such a rendition is not enqueued.
     backfill_id uuid,
     state text NOT NULL DEFAULT 'pending',
     version bigint NOT NULL DEFAULT 1,
@@ -126,10 +128,10 @@ CREATE TABLE renditions (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that ended in a fault, and in a loss, since the job last made progress.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for, away or full, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT renditions_pkey PRIMARY KEY (id),
@@ -141,7 +143,8 @@ CREATE INDEX renditions_waiting ON renditions (waiting_since) WHERE waiting_sinc
 CREATE INDEX renditions_asset_id ON renditions (asset_id);
 CREATE INDEX renditions_for_others ON renditions (owner) WHERE for_others AND state IN ('pending', 'running');
 
--- Who uses an asset: kept here, so that "is it in use?" is one local question under the asset's lock.
+-- References: what uses an asset. They are kept here, so that whether an asset is in use is decided
+-- by one local query under the asset's lock.
 CREATE TABLE asset_references (
     owner text NOT NULL,
     asset_id uuid NOT NULL,
@@ -168,7 +171,7 @@ ALTER TABLE variants ENABLE ROW LEVEL SECURITY;
 ALTER TABLE variants FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON variants TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A variant is as public as its asset; the subquery is under the asset's own policies.
+-- A variant is as public as its asset. The policies of assets apply to the subquery.
 CREATE POLICY public_reading ON variants FOR SELECT TO assets_app, assets_worker
     USING (EXISTS (SELECT FROM assets a WHERE a.id = variants.asset_id AND a.public AND a.state = 'ready'
                    AND a.deleted_at IS NULL));
@@ -177,7 +180,7 @@ ALTER TABLE renditions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE renditions FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON renditions TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A worker reads a job's owner from its row.
 CREATE POLICY claiming ON renditions FOR SELECT TO assets_worker USING (true);
 
 ALTER TABLE asset_references ENABLE ROW LEVEL SECURITY;
@@ -187,15 +190,15 @@ CREATE POLICY tenant ON asset_references TO assets_app, assets_worker
 
 -- Uploads in parts, imports, duplicates.
 
--- Files that an owner has more than once; with the list of each hash in its order.
+-- Finds an owner's duplicates, and lists those of a hash in order.
 CREATE INDEX assets_duplicates ON assets (owner, sha256, created_at DESC, id DESC) WHERE sha256 <> '';
 
--- A file that comes in parts. One per asset; whether it is over is the asset's state.
+-- An upload in parts. An asset has at most one; the asset's state says whether it has ended.
 CREATE TABLE resumable_uploads (
     id uuid NOT NULL,
     owner text NOT NULL,
     asset_id uuid NOT NULL,
-    -- Where the parts are joined, and what the store calls them until then.
+    -- The key at which the parts are joined, and the store's id of them until then.
     upload_key text NOT NULL,
     multipart text NOT NULL,
     part_bytes bigint NOT NULL,
@@ -212,10 +215,11 @@ ALTER TABLE resumable_uploads ENABLE ROW LEVEL SECURITY;
 ALTER TABLE resumable_uploads FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON resumable_uploads TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- Cleanup has to know which uploads are still open.
+-- A cleanup reads, across owners, which uploads are still open.
 CREATE POLICY cleaning ON resumable_uploads FOR SELECT TO assets_worker USING (true);
 
--- The job that fetches an asset's bytes from a URL. What is behind its `?` may be a secret, and goes when the job ends.
+-- The job that fetches an asset's bytes from a URL. The query of the URL may be a secret; it is
+-- removed when the job ends.
 CREATE TABLE imports (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -231,10 +235,10 @@ CREATE TABLE imports (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that ended in a fault, and in a loss, since the job last made progress.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for, away or full, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT imports_pkey PRIMARY KEY (id),
@@ -249,11 +253,11 @@ ALTER TABLE imports ENABLE ROW LEVEL SECURITY;
 ALTER TABLE imports FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON imports TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A worker reads a job's owner from its row.
 CREATE POLICY claiming ON imports FOR SELECT TO assets_worker USING (true);
 
--- A walk over all owners' images that makes presets which they lack. Rows are the operators' own and say nothing of
--- what any owner has.
+-- A walk over all owners' images that makes presets which they lack. The rows belong to operators,
+-- and reveal nothing about what an owner has.
 CREATE TABLE backfills (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -267,19 +271,19 @@ CREATE TABLE backfills (
     cancel_requested boolean NOT NULL DEFAULT false,
     error_class text NOT NULL DEFAULT '',
     error_message text NOT NULL DEFAULT '',
-    -- Images up to this id were looked at.
+    -- Images up to this id were examined.
     reached uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
-    -- Images to look at, once they were counted.
+    -- How many images are to be examined; NULL until they are counted.
     total bigint,
     examined bigint NOT NULL DEFAULT 0,
     made bigint NOT NULL DEFAULT 0,
     failed bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that ended in a fault, and in a loss, since the job last made progress.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for, away or full, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT backfills_pkey PRIMARY KEY (id),
@@ -287,7 +291,7 @@ CREATE TABLE backfills (
     CONSTRAINT backfills_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
 CREATE INDEX backfills_waiting ON backfills (waiting_since) WHERE waiting_since IS NOT NULL;
--- One at a time: two would take two of a worker's slots from fresh uploads.
+-- One backfill at a time: two would take two of a worker's slots from fresh uploads.
 CREATE UNIQUE INDEX backfills_one ON backfills ((true)) WHERE state IN ('pending', 'running');
 CREATE INDEX backfills_list ON backfills (created_at DESC, id DESC);
 CREATE INDEX renditions_backfill ON renditions (backfill_id) WHERE backfill_id IS NOT NULL
@@ -297,15 +301,15 @@ ALTER TABLE backfills ENABLE ROW LEVEL SECURITY;
 ALTER TABLE backfills FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON backfills TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- Operators look after each other's.
+-- Operators see and cancel each other's backfills.
 CREATE POLICY operating ON backfills TO assets_app
     USING (starts_with(current_setting('app.owner_id', true), 'admin:'));
 CREATE POLICY walking ON backfills TO assets_worker USING (true);
 CREATE POLICY backfilling ON assets FOR SELECT TO assets_worker USING (true);
 CREATE POLICY backfilling ON variants FOR SELECT TO assets_worker USING (true);
 
--- C2PA manifest stores as JSON text (somebody else's, so that it may hold what jsonb refuses), apart from the rows that
--- lists read.
+-- C2PA manifest stores, apart from the rows that lists read. They are JSON text written by others,
+-- which may hold what jsonb refuses.
 CREATE TABLE manifest_stores (
     owner text NOT NULL,
     asset_id uuid NOT NULL,
@@ -320,8 +324,8 @@ CREATE POLICY tenant ON manifest_stores TO assets_app, assets_worker
 
 -- Documents ------------------------------------------------------------------------------------------------------
 
--- How far the versions of a slot have come. Its row lock makes them 1, 2, 3 ... whoever asks at once; it outlives
--- them, so that a number is never given again.
+-- The last version number of a slot. The row's lock makes numbers 1, 2, 3 ... even if versions are
+-- created at once. The row outlives the versions, so that a number is never used twice.
 CREATE TABLE document_slots (
     owner text NOT NULL,
     session_id text NOT NULL,
@@ -332,7 +336,8 @@ CREATE TABLE document_slots (
     CONSTRAINT document_slots_kind CHECK (kind IN ('checklist', 'renovation_plan'))
 );
 
--- A version of a document, and the job that makes it. `content` is what it says, so that it can be made again.
+-- A version of a document, and the job that makes it. `content` is kept, so that it can be made
+-- again.
 CREATE TABLE documents (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -359,10 +364,10 @@ CREATE TABLE documents (
     expires_at timestamptz NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that ended in a fault, and in a loss, since the job last made progress.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for, away or full, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT documents_pkey PRIMARY KEY (id),
@@ -371,7 +376,7 @@ CREATE TABLE documents (
         REFERENCES document_slots (owner, session_id, kind, phase),
     CONSTRAINT documents_state CHECK (state IN ('pending', 'processing', 'ready', 'failed')),
     CONSTRAINT documents_kind CHECK (kind IN ('checklist', 'renovation_plan')),
-    -- Never READY without bytes.
+    -- A READY document has bytes.
     CONSTRAINT documents_ready_has_bytes CHECK (state <> 'ready' OR (storage_key <> '' AND sha256 <> '')),
     CONSTRAINT documents_wait CHECK ((waits_for = '') = (waiting_since IS NULL))
 );
@@ -389,12 +394,13 @@ ALTER TABLE documents ENABLE ROW LEVEL SECURITY;
 ALTER TABLE documents FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON documents TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row; what has expired is looked for across owners.
+-- A worker reads a job's owner from its row; a cleanup finds expired documents across owners.
 CREATE POLICY claiming ON documents FOR SELECT TO assets_worker USING (true);
 
 -- Styles ---------------------------------------------------------------------------------------------------------
 
--- The catalogue: written by its operator, read by everyone. `number` is the latest version's.
+-- The catalogue of styles, written by its operator and read by everyone. `number` is that of the
+-- latest version.
 CREATE TABLE styles (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -407,7 +413,8 @@ CREATE TABLE styles (
 );
 CREATE INDEX styles_list ON styles (created_at DESC, id DESC);
 
--- Never changed once written. `digest` is of all that it says, so that the same again makes no version.
+-- A version of a style, never changed once written. `digest` covers all its content: a put of the
+-- same content makes no new version.
 CREATE TABLE style_versions (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -427,7 +434,7 @@ CREATE TABLE style_versions (
     CONSTRAINT style_versions_style FOREIGN KEY (owner, style_id) REFERENCES styles (owner, id) ON DELETE CASCADE
 );
 
--- The pictures of a version, in their order.
+-- The pictures of a version of a style, in their order.
 CREATE TABLE style_images (
     owner text NOT NULL,
     style_version_id uuid NOT NULL,
@@ -438,7 +445,7 @@ CREATE TABLE style_images (
     CONSTRAINT style_images_pkey PRIMARY KEY (style_version_id, position),
     CONSTRAINT style_images_version FOREIGN KEY (owner, style_version_id)
         REFERENCES style_versions (owner, id) ON DELETE CASCADE,
-    -- A style holds its pictures; one that is purged by force leaves it.
+    -- A style has references to its pictures; one that is purged by force is removed from it.
     CONSTRAINT style_images_asset FOREIGN KEY (owner, asset_id) REFERENCES assets (owner, id) ON DELETE CASCADE
 );
 CREATE INDEX style_images_asset_id ON style_images (asset_id);
@@ -447,7 +454,7 @@ ALTER TABLE styles ENABLE ROW LEVEL SECURITY;
 ALTER TABLE styles FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON styles TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- Whoever is somebody may read.
+-- Every caller with a tenant context may read styles.
 CREATE POLICY public_reading ON styles FOR SELECT TO assets_app
     USING (NULLIF(current_setting('app.owner_id', true), '') IS NOT NULL);
 
@@ -467,8 +474,9 @@ CREATE POLICY public_reading ON style_images FOR SELECT TO assets_app
 
 -- Comparisons ----------------------------------------------------------------------------------------------------
 
--- Two pictures of the same, and the job that makes a picture of the two. They may be public ones of other owners, so
--- that no key binds them; the comparison holds them, and its own picture, in asset_references.
+-- Two pictures of the same subject, and the job that makes one picture of them. They may be public
+-- ones of other owners, so that there is no foreign key; asset_references has the comparison's
+-- references to them, and to its own picture.
 CREATE TABLE comparisons (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -488,10 +496,10 @@ CREATE TABLE comparisons (
     error_message text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that ended in a fault, and in a loss, since the job last made progress.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for, away or full, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT comparisons_pkey PRIMARY KEY (id),
@@ -511,23 +519,23 @@ ALTER TABLE comparisons ENABLE ROW LEVEL SECURITY;
 ALTER TABLE comparisons FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON comparisons TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- A job's owner is read from its row.
+-- A worker reads a job's owner from its row.
 CREATE POLICY claiming ON comparisons FOR SELECT TO assets_worker USING (true);
 
--- Albums, what their owners' images can be found by, and what was done with an image.
+-- Albums, the terms that assets are found by, and the history of uses.
 
 CREATE TABLE albums (
     id uuid NOT NULL,
     owner text NOT NULL,
     name text NOT NULL,
-    -- The name as names are compared: without case.
+    -- The name without case: names are compared by it.
     name_key text NOT NULL,
     description text NOT NULL DEFAULT '',
     public boolean NOT NULL DEFAULT false,
     version bigint NOT NULL DEFAULT 1,
-    -- Chosen by the owner; counts only while it is in the album.
+    -- The cover that the owner chose; it is shown only while it is in the album.
     cover_asset_id uuid,
-    -- Kept by triggers: what the owner sees in it, and what others do.
+    -- Written by triggers: how many assets the owner sees in it, and how many others see.
     asset_count integer NOT NULL DEFAULT 0,
     public_count integer NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -540,7 +548,8 @@ CREATE TABLE albums (
 CREATE INDEX albums_list ON albums (owner, created_at DESC, id DESC);
 CREATE INDEX albums_public ON albums (created_at DESC, id DESC) WHERE public;
 
--- What is in an album. `shown`: neither archived nor in the trash; `public`: others may see it. Both follow the asset.
+-- The assets in an album. `shown`: READY, neither archived nor in the trash; `public`: others may
+-- see it. Triggers keep both in step with the asset.
 CREATE TABLE album_assets (
     owner text NOT NULL,
     album_id uuid NOT NULL,
@@ -557,10 +566,11 @@ CREATE INDEX album_assets_order ON album_assets (album_id, position) WHERE shown
 CREATE INDEX album_assets_public ON album_assets (album_id, position) WHERE shown AND public;
 CREATE INDEX album_assets_asset_id ON album_assets (owner, asset_id);
 
--- One row for each thing that a READY asset, neither archived nor deleted, can be found by: kind, label, tag, leaf of
--- its metadata, beginning of its name. `term` is the digest of what, path and value, so that values of any length are
--- found exactly; the order is that of lists. A B-tree, because row-level security keeps GIN from being used. The
--- columns of the asset that it repeats never change.
+-- A term that an asset can be found by: kind, label, tag, leaf of its metadata, beginning of its
+-- name. Assets that aren't READY, are archived or deleted have none. `term` is the digest of what,
+-- path and value, so that values of any length are found exactly; the order is that of lists. The
+-- index is a B-tree, because row-level security keeps GIN from being used. The asset's columns that
+-- are repeated here never change.
 CREATE TABLE asset_terms (
     owner text NOT NULL,
     term bytea NOT NULL,
@@ -569,7 +579,8 @@ CREATE TABLE asset_terms (
     CONSTRAINT asset_terms_pkey PRIMARY KEY (owner, term, created_at, id)
 );
 
--- Who did what with an image: a row of whoever did it. No key to the asset, because history survives it.
+-- A use: who did what with an image. The row belongs to the user's owner. There is no foreign key
+-- to the asset, because the history survives it.
 CREATE TABLE usage_events (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -578,7 +589,7 @@ CREATE TABLE usage_events (
     action text NOT NULL,
     ip inet,
     user_agent text NOT NULL DEFAULT '',
-    -- IP and user agent were cut to what names nobody.
+    -- Whether IP and user agent were cut so that they identify nobody.
     shortened boolean NOT NULL DEFAULT false,
     session_id text NOT NULL DEFAULT '',
     conversion_id text NOT NULL DEFAULT '',
@@ -593,7 +604,8 @@ CREATE INDEX usage_events_asset ON usage_events (owner, asset_id, created_at DES
 CREATE INDEX usage_events_action_list ON usage_events (owner, action, created_at DESC, id DESC);
 CREATE INDEX usage_events_whole ON usage_events (created_at) WHERE NOT shortened;
 
--- How often, by day (UTC): a row of the image's owner, who learns how often others did it and nothing else of them.
+-- How often an image was used, by day (UTC). The row belongs to the image's owner, who learns how
+-- often others used it and nothing else about them.
 CREATE TABLE usage_days (
     owner text NOT NULL,
     asset_id uuid NOT NULL,
@@ -607,8 +619,8 @@ CREATE TABLE usage_days (
 );
 CREATE INDEX usage_days_owner ON usage_days (owner, day);
 
--- The counts of albums follow their rows, a statement at a time, in the same transaction; albums are locked in one
--- order.
+-- Keeps the counts of albums in step with their assets, once per statement, in the same
+-- transaction. Albums are locked in one order.
 CREATE FUNCTION count_album_assets() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     changed record;
@@ -636,9 +648,9 @@ CREATE TRIGGER album_assets_gone AFTER DELETE ON album_assets REFERENCING OLD TA
 CREATE TRIGGER album_assets_changed AFTER UPDATE ON album_assets REFERENCING NEW TABLE AS added OLD TABLE AS gone
     FOR EACH STATEMENT EXECUTE FUNCTION count_album_assets();
 
--- An asset in the trash or in the archive leaves the albums that it is in, and comes back; what is purged leaves for
--- good. Rows are deleted here rather than by the foreign key, which acts as the tables' owner, who sees no album.
--- Albums are locked before what is in them, as by whoever adds and removes.
+-- Hides an asset in its albums while it is deleted or archived, and removes it when it is purged.
+-- Shown rows are deleted here and not by the foreign key, which acts as the tables' owner, who sees
+-- no album. Albums are locked before their assets, as by the calls that add and remove assets.
 CREATE FUNCTION follow_asset_in_albums() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM assets.albums WHERE owner = OLD.owner AND id IN (
@@ -665,8 +677,8 @@ CREATE TRIGGER assets_leave_albums BEFORE DELETE ON assets FOR EACH ROW
 CREATE FUNCTION asset_term(what text, path text[], value jsonb) RETURNS bytea LANGUAGE sql STABLE
 RETURN substring(sha256(convert_to(jsonb_build_array(what, path, value)::text, 'UTF8')) FOR 16);
 
--- What an asset can be found by; nothing, if lists don't show it. The plan takes longer to make than to run, so it is
--- made once.
+-- Returns the terms that an asset can be found by; none if lists don't show it. The plan takes
+-- longer to make than to run, so it is made once.
 CREATE FUNCTION asset_terms_of(a assets) RETURNS SETOF bytea LANGUAGE plpgsql STABLE ROWS 10
 SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
@@ -740,7 +752,7 @@ ALTER TABLE album_assets ENABLE ROW LEVEL SECURITY;
 ALTER TABLE album_assets FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON album_assets TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- Of a public album others see what is public. The subquery is under the album's own policies.
+-- Others see the public assets of a public album. The policies of albums apply to the subquery.
 CREATE POLICY public_reading ON album_assets FOR SELECT TO assets_app
     USING (shown AND public AND EXISTS (SELECT FROM albums a WHERE a.id = album_assets.album_id AND a.public));
 
@@ -753,7 +765,7 @@ ALTER TABLE usage_events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE usage_events FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON usage_events TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- Old addresses are shortened for everybody at once.
+-- A worker shortens old addresses of all owners at once.
 CREATE POLICY shortening_reads ON usage_events FOR SELECT TO assets_worker USING (true);
 CREATE POLICY shortening ON usage_events FOR UPDATE TO assets_worker USING (true);
 
@@ -762,43 +774,44 @@ ALTER TABLE usage_days FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON usage_days TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 
--- Deleting, cleaning, erasing, reconciling.
+-- Trash, cleanup, erasure, reconciler.
 
 CREATE INDEX assets_trash ON assets (expires_at, id) WHERE deleted_at IS NOT NULL;
 CREATE INDEX assets_pending ON assets (created_at, id) WHERE state = 'pending';
 CREATE INDEX assets_rejected ON assets (created_at, id) WHERE state = 'rejected';
 CREATE INDEX asset_references_asset ON asset_references (asset_id, created_at DESC);
--- The reconciler walks objects and rows in the byte order of keys.
+-- The reconciler reads objects and rows in the byte order of keys.
 CREATE INDEX assets_storage_key ON assets (storage_key COLLATE "C") WHERE storage_key <> '';
 CREATE INDEX variants_storage_key ON variants (storage_key COLLATE "C") WHERE storage_key <> '';
 CREATE INDEX uploads_upload_key ON uploads (upload_key COLLATE "C");
 CREATE INDEX resumable_uploads_upload_key ON resumable_uploads (upload_key COLLATE "C");
 CREATE INDEX documents_storage_key ON documents (storage_key COLLATE "C") WHERE storage_key <> '';
--- Whoever owns an asset may know that it is in use, also by another owner.
+-- The owner of an asset sees its references, also those of other owners.
 CREATE POLICY asset_owner ON asset_references FOR SELECT TO assets_app, assets_worker
     USING (EXISTS (SELECT FROM assets a WHERE a.id = asset_references.asset_id
                    AND a.owner = NULLIF(current_setting('app.owner_id', true), '')));
--- Whose trash has expired, whose uploads were abandoned, whose keys are these: across owners, to read only.
+-- A worker reads across owners, but doesn't write: expired trash, abandoned uploads, storage keys.
 CREATE POLICY keeping ON assets FOR SELECT TO assets_worker USING (true);
 CREATE POLICY keeping ON uploads FOR SELECT TO assets_worker USING (true);
 CREATE POLICY keeping ON variants FOR SELECT TO assets_worker USING (true);
 
--- Objects that no row shows any more. Written in the transaction that takes the rows away, so that a crash can't lose
--- them; a worker removes the objects, then forgets these rows.
+-- Doomed objects: objects that no row points at any more. They are written in the transaction that
+-- removes the rows, so that a crash can't lose them; a worker removes the objects, then these rows.
 CREATE TABLE doomed_objects (
     seq bigint GENERATED ALWAYS AS IDENTITY,
     owner text NOT NULL,
     storage_key text NOT NULL,
-    -- What the store calls an upload in parts to this key, which is given up.
+    -- The store's id of an upload in parts to this key that is to be aborted.
     multipart text NOT NULL DEFAULT '',
-    -- An upload key can be written to until its URL expires.
+    -- When the object may be removed: an upload key can be written to until its URL expires.
     due_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT doomed_objects_pkey PRIMARY KEY (seq)
 );
 CREATE INDEX doomed_objects_due ON doomed_objects (due_at, seq);
 CREATE INDEX doomed_objects_key ON doomed_objects (storage_key COLLATE "C");
 
--- A walk over many assets: the job, where it is, and its report. `owner` is '' if it is over all owners.
+-- A run: a walk over many assets, as a job with its progress and report. `owner` is '' for a walk
+-- over all owners.
 CREATE TABLE storage_runs (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -814,10 +827,10 @@ CREATE TABLE storage_runs (
     progress jsonb NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
-    -- Tries that failed through the job's own fault, and workers that vanished with it, since it last got on.
+    -- Attempts that ended in a fault, and in a loss, since the job last made progress.
     faults integer NOT NULL DEFAULT 0,
     losses integer NOT NULL DEFAULT 0,
-    -- What is away or has no room, and since when; see shared/background/attempts.py.
+    -- What the job waits for, away or full, and since when; see shared/background/attempts.py.
     waits_for text NOT NULL DEFAULT '',
     waiting_since timestamptz,
     CONSTRAINT storage_runs_pkey PRIMARY KEY (id),
@@ -827,22 +840,22 @@ CREATE TABLE storage_runs (
 );
 CREATE INDEX storage_runs_waiting ON storage_runs (waiting_since) WHERE waiting_since IS NOT NULL;
 CREATE INDEX storage_runs_list ON storage_runs (owner, created_at DESC, id DESC);
--- One cleanup and one reconciler at a time, however many workers there are.
+-- One cleanup and one reconciler run at a time, however many workers there are.
 CREATE UNIQUE INDEX storage_runs_one ON storage_runs (action)
     WHERE owner = '' AND state IN ('pending', 'running');
 -- One erasure per owner; its run is the receipt.
 CREATE UNIQUE INDEX storage_runs_erasure ON storage_runs (owner) WHERE action = 'erase';
 
--- Owners for whom nothing new is kept.
+-- Tombstones of erased owners, for whom nothing new is kept.
 CREATE TABLE erased_owners (
     owner text NOT NULL,
     erased_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT erased_owners_pkey PRIMARY KEY (owner)
 );
 
--- Refuses rows of an erased owner. Who erases takes the same lock exclusively, so that a row which was on its way is
--- committed before the erasure begins, or refused. Every table that an owner's call adds to gets this trigger, unless
--- its rows hang on an asset.
+-- Refuses rows of an erased owner. An erasure takes the same lock exclusively, so that a concurrent
+-- row is committed before the erasure begins, or refused. Every table that an owner's call adds to
+-- gets this trigger, unless its rows depend on an asset.
 CREATE FUNCTION refuse_erased_owner() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended(NEW.owner, 11));
@@ -864,7 +877,8 @@ CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON styles
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON webhook_endpoints
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 
--- The same for what is noted besides, in batches with that of others: it is passed over, so that theirs is kept.
+-- Skips rows of an erased owner in tables of uses: they are written in batches with rows of other
+-- owners, which must be kept.
 CREATE FUNCTION skip_erased_owner() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended(NEW.owner, 11));
@@ -885,7 +899,7 @@ ALTER TABLE storage_runs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE storage_runs FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON storage_runs TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- Runs over all owners are nobody's; the contract shows them to operators only.
+-- Runs over all owners have no owner; the contract shows them to operators only.
 CREATE POLICY operating ON storage_runs TO assets_app USING (owner = '');
 CREATE POLICY running ON storage_runs TO assets_worker USING (true);
 
@@ -893,17 +907,20 @@ ALTER TABLE erased_owners ENABLE ROW LEVEL SECURITY;
 ALTER TABLE erased_owners FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON erased_owners TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- What is counted of an erased owner still counts in the sums of all, but is kept for nobody.
+-- Folding skips erased owners: their deltas still count in the sums of all owners, but no rows of
+-- their own are kept.
 CREATE POLICY folding ON erased_owners FOR SELECT TO assets_worker USING (true);
 
--- What is used, by whom: counted by the database itself, so that every way a row may come, change or go is counted, in
--- the transaction that changes it. A change adds rows here and updates none, so that nobody waits for a counter; a task
--- of the worker folds them into the tables below. What is used is those tables plus what isn't folded yet.
+-- Deltas of each owner's usage. Triggers write them, so that every insert, update and delete of a
+-- row is counted in its transaction. A change adds deltas and updates none, so that nobody waits
+-- for a counter; a worker folds them into the tables below. The usage is those tables plus the
+-- deltas that aren't folded yet.
 CREATE TABLE storage_deltas (
     seq bigint GENERATED ALWAYS AS IDENTITY,
     owner text NOT NULL,
     session_id text NOT NULL DEFAULT '',
-    -- What is there: 'asset', 'variant', 'document'. What happened: 'upload' (settled), 'making' (of a variant), 'download'.
+    -- What is stored: 'asset', 'variant', 'document'. What happened: 'upload' (settled), 'making'
+    -- (a variant ended READY or FAILED), 'download'.
     noun text NOT NULL,
     kind text NOT NULL DEFAULT '',
     mime_type text NOT NULL DEFAULT '',
@@ -915,7 +932,8 @@ CREATE TABLE storage_deltas (
 );
 CREATE INDEX storage_deltas_owner ON storage_deltas (owner);
 
--- What is there now, per owner. The owner 'deployment', which no token can name, has the sums of all.
+-- What is stored now, per owner. The owner 'deployment', which no token can name, has the sums of
+-- all owners.
 CREATE TABLE storage_totals (
     owner text NOT NULL,
     noun text NOT NULL,
@@ -927,7 +945,7 @@ CREATE TABLE storage_totals (
     CONSTRAINT storage_totals_pkey PRIMARY KEY (owner, noun, kind, mime_type, state)
 );
 
--- What happened, per owner and day (UTC). Noun 'stored' is by how much the stored bytes grew.
+-- What happened, per owner and day (UTC). Noun 'stored' says by how much the stored bytes grew.
 CREATE TABLE storage_days (
     owner text NOT NULL,
     day date NOT NULL,
@@ -938,7 +956,7 @@ CREATE TABLE storage_days (
     CONSTRAINT storage_days_pkey PRIMARY KEY (owner, day, noun, state)
 );
 
--- For lists with the largest first: owners (their session_id is empty) and their sessions.
+-- Usage of owners (session_id is empty) and of their sessions, for lists with the largest first.
 CREATE TABLE storage_places (
     owner text NOT NULL,
     session_id text NOT NULL,
@@ -950,7 +968,8 @@ CREATE TABLE storage_places (
 CREATE INDEX storage_places_owners ON storage_places (stored_bytes DESC, owner) WHERE session_id = '';
 CREATE INDEX storage_places_sessions ON storage_places (owner, stored_bytes DESC, session_id) WHERE session_id <> '';
 
--- What an operator allows an owner, or 'deployment', instead of the settings' defaults. NULL: the default; 0: no limit.
+-- The limits that an operator set for an owner, or for 'deployment', instead of the settings'
+-- defaults. NULL: the default; 0: no limit.
 CREATE TABLE quotas (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -965,7 +984,8 @@ CREATE TABLE quotas (
 );
 CREATE INDEX quotas_list ON quotas (created_at DESC, id DESC);
 
--- An archived or deleted asset keeps its bytes: it counts, under a state of its own. A refused one has none.
+-- Returns the state under which an asset is counted. An archived or deleted asset keeps its bytes,
+-- and so counts under a state of its own; a rejected one has no bytes.
 CREATE FUNCTION counted_state(state text, deleted_at timestamptz, archived_at timestamptz) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN CASE WHEN state = 'rejected' THEN state WHEN deleted_at IS NOT NULL THEN 'deleted'
@@ -997,8 +1017,8 @@ CREATE TRIGGER count_asset_change AFTER UPDATE ON assets FOR EACH ROW
            NEW.deleted_at IS NULL))
     EXECUTE FUNCTION count_asset();
 
--- What goes, goes by the hundred, and is counted together. The variants that a foreign key takes along with the assets of
--- a statement fire their trigger once for all, too.
+-- Deletes come by the hundred and are counted once per statement. Variants that a foreign key
+-- deletes with the assets of a statement fire their trigger once for all, too.
 CREATE FUNCTION count_assets_gone() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO assets.storage_deltas (owner, session_id, noun, kind, mime_type, state, number, bytes)
@@ -1057,14 +1077,16 @@ CREATE TRIGGER count_document_change AFTER UPDATE ON documents FOR EACH ROW
     WHEN ((OLD.state, OLD.size_bytes) IS DISTINCT FROM (NEW.state, NEW.size_bytes))
     EXECUTE FUNCTION count_document();
 
--- An operator sees and sets across owners in transactions that say so (app.operator); no other table has such a policy.
+-- An operator reads and writes across owners in transactions that set app.operator. No table but
+-- these and quotas has such a policy.
 ALTER TABLE storage_deltas ENABLE ROW LEVEL SECURITY;
 ALTER TABLE storage_deltas FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON storage_deltas TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY operating ON storage_deltas TO assets_app USING (current_setting('app.operator', true) = 'on');
 CREATE POLICY folding ON storage_deltas TO assets_worker USING (true);
--- A variant that goes with its asset is deleted, and so counted, as the owner of the tables.
+-- A variant that the foreign key deletes with its asset is deleted, and so counted, by the tables'
+-- owner.
 CREATE POLICY cascading ON storage_deltas FOR INSERT TO assets_owner WITH CHECK (true);
 
 ALTER TABLE storage_totals ENABLE ROW LEVEL SECURITY;
@@ -1093,10 +1115,10 @@ ALTER TABLE quotas FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON quotas FOR SELECT TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY operating ON quotas TO assets_app USING (current_setting('app.operator', true) = 'on');
--- An upload asks whether there is anything to be held against.
+-- An upload reads whether the deployment has a quota.
 CREATE POLICY deployment ON quotas FOR SELECT TO assets_app USING (owner = 'deployment');
--- What an operator allowed an owner goes with the owner.
+-- An erasure deletes the owner's quota, too.
 CREATE POLICY erasing ON quotas FOR DELETE TO assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- What comes in by a worker is held against the deployment's limits, too.
+-- Bytes that a worker adds are compared with the deployment's limits, too.
 CREATE POLICY holding ON quotas FOR SELECT TO assets_worker USING (true);

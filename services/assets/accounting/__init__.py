@@ -1,1 +1,1 @@
-"""What is stored and served: quotas, usage, reports, costs."""
+"""Accounting of what is stored and sent: usage, quotas, costs."""

@@ -1,4 +1,4 @@
-"""What storing costs: prices as data, a projection from real use, and whether to move."""
+"""Costs of storage: prices as data, a projection from measured use, and whether to move."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Moving(BaseModel):
 
 
 class Prices(BaseModel):
-    """A price file; services/assets/prices.yaml explains each key."""
+    """A price file; services/assets/accounting/prices.yaml explains each key."""
 
     model_config = ConfigDict(extra="forbid")
     currency: str = Field(pattern="^[A-Z]{3}$")
@@ -51,15 +51,15 @@ class Prices(BaseModel):
 
 
 class PricesProblem(Exception):
-    """The price file can't be used; the text says which line of it, for the operator."""
+    """The price file can't be used. The text tells the operator which file, and what is wrong."""
 
 
 @cache
 def load_prices(path: Path | None) -> Prices:
-    """Raises PricesProblem."""
+    """Reads a price file, or the shipped one for None. Raises PricesProblem."""
     file = path or _SHIPPED
     try:
-        # Every value as it is written: YAML would make a date of a date.
+        # The BaseLoader keeps every value as text: others would parse the date.
         return Prices.model_validate(yaml.load(file.read_text(), yaml.BaseLoader))  # noqa: S506 (makes plain text only)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise PricesProblem(f"{file}: {error}") from None
@@ -67,8 +67,8 @@ def load_prices(path: Path | None) -> Prices:
 
 @dataclass(frozen=True)
 class Use:
-    """What is stored and sent now. `grown`: bytes more stored than `days` days ago; `sent`: bytes
-    sent in them."""
+    """The measured use. `stored`: bytes stored now; `grown`: by how many they grew in the last
+    `days` days; `sent`: bytes sent in those days."""
 
     stored: int
     grown: int
@@ -77,12 +77,12 @@ class Use:
 
     @property
     def growth(self) -> float:
-        """Bytes a month."""
+        """The growth in bytes per month of 30 days."""
         return self.grown / self.days * _DAYS_OF_MONTH
 
     def ahead(self, months: int) -> tuple[int, int]:
-        """Bytes stored after so many months, and sent in that month, which grows as what there is
-        to send."""
+        """Returns the bytes stored after so many months, and the bytes sent in that month, which
+        grow in proportion to them."""
         stored = max(0.0, self.stored + self.growth * months)
         sent = self.sent / self.days * _DAYS_OF_MONTH
         return round(stored), round(sent * stored / self.stored) if self.stored else round(sent)
@@ -104,7 +104,7 @@ def monthly(prices: Prices, stored: int, sent: int) -> list[pb.MonthlyCost]:
 
 
 def _figures(prices: Prices, stored: int, sent: int) -> list[tuple[pb.MoveReason, float, float]]:
-    """Reason, value and threshold of each threshold for moving."""
+    """Returns (reason, value, threshold) of each threshold for moving."""
     moving = prices.moving
     [cost] = [c.total for c in monthly(prices, stored, sent) if c.backend == moving.backend]
     return [

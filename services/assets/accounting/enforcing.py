@@ -1,8 +1,8 @@
-"""Enforces quotas: every upload is held against them.
+"""Enforces quotas: every upload is compared with them.
 
 Concurrent uploads of an owner must not wait for each other, nor go over the limit together. Far
-from it they hold its lock shared: whatever is on its way then can't reach the limit, because each
-upload is bounded in size and there are only so many connections. Near it they hold the lock
+from the limit they take its lock shared: the uploads that are under way can't reach it, because
+each is bounded in size and there are only so many connections. Near the limit they take the lock
 exclusively, one after the other.
 """
 
@@ -21,19 +21,19 @@ from shared.rpc import errors
 from shared.rpc.errors import DomainError, Reason
 from shared.settings import Settings
 
-# Whether anything is set that could concern the owner.
+# Whether a quota was set for the owner or the deployment.
 SET = "EXISTS (SELECT FROM quotas q WHERE q.owner IN (%(owner)s, 'deployment'))"
 
 
 @dataclass(slots=True)
 class _Limits:
-    """What an operator set for the owner or the deployment. None: nothing."""
+    """The limits that an operator set for the owner or the deployment. None: not set."""
 
     owner: str
     stored_bytes: int | None
     assets: int | None
     monthly_bandwidth_bytes: int | None
-    connections: int  # that the database takes at most
+    connections: int  # the most that the database takes
 
 
 _SELECT_LIMITS = Statement(
@@ -57,14 +57,14 @@ _ADVICE: Mapping[str, str] = {
 
 
 class Announced(Protocol):
-    """An asset that was counted with the bytes that were declared."""
+    """An asset that was counted with its declared size."""
 
     @property
     def size_bytes(self) -> int: ...
 
 
 class Quotas:
-    """Holds uploads against the limits. `largest`: bytes that no upload exceeds."""
+    """Compares uploads with the limits. `_largest`: the size in bytes that no upload exceeds."""
 
     def __init__(self, settings: Settings) -> None:
         self._defaults = quota_rows.defaults(settings)
@@ -72,8 +72,8 @@ class Quotas:
 
     async def announce(self, m: Mutation, size: int, *, set_for_it: bool) -> None:
         """Makes sure that the asset of `size` bytes that this transaction has just added fits,
-        until the commit. Raises QUOTA_EXCEEDED. `set_for_it`: what SET gave; where nobody limits
-        anything, there is nothing to ask.
+        until the commit. Raises QUOTA_EXCEEDED, or ABORTED with RetryInfo if too many uploads were
+        announced at once. `set_for_it`: the value of SET; without any limit nothing is read.
         """
         if not set_for_it and not any(
             default.limits_anything for default in self._defaults.values()
@@ -85,9 +85,8 @@ class Quotas:
             roomy = not excess(allowed, held, size=self._largest, assets=1, slack=2 * connections)
             await _lock(m, owner, shared=roomy)
             held = await _held(m, owner)
-            held = replace(
-                held, stored_bytes=held.stored_bytes - size, assets=held.assets - 1
-            )  # without itself
+            # The asset itself is counted already.
+            held = replace(held, stored_bytes=held.stored_bytes - size, assets=held.assets - 1)
             if found := excess(allowed, held, size=size, assets=1):
                 raise _exceeded(owner, found)
             if roomy and excess(allowed, held, size=self._largest, assets=1, slack=connections):
@@ -96,8 +95,8 @@ class Quotas:
         await usage_rows.end_operating(m)
 
     async def room(self, m: Mutation) -> None:
-        """Refuses work whose result could not be kept, because not one more asset fits. Raises
-        QUOTA_EXCEEDED."""
+        """Raises QUOTA_EXCEEDED if not one more asset fits: the result of the work could not be
+        kept."""
         await usage_rows.operate(m)
         for owner, allowed, _ in await self._in_force(m):
             if found := excess(allowed, await _held(m, owner), size=0, assets=1):
@@ -105,11 +104,11 @@ class Quotas:
         await usage_rows.end_operating(m)
 
     async def settle(self, m: Mutation, asset: Announced, size: int) -> None:
-        """Makes sure that a pending asset whose bytes came still fits. Raises QUOTA_EXCEEDED.
+        """Makes sure that a PENDING asset whose bytes arrived still fits. Raises QUOTA_EXCEEDED.
 
-        It was counted when it was announced, so that only a quota that was lowered since, or more
-        bytes than were declared, can refuse it: variants that were made meanwhile don't take the
-        room that it was promised.
+        The asset was counted when it was announced, so that it is refused only if a quota was
+        lowered since, or more bytes came than were declared: variants that were made meanwhile
+        don't take the room that it was promised.
         """
         await usage_rows.operate(m)
         for owner, allowed, _ in await self._in_force(m):
@@ -117,21 +116,21 @@ class Quotas:
             if grown > 0:
                 await _lock(m, owner, shared=False)
             used = await usage_rows.used(m, owner)
-            # More than was declared was promised nothing: it is held against all that is stored.
+            # Bytes beyond the declared ones were promised no room: all stored bytes count.
             stored = used.stored if grown > 0 else used.originals
             if found := excess(allowed, Held(stored, used.assets, 0), size=grown, assets=0):
                 raise _exceeded(owner, found)
         await usage_rows.end_operating(m)
 
     async def in_force(self, m: Mutation, owner: str) -> tuple[Allowance, Held]:
-        """The limits of an owner or the deployment, and what is used of them. After
-        `usage_rows.operate`."""
+        """Returns the limits of an owner or the deployment, and what is used of them. The
+        transaction must have called `usage_rows.operate`."""
         rows = {row.owner: row for row in await m.all(_SELECT_LIMITS, {"owner": owner})}
         return self._allowed(rows[owner]), await _held(m, owner)
 
     async def _in_force(self, m: Mutation) -> list[tuple[str, Allowance, int]]:
-        """Whose limits an upload of this transaction's owner is held against, where there are
-        any."""
+        """Returns (owner, limits, most connections) for this transaction's owner and for the
+        deployment, as far as they have limits."""
         rows = await m.all(_SELECT_LIMITS, {"owner": m.owner})
         limits = [(row.owner, self._allowed(row), row.connections) for row in rows]
         return [limit for limit in limits if limit[1].limits_anything]
@@ -161,7 +160,7 @@ async def _lock(m: Mutation, owner: str, *, shared: bool) -> None:
 
 def _exceeded(owner: str, found: Excess) -> DomainError:
     name = found.quota.replace("_", " ")
-    if owner == DEPLOYMENT:  # how much others use is nobody's business
+    if owner == DEPLOYMENT:  # figures would reveal how much others use
         text = f"the deployment's quota of {name} is used up; nothing was kept, tell the operator"
         figures = {}
     else:

@@ -1,4 +1,4 @@
-"""Folds what triggers counted (storage_deltas) into the tables that figures are read from."""
+"""Folds the deltas that triggers wrote (storage_deltas) into the tables that figures come from."""
 
 import asyncio
 
@@ -17,8 +17,8 @@ _LOCK_FOLDING = Command("SELECT pg_advisory_xact_lock(hashtextextended('fold usa
 _TRY_LOCK_FOLDING = Statement(
     bool, "SELECT pg_try_advisory_xact_lock(hashtextextended('fold usage', 2))"
 )
-# Up to the last one that is seen, not one by one: a plan made while there were no deltas would look
-# for each in all.
+# Deltas are deleted up to the last visible one, not by a list of them: a plan that was made while
+# the table was empty would scan all deltas for each.
 _FOLD_DELTAS = Statement(
     int,
     f"""
@@ -68,13 +68,13 @@ _FOLD_DELTAS = Statement(
 
 
 async def lock_folding(m: Mutation) -> None:
-    """Keeps anybody from folding until this transaction ends."""
+    """Locks folding: no worker folds until this transaction ends."""
     await m.run(_LOCK_FOLDING)
 
 
 async def fold(db: Database) -> int:
-    """Folds a batch of deltas; for a worker. Returns how many there were; 0 if another worker
-    folds."""
+    """Folds a batch of deltas. Workers call it. Returns how many there were; 0 if another worker is
+    folding."""
     async with db.transaction("") as m:
         if not await m.one(_TRY_LOCK_FOLDING):
             return 0

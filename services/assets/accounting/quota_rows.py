@@ -1,4 +1,4 @@
-"""Quotas: what operators set, what holds where they set nothing, and both as messages."""
+"""Quotas: the row that an operator set, the defaults where none is set, and their messages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def to_proto(row: Quota) -> pb.Quota:
 
 
 def shown_owner(owner: str) -> str:
-    """The owner of a message; the deployment's name is empty there."""
+    """Returns the owner as messages show it: '' for the deployment."""
     return "" if owner == DEPLOYMENT else owner
 
 
@@ -57,7 +57,7 @@ def uses(allowed: Allowance, held: Held) -> list[pb.QuotaUse]:
 
 
 def defaults(settings: Settings) -> Mapping[bool, Allowance]:
-    """What holds where nothing was set: for the deployment (True) and for an owner (False)."""
+    """Returns the limits where no quota is set: of the deployment (True) and an owner (False)."""
     return {
         True: Allowance(
             settings.quota_deployment_stored_bytes,

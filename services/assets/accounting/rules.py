@@ -1,10 +1,10 @@
-"""Decisions about storage without any machinery: what fits into a quota, and which figures raise an
+"""Rules of storage as pure functions and tables: what fits into a quota, and which figures raise an
 alert."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-# The only place that has them: the RPC evaluates them, and the metrics export them to the
+# Thresholds stand only here: ListAlerts compares with them, and the metrics export them to the
 # Prometheus rules.
 ALERT_THRESHOLDS: Mapping[str, float] = {
     "pending_uploads": 100,
@@ -12,7 +12,7 @@ ALERT_THRESHOLDS: Mapping[str, float] = {
     "bandwidth_quota": 0.8,
     "failed_processing": 0.05,
 }
-PROCESSING_DAYS = 2  # over which failures are counted: today and yesterday
+PROCESSING_DAYS = 2  # failures are counted over today and yesterday
 
 
 LIMITS = ("stored_bytes", "assets", "monthly_bandwidth_bytes")
@@ -47,7 +47,7 @@ class Held(_Figures):
 
 @dataclass(frozen=True)
 class Excess:
-    """A limit that would be exceeded. `needed`: what comes on top of `used`."""
+    """A limit that would be exceeded. `needed`: what would be added to `used`."""
 
     quota: str
     limit: int
@@ -58,9 +58,10 @@ class Excess:
 def excess(
     allowed: Allowance, held: Held, *, size: int, assets: int, slack: int = 0
 ) -> Excess | None:
-    """The first limit that `size` more bytes and `assets` more assets would exceed, or None.
+    """Returns the first limit that `size` more bytes and `assets` more assets would exceed, or
+    None. A month's bandwidth is exceeded when it is used up.
 
-    `slack`: how many uploads may be on their way besides, each of at most `size`.
+    `slack`: how many other uploads may be under way, each of at most `size`.
     """
     wanted = (
         Excess("stored_bytes", allowed.stored_bytes, held.stored_bytes, size),
@@ -77,7 +78,7 @@ def excess(
 
 @dataclass(frozen=True)
 class Alert:
-    """One figure beside its threshold."""
+    """A figure and its threshold."""
 
     kind: str
     value: float
@@ -95,7 +96,7 @@ class Alert:
 def alerts(
     pending: int, failed_ratio: float | None, allowed: Allowance, held: Held
 ) -> Iterator[Alert]:
-    """All of them, firing or not; those about a quota only where there is one."""
+    """Yields all alerts, firing or not; those about a quota only where there is one."""
     yield Alert(
         "pending_uploads",
         pending,

@@ -1,7 +1,7 @@
-"""What is used: figures of storage, of an owner or of the deployment.
+"""Usage: figures of storage of an owner or of the deployment.
 
-Triggers count (tables.sql); a figure is the folded rows plus the deltas that aren't folded yet,
-read by one statement, and so at one moment. `folding` folds them.
+Triggers count (tables.sql). A figure is the folded rows plus the deltas that aren't folded yet;
+one statement reads both, and so at one moment. `folding` folds the deltas.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,14 @@ R = TypeVar("R")
 DEPLOYMENT = "deployment"
 WINDOW_DAYS = 30
 WAYS_OF_SENDING = ("exact", "issued")
-# What takes room, as opposed to what happened.
+# Nouns that take room; the other nouns count what happened.
 STOCKED = "noun IN ('asset', 'variant', 'document')"
 
 
 class PerOwner(Generic[R]):
-    """A statement about one owner, and the same about the deployment. The owner 'deployment' in a
-    row stands for all owners, so its deltas are everybody's: `{whose}` in the text."""
+    """A statement about one owner, and the same about the deployment. A folded row of owner
+    'deployment' has the sums of all owners, but deltas name their own owner: `{whose}` in the text
+    selects the owner's deltas, or all of them."""
 
     def __init__(self, row: type[R], text: str) -> None:
         self._of_owner = Statement(row, text.format(whose="owner = %(owner)s"))
@@ -36,7 +37,7 @@ class PerOwner(Generic[R]):
 
 @dataclass(slots=True)
 class Stock:
-    """What is there of one kind, type and state."""
+    """How many rows and bytes there are of one noun, kind, media type and state."""
 
     noun: str
     kind: str
@@ -48,7 +49,7 @@ class Stock:
 
 @dataclass(slots=True)
 class Flow:
-    """What happened on one day. Noun 'stored' is by how much the stored bytes grew."""
+    """What happened on one day. Noun 'stored' says by how much the stored bytes grew."""
 
     day: date
     noun: str
@@ -60,8 +61,8 @@ class Flow:
 
 @dataclass(slots=True)
 class Used:
-    """What quotas are about: the assets that count, bytes of all originals, all bytes stored, bytes
-    sent in this month."""
+    """The figures that quotas limit: the assets that count, bytes of all originals, all bytes
+    stored, bytes sent in this calendar month."""
 
     assets: int
     originals: int
@@ -127,7 +128,7 @@ _SELECT_USED = PerOwner(
 
 @dataclass
 class Usage:
-    """What an owner, or the deployment, uses: what is there, and what happened by day."""
+    """The usage of an owner or the deployment: what is there, and what happened by day."""
 
     stock: Sequence[Stock]
     flow: Sequence[Flow]
@@ -149,21 +150,21 @@ class Usage:
         return sum(row.bytes for row in self.stock)
 
     def happened(self, noun: str, state: str, days: int) -> tuple[int, int]:
-        """Number and bytes in the last `days` days, today among them."""
+        """Returns number and bytes in the last `days` days, including today."""
         rows = [row for row in self._since(days) if row.noun == noun and row.state == state]
         return sum(row.number for row in rows), sum(row.bytes for row in rows)
 
     def sent(self, days: int) -> dict[str, int]:
-        """Bytes sent in the last `days` days, by how they are known."""
+        """Returns the bytes sent in the last `days` days: `exact` (by calls), `issued` (URLs)."""
         return {how: self.happened("download", how, days)[1] for how in WAYS_OF_SENDING}
 
     def sent_this_month(self) -> dict[str, int]:
-        """Bytes sent in this calendar month, by how they are known."""
+        """Returns the bytes sent in this calendar month: `exact` (by calls), `issued` (URLs)."""
         sent = [row for row in self.flow if row.noun == "download" and _same_month(row)]
         return {how: sum(row.bytes for row in sent if row.state == how) for how in WAYS_OF_SENDING}
 
     def grown(self, days: int) -> int:
-        """By how many bytes what is stored grew in the last `days` days."""
+        """Returns by how many bytes the stored bytes grew in the last `days` days."""
         return sum(row.bytes for row in self._since(days) if row.noun == "stored")
 
     def _since(self, days: int) -> list[Flow]:
@@ -175,7 +176,7 @@ def _same_month(row: Flow) -> bool:
 
 
 async def operate(m: Mutation) -> None:
-    """Lets this transaction see use and quotas of every owner."""
+    """Lets this transaction see usage and quotas of every owner."""
     m.send(b"SELECT set_config('app.operator', 'on', true)")
 
 
@@ -184,8 +185,8 @@ async def end_operating(m: Mutation) -> None:
 
 
 def named(owner: str) -> str:
-    """Whose figures a request is about. NOT_FOUND if it names another owner and the caller isn't an
-    operator."""
+    """Returns the owner whose figures a request is about. Raises NOT_FOUND if the request names
+    another owner and the caller isn't an operator."""
     identity = auth.current()
     if identity.role == "admin":
         return owner or DEPLOYMENT
@@ -195,7 +196,7 @@ def named(owner: str) -> str:
 
 
 async def read(db: Database, owner: str) -> Usage:
-    """All figures of an owner, or the deployment, at one moment each."""
+    """Returns all figures of an owner or the deployment, each as it is at one moment."""
     async with db.transaction("") as m:
         await operate(m)
         stock = await m.all(_SELECT_STOCK.of(owner), {"owner": owner})
@@ -205,5 +206,6 @@ async def read(db: Database, owner: str) -> Usage:
 
 
 async def used(m: Mutation, owner: str) -> Used:
-    """What an owner, or the deployment, uses of the quotas. After `operate`."""
+    """Returns what an owner or the deployment uses of its quotas. The transaction must have called
+    `operate`."""
     return await m.one(_SELECT_USED.of(owner), {"owner": owner})

@@ -1,1 +1,1 @@
-"""Two pictures side by side."""
+"""Comparisons: two pictures side by side."""

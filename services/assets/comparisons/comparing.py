@@ -1,5 +1,5 @@
 """The job of a comparison: fetches the two originals, makes one picture of them, stores it, then
-lets a READY asset show it."""
+adds it as a READY asset."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ class _Original:
 
 @dataclass(frozen=True)
 class _Picture:
-    """The picture that was made and stored. Its asset is new with every try, so that two tries
+    """The picture that was made and stored. Its asset is new in every attempt, so that two attempts
     never write the same object."""
 
     asset_id: UUID
@@ -131,7 +131,7 @@ class Comparer:
         sha256 = hashlib.sha256(made.read_bytes()).hexdigest()
         try:
             await self._storage.put(key, made, content_type=_JPEG, sha256=sha256)
-        except BaseException:  # also when cancelled, because another try has the row
+        except BaseException:  # also when cancelled, because another attempt has the row
             await asyncio.shield(self._storage.delete([key]))
             raise
         return _Picture(asset_id, key, sha256, facts)
@@ -151,7 +151,8 @@ class Comparer:
         )
 
     async def _show(self, m: Mutation, row: Comparison, picture: _Picture) -> None:
-        """Adds the asset of the picture, which the comparison holds, and asks for its variants."""
+        """Adds the picture's asset, with a reference from the comparison, and enqueues its
+        variants."""
         provenance = {
             "model": _MAKER,
             "model_version": side_by_side.VERSION,

@@ -1,4 +1,4 @@
-"""Comparisons for whoever else deals with them: the row, its message, its event."""
+"""Comparisons, for all modules: the row, its message, its event."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STATES = Words(pb.ComparisonState, "COMPARISON_STATE_")
 
 @dataclass(slots=True)
 class Comparison(JobRow):
-    """Two pictures of the same, and the job that makes a picture of the two."""
+    """Two pictures of the same subject, and the job that makes one picture of them."""
 
     created_by: str
     before_asset_id: UUID
@@ -32,7 +32,7 @@ class Comparison(JobRow):
     created_at: datetime
 
     def asset_ids(self) -> list[UUID]:
-        """The two pictures, and the one made of them, if it is there."""
+        """Returns the ids of the two pictures, and of the one made of them, if it is there."""
         ids = (self.before_asset_id, self.after_asset_id, self.picture_asset_id)
         return [asset_id for asset_id in ids if asset_id]
 
@@ -41,7 +41,7 @@ COMPARISONS = Table("comparisons", Comparison)
 
 
 def to_proto(row: Comparison, urls: Mapping[UUID, str] | None = None) -> pb.Comparison:
-    """`urls`: by asset id, of those that are there."""
+    """Returns the message. `urls`: by asset id, of the assets that are there."""
     found = urls or {}
     return pb.Comparison(
         id=str(row.id),

@@ -1,5 +1,5 @@
-"""ComparisonService: renders beside what they were made from, by reference. `comparing` runs the
-job that makes a picture of the two."""
+"""ComparisonService: shows renders beside the pictures that they were made from, by reference.
+`comparing` runs the job that makes one picture of the two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from shared.rpc.server import Context
 
 @dataclass(slots=True)
 class _StoredPicture:
-    """Where a picture lies, and what it is."""
+    """The storage key, media type and file name of a picture."""
 
     id: UUID
     storage_key: str
@@ -94,7 +94,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
 
         async def work(m: Mutation) -> pb.CreateComparisonResponse:
             comparison_id = new_id()
-            # How large the picture of the two will be is known when it is made.
+            # The size of the picture of the two is known only when it is made.
             await self._quotas.room(m)
             pictures = [("before_asset_id", before), ("after_asset_id", after)]
             await holding.hold(m, rules.holder(comparison_id), pictures)
@@ -149,7 +149,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             deleted = await deleting.delete(m, [comparison_id])
             if not deleted:
                 raise errors.not_found("comparison", comparison_id)
-            # The picture was made for the comparison; if something else holds it by now, it stays.
+            # The picture was made for the comparison; if it has another reference by now, it stays.
             if picture := deleted[0].picture_asset_id:
                 await self._trash.delete(m, [picture], moves, force=False)
             return pb.DeleteComparisonResponse()
@@ -158,7 +158,8 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
             return await self._db.mutate(request, pb.DeleteComparisonResponse, work)
 
     async def _finish(self, request: pb.CreateComparisonRequest, comparison: pb.Comparison) -> None:
-        """Waits if the request says so, and adds what it wants to see."""
+        """Waits for the job's end if the request says so, and shows the comparison as it is
+        then."""
         if not request.wait and not request.include_urls:
             return
         read = partial(self._read, comparison.id)

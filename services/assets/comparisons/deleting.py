@@ -1,4 +1,4 @@
-"""Deletes comparisons, and releases what they hold."""
+"""Deletes comparisons, and their references to pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class DeletedComparison:
     id: UUID
     version: int
     picture_asset_id: UUID | None
-    size_bytes: int  # of its own: none
+    size_bytes: int  # always 0: a comparison has no bytes of its own
     deleted_at: datetime
 
 
@@ -34,8 +34,8 @@ _DELETE_COMPARISONS = Statement(
 
 
 async def delete(m: Mutation, ids: Sequence[UUID]) -> list[DeletedComparison]:
-    """Deletes comparisons of the transaction's owner, and releases their two pictures. Returns
-    those that were there; the picture that was made of each is an asset still."""
+    """Deletes comparisons of the transaction's owner, and all their references. Returns those that
+    were there; the asset of the picture that was made of each stays."""
     deleted = await m.all(_DELETE_COMPARISONS, {"ids": list(ids), "owner": m.owner})
     changes = [(row.id, row.version + 1, _purged(row)) for row in deleted]
     await events.publish_all(m, "purged_comparison", changes)

@@ -1,5 +1,4 @@
-"""Decisions about comparisons without any machinery: states, and the name under which they hold
-pictures."""
+"""Rules of comparisons as pure functions and tables: states, and the holder of references."""
 
 from collections.abc import Mapping
 
@@ -13,5 +12,5 @@ ENDED = frozenset({"ready", "failed"})
 
 
 def holder(comparison_id: object) -> str:
-    """The name under which a comparison holds its pictures."""
+    """Returns the holder of a comparison's references to its pictures."""
     return f"assets/comparisons/{comparison_id}"

@@ -1,8 +1,8 @@
-"""A picture of two pictures: before on the left, after on the right, at one height, each named in
+"""Makes one picture of two: before on the left, after on the right, at one height, each named in
 its corner.
 
-Runs in a limited child process, like everything that decodes: libvips is loaded when `compose` is
-called.
+`compose` runs in a limited child process, like everything that decodes: libvips is loaded only
+when it is called.
 """
 
 from importlib.resources import files
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 _LEAST_HEIGHT, _MOST_HEIGHT = 480, 1600
-# A cell's width by its height. A picture beyond that is shown whole within it, on the ground.
+# A cell's width divided by its height. A picture of a shape beyond that is shown whole in the cell,
+# on a grey ground.
 _NARROWEST, _WIDEST = 0.5, 2.0
 _NEARLY = 0.04  # shapes that differ by less are shown in cells of one width
 _GROUND: list[float] = [242, 243, 243]
@@ -23,8 +24,8 @@ _QUALITY = 90
 
 
 def compose(before: Path, after: Path, target: Path) -> None:
-    """Writes a JPEG. Both must have passed `inspect`; they are turned upright and converted to
-    sRGB."""
+    """Writes a JPEG to `target`. Both pictures must have passed `inspect`; they are turned upright
+    and converted to sRGB."""
     from shared.imaging.decode import load_scaled
 
     pictures: list[pyvips.Image] = [

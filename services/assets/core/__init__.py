@@ -1,1 +1,1 @@
-"""Assets: the noun itself, and what every other room needs of it."""
+"""The noun asset, and the modules about it that every other folder needs."""

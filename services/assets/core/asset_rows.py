@@ -1,4 +1,4 @@
-"""Assets and variants for whoever else deals with them: rows, messages, URLs, locks, events."""
+"""Rows of assets and variants, with their messages, URLs, locks and events, for all modules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,13 +45,13 @@ class Asset:
     height: int
     sha256: str
     tags: list[str]
-    metadata: dict[str, Any]  # JSON of the owner
+    metadata: dict[str, Any]  # the owner's JSON
     session_id: str
     room_id: str
     product_id: str
     dataset_id: str
     is_primary: bool
-    facts: dict[str, Any] | None  # of `verifying.stored_facts`
+    facts: dict[str, Any] | None  # made by `verifying.stored_facts`
     provenance: dict[str, Any] | None  # the fields of a Provenance
     credentials: dict[str, Any] | None  # the fields of ContentCredentials; `state` is a word
     source_type: str
@@ -67,7 +67,7 @@ class Asset:
 
 
 class LockedAsset(Asset):
-    """An asset that the transaction holds until it ends."""
+    """An asset whose row the transaction has locked until it ends."""
 
     __slots__ = ()
 
@@ -96,7 +96,7 @@ class Variant:
 
 @dataclass(slots=True)
 class Thumbnail:
-    """Where an asset's thumbnail lies, and what it is."""
+    """The storage key, media type and size of an asset's thumbnail."""
 
     asset_id: UUID
     storage_key: str
@@ -108,9 +108,9 @@ ASSETS = Table("assets", LockedAsset)
 VARIANTS = Table("variants", Variant)
 
 SELECT_ASSET = Statement(Asset, f"SELECT {ASSETS.columns} FROM assets WHERE id = %(id)s")
-"""The asset, if the caller may see it."""
+"""Selects the asset, if the caller may see it."""
 SELECT_ASSETS = Statement(Asset, f"SELECT {ASSETS.columns} FROM assets WHERE id = ANY(%(ids)s)")
-"""Those of the assets that the caller may see, in no order."""
+"""Selects those of the assets that the caller may see, in no particular order."""
 
 _SELECT_THUMBNAILS = Statement(
     Thumbnail,
@@ -127,7 +127,7 @@ _LOCK_ASSET = Statement(
 
 @dataclass(frozen=True)
 class Urls:
-    """Makes URLs when they are asked for; they are never stored."""
+    """Makes URLs on request; URLs are never stored."""
 
     storage: Storage
     life: timedelta
@@ -212,7 +212,7 @@ def _fill_in_urls(asset: pb.Asset, row: Asset, urls: Urls, thumbnail: Thumbnail 
 
 
 class Labels(Protocol):
-    """What an asset belongs to: of a row, or of a message."""
+    """The scope labels of an asset, which a row, a request and an `AssetScope` carry."""
 
     @property
     def session_id(self) -> str: ...
@@ -245,7 +245,7 @@ class Condition(Protocol):
 
 
 def unusable(row: Condition) -> str:
-    """Why nothing new may be done with the asset; empty if it may."""
+    """Returns why nothing new may be done with the asset; empty if the asset is usable."""
     if row.deleted_at:
         return "it is deleted; undelete it first"
     if row.state != "ready":
@@ -254,7 +254,7 @@ def unusable(row: Condition) -> str:
 
 
 def for_caller(asset: pb.Asset) -> pb.Asset:
-    """Clears what only the owner of a public asset may see: what the owner notes about it."""
+    """Clears the fields that only the owner may see, unless the caller is the owner."""
     if asset.owner != auth.current().owner:
         for name in ("created_by", "file_path", "metadata", "scope"):
             asset.ClearField(name)
@@ -291,7 +291,7 @@ def variant_to_proto(row: Variant, urls: Urls | None = None) -> pb.Variant:
 
 
 async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, Thumbnail]:
-    """The thumbnail of each asset, as far as the caller may see it and it is ready."""
+    """Returns, by asset id, the thumbnails that are READY and that the caller may see."""
     if not asset_ids:
         return {}
     rows = await db.all(_SELECT_THUMBNAILS, {"ids": asset_ids})
@@ -299,21 +299,21 @@ async def thumbnails(db: Database, asset_ids: Sequence[UUID]) -> Mapping[UUID, T
 
 
 async def shown(db: Database, rows: Sequence[Asset], urls: Urls | None = None) -> list[pb.Asset]:
-    """The messages of the rows as the caller may see them, as many as one answer holds; with
-    `urls`, with their URLs, which are counted as issued."""
+    """Returns the messages of the rows as the caller may see them, as many as one answer holds.
+    With `urls` they carry URLs, which are counted as issued."""
     found = await thumbnails(db, [row.id for row in rows]) if urls else {}
     seen = paging.fitting(for_caller(to_proto(row, urls, found.get(row.id))) for row in rows)
     if urls:
         for row in rows[: len(seen)]:
             if not unusable(row):
-                # Who lists looks at thumbnails; who asks for one asset fetches it.
+                # A list is read for its thumbnails; a single asset is fetched itself.
                 fetched = found.get(row.id, row) if len(rows) > 1 else row
                 urls.meter.issued(row.owner, row.session_id, fetched.size_bytes)
     return seen
 
 
 async def publish(m: Mutation, row: Asset) -> pb.Asset:
-    """Publishes the asset's state, if the transaction commits. Returns the message."""
+    """Publishes the asset's state in the transaction. Returns the message."""
     asset = to_proto(row)
     await events.publish(m, "asset", row.id, row.version, asset)
     return asset
@@ -329,8 +329,8 @@ async def publish_variant(m: Mutation, row: Variant) -> None:
 
 
 async def lock(m: Mutation, asset_id: UUID, etag: str = "") -> LockedAsset:
-    """The owner's asset, locked until the commit. NOT_FOUND if it isn't theirs; ETAG_MISMATCH if it
-    has changed."""
+    """Returns the owner's asset, locked until the commit. Raises NOT_FOUND if the owner has no such
+    asset, ETAG_MISMATCH if its version isn't `etag`."""
     row = await m.first(_LOCK_ASSET, {"id": asset_id, "owner": m.owner})
     if row is None:
         raise errors.not_found("asset", asset_id)

@@ -1,4 +1,4 @@
-"""Assets: reading, listing, describing, downloading, watching."""
+"""AssetService: reads, lists, updates, downloads and watches assets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -62,14 +62,14 @@ _SELECT_VARIANTS = Statement(
     Variant,
     f"SELECT {VARIANTS.columns} FROM variants WHERE asset_id = ANY(%(ids)s) ORDER BY preset",
 )
-# The update of the masked fields, in the same transaction, has raised the version already.
+# The version stays: the update of the masked fields, in the same transaction, has raised it.
 _UNSET_PRIMARY = Statement(
     LockedAsset,
     f"UPDATE assets SET is_primary = false WHERE id = %(id)s RETURNING {ASSETS.columns}",
 )
 
-# The row of a READY variant (asset, preset), made if it isn't there, within so many seconds (None:
-# no deadline).
+# (asset id, preset, seconds or None for no deadline): returns the row of the READY variant, which
+# is made if it isn't there.
 ReadyVariant = Callable[[UUID, str, float | None], Awaitable[Variant]]
 
 
@@ -155,10 +155,10 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
             if "visibility" in request.update_mask.paths:
                 await move.copy(self._db, public=request.visibility == pb.VISIBILITY_PUBLIC)
             response = await self._db.mutate(request, pb.UpdateAssetResponse, work)
-        except (errors.DomainError, StorageError):  # surely rolled back
+        except (errors.DomainError, StorageError):  # the transaction was rolled back
             await move.undo()
             raise
-        except BaseException:  # the caller went, or the database: rows may show the copies
+        except BaseException:  # call cancelled or database lost: rows may point at the copies
             await asyncio.shield(move.settle(self._db))
             raise
         await move.finish(response.asset.file_path)
@@ -209,8 +209,8 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
     async def _snapshot(
         self, request: pb.WatchAssetsRequest
     ) -> AsyncIterator[tuple[events.Fields, Asset | Variant]]:
-        """What is there now: the named assets, or the owner's recent ones; each with its
-        variants."""
+        """Yields the current state: the named assets, or the owner's assets of the last day; after
+        each page of assets, their variants."""
         ids = [UUID(text) for text in request.asset_ids]
         after: Mapping[str, object] = {"after_at": None, "after_id": None}
         while True:
@@ -267,7 +267,7 @@ async def _apply(
 
 
 async def _lead(m: Mutation, row: LockedAsset, primary: bool) -> LockedAsset:
-    """Makes the asset its product's primary image, or not. Returns the new row."""
+    """Sets or clears the asset as its product's primary image. Returns the new row."""
     if not primary:
         return await m.one(_UNSET_PRIMARY, {"id": row.id})
     if not row.product_id:
@@ -280,7 +280,8 @@ async def _lead(m: Mutation, row: LockedAsset, primary: bool) -> LockedAsset:
 
 
 def _filters(request: pb.ListAssetsRequest) -> dict[str, object]:
-    """Those that the request sets, by the names that `_list` knows."""
+    """Returns the filters that the request sets, by the names that `_list` knows. Raises
+    INVALID_ARGUMENT for one that can't be applied to assets of others."""
     hidden = {"not_archived": not request.show_archived, "not_deleted": not request.show_deleted}
     labels = scope_of(request)
     if request.public_of_others:
@@ -302,7 +303,8 @@ def _filters(request: pb.ListAssetsRequest) -> dict[str, object]:
 
 @cache
 def _list(names: tuple[str, ...], of_others: bool, goes_on: bool) -> Statement[Asset]:
-    """A page of the owner's assets, or of the public ones of others, with these filters."""
+    """Returns the statement for a page of the owner's assets, or of the public ones of others, with
+    these filters."""
     asset = ASSETS.core.c
     owner: sa.BindParameter[str] = sa.bindparam("owner")
     where = [asset.owner != owner, asset.public] if of_others else [asset.owner == owner]
@@ -334,7 +336,7 @@ def _change(wanted: set[str], event: events.Event) -> events.Fields | None:
     if event.subject == "purged_asset":
         purged = pb.PurgedAsset.FromString(event.payload)
         return {"purged": purged} if not wanted or purged.asset_id in wanted else None
-    if event.subject != "variant":  # another noun's, in the same stream
+    if event.subject != "variant":  # the stream also carries events of other nouns
         return None
     variant = pb.Variant.FromString(event.payload)
     return {"variant": variant} if not wanted or variant.asset_id in wanted else None

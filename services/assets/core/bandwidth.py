@@ -1,5 +1,5 @@
-"""Counting what is sent to readers: noted in memory and written every second, because reading must
-not wait for a counter."""
+"""Counts the bytes that are sent to readers. Counts are kept in memory and written every second,
+because a read must not wait for a counter."""
 
 import asyncio
 from collections import defaultdict
@@ -25,8 +25,8 @@ _log = structlog.get_logger("meter")
 
 
 class Meter:
-    """Counts reads by owner of what is read, session, and how they are known. A process that is
-    killed loses the last second; one that stops writes everything."""
+    """Counts reads by asset owner, session and state: `exact` for bytes that a call sent, `issued`
+    for bytes behind a URL. A process that is killed loses the last second; `close` writes it."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -37,7 +37,7 @@ class Meter:
     async def counted(
         self, owner: str, session_id: str, chunks: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
-        """Yields the chunks, which a call sends itself, and counts them as they are taken."""
+        """Yields the chunks that a call sends itself, and counts them as they are taken."""
         sent = 0
         try:
             async for chunk in chunks:
@@ -63,7 +63,7 @@ class Meter:
         self._flushing = asyncio.create_task(self._flush_forever())
 
     async def close(self) -> None:
-        """Writes what is left; what the database doesn't take in time is lost."""
+        """Writes the remaining counts. What the database doesn't take in three seconds is lost."""
         self._stopping.set()
         if self._flushing:
             await asyncio.wait([self._flushing], timeout=_LAST_SECONDS)

@@ -1,6 +1,6 @@
-"""Which image of a product is its primary one: at most one per product.
+"""Chooses the primary image of a product: at most one per product.
 
-Everybody locks in one order: products, then assets by id.
+Every transaction locks in one order: products, then assets by id.
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ _UNSET_OTHER_PRIMARIES = Statement(
     RETURNING {ASSETS.columns}
     """,
 )
-# An image that somebody else has locked is passed over: waiting for it, with the product locked,
-# could be a deadlock.
+# SKIP LOCKED passes over an image that another transaction has locked: waiting for it, with the
+# product locked, could be a deadlock.
 _LOCK_NEXT_PRIMARY = Statement(
     LockedAsset,
     f"""
@@ -61,23 +61,23 @@ def _lock_key(m: Mutation, product_id: str) -> dict[str, str]:
 
 
 async def lock_product(m: Mutation, product_id: str) -> None:
-    """Until the commit nobody else decides which image of the product is primary. Call it before
-    any asset is locked: who decides waits for the row of the one that was primary."""
+    """Locks the product until the commit, so that nobody else chooses its primary image. Call it
+    before any asset is locked: whoever has this lock waits for the row of the old primary image."""
     await m.run(_LOCK_PRODUCT, _lock_key(m, product_id))
 
 
 async def _lock_without_waiting(m: Mutation, product_id: str) -> None:
-    """ABORTED with RetryInfo if an asset got into this product after the transaction locked those
-    that it knew of, and somebody else holds it: waiting now, with assets locked, could be a
-    deadlock."""
+    """Locks the product, or raises ABORTED with RetryInfo if another transaction has the lock. That
+    happens if an asset got into this product after the transaction locked the products that it
+    knew of: waiting now, with assets locked, could be a deadlock."""
     if not await m.one(_TRY_LOCK_PRODUCT, _lock_key(m, product_id)):
         text = "its product is being changed right now; nothing was changed, try again"
         raise errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 0.2)
 
 
 async def lock_primaries(m: Mutation, asset_id: UUID, product_id: str) -> None:
-    """Locks what may change when the asset becomes the primary image of its product or of
-    `product_id`."""
+    """Locks the products and assets that may change when the asset becomes the primary image of its
+    product or of `product_id`."""
     mine: dict[str, object] = {"id": asset_id, "owner": m.owner, "product_id": product_id}
     products = await m.all(_SELECT_PRODUCTS, mine)
     for each in products:
@@ -89,7 +89,8 @@ async def make_primary(m: Mutation, asset: LockedAsset, *, only_first: bool = Fa
     """Makes the asset the one primary image of its product; with `only_first`, unless the product
     has one. Returns the asset's new row.
 
-    The product is locked by the caller: two first images at once would both find none.
+    The caller has locked the product: else two concurrent first images would both find none. A
+    product that the caller couldn't know of is locked here, or ABORTED is raised.
     """
     product = {"owner": m.owner, "product_id": asset.product_id, "id": asset.id}
     await _lock_without_waiting(m, asset.product_id)
@@ -101,7 +102,7 @@ async def make_primary(m: Mutation, asset: LockedAsset, *, only_first: bool = Fa
 
 
 def may_lead(row: Asset) -> bool:
-    """Whether it becomes the primary image of a product that has none."""
+    """Returns whether the asset becomes the primary image of its product if there is none."""
     return bool(
         row.kind == "product"
         and row.product_id
@@ -111,8 +112,8 @@ def may_lead(row: Asset) -> bool:
 
 
 async def hand_over(m: Mutation, primaries: Sequence[Asset]) -> None:
-    """Makes the oldest image that is left the primary one of each product. The caller holds the
-    products."""
+    """Makes the oldest image that is left the primary one, in each product of `primaries`. The
+    caller has locked the products."""
     for gone in primaries:
         product = {"owner": m.owner, "product_id": gone.product_id}
         heir = await m.first(_LOCK_NEXT_PRIMARY, product)

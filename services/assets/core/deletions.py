@@ -1,5 +1,5 @@
-"""Objects to be removed: noted in the transaction that takes their rows away, removed after it,
-then forgotten."""
+"""Doomed objects: they are noted in the transaction that deletes their rows and removed after it;
+then the notes are deleted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ BATCH = 1000  # keys that a store deletes in one request
 class DoomedObject:
     seq: int
     storage_key: str
-    multipart: str  # what the store calls an upload in parts to this key, which is given up
+    multipart: str  # the store's id of an upload in parts to this key, to be aborted; or empty
 
 
 DOOMED_OBJECTS = Table("doomed_objects", DoomedObject)
@@ -25,9 +25,9 @@ _DOOM = Command("""
     INSERT INTO doomed_objects (owner, storage_key)
     SELECT %(owner)s, key FROM unnest(%(keys)s::text[]) AS key
 """)
-# What was sent to an upload's URL goes, too, once nothing more can be sent there.
-# Parts go at once: once an upload in parts is given up, its URLs lead nowhere.
-# In the order of keys: an asset's objects are removed together, and their folders with them.
+# The object at an upload's URL is removed, too, once the URL has expired.
+# Parts are removed at once: the URLs of an aborted upload in parts lead nowhere.
+# Ordered by key, so that an asset's objects, and with them their folders, are removed together.
 _DOOM_ASSETS = Command("""
     INSERT INTO doomed_objects (owner, storage_key, multipart, due_at)
     SELECT owner, storage_key, '', now() FROM assets
@@ -57,18 +57,18 @@ _FORGET = Command("DELETE FROM doomed_objects WHERE seq = ANY(%(seqs)s)")
 
 
 async def doom(m: Mutation, keys: Sequence[str]) -> None:
-    """Notes objects that no row will show once this commits."""
+    """Notes objects that no row will point at once this transaction commits."""
     if keys:
         await m.run(_DOOM, {"owner": m.owner, "keys": list(keys)})
 
 
 async def doom_assets(m: Mutation, ids: Sequence[UUID]) -> None:
-    """Notes all objects of assets whose rows are about to go."""
+    """Notes all objects of assets whose rows are about to be deleted."""
     await m.run(_DOOM_ASSETS, {"owner": m.owner, "ids": list(ids)})
 
 
 async def remove(storage: Storage, rows: Sequence[DoomedObject]) -> None:
-    """Removes the objects. What is gone already is fine."""
+    """Removes the objects. One that is gone already is no error."""
     for row in rows:
         if row.multipart:
             await storage.abort_multipart(row.storage_key, row.multipart)
@@ -76,8 +76,8 @@ async def remove(storage: Storage, rows: Sequence[DoomedObject]) -> None:
 
 
 async def remove_due(db: Database, storage: Storage) -> int:
-    """Removes a batch of objects, bytes first: after a crash in between, what is gone already is
-    removed again. Called by workers. Returns how many there were."""
+    """Removes a batch of due objects, then their notes: after a crash in between, they are removed
+    again. Workers call it. Returns how many there were."""
     rows = await db.system_all(_SELECT_DUE, {"limit": BATCH})
     if rows:
         await remove(storage, rows)

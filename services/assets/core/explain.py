@@ -1,5 +1,5 @@
-"""ExplainAsset: each condition that decides what the caller sees of an asset, as a question with
-its answer."""
+"""ExplainAsset: shows each condition that decides what the caller sees of an asset, as a question
+with its answer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ _SELECT_HOLDERS = Statement(
     ORDER BY created_at DESC, holder LIMIT 10
     """,
 )
-# The queue's own row of the job that makes the variants: when its next try begins.
+# Reads from the queue when the next attempt of the job that makes the variants begins.
 _SELECT_NEXT_TRY = Statement(
     _NextTry,
     """
@@ -75,7 +75,7 @@ _SELECT_NEXT_TRY = Statement(
 
 
 class ExplainCalls(asset_pb2_grpc.AssetServiceServicer):
-    """The call of AssetService that explains."""
+    """Implements ExplainAsset of AssetService."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -142,11 +142,10 @@ def _state(asset: _Explained) -> pb.Finding:
 
 
 def _missing(asset: _Explained) -> tuple[str, str]:
-    """What a pending asset waits for, and what to do: that depends on the way by which it comes."""
-    if asset.import_state:  # one that ends without the file ends its asset, too
-        tried = (
-            f"; so far: {asset.import_error.partition(';')[0]}" if asset.import_error else ""
-        )  # without the advice
+    """Returns what a PENDING asset waits for and the next step: both depend on how it is sent."""
+    if asset.import_state:  # under way: an import that ends without the file rejects the asset
+        # The error's advice, after the semicolon, is left out.
+        tried = f"; so far: {asset.import_error.partition(';')[0]}" if asset.import_error else ""
         return (
             f"no, the server is fetching it from its URL{tried}",
             "wait: WatchAssets and GetAsset tell the end",

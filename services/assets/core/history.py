@@ -1,4 +1,4 @@
-"""Usage: the history of what the caller did with images, and how often images were used."""
+"""UsageService: the history of what the caller did with images, and how often they were used."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -26,7 +26,7 @@ _LIST = Listing(USAGE_EVENTS, UsageEvent)
 
 @dataclass(slots=True)
 class _Used:
-    """What decides whether an asset's use is recorded, and of whom."""
+    """The columns that decide whether an asset's use is recorded, and for which owner."""
 
     id: UUID
     owner: str

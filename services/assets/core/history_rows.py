@@ -1,4 +1,4 @@
-"""Records of uses: the row and its message."""
+"""Usage events: the row and its message."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +25,7 @@ class UsageEvent:
     user_agent: str
     session_id: str
     conversion_id: str
-    metadata: dict[str, Any]  # JSON of whoever recorded the use
+    metadata: dict[str, Any]  # JSON from whoever recorded the use
     created_at: datetime
 
 

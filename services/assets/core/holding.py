@@ -1,4 +1,4 @@
-"""Holding pictures for nouns of assets itself: what `AcquireReferences` is for other services."""
+"""References from this service's own nouns to pictures; others call `AcquireReferences`."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -30,17 +30,17 @@ _RELEASE = Command("""
 
 
 async def hold(m: Mutation, holder: str, pictures: Sequence[tuple[str, UUID]]) -> list[Asset]:
-    """Holds READY images of the owner's or public ones for as long as `holder` exists. `pictures`:
-    (field path, asset id), no id twice. Returns the assets' rows in that order.
+    """Writes references to READY images, the owner's or public ones, for as long as `holder`
+    exists. `pictures`: (field path, asset id), no id twice. Returns the assets' rows in that order.
 
-    NOT_FOUND for one that the owner may not see, INVALID_ARGUMENT on the field for a PDF,
-    FAILED_PRECONDITION for one that isn't READY or is in the trash.
+    Raises NOT_FOUND for an image that the owner may not see, INVALID_ARGUMENT on the field for a
+    PDF, FAILED_PRECONDITION for an image that isn't READY, is in the trash or has lost its bytes.
     """
     ids = [asset_id for _, asset_id in pictures]
     if not ids:
         return []
-    # A delete waits for the lock, or was first and is seen. Rows of others can't be locked, only
-    # their keys, by the reference itself. In the order in which a delete locks.
+    # A concurrent delete waits for the lock, or came first and is seen. Rows of others can't be
+    # locked; the reference's foreign key locks their keys. A delete locks in the same order: by id.
     named = {"ids": ids, "owner": m.owner}
     theirs = await m.all(_SELECT_OTHERS, named)
     own = await m.all(_SHARE_OWN, named)
@@ -61,5 +61,5 @@ def _check(row: Asset | None, path: str, asset_id: UUID) -> None:
 
 
 async def release(m: Mutation, holders: Sequence[str]) -> None:
-    """Gives back all that `holders` hold."""
+    """Deletes all references of `holders`."""
     await m.run(_RELEASE, {"owner": m.owner, "holders": list(holders)})

@@ -1,4 +1,4 @@
-"""Pages of lists that are written as SQL: what `shared.database.lists` can't say."""
+"""Pages of lists that are written as SQL, because `shared.database.lists` can't express them."""
 
 from typing import Generic, TypeVar
 
@@ -12,8 +12,8 @@ _ENDING = "ORDER BY created_at DESC, id DESC LIMIT %(limit)s OFFSET %(skip)s"
 
 
 class Paged(Generic[R]):
-    """A SELECT that ends in its WHERE, in pages, newest first: the statement of the first page and
-    that of the later ones. Needs an index on (.., created_at DESC, id DESC)."""
+    """Pages of a SELECT that ends in its WHERE, newest first: one statement for the first page, one
+    for the later ones. Needs an index on (.., created_at DESC, id DESC)."""
 
     def __init__(self, row: type[R], select: str) -> None:
         self._first = Statement(row, f"{select} {_ENDING}")

@@ -1,4 +1,4 @@
-"""Who uses an asset: asked before it is deleted."""
+"""Reads what holds references to an asset, before it is deleted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _MOST_NAMED = 10  # holders that a refusal lists
 
 @dataclass(slots=True)
 class Holder:
-    """Something that uses an asset, and whose it is."""
+    """The holder of a reference to an asset, and the reference's owner."""
 
     asset_id: UUID
     owner: str
@@ -35,7 +35,8 @@ _SELECT_HOLDERS = Statement(
 
 
 async def holders(m: Mutation, ids: Sequence[UUID]) -> Mapping[UUID, list[Holder]]:
-    """By asset: some of those that use it. The assets are locked, so that nobody else begins to."""
+    """Returns up to ten holders of each asset's references, by asset. The caller has locked the
+    assets, so that nobody adds a reference meanwhile."""
     found: dict[UUID, list[Holder]] = {}
     for row in await m.all(_SELECT_HOLDERS, {"ids": list(ids), "most": _MOST_NAMED}):
         found.setdefault(row.asset_id, []).append(row)
@@ -43,7 +44,7 @@ async def holders(m: Mutation, ids: Sequence[UUID]) -> Mapping[UUID, list[Holder
 
 
 def in_use(asset_id: UUID, held_by: Sequence[Holder], owner: str) -> DomainError:
-    """FAILED_PRECONDITION that lists by what."""
+    """Returns a FAILED_PRECONDITION that lists the holders; those of other owners aren't named."""
     names = [row.holder if row.owner == owner else "another owner" for row in held_by]
     text = f"it is used by {', '.join(names)}; release it there, or repeat with `force`"
     failure = error_details_pb2.PreconditionFailure(

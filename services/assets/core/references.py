@@ -1,4 +1,4 @@
-"""References: services note here that they use an asset, so that it isn't deleted meanwhile."""
+"""References: other services note here that they use an asset, so that it isn't deleted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from shared.rpc.server import Context
 
 @dataclass(slots=True)
 class _Reference:
-    """A reference has no id of its own; pages need one."""
+    """A reference, with an id that is computed: it has none of its own, and pages need one."""
 
     owner: str
     holder: str
@@ -58,8 +58,8 @@ _LIST = Paged(
     """,
 )
 
-# What owners note about an asset, and what came with its file: too much for one answer, if a
-# hundred have much of it.
+# Fields that owners write or that came with the file: a hundred assets with much in them are too
+# much for one answer.
 _HEAVY = ("tags", "metadata", "provenance", "content_credentials")
 
 
@@ -83,7 +83,7 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
             new = await m.all(
                 _HOLD, {"owner": m.owner, "ids": sorted(ids), "holder": request.holder}
             )
-            # The foreign key has locked the assets against a delete: what is read now stays so
+            # The foreign key has locked the assets against a delete: what is read now stays true
             # until the commit.
             held = _usable(ids, await m.all(SELECT_ASSETS, {"ids": ids}))
             if request.conversion_id:
@@ -130,7 +130,8 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
 
 
 def _usable(ids: Sequence[UUID], rows: Sequence[Asset]) -> dict[UUID, Asset]:
-    """The assets' rows by id. Raises for one that isn't there or can't be used."""
+    """Returns the assets' rows by id. Raises NOT_FOUND for a missing asset, FAILED_PRECONDITION for
+    one that can't be used."""
     found = {row.id: row for row in rows}
     for asset_id in ids:
         if asset_id not in found:
@@ -141,7 +142,7 @@ def _usable(ids: Sequence[UUID], rows: Sequence[Asset]) -> dict[UUID, Asset]:
 
 
 def _to_proto(row: _Reference, owner: str) -> pb.Reference:
-    """Others learn that there is a reference, not what it is."""
+    """Returns the message without the holder if the reference is another owner's."""
     return pb.Reference(
         holder=row.holder if row.owner == owner else "",
         yours=row.owner == owner,

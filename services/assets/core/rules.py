@@ -1,4 +1,4 @@
-"""Decisions of `assets` without any machinery: kinds, states, limits, names."""
+"""Rules of `assets` as pure functions and tables: kinds, states, limits, names."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ ASSET_STATES: Mapping[str, frozenset[str]] = {
     "ready": frozenset(),
     "rejected": frozenset(),
 }
-# Renditions, imports, backfills, runs.
+# States of renditions, imports, backfills and runs.
 JOB_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"running", "failed", "cancelled"}),
     "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
@@ -28,8 +28,8 @@ VARIANT_STATES: Mapping[str, frozenset[str]] = {
 }
 
 _PEOPLE = frozenset({"user", "vendor", "anonymous"})
-# Who may upload a kind from outside. SERVICE_KINDS are written by services, a render by operators
-# as well.
+# The roles that may upload a kind from outside. Services upload SERVICE_KINDS; a render may also
+# come from an operator.
 KIND_ROLES: Mapping[str, frozenset[str]] = {
     "photo": _PEOPLE,
     "floorplan": _PEOPLE,
@@ -57,7 +57,7 @@ MOST_PARTS = 1000
 
 
 def type_problem(kind: str, mime_type: str) -> str | None:
-    """Why a declared type is not accepted for the kind, or None."""
+    """Returns why a declared type is not accepted for the kind, or None."""
     if mime_type.startswith("video/"):
         return "video is not supported; send a still picture"
     if mime_type == PDF:
@@ -72,14 +72,14 @@ def may_upload(kind: str, role: str, through_service: bool) -> bool:
 
 
 def who_uploads(kind: str) -> str:
-    """The same for a person."""
+    """Returns who may upload the kind, as the end of an error message."""
     roles = [*sorted(KIND_ROLES.get(kind, ())), *(["services"] if kind in SERVICE_KINDS else [])]
     return f"it is for {', '.join(roles)}"
 
 
 def provenance_problem(kind: str, given: Mapping[str, object] | None) -> tuple[str, str] | None:
-    """(field below the declaration, what is wrong) of how a model made it, or None. `given` None:
-    not said."""
+    """Returns (field below the declaration, what is wrong) for the provenance of a file of this
+    kind, or None if it is right. `given` is None if the caller sent no provenance."""
     if given is not None and kind not in SERVICE_KINDS:
         return "provenance", f"a {kind} was not made by a model"
     if kind == "render":
@@ -93,34 +93,34 @@ def provenance_problem(kind: str, given: Mapping[str, object] | None) -> tuple[s
 
 
 def part_bytes(size: int) -> int:
-    """Bytes of every part but the last of a file of `size` bytes: 8 MiB, or whole MiB more, so that
-    there are at most 1,000 parts."""
+    """Returns the size in bytes of every part but the last, for a file of `size` bytes: 8 MiB, or
+    as many whole MiB as keep the file to 1,000 parts."""
     mebibyte = 1024 * 1024
     return max(PART_BYTES, -(-size // (MOST_PARTS * mebibyte)) * mebibyte)
 
 
 def part_sizes(size: int, each: int) -> dict[int, int]:
-    """The bytes of each part by its number, from 1."""
+    """Returns the size in bytes of each part, by its number from 1."""
     count = -(-size // each)
     return {number: min(each, size - (number - 1) * each) for number in range(1, count + 1)}
 
 
 def plain_text(text: str) -> str:
-    """NFC, one line, without characters that can't be seen, single spaces. Empty if nothing is
-    left."""
+    """Returns the text in NFC, on one line, with single spaces and without invisible characters;
+    empty if nothing is left."""
     one_line = "".join(" " if c.isspace() else c for c in text)
     return names.trimmed(" ".join(names.without_hidden(one_line).split()))
 
 
 def name_key(name: str) -> str:
-    """Equal for names that a person takes for the same one."""
+    """Returns a key that is equal for names that a person takes for the same one."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 @lru_cache(4096)
 def _segment(label: str) -> str:
-    """A label as part of a key: at most 120 bytes, and never `.` or `..`, which quoting leaves
-    alone."""
+    """Quotes a label as part of a key: at most 120 bytes, and never `.` or `..`, which `quote`
+    leaves alone."""
     return (
         quote(label, safe="")[:120].replace(".", "%2E")
         if label in (".", "..")
@@ -131,12 +131,12 @@ def _segment(label: str) -> str:
 def object_key(
     owner: str, scope: Mapping[str, str], asset_id: str, unique: str, *, folder: str, public: bool
 ) -> str:
-    """`assets/<owner>/<scope>/<asset>/<folder>/<unique>`; `public/assets/<asset>/<folder>/<unique>`
-    for what everyone may fetch, because its URL is the key and must not tell whose it is or what it
-    belongs to.
+    """Returns the storage key `assets/<owner>/<scope>/<asset>/<folder>/<unique>`, or for a public
+    object `public/assets/<asset>/<folder>/<unique>`: a public object's URL is its key and must not
+    reveal its owner or scope.
 
-    The scope shows as `session/room` or `product` or `dataset`, so that a person finds things in a
-    bucket. Labels are quoted: they come from outside.
+    The scope is the labels that are set, as session/room/product/dataset, so that a person finds
+    objects in a bucket. Labels are quoted: they come from outside.
     """
     named = [
         scope[name]
@@ -148,5 +148,5 @@ def object_key(
 
 
 def owner_prefix(owner: str) -> str:
-    """What the keys of all private objects of an owner begin with."""
+    """Returns the prefix of the keys of all private objects of an owner."""
     return f"assets/{_segment(owner)}/"

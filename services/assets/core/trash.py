@@ -1,4 +1,4 @@
-"""The trash: archive, delete, undelete, purge; of one asset or of many."""
+"""Calls that archive, delete, undelete and purge an asset, or delete and undelete many."""
 
 from typing import TypeVar
 from uuid import UUID
@@ -140,7 +140,7 @@ class TrashCalls(asset_pb2_grpc.AssetServiceServicer):
 
 
 def _only(result: LockedAsset | DomainError) -> LockedAsset:
-    """The row of the one asset that was asked for. Raises its refusal."""
+    """Returns the row of the one requested asset, or raises its refusal."""
     if isinstance(result, DomainError):
         raise result
     return result

@@ -1,8 +1,8 @@
-"""Deleting, undeleting and purging assets of an owner: one or many, in one transaction each time.
+"""Deletes, undeletes and purges assets of an owner: one or many, in one transaction each time.
 
-A deleted asset is private, whatever it was before: its objects leave `public/` with it, copied
-first, switched in the transaction, removed after it. What a purge leaves to be removed is noted in
-its transaction (deletions.py).
+A deleted asset is private, whatever it was before: its objects are moved out of `public/`. They are
+copied before the transaction, the rows are switched in it, and the old objects are removed after
+it. A purge notes the objects to be removed in its transaction (deletions.py).
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _COPIES_AT_ONCE = 8
 
 @dataclass(slots=True)
 class _Key:
-    """Where an asset's bytes lie."""
+    """The storage key of an asset."""
 
     id: UUID
     storage_key: str
@@ -40,7 +40,7 @@ class _Key:
 
 @dataclass(slots=True)
 class _Purged:
-    """What was an asset's row."""
+    """The id and version of an asset that was purged, and when."""
 
     id: UUID
     version: int
@@ -71,7 +71,7 @@ _SELECT_KEYS = Statement(_Key, "SELECT id, storage_key FROM assets WHERE id = AN
 _SELECT_VARIANT_KEYS = Statement(
     str, "SELECT storage_key FROM variants WHERE asset_id = %(id)s AND storage_key <> ''"
 )
-# Jobs that are ending hold their own rows, then want the asset's.
+# A purge locks in the order of a job that ends: the job's own row, then the asset's.
 _LOCK_JOBS = (
     Command("""
         SELECT FROM renditions WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s)
@@ -82,8 +82,8 @@ _LOCK_JOBS = (
         ORDER BY id FOR UPDATE
     """),
 )
-# The triggers that follow assets in albums take an asset's albums in order, but one asset after the
-# other.
+# All albums are locked in one order first: the triggers that keep albums in step with their assets
+# lock an asset's albums in order, but one asset after the other.
 _LOCK_ALBUMS = Command("""
     SELECT FROM albums WHERE owner = %(owner)s AND id IN (
         SELECT album_id FROM album_assets WHERE owner = %(owner)s AND asset_id = ANY(%(ids)s))
@@ -136,13 +136,13 @@ _PURGE = Statement(
 
 
 Results = Mapping[UUID, LockedAsset | DomainError]
-"""What became of each asset: its row as it is now or, if it was purged, as it was; or why nothing
-was done to it."""
+"""The result for each asset: its current row (of a purged asset, the last one), or the error that
+says why nothing was done to it."""
 
 
 class Trash:
-    """Deletes, undeletes and purges many assets of an owner. `days` is how long they can be
-    undeleted."""
+    """Deletes, undeletes and purges many assets of an owner. `days`: how long a deleted asset can
+    be undeleted."""
 
     def __init__(self, db: Database, storage: Storage, usage_log: UsageLog, days: float) -> None:
         self._db = db
@@ -152,9 +152,9 @@ class Trash:
 
     @asynccontextmanager
     async def moves(self, ids: Sequence[UUID], *, public: bool) -> AsyncIterator[dict[UUID, Move]]:
-        """Copies of what has to lie elsewhere once the assets are in the trash (`public` False) or
-        out of it. Inside, a transaction switches rows to them; after it goes whatever no row
-        shows."""
+        """Copies the objects of assets that stop being public in the trash (`public` False) or are
+        public again out of it (True), and yields the moves by asset. A transaction inside the
+        context switches rows to the copies; then objects that no row points at are removed."""
         mine = {"owner": auth.current().owner, "ids": list(ids)}
         moving = await self._db.all(_SELECT_HIDDEN if public else _SELECT_PUBLIC, mine)
         moves = {asset_id: Move(self._storage, asset_id) for asset_id in moving}
@@ -166,11 +166,11 @@ class Trash:
         try:
             await self._copy(moves.values(), public=public)
             yield moves
-        except (DomainError, StorageError):  # surely rolled back
+        except (DomainError, StorageError):  # the transaction was rolled back
             for move in moves.values():
                 await move.undo()
             raise
-        except BaseException:  # the caller went, or the database: rows may show the copies
+        except BaseException:  # call cancelled or database lost: rows may point at the copies
             await asyncio.shield(settle())
             raise
         if moves:
@@ -180,7 +180,7 @@ class Trash:
                 await move.finish(now.get(asset_id, ""))
 
     async def _copy(self, moves: Iterable[Move], *, public: bool) -> None:
-        """Makes the copies of all moves, a few at a time; raises the first failure at the end."""
+        """Makes the copies of all moves, eight at a time; raises the first failure at the end."""
         several = asyncio.Semaphore(_COPIES_AT_ONCE)
 
         async def copy(move: Move) -> None:
@@ -193,12 +193,12 @@ class Trash:
                 raise error
 
     async def public_keys(self, asset_id: UUID) -> list[str]:
-        """Objects of the caller's asset that everyone can fetch."""
+        """Returns the keys of the public objects of the caller's asset and its variants."""
         mine = {"id": asset_id, "owner": auth.current().owner}
         return await self._db.all(_SELECT_PUBLIC_KEYS, mine)
 
     async def stop_serving(self, keys: Sequence[str]) -> None:
-        """Removes at once what is doomed anyway. If the store is away, a worker does it later."""
+        """Removes doomed objects at once. If the store is away, a worker removes them later."""
         with suppress(StorageError):
             await self._storage.delete(keys)
 
@@ -211,9 +211,9 @@ class Trash:
         force: bool,
         etag: str = "",
     ) -> Results:
-        """Each into the trash, unless something uses it, or it isn't what `etag` says. One that is
-        there already stays as it is. Last in the caller's transaction: it counts uses, which others
-        count, too."""
+        """Moves each asset to the trash, unless it has references (`force` ignores them) or its
+        version isn't `etag`. One that is there already stays as it is. Call it last in the
+        transaction: it updates counts of uses, which other transactions update, too."""
         rows = await _lock(m, ids)
         held = (
             {} if force else await holders(m, [i for i, row in rows.items() if not row.deleted_at])
@@ -234,7 +234,7 @@ class Trash:
     async def undelete(
         self, m: Mutation, ids: Sequence[UUID], moves: Mapping[UUID, Move]
     ) -> Results:
-        """Each out of the trash. One that isn't in it stays as it is."""
+        """Takes each asset out of the trash. One that isn't there stays as it is."""
         rows = await _lock(m, ids)
         results = {asset_id: _refused(asset_id, rows, {}, m.owner) for asset_id in ids}
         back = [row for row in _taken(results) if row.deleted_at]
@@ -249,8 +249,8 @@ class Trash:
         return results | {row.id: row for row in shown}
 
     async def purge(self, m: Mutation, ids: Sequence[UUID], *, force: bool) -> tuple[Results, int]:
-        """Each for good, unless something uses it. Also returns the bytes that are being freed.
-        Last in the caller's transaction, as `delete`."""
+        """Purges each asset, unless it has references (`force` ignores them). Also returns how many
+        bytes that frees. Call it last in the transaction, as `delete`."""
         for lock_jobs in _LOCK_JOBS:
             await m.run(lock_jobs, {"owner": m.owner, "ids": list(ids)})
         rows = await _lock(m, ids)
@@ -274,8 +274,8 @@ class Trash:
         return results, freed
 
     async def _used(self, m: Mutation, going: Sequence[Asset]) -> None:
-        """Whatever could be used is deleted once: by what takes it out of use, not by what empties
-        the trash."""
+        """Records a deletion of each asset that was in use until now. Purging an asset from the
+        trash doesn't count: its deletion was recorded before."""
         await self._usage.write(
             m, [row for row in going if row.state == "ready" and not row.deleted_at], "delete"
         )
@@ -288,7 +288,7 @@ def _refused(
     owner: str,
     etag: str = "",
 ) -> LockedAsset | DomainError:
-    """Why nothing is done to the asset; else its row as it is."""
+    """Returns the error if the asset may not be changed, else its current row."""
     if asset_id not in rows:
         return errors.not_found("asset", asset_id)
     if etag and etag != str(rows[asset_id].version):
@@ -299,14 +299,14 @@ def _refused(
 
 
 def _taken(results: Results) -> list[LockedAsset]:
-    """The rows of those that weren't refused, by id."""
+    """Returns the rows of the assets that weren't refused, in the order of their ids."""
     rows = [row for row in results.values() if not isinstance(row, DomainError)]
     return sorted(rows, key=lambda row: row.id)
 
 
 async def _lock(m: Mutation, ids: Sequence[UUID]) -> dict[UUID, LockedAsset]:
-    """The owner's assets, locked in the one order in which everybody locks: products, assets,
-    albums."""
+    """Locks and returns the owner's assets, in the order that all transactions keep: products,
+    assets, albums."""
     mine = {"owner": m.owner, "ids": list(ids)}
     for product_id in await m.all(_SELECT_PRODUCTS, mine):
         await choose_primary.lock_product(m, product_id)
@@ -316,13 +316,13 @@ async def _lock(m: Mutation, ids: Sequence[UUID]) -> dict[UUID, LockedAsset]:
 
 
 async def _keys(m: Mutation, row: Asset) -> list[str]:
-    """The keys of the asset and of its variants, as far as they have bytes."""
+    """Returns the storage keys of the asset and of its variants that have bytes."""
     found = await m.all(_SELECT_VARIANT_KEYS, {"id": row.id})
     return [key for key in (row.storage_key, *found) if key]
 
 
 async def _switch(m: Mutation, row: Asset, moves: Mapping[UUID, Move], moving: bool) -> str:
-    """The asset's key from now on."""
+    """Points the variants' rows at the copies, if there are any. Returns the asset's new key."""
     if not moving:
         return row.storage_key
     if row.id not in moves:  # its visibility changed since the copies were made

@@ -1,9 +1,9 @@
-"""Recording uses: who did what with an image, and how often.
+"""Records uses: who did what with an image, and how often.
 
-A change records itself in its own transaction (`UsageLog.write`). A read must not become a write,
-so it only leaves a note (`UsageLog.note`), and the notes are written together, at the latest a
+A change records its use in its own transaction (`UsageLog.write`). A read must not become a write,
+so it only leaves a note in memory (`UsageLog.note`), and the notes are written together, at most a
 second later. A server that is killed loses the notes of that second; one that stops writes them
-first. While the database is away it keeps 10,000 and then forgets the oldest.
+first. While the database is away, a server keeps 10,000 notes and then drops the oldest.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _INSERT_USES = Statement(
     ON CONFLICT DO NOTHING RETURNING {USAGE_EVENTS.columns}
     """,
 )
-# In one order, so that no two wait for each other.
+# Ordered, so that no two transactions wait for each other.
 _COUNT_USES = Command("""
     INSERT INTO usage_days AS d (owner, asset_id, day, action, by_owner, by_others)
     SELECT %(owner)s, asset_id, current_date, action, by_owner, by_others
@@ -70,7 +70,7 @@ _SHORTEN = Statement(
 
 
 class Owned(Protocol):
-    """A row of an asset, as far as its use is recorded."""
+    """The columns of an asset that a record of its use needs."""
 
     @property
     def id(self) -> UUID: ...
@@ -79,7 +79,7 @@ class Owned(Protocol):
 
 
 class Details(TypedDict, total=False):
-    """What else is known about a use."""
+    """Optional details of a use."""
 
     session_id: str
     conversion_id: str
@@ -88,7 +88,7 @@ class Details(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One use: of whose image, and by whom."""
+    """One use: `actor`, of tenant `owner`, used an image of `asset_owner`."""
 
     asset_id: UUID
     asset_owner: str
@@ -116,11 +116,11 @@ class Use:
 
 
 async def write(m: Mutation, uses: Sequence[Use]) -> list[UsageEvent]:
-    """Records and counts, within the transaction; what is recorded already isn't counted again, and
-    nothing is kept of an owner who was erased. Returns the new rows.
+    """Records and counts uses in the transaction. A use that is recorded already isn't counted
+    again, and no use by an erased owner is kept. Returns the new rows.
 
-    A use of another's image is a row of whoever did it, and one more in the count of its owner: the
-    transaction acts for each of them in turn, and for its own owner again at the end.
+    A use of another owner's image is a row of the user, and one more in the count of the image's
+    owner: the transaction takes the tenant context of each in turn, and its own again at the end.
     """
     new: list[UsageEvent] = []
     for owner in sorted({use.owner for use in uses}):
@@ -150,7 +150,7 @@ async def write(m: Mutation, uses: Sequence[Use]) -> list[UsageEvent]:
 
 
 class UsageLog:
-    """Records for the handlers of one server."""
+    """Records uses for the handlers of one server."""
 
     def __init__(self, db: Database, trusted_proxies: origin.Networks) -> None:
         self._db = db
@@ -163,7 +163,7 @@ class UsageLog:
         self._writing = asyncio.create_task(self._write_forever())
 
     async def close(self) -> None:
-        """Writes what is left, if the database is there."""
+        """Writes the remaining notes, if the database takes them in two seconds."""
         if self._writing:
             self._writing.cancel()
             await asyncio.wait([self._writing])
@@ -174,7 +174,7 @@ class UsageLog:
             _log.warning("uses were not recorded", count=len(self._notes))
 
     def uses(self, rows: Iterable[Owned], action: str, **more: Unpack[Details]) -> list[Use]:
-        """What the caller does with these assets."""
+        """Returns the caller's uses of these assets, one for each."""
         identity = auth.current()
         # A service's own address says nothing about the person that it works for.
         come_from = origin.NOWHERE if identity.service else origin.current(self._trusted)
@@ -186,14 +186,14 @@ class UsageLog:
     async def write(
         self, m: Mutation, rows: Sequence[Owned], action: str, **more: Unpack[Details]
     ) -> None:
-        """Records with a change: in its transaction, last, because it touches rows that other
-        owners' uses do."""
+        """Records uses in the transaction of a change. Call it last: it updates counts that uses by
+        other owners update, too."""
         if rows:
             await write(m, self.uses(rows, action, **more))
 
     def note(self, rows: Iterable[Owned], action: str, **more: Unpack[Details]) -> None:
-        """Records soon what a person does, at no wait. A service that works for one reads as often
-        as it needs to."""
+        """Notes uses by a person, to be recorded soon, without waiting. A service's reads aren't
+        recorded: a service reads as often as its work needs."""
         if auth.current().service is not None:
             return
         self._notes.extend(self.uses(rows, action, **more))
@@ -221,18 +221,17 @@ class UsageLog:
                 async with self._db.transaction("") as m:
                     await write(m, batch)
             except psycopg.DataError:
-                _log.exception(
-                    "uses can't be recorded", count=len(batch)
-                )  # nor could they be later
+                # They are dropped: a later attempt would fail, too.
+                _log.exception("uses can't be recorded", count=len(batch))
             written = {use.id for use in batch}
-            while (
-                self._notes and self._notes[0].id in written
-            ):  # some may have been forgotten meanwhile
+            # Some of the batch may have been dropped meanwhile, because too many waited.
+            while self._notes and self._notes[0].id in written:
                 self._notes.popleft()
 
 
 async def shorten(db: Database, older_than: timedelta, chunk: int = 5000) -> int:
-    """Cuts addresses and user agents that have been kept long enough. Returns how many."""
+    """Shortens the IP addresses and user agents of events older than `older_than`, `chunk` at a
+    time. Returns how many events it changed."""
     total = 0
     while True:
         async with db.transaction("") as m:

@@ -1,5 +1,5 @@
-"""Moving an asset's objects when it becomes public or private: bytes are copied first, rows
-switched second, and only then what lies in the old place is removed."""
+"""Moves an asset's objects when it becomes public or private: the bytes are copied first, the rows
+switched second, and only then the old objects removed."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from shared.storage import ObjectNotFound, Storage, StorageError
 
 @dataclass(slots=True)
 class _Object:
-    """An object that the row of an asset, or of one of its variants, shows."""
+    """An object that the row of an asset, or of one of its variants, points at."""
 
     id: UUID
     storage_key: str
@@ -55,7 +55,7 @@ _SELECT_SCOPE = Statement(
     WHERE id = %(id)s AND owner = %(owner)s
     """,
 )
-# A switch that may still be going on has it locked until it ends one way or the other.
+# A transaction that may still be switching the rows has this lock until it commits or rolls back.
 _LOCK_ASSET = Statement(
     UUID, "SELECT id FROM assets WHERE id = %(id)s AND owner = %(owner)s FOR UPDATE"
 )
@@ -63,7 +63,8 @@ _SWITCH_VARIANT = Command("UPDATE variants SET storage_key = %(key)s WHERE id = 
 
 
 class Move:
-    """One change of one asset's visibility. Nothing to do until `copy` is called."""
+    """Moves one asset's objects for one change of its visibility. Until `copy` is called, the other
+    methods change nothing."""
 
     def __init__(self, storage: Storage, asset_id: UUID) -> None:
         self._storage = storage
@@ -73,11 +74,11 @@ class Move:
         self._public = False
 
     async def copy(self, db: Database, *, public: bool) -> None:
-        """Copies what lies in the wrong place. ABORTED with RetryInfo if a change at the same time
-        moves it away.
+        """Copies the objects that are in the wrong place. Raises ABORTED with RetryInfo if a
+        concurrent change moves one away.
 
-        What the store has lost is as lost at its new key, and must not keep the asset from being
-        hidden or deleted.
+        An object that the store has lost gets its new key all the same: it must not keep the asset
+        from being hidden or deleted.
         """
         self._public = public
         mine = {"id": self._asset_id, "owner": auth.current().owner}
@@ -89,8 +90,8 @@ class Move:
                 try:
                     await self._storage.copy(row.storage_key, target, content_type=row.mime_type)
                 except ObjectNotFound:
-                    # Lost, if the row still shows it: a move at the same time removes objects only
-                    # after its switch.
+                    # The object is lost if the row still points at it: a concurrent move removes
+                    # objects only after its switch.
                     now = await db.all(_SELECT_OBJECTS, mine)
                     shown = {(each.id, each.storage_key) for each in now}
                     if (row.id, row.storage_key) not in shown:
@@ -99,7 +100,7 @@ class Move:
                     self._new_key = target
 
     def _target(self, scope: Mapping[str, str], row: _Object) -> str:
-        """Where a copy of the object belongs."""
+        """Returns a new key for a copy of the object."""
         return rules.object_key(
             auth.current().owner,
             scope,
@@ -112,7 +113,7 @@ class Move:
     async def switch(self, m: Mutation, current_key: str) -> str:
         """Points the variants' rows at the copies, and returns the key for the asset's row.
 
-        A file that was written since `copy` looked is ABORTED with RetryInfo.
+        Raises ABORTED with RetryInfo if a file was written after `copy` read the rows.
         """
         for row in await m.all(_SELECT_OBJECTS, {"id": self._asset_id, "owner": m.owner}):
             target = self._copies.get(row.storage_key, row.storage_key)
@@ -132,8 +133,8 @@ class Move:
         await self._storage.delete(list(self._copies.values()))
 
     async def settle(self, db: Database) -> None:
-        """After an error that leaves open whether the rows show the copies: removes what they don't
-        show. If that can't be told now, it is left to the reconciler."""
+        """Removes the objects that no row points at, after an error that leaves open whether the
+        rows were switched. If the rows can't be read now, the reconciler removes them later."""
         if not self._copies:
             return
         owner = auth.current().owner
@@ -148,15 +149,15 @@ class Move:
 
 
 async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: str) -> str:
-    """Gives a public object, whose URL is its key, a key that tells its content by the hash.
-    Returns that key.
+    """Gives a public object, whose URL is its key, a key with the hash of its content. Returns that
+    key.
 
-    The hash is known only when the bytes have arrived, and so have a key.
+    The hash is known only once the bytes have arrived, and are stored at another key.
     """
     target = f"{key.rpartition('/')[0]}/{content_name(sha256)}"
     try:
         await storage.copy(key, target, content_type=mime_type)
-    except BaseException:  # also when the caller goes
+    except BaseException:  # also when the call is cancelled
         await asyncio.shield(storage.delete([key, target]))
         raise
     await storage.delete([key])
@@ -164,7 +165,7 @@ async def name_by_content(storage: Storage, key: str, sha256: str, mime_type: st
 
 
 def content_name(sha256: str) -> str:
-    """The last part of a key, new each time, that tells the content by its hash."""
+    """Returns the last part of a key: new each time, with the start of the content's hash."""
     return f"{sha256[:16]}-{new_id()}"
 
 
@@ -174,5 +175,5 @@ def _meanwhile() -> errors.DomainError:
 
 
 def belongs(key: str, asset: Asset) -> bool:
-    """Whether an object lies where the asset's visibility wants it."""
+    """Returns whether an object's key fits the asset's visibility."""
     return key.startswith("public/") == asset.public

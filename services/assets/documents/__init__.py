@@ -1,1 +1,1 @@
-"""Documents (PDF) about assets."""
+"""Documents: checklists and renovation plans as PDFs, with pictures that are assets."""

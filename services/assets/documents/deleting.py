@@ -1,4 +1,4 @@
-"""Deletes documents: rows, bytes, and what they hold."""
+"""Deletes documents: their rows, bytes and references."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ _DELETE_DOCUMENTS = Statement(
 
 
 async def delete(m: Mutation, ids: Sequence[UUID]) -> list[DeletedDocument]:
-    """Deletes documents of the transaction's owner with their bytes, and releases their pictures.
-    Returns those that were there."""
+    """Deletes documents of the transaction's owner, with their bytes and their references to
+    pictures. Returns those that were there."""
     deleted = await m.all(_DELETE_DOCUMENTS, {"ids": list(ids), "owner": m.owner})
     changes = [(row.id, row.version + 1, _purged(row)) for row in deleted]
     await events.publish_all(m, "purged_document", changes)

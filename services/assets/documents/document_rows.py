@@ -1,4 +1,4 @@
-"""Documents for whoever else deals with them: the row, its message, its name for a download."""
+"""Documents, for all modules: the row, its message, its event, its file name for a download."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,7 +33,7 @@ class Document(JobRow):
     phase: str
     number: int
     title: str
-    content: dict[str, Any]  # the plain form of a DocumentContent
+    content: dict[str, Any]  # a DocumentContent as JSON
     regenerated_from: UUID | None
     storage_key: str
     size_bytes: int
@@ -80,7 +80,7 @@ def to_proto(row: Document, urls: Urls | None = None, *, with_content: bool = Fa
 
 
 def file_name(row: Document) -> str:
-    """The name of the PDF for a download."""
+    """Returns the name of the PDF for a download."""
     return names.of_file(row.title, f"-v{row.number}.pdf")
 
 

@@ -1,5 +1,5 @@
-"""DocumentService: creating versions, reading them, purging them. `maker` runs the job that makes
-the PDF."""
+"""DocumentService: creates versions, reads and purges them. `maker` runs the job that makes the
+PDF."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -30,14 +30,13 @@ from shared.storage import ObjectNotFound, Storage
 
 _SNAPSHOT_AGE = timedelta(days=1)
 _SNAPSHOT_PAGE = 500
-# What a watch says of each subject: the answer's field, and what the event holds.
+# By subject: the field of a watch's answer, and the type of the event's message.
 _WATCHED: Mapping[str, tuple[str, type[pb.Document] | type[pb.PurgedDocument]]] = {
     "document": ("document", pb.Document),
     "purged_document": ("purged", pb.PurgedDocument),
 }
 
-# The row of the slot is locked by this until the commit: numbers are dense, and in the order of the
-# commits.
+# This locks the slot's row until the commit, so that numbers are dense and in the order of commits.
 _TAKE_NEXT_NUMBER = Statement(
     int,
     """
@@ -57,7 +56,7 @@ _INSERT_DOCUMENT = Statement(
     RETURNING {DOCUMENTS.columns}
     """,
 )
-# What has expired is gone for its owner at once, whenever its bytes are.
+# An expired document is hidden from its owner at once; a cleanup deletes it later.
 _LIVE = "expires_at > now()"
 _SELECT_DOCUMENT = Statement(
     Document, f"SELECT {DOCUMENTS.columns} FROM documents WHERE id = %(id)s AND {_LIVE}"
@@ -91,7 +90,7 @@ _SELECT_RECENT = _snapshot_of("created_at > now() - %(age)s::interval")
 
 @dataclass(frozen=True)
 class _NewVersion:
-    """What a new version says, and in which slot it is."""
+    """The slot and the content of a new version."""
 
     session_id: str
     kind: str
@@ -225,7 +224,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         )
 
     async def _snapshot(self, session_id: str) -> AsyncIterator[tuple[events.Fields, Document]]:
-        """The documents of the session, or the owner's recent ones."""
+        """Yields the documents of the session, or the owner's documents of the last day."""
         statement = _SELECT_OF_SESSION if session_id else _SELECT_RECENT
         asked = {
             "owner": auth.current().owner,
@@ -257,8 +256,8 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         return await self._db.mutate(request, pb.PurgeDocumentResponse, work)
 
     async def _create(self, m: Mutation, new: _NewVersion) -> Document:
-        """Adds the next version of the slot, with its job. It holds its pictures while it
-        exists."""
+        """Adds the next version of the slot, with its job, and with references to its pictures for
+        as long as it exists."""
         document_id = new_id()
         await holding.hold(m, rules.holder(document_id), _pictures(new.content))
         slot = {"session_id": new.session_id, "kind": new.kind, "phase": new.phase}
@@ -284,7 +283,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
         request: pb.CreateDocumentRequest | pb.RegenerateDocumentRequest,
         document: pb.Document,
     ) -> None:
-        """Waits if the request says so, and adds what it wants to see."""
+        """Waits for the job's end if the request says so, and shows the document as it is then."""
         if not request.wait and not request.include_urls:
             return
         read = partial(self._read, document.id)
@@ -309,8 +308,8 @@ def _ended(row: Document) -> bool:
 
 
 def _checked(message: pb.DocumentContent) -> tuple[str, dict[str, Any]]:
-    """Kind and plain form of the content. INVALID_ARGUMENT with the path of what doesn't hold
-    together."""
+    """Returns the kind, and the content as JSON. Raises INVALID_ARGUMENT with the path of each part
+    that breaks a rule."""
     content = json_format.MessageToDict(message, preserving_proto_field_name=True)
     kind = str(message.WhichOneof("body"))
     content.setdefault(kind, {})
@@ -320,13 +319,13 @@ def _checked(message: pb.DocumentContent) -> tuple[str, dict[str, Any]]:
 
 
 def _pictures(content: Mapping[str, Any]) -> list[tuple[str, UUID]]:
-    """(field path, asset id) of every picture, each id once."""
+    """Returns (field path, asset id) of every picture, each id once."""
     named = rules.named_pictures(content)
     return list({UUID(text): (f"content.{path}", UUID(text)) for path, text in named}.values())
 
 
 def _change(session_id: str, event: events.Event) -> events.Fields | None:
-    if event.subject not in _WATCHED:  # another noun's, in the same stream
+    if event.subject not in _WATCHED:  # the stream also carries events of other nouns
         return None
     field, kind = _WATCHED[event.subject]
     message = kind.FromString(event.payload)

@@ -1,9 +1,8 @@
-"""Checklists and renovation plans as PDFs: content in, one A4 file out, the same bytes for the same
-input.
+"""Makes A4 PDFs of checklists and renovation plans: the same input gives the same bytes.
 
-Knows no database, network or clock. `content` is the plain form of a DocumentContent (its field
-names; what is empty has no key). Only two things are computed here: the sums of a budget, exactly
-and each currency by itself, and where a phase lies in the schedule.
+Nothing here uses a database, the network or a clock. `content` is a DocumentContent as JSON, with
+the proto's field names; empty fields have no key. Only two things are computed: the sums of a
+budget, exactly and each currency by itself, and the place of a phase in the schedule.
 """
 
 import json
@@ -20,8 +19,8 @@ from shared.formats import figures, typesetting
 TEMPLATE = Path(__file__).with_name("document_template.typ")
 KINDS = {"checklist": "Checklist", "renovation_plan": "Renovation plan"}
 
-# A longer run without a space may be broken anywhere: in the narrow columns sooner than in a line
-# of text.
+# A run without a space that has more characters may be broken anywhere. Narrow columns allow fewer
+# than a line of text.
 _LONGEST_WORD = 40
 _LONGEST_WORD_OF = {
     "title": 28,
@@ -30,18 +29,19 @@ _LONGEST_WORD_OF = {
     "prepared_for": 20,
     "prepared_by": 20,
 }
-_LONGEST_WORD_IN_COLUMN = 16  # of the schedule and the budget
+_LONGEST_WORD_IN_COLUMN = 16  # in the schedule and the budget
 _EXACT = Context(prec=100)  # more digits than a thousand of the longest amounts need
-# days of a schedule that is divided into weeks; a longer one is into months, then into years
+# A schedule of up to so many days is divided into weeks, or months; a longer one into years.
 _WEEKS_UP_TO = 70
 _MONTHS_UP_TO = 900
-_LABEL_SHARE = 0.12  # of the line, that a tick's label takes
+_LABEL_SHARE = 0.12  # of the line; a tick's label takes as much
 _MOST_TICKS = 7
 
 
 @dataclass(frozen=True)
 class Imprint:
-    """What a version is, as opposed to what it says. `made_at` is printed as a date."""
+    """The kind, number and time of a version, printed beside its content. `made_at` is printed as a
+    date."""
 
     kind: str
     number: int
@@ -55,10 +55,10 @@ def render_pdf(
     target: Path,
     fonts: Sequence[Path] = (),
 ) -> Sequence[str]:
-    """Writes the PDF, and returns what it could not show as given: `missing glyphs: ..`, `picture:
-    ..`.
+    """Writes the PDF, and returns a warning for what it could not show as given: `missing glyphs:
+    ..`, `picture: ..`.
 
-    `pictures` maps asset ids to JPEG, PNG, GIF or WebP files. Blocking: run it in a child process.
+    `pictures` maps asset ids to JPEG, PNG, GIF or WebP files. It blocks: run it in a child process.
     """
     with tempfile.TemporaryDirectory(prefix="document-") as name:
         root = Path(name)
@@ -68,7 +68,8 @@ def render_pdf(
         try:
             press.print(target, imprint.made_at)
         except typesetting.CannotPrint:
-            # A broken picture stops everything without saying which it was: find it, leave it out.
+            # A broken picture makes printing fail without a hint which one it is: find it, and
+            # leave it out.
             broken = {key for key, file in shown.items() if not press.can_show(file)}
             if not broken:
                 raise
@@ -104,8 +105,8 @@ def _write(
 
 
 def _clean(value: Any, name: str) -> Any:
-    """Every text tidied, and breakable where it would leave its column; a text with nothing to show
-    has no key."""
+    """Tidies every text, and makes it breakable where it would leave its column. Drops the key of a
+    text with nothing to show."""
     match value:
         case str() if name.endswith("asset_id") or name == "picture_asset_ids":
             return value
@@ -148,7 +149,7 @@ def _section(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quantity(item: Mapping[str, Any]) -> str | None:
-    """As given, with its unit."""
+    """Returns the quantity as given, with its unit; None if there is none."""
     if "quantity" not in item:
         return None
     return " ".join(part for part in (item["quantity"], item.get("unit")) if part)
@@ -221,8 +222,8 @@ def _dates(first: date | None, last: date | None) -> str | None:
 def schedule(
     phases: Sequence[Mapping[str, Any]], milestones: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """Bars, marks and ticks as fractions 0..1 of the time from the first day to the end of the
-    last; None without any day. `phases` have first and last as ISO days, or None."""
+    """Returns bars, milestones and ticks as fractions 0..1 of the time from the first day to the
+    end of the last; None without any day. `phases` have first and last as ISO days, or None."""
     bars = [_span(phase) for phase in phases]
     days = [day for span in bars if span for day in span] + [
         date.fromisoformat(each["date"]) for each in milestones
@@ -265,7 +266,8 @@ def _span(phase: Mapping[str, Any]) -> tuple[date, date] | None:
 
 
 def _ticks(begin: date, length: int) -> list[tuple[date, str]]:
-    """First days of weeks or months, as many as there is room for."""
+    """Returns the first days of weeks, months or years with labels, as many as there is room
+    for."""
     if length <= _WEEKS_UP_TO:
         found = list(_mondays(begin, length))
     else:
@@ -278,7 +280,7 @@ def _ticks(begin: date, length: int) -> list[tuple[date, str]]:
     roomy = not shown or (
         len(shown) < _MOST_TICKS and (shown[0][0] - begin).days > length * _LABEL_SHARE
     )
-    if length > _WEEKS_UP_TO and roomy:  # the month or year that had begun before is named, too
+    if length > _WEEKS_UP_TO and roomy:  # names the month or year that had begun before
         shown.insert(0, (begin, f"{begin:%b}" if length <= _MONTHS_UP_TO else f"{begin.year:04}"))
     return shown
 
@@ -304,8 +306,8 @@ def _months(begin: date, length: int) -> Iterator[tuple[date, str]]:
 
 
 def budget(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Groups by category with their sums, and the totals; amounts are texts. None without a
-    line."""
+    """Returns the groups by category with their sums, and the totals; amounts are texts. Returns
+    None without a line."""
     if not lines:
         return None
     grouped = any("category" in line for line in lines)
@@ -337,7 +339,7 @@ def _line(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sums(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """One exact sum per currency, in the order in which they come."""
+    """Returns one exact sum per currency, in the order in which the currencies first occur."""
     totals: dict[str, Decimal] = {}
     add: Callable[[Decimal, Decimal], Decimal] = _EXACT.add
     for line in lines:

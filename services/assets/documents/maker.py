@@ -1,5 +1,5 @@
-"""The job that makes a document: pictures in, one PDF out, stored and opened before the row says
-READY."""
+"""The job of a document: makes the PDF from the content and its pictures, stores it, and opens what
+was stored before the row says READY."""
 
 import asyncio
 import hashlib
@@ -78,7 +78,7 @@ class DocumentMaker:
                 timeout=_RENDER_SECONDS,
             )
             return await self._store(attempt, pdf, [*gone, *odd][:_MOST_WARNINGS])
-        except ImageRejected as refusal:  # of the renderer: the pictures were READY one by one
+        except ImageRejected as refusal:  # the renderer failed: each picture alone was READY
             raise attempts.JobFailed(
                 refusal.reason, "the document takes too much memory or time; make several of it"
             ) from refusal
@@ -88,8 +88,8 @@ class DocumentMaker:
     async def _pictures(
         self, attempt: Attempt[Document], directory: Path
     ) -> tuple[dict[str, Path], list[str]]:
-        """Makes a file, as large as print wants it, for each picture that is still there, and a
-        warning for each that isn't."""
+        """Makes a file, as large as print needs, of each picture that is still there. Returns the
+        files by asset id, and a warning for each other picture."""
         wanted = rules.picture_ids(attempt.row.content)
         async with self._db.transaction(attempt.row.owner) as m:
             rows = await m.all(_SELECT_PICTURES, {"ids": wanted})
@@ -112,7 +112,7 @@ class DocumentMaker:
     async def _page_picture(self, asset: _Picture, directory: Path, side: int) -> Path:
         source = directory / f"{asset.id}.source"
         await self._storage.fetch(asset.storage_key, source)
-        # A logo may be cut out, which JPEG can't be.
+        # A logo may be transparent, which JPEG can't be.
         form = (
             "png"
             if asset.mime_type in ("image/png", "image/webp") and asset.kind == "logo"
@@ -126,8 +126,8 @@ class DocumentMaker:
     async def _store(
         self, attempt: Attempt[Document], pdf: Path, warnings: list[str]
     ) -> Outcome[Document]:
-        """The key holds the attempt, so that two tries never write the same object. What was stored
-        is fetched again and opened: only then does the row show it."""
+        """Stores the PDF, then fetches and opens what was stored: only then does the row point at
+        it. The key has the attempt in it, so that two attempts never write the same object."""
         row = attempt.row
         key = asset_rules.object_key(
             row.owner,
@@ -147,7 +147,7 @@ class DocumentMaker:
                 raise attempts.JobFailed(
                     "STORAGE", "what was stored isn't what was made", final=False
                 )
-        except BaseException:  # also when cancelled, because another try has the row
+        except BaseException:  # also when cancelled, because another attempt has the row
             await asyncio.shield(self._storage.delete([key]))
             raise
 

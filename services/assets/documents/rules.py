@@ -1,4 +1,4 @@
-"""Decisions about documents without any machinery: states, limits, names, what content may say."""
+"""Rules of documents as pure functions and tables: states, limits, names, valid content."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +16,21 @@ ENDED = frozenset({"ready", "failed"})
 KEEP_DAYS = 365  # unless the request says otherwise
 
 _MOST_ITEMS = 2000
-# In characters: 100 to 400 pages. Twice as much doesn't fit into the memory that a child may use.
+# Characters, which fill 100 to 400 pages. Twice as many don't fit into a child process's memory.
 MOST_TEXT = 300_000
-_LINE_BREAK = 20  # characters that take as much memory
+_LINE_BREAK = 20  # characters that take as much memory as a line break
 MOST_PICTURES = 40
-# A picture over the full width is 170 mm: 2,000 pixels are 300 a inch. All are in memory at once,
-# decoded, beside the text, so that many get fewer: forty get 1,100, which is 300 a inch for three
-# in a row, and 550 beside the most text.
+# A picture over the full width is 170 mm wide: 2,000 pixels are 300 per inch. All pictures are
+# decoded in memory at once, beside the text, so that each of many gets fewer pixels: each of forty
+# gets 1,100, which is 300 per inch for three in a row, and 550 beside the most text.
 _PAGE_SIDE = 2000
 _PAGE_PIXELS = 48_000_000
-_PIXELS_OF_CHARACTER = 120  # that there may be fewer
+_PIXELS_OF_CHARACTER = 120  # by which each character lowers `_PAGE_PIXELS`
 
 
 def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field path below the content, what is wrong) for what constraints on fields can't say."""
+    """Yields (field path below the content, what is wrong) for each broken rule that constraints on
+    fields can't express."""
     amount = amount_of_text(body)
     if amount > MOST_TEXT:
         counting = f"characters in all, a line break counting as {_LINE_BREAK}"
@@ -61,8 +62,8 @@ def content_problems(kind: str, body: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def named_pictures(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field path below the content, asset id) of every picture: the logo, then the rooms' in
-    order."""
+    """Yields (field path below the content, asset id) of every picture: the logo, then the rooms'
+    in order."""
     if logo := content["cover"].get("logo_asset_id"):
         yield "cover.logo_asset_id", logo
     for index, room in enumerate(content.get("renovation_plan", {}).get("rooms", ())):
@@ -71,12 +72,12 @@ def named_pictures(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def picture_ids(content: Mapping[str, Any]) -> list[str]:
-    """The asset ids that the content names, each once, in the order of `named_pictures`."""
+    """Returns the asset ids that the content names, each once, in the order of `named_pictures`."""
     return list(dict.fromkeys(asset_id for _, asset_id in named_pictures(content)))
 
 
 def amount_of_text(content: Mapping[str, Any]) -> int:
-    """What the texts take in memory when they are set, in characters."""
+    """Returns the memory that the texts take when they are typeset, in characters."""
     return sum(
         len(text) + _LINE_BREAK * max(0, len(text.splitlines()) - 1) for text in _texts(content)
     )
@@ -117,12 +118,12 @@ def _no_day(text: str) -> str:
 
 
 def page_side(pictures: int, text: int) -> int:
-    """The longer side, in pixels, of each of so many pictures in one document with so much text
-    (`amount_of_text`)."""
+    """Returns the longer side, in pixels, of each of so many pictures in one document with so much
+    text (`amount_of_text`)."""
     pixels = _PAGE_PIXELS - _PIXELS_OF_CHARACTER * min(text, MOST_TEXT)
     return min(_PAGE_SIDE, int(math.sqrt(pixels / max(pictures, 1))))
 
 
 def holder(document_id: object) -> str:
-    """The name under which a document holds its pictures."""
+    """Returns the holder of a document's references to its pictures."""
     return f"assets/documents/{document_id}"

@@ -1,1 +1,1 @@
-"""Ways to keep and find assets: albums, search, styles."""
+"""Albums, search and styles: ways to arrange and find assets."""

@@ -1,4 +1,4 @@
-"""Rows of albums and of what is in them, and an album's message."""
+"""Rows of albums and of the assets in them, and an album's message."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ class Album:
     id: UUID
     owner: str
     name: str
-    name_key: str  # as names are compared: without case
+    name_key: str  # the name without case: names are compared by it
     description: str
     public: bool
     version: int
@@ -48,8 +48,8 @@ class AlbumAsset(Asset):
 
 @dataclass(slots=True)
 class AlbumFile:
-    """What a download needs of each of ten thousand assets, which it keeps until its last byte was
-    read; notes of the owner's on each may take 16 KiB."""
+    """The columns of an asset that a download needs. It keeps up to ten thousand rows until its
+    last byte was read, and the owner's metadata of each would take up to 16 KiB more."""
 
     id: UUID
     owner: str
@@ -88,7 +88,7 @@ def to_proto(
         etag=str(row.version),
         update_time=timestamp(row.updated_at),
     )
-    if not mine:  # these would tell of private assets that come and go
+    if not mine:  # these would reveal changes of private assets
         album.ClearField("etag")
         album.ClearField("update_time")
     if urls and thumbnail:

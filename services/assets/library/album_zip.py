@@ -1,5 +1,5 @@
-"""An album as a ZIP, made while it is sent: one piece of one file in memory, its size known before
-the first byte."""
+"""Makes a ZIP of an album while it is sent: one piece of one file is in memory at a time, and the
+size is known before the first byte."""
 
 import hashlib
 import json
@@ -28,7 +28,8 @@ class _File:
 
 
 class AlbumZip:
-    """`rows` are the assets, `smaller` the variant to take instead of an original, by asset."""
+    """The ZIP of an album. `rows`: its assets; `smaller`: by asset, the variant to take instead of
+    the original."""
 
     def __init__(
         self, album: Album, rows: Sequence[AlbumFile], smaller: Mapping[UUID, AlbumVariant]
@@ -48,7 +49,8 @@ class AlbumZip:
 
     @property
     def size_bytes(self) -> int:
-        """The size of the whole archive, if every file is still there when its turn comes."""
+        """The size of the whole archive in bytes, if every file is still there when its turn
+        comes."""
         last = [(path, len(content)) for path, content in self._last(self.files, [])]
         return zips.size_of([*((file.path, file.size) for file in self.files), *last])
 
@@ -59,9 +61,8 @@ class AlbumZip:
             content = storage.get(file.key)
             try:
                 first = await anext(content, b"")
-            except (
-                ObjectNotFound
-            ):  # before the first piece, so that nothing of it stands in the archive
+            except ObjectNotFound:
+                # It is raised before the first piece, so that the archive has nothing of the file.
                 missing.append(file)
                 self.missing.add(file.asset_id)
                 continue
@@ -91,7 +92,8 @@ class AlbumZip:
             yield piece
 
     def _last(self, there: Sequence[_File], missing: Sequence[_File]) -> list[tuple[str, bytes]]:
-        """The files at the end of the archive, which say what is in it: known only afterwards."""
+        """Returns the files at the end of the archive, which list what is in it: that is known only
+        after the others were sent."""
         listed = [
             {
                 "path": file.path,
@@ -121,14 +123,14 @@ class AlbumZip:
 
 
 def _name(asset: AlbumFile, taken: AlbumFile | AlbumVariant) -> str:
-    """The file's name; a variant's has the ending of its own type. There are no folders in it: a
-    slash was replaced on upload."""
+    """Returns the file's name; a variant's has the ending of its own type. It has no folders:
+    slashes were replaced on upload."""
     if taken is asset:
         return asset.file_name
     return PurePosixPath(asset.file_name).stem + "." + taken.mime_type.partition("/")[2]
 
 
 def _pieces(written: bytes) -> Iterator[bytes]:
-    """Cuts what was written into messages of at most 256 KiB."""
+    """Cuts the bytes into pieces of at most 256 KiB, one for each message."""
     for start in range(0, len(written), CHUNK):
         yield written[start : start + CHUNK]

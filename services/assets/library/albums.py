@@ -1,5 +1,5 @@
-"""AlbumService: an owner's images under a name. What is in an album, and how much others see of it,
-is counted by the database."""
+"""AlbumService: collects an owner's images under a name. The database counts the assets in an
+album, and those that others see."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ from shared.rpc import auth, errors, paging
 from shared.rpc.server import Context
 from shared.storage import Storage
 
-MOST_ASSETS = 10_000  # of one album
+MOST_ASSETS = 10_000  # in one album
 
-# The owner's choice counts while the caller can see it in the album; else the first one does.
+# The cover is the owner's choice while the caller can see it in the album, else the first asset.
 _SELECT_SHOWN = f"""
     SELECT {ALBUMS.of("a")}, coalesce(
         (SELECT i.asset_id FROM album_assets i WHERE i.album_id = a.id AND i.asset_id
@@ -77,15 +77,16 @@ class _NewMember:
 
 @dataclass(slots=True)
 class _Members:
-    """What is in an album: how many, the last position, and which of the named assets."""
+    """How many assets are in an album, their last position, and which of the named ones are
+    there."""
 
     members: int
     last: int
     there: list[UUID]
 
 
-# What an asset is must not change until it is in the album. Assets are locked before albums, as
-# everywhere.
+# An asset's state and visibility must not change until it is in the album. Assets are locked before
+# albums, as everywhere.
 _LOCK_ASSETS = Statement(
     _NewMember,
     """
@@ -217,7 +218,7 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
                 raise _taken(name, other)
             try:
                 await m.one(_update(tuple(columns)), {**columns, "row_id": album_id})
-            except psycopg.errors.UniqueViolation:  # of one that is being made at the same time
+            except psycopg.errors.UniqueViolation:  # a concurrent call took the name
                 raise _taken(name or "", None) from None
             return pb.UpdateAlbumResponse(album=await _read(m, album_id))
 
@@ -330,7 +331,7 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
         self._usage.note(sent, "download", metadata=about)
 
     async def _smaller(self, rows: Sequence[AlbumFile], preset: str) -> Mapping[UUID, AlbumVariant]:
-        """The variant of each asset that has it; empty without a preset."""
+        """Returns, by asset, the variant of each asset that has it; nothing without a preset."""
         if not preset:
             return {}
         wanted = {"ids": [row.id for row in rows], "preset": preset}
@@ -354,13 +355,15 @@ class AlbumService(album_pb2_grpc.AlbumServiceServicer):
 
 
 def _inside(album: ShownAlbum, after: int, limit: int) -> dict[str, object]:
-    """Parameters for what the caller sees in the album, after a position."""
+    """Returns the parameters that select the assets that the caller sees in the album, after a
+    position."""
     mine = album.owner == auth.current().owner
     return {"album_id": album.id, "mine": mine, "after": after, "limit": limit}
 
 
 def _columns(request: pb.UpdateAlbumRequest, name: str | None) -> dict[str, object]:
-    """The masked fields, checked, as columns. `name`: what the name becomes, if it is masked."""
+    """Returns the masked fields, checked, as columns. `name`: the new name; None if it isn't
+    masked."""
     paths = set(request.update_mask.paths)
     columns: dict[str, object] = {}
     if name is not None:
@@ -400,7 +403,7 @@ def _outcomes_of_remove(ids: Sequence[UUID], removed: set[UUID]) -> list[pb.Albu
     outcomes = []
     for asset_id in ids:
         if asset_id in removed:
-            removed.discard(asset_id)  # named twice: it can only go once
+            removed.discard(asset_id)  # an id that is named twice is removed once
             outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_REMOVED)
         else:
             outcomes.append(pb.AlbumItemOutcome.ALBUM_ITEM_OUTCOME_NOT_THERE)
@@ -434,14 +437,15 @@ async def _check_member(m: Mutation, album_id: UUID, asset_id: UUID) -> None:
 
 
 def _taken(name: str, by: UUID | None) -> errors.DomainError:
-    """`by`: the album of that name; None if it isn't known."""
+    """Returns the error for a name that is taken. `by`: the album of that name; None if it isn't
+    known."""
     return errors.already_exists(
         "album", str(by or name), f"you have an album named {name!r} already; take another name"
     )
 
 
 async def _named(m: Mutation, name: str) -> UUID | None:
-    """The owner's album of that name."""
+    """Returns the id of the owner's album of that name, or None."""
     return await m.first(_SELECT_NAMED, {"owner": m.owner, "name_key": rules.name_key(name)})
 
 

@@ -1,9 +1,9 @@
 """SearchService: finds assets by tags, metadata, kind, labels and names; and sums over them.
 
-Whatever an asset can be found by is a row of `asset_terms`, kept by triggers in the transaction of
-the change. A search is an intersection of groups of terms; within a group one term is enough. The
-rarest group leads, in the order of the list, and each of its rows is looked up in the others, so
-that a page costs no more in ten million assets than in ten.
+Everything that an asset can be found by is a row of `asset_terms`, which triggers write in the
+transaction of the change. A search is an intersection of groups of terms; within a group one term
+is enough. The group with the fewest rows leads: it is read in the order of the list, and each of
+its rows is looked up in the others, so that a page costs no more in ten million assets than in ten.
 """
 
 import json
@@ -28,7 +28,7 @@ from shared.rpc import auth, errors, paging
 from shared.rpc.protos import plain
 from shared.rpc.server import Context
 
-PREFIXES = (16, 12, *range(10, 0, -1))  # lengths at which beginnings of names are kept
+PREFIXES = (16, 12, *range(10, 0, -1))  # lengths of the beginnings of a name that are terms
 _ENOUGH = 1000  # rows after which a term counts as frequent
 
 
@@ -40,7 +40,7 @@ class _Weight:
     rows: int
 
 
-# In the index's order, or the planner, who doesn't know which term it will be, reads the whole
+# The ORDER BY is the index's: without it the planner, which doesn't know the term, reads the whole
 # table instead.
 _WEIGH_TERMS = Statement(
     _Weight,
@@ -58,7 +58,7 @@ _WEIGH_TERMS = Statement(
 
 @dataclass(slots=True)
 class _Sum:
-    """How many assets there are of one kind and type."""
+    """The number and bytes of the assets of one kind and media type."""
 
     kind: str
     mime_type: str
@@ -100,8 +100,8 @@ def _sum_assets(filters: tuple[str, ...]) -> Statement[_Sum]:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the statement of a search depends on: how many groups there are beside the one that
-    leads, whether names are compared, the bounds in time that are set, and whether it goes on
+    """What the statement of a search depends on: how many groups there are besides the one that
+    leads, whether names are compared, the bounds in time that are set, and whether the page begins
     after a row."""
 
     groups: int
@@ -115,7 +115,8 @@ _TERMS = sa.table("asset_terms", *map(sa.column, ("owner", "term", "created_at",
 
 @cache
 def _search(shape: _Shape) -> Statement[Asset]:
-    """A list for each term that leads, merged; at most a page of each is looked at."""
+    """Returns the statement of a search: it merges one list for each term of the leading group, and
+    reads at most a page of each."""
     leads = sa.func.unnest(sa.bindparam("leads")).table_valued("term").render_derived(name="leads")
     listed = _list_of(leads.c.term, shape).lateral("listed")
     found = (
@@ -135,8 +136,8 @@ def _search(shape: _Shape) -> Statement[Asset]:
 
 
 def _list_of(term: sa.ColumnElement[Any], shape: _Shape) -> sa.Select[Any]:
-    """A page of the assets that have the term, one term of each of the other groups, and the
-    beginning of the name."""
+    """Returns a select of a page of the assets that have the term, one term of each of the other
+    groups, and the beginning of the name."""
     lead = _TERMS.alias("lead")
     bounds = {
         "created_from": lead.c.created_at >= sa.bindparam("created_from"),
@@ -168,7 +169,7 @@ def _list_of(term: sa.ColumnElement[Any], shape: _Shape) -> sa.Select[Any]:
 
 
 def _also_in(n: int, lead: sa.FromClause) -> sa.FromClause:
-    """The asset, if it has a term of the group."""
+    """Returns a lateral subquery that has a row if the asset has a term of the group."""
     other = _TERMS.alias("x")
     has = sa.select().where(
         other.c.owner == sa.bindparam("owner"),
@@ -180,7 +181,8 @@ def _also_in(n: int, lead: sa.FromClause) -> sa.FromClause:
 
 
 def _named(lead: sa.FromClause) -> sa.FromClause:
-    """The asset, if its name begins with what is longer than the beginning that leads to it."""
+    """Returns a lateral subquery that has a row if the asset's name begins with the whole prefix,
+    of which the term for names has only the beginning."""
     asset = ASSETS.core.alias("named_asset")
     prefix: sa.BindParameter[Any] = sa.bindparam("prefix")
     begins = sa.func.left(asset.c.file_name, sa.func.length(prefix)) == prefix
@@ -190,7 +192,7 @@ def _named(lead: sa.FromClause) -> sa.FromClause:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What an asset can be found by: the digest of these three is in `asset_terms`."""
+    """Something that an asset can be found by: `asset_terms` has the digest of these three."""
 
     what: str
     value: Any
@@ -242,8 +244,8 @@ class SearchService(search_pb2_grpc.SearchServiceServicer):
     async def _weighed(
         self, groups: Sequence[Sequence[Term]]
     ) -> tuple[list[bytes], list[list[bytes]]]:
-        """The digests of the group with the fewest rows, as far as they need counting, and those of
-        the others."""
+        """Returns the digests of the group with the fewest rows, counted up to `_ENOUGH` for each
+        term, and those of the other groups."""
         terms = [term for group in groups for term in group]
         asked = [
             {"n": n, "what": term.what, "path": list(term.path), "value": json.dumps(term.value)}
@@ -270,7 +272,7 @@ def _query(
     others: Sequence[Sequence[bytes]],
     page: paging.Page,
 ) -> tuple[Statement[Asset], dict[str, object]]:
-    """The statement of a search, with its parameters."""
+    """Returns the statement of a search, with its parameters."""
     bounds = _set(created(request))
     prefix = _prefix(request)
     named = len(prefix) > _kept(prefix)
@@ -287,12 +289,13 @@ def _query(
 
 
 def _set(filters: dict[str, object]) -> dict[str, object]:
-    """The filters that have a value."""
+    """Returns the filters that have a value."""
     return {name: value for name, value in filters.items() if value}
 
 
 def _groups(request: pb.SearchAssetsRequest) -> Iterator[list[Term]]:
-    """Every condition but dates: the asset must have one term of each group."""
+    """Yields a group of terms for every condition but dates: the asset must have one term of each
+    group."""
     for index, tag in enumerate(request.all_tags):
         yield [Term("tag", _text(tag, f"all_tags[{index}]"))]
     if request.any_tags:
@@ -314,17 +317,17 @@ def _groups(request: pb.SearchAssetsRequest) -> Iterator[list[Term]]:
 
 
 def _prefix(request: pb.SearchAssetsRequest) -> str:
-    """The prefix, composed as the names that are kept."""
+    """Returns the prefix in NFC, as the stored names are."""
     return unicodedata.normalize("NFC", _text(request.file_name_prefix, "file_name_prefix"))
 
 
 def _kept(prefix: str) -> int:
-    """How many characters of the prefix are kept as a term."""
+    """Returns how long the longest beginning of the prefix is that can be a term."""
     return next((length for length in PREFIXES if length <= len(prefix)), 0)
 
 
 def _leaf(value: struct_pb2.Value, field: str) -> Any:
-    """The value as it is stored: whole numbers without a fraction."""
+    """Returns the value as it is stored: whole numbers without a fraction."""
     if value.WhichOneof("kind") not in ("string_value", "number_value", "bool_value", "null_value"):
         raise errors.invalid(field, "must be a string, number, bool or null")
     made = plain(struct_pb2.Struct(fields={"leaf": value}), field)

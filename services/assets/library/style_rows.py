@@ -13,7 +13,7 @@ from shared.rpc.protos import timestamp
 
 @dataclass(slots=True)
 class LockedStyle:
-    """The owner's style, which the transaction holds until it ends. `number`: the latest
+    """The owner's style, whose row the transaction has locked until it ends. `number`: the latest
     version's."""
 
     id: UUID
@@ -23,8 +23,8 @@ class LockedStyle:
 
 @dataclass(slots=True)
 class StyleVersion:
-    """A version of a style. `id` and `created_at` are what a list goes by: of a list of styles the
-    style's, of a list of versions the version's."""
+    """A version of a style. Lists are ordered by `created_at` and `id`: the style's in a list of
+    styles, the version's in a list of versions."""
 
     id: UUID
     created_at: datetime

@@ -107,7 +107,7 @@ _INSERT_REFERENCES = Command("""
 
 @dataclass(slots=True)
 class _KnownPicture:
-    """A picture in the catalogue's format that the owner has already."""
+    """A public picture of kind style that the owner has already."""
 
     id: UUID
     sha256: str
@@ -126,7 +126,7 @@ _SELECT_KNOWN_PICTURES = Statement(
 
 @dataclass(slots=True)
 class _Picture:
-    """What decides whether an asset can be a style's picture."""
+    """The columns that decide whether an asset can be a style's picture."""
 
     id: UUID
     kind: str
@@ -136,7 +136,7 @@ class _Picture:
     bytes_gone_at: datetime | None
 
 
-# A delete waits for the lock, or was first and is seen.
+# A concurrent delete waits for the lock, or came first and is seen.
 _LOCK_PICTURES = Statement(
     _Picture,
     """
@@ -219,7 +219,7 @@ class StyleService(style_pb2_grpc.StyleServiceServicer):
         filters: Mapping[str, str],
         request: pb.ListStylesRequest | pb.ListStyleVersionsRequest,
     ) -> tuple[list[pb.Style], str]:
-        """A page of styles, each with its first picture, and the next page's token."""
+        """Returns a page of styles, each with its first picture, and the next page's token."""
         page = paging.page(request)
         rows = await self._db.all(paged.of(page), {**filters, **page.parameters})
         ids = [row.version_id for row in page.cut(rows)]
@@ -234,7 +234,8 @@ def _style(row: StyleVersion, images: Sequence[StyleImage], urls: Urls | None) -
 
 
 def _check_room_types(request: pb.PutStyleRequest) -> None:
-    """Pictures of rooms that the style isn't for would never be found."""
+    """Raises INVALID_ARGUMENT for a picture of a room type that the style isn't for: nobody would
+    ever find it."""
     for index, image in enumerate(request.images):
         if image.room_type and request.room_types and image.room_type not in request.room_types:
             text = f"{image.room_type!r} is none of the style's room types; add it to room_types"
@@ -242,7 +243,7 @@ def _check_room_types(request: pb.PutStyleRequest) -> None:
 
 
 def _digest(request: pb.PutStyleRequest) -> str:
-    """A digest of all that a version says."""
+    """Returns a digest of all that a version says."""
     said = [
         request.name,
         request.description,
@@ -254,8 +255,8 @@ def _digest(request: pb.PutStyleRequest) -> str:
 
 
 async def _lock(m: Mutation, slug: str) -> LockedStyle:
-    """The operator's style, made if there is none yet. Concurrent puts of one style are
-    serialised."""
+    """Locks and returns the operator's style, which is made if there is none yet. Concurrent puts
+    of one style are serialised."""
     named = {"slug": slug, "owner": m.owner}
     await m.run(_INSERT_STYLE, {**named, "id": new_id()})
     style = await m.first(_LOCK_STYLE, named)
@@ -269,7 +270,7 @@ async def _lock(m: Mutation, slug: str) -> LockedStyle:
 
 
 async def _write(m: Mutation, style: LockedStyle, request: pb.PutStyleRequest, digest: str) -> None:
-    """Adds the next version, which holds its pictures."""
+    """Adds the next version, with references to its pictures."""
     ids = [UUID(image.asset_id) for image in request.images]
     await _check_pictures(m, ids)
     version_id = new_id()

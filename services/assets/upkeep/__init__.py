@@ -1,1 +1,1 @@
-"""What runs from time to time: cleanup, reconciling, recounting, erasing."""
+"""Runs over many assets, such as cleanup, reconciling, recounting and erasing; export; reports."""

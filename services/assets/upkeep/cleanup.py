@@ -1,5 +1,5 @@
-"""Deletes abandoned uploads, rejected uploads, expired trash and expired documents in chunks, each
-item on its own. And whole sessions, also those that lie idle."""
+"""Deletes abandoned uploads, rejected uploads, expired trash and expired documents in chunks; if a
+chunk fails, item by item. Deletes whole sessions, too: the one that a run names, or idle ones."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from shared.storage import Storage
 
 CHUNK = 500
 _ABANDONED = timedelta(hours=1)  # past an upload's expiry: a confirmation may still be verifying
-_REJECTED = timedelta(days=30)  # in which somebody may want to know why
+_REJECTED = timedelta(days=30)  # somebody may want to know why until then
 _UNFINISHED = timedelta(days=1)  # past the life of an upload in parts
 
 
 @dataclass(slots=True)
 class _Found:
-    """What is to be deleted. `at`: since when it can be; lists go by it."""
+    """An item that is to be deleted. `at`: the time that the items of its target are ordered by."""
 
     owner: str
     id: UUID
@@ -42,15 +42,16 @@ class _Session:
 
 @dataclass(frozen=True)
 class Target:
-    """What a cleanup looks for: at most %(limit)s, after %(after_at)s and %(after_id)s. Documents
-    aren't assets: they have rows and bytes of their own."""
+    """One kind of item that a cleanup deletes. `find` selects at most %(limit)s items after
+    (%(after_at)s, %(after_id)s). `documents`: they are documents, with rows and bytes of their own,
+    and no assets."""
 
     what: str
     find: Statement[_Found]
     documents: bool = False
 
 
-# What keeps assets for a time says here which of them have expired.
+# A module that keeps assets for a limited time adds a target here that finds the expired ones.
 TARGETS = (
     Target(
         "abandoned_uploads",
@@ -149,7 +150,7 @@ _SELECT_COMPARISONS = Statement(
 
 
 class Deleted(Protocol):
-    """What was deleted, and how many bytes that freed."""
+    """An item that was deleted, and how many bytes that freed."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -192,7 +193,7 @@ class Cleaner:
 
     async def session(self, walk: Walk) -> None:
         asked = walk.arguments
-        if asked.purge:  # before the pictures that they hold
+        if asked.purge:  # before the pictures that they refer to
             await self._delete_all(walk, "documents", _SELECT_DOCUMENTS, document_deleting.delete)
             await self._delete_all(
                 walk, "comparisons", _SELECT_COMPARISONS, comparison_deleting.delete
@@ -203,8 +204,8 @@ class Cleaner:
     async def _delete_all(
         self, walk: Walk, what: str, of_session: Statement[UUID], delete: Delete
     ) -> None:
-        """Deletes all that `of_session` finds, a chunk at a time; an item that fails is noted and
-        passed over."""
+        """Deletes all items that `of_session` finds, a chunk at a time. An item that fails is noted
+        in the report and passed over."""
         owner, after = walk.row.owner, _FIRST_ID
         while True:
             session = {
@@ -243,7 +244,7 @@ class Cleaner:
                 return
 
     async def _purge_found(self, walk: Walk, target: Target, rows: Sequence[_Found]) -> None:
-        """Purges what was found, owner by owner; or, in a dry run, only counts it."""
+        """Purges the items, owner by owner; a dry run only counts them."""
         if walk.arguments.dry_run:
             walk.report.count(target.what).note([row.id for row in rows])
         else:
@@ -315,8 +316,8 @@ class Cleaner:
                 return
 
     async def _idle_sessions(self, walk: Walk) -> None:
-        """Moves idle sessions to the trash, where their owners can recover them. What something
-        uses stays."""
+        """Moves the assets of idle sessions to the trash, where their owners can recover them.
+        Assets with references stay."""
         most = walk.arguments.max_items or self._max_items
         while True:
             limit = min(CHUNK, most - walk.report.count("idle_sessions").found)

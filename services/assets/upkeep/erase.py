@@ -1,6 +1,6 @@
 """Erases an owner. The tombstone comes first: from then on the schema refuses new rows of the
-owner. Then a run takes away rows and bytes of every table that has owners, so that a table of
-tomorrow isn't forgotten.
+owner. Then a run removes the rows and bytes of every table that the schema has with an owner
+column, so that a table added later isn't forgotten.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ _FOLD_SECONDS = 0.1
 _INSERT_TOMBSTONE = Command(
     "INSERT INTO erased_owners (owner) VALUES (%(owner)s) ON CONFLICT DO NOTHING"
 )
-# Whoever adds a row of the owner holds this shared until its commit: see refuse_erased_owner in
-# tables.sql.
+# A transaction that adds a row of the owner has this lock shared until its commit: see
+# refuse_erased_owner in tables.sql.
 _LOCK_OWNER = Command("SELECT pg_advisory_xact_lock(hashtextextended(%(owner)s, 11))")
 _SELECT_ERASURE = Statement(
     Run,
@@ -53,11 +53,11 @@ _SELECT_DOOMED = Statement(
     """,
 )
 _FORGET_DOOMED = Command("DELETE FROM doomed_objects WHERE owner = %(owner)s AND due_at <= now()")
-# The tombstone, what is still to be removed from the store, and what is still to be taken off the
-# sums of all owners.
+# Tables that keep their rows: the tombstone, the objects still to be removed from the store, and
+# the deltas still to be subtracted from the sums of all owners.
 _KEPT = ("erased_owners", "doomed_objects", "storage_deltas")
-# The column in which a row of these tables names the run that it belongs to. This run's rows stay:
-# its attempt, and the run itself, which is the receipt.
+# The column in which a row of these tables names its run. This run's rows stay: its attempts, and
+# the run itself, which is the receipt.
 _RUN_COLUMNS: Mapping[str, str] = {"attempts": "job_id", "storage_runs": "id"}
 _LEFT = (
     (
@@ -73,7 +73,8 @@ _LEFT = (
 
 @cache
 def _delete_rows(table: str) -> Statement[int]:
-    """Deletes so many rows of the owner. Returns a number for each."""
+    """Returns the statement that deletes at most `limit` rows of the owner, and yields a number for
+    each."""
     row = sa.table(table, *map(sa.column, ("ctid", "owner", *_RUN_COLUMNS.values())))
     mine = row.alias("mine")
     where = [mine.c.owner == sa.bindparam("owner")]
@@ -85,8 +86,8 @@ def _delete_rows(table: str) -> Statement[int]:
 
 
 async def begin(m: Mutation, queue: JobQueue) -> Run:
-    """Begins the erasure of the transaction's owner; of one that is erased already, returns its
-    run."""
+    """Begins the erasure of the transaction's owner. Returns its run, which for an owner who is
+    erased already is the earlier one."""
     await m.run(_LOCK_OWNER, {"owner": m.owner})
     await m.run(_INSERT_TOMBSTONE, {"owner": m.owner})
     begun = await run_rows.begin(m, queue, "erase", m.owner, {})
@@ -120,13 +121,15 @@ class Eraser:
             kept.why_kept = why
 
     async def _figures(self, owner: str) -> None:
-        """What went is taken off the sums of all owners, too: deltas are folded, never deleted."""
+        """Folds all deltas of the owner: what was erased is subtracted from the sums of all owners,
+        too, so that deltas are folded and never deleted."""
         while await self.db.all(_SELECT_UNFOLDED, {"owner": owner}):
             if not await folding.fold(self.db):  # another worker is folding
                 await asyncio.sleep(_FOLD_SECONDS)
 
     async def _rows(self, walk: Walk) -> None:
-        """Empties the other tables. One on which rows of another hang waits for that one."""
+        """Empties the other tables. A table whose rows are referred to by another table is tried
+        again after it. Raises JobFailed if no order works."""
         tables = [row.name for row in await owned_tables(self.db) if row.name not in _KEPT]
         stuck = 0
         while tables:
@@ -153,8 +156,8 @@ class Eraser:
                 return
 
     async def _bytes(self, walk: Walk) -> None:
-        """Removes what lies below the owner's prefix, whether a row named it or not; what was
-        public, by its name."""
+        """Removes all objects below the owner's prefix, whether a row named them or not, and the
+        doomed objects, which include the public ones, by their keys."""
         owner = walk.row.owner
         after = 0
         while rows := await self.db.all(
@@ -169,7 +172,7 @@ class Eraser:
                 await self._remove(walk, batch)
                 batch = []
         await self._remove(walk, batch)
-        # What is due only later, when upload URLs have expired, is removed again then.
+        # Objects that are due only later, when upload URLs have expired, are removed again then.
         async with walk.step(owner) as (m, _report):
             await m.run(_FORGET_DOOMED, {"owner": owner})
 

@@ -23,9 +23,9 @@ from shared.rpc import auth
 R = TypeVar("R", Asset, Variant)
 
 _CHUNK = 500
-# Copies of what the other tables say, and what is only to be removed from the store.
+# Tables that repeat what others say, and one that lists objects to be removed from the store.
 _LEFT_OUT = ("requests", "events", "doomed_objects")
-# What would let whoever reads an export act for the owner.
+# The column whose value would let a reader of the export act for the owner.
 _CREDENTIALS = "secret"
 _FIRST_ID = UUID(int=0)
 _SELECT_ASSETS = Statement(
@@ -74,7 +74,7 @@ def _select_rows(table: str, keys: tuple[str, ...], goes_on: bool) -> Statement[
 
 
 async def export(db: Database, urls: Urls) -> AsyncIterator[pb.ExportOwnerResponse]:
-    """Every record of the current owner, in the order of tables and of their keys."""
+    """Yields every record of the current owner, in the order of tables and of their keys."""
     for table in await owned_tables(db):
         if table.name == ASSETS.name:
             async for asset in _assets(db, urls):
@@ -91,7 +91,7 @@ async def export(db: Database, urls: Urls) -> AsyncIterator[pb.ExportOwnerRespon
 async def _assets(db: Database, urls: Urls) -> AsyncIterator[asset_pb2.Asset]:
     async for row in _by_id(db, _SELECT_ASSETS):
         asset = asset_rows.to_proto(row, urls)
-        if row.deleted_at and row.storage_key and not row.bytes_gone_at:  # hidden, but theirs
+        if row.deleted_at and row.storage_key and not row.bytes_gone_at:  # in the trash, but theirs
             asset.original_url = urls.of(row.storage_key, row.mime_type, row.file_name)
         yield asset
 

@@ -1,4 +1,4 @@
-"""Figures of storage for reports, alerts and metrics, from what is counted."""
+"""Figures of storage for reports, alerts and metrics, computed from the counts."""
 
 from services.assets.accounting import rules, usage_rows
 from services.assets.accounting.enforcing import Quotas
@@ -8,7 +8,7 @@ from shared.database.db import Database
 
 
 async def figures(db: Database, quotas: Quotas, owner: str) -> tuple[Usage, Allowance, Held]:
-    """Everything about an owner or the deployment."""
+    """Returns the usage of an owner or the deployment, its quotas, and what is used of them."""
     use = await usage_rows.read(db, owner)
     async with db.transaction("") as m:
         await usage_rows.operate(m)
@@ -16,13 +16,15 @@ async def figures(db: Database, quotas: Quotas, owner: str) -> tuple[Usage, Allo
 
 
 def failure_rate(use: Usage) -> float | None:
-    """Failed variants as a part of those that ended lately."""
+    """Returns failed variants as a fraction (0..1) of those that ended today and yesterday; None if
+    none ended."""
     failed, _ = use.happened("making", "failed", rules.PROCESSING_DAYS)
     return _share(failed, failed + use.happened("making", "ready", rules.PROCESSING_DAYS)[0])
 
 
 def success_rate(use: Usage) -> float | None:
-    """Accepted uploads as a part of those that were settled in a window."""
+    """Returns accepted uploads as a fraction (0..1) of those settled in the last 30 days; None if
+    none was settled."""
     accepted, _ = use.happened("upload", "ready", WINDOW_DAYS)
     return _share(accepted, accepted + use.happened("upload", "rejected", WINDOW_DAYS)[0])
 
@@ -36,7 +38,7 @@ def alerts(use: Usage, allowed: Allowance, held: Held) -> list[Alert]:
 
 
 def measured_days(use: Usage) -> int:
-    """Whole days that there are figures of, today among them, at most a window."""
+    """Returns for how many days there are figures, including today, at most 30."""
     today = use.flow[0].today if use.flow else None
     first = use.first_day or today
     return min((today - first).days + 1, WINDOW_DAYS) if today and first else 1

@@ -1,6 +1,6 @@
-"""What a worker of assets does by itself: removes doomed objects, and starts a cleanup or a
-reconciler run when one is due. Any number of workers may run it; an advisory lock of the session
-lets one work."""
+"""The upkeep loop of a worker of assets: removes doomed objects, and starts a cleanup or a
+reconciler run when one is due. Any number of workers may run it; a session's advisory lock lets one
+of them work."""
 
 import asyncio
 
@@ -42,12 +42,11 @@ class Keeper:
         self._seconds = {action: minutes * 60 for action, minutes in every.items() if minutes}
 
     async def run(self) -> None:
-        """Ends only by cancellation."""
+        """Runs until it is cancelled."""
         while wanted():
             try:
                 async with await self._db.connect() as conn:
-                    # A frozen process must not keep the lock: the server ends sessions that have
-                    # fallen silent.
+                    # A frozen process must not keep the lock: the database ends silent sessions.
                     await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
                     if await (await execute(conn, _TRY_LOCK_KEEPING)).fetchone():
                         await self._keep(conn)
@@ -59,10 +58,9 @@ class Keeper:
         loop = asyncio.get_running_loop()
         wait = min([_LONGEST_WAIT_SECONDS, *self._seconds.values()])
         look_at = loop.time() + wait
-        while (
-            wanted()
-        ):  # a cancellation that meets the end of a statement may be lost, and is seen only here
-            await execute(conn, _ALIVE)  # the session, and with it the lock, is still ours
+        # A cancellation that meets the end of a statement may be lost; then only wanted() sees it.
+        while wanted():
+            await execute(conn, _ALIVE)  # raises if the session, and with it the lock, is lost
             while await remove_due(self._db, self._storage) == BATCH:
                 await execute(conn, _ALIVE)
             if loop.time() >= look_at:

@@ -1,6 +1,6 @@
-"""Figures of the whole deployment on the metrics port. Every server process shows the same ones, so
-that rules take their maximum; they are read from the database when somebody asks for them, and kept
-for a while."""
+"""Figures of storage of the whole deployment on the metrics port. Every server process shows the
+same ones, so that rules take their maximum. They are read from the database on request, and kept
+for 15 seconds."""
 
 import asyncio
 import concurrent.futures
@@ -23,8 +23,8 @@ _log = structlog.get_logger("storage metrics")
 
 
 class StorageCollector:
-    """For a registry of prometheus_client, which collects in a thread of its own. Made on the event
-    loop that reads."""
+    """A collector for a registry of prometheus_client, which collects in a thread of its own. It
+    must be created on the event loop that is to read the database."""
 
     def __init__(self, db: Database, quotas: Quotas) -> None:
         self._db = db
@@ -34,8 +34,8 @@ class StorageCollector:
         self._read_at = float("-inf")
 
     def collect(self) -> Iterator[Metric]:
-        """What is kept, read anew if it is old. While the database is away the old figures stay,
-        with their time."""
+        """Yields the kept figures, read anew if they are old. While the database is away, the old
+        figures stay, with their time."""
         if time.monotonic() - self._read_at > _KEPT_SECONDS:
             reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
             try:
@@ -93,7 +93,8 @@ def _stock(use: Usage) -> Iterator[Metric]:
 
 
 def _quotas(allowed: Allowance, held: Held) -> Iterator[Metric]:
-    """The ratio only where there is a limit: without one there is nothing to be used up."""
+    """Yields limit, use and ratio of each quota. Without a limit there is no ratio: nothing can be
+    used up."""
     limit, used = (
         _gauge("quota_limit", "Limit; 0: none", "quota"),
         _gauge("quota_used", "Used of it", "quota"),

@@ -1,5 +1,5 @@
-"""The tables that have owners, as the schema has them now: whatever walks over all that an owner
-has must not forget a table of tomorrow."""
+"""Lists the tables with an owner column from the schema itself: an export or an erasure must not
+forget a table that is added later."""
 
 from dataclasses import dataclass
 
@@ -27,5 +27,5 @@ _SELECT_TABLES = Statement(
 
 
 async def owned_tables(db: Database) -> list[OwnedTable]:
-    """In the order of their names."""
+    """Returns the tables in the order of their names."""
     return await db.all(_SELECT_TABLES)

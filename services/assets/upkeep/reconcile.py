@@ -1,10 +1,10 @@
-"""Reconciles rows and stored bytes: finds and mends what a crash, a restore or somebody at the
-bucket left.
+"""Reconciles rows and stored bytes: finds and mends what a crash, a restore or a change by hand in
+the bucket left.
 
-The listing of the store and the keys that rows show are walked side by side, in the byte order of
-keys, a chunk at a time; the next run goes on where the last one ended. Only the prefixes of
-`assets` are looked at. A run that has come to the last key recounts what is counted, once a day,
-before it begins at the first again.
+The listing of the store and the keys in rows are walked side by side, in the byte order of keys, a
+chunk at a time; the next run goes on where the last one ended. Only the prefixes of `assets` are
+compared. A run that reaches the last key recounts the figures, at most once a day unless it began
+at the first key on request; the next run begins at the first key again.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ _log = structlog.get_logger("reconcile")
 
 @dataclass(slots=True)
 class _Shown:
-    """A row that shows an object. `id` is the asset's, of a document its own."""
+    """A row that points at an object. `id`: the asset's, or the document's own."""
 
     key: str
     what: str  # "originals", "variants" or "documents"
@@ -70,7 +70,7 @@ class _LastRun:
     updated_at: datetime
 
 
-# Whatever shows objects under these prefixes stands in both statements.
+# Every table that points at objects under these prefixes must be in both statements.
 _SELECT_SHOWN = Statement(
     _Shown,
     """
@@ -187,7 +187,7 @@ MENDED = Gauge(
     ["what"],
     registry=METRICS,
 )
-for _what in _WHAT:  # there from the start, at 0
+for _what in _WHAT:  # exported from the start, at 0
     FOUND.labels(_what)
     MENDED.labels(_what)
 LAST = Gauge(
@@ -202,7 +202,7 @@ PAUSE = Gauge(
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of keys: the objects and the rows in it. `until` is its last key."""
+    """A stretch of keys, with its objects and rows. `until`: its last key."""
 
     listed: Mapping[str, Stat]
     rows: Sequence[_Shown]
@@ -231,7 +231,7 @@ class Reconciler:
     async def reconcile(self, walk: Walk) -> None:
         if "key" not in walk.report.cursors:
             walk.report.cursors["key"] = await self._last_key(walk)
-        for what in _WHAT:  # those of which there are none, too: the metrics show the last run
+        for what in _WHAT:  # also those with none: the metrics show the last run
             walk.report.count(what)
         for prefix in PREFIXES:
             if walk.report.cursors["key"] > _end(prefix):
@@ -245,13 +245,13 @@ class Reconciler:
         walk.report.cursors["key"] = ""
 
     async def _last_key(self, walk: Walk) -> str:
-        """Where the last run ended, to go on from there."""
+        """Returns the key at which the last run ended; '' to begin at the first one."""
         last = [] if walk.arguments.from_start else await self._db.system_all(_SELECT_LAST_KEY)
         return last[0] if last else ""
 
     async def _prefix(self, walk: Walk, prefix: str) -> bool:
-        """Compares the keys of a prefix that are left. Returns False if it ended early, after as
-        many items as a run may look at."""
+        """Compares the remaining keys of a prefix. Returns False if it ended early, after as many
+        items as a run may compare."""
         most = walk.arguments.max_items or self._max_items
         while True:
             seen: int = walk.report.cursors.get("seen", 0)
@@ -263,13 +263,13 @@ class Reconciler:
             # Mending has replaced the report, and with it the cursors.
             walk.report.cursors |= {"key": part.until, "seen": seen}
             async with walk.step(""):
-                pass  # the place it came to
+                pass  # saves the cursors
             if part.last_of_prefix:
                 return True
 
     async def _recount_is_due(self) -> bool:
-        """It looks at every owner, so that small deployments, whose keys are soon through, do it
-        once a day."""
+        """Returns whether the last recount is more than a day ago. A recount reads every owner, so
+        that small deployments, where each run reaches the last key, must not do it each time."""
         [due] = await self._db.system_all(_IS_RECOUNT_DUE, {"pause": _RECOUNT_PAUSE})
         return due
 
@@ -305,14 +305,15 @@ class Reconciler:
         await self._remove(walk, [part.listed[key] for key in unknown], dry)
 
     async def _there(self, row: _Shown) -> bool:
-        """Asks the store again, for the object itself: a listing isn't a snapshot."""
+        """Returns whether the store has the object, with the row's size. It is asked for the object
+        itself: a listing isn't a snapshot."""
         try:
             return (await self._storage.stat(row.key)).size == row.size_bytes
         except ObjectNotFound:
             return False
 
     async def _mend(self, walk: Walk, what: str, rows: Sequence[_Shown]) -> None:
-        """Mends the one row of `rows` in its owner's transaction, if it still shows that key."""
+        """Mends the one row of `rows` in its owner's transaction, if it still has that key."""
         (row,) = rows
         async with walk.step(row.owner) as (m, report):
             mend = {"originals": _original, "variants": self._variant, "documents": _document}[
@@ -323,7 +324,8 @@ class Reconciler:
                 report.count(what).done += 1
 
     async def _variant(self, m: Mutation, row: _Shown) -> bool:
-        """Has the variant made again from the original; without one, it is FAILED."""
+        """Has the variant made again from the original, or sets it FAILED if the original is lost.
+        Returns whether it changed anything."""
         of = {"id": row.id, "preset": row.preset, "key": row.key}
         asset = await asset_rows.lock(m, row.id)
         if asset.bytes_gone_at:
@@ -351,7 +353,7 @@ class Reconciler:
 
 
 async def _original(m: Mutation, row: _Shown) -> bool:
-    """Marks the asset as lost, or as there again; never removes it."""
+    """Marks the asset's bytes as lost, or as restored; never deletes the asset."""
     statement = _MARK_RESTORED if row.bytes_gone_at else _MARK_LOST
     changed = await m.first(statement, {"id": row.id, "key": row.key})
     if changed is not None:
@@ -360,8 +362,7 @@ async def _original(m: Mutation, row: _Shown) -> bool:
 
 
 async def _document(m: Mutation, row: _Shown) -> bool:
-    """Marks the document as failed. Its content is there still, so that its owner can have it made
-    again."""
+    """Sets the document FAILED. Its content is kept, so that its owner can have it made again."""
     changed = await m.first(_FAIL_DOCUMENT, {"id": row.id, "key": row.key})
     if changed is not None:
         await document_rows.publish(m, changed)
@@ -369,13 +370,13 @@ async def _document(m: Mutation, row: _Shown) -> bool:
 
 
 def _end(prefix: str) -> str:
-    """The first text after all keys that begin with the prefix: `/` is followed by `0`."""
+    """Returns the first text after all keys that begin with the prefix: `0` follows `/`."""
     return f"{prefix[:-1]}0"
 
 
 async def show_metrics(db: Database, pause: timedelta) -> None:
-    """Keeps the gauges at what the last run reported. Servers have the metrics port, so that they
-    show it."""
+    """Keeps the gauges at the figures of the last run's report. Servers call it, because they have
+    the metrics port."""
     PAUSE.set(pause.total_seconds())
     while wanted():
         try:

@@ -1,8 +1,7 @@
-"""Recounts: what was counted of storage and of albums is held against what is there, owner by
-owner.
+"""Recounts: compares the counted figures of storage and albums with the rows, owner by owner.
 
-A figure is what is folded plus what isn't yet. Both it and the rows are read by one statement, so
-that what others do meanwhile changes both sides or neither, and the difference can be added at any
+A figure is the folded row plus the deltas that aren't folded yet. One statement reads figures and
+rows, so that concurrent changes are in both or in neither, and the difference can be added at any
 later time.
 """
 
@@ -21,14 +20,13 @@ from shared.database.rows import Command, Statement
 
 @dataclass(slots=True)
 class _Place:
-    """By how much the figures of a session differ. The owner as a whole has the empty session."""
+    """By how much the figures of a session differ. Session '' stands for the owner as a whole."""
 
     session_id: str
     number: int
     bytes: int
 
 
-# Nothing is kept of an owner who is erased, whatever of it is still there.
 _SELECT_NEXT_OWNER = Statement(
     str,
     """
@@ -40,19 +38,20 @@ _SELECT_NEXT_OWNER = Statement(
     ) AS following ORDER BY owner LIMIT 1
     """,
 )
-_HOLD_OFF_ERASING = Command(  # as refuse_erased_owner does
+_HOLD_OFF_ERASING = Command(  # the lock that refuse_erased_owner takes
     "SELECT pg_advisory_xact_lock_shared(hashtextextended(%(owner)s, 11))"
 )
+# No figures are kept of an erased owner, even while rows of it are left.
 _SELECT_ERASED = Statement(str, "SELECT owner FROM erased_owners WHERE owner = %(owner)s")
-# One statement reads all that an owner has. A limit of transactions that is running can only be
-# ended and begun anew; there is one since Postgres 17.
+# One statement reads all rows of an owner, which takes long. A timeout that is running can only be
+# ended (0) and begun anew. `transaction_timeout` exists since Postgres 17.
 _TAKE_TIME = Command("""
     SELECT set_config(name, '0', true) AS ended, set_config(name, '10min', true) AS begun
         FROM pg_settings
     WHERE name IN ('statement_timeout', 'transaction_timeout')
 """)
-# Variants are found by their assets: they have no index by owner, which each of them would have to
-# be written into.
+# Variants are found by their assets: they have no index by owner, which would cost a write for each
+# of them.
 _THERE = """
     there AS (
         SELECT 'asset' AS noun, kind, mime_type, counted_state(state, deleted_at,
@@ -137,8 +136,8 @@ _SELECT_DRIFTED_ALBUMS = Statement(
     ORDER BY a.id
     """,
 )
-# Locked first, since whoever adds to an album counts under its lock: the rows are looked at by a
-# statement after that.
+# The album is locked first and counted by a later statement: whoever adds to an album counts under
+# its lock.
 _LOCK_ALBUM = Command("SELECT FROM albums WHERE id = %(id)s FOR UPDATE")
 _COUNT_ALBUM = Command("""
     UPDATE albums SET (asset_count, public_count) = (
@@ -149,8 +148,8 @@ _COUNT_ALBUM = Command("""
 
 
 async def recount(walk: Walk) -> None:
-    """Adds to the run's report what differed, and unless it is a dry run, mends it. Goes on where
-    it was."""
+    """Adds the differences to the run's report and, unless it is a dry run, mends them. Goes on
+    after the last owner that the run recounted."""
     while True:
         after = walk.report.cursors.get("recounted", "")
         owners = await walk.db.system_all(_SELECT_NEXT_OWNER, {"after": after})
@@ -166,13 +165,12 @@ async def _recount(m: Mutation, report: Report, owner: str, *, dry: bool) -> Non
     await m.run(_TAKE_TIME)
     albums = await m.all(_SELECT_DRIFTED_ALBUMS, mine)
     totals = await m.all(_SELECT_TOTAL_DRIFTS.of(owner), mine)
-    # The deployment has no sessions, and nobody who looks for the largest ones is shown it among
-    # its owners.
+    # The deployment has no sessions, and isn't shown in the list of the largest owners.
     places = [] if owner == DEPLOYMENT else await m.all(_SELECT_PLACE_DRIFTS.of(owner), mine)
     if not dry:
-        await lock_folding(m)  # which writes the same rows, in an order of its own
-    # Only now: what an erasure takes away while it is counted would be taken for a drift, and added
-    # after it.
+        await lock_folding(m)  # folding writes the same rows, in another order
+    # Checked only after counting: rows that an erasure deleted meanwhile would be taken for a
+    # difference, and added after it.
     await m.run(_HOLD_OFF_ERASING, mine)
     if await m.first(_SELECT_ERASED, mine) is not None:
         return

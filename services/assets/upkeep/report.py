@@ -1,4 +1,4 @@
-"""StorageReportService: what is counted, the largest owners and sessions, alerts, costs."""
+"""StorageReportService: figures of storage, the largest owners and sessions, alerts, costs."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _M = TypeVar("_M", pb.OwnerUsage, pb.SessionUsage)
 
 @dataclass(slots=True)
 class _Place:
-    """What an owner or a session uses."""
+    """The storage that an owner or a session uses."""
 
     name: str
     assets: int
@@ -116,7 +116,7 @@ class StorageReportService(storage_report_pb2_grpc.StorageReportServiceServicer)
         parameters: Mapping[str, str],
         show: Callable[[_Place], _M],
     ) -> tuple[list[_M], str]:
-        """A page by size and name, the largest first."""
+        """Returns a page, the largest first, equal ones by name, and the next page's token."""
         digest = paging.filter_digest(request, ("page_size", "page_token"))
         size = request.page_size or paging.DEFAULT_SIZE
         after_bytes: int = 0
@@ -171,7 +171,7 @@ def _bandwidth(sent: Mapping[str, int]) -> pb.Bandwidth:
 
 
 def _average_sizes(assets: Iterable[Stock]) -> list[pb.AverageSize]:
-    """By type, of assets that are kept."""
+    """Returns the average size by media type of READY assets, archived ones included."""
     sums: dict[str, tuple[int, int]] = {}
     for row in assets:
         if row.state in ("ready", "archived"):
@@ -185,8 +185,8 @@ def _average_sizes(assets: Iterable[Stock]) -> list[pb.AverageSize]:
 
 
 def _variant_counts(variants: Iterable[Stock]) -> list[pb.VariantCount]:
-    """By preset and state: a variant has no type until it is made, and that is of no interest
-    here."""
+    """Returns counts by preset and state, not by media type: a variant has none until it is
+    made."""
     sums: dict[tuple[str, str], tuple[int, int]] = {}
     for row in variants:
         number, size = sums.get((row.kind, row.state), (0, 0))

@@ -1,4 +1,4 @@
-"""Decisions about runs without any machinery: states."""
+"""Rules of runs as pure functions and tables: states."""
 
 from collections.abc import Mapping
 

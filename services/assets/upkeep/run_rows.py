@@ -1,5 +1,4 @@
-"""Runs for whoever else deals with them: the row, what it was asked, its report, its message, and
-beginning one."""
+"""Runs, for all modules: the row, its arguments, its report, its message, and how to begin one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +26,7 @@ _MOST_FAILURES = 100
 
 @dataclass(slots=True)
 class Run(JobRow):
-    """A walk over many assets: the job, and where it is."""
+    """A walk over many assets: the job and its progress."""
 
     action: str
     arguments: dict[str, Any]  # fields of `Arguments`
@@ -49,7 +48,7 @@ _INSERT_RUN = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a run was asked. Each action has some of them."""
+    """The arguments of a run. Each action has some of them."""
 
     dry_run: bool = False
     max_items: int = 0  # 0: as many as the settings say
@@ -76,15 +75,15 @@ class Count:
     sample: list[str] = field(default_factory=list)
 
     def note(self, items: Sequence[object]) -> None:
-        """Counts items that were found, and shows some of them."""
+        """Counts items that were found, and adds some to the sample of at most ten."""
         self.found += len(items)
         self.sample += [str(item) for item in items[: max(0, _SAMPLE - len(self.sample))]]
 
 
 @dataclass
 class Report:
-    """What a run has found and done so far. `cursors`: the place to which each of its walks came,
-    as that walk writes it."""
+    """What a run has found and done so far. `cursors`: where each of its walks goes on, in that
+    walk's own form."""
 
     counts: dict[str, Count] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -110,7 +109,7 @@ class Report:
 async def begin(
     m: Mutation, queue: jobs.JobQueue, action: str, owner: str, arguments: Mapping[str, object]
 ) -> Run | None:
-    """Adds a run with its job; None if the schema allows no other one now."""
+    """Adds a run with its job. Returns None if the schema allows no other run now."""
     row = await m.first(
         _INSERT_RUN,
         {"id": new_id(), "owner": owner, "action": action, "arguments": Jsonb(dict(arguments))},

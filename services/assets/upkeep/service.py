@@ -1,4 +1,4 @@
-"""StorageService: starting and reading runs, erasing and exporting an owner."""
+"""StorageService: starts and shows runs, erases and exports an owner."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -39,10 +39,10 @@ _LIST = Listing(RUNS, Run)
 
 
 def act_for(owner: str) -> str:
-    """The owner that the call is about: an operator acts in the one it names, others only in their
-    own.
+    """Enters the tenant context of the owner that the call is about, and returns that owner: for an
+    operator the named one, for others only their own. Raises NOT_FOUND for another owner.
 
-    The rest of the call runs in that owner's context, and so sees its rows alone.
+    The rest of the call sees that owner's rows alone.
     """
     identity = auth.current()
     if identity.role == "admin":
@@ -146,8 +146,8 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
         return await self._finish(request, await self._db.mutate(request, answer, work))
 
     async def _finish(self, request: _Start | pb.EraseOwnerRequest, answer: _Started) -> _Started:
-        """Waits for the run's end if the request says so. NOT_FOUND if it was erased with its
-        owner."""
+        """Waits for the run's end if the request says so. Raises NOT_FOUND if the run was erased
+        with its owner."""
         if request.wait:
             read = partial(self._read, UUID(answer.run.id))
             row: Run = await waiting.until_seen(read, _ended, waiting.patience())

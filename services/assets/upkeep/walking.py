@@ -1,6 +1,6 @@
-"""Runs walks over many assets in the background, a step at a time. A step's changes, the place to
-which it came and what it adds to the report are one transaction: a run whose worker died goes on
-where it was and counts nothing twice.
+"""Runs walks over many assets in the background, a step at a time. A step's changes, its cursor and
+its additions to the report are one transaction: a run whose worker died goes on where it was and
+counts nothing twice.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ _SAVE_PROGRESS = Statement(
     WHERE id = %(id)s AND attempt_token = %(token)s RETURNING id
     """,
 )
-# What concerns one item, as opposed to a database or store that is away.
+# Errors of a database or store that is away, except for those that concern only one item.
 _AWAY = (psycopg.OperationalError, StorageUnavailable, StorageFull)
 _OF_AN_ITEM = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
@@ -56,7 +56,8 @@ class Walk:
 
     @asynccontextmanager
     async def step(self, owner: str) -> AsyncIterator[tuple[Mutation, Report]]:
-        """A transaction for `owner`, with the report that will be the run's if it commits."""
+        """Opens a transaction for `owner`, and yields it with a copy of the report, which becomes
+        the run's when it commits. Raises Superseded if another attempt has the run."""
         report = deepcopy(self.report)
         async with self.db.transaction(owner) as m:
             yield m, report
@@ -72,8 +73,8 @@ class Walk:
     async def each(
         self, what: str, items: Sequence[T], act: Callable[[Sequence[T]], Awaitable[None]]
     ) -> None:
-        """Acts on all items at once; if that fails, on one after the other, so that one that can't
-        be dealt with is noted and stops no other."""
+        """Acts on all items at once; if that fails, on one after the other, so that an item that
+        fails is noted in the report and stops no other."""
         try:
             await act(items)
         except (errors.DomainError, StorageError, psycopg.Error) as error:
@@ -90,7 +91,7 @@ WalkFunction = Callable[[Walk], Awaitable[None]]
 
 
 class Runner:
-    """The job: whatever action a run's row names."""
+    """Runs the job: the walk of the action that a run's row names."""
 
     def __init__(self, db: Database, walks: Mapping[str, WalkFunction]) -> None:
         self._db = db
@@ -109,4 +110,4 @@ class Runner:
 
 
 async def _unwatched(_m: Mutation, _row: Run) -> None:
-    """Runs have no watch: whoever waits reads them."""
+    """Publishes nothing: runs have no watch, callers that wait read them."""

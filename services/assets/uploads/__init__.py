@@ -1,1 +1,1 @@
-"""How bytes come in, and how they are verified."""
+"""Uploads and imports of bytes, and their verification."""

@@ -1,4 +1,4 @@
-"""The credentials that a picture brings along: reading them, and what of them is kept."""
+"""Reads the content credentials of an uploaded picture, and chooses what is kept of them."""
 
 from pathlib import Path
 from uuid import UUID
@@ -20,16 +20,16 @@ _INSERT_MANIFEST_STORE = Command("""
 
 
 class CredentialsReader:
-    """Reads what comes with an upload. `trust_anchors`: PEM text of the certificates whose signers
-    are trusted."""
+    """Reads the credentials in an uploaded file. `trust_anchors`: a PEM file of the certificates
+    whose signers are trusted."""
 
     def __init__(self, pool: ImagingPool, trust_anchors: Path | None) -> None:
         self._pool = pool
         self._trust_anchors = trust_anchors.read_text() if trust_anchors else ""
 
     async def read(self, path: Path, facts: imaging.Facts) -> Credentials | None:
-        """None for a PDF, and for an image without a manifest. A manifest never makes an upload
-        fail: one that hurts the child process is unreadable."""
+        """Returns None for a PDF, and for an image without a manifest. A manifest never makes an
+        upload fail: one that the child process can't cope with is reported as unreadable."""
         if not facts.may_have_manifest:
             return None
         try:
@@ -47,10 +47,10 @@ class CredentialsReader:
 def kept(
     asset: Asset, facts: imaging.Facts, credentials: Credentials | None
 ) -> tuple[str, Jsonb | None]:
-    """What the asset's row keeps: its source type, and its credentials in short.
+    """Returns what the asset's row keeps: its source type, and its credentials in short.
 
-    What the service says that made it comes first; then a manifest that holds, then XMP, which
-    anybody may have written.
+    The source type is the one that the uploading service declared; else that of a trusted or valid
+    manifest; else that of the XMP, which anybody may have written.
     """
     said = (asset.provenance or {}).get("digital_source_type", "")
     if not said and credentials and credentials.state in ("trusted", "valid"):
@@ -71,7 +71,7 @@ def kept(
 
 
 async def keep(m: Mutation, asset_id: UUID, credentials: Credentials | None) -> None:
-    """Keeps the manifest store itself, beside the row, so that lists needn't carry it."""
+    """Writes the manifest store to a table of its own, so that lists needn't carry it."""
     if credentials and credentials.manifest_store:
         values = {"owner": m.owner, "asset_id": asset_id, "store": credentials.manifest_store}
         await m.run(_INSERT_MANIFEST_STORE, values)

@@ -1,8 +1,8 @@
-"""What a caller says about a file before its bytes are there, checked and turned into the columns
+"""Checks what a caller declares about a file before its bytes arrive, and turns it into the columns
 of an asset.
 
-However the bytes come (a form, a stream, parts, a URL), the rules about kind, type, size and labels
-are these.
+The rules about kind, type, size and labels are the same for every way of upload: a form, a stream,
+parts, a URL.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from shared.rpc.protos import metadata
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """Columns of an asset whose bytes aren't there yet. No size and type: they are unknown."""
+    """The columns of an asset whose bytes haven't arrived. Size 0 and type '' mean unknown."""
 
     kind: str
     public: bool
@@ -47,7 +47,7 @@ class Declared:
 
 @dataclass(slots=True)
 class _Announced(Asset):
-    """A new asset, and whether there are quotas that were set."""
+    """A new asset, and whether a quota was set for its owner or the deployment."""
 
     quota_set: bool
 
@@ -66,8 +66,8 @@ _INSERT_ASSET = Statement(
 
 
 def declared(declaration: UploadDeclaration, path: str, limits: Limits) -> Declared:
-    """Checks what protovalidate can't, and turns the declaration into the asset's columns. `path`:
-    of its fields."""
+    """Checks what protovalidate can't, and returns the declaration as an asset's columns. Raises
+    INVALID_ARGUMENT or PERMISSION_DENIED. `path`: the prefix of its fields in errors."""
     made = described(declaration, path)
     mime_type = canonical(declaration.mime_type)
     if problem := rules.type_problem(made.kind, mime_type):
@@ -98,7 +98,8 @@ def _provenance(said: asset_pb2.Provenance) -> dict[str, object]:
 
 
 def described(declaration: UploadDeclaration | ImportAssetRequest, path: str) -> Declared:
-    """The columns that don't depend on the bytes. PERMISSION_DENIED: not this kind."""
+    """Returns the columns that don't depend on the bytes. Raises PERMISSION_DENIED if the caller
+    may not upload the kind."""
     identity = auth.current()
     kind = KINDS.word[declaration.kind]
     if not rules.may_upload(kind, identity.role, identity.service is not None):
@@ -124,8 +125,8 @@ def described(declaration: UploadDeclaration | ImportAssetRequest, path: str) ->
 
 
 async def announce(m: Mutation, quotas: Quotas, asset_id: UUID, made: Declared) -> asset_pb2.Asset:
-    """Writes the PENDING asset, if it fits, and publishes it. Returns its message. At most one in a
-    transaction."""
+    """Writes the PENDING asset, if it fits into the quotas, and publishes it. Returns its message.
+    A transaction calls it at most once."""
     row = await m.one(
         _INSERT_ASSET,
         {
@@ -149,8 +150,8 @@ async def announce(m: Mutation, quotas: Quotas, asset_id: UUID, made: Declared) 
 
 
 def upload_key(owner: str, made: Declared, asset_id: UUID | str, upload_id: UUID | str) -> str:
-    """Where the upload is to be sent: it follows from the ids, so that a repeat is given the same
-    place."""
+    """Returns the key that the upload is sent to. It follows from the ids, so that a repeat gets
+    the same key."""
     return rules.object_key(
         owner, scope_of(made), str(asset_id), str(upload_id), folder="upload", public=False
     )

@@ -1,4 +1,4 @@
-"""Duplicates: what an owner keeps more than once, by the hash of the bytes, the trash included."""
+"""Duplicates: an owner's assets with equal bytes, by their hash, the trash included."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ MOST_SHOWN = 20
 
 @dataclass(slots=True)
 class Member:
-    """An asset among those with the same bytes: `place` counts them from the newest, `total` is how
+    """An asset among those with the same bytes. `place`: its number, 1 for the newest; `total`: how
     many there are."""
 
     id: UUID
@@ -54,7 +54,8 @@ _SELECT_MEMBERS = Statement(
 
 
 async def others(db: Database, asset: Asset) -> list[pb.Duplicate]:
-    """The owner's other assets with the bytes of this READY one, newest first, at most 20."""
+    """Returns the owner's other assets with the bytes of this READY one, newest first, at most
+    20."""
     found = await members(db, [asset.sha256], most=MOST_SHOWN + 1)
     same = found.get(asset.sha256, [])
     return [to_proto(row) for row in same if row.id != asset.id][:MOST_SHOWN]
@@ -63,7 +64,7 @@ async def others(db: Database, asset: Asset) -> list[pb.Duplicate]:
 async def members(
     db: Database, hashes: Sequence[str], *, most: int = MOST_SHOWN
 ) -> Mapping[str, list[Member]]:
-    """By hash: the owner's newest assets with these bytes, at most so many."""
+    """Returns, by hash, the owner's newest assets with these bytes, at most `most` of each."""
     found: dict[str, list[Member]] = defaultdict(list)
     parameters = {"owner": auth.current().owner, "hashes": list(hashes), "most": most}
     for row in await db.all(_SELECT_MEMBERS, parameters):

@@ -1,4 +1,4 @@
-"""Duplicates: finding them by hash, and listing all of an owner's."""
+"""DuplicateService: finds duplicates by hash, and lists all duplicates of an owner."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,14 +57,14 @@ class DuplicateService(duplicate_pb2_grpc.DuplicateServiceServicer):
         rows = await self._db.all(_LIST.of(page), parameters)
         found = await self._groups([row.sha256 for row in page.cut(rows)])
         groups = {group.sha256: group for group in found}
-        gone = pb.DuplicateGroup()  # of one that was dissolved meanwhile
+        gone = pb.DuplicateGroup()  # stands for a group that was dissolved meanwhile
         shown, token = page.fill(rows, (groups.get(row.sha256, gone) for row in rows))
         return pb.ListDuplicatesResponse(
             groups=[group for group in shown if group.total], next_page_token=token
         )
 
     async def _groups(self, hashes: Sequence[str]) -> list[pb.DuplicateGroup]:
-        """What is there, in the order of the hashes."""
+        """Returns the groups that exist, in the order of the hashes."""
         found = await members(self._db, hashes)
         return [
             pb.DuplicateGroup(

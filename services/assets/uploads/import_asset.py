@@ -1,5 +1,5 @@
-"""The job of an import: fetch to a local file, verify that, store it, then let the asset show
-it."""
+"""The job of an import: fetches the URL to a local file, verifies and stores it, then makes the
+asset READY."""
 
 import asyncio
 import tempfile
@@ -29,7 +29,7 @@ from shared.rpc.errors import DomainError, Reason
 from shared.storage import Storage, StorageError
 
 _FETCH_SECONDS = 60.0
-# Statuses after which asking again may help, as after 5xx; 0: no answer came.
+# Statuses after which a retry may help, as after 5xx; 0: there was no answer.
 _PASSING = frozenset({0, 408, 425, 429})
 
 _SET_URL = Command("UPDATE imports SET url = %(url)s WHERE id = %(id)s")
@@ -64,7 +64,7 @@ class Importer:
             await self._store(found, path)
 
         async def show(m: Mutation, _job: Import) -> None:
-            auth.enter(replace(auth.current(), actor=asset.created_by))  # whose use it is
+            auth.enter(replace(auth.current(), actor=asset.created_by))  # the use is theirs
             if asset.product_id:
                 await choose_primary.lock_product(m, asset.product_id)
             now = await asset_rows.lock(m, asset.id)
@@ -74,9 +74,8 @@ class Importer:
                 raise JobFailed("MOVED", "the asset's visibility changed meanwhile", final=False)
             try:
                 await self._verifier.accept(m, now, found)
-            except (
-                DomainError
-            ) as refusal:  # how many bytes there are is known only now: they may not fit
+            except DomainError as refusal:
+                # The size is known only now: it may not fit into a quota.
                 reason = Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
                 raise JobFailed(reason, refusal.text) from None
 
@@ -130,13 +129,13 @@ class Importer:
             )
         except StorageError:
             raise
-        except BaseException:  # cancelled: another try has the row, or the worker stops
+        except BaseException:  # cancelled: another attempt has the row, or the worker stops
             await asyncio.shield(self._storage.delete([found.key]))
             raise
 
 
 async def _follow(m: Mutation, job: Import) -> None:
-    """A job that ends without the file ends its asset, too."""
+    """Rejects the asset of an import that ended without a file, and cuts the query off the URL."""
     if job.state in ("failed", "cancelled"):
         asset = await asset_rows.lock(m, job.asset_id)
         await reject(m, asset, Refused(job.error_class or "CANCELLED", job.error_message))

@@ -21,5 +21,5 @@ IMPORTS = Table("imports", Import)
 
 
 def without_secrets(url: str) -> str:
-    """The URL without its query, which may hold a secret."""
+    """Returns the URL without its query, which may hold a secret."""
     return url.partition("?")[0]

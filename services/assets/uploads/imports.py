@@ -1,5 +1,5 @@
-"""Imports: the server fetches a file from a URL, under the guard of shared/outbound, and verifies
-it as any upload."""
+"""ImportService: has a file fetched from a URL, under the rules of shared/outbound, and verified
+as any upload is."""
 
 from urllib.parse import unquote
 from uuid import UUID
@@ -93,7 +93,7 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
 
 
 def _named(request: pb.ImportAssetRequest) -> pb.ImportAssetRequest:
-    """The request, with a file name."""
+    """Returns the request with a file name: the given one, or the last part of the URL's path."""
     if request.file_name:
         return request
     try:

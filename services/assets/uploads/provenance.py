@@ -1,4 +1,4 @@
-"""Provenance: the manifest stores that came with pictures."""
+"""ProvenanceService: returns the manifest stores that came with pictures."""
 
 from dataclasses import dataclass
 from uuid import UUID

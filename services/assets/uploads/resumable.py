@@ -1,8 +1,8 @@
-"""Uploads in parts: start, send what is missing, complete; or abort.
+"""ResumableUploadService: uploads in parts. Start, send the missing parts, complete; or abort.
 
-The store keeps the parts under a name of its own until they are joined at the upload's key; from
-there on it is the way of any other upload. A crash after joining leaves the whole file at that key,
-which the next complete finds.
+The store keeps the parts under an id of its own until they are joined at the upload's key; then the
+file is verified as any other upload is. A crash after joining leaves the whole file at that key,
+where the next CompleteResumableUpload finds it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,12 +33,12 @@ _MOST_NAMED = 20
 
 @dataclass(slots=True)
 class _Upload:
-    """A file that comes in parts."""
+    """The row of an upload in parts."""
 
     id: UUID
     asset_id: UUID
     upload_key: str  # where the parts are joined
-    multipart: str  # what the store calls them until then
+    multipart: str  # the store's id of the parts until then
     part_bytes: int
     declared_sha256: str
     expires_at: datetime
@@ -170,11 +170,11 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         return response
 
     async def _completed(self, request: pb.CompleteResumableUploadRequest) -> Asset:
-        """The asset, READY or REJECTED."""
+        """Joins and verifies the parts, unless that was done. Returns the asset, READY or
+        REJECTED."""
         upload = await self._upload(request.upload_id)
-        await self._db.stored_answer(
-            request, pb.CompleteResumableUploadResponse
-        )  # refuses a reused request_id at once
+        # Refuses a reused request_id before any work is done.
+        await self._db.stored_answer(request, pb.CompleteResumableUploadResponse)
         asset = await self._verifier.asset(upload.asset_id)
         if asset.state == "pending":
             await self._join(upload, asset)
@@ -191,8 +191,8 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
     async def _start(
         self, request: pb.StartResumableUploadRequest, made: Declared
     ) -> pb.StartResumableUploadResponse:
-        """Begins to receive, then writes the rows. What a crash leaves between the two, the store's
-        sweep removes."""
+        """Starts the upload in the store, then writes the rows. The store's sweep removes what a
+        crash between the two leaves."""
         asset_id, upload_id = new_id(), new_id()
         key = declarations.upload_key(auth.current().owner, made, asset_id, upload_id)
         part_bytes = rules.part_bytes(made.size_bytes)
@@ -224,7 +224,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         except DomainError:
             await self._storage.abort_multipart(key, multipart)
             raise
-        if response.upload_id != str(upload_id):  # the same request at the same time was first
+        if response.upload_id != str(upload_id):  # a concurrent repeat was first
             await self._storage.abort_multipart(key, multipart)
         return response
 
@@ -259,7 +259,8 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         return made
 
     async def _join(self, upload: _Upload, asset: Asset) -> None:
-        """Makes one object of the parts, unless that was done before."""
+        """Joins the parts to one object, unless that was done before. Raises FAILED_PRECONDITION if
+        parts are missing."""
         try:
             parts = await self._storage.list_parts(upload.upload_key, upload.multipart)
             if missing := _missing(rules.part_sizes(asset.size_bytes, upload.part_bytes), parts):
@@ -269,7 +270,8 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
             pass
 
     async def _sent(self, upload: _Upload, asset: Asset) -> Verified | Refused | None:
-        """What the joined file is. None: a call at the same time was first, and has removed it."""
+        """Verifies the joined file. Returns None if a concurrent call was first and has removed
+        it."""
         try:
             return await self._verifier.sent(upload.upload_key, asset, upload.declared_sha256)
         except ObjectNotFound:
@@ -283,7 +285,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
 
 
 def _missing(sizes: Mapping[int, int], parts: Iterable[Part]) -> list[int]:
-    """Numbers of the parts that didn't arrive, or not with the size that they must have."""
+    """Returns the numbers of the parts that didn't arrive, or arrived with a wrong size."""
     arrived = {part.number: part.size for part in parts}
     return [number for number, size in sizes.items() if arrived.get(number) != size]
 

@@ -1,4 +1,4 @@
-"""Uploads in one piece: announce, send, confirm; or all three in one stream."""
+"""UploadService: uploads in one piece. Announce, send, confirm; or all three in one stream."""
 
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _INSERT_UPLOAD = b"""
 
 @dataclass(slots=True)
 class _Upload:
-    """A promise of bytes, and where they are sent."""
+    """The row of an upload: the asset, and the key that its bytes are sent to."""
 
     id: UUID
     asset_id: UUID
@@ -105,8 +105,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
             asset, _upload = await self._announce(m, made, head.declaration.sha256)
             return pb.UploadResponse(asset=asset)
 
-        # What is stored for request_id is which asset it is; a repeat finds that asset as far as it
-        # has come.
+        # The answer that is stored for request_id only says which asset it is; a repeat reads that
+        # asset's current state.
         announced = await self._db.mutate(head, pb.UploadResponse, announce)
         asset = await self._verifier.asset(UUID(announced.asset.id))
         if asset.state == "pending":
@@ -119,11 +119,10 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         )
 
     async def _confirmed(self, request: pb.ConfirmUploadRequest) -> Asset:
-        """The asset, READY or REJECTED."""
+        """Verifies what was sent, unless that was done. Returns the asset, READY or REJECTED."""
         upload_id = parse_id(request.upload_id, "upload_id")
-        await self._db.stored_answer(
-            request, pb.ConfirmUploadResponse
-        )  # refuses a reused request_id at once
+        # Refuses a reused request_id before any work is done.
+        await self._db.stored_answer(request, pb.ConfirmUploadResponse)
         upload = await self._db.first(_SELECT_UPLOAD, {"id": upload_id})
         if upload is None:
             raise errors.not_found("upload", upload_id)
@@ -140,7 +139,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
     async def _receive(
         self, head: pb.UploadHead, asset: Asset, requests: AsyncIterator[pb.UploadRequest]
     ) -> Asset:
-        """Stores and verifies what follows the declaration. Returns the asset's new row."""
+        """Stores and verifies the chunks after the declaration. Returns the asset's new row."""
         declared = head.declaration
         chunks = _chunks(requests, declared.size_bytes)
 
@@ -149,7 +148,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
 
         try:
             found = await self._verifier.kept(asset, declared.sha256, put)
-        except DomainError as error:  # of the stream: more bytes than declared, a second head
+        except DomainError as error:  # the stream had too many bytes, or a second head
             await self._verifier.settle(head, asset, Refused("INCOMPLETE", error.text))
             raise
         return await self._verifier.settle(head, asset, found)
@@ -165,8 +164,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         return asset, upload_id
 
     def _target(self, key: str, size_bytes: int, mime_type: str) -> pb.UploadTarget:
-        """A form that the store caps at the declared size; where a store has no forms, a PUT with
-        signed length."""
+        """Returns a form that the store caps at the declared size; where a store has no forms, a
+        PUT with a signed length."""
         if self._storage.supports_post:
             post = self._storage.sign_post(
                 key, max_bytes=size_bytes, content_type=mime_type, expires_in=self._url_life
@@ -185,8 +184,8 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         )
 
     async def _sent(self, upload: _Upload, asset: Asset) -> Verified | Refused | None:
-        """What was sent to the upload's URL. None: a confirm at the same time was first, and has
-        removed it."""
+        """Verifies what was sent to the upload's URL. Returns None if a concurrent confirm was
+        first and has removed it."""
         try:
             return await self._verifier.sent(upload.upload_key, asset, upload.declared_sha256)
         except ObjectNotFound:
@@ -210,12 +209,12 @@ async def _head(requests: AsyncIterator[pb.UploadRequest]) -> pb.UploadHead:
 
 
 async def _chunks(requests: AsyncIterator[pb.UploadRequest], declared: int) -> AsyncIterator[bytes]:
-    """The bytes that follow; more than declared are refused as they come."""
+    """Yields the bytes after the head. Raises INVALID_ARGUMENT once more than declared arrive."""
     total = 0
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise errors.invalid("head", "must be sent only once, first")
-        chunk = request.chunk  # each look makes a copy
+        chunk = request.chunk  # each access makes a copy
         total += len(chunk)
         if total > declared:
             raise errors.invalid("chunk", f"more than the declared {declared} bytes were sent")

@@ -1,9 +1,8 @@
-"""From bytes that arrived to an asset that is READY or REJECTED: the same checks for every way of
-sending.
+"""Makes the asset of arrived bytes READY or REJECTED, by the same checks for every way of upload.
 
-All of it works outside any transaction: the bytes are copied to a key that nobody has a URL to
-write to, that copy is verified, then one transaction settles the asset. A crash leaves the asset
-PENDING and perhaps a copy; the call can be repeated.
+No transaction is open meanwhile: the bytes are copied to a key that nobody has a URL to write to,
+that copy is verified, then one transaction settles the asset. A crash leaves the asset PENDING and
+perhaps a copy; the call can be repeated.
 """
 
 import asyncio
@@ -50,8 +49,8 @@ from shared.rpc import auth, errors
 from shared.rpc.errors import DomainError, Reason
 from shared.storage import Check, Stat, Storage, StorageError
 
-# More at once would wait for a child process until their deadlines, and then have waited for
-# nothing. One owner may have half of them.
+# More calls at once would wait for a child process until their deadlines, in vain. One owner may
+# have half of the places.
 _MOST_AT_ONCE = 32
 _WAIT_SECONDS = 2.0
 
@@ -64,7 +63,7 @@ _LOCK_KEY = Statement(str, "SELECT storage_key FROM assets WHERE id = %(id)s FOR
 
 @dataclass(frozen=True)
 class Refused:
-    """Why what was sent is not kept."""
+    """Why the bytes that were sent are not kept."""
 
     reason: str
     message: str
@@ -72,7 +71,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Verified:
-    """What the bytes turned out to be. `key`: where the verified copy lies."""
+    """The findings about accepted bytes. `key`: the storage key of the verified copy."""
 
     key: str
     size: int
@@ -82,7 +81,7 @@ class Verified:
 
 
 class _NotKept(Exception):
-    """The bytes were looked at, and are not to be stored."""
+    """A check examined the bytes, and they must not be stored."""
 
     def __init__(self, why: Refused) -> None:
         super().__init__(why)
@@ -90,7 +89,7 @@ class _NotKept(Exception):
 
 
 Store = Callable[[str, Check], Awaitable[object]]
-"""Stores bytes at this key, unless the check doesn't like them."""
+"""(key, check): stores bytes at the key, unless the check raises."""
 
 HASH_DIFFERS = Refused("HASH_MISMATCH", "the bytes don't have the declared sha256; upload again")
 
@@ -104,7 +103,7 @@ def size_differs(arrived: int, declared: int) -> Refused:
 
 
 def rejected(asset: Asset) -> DomainError:
-    """What a caller is told whose upload was refused."""
+    """Returns the error for a caller whose upload was rejected."""
     return errors.precondition(
         asset.rejection_message,
         subject=f"assets/{asset.id}",
@@ -114,7 +113,7 @@ def rejected(asset: Asset) -> DomainError:
 
 
 class Verifier:
-    """Verifies what was stored, and settles assets by what it found."""
+    """Verifies bytes while they are stored, and settles assets by what it finds."""
 
     def __init__(
         self,
@@ -141,8 +140,8 @@ class Verifier:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place among the calls that verify. OVERLOADED when none becomes free in a moment.
-        Whoever sends in a stream needs none: it may come slowly."""
+        """Takes a place among the calls that verify. Raises OVERLOADED if none becomes free in two
+        seconds. An upload in a stream takes none: its bytes may come slowly."""
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
@@ -156,16 +155,16 @@ class Verifier:
             yield
 
     async def asset(self, asset_id: UUID) -> Asset:
-        """The row as it is now. NOT_FOUND if it was purged meanwhile, or since the request was
-        first answered."""
+        """Returns the current row. Raises NOT_FOUND if the asset was purged meanwhile, or since the
+        request was first answered."""
         row = await self._db.first(SELECT_ASSET, {"id": asset_id})
         if row is None:
             raise errors.not_found("asset", asset_id)
         return row
 
     async def sent(self, source: str, asset: Asset, declared_sha256: str) -> Verified | Refused:
-        """Copies what was sent to `source` to a key that no URL was ever signed for, and verifies
-        the copy.
+        """Copies the object at `source` to a key that no URL was ever signed for, and verifies the
+        copy.
 
         Raises ObjectNotFound if nothing is there.
         """
@@ -179,8 +178,8 @@ class Verifier:
         return await self.kept(asset, declared_sha256, copy)
 
     async def kept(self, asset: Asset, declared_sha256: str, store: Store) -> Verified | Refused:
-        """Verifies what `store` stores at a key that no URL was ever signed for, while it does.
-        What is refused isn't stored."""
+        """Verifies the bytes that `store` writes to a key that no URL was ever signed for, while it
+        does. Refused bytes aren't stored."""
         key = key_of(asset)
         seen: list[Verified] = []
 
@@ -194,16 +193,15 @@ class Verifier:
             await store(key, check)
         except _NotKept as refusal:
             return refusal.why
-        except (
-            BaseException
-        ):  # also when the caller goes: it may come again and again, with a copy each time
+        except BaseException:
+            # Also on cancellation: a caller may come again and again, with a copy each time.
             await asyncio.shield(self._storage.delete([key]))
             raise
         return await self._named(asset, seen[0])
 
     async def _named(self, asset: Asset, found: Verified) -> Verified:
-        """With a key that tells the content by its hash, if the asset is public: the key is its
-        URL. The hash is known only when the bytes have arrived, and so have a key."""
+        """Moves a public asset's bytes to a key with their hash, because the key is its URL. The
+        hash is known only once the bytes are stored at another key."""
         if not asset.public:
             return found
         key = await name_by_content(self._storage, found.key, found.sha256, found.facts.mime_type)
@@ -212,8 +210,8 @@ class Verifier:
     async def _received(
         self, key: str, asset: Asset, path: Path, sha256: str, declared_sha256: str
     ) -> Verified | Refused:
-        """What the bytes in a local file are, which will lie at `key`, held against what was
-        declared."""
+        """Compares the bytes in a local file, which will be stored at `key`, with the declaration,
+        and examines them."""
         size = path.stat().st_size
         if size != asset.size_bytes:
             return size_differs(size, asset.size_bytes)
@@ -224,8 +222,8 @@ class Verifier:
     async def contents(
         self, path: Path, declared_type: str, key: str, size: int, sha256: str
     ) -> Verified | Refused:
-        """What the bytes in a local file are, which will lie at `key`. `declared_type` '': whatever
-        they are."""
+        """Examines the bytes in a local file, which will be stored at `key`. With `declared_type`
+        '' any accepted type will do."""
         try:
             facts = await self._pool.run(imaging.inspect, path, declared_type, self.limits)
             return Verified(key, size, sha256, facts, await self._credentials.read(path, facts))
@@ -239,7 +237,7 @@ class Verifier:
         found: Verified | Refused,
         answer: type[A] | None = None,
     ) -> Asset:
-        """Makes the asset READY or REJECTED, once, and returns its row. Of two calls the second
+        """Makes the asset READY or REJECTED, once, and returns its row. The second of two calls
         finds what the first did. `answer`: the message type, with an `asset`, that is stored for
         the request if the asset is accepted; a refusal is never stored, because it must not be the
         answer to a repeat."""
@@ -253,7 +251,7 @@ class Verifier:
             if isinstance(found, Verified):
                 await self._storage.delete([found.key])
             raise
-        except BaseException:  # the caller went, or the database: the row may show it
+        except BaseException:  # call cancelled or database lost: the row may point at the copy
             if isinstance(found, Verified):
                 await asyncio.shield(self._unless_shown(asset, found.key))
             raise
@@ -286,8 +284,8 @@ class Verifier:
         return row
 
     async def _unless_shown(self, asset: Asset, key: str) -> None:
-        """Removes the copy unless the asset's row shows it, by now or once a transaction that still
-        holds the row has ended. If that can't be told now, it is left to the reconciler."""
+        """Removes the copy unless the asset's row points at it, once no transaction has the row
+        locked. If the row can't be read now, the reconciler removes the copy later."""
         with suppress(StorageError, psycopg.Error, psycopg_pool.PoolTimeout):
             async with self._db.transaction(asset.owner) as m:
                 shown = await m.first(_LOCK_KEY, {"id": asset.id})
@@ -295,7 +293,9 @@ class Verifier:
                 await self._storage.delete([key])
 
     async def accept(self, m: Mutation, asset: LockedAsset, found: Verified) -> LockedAsset:
-        """Makes a PENDING asset READY. Returns its row as it is now, changed or not."""
+        """Makes a PENDING asset READY. Returns its current row, changed or not. Raises
+        FAILED_PRECONDITION if the asset was deleted, ABORTED if its visibility changed, and
+        QUOTA_EXCEEDED."""
         if asset.state != "pending":
             return asset
         if asset.deleted_at:
@@ -317,7 +317,7 @@ class Verifier:
 
 
 async def _make_ready(m: Mutation, asset: LockedAsset, found: Verified) -> LockedAsset:
-    """Lets a PENDING asset show what was found. Returns its new row."""
+    """Writes the findings to a PENDING asset's row, and READY. Returns the new row."""
     facts = found.facts
     source_type, short = credentials.kept(asset, facts, found.credentials)
     row = await states.advance(
@@ -341,7 +341,7 @@ async def _make_ready(m: Mutation, asset: LockedAsset, found: Verified) -> Locke
 
 
 async def reject(m: Mutation, asset: LockedAsset, refused: Refused) -> LockedAsset:
-    """Makes a PENDING asset REJECTED. Returns its row as it is now, changed or not."""
+    """Makes a PENDING asset REJECTED. Returns its current row, changed or not."""
     row = await states.advance(
         m,
         rules.ASSET_STATES,
@@ -358,7 +358,7 @@ async def reject(m: Mutation, asset: LockedAsset, refused: Refused) -> LockedAss
 
 
 def key_of(asset: Asset, sha256: str = "") -> str:
-    """A new key for the asset's bytes, where its visibility wants them; with their hash in it, if
+    """Returns a new key for the asset's bytes that fits its visibility, with their hash in it if
     that is known."""
     unique = content_name(sha256) if sha256 else str(new_id())
     return rules.object_key(

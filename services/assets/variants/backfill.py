@@ -1,4 +1,4 @@
-"""Backfills: starting, following and cancelling them."""
+"""BackfillService: starts, shows and cancels backfills."""
 
 from uuid import UUID
 

@@ -21,8 +21,8 @@ class Backfill(JobRow):
     created_by: str
     presets: list[str]
     kinds: list[str]
-    reached: UUID  # images up to this id were looked at
-    total: int | None  # images to look at, once they were counted
+    reached: UUID  # images up to this id were examined
+    total: int | None  # images to examine, once they were counted
     examined: int
     made: int
     failed: int

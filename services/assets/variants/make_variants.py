@@ -1,5 +1,5 @@
-"""The job of a rendition: fetch the original, make what is asked for, store it, then let the rows
-show it."""
+"""The job of a rendition: fetches the original, makes and stores the variants, then points their
+rows at the stored objects."""
 
 import asyncio
 import shutil
@@ -25,7 +25,7 @@ from shared.storage import ObjectNotFound, Storage
 
 @dataclass(slots=True)
 class _Key:
-    """Where a variant's bytes lie."""
+    """The storage key of a variant."""
 
     preset: str
     storage_key: str
@@ -56,7 +56,7 @@ _COUNT_FOR_BACKFILL = Command("""
     UPDATE backfills SET made = made + %(made)s::int, failed = failed + 1 - %(made)s::int,
         updated_at = now() WHERE id = %(id)s
 """)
-# The states of a job and of the variants that it makes, but for those that are READY.
+# By the state of a job, the state of its variants; those of a job that is done are READY already.
 _VARIANT_STATES = {
     "running": "processing",
     "pending": "pending",
@@ -105,7 +105,7 @@ class VariantMaker:
     async def _store(
         self, attempt: Attempt[Rendition], asset: Asset, made: Sequence[imaging.Variant]
     ) -> Outcome[Rendition]:
-        """Stores what was made. Returns what else the end of the job does."""
+        """Stores the variants. Returns the outcome, which points their rows at the objects."""
         stored: dict[str, imaging.Variant] = {}
         try:
             for variant in made:
@@ -115,7 +115,7 @@ class VariantMaker:
                     key, variant.path, content_type=variant.mime_type, sha256=variant.sha256
                 )
         except BaseException:
-            # Also when cancelled, because somebody asked for it or another attempt has the row.
+            # Also on cancellation: somebody asked for it, or another attempt has the row.
             await asyncio.shield(self._storage.delete(list(stored)))
             raise
         replaced: list[str] = []
@@ -139,7 +139,7 @@ class VariantMaker:
 
 
 def _key(asset: Asset, variant: imaging.Variant, token: UUID) -> str:
-    """Keys hold the attempt, so that two attempts never write the same object."""
+    """Returns a key with the attempt in it, so that two attempts never write the same object."""
     unique = f"{variant.name}-{variant.sha256[:16]}-{token}.{variant.format}"
     return rules.object_key(
         asset.owner,
@@ -152,7 +152,7 @@ def _key(asset: Asset, variant: imaging.Variant, token: UUID) -> str:
 
 
 async def _show(m: Mutation, asset_id: UUID, stored: Mapping[str, imaging.Variant]) -> list[str]:
-    """Points the rows at the stored objects. Returns the keys they pointed at before."""
+    """Points the rows at the stored objects. Returns the keys that they pointed at before."""
     asset = await asset_rows.lock(m, asset_id)
     if not all(belongs(key, asset) for key in stored):
         raise attempts.JobFailed("MOVED", "the asset's visibility changed meanwhile", final=False)
@@ -177,7 +177,7 @@ async def _show(m: Mutation, asset_id: UUID, stored: Mapping[str, imaging.Varian
 
 
 async def _follow(m: Mutation, job: Rendition) -> None:
-    """Keeps the variants' states in step with their job's, and counts what a backfill has made."""
+    """Keeps the variants' states in step with their job's, and counts the images of a backfill."""
     if job.backfill_id and job.state in ("done", "failed", "cancelled"):
         await m.run(_COUNT_FOR_BACKFILL, {"id": job.backfill_id, "made": int(job.state == "done")})
     state = _VARIANT_STATES.get(job.state)

@@ -1,5 +1,5 @@
-"""Presets: which variants there can be, and which are made at once for which kinds. The rest is
-made when asked for."""
+"""Presets: which variants there can be, and which are made at once for which kinds. The others are
+made on demand."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from shared.rpc import errors
 from shared.settings import Settings
 
 _DEFAULT_NAMES = tuple(preset.name for preset in DEFAULT_PRESETS)
-# Somebody looks at a photograph in every size. What a service made is mostly looked at in lists; it
-# is shown, or put into a document, by few, who ask for what they need.
+# Photographs are looked at in every size. What a service made is mostly looked at in lists; the few
+# callers that show it, or put it into a document, ask for the presets that they need.
 _EAGER: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(rules.KIND_ROLES, _DEFAULT_NAMES),
     **dict.fromkeys(rules.SERVICE_KINDS, ("thumb",)),
@@ -27,8 +27,8 @@ class Presets:
 
     @classmethod
     def of(cls, settings: Settings) -> "Presets":
-        """The default presets with what the operator added or changed. ValueError for a kind or
-        preset that isn't."""
+        """Returns the default presets with what the operator added or changed. Raises ValueError
+        for an unknown kind or preset."""
         added = [Preset(**preset.model_dump()) for preset in settings.variant_presets]
         by_name = {preset.name: preset for preset in (*DEFAULT_PRESETS, *added)}
         for kind, names in settings.eager_variants.items():
@@ -45,7 +45,7 @@ class Presets:
         return cls(by_name, {**_EAGER, **settings.eager_variants})
 
     def check(self, named: Mapping[str, str]) -> None:
-        """INVALID_ARGUMENT for the first (field path, name) whose name isn't a preset."""
+        """Raises INVALID_ARGUMENT for the first (field path, name) whose name isn't a preset."""
         for path, name in named.items():
             if name not in self.by_name:
                 raise errors.invalid(

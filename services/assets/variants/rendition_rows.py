@@ -16,7 +16,7 @@ from shared.imaging import Reason
 
 TASK = "make_variants"
 QUEUE = "images"
-# The original is at fault, so that trying again with the same bytes changes nothing.
+# The original is at fault: a retry with the same bytes changes nothing.
 UNDECODABLE = (str(Reason.CORRUPT), str(Reason.NOT_SUPPORTED), str(Reason.TYPE_NOT_ALLOWED))
 
 
@@ -61,11 +61,11 @@ async def plan(
     for_others: bool = False,
     backfill_id: UUID | None = None,
 ) -> UUID | None:
-    """Writes down that presets of a READY image are to be made. Returns the rendition that shall
-    make them, None if there is nothing to do.
+    """Writes PENDING variants of a READY image, and the rendition that is to make them. Returns the
+    rendition's id, or None if there is nothing to do.
 
-    Those already on their way are left; of those that came to an end, the ones in a state of
-    `again` are made again.
+    Variants that are being made are left alone; those that ended are made again if their state is
+    in `again`. The caller enqueues or runs the rendition.
     """
     whose = {"owner": m.owner, "asset_id": asset.id}
     ids = [new_id() for _ in presets]
@@ -99,7 +99,8 @@ async def ask(
     again: Sequence[str] = ("ready", "failed"),
     for_others: bool = False,
 ) -> list[Variant]:
-    """`plan`, and the job that does it. Returns all the asset's variants."""
+    """Plans the variants as `plan` does, and enqueues the rendition. Returns all variants of the
+    asset."""
     rendition = await plan(m, asset, presets, again=again, for_others=for_others)
     if rendition:
         await queue.enqueue(m, TASK, QUEUE, rendition, priority=priority)

@@ -1,4 +1,4 @@
-"""Variants: reading them, having them made when somebody asks, making them again."""
+"""VariantService: reads variants, has them made on demand, and makes them again."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,14 +20,14 @@ from shared.rpc import auth, errors
 from shared.rpc.server import Context
 
 _PRIORITY_FOR_OTHERS = (jobs.FRESH + jobs.BACKFILL) // 2
-# Renditions of one owner that others wait for: owners of public images aren't to be flooded.
+# Renditions of one owner's images that others may wait for: it keeps them from flooding the owner.
 _MOST_FOR_OTHERS = 20
 _LONGEST_WAIT_SECONDS = 20.0
 
 
 @dataclass(slots=True)
 class VariantOfAsset(Variant):
-    """A variant, with what it depends on of its asset."""
+    """A variant, with the time at which its asset was deleted."""
 
     deleted_at: datetime | None
 
@@ -75,7 +75,7 @@ def _refuse_unless_image(asset: Asset) -> None:
 
 
 class OnDemand:
-    """Variants that are made because somebody asks for them."""
+    """Makes variants on demand."""
 
     def __init__(self, db: Database, queue: jobs.JobQueue, presets: Presets) -> None:
         self._db = db
@@ -83,11 +83,11 @@ class OnDemand:
         self._presets = presets
 
     async def get(self, asset_id: UUID, preset: str, field: str) -> VariantOfAsset:
-        """The variant's row, with `deleted_at` of its asset. If there was none, there is one now,
+        """Returns the variant's row, with `deleted_at` of its asset. If there is none, writes one,
         and its job.
 
-        NOT_FOUND, INVALID_ARGUMENT on `field`, FAILED_PRECONDITION and OVERLOADED as GetVariant
-        says.
+        Raises NOT_FOUND, INVALID_ARGUMENT on `field`, FAILED_PRECONDITION and OVERLOADED as
+        GetVariant says.
         """
         row = await self._db.first(_SELECT_VARIANT, {"id": asset_id, "preset": preset})
         if row is None:
@@ -98,13 +98,13 @@ class OnDemand:
             await self._start(asset, preset)
             row = await self._db.first(_SELECT_VARIANT, {"id": asset_id, "preset": preset})
         if row is None:
-            raise errors.not_found("asset", asset_id)  # it went meanwhile
+            raise errors.not_found("asset", asset_id)  # purged meanwhile
         return row
 
     async def finished(
         self, asset_id: UUID, preset: str, field: str, seconds: float
     ) -> VariantOfAsset:
-        """The row once it is READY or FAILED, or as it is after `seconds`."""
+        """Returns the row once it is READY or FAILED, or as it is after `seconds`."""
 
         async def read() -> VariantOfAsset:
             return await self.get(asset_id, preset, field)
@@ -112,8 +112,8 @@ class OnDemand:
         return await waiting.until_seen(read, lambda row: row.state in ("ready", "failed"), seconds)
 
     async def ready(self, asset_id: UUID, preset: str, seconds: float | None) -> Variant:
-        """For a download: the row of the READY variant. FAILED_PRECONDITION, with RetryInfo if it
-        is still on its way when the time is over; a tenth of it is kept to say so."""
+        """Returns the row of the READY variant, for a download. Raises FAILED_PRECONDITION, with
+        RetryInfo if the variant is still being made after nine tenths of `seconds`, at most 20."""
         wait = (
             _LONGEST_WAIT_SECONDS if seconds is None else min(0.9 * seconds, _LONGEST_WAIT_SECONDS)
         )
@@ -129,8 +129,8 @@ class OnDemand:
         return row
 
     async def _start(self, asset: Asset, preset: str) -> None:
-        """As the asset's owner: of a public asset anybody may have a variant made, once and for
-        all."""
+        """Starts the variant in the tenant context of the asset's owner: anybody may have a variant
+        of a public asset made, once and for all."""
         caller = auth.current()
         for_others = asset.owner != caller.owner
         async with self._db.transaction(asset.owner, caller.actor) as m:
@@ -147,7 +147,7 @@ class OnDemand:
 
 
 async def _refuse_beyond_limit(m: Mutation) -> None:
-    """OVERLOADED if others wait for many variants of the owner already."""
+    """Raises OVERLOADED if others already wait for 20 renditions of the owner's images."""
     if await m.one(_COUNT_FOR_OTHERS, {"owner": m.owner}) >= _MOST_FOR_OTHERS:
         text = (
             "others wait for many variants of this owner right now; nothing was started, try again"
@@ -193,9 +193,8 @@ class VariantService(variant_pb2_grpc.VariantServiceServicer):
         if not rows and await self._db.first(_SELECT_ASSET_ID, {"id": asset_id}) is None:
             raise errors.not_found("asset", asset_id)
         shown = [self._shown(row, request.include_urls) for row in rows]
-        if fetched := [
-            variant.size_bytes for variant in shown if variant.url
-        ]:  # a page shows one of them
+        if fetched := [variant.size_bytes for variant in shown if variant.url]:
+            # A page shows one of them.
             self._urls.meter.issued(rows[0].owner, "", max(fetched))
         return pb.ListVariantsResponse(variants=shown)
 

@@ -1,10 +1,9 @@
-"""The job of a backfill: it makes presets of the images that are already there, and walks over all
-owners' images for that.
+"""The job of a backfill: walks over all owners' images, and makes presets that they lack.
 
-A backfill takes one image at a time and one slot of a worker. It gives the slot back whenever a
-fresh job waits, and after a few hundred images, so that the queue decides anew; the row holds how
-far it is. What it makes of an image is an ordinary rendition that never stands in the queue: the
-walk runs it, and after a crash finishes it first.
+A backfill works on one image at a time, in one slot of a worker. It gives the slot back whenever a
+fresh job waits, and after 500 images, so that the queue decides anew; its row says how far it is.
+What an image lacks is an ordinary rendition that is not enqueued: the walk runs it, and after a
+crash finishes it first.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from shared.background.attempts import Attempt, Outcome
 from shared.database.db import Database, Mutation
 from shared.database.rows import Command, Statement
 
-_PAGE = 200  # images looked at in one statement
+_PAGE = 200  # images examined in one statement
 _STRETCH = 500  # images made before the queue decides anew
 
 
@@ -75,7 +74,7 @@ _SELECT_UNFINISHED = Statement(
 
 
 class Walk:
-    """The job of a backfill: a stretch of the walk, again and again until there is nothing left."""
+    """Runs the job of a backfill: stretches of the walk, until there is nothing left."""
 
     def __init__(
         self, db: Database, queue: jobs.JobQueue, maker: VariantMaker, presets: Presets
@@ -95,7 +94,7 @@ class Walk:
     async def _stretch(
         self, again: list[jobs.TryAgain], attempt: Attempt[Backfill]
     ) -> Outcome[Backfill]:
-        """Makes what the next images lack. Adds to `again` if there are more."""
+        """Makes the presets that the next images lack. Adds to `again` if there are more images."""
         job = attempt.row
         if unknown := [name for name in job.presets if name not in self._presets.by_name]:
             raise attempts.JobFailed("PRESET_UNKNOWN", f"{unknown[0]} is no longer a preset")
@@ -112,7 +111,7 @@ class Walk:
         return Outcome({}, to="pending")
 
     async def _walk(self, attempt: Attempt[Backfill]) -> bool:
-        """True at the end of the walk, False if it should go on after others."""
+        """Returns True at the end of the walk, False if other jobs are to run before it goes on."""
         reached, examined, made = attempt.row.reached, 0, 0
         while rows := await self._db.system_all(_SELECT_IMAGES, self._next(attempt.row, reached)):
             for row in rows:
@@ -165,8 +164,8 @@ class Walk:
             raise attempts.Superseded
 
     async def _take(self, attempt: Attempt[Backfill], row: _Image, examined: int) -> UUID | None:
-        """Moves on to the image and plans what it lacks, in one transaction, so that a crash loses
-        neither."""
+        """Records that the walk reached the image, and plans the presets that it lacks, in one
+        transaction, so that a crash loses neither. Returns the rendition, or None."""
         async with self._db.transaction(row.owner) as m:
             await self._note(m, attempt, row.id, examined)
             asset = await m.first(_LOCK_ASSET, {"id": row.id, "owner": row.owner})
@@ -177,7 +176,7 @@ class Walk:
             )
 
     async def _ended(self, m: Mutation, job: Backfill) -> None:
-        """A walk that is cancelled, or can't go on, leaves the image in hand to the queue."""
+        """Enqueues the unfinished rendition of a walk that was cancelled or failed."""
         if job.state in ("cancelled", "failed"):
             for rendition in await m.all(_SELECT_UNFINISHED, {"backfill_id": job.id}):
                 await self._queue.enqueue(
