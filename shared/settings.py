@@ -324,7 +324,10 @@ class Settings(BaseSettings):
     )
     prices_file: Path | None = Field(
         None,
-        description="prices of stores, in the form of services/assets/prices.yaml; empty: that one",
+        description=(
+            "prices of stores, in the form of services/assets/accounting/prices.yaml; empty: that"
+            " one"
+        ),
     )
 
     # The other services, as this one reaches them
