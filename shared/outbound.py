@@ -43,10 +43,10 @@ Network = IPv4Network | IPv6Network
 Resolve = Callable[[str], Awaitable[Sequence[Address]]]
 
 MAX_URL = 2000
-EXCERPT_BYTES = 1000  # of the answer to a POST; the rest is not read
-_EXCERPT_SECONDS = 1.0  # for these bytes, after the head of the answer
+EXCERPT_BYTES = 1000  # read from the answer to a POST; the rest is not read
+_EXCERPT_SECONDS = 1.0  # to read them, after the head of the answer
 _CONNECT_SECONDS = 5.0
-_HEAD_BYTES = 64 * 1024  # of an answer's head, including all 1xx answers before it
+_HEAD_BYTES = 64 * 1024  # the largest head of an answer, including all 1xx answers before it
 # A file may arrive in 1000 pieces, plus one per 256 bytes.
 _PIECES, _PIECE_BYTES = (
     1000,

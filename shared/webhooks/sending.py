@@ -31,7 +31,7 @@ from shared.webhooks.signing import signed_headers
 AT_ONCE = 4  # deliveries to one endpoint
 OF_OWNER = 4  # endpoints of one owner
 RUNNERS = 64
-_ROUNDS = 100  # of claims; then another endpoint gets the runner
+_ROUNDS = 100  # claims per runner; then another endpoint gets it
 _FACTOR = 4
 _LONGEST_PAUSE_SECONDS = 8 * 3600.0
 _GONE = 410
