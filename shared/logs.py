@@ -1,9 +1,8 @@
-"""Log lines that can't fail what they tell of: a JSON object each, on a standard error that takes
-whatever comes.
+"""Writes log lines, a JSON object each, to a standard error that never raises.
 
-No call, job, start or shutdown may end because a disk is full, a pipe is closed or unread, or the
-`repr` of a value raises. What can't be written is lost and counted, and the next line that can be
-written says how many were.
+No call, job, start or shutdown may fail because a disk is full, a pipe is closed or unread, or the
+`repr` of a value raises. A line that can't be written is lost and counted, and the next line that
+can be written is preceded by one with the number of lost lines.
 """
 
 import contextlib
@@ -29,17 +28,16 @@ _LONGEST_LINE = 32_768
 _WAIT_MILLISECONDS = 100
 _WAIT_APART_SECONDS = 1.0
 _SECRET_WORDS = ("password", "token", "secret", "authorization", "signature", "dsn")
-_ENCODER = json.JSONEncoder(
-    default=repr, allow_nan=False
-)  # json.dumps would make one for every line
+# json.dumps would make an encoder for every line.
+_ENCODER = json.JSONEncoder(default=repr, allow_nan=False)
 
 
 class LogStream(io.TextIOBase):
-    """Standard output (1) or standard error (2), which never raises and hardly waits.
+    """Standard output (1) or standard error (2) as a stream that never raises and hardly waits.
 
-    A full pipe or a stopped terminal is waited for once a second at most, and then for 0.1 s:
-    enough for a reader that is only slow, and an event loop lives with it if there is none.
-    `tell(lost)` makes the line that says how many lines were lost.
+    It waits for a full pipe or a stopped terminal at most once a second, and then for 0.1 s: that
+    is enough for a slow reader, and an event loop can bear it if there is no reader. `tell(lost)`
+    makes the line that says how many lines were lost.
     """
 
     encoding = "utf-8"
@@ -51,9 +49,9 @@ class LogStream(io.TextIOBase):
         self.lost = 0
         self._untold = 0
         self._tell = tell
-        self._ended = True  # what was written last ends with a line break
+        self._ended = True  # True if the last byte written was a line break
         self._patient_from = 0.0
-        # Reentrant: a finaliser or a signal handler that runs in the middle of a write may write,
+        # The lock is reentrant: a finaliser or signal handler that runs during a write may write
         # too.
         self._lock = threading.RLock()
         self._descriptor = _descriptor(number)
@@ -89,7 +87,8 @@ class LogStream(io.TextIOBase):
                 self._ended = data[sent - 1 : sent] == b"\n"
 
     def _waited(self) -> bool:
-        """Whether the reader made room, if it is time to wait for that."""
+        """Waits for the reader unless it did so less than a second ago; returns whether there is
+        room."""
         now = time.monotonic()
         if now < self._patient_from:
             return False
@@ -108,16 +107,17 @@ class LogStream(io.TextIOBase):
         return self._descriptor
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Does nothing, since nothing is buffered."""
 
     def close(self) -> None:
-        """Stays open: what is said last is said while everything else is closed."""
+        """Does nothing: the last messages are written while everything else is closed."""
 
 
 def _descriptor(number: int) -> int:
-    """Writes to the file of a standard descriptor, and doesn't wait for its reader."""
+    """Returns a non-blocking descriptor for the file of a standard descriptor."""
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
-        # One that is closed is nowhere from now on: what is opened later must not get its number.
+        # A closed standard descriptor becomes /dev/null, so that no file opened later gets its
+        # number.
         pass
     if (sys.stdout, sys.stderr)[number - 1] is None:
         return null
@@ -126,7 +126,7 @@ def _descriptor(number: int) -> int:
         if stat.S_ISREG(os.fstat(number).st_mode):
             return number
         try:
-            # Opened anew: whether writing waits belongs to what was opened, which a shell or
+            # The file is opened again: O_NONBLOCK belongs to the open file, which a shell or
             # another program shares.
             return os.open(
                 f"/dev/fd/{number}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
@@ -137,7 +137,7 @@ def _descriptor(number: int) -> int:
 
 
 def keep_stderr(tell: Callable[[int], str] | None = None) -> LogStream:
-    """Makes standard error of this process a LogStream, for all that is written to `sys.stderr`."""
+    """Replaces this process's `sys.stderr` by a LogStream and returns it."""
     stream = LogStream(2, tell) if tell else LogStream(2)
     sys.stderr = stream
     sys.__stderr__ = stream  # type: ignore[misc, assignment]  # what Python itself says at its end goes there
@@ -145,8 +145,8 @@ def keep_stderr(tell: Callable[[int], str] | None = None) -> LogStream:
 
 
 def set_up(service: str) -> tuple[LogStream, LogStream]:
-    """For a process whose two outputs are logs: returns them. What the standard library's loggers
-    and its warnings say becomes lines of standard error."""
+    """Makes both outputs of this process LogStreams and returns them. Messages of the standard
+    library's loggers and warnings become lines of standard error."""
 
     def tell(lost: int) -> str:
         return line(service, "warning", {"event": "log lines were lost", "lost": lost})
@@ -154,7 +154,7 @@ def set_up(service: str) -> tuple[LogStream, LogStream]:
     out, err = LogStream(1, tell), keep_stderr(tell)
     sys.stdout = out
     sys.__stdout__ = out  # type: ignore[misc, assignment]
-    for number, stream in ((1, out), (2, err)):  # for what libraries in C write, and for children
+    for number, stream in ((1, out), (2, err)):  # for C libraries and for child processes
         with contextlib.suppress(OSError):
             os.dup2(stream.fileno(), number)
     logging.basicConfig(level=logging.WARNING, handlers=[LineHandler(service, err)], force=True)
@@ -163,7 +163,8 @@ def set_up(service: str) -> tuple[LogStream, LogStream]:
 
 
 class LineHandler(logging.Handler):
-    """Lines of the standard library's loggers. A record's `fields` stand beside its text."""
+    """Writes records of the standard library's loggers as lines. A record's `fields` are added to
+    its text."""
 
     def __init__(self, service: str, stream: LogStream) -> None:
         super().__init__()
@@ -173,15 +174,15 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
-        except Exception:  # the arguments don't fit the text, or can't be shown
+        except Exception:  # the arguments don't match the text, or their repr raises
             text = f"{_plain(record.msg, _LONGEST_VALUE)} % {_plain(record.args, _LONGEST_VALUE)}"
         event = {"event": text, "exc_info": record.exc_info, **getattr(record, "fields", {})}
         self._stream.write(line(self._service, record.levelname.lower(), event))
 
 
 def line(service: str, level: str, event: dict[str, Any]) -> str:
-    """A line with its break. Never raises: a value that can't be shown is replaced, one that is too
-    long is cut."""
+    """Returns a log line with its line break. Never raises: replaces values that can't be shown and
+    cuts values that are too long."""
     try:
         return _line(service, level, event)
     except Exception as error:
@@ -214,13 +215,14 @@ def _now() -> str:
     return datetime.now(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
-@functools.cache  # names are those in our own source: a few dozen
+@functools.cache  # names come from our own source: a few dozen
 def _is_secret(name: str) -> bool:
     return any(word in name.lower() for word in _SECRET_WORDS)
 
 
 def _exception(given: Any) -> str:
-    """The traceback of an exception, of a triple, or (True) of the exception being handled."""
+    """Returns the traceback of an exception, of an exc_info triple, or (for True) of the exception
+    being handled."""
     kind: type[BaseException] | None
     error: BaseException | None
     trace: TracebackType | None
@@ -232,7 +234,7 @@ def _exception(given: Any) -> str:
 
 
 def _plain(value: Any, most: int) -> Any:
-    """The value itself if it can be encoded and is short, else its text, cut to about `most`
+    """Returns the value if it can be encoded and is short, else its text, cut to about `most`
     characters."""
     with contextlib.suppress(Exception):
         if len(_ENCODER.encode(value)) <= most:
@@ -244,7 +246,7 @@ def _plain(value: Any, most: int) -> Any:
 
 
 def _shortened(value: str | bytes, most: int) -> str:
-    """Beginning and end: a traceback says most in its last lines."""
+    """Returns the value's beginning and end: a traceback's last lines say most."""
     left_out = len(value) - most
     if left_out <= 0:
         return value if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""What the four services' `__main__` have in common: the three commands, the storage, the worker's
+"""The shared part of the four services' `__main__`: the three commands, the storage, the worker's
 side tasks."""
 
 import asyncio
@@ -26,15 +26,15 @@ from shared.storage import Storage, open_disk, open_s3, read_secret
 _USAGE = "usage: python -m services.{name} serve | work | migrate   (settings: `atelier settings`)"
 _HOUSEKEEPING_SECONDS = 600.0
 _STOP_SECONDS = 12.0
-_NICENESS = 5  # somebody waits for a call, and nobody for a worker
+_NICENESS = 5  # calls have priority: somebody waits for them, and nobody for a worker
 _log = structlog.get_logger("main")
 
 Command = Callable[[str, Settings], Coroutine[Any, Any, None]]
 
 
 def run(name: str, *, service: server.Opener, work: Command, arguments: Sequence[str]) -> None:
-    """Runs the command named on the command line. Exit status 2: usage or a setting; 1: it could
-    not start."""
+    """Runs the command named on the command line. Exits with status 1 and one line if the usage is
+    wrong or the command can't start. Raises pydantic.ValidationError for a wrong setting."""
     if len(arguments) != 1 or arguments[0] not in ("serve", "work", "migrate"):
         sys.exit(_USAGE.format(name=name))
     settings = load(name)
@@ -65,9 +65,8 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
     """Runs the background work of some services in this process until SIGTERM or SIGINT."""
     os.nice(_NICENESS)
     if sys.platform == "linux":
-        os.sched_setscheduler(
-            0, os.SCHED_BATCH, os.sched_param(0)
-        )  # and it takes no processor from who serves one
+        # A batch process doesn't preempt processes that serve calls.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     _, first, _ = workers[0]
     telemetry.serve_metrics(first.host, first.worker_metrics_port, 1)
     tasks = [asyncio.create_task(work(name, settings)) for name, settings, work in workers]
@@ -81,8 +80,8 @@ async def run_workers(workers: Sequence[tuple[str, Settings, Command]]) -> None:
         task.cancel()
     ended, stuck = await asyncio.wait(tasks, timeout=_STOP_SECONDS)
     if stuck:
-        # What waits for a database that is gone would wait for ever, and join the next suite.
-        # Leases take it from here.
+        # A task that waits for a database that is gone would wait for ever, and then work in the
+        # next suite. After the leases expire, other workers take over its jobs.
         _log.error("work did not end in time; leaving it", seconds=_STOP_SECONDS)
         os._exit(1)
     faults = [error for task in ended if not task.cancelled() and (error := task.exception())]
@@ -97,8 +96,8 @@ async def work(
     types: webhooks.EventTypes,
     *endless: Coroutine[Any, Any, None],
 ) -> None:
-    """A service's background: its queue, the sequencer of its events, the webhooks that follow
-    them, the pruning of what is kept for a time, and what else it does without end."""
+    """Runs a service's background work: its queue, the sequencer of its events, its webhooks, the
+    pruning of rows past their retention, the job metrics, and the coroutines `endless`."""
     await database.open()
     try:
         async with asyncio.TaskGroup() as group:

@@ -1,19 +1,18 @@
-"""The only way out of the suite to addresses that callers name: webhooks, imports by URL.
+"""Makes all HTTP requests to URLs that callers name: webhooks, imports by URL.
 
     async with Outbound(settings) as out:
         await out.check_url(url)                                             when it is saved
         answer = await out.post(url, body, headers, timeout=10)              when it is used
         fetched = await out.fetch(url, path, max_bytes=..., timeout=60)
 
-What counts is the address that is connected to. A backend below the HTTP client resolves the name
-itself, judges every address, and connects to one of those that it judged: a name that points
-elsewhere a moment later gains nothing. The name stays in SNI and Host. There are no redirects,
-proxies, cookies, kept connections or unpacking here, so nothing in an answer can lead the client
-on.
+The address that is connected to decides. A backend below the HTTP client resolves the name, checks
+every address, and connects to one of the checked ones, so a name that points elsewhere a moment
+later (DNS rebinding) gains nothing. SNI and Host keep the name. There are no redirects, proxies,
+cookies, kept connections or decompression, so an answer can't lead the client elsewhere.
 
-A name with several addresses is refused if any of them is: one that points outside and inside is
-broken or meant ill, and to pick the good ones would only hide it. What a caller is told never says
-whether a refused name exists.
+A name with several addresses is refused if any of them is refused: a name that points both outside
+and inside is broken or malicious, and picking the good addresses would hide that. A refusal never
+reveals whether the name exists.
 """
 
 import asyncio
@@ -44,19 +43,20 @@ Network = IPv4Network | IPv6Network
 Resolve = Callable[[str], Awaitable[Sequence[Address]]]
 
 MAX_URL = 2000
-EXCERPT_BYTES = 1000  # of what a receiver answers to a POST; the rest is not read
-_EXCERPT_SECONDS = 1.0  # for these bytes, after the head of the answer
+EXCERPT_BYTES = 1000  # read from the answer to a POST; the rest is not read
+_EXCERPT_SECONDS = 1.0  # to read them, after the head of the answer
 _CONNECT_SECONDS = 5.0
-_HEAD_BYTES = 64 * 1024  # of an answer, with all 1xx before it
+_HEAD_BYTES = 64 * 1024  # the largest head of an answer, including all 1xx answers before it
+# A file may arrive in 1000 pieces, plus one per 256 bytes.
 _PIECES, _PIECE_BYTES = (
     1000,
     256,
-)  # a file may come in so many pieces, and in one more for so many bytes
-_SILENT_SECONDS = 10.0  # a file's server may pause for so long
-_SLOWEST = 10_000  # bytes a second, on average, after the time for a connection and a pause
-# Threads, begun when they are needed; the event loop's own few must not wait for somebody's slow
-# name server. A thread waits longer than the attempt that asked, so that there are more of them
-# than webhooks are sent at once.
+)
+_SILENT_SECONDS = 10.0  # the longest pause of a file's server
+_SLOWEST = 10_000  # least average bytes per second, after the time for a connection and a pause
+# Threads, started when needed; the event loop's own few must not wait for a slow name server. A
+# thread may wait longer than the attempt that started it, so there are more threads than concurrent
+# webhooks.
 _RESOLVERS = 512
 _MOST_TRIED = 4  # addresses of one name
 
@@ -67,7 +67,7 @@ _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@%\\]+)(?::(?P<port
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
-# Where no public server lives: this network, private, shared by a carrier, loopback, link-local
+# Networks without public servers: this network, private, carrier-grade NAT, loopback, link-local
 # (with the clouds' metadata), protocol assignments, documentation, 6to4 relays, benchmarks,
 # multicast, reserved, broadcast.
 _BLOCKED_V4 = [
@@ -91,17 +91,17 @@ _BLOCKED_V4 = [
         "168.63.129.16/32",  # a cloud's metadata at a public address
     )
 ]
-# Of IPv6 only what is given out as global, without protocol assignments (Teredo among them),
+# For IPv6, only the global unicast range is allowed, without protocol assignments (such as Teredo),
 # documentation and 6to4.
 _GLOBAL_V6 = IPv6Network("2000::/3")
 _BLOCKED_V6 = [
     IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 ]
-# An IPv4 address in the last 32 bits, which is where the packet goes.
+# These hold an IPv4 address in the last 32 bits, to which the packet goes.
 _CARRIES_V4 = [IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96")]
 
-# Ports of other protocols, to which an HTTP request might be made to mean something. Below 1024
-# only HTTP's own pass.
+# Ports of other protocols, in which a crafted HTTP request might have a meaning. Below 1024 only
+# HTTP's own ports are allowed.
 _OTHER_PROTOCOLS = {
     1080,
     1433,
@@ -153,13 +153,13 @@ _NOT_PUBLIC = (
 
 
 class OutboundRefused(Exception):
-    """A URL that is not called. The text is for the caller who named it."""
+    """The URL may not be called. The text is for the caller who named it."""
 
 
 @dataclass
 class OutboundFailed(Exception):
-    """It was called, or tried to. `error_class`: CONNECT, TLS, TIMEOUT, PROTOCOL, TOO_LARGE,
-    STATUS; `text` is for the caller; `status` is the answer's, 0 without one."""
+    """The request failed. `error_class`: CONNECT, TLS, TIMEOUT, PROTOCOL, TOO_LARGE, STATUS; `text`
+    is for the caller; `status` is that of the answer, 0 without one."""
 
     error_class: str
     text: str
@@ -171,8 +171,8 @@ class OutboundFailed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a receiver said. `excerpt`: the first bytes of its body. `retry_after`: for how many
-    seconds from now on it asks to be left alone; 0: it doesn't."""
+    """A receiver's answer. `excerpt`: the first bytes of its body. `retry_after`: the pause in
+    seconds that it asks for; 0 for none."""
 
     status: int
     excerpt: bytes
@@ -181,8 +181,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was written to the path. `content_type` is what the server claims, in lower case,
-    without parameters."""
+    """The facts about a fetched file. `content_type` is the server's claim, in lower case, without
+    parameters."""
 
     size: int
     sha256: str
@@ -191,7 +191,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Target:
-    """A URL in its parts; `host` is a lower-case ASCII name or the one spelling of an address."""
+    """The parts of a URL; `host` is a lower-case ASCII name or an address in canonical form."""
 
     scheme: str
     host: str
@@ -207,8 +207,8 @@ class Target:
 
 
 def parse_url(url: str, *, https_only: bool = False) -> Target:
-    """Raises OutboundRefused for what isn't spelled plainly, so that no two readers of it can
-    differ."""
+    """Parses a URL. Raises OutboundRefused for any unusual spelling that two parsers might read
+    differently."""
     if len(url) > MAX_URL:
         raise OutboundRefused(f"the URL is longer than {MAX_URL} characters")
     found = _URL.fullmatch(url)
@@ -256,7 +256,7 @@ def _host(text: str) -> str:
         ) from None
     labels = name.split(".")
     if _NUMBER.fullmatch(labels[-1]):
-        # Octal, hexadecimal and short forms mean different addresses to different readers.
+        # Parsers read octal, hexadecimal and short forms as different addresses.
         try:
             return str(IPv4Address(name))
         except ValueError:
@@ -271,8 +271,8 @@ def _host(text: str) -> str:
 
 
 class Rules:
-    """Which addresses may be connected to. `allowed`: networks of the operator's own that are,
-    whatever they are."""
+    """Decides which addresses may be connected to. `allowed` are networks of the operator, which
+    always may."""
 
     def __init__(self, allowed: Iterable[Network] = ()) -> None:
         self._allowed = list(allowed)
@@ -290,7 +290,7 @@ class Rules:
 
 
 class _SystemResolver:
-    """The machine's own resolver, in threads of its own."""
+    """Runs the machine's resolver in separate threads."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_RESOLVERS, thread_name_prefix="resolve")
@@ -307,9 +307,8 @@ class _SystemResolver:
 
 
 class _Connection(httpcore.AsyncNetworkStream):
-    """Bounds what comes before the body: the client bounds each head, but goes through any number
-    of 1xx, and while it does, nothing else in this process runs. `head_left` None: the head is
-    there."""
+    """Bounds the bytes before the body. The client bounds each head, but reads any number of 1xx
+    answers, and meanwhile blocks this process. `head_left` is None once the head has arrived."""
 
     def __init__(self, plain: httpcore.AsyncNetworkStream) -> None:
         self._plain = plain
@@ -343,7 +342,7 @@ class _Connection(httpcore.AsyncNetworkStream):
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    """Below the HTTP client: the only place that opens a connection."""
+    """The network backend of the HTTP client: the only place that opens a connection."""
 
     def __init__(self, rules: Rules, resolve: Resolve) -> None:
         self._rules = rules
@@ -351,8 +350,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
         self._plain = httpcore.AnyIOBackend()
 
     async def addresses(self, host: str) -> Sequence[Address]:
-        """All of the host's. Raises OutboundRefused if there is none, or one that isn't allowed;
-        OSError if the name servers don't answer now."""
+        """Returns all addresses of the host. Raises OutboundRefused if there is none or any isn't
+        allowed; OSError if the name servers don't answer now."""
         try:
             found: Sequence[Address] = [ip_address(host)]
         except ValueError:
@@ -389,7 +388,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
                         )
                     except (httpcore.ConnectError, httpcore.ConnectTimeout):
                         continue
-        except OSError as error:  # TimeoutError among them
+        except OSError as error:  # includes TimeoutError
             raise httpcore.ConnectError from error
         raise httpcore.ConnectError
 
@@ -404,8 +403,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 @functools.cache
 def _trusted(ca_file: Path | None) -> ssl.SSLContext:
-    """The usual authorities and the installation's own. Read once a process: it takes some 15
-    ms."""
+    """Returns a context that trusts the usual authorities and the installation's own. Cached:
+    reading them takes some 15 ms."""
     trusted = ssl.create_default_context(cafile=certifi.where())
     if ca_file:
         trusted.load_verify_locations(ca_file)
@@ -413,8 +412,8 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext:
 
 
 class Outbound:
-    """HTTP to where callers say. `resolve`: who turns names into addresses; by default this
-    machine's resolver."""
+    """An HTTP client for URLs that callers name. `resolve` turns names into addresses; by default
+    this machine's resolver does."""
 
     def __init__(
         self, settings: Settings, *, https_only: bool = False, resolve: Resolve | None = None
@@ -452,8 +451,8 @@ class Outbound:
             self._resolver.close()
 
     async def check_url(self, url: str) -> None:
-        """Whether the URL would be called now. Raises OutboundRefused. A name whose servers don't
-        answer passes: the connection is judged again."""
+        """Raises OutboundRefused if the URL may not be called. Accepts a name whose servers don't
+        answer, since each connection is checked again."""
         target = parse_url(url, https_only=self._https_only)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -464,11 +463,11 @@ class Outbound:
     async def post(
         self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float
     ) -> Answer:
-        """Sends, and reads the beginning of what is answered, whatever its status. Raises
-        OutboundRefused, OutboundFailed. `timeout`: seconds until the head of the answer is there.
+        """Sends a POST and reads the beginning of the answer, whatever its status. Raises
+        OutboundRefused, OutboundFailed. `timeout`: seconds until the answer's head has arrived.
 
-        The head decides. A body that is slow, breaks off or isn't well-formed only makes the
-        excerpt shorter.
+        The head decides. A body that is slow, breaks off or is malformed only makes the excerpt
+        shorter.
         """
         status, retry_after, excerpt = 0, 0.0, bytearray()
         try:
@@ -490,13 +489,14 @@ class Outbound:
         return Answer(status, bytes(excerpt), retry_after)
 
     async def fetch(self, url: str, path: Path, *, max_bytes: int, timeout: float) -> Fetched:
-        """Writes what a GET answers to `path`, which is removed if that fails. Raises
+        """Writes the answer of a GET to `path`, which is removed if that fails. Raises
         OutboundRefused, OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`,
-        TIMEOUT if the server falls silent or trickles, too. `timeout`: seconds for all of it."""
+        TIMEOUT also if the server pauses or is too slow. `timeout`: seconds for the whole
+        transfer."""
         slow_from = asyncio.get_running_loop().time() + _CONNECT_SECONDS + _SILENT_SECONDS
         try:
-            # Also over what the client reads without a word to us: the head, and what stands
-            # between the pieces.
+            # This limit also covers bytes that the client reads without returning them: the head,
+            # and the framing between pieces.
             async with asyncio.timeout_at(slow_from) as pace:
                 async with self._exchange(
                     "GET", url, {}, None, timeout, silent=_SILENT_SECONDS
@@ -572,8 +572,8 @@ class Outbound:
 
 
 def _check_head(response: httpcore.Response, max_bytes: int) -> None:
-    """Raises OutboundFailed unless the body is a file of at most so many bytes, as far as the head
-    says."""
+    """Raises OutboundFailed unless the head announces a file, of at most `max_bytes` if it states a
+    size."""
     if response.status != 200:
         raise OutboundFailed("STATUS", _status_text(response.status), response.status)
     if _header(response, b"content-encoding") not in ("", "identity"):
@@ -590,8 +590,8 @@ def _too_large(max_bytes: int) -> OutboundFailed:
 async def _receive(
     response: httpcore.Response, path: Path, max_bytes: int, arrived: Callable[[int], None]
 ) -> Fetched:
-    """Writes the body to `path`, which is removed if that fails. `arrived`: is told how many bytes
-    there are by now."""
+    """Writes the body to `path`, which is removed if that fails. Calls `arrived` with the number of
+    bytes so far."""
     digest, size, pieces = hashlib.sha256(), 0, 0
     try:
         with path.open("wb") as file:
@@ -600,9 +600,8 @@ async def _receive(
                 pieces += 1
                 if size > max_bytes:
                     raise _too_large(max_bytes)
-                if (
-                    pieces > _PIECES + size // _PIECE_BYTES
-                ):  # each costs as much as thousands of bytes
+                # Each piece costs as much as thousands of bytes.
+                if pieces > _PIECES + size // _PIECE_BYTES:
                     raise OutboundFailed(
                         "PROTOCOL", "the server sends the file in tiny pieces", 200
                     )
@@ -617,8 +616,8 @@ async def _receive(
 
 
 def seconds_to_wait(retry_after: str) -> float:
-    """What a Retry-After header asks for: a number of seconds, or a date. 0 for one that can't be
-    read or is past."""
+    """Returns the seconds that a Retry-After header (seconds or a date) asks for; 0 if it is
+    unreadable or past."""
     if retry_after.isascii() and retry_after.isdecimal():
         return float(retry_after)
     try:
@@ -631,7 +630,7 @@ def seconds_to_wait(retry_after: str) -> float:
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:
-    """Its first value in lower case, '' without one."""
+    """Returns the header's first value in lower case, '' if it is missing."""
     return next(
         (
             value.decode("latin-1").strip().lower()

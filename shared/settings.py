@@ -1,6 +1,6 @@
-"""Every setting of the suite, in one class. `atelier settings` prints this table.
+"""All settings of the suite, in one class. `atelier settings` prints them.
 
-A value is read from `ATELIER_<SERVICE>_<NAME>`, else `ATELIER_<NAME>`, else a file named like the
+A value is read from `ATELIER_<SERVICE>_<NAME>`, else `ATELIER_<NAME>`, else a file named after the
 setting in the directory ATELIER_SECRETS_DIR, else the default.
 """
 
@@ -25,7 +25,7 @@ _FONT_HEADS = (b"\x00\x01\x00\x00", b"OTTO", b"ttcf", b"true")
 
 
 class VariantPreset(BaseModel):
-    """A picture that fits into width x height pixels; see shared.imaging.Preset."""
+    """A variant that fits into width x height pixels; see shared.imaging.Preset."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,13 +38,13 @@ class VariantPreset(BaseModel):
 
 
 def networks(text: str) -> list[IPv4Network | IPv6Network]:
-    """'10.1.0.0/16, fd00::/8' as networks. Raises ValueError."""
+    """Parses networks such as '10.1.0.0/16, fd00::/8'. Raises ValueError."""
     return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def fonts(text: str) -> list[Path]:
-    """'/usr/share/fonts/noto:/srv/House.ttf' as paths. Raises ValueError for what isn't there or
-    has no font in it."""
+    """Parses paths such as '/usr/share/fonts/noto:/srv/House.ttf'. Raises ValueError for a path
+    that doesn't exist or has no font in it."""
     paths = [Path(part) for part in text.split(os.pathsep) if part]
     for path in paths:
         if not path.exists():
@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         ),
     )
 
-    # Out to addresses that callers name: webhooks, imports by URL
+    # Requests to URLs that callers name: webhooks, imports by URL
     outbound_allowed_networks: str = Field(
         "",
         description=(
@@ -330,7 +330,7 @@ class Settings(BaseSettings):
         ),
     )
 
-    # The other services, as this one reaches them
+    # Addresses of the other services
     assets_address: str = Field("127.0.0.1:50051", description="where assets answers")
     conversions_address: str = Field("127.0.0.1:50052", description="where conversions answers")
     pipeline_address: str = Field("127.0.0.1:50053", description="where pipeline answers")
@@ -373,7 +373,7 @@ class Settings(BaseSettings):
 
 
 def load(service: str) -> Settings:
-    """The settings of one service, from the environment. Raises pydantic.ValidationError naming the
+    """Loads one service's settings from the environment. Raises pydantic.ValidationError naming the
     setting."""
 
     class Of(Settings):

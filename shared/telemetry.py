@@ -1,4 +1,4 @@
-"""Logs as JSON lines on standard error, and Prometheus metrics. Set up once per process."""
+"""Logs as JSON lines on standard error, and Prometheus metrics; set up once per process."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,13 @@ from prometheus_client.registry import Collector
 
 from shared import logs
 
-# Figures stay in memory, whatever PROMETHEUS_MULTIPROC_DIR says. Each process serves its own, and a
-# process that counts in a mapped file is ended by SIGBUS when the disk is full. Every metric of
-# ours is made after this line.
+# Metrics stay in memory, whatever PROMETHEUS_MULTIPROC_DIR says. Each process serves its own, and
+# SIGBUS kills a process that counts in a mapped file when the disk is full. Every metric of ours
+# must be created after this line.
 values.ValueClass = values.MutexValue
 
-# A registry of our own: the default one runs collectors (garbage collector, process) that nobody
-# here asked for.
+# A separate registry: the default one has collectors (garbage collector, process) that aren't
+# needed here.
 METRICS = CollectorRegistry()
 CALLS = Counter("atelier_calls", "Finished gRPC calls", ["method", "code"], registry=METRICS)
 SECONDS = Histogram(
@@ -44,8 +44,8 @@ STREAMS = Gauge(
 
 
 class _LostLines(Collector):
-    """Counted by the streams themselves, which must not wait for a lock of somebody who is
-    writing."""
+    """The number of lost log lines. The streams count them, since a stream must not wait for the
+    lock of a metric."""
 
     def __init__(self, streams: Sequence[logs.LogStream]) -> None:
         self._streams = streams
@@ -58,7 +58,7 @@ class _LostLines(Collector):
 
 
 class _Lines:
-    """What structlog writes to. The text is a whole line."""
+    """The logger that structlog writes to. Each text is a whole line."""
 
     def __init__(self, stream: logs.LogStream) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = stream.write
@@ -66,7 +66,7 @@ class _Lines:
 
 def set_up(service: str, level: str) -> None:
     """Routes structlog and the standard library's loggers (libraries) to one JSON line per event.
-    Once per process."""
+    Call it once per process."""
     streams = logs.set_up(service)
     METRICS.register(_LostLines(streams))
 
@@ -82,9 +82,9 @@ def set_up(service: str, level: str) -> None:
 
 
 def serve_metrics(host: str, port: int, processes: int) -> None:
-    """Serves this process's metrics on `port` (0: not at all), or on the next free one: every
-    process of a server has its own, from `port` to `port + processes - 1`. Raises OSError if all
-    are taken."""
+    """Serves this process's metrics on `port` or the next free port; 0 disables them. Each process
+    of a server has its own port, from `port` to `port + processes - 1`. Raises OSError if all are
+    taken."""
     for candidate in range(port, port + processes) if port else ():
         try:
             start_http_server(candidate, addr=host, registry=METRICS)

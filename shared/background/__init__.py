@@ -1,1 +1,1 @@
-"""Work after the answer: jobs, attempts, events, waiting."""
+"""Background work: jobs, attempts, events, waiting."""

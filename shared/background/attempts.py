@@ -1,19 +1,17 @@
-"""One try of a job, fenced: whoever begins last owns the row, and what an earlier try still does
-changes nothing.
+"""Runs one attempt of a job under a fencing token: the latest attempt owns the row, and writes of
+earlier attempts change nothing.
 
-A row that is a job has the columns of `JobRow`. `run` moves it pending -> running -> done / failed
-/ cancelled, writes one `attempts` row per try, and tells watchers of every move in the same
-transaction.
+The row of a job has the columns of `JobRow`. `run` moves it pending -> running -> done / failed /
+cancelled, writes one `attempts` row per attempt and publishes every move in the same transaction.
 
-How a try ends that came to nothing decides what it costs:
+An attempt without a result counts by its cause:
 
-    a fault of the job    counts in `faults`; after `max_attempts` of them the job has failed
-    something passes      a neighbour, the database or the store is away or has no room: costs
-                          nothing. The row says in `waits_for` and `waiting_since` what it waits
-                          for and since when, and is tried again after pauses that grow with the
-                          wait; after ATELIER_JOB_WAIT_HOURS the job has failed
-    its worker vanished   counts in `losses`: nobody can tell whether the job killed it. From the
-                          third on it pauses, after many the job has failed
+    fault   The job itself failed. Counts in `faults`; the job fails after `max_attempts` of them.
+    wait    Another service, the database or the store is unreachable or full. Doesn't count.
+            `waits_for` and `waiting_since` state what the job waits for and since when. Pauses
+            between its attempts grow with the wait; the job fails after ATELIER_JOB_WAIT_HOURS.
+    loss    Its worker disappeared. Counts in `losses`, since the job may have killed the worker.
+            The job pauses from the third loss on and fails after many.
 """
 
 import asyncio
@@ -44,23 +42,23 @@ from shared.rpc import auth, calls, errors
 from shared.rpc.errors import DomainError, Reason
 from shared.storage import StorageError
 
-# In a container every process has the same number.
+# The random part is needed because in containers every process has the same pid.
 WORKER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 CANCEL_POLL_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 60.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0  # of a job that waits
-_PAUSE_OF_WAIT = 0.25  # a pause as a part of the wait so far
-_FREE_LOSSES = 2  # after which a job pauses before its next try
-_MOST_LOSSES = 24  # with their pauses some six minutes in which every worker that takes it dies
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0  # between attempts of a waiting job
+_PAUSE_OF_WAIT = 0.25  # a pause as a fraction of the wait so far
+_FREE_LOSSES = 2  # after these a job pauses before its next attempt
+_MOST_LOSSES = 24  # pauses included, some six minutes in which every worker that claims it dies
 _LONGEST_LOSS_PAUSE_SECONDS = 20.0
-_INSIST_SECONDS = 60.0  # longer than a lease: by then the worker gives up what it holds
+_INSIST_SECONDS = 60.0  # longer than a lease: by then the worker gives up its jobs
 _log = structlog.get_logger("attempts")
 
 
 @dataclass(slots=True)
 class JobRow:
-    """The columns that every table of jobs has. Its row class derives from this one."""
+    """The columns that every table of jobs has. The tables' row classes derive from it."""
 
     id: UUID
     owner: str
@@ -83,11 +81,11 @@ J = TypeVar("J", bound=JobRow)
 
 @dataclass(frozen=True)
 class Kind(Generic[J]):
-    """What a noun's jobs have in common. `publish(m, row)` tells of the row's new state.
+    """How the jobs of one noun run. `publish(m, row)` publishes the row's new state.
 
-    `stamps`: by state, columns that get the time of the move to it. `in_transaction(m, row)` runs
-    after `publish`, within the transaction of a move that no outcome brings: a try begins, comes to
-    nothing or is cancelled.
+    `stamps` maps a state to the columns that get the time of the move to it. `in_transaction(m,
+    row)` runs after `publish`, in the transaction of every move without an outcome: an attempt
+    begins, ends without a result or is cancelled.
     """
 
     table: Table[J]
@@ -103,8 +101,8 @@ class Kind(Generic[J]):
 
 @dataclass
 class JobFailed(Exception):
-    """The work can't be done. `final`: trying again would not help. `error_class` is one of a
-    service's few words."""
+    """The work can't be done. `final` means that a retry would not help. `error_class` is one of
+    the service's few words for errors."""
 
     error_class: str
     message: str
@@ -113,7 +111,7 @@ class JobFailed(Exception):
 
 @dataclass
 class Waits(Exception):
-    """The work can't be done now, through no fault of its own: it waits for `what`, such as
+    """The work can't be done now, without a fault of the job: it waits for `what`, such as
     "assets"."""
 
     what: str
@@ -123,26 +121,26 @@ class Waits(Exception):
 
 @dataclass
 class Outcome(Generic[J]):
-    """What a try achieved: the row's new columns, figures for the attempt, and what else the commit
-    does. `to`: another state than the kind's `done`. `publishes`: `also` publishes the row itself,
-    where something must be published before it."""
+    """The result of an attempt: the row's new columns, figures for the attempt's record, and what
+    else the commit does. `to` replaces the kind's `done` state. With `publishes`, `also` publishes
+    the row itself, because something must be published before it."""
 
     columns: dict[str, Any]
     to: str | None = None
     output_bytes: int = 0
     credits: int = 0
     publishes: bool = False
-    also: Callable[[Mutation, J], Awaitable[None]] | None = None  # within the commit
-    after: Callable[[], Awaitable[None]] | None = None  # once committed
-    undo: Callable[[], Awaitable[None]] | None = (
-        None  # if another try has the row: remove what this one stored
-    )
+    also: Callable[[Mutation, J], Awaitable[None]] | None = None  # runs in the transaction
+    after: Callable[[], Awaitable[None]] | None = None  # runs after the commit
+    # Removes what this attempt stored; runs if nothing was committed: another attempt has the row,
+    # or `also` refused.
+    undo: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass
 class Attempt(Generic[J]):
-    """The try in hand. `row` is the job's row as claimed; `token` fences every write. The rest is
-    for its record, and stands there however the try ends."""
+    """The current attempt. `row` is the job's row as claimed; `token` fences every write. The other
+    fields go into the attempt's record, however the attempt ends."""
 
     row: J
     token: UUID
@@ -152,7 +150,7 @@ class Attempt(Generic[J]):
 
 
 class Superseded(Exception):
-    """Another try has the row now."""
+    """Another attempt owns the row now."""
 
 
 Work = Callable[[Attempt[J]], Awaitable[Outcome[J]]]
@@ -167,8 +165,8 @@ _END_ATTEMPT = Command("""
         output_bytes = %(output_bytes)s, credits = %(credits)s
     WHERE id = %(token)s AND outcome = 'running'
 """)
-# A try of this very process didn't lose its worker: the database was away when it should have
-# ended.
+# An unended attempt of this very process didn't lose its worker: the database was unreachable when
+# the attempt ended.
 _END_UNENDED_ATTEMPTS = Statement(
     str,
     """
@@ -229,8 +227,8 @@ def _select_hold(table: Table[J]) -> Statement[_Hold]:
 
 
 async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
-    """Runs one try of the job whose row is `row_id`, for the owner of that row. A row that is
-    finished or gone is left alone."""
+    """Runs one attempt of the job whose row is `row_id`, for the owner of that row. Does nothing if
+    the row is in a final state or gone."""
     attempt = await _begin(db, kind, UUID(row_id))
     if attempt is None:
         return
@@ -250,7 +248,7 @@ async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
     except Superseded:
         _log.warning("late result discarded", table=kind.table.name, row=row_id)
     except asyncio.CancelledError:
-        if wanted():  # nobody asked this task to end: the work raised it by itself
+        if wanted():  # this task was not cancelled: the work itself raised the error
             await _fail(
                 db,
                 kind,
@@ -273,14 +271,13 @@ async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
                 await _fail(db, kind, attempt, failure)
     finally:
         watching.cancel()
-        watching.add_done_callback(
-            lambda ended: ended.cancelled() or ended.exception()
-        )  # nobody asks for it any more
+        # Retrieves the exception, which asyncio would log otherwise.
+        watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
-    """Waits for the commit of work that is done, whoever asks this task to end meanwhile: the work
-    may have cost money, and its token keeps the commit from another try's row."""
+    """Waits for the commit of finished work even if this task is cancelled meanwhile: the work may
+    have cost money, and its fencing token protects a row that another attempt owns."""
     task = asyncio.ensure_future(finishing)
     while not task.done():
         with suppress(asyncio.CancelledError):
@@ -289,8 +286,8 @@ async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
 
 
 def verdict(error: Exception) -> Waits | JobFailed:
-    """How a try ends that met this error. Refusals and errors of the store need no translation by
-    whoever works."""
+    """Decides how an attempt ends that raised this error. Understands refusals and storage errors,
+    so the work need not translate them."""
     if isinstance(error, JobFailed | Waits):
         return error
     if refusal := errors.passing(error):
@@ -310,7 +307,8 @@ def _class_of(refusal: DomainError) -> str:
 
 
 async def _begin(db: Database, kind: Kind[J], row_id: UUID) -> Attempt[J] | None:
-    """Claims the row for a new try. The try before it, if it never ended, is recorded as lost."""
+    """Claims the row for a new attempt. Records an earlier attempt that never ended as lost, or as
+    waited if it was this process's own."""
     owner = await _owner_of(db, kind, row_id)
     if owner is None:
         return None
@@ -346,8 +344,8 @@ async def _begin(db: Database, kind: Kind[J], row_id: UUID) -> Attempt[J] | None
 
 
 def _lost(row: JobRow, now: datetime) -> dict[str, Any]:
-    """The columns of a row whose worker vanished. `later`: when it may begin its next try, if not
-    at once."""
+    """Returns the new columns of a row whose worker disappeared. If its next attempt may not begin
+    at once, `later` is the time for it."""
     losses = row.losses + 1
     if losses >= _MOST_LOSSES:
         text = f"{losses} workers vanished while they worked on it; the last one said nothing"
@@ -371,7 +369,7 @@ async def _owner_of(db: Database, kind: Kind[J], row_id: UUID) -> str | None:
 async def _move(
     m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
 ) -> J | None:
-    """Moves a row without an outcome, publishes it and does what else such a move brings."""
+    """Moves a row without an outcome, publishes it and runs the kind's `in_transaction`."""
     row = await _advance(m, kind, row_id, to, token=token, **columns)
     if row is not None:
         await kind.publish(m, row)
@@ -383,8 +381,8 @@ async def _move(
 async def _advance(
     m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
 ) -> J | None:
-    # A try moves its row from running alone: what it has committed stays, whatever it believes
-    # itself.
+    # An attempt may move its row only from running: once its commit went through, it must not
+    # change the row again, even if it never heard of that commit.
     machine = kind.machine if token is None else {kind.running: kind.machine[kind.running]}
     stamps = kind.stamps.get(to, ())
     return await states.advance(
@@ -393,10 +391,10 @@ async def _advance(
 
 
 async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> None:
-    """Commits what the try achieved. It insists for a while when the database is away: the work was
-    done, and may have cost money."""
+    """Commits the attempt's outcome. Retries for a minute while the database is unreachable: the
+    work is done and may have cost money."""
     deadline = time.monotonic() + _INSIST_SECONDS
-    unheard = False  # a commit may have happened whose answer was lost
+    unheard = False  # an earlier commit may have succeeded although its answer was lost
     while True:
         try:
             row = (
@@ -405,17 +403,15 @@ async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Out
                 else await _commit(db, kind, attempt, outcome)
             )
             if row is None and unheard and await _is_committed(db, attempt):
-                row = (
-                    attempt.row
-                )  # the first commit came through while this one waited for its lock
+                row = attempt.row  # the first commit succeeded while this one waited for its lock
             break
         except JobFailed:  # `also` refused, so nothing was committed
             if outcome.undo:
                 await outcome.undo()
             raise
         except Exception as error:
-            # What was stored must stay: a row that shows it may be there. If nothing comes of it,
-            # the reconciler knows.
+            # Stored bytes must stay: a committed row may refer to them. If none does, the
+            # reconciler finds them.
             if errors.passing(error) is None or time.monotonic() > deadline:
                 raise
             _log.warning(
@@ -466,7 +462,8 @@ async def _is_committed(db: Database, attempt: Attempt[J]) -> bool:
 
 
 async def _fail(db: Database, kind: Kind[J], attempt: Attempt[J], failure: JobFailed) -> None:
-    """A final failure is data; another is tried again after a backoff, by the database's clock."""
+    """Ends an attempt that failed. A final failure, or the last allowed one, fails the job; any
+    other is retried after a backoff, by the database's clock."""
     faults = attempt.row.faults + 1
     said = {"error_class": failure.error_class, "error_message": failure.message[:2000]}
     if failure.final or faults >= kind.max_attempts:
@@ -479,8 +476,8 @@ async def _fail(db: Database, kind: Kind[J], attempt: Attempt[J], failure: JobFa
 
 
 async def _put_off(db: Database, kind: Kind[J], attempt: Attempt[J], waits: Waits) -> None:
-    """The job waits, and says so; what it has done stays. Having waited for too long it has
-    failed."""
+    """Ends an attempt that must wait: records the wait in the row and keeps the job's progress.
+    Fails the job if it has waited for too long."""
     found = await db.system_all(_select_wait(kind.table), {"id": attempt.row.id})
     if not found:
         return
@@ -499,8 +496,8 @@ async def _put_off(db: Database, kind: Kind[J], attempt: Attempt[J], waits: Wait
     if row is not None:
         waited = (now - since).total_seconds()
         pause = min(max(waited * _PAUSE_OF_WAIT, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-        # Apart from each other: a thousand that wait for the same thing would all come back at
-        # once.
+        # The pause is randomised: otherwise a thousand jobs that wait for the same thing would all
+        # come back at once.
         raise TryAgain(now + timedelta(seconds=pause * random.uniform(0.8, 1.2)), waits.what)
 
 
@@ -528,9 +525,8 @@ async def _end(
         )
         _count_try(kind, outcome if row is not None else "superseded")
         if row is not None:
-            if (
-                outcome == "waited"
-            ):  # of a wait's tries only the latest is kept: there may be thousands
+            # Only the latest attempt of a wait is kept: there may be thousands.
+            if outcome == "waited":
                 await m.run(_DELETE_WAITED_ATTEMPTS, {"job_id": attempt.row.id})
             await _record(m, attempt, outcome, **said)
         return row
@@ -562,7 +558,7 @@ async def _record(
 async def record_begin(
     m: Mutation, token: UUID, job: str, job_id: UUID, number: int, worker: str
 ) -> None:
-    """Adds the record of a try, also of one that a worker from outside makes."""
+    """Adds the record of an attempt, also for attempts of outside runners."""
     values = {
         "id": token,
         "owner": m.owner,
@@ -586,7 +582,7 @@ async def record_end(
     output_bytes: int = 0,
     credits: int = 0,
 ) -> None:
-    """Ends the record of a try, once."""
+    """Ends the record of an attempt; does nothing if it has ended already."""
     values = {
         "token": token,
         "outcome": outcome,
@@ -601,7 +597,7 @@ async def record_end(
 
 
 async def _watch_for_cancel(db: Database, kind: Kind[J], attempt: Attempt[J]) -> None:
-    """Ends when somebody asked to cancel; raises Superseded if the row is another try's by now."""
+    """Returns when cancellation is requested. Raises Superseded if another attempt owns the row."""
     while True:
         await asyncio.sleep(CANCEL_POLL_SECONDS)
         try:

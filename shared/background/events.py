@@ -1,12 +1,12 @@
-"""Changes, told in commit order.
+"""Publishes changes as events and serves watches of them in commit order.
 
 `publish` writes an outbox row in the transaction of the change. One sequencer per service
 (`run_sequencer`, in the worker) stamps committed rows with dense positions. A server's
-`EventStream` follows the stamped rows with one listening connection per process: for each owner
-that somebody watches, one reader fans out to all its watchers.
+`EventStream` follows the stamped rows with one listening connection per process: for each watched
+owner, one reader fans out to all its watchers.
 
-A sequence isn't commit order, and waiting for the oldest open transaction waits for the whole
-cluster; stamping what is visible, under an advisory lock, has neither fault.
+A sequence doesn't follow commit order, and waiting for the oldest open transaction would wait for
+the whole cluster. Stamping visible rows under an advisory lock avoids both problems.
 """
 
 import asyncio
@@ -38,19 +38,19 @@ BOOKMARK_SECONDS = 10.0
 POLL_SECONDS = 1.0  # the fallback when a notification is lost
 STAMP_BATCH = 1000
 READ_BATCH = 500
-QUEUE_LIMIT = 2000  # events a slow watcher may be behind before it is sent away
-_NOTICE_BYTES = 7999  # Postgres refuses longer ones; then all owners' readers are woken
+QUEUE_LIMIT = 2000  # events that a slow watcher may lag behind before its watch is ended
+_NOTICE_BYTES = 7999  # Postgres refuses a longer notification; an empty one wakes all readers
 _SILENT_SECONDS = 10
 _log = structlog.get_logger("events")
 
 A = TypeVar("A", bound=Message)
-Fields = Mapping[str, Any]  # of an answer: `{"asset": ...}`
+Fields = Mapping[str, Any]  # fields of a watch's answer: `{"asset": ...}`
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of one row. `version` is the row's after the change; `payload` a serialised
-    message."""
+    """One change of one row. `version` is the row's version after the change, `payload` a
+    serialised message."""
 
     position: int
     subject: str
@@ -58,9 +58,8 @@ class Event:
     version: int
     type: str
     payload: bytes
-    answers: dict[str, Any] = field(
-        default_factory=dict, compare=False
-    )  # made of it, by the digest of the watch
+    # Answers made from this event, by the digest of the watch.
+    answers: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 _PUBLISH = b"""
@@ -73,7 +72,7 @@ _PUBLISH = b"""
 async def publish(
     m: Mutation, subject: str, subject_id: UUID, version: int, payload: Message
 ) -> None:
-    """Tells of a change, if the transaction commits. The payload must not hold URLs: they would
+    """Publishes a change if the transaction commits. The payload must not hold URLs: they would
     expire."""
     m.send(
         _PUBLISH,
@@ -98,8 +97,8 @@ _NOTIFY = Command("SELECT pg_notify(current_schema() || '_outbox', '')")
 async def publish_all(
     m: Mutation, subject: str, changes: Sequence[tuple[UUID, int, Message]]
 ) -> None:
-    """Tells of many changes (subject id, version, payload) of one kind, in this order: one
-    statement for all."""
+    """Publishes many changes (subject id, version, payload) of one kind with one statement, in this
+    order."""
     if changes:
         await m.run(
             _PUBLISH_ALL,
@@ -117,8 +116,8 @@ async def publish_all(
 
 # Sequencer
 
-# One statement, so that stamping and telling of it take one round trip: everybody who watches waits
-# for it.
+# _STAMP stamps and notifies in one statement, so in one round trip, because every watcher waits for
+# it.
 _TRY_LOCK = Statement(
     bool, "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 7)) AS held"
 )
@@ -166,13 +165,13 @@ _PRUNE = Statement(
 
 
 async def run_sequencer(db: Database) -> None:
-    """Stamps forever. Any number may run; an advisory lock of the session lets one work. Ends only
-    by cancellation."""
+    """Stamps events until cancelled. Any number may run; a session's advisory lock lets only one
+    work."""
     while wanted():
         try:
             async with await db.connect() as conn:
-                # A frozen process must not keep the lock: the server ends sessions that have
-                # stopped polling.
+                # A frozen process must not keep the lock: with this limit the server ends a session
+                # that no longer polls.
                 await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
                 lock = await execute(conn, _TRY_LOCK)
                 if await lock.fetchone():
@@ -186,12 +185,10 @@ async def run_sequencer(db: Database) -> None:
 
 async def _stamp_forever(conn: Connection, service: str) -> None:
     await conn.execute(f"LISTEN {service}_outbox")
-    # A plan that was made, and kept, while the outbox was empty goes through all of it for every
-    # event.
+    # A plan cached while the outbox was empty would scan the whole outbox for every event.
     await conn.execute("SET plan_cache_mode = force_custom_plan")
-    while (
-        wanted()
-    ):  # a cancellation that meets the end of a statement may be lost, and is seen only here
+    # A cancellation that coincides with the end of a statement may be lost; only wanted() sees it.
+    while wanted():
         stamping = await execute(conn, _STAMP, {"batch": STAMP_BATCH, "room": _NOTICE_BYTES})
         stamped = await stamping.fetchone()
         if stamped is not None and stamped < STAMP_BATCH:
@@ -200,7 +197,7 @@ async def _stamp_forever(conn: Connection, service: str) -> None:
 
 
 async def prune_events(db: Database, older_than: timedelta, chunk: int = 5000) -> int:
-    """Deletes stamped events past their retention. Cursors from before are then answered
+    """Deletes stamped events past their retention. Watches with an older cursor are then answered
     OUT_OF_RANGE."""
     total = 0
     while True:
@@ -211,12 +208,12 @@ async def prune_events(db: Database, older_than: timedelta, chunk: int = 5000) -
             return total
 
 
-# Following
+# Watches
 
 
 @dataclass(slots=True)
 class Cursor:
-    """Where a watcher is. `digest` binds it to the filter and owner."""
+    """A watcher's position. `digest` binds it to the filter and owner."""
 
     epoch: UUID
     position: int
@@ -241,12 +238,12 @@ class Cursor:
 
 
 class _Watcher:
-    """One watch here. A timer for each event would cost more than the event does, so it has one
-    that runs on."""
+    """One watch in this process. It keeps one running timer, since a new timer per event would cost
+    more than the event."""
 
     def __init__(self, cursor: Cursor) -> None:
         self.cursor = cursor
-        self.live = False  # it still reads history
+        self.live = False  # False while it still reads history
         self.events: deque[Event] = deque()
         self.overflown = False
         self._loop = asyncio.get_running_loop()
@@ -255,7 +252,7 @@ class _Watcher:
         self._rings_at = math.inf
 
     def give(self, event: Event) -> None:
-        # After an overflow nothing more: it ends where the gap begins.
+        # After an overflow no event is added: the watch ends where the gap begins.
         if self.live and not self.overflown and event.position > self.cursor.position:
             self.overflown = len(self.events) >= QUEUE_LIMIT
             if not self.overflown:
@@ -271,8 +268,8 @@ class _Watcher:
         self.wake()
 
     async def sleep(self, until: float) -> None:
-        """Until it is woken, at the latest at `until` of the loop's time; it may be earlier without
-        a reason."""
+        """Sleeps until woken, at the latest until the loop's time `until`. May return early for no
+        reason."""
         if until < self._rings_at:
             self.close()
             self._rings_at = until
@@ -287,11 +284,10 @@ class _Watcher:
 
 @dataclass(eq=False)
 class _Owner:
-    """Everybody here who watches one owner. `position`: the stream's, up to which events were
-    handed out.
+    """This process's watchers of one owner. Events up to the stream's `position` were handed out.
 
-    Watchers keep the order in which they came: those of one connection are then mostly told one
-    after the other, and what they are told is sent and received together.
+    Watchers keep the order in which they arrived: those of one connection are then mostly served
+    one after the other, and their messages are sent and received together.
     """
 
     position: int
@@ -311,7 +307,7 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Told:
-    """A stamped event."""
+    """A stamped event's row."""
 
     position: int | None
     subject: str
@@ -323,8 +319,8 @@ class _Told:
 
 @dataclass(slots=True)
 class _Fresh(_Told):
-    """The end of the stream beside an event. Where nothing is new there is one row, whose position
-    is None; then there is nothing in the columns of the event, either."""
+    """An event's row with the end of the stream. Without new events there is one row, whose
+    position and other columns of the event are None."""
 
     head: int
 
@@ -342,7 +338,7 @@ _SELECT_HISTORY = Statement(
         ORDER BY position LIMIT %(limit)s
 """,
 )
-# The end of the stream and what is new, as one snapshot shows them, in one round trip.
+# Reads the end of the stream and the new events from one snapshot, in one round trip.
 _SELECT_FRESH = Statement(
     _Fresh,
     """
@@ -356,7 +352,7 @@ _SELECT_FRESH = Statement(
 
 
 class EventStream:
-    """Follows one service's stamped events on behalf of this process's watchers."""
+    """Reads one service's stamped events for this process's watchers."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -368,7 +364,7 @@ class EventStream:
         self._listener = asyncio.create_task(self._listen())
 
     async def drain(self) -> None:
-        """Ends every watch with its cursor."""
+        """Ends every watch; each error carries the watch's cursor."""
         self._stopping.set()
         for owner in self._owners.values():
             for watcher in owner.watchers:
@@ -380,7 +376,7 @@ class EventStream:
             task.cancel()
 
     async def head(self) -> Cursor:
-        """The end of the stream now, for the caller. Read it before the state that a watch begins
+        """Returns the current end of the stream. Read it before the state that a watch begins
         with."""
         row = await self._db.one(_SELECT_STREAM)
         return Cursor(row.epoch, row.position, "")
@@ -392,11 +388,11 @@ class EventStream:
         now: AsyncIterator[tuple[Fields, Any]],
         show: Callable[[Event], Fields | None],
     ) -> AsyncGenerator[A, None]:
-        """The whole of a watch: what is there `now` (with its rows), the READY bookmark, every
-        change, and bookmarks.
+        """Serves a watch: the current state from `now` (fields with their row), the READY bookmark,
+        then every change, and bookmarks.
 
-        `show` says what of an event the request is to be told, None: nothing. It goes by the
-        request alone: an answer is made once for all whose requests are the same.
+        `show` returns the fields of an event that the request asks for, or None to skip the event.
+        It must depend on the request alone: one answer serves all watches with equal requests.
         """
         start = await self._start(request)
         seen: dict[UUID, int] = {}
@@ -418,7 +414,7 @@ class EventStream:
                         made = None if told is None else answer(**told, cursor=cursor.encode())
                         event.answers[cursor.digest] = made
                     change = event.answers[cursor.digest]
-                # Others' changes, too, must not let a watcher's cursor grow old.
+                # Skipped events must not let a watcher's cursor grow old either.
                 if change is None and (event is None or loop.time() >= sent_at + BOOKMARK_SECONDS):
                     change = _bookmark(answer, cursor)
                 if change is not None:
@@ -428,24 +424,23 @@ class EventStream:
     async def follow(
         self, request: Any, start: Cursor
     ) -> AsyncGenerator[tuple[Event | None, Cursor], None]:
-        """Yields (event, cursor) in order, after `start`; (None, cursor) while idle. The cursor is
-        one that moves on.
+        """Yields (event, cursor) in order after `start`, and (None, cursor) while idle. All share
+        one cursor object, which advances.
 
-        Raises CURSOR_TOO_OLD; and, with the cursor to go on from in the trailers, SHUTTING_DOWN,
+        Raises CURSOR_TOO_OLD; and, with the cursor to continue from in the trailers, SHUTTING_DOWN,
         SLOW_READER, TOKEN_INVALID when the caller's token expires, DEPENDENCY_UNAVAILABLE if
         history can't be read.
         """
         identity = auth.current()
-        # Without a cursor `start` is the head as it was a moment ago: nothing to check, nothing
-        # that could fail now. A call that only waits for the end of what it asked for has none in
-        # its request.
+        # Without a cursor in the request, `start` was the head a moment ago and needs no check that
+        # could fail. A call that only waits for its job has no such field in its request.
         until = await self._check(start) if getattr(request, "cursor", "") else start.position
         cursor = Cursor(start.epoch, start.position, watch_digest(request))
         watcher = _Watcher(cursor)
         owner = self._enter(identity.owner, watcher, until)
         try:
-            # History goes at the watcher's pace. What happens meanwhile becomes history, too, and
-            # doesn't overflow it.
+            # History is read at the watcher's pace. Events that arrive meanwhile are read as
+            # history too, so they can't overflow its queue.
             while cursor.position < (until := max(until, owner.position)):
                 async for event in self._history(identity.owner, cursor.position, until):
                     cursor.position = event.position
@@ -503,8 +498,8 @@ class EventStream:
                 await watcher.sleep(min(bookmark_due, expires))
 
     async def _start(self, request: Any) -> Cursor:
-        """Where to go on: the request's cursor, else the head. A cursor of another filter is
-        INVALID_ARGUMENT."""
+        """Returns the request's cursor, else the head. Raises INVALID_ARGUMENT for a cursor of
+        another filter or owner."""
         return (
             Cursor.decode(request.cursor, watch_digest(request))
             if request.cursor
@@ -512,7 +507,7 @@ class EventStream:
         )
 
     async def _check(self, cursor: Cursor) -> int:
-        """The position of the stream now. Raises CURSOR_TOO_OLD."""
+        """Returns the stream's current position. Raises CURSOR_TOO_OLD."""
         row = await self._db.one(_SELECT_STREAM)
         if (
             cursor.epoch != row.epoch
@@ -526,8 +521,8 @@ class EventStream:
         return row.position
 
     def _enter(self, name: str, watcher: _Watcher, position: int) -> _Owner:
-        """Joins before history is read, so that somebody reads on. The reader of an owner starts at
-        `position`."""
+        """Adds a watcher before it reads history, so that no event is missed between. An owner's
+        new reader starts at `position`."""
         if self._stopping.is_set():
             raise DomainError(
                 Reason.ERROR_REASON_SHUTTING_DOWN, "the server is stopping; connect again"
@@ -552,11 +547,10 @@ class EventStream:
             after = rows[-1].position or 0
 
     async def _read_owner(self, name: str, owner: _Owner, identity: auth.Identity) -> None:
-        """The one reader of an owner: woken by the listener, or by the poll if a notification was
-        lost."""
-        auth.enter(
-            identity
-        )  # for the tenant context only: each watcher checks its own token's expiry
+        """Reads one owner's events for all watchers; woken by the listener, or by the poll if a
+        notification was lost."""
+        # This sets only the tenant context: each watcher checks the expiry of its own token.
+        auth.enter(identity)
         while wanted():
             try:
                 while await self._read_fresh(name, owner):
@@ -573,7 +567,7 @@ class EventStream:
             owner.wake.clear()
 
     async def _read_fresh(self, name: str, owner: _Owner) -> bool:
-        """Hands out a batch. Returns whether there may be more."""
+        """Hands out one batch of events. Returns whether there may be more."""
         rows = await self._db.all(
             _SELECT_FRESH, {"owner": name, "after": owner.position, "limit": READ_BATCH}
         )
@@ -589,7 +583,7 @@ class EventStream:
         return False
 
     async def _listen(self) -> None:
-        """One listening connection per process. While it is away, owners are woken by the poll."""
+        """Listens on one connection per process. While it is broken, the poll wakes the owners."""
         while wanted():
             with suppress(psycopg.Error, OSError, TimeoutError):
                 async with await self._db.connect() as conn:

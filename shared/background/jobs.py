@@ -1,21 +1,20 @@
-"""Background work on Procrastinate: enqueue in the caller's transaction, workers with leases, a
+"""Background work on Procrastinate: enqueueing in the caller's transaction, workers with leases, a
 reaper, pruning.
 
-Each service has its own instance in schema `<service>_jobs`, and gives every job a queue named
-`<service>.<what>`, because abort notifications cross schemas. A queue row carries only ids, and a
-number for its owner; the domain row is the truth, and `shared.background.attempts` fences it, since
-a queue can only promise at-least-once. Cancelling is asked of the domain row, too, so that a job
-always comes to its own end.
+Each service has its own instance in schema `<service>_jobs`. Queues are named `<service>.<what>`,
+because abort notifications cross schemas. A queue row holds only ids and a number for its owner.
+The domain row is the source of truth, and `shared.background.attempts` fences it, since a queue can
+only promise at-least-once. Cancellation is requested on the domain row too, so a job always ends
+its own attempt.
 
-Owners take turns. Among jobs of one priority the queue starts the one with the earliest turn, and
-each job of an owner gets the turn after that of the owner's job before it, as start-time fair
-queueing has it: one that comes while another owner has thousands waiting is among the next to
-start, and an owner alone has all workers. The turn is fixed when the job is enqueued, so that
-nothing waits for ever; a job that is tried again keeps it.
+Owners take turns. Among jobs of one priority the queue starts the one with the earliest turn. Each
+job gets the turn after that of the same owner's previous job (start-time fair queueing): a job that
+arrives while another owner has thousands waiting is among the next to start, and an owner alone has
+all workers. The turn is fixed when the job is enqueued, so no job waits for ever; a retry keeps it.
 
-What an owner calls more urgent goes first among the owner's own jobs, at nobody else's cost: when a
-turn of the owner has come, the most urgent of the owner's jobs is done in it, and the one that it
-was meant for gets that job's turn.
+Urgency orders the jobs of one owner at no other owner's cost: when a turn of the owner has come,
+the most urgent of the owner's jobs runs in it, and the job that had this turn gets the urgent job's
+turn.
 """
 
 import asyncio
@@ -36,18 +35,19 @@ from shared.database.db import Database, Mutation
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors
 
-FRESH = 100  # priority of work somebody waits for
-FRESH_APART = 101  # the same in a queue that is apart: its turns go at the pace of its own workers
-BACKFILL = 0  # priority of work nobody waits for
-# that a priority has; after so many without a pause, turns go by arrival until nothing waits
+FRESH = 100  # priority of work that somebody waits for
+FRESH_APART = 101  # the same in a separate queue: its turns advance with its own workers
+BACKFILL = 0  # priority of work that nobody waits for
+# Turns per priority. Once a queue has used them all without a pause, its jobs run in order of
+# arrival until none waits.
 _TURNS = 10_000_000
-_TIMES_APART = 8  # as many slots for jobs that wait most of their time
+_TIMES_APART = 8  # times as many slots in a separate queue, whose jobs mostly wait
 _log = structlog.get_logger("jobs")
 
-# A priority stands in the table as a range of numbers, one for each of its turns, the first being
-# the highest. Which turn has come is told by what waits for its first try; a job that shall be
-# tried again, later, is from an earlier one. The order names the index's columns: under row-level
-# security the planner doesn't see that two of them are given.
+# In the table a priority is a range of numbers, one per turn; the first turn has the highest. The
+# current turn is the highest number among jobs that wait for their first attempt; a job that waits
+# for a retry has the number of an earlier turn. ORDER BY names the index's columns: under row-level
+# security the planner doesn't see that two of them are fixed.
 _ENQUEUE = Command("""
     SELECT procrastinate_defer_jobs_v1(ARRAY[ROW(
         %(queue)s::text, %(task)s::text,
@@ -69,8 +69,8 @@ _ENQUEUE = Command("""
     )::procrastinate_job_to_defer_v1])
     FROM (SELECT hashtextextended(%(share)s::text, 0)::text AS share) AS of_owner
 """)
-# The queue's own tables: what waits there has no contents, only ids, so that counting it tells of
-# nobody's work.
+# This counts all owners' jobs in the queue's tables, which hold only ids: the count reveals nothing
+# about other owners' work.
 _SELECT_POSITION = Statement(
     int,
     """
@@ -136,16 +136,16 @@ TaskFunction = Callable[[str], Awaitable[None]]
 
 @dataclass
 class TryAgain(Exception):
-    """Raised by a task that shall run again at `at`, a time of the database's clock; by default at
-    once. `waits_for`: what it waits for until then, so that `wake` finds it."""
+    """Raised by a task to run again at `at`, a time of the database's clock; by default at once.
+    `waits_for` names what the task waits for, so that `wake` finds it."""
 
     at: datetime = LONG_AGO
     waits_for: str = ""
 
 
 class _Again(retry.BaseRetryStrategy):
-    """Whatever didn't return runs again, also what was cancelled: the row knows whether there is
-    more to do."""
+    """Retries every task that raised, also a cancelled one: the row's state says whether work is
+    left."""
 
     def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> retry.RetryDecision:
         return procrastinate.RetryDecision(
@@ -154,13 +154,13 @@ class _Again(retry.BaseRetryStrategy):
 
 
 async def wake(db: Database, waits_for: str) -> None:
-    """Ends the pauses of all jobs that wait for this: one of them got through."""
-    with contextlib.suppress(psycopg.Error):  # they come back after their pauses
+    """Ends the pauses of all jobs that wait for `waits_for`. Call it when one of them succeeded."""
+    with contextlib.suppress(psycopg.Error):  # they run after their pauses anyway
         await db.system_all(_WAKE, {"waits_for": waits_for})
 
 
 class JobQueue:
-    """One service's queue. A server only enqueues; `work` runs jobs."""
+    """One service's job queue. A server only enqueues; workers call `work` to run jobs."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -170,9 +170,9 @@ class JobQueue:
         self._apart: set[str] = set()
 
     def task(self, name: str, queue: str, function: TaskFunction, *, apart: bool = False) -> None:
-        """Registers what runs for jobs called `name`; it gets the id of the row that the job
-        serves. `apart`: the queue has more slots, of its own, because its jobs wait for servers of
-        others."""
+        """Registers the function for jobs called `name`; it is called with the id of the job's row.
+        `apart` gives the queue its own, more numerous slots, because its jobs mostly wait for
+        foreign servers."""
 
         async def run(context: JobContext, /, row_id: str, **_for_the_queue: str) -> None:
             try:
@@ -181,7 +181,7 @@ class JobQueue:
                 await self._note_wait(context.job, again.waits_for)
                 raise
             except Exception as error:
-                # Not even the end of the try could be written, so the row still needs this job.
+                # The attempt's end could not be written, so the row still needs this job.
                 _log.exception("job could not record its end", task=name, row=row_id)
                 raise await self._after_pause(error, context.job.attempts) from error
 
@@ -192,9 +192,8 @@ class JobQueue:
 
     async def _note_wait(self, job: jobs.Job, waits_for: str) -> None:
         if waits_for or job.task_kwargs.get("waits_for"):
-            with contextlib.suppress(
-                psycopg.Error
-            ):  # then it isn't woken, and comes back after its pause
+            # If this fails, `wake` doesn't find the job, and it runs after its pause.
+            with contextlib.suppress(psycopg.Error):
                 await self._db.system_all(_NOTE_WAIT, {"id": job.id, "waits_for": waits_for})
 
     async def _after_pause(self, error: Exception, attempts: int) -> TryAgain:
@@ -204,7 +203,7 @@ class JobQueue:
         with contextlib.suppress(psycopg.Error):
             [later] = await self._db.system_all(_SELECT_LATER, {"seconds": seconds})
             return TryAgain(later)
-        return TryAgain()  # nothing runs before the database is back
+        return TryAgain()  # no pause needed: nothing runs before the database is back
 
     def _queue(self, name: str) -> str:
         return f"{self._db.service}.{name}"
@@ -219,8 +218,8 @@ class JobQueue:
         priority: int = FRESH,
         urgency: int | None = None,
     ) -> None:
-        """Adds a job that starts after the transaction commits, or never; in the next turn of its
-        owner. `urgency` orders it among the owner's own jobs in a queue where all have one."""
+        """Adds a job in its owner's next turn; it exists only if the transaction commits. `urgency`
+        orders the owner's jobs in a queue where all jobs have one; higher runs earlier."""
         first = priority * _TURNS
         await m.run(
             _ENQUEUE,
@@ -237,31 +236,31 @@ class JobQueue:
         )
 
     async def position(self, row_id: UUID | str) -> int | None:
-        """Where the row's job stands among those that wait in its queue, whoever's they are: 1
-        starts next. None: it isn't waiting."""
+        """Returns the position of the row's job among all owners' waiting jobs of its queue: 1
+        starts next. Returns None if it isn't waiting."""
         return await self._db.first(_SELECT_POSITION, {"row_id": str(row_id)})
 
     async def busy(self, queue: str, *, above: int) -> bool:
-        """Whether a job of that queue, of a higher priority than `above`, waits for a worker right
-        now."""
+        """Returns whether a job with a priority higher than `above` waits for a worker of that
+        queue right now."""
         asked = {"queue": self._queue(queue), "above": above * _TURNS}
         [busy] = await self._db.system_all(_SELECT_BUSY, asked)
         return busy
 
     async def work(self, *, concurrency: int, lease_seconds: float) -> None:
-        """Runs jobs until cancelled, then gives those in hand 5 seconds and puts the rest back."""
+        """Runs jobs until cancelled, then gives running ones 5 seconds and puts the rest back."""
         worker = job_worker.Worker(self._db, self._app, self._manager, lease_seconds)
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
             reaper = group.create_task(worker.reap(lambda: self._queues))
             try:
                 groups = [(self._queues - self._apart, concurrency)]
                 groups += [({queue}, _TIMES_APART * concurrency) for queue in self._apart]
-                async with (
-                    asyncio.TaskGroup() as workers
-                ):  # asks each to end once, and waits for what it has in hand
+                # The group cancels each worker once and waits for its running jobs.
+                async with asyncio.TaskGroup() as workers:
                     for queues, slots in groups:
                         if queues:
                             workers.create_task(worker.run(sorted(queues), slots))
             finally:
-                # the group would wait for it: a worker that ends amid an outage returns normally
+                # A worker that ends during an outage returns normally, and then the outer group
+                # would wait for the reaper.
                 reaper.cancel()

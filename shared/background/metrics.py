@@ -1,4 +1,4 @@
-"""Figures of jobs, on the metrics port of a worker."""
+"""Job metrics, served on a worker's metrics port."""
 
 import asyncio
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ OLDEST = Gauge(
 _PAUSE_SECONDS = 15.0
 _log = structlog.get_logger("jobs")
 
-# Every table whose rows are jobs has this column.
+# Every table of jobs has a column `losses`.
 _SELECT_TABLES = Statement(
     str,
     """
@@ -53,7 +53,7 @@ _SELECT_TABLES = Statement(
 
 @dataclass(slots=True)
 class _Waiting:
-    """Jobs of one table that wait for the same."""
+    """The jobs of one table that wait for the same thing."""
 
     job: str
     what: str
@@ -82,8 +82,8 @@ def _waiting_of(name: str) -> sa.Select[Any]:
 
 
 async def watch_waits(db: Database) -> None:
-    """Shows again and again what the service's jobs wait for. Every worker shows the figures of the
-    whole service, so that rules take their maximum. Runs until cancelled."""
+    """Updates the gauges of waiting jobs every 15 s until cancelled. Every worker shows the figures
+    of the whole service, so alert rules must take their maximum."""
     statement: Statement[_Waiting] | None = None
     shown: set[tuple[str, str]] = set()
     while wanted():

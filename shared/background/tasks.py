@@ -1,4 +1,4 @@
-"""Tasks that end: endless ones when asked to, groups with the first of them that fails."""
+"""Ends asyncio tasks reliably: endless loops when cancelled, groups at their first error."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,16 +6,16 @@ from typing import Any
 
 
 def wanted() -> bool:
-    """False once the current task was asked to end. For loops without end: the cancellation itself
-    may have been lost. An error on the way out, such as a database that is gone, can take its
-    place, and until Python 3.12 `wait_for`, by which psycopg's pool waits for a connection, forgets
-    one that comes as it succeeds."""
+    """Returns False once cancellation of the current task was requested. Use it as the condition of
+    endless loops, because a CancelledError can be lost: another error on the way out, such as an
+    unreachable database, can replace it, and before Python 3.12 `wait_for`, with which psycopg's
+    pool waits for a connection, drops one that arrives as it succeeds."""
     task = asyncio.current_task()
     return task is None or not task.cancelling()
 
 
 async def all_of(work: list[Coroutine[Any, Any, None]]) -> None:
-    """Runs everything at once; the first error ends the rest and is raised as it is."""
+    """Runs everything concurrently; the first error cancels the rest and is raised unchanged."""
     tasks = [asyncio.create_task(item) for item in work]
     try:
         await asyncio.gather(*tasks)

@@ -1,5 +1,5 @@
-"""Slots that holders take turns for, so that whoever asks for many delays whoever asks for one by
-one turn at most."""
+"""Slots that holders take in turns: a holder that asks for many delays one that asks for one by at
+most one turn."""
 
 import asyncio
 from collections import Counter, OrderedDict
@@ -8,32 +8,31 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """So many slots. One that is free goes to the holder who has the fewest, among equals to the
-    one whose turn was longest ago, and with that holder to whoever came first. A holder alone may
-    have all of them.
+    """A fixed number of slots. A free slot goes to the waiting holder that has the fewest, among
+    equals to the one whose last turn was longest ago, and there to its earliest request. A holder
+    alone may have all slots.
 
-    `leave_room`: a holder gets another one only while more are free than it has: half of them
-    alone, a third beside another that wants as many, and so on. So there is usually one for who
-    comes next, however long the others take.
+    With `leave_room`, a holder gets another slot only while more are free than it has: half of them
+    when it is alone, a third beside another that wants as many, and so on. So a newcomer usually
+    finds a free slot, however long the others keep theirs.
     """
 
     def __init__(self, slots: int, *, leave_room: bool = False) -> None:
         self._free = slots
         self._leave_room = leave_room
-        # Holders come and go: what has none and waits for none is in neither.
+        # A holder without slots and requests is in neither, so that these don't grow for ever.
         self._held: Counter[str] = Counter()
         self._waiting: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
 
     @asynccontextmanager
     async def slot(self, holder: str) -> AsyncIterator[None]:
-        """Waits for a slot, and has it within the context. To wait no longer, be cancelled."""
+        """Waits for a slot and holds it within the context. Cancel the task to stop waiting."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(holder, OrderedDict())[turn] = None
         self._hand_out()
         try:
-            await asyncio.shield(
-                turn
-            )  # a waiter that is cancelled may be given its slot before it knows
+            # The shield keeps a cancelled waiter from losing a slot that it was just given.
+            await asyncio.shield(turn)
         except asyncio.CancelledError:
             if turn.done():
                 self._give_back(holder)
@@ -69,5 +68,5 @@ class Turns:
         if not self._held[holder]:
             del self._held[holder]
         if holder in self._waiting:
-            self._waiting.move_to_end(holder)  # it had a turn while others came
+            self._waiting.move_to_end(holder)  # its turn ended just now: others go first
         self._hand_out()

@@ -1,7 +1,7 @@
-"""Waiting for a job, in the call that asked for it.
+"""Waits for a job within the call that requested it.
 
-Such a call may last for minutes and costs next to nothing meanwhile. So it holds a place among the
-streams, and not one of those that calls need for work, as long as its owner can have one.
+Such a call may last for minutes and costs almost nothing meanwhile. So it holds a place among the
+streams and frees its place among the working calls, if its owner can have one there.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from shared.background.tasks import wanted
 from shared.rpc import calls, limits
 from shared.rpc.errors import DomainError
 
-_ANSWER_SECONDS = 0.5  # of a deadline, kept to read the row once more
+_ANSWER_SECONDS = 0.5  # the end of a deadline, reserved for reading the row once more
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 0.5
 
 
 class Row(Protocol):
-    """A row that events tell of."""
+    """A row whose changes are published as events."""
 
     @property
     def id(self) -> UUID: ...
@@ -34,7 +34,8 @@ W = TypeVar("W", bound=Row)
 
 
 def patience() -> float:
-    """Seconds for which the call being served, which is about to wait, may do so."""
+    """Returns the seconds that the current call may wait. Moves the call to a place among the
+    streams, so call it just before waiting."""
     limits.wait_apart()
     left = calls.time_left() or 0.0
     return left - min(_ANSWER_SECONDS, left / 2)
@@ -42,9 +43,8 @@ def patience() -> float:
 
 async def _look(read: Callable[[], Awaitable[R]]) -> R:
     row = await read()
-    if (
-        not wanted()
-    ):  # a cancellation that meets the end of a statement may be lost, and the call would wait on
+    # A cancellation that coincides with the end of a statement may be lost; the call would wait on.
+    if not wanted():
         raise asyncio.CancelledError
     return row
 
@@ -55,8 +55,8 @@ async def until_told(
     read: Callable[[], Awaitable[W]],
     done: Callable[[W], bool],
 ) -> W:
-    """The row that `read` gives once it is `done`, or as it is shortly before the call's deadline.
-    It is read again whenever an event tells of it."""
+    """Returns the row from `read` once it is `done`, or its state shortly before the call's
+    deadline. Reads the row again at each of its events."""
     start = await stream.head()
     row = await _look(read)
     if done(row):
@@ -69,8 +69,8 @@ async def until_told(
                     if done(row):
                         return row
     except (TimeoutError, DomainError):
-        # whatever ends the wait early (the server stops, the token expires): what was taken on is
-        # still an answer
+        # If the wait ends early (the server stops, the token expires), the job's current row is
+        # still an answer.
         pass
     return await read()
 
@@ -78,8 +78,8 @@ async def until_told(
 async def until_seen(
     read: Callable[[], Awaitable[R]], done: Callable[[R], bool], seconds: float
 ) -> R:
-    """The row that `read` gives once it is `done`, or as it is after so many seconds; for what no
-    event tells of."""
+    """Returns the row from `read` once it is `done`, or its state after `seconds`. For rows without
+    events: it polls."""
     clock = asyncio.get_running_loop().time
     ends_at = clock() + seconds
     pause = _FIRST_PAUSE_SECONDS

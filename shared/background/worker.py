@@ -1,10 +1,10 @@
-"""Runs the jobs of a service's queue, and outlives a database that goes away.
+"""Runs the jobs of a service's queue and survives outages of the database.
 
 Procrastinate's worker watches its side tasks only until the first of them ends, and one ends at
-once where no task is periodic: a heartbeat that fails once would go unnoticed, and the reaper would
-take every job of a living worker for a dead one's. So the heartbeat is kept here, beside the
-worker, and nothing that Procrastinate runs by itself fails for a database that is away: it waits,
-and what is in doubt is put in order once the database answers.
+once if no task is periodic. A heartbeat that failed once would go unnoticed, and the reaper would
+requeue every job of a live worker. So this module sends the heartbeats itself. Nothing that
+Procrastinate runs by itself fails while the database is unreachable: it waits, and jobs whose state
+is in doubt are put back once the database answers.
 """
 
 import asyncio
@@ -22,17 +22,18 @@ from shared.background.tasks import wanted
 from shared.database.db import Database
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-_INSIST_SECONDS = 60.0  # longer than a lease: by then this worker has given up what it holds
+_INSIST_SECONDS = 60.0  # longer than a lease: by then this worker has given up its jobs
 _LONGEST_BEAT_SECONDS = 5.0
-_LONGEST_REAPING_SECONDS = 3.0  # with a poll of 1 s: taken over within lease + 5 s
+_LONGEST_REAPING_SECONDS = 3.0  # with a poll of 1 s, jobs are taken over within lease + 5 s
 _PAUSE_SECONDS = 1.0
 _REGISTERING_SECONDS = 0.1
-_GRACE_SECONDS = 5.0  # for the jobs in hand when the worker is asked to end
+_GRACE_SECONDS = 5.0  # for running jobs when the worker is stopped
 _PRUNE_PASSES = 200
 _DAY = 24
 _log = structlog.get_logger("jobs")
 
-# A worker that another one took for dead has no row any more, and its jobs are others' by now.
+# Returns no row if another worker declared this one dead: its row is deleted then, and others have
+# its jobs.
 _BEAT = (
     "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = %(worker_id)s RETURNING id"
 )
@@ -45,15 +46,16 @@ _RETRY = f"""
     SELECT procrastinate_retry_job_v2(id, %(retry_at)s::timestamptz, %(priority)s, %(queue)s,
         %(lock)s) FROM {_FETCHED}
 """
-# Jobs that the queue gave to this worker without its knowing: the answer to a fetch was lost.
+# Puts back jobs that the queue gave to this worker unnoticed, because the answer to a fetch was
+# lost.
 _PUT_BACK = """
     SELECT procrastinate_retry_job_v2(id, %(retry_at)s::timestamptz, NULL, NULL, NULL) FROM (
         SELECT id FROM procrastinate_jobs
         WHERE worker_id = %(worker_id)s AND status = 'doing' AND NOT id = ANY(%(held)s) FOR UPDATE
     ) AS unheard
 """
-# Others that look at the same time skip what this one has locked. The order names the columns of
-# the index.
+# Exchanges a fetched job for the owner's most urgent one. Concurrent fetches skip the row that this
+# one locks. ORDER BY names the columns of the index.
 _EXCHANGE = f"""
     WITH urgent AS (
         SELECT id, task_name, args FROM procrastinate_jobs
@@ -72,26 +74,25 @@ _EXCHANGE = f"""
 
 
 class Manager(manager.JobManager):
-    """What a worker says to the queue: nothing is lost or stuck if the database goes away in the
-    middle of it.
+    """A worker's statements to the queue. No job is lost or stuck if the database becomes
+    unreachable in the middle of one.
 
-    Only the run that was fetched is ended. A worker that was frozen past its lease comes back with
-    a job that another one has by now; every return to the queue raises `attempts`, which tells the
-    two apart.
+    Ends only the execution that was fetched: a worker that was frozen past its lease may hold a job
+    that another worker has by now. Every return to the queue increments `attempts`, which tells the
+    two executions apart.
     """
 
     def __init__(self, db: Database, connector: Any) -> None:
         super().__init__(connector)
         self._db = db
-        self._held: dict[int, set[int]] = {}  # by worker: jobs that it knows it has
-        self._doubtful: set[int] = set()  # workers that may have been given jobs without knowing
+        self._held: dict[int, set[int]] = {}  # by worker: the jobs that it knows it has
+        self._doubtful: set[int] = set()  # workers that may have been given jobs unnoticed
 
     async def register_worker(self) -> int:
         registered = await super().register_worker()
         self._held[registered] = set()
-        if (
-            not wanted()
-        ):  # asked to end before it began, and not heard: the worker would run for ever
+        # A cancellation before this point may have been lost; the worker would run for ever.
+        if not wanted():
             raise asyncio.CancelledError
         return registered
 
@@ -101,26 +102,25 @@ class Manager(manager.JobManager):
         await super().unregister_worker(worker_id)
 
     async def beat(self, worker_id: int) -> bool:
-        """Says that the worker lives. False: it was taken for dead."""
+        """Sends a heartbeat. Returns False if the worker was declared dead."""
         return bool(await self.connector.execute_query_all_async(_BEAT, worker_id=worker_id))
 
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> jobs.Job | None:
-        """The job whose turn it is, or a more urgent one of the same owner. None also while the
-        database is away."""
+        """Fetches the job whose turn it is, or a more urgent one of the same owner. Returns None if
+        no job waits or the database is unreachable."""
         held = self._held[worker_id]
         try:
             if worker_id in self._doubtful:
-                self._doubtful.discard(
-                    worker_id
-                )  # before: whoever is in doubt meanwhile is so for another job
+                # This comes before the statement: a doubt that arises meanwhile concerns another
+                # job.
+                self._doubtful.discard(worker_id)
                 await self.connector.execute_query_all_async(
                     _PUT_BACK, worker_id=worker_id, held=list(held), retry_at=LONG_AGO
                 )
             job = await super().fetch_job(queues, worker_id)
             job = job and await self._exchanged(job)
         except exceptions.ConnectorException as error:
-            # Perhaps a job was fetched, or exchanged for another one, and this worker did not hear
-            # of it.
+            # A job may have been fetched or exchanged although the answer was lost.
             self._doubtful.add(worker_id)
             troubled(self._db, "fetching waits for the database", error)
             return None
@@ -165,7 +165,7 @@ class Manager(manager.JobManager):
         )
 
     async def put_back(self, job: jobs.Job) -> None:
-        """Gives a job of a dead worker to whoever comes first, unless somebody has done so."""
+        """Puts a dead worker's job back into the queue, unless another reaper has done so."""
         await self.connector.execute_query_async(
             _RETRY,
             job_id=job.id,
@@ -177,8 +177,8 @@ class Manager(manager.JobManager):
         )
 
     async def _insist(self, statement: str, job: jobs.Job, **parameters: Any) -> None:
-        """A job whose end the queue never hears of would stay taken for as long as this worker
-        lives."""
+        """Runs a statement that ends a job, and retries it for a minute: otherwise the job would
+        stay taken for as long as this worker lives."""
         deadline = time.monotonic() + _INSIST_SECONDS
         try:
             while True:
@@ -200,7 +200,7 @@ class Manager(manager.JobManager):
     async def listen_for_jobs(
         self, *, on_notification: Any, queues: Iterable[str] | None = None
     ) -> None:
-        """Listens until cancelled, on a new connection whenever the one before it broke."""
+        """Listens until cancelled; opens a new connection whenever one breaks."""
         while wanted():
             try:
                 await super().listen_for_jobs(on_notification=on_notification, queues=queues)
@@ -210,7 +210,7 @@ class Manager(manager.JobManager):
 
 
 class Worker:
-    """Runs the jobs of some queues of one service, in as many slots as it is told."""
+    """Runs the jobs of some queues of one service, in a given number of slots."""
 
     def __init__(
         self, db: Database, app: procrastinate.App, jobs_of: Manager, lease_seconds: float
@@ -220,14 +220,14 @@ class Worker:
         self._manager = jobs_of
         self._lease_seconds = lease_seconds
         self._unsteady_until = 0.0
-        self._heard = 0.0  # when the last heartbeat that was answered was sent
+        self._heard = 0.0  # when the last answered heartbeat was sent
 
     @property
     def _beat_seconds(self) -> float:
         return min(self._lease_seconds / 3, _LONGEST_BEAT_SECONDS)
 
     async def run(self, queues: Sequence[str], slots: int) -> None:
-        """Runs jobs until cancelled; then those in hand have a few seconds, and the rest is put
+        """Runs jobs until cancelled; then gives running jobs a few seconds and puts the rest
         back."""
         while wanted():
             try:
@@ -244,7 +244,7 @@ class Worker:
             concurrency=slots,
             fetch_job_polling_interval=1.0,
             abort_job_polling_interval=3600.0,
-            update_heartbeat_interval=3600.0,  # its own would end with the first failure: see _beat
+            update_heartbeat_interval=3600.0,  # its own ends at the first failure: see _beat
             stalled_worker_timeout=self._lease_seconds,
             shutdown_graceful_timeout=_GRACE_SECONDS,
             install_signal_handlers=False,
@@ -254,7 +254,7 @@ class Worker:
         beating = asyncio.create_task(self._beat(working))
         try:
             await asyncio.wait((running, beating), return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():  # others may have its jobs by now
+            if not running.done():  # heartbeats ended: others may have its jobs by now
                 working.shutdown_graceful_timeout = 0
         finally:
             beating.cancel()
@@ -264,9 +264,9 @@ class Worker:
             raise error
 
     async def _beat(self, working: worker.Worker) -> None:
-        """Says again and again that the worker lives; returns when others must take it for dead."""
+        """Sends heartbeats; returns when the others have declared the worker dead or must do so."""
         heard = time.monotonic()
-        while wanted():  # a cancellation may be lost while it waits for a connection
+        while wanted():  # a cancellation may be lost while psycopg waits for a connection
             asked, pause = time.monotonic(), self._beat_seconds
             if working.worker_id is None:
                 await asyncio.sleep(_REGISTERING_SECONDS)
@@ -292,11 +292,11 @@ class Worker:
             await asyncio.sleep(pause)
 
     async def reap(self, queues: Callable[[], Iterable[str]]) -> None:
-        """Gives jobs of dead workers to live ones. Any number may run: putting a job back twice is
-        harmless.
+        """Puts jobs of dead workers back into the queue. Any number of reapers may run: putting a
+        job back twice is harmless.
 
-        A worker that did not beat itself a moment ago judges nobody: what kept it from beating kept
-        others, too.
+        A worker without a recent heartbeat of its own declares no other dead: the same cause may
+        have delayed their heartbeats.
         """
         passes = 0
         while wanted():
@@ -309,9 +309,8 @@ class Worker:
                     stalled = await self._manager.get_stalled_jobs(
                         queue=queue, seconds_since_heartbeat=self._lease_seconds
                     )
-                    if (
-                        time.monotonic() - asked > self._beat_seconds
-                    ):  # it was held up, and so were heartbeats
+                    # The answer was delayed, so heartbeats may have been delayed too.
+                    if time.monotonic() - asked > self._beat_seconds:
                         break
                     await self._requeue(stalled)
                 if passes % _PRUNE_PASSES == 0:
@@ -327,11 +326,10 @@ class Worker:
             _log.warning(
                 "job of a dead worker put back", job=job.id, task=job.task_name, row=job.task_kwargs
             )
-            await self._manager.put_back(job)  # unless another reaper was faster
+            await self._manager.put_back(job)  # does nothing if another reaper was faster
 
 
 def troubled(db: Database, what: str, error: Exception) -> None:
-    """Notes a statement that failed, and lets the pool look for others of its connections that
-    broke with this one."""
+    """Logs a failed statement and lets the pool replace other connections that broke too."""
     _log.warning(what, service=db.service, error=str(error.__cause__ or error).strip()[:200])
     db.mend()

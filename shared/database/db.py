@@ -1,12 +1,13 @@
-"""Postgres for the services: pools, tenant context, and mutations that a repeat can't harm.
+"""Postgres for the services: pools, tenant context and idempotent mutations.
 
-    rows = await db.all(_SELECT_THINGS, {...})          a read, in one round trip with its context
+    rows = await db.all(_SELECT_THINGS, {...})          a read and its tenant context, in one
+                                                        round trip
     response = await db.mutate(request, Answer, work)   one transaction: work(m), its events, its
                                                         stored answer
     async with db.transaction(owner) as m: ...          the same for a job, which has no request
 
-Every connection is in autocommit; the tenant is set per transaction (`app.owner_id`), never per
-connection, and row-level security reads it. Without one no row of any owner is visible. Values are
+Every connection is in autocommit. The tenant is set per transaction (`app.owner_id`), never per
+connection, and row-level security reads it. Without a tenant no owner's row is visible. Values are
 always bound on the server.
 """
 
@@ -35,24 +36,24 @@ R = TypeVar("R")
 Parameters = Mapping[str, Any]
 Connection = AsyncConnection[Any]
 
-_ROLLBACK_SECONDS = 5.0  # then the connection is closed, which rolls back, too
+_ROLLBACK_SECONDS = 5.0  # after that the connection is closed, which rolls back too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
 _HOLD_REQUEST = b"SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 
 
 class Request(Protocol):
-    """A request that changes something: a message with the id of the request."""
+    """A request that changes something: a message with a request_id."""
 
     request_id: str
 
     @property
-    def DESCRIPTOR(self) -> Any: ...  # a Descriptor, of whichever implementation of protobuf
+    def DESCRIPTOR(self) -> Any: ...  # a Descriptor of any protobuf implementation
     def SerializeToString(self, *, deterministic: bool = ...) -> bytes: ...
 
 
 @dataclass(slots=True)
 class _Stored:
-    """What is kept of a request that was answered."""
+    """The stored answer of a request and the hash of the request's body."""
 
     body_hash: bytes
     answer: bytes
@@ -85,8 +86,8 @@ _STORE_ANSWER = b"""
 
 @dataclass(slots=True)
 class Mutation:
-    """An open transaction for one owner. Statements take `conn`; `events.publish` and
-    `jobs.enqueue` take this."""
+    """An open transaction for one owner. `events.publish` and `jobs.enqueue` take it; `conn` is its
+    connection."""
 
     conn: Connection
     pipeline: AsyncPipeline
@@ -95,26 +96,27 @@ class Mutation:
     earlier: "_Earlier | None" = None
 
     async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R:
-        """The row that must be there: none is a fault of ours."""
+        """Returns the one row. Raises LookupError if there is none, which is a bug of ours."""
         return _must(await self.first(statement, parameters), statement)
 
     async def first(
         self, statement: Statement[R], parameters: Parameters | None = None
     ) -> R | None:
-        """The first row, or None."""
+        """Returns the first row, or None."""
         return await (await self._fetch(statement, parameters)).fetchone()
 
     async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
         return await (await self._fetch(statement, parameters)).fetchall()
 
     async def run(self, statement: Command, parameters: Parameters | None = None) -> None:
-        """Runs without waiting for the result; a failure shows at the next fetch or at the
-        commit."""
+        """Runs a statement without waiting for its result; an error surfaces at the next fetch or
+        at the commit."""
         await self.conn.execute(statement.text, parameters)
 
     def send(self, statement: bytes, *values: str | bytes) -> None:
-        """Like `run`, for what accompanies most changes: with `$1 ...`, and bytes only for columns
-        of bytes. A cursor of its own would cost several times as much."""
+        """Does the same as `run` without a cursor, which would cost several times as much: for
+        statements that accompany most changes. Placeholders are `$1 ...`; pass bytes only for
+        bytea columns."""
         _queue(self.pipeline, statement, *values)
 
     async def _fetch(
@@ -125,8 +127,8 @@ class Mutation:
         return cursor
 
     async def look_earlier(self) -> None:
-        """Raises _Answered if the request was answered before, in the round trip of the first
-        statement."""
+        """Raises _Answered if the request was answered before. The check shares the round trip of
+        the first statement."""
         earlier, self.earlier = self.earlier, None
         if earlier:
             await earlier.look()
@@ -134,7 +136,7 @@ class Mutation:
 
 @dataclass(frozen=True, slots=True)
 class _Earlier:
-    """The stored answer of a request, asked for and not looked at yet."""
+    """The query for a request's stored answer, sent but not read yet."""
 
     cursor: AsyncCursor[_Stored]
     key: Mapping[str, Any]
@@ -144,8 +146,8 @@ class _Earlier:
         try:
             stored = await self.cursor.fetchone()
         except psycopg.Error:
-            # Of a later statement, if this one has its result: a repeat may well collide with what
-            # the first made.
+            # The error belongs to a later statement if this cursor has its result: a repeat may
+            # collide with rows that the first call made.
             if self.cursor.pgresult is None:
                 raise
             stored = await self.cursor.fetchone()
@@ -158,13 +160,13 @@ class _Earlier:
 
 @dataclass
 class _Answered(Exception):
-    """The request was answered before; what was done since is rolled back."""
+    """The request was answered before; this transaction is rolled back."""
 
     answer: Any
 
 
 class Database:
-    """A pool for one service in one role."""
+    """The connection pool of one service in one role."""
 
     def __init__(self, settings: Settings, service: str, *, pool_size: int | None = None) -> None:
         self.service = service
@@ -180,8 +182,8 @@ class Database:
             "options": options,
             "connect_timeout": 5,
             "application_name": f"atelier-{service}",
-            # A server that vanished without a word is noticed within some 20 s, not after a quarter
-            # of an hour.
+            # These detect a server that disappeared silently within some 20 s; without them it
+            # takes a quarter of an hour.
             "keepalives_idle": 5,
             "keepalives_interval": 5,
             "keepalives_count": 3,
@@ -194,9 +196,9 @@ class Database:
             max_size=pool_size or settings.pool_size,
             timeout=settings.pool_wait_seconds,
             max_idle=300,
-            # An attempt to connect backs off for longer and longer. Given up early, the next caller
-            # starts a fresh one, so that the pool is back within a second or two of a database that
-            # was away for long.
+            # The pool's backoff grows while it tries to connect. If it gives up early, the next
+            # caller starts afresh, so the pool recovers within a second or two after a long outage
+            # of the database.
             reconnect_timeout=2,
             configure=self._configure,
             open=False,
@@ -206,37 +208,36 @@ class Database:
         self._mending: asyncio.Task[None] | None = None
 
     async def _configure(self, conn: Connection) -> None:
-        await conn.set_autocommit(True)  # not a connect argument: the job queue adds its own
-        # A frozen process must not keep its rows locked. In a pipeline the server never takes a
-        # session for idle, so that only this limit ends it; before Postgres 17 there is none.
+        await conn.set_autocommit(True)  # not a connect argument: the job queue passes its own
+        # A frozen process must not keep its rows locked. The server never considers a session in a
+        # pipeline idle, so only this limit ends it. Postgres before 17 doesn't have it.
         if conn.info.server_version >= 170000:
             limit = str(int(self.settings.statement_timeout_seconds * 1000))
             await conn.execute("SELECT set_config('transaction_timeout', %s, false)", (limit,))
 
     async def open(self) -> None:
-        """Connects in the background; a server starts, and answers health, while its database is
-        away."""
+        """Connects in the background, so a server starts and answers health checks while its
+        database is unreachable."""
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
         await self._pool.close(timeout=2)
 
     def mend(self) -> None:
-        """Looks at the idle connections, and replaces those that broke. For whoever met a broken
-        one: where a server ended one of them, it often ended all, and each would cost another
-        caller a failure."""
-        # In a task of its own: a caller that is cancelled would take the connections out of the
-        # pool for good.
+        """Checks the idle connections and replaces broken ones. Call it after meeting a broken one:
+        a server that ended one often ended all, and each would fail another caller."""
+        # This runs in its own task: a cancelled caller would take the connections out of the pool
+        # for good.
         if self._mending is None or self._mending.done():
             self._mending = asyncio.create_task(self._pool.check())
 
     async def connect(self) -> Connection:
-        """A connection outside the pool, for listening or a session's lock. The caller closes
+        """Opens a connection outside the pool, for LISTEN or a session lock. The caller closes
         it."""
         return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
 
     async def ready(self) -> bool:
-        """True if a statement runs right now."""
+        """Returns True if a statement runs within 2 s."""
         try:
             async with asyncio.timeout(2), self._pool.connection() as conn:
                 await conn.execute("SELECT 1")
@@ -246,13 +247,13 @@ class Database:
 
     @property
     def pool(self) -> AsyncConnectionPool[Connection]:
-        """For libraries that bring their own statements (the job queue)."""
+        """The pool, for libraries that bring their own statements (the job queue)."""
         return self._pool
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """A pooled connection. PoolTimeout: all are in use; OperationalError: the database can't be
-        reached."""
+        """Yields a pooled connection. Raises PoolTimeout if all are in use, OperationalError if the
+        database can't be reached."""
         try:
             conn = await self._pool.getconn()
         except PoolTimeout:
@@ -263,10 +264,10 @@ class Database:
         try:
             yield conn
         except BaseException:
-            # In a task of its own, which nobody cancels. The caller may be cancelled twice, by its
-            # deadline and by gRPC: were the connection given back then, the pool would close its
-            # socket while the rollback still waits for it, and the event loop would abort the
-            # process.
+            # The rollback runs in its own task, which is never cancelled. The caller may be
+            # cancelled twice, by its deadline and by gRPC. If the connection were given back then,
+            # the pool would close its socket while the rollback still waits for it, and the event
+            # loop would abort the process.
             ending = asyncio.create_task(self._end(conn))
             self._endings.add(ending)
             ending.add_done_callback(self._endings.discard)
@@ -291,17 +292,17 @@ class Database:
     async def first(
         self, statement: Statement[R], parameters: Parameters | None = None
     ) -> R | None:
-        """The first row that the caller's owner sees, or None."""
+        """Returns the first row that the caller's owner sees, or None."""
         rows = await self.all(statement, parameters)
         return rows[0] if rows else None
 
     async def one(self, statement: Statement[R], parameters: Parameters | None = None) -> R:
-        """The row that must be there: none is a fault of ours."""
+        """Returns the one row. Raises LookupError if there is none, which is a bug of ours."""
         rows = await self.all(statement, parameters)
         return _must(rows[0] if rows else None, statement)
 
     async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
-        """All rows of one statement for the caller's owner: one round trip."""
+        """Returns all rows of one statement that the caller's owner sees, in one round trip."""
         async with self._connection() as conn:
             async with conn.pipeline() as pipeline:
                 _queue(pipeline, _CONTEXT, auth.current().owner)
@@ -311,16 +312,16 @@ class Database:
     async def system_all(
         self, statement: Statement[R], parameters: Parameters | None = None
     ) -> list[R]:
-        """A worker's read without an owner: sees what the role's own policies show (queues, never
-        contents)."""
+        """Reads as a worker without an owner. Returns the rows that the role's own policies show
+        (queues, never contents)."""
         async with self._connection() as conn:
             return await (await execute(conn, statement, parameters)).fetchall()
 
     @asynccontextmanager
     async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:
-        """A transaction for `owner`, committed on leaving, rolled back by an exception. `owner` ''
-        is the system."""
-        # Leaving the pipeline waits for the commit.
+        """Opens a transaction for `owner`; '' is the system. Commits on exit, rolls back on an
+        exception."""
+        # The pipeline's exit waits for the commit.
         async with self._connection() as conn, conn.pipeline() as pipeline:
             _queue(pipeline, b"BEGIN")
             _queue(pipeline, _CONTEXT, owner)
@@ -328,8 +329,8 @@ class Database:
             _queue(pipeline, b"COMMIT")
 
     async def stored_answer(self, request: Request, answer: type[A]) -> A | None:
-        """What an earlier call with this request_id was answered, or None. For a call that works
-        before it commits."""
+        """Returns the answer of an earlier call with this request_id, or None. For calls that work
+        before they open their transaction."""
         if not request.request_id:
             return None
         key = _request_key(request)
@@ -339,11 +340,11 @@ class Database:
     async def mutate(
         self, request: Request, answer: type[A], work: Callable[[Mutation], Awaitable[A]]
     ) -> A:
-        """Runs `work` once per request_id of the caller, and gives a repeat the first answer.
+        """Runs `work` once per request_id of the caller; a repeat gets the first answer.
 
         Concurrent duplicates wait for the first; one that waits longer than the lock timeout is
-        ABORTED with RetryInfo. A failure stores nothing, so that a repeat runs again. Answers must
-        not hold URLs: add them after.
+        ABORTED with RetryInfo. A failure stores nothing, so a repeat runs again. The answer that
+        `work` returns must not hold URLs: add them afterwards.
         """
         identity = auth.current()
         try:
@@ -358,7 +359,7 @@ class Database:
 async def execute(
     conn: Connection, statement: Statement[R], parameters: Parameters | None = None
 ) -> AsyncCursor[R]:
-    """Runs a statement on a connection; the cursor has its rows."""
+    """Runs a statement on a connection; returns the cursor with its rows."""
     cursor = conn.cursor(row_factory=statement.row_factory)
     return await cursor.execute(statement.text, parameters)
 
@@ -372,17 +373,16 @@ def _must(row: R | None, statement: Command) -> R:
 async def _once(
     m: Mutation, key: Mapping[str, Any], answer: type[A], work: Callable[[Mutation], Awaitable[A]]
 ) -> A:
-    """Runs `work` unless the request was answered before: its first statement travels with the look
-    for that."""
+    """Runs `work` unless the request was answered before. The check shares the round trip of the
+    first statement of `work`."""
     named = [key[name] for name in ("owner", "actor", "method", "request_id")]
     m.send(_HOLD_REQUEST, "\x1f".join(named))
     m.earlier = _Earlier(await execute(m.conn, _SELECT_ANSWER, key), key, answer)
     try:
         result = await work(m)
     except errors.DomainError:
-        await (
-            m.look_earlier()
-        )  # work that refuses before its first statement refuses a repeat no less
+        # `work` may refuse before its first statement; a repeat still gets the stored answer.
+        await m.look_earlier()
         raise
     await m.look_earlier()
     m.send(_STORE_ANSWER, *named, key["body_hash"], result.SerializeToString())
@@ -390,8 +390,8 @@ async def _once(
 
 
 def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str | bytes) -> None:
-    """Lets a statement go out ahead of the next one. Its rows are passed over; a failure shows
-    where `run`'s does."""
+    """Queues a statement to be sent with the next one; its result is discarded and an error
+    surfaces at the next fetch or commit."""
     encoded = [value.encode() if isinstance(value, str) else value for value in values]
     formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
     send = partial(pipeline.pgconn.send_query_params, statement, encoded, param_formats=formats)
@@ -423,13 +423,13 @@ def _replay(stored: _Stored | None, key: Mapping[str, Any], answer: type[A]) -> 
 
 
 async def forget_answer(m: Mutation, request: Request) -> None:
-    """Removes what is stored for the request, so that a repeat runs again: for a call that commits
-    before its work."""
+    """Deletes the request's stored answer, so that a repeat runs again: for calls that commit
+    before their work."""
     await m.run(_DELETE_ANSWER, _request_key(request))
 
 
 async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000) -> int:
-    """Deletes stored answers past their retention, a chunk at a time. Returns how many went."""
+    """Deletes stored answers past their retention in chunks. Returns how many it deleted."""
     total = 0
     while True:
         async with db.transaction("") as m:

@@ -1,4 +1,4 @@
-"""The one maker of ids: UUIDv7, so that ids made later sort later and indexes stay dense."""
+"""Makes and parses ids. They are UUIDv7: later ids sort later, so indexes stay dense."""
 
 import uuid
 
@@ -12,7 +12,7 @@ def new_id() -> uuid.UUID:
 
 
 def parse_id(text: str, field: str) -> uuid.UUID:
-    """An id of ours from a request. A text that can't be one is INVALID_ARGUMENT on `field`."""
+    """Parses an id from a request. Raises INVALID_ARGUMENT on `field` if it is not a UUID."""
     try:
         return uuid.UUID(text)
     except ValueError:

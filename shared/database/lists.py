@@ -1,4 +1,4 @@
-"""Lists of a table's rows: newest first, in pages, filtered by what a request sets.
+"""Lists the rows of a table: newest first, in pages, filtered by the fields that a request sets.
 
     _LIST = Listing(LOGS, levels=lambda logs, levels: logs.level == sa.any_(levels))
 
@@ -7,8 +7,8 @@
     rows = await db.all(*_LIST.query(page, wanted))
     logs, token = page.fill(rows, map(to_proto, rows))
 
-A filter has the name of its column and wants the value itself, unless the list says otherwise. One
-whose value is None or empty doesn't filter. The statement of each set of filters is built and
+A filter is named after its column and compares for equality, unless the list defines it otherwise.
+A filter whose value is None or empty is ignored. The statement for each set of filters is built and
 compiled once.
 """
 
@@ -24,7 +24,7 @@ from shared.rpc.paging import Page
 from shared.rpc.protos import time_of
 
 R = TypeVar("R")
-_Columns = Any  # Core's columns of a table, by name; a name that isn't there is an AttributeError
+_Columns = Any  # Core's columns of a table, by name; an unknown name raises AttributeError
 Filter = Callable[[_Columns, sa.BindParameter[Any]], sa.ColumnElement[bool]]
 
 _COMMON: Mapping[str, Filter] = {
@@ -34,12 +34,12 @@ _COMMON: Mapping[str, Filter] = {
 
 
 def created(request: Any) -> dict[str, object]:
-    """The filters of a request's fields `created_from` and `created_before`."""
+    """Returns the filters for a request's fields `created_from` and `created_before`."""
     return {name: time_of(getattr(request, name), request.HasField(name), name) for name in _COMMON}
 
 
 class Listing(Generic[R]):
-    """A list of the rows of one table, of one owner. Needs an index on (owner, .., created_at DESC,
+    """Lists one owner's rows of one table. Needs an index on (owner, .., created_at DESC,
     id DESC)."""
 
     def __init__(self, table: Table[Any], row: type[R], **filters: Filter) -> None:
@@ -50,7 +50,7 @@ class Listing(Generic[R]):
     def query(
         self, page: Page, wanted: Mapping[str, object]
     ) -> tuple[Statement[R], dict[str, object]]:
-        """The statement of a page, with its parameters. It reads one row more than the page has."""
+        """Returns a page's statement and parameters. It reads one row more than the page has."""
         given = {name: value for name, value in wanted.items() if value}
         statement = self._statement(tuple(sorted(given)), page.after is not None)
         return statement, {"owner": auth.current().owner, **given, **page.parameters}

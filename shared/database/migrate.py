@@ -1,13 +1,12 @@
 """Brings a service's schema up to date: roles, schemas, the job queue's tables, then Alembic's
 revisions.
 
-    <service>_owner    owns everything; nobody logs in as it
-    <service>_app      serves
-    <service>_worker   background work, with its own policies
+    <service>_owner    owns every table; it can't log in
+    <service>_app      serves requests
+    <service>_worker   runs background work, under its own policies
 
-Revisions are SQL, like everything else that reaches Postgres here: a revision file runs the `.sql`
-beside it as <service>_owner, with a lock timeout, so that a busy table makes the migration fail
-rather than the service hang.
+Revisions are SQL: a revision file runs the `.sql` file beside it as <service>_owner. A lock timeout
+makes the migration fail on a busy table; otherwise the service would hang.
 """
 
 import importlib.resources
@@ -18,18 +17,18 @@ import psycopg
 from psycopg import sql
 
 ROOT = Path(__file__).resolve().parents[2]
-_LOCK = 7_261_101  # arbitrary, but everybody's: one migration at a time per database
+_LOCK = 7_261_101  # arbitrary, the same in all services: one migration at a time per database
 
 
-# For the turn of an owner's next job, see shared/background/jobs.py. By `-priority`, which no other
-# index knows: by `priority` the planner may prefer to look through everybody's jobs in their order
-# until it meets one of the owner's.
+# Finds the turn of an owner's next job, see shared/background/jobs.py. It sorts by `-priority`,
+# which no other index has: with `priority` the planner may scan all owners' jobs in their order
+# until it meets one of this owner.
 _SHARES = """
     CREATE INDEX waiting_by_share ON procrastinate_jobs (queue_name, (args ->> 'share'),
         (-priority))
     WHERE status = 'todo'
 """
-# For the most urgent of an owner's jobs, where owners say so.
+# Finds an owner's most urgent job, for jobs whose requests may state an urgency.
 _URGENT = """
     CREATE INDEX waiting_by_urgency ON procrastinate_jobs (
         queue_name, (args ->> 'owner'), (-(args ->> 'urgency')::int), (args ->> 'row_id')
@@ -38,13 +37,13 @@ _URGENT = """
 
 
 class MigrationFailed(Exception):
-    """One line, with the next step."""
+    """The migration failed. The message is one line and names the next step."""
 
 
 def migrate(service: str, admin_url: str, app_password: str, worker_password: str) -> None:
-    """Runs everything that is missing. Safe to repeat, and to run from several machines at once.
+    """Runs every missing step. Safe to repeat, and to run from several machines at once.
 
-    `admin_url` may create roles and schemas. Raises MigrationFailed.
+    The role of `admin_url` must be able to create roles and schemas. Raises MigrationFailed.
     """
     try:
         with psycopg.connect(admin_url, autocommit=True, connect_timeout=5) as conn:
@@ -75,7 +74,7 @@ def _roles(
                     sql.SQL("CREATE ROLE {} NOLOGIN NOSUPERUSER NOBYPASSRLS NOINHERIT").format(name)
                 )
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
-                pass  # roles belong to the whole cluster: another database's migration was faster
+                pass  # roles are cluster-wide: another database's migration was faster
         if password is not None:
             conn.execute(
                 sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(password))
@@ -93,8 +92,8 @@ def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
     )
     if conn.execute("SELECT FROM pg_namespace WHERE nspname = %s", (jobs,)).rowcount:
         return
-    # The queue's own schema file can't run twice, so it runs with the schema's creation or not at
-    # all.
+    # The queue's schema file can't run twice, so it runs in the transaction that creates the
+    # schema.
     queue = (importlib.resources.files("procrastinate.sql") / "schema.sql").read_text(
         encoding="utf-8"
     )
@@ -115,10 +114,10 @@ def _schemas(conn: psycopg.Connection[Any], service: str) -> None:
 
 
 def _queue_policies(conn: psycopg.Connection[Any], service: str, table: sql.Identifier) -> None:
-    """Queue rows hold ids only, and a number for the owner; whoever may enqueue may see them.
+    """Lets both logins see all queue rows, which hold only ids and a number for the owner.
 
-    So may the owner: when a dead worker's row is deleted, the foreign key touches its jobs as the
-    tables' owner, and their triggers write events as the owner, too.
+    The owning role sees them too: when a dead worker's row is deleted, the foreign key updates its
+    jobs as the tables' owner, and their triggers write events as that role.
     """
     roles = sql.SQL(", ").join(
         sql.Identifier(f"{service}_{role}") for role in ("app", "worker", "owner")
@@ -147,8 +146,8 @@ def _revisions(service: str, admin_url: str) -> None:
 
 
 def _grants(conn: psycopg.Connection[Any], service: str) -> None:
-    """What both logins may do; row-level security narrows it. TRUNCATE ignores policies and is
-    never granted."""
+    """Grants both logins their rights, which row-level security narrows. TRUNCATE ignores policies
+    and is never granted."""
     for schema in (service, f"{service}_jobs"):
         for role in (f"{service}_app", f"{service}_worker"):
             names = {"schema": sql.Identifier(schema), "role": sql.Identifier(role)}
@@ -160,11 +159,11 @@ def _grants(conn: psycopg.Connection[Any], service: str) -> None:
                 conn.execute(sql.SQL(statement).format(**names))
 
 
-# For the revision files and env.py of each service
+# Used by the revision files and env.py of each service
 
 
 def run_environment(context: Any) -> None:
-    """The whole of a service's migrations/env.py."""
+    """Runs the revisions; it is all that a service's migrations/env.py calls."""
     service = context.config.attributes["service"]
     with context.config.attributes["engine"].connect() as connection:
         context.configure(
@@ -179,7 +178,7 @@ def run_environment(context: Any) -> None:
 
 
 def run_sql(op: Any, service: str, *paths: Path) -> None:
-    """Runs SQL files in the revision's transaction; `{service}` is replaced."""
+    """Runs SQL files in the revision's transaction; replaces `{service}` by the service's name."""
     connection = op.get_bind().connection.driver_connection
     for path in paths:
         connection.execute(path.read_text().replace("{service}", service))

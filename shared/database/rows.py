@@ -1,11 +1,11 @@
 """Statements whose rows have a type.
 
     @dataclass(slots=True)
-    class Quota:                         # a row: a field per column that is read, by its name
+    class Quota:                         # a row: one field per selected column, of the same name
         owner: str
         max_bytes: int | None            # a column that may be NULL
 
-    class LockedQuota(Quota):            # a row that the transaction holds, until it ends
+    class LockedQuota(Quota):            # a row that the transaction locks until it ends
         __slots__ = ()
 
     QUOTAS = Table("quotas", LockedQuota)
@@ -16,10 +16,10 @@
     quota = await db.first(_SELECT_QUOTA, {"owner": owner})       # Quota | None
     quota = await m.one(QUOTAS.insert("owner", "max_bytes"), values)     # LockedQuota
 
-What doesn't change is written as SQL, once, as a constant of its module: tests/test_statements.py
-has a real Postgres prepare each, and holds the columns that it describes against the row class.
-What is put together at run time is built by SQLAlchemy Core (`Table.core`), compiled once per shape
-(`compiled`) and kept. psycopg runs both. Decision 1 says why.
+A fixed statement is written as SQL, once, as a constant of its module: tests/test_statements.py
+lets a real Postgres prepare each and compares the columns that it describes with the row class.
+A statement assembled at run time is built with SQLAlchemy Core (`Table.core`), compiled once per
+shape (`compiled`) and kept. psycopg runs both. Decision 1 says why.
 """
 
 import sys
@@ -37,11 +37,11 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 _DIALECT = sa_psycopg.dialect()
-_Make = Callable[[Sequence[Any]], R]  # psycopg's values of one row have the columns' types
+_Make = Callable[[Sequence[Any]], R]  # takes one row's values, typed by psycopg per column
 
 
 class Command:
-    """A statement without rows. Its text has psycopg's placeholders, such as `%(name)s`."""
+    """A statement that returns no rows. Its text has psycopg placeholders such as `%(name)s`."""
 
     __slots__ = ("module", "text")
 
@@ -53,8 +53,8 @@ class Command:
 
 
 class Statement(Command, Generic[R_co]):
-    """A statement with rows of one type: a dataclass with a field per column, or, for a single
-    column that is never NULL, the type of its values."""
+    """A statement that returns rows of one type: a dataclass with a field per column or, for a
+    single column that is never NULL, the type of its values."""
 
     __slots__ = ("_make", "row")
 
@@ -63,8 +63,8 @@ class Statement(Command, Generic[R_co]):
         self.row = row
         self._make: _Make[R_co] | None = None
 
-    def row_factory(self, cursor: Any) -> _Make[R_co]:  # of every kind of psycopg's cursors
-        """For psycopg. The columns of a statement are always the same, so they are looked at
+    def row_factory(self, cursor: Any) -> _Make[R_co]:  # any kind of psycopg cursor
+        """Implements psycopg's row factory. A statement's columns never change, so they are read
         once."""
         result = cursor.pgresult
         if result is None or not result.nfields:
@@ -76,11 +76,11 @@ class Statement(Command, Generic[R_co]):
 
 
 CONSTANTS: list[Command] = []
-"""All that are written as SQL, in the order in which their modules were imported."""
+"""All statements that are written as SQL, in the order in which their modules were imported."""
 
 
 def _caller() -> str:
-    """The module that makes a statement."""
+    """Returns the name of the module that defines a statement."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_globals["__name__"] == __name__:
         frame = frame.f_back
@@ -107,10 +107,10 @@ def field_names(row: type) -> tuple[str, ...]:
 
 
 class Table(Generic[R]):
-    """A table and its row class, whose fields are the columns that this code knows. `R` is what
-    statements that write return, so that a class of locked rows belongs here where there is one.
+    """A table and its row class, whose fields are the columns that this code uses. `R` is the row
+    that writing statements return: pass the class of locked rows if there is one.
 
-    `columns` names them all, for constants; `core` is the table for SQLAlchemy Core.
+    `columns` lists all column names, for constants; `core` is the table for SQLAlchemy Core.
     """
 
     def __init__(self, name: str, row: type[R]) -> None:
@@ -118,17 +118,18 @@ class Table(Generic[R]):
         self.row = row
         self.names = field_names(row)
         self.columns = ", ".join(self.names)
-        # Columns without types: values are sent as psycopg adapts them, and nothing is cast.
+        # Columns have no types here: psycopg adapts the values, and SQLAlchemy adds no casts.
         self.core = sa.table(name, *map(sa.column, self.names))
         TABLES.append(self)
 
     def of(self, alias: str) -> str:
-        """All columns, of a table that a statement calls `alias`."""
+        """Returns all columns, qualified with the table's `alias` in a statement."""
         return ", ".join(f"{alias}.{name}" for name in self.names)
 
     @cache  # noqa: B019 - tables live as long as the process
     def insert(self, *columns: str) -> Statement[R]:
-        """Inserts a row of these columns, each bound by its name; returns the whole row."""
+        """Returns an INSERT with these columns, each bound by its name, that returns the whole
+        row."""
         values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
         return compiled(self.row, sa.insert(self.core).values(values).returning(*self.core.c))
 
@@ -138,13 +139,13 @@ TABLES: list["Table[Any]"] = []
 
 
 def compiled(row: type[R], core: sa.Executable) -> Statement[R]:
-    """A statement of Core's. Building and compiling one take a millisecond: whoever calls this
-    keeps what it returns, per shape."""
+    """Compiles a Core statement. Building and compiling one takes a millisecond, so callers keep
+    the result per shape."""
     text = str(core.compile(dialect=_DIALECT))  # type: ignore[attr-defined]
     return Statement(row, text, constant=False)
 
 
 def command(core: sa.Executable) -> Command:
-    """As `compiled`, without rows."""
+    """Compiles a Core statement that returns no rows; see `compiled`."""
     text = str(core.compile(dialect=_DIALECT))  # type: ignore[attr-defined]
     return Command(text, constant=False)

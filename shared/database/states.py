@@ -1,7 +1,7 @@
-"""State machines as data, and the one statement that moves a row from state to state.
+"""State machines as data, and the one statement that changes a row's state.
 
-A machine is a mapping from each state to the states it may go to; a state that goes nowhere is
-terminal. Services keep theirs in rules.py.
+A machine maps each state to the states that may follow it; a state that nothing follows is final.
+Each service defines its machines in rules.py.
 """
 
 from collections.abc import Collection, Mapping
@@ -29,12 +29,12 @@ async def advance(
     stamps: tuple[str, ...] = (),
     **columns: Any,
 ) -> R | None:
-    """Moves the row to state `to`, setting `columns`, if the machine allows it from where the row
-    is.
+    """Moves the row to state `to` and sets `columns`, if the machine allows it from its state.
 
-    `token` fences a job: the row must still belong to that attempt. `stamps` are columns that
-    get the time of the transaction. Raises the version; returns the whole new row, or None if
-    the row is gone, elsewhere or of another attempt, and then nothing was changed.
+    `token` is a fencing token: the row must still belong to that attempt. `stamps` are columns
+    that get the time of the transaction. Increments the version and returns the whole new row.
+    Returns None and changes nothing if the row is gone, is in a state that `to` can't follow, or
+    belongs to another attempt.
     """
     parameters = {
         **columns,

@@ -1,10 +1,10 @@
--- What every service's schema starts with. {service} is replaced by the service's name.
+-- The tables that every service's schema has. {service} is replaced by the service's name.
 --
--- Row-level security is enabled and forced on every table. Two kinds of policy: `tenant` (rows of the owner that the
--- transaction named in app.owner_id; after a transaction the setting reads '', hence NULLIF) and named ones for the
--- worker role, on the few tables that background work must see across owners.
+-- Row-level security is enabled and forced on every table. There are two kinds of policy: `tenant` shows the rows of the
+-- owner that the transaction set in app.owner_id (after a transaction the setting reads '', hence NULLIF); the others
+-- show the worker role all rows of the few tables that background work must see across owners.
 
--- Answers to mutations, by request_id.
+-- Stored answers to mutations, by request_id.
 CREATE TABLE requests (
     owner text NOT NULL,
     actor text NOT NULL,
@@ -17,9 +17,9 @@ CREATE TABLE requests (
 );
 CREATE INDEX requests_created_at ON requests (created_at);
 
--- The outbox. A row is written in the transaction of the change it tells of, without a position; the sequencer stamps
--- committed rows with dense positions. `seq` follows causality (a change waits for the row lock of the one before it),
--- not commit order, so only the sequencer uses it.
+-- The outbox. An event is written in the transaction of its change, without a position; the sequencer gives committed
+-- events dense positions. `seq` follows causality (a change waits for the row lock of the one before it), not commit
+-- order, so only the sequencer uses it.
 CREATE TABLE events (
     seq bigint GENERATED ALWAYS AS IDENTITY,
     position bigint,
@@ -36,8 +36,8 @@ CREATE UNIQUE INDEX events_position ON events (position) WHERE position IS NOT N
 CREATE INDEX events_unstamped ON events (seq) WHERE position IS NULL;
 CREATE INDEX events_owner_position ON events (owner, position) WHERE position IS NOT NULL;
 
--- One row. `epoch` changes when a backup is restored, so that old cursors are refused rather than misread.
--- `pruned_to` is the last position whose event may be gone.
+-- The state of the event stream, in one row. `epoch` changes when a backup is restored, so that old cursors are refused
+-- and not misread. `pruned_to` is the last position whose event may be deleted already.
 CREATE TABLE event_stream (
     only_row boolean NOT NULL DEFAULT true,
     epoch uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -46,10 +46,10 @@ CREATE TABLE event_stream (
     CONSTRAINT event_stream_pkey PRIMARY KEY (only_row),
     CONSTRAINT event_stream_one_row CHECK (only_row)
 );
--- Before its policies are forced on the owner, who would be refused then.
+-- The row is inserted before policies are forced: after that the owner's INSERT would be refused.
 INSERT INTO event_stream DEFAULT VALUES;
 
--- One row per try of a job: what it took and how it ended. This is also the metric.
+-- One row per attempt of a job: its sizes, its cost and how it ended.
 CREATE TABLE attempts (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -97,14 +97,14 @@ CREATE POLICY tenant ON attempts TO {service}_app, {service}_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY reaping ON attempts TO {service}_worker USING (true);
 
--- Alembic's own table: for migrations alone.
+-- Alembic's own table, visible to migrations alone.
 ALTER TABLE alembic_version ENABLE ROW LEVEL SECURITY;
 ALTER TABLE alembic_version FORCE ROW LEVEL SECURITY;
 CREATE POLICY migrating ON alembic_version TO {service}_owner USING (true);
 
--- Webhooks: where an owner's events are sent. `failing_since` is the first failure since the last success.
--- `replay_from` to `replay_to`: positions that the dispatcher walks once more for this endpoint. `paused_until`: its
--- receiver asked for it (Retry-After), and nothing is sent before.
+-- Webhook endpoints: where an owner's events are sent. `failing_since` is the time of the first failure since the last
+-- success. `replay_from` to `replay_to` are the event positions that the dispatcher reads again for this endpoint.
+-- Nothing is sent before `paused_until`, which the receiver asked for (Retry-After).
 CREATE TABLE webhook_endpoints (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -131,8 +131,8 @@ CREATE TABLE webhook_endpoints (
 CREATE INDEX webhook_endpoints_owner ON webhook_endpoints (owner, created_at DESC, id DESC);
 CREATE INDEX webhook_endpoints_replay ON webhook_endpoints (id) WHERE replay_from IS NOT NULL;
 
--- What signs. A secret must be readable to sign with, so it stands here as it is, behind row-level security; a backup of
--- the database holds it, too. `version` is the endpoint's that it came with.
+-- Secrets that sign deliveries. Signing needs the plain secret, so it is stored unencrypted behind row-level security,
+-- and a backup of the database holds it too. `version` is the version of the endpoint that the secret came with.
 CREATE TABLE webhook_secrets (
     owner text NOT NULL,
     endpoint_id uuid NOT NULL,
@@ -145,17 +145,18 @@ CREATE TABLE webhook_secrets (
         REFERENCES webhook_endpoints (owner, id) ON DELETE CASCADE
 );
 
--- One event for one endpoint: the work and its log. While an attempt runs, `next_attempt_at` is when it counts as lost.
+-- One event for one endpoint: both queue and log. While an attempt runs, `next_attempt_at` is the time at which it counts
+-- as lost.
 CREATE TABLE webhook_deliveries (
     id uuid NOT NULL,
     owner text NOT NULL,
     endpoint_id uuid NOT NULL,
-    position bigint, -- of the event; a test event has none
+    position bigint, -- the event's position; NULL for a test event
     event_type text NOT NULL,
     body text NOT NULL,
     state text NOT NULL DEFAULT 'pending',
     attempts integer NOT NULL DEFAULT 0,
-    attempts_in_turn integer NOT NULL DEFAULT 0, -- since it was made or replayed: decides the pause
+    attempts_in_turn integer NOT NULL DEFAULT 0, -- since creation or the last replay: decides the next pause
     turn_began_at timestamptz NOT NULL DEFAULT now(),
     last_attempt_at timestamptz,
     next_attempt_at timestamptz DEFAULT now(),
@@ -172,13 +173,13 @@ CREATE TABLE webhook_deliveries (
     CONSTRAINT webhook_deliveries_ended CHECK ((state = 'pending') = (ended_at IS NULL)),
     CONSTRAINT webhook_deliveries_due CHECK ((state = 'pending') = (next_attempt_at IS NOT NULL))
 );
--- An event goes to an endpoint once, also if it is replayed.
+-- An event has one delivery per endpoint, even if it is replayed.
 CREATE UNIQUE INDEX webhook_deliveries_event ON webhook_deliveries (endpoint_id, position) WHERE position IS NOT NULL;
 CREATE INDEX webhook_deliveries_next ON webhook_deliveries (endpoint_id, next_attempt_at) WHERE state = 'pending';
 CREATE INDEX webhook_deliveries_log ON webhook_deliveries (owner, endpoint_id, created_at DESC, id DESC);
 CREATE INDEX webhook_deliveries_ended_at ON webhook_deliveries (ended_at) WHERE ended_at IS NOT NULL;
 
--- One row: up to which position events were made into deliveries.
+-- The position up to which events have deliveries, in one row.
 CREATE TABLE webhook_cursor (
     only_row boolean NOT NULL DEFAULT true,
     position bigint NOT NULL DEFAULT 0,

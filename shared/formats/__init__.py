@@ -1,1 +1,1 @@
-"""Text and files that people read or write: facts, lengths, ZIP, YAML, documents."""
+"""Formats of text and files for people: facts, lengths, names, numbers, ZIP, YAML, PDF."""

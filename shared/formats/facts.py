@@ -1,7 +1,7 @@
-"""What a caller states about a product: the facts file, parsed strictly.
+"""Facts that a caller states about a product, parsed strictly.
 
-The facts are the only source of names, materials, dimensions, prices and brands in anything that is
-printed, so a misspelt key must be an error and never a silently missing fact.
+The facts are the only source of names, materials, dimensions, prices and brands in print, so a
+misspelt key must be an error and never a silently missing fact.
 
     facts = load_facts(Path("facts.yaml").read_text())      # YAML, for people
     facts = parse_facts({"product": {"name": "Harbour"}})   # plain values, for a request
@@ -24,7 +24,7 @@ MAX_ITEMS = 500
 MAX_LINE = 300
 MAX_TEXT = 5_000
 MAX_NUMBER = 1e7
-MAX_MONEY = 1e8  # a coat costs tens of millions of some currencies
+MAX_MONEY = 1e8  # in some currencies a coat costs tens of millions
 
 VIEWS = ("front", "back", "side")
 LENGTH_UNITS = {"mm": 0.1, "cm": 1.0, "m": 100.0, "in": 2.54}
@@ -34,11 +34,10 @@ T = TypeVar("T")
 
 
 class FactsError(ValueError):
-    """A fact that can't be taken as it stands. `path` is the field (`dimensions[1].value`),
-    `reason` a sentence."""
+    """A fact is invalid. `path` is the field (`dimensions[1].value`), `reason` says why."""
 
     def __init__(self, path: str, reason: str) -> None:
-        # Both go to Exception, because that is what pickle hands back to __init__ in another
+        # Exception gets both arguments, because pickle passes its arguments to __init__ in another
         # process.
         super().__init__(path, reason)
         self.path = path
@@ -50,7 +49,7 @@ class FactsError(ValueError):
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a picture, as fractions of its width and height."""
+    """A point in a picture, as fractions of its width and height."""
 
     x: float
     y: float
@@ -88,8 +87,8 @@ class Dimension:
 
 @dataclass(frozen=True)
 class PointOfMeasure:
-    """A measurement a factory checks. Has a value, or two points between which it can be measured,
-    or both."""
+    """A measurement that a factory checks. It has a value, or two points between which it can be
+    measured, or both."""
 
     code: str
     name: str
@@ -103,7 +102,7 @@ class PointOfMeasure:
 
 @dataclass(frozen=True)
 class Scale:
-    """A known length in one view's picture; others in that picture follow from it."""
+    """A known length in one view's picture, from which other lengths in it are computed."""
 
     view: str
     value: float
@@ -145,7 +144,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Market:
-    """What market research found; at least one price."""
+    """A result of market research, with at least one price."""
 
     currency: str
     marketplace: str | None = None
@@ -170,7 +169,7 @@ class Facts:
 
 
 def load_facts(text: str | bytes) -> Facts:
-    """Facts from YAML. Raises FactsError, also for what `plain_yaml` doesn't read."""
+    """Reads facts from YAML. Raises FactsError, also for YAML that `plain_yaml` refuses."""
     try:
         value = plain_yaml.load(text)
     except plain_yaml.NotPlain as problem:
@@ -179,8 +178,8 @@ def load_facts(text: str | bytes) -> Facts:
 
 
 def parse_facts(mapping: object) -> Facts:
-    """Facts from plain values (dicts, lists, text, numbers). Raises FactsError with the path of the
-    first bad field."""
+    """Reads facts from plain values (dicts, lists, text, numbers). Raises FactsError with the path
+    of the first bad field."""
     top = _Table("", mapping)
     facts = Facts(
         product=top.table("product", _product) or Product(),
@@ -206,7 +205,7 @@ def parse_facts(mapping: object) -> Facts:
     return facts
 
 
-# One function per kind of row: this is the file's format, read top to bottom.
+# One function per kind of row; together they define the file's format.
 
 
 def _product(row: "_Table") -> Product:
@@ -335,7 +334,8 @@ def _point(row: "_Table") -> Point:
 
 
 class _Table:
-    """One mapping being read: each key is taken once, what is left over at the end is refused."""
+    """A mapping that is being read: each key is taken once, and `end` refuses keys that are
+    left."""
 
     def __init__(self, path: str, value: object) -> None:
         self.path = path
@@ -431,7 +431,8 @@ class _Table:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise FactsError(self._at(key), f"must be a number, not {_kind(value)}")
-        # Compared before converting: an integer of a thousand digits does not fit into a float.
+        # The comparison comes before the conversion: a float can't hold an integer of a thousand
+        # digits.
         if not -most <= value <= most:
             raise FactsError(self._at(key), f"must be a finite number of at most {most:,.0f}")
         return float(value)

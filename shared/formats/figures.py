@@ -1,12 +1,12 @@
-"""Numbers as they stand in print and in sentences: no exponent, no minus zero, no digits that only
-a float has."""
+"""Formats numbers for print and for sentences: no exponent, no minus zero, no rounding noise of
+floats."""
 
 from decimal import Context, Decimal
 
 Number = int | float | Decimal | str
 
-_EXACT = Context(prec=400)  # more digits than any float and any sum of a thousand amounts has
-# Every decimal of up to so many digits survives as a double. What follows them is the double's own:
+_EXACT = Context(prec=400)  # more digits than any float or any sum of a thousand amounts
+# A double keeps every decimal of up to this many digits. Further digits are rounding noise, as in
 # 0.1 + 0.2.
 _DIGITS_OF_DOUBLE = 15
 _NO_MINOR_UNIT = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
@@ -18,10 +18,10 @@ _MINOR_DIGITS = {
 
 
 def number(value: Number) -> str:
-    """A number without a unit: 72.0 is `72`, 0.1 + 0.2 is `0.3`, 1e-7 is `0.0000001`.
+    """Formats a number without a unit: 72.0 is `72`, 0.1 + 0.2 is `0.3`, 1e-7 is `0.0000001`.
 
-    A float is the shortest decimal of up to 15 digits. A Decimal or a text was written by somebody
-    and keeps its zeros.
+    A float is rounded to 15 digits and loses trailing zeros. A Decimal or a text was written by
+    somebody and keeps its zeros.
     """
     if isinstance(value, str):
         return value
@@ -30,13 +30,11 @@ def number(value: Number) -> str:
 
 
 def money(amount: Number, currency: str, *, grouped: bool) -> str:
-    """An amount with at least as many digits after the point as its currency (ISO 4217) usually
-    has, and all that it was given with: 129.9 EUR is `129.90`, 5 JPY is `5`, 1.2345 EUR is
-    `1.2345`.
+    """Formats an amount with at least the usual number of decimals of its currency (ISO 4217), and
+    with all that were given: 129.9 EUR is `129.90`, 5 JPY is `5`, 1.2345 EUR is `1.2345`.
 
-    `grouped` is for columns that are added up, where thousands are set apart by commas: `1,234.50`.
-    A figure that goes to a factory stands without, since half of the world reads that comma as a
-    decimal point.
+    `grouped` separates thousands by commas, for columns that are added up: `1,234.50`. Figures for
+    a factory are not grouped, since half of the world reads that comma as a decimal point.
     """
     exact = _EXACT.plus(decimal_of(amount)).normalize(_EXACT)  # plus: there is no minus zero
     after = max(_MINOR_DIGITS.get(currency, 2), -int(exact.as_tuple().exponent))
@@ -44,7 +42,7 @@ def money(amount: Number, currency: str, *, grouped: bool) -> str:
 
 
 def decimal_of(value: Number) -> Decimal:
-    """The decimal that was meant by a number; a float has no zeros at the end of its fraction."""
+    """Returns the decimal that a number stands for; a float gets no trailing zeros."""
     if isinstance(value, float):
         return Decimal(format(value, f".{_DIGITS_OF_DOUBLE}g")).normalize(_EXACT)
     return Decimal(value)

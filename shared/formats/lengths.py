@@ -1,20 +1,20 @@
-"""A length in a picture, by the scale that is declared for it."""
+"""Computes a length in a picture from the scale declared for the picture."""
 
 import math
 
 from shared.formats.facts import LENGTH_UNITS, Point, PointOfMeasure, Scale
 
-_DECIMALS = {"mm": 1, "cm": 1, "m": 3, "in": 2}  # a millimetre at least, in every unit
+_DECIMALS = {"mm": 1, "cm": 1, "m": 3, "in": 2}  # a millimetre or finer, in every unit
 
 
 def by_scale(
     point_of_measure: PointOfMeasure, scale: Scale | None, size: tuple[int, int] | None
 ) -> float | None:
-    """The length between its points in its own unit, else the scale's, rounded for it; None if it
-    doesn't follow.
+    """Returns the length between the two points in the measurement's unit, else the scale's,
+    rounded for that unit; None if points, scale or size are missing.
 
-    `scale` is that of its view, `size` the view's picture in pixels, upright: fractions of it
-    aren't square.
+    `scale` is the scale of its view, `size` the width and height of the view's upright picture in
+    pixels: points are fractions of these, so x and y have different scales.
     """
     start, end = point_of_measure.start, point_of_measure.end
     if scale is None or size is None or start is None or end is None:

@@ -1,17 +1,16 @@
-"""Names that people give, as they are shown, and as files are called after them. One rule for all
-services.
+"""Cleans names that people give, for display and for files. All services share these rules.
 
-`shown` is what is kept of a file's name. `of_file` makes one part of a path of it that every system
-takes: for what is downloaded, and for what is in an archive.
+`shown` makes the stored form of a file's name. `of_file` makes a file name that every system
+accepts, for downloads and for archives.
 """
 
 import re
 import unicodedata
 
-# What is invisible, or turns the reading direction, has no place in a name that people read:
-# controls, format characters, lone surrogates, line and paragraph separators.
+# Invisible characters and those that change the reading direction don't belong in a name: controls,
+# format characters, lone surrogates, line and paragraph separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_JOINERS = (  # some scripts and emoji are spelled with them, but only between other characters
+_JOINERS = (  # some scripts and emoji need them, but only between other characters
     "\u200c\u200d"
 )
 _EDGES = re.compile(rf"^[\s{_JOINERS}]+|[\s{_JOINERS}]+$")
@@ -19,20 +18,20 @@ _EDGES_OF_FILE = re.compile(rf"^[\s.{_JOINERS}]+|[\s.{_JOINERS}]+$")
 _MOST = 255
 _FILE_BYTES = 150
 _ENDING = 10
-# Devices of Windows, whatever their ending.
+# Device names of Windows, with any ending.
 _DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³])\s*(\..*)?")
 
 
 def shown(name: str) -> str:
-    """NFC, without what can't be seen, slashes replaced, at most 255 characters. Empty if nothing
-    is left."""
+    """Returns the name in NFC without invisible characters, with slashes replaced, cut to 255
+    characters. Empty if nothing is left."""
     return trimmed(_flat(name)[:_MOST])
 
 
 def of_file(name: str, ending: str = "") -> str:
-    """One part of a path, at most 150 bytes: what is shown of the name, with what Windows forbids
-    replaced, no dots or spaces at its ends, and no device's name. `ending`, or the name's own,
-    stays whole. Never empty; what was made here stays as it is."""
+    """Returns one part of a path, at most 150 bytes: the name as shown, with characters that
+    Windows forbids replaced, without dots or spaces at its ends, and no device's name. `ending`, or
+    the name's own ending, stays whole. Never empty; idempotent."""
     text = _EDGES_OF_FILE.sub("", re.sub(r'[:*?"<>|]', "_", _flat(name))) or "_"
     if not ending:
         stem, dot, own = text.rpartition(".")
@@ -47,12 +46,12 @@ def of_file(name: str, ending: str = "") -> str:
 
 
 def trimmed(text: str) -> str:
-    """Without spaces and joiners at its ends."""
+    """Returns the text without spaces and joiners at its ends."""
     return _EDGES.sub("", text)
 
 
 def without_hidden(text: str) -> str:
-    """NFC, without what can't be seen."""
+    """Returns the text in NFC without invisible characters, except joiners."""
     seen = "".join(c for c in text if c in _JOINERS or unicodedata.category(c) not in _HIDDEN)
     return unicodedata.normalize("NFC", seen)
 

@@ -1,9 +1,9 @@
-"""PDFs by typst: text is data and never markup, nothing is read but one directory, and no font of
-the machine is used.
+"""Makes PDFs with typst: text is data and never markup, the compiler reads only one directory, and
+uses none of the machine's fonts.
 
-A service brings a template and a JSON file with what to say; this is what they have in common.
-Blocking: run it in a child process. The compiler is loaded there, when a Press is made; servers and
-workers themselves do without it.
+A service provides a template and a JSON file with the content; this module is the shared part.
+It blocks: run it in a child process. Making a Press loads the compiler there; servers and workers
+themselves never load it.
 """
 
 import io
@@ -20,40 +20,38 @@ import filetype
 
 PICTURE_TYPES = frozenset({"jpg", "png", "gif", "webp"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_FORGOTTEN_AFTER = (
-    10  # compilations that don't need it, after which the compiler gives up what it keeps
-)
-# What a child process may have beyond its usual limit, which is for the pictures of strangers. A
-# million letters in tables beside five hundred marks on pictures take 650 MB in all.
+_FORGOTTEN_AFTER = 10  # compilations after which the compiler drops unused cache entries
+# Memory on top of a child's usual limit, which is meant for untrusted pictures. A million letters
+# in tables with five hundred marks on pictures take 650 MB in all.
 _MORE_MEMORY = 512 * 1024 * 1024
-_MOST_NAMED = 100  # missing characters; a text of them would make a warning of thousands
+_MOST_NAMED = 100  # missing characters in a warning; otherwise it could name thousands
 
-# Scripts that are broken between any two characters, or at words that the compiler knows: Thai to
-# Khmer, then Chinese, Japanese and Korean. Anything else that isn't a space holds together, the
-# no-break space, too.
+# A run excludes spaces and the scripts that break between any two characters or at words that the
+# compiler knows: Thai to Khmer, then Chinese, Japanese and Korean. It includes everything else,
+# also the no-break space.
 _RUN = (
     r"[^ \n\u200b\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
     r"\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 _STEP = 4  # characters between two places where a long run may break
-# characters that are one sign on paper, such as a family of emoji; a longer one may break, too
+# Characters of one printed sign, such as a family of emoji; a longer cluster may break too.
 _LONGEST_CLUSTER = 24
-_MOST_MARKS = 4  # on one letter: more than any script needs
+_MOST_MARKS = 4  # per letter, more than any script needs
 _JOINER = "\u200d"
 _CARRIER = "\u00a0"  # a space that holds marks without a letter
 _NEW_LINES = str.maketrans({"\t": " ", "\u2028": "\n", "\u2029": "\n"})
 
 
 class CannotPrint(Exception):
-    """The compiler refuses the template with what it names; `args[0]` says why."""
+    """The compiler refuses the template or a file that it uses; `args[0]` says why."""
 
 
 class Press:
-    """The compiler, shut into the directory `root`.
+    """The compiler, confined to the directory `root`.
 
-    Writes `template` there, and fonts.json, the families to name in it: Open Sans, then those of
-    `fonts` (folders or files, see shared.settings) as they come, then what comes with the compiler.
-    Fonts that have gone meanwhile are missing glyphs, not a failure.
+    Copies `template` there and writes fonts.json, the font families for it: Open Sans, then those
+    of `fonts` (folders or files, see shared.settings) in their order, then the compiler's own. A
+    font that no longer exists causes missing glyphs, not a failure.
     """
 
     def __init__(self, root: Path, template: Path, fonts: Sequence[Path] = ()) -> None:
@@ -68,31 +66,31 @@ class Press:
             str(_folder(path, root / f"fonts-{number}")) for number, path in enumerate(fonts)
         ]
         self._fonts = typst.Fonts(include_system_fonts=False, font_paths=[bundled, *folders])
-        # Serif and mono come with the compiler and have Hebrew and Arabic; the caller's fonts go
-        # before them.
+        # The compiler's serif and mono fonts have Hebrew and Arabic; the caller's fonts come before
+        # them.
         own = [family for folder in folders for family in _families(folder)]
         names = list(dict.fromkeys(["Open Sans", *own, "Libertinus Serif", "DejaVu Sans Mono"]))
         (root / "fonts.json").write_text(json.dumps(names), encoding="utf-8")
         (root / self._template).write_bytes(template.read_bytes())
 
     def print(self, target: Path, made_at: datetime) -> None:
-        """Writes the template as a PDF. The same input, the same bytes. CannotPrint: a picture is
-        broken, mostly."""
+        """Writes the template as a PDF; the same input gives the same bytes. Raises CannotPrint,
+        mostly because a picture is broken."""
         try:
             self._compile(self._template, target, made_at)
         finally:
             self._forget()
 
     def _forget(self) -> None:
-        """The compiler keeps what it laid out, pictures and all, for the next time: hundreds of
+        """Empties the compiler's cache, which keeps layouts with their pictures: hundreds of
         megabytes that the next job of this process would lack."""
         (self._root / "nothing.typ").write_text("", encoding="utf-8")
         for _ in range(_FORGOTTEN_AFTER):
             self._compile("nothing.typ", self._scratch, _EPOCH)
 
     def can_show(self, picture: str) -> bool:
-        """Whether a file of `root` can be decoded. A broken one stops a compilation without saying
-        which it was."""
+        """Returns whether a picture in `root` can be decoded. A broken one stops a compilation, and
+        the error doesn't name it."""
         (self._root / "one.typ").write_text(f'#image("{picture}")', encoding="utf-8")
         try:
             self._compile("one.typ", self._scratch, _EPOCH)
@@ -101,10 +99,10 @@ class Press:
         return True
 
     def missing_glyphs(self, text: str) -> str:
-        """A sentence about the characters of `text` that no font has, each once; empty if there are
-        none.
+        """Returns a sentence about the characters of `text` that no font has, each once; '' if
+        there are none.
 
-        Only the archival profile of the compiler refuses a missing glyph, and it names it; so every
+        Only the compiler's archival profile refuses missing glyphs and names them, so every
         character is set once in a document that is thrown away.
         """
         suspects = sorted(c for c in set(text) if not c.isascii() and not _is_invisible(c))
@@ -144,14 +142,16 @@ class Press:
 
 
 def _allow_memory() -> None:
-    """For the job of this child process; the next one begins with the usual limit again."""
+    """Raises the memory limit for this child's current job; the next job starts with the usual
+    limit again."""
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_AS, (limit + _MORE_MEMORY, most))
 
 
 def _folder(path: Path, link: Path) -> Path:
-    """The compiler reads folders only: a file stands in one of its own, by a link."""
+    """Returns a folder with the font, since the compiler reads only folders: a single file is
+    linked into the new folder `link`."""
     if path.is_dir():
         return path
     link.mkdir()
@@ -169,8 +169,8 @@ def _families(folder: str) -> list[str]:
 
 
 def link_pictures(pictures: Mapping[str, Path], root: Path) -> dict[str, str]:
-    """Gives every JPEG, PNG, GIF or WebP file a name of ours in `root`, which never comes from a
-    caller. What is none of these, or a JPEG that can't be decoded, has no key in the answer."""
+    """Links or writes every JPEG, PNG, GIF or WebP file into `root` under a name of ours, never a
+    caller's. Returns the names by key; files of other types have no key."""
     shown = {}
     for number, (key, path) in enumerate(sorted(pictures.items())):
         kind = filetype.guess(path) if path.is_file() else None
@@ -187,10 +187,9 @@ def link_pictures(pictures: Mapping[str, Path], root: Path) -> dict[str, str]:
 
 
 def _page_of_jpeg(path: Path) -> bytes:
-    """A PDF page of the size of the picture, with the JPEG as it is. The compiler copies what
-    stands on the page, where it would hold a picture decoded: forty of 1,600 pixels in 30 MB, not
-    300. Empty for one that it has to look at itself: damaged, lying on its side, or of other
-    colours than grey and RGB."""
+    """Returns a PDF page of the picture's size that holds the unchanged JPEG. The compiler copies
+    such a page, while it would decode a picture: forty of 1,600 pixels take 30 MB, not 300. Returns
+    b"" for a JPEG that the compiler must read itself: damaged, rotated, or neither grey nor RGB."""
     import pikepdf
     import pyvips
 
@@ -223,9 +222,9 @@ def _page_of_jpeg(path: Path) -> bytes:
 
 
 def tidy(text: str) -> str:
-    """NFC, without what can't be set or would make a text read as another; lines are kept, the ends
-    are trimmed. Marks piled on one letter are set apart on carriers, where they can be seen and
-    cover nothing."""
+    """Returns the text in NFC, trimmed, with its line breaks, but without characters that can't be
+    set or would make it read as another text. Excess marks on one letter are moved to carriers,
+    where they are visible and cover nothing."""
     tidied = unicodedata.normalize("NFC", text).translate(_NEW_LINES)
     if not tidied.isprintable():
         tidied = "".join(c for c in tidied if c == "\n" or _is_printable(c))
@@ -247,13 +246,14 @@ def _unpiled(text: str) -> Iterator[str]:
 
 
 def breakable(text: str, longest: int) -> str:
-    """Lets a run without a space that is longer than `longest` break every few characters, or it
-    would leave its column. Words of scripts that are written without spaces break by themselves."""
+    """Inserts break opportunities every few characters into runs without a space that are longer
+    than `longest`, which would leave their column. Scripts without spaces break by themselves."""
     return re.sub(rf"{_RUN}{{{longest + 1},}}", lambda run: "".join(_pieces(run[0])), text)
 
 
 def _pieces(run: str) -> Iterator[str]:
-    """The run with a break after every few characters, but none between a letter and its marks."""
+    """Yields the run with a break after every few characters, but none between a letter and its
+    marks."""
     since, before = 0, ""
     for character in run:
         if since >= _LONGEST_CLUSTER or (
@@ -286,8 +286,8 @@ def _said(missing: str) -> str:
 
 
 def _is_printable(character: str) -> bool:
-    # Control characters and lone surrogates cannot be set; explicit bidi overrides can make a text
-    # read as another.
+    # Control characters and lone surrogates can't be set; bidi embeddings and overrides can make a
+    # text read as another.
     return (
         unicodedata.category(character) not in ("Cc", "Cs")
         and character not in "\u202a\u202b\u202d\u202e"

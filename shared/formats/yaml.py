@@ -1,5 +1,4 @@
-"""YAML that people write and hand in: plain tables, lists, text and numbers, and nothing that
-surprises."""
+"""Reads YAML that people submit: only plain tables, lists, text and numbers."""
 
 from typing import Any
 
@@ -10,13 +9,12 @@ _MOST_DEEP = 8
 
 
 class NotPlain(ValueError):
-    """What was handed in is no YAML, or does more than state values; the text says where and
-    why."""
+    """The text is no YAML, or does more than state values; the message says where and why."""
 
 
 def load(text: str | bytes) -> Any:
-    """The value that stands in a text. Raises NotPlain for more than 1 MB, aliases, anchors, tags,
-    repeated keys, deep nesting and several documents."""
+    """Returns the value of a YAML text. Raises NotPlain for more than 1 MB, aliases, anchors, tags,
+    merge keys, repeated keys, more than 8 levels and several documents."""
     size = len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     if size > _MOST_BYTES:
         raise NotPlain(f"{size} bytes; at most {_MOST_BYTES} are read")
@@ -25,18 +23,16 @@ def load(text: str | bytes) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: builds plain values only
     except NotPlain:
         raise
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # a ValueError: no UTF-8, a day that no calendar has
+    # ValueError is raised for invalid UTF-8 and for impossible dates.
+    except (yaml.YAMLError, ValueError) as error:
         raise NotPlain(f"not readable as YAML: {' '.join(str(error).split())[:200]}") from None
 
 
 def _refuse_tricks(text: str | bytes) -> None:
-    """Walks the parser's events before anything is built.
+    """Checks the parser's events before any value is built. Raises NotPlain.
 
     An alias can stand for a subtree, so a small file may expand without bound; deep nesting
-    exhausts the stack of the recursive builder. Neither has a use here.
+    exhausts the stack of the recursive builder. Neither is needed here.
     """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
@@ -54,7 +50,8 @@ def _refuse_tricks(text: str | bytes) -> None:
 
 
 class _Loader(yaml.CSafeLoader):
-    """Plain values; a repeated key is an error, where YAML would keep the last one in silence."""
+    """Builds plain values. A repeated key is an error; the base class would silently keep the last
+    one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

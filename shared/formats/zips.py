@@ -1,5 +1,4 @@
-"""ZIP files that are written as a stream, and that any reader takes, also one that reads them as a
-stream.
+"""Writes ZIP files as a stream that any reader accepts, even one that reads the file as a stream.
 
     archive = Archive(created_at)
     yield archive.begin(path, size)
@@ -8,10 +7,10 @@ stream.
     yield archive.end()
     yield archive.close()
 
-A checksum is known only when its file has been read, so it stands after the file. A reader that
-can't look ahead finds the end of such a file only if its bytes say where they end: they are in
-blocks of DEFLATE that aren't compressed, since pictures are already. Where the blocks begin depends
-on nothing but the size, so that equal files give equal bytes.
+A file's checksum is known only after the file has been read, so it is written after the file. A
+reader that can't look ahead finds the end of such a file only if the data marks its own end. So the
+data is in stored (uncompressed) blocks of DEFLATE; pictures are compressed already. The positions
+of the blocks depend only on the size, so that equal files give equal bytes.
 """
 
 import struct
@@ -22,27 +21,27 @@ from pathlib import Path
 
 from shared.formats import names
 
-_BLOCK = 65_535  # bytes; the longest
-_EMPTY = b"\x01\x00\x00\xff\xff"  # one block, the last, with nothing in it
+_BLOCK = 65_535  # bytes of the longest stored block
+_EMPTY = b"\x01\x00\x00\xff\xff"  # a single empty block, marked as the last
 _DEFLATED = 8
-# Checksum and sizes stand after the data; names are in UTF-8.
+# Checksum and sizes follow the data; names are in UTF-8.
 _FLAGS = 1 << 3 | 1 << 11
 _UNIX, _MODE = 3, 0o100644 << 16
 _VERSION, _VERSION_FAR = 20, 45
-# From here on a number takes the longer form of ZIP64, and the short one says so by these.
+# From these numbers on ZIP64's longer form is used, and the short form holds these as a mark.
 _FAR, _FAR_COUNT = 0xFFFFFFFF, 0xFFFF
 
 
 class WrongSize(Exception):
-    """A file has more or fewer bytes than was said; the archive must be thrown away."""
+    """A file has more or fewer bytes than announced; the archive must be discarded."""
 
 
 class Archive:
-    """Gives the bytes of a ZIP in order. Every entry carries `created_at`."""
+    """Returns the bytes of a ZIP in order. Every entry has the time `created_at`."""
 
     def __init__(self, created_at: datetime) -> None:
         moment = created_at.astimezone(UTC)
-        # The format counts from 1980, in local time without a zone: UTC is written.
+        # The format counts from 1980, in local time without a zone; this writes UTC.
         year, month, day, hour, minute, second = max(moment.timetuple()[:6], (1980, 1, 1, 0, 0, 0))
         self._when = (hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day)
         self._place = 0
@@ -73,7 +72,8 @@ class Archive:
         )
 
     def data(self, chunk: bytes) -> bytes:
-        """Of the file that was begun, a piece of any length. Raises WrongSize."""
+        """Returns the bytes for the next piece, of any length, of the current file. Raises
+        WrongSize."""
         if len(chunk) > self._left:
             raise WrongSize(self._path.decode())
         self._sum = zlib.crc32(chunk, self._sum)
@@ -92,7 +92,7 @@ class Archive:
         return self._counted(b"".join(pieces))
 
     def end(self) -> bytes:
-        """After the last piece. Raises WrongSize."""
+        """Ends the current file. Raises WrongSize if bytes are missing."""
         if self._left:
             raise WrongSize(self._path.decode())
         far, stored = _is_far(self._size), _stored(self._size)
@@ -103,7 +103,7 @@ class Archive:
         return self._counted((b"" if self._size else _EMPTY) + sums)
 
     def _entry(self, stored: int) -> bytes:
-        """The file's place in the directory at the end."""
+        """Returns the file's entry in the directory at the archive's end."""
         numbers = (self._size, stored, self._start)
         large = [number for number in numbers if number >= _FAR]
         extra = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
@@ -132,7 +132,7 @@ class Archive:
         return header + self._path + extra
 
     def close(self) -> bytes:
-        """The directory of all files, and the end."""
+        """Returns the directory of all files and the archive's end."""
         listed, count, start = b"".join(self._listed), len(self._listed), self._place
         far = b""
         if count >= _FAR_COUNT or start >= _FAR or len(listed) >= _FAR:
@@ -169,7 +169,7 @@ class Archive:
 
 
 def _stored(size: int) -> int:
-    """Bytes of so many in blocks."""
+    """Returns the size of `size` bytes in stored blocks."""
     return size + len(_EMPTY) * max(1, -(-size // _BLOCK))
 
 
@@ -178,7 +178,7 @@ def _is_far(size: int) -> bool:
 
 
 def size_of(entries: Iterable[tuple[str, int]]) -> int:
-    """Bytes of the archive of these (path, size)."""
+    """Returns the size in bytes of the archive of these (path, size) entries."""
     place, listed, count = 0, 0, 0
     for path, size in entries:
         name, stored = len(path.encode()), _stored(size)
@@ -191,16 +191,15 @@ def size_of(entries: Iterable[tuple[str, int]]) -> int:
 
 
 def unique_paths(given: Sequence[str], reserved: Iterable[str] = ()) -> list[str]:
-    """Safe paths, none equal to another on a file system that ignores case, none both a file and a
-    folder."""
+    """Returns safe paths that differ even on a file system that ignores case; none is both a file
+    and a folder."""
     paths = [
         "/".join(names.of_file(part) for part in path.split("/") if part) or "_" for path in given
     ]
     taken = {path.casefold() for path in reserved}
     taken |= {str(folder).casefold() for path in paths for folder in Path(path).parents}
-    last: dict[
-        str, int
-    ] = {}  # the number that the name was given last: ten thousand equal names take no longer
+    # The last number given to each name, so that ten thousand equal names stay fast.
+    last: dict[str, int] = {}
     named = []
     for path in paths:
         folder, _, name = path.rpartition("/")

@@ -1,4 +1,4 @@
-"""Pictures from strangers: checked, measured and resized in limited child processes.
+"""Checks, measures and resizes untrusted pictures in limited child processes.
 
 Works on local files and knows nothing of gRPC, SQL or object storage. Typical use:
 
@@ -6,8 +6,8 @@ Works on local files and knows nothing of gRPC, SQL or object storage. Typical u
     facts = await pool.run(inspect, path, "image/jpeg")
     variants = await pool.run(make_variants, path, DEFAULT_PRESETS, directory)
 
-`inspect` and `make_variants` are meant for `ImagingPool.run`: libvips is loaded when they are
-called, so only the children carry it, and only the children ever parse bytes that we did not write.
+Call `inspect` and `make_variants` through `ImagingPool.run`. They load libvips when called, so only
+the children hold it, and only the children ever parse foreign bytes.
 """
 
 from collections.abc import Sequence
@@ -48,14 +48,14 @@ __all__ = [
 
 
 def inspect(path: Path, declared_type: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Facts:
-    """Check a file from outside and say what it is. Deterministic; the file is only read.
+    """Checks an untrusted file and returns its facts. Deterministic; only reads the file.
 
     `declared_type` is the media type that the sender claimed; None, "" and
-    "application/octet-stream" claim nothing. The content decides: magic bytes choose the type, the
-    header must announce a form that can be read, and is held against `limits`, before a pixel is
-    decoded; then every page is decoded once to prove that the file is whole.
+    "application/octet-stream" claim nothing. The content decides: magic bytes choose the type. The
+    header must announce a supported form and is checked against `limits` before any pixel is
+    decoded; then every page is decoded once to prove that the file is complete.
 
-    Raises `ImageRejected` with the reason; `OSError` when the file can't be read.
+    Raises `ImageRejected` with the reason; `OSError` if the file can't be read.
     """
     from shared.imaging.inspection import inspect_file
 
@@ -65,16 +65,15 @@ def inspect(path: Path, declared_type: str | None = None, limits: Limits = DEFAU
 def make_variants(
     path: Path, presets: Sequence[Preset], directory: Path, source_type: str = ""
 ) -> list[Variant]:
-    """Write one file per preset to `directory` (`<name>.<extension>`), in the order of `presets`.
+    """Writes one file per preset to `directory` (`<name>.<extension>`), in the order of `presets`.
 
     The picture must have passed `inspect`. It is decoded once for all presets, turned upright,
-    converted to sRGB at 8 bits, and written without EXIF, GPS, XMP or a profile; only
-    `source_type`, if it isn't empty, is stated in an XMP packet of ours. It is never enlarged.
-    Transparency is kept, on white where the format is JPEG. Of an animation or a document of
-    several pages the first one is used.
+    converted to 8-bit sRGB and never enlarged. Variants have no EXIF, GPS, XMP or profile, except
+    that a `source_type` that isn't empty is stated in our own XMP packet. Transparency is kept; a
+    JPEG gets a white background. Of an animation or of several pages, the first one is used.
 
     Raises `ImageRejected` (CORRUPT, NOT_SUPPORTED, TOO_EXPENSIVE, TYPE_NOT_ALLOWED for a PDF),
-    `OSError` when writing fails.
+    `OSError` if writing fails.
     """
     from shared.imaging.variants import write_variants
 
@@ -82,12 +81,11 @@ def make_variants(
 
 
 def read_credentials(path: Path, mime_type: str, trust_anchors: str = "") -> Credentials | None:
-    """Read and validate the C2PA manifest in an image that has passed `inspect`; None if there is
-    none in the file.
+    """Reads and validates the C2PA manifest in an image that has passed `inspect`; returns None if
+    the file has none.
 
-    `trust_anchors` is PEM text: certificates whose signers are trusted. A manifest that lies
-    elsewhere, to which the file only points, is not fetched and counts as none. Never more than 64
-    KiB of manifest are returned.
+    `trust_anchors` is PEM text: certificates whose signers are trusted. A manifest to which the
+    file only points is not fetched and counts as none. Returns at most 64 KiB of manifest.
     """
     from shared.imaging.credentials import read
 

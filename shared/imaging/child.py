@@ -1,6 +1,6 @@
-"""What happens inside a child process: it gives up what it doesn't need, then runs jobs.
+"""The code of a child process: it gives up rights and resources, then runs jobs.
 
-Nothing here imports libvips at the top: the parent imports this module to name its functions.
+This module must not import libvips at the top: the parent imports it to name its functions.
 """
 
 import ctypes
@@ -35,26 +35,26 @@ _LIBC = ctypes.CDLL(None)
 
 
 def prepare(threads: int) -> None:
-    """Limit this process for good. `threads` is what libvips may use."""
-    # The default action ends the process even in the middle of a C call; a Python handler would
-    # wait for it.
+    """Limits this process for good. libvips may use `threads` threads."""
+    # The default action ends the process even during a C call; a Python handler would wait until
+    # the call returns.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(5)
     if sys.platform == "linux":
         _bind_to_parent()
     logs.keep_stderr()
     _prepare_libvips(threads)
-    gc.freeze()  # modules: looking at them after each job would take longer than many a job
+    gc.freeze()  # scanning the modules after each job would take longer than some jobs
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 
 def run_job(function: Callable[..., T], args: tuple[object, ...]) -> T:
-    """Run a job and leave no memory behind for the next one.
+    """Runs a job and frees its memory before the next one.
 
-    What libvips and malloc complain about becomes `ImageRejected`: a parent without libvips
-    couldn't unpickle it.
+    Errors of libvips and malloc become `ImageRejected`: the parent has no libvips and couldn't
+    unpickle its errors.
     """
     if sys.platform == "linux":
         _limit_memory()
@@ -81,8 +81,8 @@ def corrupt() -> ImageRejected:
 
 
 def unsupported(what: str, instead: str) -> ImageRejected:
-    """Of a file that isn't damaged as far as can be told; `what` names its form, with an
-    article."""
+    """NOT_SUPPORTED, for a file without known damage. `what` names its form, with an article;
+    `instead` is the next step."""
     return ImageRejected(
         Reason.NOT_SUPPORTED, f"The file is {what}, which can't be read here. {instead}"
     )
@@ -90,8 +90,8 @@ def unsupported(what: str, instead: str) -> ImageRejected:
 
 @contextmanager
 def nothing_unforeseen(step: str) -> Iterator[None]:
-    """Turns what nobody thought of into a refusal: the same file would end the same way, however
-    often it is sent."""
+    """Turns unforeseen errors into NotUnderstood: the same file would fail again however often it
+    is sent."""
     import pyvips
 
     try:
@@ -131,27 +131,27 @@ def _rejection(error: BaseException) -> ImageRejected | None:
 
 
 def _drop_locals(error: BaseException | None) -> None:
-    """Pebble keeps an exception until the next job is done, and its frames would keep the pixels
-    alive."""
+    """Clears the frames of an exception: Pebble keeps it until the next job is done, and they would
+    keep the pixels alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 def _bind_to_parent() -> None:
-    """The fork server ends with the process that it serves, however that ends, and takes its
-    children along. It lives while somebody holds this end of a pipe; children get it, too, to start
-    others, which these never do.
+    """Makes this child end with the process that it serves, however that ends: the fork server ends
+    with it and takes its children along. The fork server lives while anybody holds the write end of
+    a pipe. Children get it too, to start others, which these never do, so it is closed here.
     """
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is None or not parent.is_alive():  # it died before the line above
+    if parent is None or not parent.is_alive():  # the parent died before the line above
         os._exit(1)
     _LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if hasattr(_LIBC, "mallopt"):
-        # Addresses are what is limited. Each arena would reserve 64 MiB of them, and pixels freed
-        # into the heap, not to the system, would be missing for the next picture.
+        # The limit counts addresses. Each arena would reserve 64 MiB of them, and pixels freed into
+        # the heap and not to the system would be missing for the next picture.
         _LIBC.mallopt(M_ARENA_MAX, 1)
         _LIBC.mallopt(M_MMAP_THRESHOLD, MEBIBYTE // 4)
     with open("/proc/self/oom_score_adj", "w") as score:
@@ -165,16 +165,16 @@ def _prepare_libvips(threads: int) -> None:
     pyvips.operation_block_set("VipsForeignLoad", True)
     for loader in LOADERS:
         pyvips.operation_block_set(f"VipsForeignLoad{loader}", False)
-    # Files are seen once, so a cache would only hold on to memory.
+    # Each file is processed once, so a cache would only waste memory.
     pyvips.cache_set_max(0)
     pyvips.vips_lib.vips_concurrency_set(threads)
 
 
 def _limit_memory() -> None:
-    """Only addresses can be limited, but resident memory is what must not exceed MEMORY_LIMIT: what
-    is mapped and not resident at the start of a job (thread stacks, what earlier jobs freed) comes
-    on top. Some of that, library code above all, becomes resident later; LIBRARY_RESERVE is kept
-    back for it."""
+    """Limits the resident memory of a job to MEMORY_LIMIT. Only addresses can be limited, so
+    addresses that are mapped but not resident at its start (thread stacks, memory freed by earlier
+    jobs) are added. Some of them, above all library code, become resident later; LIBRARY_RESERVE is
+    kept back for these."""
     with open("/proc/self/statm") as statm:
         mapped, resident = (
             int(pages) * resource.getpagesize() for pages in statm.read().split()[:2]

@@ -1,6 +1,7 @@
-"""`read_credentials`: the C2PA manifest inside a file, read and validated by the reference library.
+"""Implements `read_credentials`: the reference library reads and validates the C2PA manifest in a
+file.
 
-Nothing is fetched: not a manifest that lies elsewhere, not a certificate's status.
+Nothing is fetched: neither a remote manifest nor a certificate's status.
 """
 
 import json
@@ -15,21 +16,21 @@ from shared.imaging.source_type import code_of
 T = TypeVar("T")
 
 MANIFEST_BYTES = 64 * 1024
-_MARK = b"c2pa"  # the label of every manifest store, uncompressed in every container
+_MARK = b"c2pa"  # the label of every manifest store; no container compresses it
 _STATES = {"Trusted": "trusted", "Valid": "valid"}
 _TEXT = 200
 _PROBLEMS = 20
 
 
 def may_be_in(path: Path) -> bool:
-    """Whether there may be a manifest in the file. In few there is, and only these need ever meet
-    the library."""
+    """Returns whether the file may have a manifest. Few files do, and only these need the
+    library."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(_MARK) >= 0
 
 
 def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
-    """See `shared.imaging.read_credentials`."""
+    """Implements `shared.imaging.read_credentials`."""
     import c2pa
 
     settings: dict[str, Any] = {
@@ -47,17 +48,17 @@ def read(path: Path, mime_type: str, trust_anchors: str) -> Credentials | None:
                     reader.json(), _STATES.get(reader.get_validation_state() or "", "invalid")
                 )
     except c2pa.C2paError as error:
-        elsewhere = str(error).startswith("Remote:")  # the file only points at one
+        elsewhere = str(error).startswith("Remote:")  # the file only points to a manifest
         return None if elsewhere else Credentials(state="unreadable")
     except OSError:
         raise
-    except Exception:  # whatever the library stumbles over is in the manifest
+    except Exception:  # any other error of the library is caused by the manifest
         return Credentials(state="unreadable")
 
 
 def _summary(text: str, state: str) -> Credentials:
-    """Everything in a manifest is what somebody wrote: taken if it has the right shape, cut if it
-    is long."""
+    """Summarises a manifest store. Its values are untrusted: those of a wrong type are ignored,
+    long ones are cut."""
     store: object = json.loads(text)
     manifest = _of(dict, _of(dict, store, "manifests"), _of(str, store, "active_manifest"))
     signature = _of(dict, manifest, "signature_info")
@@ -82,7 +83,8 @@ def _generator(manifest: object) -> str:
 
 
 def _source_type(manifest: object) -> str:
-    """What the action that made the picture says; else the last one that says it."""
+    """Returns the source type of the action that created the picture; otherwise of the last action
+    that states one."""
     said = ""
     for action in _actions(manifest):
         if word := code_of(_of(str, action, "digitalSourceType")):
@@ -103,6 +105,6 @@ def _items(container: object, name: str) -> list[object]:
 
 
 def _of(kind: type[T], container: object, name: str) -> T:
-    """The member of that name if it is a `kind`, else an empty one."""
+    """Returns the member of that name if it is a `kind`, else an empty `kind`."""
     found: object = container.get(name) if isinstance(container, dict) else None
     return found if isinstance(found, kind) else kind()

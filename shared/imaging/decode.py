@@ -1,4 +1,4 @@
-"""Opening pictures with libvips: the only places where pixels come from."""
+"""Opens pictures with libvips. Only these functions decode pixels."""
 
 from pathlib import Path
 from typing import TypedDict
@@ -19,14 +19,14 @@ LOADERS = {
     "image/gif": "gifload",
     "image/tiff": "tiffload",
 }
-# These decode the same picture at a fraction of its size. Of the others libvips would take smaller
-# ones that stand beside it in the file, and may be of something else.
+# These decode the same picture at a fraction of its size. For the other types libvips would take a
+# smaller picture from the same file, which may show something else.
 _SHRINKING = ("image/jpeg", "image/webp")
 
-_BANDS = {"b-w": 1, "grey16": 1, "cmyk": 4}  # of colour; RGB in all its kinds has 3
+_BANDS = {"b-w": 1, "grey16": 1, "cmyk": 4}  # colour bands; every kind of RGB has 3
 
-# Without a profile these mean sRGB. Converting from sRGB to sRGB changes no pixel, and takes longer
-# than decoding.
+# Without a profile these mean sRGB. A conversion from sRGB to sRGB changes no pixel and takes
+# longer than decoding.
 _AS_SRGB = ("srgb", "rgb16", "b-w", "grey16")
 
 
@@ -37,8 +37,8 @@ class _Fit(TypedDict, total=False):
 
 
 def open_page(path: Path, **options: float) -> pyvips.Image:
-    """A lazy image of the first page, or of what `page` and `n` say. Only the header is
-    read until pixels are asked for, which is possible once, from top to bottom."""
+    """Returns a lazy image of the first page, or of the pages that `page` and `n` select. Reads
+    only the header; pixels can be read once, from top to bottom."""
     loader = LOADERS[_type_of(path)]
     image: pyvips.Image = pyvips.Operation.call(
         loader, str(path), access="sequential", fail_on="error", **options
@@ -47,11 +47,11 @@ def open_page(path: Path, **options: float) -> pyvips.Image:
 
 
 def open_picture(path: Path) -> pyvips.Image:
-    """The first page as `open_page` gives it, in grey or in colours, with an alpha band if the file
+    """Returns the first page like `open_page`, in grey or colour, with an alpha band if the file
     declares one.
 
-    Of a TIFF, samples that it doesn't declare to be transparency are left out, and those of 32 bits
-    or floating-point are scaled to 16 bits: the largest number, or 1.0, is full light.
+    In a TIFF, extra samples that aren't declared as transparency are dropped, and 32-bit or
+    floating-point samples are scaled to 16 bits: the largest number, or 1.0, is full intensity.
     """
     page = open_page(path)
     if _type_of(path) != "image/tiff":
@@ -63,8 +63,8 @@ def open_picture(path: Path) -> pyvips.Image:
 
 
 def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -> pyvips.Image:
-    """The first page in memory: upright, 8-bit sRGB with or without alpha, fitted into width x
-    height pixels."""
+    """Returns the first page in memory: upright, 8-bit sRGB with or without alpha, fitted into
+    width x height pixels."""
     size = "both" if enlarge else "down"
     picture = open_picture(path)
     as_it_is = picture.get_typeof("icc-profile-data") == 0 and picture.interpretation in _AS_SRGB
@@ -72,7 +72,7 @@ def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -
     if not as_it_is:
         options["output_profile"] = "srgb"
     if _type_of(path) in _SHRINKING:
-        del picture  # WebP's holds room for all pixels
+        del picture  # for WebP it holds memory for all pixels
         image = pyvips.Image.thumbnail(str(path), width, fail_on="error", **options)
     else:
         image = picture.thumbnail_image(width, **options)
@@ -86,7 +86,7 @@ def load_scaled(path: Path, width: int, height: int, *, enlarge: bool = False) -
 
 
 def orientation(image: pyvips.Image) -> int:
-    """The EXIF orientation tag, 1..8; 1 when there is none."""
+    """Returns the EXIF orientation, 1..8; 1 if there is none."""
     tagged = image.get("orientation") if image.get_typeof("orientation") else 1
     return tagged if isinstance(tagged, int) and 1 <= tagged <= 8 else 1
 
@@ -99,7 +99,7 @@ def _type_of(path: Path) -> str:
 def _with_declared_bands(page: pyvips.Image, said: tiff.Page) -> pyvips.Image:
     if said.photometric == tiff.LAB:
         colours = page[:3].colourspace("srgb").copy()
-        colours.remove("icc-profile-data")  # it was for Lab
+        colours.remove("icc-profile-data")  # the profile describes Lab
         return colours
     bands = _BANDS.get(page.interpretation, 3)
     colours = page[:bands] if bands < page.bands else page
@@ -107,10 +107,9 @@ def _with_declared_bands(page: pyvips.Image, said: tiff.Page) -> pyvips.Image:
 
 
 def _scaled(picture: pyvips.Image) -> pyvips.Image:
-    """In 8 or 16 bits."""
-    if (
-        picture.interpretation == "cmyk" and picture.format == "ushort"
-    ):  # libvips would leave its alpha as it is
+    """Returns the picture with 8 or 16 bits per sample."""
+    # libvips would not scale the alpha of 16-bit CMYK.
+    if picture.interpretation == "cmyk" and picture.format == "ushort":
         return (picture * (1 / 257)).rint().cast("uchar").copy()
     if picture.format in ("uchar", "ushort"):
         return picture

@@ -1,18 +1,18 @@
-"""Where a picture ends in its file, by the structure of its format: what comes after is read by no
-decoder."""
+"""Finds the end of a picture in its file by the structure of its format: no decoder reads the bytes
+after it."""
 
 import re
 from mmap import mmap
 
-# In a JPEG's coded data, 0xFF is followed by 0 or a restart.
+# In a JPEG's coded data, 0xFF is followed by 0 or a restart marker.
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 _START, _END = b"\xff\xd8", 0xD9
 
 
 def end_of_picture(content: mmap, mime: str) -> int:
-    """The first byte that belongs to nothing; the length of the file where its format has no end of
-    its own."""
+    """Returns the offset of the first byte after the picture; the file's length for a format
+    without an end."""
     match mime:
         case "image/png":
             return _end_of_png(content)
@@ -24,7 +24,7 @@ def end_of_picture(content: mmap, mime: str) -> int:
             return min(8 + int.from_bytes(content[4:8], "little") + content[4] % 2, len(content))
         case "image/avif" | "image/heic":
             return _end_of_boxes(content)
-        case _:  # the parts of a TIFF lie anywhere
+        case _:  # a TIFF's parts may be anywhere
             return len(content)
 
 
@@ -39,7 +39,8 @@ def _end_of_png(content: mmap) -> int:
 
 
 def _end_of_jpeg(content: mmap) -> int:
-    """Of its last picture: cameras and phones append others (MPF), each a JPEG of its own."""
+    """Returns the end of the last picture: cameras and phones append others (MPF), each a complete
+    JPEG."""
     at = 2
     while found := _MARKER.search(content, at):
         marker, at = found[1][0], found.end()
@@ -75,7 +76,7 @@ def _end_of_boxes(content: mmap) -> int:
         size = int.from_bytes(content[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(content[at + 8 : at + 16], "big")
-        if size == 0:  # to the end of the file
+        if size == 0:  # the box reaches to the end of the file
             return len(content)
         if size < 8 or at + size > len(content):
             return at

@@ -1,4 +1,4 @@
-"""`inspect`: the checks in the order of their cost, each done before the next can be reached."""
+"""Implements `inspect`: the checks run in the order of their cost, each before the next."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ _METADATA = ("exif-data", "xmp-data", "iptc-data")
 
 @nothing_unforeseen("verified")
 def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts:
-    """See `shared.imaging.inspect`."""
+    """Implements `shared.imaging.inspect`."""
     size = path.stat().st_size
     if size == 0:
         raise ImageRejected(Reason.EMPTY, "The file has no bytes. Send it again.")
@@ -38,7 +38,7 @@ def inspect_file(path: Path, declared_type: str | None, limits: Limits) -> Facts
     try:
         return _inspect_image(path, mime, limits)
     except pyvips.Error as error:
-        if mime == HEIC:  # it opens without an HEVC decoder and fails at the first pixel
+        if mime == HEIC:  # without an HEVC decoder it opens, and fails at the first pixel
             raise ImageRejected(
                 Reason.HEIC_NOT_SUPPORTED,
                 "HEIC pictures can't be decoded here. Convert it to JPEG, PNG or AVIF.",
@@ -69,8 +69,8 @@ def _inspect_image(path: Path, mime: str, limits: Limits) -> Facts:
 
 
 def _read_header(path: Path, mime: str, size: int) -> tuple[Facts, list[bytes]]:
-    """Everything but the measures, and the metadata as the decoder found it. The image must not
-    outlive this function: WebP's holds room for all pixels."""
+    """Returns the facts except the measures, and the metadata blocks from the decoder. The image
+    must not outlive this function: WebP's allocates memory for all pixels."""
     header = open_picture(path)
     turn = orientation(header)
     width, height = (
@@ -121,12 +121,12 @@ def _mismatch(claim: str, found: str) -> ImageRejected:
 
 
 def _check_pixels(path: Path, facts: Facts, limits: Limits) -> None:
-    """From headers alone: few bytes may stand for rows that take very long, each being decoded on
-    its own."""
+    """Checks sides and pixels by headers alone: a few bytes may stand for many rows, which take
+    very long to decode one by one."""
     _check_side(facts.width or 0, facts.height or 0, limits)
     first = (facts.width or 0) * (facts.height or 0)
     if first <= limits.pixels and facts.mime_type in ("image/tiff", "image/avif", HEIC):
-        # Only these can have pages of different sizes.
+        # Only these types can have pages of different sizes.
         pixels = 0
         for page in (open_page(path, page=i) for i in range(facts.pages)):
             _check_side(page.width, page.height, limits)

@@ -1,7 +1,6 @@
-"""The structure of a JPEG up to the end of its first picture: which segments it has, and which
-scans.
+"""The structure of a JPEG up to the end of its first picture: its segments and scans.
 
-libjpeg paints what a missing scan would have said in grey, without a word; here that is seen.
+libjpeg silently replaces a missing scan by grey; this module detects it.
 """
 
 import re
@@ -11,14 +10,14 @@ from dataclasses import dataclass
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 _START_OF_FRAME = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, 2
-# In coded data, a byte 0xFF is followed by 0 or a restart. Spelt so that the search begins with
-# that byte.
+# In coded data, 0xFF is followed by 0 or a restart marker. The expression starts with that byte, so
+# that the search is fast.
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """kind: the number in its marker's name, SOF0 to SOF15; 55 is JPEG-LS."""
+    """A start of frame. kind: the number in its marker's name, SOF0 to SOF15; 55 is JPEG-LS."""
 
     kind: int
     bits: int
@@ -33,8 +32,8 @@ def frame(content: bytes) -> Frame | None:
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether every coefficient of every component comes in some scan, to its last bit, and then
-    the end."""
+    """Returns whether the scans hold every coefficient of every component to its last bit, followed
+    by the end marker."""
     said, found, ended = set[tuple[int, int]](), None, False
     for marker, body in _segments(content):
         if marker in _START_OF_FRAME and found is None:
@@ -64,7 +63,7 @@ def _frame(marker: int, body: bytes) -> Frame:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker with what belongs to it, without coded data; up to the end of the picture or of
+    """Yields each marker with its segment, without coded data, up to the end of the picture or of
     the file."""
     at = 2
     while found := _MARKER.search(content, at):

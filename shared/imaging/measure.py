@@ -1,5 +1,4 @@
-"""Measures of a picture, all taken from one 800-pixel copy so that they can be compared across
-sizes."""
+"""Measures a picture on one 800-pixel copy, so that measures can be compared across sizes."""
 
 import base64
 from collections import defaultdict
@@ -20,15 +19,15 @@ WORKING_SIZE = 800
 PLACEHOLDER_SIZE = 64
 PALETTE_SIZE = 96
 PALETTE_CELL = 8.0  # side of a cell in CIELAB units
-SAME_COLOUR = 20.0  # colours closer than this in CIELAB are counted as one
-SHARPNESS_HALF = 200.0  # Laplacian variance that is given 0.5
+SAME_COLOUR = 20.0  # colours closer than this in CIELAB count as one
+SHARPNESS_HALF = 200.0  # the Laplacian variance with sharpness 0.5
 OPAQUE = 128
 
 _LAPLACIAN = [[0, 1, 0], [1, -4, 1], [0, 1, 0]]
 
 
 def measure(path: Path) -> Measures:
-    """Measure the first frame; see `Measures` for what each number means."""
+    """Measures the first frame; `Measures` explains each number."""
     image = load_scaled(path, WORKING_SIZE, WORKING_SIZE, enlarge=True)
     if not image.hasalpha():
         image = image.bandjoin(255).copy_memory()
@@ -59,7 +58,7 @@ def _focal_point(colour: pyvips.Image) -> tuple[float, float]:
 
 
 def _exposure(luma: pyvips.Image, alpha: pyvips.Image) -> tuple[float, float, float]:
-    """Mean lightness and the clipped shares, over opaque pixels."""
+    """Returns mean lightness, clipped shadows and clipped highlights of the opaque pixels."""
     opaque = (alpha >= OPAQUE).ifthenelse(1, 0)
     counts = opaque.hist_find_indexed(luma, combine="sum").tolist()[0]
     total = sum(counts)
@@ -70,16 +69,16 @@ def _exposure(luma: pyvips.Image, alpha: pyvips.Image) -> tuple[float, float, fl
 
 
 def _lightness(value: int) -> float:
-    """CIE L*/100 of an 8-bit sRGB grey."""
+    """Returns CIE L*/100 of an 8-bit sRGB grey."""
     coded = value / 255
     linear = coded / 12.92 if coded <= 0.04045 else ((coded + 0.055) / 1.055) ** 2.4
     return (116 * linear ** (1 / 3) - 16) / 100 if linear > 216 / 24389 else linear * 24389 / 2700
 
 
 def _dominant_colours(image: pyvips.Image) -> tuple[Colour, ...]:
-    """Up to five colours: pixels are sorted into cells of CIELAB, the fullest cell takes in those
-    around it, then the next fullest of what is left. A colour is the mean of its fullest cell, its
-    share that of all cells it took in.
+    """Returns up to five colours. Pixels are sorted into cells of CIELAB; the fullest cell absorbs
+    those near it, then the next fullest of the rest, and so on. A colour is the mean of its fullest
+    cell; its share is that of all cells it absorbed.
     """
     small = image.thumbnail_image(PALETTE_SIZE, height=PALETTE_SIZE, size="down")
     lab = memoryview(small[:3].colourspace("lab").write_to_memory()).cast("B").cast("f")
@@ -111,5 +110,5 @@ def _placeholder(image: pyvips.Image) -> str:
 
 
 def _groups(values: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Consecutive tuples of `size` values."""
+    """Yields consecutive tuples of `size` values."""
     return zip(*[iter(values)] * size, strict=True)

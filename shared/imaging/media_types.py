@@ -1,4 +1,4 @@
-"""The one name of each media type, and what else people and programs call it."""
+"""The canonical name of each media type, and its aliases."""
 
 _ALIASES = {
     "image/jpg": "image/jpeg",
@@ -33,7 +33,7 @@ _ALIASES = {
 
 
 def canonical(declared: str) -> str:
-    """`image/jpeg` for ` Image/JPG; q=1`. A type that is nobody's alias is only spelt in small
-    letters."""
+    """Returns the canonical name: `image/jpeg` for ` Image/JPG; q=1`. An unknown type is only
+    stripped of parameters and lower-cased."""
     name = declared.partition(";")[0].strip(" \t").lower()
     return _ALIASES.get(name, name)

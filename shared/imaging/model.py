@@ -1,4 +1,4 @@
-"""What goes into and comes out of `shared.imaging`: plain values that travel between processes."""
+"""Arguments and results of `shared.imaging`: plain values that can be passed between processes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ MEBIBYTE = 1024 * 1024
 
 
 class Reason(StrEnum):
-    """Why a file was refused. The values are stable: they are stored and shown to callers."""
+    """Why a file was refused. The values must not change: they are stored and shown to callers."""
 
     EMPTY = "EMPTY"
     TYPE_NOT_ALLOWED = "TYPE_NOT_ALLOWED"
@@ -29,15 +29,15 @@ class Reason(StrEnum):
 
 
 class ImageRejected(Exception):
-    """The file itself is at fault: trying again with the same bytes gives the same answer.
+    """The file itself is at fault: the same bytes are refused each time.
 
-    `message` is meant for the sender: it names the limit and what to do next, and holds no path and
-    no library text.
+    `message` is for the sender: it names the limit and the next step, and holds no path and no
+    library's text.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        # Both go to Exception, because that is what pickle hands back to __init__ in the parent
-        # process.
+        # Exception gets both arguments, because pickle passes its arguments to __init__ in the
+        # parent process.
         super().__init__(reason, message)
         self.reason = reason
         self.message = message
@@ -47,14 +47,14 @@ class ImageRejected(Exception):
 
 
 class NotUnderstood(ImageRejected):
-    """Nobody foresaw this file: the sender can send another, and the operator is to see the cause
-    in the log."""
+    """An unforeseen error with this file: the sender can send another, and the cause is logged for
+    the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Upper bounds, all inclusive. Pixels are counted over all frames or pages together; `side` is
-    the longer side of each, in pixels. `locations`: whether pictures may say where they were
+    """Upper bounds, all inclusive. `pixels` counts all frames or pages together; `side` is the
+    longer side of each, in pixels. `locations`: whether pictures may state where they were
     taken."""
 
     image_bytes: int = 10 * MEBIBYTE
@@ -71,7 +71,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """A dominant colour: `hex` is `#rrggbb` in sRGB, `share` the fraction 0..1 of the opaque
+    """A dominant colour: `hex` is `#rrggbb` in sRGB, `share` its fraction 0..1 of the opaque
     pixels."""
 
     hex: str
@@ -80,17 +80,15 @@ class Colour:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Measured on the first frame, upright, in sRGB, scaled to 800 pixels on its longer side.
+    """Measures of the first frame, upright, in sRGB, scaled to 800 pixels on its longer side.
 
-    placeholder: a ThumbHash, base64. colours: up to five, largest share first; empty when nothing
-    is opaque. focal_x, focal_y: where the eye goes, as fractions 0..1 of width and height from the
+    placeholder: a ThumbHash, base64. colours: up to five, largest share first; empty if nothing is
+    opaque. focal_x, focal_y: the point of attention, as fractions 0..1 of width and height from the
     top left. sharpness: 0..1, v / (v + 200) for the variance v of the 3x3 Laplacian of 8-bit luma.
-    Flat is 0, a blurred
-        photograph is below about 0.3, a crisp one above about 0.6. Noise counts as sharp.
-    exposure: 0..1, mean CIE lightness L*/100 of the opaque pixels; 0 when nothing is opaque.
-    clipped_shadows, clipped_highlights: shares 0..1 of opaque pixels with luma <= 2 or >= 253. A
-    white backdrop
-        counts as clipped highlights.
+    A flat picture has 0, a blurred photograph less than about 0.3, a crisp one more than about 0.6.
+    Noise counts as sharp. exposure: 0..1, mean CIE lightness L*/100 of the opaque pixels; 0 if
+    nothing is opaque. clipped_shadows, clipped_highlights: shares 0..1 of opaque pixels with luma
+    <= 2 or >= 253. A white backdrop counts as clipped highlights.
     """
 
     placeholder: str
@@ -105,15 +103,15 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a file turned out to be.
+    """The facts that `inspect` found in a file.
 
-    A PDF (`kind == "pdf"`) has a page count and nothing else: width, height, measures are None and
-    it gets no variants, because libvips is built without a PDF renderer. width and height are
-    pixels of the first frame after `orientation` (EXIF, 1..8, 1 is upright) was applied. `pages`
-    counts frames of an animation, too. `source_type` is the IPTC digital source type that its XMP
-    states, "" if none. `has_location`: something in the file says where it was taken
-    (`shared.imaging.places` says what a place is). `has_alpha`: the file declares transparency.
-    `may_have_manifest`: without it there is no use in `read_credentials`.
+    A PDF (`kind == "pdf"`) has only a page count: width, height and measures are None, and it gets
+    no variants, because libvips is built without a PDF renderer. width and height are pixels of the
+    first frame after `orientation` (EXIF, 1..8, 1 is upright) is applied. `pages` counts frames of
+    an animation too. `source_type` is the IPTC digital source type in its XMP, "" if none.
+    `has_location`: the file states where it was taken (`shared.imaging.places` defines a place).
+    `has_alpha`: the file declares transparency. `may_have_manifest`: if False, `read_credentials`
+    would find nothing.
     """
 
     kind: Literal["image", "pdf"]
@@ -133,17 +131,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the C2PA manifest in a file says, and whether that holds.
+    """The contents of the C2PA manifest in a file, and the result of its validation.
 
-    state: `trusted` (intact, and signed by a certificate that leads to a trust anchor), `valid`
-    (intact, signer
-        unknown), `invalid` (file or manifest were changed, or the signature isn't one),
-        `unreadable` (all else empty).
-    claim_generator: the program that wrote it. signer: the organisation of the certificate;
-    signer_name: its common
-        name.
-    signed_at: RFC 3339, if a time stamp is in it. source_type: as in Facts. problems: codes of the
-    specification. manifest_store: the whole as JSON; empty if it is longer than 64 KiB.
+    state: `trusted` (intact, and signed with a certificate that leads to a trust anchor), `valid`
+    (intact, signer unknown), `invalid` (file or manifest were changed, or the signature is wrong),
+    `unreadable` (all other fields are empty). claim_generator: the program that wrote it. signer:
+    the certificate's organisation; signer_name: its common name. signed_at: RFC 3339, if the
+    manifest has a time stamp. source_type: see Facts. problems: codes of the specification.
+    manifest_store: the whole store as JSON; empty if longer than 64 KiB.
     """
 
     state: str
@@ -161,8 +156,8 @@ Format = Literal["webp", "avif", "jpeg", "png"]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A picture that fits into width x height pixels. `quality` is 1..100 and, like `effort` (0..9,
-    more is slower and smaller), means nothing to formats that lack it: PNG has no quality, JPEG no
+    """A variant's parameters: it fits into width x height pixels. `quality` is 1..100, `effort`
+    0..9 (more is slower and smaller). Formats that lack one ignore it: PNG has no quality, JPEG no
     effort."""
 
     name: str
@@ -193,7 +188,7 @@ DEFAULT_PRESETS = (
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A derivative on disk. `sha256` is lower-case hex of its bytes."""
+    """A variant on disk. `sha256` is the digest of its bytes in lower-case hex."""
 
     name: str
     path: Path

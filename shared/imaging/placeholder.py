@@ -1,8 +1,8 @@
-"""ThumbHash, the compact placeholder format that browsers' libraries read:
+"""ThumbHash, a compact placeholder format with libraries for browsers:
 https://evanw.github.io/thumbhash/.
 
-An average colour, a few cosine coefficients of lightness and of two colour differences, and of
-alpha if there is any, packed into about 25 bytes.
+It packs an average colour and a few cosine coefficients of lightness, of two colour differences
+and, if there is any, of alpha into about 25 bytes.
 """
 
 from itertools import chain
@@ -10,12 +10,12 @@ from math import cos, floor, pi
 
 
 def thumbhash(width: int, height: int, rgba: bytes) -> bytes:
-    """The ThumbHash of `width` x `height` pixels (1..100 each) of 4 bytes R, G, B, A, alpha not
-    multiplied in."""
+    """Returns the ThumbHash of `width` x `height` pixels (1..100 each) of 4 bytes R, G, B, A, with
+    alpha not premultiplied."""
     red, green, blue, alpha = (list(rgba[band::4]) for band in range(4))
     weight = sum(alpha)
     opacity = [a / 255 for a in alpha]
-    # Transparent pixels take the average colour, so that they don't pull the coefficients anywhere.
+    # Transparent pixels take the average colour, so that they don't bias the coefficients.
     r, g, b = (_over_average(band, opacity, weight) for band in (red, green, blue))
     has_alpha = weight < 255 * width * height
     most = 5 if has_alpha else 7
@@ -59,8 +59,8 @@ def _over_average(band: list[int], opacity: list[float], weight: int) -> list[fl
 
 
 def _cosines(plane: list[float], width: int, nx: int, ny: int) -> tuple[float, float, list[float]]:
-    """The mean, the largest other coefficient, and the others scaled by it to 0..1, lowest triangle
-    of nx x ny."""
+    """Returns the mean, the largest absolute value of the other coefficients, and these scaled by
+    it to 0..1; the coefficients are the lower triangle of nx x ny."""
     height = len(plane) // width
     rows = [plane[start : start + width] for start in range(0, len(plane), width)]
     across = [[cos(pi / width * cx * (x + 0.5)) for x in range(width)] for cx in range(nx)]

@@ -1,14 +1,13 @@
-"""Whether a picture's file says where it was taken, in any of the ways that programs write it.
+"""Detects whether a picture's file states where it was taken, in any form that programs write.
 
-A place is: coordinates or altitude, of the camera or of what it was pointed at, or the name of a
-GPS area (EXIF and XMP); the names of a city, a part of it, a state or a country of the picture
-(IPTC's fields, in IIM and in XMP); the location of a shot (XMP's xmpDM). No place are: the empty
-frame of GPS data, its version, time and direction, and the address of the one who made the picture.
+A place is: coordinates or altitude of the camera or of its target, or the name of a GPS area (EXIF
+and XMP); the name of the picture's city, a part of it, state or country (IPTC fields in IIM and
+XMP); the location of a shot (XMP's xmpDM). Not a place are: an empty GPS directory, its version,
+time and direction, and the address of the picture's maker.
 
-The file is searched as bytes, not as a container: a second segment, a second picture and a later
-page are found wherever they stand. Only what is packed, spelt in hexadecimal or cut into pieces is
-put together first. Not read are the makers' own formats (MakerNotes, what follows the picture in a
-trailer of theirs).
+The file is searched as bytes, not as a container: a second segment, a second picture or a later
+page is found wherever it is. Only compressed, hexadecimal or split data is put together first. The
+makers' own formats (MakerNotes, their trailers after the picture) are not read.
 """
 
 import re
@@ -21,6 +20,7 @@ from shared.imaging import gif
 from shared.imaging.child import too_expensive
 from shared.imaging.tiff import EXIF_DIRECTORY, GPS_DIRECTORY, HEADS, SUB_DIRECTORIES, Tiff
 
+# Latitude, longitude, altitude; latitude and longitude of the target; name of the area.
 _GPS_PLACES = {
     2,
     4,
@@ -28,12 +28,12 @@ _GPS_PLACES = {
     20,
     22,
     28,
-}  # latitude, longitude, altitude, those of the target, name of the area
-# Of its second record: location codes and names, city, part of it, state, country.
+}
+# In IIM's record 2: location code and name, city, part of it, state, country code and name.
 _IIM_PLACES = {bytes((2, kind)) for kind in (26, 27, 90, 92, 95, 100, 101)}
-_IIM = 33723  # the tag
+_IIM = 33723  # the TIFF tag that holds IIM
 _IIM_MARK, _IIM_RESOURCE = b"\x1c", b"8BIM\4\4"
-_MOST_ENTRIES = 1 << 18  # of directories and of IPTC; no picture has as many
+_MOST_ENTRIES = 1 << 18  # of EXIF directories and of IPTC; no real picture has as many
 _UNPACKED = 16 << 20
 
 _UNENDED_PACKET = 1 << 16
@@ -77,9 +77,10 @@ _RAW_PROFILE = re.compile(rb"\s*\w+\s+\d+\s+([0-9a-fA-F\s]+)\Z")
 
 
 def says_where(content: bytes, metadata: list[bytes], mime: str) -> bool:
-    """`metadata`: blocks that the decoder has put together already.
+    """Returns whether the file states a place. `metadata` are blocks that the decoder has put
+    together.
 
-    Raises ImageRejected (TOO_EXPENSIVE) when there is more to look through than any picture has.
+    Raises ImageRejected (TOO_EXPENSIVE) if there is more to search than any real picture has.
     """
     return any(
         _found_in(block) for block in chain([content], metadata, _put_together(content, mime))
@@ -117,8 +118,8 @@ def _in_exif(block: bytes) -> bool:
 
 
 def _in_xmp(block: bytes) -> bool:
-    """In UTF-8, 16 or 32: names are ASCII, and those are the same once the zeros between the
-    letters are gone."""
+    """Searches XMP in UTF-8, UTF-16 or UTF-32: names are ASCII, so all three are the same without
+    the zeros between the letters."""
     for zeros in (0, 1, 3):
         for mark in (b"rdf:RDF", b"xmpmeta"):
             end, stop = re.compile(_spelt(b"/" + mark, zeros)), 0
@@ -159,7 +160,7 @@ def _in_iptc(block: bytes) -> bool:
 
 
 def _iim_fields(block: bytes, at: int) -> Iterator[bytes]:
-    """The names, record and number, of the fields from `at` on that aren't empty."""
+    """Yields the name (record and number) of each field from `at` on; b"" for an empty field."""
     while block[at : at + 1] == _IIM_MARK:
         name, length = block[at + 1 : at + 3], _big(block[at + 3 : at + 5])
         yield name if block[at + 5 : at + 5 + min(length, 99)].strip() else b""
@@ -167,7 +168,7 @@ def _iim_fields(block: bytes, at: int) -> Iterator[bytes]:
 
 
 def _in_manifest(block: bytes) -> bool:
-    """Content credentials may repeat the EXIF in JSON or CBOR."""
+    """Searches content credentials, which may repeat the EXIF in JSON or CBOR."""
     return b"c2pa" in block and re.search(rb"GPS(?:Lat|Long)itude", block) is not None
 
 
@@ -182,8 +183,8 @@ def _put_together(content: bytes, mime: str) -> Iterator[bytes]:
 
 
 def _split_segments(content: bytes) -> Iterator[bytes]:
-    """EXIF and XMP of more than 64 KiB, which a segment can't hold: EXIF goes on, XMP says where
-    the piece belongs."""
+    """Joins EXIF and XMP that exceed a segment's 64 KiB: EXIF continues in the next segment, XMP
+    states each piece's offset."""
     yield b"".join(body[6:] for body in _segments(content, b"Exif\0"))
     pieces: dict[bytes, list[tuple[int, bytes]]] = {}
     for body in _segments(content, _EXTENDED_XMP):
@@ -200,7 +201,8 @@ def _segments(content: bytes, name: bytes) -> Iterator[bytes]:
 
 
 def _texts(content: bytes) -> Iterator[bytes]:
-    """A PNG's texts, unpacked; ImageMagick writes EXIF, XMP and IPTC as hexadecimal digits."""
+    """Yields a PNG's texts, uncompressed, and the EXIF, XMP and IPTC that ImageMagick writes as
+    hexadecimal digits."""
     at = 8
     while at + 8 <= len(content):
         length, kind = _big(content[at : at + 4]), content[at + 4 : at + 8]
@@ -230,7 +232,7 @@ def _spelt(name: bytes, zeros: int) -> bytes:
 
 
 def _all(block: bytes, *marks: bytes) -> Iterator[int]:
-    for mark in marks:  # one after the other: all in one expression take ten times as long
+    for mark in marks:  # one after the other: a single expression for all takes ten times as long
         yield from (found.start() for found in re.finditer(re.escape(mark), block))
 
 

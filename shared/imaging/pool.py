@@ -1,4 +1,4 @@
-"""A pool of child processes for work on bytes that can't be trusted."""
+"""A pool of child processes for work on untrusted bytes."""
 
 import asyncio
 import multiprocessing
@@ -19,8 +19,8 @@ from shared.imaging.model import NotUnderstood
 T = TypeVar("T")
 
 JOBS_PER_CHILD = 300
-# Children are forked from a process that has loaded libvips and nothing else, so that one more
-# costs tens of milliseconds, not 200: a picture that ends its child must not be dear.
+# Children are forked from a process that has loaded only libvips, so a new child costs tens of
+# milliseconds and not 200: a picture that kills its child must not be expensive.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["shared.imaging.inspection", "shared.imaging.variants"])
 
@@ -28,12 +28,12 @@ _FORKS.set_forkserver_preload(["shared.imaging.inspection", "shared.imaging.vari
 class ImagingPool:
     """Runs functions in up to `workers` child processes, each limited to 512 MiB of memory.
 
-    Children are started when first needed, by a fork server (they inherit none of this process's
-    sockets or threads), reused for some hundred jobs, and die with this process. When there are
-    more calls than workers, owners take turns: one who asks for much doesn't hold up the others.
+    A fork server starts the children when first needed (they inherit none of this process's sockets
+    or threads). Each is reused for 300 jobs and dies with this process. If there are more calls
+    than workers, owners take turns: an owner with many calls doesn't block the others.
 
-    A fresh child imports the parent's main module unless that is a package's `__main__`, so
-    services are started with `python -m`.
+    A new child imports the parent's main module unless that is a package's `__main__`, so services
+    are started with `python -m`.
     """
 
     def __init__(self, workers: int = 2) -> None:
@@ -41,22 +41,22 @@ class ImagingPool:
         self._closed = False
         self._turns = Turns(workers)
         threads = max(1, (os.cpu_count() or 1) // workers)
-        # Last in, first out: under light load one warm child does everything.
+        # Last in, first out: under light load one warm child does all the work.
         self._idle = [_Child(threads) for _ in range(workers)]
 
     async def run(self, function: Callable[..., T], *args: object, timeout: float = 20.0) -> T:
-        """Call `function(*args)` in a child and return its result; both must be picklable, the
-        function importable.
+        """Calls `function(*args)` in a child and returns its result. Arguments and result must be
+        picklable, the function importable.
 
         `timeout` is in seconds and counts from the moment a child is free. Cancelling the caller
         kills the child.
 
-        Raises `ImageRejected` as the function raised it, or with TOO_EXPENSIVE when the child ran
-        out of time or memory, crashed or was killed; whatever else the function raised;
-        `RuntimeError` when the pool is closed or children can't be started. A job may run twice: a
-        child that is told to stop (SIGTERM) is replaced once.
+        Raises `ImageRejected` from the function, or with TOO_EXPENSIVE if the child ran out of time
+        or memory, crashed or was killed; any other error of the function; `RuntimeError` if the
+        pool is closed or children can't be started. A job may run twice: a child that is told to
+        stop (SIGTERM) is replaced once.
         """
-        # Not above: what children are forked from imports this module, and shall stay small.
+        # These are imported here because the fork server imports this module and must stay small.
         import structlog
 
         from shared.rpc import auth
@@ -76,7 +76,7 @@ class ImagingPool:
                 self._idle.append(child)
 
     async def close(self) -> None:
-        """Refuse further work, wait for what is running, end the children. To end at once, cancel
+        """Refuses further work, waits for running jobs, ends the children. To end at once, cancel
         the callers first."""
         self._closed = True
         async with AsyncExitStack() as all_of_them:
@@ -86,11 +86,11 @@ class ImagingPool:
 
 
 class _Child:
-    """One process: a Pebble pool of a single worker, thrown away after anything but an answer.
+    """One child process: a Pebble pool with a single worker, discarded unless the job answered.
 
-    Pebble can cancel and time out by itself, but it may then kill the worker when that has already
-    begun the next job, which would never end. With one pool per process no job is ever next to
-    another.
+    Pebble can cancel and time out by itself, but may then kill a worker that has already begun the
+    next job, which would never end. With one pool per process no job ever follows another that is
+    being cancelled.
     """
 
     def __init__(self, threads: int) -> None:
@@ -101,7 +101,7 @@ class _Child:
         try:
             return await self._answer(function, args, timeout)
         except _Interrupted:
-            # An idle child may be killed at any time, and is found dead only now.
+            # An idle child may be killed at any time; only this call notices.
             try:
                 return await self._answer(function, args, timeout)
             except _Interrupted as error:
@@ -145,7 +145,7 @@ class _Child:
                 await asyncio.shield(self.stop())
 
     async def _started(self) -> ProcessPool:
-        if self._pool is not None and not self._pool.active:  # its child was killed while idle
+        if self._pool is not None and not self._pool.active:  # the child was killed while idle
             await self.stop()
         if self._pool is None:
             self._pool = ProcessPool(
@@ -159,7 +159,7 @@ class _Child:
 
 
 class _Interrupted(Exception):
-    """The child ended for a reason that has nothing to do with its job."""
+    """The child ended for a reason unrelated to its job."""
 
 
 def _end(pool: ProcessPool) -> None:

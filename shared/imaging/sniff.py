@@ -1,4 +1,5 @@
-"""What a file is, by its first bytes, and what else it pretends to be. No decoder is involved."""
+"""Determines a file's type by its first bytes, and refuses files that are of a second type too.
+Uses no decoder."""
 
 import mmap
 import re
@@ -19,7 +20,7 @@ ALLOWED = ("image/jpeg", "image/png", "image/webp", "image/avif", "image/gif", "
 _RESEND = "Send JPEG, PNG, WebP, AVIF, GIF, TIFF or PDF."
 _EXPORT = "Export it as JPEG, PNG or TIFF, and send that."
 _DEVELOP = "Develop it and send a JPEG, PNG or TIFF."
-# What people take for a picture that any program opens, by its first bytes.
+# Formats that people often take for a common picture format, by their first bytes.
 _OTHERS = (
     (0, (b"II+\0", b"MM\0+"), "a BigTIFF", "Save it as an ordinary TIFF, and send that."),
     (8, (b"CR\2\0",), "a camera's raw file (CR2)", _DEVELOP),
@@ -89,11 +90,11 @@ _MARKUP = re.compile(rb"<(?:script|html|iframe)[\s>/]|<!doctype\s+html|<\?php\s"
 
 
 def sniff(head: bytes) -> str:
-    """The media type of a file that starts with `head` (its first HEAD_BYTES): one of ALLOWED, or
-    HEIC.
+    """Returns the media type of a file that starts with `head` (its first HEAD_BYTES): one of
+    ALLOWED, or HEIC.
 
-    Raises ImageRejected for everything else, with a reason of its own for what people send by
-    mistake or malice.
+    Raises ImageRejected for everything else, with a specific reason for what people send by mistake
+    or malice.
     """
     for at, marks, name, advice in _OTHERS:
         if head.startswith(marks, at):
@@ -110,13 +111,12 @@ def sniff(head: bytes) -> str:
             "The file is SVG, HTML or other markup, which can carry scripts. Render it to pixels"
             f" first. {_RESEND}",
         )
-    if head.lstrip(_BLANKS).startswith(
-        b"%PDF-"
-    ):  # viewers pass over blank lines before it, and so does the reader here
+    # Viewers skip blank lines before the header, and so does our PDF reader.
+    if head.lstrip(_BLANKS).startswith(b"%PDF-"):
         return PDF
     guess = filetype.guess(head)
     mime: str = guess.mime if guess else ""
-    if mime == "image/apng":  # a PNG, of which the first frame is used
+    if mime == "image/apng":  # read as a PNG: only the first frame is used
         return "image/png"
     if mime in ALLOWED:
         return str(mime)
@@ -133,18 +133,17 @@ def sniff(head: bytes) -> str:
 
 
 def refuse_polyglot(path: Path, mime: str) -> None:
-    """Refuse an image that begins as a script, goes on as a web page or a script, or is a ZIP
-    archive, too.
+    """Refuses an image that starts as a script, is followed by a web page or script, or is also a
+    ZIP archive.
 
-    Decoders ignore what doesn't belong to the picture, so such a file is a valid image. Derivatives
-    are clean because they are encoded anew; the original is what would be dangerous if a browser
-    ever ran it. Text within the picture, a prompt or a caption, may speak of tags as it likes:
-    originals are served under their picture's type with `nosniff`, so that nothing looks for a page
-    in them.
+    Decoders ignore bytes outside the picture, so such a file is a valid image. Variants are clean
+    because they are encoded anew, but the original would be dangerous if a browser ever ran it.
+    Text within the picture, such as a prompt or a caption, may contain tags: originals are served
+    with their picture's type and `nosniff`, so no browser looks for a page in them.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         script = _opens_as_script(content[:16], mime)
-        # Few files hold a tag at all, and only those are walked through.
+        # Few files contain a tag at all; only for these is the end of the picture located.
         appended = _MARKUP.search(content) and _MARKUP.search(
             content, end_of_picture(content, mime)
         )
@@ -166,7 +165,7 @@ def refuse_polyglot(path: Path, mime: str) -> None:
 
 
 def _iso_media(head: bytes) -> str:
-    # filetype would trust the box's own length here and collect up to a thousand million brands.
+    # filetype would trust the box's own length here and collect up to a billion brands.
     length = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12], *(head[i : i + 4] for i in range(16, length, 4))}
     if brands & _AVIF_BRANDS:
@@ -187,8 +186,8 @@ def _video() -> ImageRejected:
 
 
 def _text_start(head: bytes) -> str:
-    """Where the file's text would begin. Only blanks are passed over: the length of a JPEG's
-    segment may be a `<`."""
+    """Returns the start of the file's text. Skips only blanks: the length of a JPEG's segment may
+    be a `<`."""
     blanks = " \t\r\n\f\0"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head.decode("utf-16", errors="ignore").lstrip(blanks)
@@ -196,12 +195,12 @@ def _text_start(head: bytes) -> str:
 
 
 def _opens_as_script(head: bytes, mime: str) -> bool:
-    """Whether the header is also the start of a JavaScript statement: the type's letters are a
-    name, and the numbers after them spell a comment or an assignment."""
-    if mime == "image/gif":  # a screen width of 10,799, or of 8,253 and more that is all printable
+    """Returns whether the header also starts a JavaScript statement: the type's letters are a name,
+    and the numbers after them spell a comment or an assignment."""
+    if mime == "image/gif":  # the screen width 10,799, or one whose bytes are `=` and printable
         return head[6:8] == b"/*" or (head[6:7] == b"=" and 0x20 <= head[7] < 0x7F)
-    # A JFIF segment of 12,074 bytes; every writer makes 16, plus a thumbnail that nobody writes any
-    # more.
+    # A JFIF segment of 12,074 bytes. Every writer makes 16 bytes, plus a thumbnail that no program
+    # writes any more.
     return mime == "image/jpeg" and head[2:6] == b"\xff\xe0/*"
 
 

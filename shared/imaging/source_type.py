@@ -1,8 +1,8 @@
-"""Digital source type: where a picture's pixels come from, in the words of IPTC's vocabulary, as
-XMP in the file.
+"""Reads and writes the digital source type in XMP: the origin of a picture's pixels, in IPTC's
+vocabulary.
 
 The vocabulary is http://cv.iptc.org/newscodes/digitalsourcetype/. XMP is only searched for one word
-of it, never parsed or copied: whatever else it says (places, names) stays behind.
+of it, never parsed or copied, so that its other contents (places, names) stay behind.
 """
 
 import re
@@ -33,8 +33,8 @@ VOCABULARY = frozenset(
 )
 _BASE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _SEARCHED_BYTES = 1 << 20
-# As an attribute, as an element, or as an element that points at a resource; with the address
-# before the word or not.
+# Matches an attribute, an element, or an element that points to a resource, with or without the
+# address before the word.
 _STATED = re.compile(
     rb"""DigitalSourceType(?:\s{0,9}=\s{0,9}["']|\s{1,9}rdf:resource\s{0,9}=\s{0,9}["']|>\s{0,99})"""
     rb"(?:https?://cv\.iptc\.org/newscodes/digitalsourcetype/)?([A-Za-z]{1,60})"
@@ -42,13 +42,13 @@ _STATED = re.compile(
 
 
 def code_of(address: object) -> str:
-    """The word at the end of an address of the vocabulary; "" for anything else."""
+    """Returns the word at the end of an address of the vocabulary; "" for anything else."""
     word = address.rpartition("/")[2] if isinstance(address, str) else ""
     return word if word in VOCABULARY else ""
 
 
 def read_packet(xmp: bytes) -> str:
-    """What an XMP packet says, or ""."""
+    """Returns the source type that an XMP packet states, or ""."""
     for found in _STATED.finditer(xmp[:_SEARCHED_BYTES]):
         if word := code_of(found[1].decode()):
             return word
@@ -56,7 +56,7 @@ def read_packet(xmp: bytes) -> str:
 
 
 def packet(code: str) -> bytes:
-    """An XMP packet that says this word of the vocabulary and nothing else."""
+    """Returns an XMP packet that states only this source type."""
     if code not in VOCABULARY:
         raise ValueError(f"{code!r} is no digital source type")
     return (

@@ -1,8 +1,7 @@
-"""Which forms of the allowed types can be decoded here, by what stands in their headers.
+"""Decides by their headers which forms of the allowed types can be decoded here.
 
-What isn't on these lists is refused by name before a pixel is decoded: a decoder that lacks
-something may leave blank what it can't read, and only a file that it can read all of can be told
-from a damaged one.
+Other forms are refused by name before a pixel is decoded: a decoder may leave blank what it can't
+read, and only a fully supported file can be distinguished from a damaged one.
 """
 
 import re
@@ -31,7 +30,7 @@ _PHOTOMETRICS = {
     51177: "a depth map",
     52527: "a photometric mask",
 }
-_RAW = (32803, 34892)  # as the sensor has it; linear
+_RAW = (32803, 34892)  # photometric interpretations: colour filter array, linear raw
 _JPEG_IN_TIFF = 7
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG_IN_TIFF, 8, 32773, 32946, 50001}
 _OTHER_COMPRESSIONS = {
@@ -121,8 +120,8 @@ _AVIF_KINDS = {
 
 
 def refuse_unsupported(content: bytes, mime: str) -> None:
-    """Raises ImageRejected (NOT_SUPPORTED, with the form's name and what to do) unless all pages
-    can be decoded."""
+    """Raises ImageRejected (NOT_SUPPORTED with the form's name and the next step, or CORRUPT)
+    unless all pages can be decoded."""
     if mime == "image/tiff":
         _check_tiff(content)
     elif mime == "image/jpeg":
@@ -144,7 +143,8 @@ def _check_tiff(content: bytes) -> None:
 
 
 def _check_first_page(content: bytes, first: tiff.Page) -> None:
-    """Variants and measures are of the first page: it must be what the file is about."""
+    """Raises ImageRejected unless the first page is the main picture, since variants and measures
+    use it."""
     below, others = list(first.below()), list(tiff.pages(content))[1:]
     if 50706 in first.tags or any(page.photometric in _RAW for page in (first, *below, *others)):
         raise unsupported(
@@ -160,7 +160,7 @@ def _check_first_page(content: bytes, first: tiff.Page) -> None:
 
 
 def _problem(page: tiff.Page) -> str:
-    """What of a page can't be read here; "" if all can."""
+    """Returns what can't be decoded in a page; "" if everything can."""
     if min(page.size) == 0:
         raise corrupt()
     if page.compression not in _COMPRESSIONS:
@@ -242,8 +242,7 @@ def _check_avif(content: bytes) -> None:
     kinds = {short or long: kind for short, long, kind in _ITEM.findall(content)}
     primary = _PRIMARY.search(content)
     of_primary = kinds.get(primary[1] or primary[2]) if primary else None
-    # libheif leaves a tile blank that is missing or broken, in whichever picture of the file, and
-    # doesn't tell.
+    # libheif silently leaves missing or broken tiles blank, in any picture of the file.
     odd = b"grid" if b"grid" in kinds.values() else of_primary
     if odd not in (None, b"av01"):
         name = _AVIF_KINDS.get(odd, f"of the kind {odd.decode('latin-1')!r}")

@@ -1,5 +1,5 @@
-"""The structure of a TIFF, and of EXIF, which is a TIFF without a picture: directories of entries,
-read and never trusted. What lies outside the bytes reads as zeros, so that nothing here raises."""
+"""Reads the structure of a TIFF, and of EXIF, which is a TIFF without a picture: directories of
+untrusted entries. Offsets outside the bytes read as zeros, so nothing here raises."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 HEADS = (b"II*\0", b"MM\0*")
 EXIF_DIRECTORY, GPS_DIRECTORY, SUB_DIRECTORIES = 34665, 34853, 330
+# Photometric interpretations.
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = (
     0,
     1,
@@ -16,7 +17,8 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = (
     5,
     6,
     8,
-)  # photometric interpretations
+)
+# The size of a value in bytes, by its kind.
 _SIZES = {
     1: 1,
     2: 1,
@@ -31,27 +33,27 @@ _SIZES = {
     11: 4,
     12: 8,
     13: 4,
-}  # of a value, by its kind
-MULTIPLIED_IN, BESIDE = 1, 2  # ways of transparency; 0 is something else
+}
+MULTIPLIED_IN, BESIDE = 1, 2  # alpha premultiplied or not; 0 is no transparency
 _REDUCED = 1
-_MOST_BELOW = 64  # pictures; a pyramid has a handful
+_MOST_BELOW = 64  # subdirectories that are read; a pyramid has a handful
 
 
 class Entry(NamedTuple):
     kind: int
-    length: int  # how many values
-    at: int  # where its values stand, from the TIFF's start
+    length: int  # the number of values
+    at: int  # the offset of the values from the TIFF's start
 
 
 @dataclass(frozen=True)
 class Directory:
     entries: dict[int, Entry]
-    length: int  # how many entries it has; of several with one tag, the last counts
-    next: int  # where the directory after it begins; 0: this is the last
+    length: int  # the number of entries, also of repeated tags, of which only the last is kept
+    next: int  # the offset of the next directory; 0 for the last
 
 
 class Tiff:
-    """What stands in `content` from `start` on."""
+    """The TIFF in `content` from `start` on."""
 
     def __init__(self, content: bytes, start: int = 0) -> None:
         self._content = content
@@ -76,7 +78,7 @@ class Tiff:
         return Directory(entries, count, self._number(at + 2 + 12 * count, 4) if count > 0 else 0)
 
     def chain(self) -> Iterator[Directory]:
-        """The directories of its pages, in order; each once."""
+        """Yields the directories of its pages in order, each once."""
         at, seen = self.first, set[int]()
         while at and at not in seen:
             seen.add(at)
@@ -84,7 +86,7 @@ class Tiff:
             at = found.next
 
     def numbers(self, entry: Entry | None, most: int = 1 << 20) -> list[int]:
-        """The values of an entry, or as many as are wanted, if they are whole numbers."""
+        """Returns at most `most` values of an entry; none if they aren't whole numbers."""
         if entry is None or entry.kind not in (1, 3, 4, 7, 13):
             return []
         size = _SIZES[entry.kind]
@@ -100,7 +102,7 @@ class Tiff:
 
 
 class Page:
-    """How a directory says that its picture is stored, in the words of the specification."""
+    """The layout of a directory's picture, in the terms of the specification."""
 
     def __init__(self, tiff: Tiff, directory: Directory) -> None:
         self.tags = directory.entries
@@ -122,8 +124,8 @@ class Page:
 
     @cached_property
     def sample_format(self) -> set[int]:
-        """1 unsigned, 2 signed, 3 floating-point, 5 and 6 complex. 4, undefined, is read as
-        unsigned."""
+        """The kinds of samples: 1 unsigned, 2 signed, 3 floating-point, 5 and 6 complex. Undefined
+        ones (4) count as unsigned."""
         return {1 if said == 4 else said for said in self.all(339)[: self.samples]} or {1}
 
     @cached_property
@@ -148,20 +150,20 @@ class Page:
 
     @cached_property
     def reduced(self) -> bool:
-        """Whether it says of itself that it is a smaller version of another picture in the file."""
+        """True if the page declares itself a smaller version of another picture in the file."""
         return bool(self.value(254, 0) & _REDUCED) or self.value(255, 0) == 2
 
     @cached_property
     def transparencies(self) -> dict[int, int]:
-        """Which of the samples after the colours are declared to be transparency, counted from 0,
-        and in which way."""
+        """The samples after the colours that are declared as transparency, counted from 0, and how
+        each is stored."""
         return {
             index: way for index, way in enumerate(self.all(338)) if way in (MULTIPLIED_IN, BESIDE)
         }
 
     def unpacked(self, index: int) -> int:
-        """How many bytes the strip or tile of this number has, at least, when nothing is
-        compressed: of YCbCr, its other parts may be as few as one likes."""
+        """Returns the least uncompressed size in bytes of the strip or tile with this number. For
+        YCbCr only luma counts, since the other components may be subsampled at will."""
         width, height = self.size
         if self.tiled:
             width, height = self.value(322, 0), self.value(323, 0)
@@ -177,16 +179,16 @@ class Page:
 
     @property
     def places(self) -> list[int]:
-        """Where its strips or tiles begin."""
+        """The offsets of its strips or tiles."""
         return self.all(324) or self.all(273)
 
     def parts(self) -> Iterator[bytes]:
-        """Its strips or tiles, as they stand in the file."""
+        """Yields its strips or tiles as stored in the file."""
         for at, length in zip(self.places, self.all(325) or self.all(279), strict=False):
             yield self._tiff.data(at, length)
 
     def below(self) -> Iterator["Page"]:
-        """The pictures beside the chain of pages that this one points to."""
+        """Yields the pictures in its subdirectories, which are outside the chain of pages."""
         for at in self.all(SUB_DIRECTORIES, _MOST_BELOW):
             yield Page(self._tiff, self._tiff.directory(at))
 

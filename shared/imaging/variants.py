@@ -1,4 +1,4 @@
-"""`make_variants`: one decode, many sizes."""
+"""Implements `make_variants`: one decode, many sizes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _EXTENSIONS: dict[Format, str] = {"webp": ".webp", "avif": ".avif", "jpeg": ".jp
 def write_variants(
     path: Path, presets: Sequence[Preset], directory: Path, source_type: str
 ) -> list[Variant]:
-    """See `shared.imaging.make_variants`."""
+    """Implements `shared.imaging.make_variants`."""
     with open(path, "rb") as file:
         if sniff(file.read(HEAD_BYTES)) == PDF:
             raise ImageRejected(
@@ -33,11 +33,11 @@ def write_variants(
 
 def _write(base: pyvips.Image, preset: Preset, directory: Path, source_type: str) -> Variant:
     image = base.thumbnail_image(preset.width, height=preset.height, size="down")
-    if source_type:  # in place of any XMP of the original
+    if source_type:  # replaces any XMP of the original
         image = image.copy()
         image.set_type(pyvips.GValue.blob_type, "xmp-data", packet(source_type))
-    # Encoded in memory and written by Python, so that a full disk is an OSError and no fault of the
-    # picture.
+    # libvips encodes in memory and Python writes the file, so that a full disk is an OSError and
+    # not a fault of the picture.
     content = _encode(image, preset, "xmp" if source_type else "none")
     path = directory / f"{preset.name}{_EXTENSIONS[preset.format]}"
     path.write_bytes(content)

@@ -1,9 +1,8 @@
-"""Proves that a picture is whole: everything is decoded once, and nothing may be said against it
-meanwhile.
+"""Proves that a picture is complete: decodes everything once and accepts no complaint of a decoder.
 
-Decoders go on where they can: libtiff leaves a tile blank that it can't decode, libjpeg fills up
-with grey. They do say so, as an error that libvips keeps or a warning that it logs, and here that
-is as good as a failure. Where a decoder says nothing, the structure of the file is looked at.
+Decoders continue where they can: libtiff leaves a broken tile blank, libjpeg fills gaps with grey.
+They report it as an error that libvips keeps or a warning that it logs; this module treats both as
+failures. Where a decoder reports nothing, it checks the structure of the file.
 """
 
 import logging
@@ -17,7 +16,7 @@ from shared.imaging import gif, jpeg, tiff
 from shared.imaging.child import corrupt, unsupported
 from shared.imaging.decode import open_page
 
-# What libjpeg notes and what costs no pixel. The message itself stands beside the number of them.
+# Warnings of libjpeg that cost no pixel. Each message comes beside a line with their number.
 _HARMLESS = re.compile(
     r"extraneous bytes before marker|Invalid SOS parameters|unknown JFIF revision|Unknown Adobe"
     r" color transform"
@@ -27,15 +26,15 @@ _PNG_END = b"\0\0\0\0IEND"
 _TIFF_HEAD = 8
 _UNCOMPRESSED, _DEFLATE = 1, (8, 32946)
 _PIECE = 1 << 20
-_BEYOND = 0.1  # that filters may leave floating-point samples below 0 and above 1
+_BEYOND = 0.1  # filters may leave floating-point samples so far below 0 or above 1
 
 
 def prove_whole(path: Path, content: bytes, mime: str, pages: int) -> None:
     """Raises ImageRejected (CORRUPT), or pyvips.Error, unless all pixels of all pages are there.
 
-    JPEG and WebP are scaled to an eighth while decoding: every coefficient is still read, only
-    pixels are saved, and in WebP the memory for them. The other formats have no such shortcut that
-    would look at all bytes.
+    JPEG and WebP are scaled to an eighth while decoding: every coefficient is still read, which
+    saves pixels and, for WebP, their memory. The other formats have no shortcut that reads all
+    bytes.
     """
     if mime == "image/jpeg":
         if not jpeg.is_whole(content):
@@ -58,7 +57,7 @@ def prove_whole(path: Path, content: bytes, mime: str, pages: int) -> None:
 
 
 class _Listener(logging.Handler):
-    """Hears what libvips says against a file, as an error or as a warning."""
+    """Collects what libvips reports about a file, as errors or as warnings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class _Listener(logging.Handler):
             self._warnings.append(record.getMessage())
 
     def heard(self) -> set[str]:
-        """Since the last time."""
+        """Returns the reports since the last call, without harmless ones."""
         errors = (
             pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer())
             .decode(errors="replace")
@@ -92,11 +91,10 @@ class _Listener(logging.Handler):
 def _decode(path: Path, **options: float) -> None:
     with _Listener() as listener:
         page = open_page(path, **options)
-        known = (
-            listener.heard()
-        )  # of the header, which is read again below: unknown tags, odd versions
+        # These concern the header (unknown tags, odd versions), which is read again below.
+        known = listener.heard()
         _look_at(page)
-        del page  # libjpeg's warnings are told at the end
+        del page  # libjpeg reports its warnings when it ends
         if listener.heard() - known:
             raise corrupt()
 
@@ -107,9 +105,8 @@ def _look_at(page: pyvips.Image) -> None:
         return
     seen = page.stats()
     low, high, mean = seen(0, 0)[0], seen(1, 0)[0], seen(4, 0)[0]
-    if not (
-        low >= -_BEYOND and high <= 1 + _BEYOND and mean == mean
-    ):  # one that is no number makes the mean none
+    # A single NaN makes the mean NaN, which doesn't equal itself.
+    if not (low >= -_BEYOND and high <= 1 + _BEYOND and mean == mean):
         raise unsupported(
             f"a TIFF with floating-point samples from {low:.6g} to {high:.6g}, of which only those"
             " from 0 (black) to 1 (white) are pictures",
@@ -118,7 +115,8 @@ def _look_at(page: pyvips.Image) -> None:
 
 
 def _prove_frames(content: bytes) -> None:
-    """libnsgif shows what was there before where a frame's data ends too soon."""
+    """Raises ImageRejected unless each frame's data is complete: where it ends too soon, libnsgif
+    shows the pixels of the frame before."""
     try:
         for frame in gif.lone_frames(content):
             if pyvips.Image.gifload_buffer(frame, access="sequential", fail_on="error").min() < 255:
@@ -128,8 +126,9 @@ def _prove_frames(content: bytes) -> None:
 
 
 def _prove_parts(content: bytes) -> None:
-    """libtiff reads the file's head, or what follows a part that is too short, as pixels if told
-    so, and of Deflate it stops at the last pixel, in front of the checksum."""
+    """Raises ImageRejected unless each strip or tile is complete. If told to, libtiff reads the
+    file's head, or the bytes after a part that is too short, as pixels; and with Deflate it stops
+    at the last pixel, before the checksum."""
     for page in tiff.pages(content):
         if min(page.places, default=0) < _TIFF_HEAD:
             raise corrupt()

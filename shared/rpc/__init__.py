@@ -1,1 +1,1 @@
-"""Calls: the server, its guard, callers, errors, pages."""
+"""gRPC: the server, its guard, identities, errors, pages, calls between services."""

@@ -1,11 +1,11 @@
-"""Who is calling: tokens, the keys that may sign them, and what each method allows.
+"""Authentication: tokens, the keys that may sign them, and the identity of a call.
 
 A token is a JWT signed with Ed25519: `iss`, `aud`, `sub` (the acting person or program), `owner`
-(the tenant acted in; by default `<role>:<sub>`), `role`, `exp`, `kid` in the header. A key is bound
-to its issuer, and to the roles and the owners it may sign: an entry of the trust file names both,
-and see `TrustedKey.may_own` for one that names no owners. A service that calls for an owner signs a
-short token with `act`, naming itself; then the owner's rights apply, if the method's policy lists
-that service.
+(the tenant; by default `<role>:<sub>`), `role`, `exp`, `kid` in the header. A key is bound to its
+issuer and to the roles and owners that it may sign. An entry of the trust file names both;
+`TrustedKey.may_own` describes one that names no owners. A service that calls for an owner signs a
+short-lived token with `act`, naming itself; then the owner's rights apply, if the method's policy
+lists that service.
 """
 
 import base64
@@ -30,7 +30,7 @@ from shared.rpc.errors import DomainError, Reason
 AUDIENCE = "atelier"
 ALGORITHMS = ["Ed25519", "EdDSA"]  # one algorithm under its new and its old name (RFC 9864)
 ROLES = ("user", "vendor", "anonymous", "service", "admin")
-CLOCK_SKEW = 30.0  # seconds that another machine's clock may be off
+CLOCK_SKEW = 30.0  # seconds that an issuer's clock may be ahead
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
 _OWNER = re.compile(r"(user|vendor|anonymous|service|admin):[\x21-\x7e]{1,120}")
 _OWNERS = re.compile(
@@ -41,14 +41,14 @@ _SUBJECT = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,120}")
 _CACHED_TOKENS = 10_000
 _log = structlog.get_logger("auth")
 
-# The old algorithm name is accepted on purpose; joserfc warns each time it is named.
+# The old algorithm name is accepted on purpose; joserfc warns at each use.
 warnings.filterwarnings("ignore", category=SecurityWarning, message=".*EdDSA.*")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`actor` does it, `owner` is whose rows it concerns, `service` is the service in between
-    (None: called directly). `expires_at` is in seconds since 1970."""
+    """The caller: `actor` acts on the rows of `owner`. `service` is the service that calls for the
+    owner, None for a direct call. `expires_at` is in seconds since 1970."""
 
     actor: str
     owner: str
@@ -59,9 +59,9 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TrustedKey:
-    """`roles` this key may sign. `service`: it belongs to that service, which also acts for owners
-    of these roles. `owners` it may sign: each one owner, such as `user:ada`, or with `*` at its end
-    all that begin so. None: see `may_own`."""
+    """A public key and what it may sign. `roles` are the roles it may sign. A key of `service` also
+    signs for owners of these roles. Each of `owners` is one owner such as `user:ada` or, with `*`
+    at its end, a prefix. If `owners` is None, see `may_own`."""
 
     issuer: str
     key: OKPKey
@@ -70,18 +70,17 @@ class TrustedKey:
     owners: tuple[str, ...] | None = None
 
     def may_own(self, role: str, owner: str) -> bool:
-        """Whether this key may sign a token of `role` that acts in `owner`.
+        """Returns whether this key may sign a token of `role` for `owner`.
 
-        Where the trust file doesn't say, a key may sign owners of the kinds of its roles: one for
-        role anonymous only `anonymous:...`, one for users and vendors both of theirs. An operator
-        acts in any owner, and so does a service of the suite, whose jobs are everybody's; but
-        nobody as role anonymous in another's than an anonymous owner, and no program as role
-        service in another's than a program's.
+        If the trust file names no owners, a key may sign owners of the kinds of its roles: a key
+        for anonymous only `anonymous:...`, a key for users and vendors both of theirs. An admin may
+        act in any owner, and so may a service of the suite, since its jobs serve all owners. But
+        role anonymous is limited to anonymous owners, and role service to service owners.
         """
         kind = owner.partition(":")[0]
         if self.service is not None and role == "service" and kind != "service":
-            # whatever its entry says: for an owner it acts in that owner's role, where policies
-            # list it
+            # This holds whatever the entry says: for an owner a service acts in the owner's role,
+            # where policies list the service.
             return False
         if self.owners is not None:
             return any(
@@ -96,24 +95,23 @@ _current: ContextVar[Identity] = ContextVar("identity")
 
 
 def current() -> Identity:
-    """The identity of the call being served. There always is one inside a handler."""
+    """Returns the identity of the current call or job. A handler always has one."""
     return _current.get()
 
 
 def enter(identity: Identity) -> None:
-    """Sets the identity for this task: a call's, or a job's as read from its row."""
+    """Sets the identity for this task: that of a call, or of a job as read from its row."""
     _current.set(identity)
 
 
 def share_of(owner: str) -> str:
-    """The name under which an owner's calls and jobs are counted where owners share. Anonymous ones
-    have one together: anybody may become another one at any time."""
+    """Returns the name under which an owner's calls and jobs are counted for fair shares. All
+    anonymous owners have one together: anybody may become another one at any time."""
     return "anonymous" if owner.startswith("anonymous:") else owner
 
 
 def current_share() -> str:
-    """The share that the work in hand counts to; '' for what the suite does for nobody in
-    particular."""
+    """Returns the share that the current work counts towards; '' for work without an owner."""
     identity = _current.get(None)
     return share_of(identity.owner) if identity else ""
 
@@ -125,8 +123,7 @@ def _refused(text: str) -> DomainError:
 
 
 class Verifier:
-    """Turns an `authorization` header into an Identity. Results are kept until the token
-    expires."""
+    """Turns an `authorization` header into an Identity. Caches results until the token expires."""
 
     def __init__(self, keys: Iterable[TrustedKey], audience: str = AUDIENCE) -> None:
         self._keys = {key.key.kid: key for key in keys}
@@ -134,13 +131,12 @@ class Verifier:
         self._seen: OrderedDict[str, Identity] = OrderedDict()
 
     def identify(self, header: str | None) -> Identity:
-        """Raises TOKEN_INVALID saying what is wrong, never what the token was."""
+        """Returns the caller's identity. Raises TOKEN_INVALID, whose text never holds the token."""
         if not header:
             raise _refused("no token: send metadata `authorization: Bearer <token>`")
         scheme, _, token = header.strip(" ").partition(" ")
-        if (
-            scheme.lower() != "bearer" or not token
-        ):  # as RFC 9110 has it, in any case and with any number of spaces
+        # RFC 9110 allows any case and any number of spaces.
+        if scheme.lower() != "bearer" or not token:
             raise _refused("the authorization metadata must read `Bearer <token>`")
         token = token.lstrip(" ")
         identity = self._seen.get(token)
@@ -211,8 +207,8 @@ class Verifier:
         )
 
     def _acting_service(self, claims: Mapping[str, Any], trusted: TrustedKey) -> str | None:
-        """A service's key signs either for itself (role service) or for an owner, and then it must
-        say so."""
+        """Returns the service of the token, if any. A service's key signs for itself (role service)
+        or for an owner; for an owner, `act` must name the service."""
         act = claims.get("act")
         if trusted.service is None:
             if act is not None:
@@ -235,8 +231,8 @@ def _decode(segment: str) -> bytes:
 
 
 def _canonical(segment: str) -> bool:
-    """Exactly one spelling: libraries accept padding and stray low bits, which makes a token
-    malleable."""
+    """Returns whether the segment is in its one canonical encoding. Libraries also accept padding
+    and stray low bits, which would make tokens malleable."""
     if not _SEGMENT.fullmatch(segment) or len(segment) % 4 == 1:
         return False
     return base64.urlsafe_b64encode(_decode(segment)).rstrip(b"=").decode() == segment
@@ -252,7 +248,7 @@ def sign(
     owner: str | None = None,
     act: str | None = None,
 ) -> str:
-    """A token that is valid from now on for `seconds`."""
+    """Returns a signed token that is valid for `seconds` from now."""
     now = int(time.time())
     claims: dict[str, Any] = {
         "iss": issuer,
@@ -271,8 +267,8 @@ def sign(
 
 
 class ServiceCredentials:
-    """What a service presents when it calls another for an owner: minute-long tokens, kept for half
-    of that."""
+    """A service's credentials for calls to other services for an owner: tokens that last a minute,
+    cached for half of that."""
 
     def __init__(self, service: str, key: OKPKey) -> None:
         self._service = service
@@ -298,12 +294,12 @@ class ServiceCredentials:
         return (("authorization", f"Bearer {token}"),)
 
 
-# Keys on disk. A private key is one JWK, mode 0600; the trust file lists public keys with what each
-# may sign.
+# Keys on disk. A private key file holds one JWK and has mode 0600; the trust file lists public keys
+# and what each may sign.
 
 
 def create_key(path: Path) -> OKPKey:
-    """Makes a signing key that only this account can read; an existing one is kept."""
+    """Creates a signing key that only this account can read, or loads an existing one."""
     if not path.exists():
         key = OKPKey.generate_key("Ed25519", {"use": "sig"}, private=True)
         key.ensure_kid()
@@ -332,7 +328,7 @@ def trust_entry(
 
 def load_trust(path: Path) -> list[TrustedKey]:
     """Reads the trust file: a JSON list of {issuer, roles, owners, service, jwk}, where `owners`
-    and `service` may be left out. Raises OSError; ValueError naming the faulty entry."""
+    and `service` are optional. Raises OSError; ValueError naming the faulty entry."""
     try:
         entries = json.loads(path.read_text())
     except ValueError as error:
@@ -350,10 +346,9 @@ def load_trust(path: Path) -> list[TrustedKey]:
 
 
 def _trusted(entry: Any) -> TrustedKey:
-    """Raises KeyError, TypeError, ValueError, JoseError."""
-    if (
-        not isinstance(entry, dict) or entry.keys() - _ENTRY
-    ):  # a bound that is misspelt must not go unread
+    """Parses one entry. Raises KeyError, TypeError, ValueError, JoseError."""
+    # Unknown names are refused, so that a misspelt restriction isn't ignored.
+    if not isinstance(entry, dict) or entry.keys() - _ENTRY:
         raise ValueError(
             f"it must be an object with no other names than {', '.join(sorted(_ENTRY))}"
         )

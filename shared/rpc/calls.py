@@ -1,15 +1,15 @@
-"""Calls to the other services of the suite, for whoever this one is working for.
+"""Calls to the other services of the suite, on behalf of the current identity.
 
     peers = Peers(settings, "conversions")
     assets = peers.stub(asset_pb2_grpc.AssetServiceStub)
-    answer = await assets.GetAsset(request)          # for auth.current(), in its deadline
-    found = await peers.assets(asset_ids)            # what it may see of these, by id
-    await peers.download(asset_id, path)             # an asset's bytes, to a file
+    answer = await assets.GetAsset(request)          # for auth.current(), within its deadline
+    found = await peers.assets(asset_ids)            # the visible ones of these, by id
+    await peers.download(asset_id, path)             # writes an asset's bytes to a file
     asset = await peers.upload(declaration, path, request_id=...)
 
-A refusal of the callee is raised as a DomainError with its own reason, text and details, so that it
-can be passed on as it is. A job has no caller: `attempts.run` lets it call for its row's owner.
-What is neither enters that owner first, `auth.enter(calls.owner_identity(row.owner))`.
+A refusal by the callee is raised as a DomainError with the callee's reason, text and details, so
+that it can be passed on unchanged. A job has no caller: `attempts.run` sets the identity of its
+row's owner. Other code sets it first: `auth.enter(calls.owner_identity(row.owner))`.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ from shared.settings import Settings
 
 DEFAULT_SECONDS = 60.0  # for a unary call of a job, which has no deadline of its own
 TRANSFER_SECONDS = 300.0  # for the bytes of one file
-_MARGIN_SECONDS = 0.1  # of a deadline, kept to answer in
+_MARGIN_SECONDS = 0.1  # the end of a deadline, reserved for sending the answer
 _CHUNK = 256 * 1024
-_BATCH = 100  # assets of one call
-_FAR = 4102444800.0  # in 2100: a job's identity doesn't expire
+_BATCH = 100  # assets per call
+_FAR = 4102444800.0  # the year 2100: a job's identity doesn't expire
 _log = structlog.get_logger("calls")
 
 S = TypeVar("S")
 
 _ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
 
-# What the callee says to the caller, as opposed to what went wrong between the two services.
+# Codes of refusals that concern the caller; the others are problems between the two services.
 _PASSED_ON = frozenset(
     {
         grpc.StatusCode.NOT_FOUND,
@@ -57,19 +57,19 @@ _PASSED_ON = frozenset(
 
 
 def set_deadline(seconds: float) -> None:
-    """Says when the call being served must have been answered; `seconds` from now."""
+    """Sets the deadline of the current call to `seconds` from now."""
     _ends_at.set(time.monotonic() + seconds)
 
 
 def time_left() -> float | None:
-    """Seconds in which the call being served must be answered, less a little for doing so; None in
-    a job."""
+    """Returns the seconds until the current call's deadline, less 0.1 s for sending the answer;
+    None in a job."""
     ends_at = _ends_at.get()
     return None if ends_at is None else max(0.0, ends_at - time.monotonic() - _MARGIN_SECONDS)
 
 
 def owner_identity(owner: str) -> auth.Identity:
-    """The identity of a job that works for `owner` (`user:ada`), who isn't calling any more."""
+    """Returns the identity of a job that works for `owner` (`user:ada`) after the owner's call."""
     role = owner.partition(":")[0]
     return auth.Identity(
         actor="atelier",
@@ -80,8 +80,8 @@ def owner_identity(owner: str) -> auth.Identity:
 
 
 class Peers:
-    """The other services as `service` reaches them. Make it inside the event loop; channels connect
-    when first used."""
+    """The clients with which `service` calls the other services. Create it inside the event loop;
+    channels connect at first use."""
 
     def __init__(self, settings: Settings, service: str) -> None:
         if settings.service_key_file is None:
@@ -96,8 +96,8 @@ class Peers:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def stub(self, stub_class: Callable[[object], S]) -> S:
-        """A generated stub whose methods take the request and perhaps `timeout` (seconds), and
-        raise DomainError."""
+        """Returns a generated stub whose methods take the request and optionally `timeout`
+        (seconds), and raise DomainError."""
         callee = stub_class.__module__.split(".")[1]
         if callee not in self._channels:
             self._channels[callee] = _channel(
@@ -108,7 +108,7 @@ class Peers:
     async def assets(
         self, asset_ids: Iterable[str], *, urls: bool = False
     ) -> dict[str, asset_pb2.Asset]:
-        """By id; those that aren't there for the caller are left out."""
+        """Returns assets by id, without those that the caller can't see."""
         stub = self.stub(asset_pb2_grpc.AssetServiceStub)
         wanted = list(dict.fromkeys(asset_ids))
         found: dict[str, asset_pb2.Asset] = {}
@@ -125,8 +125,8 @@ class Peers:
         """Writes the bytes of the original, or of a variant, to `path`. Returns their type, size
         and checked digest.
 
-        Raises NOT_FOUND, FAILED_PRECONDITION (not READY, or what is stored isn't what was
-        verified), UNAVAILABLE.
+        Raises NOT_FOUND, FAILED_PRECONDITION (not READY, or the stored bytes differ from the
+        verified ones), UNAVAILABLE.
         """
         stub = self.stub(asset_pb2_grpc.AssetServiceStub)
         head = asset_pb2.DownloadHead()
@@ -147,11 +147,11 @@ class Peers:
     async def upload(
         self, declaration: upload_pb2.UploadDeclaration, path: Path, *, request_id: str
     ) -> asset_pb2.Asset:
-        """Stores the file as a READY asset. `size_bytes` and `sha256` of the declaration are filled
-        in from the file.
+        """Stores the file as a READY asset. Sets `size_bytes` and `sha256` of the declaration from
+        the file.
 
-        A repeat with the same request_id and bytes gives the same asset. Raises what
-        UploadService.Upload answers.
+        A repeat with the same request_id and bytes returns the same asset. Raises the refusals of
+        UploadService.Upload.
         """
         content = path.read_bytes()
         whole = upload_pb2.UploadDeclaration()
@@ -175,8 +175,8 @@ class Peers:
 
 
 class _Bound:
-    """Stands in for a channel when a stub is made, so that each of its methods brings credentials,
-    a deadline and our errors. Cheaper than interceptors, which are run through for every call."""
+    """Replaces the channel of a stub, so that its methods add credentials and a deadline and raise
+    our errors. Cheaper than interceptors, which run for every call."""
 
     def __init__(
         self, channel: grpc.aio.Channel, credentials: auth.ServiceCredentials, callee: str
@@ -221,10 +221,8 @@ class _Bound:
 
 def _channel(settings: Settings, address: str) -> grpc.aio.Channel:
     options = [
-        (
-            "grpc.lb_policy_name",
-            "round_robin",
-        ),  # over every address that a `dns:///` name stands for
+        # Balances over every address of a `dns:///` name.
+        ("grpc.lb_policy_name", "round_robin"),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.use_local_subchannel_pool", 1),
@@ -279,8 +277,7 @@ def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
 
 
 def _unpacked(detail: Any) -> Any:
-    """A google.rpc detail out of its envelope; None if it is of a kind that this suite doesn't
-    send."""
+    """Unpacks a google.rpc detail; returns None for a type that this suite doesn't send."""
     made = getattr(error_details_pb2, detail.TypeName().rpartition(".")[2], None)
     if made is None:
         return None

@@ -1,8 +1,8 @@
 """Domain errors and the one table that turns them into gRPC answers.
 
-Code raises a `DomainError` made by one of the functions below; `answer()` makes the
-`google.rpc.Status` of it, with `ErrorInfo` always and the detail that fits the reason. Whatever
-else is raised is sorted by `from_exception`: text of a driver never reaches a caller.
+Code raises a `DomainError` made by one of the functions below; `answer()` turns it into a
+`google.rpc.Status` with `ErrorInfo` and the detail that fits the reason. `from_exception` converts
+all other exceptions: a driver's text never reaches a caller.
 """
 
 import errno
@@ -25,8 +25,8 @@ from shared.storage import StorageFull, StorageUnavailable
 DOMAIN = "atelier"
 _DATABASE = "database"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
-# Clients take 8 KiB of trailers, and a larger refusal reaches them as a broken stream. The text
-# stands in there twice, once with three characters for a byte.
+# Clients accept 8 KiB of trailers; a larger refusal reaches them as a broken stream. The trailers
+# hold the text twice, once with up to three characters per byte.
 _MOST_TEXT_BYTES = 1000
 _MOST_DETAIL_BYTES = 3000
 _MOST_STATUS_BYTES = 4500
@@ -62,7 +62,7 @@ _CODES: Mapping[int, int] = {
     Reason.ERROR_REASON_TOO_MANY_CALLS: code_pb2.RESOURCE_EXHAUSTED,
 }
 
-# What a repeat of the same work may not meet, since it says nothing about the work.
+# Reasons that may not occur again when the same work is repeated: they don't depend on the work.
 _PASSING = frozenset(
     {
         Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
@@ -79,10 +79,10 @@ _PASSING = frozenset(
 
 @dataclass
 class DomainError(Exception):
-    """What a caller is told. `metadata` goes into ErrorInfo, `details` are further google.rpc
-    messages, `trailers` are sent as trailing metadata (a watch's cursor). `source` isn't sent:
-    which part of the suite refused, such as "assets", "database" or "storage", for a job that waits
-    for it."""
+    """The error that a caller gets. `metadata` goes into ErrorInfo, `details` are further
+    google.rpc messages, `trailers` are sent as trailing metadata (a watch's cursor). `source` isn't
+    sent: it names the part of the suite that refused, such as "assets", "database" or "storage",
+    for a job that waits for it."""
 
     reason: int
     text: str
@@ -101,8 +101,8 @@ UNSTORABLE = "a value can't be stored: text may not contain NUL, and numbers mus
 def invalid(
     field_path: str, text: str, reason: int = Reason.ERROR_REASON_INVALID_FIELD
 ) -> DomainError:
-    """INVALID_ARGUMENT: a field breaks a rule. `reason`: another one that is INVALID_ARGUMENT,
-    too."""
+    """INVALID_ARGUMENT: a field breaks a rule. `reason` may be any other one that maps to
+    INVALID_ARGUMENT."""
     return invalid_fields([(field_path, text)], reason)
 
 
@@ -110,7 +110,7 @@ def invalid_fields(
     violations: Sequence[tuple[str, str]],
     reason: int = Reason.ERROR_REASON_INVALID_FIELD,
 ) -> DomainError:
-    """INVALID_ARGUMENT for several (field path, what is wrong) at once."""
+    """INVALID_ARGUMENT for several violations (field path, what is wrong)."""
     named = [
         error_details_pb2.BadRequest.FieldViolation(field=name, description=text)
         for name, text in violations
@@ -122,7 +122,7 @@ def invalid_fields(
 
 
 def not_found(kind: str, name: object) -> DomainError:
-    """NOT_FOUND: absent, or another owner's, which is the same to the caller."""
+    """NOT_FOUND: the thing doesn't exist or is another owner's; the caller can't tell which."""
     text = (
         f"there is no {kind} {str(name)[:200]!r} that you may see; check the id, and the owner in"
         " your token"
@@ -144,10 +144,10 @@ def precondition(
     metadata: Mapping[str, str] | None = None,
     retry_seconds: float | None = None,
 ) -> DomainError:
-    """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` says which state, and
-    what would help.
+    """FAILED_PRECONDITION: the state of `subject` forbids the call. `text` names the state and what
+    would help.
 
-    `retry_seconds`: the state is about to change by itself, which RetryInfo says.
+    `retry_seconds` adds RetryInfo, for a state that is about to change by itself.
     """
     violation = error_details_pb2.PreconditionFailure.Violation(
         type=Reason.Name(reason).removeprefix("ERROR_REASON_"), subject=subject, description=text
@@ -160,7 +160,7 @@ def precondition(
 
 
 def retry_later(reason: int, text: str, seconds: float, source: str = "") -> DomainError:
-    """A refusal that a repeat may cure, with RetryInfo."""
+    """A refusal with RetryInfo: the same call may succeed later."""
     return DomainError(reason, text, details=[_retry_info(seconds)], source=source)
 
 
@@ -192,8 +192,8 @@ def owner_erased() -> DomainError:
 
 
 def from_exception(error: BaseException) -> DomainError:
-    """Sorts what isn't a DomainError. Unknown ones are INTERNAL, logged with an id that the caller
-    gets."""
+    """Converts any exception to a DomainError. An unknown one becomes INTERNAL and is logged with
+    an id that the caller gets."""
     known = _known(error)
     if known is not None:
         return known
@@ -206,8 +206,8 @@ def from_exception(error: BaseException) -> DomainError:
 
 
 def passing(error: BaseException) -> DomainError | None:
-    """The error as a refusal that passes by itself, whose `source` says what to wait for; None for
-    any other error."""
+    """Returns the error as a DomainError if it is temporary, with the `source` to wait for; None
+    for any other error."""
     known = _known(error)
     return known if known is not None and known.reason in _PASSING else None
 
@@ -273,7 +273,7 @@ def _of_database(error: psycopg.Error) -> DomainError | None:
 
 
 def answer(error: DomainError) -> status_pb2.Status:
-    """The `google.rpc.Status` a caller gets."""
+    """Returns the `google.rpc.Status` that a caller gets, within the limits on trailers."""
     info = error_details_pb2.ErrorInfo(
         reason=Reason.Name(error.reason).removeprefix("ERROR_REASON_"),
         domain=DOMAIN,
@@ -297,7 +297,7 @@ def _cut(text: str) -> str:
 
 
 def _shortened(detail: message.Message) -> message.Message:
-    """With as many of its violations as there is room for, at least one."""
+    """Drops violations from the end until the detail fits; keeps at least one."""
     for name in ("field_violations", "violations"):
         listed: Any = getattr(detail, name, ())
         while len(listed) > 1 and detail.ByteSize() > _MOST_DETAIL_BYTES:
@@ -306,12 +306,12 @@ def _shortened(detail: message.Message) -> message.Message:
 
 
 def code_name(error: DomainError) -> str:
-    """'NOT_FOUND' and the like: for logs and metrics."""
+    """Returns the gRPC code's name, such as 'NOT_FOUND', for logs and metrics."""
     return code_pb2.Code.Name(_CODES[error.reason])
 
 
 async def send(context: Context, error: DomainError) -> NoReturn:
-    """Ends the call with the answer for `error`."""
+    """Ends the call with the status for `error`."""
     status = answer(error)
     details = ("grpc-status-details-bin", status.SerializeToString())
     await context.abort(_STATUS_CODES[status.code], status.message, (details, *error.trailers))

@@ -1,8 +1,8 @@
-"""One guard around every method of every service.
+"""The guard around every method of every service.
 
-It is put around each method once, when it is registered, so that a call pays for no interceptor
-chain. In order: identity and policy, a place among the calls at once, deadline, validation, the
-handler, errors, log and metrics.
+Each method is wrapped once, at registration, so that calls don't run through an interceptor chain.
+The guard handles, in this order: identity and policy, a place, deadline, validation, the handler,
+errors, log and metrics.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from shared.rpc.errors import DomainError, Reason
 from shared.rpc.limits import Limits, Places
 from shared.rpc.origin import Context
 
-R = TypeVar("R")  # what a method is asked: a request, or a stream of them
+R = TypeVar("R")  # a method's argument: a request or a stream of requests
 A = TypeVar("A")
 
 _SMALL_REQUEST_BYTES = 4096
 _IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
 _HEAD_START_SECONDS = 60.0
-_SLOWEST = 10_000  # bytes a second, on average, of an upload that has had its head start
+_SLOWEST = 10_000  # least average bytes per second of an upload after its head start
 _LINGER_SECONDS = 1.0
-_LINGER_BYTES = 8 * 1024 * 1024  # of one who may have no token
+_LINGER_BYTES = 8 * 1024 * 1024  # a bound, because the caller may have no token
 _log = structlog.get_logger("server")
-# The call's request, or the first message of its stream.
+# The call's checked request, or the first message of its stream.
 _checked: ContextVar[Message | None] = ContextVar("checked_request", default=None)
 
 Unary = Callable[[Message, Context], Awaitable[Message]]
@@ -44,11 +44,11 @@ Streaming = Callable[[Message, Context], AsyncGenerator[Message, None]]
 
 
 class Undecodable:
-    """Stands for a request that can't be read, so that it gets a declared answer: `problem`, with
-    what to do."""
+    """Replaces a request that can't be decoded, so that the caller gets a declared answer:
+    `problem` says what to do."""
 
     def __init__(self, error: Exception) -> None:
-        # The decoder's words are all that tells these apart.
+        # Only the text of the decoder's error distinguishes these cases.
         if isinstance(error, RecursionError) or "MaxDepth" in str(error):
             self.problem = (
                 "the request is nested too deeply; free JSON may have 32 levels, flatten what has"
@@ -69,7 +69,7 @@ Request = Message | Undecodable
 
 
 class Method(Protocol):
-    """A method of an asynchronous servicer, as the generated code registers it."""
+    """A method of an asynchronous servicer as registered by the generated code."""
 
     request_streaming: bool
     response_streaming: bool
@@ -81,7 +81,7 @@ class Method(Protocol):
 
 
 def method_descriptor(path: str) -> descriptor.MethodDescriptor:
-    """'/atelier.assets.v1.AssetService/GetAsset' -> its descriptor."""
+    """Returns the descriptor of a method such as '/atelier.assets.v1.AssetService/GetAsset'."""
     service, name = path[1:].split("/")
     found = descriptor_pool.Default().FindServiceByName(service).FindMethodByName(name)
     assert isinstance(found, descriptor.MethodDescriptor)
@@ -89,7 +89,8 @@ def method_descriptor(path: str) -> descriptor.MethodDescriptor:
 
 
 def policy_of(path: str) -> policy_pb2.Policy:
-    """The policy that stands in the contract. A method without one stops start-up."""
+    """Returns the policy from the contract. Raises RuntimeError, which stops start-up, for a method
+    without one."""
     options = method_descriptor(path).GetOptions()
     extension: Any = policy_pb2.policy
     policy: policy_pb2.Policy = options.Extensions[extension]
@@ -116,7 +117,7 @@ class Guard:
         self._seconds = telemetry.SECONDS.labels(self._method)
 
     def wrap(self, registered: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-        handler = cast(Method, registered)  # grpc's types are those of a synchronous server
+        handler = cast(Method, registered)  # grpc's types describe a synchronous server
         decode = _forgiving(handler.request_deserializer)
         encode = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
@@ -171,8 +172,8 @@ class Guard:
     def _upload(
         self, handler: Upload
     ) -> Callable[[AsyncIterator[Request], Context], Awaitable[Message]]:
-        """No deadline of ours: a slow line may take long to send a large file; the caller's own
-        applies."""
+        """Guards an upload. The server sets no deadline, since a large file on a slow line takes
+        long; the caller's deadline applies."""
 
         async def serve(requests: AsyncIterator[Request], context: Context) -> Message:
             return await handler(_checked_stream(requests), context)
@@ -180,9 +181,8 @@ class Guard:
         return self._guarded(self._limits.uploads, serve, _linger)
 
     def _stream(self, handler: Streaming) -> Callable[[Request, Context], Awaitable[None]]:
-        """It writes its answers itself: gRPC would leave a generator that a cancelled call was
-        writing from to the garbage collector, and its place, its watcher and its open file with
-        it."""
+        """Guards a stream of answers. It writes them itself: gRPC would leave the generator of a
+        cancelled call to the garbage collector, with its place, its watcher and its open file."""
 
         async def serve(request: Request, context: Context) -> None:
             checked = check(request)
@@ -190,9 +190,7 @@ class Guard:
                 async for answer in answers:
                     try:
                         await context.write(answer)
-                    except (
-                        grpc.aio.InternalError
-                    ):  # it waited to be read, and who should have read it has gone
+                    except grpc.aio.InternalError:  # it waited for the client, which has gone
                         raise asyncio.CancelledError from None
 
         return self._guarded(self._limits.streams, serve)
@@ -203,7 +201,8 @@ class Guard:
         serve: Callable[[R, Context], Awaitable[A]],
         linger: Callable[[R, float | None], Awaitable[None]] | None = None,
     ) -> Callable[[R, Context], Awaitable[A]]:
-        """`linger`: for a caller who may still be sending when it is refused."""
+        """Wraps `serve` with all common steps. `linger` handles a caller that may still be sending
+        when it is refused."""
 
         async def call(request: R, context: Context) -> A:
             started = time.perf_counter()
@@ -248,9 +247,9 @@ class Guard:
 
 
 def check(request: Request) -> Message:
-    """Enforces the constraints that stand on the fields; returns the request. Raises INVALID_FIELD:
-    with up to 20 violations of a small request, with the first of a large one, whose thousands of
-    violations would occupy the server for long.
+    """Enforces the constraints on the fields; returns the request. Raises INVALID_FIELD with up to
+    20 violations of a small request, but only the first of a large one, since collecting thousands
+    would occupy the server for long.
     """
     if isinstance(request, Undecodable):
         raise errors.invalid("", request.problem)
@@ -272,13 +271,13 @@ def check(request: Request) -> Message:
 
 
 def _path(field_path: protovalidate.FieldPathPb | None) -> str:
-    """'items[2].name', 'labels["a"]' from a protovalidate path."""
+    """Formats a protovalidate path, such as 'items[2].name' or 'labels["a"]'."""
     parts: list[str] = []
     for element in field_path.elements if field_path else ():
         name = element.field_name
         subscript = element.subscript
         if subscript is not None:
-            # A key may be as long as the message; an answer's headers may not.
+            # A key may be as long as the message, but the answer's headers are limited.
             shown = (
                 f'"{subscript.value[:60]}"'
                 if subscript.field == "string_key"
@@ -290,8 +289,8 @@ def _path(field_path: protovalidate.FieldPathPb | None) -> str:
 
 
 def _place_of_nul(request: Message | None) -> str:
-    """The field of the first text with a NUL, which no database keeps; '' without one. Looked for
-    when one was found: to look through every request would cost each."""
+    """Returns the field of the first text with a NUL, which Postgres can't store; '' without one.
+    Runs only after the database refused one: checking every request would slow down each."""
     for field, value in request.ListFields() if request is not None else ():
         for subscript, each in _elements(field, value):
             if isinstance(each, str) and "\0" in each:
@@ -311,8 +310,8 @@ def _elements(field: descriptor.FieldDescriptor, value: Any) -> Iterable[tuple[s
 
 
 async def _checked_stream(requests: AsyncIterator[Request]) -> AsyncIterator[Message]:
-    """What a caller streams in. One that falls silent or trickles is sent away: it would hold its
-    place for ever."""
+    """Yields the checked messages of an upload. Raises DEADLINE if the caller pauses or is too
+    slow: it would hold its place for ever."""
     clock, size = time.monotonic, 0
     ends = clock() + _HEAD_START_SECONDS
     while True:
@@ -331,9 +330,9 @@ async def _checked_stream(requests: AsyncIterator[Request]) -> AsyncIterator[Mes
 
 
 async def _linger(requests: AsyncIterator[Request], left: float | None) -> None:
-    """Reads what is still on its way to a refused upload, for a moment. A caller that is told no
-    while it writes may never see why: Python's asyncio client makes INTERNAL of the write that
-    fails. `left`: seconds to its deadline.
+    """Reads the rest of a refused upload for a moment. A caller that is refused while it writes may
+    never see the reason: Python's asyncio client turns the failed write into INTERNAL. `left` is
+    the seconds until its deadline.
     """
     size = 0
     with contextlib.suppress(Exception):
@@ -349,8 +348,8 @@ async def _linger(requests: AsyncIterator[Request], left: float | None) -> None:
 
 
 def _forgiving(decode: Callable[[bytes], Message]) -> Callable[[bytes], Request]:
-    """grpc answers INTERNAL to bytes that don't decode; a caller's fault deserves
-    INVALID_ARGUMENT."""
+    """Wraps a decoder to return Undecodable instead of raising. gRPC would answer INTERNAL, but a
+    caller's mistake is INVALID_ARGUMENT."""
 
     def decode_or_mark(data: bytes) -> Request:
         try:

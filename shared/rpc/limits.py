@@ -1,4 +1,4 @@
-"""How many calls a server takes on at once, and whose."""
+"""Limits how many calls a server serves at once, in total and per owner."""
 
 from contextlib import suppress
 from contextvars import ContextVar
@@ -6,19 +6,19 @@ from contextvars import ContextVar
 from shared.rpc import auth, errors
 from shared.rpc.errors import DomainError, Reason
 
-_NEVER_TOO_MANY = 8  # of one owner, for a page that asks for its pictures
-_FEW = 2  # that an owner gets of what is kept back
+_NEVER_TOO_MANY = 8  # calls of one owner, so that a web page can load its pictures
+_FEW = 2  # calls of one owner when only the places that are kept back are free
 _FEWEST_OPEN = 32
 Holder = tuple[str, str | None]
 
 
 class Places:
-    """So many calls of one kind at once in this process.
+    """The places for calls of one kind in this process; each call holds one.
 
-    A quarter is kept back for owners who hold next to none: calls that wait may hold their places
-    for minutes, and a handful of owners must not close the server to all. Of the rest an owner may
-    hold as many as are free: half of them alone, a third beside another that wants as many, and so
-    on. No figure has to be set for how many owners are busy.
+    A quarter is kept back for owners that hold almost none: waiting calls may hold their places for
+    minutes, and a handful of owners must not block the server for all. Of the rest an owner may
+    hold as many as are still free: half of them when it is alone, a third beside another that wants
+    as many, and so on. This needs no setting for the number of busy owners.
     """
 
     def __init__(self, most: int) -> None:
@@ -28,7 +28,7 @@ class Places:
         self._held: dict[Holder, int] = {}
 
     def take(self, identity: auth.Identity) -> Holder:
-        """A place; returns what `give_back` needs. Raises OVERLOADED, TOO_MANY_CALLS."""
+        """Takes a place; returns the holder for `give_back`. Raises OVERLOADED, TOO_MANY_CALLS."""
         free = self._most - self.taken
         if free <= 0:
             raise errors.retry_later(
@@ -36,8 +36,8 @@ class Places:
                 "the server is busy; nothing was changed, try again",
                 0.5,
             )
-        # What a service calls for an owner counts apart: an owner's waiting calls must not stop the
-        # jobs they wait for.
+        # Calls that a service makes for an owner count separately: an owner's waiting calls must
+        # not block the jobs that they wait for.
         holder = auth.share_of(identity.owner), identity.service
         held = self._held.get(holder, 0)
         open_to_all = free - self._kept_back
@@ -62,11 +62,12 @@ class Places:
         if left:
             self._held[holder] = left
         else:
-            del self._held[holder]  # owners come and go; the table must not grow
+            del self._held[holder]  # otherwise the table would grow with every new owner
 
 
 class Seat:
-    """One call's place. One that waits for a job changes over to `waiting`, if there is room."""
+    """One call's place. A call that waits for a job moves to the places `waiting` if one is
+    free."""
 
     def __init__(self, places: Places, waiting: Places, identity: auth.Identity) -> None:
         self._places = places
@@ -89,16 +90,18 @@ _seat: ContextVar[Seat] = ContextVar("seat")
 
 
 def wait_apart() -> None:
-    """Counts the call being served among those that wait, for the rest of its time."""
+    """Moves the current call to the places of streams for the rest of its time, if its owner can
+    have one."""
     _seat.get().wait()
 
 
 class Limits:
-    """What the guard of every method enforces. Calls that stream a request in are counted apart,
-    and fewer of them are allowed: each may last as long as its sender likes. Those that stream
-    answers cost little while they wait, and so do calls that wait for a job, which are counted with
-    them. Streams without a token, of health and reflection, are counted apart: nobody without one
-    takes a caller's place."""
+    """The limits that the guard of every method enforces.
+
+    Calls that stream a request in are counted separately and fewer are allowed, since each lasts as
+    long as its sender likes. Calls that stream answers cost little while they wait, as do calls
+    that wait for a job, so these two are counted together. Streams without a token (health,
+    reflection) are counted separately, so that they take no place of a caller with a token."""
 
     def __init__(
         self, *, max_in_flight: int, max_streams: int, default_deadline: float, max_deadline: float
@@ -111,12 +114,12 @@ class Limits:
         self.max_deadline = max_deadline
 
     def seat(self, places: Places, identity: auth.Identity) -> Seat:
-        """A place for the call being served. Raises OVERLOADED, TOO_MANY_CALLS."""
+        """Takes a place for the current call. Raises OVERLOADED, TOO_MANY_CALLS."""
         seat = Seat(places, self.streams, identity)
         _seat.set(seat)
         return seat
 
     def under_way(self) -> int:
-        """How many calls are being served, or take back what they began since their callers have
-        gone."""
+        """Returns how many calls are being served, or are still cleaning up after their callers
+        have gone."""
         return self.calls.taken + self.uploads.taken + self.streams.taken

@@ -1,7 +1,7 @@
-"""What is asked without a token: health and reflection.
+"""Methods that need no token: health and reflection.
 
-Their streams have places of their own, which callers with tokens don't share, and end after a time.
-`Health.Check` is no stream and needs no place: it answers from memory, however full the server is.
+Their streams have their own places, which callers with tokens don't share, and end after a fixed
+time. `Health.Check` is unary and needs no place: it answers from memory even if the server is full.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The standard service. Whoever watches waits for nobody else who does: one who doesn't read
-    stops no other."""
+    """The standard health service. Watchers are independent: one that doesn't read blocks no
+    other."""
 
     def __init__(self, places: Places) -> None:
         self._statuses: dict[str, Any] = {"": _Status.SERVING}
@@ -38,7 +38,7 @@ class Health(health_pb2_grpc.HealthServicer):
             self._tell()
 
     def stop(self) -> None:
-        """Nothing serves from now on."""
+        """Reports every service as NOT_SERVING from now on."""
         self._stopping = True
         self._statuses = dict.fromkeys(self._statuses, _Status.NOT_SERVING)
         self._tell()
@@ -66,7 +66,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
 
 def reflecting(answers: Callable[[Any, Any], AsyncIterable[Any]], places: Places) -> Stream:
-    """A counted stream of what reflection answers."""
+    """Returns a counted stream of the answers of reflection."""
 
     async def serve(requests: Any, context: Any) -> None:
         async for answer in answers(requests, context):
@@ -76,7 +76,8 @@ def reflecting(answers: Callable[[Any, Any], AsyncIterable[Any]], places: Places
 
 
 def counted(places: Places, serve: Stream, seconds: float) -> Stream:
-    """The stream with one of the places, which addresses share, for at most so long."""
+    """Wraps a stream so that it takes one of `places`, which client addresses share, and lasts at
+    most `seconds`."""
 
     async def call(request: Any, context: Any) -> None:
         holder = None
@@ -89,7 +90,7 @@ def counted(places: Places, serve: Stream, seconds: float) -> Stream:
         except TimeoutError:
             text = f"a stream without a token lasts at most {seconds:g} s; open another"
             await errors.send(context, DomainError(Reason.ERROR_REASON_DEADLINE, text))
-        except grpc.aio.InternalError:  # it waited to be read, and who should have read it has gone
+        except grpc.aio.InternalError:  # a write waited for the client, which has gone
             raise asyncio.CancelledError from None
         finally:
             if holder:
@@ -99,7 +100,7 @@ def counted(places: Places, serve: Stream, seconds: float) -> Stream:
 
 
 def _caller(context: Any) -> auth.Identity:
-    """Somebody of that address: who shows no token has no other name."""
+    """Returns an identity made from the peer's address: without a token there is no other name."""
     address = origin.address_of(context.peer())
     return auth.Identity(
         actor="", owner=f"address:{address or 'unknown'}", role="anonymous", expires_at=0

@@ -1,4 +1,4 @@
-"""Where the call being served comes from: its address and what its client calls itself."""
+"""The origin of the current call: the client's address and user agent."""
 
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
@@ -16,7 +16,7 @@ _AGENT_LENGTH = 300
 
 
 class _Call(Protocol):
-    """What is looked at of the gRPC context."""
+    """The parts of the gRPC context that this module uses."""
 
     def peer(self) -> str: ...
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
@@ -27,7 +27,7 @@ _context: ContextVar[_Call | None] = ContextVar("grpc_context", default=None)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`ip` is None, `user_agent` empty, where it isn't known."""
+    """A client's address and user agent. If unknown, `ip` is None and `user_agent` empty."""
 
     ip: str | None
     user_agent: str
@@ -37,19 +37,18 @@ NOWHERE = Origin(None, "")
 
 
 def enter(context: _Call | None) -> None:
-    """Remembers the call's gRPC context for this task. What it says is looked at only when somebody
-    asks."""
+    """Stores the call's gRPC context for this task. `current` evaluates it only when called."""
     _context.set(context)
 
 
 def networks(text: str) -> Networks:
-    """`10.0.0.0/8, fd00::/8`. Raises ValueError naming the one that is none."""
+    """Parses networks such as `10.0.0.0/8, fd00::/8`. Raises ValueError naming the faulty one."""
     return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def current(trusted: Networks) -> Origin:
-    """Of the call being served; NOWHERE in a job. Proxies in `trusted` are believed whom they
-    forward for."""
+    """Returns the current call's origin; NOWHERE in a job. `x-forwarded-for` counts only as far as
+    proxies in `trusted` wrote it."""
     context = _context.get()
     if context is None:
         return NOWHERE
@@ -58,8 +57,8 @@ def current(trusted: Networks) -> Origin:
     }
     address = address_of(context.peer())
     if address is not None and _any(address, trusted):
-        # Each proxy adds whom it heard at the end; what an untrusted one heard, or claims, isn't
-        # evidence.
+        # Each proxy appends the address of its client. Entries that an untrusted proxy wrote or
+        # passed on prove nothing.
         for forwarded in reversed(sent.get("x-forwarded-for", "").split(",")):
             heard = _address(forwarded.strip())
             if heard is None:
@@ -76,7 +75,8 @@ def _any(address: Address, within: Networks) -> bool:
 
 
 def address_of(peer: str) -> Address | None:
-    """Of `ipv4:127.0.0.1:5000` or `ipv6:[::1]:5000`, as gRPC writes them, quoted or not."""
+    """Returns the address in a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:[::1]:5000`, quoted
+    or not; None for other peers."""
     kind, _, rest = unquote(peer).partition(":")
     return _address(rest.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else None
 

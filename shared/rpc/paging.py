@@ -1,14 +1,14 @@
-"""Pages in keyset order (AIP-158): newest first by (created_at, id), flat wherever you are in the
+"""Pages in keyset order (AIP-158): newest first by (created_at, id), equally fast anywhere in the
 list.
 
     page = paging.page(request)
     rows = await db.all(*_LIST.query(page, {...}))         # shared/database/lists.py
     things, token = page.fill(rows, map(to_proto, rows))
 
-A page token holds the last row's key and a digest of the filter and the owner, so that it can't be
-used for another list. It isn't secret and grants nothing: row-level security decides what is seen.
+A page token holds the last row's key and a digest of filter and owner, so it can't be used for
+another list. It isn't secret and grants nothing: row-level security decides which rows are visible.
 
-A page ends early, with a token, before its answer is larger than what clients take: see `fitting`.
+A page ends early, with a token, before its answer exceeds what clients accept: see `fitting`.
 """
 
 import base64
@@ -27,8 +27,8 @@ from shared.rpc import auth, errors
 from shared.rpc.errors import Reason
 
 DEFAULT_SIZE = 50
-# Of the messages of an answer. A gRPC client refuses more than 4 MiB unless it is told otherwise;
-# the rest is for what an answer says besides, and for tags and lengths.
+# The most bytes of an answer's messages. A gRPC client refuses more than 4 MiB by default; the rest
+# is for the answer's other fields, tags and lengths.
 ANSWER_BYTES = 3_500_000
 _PAGING_FIELDS = ("page_size", "page_token", "skip")
 
@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 
 class ListedRow(Protocol):
-    """A row with the key that lists are ordered by."""
+    """A row with the key by which lists are ordered."""
 
     @property
     def id(self) -> uuid.UUID: ...
@@ -54,7 +54,8 @@ class ListRequest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`limit` rows after the key (`created_at`, `id`), or from the start if both are None."""
+    """The requested page: `size` rows after the key `after` (created_at, id), or from the start,
+    passing over `skip` rows, if `after` is None."""
 
     size: int
     skip: int
@@ -63,8 +64,8 @@ class Page:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """For a statement made with `clause`. One row more than the page tells whether there is
-        another page."""
+        """Parameters for a statement that ends with `clause`. It reads one row more than the page
+        has, which tells whether another page follows."""
         after = self.after or (None, None)
         return {
             "after_at": after[0],
@@ -75,18 +76,18 @@ class Page:
 
     @property
     def clause(self) -> str:
-        """Ends a SELECT whose WHERE is already written. Needs an index on (.., created_at DESC, id
+        """The end of a SELECT that has a WHERE already. Needs an index on (.., created_at DESC, id
         DESC)."""
         key = "AND (created_at, id) < (%(after_at)s, %(after_id)s) " if self.after else ""
         return f" {key}ORDER BY created_at DESC, id DESC LIMIT %(limit)s OFFSET %(skip)s"
 
     def cut(self, rows: Sequence[R]) -> Sequence[R]:
-        """The page's rows without the one more, for what is looked up for all of them."""
+        """Returns the page's rows without the extra one, for look-ups that concern all of them."""
         return rows[: self.size]
 
     def fill(self, rows: Sequence[ListedRow], messages: Iterable[M]) -> tuple[list[M], str]:
-        """As many of the rows' messages as one answer holds, and the token of the next page (''
-        after the last). `rows` as they were read, with the one more."""
+        """Returns as many of the messages as one answer holds, and the next page's token ('' after
+        the last page). Pass `rows` as they were read, with the extra one."""
         shown = fitting(islice(messages, self.size))
         if len(shown) == len(rows):
             return shown, ""
@@ -95,11 +96,11 @@ class Page:
 
 
 def fitting(messages: Iterable[M], room: int = ANSWER_BYTES) -> list[M]:
-    """As many of the messages, from the first on, as fit into `room` bytes of one answer. No more
-    of them are made.
+    """Returns as many of the first messages as fit into `room` bytes. Stops the iteration at the
+    first message that doesn't fit.
 
-    The first always comes, so that a list can't stand still: the limits of the contract keep each
-    below the room.
+    The first message is always returned, so that a list can't get stuck; the contract's limits keep
+    each message below `room`.
     """
     taken: list[M] = []
     for message in messages:
@@ -111,8 +112,8 @@ def fitting(messages: Iterable[M], room: int = ANSWER_BYTES) -> list[M]:
 
 
 def lighten(messages: Iterable[Message], names: Sequence[str], room: int) -> int:
-    """Takes the fields of these names out of the messages that don't fit into `room` bytes with
-    them: for an answer without pages. Returns the room that is left."""
+    """Clears the named fields of messages that don't fit into `room` bytes with them, for answers
+    without pages. Returns the remaining room."""
     for message in messages:
         if message.ByteSize() > room:
             for name in names:
@@ -122,21 +123,20 @@ def lighten(messages: Iterable[Message], names: Sequence[str], room: int) -> int
 
 
 def token_of(digest: str, *key: str | int) -> str:
-    """The token of the page after the row with this key."""
+    """Returns the token of the page after the row with this key."""
     return base64.urlsafe_b64encode(json.dumps([digest, *key]).encode()).decode()
 
 
 def key_of(token: str, digest: str, *kinds: type) -> Any:
-    """The key in a token, whose parts are of these types; INVALID_ARGUMENT if it isn't of the list
-    of this digest."""
+    """Returns the key in a token, whose parts have the types `kinds`. Raises INVALID_ARGUMENT if
+    the token is not one of the list with this digest."""
     try:
         found, *key = json.loads(base64.urlsafe_b64decode(token))
-        "".join(
-            part for part in key if isinstance(part, str)
-        ).encode()  # JSON spells half a surrogate pair, too
-    except (ValueError, TypeError, RecursionError):  # anything may be spelled in base64
+        # JSON may hold half a surrogate pair, which fails to encode.
+        "".join(part for part in key if isinstance(part, str)).encode()
+    except (ValueError, TypeError, RecursionError):  # base64 may hold anything
         found, key = None, []
-    if found != digest or [type(part) for part in key] != list(kinds):  # true is no int here
+    if found != digest or [type(part) for part in key] != list(kinds):  # a bool is no int here
         raise _not_a_token()
     if any(isinstance(part, int) and abs(part) >= 2**63 for part in key):
         raise _not_a_token()
@@ -149,7 +149,8 @@ def _not_a_token() -> errors.DomainError:
 
 
 def filter_digest(request: Message, without: Sequence[str]) -> str:
-    """A digest of the request's type, its fields except `without`, and the caller's owner."""
+    """Returns a digest of the request's type, its fields except `without`, and the caller's
+    owner."""
     bare = type(request)()
     bare.CopyFrom(request)
     for name in without:
@@ -160,7 +161,8 @@ def filter_digest(request: Message, without: Sequence[str]) -> str:
 
 
 def page(request: Any) -> Page:
-    """Reads `page_size`, `page_token` and, where the list has it, `skip`."""
+    """Returns the page for a request's `page_size`, `page_token` and, if it has one, `skip`. Raises
+    INVALID_ARGUMENT for a token of another list."""
     digest = filter_digest(request, _PAGING_FIELDS)
     skip = getattr(request, "skip", 0)
     after = None
@@ -170,5 +172,5 @@ def page(request: Any) -> Page:
             after = (datetime.fromisoformat(created_at), uuid.UUID(row_id))
         except ValueError:
             raise _not_a_token() from None
-        skip = 0  # only the first page skips: later ones go on where it ended
+        skip = 0  # only the first page skips; later ones continue where it ended
     return Page(request.page_size or DEFAULT_SIZE, skip, after, digest)

@@ -1,4 +1,4 @@
-"""Between rows and messages: enum names, times, JSON, facts."""
+"""Converts between rows and messages: enum names, times, JSON, facts."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -21,13 +21,14 @@ E = TypeVar("E")
 
 
 class Words(Generic[E]):
-    """An enum's values and the words that stand for them in tables: ASSET_KIND_PHOTO <-> 'photo'.
+    """Maps an enum's values to the words for them in tables: ASSET_KIND_PHOTO <-> 'photo'.
 
-    A test holds the words against the CHECK constraint and the transition table.
+    A test compares the words with the CHECK constraint and the state machine.
     """
 
     def __init__(self, enum: type[E], prefix: str) -> None:
-        # An enum's wrapper is its class to the stubs, and its values, which are ints, are of it.
+        # The stubs type an enum's wrapper as its class, and its values, which are ints, as
+        # instances of it.
         values = cast(EnumTypeWrapper, enum).items()
         names = {number: name.removeprefix(prefix).lower() for name, number in values if number}
         self.word: Mapping[int, str] = names
@@ -52,16 +53,16 @@ class _Job(Protocol):
 
 
 def wait_of(row: _Job) -> wait_pb2.Wait | None:
-    """What a PENDING job waits for, of a row with the columns `waits_for` and `waiting_since`; None
-    if nothing."""
+    """Returns what a PENDING job waits for, from the columns `waits_for` and `waiting_since`; None
+    if it doesn't wait."""
     if row.state != "pending" or not row.waits_for:
         return None
     return wait_pb2.Wait(what=row.waits_for, since_time=timestamp(row.waiting_since))
 
 
 def time_of(stamp: timestamp_pb2.Timestamp, present: bool, field: str = "") -> datetime | None:
-    """A UTC datetime, or None if the field is absent. Beyond the years 1 to 9999: INVALID_ARGUMENT
-    on `field`."""
+    """Returns a UTC datetime, or None if the field is absent. Raises INVALID_ARGUMENT on `field`
+    outside the years 1 to 9999."""
     try:
         return stamp.ToDatetime(tzinfo=UTC) if present else None
     except (ValueError, OverflowError):
@@ -76,9 +77,8 @@ def struct(value: Mapping[str, Any]) -> struct_pb2.Struct:
 
 
 def plain(value: struct_pb2.Struct, field: str = "") -> dict[str, Any]:
-    """JSON of a Struct; whole numbers become integers again, since a Struct only knows doubles.
-
-    NaN and infinity, which JSON lacks, are INVALID_ARGUMENT on `field`.
+    """Converts a Struct to plain JSON values. Whole numbers become ints, since a Struct knows only
+    doubles. Raises INVALID_ARGUMENT on `field` for NaN and infinity, which JSON lacks.
     """
     try:
         made = json_format.MessageToDict(value)
@@ -98,8 +98,8 @@ def _whole(value: object) -> object:
 
 
 def metadata(value: struct_pb2.Struct, field: str, limit: int = METADATA_BYTES) -> dict[str, Any]:
-    """What a caller wants kept with a row. INVALID_ARGUMENT on `field` beyond `limit` bytes as JSON
-    or 32 levels."""
+    """Converts metadata that a caller stores with a row. Raises INVALID_ARGUMENT on `field` beyond
+    `limit` bytes as JSON or 32 levels."""
     made = plain(value, field)
     if _levels(made, METADATA_LEVELS) > METADATA_LEVELS:
         raise errors.invalid(field, f"is nested deeper than {METADATA_LEVELS} levels")
@@ -117,10 +117,10 @@ def _levels(value: object, budget: int) -> int:
 
 
 def facts(value: facts_pb2.Facts, field: str) -> dict[str, Any]:
-    """The plain form of facts, as shared.formats.facts.parse_facts reads it; what is absent has no
-    key.
+    """Converts facts to the plain form that shared.formats.facts.parse_facts reads; absent fields
+    have no key.
 
-    INVALID_ARGUMENT, with the path below `field`, for facts that don't hold together, and beyond
+    Raises INVALID_ARGUMENT, with the path below `field`, for inconsistent facts, and beyond
     FACTS_BYTES as JSON.
     """
     made = _fields(value)
@@ -141,7 +141,7 @@ def _fields(value: Message) -> dict[str, Any]:
 
 
 def _stated(value: object) -> object:
-    if isinstance(value, facts_pb2.Point):  # its zeros are places, too
+    if isinstance(value, facts_pb2.Point):  # its zeros are coordinates, not absent fields
         return {"x": value.x, "y": value.y}
     if isinstance(value, Message):
         return _fields(value)
@@ -151,5 +151,5 @@ def _stated(value: object) -> object:
 
 
 def facts_message(stored: Mapping[str, Any]) -> facts_pb2.Facts:
-    """The message of facts that were stored in their plain form."""
+    """Returns the message for facts stored in their plain form."""
     return json_format.ParseDict(dict(stored), facts_pb2.Facts())

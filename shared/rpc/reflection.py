@@ -1,7 +1,7 @@
-"""Server reflection: the contract with its comments, for clients that have no file of it.
+"""Server reflection: serves the contract with its comments to clients without its files.
 
-`grpc_reflection` answers the questions; what it is given here knows more than a descriptor pool,
-which forgets comments, finds no method by its name, and has no descriptor of reflection v1.
+`grpc_reflection` answers the requests. It is given a `Contract` here and not a descriptor pool,
+which drops comments, finds no method by its name, and has no descriptor of reflection v1.
 """
 
 import functools
@@ -26,8 +26,8 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 def handlers(
     served: Sequence[str], places: Places
 ) -> Iterable[tuple[str, dict[str, grpc.RpcMethodHandler]]]:
-    """Reflection of these services, under its old and its new name: the messages of both are the
-    same on the wire."""
+    """Returns the handlers of reflection for these services, under its old and its new name; both
+    have the same messages on the wire."""
     servicer = reflection.aio.ReflectionServicer([*served, _HEALTH, _OLD, _NEW], pool=Contract())
     handler = grpc.stream_stream_rpc_method_handler(
         reflecting(servicer.ServerReflectionInfo, places),
@@ -38,14 +38,15 @@ def handlers(
 
 
 class Contract:
-    """What reflection asks of a descriptor pool. Nothing is read before the first question: most
-    processes are never asked."""
+    """Implements the methods of a descriptor pool that reflection uses. Reads the contract at the
+    first request only: most processes never get one."""
 
     def FindFileByName(self, name: str) -> "_File":
         return self._file(self._pool.FindFileByName(name))
 
     def FindFileContainingSymbol(self, symbol: str) -> "_File":
-        """Of a method, too. KeyError: there is none of this name."""
+        """Finds the file of a symbol, which may be a method. Raises KeyError if there is none of
+        this name."""
         try:
             return self._file(self._pool.FindFileContainingSymbol(symbol))
         except KeyError:
@@ -69,8 +70,8 @@ class Contract:
     @functools.cached_property
     def _texts(self) -> dict[str, bytes]:
         """The contract's files as protoc wrote them, by name. The stubs' own descriptors lack the
-        JSON names, and a client that prints JSON by reflection would print other names than a
-        generated one."""
+        JSON names: a client that prints JSON by reflection would print other names than a client
+        with stubs."""
         described = descriptor_pb2.FileDescriptorSet.FromString(_CONTRACT.read_bytes())
         files = [*described.file, *map(_described, (health_pb2, reflection_pb2)), _reflection_v1()]
         return {file.name: file.SerializeToString() for file in files}
@@ -84,7 +85,7 @@ class Contract:
 
 
 class _File:
-    """A file's descriptor that copies itself with its comments."""
+    """A file's descriptor whose copies keep the comments."""
 
     def __init__(self, file: FileDescriptor, texts: dict[str, bytes]) -> None:
         self.name = file.name
@@ -104,7 +105,8 @@ def _described(module: Any) -> descriptor_pb2.FileDescriptorProto:
 
 
 def _reflection_v1() -> descriptor_pb2.FileDescriptorProto:
-    """No Python package has it; it is the older one in another package."""
+    """Makes the descriptor of reflection v1, which no Python package has. It is v1alpha under
+    another package name."""
     file = _described(reflection_pb2)
     file.name = "grpc/reflection/v1/reflection.proto"
     text = text_format.MessageToString(file).replace("reflection.v1alpha", "reflection.v1")

@@ -1,5 +1,5 @@
-"""Serves gRPC: health, reflection, the guard around every method, memory, processes, drain on
-SIGTERM."""
+"""Serves gRPC: health, reflection, the guard around every method, garbage collection, processes,
+drain on SIGTERM."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ from shared.settings import PORTS, Settings
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
-LEAST_PING_INTERVAL_MS = 5_000  # Go and Java ping every 10 s at most, and clocks aren't exact
+LEAST_PING_INTERVAL_MS = 5_000  # Go and Java ping at most every 10 s; clocks aren't exact
 _TURN_AWAY_SECONDS = 1.0
 _TAKE_BACK_SECONDS = 5.0
 _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
@@ -42,8 +42,8 @@ Context = origin.Context  # for servicers
 
 
 class _Collector:
-    """Stands in for the server while generated code registers handlers, so that the guard goes
-    around each."""
+    """Replaces the server while generated code registers handlers, so that each can be wrapped with
+    the guard."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, grpc.RpcMethodHandler] = {}
@@ -59,8 +59,8 @@ class _Collector:
 
 @dataclass
 class Service:
-    """What a service's main gives to `serve`. `register(server)` is generated code bound to a
-    servicer; `drain` ends its watches; `ready` says whether its database answers."""
+    """The service that a main module gives to `serve`. `register(server)` is generated code bound
+    to a servicer; `ready` returns whether its database answers; `drain` ends its watches."""
 
     name: str
     register: Sequence[Callable[[Any], None]]
@@ -69,7 +69,7 @@ class Service:
 
 
 class Running:
-    """A server that is serving. `port` is where."""
+    """A running server, listening on `port`."""
 
     def __init__(
         self,
@@ -88,19 +88,20 @@ class Running:
         self._reporting = reporting
 
     async def drain(self, seconds: float) -> None:
-        """Health says so, watches end with a cursor, calls in flight get `seconds` to finish.
+        """Reports NOT_SERVING, ends watches with a cursor, and gives calls in flight `seconds` to
+        finish.
 
-        A call that reaches the server while it stops is answered CANCELLED by gRPC's core, which no
-        client repeats. So it goes on serving for a moment, in which those who ask for health,
-        balancers and clients, turn away.
+        gRPC's core answers CANCELLED to a call that reaches a stopping server, and no client
+        repeats that. So the server goes on serving for a moment, in which balancers and clients
+        that check health stop using it.
         """
         self._reporting.cancel()
         self._health.stop()
         await self._service.drain()
         await asyncio.sleep(min(_TURN_AWAY_SECONDS, seconds))
         await self._server.stop(seconds)
-        # gRPC waits for no call whose caller has gone, but what that call began must be taken back:
-        # with what is open.
+        # gRPC doesn't wait for calls whose callers have gone, but these must clean up while the
+        # database and the storage are still open.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TAKE_BACK_SECONDS):
                 while self._limits.under_way():  # noqa: ASYNC110 (each call would pay for an event)
@@ -108,15 +109,16 @@ class Running:
 
 
 async def start(service: Service, settings: Settings, verifier: auth.Verifier) -> Running:
-    """Binds and serves. Raises CannotStart."""
+    """Binds the port and starts serving."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
             ("grpc.so_reuseport", 1 if settings.processes > 1 else 0),
             ("grpc.keepalive_time_ms", 60_000),
-            # Clients may see that an idle connection still stands. Without these gRPC takes two
-            # pings in five minutes, or in two hours without a call, for an attack, and hangs up.
+            # Clients may ping idle connections. Without these options gRPC treats two pings within
+            # five minutes, or within two hours without a call, as an attack and closes the
+            # connection.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
         ]
@@ -147,15 +149,15 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if parent := multiprocessing.parent_process():
-        # Without it nobody would pass signals on, and its port would stay taken.
+        # If the parent dies, nobody passes signals on, and the port would stay taken.
         asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
     async with opened as service:
         running = await start(
             service, settings, auth.Verifier(auth.load_trust(settings.trust_file))
         )
-        # A full collection stops every call: for 0.1 s where a thousand watch. What start-up made
-        # stays and needn't be looked through again, and calls in flight are no garbage because they
-        # are many.
+        # A full collection stops every call, for 0.1 s with a thousand watches. Objects from
+        # start-up stay, so they are excluded; and the higher threshold keeps many calls in flight
+        # from triggering collections.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS)
@@ -196,8 +198,8 @@ def _bind(server: Any, settings: Settings) -> int:
 async def _report_health(
     health: Health, names: Sequence[str], ready: Callable[[], Awaitable[bool]]
 ) -> None:
-    """Health answers from memory, so that it does while the pool is exhausted; this keeps the
-    memory true."""
+    """Updates the health status every second. Health checks answer from memory, so that they do
+    even while the pool is exhausted."""
     status = health_pb2.HealthCheckResponse
     while True:
         now = status.SERVING if await ready() else status.NOT_SERVING
@@ -207,11 +209,11 @@ async def _report_health(
 
 
 class CannotStart(Exception):
-    """A setting or the machine forbids to start; the text is one line with the next step."""
+    """A setting or the machine prevents the start; the text is one line with the next step."""
 
 
 def check_binding(name: str, settings: Settings) -> None:
-    """Raises CannotStart for an address that must not, or can't, be bound."""
+    """Raises CannotStart for an address that may not or can't be bound."""
     loopback = settings.host in ("127.0.0.1", "::1", "localhost")
     if settings.transport == "loopback" and not loopback:
         raise CannotStart(
@@ -221,7 +223,8 @@ def check_binding(name: str, settings: Settings) -> None:
     if settings.transport == "tls" and not (settings.tls_certificate and settings.tls_key):
         raise CannotStart("ATELIER_TRANSPORT=tls needs ATELIER_TLS_CERTIFICATE and ATELIER_TLS_KEY")
     port = port_of(name, settings)
-    # SO_REUSEPORT would bind a taken port and share its connections: ask without it first.
+    # SO_REUSEPORT would bind a taken port and share its connections, so this binds without it
+    # first.
     with contextlib.closing(
         socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     ) as probe:
@@ -236,8 +239,7 @@ def check_binding(name: str, settings: Settings) -> None:
 
 
 def check_trust(path: Path) -> None:
-    """Raises CannotStart for a trust file that can't be read, or that says what nobody
-    understands."""
+    """Raises CannotStart for a trust file that can't be read or is invalid."""
     try:
         auth.load_trust(path)
     except OSError as error:
@@ -252,8 +254,8 @@ Opener = Callable[[str, Settings], "contextlib.AbstractAsyncContextManager[Servi
 
 
 def run(name: str, settings: Settings, opener: Opener) -> None:
-    """Serves what `opener` opens in as many processes as the settings say. Returns when all have
-    ended."""
+    """Serves the service that `opener` opens, in as many processes as the settings say. Returns
+    when all have ended."""
     settings.port = port_of(name, settings)
     telemetry.set_up(name, settings.log_level)
     try:
@@ -270,7 +272,8 @@ def run(name: str, settings: Settings, opener: Opener) -> None:
 
 def _spawn(name: str, settings: Settings, opener: Any) -> multiprocessing.process.BaseProcess:
     spawn = multiprocessing.get_context("spawn")  # gRPC objects must not cross a fork
-    # By its name, since a child doesn't import a package's `__main__` under that name.
+    # The opener is passed by its name: a child doesn't import a package's `__main__` under that
+    # name.
     module = sys.modules[opener.__module__].__spec__
     assert module
     child = spawn.Process(
@@ -287,8 +290,8 @@ def _child(name: str, values: dict[str, Any], module: str, opener: str) -> None:
 
 
 def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], count: int) -> bool:
-    """Keeps `count` children until SIGTERM or SIGINT, which they get too. One that is killed is
-    replaced; one that gives up by itself ends all, and the answer is False."""
+    """Keeps `count` children running until SIGTERM or SIGINT, which they get too. Replaces a child
+    that is killed. If one exits with an error, ends all and returns False."""
     children: list[multiprocessing.process.BaseProcess] = []
     stopping: list[int] = []
 
@@ -304,7 +307,7 @@ def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], coun
     while children or not stopping:
         while len(children) < count and not stopping:
             children.append(spawn())
-            if stopping:  # the signal came before this child was in the list
+            if stopping:  # the signal arrived before this child was in the list
                 stop(stopping[0])
         connection.wait([child.sentinel for child in children], timeout=1)
         for child in [child for child in children if not child.is_alive()]:
@@ -322,7 +325,7 @@ def _keep_running(spawn: Callable[[], multiprocessing.process.BaseProcess], coun
 
 
 def _process(name: str, settings: Settings, opener: Opener) -> None:
-    # Each connection holds a file, and so does each download; the usual limit of a shell is 1,024.
+    # Each connection and each download holds an open file; a shell's usual limit is 1,024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     telemetry.serve_metrics(settings.host, settings.metrics_port, settings.processes)

@@ -1,6 +1,6 @@
 """The view of a picture: an enum in the contract, a word in tables, facts and results.
 
-Some requests have it in two spellings: the word, which came first, and the enum.
+Some requests have two fields for it: the word, which came first, and the enum.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ VIEWS = Words(view_pb2.ViewType, "VIEW_TYPE_")
 
 
 def settle(message: Any, path: str = "") -> None:
-    """Leaves the word alone in a message that may have `view` and `view_type`, so that both
-    spellings are one request. INVALID_ARGUMENT, with the path before the field, if they differ."""
+    """Moves `view_type` of a message into `view`, so that both spellings make the same request.
+    Raises INVALID_ARGUMENT if they differ; `path` is put before the field's name."""
     if not message.view_type:
         return
     word = VIEWS.word[message.view_type]
@@ -27,5 +27,5 @@ def settle(message: Any, path: str = "") -> None:
 
 
 def type_of(word: str) -> Any:
-    """The enum's value for a word of a table; UNSPECIFIED without one."""
+    """Returns the enum's value for a table's word; UNSPECIFIED for any other."""
     return VIEWS.number.get(word, view_pb2.VIEW_TYPE_UNSPECIFIED)

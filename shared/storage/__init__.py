@@ -1,5 +1,5 @@
-"""Object storage: one interface (`Storage`), two backends (`open_disk`, `open_s3`), URLs that are
-signed or public."""
+"""Object storage: one interface (`Storage`), two backends (`open_disk`, `open_s3`), signed and
+public URLs."""
 
 from .base import (
     Check,

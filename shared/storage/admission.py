@@ -1,5 +1,5 @@
-"""Which requests the HTTP server takes on: how many at once, whose, and none that could be read in
-two ways."""
+"""Admits requests to the HTTP server: limits how many it serves at once, in total and per address,
+and refuses requests with ambiguous framing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ _AGAIN_SECONDS: Final = "1"
 
 
 class Admission:
-    """At most 1,000 requests are served at once, and 250 of one address (of IPv6: of one network of
-    64 bits).
+    """Serves at most 1,000 requests at once, and 250 per address (per /64 network for IPv6).
 
-    When all places are taken, a client that keeps the server waiting loses its place; if none does,
-    the new request is answered 503 and told when to come back. Who asks for health needs no place.
-    Requests from this machine itself aren't counted by their address: it is the proxy's, unless
-    that says with X-Forwarded-For for whom it asks.
+    When all places are taken, the client that has kept the server waiting longest loses its place;
+    if none has, the new request is answered 503 with Retry-After. Health checks need no place.
+    Requests from a loopback address aren't counted per address: it is the proxy's, unless the proxy
+    names its client in X-Forwarded-For.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,12 +67,12 @@ class Admission:
             self._taken -= 1
             self._held[holder] -= 1
             if not self._held[holder]:
-                del self._held[holder]  # addresses come and go; the table must not grow
+                del self._held[holder]  # otherwise the table would grow with every new address
 
 
 def framed_twice(scope: Scope) -> bool:
-    """Whether another reader of the same bytes, a proxy in front, may take the end of the body to
-    be elsewhere."""
+    """Returns whether a proxy in front may see the end of the body elsewhere (request
+    smuggling)."""
     names = {name for name, _ in scope["headers"]}
     return b"transfer-encoding" in names and (
         b"content-length" in names or scope["http_version"] == "1.0"
@@ -81,7 +80,7 @@ def framed_twice(scope: Scope) -> bool:
 
 
 def _holder(scope: Scope) -> str:
-    """Whose place it is; '' for this machine."""
+    """Returns the address or network that holds the place; '' for this machine."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
         address = ip_address(host)

@@ -1,5 +1,5 @@
-"""HTTP connections that can't be held for nothing: limits on headers, on readers, and on how many
-there are."""
+"""HTTP connections that idle clients can't hold: limits on slow headers, on slow readers, and on
+the number of connections."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_BYTES: Final = 64 * 1024
-"""Most bytes of a request line with its headers, give or take one read of the socket; more are
-answered with 400."""
+"""Most bytes of a request line with its headers, give or take one read of the socket; longer ones
+are answered with 400."""
 
-_STATE: Final = "connection"  # where a request's scope names its connection
-_READER_SECONDS: Final = (
-    10.0  # a reader that takes longer for what was written to it keeps the server waiting
-)
-_NOT_YET: Final = 2.0  # seconds for which a request isn't ended to make room for another
+_STATE: Final = "connection"  # the name of the connection in a request's scope
+_READER_SECONDS: Final = 10.0  # a client that reads more slowly keeps the server waiting
+_NOT_YET: Final = 2.0  # seconds of waiting before a request may be ended to make room
 
 
 class BoundedConnection(H11Protocol):
-    """Closes a connection whose next headers are not whole `header_seconds` after they were begun,
-    and one whose client reads nothing of an answer, or too little, for `drain_seconds`.
+    """Closes a connection whose headers are incomplete `header_seconds` after their start, or whose
+    client reads too little of an answer for `drain_seconds`.
 
-    The first headers begin with the connection. Bytes that trickle in don't prolong the time. Idle
-    connections between two requests are closed by the server's keep-alive timeout.
+    The first headers start with the connection. Bytes that trickle in don't extend the time. The
+    server's keep-alive timeout closes idle connections between two requests.
 
-    At most `most` stay open: one more closes the one whose client has kept the server waiting
-    longest. A client that has shown a right to what it does, with a signature or since the object
-    is public, doesn't keep the server waiting unless it is slow to read.
+    At most `most` connections stay open: one more closes the one whose client has kept the server
+    waiting longest. A client that has proven a right to its request, with a signature or because
+    the object is public, keeps the server waiting only if it reads slowly.
     """
 
     header_seconds: ClassVar[float] = 10
@@ -50,9 +48,8 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(
-            high=0
-        )  # so that every byte that isn't taken starts the clock
+        # With 0, every byte that the client hasn't read starts the clock.
+        transport.set_write_buffer_limits(high=0)
         self.prove(False)
         self._begin()
         if len(self.connections) > self.most:
@@ -68,7 +65,7 @@ class BoundedConnection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
-        else:  # the answer has begun; another can't be sent within it
+        else:  # an answer has begun, so no other can be sent
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -81,7 +78,7 @@ class BoundedConnection(H11Protocol):
         super().resume_writing()
 
     def on_response_complete(self) -> None:
-        self.prove(False)  # of the next request nothing is known
+        self.prove(False)  # the next request has to prove its right again
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -90,11 +87,11 @@ class BoundedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def prove(self, right: bool) -> None:
-        """Whether the client has shown a right to what it does from now on."""
+        """Records whether the client has proven a right to its request from now on."""
         self._unproven_since = None if right else self.loop.time()
 
     def waited(self) -> float:
-        """For how many seconds the client has kept the server waiting."""
+        """Returns how many seconds the client has kept the server waiting."""
         now = self.loop.time()
         unproven = now - self._unproven_since if self._unproven_since is not None else 0.0
         unread = (
@@ -103,8 +100,8 @@ class BoundedConnection(H11Protocol):
         return max(unproven, unread)
 
     def make_room(self) -> bool:
-        """Ends the other request whose client has kept the server waiting longest. False: none has
-        for long."""
+        """Ends the other request whose client has kept the server waiting longest. Returns False if
+        none has for more than 2 s."""
         return _close_slowest(
             other for other in self._others() if other.serving() and other.waited() > _NOT_YET
         )
@@ -137,14 +134,14 @@ class BoundedConnection(H11Protocol):
 
 
 def connection_of(scope: Scope) -> BoundedConnection | None:
-    """The connection that a request came by. None: another server serves the application."""
+    """Returns a request's connection; None if another server serves the application."""
     found: BoundedConnection | None = scope.get("state", {}).get(_STATE)
     return found
 
 
 @contextmanager
 def proven(scope: Scope) -> Iterator[None]:
-    """Meanwhile the request's client is one that has shown a right to what it does."""
+    """Marks the request's client as having proven its right, within the context."""
     connection = connection_of(scope)
     if connection:
         connection.prove(True)

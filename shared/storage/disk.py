@@ -1,9 +1,8 @@
-"""Objects in a directory. One file per object: its bytes, then a trailer with what is known of
-them.
+"""Objects in a directory. Each is one file: its bytes, then a trailer with the facts about them.
 
-The trailer keeps bytes and facts in one file, so one rename replaces both. Under the root (mode
-0700, files 0600): `data/<key>` are the objects, `incoming/` is where they are written before they
-get their name. An upload in parts is a folder there.
+Bytes and facts share a file, so one rename replaces both. Under the root (mode 0700, files 0600),
+`data/<key>` are the objects, and `incoming/` holds files that are being written before they get
+their name. A multipart upload is a folder there.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ from .streams import Threads, batches, save
 
 _THREADS: Final = 8
 _BATCH: Final = 1000
-# of a batch of deletes, in one thread; another has the rest, and then calls find a processor free
+# Deletes of a batch in one thread; another thread has the rest. Then other calls find a free
+# processor.
 _MOST: Final = 700
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}\.parts")
 
@@ -54,11 +54,11 @@ _UPLOAD: Final = re.compile(r"[0-9a-f]{32}\.parts")
 def open_disk(
     root: Path, *, base_url: str, secret: bytes, public_base_url: str | None = None
 ) -> DiskStorage:
-    """Objects under the directory `root`, made if missing.
+    """Opens the storage in the directory `root`, which it creates if missing.
 
-    base_url: where `python -m shared.storage.http` answers, as clients reach it. secret: at least
-    32 bytes, the same as that server's. public_base_url: stands in public URLs for `<base_url>/o`,
-    for a CDN in front of it.
+    base_url: the URL at which clients reach `python -m shared.storage.http`. secret: at least 32
+    bytes, the same as that server's. public_base_url: replaces `<base_url>/o` in public URLs, for a
+    CDN in front of it.
     """
     with translated("the storage root"):
         for folder in (root, root / "data", root / "incoming"):
@@ -67,7 +67,7 @@ def open_disk(
 
 
 class DiskStorage:
-    """The Storage of a directory; see the protocol for what each method promises."""
+    """The Storage of a directory; the protocol documents the methods."""
 
     supports_post = True
 
@@ -126,8 +126,8 @@ class DiskStorage:
     ) -> Stat:
         check_key(target)
         opened = await self.open(source)
-        # Bytes, not a hard link: the copy needs its own `modified`, by which a fresh object is told
-        # from a lost one.
+        # The bytes are copied and not hard-linked: the copy needs its own `modified`, which
+        # distinguishes a fresh object from a lost one.
         facts = {
             "content_type": check_content_type(content_type or opened.stat.content_type),
             "cache_forever": opened.cache_forever,
@@ -139,8 +139,8 @@ class DiskStorage:
             )
 
     async def delete(self, keys: Iterable[str]) -> None:
-        # What lies together goes together, so that each folder is tried once, when nothing is in it
-        # any more.
+        # Sorted keys put the objects of a folder next to each other, so that each folder is removed
+        # with one attempt, after its last object.
         paths = iter([self._path(key) for key in sorted(keys)])
         while batch := list(itertools.islice(paths, _BATCH)):
             with translated("delete"):
@@ -178,7 +178,7 @@ class DiskStorage:
         return self.links.sign_part(key, upload, number, length, expires_in)
 
     async def put_part(self, upload: str, number: int, source: Source) -> Part:
-        """Keep a part. Raises MultipartEnded."""
+        """Stores a part. Raises MultipartEnded."""
         target = self._parts(upload) / f"{number:05}"
         name = f"part {number}"
         stat = await self._write(
@@ -233,7 +233,7 @@ class DiskStorage:
         await self.threads.close()
 
     async def open(self, key: str) -> OpenObject:
-        """The object, held open. Raises ObjectNotFound."""
+        """Opens the object; the caller closes it. Raises ObjectNotFound."""
         path = self._path(key)
         with translated(key):
             opened = await self.threads.open(partial(open_object, path, key))
@@ -250,7 +250,7 @@ class DiskStorage:
         return self._incoming / upload
 
     async def _receive(self, key: str, source: Source, temporary: Temporary) -> None:
-        # One batch is written while the next arrives; never more than these two are held.
+        # One batch is written while the next arrives; memory holds at most these two.
         writing: asyncio.Future[None] | None = None
         async with aclosing(batches(source, self.threads)) as arriving:
             async for pieces in arriving:
@@ -259,9 +259,8 @@ class DiskStorage:
                         await writing
                 writing = self.threads.start(temporary.write, pieces)
         with translated(key):
-            await (
-                writing or self.threads.run(temporary.write, [])
-            )  # even without bytes there is a file
+            # An empty write creates the file of an empty object.
+            await (writing or self.threads.run(temporary.write, []))
 
     async def _copy(self, key: str, opened: OpenObject, temporary: Temporary) -> None:
         with translated(key):
@@ -291,7 +290,7 @@ class DiskStorage:
         declared: str | None = None,
         check: Check | None = None,
     ) -> Stat:
-        """Write the bytes to a file without a name; `publish` then gives it one."""
+        """Writes the bytes to a temporary file, which `publish` then gives its final name."""
         temporary = Temporary(self._incoming / uuid.uuid4().hex)
         try:
             await fill(temporary)
@@ -301,9 +300,8 @@ class DiskStorage:
                     f"{key}: the bytes have SHA-256 {found}, declared was {declared}"
                 )
             if check:
-                flushing = self.threads.start(
-                    temporary.flush
-                )  # waits for the disk, the check for a processor
+                # Both run at once: the flush waits for the disk, the check for a processor.
+                flushing = self.threads.start(temporary.flush)
                 await check(temporary.path, found)
                 with translated(key):
                     await flushing
@@ -318,22 +316,22 @@ class DiskStorage:
         trailer = {"size": temporary.size, "sha256": temporary.hashed.hexdigest(), **facts}
         modified = temporary.finish(trailer)
         target = self._path(key)
-        for _ in range(20):  # a concurrent delete may take away the folder that was just made
+        for _ in range(20):  # a concurrent delete may remove the folder that was just made
             with suppress(FileNotFoundError):
                 made = _make_folders(target.parent, self._data)
                 self._name(temporary.path, target, if_absent)
                 break
         else:
             raise StorageUnavailable(f"{key}: its folder keeps disappearing")
-        # Together, at the end: the first flush usually writes what the others would.
+        # The folders are flushed together at the end: the first flush usually writes all of them.
         for folder in dict.fromkeys((target.parent, *(each.parent for each in made))):
-            with suppress(FileNotFoundError):  # already deleted again by another caller
+            with suppress(FileNotFoundError):  # another caller has deleted it already
                 flush_folder(folder)
         return stat_of(key, trailer, modified)
 
     def _name(self, temporary: Path, target: Path, if_absent: bool) -> None:
         if target.is_dir():
-            with suppress(OSError):  # a folder that a killed delete left empty
+            with suppress(OSError):  # removes an empty folder that a killed delete left
                 target.rmdir()
         if not if_absent:
             temporary.replace(target)
@@ -349,13 +347,12 @@ class DiskStorage:
         for path in paths:
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 path.unlink()
-        # Each folder is tried once: to find out that a large one still holds something can take
-        # long.
+        # Each folder is tried once: an attempt on a large folder that isn't empty can take long.
         emptied = {path.parent for path in paths}
         while emptied := emptied - {self._data}:
             above = set()
             for folder in emptied:
-                with suppress(OSError):  # it still holds something
+                with suppress(OSError):  # the folder isn't empty
                     folder.rmdir()
                     above.add(folder.parent)
             emptied = above
@@ -392,8 +389,8 @@ class DiskStorage:
 
 
 def _names(data: Path, folder: str, beginning: str) -> list[str]:
-    """Keys and folders (with a slash) in one folder, so sorted that going down into each gives the
-    order of keys."""
+    """Returns the keys and folders (with a slash) in one folder, sorted so that descending into
+    each folder yields all keys in order."""
     try:
         with os.scandir(data / folder) as entries:
             names = [
@@ -407,7 +404,7 @@ def _names(data: Path, folder: str, beginning: str) -> list[str]:
 
 
 def _make_folders(folder: Path, root: Path) -> list[Path]:
-    """Make the missing folders from `root` down, and return them."""
+    """Creates the missing folders from `root` down and returns them."""
     missing = list(
         itertools.takewhile(
             lambda each: each != root and not each.exists(), (folder, *folder.parents)

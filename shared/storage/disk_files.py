@@ -1,4 +1,5 @@
-"""The files of the disk backend: an object's bytes, then a trailer with what is known of them."""
+"""The files of the disk backend: an object's bytes, then a trailer with its size, digest and
+type."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ _PASSING: Final = frozenset(
 
 @dataclass(frozen=True)
 class OpenObject:
-    """An object held open: replacing or deleting it meanwhile changes nothing here. Close it."""
+    """An open object, unaffected by replacing or deleting the object meanwhile. The caller closes
+    it."""
 
     file: FileIO
     stat: Stat
@@ -44,7 +46,7 @@ class OpenObject:
         self.file.close()
 
     async def read(self, start: int, end: int | None, threads: Threads) -> AsyncIterator[bytes]:
-        """Bytes `start` to `end`, cut to the object, in chunks of 256 KiB."""
+        """Yields bytes `start` to `end`, clipped to the object, in chunks of 256 KiB."""
         stop = self.stat.size if end is None else min(end, self.stat.size)
         while start < stop:
             chunk = await threads.run(os.pread, self.file.fileno(), min(CHUNK, stop - start), start)
@@ -59,10 +61,10 @@ def _too_short(opened: OpenObject) -> StorageError:
 
 
 class Temporary:
-    """A file being written, made with the first call.
+    """A file being written; the first write creates it.
 
-    All steps take one lock: when a caller is cancelled, its last write may still be in a thread,
-    and `discard` must follow it.
+    All steps take one lock: the last write of a cancelled caller may still run in a thread, and
+    `discard` must wait for it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,33 +74,33 @@ class Temporary:
         self._lock = threading.Lock()
         self._file: FileIO | None = None
         self._discarded = False
-        self._sent = 0  # bytes that are on their way to the disk
+        self._sent = 0  # bytes whose write to the disk was started
 
     def write(self, pieces: Sequence[bytes]) -> None:
-        """Add to the object's bytes."""
+        """Appends to the object's bytes."""
         with self._lock:
             file = self._opened()
-            # In one piece: after each of these calls the thread waits until it may go on, for long
-            # beside a busy loop.
+            # One piece means fewer calls: after each, the thread must get the GIL back, which takes
+            # long beside a busy event loop.
             whole = b"".join(pieces)
             self.hashed.update(whole)
             self.size += len(whole)
             _write_all(file, whole)
             if self.size - self._sent >= _SEND:
-                # This begins to write to the disk without waiting for it, so that the last flush
-                # finds little to do.
+                # This starts writing to the disk without waiting, so that the final flush has
+                # little to do.
                 os.posix_fadvise(
                     file.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED
                 )
                 self._sent = self.size
 
     def copy(self, opened: OpenObject) -> None:
-        """Add the bytes of another object."""
-        self.write([])  # even without bytes there is a file
+        """Appends the bytes of another object."""
+        self.write([])  # creates the file even if the object is empty
         start = 0
         while start < opened.stat.size:
-            # At a position: a caller that was cancelled may have closed the file, and its number be
-            # another one's.
+            # pread leaves the file's position alone: a cancelled caller may have closed the file,
+            # and its descriptor may be another file's by now.
             piece = os.pread(opened.file.fileno(), min(BLOCK, opened.stat.size - start), start)
             if not piece:
                 raise _too_short(opened)
@@ -106,13 +108,13 @@ class Temporary:
             start += len(piece)
 
     def flush(self) -> None:
-        """Flush to the disk what was written so far."""
+        """Flushes the bytes written so far to the disk."""
         with self._lock:
             if self._file and not self._discarded:
                 os.fsync(self._file.fileno())
 
     def finish(self, trailer: dict[str, Any]) -> float:
-        """Append the trailer and flush to the disk; answers the file's time."""
+        """Appends the trailer and flushes to the disk; returns the file's modification time."""
         with self._lock:
             text = json.dumps(trailer).encode()
             file = self._opened()
@@ -121,13 +123,13 @@ class Temporary:
             return os.fstat(file.fileno()).st_mtime
 
     def close(self) -> None:
-        """Keep the file under the name that it has."""
+        """Closes the file and keeps it under its current name."""
         if self._file:
             self._file.close()
 
     def discard(self) -> None:
-        """Close the file and remove its temporary name, if it still has it. A later write is
-        refused."""
+        """Closes the file and removes its temporary name, if it still has it. Later writes raise
+        StorageError."""
         with self._lock:
             self._discarded = True
             if self._file:
@@ -151,8 +153,8 @@ def _write_all(file: FileIO, data: bytes) -> None:
 
 
 def open_object(path: Path, key: str) -> OpenObject | None:
-    """The object, or None: a folder or a link is no object, nor is a file that was not completely
-    written here."""
+    """Opens the object. Returns None for a folder, a link, or a file that this backend didn't write
+    completely."""
     try:
         file = FileIO(path, "r", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
         status = os.fstat(file.fileno())
@@ -200,7 +202,7 @@ def flush_folder(folder: Path) -> None:
 
 @contextmanager
 def translated(subject: str) -> Iterator[None]:
-    """Turn what the file system says into this package's errors."""
+    """Raises this package's errors for those of the file system."""
     try:
         yield
     except OSError as error:

@@ -1,5 +1,5 @@
-"""Uploads in parts on disk: a folder each, with `about`, an empty object that knows key and type,
-and the parts, each in the format of an object."""
+"""Multipart uploads on disk. Each is a folder with `about`, an empty object whose trailer holds key
+and type, and the parts, each in the format of an object."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def publish_part(target: Path, temporary: Temporary) -> Stat:
 
 
 def about_of(folder: Path, key: str) -> dict[str, Any]:
-    """What an upload in parts is for. Raises MultipartEnded."""
+    """Returns the key and type of a multipart upload. Raises MultipartEnded."""
     try:
         with FileIO(folder / _ABOUT) as file:
             about = read_trailer(file.fileno(), os.fstat(file.fileno()).st_size)
@@ -72,7 +72,8 @@ def list_parts(folder: Path, key: str) -> Sequence[Part]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Out of the way first: a part that arrives now must find no folder."""
+    """Deletes the upload's folder. Renames it first: a part that arrives meanwhile must find no
+    folder."""
     gone = folder.with_suffix(f".{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):
         folder.replace(gone)
@@ -80,7 +81,8 @@ def remove_parts(folder: Path) -> None:
 
 
 def sweep(folder: Path, before: float) -> bool:
-    """Remove the upload if it was begun before this time; whether it was."""
+    """Removes the upload if it began before this time (seconds since 1970); returns whether it
+    did."""
     about = folder / _ABOUT
     old = (about if about.exists() else folder).stat().st_mtime < before
     if old:

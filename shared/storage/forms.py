@@ -1,4 +1,4 @@
-"""Reading a multipart/form-data upload as it arrives: small fields first, then one file, in bounded
+"""Reads a multipart/form-data upload as it arrives: small fields first, then one file, in bounded
 memory."""
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 MAX_FIELDS: Final = 32
 MAX_FIELD_BYTES: Final = 16 * 1024
 MAX_FIELDS_BYTES: Final = 64 * 1024
-"""Of all that comes before the file: nobody has signed it yet."""
+"""Most bytes before the file: no signature has been verified yet."""
 
 FILE_FIELD: Final = "file"
 
 
 class BadForm(Exception):
-    """The body isn't a form of the expected shape; the text says what is wrong with it."""
+    """The body isn't a form of the expected shape; the text says why."""
 
 
 class UploadForm:
-    """One form. Call `fields` first, then iterate `file`; both read from the stream only as far as
+    """One form. Call `fields` first, then iterate `file`; both read only as much of the stream as
     they need."""
 
     def __init__(self, content_type: str, body: AsyncIterator[bytes]) -> None:
@@ -58,7 +58,7 @@ class UploadForm:
             raise BadForm("the form's boundary is too long") from None
 
     async def fields(self) -> dict[str, str]:
-        """The fields that come before the file. Raises BadForm."""
+        """Returns the fields that come before the file. Raises BadForm."""
         while not self._file_begun:
             if self._read > MAX_FIELDS_BYTES:
                 raise BadForm(f"the form has more than {MAX_FIELDS_BYTES} bytes before its file")
@@ -67,7 +67,8 @@ class UploadForm:
         return dict(self._fields)
 
     async def file(self) -> AsyncIterator[bytes]:
-        """The bytes of the file. Raises BadForm if the form breaks off or another part follows."""
+        """Yields the bytes of the file. Raises BadForm if the form breaks off or another part
+        follows."""
         while True:
             while self._file:
                 yield self._file.popleft()
@@ -77,7 +78,7 @@ class UploadForm:
                 raise BadForm("the form ends before its last boundary")
 
     async def _feed(self) -> bool:
-        """Parse the next piece of the body; False at its end."""
+        """Parses the next piece of the body; returns False at its end."""
         piece = await anext(self._body, None)
         if piece is None:
             return False

@@ -1,10 +1,10 @@
-"""The HTTP side of the disk backend: reads and uploads by signed URL or form, and public files. Run
-it with
+"""The HTTP server of the disk backend: reads and uploads by signed URL or form, and public files.
+Run it with
 
     python -m shared.storage.http
 
 Settings from the environment: ATELIER_STORAGE_ROOT, ATELIER_STORAGE_SECRET_FILE,
-ATELIER_STORAGE_HTTP_PORT (50080; 0 takes any free port). It listens on 127.0.0.1 only; what is in
+ATELIER_STORAGE_HTTP_PORT (50080; 0 takes any free port). It listens on 127.0.0.1 only; a proxy in
 front of it ends TLS. Routes: `/o/<key>` (GET, HEAD, PUT), `/o` (POST), `/healthz`.
 """
 
@@ -57,20 +57,20 @@ from .links import OBJECTS_PATH, LinkRefused, ReadGrant, WriteGrant, read_secret
 
 HOST: Final = "127.0.0.1"
 FORM_OVERHEAD: Final = 256 * 1024
-"""Bytes that a form may have beside its file."""
+"""Bytes that a form may have in addition to its file."""
 
-_RANGE_DIGITS: Final = 18  # more are no size of anything, and int() refuses thousands of them
-_UNSIGNED_SECONDS: Final = 20.0  # for the fields of a form, among which is its signature
+_RANGE_DIGITS: Final = 18  # no size has more digits, and int() refuses thousands of them
+_UNSIGNED_SECONDS: Final = 20.0  # for a form's fields, which include its signature
 _SILENT_SECONDS: Final = 30.0  # between two pieces of an upload
-_BEHIND_SECONDS: Final = 60.0  # that an upload may have lost against the slowest one
-_SLOWEST: Final = 16 * 1024  # bytes a second
+_BEHIND_SECONDS: Final = 60.0  # that an upload may lag behind the slowest allowed rate
+_SLOWEST: Final = 16 * 1024  # least bytes per second
 _LINGER_BYTES: Final = 32 * 1024 * 1024
 _LINGER_SECONDS: Final = 10
 _log = logging.getLogger("atelier.storage.http")
 
 
 class Refused(Exception):
-    """A request that is answered with a status, what is wrong, and the next step."""
+    """Refuses a request with a status, a text that says what is wrong, and the next step."""
 
     def __init__(
         self, status: int, error: str, next_step: str, headers: dict[str, str] | None = None
@@ -80,7 +80,7 @@ class Refused(Exception):
 
 
 def build_app(storage: DiskStorage) -> Starlette:
-    """The ASGI application."""
+    """Returns the ASGI application."""
     objects = _Objects(storage)
     routes = [
         Route(HEALTH_PATH, _healthy, methods=["GET"]),
@@ -90,7 +90,7 @@ def build_app(storage: DiskStorage) -> Starlette:
     ]
     cors = Middleware(
         CORSMiddleware,
-        allow_origins=["*"],  # the signature is the authority, no cookie ever is
+        allow_origins=["*"],  # signatures authorise requests, cookies never do
         allow_methods=["GET", "HEAD", "POST", "PUT"],
         allow_headers=["*"],
         expose_headers=["ETag", "Content-Range", "Content-Disposition"],
@@ -110,11 +110,11 @@ def build_app(storage: DiskStorage) -> Starlette:
 def build_config(
     storage: DiskStorage, http: type[BoundedConnection] = BoundedConnection
 ) -> uvicorn.Config:
-    """The server around the application, with connections as `BoundedConnection` describes them."""
+    """Returns the configuration of the server, whose connections are `BoundedConnection`s."""
     return uvicorn.Config(
         build_app(storage),
         http=http,
-        ws="none",  # an upgraded connection would leave the limits behind
+        ws="none",  # an upgraded connection would escape the limits
         h11_max_incomplete_event_size=HEADER_BYTES,
         log_config=None,
         access_log=False,
@@ -152,8 +152,8 @@ class _Objects:
     def _answer(self, request: Request, opened: OpenObject, grant: ReadGrant) -> Response:
         stat = opened.stat
         content_type = grant.content_type or stat.content_type
-        # Both must be harmless: the stored type is what the bytes were said to be, the granted one
-        # what the browser is told.
+        # Both types must be harmless: the stored one was declared for the bytes, the granted one is
+        # sent to the browser.
         inline = grant.inline and is_raster(content_type) and is_raster(stat.content_type)
         headers = {
             "Accept-Ranges": "bytes",
@@ -229,7 +229,8 @@ class _Objects:
 
 
 async def _unsigned(form: UploadForm) -> dict[str, str]:
-    """The fields of a form. Anybody may begin one, so that they must come soon."""
+    """Returns a form's fields. They must arrive soon: anybody may begin a form, since its signature
+    is among them."""
     try:
         async with asyncio.timeout(_UNSIGNED_SECONDS):
             return await form.fields()
@@ -238,8 +239,8 @@ async def _unsigned(form: UploadForm) -> dict[str, str]:
 
 
 async def _arriving(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body, refused when the client falls silent or trickles. Only what it makes the server
-    wait counts."""
+    """Yields the body; refuses a client that pauses or is too slow. Only the time that the server
+    waits for the client counts."""
     stream, clock, left = request.stream(), asyncio.get_running_loop().time, _BEHIND_SECONDS
     while True:
         began = clock()
@@ -250,7 +251,7 @@ async def _arriving(request: Request) -> AsyncGenerator[bytes, None]:
             raise _too_slow() from None
         if piece is None:
             return
-        # What was sent fast is no credit for later.
+        # A fast start earns no credit for later.
         left = min(left + len(piece) / _SLOWEST - (clock() - began), _BEHIND_SECONDS)
         if piece:
             yield piece
@@ -272,8 +273,8 @@ async def _capped(body: AsyncIterator[bytes], grant: WriteGrant) -> AsyncIterato
 
 
 class _Bytes(StreamingResponse):
-    """An answer with an object's bytes. A client may be gone before the first of them is asked
-    for."""
+    """An answer with an object's bytes. It closes the object itself, since a client may be gone
+    before the first byte is read."""
 
     def __init__(
         self, opened: OpenObject, chunks: AsyncIterator[bytes], status: int, headers: dict[str, str]
@@ -308,8 +309,8 @@ def _names_etag(header: str, etag: str) -> bool:
 
 
 def _parse_range(header: str, size: int) -> tuple[int, int] | None:
-    """Start and exclusive end of one byte range; None for what may be ignored (other units,
-    several, nonsense)."""
+    """Returns start and exclusive end of one byte range; None for a header that may be ignored
+    (other units, several ranges, nonsense). Refuses a start past the end with 416."""
     unit, _, spec = header.partition("=")
     first, dash, last = spec.strip().partition("-")
     digits = first + last
@@ -371,9 +372,9 @@ async def _no_route(_request: Request, error: Exception) -> Response:
 
 
 class _Outer:
-    """Around everything: the access log, and a fresh _Exchange for each request.
+    """The outermost middleware: writes the access log and makes an _Exchange per request.
 
-    The log has the path without its query, which holds the signature.
+    It logs the path without the query, which holds the signature.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -387,7 +388,7 @@ class _Outer:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            pass  # the status stays 499: nobody is there to get another
+            pass  # the status stays 499: the client is gone
         except Exception:
             exchange.status = 500
             raise
@@ -403,12 +404,12 @@ class _Outer:
 
 
 class _Exchange:
-    """One request and its answer: adds the headers that keep files harmless, and cuts off what
-    comes after a refusal.
+    """One request and its answer: adds the headers that keep files harmless, and ends uploads that
+    were refused.
 
-    When a request is answered before all of it came, the answer goes out at once. Many clients look
-    at it only when they have sent everything, and closing would destroy it, so up to 32 MiB more
-    are read and thrown away first.
+    A request that is answered before it has arrived completely gets its answer at once. Many
+    clients read it only after they have sent everything, and closing the connection would destroy
+    it, so up to 32 MiB more are read and discarded first.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -487,8 +488,8 @@ def _open_storage(base_url: str) -> DiskStorage:
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; uploads in flight have ten seconds to finish. Exit status 2 if
-    it can't start."""
+    """Serves until SIGTERM or SIGINT, then gives uploads in flight ten seconds to finish. Exits
+    with status 2 if it can't start."""
     logs.set_up("storage")
     _log.setLevel(logging.INFO)
     port = os.environ.get("ATELIER_STORAGE_HTTP_PORT") or "50080"
@@ -498,10 +499,10 @@ def main() -> None:
     url = f"http://{HOST}:{listener.getsockname()[1]}"
     storage = _open_storage(url)
 
-    # Each upload and download holds a connection and a file.
+    # Each upload and download holds an open connection and file.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # The server passes the signal on when it has finished; this makes an ordinary exit of it.
+    # The server raises the signal again when it has finished; this turns it into a normal exit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
 

@@ -1,5 +1,5 @@
-"""URLs and upload forms of the disk backend: signed with HMAC-SHA256, verified by the HTTP server
-of this package."""
+"""Signs URLs and upload forms of the disk backend with HMAC-SHA256, and verifies them for this
+package's HTTP server."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ MIN_SECRET_BYTES: Final = 32
 
 
 class LinkRefused(StorageError):
-    """A URL or form that was altered, is for something else, or has expired; `next_step` is for who
-    sees it."""
+    """A URL or form was altered, is for something else, or has expired. `next_step` tells the
+    reader what to do."""
 
     def __init__(self, error: str, next_step: str) -> None:
         super().__init__(error)
@@ -50,8 +50,8 @@ EXPIRED: Final = ("the link has expired", "ask the service for a new one")
 
 
 def read_secret(path: Path) -> bytes:
-    """The signing secret in a text file, without the line end; ValueError if it is too short to be
-    one."""
+    """Reads the signing secret from a text file, without the line end. Raises OSError; ValueError
+    if it is too short."""
     secret = path.read_bytes().strip()
     if len(secret) < MIN_SECRET_BYTES:
         raise ValueError(f"{path} needs at least {MIN_SECRET_BYTES} bytes of secret text")
@@ -60,8 +60,8 @@ def read_secret(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class ReadGrant:
-    """What a verified GET URL allows: file name, replaced content type ('' for the stored one),
-    shown in place."""
+    """The rights of a verified GET URL: the file name, the content type to send ('' for the stored
+    one), and whether it is shown in place."""
 
     file_name: str
     content_type: str
@@ -70,8 +70,8 @@ class ReadGrant:
 
 @dataclass(frozen=True)
 class WriteGrant:
-    """What a verified upload allows: this key, this type, `min_bytes` to `max_bytes` bytes. `part`:
-    of this upload, with this number; then the type is the upload's."""
+    """The rights of a verified upload: this key, this type, `min_bytes` to `max_bytes` bytes.
+    `part` is the multipart upload and the part's number; then the upload has the type."""
 
     key: str
     content_type: str
@@ -82,7 +82,7 @@ class WriteGrant:
 
 class Links:
     """Signs and verifies. `base_url` is the HTTP server as clients reach it; `public_base_url`
-    stands for its `/o`."""
+    replaces `<base_url>/o` in public URLs."""
 
     def __init__(self, secret: bytes, base_url: str, public_base_url: str | None) -> None:
         if len(secret) < MIN_SECRET_BYTES:
@@ -160,19 +160,19 @@ class Links:
         return SignedPost(self._objects, fields, datetime.fromtimestamp(expires, UTC))
 
     def verify_get(self, key: str, query: Iterable[tuple[str, str]]) -> ReadGrant:
-        """What the query of a GET or HEAD allows for this key. Raises LinkRefused."""
+        """Returns what the query of a GET or HEAD allows for this key. Raises LinkRefused."""
         claims = self._verify("GET", key, query)
         return ReadGrant(claims.get("name", ""), claims.get("type", ""), "inline" in claims)
 
     def verify_put(self, key: str, query: Iterable[tuple[str, str]]) -> WriteGrant:
-        """What the query of a PUT allows for this key. Raises LinkRefused."""
+        """Returns what the query of a PUT allows for this key. Raises LinkRefused."""
         claims = self._verify("PUT", key, query)
         length = int(claims["length"])
         part = (claims["upload"], int(claims["part"])) if "part" in claims else None
         return WriteGrant(key, claims.get("type", ""), length, length, part)
 
     def verify_post(self, fields: Mapping[str, str]) -> WriteGrant:
-        """What the fields of a form allow. Raises LinkRefused."""
+        """Returns what the fields of a form allow. Raises LinkRefused."""
         policy = fields.get("policy", "")
         if not hmac.compare_digest(
             self._mac("POST", policy).encode(), fields.get("signature", "").encode()
@@ -180,7 +180,7 @@ class Links:
             raise LinkRefused(*ALTERED)
         try:
             key, content_type, max_bytes, expires = json.loads(base64.urlsafe_b64decode(policy))
-        except (binascii.Error, ValueError):  # signed, so by another version of this program
+        except (binascii.Error, ValueError):  # signed by another version of this program
             raise LinkRefused(*ALTERED) from None
         if fields.get("key") != key or fields.get("Content-Type") != content_type:
             raise LinkRefused("the form's key or Content-Type is not the signed one", ALTERED[1])
@@ -195,7 +195,7 @@ class Links:
     def _verify(self, method: str, key: str, query: Iterable[tuple[str, str]]) -> dict[str, str]:
         pairs = list(query)
         given = [value for name, value in pairs if name == "signature"]
-        # Everything else in the query is under the signature, so an added or repeated parameter
+        # The signature covers everything else in the query, so an added or repeated parameter
         # breaks it.
         rest = [pair for pair in pairs if pair[0] != "signature"]
         expected = self._mac(method, key, *_canonical(rest))
@@ -209,7 +209,7 @@ class Links:
         return claims
 
     def _mac(self, *parts: str) -> str:
-        # JSON keeps the parts apart: no two lists of parts have the same text.
+        # JSON makes the text unambiguous: no two lists of parts have the same text.
         text = json.dumps(parts).encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
 

@@ -73,17 +73,17 @@ def open_s3(
     supports_post: bool = True,
     public_base_url: str | None = None,
 ) -> S3Storage:
-    """Objects in an existing bucket.
+    """Opens an existing bucket.
 
-    endpoint: the store as this process reaches it; empty for AWS' own. public_endpoint: as clients
-    reach it (the host is part of a signature); empty: the same. aws: use the checksums AWS has and
-    other stores may not. supports_post: False for stores without POST policies (Cloudflare R2).
-    public_base_url: what public URLs begin with, for a CDN; without it the bucket's policy must let
+    endpoint: the store's URL for this process; empty for AWS. public_endpoint: its URL for clients
+    (the host is part of a signature); empty if it is the same. aws: uses checksums that AWS has and
+    other stores may lack. supports_post: False for stores without POST policies (Cloudflare R2).
+    public_base_url: the start of public URLs, for a CDN; without it the bucket's policy must let
     anyone read `public/*`.
 
-    Of concurrent writers with `if_absent` in one process one wins. Between processes that is up to
-    the store: AWS, MinIO and R2 decide atomically; versitygw on a POSIX file system checks before
-    it writes, so two may win there.
+    Of several concurrent writers with `if_absent` in one process, one wins. Between processes that
+    depends on the store: AWS, MinIO and R2 decide atomically; versitygw on a POSIX file system
+    checks before it writes, so two may win there.
     """
     import boto3  # slow to import, and not needed with the disk backend
     from botocore.config import Config
@@ -120,7 +120,7 @@ def _bucket_url(endpoint: str, bucket: str, addressing: str) -> str:
 
 
 class S3Storage:
-    """The Storage of a bucket; see the protocol for what each method promises."""
+    """The Storage of a bucket; the protocol documents the methods."""
 
     def __init__(
         self, client: S3Client, signer: S3Client, bucket: str, public_base: str, supports_post: bool
@@ -165,8 +165,8 @@ class S3Storage:
                     cache_forever=cache_forever,
                 )
         if isinstance(source, bytes | Path):
-            # Read twice: a large object's digest goes into its metadata, which is sent before its
-            # bytes.
+            # The source is read twice: the digest goes into the metadata, which a large object
+            # sends before its bytes.
             found = await self._threads.run(digest, source)
             _compare(key, found, declared)
             declared = found
@@ -188,7 +188,7 @@ class S3Storage:
             try:
                 answer = await self._open(key, **span)
             except self._client.exceptions.ClientError as error:
-                if code_of(error) == "InvalidRange":  # begins at or past the end
+                if code_of(error) == "InvalidRange":  # the range begins at or past the end
                     return
                 raise
         async with aclosing(self._body(key, answer["Body"])) as chunks:
@@ -230,7 +230,7 @@ class S3Storage:
             Bucket=self._bucket,
             Key=target,
             CopySource={"Bucket": self._bucket, "Key": source},
-            CopySourceIfMatch=head["ETag"],  # the facts were read first: copy these bytes or none
+            CopySourceIfMatch=head["ETag"],  # copies only the bytes whose facts were read above
             MetadataDirective="REPLACE",
             **headers,
         )
@@ -444,8 +444,8 @@ class S3Storage:
     async def _send_parts(
         self, of: dict[str, Any], hashed: hashlib._Hash, first: bytes, rest: AsyncIterator[bytes]
     ) -> tuple[int, Sequence[CompletedPartTypeDef]]:
-        """Send all parts, one while the next arrives; answers the size and the list that completes
-        the upload."""
+        """Sends all parts, each while the next arrives; returns the total size and the list that
+        completes the upload."""
 
         def send(number: int, part: bytes) -> CompletedPartTypeDef:
             hashed.update(part)
@@ -463,19 +463,18 @@ class S3Storage:
             with translated(of["Key"]):
                 sent.append(await asyncio.shield(sending))
         finally:
-            await asyncio.wait(
-                {sending}
-            )  # an upload that is aborted while a part arrives may keep that part
+            # An upload that is aborted while a part arrives may keep that part.
+            await asyncio.wait({sending})
         return size, sent
 
     async def _conclude(
         self, key: str, send: Callable[..., Any], headers: dict[str, Any], if_absent: bool
     ) -> str:
-        """Send the request that makes the object visible; answers its etag. One at a time per key
-        with `if_absent`."""
+        """Sends the request that makes the object visible; returns its etag. With `if_absent`,
+        serialised per key."""
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         async with self._turn(key) if if_absent else nullcontext():
-            # Asked first because some stores ignore the condition, on copies above all.
+            # This checks first because some stores ignore the condition, above all on copies.
             if if_absent:
                 with suppress(ObjectNotFound):
                     await self._head(key)
@@ -485,8 +484,8 @@ class S3Storage:
                     answer: dict[str, Any] = await self._threads.run(send, **condition)
                 return _etag(answer.get("CopyObjectResult", answer))
             except (ObjectExists, MultipartEnded):
-                # The driver repeats a request whose answer was lost: what stands there may be what
-                # this call wrote.
+                # The driver repeats a request whose answer was lost, so the existing object may be
+                # the one that this call wrote.
                 with suppress(ObjectNotFound):
                     there = await self._head(key)
                     if there["Metadata"].get(_WRITE) == headers["Metadata"][_WRITE]:
@@ -496,8 +495,8 @@ class S3Storage:
                 raise StorageUnavailable(f"{key}: another writer was at work") from None
 
     async def _look(self, key: str, check: Check) -> None:
-        """Have what is stored looked at. The copy, not its source: that one may be another by
-        now."""
+        """Runs `check` on the stored copy, since the source may have changed by now. Deletes the
+        copy if that fails."""
         try:
             with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
                 path = Path(directory) / "object"
@@ -531,8 +530,7 @@ class S3Storage:
                 yield chunk
 
     def _abort(self, of: dict[str, Any]) -> None:
-        # The failure that led here is the one to report; what can't be aborted now is left to
-        # `sweep`.
+        # The caller reports the error that led here; `sweep` removes what can't be aborted now.
         with suppress(StorageError), translated(of["Key"]):
             self._client.abort_multipart_upload(**of)
 
@@ -545,7 +543,7 @@ class S3Storage:
 
 @dataclass(frozen=True)
 class _Opened:
-    """An answer whose body is still to be read from its connection."""
+    """An answer whose body has not been read from its connection yet."""
 
     answer: GetObjectOutputTypeDef
 
@@ -554,17 +552,15 @@ class _Opened:
 
 
 def _headers(key: str, content_type: str, cache_forever: bool) -> dict[str, Any]:
-    """What is sent with an object's bytes. The mark in its metadata tells this write from any
-    other."""
+    """Returns the headers sent with an object's bytes. A random mark in its metadata identifies
+    this write."""
     headers: dict[str, Any] = {
         "ContentType": content_type,
         "CacheControl": cache_control(key, cache_forever),
         "Metadata": {_WRITE: uuid.uuid4().hex},
     }
     if not is_raster(content_type):
-        headers["ContentDisposition"] = (
-            "attachment"  # public URLs carry no disposition of their own
-        )
+        headers["ContentDisposition"] = "attachment"  # public URLs set no disposition themselves
     return headers
 
 

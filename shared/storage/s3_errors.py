@@ -1,4 +1,4 @@
-"""What a bucket's answers mean: the driver's errors, turned into this package's."""
+"""Translates the S3 driver's errors into this package's."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _PATIENCE: Final = frozenset(
 
 @contextmanager
 def translated(subject: str) -> Iterator[None]:
-    """Turn what the driver raises into this package's errors; anything else is a fault of ours and
-    passes."""
+    """Raises this package's errors for the driver's; any other error is a bug of ours and passes
+    unchanged."""
     try:
         yield
     except Exception as error:

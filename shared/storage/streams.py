@@ -1,4 +1,4 @@
-"""Moving bytes between tasks and threads in bounded memory; what both backends share."""
+"""Moves bytes between tasks and threads in bounded memory; used by both backends."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the operating system says when a disk, a quota or a file-size limit is used up."""
+"""Error numbers of the operating system for an exhausted disk, quota or file-size limit."""
 
 BLOCK: Final = 1024 * 1024
-"""Bytes that are handed to a thread at once: its turn alone costs as much as hashing some tens of
+"""Bytes passed to a thread at once: a switch to the thread costs as much as hashing some tens of
 kilobytes."""
 
 _MOST_PIECES: Final = 64
 
 
 class Threads:
-    """A bounded pool for calls that block."""
+    """A bounded pool of threads for blocking calls."""
 
     def __init__(self, size: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
 
     async def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The call's result; if the waiting task is cancelled, a call that has begun still runs to
-        its end."""
+        """Runs the call in a thread and returns its result. If the waiting task is cancelled, a
+        call that has begun still runs to its end."""
         return await self.start(call, *args, **kwargs)
 
     async def open(self, call: Callable[[], T]) -> T:
-        """As `run`, for what must be closed, or None: if nobody waits for it any more, it is."""
+        """Does the same as `run` for a call that opens something or returns None. If the waiting
+        task is cancelled, the opened thing is closed."""
         opening = self.start(call)
         try:
             return await asyncio.shield(opening)
@@ -49,21 +50,21 @@ class Threads:
     def start(
         self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
-        """Begin the call now and hand back its future, so that the caller can prepare the next one
+        """Starts the call and returns its future, so that the caller can prepare the next one
         meanwhile."""
         future = asyncio.wrap_future(self._pool.submit(call, *args, **kwargs))
-        # A caller that failed meanwhile no longer asks: that is no reason for the event loop to
-        # report it.
+        # This retrieves the exception: otherwise the event loop would report it if the caller
+        # failed meanwhile and never asks for it.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future
 
     async def insist(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, but the call also happens if the task is cancelled before a thread was free:
-        for cleaning up."""
+        """Does the same as `run`, but the call also runs if the task is cancelled before a thread
+        is free. Use it for cleaning up."""
         return await asyncio.shield(self.start(call, *args, **kwargs))
 
     async def close(self) -> None:
-        """Wait for calls in flight, then end the threads."""
+        """Waits for calls in flight, then ends the threads."""
         await asyncio.to_thread(self._pool.shutdown)
 
 
@@ -73,7 +74,8 @@ def _close(opening: asyncio.Future[Any]) -> None:
 
 
 async def blocks(source: Source, size: int, threads: Threads) -> AsyncGenerator[bytes, None]:
-    """The bytes of `source`, every block but the last of exactly `size` bytes; no empty block."""
+    """Yields the bytes of `source` in blocks of exactly `size` bytes (the last may be shorter);
+    never an empty block."""
     if isinstance(source, bytes):
         for start in range(0, len(source), size):
             yield source[start : start + size]
@@ -93,7 +95,7 @@ async def blocks(source: Source, size: int, threads: Threads) -> AsyncGenerator[
 
 
 async def batches(source: Source, threads: Threads) -> AsyncGenerator[list[bytes], None]:
-    """The bytes of `source` in pieces as they come, some 1 MiB at a time."""
+    """Yields lists of the pieces of `source` as they arrive, some 1 MiB per list."""
     if isinstance(source, bytes):
         yield [source]
         return
@@ -102,9 +104,8 @@ async def batches(source: Source, threads: Threads) -> AsyncGenerator[list[bytes
     async for piece in _file_chunks(source, threads) if isinstance(source, Path) else source:
         held.append(piece)
         size += len(piece)
-        if (
-            size >= BLOCK or len(held) == _MOST_PIECES
-        ):  # whoever sends a byte at a time is not to fill the memory
+        # The number of pieces is bounded too: one-byte pieces must not fill the memory.
+        if size >= BLOCK or len(held) == _MOST_PIECES:
             yield held
             held, size = [], 0
     if held:
@@ -118,7 +119,7 @@ async def _file_chunks(path: Path, threads: Threads) -> AsyncIterator[bytes]:
 
 
 def digest(data: bytes | Path) -> str:
-    """The SHA-256 of bytes or of a local file, lower-case hex. Blocks for as long as that takes."""
+    """Returns the SHA-256 of bytes or of a local file in lower-case hex. Blocks while it reads."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     with data.open("rb") as file:
@@ -126,16 +127,16 @@ def digest(data: bytes | Path) -> str:
 
 
 async def save(chunks: AsyncIterator[bytes], path: Path, threads: Threads) -> str:
-    """Write `chunks` to `path` (mode 0600), which is removed again if anything fails; answers their
-    SHA-256.
+    """Writes `chunks` to `path` (mode 0600) and returns their SHA-256. Removes the file if anything
+    fails.
 
-    Raises StorageFull when the local disk is; other local faults pass as the OSError they are, they
-    are the caller's.
+    Raises StorageFull if the local disk is full; other local errors pass as OSError, since the
+    caller chose the path.
     """
     hashed = hashlib.sha256()
-    first = await anext(
-        chunks, b""
-    )  # before the file is made: a missing object must not leave an empty one
+    # The first chunk is read before the file is created: a missing object must not leave an empty
+    # file.
+    first = await anext(chunks, b"")
     file = await threads.run(_create, path)
     try:
         with file:

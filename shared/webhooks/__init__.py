@@ -1,10 +1,10 @@
-"""Webhooks: a service's own events, sent to URLs of its callers (docs/assets/webhooks.md).
+"""Webhooks: sends a service's own events to URLs of its callers (docs/assets/webhooks.md).
 
-TYPES = EventTypes("assets", {"asset": asset_pb2.Asset, ...})    what this service tells,
+TYPES = EventTypes("assets", {"asset": asset_pb2.Asset, ...})    the service's event messages,
                                                                  by subject
-WebhookService(db, settings, TYPES)                              the contract, in a server
+WebhookService(db, settings, TYPES)                              the servicer, in a server
 await run(db, settings, TYPES)                                   delivers, in a worker
-await prune(db, settings)                                        forgets old deliveries
+await prune(db, settings)                                        deletes old deliveries
 """
 
 from shared.webhooks.dispatching import run

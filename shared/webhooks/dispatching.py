@@ -1,8 +1,8 @@
-"""Follows the outbox: makes a delivery of every event that an endpoint is for.
+"""Reads the outbox and makes a delivery of every event for every endpoint that takes its type.
 
-One dispatcher of a service works at a time, by an advisory lock of its transaction (a lock on the
-cursor's row would write, also while nothing happens). The cursor moves in the transaction that
-makes the deliveries, so that a crash neither loses an event nor makes two deliveries of it.
+One dispatcher per service works at a time, under an advisory lock of its transaction (a lock on the
+cursor's row would write even when nothing happens). The cursor moves in the transaction that makes
+the deliveries, so a crash neither loses an event nor makes two deliveries of it.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Event:
-    position: int | None  # an event that isn't in the stream yet has none
+    position: int | None  # None until the sequencer stamps the event
     owner: str
     subject: str
     version: int
@@ -83,7 +83,7 @@ _SELECT_MISSED_EVENTS = Statement(
     ORDER BY position LIMIT %(limit)s
     """,
 )
-# Held against deletion until the deliveries are there.
+# Locks the endpoints against deletion until their deliveries are committed.
 _HOLD_RECEIVERS = Statement(
     _Receiver,
     """
@@ -105,14 +105,14 @@ _INSERT_DELIVERIES = Command("""
         %(positions)s::bigint[], %(types)s::text[], %(bodies)s::text[])
     ON CONFLICT (endpoint_id, position) WHERE position IS NOT NULL DO NOTHING
 """)
-# A crash loses the step, which is then taken again.
+# Used for steps that make no deliveries: a step that a crash loses is repeated.
 _COMMIT_WITHOUT_WAIT = Command("SET LOCAL synchronous_commit = off")
 _MOVE_CURSOR = Command("UPDATE webhook_cursor SET position = %(position)s")
 _MOVE_REPLAY = Command("UPDATE webhook_endpoints SET replay_from = %(at)s WHERE id = %(id)s")
 
 
 async def run(db: Database, settings: Settings, types: EventTypes) -> None:
-    """Delivers for ever. Any number may run. Ends only by cancellation."""
+    """Delivers events until cancelled. Any number may run."""
     async with (
         Outbound(settings, https_only=not settings.webhook_http) as out,
         asyncio.TaskGroup() as group,
@@ -134,17 +134,17 @@ async def run(db: Database, settings: Settings, types: EventTypes) -> None:
                     "webhooks wait for the database", service=db.service, error=type(error).__name__
                 )
             await asyncio.sleep(POLL_SECONDS)
-        # it was lost above: without it the group would wait for its sender
+        # The cancellation was lost above; without it the group would wait for its sender.
         raise asyncio.CancelledError
 
 
 async def dispatch(db: Database, types: EventTypes) -> bool:
-    """Takes up a batch of fresh events, and one of a replay. Returns whether there is more to do at
-    once."""
+    """Makes the deliveries of one batch of new events and of one batch of a replay. Returns whether
+    more is left to do at once."""
     async with db.transaction("") as m:
         position = await m.first(_LOCK_CURSOR)
         if position is None:
-            return False  # another one is at it
+            return False  # another dispatcher is working
         stream = await m.one(_SELECT_STREAM)
         after = max(position, stream.pruned_to)
         if after > position:
@@ -188,7 +188,7 @@ async def _replay(m: Mutation, types: EventTypes) -> bool:
 async def _deliver(
     m: Mutation, types: EventTypes, events: Sequence[_Event], receivers: Sequence[_Receiver]
 ) -> int:
-    """Makes the deliveries that aren't there yet. Returns how many the receivers are for."""
+    """Makes the missing deliveries. Returns how many these events need, existing ones included."""
     of_owner = defaultdict(list)
     for receiver in receivers:
         of_owner[receiver.owner].append(receiver)
@@ -211,7 +211,7 @@ async def _deliver(
 
 
 def _name_and_body(types: EventTypes, event: _Event) -> tuple[str, str] | None:
-    """The type of an event and what is sent of it; None if nothing is."""
+    """Returns an event's type and body; None if the event isn't sent."""
     message = types.subjects.get(event.subject)
     if message is None:
         return None
@@ -219,7 +219,7 @@ def _name_and_body(types: EventTypes, event: _Event) -> tuple[str, str] | None:
         told = message.FromString(event.payload)
         name = types.name(event.subject, event.version, told)
         return name, body_of(name, event.created_at, told)
-    except Exception as error:  # one event that can't be told must not stop those after it
+    except Exception as error:  # one unreadable event must not block those after it
         _log.error(
             "event can't be told",
             subject=event.subject,

@@ -1,4 +1,4 @@
-"""What events are called, and what is sent of them. Both follow from the event alone."""
+"""The names and bodies of webhook events. Both follow from the event alone."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ _PURGED = "purged_"
 
 
 class EventTypes:
-    """A service's types: `<service>.<subject>.<change>`. `subjects`: what each subject's events
-    carry. `purged_<subject>` tells of the end of a subject, as its change `purged`.
+    """A service's event types: `<service>.<subject>.<change>`. `subjects` maps each subject to the
+    message that its events carry. The subject `purged_<subject>` becomes the change `purged` of
+    `<subject>`.
 
-    The change is the state that the subject is in after it; for a subject without states `created`
-    or `updated`. One that is in the trash is `deleted`, one that is put away `archived`, whatever
-    its state.
+    The change is the subject's state after it, or `created` or `updated` for a subject without
+    states. In the trash it is `deleted`, and archived it is `archived`, whatever the state.
     """
 
     def __init__(self, service: str, subjects: Mapping[str, type[Message]]) -> None:
@@ -56,7 +56,8 @@ _PUT_AWAY = {"delete_time": "deleted", "archive_time": "archived"}
 
 
 def _states(message: type[Message]) -> dict[int, str]:
-    """The words of the enum of its field `state`, but the first: ASSET_STATE_READY is 'ready'."""
+    """Returns the words for the enum of the field `state`, without UNSPECIFIED: ASSET_STATE_READY
+    is 'ready'."""
     enum = message.DESCRIPTOR.fields_by_name["state"].enum_type
     assert enum is not None
     names = {number: value.name for number, value in enum.values_by_number.items()}
@@ -69,7 +70,7 @@ def body_of(name: str, at: datetime, message: Message) -> str:
 
 
 def body(name: str, at: datetime, data: Mapping[str, Any]) -> str:
-    """What is sent. It is made once, so that every attempt sends the same."""
+    """Returns the JSON body of a delivery. It is made once, so every attempt sends the same."""
     timestamp = at.astimezone(UTC).isoformat().replace("+00:00", "Z")
     return json.dumps(
         {"type": name, "timestamp": timestamp, "data": data},

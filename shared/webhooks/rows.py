@@ -1,4 +1,4 @@
-"""Rows of the webhook tables, which every service has, and their messages."""
+"""Rows of the webhook tables that every service has, and their messages."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ class Endpoint:
     created_by: str
     url: str
     description: str
-    event_types: list[str]  # empty: all
+    event_types: list[str]  # empty means all
     state: str
     disable_reason: str
     disabled_at: datetime | None
@@ -36,7 +36,7 @@ class Endpoint:
 
 
 class LockedEndpoint(Endpoint):
-    """An endpoint that the transaction holds, until it ends."""
+    """An endpoint that the transaction locks until it ends."""
 
     __slots__ = ()
 
@@ -46,7 +46,7 @@ class Delivery:
     id: UUID
     owner: str
     endpoint_id: UUID
-    position: int | None  # a test event has none
+    position: int | None  # the event's position; None for a test event
     event_type: str
     body: str
     state: str
@@ -67,7 +67,7 @@ class Delivery:
 class Secret:
     owner: str
     endpoint_id: UUID
-    version: int  # the endpoint's that it came with
+    version: int  # the version of the endpoint that the secret came with
     secret: str
     created_at: datetime
     expires_at: datetime | None

@@ -1,14 +1,13 @@
-"""Sends what is due. A delivery is claimed for the time that an attempt may take and a lease more;
-a worker that dies between sending and recording leaves it to be sent again, with the same id.
+"""Sends due deliveries. A claim lasts for an attempt's timeout plus a lease. If a worker dies
+between sending and recording, the delivery is sent again with the same id.
 
-An endpoint has one runner per worker process, which sends a few deliveries at once; an owner and a
-process have a few runners. An endpoint gives its runner back when a delivery fails, and chance
-decides who is next. So a receiver that is slow, or down, delays only what goes to it; and if there
-are as many of them as runners, others for an attempt or two.
+An endpoint has at most one runner per worker process, which sends 4 deliveries at once; an owner
+has at most 4 runners and a process 64. An endpoint gives up its runner when a delivery fails, and
+the next endpoint is chosen at random. So a receiver that is slow or down delays only its own
+deliveries, or, if there are as many such receivers as runners, others by an attempt or two.
 
-A receiver that doesn't take a delivery may say with Retry-After how long to leave it alone. Its
-endpoint then gets nothing until that time, at most 8 hours; what it asks for neither shortens a
-delivery's own pause nor ends its turn.
+A receiver that refuses a delivery may send Retry-After. Its endpoint then gets nothing until that
+time, at most 8 hours. Retry-After neither shortens a delivery's own pause nor ends its retries.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ from shared.webhooks.signing import signed_headers
 AT_ONCE = 4  # deliveries to one endpoint
 OF_OWNER = 4  # endpoints of one owner
 RUNNERS = 64
-_ROUNDS = 100  # then another endpoint may have the place
+_ROUNDS = 100  # claims per runner; then another endpoint gets it
 _FACTOR = 4
 _LONGEST_PAUSE_SECONDS = 8 * 3600.0
 _GONE = 410
@@ -47,7 +46,7 @@ class _DueEndpoint:
 
 @dataclass(slots=True)
 class _Claim:
-    """A delivery that this worker may attempt until its lease ends."""
+    """A delivery that this worker may send until its lease ends."""
 
     id: UUID
     owner: str
@@ -95,7 +94,7 @@ _CLAIM_DELIVERIES = Statement(
               ORDER BY s.version DESC) AS secrets
     """,
 )
-# Endpoint before delivery, as those who enable, replay and delete do.
+# Locks the endpoint before the delivery, in the same order as enabling, replaying and deleting.
 _HOLD_ENDPOINT = Command(
     "SELECT id FROM webhook_endpoints WHERE id = %(endpoint_id)s FOR NO KEY UPDATE"
 )
@@ -109,7 +108,7 @@ _SET_ENDPOINT_WELL = Command("""
     UPDATE webhook_endpoints SET failing_since = NULL, last_error_class = ''
     WHERE id = %(endpoint_id)s AND failing_since IS NOT NULL
 """)
-# Returns whether the delivery is given up.
+# Returns true if the delivery has failed for good.
 _SET_NOT_DELIVERED = Statement(
     bool,
     """
@@ -128,8 +127,8 @@ _SET_NOT_DELIVERED = Statement(
     FROM decided WHERE d.id = decided.id RETURNING decided.over
     """,
 )
-# An endpoint is disabled when a delivery is given up and nothing arrived for as long: the receiver
-# isn't there any more. Returns its state.
+# Disables the endpoint if it answered 410, or if a delivery has failed for good and none arrived
+# for as long: then the receiver no longer exists. Returns the endpoint's state.
 _SET_ENDPOINT_FAILING = Statement(
     str,
     """
@@ -172,7 +171,7 @@ class _Outcome:
     error_class: str = ""
     error_message: str = ""
     excerpt: str = ""
-    asked: float = 0.0  # seconds that the receiver asks to be left alone for
+    asked: float = 0.0  # the pause in seconds that the receiver asked for
 
 
 class Sender:
@@ -190,7 +189,7 @@ class Sender:
         self._wake.set()
 
     async def run(self) -> None:
-        """Looks for endpoints with something due, and gives each a runner."""
+        """Gives each endpoint with due deliveries a runner, until cancelled."""
         async with asyncio.TaskGroup() as group:
             while wanted():
                 self._wake.clear()
@@ -226,7 +225,8 @@ class Sender:
         return found
 
     async def _serve(self, endpoint_id: UUID, owner: str) -> None:
-        """Sends what is due, a few at once, one more whenever one ends; until one fails."""
+        """Sends an endpoint's due deliveries, a few at once, until one fails. Starts another
+        whenever one ends."""
         sending: set[asyncio.Task[bool]] = set()
         try:
             async with asyncio.TaskGroup() as group:
@@ -235,7 +235,7 @@ class Sender:
                     sending |= {group.create_task(self._attempt(delivery)) for delivery in claimed}
                     if not sending:
                         return
-                    # Others may come due while slow ones are out.
+                    # Others may become due while slow ones are being sent.
                     ended, sending = await asyncio.wait(
                         sending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
                     )
@@ -261,12 +261,12 @@ class Sender:
             return []
 
     async def _attempt(self, delivery: _Claim) -> bool:
-        """Whether it arrived."""
+        """Sends a delivery and records the outcome. Returns whether it arrived."""
         try:
             outcome = await self._send(delivery)
             await self._record(delivery, outcome)
             return not outcome.error_class
-        except Exception as error:  # it comes up again when its lease ends
+        except Exception as error:  # it is sent again when its lease ends
             _log.error(
                 "webhook could not be recorded",
                 service=self._db.service,
@@ -310,9 +310,8 @@ class Sender:
             "give_up": self._give_up,
             "gone": outcome.status == _GONE,
             "asked": timedelta(seconds=outcome.asked),
-            "pause": timedelta(
-                seconds=pause * random.uniform(0.9, 1.1)
-            ),  # so that those that failed together part
+            # Randomised, so that deliveries that failed together aren't retried together.
+            "pause": timedelta(seconds=pause * random.uniform(0.9, 1.1)),
         }
         async with self._db.transaction(delivery.owner) as m:
             await m.run(_HOLD_ENDPOINT, parameters)
@@ -322,7 +321,7 @@ class Sender:
                 return
             over = await m.first(_SET_NOT_DELIVERED, parameters)
             if over is None:
-                return  # another attempt has it, or it is deleted
+                return  # another attempt has claimed the delivery, or it is deleted
             state = await m.first(_SET_ENDPOINT_FAILING, {**parameters, "over": over})
         if state == "disabled":
             _log.warning(
@@ -335,8 +334,8 @@ class Sender:
 
 
 async def prune(db: Database, settings: Settings, chunk: int = 5000) -> int:
-    """Deletes deliveries past their retention, and those that wait for an endpoint disabled as
-    long, in chunks. Returns how many."""
+    """Deletes, in chunks, deliveries past their retention and pending ones of endpoints that have
+    been disabled for as long. Returns how many it deleted."""
     total = 0
     age: Parameters = {"age": timedelta(days=settings.webhook_log_days), "chunk": chunk}
     while True:

@@ -1,4 +1,4 @@
-"""The contract of webhooks, as every service serves it for its own events."""
+"""The servicer of webhooks, with which every service serves its own events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from shared.webhooks.signing import new_secret
 
 MAX_ENDPOINTS = 50
 _OVERLAP_SECONDS = 24 * 3600
-_MOST_SECRETS = 5  # a header of signatures stays small
+_MOST_SECRETS = 5  # keeps the header of signatures small
 
 _SELECT_ENDPOINT = Statement(
     Endpoint,
@@ -371,7 +371,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
             await m.run(_REPLAY_SINCE, parameters)
             first = await m.one(_SELECT_FIRST_EVENT, parameters)
             if first.position is not None:
-                # The dispatcher makes deliveries of what has none yet.
+                # The dispatcher makes deliveries of events that have none yet.
                 await m.run(_REPLAY_FROM, {"id": endpoint_id, "from": first.position - 1})
             return pb.ReplaySinceResponse(from_time=timestamp(first.at))
 
@@ -409,8 +409,8 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         return row
 
     async def _secret_of(self, endpoint: pb.Endpoint) -> str:
-        """The secret that came with this version of the endpoint. It is added to answers after they
-        were stored."""
+        """Returns the secret that came with this version of the endpoint; '' if it is gone. It is
+        added to answers after they were stored, so that these don't hold it."""
         row = await self._db.first(
             _SELECT_SECRET,
             {"owner": endpoint.owner, "id": UUID(endpoint.id), "version": int(endpoint.etag)},
@@ -419,7 +419,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
 
 
 async def _lock(m: Mutation, endpoint_id: UUID) -> LockedEndpoint:
-    """The owner's endpoint, locked until the commit. NOT_FOUND if it isn't theirs."""
+    """Returns the owner's endpoint, locked until the commit. Raises NOT_FOUND."""
     row = await m.first(_LOCK_ENDPOINT, {"owner": m.owner, "id": endpoint_id})
     if row is None:
         raise errors.not_found("webhook endpoint", endpoint_id)
@@ -433,7 +433,8 @@ def _check_enabled(endpoint: LockedEndpoint) -> None:
 
 
 async def _check_room(m: Mutation) -> None:
-    """One at a time per owner: two at once would both find the last place."""
+    """Raises QUOTA_EXCEEDED if the owner has the most endpoints allowed. Serialised per owner: two
+    concurrent calls would both find the last place."""
     await m.run(_LOCK_OWNER, {"name": f"webhooks\x1f{m.owner}"})
     count = await m.one(_COUNT_ENDPOINTS, {"owner": m.owner})
     if count >= MAX_ENDPOINTS:

@@ -1,4 +1,4 @@
-"""Signatures as Standard Webhooks describes them, version v1."""
+"""Signs deliveries as Standard Webhooks specifies, version v1."""
 
 import base64
 import hashlib
@@ -17,7 +17,8 @@ def new_secret() -> str:
 def signed_headers(
     keys: Sequence[str], delivery_id: str, at: datetime, body: bytes
 ) -> dict[str, str]:
-    """One signature per secret: a receiver needs to know only one of them."""
+    """Returns the headers of a delivery, with one signature per secret: a receiver needs to know
+    only one of them."""
     seconds = str(int(at.timestamp()))
     content = f"{delivery_id}.{seconds}.".encode() + body
     return {
