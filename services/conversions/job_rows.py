@@ -1,9 +1,11 @@
 """Jobs: what the rows and messages of conversions, generations and analyses have in common.
 
+from abc import ABC, abstractmethod
 Each row of the three tables is a job: it is created, waits, runs and ends. A `JobKind` describes
 one of the three tables, for code that serves all of them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +39,7 @@ class InputPicture(NamedTuple):
 
 
 @dataclass(slots=True)
-class ModelJob(JobRow):
+class ModelJob(JobRow, ABC):
     """The columns of every table of jobs that a model runs."""
 
     created_by: str
@@ -57,8 +59,9 @@ class ModelJob(JobRow):
     def finished(self) -> bool:
         return self.state in rules.FINISHED
 
+    @abstractmethod
     def inputs(self) -> list[InputPicture]:
-        raise NotImplementedError
+        """Returns the pictures that go into the model, in the order in which it takes them."""
 
 
 @dataclass(slots=True)

@@ -76,12 +76,7 @@ class PhaseOutcome:
 async def _advance(m: Mutation, phase: LockedPhase, to: str, **columns: Any) -> LockedPhase:
     """Moves a locked phase; the caller publishes it. Returns its new row."""
     stamps = () if to == phase.state else STAMPS.get(to, ())
-    row = await states.advance(
-        m, rules.PHASE_STATES, PHASES, phase.id, to, stamps=stamps, **columns
-    )
-    if row is None:
-        raise RuntimeError(f"the machine has no way from {phase.state} to {to}")
-    return row
+    return await states.move(m, rules.PHASE_STATES, PHASES, phase, to, stamps=stamps, **columns)
 
 
 async def _move(m: Mutation, phase: LockedPhase, to: str, **columns: Any) -> LockedPhase:
@@ -124,9 +119,7 @@ async def settle(m: Mutation, product_id: UUID, **columns: Any) -> None:
         getattr(product, name) == value for name, value in wanted.items()
     ):
         return
-    row = await states.advance(m, rules.PRODUCT_STATES, PRODUCTS, product_id, state, **wanted)
-    if row is None:
-        raise RuntimeError(f"the machine has no way from {product.state} to {state}")
+    row = await states.move(m, rules.PRODUCT_STATES, PRODUCTS, product, state, **wanted)
     await product_rows.publish(m, row)
 
 

@@ -182,11 +182,9 @@ async def _decide(
     if request.decision == pb.REVIEW_DECISION_EDIT:
         columns |= await _edit(m, request, review, phase)
     state = _DECIDED[request.decision]
-    row = await states.advance(
-        m, rules.REVIEW_STATES, REVIEWS, review.id, state, stamps=("decided_at",), **columns
+    row = await states.move(
+        m, rules.REVIEW_STATES, REVIEWS, review, state, stamps=("decided_at",), **columns
     )
-    if row is None:
-        raise RuntimeError(f"the machine has no way from {review.state} to {state}")
     await review_rows.publish(m, row)
     note = f" ({request.note})" if request.note else ""
     await log_rows.add(

@@ -1,6 +1,6 @@
 """Lists the rows of a table: newest first, in pages, filtered by the fields that a request sets.
 
-    _LIST = Listing(LOGS, levels=lambda logs, levels: logs.level == sa.any_(levels))
+    _LIST = Listing(LOGS, Log, levels=lambda logs, levels: logs.level == sa.any_(levels))
 
     page = paging.page(request)
     wanted = {"product_id": ..., "levels": [...], **created(request)}

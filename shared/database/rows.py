@@ -141,11 +141,13 @@ TABLES: list["Table[Any]"] = []
 def compiled(row: type[R], core: sa.Executable) -> Statement[R]:
     """Compiles a Core statement. Building and compiling one takes a millisecond, so callers keep
     the result per shape."""
-    text = str(core.compile(dialect=_DIALECT))  # type: ignore[attr-defined]
-    return Statement(row, text, constant=False)
+    return Statement(row, _text(core), constant=False)
 
 
 def command(core: sa.Executable) -> Command:
     """Compiles a Core statement that returns no rows; see `compiled`."""
-    text = str(core.compile(dialect=_DIALECT))  # type: ignore[attr-defined]
-    return Command(text, constant=False)
+    return Command(_text(core), constant=False)
+
+
+def _text(core: sa.Executable) -> str:
+    return str(core.compile(dialect=_DIALECT))  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ Each service defines its machines in rules.py.
 
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,6 +16,15 @@ from shared.database.rows import Statement, Table, compiled
 
 R = TypeVar("R")
 Machine = Mapping[str, Collection[str]]
+
+
+class Row(Protocol):
+    """A row with a state."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def state(self) -> str: ...
 
 
 async def advance(
@@ -44,6 +53,24 @@ async def advance(
         "fence": token,
     }
     return await m.first(_advance(table, tuple(columns), token is not None, stamps), parameters)
+
+
+async def move(
+    m: Mutation,
+    machine: Machine,
+    table: Table[R],
+    row: Row,
+    to: str,
+    *,
+    stamps: tuple[str, ...] = (),
+    **columns: Any,
+) -> R:
+    """Moves a row that this transaction has locked, as `advance` does, and returns the new row.
+    Raises RuntimeError if the machine does not allow it, which is a bug of ours."""
+    moved = await advance(m, machine, table, row.id, to, stamps=stamps, **columns)
+    if moved is None:
+        raise RuntimeError(f"the machine has no way from {row.state} to {to}")
+    return moved
 
 
 @cache
