@@ -18,9 +18,10 @@ mod stubs {
 
 /// The contract, as one module.
 pub mod api {
-    pub use super::stubs::atelier::techfiles::v1::RunState;
+    // Other packages have enums of these names, too.
+    pub use super::stubs::atelier::techfiles::v1::{RunState, ViewType};
     pub use super::stubs::atelier::{assets::v1::*, common::v1::*, conversions::v1::*};
-    pub use super::stubs::atelier::{pipeline::v1::*, techfiles::v1::*}; // not the one of assets
+    pub use super::stubs::atelier::{pipeline::v1::*, techfiles::v1::*};
 }
 
 pub type Answer<T> = Result<Response<T>, Status>;

@@ -43,7 +43,8 @@ async fn main() -> Result<(), Failure> {
     let reviews = review_service_client::ReviewServiceClient::new(to_pipeline);
     let named = ProductFacts { name: "Canvas field jacket".into(), ..Default::default() };
     let facts = Some(Facts { product: Some(named), ..Default::default() });
-    let image = NewImage { asset_id: photo.id.clone(), view: "front".into(), primary: true };
+    let (asset_id, view_type) = (photo.id.clone(), ViewType::Front.into());
+    let image = NewImage { asset_id, view_type, ..Default::default() };
     let mut ask = CreateProductRequest { request_id: new_id(), ..Default::default() };
     (ask.facts, ask.images) = (facts.clone(), vec![image]);
     let mut product = call!(products.create_product(ask)).await?.product.unwrap_or_default();
@@ -95,8 +96,7 @@ async fn main() -> Result<(), Failure> {
     println!("generation {} {}", made.id, made.state().as_str_name());
 
     let packs = tech_pack_service_client::TechPackServiceClient::new(to_techfiles);
-    let (revision_id, view) = ("front-1".into(), ViewType::Front.into());
-    let front = PackRevision { revision_id, view, asset_id: photo.id };
+    let front = PackRevision { revision_id: "front-1".into(), view: view_type, asset_id: photo.id };
     let mut ask = GenerateTechPackRequest { wait: true, ..Default::default() };
     (ask.request_id, ask.product_id) = (new_id(), product.id);
     (ask.facts, ask.revisions) = (facts, vec![front]);

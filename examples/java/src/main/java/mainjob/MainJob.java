@@ -96,7 +96,7 @@ public final class MainJob {
 
     var packs = TechPackServiceGrpc.newBlockingV2Stub(toTechfiles);
     var front = PackRevision.newBuilder().setRevisionId("front-1").setAssetId(photo.getId())
-        .setView(ViewType.VIEW_TYPE_FRONT);
+        .setView(atelier.techfiles.v1.ViewType.VIEW_TYPE_FRONT); // common has one
     var pack = GenerateTechPackRequest.newBuilder().setRequestId(newId()).setWait(true)
         .setProductId(product.getId()).setFacts(facts).addRevisions(front).build();
     var run = finished(atelier.techfiles.v1.RunState.RUN_STATE_COMPLETED_VALUE, // assets has one
