@@ -244,30 +244,28 @@ def test_ctrl_c_ends_it_while_postgres_cannot_come_back(up: Up) -> None:
 
 
 @pytest.mark.faults
-def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command) -> None:
+@pytest.mark.parametrize("last_line", ["Starting Postgres", "Ctrl-C stops"])
+def test_a_terminal_that_is_gone_ends_nothing(atelier_command: Command, last_line: str) -> None:
     process = atelier_command.start("up")
     assert process.stdout is not None
-    assert "Starting Postgres" in process.stdout.readline()
+    assert any(last_line in line for line in process.stdout)
 
     process.stdout.close()  # like `atelier up 2>&1 | head -1`
     process.stdout = None
-    up = atelier_command.state / "postgres" / "data" / "postmaster.pid"
 
     try:
+        if last_line == "Ctrl-C stops":  # while it starts, a Postgres that dies ends the start
+            data = atelier_command.state / "postgres" / "data"
+            os.kill(int((data / "postmaster.pid").read_text().split("\n")[0]), signal.SIGKILL)
         until(
             lambda: atelier_command.run("health", "techfiles").returncode == 0,
-            lambda: "the suite is up",
-        )
-        os.kill(int(up.read_text().split("\n")[0]), signal.SIGKILL)
-
-        until(
-            lambda: atelier_command.run("health", "techfiles").returncode == 0,
-            lambda: "the suite is up again",
+            lambda: f"the suite is up; {process.poll()=}",
         )
         assert process.poll() is None
     finally:
         status = interrupt(process)
-    assert status == 0
+    # The interrupt may come before the last service answers: then the start was given up.
+    assert status == 0 or (status == 1 and last_line == "Starting Postgres")
     assert atelier_command.left_behind() == []
 
 
