@@ -58,7 +58,7 @@ class Nap(attempts.JobRow):
 async def publish(_m: Mutation, _nap: Nap) -> None: ...
 
 
-NAPS = attempts.Kind(Table("naps", Nap), MACHINE, "running", "done", publish)
+NAPS = attempts.JobTable(Table("naps", Nap), MACHINE, "running", "done", publish)
 
 
 async def run(db: Database, row_id: str) -> None:

@@ -17,7 +17,7 @@ from shared import telemetry, webhooks
 from shared.background import events
 from shared.background import metrics as job_metrics
 from shared.background.jobs import JobQueue
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database import db
 from shared.rpc import server
 from shared.settings import STORAGE_HTTP_PORT, Settings, load
@@ -118,7 +118,7 @@ async def work(
 
 
 async def _prune(database: db.Database, settings: Settings) -> None:
-    while wanted():
+    while not_cancelled():
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
         try:
             await events.prune_events(database, timedelta(hours=settings.event_retention_hours))

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 from tests.schema_words.webhooks import WORDS as WEBHOOK_WORDS
 from tests.suite import ROOT, TEMPLATE, Cluster, built_services
 
@@ -157,7 +157,7 @@ def machine_words(machine: Mapping[str, Collection[str]]) -> set[str]:
     return set(machine)
 
 
-def declared(service: str) -> list[tuple[str, str, Any, Words | None]]:
+def declared(service: str) -> list[tuple[str, str, Any, EnumNames | None]]:
     """Returns (table, column, machine or set of words in rules.py, enum words) of every column of
     words."""
     return [*importlib.import_module(f"tests.schema_words.{service}").WORDS, *WEBHOOK_WORDS]

@@ -10,9 +10,9 @@ from atelier.conversions.v1 import job_pb2
 from services.conversions.job_rows import InputPicture, JobKind, ModelJob, common_fields
 from shared.database.rows import Table
 from shared.rpc import protos, views
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 
-TASKS = Words(pb.AnalysisTask, "ANALYSIS_TASK_")
+TASKS = EnumNames(pb.AnalysisTask, "ANALYSIS_TASK_")
 
 
 class AnalysedImage(TypedDict):

@@ -8,9 +8,9 @@ from atelier.conversions.v1 import job_pb2 as pb
 
 from services.conversions.job_kinds import KINDS
 from shared.database.rows import Statement, Table
-from shared.rpc.protos import Words, timestamp
+from shared.rpc.protos import EnumNames, timestamp
 
-OUTCOMES = Words(pb.AttemptOutcome, "ATTEMPT_OUTCOME_")
+OUTCOMES = EnumNames(pb.AttemptOutcome, "ATTEMPT_OUTCOME_")
 
 
 @dataclass(slots=True)

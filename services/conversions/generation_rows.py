@@ -11,9 +11,9 @@ from atelier.conversions.v1 import job_pb2
 from services.conversions.job_rows import InputPicture, JobKind, PictureJob, common_fields
 from shared.database.rows import Table
 from shared.rpc import views
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 
-TASKS = Words(pb.GenerationTask, "GENERATION_TASK_")
+TASKS = EnumNames(pb.GenerationTask, "GENERATION_TASK_")
 
 
 @dataclass(slots=True)

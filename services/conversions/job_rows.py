@@ -26,9 +26,9 @@ from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.rows import Statement, Table, compiled
 from shared.rpc import errors
-from shared.rpc.protos import Words, struct, timestamp, wait_of
+from shared.rpc.protos import EnumNames, struct, timestamp, wait_of
 
-STATES = Words(pb.JobState, "JOB_STATE_")
+STATES = EnumNames(pb.JobState, "JOB_STATE_")
 
 
 class InputPicture(NamedTuple):

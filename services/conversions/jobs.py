@@ -166,7 +166,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 if final:
                     await self._fail_claimed(m, job, refusal)
                 else:
-                    await outside.undo(m, job)
+                    await outside.undo_claim(m, job)
             if not final:
                 raise
             text = f"its pictures can't be used, so that it is failed now: {refusal.text}"

@@ -19,7 +19,7 @@ from services.conversions.job_kinds import KINDS, AnyKind
 from services.conversions.job_rows import ModelJob
 from shared.background import attempts
 from shared.background.jobs import JobQueue
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
 from shared.database.rows import Command, Statement
@@ -207,7 +207,7 @@ async def begin(
     return claimed
 
 
-async def undo(m: Mutation, job: LockedJob) -> None:
+async def undo_claim(m: Mutation, job: LockedJob) -> None:
     """Undoes a claim: deletes its attempt, and makes the row PENDING with the attempt number it had
     before."""
     await m.run(_DELETE_ATTEMPT, {"id": job.row.attempt_token})
@@ -275,7 +275,7 @@ async def give_up(
 async def reap_leases(db: Database, queue: JobQueue, every_seconds: float) -> None:
     """Takes rows back from outside runners whose lease has passed, so that others can claim them.
     Runs until cancelled; several processes may run it."""
-    while wanted():
+    while not_cancelled():
         await asyncio.sleep(every_seconds)
         try:
             for table in KINDS:

@@ -13,9 +13,9 @@ from shared.background import events
 from shared.database.db import Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Table
-from shared.rpc.protos import Words, struct, timestamp
+from shared.rpc.protos import EnumNames, struct, timestamp
 
-LEVELS = Words(log_pb2.LogLevel, "LOG_LEVEL_")
+LEVELS = EnumNames(log_pb2.LogLevel, "LOG_LEVEL_")
 _MESSAGE_CHARACTERS = 2000
 
 

@@ -13,9 +13,9 @@ from shared.background.attempts import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.rpc import errors
-from shared.rpc.protos import Words, timestamp, wait_of
+from shared.rpc.protos import EnumNames, timestamp, wait_of
 
-STATES = Words(phase_pb2.PhaseState, "PHASE_STATE_")
+STATES = EnumNames(phase_pb2.PhaseState, "PHASE_STATE_")
 STAMPS: Mapping[str, tuple[str, ...]] = {
     "running": ("started_at",),
     "completed": ("completed_at",),

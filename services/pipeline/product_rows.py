@@ -14,10 +14,10 @@ from shared.background import events
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.rpc import views
-from shared.rpc.protos import Words, facts_message, timestamp
+from shared.rpc.protos import EnumNames, facts_message, timestamp
 
-STATES = Words(product_pb2.ProductState, "PRODUCT_STATE_")
-PROVIDERS = Words(product_pb2.MarketProvider, "MARKET_PROVIDER_")
+STATES = EnumNames(product_pb2.ProductState, "PRODUCT_STATE_")
+PROVIDERS = EnumNames(product_pb2.MarketProvider, "MARKET_PROVIDER_")
 
 
 @dataclass(slots=True)

@@ -147,7 +147,7 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
         answer = await self._read(parse_id(request.product_id, "product_id"))
         if request.include_urls:
             await self._add_urls(list(answer.product.images))
-        room = paging.lighten(
+        room = paging.trim_to_limit(
             answer.results, ("value", "evidence"), paging.ANSWER_BYTES - answer.product.ByteSize()
         )
         newest = paging.fitting(answer.reviews, room)

@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 from shared.background import events
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
-from shared.rpc.protos import Words, timestamp
+from shared.rpc.protos import EnumNames, timestamp
 
-SOURCES = Words(result_pb2.ResultSource, "RESULT_SOURCE_")
+SOURCES = EnumNames(result_pb2.ResultSource, "RESULT_SOURCE_")
 VALUES: Mapping[int, str] = {
     field.number: field.name
     for field in result_pb2.PhaseValue.DESCRIPTOR.oneofs_by_name["value"].fields

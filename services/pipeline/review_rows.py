@@ -11,9 +11,9 @@ from services.pipeline import result_rows, rules
 from shared.background import events
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
-from shared.rpc.protos import Words, timestamp
+from shared.rpc.protos import EnumNames, timestamp
 
-STATES = Words(review_pb2.ReviewState, "REVIEW_STATE_")
+STATES = EnumNames(review_pb2.ReviewState, "REVIEW_STATE_")
 
 
 @dataclass(slots=True)

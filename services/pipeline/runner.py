@@ -25,7 +25,7 @@ from services.pipeline.product_rows import IMAGES, Product, ProductImage
 from services.pipeline.progress import PhaseOutcome
 from shared.background import attempts
 from shared.background.attempts import Attempt, JobFailed, Outcome
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement
 from shared.rpc import auth
@@ -100,7 +100,7 @@ class PhaseRunner:
         self._db = db
         self._flows = flows
         self._peers = peers
-        self._kind = attempts.Kind(
+        self._kind = attempts.JobTable(
             PHASES,
             rules.PHASE_STATES,
             "running",
@@ -245,7 +245,9 @@ class PhaseRunner:
             await self._flows.finish(m, phase, found)
 
         columns = {"confidence": found.confidence}
-        return Outcome(columns, to=found.state, credits=credits, publishes=True, also=finish)
+        return Outcome(
+            columns, to=found.state, credits=credits, publishes=True, in_transaction=finish
+        )
 
 
 def _phase_value(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,7 +309,7 @@ _VALUES = {1: _product_analysis, 3: _seo_analysis, 4: _product_listing}
 async def reap_leases(db: Database, every_seconds: float) -> None:
     """Takes phases back from outside runners whose lease has passed, so that others can claim them.
     Runs until cancelled; several processes may run it."""
-    while wanted():
+    while not_cancelled():
         await asyncio.sleep(every_seconds)
         try:
             for late in await db.system_all(_SELECT_LATE):

@@ -21,10 +21,10 @@ from shared.database.db import Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Command, Statement, Table, compiled
 from shared.rpc import errors
-from shared.rpc.protos import Words, timestamp
+from shared.rpc.protos import EnumNames, timestamp
 
-TYPES = Words(pb.CollectionType, "COLLECTION_TYPE_")
-STATES = Words(pb.CollectionState, "COLLECTION_STATE_")
+TYPES = EnumNames(pb.CollectionType, "COLLECTION_TYPE_")
+STATES = EnumNames(pb.CollectionState, "COLLECTION_STATE_")
 
 
 @dataclass(slots=True)

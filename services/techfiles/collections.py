@@ -120,7 +120,7 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         }
         rows = await self._db.all(_SELECT_FILES_AFTER, page)
         files = await self._views.files(rows[:size], urls=request.include_urls)
-        paging.lighten(files, ("analysis", "prompt"), rules.LIST_BYTES)
+        paging.trim_to_limit(files, ("analysis", "prompt"), rules.LIST_BYTES)
         items = paging.fitting(
             (
                 pb.CollectionItem(

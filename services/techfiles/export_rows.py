@@ -16,12 +16,12 @@ from shared.background.attempts import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.formats import names
-from shared.rpc.protos import Words, timestamp, wait_of
+from shared.rpc.protos import EnumNames, timestamp, wait_of
 
 TASK = "export"
 QUEUE = "documents"
-FORMATS = Words(pb.ExportFormat, "EXPORT_FORMAT_")
-STATES = Words(pb.ExportState, "EXPORT_STATE_")
+FORMATS = EnumNames(pb.ExportFormat, "EXPORT_FORMAT_")
+STATES = EnumNames(pb.ExportState, "EXPORT_STATE_")
 CONTENT_TYPES = {"pdf": "application/pdf", "zip": "application/zip"}
 
 

@@ -15,7 +15,7 @@ class Exporter:
     def __init__(self, db: Database, renderer: Renderer) -> None:
         self._db = db
         self._renderer = renderer
-        self._kind = attempts.Kind(
+        self._kind = attempts.JobTable(
             EXPORTS, rules.EXPORT_STATES, "processing", "completed", export_rows.publish
         )
 
@@ -25,7 +25,9 @@ class Exporter:
     async def _work(self, attempt: attempts.Attempt[Export]) -> attempts.Outcome[Export]:
         document = await self._renderer.render(attempt.row, attempt.token)
 
-        async def undo() -> None:
+        async def remove_stored() -> None:
             await self._renderer.delete(document)
 
-        return attempts.Outcome(asdict(document), output_bytes=document.size_bytes, undo=undo)
+        return attempts.Outcome(
+            asdict(document), output_bytes=document.size_bytes, if_not_committed=remove_stored
+        )

@@ -70,7 +70,7 @@ class PackGenerator:
         self._assets = Assets(peers)
         self._analyses = peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
         self._generations = peers.stub(generation_pb2_grpc.GenerationServiceStub)
-        self._kind = attempts.Kind(
+        self._kind = attempts.JobTable(
             RUNS, rules.RUN_STATES, "processing", "completed", running.follow
         )
 

@@ -19,12 +19,12 @@ from shared.background import events
 from shared.background.attempts import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
-from shared.rpc.protos import Words, timestamp, wait_of
+from shared.rpc.protos import EnumNames, timestamp, wait_of
 
 TASK = "tech_pack"
 QUEUE = "packs"
-RUN_STATES = Words(pb.RunState, "RUN_STATE_")
-STEP_STATES = Words(pb.StepState, "STEP_STATE_")
+RUN_STATES = EnumNames(pb.RunState, "RUN_STATE_")
+STEP_STATES = EnumNames(pb.StepState, "STEP_STATE_")
 
 
 @dataclass(slots=True)

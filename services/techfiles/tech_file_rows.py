@@ -24,11 +24,11 @@ from shared.database.db import Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Command, Statement, Table, command
 from shared.rpc import errors
-from shared.rpc.protos import Words, struct, timestamp
+from shared.rpc.protos import EnumNames, struct, timestamp
 
-TYPES = Words(pb.TechFileType, "TECH_FILE_TYPE_")
-VIEWS = Words(pb.ViewType, "VIEW_TYPE_")
-STATES = Words(pb.TechFileState, "TECH_FILE_STATE_")
+TYPES = EnumNames(pb.TechFileType, "TECH_FILE_TYPE_")
+VIEWS = EnumNames(pb.ViewType, "VIEW_TYPE_")
+STATES = EnumNames(pb.TechFileState, "TECH_FILE_STATE_")
 
 
 @dataclass(slots=True)

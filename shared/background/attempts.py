@@ -33,7 +33,7 @@ import structlog
 
 from shared.background import metrics as job_metrics
 from shared.background.jobs import TryAgain, wake
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
@@ -80,7 +80,7 @@ J = TypeVar("J", bound=JobRow)
 
 
 @dataclass(frozen=True)
-class Kind(Generic[J]):
+class JobTable(Generic[J]):
     """How the jobs of one noun run. `publish(m, row)` publishes the row's new state.
 
     `stamps` maps a state to the columns that get the time of the move to it. `in_transaction(m,
@@ -122,19 +122,20 @@ class Waits(Exception):
 @dataclass
 class Outcome(Generic[J]):
     """The result of an attempt: the row's new columns, figures for the attempt's record, and what
-    else the commit does. `to` replaces the kind's `done` state. With `publishes`, `also` publishes
-    the row itself, because something must be published before it."""
+    else the commit does. `to` replaces the kind's `done` state. `in_transaction` runs in the
+    transaction that commits the outcome, `after_commit` after it. `if_not_committed` runs if
+    nothing was committed (another attempt has the row, or `in_transaction` refused): it removes
+    what this attempt stored. With `publishes`, `in_transaction` publishes the row itself, because
+    something must be published before it."""
 
     columns: dict[str, Any]
     to: str | None = None
     output_bytes: int = 0
     credits: int = 0
     publishes: bool = False
-    also: Callable[[Mutation, J], Awaitable[None]] | None = None  # runs in the transaction
-    after: Callable[[], Awaitable[None]] | None = None  # runs after the commit
-    # Removes what this attempt stored; runs if nothing was committed: another attempt has the row,
-    # or `also` refused.
-    undo: Callable[[], Awaitable[None]] | None = None
+    in_transaction: Callable[[Mutation, J], Awaitable[None]] | None = None
+    after_commit: Callable[[], Awaitable[None]] | None = None
+    if_not_committed: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass
@@ -226,7 +227,7 @@ def _select_hold(table: Table[J]) -> Statement[_Hold]:
     return compiled(_Hold, sa.select(*columns).where(row.id == sa.bindparam("id")))
 
 
-async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
+async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> None:
     """Runs one attempt of the job whose row is `row_id`, for the owner of that row. Does nothing if
     the row is in a final state or gone."""
     attempt = await _begin(db, kind, UUID(row_id))
@@ -248,7 +249,7 @@ async def run(db: Database, kind: Kind[J], row_id: str, work: Work[J]) -> None:
     except Superseded:
         _log.warning("late result discarded", table=kind.table.name, row=row_id)
     except asyncio.CancelledError:
-        if wanted():  # this task was not cancelled: the work itself raised the error
+        if not_cancelled():  # this task was not cancelled: the work itself raised the error
             await _fail(
                 db,
                 kind,
@@ -306,7 +307,7 @@ def _class_of(refusal: DomainError) -> str:
     return Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
 
 
-async def _begin(db: Database, kind: Kind[J], row_id: UUID) -> Attempt[J] | None:
+async def _begin(db: Database, kind: JobTable[J], row_id: UUID) -> Attempt[J] | None:
     """Claims the row for a new attempt. Records an earlier attempt that never ended as lost, or as
     waited if it was this process's own."""
     owner = await _owner_of(db, kind, row_id)
@@ -361,13 +362,19 @@ def _lost(row: JobRow, now: datetime) -> dict[str, Any]:
     }
 
 
-async def _owner_of(db: Database, kind: Kind[J], row_id: UUID) -> str | None:
+async def _owner_of(db: Database, kind: JobTable[J], row_id: UUID) -> str | None:
     owners = await db.system_all(_select_owner(kind.table), {"id": row_id})
     return owners[0] if owners else None
 
 
 async def _move(
-    m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
+    m: Mutation,
+    kind: JobTable[J],
+    row_id: UUID,
+    to: str,
+    *,
+    token: UUID | None = None,
+    **columns: Any,
 ) -> J | None:
     """Moves a row without an outcome, publishes it and runs the kind's `in_transaction`."""
     row = await _advance(m, kind, row_id, to, token=token, **columns)
@@ -379,7 +386,13 @@ async def _move(
 
 
 async def _advance(
-    m: Mutation, kind: Kind[J], row_id: UUID, to: str, *, token: UUID | None = None, **columns: Any
+    m: Mutation,
+    kind: JobTable[J],
+    row_id: UUID,
+    to: str,
+    *,
+    token: UUID | None = None,
+    **columns: Any,
 ) -> J | None:
     # An attempt may move its row only from running: once its commit went through, it must not
     # change the row again, even if it never heard of that commit.
@@ -390,7 +403,9 @@ async def _advance(
     )
 
 
-async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> None:
+async def _finish(
+    db: Database, kind: JobTable[J], attempt: Attempt[J], outcome: Outcome[J]
+) -> None:
     """Commits the attempt's outcome. Retries for a minute while the database is unreachable: the
     work is done and may have cost money."""
     deadline = time.monotonic() + _INSIST_SECONDS
@@ -405,9 +420,9 @@ async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Out
             if row is None and unheard and await _is_committed(db, attempt):
                 row = attempt.row  # the first commit succeeded while this one waited for its lock
             break
-        except JobFailed:  # `also` refused, so nothing was committed
-            if outcome.undo:
-                await outcome.undo()
+        except JobFailed:  # `in_transaction` refused, so nothing was committed
+            if outcome.if_not_committed:
+                await outcome.if_not_committed()
             raise
         except Exception as error:
             # Stored bytes must stay: a committed row may refer to them. If none does, the
@@ -420,16 +435,16 @@ async def _finish(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Out
             unheard = True
         await asyncio.sleep(_FIRST_PAUSE_SECONDS)
     if row is None:
-        if outcome.undo:
-            await outcome.undo()
+        if outcome.if_not_committed:
+            await outcome.if_not_committed()
         raise Superseded
-    if outcome.after:
-        await outcome.after()
+    if outcome.after_commit:
+        await outcome.after_commit()
     if attempt.row.waits_for:
         await wake(db, attempt.row.waits_for)
 
 
-async def _commit(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Outcome[J]) -> Any:
+async def _commit(db: Database, kind: JobTable[J], attempt: Attempt[J], outcome: Outcome[J]) -> Any:
     async with db.transaction(attempt.row.owner) as m:
         done = {
             "error_class": "",
@@ -445,15 +460,15 @@ async def _commit(db: Database, kind: Kind[J], attempt: Attempt[J], outcome: Out
         if row is not None:
             if not outcome.publishes:
                 await kind.publish(m, row)
-            if outcome.also:
-                await outcome.also(m, row)
+            if outcome.in_transaction:
+                await outcome.in_transaction(m, row)
             await _record(m, attempt, "succeeded", outcome=outcome)
-    _count_try(kind, "succeeded" if row is not None else "superseded")
+    _count_attempt(kind, "succeeded" if row is not None else "superseded")
     job_metrics.SECONDS.labels(kind.table.name).observe(time.monotonic() - attempt.began)
     return row
 
 
-def _count_try(kind: Kind[J], outcome: str) -> None:
+def _count_attempt(kind: JobTable[J], outcome: str) -> None:
     job_metrics.TRIES.labels(kind.table.name, outcome).inc()
 
 
@@ -461,7 +476,7 @@ async def _is_committed(db: Database, attempt: Attempt[J]) -> bool:
     return bool(await db.system_all(_SELECT_SUCCEEDED, {"token": attempt.token}))
 
 
-async def _fail(db: Database, kind: Kind[J], attempt: Attempt[J], failure: JobFailed) -> None:
+async def _fail(db: Database, kind: JobTable[J], attempt: Attempt[J], failure: JobFailed) -> None:
     """Ends an attempt that failed. A final failure, or the last allowed one, fails the job; any
     other is retried after a backoff, by the database's clock."""
     faults = attempt.row.faults + 1
@@ -475,7 +490,7 @@ async def _fail(db: Database, kind: Kind[J], attempt: Attempt[J], failure: JobFa
         raise TryAgain(await _now(db) + timedelta(seconds=backoff))
 
 
-async def _put_off(db: Database, kind: Kind[J], attempt: Attempt[J], waits: Waits) -> None:
+async def _put_off(db: Database, kind: JobTable[J], attempt: Attempt[J], waits: Waits) -> None:
     """Ends an attempt that must wait: records the wait in the row and keeps the job's progress.
     Fails the job if it has waited for too long."""
     found = await db.system_all(_select_wait(kind.table), {"id": attempt.row.id})
@@ -508,7 +523,7 @@ async def _now(db: Database) -> datetime:
 
 async def _end(
     db: Database,
-    kind: Kind[J],
+    kind: JobTable[J],
     attempt: Attempt[J],
     to: str,
     outcome: str,
@@ -523,7 +538,7 @@ async def _end(
         row = await _move(
             m, kind, attempt.row.id, to, token=attempt.token, **{**kept, **said, **columns}
         )
-        _count_try(kind, outcome if row is not None else "superseded")
+        _count_attempt(kind, outcome if row is not None else "superseded")
         if row is not None:
             # Only the latest attempt of a wait is kept: there may be thousands.
             if outcome == "waited":
@@ -596,7 +611,7 @@ async def record_end(
     await m.run(_END_ATTEMPT, values)
 
 
-async def _watch_for_cancel(db: Database, kind: Kind[J], attempt: Attempt[J]) -> None:
+async def _watch_for_cancel(db: Database, kind: JobTable[J], attempt: Attempt[J]) -> None:
     """Returns when cancellation is requested. Raises Superseded if another attempt owns the row."""
     while True:
         await asyncio.sleep(CANCEL_POLL_SECONDS)

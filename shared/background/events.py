@@ -28,7 +28,7 @@ import structlog
 from atelier.common.v1 import watch_pb2
 from google.protobuf.message import Message
 
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Connection, Database, Mutation, execute
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors, paging
@@ -167,7 +167,7 @@ _PRUNE = Statement(
 async def run_sequencer(db: Database) -> None:
     """Stamps events until cancelled. Any number may run; a session's advisory lock lets only one
     work."""
-    while wanted():
+    while not_cancelled():
         try:
             async with await db.connect() as conn:
                 # A frozen process must not keep the lock: with this limit the server ends a session
@@ -187,8 +187,8 @@ async def _stamp_forever(conn: Connection, service: str) -> None:
     await conn.execute(f"LISTEN {service}_outbox")
     # A plan cached while the outbox was empty would scan the whole outbox for every event.
     await conn.execute("SET plan_cache_mode = force_custom_plan")
-    # A cancellation that coincides with the end of a statement may be lost; only wanted() sees it.
-    while wanted():
+    # A cancellation that meets the end of a statement may be lost: only not_cancelled() sees it.
+    while not_cancelled():
         stamping = await execute(conn, _STAMP, {"batch": STAMP_BATCH, "room": _NOTICE_BYTES})
         stamped = await stamping.fetchone()
         if stamped is not None and stamped < STAMP_BATCH:
@@ -551,7 +551,7 @@ class EventStream:
         notification was lost."""
         # This sets only the tenant context: each watcher checks the expiry of its own token.
         auth.enter(identity)
-        while wanted():
+        while not_cancelled():
             try:
                 while await self._read_fresh(name, owner):
                     pass
@@ -584,7 +584,7 @@ class EventStream:
 
     async def _listen(self) -> None:
         """Listens on one connection per process. While it is broken, the poll wakes the owners."""
-        while wanted():
+        while not_cancelled():
             with suppress(psycopg.Error, OSError, TimeoutError):
                 async with await self._db.connect() as conn:
                     await conn.execute(f"LISTEN {self._db.service}_events")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database
 from shared.database.rows import Statement, compiled
 from shared.telemetry import METRICS
@@ -86,7 +86,7 @@ async def watch_waits(db: Database) -> None:
     of the whole service, so alert rules must take their maximum."""
     statement: Statement[_Waiting] | None = None
     shown: set[tuple[str, str]] = set()
-    while wanted():
+    while not_cancelled():
         try:
             if statement is None:
                 tables = await db.system_all(_SELECT_TABLES, {"schema": db.service})

@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-def wanted() -> bool:
+def not_cancelled() -> bool:
     """Returns False once cancellation of the current task was requested. Use it as the condition of
     endless loops, because a CancelledError can be lost: another error on the way out, such as an
     unreachable database, can replace it, and before Python 3.12 `wait_for`, with which psycopg's

@@ -13,7 +13,7 @@ from uuid import UUID
 from google.protobuf.message import Message
 
 from shared.background.events import EventStream
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.rpc import calls, limits
 from shared.rpc.errors import DomainError
 
@@ -44,7 +44,7 @@ def patience() -> float:
 async def _look(read: Callable[[], Awaitable[R]]) -> R:
     row = await read()
     # A cancellation that coincides with the end of a statement may be lost; the call would wait on.
-    if not wanted():
+    if not not_cancelled():
         raise asyncio.CancelledError
     return row
 

@@ -18,7 +18,7 @@ import psycopg
 import structlog
 from procrastinate import exceptions, jobs, manager, worker
 
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -92,7 +92,7 @@ class Manager(manager.JobManager):
         registered = await super().register_worker()
         self._held[registered] = set()
         # A cancellation before this point may have been lost; the worker would run for ever.
-        if not wanted():
+        if not not_cancelled():
             raise asyncio.CancelledError
         return registered
 
@@ -201,7 +201,7 @@ class Manager(manager.JobManager):
         self, *, on_notification: Any, queues: Iterable[str] | None = None
     ) -> None:
         """Listens until cancelled; opens a new connection whenever one breaks."""
-        while wanted():
+        while not_cancelled():
             try:
                 await super().listen_for_jobs(on_notification=on_notification, queues=queues)
             except (exceptions.ConnectorException, psycopg.Error) as error:
@@ -229,7 +229,7 @@ class Worker:
     async def run(self, queues: Sequence[str], slots: int) -> None:
         """Runs jobs until cancelled; then gives running jobs a few seconds and puts the rest
         back."""
-        while wanted():
+        while not_cancelled():
             try:
                 await self._until_lost(queues, slots)
             except (exceptions.ConnectorException, psycopg.Error) as error:
@@ -266,7 +266,7 @@ class Worker:
     async def _beat(self, working: worker.Worker) -> None:
         """Sends heartbeats; returns when the others have declared the worker dead or must do so."""
         heard = time.monotonic()
-        while wanted():  # a cancellation may be lost while psycopg waits for a connection
+        while not_cancelled():  # a cancellation may be lost while psycopg waits for a connection
             asked, pause = time.monotonic(), self._beat_seconds
             if working.worker_id is None:
                 await asyncio.sleep(_REGISTERING_SECONDS)
@@ -299,7 +299,7 @@ class Worker:
         have delayed their heartbeats.
         """
         passes = 0
-        while wanted():
+        while not_cancelled():
             await asyncio.sleep(min(self._lease_seconds / 3, _LONGEST_REAPING_SECONDS))
             asked = time.monotonic()
             if asked < self._unsteady_until or asked - self._heard > 2 * self._beat_seconds:

@@ -111,7 +111,7 @@ def fitting(messages: Iterable[M], room: int = ANSWER_BYTES) -> list[M]:
     return taken
 
 
-def lighten(messages: Iterable[Message], names: Sequence[str], room: int) -> int:
+def trim_to_limit(messages: Iterable[Message], names: Sequence[str], room: int) -> int:
     """Clears the named fields of messages that don't fit into `room` bytes with them, for answers
     without pages. Returns the remaining room."""
     for message in messages:

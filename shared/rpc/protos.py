@@ -20,7 +20,7 @@ METADATA_LEVELS = 32
 E = TypeVar("E")
 
 
-class Words(Generic[E]):
+class EnumNames(Generic[E]):
     """Maps an enum's values to the words for them in tables: ASSET_KIND_PHOTO <-> 'photo'.
 
     A test compares the words with the CHECK constraint and the state machine.

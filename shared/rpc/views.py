@@ -8,9 +8,9 @@ from typing import Any
 from atelier.common.v1 import view_pb2
 
 from shared.rpc import errors
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 
-VIEWS = Words(view_pb2.ViewType, "VIEW_TYPE_")
+VIEWS = EnumNames(view_pb2.ViewType, "VIEW_TYPE_")
 
 
 def settle(message: Any, path: str = "") -> None:

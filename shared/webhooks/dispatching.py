@@ -16,7 +16,7 @@ import psycopg
 import structlog
 
 from shared.background.events import POLL_SECONDS
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Command, Statement
@@ -119,11 +119,11 @@ async def run(db: Database, settings: Settings, types: EventTypes) -> None:
     ):
         sender = Sender(db, settings, out)
         group.create_task(sender.run())
-        while wanted():
+        while not_cancelled():
             try:
                 async with await db.connect() as conn:
                     await conn.execute(f"LISTEN {db.service}_events")
-                    while wanted():
+                    while not_cancelled():
                         more = await dispatch(db, types)
                         sender.wake()
                         if not more:

@@ -7,11 +7,11 @@ from uuid import UUID
 from atelier.webhooks.v1 import webhook_pb2 as pb
 
 from shared.database.rows import Table
-from shared.rpc.protos import Words, timestamp
+from shared.rpc.protos import EnumNames, timestamp
 
-ENDPOINT_STATES = Words(pb.EndpointState, "ENDPOINT_STATE_")
-DISABLE_REASONS = Words(pb.DisableReason, "DISABLE_REASON_")
-DELIVERY_STATES = Words(pb.DeliveryState, "DELIVERY_STATE_")
+ENDPOINT_STATES = EnumNames(pb.EndpointState, "ENDPOINT_STATE_")
+DISABLE_REASONS = EnumNames(pb.DisableReason, "DISABLE_REASON_")
+DELIVERY_STATES = EnumNames(pb.DeliveryState, "DELIVERY_STATE_")
 
 
 @dataclass(slots=True)

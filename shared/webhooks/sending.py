@@ -21,7 +21,7 @@ import psycopg
 import structlog
 
 from shared.background.events import POLL_SECONDS
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Parameters
 from shared.database.rows import Command, Statement
 from shared.outbound import Outbound, OutboundFailed, OutboundRefused
@@ -191,7 +191,7 @@ class Sender:
     async def run(self) -> None:
         """Gives each endpoint with due deliveries a runner, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            while wanted():
+            while not_cancelled():
                 self._wake.clear()
                 try:
                     for endpoint in await self._due():

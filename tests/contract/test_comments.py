@@ -14,7 +14,7 @@ from tests.contract.test_options import FILES
 from tests.suite import ROOT
 
 COLUMNS = 100
-# Words that a comment begins with if it lacks its subject.
+# EnumNames that a comment begins with if it lacks its subject.
 FRAGMENT = re.compile(
     r"(Of|Whose|Who|Such as|At most|As asked|As given|As it is|UUID|Bytes|Pixels|Newest|None|Being|"
     r"There(?=\.)|\d[\d,]* to|0:|It is (gone|there)|That|Those|The same)\b"

@@ -8,9 +8,9 @@ from services.assets.documents import rules as document_rules
 from services.assets.upkeep import rules as run_rules
 from services.assets.upkeep import run_rows
 from services.assets.variants import backfill_rows
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 
-WORDS: list[tuple[str, str, Any, Words | None]] = [
+WORDS: list[tuple[str, str, Any, EnumNames | None]] = [
     ("assets", "state", rules.ASSET_STATES, asset_rows.STATES),
     ("assets", "kind", {*rules.KIND_ROLES, *rules.SERVICE_KINDS}, asset_rows.KINDS),
     ("variants", "state", rules.VARIANT_STATES, asset_rows.VARIANT_STATES),

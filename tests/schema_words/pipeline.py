@@ -1,9 +1,9 @@
 from typing import Any
 
 from services.pipeline import log_rows, phase_rows, product_rows, result_rows, review_rows, rules
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 
-WORDS: list[tuple[str, str, Any, Words | None]] = [
+WORDS: list[tuple[str, str, Any, EnumNames | None]] = [
     ("products", "state", rules.PRODUCT_STATES, product_rows.STATES),
     ("products", "preparation", {"pending", "done", "failed"}, None),
     ("products", "market_provider", None, product_rows.PROVIDERS),

@@ -1,9 +1,9 @@
 from typing import Any
 
 from services.techfiles import collection_rows, export_rows, pack_rows, rules, tech_file_rows
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 
-WORDS: list[tuple[str, str, Any, Words | None]] = [
+WORDS: list[tuple[str, str, Any, EnumNames | None]] = [
     ("collections", "collection_type", None, collection_rows.TYPES),
     ("collections", "state_override", None, collection_rows.STATES),
     ("exports", "format", None, export_rows.FORMATS),

@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from services.assets.accounting.usage_rows import STOCKED
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.rows import Command, Statement
 
@@ -83,7 +83,7 @@ async def fold(db: Database) -> int:
 
 async def fold_forever(db: Database) -> None:
     folded = 0
-    while wanted():
+    while not_cancelled():
         if folded < _FOLD_BATCH:
             await asyncio.sleep(_FOLD_SECONDS)
         try:

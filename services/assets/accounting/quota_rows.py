@@ -10,10 +10,10 @@ from atelier.assets.v1 import quota_pb2 as pb
 from services.assets.accounting.rules import Allowance, Held
 from services.assets.accounting.usage_rows import DEPLOYMENT
 from shared.database.rows import Table
-from shared.rpc.protos import Words, timestamp
+from shared.rpc.protos import EnumNames, timestamp
 from shared.settings import Settings
 
-KINDS = Words(pb.QuotaKind, "QUOTA_KIND_")
+KINDS = EnumNames(pb.QuotaKind, "QUOTA_KIND_")
 
 
 @dataclass(slots=True)

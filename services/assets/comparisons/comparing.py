@@ -88,7 +88,7 @@ class Comparer:
         self._pool = pool
         self._presets = presets
         self._quotas = quota
-        self._kind = attempts.Kind(
+        self._kind = attempts.JobTable(
             COMPARISONS, rules.STATES, "processing", "ready", comparison_rows.publish
         )
 
@@ -146,8 +146,8 @@ class Comparer:
         return Outcome(
             {"picture_asset_id": picture.asset_id},
             output_bytes=picture.facts.size,
-            also=show,
-            undo=remove_stored,
+            in_transaction=show,
+            if_not_committed=remove_stored,
         )
 
     async def _show(self, m: Mutation, row: Comparison, picture: _Picture) -> None:

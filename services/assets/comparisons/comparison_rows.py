@@ -11,11 +11,11 @@ from shared.background import events
 from shared.background.attempts import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Table
-from shared.rpc.protos import Words, timestamp, wait_of
+from shared.rpc.protos import EnumNames, timestamp, wait_of
 
 TASK = "compare"
 QUEUE = "images"
-STATES = Words(pb.ComparisonState, "COMPARISON_STATE_")
+STATES = EnumNames(pb.ComparisonState, "COMPARISON_STATE_")
 
 
 @dataclass(slots=True)

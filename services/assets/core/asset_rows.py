@@ -17,13 +17,13 @@ from shared.database.db import Database, Mutation
 from shared.database.rows import Statement, Table, compiled
 from shared.formats import names
 from shared.rpc import auth, errors, paging
-from shared.rpc.protos import Words, struct, timestamp, wait_of
+from shared.rpc.protos import EnumNames, struct, timestamp, wait_of
 from shared.storage import Storage
 
-KINDS = Words(pb.AssetKind, "ASSET_KIND_")
-STATES = Words(pb.AssetState, "ASSET_STATE_")
-VARIANT_STATES = Words(pb.VariantState, "VARIANT_STATE_")
-CREDENTIALS_STATES = Words(pb.CredentialsState, "CREDENTIALS_STATE_")
+KINDS = EnumNames(pb.AssetKind, "ASSET_KIND_")
+STATES = EnumNames(pb.AssetState, "ASSET_STATE_")
+VARIANT_STATES = EnumNames(pb.VariantState, "VARIANT_STATE_")
+CREDENTIALS_STATES = EnumNames(pb.CredentialsState, "CREDENTIALS_STATE_")
 SCOPES = ("session_id", "room_id", "product_id", "dataset_id")
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database
 from shared.database.rows import Command
 
@@ -92,7 +92,7 @@ class Meter:
             raise
 
     async def _flush_forever(self) -> None:
-        while wanted() and not self._stopping.is_set():
+        while not_cancelled() and not self._stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_SECONDS):
                     await self._stopping.wait()

@@ -9,9 +9,9 @@ from uuid import UUID
 from atelier.assets.v1 import usage_pb2 as pb
 
 from shared.database.rows import Table
-from shared.rpc.protos import Words, struct, timestamp
+from shared.rpc.protos import EnumNames, struct, timestamp
 
-ACTIONS = Words(pb.UsageAction, "USAGE_ACTION_")
+ACTIONS = EnumNames(pb.UsageAction, "USAGE_ACTION_")
 
 
 @dataclass(slots=True)

@@ -92,7 +92,7 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
                     m, used, "use_in_conversion", conversion_id=request.conversion_id
                 )
             shown = [asset_rows.for_caller(asset_rows.to_proto(held[asset_id])) for asset_id in ids]
-            paging.lighten(shown, _HEAVY, paging.ANSWER_BYTES)
+            paging.trim_to_limit(shown, _HEAVY, paging.ANSWER_BYTES)
             return pb.AcquireReferencesResponse(assets=shown)
 
         try:

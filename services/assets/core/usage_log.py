@@ -20,7 +20,7 @@ import structlog
 from psycopg.types.json import Jsonb
 
 from services.assets.core.history_rows import USAGE_EVENTS, UsageEvent
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Command, Statement
@@ -202,7 +202,7 @@ class UsageLog:
             self._forgotten += 1
 
     async def _write_forever(self) -> None:
-        while wanted():
+        while not_cancelled():
             await asyncio.sleep(_FLUSH_SECONDS)
             try:
                 await self._flush()
@@ -242,7 +242,7 @@ async def shorten(db: Database, older_than: timedelta, chunk: int = 5000) -> int
 
 
 async def shorten_forever(db: Database, older_than: timedelta) -> None:
-    while wanted():
+    while not_cancelled():
         await asyncio.sleep(_SHORTEN_SECONDS)
         try:
             await shorten(db, older_than)

@@ -15,12 +15,12 @@ from shared.background.attempts import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Table
 from shared.formats import names
-from shared.rpc.protos import Words, timestamp, wait_of
+from shared.rpc.protos import EnumNames, timestamp, wait_of
 
 TASK = "make_document"
 QUEUE = "documents"
-KINDS = Words(pb.DocumentKind, "DOCUMENT_KIND_")
-STATES = Words(pb.DocumentState, "DOCUMENT_STATE_")
+KINDS = EnumNames(pb.DocumentKind, "DOCUMENT_KIND_")
+STATES = EnumNames(pb.DocumentState, "DOCUMENT_STATE_")
 
 
 @dataclass(slots=True)

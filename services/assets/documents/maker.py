@@ -54,7 +54,7 @@ class DocumentMaker:
         self._db = db
         self._storage = storage
         self._pool = pool
-        self._kind = attempts.Kind(
+        self._kind = attempts.JobTable(
             DOCUMENTS, rules.STATES, "processing", "ready", document_rows.publish
         )
 
@@ -161,4 +161,4 @@ class DocumentMaker:
             "page_count": facts.pages,
             "warnings": warnings,
         }
-        return Outcome(columns, output_bytes=facts.size, undo=remove_stored)
+        return Outcome(columns, output_bytes=facts.size, if_not_committed=remove_stored)

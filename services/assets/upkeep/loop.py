@@ -10,7 +10,7 @@ import structlog
 from services.assets.core.deletions import BATCH, remove_due
 from services.assets.upkeep import run_rows
 from shared.background.jobs import JobQueue
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Connection, Database, execute
 from shared.database.rows import Statement
 from shared.settings import Settings
@@ -43,7 +43,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Runs until it is cancelled."""
-        while wanted():
+        while not_cancelled():
             try:
                 async with await self._db.connect() as conn:
                     # A frozen process must not keep the lock: the database ends silent sessions.
@@ -58,8 +58,8 @@ class Keeper:
         loop = asyncio.get_running_loop()
         wait = min([_LONGEST_WAIT_SECONDS, *self._seconds.values()])
         look_at = loop.time() + wait
-        # A cancellation that meets the end of a statement may be lost; then only wanted() sees it.
-        while wanted():
+        # A cancellation that meets the end of a statement may be lost: only not_cancelled() sees it
+        while not_cancelled():
             await execute(conn, _ALIVE)  # raises if the session, and with it the lock, is lost
             while await remove_due(self._db, self._storage) == BATCH:
                 await execute(conn, _ALIVE)

@@ -29,7 +29,7 @@ from services.assets.upkeep.run_rows import Report
 from services.assets.upkeep.walking import Walk
 from services.assets.variants import rendition_rows
 from shared.background import jobs
-from shared.background.tasks import wanted
+from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement
 from shared.storage import ObjectNotFound, Stat, Storage
@@ -378,7 +378,7 @@ async def show_metrics(db: Database, pause: timedelta) -> None:
     """Keeps the gauges at the figures of the last run's report. Servers call it, because they have
     the metrics port."""
     PAUSE.set(pause.total_seconds())
-    while wanted():
+    while not_cancelled():
         try:
             for row in await db.system_all(_SELECT_LAST_RUN):
                 LAST.set(row.updated_at.timestamp())

@@ -17,11 +17,11 @@ from services.assets.upkeep import figures
 from shared.database.db import Database
 from shared.database.rows import Statement
 from shared.rpc import auth, paging
-from shared.rpc.protos import Words
+from shared.rpc.protos import EnumNames
 from shared.rpc.server import Context
 
-STATUSES = Words(pb.StorageStatus, "STORAGE_STATUS_")
-ALERTS = Words(pb.AlertKind, "ALERT_KIND_")
+STATUSES = EnumNames(pb.StorageStatus, "STORAGE_STATUS_")
+ALERTS = EnumNames(pb.AlertKind, "ALERT_KIND_")
 _M = TypeVar("_M", pb.OwnerUsage, pb.SessionUsage)
 
 

@@ -14,10 +14,10 @@ from shared.background.attempts import JobRow
 from shared.database.db import Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Statement, Table
-from shared.rpc.protos import Words, timestamp, wait_of
+from shared.rpc.protos import EnumNames, timestamp, wait_of
 
-ACTIONS = Words(pb.RunAction, "RUN_ACTION_")
-STATES = Words(pb.RunState, "RUN_STATE_")
+ACTIONS = EnumNames(pb.RunAction, "RUN_ACTION_")
+STATES = EnumNames(pb.RunState, "RUN_STATE_")
 TASK = "storage_run"
 QUEUE = "storage"
 _SAMPLE = 10

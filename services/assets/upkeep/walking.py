@@ -96,7 +96,7 @@ class Runner:
     def __init__(self, db: Database, walks: Mapping[str, WalkFunction]) -> None:
         self._db = db
         self._walks = walks
-        self._kind = attempts.Kind(
+        self._kind = attempts.JobTable(
             RUNS, rules.RUN_STATES, "running", "done", _unwatched, _MAX_ATTEMPTS
         )
 

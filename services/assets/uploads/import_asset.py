@@ -43,7 +43,7 @@ class Importer:
         self._storage = storage
         self._outbound = outbound
         self._verifier = verifier
-        self._kind = attempts.Kind(IMPORTS, rules.JOB_STATES, "running", "done", _follow)
+        self._kind = attempts.JobTable(IMPORTS, rules.JOB_STATES, "running", "done", _follow)
 
     async def run(self, import_id: str) -> None:
         await attempts.run(self._db, self._kind, import_id, self._import)
@@ -83,7 +83,10 @@ class Importer:
             await self._storage.delete([found.key])
 
         return Outcome(
-            {"url": without_secrets(job.url)}, output_bytes=found.size, also=show, undo=remove
+            {"url": without_secrets(job.url)},
+            output_bytes=found.size,
+            in_transaction=show,
+            if_not_committed=remove,
         )
 
     async def _fetch(self, asset: Asset, url: str, path: Path) -> Fetched:

@@ -9,11 +9,11 @@ from atelier.assets.v1 import backfill_pb2 as pb
 from services.assets.core.asset_rows import KINDS
 from shared.background.attempts import JobRow
 from shared.database.rows import Table
-from shared.rpc.protos import Words, timestamp, wait_of
+from shared.rpc.protos import EnumNames, timestamp, wait_of
 
 TASK = "walk_backfill"
 QUEUE = "backfills"
-STATES = Words(pb.BackfillState, "BACKFILL_STATE_")
+STATES = EnumNames(pb.BackfillState, "BACKFILL_STATE_")
 
 
 @dataclass(slots=True)

@@ -71,7 +71,7 @@ class VariantMaker:
         self._storage = storage
         self._pool = pool
         self._presets = presets
-        self._kind = attempts.Kind(RENDITIONS, rules.JOB_STATES, "running", "done", _follow)
+        self._kind = attempts.JobTable(RENDITIONS, rules.JOB_STATES, "running", "done", _follow)
 
     async def run(self, rendition_id: str) -> None:
         await attempts.run(self._db, self._kind, rendition_id, self._make)
@@ -132,9 +132,9 @@ class VariantMaker:
         return Outcome(
             {},
             output_bytes=sum(v.size for v in made),
-            also=show,
-            after=remove_replaced,
-            undo=remove_stored,
+            in_transaction=show,
+            after_commit=remove_replaced,
+            if_not_committed=remove_stored,
         )
 
 

@@ -83,7 +83,7 @@ class Walk:
         self._queue = queue
         self._maker = maker
         self._presets = presets
-        self._kind = attempts.Kind(BACKFILLS, rules.JOB_STATES, "running", "done", self._ended)
+        self._kind = attempts.JobTable(BACKFILLS, rules.JOB_STATES, "running", "done", self._ended)
 
     async def run(self, backfill_id: str) -> None:
         again: list[jobs.TryAgain] = []

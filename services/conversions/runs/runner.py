@@ -95,8 +95,8 @@ class Runner:
 
         await attempts.run(self._db, self._attempts_kind(kind), row_id, attempt_work)
 
-    def _attempts_kind(self, kind: JobKind[J, Any]) -> attempts.Kind[J]:
-        return attempts.Kind(
+    def _attempts_kind(self, kind: JobKind[J, Any]) -> attempts.JobTable[J]:
+        return attempts.JobTable(
             kind.table,
             rules.JOB_STATES,
             "processing",
