@@ -104,9 +104,9 @@ async def reflected_services(channel: grpc.aio.Channel, version: str) -> list[st
 
 
 @contextmanager
-def holding(house: Suite, statement: str, parameters: Any) -> Iterator[None]:
+def holding(suite: Suite, statement: str, parameters: Any) -> Iterator[None]:
     """Runs a statement and keeps its transaction, and so its locks, open within the block."""
-    with psycopg.connect(house.cluster.url(house.database)) as conn:
+    with psycopg.connect(suite.cluster.url(suite.database)) as conn:
         conn.execute(statement, parameters)
         yield
         conn.rollback()

@@ -77,8 +77,8 @@ async def some_assets(client: Client, count: int, **fields: Any) -> list[str]:
     return [(await flows.upload(client, DATA, **fields)).id for _ in range(count)]
 
 
-def many_assets(house: Suite, client: Client, count: int) -> list[str]:
-    rows = house.sql(
+def many_assets(suite: Suite, client: Client, count: int) -> list[str]:
+    rows = suite.sql(
         "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name,"
         " size_bytes, mime_type, state, storage_key, sha256) SELECT gen_random_uuid(), %s, 'x',"
         " 'photo', false, true, 'a.jpg', 1, 'image/jpeg', 'ready', 'gone/' || n, 'ab' FROM"
@@ -157,9 +157,9 @@ async def test_each_asset_has_an_outcome(ada: Client, caller: Callable[..., Clie
     assert (await get(ada, album)).asset_count == 1
 
 
-async def test_32_adds_and_removes_at_once_end_exact(house: Suite, ada: Client) -> None:
+async def test_32_adds_and_removes_at_once_end_exact(suite: Suite, ada: Client) -> None:
     album = await create(ada)
-    ids = many_assets(house, ada, 40)
+    ids = many_assets(suite, ada, 40)
     await add(ada, album, *ids[:20])
     work = [add(ada, album, *ids[n : n + 20]) for n in range(0, 20, 2)]
     work += [remove(ada, album, *ids[n : n + 5]) for n in range(22)]
@@ -169,17 +169,17 @@ async def test_32_adds_and_removes_at_once_end_exact(house: Suite, ada: Client) 
     assert len(there) == len(set(there)) == 20 + changes.count(ADDED) - changes.count(REMOVED)
     assert (await get(ada, album)).asset_count == len(there)
 
-    positions = house.sql(
+    positions = suite.sql(
         "SELECT count(DISTINCT position) FROM assets.album_assets WHERE album_id = %s", (album.id,)
     )
     assert positions == [(len(there),)]
 
 
-async def test_an_album_has_an_end(house: Suite, ada: Client) -> None:
+async def test_an_album_has_an_end(suite: Suite, ada: Client) -> None:
     album = await create(ada)
-    ids = many_assets(house, ada, 10_001)
+    ids = many_assets(suite, ada, 10_001)
 
-    house.sql(
+    suite.sql(
         "INSERT INTO assets.album_assets (owner, album_id, asset_id, position, shown, public)"
         " SELECT %s, %s, id, n, true, false FROM unnest(%s::uuid[]) WITH ORDINALITY AS i (id, n)",
         (f"user:{ada.subject}", album.id, ids[:9_999]),
@@ -188,9 +188,9 @@ async def test_an_album_has_an_end(house: Suite, ada: Client) -> None:
     assert (await get(ada, album)).asset_count == 10_000
 
 
-async def test_pages_keep_the_order_of_adding(house: Suite, ada: Client) -> None:
+async def test_pages_keep_the_order_of_adding(suite: Suite, ada: Client) -> None:
     album = await create(ada)
-    ids = many_assets(house, ada, 23)
+    ids = many_assets(suite, ada, 23)
     await add(ada, album, *ids)
     await remove(ada, album, ids[3])
     await add(ada, album, ids[3])
@@ -199,9 +199,9 @@ async def test_pages_keep_the_order_of_adding(house: Suite, ada: Client) -> None
         assert await inside(ada, album, size) == expected
 
 
-async def test_a_page_token_of_another_album_or_owner_is_refused(house: Suite, ada: Client) -> None:
+async def test_a_page_token_of_another_album_or_owner_is_refused(suite: Suite, ada: Client) -> None:
     first, second = await create(ada, "A"), await create(ada, "B", visibility=PUBLIC)
-    await add(ada, first, *many_assets(house, ada, 3))
+    await add(ada, first, *many_assets(suite, ada, 3))
     request = pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1)
     token = (await stub(ada).ListAlbumAssets(request)).next_page_token
 
@@ -283,19 +283,19 @@ async def test_a_private_asset_in_a_public_album_stays_private(
 
 @pytest.mark.parametrize("hide", ["deleted_at = now(), expires_at = now()", "archived_at = now()"])
 async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(
-    house: Suite, ada: Client, hide: str
+    suite: Suite, ada: Client, hide: str
 ) -> None:
     album, other = await create(ada, visibility=PUBLIC), await create(ada, "Other")
     ids = await some_assets(ada, 3, visibility=PUBLIC)
     for each in (album, other):
         await add(ada, each, *ids)
-    await house.change(f"UPDATE assets.assets SET {hide} WHERE id = %s", (ids[0],))
+    await suite.change(f"UPDATE assets.assets SET {hide} WHERE id = %s", (ids[0],))
     for each in (album, other):
         assert ((await get(ada, each)).asset_count, await inside(ada, each)) == (2, ids[1:])
     assert (await get(ada, album)).cover_asset_id == ids[1]
     assert await add(ada, await create(ada, "Third"), ids[0]) == [NOT_READY]
 
-    house.sql(
+    suite.sql(
         "UPDATE assets.assets SET deleted_at = NULL, expires_at = NULL, archived_at = NULL WHERE id"
         " = %s",
         (ids[0],),
@@ -305,7 +305,7 @@ async def test_an_asset_in_trash_or_archive_leaves_and_comes_back(
 
 
 @pytest.mark.parametrize("as_tenant", [True, False])
-async def test_a_purged_asset_leaves_its_albums(house: Suite, ada: Client, as_tenant: bool) -> None:
+async def test_a_purged_asset_leaves_its_albums(suite: Suite, ada: Client, as_tenant: bool) -> None:
     """The row is deleted by the serving role, under row-level security, or from the trash by a role
     that acts for no owner."""
     album = await create(ada)
@@ -313,16 +313,16 @@ async def test_a_purged_asset_leaves_its_albums(house: Suite, ada: Client, as_te
     await add(ada, album, *ids)
 
     if as_tenant:
-        url = house.cluster.url(house.database, "assets_app", APP_PASSWORD)
+        url = suite.cluster.url(suite.database, "assets_app", APP_PASSWORD)
         with psycopg.connect(url, options="-c search_path=assets") as conn:
             conn.execute("SELECT set_config('app.owner_id', %s, true)", (f"user:{ada.subject}",))
             assert conn.execute("DELETE FROM assets WHERE id = %s", (ids[0],)).rowcount == 1
     else:
-        await house.change(
+        await suite.change(
             "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
             (ids[0],),
         )
-        await house.change("DELETE FROM assets.assets WHERE id = %s", (ids[0],))
+        await suite.change("DELETE FROM assets.assets WHERE id = %s", (ids[0],))
     assert ((await get(ada, album)).asset_count, await inside(ada, album)) == (1, ids[1:])
 
 
@@ -529,11 +529,11 @@ async def test_a_download_of_variants_falls_back_to_the_original(ada: Client) ->
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["variant"])
 
 
-async def test_what_vanished_is_listed_and_not_fatal(house: Suite, ada: Client) -> None:
+async def test_what_vanished_is_listed_and_not_fatal(suite: Suite, ada: Client) -> None:
     album = await create(ada)
     ids = [(await flows.upload(ada, DATA, file_name=f"{n}.jpg")).id for n in range(3)]
     await add(ada, album, *ids)
-    for path in house.storage.root.rglob(f"{ids[1]}/original/*"):
+    for path in suite.storage.root.rglob(f"{ids[1]}/original/*"):
         path.unlink()
     head, data = await download(ada, album)
 
@@ -543,7 +543,7 @@ async def test_what_vanished_is_listed_and_not_fatal(house: Suite, ada: Client) 
 
 
 async def test_bytes_that_a_download_sends_are_counted_for_their_owner_and_sessions(
-    house: Suite, ada: Client, caller: Callable[..., Client]
+    suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
     album = await create(ada, visibility=PUBLIC)
     files = [flows.jpeg(64, 48, seed) for seed in (1, 2)]
@@ -555,7 +555,7 @@ async def test_bytes_that_a_download_sends_are_counted_for_their_owner_and_sessi
             await asyncio.sleep(0.1)
     assert sent == sum(map(len, files))
 
-    await storage.folded(house)
+    await storage.folded(suite)
     request = storage_report_pb2.ListStorageSessionsRequest()
     assert [
         s.sent_bytes for s in (await storage.reports(ada).ListStorageSessions(request)).sessions

@@ -45,7 +45,7 @@ def admin(caller: Callable[..., Client]) -> Client:
     ids=["bytes", "assets"],
 )
 async def test_an_upload_that_does_not_fit_is_refused_with_quota_limit_and_use(
-    house: Suite, ada: Client, admin: Client, way: str, quota: str, limit: int, used: int
+    suite: Suite, ada: Client, admin: Client, way: str, quota: str, limit: int, used: int
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), **{quota: limit})
     for _ in range(2):
@@ -64,15 +64,15 @@ async def test_an_upload_that_does_not_fit_is_refused_with_quota_limit_and_use(
 
 
 async def test_purging_makes_room_the_trash_does_not(
-    house: Suite, ada: Client, admin: Client
+    suite: Suite, ada: Client, admin: Client
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), assets=1)
     asset = await flows.upload(ada, DATA)
-    await house.change(
+    await suite.change(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (asset.id,)
     )
     assert (await calls.refusal(flows.announce(ada, DATA))).reason == "QUOTA_EXCEEDED"
-    await house.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
+    await suite.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
     assert (await flows.upload(ada, DATA)).state == asset_pb2.ASSET_STATE_READY
 
 
@@ -86,7 +86,7 @@ async def test_purging_makes_room_the_trash_does_not(
     ids=["bytes", "assets", "both"],
 )
 async def test_uploads_at_once_never_go_over_it_and_use_it_up(
-    house: Suite, ada: Client, admin: Client, limits: dict[str, int], fit: int
+    suite: Suite, ada: Client, admin: Client, limits: dict[str, int], fit: int
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), **limits)
     answers = await asyncio.gather(
@@ -97,27 +97,27 @@ async def test_uploads_at_once_never_go_over_it_and_use_it_up(
     refused = [calls.refusal_of(a) for a in answers if isinstance(a, grpc.aio.AioRpcError)]
     assert len(served) == fit
     assert {r.reason for r in refused} == {"QUOTA_EXCEEDED"} and len(refused) == 32 - fit
-    assert storage.truth(house, owner_of(ada)) == (fit, fit * SIZE)
+    assert storage.truth(suite, owner_of(ada)) == (fit, fit * SIZE)
 
 
 async def test_uploads_far_from_the_limit_do_not_wait_for_each_other(
-    house: Suite, ada: Client, admin: Client
+    suite: Suite, ada: Client, admin: Client
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), stored_bytes=10**15)
     key = "\x1f".join(("quota", owner_of(ada)))
     # Stands for another upload of this owner that is announced and not yet committed.
     with calls.holding(
-        house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
+        suite, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
     ):
         await flows.announce(ada, DATA)
     await storage.set_quota(admin, owner_of(ada), stored_bytes=10 * SIZE)
 
     with calls.holding(
-        house, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
+        suite, "SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 3))", (key,)
     ):
         waiting = asyncio.ensure_future(flows.announce(ada, DATA))
         async with asyncio.timeout(10):
-            while not house.sql(
+            while not suite.sql(
                 "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             ):
                 await asyncio.sleep(0.02)
@@ -126,7 +126,7 @@ async def test_uploads_far_from_the_limit_do_not_wait_for_each_other(
 
 
 async def test_a_quota_that_was_lowered_holds_when_the_upload_is_settled(
-    house: Suite, ada: Client, admin: Client
+    suite: Suite, ada: Client, admin: Client
 ) -> None:
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
@@ -136,7 +136,7 @@ async def test_a_quota_that_was_lowered_holds_when_the_upload_is_settled(
     assert (await flows.get(ada, requested.asset.id)).state == asset_pb2.ASSET_STATE_PENDING
 
     left = [
-        p for p in house.storage.root.rglob(f"user%3A{ada.subject}/**/original/*") if p.is_file()
+        p for p in suite.storage.root.rglob(f"user%3A{ada.subject}/**/original/*") if p.is_file()
     ]
     assert left == [], "the verified copy is gone"
 
@@ -145,7 +145,7 @@ async def test_a_quota_that_was_lowered_holds_when_the_upload_is_settled(
 
 
 async def test_variants_use_room_but_never_take_what_an_upload_was_promised(
-    house: Suite, ada: Client, admin: Client
+    suite: Suite, ada: Client, admin: Client
 ) -> None:
     await storage.set_quota(admin, owner_of(ada), stored_bytes=2 * SIZE)
     promised = await flows.announce(ada, DATA)
@@ -164,7 +164,7 @@ async def test_variants_use_room_but_never_take_what_an_upload_was_promised(
 
 
 async def test_bandwidth_that_is_used_up_stops_uploads_and_no_reading(
-    house: Suite, ada: Client, admin: Client
+    suite: Suite, ada: Client, admin: Client
 ) -> None:
     asset = await flows.upload(ada, DATA)
     await storage.set_quota(admin, owner_of(ada), monthly_bandwidth_bytes=SIZE)
@@ -184,10 +184,14 @@ async def test_bandwidth_that_is_used_up_stops_uploads_and_no_reading(
     assert (await flows.get(ada, asset.id, include_urls=True)).original_url
 
 
-async def test_the_deployments_quota_binds_all_owners_together(atelier: Suite) -> None:
-    atelier.overrides |= {"quota_deployment_stored_bytes": 3 * SIZE, "quota_owner_assets": 2}
-    await atelier.serve("assets")
-    ada, bob, admin = atelier.client("ada"), atelier.client("bob"), atelier.client("root", "admin")
+async def test_the_deployments_quota_binds_all_owners_together(own_suite: Suite) -> None:
+    own_suite.overrides |= {"quota_deployment_stored_bytes": 3 * SIZE, "quota_owner_assets": 2}
+    await own_suite.serve("assets")
+    ada, bob, admin = (
+        own_suite.client("ada"),
+        own_suite.client("bob"),
+        own_suite.client("root", "admin"),
+    )
     for client in (ada, ada, bob):
         await flows.announce(client, DATA)
     refused = await calls.refusal(flows.announce(bob, DATA))
@@ -203,7 +207,7 @@ async def test_the_deployments_quota_binds_all_owners_together(atelier: Suite) -
     assert (await flows.announce(bob, DATA)).upload_id
     await storage.set_quota(admin)
     assert (
-        await calls.refusal(flows.announce(atelier.client("eve"), DATA))
+        await calls.refusal(flows.announce(own_suite.client("eve"), DATA))
     ).reason == "QUOTA_EXCEEDED"
 
     uses = (await storage.quotas(admin).GetQuota(pb.GetQuotaRequest())).uses
@@ -215,7 +219,7 @@ async def test_the_deployments_quota_binds_all_owners_together(atelier: Suite) -
 
 
 async def test_operators_set_and_list_quotas_owners_read_their_own(
-    house: Suite, caller: Callable[..., Client], ada: Client, admin: Client
+    suite: Suite, caller: Callable[..., Client], ada: Client, admin: Client
 ) -> None:
     set_request = pb.SetQuotaRequest(request_id=flows.request_id(), owner=owner_of(ada), assets=5)
     first = await storage.quotas(admin).SetQuota(set_request)
@@ -259,16 +263,16 @@ async def test_a_quota_that_makes_no_sense_is_refused(
 
 
 async def test_the_serving_role_cannot_raise_a_quota_without_saying_that_it_operates(
-    house: Suite,
+    suite: Suite,
 ) -> None:
     from shared.database.db import Database
     from shared.database.rows import Statement
 
-    house.sql(
+    suite.sql(
         "INSERT INTO assets.quotas (id, owner, assets, updated_by) VALUES (gen_random_uuid(),"
         " 'user:held', 1, 'x')"
     )
-    db = Database(house.settings("assets", "app"), "assets", pool_size=1)
+    db = Database(suite.settings("assets", "app"), "assets", pool_size=1)
     await db.open()
     try:
         async with db.transaction("user:held") as m:

@@ -113,7 +113,7 @@ async def test_only_operators_write(caller: Callable[..., Client], slug: str, ro
 
 
 async def test_a_change_is_a_new_version_and_the_same_is_none(
-    house: Suite, operator: Client, slug: str
+    suite: Suite, operator: Client, slug: str
 ) -> None:
     one, two = [await picture(operator, seed) for seed in (1, 2)]
     changes: list[dict[str, Any]] = [
@@ -148,7 +148,7 @@ async def test_a_change_is_a_new_version_and_the_same_is_none(
         1,
     ]
 
-    held = house.sql(
+    held = suite.sql(
         "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s",
         (f"assets/styles/{slug}",),
     )
@@ -215,16 +215,16 @@ async def test_lists_filter_by_room_and_word_and_page(
 
 
 async def test_pictures_must_be_ready_public_ones_of_the_catalogue(
-    house: Suite, operator: Client, slug: str
+    suite: Suite, operator: Client, slug: str
 ) -> None:
     private = await picture(operator, visibility=asset_pb2.VISIBILITY_PRIVATE)
     request = flows.declaration(flows.jpeg(64, 48), kind=asset_pb2.ASSET_KIND_STYLE)
     pending = (await flows.announce(operator, flows.jpeg(64, 48), kind=request.kind)).asset.id
     trashed, other = [await picture(operator, seed) for seed in (5, 6)]
-    await house.change(
+    await suite.change(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (trashed,)
     )
-    await house.change("UPDATE assets.assets SET kind = 'photo' WHERE id = %s", (other,))
+    await suite.change("UPDATE assets.assets SET kind = 'photo' WHERE id = %s", (other,))
 
     for asset_id, code in (
         (private, CODE.FAILED_PRECONDITION),
@@ -270,9 +270,9 @@ async def test_a_style_that_breaks_a_rule_is_refused(
 
 @dataclass
 class Seeder:
-    """Runs `atelier styles seed` against the house as one operator."""
+    """Runs `atelier styles seed` against the suite as one operator."""
 
-    house: Suite
+    suite: Suite
     operator: Client
     folder: Path
     slug: str
@@ -298,7 +298,7 @@ class Seeder:
             "seed",
             str(manifest),
             "--address",
-            address or self.house.addresses["assets"],
+            address or self.suite.addresses["assets"],
             env=environment,
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
@@ -310,21 +310,21 @@ class Seeder:
     def counts(self) -> tuple[int, int]:
         """Returns the number of pictures and of versions of this operator."""
         owner = f"admin:{self.operator.subject}"
-        [(assets,)] = self.house.sql(
+        [(assets,)] = self.suite.sql(
             "SELECT count(*) FROM assets.assets WHERE owner = %s AND state = 'ready'", (owner,)
         )
-        [(versions,)] = self.house.sql(
+        [(versions,)] = self.suite.sql(
             "SELECT count(*) FROM assets.style_versions WHERE owner = %s", (owner,)
         )
         return assets, versions
 
 
 @pytest.fixture
-def seeder(house: Suite, operator: Client, tmp_path: Path, slug: str) -> Seeder:
+def seeder(suite: Suite, operator: Client, tmp_path: Path, slug: str) -> Seeder:
     for seed in (1, 2, 3):
         (tmp_path / f"{seed}.jpg").write_bytes(flows.jpeg(96, 64, seed))
     (tmp_path / "copy-of-1.jpg").write_bytes(flows.jpeg(96, 64, 1))
-    return Seeder(house, operator, tmp_path, slug)
+    return Seeder(suite, operator, tmp_path, slug)
 
 
 def described(slug: str, *files: str, **fields: Any) -> dict[str, Any]:

@@ -120,7 +120,7 @@ async def test_what_is_immutable_can_not_be_named(
 
 
 async def test_a_public_asset_is_read_by_everyone_at_a_url_that_stays(
-    house: Suite, ada: Client, caller: Callable[..., Client], asset: asset_pb2.Asset
+    suite: Suite, ada: Client, caller: Callable[..., Client], asset: asset_pb2.Asset
 ) -> None:
     private = await flows.get(ada, asset.id, include_urls=True)
     assert "signature=" in private.original_url
@@ -143,7 +143,7 @@ async def test_a_public_asset_is_read_by_everyone_at_a_url_that_stays(
 
 
 async def test_an_asset_that_is_made_private_again_is_gone_for_everyone_else(
-    house: Suite, ada: Client, caller: Callable[..., Client], asset: asset_pb2.Asset
+    suite: Suite, ada: Client, caller: Callable[..., Client], asset: asset_pb2.Asset
 ) -> None:
     await flows.update(ada, asset.id, visibility=PUBLIC)
     shown = await flows.get(caller(), asset.id, include_urls=True)
@@ -159,7 +159,7 @@ async def test_an_asset_that_is_made_private_again_is_gone_for_everyone_else(
 
 
 async def test_a_public_url_tells_neither_the_owner_nor_what_the_asset_belongs_to(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     scope = {
         "session_id": "visit-of-jane",
@@ -187,10 +187,10 @@ async def test_a_public_url_tells_neither_the_owner_nor_what_the_asset_belongs_t
 
 
 async def test_others_do_not_get_what_a_public_asset_was_asked_for_or_made_from(
-    house: Suite, caller: Callable[..., Client]
+    suite: Suite, caller: Callable[..., Client]
 ) -> None:
     owner = f"publisher-{flows.request_id()}"
-    service = house.as_token(house.keys.service_token("conversions", f"user:{owner}"))
+    service = suite.as_token(suite.keys.service_token("conversions", f"user:{owner}"))
     provenance = asset_pb2.Provenance(
         model="local",
         model_version="1",
@@ -199,7 +199,7 @@ async def test_others_do_not_get_what_a_public_asset_was_asked_for_or_made_from(
     )
     declared = flows.declaration(DATA, kind=asset_pb2.ASSET_KIND_RESULT, provenance=provenance)
     made = await flows.stream_upload(service, upload_pb2.UploadHead(declaration=declared), DATA)
-    mine = house.client(owner)
+    mine = suite.client(owner)
     await flows.variants_of(
         mine, made.id
     )  # meanwhile a change of visibility may get a refusal that asks for a repeat
@@ -220,7 +220,7 @@ async def test_others_may_read_a_public_asset_but_not_change_it(
 
 
 async def test_changing_visibility_to_and_fro_at_once_ends_in_one_place(
-    house: Suite, ada: Client, asset: asset_pb2.Asset
+    suite: Suite, ada: Client, asset: asset_pb2.Asset
 ) -> None:
     wanted = [PUBLIC, PRIVATE] * 4
     ends = await asyncio.gather(
@@ -240,14 +240,14 @@ async def test_changing_visibility_to_and_fro_at_once_ends_in_one_place(
         now.file_path,
         *(
             key
-            for (key,) in house.sql(
+            for (key,) in suite.sql(
                 "SELECT storage_key FROM assets.variants WHERE asset_id = %s", (asset.id,)
             )
         ),
     ]
     assert {key.startswith("public/") for key in keys} == {now.visibility == PUBLIC}
 
-    stored = [p for p in house.storage.root.rglob(f"*{asset.id}*/**/*") if p.is_file()]
+    stored = [p for p in suite.storage.root.rglob(f"*{asset.id}*/**/*") if p.is_file()]
     assert len(stored) == len(keys), "no copy is left behind"
     assert await status_of(now.original_url) == 200
 

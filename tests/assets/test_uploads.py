@@ -34,13 +34,13 @@ async def refused_upload(
     return await calls.refusal(flows.uploads(client).ConfirmUpload(confirm))
 
 
-def objects(house: Suite, client: Client, *parts: str) -> list[Path]:
+def objects(suite: Suite, client: Client, *parts: str) -> list[Path]:
     """Returns the files stored for the caller below folders of these names."""
-    found = house.storage.root.rglob(f"user%3A{client.subject}/**/*")
+    found = suite.storage.root.rglob(f"user%3A{client.subject}/**/*")
     return [path for path in found if path.is_file() and set(parts) <= set(path.parts)]
 
 
-async def test_a_client_uploads_and_gets_variants(house: Suite, ada: Client) -> None:
+async def test_a_client_uploads_and_gets_variants(suite: Suite, ada: Client) -> None:
     data = flows.jpeg(2000, 1500)
     asset = await flows.upload(ada, data, scope=asset_pb2.AssetScope(product_id="p1"))
     assert asset.state == READY
@@ -57,7 +57,7 @@ async def test_a_client_uploads_and_gets_variants(house: Suite, ada: Client) -> 
         assert (await http.get(asset.original_url)).content == data
 
 
-async def test_one_call_uploads_too(house: Suite, ada: Client) -> None:
+async def test_one_call_uploads_too(suite: Suite, ada: Client) -> None:
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA))
     asset = await flows.stream_upload(ada, head, DATA[:100], b"", DATA[100:])
     assert (asset.state, asset.sha256) == (READY, hashlib.sha256(DATA).hexdigest())
@@ -72,7 +72,7 @@ _ROLES = ("user", "vendor", "anonymous", "admin")
 
 @pytest.mark.parametrize("kind", list(asset_pb2.AssetKind.keys())[1:])
 async def test_each_kind_is_uploaded_by_its_roles_only(
-    house: Suite, caller: Callable[..., Client], kind: str
+    suite: Suite, caller: Callable[..., Client], kind: str
 ) -> None:
     word = kind.removeprefix("ASSET_KIND_").lower()
     number = asset_pb2.AssetKind.Value(kind)
@@ -98,18 +98,18 @@ async def test_each_kind_is_uploaded_by_its_roles_only(
             assert refused.metadata == {"role": role, "kind": word}
 
 
-async def test_a_service_uploads_for_an_owner_what_only_services_write(house: Suite) -> None:
-    conversions = house.as_token(house.keys.service_token("conversions", "user:made-for"))
+async def test_a_service_uploads_for_an_owner_what_only_services_write(suite: Suite) -> None:
+    conversions = suite.as_token(suite.keys.service_token("conversions", "user:made-for"))
     provenance = asset_pb2.Provenance(
         model="local", model_version="1", prompt="a coat", source_asset_ids=[flows.request_id()]
     )
     declared = flows.declaration(DATA, kind=asset_pb2.ASSET_KIND_RESULT, provenance=provenance)
     made = await flows.stream_upload(conversions, upload_pb2.UploadHead(declaration=declared), DATA)
     assert made.owner == "user:made-for" and made.provenance == provenance
-    assert (await flows.get(house.client("made-for"), made.id)).id == made.id
+    assert (await flows.get(suite.client("made-for"), made.id)).id == made.id
 
 
-async def test_a_persons_file_has_no_provenance_of_a_model(house: Suite, ada: Client) -> None:
+async def test_a_persons_file_has_no_provenance_of_a_model(suite: Suite, ada: Client) -> None:
     declared = flows.declaration(DATA, provenance=asset_pb2.Provenance(model="local"))
     refused = await calls.refusal(
         flows.uploads(ada).RequestUpload(upload_pb2.RequestUploadRequest(declaration=declared))
@@ -118,7 +118,7 @@ async def test_a_persons_file_has_no_provenance_of_a_model(house: Suite, ada: Cl
 
 
 async def test_a_style_starts_public_and_everything_else_private(
-    house: Suite, caller: Callable[..., Client], ada: Client
+    suite: Suite, caller: Callable[..., Client], ada: Client
 ) -> None:
     assert (
         await flows.announce(caller("admin"), DATA, kind=asset_pb2.ASSET_KIND_STYLE)
@@ -141,7 +141,7 @@ async def test_a_style_starts_public_and_everything_else_private(
     ],
 )
 async def test_each_picture_type_is_accepted(
-    house: Suite, ada: Client, suffix: str, mime_type: str
+    suite: Suite, ada: Client, suffix: str, mime_type: str
 ) -> None:
     data = bytes(pictures.textured(40, 30).write_to_buffer(suffix))
     asset = await flows.upload(ada, data, mime_type=mime_type)
@@ -211,7 +211,7 @@ async def test_another_name_of_a_type_is_taken_for_it(ada: Client, alias: str) -
     assert (await flows.start(ada, data, mime_type=alias, kind=kind)).asset.mime_type == mime_type
 
 
-async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -> None:
+async def test_a_pdf_is_a_document_and_nothing_else(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(
         ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
     )
@@ -265,17 +265,17 @@ async def test_a_pdf_is_a_document_and_nothing_else(house: Suite, ada: Client) -
     ],
 )
 async def test_a_declaration_that_breaks_a_rule_is_refused(
-    house: Suite, ada: Client, fields: dict[str, Any], path: str, words: str
+    suite: Suite, ada: Client, fields: dict[str, Any], path: str, words: str
 ) -> None:
     declared = upload_pb2.RequestUploadRequest(declaration=flows.declaration(DATA, **fields))
     refused = await calls.refusal(flows.uploads(ada).RequestUpload(declared))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert path in refused.fields and words in refused.text
-    assert not house.sql("SELECT 1 FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",))
+    assert not suite.sql("SELECT 1 FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",))
 
 
 @pytest.mark.parametrize("levels", [33, 500])
-async def test_deep_metadata_is_refused(house: Suite, ada: Client, levels: int) -> None:
+async def test_deep_metadata_is_refused(suite: Suite, ada: Client, levels: int) -> None:
     """500 levels are more than any protobuf library sends, so the bytes are built here."""
 
     def nested(depth: int) -> bytes:
@@ -317,13 +317,13 @@ def size(data: bytes) -> bytes:
 # A7: only the stored bytes count
 
 
-async def test_an_encrypted_pdf_is_refused(house: Suite, ada: Client) -> None:
+async def test_an_encrypted_pdf_is_refused(suite: Suite, ada: Client) -> None:
     fields: dict[str, Any] = {"kind": asset_pb2.ASSET_KIND_DOCUMENT, "mime_type": "application/pdf"}
     refused = await refused_upload(ada, pictures.pdf(password="secret"), **fields)
     assert refused.metadata["rejection"] == "ENCRYPTED"
 
 
-async def test_other_bytes_than_declared_are_refused(house: Suite, ada: Client) -> None:
+async def test_other_bytes_than_declared_are_refused(suite: Suite, ada: Client) -> None:
     other = flows.jpeg(64, 48, seed=9)
     padded = DATA[:-2] + bytes(10) + DATA[-2:]
 
@@ -334,11 +334,11 @@ async def test_other_bytes_than_declared_are_refused(house: Suite, ada: Client) 
     ):
         refused = await refused_upload(ada, sent, declared, **fields)
         assert refused.metadata["rejection"] == rejection
-    assert objects(house, ada) == []
+    assert objects(suite, ada) == []
 
 
 async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     requested = await flows.announce(ada, DATA)
     longer = await flows.send(requested.target, DATA + bytes(1))
@@ -353,7 +353,7 @@ async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(
         target.CopyFrom(requested.target)
         target.fields[field] = value
         assert (await flows.send(target, DATA)).status_code == 403, field
-    assert objects(house, ada) == []
+    assert objects(suite, ada) == []
 
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
     refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(confirm))
@@ -363,7 +363,7 @@ async def test_the_form_takes_no_more_than_declared_and_no_other_type_or_key(
     )
 
 
-async def test_an_empty_file_is_refused(house: Suite, ada: Client) -> None:
+async def test_an_empty_file_is_refused(suite: Suite, ada: Client) -> None:
     requested = await flows.announce(ada, DATA)
     assert (await flows.send(requested.target, b"")).status_code >= 400
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA, sha256=""))
@@ -372,10 +372,10 @@ async def test_an_empty_file_is_refused(house: Suite, ada: Client) -> None:
     assert calls.refusal_of(empty.value).metadata["rejection"] == "EMPTY"
 
 
-async def test_an_upload_url_ends(atelier: Suite) -> None:
-    atelier.overrides["upload_url_minutes"] = 1 / 60
-    await atelier.serve("assets")
-    ada = atelier.client("ada")
+async def test_an_upload_url_ends(own_suite: Suite) -> None:
+    own_suite.overrides["upload_url_minutes"] = 1 / 60
+    await own_suite.serve("assets")
+    ada = own_suite.client("ada")
     requested = await flows.announce(ada, DATA)
     await asyncio.sleep(1.2)
     assert (await flows.send(requested.target, DATA)).status_code == 403
@@ -386,35 +386,35 @@ async def test_an_upload_url_ends(atelier: Suite) -> None:
     assert "request a new upload" in refused.text
 
 
-async def test_upload_urls_live_a_quarter_of_an_hour(house: Suite, ada: Client) -> None:
+async def test_upload_urls_live_a_quarter_of_an_hour(suite: Suite, ada: Client) -> None:
     requested = await flows.announce(ada, DATA)
     life = requested.target.expire_time.seconds - requested.asset.create_time.seconds
     assert 14 * 60 <= life <= 15 * 60 + 2
 
 
-async def test_concurrent_confirms_end_as_one(house: Suite, ada: Client) -> None:
+async def test_concurrent_confirms_end_as_one(suite: Suite, ada: Client) -> None:
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     assets = await asyncio.gather(*(flows.confirm(ada, requested.upload_id) for _ in range(6)))
     assert len({asset.file_path for asset in assets}) == 1
     assert {asset.state for asset in assets} == {READY}
-    assert len(objects(house, ada, "original")) == 1 and objects(house, ada, "upload") == []
+    assert len(objects(suite, ada, "original")) == 1 and objects(suite, ada, "upload") == []
 
-    jobs = house.sql(
+    jobs = suite.sql(
         "SELECT count(*) FROM assets.renditions WHERE owner = %s", (f"user:{ada.subject}",)
     )
     assert jobs == [(1,)]
 
 
 async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     data = flows.jpeg(64, 48)
     pending = await flows.announce(ada, data, visibility=asset_pb2.VISIBILITY_PUBLIC)
     await flows.send(pending.target, data)
-    folder = house.storage.root / "data"
+    folder = suite.storage.root / "data"
     with calls.holding(
-        house, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (pending.asset.id,)
+        suite, "SELECT 1 FROM assets.assets WHERE id = %s FOR UPDATE", (pending.asset.id,)
     ):
         request = upload_pb2.ConfirmUploadRequest(upload_id=pending.upload_id)
         refused = await calls.refusal(flows.uploads(ada).ConfirmUpload(request, timeout=2))
@@ -432,10 +432,10 @@ async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(
 
 
 async def test_more_files_than_can_be_verified_are_sent_away_soon(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     confirm = flows.uploads(ada).ConfirmUpload
-    with calls.holding(house, "LOCK TABLE assets.uploads", None):
+    with calls.holding(suite, "LOCK TABLE assets.uploads", None):
         asked = [
             asyncio.ensure_future(
                 calls.refusal(
@@ -458,7 +458,7 @@ async def test_more_files_than_can_be_verified_are_sent_away_soon(
 
 
 async def test_an_object_that_is_swapped_after_confirming_changes_nothing(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
@@ -472,7 +472,7 @@ async def test_an_object_that_is_swapped_after_confirming_changes_nothing(
         assert (await http.get(again.original_url)).content == DATA
 
 
-async def test_nothing_is_ready_before_its_bytes_are_verified(house: Suite, ada: Client) -> None:
+async def test_nothing_is_ready_before_its_bytes_are_verified(suite: Suite, ada: Client) -> None:
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     asset = await flows.get(ada, requested.asset.id, include_urls=True)
@@ -481,7 +481,7 @@ async def test_nothing_is_ready_before_its_bytes_are_verified(house: Suite, ada:
 
 
 async def test_first_images_that_arrive_together_make_one_primary(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     scope = asset_pb2.AssetScope(product_id="p")
     made = await asyncio.gather(
@@ -537,7 +537,7 @@ async def test_names_of_nothing_that_shows_are_refused(ada: Client, name: str) -
 
 @pytest.mark.parametrize("what", NAMES)
 async def test_a_name_is_kept_for_display_and_never_part_of_a_path(
-    house: Suite, ada: Client, what: str
+    suite: Suite, ada: Client, what: str
 ) -> None:
     name, shown = NAMES[what]
     asset = await flows.upload(ada, DATA, file_name=name)
@@ -567,7 +567,7 @@ async def test_a_name_is_kept_for_display_and_never_part_of_a_path(
     ],
 )
 async def test_any_label_is_kept_exactly_and_found_again(
-    house: Suite, ada: Client, label: str
+    suite: Suite, ada: Client, label: str
 ) -> None:
     scope = asset_pb2.AssetScope(
         session_id=label, room_id=label, product_id=label, dataset_id=label
@@ -586,7 +586,7 @@ async def test_any_label_is_kept_exactly_and_found_again(
         assert (await http.get(asset.original_url)).content == DATA
 
 
-async def test_a_label_with_a_nul_is_refused(house: Suite, ada: Client) -> None:
+async def test_a_label_with_a_nul_is_refused(suite: Suite, ada: Client) -> None:
     for fields in (
         {"tags": ["a\x00"]},
         {"scope": {"room_id": "\x00"}},
@@ -605,7 +605,7 @@ async def streamed(client: Client, *parts: upload_pb2.UploadRequest) -> calls.Re
     return await calls.refusal(flows.uploads(client).Upload(calls.aiter_of(parts)))
 
 
-async def test_a_stream_that_breaks_its_rules_is_refused(house: Suite, ada: Client) -> None:
+async def test_a_stream_that_breaks_its_rules_is_refused(suite: Suite, ada: Client) -> None:
     head = upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)})
     chunk = upload_pb2.UploadRequest(chunk=DATA)
     for parts, path in (
@@ -621,16 +621,16 @@ async def test_a_stream_that_breaks_its_rules_is_refused(house: Suite, ada: Clie
 
     short = await streamed(ada, head, upload_pb2.UploadRequest(chunk=DATA[:-1]))
     assert short.metadata["rejection"] in ("SIZE_MISMATCH", "HASH_MISMATCH")
-    assert objects(house, ada) == []
+    assert objects(suite, ada) == []
 
-    states = house.sql(
+    states = suite.sql(
         "SELECT DISTINCT state FROM assets.assets WHERE owner = %s", (f"user:{ada.subject}",)
     )
     assert states == [("rejected",)]
 
 
 async def test_a_stream_that_is_broken_off_leaves_no_bytes_and_no_ready_row(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     async def half() -> Any:
         yield upload_pb2.UploadRequest(
@@ -642,15 +642,15 @@ async def test_a_stream_that_is_broken_off_leaves_no_bytes_and_no_ready_row(
     call = flows.uploads(ada).Upload(half())
     mine = "SELECT state FROM assets.assets WHERE owner = %s"
     async with asyncio.timeout(10):
-        while not house.sql(mine, (f"user:{ada.subject}",)):
+        while not suite.sql(mine, (f"user:{ada.subject}",)):
             await asyncio.sleep(0.02)
     call.cancel()
     async with asyncio.timeout(10):
-        while objects(house, ada):
+        while objects(suite, ada):
             await asyncio.sleep(0.02)
-    assert house.sql(mine, (f"user:{ada.subject}",)) == [("pending",)]
+    assert suite.sql(mine, (f"user:{ada.subject}",)) == [("pending",)]
     head = upload_pb2.UploadHead(request_id="r", declaration=flows.declaration(DATA))
     assert (await flows.stream_upload(ada, head, DATA)).state == READY
-    assert house.sql(mine, (f"user:{ada.subject}",)) == [("ready",)], (
+    assert suite.sql(mine, (f"user:{ada.subject}",)) == [("ready",)], (
         "the repeat went on with the same asset"
     )

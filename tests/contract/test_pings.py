@@ -62,19 +62,19 @@ async def idle(suite: Suite) -> AsyncIterator[Connection]:
 
 
 async def test_an_idle_connection_may_be_pinged_again_and_again(
-    atelier: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "LEAST_PING_INTERVAL_MS", 100)
-    await atelier.serve("assets")
-    async with idle(atelier) as connection, asyncio.timeout(30):
+    await suite.serve("assets")
+    async with idle(suite) as connection, asyncio.timeout(30):
         for number in range(MANY):
             assert await connection.ping(number) is None
             await asyncio.sleep(0.3)
 
 
-async def test_a_flood_of_pings_ends_the_connection(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    async with idle(atelier) as connection, asyncio.timeout(30):
+async def test_a_flood_of_pings_ends_the_connection(suite: Suite) -> None:
+    await suite.serve("assets")
+    async with idle(suite) as connection, asyncio.timeout(30):
         for number in range(MANY):
             if (code := await connection.ping(number)) is not None:
                 break

@@ -13,7 +13,16 @@ import pytest
 from google.protobuf import descriptor_database, descriptor_pb2, descriptor_pool
 
 from tests import calls
-from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, built_services, suite
+from tests.suite import (
+    ROOT,
+    Client,
+    Cluster,
+    DiskServer,
+    Keys,
+    Suite,
+    built_services,
+    running_suite,
+)
 
 BUF = str(Path(sys.executable).with_name("buf"))
 GET_ASSET = "atelier.assets.v1.AssetService.GetAsset"
@@ -25,15 +34,15 @@ ALWAYS = {
 
 
 @pytest.fixture(scope="module")
-async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    async with suite(cluster, keys, disk) as made:
-        await made.serve(*built_services())
-        yield made
+async def suite(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    async with running_suite(cluster, keys, disk) as suite:
+        await suite.serve(*built_services())
+        yield suite
 
 
 @pytest.fixture
-def nobody(house: Suite) -> Client:
-    return house.client(None)
+def nobody(suite: Suite) -> Client:
+    return suite.client(None)
 
 
 async def files_of(
@@ -114,9 +123,9 @@ async def run(*command: str) -> str:
 
 
 @pytest.mark.parametrize("reflect", ["grpc-v1", "grpc-v1alpha"])
-async def test_buf_curl_calls_with_nothing_but_the_address(house: Suite, reflect: str) -> None:
-    url = f"http://{house.addresses['assets']}/atelier.assets.v1.AssetService/ListAssets"
-    token = house.keys.token("ada")
+async def test_buf_curl_calls_with_nothing_but_the_address(suite: Suite, reflect: str) -> None:
+    url = f"http://{suite.addresses['assets']}/atelier.assets.v1.AssetService/ListAssets"
+    token = suite.keys.token("ada")
     curl = [
         BUF,
         "curl",
@@ -129,11 +138,11 @@ async def test_buf_curl_calls_with_nothing_but_the_address(house: Suite, reflect
 
 
 @pytest.mark.needs_go
-async def test_grpcurl_lists_describes_and_calls(house: Suite) -> None:
+async def test_grpcurl_lists_describes_and_calls(suite: Suite) -> None:
     places = [str(ROOT / ".tools/bin"), os.environ["PATH"]]
     program = shutil.which("grpcurl", path=os.pathsep.join(places))
     assert program, "grpcurl is not installed: make .tools/bin/grpcurl"
-    address = house.addresses["assets"]
+    address = suite.addresses["assets"]
 
     listed = await run(program, "-plaintext", address, "list")
     assert ALWAYS | {"atelier.assets.v1.AssetService"} <= set(listed.split())
@@ -145,7 +154,7 @@ async def test_grpcurl_lists_describes_and_calls(house: Suite) -> None:
     every = await run(program, "-plaintext", address, "describe")
     assert "rpc ServerReflectionInfo (" in every
 
-    header = f"authorization: Bearer {house.keys.token('ada')}"
+    header = f"authorization: Bearer {suite.keys.token('ada')}"
     called = await run(
         program, "-plaintext", "-H", header, address, "atelier.assets.v1.AssetService/ListAssets"
     )

@@ -23,9 +23,9 @@ SPELLINGS = [("back", 0), ("", BACK), ("back", BACK)]
 
 
 @pytest.fixture
-async def suite(atelier: Suite) -> Suite:
-    await atelier.serve("assets", "conversions", "pipeline")
-    return atelier
+async def suite(suite: Suite) -> Suite:
+    await suite.serve("assets", "conversions", "pipeline")
+    return suite
 
 
 async def picture(client: Client, directory: Path) -> str:

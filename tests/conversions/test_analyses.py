@@ -42,10 +42,10 @@ async def put(client: Client, path: Path) -> str:
 
 
 async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite_sides_of_080(
-    atelier: Suite, sharp: Path, blurred: Path
+    suite: Suite, sharp: Path, blurred: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     described = await flows.analyse(
         ada, (await put(ada, sharp), "front"), facts=facts_message(STATED)
     )
@@ -66,10 +66,10 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
 
 
 async def test_every_task_completes_with_a_result_and_a_confidence(
-    atelier: Suite, sharp: Path
+    suite: Suite, sharp: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     front = await put(ada, sharp)
     for task in filter(None, pb.AnalysisTask.values()):
         made = await flows.analyse(ada, (front, "front"), task=task, facts=facts_message(STATED))
@@ -78,10 +78,10 @@ async def test_every_task_completes_with_a_result_and_a_confidence(
 
 
 async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(
-    atelier: Suite, sharp: Path
+    suite: Suite, sharp: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     made = await flows.analyse(ada, (await put(ada, sharp), ""), task=pb.ANALYSIS_TASK_BASE_VIEW)
     assert result_of(made)["views"] == ["picture 1"]
     told = await flows.analyse(ada, task=pb.ANALYSIS_TASK_SEO, facts=facts_message(STATED))
@@ -91,10 +91,10 @@ async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(
 
 
 async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
-    atelier: Suite, sharp: Path
+    suite: Suite, sharp: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     own, foreign = await put(ada, sharp), await put(eve, sharp)
     stub = flows.analyses(ada)
 
@@ -129,10 +129,10 @@ async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
 
 
 async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alone(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     seo = await flows.analyse(ada, task=pb.ANALYSIS_TASK_SEO, product_id="p1", wait=False)
     category = await flows.analyse(ada, task=pb.ANALYSIS_TASK_CATEGORY, wait=False)
 

@@ -42,10 +42,10 @@ async def digest_of(client: Client, generation: pb.Generation) -> str:
 
 
 async def test_an_image_comes_back_with_all_that_its_caller_shows(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     reference = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
     made = await flows.generate(
         ada,
@@ -90,10 +90,10 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
 
 
 async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_picture(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     settings: dict[str, Any] = {"prompt": "coastal shop window", "quality": "draft"}
     first = await flows.generate(ada, **settings)
     again = await flows.generations(ada).RegenerateGeneration(
@@ -117,9 +117,9 @@ async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_pic
     assert len({digest, await digest_of(ada, other.generation), await digest_of(ada, worded)}) == 3
 
 
-async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_path: Path) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_a_close_up_is_cut_from_the_photograph_itself(suite: Suite, tmp_path: Path) -> None:
+    await flows.start(suite)
+    ada = suite.client("ada")
     large = pictures.garment(tmp_path / "large.png", width=2000)
     source = await flows.put(ada, large, asset_pb2.ASSET_KIND_PRODUCT)
     made = await flows.generate(
@@ -150,10 +150,10 @@ async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_
 
 
 async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
     made = await flows.generate(ada, task=SKETCH, source_asset_id=source, view="back")
     assert (made.state, made.credits, made.format) == (job_pb2.JOB_STATE_COMPLETED, 1, "png")
@@ -171,10 +171,10 @@ async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(
 
 
 async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     own, foreign = [await flows.put(c, photo, asset_pb2.ASSET_KIND_REFERENCE) for c in (ada, eve)]
     many = [f"01890000-0000-7000-8000-{number:012d}" for number in range(17)]
 
@@ -219,11 +219,11 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
     ).generations
 
 
-async def test_a_document_is_no_reference(atelier: Suite, photo: Path) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+async def test_a_document_is_no_reference(suite: Suite, photo: Path) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     own = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
-    await atelier.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
+    await suite.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
     request = pb.CreateGenerationRequest(task=SKETCH, source_asset_id=own)
     assert (await refusal(flows.generations(ada).CreateGeneration(request))).fields == [
         "source_asset_id"
@@ -231,10 +231,10 @@ async def test_a_document_is_no_reference(atelier: Suite, photo: Path) -> None:
 
 
 async def test_history_is_read_newest_first_by_dataset_task_and_id(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
     texts = [
         await flows.generate(ada, prompt=f"coat {number}", dataset_id=f"d{number % 2}", wait=False)
@@ -272,9 +272,9 @@ async def test_history_is_read_newest_first_by_dataset_task_and_id(
         assert (await refusal(call)).code == grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_generation_is_cancelled_and_watched_like_a_conversion(atelier: Suite) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+async def test_a_generation_is_cancelled_and_watched_like_a_conversion(suite: Suite) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await flows.generate(ada, prompt="a coat", wait=False)
     request = pb.CancelGenerationRequest(generation_id=made.id)
     answer = await flows.generations(ada).CancelGeneration(request)

@@ -60,10 +60,10 @@ HOLD = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
 
 
 async def test_a_waiting_conversion_is_cancelled_and_never_starts(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     first, second = await asked(ada, drawn), await asked(ada, drawn)
     request = {"request_id": request_id()}
     answer = await cancelled(ada, first.id, **request)
@@ -72,21 +72,21 @@ async def test_a_waiting_conversion_is_cancelled_and_never_starts(
     assert await cancelled(ada, first.id, **request) == answer
     assert (await cancelled(ada, first.id)).outcome == job_pb2.CANCEL_OUTCOME_ALREADY_FINISHED
 
-    await atelier.work("conversions")
+    await suite.work("conversions")
     await flows.until(ada, second.id, job_pb2.JOB_STATE_COMPLETED)
     assert not await flows.attempts_of(ada, first.id)
     assert (await flows.read(ada, first.id)).credits == 0
 
 
 async def test_a_running_conversion_is_cancelled_and_costs_nothing(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
 
-    with holding(atelier, HOLD, (made.cloth_asset_id,)):
-        await atelier.work("conversions")
+    with holding(suite, HOLD, (made.cloth_asset_id,)):
+        await suite.work("conversions")
         await flows.until(ada, made.id, job_pb2.JOB_STATE_PROCESSING)
         answer = await cancelled(ada, made.id)
         assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCEL_REQUESTED
@@ -96,12 +96,12 @@ async def test_a_running_conversion_is_cancelled_and_costs_nothing(
 
     [attempt] = await flows.attempts_of(ada, made.id)
     assert (attempt.outcome, attempt.credits) == (job_pb2.ATTEMPT_OUTCOME_CANCELLED, 0)
-    await flows.given_back(atelier, made.id)
+    await flows.given_back(suite, made.id)
 
 
-async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn: Path) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_cancelling_what_is_finished_changes_nothing(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite)
+    ada = suite.client("ada")
     made = await asked(ada, drawn, wait=True)
 
     answer = await cancelled(ada, made.id)
@@ -113,10 +113,10 @@ async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn
 
 
 async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its_cursor(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     first = await asked(ada, drawn)
     await asked(eve, drawn)
 
@@ -128,7 +128,7 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
     assert (await anext(watch)).conversion.id == first.id
     assert (await anext(watch)).bookmark.ready
     second = await asked(ada, drawn)
-    await atelier.work("conversions")
+    await suite.work("conversions")
     seen: list[conversion_pb2.WatchConversionsResponse] = []
     async for item in watch:
         seen.append(item)
@@ -155,10 +155,10 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
 
 
 async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     made = [(client, await asked(client, drawn)) for client in (ada, eve, ada)]
     assert [(await flows.read(client, one.id)).queue_position for client, one in made] == [1, 2, 3]
     await cancelled(ada, made[2][1].id)
@@ -166,11 +166,11 @@ async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
 
 
 async def test_a_higher_priority_starts_first_and_the_default_is_5(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    atelier.overrides["worker_concurrency"] = 1
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    suite.overrides["worker_concurrency"] = 1
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     low, usual, high = [
         await asked(ada, drawn, **fields) for fields in ({"priority": 0}, {}, {"priority": 9})
     ]
@@ -183,9 +183,9 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(
 
     listed = (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs
     assert [(job.id, job.priority) for job in listed] == [(high.id, 9), (usual.id, 5), (low.id, 0)]
-    await atelier.work("conversions")
+    await suite.work("conversions")
     await flows.until(ada, low.id, job_pb2.JOB_STATE_COMPLETED)
-    begun = atelier.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")
+    begun = suite.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")
     assert begun == [(high.id,), (usual.id,), (low.id,)]
     for priority in (-1, 10):
         request = conversion_pb2.CreateConversionRequest(
@@ -197,22 +197,20 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(
 
 
 async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    atelier.overrides["worker_concurrency"] = 1
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    suite.overrides["worker_concurrency"] = 1
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     pushy = [await asked(ada, drawn, priority=9) for _ in range(4)]
     modest = await asked(eve, drawn, priority=0)
     assert (await flows.read(eve, modest.id)).queue_position == 2
 
-    await atelier.work("conversions")
+    await suite.work("conversions")
     await flows.until(ada, pushy[-1].id, job_pb2.JOB_STATE_COMPLETED)
     begun = [
         job
-        for (job,) in atelier.sql(
-            "SELECT job_id::text FROM conversions.attempts ORDER BY created_at"
-        )
+        for (job,) in suite.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")
     ]
     assert begun == [pushy[0].id, modest.id, *(one.id for one in pushy[1:])]
 
@@ -232,13 +230,13 @@ async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
 
 
 async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
     [seen] = await waiting(ada, made.id)
     assert seen.state == job_pb2.JOB_STATE_PENDING
     assert (seen.error_class, seen.credits) == ("UNAVAILABLE", 0)
@@ -249,38 +247,38 @@ async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
 
 
 async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     ids = [(await asked(ada, drawn)).id for _ in range(2)]
     asked_at = datetime.now(UTC)
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
     seen = await waiting(ada, *ids)
     assert all(one.wait.what == "assets" and one.state == job_pb2.JOB_STATE_PENDING for one in seen)
     since = {one.id: one.wait.since_time.ToDatetime(UTC) for one in seen}
     assert all(abs(at - asked_at) < timedelta(seconds=60) for at in since.values())
     least = "SELECT min(attempt_number) FROM conversions.conversions"
-    while atelier.sql(least)[0][0] <= rules.MAX_ATTEMPTS:
+    while suite.sql(least)[0][0] <= rules.MAX_ATTEMPTS:
         await asyncio.sleep(0.2)
     for one in (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs:
         if one.HasField("wait"):
             assert (
                 one.wait.what == "assets" and one.wait.since_time.ToDatetime(UTC) == since[one.id]
             )
-    assert atelier.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
+    assert suite.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
 
-    await atelier.stop_work("conversions")
-    await atelier.work("conversions")  # a starting worker checks at once what is waited for
+    await suite.stop_work("conversions")
+    await suite.work("conversions")  # a starting worker checks at once what is waited for
     labels = {"service": "conversions", "job": "conversions", "what": "assets"}
     while METRICS.get_sample_value("atelier_jobs_waiting", labels) != len(ids):
         await asyncio.sleep(0.1)
     assert (METRICS.get_sample_value("atelier_jobs_waiting_oldest_seconds", labels) or 0) > 0
 
-    await atelier.stop_work("conversions")  # the worker knows the old address
-    await atelier.serve("assets")
-    await atelier.work("conversions")
+    await suite.stop_work("conversions")  # the worker knows the old address
+    await suite.serve("assets")
+    await suite.work("conversions")
     for row_id in ids:
         await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
     done = await flows.read(ada, ids[0])
@@ -293,36 +291,36 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
 
 
 async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     ids = [(await asked(ada, drawn)).id for _ in range(2)]
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
     await waiting(ada, *ids)
-    await atelier.stop_work("conversions")
+    await suite.stop_work("conversions")
 
     # After a long outage all jobs but one are delayed for hours.
     put_off = "UPDATE procrastinate_jobs SET scheduled_at = now() + interval '9 hours'"
     here = "SET search_path = conversions_jobs"
-    await atelier.change(f"{here}; {put_off} WHERE args ->> 'row_id' <> '{ids[0]}'")
+    await suite.change(f"{here}; {put_off} WHERE args ->> 'row_id' <> '{ids[0]}'")
 
-    await atelier.serve("assets")
-    await atelier.work("conversions")
+    await suite.serve("assets")
+    await suite.work("conversions")
     for row_id in ids:
         await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
 
 
 async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    atelier.overrides["job_wait_hours"] = 1.5 / 3600
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    suite.overrides["job_wait_hours"] = 1.5 / 3600
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
 
     failed = await flows.until(ada, made.id, job_pb2.JOB_STATE_FAILED)
     assert failed.error_class == "UNAVAILABLE" and failed.error_message.startswith(
@@ -337,10 +335,10 @@ Outcome = attempts.Outcome[Conversion]
 
 @asynccontextmanager
 async def running(
-    atelier: Suite,
+    suite: Suite,
 ) -> AsyncIterator[Callable[[Callable[[TryOn], Awaitable[Outcome]], str], Awaitable[None]]]:
     """Yields a function that runs a conversion as a worker does, given its work and its id."""
-    settings = atelier.settings("conversions", "worker")
+    settings = suite.settings("conversions", "worker")
     db, peers, pool = (
         Database(settings, "conversions"),
         Peers(settings, "conversions"),
@@ -357,53 +355,53 @@ async def running(
 
 
 async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
     """The first attempt dies between storing the result and completing the row."""
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
 
     async def interrupted(run: TryOn) -> Outcome:
         await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "the machine went away", final=False)
 
-    async with running(atelier) as run:
+    async with running(suite) as run:
         with pytest.raises(TryAgain):
             await run(interrupted, made.id)
         await run(run_conversion, made.id)
     assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_COMPLETED
-    stored = atelier.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
+    stored = suite.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
     assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
 
 
 async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
 
     async def fails_late(run: TryOn) -> Outcome:
         await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "it broke off after its picture was stored")
 
-    async with running(atelier) as run:
+    async with running(suite) as run:
         await run(fails_late, made.id)
     stored = "SELECT count(*) FROM assets.assets WHERE kind = 'result'"
-    assert atelier.sql(stored) == [(1,)]
+    assert suite.sql(stored) == [(1,)]
     failed = await flows.read(ada, made.id)
     assert (failed.state, failed.result_asset_id) == (job_pb2.JOB_STATE_FAILED, "")
-    await atelier.work("conversions")
-    while atelier.sql(stored) != [(0,)]:
+    await suite.work("conversions")
+    while suite.sql(stored) != [(0,)]:
         await asyncio.sleep(0.1)
 
 
 async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite)
+    ada, eve = suite.client("ada"), suite.client("eve")
     conversion = await asked(ada, drawn, wait=True)
     source = conversion.cloth_asset_id
     sketch = await flows.generate(
@@ -439,7 +437,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
 
     [attempt] = await flows.attempts_of(ada, conversion.id)
     sizes = [(drawn / name).stat().st_size for name in ("person.jpg", "cloth.jpg")]
-    [(result_size,)] = atelier.sql("SELECT size_bytes FROM assets.assets WHERE kind = 'result'")
+    [(result_size,)] = suite.sql("SELECT size_bytes FROM assets.assets WHERE kind = 'result'")
     assert (attempt.input_bytes, attempt.output_bytes) == (sum(sizes), result_size)
     assert (attempt.kind, attempt.number, attempt.model) == (
         job_pb2.JOB_KIND_CONVERSION,
@@ -460,12 +458,12 @@ async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
 
 
 async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     source = await flows.put(ada, drawn / "cloth.jpg", asset_pb2.ASSET_KIND_PRODUCT)
-    packs = atelier.as_token(atelier.keys.service_token("techfiles", "user:ada"))
+    packs = suite.as_token(suite.keys.service_token("techfiles", "user:ada"))
     made = await flows.generate(
         packs, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source
     )
@@ -477,7 +475,7 @@ async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
         == grpc.StatusCode.PERMISSION_DENIED
     )
 
-    store = atelier.as_token(atelier.keys.service_token("assets", "user:ada"))
+    store = suite.as_token(suite.keys.service_token("assets", "user:ada"))
     listing = generation_pb2.ListGenerationsRequest()
     assert (
         await code_of(flows.generations(store).ListGenerations(listing))
@@ -486,8 +484,8 @@ async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
 
 
 @pytest.mark.parametrize("table", ["conversions", "generations", "analyses"])
-async def test_rules_contract_and_tables_name_the_same_states(atelier: Suite, table: str) -> None:
-    [(check,)] = atelier.sql(
+async def test_rules_contract_and_tables_name_the_same_states(suite: Suite, table: str) -> None:
+    [(check,)] = suite.sql(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = %s",
         (f"{table}_state",),
     )

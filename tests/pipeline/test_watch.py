@@ -10,10 +10,10 @@ from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 
-async def with_image(atelier: Suite) -> tuple[Client, str]:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def with_image(suite: Suite) -> tuple[Client, str]:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     return ada, (await asset_flows.upload(ada, flows.photo())).id
 
 
@@ -33,8 +33,8 @@ async def note(client: Client, product_id: str, text: str) -> log_pb2.LogEntry:
     return entry
 
 
-async def test_a_watch_begins_with_the_product_and_all_it_has(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_watch_begins_with_the_product_and_all_it_has(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     await flows.complete(
         ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.5
@@ -51,8 +51,8 @@ async def test_a_watch_begins_with_the_product_and_all_it_has(atelier: Suite) ->
     await watching.close()
 
 
-async def test_a_watch_goes_on_where_it_was_left(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_watch_goes_on_where_it_was_left(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     watching = flows.watch(ada, created.id)
     await watching.ready()
@@ -73,8 +73,8 @@ async def test_a_watch_goes_on_where_it_was_left(atelier: Suite) -> None:
     await refused(other.ready(), StatusCode.INVALID_ARGUMENT, "cursor")
 
 
-async def test_all_products_are_watched_in_one_stream_with_logs_on_request(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_all_products_are_watched_in_one_stream_with_logs_on_request(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     first = await flows.outside(ada, image)
     quiet, full = watch_all(ada), watch_all(ada, include_logs=True)
     await asyncio.gather(quiet.ready(), full.ready())
@@ -94,9 +94,9 @@ async def test_all_products_are_watched_in_one_stream_with_logs_on_request(ateli
     await asyncio.gather(quiet.close(), full.close())
 
 
-async def test_nobody_sees_another_owners_changes(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
-    eve = atelier.client("eve")
+async def test_nobody_sees_another_owners_changes(suite: Suite) -> None:
+    ada, image = await with_image(suite)
+    eve = suite.client("eve")
     hers = watch_all(eve, include_logs=True)
     await hers.ready()
     created = await flows.outside(ada, image)
@@ -110,8 +110,8 @@ async def test_nobody_sees_another_owners_changes(atelier: Suite) -> None:
     await asyncio.gather(hers.close(), mine.close())
 
 
-async def test_the_message_never_holds_an_attempt_token(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_the_message_never_holds_an_attempt_token(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     watching = flows.watch(ada, created.id)
     await watching.ready()
@@ -121,7 +121,7 @@ async def test_the_message_never_holds_an_attempt_token(atelier: Suite) -> None:
     await watching.close()
     assert claimed.attempt_token not in str(watching.changes)
     assert (
-        atelier.sql(
+        suite.sql(
             "SELECT 1 FROM pipeline.events WHERE position(%s::bytea in payload) > 0",
             [claimed.attempt_token.encode()],
         )

@@ -20,11 +20,11 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
 @pytest.fixture
-async def served(atelier: Suite) -> Suite:
+async def suite(suite: Suite) -> Suite:
     # Many concurrent calls wait for one row, and a busy machine may be slow.
-    atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
-    await atelier.serve("assets", "techfiles")
-    return atelier
+    suite.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
+    await suite.serve("assets", "techfiles")
+    return suite
 
 
 async def add(
@@ -45,8 +45,8 @@ async def some_files(client: Client, count: int, **fields: Any) -> list[tf.TechF
     ]
 
 
-async def test_files_keep_their_order_and_equal_places_are_appended(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_files_keep_their_order_and_equal_places_are_appended(suite: Suite) -> None:
+    ada = suite.client("ada")
     collection = await flows.collect(ada)
     a, b, c, d = await some_files(ada, 4)
     await add(ada, collection.id, a.id, b.id, section="closeups", display_order=0)
@@ -63,8 +63,8 @@ async def test_files_keep_their_order_and_equal_places_are_appended(served: Suit
     ]
 
 
-async def test_concurrent_additions_never_share_a_place(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_concurrent_additions_never_share_a_place(suite: Suite) -> None:
+    ada = suite.client("ada")
     collection = await flows.collect(ada)
     files = await some_files(ada, 16)
     await asyncio.gather(
@@ -74,8 +74,8 @@ async def test_concurrent_additions_never_share_a_place(served: Suite) -> None:
     assert sorted(item.display_order for item in items) == list(range(3, 19))
 
 
-async def test_adding_answers_per_file_and_adding_twice_changes_nothing(served: Suite) -> None:
-    ada, bob = served.client("ada"), served.client("bob")
+async def test_adding_answers_per_file_and_adding_twice_changes_nothing(suite: Suite) -> None:
+    ada, bob = suite.client("ada"), suite.client("bob")
     collection = await flows.collect(ada)
     mine = (await some_files(ada, 1, credits_used=2))[0]
     theirs = await flows.create(bob)
@@ -99,8 +99,8 @@ async def test_adding_answers_per_file_and_adding_twice_changes_nothing(served: 
     assert (await flows.get(ada, mine.id)).id == mine.id
 
 
-async def test_progress_state_and_credits_follow_the_files(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_progress_state_and_credits_follow_the_files(suite: Suite) -> None:
+    ada = suite.client("ada")
     collection = await flows.collect(ada)
     files = await some_files(ada, 4, state=tf.TECH_FILE_STATE_PENDING, credits_used=1)
     await add(ada, collection.id, *(file.id for file in files))
@@ -131,8 +131,8 @@ async def test_progress_state_and_credits_follow_the_files(served: Suite) -> Non
     assert listed == (await flows.contents(ada, collection.id)).collection
 
 
-async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_an_override_and_an_adjustment_are_explicit_and_recorded(suite: Suite) -> None:
+    ada = suite.client("ada")
     service = flows.collection_service(ada)
     collection = await flows.collect(ada)
     said = col.ProgressOverride(progress_percent=50, state=col.COLLECTION_STATE_PROCESSING)
@@ -181,8 +181,8 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
     assert changes[1].credits == 3 and changes[2].progress == said
 
 
-async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(suite: Suite) -> None:
+    ada = suite.client("ada")
     facts = facts_pb2.Facts(
         care=["wash cold"], price=facts_pb2.PriceFact(msrp=189.5, currency="EUR")
     )
@@ -212,9 +212,9 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served
     ],
 )
 async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
-    served: Suite, name: str, file_name: str
+    suite: Suite, name: str, file_name: str
 ) -> None:
-    ada = served.client("ada")
+    ada = suite.client("ada")
     collection = await flows.collect(ada, name=name)
     assert collection.name == name
 
@@ -222,15 +222,15 @@ async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
     export = (await flows.pack_service(ada).ExportCollection(request)).export
     assert export.file_name == file_name
 
-    await served.change(
+    await suite.change(
         "UPDATE techfiles.exports SET file_name = %s", (f"{name}.pdf",)
     )  # the name as older versions stored it
     found = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=export.id))
     assert found.export.file_name == file_name
 
 
-async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite) -> None:
-    ada, bob = served.client("ada"), served.client("bob")
+async def test_another_owner_neither_sees_nor_changes_a_collection(suite: Suite) -> None:
+    ada, bob = suite.client("ada"), suite.client("bob")
     collection = await flows.collect(ada)
     file = await flows.create(bob)
     service = flows.collection_service(bob)

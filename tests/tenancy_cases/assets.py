@@ -59,7 +59,7 @@ class Owned:
     run_id: str
 
 
-async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     described = {
         "file_name": f"{canary}.jpg",
         "tags": [canary],
@@ -76,10 +76,10 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     await stub.AcquireReferences(
         asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id])
     )
-    await atelier.change(
+    await suite.change(
         "INSERT INTO assets.manifest_stores VALUES (%s, %s, %s)", (asset.owner, asset.id, canary)
     )
-    operator = atelier.client(owner.subject, "admin")
+    operator = suite.client(owner.subject, "admin")
     started = await operator.stub(backfill_pb2_grpc.BackfillServiceStub).StartBackfill(
         backfill_pb2.StartBackfillRequest(presets=["thumb"])
     )

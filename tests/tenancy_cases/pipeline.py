@@ -31,7 +31,7 @@ class Owned:
     review_id: str
 
 
-async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     asset = await assets.upload(owner, PICTURE, file_name=canary)
     # Three, so that a count of all owners' rows shows: CreateProduct gives each of the others one
     # of its own.
@@ -43,11 +43,11 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     await flows.price_book(owner).ImportPriceBook(
         flows.book(f"name,price,currency\n{canary},1.00,EUR\n".encode())
     )
-    await atelier.work("pipeline")
+    await suite.work("pipeline")
     unsure = await flows.outside(owner, asset.id, name=canary)
     claimed = await flows.claim(owner, unsure.id, 1)
     await flows.complete(owner, claimed, flows.analysis(canary), confidence=0.4, provider="tests")
-    await atelier.stop_work("pipeline")
+    await suite.stop_work("pipeline")
     [review] = (await flows.reviews(owner).ListReviews(review_pb2.ListReviewsRequest())).reviews
     return Owned(asset.id, product.id, review.id)
 

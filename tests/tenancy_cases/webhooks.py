@@ -25,7 +25,7 @@ class Owned:
     made: Any
 
 
-async def prepare(service: str, atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(service: str, suite: Suite, owner: Client, canary: str) -> Owned:
     stub = flows.stub(owner, service)
     request = pb.CreateEndpointRequest(url=f"{_URL}{canary}", description=canary)
     made = await stub.CreateEndpoint(request)
