@@ -71,9 +71,11 @@ async def test_the_same_id_with_another_body_is_refused(
     client = suite.client("three")
     await flows.uploads(client).RequestUpload(asked("r1"))
     before = rows(suite, "user:three")
-    refused = await calls.refusal(flows.uploads(client).RequestUpload(asked("r1", **change)))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
-    assert refused.fields == ["request_id"]
+    refusal = await calls.refused(
+        flows.uploads(client).RequestUpload(asked("r1", **change)), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.reason == "REQUEST_ID_REUSED"
+    assert refusal.fields == ["request_id"]
     assert rows(suite, "user:three") == before
 
 
@@ -101,8 +103,10 @@ async def test_a_failure_does_not_poison_the_id(suite: Suite) -> None:
     client = suite.client("eight")
     requested = await flows.uploads(client).RequestUpload(asked("r1"))
     request = upload_pb2.ConfirmUploadRequest(request_id="r2", upload_id=requested.upload_id)
-    refused = await calls.refusal(flows.uploads(client).ConfirmUpload(request))
-    assert refused.reason == "NOTHING_UPLOADED"
+    refusal = await calls.refused(
+        flows.uploads(client).ConfirmUpload(request), grpc.StatusCode.FAILED_PRECONDITION
+    )
+    assert refusal.reason == "NOTHING_UPLOADED"
 
     await flows.send(requested.target, DATA)
     assert (
@@ -114,9 +118,10 @@ async def test_a_duplicate_that_waits_too_long_is_told_when_to_come_back(suite: 
     client = suite.client("nine")
     key = "\x1f".join(("user:nine", "nine", "atelier.assets.v1.RequestUploadRequest", "r1"))
     with calls.holding(suite, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,)):
-        refused = await calls.refusal(flows.uploads(client).RequestUpload(asked("r1")))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "REQUEST_IN_PROGRESS")
-    assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+        call = flows.uploads(client).RequestUpload(asked("r1"))
+        refusal = await calls.refused(call, grpc.StatusCode.ABORTED)
+    assert refusal.reason == "REQUEST_IN_PROGRESS"
+    assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
     assert (await flows.uploads(client).RequestUpload(asked("r1"))).upload_id
     assert rows(suite, "user:nine") == 1
 
@@ -134,8 +139,10 @@ async def test_an_answer_that_was_lost_is_given_again(suite: Suite) -> None:
     }
     request = asset_pb2.UpdateAssetRequest(**update)
     with calls.holding(suite, "SELECT * FROM assets.assets WHERE id = %s FOR UPDATE", (asset.id,)):
-        refused = await calls.refusal(flows.assets(client).UpdateAsset(request, timeout=0.2))
-        assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        await calls.refused(
+            flows.assets(client).UpdateAsset(request, timeout=0.2),
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        )
 
     answers = [(await flows.assets(client).UpdateAsset(request)).asset for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
@@ -166,9 +173,9 @@ async def test_8_streamed_duplicates_at_once_make_one_asset(suite: Suite) -> Non
 async def test_a_refused_stream_can_be_sent_again_under_its_id(suite: Suite) -> None:
     client = suite.client("twelve")
     broken = DATA[:-1] + b"x"
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await flows.stream_upload(client, head("r1"), broken)
-    assert calls.refusal_of(refused.value).metadata["rejection"] == "HASH_MISMATCH"
+    upload = flows.stream_upload(client, head("r1"), broken)
+    refusal = await calls.refused(upload, grpc.StatusCode.FAILED_PRECONDITION)
+    assert refusal.metadata["rejection"] == "HASH_MISMATCH"
     assert (
         await flows.stream_upload(client, head("r1"), DATA)
     ).state == asset_pb2.ASSET_STATE_READY

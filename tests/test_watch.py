@@ -51,16 +51,10 @@ async def read(stream: Any, count: int) -> list[Any]:
     async with asyncio.timeout(20):
         while len(items) < count:
             item = await stream.read()
-            assert item is not grpc.aio.EOF, await refusal(stream)
+            assert item is not grpc.aio.EOF
             if item.WhichOneof("item") != "bookmark":
                 items.append(item)
     return items
-
-
-async def refusal(stream: Any) -> calls.Refusal:
-    """Returns the refusal that ends the stream."""
-    async with asyncio.timeout(20):
-        return await calls.refusal(aiter(stream))
 
 
 def names(items: Sequence[Any]) -> list[str]:
@@ -203,9 +197,9 @@ async def test_a_drain_ends_it_with_its_cursor(suite: Suite) -> None:
     write(suite, "seen")
     [seen] = await read(stream, 1)
     stopping = asyncio.create_task(suite.stop("assets", seconds=10))
-    ended = await refusal(stream)
+    ended = await calls.refused(stream, grpc.StatusCode.UNAVAILABLE)
     await stopping
-    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert ended.reason == "SHUTTING_DOWN"
 
     await suite.serve("assets")
     write(suite, "after")
@@ -247,11 +241,9 @@ async def test_a_cursor_of_another_owner_or_filter_is_refused(suite: Suite) -> N
         (ada, {"cursor": "AAAA"}),
         (ada, {"cursor": "\N{SNOWMAN}"}),
     ):
-        refused = await refusal(watch(client, **request))
-        assert (refused.code, refused.fields) == (
-            grpc.StatusCode.INVALID_ARGUMENT,
-            ["cursor"],
-        ), request
+        call = watch(client, **request)
+        refusal = await calls.refused(call, grpc.StatusCode.INVALID_ARGUMENT)
+        assert refusal.fields == ["cursor"], request
 
 
 async def test_a_filter_is_kept(suite: Suite) -> None:
@@ -351,8 +343,8 @@ async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_
     async with database(suite, "worker") as worker:
         assert await events.prune_events(worker, timedelta(0), chunk=2) == 3
     for cursor in (old, a.cursor):
-        ended = await refusal(watch(ada, cursor))
-        assert (ended.code, ended.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+        ended = await calls.refused(watch(ada, cursor), grpc.StatusCode.OUT_OF_RANGE)
+        assert ended.reason == "CURSOR_TOO_OLD"
 
     resumed = watch(ada, c.cursor)
     write(suite, "d")
@@ -363,7 +355,7 @@ async def test_after_a_restore_old_cursors_are_out_of_range(suite: Suite) -> Non
     ada = suite.client("ada")
     cursor = (await ready(watch(ada)))[-1].cursor
     await suite.change("UPDATE assets.event_stream SET epoch = gen_random_uuid()")
-    assert (await refusal(watch(ada, cursor))).code is grpc.StatusCode.OUT_OF_RANGE
+    await calls.refused(watch(ada, cursor), grpc.StatusCode.OUT_OF_RANGE)
 
     write(suite, "a")
     await stamped(suite)
@@ -371,7 +363,7 @@ async def test_after_a_restore_old_cursors_are_out_of_range(suite: Suite) -> Non
     await suite.change(
         "UPDATE assets.event_stream SET position = 0"
     )  # a restored backup is behind the cursor
-    assert (await refusal(watch(ada, ahead))).code is grpc.StatusCode.OUT_OF_RANGE
+    await calls.refused(watch(ada, ahead), grpc.StatusCode.OUT_OF_RANGE)
 
 
 async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
@@ -421,8 +413,8 @@ async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
 async def test_it_ends_when_the_token_expires(suite: Suite) -> None:
     stream = watch(suite.client("ada", seconds=2))
     await ready(stream)
-    ended = await refusal(stream)
-    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+    ended = await calls.refused(stream, grpc.StatusCode.UNAUTHENTICATED)
+    assert ended.reason == "TOKEN_INVALID"
     write(suite, "after")
     assert names(await read(watch(suite.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
 

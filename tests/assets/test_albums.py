@@ -108,14 +108,15 @@ async def test_a_name_is_unique_per_owner_whatever_its_case(
 ) -> None:
     album = await create(ada, "Frühling")
     for name in ("Frühling", "FRU\u0308HLING", " frühling "):
-        refused = await calls.refusal(create(ada, name))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
-        assert refused.detail(error_details_pb2.ResourceInfo).resource_name == album.id
+        refusal = await calls.refused(create(ada, name), grpc.StatusCode.ALREADY_EXISTS)
+        assert refusal.reason == "ALREADY_EXISTS"
+        assert refusal.detail(error_details_pb2.ResourceInfo).resource_name == album.id
 
     other = await create(ada, "Summer")
-    refused = await calls.refusal(update(ada, other, name="FRÜHLING"))
-    assert refused.code is grpc.StatusCode.ALREADY_EXISTS
-    assert refused.detail(error_details_pb2.ResourceInfo).resource_name == album.id
+    refusal = await calls.refused(
+        update(ada, other, name="FRÜHLING"), grpc.StatusCode.ALREADY_EXISTS
+    )
+    assert refusal.detail(error_details_pb2.ResourceInfo).resource_name == album.id
     assert (await update(ada, album, name="FRÜHLING")).name == "FRÜHLING"
     assert (await create(caller(), "Frühling")).id != album.id
 
@@ -209,14 +210,16 @@ async def test_a_page_token_of_another_album_or_owner_is_refused(suite: Suite, a
         call = stub(ada).ListAlbumAssets(
             pb.ListAlbumAssetsRequest(album_id=second.id, page_token=wrong)
         )
-        assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
+        refusal = await calls.refused(call, grpc.StatusCode.INVALID_ARGUMENT)
+        assert refusal.reason == "PAGE_TOKEN_INVALID"
 
     digest, _position = json.loads(base64.urlsafe_b64decode(token))
     true = base64.urlsafe_b64encode(json.dumps([digest, True]).encode()).decode()
     call = stub(ada).ListAlbumAssets(
         pb.ListAlbumAssetsRequest(album_id=first.id, page_size=1, page_token=true)
     )
-    assert (await calls.refusal(call)).reason == "PAGE_TOKEN_INVALID"
+    refusal = await calls.refused(call, grpc.StatusCode.INVALID_ARGUMENT)
+    assert refusal.reason == "PAGE_TOKEN_INVALID"
 
 
 async def test_lists_are_newest_first_and_show_public_albums_of_others_apart(
@@ -278,7 +281,7 @@ async def test_a_private_asset_in_a_public_album_stays_private(
 
     await update(ada, album, visibility=PRIVATE)
     for call in (get(bob, album), inside(bob, album), download(bob, album)):
-        assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
+        await calls.refused(call, grpc.StatusCode.NOT_FOUND)
 
 
 @pytest.mark.parametrize("hide", ["deleted_at = now(), expires_at = now()", "archived_at = now()"])
@@ -335,12 +338,13 @@ async def test_an_asset_may_be_in_several_albums_and_outlives_them(ada: Client) 
     assert set(asset.album_ids) == {one.id, two.id} and not (await flows.get(ada, ids[0])).album_ids
 
     await stub(ada).DeleteAlbum(pb.DeleteAlbumRequest(album_id=one.id))
-    assert (await calls.refusal(get(ada, one))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(get(ada, one), grpc.StatusCode.NOT_FOUND)
     assert await inside(ada, two) == ids
     assert [(await flows.get(ada, each)).state for each in ids] == [asset_pb2.ASSET_STATE_READY] * 2
 
-    refused = await calls.refusal(stub(ada).DeleteAlbum(pb.DeleteAlbumRequest(album_id=one.id)))
-    assert refused.code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(
+        stub(ada).DeleteAlbum(pb.DeleteAlbumRequest(album_id=one.id)), grpc.StatusCode.NOT_FOUND
+    )
     assert (await create(ada, "One")).id != one.id
 
 
@@ -357,8 +361,10 @@ async def test_the_cover_is_the_chosen_one_or_the_first(ada: Client) -> None:
 
     await remove(ada, album, ids[1])
     assert (await get(ada, album)).cover_asset_id == ids[0]
-    refused = await calls.refusal(update(ada, album, cover_asset_id=ids[1]))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["cover_asset_id"])
+    refusal = await calls.refused(
+        update(ada, album, cover_asset_id=ids[1]), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == ["cover_asset_id"]
     assert (await update(ada, album, cover_asset_id="")).cover_asset_id == ids[0]
 
 
@@ -367,14 +373,16 @@ async def test_an_update_changes_what_the_mask_names(ada: Client) -> None:
     changed = await update(ada, album, etag=album.etag, description="after")
     assert (changed.name, changed.description, changed.visibility) == ("Name", "after", PRIVATE)
 
-    refused = await calls.refusal(update(ada, album, etag=album.etag, name="Late"))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    refusal = await calls.refused(
+        update(ada, album, etag=album.etag, name="Late"), grpc.StatusCode.ABORTED
+    )
+    assert refusal.reason == "ETAG_MISMATCH"
     [asset_id] = await some_assets(ada, 1)
     await add(ada, album, asset_id)
     assert (await update(ada, album, etag=changed.etag, name="In time")).name == "In time"
 
     late = stub(ada).DeleteAlbum(pb.DeleteAlbumRequest(album_id=album.id, etag=album.etag))
-    assert (await calls.refusal(late)).reason == "ETAG_MISMATCH"
+    assert (await calls.refused(late, grpc.StatusCode.ABORTED)).reason == "ETAG_MISMATCH"
 
 
 async def test_an_album_of_another_owner_is_not_found(
@@ -390,7 +398,7 @@ async def test_an_album_of_another_owner_is_not_found(
         remove(bob, album, mine),
         stub(bob).DeleteAlbum(pb.DeleteAlbumRequest(album_id=album.id)),
     ):
-        assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
+        await calls.refused(call, grpc.StatusCode.NOT_FOUND)
 
 
 @pytest.mark.parametrize(
@@ -436,8 +444,10 @@ async def test_an_album_of_another_owner_is_not_found(
 async def test_a_request_that_breaks_a_rule_is_refused(
     ada: Client, method: str, request_: Any, fields: Sequence[str]
 ) -> None:
-    refused = await calls.refusal(getattr(stub(ada), method)(request_))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, fields)
+    refusal = await calls.refused(
+        getattr(stub(ada), method)(request_), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == fields
 
 
 async def test_text_is_text(ada: Client) -> None:
@@ -448,7 +458,7 @@ async def test_text_is_text(ada: Client) -> None:
             name * 9,
         )
     for fields in ({"name": "a", "description": "a\x00b"}, {"name": "\x00"}):
-        assert (await calls.refusal(create(ada, **fields))).code is grpc.StatusCode.INVALID_ARGUMENT
+        await calls.refused(create(ada, **fields), grpc.StatusCode.INVALID_ARGUMENT)
 
 
 # As a ZIP
@@ -525,8 +535,8 @@ async def test_a_download_of_variants_falls_back_to_the_original(ada: Client) ->
     assert (names[:2], head.size_bytes) == (["front.webp", "plan.pdf"], len(data))
     assert [file["mime_type"] for file in manifest["files"]] == ["image/webp", "application/pdf"]
 
-    refused = await calls.refusal(download(ada, album, "huge"))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["variant"])
+    refusal = await calls.refused(download(ada, album, "huge"), grpc.StatusCode.INVALID_ARGUMENT)
+    assert refusal.fields == ["variant"]
 
 
 async def test_what_vanished_is_listed_and_not_fatal(suite: Suite, ada: Client) -> None:
@@ -565,5 +575,5 @@ async def test_bytes_that_a_download_sends_are_counted_for_their_owner_and_sessi
 async def test_an_empty_album_has_no_download(ada: Client, caller: Callable[..., Client]) -> None:
     album = await create(ada, visibility=PUBLIC)
     await add(ada, album, *await some_assets(ada, 1))
-    refused = await calls.refusal(download(caller(), album))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
+    refusal = await calls.refused(download(caller(), album), grpc.StatusCode.FAILED_PRECONDITION)
+    assert refusal.reason == "WRONG_STATE"

@@ -118,7 +118,7 @@ async def test_a_dry_run_counts_and_the_real_one_removes(
     assert figures(cleaned)["abandoned_uploads"] == figures(cleaned)["expired_trash"] == (1, 1, 0)
     assert not cleaned.failures and not cleaned.capped and cleaned.HasField("end_time")
     for asset_id in gone:
-        assert (await calls.refusal(flows.get(ada, asset_id))).code is grpc.StatusCode.NOT_FOUND
+        await calls.refused(flows.get(ada, asset_id), grpc.StatusCode.NOT_FOUND)
         await freed(suite, asset_id)
     assert (await flows.get(ada, fresh)).id == fresh and (
         await flows.get(ada, kept.id)
@@ -161,7 +161,9 @@ async def test_what_was_refused_long_ago_goes(suite: Suite, root: Client, ada: C
     for _ in range(2):
         broken = await flows.announce(ada, DATA)
         await flows.send(broken.target, b"\0" * len(DATA))
-        await calls.refusal(flows.confirm(ada, broken.upload_id))
+        await calls.refused(
+            flows.confirm(ada, broken.upload_id), grpc.StatusCode.FAILED_PRECONDITION
+        )
         refused.append(broken.asset.id)
 
     await suite.change(
@@ -169,7 +171,7 @@ async def test_what_was_refused_long_ago_goes(suite: Suite, root: Client, ada: C
         (refused[0],),
     )
     assert figures(await run(root, "RunCleanup"))["rejected_uploads"] == (1, 1, 0)
-    assert (await calls.refusal(flows.get(ada, refused[0]))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(flows.get(ada, refused[0]), grpc.StatusCode.NOT_FOUND)
     assert (await flows.get(ada, refused[1])).state == asset_pb2.ASSET_STATE_REJECTED
 
 
@@ -292,7 +294,7 @@ async def test_a_purged_session_takes_its_documents_and_comparisons_along(
         elsewhere.picture_asset_id,
     }, "another session's holds one"
     for call in (renders.get(ada, compared.id), documents.get(ada, plan.id)):
-        assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
+        await calls.refused(call, grpc.StatusCode.NOT_FOUND)
     assert (await renders.get(ada, elsewhere.id)).before_asset_id == other.id
     assert (await documents.get(ada, stays.id)).id == stays.id
 
@@ -309,14 +311,14 @@ async def test_runs_are_listed_for_those_they_concern(
     assert seen[0] == system and {each.action for each in seen} == {storage_pb2.RUN_ACTION_CLEANUP}
     assert [each.id for each in await runs_of(root, owner=f"user:{ada.subject}")] == [mine.id]
     for client, run_id in ((bob, mine.id), (ada, system.id)):
-        refused = await calls.refusal(
-            storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id))
+        await calls.refused(
+            storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id)),
+            grpc.StatusCode.NOT_FOUND,
         )
-        assert refused.code is grpc.StatusCode.NOT_FOUND
 
     named = storage_pb2.GetRunRequest(run_id=mine.id, owner=f"user:{ada.subject}")
     assert (await storage(root).GetRun(named)).run.id == mine.id
-    assert (await calls.refusal(storage(bob).GetRun(named))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(storage(bob).GetRun(named), grpc.StatusCode.NOT_FOUND)
 
 
 @pytest.fixture
@@ -332,8 +334,10 @@ async def test_only_one_cleanup_runs_at_a_time(own_suite: Suite) -> None:
     await own_suite.serve("assets")
     root = own_suite.client("root", "admin")
     first = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
-    refused = await calls.refusal(storage(root).RunCleanup(storage_pb2.RunCleanupRequest()))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "REQUEST_IN_PROGRESS")
+    refusal = await calls.refused(
+        storage(root).RunCleanup(storage_pb2.RunCleanupRequest()), grpc.StatusCode.ABORTED
+    )
+    assert refusal.reason == "REQUEST_IN_PROGRESS"
 
     again = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
     assert again.id == first.id

@@ -143,5 +143,7 @@ async def test_what_is_no_list_of_hashes_is_refused(
     ada: Client, hashes: tuple[str, ...], path: str
 ) -> None:
     request = duplicate_pb2.FindDuplicatesRequest(sha256s=hashes)
-    refused = await calls.refusal(duplicates(ada).FindDuplicates(request))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+    refusal = await calls.refused(
+        duplicates(ada).FindDuplicates(request), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == [path]

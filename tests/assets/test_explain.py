@@ -81,7 +81,7 @@ async def test_one_that_comes_in_parts_says_how_long_they_are_taken_and_what_com
 async def test_a_rejected_one_says_why_and_what_next(ada: Client) -> None:
     pending = await flows.announce(ada, DATA, sha256="0" * 64)
     await flows.send(pending.target, DATA)
-    await calls.refusal(flows.confirm(ada, pending.upload_id))
+    await calls.refused(flows.confirm(ada, pending.upload_id), grpc.StatusCode.FAILED_PRECONDITION)
     _, findings = await explain(ada, pending.asset.id)
     assert "HASH_MISMATCH" in findings["is it verified?"].answer
     assert "upload it again" in findings["is it verified?"].next_step
@@ -140,4 +140,4 @@ async def test_of_anothers_public_asset_only_what_concerns_the_caller_is_told(
     )
 
     private = await flows.upload(owner, DATA)
-    assert (await calls.refusal(explain(ada, private.id))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(explain(ada, private.id), grpc.StatusCode.NOT_FOUND)

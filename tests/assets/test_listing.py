@@ -147,10 +147,11 @@ async def test_public_ones_of_others_are_a_list_of_their_own(suite: Suite) -> No
 
 @pytest.mark.parametrize("label", ["session_id", "room_id", "product_id", "dataset_id"])
 async def test_labels_of_others_can_not_be_searched(suite: Suite, label: str) -> None:
-    refused = await calls.refusal(
-        listing(suite.client("ada"), public_of_others=True, **{label: "p1"})
+    refusal = await calls.refused(
+        listing(suite.client("ada"), public_of_others=True, **{label: "p1"}),
+        grpc.StatusCode.INVALID_ARGUMENT,
     )
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [label])
+    assert refusal.fields == [label]
 
 
 @pytest.mark.parametrize(
@@ -167,19 +168,19 @@ async def test_labels_of_others_can_not_be_searched(suite: Suite, label: str) ->
     ],
 )
 async def test_a_request_out_of_bounds_is_refused(suite: Suite, fields: dict[str, Any]) -> None:
-    refused = await calls.refusal(listing(suite.client("ada"), **fields))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, list(fields))
+    refusal = await calls.refused(
+        listing(suite.client("ada"), **fields), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == list(fields)
 
 
 async def test_a_time_that_no_calendar_has_is_refused(suite: Suite) -> None:
     for seconds in (2**62, -(2**62)):
-        refused = await calls.refusal(
-            listing(suite.client("ada"), created_from={"seconds": seconds})
-        )
-        assert (refused.code, refused.fields) == (
+        refusal = await calls.refused(
+            listing(suite.client("ada"), created_from={"seconds": seconds}),
             grpc.StatusCode.INVALID_ARGUMENT,
-            ["created_from"],
         )
+        assert refusal.fields == ["created_from"]
 
 
 def spelled(value: Any) -> str:
@@ -209,12 +210,10 @@ async def test_a_page_token_that_was_not_given_is_refused(suite: Suite, what: st
     token = (await listing(ada, page_size=2)).next_page_token
     forged = FORGED[what](json.loads(base64.urlsafe_b64decode(token)))
 
-    refused = await calls.refusal(listing(ada, page_size=2, page_token=forged))
-    assert (refused.code, refused.reason, refused.fields) == (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "PAGE_TOKEN_INVALID",
-        ["page_token"],
+    refusal = await calls.refused(
+        listing(ada, page_size=2, page_token=forged), grpc.StatusCode.INVALID_ARGUMENT
     )
+    assert (refusal.reason, refusal.fields) == ("PAGE_TOKEN_INVALID", ["page_token"])
 
 
 async def test_a_page_token_of_another_filter_or_owner_is_refused(suite: Suite) -> None:
@@ -228,8 +227,10 @@ async def test_a_page_token_of_another_filter_or_owner_is_refused(suite: Suite) 
         (ada, {"product_id": "p1"}),
         (ada, {"public_of_others": True}),
     ):
-        refused = await calls.refusal(listing(client, page_token=token, **fields))
-        assert refused.reason == "PAGE_TOKEN_INVALID", fields
+        refusal = await calls.refused(
+            listing(client, page_token=token, **fields), grpc.StatusCode.INVALID_ARGUMENT
+        )
+        assert refusal.reason == "PAGE_TOKEN_INVALID", fields
     assert len((await listing(ada, page_size=5, page_token=token)).assets) == 5, (
         "another page size is fine"
     )
@@ -251,7 +252,7 @@ async def test_several_at_once_come_in_the_order_asked_for_and_missing_ones_apar
     assert list(answer.missing_asset_ids) == [private_of_nobody]
     for wrong in ([], [flows.request_id()] * 101, ["x"]):
         call = flows.assets(ada).BatchGetAssets(asset_pb2.BatchGetAssetsRequest(asset_ids=wrong))
-        assert (await calls.refusal(call)).code is grpc.StatusCode.INVALID_ARGUMENT
+        await calls.refused(call, grpc.StatusCode.INVALID_ARGUMENT)
 
 
 async def test_many_readers_at_once_each_see_their_own(suite: Suite) -> None:

@@ -71,7 +71,7 @@ async def test_others_see_of_public_credentials_what_names_no_person(
         await flows.get(bob, public.id)
     )
     for client, asset_id in ((bob, public.id), (ada, (await flows.upload(ada, PICTURE)).id)):
-        assert (await calls.refusal(store_of(client, asset_id))).code is grpc.StatusCode.NOT_FOUND
+        await calls.refused(store_of(client, asset_id), grpc.StatusCode.NOT_FOUND)
 
 
 async def test_credentials_that_do_not_hold_are_shown_as_such_and_not_believed(
@@ -154,9 +154,8 @@ async def test_a_source_type_outside_the_vocabulary_is_refused(suite: Suite, ada
     made = flows.made_by_a_service(
         suite, ada.subject, PICTURE, kind=asset_pb2.ASSET_KIND_SKETCH, provenance=provenance
     )
-    refused = await calls.refusal(made)
-    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.fields == ["head.declaration.provenance.digital_source_type"]
+    refusal = await calls.refused(made, grpc.StatusCode.INVALID_ARGUMENT)
+    assert refusal.fields == ["head.declaration.provenance.digital_source_type"]
 
 
 @pytest.mark.parametrize(
@@ -201,11 +200,14 @@ async def test_originals_that_say_where_they_were_taken_are_refused_where_that_i
 
     for name in ("jpeg: exif, the second segment", "gif: xmp", "tiff: iptc"):
         data = located.LOCATED[name]
-        refused = await calls.refusal(flows.upload(ada, data, mime_type=filetype.guess_mime(data)))
-        assert (refused.reason, refused.metadata["rejection"]) == (
+        refusal = await calls.refused(
+            flows.upload(ada, data, mime_type=filetype.guess_mime(data)),
+            grpc.StatusCode.FAILED_PRECONDITION,
+        )
+        assert (refusal.reason, refusal.metadata["rejection"]) == (
             "UPLOAD_REJECTED",
             "HAS_LOCATION",
         )
-        kept = own_suite.storage.root.rglob(f"{refused.metadata['asset_id']}/original/*")
+        kept = own_suite.storage.root.rglob(f"{refusal.metadata['asset_id']}/original/*")
         assert not [path for path in kept if path.is_file()]
     assert (await flows.upload(ada, PICTURE)).state == asset_pb2.ASSET_STATE_READY

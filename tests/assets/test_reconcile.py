@@ -160,8 +160,7 @@ async def test_a_lost_original_is_marked_told_and_no_longer_given_out(
         and gone.state == asset_pb2.ASSET_STATE_READY
     )
 
-    refused = await calls.refusal(acquire(ada, "h", asset.id))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "lost" in refused.text
+    await calls.refused(acquire(ada, "h", asset.id), grpc.StatusCode.FAILED_PRECONDITION, "lost")
     assert await reconcile(root) == NOTHING  # reported once
 
     path.write_bytes(saved)
@@ -190,11 +189,7 @@ async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
         flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=lost.id)),
         ada.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison(comparison),
     ):
-        refused = await calls.refusal(call)
-        assert (
-            refused.code is grpc.StatusCode.FAILED_PRECONDITION
-            and "its bytes are lost" in refused.text
-        )
+        await calls.refused(call, grpc.StatusCode.FAILED_PRECONDITION, "its bytes are lost")
     assert {v.state for v in (await flows.variants_of(ada, lost.id)).values()} == {
         asset_pb2.VARIANT_STATE_READY
     }
@@ -311,8 +306,10 @@ async def test_servers_show_the_last_run_as_metrics(suite: Suite, root: Client) 
 
 
 async def test_only_operators_reconcile(ada: Client) -> None:
-    refused = await calls.refusal(storage(ada).RunReconciler(storage_pb2.RunReconcilerRequest()))
-    assert refused.code is grpc.StatusCode.PERMISSION_DENIED
+    await calls.refused(
+        storage(ada).RunReconciler(storage_pb2.RunReconcilerRequest()),
+        grpc.StatusCode.PERMISSION_DENIED,
+    )
 
 
 async def test_a_part_in_which_something_was_mended_is_looked_at_once(

@@ -166,10 +166,7 @@ async def test_what_can_have_no_variants_says_so(suite: Suite, ada: Client) -> N
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
 
     for asset, word in ((pdf, "PDF"), (pending, "pending")):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await regenerate(ada, asset.id)
-        said = calls.refusal_of(refused.value)
-        assert said.code is grpc.StatusCode.FAILED_PRECONDITION and word in said.text
+        await calls.refused(regenerate(ada, asset.id), grpc.StatusCode.FAILED_PRECONDITION, word)
 
 
 @pytest.mark.parametrize(
@@ -187,10 +184,10 @@ async def test_unknown_presets_are_refused(
     suite: Suite, ada: Client, presets: list[str], path: str
 ) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await regenerate(ada, asset.id, *presets)
-    assert calls.refusal_of(refused.value).code is grpc.StatusCode.INVALID_ARGUMENT
-    assert calls.refusal_of(refused.value).fields == [path]
+    refusal = await calls.refused(
+        regenerate(ada, asset.id, *presets), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == [path]
 
 
 async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(

@@ -13,6 +13,7 @@ from atelier.assets.v1 import album_pb2, album_pb2_grpc
 from google.protobuf import descriptor_pb2
 
 from tests.assets.flows import request_id
+from tests.calls import refused
 from tests.contract.test_options import METHODS
 from tests.faults.processes import Processes, Superuser
 from tests.suite import ROOT, Cluster, DiskServer, Keys
@@ -78,9 +79,7 @@ async def test_calls_in_flight_come_through_a_server_that_is_killed(
         server.kill()
 
         # Without the config a client sees its line break.
-        with pytest.raises(grpc.aio.AioRpcError) as broken:
-            await waiting[2]
-        assert broken.value.code() is grpc.StatusCode.UNAVAILABLE
+        await refused(waiting[2], grpc.StatusCode.UNAVAILABLE)
 
         await lock.release()
         again = processes.serve("assets", server.port)

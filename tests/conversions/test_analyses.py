@@ -14,7 +14,7 @@ from atelier.conversions.v1 import job_pb2
 from google.protobuf import json_format
 
 from shared.rpc.protos import facts_message
-from tests.calls import Refusal, refusal
+from tests.calls import refused
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
 from tests.conversions.test_local_analyse import STATED
@@ -98,8 +98,8 @@ async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
     own, foreign = await put(ada, sharp), await put(eve, sharp)
     stub = flows.analyses(ada)
 
-    async def refused(**fields: Any) -> Refusal:
-        return await refusal(stub.CreateAnalysis(pb.CreateAnalysisRequest(**{"task": 1, **fields})))
+    async def create(**fields: Any) -> Any:
+        return await stub.CreateAnalysis(pb.CreateAnalysisRequest(**{"task": 1, **fields}))
 
     place = facts_pb2.Point(x=0.5, y=0)
     placeless = facts_pb2.Facts(features=[facts_pb2.FeatureFact(name="zip", at=place)])
@@ -118,13 +118,13 @@ async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
         ({"facts": {"price": {"msrp": -1, "currency": "EUR"}}}, "facts.price.msrp"),
         ({"facts": {"price": {"msrp": float("nan"), "currency": "EUR"}}}, "facts.price.msrp"),
     ):
-        found = await refused(**fields)
-        assert (found.code, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]), fields
-    unseen = await refused(images=[{"asset_id": own}, {"asset_id": foreign}])
-    assert (unseen.code, unseen.metadata["field"]) == (
-        grpc.StatusCode.NOT_FOUND,
-        "images[1].asset_id",
+        found = await refused(create(**fields), grpc.StatusCode.INVALID_ARGUMENT)
+        assert found.fields == [field], fields
+
+    unseen = await refused(
+        create(images=[{"asset_id": own}, {"asset_id": foreign}]), grpc.StatusCode.NOT_FOUND
     )
+    assert unseen.metadata["field"] == "images[1].asset_id"
     assert not (await stub.ListAnalyses(pb.ListAnalysesRequest())).analyses
 
 
@@ -153,7 +153,7 @@ async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alo
         flows.analyses(eve).GetAnalysis(pb.GetAnalysisRequest(analysis_id=seo.id)),
         flows.analyses(eve).CancelAnalysis(pb.CancelAnalysisRequest(analysis_id=seo.id)),
     ):
-        assert (await refusal(call)).code == grpc.StatusCode.NOT_FOUND
+        await refused(call, grpc.StatusCode.NOT_FOUND)
     request = pb.CancelAnalysisRequest(analysis_id=seo.id)
     answer = await flows.analyses(ada).CancelAnalysis(request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START

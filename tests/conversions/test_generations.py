@@ -17,7 +17,7 @@ from services.conversions import rules
 from shared.imaging.source_type import packet
 from shared.rpc.protos import plain
 from tests.assets.flows import get, request_id
-from tests.calls import Refusal, refusal
+from tests.calls import refused
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
 from tests.suite import Client, Suite, browser
@@ -178,11 +178,10 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
     own, foreign = [await flows.put(c, photo, asset_pb2.ASSET_KIND_REFERENCE) for c in (ada, eve)]
     many = [f"01890000-0000-7000-8000-{number:012d}" for number in range(17)]
 
-    async def refused(**fields: Any) -> Refusal:
+    async def create(**fields: Any) -> Any:
         values = {"task": pb.GENERATION_TASK_IMAGE, "prompt": "a coat", **fields}
-        return await refusal(
-            flows.generations(ada).CreateGeneration(pb.CreateGenerationRequest(**values))
-        )
+        request = pb.CreateGenerationRequest(**values)
+        return await flows.generations(ada).CreateGeneration(request)
 
     for fields, field in (
         ({"prompt": "x" * 10_001}, "prompt"),
@@ -207,13 +206,11 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
         ({"task": SKETCH, "source_asset_id": own, "seed": 0}, "seed"),
         ({"task": SKETCH, "source_asset_id": own, "view": "top"}, "view"),
     ):
-        found = await refused(**fields)
-        assert (found.code, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]), fields
-    unseen = await refused(reference_asset_ids=[own, foreign])
-    assert (unseen.code, unseen.metadata["field"]) == (
-        grpc.StatusCode.NOT_FOUND,
-        "reference_asset_ids[1]",
-    )
+        found = await refused(create(**fields), grpc.StatusCode.INVALID_ARGUMENT)
+        assert found.fields == [field], fields
+
+    unseen = await refused(create(reference_asset_ids=[own, foreign]), grpc.StatusCode.NOT_FOUND)
+    assert unseen.metadata["field"] == "reference_asset_ids[1]"
     assert not (
         await flows.generations(ada).ListGenerations(pb.ListGenerationsRequest())
     ).generations
@@ -225,9 +222,10 @@ async def test_a_document_is_no_reference(suite: Suite, photo: Path) -> None:
     own = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
     await suite.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
     request = pb.CreateGenerationRequest(task=SKETCH, source_asset_id=own)
-    assert (await refusal(flows.generations(ada).CreateGeneration(request))).fields == [
-        "source_asset_id"
-    ]
+    refusal = await refused(
+        flows.generations(ada).CreateGeneration(request), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == ["source_asset_id"]
 
 
 async def test_history_is_read_newest_first_by_dataset_task_and_id(
@@ -269,7 +267,7 @@ async def test_history_is_read_newest_first_by_dataset_task_and_id(
             pb.RegenerateGenerationRequest(generation_id=sketch.id)
         ),
     ):
-        assert (await refusal(call)).code == grpc.StatusCode.NOT_FOUND
+        await refused(call, grpc.StatusCode.NOT_FOUND)
 
 
 async def test_a_generation_is_cancelled_and_watched_like_a_conversion(suite: Suite) -> None:

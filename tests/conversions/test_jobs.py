@@ -28,7 +28,7 @@ from shared.imaging import ImagingPool
 from shared.rpc.calls import Peers
 from shared.telemetry import METRICS
 from tests.assets.flows import request_id
-from tests.calls import holding, refusal
+from tests.calls import holding, refused
 from tests.conversions import flows
 from tests.suite import Client, Suite
 
@@ -150,8 +150,10 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
         second.id,
         True,
     ]
-    foreign = await refusal(watching(cursor=seen[-1].cursor, conversion_ids=[second.id]))
-    assert foreign.code == grpc.StatusCode.INVALID_ARGUMENT
+    await refused(
+        watching(cursor=seen[-1].cursor, conversion_ids=[second.id]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    )
 
 
 async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
@@ -191,9 +193,10 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(
         request = conversion_pb2.CreateConversionRequest(
             user_asset_id=low.user_asset_id, cloth_asset_id=low.cloth_asset_id, priority=priority
         )
-        assert (await refusal(flows.conversions(ada).CreateConversion(request))).fields == [
-            "priority"
-        ]
+        refusal = await refused(
+            flows.conversions(ada).CreateConversion(request), grpc.StatusCode.INVALID_ARGUMENT
+        )
+        assert refusal.fields == ["priority"]
 
 
 async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
@@ -453,10 +456,6 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
     assert not await flows.attempts_of(eve, conversion.id)
 
 
-async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
-    return (await refusal(call)).code
-
-
 async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
     suite: Suite, drawn: Path
 ) -> None:
@@ -470,17 +469,12 @@ async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
     assert (made.owner, made.state) == ("user:ada", job_pb2.JOB_STATE_COMPLETED)
 
     request = conversion_pb2.CreateConversionRequest(user_asset_id=source, cloth_asset_id=source)
-    assert (
-        await code_of(flows.conversions(packs).CreateConversion(request))
-        == grpc.StatusCode.PERMISSION_DENIED
-    )
+    creating = flows.conversions(packs).CreateConversion(request)
+    await refused(creating, grpc.StatusCode.PERMISSION_DENIED)
 
     store = suite.as_token(suite.keys.service_token("assets", "user:ada"))
-    listing = generation_pb2.ListGenerationsRequest()
-    assert (
-        await code_of(flows.generations(store).ListGenerations(listing))
-        == grpc.StatusCode.PERMISSION_DENIED
-    )
+    listing = flows.generations(store).ListGenerations(generation_pb2.ListGenerationsRequest())
+    await refused(listing, grpc.StatusCode.PERMISSION_DENIED)
 
 
 @pytest.mark.parametrize("table", ["conversions", "generations", "analyses"])

@@ -4,8 +4,8 @@ from atelier.pipeline.v1 import phase_pb2, product_pb2
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Suite
 
 ERROR = product_pb2.PRODUCT_STATE_ERROR

@@ -9,8 +9,8 @@ from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 Value = dict[str, Any]

@@ -6,8 +6,8 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 NOTHING = result_pb2.PhaseValue(market_research=result_pb2.MarketResearch())
@@ -110,9 +110,8 @@ async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(su
     beat = phase_pb2.HeartbeatPhaseRequest(
         product_id=created.id, phase=1, attempt_token=late.attempt_token
     )
-    assert (
-        await refused(flows.phases(ada).HeartbeatPhase(beat), StatusCode.FAILED_PRECONDITION)
-    ).reason == "ATTEMPT_SUPERSEDED"
+    refusal = await refused(flows.phases(ada).HeartbeatPhase(beat), StatusCode.FAILED_PRECONDITION)
+    assert refusal.reason == "ATTEMPT_SUPERSEDED"
 
     done = await flows.complete(ada, fresh, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED

@@ -5,8 +5,8 @@ from grpc import StatusCode
 from services.pipeline.price_csv import read_csv
 from shared.rpc.errors import DomainError
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 HEADER = "brand,model,name,marketplace,price,msrp,currency,link,category\n"

@@ -5,8 +5,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 SAID = flows.analysis(
@@ -152,9 +152,8 @@ async def test_a_claimed_review_is_one_persons(suite: Suite) -> None:
     )
 
     stale = submit(review, "APPROVE", etag=review.etag)
-    assert (
-        await refused(flows.reviews(bob).SubmitReview(stale), StatusCode.ABORTED)
-    ).reason == "ETAG_MISMATCH"
+    refusal = await refused(flows.reviews(bob).SubmitReview(stale), StatusCode.ABORTED)
+    assert refusal.reason == "ETAG_MISMATCH"
 
     fresh = submit(review, "APPROVE", etag=claimed.etag)
     assert (await flows.reviews(bob).SubmitReview(fresh)).review.decided_by == "bob"

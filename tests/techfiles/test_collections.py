@@ -11,6 +11,7 @@ from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
+from tests.calls import refused
 from tests.suite import Client, Suite
 from tests.techfiles import flows
 
@@ -159,10 +160,13 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(suite: Su
         3,
         3,
     )
-    async with flows.refused(PRECONDITION, "-1"):
-        await service.AdjustCollectionCredits(
+    await refused(
+        service.AdjustCollectionCredits(
             col.AdjustCollectionCreditsRequest(collection_id=collection.id, credits=-4)
-        )
+        ),
+        PRECONDITION,
+        "-1",
+    )
 
     derived = await service.SetCollectionProgress(
         col.SetCollectionProgressRequest(collection_id=collection.id)
@@ -190,14 +194,18 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(suite:
     assert (await flows.contents(ada, collection.id)).facts == facts
 
     twice = facts_pb2.PointOfMeasureFact(code="A", name="chest", value=58, unit="cm")
-    async with flows.refused(INVALID, "facts.points_of_measure[1]"):
-        await flows.collect(ada, facts=facts_pb2.Facts(points_of_measure=[twice, twice]))
-    async with flows.refused(INVALID, "facts", "1000000"):
-        await flows.collect(ada, facts=flows.large_facts())
-    async with flows.refused(INVALID, "facts", "1000000"):
-        await flows.export(
-            ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts()
-        )
+    await refused(
+        flows.collect(ada, facts=facts_pb2.Facts(points_of_measure=[twice, twice])),
+        INVALID,
+        "facts.points_of_measure[1]",
+    )
+    await refused(flows.collect(ada, facts=flows.large_facts()), INVALID, "facts", "1000000")
+    await refused(
+        flows.export(ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts()),
+        INVALID,
+        "facts",
+        "1000000",
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,12 +262,13 @@ async def test_another_owner_neither_sees_nor_changes_a_collection(suite: Suite)
             col.AdjustCollectionCreditsRequest(collection_id=collection.id, credits=1),
         ),
     ):
-        async with flows.refused(NOT_FOUND):
-            await call(request)
+        await refused(call(request), NOT_FOUND)
 
-    async with flows.refused(NOT_FOUND):
-        await flows.create(
+    await refused(
+        flows.create(
             bob, file_type=tf.TECH_FILE_TYPE_COMPLETE_PACK, view_type=0, collection_id=collection.id
-        )
+        ),
+        NOT_FOUND,
+    )
     assert not (await service.ListCollections(col.ListCollectionsRequest())).collections
     assert (await flows.contents(ada, collection.id)).collection.etag == collection.etag

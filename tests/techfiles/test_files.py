@@ -8,6 +8,7 @@ from atelier.techfiles.v1 import tech_file_pb2 as tf
 from google.protobuf import field_mask_pb2, json_format, struct_pb2
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.suite import Suite
 from tests.techfiles import flows
 
@@ -132,12 +133,15 @@ async def test_an_update_keeps_what_was_there_before_under_its_number(suite: Sui
     assert before.tech_file.analysis == file.analysis
     assert not before.tech_file.HasField("confidence")
     assert before.tech_file.create_time == file.create_time
-    async with flows.refused(grpc.StatusCode.ABORTED, "etag"):
-        await flows.file_service(ada).UpdateTechFile(
+    await refused(
+        flows.file_service(ada).UpdateTechFile(
             tf.UpdateTechFileRequest(
                 tech_file_id=file.id, etag=file.etag, update_mask=mask("model"), model="x"
             )
-        )
+        ),
+        grpc.StatusCode.ABORTED,
+        "etag",
+    )
     assert len(await flows.versions(ada, file.id)) == 2
 
 
@@ -182,10 +186,11 @@ async def test_archiving_the_latest_promotes_the_newest_live_file_and_keeps_the_
     only = await flows.listed(ada, archived=tf.ARCHIVED_FILTER_ONLY)
     assert [f.id for f in only] == [files[2].id, files[1].id]
     assert len(await flows.listed(ada, archived=tf.ARCHIVED_FILTER_INCLUDED)) == 3
-    async with flows.refused(PRECONDITION, "archived"):
-        await service.CreateTechFileVersion(
-            tf.CreateTechFileVersionRequest(tech_file_id=files[2].id)
-        )
+    await refused(
+        service.CreateTechFileVersion(tf.CreateTechFileVersionRequest(tech_file_id=files[2].id)),
+        PRECONDITION,
+        "archived",
+    )
 
     back = (
         await service.UnarchiveTechFile(tf.UnarchiveTechFileRequest(tech_file_id=files[2].id))
@@ -210,10 +215,13 @@ async def test_an_unfinished_or_failed_version_does_not_hide_the_completed_one(
 
     [completed] = await flows.listed(ada, versions=tf.VERSION_FILTER_LATEST_COMPLETED)
     assert completed.id == done.id
-    async with flows.refused(INVALID, "LATEST_COMPLETED"):
-        await flows.listed(
+    await refused(
+        flows.listed(
             ada, versions=tf.VERSION_FILTER_LATEST_COMPLETED, state=tf.TECH_FILE_STATE_FAILED
-        )
+        ),
+        INVALID,
+        "LATEST_COMPLETED",
+    )
 
 
 async def test_a_final_state_is_final(suite: Suite) -> None:
@@ -229,14 +237,11 @@ async def test_a_final_state_is_final(suite: Suite) -> None:
         return moved
 
     assert (await move(tf.TECH_FILE_STATE_PROCESSING)).version_number == 1
-    async with flows.refused(INVALID, "error_message"):
-        await move(tf.TECH_FILE_STATE_COMPLETED, "but why")
+    await refused(move(tf.TECH_FILE_STATE_COMPLETED, "but why"), INVALID, "error_message")
     failed = await move(tf.TECH_FILE_STATE_FAILED, "the model refused")
     assert failed.error_message == "the model refused"
-    async with flows.refused(PRECONDITION, "failed"):
-        await move(tf.TECH_FILE_STATE_COMPLETED)
-    async with flows.refused(INVALID):
-        await move(tf.TECH_FILE_STATE_PENDING)
+    await refused(move(tf.TECH_FILE_STATE_COMPLETED), PRECONDITION, "failed")
+    await refused(move(tf.TECH_FILE_STATE_PENDING), INVALID)
 
 
 BROKEN: list[tuple[dict[str, object], str]] = [
@@ -269,8 +274,7 @@ BROKEN: list[tuple[dict[str, object], str]] = [
 async def test_a_file_that_breaks_a_rule_is_refused_with_the_field(suite: Suite) -> None:
     ada = suite.client("ada")
     for fields, word in BROKEN:
-        async with flows.refused(INVALID, word):
-            await flows.create(ada, **fields)
+        await refused(flows.create(ada, **fields), INVALID, word)
     assert suite.sql("SELECT count(*) FROM techfiles.tech_files")[0][0] == 0
 
 
@@ -288,8 +292,7 @@ async def test_an_update_takes_whole_fields_and_not_too_many(suite: Suite) -> No
         request = tf.UpdateTechFileRequest(
             tech_file_id=file.id, update_mask=mask(*paths), model="m"
         )
-        async with flows.refused(INVALID, "update_mask"):
-            await flows.file_service(ada).UpdateTechFile(request)
+        await refused(flows.file_service(ada).UpdateTechFile(request), INVALID, "update_mask")
 
     assert await flows.get(ada, file.id) == file
 
@@ -300,8 +303,7 @@ async def test_a_file_takes_only_a_ready_picture_of_its_owner_and_shows_its_urls
     await suite.work("assets")
     ada, bob = suite.client("ada"), suite.client("bob")
     asset = await asset_flows.upload(ada, asset_flows.jpeg())
-    async with flows.refused(NOT_FOUND):
-        await flows.create(bob, file_asset_id=asset.id)
+    await refused(flows.create(bob, file_asset_id=asset.id), NOT_FOUND)
 
     await asset_flows.variants_of(ada, asset.id)
     file = await flows.create(ada, file_asset_id=asset.id)
@@ -321,8 +323,7 @@ async def test_a_repeat_gives_the_same_file_and_another_body_is_refused(suite: S
     name = flows.request_id()
     made = await asyncio.gather(*(flows.create(ada, request_id=name) for _ in range(8)))
     assert len({file.id for file in made}) == 1 and made[0].version_number == 1
-    async with flows.refused(INVALID, "request_id"):
-        await flows.create(ada, request_id=name, model="another")
+    await refused(flows.create(ada, request_id=name, model="another"), INVALID, "request_id")
 
 
 async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(suite: Suite) -> None:
@@ -347,8 +348,7 @@ async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(suite: S
         (service.CreateTechFileVersion, tf.CreateTechFileVersionRequest(tech_file_id=file.id)),
         (service.ListTechFileVersions, tf.ListTechFileVersionsRequest(tech_file_id=file.id)),
     ):
-        async with flows.refused(NOT_FOUND):
-            await call(request)
+        await refused(call(request), NOT_FOUND)
     assert await flows.listed(bob, product_id=flows.PRODUCT) == []
 
     figures = await service.GetProductStatistics(
@@ -395,8 +395,7 @@ async def test_lists_filter_by_every_field_and_page_through_all(suite: Suite) ->
         if not token:
             break
     assert seen == [f"shot {number}" for number in range(6, -1, -1)]
-    async with flows.refused(INVALID, "page_token"):
-        await flows.listed(ada, batch_id="b-2", page_token=seen[0])
+    await refused(flows.listed(ada, batch_id="b-2", page_token=seen[0]), INVALID, "page_token")
 
 
 async def test_statistics_count_what_there_is(suite: Suite) -> None:

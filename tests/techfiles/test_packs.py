@@ -22,6 +22,7 @@ from google.protobuf import field_mask_pb2, json_format, struct_pb2
 
 from tests import forward_zip
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 from tests.techfiles import flows
 
@@ -260,12 +261,10 @@ async def test_another_owner_gets_neither_the_run_nor_its_exports(made: Made) ->
             tp.ExportCollectionRequest(collection_id=made.run.collection_id, format=ZIP),
         ),
     ):
-        async with flows.refused(flows.NOT_FOUND):
-            await call(request)
+        await refused(call(request), flows.NOT_FOUND)
 
-    async with flows.refused(flows.NOT_FOUND):
-        async for _ in service.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=made.run.id)):
-            pass
+    watch = service.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=made.run.id))
+    await refused(watch, flows.NOT_FOUND)
     assert not (await service.ListTechPackRuns(tp.ListTechPackRunsRequest())).runs
 
     [listed] = (

@@ -13,6 +13,7 @@ from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.conversions import flows as conversion_flows
 from tests.suite import Client, Suite
 from tests.techfiles import flows
@@ -258,8 +259,9 @@ async def test_a_repeat_of_a_request_is_one_run(suite: Suite) -> None:
     runs = await asyncio.gather(*(flows.generate(ada, pictures, request_id=name) for _ in range(4)))
     assert len({run.id for run in runs}) == 1
     assert suite.sql("SELECT count(*) FROM techfiles.collections") == [(1,)]
-    async with flows.refused(INVALID, "request_id"):
-        await flows.generate(ada, pictures, request_id=name, category="bag")
+    await refused(
+        flows.generate(ada, pictures, request_id=name, category="bag"), INVALID, "request_id"
+    )
 
 
 async def test_a_call_that_waits_answers_with_the_run_as_it_is_when_time_is_up(
@@ -277,28 +279,28 @@ async def test_a_run_that_breaks_a_rule_is_refused_before_anything_is_kept(suite
     [front] = await flows.revisions(ada, "front")
     theirs = await asset_flows.upload(bob, asset_flows.jpeg())
     other = tp.PackRevision(revision_id="r", view=tf.VIEW_TYPE_BACK, asset_id=theirs.id)
-    async with flows.refused(flows.NOT_FOUND, theirs.id):
-        await flows.generate(ada, [front, other])
-    async with flows.refused(INVALID, "revisions"):
-        await flows.generate(ada, [front, front])
-    async with flows.refused(INVALID, "revisions"):
-        await flows.generate(ada, [])
-    async with flows.refused(INVALID, "category", "bag"):
-        facts = facts_pb2.Facts(product=facts_pb2.ProductFacts(category="bag"))
-        await flows.generate(ada, [front], category="jacket", facts=facts)
-    async with flows.refused(INVALID, "facts.closeups"):
-        shots = [facts_pb2.CloseupFact(name=f"{n}", view="front") for n in range(61)]
-        await flows.generate(ada, [front], facts=facts_pb2.Facts(closeups=shots))
-    async with flows.refused(INVALID, "facts", "1000000"):
-        await flows.generate(ada, [front], facts=flows.large_facts())
-    async with flows.refused(INVALID, "facts.scales[0]"):
-        point = facts_pb2.Point(x=0.5, y=0.5)
-        scale = facts_pb2.ScaleFact(view="front", value=1, unit="cm", to=point, **{"from": point})
-        await flows.generate(ada, [front], facts=facts_pb2.Facts(scales=[scale]))
+    await refused(flows.generate(ada, [front, other]), flows.NOT_FOUND, theirs.id)
+    await refused(flows.generate(ada, [front, front]), INVALID, "revisions")
+    await refused(flows.generate(ada, []), INVALID, "revisions")
+    bag = facts_pb2.Facts(product=facts_pb2.ProductFacts(category="bag"))
+    mixed = flows.generate(ada, [front], category="jacket", facts=bag)
+    await refused(mixed, INVALID, "category", "bag")
+    shots = [facts_pb2.CloseupFact(name=f"{n}", view="front") for n in range(61)]
+    many = flows.generate(ada, [front], facts=facts_pb2.Facts(closeups=shots))
+    await refused(many, INVALID, "facts.closeups")
+    await refused(
+        flows.generate(ada, [front], facts=flows.large_facts()), INVALID, "facts", "1000000"
+    )
+    point = facts_pb2.Point(x=0.5, y=0.5)
+    scale = facts_pb2.ScaleFact(view="front", value=1, unit="cm", to=point, **{"from": point})
+    pointless = flows.generate(ada, [front], facts=facts_pb2.Facts(scales=[scale]))
+    await refused(pointless, INVALID, "facts.scales[0]")
 
     pending = await asset_flows.announce(ada, asset_flows.jpeg())
-    async with flows.refused(grpc.StatusCode.FAILED_PRECONDITION):
-        await flows.generate(ada, [front], primary_asset_id=pending.asset.id)
+    await refused(
+        flows.generate(ada, [front], primary_asset_id=pending.asset.id),
+        grpc.StatusCode.FAILED_PRECONDITION,
+    )
     assert pending.asset.state == asset_pb2.ASSET_STATE_PENDING
     for table in ("collections", "tech_files", "runs"):
         assert suite.sql(f"SELECT count(*) FROM techfiles.{table}") == [(0,)]

@@ -59,12 +59,11 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
                 lambda: len(broken.requests) > count, "attempts after the database was away", 30
             )
 
-        refused = await calls.refusal(
-            flows.stub(ada).CreateEndpoint(
-                pb.CreateEndpointRequest(
-                    url=f"http://{IN_USERINFO}:x@127.0.0.1/{IN_PATH}?key={IN_QUERY}"
-                )
-            )
+        request = pb.CreateEndpointRequest(
+            url=f"http://{IN_USERINFO}:x@127.0.0.1/{IN_PATH}?key={IN_QUERY}"
+        )
+        refusal = await calls.refused(
+            flows.stub(ada).CreateEndpoint(request), grpc.StatusCode.INVALID_ARGUMENT
         )
         shown = str(await flows.stub(ada).ListEndpoints(pb.ListEndpointsRequest()))
         await ada.close()
@@ -80,7 +79,7 @@ async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
     for canary in (*bare, "whsec_", "v1,", IN_PATH, IN_QUERY, IN_USERINFO, IN_ANSWER):
         assert canary not in log, canary
         assert (
-            canary not in refused.text and canary.encode() not in refused.status.SerializeToString()
+            canary not in refusal.text and canary.encode() not in refusal.status.SerializeToString()
         ), canary
 
 
