@@ -1,5 +1,5 @@
-"""R11: any bytes get a declared answer, never UNKNOWN or INTERNAL. Every unary rpc of every service
-is called."""
+"""Any bytes get a declared answer, never UNKNOWN or INTERNAL. Every unary rpc of every service is
+called."""
 
 import asyncio
 import math

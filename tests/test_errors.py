@@ -1,5 +1,5 @@
-"""Refusals carry what a caller needs to act on. Also light tests of failing machinery (R17, R20)
-and of secrets (R16)."""
+"""Refusals carry what a caller needs to act on. Also light tests of a database that goes away, of
+deadlines, and of secrets."""
 
 import asyncio
 import json

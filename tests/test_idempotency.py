@@ -1,5 +1,5 @@
-"""R6: a repeat is harmless. Over the wire, with real concurrency; assets stands for every service,
-since shared.database.db enforces the rule."""
+"""A repeat is harmless. The tests go over the wire, with real concurrency; assets stands for every
+service, since shared.database.db enforces the rule."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""R8: row-level security is on every table, and the serving role can't bypass it."""
+"""Row-level security is on every table, and the serving role can't bypass it."""
 
 import asyncio
 from collections.abc import AsyncIterator

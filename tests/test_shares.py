@@ -1,4 +1,4 @@
-"""R12: one owner's concurrent calls leave places for others, and every place is freed again."""
+"""One owner's concurrent calls leave places for others, and every place is freed again."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""R7: tenants never meet. Every rpc in the contracts is called by the owner of some rows, by
+"""Tenants never meet. Every rpc in the contracts is called by the owner of some rows, by
 others, and without a token.
 
 tests/tenancy_cases/<service>.py has a case per rpc; an rpc without one fails here.

@@ -1,5 +1,4 @@
-"""R13: a token is accepted only if every part of it is right. Each case is sent to a real
-server."""
+"""A token is accepted only if every part of it is right. Each case is sent to a real server."""
 
 import asyncio
 import base64

@@ -1,5 +1,5 @@
-"""R4 within one process: a watch misses nothing, tells nothing twice, and never falls silent.
-assets stands for every service: its watch is made of shared.background.events."""
+"""A watch misses nothing, tells nothing twice, and never falls silent, within one process. assets
+stands for every service: its watch is made of shared.background.events."""
 
 import asyncio
 import uuid

@@ -1,4 +1,4 @@
-"""A14, A27: albums, their counts, what others see of them, and albums as a ZIP."""
+"""Albums: their counts, what others see of them, and albums as a ZIP."""
 
 import asyncio
 import base64

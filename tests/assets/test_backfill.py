@@ -1,4 +1,4 @@
-"""A10: when an operator adds a preset, one job makes it for the existing images; fresh uploads come
+"""When an operator adds a preset, one job makes it for the existing images; fresh uploads come
 first."""
 
 import json

@@ -1,5 +1,5 @@
-"""A17: the cleanup deletes abandoned and expired items, each on its own; whole sessions are deleted
-on request."""
+"""The cleanup deletes abandoned and expired items, each on its own; whole sessions are deleted on
+request."""
 
 import asyncio
 import itertools

@@ -1,5 +1,5 @@
-"""A20: the costs of a month, from prices that are data and from real use, and whether to move to
-another store."""
+"""The costs of a month, from prices that are data and from real use, and whether to move to another
+store."""
 
 from collections.abc import Callable
 from pathlib import Path

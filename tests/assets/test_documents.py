@@ -1,5 +1,5 @@
-"""A12, R23: checklists and renovation plans as PDFs: every version is kept, none is lost, none
-shown before it exists."""
+"""Checklists and renovation plans as PDFs: every version is kept, none is lost, none is shown
+before it exists."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""A1, A25, X1: downloads; and clients without files find their way by health and reflection."""
+"""Downloads; and clients without files find their way by health and reflection."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A21: an owner learns which bytes are stored already, before and after sending them, also in the
+"""An owner learns which bytes are stored already, before and after sending them, also in the
 trash."""
 
 import hashlib

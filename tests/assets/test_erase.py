@@ -1,4 +1,4 @@
-"""X11: an owner gets everything that is kept about it, and can have it erased for good, with a
+"""An owner gets everything that is kept about it, and can have it erased for good, with a
 receipt."""
 
 import asyncio

@@ -1,4 +1,4 @@
-"""X10: an asset is explained, question by question, each with the step that helps."""
+"""An asset is explained, question by question, each with the step that helps."""
 
 from collections.abc import Callable
 

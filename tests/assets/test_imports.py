@@ -1,5 +1,4 @@
-"""X14: the server fetches a file itself, from allowed addresses, and verifies it like any
-upload."""
+"""The server fetches a file itself, from allowed addresses, and verifies it like any upload."""
 
 import asyncio
 import hashlib

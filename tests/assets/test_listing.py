@@ -1,4 +1,4 @@
-"""X4, A8: pages that are complete, exact, flat, and bound to their filter and owner."""
+"""Pages are complete and exact, as fast anywhere, and bound to their filter and owner."""
 
 import asyncio
 import base64

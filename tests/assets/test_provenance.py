@@ -1,5 +1,4 @@
-"""A29, A24: where a picture comes from is read, kept, shown and passed on; where it was taken is
-not."""
+"""Where a picture comes from is read, kept, shown and passed on; where it was taken is not."""
 
 import json
 from typing import Any

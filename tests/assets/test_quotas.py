@@ -1,4 +1,4 @@
-"""A18: nothing exceeds a quota, whoever sends it, however, and however many at once."""
+"""Nothing exceeds a quota, whoever sends it, however, and however many at once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""A28: rows and stored bytes agree, whatever happened to either."""
+"""Rows and stored bytes agree, whatever happened to either."""
 
 import asyncio
 import itertools

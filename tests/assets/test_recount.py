@@ -1,4 +1,4 @@
-"""A28: totals and albums' counts agree with the rows, whatever happened to either."""
+"""Totals and albums' counts agree with the rows, whatever happened to either."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A23, first half: assets itself knows who uses an asset."""
+"""The service assets itself knows who uses an asset."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A13: renders record what made them; before and after are compared by reference, and shown in one
+"""Renders record what made them; before and after are compared by reference, and shown in one
 picture."""
 
 import asyncio

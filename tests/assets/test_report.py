@@ -1,4 +1,4 @@
-"""A18, A19: the counts are true, whoever changed the rows and whenever they are read."""
+"""The counts are true, whoever changed the rows and whenever they are read."""
 
 import asyncio
 import base64

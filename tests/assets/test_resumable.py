@@ -1,5 +1,5 @@
-"""A26: a file in parts, over connections that break: joined once, verified like any upload, or gone
-without a trace."""
+"""A file comes in parts, over connections that break: it is joined once and verified like any
+upload, or gone without a trace."""
 
 import asyncio
 import hashlib

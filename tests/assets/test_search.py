@@ -1,4 +1,4 @@
-"""A16, R14: searches find exactly the assets that the conditions describe; their sums are exact."""
+"""Searches find exactly the assets that the conditions describe; their sums are exact."""
 
 import itertools
 from collections.abc import Callable

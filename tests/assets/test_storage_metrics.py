@@ -1,5 +1,4 @@
-"""A18, A19: the metrics port shows what is stored; rules and dashboard name only existing
-metrics."""
+"""The metrics port shows what is stored; rules and dashboard name only existing metrics."""
 
 import asyncio
 import json

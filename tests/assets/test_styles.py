@@ -1,5 +1,4 @@
-"""A11: a style catalogue that everyone reads and operators write, and whose versions never
-change."""
+"""Everyone reads the style catalogue and operators write it; its versions never change."""
 
 import asyncio
 import hashlib

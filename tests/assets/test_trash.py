@@ -1,4 +1,4 @@
-"""A23: archive and trash hide assets and bring them back, purge doesn't, and an asset in use is not
+"""Archive and trash hide assets and bring them back, purge doesn't, and an asset in use is not
 deleted."""
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A8, A2: what an owner states about its asset: names, labels, visibility, the primary image of a
+"""What an owner states about its asset: names, labels, visibility, the primary image of a
 product."""
 
 import asyncio

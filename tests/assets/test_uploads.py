@@ -1,5 +1,4 @@
-"""A1, A2, A3, A4, A5, A6, A7: from declared bytes to a verified asset, and everything that must not
-become one."""
+"""Declared bytes become a verified asset; everything that must not become one is refused."""
 
 import asyncio
 import hashlib
@@ -56,7 +55,7 @@ async def test_one_call_uploads_too(suite: Suite, ada: Client) -> None:
     assert (await flows.get(ada, asset.id, include_urls=True)).original_url
 
 
-# A3: kinds by role
+# Kinds by role
 
 _ROLES = ("user", "vendor", "anonymous", "admin")
 
@@ -115,7 +114,7 @@ async def test_a_style_starts_public_and_everything_else_private(
     assert (await flows.announce(ada, DATA)).asset.visibility == asset_pb2.VISIBILITY_PRIVATE
 
 
-# A4, A5: what is accepted, and how much of it
+# What is accepted, and how much of it
 
 
 @pytest.mark.parametrize(
@@ -307,7 +306,7 @@ def size(data: bytes) -> bytes:
     return bytes([*out, length])
 
 
-# A7: only the stored bytes count
+# Only the stored bytes count
 
 
 async def test_an_encrypted_pdf_is_refused(suite: Suite, ada: Client) -> None:
@@ -489,7 +488,7 @@ async def test_first_images_that_arrive_together_make_one_primary(
     assert sum(asset.primary for asset in now) == 1
 
 
-# A6, R14: names and labels
+# Names and labels
 
 NAMES = {
     "slashes": ("../../etc/passwd", ".._.._etc_passwd"),

@@ -1,5 +1,5 @@
-"""A2, A25: URLs on a disk and on S3 alike: public ones are stable, hashed and cached for good,
-private ones signed and short-lived; content that could run is never shown in place."""
+"""URLs on a disk and on S3 alike: public ones are stable, hashed and cached for good, private ones
+signed and short-lived; content that could run is never shown in place."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""A15, A16: who did what with an image, how often, and which of it others learn."""
+"""Who did what with an image, how often, and which of it others learn."""
 
 import asyncio
 from collections.abc import Callable, Sequence

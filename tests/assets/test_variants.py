@@ -1,4 +1,4 @@
-"""A9, A10, A22: smaller forms of an image, made in the background and again on request."""
+"""Smaller forms of an image are made in the background, and again on request."""
 
 import asyncio
 import hashlib

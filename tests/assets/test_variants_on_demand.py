@@ -1,4 +1,4 @@
-"""A9: a missing preset is made on the first request, once; one that can't be made says why."""
+"""A missing preset is made on the first request, once; one that can't be made says why."""
 
 import asyncio
 import hashlib

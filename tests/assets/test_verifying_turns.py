@@ -1,4 +1,4 @@
-"""P11: owners take turns for the processes that decode pictures, however their bytes came."""
+"""Owners take turns for the processes that decode pictures, however their bytes came."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

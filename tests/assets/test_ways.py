@@ -1,5 +1,5 @@
-"""R9: however bytes come, content that isn't what it is declared to be is refused and removed; no
-part of it becomes READY."""
+"""However bytes come, content that isn't what it is declared to be is refused and removed; no part
+of it becomes READY."""
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""A20: `atelier storage`: copies everything to another store, and prints a report for people."""
+"""`atelier storage` copies everything to another store, and prints a report for people."""
 
 import asyncio
 import hashlib

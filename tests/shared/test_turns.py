@@ -1,5 +1,4 @@
-"""P11, C18: owners take turns in a queue, however much each queued before (real queue, real
-worker)."""
+"""Owners take turns in a queue, however much each queued before (real queue, real worker)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -1,5 +1,5 @@
-"""R15: webhooks reach their subscribers, at least once, signed so that other libraries agree, and
-no internal address."""
+"""Webhooks reach their subscribers, at least once, signed so that other libraries agree, and no
+internal address."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""R15: receivers fail and workers die: nobody else is delayed, nothing is lost, and the owner sees
+"""Receivers fail and workers die: nobody else is delayed, nothing is lost, and the owner sees
 why."""
 
 import asyncio

@@ -1,4 +1,4 @@
-"""R16: secrets of webhooks, and those in a URL, stay out of logs and refusals."""
+"""Secrets of webhooks, and those in a URL, stay out of logs and refusals."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What signed and public URLs promise to a browser: one suite, over real sockets, against each real
+"""What signed and public URLs promise to a browser: the same tests, over real sockets, against each real
 store."""
 
 from __future__ import annotations
