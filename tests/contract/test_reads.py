@@ -1,5 +1,5 @@
-"""An rpc that says NO_SIDE_EFFECTS changes nothing: every one is called by the owner of some rows,
-and no table has other rows afterwards but the server's own books of who reads what."""
+"""An rpc that says NO_SIDE_EFFECTS changes nothing: the owner of some rows calls every such rpc,
+and afterwards no table has other rows, except the server's own books of who reads what."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ READS = [
 
 
 def everything(suite: Suite) -> Mapping[str, Any]:
-    """A digest of each table that a service has."""
+    """Returns a digest of each table that a service has."""
     tables = suite.sql(
         "SELECT schemaname, tablename FROM pg_tables WHERE schemaname = ANY(%s)"
         " AND tablename <> ALL(%s)",

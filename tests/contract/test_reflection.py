@@ -1,5 +1,5 @@
-"""Reflection as clients see it that have no file of the contract: grpcurl, buf curl, and ghz, which
-asks for a method by its name."""
+"""Clients that have no file of the contract find their way by reflection: grpcurl, buf curl, and
+ghz, which asks for a method by its name."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ def nobody(suite: Suite) -> Client:
 async def files_of(
     client: Client, service: str, version: str = "v1", **question: str
 ) -> dict[str, descriptor_pb2.FileDescriptorProto]:
-    """The files of one answer by name; none if the server knows no such thing."""
+    """Returns the files of one answer by name; none if the server knows no such thing."""
     answer = await calls.reflect(client.channel(service), version, **question)
     found = answer.file_descriptor_response.file_descriptor_proto
     files = map(descriptor_pb2.FileDescriptorProto.FromString, found)
@@ -68,7 +68,7 @@ async def test_every_service_that_is_listed_is_described_with_its_methods(
     assert set(listed) > ALWAYS and any(f"atelier.{service}." in name for name in listed)
     for name in listed:
         files = await files_of(nobody, service, version, file_containing_symbol=name)
-        # Only files that lack nothing make a pool.
+        # A pool can be made only of files that lack nothing.
         database = descriptor_database.DescriptorDatabase()
         for file in files.values():
             database.Add(file)
@@ -113,7 +113,8 @@ async def test_files_and_extensions_are_found(nobody: Client) -> None:
 
 
 async def run(*command: str) -> str:
-    """What a program of others prints that knows nothing but the server's address."""
+    """Runs a program of others that knows nothing but the server's address. Returns what it
+    prints."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
     done = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, cwd="/", env=environment

@@ -1,4 +1,4 @@
-"""The service config that `make protos` writes: a real channel takes it, and brings calls through a
+"""A real channel takes the service config that `make protos` writes, and brings calls through a
 server that is killed and started again."""
 
 import asyncio
@@ -19,7 +19,7 @@ from tests.faults.processes import Processes, Superuser
 from tests.suite import ROOT, Cluster, DiskServer, Keys
 from tools.protos import service_config
 
-# What waits for the server but is never sent twice: a stream of requests.
+# A stream of requests waits for the server, but is never sent twice.
 ONCE = {"atelier.assets.v1.UploadService.Upload"}
 
 

@@ -1,4 +1,4 @@
-"""A view may be given as the enum or as the older word, and both are one request."""
+"""A caller may give a view as the enum or as the older word; both are the same request."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ async def picture(client: Client, directory: Path) -> str:
 
 
 async def create(client: Client, request: Any) -> Any:
-    """Takes on what the request is for, and gives the message that shows the view."""
+    """Sends the request. Returns the message that shows the view."""
     if isinstance(request, analysis_pb2.CreateAnalysisRequest):
         return (await flows.analyses(client).CreateAnalysis(request)).analysis.images[0]
     if isinstance(request, product_pb2.CreateProductRequest):
@@ -43,7 +43,7 @@ async def create(client: Client, request: Any) -> Any:
 
 
 def requests(asset_id: str, **view: Any) -> list[tuple[Any, str]]:
-    """One of each kind that shows a view, and the path to it."""
+    """Returns one request of each kind that shows a view, with the path to the view."""
     shown = {"asset_id": asset_id, **view}
     analysis = analysis_pb2.CreateAnalysisRequest(
         task=analysis_pb2.ANALYSIS_TASK_PRODUCT,

@@ -1,4 +1,4 @@
-"""A call that waits for its job may answer before it has ended; the same request waits on."""
+"""A call that waits for its job may answer before the job has ended; the same request waits on."""
 
 import asyncio
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""A Go program registers each proto file once, or doesn't start: the stubs get along with the
-modules that have google/rpc and buf/validate, in one program."""
+"""A Go program registers each proto file once, or doesn't start. The stubs get along in one program
+with the modules that have google/rpc and buf/validate."""
 
 import os
 

@@ -43,19 +43,19 @@ class Owned:
     """Rows of one owner."""
 
     asset_id: str
-    upload_id: str  # sent, not confirmed
+    upload_id: str  # its bytes are sent, not confirmed
     product_id: str
     holder: str
     resumable_id: str
     sent_resumable_id: str  # its one part was sent
     spare_resumable_id: str
-    backfill_id: str  # of an operator
+    backfill_id: str  # an operator's
     documents: list[str]  # one to purge, one to keep
     pictures: list[str]  # two to compare
     comparisons: list[str]  # one to delete, one to keep
     album_id: str  # the asset is in it
     doomed_album_id: str
-    spare: list[str]  # announced, to be archived, deleted, purged
+    spare: list[str]  # announced; to be archived, deleted and purged
     run_id: str
 
 
@@ -502,7 +502,7 @@ CASES = {
     _STORAGE + "RunReconciler": Case(
         lambda o: storage_pb2.RunReconcilerRequest(), nothing, owner_role="admin"
     ),
-    # Not really: the rows are needed.
+    # The owner is confirmed wrongly, so that nothing is erased: the other cases need the rows.
     _STORAGE + "EraseOwner": Case(
         lambda o: storage_pb2.EraseOwnerRequest(owner="user:ada", confirm_owner="user:nobody"),
         NOT_FOUND,

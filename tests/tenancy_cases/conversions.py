@@ -1,7 +1,8 @@
-"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and cancelling them is
-served.
+"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and a call that
+cancels them is served.
 
-What a worker of the owner's own calls has a row each: claimed ones, and one that waits.
+Each rpc that a worker of the owner's own calls has a row of its own: a claimed one, or the one that
+waits.
 """
 
 from dataclasses import dataclass
