@@ -135,6 +135,7 @@ async def test_buf_curl_calls_with_nothing_but_the_address(suite: Suite, reflect
         "--reflect-protocol",
         reflect,
     ]
+
     assert (await run(*curl, "-H", f"authorization: Bearer {token}", "-d", "{}", url)).strip()
 
 

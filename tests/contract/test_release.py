@@ -83,11 +83,13 @@ def test_buf_generates_stubs_from_the_archive_that_import(unpacked: Path) -> Non
     (unpacked / "buf.gen.yaml").write_text(
         f"version: v2\nplugins: [{plugin}]\ninputs: [{{directory: .}}]\n"
     )
+
     run([BUF, "generate"], unpacked)
     modules = [
         name.removesuffix(".proto").replace("/", ".") + "_pb2"
         for name in protos_in(unpacked, "protos")
     ]
+
     for module in modules:
         assert (unpacked / "out" / f"{module.replace('.', '/')}.py").is_file()
     run([sys.executable, "-c", f"import {', '.join(modules)}"], unpacked / "out", PYTHONPATH=".")

@@ -96,6 +96,7 @@ async def test_a_read_waits_for_a_server_that_is_away(config: Any, processes: Pr
     target = f"127.0.0.1:{server.port}"
     metadata = [("authorization", f"Bearer {processes.keys.token('ada')}")]
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", json.dumps(config))]
+
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         server.kill()
         call = albums(channel).ListAlbums(

@@ -59,10 +59,12 @@ def requests(asset_id: str, **view: Any) -> list[tuple[Any, str]]:
 async def test_either_spelling_is_taken_and_answers_have_both(suite: Suite, tmp_path: Path) -> None:
     ada = suite.client("ada")
     asset_id = await picture(ada, tmp_path)
+
     for word, number in SPELLINGS:
         for request, _path in requests(asset_id, view=word, view_type=number):
             made = await create(ada, request)
             assert (made.view, made.view_type) == ("back", BACK)
+
     for request, _path in requests(asset_id):
         made = await create(ada, request)
         assert (made.view, made.view_type) == ("", view_pb2.VIEW_TYPE_UNSPECIFIED)
@@ -73,6 +75,7 @@ async def test_both_spellings_with_one_request_id_are_one_request(
 ) -> None:
     ada = suite.client("ada")
     asset_id, key = await picture(ada, tmp_path), request_id()
+
     ids = set()
     for word, number in SPELLINGS:
         [_analysis, (generation, _path), _product] = requests(asset_id, view=word, view_type=number)
@@ -84,11 +87,13 @@ async def test_both_spellings_with_one_request_id_are_one_request(
 async def test_spellings_that_differ_are_refused(suite: Suite, tmp_path: Path) -> None:
     ada = suite.client("ada")
     asset_id = await picture(ada, tmp_path)
+
     for request, path in requests(asset_id, view="front", view_type=SIDE):
         refusal = await refused(
             create(ada, request), grpc.StatusCode.INVALID_ARGUMENT, "leave view out"
         )
         assert refusal.fields == [f"{path}view_type"]
+
     for request, path in requests(asset_id, view_type=4):
         refusal = await refused(create(ada, request), grpc.StatusCode.INVALID_ARGUMENT)
         assert refusal.fields == [f"{path}view_type"]

@@ -47,5 +47,6 @@ async def test_a_deadline_that_is_near_ends_the_wait_with_an_answer(
     request = generation_pb2.CreateGenerationRequest(
         task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source, wait=True
     )
+
     answer = await flows.generations(ada).CreateGeneration(request, timeout=2)
     assert answer.generation.state == job_pb2.JOB_STATE_PENDING

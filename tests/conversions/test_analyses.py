@@ -147,6 +147,7 @@ async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alo
         == [seo.id]
     )
     assert await listed(eve) == []
+
     one = await flows.analyses(ada).GetAnalysis(pb.GetAnalysisRequest(analysis_id=category.id))
     assert one.analysis.queue_position == 2
     for call in (
@@ -154,9 +155,11 @@ async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alo
         flows.analyses(eve).CancelAnalysis(pb.CancelAnalysisRequest(analysis_id=seo.id)),
     ):
         await refused(call, grpc.StatusCode.NOT_FOUND)
+
     request = pb.CancelAnalysisRequest(analysis_id=seo.id)
     answer = await flows.analyses(ada).CancelAnalysis(request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START
+
     watch = aiter(
         flows.analyses(ada).WatchAnalyses(
             pb.WatchAnalysesRequest(analysis_ids=[seo.id]), timeout=30

@@ -51,13 +51,16 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
     assert dict(made.metadata) == {"campaign": "spring", "round": 2.0}
     assert (made.progress, made.error_class, made.free, made.credits) == (1.0, "", False, 2)
     assert made.processing_time_ms > 0
+
     assert (made.recipe.model, made.recipe.model_version) == ("local", "1.0.0")
     assert made.recipe.parameters["fit"] == "relaxed"
     assert made.recipe.parameters["tone"] == "warm"
+
     digests = {"user": drawn / "person.jpg", "cloth": drawn / "cloth.jpg"}
     assert {item.role: item.sha256 for item in made.recipe.inputs} == {
         role: hashlib.sha256(path.read_bytes()).hexdigest() for role, path in digests.items()
     }
+
     weights = sum(item.weight for item in made.evidence)
     mean = sum(item.value * item.weight for item in made.evidence) / weights
     assert made.confidence == pytest.approx(mean, abs=0.001)
@@ -68,6 +71,7 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
     assert list(asset.provenance.source_asset_ids) == [user, garment]
     assert asset.scope.product_id == "p1"
     assert hashlib.sha256(await bytes_of(made.image_url)).hexdigest() == asset.sha256
+
     listed = await flows.conversions(ada).ListConversions(
         conversion_pb2.ListConversionsRequest(include_urls=True)
     )
@@ -341,6 +345,7 @@ async def test_conversions_are_listed_newest_first_by_state_product_and_date(
     assert [c.id for c in await listed(ada, created_from=made[3].create_time)] == newest_first[:2]
     assert [c.id for c in await listed(ada, state=job_pb2.JOB_STATE_CANCELLED)] == [made[2].id]
     assert not await listed(eve)
+
     request = conversion_pb2.ListConversionsRequest(state=99)  # type: ignore[arg-type]
     refusal = await refused(
         flows.conversions(ada).ListConversions(request), grpc.StatusCode.INVALID_ARGUMENT

@@ -58,6 +58,7 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
         product_id="p1",
         dataset_id="d1",
     )
+
     assert made.state == job_pb2.JOB_STATE_COMPLETED, made.error_message
     assert (made.caption, made.reference_images_count, made.credits) == (
         "A field jacket on a stand",
@@ -67,18 +68,21 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
     assert made.unique_visual_elements and any(
         "#" in element for element in made.unique_visual_elements
     )
+
     assert made.prompt_used == made.full_prompt
     assert made.full_prompt.startswith(
         "A field jacket on a stand. Style: minimal studio. Aspect ratio: 16:9. Quality: high."
         " References show: "
     )
     assert all(element in made.full_prompt for element in made.unique_visual_elements)
+
     assert (made.recipe.model, made.recipe.inputs[0].role) == ("local", "reference")
     assert made.recipe.inputs[0].sha256 == hashlib.sha256(photo.read_bytes()).hexdigest()
     assert made.recipe.HasField("seed") and not made.HasField("seed")
 
     shown = await picture_of(made)
     assert (shown.width, shown.height) == (1024, 576)
+
     asset = await get(ada, made.result_asset_id)
     assert (asset.kind, asset.mime_type) == (asset_pb2.ASSET_KIND_GENERATED, "image/webp")
     assert (asset.scope.product_id, asset.scope.dataset_id) == ("p1", "d1")
@@ -108,6 +112,7 @@ async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_pic
     )
     seeded = await flows.generate(ada, seed=first.recipe.seed, **settings)
     worded = await flows.generate(ada, **settings | {"prompt": "mountain shop window"})
+
     assert again.generation.regenerated_from == other.generation.regenerated_from == first.id
     assert again.generation.id not in (first.id, other.generation.id)
 
@@ -221,6 +226,7 @@ async def test_a_document_is_no_reference(suite: Suite, photo: Path) -> None:
     ada = suite.client("ada")
     own = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
     await suite.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
+
     request = pb.CreateGenerationRequest(task=SKETCH, source_asset_id=own)
     refusal = await refused(
         flows.generations(ada).CreateGeneration(request), grpc.StatusCode.INVALID_ARGUMENT
@@ -254,10 +260,12 @@ async def test_history_is_read_newest_first_by_dataset_task_and_id(
     assert await listed(ada, dataset_id="d1") == [texts[3].id, texts[1].id]
     assert await listed(ada, task=SKETCH) == await listed(ada, product_id="p1") == [sketch.id]
     assert await listed(eve) == []
+
     one = await flows.generations(ada).GetGeneration(
         pb.GetGenerationRequest(generation_id=texts[0].id)
     )
     assert (one.generation.prompt, one.generation.queue_position) == ("coat 0", 1)
+
     for call in (
         flows.generations(eve).GetGeneration(pb.GetGenerationRequest(generation_id=sketch.id)),
         flows.generations(eve).CancelGeneration(

@@ -65,6 +65,7 @@ async def test_a_waiting_conversion_is_cancelled_and_never_starts(
     await flows.start(suite, working=False)
     ada = suite.client("ada")
     first, second = await asked(ada, drawn), await asked(ada, drawn)
+
     request = {"request_id": request_id()}
     answer = await cancelled(ada, first.id, **request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START
@@ -127,6 +128,7 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
     watch = watching()
     assert (await anext(watch)).conversion.id == first.id
     assert (await anext(watch)).bookmark.ready
+
     second = await asked(ada, drawn)
     await suite.work("conversions")
     seen: list[conversion_pb2.WatchConversionsResponse] = []
@@ -135,21 +137,25 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
         ended = [i for i in seen if i.conversion.state == job_pb2.JOB_STATE_COMPLETED]
         if len(ended) == 2:
             break
+
     for conversion in (first, second):
         told = [item.conversion for item in seen if item.conversion.id == conversion.id]
         assert [item.progress for item in told] == sorted(item.progress for item in told)
         assert told[-2].state == job_pb2.JOB_STATE_PROCESSING
         assert told[-1].recipe.model == "local" and not told[-1].image_url
     assert {item.conversion.owner for item in seen} == {"user:ada"}
+
     # From any cursor, the watch continues with exactly what came after it.
     middle = len(seen) // 2
     resumed = watching(cursor=seen[middle].cursor)
     assert [await anext(resumed) for _ in seen[middle + 1 :]] == seen[middle + 1 :]
+
     one = watching(conversion_ids=[second.id])
     assert [(await anext(one)).conversion.id, (await anext(one)).bookmark.ready] == [
         second.id,
         True,
     ]
+
     await refused(
         watching(cursor=seen[-1].cursor, conversion_ids=[second.id]),
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -258,10 +264,12 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     asked_at = datetime.now(UTC)
     await suite.stop("assets")
     await suite.work("conversions")
+
     seen = await waiting(ada, *ids)
     assert all(one.wait.what == "assets" and one.state == job_pb2.JOB_STATE_PENDING for one in seen)
     since = {one.id: one.wait.since_time.ToDatetime(UTC) for one in seen}
     assert all(abs(at - asked_at) < timedelta(seconds=60) for at in since.values())
+
     least = "SELECT min(attempt_number) FROM conversions.conversions"
     while suite.sql(least)[0][0] <= rules.MAX_ATTEMPTS:
         await asyncio.sleep(0.2)
@@ -284,6 +292,7 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     await suite.work("conversions")
     for row_id in ids:
         await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
+
     done = await flows.read(ada, ids[0])
     assert not done.HasField("wait") and (done.error_class, done.error_message) == ("", "")
     outcomes = [one.outcome for one in await flows.attempts_of(ada, ids[0])]
@@ -422,6 +431,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
         job_pb2.JOB_KIND_GENERATION,
         job_pb2.JOB_KIND_CONVERSION,
     ]
+
     assert all(
         job.worker and job.attempts == 1 and job.max_retries == 3 and job.progress == 1
         for job in found
@@ -430,8 +440,10 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
         job.create_time.ToDatetime() <= job.start_time.ToDatetime() <= job.end_time.ToDatetime()
         for job in found
     )
+
     assert [job.id for job in await listed(ada, kind=job_pb2.JOB_KIND_GENERATION)] == [sketch.id]
     assert not await listed(ada, state=job_pb2.JOB_STATE_FAILED)
+
     page = await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest(page_size=2))
     rest = await flows.jobs(ada).ListJobs(
         job_pb2.ListJobsRequest(page_size=2, page_token=page.next_page_token)
@@ -448,6 +460,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
         "local 1.0.0",
     )
     assert attempt.outcome == job_pb2.ATTEMPT_OUTCOME_SUCCEEDED and attempt.HasField("end_time")
+
     attempts_of_all = await flows.jobs(ada).ListAttempts(
         job_pb2.ListAttemptsRequest(outcome=job_pb2.ATTEMPT_OUTCOME_SUCCEEDED)
     )

@@ -67,6 +67,7 @@ async def test_an_outside_worker_makes_a_conversion_that_this_service_leaves_alo
     await flows.start(suite)
     ada = suite.client("ada")
     asked_for = await asked(ada, style_name="loose")
+
     assert asked_for.run_externally and asked_for.priority == 5
     assert suite.sql("SELECT count(*) FROM conversions_jobs.procrastinate_jobs") == [(0,)]
     assert not (await flows.read(ada, asked_for.id)).HasField("queue_position")
@@ -109,6 +110,7 @@ async def test_an_outside_worker_makes_a_conversion_that_this_service_leaves_alo
         "likeness",
         "edges",
     ]
+
     recipe = found.recipe
     assert (recipe.model, recipe.model_version, recipe.seed) == ("studio", "2.1", 42)
     assert recipe.parameters["steps"] == 30
@@ -117,11 +119,13 @@ async def test_an_outside_worker_makes_a_conversion_that_this_service_leaves_alo
         ("user", digest),
         ("cloth", digest),
     ]
+
     assert flows.held(suite, asked_for.id) == {
         found.user_asset_id,
         found.cloth_asset_id,
         asset.id,
     }
+
     [attempt] = await flows.attempts_of(ada, asked_for.id)
     assert (attempt.outcome, attempt.worker) == (job_pb2.ATTEMPT_OUTCOME_SUCCEEDED, "outside:gpu-3")
     assert (attempt.model, attempt.input_bytes, attempt.output_bytes) == (
@@ -186,10 +190,12 @@ async def test_an_analysis_from_outside_has_only_the_keys_of_its_task(suite: Sui
     for result in bad:
         answer = flows.complete(ada, claimed, analysis=job_pb2.AnalysisResult(result=result))
         assert (await refused(answer, INVALID)).fields == ["analysis.result"]
+
     found_out: Any = {"name": "Coat", "categories": ["outerwear"]}
     await flows.complete(
         ada, claimed, analysis=job_pb2.AnalysisResult(result=found_out), confidence=0
     )
+
     request = analysis_pb2.GetAnalysisRequest(analysis_id=analysis.id)
     done = (await flows.analyses(ada).GetAnalysis(request)).analysis
     assert (done.result["name"], list(done.result["categories"])) == ("Coat", ["outerwear"])
@@ -344,9 +350,11 @@ async def test_a_job_that_three_workers_lose_fails_and_gives_its_pictures_back(
     await flows.start(suite)
     ada = suite.client("ada")
     conversion = await asked(ada)
+
     for _ in range(3):
         await until_job(ada, conversion.id, job_pb2.JOB_STATE_PENDING)
         claimed = await flows.claim(ada, conversion.id)
+
     job = await until_job(ada, conversion.id, job_pb2.JOB_STATE_FAILED)
     assert (job.error_class, job.attempts, job.retry_count, job.credits) == ("WORKER_LOST", 3, 3, 0)
     await superseded(flows.heartbeat(ada, claimed))
@@ -404,6 +412,7 @@ async def test_a_claimed_job_is_cancelled_at_once_and_its_worker_is_refused(suit
     ada = suite.client("ada")
     conversion = await asked(ada)
     claimed = await flows.claim(ada, conversion.id)
+
     request = conversion_pb2.CancelConversionRequest(conversion_id=conversion.id)
     answer = await flows.conversions(ada).CancelConversion(request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_WITHDRAWN

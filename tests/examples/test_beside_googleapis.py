@@ -40,9 +40,11 @@ def test_go_stubs_beside_those_of_googleapis_and_protovalidate() -> None:
         for path in (ROOT / "protos").rglob("*.proto")
     )
     stubs = "".join(f'\t_ "mainjob/gen/{package}"\n' for package in dict.fromkeys(packages))
+
     folder = BUILD / "beside-go"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "main.go").write_text(MAIN.replace("STUBS", stubs))
+
     said = run(
         {"PATH": f"{os.environ['PATH']}:{ROOT / '.venv' / 'bin'}"},
         "make protos",

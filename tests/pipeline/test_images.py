@@ -17,9 +17,11 @@ async def test_phase_1_waits_for_images_that_are_still_being_uploaded(suite: Sui
     ada = suite.client("ada")
     data = flows.photo()
     announced = await asset_flows.announce(ada, data)
+
     created = await flows.create(ada, announced.asset.id, run_phases_externally=[1])
     watching = flows.watch(ada, created.id)
     await watching.ready()
+
     early = phase_pb2.StartPhaseRequest(product_id=created.id, phase=1)
     await refused(
         flows.phases(ada).StartPhase(early),
@@ -85,8 +87,10 @@ async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_ret
     announced = await asset_flows.announce(ada, data)
     created = await flows.create(ada, announced.asset.id, run_phases_externally=[1])
     watching = flows.watch(ada, created.id)
+
     await flows.phases(ada).StopPhase(phase_pb2.StopPhaseRequest(product_id=created.id, phase=1))
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_STOPPED))
+
     await asset_flows.send(announced.target, data)
     await asset_flows.confirm(ada, announced.upload_id)
     await watching.until(lambda change: change.log.action == "images_ready")
@@ -104,8 +108,10 @@ async def test_assets_may_be_away_when_a_product_is_created(suite: Suite) -> Non
     ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     await suite.stop("assets")
+
     created = await flows.create(ada, image.id, run_phases_externally=[1])
     await suite.work("pipeline")
+
     watching = flows.watch(ada, created.id)
     await watching.ready()
     await refused(flows.get(ada, created.id, include_urls=True), StatusCode.UNAVAILABLE)

@@ -221,6 +221,7 @@ async def test_calls_at_the_same_moment_end_in_one_order(suite: Suite) -> None:
     created = await flows.outside(ada, image)
     service = flows.phases(ada)
     claimed = await flows.claim(ada, created.id, 1)
+
     waves = [
         [
             flows.claim(ada, created.id, 1),
@@ -232,6 +233,7 @@ async def test_calls_at_the_same_moment_end_in_one_order(suite: Suite) -> None:
         for _ in range(6)
     ]
     ended = await asyncio.gather(*(call for wave in waves for call in wave), return_exceptions=True)
+
     refused_with = {error.code() for error in ended if isinstance(error, AioRpcError)}
     assert refused_with <= {StatusCode.FAILED_PRECONDITION}
     assert not [

@@ -39,9 +39,11 @@ async def test_an_owner_with_many_products_lets_another_ones_begin(suite: Suite)
     await suite.serve("assets", "conversions", "pipeline")
     await suite.work("assets", "conversions")
     ada, bob = suite.client("ada"), suite.client("bob")
+
     for _ in range(5):
         await flows.create(ada)
     product = await flows.create(bob)
+
     watching = flows.watch(bob, product.id)
     await watching.ready()
     await suite.work("pipeline")
@@ -61,9 +63,11 @@ async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None
     await flows.price_book(ada).ImportPriceBook(flows.book(BOOK))
     first = await asset_flows.upload(ada, flows.photo())
     second = await asset_flows.upload(ada, flows.photo(2))
+
     created = await flows.create(ada, first.id, second.id)
     assert created.state == product_pb2.PRODUCT_STATE_UPLOADED
     assert [image.primary for image in created.images] == [True, False]
+
     watching = flows.watch(ada, created.id)
     await watching.ready()
     standing = len(watching.changes)
@@ -76,6 +80,7 @@ async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None
     await watching.close()
     assert not done.product.is_pipeline_running
     assert done.product.confidence > 0.8
+
     results = {}
     for number in (1, 2, 3, 4):
         running = watching.index(flows.phase_is(number, RUNNING))
@@ -83,6 +88,7 @@ async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None
         completed = watching.index(flows.phase_is(number, COMPLETED))
         assert running < found < completed
         results[number] = watching.changes[found].result
+
     too_early = suite.sql(
         "SELECT r.phase FROM pipeline.results r JOIN pipeline.attempts a ON a.outcome = 'succeeded'"
         " JOIN pipeline.phases p ON p.id = a.job_id AND p.number = r.phase WHERE r.created_at <="
@@ -97,12 +103,14 @@ async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None
         and results[1].provider == "local"
         and results[1].evidence
     )
+
     market = results[2].value.market_research
     assert (market.marketplace.price.amount, market.msrp.amount, market.matched_by) == (
         149.9,
         189,
         "model",
     )
+
     assert results[3].value.seo_analysis.slug and results[3].value.seo_analysis.scores
     listing = results[4].value.product_listing
     assert (listing.price.amount, listing.price.currency, listing.price_source) == (
@@ -117,6 +125,7 @@ async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None
         "large",
         "avif",
     }
+
     held = suite.sql(
         "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s",
         [f"pipeline/products/{created.id}"],
@@ -127,11 +136,13 @@ async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None
 async def test_a_low_confidence_waits_for_a_person(suite: Suite) -> None:
     await flows.everything(suite)
     ada = suite.client("ada")
+
     created = await flows.create(ada, stated=flows.UNSURE)
     watching = flows.watch(ada, created.id)
     waiting = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_AWAITING_REVIEW))
     assert waiting.product.requires_manual_review and not waiting.product.is_pipeline_running
     assert waiting.product.confidence < 0.8
+
     review = (await watching.until(lambda change: change.HasField("review"))).review
     assert review.model_confidence < 0.8 and review.evidence
     assert not review.model_value.product_analysis.name
@@ -149,6 +160,7 @@ async def test_a_low_confidence_waits_for_a_person(suite: Suite) -> None:
         )
     )
     assert decided.phase.state == COMPLETED and decided.phase.confidence == 1
+
     done = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
     assert done.product.confidence == 1 and not done.product.requires_manual_review
@@ -158,10 +170,12 @@ async def test_a_low_confidence_waits_for_a_person(suite: Suite) -> None:
     assert kept.state == review_pb2.REVIEW_STATE_EDITED and kept.decided_by == "ada"
     assert kept.model_value == review.model_value
     assert kept.reviewer_value.product_analysis == said
+
     effective = kept.effective_value.product_analysis
     assert (effective.name, effective.condition) == ("Field jacket", "used")
     assert effective.image_quality == review.model_value.product_analysis.image_quality
     assert shown.results[0].value == kept.effective_value
+
     assert (
         shown.results[0].source == result_pb2.RESULT_SOURCE_REVIEWER
         and shown.results[0].confidence == 1
@@ -173,9 +187,11 @@ async def test_a_running_phase_is_stopped_and_run_again(suite: Suite) -> None:
     await suite.serve("assets", "conversions", "pipeline")
     await suite.work("assets", "pipeline")  # no worker runs the analysis, so phase 1 stays RUNNING
     ada = suite.client("ada")
+
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
     running = await watching.until(flows.phase_is(1, RUNNING))
+
     stop = phase_pb2.StopPhaseRequest(request_id=flows.request_id(), product_id=created.id, phase=1)
     answer = await flows.phases(ada).StopPhase(stop)
     assert answer.outcome == phase_pb2.STOP_OUTCOME_REQUESTED and answer.phase.stop_requested
@@ -184,6 +200,7 @@ async def test_a_running_phase_is_stopped_and_run_again(suite: Suite) -> None:
     assert (await flows.phases(ada).StopPhase(stop)).outcome == phase_pb2.STOP_OUTCOME_REQUESTED, (
         "a repeat"
     )
+
     [analysis] = await analyses_of(ada, created.id)
     assert analysis.state == job_pb2.JOB_STATE_CANCELLED
 
@@ -192,6 +209,7 @@ async def test_a_running_phase_is_stopped_and_run_again(suite: Suite) -> None:
     )
     retried = await flows.phases(ada).RetryPhase(again)
     assert retried.phase.retry_count == 1 and retried.phase.due
+
     await suite.work("conversions")
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
@@ -204,10 +222,12 @@ async def test_a_failed_phase_is_an_error_until_it_is_retried(suite: Suite) -> N
     await suite.serve("assets", "conversions", "pipeline")
     await suite.work("assets", "pipeline")
     ada = suite.client("ada")
+
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
     await watching.until(flows.phase_is(1, RUNNING))
     await cancel_first_analysis(ada, created.id)
+
     await suite.work("conversions")
     failed = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_ERROR))
     assert (

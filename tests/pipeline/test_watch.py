@@ -58,9 +58,11 @@ async def test_a_watch_goes_on_where_it_was_left(suite: Suite) -> None:
     await watching.ready()
     cursor = watching.changes[-1].cursor
     await watching.close()
+
     texts = [f"note {number}" for number in range(20)]
     for text in texts:
         await note(ada, created.id, text)
+
     again = flows.watch(ada, created.id, cursor=cursor)
     await again.until(lambda change: change.log.message == texts[-1])
     assert [change.log.message for change in again.changes] == texts
@@ -99,8 +101,10 @@ async def test_nobody_sees_another_owners_changes(suite: Suite) -> None:
     eve = suite.client("eve")
     hers = watch_all(eve, include_logs=True)
     await hers.ready()
+
     created = await flows.outside(ada, image)
     await note(ada, created.id, "secret")
+
     mine = flows.watch(ada, created.id)
     await mine.until(lambda change: change.log.message == "secret")
     own = await flows.create(eve, (await asset_flows.upload(eve, flows.photo())).id)

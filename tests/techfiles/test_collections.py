@@ -118,14 +118,17 @@ async def test_progress_state_and_credits_follow_the_files(suite: Suite) -> None
     assert await seen() == (col.COLLECTION_STATE_PENDING, 0, 4, 4)
     await move(0, tf.TECH_FILE_STATE_COMPLETED)
     assert await seen() == (col.COLLECTION_STATE_PROCESSING, 25, 4, 4)
+
     await move(1, tf.TECH_FILE_STATE_FAILED)
     await move(2, tf.TECH_FILE_STATE_COMPLETED)
     await move(3, tf.TECH_FILE_STATE_COMPLETED)
     assert await seen() == (col.COLLECTION_STATE_FAILED, 100, 4, 4)
+
     await flows.file_service(ada).ArchiveTechFile(
         tf.ArchiveTechFileRequest(tech_file_id=files[1].id)
     )
     assert await seen() == (col.COLLECTION_STATE_COMPLETED, 100, 4, 3)
+
     [listed] = (
         await flows.collection_service(ada).ListCollections(col.ListCollectionsRequest())
     ).collections

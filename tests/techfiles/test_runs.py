@@ -79,12 +79,14 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(suite: Suite) 
     started = await flows.generate(
         ada, await flows.revisions(ada, "front"), facts=facts, skip_sketches=True
     )
+
     run = await steps_under_way(ada, started.id, 3)
     analysis_id = next(step.analysis_id for step in run.steps if step.name == "base_view/front")
     await conversion_flows.analyses(ada).CancelAnalysis(
         analysis_pb2.CancelAnalysisRequest(analysis_id=analysis_id)
     )
     await suite.work("conversions")
+
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED_WITH_FAILURES
 
@@ -116,10 +118,12 @@ async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(su
     ada = suite.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)
     before = await steps_under_way(ada, started.id, 3)
+
     await suite.stop_work("techfiles")
     await suite.work("conversions")
     await suite.work("techfiles")
     run = await flows.ended(ada, started.id)
+
     assert run.state == tp.RUN_STATE_COMPLETED, run
     assert [(s.analysis_id, s.generation_id) for s in run.steps] == [
         (s.analysis_id, s.generation_id) for s in before.steps
@@ -279,18 +283,23 @@ async def test_a_run_that_breaks_a_rule_is_refused_before_anything_is_kept(suite
     [front] = await flows.revisions(ada, "front")
     theirs = await asset_flows.upload(bob, asset_flows.jpeg())
     other = tp.PackRevision(revision_id="r", view=tf.VIEW_TYPE_BACK, asset_id=theirs.id)
+
     await refused(flows.generate(ada, [front, other]), flows.NOT_FOUND, theirs.id)
     await refused(flows.generate(ada, [front, front]), INVALID, "revisions")
     await refused(flows.generate(ada, []), INVALID, "revisions")
+
     bag = facts_pb2.Facts(product=facts_pb2.ProductFacts(category="bag"))
     mixed = flows.generate(ada, [front], category="jacket", facts=bag)
     await refused(mixed, INVALID, "category", "bag")
+
     shots = [facts_pb2.CloseupFact(name=f"{n}", view="front") for n in range(61)]
     many = flows.generate(ada, [front], facts=facts_pb2.Facts(closeups=shots))
     await refused(many, INVALID, "facts.closeups")
+
     await refused(
         flows.generate(ada, [front], facts=flows.large_facts()), INVALID, "facts", "1000000"
     )
+
     point = facts_pb2.Point(x=0.5, y=0.5)
     scale = facts_pb2.ScaleFact(view="front", value=1, unit="cm", to=point, **{"from": point})
     pointless = flows.generate(ada, [front], facts=facts_pb2.Facts(scales=[scale]))
