@@ -22,10 +22,11 @@ from typing import Any, Protocol, TypeVar
 
 import psycopg
 from google.protobuf.message import Message
-from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
+from psycopg import AsyncCursor, AsyncPipeline
 from psycopg.pq import Format
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from shared.database.round_trip import Connection
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors
 from shared.rpc.errors import Reason
@@ -34,7 +35,6 @@ from shared.settings import Settings
 A = TypeVar("A", bound=Message)
 R = TypeVar("R")
 Parameters = Mapping[str, Any]
-Connection = AsyncConnection[Any]
 
 _ROLLBACK_SECONDS = 5.0  # after that the connection is closed, which rolls back too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
@@ -191,6 +191,7 @@ class Database:
         }
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self.url,
+            connection_class=Connection,
             kwargs=self.connect_arguments,
             min_size=1,
             max_size=pool_size or settings.pool_size,
@@ -234,7 +235,7 @@ class Database:
     async def connect(self) -> Connection:
         """Opens a connection outside the pool, for LISTEN or a session lock. The caller closes
         it."""
-        return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
+        return await Connection.connect(self.url, autocommit=True, **self.connect_arguments)
 
     async def ready(self) -> bool:
         """Returns True if a statement runs within 2 s."""
@@ -304,10 +305,7 @@ class Database:
     async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
         """Returns all rows of one statement that the caller's owner sees, in one round trip."""
         async with self._connection() as conn:
-            async with conn.pipeline() as pipeline:
-                _queue(pipeline, _CONTEXT, auth.current().owner)
-                cursor = await execute(conn, statement, parameters)
-            return await cursor.fetchall()
+            return await conn.read(statement, parameters, auth.current().owner)
 
     async def system_all(
         self, statement: Statement[R], parameters: Parameters | None = None

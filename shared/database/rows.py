@@ -22,6 +22,7 @@ A statement assembled at run time is built with SQLAlchemy Core (`Table.core`), 
 shape (`compiled`) and kept. psycopg runs both. Decision 1 says why.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -30,6 +31,7 @@ from operator import itemgetter
 from typing import Any, Generic, LiteralString, TypeVar
 
 import sqlalchemy as sa
+from psycopg.pq.abc import PGresult
 from psycopg.rows import no_result
 from sqlalchemy.dialects.postgresql import psycopg as sa_psycopg
 
@@ -56,23 +58,43 @@ class Statement(Command, Generic[R_co]):
     """A statement that returns rows of one type: a dataclass with a field per column or, for a
     single column that is never NULL, the type of its values."""
 
-    __slots__ = ("_make", "row")
+    __slots__ = ("_make", "names", "numbered", "row", "uses")
 
     def __init__(self, row: type[R_co], text: str, *, constant: bool = True) -> None:
         super().__init__(text, constant=constant)
         self.row = row
         self._make: _Make[R_co] | None = None
+        # The text as Postgres takes it, with `$1 ...`, and the parameters' names in that order.
+        self.numbered, self.names = _numbered(text)
+        self.uses = 0
 
     def row_factory(self, cursor: Any) -> _Make[R_co]:  # any kind of psycopg cursor
-        """Implements psycopg's row factory. A statement's columns never change, so they are read
-        once."""
-        result = cursor.pgresult
-        if result is None or not result.nfields:
+        """Implements psycopg's row factory."""
+        if cursor.pgresult is None or not cursor.pgresult.nfields:
             return no_result
+        return self.maker(cursor.pgresult)
+
+    def maker(self, result: PGresult) -> _Make[R_co]:
+        """Returns what makes a row of a result's values. A statement's columns never change, so
+        they are read once."""
         if self._make is None:
             names = [result.fname(number) or b"" for number in range(result.nfields)]
             self._make = _maker(self.row, tuple(name.decode() for name in names))
         return self._make
+
+
+_PLACE = re.compile(r"%%|%\((\w+)\)s")
+
+
+def _numbered(text: str) -> tuple[bytes, tuple[str, ...]]:
+    names: dict[str, int] = {}
+
+    def number(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        return f"${names.setdefault(match[1], len(names) + 1)}"
+
+    return _PLACE.sub(number, text).encode(), tuple(names)
 
 
 CONSTANTS: list[Command] = []
