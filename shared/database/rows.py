@@ -43,12 +43,16 @@ _Make = Callable[[Sequence[Any]], R]  # takes one row's values, typed by psycopg
 
 
 class Command:
-    """A statement that returns no rows. Its text has psycopg placeholders such as `%(name)s`."""
+    """A statement that returns no rows. Its text has psycopg placeholders such as `%(name)s`;
+    `numbered` is the text as Postgres takes it, with `$1 ...`, and `names` are its parameters in
+    that order. `uses` counts how often it was sent unprepared."""
 
-    __slots__ = ("module", "text")
+    __slots__ = ("module", "names", "numbered", "text", "uses")
 
     def __init__(self, text: str, *, constant: bool = True) -> None:
         self.text: LiteralString = text
+        self.numbered, self.names = _numbered(text)
+        self.uses = 0
         self.module = _caller()
         if constant:
             CONSTANTS.append(self)
@@ -58,15 +62,12 @@ class Statement(Command, Generic[R_co]):
     """A statement that returns rows of one type: a dataclass with a field per column or, for a
     single column that is never NULL, the type of its values."""
 
-    __slots__ = ("_make", "names", "numbered", "row", "uses")
+    __slots__ = ("_make", "row")
 
     def __init__(self, row: type[R_co], text: str, *, constant: bool = True) -> None:
         super().__init__(text, constant=constant)
         self.row = row
         self._make: _Make[R_co] | None = None
-        # The text as Postgres takes it, with `$1 ...`, and the parameters' names in that order.
-        self.numbered, self.names = _numbered(text)
-        self.uses = 0
 
     def row_factory(self, cursor: Any) -> _Make[R_co]:  # any kind of psycopg cursor
         """Implements psycopg's row factory."""

@@ -12,7 +12,7 @@ from services.assets.upkeep import run_rows
 from shared.background.jobs import JobQueue
 from shared.background.tasks import not_cancelled
 from shared.database.db import Database, execute
-from shared.database.round_trip import Connection
+from shared.database.exchange import Connection
 from shared.database.rows import Statement
 from shared.settings import Settings
 from shared.storage import Storage, StorageError
