@@ -31,7 +31,10 @@ R = TypeVar("R")
 Parameters = Mapping[str, Any]
 _Prepared = tuple[Command, tuple[int, ...]]  # a statement with the types of its parameters
 
-_GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+# An enum's member costs a call at each look; a call of a service makes dozens.
+_GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+_FATAL, _SYNC = ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_SYNC
+_READABLE, _AUTO, _TEXT, _BINARY = Wait.R, PyFormat.AUTO, Format.TEXT, Format.BINARY
 _USES_BEFORE_PREPARING = 5  # as psycopg does: a rare statement isn't worth a name on the server
 _MOST_PREPARED = 200  # per connection; a service has about as many statements
 
@@ -65,7 +68,7 @@ class Connection(AsyncConnection[Any]):
 class Reply(Generic[R]):
     """The rows of one statement, once they have arrived."""
 
-    __slots__ = ("_exchange", "_result", "_statement", "_transformer")
+    __slots__ = ("_exchange", "_good", "_result", "_statement", "_transformer", "arrived")
 
     def __init__(
         self, exchange: "Exchange", statement: Statement[R], transformer: Adapting
@@ -74,10 +77,8 @@ class Reply(Generic[R]):
         self._statement = statement
         self._transformer = transformer
         self._result: PGresult | None = None
-
-    @property
-    def arrived(self) -> bool:
-        return self._result is not None
+        self._good = False
+        self.arrived = False
 
     def rows(self) -> list[R]:
         """Returns all rows. Raises psycopg.Error if this statement or one before it failed."""
@@ -91,12 +92,12 @@ class Reply(Generic[R]):
             return None
         return self._transformer.load_row(0, self._statement.maker(result))
 
-    def take(self, result: PGresult) -> None:
-        self._result = result
+    def take(self, result: PGresult, good: bool) -> None:
+        self._result, self._good, self.arrived = result, good, True
 
     def _succeeded(self) -> PGresult:
         result = self._result
-        if result is None or result.status not in _GOOD:
+        if result is None or not self._good:
             raise self._exchange.error or psycopg.InternalError("a result wasn't waited for")
         self._transformer.set_pgresult(result)
         return result
@@ -105,7 +106,7 @@ class Reply(Generic[R]):
 class _Discarded:
     """Stands for a statement whose rows nobody reads."""
 
-    def take(self, result: PGresult) -> None:
+    def take(self, result: PGresult, good: bool) -> None:
         pass
 
 
@@ -118,8 +119,8 @@ class _Preparing:
         self._conn = conn
         self._prepared = prepared
 
-    def take(self, result: PGresult) -> None:
-        if result.status not in _GOOD:
+    def take(self, result: PGresult, good: bool) -> None:
+        if not good:
             self._conn.prepared.pop(self._prepared, None)
 
 
@@ -145,7 +146,7 @@ class Exchange:
         """Sends a statement whose rows nobody reads, for the few that accompany most calls: its
         values are not adapted. Placeholders are `$1 ...`; pass bytes only for bytea columns."""
         encoded = [value.encode() if isinstance(value, str) else value for value in values]
-        formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
+        formats = [_BINARY if isinstance(value, bytes) else _TEXT for value in values]
         self._pgconn.send_query_params(statement, encoded, param_formats=formats)
         self._awaited.append(_DISCARDED)
 
@@ -167,7 +168,7 @@ class Exchange:
         connection is lost."""
         if not reply.arrived:
             self._pgconn.send_flush_request()
-            await self._conn.wait(self._take_until(reply))
+            await self._conn.wait(self._take(reply))
 
     async def end(self) -> None:
         """Waits until everything has arrived. Raises the first error. Statements outside BEGIN and
@@ -181,11 +182,11 @@ class Exchange:
         if not self._synced:
             self._pgconn.pipeline_sync()
             self._synced = True
-        await self._conn.wait(self._take_all())
+        await self._conn.wait(self._take(None))
 
     def _send(self, command: Command, transformer: Adapting, parameters: Parameters | None) -> None:
         given = [parameters[name] for name in command.names] if parameters else []
-        values = transformer.dump_sequence(given, [PyFormat.AUTO] * len(given))
+        values = transformer.dump_sequence(given, [_AUTO] * len(given))
         types, formats = transformer.types or (), transformer.formats
         name = self._conn.prepared.get((command, types)) or self._prepare(command, types)
         if name:
@@ -204,39 +205,31 @@ class Exchange:
         self._awaited.append(_Preparing(self._conn, (command, types)))
         return name
 
-    def _take_until(self, reply: Reply[Any]) -> PQGen[None]:
-        yield from self._flush()
-        while not reply.arrived:
-            yield from self._take_one()
-
-    def _take_all(self) -> PQGen[None]:
-        yield from self._flush()
-        while (yield from self._take_one()).status != ExecStatus.PIPELINE_SYNC:
-            pass
-        # Here and not after the wait: psycopg runs this to its end even if the call is cancelled.
-        self._pgconn.exit_pipeline_mode()
-
-    def _flush(self) -> PQGen[None]:
-        while self._pgconn.flush():
+    def _take(self, last: Reply[Any] | None) -> PQGen[None]:
+        """Receives results, each for whoever awaits it, until `last` has arrived; without `last`
+        until the end of the exchange."""
+        pgconn, awaited, gaps = self._pgconn, self._awaited, 0
+        while pgconn.flush():
             if (yield Wait.RW) & Ready.R:
-                self._pgconn.consume_input()
-
-    def _take_one(self) -> PQGen[PGresult]:
-        """Receives one result and gives it to whoever awaits it."""
-        pgconn = self._pgconn
-        while True:
-            while pgconn.is_busy():
-                yield Wait.R
                 pgconn.consume_input()
-            if result := pgconn.get_result():
-                break
-            # libpq separates the results of two statements by none.
-            if pgconn.status == ConnStatus.BAD:
-                raise psycopg.OperationalError("the connection to the database was lost")
-        if result.status == ExecStatus.PIPELINE_SYNC:
-            return result
-        if result.status == ExecStatus.FATAL_ERROR and self.error is None:
-            self.error = psycopg.errors.error_from_result(result)
-        if self._awaited:  # not so if the server ends the session by itself
-            self._awaited.popleft().take(result)
-        return result
+        while last is None or not last.arrived:
+            while pgconn.is_busy():
+                yield _READABLE
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:  # libpq separates two statements so; a lost connection says no more
+                gaps += 1
+                if gaps > 2 and pgconn.status == ConnStatus.BAD:
+                    raise psycopg.OperationalError("the connection to the database was lost")
+                continue
+            gaps = 0
+            status = result.status
+            if status == _SYNC:
+                # Here and not after the wait: psycopg runs this to its end even if the call is
+                # cancelled.
+                pgconn.exit_pipeline_mode()
+                return
+            if status == _FATAL and self.error is None:
+                self.error = psycopg.errors.error_from_result(result)
+            if awaited:  # not so if the server ends the session by itself
+                awaited.popleft().take(result, status in _GOOD)
