@@ -203,7 +203,9 @@ class _Client:
     async def _call(self, method: Any, request: Any) -> Any:
         for refusals in itertools.count():
             try:
-                return await method(request, metadata=self._metadata, wait_for_ready=True)
+                return await method(
+                    request, metadata=self._metadata, timeout=_PATIENCE, wait_for_ready=True
+                )
             except grpc.aio.AioRpcError as error:
                 pause = min(_retry_seconds(error) * 2**refusals, _LONGEST_PAUSE)
                 if not pause:

@@ -9,7 +9,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, upload_pb2, variant_pb2
 from google.rpc import error_details_pb2
 
-from shared.rpc import guard
+from shared.rpc import guard, limits
 from shared.telemetry import METRICS
 from tests import calls
 from tests.assets import flows
@@ -20,6 +20,11 @@ DATA = flows.jpeg(64, 48)
 NEVER = "0190f3c0-0000-7000-8000-000000000000"
 PLACES = 40  # ten of them are kept back for owners with next to none
 SHARE = 15  # the most that a single owner may hold: half of the others
+
+
+@pytest.fixture(autouse=True)
+def short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_QUEUE_SECONDS", 0.2)
 
 
 async def pending(suite: Suite, client: Client, **fields: Any) -> str:
@@ -131,6 +136,34 @@ async def test_calls_that_wait_take_no_place_from_those_that_work(suite: Suite) 
     await cancel(held)
     await idle()
     await idle("atelier_streams_open")
+
+
+async def test_a_burst_of_short_calls_is_served_in_turns(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_QUEUE_SECONDS", 60.0)
+    suite.overrides["max_in_flight"] = few = 8
+    await suite.serve("assets")
+    ada, bob = suite.client("ada"), suite.client("bob")
+
+    burst = [asyncio.ensure_future(listing(ada)) for _ in range(3 * few)]
+    leaver = asyncio.ensure_future(listing(ada))
+    others = [asyncio.ensure_future(listing(bob)) for _ in range(few)]
+    await asyncio.sleep(0.01)
+    leaver.cancel()
+    await asyncio.gather(*burst, *others)
+    await idle()
+
+    with calls.holding(suite, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", ()):
+        held: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(listing(ada)) for _ in range(6 * few)
+        ]
+        for refusal in await refusals_of(held, few):
+            assert refusal.reason == "TOO_MANY_CALLS", "only so many wait"
+    for each in held:
+        if not each.done():
+            await each
+    await idle()
 
 
 async def test_whoever_comes_next_finds_a_place_however_many_are_held(suite: Suite) -> None:

@@ -209,7 +209,7 @@ class Guard:
             identity, seat, code = None, None, "OK"
             try:
                 identity = self._identify(context)
-                seat = self._limits.seat(places, identity)
+                seat = await self._limits.seat(places, identity, context.time_remaining())
                 return await serve(request, context)
             except Exception as error:
                 refusal = errors.from_exception(error)

@@ -2,6 +2,8 @@
 cancellation."""
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -155,3 +157,49 @@ async def test_a_session_that_is_ended_amid_a_read_is_replaced(db: Database, sui
     with pytest.raises(psycopg.OperationalError):
         await reading
     assert await db.one(SESSION) != session
+
+
+async def test_calls_that_are_cancelled_at_any_moment_leave_every_connection_usable(
+    suite: Suite,
+) -> None:
+    """Twelve callers share three connections, and every other call is cancelled, some of them
+    twice. A connection with another call's owner, result or transaction would show."""
+    db = Database(suite.settings("assets", "app"), "assets", pool_size=3)
+    await db.open()
+    chance = random.Random(7)
+    ended = Counter[str]()
+
+    async def call(owner: str) -> None:
+        auth.enter(calls.owner_identity(owner))
+        kind = chance.random()
+        if kind < 0.4:
+            assert await db.one(OWNER) == owner
+        elif kind < 0.5:
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await db.one(HALF, {"number": 0})
+        elif kind < 0.6:
+            await db.one(SLEEP, {"seconds": 0.02 * chance.random()})
+        else:
+            async with db.transaction(owner) as m:
+                assert await m.one(OWNER) == owner
+                await m.one(SLEEP, {"seconds": 0.01 * chance.random()})
+                if kind < 0.7:
+                    raise KeyError("refused")
+
+    async def caller(number: int) -> None:
+        for turn in range(60):
+            task = asyncio.create_task(call(f"user:{number}-{turn}"))
+            for _ in range(chance.choice((0, 0, 1, 2))):
+                await asyncio.sleep(0.02 * chance.random() ** 2)
+                task.cancel()
+            try:
+                await task
+                ended["done"] += 1
+            except asyncio.CancelledError:
+                ended["cancelled"] += 1
+            except KeyError:
+                ended["refused"] += 1
+
+    await asyncio.gather(*map(caller, range(12)))
+    await db.close()
+    assert min(ended["done"], ended["cancelled"], ended["refused"]) > 20, ended

@@ -38,7 +38,7 @@ from services.assets.uploads.credentials import CredentialsReader
 from services.assets.variants import rendition_rows
 from services.assets.variants.presets import Presets
 from shared import imaging
-from shared.background import jobs
+from shared.background import jobs, waiting
 from shared.background.turns import Turns
 from shared.database import states
 from shared.database.db import Database, Mutation, forget_answer
@@ -52,7 +52,6 @@ from shared.storage import Check, Stat, Storage, StorageError
 # More calls at once would wait for a child process until their deadlines, in vain. One owner may
 # have half of the places.
 _MOST_AT_ONCE = 32
-_WAIT_SECONDS = 2.0
 
 # Calls that settle an asset, and the answers that are stored for them.
 Settling = ConfirmUploadRequest | CompleteResumableUploadRequest | UploadHead
@@ -140,11 +139,11 @@ class Verifier:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Takes a place among the calls that verify. Raises OVERLOADED if none becomes free in two
-        seconds. An upload in a stream takes none: its bytes may come slowly."""
+        """Takes a place among the calls that verify. Waits for one for half of the call's deadline,
+        then raises OVERLOADED. An upload in a stream takes none: its bytes may come slowly."""
         async with AsyncExitStack() as held:
             try:
-                async with asyncio.timeout(_WAIT_SECONDS):
+                async with asyncio.timeout(waiting.patience() / 2):
                     await held.enter_async_context(self._places.slot(auth.current_share()))
             except TimeoutError:
                 text = (
