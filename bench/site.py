@@ -16,7 +16,7 @@ from typing import Self
 import psycopg
 
 from bench.figure import CannotRun
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 from cli.state import LOCAL_ISSUER, State
 from cli.suite import ROOT, login_url
 from shared.database.migrate import migrate

@@ -23,7 +23,7 @@ import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.comeback import Comeback, Report
-from cli.embedded import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
+from cli.postgres import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
 from cli.state import State
 from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, load
 
