@@ -23,6 +23,7 @@ from rich.table import Table
 
 from cli import doctor as checks
 from cli import storage
+from cli.setup import make_bucket, migrate_all
 from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
 from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, ports
 from shared import logs
@@ -257,7 +258,6 @@ def migrate(
     Makes keys and passwords in the state directory, and login URLs for ATELIER_SECRETS_DIR in its
     secrets/. `atelier up` does all this by itself.
     """
-    from cli.setup import migrate_all
     from shared.database.migrate import MigrationFailed
 
     try:
@@ -280,7 +280,6 @@ def setup(
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from cli.setup import make_bucket
     from shared.settings import load
 
     migrate(database_url, state)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import psycopg
 from pydantic import ValidationError
 
+from cli.setup import login_url
 from cli.state import State
-from cli.suite import is_serving, login_url, ports
+from cli.suite import is_serving, ports
 from shared.settings import SERVICES, load
 
 # Connections of a process beside its pool: a server listens; a worker sequences events and follows
