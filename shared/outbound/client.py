@@ -25,6 +25,12 @@ _EXCERPT_SECONDS = 1.0  # to read them, after the head of the answer
 _CONNECT_SECONDS = 5.0
 _PIECES, _PIECE_BYTES = 1000, 256  # a file may arrive in 1000 pieces, plus one per 256 bytes
 _SILENT_SECONDS = 10.0  # the longest pause of a file's server
+_HEADERS = {
+    "User-Agent": "atelier",
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}
 _SLOWEST = 10_000  # least average bytes per second, after the time for a connection and a pause
 
 
@@ -186,13 +192,7 @@ class Outbound:
     ) -> AsyncIterator[httpcore.Response]:
         """Yields the answer when its head has arrived. `silent`: the longest pause in seconds."""
         target = parse_url(url, https_only=self._https_only)
-        own = {
-            "Host": target.host_header,
-            "User-Agent": "atelier",
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-        }
+        own = {"Host": target.host_header, **_HEADERS}
         limits = {
             "connect": min(_CONNECT_SECONDS, timeout),
             "read": min(silent, timeout),
