@@ -70,15 +70,22 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
     )
 
 
-async def refusal(call: Awaitable[Any] | AsyncIterator[Any]) -> Refusal:
-    """Returns the refusal that ends a unary call or a stream. A served call fails the test."""
+async def refused(
+    call: Awaitable[Any] | AsyncIterator[Any], code: grpc.StatusCode, *words: str
+) -> Refusal:
+    """Returns the refusal that ends a unary call or a stream: with this code, and a text that holds
+    these words. A served call fails the test."""
     try:
         if hasattr(call, "__aiter__"):
             answered: Any = [item async for item in call]
         else:
             answered = await call
     except grpc.aio.AioRpcError as error:
-        return refusal_of(error)
+        refusal = refusal_of(error)
+        assert refusal.code is code, refusal
+        for word in words:
+            assert word in refusal.text, refusal.text
+        return refusal
     raise AssertionError(f"served, not refused: {answered}")
 
 
@@ -104,9 +111,9 @@ async def reflected_services(channel: grpc.aio.Channel, version: str) -> list[st
 
 
 @contextmanager
-def holding(house: Suite, statement: str, parameters: Any) -> Iterator[None]:
+def holding(suite: Suite, statement: str, parameters: Any) -> Iterator[None]:
     """Runs a statement and keeps its transaction, and so its locks, open within the block."""
-    with psycopg.connect(house.cluster.url(house.database)) as conn:
+    with psycopg.connect(suite.cluster.url(suite.database)) as conn:
         conn.execute(statement, parameters)
         yield
         conn.rollback()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.postgres import EmbeddedPostgres
-from tests.suite import Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Cluster, DiskServer, Keys, Suite, running_suite
 
 # Whole jobs through running processes. They begin first, so that no test worker is left alone with
 # them at the end.
@@ -86,8 +86,14 @@ def disk(scratch: Path) -> Iterator[DiskServer]:
 
 
 @pytest.fixture
-async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+async def own_suite(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
     """The suite on a database of the test's own. Tests start the services they need: `await
-    atelier.serve("assets")`."""
-    async with suite(cluster, keys, disk) as made:
-        yield made
+    suite.serve("assets")`."""
+    async with running_suite(cluster, keys, disk) as suite:
+        yield suite
+
+
+@pytest.fixture
+def suite(own_suite: Suite) -> Suite:
+    """The suite of the test: its own, unless its package or its module shares one."""
+    return own_suite

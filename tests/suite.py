@@ -341,11 +341,11 @@ def free_ports(number: int) -> list[int]:
 
 
 @asynccontextmanager
-async def suite(cluster: Cluster, keys: Keys, storage: DiskServer) -> AsyncIterator[Suite]:
+async def running_suite(cluster: Cluster, keys: Keys, storage: DiskServer) -> AsyncIterator[Suite]:
     database = await asyncio.to_thread(cluster.clone)
-    made = Suite(cluster, database, keys, storage)
+    suite = Suite(cluster, database, keys, storage)
     try:
-        yield made
+        yield suite
     finally:
-        await made.close()
+        await suite.close()
         await asyncio.to_thread(cluster.drop, database)

@@ -24,7 +24,7 @@ from tests import test_tenancy as tenancy
 from tests.suite import Client, Suite
 from tests.test_tenancy import CANARY, METHODS, cases, rows_for
 
-house, owned = tenancy.house, tenancy.owned
+suite, owned = tenancy.suite, tenancy.owned
 
 PAGED = {
     name
@@ -452,10 +452,10 @@ def test_every_rpc_with_pages_has_rows() -> None:
 
 @pytest.mark.parametrize("name", sorted(PAGED & set(LISTS)))
 async def test_every_row_arrives_once_in_answers_that_clients_take(
-    house: Suite, owned: Any, name: str
+    suite: Suite, owned: Any, name: str
 ) -> None:
     [request] = cases()[name].requests(rows_for(name, owned))
-    client = house.client("ada", cases()[name].owner_role)
+    client = suite.client("ada", cases()[name].owner_role)
     asked: Any = type(request)(
         **{f.name: v for f, v in request.ListFields()}, page_size=most_rows(name)
     )
@@ -463,7 +463,7 @@ async def test_every_row_arrives_once_in_answers_that_clients_take(
     how = LISTS[name]
     ids = {f.name: v for f, v in request.ListFields() if f.name.endswith("_id")}
     for statement in how.statements:
-        await house.change(statement, ids if "%(" in statement else None)
+        await suite.change(statement, ids if "%(" in statement else None)
     found, pages = await read(client, name, asked)
     assert len(found) == len(before) + how.count
     assert [n for n in Counter(row.SerializeToString() for row in found).values() if n > 1] == []
@@ -474,10 +474,10 @@ async def test_every_row_arrives_once_in_answers_that_clients_take(
 
 
 @pytest.fixture(scope="module")
-async def large_assets(house: Suite, owned: Any) -> list[str]:
+async def large_assets(suite: Suite, owned: Any) -> list[str]:
     """Makes a hundred assets as large as possible; returns their ids."""
     numbers = "(SELECT jsonb_build_object('n', jsonb_agg(0)) FROM generate_series(1, 5400))"
-    await house.change(
+    await suite.change(
         clone(
             "assets.assets",
             100,
@@ -485,12 +485,12 @@ async def large_assets(house: Suite, owned: Any) -> list[str]:
             **{**LARGE_ASSET, "metadata": numbers, "session_id": "'large'"},
         )
     )
-    rows = house.sql("SELECT id FROM assets.assets WHERE session_id = 'large' ORDER BY id")
+    rows = suite.sql("SELECT id FROM assets.assets WHERE session_id = 'large' ORDER BY id")
     return [str(row[0]) for row in rows]
 
 
-async def test_what_is_left_of_a_batch_is_named(house: Suite, large_assets: list[str]) -> None:
-    stub = house.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
+async def test_what_is_left_of_a_batch_is_named(suite: Suite, large_assets: list[str]) -> None:
+    stub = suite.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
     gone = str(uuid.uuid4())
     wanted, found, batches = [gone, *large_assets[1:]], [], 0
 
@@ -506,8 +506,8 @@ async def test_what_is_left_of_a_batch_is_named(house: Suite, large_assets: list
     assert batches > 1 and all(asset.metadata.fields and asset.original_url for asset in found)
 
 
-async def test_services_read_what_is_left_of_a_batch(house: Suite, large_assets: list[str]) -> None:
-    peers = Peers(house.settings("techfiles", "app"), "techfiles")
+async def test_services_read_what_is_left_of_a_batch(suite: Suite, large_assets: list[str]) -> None:
+    peers = Peers(suite.settings("techfiles", "app"), "techfiles")
     auth.enter(owner_identity("user:ada"))
     found = await peers.assets([*large_assets, *large_assets, str(uuid.uuid4())])
     await peers.close()
@@ -515,9 +515,9 @@ async def test_services_read_what_is_left_of_a_batch(house: Suite, large_assets:
 
 
 async def test_a_hundred_large_assets_are_held_in_one_answer(
-    house: Suite, large_assets: list[str]
+    suite: Suite, large_assets: list[str]
 ) -> None:
-    stub = house.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
+    stub = suite.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
     request = asset_pb2.AcquireReferencesRequest(
         request_id="hold", holder="tests/pages", asset_ids=large_assets
     )
@@ -527,28 +527,28 @@ async def test_a_hundred_large_assets_are_held_in_one_answer(
         assert all(asset.sha256 and asset.file_name for asset in answer.assets)
 
 
-async def test_a_product_with_large_results_is_read(house: Suite, owned: Any) -> None:
+async def test_a_product_with_large_results_is_read(suite: Suite, owned: Any) -> None:
     product_id = owned["pipeline"].product_id
     value = (
         "jsonb_build_object('seo_analysis', jsonb_build_object('keywords',"
         " (SELECT jsonb_agg(repeat('\U0001f9e5', 300)) FROM generate_series(1, 400))))"
     )
-    await house.change("DELETE FROM pipeline.results WHERE product_id = %s", (product_id,))
-    await house.change(
+    await suite.change("DELETE FROM pipeline.results WHERE product_id = %s", (product_id,))
+    await suite.change(
         "INSERT INTO pipeline.results (id, owner, product_id, phase, value, source, provider,"
         f" evidence) SELECT gen_random_uuid(), 'user:ada', %s, n, {value}, 'runner', 'tests',"
         f" (SELECT jsonb_agg(jsonb_build_object('name', 'e', 'note', {wide(1000)})) FROM"
         " generate_series(1, 100)) FROM generate_series(1, 4) n",
         (product_id,),
     )
-    await house.change(
+    await suite.change(
         "INSERT INTO pipeline.reviews (id, owner, product_id, phase_id, phase, state, model_value,"
         " model_confidence, effective_value, decided_at) SELECT gen_random_uuid(), 'user:ada',"
         f" %(id)s, id, 3, 'approved', {VALUE}, 0.5, {VALUE}, now() FROM pipeline.phases,"
         " generate_series(1, 100) WHERE product_id = %(id)s AND number = 3",
         {"id": product_id},
     )
-    stub = house.client("ada").stub(product_pb2_grpc.ProductServiceStub)
+    stub = suite.client("ada").stub(product_pb2_grpc.ProductServiceStub)
     answer = await stub.GetProduct(product_pb2.GetProductRequest(product_id=product_id))
     assert [result.phase for result in answer.results] == [1, 2, 3, 4]
 

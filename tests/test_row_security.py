@@ -1,4 +1,4 @@
-"""R8: row-level security is on every table, and the serving role can't bypass it."""
+"""Row-level security is on every table, and the serving role can't bypass it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from tests.suite import (
     Keys,
     Suite,
     built_services,
-    suite,
+    running_suite,
 )
 
 SERVICES = built_services()
@@ -34,32 +34,32 @@ OWNERS = Statement(str, "SELECT owner FROM assets")
 
 
 @pytest.fixture(scope="module")
-async def atelier(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+async def suite(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
     """One database for all of these tests, with rows of two owners. No test changes what another
     sees."""
-    async with suite(cluster, keys, disk) as made:
-        fill(made)
-        yield made
+    async with running_suite(cluster, keys, disk) as suite:
+        fill(suite)
+        yield suite
 
 
 def schemas(service: str) -> list[str]:
     return [service, f"{service}_jobs"]
 
 
-def connect(atelier: Suite, role: str) -> psycopg.Connection[tuple[object, ...]]:
+def connect(suite: Suite, role: str) -> psycopg.Connection[tuple[object, ...]]:
     password = APP_PASSWORD if role.endswith("_app") else WORKER_PASSWORD
-    return psycopg.connect(atelier.cluster.url(atelier.database, role, password), autocommit=True)
+    return psycopg.connect(suite.cluster.url(suite.database, role, password), autocommit=True)
 
 
 @pytest.mark.parametrize("service", SERVICES)
-async def test_every_table_enables_and_forces_it(atelier: Suite, service: str) -> None:
-    tables = atelier.sql(_TABLES, (schemas(service),))
+async def test_every_table_enables_and_forces_it(suite: Suite, service: str) -> None:
+    tables = suite.sql(_TABLES, (schemas(service),))
     assert len(tables) > 8
     assert [name for name, enabled, forced in tables if not (enabled and forced)] == []
 
 
-async def test_there_is_no_table_outside_the_schemas_of_the_services(atelier: Suite) -> None:
-    outside = atelier.sql(
+async def test_there_is_no_table_outside_the_schemas_of_the_services(suite: Suite) -> None:
+    outside = suite.sql(
         "SELECT schemaname, tablename FROM pg_tables WHERE NOT schemaname = ANY(%s)",
         (
             [
@@ -74,8 +74,8 @@ async def test_there_is_no_table_outside_the_schemas_of_the_services(atelier: Su
 
 
 @pytest.mark.parametrize("role", LOGINS)
-async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role: str) -> None:
-    [attributes] = atelier.sql(
+async def test_a_login_owns_bypasses_and_truncates_nothing(suite: Suite, role: str) -> None:
+    [attributes] = suite.sql(
         "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication FROM pg_roles"
         " WHERE rolname = %s",
         (role,),
@@ -88,11 +88,11 @@ async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role:
             = %(role)s::regrole
         UNION ALL SELECT 'function', proname::text FROM pg_proc WHERE proowner = %(role)s::regrole
     """
-    assert atelier.sql(owned, {"role": role}) == []
+    assert suite.sql(owned, {"role": role}) == []
 
     # TRUNCATE ignores policies; TRIGGER and REFERENCES allow a look at others' rows; MAINTAIN locks
     # tables.
-    granted = atelier.sql(
+    granted = suite.sql(
         "SELECT c.oid::regclass::text, p"
         " FROM pg_class c, unnest(ARRAY['TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN']) AS p"
         " WHERE c.relkind IN ('r', 'p', 'v', 'm') AND c.relnamespace::regnamespace::text = ANY(%s)"
@@ -103,15 +103,15 @@ async def test_a_login_owns_bypasses_and_truncates_nothing(atelier: Suite, role:
     assert [
         s
         for s in SERVICES
-        if atelier.sql("SELECT has_schema_privilege(%s, %s, 'CREATE')", (role, s))[0][0]
+        if suite.sql("SELECT has_schema_privilege(%s, %s, 'CREATE')", (role, s))[0][0]
     ] == []
 
 
 @pytest.mark.parametrize("role", LOGINS)
 async def test_a_login_can_become_no_other_role_and_sees_no_other_service(
-    atelier: Suite, role: str
+    suite: Suite, role: str
 ) -> None:
-    members = atelier.sql(
+    members = suite.sql(
         "SELECT rolname FROM pg_roles WHERE rolname <> %(role)s AND pg_has_role(%(role)s, oid,"
         " 'MEMBER')",
         {"role": role},
@@ -119,20 +119,20 @@ async def test_a_login_can_become_no_other_role_and_sees_no_other_service(
     assert members == []
 
     service = role.rpartition("_")[0]
-    reachable = atelier.sql(
+    reachable = suite.sql(
         "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND has_schema_privilege(%s, oid,"
         " 'USAGE')",
         (role,),
     )
     assert {name for (name,) in reachable} <= {*schemas(service), "public", "information_schema"}
-    with connect(atelier, role) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+    with connect(suite, role) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
         conn.execute(f"SET ROLE {service}_owner")
 
 
-async def test_the_serving_role_cannot_become_the_worker(atelier: Suite) -> None:
+async def test_the_serving_role_cannot_become_the_worker(suite: Suite) -> None:
     for service in SERVICES:
         with (
-            connect(atelier, f"{service}_app") as conn,
+            connect(suite, f"{service}_app") as conn,
             pytest.raises(psycopg.errors.InsufficientPrivilege),
         ):
             conn.execute(f"SET ROLE {service}_worker")
@@ -140,19 +140,19 @@ async def test_the_serving_role_cannot_become_the_worker(atelier: Suite) -> None
 
 @pytest.mark.parametrize("service", SERVICES)
 async def test_the_owner_of_the_tables_is_no_login_and_is_bound_by_the_policies_too(
-    atelier: Suite, service: str
+    suite: Suite, service: str
 ) -> None:
-    [attributes] = atelier.sql(
+    [attributes] = suite.sql(
         "SELECT rolcanlogin, rolsuper, rolbypassrls FROM pg_roles WHERE rolname = %s",
         (f"{service}_owner",),
     )
     assert not any(attributes)
 
 
-async def test_definers_functions_and_views_do_not_open_a_back_door(atelier: Suite) -> None:
+async def test_definers_functions_and_views_do_not_open_a_back_door(suite: Suite) -> None:
     names = [name for service in SERVICES for name in schemas(service)]
     assert (
-        atelier.sql(
+        suite.sql(
             "SELECT proname FROM pg_proc WHERE prosecdef AND pronamespace::regnamespace::text ="
             " ANY(%s)",
             (names,),
@@ -161,7 +161,7 @@ async def test_definers_functions_and_views_do_not_open_a_back_door(atelier: Sui
     )
 
     assert (
-        atelier.sql(
+        suite.sql(
             "SELECT relname FROM pg_class WHERE relkind IN ('v', 'm') AND"
             " relnamespace::regnamespace::text = ANY(%s) AND NOT coalesce(reloptions::text, '')"
             " LIKE '%%security_invoker=true%%'",
@@ -171,20 +171,20 @@ async def test_definers_functions_and_views_do_not_open_a_back_door(atelier: Sui
     )
 
 
-def fill(atelier: Suite) -> None:
+def fill(suite: Suite) -> None:
     for owner in ("user:ada", "user:bob"):
-        atelier.sql(
+        suite.sql(
             "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name,"
             " size_bytes, mime_type) VALUES (gen_random_uuid(), %s, 'x', 'photo', false, true, 'a',"
             " 1, 'image/jpeg')",
             (owner,),
         )
-        atelier.sql(
+        suite.sql(
             "INSERT INTO assets.requests (owner, actor, method, request_id, body_hash, answer)"
             " VALUES (%s, 'x', 'm', '1', '', '')",
             (owner,),
         )
-        atelier.sql(
+        suite.sql(
             "INSERT INTO assets.events (owner, subject, subject_id, version, type, payload)"
             " VALUES (%s, 'asset', gen_random_uuid(), 1, 't', '')",
             (owner,),
@@ -193,16 +193,16 @@ def fill(atelier: Suite) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 async def test_without_an_owner_the_serving_role_sees_no_row_of_anybody(
-    atelier: Suite, service: str
+    suite: Suite, service: str
 ) -> None:
-    owned = atelier.sql(
+    owned = suite.sql(
         "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname ="
         " 'owner' WHERE c.relkind = 'r' AND c.relnamespace = %s::regnamespace",
         (service,),
     )
 
     assert len(owned) > 3
-    with connect(atelier, f"{service}_app") as conn:
+    with connect(suite, f"{service}_app") as conn:
         for context in (None, "", "user:nobody", "%", "user:%"):
             if context is not None:
                 conn.execute("SELECT set_config('app.owner_id', %s, false)", (context,))
@@ -211,8 +211,8 @@ async def test_without_an_owner_the_serving_role_sees_no_row_of_anybody(
                 assert count == 0, (table, context)
 
 
-async def test_an_owner_sees_only_its_rows_and_writes_only_its_own(atelier: Suite) -> None:
-    with connect(atelier, "assets_app") as conn:
+async def test_an_owner_sees_only_its_rows_and_writes_only_its_own(suite: Suite) -> None:
+    with connect(suite, "assets_app") as conn:
         conn.execute("SELECT set_config('app.owner_id', 'user:ada', false)")
         assert conn.execute("SELECT owner FROM assets.assets").fetchall() == [("user:ada",)]
         assert conn.execute("UPDATE assets.assets SET free = false").rowcount == 1
@@ -230,9 +230,9 @@ async def test_an_owner_sees_only_its_rows_and_writes_only_its_own(atelier: Suit
 
 
 async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_connection(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    db = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
+    db = Database(suite.settings("assets", "app"), "assets", pool_size=1)
     await db.open()
     try:
         as_owner("user:ada")
@@ -254,8 +254,8 @@ async def test_the_owner_of_one_transaction_is_gone_in_the_next_on_the_same_conn
         await db.close()
 
 
-async def test_a_cancelled_call_leaves_no_owner_behind(atelier: Suite) -> None:
-    db = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
+async def test_a_cancelled_call_leaves_no_owner_behind(suite: Suite) -> None:
+    db = Database(suite.settings("assets", "app"), "assets", pool_size=1)
     await db.open()
 
     try:

@@ -1,5 +1,5 @@
-"""R4 within one process: a watch misses nothing, tells nothing twice, and never falls silent.
-assets stands for every service: its watch is made of shared.background.events."""
+"""A watch misses nothing, tells nothing twice, and never falls silent, within one process. assets
+stands for every service: its watch is made of shared.background.events."""
 
 import asyncio
 import uuid
@@ -23,10 +23,10 @@ DATA = flows.jpeg(64, 48)
 
 
 @pytest.fixture
-async def house(atelier: Suite) -> Suite:
-    await atelier.serve("assets")
-    await atelier.work("assets")
-    return atelier
+async def suite(suite: Suite) -> Suite:
+    await suite.serve("assets")
+    await suite.work("assets")
+    return suite
 
 
 def watch(client: Client, cursor: str = "", asset_ids: Sequence[str] = ()) -> Any:
@@ -51,16 +51,10 @@ async def read(stream: Any, count: int) -> list[Any]:
     async with asyncio.timeout(20):
         while len(items) < count:
             item = await stream.read()
-            assert item is not grpc.aio.EOF, await refusal(stream)
+            assert item is not grpc.aio.EOF
             if item.WhichOneof("item") != "bookmark":
                 items.append(item)
     return items
-
-
-async def refusal(stream: Any) -> calls.Refusal:
-    """Returns the refusal that ends the stream."""
-    async with asyncio.timeout(20):
-        return await calls.refusal(aiter(stream))
 
 
 def names(items: Sequence[Any]) -> list[str]:
@@ -82,26 +76,26 @@ def event(
     conn.execute("SELECT pg_notify('assets_outbox', '')")
 
 
-def connect(house: Suite) -> psycopg.Connection[Any]:
-    return psycopg.connect(house.cluster.url(house.database))
+def connect(suite: Suite) -> psycopg.Connection[Any]:
+    return psycopg.connect(suite.cluster.url(suite.database))
 
 
-def write(house: Suite, *file_names: str, filler: int = 0) -> None:
-    with connect(house) as conn:
+def write(suite: Suite, *file_names: str, filler: int = 0) -> None:
+    with connect(suite) as conn:
         for name in file_names:
             event(conn, name, filler=filler)
 
 
-async def stamped(house: Suite) -> None:
+async def stamped(suite: Suite) -> None:
     """Waits until the sequencer has given every committed event its position."""
     async with asyncio.timeout(20):
-        while not house.sql("SELECT bool_and(position IS NOT NULL) FROM assets.events")[0][0]:
+        while not suite.sql("SELECT bool_and(position IS NOT NULL) FROM assets.events")[0][0]:
             await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
-async def database(house: Suite, role: str) -> AsyncIterator[Database]:
-    db = Database(house.settings("assets", role), "assets")
+async def database(suite: Suite, role: str) -> AsyncIterator[Database]:
+    db = Database(suite.settings("assets", role), "assets")
     await db.open()
     try:
         yield db
@@ -109,8 +103,8 @@ async def database(house: Suite, role: str) -> AsyncIterator[Database]:
         await db.close()
 
 
-async def test_it_tells_what_is_then_what_changes_in_the_order_of_versions(house: Suite) -> None:
-    ada = house.client("ada")
+async def test_it_tells_what_is_then_what_changes_in_the_order_of_versions(suite: Suite) -> None:
+    ada = suite.client("ada")
     before = await flows.announce(ada, DATA, file_name="before.jpg")
     stream = watch(ada)
     assert names(await ready(stream)) == ["before.jpg", ""]
@@ -133,10 +127,10 @@ async def test_it_tells_what_is_then_what_changes_in_the_order_of_versions(house
     assert list(states.values()) == [made] * 4
 
 
-async def test_a_change_that_commits_late_is_told_late_and_never_lost(house: Suite) -> None:
-    stream = watch(house.client("ada"))
+async def test_a_change_that_commits_late_is_told_late_and_never_lost(suite: Suite) -> None:
+    stream = watch(suite.client("ada"))
     await ready(stream)
-    with connect(house) as slow, connect(house) as fast:
+    with connect(suite) as slow, connect(suite) as fast:
         event(slow, "written first, committed last")
         event(fast, "written last, committed first")
         fast.commit()
@@ -148,44 +142,44 @@ async def test_a_change_that_commits_late_is_told_late_and_never_lost(house: Sui
         "written first, committed last",
     ]
 
-    resumed = watch(house.client("ada"), early.cursor)
+    resumed = watch(suite.client("ada"), early.cursor)
     assert names(await read(resumed, 1)) == ["written first, committed last"]
 
 
-async def test_an_open_transaction_elsewhere_holds_nobody_up(house: Suite) -> None:
-    stream = watch(house.client("ada"))
+async def test_an_open_transaction_elsewhere_holds_nobody_up(suite: Suite) -> None:
+    stream = watch(suite.client("ada"))
     await ready(stream)
-    other = house.cluster.clone()
+    other = suite.cluster.clone()
 
     try:
-        with connect(house) as here, psycopg.connect(house.cluster.url(other)) as there:
+        with connect(suite) as here, psycopg.connect(suite.cluster.url(other)) as there:
             event(here, "never committed")
             event(there, "in another database")
-            write(house, "told")
+            write(suite, "told")
             assert names(await read(stream, 1)) == ["told"]
             here.rollback()
-            write(house, "next")
+            write(suite, "next")
             assert names(await read(stream, 1)) == ["next"]
     finally:
-        house.cluster.drop(other)
+        suite.cluster.drop(other)
 
 
 async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(
-    house: Suite,
+    suite: Suite,
 ) -> None:
     told: list[str] = []
-    stream = watch(house.client("ada"))
+    stream = watch(suite.client("ada"))
     cursor = (await ready(stream))[-1].cursor
 
     for round_ in range(3):
-        write(house, *(f"{round_}.{n}" for n in range(20)))
+        write(suite, *(f"{round_}.{n}" for n in range(20)))
         for item in await read(stream, 7):
             told.append(item.asset.file_name)
             cursor = item.cursor
-        await house.stop("assets", seconds=2)
-        write(house, *(f"{round_}.{n} while away" for n in range(5)))
-        await house.serve("assets")
-        stream = watch(house.client("ada"), cursor)
+        await suite.stop("assets", seconds=2)
+        write(suite, *(f"{round_}.{n} while away" for n in range(5)))
+        await suite.serve("assets")
+        stream = watch(suite.client("ada"), cursor)
 
     told += names(await read(stream, 3 * 25 - len(told)))
     expected = [
@@ -197,29 +191,29 @@ async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(
     assert told == expected
 
 
-async def test_a_drain_ends_it_with_its_cursor(house: Suite) -> None:
-    stream = watch(house.client("ada"))
+async def test_a_drain_ends_it_with_its_cursor(suite: Suite) -> None:
+    stream = watch(suite.client("ada"))
     await ready(stream)
-    write(house, "seen")
+    write(suite, "seen")
     [seen] = await read(stream, 1)
-    stopping = asyncio.create_task(house.stop("assets", seconds=10))
-    ended = await refusal(stream)
+    stopping = asyncio.create_task(suite.stop("assets", seconds=10))
+    ended = await calls.refused(stream, grpc.StatusCode.UNAVAILABLE)
     await stopping
-    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert ended.reason == "SHUTTING_DOWN"
 
-    await house.serve("assets")
-    write(house, "after")
-    assert names(await read(watch(house.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
+    await suite.serve("assets")
+    write(suite, "after")
+    assert names(await read(watch(suite.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
     assert seen.cursor
 
 
 async def test_an_idle_watch_gets_bookmarks_that_can_be_resumed_from(
-    house: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.2)
-    stream = watch(house.client("ada"))
+    stream = watch(suite.client("ada"))
     first = (await ready(stream))[-1].cursor
-    with connect(house) as conn:  # changes of other owners move the stream on
+    with connect(suite) as conn:  # changes of other owners move the stream on
         for n in range(5):
             event(conn, f"{n}", owner="user:bob")
     async with asyncio.timeout(20):
@@ -227,19 +221,19 @@ async def test_an_idle_watch_gets_bookmarks_that_can_be_resumed_from(
             assert item.WhichOneof("item") == "bookmark" and not item.bookmark.ready
     assert item.bookmark.cursor == item.cursor
 
-    write(house, "after")
-    assert names(await read(watch(house.client("ada"), item.cursor), 1)) == ["after"]
+    write(suite, "after")
+    assert names(await read(watch(suite.client("ada"), item.cursor), 1)) == ["after"]
 
 
-async def test_a_cursor_of_another_owner_or_filter_is_refused(house: Suite) -> None:
-    ada = house.client("ada")
+async def test_a_cursor_of_another_owner_or_filter_is_refused(suite: Suite) -> None:
+    ada = suite.client("ada")
     cursor = (await ready(watch(ada)))[-1].cursor
     some_id = str(uuid.uuid4())
     narrow = (await ready(watch(ada, asset_ids=[some_id])))[-1].cursor
 
     for client, request in (
-        (house.client("bob"), {"cursor": cursor}),
-        (house.client("ada", "vendor"), {"cursor": cursor}),
+        (suite.client("bob"), {"cursor": cursor}),
+        (suite.client("ada", "vendor"), {"cursor": cursor}),
         (ada, {"cursor": cursor, "asset_ids": [some_id]}),
         (ada, {"cursor": narrow}),
         (ada, {"cursor": narrow, "asset_ids": [str(uuid.uuid4())]}),
@@ -247,15 +241,13 @@ async def test_a_cursor_of_another_owner_or_filter_is_refused(house: Suite) -> N
         (ada, {"cursor": "AAAA"}),
         (ada, {"cursor": "\N{SNOWMAN}"}),
     ):
-        refused = await refusal(watch(client, **request))
-        assert (refused.code, refused.fields) == (
-            grpc.StatusCode.INVALID_ARGUMENT,
-            ["cursor"],
-        ), request
+        call = watch(client, **request)
+        refusal = await calls.refused(call, grpc.StatusCode.INVALID_ARGUMENT)
+        assert refusal.fields == ["cursor"], request
 
 
-async def test_a_filter_is_kept(house: Suite) -> None:
-    ada = house.client("ada")
+async def test_a_filter_is_kept(suite: Suite) -> None:
+    ada = suite.client("ada")
     wanted = await flows.announce(ada, DATA, file_name="wanted.jpg")
     await flows.announce(ada, DATA, file_name="other.jpg")
     stream = watch(ada, asset_ids=[wanted.asset.id])
@@ -265,8 +257,8 @@ async def test_a_filter_is_kept(house: Suite) -> None:
     assert names(await read(stream, 1)) == ["renamed.jpg"]
 
 
-async def test_watchers_with_other_filters_and_owners_are_each_told_their_own(house: Suite) -> None:
-    ada, bob = house.client("ada"), house.client("bob")
+async def test_watchers_with_other_filters_and_owners_are_each_told_their_own(suite: Suite) -> None:
+    ada, bob = suite.client("ada"), suite.client("bob")
     mine = await flows.announce(ada, DATA, file_name="mine.jpg")
     one: list[str] = [mine.asset.id]
     streams = [
@@ -275,9 +267,9 @@ async def test_watchers_with_other_filters_and_owners_are_each_told_their_own(ho
     ]
     for stream in streams:
         await ready(stream)
-    write(house, "other")
+    write(suite, "other")
     await flows.update(ada, mine.asset.id, file_name="renamed.jpg")
-    with connect(house) as conn:
+    with connect(suite) as conn:
         event(conn, "bob's", owner="user:bob")
 
     for all_of_ada in streams[:2]:
@@ -289,35 +281,35 @@ async def test_watchers_with_other_filters_and_owners_are_each_told_their_own(ho
     assert names(await read(streams[4], 1)) == ["bob's"]
 
 
-async def test_what_happens_while_a_watch_begins_is_told_after_the_state(house: Suite) -> None:
-    first = watch(house.client("ada"))
+async def test_what_happens_while_a_watch_begins_is_told_after_the_state(suite: Suite) -> None:
+    first = watch(suite.client("ada"))
     await ready(first)
-    with calls.holding(house, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", None):
-        second = watch(house.client("ada"))
+    with calls.holding(suite, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", None):
+        second = watch(suite.client("ada"))
         beginning = asyncio.create_task(ready(second))
         async with asyncio.timeout(20):
-            while not house.sql(
+            while not suite.sql(
                 "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND"
                 " wait_event_type = 'Lock' AND query LIKE '%%FROM assets%%ORDER BY created_at%%'"
             ):
                 await asyncio.sleep(0.02)
 
-        write(house, "meanwhile")
+        write(suite, "meanwhile")
         assert names(await read(first, 1)) == ["meanwhile"]
     assert names(await beginning) == [""]
     assert names(await read(second, 1)) == ["meanwhile"]
 
 
 async def test_a_watch_of_one_asset_gets_bookmarks_while_others_change(
-    house: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.5)
-    stream = watch(house.client("ada"), asset_ids=[str(uuid.uuid4())])
+    stream = watch(suite.client("ada"), asset_ids=[str(uuid.uuid4())])
     cursor = (await ready(stream))[-1].cursor
 
     async def write_on() -> None:
         while True:
-            write(house, "another")
+            write(suite, "another")
             await asyncio.sleep(0.1)
 
     writing = asyncio.create_task(write_on())
@@ -327,13 +319,13 @@ async def test_a_watch_of_one_asset_gets_bookmarks_while_others_change(
     assert bookmark.WhichOneof("item") == "bookmark" and bookmark.cursor not in ("", cursor)
 
 
-async def test_many_owners_with_long_names_are_told_at_once(house: Suite) -> None:
+async def test_many_owners_with_long_names_are_told_at_once(suite: Suite) -> None:
     """The notification that wakes the servers has room for 8,000 bytes; a backslash takes two of
     them."""
-    stream = watch(house.client("ada"))
+    stream = watch(suite.client("ada"))
     await ready(stream)
     for count in (39, 100):
-        with connect(house) as conn:
+        with connect(suite) as conn:
             for n in range(count):
                 event(conn, "long", owner=f"user:{n}{chr(92) * 110}")
             event(conn, "hers")
@@ -341,50 +333,50 @@ async def test_many_owners_with_long_names_are_told_at_once(house: Suite) -> Non
 
 
 async def test_a_cursor_from_before_what_was_pruned_is_out_of_range_and_a_later_one_is_not(
-    house: Suite,
+    suite: Suite,
 ) -> None:
-    ada = house.client("ada")
+    ada = suite.client("ada")
     stream = watch(ada)
     old = (await ready(stream))[-1].cursor
-    write(house, "a", "b", "c")
+    write(suite, "a", "b", "c")
     [a, _b, c] = await read(stream, 3)
-    async with database(house, "worker") as worker:
+    async with database(suite, "worker") as worker:
         assert await events.prune_events(worker, timedelta(0), chunk=2) == 3
     for cursor in (old, a.cursor):
-        ended = await refusal(watch(ada, cursor))
-        assert (ended.code, ended.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+        ended = await calls.refused(watch(ada, cursor), grpc.StatusCode.OUT_OF_RANGE)
+        assert ended.reason == "CURSOR_TOO_OLD"
 
     resumed = watch(ada, c.cursor)
-    write(house, "d")
+    write(suite, "d")
     assert names(await read(resumed, 1)) == ["d"]
 
 
-async def test_after_a_restore_old_cursors_are_out_of_range(house: Suite) -> None:
-    ada = house.client("ada")
+async def test_after_a_restore_old_cursors_are_out_of_range(suite: Suite) -> None:
+    ada = suite.client("ada")
     cursor = (await ready(watch(ada)))[-1].cursor
-    await house.change("UPDATE assets.event_stream SET epoch = gen_random_uuid()")
-    assert (await refusal(watch(ada, cursor))).code is grpc.StatusCode.OUT_OF_RANGE
+    await suite.change("UPDATE assets.event_stream SET epoch = gen_random_uuid()")
+    await calls.refused(watch(ada, cursor), grpc.StatusCode.OUT_OF_RANGE)
 
-    write(house, "a")
-    await stamped(house)
+    write(suite, "a")
+    await stamped(suite)
     ahead = (await ready(watch(ada)))[-1].cursor
-    await house.change(
+    await suite.change(
         "UPDATE assets.event_stream SET position = 0"
     )  # a restored backup is behind the cursor
-    assert (await refusal(watch(ada, ahead))).code is grpc.StatusCode.OUT_OF_RANGE
+    await calls.refused(watch(ada, ahead), grpc.StatusCode.OUT_OF_RANGE)
 
 
 async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
-    house: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "QUEUE_LIMIT", 50)
-    stream = watch(house.client("ada"))
+    stream = watch(suite.client("ada"))
     await ready(stream)
     count, told = 600, []
     write(
-        house, *(str(n) for n in range(count)), filler=30_000
+        suite, *(str(n) for n in range(count)), filler=30_000
     )  # 18 MB: more than the buffers in between hold
-    await stamped(house)
+    await stamped(suite)
     await asyncio.sleep(0.5)  # the reader sleeps while the server wants to send
     ended = None
 
@@ -401,34 +393,34 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     assert 0 < len(told) < count
 
     told += names(
-        await read(watch(house.client("ada"), ended.trailers["cursor"]), count - len(told))
+        await read(watch(suite.client("ada"), ended.trailers["cursor"]), count - len(told))
     )
     assert told == [str(n) for n in range(count)]
 
 
 async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
-    house: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "QUEUE_LIMIT", 20)
-    cursor = (await ready(watch(house.client("ada"))))[-1].cursor
-    write(house, *(str(n) for n in range(1500)))
-    await stamped(house)
-    assert names(await read(watch(house.client("ada"), cursor), 1500)) == [
+    cursor = (await ready(watch(suite.client("ada"))))[-1].cursor
+    write(suite, *(str(n) for n in range(1500)))
+    await stamped(suite)
+    assert names(await read(watch(suite.client("ada"), cursor), 1500)) == [
         str(n) for n in range(1500)
     ]
 
 
-async def test_it_ends_when_the_token_expires(house: Suite) -> None:
-    stream = watch(house.client("ada", seconds=2))
+async def test_it_ends_when_the_token_expires(suite: Suite) -> None:
+    stream = watch(suite.client("ada", seconds=2))
     await ready(stream)
-    ended = await refusal(stream)
-    assert (ended.code, ended.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
-    write(house, "after")
-    assert names(await read(watch(house.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
+    ended = await calls.refused(stream, grpc.StatusCode.UNAUTHENTICATED)
+    assert ended.reason == "TOKEN_INVALID"
+    write(suite, "after")
+    assert names(await read(watch(suite.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
 
 
-async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -> None:
-    stream = watch(house.client("ada"))
+async def test_it_survives_the_loss_of_the_listening_connections(suite: Suite) -> None:
+    stream = watch(suite.client("ada"))
     await ready(stream)
     for n in range(3):
         for last_statement in (
@@ -436,40 +428,40 @@ async def test_it_survives_the_loss_of_the_listening_connections(house: Suite) -
             "%WITH fresh AS%",
         ):  # the last statements of the server and of the sequencer
             async with asyncio.timeout(20):
-                while not house.sql(
+                while not suite.sql(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
                     " current_database() AND query LIKE %s AND pid <> pg_backend_pid()",
                     (last_statement,),
                 ):
                     await asyncio.sleep(0.02)
 
-        write(house, f"{n}")
+        write(suite, f"{n}")
         assert names(await read(stream, 1)) == [f"{n}"]
 
 
-async def test_two_sequencers_stamp_each_event_once(house: Suite) -> None:
-    stream = watch(house.client("ada"))
+async def test_two_sequencers_stamp_each_event_once(suite: Suite) -> None:
+    stream = watch(suite.client("ada"))
     await ready(stream)
 
-    async with database(house, "worker") as worker:
+    async with database(suite, "worker") as worker:
         second = asyncio.create_task(events.run_sequencer(worker))
         for n in range(50):
-            write(house, str(n))
+            write(suite, str(n))
         assert names(await read(stream, 50)) == [str(n) for n in range(50)]
-        await house.stop_work("assets")  # the first gives up the lock; the second takes over
-        write(house, "taken over")
+        await suite.stop_work("assets")  # the first gives up the lock; the second takes over
+        write(suite, "taken over")
         assert names(await read(stream, 1)) == ["taken over"]
         second.cancel()
-    assert house.sql("SELECT min(position), max(position), count(*) FROM assets.events") == [
+    assert suite.sql("SELECT min(position), max(position), count(*) FROM assets.events") == [
         (1, 51, 51)
     ]
 
 
 async def test_the_current_state_may_be_longer_than_a_page(
-    house: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.assets.core.assets._SNAPSHOT_PAGE", 3)
-    ada = house.client("ada")
+    ada = suite.client("ada")
     for n in range(7):
         await flows.announce(ada, DATA, file_name=f"{n}.jpg")
     assert names(await ready(watch(ada))) == [*(f"{n}.jpg" for n in range(7)), ""]

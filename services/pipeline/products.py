@@ -23,7 +23,7 @@ from services.pipeline.phase_rows import PHASES, Phase
 from services.pipeline.product_rows import IMAGES, PRODUCTS, Product, ProductImage
 from services.pipeline.review_rows import REVIEWS, Review
 from shared.background import events
-from shared.database.db import Database, Mutation, execute
+from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
 from shared.database.lists import Listing, created
 from shared.database.rows import Statement
@@ -157,20 +157,18 @@ class ProductService(product_pb2_grpc.ProductServiceServicer):
     async def _read(self, product_id: UUID) -> pb.GetProductResponse:
         mine = {"id": product_id, "ids": [product_id], "limit": _REVIEWS}
         async with self._db.transaction(auth.current().owner) as m:  # one round trip in all
-            finding = await execute(m.conn, product_rows.SELECT_PRODUCT, mine)
-            images = await execute(m.conn, product_rows.SELECT_IMAGES, mine)
-            phases = await execute(m.conn, phase_rows.SELECT_PHASES, mine)
-            results = await execute(m.conn, result_rows.SELECT_RESULTS, mine)
-            reviews = await execute(m.conn, _SELECT_LATEST_REVIEWS, mine)
-            product = await finding.fetchone()
-            parts = await images.fetchall(), await phases.fetchall()
-            found, decided = await results.fetchall(), await reviews.fetchall()
+            finding = m.ask(product_rows.SELECT_PRODUCT, mine)
+            images = m.ask(product_rows.SELECT_IMAGES, mine)
+            phases = m.ask(phase_rows.SELECT_PHASES, mine)
+            results = m.ask(result_rows.SELECT_RESULTS, mine)
+            reviews = m.ask(_SELECT_LATEST_REVIEWS, mine)
+        product = finding.first()
         if product is None:
             raise errors.not_found("product", product_id)
         return pb.GetProductResponse(
-            product=product_rows.to_proto(product, *parts, with_facts=True),
-            results=map(result_rows.to_proto, found),
-            reviews=map(review_rows.to_proto, decided),
+            product=product_rows.to_proto(product, images.rows(), phases.rows(), with_facts=True),
+            results=map(result_rows.to_proto, results.rows()),
+            reviews=map(review_rows.to_proto, reviews.rows()),
         )
 
     async def ListProducts(

@@ -29,7 +29,8 @@ from atelier.common.v1 import watch_pb2
 from google.protobuf.message import Message
 
 from shared.background.tasks import not_cancelled
-from shared.database.db import Connection, Database, Mutation, execute
+from shared.database.db import Database, Mutation, execute
+from shared.database.exchange import Connection
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors, paging
 from shared.rpc.errors import DomainError, Reason

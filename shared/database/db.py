@@ -17,15 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import psycopg
 from google.protobuf.message import Message
-from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline
-from psycopg.pq import Format
+from psycopg import AsyncCursor
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from shared.database.exchange import Connection, Exchange, Parameters, Reply
 from shared.database.rows import Command, Statement
 from shared.rpc import auth, errors
 from shared.rpc.errors import Reason
@@ -33,8 +32,6 @@ from shared.settings import Settings
 
 A = TypeVar("A", bound=Message)
 R = TypeVar("R")
-Parameters = Mapping[str, Any]
-Connection = AsyncConnection[Any]
 
 _ROLLBACK_SECONDS = 5.0  # after that the connection is closed, which rolls back too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
@@ -86,11 +83,9 @@ _STORE_ANSWER = b"""
 
 @dataclass(slots=True)
 class Mutation:
-    """An open transaction for one owner. `events.publish` and `jobs.enqueue` take it; `conn` is its
-    connection."""
+    """An open transaction for one owner. `events.publish` and `jobs.enqueue` take it."""
 
-    conn: Connection
-    pipeline: AsyncPipeline
+    exchange: Exchange
     owner: str
     actor: str
     earlier: "_Earlier | None" = None
@@ -103,28 +98,31 @@ class Mutation:
         self, statement: Statement[R], parameters: Parameters | None = None
     ) -> R | None:
         """Returns the first row, or None."""
-        return await (await self._fetch(statement, parameters)).fetchone()
+        return (await self._reply(statement, parameters)).first()
 
     async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
-        return await (await self._fetch(statement, parameters)).fetchall()
+        return (await self._reply(statement, parameters)).rows()
+
+    def ask(self, statement: Statement[R], parameters: Parameters | None = None) -> Reply[R]:
+        """Sends a statement. Its rows are there once the transaction has ended, so that several
+        statements share one round trip."""
+        return self.exchange.ask(statement, parameters)
 
     async def run(self, statement: Command, parameters: Parameters | None = None) -> None:
         """Runs a statement without waiting for its result; an error surfaces at the next fetch or
         at the commit."""
-        await self.conn.execute(statement.text, parameters)
+        self.exchange.run(statement, parameters)
 
     def send(self, statement: bytes, *values: str | bytes) -> None:
-        """Does the same as `run` without a cursor, which would cost several times as much: for
-        statements that accompany most changes. Placeholders are `$1 ...`; pass bytes only for
-        bytea columns."""
-        _queue(self.pipeline, statement, *values)
+        """Does the same as `run`, for the few statements that accompany most changes: their values
+        are not adapted. Placeholders are `$1 ...`; pass bytes only for bytea columns."""
+        self.exchange.send(statement, *values)
 
-    async def _fetch(
-        self, statement: Statement[R], parameters: Parameters | None
-    ) -> AsyncCursor[R]:
-        cursor = await execute(self.conn, statement, parameters)
-        await self.look_earlier()
-        return cursor
+    async def _reply(self, statement: Statement[R], parameters: Parameters | None) -> Reply[R]:
+        reply = self.exchange.ask(statement, parameters)
+        await self.exchange.receive(reply)
+        await self.look_earlier()  # before errors of this statement: a repeat may collide with rows
+        return reply  # that the first call made
 
     async def look_earlier(self) -> None:
         """Raises _Answered if the request was answered before. The check shares the round trip of
@@ -138,22 +136,14 @@ class Mutation:
 class _Earlier:
     """The query for a request's stored answer, sent but not read yet."""
 
-    cursor: AsyncCursor[_Stored]
+    exchange: Exchange
+    reply: Reply[_Stored]
     key: Mapping[str, Any]
     answer: type[Message]
 
     async def look(self) -> None:
-        try:
-            stored = await self.cursor.fetchone()
-        except psycopg.Error:
-            # The error belongs to a later statement if this cursor has its result: a repeat may
-            # collide with rows that the first call made.
-            if self.cursor.pgresult is None:
-                raise
-            stored = await self.cursor.fetchone()
-            if stored is None:
-                raise
-        answer = _replay(stored, self.key, self.answer)
+        await self.exchange.receive(self.reply)
+        answer = _replay(self.reply.first(), self.key, self.answer)
         if answer is not None:
             raise _Answered(answer)
 
@@ -191,6 +181,7 @@ class Database:
         }
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self.url,
+            connection_class=Connection,
             kwargs=self.connect_arguments,
             min_size=1,
             max_size=pool_size or settings.pool_size,
@@ -209,6 +200,9 @@ class Database:
 
     async def _configure(self, conn: Connection) -> None:
         await conn.set_autocommit(True)  # not a connect argument: the job queue passes its own
+        # psycopg would deallocate every prepared statement, also those of `Exchange`, whenever it
+        # rolls back after it prepared one.
+        conn.prepare_threshold = None
         # A frozen process must not keep its rows locked. The server never considers a session in a
         # pipeline idle, so only this limit ends it. Postgres before 17 doesn't have it.
         if conn.info.server_version >= 170000:
@@ -234,7 +228,7 @@ class Database:
     async def connect(self) -> Connection:
         """Opens a connection outside the pool, for LISTEN or a session lock. The caller closes
         it."""
-        return await AsyncConnection.connect(self.url, autocommit=True, **self.connect_arguments)
+        return await Connection.connect(self.url, autocommit=True, **self.connect_arguments)
 
     async def ready(self) -> bool:
         """Returns True if a statement runs within 2 s."""
@@ -278,6 +272,7 @@ class Database:
     async def _end(self, conn: Connection) -> None:
         try:
             async with asyncio.timeout(_ROLLBACK_SECONDS):
+                await conn.settle()
                 await conn.rollback()
         except (psycopg.Error, TimeoutError):
             await conn.close()  # the pool makes a new one
@@ -303,30 +298,38 @@ class Database:
 
     async def all(self, statement: Statement[R], parameters: Parameters | None = None) -> list[R]:
         """Returns all rows of one statement that the caller's owner sees, in one round trip."""
-        async with self._connection() as conn:
-            async with conn.pipeline() as pipeline:
-                _queue(pipeline, _CONTEXT, auth.current().owner)
-                cursor = await execute(conn, statement, parameters)
-            return await cursor.fetchall()
+        return await self._read(auth.current().owner, statement, parameters)
 
     async def system_all(
         self, statement: Statement[R], parameters: Parameters | None = None
     ) -> list[R]:
         """Reads as a worker without an owner. Returns the rows that the role's own policies show
         (queues, never contents)."""
+        return await self._read("", statement, parameters)
+
+    async def _read(
+        self, owner: str, statement: Statement[R], parameters: Parameters | None
+    ) -> list[R]:
+        # The statements are one transaction without BEGIN, and the context ends with it.
         async with self._connection() as conn:
-            return await (await execute(conn, statement, parameters)).fetchall()
+            exchange = conn.exchange()
+            if owner:
+                exchange.send(_CONTEXT, owner)
+            reply = exchange.ask(statement, parameters)
+            await exchange.end()
+            return reply.rows()
 
     @asynccontextmanager
     async def transaction(self, owner: str, actor: str = "atelier") -> AsyncIterator[Mutation]:
         """Opens a transaction for `owner`; '' is the system. Commits on exit, rolls back on an
         exception."""
-        # The pipeline's exit waits for the commit.
-        async with self._connection() as conn, conn.pipeline() as pipeline:
-            _queue(pipeline, b"BEGIN")
-            _queue(pipeline, _CONTEXT, owner)
-            yield Mutation(conn, pipeline, owner, actor)
-            _queue(pipeline, b"COMMIT")
+        async with self._connection() as conn:
+            exchange = conn.exchange()
+            exchange.send(b"BEGIN")
+            exchange.send(_CONTEXT, owner)
+            yield Mutation(exchange, owner, actor)
+            exchange.send(b"COMMIT")
+            await exchange.end()
 
     async def stored_answer(self, request: Request, answer: type[A]) -> A | None:
         """Returns the answer of an earlier call with this request_id, or None. For calls that work
@@ -377,7 +380,7 @@ async def _once(
     first statement of `work`."""
     named = [key[name] for name in ("owner", "actor", "method", "request_id")]
     m.send(_HOLD_REQUEST, "\x1f".join(named))
-    m.earlier = _Earlier(await execute(m.conn, _SELECT_ANSWER, key), key, answer)
+    m.earlier = _Earlier(m.exchange, m.ask(_SELECT_ANSWER, key), key, answer)
     try:
         result = await work(m)
     except errors.DomainError:
@@ -387,16 +390,6 @@ async def _once(
     await m.look_earlier()
     m.send(_STORE_ANSWER, *named, key["body_hash"], result.SerializeToString())
     return result
-
-
-def _queue(pipeline: AsyncPipeline, statement: bytes, *values: str | bytes) -> None:
-    """Queues a statement to be sent with the next one; its result is discarded and an error
-    surfaces at the next fetch or commit."""
-    encoded = [value.encode() if isinstance(value, str) else value for value in values]
-    formats = [Format.BINARY if isinstance(value, bytes) else Format.TEXT for value in values]
-    send = partial(pipeline.pgconn.send_query_params, statement, encoded, param_formats=formats)
-    pipeline.command_queue.append(send)
-    pipeline.result_queue.append(None)
 
 
 def _request_key(request: Request) -> dict[str, Any]:

@@ -22,6 +22,7 @@ A statement assembled at run time is built with SQLAlchemy Core (`Table.core`), 
 shape (`compiled`) and kept. psycopg runs both. Decision 1 says why.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -30,6 +31,7 @@ from operator import itemgetter
 from typing import Any, Generic, LiteralString, TypeVar
 
 import sqlalchemy as sa
+from psycopg.pq.abc import PGresult
 from psycopg.rows import no_result
 from sqlalchemy.dialects.postgresql import psycopg as sa_psycopg
 
@@ -41,12 +43,16 @@ _Make = Callable[[Sequence[Any]], R]  # takes one row's values, typed by psycopg
 
 
 class Command:
-    """A statement that returns no rows. Its text has psycopg placeholders such as `%(name)s`."""
+    """A statement that returns no rows. Its text has psycopg placeholders such as `%(name)s`;
+    `numbered` is the text as Postgres takes it, with `$1 ...`, and `names` are its parameters in
+    that order. `uses` counts how often it was sent unprepared."""
 
-    __slots__ = ("module", "text")
+    __slots__ = ("module", "names", "numbered", "text", "uses")
 
     def __init__(self, text: str, *, constant: bool = True) -> None:
         self.text: LiteralString = text
+        self.numbered, self.names = _numbered(text)
+        self.uses = 0
         self.module = _caller()
         if constant:
             CONSTANTS.append(self)
@@ -64,15 +70,32 @@ class Statement(Command, Generic[R_co]):
         self._make: _Make[R_co] | None = None
 
     def row_factory(self, cursor: Any) -> _Make[R_co]:  # any kind of psycopg cursor
-        """Implements psycopg's row factory. A statement's columns never change, so they are read
-        once."""
-        result = cursor.pgresult
-        if result is None or not result.nfields:
+        """Implements psycopg's row factory."""
+        if cursor.pgresult is None or not cursor.pgresult.nfields:
             return no_result
+        return self.maker(cursor.pgresult)
+
+    def maker(self, result: PGresult) -> _Make[R_co]:
+        """Returns what makes a row of a result's values. A statement's columns never change, so
+        they are read once."""
         if self._make is None:
             names = [result.fname(number) or b"" for number in range(result.nfields)]
             self._make = _maker(self.row, tuple(name.decode() for name in names))
         return self._make
+
+
+_PLACE = re.compile(r"%%|%\((\w+)\)s")
+
+
+def _numbered(text: str) -> tuple[bytes, tuple[str, ...]]:
+    names: dict[str, int] = {}
+
+    def number(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        return f"${names.setdefault(match[1], len(names) + 1)}"
+
+    return _PLACE.sub(number, text).encode(), tuple(names)
 
 
 CONSTANTS: list[Command] = []

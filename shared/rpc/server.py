@@ -41,9 +41,13 @@ _log = structlog.get_logger("server")
 Context = origin.Context  # for servicers
 
 
-class _Collector:
+class _Collector(grpc.GenericRpcHandler):
     """Replaces the server while generated code registers handlers, so that each can be wrapped with
-    the guard."""
+    the guard. The server finds all methods in this one handler.
+
+    gRPC's asyncio server waits for each registered method with a task of its own and looks at all
+    of these tasks at every call: with a hundred methods, that was a third of what a read cost.
+    """
 
     def __init__(self) -> None:
         self.handlers: dict[str, grpc.RpcMethodHandler] = {}
@@ -55,6 +59,9 @@ class _Collector:
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]
     ) -> None:
         self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self.handlers.get(call.method)
 
 
 @dataclass
@@ -129,11 +136,13 @@ async def start(service: Service, settings: Settings, verifier: auth.Verifier) -
         default_deadline=settings.default_deadline_seconds,
         max_deadline=settings.max_deadline_seconds,
     )
-    names = _register(server, service, limits, verifier)
+    methods = _guarded_methods(service, limits, verifier)
+    names = sorted({path[1:].partition("/")[0] for path in methods.handlers})
     health = Health(limits.open_streams)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, methods)
     for name, handlers in reflection.handlers(names, limits.open_streams):
-        server.add_registered_method_handlers(name, handlers)
+        methods.add_registered_method_handlers(name, handlers)
+    server.add_generic_rpc_handlers((methods,))
     port = _bind(server, settings)
     await server.start()
     reporting = asyncio.create_task(_report_health(health, names, service.ready))
@@ -165,19 +174,15 @@ async def serve(
         await running.drain(settings.drain_seconds)
 
 
-def _register(server: Any, service: Service, limits: Limits, verifier: auth.Verifier) -> list[str]:
+def _guarded_methods(service: Service, limits: Limits, verifier: auth.Verifier) -> _Collector:
     telemetry.IN_FLIGHT.set_function(lambda: limits.calls.taken)
     telemetry.STREAMS.set_function(lambda: limits.streams.taken)
-    collector = _Collector()
+    methods = _Collector()
     for register in service.register:
-        register(collector)
-    by_service: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
-    for path, handler in collector.handlers.items():
-        name, method = path[1:].split("/")
-        by_service.setdefault(name, {})[method] = Guard(path, verifier, limits).wrap(handler)
-    for name, handlers in by_service.items():
-        server.add_registered_method_handlers(name, handlers)
-    return list(by_service)
+        register(methods)
+    for path, handler in methods.handlers.items():
+        methods.handlers[path] = Guard(path, verifier, limits).wrap(handler)
+    return methods
 
 
 def port_of(name: str, settings: Settings) -> int:

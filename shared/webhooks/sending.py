@@ -22,7 +22,8 @@ import structlog
 
 from shared.background.events import POLL_SECONDS
 from shared.background.tasks import not_cancelled
-from shared.database.db import Database, Parameters
+from shared.database.db import Database
+from shared.database.exchange import Parameters
 from shared.database.rows import Command, Statement
 from shared.outbound import Outbound, OutboundFailed, OutboundRefused
 from shared.settings import Settings

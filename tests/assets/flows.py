@@ -140,10 +140,10 @@ async def send_parts(targets: Iterable[resumable_pb2.PartTarget], data: bytes) -
 
 
 async def made_by_a_service(
-    house: Suite, subject: str, data: bytes, **fields: Any
+    suite: Suite, subject: str, data: bytes, **fields: Any
 ) -> asset_pb2.Asset:
     """Uploads a result of `conversions`' model for `user:<subject>`, as that service does."""
-    service = house.as_token(house.keys.service_token("conversions", f"user:{subject}"))
+    service = suite.as_token(suite.keys.service_token("conversions", f"user:{subject}"))
     made = {
         "provenance": asset_pb2.Provenance(model="local", model_version="1", prompt="a coat"),
         **fields,

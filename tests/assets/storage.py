@@ -30,17 +30,17 @@ async def set_quota(admin: Client, owner: str = "", **limits: Any) -> quota_pb2.
     return quota
 
 
-async def folded(house: Suite) -> None:
+async def folded(suite: Suite) -> None:
     """Waits until the worker has added all counted changes to the totals."""
     async with asyncio.timeout(20):
-        while house.sql("SELECT count(*) FROM assets.storage_deltas")[0][0]:
+        while suite.sql("SELECT count(*) FROM assets.storage_deltas")[0][0]:
             await asyncio.sleep(0.1)
 
 
-def truth(house: Suite, owner: str) -> tuple[int, int]:
+def truth(suite: Suite, owner: str) -> tuple[int, int]:
     """Counts the owner's assets except rejected ones, and its stored bytes, from the rows
     themselves."""
-    [(assets, originals)] = house.sql(
+    [(assets, originals)] = suite.sql(
         "SELECT count(*), coalesce(sum(size_bytes), 0) FROM assets.assets WHERE owner = %s AND"
         " state <> 'rejected'",
         (owner,),
@@ -49,5 +49,5 @@ def truth(house: Suite, owner: str) -> tuple[int, int]:
         "SELECT (SELECT coalesce(sum(size_bytes), 0) FROM assets.variants WHERE owner = %(owner)s)"
     )
     made += " + (SELECT coalesce(sum(size_bytes), 0) FROM assets.documents WHERE owner = %(owner)s)"
-    [(rest,)] = house.sql(made, {"owner": owner})
+    [(rest,)] = suite.sql(made, {"owner": owner})
     return assets, int(originals + rest)

@@ -50,7 +50,7 @@ async def repeat(times: int, act: Callable[[], Awaitable[Any]], wrong: list[str]
 
 
 async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     """The same assets see batches in any order, albums, primaries, variants, comparisons,
     confirmations and purges."""
@@ -129,4 +129,4 @@ async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(
         "SELECT job, error_class, error_message FROM assets.attempts WHERE error_class = 'INTERNAL'"
         " AND owner = %s"
     )
-    assert house.sql(failed, (f"user:{ada.subject}",)) == []
+    assert suite.sql(failed, (f"user:{ada.subject}",)) == []

@@ -1,4 +1,4 @@
-"""A10: when an operator adds a preset, one job makes it for the existing images; fresh uploads come
+"""When an operator adds a preset, one job makes it for the existing images; fresh uploads come
 first."""
 
 import json
@@ -14,7 +14,7 @@ from atelier.assets.v1 import asset_pb2, backfill_pb2, backfill_pb2_grpc
 from tests import calls
 from tests.assets import flows
 from tests.faults.processes import Processes, until
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 
 PENDING, RUNNING, DONE, CANCELLED = (
     backfill_pb2.BACKFILL_STATE_PENDING,
@@ -46,7 +46,7 @@ _JOBS = "SELECT count(*) FROM assets_jobs.procrastinate_jobs"
 
 
 @pytest.fixture
-async def many(
+async def big_suite(
     cluster: Cluster, keys: Keys, disk: DiskServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Suite]:
     """Makes some hundred images of some owners, and a preset that none of them has. No worker
@@ -54,29 +54,35 @@ async def many(
     monkeypatch.setenv(
         "ATELIER_VARIANT_PRESETS", json.dumps([{"name": "zoom", "width": 16, "height": 16}])
     )
-    async with suite(cluster, keys, disk) as made:
-        await made.serve("assets")
-        seed = await flows.upload(made.client("ada"), PICTURE)
-        made.sql(_MANY, {"id": seed.id, "images": IMAGES - 1, "owners": OWNERS})
-        await made.change("UPDATE assets.assets SET created_at = now() - interval '1 hour'")
-        yield made
+    async with running_suite(cluster, keys, disk) as suite:
+        await suite.serve("assets")
+        seed = await flows.upload(suite.client("ada"), PICTURE)
+        suite.sql(_MANY, {"id": seed.id, "images": IMAGES - 1, "owners": OWNERS})
+        await suite.change("UPDATE assets.assets SET created_at = now() - interval '1 hour'")
+        yield suite
 
 
 @pytest.fixture
-def processes(many: Suite, tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(many.cluster, many.database, many.keys, many.storage, tmp_path)
+def processes(big_suite: Suite, tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(
+        big_suite.cluster,
+        big_suite.database,
+        big_suite.keys,
+        big_suite.storage,
+        tmp_path,
+    )
     yield made
     made.close()
 
 
-async def keep(many: Suite, number: int) -> list[Any]:
+async def keep(suite: Suite, number: int) -> list[Any]:
     """Keeps only so many images. Returns their ids in the order of the walk."""
-    await many.change(
+    await suite.change(
         "DELETE FROM assets.assets WHERE id IN (SELECT id FROM assets.assets ORDER BY id"
         " OFFSET %s)",
         (number,),
     )
-    return [asset_id for (asset_id,) in many.sql("SELECT id FROM assets.assets ORDER BY id")]
+    return [asset_id for (asset_id,) in suite.sql("SELECT id FROM assets.assets ORDER BY id")]
 
 
 def backfills(client: Client) -> Any:
@@ -116,16 +122,16 @@ _HOLD_LAST = "SELECT FROM assets.assets ORDER BY id DESC LIMIT 1 FOR UPDATE"
 
 @pytest.mark.faults
 async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
-    many: Suite, processes: Processes
+    big_suite: Suite, processes: Processes
 ) -> None:
-    operator = many.client("root", "admin")
+    operator = big_suite.client("root", "admin")
     begun = await start(operator)
     assert (begun.state, begun.total_images, begun.created_by) == (PENDING, 0, "root")
 
     worker = processes.work("assets")
     await made_some(operator, begun.id, 20)
     worker.kill()
-    assert many.sql(_JOBS) == [(1,)], (
+    assert big_suite.sql(_JOBS) == [(1,)], (
         "a walk is one job in the queue, however many images there are"
     )
 
@@ -139,14 +145,14 @@ async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
         IMAGES,
         0,
     )
-    assert many.sql(_ZOOMS) == [("ready", IMAGES, IMAGES)], (
+    assert big_suite.sql(_ZOOMS) == [("ready", IMAGES, IMAGES)], (
         "one each, and each of its image's owner"
     )
-    assert many.sql(
+    assert big_suite.sql(
         "SELECT state, count(*) FROM assets.renditions WHERE backfill_id IS NOT NULL GROUP BY 1"
     ) == [("done", IMAGES)]
 
-    outcomes = many.sql(
+    outcomes = big_suite.sql(
         "SELECT job, outcome FROM assets.attempts WHERE outcome <> 'succeeded' ORDER BY 1"
     )
     assert ("backfills", "lost") in outcomes and len(outcomes) <= 2, (
@@ -154,10 +160,12 @@ async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
     )
 
 
-async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(many: Suite) -> None:
-    operator, ada = many.client("root", "admin"), many.client("ada")
+async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(
+    big_suite: Suite,
+) -> None:
+    operator, ada = big_suite.client("root", "admin"), big_suite.client("ada")
     begun = await start(operator)
-    await many.work("assets")
+    await big_suite.work("assets")
     await made_some(operator, begun.id, 5)
 
     for seed in range(3):
@@ -171,39 +179,43 @@ async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(ma
     assert meanwhile.state in (PENDING, RUNNING) and meanwhile.examined_images < IMAGES
 
 
-async def test_it_gives_way_while_fresh_work_waits(many: Suite) -> None:
-    operator = many.client("root", "admin")
-    await keep(many, FEW)
+async def test_it_gives_way_while_fresh_work_waits(big_suite: Suite) -> None:
+    operator = big_suite.client("root", "admin")
+    await keep(big_suite, FEW)
     begun = await start(operator)
     # Fresh work that no worker can take: as long as it waits, the walk makes nothing.
-    many.sql(
+    big_suite.sql(
         "SET search_path = assets_jobs;"
         " INSERT INTO procrastinate_jobs (queue_name, task_name, priority, lock, args, status)"
         " VALUES ('assets.images', 'make_variants', 1000000000, 'held', '{}', 'todo'),"
         " ('assets.other', 'make_variants', 1000000000, 'held', '{}', 'doing')"
     )
-    await many.work("assets")
+    await big_suite.work("assets")
 
     async def tried() -> bool:
         return bool(
-            many.sql("SELECT count(*) > 3 FROM assets.attempts WHERE job = 'backfills'")[0][0]
+            big_suite.sql("SELECT count(*) > 3 FROM assets.attempts WHERE job = 'backfills'")[0][0]
         )
 
     await until(tried, "the walk has come to its turn a few times")
     assert (await get(operator, begun.id)).examined_images == 0
-    many.sql("SET search_path = assets_jobs; DELETE FROM procrastinate_jobs WHERE lock = 'held'")
+    big_suite.sql(
+        "SET search_path = assets_jobs; DELETE FROM procrastinate_jobs WHERE lock = 'held'"
+    )
     assert (await ended(operator, begun.id)).made_images == FEW
 
 
-async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) -> None:
-    operator = many.client("root", "admin")
+async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(big_suite: Suite) -> None:
+    operator = big_suite.client("root", "admin")
     begun = await start(operator)
     request = backfill_pb2.CancelBackfillRequest(
         backfill_id=begun.id, request_id=flows.request_id()
     )
-    async with await psycopg.AsyncConnection.connect(many.cluster.url(many.database)) as holder:
+    async with await psycopg.AsyncConnection.connect(
+        big_suite.cluster.url(big_suite.database)
+    ) as holder:
         await holder.execute(_HOLD_LAST)  # however fast the worker is, it can't be done before
-        await many.work("assets")
+        await big_suite.work("assets")
         await made_some(operator, begun.id, 3)
         for _ in range(2):
             assert (await backfills(operator).CancelBackfill(request)).backfill.cancel_requested
@@ -211,7 +223,7 @@ async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) ->
     assert gone.state == CANCELLED and gone.made_images < IMAGES
 
     async def nothing_on_its_way() -> bool:
-        return all(state == "ready" for state, _, _ in many.sql(_ZOOMS))
+        return all(state == "ready" for state, _, _ in big_suite.sql(_ZOOMS))
 
     await until(nothing_on_its_way, "the image in hand is finished")
     assert (await backfills(operator).CancelBackfill(request)).backfill.state in (
@@ -223,35 +235,39 @@ async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(many: Suite) ->
         "ended is ended"
     )
     again = await ended(operator, (await start(operator)).id)
-    [(_, zooms, _)] = many.sql(_ZOOMS)
+    [(_, zooms, _)] = big_suite.sql(_ZOOMS)
     assert again.state == DONE and zooms == IMAGES and again.made_images < IMAGES, (
         "what is there isn't made again"
     )
 
 
-async def test_it_takes_the_kinds_asked_for_and_what_may_succeed_this_time(many: Suite) -> None:
-    operator = many.client("root", "admin")
-    ids = await keep(many, 9)
-    await many.change("UPDATE assets.assets SET kind = 'cloth' WHERE id = ANY(%s)", (ids[:7],))
-    await many.change(
+async def test_it_takes_the_kinds_asked_for_and_what_may_succeed_this_time(
+    big_suite: Suite,
+) -> None:
+    operator = big_suite.client("root", "admin")
+    ids = await keep(big_suite, 9)
+    await big_suite.change("UPDATE assets.assets SET kind = 'cloth' WHERE id = ANY(%s)", (ids[:7],))
+    await big_suite.change(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s", (ids[0],)
     )
-    await many.change(
+    await big_suite.change(
         "UPDATE assets.assets SET storage_key = 'assets/gone' WHERE id = %s", (ids[1],)
     )
     failed = (
         "INSERT INTO assets.variants (id, owner, asset_id, preset, state, error_class) SELECT"
         " gen_random_uuid(), owner, id, 'zoom', 'failed', %s FROM assets.assets WHERE id = %s"
     )
-    many.sql(failed, ("STORAGE", ids[2]))
-    many.sql(failed, ("CORRUPT", ids[3]))
-    await many.work("assets")
+    big_suite.sql(failed, ("STORAGE", ids[2]))
+    big_suite.sql(failed, ("CORRUPT", ids[3]))
+    await big_suite.work("assets")
     done = await ended(operator, (await start(operator, kinds=[asset_pb2.ASSET_KIND_CLOTH])).id)
     assert (done.state, done.total_images, done.examined_images) == (DONE, 6, 6)
     assert (done.made_images, done.failed_images) == (4, 1)
 
     found = dict(
-        many.sql("SELECT asset_id, state || error_class FROM assets.variants WHERE preset = 'zoom'")
+        big_suite.sql(
+            "SELECT asset_id, state || error_class FROM assets.variants WHERE preset = 'zoom'"
+        )
     )
     assert found == {
         ids[1]: "failedORIGINAL_GONE",
@@ -260,16 +276,15 @@ async def test_it_takes_the_kinds_asked_for_and_what_may_succeed_this_time(many:
     }
 
 
-async def test_one_runs_at_a_time_and_operators_see_each_others(many: Suite) -> None:
-    root, deputy = many.client("root", "admin"), many.client("deputy", "admin")
+async def test_one_runs_at_a_time_and_operators_see_each_others(big_suite: Suite) -> None:
+    root, deputy = big_suite.client("root", "admin"), big_suite.client("deputy", "admin")
     request_id = flows.request_id()
     begun = await start(root, request_id=request_id)
     assert (await start(root, request_id=request_id)).id == begun.id, (
         "a repeat starts no second one"
     )
 
-    refused = await calls.refusal(start(deputy))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "under way" in refused.text
+    await calls.refused(start(deputy), grpc.StatusCode.FAILED_PRECONDITION, "under way")
     assert (await get(deputy, begun.id)).created_by == "root"
 
     page = await backfills(deputy).ListBackfills(backfill_pb2.ListBackfillsRequest(page_size=1))
@@ -279,8 +294,7 @@ async def test_one_runs_at_a_time_and_operators_see_each_others(many: Suite) -> 
     )
     assert cancelled.backfill.cancel_requested
 
-    refused = await calls.refusal(get(many.client("ada"), begun.id))
-    assert refused.code is grpc.StatusCode.PERMISSION_DENIED
+    await calls.refused(get(big_suite.client("ada"), begun.id), grpc.StatusCode.PERMISSION_DENIED)
 
 
 @pytest.mark.parametrize(
@@ -295,25 +309,23 @@ async def test_one_runs_at_a_time_and_operators_see_each_others(many: Suite) -> 
     ],
 )
 async def test_what_cannot_be_walked_is_refused(
-    house: Suite, fields: dict[str, Any], path: str
+    suite: Suite, fields: dict[str, Any], path: str
 ) -> None:
-    operator = backfills(house.client("root", "admin"))
-    refused = await calls.refusal(
-        operator.StartBackfill(backfill_pb2.StartBackfillRequest(**fields))
+    operator = backfills(suite.client("root", "admin"))
+    refusal = await calls.refused(
+        operator.StartBackfill(backfill_pb2.StartBackfillRequest(**fields)),
+        grpc.StatusCode.INVALID_ARGUMENT,
     )
 
-    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     if fields["presets"] == ["zoom"] and path != "presets[0]":
-        assert path in refused.fields
+        assert path in refusal.fields
     else:
-        assert refused.fields == [path]
+        assert refusal.fields == [path]
 
 
-async def test_a_backfill_that_is_not_there_is_not_found(house: Suite) -> None:
-    operator = house.client("root", "admin")
+async def test_a_backfill_that_is_not_there_is_not_found(suite: Suite) -> None:
+    operator = suite.client("root", "admin")
     nothing = "0190f3c0-0000-7000-8000-000000000000"
-    assert (await calls.refusal(get(operator, nothing))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(get(operator, nothing), grpc.StatusCode.NOT_FOUND)
     request = backfill_pb2.CancelBackfillRequest(backfill_id=nothing)
-    assert (
-        await calls.refusal(backfills(operator).CancelBackfill(request))
-    ).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(backfills(operator).CancelBackfill(request), grpc.StatusCode.NOT_FOUND)

@@ -1,5 +1,5 @@
-"""A17: the cleanup deletes abandoned and expired items, each on its own; whole sessions are deleted
-on request."""
+"""The cleanup deletes abandoned and expired items, each on its own; whole sessions are deleted on
+request."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ from tests.assets import test_documents as documents
 from tests.assets import test_renders as renders
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, freed, listed, stored
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 
 DATA = flows.jpeg(64, 48)
 _numbers = itertools.count()
@@ -44,23 +44,23 @@ def figures(run: storage_pb2.Run) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.fixture(scope="module")
-async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+async def suite(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
     """A database of this module's own: a cleanup covers all owners."""
-    async with suite(cluster, keys, disk) as made:
-        made.overrides["idle_session_days"] = 183
-        await made.serve("assets")
-        await made.work("assets")
-        yield made
+    async with running_suite(cluster, keys, disk) as suite:
+        suite.overrides["idle_session_days"] = 183
+        await suite.serve("assets")
+        await suite.work("assets")
+        yield suite
 
 
 @pytest.fixture
-def ada(house: Suite) -> Client:
-    return house.client(f"ada{next(_numbers)}")
+def ada(suite: Suite) -> Client:
+    return suite.client(f"ada{next(_numbers)}")
 
 
 @pytest.fixture
-def root(house: Suite) -> Client:
-    return house.client("root", "admin")
+def root(suite: Suite) -> Client:
+    return suite.client("root", "admin")
 
 
 def in_session(session_id: str) -> dict[str, Any]:
@@ -70,30 +70,30 @@ def in_session(session_id: str) -> dict[str, Any]:
     }
 
 
-async def abandoned(house: Suite, client: Client) -> str:
+async def abandoned(suite: Suite, client: Client) -> str:
     """Makes an asset whose bytes were sent and never confirmed; returns its id."""
     announced = await flows.announce(client, DATA)
     await flows.send(announced.target, DATA)
-    await house.change(
+    await suite.change(
         "UPDATE assets.uploads SET expires_at = now() - interval '2 hours' WHERE id = %s",
         (announced.upload_id,),
     )
     return announced.asset.id
 
 
-async def expired(house: Suite, client: Client) -> str:
+async def expired(suite: Suite, client: Client) -> str:
     asset = await flows.upload(client, DATA)
     await ask(client, "Delete", asset.id)
-    await house.change(
+    await suite.change(
         "UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,)
     )
     return asset.id
 
 
 async def test_a_dry_run_counts_and_the_real_one_removes(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
-    gone = [await abandoned(house, ada), await expired(house, ada)]
+    gone = [await abandoned(suite, ada), await expired(suite, ada)]
     fresh = (await flows.announce(ada, DATA)).asset.id
     kept = await flows.upload(ada, DATA)
     await ask(ada, "Delete", kept.id)
@@ -118,8 +118,8 @@ async def test_a_dry_run_counts_and_the_real_one_removes(
     assert figures(cleaned)["abandoned_uploads"] == figures(cleaned)["expired_trash"] == (1, 1, 0)
     assert not cleaned.failures and not cleaned.capped and cleaned.HasField("end_time")
     for asset_id in gone:
-        assert (await calls.refusal(flows.get(ada, asset_id))).code is grpc.StatusCode.NOT_FOUND
-        await freed(house, asset_id)
+        await calls.refused(flows.get(ada, asset_id), grpc.StatusCode.NOT_FOUND)
+        await freed(suite, asset_id)
     assert (await flows.get(ada, fresh)).id == fresh and (
         await flows.get(ada, kept.id)
     ).id == kept.id
@@ -127,13 +127,13 @@ async def test_a_dry_run_counts_and_the_real_one_removes(
 
 
 async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     started = await flows.start(ada, DATA)
     await flows.send_parts(started.targets, DATA)
     importing = (await flows.announce(ada, DATA)).asset
-    await house.change("DELETE FROM assets.uploads WHERE asset_id = %s", (importing.id,))
-    await house.change(
+    await suite.change("DELETE FROM assets.uploads WHERE asset_id = %s", (importing.id,))
+    await suite.change(
         "INSERT INTO assets.imports (id, owner, asset_id, url, state)"
         " VALUES (%s, %s, %s, 'https://example.com/', 'running')",
         (flows.request_id(), importing.owner, importing.id),
@@ -142,43 +142,45 @@ async def test_what_still_comes_in_parts_or_by_url_is_not_abandoned(
     aged = (
         "UPDATE assets.assets SET created_at = now() - interval '2 days' WHERE id = ANY(%s::uuid[])"
     )
-    await house.change(aged, (list(both),))
+    await suite.change(aged, (list(both),))
     assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (0, 0, 0)
     assert set(await listed(ada, state=asset_pb2.ASSET_STATE_PENDING)) == both
 
-    await house.change(
+    await suite.change(
         "UPDATE assets.imports SET state = 'failed' WHERE asset_id = %s", (importing.id,)
     )
     over = (
         "UPDATE assets.resumable_uploads SET expires_at = now() - interval '2 hours' WHERE id = %s"
     )
-    await house.change(over, (started.upload_id,))
+    await suite.change(over, (started.upload_id,))
     assert figures(await run(root, "RunCleanup"))["abandoned_uploads"] == (2, 2, 0)
 
 
-async def test_what_was_refused_long_ago_goes(house: Suite, root: Client, ada: Client) -> None:
+async def test_what_was_refused_long_ago_goes(suite: Suite, root: Client, ada: Client) -> None:
     refused = []
     for _ in range(2):
         broken = await flows.announce(ada, DATA)
         await flows.send(broken.target, b"\0" * len(DATA))
-        await calls.refusal(flows.confirm(ada, broken.upload_id))
+        await calls.refused(
+            flows.confirm(ada, broken.upload_id), grpc.StatusCode.FAILED_PRECONDITION
+        )
         refused.append(broken.asset.id)
 
-    await house.change(
+    await suite.change(
         "UPDATE assets.assets SET created_at = now() - interval '31 days' WHERE id = %s",
         (refused[0],),
     )
     assert figures(await run(root, "RunCleanup"))["rejected_uploads"] == (1, 1, 0)
-    assert (await calls.refusal(flows.get(ada, refused[0]))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(flows.get(ada, refused[0]), grpc.StatusCode.NOT_FOUND)
     assert (await flows.get(ada, refused[1])).state == asset_pb2.ASSET_STATE_REJECTED
 
 
 async def test_expired_documents_go_with_their_bytes_and_others_stay(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     old = [await documents.create(ada, documents.checklist()) for _ in range(3)]
     live = await documents.create(ada, documents.checklist())
-    await house.change(
+    await suite.change(
         "UPDATE assets.documents SET expires_at = now() - interval '1 s' WHERE id ="
         " ANY(%s::uuid[])",
         ([each.id for each in old],),
@@ -191,34 +193,34 @@ async def test_expired_documents_go_with_their_bytes_and_others_stay(
     assert not rest.capped and figures(rest)["expired_documents"] == (1, 1, 0)
 
     for each in old:
-        await freed(house, each.id)
-    assert (await documents.get(ada, live.id)).id == live.id and stored(house, live.id)
+        await freed(suite, each.id)
+    assert (await documents.get(ada, live.id)).id == live.id and stored(suite, live.id)
 
 
 async def test_a_run_is_capped_and_the_next_one_goes_on(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
-    ids = [await abandoned(house, ada) for _ in range(3)]
+    ids = [await abandoned(suite, ada) for _ in range(3)]
     first = await run(root, "RunCleanup", max_items=2)
     assert figures(first)["abandoned_uploads"] == (2, 2, 0) and first.capped
     second = await run(root, "RunCleanup", max_items=2)
     assert figures(second)["abandoned_uploads"] == (1, 1, 0) and not second.capped
-    assert house.sql("SELECT count(*) FROM assets.assets WHERE id = ANY(%s::uuid[])", (ids,)) == [
+    assert suite.sql("SELECT count(*) FROM assets.assets WHERE id = ANY(%s::uuid[])", (ids,)) == [
         (0,)
     ]
 
 
 async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
-    ids = [await expired(house, ada) for _ in range(3)]
+    ids = [await expired(suite, ada) for _ in range(3)]
     # Stands for a table of a newer version, which this one doesn't know.
-    house.sql("CREATE TABLE assets.newer (id uuid REFERENCES assets.assets (id))")
-    await house.change("INSERT INTO assets.newer VALUES (%s)", (ids[1],))
+    suite.sql("CREATE TABLE assets.newer (id uuid REFERENCES assets.assets (id))")
+    await suite.change("INSERT INTO assets.newer VALUES (%s)", (ids[1],))
     try:
         cleaned = await run(root, "RunCleanup")
     finally:
-        house.sql("DROP TABLE assets.newer")
+        suite.sql("DROP TABLE assets.newer")
 
     assert figures(cleaned)["expired_trash"] == (2, 2, 0)
     assert [(failure.what, failure.item) for failure in cleaned.failures] == [
@@ -229,7 +231,7 @@ async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(
 
 
 async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     old, used, lively = [
         await flows.upload(ada, DATA, **in_session(s)) for s in ("old", "old", "lively")
@@ -238,7 +240,7 @@ async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(
     statement = (
         "UPDATE assets.assets SET updated_at = now() - interval '184 days' WHERE session_id = 'old'"
     )
-    house.sql(statement)
+    suite.sql(statement)
     assert figures(await run(root, "RunCleanup", dry_run=True))["idle_sessions"] == (1, 0, 0)
 
     cleaned = figures(await run(root, "RunCleanup"))
@@ -247,7 +249,7 @@ async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(
     assert set(await listed(ada)) == {used.id, lively.id}
 
 
-async def test_a_session_is_deleted_or_purged_whole(house: Suite, ada: Client) -> None:
+async def test_a_session_is_deleted_or_purged_whole(suite: Suite, ada: Client) -> None:
     public = asset_pb2.VISIBILITY_PUBLIC
     one = await flows.upload(ada, DATA, **in_session("s"))
     two = await flows.upload(ada, DATA, visibility=public, **in_session("s"))
@@ -258,18 +260,18 @@ async def test_a_session_is_deleted_or_purged_whole(house: Suite, ada: Client) -
     assert (deleted.session_id, figures(deleted)) == ("s", {"assets": (3, 2, 1)})
     assert "release it there" in deleted.counts[0].why_kept
     assert set(await listed(ada)) == {other.id, used.id}
-    assert {key.split("/")[0] for key in stored(house, two.id)} == {"assets"}
+    assert {key.split("/")[0] for key in stored(suite, two.id)} == {"assets"}
 
     purged = await run(ada, "DeleteSession", session_id="s", purge=True, force=True)
     assert figures(purged) == {"assets": (3, 3, 0)} and purged.counts[0].bytes > 0
     for asset in (one, two, used):
-        await freed(house, asset.id)
+        await freed(suite, asset.id)
     assert await listed(ada, show_deleted=True) == [other.id]
     assert figures(await run(ada, "DeleteSession", session_id="nothing there")) == {}
 
 
 async def test_a_purged_session_takes_its_documents_and_comparisons_along(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     one, two = [await flows.upload(ada, DATA, **in_session("s")) for _ in range(2)]
     other = await flows.upload(ada, DATA, **in_session("t"))
@@ -284,21 +286,21 @@ async def test_a_purged_session_takes_its_documents_and_comparisons_along(
         "assets": (3, 2, 1),
     }
 
-    await freed(house, two.id)
-    await freed(house, compared.picture_asset_id)
+    await freed(suite, two.id)
+    await freed(suite, compared.picture_asset_id)
     assert set(await listed(ada)) == {
         other.id,
         one.id,
         elsewhere.picture_asset_id,
     }, "another session's holds one"
     for call in (renders.get(ada, compared.id), documents.get(ada, plan.id)):
-        assert (await calls.refusal(call)).code is grpc.StatusCode.NOT_FOUND
+        await calls.refused(call, grpc.StatusCode.NOT_FOUND)
     assert (await renders.get(ada, elsewhere.id)).before_asset_id == other.id
     assert (await documents.get(ada, stays.id)).id == stays.id
 
 
 async def test_runs_are_listed_for_those_they_concern(
-    house: Suite, root: Client, ada: Client, bob: Client
+    suite: Suite, root: Client, ada: Client, bob: Client
 ) -> None:
     mine = await run(ada, "DeleteSession", session_id="s")
     system = await run(root, "RunCleanup", dry_run=True)
@@ -309,48 +311,50 @@ async def test_runs_are_listed_for_those_they_concern(
     assert seen[0] == system and {each.action for each in seen} == {storage_pb2.RUN_ACTION_CLEANUP}
     assert [each.id for each in await runs_of(root, owner=f"user:{ada.subject}")] == [mine.id]
     for client, run_id in ((bob, mine.id), (ada, system.id)):
-        refused = await calls.refusal(
-            storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id))
+        await calls.refused(
+            storage(client).GetRun(storage_pb2.GetRunRequest(run_id=run_id)),
+            grpc.StatusCode.NOT_FOUND,
         )
-        assert refused.code is grpc.StatusCode.NOT_FOUND
 
     named = storage_pb2.GetRunRequest(run_id=mine.id, owner=f"user:{ada.subject}")
     assert (await storage(root).GetRun(named)).run.id == mine.id
-    assert (await calls.refusal(storage(bob).GetRun(named))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(storage(bob).GetRun(named), grpc.StatusCode.NOT_FOUND)
 
 
 @pytest.fixture
-def bob(house: Suite) -> Client:
-    return house.client("bob")
+def bob(suite: Suite) -> Client:
+    return suite.client("bob")
 
 
 async def runs_of(client: Client, **fields: Any) -> list[storage_pb2.Run]:
     return list((await storage(client).ListRuns(storage_pb2.ListRunsRequest(**fields))).runs)
 
 
-async def test_only_one_cleanup_runs_at_a_time(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    root = atelier.client("root", "admin")
+async def test_only_one_cleanup_runs_at_a_time(own_suite: Suite) -> None:
+    await own_suite.serve("assets")
+    root = own_suite.client("root", "admin")
     first = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
-    refused = await calls.refusal(storage(root).RunCleanup(storage_pb2.RunCleanupRequest()))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "REQUEST_IN_PROGRESS")
+    refusal = await calls.refused(
+        storage(root).RunCleanup(storage_pb2.RunCleanupRequest()), grpc.StatusCode.ABORTED
+    )
+    assert refusal.reason == "REQUEST_IN_PROGRESS"
 
     again = (await storage(root).RunCleanup(storage_pb2.RunCleanupRequest(request_id="a"))).run
     assert again.id == first.id
-    await atelier.work("assets")
+    await own_suite.work("assets")
     async with asyncio.timeout(20):
         while (await runs_of(root))[0].state != DONE:
             await asyncio.sleep(0.05)
     await run(root, "RunCleanup")
 
 
-async def test_it_runs_by_itself(atelier: Suite) -> None:
-    atelier.overrides |= {"cleanup_minutes": 0.01, "reconcile_minutes": 0.01}
-    await atelier.serve("assets")
-    ada, root = atelier.client("ada"), atelier.client("root", "admin")
-    gone = await abandoned(atelier, ada)
-    await atelier.work("assets")
-    await freed(atelier, gone)
+async def test_it_runs_by_itself(own_suite: Suite) -> None:
+    own_suite.overrides |= {"cleanup_minutes": 0.01, "reconcile_minutes": 0.01}
+    await own_suite.serve("assets")
+    ada, root = own_suite.client("ada"), own_suite.client("root", "admin")
+    gone = await abandoned(own_suite, ada)
+    await own_suite.work("assets")
+    await freed(own_suite, gone)
 
     async with asyncio.timeout(20):
         while {each.action for each in await runs_of(root) if each.state == DONE} != {
@@ -360,8 +364,8 @@ async def test_it_runs_by_itself(atelier: Suite) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_leftovers_of_unfinished_writes_go(house: Suite, root: Client) -> None:
-    left = house.storage.root / "incoming" / "left-by-a-killed-process"
+async def test_leftovers_of_unfinished_writes_go(suite: Suite, root: Client) -> None:
+    left = suite.storage.root / "incoming" / "left-by-a-killed-process"
     left.write_bytes(b"half")
     os.utime(left, (0, 0))
     assert figures(await run(root, "RunCleanup"))["unfinished_writes"][1] >= 1

@@ -1,5 +1,5 @@
-"""A20: the costs of a month, from prices that are data and from real use, and whether to move to
-another store."""
+"""The costs of a month, from prices that are data and from real use, and whether to move to another
+store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -82,19 +82,19 @@ def test_what_shrinks_is_never_less_than_nothing() -> None:
 
 
 async def test_the_projection_is_made_of_what_is_really_used(
-    house: Suite, caller: Callable[..., Client]
+    suite: Suite, caller: Callable[..., Client]
 ) -> None:
     admin = caller("admin")
-    await storage.folded(house)
+    await storage.folded(suite)
     before = (await storage.reports(admin).ProjectCosts(pb.ProjectCostsRequest(months=1))).points[0]
-    house.sql(
+    suite.sql(
         "INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes, day) VALUES"
         " ('user:large', 'asset', 'ready', 1, %(gb)s * 200::bigint, current_date - 9),"
         " ('user:large', 'download', 'exact', 1, %(gb)s * 100::bigint, current_date - 5),"
         " ('user:large', 'download', 'issued', 1, %(gb)s * 100::bigint, current_date)",
         {"gb": GB},
     )
-    await storage.folded(house)
+    await storage.folded(suite)
 
     try:
         answer = await storage.reports(admin).ProjectCosts(pb.ProjectCostsRequest(months=3))
@@ -109,7 +109,7 @@ async def test_the_projection_is_made_of_what_is_really_used(
         assert cost(answer.points[0], "r2") == pytest.approx(3, abs=0.01)
     finally:
         for table in ("storage_totals", "storage_days", "storage_places"):
-            await house.change(
+            await suite.change(
                 f"DELETE FROM assets.{table} WHERE owner IN ('user:large', 'deployment')"
             )
 

@@ -1,4 +1,4 @@
-"""A21: an owner learns which bytes are stored already, before and after sending them, also in the
+"""An owner learns which bytes are stored already, before and after sending them, also in the
 trash."""
 
 import hashlib
@@ -35,10 +35,10 @@ async def listed(client: Client, **fields: Any) -> tuple[list[duplicate_pb2.Dupl
     return list(page.groups), page.next_page_token
 
 
-async def test_confirming_tells_of_assets_with_the_same_bytes(house: Suite, ada: Client) -> None:
+async def test_confirming_tells_of_assets_with_the_same_bytes(suite: Suite, ada: Client) -> None:
     first = await flows.upload(ada, DATA, file_name="first.jpg")
     trashed = await flows.upload(ada, DATA)
-    house.sql(TRASH, (trashed.id,))
+    suite.sql(TRASH, (trashed.id,))
     requested = await flows.announce(ada, DATA)
     await flows.send(requested.target, DATA)
     confirm = upload_pb2.ConfirmUploadRequest(upload_id=requested.upload_id)
@@ -52,7 +52,7 @@ async def test_confirming_tells_of_assets_with_the_same_bytes(house: Suite, ada:
     )
 
 
-async def test_the_streamed_upload_tells_so_too(house: Suite, ada: Client) -> None:
+async def test_the_streamed_upload_tells_so_too(suite: Suite, ada: Client) -> None:
     first = await flows.upload(ada, DATA)
     parts = [
         upload_pb2.UploadRequest(head={"declaration": flows.declaration(DATA)}),
@@ -62,7 +62,7 @@ async def test_the_streamed_upload_tells_so_too(house: Suite, ada: Client) -> No
     assert [d.asset_id for d in answer.duplicates] == [first.id] and answer.asset.id != first.id
 
 
-async def test_bytes_are_found_before_they_are_sent(house: Suite, ada: Client) -> None:
+async def test_bytes_are_found_before_they_are_sent(suite: Suite, ada: Client) -> None:
     assert await find(ada, SHA256) == []
     asset = await flows.upload(ada, DATA)
     await flows.announce(ada, DATA)  # not READY, so its bytes aren't known
@@ -79,7 +79,7 @@ async def test_bytes_are_found_before_they_are_sent(house: Suite, ada: Client) -
 
 
 async def test_what_others_keep_is_no_duplicate(
-    house: Suite, ada: Client, caller: Callable[..., Client]
+    suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
     bob = caller()
     await flows.upload(bob, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
@@ -93,13 +93,13 @@ async def test_what_others_keep_is_no_duplicate(
     assert not (await flows.uploads(ada).ConfirmUpload(confirm)).duplicates
 
 
-async def test_groups_are_listed_in_pages_newest_first(house: Suite, ada: Client) -> None:
+async def test_groups_are_listed_in_pages_newest_first(suite: Suite, ada: Client) -> None:
     pictures = [flows.jpeg(64, 48, seed=seed) for seed in (11, 12, 13)]
     for data in (*pictures, *pictures, pictures[0]):
         newest = await flows.upload(ada, data)
     await flows.upload(ada, DATA)  # once only
-    house.sql(TRASH, (newest.id,))
-    await house.change("UPDATE assets.assets SET archived_at = now() WHERE id = %s", (newest.id,))
+    suite.sql(TRASH, (newest.id,))
+    await suite.change("UPDATE assets.assets SET archived_at = now() WHERE id = %s", (newest.id,))
     expected = [hashlib.sha256(pictures[n]).hexdigest() for n in (0, 2, 1)]
     everything, token = await listed(ada)
     assert [group.sha256 for group in everything] == expected and not token
@@ -112,13 +112,13 @@ async def test_groups_are_listed_in_pages_newest_first(house: Suite, ada: Client
     assert (await listed(ada, skip=1))[0] == everything[1:]
 
 
-async def test_more_copies_than_are_shown_are_counted(house: Suite, ada: Client) -> None:
+async def test_more_copies_than_are_shown_are_counted(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     columns = (
         "owner, created_by, kind, state, public, free, file_name, storage_key, size_bytes,"
         " mime_type, sha256"
     )
-    house.sql(
+    suite.sql(
         f"INSERT INTO assets.assets (id, {columns}) SELECT gen_random_uuid(), {columns}"
         " FROM assets.assets, generate_series(1, 24) WHERE id = %s",
         (asset.id,),
@@ -143,5 +143,7 @@ async def test_what_is_no_list_of_hashes_is_refused(
     ada: Client, hashes: tuple[str, ...], path: str
 ) -> None:
     request = duplicate_pb2.FindDuplicatesRequest(sha256s=hashes)
-    refused = await calls.refusal(duplicates(ada).FindDuplicates(request))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+    refusal = await calls.refused(
+        duplicates(ada).FindDuplicates(request), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == [path]

@@ -1,4 +1,4 @@
-"""X10: an asset is explained, question by question, each with the step that helps."""
+"""An asset is explained, question by question, each with the step that helps."""
 
 from collections.abc import Callable
 
@@ -38,7 +38,7 @@ async def test_what_is_as_it_should_be_is_said_so(ada: Client) -> None:
     assert findings["is it the primary image of product jacket?"].answer == f"no, {asset.id} is"
 
 
-async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, ada: Client) -> None:
+async def test_a_pending_one_says_what_is_missing_and_until_when(suite: Suite, ada: Client) -> None:
     pending = await flows.announce(ada, DATA)
     summary, findings = await explain(ada, pending.asset.id)
     verified = findings["is it verified?"]
@@ -49,7 +49,7 @@ async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, a
     )
     assert f"ConfirmUpload with upload_id {pending.upload_id}" in verified.next_step
 
-    await house.change(
+    await suite.change(
         "UPDATE assets.uploads SET expires_at = now() - interval '1 s' WHERE id = %s",
         (pending.upload_id,),
     )
@@ -58,7 +58,7 @@ async def test_a_pending_one_says_what_is_missing_and_until_when(house: Suite, a
 
 
 async def test_one_that_comes_in_parts_says_how_long_they_are_taken_and_what_completes_it(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     started = await flows.start(ada, DATA)
     _, findings = await explain(ada, started.asset.id)
@@ -69,7 +69,7 @@ async def test_one_that_comes_in_parts_says_how_long_they_are_taken_and_what_com
     assert "GetResumableUpload" in verified.next_step and complete in verified.next_step
     assert findings["is it in lists?"].answer == "only if the list is asked for state PENDING"
 
-    await house.change(
+    await suite.change(
         "UPDATE assets.resumable_uploads SET expires_at = now() - interval '1 s' WHERE id = %s",
         (started.upload_id,),
     )
@@ -81,13 +81,13 @@ async def test_one_that_comes_in_parts_says_how_long_they_are_taken_and_what_com
 async def test_a_rejected_one_says_why_and_what_next(ada: Client) -> None:
     pending = await flows.announce(ada, DATA, sha256="0" * 64)
     await flows.send(pending.target, DATA)
-    await calls.refusal(flows.confirm(ada, pending.upload_id))
+    await calls.refused(flows.confirm(ada, pending.upload_id), grpc.StatusCode.FAILED_PRECONDITION)
     _, findings = await explain(ada, pending.asset.id)
     assert "HASH_MISMATCH" in findings["is it verified?"].answer
     assert "upload it again" in findings["is it verified?"].next_step
 
 
-async def test_hidden_ones_say_how_to_bring_them_back(house: Suite, ada: Client) -> None:
+async def test_hidden_ones_say_how_to_bring_them_back(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
     await flows.variants_of(ada, asset.id)  # whose files nobody moves while they are written
     await ask(ada, "Archive", asset.id)
@@ -100,22 +100,22 @@ async def test_hidden_ones_say_how_to_bring_them_back(house: Suite, ada: Client)
     )
     assert "UnarchiveAsset" in findings["is it in lists?"].next_step
 
-    await house.change(
+    await suite.change(
         "UPDATE assets.assets SET expires_at = now() - interval '1 s' WHERE id = %s", (asset.id,)
     )
     _, findings = await explain(ada, asset.id)
     assert "it may go at any time" in findings["is it deleted?"].answer
 
 
-async def test_a_failed_variant_says_why_and_lost_bytes_are_told(house: Suite, ada: Client) -> None:
+async def test_a_failed_variant_says_why_and_lost_bytes_are_told(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(ada, asset.id)
-    house.sql(
+    suite.sql(
         "UPDATE assets.variants SET state = 'failed', error_class = 'CORRUPT', error_message = 'cut"
         " off' WHERE asset_id = %s AND preset = 'avif'",
         (asset.id,),
     )
-    await house.change("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
+    await suite.change("UPDATE assets.assets SET bytes_gone_at = now() WHERE id = %s", (asset.id,))
 
     _, findings = await explain(ada, asset.id)
     assert "avif: failed (CORRUPT): cut off" in findings["are its variants there?"].answer
@@ -140,4 +140,4 @@ async def test_of_anothers_public_asset_only_what_concerns_the_caller_is_told(
     )
 
     private = await flows.upload(owner, DATA)
-    assert (await calls.refusal(explain(ada, private.id))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(explain(ada, private.id), grpc.StatusCode.NOT_FOUND)

@@ -1,4 +1,4 @@
-"""A28: rows and stored bytes agree, whatever happened to either."""
+"""Rows and stored bytes agree, whatever happened to either."""
 
 import asyncio
 import itertools
@@ -29,7 +29,7 @@ from tests.assets import test_documents as documents
 from tests.assets.test_cleanup import figures, run, storage
 from tests.assets.test_references import acquire
 from tests.assets.test_trash import ask, stored
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 
 DATA = flows.jpeg(64, 48)
 WHAT = (
@@ -46,43 +46,43 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def suite(
     cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Suite]:
     """Has a store of its own: everything in the store is compared with this database."""
     disk = DiskServer(tmp_path_factory.mktemp("reconciled"))
     try:
-        async with suite(cluster, keys, disk) as made:
-            made.overrides["reconcile_grace_minutes"] = 30
-            await made.serve("assets")
-            await made.work("assets")
-            yield made
+        async with running_suite(cluster, keys, disk) as suite:
+            suite.overrides["reconcile_grace_minutes"] = 30
+            await suite.serve("assets")
+            await suite.work("assets")
+            yield suite
     finally:
         disk.stop()
 
 
 @pytest.fixture
-def ada(house: Suite) -> Client:
-    return house.client(f"ada{next(_numbers)}")
+def ada(suite: Suite) -> Client:
+    return suite.client(f"ada{next(_numbers)}")
 
 
 @pytest.fixture
-def root(house: Suite) -> Client:
-    return house.client("root", "admin")
+def root(suite: Suite) -> Client:
+    return suite.client("root", "admin")
 
 
 async def reconcile(client: Client, **fields: Any) -> dict[str, tuple[int, int, int]]:
     return figures(await run(client, "RunReconciler", **{"from_start": True, **fields}))
 
 
-def path_of(house: Suite, key: str) -> Path:
-    return house.storage.root / "data" / key
+def path_of(suite: Suite, key: str) -> Path:
+    return suite.storage.root / "data" / key
 
 
-def stray(house: Suite, key: str, *, hours: float = 1) -> Path:
+def stray(suite: Suite, key: str, *, hours: float = 1) -> Path:
     """Makes an object without a row, some hours old: a copy of an existing one."""
-    source = next(path for path in (house.storage.root / "data").rglob("*") if path.is_file())
-    path = path_of(house, key)
+    source = next(path for path in (suite.storage.root / "data").rglob("*") if path.is_file())
+    path = path_of(suite, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(source.read_bytes())
     os.utime(path, (time.time() - hours * 3600,) * 2)
@@ -96,26 +96,26 @@ async def whole(client: Client, **fields: Any) -> asset_pb2.Asset:
     return asset
 
 
-async def test_what_agrees_is_left_alone(house: Suite, root: Client, ada: Client) -> None:
+async def test_what_agrees_is_left_alone(suite: Suite, root: Client, ada: Client) -> None:
     assets = [await whole(ada, visibility=v) for v in (0, asset_pb2.VISIBILITY_PUBLIC)]
     pending = await flows.announce(ada, DATA)
     await flows.send(pending.target, DATA)
     await ask(ada, "Delete", assets[0].id)
-    for path in (house.storage.root / "data").rglob("*"):
+    for path in (suite.storage.root / "data").rglob("*"):
         os.utime(path, (0, 0))
 
-    before = [stored(house, asset.id) for asset in (*assets, pending.asset)]
+    before = [stored(suite, asset.id) for asset in (*assets, pending.asset)]
     assert await reconcile(root) == NOTHING
-    assert [stored(house, asset.id) for asset in (*assets, pending.asset)] == before
+    assert [stored(suite, asset.id) for asset in (*assets, pending.asset)] == before
     assert [len(keys) for keys in before] == [5, 5, 1]
 
 
 async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     await whole(ada)
     old = [
-        stray(house, key)
+        stray(suite, key)
         for key in (
             "assets/user%3Aada/x/original/1",
             "assets/zz",
@@ -123,9 +123,9 @@ async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(
             "public/assets/zz",
         )
     ]
-    young = stray(house, "assets/user%3Aada/x/original/2", hours=0)
+    young = stray(suite, "assets/user%3Aada/x/original/2", hours=0)
     foreign = [
-        stray(house, key)
+        stray(suite, key)
         for key in ("techfiles/user%3Aada/1", "assets-not/1", "public/other/1", "z")
     ]
     looked = await reconcile(root, dry_run=True)
@@ -139,10 +139,10 @@ async def test_bytes_without_a_row_go_once_they_are_old_and_only_ours(
 
 
 async def test_a_lost_original_is_marked_told_and_no_longer_given_out(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     asset = await whole(ada)
-    path = path_of(house, asset.file_path)
+    path = path_of(suite, asset.file_path)
     saved = path.read_bytes()
     stream = flows.assets(ada).WatchAssets(asset_pb2.WatchAssetsRequest(asset_ids=[asset.id]))
     while not (await stream.read()).bookmark.ready:
@@ -160,8 +160,7 @@ async def test_a_lost_original_is_marked_told_and_no_longer_given_out(
         and gone.state == asset_pb2.ASSET_STATE_READY
     )
 
-    refused = await calls.refusal(acquire(ada, "h", asset.id))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION and "lost" in refused.text
+    await calls.refused(acquire(ada, "h", asset.id), grpc.StatusCode.FAILED_PRECONDITION, "lost")
     assert await reconcile(root) == NOTHING  # reported once
 
     path.write_bytes(saved)
@@ -173,10 +172,10 @@ async def test_a_lost_original_is_marked_told_and_no_longer_given_out(
 
 
 async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     lost, other = await whole(ada), await whole(ada)
-    path_of(house, lost.file_path).unlink()
+    path_of(suite, lost.file_path).unlink()
     assert (await reconcile(root))["lost_originals"] == (1, 1, 0)
 
     comparison = render_pb2.CreateComparisonRequest(
@@ -190,11 +189,7 @@ async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
         flows.assets(ada).DownloadAsset(asset_pb2.DownloadAssetRequest(asset_id=lost.id)),
         ada.stub(render_pb2_grpc.ComparisonServiceStub).CreateComparison(comparison),
     ):
-        refused = await calls.refusal(call)
-        assert (
-            refused.code is grpc.StatusCode.FAILED_PRECONDITION
-            and "its bytes are lost" in refused.text
-        )
+        await calls.refused(call, grpc.StatusCode.FAILED_PRECONDITION, "its bytes are lost")
     assert {v.state for v in (await flows.variants_of(ada, lost.id)).values()} == {
         asset_pb2.VARIANT_STATE_READY
     }
@@ -203,29 +198,29 @@ async def test_nothing_new_is_made_of_a_lost_original_and_what_was_made_stays(
     assert [part async for part in flows.assets(ada).DownloadAsset(thumb)]
 
 
-async def test_a_lost_or_cut_variant_is_made_again(house: Suite, root: Client, ada: Client) -> None:
+async def test_a_lost_or_cut_variant_is_made_again(suite: Suite, root: Client, ada: Client) -> None:
     asset = await whole(ada)
-    keys = house.sql(
+    keys = suite.sql(
         "SELECT storage_key FROM assets.variants WHERE asset_id = %s ORDER BY preset", (asset.id,)
     )
-    path_of(house, keys[0][0]).unlink()
-    cut = path_of(house, keys[1][0])
+    path_of(suite, keys[0][0]).unlink()
+    cut = path_of(suite, keys[1][0])
     cut.write_bytes(cut.read_bytes()[:40])
     assert (await reconcile(root))["lost_variants"] == (2, 2, 0)
 
     again = await flows.variants_of(ada, asset.id)
     assert {variant.state for variant in again.values()} == {asset_pb2.VARIANT_STATE_READY}
-    for path in (house.storage.root / "data").rglob("*"):
+    for path in (suite.storage.root / "data").rglob("*"):
         os.utime(path, (0, 0))
     assert await reconcile(root) == NOTHING
 
 
 async def test_a_lost_variant_of_a_lost_original_fails_and_says_why(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     asset = await whole(ada)
-    for key in stored(house, asset.id):
-        path_of(house, key).unlink()
+    for key in stored(suite, asset.id):
+        path_of(suite, key).unlink()
     found = await reconcile(root)
     assert (found["lost_originals"], found["lost_variants"]) == ((1, 1, 0), (4, 4, 0))
     failed = await flows.variants_of(ada, asset.id)
@@ -234,10 +229,10 @@ async def test_a_lost_variant_of_a_lost_original_fails_and_says_why(
 
 
 async def test_a_lost_document_says_so_and_can_be_made_again(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     made = await documents.create(ada, documents.checklist())
-    path_of(house, made.file_path).unlink()
+    path_of(suite, made.file_path).unlink()
     assert (await reconcile(root))["lost_documents"] == (1, 1, 0)
     lost = await documents.get(ada, made.id)
     assert (lost.state, lost.error_class) == (document_pb2.DOCUMENT_STATE_FAILED, "BYTES_GONE")
@@ -246,11 +241,11 @@ async def test_a_lost_document_says_so_and_can_be_made_again(
 
 
 async def test_it_goes_on_where_it_was_a_part_at_a_time(
-    house: Suite, root: Client, ada: Client
+    suite: Suite, root: Client, ada: Client
 ) -> None:
     await whole(ada, visibility=asset_pb2.VISIBILITY_PUBLIC)
-    strays = [stray(house, f"assets/{name}/{n}") for name in ("a", "b", "zz") for n in range(3)]
-    strays += [stray(house, f"public/assets/zz/{n}") for n in range(3)]
+    strays = [stray(suite, f"assets/{name}/{n}") for name in ("a", "b", "zz") for n in range(3)]
+    strays += [stray(suite, f"public/assets/zz/{n}") for n in range(3)]
     asked = {"from_start": True, "max_items": 2}
     parts = 0
 
@@ -267,9 +262,9 @@ async def test_it_goes_on_where_it_was_a_part_at_a_time(
 
 
 async def test_more_rows_than_a_part_holds_are_compared_with_nothing_at_all(
-    house: Suite, root: Client
+    suite: Suite, root: Client
 ) -> None:
-    house.sql(
+    suite.sql(
         "INSERT INTO assets.assets (id, owner, created_by, kind, state, public, free, file_name,"
         " size_bytes, mime_type, storage_key, sha256) SELECT gen_random_uuid(), 'user:lost', 'x',"
         " 'photo', 'ready', false, true, 'a', 1, 'image/jpeg', 'assets/user%3Alost/x/' || n, 'ab'"
@@ -281,15 +276,15 @@ async def test_more_rows_than_a_part_holds_are_compared_with_nothing_at_all(
     assert (await reconcile(root))["lost_originals"] == (0, 0, 0)
 
 
-async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) -> None:
-    stray(house, "assets/metrics/1")
+async def test_servers_show_the_last_run_as_metrics(suite: Suite, root: Client) -> None:
+    stray(suite, "assets/metrics/1")
     before = time.time()
     await reconcile(root)
-    [row] = house.sql(
+    [row] = suite.sql(
         "SELECT extract(epoch FROM max(updated_at)) FROM assets.storage_runs WHERE action ="
         " 'reconcile'"
     )
-    db = Database(house.settings("assets", "app"), "assets")
+    db = Database(suite.settings("assets", "app"), "assets")
     await db.open()
     showing = asyncio.create_task(show_metrics(db, timedelta(minutes=7)))
 
@@ -311,17 +306,19 @@ async def test_servers_show_the_last_run_as_metrics(house: Suite, root: Client) 
 
 
 async def test_only_operators_reconcile(ada: Client) -> None:
-    refused = await calls.refusal(storage(ada).RunReconciler(storage_pb2.RunReconcilerRequest()))
-    assert refused.code is grpc.StatusCode.PERMISSION_DENIED
+    await calls.refused(
+        storage(ada).RunReconciler(storage_pb2.RunReconcilerRequest()),
+        grpc.StatusCode.PERMISSION_DENIED,
+    )
 
 
 async def test_a_part_in_which_something_was_mended_is_looked_at_once(
-    house: Suite, root: Client
+    suite: Suite, root: Client
 ) -> None:
-    first = house.client("0first")  # its keys come before those of the others
+    first = suite.client("0first")  # its keys come before those of the others
     asset = await whole(first)
-    young = stray(house, "assets/0/young", hours=0)
-    path_of(house, asset.file_path).unlink()
+    young = stray(suite, "assets/0/young", hours=0)
+    path_of(suite, asset.file_path).unlink()
 
     found = await reconcile(root, max_items=3)
 

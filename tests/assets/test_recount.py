@@ -1,4 +1,4 @@
-"""A28: totals and albums' counts agree with the rows, whatever happened to either."""
+"""Totals and albums' counts agree with the rows, whatever happened to either."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from tests.assets import test_documents as documents
 from tests.assets.test_reconcile import NOTHING, reconcile
 from tests.assets.test_trash import ask
 from tests.faults.processes import Superuser
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 
 DATA = flows.jpeg(64, 48)
 VISIT = asset_pb2.AssetScope(session_id="visit")
@@ -29,22 +29,22 @@ DAYS = "SELECT * FROM assets.storage_days ORDER BY owner, day, noun, state"
 
 
 @pytest.fixture
-async def house(
+async def suite(
     cluster: Cluster, keys: Keys, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Suite]:
     """Has a store of its own: everything in the store is compared with this database."""
     disk = DiskServer(tmp_path_factory.mktemp("recounted"))
     try:
-        async with suite(cluster, keys, disk) as made:
-            await made.serve("assets")
-            await made.work("assets")
-            yield made
+        async with running_suite(cluster, keys, disk) as suite:
+            await suite.serve("assets")
+            await suite.work("assets")
+            yield suite
     finally:
         disk.stop()
 
 
-def figures(house: Suite) -> list[Any]:
-    return [house.sql(statement) for statement in (TOTALS, PLACES, DAYS)]
+def figures(suite: Suite) -> list[Any]:
+    return [suite.sql(statement) for statement in (TOTALS, PLACES, DAYS)]
 
 
 async def stocked(client: Client) -> album_pb2.Album:
@@ -61,13 +61,13 @@ async def stocked(client: Client) -> album_pb2.Album:
     return album
 
 
-async def test_what_drifted_is_found_and_mended(house: Suite) -> None:
-    ada, bob, root = house.client("ada"), house.client("bob"), house.client("root", "admin")
+async def test_what_drifted_is_found_and_mended(suite: Suite) -> None:
+    ada, bob, root = suite.client("ada"), suite.client("bob"), suite.client("root", "admin")
     album = await stocked(ada)
     await flows.upload(bob, DATA)
-    await storage.folded(house)
+    await storage.folded(suite)
     assert await reconcile(root) == NOTHING
-    right = figures(house)
+    right = figures(suite)
 
     for statement in (
         (
@@ -92,11 +92,11 @@ async def test_what_drifted_is_found_and_mended(house: Suite) -> None:
         ),
         "UPDATE assets.albums SET asset_count = 9, public_count = 1",
     ):
-        await house.change(statement)
-    wrong = figures(house)
+        await suite.change(statement)
+    wrong = figures(suite)
     found = await reconcile(root, dry_run=True)
     assert found["drifted_albums"] == (1, 0, 0) and found["drifted_figures"][0] > 12
-    assert figures(house) == wrong and (await albums.get(ada, album)).asset_count == 9, (
+    assert figures(suite) == wrong and (await albums.get(ada, album)).asset_count == 9, (
         "a dry run changes nothing"
     )
 
@@ -105,19 +105,19 @@ async def test_what_drifted_is_found_and_mended(house: Suite) -> None:
         "drifted_albums": (1, 1, 0),
         "drifted_figures": (found["drifted_figures"][0],) * 2 + (0,),
     }
-    assert figures(house) == right
+    assert figures(suite) == right
     assert (await albums.get(ada, album)).asset_count == 3
     for client in (ada, bob):
         report = await storage.report(client)
         assert (report.assets, report.stored_bytes) == storage.truth(
-            house, f"user:{client.subject}"
+            suite, f"user:{client.subject}"
         )
     assert await reconcile(root) == NOTHING
 
 
-async def test_what_is_under_way_is_no_drift(house: Suite) -> None:
+async def test_what_is_under_way_is_no_drift(suite: Suite) -> None:
     """Uploads, variants, deletes and folding continue during the recount."""
-    ada, root = house.client("ada"), house.client("root", "admin")
+    ada, root = suite.client("ada"), suite.client("root", "admin")
     album = await albums.create(ada)
     over = asyncio.Event()
 
@@ -128,21 +128,21 @@ async def test_what_is_under_way_is_no_drift(house: Suite) -> None:
             await ask(ada, "Delete", asset.id)
 
     changing = [asyncio.create_task(change()) for _ in range(3)]
-    while house.sql("SELECT count(*) FROM assets.assets WHERE deleted_at IS NOT NULL")[0][0] < 12:
+    while suite.sql("SELECT count(*) FROM assets.assets WHERE deleted_at IS NOT NULL")[0][0] < 12:
         found = await reconcile(root)
         assert (found["drifted_figures"], found["drifted_albums"]) == ((0, 0, 0), (0, 0, 0))
     over.set()
     await asyncio.gather(*changing)
     report = await storage.report(ada)
-    assert (report.assets, report.stored_bytes) == storage.truth(house, "user:ada")
+    assert (report.assets, report.stored_bytes) == storage.truth(suite, "user:ada")
     assert {c.status for c in report.asset_counts} == {pb.STORAGE_STATUS_DELETED}
 
 
-async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
-    ada, root = house.client("ada"), house.client("root", "admin")
+async def test_a_drift_is_mended_while_its_figures_change(suite: Suite) -> None:
+    ada, root = suite.client("ada"), suite.client("root", "admin")
     await flows.upload(ada, DATA)
-    await storage.folded(house)
-    await house.change(
+    await storage.folded(suite)
+    await suite.change(
         "UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'"
     )
     uploads = asyncio.gather(*(flows.upload(ada, DATA) for _ in range(20)))
@@ -153,20 +153,20 @@ async def test_a_drift_is_mended_while_its_figures_change(house: Suite) -> None:
     report = await storage.report(ada)
     assert (
         (report.assets, report.stored_bytes)
-        == storage.truth(house, "user:ada")
+        == storage.truth(suite, "user:ada")
         == (21, report.stored_bytes)
     )
 
 
-async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
+async def test_it_may_take_longer_than_other_transactions(suite: Suite) -> None:
     """One statement reads everything of an owner, or of the deployment."""
-    ada, root = house.client("ada"), house.client("root", "admin")
+    ada, root = suite.client("ada"), suite.client("root", "admin")
     await flows.upload(ada, DATA)
-    await storage.folded(house)
-    await house.stop_work()
-    house.overrides |= {"statement_timeout_seconds": 0.5, "lock_timeout_seconds": 30.0}
-    await house.work("assets")
-    database = Superuser(house.cluster.url(house.database))
+    await storage.folded(suite)
+    await suite.stop_work()
+    suite.overrides |= {"statement_timeout_seconds": 0.5, "lock_timeout_seconds": 30.0}
+    await suite.work("assets")
+    database = Superuser(suite.cluster.url(suite.database))
 
     async with database.hold("LOCK TABLE assets.album_assets IN ACCESS EXCLUSIVE MODE") as slow:
         reconciling = asyncio.create_task(reconcile(root))
@@ -174,18 +174,18 @@ async def test_it_may_take_longer_than_other_transactions(house: Suite) -> None:
         await asyncio.sleep(1.5)
         await slow.release()
     assert await reconciling == NOTHING
-    assert house.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [
+    assert suite.sql("SELECT outcome FROM assets.attempts WHERE job = 'storage_runs'") == [
         ("succeeded",)
     ]
 
 
-async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suite) -> None:
-    bob, root = house.client("bob"), house.client("root", "admin")
-    await house.change(
+async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(suite: Suite) -> None:
+    bob, root = suite.client("bob"), suite.client("root", "admin")
+    await suite.change(
         "INSERT INTO assets.storage_totals VALUES ('user:bob', 'asset', 'photo', '', 'ready', 5,"
         " 500)"
     )
-    database = Superuser(house.cluster.url(house.database))
+    database = Superuser(suite.cluster.url(suite.database))
 
     async with database.hold(
         "SELECT pg_advisory_xact_lock(hashtextextended('fold usage', 2))"
@@ -197,21 +197,21 @@ async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(house: Suit
         assert erased.run.state == storage_pb2.RUN_STATE_DONE
         await folding.release()
     assert await reconciling == NOTHING
-    assert house.sql("SELECT * FROM assets.storage_totals WHERE owner = 'user:bob'") == []
+    assert suite.sql("SELECT * FROM assets.storage_totals WHERE owner = 'user:bob'") == []
 
 
-async def test_it_is_recounted_once_a_day_unless_somebody_asks(house: Suite) -> None:
-    ada, root = house.client("ada"), house.client("root", "admin")
+async def test_it_is_recounted_once_a_day_unless_somebody_asks(suite: Suite) -> None:
+    ada, root = suite.client("ada"), suite.client("root", "admin")
     await flows.upload(ada, DATA)
-    await storage.folded(house)
+    await storage.folded(suite)
     assert await reconcile(root, from_start=False) == NOTHING
 
-    await house.change(
+    await suite.change(
         "UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'"
     )
     assert await reconcile(root, from_start=False) == NOTHING, "it was recounted a moment ago"
 
-    await house.change(
+    await suite.change(
         "UPDATE assets.storage_runs SET created_at = created_at - interval '25 hours'"
     )
     assert (await reconcile(root, from_start=False))["drifted_figures"][1] > 0

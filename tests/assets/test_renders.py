@@ -1,4 +1,4 @@
-"""A13: renders record what made them; before and after are compared by reference, and shown in one
+"""Renders record what made them; before and after are compared by reference, and shown in one
 picture."""
 
 import asyncio
@@ -56,19 +56,19 @@ async def photo(client: Client, width: int = 320, height: int = 200) -> str:
     )
 
 
-def holders(house: Suite, asset_id: str) -> list[str]:
+def holders(suite: Suite, asset_id: str) -> list[str]:
     return [
         h
-        for (h,) in house.sql(
+        for (h,) in suite.sql(
             "SELECT holder FROM assets.asset_references WHERE asset_id = %s", (asset_id,)
         )
     ]
 
 
 async def test_an_operator_brings_a_render_in_for_an_owner_with_what_made_it(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
-    operator = house.client("ops", "admin", owner=f"user:{ada.subject}")
+    operator = suite.client("ops", "admin", owner=f"user:{ada.subject}")
     made = await render(operator)
     seen = await flows.get(ada, made.id)
     assert (seen.kind, seen.owner, seen.created_by) == (
@@ -78,21 +78,18 @@ async def test_an_operator_brings_a_render_in_for_an_owner_with_what_made_it(
     )
     assert {name: getattr(seen.provenance, name) for name in MADE} == MADE
     for name in MADE:
-        refused = await calls.refusal(render(operator, **{name: ""}))
-        assert (refused.code, refused.fields) == (
-            CODE.INVALID_ARGUMENT,
-            [f"declaration.provenance.{name}"],
-        )
+        refusal = await calls.refused(render(operator, **{name: ""}), CODE.INVALID_ARGUMENT)
+        assert refusal.fields == [f"declaration.provenance.{name}"]
 
-    refused = await calls.refusal(render(ada))
-    assert (refused.code, refused.reason) == (CODE.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
+    refusal = await calls.refused(render(ada), CODE.PERMISSION_DENIED)
+    assert refusal.reason == "ROLE_NOT_ALLOWED"
 
 
 async def test_before_and_after_are_held_and_shown_in_one_picture(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     before = await photo(ada)
-    after = (await render(house.client("ops", "admin", owner=f"user:{ada.subject}"))).id
+    after = (await render(suite.client("ops", "admin", owner=f"user:{ada.subject}"))).id
     made = await compare(
         ada, before, after, note="Oak it is", session_id="s", room_id="r", include_urls=True
     )
@@ -105,7 +102,7 @@ async def test_before_and_after_are_held_and_shown_in_one_picture(
     assert list(asset.provenance.source_asset_ids) == [before, after]
     assert asset.facts.placeholder and asset.width > 2 * asset.height
     for asset_id in (before, after, asset.id):
-        assert holders(house, asset_id) == [f"assets/comparisons/{made.id}"]
+        assert holders(suite, asset_id) == [f"assets/comparisons/{made.id}"]
     async with browser() as http:
         for url in (made.before_url, made.after_url, made.picture_url):
             assert (await http.get(url)).status_code == 200
@@ -117,27 +114,27 @@ async def test_before_and_after_are_held_and_shown_in_one_picture(
 
 
 async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     before, after = await photo(ada), await photo(ada, 200, 320)
     made, other = await compare(ada, before, after), await compare(ada, after, before)
     await stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
-    assert (await calls.refusal(get(ada, made.id))).code is CODE.NOT_FOUND
+    await calls.refused(get(ada, made.id), CODE.NOT_FOUND)
 
     again = stub(ada).DeleteComparison(render_pb2.DeleteComparisonRequest(comparison_id=made.id))
-    assert (await calls.refusal(again)).code is CODE.NOT_FOUND
-    assert holders(house, before) == holders(house, after) == [f"assets/comparisons/{other.id}"]
+    await calls.refused(again, CODE.NOT_FOUND)
+    assert holders(suite, before) == holders(suite, after) == [f"assets/comparisons/{other.id}"]
 
     trashed = await flows.get(ada, made.picture_asset_id, include_urls=True)
     assert trashed.HasField("expire_time") and not trashed.original_url
     assert (await get(ada, other.id)).picture_url
 
     told = "SELECT subject_id::text, type FROM assets.events WHERE subject = 'purged_comparison'"
-    assert (made.id, "atelier.assets.v1.PurgedComparison") in house.sql(told)
+    assert (made.id, "atelier.assets.v1.PurgedComparison") in suite.sql(told)
 
 
 async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_deleted(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     made = await compare(ada, await photo(ada), await photo(ada, 200, 320))
     await flows.variants_of(ada, made.picture_asset_id)
@@ -156,7 +153,7 @@ async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_delete
 
 
 async def test_a_comparison_whose_picture_does_not_fit_the_quota_is_refused_or_fails(
-    house: Suite, ada: Client, caller: Callable[..., Client]
+    suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
     before, after = await photo(ada), await photo(ada, 200, 320)
     await flows.variants_of(ada, before), await flows.variants_of(ada, after)
@@ -166,8 +163,8 @@ async def test_a_comparison_whose_picture_does_not_fit_the_quota_is_refused_or_f
     assert (made.state, made.error_class) == (render_pb2.COMPARISON_STATE_FAILED, "QUOTA_EXCEEDED")
 
     await storage.set_quota(caller("admin"), f"user:{ada.subject}", assets=2)
-    refused = await calls.refusal(compare(ada, before, after))
-    assert (refused.code, refused.reason) == (CODE.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+    refusal = await calls.refused(compare(ada, before, after), CODE.RESOURCE_EXHAUSTED)
+    assert refusal.reason == "QUOTA_EXCEEDED"
     assert (await storage.report(ada)).stored_bytes == used
 
 
@@ -194,7 +191,7 @@ async def test_lists_by_session_room_and_asset(ada: Client, caller: Callable[...
 
 
 async def test_what_cannot_be_compared_is_refused(
-    house: Suite, ada: Client, caller: Callable[..., Client]
+    suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
     mine = await photo(ada)
     pdf = await flows.upload(
@@ -210,8 +207,8 @@ async def test_what_cannot_be_compared_is_refused(
         (pending.id, CODE.FAILED_PRECONDITION),
         (foreign, CODE.NOT_FOUND),
     ):
-        assert (await calls.refusal(compare(ada, mine, other))).code is code, other
-    assert holders(house, mine) == []
+        await calls.refused(compare(ada, mine, other), code)
+    assert holders(suite, mine) == []
 
 
 async def test_a_public_picture_of_another_owner_can_be_compared(
@@ -223,40 +220,39 @@ async def test_a_public_picture_of_another_owner_can_be_compared(
     assert (await compare(ada, await photo(ada), public.id)).state == READY
 
 
-async def test_a_picture_that_is_gone_fails_with_a_reason(house: Suite, ada: Client) -> None:
+async def test_a_picture_that_is_gone_fails_with_a_reason(suite: Suite, ada: Client) -> None:
     before, after = await photo(ada), await photo(ada, 64, 64)
-    for path in house.storage.root.rglob(f"{after}/original/*"):
+    for path in suite.storage.root.rglob(f"{after}/original/*"):
         path.unlink()
     made = await compare(ada, before, after)
     assert (made.state, made.error_class) == (render_pb2.COMPARISON_STATE_FAILED, "ORIGINAL_GONE")
     assert made.error_message and not made.picture_asset_id
 
 
-async def test_a_comparison_whose_worker_was_stopped_is_made_once(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    ada = atelier.client()
+async def test_a_comparison_whose_worker_was_stopped_is_made_once(own_suite: Suite) -> None:
+    await own_suite.serve("assets")
+    ada = own_suite.client()
     before, after = await photo(ada, 800, 600), await photo(ada, 600, 800)
     made = [await compare(ada, before, after, wait=False) for _ in range(2)]
-    await atelier.work("assets")
+    await own_suite.work("assets")
 
     async with asyncio.timeout(20):
-        while not atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state = 'processing'")[
-            0
-        ][0]:
+        while not own_suite.sql("SELECT 1 FROM assets.comparisons WHERE state = 'processing'"):
             await asyncio.sleep(0.01)
 
-    await atelier.stop_work("assets")
-    await atelier.work("assets")
+    await own_suite.stop_work("assets")
+    await own_suite.work("assets")
     async with asyncio.timeout(40):
-        while atelier.sql("SELECT count(*) FROM assets.comparisons WHERE state <> 'ready'")[0][0]:
+        while own_suite.sql("SELECT 1 FROM assets.comparisons WHERE state <> 'ready'"):
             await asyncio.sleep(0.05)
-    assert atelier.sql("SELECT count(*) FROM assets.assets WHERE kind = 'render'") == [(len(made),)]
+    [(renders,)] = own_suite.sql("SELECT count(*) FROM assets.assets WHERE kind = 'render'")
+    assert renders == len(made)
 
     ids = {(await get(ada, each.id)).picture_asset_id for each in made}
     assert len(ids) == len(made)
     for asset_id in ids:
         assert (
-            len([p for p in atelier.storage.root.rglob(f"{asset_id}/original/*") if p.is_file()])
+            len([p for p in own_suite.storage.root.rglob(f"{asset_id}/original/*") if p.is_file()])
             == 1
         )
         request = variant_pb2.ListVariantsRequest(asset_id=asset_id)

@@ -1,4 +1,4 @@
-"""A18, A19: the counts are true, whoever changed the rows and whenever they are read."""
+"""The counts are true, whoever changed the rows and whenever they are read."""
 
 import asyncio
 import base64
@@ -25,13 +25,13 @@ def owner_of(client: Client) -> str:
 
 
 async def test_a_report_counts_what_is_there_by_kind_type_and_status(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     ready = await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
     await flows.announce(ada, DATA, kind=asset_pb2.ASSET_KIND_PHOTO)
     broken = await flows.announce(ada, DATA)
     await flows.send(broken.target, b"\0" * len(DATA))
-    await calls.refusal(flows.confirm(ada, broken.upload_id))
+    await calls.refused(flows.confirm(ada, broken.upload_id), grpc.StatusCode.FAILED_PRECONDITION)
     variants = await flows.variants_of(ada, ready.id)
 
     report = await storage.report(ada)
@@ -47,7 +47,7 @@ async def test_a_report_counts_what_is_there_by_kind_type_and_status(
     assert made == {
         (name, asset_pb2.VARIANT_STATE_READY): (1, v.size_bytes) for name, v in variants.items()
     }
-    assert (report.assets, report.stored_bytes) == storage.truth(house, owner_of(ada))
+    assert (report.assets, report.stored_bytes) == storage.truth(suite, owner_of(ada))
     assert (report.pending_uploads, report.failed_variants) == (1, 0)
     assert report.upload_success_rate == 0.5 and report.variant_failure_rate == 0
     [average] = report.average_sizes
@@ -58,25 +58,25 @@ async def test_a_report_counts_what_is_there_by_kind_type_and_status(
     )
 
 
-async def test_folding_changes_no_figure(house: Suite, ada: Client) -> None:
+async def test_folding_changes_no_figure(suite: Suite, ada: Client) -> None:
     await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
     reports = []
     async with asyncio.timeout(20):
         while True:  # from before the first change is folded until all are
             report = await storage.report(ada)
             reports.append((report.assets, report.upload_success_rate, len(report.asset_counts)))
-            if not house.sql(
+            if not suite.sql(
                 "SELECT 1 FROM assets.storage_deltas WHERE owner = %s", (owner_of(ada),)
             ):
                 break
     assert set(reports) == {(1, 1.0, 1)}
 
-    await storage.folded(house)
+    await storage.folded(suite)
     report = await storage.report(ada)
-    assert (report.assets, report.stored_bytes) == storage.truth(house, owner_of(ada))
+    assert (report.assets, report.stored_bytes) == storage.truth(suite, owner_of(ada))
 
 
-async def test_every_way_a_row_changes_or_goes_is_counted(house: Suite, ada: Client) -> None:
+async def test_every_way_a_row_changes_or_goes_is_counted(suite: Suite, ada: Client) -> None:
     made = [await flows.upload(ada, DATA) for _ in range(3)]
     for asset in made:
         await flows.variants_of(ada, asset.id)
@@ -97,24 +97,24 @@ async def test_every_way_a_row_changes_or_goes_is_counted(house: Suite, ada: Cli
         ("DELETE FROM assets.assets WHERE id = %(id)s", {pb.STORAGE_STATUS_DELETED: 2}),
         ("DELETE FROM assets.assets WHERE owner = %(owner)s", {}),
     ):
-        house.sql(statement, mine)
+        suite.sql(statement, mine)
         report = await storage.report(ada)
 
         found = {
             c.status: c.assets for c in report.asset_counts if c.status != pb.STORAGE_STATUS_READY
         }
         assert found == statuses, statement
-        assert (report.assets, report.stored_bytes) == storage.truth(house, owner_of(ada)), (
+        assert (report.assets, report.stored_bytes) == storage.truth(suite, owner_of(ada)), (
             statement
         )
     assert not report.variant_counts and report.stored_bytes == 0
 
 
-async def test_a_refused_upload_uses_nothing_in_the_trash_either(house: Suite, ada: Client) -> None:
+async def test_a_refused_upload_uses_nothing_in_the_trash_either(suite: Suite, ada: Client) -> None:
     broken = await flows.announce(ada, DATA)
     await flows.send(broken.target, b"\0" * len(DATA))
-    await calls.refusal(flows.confirm(ada, broken.upload_id))
-    await house.change(
+    await calls.refused(flows.confirm(ada, broken.upload_id), grpc.StatusCode.FAILED_PRECONDITION)
+    await suite.change(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
         (broken.asset.id,),
     )
@@ -125,7 +125,7 @@ async def test_a_refused_upload_uses_nothing_in_the_trash_either(house: Suite, a
 
 
 async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_too(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     from shared.database.db import Database
     from shared.database.rows import Command
@@ -133,7 +133,7 @@ async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_
     for role in ("app", "worker"):
         asset = await flows.upload(ada, DATA)
         await flows.variants_of(ada, asset.id)
-        db = Database(house.settings("assets", role), "assets", pool_size=1)
+        db = Database(suite.settings("assets", role), "assets", pool_size=1)
         await db.open()
         try:
             async with db.transaction(owner_of(ada)) as m:
@@ -144,18 +144,18 @@ async def test_deleting_as_the_serving_and_the_working_role_counts_the_variants_
         assert (report.assets, report.stored_bytes, len(report.variant_counts)) == (0, 0, 0), role
 
 
-async def test_a_change_that_is_rolled_back_is_not_counted(house: Suite, ada: Client) -> None:
+async def test_a_change_that_is_rolled_back_is_not_counted(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(
         ada, asset.id
     )  # the worker locks the row in the event loop, which the next line blocks
-    with calls.holding(house, "DELETE FROM assets.assets WHERE id = %s", (asset.id,)):
+    with calls.holding(suite, "DELETE FROM assets.assets WHERE id = %s", (asset.id,)):
         assert (await storage.report(ada)).assets == 1
     assert (await storage.report(ada)).assets == 1
 
 
 async def test_a_download_is_counted_exactly_and_an_issued_url_once(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     asset = await flows.upload(ada, DATA, scope=asset_pb2.AssetScope(session_id="visit"))
     ready = (
@@ -163,7 +163,7 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(
         " preset = 'thumb'"
     )
     async with asyncio.timeout(30):
-        while len(sizes := [size for (size,) in house.sql(ready, (asset.id,))]) < 4:
+        while len(sizes := [size for (size,) in suite.sql(ready, (asset.id,))]) < 4:
             await asyncio.sleep(0.1)
 
     for _ in range(2):
@@ -196,7 +196,7 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(
             await asyncio.sleep(0.1)
     assert report.bandwidth_last_30_days == expected
 
-    await storage.folded(house)
+    await storage.folded(suite)
     [session] = (
         await storage.reports(ada).ListStorageSessions(pb.ListStorageSessionsRequest())
     ).sessions
@@ -206,22 +206,22 @@ async def test_a_download_is_counted_exactly_and_an_issued_url_once(
     )
 
 
-async def test_a_server_that_stops_writes_what_it_counted(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    ada = atelier.client("ada")
+async def test_a_server_that_stops_writes_what_it_counted(own_suite: Suite) -> None:
+    await own_suite.serve("assets")
+    ada = own_suite.client("ada")
     asset = await flows.upload(ada, DATA)
     for _ in range(3):
         await flows.get(ada, asset.id, include_urls=True)
-    await atelier.stop("assets")
+    await own_suite.stop("assets")
 
     counted = (
         "SELECT sum(number)::int, sum(bytes)::int FROM assets.storage_deltas WHERE noun ="
         " 'download'"
     )
-    assert atelier.sql(counted) == [(3, 3 * len(DATA))]
+    assert own_suite.sql(counted) == [(3, 3 * len(DATA))]
 
 
-async def test_documents_and_albums_that_are_sent_count_too(house: Suite, ada: Client) -> None:
+async def test_documents_and_albums_that_are_sent_count_too(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     album = (await albums.stub(ada).CreateAlbum(album_pb2.CreateAlbumRequest(name="trip"))).album
     added = album_pb2.AddAlbumAssetsRequest(album_id=album.id, asset_ids=[asset.id])
@@ -242,7 +242,7 @@ async def test_documents_and_albums_that_are_sent_count_too(house: Suite, ada: C
 
 
 async def test_what_others_read_of_a_public_asset_counts_for_its_owner(
-    house: Suite, caller: Callable[..., Client]
+    suite: Suite, caller: Callable[..., Client]
 ) -> None:
     ada, bob = caller(), caller()
     asset = await flows.upload(ada, DATA, visibility=asset_pb2.VISIBILITY_PUBLIC)
@@ -258,7 +258,7 @@ async def test_what_others_read_of_a_public_asset_counts_for_its_owner(
 
 
 async def test_an_operator_sees_the_deployment_and_every_owner_others_only_themselves(
-    house: Suite, caller: Callable[..., Client]
+    suite: Suite, caller: Callable[..., Client]
 ) -> None:
     ada, bob, admin = caller(), caller(), caller("admin")
     before = await storage.report(admin)
@@ -273,9 +273,7 @@ async def test_an_operator_sees_the_deployment_and_every_owner_others_only_thems
     assert (await storage.report(ada, owner_of(ada))).pending_uploads == 1
 
     named = pb.GetStorageReportRequest(owner=owner_of(ada))
-    assert (
-        await calls.refusal(storage.reports(bob).GetStorageReport(named))
-    ).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(storage.reports(bob).GetStorageReport(named), grpc.StatusCode.NOT_FOUND)
     assert (await storage.report(bob)).assets == 0
     # The word for everybody is no owner, nor is a name without its role: totals of 0 would be
     # believed.
@@ -284,21 +282,18 @@ async def test_an_operator_sees_the_deployment_and_every_owner_others_only_thems
             asked = storage.reports(client).GetStorageReport(
                 pb.GetStorageReportRequest(owner=owner)
             )
-            refused = await calls.refusal(asked)
-            assert (refused.code, refused.fields) == (
-                grpc.StatusCode.INVALID_ARGUMENT,
-                ["owner"],
-            ), owner
+            refusal = await calls.refused(asked, grpc.StatusCode.INVALID_ARGUMENT)
+            assert refusal.fields == ["owner"], owner
 
 
 async def test_the_largest_owners_and_sessions_come_first_in_pages(
-    house: Suite, caller: Callable[..., Client]
+    suite: Suite, caller: Callable[..., Client]
 ) -> None:
     ada, admin = caller(), caller("admin")
     for number in range(5):
         for _ in range(number + 1):
             await flows.announce(ada, DATA, scope=asset_pb2.AssetScope(session_id=f"s{number}"))
-    await storage.folded(house)
+    await storage.folded(suite)
     found: list[pb.SessionUsage] = []
     request = pb.ListStorageSessionsRequest(page_size=2, owner=owner_of(ada))
 
@@ -326,20 +321,21 @@ async def test_the_largest_owners_and_sessions_come_first_in_pages(
 async def test_a_page_token_of_something_else_is_refused(
     caller: Callable[..., Client], token: str
 ) -> None:
-    refused = await calls.refusal(
+    refusal = await calls.refused(
         storage.reports(caller("admin")).ListStorageOwners(
             pb.ListStorageOwnersRequest(page_token=token)
-        )
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
     )
-    assert refused.reason == "PAGE_TOKEN_INVALID" and refused.fields == ["page_token"]
+    assert refusal.reason == "PAGE_TOKEN_INVALID" and refusal.fields == ["page_token"]
 
 
 async def test_a_page_token_with_a_name_that_is_no_text_is_refused(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     for number in range(2):
         await flows.announce(ada, DATA, scope=asset_pb2.AssetScope(session_id=f"s{number}"))
-    await storage.folded(house)
+    await storage.folded(suite)
     request = pb.ListStorageSessionsRequest(page_size=1)
     digest, size, _name = json.loads(
         base64.urlsafe_b64decode(
@@ -350,16 +346,18 @@ async def test_a_page_token_with_a_name_that_is_no_text_is_refused(
         json.dumps([digest, size, "\ud800"]).encode()
     ).decode()
 
-    refused = await calls.refusal(storage.reports(ada).ListStorageSessions(request))
-    assert refused.reason == "PAGE_TOKEN_INVALID"
+    refusal = await calls.refused(
+        storage.reports(ada).ListStorageSessions(request), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.reason == "PAGE_TOKEN_INVALID"
 
 
-async def test_only_operators_list_owners_and_project_costs(house: Suite, ada: Client) -> None:
+async def test_only_operators_list_owners_and_project_costs(suite: Suite, ada: Client) -> None:
     for call in (
         storage.reports(ada).ListStorageOwners(pb.ListStorageOwnersRequest()),
         storage.reports(ada).ProjectCosts(pb.ProjectCostsRequest()),
     ):
-        assert (await calls.refusal(call)).code is grpc.StatusCode.PERMISSION_DENIED
+        await calls.refused(call, grpc.StatusCode.PERMISSION_DENIED)
 
 
 async def alerts(client: Client) -> dict[int, pb.Alert]:
@@ -369,7 +367,7 @@ async def alerts(client: Client) -> dict[int, pb.Alert]:
 
 
 async def test_alerts_fire_over_their_thresholds_and_not_before(
-    house: Suite, caller: Callable[..., Client]
+    suite: Suite, caller: Callable[..., Client]
 ) -> None:
     ada, admin = caller(), caller("admin")
     found = await alerts(ada)
@@ -379,7 +377,7 @@ async def test_alerts_fire_over_their_thresholds_and_not_before(
     }, "there is no quota"
     assert not any(alert.firing for alert in found.values())
 
-    house.sql(
+    suite.sql(
         "INSERT INTO assets.assets (id, owner, created_by, kind, public, free, file_name,"
         " size_bytes, mime_type) SELECT gen_random_uuid(), %s, 'x', 'photo', false, true, 'a', 10,"
         " 'image/jpeg' FROM generate_series(1, 100)",
@@ -396,7 +394,7 @@ async def test_alerts_fire_over_their_thresholds_and_not_before(
         found[pb.ALERT_KIND_STORAGE_QUOTA].firing,
     ) == (0.8, False)
 
-    house.sql(
+    suite.sql(
         "INSERT INTO assets.storage_deltas (owner, noun, state, number, bytes) VALUES"
         " (%(owner)s, 'making', 'failed', 1, 0), (%(owner)s, 'making', 'ready', 9, 0),"
         " (%(owner)s, 'download', 'exact', 1, 81), (%(owner)s, 'asset', 'ready', 1, 1)",

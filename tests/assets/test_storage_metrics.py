@@ -1,5 +1,4 @@
-"""A18, A19: the metrics port shows what is stored; rules and dashboard name only existing
-metrics."""
+"""The metrics port shows what is stored; rules and dashboard name only existing metrics."""
 
 import asyncio
 import json
@@ -23,10 +22,10 @@ DATA = flows.jpeg(64, 48)
 
 
 @asynccontextmanager
-async def serving(atelier: Suite, log: str = os.devnull) -> AsyncIterator[str]:
+async def serving(suite: Suite, log: str = os.devnull) -> AsyncIterator[str]:
     """Runs a server in a process of its own; yields the address of its metrics."""
     port, metrics_port = free_ports(2)
-    settings = atelier.settings("assets", "app")
+    settings = suite.settings("assets", "app")
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
@@ -46,7 +45,7 @@ async def serving(atelier: Suite, log: str = os.devnull) -> AsyncIterator[str]:
         async with asyncio.timeout(30):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 await channel.channel_ready()
-        atelier.addresses["assets"] = f"127.0.0.1:{port}"
+        suite.addresses["assets"] = f"127.0.0.1:{port}"
         yield f"http://127.0.0.1:{metrics_port}/metrics"
     finally:
         process.terminate()
@@ -69,11 +68,11 @@ def named_in(text: str) -> set[str]:
 
 
 async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_name(
-    atelier: Suite,
+    own_suite: Suite,
 ) -> None:
-    await atelier.work("assets")
-    async with serving(atelier) as url:
-        ada, admin = atelier.client("ada"), atelier.client("root", "admin")
+    await own_suite.work("assets")
+    async with serving(own_suite) as url:
+        ada, admin = own_suite.client("ada"), own_suite.client("root", "admin")
         await storage.set_quota(
             admin, stored_bytes=10**9, assets=1000, monthly_bandwidth_bytes=10**9
         )
@@ -108,22 +107,22 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
     assert ({"quota": "stored_bytes"}, stored / 10**9) in found["atelier_storage_quota_used_ratio"]
 
 
-async def test_lines_that_cannot_be_written_are_counted_and_fail_no_call(atelier: Suite) -> None:
-    async with serving(atelier, log="/dev/full") as url:
-        ada = atelier.client("ada")
+async def test_lines_that_cannot_be_written_are_counted_and_fail_no_call(own_suite: Suite) -> None:
+    async with serving(own_suite, log="/dev/full") as url:
+        ada = own_suite.client("ada")
         asset = await flows.upload(ada, DATA)
         assert await flows.get(ada, asset.id)
         [(_, lost)] = (await scraped(url))["atelier_log_lines_lost_total"]
     assert lost >= 3  # the line that says it serves, and two calls
 
 
-async def test_scraping_often_reads_the_database_seldom(atelier: Suite) -> None:
-    async with serving(atelier) as url:
-        await flows.announce(atelier.client("ada"), DATA)
+async def test_scraping_often_reads_the_database_seldom(own_suite: Suite) -> None:
+    async with serving(own_suite) as url:
+        await flows.announce(own_suite.client("ada"), DATA)
         first = await scraped(url)
-        await flows.announce(atelier.client("ada"), DATA)
+        await flows.announce(own_suite.client("ada"), DATA)
         again = await scraped(url)
-        assert (await storage.report(atelier.client("ada"))).pending_uploads == 2
+        assert (await storage.report(own_suite.client("ada"))).pending_uploads == 2
 
     for name in ("atelier_storage_pending_uploads", "atelier_storage_read_timestamp_seconds"):
         assert again[name] == first[name], "what was read is kept for a while"

@@ -1,5 +1,5 @@
-"""A2, A25: URLs on a disk and on S3 alike: public ones are stable, hashed and cached for good,
-private ones signed and short-lived; content that could run is never shown in place."""
+"""URLs on a disk and on S3 alike: public ones are stable, hashed and cached for good, private ones
+signed and short-lived; content that could run is never shown in place."""
 
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ from atelier.assets.v1 import asset_pb2
 from tests import versitygw
 from tests.assets import flows
 from tests.shared.imaging import pictures
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, browser, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, browser, running_suite
 
 DATA = flows.jpeg(640, 480)
 PUBLIC, PRIVATE = asset_pb2.VISIBILITY_PUBLIC, asset_pb2.VISIBILITY_PRIVATE
@@ -19,7 +19,7 @@ FOREVER = "public, max-age=31536000, immutable"
 
 
 @pytest.fixture(scope="module", params=["disk", pytest.param("s3", marks=pytest.mark.needs_go)])
-async def stored(
+async def suite(
     request: pytest.FixtureRequest,
     cluster: Cluster,
     keys: Keys,
@@ -27,29 +27,29 @@ async def stored(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Suite]:
     """Runs a suite of its own on each kind of store."""
-    async with suite(cluster, keys, disk) as made:
+    async with running_suite(cluster, keys, disk) as suite:
         if request.param == "disk":
-            await made.serve("assets")
-            await made.work("assets")
-            yield made
+            await suite.serve("assets")
+            await suite.work("assets")
+            yield suite
             return
         with versitygw.running(tmp_path_factory.mktemp("urls")) as gateway:
-            made.overrides |= {
+            suite.overrides |= {
                 "storage": "s3",
                 "s3_endpoint": gateway.endpoint,
                 "s3_bucket": gateway.bucket,
                 "s3_access_key": gateway.access_key,
                 "s3_secret_key": gateway.secret_key,
             }
-            await made.serve("assets")
-            await made.work("assets")
-            yield made
-            await made.close()
+            await suite.serve("assets")
+            await suite.work("assets")
+            yield suite
+            await suite.close()
 
 
 @pytest.fixture
-def ada(stored: Suite) -> Client:
-    return stored.client("ada")
+def ada(suite: Suite) -> Client:
+    return suite.client("ada")
 
 
 async def fetched(url: str, **headers: str) -> httpx.Response:
@@ -58,13 +58,13 @@ async def fetched(url: str, **headers: str) -> httpx.Response:
 
 
 async def test_a_public_files_url_is_stable_names_its_content_and_is_cached_for_good(
-    stored: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     for declared in ({}, {"sha256": ""}):
         asset = await flows.upload(ada, DATA, visibility=PUBLIC, **declared)
         variants = await flows.variants_of(ada, asset.id)
         shown = await flows.get(ada, asset.id, include_urls=True)
-        again = await flows.get(stored.client("bob"), asset.id, include_urls=True)
+        again = await flows.get(suite.client("bob"), asset.id, include_urls=True)
         assert (
             shown.original_url == again.original_url and shown.thumbnail_url == again.thumbnail_url
         )
@@ -83,7 +83,7 @@ async def test_a_public_files_url_is_stable_names_its_content_and_is_cached_for_
         assert (await fetched(shown.original_url)).headers["content-type"] == "image/jpeg"
 
 
-async def test_one_call_makes_a_hashed_public_url_too(stored: Suite, ada: Client) -> None:
+async def test_one_call_makes_a_hashed_public_url_too(suite: Suite, ada: Client) -> None:
     from atelier.assets.v1 import upload_pb2
 
     head = upload_pb2.UploadHead(declaration=flows.declaration(DATA, visibility=PUBLIC))
@@ -92,13 +92,13 @@ async def test_one_call_makes_a_hashed_public_url_too(stored: Suite, ada: Client
     assert asset.sha256[:16] in url and (await fetched(url)).content == DATA
     folder = asset.file_path.rpartition("/")[0]
     kept = [
-        path for path in stored.storage.root.rglob("*") if folder in str(path) and path.is_file()
+        path for path in suite.storage.root.rglob("*") if folder in str(path) and path.is_file()
     ]
     assert len(kept) <= 1, "the name before the hash was known is gone"
 
 
 async def test_making_a_file_public_and_private_again_moves_its_url(
-    stored: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     asset = await flows.upload(ada, DATA)
     await flows.variants_of(ada, asset.id)
@@ -114,7 +114,7 @@ async def test_making_a_file_public_and_private_again_moves_its_url(
 
 
 async def test_what_could_run_is_a_download_also_when_it_is_public(
-    stored: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     document = {
         "kind": asset_pb2.ASSET_KIND_DOCUMENT,
@@ -131,7 +131,7 @@ async def test_what_could_run_is_a_download_also_when_it_is_public(
         assert visibility == PUBLIC or "Plan%20%C3%BC.pdf" in disposition
 
 
-async def test_a_private_url_is_signed_named_and_answers_ranges(stored: Suite, ada: Client) -> None:
+async def test_a_private_url_is_signed_named_and_answers_ranges(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA, file_name="Front ü.jpg")
     answer = await fetched(asset.original_url)
     assert (
@@ -146,20 +146,20 @@ async def test_a_private_url_is_signed_named_and_answers_ranges(stored: Suite, a
 
     parts = urlsplit(asset.original_url)
     assert (await fetched(parts._replace(query="").geturl())).status_code in (403, 404)
-    if "storage" not in stored.overrides:  # S3 sends no header of ours; a CDN in front adds it
+    if "storage" not in suite.overrides:  # S3 sends no header of ours; a CDN in front adds it
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "sandbox" in answer.headers["content-security-policy"]
 
 
-async def test_a_cdn_stands_in_public_urls_only(stored: Suite, ada: Client) -> None:
+async def test_a_cdn_stands_in_public_urls_only(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA, visibility=PUBLIC)
     private = await flows.upload(ada, DATA)
-    await stored.stop("assets")
-    stored.overrides["public_url"] = "https://cdn.example.com/files"
+    await suite.stop("assets")
+    suite.overrides["public_url"] = "https://cdn.example.com/files"
 
     try:
-        await stored.serve("assets")
-        client = stored.client("ada")
+        await suite.serve("assets")
+        client = suite.client("ada")
         shown = await flows.get(client, asset.id, include_urls=True)
 
         path = urlsplit(shown.original_url).path
@@ -170,6 +170,6 @@ async def test_a_cdn_stands_in_public_urls_only(stored: Suite, ada: Client) -> N
             not in (await flows.get(client, private.id, include_urls=True)).original_url
         )
     finally:
-        del stored.overrides["public_url"]
-        await stored.stop("assets")
-        await stored.serve("assets")
+        del suite.overrides["public_url"]
+        await suite.stop("assets")
+        await suite.serve("assets")

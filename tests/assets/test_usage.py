@@ -1,4 +1,4 @@
-"""A15, A16: who did what with an image, how often, and which of it others learn."""
+"""Who did what with an image, how often, and which of it others learn."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -97,7 +97,8 @@ async def test_a_delete_is_recorded_once_whichever_way_it_goes(ada: Client) -> N
 
 async def test_a_change_that_fails_or_is_repeated_is_not_recorded(ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
-    await calls.refusal(flows.update(ada, asset.id, etag="0", tags=["a"]))
+    outdated = flows.update(ada, asset.id, etag="0", tags=["a"])
+    await calls.refused(outdated, grpc.StatusCode.ABORTED)
     for _ in range(3):
         await flows.update(ada, asset.id, tags=["b"], request_id="u")
         await record(ada, asset.id, SHARE, request_id="r")
@@ -136,7 +137,7 @@ async def test_an_albums_download_is_one_of_each_image(ada: Client) -> None:
 
 
 async def test_the_owner_learns_how_often_and_not_who(
-    house: Suite, ada: Client, caller: Callable[..., Client]
+    suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
     asset = await flows.upload(ada, DATA, visibility=PUBLIC)
     others = [caller(role) for role in ("user", "vendor", "anonymous")]
@@ -174,11 +175,11 @@ async def test_32_at_once_are_counted_exactly(ada: Client, caller: Callable[...,
 
 
 async def test_a_conversions_inputs_are_recorded_once_per_holder(
-    house: Suite, ada: Client, caller: Callable[..., Client]
+    suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
     owner = caller("vendor")
     cloth = await flows.upload(owner, DATA, visibility=PUBLIC)
-    conversions = house.as_token(house.keys.service_token("conversions", f"user:{ada.subject}"))
+    conversions = suite.as_token(suite.keys.service_token("conversions", f"user:{ada.subject}"))
 
     for conversion in ("c1", "c1", "c2"):
         request = asset_pb2.AcquireReferencesRequest(
@@ -202,31 +203,29 @@ async def test_a_conversions_inputs_are_recorded_once_per_holder(
     assert [use.action for use in await history(ada)] == [VIEW, USE, USE]
 
 
-async def test_history_survives_the_image(house: Suite, ada: Client) -> None:
+async def test_history_survives_the_image(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
-    await house.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
+    await suite.change("DELETE FROM assets.assets WHERE id = %s", (asset.id,))
     assert [use.action for use in await history(ada, asset_id=asset.id)] == [UPLOAD]
     assert await stats(ada, asset_id=asset.id) == {UPLOAD: (1, 0)}
-    assert (await calls.refusal(record(ada, asset.id))).code is grpc.StatusCode.NOT_FOUND
+    await calls.refused(record(ada, asset.id), grpc.StatusCode.NOT_FOUND)
 
 
 async def test_what_may_not_be_used_is_not_recorded(
-    house: Suite, ada: Client, caller: Callable[..., Client]
+    suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
     pending = (await flows.announce(ada, DATA)).asset
     deleted = await flows.upload(ada, DATA)
-    await house.change(
+    await suite.change(
         "UPDATE assets.assets SET deleted_at = now(), expires_at = now() WHERE id = %s",
         (deleted.id,),
     )
     for asset_id in (pending.id, deleted.id):
-        assert (
-            await calls.refusal(record(ada, asset_id))
-        ).code is grpc.StatusCode.FAILED_PRECONDITION
+        await calls.refused(record(ada, asset_id), grpc.StatusCode.FAILED_PRECONDITION)
 
     foreign = await flows.upload(caller(), DATA)
     for asset_id in (foreign.id, flows.request_id()):
-        assert (await calls.refusal(record(ada, asset_id))).code is grpc.StatusCode.NOT_FOUND
+        await calls.refused(record(ada, asset_id), grpc.StatusCode.NOT_FOUND)
     assert {use.action for use in await history(ada)} == {UPLOAD}
 
 
@@ -254,11 +253,11 @@ async def test_pages_filters_and_dates(ada: Client) -> None:
     assert [use.id for use in between] == ids[5:9]
 
 
-async def test_sums_are_by_day(house: Suite, ada: Client) -> None:
+async def test_sums_are_by_day(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     today = datetime.now(UTC).date()
     for days in (1, 30, 31, 400):
-        house.sql(
+        suite.sql(
             "INSERT INTO assets.usage_days VALUES (%s, %s, %s, 'view', %s, 1)",
             (f"user:{ada.subject}", asset.id, today - timedelta(days), days),
         )
@@ -274,18 +273,18 @@ async def test_sums_are_by_day(house: Suite, ada: Client) -> None:
     assert await stats(ada, first_day="0001-01-01", last_day="0001-01-01") == {}
 
 
-async def test_addresses_are_shortened_in_time(house: Suite, ada: Client) -> None:
+async def test_addresses_are_shortened_in_time(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, DATA)
     rows = [(9, "203.0.113.77"), (9, "2001:db8:1:2::3"), (9, None), (1, "203.0.113.78")]
     for days, ip in rows:
-        house.sql(
+        suite.sql(
             "INSERT INTO assets.usage_events (id, owner, actor, asset_id, action, ip, user_agent,"
             " created_at) VALUES (gen_random_uuid(), %s, 'x', %s, 'view', %s, 'Mozilla/5.0 (X11)',"
             " now() - %s)",
             (f"user:{ada.subject}", asset.id, ip, timedelta(days)),
         )
 
-    db = Database(house.settings("assets", "worker"), "assets")
+    db = Database(suite.settings("assets", "worker"), "assets")
     await db.open()
     try:
         assert await usage_log.shorten(db, timedelta(days=5), chunk=2) == 3
@@ -321,9 +320,9 @@ async def test_a_record_that_breaks_a_rule_is_refused(
     ada: Client, fields: dict[str, Any], path: str
 ) -> None:
     request = pb.RecordUsageRequest(**{"asset_id": flows.request_id(), "action": SHARE, **fields})
-    refused = await calls.refusal(stub(ada).RecordUsage(request))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
-    assert path != "action" or "VIEW, DOWNLOAD, SHARE or CONVERT" in refused.text
+    refusal = await calls.refused(stub(ada).RecordUsage(request), grpc.StatusCode.INVALID_ARGUMENT)
+    assert refusal.fields == [path]
+    assert path != "action" or "VIEW, DOWNLOAD, SHARE or CONVERT" in refusal.text
 
 
 @pytest.mark.parametrize(
@@ -340,8 +339,10 @@ async def test_a_record_that_breaks_a_rule_is_refused(
 async def test_sums_of_impossible_days_are_refused(
     ada: Client, fields: dict[str, Any], path: str
 ) -> None:
-    refused = await calls.refusal(stub(ada).GetUsageStats(pb.GetUsageStatsRequest(**fields)))
-    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [path])
+    refusal = await calls.refused(
+        stub(ada).GetUsageStats(pb.GetUsageStatsRequest(**fields)), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == [path]
 
 
 async def test_text_is_text(ada: Client) -> None:
@@ -363,30 +364,29 @@ async def test_text_is_text(ada: Client) -> None:
         assert dict(found.metadata) == {text: text}
 
     for fields in ({"session_id": "a\x00"}, {"metadata": {"a": "\x00"}}):
-        refused = await calls.refusal(record(ada, asset.id, **fields))
-        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        await calls.refused(record(ada, asset.id, **fields), grpc.StatusCode.INVALID_ARGUMENT)
 
 
-async def test_notes_outlive_a_stop_and_are_counted_once(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    ada = atelier.client("ada")
+async def test_notes_outlive_a_stop_and_are_counted_once(own_suite: Suite) -> None:
+    await own_suite.serve("assets")
+    ada = own_suite.client("ada")
     asset = await flows.upload(ada, DATA)
     for _ in range(7):
         await flows.get(ada, asset.id, include_urls=True)
 
-    await atelier.stop("assets")
-    assert atelier.sql("SELECT count(*) FROM assets.usage_events WHERE action = 'view'") == [(7,)]
-    assert atelier.sql(
+    await own_suite.stop("assets")
+    assert own_suite.sql("SELECT count(*) FROM assets.usage_events WHERE action = 'view'") == [(7,)]
+    assert own_suite.sql(
         "SELECT by_owner, by_others FROM assets.usage_days WHERE action = 'view'"
     ) == [(7, 0)]
 
 
-async def test_a_read_is_answered_though_its_use_cannot_be_written(atelier: Suite) -> None:
+async def test_a_read_is_answered_though_its_use_cannot_be_written(own_suite: Suite) -> None:
     """The use isn't lost either: it is written once that is possible again."""
-    await atelier.serve("assets")
-    ada = atelier.client("ada")
+    await own_suite.serve("assets")
+    ada = own_suite.client("ada")
     asset = await flows.upload(ada, DATA)
-    with calls.holding(atelier, "LOCK TABLE assets.usage_events IN ACCESS EXCLUSIVE MODE", None):
+    with calls.holding(own_suite, "LOCK TABLE assets.usage_events IN ACCESS EXCLUSIVE MODE", None):
         for _ in range(3):
             assert (await flows.get(ada, asset.id, include_urls=True)).original_url
         await asyncio.sleep(1.2)  # a flush has begun, and waits

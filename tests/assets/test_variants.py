@@ -1,4 +1,4 @@
-"""A9, A10, A22: smaller forms of an image, made in the background and again on request."""
+"""Smaller forms of an image are made in the background, and again on request."""
 
 import asyncio
 import hashlib
@@ -51,7 +51,7 @@ async def fetched(url: str) -> Any:
 
 
 async def test_each_preset_has_its_size_and_format_and_says_the_truth_about_itself(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     asset = await flows.upload(ada, flows.jpeg(2400, 1200))
     variants = await flows.variants_of(ada, asset.id)
@@ -74,14 +74,14 @@ async def test_each_preset_has_its_size_and_format_and_says_the_truth_about_itse
         )
 
 
-async def test_a_picture_is_never_enlarged(house: Suite, ada: Client) -> None:
+async def test_a_picture_is_never_enlarged(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, flows.jpeg(100, 50))
     variants = await flows.variants_of(ada, asset.id)
     assert {(v.width, v.height) for v in variants.values()} == {(100, 50)}
 
 
 async def test_it_is_turned_upright_and_loses_what_the_camera_knew(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     picture = pictures.quadrants(200, 100).copy()
     picture.set_type(pyvips.GValue.gint_type, "orientation", 6)
@@ -97,7 +97,7 @@ async def test_it_is_turned_upright_and_loses_what_the_camera_knew(
         assert b"canary-artist" not in content
 
 
-async def test_the_thumbnail_has_a_url_of_its_own(house: Suite, ada: Client) -> None:
+async def test_the_thumbnail_has_a_url_of_its_own(suite: Suite, ada: Client) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     await flows.variants_of(ada, asset.id)
     shown = await flows.get(ada, asset.id, include_urls=True)
@@ -106,7 +106,7 @@ async def test_the_thumbnail_has_a_url_of_its_own(house: Suite, ada: Client) -> 
 
 
 async def test_urls_come_only_when_asked_for_and_only_for_ready_ones(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     await flows.variants_of(ada, asset.id)
@@ -124,7 +124,7 @@ async def test_urls_come_only_when_asked_for_and_only_for_ready_ones(
 
 
 async def test_making_them_again_replaces_the_files_and_keeps_the_ids(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     before = await flows.variants_of(ada, asset.id)
@@ -136,40 +136,37 @@ async def test_making_them_again_replaces_the_files_and_keeps_the_ids(
 
     after = await flows.variants_of(ada, asset.id)
     assert {name: v.id for name, v in after.items()} == {name: v.id for name, v in before.items()}
-    folder = next(house.storage.root.rglob(f"{asset.id}/variants"))
+    folder = next(suite.storage.root.rglob(f"{asset.id}/variants"))
     assert len(list(folder.iterdir())) == 4, "the replaced files are gone"
     for variant in after.values():
         assert (await fetched(variant.url)).status_code == 200
     assert (await flows.get(ada, asset.id, include_urls=True)).thumbnail_url
 
 
-async def test_asking_while_they_are_made_starts_no_second_run(atelier: Suite) -> None:
-    await atelier.serve("assets")  # no worker yet
-    ada = atelier.client("ada")
+async def test_asking_while_they_are_made_starts_no_second_run(own_suite: Suite) -> None:
+    await own_suite.serve("assets")  # no worker yet
+    ada = own_suite.client("ada")
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     for answer in await asyncio.gather(*(regenerate(ada, asset.id) for _ in range(8))):
         assert {v.state for v in answer} == {asset_pb2.VARIANT_STATE_PENDING}
-    assert atelier.sql("SELECT count(*) FROM assets.renditions") == [(1,)]
-    assert atelier.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(1,)]
+    assert own_suite.sql("SELECT count(*) FROM assets.renditions") == [(1,)]
+    assert own_suite.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(1,)]
 
-    await atelier.work("assets")
+    await own_suite.work("assets")
     await flows.variants_of(ada, asset.id)
-    assert atelier.sql(
+    assert own_suite.sql(
         "SELECT outcome, number, input_bytes > 0, output_bytes > 0 FROM assets.attempts"
     ) == [("succeeded", 1, True, True)]
 
 
-async def test_what_can_have_no_variants_says_so(house: Suite, ada: Client) -> None:
+async def test_what_can_have_no_variants_says_so(suite: Suite, ada: Client) -> None:
     pdf = await flows.upload(
         ada, pictures.pdf(), kind=asset_pb2.ASSET_KIND_DOCUMENT, mime_type="application/pdf"
     )
     pending = (await flows.announce(ada, flows.jpeg(64, 48))).asset
 
     for asset, word in ((pdf, "PDF"), (pending, "pending")):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await regenerate(ada, asset.id)
-        said = calls.refusal_of(refused.value)
-        assert said.code is grpc.StatusCode.FAILED_PRECONDITION and word in said.text
+        await calls.refused(regenerate(ada, asset.id), grpc.StatusCode.FAILED_PRECONDITION, word)
 
 
 @pytest.mark.parametrize(
@@ -184,22 +181,22 @@ async def test_what_can_have_no_variants_says_so(house: Suite, ada: Client) -> N
     ],
 )
 async def test_unknown_presets_are_refused(
-    house: Suite, ada: Client, presets: list[str], path: str
+    suite: Suite, ada: Client, presets: list[str], path: str
 ) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await regenerate(ada, asset.id, *presets)
-    assert calls.refusal_of(refused.value).code is grpc.StatusCode.INVALID_ARGUMENT
-    assert calls.refusal_of(refused.value).fields == [path]
+    refusal = await calls.refused(
+        regenerate(ada, asset.id, *presets), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == [path]
 
 
 async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     asset = await flows.upload(ada, flows.jpeg(64, 48))
     await flows.variants_of(ada, asset.id)
-    (house.storage.root / "objects").exists()
-    for path in house.storage.root.rglob(f"{asset.id}/original/*"):
+    (suite.storage.root / "objects").exists()
+    for path in suite.storage.root.rglob(f"{asset.id}/original/*"):
         path.unlink()
     await regenerate(ada, asset.id, "thumb")
 
@@ -208,36 +205,36 @@ async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(
     assert thumb.error_message and not thumb.url
 
 
-async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    ada = atelier.client("ada")
+async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(own_suite: Suite) -> None:
+    await own_suite.serve("assets")
+    ada = own_suite.client("ada")
     made = [await flows.upload(ada, flows.jpeg(1200, 900, seed=n)) for n in range(4)]
-    await atelier.work("assets")
+    await own_suite.work("assets")
     running = "SELECT count(*) FROM assets.renditions WHERE state = 'running'"
     async with asyncio.timeout(20):
-        while not atelier.sql(running)[0][0]:
+        while not own_suite.sql(running)[0][0]:
             await asyncio.sleep(0.01)
-    await atelier.stop_work("assets")
+    await own_suite.stop_work("assets")
 
-    await atelier.work("assets")
+    await own_suite.work("assets")
     for asset in made:
         assert {v.state for v in (await flows.variants_of(ada, asset.id)).values()} == {READY}
-    assert atelier.sql("SELECT count(*) FROM assets.attempts WHERE outcome = 'running'") == [(0,)]
+    assert own_suite.sql("SELECT count(*) FROM assets.attempts WHERE outcome = 'running'") == [(0,)]
 
 
-async def test_a_purge_between_claim_and_fetch_ends_the_job_quietly(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    await flows.upload(atelier.client("ada"), PICTURE)
-    [(rendition,)] = atelier.sql("SELECT id::text FROM assets.renditions")
-    settings = atelier.settings("assets", "worker")
+async def test_a_purge_between_claim_and_fetch_ends_the_job_quietly(own_suite: Suite) -> None:
+    await own_suite.serve("assets")
+    await flows.upload(own_suite.client("ada"), PICTURE)
+    [(rendition,)] = own_suite.sql("SELECT id::text FROM assets.renditions")
+    settings = own_suite.settings("assets", "worker")
     db, storage, pool = Database(settings, "assets"), open_storage(settings), ImagingPool(1)
     await db.open()
     begun = db.transaction
 
     @asynccontextmanager
     async def transaction(owner: str, actor: str = "atelier") -> AsyncIterator[Any]:
-        if atelier.sql("SELECT count(*) FROM assets.renditions WHERE state = 'running'") == [(1,)]:
-            await atelier.change("DELETE FROM assets.assets")
+        if own_suite.sql("SELECT 1 FROM assets.renditions WHERE state = 'running'"):
+            await own_suite.change("DELETE FROM assets.assets")
         async with begun(owner, actor) as m:
             yield m
 
@@ -249,12 +246,12 @@ async def test_a_purge_between_claim_and_fetch_ends_the_job_quietly(atelier: Sui
         await pool.close()
         await storage.close()
         await db.close()
-    assert atelier.sql("SELECT count(*) FROM assets.renditions") == [(0,)]
+    assert own_suite.sql("SELECT count(*) FROM assets.renditions") == [(0,)]
     assert [line for line in logged if line["log_level"] == "error"] == []
 
 
 async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_made_a_thumbnail(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     for uploaded in (
         asset_pb2.ASSET_KIND_PHOTO,
@@ -266,12 +263,12 @@ async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_ma
 
     for name in ("RESULT", "GENERATED", "CLOSEUP", "SKETCH", "EXPORT", "RENDER"):
         kind: Any = asset_pb2.AssetKind.Value(f"ASSET_KIND_{name}")
-        asset = await flows.made_by_a_service(house, ada.subject, PICTURE, kind=kind)
+        asset = await flows.made_by_a_service(suite, ada.subject, PICTURE, kind=kind)
         assert set(await flows.variants_of(ada, asset.id)) == {"thumb"}, name
 
 
 async def test_an_operator_adds_and_changes_presets_and_says_which_are_made_at_once(
-    atelier: Suite, monkeypatch: pytest.MonkeyPatch
+    own_suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoom = {"name": "zoom", "width": 90, "height": 40, "format": "jpeg", "quality": 60}
     monkeypatch.setenv(
@@ -280,9 +277,9 @@ async def test_an_operator_adds_and_changes_presets_and_says_which_are_made_at_o
     monkeypatch.setenv(
         "ATELIER_ASSETS_EAGER_VARIANTS", json.dumps({"photo": ["zoom", "small"], "reference": []})
     )
-    await atelier.serve("assets")
-    await atelier.work("assets")
-    ada = atelier.client("ada")
+    await own_suite.serve("assets")
+    await own_suite.work("assets")
+    ada = own_suite.client("ada")
     photo = await flows.upload(ada, flows.jpeg(200, 100), kind=asset_pb2.ASSET_KIND_PHOTO)
     made = await flows.variants_of(ada, photo.id)
     assert {name: (v.mime_type, v.width, v.height) for name, v in made.items()} == {

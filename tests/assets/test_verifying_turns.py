@@ -1,4 +1,4 @@
-"""P11: owners take turns for the processes that decode pictures, however their bytes came."""
+"""Owners take turns for the processes that decode pictures, however their bytes came."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -43,10 +43,10 @@ async def streaming(client: Client, data: bytes) -> LastCall:
 
 @pytest.mark.parametrize("way", [confirming, completing, streaming])
 async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_sent_earlier(
-    atelier: Suite, way: Callable[[Client, bytes], Awaitable[LastCall]]
+    own_suite: Suite, way: Callable[[Client, bytes], Awaitable[LastCall]]
 ) -> None:
-    await atelier.serve("assets")
-    ada, bob = atelier.client("ada"), atelier.client("bob")
+    await own_suite.serve("assets")
+    ada, bob = own_suite.client("ada"), own_suite.client("bob")
     last_calls = [await way(ada, HARD) for _ in range(MANY)]
     bobs = await way(bob, SMALL)
     asked = [asyncio.ensure_future(last_call()) for last_call in last_calls]
@@ -62,22 +62,22 @@ async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_s
     await asyncio.gather(*asked, return_exceptions=True)
 
 
-async def test_jobs_take_turns_as_their_rows_owners(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    ada, bob = atelier.client("ada"), atelier.client("bob")
+async def test_jobs_take_turns_as_their_rows_owners(own_suite: Suite) -> None:
+    await own_suite.serve("assets")
+    ada, bob = own_suite.client("ada"), own_suite.client("bob")
     hard = flows.jpeg(2000, 1500)
     for _ in range(8):
         await flows.upload(ada, hard)
     await flows.upload(bob, flows.jpeg(64, 48))
-    jobs = atelier.sql("SELECT id::text FROM assets.renditions ORDER BY owner, id")
-    settings = atelier.settings("assets", "worker")
+    jobs = own_suite.sql("SELECT id::text FROM assets.renditions ORDER BY owner, id")
+    settings = own_suite.settings("assets", "worker")
     db, storage, pool = Database(settings, "assets"), open_storage(settings), ImagingPool(1)
     await db.open()
 
     try:
         maker = VariantMaker(db, storage, pool, Presets.of(settings))
         adas = [asyncio.create_task(maker.run(job)) for (job,) in jobs[:-1]]
-        while atelier.sql("SELECT count(*) FROM assets.attempts") != [(len(adas),)]:
+        while own_suite.sql("SELECT count(*) FROM assets.attempts") != [(len(adas),)]:
             await asyncio.sleep(0.01)
         await maker.run(*jobs[-1])
         assert sum(each.done() for each in adas) < 4

@@ -1,4 +1,4 @@
-"""A20: `atelier storage`: copies everything to another store, and prints a report for people."""
+"""`atelier storage` copies everything to another store, and prints a report for people."""
 
 import asyncio
 import hashlib
@@ -259,15 +259,15 @@ def report(suite: Suite, token: str | None, *arguments: str) -> "subprocess.Comp
     )
 
 
-async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    await atelier.work("assets")
-    ada, admin = atelier.client("ada"), atelier.client("root", "admin")
+async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(suite: Suite) -> None:
+    await suite.serve("assets")
+    await suite.work("assets")
+    ada, admin = suite.client("ada"), suite.client("root", "admin")
     await storage.set_quota(admin, "user:ada", stored_bytes=1_000_000)
     asset = await flows.upload(ada, flows.jpeg(64, 48), scope={"session_id": "visit"})
     await flows.variants_of(ada, asset.id)
-    await storage.folded(atelier)
-    answer = await asyncio.to_thread(report, atelier, admin.token, "--months", "3")
+    await storage.folded(suite)
+    answer = await asyncio.to_thread(report, suite, admin.token, "--months", "3")
     assert answer.returncode == 0, answer.stderr
     for words in (
         "Storage of the deployment",
@@ -282,11 +282,11 @@ async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelie
     ):
         assert words in answer.stdout, words
 
-    mine = await asyncio.to_thread(report, atelier, ada.token)
+    mine = await asyncio.to_thread(report, suite, ada.token)
     assert mine.returncode == 0 and "Storage of user:ada" in mine.stdout
     assert "quota: stored bytes" in mine.stdout and "visit" in mine.stdout
 
-    refused = await asyncio.to_thread(report, atelier, "x")
+    refused = await asyncio.to_thread(report, suite, "x")
     assert (
         refused.returncode == 1
         and "UNAUTHENTICATED" in refused.stderr
@@ -295,11 +295,11 @@ async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(atelie
 
 
 async def test_on_the_suites_own_machine_the_report_needs_no_token(
-    atelier: Suite, tmp_path: Path
+    suite: Suite, tmp_path: Path
 ) -> None:
     state = State(tmp_path / "state")
     state.prepare()
-    atelier.overrides["trust_file"] = state.trust_file
-    await atelier.serve("assets")
-    answer = await asyncio.to_thread(report, atelier, None, "--state", str(state.directory))
+    suite.overrides["trust_file"] = state.trust_file
+    await suite.serve("assets")
+    answer = await asyncio.to_thread(report, suite, None, "--state", str(state.directory))
     assert answer.returncode == 0 and "Storage of the deployment" in answer.stdout, answer.stderr

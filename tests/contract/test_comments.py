@@ -1,6 +1,6 @@
-"""The comments of the contract: a generator prints each far from its neighbours, so that each must
-say by itself what its reader needs; and what holds for every call is said once, with the figures
-that the server keeps to."""
+"""Each comment of the contract says by itself what its reader needs, since a generator prints it
+far from its neighbours. One comment says what holds for every call, with the figures that the
+server keeps to."""
 
 import re
 
@@ -14,7 +14,7 @@ from tests.contract.test_options import FILES
 from tests.suite import ROOT
 
 COLUMNS = 100
-# EnumNames that a comment begins with if it lacks its subject.
+# A comment that begins with one of these lacks its subject.
 FRAGMENT = re.compile(
     r"(Of|Whose|Who|Such as|At most|As asked|As given|As it is|UUID|Bytes|Pixels|Newest|None|Being|"
     r"There(?=\.)|\d[\d,]* to|0:|It is (gone|there)|That|Those|The same)\b"
@@ -23,13 +23,13 @@ SETTINGS = load("assets")
 
 
 def comments(name: str) -> list[str]:
-    """Each comment of a file, in one line."""
+    """Returns each comment of a file, in one line."""
     found = FILES[name].source_code_info.location
     return [" ".join(location.leading_comments.split()) for location in found]
 
 
 def comment_of(name: str, element: str) -> str:
-    """The comment of a message or an enum."""
+    """Returns the comment of a message or an enum."""
     file = FILES[name]
     kinds: list[tuple[int, list[str]]] = [
         (file.MESSAGE_TYPE_FIELD_NUMBER, [each.name for each in file.message_type]),

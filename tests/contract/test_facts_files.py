@@ -1,4 +1,4 @@
-"""The facts of the example in both notations: YAML for people, JSON for programs in any
+"""The example's facts say the same in both notations: YAML is for people, JSON for programs in any
 language."""
 
 import json
@@ -12,7 +12,7 @@ from shared.formats.facts import load_facts, parse_facts
 from tests.suite import ROOT
 
 PHOTOS = ROOT / "examples" / "photos"
-# What a reader of YAML 1.1 takes for true or false where Python's takes a word.
+# A reader of YAML 1.1 takes these for true or false, where Python's reader takes a word.
 BOOLEANS = re.compile("y|n|yes|no|on|off", re.IGNORECASE)
 
 

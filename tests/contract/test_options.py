@@ -1,9 +1,9 @@
-"""What compilers and clients read from the contract besides messages: a package for each language,
-and which rpcs may be sent twice.
+"""Compilers and clients read more than messages from the contract: a package for each language, and
+which rpcs may be sent twice.
 
 Every rpc is a read, or has a request_id that makes its repetition the same call, or stands in
-REPEATED with what a repetition does. That the server counts who reads what (views, downloads, bytes
-behind URLs) is its own bookkeeping, like a log: no caller asks for it.
+REPEATED with what a repetition does. The server counts who reads what (views, downloads, bytes
+behind URLs); this is its own bookkeeping, like a log, which no caller asks for.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from tests.suite import ROOT
 
 LEVEL = descriptor_pb2.MethodOptions.IdempotencyLevel
 READ, REPEATABLE, UNKNOWN = LEVEL.NO_SIDE_EFFECTS, LEVEL.IDEMPOTENT, LEVEL.IDEMPOTENCY_UNKNOWN
-# Neither a read nor a call with a request_id: its level, and why.
+# Rpcs that are neither reads nor have a request_id, with their level and the reason for it.
 REPEATED = {
     "atelier.assets.v1.VariantService.GetVariant": (REPEATABLE, "makes a missing variant, once"),
     "atelier.conversions.v1.JobService.HeartbeatJob": (REPEATABLE, "sets the lease's end anew"),
@@ -41,7 +41,8 @@ def level(method: MethodDescriptor) -> Any:
 
 
 def takes_request_id(method: MethodDescriptor) -> bool:
-    """In the request itself, or in the head that a stream of requests begins with."""
+    """Returns whether the request, or the head that a stream of requests begins with, has a
+    request_id."""
     fields = method.input_type.fields_by_name
     head = fields["head"].message_type if "head" in fields else None
     return "request_id" in fields or (head is not None and "request_id" in head.fields_by_name)
@@ -80,7 +81,7 @@ def test_every_rpc_says_whether_it_may_be_sent_twice(name: str) -> None:
     if name in REPEATED:
         assert level(method) == REPEATED[name][0] and not takes_request_id(method)
     elif takes_request_id(method):
-        # Without a request_id it does its work again, so the option would promise too much.
+        # Without its request_id the rpc does its work again, so the option would promise too much.
         assert level(method) == UNKNOWN
     else:
         assert level(method) == READ

@@ -1,6 +1,6 @@
 """Clients may ping an idle connection, as Go and Java do when they are told to keep it alive.
 
-Frames are written by hand: gRPC's own client pings no more often than it thinks is welcome.
+The tests write the frames by hand: gRPC's own client pings no more often than it thinks is welcome.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS, PING, GOAWAY = 4, 6, 7
 ACK = 1
 ENHANCE_YOUR_CALM = 11
-MANY = 8  # gRPC hangs up at the third or fourth that comes too soon
+MANY = 8  # gRPC hangs up at the third or fourth ping that comes too soon
 SHORTEST_OF_GO_AND_JAVA_MS = 10_000
 
 
@@ -39,7 +39,8 @@ class Connection:
         return head[3], head[4], await self._reader.readexactly(int.from_bytes(head[:3]))
 
     async def ping(self, number: int) -> int | None:
-        """None once it is answered; else the error code with which the server hangs up."""
+        """Pings once. Returns None if the server answers, or the error code with which it hangs
+        up."""
         self._send(PING, 0, struct.pack(">Q", number))
         while True:
             kind, flags, payload = await self._frame()
@@ -62,19 +63,19 @@ async def idle(suite: Suite) -> AsyncIterator[Connection]:
 
 
 async def test_an_idle_connection_may_be_pinged_again_and_again(
-    atelier: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "LEAST_PING_INTERVAL_MS", 100)
-    await atelier.serve("assets")
-    async with idle(atelier) as connection, asyncio.timeout(30):
+    await suite.serve("assets")
+    async with idle(suite) as connection, asyncio.timeout(30):
         for number in range(MANY):
             assert await connection.ping(number) is None
             await asyncio.sleep(0.3)
 
 
-async def test_a_flood_of_pings_ends_the_connection(atelier: Suite) -> None:
-    await atelier.serve("assets")
-    async with idle(atelier) as connection, asyncio.timeout(30):
+async def test_a_flood_of_pings_ends_the_connection(suite: Suite) -> None:
+    await suite.serve("assets")
+    async with idle(suite) as connection, asyncio.timeout(30):
         for number in range(MANY):
             if (code := await connection.ping(number)) is not None:
                 break

@@ -1,5 +1,5 @@
-"""Reflection as clients see it that have no file of the contract: grpcurl, buf curl, and ghz, which
-asks for a method by its name."""
+"""Clients that have no file of the contract find their way by reflection: grpcurl, buf curl, and
+ghz, which asks for a method by its name."""
 
 import asyncio
 import os
@@ -13,7 +13,16 @@ import pytest
 from google.protobuf import descriptor_database, descriptor_pb2, descriptor_pool
 
 from tests import calls
-from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, built_services, suite
+from tests.suite import (
+    ROOT,
+    Client,
+    Cluster,
+    DiskServer,
+    Keys,
+    Suite,
+    built_services,
+    running_suite,
+)
 
 BUF = str(Path(sys.executable).with_name("buf"))
 GET_ASSET = "atelier.assets.v1.AssetService.GetAsset"
@@ -25,21 +34,21 @@ ALWAYS = {
 
 
 @pytest.fixture(scope="module")
-async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
-    async with suite(cluster, keys, disk) as made:
-        await made.serve(*built_services())
-        yield made
+async def suite(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+    async with running_suite(cluster, keys, disk) as suite:
+        await suite.serve(*built_services())
+        yield suite
 
 
 @pytest.fixture
-def nobody(house: Suite) -> Client:
-    return house.client(None)
+def nobody(suite: Suite) -> Client:
+    return suite.client(None)
 
 
 async def files_of(
     client: Client, service: str, version: str = "v1", **question: str
 ) -> dict[str, descriptor_pb2.FileDescriptorProto]:
-    """The files of one answer by name; none if the server knows no such thing."""
+    """Returns the files of one answer by name; none if the server knows no such thing."""
     answer = await calls.reflect(client.channel(service), version, **question)
     found = answer.file_descriptor_response.file_descriptor_proto
     files = map(descriptor_pb2.FileDescriptorProto.FromString, found)
@@ -59,7 +68,7 @@ async def test_every_service_that_is_listed_is_described_with_its_methods(
     assert set(listed) > ALWAYS and any(f"atelier.{service}." in name for name in listed)
     for name in listed:
         files = await files_of(nobody, service, version, file_containing_symbol=name)
-        # Only files that lack nothing make a pool.
+        # A pool can be made only of files that lack nothing.
         database = descriptor_database.DescriptorDatabase()
         for file in files.values():
             database.Add(file)
@@ -104,7 +113,8 @@ async def test_files_and_extensions_are_found(nobody: Client) -> None:
 
 
 async def run(*command: str) -> str:
-    """What a program of others prints that knows nothing but the server's address."""
+    """Runs a program of others that knows nothing but the server's address. Returns what it
+    prints."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
     done = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, cwd="/", env=environment
@@ -114,9 +124,9 @@ async def run(*command: str) -> str:
 
 
 @pytest.mark.parametrize("reflect", ["grpc-v1", "grpc-v1alpha"])
-async def test_buf_curl_calls_with_nothing_but_the_address(house: Suite, reflect: str) -> None:
-    url = f"http://{house.addresses['assets']}/atelier.assets.v1.AssetService/ListAssets"
-    token = house.keys.token("ada")
+async def test_buf_curl_calls_with_nothing_but_the_address(suite: Suite, reflect: str) -> None:
+    url = f"http://{suite.addresses['assets']}/atelier.assets.v1.AssetService/ListAssets"
+    token = suite.keys.token("ada")
     curl = [
         BUF,
         "curl",
@@ -125,15 +135,16 @@ async def test_buf_curl_calls_with_nothing_but_the_address(house: Suite, reflect
         "--reflect-protocol",
         reflect,
     ]
+
     assert (await run(*curl, "-H", f"authorization: Bearer {token}", "-d", "{}", url)).strip()
 
 
 @pytest.mark.needs_go
-async def test_grpcurl_lists_describes_and_calls(house: Suite) -> None:
+async def test_grpcurl_lists_describes_and_calls(suite: Suite) -> None:
     places = [str(ROOT / ".tools/bin"), os.environ["PATH"]]
     program = shutil.which("grpcurl", path=os.pathsep.join(places))
     assert program, "grpcurl is not installed: make .tools/bin/grpcurl"
-    address = house.addresses["assets"]
+    address = suite.addresses["assets"]
 
     listed = await run(program, "-plaintext", address, "list")
     assert ALWAYS | {"atelier.assets.v1.AssetService"} <= set(listed.split())
@@ -145,7 +156,7 @@ async def test_grpcurl_lists_describes_and_calls(house: Suite) -> None:
     every = await run(program, "-plaintext", address, "describe")
     assert "rpc ServerReflectionInfo (" in every
 
-    header = f"authorization: Bearer {house.keys.token('ada')}"
+    header = f"authorization: Bearer {suite.keys.token('ada')}"
     called = await run(
         program, "-plaintext", "-H", header, address, "atelier.assets.v1.AssetService/ListAssets"
     )

@@ -1,7 +1,7 @@
-"""What `make protos` writes is all that another compiler needs, and holds what the server serves.
+"""`make protos` writes all that another compiler needs, and it holds what the server serves.
 
-The archive is unpacked into an empty folder and compiled there by protoc and by buf, which know
-nothing else.
+The tests unpack the archive into an empty folder; protoc and buf compile it there and know nothing
+else.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def unpacked(dist: Path, tmp_path: Path) -> Path:
 
 
 def run(command: list[str | Path], directory: Path, **environment: str) -> None:
-    """With nothing in its environment that leads to this project."""
+    """Runs a command with nothing in its environment that leads to this project."""
     known = {"PATH": os.environ["PATH"], "HOME": str(directory), **environment}
     done = subprocess.run(command, cwd=directory, env=known, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,8 +49,8 @@ def protos_in(directory: Path, *roots: str) -> list[str]:
 
 
 def described(path: Path) -> dict[str, descriptor_pb2.FileDescriptorProto]:
-    """What the files of a descriptor set define, without what their texts looked like; those that
-    come with each compiler, in its own version, left out."""
+    """Returns what the files of a descriptor set define, without what their texts looked like. The
+    files that each compiler brings in its own version are left out."""
     files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()).file
     for file in files:
         file.ClearField("source_code_info")
@@ -73,7 +73,7 @@ def test_buf_compiles_the_archive_to_what_the_server_serves(unpacked: Path) -> N
     made, served = described(unpacked / "all.binpb"), described(ROOT / "gen/atelier.binpb")
     assert set(made) == set(served)
     for name, file in served.items():
-        made[name].DiscardUnknownFields()  # buf's own notes on each file of an image
+        made[name].DiscardUnknownFields()  # buf adds notes of its own to each file of an image
         assert made[name] == file, name
 
 
@@ -83,11 +83,13 @@ def test_buf_generates_stubs_from_the_archive_that_import(unpacked: Path) -> Non
     (unpacked / "buf.gen.yaml").write_text(
         f"version: v2\nplugins: [{plugin}]\ninputs: [{{directory: .}}]\n"
     )
+
     run([BUF, "generate"], unpacked)
     modules = [
         name.removesuffix(".proto").replace("/", ".") + "_pb2"
         for name in protos_in(unpacked, "protos")
     ]
+
     for module in modules:
         assert (unpacked / "out" / f"{module.replace('.', '/')}.py").is_file()
     run([sys.executable, "-c", f"import {', '.join(modules)}"], unpacked / "out", PYTHONPATH=".")

@@ -1,4 +1,4 @@
-"""The service config that `make protos` writes: a real channel takes it, and brings calls through a
+"""A real channel takes the service config that `make protos` writes, and brings calls through a
 server that is killed and started again."""
 
 import asyncio
@@ -13,12 +13,13 @@ from atelier.assets.v1 import album_pb2, album_pb2_grpc
 from google.protobuf import descriptor_pb2
 
 from tests.assets.flows import request_id
+from tests.calls import refused
 from tests.contract.test_options import METHODS
 from tests.faults.processes import Processes, Superuser
 from tests.suite import ROOT, Cluster, DiskServer, Keys
 from tools.protos import service_config
 
-# What waits for the server but is never sent twice: a stream of requests.
+# A stream of requests waits for the server, but is never sent twice.
 ONCE = {"atelier.assets.v1.UploadService.Upload"}
 
 
@@ -78,9 +79,7 @@ async def test_calls_in_flight_come_through_a_server_that_is_killed(
         server.kill()
 
         # Without the config a client sees its line break.
-        with pytest.raises(grpc.aio.AioRpcError) as broken:
-            await waiting[2]
-        assert broken.value.code() is grpc.StatusCode.UNAVAILABLE
+        await refused(waiting[2], grpc.StatusCode.UNAVAILABLE)
 
         await lock.release()
         again = processes.serve("assets", server.port)
@@ -97,6 +96,7 @@ async def test_a_read_waits_for_a_server_that_is_away(config: Any, processes: Pr
     target = f"127.0.0.1:{server.port}"
     metadata = [("authorization", f"Bearer {processes.keys.token('ada')}")]
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", json.dumps(config))]
+
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         server.kill()
         call = albums(channel).ListAlbums(

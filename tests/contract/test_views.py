@@ -1,4 +1,4 @@
-"""A view may be given as the enum or as the older word, and both are one request."""
+"""A caller may give a view as the enum or as the older word; both are the same request."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from atelier.pipeline.v1 import product_pb2
 from atelier.techfiles.v1 import tech_file_pb2
 
 from tests.assets.flows import request_id
-from tests.calls import refusal
+from tests.calls import refused
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
 from tests.pipeline import flows as pipeline
@@ -23,9 +23,9 @@ SPELLINGS = [("back", 0), ("", BACK), ("back", BACK)]
 
 
 @pytest.fixture
-async def suite(atelier: Suite) -> Suite:
-    await atelier.serve("assets", "conversions", "pipeline")
-    return atelier
+async def suite(suite: Suite) -> Suite:
+    await suite.serve("assets", "conversions", "pipeline")
+    return suite
 
 
 async def picture(client: Client, directory: Path) -> str:
@@ -34,7 +34,7 @@ async def picture(client: Client, directory: Path) -> str:
 
 
 async def create(client: Client, request: Any) -> Any:
-    """Takes on what the request is for, and gives the message that shows the view."""
+    """Sends the request. Returns the message that shows the view."""
     if isinstance(request, analysis_pb2.CreateAnalysisRequest):
         return (await flows.analyses(client).CreateAnalysis(request)).analysis.images[0]
     if isinstance(request, product_pb2.CreateProductRequest):
@@ -43,7 +43,7 @@ async def create(client: Client, request: Any) -> Any:
 
 
 def requests(asset_id: str, **view: Any) -> list[tuple[Any, str]]:
-    """One of each kind that shows a view, and the path to it."""
+    """Returns one request of each kind that shows a view, with the path to the view."""
     shown = {"asset_id": asset_id, **view}
     analysis = analysis_pb2.CreateAnalysisRequest(
         task=analysis_pb2.ANALYSIS_TASK_PRODUCT,
@@ -59,10 +59,12 @@ def requests(asset_id: str, **view: Any) -> list[tuple[Any, str]]:
 async def test_either_spelling_is_taken_and_answers_have_both(suite: Suite, tmp_path: Path) -> None:
     ada = suite.client("ada")
     asset_id = await picture(ada, tmp_path)
+
     for word, number in SPELLINGS:
         for request, _path in requests(asset_id, view=word, view_type=number):
             made = await create(ada, request)
             assert (made.view, made.view_type) == ("back", BACK)
+
     for request, _path in requests(asset_id):
         made = await create(ada, request)
         assert (made.view, made.view_type) == ("", view_pb2.VIEW_TYPE_UNSPECIFIED)
@@ -73,6 +75,7 @@ async def test_both_spellings_with_one_request_id_are_one_request(
 ) -> None:
     ada = suite.client("ada")
     asset_id, key = await picture(ada, tmp_path), request_id()
+
     ids = set()
     for word, number in SPELLINGS:
         [_analysis, (generation, _path), _product] = requests(asset_id, view=word, view_type=number)
@@ -84,12 +87,16 @@ async def test_both_spellings_with_one_request_id_are_one_request(
 async def test_spellings_that_differ_are_refused(suite: Suite, tmp_path: Path) -> None:
     ada = suite.client("ada")
     asset_id = await picture(ada, tmp_path)
+
     for request, path in requests(asset_id, view="front", view_type=SIDE):
-        refused = await refusal(create(ada, request))
-        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.fields == [f"{path}view_type"] and "leave view out" in refused.text
+        refusal = await refused(
+            create(ada, request), grpc.StatusCode.INVALID_ARGUMENT, "leave view out"
+        )
+        assert refusal.fields == [f"{path}view_type"]
+
     for request, path in requests(asset_id, view_type=4):
-        assert (await refusal(create(ada, request))).fields == [f"{path}view_type"]
+        refusal = await refused(create(ada, request), grpc.StatusCode.INVALID_ARGUMENT)
+        assert refusal.fields == [f"{path}view_type"]
 
 
 def test_the_enum_is_that_of_tech_files() -> None:

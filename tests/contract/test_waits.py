@@ -1,4 +1,4 @@
-"""A call that waits for its job may answer before it has ended; the same request waits on."""
+"""A call that waits for its job may answer before the job has ended; the same request waits on."""
 
 import asyncio
 from pathlib import Path
@@ -12,11 +12,9 @@ from tests.conversions import local_pictures as pictures
 from tests.suite import Suite
 
 
-async def test_a_stopping_server_answers_and_another_waits_on(
-    atelier: Suite, tmp_path: Path
-) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+async def test_a_stopping_server_answers_and_another_waits_on(suite: Suite, tmp_path: Path) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     photo = pictures.garment(tmp_path / "garment.jpg", width=400)
     request = generation_pb2.CreateGenerationRequest(
         request_id=request_id(),
@@ -26,28 +24,29 @@ async def test_a_stopping_server_answers_and_another_waits_on(
     )
 
     waiting = asyncio.ensure_future(flows.generations(ada).CreateGeneration(request, timeout=60))
-    while not atelier.sql("SELECT id FROM conversions.generations"):
+    while not suite.sql("SELECT id FROM conversions.generations"):
         await asyncio.sleep(0.02)
-    await atelier.stop("conversions", seconds=10)
+    await suite.stop("conversions", seconds=10)
     first = (await waiting).generation
     assert first.state == job_pb2.JOB_STATE_PENDING
 
-    await atelier.serve("conversions")
-    await atelier.work("conversions")
-    again = atelier.client("ada")
+    await suite.serve("conversions")
+    await suite.work("conversions")
+    again = suite.client("ada")
     second = (await flows.generations(again).CreateGeneration(request, timeout=60)).generation
     assert (second.id, second.state) == (first.id, job_pb2.JOB_STATE_COMPLETED)
 
 
 async def test_a_deadline_that_is_near_ends_the_wait_with_an_answer(
-    atelier: Suite, tmp_path: Path
+    suite: Suite, tmp_path: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     photo = pictures.garment(tmp_path / "garment.jpg", width=400)
     source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
     request = generation_pb2.CreateGenerationRequest(
         task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source, wait=True
     )
+
     answer = await flows.generations(ada).CreateGeneration(request, timeout=2)
     assert answer.generation.state == job_pb2.JOB_STATE_PENDING

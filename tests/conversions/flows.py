@@ -23,11 +23,11 @@ from tests.suite import Client, Suite
 FINISHED = (job_pb2.JOB_STATE_COMPLETED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 
-async def start(atelier: Suite, *, working: bool = True) -> None:
+async def start(suite: Suite, *, working: bool = True) -> None:
     """Serves assets and conversions; with `working`, conversions has a worker."""
-    await atelier.serve("assets", "conversions")
+    await suite.serve("assets", "conversions")
     if working:
-        await atelier.work("conversions")
+        await suite.work("conversions")
 
 
 def conversions(client: Client) -> Any:
@@ -173,18 +173,18 @@ async def heartbeat(
     return answer
 
 
-def held(atelier: Suite, job_id: str) -> set[str]:
+def held(suite: Suite, job_id: str) -> set[str]:
     """Returns the assets that a job holds references to."""
-    rows = atelier.sql(
+    rows = suite.sql(
         "SELECT asset_id::text FROM assets.asset_references WHERE holder LIKE %s", (f"%/{job_id}",)
     )
     return {asset_id for (asset_id,) in rows}
 
 
-async def given_back(atelier: Suite, job_id: str, seconds: float = 20) -> None:
+async def given_back(suite: Suite, job_id: str, seconds: float = 20) -> None:
     """Returns once the job holds no reference."""
     async with asyncio.timeout(seconds):
-        while held(atelier, job_id):
+        while held(suite, job_id):
             await asyncio.sleep(0.05)
 
 

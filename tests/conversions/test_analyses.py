@@ -14,7 +14,7 @@ from atelier.conversions.v1 import job_pb2
 from google.protobuf import json_format
 
 from shared.rpc.protos import facts_message
-from tests.calls import Refusal, refusal
+from tests.calls import refused
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
 from tests.conversions.test_local_analyse import STATED
@@ -42,10 +42,10 @@ async def put(client: Client, path: Path) -> str:
 
 
 async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite_sides_of_080(
-    atelier: Suite, sharp: Path, blurred: Path
+    suite: Suite, sharp: Path, blurred: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     described = await flows.analyse(
         ada, (await put(ada, sharp), "front"), facts=facts_message(STATED)
     )
@@ -66,10 +66,10 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
 
 
 async def test_every_task_completes_with_a_result_and_a_confidence(
-    atelier: Suite, sharp: Path
+    suite: Suite, sharp: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     front = await put(ada, sharp)
     for task in filter(None, pb.AnalysisTask.values()):
         made = await flows.analyse(ada, (front, "front"), task=task, facts=facts_message(STATED))
@@ -78,10 +78,10 @@ async def test_every_task_completes_with_a_result_and_a_confidence(
 
 
 async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(
-    atelier: Suite, sharp: Path
+    suite: Suite, sharp: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     made = await flows.analyse(ada, (await put(ada, sharp), ""), task=pb.ANALYSIS_TASK_BASE_VIEW)
     assert result_of(made)["views"] == ["picture 1"]
     told = await flows.analyse(ada, task=pb.ANALYSIS_TASK_SEO, facts=facts_message(STATED))
@@ -91,15 +91,15 @@ async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(
 
 
 async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
-    atelier: Suite, sharp: Path
+    suite: Suite, sharp: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     own, foreign = await put(ada, sharp), await put(eve, sharp)
     stub = flows.analyses(ada)
 
-    async def refused(**fields: Any) -> Refusal:
-        return await refusal(stub.CreateAnalysis(pb.CreateAnalysisRequest(**{"task": 1, **fields})))
+    async def create(**fields: Any) -> Any:
+        return await stub.CreateAnalysis(pb.CreateAnalysisRequest(**{"task": 1, **fields}))
 
     place = facts_pb2.Point(x=0.5, y=0)
     placeless = facts_pb2.Facts(features=[facts_pb2.FeatureFact(name="zip", at=place)])
@@ -118,21 +118,21 @@ async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
         ({"facts": {"price": {"msrp": -1, "currency": "EUR"}}}, "facts.price.msrp"),
         ({"facts": {"price": {"msrp": float("nan"), "currency": "EUR"}}}, "facts.price.msrp"),
     ):
-        found = await refused(**fields)
-        assert (found.code, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]), fields
-    unseen = await refused(images=[{"asset_id": own}, {"asset_id": foreign}])
-    assert (unseen.code, unseen.metadata["field"]) == (
-        grpc.StatusCode.NOT_FOUND,
-        "images[1].asset_id",
+        found = await refused(create(**fields), grpc.StatusCode.INVALID_ARGUMENT)
+        assert found.fields == [field], fields
+
+    unseen = await refused(
+        create(images=[{"asset_id": own}, {"asset_id": foreign}]), grpc.StatusCode.NOT_FOUND
     )
+    assert unseen.metadata["field"] == "images[1].asset_id"
     assert not (await stub.ListAnalyses(pb.ListAnalysesRequest())).analyses
 
 
 async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alone(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     seo = await flows.analyse(ada, task=pb.ANALYSIS_TASK_SEO, product_id="p1", wait=False)
     category = await flows.analyse(ada, task=pb.ANALYSIS_TASK_CATEGORY, wait=False)
 
@@ -147,16 +147,19 @@ async def test_analyses_are_listed_read_cancelled_and_watched_by_their_owner_alo
         == [seo.id]
     )
     assert await listed(eve) == []
+
     one = await flows.analyses(ada).GetAnalysis(pb.GetAnalysisRequest(analysis_id=category.id))
     assert one.analysis.queue_position == 2
     for call in (
         flows.analyses(eve).GetAnalysis(pb.GetAnalysisRequest(analysis_id=seo.id)),
         flows.analyses(eve).CancelAnalysis(pb.CancelAnalysisRequest(analysis_id=seo.id)),
     ):
-        assert (await refusal(call)).code == grpc.StatusCode.NOT_FOUND
+        await refused(call, grpc.StatusCode.NOT_FOUND)
+
     request = pb.CancelAnalysisRequest(analysis_id=seo.id)
     answer = await flows.analyses(ada).CancelAnalysis(request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START
+
     watch = aiter(
         flows.analyses(ada).WatchAnalyses(
             pb.WatchAnalysesRequest(analysis_ids=[seo.id]), timeout=30

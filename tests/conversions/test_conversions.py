@@ -12,7 +12,7 @@ from atelier.assets.v1 import asset_pb2
 from atelier.conversions.v1 import conversion_pb2, job_pb2
 
 from tests.assets.flows import announce, get, jpeg, request_id, update, upload
-from tests.calls import Refusal, refusal
+from tests.calls import refused
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
 from tests.suite import Client, Suite, browser
@@ -29,10 +29,10 @@ async def bytes_of(url: str) -> bytes:
 
 
 async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evidence(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn, free=False)
     fields = {
         "style_name": "relaxed warm",
@@ -51,13 +51,16 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
     assert dict(made.metadata) == {"campaign": "spring", "round": 2.0}
     assert (made.progress, made.error_class, made.free, made.credits) == (1.0, "", False, 2)
     assert made.processing_time_ms > 0
+
     assert (made.recipe.model, made.recipe.model_version) == ("local", "1.0.0")
     assert made.recipe.parameters["fit"] == "relaxed"
     assert made.recipe.parameters["tone"] == "warm"
+
     digests = {"user": drawn / "person.jpg", "cloth": drawn / "cloth.jpg"}
     assert {item.role: item.sha256 for item in made.recipe.inputs} == {
         role: hashlib.sha256(path.read_bytes()).hexdigest() for role, path in digests.items()
     }
+
     weights = sum(item.weight for item in made.evidence)
     mean = sum(item.value * item.weight for item in made.evidence) / weights
     assert made.confidence == pytest.approx(mean, abs=0.001)
@@ -68,6 +71,7 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
     assert list(asset.provenance.source_asset_ids) == [user, garment]
     assert asset.scope.product_id == "p1"
     assert hashlib.sha256(await bytes_of(made.image_url)).hexdigest() == asset.sha256
+
     listed = await flows.conversions(ada).ListConversions(
         conversion_pb2.ListConversionsRequest(include_urls=True)
     )
@@ -76,10 +80,10 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
 
 
 async def test_changing_either_picture_changes_the_preview_and_repeating_does_not(
-    atelier: Suite, drawn: Path, tmp_path: Path
+    suite: Suite, drawn: Path, tmp_path: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
     lit = pictures.person(tmp_path / "lit.jpg", backdrop=(214, 205, 190))
     sand = pictures.garment(tmp_path / "sand.jpg", pictures.SAND)
@@ -102,9 +106,9 @@ async def test_changing_either_picture_changes_the_preview_and_repeating_does_no
     assert pictures.difference(first, by_garment) > 60
 
 
-async def test_a_conversion_is_free_only_if_both_pictures_are(atelier: Suite, drawn: Path) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_a_conversion_is_free_only_if_both_pictures_are(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite)
+    ada = suite.client("ada")
     free, paid = (
         await flows.person(ada, drawn, free=True),
         await flows.person(ada, drawn, free=False),
@@ -118,10 +122,10 @@ async def test_a_conversion_is_free_only_if_both_pictures_are(atelier: Suite, dr
 
 
 async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
     foreign = await flows.cloth(eve, drawn)
     data = jpeg()
@@ -129,11 +133,9 @@ async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(
     unknown = "01890000-0000-7000-8000-000000000000"
     stub = flows.conversions(ada)
 
-    async def refused(**fields: Any) -> Refusal:
+    async def create(**fields: Any) -> Any:
         values: dict[str, Any] = {"user_asset_id": user, "cloth_asset_id": garment, **fields}
-        return await refusal(
-            stub.CreateConversion(conversion_pb2.CreateConversionRequest(**values))
-        )
+        return await stub.CreateConversion(conversion_pb2.CreateConversionRequest(**values))
 
     invalid, unseen = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
     for fields, code, field in (
@@ -155,31 +157,30 @@ async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(
         ({"metadata": {"blob": "x" * 1_000_000}}, invalid, "metadata"),
         ({"metadata": {"a": float("nan")}}, invalid, "metadata"),
     ):
-        found = await refused(**fields)
-        assert found.code == code, (fields, found)
+        found = await refused(create(**fields), code)
         if field is not None:
             named = found.metadata.get("field") or found.fields[0]
             assert named == field, (fields, found)
     deep: list[object] = []
     for _ in range(35):
         deep = [deep]
-    assert (await refused(metadata={"a": deep})).fields == ["metadata"]
+    assert (await refused(create(metadata={"a": deep}), invalid)).fields == ["metadata"]
     assert not (await stub.ListConversions(conversion_pb2.ListConversionsRequest())).conversions
-    assert atelier.sql("SELECT count(*) FROM conversions_jobs.procrastinate_jobs") == [(0,)]
-    assert atelier.sql("SELECT count(*) FROM assets.asset_references") == [(0,)]
+    assert suite.sql("SELECT count(*) FROM conversions_jobs.procrastinate_jobs") == [(0,)]
+    assert suite.sql("SELECT count(*) FROM assets.asset_references") == [(0,)]
 
 
 async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier)
-    ada, acme = atelier.client("ada"), atelier.client("acme", "vendor")
+    await flows.start(suite)
+    ada, acme = suite.client("ada"), suite.client("acme", "vendor")
     garment = await flows.cloth(acme, drawn, visibility=asset_pb2.VISIBILITY_PUBLIC)
     made = await flows.convert(ada, await flows.person(ada, drawn), garment, wait=True)
     assert made.state == job_pb2.JOB_STATE_COMPLETED
     assert (await get(ada, made.result_asset_id)).owner == "user:ada"
 
-    held = atelier.sql(
+    held = suite.sql(
         "SELECT owner, holder FROM assets.asset_references WHERE asset_id = %s", (garment,)
     )
     assert held == [("user:ada", f"conversions/conversions/{made.id}")]
@@ -189,31 +190,28 @@ async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(
     request = conversion_pb2.CreateConversionRequest(
         user_asset_id=made.user_asset_id, cloth_asset_id=garment
     )
-    found = await refusal(flows.conversions(ada).CreateConversion(request))
-    assert found.code == grpc.StatusCode.NOT_FOUND
+    await refused(flows.conversions(ada).CreateConversion(request), grpc.StatusCode.NOT_FOUND)
 
 
-async def test_a_vendor_and_a_caller_without_account_convert_too(
-    atelier: Suite, drawn: Path
-) -> None:
-    await flows.start(atelier)
-    for client in (atelier.client("acme", "vendor"), atelier.client("x7k", "anonymous")):
+async def test_a_vendor_and_a_caller_without_account_convert_too(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite)
+    for client in (suite.client("acme", "vendor"), suite.client("x7k", "anonymous")):
         made = await flows.convert(
             client, await flows.person(client, drawn), await flows.cloth(client, drawn), wait=True
         )
         assert made.state == job_pb2.JOB_STATE_COMPLETED, made
 
 
-async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, drawn: Path) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+async def test_a_repeat_of_a_request_is_the_same_conversion(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
     same = {"request_id": request_id(), "style_name": "loose"}
     made = await asyncio.gather(*(flows.convert(ada, user, garment, **same) for _ in range(5)))
     assert len({conversion.id for conversion in made}) == 1
 
     # Even when a picture can't be used any more: the first answer is kept.
-    await atelier.change("UPDATE assets.assets SET kind = 'photo'")
+    await suite.change("UPDATE assets.assets SET kind = 'photo'")
     assert (await flows.convert(ada, user, garment, **same)).id == made[0].id
 
     changed = conversion_pb2.CreateConversionRequest(
@@ -222,15 +220,17 @@ async def test_a_repeat_of_a_request_is_the_same_conversion(atelier: Suite, draw
         request_id=same["request_id"],
         style_name="fitted",
     )
-    found = await refusal(flows.conversions(ada).CreateConversion(changed))
-    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
-    assert atelier.sql("SELECT count(*) FROM conversions.conversions") == [(1,)]
+    found = await refused(
+        flows.conversions(ada).CreateConversion(changed), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert found.reason == "REQUEST_ID_REUSED"
+    assert suite.sql("SELECT count(*) FROM conversions.conversions") == [(1,)]
 
 
-def tamper(atelier: Suite, asset_id: str) -> None:
+def tamper(suite: Suite, asset_id: str) -> None:
     """Replaces an asset's stored bytes without the knowledge of assets."""
-    [(key,)] = atelier.sql("SELECT storage_key FROM assets.assets WHERE id = %s", (asset_id,))
-    [path] = atelier.storage.root.rglob(key.rpartition("/")[2])
+    [(key,)] = suite.sql("SELECT storage_key FROM assets.assets WHERE id = %s", (asset_id,))
+    [path] = suite.storage.root.rglob(key.rpartition("/")[2])
     path.chmod(0o644)
     path.write_bytes(jpeg(seed=99))
 
@@ -239,10 +239,10 @@ def tamper(atelier: Suite, asset_id: str) -> None:
     "fault", ["a strip that no garment can be cut from", "bytes that were tampered with"]
 )
 async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversion(
-    atelier: Suite, drawn: Path, fault: str
+    suite: Suite, drawn: Path, fault: str
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     user, good = (
         await flows.person(ada, drawn, free=False),
         await flows.cloth(ada, drawn, free=False),
@@ -254,7 +254,7 @@ async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversio
         ).id
     else:
         garment = await flows.cloth(ada, drawn, free=False)
-        tamper(atelier, garment)
+        tamper(suite, garment)
 
     request = {"request_id": request_id(), "wait": True}
     failed = await flows.convert(ada, user, garment, **request)
@@ -276,30 +276,32 @@ async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversio
     assert attempt.input_bytes > 0
     assert failed.processing_time_ms > 0
 
-    await flows.given_back(atelier, failed.id)
+    await flows.given_back(suite, failed.id)
     assert (await flows.convert(ada, user, garment, **request)).id == failed.id
     assert (await flows.convert(ada, user, good, wait=True)).state == job_pb2.JOB_STATE_COMPLETED
 
 
-async def test_nothing_is_taken_on_while_assets_is_away(atelier: Suite, drawn: Path) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+async def test_nothing_is_taken_on_while_assets_is_away(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
-    await atelier.stop("assets")
+    await suite.stop("assets")
     request = conversion_pb2.CreateConversionRequest(user_asset_id=user, cloth_asset_id=garment)
 
-    found = await refusal(flows.conversions(ada).CreateConversion(request))
-    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    found = await refused(
+        flows.conversions(ada).CreateConversion(request), grpc.StatusCode.UNAVAILABLE
+    )
+    assert found.reason == "DEPENDENCY_UNAVAILABLE"
     assert not (
         await flows.conversions(ada).ListConversions(conversion_pb2.ListConversionsRequest())
     ).conversions
 
 
 async def test_a_waiting_call_answers_before_its_deadline_with_what_is_there(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     request = conversion_pb2.CreateConversionRequest(
         user_asset_id=await flows.person(ada, drawn),
         cloth_asset_id=await flows.cloth(ada, drawn),
@@ -311,10 +313,10 @@ async def test_a_waiting_call_answers_before_its_deadline_with_what_is_there(
 
 
 async def test_conversions_are_listed_newest_first_by_state_product_and_date(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     user, garment = await flows.person(ada, drawn), await flows.cloth(ada, drawn)
     made = [
         await flows.convert(ada, user, garment, product_id=f"p{number % 2}") for number in range(5)
@@ -343,21 +345,23 @@ async def test_conversions_are_listed_newest_first_by_state_product_and_date(
     assert [c.id for c in await listed(ada, created_from=made[3].create_time)] == newest_first[:2]
     assert [c.id for c in await listed(ada, state=job_pb2.JOB_STATE_CANCELLED)] == [made[2].id]
     assert not await listed(eve)
+
     request = conversion_pb2.ListConversionsRequest(state=99)  # type: ignore[arg-type]
-    assert (await refusal(flows.conversions(ada).ListConversions(request))).fields == ["state"]
+    refusal = await refused(
+        flows.conversions(ada).ListConversions(request), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == ["state"]
 
 
-async def test_another_owner_finds_no_conversion(atelier: Suite, drawn: Path) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+async def test_another_owner_finds_no_conversion(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     made = await flows.convert(ada, await flows.person(ada, drawn), await flows.cloth(ada, drawn))
     stub = flows.conversions(eve)
-    read = await refusal(
-        stub.GetConversion(conversion_pb2.GetConversionRequest(conversion_id=made.id))
-    )
+    for call in (
+        stub.GetConversion(conversion_pb2.GetConversionRequest(conversion_id=made.id)),
+        stub.CancelConversion(conversion_pb2.CancelConversionRequest(conversion_id=made.id)),
+    ):
+        await refused(call, grpc.StatusCode.NOT_FOUND)
 
-    stop = await refusal(
-        stub.CancelConversion(conversion_pb2.CancelConversionRequest(conversion_id=made.id))
-    )
-    assert (read.code, stop.code) == (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.NOT_FOUND)
     assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_PENDING

@@ -17,7 +17,7 @@ from services.conversions import rules
 from shared.imaging.source_type import packet
 from shared.rpc.protos import plain
 from tests.assets.flows import get, request_id
-from tests.calls import Refusal, refusal
+from tests.calls import refused
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
 from tests.suite import Client, Suite, browser
@@ -42,10 +42,10 @@ async def digest_of(client: Client, generation: pb.Generation) -> str:
 
 
 async def test_an_image_comes_back_with_all_that_its_caller_shows(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     reference = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
     made = await flows.generate(
         ada,
@@ -58,6 +58,7 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
         product_id="p1",
         dataset_id="d1",
     )
+
     assert made.state == job_pb2.JOB_STATE_COMPLETED, made.error_message
     assert (made.caption, made.reference_images_count, made.credits) == (
         "A field jacket on a stand",
@@ -67,18 +68,21 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
     assert made.unique_visual_elements and any(
         "#" in element for element in made.unique_visual_elements
     )
+
     assert made.prompt_used == made.full_prompt
     assert made.full_prompt.startswith(
         "A field jacket on a stand. Style: minimal studio. Aspect ratio: 16:9. Quality: high."
         " References show: "
     )
     assert all(element in made.full_prompt for element in made.unique_visual_elements)
+
     assert (made.recipe.model, made.recipe.inputs[0].role) == ("local", "reference")
     assert made.recipe.inputs[0].sha256 == hashlib.sha256(photo.read_bytes()).hexdigest()
     assert made.recipe.HasField("seed") and not made.HasField("seed")
 
     shown = await picture_of(made)
     assert (shown.width, shown.height) == (1024, 576)
+
     asset = await get(ada, made.result_asset_id)
     assert (asset.kind, asset.mime_type) == (asset_pb2.ASSET_KIND_GENERATED, "image/webp")
     assert (asset.scope.product_id, asset.scope.dataset_id) == ("p1", "d1")
@@ -90,10 +94,10 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
 
 
 async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_picture(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     settings: dict[str, Any] = {"prompt": "coastal shop window", "quality": "draft"}
     first = await flows.generate(ada, **settings)
     again = await flows.generations(ada).RegenerateGeneration(
@@ -108,6 +112,7 @@ async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_pic
     )
     seeded = await flows.generate(ada, seed=first.recipe.seed, **settings)
     worded = await flows.generate(ada, **settings | {"prompt": "mountain shop window"})
+
     assert again.generation.regenerated_from == other.generation.regenerated_from == first.id
     assert again.generation.id not in (first.id, other.generation.id)
 
@@ -117,9 +122,9 @@ async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_pic
     assert len({digest, await digest_of(ada, other.generation), await digest_of(ada, worded)}) == 3
 
 
-async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_path: Path) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_a_close_up_is_cut_from_the_photograph_itself(suite: Suite, tmp_path: Path) -> None:
+    await flows.start(suite)
+    ada = suite.client("ada")
     large = pictures.garment(tmp_path / "large.png", width=2000)
     source = await flows.put(ada, large, asset_pb2.ASSET_KIND_PRODUCT)
     made = await flows.generate(
@@ -150,10 +155,10 @@ async def test_a_close_up_is_cut_from_the_photograph_itself(atelier: Suite, tmp_
 
 
 async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
     made = await flows.generate(ada, task=SKETCH, source_asset_id=source, view="back")
     assert (made.state, made.credits, made.format) == (job_pb2.JOB_STATE_COMPLETED, 1, "png")
@@ -171,18 +176,17 @@ async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(
 
 
 async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     own, foreign = [await flows.put(c, photo, asset_pb2.ASSET_KIND_REFERENCE) for c in (ada, eve)]
     many = [f"01890000-0000-7000-8000-{number:012d}" for number in range(17)]
 
-    async def refused(**fields: Any) -> Refusal:
+    async def create(**fields: Any) -> Any:
         values = {"task": pb.GENERATION_TASK_IMAGE, "prompt": "a coat", **fields}
-        return await refusal(
-            flows.generations(ada).CreateGeneration(pb.CreateGenerationRequest(**values))
-        )
+        request = pb.CreateGenerationRequest(**values)
+        return await flows.generations(ada).CreateGeneration(request)
 
     for fields, field in (
         ({"prompt": "x" * 10_001}, "prompt"),
@@ -207,34 +211,34 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
         ({"task": SKETCH, "source_asset_id": own, "seed": 0}, "seed"),
         ({"task": SKETCH, "source_asset_id": own, "view": "top"}, "view"),
     ):
-        found = await refused(**fields)
-        assert (found.code, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]), fields
-    unseen = await refused(reference_asset_ids=[own, foreign])
-    assert (unseen.code, unseen.metadata["field"]) == (
-        grpc.StatusCode.NOT_FOUND,
-        "reference_asset_ids[1]",
-    )
+        found = await refused(create(**fields), grpc.StatusCode.INVALID_ARGUMENT)
+        assert found.fields == [field], fields
+
+    unseen = await refused(create(reference_asset_ids=[own, foreign]), grpc.StatusCode.NOT_FOUND)
+    assert unseen.metadata["field"] == "reference_asset_ids[1]"
     assert not (
         await flows.generations(ada).ListGenerations(pb.ListGenerationsRequest())
     ).generations
 
 
-async def test_a_document_is_no_reference(atelier: Suite, photo: Path) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+async def test_a_document_is_no_reference(suite: Suite, photo: Path) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     own = await flows.put(ada, photo, asset_pb2.ASSET_KIND_REFERENCE)
-    await atelier.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
+    await suite.change("UPDATE assets.assets SET mime_type = 'application/pdf'")
+
     request = pb.CreateGenerationRequest(task=SKETCH, source_asset_id=own)
-    assert (await refusal(flows.generations(ada).CreateGeneration(request))).fields == [
-        "source_asset_id"
-    ]
+    refusal = await refused(
+        flows.generations(ada).CreateGeneration(request), grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert refusal.fields == ["source_asset_id"]
 
 
 async def test_history_is_read_newest_first_by_dataset_task_and_id(
-    atelier: Suite, photo: Path
+    suite: Suite, photo: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
     texts = [
         await flows.generate(ada, prompt=f"coat {number}", dataset_id=f"d{number % 2}", wait=False)
@@ -256,10 +260,12 @@ async def test_history_is_read_newest_first_by_dataset_task_and_id(
     assert await listed(ada, dataset_id="d1") == [texts[3].id, texts[1].id]
     assert await listed(ada, task=SKETCH) == await listed(ada, product_id="p1") == [sketch.id]
     assert await listed(eve) == []
+
     one = await flows.generations(ada).GetGeneration(
         pb.GetGenerationRequest(generation_id=texts[0].id)
     )
     assert (one.generation.prompt, one.generation.queue_position) == ("coat 0", 1)
+
     for call in (
         flows.generations(eve).GetGeneration(pb.GetGenerationRequest(generation_id=sketch.id)),
         flows.generations(eve).CancelGeneration(
@@ -269,12 +275,12 @@ async def test_history_is_read_newest_first_by_dataset_task_and_id(
             pb.RegenerateGenerationRequest(generation_id=sketch.id)
         ),
     ):
-        assert (await refusal(call)).code == grpc.StatusCode.NOT_FOUND
+        await refused(call, grpc.StatusCode.NOT_FOUND)
 
 
-async def test_a_generation_is_cancelled_and_watched_like_a_conversion(atelier: Suite) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+async def test_a_generation_is_cancelled_and_watched_like_a_conversion(suite: Suite) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await flows.generate(ada, prompt="a coat", wait=False)
     request = pb.CancelGenerationRequest(generation_id=made.id)
     answer = await flows.generations(ada).CancelGeneration(request)

@@ -28,7 +28,7 @@ from shared.imaging import ImagingPool
 from shared.rpc.calls import Peers
 from shared.telemetry import METRICS
 from tests.assets.flows import request_id
-from tests.calls import holding, refusal
+from tests.calls import holding, refused
 from tests.conversions import flows
 from tests.suite import Client, Suite
 
@@ -60,11 +60,12 @@ HOLD = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
 
 
 async def test_a_waiting_conversion_is_cancelled_and_never_starts(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     first, second = await asked(ada, drawn), await asked(ada, drawn)
+
     request = {"request_id": request_id()}
     answer = await cancelled(ada, first.id, **request)
     assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCELLED_BEFORE_START
@@ -72,21 +73,21 @@ async def test_a_waiting_conversion_is_cancelled_and_never_starts(
     assert await cancelled(ada, first.id, **request) == answer
     assert (await cancelled(ada, first.id)).outcome == job_pb2.CANCEL_OUTCOME_ALREADY_FINISHED
 
-    await atelier.work("conversions")
+    await suite.work("conversions")
     await flows.until(ada, second.id, job_pb2.JOB_STATE_COMPLETED)
     assert not await flows.attempts_of(ada, first.id)
     assert (await flows.read(ada, first.id)).credits == 0
 
 
 async def test_a_running_conversion_is_cancelled_and_costs_nothing(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
 
-    with holding(atelier, HOLD, (made.cloth_asset_id,)):
-        await atelier.work("conversions")
+    with holding(suite, HOLD, (made.cloth_asset_id,)):
+        await suite.work("conversions")
         await flows.until(ada, made.id, job_pb2.JOB_STATE_PROCESSING)
         answer = await cancelled(ada, made.id)
         assert answer.outcome == job_pb2.CANCEL_OUTCOME_CANCEL_REQUESTED
@@ -96,12 +97,12 @@ async def test_a_running_conversion_is_cancelled_and_costs_nothing(
 
     [attempt] = await flows.attempts_of(ada, made.id)
     assert (attempt.outcome, attempt.credits) == (job_pb2.ATTEMPT_OUTCOME_CANCELLED, 0)
-    await flows.given_back(atelier, made.id)
+    await flows.given_back(suite, made.id)
 
 
-async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn: Path) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_cancelling_what_is_finished_changes_nothing(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite)
+    ada = suite.client("ada")
     made = await asked(ada, drawn, wait=True)
 
     answer = await cancelled(ada, made.id)
@@ -113,10 +114,10 @@ async def test_cancelling_what_is_finished_changes_nothing(atelier: Suite, drawn
 
 
 async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its_cursor(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     first = await asked(ada, drawn)
     await asked(eve, drawn)
 
@@ -127,38 +128,45 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
     watch = watching()
     assert (await anext(watch)).conversion.id == first.id
     assert (await anext(watch)).bookmark.ready
+
     second = await asked(ada, drawn)
-    await atelier.work("conversions")
+    await suite.work("conversions")
     seen: list[conversion_pb2.WatchConversionsResponse] = []
     async for item in watch:
         seen.append(item)
         ended = [i for i in seen if i.conversion.state == job_pb2.JOB_STATE_COMPLETED]
         if len(ended) == 2:
             break
+
     for conversion in (first, second):
         told = [item.conversion for item in seen if item.conversion.id == conversion.id]
         assert [item.progress for item in told] == sorted(item.progress for item in told)
         assert told[-2].state == job_pb2.JOB_STATE_PROCESSING
         assert told[-1].recipe.model == "local" and not told[-1].image_url
     assert {item.conversion.owner for item in seen} == {"user:ada"}
+
     # From any cursor, the watch continues with exactly what came after it.
     middle = len(seen) // 2
     resumed = watching(cursor=seen[middle].cursor)
     assert [await anext(resumed) for _ in seen[middle + 1 :]] == seen[middle + 1 :]
+
     one = watching(conversion_ids=[second.id])
     assert [(await anext(one)).conversion.id, (await anext(one)).bookmark.ready] == [
         second.id,
         True,
     ]
-    foreign = await refusal(watching(cursor=seen[-1].cursor, conversion_ids=[second.id]))
-    assert foreign.code == grpc.StatusCode.INVALID_ARGUMENT
+
+    await refused(
+        watching(cursor=seen[-1].cursor, conversion_ids=[second.id]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    )
 
 
 async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     made = [(client, await asked(client, drawn)) for client in (ada, eve, ada)]
     assert [(await flows.read(client, one.id)).queue_position for client, one in made] == [1, 2, 3]
     await cancelled(ada, made[2][1].id)
@@ -166,11 +174,11 @@ async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
 
 
 async def test_a_higher_priority_starts_first_and_the_default_is_5(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    atelier.overrides["worker_concurrency"] = 1
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    suite.overrides["worker_concurrency"] = 1
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     low, usual, high = [
         await asked(ada, drawn, **fields) for fields in ({"priority": 0}, {}, {"priority": 9})
     ]
@@ -183,36 +191,35 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(
 
     listed = (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs
     assert [(job.id, job.priority) for job in listed] == [(high.id, 9), (usual.id, 5), (low.id, 0)]
-    await atelier.work("conversions")
+    await suite.work("conversions")
     await flows.until(ada, low.id, job_pb2.JOB_STATE_COMPLETED)
-    begun = atelier.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")
+    begun = suite.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")
     assert begun == [(high.id,), (usual.id,), (low.id,)]
     for priority in (-1, 10):
         request = conversion_pb2.CreateConversionRequest(
             user_asset_id=low.user_asset_id, cloth_asset_id=low.cloth_asset_id, priority=priority
         )
-        assert (await refusal(flows.conversions(ada).CreateConversion(request))).fields == [
-            "priority"
-        ]
+        refusal = await refused(
+            flows.conversions(ada).CreateConversion(request), grpc.StatusCode.INVALID_ARGUMENT
+        )
+        assert refusal.fields == ["priority"]
 
 
 async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    atelier.overrides["worker_concurrency"] = 1
-    await flows.start(atelier, working=False)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    suite.overrides["worker_concurrency"] = 1
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
     pushy = [await asked(ada, drawn, priority=9) for _ in range(4)]
     modest = await asked(eve, drawn, priority=0)
     assert (await flows.read(eve, modest.id)).queue_position == 2
 
-    await atelier.work("conversions")
+    await suite.work("conversions")
     await flows.until(ada, pushy[-1].id, job_pb2.JOB_STATE_COMPLETED)
     begun = [
         job
-        for (job,) in atelier.sql(
-            "SELECT job_id::text FROM conversions.attempts ORDER BY created_at"
-        )
+        for (job,) in suite.sql("SELECT job_id::text FROM conversions.attempts ORDER BY created_at")
     ]
     assert begun == [pushy[0].id, modest.id, *(one.id for one in pushy[1:])]
 
@@ -232,13 +239,13 @@ async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
 
 
 async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
     [seen] = await waiting(ada, made.id)
     assert seen.state == job_pb2.JOB_STATE_PENDING
     assert (seen.error_class, seen.credits) == ("UNAVAILABLE", 0)
@@ -249,40 +256,43 @@ async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
 
 
 async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     ids = [(await asked(ada, drawn)).id for _ in range(2)]
     asked_at = datetime.now(UTC)
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
+
     seen = await waiting(ada, *ids)
     assert all(one.wait.what == "assets" and one.state == job_pb2.JOB_STATE_PENDING for one in seen)
     since = {one.id: one.wait.since_time.ToDatetime(UTC) for one in seen}
     assert all(abs(at - asked_at) < timedelta(seconds=60) for at in since.values())
+
     least = "SELECT min(attempt_number) FROM conversions.conversions"
-    while atelier.sql(least)[0][0] <= rules.MAX_ATTEMPTS:
+    while suite.sql(least)[0][0] <= rules.MAX_ATTEMPTS:
         await asyncio.sleep(0.2)
     for one in (await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest())).jobs:
         if one.HasField("wait"):
             assert (
                 one.wait.what == "assets" and one.wait.since_time.ToDatetime(UTC) == since[one.id]
             )
-    assert atelier.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
+    assert suite.sql("SELECT DISTINCT faults FROM conversions.conversions") == [(0,)]
 
-    await atelier.stop_work("conversions")
-    await atelier.work("conversions")  # a starting worker checks at once what is waited for
+    await suite.stop_work("conversions")
+    await suite.work("conversions")  # a starting worker checks at once what is waited for
     labels = {"service": "conversions", "job": "conversions", "what": "assets"}
     while METRICS.get_sample_value("atelier_jobs_waiting", labels) != len(ids):
         await asyncio.sleep(0.1)
     assert (METRICS.get_sample_value("atelier_jobs_waiting_oldest_seconds", labels) or 0) > 0
 
-    await atelier.stop_work("conversions")  # the worker knows the old address
-    await atelier.serve("assets")
-    await atelier.work("conversions")
+    await suite.stop_work("conversions")  # the worker knows the old address
+    await suite.serve("assets")
+    await suite.work("conversions")
     for row_id in ids:
         await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
+
     done = await flows.read(ada, ids[0])
     assert not done.HasField("wait") and (done.error_class, done.error_message) == ("", "")
     outcomes = [one.outcome for one in await flows.attempts_of(ada, ids[0])]
@@ -293,36 +303,36 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
 
 
 async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     ids = [(await asked(ada, drawn)).id for _ in range(2)]
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
     await waiting(ada, *ids)
-    await atelier.stop_work("conversions")
+    await suite.stop_work("conversions")
 
     # After a long outage all jobs but one are delayed for hours.
     put_off = "UPDATE procrastinate_jobs SET scheduled_at = now() + interval '9 hours'"
     here = "SET search_path = conversions_jobs"
-    await atelier.change(f"{here}; {put_off} WHERE args ->> 'row_id' <> '{ids[0]}'")
+    await suite.change(f"{here}; {put_off} WHERE args ->> 'row_id' <> '{ids[0]}'")
 
-    await atelier.serve("assets")
-    await atelier.work("conversions")
+    await suite.serve("assets")
+    await suite.work("conversions")
     for row_id in ids:
         await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
 
 
 async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    atelier.overrides["job_wait_hours"] = 1.5 / 3600
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    suite.overrides["job_wait_hours"] = 1.5 / 3600
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
-    await atelier.stop("assets")
-    await atelier.work("conversions")
+    await suite.stop("assets")
+    await suite.work("conversions")
 
     failed = await flows.until(ada, made.id, job_pb2.JOB_STATE_FAILED)
     assert failed.error_class == "UNAVAILABLE" and failed.error_message.startswith(
@@ -337,10 +347,10 @@ Outcome = attempts.Outcome[Conversion]
 
 @asynccontextmanager
 async def running(
-    atelier: Suite,
+    suite: Suite,
 ) -> AsyncIterator[Callable[[Callable[[TryOn], Awaitable[Outcome]], str], Awaitable[None]]]:
     """Yields a function that runs a conversion as a worker does, given its work and its id."""
-    settings = atelier.settings("conversions", "worker")
+    settings = suite.settings("conversions", "worker")
     db, peers, pool = (
         Database(settings, "conversions"),
         Peers(settings, "conversions"),
@@ -357,53 +367,53 @@ async def running(
 
 
 async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
     """The first attempt dies between storing the result and completing the row."""
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
 
     async def interrupted(run: TryOn) -> Outcome:
         await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "the machine went away", final=False)
 
-    async with running(atelier) as run:
+    async with running(suite) as run:
         with pytest.raises(TryAgain):
             await run(interrupted, made.id)
         await run(run_conversion, made.id)
     assert (await flows.read(ada, made.id)).state == job_pb2.JOB_STATE_COMPLETED
-    stored = atelier.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
+    stored = suite.sql("SELECT id::text FROM assets.assets WHERE kind = 'result'")
     assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
 
 
 async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier, working=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
     made = await asked(ada, drawn)
 
     async def fails_late(run: TryOn) -> Outcome:
         await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "it broke off after its picture was stored")
 
-    async with running(atelier) as run:
+    async with running(suite) as run:
         await run(fails_late, made.id)
     stored = "SELECT count(*) FROM assets.assets WHERE kind = 'result'"
-    assert atelier.sql(stored) == [(1,)]
+    assert suite.sql(stored) == [(1,)]
     failed = await flows.read(ada, made.id)
     assert (failed.state, failed.result_asset_id) == (job_pb2.JOB_STATE_FAILED, "")
-    await atelier.work("conversions")
-    while atelier.sql(stored) != [(0,)]:
+    await suite.work("conversions")
+    while suite.sql(stored) != [(0,)]:
         await asyncio.sleep(0.1)
 
 
 async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier)
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+    await flows.start(suite)
+    ada, eve = suite.client("ada"), suite.client("eve")
     conversion = await asked(ada, drawn, wait=True)
     source = conversion.cloth_asset_id
     sketch = await flows.generate(
@@ -421,6 +431,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
         job_pb2.JOB_KIND_GENERATION,
         job_pb2.JOB_KIND_CONVERSION,
     ]
+
     assert all(
         job.worker and job.attempts == 1 and job.max_retries == 3 and job.progress == 1
         for job in found
@@ -429,8 +440,10 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
         job.create_time.ToDatetime() <= job.start_time.ToDatetime() <= job.end_time.ToDatetime()
         for job in found
     )
+
     assert [job.id for job in await listed(ada, kind=job_pb2.JOB_KIND_GENERATION)] == [sketch.id]
     assert not await listed(ada, state=job_pb2.JOB_STATE_FAILED)
+
     page = await flows.jobs(ada).ListJobs(job_pb2.ListJobsRequest(page_size=2))
     rest = await flows.jobs(ada).ListJobs(
         job_pb2.ListJobsRequest(page_size=2, page_token=page.next_page_token)
@@ -439,7 +452,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
 
     [attempt] = await flows.attempts_of(ada, conversion.id)
     sizes = [(drawn / name).stat().st_size for name in ("person.jpg", "cloth.jpg")]
-    [(result_size,)] = atelier.sql("SELECT size_bytes FROM assets.assets WHERE kind = 'result'")
+    [(result_size,)] = suite.sql("SELECT size_bytes FROM assets.assets WHERE kind = 'result'")
     assert (attempt.input_bytes, attempt.output_bytes) == (sum(sizes), result_size)
     assert (attempt.kind, attempt.number, attempt.model) == (
         job_pb2.JOB_KIND_CONVERSION,
@@ -447,6 +460,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
         "local 1.0.0",
     )
     assert attempt.outcome == job_pb2.ATTEMPT_OUTCOME_SUCCEEDED and attempt.HasField("end_time")
+
     attempts_of_all = await flows.jobs(ada).ListAttempts(
         job_pb2.ListAttemptsRequest(outcome=job_pb2.ATTEMPT_OUTCOME_SUCCEEDED)
     )
@@ -455,39 +469,30 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
     assert not await flows.attempts_of(eve, conversion.id)
 
 
-async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
-    return (await refusal(call)).code
-
-
 async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
-    atelier: Suite, drawn: Path
+    suite: Suite, drawn: Path
 ) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+    await flows.start(suite)
+    ada = suite.client("ada")
     source = await flows.put(ada, drawn / "cloth.jpg", asset_pb2.ASSET_KIND_PRODUCT)
-    packs = atelier.as_token(atelier.keys.service_token("techfiles", "user:ada"))
+    packs = suite.as_token(suite.keys.service_token("techfiles", "user:ada"))
     made = await flows.generate(
         packs, task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source
     )
     assert (made.owner, made.state) == ("user:ada", job_pb2.JOB_STATE_COMPLETED)
 
     request = conversion_pb2.CreateConversionRequest(user_asset_id=source, cloth_asset_id=source)
-    assert (
-        await code_of(flows.conversions(packs).CreateConversion(request))
-        == grpc.StatusCode.PERMISSION_DENIED
-    )
+    creating = flows.conversions(packs).CreateConversion(request)
+    await refused(creating, grpc.StatusCode.PERMISSION_DENIED)
 
-    store = atelier.as_token(atelier.keys.service_token("assets", "user:ada"))
-    listing = generation_pb2.ListGenerationsRequest()
-    assert (
-        await code_of(flows.generations(store).ListGenerations(listing))
-        == grpc.StatusCode.PERMISSION_DENIED
-    )
+    store = suite.as_token(suite.keys.service_token("assets", "user:ada"))
+    listing = flows.generations(store).ListGenerations(generation_pb2.ListGenerationsRequest())
+    await refused(listing, grpc.StatusCode.PERMISSION_DENIED)
 
 
 @pytest.mark.parametrize("table", ["conversions", "generations", "analyses"])
-async def test_rules_contract_and_tables_name_the_same_states(atelier: Suite, table: str) -> None:
-    [(check,)] = atelier.sql(
+async def test_rules_contract_and_tables_name_the_same_states(suite: Suite, table: str) -> None:
+    [(check,)] = suite.sql(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = %s",
         (f"{table}_state",),
     )

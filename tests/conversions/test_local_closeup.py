@@ -63,6 +63,7 @@ def test_without_a_point_attention_finds_the_one_thing_that_stands_out(tmp_path:
         .ifthenelse((canvas * 0 + [230, 30, 20]).cast("uchar"), canvas, blend=True)
     )
     marked.copy(interpretation="srgb").write_to_file(str(tmp_path / "marked.png"))
+
     result = close_up(tmp_path / "marked.png", tmp_path / "out.png", size=300)
     left, top = int(str(result.parameters["left"])), int(str(result.parameters["top"]))
     assert left < 394

@@ -22,6 +22,7 @@ def test_outline_and_seams_are_drawn_and_cloth_and_backdrop_stay_white(tmp_path:
     assert darkest(485, 500, 30, 20) < 170  # zip
     assert darkest(380, 450, 90, 150) > 230  # cloth between seams, weave and all
     assert darkest(0, 0, 1000, 120) > 250  # backdrop
+
     assert 0.85 < drawing.avg() / 255 < 0.995
     assert result.confidence > 0.8
     assert result.parameters["view"] == "front"

@@ -1,4 +1,4 @@
-"""The blocks of docs/clients.md, and a shell to run them in."""
+"""Reads the blocks of docs/clients.md and runs them in a shell."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import subprocess
 from tests.suite import ROOT
 
 PAGE = (ROOT / "docs" / "clients.md").read_text()
-BUILD = ROOT / ".tools" / "build"  # kept, so that a second run builds little
+BUILD = ROOT / ".tools" / "build"  # it is kept, so that a second run builds little
 BUILD_SECONDS = 1500
 
 
@@ -17,14 +17,14 @@ def blocks(title: str) -> list[str]:
 
 
 def preamble(user: str) -> str:
-    """What all languages need, with a user of the test's own."""
+    """Returns the block that all languages need, with a user of the test's own."""
     [block] = blocks("What all of them need")
     return block.replace("--user ada", f"--user {user}")
 
 
 def environment(own: dict[str, str]) -> dict[str, str]:
-    """For the blocks. One job at a time, since the suite runs beside; Rust compiles its libraries
-    once for both of its programs."""
+    """Returns the environment of the blocks. Compilers run one job at a time, since the suite runs
+    beside them. Rust compiles its libraries once for both of its programs."""
     return {
         **os.environ,
         **own,
@@ -40,7 +40,7 @@ def shell(*lines: str) -> list[str]:
 
 
 def run(own: dict[str, str], *lines: str) -> str:
-    """What the lines print; one that fails fails the test."""
+    """Runs the lines; one that fails fails the test. Returns what they print."""
     done = subprocess.run(
         shell(*lines),
         cwd=ROOT,

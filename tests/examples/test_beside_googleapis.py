@@ -1,5 +1,5 @@
-"""A Go program registers each proto file once, or doesn't start: the stubs get along with the
-modules that have google/rpc and buf/validate, in one program."""
+"""A Go program registers each proto file once, or doesn't start. The stubs get along in one program
+with the modules that have google/rpc and buf/validate."""
 
 import os
 
@@ -40,9 +40,11 @@ def test_go_stubs_beside_those_of_googleapis_and_protovalidate() -> None:
         for path in (ROOT / "protos").rglob("*.proto")
     )
     stubs = "".join(f'\t_ "mainjob/gen/{package}"\n' for package in dict.fromkeys(packages))
+
     folder = BUILD / "beside-go"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "main.go").write_text(MAIN.replace("STUBS", stubs))
+
     said = run(
         {"PATH": f"{os.environ['PATH']}:{ROOT / '.venv' / 'bin'}"},
         "make protos",

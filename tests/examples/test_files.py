@@ -1,4 +1,5 @@
-"""What stands in examples/: short, nothing that is generated, and no host of a registry."""
+"""The programs in examples/ are short, and nothing there is generated or names a registry's
+host."""
 
 import re
 import subprocess
@@ -16,7 +17,7 @@ MAIN = {
 MOST_LINES = 120
 MOST_COLUMNS = 100
 SOURCES = (".go", ".ts", ".java", ".rs", ".md")
-HOST = re.compile(r"https?://[\w-]+\.[\w.-]*[a-z]")  # not an address of this machine, or {address}
+HOST = re.compile(r"https?://[\w-]+\.[\w.-]*[a-z]")  # not this machine's, nor {address}
 
 
 def tracked(*folders: str) -> list[str]:

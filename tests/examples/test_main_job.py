@@ -1,7 +1,7 @@
-"""docs/clients.md and examples/: from an empty folder to a tech pack, in four languages.
+"""docs/clients.md and examples/ lead from an empty folder to a tech pack, in four languages.
 
-The blocks of the page are run as they stand. While the whole job runs, two servers are ended under
-it: one is killed while a watch is open, one told to stop while a call waits for a job.
+The tests run the blocks of the page as they stand. While the whole job runs, they end two servers:
+they kill one while a watch is open, and tell the other to stop while a call waits for a job.
 """
 
 import os
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.examples
 
 @pytest.fixture(scope="module")
 def running() -> "Iterator[tuple[Command, subprocess.Popen[str]]]":
-    """One suite for all languages; what one makes, the others don't see."""
+    """Runs one suite for all languages. None sees what another makes."""
     with private_command() as command:
         process = command.start("up")
         try:
@@ -47,7 +47,7 @@ def running() -> "Iterator[tuple[Command, subprocess.Popen[str]]]":
 
 
 def server(up: "subprocess.Popen[str]", service: str) -> int:
-    """The process id of a server that `./atelier up` runs."""
+    """Returns the process id of a server that `./atelier up` runs."""
     for task in Path(f"/proc/{up.pid}/task").iterdir():
         for pid in (task / "children").read_text().split():
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
@@ -57,10 +57,10 @@ def server(up: "subprocess.Popen[str]", service: str) -> int:
 
 
 class Job:
-    """A run of an example; what it prints is read line by line."""
+    """A run of an example, whose output is read line by line."""
 
     def __init__(self, command: Command, block: str, user: str) -> None:
-        """Builds it with all lines of the block but the last."""
+        """Builds the example with all lines of the block but the last, and starts it with that."""
         *lines, last = block.strip().splitlines()
         run(command.environment, preamble(user), *lines)
         [folder] = re.findall(r" cd \$WORK/(\S+)$", lines[0])
@@ -109,7 +109,7 @@ class Job:
         self._process.communicate(timeout=10)
 
     def said(self, pattern: str) -> list[str]:
-        """What the pattern's group is, in each line that it fits."""
+        """Returns the pattern's group from each line that it fits."""
         return [found[1] for line in self.lines if (found := re.fullmatch(pattern, line))]
 
     def __str__(self) -> str:
@@ -143,26 +143,30 @@ def test_the_main_job_survives_servers_that_go_away(
         assert job.ends() == 0, str(job)
     finally:
         job.stop()
+
     made = job.said(r"variant (\w+) \d+ \d+")
     assert set(made) == PRESETS and len(made) == len(PRESETS), str(job)
     assert set(job.said(r"phase (\d) (?:PHASE_STATE_)?COMPLETED")) == set("1234"), str(job)
     assert job.said(r"review approved, phase (\d)"), str(job)
     assert job.said(r"generation \S+ (?:JOB_STATE_)?(COMPLETED)"), str(job)
     assert job.said(r"tech pack \S+ (?:RUN_STATE_)?(COMPLETED)"), str(job)
+
     [size] = job.said(r"saved tech-pack.pdf (\d+)")
     pdf = job.pdf.read_bytes()
     assert pdf.startswith(b"%PDF-") and len(pdf) == int(size)
-    [refused] = job.said(r"refused (.*)")
-    assert "INVALID_FIELD" in refused and "[export_id: must be a valid UUID]" in refused
-    # The request that lost its server was repeated, and made nothing twice.
+    [refusal] = job.said(r"refused (.*)")
+    assert "INVALID_FIELD" in refusal and "[export_id: must be a valid UUID]" in refusal
+
+    # The client repeated the request that lost its server, and nothing was made twice.
     assert conversions(command, user) == job.said(r"conversion (\S+) (?:JOB_STATE_)?COMPLETED")
+
     ended = job.with_another_token("none")
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1 and "[TOKEN_INVALID " in ended.stderr, ended.stderr
 
 
 def conversions(command: Command, user: str) -> list[str]:
-    """The ids of all that the user has."""
+    """Returns the ids of all conversions that the user has."""
     token = command.run("token", "--user", user).stdout.strip()
     address = f"127.0.0.1:{command.environment['ATELIER_CONVERSIONS_PORT']}"
     with grpc.insecure_channel(address) as channel:

@@ -11,7 +11,7 @@ import pytest
 
 from cli.postgres import EmbeddedPostgres
 from tests.faults.processes import Processes, Superuser
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 
 _MEASURED: list[str] = []
 
@@ -45,11 +45,11 @@ async def bench(
     cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path
 ) -> AsyncIterator[Bench]:
     """Serves assets; tests start workers with `bench.processes.work("assets")`."""
-    async with suite(cluster, keys, disk) as made:
-        await made.serve("assets")
-        processes = Processes(cluster, made.database, keys, disk, tmp_path)
+    async with running_suite(cluster, keys, disk) as suite:
+        await suite.serve("assets")
+        processes = Processes(cluster, suite.database, keys, disk, tmp_path)
         try:
-            yield Bench(made, processes)
+            yield Bench(suite, processes)
         finally:
             processes.close()
 

@@ -13,7 +13,7 @@ from tests.faults.conftest import Bench
 from tests.faults.effects import effect, ended
 from tests.faults.processes import Processes, until
 from tests.small_disk import Filler, mounted
-from tests.suite import Cluster, DiskServer, Keys, suite
+from tests.suite import Cluster, DiskServer, Keys, running_suite
 
 pytestmark = [pytest.mark.faults, pytest.mark.needs_mount]
 
@@ -31,11 +31,11 @@ def small_disk(tmp_path: Path) -> Iterator[DiskServer]:
 async def small(
     cluster: Cluster, keys: Keys, small_disk: DiskServer, tmp_path: Path
 ) -> AsyncIterator[Bench]:
-    async with suite(cluster, keys, small_disk) as made:
-        await made.serve("assets")
-        processes = Processes(cluster, made.database, keys, small_disk, tmp_path)
+    async with running_suite(cluster, keys, small_disk) as suite:
+        await suite.serve("assets")
+        processes = Processes(cluster, suite.database, keys, small_disk, tmp_path)
         try:
-            yield Bench(made, processes)
+            yield Bench(suite, processes)
         finally:
             processes.close()
 
@@ -47,8 +47,10 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     head = upload_pb2.UploadHead(
         request_id=flows.request_id(), declaration=flows.declaration(photo)
     )
-    refused = await calls.refusal(flows.stream_upload(client, head, photo))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
+    refusal = await calls.refused(
+        flows.stream_upload(client, head, photo), grpc.StatusCode.RESOURCE_EXHAUSTED
+    )
+    assert refusal.reason == "STORAGE_FULL"
 
     announced = await flows.announce(client, photo)
     assert (await flows.send(announced.target, photo)).status_code == 507
@@ -58,8 +60,10 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
     filler.leave(len(photo) * 3 // 2)
     assert (await flows.send(announced.target, photo)).status_code == 204
 
-    refused = await calls.refusal(flows.confirm(client, announced.upload_id))
-    assert refused.reason == "STORAGE_FULL"
+    refusal = await calls.refused(
+        flows.confirm(client, announced.upload_id), grpc.StatusCode.RESOURCE_EXHAUSTED
+    )
+    assert refusal.reason == "STORAGE_FULL"
     assert (await flows.get(client, announced.asset.id)).state == asset_pb2.ASSET_STATE_PENDING
 
     filler.remove()
@@ -87,19 +91,19 @@ async def test_a_full_storage_says_so_and_recovers(small: Bench) -> None:
 async def test_logs_on_a_full_disk_fail_no_call_no_job_and_no_end(
     cluster: Cluster, keys: Keys, disk: DiskServer, tmp_path: Path
 ) -> None:
-    async with suite(cluster, keys, disk) as made:
+    async with running_suite(cluster, keys, disk) as suite:
         with mounted(tmp_path / "logs", "1m") as logs:
             processes, filler = (
-                Processes(cluster, made.database, keys, disk, tmp_path),
+                Processes(cluster, suite.database, keys, disk, tmp_path),
                 Filler(logs),
             )
             processes.logs = logs
 
             try:
-                bench = Bench(made, processes)
+                bench = Bench(suite, processes)
                 filler.leave(4096)
                 server, worker = processes.serve("assets"), processes.work("assets")
-                made.addresses["assets"] = processes.addresses["assets"]
+                suite.addresses["assets"] = processes.addresses["assets"]
                 await server.healthy()
                 filler.leave(0)
                 for _ in range(100):

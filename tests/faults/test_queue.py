@@ -1,4 +1,4 @@
-"""R26: whatever breaks under the queue, it is as fast as before within 30 s, and no job FAILED
+"""Whatever breaks under the queue, it is as fast as before within 30 s, and no job is FAILED
 because of it."""
 
 from collections.abc import AsyncIterator, Callable, Mapping

@@ -1,6 +1,6 @@
-"""R22: a process is killed at each step of an upload, of making variants and of deleting. The
-reconciler and the cleanup find what it leaves in rows and store, and repair it until both agree to
-the last object."""
+"""A process is killed at each step of an upload, of making variants and of deleting. The reconciler
+and the cleanup find what it leaves in rows and store, and repair it until both agree to the last
+object."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

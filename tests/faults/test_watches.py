@@ -20,6 +20,7 @@ from shared.database.db import Database
 from shared.database.rows import Statement
 from shared.settings import Settings, load
 from tests.assets.flows import request_id
+from tests.calls import refused
 from tests.faults.processes import Process, Processes, Superuser, until
 from tests.suite import APP_PASSWORD, WORKER_PASSWORD, Client
 
@@ -288,9 +289,7 @@ async def refuses_an_old_cursor(processes: Processes, client: Client, cursor: st
     watch = client.stub(asset_pb2_grpc.AssetServiceStub).WatchAssets(
         pb.WatchAssetsRequest(cursor=cursor)
     )
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await watch.read()
-    assert refusal.value.code() == grpc.StatusCode.OUT_OF_RANGE
+    await refused(watch, grpc.StatusCode.OUT_OF_RANGE)
 
 
 async def test_a_watch_goes_on_when_the_sequencer_is_frozen(

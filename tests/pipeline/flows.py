@@ -215,7 +215,7 @@ def product_is(state: int) -> Pick:
     return lambda change: change.HasField("product") and change.product.state == state
 
 
-async def everything(atelier: Suite) -> None:
+async def everything(suite: Suite) -> None:
     """Starts all services that pipeline needs, and their workers."""
-    await atelier.serve("assets", "conversions", "pipeline")
-    await atelier.work("assets", "conversions", "pipeline")
+    await suite.serve("assets", "conversions", "pipeline")
+    await suite.work("assets", "conversions", "pipeline")

@@ -4,22 +4,24 @@ from atelier.pipeline.v1 import phase_pb2, product_pb2
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Suite
 
 ERROR = product_pb2.PRODUCT_STATE_ERROR
 
 
-async def test_phase_1_waits_for_images_that_are_still_being_uploaded(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def test_phase_1_waits_for_images_that_are_still_being_uploaded(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     data = flows.photo()
     announced = await asset_flows.announce(ada, data)
+
     created = await flows.create(ada, announced.asset.id, run_phases_externally=[1])
     watching = flows.watch(ada, created.id)
     await watching.ready()
+
     early = phase_pb2.StartPhaseRequest(product_id=created.id, phase=1)
     await refused(
         flows.phases(ada).StartPhase(early),
@@ -36,10 +38,10 @@ async def test_phase_1_waits_for_images_that_are_still_being_uploaded(atelier: S
     await watching.close()
 
 
-async def test_a_rejected_image_makes_the_product_an_error_that_says_why(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def test_a_rejected_image_makes_the_product_an_error_that_says_why(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     announced = await asset_flows.announce(ada, b"x" * 100, sha256="")
     await asset_flows.send(announced.target, b"x" * 100)
     await refused(asset_flows.confirm(ada, announced.upload_id), StatusCode.FAILED_PRECONDITION)
@@ -64,10 +66,10 @@ async def test_a_rejected_image_makes_the_product_an_error_that_says_why(atelier
     await watching.close()
 
 
-async def test_an_image_that_the_owner_may_not_see_does_not_exist(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    eve, ada = atelier.client("eve"), atelier.client("ada")
+async def test_an_image_that_the_owner_may_not_see_does_not_exist(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    eve, ada = suite.client("eve"), suite.client("ada")
     foreign = await asset_flows.upload(eve, flows.photo())
     created = await flows.create(ada, foreign.id)
     watching = flows.watch(ada, created.id)
@@ -76,17 +78,19 @@ async def test_an_image_that_the_owner_may_not_see_does_not_exist(atelier: Suite
 
 
 async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_retried(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     data = flows.photo()
     announced = await asset_flows.announce(ada, data)
     created = await flows.create(ada, announced.asset.id, run_phases_externally=[1])
     watching = flows.watch(ada, created.id)
+
     await flows.phases(ada).StopPhase(phase_pb2.StopPhaseRequest(product_id=created.id, phase=1))
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_STOPPED))
+
     await asset_flows.send(announced.target, data)
     await asset_flows.confirm(ada, announced.upload_id)
     await watching.until(lambda change: change.log.action == "images_ready")
@@ -99,28 +103,30 @@ async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_ret
     await watching.close()
 
 
-async def test_assets_may_be_away_when_a_product_is_created(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    ada = atelier.client("ada")
+async def test_assets_may_be_away_when_a_product_is_created(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
-    await atelier.stop("assets")
+    await suite.stop("assets")
+
     created = await flows.create(ada, image.id, run_phases_externally=[1])
-    await atelier.work("pipeline")
+    await suite.work("pipeline")
+
     watching = flows.watch(ada, created.id)
     await watching.ready()
     await refused(flows.get(ada, created.id, include_urls=True), StatusCode.UNAVAILABLE)
 
     await asyncio.sleep(1)
-    await atelier.stop_work("pipeline")
-    await atelier.serve("assets")
-    await atelier.work("pipeline")
+    await suite.stop_work("pipeline")
+    await suite.serve("assets")
+    await suite.work("pipeline")
     await watching.until(lambda change: change.phase.number == 1 and change.phase.due)
     await watching.close()
 
 
-async def test_what_a_product_may_be_made_of_is_checked(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    ada = atelier.client("ada")
+async def test_what_a_product_may_be_made_of_is_checked(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     await refused(
         flows.create(ada, image.id, image.id), StatusCode.INVALID_ARGUMENT, "each asset once"
@@ -152,9 +158,9 @@ async def test_what_a_product_may_be_made_of_is_checked(atelier: Suite) -> None:
     )
 
 
-async def test_a_repeated_creation_is_one_product(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    ada = atelier.client("ada")
+async def test_a_repeated_creation_is_one_product(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     made = await asyncio.gather(*(flows.create(ada, image.id, request_id="once") for _ in range(8)))
     assert len({product.id for product in made}) == 1

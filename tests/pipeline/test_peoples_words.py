@@ -9,8 +9,8 @@ from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 Value = dict[str, Any]
@@ -169,7 +169,7 @@ def value(kind: str, fields: Value) -> result_pb2.PhaseValue:
 
 
 async def reviewed(
-    atelier: Suite,
+    suite: Suite,
     edits: dict[str, Value],
     outside: list[int],
     masks: dict[str, list[str]] | None = None,
@@ -177,8 +177,8 @@ async def reviewed(
 ) -> tuple[Client, str]:
     """Runs a product through all phases. Outside runners are unsure of what they found in the
     edited phases."""
-    await flows.everything(atelier)
-    ada = atelier.client("ada")
+    await flows.everything(suite)
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.outside(ada, image.id, outside, stated=STATED)
     watching = flows.watch(ada, created.id)
@@ -267,12 +267,12 @@ PHASES_1_AND_3 = ["product_analysis", "seo_analysis"]
     ],
 )
 async def test_a_reviewers_word_stands_in_all_that_follows(
-    atelier: Suite, kinds: list[str], outside: list[int]
+    suite: Suite, kinds: list[str], outside: list[int]
 ) -> None:
     """Outside runners say something else throughout. Where phase 4 isn't theirs, our model gets the
     facts."""
     edits = {kind: {name: said for name, (said, _) in SAID[kind].items()} for kind in kinds}
-    ada, product_id = await reviewed(atelier, edits, outside)
+    ada, product_id = await reviewed(suite, edits, outside)
     places = await seen(ada, product_id)
 
     for kind in kinds:
@@ -287,7 +287,7 @@ async def test_a_reviewers_word_stands_in_all_that_follows(
     )
 
 
-async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
+async def test_what_a_reviewer_emptied_stays_empty(suite: Suite) -> None:
     emptied = {
         "product_analysis": ["name", "model", "condition", "categories", "brands"],
         "seo_analysis": ["title", "description", "keywords"],
@@ -295,7 +295,7 @@ async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
     edits: dict[str, Value] = {kind: {} for kind in emptied}
     analysis = {name: word for name, word in FOUND["product_analysis"].items() if name != "model"}
     found = {**FOUND, "product_analysis": analysis}  # the caller stated the model
-    ada, product_id = await reviewed(atelier, edits, [1, 2, 3], emptied, found)
+    ada, product_id = await reviewed(suite, edits, [1, 2, 3], emptied, found)
     places = await seen(ada, product_id)
 
     for name in (
@@ -319,10 +319,10 @@ async def test_what_a_reviewer_emptied_stays_empty(atelier: Suite) -> None:
     )
 
 
-async def test_a_name_that_a_reviewer_approves_is_the_products(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def test_a_name_that_a_reviewer_approves_is_the_products(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.outside(ada, image.id, stated=STATED)
     watching = flows.watch(ada, created.id)
@@ -342,11 +342,11 @@ async def test_a_name_that_a_reviewer_approves_is_the_products(atelier: Suite) -
 
 
 async def test_an_edit_that_changes_nothing_is_refused_and_the_review_stays_open(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.outside(ada, image.id)
     found = value("product_analysis", FOUND["product_analysis"])
@@ -383,10 +383,10 @@ async def test_an_edit_that_changes_nothing_is_refused_and_the_review_stays_open
     assert (await edit(flows.analysis("New"))).review.state == review_pb2.REVIEW_STATE_EDITED
 
 
-async def test_words_that_later_phases_cannot_take_are_refused(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def test_words_that_later_phases_cannot_take_are_refused(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.outside(ada, image.id)
     for number, kind in enumerate(KINDS[:3], start=1):

@@ -6,17 +6,17 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 NOTHING = result_pb2.PhaseValue(market_research=result_pb2.MarketResearch())
 
 
-async def with_image(atelier: Suite) -> tuple[Client, str]:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def with_image(suite: Suite) -> tuple[Client, str]:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     return ada, (await asset_flows.upload(ada, flows.photo())).id
 
 
@@ -38,8 +38,8 @@ def stop(product_id: str, phase: int) -> phase_pb2.StopPhaseRequest:
     )
 
 
-async def test_an_outside_runner_takes_a_product_through_all_phases(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_an_outside_runner_takes_a_product_through_all_phases(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     assert list(created.external_phases) == [1, 2, 3, 4]
 
@@ -67,12 +67,12 @@ async def test_an_outside_runner_takes_a_product_through_all_phases(atelier: Sui
     assert shown.product.state == product_pb2.PRODUCT_STATE_COMPLETED
     assert [result.value for result in shown.results] == values
 
-    outcomes = atelier.sql("SELECT outcome, worker FROM pipeline.attempts")
+    outcomes = suite.sql("SELECT outcome, worker FROM pipeline.attempts")
     assert outcomes == [("succeeded", "outside:ada")] * 4
 
 
-async def test_a_low_confidence_from_outside_waits_for_a_person_too(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_low_confidence_from_outside_waits_for_a_person_too(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     done = await flows.complete(
         ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.79
@@ -81,8 +81,8 @@ async def test_a_low_confidence_from_outside_waits_for_a_person_too(atelier: Sui
     assert (await flows.get(ada, created.id)).product.requires_manual_review
 
 
-async def test_exactly_080_needs_no_person(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_exactly_080_needs_no_person(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     done = await flows.complete(
         ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.8
@@ -90,10 +90,8 @@ async def test_exactly_080_needs_no_person(atelier: Suite) -> None:
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
 
-async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(
-    atelier: Suite,
-) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     watching = flows.watch(ada, created.id)
     late = await flows.claim(ada, created.id, 1, lease_seconds=1)
@@ -112,16 +110,15 @@ async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(
     beat = phase_pb2.HeartbeatPhaseRequest(
         product_id=created.id, phase=1, attempt_token=late.attempt_token
     )
-    assert (
-        await refused(flows.phases(ada).HeartbeatPhase(beat), StatusCode.FAILED_PRECONDITION)
-    ).reason == "ATTEMPT_SUPERSEDED"
+    refusal = await refused(flows.phases(ada).HeartbeatPhase(beat), StatusCode.FAILED_PRECONDITION)
+    assert refusal.reason == "ATTEMPT_SUPERSEDED"
 
     done = await flows.complete(ada, fresh, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
 
-async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1, lease_seconds=1)
     beat = phase_pb2.HeartbeatPhaseRequest(
@@ -135,10 +132,10 @@ async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(atelier: Suite
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
 
-async def test_another_may_claim_as_soon_as_the_lease_has_passed(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_another_may_claim_as_soon_as_the_lease_has_passed(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
-    await atelier.stop_work("pipeline")  # so that no lease is reaped
+    await suite.stop_work("pipeline")  # so that no lease is reaped
     await flows.claim(ada, created.id, 1, lease_seconds=1)
     await refused(
         flows.claim(ada, created.id, 1), StatusCode.FAILED_PRECONDITION, "another runner has it"
@@ -146,14 +143,14 @@ async def test_another_may_claim_as_soon_as_the_lease_has_passed(atelier: Suite)
 
     await asyncio.sleep(1.1)
     assert (await flows.claim(ada, created.id, 1)).phase.attempt_number == 2
-    assert atelier.sql("SELECT outcome FROM pipeline.attempts ORDER BY created_at") == [
+    assert suite.sql("SELECT outcome FROM pipeline.attempts ORDER BY created_at") == [
         ("lost",),
         ("running",),
     ]
 
 
-async def test_a_failure_from_outside_can_be_retried(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_failure_from_outside_can_be_retried(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
     failure = phase_pb2.FailPhaseRequest(
@@ -181,8 +178,8 @@ async def test_a_failure_from_outside_can_be_retried(atelier: Suite) -> None:
     await flows.complete(ada, await flows.claim(ada, created.id, 1), flows.analysis())
 
 
-async def test_stopping_takes_the_phase_from_an_outside_runner(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_stopping_takes_the_phase_from_an_outside_runner(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
     stopped = await flows.phases(ada).StopPhase(stop(created.id, 1))
@@ -203,11 +200,11 @@ async def test_stopping_takes_the_phase_from_an_outside_runner(atelier: Suite) -
     assert (await flows.get(ada, created.id)).product.state == product_pb2.PRODUCT_STATE_PROCESSING
 
 
-async def test_a_stop_that_comes_as_the_phase_is_done_stops_the_next_one(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_stop_that_comes_as_the_phase_is_done_stops_the_next_one(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
-    await atelier.change("UPDATE pipeline.phases SET cancel_requested = true WHERE number = 1")
+    await suite.change("UPDATE pipeline.phases SET cancel_requested = true WHERE number = 1")
     done = await flows.complete(ada, claimed, flows.analysis())
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
@@ -219,11 +216,12 @@ async def test_a_stop_that_comes_as_the_phase_is_done_stops_the_next_one(atelier
     assert (await flows.get(ada, created.id)).product.phases[1].due
 
 
-async def test_calls_at_the_same_moment_end_in_one_order(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_calls_at_the_same_moment_end_in_one_order(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     service = flows.phases(ada)
     claimed = await flows.claim(ada, created.id, 1)
+
     waves = [
         [
             flows.claim(ada, created.id, 1),
@@ -235,6 +233,7 @@ async def test_calls_at_the_same_moment_end_in_one_order(atelier: Suite) -> None
         for _ in range(6)
     ]
     ended = await asyncio.gather(*(call for wave in waves for call in wave), return_exceptions=True)
+
     refused_with = {error.code() for error in ended if isinstance(error, AioRpcError)}
     assert refused_with <= {StatusCode.FAILED_PRECONDITION}
     assert not [
@@ -243,16 +242,16 @@ async def test_calls_at_the_same_moment_end_in_one_order(atelier: Suite) -> None
         if isinstance(error, Exception) and not isinstance(error, AioRpcError)
     ]
 
-    open_reviews = atelier.sql("SELECT count(*) FROM pipeline.reviews WHERE state = 'open'")[0][0]
+    open_reviews = suite.sql("SELECT count(*) FROM pipeline.reviews WHERE state = 'open'")[0][0]
     phase = (await flows.get(ada, created.id)).product.phases[0]
     assert open_reviews == (phase.state == phase_pb2.PHASE_STATE_AWAITING_REVIEW)
 
-    running = atelier.sql("SELECT count(*) FROM pipeline.attempts WHERE outcome = 'running'")[0][0]
+    running = suite.sql("SELECT count(*) FROM pipeline.attempts WHERE outcome = 'running'")[0][0]
     assert running == (phase.state == phase_pb2.PHASE_STATE_RUNNING)
 
 
-async def test_a_repeated_claim_or_result_is_one(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_repeated_claim_or_result_is_one(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     request = phase_pb2.ClaimPhaseRequest(request_id="claim-1", product_id=created.id, phase=1)
     claimed = [await flows.phases(ada).ClaimPhase(request) for _ in range(2)]
@@ -268,8 +267,8 @@ async def test_a_repeated_claim_or_result_is_one(atelier: Suite) -> None:
     assert (await refused(other, StatusCode.INVALID_ARGUMENT)).reason == "REQUEST_ID_REUSED"
 
 
-async def test_a_value_must_belong_to_its_phase_and_be_usable_by_the_next(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_value_must_belong_to_its_phase_and_be_usable_by_the_next(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
     await refused(
@@ -288,9 +287,9 @@ async def test_a_value_must_belong_to_its_phase_and_be_usable_by_the_next(atelie
 
 
 async def test_a_key_that_is_too_long_is_refused_in_an_answer_that_clients_take(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    ada, image = await with_image(atelier)
+    ada, image = await with_image(suite)
     claimed = await flows.claim(ada, (await flows.outside(ada, image)).id, 1)
     value = flows.analysis()
     value.product_analysis.image_quality.pictures.add(measures={"k" * 100_000: 0.5})
@@ -300,8 +299,8 @@ async def test_a_key_that_is_too_long_is_refused_in_an_answer_that_clients_take(
     )
 
 
-async def test_a_value_is_no_larger_than_three_of_them_in_an_answer(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_value_is_no_larger_than_three_of_them_in_an_answer(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     claimed = await flows.claim(ada, created.id, 1)
     picture = result_pb2.PictureQuality(
@@ -332,8 +331,8 @@ async def test_a_value_is_no_larger_than_three_of_them_in_an_answer(atelier: Sui
     )
 
 
-async def test_without_auto_advance_each_phase_waits_for_its_start(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_without_auto_advance_each_phase_waits_for_its_start(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image, auto_advance=False)
     early = flows.phases(ada).StartPhase(start(created.id, 2))
     await refused(early, StatusCode.FAILED_PRECONDITION, "phase 1 isn't completed")
@@ -350,8 +349,8 @@ async def test_without_auto_advance_each_phase_waits_for_its_start(atelier: Suit
     await flows.complete(ada, await flows.claim(ada, created.id, 2), NOTHING)
 
 
-async def test_what_the_state_forbids_is_refused_with_the_state(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_what_the_state_forbids_is_refused_with_the_state(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image, [1])
 
     service = flows.phases(ada)

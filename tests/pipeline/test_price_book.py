@@ -5,8 +5,8 @@ from grpc import StatusCode
 from services.pipeline.price_csv import read_csv
 from shared.rpc.errors import DomainError
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 HEADER = "brand,model,name,marketplace,price,msrp,currency,link,category\n"
@@ -26,13 +26,13 @@ async def entries(client: Client) -> list[price_book_pb2.PriceBookEntry]:
 
 
 async def researched(
-    atelier: Suite, csv: str | None, **fields: object
+    suite: Suite, csv: str | None, **fields: object
 ) -> tuple[Client, str, result_pb2.PhaseResult]:
     """Returns phase 2 as the worker runs it, after an outside phase 1 that found the sample
     jacket."""
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     if csv is not None:
         await flows.price_book(ada).ImportPriceBook(flows.book(csv.encode()))
     image = await asset_flows.upload(ada, flows.photo())
@@ -44,8 +44,8 @@ async def researched(
     return ada, created.id, (await flows.get(ada, created.id)).results[1]
 
 
-async def test_market_research_finds_the_owners_offers(atelier: Suite) -> None:
-    _, _, found = await researched(atelier, OFFERS)
+async def test_market_research_finds_the_owners_offers(suite: Suite) -> None:
+    _, _, found = await researched(suite, OFFERS)
     market = found.value.market_research
 
     assert (found.provider, found.confidence, market.matched_by) == ("price_book", 1, "model")
@@ -60,12 +60,12 @@ async def test_market_research_finds_the_owners_offers(atelier: Suite) -> None:
     assert [offer.marketplace for offer in market.offers] == ["Bazaar", "Marktplatz", "Overseas"]
 
 
-async def test_without_a_number_the_name_is_looked_up(atelier: Suite) -> None:
+async def test_without_a_number_the_name_is_looked_up(suite: Suite) -> None:
     csv = (
         HEADER + ",,Canvas  FIELD jacket,Flea market,20.00,,EUR,,\n,X-9,Canvas field"
         " jacket,Elsewhere,1.00,,EUR,,\n"
     )
-    _, _, found = await researched(atelier, csv)
+    _, _, found = await researched(suite, csv)
 
     market = found.value.market_research
     assert (market.matched_by, market.marketplace.marketplace) == ("name", "Flea market")
@@ -73,14 +73,14 @@ async def test_without_a_number_the_name_is_looked_up(atelier: Suite) -> None:
     assert not market.HasField("competitive_price") and not market.HasField("msrp")
 
 
-async def test_a_name_is_found_however_its_characters_are_put_together(atelier: Suite) -> None:
+async def test_a_name_is_found_however_its_characters_are_put_together(suite: Suite) -> None:
     """The book's name comes from a Mac: decomposed, with a no-break space and a curly apostrophe;
     the facts have a typed one."""
     typed, pasted = "B\u00e9ret d'M\u00e5ns", "Be\u0301ret\u00a0d\u2019Ma\u030ans"
     data = f"model;name;marketplace;price;currency\n;{pasted};Shop;19,90;EUR\n".encode("utf-16")
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     assert (await flows.price_book(ada).ImportPriceBook(flows.book(data))).added == 1
 
     image = await asset_flows.upload(ada, flows.photo())
@@ -93,9 +93,9 @@ async def test_a_name_is_found_however_its_characters_are_put_together(atelier: 
     assert (found.matched_by, found.marketplace.price.amount) == ("name", 19.9)
 
 
-async def test_a_book_is_read_in_the_encoding_that_its_owner_names(atelier: Suite) -> None:
-    await atelier.serve("pipeline")
-    ada = atelier.client("ada")
+async def test_a_book_is_read_in_the_encoding_that_its_owner_names(suite: Suite) -> None:
+    await suite.serve("pipeline")
+    ada = suite.client("ada")
     data = "name;price;currency\nBéret;19,90;EUR\n".encode("cp1252")
     told = "windows-1252 if it is 'Béret'"
     await refused(
@@ -106,9 +106,9 @@ async def test_a_book_is_read_in_the_encoding_that_its_owner_names(atelier: Suit
     assert [entry.name for entry in await entries(ada)] == ["Béret"]
 
 
-async def test_nothing_found_is_completed_empty_and_says_so(atelier: Suite) -> None:
+async def test_nothing_found_is_completed_empty_and_says_so(suite: Suite) -> None:
     ada, product_id, found = await researched(
-        atelier, HEADER + "Kesterholt,KH-9,,Marktplatz,1.00,,EUR,,\n"
+        suite, HEADER + "Kesterholt,KH-9,,Marktplatz,1.00,,EUR,,\n"
     )
     assert found.value == result_pb2.PhaseValue(market_research=result_pb2.MarketResearch())
     assert not found.HasField("confidence")
@@ -117,16 +117,14 @@ async def test_nothing_found_is_completed_empty_and_says_so(atelier: Suite) -> N
     assert "no offer in the price book matches" in line.message
 
 
-async def test_a_product_without_a_market_provider_looks_nowhere(atelier: Suite) -> None:
-    _, _, found = await researched(
-        atelier, OFFERS, market_provider=product_pb2.MARKET_PROVIDER_NONE
-    )
+async def test_a_product_without_a_market_provider_looks_nowhere(suite: Suite) -> None:
+    _, _, found = await researched(suite, OFFERS, market_provider=product_pb2.MARKET_PROVIDER_NONE)
     assert found.provider == "none" and not found.value.market_research.offers
 
 
-async def test_good_lines_are_kept_and_bad_ones_named(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    ada = atelier.client("ada")
+async def test_good_lines_are_kept_and_bad_ones_named(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    ada = suite.client("ada")
     csv = (
         HEADER + "A,1,,M,10,,EUR,,\n"
         "A,2,,M,ten,,EUR,,\n"
@@ -156,9 +154,9 @@ async def test_good_lines_are_kept_and_bad_ones_named(atelier: Suite) -> None:
     assert [entry.model for entry in await entries(ada)] == ["1"]
 
 
-async def test_importing_again_replaces_offers_and_may_remove_the_others(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    ada, eve = atelier.client("ada"), atelier.client("eve")
+async def test_importing_again_replaces_offers_and_may_remove_the_others(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    ada, eve = suite.client("ada"), suite.client("eve")
     first = flows.book((HEADER + "A,1,,M,10,,EUR,,\nA,2,,M,20,,EUR,,\n").encode())
     await flows.price_book(eve).ImportPriceBook(first)
     assert (await flows.price_book(ada).ImportPriceBook(first)).added == 2
@@ -211,9 +209,9 @@ def test_ten_thousand_lines_are_read() -> None:
     assert len(book.entries) == 10_000 and not book.errors
 
 
-async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(atelier: Suite) -> None:
-    await atelier.serve("pipeline")
-    ada = atelier.client("u" * 100)
+async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(suite: Suite) -> None:
+    await suite.serve("pipeline")
+    ada = suite.client("u" * 100)
     # Each character differs, because Postgres compresses repeats: 600 bytes each fit, one byte more
     # doesn't.
     longest = ["".join(chr(0x4E00 + 200 * column + n) for n in range(200)) for column in range(4)]
@@ -232,8 +230,8 @@ async def test_a_line_whose_texts_are_too_long_to_be_looked_up_is_named(atelier:
     assert "601 bytes" in answer.errors[0].message and "at most 600" in answer.errors[0].message
 
 
-async def test_more_than_a_megabyte_is_refused(atelier: Suite) -> None:
-    await atelier.serve("assets", "pipeline")
-    ada = atelier.client("ada")
+async def test_more_than_a_megabyte_is_refused(suite: Suite) -> None:
+    await suite.serve("assets", "pipeline")
+    ada = suite.client("ada")
     large = flows.book(b"x" * 1_000_001)
     await refused(flows.price_book(ada).ImportPriceBook(large), StatusCode.INVALID_ARGUMENT, "csv")

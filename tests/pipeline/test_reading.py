@@ -7,15 +7,15 @@ from google.protobuf import struct_pb2
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 
 @pytest.fixture
-async def ada(atelier: Suite) -> Client:
-    await atelier.serve("assets", "conversions", "pipeline")
-    return atelier.client("ada")
+async def ada(suite: Suite) -> Client:
+    await suite.serve("assets", "conversions", "pipeline")
+    return suite.client("ada")
 
 
 async def logs_of(client: Client, **fields: Any) -> log_pb2.ListLogsResponse:
@@ -74,10 +74,10 @@ async def test_lists_are_pages_with_filters(ada: Client) -> None:
     assert [p.id for p in (await service.ListProducts(skipped)).products] == [created[0].id]
 
 
-async def test_the_summary_counts_what_the_owner_has(atelier: Suite, ada: Client) -> None:
-    await atelier.work("pipeline")
+async def test_the_summary_counts_what_the_owner_has(suite: Suite, ada: Client) -> None:
+    await suite.work("pipeline")
     image = (await asset_flows.upload(ada, flows.photo())).id
-    empty = await flows.products(atelier.client("eve")).GetSummary(product_pb2.GetSummaryRequest())
+    empty = await flows.products(suite.client("eve")).GetSummary(product_pb2.GetSummaryRequest())
     assert empty == product_pb2.GetSummaryResponse()
 
     made = await asyncio.gather(*(flows.outside(ada, image) for _ in range(4)))
@@ -102,10 +102,8 @@ async def test_the_summary_counts_what_the_owner_has(atelier: Suite, ada: Client
     )
 
 
-async def test_every_action_leaves_a_line_and_lines_can_be_added(
-    atelier: Suite, ada: Client
-) -> None:
-    await atelier.work("pipeline")
+async def test_every_action_leaves_a_line_and_lines_can_be_added(suite: Suite, ada: Client) -> None:
+    await suite.work("pipeline")
     created = await flows.outside(ada, (await asset_flows.upload(ada, flows.photo())).id)
     claimed = await flows.claim(ada, created.id, 1)
     details = struct_pb2.Struct()
@@ -145,8 +143,8 @@ async def test_every_action_leaves_a_line_and_lines_can_be_added(
     await refused(flows.logs(ada).AppendLog(unsaid), StatusCode.INVALID_ARGUMENT, "level")
 
 
-async def test_creating_can_wait_for_the_end(atelier: Suite, ada: Client) -> None:
-    await atelier.work("assets", "conversions", "pipeline")
+async def test_creating_can_wait_for_the_end(suite: Suite, ada: Client) -> None:
+    await suite.work("assets", "conversions", "pipeline")
     image = (await asset_flows.upload(ada, flows.photo())).id
     done = await flows.create(ada, image, wait=True, request_id="wait-1")
     assert done.state == product_pb2.PRODUCT_STATE_COMPLETED

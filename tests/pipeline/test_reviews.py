@@ -5,8 +5,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 SAID = flows.analysis(
@@ -19,12 +19,12 @@ SAID = flows.analysis(
 )
 
 
-async def unsure(atelier: Suite) -> tuple[Client, str, review_pb2.Review]:
+async def unsure(suite: Suite) -> tuple[Client, str, review_pb2.Review]:
     """Returns a product whose phase 1 an outside runner was not sure of; all its phases are run
     from outside."""
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     image = await asset_flows.upload(ada, flows.photo())
     created = await flows.outside(ada, image.id)
     evidence = [result_pb2.Evidence(name="sharpness", value=0.3, weight=1, note="blurred")]
@@ -51,8 +51,8 @@ def submit(
     return review_pb2.SubmitReviewRequest(**values)  # type: ignore[arg-type]
 
 
-async def test_an_approved_value_stands_and_the_next_phase_starts(atelier: Suite) -> None:
-    ada, product_id, review = await unsure(atelier)
+async def test_an_approved_value_stands_and_the_next_phase_starts(suite: Suite) -> None:
+    ada, product_id, review = await unsure(suite)
     assert review.state == review_pb2.REVIEW_STATE_OPEN and review.model_value == SAID
     assert round(review.model_confidence, 3) == 0.42 and review.evidence[0].note == "blurred"
 
@@ -73,8 +73,8 @@ async def test_an_approved_value_stands_and_the_next_phase_starts(atelier: Suite
     ).metadata["state"]
 
 
-async def test_an_edit_keeps_what_the_reviewer_did_not_touch(atelier: Suite) -> None:
-    ada, _, review = await unsure(atelier)
+async def test_an_edit_keeps_what_the_reviewer_did_not_touch(suite: Suite) -> None:
+    ada, _, review = await unsure(suite)
     said = flows.analysis("", condition="used")
     decided = await flows.reviews(ada).SubmitReview(submit(review, "EDIT", value=said))
     effective = decided.review.effective_value.product_analysis
@@ -83,8 +83,8 @@ async def test_an_edit_keeps_what_the_reviewer_did_not_touch(atelier: Suite) -> 
     assert decided.review.model_value == SAID and decided.review.reviewer_value == said
 
 
-async def test_a_mask_can_empty_a_field_that_the_model_made_up(atelier: Suite) -> None:
-    ada, _, review = await unsure(atelier)
+async def test_a_mask_can_empty_a_field_that_the_model_made_up(suite: Suite) -> None:
+    ada, _, review = await unsure(suite)
     said = flows.analysis("Coat", condition="used")
     wrong = submit(review, "EDIT", value=said, update_mask={"paths": ["colour"]})
     await refused(
@@ -98,8 +98,8 @@ async def test_a_mask_can_empty_a_field_that_the_model_made_up(atelier: Suite) -
     assert (effective.name, list(effective.brands), effective.condition) == ("Coat", [], "new")
 
 
-async def test_a_rejected_product_is_an_error_until_it_is_retried(atelier: Suite) -> None:
-    ada, product_id, review = await unsure(atelier)
+async def test_a_rejected_product_is_an_error_until_it_is_retried(suite: Suite) -> None:
+    ada, product_id, review = await unsure(suite)
     decided = await flows.reviews(ada).SubmitReview(
         submit(review, "REJECT", note="another product")
     )
@@ -111,8 +111,8 @@ async def test_a_rejected_product_is_an_error_until_it_is_retried(atelier: Suite
     assert (await flows.phases(ada).RetryPhase(again)).phase.due
 
 
-async def test_a_phase_that_is_sent_back_runs_again_and_may_ask_again(atelier: Suite) -> None:
-    ada, product_id, review = await unsure(atelier)
+async def test_a_phase_that_is_sent_back_runs_again_and_may_ask_again(suite: Suite) -> None:
+    ada, product_id, review = await unsure(suite)
     decided = await flows.reviews(ada).SubmitReview(submit(review, "SEND_BACK"))
     assert decided.phase.due and decided.phase.retry_count == 1
 
@@ -126,8 +126,8 @@ async def test_a_phase_that_is_sent_back_runs_again_and_may_ask_again(atelier: S
     assert len(still_open) == 1
 
 
-async def test_stopping_withdraws_the_open_review(atelier: Suite) -> None:
-    ada, product_id, review = await unsure(atelier)
+async def test_stopping_withdraws_the_open_review(suite: Suite) -> None:
+    ada, product_id, review = await unsure(suite)
     await flows.phases(ada).StopPhase(phase_pb2.StopPhaseRequest(product_id=product_id, phase=1))
     assert (await listed(ada))[0].state == review_pb2.REVIEW_STATE_WITHDRAWN
     assert (await flows.get(ada, product_id)).product.state == product_pb2.PRODUCT_STATE_STOPPED
@@ -135,9 +135,9 @@ async def test_stopping_withdraws_the_open_review(atelier: Suite) -> None:
     await refused(late, StatusCode.FAILED_PRECONDITION, "withdrawn")
 
 
-async def test_a_claimed_review_is_one_persons(atelier: Suite) -> None:
-    ada, _, review = await unsure(atelier)
-    bob = atelier.client("bob", owner="user:ada")
+async def test_a_claimed_review_is_one_persons(suite: Suite) -> None:
+    ada, _, review = await unsure(suite)
+    bob = suite.client("bob", owner="user:ada")
     claim = review_pb2.ClaimReviewRequest(request_id=flows.request_id(), review_id=review.id)
     claimed = (await flows.reviews(bob).ClaimReview(claim)).review
     assert claimed.claimed_by == "bob" and claimed.HasField("claim_expire_time")
@@ -152,29 +152,26 @@ async def test_a_claimed_review_is_one_persons(atelier: Suite) -> None:
     )
 
     stale = submit(review, "APPROVE", etag=review.etag)
-    assert (
-        await refused(flows.reviews(bob).SubmitReview(stale), StatusCode.ABORTED)
-    ).reason == "ETAG_MISMATCH"
+    refusal = await refused(flows.reviews(bob).SubmitReview(stale), StatusCode.ABORTED)
+    assert refusal.reason == "ETAG_MISMATCH"
 
     fresh = submit(review, "APPROVE", etag=claimed.etag)
     assert (await flows.reviews(bob).SubmitReview(fresh)).review.decided_by == "bob"
 
 
-async def test_a_claim_that_has_passed_holds_nobody_up(atelier: Suite) -> None:
-    ada, _, review = await unsure(atelier)
-    bob = atelier.client("bob", owner="user:ada")
+async def test_a_claim_that_has_passed_holds_nobody_up(suite: Suite) -> None:
+    ada, _, review = await unsure(suite)
+    bob = suite.client("bob", owner="user:ada")
     await flows.reviews(bob).ClaimReview(review_pb2.ClaimReviewRequest(review_id=review.id))
 
-    await atelier.change(
-        "UPDATE pipeline.reviews SET claim_expires_at = now() - interval '1 second'"
-    )
+    await suite.change("UPDATE pipeline.reviews SET claim_expires_at = now() - interval '1 second'")
     assert (
         await flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))
     ).review.decided_by == "ada"
 
 
-async def test_a_decision_and_its_value_must_fit(atelier: Suite) -> None:
-    ada, _, review = await unsure(atelier)
+async def test_a_decision_and_its_value_must_fit(suite: Suite) -> None:
+    ada, _, review = await unsure(suite)
     service = flows.reviews(ada)
     await refused(
         service.SubmitReview(submit(review, "EDIT")), StatusCode.INVALID_ARGUMENT, "value is needed"

@@ -77,6 +77,7 @@ def test_a_product_is_what_its_phases_are() -> None:
 
 def test_a_reviewers_fields_replace_the_models() -> None:
     model = {"name": "a", "brands": ["x", "y"], "condition": "new"}
+
     assert rules.effective(model, {"brands": ["z"]}, []) == {
         "name": "a",
         "brands": ["z"],

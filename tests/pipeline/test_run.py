@@ -34,36 +34,40 @@ async def cancel_first_analysis(client: Client, product_id: str) -> None:
     raise AssertionError("no analysis was asked for")
 
 
-async def test_an_owner_with_many_products_lets_another_ones_begin(atelier: Suite) -> None:
-    atelier.overrides["worker_concurrency"] = 1
-    await atelier.serve("assets", "conversions", "pipeline")
-    await atelier.work("assets", "conversions")
-    ada, bob = atelier.client("ada"), atelier.client("bob")
+async def test_an_owner_with_many_products_lets_another_ones_begin(suite: Suite) -> None:
+    suite.overrides["worker_concurrency"] = 1
+    await suite.serve("assets", "conversions", "pipeline")
+    await suite.work("assets", "conversions")
+    ada, bob = suite.client("ada"), suite.client("bob")
+
     for _ in range(5):
         await flows.create(ada)
     product = await flows.create(bob)
+
     watching = flows.watch(bob, product.id)
     await watching.ready()
-    await atelier.work("pipeline")
+    await suite.work("pipeline")
     await watching.until(flows.phase_is(1, COMPLETED))
     await watching.close()
 
     begun = [
-        owner for (owner,) in atelier.sql("SELECT owner FROM pipeline.attempts ORDER BY created_at")
+        owner for (owner,) in suite.sql("SELECT owner FROM pipeline.attempts ORDER BY created_at")
     ]
     assert begun.index("user:bob") <= 2, begun
 
 
-async def test_four_phases_run_while_a_client_only_watches(atelier: Suite) -> None:
-    await atelier.serve("assets", "conversions", "pipeline")
-    await atelier.work("assets", "conversions")
-    ada = atelier.client("ada")
+async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None:
+    await suite.serve("assets", "conversions", "pipeline")
+    await suite.work("assets", "conversions")
+    ada = suite.client("ada")
     await flows.price_book(ada).ImportPriceBook(flows.book(BOOK))
     first = await asset_flows.upload(ada, flows.photo())
     second = await asset_flows.upload(ada, flows.photo(2))
+
     created = await flows.create(ada, first.id, second.id)
     assert created.state == product_pb2.PRODUCT_STATE_UPLOADED
     assert [image.primary for image in created.images] == [True, False]
+
     watching = flows.watch(ada, created.id)
     await watching.ready()
     standing = len(watching.changes)
@@ -71,11 +75,12 @@ async def test_four_phases_run_while_a_client_only_watches(atelier: Suite) -> No
     assert len(watching.changes) == standing, "nothing works, so nothing changes"
     assert watching.changes[0].product.state == product_pb2.PRODUCT_STATE_UPLOADED
 
-    await atelier.work("pipeline")
+    await suite.work("pipeline")
     done = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
     assert not done.product.is_pipeline_running
     assert done.product.confidence > 0.8
+
     results = {}
     for number in (1, 2, 3, 4):
         running = watching.index(flows.phase_is(number, RUNNING))
@@ -83,7 +88,8 @@ async def test_four_phases_run_while_a_client_only_watches(atelier: Suite) -> No
         completed = watching.index(flows.phase_is(number, COMPLETED))
         assert running < found < completed
         results[number] = watching.changes[found].result
-    too_early = atelier.sql(
+
+    too_early = suite.sql(
         "SELECT r.phase FROM pipeline.results r JOIN pipeline.attempts a ON a.outcome = 'succeeded'"
         " JOIN pipeline.phases p ON p.id = a.job_id AND p.number = r.phase WHERE r.created_at <="
         " a.created_at"
@@ -97,12 +103,14 @@ async def test_four_phases_run_while_a_client_only_watches(atelier: Suite) -> No
         and results[1].provider == "local"
         and results[1].evidence
     )
+
     market = results[2].value.market_research
     assert (market.marketplace.price.amount, market.msrp.amount, market.matched_by) == (
         149.9,
         189,
         "model",
     )
+
     assert results[3].value.seo_analysis.slug and results[3].value.seo_analysis.scores
     listing = results[4].value.product_listing
     assert (listing.price.amount, listing.price.currency, listing.price_source) == (
@@ -117,21 +125,24 @@ async def test_four_phases_run_while_a_client_only_watches(atelier: Suite) -> No
         "large",
         "avif",
     }
-    held = atelier.sql(
+
+    held = suite.sql(
         "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s",
         [f"pipeline/products/{created.id}"],
     )
     assert {row[0] for row in held} == {first.id, second.id}
 
 
-async def test_a_low_confidence_waits_for_a_person(atelier: Suite) -> None:
-    await flows.everything(atelier)
-    ada = atelier.client("ada")
+async def test_a_low_confidence_waits_for_a_person(suite: Suite) -> None:
+    await flows.everything(suite)
+    ada = suite.client("ada")
+
     created = await flows.create(ada, stated=flows.UNSURE)
     watching = flows.watch(ada, created.id)
     waiting = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_AWAITING_REVIEW))
     assert waiting.product.requires_manual_review and not waiting.product.is_pipeline_running
     assert waiting.product.confidence < 0.8
+
     review = (await watching.until(lambda change: change.HasField("review"))).review
     assert review.model_confidence < 0.8 and review.evidence
     assert not review.model_value.product_analysis.name
@@ -149,6 +160,7 @@ async def test_a_low_confidence_waits_for_a_person(atelier: Suite) -> None:
         )
     )
     assert decided.phase.state == COMPLETED and decided.phase.confidence == 1
+
     done = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
     assert done.product.confidence == 1 and not done.product.requires_manual_review
@@ -158,10 +170,12 @@ async def test_a_low_confidence_waits_for_a_person(atelier: Suite) -> None:
     assert kept.state == review_pb2.REVIEW_STATE_EDITED and kept.decided_by == "ada"
     assert kept.model_value == review.model_value
     assert kept.reviewer_value.product_analysis == said
+
     effective = kept.effective_value.product_analysis
     assert (effective.name, effective.condition) == ("Field jacket", "used")
     assert effective.image_quality == review.model_value.product_analysis.image_quality
     assert shown.results[0].value == kept.effective_value
+
     assert (
         shown.results[0].source == result_pb2.RESULT_SOURCE_REVIEWER
         and shown.results[0].confidence == 1
@@ -169,15 +183,15 @@ async def test_a_low_confidence_waits_for_a_person(atelier: Suite) -> None:
     assert "Field jacket" in shown.results[3].value.product_listing.title
 
 
-async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
-    await atelier.serve("assets", "conversions", "pipeline")
-    await atelier.work(
-        "assets", "pipeline"
-    )  # no worker runs the analysis, so phase 1 stays RUNNING
-    ada = atelier.client("ada")
+async def test_a_running_phase_is_stopped_and_run_again(suite: Suite) -> None:
+    await suite.serve("assets", "conversions", "pipeline")
+    await suite.work("assets", "pipeline")  # no worker runs the analysis, so phase 1 stays RUNNING
+    ada = suite.client("ada")
+
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
     running = await watching.until(flows.phase_is(1, RUNNING))
+
     stop = phase_pb2.StopPhaseRequest(request_id=flows.request_id(), product_id=created.id, phase=1)
     answer = await flows.phases(ada).StopPhase(stop)
     assert answer.outcome == phase_pb2.STOP_OUTCOME_REQUESTED and answer.phase.stop_requested
@@ -186,6 +200,7 @@ async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     assert (await flows.phases(ada).StopPhase(stop)).outcome == phase_pb2.STOP_OUTCOME_REQUESTED, (
         "a repeat"
     )
+
     [analysis] = await analyses_of(ada, created.id)
     assert analysis.state == job_pb2.JOB_STATE_CANCELLED
 
@@ -194,7 +209,8 @@ async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     )
     retried = await flows.phases(ada).RetryPhase(again)
     assert retried.phase.retry_count == 1 and retried.phase.due
-    await atelier.work("conversions")
+
+    await suite.work("conversions")
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
     assert len(await analyses_of(ada, created.id)) == 4, (
@@ -202,15 +218,17 @@ async def test_a_running_phase_is_stopped_and_run_again(atelier: Suite) -> None:
     )
 
 
-async def test_a_failed_phase_is_an_error_until_it_is_retried(atelier: Suite) -> None:
-    await atelier.serve("assets", "conversions", "pipeline")
-    await atelier.work("assets", "pipeline")
-    ada = atelier.client("ada")
+async def test_a_failed_phase_is_an_error_until_it_is_retried(suite: Suite) -> None:
+    await suite.serve("assets", "conversions", "pipeline")
+    await suite.work("assets", "pipeline")
+    ada = suite.client("ada")
+
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
     await watching.until(flows.phase_is(1, RUNNING))
     await cancel_first_analysis(ada, created.id)
-    await atelier.work("conversions")
+
+    await suite.work("conversions")
     failed = await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_ERROR))
     assert (
         failed.product.error_class == "ANALYSIS_CANCELLED"
@@ -227,9 +245,9 @@ async def test_a_failed_phase_is_an_error_until_it_is_retried(atelier: Suite) ->
     assert not done.product.error_class
 
 
-async def test_many_products_run_side_by_side(atelier: Suite) -> None:
-    await flows.everything(atelier)
-    ada = atelier.client("ada")
+async def test_many_products_run_side_by_side(suite: Suite) -> None:
+    await flows.everything(suite)
+    ada = suite.client("ada")
     image = (await asset_flows.upload(ada, flows.photo())).id
     done = await asyncio.gather(
         *(flows.create(ada, image, name=f"jacket {n}", wait=True) for n in range(3))
@@ -244,11 +262,11 @@ async def test_many_products_run_side_by_side(atelier: Suite) -> None:
     )
 
 
-async def test_conversions_may_be_away_for_a_while(atelier: Suite) -> None:
-    await atelier.serve("assets", "conversions", "pipeline")
-    await atelier.stop("conversions")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def test_conversions_may_be_away_for_a_while(suite: Suite) -> None:
+    await suite.serve("assets", "conversions", "pipeline")
+    await suite.stop("conversions")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     created = await flows.create(ada)
     watching = flows.watch(ada, created.id)
     waiting = await watching.until(
@@ -256,9 +274,9 @@ async def test_conversions_may_be_away_for_a_while(atelier: Suite) -> None:
     )
     assert waiting.phase.error_class == "DEPENDENCY_UNAVAILABLE"
 
-    await atelier.stop_work("pipeline")
-    await atelier.serve("conversions")
-    await atelier.work("assets", "conversions", "pipeline")
+    await suite.stop_work("pipeline")
+    await suite.serve("conversions")
+    await suite.work("assets", "conversions", "pipeline")
     await watching.until(flows.product_is(product_pb2.PRODUCT_STATE_COMPLETED))
     await watching.close()
     shown = (await flows.get(ada, created.id)).product.phases[0]

@@ -5,15 +5,15 @@ from atelier.pipeline.v1 import log_pb2, product_pb2
 from grpc import StatusCode
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.pipeline import flows
-from tests.pipeline.refusals import refused
 from tests.suite import Client, Suite
 
 
-async def with_image(atelier: Suite) -> tuple[Client, str]:
-    await atelier.serve("assets", "pipeline")
-    await atelier.work("pipeline")
-    ada = atelier.client("ada")
+async def with_image(suite: Suite) -> tuple[Client, str]:
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
     return ada, (await asset_flows.upload(ada, flows.photo())).id
 
 
@@ -33,8 +33,8 @@ async def note(client: Client, product_id: str, text: str) -> log_pb2.LogEntry:
     return entry
 
 
-async def test_a_watch_begins_with_the_product_and_all_it_has(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_watch_begins_with_the_product_and_all_it_has(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     await flows.complete(
         ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.5
@@ -51,16 +51,18 @@ async def test_a_watch_begins_with_the_product_and_all_it_has(atelier: Suite) ->
     await watching.close()
 
 
-async def test_a_watch_goes_on_where_it_was_left(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_a_watch_goes_on_where_it_was_left(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     watching = flows.watch(ada, created.id)
     await watching.ready()
     cursor = watching.changes[-1].cursor
     await watching.close()
+
     texts = [f"note {number}" for number in range(20)]
     for text in texts:
         await note(ada, created.id, text)
+
     again = flows.watch(ada, created.id, cursor=cursor)
     await again.until(lambda change: change.log.message == texts[-1])
     assert [change.log.message for change in again.changes] == texts
@@ -73,8 +75,8 @@ async def test_a_watch_goes_on_where_it_was_left(atelier: Suite) -> None:
     await refused(other.ready(), StatusCode.INVALID_ARGUMENT, "cursor")
 
 
-async def test_all_products_are_watched_in_one_stream_with_logs_on_request(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_all_products_are_watched_in_one_stream_with_logs_on_request(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     first = await flows.outside(ada, image)
     quiet, full = watch_all(ada), watch_all(ada, include_logs=True)
     await asyncio.gather(quiet.ready(), full.ready())
@@ -94,13 +96,15 @@ async def test_all_products_are_watched_in_one_stream_with_logs_on_request(ateli
     await asyncio.gather(quiet.close(), full.close())
 
 
-async def test_nobody_sees_another_owners_changes(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
-    eve = atelier.client("eve")
+async def test_nobody_sees_another_owners_changes(suite: Suite) -> None:
+    ada, image = await with_image(suite)
+    eve = suite.client("eve")
     hers = watch_all(eve, include_logs=True)
     await hers.ready()
+
     created = await flows.outside(ada, image)
     await note(ada, created.id, "secret")
+
     mine = flows.watch(ada, created.id)
     await mine.until(lambda change: change.log.message == "secret")
     own = await flows.create(eve, (await asset_flows.upload(eve, flows.photo())).id)
@@ -110,8 +114,8 @@ async def test_nobody_sees_another_owners_changes(atelier: Suite) -> None:
     await asyncio.gather(hers.close(), mine.close())
 
 
-async def test_the_message_never_holds_an_attempt_token(atelier: Suite) -> None:
-    ada, image = await with_image(atelier)
+async def test_the_message_never_holds_an_attempt_token(suite: Suite) -> None:
+    ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
     watching = flows.watch(ada, created.id)
     await watching.ready()
@@ -121,7 +125,7 @@ async def test_the_message_never_holds_an_attempt_token(atelier: Suite) -> None:
     await watching.close()
     assert claimed.attempt_token not in str(watching.changes)
     assert (
-        atelier.sql(
+        suite.sql(
             "SELECT 1 FROM pipeline.events WHERE position(%s::bytea in payload) > 0",
             [claimed.attempt_token.encode()],
         )

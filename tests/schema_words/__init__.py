@@ -1,2 +1,2 @@
-"""Per service: which words of rules.py and which enum belong to which column, for
-tests/test_schema.py."""
+"""Each service's module says which words of rules.py and which enum belong to which column.
+tests/test_schema.py reads it."""

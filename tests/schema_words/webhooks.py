@@ -1,4 +1,4 @@
-"""The tables that every service has."""
+"""These are the tables that every service has."""
 
 from typing import Any
 

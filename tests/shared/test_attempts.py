@@ -21,9 +21,9 @@ OWNER = "user:ada"
 
 
 @asynccontextmanager
-async def database(house: Suite) -> AsyncIterator[Database]:
-    house.sql(naps.TABLES)
-    db = Database(house.settings("assets", "worker"), "assets")
+async def database(suite: Suite) -> AsyncIterator[Database]:
+    suite.sql(naps.TABLES)
+    db = Database(suite.settings("assets", "worker"), "assets")
     await db.open()
     try:
         yield db
@@ -41,14 +41,14 @@ async def asked(db: Database, seconds: float, *, losses: int = 0) -> UUID:
     return row_id
 
 
-def lose(house: Suite, row_id: UUID) -> None:
+def lose(suite: Suite, row_id: UUID) -> None:
     """Leaves the rows of a worker that began an attempt and vanished."""
-    house.sql(
+    suite.sql(
         "UPDATE assets.naps SET state = 'running', attempt_number = attempt_number + 1 WHERE id"
         " = %s",
         (row_id,),
     )
-    house.sql(
+    suite.sql(
         "INSERT INTO assets.attempts (id, owner, job, job_id, number, worker) SELECT"
         " gen_random_uuid(), owner, 'naps', id, attempt_number, 'elsewhere:1:a' FROM assets.naps"
         " WHERE id = %s",
@@ -57,54 +57,54 @@ def lose(house: Suite, row_id: UUID) -> None:
 
 
 async def test_a_result_whose_commit_is_cut_off_is_committed_again_and_not_made_again(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    async with database(atelier) as db:
+    async with database(suite) as db:
         working = asyncio.create_task(naps.queue_of(db).work(concurrency=1, lease_seconds=15))
         row_id = await asked(db, 0.5)
         running = "SELECT state = 'running' FROM assets.naps"
-        await until(lambda: atelier.sql(running) == [(True,)], "the job runs")
+        await until(lambda: suite.sql(running) == [(True,)], "the job runs")
 
         async with await psycopg.AsyncConnection.connect(
-            atelier.cluster.url(atelier.database)
+            suite.cluster.url(suite.database)
         ) as holder:
             await holder.execute("LOCK TABLE assets.attempts IN EXCLUSIVE MODE")
             caught = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
             await until(
-                lambda: bool(atelier.sql(caught, (holder.info.backend_pid,))), "the commit waits"
+                lambda: bool(suite.sql(caught, (holder.info.backend_pid,))), "the commit waits"
             )
-            [(pid,)] = atelier.sql(caught, (holder.info.backend_pid,))
-            atelier.sql("SELECT pg_terminate_backend(%s)", (pid,))
+            [(pid,)] = suite.sql(caught, (holder.info.backend_pid,))
+            suite.sql("SELECT pg_terminate_backend(%s)", (pid,))
 
         done = "SELECT state FROM assets.naps"
-        await until(lambda: atelier.sql(done) == [("done",)], "the job is done")
+        await until(lambda: suite.sql(done) == [("done",)], "the job is done")
         working.cancel()
         await asyncio.wait([working])
 
     tries = "SELECT outcome, number FROM assets.attempts WHERE job_id = %s"
-    assert atelier.sql(tries, (row_id,)) == [("succeeded", 1)]
+    assert suite.sql(tries, (row_id,)) == [("succeeded", 1)]
 
 
 @pytest.mark.parametrize(
     ("losses", "state"), [(0, "done"), (1, "done"), (2, "pending"), (22, "pending")]
 )
 async def test_a_job_pauses_from_the_third_worker_on_that_vanished_with_it(
-    atelier: Suite, losses: int, state: str
+    suite: Suite, losses: int, state: str
 ) -> None:
-    async with database(atelier) as db:
+    async with database(suite) as db:
         row_id = await asked(db, 0, losses=losses)
-        lose(atelier, row_id)
+        lose(suite, row_id)
         if state == "pending":
             with pytest.raises(TryAgain) as later:
                 await naps.run(db, str(row_id))
-            [(pause,)] = atelier.sql(
+            [(pause,)] = suite.sql(
                 "SELECT extract(epoch FROM %s - now())::float8", (later.value.at,)
             )
             assert 0 < pause <= 20
         else:
             await naps.run(db, str(row_id))
 
-        [row] = atelier.sql(
+        [row] = suite.sql(
             "SELECT state, losses, waits_for, waiting_since IS NOT NULL FROM assets.naps"
         )
         # An attempt that makes progress starts over: earlier losses no longer count.
@@ -113,24 +113,24 @@ async def test_a_job_pauses_from_the_third_worker_on_that_vanished_with_it(
         )
         if state == "pending":
             await naps.run(db, str(row_id))  # the pause is over
-            assert atelier.sql("SELECT state, losses FROM assets.naps") == [("done", 0)]
+            assert suite.sql("SELECT state, losses FROM assets.naps") == [("done", 0)]
 
 
-async def test_a_job_that_every_worker_vanishes_with_fails_in_the_end(atelier: Suite) -> None:
-    async with database(atelier) as db:
+async def test_a_job_that_every_worker_vanishes_with_fails_in_the_end(suite: Suite) -> None:
+    async with database(suite) as db:
         row_id = await asked(db, 0, losses=23)
-        lose(atelier, row_id)
+        lose(suite, row_id)
         await naps.run(db, str(row_id))
-    [(state, error_class)] = atelier.sql("SELECT state, error_class FROM assets.naps")
+    [(state, error_class)] = suite.sql("SELECT state, error_class FROM assets.naps")
     assert (state, error_class) == ("failed", "WORKER_LOST")
 
 
-async def test_a_try_that_this_process_could_not_end_is_no_lost_worker(atelier: Suite) -> None:
-    async with database(atelier) as db:
+async def test_a_try_that_this_process_could_not_end_is_no_lost_worker(suite: Suite) -> None:
+    async with database(suite) as db:
         row_id = await asked(db, 0)
-        lose(atelier, row_id)
-        atelier.sql("UPDATE assets.attempts SET worker = %s", (attempts.WORKER,))
+        lose(suite, row_id)
+        suite.sql("UPDATE assets.attempts SET worker = %s", (attempts.WORKER,))
         await naps.run(db, str(row_id))
-    assert atelier.sql("SELECT state, losses FROM assets.naps") == [("done", 0)]
-    outcomes = atelier.sql("SELECT outcome FROM assets.attempts ORDER BY number")
+    assert suite.sql("SELECT state, losses FROM assets.naps") == [("done", 0)]
+    outcomes = suite.sql("SELECT outcome FROM assets.attempts ORDER BY number")
     assert outcomes == [("waited",), ("succeeded",)]

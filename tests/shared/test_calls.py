@@ -19,15 +19,15 @@ NOBODYS = "01890000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
-async def peers(atelier: Suite) -> AsyncIterator[Peers]:
-    await atelier.serve("assets")
+async def peers(suite: Suite) -> AsyncIterator[Peers]:
+    await suite.serve("assets")
     auth.enter(calls.owner_identity("user:ada"))
-    made = Peers(atelier.settings("conversions", "app"), "conversions")
+    made = Peers(suite.settings("conversions", "app"), "conversions")
     yield made
     await made.close()
 
 
-async def refused(call: object) -> DomainError:
+async def error_of(call: object) -> DomainError:
     with pytest.raises(DomainError) as caught:
         await call  # type: ignore[misc]
     return caught.value
@@ -43,7 +43,7 @@ def declared() -> upload_pb2.UploadDeclaration:
 
 
 async def test_bytes_go_to_assets_and_come_back_for_the_owner(
-    atelier: Suite, peers: Peers, tmp_path: Path
+    suite: Suite, peers: Peers, tmp_path: Path
 ) -> None:
     auth.enter(calls.owner_identity("user:ada"))
     source = tmp_path / "a.jpg"
@@ -65,19 +65,19 @@ async def test_bytes_go_to_assets_and_come_back_for_the_owner(
 
     auth.enter(calls.owner_identity("user:eve"))
     assert (
-        await refused(peers.download(asset.id, tmp_path / "c.jpg"))
+        await error_of(peers.download(asset.id, tmp_path / "c.jpg"))
     ).reason == Reason.ERROR_REASON_NOT_FOUND
 
 
 async def test_a_refusal_comes_through_with_its_reason_text_and_details(peers: Peers) -> None:
     auth.enter(calls.owner_identity("user:ada"))
     assets = peers.stub(asset_pb2_grpc.AssetServiceStub)
-    missing = await refused(assets.GetAsset(asset_pb2.GetAssetRequest(asset_id=NOBODYS)))
+    missing = await error_of(assets.GetAsset(asset_pb2.GetAssetRequest(asset_id=NOBODYS)))
     assert missing.reason == Reason.ERROR_REASON_NOT_FOUND and NOBODYS in missing.text
 
     [detail] = missing.details
     assert isinstance(detail, error_details_pb2.ResourceInfo) and detail.resource_name == NOBODYS
-    malformed = await refused(assets.GetAsset(asset_pb2.GetAssetRequest(asset_id="x")))
+    malformed = await error_of(assets.GetAsset(asset_pb2.GetAssetRequest(asset_id="x")))
     [detail] = malformed.details
     assert (
         isinstance(detail, error_details_pb2.BadRequest)
@@ -86,49 +86,49 @@ async def test_a_refusal_comes_through_with_its_reason_text_and_details(peers: P
 
     update = asset_pb2.UpdateAssetRequest(asset_id=NOBODYS, update_mask={"paths": ["free"]})
     assert (
-        await refused(assets.UpdateAsset(update))
+        await error_of(assets.UpdateAsset(update))
     ).reason == Reason.ERROR_REASON_ROLE_NOT_ALLOWED
 
 
 async def test_a_key_that_the_callee_does_not_trust_is_our_fault_not_the_callers(
-    atelier: Suite, peers: Peers
+    suite: Suite, peers: Peers
 ) -> None:
-    atelier.overrides["service_key_file"] = atelier.keys.directory / "stranger.jwk"
+    suite.overrides["service_key_file"] = suite.keys.directory / "stranger.jwk"
     auth.enter(calls.owner_identity("user:ada"))
-    stranger = Peers(atelier.settings("conversions", "app"), "conversions")
+    stranger = Peers(suite.settings("conversions", "app"), "conversions")
     assets = stranger.stub(asset_pb2_grpc.AssetServiceStub)
-    fault = await refused(assets.ListAssets(asset_pb2.ListAssetsRequest()))
+    fault = await error_of(assets.ListAssets(asset_pb2.ListAssetsRequest()))
     await stranger.close()
     assert fault.reason == Reason.ERROR_REASON_INTERNAL
 
 
-async def test_a_callee_gets_less_time_than_is_left(atelier: Suite, peers: Peers) -> None:
+async def test_a_callee_gets_less_time_than_is_left(suite: Suite, peers: Peers) -> None:
     auth.enter(calls.owner_identity("user:ada"))
     assets = peers.stub(asset_pb2_grpc.AssetServiceStub)
     calls.set_deadline(0.5)
     left = calls.time_left()
     assert left is not None and left < 0.5
-    with holding(atelier, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", None):
-        late = await refused(assets.ListAssets(asset_pb2.ListAssetsRequest()))
+    with holding(suite, "LOCK TABLE assets.assets IN ACCESS EXCLUSIVE MODE", None):
+        late = await error_of(assets.ListAssets(asset_pb2.ListAssetsRequest()))
     assert late.reason == Reason.ERROR_REASON_DEADLINE
 
 
 async def test_a_callee_that_is_away_is_unavailable_with_a_time_to_come_back(
-    atelier: Suite, peers: Peers
+    suite: Suite, peers: Peers
 ) -> None:
     auth.enter(calls.owner_identity("user:ada"))
-    await atelier.stop("assets")
-    away = await refused(
+    await suite.stop("assets")
+    away = await error_of(
         peers.stub(asset_pb2_grpc.AssetServiceStub).ListAssets(asset_pb2.ListAssetsRequest())
     )
     assert away.reason == Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
     assert isinstance(away.details[0], error_details_pb2.RetryInfo)
 
 
-async def test_a_service_without_a_key_does_not_start(atelier: Suite) -> None:
-    atelier.overrides["service_key_file"] = None
+async def test_a_service_without_a_key_does_not_start(suite: Suite) -> None:
+    suite.overrides["service_key_file"] = None
     with pytest.raises(ValueError, match="ATELIER_SERVICE_KEY_FILE"):
-        Peers(atelier.settings("conversions", "app"), "conversions")
+        Peers(suite.settings("conversions", "app"), "conversions")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ POM = {"code": "A", "name": "chest", "view": "front"}
 ENDS = {"from": {"x": 0.1, "y": 0.5}, "to": {"x": 0.9, "y": 0.5}}
 
 
-def refused(value: object) -> FactsError:
+def error_of(value: object) -> FactsError:
     with pytest.raises(FactsError) as caught:
         load_facts(value) if isinstance(value, str | bytes) else parse_facts(value)
     return caught.value
@@ -119,7 +119,7 @@ def test_values_keep_their_units_and_places() -> None:
     ],
 )
 def test_a_bad_field_is_refused_by_its_path(value: Any, path: str) -> None:
-    assert refused(value).path == path
+    assert error_of(value).path == path
 
 
 def test_money_may_be_of_a_currency_with_many_noughts() -> None:
@@ -133,7 +133,7 @@ def test_money_may_be_of_a_currency_with_many_noughts() -> None:
 
 
 def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
-    assert "name" in refused({"product": {"nmae": "x"}}).reason
+    assert "name" in error_of({"product": {"nmae": "x"}}).reason
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
 def test_yaml_that_expands_executes_nests_or_contradicts_itself_is_refused(
     text: str | bytes,
 ) -> None:
-    error = refused(text)
+    error = error_of(text)
     assert error.path == ""
     assert len(str(error)) < 400
 
 
 def test_an_error_survives_the_way_out_of_a_child_process() -> None:
-    error = pickle.loads(pickle.dumps(refused({"care": "x"})))
+    error = pickle.loads(pickle.dumps(error_of({"care": "x"})))
     assert (error.path, str(error)) == ("care", "care: must be a list, not text")

@@ -22,9 +22,9 @@ PATIENCE_SECONDS = 60
 class Sleepers:
     """A queue of assets whose jobs take as long as their row's id says."""
 
-    def __init__(self, house: Suite) -> None:
-        house.overrides["lock_timeout_seconds"] = 0.5
-        self.db = Database(house.settings("assets", "worker"), "assets")
+    def __init__(self, suite: Suite) -> None:
+        suite.overrides["lock_timeout_seconds"] = 0.5
+        self.db = Database(suite.settings("assets", "worker"), "assets")
         self.queue = JobQueue(self.db)
         self.queue.task("sleep", "sleepers", self._sleep)
         self.begun: list[str] = []
@@ -55,9 +55,9 @@ async def until(found: Callable[[], bool], what: str) -> None:
 
 @asynccontextmanager
 async def sleepers(
-    house: Suite, *, lease_seconds: float = LEASE_SECONDS
+    suite: Suite, *, lease_seconds: float = LEASE_SECONDS
 ) -> AsyncIterator[Sleepers]:
-    made = Sleepers(house)
+    made = Sleepers(suite)
     await made.db.open()
     working = asyncio.create_task(made.queue.work(concurrency=2, lease_seconds=lease_seconds))
     try:
@@ -69,10 +69,10 @@ async def sleepers(
 
 
 @asynccontextmanager
-async def locked(house: Suite, table: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+async def locked(suite: Suite, table: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
     """Locks the queue's table against changes by others. What the connection itself does is
     committed."""
-    url = house.cluster.url(house.database)
+    url = suite.cluster.url(suite.database)
     async with await psycopg.AsyncConnection.connect(url) as conn:
         await conn.execute(
             psycopg.sql.SQL("LOCK TABLE assets_jobs.{} IN EXCLUSIVE MODE").format(
@@ -82,25 +82,25 @@ async def locked(house: Suite, table: str) -> AsyncIterator[psycopg.AsyncConnect
         yield conn
 
 
-def workers(house: Suite) -> int:
-    return int(house.sql("SELECT count(*) FROM assets_jobs.procrastinate_workers")[0][0])
+def workers(suite: Suite) -> int:
+    return int(suite.sql("SELECT count(*) FROM assets_jobs.procrastinate_workers")[0][0])
 
 
-async def beats_again(house: Suite) -> None:
+async def beats_again(suite: Suite) -> None:
     age = (
         "SELECT count(*) FROM assets_jobs.procrastinate_workers WHERE last_heartbeat > now() -"
         " interval '1 second'"
     )
-    await until(lambda: bool(house.sql(age)[0][0]), "a worker beats")
+    await until(lambda: bool(suite.sql(age)[0][0]), "a worker beats")
 
 
 async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    async with sleepers(atelier, lease_seconds=4) as here:
+    async with sleepers(suite, lease_seconds=4) as here:
         await here.ask("3:long")
         await until(lambda: here.begun == ["3:long"], "the job begins")
-        async with locked(atelier, "procrastinate_workers"):
+        async with locked(suite, "procrastinate_workers"):
             await asyncio.sleep(
                 2.2
             )  # a third of the lease and the lock timeout: one heartbeat fails, no lease passes
@@ -109,18 +109,18 @@ async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on
         await here.ask("5:after")
 
         await here.until_done(2)
-        await beats_again(atelier)
+        await beats_again(suite)
 
     assert here.begun == here.done == ["3:long", "5:after"]
 
 
-async def test_a_worker_that_cannot_beat_gives_up_its_jobs_and_comes_back(atelier: Suite) -> None:
-    async with sleepers(atelier) as here:
+async def test_a_worker_that_cannot_beat_gives_up_its_jobs_and_comes_back(suite: Suite) -> None:
+    async with sleepers(suite) as here:
         await here.ask("5:long")
         await until(lambda: len(here.begun) == 1, "the job begins")
-        async with locked(atelier, "procrastinate_workers"):
+        async with locked(suite, "procrastinate_workers"):
             await asyncio.sleep(3 * LEASE_SECONDS)
-        await beats_again(atelier)
+        await beats_again(suite)
         await here.ask("0:short")
         await here.until_done(2)
 
@@ -130,23 +130,23 @@ async def test_a_worker_that_cannot_beat_gives_up_its_jobs_and_comes_back(atelie
     )  # the first attempt was given up: others might have taken the job
 
 
-async def test_a_worker_that_was_taken_for_dead_begins_anew(atelier: Suite) -> None:
-    async with sleepers(atelier) as here:
-        await until(lambda: workers(atelier) == 1, "the worker registers")
-        atelier.sql("DELETE FROM assets_jobs.procrastinate_workers")
-        await until(lambda: workers(atelier) == 1, "it registers again")
+async def test_a_worker_that_was_taken_for_dead_begins_anew(suite: Suite) -> None:
+    async with sleepers(suite) as here:
+        await until(lambda: workers(suite) == 1, "the worker registers")
+        suite.sql("DELETE FROM assets_jobs.procrastinate_workers")
+        await until(lambda: workers(suite) == 1, "it registers again")
         await here.ask("0:after")
         await here.until_done(1)
 
 
-async def test_jobs_and_their_worker_outlive_the_loss_of_every_connection(atelier: Suite) -> None:
-    async with sleepers(atelier) as here:
+async def test_jobs_and_their_worker_outlive_the_loss_of_every_connection(suite: Suite) -> None:
+    async with sleepers(suite) as here:
         await here.ask("4:long")
         await until(lambda: len(here.begun) == 1, "the job begins")
-        [before] = atelier.sql("SELECT id FROM assets_jobs.procrastinate_workers")
+        [before] = suite.sql("SELECT id FROM assets_jobs.procrastinate_workers")
 
         for number in range(6):
-            atelier.sql(
+            suite.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND usename = 'assets_worker'"
             )
@@ -155,31 +155,31 @@ async def test_jobs_and_their_worker_outlive_the_loss_of_every_connection(atelie
             await asyncio.sleep(0.3)
 
         asked = len(
-            atelier.sql(
+            suite.sql(
                 "SELECT FROM assets_jobs.procrastinate_jobs WHERE status IN ('todo', 'doing')"
             )
         )
-        await until(lambda: not jobs_left(atelier), f"the queue is empty, after {asked}")
-        assert atelier.sql("SELECT id FROM assets_jobs.procrastinate_workers") == [before]
+        await until(lambda: not jobs_left(suite), f"the queue is empty, after {asked}")
+        assert suite.sql("SELECT id FROM assets_jobs.procrastinate_workers") == [before]
     assert here.begun.count("4:long") == 1 and set(here.begun) == set(here.done)
 
 
-def jobs_left(house: Suite) -> int:
+def jobs_left(suite: Suite) -> int:
     left = "SELECT count(*) FROM assets_jobs.procrastinate_jobs WHERE status IN ('todo', 'doing')"
-    return int(house.sql(left)[0][0])
+    return int(suite.sql(left)[0][0])
 
 
 async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
     """The answer to a fetch is lost: in the queue the worker has the job, but the worker doesn't
     know."""
-    async with sleepers(atelier) as here:
-        await until(lambda: workers(atelier) == 1, "the worker registers")
+    async with sleepers(suite) as here:
+        await until(lambda: workers(suite) == 1, "the worker registers")
         await here.ask("0:first")
         await here.until_done(1)
 
-        async with locked(atelier, "procrastinate_jobs") as holder:
+        async with locked(suite, "procrastinate_jobs") as holder:
             await asyncio.sleep(2.5)  # longer than a poll and the lock timeout: a fetch fails
             await holder.execute(
                 "INSERT INTO assets_jobs.procrastinate_jobs (queue_name, task_name, args, status,"
@@ -192,11 +192,11 @@ async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back
 
 
 @pytest.mark.parametrize("table", ["procrastinate_jobs", "procrastinate_workers"])
-async def test_after_a_lock_on_the_queue_new_jobs_start_at_once(atelier: Suite, table: str) -> None:
-    async with sleepers(atelier) as here:
+async def test_after_a_lock_on_the_queue_new_jobs_start_at_once(suite: Suite, table: str) -> None:
+    async with sleepers(suite) as here:
         await here.ask("0:before")
         await here.until_done(1)
-        async with locked(atelier, table):
+        async with locked(suite, table):
             await asyncio.sleep(2 * LEASE_SECONDS)
         await here.ask(*(f"0:{number}" for number in range(20)))
         await here.until_done(21)

@@ -1,5 +1,5 @@
-"""R15: addresses that callers name are called only if they are public, or in a network that the
-operator allows."""
+"""Addresses that callers name are called only if they are public, or in a network that the operator
+allows."""
 
 import asyncio
 import gzip

@@ -43,9 +43,9 @@ HALF = Statement(int, "SELECT 1 / %(number)s")
 
 
 @pytest.fixture
-async def db(atelier: Suite) -> AsyncIterator[Database]:
+async def db(suite: Suite) -> AsyncIterator[Database]:
     """A pool of one connection, so that the next read meets what a read left behind."""
-    made = Database(atelier.settings("assets", "app"), "assets", pool_size=1)
+    made = Database(suite.settings("assets", "app"), "assets", pool_size=1)
     await made.open()
     auth.enter(calls.owner_identity("user:ada"))
     yield made
@@ -132,7 +132,7 @@ async def test_a_rollback_that_drops_what_is_prepared_is_in_no_reads_way(
     assert await db.one(SESSION) == session
 
 
-async def test_a_read_that_is_cancelled_ends_its_query(db: Database, atelier: Suite) -> None:
+async def test_a_read_that_is_cancelled_ends_its_query(db: Database, suite: Suite) -> None:
     session = await db.one(SESSION)
     busy = (
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(%%'"
@@ -143,17 +143,15 @@ async def test_a_read_that_is_cancelled_ends_its_query(db: Database, atelier: Su
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await db.one(SLEEP, {"seconds": 30})
-        assert atelier.sql(busy, (session,)) == [(0,)]
+        assert suite.sql(busy, (session,)) == [(0,)]
         assert await db.one(OWNER) == "user:ada"
 
 
-async def test_a_session_that_is_ended_amid_a_read_is_replaced(
-    db: Database, atelier: Suite
-) -> None:
+async def test_a_session_that_is_ended_amid_a_read_is_replaced(db: Database, suite: Suite) -> None:
     session = await db.one(SESSION)
     reading = asyncio.create_task(db.one(SLEEP, {"seconds": 30}))
     await asyncio.sleep(0.3)
-    atelier.sql("SELECT pg_terminate_backend(%s)", (session,))
+    suite.sql("SELECT pg_terminate_backend(%s)", (session,))
     with pytest.raises(psycopg.OperationalError):
         await reading
     assert await db.one(SESSION) != session

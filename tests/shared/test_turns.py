@@ -1,5 +1,4 @@
-"""P11, C18: owners take turns in a queue, however much each queued before (real queue, real
-worker)."""
+"""Owners take turns in a queue, however much each queued before (real queue, real worker)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -71,8 +70,8 @@ class Counter:
 
 
 @asynccontextmanager
-async def counter(house: Suite) -> AsyncIterator[Counter]:
-    db = Database(house.settings("assets", "worker"), "assets")
+async def counter(suite: Suite) -> AsyncIterator[Counter]:
+    db = Database(suite.settings("assets", "worker"), "assets")
     await db.open()
     try:
         yield Counter(db)
@@ -84,8 +83,8 @@ def named(name: str, count: int) -> list[str]:
     return [f"{name}-{number}" for number in range(count)]
 
 
-async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(suite: Suite) -> None:
+    async with counter(suite) as line:
         await line.queue_up(ADA, named("ada", 500))
         await line.queue_up(BOB, named("bob", 3))
         await line.queue_up(EVE, named("eve", 1))
@@ -104,10 +103,10 @@ async def test_who_comes_after_an_owner_with_many_jobs_is_among_the_next(atelier
     ]
 
 
-async def test_turns_that_have_passed_are_not_made_up_for(atelier: Suite) -> None:
+async def test_turns_that_have_passed_are_not_made_up_for(suite: Suite) -> None:
     """An owner who used workers that nobody else wanted isn't put at a disadvantage, even while an
     earlier job of another owner waits for its next attempt."""
-    async with counter(atelier) as line:
+    async with counter(suite) as line:
 
         async def in_an_hour() -> TryAgain:
             [now] = await line.db.system_all(Statement(datetime, "SELECT now()"))
@@ -125,8 +124,8 @@ async def test_turns_that_have_passed_are_not_made_up_for(atelier: Suite) -> Non
     assert line.started[-1] == "ada-last", "one's own jobs keep their order"
 
 
-async def test_an_owner_alone_has_all_workers(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_an_owner_alone_has_all_workers(suite: Suite) -> None:
+    async with counter(suite) as line:
         await line.queue_up(ADA, named("ada", 8))
         async with line.workers(4), asyncio.timeout(20):
             while len(line.started) < 4:  # all at once: none of them is let go
@@ -134,8 +133,8 @@ async def test_an_owner_alone_has_all_workers(atelier: Suite) -> None:
     assert sorted(line.started[:4]) == named("ada", 4)
 
 
-async def test_what_is_urgent_comes_first_and_takes_turns_among_itself(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_what_is_urgent_comes_first_and_takes_turns_among_itself(suite: Suite) -> None:
+    async with counter(suite) as line:
         await line.queue_up(ADA, named("nobody-waits", 3), priority=BACKFILL)
         await line.queue_up(BOB, ["nobody-waits-for-bob"], priority=BACKFILL)
         await line.queue_up(ADA, named("fresh", 2))
@@ -162,9 +161,9 @@ async def test_what_is_urgent_comes_first_and_takes_turns_among_itself(atelier: 
 
 
 async def test_what_an_owner_calls_urgent_goes_before_the_owners_own_jobs_only(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    async with counter(atelier) as line:
+    async with counter(suite) as line:
         await line.queue_up(ADA, named("ada", 3), urgency=5)
         await line.queue_up(BOB, named("bob", 4), urgency=5)
         await line.queue_up(ADA, named("can-wait", 1), urgency=0)
@@ -188,8 +187,8 @@ async def test_what_an_owner_calls_urgent_goes_before_the_owners_own_jobs_only(
     assert line.started == expected
 
 
-async def test_an_anonymous_callers_urgency_is_no_other_ones_loss(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_an_anonymous_callers_urgency_is_no_other_ones_loss(suite: Suite) -> None:
+    async with counter(suite) as line:
         await line.queue_up("anonymous:one", ["first-visitor"], urgency=0)
         await line.queue_up("anonymous:two", ["second-visitor"], urgency=9)
         assert await line.positions(["first-visitor", "second-visitor"]) == [1, 2]
@@ -198,10 +197,8 @@ async def test_an_anonymous_callers_urgency_is_no_other_ones_loss(atelier: Suite
     assert line.started == ["first-visitor", "second-visitor"]
 
 
-async def test_each_job_runs_once_while_many_workers_look_for_the_urgent_ones(
-    atelier: Suite,
-) -> None:
-    async with counter(atelier) as line:
+async def test_each_job_runs_once_while_many_workers_look_for_the_urgent_ones(suite: Suite) -> None:
+    async with counter(suite) as line:
 
         async def at_once() -> TryAgain:
             return TryAgain()
@@ -217,11 +214,11 @@ async def test_each_job_runs_once_while_many_workers_look_for_the_urgent_ones(
         async with line.workers(4):
             await line.serve(80)
     assert sorted(line.started) == sorted(job for _, job, _ in jobs)
-    assert atelier.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(0,)]
+    assert suite.sql("SELECT count(*) FROM assets_jobs.procrastinate_jobs") == [(0,)]
 
 
-async def test_a_job_that_is_tried_again_keeps_its_turn(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_a_job_that_is_tried_again_keeps_its_turn(suite: Suite) -> None:
+    async with counter(suite) as line:
 
         async def at_once() -> TryAgain:
             return TryAgain()
@@ -234,8 +231,8 @@ async def test_a_job_that_is_tried_again_keeps_its_turn(atelier: Suite) -> None:
     assert line.started == ["ada-0", "bob-0", "ada-1", "bob-1", "ada-2"]
 
 
-async def test_anonymous_owners_have_one_turn_together(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_anonymous_owners_have_one_turn_together(suite: Suite) -> None:
+    async with counter(suite) as line:
         for visitor in range(4):
             await line.queue_up(f"anonymous:{visitor}", [f"visitor-{visitor}"])
         await line.queue_up(ADA, named("ada", 3))
@@ -253,11 +250,11 @@ async def test_anonymous_owners_have_one_turn_together(atelier: Suite) -> None:
     ]
 
 
-async def test_turns_that_are_used_up_go_by_arrival(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_turns_that_are_used_up_go_by_arrival(suite: Suite) -> None:
+    async with counter(suite) as line:
         await line.queue_up(ADA, ["ada-0"])
         last = "UPDATE assets_jobs.procrastinate_jobs SET priority = %s"
-        await atelier.change(last, ((FRESH - 1) * 10_000_000 + 1,))
+        await suite.change(last, ((FRESH - 1) * 10_000_000 + 1,))
         await line.queue_up(ADA, ["ada-1"])
         await line.queue_up(BOB, ["bob-0"])
         await line.queue_up(BOB, ["urgent"], priority=FRESH + 1)
@@ -268,25 +265,25 @@ async def test_turns_that_are_used_up_go_by_arrival(atelier: Suite) -> None:
     assert line.started == ["urgent", "ada-0", "ada-1", "bob-0", "backfill"]
 
 
-async def test_the_queue_knows_owners_by_a_number_only(atelier: Suite) -> None:
-    async with counter(atelier) as line:
+async def test_the_queue_knows_owners_by_a_number_only(suite: Suite) -> None:
+    async with counter(suite) as line:
         await line.queue_up(ADA, ["ada-0"])
-    [(row,)] = atelier.sql("SELECT procrastinate_jobs::text FROM assets_jobs.procrastinate_jobs")
+    [(row,)] = suite.sql("SELECT procrastinate_jobs::text FROM assets_jobs.procrastinate_jobs")
     assert "user:ada" not in row
 
 
 async def test_a_picture_is_ready_before_the_many_that_another_owner_sent_earlier(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await atelier.serve("assets")  # no worker yet
-    ada, bob = atelier.client("ada"), atelier.client("bob")
+    await suite.serve("assets")  # no worker yet
+    ada, bob = suite.client("ada"), suite.client("bob")
     for seed in range(20):
         await flows.upload(ada, flows.jpeg(64, 48, seed=seed))
     picture = await flows.upload(bob, flows.jpeg(64, 48))
-    await atelier.work("assets")
+    await suite.work("assets")
     await flows.variants_of(bob, picture.id)
 
-    [(before,)] = atelier.sql(
+    [(before,)] = suite.sql(
         "SELECT count(*) FROM assets.attempts a, assets.attempts b"
         " WHERE a.owner = 'user:ada' AND b.owner = 'user:bob' AND a.created_at < b.created_at"
     )

@@ -7,14 +7,11 @@ import io
 import re
 import unicodedata
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pypdf
-import pytest
 import pyvips
 import yaml
 from atelier.common.v1 import facts_pb2
@@ -107,16 +104,6 @@ async def ended(client: Client, run_id: str, *, timeout: float = 90) -> tp.TechP
                 run: tp.TechPackRun = answer.run
                 return run
             await asyncio.sleep(0.1)
-
-
-@asynccontextmanager
-async def refused(code: grpc.StatusCode, *words: str) -> AsyncIterator[None]:
-    """Checks that the block ends with this status and a text that holds all the words."""
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        yield
-    assert refusal.value.code() == code, refusal.value
-    for word in words:
-        assert word in (refusal.value.details() or ""), refusal.value.details()
 
 
 def example_facts() -> facts_pb2.Facts:

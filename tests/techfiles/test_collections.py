@@ -11,6 +11,7 @@ from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
+from tests.calls import refused
 from tests.suite import Client, Suite
 from tests.techfiles import flows
 
@@ -20,11 +21,11 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
 @pytest.fixture
-async def served(atelier: Suite) -> Suite:
+async def suite(suite: Suite) -> Suite:
     # Many concurrent calls wait for one row, and a busy machine may be slow.
-    atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
-    await atelier.serve("assets", "techfiles")
-    return atelier
+    suite.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
+    await suite.serve("assets", "techfiles")
+    return suite
 
 
 async def add(
@@ -45,8 +46,8 @@ async def some_files(client: Client, count: int, **fields: Any) -> list[tf.TechF
     ]
 
 
-async def test_files_keep_their_order_and_equal_places_are_appended(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_files_keep_their_order_and_equal_places_are_appended(suite: Suite) -> None:
+    ada = suite.client("ada")
     collection = await flows.collect(ada)
     a, b, c, d = await some_files(ada, 4)
     await add(ada, collection.id, a.id, b.id, section="closeups", display_order=0)
@@ -63,8 +64,8 @@ async def test_files_keep_their_order_and_equal_places_are_appended(served: Suit
     ]
 
 
-async def test_concurrent_additions_never_share_a_place(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_concurrent_additions_never_share_a_place(suite: Suite) -> None:
+    ada = suite.client("ada")
     collection = await flows.collect(ada)
     files = await some_files(ada, 16)
     await asyncio.gather(
@@ -74,8 +75,8 @@ async def test_concurrent_additions_never_share_a_place(served: Suite) -> None:
     assert sorted(item.display_order for item in items) == list(range(3, 19))
 
 
-async def test_adding_answers_per_file_and_adding_twice_changes_nothing(served: Suite) -> None:
-    ada, bob = served.client("ada"), served.client("bob")
+async def test_adding_answers_per_file_and_adding_twice_changes_nothing(suite: Suite) -> None:
+    ada, bob = suite.client("ada"), suite.client("bob")
     collection = await flows.collect(ada)
     mine = (await some_files(ada, 1, credits_used=2))[0]
     theirs = await flows.create(bob)
@@ -99,8 +100,8 @@ async def test_adding_answers_per_file_and_adding_twice_changes_nothing(served: 
     assert (await flows.get(ada, mine.id)).id == mine.id
 
 
-async def test_progress_state_and_credits_follow_the_files(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_progress_state_and_credits_follow_the_files(suite: Suite) -> None:
+    ada = suite.client("ada")
     collection = await flows.collect(ada)
     files = await some_files(ada, 4, state=tf.TECH_FILE_STATE_PENDING, credits_used=1)
     await add(ada, collection.id, *(file.id for file in files))
@@ -117,22 +118,25 @@ async def test_progress_state_and_credits_follow_the_files(served: Suite) -> Non
     assert await seen() == (col.COLLECTION_STATE_PENDING, 0, 4, 4)
     await move(0, tf.TECH_FILE_STATE_COMPLETED)
     assert await seen() == (col.COLLECTION_STATE_PROCESSING, 25, 4, 4)
+
     await move(1, tf.TECH_FILE_STATE_FAILED)
     await move(2, tf.TECH_FILE_STATE_COMPLETED)
     await move(3, tf.TECH_FILE_STATE_COMPLETED)
     assert await seen() == (col.COLLECTION_STATE_FAILED, 100, 4, 4)
+
     await flows.file_service(ada).ArchiveTechFile(
         tf.ArchiveTechFileRequest(tech_file_id=files[1].id)
     )
     assert await seen() == (col.COLLECTION_STATE_COMPLETED, 100, 4, 3)
+
     [listed] = (
         await flows.collection_service(ada).ListCollections(col.ListCollectionsRequest())
     ).collections
     assert listed == (await flows.contents(ada, collection.id)).collection
 
 
-async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_an_override_and_an_adjustment_are_explicit_and_recorded(suite: Suite) -> None:
+    ada = suite.client("ada")
     service = flows.collection_service(ada)
     collection = await flows.collect(ada)
     said = col.ProgressOverride(progress_percent=50, state=col.COLLECTION_STATE_PROCESSING)
@@ -159,10 +163,13 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
         3,
         3,
     )
-    async with flows.refused(PRECONDITION, "-1"):
-        await service.AdjustCollectionCredits(
+    await refused(
+        service.AdjustCollectionCredits(
             col.AdjustCollectionCreditsRequest(collection_id=collection.id, credits=-4)
-        )
+        ),
+        PRECONDITION,
+        "-1",
+    )
 
     derived = await service.SetCollectionProgress(
         col.SetCollectionProgressRequest(collection_id=collection.id)
@@ -181,8 +188,8 @@ async def test_an_override_and_an_adjustment_are_explicit_and_recorded(served: S
     assert changes[1].credits == 3 and changes[2].progress == said
 
 
-async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(suite: Suite) -> None:
+    ada = suite.client("ada")
     facts = facts_pb2.Facts(
         care=["wash cold"], price=facts_pb2.PriceFact(msrp=189.5, currency="EUR")
     )
@@ -190,14 +197,18 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served
     assert (await flows.contents(ada, collection.id)).facts == facts
 
     twice = facts_pb2.PointOfMeasureFact(code="A", name="chest", value=58, unit="cm")
-    async with flows.refused(INVALID, "facts.points_of_measure[1]"):
-        await flows.collect(ada, facts=facts_pb2.Facts(points_of_measure=[twice, twice]))
-    async with flows.refused(INVALID, "facts", "1000000"):
-        await flows.collect(ada, facts=flows.large_facts())
-    async with flows.refused(INVALID, "facts", "1000000"):
-        await flows.export(
-            ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts()
-        )
+    await refused(
+        flows.collect(ada, facts=facts_pb2.Facts(points_of_measure=[twice, twice])),
+        INVALID,
+        "facts.points_of_measure[1]",
+    )
+    await refused(flows.collect(ada, facts=flows.large_facts()), INVALID, "facts", "1000000")
+    await refused(
+        flows.export(ada, collection.id, format=tp.EXPORT_FORMAT_PDF, facts=flows.large_facts()),
+        INVALID,
+        "facts",
+        "1000000",
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,9 +223,9 @@ async def test_facts_come_back_as_they_were_stated_or_are_refused_by_path(served
     ],
 )
 async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
-    served: Suite, name: str, file_name: str
+    suite: Suite, name: str, file_name: str
 ) -> None:
-    ada = served.client("ada")
+    ada = suite.client("ada")
     collection = await flows.collect(ada, name=name)
     assert collection.name == name
 
@@ -222,15 +233,15 @@ async def test_an_export_is_called_after_its_collection_as_files_may_be_called(
     export = (await flows.pack_service(ada).ExportCollection(request)).export
     assert export.file_name == file_name
 
-    await served.change(
+    await suite.change(
         "UPDATE techfiles.exports SET file_name = %s", (f"{name}.pdf",)
     )  # the name as older versions stored it
     found = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=export.id))
     assert found.export.file_name == file_name
 
 
-async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite) -> None:
-    ada, bob = served.client("ada"), served.client("bob")
+async def test_another_owner_neither_sees_nor_changes_a_collection(suite: Suite) -> None:
+    ada, bob = suite.client("ada"), suite.client("bob")
     collection = await flows.collect(ada)
     file = await flows.create(bob)
     service = flows.collection_service(bob)
@@ -254,12 +265,13 @@ async def test_another_owner_neither_sees_nor_changes_a_collection(served: Suite
             col.AdjustCollectionCreditsRequest(collection_id=collection.id, credits=1),
         ),
     ):
-        async with flows.refused(NOT_FOUND):
-            await call(request)
+        await refused(call(request), NOT_FOUND)
 
-    async with flows.refused(NOT_FOUND):
-        await flows.create(
+    await refused(
+        flows.create(
             bob, file_type=tf.TECH_FILE_TYPE_COMPLETE_PACK, view_type=0, collection_id=collection.id
-        )
+        ),
+        NOT_FOUND,
+    )
     assert not (await service.ListCollections(col.ListCollectionsRequest())).collections
     assert (await flows.contents(ada, collection.id)).collection.etag == collection.etag

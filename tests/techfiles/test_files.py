@@ -8,6 +8,7 @@ from atelier.techfiles.v1 import tech_file_pb2 as tf
 from google.protobuf import field_mask_pb2, json_format, struct_pb2
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.suite import Suite
 from tests.techfiles import flows
 
@@ -18,11 +19,11 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
 @pytest.fixture
-async def served(atelier: Suite) -> Suite:
+async def suite(suite: Suite) -> Suite:
     # Many concurrent calls wait for one row, and a busy machine may be slow.
-    atelier.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
-    await atelier.serve("assets", "techfiles")
-    return atelier
+    suite.overrides |= {"pool_wait_seconds": 60.0, "lock_timeout_seconds": 60.0}
+    await suite.serve("assets", "techfiles")
+    return suite
 
 
 def analysis(**values: object) -> struct_pb2.Struct:
@@ -33,8 +34,8 @@ def mask(*paths: str) -> field_mask_pb2.FieldMask:
     return field_mask_pb2.FieldMask(paths=paths)
 
 
-async def test_concurrent_versions_are_numbered_exactly_with_one_latest(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_concurrent_versions_are_numbered_exactly_with_one_latest(suite: Suite) -> None:
+    ada = suite.client("ada")
     first = await flows.create(ada)
     requests = [
         tf.CreateTechFileVersionRequest(tech_file_id=first.id, reason=f"try {n}") for n in range(63)
@@ -57,9 +58,9 @@ async def test_concurrent_versions_are_numbered_exactly_with_one_latest(served: 
 
 
 async def test_concurrent_files_in_one_slot_are_numbered_exactly_with_one_latest(
-    served: Suite,
+    suite: Suite,
 ) -> None:
-    ada = served.client("ada")
+    ada = suite.client("ada")
     made = await asyncio.gather(*(flows.create(ada) for _ in range(64)))
     assert sorted(file.version_number for file in made) == list(range(1, 65))
 
@@ -72,9 +73,9 @@ async def test_concurrent_files_in_one_slot_are_numbered_exactly_with_one_latest
 
 
 async def test_numbers_stay_exact_while_files_are_made_changed_and_archived_at_once(
-    served: Suite,
+    suite: Suite,
 ) -> None:
-    ada = served.client("ada")
+    ada = suite.client("ada")
     service = flows.file_service(ada)
     files = [await flows.create(ada) for _ in range(4)]
     calls = []
@@ -103,8 +104,8 @@ async def test_numbers_stay_exact_while_files_are_made_changed_and_archived_at_o
     assert sum(v.tech_file.is_latest for v in history if v.current) == 1
 
 
-async def test_an_update_keeps_what_was_there_before_under_its_number(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_an_update_keeps_what_was_there_before_under_its_number(suite: Suite) -> None:
+    ada = suite.client("ada")
     file = await flows.create(
         ada, analysis=analysis(call_outs=[{"name": "collar"}]), credits_used=1
     )
@@ -132,17 +133,20 @@ async def test_an_update_keeps_what_was_there_before_under_its_number(served: Su
     assert before.tech_file.analysis == file.analysis
     assert not before.tech_file.HasField("confidence")
     assert before.tech_file.create_time == file.create_time
-    async with flows.refused(grpc.StatusCode.ABORTED, "etag"):
-        await flows.file_service(ada).UpdateTechFile(
+    await refused(
+        flows.file_service(ada).UpdateTechFile(
             tf.UpdateTechFileRequest(
                 tech_file_id=file.id, etag=file.etag, update_mask=mask("model"), model="x"
             )
-        )
+        ),
+        grpc.StatusCode.ABORTED,
+        "etag",
+    )
     assert len(await flows.versions(ada, file.id)) == 2
 
 
-async def test_a_new_file_in_the_slot_continues_its_numbers_and_its_history(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_a_new_file_in_the_slot_continues_its_numbers_and_its_history(suite: Suite) -> None:
+    ada = suite.client("ada")
     first = await flows.create(ada)
     await flows.file_service(ada).CreateTechFileVersion(
         tf.CreateTechFileVersionRequest(tech_file_id=first.id)
@@ -163,9 +167,9 @@ async def test_a_new_file_in_the_slot_continues_its_numbers_and_its_history(serv
 
 
 async def test_archiving_the_latest_promotes_the_newest_live_file_and_keeps_the_state(
-    served: Suite,
+    suite: Suite,
 ) -> None:
-    ada = served.client("ada")
+    ada = suite.client("ada")
     service = flows.file_service(ada)
     files = [await flows.create(ada, state=tf.TECH_FILE_STATE_PROCESSING) for _ in range(3)]
     await service.ArchiveTechFile(tf.ArchiveTechFileRequest(tech_file_id=files[1].id))
@@ -182,10 +186,11 @@ async def test_archiving_the_latest_promotes_the_newest_live_file_and_keeps_the_
     only = await flows.listed(ada, archived=tf.ARCHIVED_FILTER_ONLY)
     assert [f.id for f in only] == [files[2].id, files[1].id]
     assert len(await flows.listed(ada, archived=tf.ARCHIVED_FILTER_INCLUDED)) == 3
-    async with flows.refused(PRECONDITION, "archived"):
-        await service.CreateTechFileVersion(
-            tf.CreateTechFileVersionRequest(tech_file_id=files[2].id)
-        )
+    await refused(
+        service.CreateTechFileVersion(tf.CreateTechFileVersionRequest(tech_file_id=files[2].id)),
+        PRECONDITION,
+        "archived",
+    )
 
     back = (
         await service.UnarchiveTechFile(tf.UnarchiveTechFileRequest(tech_file_id=files[2].id))
@@ -199,9 +204,9 @@ async def test_archiving_the_latest_promotes_the_newest_live_file_and_keeps_the_
 
 
 async def test_an_unfinished_or_failed_version_does_not_hide_the_completed_one(
-    served: Suite,
+    suite: Suite,
 ) -> None:
-    ada = served.client("ada")
+    ada = suite.client("ada")
     done = await flows.create(ada)
     await flows.create(ada, state=tf.TECH_FILE_STATE_FAILED, error_message="no edges found")
     await flows.create(ada, state=tf.TECH_FILE_STATE_PROCESSING)
@@ -210,14 +215,17 @@ async def test_an_unfinished_or_failed_version_does_not_hide_the_completed_one(
 
     [completed] = await flows.listed(ada, versions=tf.VERSION_FILTER_LATEST_COMPLETED)
     assert completed.id == done.id
-    async with flows.refused(INVALID, "LATEST_COMPLETED"):
-        await flows.listed(
+    await refused(
+        flows.listed(
             ada, versions=tf.VERSION_FILTER_LATEST_COMPLETED, state=tf.TECH_FILE_STATE_FAILED
-        )
+        ),
+        INVALID,
+        "LATEST_COMPLETED",
+    )
 
 
-async def test_a_final_state_is_final(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_a_final_state_is_final(suite: Suite) -> None:
+    ada = suite.client("ada")
     service = flows.file_service(ada)
     file = await flows.create(ada, state=tf.TECH_FILE_STATE_PENDING)
 
@@ -229,14 +237,11 @@ async def test_a_final_state_is_final(served: Suite) -> None:
         return moved
 
     assert (await move(tf.TECH_FILE_STATE_PROCESSING)).version_number == 1
-    async with flows.refused(INVALID, "error_message"):
-        await move(tf.TECH_FILE_STATE_COMPLETED, "but why")
+    await refused(move(tf.TECH_FILE_STATE_COMPLETED, "but why"), INVALID, "error_message")
     failed = await move(tf.TECH_FILE_STATE_FAILED, "the model refused")
     assert failed.error_message == "the model refused"
-    async with flows.refused(PRECONDITION, "failed"):
-        await move(tf.TECH_FILE_STATE_COMPLETED)
-    async with flows.refused(INVALID):
-        await move(tf.TECH_FILE_STATE_PENDING)
+    await refused(move(tf.TECH_FILE_STATE_COMPLETED), PRECONDITION, "failed")
+    await refused(move(tf.TECH_FILE_STATE_PENDING), INVALID)
 
 
 BROKEN: list[tuple[dict[str, object], str]] = [
@@ -266,16 +271,15 @@ BROKEN: list[tuple[dict[str, object], str]] = [
 ]
 
 
-async def test_a_file_that_breaks_a_rule_is_refused_with_the_field(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_a_file_that_breaks_a_rule_is_refused_with_the_field(suite: Suite) -> None:
+    ada = suite.client("ada")
     for fields, word in BROKEN:
-        async with flows.refused(INVALID, word):
-            await flows.create(ada, **fields)
-    assert served.sql("SELECT count(*) FROM techfiles.tech_files")[0][0] == 0
+        await refused(flows.create(ada, **fields), INVALID, word)
+    assert suite.sql("SELECT count(*) FROM techfiles.tech_files")[0][0] == 0
 
 
-async def test_an_update_takes_whole_fields_and_not_too_many(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_an_update_takes_whole_fields_and_not_too_many(suite: Suite) -> None:
+    ada = suite.client("ada")
     file = await flows.create(ada)
     for paths in (
         ["analysis.foo"],
@@ -288,20 +292,18 @@ async def test_an_update_takes_whole_fields_and_not_too_many(served: Suite) -> N
         request = tf.UpdateTechFileRequest(
             tech_file_id=file.id, update_mask=mask(*paths), model="m"
         )
-        async with flows.refused(INVALID, "update_mask"):
-            await flows.file_service(ada).UpdateTechFile(request)
+        await refused(flows.file_service(ada).UpdateTechFile(request), INVALID, "update_mask")
 
     assert await flows.get(ada, file.id) == file
 
 
 async def test_a_file_takes_only_a_ready_picture_of_its_owner_and_shows_its_urls(
-    served: Suite,
+    suite: Suite,
 ) -> None:
-    await served.work("assets")
-    ada, bob = served.client("ada"), served.client("bob")
+    await suite.work("assets")
+    ada, bob = suite.client("ada"), suite.client("bob")
     asset = await asset_flows.upload(ada, asset_flows.jpeg())
-    async with flows.refused(NOT_FOUND):
-        await flows.create(bob, file_asset_id=asset.id)
+    await refused(flows.create(bob, file_asset_id=asset.id), NOT_FOUND)
 
     await asset_flows.variants_of(ada, asset.id)
     file = await flows.create(ada, file_asset_id=asset.id)
@@ -312,21 +314,20 @@ async def test_a_file_takes_only_a_ready_picture_of_its_owner_and_shows_its_urls
     [listed] = await flows.listed(ada, include_urls=True)
     assert listed.file_url.startswith("http")
 
-    holders = served.sql("SELECT holder FROM assets.asset_references")
+    holders = suite.sql("SELECT holder FROM assets.asset_references")
     assert [row[0] for row in holders] == [f"techfiles/products/{flows.PRODUCT}"]
 
 
-async def test_a_repeat_gives_the_same_file_and_another_body_is_refused(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_a_repeat_gives_the_same_file_and_another_body_is_refused(suite: Suite) -> None:
+    ada = suite.client("ada")
     name = flows.request_id()
     made = await asyncio.gather(*(flows.create(ada, request_id=name) for _ in range(8)))
     assert len({file.id for file in made}) == 1 and made[0].version_number == 1
-    async with flows.refused(INVALID, "request_id"):
-        await flows.create(ada, request_id=name, model="another")
+    await refused(flows.create(ada, request_id=name, model="another"), INVALID, "request_id")
 
 
-async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(served: Suite) -> None:
-    ada, bob = served.client("ada"), served.client("bob")
+async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(suite: Suite) -> None:
+    ada, bob = suite.client("ada"), suite.client("bob")
     file = await flows.create(ada)
     service = flows.file_service(bob)
 
@@ -347,8 +348,7 @@ async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(served: 
         (service.CreateTechFileVersion, tf.CreateTechFileVersionRequest(tech_file_id=file.id)),
         (service.ListTechFileVersions, tf.ListTechFileVersionsRequest(tech_file_id=file.id)),
     ):
-        async with flows.refused(NOT_FOUND):
-            await call(request)
+        await refused(call(request), NOT_FOUND)
     assert await flows.listed(bob, product_id=flows.PRODUCT) == []
 
     figures = await service.GetProductStatistics(
@@ -361,8 +361,8 @@ async def test_another_owner_neither_sees_nor_counts_nor_changes_a_file(served: 
     assert (await flows.get(ada, file.id)).etag == file.etag
 
 
-async def test_lists_filter_by_every_field_and_page_through_all(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_lists_filter_by_every_field_and_page_through_all(suite: Suite) -> None:
+    ada = suite.client("ada")
     for number in range(7):
         await flows.create(
             ada,
@@ -395,12 +395,11 @@ async def test_lists_filter_by_every_field_and_page_through_all(served: Suite) -
         if not token:
             break
     assert seen == [f"shot {number}" for number in range(6, -1, -1)]
-    async with flows.refused(INVALID, "page_token"):
-        await flows.listed(ada, batch_id="b-2", page_token=seen[0])
+    await refused(flows.listed(ada, batch_id="b-2", page_token=seen[0]), INVALID, "page_token")
 
 
-async def test_statistics_count_what_there_is(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_statistics_count_what_there_is(suite: Suite) -> None:
+    ada = suite.client("ada")
     await flows.create(ada, credits_used=2)
     gone = await flows.create(ada, credits_used=3, view_type=tf.VIEW_TYPE_BACK)
     await flows.create(
@@ -423,9 +422,9 @@ async def test_statistics_count_what_there_is(served: Suite) -> None:
     }
 
 
-async def test_a_watch_shows_what_is_there_and_then_every_change(served: Suite) -> None:
-    await served.work("techfiles")
-    ada = served.client("ada")
+async def test_a_watch_shows_what_is_there_and_then_every_change(suite: Suite) -> None:
+    await suite.work("techfiles")
+    ada = suite.client("ada")
     first = await flows.create(ada)
     await flows.create(ada, product_id="product-2")
     watch = flows.file_service(ada).WatchTechFiles(

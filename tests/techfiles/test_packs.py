@@ -22,7 +22,8 @@ from google.protobuf import field_mask_pb2, json_format, struct_pb2
 
 from tests import forward_zip
 from tests.assets import flows as asset_flows
-from tests.suite import Client, Cluster, DiskServer, Keys, Suite, suite
+from tests.calls import refused
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 from tests.techfiles import flows
 
 ZIP, DONE = tp.EXPORT_FORMAT_ZIP, tp.RUN_STATE_COMPLETED
@@ -34,7 +35,7 @@ FIGURE = re.compile(rf"\d[\d.,]*\s?{UNIT}")
 class Made:
     """A finished run over the three example photographs."""
 
-    atelier: Suite
+    suite: Suite
     ada: Client
     facts: facts_pb2.Facts
     run: tp.TechPackRun
@@ -54,10 +55,10 @@ def stated() -> facts_pb2.Facts:
 
 @pytest.fixture(scope="module")
 async def made(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Made]:
-    async with suite(cluster, keys, disk) as atelier:
-        await atelier.serve("assets", "conversions", "techfiles")
-        await atelier.work("assets", "conversions", "techfiles")
-        ada = atelier.client("ada")
+    async with running_suite(cluster, keys, disk) as suite:
+        await suite.serve("assets", "conversions", "techfiles")
+        await suite.work("assets", "conversions", "techfiles")
+        ada = suite.client("ada")
         facts = stated()
         pictures = await flows.revisions(ada, "front", "back", "side")
         started = await flows.generate(ada, pictures, facts=facts, collection_name="Winter line")
@@ -65,7 +66,7 @@ async def made(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[
         export = await flows.pack_service(ada).GetExport(
             tp.GetExportRequest(export_id=run.export_id)
         )
-        yield Made(atelier, ada, facts, run, await flows.fetch(export.export))
+        yield Made(suite, ada, facts, run, await flows.fetch(export.export))
 
 
 async def test_a_run_makes_every_file_and_sums_its_credits(made: Made) -> None:
@@ -249,7 +250,7 @@ async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums
 
 
 async def test_another_owner_gets_neither_the_run_nor_its_exports(made: Made) -> None:
-    bob = made.atelier.client("bob")
+    bob = made.suite.client("bob")
     service = flows.pack_service(bob)
     for call, request in (
         (service.GetTechPackRun, tp.GetTechPackRunRequest(run_id=made.run.id)),
@@ -260,12 +261,10 @@ async def test_another_owner_gets_neither_the_run_nor_its_exports(made: Made) ->
             tp.ExportCollectionRequest(collection_id=made.run.collection_id, format=ZIP),
         ),
     ):
-        async with flows.refused(flows.NOT_FOUND):
-            await call(request)
+        await refused(call(request), flows.NOT_FOUND)
 
-    async with flows.refused(flows.NOT_FOUND):
-        async for _ in service.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=made.run.id)):
-            pass
+    watch = service.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=made.run.id))
+    await refused(watch, flows.NOT_FOUND)
     assert not (await service.ListTechPackRuns(tp.ListTechPackRunsRequest())).runs
 
     [listed] = (

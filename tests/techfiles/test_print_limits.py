@@ -214,6 +214,7 @@ async def test_a_megabyte_of_facts_is_printed_in_a_child_process(tmp_path: Path,
     count = min(
         500, protos.FACTS_BYTES // (len(json.dumps(feature, ensure_ascii=False).encode()) + 40)
     )
+
     pack, pictures = printed({"features": [feature] * count}, tmp_path)
     await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
 

@@ -13,6 +13,7 @@ from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
 from tests.assets import flows as asset_flows
+from tests.calls import refused
 from tests.conversions import flows as conversion_flows
 from tests.suite import Client, Suite
 from tests.techfiles import flows
@@ -22,9 +23,9 @@ COMPLETED, FAILED, SKIPPED = tp.STEP_STATE_COMPLETED, tp.STEP_STATE_FAILED, tp.S
 
 
 @pytest.fixture
-async def served(atelier: Suite) -> Suite:
-    await atelier.serve("assets", "conversions", "techfiles")
-    return atelier
+async def suite(suite: Suite) -> Suite:
+    await suite.serve("assets", "conversions", "techfiles")
+    return suite
 
 
 async def steps_under_way(client: Client, run_id: str, count: int) -> tp.TechPackRun:
@@ -50,9 +51,9 @@ def two_closeups() -> facts_pb2.Facts:
     return facts_pb2.Facts(closeups=shots)
 
 
-async def test_an_owner_with_many_exports_lets_another_ones_begin(served: Suite) -> None:
-    served.overrides["worker_concurrency"] = 1
-    clients = [served.client("ada")] * 5 + [served.client("bob")]
+async def test_an_owner_with_many_exports_lets_another_ones_begin(suite: Suite) -> None:
+    suite.overrides["worker_concurrency"] = 1
+    clients = [suite.client("ada")] * 5 + [suite.client("bob")]
     asked = [
         await flows.pack_service(client).ExportCollection(
             tp.ExportCollectionRequest(
@@ -62,28 +63,30 @@ async def test_an_owner_with_many_exports_lets_another_ones_begin(served: Suite)
         )
         for number, client in enumerate(clients)
     ]
-    await served.work("techfiles")
+    await suite.work("techfiles")
     await flows.export(clients[0], asked[0].export.collection_id, format=tp.EXPORT_FORMAT_ZIP)
 
     begun = [
-        owner for (owner,) in served.sql("SELECT owner FROM techfiles.attempts ORDER BY created_at")
+        owner for (owner,) in suite.sql("SELECT owner FROM techfiles.attempts ORDER BY created_at")
     ]
     assert begun.index("user:bob") == 1, begun
 
 
-async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite) -> None:
-    await served.work("techfiles")
-    ada = served.client("ada")
+async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(suite: Suite) -> None:
+    await suite.work("techfiles")
+    ada = suite.client("ada")
     facts = two_closeups()
     started = await flows.generate(
         ada, await flows.revisions(ada, "front"), facts=facts, skip_sketches=True
     )
+
     run = await steps_under_way(ada, started.id, 3)
     analysis_id = next(step.analysis_id for step in run.steps if step.name == "base_view/front")
     await conversion_flows.analyses(ada).CancelAnalysis(
         analysis_pb2.CancelAnalysisRequest(analysis_id=analysis_id)
     )
-    await served.work("conversions")
+    await suite.work("conversions")
+
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED_WITH_FAILURES
 
@@ -110,35 +113,35 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(served: Suite)
 
 
 @pytest.mark.faults
-async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(
-    served: Suite,
-) -> None:
-    await served.work("techfiles")
-    ada = served.client("ada")
+async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(suite: Suite) -> None:
+    await suite.work("techfiles")
+    ada = suite.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)
     before = await steps_under_way(ada, started.id, 3)
-    await served.stop_work("techfiles")
-    await served.work("conversions")
-    await served.work("techfiles")
+
+    await suite.stop_work("techfiles")
+    await suite.work("conversions")
+    await suite.work("techfiles")
     run = await flows.ended(ada, started.id)
+
     assert run.state == tp.RUN_STATE_COMPLETED, run
     assert [(s.analysis_id, s.generation_id) for s in run.steps] == [
         (s.analysis_id, s.generation_id) for s in before.steps
     ]
-    assert served.sql("SELECT count(*) FROM conversions.analyses") == [(3,)]
-    assert served.sql("SELECT count(*) FROM conversions.generations") == [(1,)]
+    assert suite.sql("SELECT count(*) FROM conversions.analyses") == [(3,)]
+    assert suite.sql("SELECT count(*) FROM conversions.generations") == [(1,)]
     assert run.total_credits_used == 4
 
-    outcomes = served.sql(
+    outcomes = suite.sql(
         "SELECT outcome FROM techfiles.attempts WHERE job = 'runs' ORDER BY number"
     )
     assert outcomes == [("retried",), ("succeeded",)]
     assert len(await flows.listed(ada, page_size=100)) == 4  # category, view, sketch, pack
 
 
-async def test_a_cancelled_run_stops_and_takes_its_jobs_with_it(served: Suite) -> None:
-    await served.work("techfiles")
-    ada = served.client("ada")
+async def test_a_cancelled_run_stops_and_takes_its_jobs_with_it(suite: Suite) -> None:
+    await suite.work("techfiles")
+    ada = suite.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)
     under_way = await steps_under_way(ada, started.id, 3)
     service = flows.pack_service(ada)
@@ -175,8 +178,8 @@ async def analysis_cancelled(client: Client, analysis_id: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_a_run_that_no_worker_took_is_cancelled_at_once(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_a_run_that_no_worker_took_is_cancelled_at_once(suite: Suite) -> None:
+    ada = suite.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"))
     answer = await flows.pack_service(ada).CancelTechPackRun(
         tp.CancelTechPackRunRequest(run_id=started.id)
@@ -185,8 +188,8 @@ async def test_a_run_that_no_worker_took_is_cancelled_at_once(served: Suite) -> 
     assert answer.run.generation_time_ms > 0 and answer.run == await flows.ended(ada, started.id)
 
 
-async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(suite: Suite) -> None:
+    ada = suite.client("ada")
     pictures = await flows.revisions(ada, "front", "back")
     skip = {"skip_base_views": True, "skip_closeups": True, "skip_sketches": True}
     started = await flows.generate(ada, pictures, primary_asset_id=pictures[1].asset_id, **skip)
@@ -206,16 +209,16 @@ async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(serve
         (pictures[1].asset_id, tf.TECH_FILE_STATE_PENDING),
     ]
 
-    await served.work("techfiles", "conversions")
+    await suite.work("techfiles", "conversions")
     run = await flows.ended(ada, started.id)
     assert run.state == tp.RUN_STATE_COMPLETED and run.total_credits_used == 1
 
 
 async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_why(
-    served: Suite,
+    suite: Suite,
 ) -> None:
-    await served.work("techfiles", "conversions")
-    ada = served.client("ada")
+    await suite.work("techfiles", "conversions")
+    ada = suite.client("ada")
     started = await flows.generate(
         ada, await flows.revisions(ada, "front"), facts=two_closeups(), skip_sketches=True
     )
@@ -228,8 +231,8 @@ async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_w
     assert not steps["closeup/1"].error_class and not steps["closeup/1"].tech_file_id
 
 
-async def test_a_watch_shows_every_step_and_ends_with_the_run(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_a_watch_shows_every_step_and_ends_with_the_run(suite: Suite) -> None:
+    ada = suite.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)
     request = tp.WatchTechPackRunRequest(run_id=started.id)
     items: list[tp.WatchTechPackRunResponse] = []
@@ -238,7 +241,7 @@ async def test_a_watch_shows_every_step_and_ends_with_the_run(served: Suite) -> 
         async for item in flows.pack_service(ada).WatchTechPackRun(request):
             items.append(item)
             if item.bookmark.ready:
-                await served.work("techfiles", "conversions")
+                await suite.work("techfiles", "conversions")
     assert items[0].run == started and items[1].bookmark.ready
 
     told = [item.run for item in items[2:] if item.WhichOneof("item") == "run"]
@@ -253,54 +256,60 @@ async def test_a_watch_shows_every_step_and_ends_with_the_run(served: Suite) -> 
     assert again[0].run.state == tp.RUN_STATE_COMPLETED and len(again) == 2
 
 
-async def test_a_repeat_of_a_request_is_one_run(served: Suite) -> None:
-    ada = served.client("ada")
+async def test_a_repeat_of_a_request_is_one_run(suite: Suite) -> None:
+    ada = suite.client("ada")
     pictures = await flows.revisions(ada, "front")
     name = flows.request_id()
     runs = await asyncio.gather(*(flows.generate(ada, pictures, request_id=name) for _ in range(4)))
     assert len({run.id for run in runs}) == 1
-    assert served.sql("SELECT count(*) FROM techfiles.collections") == [(1,)]
-    async with flows.refused(INVALID, "request_id"):
-        await flows.generate(ada, pictures, request_id=name, category="bag")
+    assert suite.sql("SELECT count(*) FROM techfiles.collections") == [(1,)]
+    await refused(
+        flows.generate(ada, pictures, request_id=name, category="bag"), INVALID, "request_id"
+    )
 
 
 async def test_a_call_that_waits_answers_with_the_run_as_it_is_when_time_is_up(
-    served: Suite,
+    suite: Suite,
 ) -> None:
-    ada = served.client("ada")
+    ada = suite.client("ada")
     pictures = await flows.revisions(ada, "front")
     request = tp.GenerateTechPackRequest(product_id=flows.PRODUCT, revisions=pictures, wait=True)
     answer = await flows.pack_service(ada).GenerateTechPack(request, timeout=2)
     assert answer.run.state == tp.RUN_STATE_PENDING and answer.run.steps
 
 
-async def test_a_run_that_breaks_a_rule_is_refused_before_anything_is_kept(served: Suite) -> None:
-    ada, bob = served.client("ada"), served.client("bob")
+async def test_a_run_that_breaks_a_rule_is_refused_before_anything_is_kept(suite: Suite) -> None:
+    ada, bob = suite.client("ada"), suite.client("bob")
     [front] = await flows.revisions(ada, "front")
     theirs = await asset_flows.upload(bob, asset_flows.jpeg())
     other = tp.PackRevision(revision_id="r", view=tf.VIEW_TYPE_BACK, asset_id=theirs.id)
-    async with flows.refused(flows.NOT_FOUND, theirs.id):
-        await flows.generate(ada, [front, other])
-    async with flows.refused(INVALID, "revisions"):
-        await flows.generate(ada, [front, front])
-    async with flows.refused(INVALID, "revisions"):
-        await flows.generate(ada, [])
-    async with flows.refused(INVALID, "category", "bag"):
-        facts = facts_pb2.Facts(product=facts_pb2.ProductFacts(category="bag"))
-        await flows.generate(ada, [front], category="jacket", facts=facts)
-    async with flows.refused(INVALID, "facts.closeups"):
-        shots = [facts_pb2.CloseupFact(name=f"{n}", view="front") for n in range(61)]
-        await flows.generate(ada, [front], facts=facts_pb2.Facts(closeups=shots))
-    async with flows.refused(INVALID, "facts", "1000000"):
-        await flows.generate(ada, [front], facts=flows.large_facts())
-    async with flows.refused(INVALID, "facts.scales[0]"):
-        point = facts_pb2.Point(x=0.5, y=0.5)
-        scale = facts_pb2.ScaleFact(view="front", value=1, unit="cm", to=point, **{"from": point})
-        await flows.generate(ada, [front], facts=facts_pb2.Facts(scales=[scale]))
+
+    await refused(flows.generate(ada, [front, other]), flows.NOT_FOUND, theirs.id)
+    await refused(flows.generate(ada, [front, front]), INVALID, "revisions")
+    await refused(flows.generate(ada, []), INVALID, "revisions")
+
+    bag = facts_pb2.Facts(product=facts_pb2.ProductFacts(category="bag"))
+    mixed = flows.generate(ada, [front], category="jacket", facts=bag)
+    await refused(mixed, INVALID, "category", "bag")
+
+    shots = [facts_pb2.CloseupFact(name=f"{n}", view="front") for n in range(61)]
+    many = flows.generate(ada, [front], facts=facts_pb2.Facts(closeups=shots))
+    await refused(many, INVALID, "facts.closeups")
+
+    await refused(
+        flows.generate(ada, [front], facts=flows.large_facts()), INVALID, "facts", "1000000"
+    )
+
+    point = facts_pb2.Point(x=0.5, y=0.5)
+    scale = facts_pb2.ScaleFact(view="front", value=1, unit="cm", to=point, **{"from": point})
+    pointless = flows.generate(ada, [front], facts=facts_pb2.Facts(scales=[scale]))
+    await refused(pointless, INVALID, "facts.scales[0]")
 
     pending = await asset_flows.announce(ada, asset_flows.jpeg())
-    async with flows.refused(grpc.StatusCode.FAILED_PRECONDITION):
-        await flows.generate(ada, [front], primary_asset_id=pending.asset.id)
+    await refused(
+        flows.generate(ada, [front], primary_asset_id=pending.asset.id),
+        grpc.StatusCode.FAILED_PRECONDITION,
+    )
     assert pending.asset.state == asset_pb2.ASSET_STATE_PENDING
     for table in ("collections", "tech_files", "runs"):
-        assert served.sql(f"SELECT count(*) FROM techfiles.{table}") == [(0,)]
+        assert suite.sql(f"SELECT count(*) FROM techfiles.{table}") == [(0,)]

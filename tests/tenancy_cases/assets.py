@@ -43,23 +43,23 @@ class Owned:
     """Rows of one owner."""
 
     asset_id: str
-    upload_id: str  # sent, not confirmed
+    upload_id: str  # its bytes are sent, not confirmed
     product_id: str
     holder: str
     resumable_id: str
     sent_resumable_id: str  # its one part was sent
     spare_resumable_id: str
-    backfill_id: str  # of an operator
+    backfill_id: str  # an operator's
     documents: list[str]  # one to purge, one to keep
     pictures: list[str]  # two to compare
     comparisons: list[str]  # one to delete, one to keep
     album_id: str  # the asset is in it
     doomed_album_id: str
-    spare: list[str]  # announced, to be archived, deleted, purged
+    spare: list[str]  # announced; to be archived, deleted and purged
     run_id: str
 
 
-async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     described = {
         "file_name": f"{canary}.jpg",
         "tags": [canary],
@@ -76,10 +76,10 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     await stub.AcquireReferences(
         asset_pb2.AcquireReferencesRequest(holder=holder, asset_ids=[asset.id])
     )
-    await atelier.change(
+    await suite.change(
         "INSERT INTO assets.manifest_stores VALUES (%s, %s, %s)", (asset.owner, asset.id, canary)
     )
-    operator = atelier.client(owner.subject, "admin")
+    operator = suite.client(owner.subject, "admin")
     started = await operator.stub(backfill_pb2_grpc.BackfillServiceStub).StartBackfill(
         backfill_pb2.StartBackfillRequest(presets=["thumb"])
     )
@@ -502,7 +502,7 @@ CASES = {
     _STORAGE + "RunReconciler": Case(
         lambda o: storage_pb2.RunReconcilerRequest(), nothing, owner_role="admin"
     ),
-    # Not really: the rows are needed.
+    # The owner is confirmed wrongly, so that nothing is erased: the other cases need the rows.
     _STORAGE + "EraseOwner": Case(
         lambda o: storage_pb2.EraseOwnerRequest(owner="user:ada", confirm_owner="user:nobody"),
         NOT_FOUND,

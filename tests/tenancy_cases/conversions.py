@@ -1,7 +1,8 @@
-"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and cancelling them is
-served.
+"""Cases for every rpc of conversions. No worker runs: the rows stay pending, and a call that
+cancels them is served.
 
-What a worker of the owner's own calls has a row each: claimed ones, and one that waits.
+Each rpc that a worker of the owner's own calls has a row of its own: a claimed one, or the one that
+waits.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Owned:
     failing: job_pb2.ClaimJobResponse
 
 
-async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     user = await assets.upload(owner, PICTURE, kind=asset_pb2.ASSET_KIND_USER, file_name=canary)
     cloth = await assets.upload(owner, PICTURE, kind=asset_pb2.ASSET_KIND_CLOTH, file_name=canary)
     described = {"product_id": canary, "wait": False}
@@ -42,7 +43,7 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     )
     generation = await flows.generate(owner, prompt=canary, name=canary, **described)
     analysis = await flows.analyse(owner, (cloth.id, "front"), **described)
-    atelier.sql(
+    suite.sql(
         "INSERT INTO conversions.attempts (id, owner, job, job_id, number, worker)"
         " VALUES (gen_random_uuid(), %s, 'conversions', %s, 1, %s)",
         (conversion.owner, conversion.id, canary),

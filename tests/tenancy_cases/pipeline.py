@@ -1,5 +1,5 @@
-"""Cases for every rpc of pipeline. A worker runs until there is a review; what is made afterwards
-stays pending."""
+"""Cases for every rpc of pipeline. A worker runs until there is a review; rows that are made
+afterwards stay pending."""
 
 from dataclasses import dataclass
 
@@ -31,10 +31,10 @@ class Owned:
     review_id: str
 
 
-async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     asset = await assets.upload(owner, PICTURE, file_name=canary)
-    # Three, so that a count of all owners' rows shows: CreateProduct gives each of the others one
-    # of its own.
+    # The owner has three products, so that a count of all owners' rows shows: CreateProduct gives
+    # each of the others one of its own.
     product, *_ = [await flows.create(owner, asset.id, name=canary) for _ in range(3)]
     message = log_pb2.AppendLogRequest(
         product_id=product.id, level=log_pb2.LOG_LEVEL_INFO, message=canary
@@ -43,11 +43,11 @@ async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
     await flows.price_book(owner).ImportPriceBook(
         flows.book(f"name,price,currency\n{canary},1.00,EUR\n".encode())
     )
-    await atelier.work("pipeline")
+    await suite.work("pipeline")
     unsure = await flows.outside(owner, asset.id, name=canary)
     claimed = await flows.claim(owner, unsure.id, 1)
     await flows.complete(owner, claimed, flows.analysis(canary), confidence=0.4, provider="tests")
-    await atelier.stop_work("pipeline")
+    await suite.stop_work("pipeline")
     [review] = (await flows.reviews(owner).ListReviews(review_pb2.ListReviewsRequest())).reviews
     return Owned(asset.id, product.id, review.id)
 
@@ -63,8 +63,8 @@ CASES = {
         lambda o: product_pb2.CreateProductRequest(
             request_id="create", images=[product_pb2.NewImage(asset_id=o.asset_id, view="front")]
         ),
-        # taken on, since images may come later; that this one never does is the background's
-        # finding
+        # It is taken on, since images may come later. Only the worker finds that this one never
+        # comes.
         nothing,
     ),
     _PRODUCTS + "GetProduct": Case(
@@ -147,7 +147,7 @@ CASES = {
             decision=review_pb2.REVIEW_DECISION_APPROVE,
         ),
         NOT_FOUND,
-        owner=grpc.StatusCode.ABORTED,  # by its etag
+        owner=grpc.StatusCode.ABORTED,  # the etag is an old one
     ),
     _LOGS + "ListLogs": Case(
         lambda o: log_pb2.ListLogsRequest(product_id=o.product_id), empty("logs")

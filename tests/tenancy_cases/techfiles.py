@@ -28,7 +28,7 @@ class Owned:
     export_id: str
 
 
-async def prepare(atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     asset = await assets.upload(owner, PICTURE, file_name=canary)
     described = {"product_id": canary, "analysis": {"note": canary}}
     file = await flows.create(

@@ -25,7 +25,7 @@ class Owned:
     made: Any
 
 
-async def prepare(service: str, atelier: Suite, owner: Client, canary: str) -> Owned:
+async def prepare(service: str, suite: Suite, owner: Client, canary: str) -> Owned:
     stub = flows.stub(owner, service)
     request = pb.CreateEndpointRequest(url=f"{_URL}{canary}", description=canary)
     made = await stub.CreateEndpoint(request)
@@ -49,7 +49,7 @@ CASES = {
     _WEBHOOKS + "GetEndpoint": Case(
         lambda o: pb.GetEndpointRequest(endpoint_id=o.endpoint_id), NOT_FOUND
     ),
-    # The others have some of their own by now, which don't show the canary.
+    # The others have endpoints of their own by now, which don't show the canary.
     _WEBHOOKS + "ListEndpoints": Case(lambda o: pb.ListEndpointsRequest(), nothing),
     _WEBHOOKS + "UpdateEndpoint": Case(
         lambda o: pb.UpdateEndpointRequest(

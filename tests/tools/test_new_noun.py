@@ -1,4 +1,4 @@
-"""tools/new_noun.py writes nouns that pass every test that guards a noun, in all four services; or
+"""tools/new_noun.py writes nouns that pass every test that guards a noun, in all four services, or
 it writes nothing."""
 
 import os
@@ -46,7 +46,7 @@ GUARDS = (
     "tests/webhooks/test_endpoints.py",
     "tests/docs/test_assets.py",
 )
-# Of these: what names a new noun, and what looks at everything at once.
+# The tests of these files that name a new noun, and those that look at everything at once.
 CHOSEN = (
     "fabric or mood_board or moodboard or remark or backdrop or test_schema or test_comments"
     " or every_table or every_rpc_has or every_rpc_with or names_every_type or every_subject"
@@ -55,7 +55,7 @@ CHOSEN = (
 
 
 def run(directory: Path, *command: str | Path) -> str:
-    """What a command says, which must succeed, in a copy of the project."""
+    """Runs a command in a copy of the project; it must succeed. Returns what it prints."""
     done = subprocess.run(
         command,
         cwd=directory,
@@ -70,7 +70,7 @@ def run(directory: Path, *command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project with four nouns more."""
+    """Copies the project and adds four nouns to it."""
     directory = tmp_path_factory.mktemp("project")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(listed, cwd=ROOT, text=True).split("\0"):

@@ -34,11 +34,11 @@ def stub(client: Client, service: str = "assets") -> Any:
     return webhook_pb2_grpc.WebhookServiceStub(client.channel(service))
 
 
-async def start(atelier: Suite, *, work: bool = True, **settings: Any) -> None:
-    atelier.overrides |= SETTINGS | settings
-    await atelier.serve("assets")
+async def start(suite: Suite, *, work: bool = True, **settings: Any) -> None:
+    suite.overrides |= SETTINGS | settings
+    await suite.serve("assets")
     if work:
-        await atelier.work("assets")
+        await suite.work("assets")
 
 
 async def create(client: Client, url: str, *types: str, **fields: Any) -> pb.CreateEndpointResponse:

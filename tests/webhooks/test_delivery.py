@@ -1,5 +1,5 @@
-"""R15: webhooks reach their subscribers, at least once, signed so that other libraries agree, and
-no internal address."""
+"""Webhooks reach their subscribers, at least once, signed so that other libraries agree, and no
+internal address."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from shared import webhooks
 from shared.database.db import Database
 from tests.receiver import Receiver, Request, receiving, replying
-from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, free_port, suite
+from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, free_port, running_suite
 from tests.webhooks import flows
 from tests.webhooks.flows import CAUGHT_UP, assets_in, delivered, ids, verify
 
@@ -25,16 +25,16 @@ NPM_VERSION = "1.0.0"
 
 
 @pytest.fixture(scope="module")
-async def house(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
+async def suite(cluster: Cluster, keys: Keys, disk: DiskServer) -> AsyncIterator[Suite]:
     """One suite for all of these tests, each with an owner of its own."""
-    async with suite(cluster, keys, disk) as made:
-        await flows.start(made)
-        yield made
+    async with running_suite(cluster, keys, disk) as suite:
+        await flows.start(suite)
+        yield suite
 
 
 @pytest.fixture
-def ada(house: Suite) -> Client:
-    return house.client(f"ada-{secrets.token_hex(4)}")
+def ada(suite: Suite) -> Client:
+    return suite.client(f"ada-{secrets.token_hex(4)}")
 
 
 async def test_an_event_arrives_signed_and_readable(ada: Client) -> None:
@@ -120,9 +120,9 @@ def install_from_npm() -> None:
 
 
 async def test_every_event_of_the_owner_arrives_once_and_nobody_elses(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
-    bob = house.client(f"{ada.subject}-2")
+    bob = suite.client(f"{ada.subject}-2")
     async with receiving() as receiver, receiving() as other:
         await flows.create(ada, receiver.url)
         await flows.create(bob, other.url)
@@ -191,7 +191,7 @@ async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(ada: Clie
         verify(made.secret, request)
 
 
-async def test_gone_means_no_more(house: Suite, ada: Client) -> None:
+async def test_gone_means_no_more(suite: Suite, ada: Client) -> None:
     async with receiving(replying(410)) as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
@@ -205,7 +205,7 @@ async def test_gone_means_no_more(house: Suite, ada: Client) -> None:
             "disable_time"
         )
         missed = await flows.happen(ada, 2)
-        await flows.until(lambda: house.sql(CAUGHT_UP), "they are passed over")
+        await flows.until(lambda: suite.sql(CAUGHT_UP), "they are passed over")
         count = len(receiver.requests)
         receiver.reply = replying(200)
         stub = flows.stub(ada)
@@ -279,10 +279,10 @@ async def test_replay_sends_the_same_again(ada: Client) -> None:
 
 
 async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(
-    house: Suite, ada: Client
+    suite: Suite, ada: Client
 ) -> None:
     before = await flows.happen(ada, 3)
-    await flows.until(lambda: house.sql(CAUGHT_UP), "they are passed over")
+    await flows.until(lambda: suite.sql(CAUGHT_UP), "they are passed over")
 
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
@@ -295,7 +295,7 @@ async def test_an_endpoint_is_told_of_what_happened_before_it_was_made(
         await flows.until(lambda: assets_in(receiver) == set(before), "what happened before")
 
 
-async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(house: Suite, ada: Client) -> None:
+async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(suite: Suite, ada: Client) -> None:
     stub = flows.stub(ada)
     async with receiving() as receiver, receiving() as witness:
         paused, deleted = (
@@ -313,20 +313,20 @@ async def test_a_disabled_endpoint_and_a_deleted_one_get_nothing(house: Suite, a
 
     for table in ("webhook_secrets", "webhook_deliveries"):
         left = f"SELECT count(*) FROM assets.{table} WHERE endpoint_id = %s"
-        assert house.sql(left, (deleted.endpoint.id,)) == [(0,)]
+        assert suite.sql(left, (deleted.endpoint.id,)) == [(0,)]
 
 
-async def test_the_log_is_forgotten_after_its_time(house: Suite, ada: Client) -> None:
+async def test_the_log_is_forgotten_after_its_time(suite: Suite, ada: Client) -> None:
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada, 2)
         await flows.until(lambda: delivered(ada, made, 2), "both")
     old, young = await flows.log(ada, made.endpoint.id)
-    await house.change(
+    await suite.change(
         "UPDATE assets.webhook_deliveries SET ended_at = now() - interval '31 days' WHERE id = %s",
         (old.id,),
     )
-    settings = house.settings("assets", "worker")
+    settings = suite.settings("assets", "worker")
     db = Database(settings, "assets")
 
     await db.open()

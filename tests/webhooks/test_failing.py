@@ -1,4 +1,4 @@
-"""R15: receivers fail and workers die: nobody else is delayed, nothing is lost, and the owner sees
+"""Receivers fail and workers die: nobody else is delayed, nothing is lost, and the owner sees
 why."""
 
 import asyncio
@@ -22,13 +22,13 @@ from tests.webhooks import flows
 from tests.webhooks.flows import assets_in, delivered, ids, verify
 
 
-async def test_what_happens_while_nobody_works_arrives_afterwards(atelier: Suite) -> None:
-    await flows.start(atelier, work=False)
-    ada = atelier.client("ada")
+async def test_what_happens_while_nobody_works_arrives_afterwards(suite: Suite) -> None:
+    await flows.start(suite, work=False)
+    ada = suite.client("ada")
     async with receiving() as receiver:
         await flows.create(ada, receiver.url)
         made = await flows.happen(ada, 3)
-        await atelier.work("assets")
+        await suite.work("assets")
         await flows.until(lambda: len(receiver.requests) == 3, "what happened before")
     assert assets_in(receiver) == set(made)
 
@@ -54,10 +54,10 @@ async def silent(_request: Request, writer: asyncio.StreamWriter) -> None:
     ],
 )
 async def test_the_owner_sees_what_a_receiver_did(
-    atelier: Suite, reply: Reply, status: int, error_class: str
+    suite: Suite, reply: Reply, status: int, error_class: str
 ) -> None:
-    await flows.start(atelier, webhook_timeout_seconds=0.3, webhook_first_retry_seconds=60)
-    ada = atelier.client("ada")
+    await flows.start(suite, webhook_timeout_seconds=0.3, webhook_first_retry_seconds=60)
+    ada = suite.client("ada")
     async with receiving(reply) as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
@@ -81,9 +81,9 @@ async def taken_but_slow(_request: Request, writer: asyncio.StreamWriter) -> Non
     await writer.wait_closed()
 
 
-async def test_what_was_taken_is_not_sent_again_for_a_slow_body(atelier: Suite) -> None:
-    await flows.start(atelier)
-    ada = atelier.client("ada")
+async def test_what_was_taken_is_not_sent_again_for_a_slow_body(suite: Suite) -> None:
+    await flows.start(suite)
+    ada = suite.client("ada")
     async with receiving(taken_but_slow) as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
@@ -123,11 +123,11 @@ async def paused(client: Client, endpoint_id: str) -> float:
     ],
 )
 async def test_a_receiver_that_asks_for_a_pause_gets_it(
-    atelier: Suite, status: int, asked: str, least: float, most: float
+    suite: Suite, status: int, asked: str, least: float, most: float
 ) -> None:
     """All deliveries to its endpoint wait, also of later events and replays; no others do."""
-    await flows.start(atelier, webhook_give_up_hours=1)
-    ada = atelier.client("ada")
+    await flows.start(suite, webhook_give_up_hours=1)
+    ada = suite.client("ada")
     async with receiving(replying(status, retry_after=asked)) as busy, receiving() as other:
         made = await flows.create(ada, busy.url)
         await flows.happen(ada)
@@ -151,10 +151,10 @@ async def test_a_receiver_that_asks_for_a_pause_gets_it(
 
 
 async def test_a_pause_ends_with_its_time_with_another_url_and_when_its_endpoint_is_enabled_anew(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
-    await flows.start(atelier)
-    ada, stub = atelier.client("ada"), flows.stub(atelier.client("ada"))
+    await flows.start(suite)
+    ada, stub = suite.client("ada"), flows.stub(suite.client("ada"))
     async with receiving(replying(503, retry_after="600")) as receiver, receiving() as other:
         made = await flows.create(ada, receiver.url)
         await flows.happen(ada)
@@ -189,9 +189,9 @@ async def test_a_pause_ends_with_its_time_with_another_url_and_when_its_endpoint
         )
 
 
-async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
-    await flows.start(atelier, webhook_timeout_seconds=30)
-    ada = atelier.client("ada")
+async def test_a_slow_receiver_delays_nobody_else(suite: Suite) -> None:
+    await flows.start(suite, webhook_timeout_seconds=30)
+    ada = suite.client("ada")
     async with receiving(silent) as slow, receiving() as quick:
         await flows.create(ada, slow.url)
         await flows.create(ada, quick.url)
@@ -202,32 +202,32 @@ async def test_a_slow_receiver_delays_nobody_else(atelier: Suite) -> None:
 
         await flows.until(lambda: len(quick.requests) == 13, "one more at the quick one")
         assert slow.connections == 4
-        await atelier.stop_work()
+        await suite.stop_work()
 
 
 async def test_slow_receivers_on_every_runner_give_way(
-    atelier: Suite, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "RUNNERS", 1)
-    await flows.start(atelier, work=False, webhook_timeout_seconds=0.2)
-    eve, ada = atelier.client("eve"), atelier.client("ada")
+    await flows.start(suite, work=False, webhook_timeout_seconds=0.2)
+    eve, ada = suite.client("eve"), suite.client("ada")
 
     async with receiving(silent) as slow, receiving() as quick:
         await flows.create(eve, slow.url)
         await flows.create(ada, quick.url)
         await flows.happen(eve, 80)
-        await atelier.work("assets")
+        await suite.work("assets")
         await flows.until(lambda: slow.connections, "the runner is with the slow one")
         await flows.happen(ada)
 
         await flows.until(lambda: quick.requests, "the quick one gets it")
         assert slow.connections < 80, "ada would have waited for all of eve's"
-        await atelier.stop_work()
+        await suite.stop_work()
 
 
-async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(atelier: Suite) -> None:
-    await flows.start(atelier, webhook_give_up_hours=0.5 / 3600)
-    ada = atelier.client("ada")
+async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(suite: Suite) -> None:
+    await flows.start(suite, webhook_give_up_hours=0.5 / 3600)
+    ada = suite.client("ada")
     async with receiving(replying(503)) as receiver:
         made = await flows.create(ada, receiver.url)
 
@@ -248,17 +248,17 @@ async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(atelier:
 
 
 async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(
-    atelier: Suite,
+    suite: Suite,
 ) -> None:
     """A network that the operator allowed yesterday isn't allowed today: every connection is
     checked again."""
-    await flows.start(atelier, work=False)
-    ada = atelier.client("ada")
+    await flows.start(suite, work=False)
+    ada = suite.client("ada")
     async with receiving() as canary:
         made = await flows.create(ada, canary.url)
         await flows.happen(ada)
-        atelier.overrides["outbound_allowed_networks"] = "127.0.0.2/32"
-        await atelier.work("assets")
+        suite.overrides["outbound_allowed_networks"] = "127.0.0.2/32"
+        await suite.work("assets")
 
         async def tried() -> Any:
             [delivery] = await flows.log(ada, made.endpoint.id) or [pb.Delivery()]
@@ -267,7 +267,7 @@ async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_noth
         delivery = await flows.until(tried, "an attempt")
         assert (delivery.error_class, delivery.status_code) == ("REFUSED", 0)
         await flows.until(
-            lambda: atelier.sql("SELECT 1 FROM assets.webhook_deliveries WHERE attempts > 2"),
+            lambda: suite.sql("SELECT 1 FROM assets.webhook_deliveries WHERE attempts > 2"),
             "more attempts",
         )
         assert canary.connections == 0
@@ -275,11 +275,11 @@ async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_noth
 
 @pytest.mark.faults
 async def test_a_worker_killed_between_sending_and_recording_sends_the_same_again(
-    cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
+    cluster: Cluster, keys: Keys, disk: DiskServer, suite: Suite, tmp_path: Path
 ) -> None:
-    await flows.start(atelier, work=False)
-    ada = atelier.client("ada")
-    processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
+    await flows.start(suite, work=False)
+    ada = suite.client("ada")
+    processes = Processes(cluster, suite.database, keys, disk, tmp_path)
     settings = {**flows.SETTINGS, "job_lease_seconds": 1}
     arrived = asyncio.Event()
 
@@ -308,11 +308,11 @@ async def test_a_worker_killed_between_sending_and_recording_sends_the_same_agai
         processes.close()
 
 
-async def test_two_workers_make_one_delivery_of_an_event(atelier: Suite) -> None:
-    await flows.start(atelier)
+async def test_two_workers_make_one_delivery_of_an_event(suite: Suite) -> None:
+    await flows.start(suite)
     module = importlib.import_module("services.assets.__main__")
-    second = asyncio.create_task(module.work("assets", atelier.settings("assets", "worker")))
-    ada = atelier.client("ada")
+    second = asyncio.create_task(module.work("assets", suite.settings("assets", "worker")))
+    ada = suite.client("ada")
 
     try:
         async with receiving() as receiver:
@@ -328,11 +328,11 @@ async def test_two_workers_make_one_delivery_of_an_event(atelier: Suite) -> None
 
 @pytest.mark.faults
 async def test_workers_killed_again_and_again_neither_lose_nor_double_an_event(
-    cluster: Cluster, keys: Keys, disk: DiskServer, atelier: Suite, tmp_path: Path
+    cluster: Cluster, keys: Keys, disk: DiskServer, suite: Suite, tmp_path: Path
 ) -> None:
-    await flows.start(atelier, work=False)
-    ada = atelier.client("ada")
-    processes = Processes(cluster, atelier.database, keys, disk, tmp_path)
+    await flows.start(suite, work=False)
+    ada = suite.client("ada")
+    processes = Processes(cluster, suite.database, keys, disk, tmp_path)
     settings: dict[str, Any] = {**flows.SETTINGS, "job_lease_seconds": 1}
     happened: set[str] = set()
 

@@ -11,7 +11,8 @@ from services.assets.core.deletions import BATCH, remove_due
 from services.assets.upkeep import run_rows
 from shared.background.jobs import JobQueue
 from shared.background.tasks import not_cancelled
-from shared.database.db import Connection, Database, execute
+from shared.database.db import Database, execute
+from shared.database.exchange import Connection
 from shared.database.rows import Statement
 from shared.settings import Settings
 from shared.storage import Storage, StorageError

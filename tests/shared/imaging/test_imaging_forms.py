@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
 }
 
 
-async def refusal(pool: ImagingPool, path: Path, content: bytes, mime: str) -> ImageRejected:
+async def error_of(pool: ImagingPool, path: Path, content: bytes, mime: str) -> ImageRejected:
     path.write_bytes(content)
     with pytest.raises(ImageRejected) as caught:
         await pool.run(inspect, path, mime)
@@ -215,13 +215,13 @@ async def test_a_form_that_cannot_be_read_is_refused_by_its_name(
     pool: ImagingPool, tmp_path: Path, name: str
 ) -> None:
     mime, content, words = REFUSED[name]
-    refused = await refusal(pool, tmp_path / "file", content, mime)
+    error = await error_of(pool, tmp_path / "file", content, mime)
 
-    assert (refused.reason, words in refused.message) == (
+    assert (error.reason, words in error.message) == (
         Reason.NOT_SUPPORTED,
         True,
-    ), refused.message
-    assert "damaged" not in refused.message and refused.message.endswith(
+    ), error.message
+    assert "damaged" not in error.message and error.message.endswith(
         (" send that.", "WebP or GIF.", "or TIFF.")
     )
 
@@ -245,12 +245,12 @@ async def test_a_form_that_cannot_be_read_is_refused_by_its_name(
 async def test_a_well_known_type_that_is_not_accepted_is_called_by_its_name(
     pool: ImagingPool, tmp_path: Path, content: bytes, words: str
 ) -> None:
-    refused = await refusal(pool, tmp_path / "file", content, "image/tiff")
-    assert (refused.reason, words in refused.message) == (
+    error = await error_of(pool, tmp_path / "file", content, "image/tiff")
+    assert (error.reason, words in error.message) == (
         Reason.TYPE_NOT_ALLOWED,
         True,
-    ), refused.message
-    assert re.search("Export|Save|Develop", refused.message)
+    ), error.message
+    assert re.search("Export|Save|Develop", error.message)
 
 
 def jpeg(**options: object) -> bytes:
@@ -337,7 +337,7 @@ async def test_what_was_not_decoded_whole_is_never_accepted(
     pool: ImagingPool, tmp_path: Path, name: str
 ) -> None:
     mime, make = HALVES[name]
-    assert (await refusal(pool, tmp_path / "file", make(), mime)).reason is Reason.CORRUPT
+    assert (await error_of(pool, tmp_path / "file", make(), mime)).reason is Reason.CORRUPT
 
 
 WHOLE: dict[str, Callable[[], bytes]] = {

@@ -1,4 +1,4 @@
-"""The promises of every backend to a program: one suite, run against each real store."""
+"""The promises of every backend to a program: the same tests run against each real store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A26: uploads in parts, one suite against each real store."""
+"""Uploads in parts: the same tests against each real store."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What signed and public URLs promise to a browser: one suite, over real sockets, against each real
-store."""
+"""What signed and public URLs promise to a browser: the same tests, over real sockets, against each
+real store."""
 
 from __future__ import annotations
 
