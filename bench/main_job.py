@@ -9,9 +9,13 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.figure import CannotRun, Figure, Report, Rounds
 from cli.suite import ROOT
+
+if TYPE_CHECKING:
+    from shared.formats.facts import Facts
 
 _ROUNDS = 2
 _PHOTOS = ROOT / "examples" / "photos"
@@ -82,7 +86,6 @@ def _work(directory: Path) -> Iterator[object]:
     from services.conversions.local.generate import generate
     from services.conversions.local.sketch import line_drawing
     from services.conversions.local.tryon import try_on
-    from services.techfiles.document import Closeup, Pack, Product, Sketch, View, render_pdf
     from shared.formats.facts import load_facts
     from shared.imaging import DEFAULT_PRESETS, inspect, make_variants
 
@@ -114,6 +117,13 @@ def _work(directory: Path) -> Iterator[object]:
     yield generate(
         "the jacket", [photos["front"]], directory / "generated.jpeg", aspect_ratio="4:3"
     )
+    yield _print(facts, pictures, directory / "pack.pdf")
+
+
+def _print(facts: "Facts", pictures: dict[str, Path], out: Path) -> object:
+    """Prints a pack of the sketches and close-ups."""
+    from services.techfiles.document import Closeup, Pack, Product, Sketch, View, render_pdf
+
     pack = Pack(
         title="Bench",
         product=Product(),
@@ -126,7 +136,7 @@ def _work(directory: Path) -> Iterator[object]:
             Closeup(c.name, c.view, f"closeup-{n}") for n, c in enumerate(facts.closeups)
         ),
     )
-    yield render_pdf(pack, pictures, directory / "pack.pdf")
+    return render_pdf(pack, pictures, out)
 
 
 def _main(directory: Path) -> None:

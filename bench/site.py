@@ -16,9 +16,10 @@ from typing import Self
 import psycopg
 
 from bench.figure import CannotRun
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
+from cli.setup import login_url
 from cli.state import LOCAL_ISSUER, State
-from cli.suite import ROOT, login_url
+from cli.suite import ROOT
 from shared.database.migrate import migrate
 from shared.rpc import auth
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -119,26 +119,9 @@ async def _at_once(report: Report) -> list[Figure]:
         memory: list[tuple[int, int]] = []
         errors = 0
         async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(httpx.AsyncClient(timeout=_PATIENCE))
-            clients = []
-            for _ in range(_CLIENTS):
-                channel = grpc.aio.insecure_channel(
-                    address, options=[("grpc.use_local_subchannel_pool", 1)]
-                )
-                clients.append(
-                    _Client(await stack.enter_async_context(channel), http, site.authorization)
-                )
+            clients = await _connected(stack, address, site.authorization)
             for number in range(3):
-                began = time.perf_counter()
-                ended = await asyncio.gather(
-                    *(
-                        clients[n % _CLIENTS].upload(pictures[n % len(pictures)])
-                        for n in range(_UPLOADS)
-                    ),
-                    return_exceptions=True,
-                )
-                took = time.perf_counter() - began
-                faults = [each for each in ended if isinstance(each, BaseException)]
+                took, faults = await _round(clients, pictures)
                 errors += len(faults)
                 memory.append((_resident(served.pid), _resident(storage.pid)))
                 first = f", the first {faults[0]!r}" if faults else ""
@@ -165,6 +148,32 @@ async def _at_once(report: Report) -> list[Figure]:
             note=f"server + storage after each: {sizes} MB",
         ),
     ]
+
+
+async def _connected(
+    stack: AsyncExitStack, address: str, authorization: tuple[str, str]
+) -> "list[_Client]":
+    """Opens clients, each with a connection of its own, which `stack` closes."""
+    http = await stack.enter_async_context(httpx.AsyncClient(timeout=_PATIENCE))
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [
+        await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+        for _ in range(_CLIENTS)
+    ]
+    return [_Client(channel, http, authorization) for channel in channels]
+
+
+async def _round(
+    clients: "Sequence[_Client]", pictures: Sequence[bytes]
+) -> tuple[float, list[BaseException]]:
+    """Uploads a thousand pictures at once; returns the seconds and what failed."""
+    began = time.perf_counter()
+    ended = await asyncio.gather(
+        *(clients[n % len(clients)].upload(pictures[n % len(pictures)]) for n in range(_UPLOADS)),
+        return_exceptions=True,
+    )
+    took = time.perf_counter() - began
+    return took, [each for each in ended if isinstance(each, BaseException)]
 
 
 class _Client:

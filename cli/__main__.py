@@ -23,9 +23,11 @@ from rich.table import Table
 
 from cli import doctor as checks
 from cli import storage
+from cli.setup import make_bucket, migrate_all
 from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
 from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, ports
 from shared import logs
+from shared.rpc import auth
 from shared.settings import SERVICES, Settings
 
 app = typer.Typer(
@@ -58,6 +60,14 @@ def stop_with(problem: object, status: int = 1) -> typer.Exit:
 def report(text: str) -> None:
     """Prints one line of progress to stderr, not wrapped at the width of the terminal."""
     console.print(f"[dim]{escape(text)} ...", soft_wrap=True)
+
+
+def trusted_keys(path: Path) -> list[auth.TrustedKey]:
+    """Reads a trust file; ends the command if the file can't be read or has a faulty entry."""
+    try:
+        return auth.load_trust(path)
+    except (OSError, ValueError) as problem:
+        raise stop_with(problem) from None
 
 
 @app.command()
@@ -183,12 +193,9 @@ def token(
 
     Send it as gRPC metadata `authorization: Bearer TOKEN`.
     """
-    from shared.rpc import auth
-
-    named = {"user": user, "vendor": vendor, "admin": admin}
+    by_chance = os.urandom(8).hex() if anonymous else ""
+    named = {"user": user, "vendor": vendor, "admin": admin, "anonymous": by_chance}
     chosen = [(role, subject) for role, subject in named.items() if subject]
-    if anonymous:
-        chosen.append(("anonymous", os.urandom(8).hex()))
     if len(chosen) != 1:
         raise stop_with(
             "say who: exactly one of --user NAME, --vendor NAME, --admin NAME, --anonymous", 2
@@ -198,10 +205,7 @@ def token(
     files.prepare()
     key = auth.load_key(files.keys / "people.jwk")
     owner = owner or f"{role}:{subject}"
-    try:
-        trusted = [each for each in auth.load_trust(files.trust_file) if each.key.kid == key.kid]
-    except (OSError, ValueError) as problem:
-        raise stop_with(problem) from None
+    trusted = [each for each in trusted_keys(files.trust_file) if each.key.kid == key.kid]
     if not any(role in each.roles and each.may_own(role, owner) for each in trusted):
         text = (
             f"the suite would refuse a token of role {role} for owner {owner}; `atelier trust` says"
@@ -228,13 +232,7 @@ def trust(
     key to owners such as `user:ada`, `vendor:acme-*`, `user:*` or `*`; without it, a key signs the
     owners whose kind is one of its roles.
     """
-    from shared.rpc import auth
-
-    path = file or State(state).trust_file
-    try:
-        keys = auth.load_trust(path)
-    except (OSError, ValueError) as problem:
-        raise stop_with(problem) from None
+    keys = trusted_keys(file or State(state).trust_file)
     table = Table(show_header=True)
     for column in ("issuer", "key", "roles", "owners", "service"):
         table.add_column(column, overflow="fold")
@@ -257,7 +255,6 @@ def migrate(
     Makes keys and passwords in the state directory, and login URLs for ATELIER_SECRETS_DIR in its
     secrets/. `atelier up` does all this by itself.
     """
-    from cli.setup import migrate_all
     from shared.database.migrate import MigrationFailed
 
     try:
@@ -280,7 +277,6 @@ def setup(
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from cli.setup import make_bucket
     from shared.settings import load
 
     migrate(database_url, state)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cli.embedded import server_binaries
+from cli.postgres import server_binaries
 from cli.suite import ROOT, Suite
 
 _WATCHED = ("services", "shared", "cli", "gen")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import psycopg
 from pydantic import ValidationError
 
+from cli.setup import login_url
 from cli.state import State
-from cli.suite import is_serving, login_url, ports
+from cli.suite import is_serving, ports
 from shared.settings import SERVICES, load
 
 # Connections of a process beside its pool: a server listens; a worker sequences events and follows
@@ -92,8 +93,8 @@ def _keys(state: State) -> Iterator[Check]:
 
 def _database(state: State) -> Iterator[Check]:
     """Checks the embedded Postgres, or the one of ATELIER_DATABASE_URL."""
-    embedded_port = state.postgres / "port"
-    if not os.environ.get("ATELIER_DATABASE_URL") and not embedded_port.exists():
+    admin_url = os.environ.get("ATELIER_DATABASE_URL") or _embedded_url(state)
+    if not admin_url:
         yield Check(
             "database",
             False,
@@ -101,42 +102,50 @@ def _database(state: State) -> Iterator[Check]:
             "set ATELIER_DATABASE_URL to the one that the suite uses",
         )
         return
-    admin_url = (
-        os.environ.get("ATELIER_DATABASE_URL")
-        or f"postgresql://127.0.0.1:{embedded_port.read_text()}/atelier"
-    )
-    settings = load("assets")
-    budget = len(SERVICES) * 2 * (settings.pool_size + _LISTENERS)
+    available = 0
     for name in SERVICES:
         url = login_url(admin_url, f"{name}_app", state.password(name, "app"))
         try:
-            with psycopg.connect(url, connect_timeout=3) as conn:
-                exposed = conn.execute(
-                    "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace ="
-                    " %s::regnamespace AND NOT (relrowsecurity AND relforcerowsecurity)",
-                    (name,),
-                ).fetchone()
-                most = conn.execute(
-                    "SELECT setting::int FROM pg_settings WHERE name = 'max_connections'"
-                ).fetchone()
+            exposed, available = _exposed_and_available(name, url)
         except psycopg.Error as error:
-            yield Check(
-                f"{name} database",
-                False,
-                str(error).strip().splitlines()[-1],
-                "is Postgres running?",
-            )
+            text = str(error).strip().splitlines()[-1]
+            yield Check(f"{name} database", False, text, "is Postgres running?")
             continue
-        count = exposed[0] if exposed else 0
         yield Check(
             f"{name} row security",
-            count == 0,
-            "forced on every table" if count == 0 else f"missing on {count} tables",
-            "" if count == 0 else "run: ./atelier migrate",
+            exposed == 0,
+            "forced on every table" if exposed == 0 else f"missing on {exposed} tables",
+            "" if exposed == 0 else "run: ./atelier migrate",
         )
-    available = most[0] if most else 0
+    if available:
+        yield _connections(available)
+
+
+def _embedded_url(state: State) -> str:
+    """Returns the URL of the embedded Postgres, without a login; empty if there is none."""
+    port = state.postgres / "port"
+    return f"postgresql://127.0.0.1:{port.read_text()}/atelier" if port.exists() else ""
+
+
+def _exposed_and_available(service: str, url: str) -> tuple[int, int]:
+    """Returns how many tables of the service don't force row security, and how many connections
+    Postgres has."""
+    with psycopg.connect(url, connect_timeout=3) as conn:
+        exposed = conn.execute(
+            "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = %s::regnamespace"
+            " AND NOT (relrowsecurity AND relforcerowsecurity)",
+            (service,),
+        ).fetchone()
+        most = conn.execute(
+            "SELECT setting::int FROM pg_settings WHERE name = 'max_connections'"
+        ).fetchone()
+    return exposed[0] if exposed else 0, most[0] if most else 0
+
+
+def _connections(available: int) -> Check:
+    budget = len(SERVICES) * 2 * (load("assets").pool_size + _LISTENERS)
     passed = budget <= available
-    yield Check(
+    return Check(
         "connections",
         passed,
         f"{budget} of {available} at most",

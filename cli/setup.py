@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from cli.state import State, write_private
-from cli.suite import login_url
 from shared.settings import SERVICES, Settings
 
 
@@ -25,6 +25,13 @@ def migrate_all(state: State, admin_url: str, report: Callable[[str], None]) -> 
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             url = login_url(admin_url, f"{name}_{role}", state.password(name, role))
             write_private(directory / "database_url", url)
+
+
+def login_url(admin_url: str, role: str, password: str) -> str:
+    """Returns the URL with which a role logs in to the database of `admin_url`."""
+    parts = urlsplit(admin_url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{role}:{quote(password)}@{host}"))
 
 
 def make_bucket(settings: Settings) -> None:

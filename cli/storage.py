@@ -23,6 +23,7 @@ from cli.refusals import refusal
 from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
 from cli.storage_copy import BadLocation, Copy, Outcome, open_location
 from cli.suite import ports
+from shared.rpc import auth
 from shared.storage import StorageError
 
 app = typer.Typer(
@@ -117,8 +118,6 @@ def report(
 
 
 def _operator_token(files: State) -> str:
-    from shared.rpc import auth
-
     files.prepare()
     key = auth.load_key(files.keys / "people.jwk")
     return auth.sign(key, issuer=LOCAL_ISSUER, subject="storage-report", role="admin", seconds=60)
@@ -157,31 +156,22 @@ def _print_report(calls: _Calls, owner: str, months: int) -> None:
 
 
 def _print_overview(out: Console, made: Any) -> None:
-    from atelier.assets.v1 import quota_pb2
-
     table = Table(
         title=f"Storage of {made.owner or 'the deployment'}",
         title_justify="left",
         show_header=False,
     )
     month, days = made.bandwidth_this_month, made.bandwidth_last_30_days
-    rate = (
-        f"{made.variant_failure_rate:.1%}"
-        if made.HasField("variant_failure_rate")
-        else "none ended"
-    )
-    accepted = (
-        f"{made.upload_success_rate:.1%}"
-        if made.HasField("upload_success_rate")
-        else "none settled"
-    )
     for name, value in (
         ("stored", _size(made.stored_bytes)),
         ("assets", f"{made.assets:,}"),
         ("pending uploads", f"{made.pending_uploads:,}"),
-        ("uploads accepted, 30 days", accepted),
+        ("uploads accepted, 30 days", _rate(made, "upload_success_rate", "none settled")),
         ("failed variants", f"{made.failed_variants:,}"),
-        ("variants that fail, today and yesterday", rate),
+        (
+            "variants that fail, today and yesterday",
+            _rate(made, "variant_failure_rate", "none ended"),
+        ),
         (
             "sent this month",
             f"{_size(month.downloaded_bytes)} and about {_size(month.issued_bytes)} by URL",
@@ -194,18 +184,23 @@ def _print_overview(out: Console, made: Any) -> None:
         table.add_row(name, value)
     for use in made.quotas:
         if use.limit:
-            name = (
-                quota_pb2.QuotaKind.Name(use.kind)
-                .removeprefix("QUOTA_KIND_")
-                .lower()
-                .replace("_", " ")
-            )
-            shown = _size if name.endswith("bytes") else "{:,}".format
-            table.add_row(
-                f"quota: {name}",
-                f"{shown(use.used)} of {shown(use.limit)} ({use.used / use.limit:.0%})",
-            )
+            table.add_row(*_quota(use))
     out.print(table)
+
+
+def _rate(made: Any, field: str, without: str) -> str:
+    return f"{getattr(made, field):.1%}" if made.HasField(field) else without
+
+
+def _quota(use: Any) -> tuple[str, str]:
+    """Returns name and use of a quota, in bytes or in numbers as the quota counts."""
+    from atelier.assets.v1 import quota_pb2
+
+    kind = quota_pb2.QuotaKind.Name(use.kind).removeprefix("QUOTA_KIND_")
+    name = kind.lower().replace("_", " ")
+    shown = _size if name.endswith("bytes") else "{:,}".format
+    share = use.used / use.limit
+    return f"quota: {name}", f"{shown(use.used)} of {shown(use.limit)} ({share:.0%})"
 
 
 def _print_counts(out: Console, made: Any) -> None:

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import grpc
 import httpx
@@ -23,7 +22,8 @@ import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.comeback import Comeback, Report
-from cli.embedded import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
+from cli.postgres import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
+from cli.setup import login_url, make_bucket
 from cli.state import State
 from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, load
 
@@ -226,8 +226,6 @@ class Suite:
         if not self.options.s3_endpoint:
             return
         from botocore.exceptions import BotoCoreError, ClientError
-
-        from cli.setup import make_bucket
 
         os.environ |= {"ATELIER_STORAGE": "s3", "ATELIER_S3_ENDPOINT": self.options.s3_endpoint}
         try:
@@ -432,12 +430,6 @@ def is_migrated(service: str, admin_url: str) -> bool:
     except psycopg.OperationalError as error:
         raise Problem(f"can't reach the database: {str(error).strip().splitlines()[-1]}") from None
     return row is not None and row[0] == newest
-
-
-def login_url(admin_url: str, role: str, password: str) -> str:
-    parts = urlsplit(admin_url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{role}:{quote(password)}@{host}"))
 
 
 def _with_children(pid: int) -> Iterator[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 from tests.suite import Cluster, DiskServer, Keys, Suite, running_suite
 
 # Whole jobs through running processes. They begin first, so that no test worker is left alone with

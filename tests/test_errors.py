@@ -23,7 +23,7 @@ from atelier.assets.v1 import asset_pb2, document_pb2, document_pb2_grpc, upload
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 from shared.rpc import errors
 from tests import calls
 from tests.assets import flows

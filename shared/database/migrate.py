@@ -5,8 +5,9 @@ revisions.
     <service>_app      serves requests
     <service>_worker   runs background work, under its own policies
 
-Revisions are SQL: a revision file runs the `.sql` file beside it as <service>_owner. A lock timeout
-makes the migration fail on a busy table; otherwise the service would hang.
+Revisions are SQL: a revision file runs the `.sql` file beside it as <service>_owner; the first one
+of each service also runs that of the tables that all have. A lock timeout makes the migration fail
+on a busy table; otherwise the service would hang.
 """
 
 import importlib.resources
@@ -17,8 +18,11 @@ import psycopg
 from psycopg import sql
 
 ROOT = Path(__file__).resolve().parents[2]
-_LOCK = 7_261_101  # arbitrary, the same in all services: one migration at a time per database
+FIRST_COMMON_TABLES = Path(__file__).with_name("migrations") / "0001_common.sql"
+"""What every service's first revision runs. As with any revision, it stays as it is; the tables of
+today are in tables.sql."""
 
+_LOCK = 7_261_101  # arbitrary, the same in all services: one migration at a time per database
 
 # Finds the turn of an owner's next job, see shared/background/jobs.py. It sorts by `-priority`,
 # which no other index has: with `priority` the planner may scan all owners' jobs in their order

@@ -2,7 +2,8 @@
 
 import math
 
-from shared.formats.facts import LENGTH_UNITS, Point, PointOfMeasure, Scale
+from shared.formats.fact_tables import LENGTH_UNITS
+from shared.formats.facts import Point, PointOfMeasure, Scale
 
 _DECIMALS = {"mm": 1, "cm": 1, "m": 3, "in": 2}  # a millimetre or finer, in every unit
 

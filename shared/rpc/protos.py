@@ -10,7 +10,8 @@ from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
-from shared.formats.facts import FactsError, parse_facts
+from shared.formats.fact_tables import FactsError
+from shared.formats.facts import parse_facts
 from shared.rpc import errors
 
 METADATA_BYTES = 16 * 1024

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import tempfile
-import uuid
-import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, closing, nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,7 +19,6 @@ from .base import (
     Check,
     ChecksumMismatch,
     MultipartEnded,
-    ObjectExists,
     ObjectNotFound,
     Part,
     SignedPost,
@@ -30,8 +26,6 @@ from .base import (
     Source,
     Stat,
     StorageError,
-    StorageUnavailable,
-    cache_control,
     check_content_type,
     check_digest,
     check_key,
@@ -43,6 +37,7 @@ from .base import (
     is_raster,
 )
 from .s3_errors import MISSING, code_of, translated
+from .s3_writes import PART, Writes, compare, etag_of, headers_of
 from .streams import Threads, blocks, digest, save
 
 if TYPE_CHECKING:
@@ -55,9 +50,7 @@ if TYPE_CHECKING:
     )
 
 _THREADS: Final = 16
-_PART: Final = 8 * 1024 * 1024
 _BATCH: Final = 1000
-_WRITE: Final = "atelier-write"
 
 
 def open_s3(
@@ -131,7 +124,7 @@ class S3Storage:
         self._public_base = public_base
         self._supports_post = supports_post
         self._threads = Threads(_THREADS, "storage-s3")
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._writes = Writes(client, bucket, self._threads)
 
     @property
     def supports_post(self) -> bool:
@@ -148,13 +141,13 @@ class S3Storage:
         cache_forever: bool = False,
         check: Check | None = None,
     ) -> Stat:
-        headers = _headers(check_key(key), check_content_type(content_type), cache_forever)
+        headers = headers_of(check_key(key), check_content_type(content_type), cache_forever)
         declared = check_digest(sha256)
         if check:
             with tempfile.TemporaryDirectory(prefix="atelier-") as directory:
                 path = Path(directory) / "object"
                 found = await save(blocks(source, CHUNK, self._threads), path, self._threads)
-                _compare(key, found, declared)
+                compare(key, found, declared)
                 await check(path, found)
                 return await self.put(
                     key,
@@ -168,13 +161,10 @@ class S3Storage:
             # The source is read twice: the digest goes into the metadata, which a large object
             # sends before its bytes.
             found = await self._threads.run(digest, source)
-            _compare(key, found, declared)
+            compare(key, found, declared)
             declared = found
-        async with aclosing(blocks(source, _PART, self._threads)) as parts:
-            first = await anext(parts, b"")
-            if len(first) < _PART:
-                return await self._put_whole(key, first, headers, declared, if_absent)
-            return await self._put_parts(key, first, parts, headers, declared, if_absent)
+        async with aclosing(blocks(source, PART, self._threads)) as parts:
+            return await self._writes.put(key, parts, headers, declared, if_absent)
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         check_range(start, end)
@@ -200,14 +190,14 @@ class S3Storage:
             answer = await self._open(key)
         found = await save(self._body(key, answer["Body"]), path, self._threads)
         try:
-            _compare(key, found, answer["Metadata"].get("sha256"))
+            compare(key, found, answer["Metadata"].get("sha256"))
         except ChecksumMismatch:
             path.unlink(missing_ok=True)
             raise
         return replace(_stat(key, answer), sha256=found)
 
     async def stat(self, key: str) -> Stat:
-        return _stat(key, await self._head(key))
+        return _stat(key, await self._writes.head(key))
 
     async def copy(
         self,
@@ -219,9 +209,11 @@ class S3Storage:
         check: Check | None = None,
     ) -> Stat:
         check_key(target)
-        head = await self._head(source)
+        head = await self._writes.head(source)
         forever = "immutable" in head.get("CacheControl", "")
-        headers = _headers(target, check_content_type(content_type or head["ContentType"]), forever)
+        headers = headers_of(
+            target, check_content_type(content_type or head["ContentType"]), forever
+        )
         sha256 = head["Metadata"].get("sha256")
         if sha256:
             headers["Metadata"]["sha256"] = sha256
@@ -234,7 +226,7 @@ class S3Storage:
             MetadataDirective="REPLACE",
             **headers,
         )
-        etag = await self._conclude(target, send, headers, if_absent)
+        etag = await self._writes.conclude(target, send, headers, if_absent)
         if check:
             await self._look(target, check)
         return Stat(
@@ -272,7 +264,7 @@ class S3Storage:
                 page = await self._threads.run(self._client.list_objects_v2, **more)
             for entry in page.get("Contents", []):
                 yield Stat(
-                    entry["Key"], entry["Size"], _etag(entry), None, "", entry["LastModified"]
+                    entry["Key"], entry["Size"], etag_of(entry), None, "", entry["LastModified"]
                 )
             token = page.get("NextContinuationToken")
             more = {**more, "ContinuationToken": token} if token else {}
@@ -297,7 +289,7 @@ class S3Storage:
         return len(abandoned)
 
     async def start_multipart(self, key: str, *, content_type: str) -> str:
-        headers = _headers(check_key(key), check_content_type(content_type), False)
+        headers = headers_of(check_key(key), check_content_type(content_type), False)
         with translated(key):
             answer = await self._threads.run(
                 self._client.create_multipart_upload, Bucket=self._bucket, Key=key, **headers
@@ -318,7 +310,7 @@ class S3Storage:
             found = await self._threads.run(
                 lambda: [part for page in pages for part in page.get("Parts", [])]
             )
-        return [Part(part["PartNumber"], part["Size"], _etag(part)) for part in found]
+        return [Part(part["PartNumber"], part["Size"], etag_of(part)) for part in found]
 
     async def complete_multipart(self, key: str, upload: str, parts: Sequence[Part]) -> Stat:
         chosen: Sequence[CompletedPartTypeDef] = [
@@ -402,98 +394,6 @@ class S3Storage:
         self._client.close()
         self._signer.close()
 
-    async def _put_whole(
-        self, key: str, body: bytes, headers: dict[str, Any], declared: str | None, if_absent: bool
-    ) -> Stat:
-        found = await self._threads.run(digest, body)
-        _compare(key, found, declared)
-        headers["Metadata"]["sha256"] = found
-        send = partial(self._client.put_object, Bucket=self._bucket, Key=key, Body=body, **headers)
-        etag = await self._conclude(key, send, headers, if_absent)
-        return Stat(key, len(body), etag, found, headers["ContentType"], datetime.now(UTC))
-
-    async def _put_parts(
-        self,
-        key: str,
-        first: bytes,
-        rest: AsyncIterator[bytes],
-        headers: dict[str, Any],
-        declared: str | None,
-        if_absent: bool,
-    ) -> Stat:
-        if declared:
-            headers["Metadata"]["sha256"] = declared
-        of: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
-        with translated(key):
-            of["UploadId"] = (
-                await self._threads.run(self._client.create_multipart_upload, **of, **headers)
-            )["UploadId"]
-        try:
-            hashed = hashlib.sha256()
-            size, parts = await self._send_parts(of, hashed, first, rest)
-            _compare(key, found := hashed.hexdigest(), declared)
-            send = partial(
-                self._client.complete_multipart_upload, **of, MultipartUpload={"Parts": parts}
-            )
-            etag = await self._conclude(key, send, headers, if_absent)
-        except BaseException:
-            await self._threads.insist(self._abort, of)
-            raise
-        return Stat(key, size, etag, found, headers["ContentType"], datetime.now(UTC))
-
-    async def _send_parts(
-        self, of: dict[str, Any], hashed: hashlib._Hash, first: bytes, rest: AsyncIterator[bytes]
-    ) -> tuple[int, Sequence[CompletedPartTypeDef]]:
-        """Sends all parts, each while the next arrives; returns the total size and the list that
-        completes the upload."""
-
-        def send(number: int, part: bytes) -> CompletedPartTypeDef:
-            hashed.update(part)
-            answer = self._client.upload_part(**of, PartNumber=number, Body=part)
-            return {"PartNumber": number, "ETag": answer["ETag"]}
-
-        size, sent = len(first), []
-        sending = self._threads.start(send, 1, first)
-        try:
-            async for part in rest:
-                with translated(of["Key"]):
-                    sent.append(await asyncio.shield(sending))
-                sending = self._threads.start(send, len(sent) + 1, part)
-                size += len(part)
-            with translated(of["Key"]):
-                sent.append(await asyncio.shield(sending))
-        finally:
-            # An upload that is aborted while a part arrives may keep that part.
-            await asyncio.wait({sending})
-        return size, sent
-
-    async def _conclude(
-        self, key: str, send: Callable[..., Any], headers: dict[str, Any], if_absent: bool
-    ) -> str:
-        """Sends the request that makes the object visible; returns its etag. With `if_absent`,
-        serialised per key."""
-        condition = {"IfNoneMatch": "*"} if if_absent else {}
-        async with self._turn(key) if if_absent else nullcontext():
-            # This checks first because some stores ignore the condition, above all on copies.
-            if if_absent:
-                with suppress(ObjectNotFound):
-                    await self._head(key)
-                    raise ObjectExists(f"{key} exists already")
-            try:
-                with translated(key):
-                    answer: dict[str, Any] = await self._threads.run(send, **condition)
-                return _etag(answer.get("CopyObjectResult", answer))
-            except (ObjectExists, MultipartEnded):
-                # The driver repeats a request whose answer was lost, so the existing object may be
-                # the one that this call wrote.
-                with suppress(ObjectNotFound):
-                    there = await self._head(key)
-                    if there["Metadata"].get(_WRITE) == headers["Metadata"][_WRITE]:
-                        return _etag(there)
-                    if if_absent:
-                        raise
-                raise StorageUnavailable(f"{key}: another writer was at work") from None
-
     async def _look(self, key: str, check: Check) -> None:
         """Runs `check` on the stored copy, since the source may have changed by now. Deletes the
         copy if that fails."""
@@ -505,12 +405,6 @@ class S3Storage:
         except BaseException:
             await asyncio.shield(self.delete([key]))
             raise
-
-    async def _head(self, key: str) -> HeadObjectOutputTypeDef:
-        with translated(key):
-            return await self._threads.run(
-                self._client.head_object, Bucket=self._bucket, Key=check_key(key)
-            )
 
     async def _open(self, key: str, **span: Any) -> GetObjectOutputTypeDef:
         opened = await self._threads.open(
@@ -529,17 +423,6 @@ class S3Storage:
                     return
                 yield chunk
 
-    def _abort(self, of: dict[str, Any]) -> None:
-        # The caller reports the error that led here; `sweep` removes what can't be aborted now.
-        with suppress(StorageError), translated(of["Key"]):
-            self._client.abort_multipart_upload(**of)
-
-    def _turn(self, key: str) -> asyncio.Lock:
-        lock = self._turns.get(key)
-        if lock is None:
-            self._turns[key] = lock = asyncio.Lock()
-        return lock
-
 
 @dataclass(frozen=True)
 class _Opened:
@@ -551,37 +434,15 @@ class _Opened:
         self.answer["Body"].close()
 
 
-def _headers(key: str, content_type: str, cache_forever: bool) -> dict[str, Any]:
-    """Returns the headers sent with an object's bytes. A random mark in its metadata identifies
-    this write."""
-    headers: dict[str, Any] = {
-        "ContentType": content_type,
-        "CacheControl": cache_control(key, cache_forever),
-        "Metadata": {_WRITE: uuid.uuid4().hex},
-    }
-    if not is_raster(content_type):
-        headers["ContentDisposition"] = "attachment"  # public URLs set no disposition themselves
-    return headers
-
-
-def _compare(key: str, found: str, declared: str | None) -> None:
-    if declared and found != declared:
-        raise ChecksumMismatch(f"{key}: the bytes have SHA-256 {found}, declared was {declared}")
-
-
 def _stat(key: str, answer: HeadObjectOutputTypeDef | GetObjectOutputTypeDef) -> Stat:
     return Stat(
         key=key,
         size=answer["ContentLength"],
-        etag=_etag(answer),
+        etag=etag_of(answer),
         sha256=answer["Metadata"].get("sha256"),
         content_type=answer.get("ContentType", ""),
         modified=answer["LastModified"],
     )
-
-
-def _etag(answer: Mapping[str, Any]) -> str:
-    return str(answer["ETag"]).strip('"')
 
 
 def _expires_at(seconds: int) -> datetime:

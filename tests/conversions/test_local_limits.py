@@ -9,7 +9,8 @@ from services.conversions.local.assess import assess
 from services.conversions.local.closeup import close_up
 from services.conversions.local.sketch import line_drawing
 from services.conversions.local.tryon import try_on
-from shared.formats.facts import FactsError, load_facts
+from shared.formats.fact_tables import FactsError
+from shared.formats.facts import load_facts
 from shared.imaging import ImageRejected, ImagingPool, Reason
 from tests.conversions import local_pictures as pictures
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 from tests.faults.processes import Processes, Superuser
 from tests.suite import Client, Cluster, DiskServer, Keys, Suite, running_suite
 

@@ -17,7 +17,7 @@ import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg.rows import namedtuple_row
 
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 from tests.suite import APP_PASSWORD, ROOT, WORKER_PASSWORD, Cluster, DiskServer, Keys, free_port
 
 LEASE_SECONDS = 2.0

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 from shared.database.migrate import migrate
 from shared.imaging import DEFAULT_PRESETS
 from tests.assets.flows import jpeg, upload

@@ -11,7 +11,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc, upload_pb2, upload_pb2_grpc
 
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 from shared.database.migrate import migrate
 from tests.assets.flows import declaration, request_id
 from tests.faults.processes import Processes, Superuser, kill_and_start, until

@@ -18,10 +18,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cli import embedded
-from cli.embedded import EmbeddedPostgres, EmbeddedPostgresError, server_binaries
+from cli import postgres
+from cli.postgres import EmbeddedPostgres, EmbeddedPostgresError, server_binaries
+from cli.postgres.directory import NOTE
 
-REPOSITORY = Path(embedded.__file__).parents[1]
+REPOSITORY = Path(postgres.__file__).parents[2]
 ROOT = os.geteuid() == 0
 QUICK = {"fsync": "off"}
 """Killing a process, unlike a power cut, takes nothing from the kernel's cache: recovery is the
@@ -32,7 +33,7 @@ same without fsync."""
 LAUNCHER = """
 import os, sys, time
 from pathlib import Path
-from cli.embedded import EmbeddedPostgres
+from cli.postgres import EmbeddedPostgres
 directory, uid, with_worker = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "with-worker"
 if uid:
     os.setgroups([])
@@ -258,8 +259,8 @@ def test_nothing_is_left_running_when_the_launcher_is_killed(state: Path) -> Non
 
 def test_nothing_is_left_running_when_the_launcher_just_exits(state: Path) -> None:
     code = (
-        "import sys; from cli.embedded import *; pg = EmbeddedPostgres(Path(sys.argv[1]));"
-        " pg.start(); print(pg.pid)"
+        "import sys; from pathlib import Path; from cli.postgres import EmbeddedPostgres;"
+        " pg = EmbeddedPostgres(Path(sys.argv[1])); pg.start(); print(pg.pid)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(state)],
@@ -316,7 +317,7 @@ def test_a_server_that_someone_runs_by_hand_is_left_alone(
     pg: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pg.stop()
-    monkeypatch.setattr(embedded, "SETTLE_S", 0.2)
+    monkeypatch.setattr("cli.postgres.processes.SETTLE_S", 0.2)
     owner = pg.data.stat()
     become = (
         [f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"] if ROOT else []
@@ -555,8 +556,8 @@ def test_no_secret_reaches_the_log(pg: EmbeddedPostgres) -> None:
 def test_the_log_is_bounded_while_the_server_runs(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "LOG_CHECK_S", 0.05)
-    monkeypatch.setattr(embedded, "LOG_LIMIT", 50_000)
+    monkeypatch.setattr("cli.postgres.server.LOG_CHECK_S", 0.05)
+    monkeypatch.setattr("cli.postgres.server.LOG_LIMIT", 50_000)
 
     with EmbeddedPostgres(state, options=QUICK) as server:
         with server.log.open("a") as log:
@@ -581,7 +582,7 @@ def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
     for tree in wheel_trees():
         (closed / "site" / tree.name).symlink_to(tree)
     monkeypatch.syspath_prepend(closed / "site")
-    monkeypatch.setattr(embedded, "SYSTEM_PLACE", system)
+    monkeypatch.setattr("cli.postgres.directory.SYSTEM_PLACE", system)
     with EmbeddedPostgres(closed / "state", options=QUICK) as server:
         write_rows(server.url, 4)
         data, program = server.data, Path(f"/proc/{server.pid}/exe").readlink()
@@ -591,7 +592,7 @@ def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
     assert data.is_relative_to(system if ROOT else closed)
     if ROOT:
         assert program.is_relative_to(system)
-        assert (closed / "state" / embedded.NOTE).read_text().startswith(f"{data.parent}\n")
+        assert (closed / "state" / NOTE).read_text().startswith(f"{data.parent}\n")
         assert (data.parent / "belongs-to.txt").read_text() == f"{closed / 'state'}\n"
     with EmbeddedPostgres(closed / "state", options=QUICK) as server:
         assert (server.data, rows(server.url)) == (data, 4)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared.formats.facts import Facts, FactsError, Point, load_facts, parse_facts
+from shared.formats.fact_tables import FactsError
+from shared.formats.facts import Facts, Point, load_facts, parse_facts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "photos" / "facts.yaml"
 POM = {"code": "A", "name": "chest", "view": "front"}

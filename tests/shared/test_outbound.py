@@ -21,16 +21,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from shared import outbound
-from shared.outbound import (
-    EXCERPT_BYTES,
-    Address,
-    Outbound,
-    OutboundFailed,
-    OutboundRefused,
-    Rules,
-    parse_url,
-)
+from shared.outbound import Outbound, OutboundFailed, OutboundRefused, client, parse_url
+from shared.outbound.client import EXCERPT_BYTES, seconds_to_wait
+from shared.outbound.guard import Address, Rules
 from shared.settings import Settings, networks
 from tests.receiver import Request, receiving, replying
 
@@ -513,7 +506,7 @@ DECIDED = {
 async def test_the_head_of_an_answer_decides_whatever_its_body_does(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "_EXCERPT_SECONDS", 0.2)
+    monkeypatch.setattr(client, "_EXCERPT_SECONDS", 0.2)
     reply, status = DECIDED[what]
     async with receiving(reply) as receiver, Outbound(settings("127.0.0.0/8")) as out:
         answer = await out.post(receiver.url, b"x", {}, timeout=30)
@@ -567,7 +560,7 @@ async def test_an_answer_without_its_whole_head_is_none() -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str, least: float, most: float) -> None:
-    assert least <= outbound.seconds_to_wait(header.strip().lower()) <= most
+    assert least <= seconds_to_wait(header.strip().lower()) <= most
 
 
 @pytest.mark.parametrize(
@@ -603,8 +596,8 @@ async def test_a_receiver_that_does_not_answer_is_left(
 async def test_a_file_that_does_not_come_is_not_waited_for(
     reply: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbound, "_SILENT_SECONDS", 0.3)
-    monkeypatch.setattr(outbound, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(client, "_SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(client, "_CONNECT_SECONDS", 1.0)
     failure = await given_up(reply, tmp_path, timeout=30)
     assert failure.error_class == "TIMEOUT" and text in str(failure)
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.suite import ROOT
 from tools import new_noun
-from tools.new_noun import Noun, Problem
+from tools.new_noun import Noun
+from tools.python_text import Problem
 
 TOOLS = Path(sys.executable).parent
 MADE = (
@@ -80,7 +81,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (".venv", ".tools"):
         (directory / name).symlink_to(ROOT / name)
     for arguments in MADE:
-        run(directory, sys.executable, "tools/new_noun.py", *arguments.split())
+        run(directory, sys.executable, "-m", "tools.new_noun", *arguments.split())
     run(directory, sys.executable, "tools/stubs.py")
     return directory
 

@@ -33,22 +33,7 @@ def close_up(
     top = round(min(max(point[1] * height - side / 2, 0), height - side))
     crop = _crop(image, left, top, side).copy_memory()
     picture.write(crop, out, 92, _SOURCE_TYPE)
-    evidence = (
-        Evidence(
-            "place",
-            1.0 if at else 0.6,
-            0.4,
-            (
-                "the point was given"
-                if at
-                else "chosen by attention: contrast and colour, not meaning"
-            ),
-        ),
-        Evidence(
-            "resolution", ramp(side, 300, 1200), 0.3, f"{side} x {side} px, none of them enlarged"
-        ),
-        _detail(crop),
-    )
+    evidence = _evidence(crop, given=at is not None)
     parameters = {
         "at": [round(point[0], 4), round(point[1], 4)],
         "given": at is not None,
@@ -97,11 +82,26 @@ def _crop(path: Path, left: int, top: int, side: int) -> pyvips.Image:
     return picture.flat(picture.to_srgb(crop))
 
 
-def _detail(crop: pyvips.Image) -> Evidence:
-    spread = float(crop.colourspace("b-w").sobel().percent(99))
-    return Evidence(
-        "detail",
-        ramp(spread, 4, 40),
-        0.3,
-        f"the strongest edges in the crop measure {spread:.0f} of 255",
+def _evidence(crop: pyvips.Image, *, given: bool) -> tuple[Evidence, ...]:
+    side, spread = crop.width, float(crop.colourspace("b-w").sobel().percent(99))
+    return (
+        Evidence(
+            "place",
+            1.0 if given else 0.6,
+            0.4,
+            (
+                "the point was given"
+                if given
+                else "chosen by attention: contrast and colour, not meaning"
+            ),
+        ),
+        Evidence(
+            "resolution", ramp(side, 300, 1200), 0.3, f"{side} x {side} px, none of them enlarged"
+        ),
+        Evidence(
+            "detail",
+            ramp(spread, 4, 40),
+            0.3,
+            f"the strongest edges in the crop measure {spread:.0f} of 255",
+        ),
     )

@@ -64,16 +64,7 @@ def generate(
     """Writes the picture to `out`, whose suffix must fit the format. Without a seed, one is derived
     from the inputs and named in the parameters. Raises ValueError, which names the parameter, for a
     value that isn't offered."""
-    for key, value, offered in (
-        ("aspect_ratio", aspect_ratio, ASPECT_RATIOS),
-        ("resolution", resolution, RESOLUTIONS),
-        ("quality", quality, QUALITIES),
-        ("format", format, FORMATS),
-    ):
-        if value not in offered:
-            raise ValueError(f"{key}: {value!r} is not one of {', '.join(offered)}")
-    if out.suffix.lower() not in ((".jpg", ".jpeg") if format == "jpeg" else (f".{format}",)):
-        raise ValueError(f"out: its suffix {out.suffix!r} doesn't fit the format {format}")
+    _check(out, aspect_ratio, resolution, quality, format)
     width, height = _size(aspect_ratio, resolution)
     digest = _digest(prompt_full, references, style)
     used_seed = int.from_bytes(digest[:4], "big") if seed is None else seed
@@ -110,6 +101,19 @@ def generate(
         "composition": "studio" if pieces else "abstract",
     }
     return Rendering(width, height, confidence(evidence), evidence, parameters, source_type)
+
+
+def _check(out: Path, aspect_ratio: str, resolution: str, quality: str, format: str) -> None:
+    for key, value, offered in (
+        ("aspect_ratio", aspect_ratio, ASPECT_RATIOS),
+        ("resolution", resolution, RESOLUTIONS),
+        ("quality", quality, QUALITIES),
+        ("format", format, FORMATS),
+    ):
+        if value not in offered:
+            raise ValueError(f"{key}: {value!r} is not one of {', '.join(offered)}")
+    if out.suffix.lower() not in ((".jpg", ".jpeg") if format == "jpeg" else (f".{format}",)):
+        raise ValueError(f"out: its suffix {out.suffix!r} doesn't fit the format {format}")
 
 
 def _size(aspect_ratio: str, resolution: str) -> tuple[int, int]:
@@ -281,17 +285,23 @@ def _abstract(
         darker = (colour[0] * 0.86, colour[1] * 0.86, colour[2] * 0.88)
         canvas.fill(shape, colour, darker, 0.72 + 0.28 * random.random())
         canvas.settle()
+    _strokes(canvas, palette, words, random)
+    return canvas.finish((words.grain + 0.8) * unit / 1024, int(2**31 * random.random()))
+
+
+def _strokes(canvas: Canvas, palette: Sequence[Rgb], words: Mood, random: Random) -> None:
+    """Draws a few thin lines over the shapes, as a pen would."""
+    unit = min(canvas.width, canvas.height)
     for index in range(1 + round(2 * words.shapes)):
         x, y, length = (
-            width * random.random(),
-            height * random.random(),
+            canvas.width * random.random(),
+            canvas.height * random.random(),
             unit * (0.25 + 0.4 * random.random()),
         )
         ink = palette[-1 - index % len(palette)]
         canvas.fill(
             canvas.stroke(x, y, x + length, y - length * 0.25, 0.006 * unit), ink, ink, 0.85
         )
-    return canvas.finish((words.grain + 0.8) * unit / 1024, int(2**31 * random.random()))
 
 
 def _evidence(

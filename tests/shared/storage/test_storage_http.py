@@ -19,8 +19,7 @@ import httpx
 import pytest
 import uvicorn
 
-from shared.storage import ObjectNotFound, open_disk
-from shared.storage import http as storage_http
+from shared.storage import ObjectNotFound, objects, open_disk
 from shared.storage.connections import BoundedConnection
 from shared.storage.disk import DiskStorage
 from shared.storage.disk_files import OpenObject
@@ -254,7 +253,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
 async def test_an_upload_that_falls_silent_is_given_up(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_http, "_SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(objects, "_SILENT_SECONDS", 0.3)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     disk = open_disk(tmp_path / "store", base_url=f"http://127.0.0.1:{port}", secret=b"s" * 32)

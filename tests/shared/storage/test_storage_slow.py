@@ -16,10 +16,10 @@ import httpx
 import pytest
 import uvicorn
 
-from shared.storage import ObjectNotFound, admission, connections, open_disk
-from shared.storage import http as storage_http
+from shared.storage import ObjectNotFound, admission, connections, exchange, objects, open_disk
 from shared.storage.connections import BoundedConnection
 from shared.storage.disk import DiskStorage
+from shared.storage.http import build_config
 from tests.suite import browser
 
 HOUR = timedelta(hours=1)
@@ -87,7 +87,7 @@ async def serving(
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     port = listener.getsockname()[1]
     disk = open_disk(folder / "store", base_url=f"http://127.0.0.1:{port}", secret=b"s" * 32)
-    server = uvicorn.Server(storage_http.build_config(disk, kind))
+    server = uvicorn.Server(build_config(disk, kind))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     here = Serving(disk, port, server)
     try:
@@ -132,8 +132,8 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 async def test_a_form_that_trickles_unsigned_is_sent_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
-    monkeypatch.setattr(storage_http, "_UNSIGNED_SECONDS", 0.5)
-    monkeypatch.setattr(storage_http, "_LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(objects, "_UNSIGNED_SECONDS", 0.5)
+    monkeypatch.setattr(exchange, "_LINGER_SECONDS", 0.1)
     async with serving(tmp_path) as here:
         reader, writer = await here.open(start)
         sending = asyncio.create_task(trickling(writer))
@@ -157,8 +157,8 @@ async def test_a_form_without_end_before_its_file_is_refused(tmp_path: Path) -> 
 async def test_a_signed_upload_that_trickles_is_given_up_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: bool
 ) -> None:
-    monkeypatch.setattr(storage_http, "_BEHIND_SECONDS", 0.5)
-    monkeypatch.setattr(storage_http, "_LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(objects, "_BEHIND_SECONDS", 0.5)
+    monkeypatch.setattr(exchange, "_LINGER_SECONDS", 0.1)
     async with serving(tmp_path) as here:
         if part:
             upload = await here.disk.start_multipart("a/b", content_type="image/png")
@@ -299,7 +299,7 @@ async def test_a_body_that_nobody_wanted_holds_nothing(
 ) -> None:
     """One byte of such a body once ended the time limit for the next request's headers, and nothing
     restarted it."""
-    monkeypatch.setattr(storage_http, "_LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(exchange, "_LINGER_SECONDS", 0.3)
     async with serving(tmp_path) as here:
         for path in ("/healthz", "/nowhere", "/o/public/nothing"):
             head = f"GET {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode()
@@ -369,7 +369,7 @@ async def test_one_length_said_twice_is_one_length(tmp_path: Path) -> None:
 async def test_a_chunk_that_is_broken_after_the_answer_began_only_ends_the_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_http, "_LINGER_SECONDS", 20)
+    monkeypatch.setattr(exchange, "_LINGER_SECONDS", 20)
     async with serving(tmp_path) as here:
         reader, writer = await here.open(
             b"GET /nowhere HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"\r\n5\r\nhel"

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from alembic import op
 
-from shared.database.migrate import run_sql
+from shared.database.migrate import FIRST_COMMON_TABLES, run_sql
 
 revision = "0001_first_tables"
 down_revision = None
 
 
 def upgrade() -> None:
-    here = Path(__file__).parent
-    run_sql(op, "assets", here / "0001_common.sql", here / "0001_first_tables.sql")
+    run_sql(op, "assets", FIRST_COMMON_TABLES, Path(__file__).with_suffix(".sql"))
