@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -78,9 +79,10 @@ def _said(figure: Figure) -> str:
 
 
 def _show(figures: Sequence[Figure], left_out: dict[str, str]) -> None:
-    table = Table(title="Speeds, as ratios to a reference of the same run", title_justify="left")
-    for column in ("id", "what", "ours", "target", ""):
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    title = "Speeds, as ratios to a reference of the same run"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, width in (("id", 3), ("what", 35), ("ours", 11), ("target", 9), ("", 7)):
+        table.add_column(column, width=width, no_wrap=True, overflow="ellipsis")
     for figure in figures:
         ours = f"{figure.ours:,.3g} {figure.unit}"
         ratio = ours if figure.ratio is None else f"{figure.ratio:.2f}x"
