@@ -8,6 +8,7 @@ export PYTHONPATH := .:gen
 # Hundreds of processes start here; each would compile the code again.
 unexport PYTHONDONTWRITEBYTECODE
 T ?=
+N ?=
 PHOTOS ?=
 FACTS ?=
 
@@ -71,6 +72,18 @@ dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this t
 test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## All tests but the commands of the documents and the long fault tests
 	@tools/test.sh test $(T)
 
+# Of these files the tests that name the noun, and those that look at every noun at once.
+GUARDS := tests/test_schema.py tests/test_statements.py tests/test_row_security.py \
+	tests/test_tenancy.py tests/test_pages.py tests/test_answers.py tests/test_any_bytes.py \
+	tests/contract tests/webhooks/test_endpoints.py tests/docs tests/assets tests/conversions \
+	tests/pipeline tests/techfiles
+EVERY := test_schema or test_comments or test_options or test_contributing or every_table \
+	or every_subject or every_rpc_has or every_rpc_with or names_every_type or every_page_is
+.PHONY: guards
+guards: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## The tests that guard one noun, such as N=fabric, in a minute or two
+	@[ -n "$(N)" ] || { echo 'Which noun? make guards N=fabric'; exit 2; }
+	@tools/test.sh test -k '$(N) or $(subst _,,$(N)) or $(EVERY)' $(GUARDS)
+
 .PHONY: docs
 docs: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Run every command of the documents, as it stands
 	@tools/test.sh docs $(T)
@@ -83,8 +96,8 @@ examples: setup $(VENV)/dev.stamp ## Build and run the clients in Go, TypeScript
 faults: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Kill, freeze and cut real processes (up to 20 minutes)
 	@tools/test.sh faults $(T)
 
-.PHONY: check
-check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, import and alert rules, tests, documents
+.PHONY: lint
+lint: setup $(VENV)/dev.stamp ## Style, types, contract and import rules: what check does without running code
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy services shared cli tools tests bench examples --any-exprs-report .mypy_cache/any
@@ -92,6 +105,10 @@ check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, im
 	@$(BIN)/buf lint gen/atelier.binpb
 	@tools/breaking.sh
 	@$(BIN)/lint-imports --no-cache
+
+.PHONY: check
+check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, import and alert rules, tests, documents
+	@$(MAKE) --no-print-directory lint
 	@if [ -x $(TOOLS)/promtool ]; then cd ops && ../$(TOOLS)/promtool check rules prometheus-rules.yml && \
 	../$(TOOLS)/promtool test rules prometheus-rules-test.yml; else echo 'left out (needs Go): promtool on the alert rules'; fi
 	@$(MAKE) --no-print-directory test

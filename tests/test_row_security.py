@@ -55,7 +55,9 @@ def connect(suite: Suite, role: str) -> psycopg.Connection[tuple[object, ...]]:
 async def test_every_table_enables_and_forces_it(suite: Suite, service: str) -> None:
     tables = suite.sql(_TABLES, (schemas(service),))
     assert len(tables) > 8
-    assert [name for name, enabled, forced in tables if not (enabled and forced)] == []
+    assert [name for name, enabled, forced in tables if not (enabled and forced)] == [], (
+        "tables.sql and a migration must ENABLE and FORCE ROW LEVEL SECURITY on each"
+    )
 
 
 async def test_there_is_no_table_outside_the_schemas_of_the_services(suite: Suite) -> None:

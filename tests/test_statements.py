@@ -181,10 +181,14 @@ def test_a_row_class_has_the_columns_of_its_table(
     )
     columns = {row["name"]: row for row in sa.inspect(engine).get_columns(table.name, service)}
     hints = get_type_hints(table.row)
-    assert set(hints) <= set(columns)
+    assert set(hints) - set(columns) == set(), (
+        f"the table lacks what {table.row.__name__} has: add each to tables.sql and a migration"
+    )
 
     described = _prepared(connections[service], f"SELECT {table.columns} FROM {table.name}")
     for number, (name, hint) in enumerate(hints.items()):
         kind = _type_name(connections[service], described.ftype(number))
         assert _fits(kind, hint), f"{name} is {kind} in the table, and {hint} in its row class"
-        assert _optional(hint) == columns[name]["nullable"], f"{name}: NULL or not"
+        assert _optional(hint) == columns[name]["nullable"], (
+            f"{name}: the row class has `| None` exactly if the table allows NULL"
+        )

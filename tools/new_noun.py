@@ -158,6 +158,20 @@ def wrapped(proto: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def refilled(page: str) -> str:
+    """Wraps the paragraphs of a page. A template has each paragraph in one line, and no blank line
+    in a block of commands."""
+    parts = page.rstrip().split("\n\n")
+    return "\n\n".join(part if "\n" in part else filled_lines(part) for part in parts) + "\n"
+
+
+def filled_lines(paragraph: str) -> str:
+    """Wraps a paragraph between words, but not within the words of a link."""
+    held = re.sub(r"\[[^]]*\]", lambda link: link[0].replace(" ", "\0"), paragraph)
+    lines = textwrap.wrap(held, COLUMNS, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
 # Existing files
 
 
@@ -366,7 +380,7 @@ def documented(noun: Noun) -> Files:
     types = "docs/assets/webhooks.md"
     template = "page_of_assets.md" if noun.room else "page.md"
     return {
-        noun.page: filled(template, noun),
+        noun.page: refilled(filled(template, noun)),
         index: below(index, after, line),
         types: below(types, rf"^\| `{noun.service}\.\w+\.` \|.*\n", f"{change} {data} |"),
     }
@@ -459,11 +473,11 @@ def plural_of(name: str) -> str:
 
 NEXT = """
 Next:
-  make stubs                                 the stubs of the new proto file
   make test T=tests/{service}/test_{nouns}.py
-  make check
-Then give it what it is for: fields in the proto file; columns in tables.sql, in the migration, in
-the row class and in to_proto; a page; a line in CHANGELOG.md. CONTRIBUTING.md has checklists."""
+  make guards N={noun}  the tests that guard every noun, for this one
+  make lint
+They pass as it stands. Then give it what it is for: CONTRIBUTING.md lists the places under
+"A noun"."""
 
 
 def parsed(arguments: Sequence[str]) -> Noun:
@@ -489,7 +503,7 @@ def main() -> None:
     told = [f"{'changed' if (ROOT / path).exists() else 'new':8} {path}" for path in sorted(files)]
     write(files)
     print("\n".join(told))
-    print(NEXT.format(service=noun.service, nouns=noun.plural))
+    print(NEXT.format(service=noun.service, noun=noun.name, nouns=noun.plural))
 
 
 if __name__ == "__main__":

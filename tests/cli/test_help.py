@@ -18,6 +18,11 @@ def test_every_setting_is_printed_by_its_whole_name(narrow: Command) -> None:
     assert names == [f"ATELIER_{name.upper()}" for name in Settings.model_fields]
 
 
+def test_every_setting_says_what_it_is_for() -> None:
+    silent = [name for name, field in Settings.model_fields.items() if not field.description]
+    assert silent == [], "shared/settings.py: give each a description in one sentence with its unit"
+
+
 def test_the_help_of_copy_says_how_a_store_is_named(narrow: Command) -> None:
     assert (
         "disk:/path or s3://bucket?endpoint=URL&region=NAME"

@@ -42,13 +42,15 @@ def comment_of(name: str, element: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_every_comment_says_what_it_is_about(name: str) -> None:
-    assert not [text for text in comments(name) if FRAGMENT.match(text)]
+    fragments = [text for text in comments(name) if FRAGMENT.match(text)]
+    assert fragments == [], "Begin each with its subject: 'The width in pixels.', not 'Pixels.'"
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_lines_are_short_enough_to_be_read(name: str) -> None:
     lines = (ROOT / "protos" / name).read_text().splitlines()
-    assert not [number for number, line in enumerate(lines, 1) if len(line) > COLUMNS]
+    long = [number for number, line in enumerate(lines, 1) if len(line) > COLUMNS]
+    assert long == [], f"Wrap these lines of protos/{name} before column {COLUMNS + 1}"
 
 
 def test_what_every_call_can_answer_is_said_once_and_every_service_refers_to_it() -> None:
@@ -68,12 +70,16 @@ def test_every_watch_and_every_wait_says_where_its_rules_stand() -> None:
             if path[:1] == [file.SERVICE_FIELD_NUMBER] and len(path) == 4:
                 method = file.service[path[1]].method[path[3]]
                 if method.name.startswith("Watch"):
-                    assert "atelier.common.v1.Bookmark" in place.leading_comments, method.name
+                    assert "atelier.common.v1.Bookmark" in place.leading_comments, (
+                        f"the comment of {method.name} must refer to atelier.common.v1.Bookmark"
+                    )
             if path[:1] == [file.MESSAGE_TYPE_FIELD_NUMBER] and len(path) == 4:
                 field = file.message_type[path[1]].field[path[3]]
                 if field.name == "wait" and field.type == field.TYPE_BOOL:
                     text = " ".join(place.leading_comments.split())
-                    assert "atelier.common.v1.Wait" in text, name
+                    assert "atelier.common.v1.Wait" in text, (
+                        f"{name}: the comment of `wait` must refer to atelier.common.v1.Wait"
+                    )
 
 
 def test_the_figures_of_every_call_are_those_of_the_server() -> None:

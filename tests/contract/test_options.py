@@ -82,6 +82,9 @@ def test_every_rpc_says_whether_it_may_be_sent_twice(name: str) -> None:
         assert level(method) == REPEATED[name][0] and not takes_request_id(method)
     elif takes_request_id(method):
         # Without its request_id the rpc does its work again, so the option would promise too much.
-        assert level(method) == UNKNOWN
+        assert level(method) == UNKNOWN, "an rpc with a request_id has no idempotency_level"
     else:
-        assert level(method) == READ
+        assert level(method) == READ, (
+            "give a read idempotency_level = NO_SIDE_EFFECTS, a change a request_id; if it has"
+            " neither, name it in REPEATED with a reason"
+        )

@@ -75,11 +75,14 @@ def test_the_changes_name_rpcs_and_settings_that_are_there() -> None:
 
 def test_every_page_of_the_documents_is_linked_from_the_readme() -> None:
     linked = set(re.findall(r"\((docs/[\w-]+\.md)\)", (ROOT / "README.md").read_text()))
-    assert linked == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages - linked == set(), "README.md needs a link to each"
+    assert linked - pages == set(), "README.md has links to pages that are not there"
 
 
 @pytest.mark.parametrize(("page", "most"), [("CONTRIBUTING.md", 400), ("CHANGELOG.md", 120)])
 def test_pages_are_short_enough_to_be_read(page: str, most: int) -> None:
     lines = Path(ROOT / page).read_text().splitlines()
-    assert len(lines) <= most
-    assert not [line for line in lines if len(line) > 100 and not line.startswith("|")]
+    assert len(lines) <= most, f"{page} has room for {most} lines: shorten it"
+    long = [line for line in lines if len(line) > 100 and not line.startswith("|")]
+    assert long == [], f"Wrap these lines of {page} at 100 columns"

@@ -43,6 +43,7 @@ GUARDS = (
     "tests/test_answers.py",
     "tests/contract/test_options.py",
     "tests/contract/test_comments.py",
+    "tests/contract/test_limits.py",
     "tests/webhooks/test_endpoints.py",
     "tests/docs/test_assets.py",
 )

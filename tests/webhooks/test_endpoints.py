@@ -239,7 +239,8 @@ def test_every_subject_that_is_told_has_types(service: str) -> None:
     told = set(re.findall(r"events\.publish(?:_all)?\(\s*m,\s*\"(\w+)\"", sources))
     told |= set(re.findall(r"JobKind\(\"(\w+)\"", sources))
     known = set(importlib.import_module(f"services.{service}.__main__").EVENTS.subjects)
-    assert told == known
+    assert told - known == set(), f"services/{service}/__main__.py: EVENTS needs each of them"
+    assert known - told == set(), f"services/{service}/__main__.py: EVENTS has what none publishes"
 
 
 def test_the_documentation_names_every_type() -> None:
@@ -247,8 +248,9 @@ def test_the_documentation_names_every_type() -> None:
     for service in built_services():
         for name in importlib.import_module(f"services.{service}.__main__").EVENTS.messages:
             prefix, _, change = name.rpartition(".")
-            [line] = [line for line in text.splitlines() if line.startswith(f"| `{prefix}.`")]
-            assert f"`{change}`" in line, name
+            lines = [line for line in text.splitlines() if line.startswith(f"| `{prefix}.`")]
+            assert len(lines) == 1, f"docs/assets/webhooks.md needs one row `{prefix}.`"
+            assert f"`{change}`" in lines[0], f"the row `{prefix}.` lacks `{change}`"
 
 
 def test_settings_of_webhooks_are_safe_by_default() -> None:
