@@ -123,8 +123,7 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
                 raise errors.not_found("review", review_id)
             phase = await phase_rows.lock(m, subject.product_id, subject.phase)
             open_review = await _lock_open(m, review_id)
-            if request.etag and request.etag != str(open_review.version):
-                raise errors.etag_mismatch("review", review_id)
+            errors.check_etag(request.etag, open_review.version, "review", review_id)
             review = await _decide(m, request, open_review, phase)
             row = await self._carry_out(m, review, phase)
             return pb.SubmitReviewResponse(

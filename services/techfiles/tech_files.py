@@ -179,8 +179,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
 
         async def work(m: Mutation) -> pb.UpdateTechFileResponse:
             locked = _live(await tech_file_rows.lock_with_slot(m, file_id))
-            if request.etag and request.etag != str(locked.version):
-                raise errors.etag_mismatch("tech file", file_id)
+            errors.check_etag(request.etag, locked.version, "tech file", file_id)
             _kept, row = await tech_file_rows.renumber(m, locked, request.reason, columns)
             return pb.UpdateTechFileResponse(tech_file=tech_file_rows.to_proto(row))
 
