@@ -14,7 +14,8 @@ from google.protobuf.message import Message
 
 from services.conversions import job_moves, job_rows, rules
 from services.conversions.job_rows import STATES, J, JobKind, M
-from shared.background import attempts, events, waiting
+from shared.background import events, waiting
+from shared.background.job_tables import record_end
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
@@ -130,7 +131,7 @@ class JobCalls(Generic[J, M]):
             outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
         elif row.external:  # its runner learns of it at its next call
             outcome, to = pb.CANCEL_OUTCOME_WITHDRAWN, "cancelled"
-            await attempts.record_end(m, job_rows.token_of(row), "cancelled")
+            await record_end(m, job_rows.token_of(row), "cancelled")
         else:  # its worker checks every second, and ends the attempt itself
             outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
         row = await job_moves.move(

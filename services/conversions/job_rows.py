@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from services.conversions import rules
 from services.conversions.rules import Evidence
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.rows import Statement, Table, compiled

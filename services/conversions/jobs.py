@@ -28,7 +28,7 @@ from services.conversions.job_kinds import BY_NUMBER, KINDS, AnyKind
 from services.conversions.job_rows import STATES, ModelJob, PictureJob
 from services.conversions.outside import LockedJob
 from services.conversions.rules import Evidence
-from shared.background import attempts
+from shared.background.job_tables import record_end
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation, forget_answer
 from shared.database.lists import Listing
@@ -332,7 +332,7 @@ async def _complete(
     size: int,
 ) -> pb.CompleteJobResponse:
     job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
-    await attempts.record_end(
+    await record_end(
         m,
         UUID(request.attempt_token),
         "succeeded",

@@ -17,7 +17,7 @@ import structlog
 from services.conversions import job_moves, job_rows, rules
 from services.conversions.job_kinds import KINDS, AnyKind
 from services.conversions.job_rows import ModelJob
-from shared.background import attempts
+from shared.background.job_tables import record_begin, record_end
 from shared.background.jobs import JobQueue
 from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
@@ -190,9 +190,9 @@ async def begin(
     new row, whose attempt_token is the new attempt's."""
     if row.state == "processing":
         lost = job_rows.token_of(row)
-        await attempts.record_end(m, lost, "lost", error_class="WORKER_LOST")
+        await record_end(m, lost, "lost", error_class="WORKER_LOST")
     token, number = new_id(), row.attempt_number + 1
-    await attempts.record_begin(m, token, kind.table.name, row.id, number, f"outside:{worker}")
+    await record_begin(m, token, kind.table.name, row.id, number, f"outside:{worker}")
     claimed: ModelJob = await job_moves.move(
         m,
         kind.table,
@@ -256,7 +256,7 @@ async def give_up(
     again = retryable and row.attempt_number < rules.MAX_ATTEMPTS
     outcome = "lost" if lost else "retried" if again else "failed"
     token = job_rows.token_of(row)
-    await attempts.record_end(m, token, outcome, error_class=error_class, error_message=message)
+    await record_end(m, token, outcome, error_class=error_class, error_message=message)
     ended: ModelJob = await job_moves.move(
         m,
         kind.table,

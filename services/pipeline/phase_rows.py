@@ -9,7 +9,7 @@ from atelier.pipeline.v1 import phase_pb2
 
 from services.pipeline import rules
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.rpc import errors

@@ -18,7 +18,8 @@ from services.pipeline.phase_rows import PHASES, STAMPS, LockedPhase, Phase, nam
 from services.pipeline.product_rows import PRODUCTS, Product
 from services.pipeline.result_rows import Result
 from services.pipeline.review_rows import REVIEWS
-from shared.background import attempts, jobs
+from shared.background import jobs
+from shared.background.job_tables import record_begin, record_end
 from shared.database import states
 from shared.database.db import Mutation
 from shared.database.ids import new_id
@@ -264,7 +265,7 @@ def _product_columns(result: Result, said: rules.ByPhase) -> dict[str, object]:
 async def claim(m: Mutation, phase: LockedPhase, token: UUID, lease_seconds: float) -> LockedPhase:
     """Claims a locked, due phase for an outside runner. Returns its new row."""
     number = phase.attempt_number + 1
-    await attempts.record_begin(m, token, PHASES.name, phase.id, number, f"outside:{m.actor}")
+    await record_begin(m, token, PHASES.name, phase.id, number, f"outside:{m.actor}")
     await m.run(_SET_LEASE, {"seconds": lease_seconds, "id": phase.id})
     row = await _move(m, phase, "running", attempt_token=token, attempt_number=number)
     await record_move(m, row)
@@ -327,7 +328,7 @@ async def end_attempt(
 ) -> None:
     """Ends the record of the phase's current attempt, if there is one."""
     if phase.attempt_token is not None:
-        await attempts.record_end(
+        await record_end(
             m, phase.attempt_token, outcome, error_class=error_class, error_message=message
         )
 

@@ -25,6 +25,7 @@ from services.pipeline.product_rows import IMAGES, Product, ProductImage
 from services.pipeline.progress import PhaseOutcome
 from shared.background import attempts
 from shared.background.attempts import Attempt, JobFailed, Outcome
+from shared.background.job_tables import JobTable
 from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement
@@ -100,7 +101,7 @@ class PhaseRunner:
         self._db = db
         self._flows = flows
         self._peers = peers
-        self._kind = attempts.JobTable(
+        self._kind = JobTable(
             PHASES,
             rules.PHASE_STATES,
             "running",

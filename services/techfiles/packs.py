@@ -17,7 +17,7 @@ from services.techfiles.rules import Revision, Shot
 from services.techfiles.tech_file_rows import VIEWS
 from services.techfiles.views import TechFileViews
 from shared.background import events, jobs, waiting
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id

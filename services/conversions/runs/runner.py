@@ -21,6 +21,7 @@ from services.conversions.job_rows import J, JobKind, PictureJob
 from services.conversions.providers.contract import Provider, ProviderFailed
 from services.conversions.runs.run import Run
 from shared.background import attempts
+from shared.background.job_tables import JobTable
 from shared.background.jobs import JobQueue, TryAgain
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement
@@ -95,8 +96,8 @@ class Runner:
 
         await attempts.run(self._db, self._attempts_kind(kind), row_id, attempt_work)
 
-    def _attempts_kind(self, kind: JobKind[J, Any]) -> attempts.JobTable[J]:
-        return attempts.JobTable(
+    def _attempts_kind(self, kind: JobKind[J, Any]) -> JobTable[J]:
+        return JobTable(
             kind.table,
             rules.JOB_STATES,
             "processing",
