@@ -12,10 +12,9 @@ from atelier.conversions.v1 import analysis_pb2, conversion_pb2, generation_pb2
 from atelier.conversions.v1 import job_pb2 as pb
 from google.protobuf.message import Message
 
-from services.conversions import job_moves, job_rows, rules
+from services.conversions import job_moves, rules
 from services.conversions.job_rows import STATES, J, JobKind, M
-from shared.background import events, waiting
-from shared.background.job_tables import record_end
+from shared.background import events, job_tables, leases, waiting
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
@@ -55,6 +54,7 @@ class JobCalls(Generic[J, M]):
         self._db = db
         self._stream = stream
         self._queue = queue
+        self._jobs = job_moves.job_table(kind, queue)
 
     async def create(
         self, request: CreateRequest, answer: type[A], columns: Callable[[], Awaitable[Columns]]
@@ -122,7 +122,7 @@ class JobCalls(Generic[J, M]):
         outcome."""
         kind = self._kind
         values = {"id": parse_id(text, f"{kind.name}_id")}
-        row = await m.first(job_rows.lock(kind.table), values)
+        row = await m.first(job_tables.lock(kind.table), values)
         if row is None:
             raise errors.not_found(kind.name, text)
         if row.finished:
@@ -131,15 +131,10 @@ class JobCalls(Generic[J, M]):
             outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
         elif row.external:  # its runner learns of it at its next call
             outcome, to = pb.CANCEL_OUTCOME_WITHDRAWN, "cancelled"
-            await record_end(m, job_rows.token_of(row), "cancelled")
+            await leases.end_attempt(m, row, "cancelled")
         else:  # its worker checks every second, and ends the attempt itself
             outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
-        row = await job_moves.move(
-            m, kind.table, row, to, cancel_requested=True, lease_expires_at=None
-        )
-        if row.finished:
-            await job_moves.enqueue_release(m, self._queue, kind, row.id)
-        await kind.publish(m, row)
+        row = await self._jobs.move(m, row, to, cancel_requested=True, lease_expires_at=None)
         return row, outcome
 
     def watch(self, request: WatchRequest, answer: type[A], ids: Sequence[str]) -> AsyncIterator[A]:
