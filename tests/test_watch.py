@@ -1,5 +1,5 @@
 """R4 within one process: a watch misses nothing, tells nothing twice, and never falls silent.
-assets stands for every service: its watch is made of shared.background.events."""
+assets stands for every service: its watch is made of shared.background.watches."""
 
 import asyncio
 import uuid
@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from atelier.assets.v1 import asset_pb2
 
-from shared.background import events
+from shared.background import events, watches
 from shared.database.db import Database
 from tests import calls
 from tests.assets import flows
@@ -216,7 +216,7 @@ async def test_a_drain_ends_it_with_its_cursor(house: Suite) -> None:
 async def test_an_idle_watch_gets_bookmarks_that_can_be_resumed_from(
     house: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.2)
+    monkeypatch.setattr(watches, "BOOKMARK_SECONDS", 0.2)
     stream = watch(house.client("ada"))
     first = (await ready(stream))[-1].cursor
     with connect(house) as conn:  # changes of other owners move the stream on
@@ -311,7 +311,7 @@ async def test_what_happens_while_a_watch_begins_is_told_after_the_state(house: 
 async def test_a_watch_of_one_asset_gets_bookmarks_while_others_change(
     house: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.5)
+    monkeypatch.setattr(watches, "BOOKMARK_SECONDS", 0.5)
     stream = watch(house.client("ada"), asset_ids=[str(uuid.uuid4())])
     cursor = (await ready(stream))[-1].cursor
 
@@ -377,7 +377,7 @@ async def test_after_a_restore_old_cursors_are_out_of_range(house: Suite) -> Non
 async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     house: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "QUEUE_LIMIT", 50)
+    monkeypatch.setattr(watches, "QUEUE_LIMIT", 50)
     stream = watch(house.client("ada"))
     await ready(stream)
     count, told = 600, []
@@ -409,7 +409,7 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
 async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
     house: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "QUEUE_LIMIT", 20)
+    monkeypatch.setattr(watches, "QUEUE_LIMIT", 20)
     cursor = (await ready(watch(house.client("ada"))))[-1].cursor
     write(house, *(str(n) for n in range(1500)))
     await stamped(house)

@@ -35,8 +35,8 @@ from services.conversions.runs.generation import run_generation
 from services.conversions.runs.runner import Runner
 from shared import main, webhooks
 from shared.background import leases
-from shared.background.events import EventStream
 from shared.background.jobs import JobQueue
+from shared.background.watches import EventStream
 from shared.database.db import Database
 from shared.imaging import ImagingPool
 from shared.rpc import server

@@ -14,8 +14,9 @@ from google.protobuf.message import Message
 
 from services.conversions import job_moves, rules
 from services.conversions.job_rows import STATES, J, JobKind, M
-from shared.background import events, job_tables, leases, waiting
+from shared.background import job_tables, leases, waiting
 from shared.background.jobs import JobQueue
+from shared.background.watches import Event, EventStream, Fields
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
 from shared.database.lists import Listing, created
@@ -48,7 +49,7 @@ WatchRequest = (
 
 class JobCalls(Generic[J, M]):
     def __init__(
-        self, kind: JobKind[J, M], db: Database, stream: events.EventStream, queue: JobQueue
+        self, kind: JobKind[J, M], db: Database, stream: EventStream, queue: JobQueue
     ) -> None:
         self._kind = kind
         self._db = db
@@ -143,14 +144,14 @@ class JobCalls(Generic[J, M]):
         wanted = {UUID(text) for text in ids}
         name = self._kind.name
 
-        def show(event: events.Event) -> events.Fields | None:
+        def show(event: Event) -> Fields | None:
             if event.subject != name or (wanted and event.subject_id not in wanted):
                 return None
             return {name: self._kind.message.FromString(event.payload)}
 
         return self._stream.watch(request, answer, self._snapshot(wanted), show)
 
-    async def _snapshot(self, wanted: set[UUID]) -> AsyncIterator[tuple[events.Fields, J]]:
+    async def _snapshot(self, wanted: set[UUID]) -> AsyncIterator[tuple[Fields, J]]:
         values: dict[str, object] = {
             "owner": auth.current().owner,
             "ids": list(wanted),

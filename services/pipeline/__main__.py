@@ -32,7 +32,7 @@ from services.pipeline import (
 )
 from shared import main, webhooks
 from shared.background import jobs, leases
-from shared.background.events import EventStream
+from shared.background.watches import EventStream
 from shared.database.db import Database
 from shared.rpc import server
 from shared.rpc.calls import Peers
