@@ -145,7 +145,9 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         if review.state == "rejected":
             reason = review.note or "the reviewer gave no reason"
             text = f"a reviewer rejected it: {reason}"
-            return await progress.fail(m, phase, "REVIEW_REJECTED", text)
+            return await progress.JOBS.move(
+                m, phase, "failed", error_class="REVIEW_REJECTED", error_message=text
+            )
         row = await self._flows.retry(m, phase)
         await progress.settle(m, review.product_id)
         return row

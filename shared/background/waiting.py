@@ -12,8 +12,8 @@ from uuid import UUID
 
 from google.protobuf.message import Message
 
-from shared.background.events import EventStream
 from shared.background.tasks import not_cancelled
+from shared.background.watches import EventStream
 from shared.rpc import calls, limits
 from shared.rpc.errors import DomainError
 
