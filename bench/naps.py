@@ -16,6 +16,7 @@ import uvloop
 
 from shared import telemetry
 from shared.background import attempts
+from shared.background.job_tables import JobRow, JobTable
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
 from shared.database.rows import Table
@@ -51,14 +52,14 @@ MACHINE = {
 
 
 @dataclass(slots=True)
-class Nap(attempts.JobRow):
+class Nap(JobRow):
     seconds: float
 
 
 async def publish(_m: Mutation, _nap: Nap) -> None: ...
 
 
-NAPS = attempts.JobTable(Table("naps", Nap), MACHINE, "running", "done", publish)
+NAPS = JobTable(Table("naps", Nap), MACHINE, "running", "done", publish)
 
 
 async def run(db: Database, row_id: str) -> None:

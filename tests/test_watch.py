@@ -1,5 +1,5 @@
 """A watch misses nothing, tells nothing twice, and never falls silent, within one process. assets
-stands for every service: its watch is made of shared.background.events."""
+stands for every service: its watch is made of shared.background.watches."""
 
 import asyncio
 import uuid
@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from atelier.assets.v1 import asset_pb2
 
-from shared.background import events
+from shared.background import events, watches
 from shared.database.db import Database
 from tests import calls
 from tests.assets import flows
@@ -210,7 +210,7 @@ async def test_a_drain_ends_it_with_its_cursor(suite: Suite) -> None:
 async def test_an_idle_watch_gets_bookmarks_that_can_be_resumed_from(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.2)
+    monkeypatch.setattr(watches, "BOOKMARK_SECONDS", 0.2)
     stream = watch(suite.client("ada"))
     first = (await ready(stream))[-1].cursor
     with connect(suite) as conn:  # changes of other owners move the stream on
@@ -303,7 +303,7 @@ async def test_what_happens_while_a_watch_begins_is_told_after_the_state(suite: 
 async def test_a_watch_of_one_asset_gets_bookmarks_while_others_change(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "BOOKMARK_SECONDS", 0.5)
+    monkeypatch.setattr(watches, "BOOKMARK_SECONDS", 0.5)
     stream = watch(suite.client("ada"), asset_ids=[str(uuid.uuid4())])
     cursor = (await ready(stream))[-1].cursor
 
@@ -369,7 +369,7 @@ async def test_after_a_restore_old_cursors_are_out_of_range(suite: Suite) -> Non
 async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "QUEUE_LIMIT", 50)
+    monkeypatch.setattr(watches, "QUEUE_LIMIT", 50)
     stream = watch(suite.client("ada"))
     await ready(stream)
     count, told = 600, []
@@ -401,7 +401,7 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
 async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "QUEUE_LIMIT", 20)
+    monkeypatch.setattr(watches, "QUEUE_LIMIT", 20)
     cursor = (await ready(watch(suite.client("ada"))))[-1].cursor
     write(suite, *(str(n) for n in range(1500)))
     await stamped(suite)

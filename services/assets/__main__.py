@@ -59,7 +59,7 @@ from services.assets.variants.presets import Presets
 from services.assets.variants.walk_backfill import Walk
 from shared import main, telemetry, webhooks
 from shared.background import jobs
-from shared.background.events import EventStream
+from shared.background.watches import EventStream
 from shared.database.db import Database
 from shared.imaging import ImagingPool, Limits
 from shared.outbound import Outbound

@@ -24,6 +24,7 @@ from services.conversions import (
     conversions,
     generation_rows,
     generations,
+    job_moves,
     jobs,
     outside,
 )
@@ -33,8 +34,9 @@ from services.conversions.runs.conversion import run_conversion
 from services.conversions.runs.generation import run_generation
 from services.conversions.runs.runner import Runner
 from shared import main, webhooks
-from shared.background.events import EventStream
+from shared.background import leases
 from shared.background.jobs import JobQueue
+from shared.background.watches import EventStream
 from shared.database.db import Database
 from shared.imaging import ImagingPool
 from shared.rpc import server
@@ -102,7 +104,10 @@ async def work(name: str, settings: Settings) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(main.work(db, queue, settings, EVENTS))
-            group.create_task(outside.reap_leases(db, queue, settings.job_lease_seconds / 3))
+            for table in job_moves.job_tables(queue).values():
+                expire = functools.partial(outside.expire_lease, table)
+                reaping = leases.reap(db, table, expire, settings.job_lease_seconds / 3)
+                group.create_task(reaping)
     finally:
         await peers.close()
         await pool.close()

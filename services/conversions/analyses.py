@@ -10,8 +10,8 @@ from psycopg.types.json import Jsonb
 from services.conversions import assets
 from services.conversions.analysis_rows import ANALYSES, KIND, TASKS, Analysis, to_proto
 from services.conversions.job_calls import Columns, JobCalls, scheduling
-from shared.background.events import EventStream
 from shared.background.jobs import JobQueue
+from shared.background.watches import EventStream
 from shared.database.db import Database, Mutation
 from shared.database.lists import Listing
 from shared.rpc import protos, views

@@ -11,8 +11,8 @@ from psycopg.types.json import Jsonb
 from services.conversions import assets
 from services.conversions.conversion_rows import CONVERSIONS, KIND, Conversion, to_proto
 from services.conversions.job_calls import Columns, JobCalls, scheduling
-from shared.background.events import EventStream
 from shared.background.jobs import JobQueue
+from shared.background.watches import EventStream
 from shared.database.db import Database, Mutation
 from shared.database.lists import Listing
 from shared.rpc import protos

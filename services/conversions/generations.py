@@ -10,8 +10,8 @@ from atelier.conversions.v1 import generation_pb2_grpc
 from services.conversions import assets, rules
 from services.conversions.generation_rows import GENERATIONS, KIND, TASKS, Generation, to_proto
 from services.conversions.job_calls import Columns, CreateRequest, JobCalls, Scheduling, scheduling
-from shared.background.events import EventStream
 from shared.background.jobs import JobQueue
+from shared.background.watches import EventStream
 from shared.database.db import Database, Mutation
 from shared.database.lists import Listing
 from shared.rpc import errors, views

@@ -12,10 +12,11 @@ from atelier.conversions.v1 import analysis_pb2, conversion_pb2, generation_pb2
 from atelier.conversions.v1 import job_pb2 as pb
 from google.protobuf.message import Message
 
-from services.conversions import job_moves, job_rows, rules
+from services.conversions import job_moves, rules
 from services.conversions.job_rows import STATES, J, JobKind, M
-from shared.background import attempts, events, waiting
+from shared.background import job_tables, leases, waiting
 from shared.background.jobs import JobQueue
+from shared.background.watches import Event, EventStream, Fields
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
 from shared.database.lists import Listing, created
@@ -48,12 +49,13 @@ WatchRequest = (
 
 class JobCalls(Generic[J, M]):
     def __init__(
-        self, kind: JobKind[J, M], db: Database, stream: events.EventStream, queue: JobQueue
+        self, kind: JobKind[J, M], db: Database, stream: EventStream, queue: JobQueue
     ) -> None:
         self._kind = kind
         self._db = db
         self._stream = stream
         self._queue = queue
+        self._jobs = job_moves.job_table(kind, queue)
 
     async def create(
         self, request: CreateRequest, answer: type[A], columns: Callable[[], Awaitable[Columns]]
@@ -121,7 +123,7 @@ class JobCalls(Generic[J, M]):
         outcome."""
         kind = self._kind
         values = {"id": parse_id(text, f"{kind.name}_id")}
-        row = await m.first(job_rows.lock(kind.table), values)
+        row = await m.first(job_tables.lock(kind.table), values)
         if row is None:
             raise errors.not_found(kind.name, text)
         if row.finished:
@@ -130,15 +132,10 @@ class JobCalls(Generic[J, M]):
             outcome, to = pb.CANCEL_OUTCOME_CANCELLED_BEFORE_START, "cancelled"
         elif row.external:  # its runner learns of it at its next call
             outcome, to = pb.CANCEL_OUTCOME_WITHDRAWN, "cancelled"
-            await attempts.record_end(m, job_rows.token_of(row), "cancelled")
+            await leases.end_attempt(m, row, "cancelled")
         else:  # its worker checks every second, and ends the attempt itself
             outcome, to = pb.CANCEL_OUTCOME_CANCEL_REQUESTED, row.state
-        row = await job_moves.move(
-            m, kind.table, row, to, cancel_requested=True, lease_expires_at=None
-        )
-        if row.finished:
-            await job_moves.enqueue_release(m, self._queue, kind, row.id)
-        await kind.publish(m, row)
+        row = await self._jobs.move(m, row, to, cancel_requested=True, lease_expires_at=None)
         return row, outcome
 
     def watch(self, request: WatchRequest, answer: type[A], ids: Sequence[str]) -> AsyncIterator[A]:
@@ -147,14 +144,14 @@ class JobCalls(Generic[J, M]):
         wanted = {UUID(text) for text in ids}
         name = self._kind.name
 
-        def show(event: events.Event) -> events.Fields | None:
+        def show(event: Event) -> Fields | None:
             if event.subject != name or (wanted and event.subject_id not in wanted):
                 return None
             return {name: self._kind.message.FromString(event.payload)}
 
         return self._stream.watch(request, answer, self._snapshot(wanted), show)
 
-    async def _snapshot(self, wanted: set[UUID]) -> AsyncIterator[tuple[events.Fields, J]]:
+    async def _snapshot(self, wanted: set[UUID]) -> AsyncIterator[tuple[Fields, J]]:
         values: dict[str, object] = {
             "owner": auth.current().owner,
             "ids": list(wanted),

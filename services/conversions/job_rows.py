@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from services.conversions import rules
 from services.conversions.rules import Evidence
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.leases import LeasedRow
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.rows import Statement, Table, compiled
@@ -39,7 +39,7 @@ class InputPicture(NamedTuple):
 
 
 @dataclass(slots=True)
-class ModelJob(JobRow, ABC):
+class ModelJob(LeasedRow, ABC):
     """The columns of every table of jobs that a model runs."""
 
     created_by: str
@@ -51,8 +51,6 @@ class ModelJob(JobRow, ABC):
     credits: int
     processing_time_ms: int
     priority: int
-    external: bool
-    lease_expires_at: datetime | None
     created_at: datetime
 
     @property
@@ -75,17 +73,6 @@ class PictureJob(ModelJob):
         """Returns the picture of a COMPLETED row, else ''. A row that is still processing may have
         one."""
         return str(self.result_asset_id) if self.state == "completed" else ""
-
-
-class Attempted(Protocol):
-    attempt_token: UUID | None
-
-
-def token_of(row: Attempted) -> UUID:
-    """Returns the token of the attempt that a PROCESSING row belongs to."""
-    if row.attempt_token is None:
-        raise LookupError("a row without an attempt")
-    return row.attempt_token
 
 
 JobMessage = conversion_pb2.Conversion | generation_pb2.Generation | analysis_pb2.Analysis
@@ -128,14 +115,6 @@ class JobKind(Generic[J, M]):
 def _select(table: Table[J]) -> Statement[J]:
     row = table.core.c
     return compiled(table.row, sa.select(table.core).where(row.id == sa.bindparam("id")))
-
-
-@cache
-def lock(table: Table[J]) -> Statement[J]:
-    """Returns the statement that selects the row `id` and locks it until the transaction ends."""
-    row = table.core.c
-    whole = sa.select(table.core).where(row.id == sa.bindparam("id"))
-    return compiled(table.row, whole.with_for_update())
 
 
 def common_fields(row: ModelJob) -> dict[str, Any]:

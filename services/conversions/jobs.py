@@ -14,7 +14,7 @@ from atelier.conversions.v1 import job_pb2 as pb
 from atelier.conversions.v1 import job_pb2_grpc
 from psycopg.types.json import Jsonb
 
-from services.conversions import assets, attempt_rows, job_moves, job_rows, outside, rules
+from services.conversions import assets, attempt_rows, job_rows, rules
 from services.conversions.analysis_rows import Analysis
 from services.conversions.attempt_rows import (
     ATTEMPTS,
@@ -26,9 +26,10 @@ from services.conversions.attempt_rows import (
 from services.conversions.generation_rows import Generation
 from services.conversions.job_kinds import BY_NUMBER, KINDS, AnyKind
 from services.conversions.job_rows import STATES, ModelJob, PictureJob
-from services.conversions.outside import LockedJob
+from services.conversions.outside import LockedJob, OutsideJobs, undo_claim
 from services.conversions.rules import Evidence
-from shared.background import attempts
+from shared.background import leases
+from shared.background.job_tables import record_end
 from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation, forget_answer
 from shared.database.lists import Listing
@@ -93,7 +94,7 @@ def _select_jobs(tables: tuple[str, ...], in_state: bool, goes_on: bool) -> Stat
 class JobService(job_pb2_grpc.JobServiceServicer):
     def __init__(self, db: Database, queue: JobQueue, peers: Peers, lease_seconds: float) -> None:
         self._db = db
-        self._queue = queue
+        self._outside = OutsideJobs(queue)
         self._peers = peers
         self._lease = lease_seconds
 
@@ -125,17 +126,18 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
     async def ClaimJob(self, request: pb.ClaimJobRequest, context: Context) -> pb.ClaimJobResponse:
         async def work(m: Mutation) -> pb.ClaimJobResponse:
-            row: outside.Claimable | None
+            job: LockedJob | None
             if request.WhichOneof("job") == "kind":
-                kind = BY_NUMBER[request.kind]
-                row = await outside.lock_first(m, kind)
+                job = await self._outside.lock_first(m, BY_NUMBER[request.kind])
             else:
-                kind, row = await outside.lock_claimable(m, request.job_id)
-            if row is None:
+                job = await self._outside.lock_claimable(m, request.job_id)
+            if job is None:
                 return pb.ClaimJobResponse()
-            claimed = await outside.begin(m, kind, row, request.worker, self._lease)
+            claimed: ModelJob = await leases.begin(
+                m, job.jobs, job.row, request.worker, self._lease, progress=0.0
+            )
             return pb.ClaimJobResponse(
-                job=await _message(m, kind, claimed),
+                job=await _message(m, job.kind, claimed),
                 attempt_token=str(claimed.attempt_token),
                 lease_ms=round(self._lease * 1000),
             )
@@ -151,7 +153,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         since the first may have been interrupted."""
         identity = auth.current()
         async with self._db.transaction(identity.owner, identity.actor) as m:
-            job = await outside.lock(m, job_id)
+            job = await self._outside.lock(m, job_id)
         if not job.is_claimed_by(token):
             return
         try:
@@ -159,14 +161,17 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         except DomainError as refusal:
             final = assets.error_class(refusal) in rules.FINAL_ERRORS
             async with self._db.transaction(identity.owner, identity.actor) as m:
-                job = await outside.lock(m, job_id)
+                job = await self._outside.lock(m, job_id)
                 await forget_answer(m, request)
                 if not job.is_claimed_by(token):
                     raise
                 if final:
-                    await self._fail_claimed(m, job, refusal)
+                    error_class = assets.error_class(refusal)
+                    await leases.give_up(
+                        m, job.jobs, job.row, error_class, refusal.text, retryable=False
+                    )
                 else:
-                    await outside.undo_claim(m, job)
+                    await undo_claim(m, job)
             if not final:
                 raise
             text = f"its pictures can't be used, so that it is failed now: {refusal.text}"
@@ -174,19 +179,16 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 text, subject=f"jobs/{job_id}", metadata={"state": "failed"}
             ) from None
 
-    async def _fail_claimed(self, m: Mutation, job: LockedJob, refusal: DomainError) -> None:
-        error_class = assets.error_class(refusal)
-        await outside.give_up(m, self._queue, job, error_class, refusal.text, retryable=False)
-
     async def HeartbeatJob(
         self, request: pb.HeartbeatJobRequest, context: Context
     ) -> pb.HeartbeatJobResponse:
         identity = auth.current()
-        progress = request.progress if request.HasField("progress") else None
         async with self._db.transaction(identity.owner, identity.actor) as m:
-            job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
-            lease_end = await outside.extend(m, job, progress, self._lease)
-        return pb.HeartbeatJobResponse(lease_expire_time=timestamp(lease_end))
+            job = await self._outside.lock_claimed(m, request.job_id, request.attempt_token)
+            tells = request.HasField("progress") and request.progress != job.row.progress
+            columns = {"progress": request.progress} if tells else {}
+            row: ModelJob = await leases.extend(m, job.jobs, job.row, self._lease, **columns)
+        return pb.HeartbeatJobResponse(lease_expire_time=timestamp(row.lease_expires_at))
 
     async def CompleteJob(
         self, request: pb.CompleteJobRequest, context: Context
@@ -196,14 +198,17 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             return answer
         identity = auth.current()
         async with self._db.transaction(identity.owner, identity.actor) as m:
-            job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
+            job = await self._outside.lock_claimed(m, request.job_id, request.attempt_token)
         used = await self._acquire_inputs(job)
         columns = _completed(request, job.row, used)
         # Comes last, so that a refused request acquires no reference to the result.
         result = await self._result(job, request)
 
         async def work(m: Mutation) -> pb.CompleteJobResponse:
-            return await _complete(m, request, {**columns, **result.columns}, used, result.size)
+            job = await self._outside.lock_claimed(m, request.job_id, request.attempt_token)
+            return await _complete(
+                m, job, request, {**columns, **result.columns}, used, result.size
+            )
 
         try:
             return await self._db.mutate(request, pb.CompleteJobResponse, work)
@@ -214,11 +219,11 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
     async def FailJob(self, request: pb.FailJobRequest, context: Context) -> pb.FailJobResponse:
         async def work(m: Mutation) -> pb.FailJobResponse:
-            job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
-            row = await outside.give_up(
+            job = await self._outside.lock_claimed(m, request.job_id, request.attempt_token)
+            row: ModelJob = await leases.give_up(
                 m,
-                self._queue,
-                job,
+                job.jobs,
+                job.row,
                 request.error_class,
                 request.error_message,
                 retryable=request.retryable,
@@ -326,13 +331,13 @@ def _completed(
 
 async def _complete(
     m: Mutation,
+    job: LockedJob,
     request: pb.CompleteJobRequest,
-    columns: dict[str, object],
+    columns: dict[str, Any],
     used: Sequence[asset_pb2.Asset],
     size: int,
 ) -> pb.CompleteJobResponse:
-    job = await outside.lock_claimed(m, request.job_id, request.attempt_token)
-    await attempts.record_end(
+    await record_end(
         m,
         UUID(request.attempt_token),
         "succeeded",
@@ -340,8 +345,7 @@ async def _complete(
         input_bytes=sum(asset.size_bytes for asset in used),
         output_bytes=size,
     )
-    row: ModelJob = await job_moves.move(m, job.kind.table, job.row, "completed", **columns)
-    await job.kind.publish(m, row)
+    row: ModelJob = await job.jobs.move(m, job.row, "completed", **columns)
     return pb.CompleteJobResponse(job=await _message(m, job.kind, row))
 
 

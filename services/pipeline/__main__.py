@@ -31,8 +31,8 @@ from services.pipeline import (
     runner,
 )
 from shared import main, webhooks
-from shared.background import jobs
-from shared.background.events import EventStream
+from shared.background import jobs, leases
+from shared.background.watches import EventStream
 from shared.database.db import Database
 from shared.rpc import server
 from shared.rpc.calls import Peers
@@ -99,7 +99,9 @@ async def work(name: str, settings: Settings) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(main.work(db, queue, settings, EVENTS))
-            group.create_task(runner.reap_leases(db, settings.job_lease_seconds / 3))
+            lease_check = settings.job_lease_seconds / 3
+            reaping = leases.reap(db, progress.JOBS, progress.expire_lease, lease_check)
+            group.create_task(reaping)
     finally:
         await peers.close()
 

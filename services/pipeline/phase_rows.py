@@ -9,7 +9,7 @@ from atelier.pipeline.v1 import phase_pb2
 
 from services.pipeline import rules
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.leases import LeasedRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.rpc import errors
@@ -25,14 +25,12 @@ STAMPS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(slots=True)
-class Phase(JobRow):
+class Phase(LeasedRow):
     product_id: UUID
     number: int
     started: bool  # a start was requested, by the phase before it or by a person
-    external: bool  # only an outside runner may claim it
     retry_count: int
     confidence: float | None
-    lease_expires_at: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
     stopped_at: datetime | None
@@ -45,13 +43,6 @@ class LockedPhase(Phase):
     __slots__ = ()
 
 
-@dataclass(slots=True)
-class LeasedPhase(LockedPhase):
-    """A locked phase. `lease_passed`: its outside runner didn't renew the lease in time."""
-
-    lease_passed: bool
-
-
 PHASES = Table("phases", LockedPhase)
 SELECT_PHASES = Statement(
     Phase,
@@ -61,15 +52,15 @@ SELECT_PHASES = Statement(
 """,
 )
 _LOCK_PHASE = Statement(
-    LeasedPhase,
+    LockedPhase,
     f"""
-    SELECT {PHASES.columns}, COALESCE(lease_expires_at < now(), false) AS lease_passed FROM phases
+    SELECT {PHASES.columns} FROM phases
     WHERE product_id = %(product_id)s AND number = %(number)s FOR UPDATE
 """,
 )
 
 
-async def lock(m: Mutation, product_id: UUID, number: int) -> LeasedPhase:
+async def lock(m: Mutation, product_id: UUID, number: int) -> LockedPhase:
     """Locks the owner's phase until the commit and returns it. Raises NOT_FOUND if there is no such
     product."""
     row = await m.first(_LOCK_PHASE, {"product_id": product_id, "number": number})

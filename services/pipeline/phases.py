@@ -1,8 +1,6 @@
 """PhaseService: starts, stops and retries phases, and serves the outside runners that claim
 them."""
 
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
@@ -12,29 +10,14 @@ from grpc.aio import ServicerContext
 
 from services.pipeline import phase_rows, product_rows, progress, result_rows, rules
 from services.pipeline.checking import check_usable, stored_value
-from services.pipeline.phase_rows import LeasedPhase, LockedPhase, Phase
+from services.pipeline.phase_rows import LockedPhase, Phase
+from shared.background import leases
 from shared.database.db import Database, Mutation
-from shared.database.ids import new_id, parse_id
+from shared.database.ids import parse_id
 from shared.database.rows import Statement
 from shared.rpc import auth, errors
-from shared.rpc.errors import Reason
 from shared.rpc.protos import timestamp
 
-
-@dataclass(slots=True)
-class _Lease:
-    lease_expires_at: datetime | None
-
-
-_EXTEND_LEASE = Statement(
-    _Lease,
-    """
-    UPDATE phases SET lease_expires_at = now() + make_interval(secs => %(seconds)s)
-    WHERE product_id = %(product_id)s AND number = %(number)s AND state = 'running' AND external
-        AND attempt_token = %(token)s
-    RETURNING lease_expires_at
-""",
-)
 _SELECT_OPEN_PHASE_BEFORE = Statement(
     UUID,
     """
@@ -102,12 +85,14 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
     async def ClaimPhase(
         self, request: pb.ClaimPhaseRequest, context: ServicerContext
     ) -> pb.ClaimPhaseResponse:
-        token = new_id()
         seconds = request.lease_seconds or rules.DEFAULT_LEASE_SECONDS
 
         async def work(m: Mutation) -> pb.ClaimPhaseResponse:
-            row = await progress.claim(m, await _lock_claimable(m, request), token, seconds)
-            return pb.ClaimPhaseResponse(phase=phase_rows.to_proto(row), attempt_token=str(token))
+            phase = await _lock_claimable(m, request)
+            row = await leases.begin(m, progress.JOBS, phase, m.actor, seconds)
+            return pb.ClaimPhaseResponse(
+                phase=phase_rows.to_proto(row), attempt_token=str(row.attempt_token)
+            )
 
         return await self._db.mutate(request, pb.ClaimPhaseResponse, work)
 
@@ -115,19 +100,11 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
         self, request: pb.HeartbeatPhaseRequest, context: ServicerContext
     ) -> pb.HeartbeatPhaseResponse:
         identity = auth.current()
+        seconds = request.lease_seconds or rules.DEFAULT_LEASE_SECONDS
         async with self._db.transaction(identity.owner, identity.actor) as m:
-            lease = await m.first(
-                _EXTEND_LEASE,
-                {
-                    "seconds": request.lease_seconds or rules.DEFAULT_LEASE_SECONDS,
-                    "number": request.phase,
-                    "product_id": UUID(request.product_id),
-                    "token": UUID(request.attempt_token),
-                },
-            )
-            if lease is None:
-                raise _superseded(await _lock(m, request))
-        return pb.HeartbeatPhaseResponse(lease_expire_time=timestamp(lease.lease_expires_at))
+            phase = await _lock_claimed(m, request)
+            row = await leases.extend(m, progress.JOBS, phase, seconds)
+        return pb.HeartbeatPhaseResponse(lease_expire_time=timestamp(row.lease_expires_at))
 
     async def CompletePhase(
         self, request: pb.CompletePhaseRequest, context: ServicerContext
@@ -144,7 +121,7 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
         async def work(m: Mutation) -> pb.CompletePhaseResponse:
             phase = await _lock_claimed(m, request)
             await check_usable(m, phase, value, "value")
-            await progress.end_attempt(m, phase, "succeeded")
+            await leases.end_attempt(m, phase, "succeeded")
             row, result = await self._flows.complete(
                 m,
                 phase,
@@ -165,36 +142,44 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
     ) -> pb.FailPhaseResponse:
         async def work(m: Mutation) -> pb.FailPhaseResponse:
             phase = await _lock_claimed(m, request)
-            row = await progress.fail(m, phase, request.error_class, request.error_message)
+            row = await leases.give_up(
+                m,
+                progress.JOBS,
+                phase,
+                request.error_class,
+                request.error_message,
+                retryable=False,
+            )
             return pb.FailPhaseResponse(phase=phase_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.FailPhaseResponse, work)
 
 
-async def _lock(m: Mutation, request: _PhaseRequest) -> LeasedPhase:
+async def _lock(m: Mutation, request: _PhaseRequest) -> LockedPhase:
     return await phase_rows.lock(m, parse_id(request.product_id, "product_id"), request.phase)
 
 
-async def _lock_claimed(m: Mutation, request: _RunnerRequest) -> LeasedPhase:
+async def _lock_claimed(m: Mutation, request: _RunnerRequest) -> LockedPhase:
     """Locks the phase and returns it. Raises ATTEMPT_SUPERSEDED unless the request's token is the
     current one."""
     phase = await _lock(m, request)
-    if (
-        phase.state != "running"
-        or not phase.external
-        or phase.attempt_token != UUID(request.attempt_token)
-    ):
-        raise _superseded(phase)
+    leases.check_claimed(
+        progress.JOBS,
+        phase,
+        request.attempt_token,
+        named=f"phase {phase.number}",
+        subject=_subject(phase),
+    )
     return phase
 
 
 async def _lock_claimable(m: Mutation, request: _PhaseRequest) -> LockedPhase:
     """Locks the phase and returns it; ends a lease that has passed first. Raises
     FAILED_PRECONDITION unless an outside runner may claim it."""
-    found = await _lock(m, request)
-    phase: LockedPhase = found
-    if found.external and found.state == "running" and found.lease_passed:
-        phase = await progress.expire_lease(m, found)
+    phase = await _lock(m, request)
+    if phase.state == "running":
+        late = await leases.lock_late(m, progress.JOBS, phase.id)
+        phase = phase if late is None else await progress.expire_lease(m, late)
     if not (phase.external and rules.is_due(phase)):
         raise _wrong_state(phase, _why_not_claimable(phase))
     return phase
@@ -256,16 +241,10 @@ def _why_not_claimable(phase: Phase) -> str:
 def _wrong_state(phase: Phase, text: str) -> errors.DomainError:
     return errors.precondition(
         f"phase {phase.number}: {text}",
-        subject=f"products/{phase.product_id}/phases/{phase.number}",
+        subject=_subject(phase),
         metadata={"state": phase.state},
     )
 
 
-def _superseded(phase: Phase) -> errors.DomainError:
-    return errors.precondition(
-        f"phase {phase.number} is {phase.state}, and not by this attempt token: it was stopped, or"
-        " its lease passed; nothing was changed, stop working on it",
-        subject=f"products/{phase.product_id}/phases/{phase.number}",
-        reason=Reason.ERROR_REASON_ATTEMPT_SUPERSEDED,
-        metadata={"state": phase.state},
-    )
+def _subject(phase: Phase) -> str:
+    return f"products/{phase.product_id}/phases/{phase.number}"

@@ -22,7 +22,7 @@ from services.pipeline import (
 from services.pipeline.phase_rows import PHASES, Phase
 from services.pipeline.product_rows import IMAGES, PRODUCTS, Product, ProductImage
 from services.pipeline.review_rows import REVIEWS, Review
-from shared.background import events
+from shared.background.watches import EventStream
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
 from shared.database.lists import Listing, created
@@ -97,7 +97,7 @@ _COUNT_PRODUCTS = Statement(
 
 class ProductService(product_pb2_grpc.ProductServiceServicer):
     def __init__(
-        self, db: Database, stream: events.EventStream, flows: progress.Progress, peers: Peers
+        self, db: Database, stream: EventStream, flows: progress.Progress, peers: Peers
     ) -> None:
         self._db = db
         self._stream = stream

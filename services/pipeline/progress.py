@@ -18,7 +18,8 @@ from services.pipeline.phase_rows import PHASES, STAMPS, LockedPhase, Phase, nam
 from services.pipeline.product_rows import PRODUCTS, Product
 from services.pipeline.result_rows import Result
 from services.pipeline.review_rows import REVIEWS
-from shared.background import attempts, jobs
+from shared.background import jobs, leases
+from shared.background.job_tables import JobTable
 from shared.database import states
 from shared.database.db import Mutation
 from shared.database.ids import new_id
@@ -28,6 +29,7 @@ TASK = "run_phase"
 QUEUE = "phases"
 PREPARE_TASK = "prepare_product"
 PREPARE_QUEUE = "products"
+_LEASE_PASSED = "its runner let the lease pass without a heartbeat"
 _JUST_BEGUN = timedelta(seconds=2)  # a younger wait counts as new
 
 _LOCK_PRODUCT = Statement(
@@ -35,10 +37,6 @@ _LOCK_PRODUCT = Statement(
 )
 _SELECT_AUTO_ADVANCE = Statement(bool, "SELECT auto_advance FROM products WHERE id = %(id)s")
 _RESET_PREPARING = Command("UPDATE products SET preparing_since = now() WHERE id = %(id)s")
-_SET_LEASE = Command("""
-    UPDATE phases SET lease_expires_at = now() + make_interval(secs => %(seconds)s)
-    WHERE id = %(id)s
-""")
 _LOCK_OPEN_REVIEWS = Statement(
     UUID, "SELECT id FROM reviews WHERE phase_id = %(phase_id)s AND state = 'open' FOR UPDATE"
 )
@@ -261,16 +259,6 @@ def _product_columns(result: Result, said: rules.ByPhase) -> dict[str, object]:
     return columns
 
 
-async def claim(m: Mutation, phase: LockedPhase, token: UUID, lease_seconds: float) -> LockedPhase:
-    """Claims a locked, due phase for an outside runner. Returns its new row."""
-    number = phase.attempt_number + 1
-    await attempts.record_begin(m, token, PHASES.name, phase.id, number, f"outside:{m.actor}")
-    await m.run(_SET_LEASE, {"seconds": lease_seconds, "id": phase.id})
-    row = await _move(m, phase, "running", attempt_token=token, attempt_number=number)
-    await record_move(m, row)
-    return row
-
-
 async def request_stop(m: Mutation, phase: LockedPhase) -> LockedPhase:
     """Asks the worker that runs a locked phase to stop. Returns its new row."""
     row = await _move(m, phase, "running", cancel_requested=True)
@@ -281,7 +269,7 @@ async def request_stop(m: Mutation, phase: LockedPhase) -> LockedPhase:
 async def stop(m: Mutation, phase: LockedPhase, text: str = "") -> LockedPhase:
     """Stops a locked phase that no worker of this service runs, and withdraws its open review.
     Doesn't settle the product. Returns its new row."""
-    await end_attempt(m, phase, "cancelled")
+    await leases.end_attempt(m, phase, "cancelled")
     row = await _move(m, phase, "stopped", attempt_token=None, lease_expires_at=None)
     for review_id in await m.all(_LOCK_OPEN_REVIEWS, {"phase_id": phase.id}):
         review = await states.advance(m, rules.REVIEW_STATES, REVIEWS, review_id, "withdrawn")
@@ -291,45 +279,14 @@ async def stop(m: Mutation, phase: LockedPhase, text: str = "") -> LockedPhase:
     return row
 
 
-async def fail(m: Mutation, phase: LockedPhase, error_class: str, message: str) -> LockedPhase:
-    """Fails a locked phase that no worker of this service runs. Returns its new row."""
-    await end_attempt(m, phase, "failed", error_class, message)
-    row = await _move(
-        m,
-        phase,
-        "failed",
-        attempt_token=None,
-        lease_expires_at=None,
-        error_class=error_class,
-        error_message=message,
-    )
-    await record_move(m, row)
-    return row
-
-
 async def expire_lease(m: Mutation, phase: LockedPhase) -> LockedPhase:
     """Ends the attempt of an outside runner whose lease has passed. The locked phase is due again,
     or fails after rules.MAX_ATTEMPTS attempts. Returns its new row."""
-    message = "its runner let the lease pass without a heartbeat"
-    await end_attempt(m, phase, "lost", "WORKER_LOST", message)
     if phase.attempt_number >= rules.MAX_ATTEMPTS:
         text = f"{phase.attempt_number} runners let their leases pass; retry it"
-        return await fail(m, phase, "WORKER_LOST", text)
-    row = await _move(m, phase, "pending", attempt_token=None, lease_expires_at=None)
-    text = f"{named(row)} waits for a runner again: {message}"
-    await log(m, row, "lease_passed", text, "warning")
-    await settle(m, row.product_id)
-    return row
-
-
-async def end_attempt(
-    m: Mutation, phase: LockedPhase, outcome: str, error_class: str = "", message: str = ""
-) -> None:
-    """Ends the record of the phase's current attempt, if there is one."""
-    if phase.attempt_token is not None:
-        await attempts.record_end(
-            m, phase.attempt_token, outcome, error_class=error_class, error_message=message
-        )
+        return await leases.give_up(m, JOBS, phase, "WORKER_LOST", text, retryable=False, lost=True)
+    await leases.end_attempt(m, phase, "lost", "WORKER_LOST", _LEASE_PASSED)
+    return await JOBS.move(m, phase, "pending", attempt_token=None, lease_expires_at=None)
 
 
 async def record_move(m: Mutation, phase: Phase) -> None:
@@ -339,6 +296,9 @@ async def record_move(m: Mutation, phase: Phase) -> None:
         case "running" if not phase.waits_for:  # a wait may have a thousand attempts
             number = f", try {phase.attempt_number}" if phase.attempt_number > 1 else ""
             await log(m, phase, "phase_running", f"{named(phase)} is running{number}")
+        case "pending" if phase.external:
+            text = f"{named(phase)} waits for a runner again: {_LEASE_PASSED}"
+            await log(m, phase, "lease_passed", text, "warning")
         case "pending" if _has_just_begun_to_wait(phase):
             why = phase.error_message or "its worker was stopped"
             text = f"{named(phase)} will be tried again: {why}"
@@ -355,3 +315,17 @@ async def record_move(m: Mutation, phase: Phase) -> None:
 def _has_just_begun_to_wait(phase: Phase) -> bool:
     """Returns whether the wait is new, or the phase waits for nothing but its next attempt."""
     return phase.waiting_since is None or phase.updated_at - phase.waiting_since < _JUST_BEGUN
+
+
+JOBS = JobTable(
+    PHASES,
+    rules.PHASE_STATES,
+    "running",
+    "completed",
+    phase_rows.publish,
+    max_attempts=rules.MAX_ATTEMPTS,
+    cancelled="stopped",
+    stamps=STAMPS,
+    in_transaction=record_move,
+)
+"""How attempts move phases."""

@@ -123,8 +123,7 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
                 raise errors.not_found("review", review_id)
             phase = await phase_rows.lock(m, subject.product_id, subject.phase)
             open_review = await _lock_open(m, review_id)
-            if request.etag and request.etag != str(open_review.version):
-                raise errors.etag_mismatch("review", review_id)
+            errors.check_etag(request.etag, open_review.version, "review", review_id)
             review = await _decide(m, request, open_review, phase)
             row = await self._carry_out(m, review, phase)
             return pb.SubmitReviewResponse(
@@ -146,7 +145,9 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         if review.state == "rejected":
             reason = review.note or "the reviewer gave no reason"
             text = f"a reviewer rejected it: {reason}"
-            return await progress.fail(m, phase, "REVIEW_REJECTED", text)
+            return await progress.JOBS.move(
+                m, phase, "failed", error_class="REVIEW_REJECTED", error_message=text
+            )
         row = await self._flows.retry(m, phase)
         await progress.settle(m, review.product_id)
         return row

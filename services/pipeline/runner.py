@@ -1,4 +1,4 @@
-"""Runs phases in a worker, and takes phases back from outside runners whose lease has passed."""
+"""Runs phases in a worker."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,6 @@ from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
 from atelier.conversions.v1 import analysis_pb2, analysis_pb2_grpc, job_pb2
 
 from services.pipeline import (
-    phase_rows,
     price_book_rows,
     product_rows,
     progress,
@@ -20,12 +19,11 @@ from services.pipeline import (
     review_rows,
     rules,
 )
-from services.pipeline.phase_rows import PHASES, STAMPS, LockedPhase, Phase
+from services.pipeline.phase_rows import LockedPhase, Phase
 from services.pipeline.product_rows import IMAGES, Product, ProductImage
 from services.pipeline.progress import PhaseOutcome
 from shared.background import attempts
 from shared.background.attempts import Attempt, JobFailed, Outcome
-from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement
 from shared.rpc import auth
@@ -54,15 +52,6 @@ class _Value:
     value: dict[str, Any]  # JSON of a PhaseValue
 
 
-@dataclass(slots=True)
-class _Late:
-    """A phase whose outside runner didn't renew the lease in time."""
-
-    owner: str
-    product_id: UUID
-    number: int
-
-
 _SELECT_IMAGES = Statement(
     ProductImage,
     f"""
@@ -72,14 +61,6 @@ _SELECT_IMAGES = Statement(
 )
 _SELECT_VALUES = Statement(_Value, "SELECT phase, value FROM results WHERE product_id = %(id)s")
 _SELECT_STOP = Statement(bool, "SELECT cancel_requested FROM phases WHERE id = %(id)s")
-_SELECT_LATE = Statement(
-    _Late,
-    """
-    SELECT owner, product_id, number FROM phases
-    WHERE state = 'running' AND external AND lease_expires_at < now()
-    ORDER BY lease_expires_at LIMIT 100
-""",
-)
 
 
 @dataclass(frozen=True)
@@ -100,20 +81,9 @@ class PhaseRunner:
         self._db = db
         self._flows = flows
         self._peers = peers
-        self._kind = attempts.JobTable(
-            PHASES,
-            rules.PHASE_STATES,
-            "running",
-            "completed",
-            phase_rows.publish,
-            max_attempts=rules.MAX_ATTEMPTS,
-            cancelled="stopped",
-            stamps=STAMPS,
-            in_transaction=progress.record_move,
-        )
 
     async def run(self, phase_id: str) -> None:
-        await attempts.run(self._db, self._kind, phase_id, self._work)
+        await attempts.run(self._db, progress.JOBS, phase_id, self._work)
 
     async def _work(self, attempt: Attempt[LockedPhase]) -> Outcome[LockedPhase]:
         inputs = await self._inputs(attempt.row.product_id)
@@ -304,18 +274,3 @@ def _product_listing(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _VALUES = {1: _product_analysis, 3: _seo_analysis, 4: _product_listing}
-
-
-async def reap_leases(db: Database, every_seconds: float) -> None:
-    """Takes phases back from outside runners whose lease has passed, so that others can claim them.
-    Runs until cancelled; several processes may run it."""
-    while not_cancelled():
-        await asyncio.sleep(every_seconds)
-        try:
-            for late in await db.system_all(_SELECT_LATE):
-                async with db.transaction(late.owner) as m:
-                    phase = await phase_rows.lock(m, late.product_id, late.number)
-                    if phase.state == "running" and phase.external and phase.lease_passed:
-                        await progress.expire_lease(m, phase)
-        except (psycopg.Error, DomainError) as error:
-            _log.warning("leases wait to be looked at", error=type(error).__name__)

@@ -17,7 +17,8 @@ from services.pipeline.phase_rows import Phase
 from services.pipeline.product_rows import PRODUCTS, Product, ProductImage
 from services.pipeline.result_rows import Result
 from services.pipeline.review_rows import REVIEWS, Review
-from shared.background import events, waiting
+from shared.background import waiting
+from shared.background.watches import Event, EventStream, Fields
 from shared.database.db import Database
 from shared.database.rows import Statement
 from shared.rpc import auth, errors
@@ -99,7 +100,7 @@ def by_product(rows: Sequence[P]) -> dict[UUID, list[P]]:
 
 def changes(
     db: Database,
-    stream: events.EventStream,
+    stream: EventStream,
     request: Message,
     answer: Callable[..., A],
     product_id: UUID | None,
@@ -109,7 +110,7 @@ def changes(
     """Returns the stream of a watch, whose answers of type `answer` hold a change. `product_id`
     None: all products of the caller's owner. `logs` False: no log lines."""
 
-    def show(event: events.Event) -> events.Fields | None:
+    def show(event: Event) -> Fields | None:
         if event.subject == "log" and not logs:
             return None
         message = _MESSAGES[event.subject].FromString(event.payload)
@@ -124,9 +125,7 @@ def changes(
     return stream.watch(request, in_change, _now(db, product_id), show)
 
 
-async def until_idle(
-    db: Database, stream: events.EventStream, request: Message, product_id: UUID
-) -> None:
+async def until_idle(db: Database, stream: EventStream, request: Message, product_id: UUID) -> None:
     """Returns when no phase is running or due any more, or shortly before the call's deadline.
     Raises NOT_FOUND if there is no such product."""
 
@@ -145,7 +144,7 @@ async def until_idle(
 _Row = Product | Phase | Result | Review | Log
 
 
-async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[events.Fields, _Row]]:
+async def _now(db: Database, product_id: UUID | None) -> AsyncIterator[tuple[Fields, _Row]]:
     """Yields the current state, product by product: product, phases, results, reviews. For a single
     product, its latest logs follow."""
     owner = auth.current().owner
@@ -175,7 +174,7 @@ class _Parts:
     results: Mapping[UUID, Sequence[Result]]
     reviews: Mapping[UUID, Sequence[Review]]
 
-    def of(self, row: Product) -> Iterator[tuple[events.Fields, _Row]]:
+    def of(self, row: Product) -> Iterator[tuple[Fields, _Row]]:
         """Yields the product and its parts, as a watch sends them."""
         yield {"product": product_rows.to_proto(row, self.images.get(row.id, ()))}, row
         for phase in self.phases.get(row.id, ()):

@@ -30,7 +30,7 @@ from services.techfiles.rendering import Renderer
 from services.techfiles.views import TechFileViews
 from shared import main, webhooks
 from shared.background import jobs
-from shared.background.events import EventStream
+from shared.background.watches import EventStream
 from shared.database.db import Database
 from shared.imaging import ImagingPool
 from shared.rpc import server

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from services.techfiles.collection_rows import NamedCollection
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.formats import names

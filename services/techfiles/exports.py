@@ -6,6 +6,7 @@ from services.techfiles import export_rows, rules
 from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.rendering import Renderer
 from shared.background import attempts
+from shared.background.job_tables import JobTable
 from shared.database.db import Database
 
 
@@ -15,7 +16,7 @@ class Exporter:
     def __init__(self, db: Database, renderer: Renderer) -> None:
         self._db = db
         self._renderer = renderer
-        self._kind = attempts.JobTable(
+        self._kind = JobTable(
             EXPORTS, rules.EXPORT_STATES, "processing", "completed", export_rows.publish
         )
 

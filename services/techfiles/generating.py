@@ -31,6 +31,7 @@ from services.techfiles.rendering import Renderer
 from services.techfiles.rules import Step
 from services.techfiles.running import StepResult
 from shared.background import attempts, tasks
+from shared.background.job_tables import JobTable
 from shared.database.db import Database
 from shared.database.ids import new_id
 from shared.rpc import auth, calls, errors, protos
@@ -70,9 +71,7 @@ class PackGenerator:
         self._assets = Assets(peers)
         self._analyses = peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
         self._generations = peers.stub(generation_pb2_grpc.GenerationServiceStub)
-        self._kind = attempts.JobTable(
-            RUNS, rules.RUN_STATES, "processing", "completed", running.follow
-        )
+        self._kind = JobTable(RUNS, rules.RUN_STATES, "processing", "completed", running.follow)
 
     async def run(self, run_id: str) -> None:
         await attempts.run(self._db, self._kind, run_id, self._work)

@@ -16,7 +16,7 @@ from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from services.techfiles import rules
 from services.techfiles.rules import Step
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.rpc.protos import EnumNames, timestamp, wait_of

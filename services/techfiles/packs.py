@@ -16,8 +16,9 @@ from services.techfiles.pack_rows import RUN_STATES, RUNS, SELECT_RUN, Run, RunS
 from services.techfiles.rules import Revision, Shot
 from services.techfiles.tech_file_rows import VIEWS
 from services.techfiles.views import TechFileViews
-from shared.background import events, jobs, waiting
-from shared.background.attempts import JobRow
+from shared.background import jobs, waiting
+from shared.background.job_tables import JobRow
+from shared.background.watches import Event, EventStream, Fields
 from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
@@ -44,7 +45,7 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
     def __init__(
         self,
         db: Database,
-        stream: events.EventStream,
+        stream: EventStream,
         queue: jobs.JobQueue,
         assets: Assets,
         views: TechFileViews,
@@ -111,12 +112,12 @@ class TechPackService(tech_pack_pb2_grpc.TechPackServiceServicer):
     ) -> AsyncIterator[pb.WatchTechPackRunResponse]:
         run_id = parse_id(request.run_id, "run_id")
 
-        async def now() -> AsyncIterator[tuple[events.Fields, Run]]:
+        async def now() -> AsyncIterator[tuple[Fields, Run]]:
             row = await self._run(run_id)
             [run] = await self._messages([row])
             yield {"run": run}, row
 
-        def show(event: events.Event) -> events.Fields | None:
+        def show(event: Event) -> Fields | None:
             return (
                 {"run": pb.TechPackRun.FromString(event.payload)}
                 if event.subject_id == run_id

@@ -23,7 +23,7 @@ from services.techfiles.tech_file_rows import (
     TechFileVersion,
 )
 from services.techfiles.views import TechFileViews
-from shared.background import events
+from shared.background.watches import Event, EventStream, Fields
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.lists import Listing, created
@@ -117,7 +117,7 @@ _SET_ARCHIVED = Command("""
 
 class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
     def __init__(
-        self, db: Database, stream: events.EventStream, assets: Assets, views: TechFileViews
+        self, db: Database, stream: EventStream, assets: Assets, views: TechFileViews
     ) -> None:
         self._db = db
         self._stream = stream
@@ -179,8 +179,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
 
         async def work(m: Mutation) -> pb.UpdateTechFileResponse:
             locked = _live(await tech_file_rows.lock_with_slot(m, file_id))
-            if request.etag and request.etag != str(locked.version):
-                raise errors.etag_mismatch("tech file", file_id)
+            errors.check_etag(request.etag, locked.version, "tech file", file_id)
             _kept, row = await tech_file_rows.renumber(m, locked, request.reason, columns)
             return pb.UpdateTechFileResponse(tech_file=tech_file_rows.to_proto(row))
 
@@ -285,7 +284,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
     def WatchTechFiles(
         self, request: pb.WatchTechFilesRequest, context: Context
     ) -> AsyncIterator[pb.WatchTechFilesResponse]:
-        def show(event: events.Event) -> events.Fields | None:
+        def show(event: Event) -> Fields | None:
             if event.subject != "tech_file":
                 return None
             file = pb.TechFile.FromString(event.payload)
@@ -295,7 +294,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
             request, pb.WatchTechFilesResponse, self._snapshot(request.product_id), show
         )
 
-    async def _snapshot(self, product_id: str) -> AsyncIterator[tuple[events.Fields, TechFile]]:
+    async def _snapshot(self, product_id: str) -> AsyncIterator[tuple[Fields, TechFile]]:
         """Yields the product's files, or the owner's recent ones, oldest first."""
         after: dict[str, Any] = {"after_at": None, "after_id": None}
         while True:

@@ -20,24 +20,23 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 from uuid import UUID
 
-import sqlalchemy as sa
 import structlog
 
+from shared.background import job_tables
 from shared.background import metrics as job_metrics
+from shared.background.job_tables import J, JobRow, JobTable, record_begin, record_end
 from shared.background.jobs import TryAgain, wake
 from shared.background.tasks import not_cancelled
-from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
-from shared.database.rows import Command, Statement, Table, compiled
+from shared.database.rows import Statement
 from shared.rpc import auth, calls, errors
 from shared.rpc.errors import DomainError, Reason
 from shared.storage import StorageError
@@ -54,49 +53,6 @@ _MOST_LOSSES = 24  # pauses included, some six minutes in which every worker tha
 _LONGEST_LOSS_PAUSE_SECONDS = 20.0
 _INSIST_SECONDS = 60.0  # longer than a lease: by then the worker gives up its jobs
 _log = structlog.get_logger("attempts")
-
-
-@dataclass(slots=True)
-class JobRow:
-    """The columns that every table of jobs has. The tables' row classes derive from it."""
-
-    id: UUID
-    owner: str
-    state: str
-    version: int
-    attempt_token: UUID | None
-    attempt_number: int
-    faults: int
-    losses: int
-    waits_for: str
-    waiting_since: datetime | None
-    cancel_requested: bool
-    error_class: str
-    error_message: str
-    updated_at: datetime
-
-
-J = TypeVar("J", bound=JobRow)
-
-
-@dataclass(frozen=True)
-class JobTable(Generic[J]):
-    """How the jobs of one noun run. `publish(m, row)` publishes the row's new state.
-
-    `stamps` maps a state to the columns that get the time of the move to it. `in_transaction(m,
-    row)` runs after `publish`, in the transaction of every move without an outcome: an attempt
-    begins, ends without a result or is cancelled.
-    """
-
-    table: Table[J]
-    machine: states.Machine
-    running: str
-    done: str
-    publish: Callable[[Mutation, J], Awaitable[None]]
-    max_attempts: int = 3
-    cancelled: str = "cancelled"
-    stamps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    in_transaction: Callable[[Mutation, J], Awaitable[None]] | None = None
 
 
 @dataclass
@@ -156,75 +112,8 @@ class Superseded(Exception):
 
 Work = Callable[[Attempt[J]], Awaitable[Outcome[J]]]
 
-_INSERT_ATTEMPT = Command("""
-    INSERT INTO attempts (id, owner, job, job_id, number, worker)
-    VALUES (%(id)s, %(owner)s, %(job)s, %(job_id)s, %(number)s, %(worker)s)
-""")
-_END_ATTEMPT = Command("""
-    UPDATE attempts SET outcome = %(outcome)s, ended_at = now(), error_class = %(error_class)s,
-        error_message = %(error_message)s, model = %(model)s, input_bytes = %(input_bytes)s,
-        output_bytes = %(output_bytes)s, credits = %(credits)s
-    WHERE id = %(token)s AND outcome = 'running'
-""")
-# An unended attempt of this very process didn't lose its worker: the database was unreachable when
-# the attempt ended.
-_END_UNENDED_ATTEMPTS = Statement(
-    str,
-    """
-    UPDATE attempts SET ended_at = now(),
-        outcome = CASE WHEN worker = %(me)s THEN 'waited' ELSE 'lost' END,
-        error_class = CASE WHEN worker = %(me)s THEN 'DEPENDENCY_UNAVAILABLE' ELSE 'WORKER_LOST' END
-    WHERE job_id = %(job_id)s AND outcome = 'running' RETURNING outcome
-    """,
-)
-_DELETE_WAITED_ATTEMPTS = Command(
-    "DELETE FROM attempts WHERE job_id = %(job_id)s AND outcome = 'waited'"
-)
-_SELECT_SUCCEEDED = Statement(
-    UUID, "SELECT id FROM attempts WHERE id = %(token)s AND outcome = 'succeeded'"
-)
 _SELECT_NOW = Statement(datetime, "SELECT now()")
 _NO_WAIT: dict[str, Any] = {"waits_for": "", "waiting_since": None}
-
-
-@dataclass(slots=True)
-class _Wait:
-    now: datetime
-    waiting_since: datetime | None
-
-
-@dataclass(slots=True)
-class _Hold:
-    cancel_requested: bool
-    attempt_token: UUID | None
-    state: str
-
-
-@cache
-def _lock(table: Table[J]) -> Statement[J]:
-    row = table.core.c
-    one = sa.select(table.core).where(row.id == sa.bindparam("id")).with_for_update()
-    return compiled(table.row, one)
-
-
-@cache
-def _select_owner(table: Table[J]) -> Statement[str]:
-    row = table.core.c
-    return compiled(str, sa.select(row.owner).where(row.id == sa.bindparam("id")))
-
-
-@cache
-def _select_wait(table: Table[J]) -> Statement[_Wait]:
-    row = table.core.c
-    columns = (sa.func.now().label("now"), row.waiting_since)
-    return compiled(_Wait, sa.select(*columns).where(row.id == sa.bindparam("id")))
-
-
-@cache
-def _select_hold(table: Table[J]) -> Statement[_Hold]:
-    row = table.core.c
-    columns = (row.cancel_requested, row.attempt_token, row.state)
-    return compiled(_Hold, sa.select(*columns).where(row.id == sa.bindparam("id")))
 
 
 async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> None:
@@ -316,10 +205,10 @@ async def _begin(db: Database, kind: JobTable[J], row_id: UUID) -> Attempt[J] | 
     token = new_id()
     again: TryAgain | None = None
     async with db.transaction(owner) as m:
-        row = await m.first(_lock(kind.table), {"id": row_id})
+        row = await m.first(job_tables.lock(kind.table), {"id": row_id})
         if row is None or row.state not in ("pending", kind.running):
             return None
-        outcomes = await m.all(_END_UNENDED_ATTEMPTS, {"job_id": row_id, "me": WORKER})
+        outcomes = await m.all(job_tables.END_UNENDED_ATTEMPTS, {"job_id": row_id, "me": WORKER})
         if row.cancel_requested:
             await _move(m, kind, row_id, kind.cancelled)
             return None
@@ -363,7 +252,7 @@ def _lost(row: JobRow, now: datetime) -> dict[str, Any]:
 
 
 async def _owner_of(db: Database, kind: JobTable[J], row_id: UUID) -> str | None:
-    owners = await db.system_all(_select_owner(kind.table), {"id": row_id})
+    owners = await db.system_all(job_tables.select_owner(kind.table), {"id": row_id})
     return owners[0] if owners else None
 
 
@@ -377,30 +266,10 @@ async def _move(
     **columns: Any,
 ) -> J | None:
     """Moves a row without an outcome, publishes it and runs the kind's `in_transaction`."""
-    row = await _advance(m, kind, row_id, to, token=token, **columns)
+    row = await kind.advance(m, row_id, to, token=token, **columns)
     if row is not None:
-        await kind.publish(m, row)
-        if kind.in_transaction:
-            await kind.in_transaction(m, row)
+        await kind.follow(m, row)
     return row
-
-
-async def _advance(
-    m: Mutation,
-    kind: JobTable[J],
-    row_id: UUID,
-    to: str,
-    *,
-    token: UUID | None = None,
-    **columns: Any,
-) -> J | None:
-    # An attempt may move its row only from running: once its commit went through, it must not
-    # change the row again, even if it never heard of that commit.
-    machine = kind.machine if token is None else {kind.running: kind.machine[kind.running]}
-    stamps = kind.stamps.get(to, ())
-    return await states.advance(
-        m, machine, kind.table, row_id, to, token=token, stamps=stamps, **columns
-    )
 
 
 async def _finish(
@@ -454,8 +323,8 @@ async def _commit(db: Database, kind: JobTable[J], attempt: Attempt[J], outcome:
             **_NO_WAIT,
             **outcome.columns,
         }
-        row = await _advance(
-            m, kind, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done
+        row = await kind.advance(
+            m, attempt.row.id, outcome.to or kind.done, token=attempt.token, **done
         )
         if row is not None:
             if not outcome.publishes:
@@ -473,7 +342,7 @@ def _count_attempt(kind: JobTable[J], outcome: str) -> None:
 
 
 async def _is_committed(db: Database, attempt: Attempt[J]) -> bool:
-    return bool(await db.system_all(_SELECT_SUCCEEDED, {"token": attempt.token}))
+    return bool(await db.system_all(job_tables.SELECT_SUCCEEDED, {"token": attempt.token}))
 
 
 async def _fail(db: Database, kind: JobTable[J], attempt: Attempt[J], failure: JobFailed) -> None:
@@ -493,7 +362,7 @@ async def _fail(db: Database, kind: JobTable[J], attempt: Attempt[J], failure: J
 async def _put_off(db: Database, kind: JobTable[J], attempt: Attempt[J], waits: Waits) -> None:
     """Ends an attempt that must wait: records the wait in the row and keeps the job's progress.
     Fails the job if it has waited for too long."""
-    found = await db.system_all(_select_wait(kind.table), {"id": attempt.row.id})
+    found = await db.system_all(job_tables.select_wait(kind.table), {"id": attempt.row.id})
     if not found:
         return
     now = found[0].now
@@ -542,7 +411,7 @@ async def _end(
         if row is not None:
             # Only the latest attempt of a wait is kept: there may be thousands.
             if outcome == "waited":
-                await m.run(_DELETE_WAITED_ATTEMPTS, {"job_id": attempt.row.id})
+                await m.run(job_tables.DELETE_WAITED_ATTEMPTS, {"job_id": attempt.row.id})
             await _record(m, attempt, outcome, **said)
         return row
 
@@ -570,53 +439,12 @@ async def _record(
     )
 
 
-async def record_begin(
-    m: Mutation, token: UUID, job: str, job_id: UUID, number: int, worker: str
-) -> None:
-    """Adds the record of an attempt, also for attempts of outside runners."""
-    values = {
-        "id": token,
-        "owner": m.owner,
-        "job": job,
-        "job_id": job_id,
-        "number": number,
-        "worker": worker,
-    }
-    await m.run(_INSERT_ATTEMPT, values)
-
-
-async def record_end(
-    m: Mutation,
-    token: UUID,
-    outcome: str,
-    *,
-    error_class: str = "",
-    error_message: str = "",
-    model: str = "",
-    input_bytes: int = 0,
-    output_bytes: int = 0,
-    credits: int = 0,
-) -> None:
-    """Ends the record of an attempt; does nothing if it has ended already."""
-    values = {
-        "token": token,
-        "outcome": outcome,
-        "error_class": error_class,
-        "error_message": error_message,
-        "model": model,
-        "input_bytes": input_bytes,
-        "output_bytes": output_bytes,
-        "credits": credits,
-    }
-    await m.run(_END_ATTEMPT, values)
-
-
 async def _watch_for_cancel(db: Database, kind: JobTable[J], attempt: Attempt[J]) -> None:
     """Returns when cancellation is requested. Raises Superseded if another attempt owns the row."""
     while True:
         await asyncio.sleep(CANCEL_POLL_SECONDS)
         try:
-            holds = await db.system_all(_select_hold(kind.table), {"id": attempt.row.id})
+            holds = await db.system_all(job_tables.select_hold(kind.table), {"id": attempt.row.id})
         except Exception as error:
             _log.warning("can't look for a cancellation", error=type(error).__name__)
             continue

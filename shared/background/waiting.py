@@ -12,11 +12,12 @@ from uuid import UUID
 
 from google.protobuf.message import Message
 
-from shared.background.events import EventStream
 from shared.background.tasks import not_cancelled
+from shared.background.watches import EventStream
 from shared.rpc import calls, limits
 from shared.rpc.errors import DomainError
 
+_PARTING_SECONDS = limits.TURN_AWAY_SECONDS + 0.2
 _ANSWER_SECONDS = 0.5  # the end of a deadline, reserved for reading the row once more
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 0.5
@@ -68,10 +69,14 @@ async def until_told(
                     row = await _look(read)
                     if done(row):
                         return row
-    except (TimeoutError, DomainError):
-        # If the wait ends early (the server stops, the token expires), the job's current row is
-        # still an answer.
+    except TimeoutError:
         pass
+    except DomainError:
+        # If the wait ends early (the server stops, the token expires), the job's current row is
+        # still an answer. It comes after a pause: a client that asks again at once would get a
+        # stopping server's answer hundreds of times, or be turned away as CANCELLED, which no
+        # client repeats.
+        await asyncio.sleep(min(_PARTING_SECONDS, patience()))
     return await read()
 
 

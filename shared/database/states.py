@@ -6,6 +6,7 @@ Each service defines its machines in rules.py.
 
 from collections.abc import Collection, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -16,6 +17,10 @@ from shared.database.rows import Statement, Table, compiled
 
 R = TypeVar("R")
 Machine = Mapping[str, Collection[str]]
+Computed = Mapping[str, sa.ColumnElement[Any]]
+"""Columns that SQL computes. An expression may use the value that is bound for its own column. It
+is part of a statement's shape, so it must be made once per process."""
+NOTHING: Computed = MappingProxyType({})
 
 
 class Row(Protocol):
@@ -36,14 +41,15 @@ async def advance(
     *,
     token: UUID | None = None,
     stamps: tuple[str, ...] = (),
+    computed: Computed = NOTHING,
     **columns: Any,
 ) -> R | None:
     """Moves the row to state `to` and sets `columns`, if the machine allows it from its state.
 
     `token` is a fencing token: the row must still belong to that attempt. `stamps` are columns
-    that get the time of the transaction. Increments the version and returns the whole new row.
-    Returns None and changes nothing if the row is gone, is in a state that `to` can't follow, or
-    belongs to another attempt.
+    that get the time of the transaction, `computed` those that SQL computes. Increments the version
+    and returns the whole new row. Returns None and changes nothing if the row is gone, is in a
+    state that `to` can't follow, or belongs to another attempt.
     """
     parameters = {
         **columns,
@@ -52,7 +58,8 @@ async def advance(
         "from_states": [state for state, targets in machine.items() if to in targets],
         "fence": token,
     }
-    return await m.first(_advance(table, tuple(columns), token is not None, stamps), parameters)
+    shape = (tuple(columns), token is not None, stamps, tuple(computed.items()))
+    return await m.first(_advance(table, *shape), parameters)
 
 
 async def move(
@@ -75,11 +82,16 @@ async def move(
 
 @cache
 def _advance(
-    table: Table[R], columns: tuple[str, ...], fenced: bool, stamps: tuple[str, ...]
+    table: Table[R],
+    columns: tuple[str, ...],
+    fenced: bool,
+    stamps: tuple[str, ...],
+    computed: tuple[tuple[str, sa.ColumnElement[Any]], ...],
 ) -> Statement[R]:
     row = table.core.c
     values: dict[str, Any] = {name: sa.bindparam(name) for name in columns}
     values |= {
+        **dict(computed),
         "state": sa.bindparam("to_state"),
         "version": row.version + sa.literal_column("1"),
         **{name: sa.func.now() for name in ("updated_at", *stamps)},

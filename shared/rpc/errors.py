@@ -178,12 +178,15 @@ def unavailable(what: str, source: str) -> DomainError:
     return retry_later(Reason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, text, 1, source)
 
 
-def etag_mismatch(kind: str, name: object) -> DomainError:
-    text = (
-        f"the {kind} {name} was changed since you read that etag; read it again and repeat with the"
-        " new etag"
-    )
-    return DomainError(Reason.ERROR_REASON_ETAG_MISMATCH, text)
+def check_etag(etag: str, version: int, kind: str, name: object) -> None:
+    """Raises ETAG_MISMATCH if a request's etag is not that of the locked row's version. A request
+    without one changes whatever is there."""
+    if etag and etag != str(version):
+        text = (
+            f"the {kind} {name} was changed since you read that etag; read it again and repeat with"
+            " the new etag"
+        )
+        raise DomainError(Reason.ERROR_REASON_ETAG_MISMATCH, text)
 
 
 def owner_erased() -> DomainError:

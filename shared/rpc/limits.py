@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from shared.rpc import auth, errors
 from shared.rpc.errors import DomainError, Reason
 
+TURN_AWAY_SECONDS = 1.0  # for which a stopping server still takes calls
 _NEVER_TOO_MANY = 8  # calls of one owner, so that a web page can load its pictures
 _FEW = 2  # calls of one owner when only the places that are kept back are free
 _FEWEST_OPEN = 32

@@ -26,14 +26,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from shared import telemetry
 from shared.rpc import auth, origin, reflection
 from shared.rpc.guard import Guard
-from shared.rpc.limits import Limits
+from shared.rpc.limits import TURN_AWAY_SECONDS, Limits
 from shared.rpc.open_calls import Health
 from shared.settings import PORTS, Settings
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION = 100
 LEAST_PING_INTERVAL_MS = 5_000  # Go and Java ping at most every 10 s; clocks aren't exact
-_TURN_AWAY_SECONDS = 1.0
 _TAKE_BACK_SECONDS = 5.0
 _YOUNG_OBJECTS = 10_000  # more than a call or an event for a thousand watchers makes
 _log = structlog.get_logger("server")
@@ -105,7 +104,7 @@ class Running:
         self._reporting.cancel()
         self._health.stop()
         await self._service.drain()
-        await asyncio.sleep(min(_TURN_AWAY_SECONDS, seconds))
+        await asyncio.sleep(min(TURN_AWAY_SECONDS, seconds))
         await self._server.stop(seconds)
         # gRPC doesn't wait for calls whose callers have gone, but these must clean up while the
         # database and the storage are still open.

@@ -215,8 +215,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
 
         async def work(m: Mutation) -> pb.UpdateEndpointResponse:
             row = await _lock(m, endpoint_id)
-            if request.etag and request.etag != str(row.version):
-                raise errors.etag_mismatch("webhook endpoint", endpoint_id)
+            errors.check_etag(request.etag, row.version, "webhook endpoint", endpoint_id)
             values = {
                 "id": endpoint_id,
                 "url": request.url if "url" in paths else row.url,

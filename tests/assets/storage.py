@@ -32,8 +32,18 @@ async def set_quota(admin: Client, owner: str = "", **limits: Any) -> quota_pb2.
 
 async def folded(suite: Suite) -> None:
     """Waits until the worker has added all counted changes to the totals."""
+    await _none(suite, "assets.storage_deltas")
+
+
+async def settled(suite: Suite) -> None:
+    """Does the same after all variants have been made: an object of theirs may wait for its row."""
+    await _none(suite, "assets.renditions WHERE state IN ('pending', 'running')")
+    await folded(suite)
+
+
+async def _none(suite: Suite, rows: str) -> None:
     async with asyncio.timeout(20):
-        while suite.sql("SELECT count(*) FROM assets.storage_deltas")[0][0]:
+        while suite.sql(f"SELECT count(*) FROM {rows}")[0][0]:
             await asyncio.sleep(0.1)
 
 

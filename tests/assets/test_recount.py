@@ -65,7 +65,7 @@ async def test_what_drifted_is_found_and_mended(suite: Suite) -> None:
     ada, bob, root = suite.client("ada"), suite.client("bob"), suite.client("root", "admin")
     album = await stocked(ada)
     await flows.upload(bob, DATA)
-    await storage.folded(suite)
+    await storage.settled(suite)
     assert await reconcile(root) == NOTHING
     right = figures(suite)
 
@@ -141,7 +141,7 @@ async def test_what_is_under_way_is_no_drift(suite: Suite) -> None:
 async def test_a_drift_is_mended_while_its_figures_change(suite: Suite) -> None:
     ada, root = suite.client("ada"), suite.client("root", "admin")
     await flows.upload(ada, DATA)
-    await storage.folded(suite)
+    await storage.settled(suite)
     await suite.change(
         "UPDATE assets.storage_totals SET number = number + 100 WHERE owner = 'user:ada'"
     )
@@ -162,7 +162,7 @@ async def test_it_may_take_longer_than_other_transactions(suite: Suite) -> None:
     """One statement reads everything of an owner, or of the deployment."""
     ada, root = suite.client("ada"), suite.client("root", "admin")
     await flows.upload(ada, DATA)
-    await storage.folded(suite)
+    await storage.settled(suite)
     await suite.stop_work()
     suite.overrides |= {"statement_timeout_seconds": 0.5, "lock_timeout_seconds": 30.0}
     await suite.work("assets")
@@ -203,7 +203,7 @@ async def test_an_owner_who_is_erased_meanwhile_gets_no_figures_back(suite: Suit
 async def test_it_is_recounted_once_a_day_unless_somebody_asks(suite: Suite) -> None:
     ada, root = suite.client("ada"), suite.client("root", "admin")
     await flows.upload(ada, DATA)
-    await storage.folded(suite)
+    await storage.settled(suite)
     assert await reconcile(root, from_start=False) == NOTHING
 
     await suite.change(

@@ -7,7 +7,7 @@ import re
 import pytest
 from google.rpc import code_pb2
 
-from shared.background import events, waiting
+from shared.background import waiting, watches
 from shared.rpc import errors, guard, server
 from shared.settings import load
 from tests.contract.test_options import FILES
@@ -104,7 +104,7 @@ def test_the_figures_of_waits_and_watches_are_those_of_the_server() -> None:
     assert f"{SETTINGS.default_deadline_seconds:g} seconds unless" in text
     assert f"ATELIER_JOB_WAIT_HOURS, {SETTINGS.job_wait_hours:g} by default" in text
     text = comment_of("atelier/common/v1/watch.proto", "Bookmark")
-    assert f"every {events.BOOKMARK_SECONDS:g} seconds" in text
+    assert f"every {watches.BOOKMARK_SECONDS:g} seconds" in text
     [kept] = [each for each in comments("atelier/common/v1/watch.proto") if "valid as long" in each]
     assert f"{SETTINGS.event_retention_hours:g} hours (ATELIER_EVENT_RETENTION_HOURS)" in kept
 

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import grpc
 from atelier.assets.v1 import asset_pb2
 from atelier.conversions.v1 import generation_pb2, job_pb2
 
@@ -35,6 +36,37 @@ async def test_a_stopping_server_answers_and_another_waits_on(suite: Suite, tmp_
     again = suite.client("ada")
     second = (await flows.generations(again).CreateGeneration(request, timeout=60)).generation
     assert (second.id, second.state) == (first.id, job_pb2.JOB_STATE_COMPLETED)
+
+
+async def test_a_client_that_repeats_at_once_does_not_spin_while_the_server_stops(
+    suite: Suite, tmp_path: Path
+) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
+    photo = pictures.garment(tmp_path / "garment.jpg", width=400)
+    request = generation_pb2.CreateGenerationRequest(
+        request_id=request_id(),
+        task=generation_pb2.GENERATION_TASK_SKETCH,
+        source_asset_id=await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT),
+        wait=True,
+    )
+    answers = 0
+
+    async def repeat() -> grpc.StatusCode:
+        nonlocal answers
+        while True:
+            try:
+                await flows.generations(ada).CreateGeneration(request, timeout=60)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            answers += 1
+
+    repeating = asyncio.ensure_future(repeat())
+    while not suite.sql("SELECT id FROM conversions.generations"):
+        await asyncio.sleep(0.02)
+    await suite.stop("conversions", seconds=10)
+    assert await repeating == grpc.StatusCode.UNAVAILABLE, "what every client repeats"
+    assert answers == 1
 
 
 async def test_a_deadline_that_is_near_ends_the_wait_with_an_answer(

@@ -149,6 +149,21 @@ async def test_another_may_claim_as_soon_as_the_lease_has_passed(suite: Suite) -
     ]
 
 
+async def test_a_phase_that_six_runners_let_go_fails(suite: Suite) -> None:
+    ada, image = await with_image(suite)
+    created = await flows.outside(ada, image)
+    suite.sql("UPDATE pipeline.phases SET attempt_number = 5 WHERE number = 1")
+    watching = flows.watch(ada, created.id)
+    await flows.claim(ada, created.id, 1, lease_seconds=1)
+    failed = await watching.until(lambda change: change.phase.error_class == "WORKER_LOST")
+    await watching.close()
+
+    assert failed.phase.state == phase_pb2.PHASE_STATE_FAILED
+    assert failed.phase.error_message == "6 runners let their leases pass; retry it"
+    assert not failed.phase.HasField("lease_expire_time")
+    assert suite.sql("SELECT outcome FROM pipeline.attempts") == [("lost",)]
+
+
 async def test_a_failure_from_outside_can_be_retried(suite: Suite) -> None:
     ada, image = await with_image(suite)
     created = await flows.outside(ada, image)

@@ -23,6 +23,7 @@ from services.assets.variants.presets import Presets
 from shared import imaging
 from shared.background import attempts, jobs
 from shared.background.attempts import Attempt, Outcome
+from shared.background.job_tables import JobTable
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Statement
@@ -88,7 +89,7 @@ class Comparer:
         self._pool = pool
         self._presets = presets
         self._quotas = quota
-        self._kind = attempts.JobTable(
+        self._kind = JobTable(
             COMPARISONS, rules.STATES, "processing", "ready", comparison_rows.publish
         )
 

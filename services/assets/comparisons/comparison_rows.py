@@ -8,7 +8,7 @@ from uuid import UUID
 from atelier.assets.v1 import render_pb2 as pb
 
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Table
 from shared.rpc.protos import EnumNames, timestamp, wait_of

@@ -16,7 +16,8 @@ from services.assets.comparisons.comparison_rows import COMPARISONS, Comparison
 from services.assets.core import holding
 from services.assets.core.asset_rows import Urls
 from services.assets.core.trashing import Trash
-from shared.background import events, jobs, waiting
+from shared.background import jobs, waiting
+from shared.background.watches import EventStream
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
 from shared.database.lists import Listing
@@ -72,7 +73,7 @@ class ComparisonService(render_pb2_grpc.ComparisonServiceServicer):
     def __init__(
         self,
         db: Database,
-        stream: events.EventStream,
+        stream: EventStream,
         queue: jobs.JobQueue,
         urls: Urls,
         trash: Trash,

@@ -334,8 +334,7 @@ async def lock(m: Mutation, asset_id: UUID, etag: str = "") -> LockedAsset:
     row = await m.first(_LOCK_ASSET, {"id": asset_id, "owner": m.owner})
     if row is None:
         raise errors.not_found("asset", asset_id)
-    if etag and etag != str(row.version):
-        raise errors.etag_mismatch("asset", asset_id)
+    errors.check_etag(etag, row.version, "asset", asset_id)
     return row
 
 

@@ -28,7 +28,7 @@ from services.assets.core.asset_rows import (
 )
 from services.assets.core.usage_log import UsageLog
 from services.assets.core.visibility import Move
-from shared.background import events
+from shared.background.watches import Event, EventStream, Fields
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.lists import created
@@ -77,7 +77,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
     def __init__(
         self,
         db: Database,
-        stream: events.EventStream,
+        stream: EventStream,
         storage: Storage,
         urls: Urls,
         variant: ReadyVariant,
@@ -208,7 +208,7 @@ class AssetService(asset_pb2_grpc.AssetServiceServicer):
 
     async def _snapshot(
         self, request: pb.WatchAssetsRequest
-    ) -> AsyncIterator[tuple[events.Fields, Asset | Variant]]:
+    ) -> AsyncIterator[tuple[Fields, Asset | Variant]]:
         """Yields the current state: the named assets, or the owner's assets of the last day; after
         each page of assets, their variants."""
         ids = [UUID(text) for text in request.asset_ids]
@@ -329,7 +329,7 @@ def _list(names: tuple[str, ...], of_others: bool, goes_on: bool) -> Statement[A
     )
 
 
-def _change(wanted: set[str], event: events.Event) -> events.Fields | None:
+def _change(wanted: set[str], event: Event) -> Fields | None:
     if event.subject == "asset":
         asset = pb.Asset.FromString(event.payload)
         return {"asset": asset} if not wanted or asset.id in wanted else None

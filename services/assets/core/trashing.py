@@ -291,8 +291,10 @@ def _refused(
     """Returns the error if the asset may not be changed, else its current row."""
     if asset_id not in rows:
         return errors.not_found("asset", asset_id)
-    if etag and etag != str(rows[asset_id].version):
-        return errors.etag_mismatch("asset", asset_id)
+    try:
+        errors.check_etag(etag, rows[asset_id].version, "asset", asset_id)
+    except DomainError as mismatch:
+        return mismatch
     if asset_id in held:
         return in_use(asset_id, held[asset_id], owner)
     return rows[asset_id]

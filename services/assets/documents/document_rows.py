@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from services.assets.core import rules as asset_rules
 from services.assets.core.asset_rows import Urls
 from shared.background import events
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Table
 from shared.formats import names

@@ -18,8 +18,9 @@ from services.assets.core import holding
 from services.assets.core.asset_rows import Urls
 from services.assets.documents import deleting, document_rows, rules
 from services.assets.documents.document_rows import DOCUMENTS, KINDS, STATES, Document
-from shared.background import events, waiting
+from shared.background import waiting
 from shared.background.jobs import JobQueue
+from shared.background.watches import Event, EventStream, Fields
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id, parse_id
 from shared.database.lists import Listing
@@ -104,7 +105,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
     def __init__(
         self,
         db: Database,
-        stream: events.EventStream,
+        stream: EventStream,
         storage: Storage,
         queue: JobQueue,
         urls: Urls,
@@ -223,7 +224,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
             request, pb.WatchDocumentsResponse, self._snapshot(request.session_id), show
         )
 
-    async def _snapshot(self, session_id: str) -> AsyncIterator[tuple[events.Fields, Document]]:
+    async def _snapshot(self, session_id: str) -> AsyncIterator[tuple[Fields, Document]]:
         """Yields the documents of the session, or the owner's documents of the last day."""
         statement = _SELECT_OF_SESSION if session_id else _SELECT_RECENT
         asked = {
@@ -324,7 +325,7 @@ def _pictures(content: Mapping[str, Any]) -> list[tuple[str, UUID]]:
     return list({UUID(text): (f"content.{path}", UUID(text)) for path, text in named}.values())
 
 
-def _change(session_id: str, event: events.Event) -> events.Fields | None:
+def _change(session_id: str, event: Event) -> Fields | None:
     if event.subject not in _WATCHED:  # the stream also carries events of other nouns
         return None
     field, kind = _WATCHED[event.subject]

@@ -16,6 +16,7 @@ from services.assets.documents.document_rows import DOCUMENTS, Document
 from shared import imaging
 from shared.background import attempts
 from shared.background.attempts import Attempt, Outcome
+from shared.background.job_tables import JobTable
 from shared.database.db import Database
 from shared.database.rows import Statement
 from shared.imaging import ImageRejected, ImagingPool, Limits, Preset
@@ -54,9 +55,7 @@ class DocumentMaker:
         self._db = db
         self._storage = storage
         self._pool = pool
-        self._kind = attempts.JobTable(
-            DOCUMENTS, rules.STATES, "processing", "ready", document_rows.publish
-        )
+        self._kind = JobTable(DOCUMENTS, rules.STATES, "processing", "ready", document_rows.publish)
 
     async def run(self, document_id: str) -> None:
         await attempts.run(self._db, self._kind, document_id, self._make)

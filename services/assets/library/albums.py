@@ -423,8 +423,7 @@ async def _lock(m: Mutation, album_id: UUID, etag: str = "") -> None:
     version = await m.first(_LOCK_ALBUM, {"id": album_id, "owner": m.owner})
     if version is None:
         raise errors.not_found("album", album_id)
-    if etag and etag != str(version):
-        raise errors.etag_mismatch("album", album_id)
+    errors.check_etag(etag, version, "album", album_id)
 
 
 async def _read(m: Mutation, album_id: UUID) -> pb.Album:

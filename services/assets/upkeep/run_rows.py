@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 
 from services.assets.upkeep import rules
 from shared.background import jobs
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Statement, Table

@@ -17,6 +17,7 @@ from services.assets.upkeep import rules
 from services.assets.upkeep.run_rows import RUNS, Arguments, Report, Run
 from shared.background import attempts
 from shared.background.attempts import Attempt, Outcome
+from shared.background.job_tables import JobTable
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement
 from shared.rpc import errors
@@ -96,9 +97,7 @@ class Runner:
     def __init__(self, db: Database, walks: Mapping[str, WalkFunction]) -> None:
         self._db = db
         self._walks = walks
-        self._kind = attempts.JobTable(
-            RUNS, rules.RUN_STATES, "running", "done", _unwatched, _MAX_ATTEMPTS
-        )
+        self._kind = JobTable(RUNS, rules.RUN_STATES, "running", "done", _unwatched, _MAX_ATTEMPTS)
 
     async def run(self, run_id: str) -> None:
         await attempts.run(self._db, self._kind, run_id, self._work)

@@ -21,6 +21,7 @@ from services.assets.uploads.verifying import (
 )
 from shared.background import attempts
 from shared.background.attempts import Attempt, JobFailed, Outcome
+from shared.background.job_tables import JobTable
 from shared.database.db import Database, Mutation
 from shared.database.rows import Command
 from shared.outbound import Fetched, Outbound, OutboundFailed, OutboundRefused
@@ -43,7 +44,7 @@ class Importer:
         self._storage = storage
         self._outbound = outbound
         self._verifier = verifier
-        self._kind = attempts.JobTable(IMPORTS, rules.JOB_STATES, "running", "done", _follow)
+        self._kind = JobTable(IMPORTS, rules.JOB_STATES, "running", "done", _follow)
 
     async def run(self, import_id: str) -> None:
         await attempts.run(self._db, self._kind, import_id, self._import)

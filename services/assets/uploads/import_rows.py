@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.rows import Table
 
 TASK = "import_asset"

@@ -13,7 +13,7 @@ from services.assets.uploads import declarations, duplicate_rows
 from services.assets.uploads.import_rows import QUEUE, TASK, without_secrets
 from services.assets.uploads.verifying import Verifier
 from shared.background import jobs, waiting
-from shared.background.events import EventStream
+from shared.background.watches import EventStream
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Command

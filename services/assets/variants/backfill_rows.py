@@ -7,7 +7,7 @@ from uuid import UUID
 from atelier.assets.v1 import backfill_pb2 as pb
 
 from services.assets.core.asset_rows import KINDS
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.rows import Table
 from shared.rpc.protos import EnumNames, timestamp, wait_of
 

@@ -17,6 +17,7 @@ from services.assets.variants.rendition_rows import RENDITIONS, Rendition
 from shared import imaging
 from shared.background import attempts
 from shared.background.attempts import Attempt, Outcome
+from shared.background.job_tables import JobTable
 from shared.database.db import Database, Mutation
 from shared.database.rows import Command, Statement
 from shared.imaging import ImageRejected, ImagingPool
@@ -71,7 +72,7 @@ class VariantMaker:
         self._storage = storage
         self._pool = pool
         self._presets = presets
-        self._kind = attempts.JobTable(RENDITIONS, rules.JOB_STATES, "running", "done", _follow)
+        self._kind = JobTable(RENDITIONS, rules.JOB_STATES, "running", "done", _follow)
 
     async def run(self, rendition_id: str) -> None:
         await attempts.run(self._db, self._kind, rendition_id, self._make)

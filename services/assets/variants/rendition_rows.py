@@ -8,7 +8,7 @@ from uuid import UUID
 from services.assets.core import asset_rows
 from services.assets.core.asset_rows import VARIANTS, LockedAsset, Variant
 from shared.background import jobs
-from shared.background.attempts import JobRow
+from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Command, Statement, Table

@@ -18,6 +18,7 @@ from services.assets.variants.make_variants import VariantMaker
 from services.assets.variants.presets import Presets
 from shared.background import attempts, jobs
 from shared.background.attempts import Attempt, Outcome
+from shared.background.job_tables import JobTable
 from shared.database.db import Database, Mutation
 from shared.database.rows import Command, Statement
 
@@ -83,7 +84,7 @@ class Walk:
         self._queue = queue
         self._maker = maker
         self._presets = presets
-        self._kind = attempts.JobTable(BACKFILLS, rules.JOB_STATES, "running", "done", self._ended)
+        self._kind = JobTable(BACKFILLS, rules.JOB_STATES, "running", "done", self._ended)
 
     async def run(self, backfill_id: str) -> None:
         again: list[jobs.TryAgain] = []

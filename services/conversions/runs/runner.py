@@ -21,8 +21,9 @@ from services.conversions.job_rows import J, JobKind, PictureJob
 from services.conversions.providers.contract import Provider, ProviderFailed
 from services.conversions.runs.run import Run
 from shared.background import attempts
+from shared.background.job_tables import JobTable
 from shared.background.jobs import JobQueue, TryAgain
-from shared.database.db import Database, Mutation
+from shared.database.db import Database
 from shared.database.rows import Statement
 from shared.rpc import auth, calls
 from shared.rpc.calls import Peers
@@ -72,6 +73,7 @@ class Runner:
     def __init__(self, db: Database, queue: JobQueue, peers: Peers) -> None:
         self._db = db
         self._queue = queue
+        self._jobs = job_moves.job_tables(queue)
         self._peers = peers
 
     def register(self, kind: JobKind[J, Any], provider: P, work: Work[J, P]) -> None:
@@ -93,25 +95,8 @@ class Runner:
             finally:
                 await asyncio.to_thread(run.clear)
 
-        await attempts.run(self._db, self._attempts_kind(kind), row_id, attempt_work)
-
-    def _attempts_kind(self, kind: JobKind[J, Any]) -> attempts.JobTable[J]:
-        return attempts.JobTable(
-            kind.table,
-            rules.JOB_STATES,
-            "processing",
-            "completed",
-            functools.partial(self._follow_move, kind),
-            max_attempts=rules.MAX_ATTEMPTS,
-        )
-
-    async def _follow_move(self, kind: JobKind[J, Any], m: Mutation, row: J) -> None:
-        """Side effects of a state change, in its transaction."""
-        if row.finished:
-            row = await job_moves.write_processing_time(m, kind.table, row.id)
-            if row.state != "completed":
-                await job_moves.enqueue_release(m, self._queue, kind, row.id)
-        await kind.publish(m, row)
+        jobs: JobTable[J] = self._jobs[kind.table.name]
+        await attempts.run(self._db, jobs, row_id, attempt_work)
 
     async def release(self, kind: AnyKind, row_id: str) -> None:
         """Releases the references of a row that failed or was cancelled, and purges the picture
