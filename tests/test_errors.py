@@ -254,7 +254,7 @@ async def test_a_full_pool_sheds_load_while_health_and_reflection_answer(own_sui
         blocked = [asyncio.ensure_future(flows.update(ada, asset.id, free=False)) for _ in range(2)]
         await waiting_for_locks(own_suite, 2)
 
-        refusal = await calls.refused(listing(ada), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        refusal = await calls.refused(listing(ada, timeout=2), grpc.StatusCode.RESOURCE_EXHAUSTED)
         assert refusal.reason == "OVERLOADED"
         assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
         assert await health(ada) in (
@@ -277,7 +277,9 @@ async def waiting_for_locks(suite: Suite, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_more_calls_than_the_cap_are_refused_at_once(own_suite: Suite) -> None:
+async def test_more_calls_than_the_cap_are_refused_within_half_of_their_deadline(
+    own_suite: Suite,
+) -> None:
     own_suite.overrides["max_in_flight"] = 3
     await own_suite.serve("assets")
     ada = own_suite.client("ada")
@@ -288,7 +290,7 @@ async def test_more_calls_than_the_cap_are_refused_at_once(own_suite: Suite) -> 
     ):
         blocked = [asyncio.ensure_future(flows.update(ada, asset.id, free=False)) for _ in range(3)]
         await waiting_for_locks(own_suite, 3)
-        refusal = await calls.refused(listing(ada), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        refusal = await calls.refused(listing(ada, timeout=2), grpc.StatusCode.RESOURCE_EXHAUSTED)
         assert refusal.reason == "OVERLOADED"
 
     await asyncio.gather(*blocked)

@@ -133,6 +133,7 @@ async def test_what_is_under_way_is_no_drift(suite: Suite) -> None:
         assert (found["drifted_figures"], found["drifted_albums"]) == ((0, 0, 0), (0, 0, 0))
     over.set()
     await asyncio.gather(*changing)
+    await storage.settled(suite)
     report = await storage.report(ada)
     assert (report.assets, report.stored_bytes) == storage.truth(suite, "user:ada")
     assert {c.status for c in report.asset_counts} == {pb.STORAGE_STATUS_DELETED}
