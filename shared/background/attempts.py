@@ -93,6 +93,10 @@ class Outcome(Generic[J]):
     after_commit: Callable[[], Awaitable[None]] | None = None
     if_not_committed: Callable[[], Awaitable[None]] | None = None
 
+    async def discard(self) -> None:
+        if self.if_not_committed:
+            await self.if_not_committed()
+
 
 @dataclass
 class Attempt(Generic[J]):
@@ -128,9 +132,8 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            working.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await working
+            if outcome := await _stopped(working):
+                await outcome.discard()
             watching.result()  # raises Superseded if that is why
             await _end(db, kind, attempt, kind.cancelled, "cancelled")
             return
@@ -146,13 +149,8 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
                 JobFailed("INTERNAL", "the work was cancelled from within", final=False),
             )
             return
-        working.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await working
-        await asyncio.shield(
-            _end(db, kind, attempt, "pending", "retried", error_class="WORKER_STOPPED")
-        )
-        raise TryAgain(waits_for=attempt.row.waits_for) from None
+        if not await asyncio.shield(_ended_with_worker(db, kind, attempt, working)):
+            raise TryAgain(waits_for=attempt.row.waits_for) from None
     except Exception as error:
         match verdict(error):
             case Waits() as waits:
@@ -163,6 +161,32 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
         watching.cancel()
         # Retrieves the exception, which asyncio would log otherwise.
         watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+
+async def _stopped(working: "asyncio.Future[Outcome[J]]") -> Outcome[J] | None:
+    """Cancels the work. Returns its outcome if it came to its end nevertheless."""
+    working.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        return await working
+    return None
+
+
+async def _ended_with_worker(
+    db: Database, kind: JobTable[J], attempt: Attempt[J], working: "asyncio.Future[Outcome[J]]"
+) -> bool:
+    """Ends an attempt whose worker stops or was taken for dead. A result that is there already is
+    committed, as it may have cost money. Returns False if the job must run again."""
+    with suppress(JobFailed):  # refused by `in_transaction`: the next attempt will say why
+        if outcome := await _stopped(working):
+            try:
+                await _finish(db, kind, attempt, outcome)
+            except Superseded:
+                _log.warning(
+                    "late result discarded", table=kind.table.name, row=str(attempt.row.id)
+                )
+            return True
+    await _end(db, kind, attempt, "pending", "retried", error_class="WORKER_STOPPED")
+    return False
 
 
 async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
@@ -290,8 +314,7 @@ async def _finish(
                 row = attempt.row  # the first commit succeeded while this one waited for its lock
             break
         except JobFailed:  # `in_transaction` refused, so nothing was committed
-            if outcome.if_not_committed:
-                await outcome.if_not_committed()
+            await outcome.discard()
             raise
         except Exception as error:
             # Stored bytes must stay: a committed row may refer to them. If none does, the
@@ -304,8 +327,7 @@ async def _finish(
             unheard = True
         await asyncio.sleep(_FIRST_PAUSE_SECONDS)
     if row is None:
-        if outcome.if_not_committed:
-            await outcome.if_not_committed()
+        await outcome.discard()
         raise Superseded
     if outcome.after_commit:
         await outcome.after_commit()

@@ -125,6 +125,33 @@ async def test_a_job_that_every_worker_vanishes_with_fails_in_the_end(suite: Sui
     assert (state, error_class) == ("failed", "WORKER_LOST")
 
 
+@pytest.mark.parametrize("fenced", [False, True])
+async def test_a_result_that_is_there_when_its_worker_stops_is_committed_or_taken_back(
+    suite: Suite, fenced: bool
+) -> None:
+    """It may have cost money, and what it stored must not stay without a row."""
+    taken_back: list[bool] = []
+
+    async def take_back() -> None:
+        taken_back.append(True)
+
+    async with database(suite) as db:
+        row_id = await asked(db, 0)
+
+        async def work(attempt: attempts.Attempt[naps.Nap]) -> attempts.Outcome[naps.Nap]:
+            if fenced:
+                suite.sql("UPDATE assets.naps SET attempt_token = gen_random_uuid()")
+            running.cancel()  # ends the wait for this work in the moment in which the work ends
+            return attempts.Outcome({}, if_not_committed=take_back)
+
+        running = asyncio.create_task(attempts.run(db, naps.NAPS, str(row_id), work))
+        await asyncio.wait([running])
+
+    state = "running" if fenced else "done"
+    assert suite.sql("SELECT state FROM assets.naps") == [(state,)]
+    assert taken_back == [True] * fenced
+
+
 async def test_a_try_that_this_process_could_not_end_is_no_lost_worker(suite: Suite) -> None:
     async with database(suite) as db:
         row_id = await asked(db, 0)
