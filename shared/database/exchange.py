@@ -230,6 +230,15 @@ class Exchange:
                 pgconn.exit_pipeline_mode()
                 return
             if status == _FATAL and self.error is None:
-                self.error = psycopg.errors.error_from_result(result)
+                self.error = _error(result)
             if awaited:  # not so if the server ends the session by itself
                 awaited.popleft().take(result, status in _GOOD)
+
+
+def _error(result: PGresult) -> psycopg.Error:
+    error = psycopg.errors.error_from_result(result)
+    if error.diag.severity_nonlocalized != "FATAL" or isinstance(error, psycopg.OperationalError):
+        return error
+    # The server has ended the session, for example because a transaction took too long: to whoever
+    # asked, that is a lost connection.
+    return psycopg.OperationalError(str(error))

@@ -15,7 +15,7 @@ import pytest
 from shared.database.db import Database
 from shared.database.ids import new_id
 from shared.database.rows import Statement
-from shared.rpc import auth, calls
+from shared.rpc import auth, calls, errors
 from tests.suite import Suite
 
 
@@ -203,3 +203,24 @@ async def test_calls_that_are_cancelled_at_any_moment_leave_every_connection_usa
     await asyncio.gather(*map(caller, range(12)))
     await db.close()
     assert min(ended["done"], ended["cancelled"], ended["refused"]) > 20, ended
+
+
+async def test_a_transaction_that_lasts_too_long_is_a_lost_connection(suite: Suite) -> None:
+    """The server ends its session. What the caller did was no fault, so a repeat may help."""
+    suite.overrides["statement_timeout_seconds"] = 0.3
+    db = Database(suite.settings("assets", "app"), "assets", pool_size=1)
+    await db.open()
+
+    async def linger() -> None:
+        async with db.transaction("user:ada") as m:
+            await m.one(SESSION)
+            await asyncio.sleep(1)
+            await m.one(SESSION)
+
+    with pytest.raises(psycopg.OperationalError) as lost:
+        await linger()
+    assert errors.passing(lost.value)
+
+    auth.enter(calls.owner_identity("user:ada"))
+    assert await db.one(OWNER) == "user:ada"
+    await db.close()
