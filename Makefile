@@ -69,8 +69,12 @@ dev: setup $(VENV)/dev.stamp ## The suite with restart on change; logs in this t
 	@./atelier dev
 
 .PHONY: test
-test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## All tests but the commands of the documents and the long fault tests
+test: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## All tests that take a moment each; with T= also the long ones there
 	@tools/test.sh test $(T)
+
+.PHONY: long
+long: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## The tests that take seconds each
+	@tools/test.sh long $(T)
 
 # Of these files the tests that name the noun, and those that look at every noun at once.
 GUARDS := tests/test_schema.py tests/test_statements.py tests/test_row_security.py \
@@ -112,6 +116,7 @@ check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, im
 	@if [ -x $(TOOLS)/promtool ]; then cd ops && ../$(TOOLS)/promtool check rules prometheus-rules.yml && \
 	../$(TOOLS)/promtool test rules prometheus-rules-test.yml; else echo 'left out (needs Go): promtool on the alert rules'; fi
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory long
 	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory examples
 

@@ -297,6 +297,7 @@ async def test_more_calls_than_the_cap_are_refused_within_half_of_their_deadline
     await listing(ada)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("timeout", [0.2, None])
 async def test_a_deadline_cancels_the_query_on_the_server(
     own_suite: Suite, timeout: float | None
@@ -335,6 +336,7 @@ def own_postgres() -> Iterator[tuple[EmbeddedPostgres, Path]]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.mark.long
 async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
     keys: Keys, disk: DiskServer
 ) -> None:
@@ -379,6 +381,7 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
 # Secrets
 
 
+@pytest.mark.long
 async def test_secrets_are_not_in_logs_nor_in_answers(
     cluster: Cluster, keys: Keys, disk: DiskServer
 ) -> None:

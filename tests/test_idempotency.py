@@ -155,6 +155,7 @@ def head(request_id: str, data: bytes = DATA, **fields: object) -> upload_pb2.Up
     )
 
 
+@pytest.mark.long
 async def test_8_streamed_duplicates_at_once_make_one_asset(suite: Suite) -> None:
     clients: list[Client] = [suite.client("eleven") for _ in range(2)]
     made = await asyncio.gather(

@@ -450,6 +450,7 @@ def test_every_rpc_with_pages_has_rows() -> None:
     assert set(LISTS) - PAGED == set(), "LISTS names rpcs without pages: take them out"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(PAGED & set(LISTS)))
 async def test_every_row_arrives_once_in_answers_that_clients_take(
     suite: Suite, owned: Any, name: str
@@ -493,6 +494,7 @@ async def large_assets(suite: Suite, owned: Any) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
+@pytest.mark.long
 async def test_what_is_left_of_a_batch_is_named(suite: Suite, large_assets: list[str]) -> None:
     stub = suite.client("ada").stub(asset_pb2_grpc.AssetServiceStub)
     gone = str(uuid.uuid4())
@@ -510,6 +512,7 @@ async def test_what_is_left_of_a_batch_is_named(suite: Suite, large_assets: list
     assert batches > 1 and all(asset.metadata.fields and asset.original_url for asset in found)
 
 
+@pytest.mark.long
 async def test_services_read_what_is_left_of_a_batch(suite: Suite, large_assets: list[str]) -> None:
     peers = Peers(suite.settings("techfiles", "app"), "techfiles")
     auth.enter(owner_identity("user:ada"))
@@ -518,6 +521,7 @@ async def test_services_read_what_is_left_of_a_batch(suite: Suite, large_assets:
     assert sorted(found) == large_assets
 
 
+@pytest.mark.long
 async def test_a_hundred_large_assets_are_held_in_one_answer(
     suite: Suite, large_assets: list[str]
 ) -> None:
@@ -531,6 +535,7 @@ async def test_a_hundred_large_assets_are_held_in_one_answer(
         assert all(asset.sha256 and asset.file_name for asset in answer.assets)
 
 
+@pytest.mark.long
 async def test_a_product_with_large_results_is_read(suite: Suite, owned: Any) -> None:
     product_id = owned["pipeline"].product_id
     value = (

@@ -111,6 +111,7 @@ async def test_an_owner_whose_calls_wait_leaves_places_for_others(suite: Suite) 
     await insist(lambda: listing(ada))
 
 
+@pytest.mark.long
 async def test_calls_that_wait_take_no_place_from_those_that_work(suite: Suite) -> None:
     few = 4  # one of them is kept back
     suite.overrides |= {"max_in_flight": few, "max_streams": PLACES}
@@ -166,6 +167,7 @@ async def test_a_burst_of_short_calls_is_served_in_turns(
     await idle()
 
 
+@pytest.mark.long
 async def test_whoever_comes_next_finds_a_place_however_many_are_held(suite: Suite) -> None:
     owner = suite.client("ada", role="vendor")
     asset = await pending(suite, owner, visibility=asset_pb2.VISIBILITY_PUBLIC)
@@ -182,6 +184,7 @@ async def test_whoever_comes_next_finds_a_place_however_many_are_held(suite: Sui
     await cancel(held)
 
 
+@pytest.mark.long
 async def test_anonymous_callers_share_the_places_of_one(suite: Suite) -> None:
     vendor = suite.client("acme", role="vendor")
     asset = await pending(suite, vendor, visibility=asset_pb2.VISIBILITY_PUBLIC)
@@ -195,6 +198,7 @@ async def test_anonymous_callers_share_the_places_of_one(suite: Suite) -> None:
     await cancel(held)
 
 
+@pytest.mark.long
 async def test_places_come_back_after_errors_and_deadlines(suite: Suite) -> None:
     ada = suite.client("ada")
     asset = await pending(suite, ada)
@@ -234,6 +238,7 @@ async def silent() -> AsyncIterator[upload_pb2.UploadRequest]:
     await asyncio.sleep(60)
 
 
+@pytest.mark.long
 async def test_uploads_in_a_stream_are_shared_apart(suite: Suite) -> None:
     suite.overrides["max_in_flight"] = 4 * PLACES
     await suite.serve("assets")
@@ -249,6 +254,7 @@ async def test_uploads_in_a_stream_are_shared_apart(suite: Suite) -> None:
     await cancel(held)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("messages", [1, 1000])
 async def test_an_upload_that_trickles_loses_its_place(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, messages: int
@@ -296,6 +302,7 @@ async def test_watches_of_one_owner_leave_places_for_others(suite: Suite) -> Non
         stream.cancel()
 
 
+@pytest.mark.long
 async def test_downloads_that_nobody_reads_give_their_places_back_when_they_are_cancelled(
     suite: Suite,
 ) -> None:

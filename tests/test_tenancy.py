@@ -116,6 +116,7 @@ def test_every_rpc_has_a_case() -> None:
     assert set(cases()) - set(METHODS) == set(), "tests/tenancy_cases names no rpc with these"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(METHODS))
 async def test_only_the_owner_is_served(suite: Suite, owned: Mapping[str, Any], name: str) -> None:
     method, case = METHODS[name], cases()[name]

@@ -164,6 +164,7 @@ async def test_an_open_transaction_elsewhere_holds_nobody_up(suite: Suite) -> No
         suite.cluster.drop(other)
 
 
+@pytest.mark.long
 async def test_it_goes_on_from_its_cursor_over_a_restart_without_gap_or_repeat(
     suite: Suite,
 ) -> None:
@@ -366,6 +367,7 @@ async def test_after_a_restore_old_cursors_are_out_of_range(suite: Suite) -> Non
     await calls.refused(watch(ada, ahead), grpc.StatusCode.OUT_OF_RANGE)
 
 
+@pytest.mark.long
 async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,6 +400,7 @@ async def test_a_slow_reader_is_sent_away_with_a_cursor_and_loses_nothing(
     assert told == [str(n) for n in range(count)]
 
 
+@pytest.mark.long
 async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +413,7 @@ async def test_a_reader_that_resumes_far_behind_is_not_a_slow_one(
     ]
 
 
+@pytest.mark.long
 async def test_it_ends_when_the_token_expires(suite: Suite) -> None:
     stream = watch(suite.client("ada", seconds=2))
     await ready(stream)
@@ -419,6 +423,7 @@ async def test_it_ends_when_the_token_expires(suite: Suite) -> None:
     assert names(await read(watch(suite.client("ada"), ended.trailers["cursor"]), 1)) == ["after"]
 
 
+@pytest.mark.long
 async def test_it_survives_the_loss_of_the_listening_connections(suite: Suite) -> None:
     stream = watch(suite.client("ada"))
     await ready(stream)
@@ -439,6 +444,7 @@ async def test_it_survives_the_loss_of_the_listening_connections(suite: Suite) -
         assert names(await read(stream, 1)) == [f"{n}"]
 
 
+@pytest.mark.long
 async def test_two_sequencers_stamp_each_event_once(suite: Suite) -> None:
     stream = watch(suite.client("ada"))
     await ready(stream)

@@ -1,15 +1,21 @@
 #!/bin/sh
 # Runs the tests that this machine can run. Tests that need Go, Node.js, Java, Rust, a Docker engine or mounts are left out
 # where that is missing, and their names are printed; any other test that can't run fails.
-#   tools/test.sh test [path ...]     everything but the three others
+#   tools/test.sh test [path ...]     everything but the four others; with paths also their long ones
+#   tools/test.sh long [path ...]     each takes seconds
 #   tools/test.sh docs [path ...]     the commands of the documents, as they stand
 #   tools/test.sh examples [path ...] clients in other languages: built, and run against a suite
 #   tools/test.sh faults [path ...]   long: kills, freezes and cuts real processes
 set -eu
 kind=$1
 shift
+others='not docs and not examples and not faults'
+case $kind in
+    test) marks=$others; [ "$#" -gt 0 ] || marks="$others and not long" ;;
+    long) marks="$others and long" ;;
+    *) marks=$kind ;;
+esac
 [ "$#" -gt 0 ] || set -- tests
-if [ "$kind" = test ]; then marks='not docs and not examples and not faults'; else marks=$kind; fi
 
 of_kind=$marks
 left_out=''
@@ -34,7 +40,7 @@ for mark in $left_out; do
 done
 case $kind in
     # Two workers for each of two cores, since many tests wait for real processes.
-    test) options='-n 4' ;;
+    test | long) options='-n 4' ;;
     docs) options='-n 2' ;;
     # No parallel runs: each compiler takes all cores.
     examples) options='--timeout 1800' ;;

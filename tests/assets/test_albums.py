@@ -488,6 +488,7 @@ def contents(data: bytes) -> tuple[list[str], Any]:
         return archive.namelist(), json.loads(archive.read("manifest.json"))
 
 
+@pytest.mark.long
 async def test_a_download_has_every_file_and_the_size_it_promised(ada: Client) -> None:
     large = bytes(pictures.textured(1500, 1200).jpegsave_buffer(Q=90))
     album = await create(ada, 'Spring: "looks"')
@@ -518,6 +519,7 @@ async def test_a_download_has_every_file_and_the_size_it_promised(ada: Client) -
     assert zipfile.ZipFile(io.BytesIO(data)).read("large.jpg") == large
 
 
+@pytest.mark.long
 async def test_a_download_of_variants_falls_back_to_the_original(ada: Client) -> None:
     album = await create(ada)
     picture = await flows.upload(ada, DATA, file_name="front.jpg")

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
+import pytest
 from atelier.assets.v1 import (
     album_pb2,
     album_pb2_grpc,
@@ -49,6 +50,7 @@ async def repeat(times: int, act: Callable[[], Awaitable[Any]], wrong: list[str]
                 wrong.append(f"{refused.reason}: {refused.text}")
 
 
+@pytest.mark.long
 async def test_all_that_an_owner_may_do_at_once_ends_without_a_deadlock(
     suite: Suite, ada: Client
 ) -> None:

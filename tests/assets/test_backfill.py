@@ -160,6 +160,7 @@ async def test_it_makes_what_every_owners_images_lack_and_outlives_its_worker(
     )
 
 
+@pytest.mark.long
 async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(
     big_suite: Suite,
 ) -> None:
@@ -179,6 +180,7 @@ async def test_a_fresh_upload_gets_its_variants_while_a_backfill_is_under_way(
     assert meanwhile.state in (PENDING, RUNNING) and meanwhile.examined_images < IMAGES
 
 
+@pytest.mark.long
 async def test_it_gives_way_while_fresh_work_waits(big_suite: Suite) -> None:
     operator = big_suite.client("root", "admin")
     await keep(big_suite, FEW)
@@ -205,6 +207,7 @@ async def test_it_gives_way_while_fresh_work_waits(big_suite: Suite) -> None:
     assert (await ended(operator, begun.id)).made_images == FEW
 
 
+@pytest.mark.long
 async def test_a_cancelled_one_ends_and_leaves_nothing_half_made(big_suite: Suite) -> None:
     operator = big_suite.client("root", "admin")
     begun = await start(operator)

@@ -90,6 +90,7 @@ async def expired(suite: Suite, client: Client) -> str:
     return asset.id
 
 
+@pytest.mark.long
 async def test_a_dry_run_counts_and_the_real_one_removes(
     suite: Suite, root: Client, ada: Client
 ) -> None:
@@ -210,6 +211,7 @@ async def test_a_run_is_capped_and_the_next_one_goes_on(
     ]
 
 
+@pytest.mark.long
 async def test_an_item_that_cannot_go_is_reported_and_stops_no_other(
     suite: Suite, root: Client, ada: Client
 ) -> None:
@@ -249,6 +251,7 @@ async def test_an_idle_session_goes_to_the_trash_and_not_what_is_used(
     assert set(await listed(ada)) == {used.id, lively.id}
 
 
+@pytest.mark.long
 async def test_a_session_is_deleted_or_purged_whole(suite: Suite, ada: Client) -> None:
     public = asset_pb2.VISIBILITY_PUBLIC
     one = await flows.upload(ada, DATA, **in_session("s"))
@@ -270,6 +273,7 @@ async def test_a_session_is_deleted_or_purged_whole(suite: Suite, ada: Client) -
     assert figures(await run(ada, "DeleteSession", session_id="nothing there")) == {}
 
 
+@pytest.mark.long
 async def test_a_purged_session_takes_its_documents_and_comparisons_along(
     suite: Suite, ada: Client
 ) -> None:
@@ -348,6 +352,7 @@ async def test_only_one_cleanup_runs_at_a_time(own_suite: Suite) -> None:
     await run(root, "RunCleanup")
 
 
+@pytest.mark.long
 async def test_it_runs_by_itself(own_suite: Suite) -> None:
     own_suite.overrides |= {"cleanup_minutes": 0.01, "reconcile_minutes": 0.01}
     await own_suite.serve("assets")

@@ -73,6 +73,7 @@ def heights(target: Path) -> list[float]:
     return found
 
 
+@pytest.mark.long
 def test_five_hundred_items_keep_their_heading_and_number_on_every_page(tmp_path: Path) -> None:
     items = [{"text": f"item {n}.", "quantity": str(n), "done": n % 2 == 0} for n in range(500)]
     pages = rendered(checklist(items), tmp_path / "a.pdf")
@@ -84,6 +85,7 @@ def test_five_hundred_items_keep_their_heading_and_number_on_every_page(tmp_path
         assert re.search(r"Kitchen \(continued\)", text) if number > 1 else "500 items" in text
 
 
+@pytest.mark.long
 def test_an_item_and_its_note_stay_on_one_page(tmp_path: Path) -> None:
     for before in range(20, 30):  # wherever the item is placed on the page
         items = [{"text": "filler"}] * before + [
@@ -93,6 +95,7 @@ def test_an_item_and_its_note_stay_on_one_page(tmp_path: Path) -> None:
             assert re.findall(r"item (\d)\.", page) == re.findall(r"note (\d)\.", page)
 
 
+@pytest.mark.long
 def test_no_total_stands_alone_on_a_page(tmp_path: Path) -> None:
     for count in range(18, 28):
         lines = [
@@ -105,6 +108,7 @@ def test_no_total_stands_alone_on_a_page(tmp_path: Path) -> None:
         assert f"line {count - 1}." in page and "Sum of Other" in page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "count"),
     [("long " * 190, 1), ("\n".join("abcdefghij" * 40), 3), ("x", 400)],
@@ -240,6 +244,7 @@ def test_text_that_looks_like_code_is_printed_and_not_run(tmp_path: Path) -> Non
     assert "root:" not in whole
 
 
+@pytest.mark.long
 def test_very_long_texts_stay_on_the_page_whole(tmp_path: Path, pictures: dict[str, Path]) -> None:
     content = plan(
         rooms=[{"name": "n" * 200, "description": "d" * 4000, "picture_asset_ids": list(pictures)}],
@@ -311,6 +316,7 @@ def test_texts_of_nothing_visible_are_left_out(tmp_path: Path) -> None:
     assert rendered(content, tmp_path / "a.pdf")
 
 
+@pytest.mark.long
 async def test_what_was_printed_before_leaves_room_for_the_next(tmp_path: Path) -> None:
     """Long documents are printed one after the other in one child process: none lacks memory that
     earlier ones took."""

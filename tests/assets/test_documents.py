@@ -175,6 +175,7 @@ async def test_a_plan_shows_pictures_at_print_resolution_and_holds_them(
     assert held_by(suite, made.id) == {photo.id, logo.id}
 
 
+@pytest.mark.long
 async def test_thirty_two_at_once_are_numbered_without_gaps_and_each_opens(
     suite: Suite, ada: Client
 ) -> None:
@@ -205,6 +206,7 @@ async def test_slots_count_apart(ada: Client) -> None:
             assert made.version_number == number, (session, phase)
 
 
+@pytest.mark.long
 async def test_regenerating_uses_the_stored_data_or_what_is_new(ada: Client) -> None:
     first = await create(ada, checklist())
     again = await regenerate(ada, first.id)
@@ -338,6 +340,7 @@ async def test_a_watch_tells_what_was_purged_in_its_session(own_suite: Suite) ->
     stream.cancel()
 
 
+@pytest.mark.long
 async def test_what_has_expired_is_gone_with_its_bytes_and_its_number_never_comes_back(
     own_suite: Suite,
 ) -> None:
@@ -481,6 +484,7 @@ async def test_content_that_does_not_hold_together_is_refused(
 WORDS = ("Every wall of the kitchen is plastered anew before the tiles are laid. " * 40)[:1990]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "note"), [(WORDS[:1000], WORDS), ("x", "y\n" * 100)], ids=["words", "lines"]
 )
@@ -538,6 +542,7 @@ async def test_characters_that_no_font_has_are_listed(ada: Client) -> None:
     )
 
 
+@pytest.mark.long
 async def test_a_document_is_made_although_its_worker_was_stopped_in_between(
     own_suite: Suite,
 ) -> None:

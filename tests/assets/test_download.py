@@ -28,6 +28,7 @@ async def download(
     return parts[0].head, [part.chunk for part in parts[1:]]
 
 
+@pytest.mark.long
 async def test_the_head_says_what_the_bytes_are(ada: Client) -> None:
     data = bytes(pictures.textured(1500, 1200).jpegsave_buffer(Q=90))
     asset = await flows.upload(ada, data)

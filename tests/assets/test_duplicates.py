@@ -93,6 +93,7 @@ async def test_what_others_keep_is_no_duplicate(
     assert not (await flows.uploads(ada).ConfirmUpload(confirm)).duplicates
 
 
+@pytest.mark.long
 async def test_groups_are_listed_in_pages_newest_first(suite: Suite, ada: Client) -> None:
     pictures = [flows.jpeg(64, 48, seed=seed) for seed in (11, 12, 13)]
     for data in (*pictures, *pictures, pictures[0]):

@@ -69,6 +69,7 @@ async def only_receipts(suite: Suite, owner: str) -> None:
     await until(nothing_else, f"of {owner} only {kept} are left")
 
 
+@pytest.mark.long
 async def test_an_erased_owner_leaves_a_tombstone_and_a_receipt(suite: Suite, ada: Client) -> None:
     other = suite.client("somebody-else")
     mine = [await flows.upload(ada, DATA, visibility=v, file_name="diary.jpg") for v in (0, PUBLIC)]

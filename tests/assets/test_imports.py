@@ -244,6 +244,7 @@ async def test_what_can_not_be_fetched_is_data(
     assert web.connections == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [replying(503), broken], ids=["busy", "broken off"])
 async def test_a_busy_or_broken_server_is_asked_again(
     open_suite: Suite, eve: Client, web: Receiver, first: Reply
@@ -373,6 +374,7 @@ async def test_imports_from_a_server_that_never_answers_keep_nobody_elses_waitin
             await ask(eve, "Purge", asset_id)
 
 
+@pytest.mark.long
 async def test_imports_from_a_slow_server_keep_no_image_waiting(
     open_suite: Suite, eve: Client
 ) -> None:

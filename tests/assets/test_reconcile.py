@@ -240,6 +240,7 @@ async def test_a_lost_document_says_so_and_can_be_made_again(
     assert await reconcile(root) == NOTHING
 
 
+@pytest.mark.long
 async def test_it_goes_on_where_it_was_a_part_at_a_time(
     suite: Suite, root: Client, ada: Client
 ) -> None:
@@ -261,6 +262,7 @@ async def test_it_goes_on_where_it_was_a_part_at_a_time(
     assert not any(path.exists() for path in strays)
 
 
+@pytest.mark.long
 async def test_more_rows_than_a_part_holds_are_compared_with_nothing_at_all(
     suite: Suite, root: Client
 ) -> None:

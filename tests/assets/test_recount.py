@@ -61,6 +61,7 @@ async def stocked(client: Client) -> album_pb2.Album:
     return album
 
 
+@pytest.mark.long
 async def test_what_drifted_is_found_and_mended(suite: Suite) -> None:
     ada, bob, root = suite.client("ada"), suite.client("bob"), suite.client("root", "admin")
     album = await stocked(ada)
@@ -115,6 +116,7 @@ async def test_what_drifted_is_found_and_mended(suite: Suite) -> None:
     assert await reconcile(root) == NOTHING
 
 
+@pytest.mark.long
 async def test_what_is_under_way_is_no_drift(suite: Suite) -> None:
     """Uploads, variants, deletes and folding continue during the recount."""
     ada, root = suite.client("ada"), suite.client("root", "admin")
@@ -139,6 +141,7 @@ async def test_what_is_under_way_is_no_drift(suite: Suite) -> None:
     assert {c.status for c in report.asset_counts} == {pb.STORAGE_STATUS_DELETED}
 
 
+@pytest.mark.long
 async def test_a_drift_is_mended_while_its_figures_change(suite: Suite) -> None:
     ada, root = suite.client("ada"), suite.client("root", "admin")
     await flows.upload(ada, DATA)
@@ -159,6 +162,7 @@ async def test_a_drift_is_mended_while_its_figures_change(suite: Suite) -> None:
     )
 
 
+@pytest.mark.long
 async def test_it_may_take_longer_than_other_transactions(suite: Suite) -> None:
     """One statement reads everything of an owner, or of the deployment."""
     ada, root = suite.client("ada"), suite.client("root", "admin")

@@ -113,6 +113,7 @@ async def test_before_and_after_are_held_and_shown_in_one_picture(
     }
 
 
+@pytest.mark.long
 async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(
     suite: Suite, ada: Client
 ) -> None:
@@ -133,6 +134,7 @@ async def test_deleting_gives_the_pictures_back_and_trashes_only_its_own(
     assert (made.id, "atelier.assets.v1.PurgedComparison") in suite.sql(told)
 
 
+@pytest.mark.long
 async def test_a_published_picture_is_nobody_elses_once_its_comparison_is_deleted(
     suite: Suite, ada: Client
 ) -> None:
@@ -211,6 +213,7 @@ async def test_what_cannot_be_compared_is_refused(
     assert holders(suite, mine) == []
 
 
+@pytest.mark.long
 async def test_a_public_picture_of_another_owner_can_be_compared(
     ada: Client, caller: Callable[..., Client]
 ) -> None:
@@ -229,6 +232,7 @@ async def test_a_picture_that_is_gone_fails_with_a_reason(suite: Suite, ada: Cli
     assert made.error_message and not made.picture_asset_id
 
 
+@pytest.mark.long
 async def test_a_comparison_whose_worker_was_stopped_is_made_once(own_suite: Suite) -> None:
     await own_suite.serve("assets")
     ada = own_suite.client()

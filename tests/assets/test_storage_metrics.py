@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -67,6 +68,7 @@ def named_in(text: str) -> set[str]:
     return set(re.findall(r"\batelier_\w+", text))
 
 
+@pytest.mark.long
 async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_name(
     own_suite: Suite,
 ) -> None:
@@ -107,6 +109,7 @@ async def test_a_running_server_exports_every_metric_that_rules_and_dashboard_na
     assert ({"quota": "stored_bytes"}, stored / 10**9) in found["atelier_storage_quota_used_ratio"]
 
 
+@pytest.mark.long
 async def test_lines_that_cannot_be_written_are_counted_and_fail_no_call(own_suite: Suite) -> None:
     async with serving(own_suite, log="/dev/full") as url:
         ada = own_suite.client("ada")
@@ -116,6 +119,7 @@ async def test_lines_that_cannot_be_written_are_counted_and_fail_no_call(own_sui
     assert lost >= 3  # the line that says it serves, and two calls
 
 
+@pytest.mark.long
 async def test_scraping_often_reads_the_database_seldom(own_suite: Suite) -> None:
     async with serving(own_suite) as url:
         await flows.announce(own_suite.client("ada"), DATA)

@@ -329,6 +329,7 @@ def described(slug: str, *files: str, **fields: Any) -> dict[str, Any]:
     return {"slug": slug, "name": slug, "room_types": ["kitchen"], "images": images, **fields}
 
 
+@pytest.mark.long
 async def test_seeding_twice_changes_nothing_and_only_what_changed_is_new(
     seeder: Seeder, ada: Client
 ) -> None:
@@ -355,6 +356,7 @@ async def test_seeding_twice_changes_nothing_and_only_what_changed_is_new(
     ]
 
 
+@pytest.mark.long
 async def test_an_interrupted_seeding_goes_on(seeder: Seeder) -> None:
     good = described(f"{seeder.slug}-a", "1.jpg", "2.jpg")
     bad = described(f"{seeder.slug}-b", "3.jpg", room_types=["hall"])
@@ -372,6 +374,7 @@ async def test_a_picture_that_is_refused_is_named(seeder: Seeder) -> None:
     assert code == 1 and "cut.jpg: The file is damaged" in said, said
 
 
+@pytest.mark.long
 async def test_two_seedings_at_once_end_as_one(seeder: Seeder) -> None:
     manifest = seeder.write(described(f"{seeder.slug}-a", "1.jpg", "2.jpg"))
     for code, said in await asyncio.gather(seeder.run(manifest), seeder.run(manifest)):

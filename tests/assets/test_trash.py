@@ -409,6 +409,7 @@ async def batch(
     return list((await getattr(flows.assets(client), f"Batch{verb}Assets")(request)).results)
 
 
+@pytest.mark.long
 async def test_a_batch_tells_of_each_and_one_that_cannot_go_stops_no_other(
     ada: Client, caller: Callable[..., Client]
 ) -> None:
@@ -455,6 +456,7 @@ async def test_watchers_are_told_of_deleted_undeleted_and_purged(ada: Client) ->
     stream.cancel()
 
 
+@pytest.mark.long
 async def test_of_using_and_deleting_at_once_one_is_refused(ada: Client) -> None:
     for _ in range(8):
         asset = await flows.upload(ada, DATA, kind=asset_pb2.ASSET_KIND_PHOTO)

@@ -284,6 +284,7 @@ async def test_a_repeat_of_a_change_of_visibility_is_harmless(
     )
 
 
+@pytest.mark.long
 async def test_one_image_of_a_product_is_primary(ada: Client) -> None:
     scope = {"product_id": "p"}
     first, second, third = [

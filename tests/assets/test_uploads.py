@@ -401,6 +401,7 @@ async def test_concurrent_confirms_end_as_one(suite: Suite, ada: Client) -> None
     assert jobs == [(1,)]
 
 
+@pytest.mark.long
 async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(
     suite: Suite, ada: Client
 ) -> None:
@@ -427,6 +428,7 @@ async def test_a_caller_who_goes_while_it_is_verified_leaves_no_copy(
     ).state == asset_pb2.ASSET_STATE_READY and len(copies()) == 1
 
 
+@pytest.mark.long
 async def test_more_files_than_can_be_verified_are_sent_away_within_half_of_their_deadline(
     suite: Suite, ada: Client
 ) -> None:
@@ -476,6 +478,7 @@ async def test_nothing_is_ready_before_its_bytes_are_verified(suite: Suite, ada:
     assert not (asset.file_path or asset.original_url or asset.sha256)
 
 
+@pytest.mark.long
 async def test_first_images_that_arrive_together_make_one_primary(
     suite: Suite, ada: Client
 ) -> None:
@@ -530,6 +533,7 @@ async def test_names_of_nothing_that_shows_are_refused(ada: Client, name: str) -
     assert refusal.fields == ["declaration.file_name"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", NAMES)
 async def test_a_name_is_kept_for_display_and_never_part_of_a_path(
     suite: Suite, ada: Client, what: str
@@ -546,6 +550,7 @@ async def test_a_name_is_kept_for_display_and_never_part_of_a_path(
     assert answer.headers["content-disposition"].count('"') == 2, "no name ends the quotes"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "label",
     [

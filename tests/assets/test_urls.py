@@ -57,6 +57,7 @@ async def fetched(url: str, **headers: str) -> httpx.Response:
         return await http.get(url, headers=headers)
 
 
+@pytest.mark.long
 async def test_a_public_files_url_is_stable_names_its_content_and_is_cached_for_good(
     suite: Suite, ada: Client
 ) -> None:

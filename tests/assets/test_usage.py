@@ -136,6 +136,7 @@ async def test_an_albums_download_is_one_of_each_image(ada: Client) -> None:
     assert {dict(use.metadata)["album_id"] for use in found} == {album.id}
 
 
+@pytest.mark.long
 async def test_the_owner_learns_how_often_and_not_who(
     suite: Suite, ada: Client, caller: Callable[..., Client]
 ) -> None:
@@ -381,6 +382,7 @@ async def test_notes_outlive_a_stop_and_are_counted_once(own_suite: Suite) -> No
     ) == [(7, 0)]
 
 
+@pytest.mark.long
 async def test_a_read_is_answered_though_its_use_cannot_be_written(own_suite: Suite) -> None:
     """The use isn't lost either: it is written once that is possible again."""
     await own_suite.serve("assets")

@@ -205,6 +205,7 @@ async def test_an_original_that_is_gone_fails_its_variants_with_a_reason(
     assert thumb.error_message and not thumb.url
 
 
+@pytest.mark.long
 async def test_a_job_whose_worker_was_stopped_is_done_by_the_next(own_suite: Suite) -> None:
     await own_suite.serve("assets")
     ada = own_suite.client("ada")
@@ -250,6 +251,7 @@ async def test_a_purge_between_claim_and_fetch_ends_the_job_quietly(own_suite: S
     assert [line for line in logged if line["log_level"] == "error"] == []
 
 
+@pytest.mark.long
 async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_made_a_thumbnail(
     suite: Suite, ada: Client
 ) -> None:
@@ -267,6 +269,7 @@ async def test_what_people_upload_gets_all_presets_at_once_and_what_a_service_ma
         assert set(await flows.variants_of(ada, asset.id)) == {"thumb"}, name
 
 
+@pytest.mark.long
 async def test_an_operator_adds_and_changes_presets_and_says_which_are_made_at_once(
     own_suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import grpc
+import pytest
 from atelier.assets.v1 import asset_pb2, variant_pb2
 from google.rpc import error_details_pb2
 
@@ -69,6 +70,7 @@ async def test_downloading_a_preset_that_is_not_made_yet_makes_it(
     assert hashlib.sha256(content).hexdigest() == (await got(ada, asset.id, "avif")).sha256
 
 
+@pytest.mark.long
 async def test_many_who_ask_first_at_once_start_one_run(own_suite: Suite) -> None:
     await own_suite.serve("assets")
     asset = await flows.made_by_a_service(
@@ -134,6 +136,7 @@ async def test_a_failed_variant_says_why_and_is_tried_again_only_if_that_may_hel
     assert (await flows.variants_of(ada, asset.id))["small"].state == READY, "unless it is named"
 
 
+@pytest.mark.long
 async def test_others_may_have_variants_of_public_images_made_but_not_many_at_once(
     own_suite: Suite,
 ) -> None:

@@ -41,6 +41,7 @@ async def streaming(client: Client, data: bytes) -> LastCall:
     return lambda: flows.stream_upload(client, head, data[:200_000], data[200_000:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", [confirming, completing, streaming])
 async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_sent_earlier(
     own_suite: Suite, way: Callable[[Client, bytes], Awaitable[LastCall]]
@@ -62,6 +63,7 @@ async def test_a_picture_is_ready_before_the_many_hard_ones_that_another_owner_s
     await asyncio.gather(*asked, return_exceptions=True)
 
 
+@pytest.mark.long
 async def test_jobs_take_turns_as_their_rows_owners(own_suite: Suite) -> None:
     await own_suite.serve("assets")
     ada, bob = own_suite.client("ada"), own_suite.client("bob")

@@ -125,6 +125,7 @@ async def way(open_suite: Suite) -> AsyncIterator[Way]:
     await storage.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", LIARS)
 @pytest.mark.parametrize("sending", ["form", "put", "stream", "resumable", "imported"])
 async def test_what_is_not_what_it_says_is_refused_and_removed(

@@ -127,6 +127,7 @@ def up() -> Iterator[Up]:
             process.wait()
 
 
+@pytest.mark.long
 def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up) -> None:
     pid, so_far = up.postgres_pid, len(up.lines)
     up.process.send_signal(signal.SIGSTOP)  # so that the suite isn't faster than the test
@@ -152,6 +153,7 @@ def test_what_stands_in_the_way_of_postgres_is_said_once_until_it_is_gone(up: Up
     assert len(about) == 3, about
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "said"),
     [
@@ -173,6 +175,7 @@ def test_postgres_comes_back_where_it_was(up: Up, number: signal.Signals, said: 
     assert len(up.lines) == so_far + 1, up.lines[so_far:]
 
 
+@pytest.mark.long
 def test_a_busy_session_of_a_killed_postgres_does_not_hold_up_the_next(up: Up) -> None:
     """The session looks at nothing but its query, so it doesn't notice that its server died."""
     with psycopg.connect(up.database_url(), autocommit=True) as watcher:
@@ -225,6 +228,7 @@ def _healthy(url: str) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_it_while_postgres_cannot_come_back(up: Up) -> None:
     """This test must be the last: it ends the suite of this module."""
     session = psycopg.connect(up.database_url())

@@ -21,6 +21,7 @@ def small(source: Path, target: Path, **save: object) -> Path:
     return target
 
 
+@pytest.mark.long
 def test_a_newcomer_holds_a_tech_pack(atelier_command: Command, tmp_path: Path) -> None:
     photos = [
         small(SAMPLES / f"{view}.jpg", tmp_path / f"{view}.jpg")
@@ -50,6 +51,7 @@ def test_a_newcomer_holds_a_tech_pack(atelier_command: Command, tmp_path: Path) 
     assert atelier_command.left_behind() == []
 
 
+@pytest.mark.long
 def test_photographs_that_cant_be_used_are_refused_before_anything_starts(
     atelier_command: Command, tmp_path: Path
 ) -> None:
@@ -72,6 +74,7 @@ def test_photographs_that_cant_be_used_are_refused_before_anything_starts(
         assert not atelier_command.state.exists()
 
 
+@pytest.mark.long
 def test_facts_with_a_misspelt_key_are_refused_by_name(
     atelier_command: Command, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ def narrow(atelier_command: Command) -> Command:
     return atelier_command
 
 
+@pytest.mark.long
 def test_every_setting_is_printed_by_its_whole_name(narrow: Command) -> None:
     printed = narrow.run("settings").stdout.splitlines()
     names = [line.split()[0] for line in printed if line.startswith("ATELIER_")]
@@ -23,6 +24,7 @@ def test_every_setting_says_what_it_is_for() -> None:
     assert silent == [], "shared/settings.py: give each a description in one sentence with its unit"
 
 
+@pytest.mark.long
 def test_the_help_of_copy_says_how_a_store_is_named(narrow: Command) -> None:
     assert (
         "disk:/path or s3://bucket?endpoint=URL&region=NAME"

@@ -105,6 +105,7 @@ async def objects(store: Storage) -> dict[str, tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.needs_go
 async def test_everything_moves_from_a_disk_to_s3_and_back(
     tmp_path: Path, gateway: versitygw.Gateway, bucket: Storage
@@ -164,6 +165,7 @@ async def test_a_copy_that_was_broken_off_goes_on(
     await there.close()
 
 
+@pytest.mark.long
 async def test_damage_is_named_and_the_rest_is_copied(tmp_path: Path) -> None:
     there, back = disk(tmp_path / "there"), disk(tmp_path / "back")
     await fill(there, 10)
@@ -188,6 +190,7 @@ async def test_damage_is_named_and_the_rest_is_copied(tmp_path: Path) -> None:
         await store.close()
 
 
+@pytest.mark.long
 async def test_reading_back_finds_and_mends_what_is_damaged_in_the_target(tmp_path: Path) -> None:
     there, back = disk(tmp_path / "there"), disk(tmp_path / "back")
     await fill(there, 3)
@@ -204,6 +207,7 @@ async def test_reading_back_finds_and_mends_what_is_damaged_in_the_target(tmp_pa
         await store.close()
 
 
+@pytest.mark.long
 async def test_what_comes_and_goes_meanwhile_is_no_failure_and_a_second_pass_brings_it(
     tmp_path: Path,
 ) -> None:
@@ -235,6 +239,7 @@ async def test_what_comes_and_goes_meanwhile_is_no_failure_and_a_second_pass_bri
         await store.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("source", "target", "named"),
     [
@@ -259,6 +264,7 @@ def report(suite: Suite, token: str | None, *arguments: str) -> "subprocess.Comp
     )
 
 
+@pytest.mark.long
 async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(suite: Suite) -> None:
     await suite.serve("assets")
     await suite.work("assets")
@@ -294,6 +300,7 @@ async def test_the_report_tells_a_person_what_is_stored_and_what_it_costs(suite:
     )
 
 
+@pytest.mark.long
 async def test_on_the_suites_own_machine_the_report_needs_no_token(
     suite: Suite, tmp_path: Path
 ) -> None:

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from shared.rpc import auth
 from tests.cli.conftest import Command
 
 
+@pytest.mark.long
 def test_a_token_that_the_suite_would_refuse_is_not_printed(atelier_command: Command) -> None:
     good = atelier_command.run("token", "--user", "bob", "--owner", "user:ada")
     trust_file = atelier_command.state / "keys" / "trust.json"
@@ -25,6 +28,7 @@ def test_a_token_that_the_suite_would_refuse_is_not_printed(atelier_command: Com
     assert atelier_command.run("token", "--user", "bob").returncode == 2
 
 
+@pytest.mark.long
 def test_trust_prints_what_keys_may_sign_and_finds_faults(atelier_command: Command) -> None:
     atelier_command.run("token", "--user", "ada")
     trust_file = atelier_command.state / "keys" / "trust.json"

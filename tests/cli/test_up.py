@@ -20,6 +20,7 @@ def until(process: "subprocess.Popen[str]", text: str) -> str:
     raise AssertionError(f"it ended without saying {text!r}:\n{seen}")
 
 
+@pytest.mark.long
 def test_up_serves_prints_what_to_do_next_and_leaves_nothing_behind(
     atelier_command: Command,
 ) -> None:
@@ -62,6 +63,7 @@ def test_the_doctor_names_a_font_that_is_not_there(atelier_command: Command) -> 
     assert "ATELIER_FONTS" in said and "/nowhere/House.ttf isn't there" in said
 
 
+@pytest.mark.long
 def test_a_taken_port_is_one_line_with_the_next_step(atelier_command: Command) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(atelier_command.environment["ATELIER_TECHFILES_PORT"])))
@@ -89,6 +91,7 @@ def test_killing_the_command_ends_what_it_started(atelier_command: Command) -> N
     assert atelier_command.left_behind() == []
 
 
+@pytest.mark.long
 def test_a_database_that_is_away_is_one_line(atelier_command: Command) -> None:
     answer = atelier_command.run("up", "--database-url", "postgresql://nobody:x@127.0.0.1:1/none")
     assert answer.returncode == 1
@@ -96,6 +99,7 @@ def test_a_database_that_is_away_is_one_line(atelier_command: Command) -> None:
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.long
 def test_a_token_needs_exactly_one_name(atelier_command: Command) -> None:
     for arguments in ((), ("--user", "ada", "--vendor", "acme")):
         answer = atelier_command.run("token", *arguments)

@@ -62,6 +62,7 @@ async def idle(suite: Suite) -> AsyncIterator[Connection]:
         writer.close()
 
 
+@pytest.mark.long
 async def test_an_idle_connection_may_be_pinged_again_and_again(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf import descriptor_pb2
 
 from tests import calls
@@ -40,6 +41,7 @@ def test_there_are_reads_of_every_service() -> None:
     assert {calls.service_of(name) for name in READS} == set(SERVICES) and len(READS) > 60
 
 
+@pytest.mark.long
 async def test_reads_leave_every_table_as_it_is(suite: Suite, owned: Mapping[str, Any]) -> None:
     before = everything(suite)
     assert len(before) > 40

@@ -59,6 +59,7 @@ def comments(file: descriptor_pb2.FileDescriptorProto) -> list[str]:
     return [location.leading_comments for location in file.source_code_info.location]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 @pytest.mark.parametrize("service", built_services())
 async def test_every_service_that_is_listed_is_described_with_its_methods(

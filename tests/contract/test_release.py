@@ -77,6 +77,7 @@ def test_buf_compiles_the_archive_to_what_the_server_serves(unpacked: Path) -> N
         assert made[name] == file, name
 
 
+@pytest.mark.long
 def test_buf_generates_stubs_from_the_archive_that_import(unpacked: Path) -> None:
     protoc = f"[{sys.executable}, -I, -m, grpc_tools.protoc]"
     plugin = f"{{protoc_builtin: python, protoc_path: {protoc}, out: out}}"

@@ -54,6 +54,7 @@ def test_every_method_is_in_the_config_once(config: Any) -> None:
     assert set(once) == ONCE and sorted([*again, *once]) == sorted(METHODS)
 
 
+@pytest.mark.long
 async def test_calls_in_flight_come_through_a_server_that_is_killed(
     config: Any, processes: Processes
 ) -> None:
@@ -90,6 +91,7 @@ async def test_calls_in_flight_come_through_a_server_that_is_killed(
         assert [album.name for album in found.albums] == ["Spring"]
 
 
+@pytest.mark.long
 async def test_a_read_waits_for_a_server_that_is_away(config: Any, processes: Processes) -> None:
     server = processes.serve("assets")
     await server.healthy()

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import grpc
+import pytest
 from atelier.assets.v1 import asset_pb2
 from atelier.conversions.v1 import generation_pb2, job_pb2
 
@@ -13,6 +14,7 @@ from tests.conversions import local_pictures as pictures
 from tests.suite import Suite
 
 
+@pytest.mark.long
 async def test_a_stopping_server_answers_and_another_waits_on(suite: Suite, tmp_path: Path) -> None:
     await flows.start(suite, working=False)
     ada = suite.client("ada")
@@ -38,6 +40,7 @@ async def test_a_stopping_server_answers_and_another_waits_on(suite: Suite, tmp_
     assert (second.id, second.state) == (first.id, job_pb2.JOB_STATE_COMPLETED)
 
 
+@pytest.mark.long
 async def test_a_client_that_repeats_at_once_does_not_spin_while_the_server_stops(
     suite: Suite, tmp_path: Path
 ) -> None:
@@ -69,6 +72,7 @@ async def test_a_client_that_repeats_at_once_does_not_spin_while_the_server_stop
     assert answers == 1
 
 
+@pytest.mark.long
 async def test_a_deadline_that_is_near_ends_the_wait_with_an_answer(
     suite: Suite, tmp_path: Path
 ) -> None:

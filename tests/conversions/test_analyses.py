@@ -41,6 +41,7 @@ async def put(client: Client, path: Path) -> str:
     return await flows.put(client, path, asset_pb2.ASSET_KIND_PRODUCT)
 
 
+@pytest.mark.long
 async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite_sides_of_080(
     suite: Suite, sharp: Path, blurred: Path
 ) -> None:
@@ -65,6 +66,7 @@ async def test_a_sharp_described_product_and_a_blurred_bare_one_fall_on_opposite
     assert [item.role for item in described.recipe.inputs] == ["front"]
 
 
+@pytest.mark.long
 async def test_every_task_completes_with_a_result_and_a_confidence(
     suite: Suite, sharp: Path
 ) -> None:
@@ -77,6 +79,7 @@ async def test_every_task_completes_with_a_result_and_a_confidence(
         assert 0.8 <= made.confidence <= 1
 
 
+@pytest.mark.long
 async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(
     suite: Suite, sharp: Path
 ) -> None:
@@ -90,6 +93,7 @@ async def test_a_picture_without_a_view_and_no_picture_at_all_are_analysed_too(
     assert (dict(result_of(nothing)), nothing.confidence) == ({}, 0)
 
 
+@pytest.mark.long
 async def test_what_cannot_be_analysed_is_refused_before_anything_is_taken_on(
     suite: Suite, sharp: Path
 ) -> None:

@@ -28,6 +28,7 @@ async def bytes_of(url: str) -> bytes:
         return (await http.get(url)).content
 
 
+@pytest.mark.long
 async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evidence(
     suite: Suite, drawn: Path
 ) -> None:
@@ -79,6 +80,7 @@ async def test_a_waiting_caller_gets_a_finished_preview_with_its_recipe_and_evid
     assert (await flows.read(ada, made.id)).image_url == ""
 
 
+@pytest.mark.long
 async def test_changing_either_picture_changes_the_preview_and_repeating_does_not(
     suite: Suite, drawn: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +108,7 @@ async def test_changing_either_picture_changes_the_preview_and_repeating_does_no
     assert pictures.difference(first, by_garment) > 60
 
 
+@pytest.mark.long
 async def test_a_conversion_is_free_only_if_both_pictures_are(suite: Suite, drawn: Path) -> None:
     await flows.start(suite)
     ada = suite.client("ada")
@@ -170,6 +173,7 @@ async def test_what_cannot_be_converted_is_refused_before_anything_is_taken_on(
     assert suite.sql("SELECT count(*) FROM assets.asset_references") == [(0,)]
 
 
+@pytest.mark.long
 async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(
     suite: Suite, drawn: Path
 ) -> None:
@@ -193,6 +197,7 @@ async def test_a_public_garment_of_a_vendor_can_be_tried_on_and_is_held(
     await refused(flows.conversions(ada).CreateConversion(request), grpc.StatusCode.NOT_FOUND)
 
 
+@pytest.mark.long
 async def test_a_vendor_and_a_caller_without_account_convert_too(suite: Suite, drawn: Path) -> None:
     await flows.start(suite)
     for client in (suite.client("acme", "vendor"), suite.client("x7k", "anonymous")):
@@ -235,6 +240,7 @@ def tamper(suite: Suite, asset_id: str) -> None:
     path.write_bytes(jpeg(seed=99))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault", ["a strip that no garment can be cut from", "bytes that were tampered with"]
 )
@@ -281,6 +287,7 @@ async def test_a_failure_is_recorded_and_free_and_does_not_bar_another_conversio
     assert (await flows.convert(ada, user, good, wait=True)).state == job_pb2.JOB_STATE_COMPLETED
 
 
+@pytest.mark.long
 async def test_nothing_is_taken_on_while_assets_is_away(suite: Suite, drawn: Path) -> None:
     await flows.start(suite, working=False)
     ada = suite.client("ada")
@@ -353,6 +360,7 @@ async def test_conversions_are_listed_newest_first_by_state_product_and_date(
     assert refusal.fields == ["state"]
 
 
+@pytest.mark.long
 async def test_another_owner_finds_no_conversion(suite: Suite, drawn: Path) -> None:
     await flows.start(suite, working=False)
     ada, eve = suite.client("ada"), suite.client("eve")

@@ -41,6 +41,7 @@ async def digest_of(client: Client, generation: pb.Generation) -> str:
     return (await get(client, generation.result_asset_id)).sha256
 
 
+@pytest.mark.long
 async def test_an_image_comes_back_with_all_that_its_caller_shows(
     suite: Suite, photo: Path
 ) -> None:
@@ -93,6 +94,7 @@ async def test_an_image_comes_back_with_all_that_its_caller_shows(
     assert shown.get("xmp-data") == packet("compositeSynthetic")
 
 
+@pytest.mark.long
 async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_picture(
     suite: Suite,
 ) -> None:
@@ -122,6 +124,7 @@ async def test_the_same_recipe_gives_the_same_bytes_and_another_seed_another_pic
     assert len({digest, await digest_of(ada, other.generation), await digest_of(ada, worded)}) == 3
 
 
+@pytest.mark.long
 async def test_a_close_up_is_cut_from_the_photograph_itself(suite: Suite, tmp_path: Path) -> None:
     await flows.start(suite)
     ada = suite.client("ada")
@@ -154,6 +157,7 @@ async def test_a_close_up_is_cut_from_the_photograph_itself(suite: Suite, tmp_pa
     assert list(asset.provenance.source_asset_ids) == [source]
 
 
+@pytest.mark.long
 async def test_a_sketch_is_a_drawing_in_the_frame_of_its_photograph(
     suite: Suite, photo: Path
 ) -> None:

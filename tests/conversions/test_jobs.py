@@ -59,6 +59,7 @@ async def cancelled(
 HOLD = "SELECT FROM assets.assets WHERE id = %s FOR UPDATE"
 
 
+@pytest.mark.long
 async def test_a_waiting_conversion_is_cancelled_and_never_starts(
     suite: Suite, drawn: Path
 ) -> None:
@@ -79,6 +80,7 @@ async def test_a_waiting_conversion_is_cancelled_and_never_starts(
     assert (await flows.read(ada, first.id)).credits == 0
 
 
+@pytest.mark.long
 async def test_a_running_conversion_is_cancelled_and_costs_nothing(
     suite: Suite, drawn: Path
 ) -> None:
@@ -100,6 +102,7 @@ async def test_a_running_conversion_is_cancelled_and_costs_nothing(
     await flows.given_back(suite, made.id)
 
 
+@pytest.mark.long
 async def test_cancelling_what_is_finished_changes_nothing(suite: Suite, drawn: Path) -> None:
     await flows.start(suite)
     ada = suite.client("ada")
@@ -113,6 +116,7 @@ async def test_cancelling_what_is_finished_changes_nothing(suite: Suite, drawn: 
     )
 
 
+@pytest.mark.long
 async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its_cursor(
     suite: Suite, drawn: Path
 ) -> None:
@@ -162,6 +166,7 @@ async def test_a_watch_tells_the_state_then_every_change_once_and_goes_on_at_its
     )
 
 
+@pytest.mark.long
 async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
     suite: Suite, drawn: Path
 ) -> None:
@@ -173,6 +178,7 @@ async def test_a_waiting_job_knows_its_place_in_the_queue_of_all_owners(
     assert not (await flows.read(ada, made[2][1].id)).HasField("queue_position")
 
 
+@pytest.mark.long
 async def test_a_higher_priority_starts_first_and_the_default_is_5(
     suite: Suite, drawn: Path
 ) -> None:
@@ -205,6 +211,7 @@ async def test_a_higher_priority_starts_first_and_the_default_is_5(
         assert refusal.fields == ["priority"]
 
 
+@pytest.mark.long
 async def test_who_asks_with_the_highest_priority_makes_nobody_else_wait(
     suite: Suite, drawn: Path
 ) -> None:
@@ -238,6 +245,7 @@ async def waiting(client: Client, *ids: str) -> list[conversion_pb2.Conversion]:
     return [found[row_id] for row_id in ids]
 
 
+@pytest.mark.long
 async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
     suite: Suite, drawn: Path
 ) -> None:
@@ -255,6 +263,7 @@ async def test_while_assets_is_away_a_job_waits_and_can_be_cancelled(
     assert (await cancelled(ada, made.id)).conversion.state == job_pb2.JOB_STATE_CANCELLED
 
 
+@pytest.mark.long
 async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     suite: Suite, drawn: Path
 ) -> None:
@@ -302,6 +311,7 @@ async def test_jobs_say_what_they_wait_for_and_an_outage_costs_no_try(
     ]  # of several waits, the latest
 
 
+@pytest.mark.long
 async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
     suite: Suite, drawn: Path
 ) -> None:
@@ -324,6 +334,7 @@ async def test_the_first_that_gets_through_ends_the_pauses_of_the_others(
         await flows.until(ada, row_id, job_pb2.JOB_STATE_COMPLETED)
 
 
+@pytest.mark.long
 async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(
     suite: Suite, drawn: Path
 ) -> None:
@@ -366,6 +377,7 @@ async def running(
         await db.close()
 
 
+@pytest.mark.long
 async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
     suite: Suite, drawn: Path
 ) -> None:
@@ -387,6 +399,7 @@ async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
     assert stored == [((await flows.read(ada, made.id)).result_asset_id,)]
 
 
+@pytest.mark.long
 async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(
     suite: Suite, drawn: Path
 ) -> None:
@@ -409,6 +422,7 @@ async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(
         await asyncio.sleep(0.1)
 
 
+@pytest.mark.long
 async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
     suite: Suite, drawn: Path
 ) -> None:
@@ -469,6 +483,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
     assert not await flows.attempts_of(eve, conversion.id)
 
 
+@pytest.mark.long
 async def test_only_the_services_that_a_method_names_may_call_it_for_an_owner(
     suite: Suite, drawn: Path
 ) -> None:

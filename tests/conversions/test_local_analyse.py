@@ -95,6 +95,7 @@ def ran(task: str, photo: Path, facts: Facts) -> Analysis:
     return analyse(task, [assess("front", photo)], facts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_sharp_and_described_passes_080_and_blurred_and_bare_does_not(
     task: str, sharp: Path, blurred: Path
@@ -115,6 +116,7 @@ def test_neither_good_pictures_nor_good_facts_are_enough_alone(task: str, sharp:
     assert analyse(task, [], parse_facts(STATED)).confidence < 0.80
 
 
+@pytest.mark.long
 def test_a_files_name_means_nothing(tmp_path: Path, sharp: Path) -> None:
     named = tmp_path / "blurred-denim-jacket-189-eur.jpg"
     shutil.copy(sharp, named)
@@ -122,6 +124,7 @@ def test_a_files_name_means_nothing(tmp_path: Path, sharp: Path) -> None:
         assert ran(task, named, Facts()) == ran(task, sharp, Facts())
 
 
+@pytest.mark.long
 def test_without_facts_nothing_is_claimed_but_what_was_measured(sharp: Path) -> None:
     measured = {"colours", "image_quality", "views", "scores"}
     for task in TASKS:
@@ -135,6 +138,7 @@ def test_without_facts_nothing_is_claimed_but_what_was_measured(sharp: Path) -> 
     assert colours[0]["name"] in {"denim", "indigo", "navy", "cobalt"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["base_view", "sketch", "seo"])
 def test_every_result_is_json_and_repeats_exactly(task: str, sharp: Path) -> None:
     facts = parse_facts(STATED)
@@ -179,6 +183,7 @@ def test_missing_facts_are_named_in_the_evidence(sharp: Path) -> None:
     assert evidence["completeness"].note == "not supplied: model, brand, condition"
 
 
+@pytest.mark.long
 def test_seo_is_put_together_from_the_facts_and_scores_give_reasons(sharp: Path) -> None:
     seo = ran("seo", sharp, parse_facts(STATED)).result
     assert seo["title"] == "Tidewick Harbour coat in navy"

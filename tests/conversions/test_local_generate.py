@@ -12,6 +12,7 @@ from shared.imaging.source_type import packet
 from tests.conversions import local_pictures as pictures
 
 
+@pytest.mark.long
 def test_the_same_inputs_give_the_same_bytes_and_each_other_input_moves_the_pixels(
     tmp_path: Path,
 ) -> None:
@@ -102,6 +103,7 @@ def test_colours_named_in_the_prompt_lead_the_palette_and_the_words_with_effect_
     assert result.parameters["words_used"] == ["dark"]
 
 
+@pytest.mark.long
 def test_a_reference_is_cut_out_and_shown_in_its_own_colours(tmp_path: Path) -> None:
     cloth = pictures.garment(tmp_path / "cloth.jpg", (160, 30, 40), width=700)
     result = generate(
@@ -123,6 +125,7 @@ def test_a_reference_is_cut_out_and_shown_in_its_own_colours(tmp_path: Path) -> 
     assert "1 shown as prints" in " ".join(item.note for item in plain.evidence)
 
 
+@pytest.mark.long
 def test_visual_elements_name_what_was_measured(tmp_path: Path) -> None:
     cloth = pictures.garment(tmp_path / "cloth.jpg", (200, 40, 50), width=600)
     found = unique_visual_elements([cloth, cloth])

@@ -15,6 +15,7 @@ from shared.imaging import ImageRejected, ImagingPool, Reason
 from tests.conversions import local_pictures as pictures
 
 
+@pytest.mark.long
 async def test_photographs_of_24_megapixels_fit_into_a_limited_child(tmp_path: Path) -> None:
     small, cloth = pictures.garment(tmp_path / "small.png", width=880), tmp_path / "cloth.jpg"
     pictures.pixels(small).resize(5, kernel="linear").write_to_file(str(cloth))

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from services.conversions.local.sketch import line_drawing
 from tests.conversions import local_pictures as pictures
 
 
+@pytest.mark.long
 def test_outline_and_seams_are_drawn_and_cloth_and_backdrop_stay_white(tmp_path: Path) -> None:
     photo = pictures.garment(tmp_path / "photo.jpg", width=1000)
     out = tmp_path / "out.png"
@@ -28,6 +31,7 @@ def test_outline_and_seams_are_drawn_and_cloth_and_backdrop_stay_white(tmp_path:
     assert result.parameters["view"] == "front"
 
 
+@pytest.mark.long
 def test_the_same_photograph_gives_the_same_drawing_and_another_gives_another(
     tmp_path: Path,
 ) -> None:

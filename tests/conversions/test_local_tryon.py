@@ -9,6 +9,7 @@ from shared.imaging.source_type import packet
 from tests.conversions import local_pictures as pictures
 
 
+@pytest.mark.long
 def test_changing_either_input_changes_the_pixels_and_repeating_does_not(tmp_path: Path) -> None:
     person, other_person = (
         pictures.person(tmp_path / "p1.jpg"),
@@ -53,6 +54,7 @@ def test_the_garment_covers_the_torso_and_leaves_head_legs_and_backdrop_alone(
     assert (box["left"] + box["width"] / 2) * 640 == pytest.approx(320, abs=12)
 
 
+@pytest.mark.long
 def test_confidence_falls_when_there_is_no_neck_or_no_garment(tmp_path: Path) -> None:
     cloth = pictures.garment(tmp_path / "cloth.jpg")
     good = try_on(pictures.person(tmp_path / "person.jpg"), cloth, tmp_path / "good.jpg")
@@ -70,6 +72,7 @@ def test_confidence_falls_when_there_is_no_neck_or_no_garment(tmp_path: Path) ->
     assert sum(item.weight for item in good.evidence) == pytest.approx(1)
 
 
+@pytest.mark.long
 def test_style_words_take_effect_and_are_named_and_others_change_nothing(tmp_path: Path) -> None:
     person, cloth = (
         pictures.person(tmp_path / "person.jpg"),
@@ -86,6 +89,7 @@ def test_style_words_take_effect_and_are_named_and_others_change_nothing(tmp_pat
     assert pictures.difference(tmp_path / "plain.png", tmp_path / "unknown.png") == 0
 
 
+@pytest.mark.long
 def test_the_result_is_no_larger_than_asked_and_carries_no_metadata_but_its_source_type(
     tmp_path: Path,
 ) -> None:

@@ -61,6 +61,7 @@ async def until_job(client: Client, job_id: str, state: int) -> job_pb2.Job:
     return job
 
 
+@pytest.mark.long
 async def test_an_outside_worker_makes_a_conversion_that_this_service_leaves_alone(
     suite: Suite,
 ) -> None:
@@ -242,6 +243,7 @@ async def test_of_16_claims_at_once_one_wins(suite: Suite, by: str) -> None:
     await flows.heartbeat(clients[0], won[0])
 
 
+@pytest.mark.long
 async def test_a_heartbeat_extends_the_lease_and_tells_watchers_how_far_it_is(suite: Suite) -> None:
     suite.overrides["job_lease_seconds"] = 1.5
     await flows.start(suite)
@@ -263,6 +265,7 @@ async def test_a_heartbeat_extends_the_lease_and_tells_watchers_how_far_it_is(su
         assert refusal.fields == ["progress"]
 
 
+@pytest.mark.long
 async def test_a_passed_lease_gives_the_job_to_the_next_worker_and_the_late_result_is_discarded(
     suite: Suite,
 ) -> None:
@@ -343,6 +346,7 @@ async def test_another_may_claim_a_job_whose_lease_has_passed_without_any_worker
     assert (await flows.claim(ada, kind=job_pb2.JOB_KIND_ANALYSIS)).job.id == two.id
 
 
+@pytest.mark.long
 async def test_a_job_that_three_workers_lose_fails_and_gives_its_pictures_back(
     suite: Suite,
 ) -> None:
@@ -407,6 +411,7 @@ async def test_a_failure_that_is_final_ends_the_job_with_the_workers_words(suite
     await superseded(flows.fail(ada, claimed))
 
 
+@pytest.mark.long
 async def test_a_claimed_job_is_cancelled_at_once_and_its_worker_is_refused(suite: Suite) -> None:
     await flows.start(suite)
     ada = suite.client("ada")
@@ -536,6 +541,7 @@ async def test_what_cannot_be_claimed_is_refused(suite: Suite) -> None:
     await refused(flows.claim(ada, mine.id), WRONG_STATE, "another worker has it")
 
 
+@pytest.mark.long
 async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(suite: Suite) -> None:
     await flows.start(suite, working=False)
     ada, eve, acme = suite.client("ada"), suite.client("eve"), suite.client("acme", "vendor")

@@ -1,5 +1,6 @@
 import asyncio
 
+import pytest
 from atelier.pipeline.v1 import phase_pb2, product_pb2
 from grpc import StatusCode
 
@@ -103,6 +104,7 @@ async def test_a_product_stopped_while_it_waits_for_images_starts_when_it_is_ret
     await watching.close()
 
 
+@pytest.mark.long
 async def test_assets_may_be_away_when_a_product_is_created(suite: Suite) -> None:
     await suite.serve("assets", "pipeline")
     ada = suite.client("ada")

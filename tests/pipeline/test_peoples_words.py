@@ -256,6 +256,7 @@ def test_every_field_of_every_phase_is_in_the_table() -> None:
 PHASES_1_AND_3 = ["product_analysis", "seo_analysis"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kinds", "outside"),
     [
@@ -287,6 +288,7 @@ async def test_a_reviewers_word_stands_in_all_that_follows(
     )
 
 
+@pytest.mark.long
 async def test_what_a_reviewer_emptied_stays_empty(suite: Suite) -> None:
     emptied = {
         "product_analysis": ["name", "model", "condition", "categories", "brands"],

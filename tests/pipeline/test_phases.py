@@ -1,6 +1,7 @@
 import asyncio
 import uuid
 
+import pytest
 from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError
@@ -90,6 +91,7 @@ async def test_exactly_080_needs_no_person(suite: Suite) -> None:
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
 
+@pytest.mark.long
 async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(suite: Suite) -> None:
     ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
@@ -117,6 +119,7 @@ async def test_a_silent_runner_loses_its_phase_and_its_late_result_is_refused(su
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
 
+@pytest.mark.long
 async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(suite: Suite) -> None:
     ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
@@ -132,6 +135,7 @@ async def test_a_heartbeat_keeps_the_phase_beyond_its_first_lease(suite: Suite) 
     assert done.phase.state == phase_pb2.PHASE_STATE_COMPLETED
 
 
+@pytest.mark.long
 async def test_another_may_claim_as_soon_as_the_lease_has_passed(suite: Suite) -> None:
     ada, image = await with_image(suite)
     created = await flows.outside(ada, image)
@@ -149,6 +153,7 @@ async def test_another_may_claim_as_soon_as_the_lease_has_passed(suite: Suite) -
     ]
 
 
+@pytest.mark.long
 async def test_a_phase_that_six_runners_let_go_fails(suite: Suite) -> None:
     ada, image = await with_image(suite)
     created = await flows.outside(ada, image)

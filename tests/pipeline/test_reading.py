@@ -143,6 +143,7 @@ async def test_every_action_leaves_a_line_and_lines_can_be_added(suite: Suite, a
     await refused(flows.logs(ada).AppendLog(unsaid), StatusCode.INVALID_ARGUMENT, "level")
 
 
+@pytest.mark.long
 async def test_creating_can_wait_for_the_end(suite: Suite, ada: Client) -> None:
     await suite.work("assets", "conversions", "pipeline")
     image = (await asset_flows.upload(ada, flows.photo())).id
@@ -154,6 +155,7 @@ async def test_creating_can_wait_for_the_end(suite: Suite, ada: Client) -> None:
     )
 
 
+@pytest.mark.long
 async def test_waiting_ends_with_the_deadline(ada: Client) -> None:
     image = (await asset_flows.upload(ada, flows.photo())).id
     request = product_pb2.CreateProductRequest(

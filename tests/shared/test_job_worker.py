@@ -94,6 +94,7 @@ async def beats_again(suite: Suite) -> None:
     await until(lambda: bool(suite.sql(age)[0][0]), "a worker beats")
 
 
+@pytest.mark.long
 async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on(
     suite: Suite,
 ) -> None:
@@ -114,6 +115,7 @@ async def test_a_heartbeat_that_fails_is_made_up_for_and_the_job_in_hand_goes_on
     assert here.begun == here.done == ["3:long", "5:after"]
 
 
+@pytest.mark.long
 async def test_a_worker_that_cannot_beat_gives_up_its_jobs_and_comes_back(suite: Suite) -> None:
     async with sleepers(suite) as here:
         await here.ask("5:long")
@@ -139,6 +141,7 @@ async def test_a_worker_that_was_taken_for_dead_begins_anew(suite: Suite) -> Non
         await here.until_done(1)
 
 
+@pytest.mark.long
 async def test_jobs_and_their_worker_outlive_the_loss_of_every_connection(suite: Suite) -> None:
     async with sleepers(suite) as here:
         await here.ask("4:long")
@@ -169,6 +172,7 @@ def jobs_left(suite: Suite) -> int:
     return int(suite.sql(left)[0][0])
 
 
+@pytest.mark.long
 async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back(
     suite: Suite,
 ) -> None:
@@ -191,6 +195,7 @@ async def test_a_job_that_was_given_without_the_worker_hearing_of_it_is_put_back
     assert here.done == ["0:first", "0:unheard"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("table", ["procrastinate_jobs", "procrastinate_workers"])
 async def test_after_a_lock_on_the_queue_new_jobs_start_at_once(suite: Suite, table: str) -> None:
     async with sleepers(suite) as here:

@@ -252,6 +252,7 @@ log.info("again")
     assert before
 
 
+@pytest.mark.long
 def test_metrics_live_in_no_file(tmp_path: Path) -> None:
     """A process that counts in a mapped file is killed by a signal when the disk is full."""
     environment = {

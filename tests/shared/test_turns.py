@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
+import pytest
+
 from shared.background.jobs import BACKFILL, FRESH, JobQueue, TryAgain
 from shared.database.db import Database
 from shared.database.rows import Statement
@@ -272,6 +274,7 @@ async def test_the_queue_knows_owners_by_a_number_only(suite: Suite) -> None:
     assert "user:ada" not in row
 
 
+@pytest.mark.long
 async def test_a_picture_is_ready_before_the_many_that_another_owner_sent_earlier(
     suite: Suite,
 ) -> None:

@@ -81,6 +81,7 @@ def test_the_same_files_give_the_same_bytes_whatever_pieces_they_come_in(piece: 
     assert archived(files, piece) == archived(files)
 
 
+@pytest.mark.long
 def test_more_files_than_a_short_count_holds_are_read() -> None:
     data = b"".join(written(MANY))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -124,6 +125,7 @@ class Holes(io.RawIOBase):
         return bytes(data)
 
 
+@pytest.mark.long
 def test_a_file_of_more_than_4_gib_and_what_is_behind_it_are_found() -> None:
     entries = [("far.tif", (4 << 30) + 5), ("last", 3)]
     file = Holes()

@@ -431,6 +431,7 @@ def test_what_is_said_of_a_picture_stands_beside_it_if_it_can(
     assert not any("(continued)" in text for text in pages)
 
 
+@pytest.mark.long
 def test_every_page_has_a_heading_and_something_under_it(
     pictures: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -482,6 +483,7 @@ def test_labels_on_a_picture_never_cover_one_another(
             assert abs(x - across) > 11 or abs(y - up) > 13, (text, other)
 
 
+@pytest.mark.long
 def test_few_lengths_carry_their_values_and_many_their_codes(
     pictures: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -579,6 +581,7 @@ def test_a_very_long_text_is_printed_whole(tmp_path: Path) -> None:
     assert "n" * 3_000 in text.replace(" ", "") and "c" * 3_000 in text.replace(" ", "")
 
 
+@pytest.mark.long
 def test_forty_pictures_and_tables_over_many_pages_keep_their_headers(
     pictures: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -297,6 +297,7 @@ async def test_an_update_takes_whole_fields_and_not_too_many(suite: Suite) -> No
     assert await flows.get(ada, file.id) == file
 
 
+@pytest.mark.long
 async def test_a_file_takes_only_a_ready_picture_of_its_owner_and_shows_its_urls(
     suite: Suite,
 ) -> None:

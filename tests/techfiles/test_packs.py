@@ -181,6 +181,7 @@ def pixels(start: facts_pb2.Point, end: facts_pb2.Point) -> float:
     return (((end.x - start.x) * 3) ** 2 + ((end.y - start.y) * 4) ** 2) ** 0.5
 
 
+@pytest.mark.long
 async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(made: Made) -> None:
     items = (await flows.contents(made.ada, made.run.collection_id)).items
     for item in items:
@@ -210,6 +211,7 @@ async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(ma
     assert "Canvas field jacket" in text
 
 
+@pytest.mark.long
 async def test_a_zip_has_every_file_in_its_section_with_a_manifest_and_checksums(
     made: Made, tmp_path: Path
 ) -> None:

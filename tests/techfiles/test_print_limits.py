@@ -162,6 +162,7 @@ def outside(pdf: Path) -> list[tuple[str, float, float]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "field", [f.name for f in facts_pb2.Facts.DESCRIPTOR.fields if f.name not in NOT_PRINTED]
 )
@@ -185,6 +186,7 @@ def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: 
 LONG = pytest.mark.faults  # up to a quarter of a minute each
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "field",
     [
@@ -203,6 +205,7 @@ async def test_as_many_as_are_allowed_are_printed_in_a_child_process(
     assert all(re.search(r"#\d+#", text)[0] in letters for text in filling.texts)  # type: ignore[index]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("note", ["five letter words ", "a\n", "e\u0301\u0323"])
 async def test_a_megabyte_of_facts_is_printed_in_a_child_process(tmp_path: Path, note: str) -> None:
     feature = {
@@ -227,6 +230,7 @@ async def printed_by_a_child(pack: document.Pack, pictures: dict[str, Path], tar
         await pool.close()
 
 
+@pytest.mark.long
 def test_lines_without_end_become_a_paragraph_that_says_where_they_ended(tmp_path: Path) -> None:
     notes = [
         {"name": f"feature {n}", "view": "front", "note": f"line of {n}\n" * 100}

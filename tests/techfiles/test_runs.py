@@ -51,6 +51,7 @@ def two_closeups() -> facts_pb2.Facts:
     return facts_pb2.Facts(closeups=shots)
 
 
+@pytest.mark.long
 async def test_an_owner_with_many_exports_lets_another_ones_begin(suite: Suite) -> None:
     suite.overrides["worker_concurrency"] = 1
     clients = [suite.client("ada")] * 5 + [suite.client("bob")]
@@ -72,6 +73,7 @@ async def test_an_owner_with_many_exports_lets_another_ones_begin(suite: Suite) 
     assert begun.index("user:bob") == 1, begun
 
 
+@pytest.mark.long
 async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(suite: Suite) -> None:
     await suite.work("techfiles")
     ada = suite.client("ada")
@@ -139,6 +141,7 @@ async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(su
     assert len(await flows.listed(ada, page_size=100)) == 4  # category, view, sketch, pack
 
 
+@pytest.mark.long
 async def test_a_cancelled_run_stops_and_takes_its_jobs_with_it(suite: Suite) -> None:
     await suite.work("techfiles")
     ada = suite.client("ada")
@@ -188,6 +191,7 @@ async def test_a_run_that_no_worker_took_is_cancelled_at_once(suite: Suite) -> N
     assert answer.run.generation_time_ms > 0 and answer.run == await flows.ended(ada, started.id)
 
 
+@pytest.mark.long
 async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(suite: Suite) -> None:
     ada = suite.client("ada")
     pictures = await flows.revisions(ada, "front", "back")
@@ -214,6 +218,7 @@ async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(suite
     assert run.state == tp.RUN_STATE_COMPLETED and run.total_credits_used == 1
 
 
+@pytest.mark.long
 async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_why(
     suite: Suite,
 ) -> None:
@@ -231,6 +236,7 @@ async def test_a_close_up_of_a_view_that_no_revision_shows_is_skipped_and_says_w
     assert not steps["closeup/1"].error_class and not steps["closeup/1"].tech_file_id
 
 
+@pytest.mark.long
 async def test_a_watch_shows_every_step_and_ends_with_the_run(suite: Suite) -> None:
     ada = suite.client("ada")
     started = await flows.generate(ada, await flows.revisions(ada, "front"), skip_closeups=True)

@@ -77,6 +77,7 @@ async def test_a_changed_body_id_or_time_is_not_ours(ada: Client) -> None:
         Webhook(made.secret).verify(request.body + b" ", request.headers)
 
 
+@pytest.mark.long
 @pytest.mark.needs_node
 async def test_the_library_of_another_language_agrees(ada: Client) -> None:
     await asyncio.to_thread(install_from_npm)
@@ -119,6 +120,7 @@ def install_from_npm() -> None:
         assert done.returncode == 0, done.stderr[-500:]
 
 
+@pytest.mark.long
 async def test_every_event_of_the_owner_arrives_once_and_nobody_elses(
     suite: Suite, ada: Client
 ) -> None:
@@ -170,6 +172,7 @@ async def test_a_receiver_that_was_down_gets_everything_when_it_is_up(ada: Clien
         await flows.until(well, "the endpoint is well again")
 
 
+@pytest.mark.long
 async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(ada: Client) -> None:
     async with receiving(replying(500, b"<b>broken</b>\x00\x07")) as receiver:
         made = await flows.create(ada, receiver.url)
@@ -191,6 +194,7 @@ async def test_a_repeat_has_the_same_id_and_body_and_a_valid_signature(ada: Clie
         verify(made.secret, request)
 
 
+@pytest.mark.long
 async def test_gone_means_no_more(suite: Suite, ada: Client) -> None:
     async with receiving(replying(410)) as receiver:
         made = await flows.create(ada, receiver.url)
@@ -223,6 +227,7 @@ async def test_gone_means_no_more(suite: Suite, ada: Client) -> None:
     assert len(receiver.requests) == count + 3
 
 
+@pytest.mark.long
 async def test_both_secrets_sign_while_they_overlap(ada: Client) -> None:
     stub = flows.stub(ada)
 
@@ -250,6 +255,7 @@ async def test_both_secrets_sign_while_they_overlap(ada: Client) -> None:
         assert " " not in only.headers["webhook-signature"]
 
 
+@pytest.mark.long
 async def test_replay_sends_the_same_again(ada: Client) -> None:
     stub = flows.stub(ada)
     async with receiving() as receiver:

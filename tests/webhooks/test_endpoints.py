@@ -194,6 +194,7 @@ async def test_an_anonymous_caller_may_not(suite: Suite) -> None:
         assert (await flows.create(suite.client("x", role), URL)).endpoint.owner == f"{role}:x"
 
 
+@pytest.mark.long
 async def test_an_owner_has_so_many_and_no_more(suite: Suite) -> None:
     eve = suite.client("eve")
     for _ in range(MAX_ENDPOINTS - 2):

@@ -22,6 +22,7 @@ from tests.webhooks import flows
 from tests.webhooks.flows import assets_in, delivered, ids, verify
 
 
+@pytest.mark.long
 async def test_what_happens_while_nobody_works_arrives_afterwards(suite: Suite) -> None:
     await flows.start(suite, work=False)
     ada = suite.client("ada")
@@ -44,6 +45,7 @@ async def silent(_request: Request, writer: asyncio.StreamWriter) -> None:
     await writer.wait_closed()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("reply", "status", "error_class"),
     [
@@ -81,6 +83,7 @@ async def taken_but_slow(_request: Request, writer: asyncio.StreamWriter) -> Non
     await writer.wait_closed()
 
 
+@pytest.mark.long
 async def test_what_was_taken_is_not_sent_again_for_a_slow_body(suite: Suite) -> None:
     await flows.start(suite)
     ada = suite.client("ada")
@@ -150,6 +153,7 @@ async def test_a_receiver_that_asks_for_a_pause_gets_it(
         assert len(busy.requests) == count
 
 
+@pytest.mark.long
 async def test_a_pause_ends_with_its_time_with_another_url_and_when_its_endpoint_is_enabled_anew(
     suite: Suite,
 ) -> None:
@@ -247,6 +251,7 @@ async def test_an_endpoint_that_fails_for_long_is_disabled_and_says_why(suite: S
         )
 
 
+@pytest.mark.long
 async def test_an_endpoint_inside_is_refused_and_one_that_moves_inside_gets_nothing(
     suite: Suite,
 ) -> None:

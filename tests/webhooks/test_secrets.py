@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import psycopg
+import pytest
 from atelier.webhooks.v1 import webhook_pb2 as pb
 
 from tests import calls
@@ -18,6 +19,7 @@ IN_PATH, IN_QUERY = "canary-path-5e1", "canary-query-9a7"
 IN_USERINFO, IN_ANSWER = "canary-user-3c4", "canary-answer-8d2"
 
 
+@pytest.mark.long
 async def test_secrets_of_webhooks_are_not_in_logs_nor_in_refusals(
     cluster: Cluster, keys: Keys, disk: DiskServer, suite: Suite, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ async def credentials_of(
     return await pool.run(read_credentials, path, mime_type, anchors)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mime_type", FORMATS)
 async def test_a_manifest_is_read_in_every_format(
     pool: ImagingPool, tmp_path: Path, mime_type: str

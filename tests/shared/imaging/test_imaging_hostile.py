@@ -259,6 +259,7 @@ async def test_a_missing_file_is_not_the_senders_fault(pool: ImagingPool, tmp_pa
         await pool.run(inspect, tmp_path / "nothing.png", "image/png")
 
 
+@pytest.mark.long
 async def test_random_damage_ends_in_facts_or_a_refusal(pool: ImagingPool, tmp_path: Path) -> None:
     chance = random.Random(4)
     wholes = [textured(suffix) for suffix in (".jpg", ".png", ".webp", ".gif", ".tif")] + [
@@ -278,6 +279,7 @@ async def test_random_damage_ends_in_facts_or_a_refusal(pool: ImagingPool, tmp_p
         assert isinstance(facts, Facts)
 
 
+@pytest.mark.long
 async def test_fifty_megapixels_stay_within_the_memory_limit(tmp_path: Path) -> None:
     pool = ImagingPool(workers=1)
     path = tmp_path / "large.jpg"

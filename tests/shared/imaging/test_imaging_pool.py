@@ -117,6 +117,7 @@ async def test_a_job_that_takes_too_much_memory_is_refused_and_the_child_lives_o
     assert await pool.run(pictures.process_id) == pid
 
 
+@pytest.mark.long
 async def test_a_failed_job_leaves_no_pixels_behind(pool: ImagingPool, tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     pictures.plain(8000, 6000, 1, 2, 3, 4).pngsave(str(path), compression=1)
@@ -173,6 +174,7 @@ async def test_closing_ends_the_children_and_refuses_work() -> None:
         await pool.run(pictures.process_id)
 
 
+@pytest.mark.long
 async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.shared.imaging.orphan", str(tmp_path / "pid")]
     parent = await asyncio.create_subprocess_exec(*program)
@@ -183,6 +185,7 @@ async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None
         await gone(child)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("service", ["assets", "conversions", "pipeline", "techfiles"])
 def test_a_process_starts_without_what_only_children_or_one_backend_need(service: str) -> None:
     heavy = "{'pyvips', 'pikepdf', 'c2pa', 'typst', 'boto3', 'uvicorn', 'starlette'}"

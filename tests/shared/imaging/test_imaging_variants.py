@@ -46,6 +46,7 @@ def pixel(variant: Variant, x: float = 0.5, y: float = 0.5) -> list[float]:
     return list(image.getpoint(int(x * image.width), int(y * image.height)))
 
 
+@pytest.mark.long
 async def test_default_presets_give_four_files_that_are_what_they_say(
     pool: ImagingPool, tmp_path: Path
 ) -> None:

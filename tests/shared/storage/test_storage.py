@@ -420,6 +420,7 @@ async def test_a_listing_goes_on_after_any_key_whether_it_is_there_or_not(
     ] == keys[2:4]
 
 
+@pytest.mark.long
 async def test_a_listing_goes_on_past_its_first_page(storage: Storage, folder: str) -> None:
     keys = [f"{folder}{number:04}" for number in range(1_003)]
     for start in range(0, len(keys), 100):

@@ -385,6 +385,7 @@ async def test_a_part_after_the_file_is_refused(
         await disk.stat(key)
 
 
+@pytest.mark.long
 async def test_a_body_of_any_size_takes_constant_memory(
     disk: DiskStorage, disk_server: DiskServer, http: httpx.AsyncClient, key: str
 ) -> None:

@@ -93,6 +93,7 @@ async def test_a_part_url_is_for_one_part_of_one_length(
     assert await storage.list_parts(key, upload) == []
 
 
+@pytest.mark.long
 async def test_a_part_url_ends(
     storage: Storage, http: httpx.AsyncClient, key: str, upload: str
 ) -> None:

@@ -62,6 +62,7 @@ async def test_a_store_that_is_away_is_worth_a_retry(
         assert isinstance(failed, StorageUnavailable)
 
 
+@pytest.mark.long
 async def test_a_store_that_dies_while_it_is_read_is_worth_a_retry(
     tmp_path: Path, opened: Callable[..., Storage], key: str
 ) -> None:
@@ -79,6 +80,7 @@ async def test_a_store_that_dies_while_it_is_read_is_worth_a_retry(
     assert not (tmp_path / "file").exists()
 
 
+@pytest.mark.long
 async def test_wrong_keys_and_buckets_are_errors_without_secrets(
     gateway: versitygw.Gateway, opened: Callable[..., Storage], key: str
 ) -> None:

@@ -176,6 +176,7 @@ async def test_a_url_is_for_one_object_one_method_and_as_signed(
     assert (await http.get(url)).content == b"secret"
 
 
+@pytest.mark.long
 async def test_what_has_expired_is_refused(
     storage: Storage, http: httpx.AsyncClient, new_key: Callable[[], str]
 ) -> None:
