@@ -35,9 +35,12 @@ async def folded(suite: Suite) -> None:
     await _none(suite, "assets.storage_deltas")
 
 
-async def settled(suite: Suite) -> None:
+async def settled(suite: Suite, owner: str = "%") -> None:
     """Does the same after all variants have been made: an object of theirs may wait for its row."""
-    await _none(suite, "assets.renditions WHERE state IN ('pending', 'running')")
+    await _none(
+        suite,
+        f"assets.renditions WHERE state IN ('pending', 'running') AND owner LIKE '{owner}'",
+    )
     await folded(suite)
 
 

@@ -71,7 +71,7 @@ async def test_folding_changes_no_figure(suite: Suite, ada: Client) -> None:
                 break
     assert set(reports) == {(1, 1.0, 1)}
 
-    await storage.folded(suite)
+    await storage.settled(suite, owner_of(ada))
     report = await storage.report(ada)
     assert (report.assets, report.stored_bytes) == storage.truth(suite, owner_of(ada))
 
