@@ -9,7 +9,7 @@ import pytest
 from atelier.assets.v1 import asset_pb2, render_pb2, render_pb2_grpc, upload_pb2, variant_pb2
 from google.rpc import error_details_pb2
 
-from shared.rpc import guard, limits
+from shared.rpc import auth, guard, limits
 from shared.telemetry import METRICS
 from tests import calls
 from tests.assets import flows
@@ -24,7 +24,7 @@ SHARE = 15  # the most that a single owner may hold: half of the others
 
 @pytest.fixture(autouse=True)
 def short_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_QUEUE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "QUEUE_SECONDS", 0.2)
 
 
 async def pending(suite: Suite, client: Client, **fields: Any) -> str:
@@ -142,12 +142,12 @@ async def test_calls_that_wait_take_no_place_from_those_that_work(suite: Suite) 
 async def test_a_burst_of_short_calls_is_served_in_turns(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "_QUEUE_SECONDS", 60.0)
+    monkeypatch.setattr(limits, "QUEUE_SECONDS", 60.0)
     suite.overrides["max_in_flight"] = few = 8
     await suite.serve("assets")
     ada, bob = suite.client("ada"), suite.client("bob")
 
-    burst = [asyncio.ensure_future(listing(ada)) for _ in range(3 * few)]
+    burst = [asyncio.ensure_future(listing(ada)) for _ in range(2 * few)]
     leaver = asyncio.ensure_future(listing(ada))
     others = [asyncio.ensure_future(listing(bob)) for _ in range(few)]
     await asyncio.sleep(0.01)
@@ -168,6 +168,27 @@ async def test_a_burst_of_short_calls_is_served_in_turns(
 
 
 @pytest.mark.long
+async def test_an_owner_who_floods_leaves_room_to_wait_for_others() -> None:
+    places = limits.Places(PLACES)
+    ada, bob = (
+        auth.Identity(actor=name, owner=f"user:{name}", role="user", expires_at=0)
+        for name in ("ada", "bob")
+    )
+    flood = [asyncio.ensure_future(places.take_within(ada, lambda: 60.0)) for _ in range(400)]
+    await asyncio.sleep(0)
+    others = [asyncio.ensure_future(places.take_within(bob, lambda: 60.0)) for _ in range(20)]
+    await asyncio.sleep(0.01)
+
+    refused = [each for each in flood if each.done() and each.exception()]
+    assert len(refused) > PLACES and not any(each.done() and each.exception() for each in others)
+    while going := [each for each in flood + others if not each.done()]:
+        ended = next(each for each in flood + others if each.done() and each not in refused)
+        places.give_back(ended.result())
+        flood, others = ([e for e in them if e is not ended] for them in (flood, others))
+        await asyncio.sleep(0)
+    assert not going
+
+
 async def test_whoever_comes_next_finds_a_place_however_many_are_held(suite: Suite) -> None:
     owner = suite.client("ada", role="vendor")
     asset = await pending(suite, owner, visibility=asset_pb2.VISIBILITY_PUBLIC)

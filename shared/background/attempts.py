@@ -132,10 +132,7 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            if outcome := await _stopped(working):
-                await outcome.discard()
-            watching.result()  # raises Superseded if that is why
-            await _end(db, kind, attempt, kind.cancelled, "cancelled")
+            await _to_its_end(_cancel(db, kind, attempt, working, watching))
             return
         await _to_its_end(_finish(db, kind, attempt, working.result()))
     except Superseded:
@@ -161,6 +158,21 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
         watching.cancel()
         # Retrieves the exception, which asyncio would log otherwise.
         watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+
+async def _cancel(
+    db: Database,
+    kind: JobTable[J],
+    attempt: Attempt[J],
+    working: "asyncio.Future[Outcome[J]]",
+    watching: "asyncio.Future[None]",
+) -> None:
+    """Ends an attempt whose job is to be cancelled. A result that is there nevertheless is taken
+    back. Raises Superseded if another attempt has the row."""
+    if outcome := await _stopped(working):
+        await outcome.discard()
+    watching.result()  # raises Superseded if that is why
+    await _end(db, kind, attempt, kind.cancelled, "cancelled")
 
 
 async def _stopped(working: "asyncio.Future[Outcome[J]]") -> Outcome[J] | None:
@@ -190,8 +202,9 @@ async def _ended_with_worker(
 
 
 async def _to_its_end(finishing: Coroutine[Any, Any, None]) -> None:
-    """Waits for the commit of finished work even if this task is cancelled meanwhile: the work may
-    have cost money, and its fencing token protects a row that another attempt owns."""
+    """Waits for the end of an attempt even if this task is cancelled meanwhile: finished work may
+    have cost money, a result that was taken back must not be committed, and the fencing token
+    protects a row that another attempt owns."""
     task = asyncio.ensure_future(finishing)
     while not task.done():
         with suppress(asyncio.CancelledError):

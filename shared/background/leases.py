@@ -184,11 +184,29 @@ async def reap(
         await asyncio.sleep(every_seconds)
         try:
             for late in await db.system_all(_select_late(jobs.table, jobs.running)):
-                async with db.transaction(late.owner) as m:
-                    row = await lock_late(m, jobs, late.id)
-                    if row is not None:
-                        await expire(m, row)
+                await _expire(db, jobs, expire, late)
         except (psycopg.Error, DomainError) as error:
             _log.warning(
                 "leases wait to be looked at", table=jobs.table.name, error=type(error).__name__
             )
+
+
+async def _expire(
+    db: Database,
+    jobs: JobTable[L],
+    expire: Callable[[Mutation, L], Awaitable[object]],
+    late: _Late,
+) -> None:
+    """Ends the attempt of one row. A row that fails doesn't keep the others waiting."""
+    try:
+        async with db.transaction(late.owner) as m:
+            row = await lock_late(m, jobs, late.id)
+            if row is not None:
+                await expire(m, row)
+    except (psycopg.Error, DomainError) as error:
+        _log.warning(
+            "a lease waits to be ended",
+            table=jobs.table.name,
+            row=str(late.id),
+            error=type(error).__name__,
+        )

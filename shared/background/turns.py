@@ -23,11 +23,13 @@ class Turns:
         # A holder without slots and requests is in neither, so that these don't grow for ever.
         self._held: Counter[str] = Counter()
         self._waiting: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
+        self._queued = 0
 
     @asynccontextmanager
     async def slot(self, holder: str) -> AsyncIterator[None]:
         """Waits for a slot and holds it within the context. Cancel the task to stop waiting."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queued += 1
         self._waiting.setdefault(holder, OrderedDict())[turn] = None
         self._hand_out()
         try:
@@ -44,6 +46,11 @@ class Turns:
         finally:
             self._give_back(holder)
 
+    def is_full(self, holder: str, most: int) -> bool:
+        """Returns whether the holder may not wait, too, where `most` requests may. Of this room
+        each holder has as much as is still free."""
+        return len(self._waiting.get(holder, ())) >= most - self._queued
+
     def _hand_out(self) -> None:
         while allowed := [holder for holder in self._waiting if self._may_have_another(holder)]:
             holder = min(allowed, key=self._held.__getitem__)
@@ -58,6 +65,7 @@ class Turns:
         return self._free > (self._held[holder] if self._leave_room else 0)
 
     def _leave(self, holder: str, turn: asyncio.Future[None]) -> None:
+        self._queued -= 1
         del self._waiting[holder][turn]
         if not self._waiting[holder]:
             del self._waiting[holder]

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from shared.background.tasks import not_cancelled
 from shared.background.watches import EventStream
 from shared.rpc import calls, limits
-from shared.rpc.errors import DomainError
+from shared.rpc.errors import DomainError, Reason
 
 _PARTING_SECONDS = limits.TURN_AWAY_SECONDS + 0.2
 _ANSWER_SECONDS = 0.5  # the end of a deadline, reserved for reading the row once more
@@ -71,12 +71,13 @@ async def until_told(
                         return row
     except TimeoutError:
         pass
-    except DomainError:
+    except DomainError as error:
         # If the wait ends early (the server stops, the token expires), the job's current row is
-        # still an answer. It comes after a pause: a client that asks again at once would get a
-        # stopping server's answer hundreds of times, or be turned away as CANCELLED, which no
-        # client repeats.
-        await asyncio.sleep(min(_PARTING_SECONDS, patience()))
+        # still an answer. A stopping server gives it after a pause: a client that asks again at
+        # once would get it hundreds of times, or be turned away as CANCELLED, which no client
+        # repeats.
+        if error.reason == Reason.ERROR_REASON_SHUTTING_DOWN:
+            await asyncio.sleep(min(_PARTING_SECONDS, patience()))
     return await read()
 
 

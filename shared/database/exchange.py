@@ -21,7 +21,7 @@ from psycopg import AsyncConnection
 from psycopg.abc import PQGen
 from psycopg.abc import Transformer as Adapting
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import ConnStatus, ExecStatus, Format, PipelineStatus
+from psycopg.pq import ExecStatus, Format, PipelineStatus
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import Ready, Wait
 
@@ -35,6 +35,8 @@ _Prepared = tuple[Command, tuple[int, ...]]  # a statement with the types of its
 _GOOD = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 _FATAL, _SYNC = ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_SYNC
 _READABLE, _AUTO, _TEXT, _BINARY = Wait.R, PyFormat.AUTO, Format.TEXT, Format.BINARY
+# What is prepared fits the tables no longer, or is gone.
+_OUTDATED = ("0A000", "26000")
 _USES_BEFORE_PREPARING = 5  # as psycopg does: a rare statement isn't worth a name on the server
 _MOST_PREPARED = 200  # per connection; a service has about as many statements
 
@@ -210,7 +212,8 @@ class Exchange:
         until the end of the exchange."""
         pgconn, awaited, gaps = self._pgconn, self._awaited, 0
         while pgconn.flush():
-            if (yield Wait.RW) & Ready.R:
+            # Nothing is sent in after a cancellation.
+            if ((yield Wait.RW) or Ready.NONE) & Ready.R:
                 pgconn.consume_input()
         while last is None or not last.arrived:
             while pgconn.is_busy():
@@ -219,7 +222,7 @@ class Exchange:
             result = pgconn.get_result()
             if result is None:  # libpq separates two statements so; a lost connection says no more
                 gaps += 1
-                if gaps > 2 and pgconn.status == ConnStatus.BAD:
+                if gaps > 2:
                     raise psycopg.OperationalError("the connection to the database was lost")
                 continue
             gaps = 0
@@ -231,13 +234,16 @@ class Exchange:
                 return
             if status == _FATAL and self.error is None:
                 self.error = _error(result)
+                if self.error.sqlstate in _OUTDATED:
+                    self._conn.prepared.clear()
             if awaited:  # not so if the server ends the session by itself
                 awaited.popleft().take(result, status in _GOOD)
 
 
 def _error(result: PGresult) -> psycopg.Error:
     error = psycopg.errors.error_from_result(result)
-    if error.diag.severity_nonlocalized != "FATAL" or isinstance(error, psycopg.OperationalError):
+    ended = error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+    if not ended or isinstance(error, psycopg.OperationalError):
         return error
     # The server has ended the session, for example because a transaction took too long: to whoever
     # asked, that is a lost connection.

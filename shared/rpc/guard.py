@@ -7,6 +7,7 @@ errors, log and metrics.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from google.protobuf import descriptor, descriptor_pool
 from google.protobuf.message import DecodeError, Message
 
 from shared import telemetry
-from shared.rpc import auth, calls, errors, origin
+from shared.rpc import auth, calls, errors, limits, origin
 from shared.rpc.errors import DomainError, Reason
 from shared.rpc.limits import Limits, Places
 from shared.rpc.origin import Context
@@ -29,6 +30,7 @@ R = TypeVar("R")  # a method's argument: a request or a stream of requests
 A = TypeVar("A")
 
 _SMALL_REQUEST_BYTES = 4096
+_LARGE_REQUEST_BYTES = 64 * 1024
 _IDLE_UPLOAD_SECONDS = 30.0  # between two messages of a request stream
 _HEAD_START_SECONDS = 60.0
 _SLOWEST = 10_000  # least average bytes per second of an upload after its head start
@@ -209,7 +211,8 @@ class Guard:
             identity, seat, code = None, None, "OK"
             try:
                 identity = self._identify(context)
-                seat = await self._limits.seat(places, identity, context.time_remaining())
+                patience = functools.partial(_patience, request, context)
+                seat = await self._limits.seat(places, identity, patience)
                 return await serve(request, context)
             except Exception as error:
                 refusal = errors.from_exception(error)
@@ -244,6 +247,15 @@ class Guard:
             actor=identity.actor if identity else None,
             via=identity.service if identity else None,
         )
+
+
+def _patience(request: object, context: Context) -> float:
+    """Returns the seconds for which a call may wait for its place. A large request doesn't wait:
+    thousands of them would fill the memory."""
+    if isinstance(request, Message) and request.ByteSize() > _LARGE_REQUEST_BYTES:
+        return 0.0
+    left: float | None = context.time_remaining()
+    return limits.QUEUE_SECONDS if left is None else min(limits.QUEUE_SECONDS, left / 2)
 
 
 def check(request: Request) -> Message:

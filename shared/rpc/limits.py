@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 
@@ -13,7 +14,7 @@ _NEVER_TOO_MANY = 8  # calls of one owner, so that a web page can load its pictu
 _FEW = 2  # calls of one owner when only the places that are kept back are free
 _FEWEST_OPEN = 32
 # A burst of short calls is served within seconds; refused, each would come back several times.
-_QUEUE_SECONDS = 5.0
+QUEUE_SECONDS = 5.0
 _QUEUED_PER_PLACE = 4  # waiting calls, which cost a little memory each
 Holder = tuple[str, str | None]
 
@@ -43,20 +44,22 @@ class Places:
         self._give(holder)
         return holder
 
-    async def take_within(self, identity: auth.Identity, seconds: float) -> Holder:
+    async def take_within(self, identity: auth.Identity, seconds: Callable[[], float]) -> Holder:
         """Does the same as `take`, but waits for a place for a while. Calls of one owner get theirs
-        in the order in which they came, and owners take turns."""
+        in the order in which they came, and owners take turns. Of the room for waiting calls, too,
+        an owner has as much as is still free."""
         holder = _holder(identity)
         if holder not in self._queues and self._may_have_another(holder):
             self._give(holder)
             return holder
-        if self._queued >= _QUEUED_PER_PLACE * self._most:
+        room = _QUEUED_PER_PLACE * self._most - self._queued
+        if len(self._queues.get(holder, ())) >= room:
             raise self._refusal(holder, identity)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(holder, deque()).append(turn)
         self._queued += 1
         try:
-            await asyncio.wait((turn,), timeout=seconds)
+            await asyncio.wait((turn,), timeout=seconds())
         except asyncio.CancelledError:
             if turn.done():
                 self.give_back(holder)
@@ -181,14 +184,11 @@ class Limits:
         self.max_deadline = max_deadline
 
     async def seat(
-        self, places: Places, identity: auth.Identity, seconds_left: float | None
+        self, places: Places, identity: auth.Identity, patience: Callable[[], float]
     ) -> Seat:
-        """Takes a place for the current call, and waits for one a moment if it may. Raises
+        """Takes a place for the current call, and waits for one a moment if it is unary. Raises
         OVERLOADED, TOO_MANY_CALLS."""
         if places is self.calls:
-            patience = _QUEUE_SECONDS
-            if seconds_left is not None:
-                patience = min(patience, seconds_left / 2)
             holder = await places.take_within(identity, patience)
         else:
             holder = places.take(identity)

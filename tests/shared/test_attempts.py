@@ -3,7 +3,8 @@ queue and worker)."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from uuid import UUID
 
 import psycopg
@@ -150,6 +151,33 @@ async def test_a_result_that_is_there_when_its_worker_stops_is_committed_or_take
     state = "running" if fenced else "done"
     assert suite.sql("SELECT state FROM assets.naps") == [(state,)]
     assert taken_back == [True] * fenced
+
+
+async def test_a_result_that_was_taken_back_is_not_committed_if_the_worker_stops_then(
+    suite: Suite,
+) -> None:
+    taken_back: list[bool] = []
+    cancelled = asyncio.Event()
+
+    async def take_back() -> None:
+        running.cancel()  # the worker stops in this moment
+        taken_back.append(True)
+
+    async with database(suite) as db:
+        row_id = await asked(db, 0)
+
+        async def work(attempt: attempts.Attempt[naps.Nap]) -> attempts.Outcome[naps.Nap]:
+            suite.sql("UPDATE assets.naps SET cancel_requested = true")
+            with suppress(asyncio.CancelledError):  # it comes to its end nevertheless
+                await cancelled.wait()
+            return attempts.Outcome({}, if_not_committed=take_back)
+
+        kind = replace(naps.NAPS, cancelled="failed")  # naps have no state for it
+        running = asyncio.create_task(attempts.run(db, kind, str(row_id), work))
+        await asyncio.wait([running], timeout=30)
+
+    assert suite.sql("SELECT state FROM assets.naps") == [("failed",)]
+    assert taken_back == [True]
 
 
 async def test_a_try_that_this_process_could_not_end_is_no_lost_worker(suite: Suite) -> None:

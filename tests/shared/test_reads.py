@@ -224,3 +224,19 @@ async def test_a_transaction_that_lasts_too_long_is_a_lost_connection(suite: Sui
     auth.enter(calls.owner_identity("user:ada"))
     assert await db.one(OWNER) == "user:ada"
     await db.close()
+
+
+async def test_a_statement_that_fits_its_table_no_longer_is_prepared_anew(
+    db: Database, suite: Suite
+) -> None:
+    suite.sql("CREATE TABLE assets.changing AS SELECT 1::int AS number")
+    suite.sql("GRANT SELECT ON assets.changing TO assets_app")
+    number = Statement(int, "SELECT number FROM changing")
+    for _ in range(10):
+        assert await db.one(number) == 1
+
+    suite.sql("ALTER TABLE assets.changing ALTER number TYPE bigint")
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        await db.one(number)
+    assert await db.one(number) == 1
+    suite.sql("DROP TABLE assets.changing")

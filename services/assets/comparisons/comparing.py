@@ -109,7 +109,8 @@ class Comparer:
         except ObjectNotFound:
             raise attempts.JobFailed("ORIGINAL_GONE", "one of the two is no longer there") from None
         finally:
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            # Awaits nothing, so that no cancellation replaces what was returned.
+            shutil.rmtree(directory, ignore_errors=True)
 
     async def _originals(self, attempt: Attempt[Comparison], directory: Path) -> list[Path]:
         ids = [attempt.row.before_asset_id, attempt.row.after_asset_id]

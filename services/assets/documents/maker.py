@@ -82,7 +82,8 @@ class DocumentMaker:
                 refusal.reason, "the document takes too much memory or time; make several of it"
             ) from refusal
         finally:
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            # Awaits nothing, so that no cancellation replaces what was returned.
+            shutil.rmtree(directory, ignore_errors=True)
 
     async def _pictures(
         self, attempt: Attempt[Document], directory: Path

@@ -52,6 +52,7 @@ from shared.storage import Check, Stat, Storage, StorageError
 # More calls at once would wait for a child process until their deadlines, in vain. One owner may
 # have half of the places.
 _MOST_AT_ONCE = 32
+_MOST_WAITING = 2048  # calls, of which an owner alone may have half
 
 # Calls that settle an asset, and the answers that are stored for them.
 Settling = ConfirmUploadRequest | CompleteResumableUploadRequest | UploadHead
@@ -141,10 +142,13 @@ class Verifier:
     async def place(self) -> AsyncIterator[None]:
         """Takes a place among the calls that verify. Waits for one for half of the call's deadline,
         then raises OVERLOADED. An upload in a stream takes none: its bytes may come slowly."""
+        share = auth.current_share()
         async with AsyncExitStack() as held:
             try:
+                if self._places.is_full(share, _MOST_WAITING):
+                    raise TimeoutError
                 async with asyncio.timeout(waiting.patience() / 2):
-                    await held.enter_async_context(self._places.slot(auth.current_share()))
+                    await held.enter_async_context(self._places.slot(share))
             except TimeoutError:
                 text = (
                     "the server is verifying as many files as it can; nothing was changed, try"
