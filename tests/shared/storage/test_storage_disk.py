@@ -147,6 +147,9 @@ async def test_a_killed_put_leaves_no_object_and_is_swept(disk: Storage, root: P
     )
     assert process.stdout
     assert await process.stdout.readline() == b"stalled\n"
+    async with asyncio.timeout(20):
+        while len(files(root)) == 1:  # a thread creates the file while the next bytes are awaited
+            await asyncio.sleep(0.01)
 
     process.kill()
     await process.wait()
