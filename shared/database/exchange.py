@@ -6,10 +6,10 @@
     await exchange.end()                      # one round trip for all of it
     rows = reply.rows()
 
-psycopg's own pipeline does the same with a cursor and several waits for each statement, which cost
-a read of 40 columns 545,000 instructions; this costs 310,000. Every call of every service goes
-through it, so it is written here, on psycopg's `pq`. How values are adapted and loaded, how a
-cancelled call cancels its query, the pool and the connection are psycopg's.
+psycopg's own pipeline does the same with a cursor and several waits for each statement. Every call
+of every service goes through it, so it is written here, on psycopg's `pq`; decision 11 has the
+figures. How values are adapted and loaded, how a cancelled call cancels its query, the pool and the
+connection are psycopg's.
 """
 
 from collections import deque

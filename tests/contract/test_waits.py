@@ -11,20 +11,26 @@ from atelier.conversions.v1 import generation_pb2, job_pb2
 from tests.assets.flows import request_id
 from tests.conversions import flows
 from tests.conversions import local_pictures as pictures
-from tests.suite import Suite
+from tests.suite import Client, Suite
+
+
+async def sketch_that_waits(
+    client: Client, directory: Path
+) -> generation_pb2.CreateGenerationRequest:
+    photo = pictures.garment(directory / "garment.jpg", width=400)
+    return generation_pb2.CreateGenerationRequest(
+        request_id=request_id(),
+        task=generation_pb2.GENERATION_TASK_SKETCH,
+        source_asset_id=await flows.put(client, photo, asset_pb2.ASSET_KIND_PRODUCT),
+        wait=True,
+    )
 
 
 @pytest.mark.long
 async def test_a_stopping_server_answers_and_another_waits_on(suite: Suite, tmp_path: Path) -> None:
     await flows.start(suite, working=False)
     ada = suite.client("ada")
-    photo = pictures.garment(tmp_path / "garment.jpg", width=400)
-    request = generation_pb2.CreateGenerationRequest(
-        request_id=request_id(),
-        task=generation_pb2.GENERATION_TASK_SKETCH,
-        source_asset_id=await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT),
-        wait=True,
-    )
+    request = await sketch_that_waits(ada, tmp_path)
 
     waiting = asyncio.ensure_future(flows.generations(ada).CreateGeneration(request, timeout=60))
     while not suite.sql("SELECT id FROM conversions.generations"):
@@ -46,13 +52,7 @@ async def test_a_client_that_repeats_at_once_does_not_spin_while_the_server_stop
 ) -> None:
     await flows.start(suite, working=False)
     ada = suite.client("ada")
-    photo = pictures.garment(tmp_path / "garment.jpg", width=400)
-    request = generation_pb2.CreateGenerationRequest(
-        request_id=request_id(),
-        task=generation_pb2.GENERATION_TASK_SKETCH,
-        source_asset_id=await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT),
-        wait=True,
-    )
+    request = await sketch_that_waits(ada, tmp_path)
     answers = 0
 
     async def repeat() -> grpc.StatusCode:
@@ -78,11 +78,7 @@ async def test_a_deadline_that_is_near_ends_the_wait_with_an_answer(
 ) -> None:
     await flows.start(suite, working=False)
     ada = suite.client("ada")
-    photo = pictures.garment(tmp_path / "garment.jpg", width=400)
-    source = await flows.put(ada, photo, asset_pb2.ASSET_KIND_PRODUCT)
-    request = generation_pb2.CreateGenerationRequest(
-        task=generation_pb2.GENERATION_TASK_SKETCH, source_asset_id=source, wait=True
-    )
+    request = await sketch_that_waits(ada, tmp_path)
 
     answer = await flows.generations(ada).CreateGeneration(request, timeout=2)
     assert answer.generation.state == job_pb2.JOB_STATE_PENDING
