@@ -11,6 +11,7 @@ T ?=
 N ?=
 PHOTOS ?=
 FACTS ?=
+PROVIDER ?=
 
 .DEFAULT_GOAL := help
 
@@ -20,6 +21,7 @@ help: ## This list
 	@echo
 	@echo '  make test T=tests/assets            the tests of a folder, a file or a name'
 	@echo '  make demo PHOTOS="a.jpg b.jpg" FACTS=facts.yaml'
+	@echo '  make demo PROVIDER=gemini           with a model; its key is in the environment'
 
 .PHONY: setup
 setup: $(VENV)/run.stamp gen/atelier.binpb ## Virtual environment with locked requirements, and the stubs
@@ -46,6 +48,15 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/build.stamp
 	@$(INSTALL) --no-build-isolation -r requirements/dev.txt
 	@touch $@ $(VENV)/run.stamp
 
+# Optional: what reads labels, 390 MB. The services notice by themselves that it is there.
+$(VENV)/reading.stamp: requirements/reading.txt $(VENV)/run.stamp
+	@echo 'Installing what reads labels (once, 390 MB) ...'
+	@$(INSTALL) --only-binary :all: -r requirements/reading.txt
+	@touch $@
+
+.PHONY: reading
+reading: setup $(VENV)/reading.stamp ## Install what reads labels in photographs (optional, 390 MB)
+
 gen/atelier.binpb: $(PROTOS) tools/stubs.py $(VENV)/run.stamp
 	@$(BIN)/python tools/stubs.py
 
@@ -58,7 +69,7 @@ protos: gen/atelier.binpb ## dist/: the contract for clients in other languages
 
 .PHONY: demo
 demo: setup ## From photographs to a tech pack, with everything it needs
-	@./atelier demo $(PHOTOS) $(if $(FACTS),--facts $(FACTS))
+	@./atelier demo $(PHOTOS) $(if $(FACTS),--facts $(FACTS)) $(if $(PROVIDER),--provider $(PROVIDER))
 
 .PHONY: up
 up: setup ## Keep the suite running; prints endpoints and calls to paste
@@ -79,6 +90,7 @@ long: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw $(TOOLS)/grpcurl ## The tests
 # Of these files the tests that name the noun, and those that look at every noun at once.
 GUARDS := tests/test_schema.py tests/test_statements.py tests/test_row_security.py \
 	tests/test_tenancy.py tests/test_pages.py tests/test_answers.py tests/test_any_bytes.py \
+	tests/test_erasure.py \
 	tests/contract tests/webhooks/test_endpoints.py tests/docs tests/assets tests/conversions \
 	tests/pipeline tests/techfiles
 EVERY := test_schema or test_comments or test_options or test_contributing or every_table \
@@ -100,6 +112,23 @@ examples: setup $(VENV)/dev.stamp ## Build and run the clients in Go, TypeScript
 faults: setup $(VENV)/dev.stamp | $(TOOLS)/versitygw ## Kill, freeze and cut real processes (up to 20 minutes)
 	@tools/test.sh faults $(T)
 
+# The models' folder: .tools/vision, or the one that the setting names.
+VISION := $(or $(ATELIER_VISION_MODELS),.tools/vision)
+
+.PHONY: vision
+vision: setup ## The models by which `local` finds persons and faces (optional; 140 MB)
+	@$(INSTALL) --only-binary :all: -r requirements/vision.txt
+	@$(BIN)/python -m tools.vision_models $(VISION)
+	@echo 'Set ATELIER_VISION_MODELS=$(abspath $(VISION)) for the workers of conversions.'
+
+# The fonts' folder.
+FONTS := .tools/fonts
+
+.PHONY: fonts
+fonts: setup ## Open fonts for documents in Chinese, Japanese, Korean, Arabic, Hebrew, Thai, Hindi (optional; 50 MB)
+	@$(BIN)/python -m tools.print_fonts $(FONTS)
+	@echo 'Set ATELIER_FONTS=$(abspath $(FONTS)) for the workers.'
+
 .PHONY: lint
 lint: setup $(VENV)/dev.stamp ## Style, types, contract and import rules: what check does without running code
 	@$(BIN)/ruff check .
@@ -119,6 +148,8 @@ check: setup $(VENV)/dev.stamp | $(TOOLS)/promtool ## Style, types, contract, im
 	@$(MAKE) --no-print-directory long
 	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory examples
+	@$(MAKE) --no-print-directory reading
+	@tools/test.sh reading
 
 .PHONY: bench
 bench: setup $(VENV)/dev.stamp ## Speeds as ratios to a reference of the same run
@@ -149,7 +180,8 @@ $(TOOLS)/promtool:
 .PHONY: lock
 lock: $(VENV)/dev.stamp ## Lock requirements/*.in again, with hashes
 	@$(BIN)/pip install --quiet uv
-	@for f in run dev build; do $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --no-annotate requirements/$$f.in -o requirements/$$f.txt; done
+	@for f in run reading vision dev build; do $(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --no-annotate requirements/$$f.in -o requirements/$$f.txt; done
+	@cd examples/model-server && $(CURDIR)/$(BIN)/uv pip compile -q --generate-hashes --python-version 3.11 --universal --no-header --no-emit-index-url --no-annotate -c ../../requirements/run.txt requirements.in -o requirements.txt
 
 .PHONY: clean
 clean: ## Remove what was built here; state in .atelier/ stays

@@ -18,7 +18,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, chaos, deleting, history, images, main_job, startup, uploads, watching
+from bench import (
+    calls,
+    chaos,
+    deleting,
+    file_lists,
+    history,
+    images,
+    main_job,
+    printing,
+    products,
+    queueing,
+    startup,
+    uploads,
+    watching,
+)
 from bench.figure import CannotRun, Figure, NeedsNode, Report
 from cli.suite import ROOT
 
@@ -28,13 +42,17 @@ BENCHMARKS: dict[str, Callable[[Report], list[Figure]]] = {
     "B2": calls.against_fastapi,
     "B3": calls.creating,
     "B4": images.variants,
+    "B5": queueing.queues,
     "B6": watching.audiences,
     "B7": history.pages,
     "B8": uploads.streaming,
     "B9": uploads.at_once,
+    "B10": printing.documents,
     "B11": startup.suite,
     "B12": main_job.demo,
     "B13": deleting.bulk,
+    "B7P": products.pages,
+    "B7F": file_lists.pages,
     "R26": chaos.queues,
 }
 

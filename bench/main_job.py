@@ -92,7 +92,7 @@ def _work(directory: Path) -> Iterator[object]:
     facts = load_facts((_PHOTOS / "facts.yaml").read_text())
 
     def analysed(task: str, *pictures: tuple[str, Path]) -> Analysis:
-        return analyse(task, [assess(view, photo) for view, photo in pictures], facts)
+        return analyse(task, [assess(view, photo).quality for view, photo in pictures], facts)
 
     photos = {view: _PHOTOS / f"{view}.jpg" for view in _VIEWS}
     for photo in (*photos.values(), _PHOTOS / "figure.jpg", photos["front"]):

@@ -7,6 +7,7 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # ruff: noqa: E402
+import json
 import os
 import shlex
 import subprocess
@@ -24,7 +25,7 @@ from rich.table import Table
 from cli import doctor as checks
 from cli import storage
 from cli.setup import make_bucket, migrate_all
-from cli.state import DEFAULT_STATE, LOCAL_ISSUER, State
+from cli.state import DEFAULT_STATE, LOCAL_ISSUER, WORKERS_ISSUER, State
 from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, ports
 from shared import logs
 from shared.rpc import auth
@@ -183,6 +184,9 @@ def token(
         bool, typer.Option("--anonymous", help="A random owner that sees only what it makes.")
     ] = False,
     admin: Annotated[str, typer.Option(help="The same, for an operator.")] = "",
+    worker: Annotated[
+        str, typer.Option(help="The same, for an outside worker that serves every owner.")
+    ] = "",
     owner: Annotated[
         str, typer.Option(help="The tenant acted in, such as user:ada. Default: its own.")
     ] = "",
@@ -194,16 +198,25 @@ def token(
     Send it as gRPC metadata `authorization: Bearer TOKEN`.
     """
     by_chance = os.urandom(8).hex() if anonymous else ""
-    named = {"user": user, "vendor": vendor, "admin": admin, "anonymous": by_chance}
+    named = {
+        "user": user,
+        "vendor": vendor,
+        "admin": admin,
+        "anonymous": by_chance,
+        "service": worker,
+    }
     chosen = [(role, subject) for role, subject in named.items() if subject]
     if len(chosen) != 1:
         raise stop_with(
-            "say who: exactly one of --user NAME, --vendor NAME, --admin NAME, --anonymous", 2
+            "say who: exactly one of --user NAME, --vendor NAME, --admin NAME, --worker NAME,"
+            " --anonymous",
+            2,
         )
     [(role, subject)] = chosen
     files = State(state)
     files.prepare()
-    key = auth.load_key(files.keys / "people.jwk")
+    file, issuer = ("workers", WORKERS_ISSUER) if worker else ("people", LOCAL_ISSUER)
+    key = auth.load_key(files.keys / f"{file}.jwk")
     owner = owner or f"{role}:{subject}"
     trusted = [each for each in trusted_keys(files.trust_file) if each.key.kid == key.kid]
     if not any(role in each.roles and each.may_own(role, owner) for each in trusted):
@@ -213,7 +226,7 @@ def token(
         )
         raise stop_with(text, 2)
     made = auth.sign(
-        key, issuer=LOCAL_ISSUER, subject=subject, role=role, seconds=int(hours * 3600), owner=owner
+        key, issuer=issuer, subject=subject, role=role, seconds=int(hours * 3600), owner=owner
     )
     print(made)
 
@@ -383,6 +396,13 @@ def demo(
         Path | None, typer.Option(help="What is known about the product, as YAML.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("demo-out"),
+    provider: Annotated[
+        str,
+        typer.Option(
+            help="Who runs the models, such as gemini; its key is read from the environment, such"
+            " as ATELIER_GEMINI_API_KEY. Default: local, which needs none."
+        ),
+    ] = "",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
     """Make a tech pack from photographs, through the running services, as an outside client.
@@ -404,7 +424,11 @@ def demo(
         raise typer.Exit(checked.returncode)
     from cli.demo import run_client
 
-    raise typer.Exit(run_client(client, State(state), console, report, _client_environment))
+    if provider:
+        os.environ["ATELIER_PROVIDERS"] = json.dumps({"*": [provider]})
+    raise typer.Exit(
+        run_client(client, State(state), console, report, _client_environment, own=bool(provider))
+    )
 
 
 def _client_environment(client_token: str) -> dict[str, str]:

@@ -24,14 +24,20 @@ def run_client(
     console: Console,
     report: Report,
     environment: Callable[[str], dict[str, str]],
+    *,
+    own: bool = False,
 ) -> int:
     """Returns the client's exit status, or 130 after Ctrl-C. Everything started here has ended by
-    then."""
+    then. `own`: the settings are for a suite of the demo's own, so that none may be running."""
     state.prepare()
     suite: Suite | None = None
     with interruptible() as stopped:
         try:
             running = not _free(state) and all(is_serving(ports()[name]) for name in SERVICES)
+            if running and own:
+                raise Problem(
+                    "a suite is running with settings of its own; stop it, or leave --provider out"
+                )
             suite = None if running else Suite(state, Options(), report)
             if suite:
                 suite.stopped = stopped

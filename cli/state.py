@@ -10,6 +10,7 @@ from shared.rpc import auth
 from shared.settings import SERVICES
 
 LOCAL_ISSUER = "atelier-local"
+WORKERS_ISSUER = "atelier-local-workers"
 DEFAULT_STATE = Path(__file__).resolve().parent.parent / ".atelier"
 PEOPLE_ROLES = ("user", "vendor", "anonymous", "admin")
 _SERVICE_ROLES = ("user", "vendor", "anonymous", "service")
@@ -24,6 +25,8 @@ class State:
         self.logs = self.directory / "logs"
         self.trust_file = self.keys / "trust.json"
         self.storage_secret = self.keys / "storage.secret"
+        self.c2pa_certificate = self.keys / "c2pa.pem"
+        self.c2pa_key = self.keys / "c2pa-key.pem"
         self.objects = self.directory / "objects"
         self.postgres = self.directory / "postgres"
         self._lock: int | None = None
@@ -36,6 +39,8 @@ class State:
         self.logs.mkdir(mode=0o700, exist_ok=True)
         people = auth.create_key(self.keys / "people.jwk")
         entries = [auth.trust_entry(people, issuer=LOCAL_ISSUER, roles=PEOPLE_ROLES)]
+        workers = auth.create_key(self.keys / "workers.jwk")
+        entries.append(auth.trust_entry(workers, issuer=WORKERS_ISSUER, roles=["service"]))
         for name in SERVICES:
             key = auth.create_key(self.service_key(name))
             entries.append(
@@ -49,6 +54,18 @@ class State:
         ):
             if not (self.keys / name).exists():
                 write_private(self.keys / name, secrets.token_hex(32))
+
+        if not self.c2pa_certificate.exists():
+            self._make_c2pa_identity()
+
+    def _make_c2pa_identity(self) -> None:
+        """Makes what pictures are signed with until the operator names a certificate that others
+        trust."""
+        from shared.imaging import certificates
+
+        chain, key = certificates.make_untrusted()
+        write_private(self.c2pa_key, key.decode())
+        write_private(self.c2pa_certificate, chain.decode())
 
     def service_key(self, service: str) -> Path:
         return self.keys / f"service-{service}.jwk"

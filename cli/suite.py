@@ -259,6 +259,8 @@ class Suite:
 
     def _environment(self) -> dict[str, str]:
         return {
+            "ATELIER_C2PA_CERTIFICATE": str(self.state.c2pa_certificate),
+            "ATELIER_C2PA_KEY": str(self.state.c2pa_key),
             **os.environ,
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
             "PYTHONUNBUFFERED": "1",

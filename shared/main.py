@@ -20,7 +20,7 @@ from shared.background.jobs import JobQueue
 from shared.background.tasks import not_cancelled
 from shared.database import db
 from shared.rpc import server
-from shared.settings import STORAGE_HTTP_PORT, Settings, load
+from shared.settings import STORAGE_HTTP_PORT, Settings, WrongSetting, load
 from shared.storage import Storage, open_disk, open_s3, read_secret
 
 _USAGE = "usage: python -m services.{name} serve | work | migrate   (settings: `atelier settings`)"
@@ -38,13 +38,16 @@ def run(name: str, *, service: server.Opener, work: Command, arguments: Sequence
     if len(arguments) != 1 or arguments[0] not in ("serve", "work", "migrate"):
         sys.exit(_USAGE.format(name=name))
     settings = load(name)
-    if arguments[0] == "serve":
-        server.run(name, settings, service)
-    elif arguments[0] == "work":
-        telemetry.set_up(name, settings.log_level)
-        uvloop.run(run_workers([(name, settings, work)]))
-    else:
-        migrate_from_settings(name, settings)
+    try:
+        if arguments[0] == "serve":
+            server.run(name, settings, service)
+        elif arguments[0] == "work":
+            telemetry.set_up(name, settings.log_level)
+            uvloop.run(run_workers([(name, settings, work)]))
+        else:
+            migrate_from_settings(name, settings)
+    except WrongSetting as problem:
+        sys.exit(f"atelier: {problem}")
 
 
 def migrate_from_settings(name: str, settings: Settings) -> None:
@@ -107,6 +110,7 @@ async def work(
             group.create_task(webhooks.run(database, settings, types))
             group.create_task(_prune(database, settings))
             group.create_task(job_metrics.watch_waits(database))
+            group.create_task(job_metrics.watch_queues(database))
             group.create_task(
                 queue.work(
                     concurrency=settings.worker_concurrency,

@@ -18,10 +18,18 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.legacy_settings import LegacySettings
+from shared.market_settings import MarketSettings
+from shared.model_settings import ModelSettings
+
 SERVICES = ("assets", "conversions", "pipeline", "techfiles")
 PORTS = {"assets": 50051, "conversions": 50052, "pipeline": 50053, "techfiles": 50054}
 STORAGE_HTTP_PORT = 50080
 _FONT_HEADS = (b"\x00\x01\x00\x00", b"OTTO", b"ttcf", b"true")
+
+
+class WrongSetting(ValueError):
+    """A setting doesn't fit what the service has. The text names the setting and what to do."""
 
 
 class VariantPreset(BaseModel):
@@ -66,10 +74,14 @@ def _is_font(path: Path) -> bool:
         return False
 
 
-class Settings(BaseSettings):
+class Settings(LegacySettings, MarketSettings, ModelSettings):
     """The settings of one service's process."""
 
-    model_config = SettingsConfigDict(extra="ignore", arbitrary_types_allowed=True)
+    model_config = SettingsConfigDict(
+        extra="ignore",
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,  # a wrong value may be a secret
+    )
 
     # Server
     host: str = Field(
@@ -149,6 +161,13 @@ class Settings(BaseSettings):
     job_lease_seconds: float = Field(
         15, gt=0, description="a worker silent for this long has lost its jobs"
     )
+    thumbnail_wait_seconds: float = Field(
+        3,
+        ge=0,
+        description=(
+            "longest time that an answer which waited for a picture waits for its thumbnail, too"
+        ),
+    )
     job_wait_hours: float = Field(
         24,
         gt=0,
@@ -161,6 +180,13 @@ class Settings(BaseSettings):
     )
     imaging_processes: int = Field(
         2, ge=1, description="child processes that decode images, per process"
+    )
+    vision_models: str = Field(
+        "",
+        description=(
+            "folder of the models that `make vision` fetches, by which `local` finds persons and"
+            " faces; empty: it works with outlines alone"
+        ),
     )
     event_retention_hours: float = Field(72, gt=0, description="how long a watch can be resumed")
     answer_retention_hours: float = Field(
@@ -245,6 +271,13 @@ class Settings(BaseSettings):
             " 85}]"
         ),
     )
+    public_kinds: list[str] = Field(
+        ["style"],
+        description=(
+            "kinds whose files are public unless their upload says otherwise, as JSON, such as"
+            ' ["style", "generated", "result"]; photographs of people (user) never are'
+        ),
+    )
     eager_variants: dict[str, list[str]] = Field(
         {},
         description=(
@@ -262,6 +295,21 @@ class Settings(BaseSettings):
         ),
     )
 
+    c2pa_certificate: Path | None = Field(
+        None,
+        description=(
+            "PEM chain, the signer's certificate first, with which pictures that a trained model"
+            " made are signed (C2PA); empty: they aren't signed"
+        ),
+    )
+    c2pa_key: Path | None = Field(
+        None,
+        description=(
+            "PEM key of C2PA_CERTIFICATE, without password: P-256, P-384, Ed25519, or RSA of 2048"
+            " bits or more"
+        ),
+    )
+
     usage_address_days: float = Field(
         30,
         gt=0,
@@ -275,7 +323,14 @@ class Settings(BaseSettings):
             "networks of proxies whose x-forwarded-for is believed, such as 10.0.0.0/8, fd00::/8"
         ),
     )
-    trash_days: float = Field(30, gt=0, description="how long a deleted asset can be recovered")
+    trash_days: float = Field(
+        30,
+        gt=0,
+        description=(
+            "how long a deleted asset, dataset, job, product, tech file, collection or export can"
+            " come back"
+        ),
+    )
     cleanup_minutes: float = Field(
         60, ge=0, description="pause between cleanups; 0: only when an operator asks"
     )
@@ -328,6 +383,161 @@ class Settings(BaseSettings):
             "prices of stores, in the form of services/assets/accounting/prices.yaml; empty: that"
             " one"
         ),
+    )
+
+    # Credits: what conversions charge for jobs
+    credits: Literal["recorded", "enforced"] = Field(
+        "recorded",
+        description=(
+            "enforced: a job is refused that costs more than its owner has; recorded: the account"
+            " goes below 0"
+        ),
+    )
+    model_prices_file: Path | None = Field(
+        None,
+        description=(
+            "prices of jobs and of providers, in the form of services/conversions/prices.yaml;"
+            " empty: that one"
+        ),
+    )
+    quota_owner_monthly_free_conversions: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "conversions of free pictures that cost an owner nothing in a calendar month (UTC);"
+            " not set: all of them"
+        ),
+    )
+    budget_owner_daily_credits: int = Field(
+        0, ge=0, description="credits that an owner's jobs may reserve on a day (UTC); 0: no limit"
+    )
+    budget_owner_daily_cost_micros: int = Field(
+        0,
+        ge=0,
+        description=(
+            "estimated costs of an owner's calls to paid providers on a day (UTC), in millionths of"
+            " the price table's currency; 0: no limit"
+        ),
+    )
+    ledger_check_minutes: float = Field(
+        60,
+        gt=0,
+        description="pause between checks that every account is the sum of its entries",
+    )
+
+    # Consent
+    consent_required: list[str] = Field(
+        [],
+        description=(
+            "tasks that need a recorded consent for every photograph of a person (kind user) that"
+            ' they take, as JSON: ["conversion"]; generation and analysis name all of theirs,'
+            " generation.image and the like one"
+        ),
+    )
+    # Retention: how long conversions keeps jobs and what belongs to them
+    retention_failed_days: float = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="days until failed and cancelled jobs go to the trash; 0: never",
+    )
+    retention_conversion_days: float = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="days until completed conversions go to the trash, with results; 0: never",
+    )
+    retention_generation_days: float = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="days until completed generations go to the trash, with results; 0: never",
+    )
+    retention_analysis_days: float = Field(
+        0, ge=0, le=36500, description="days until completed analyses go to the trash; 0: never"
+    )
+    retention_input_days: float = Field(
+        0,
+        ge=0,
+        le=36500,
+        description=(
+            "days until photographs of people that completed conversions were made from go to the"
+            " trash; 0: never"
+        ),
+    )
+    retention_archived_file_days: float = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="days until archived tech files go to the trash; 0: never",
+    )
+    retention_export_days: float = Field(
+        0,
+        ge=0,
+        le=36500,
+        description="days until the bytes of exports of tech packs are removed; 0: never",
+    )
+    quota_owner_export_bytes: int = Field(
+        0,
+        ge=0,
+        description="bytes of exports that an owner may have before more are refused; 0: no limit",
+    )
+    quota_deployment_export_bytes: int = Field(
+        0,
+        ge=0,
+        description=(
+            "bytes of exports that all owners may have before more are refused; 0: no limit"
+        ),
+    )
+    retention_call_days: float = Field(
+        0,
+        ge=0,
+        le=36500,
+        description=(
+            "days until the record of a call to a provider loses its texts, which are handle and"
+            " category; 0: never"
+        ),
+    )
+
+    # Reviews and logs of pipeline
+    review_below_analysis: float = Field(
+        0.80, ge=0, le=1, description="results of phase 1 with less confidence wait for a review"
+    )
+    review_below_market: float = Field(
+        0.80, ge=0, le=1, description="results of phase 2 with less confidence wait for a review"
+    )
+    review_below_seo: float = Field(
+        0.80, ge=0, le=1, description="results of phase 3 with less confidence wait for a review"
+    )
+    review_below_listing: float = Field(
+        0.80, ge=0, le=1, description="results of phase 4 with less confidence wait for a review"
+    )
+    review_sample: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description=(
+            "share of the confident results that is reviewed all the same, to know how many of them"
+            " are wrong"
+        ),
+    )
+    review_decisions: int = Field(
+        1, ge=1, le=5, description="persons that have to say the same about a review"
+    )
+    review_due_hours: float = Field(
+        24, ge=0, le=87600, description="hours until a review is due; 0: reviews have no due time"
+    )
+    log_debug_days: float = Field(
+        0, ge=0, le=36500, description="days that lines of level debug are kept; 0: for ever"
+    )
+    log_info_days: float = Field(
+        0, ge=0, le=36500, description="days that lines of level info are kept; 0: for ever"
+    )
+    log_warning_days: float = Field(
+        0, ge=0, le=36500, description="days that lines of level warning are kept; 0: for ever"
+    )
+    log_error_days: float = Field(
+        0, ge=0, le=36500, description="days that lines of level error are kept; 0: for ever"
     )
 
     # Addresses of the other services

@@ -133,13 +133,16 @@ def name_of(method: MethodDescriptor) -> str:
     return str(method.full_name)
 
 
+OF_EACH = ("webhooks", "owners")  # packages that each service serves for itself
+
+
 def served_by(services: Iterable[str]) -> dict[str, MethodDescriptor]:
     """Returns every method that these services serve, by name. Methods that each service serves for
     itself are prefixed with the service: 'assets/atelier.webhooks.v1.WebhookService.GetEndpoint'.
     """
     served = {name_of(method): method for method in methods_of(services)}
     for service in services:
-        served |= {f"{service}/{name_of(method)}": method for method in methods_of(["webhooks"])}
+        served |= {f"{service}/{name_of(method)}": method for method in methods_of(OF_EACH)}
     return served
 
 

@@ -81,6 +81,8 @@ class Keys:
         self.services = {name: auth.create_key(directory / f"{name}.jwk") for name in SERVICES}
         people_roles = ["user", "vendor", "anonymous", "admin"]
         entries = [trust_entry(self.people, issuer="tests", roles=people_roles)]
+        self.workers = auth.create_key(directory / "workers.jwk")
+        entries.append(trust_entry(self.workers, issuer="workers", roles=["service"]))
         for name, key in self.services.items():
             roles = ["user", "vendor", "anonymous", "service"]
             entries.append(trust_entry(key, issuer=f"atelier-{name}", roles=roles, service=name))
@@ -106,6 +108,12 @@ class Keys:
             seconds=60,
             owner=owner,
             act=act or service,
+        )
+
+    def worker_token(self, subject: str) -> str:
+        """Returns the token of an outside worker of the deployment."""
+        return auth.sign(
+            self.workers, issuer="workers", subject=subject, role="service", seconds=3600
         )
 
     def untrusted_token(self) -> str:
@@ -201,6 +209,7 @@ class Suite:
             "job_lease_seconds": 3.0,
             "imaging_processes": 1,
             "drain_seconds": 2.0,
+            "thumbnail_wait_seconds": 0.0,  # in most tests nobody makes variants
             **{
                 f"{name}_address": address
                 for name, address in self.addresses.items()

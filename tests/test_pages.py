@@ -59,6 +59,11 @@ FACTS = (
 VALUE = (
     f"jsonb_build_object('product_analysis', jsonb_build_object('condition_details', {wide(5000)}))"
 )
+FINDINGS = (
+    f"jsonb_build_array(jsonb_build_object('key', 'condition_details', 'value', {wide(5000)},"
+    f" 'source', 'found', 'model', 'tests', 'confidence', 0.5, 'note', {wide(1000)}, 'asset_id',"
+    " '', 'box', NULL, 'disagrees', false, 'confirmed_by', '', 'review_id', ''))"
+)
 SNAPSHOT = "t.snapshot || jsonb_build_object('id', gen_random_uuid(), 'prompt', repeat('x', 8000))"
 LARGE_ASSET = {
     "id": NEW_ID,
@@ -93,6 +98,7 @@ def job_columns(**columns: str) -> dict[str, str]:
         "error_class": "'MADE_UP'",
         "error_message": wide(1000),
         "lease_expires_at": "null",
+        "credits_reserved": "0",
         **columns,
     }
 
@@ -159,6 +165,30 @@ LISTS: dict[str, Grown] = {
             state="'failed'",
             error_message=wide(500),
         )
+    ),
+    "techfiles.v1.LegacyAnalysisService.ListLegacyBackfills": small(
+        grown(
+            "techfiles.legacy_backfills",
+            1000,
+            "true",
+            state="'failed'",
+            error_message=wide(500),
+        )
+    ),
+    "techfiles.v1.HistoryCheckService.ListHistoryChecks": small(
+        grown(
+            "techfiles.history_checks",
+            1000,
+            state="'failed'",
+            error_message=wide(500),
+        )
+    ),
+    "techfiles.v1.HistoryCheckService.ListHistoryFindings": grown(
+        "techfiles.history_findings",
+        700,
+        state="'superseded'",  # of open ones a slot has one for each fault
+        message=wide(2000),
+        advice=wide(1000),
     ),
     "assets.v1.DocumentService.ListDocuments": grown(
         "assets.documents",
@@ -254,6 +284,24 @@ LISTS: dict[str, Grown] = {
         400,
         **job_columns(metadata="jsonb_build_object('note', repeat('m', 16000))"),
     ),
+    "conversions.v1.CreditService.ListCreditEntries": Grown(
+        1000,
+        (
+            (
+                "INSERT INTO conversions.credit_entries (id, owner, kind, credits, created_at)"
+                " SELECT md5('entry' || n)::uuid, 'user:ada', 'grant', 1,"
+                " now() - n * interval '1 millisecond' FROM generate_series(1, 1000) n"
+            ),
+            (
+                "INSERT INTO conversions.credit_notes SELECT 'user:ada', md5('entry' || n)::uuid,"
+                f" {wide(128)}, {wide(500)}, {wide(120)} || n FROM generate_series(1, 1000) n"
+            ),
+        ),
+        small=True,
+    ),
+    "conversions.v1.DeadJobService.ListDeadJobs": grown(
+        "conversions.dead_jobs", 1000, error_message=wide(2000)
+    ),
     "conversions.v1.GenerationService.ListGenerations": grown(
         "conversions.generations", 100, **job_columns(prompt=wide(10000), full_prompt=wide(10000))
     ),
@@ -266,6 +314,12 @@ LISTS: dict[str, Grown] = {
         "job_id = %(job_id)s",
         number="n + 1",
         error_message=wide(2000),
+    ),
+    "conversions.v1.ProviderService.ListProviderCalls": grown(
+        "conversions.provider_calls",
+        1000,
+        f"model = '{CANARY}'",
+        usage="jsonb_build_object('note', repeat('m', 4000))",
     ),
     "pipeline.v1.LogService.ListLogs": grown(
         "pipeline.logs",
@@ -284,20 +338,49 @@ LISTS: dict[str, Grown] = {
         link="repeat('l', 2000)",
         model_key="'model ' || n",
     ),
+    "pipeline.v1.PhaseService.ListPhaseAttempts": grown(
+        "pipeline.attempts",
+        1000,
+        "job_id = (SELECT id FROM pipeline.phases WHERE product_id = %(product_id)s"
+        " AND number = 1)",
+        error_message=wide(2000),
+    ),
+    "pipeline.v1.PhaseService.ListPastResults": Grown(
+        300,
+        (
+            "INSERT INTO pipeline.past_results (owner, product_id, phase, value, source, provider,"
+            f" made_at, evidence) SELECT owner, product_id, phase, {VALUE}, source, provider,"
+            f" now(), (SELECT jsonb_agg(jsonb_build_object('name', 'e', 'note', {wide(1000)}))"
+            " FROM generate_series(1, 100))"
+            " FROM pipeline.results, generate_series(1, 300) WHERE owner = 'user:ada'",
+        ),
+    ),
     "pipeline.v1.ProductService.ListProducts": grown(
         "pipeline.products",
         1000,
         name=wide(300),
         model=wide(300),
+        condition=wide(300),
+        condition_details=wide(5000),
         error_class="'MADE_UP'",
         state="'error'",
         error_message=wide(1000),
         running="false",
     ),
+    "pipeline.v1.ReviewDeskService.ListReviewDecisions": Grown(
+        100,
+        (
+            "INSERT INTO pipeline.review_decisions (id, owner, review_id, decided_by, decision,"
+            " note, reviewer_value, effective_value) SELECT gen_random_uuid(), owner, id, 'p' || n,"
+            f" 'edit', {wide(1000)}, {VALUE}, {VALUE} FROM pipeline.reviews,"
+            " generate_series(1, 100) n",
+        ),
+    ),
     "pipeline.v1.ReviewService.ListReviews": grown(
         "pipeline.reviews",
         100,
         state="'edited'",
+        findings=FINDINGS,
         model_value=VALUE,
         reviewer_value=VALUE,
         effective_value=VALUE,
@@ -339,6 +422,24 @@ LISTS: dict[str, Grown] = {
                 display_order="n",
             ),
         ),
+    ),
+    "techfiles.v1.CollectionService.ListCollectionFactsVersions": Grown(
+        30,
+        (
+            (
+                "INSERT INTO techfiles.collection_facts SELECT gen_random_uuid(), c.owner, c.id,"
+                f" 100 + n, {FACTS}, c.created_by, {wide(1000)}, c.created_at - n * interval"
+                " '1 millisecond' FROM techfiles.collections c, generate_series(1, 30) n WHERE"
+                " c.id = %(collection_id)s"
+            ),
+        ),
+    ),
+    "techfiles.v1.ExportService.ListExports": grown(
+        "techfiles.exports",
+        300,
+        state="'failed'",
+        error_message=wide(2000),
+        warnings="ARRAY(SELECT repeat('w', 150) || m FROM generate_series(1, 100) m)",
     ),
     "techfiles.v1.TechFileService.ListTechFiles": Grown(
         120,
@@ -393,7 +494,37 @@ LISTS: dict[str, Grown] = {
                 "INSERT INTO techfiles.run_steps (id, owner, run_id, name, state) SELECT"
                 " gen_random_uuid(), s.owner, md5('run' || n)::uuid, s.name, s.state FROM"
                 " techfiles.run_steps s, generate_series(1, 1000) n"
+                " WHERE s.run_id = (SELECT run_id FROM techfiles.run_steps LIMIT 1)"
             ),
+        ),
+    ),
+    "conversions.v1.DatasetService.ListDatasets": grown(
+        "conversions.datasets",
+        700,
+        name=wide(200),
+        brand=wide(200),
+        vibe=wide(500),
+        image_asset_ids="ARRAY(SELECT gen_random_uuid() FROM generate_series(1, 100))",
+    ),
+    "conversions.v1.ConsentService.ListConsents": grown(
+        "conversions.consents",
+        300,
+        wording_version=wide(100),
+        wording=wide(10000),
+        given_by=wide(200),
+        note=wide(2000),
+    ),
+    "conversions.v1.BatchService.ListBatches": grown(
+        "conversions.batches",
+        700,
+        name=wide(200),
+        state="'paused'",
+        pause_reason="'max_credits'",
+        pause_message=wide(400),
+        figures=(
+            "jsonb_build_object('errors', (SELECT jsonb_agg(jsonb_build_object('error_class',"
+            f" repeat('X', 100), 'item_count', 1, 'error_message', {wide(500)}, 'item_id',"
+            " gen_random_uuid())) FROM generate_series(1, 10)))"
         ),
     ),
 }

@@ -16,6 +16,7 @@ _TYPES = {
     "gdouble": ("float",),
     "gint": ("int",),
     "VipsArrayDouble": ("list[float]", "_Numbers"),
+    "VipsArrayInt": ("list[int]",),
     "VipsArrayImage": ("list[Image]",),
     "VipsBlob": ("bytes",),
     "VipsImage": ("Image", "Image | _Numbers"),

@@ -29,8 +29,9 @@ from tests.suite import (
     built_services,
     running_suite,
 )
-from tests.tenancy_cases import Case, webhooks
+from tests.tenancy_cases import Case, owners, webhooks
 
+OF_EACH = webhooks.CASES | owners.CASES
 CANARY = "canary-4d9e"
 SERVICES = built_services()
 METHODS = calls.served_by(SERVICES)
@@ -49,7 +50,7 @@ MODULES = {
 def cases() -> dict[str, Case]:
     own = {name: case for module in MODULES.values() for name, case in module.CASES.items()}
     for service in MODULES:
-        own |= {f"{service}/{name}": case for name, case in webhooks.CASES.items()}
+        own |= {f"{service}/{name}": case for name, case in OF_EACH.items()}
     return own
 
 

@@ -127,8 +127,8 @@ def enum_values(kinds: Sequence[str], values: Sequence[str]) -> Iterator[str]:
 
 def filled(name: str, noun: Noun, **more: str) -> str:
     """Returns the template with its names replaced. Lines that begin with `?` are kept for nouns
-    with kinds, lines that begin with `!` for nouns of assets."""
-    kept = {"?": bool(noun.kinds), "!": noun.service == "assets"}
+    with kinds."""
+    kept = {"?": bool(noun.kinds)}
     lines = []
     for line in (TEMPLATES / f"{name}.tmpl").read_text().splitlines():
         if kept.get(line[:1], True):

@@ -11,7 +11,7 @@ import sys
 import uvloop
 
 from shared import main, telemetry
-from shared.settings import load
+from shared.settings import WrongSetting, load
 
 
 def run(names: list[str]) -> None:
@@ -20,7 +20,10 @@ def run(names: list[str]) -> None:
         (name, load(name), importlib.import_module(f"services.{name}.__main__").work)
         for name in names
     ]
-    uvloop.run(main.run_workers(workers))
+    try:
+        uvloop.run(main.run_workers(workers))
+    except WrongSetting as problem:
+        sys.exit(f"atelier: {problem}")
 
 
 if __name__ == "__main__":

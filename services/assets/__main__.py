@@ -16,6 +16,7 @@ from atelier.assets.v1 import (
     document_pb2,
     document_pb2_grpc,
     duplicate_pb2_grpc,
+    erasure_pb2_grpc,
     import_pb2_grpc,
     provenance_pb2_grpc,
     quota_pb2_grpc,
@@ -30,21 +31,24 @@ from atelier.assets.v1 import (
     usage_pb2_grpc,
     variant_pb2_grpc,
 )
+from atelier.owners.v1 import owner_pb2_grpc
 from atelier.webhooks.v1 import webhook_pb2_grpc
 
 from services.assets.accounting import costs, folding, quotas
 from services.assets.accounting.enforcing import Quotas
 from services.assets.comparisons import comparison_rows, comparisons
 from services.assets.comparisons.comparing import Comparer
-from services.assets.core import assets, explain, history, references, trash, usage_log
+from services.assets.core import assets, explain, history, references, rules, trash, usage_log
 from services.assets.core.asset_rows import Urls
 from services.assets.core.bandwidth import Meter
 from services.assets.core.trashing import Trash
 from services.assets.documents import document_rows, documents
 from services.assets.documents.maker import DocumentMaker
 from services.assets.library import albums, search, styles
-from services.assets.upkeep import cleanup, erase, reconcile, run_rows
+from services.assets.upkeep import cleanup, erase, export, reconcile, run_rows
 from services.assets.upkeep import loop as keeper
+from services.assets.upkeep.erasure_rows import Waker
+from services.assets.upkeep.erasures import ErasureService
 from services.assets.upkeep.metrics import StorageCollector
 from services.assets.upkeep.report import StorageReportService
 from services.assets.upkeep.service import StorageService
@@ -61,6 +65,8 @@ from shared import main, telemetry, webhooks
 from shared.background import jobs
 from shared.background.watches import EventStream
 from shared.database.db import Database
+from shared.erasing.metrics import watch_erasures
+from shared.erasing.service import OwnerService
 from shared.imaging import ImagingPool, Limits
 from shared.outbound import Outbound
 from shared.rpc import origin, server
@@ -112,6 +118,7 @@ class Parts:
             credentials,
             self.usage_log,
             self.quotas,
+            rules.public_kinds(settings.public_kinds),
         )
         self.trash = Trash(self.db, self.storage, self.usage_log, settings.trash_days)
 
@@ -142,10 +149,11 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     stream = EventStream(parts.db)
     hooks = webhooks.WebhookService(parts.db, settings, EVENTS)
     meter = Meter(parts.db)
+    waker = Waker()
     collector = StorageCollector(parts.db, parts.quotas)
     servicers = [
         (webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
-        *_servicers(parts, stream, meter),
+        *_servicers(parts, stream, meter, waker),
     ]
     await parts.db.open()
     shown = asyncio.create_task(
@@ -161,7 +169,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 name=name,
                 register=[functools.partial(add, servicer) for add, servicer in servicers],
                 ready=parts.db.ready,
-                drain=stream.drain,
+                drain=functools.partial(waker.drain, stream.drain),
             )
     finally:
         telemetry.METRICS.unregister(collector)
@@ -174,7 +182,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
         await parts.db.close()
 
 
-def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callable[..., Any], Any]]:
+def _servicers(
+    p: Parts, stream: EventStream, meter: Meter, waker: Waker
+) -> list[tuple[Callable[..., Any], Any]]:
     db, storage, queue, verifier = p.db, p.storage, p.queue, p.verifier
     urls = Urls(storage, timedelta(minutes=p.settings.download_url_minutes), meter)
     url_life = timedelta(minutes=p.settings.upload_url_minutes)
@@ -229,7 +239,18 @@ def _servicers(p: Parts, stream: EventStream, meter: Meter) -> list[tuple[Callab
             albums.AlbumService(db, storage, urls, p.presets, p.usage_log),
         ),
         (usage_pb2_grpc.add_UsageServiceServicer_to_server, history.UsageService(db, p.usage_log)),
-        (storage_pb2_grpc.add_StorageServiceServicer_to_server, StorageService(db, queue, urls)),
+        (
+            storage_pb2_grpc.add_StorageServiceServicer_to_server,
+            StorageService(db, queue, urls, waker),
+        ),
+        (
+            owner_pb2_grpc.add_OwnerServiceServicer_to_server,
+            OwnerService(db, export.url_makers(urls), export.LEFT_OUT),
+        ),
+        (
+            erasure_pb2_grpc.add_ErasureServiceServicer_to_server,
+            ErasureService(db, queue, waker),
+        ),
         (
             storage_report_pb2_grpc.add_StorageReportServiceServicer_to_server,
             StorageReportService(db, p.quotas, _prices(p.settings)),
@@ -273,6 +294,7 @@ async def work(name: str, settings: Settings) -> None:
         keeper.Keeper(db, storage, queue, settings).run(),
         folding.fold_forever(db),
         usage_log.shorten_forever(db, timedelta(days=settings.usage_address_days)),
+        watch_erasures(db, erase.OPEN_ERASURES),
     )
     try:
         async with p.outbound:

@@ -150,7 +150,10 @@ CREATE TABLE asset_references (
     asset_id uuid NOT NULL,
     holder text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT asset_references_pkey PRIMARY KEY (asset_id, owner, holder),
+    -- The service that acquired it, which alone may release it; empty: the owner itself did. The
+    -- owner may take any name for a holder, that of a service's, too.
+    service text NOT NULL DEFAULT '',
+    CONSTRAINT asset_references_pkey PRIMARY KEY (asset_id, owner, holder, service),
     CONSTRAINT asset_references_asset FOREIGN KEY (asset_id) REFERENCES assets (id) ON DELETE CASCADE
 );
 CREATE INDEX asset_references_holder ON asset_references (owner, holder);
@@ -846,24 +849,30 @@ CREATE UNIQUE INDEX storage_runs_one ON storage_runs (action)
 -- One erasure per owner; its run is the receipt.
 CREATE UNIQUE INDEX storage_runs_erasure ON storage_runs (owner) WHERE action = 'erase';
 
--- Tombstones of erased owners, for whom nothing new is kept.
-CREATE TABLE erased_owners (
-    owner text NOT NULL,
-    erased_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT erased_owners_pkey PRIMARY KEY (owner)
+-- Services that follow erasures, and when each was last heard of.
+CREATE TABLE erasure_services (
+    service text NOT NULL,
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT erasure_services_pkey PRIMARY KEY (service)
 );
 
--- Refuses rows of an erased owner. An erasure takes the same lock exclusively, so that a concurrent
--- row is committed before the erasure begins, or refused. Every table that an owner's call adds to
--- gets this trigger, unless its rows depend on an asset.
-CREATE FUNCTION refuse_erased_owner() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended(NEW.owner, 11));
-    IF EXISTS (SELECT FROM assets.erased_owners e WHERE e.owner = NEW.owner) THEN
-        RAISE EXCEPTION 'the owner was erased' USING ERRCODE = 'check_violation', CONSTRAINT = 'owner_not_erased';
-    END IF;
-    RETURN NEW;
-END $$;
+-- How far each of these services is with the erasure of an owner. `begun_at`: since when it refuses
+-- new rows of the owner, by its own tombstone; another time is that of another erasure, after a
+-- backup of the service was restored. `counts`: what it erased and kept.
+CREATE TABLE erasure_parts (
+    owner text NOT NULL,
+    service text NOT NULL,
+    state text NOT NULL DEFAULT 'waiting',
+    begun_at timestamptz,
+    counts jsonb NOT NULL DEFAULT '{}',
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT erasure_parts_pkey PRIMARY KEY (owner, service),
+    CONSTRAINT erasure_parts_state CHECK (state IN ('waiting', 'erasing', 'done')),
+    CONSTRAINT erasure_parts_begun CHECK ((state = 'waiting') = (begun_at IS NULL))
+);
+CREATE INDEX erasure_parts_waiting ON erasure_parts (service, owner) WHERE state = 'waiting';
+
+-- Every table that an owner's call adds to has this trigger, unless its rows depend on an asset.
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON assets
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON asset_references
@@ -874,7 +883,9 @@ CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON documents
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON styles
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
-CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON webhook_endpoints
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON backfills
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON comparisons
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 
 -- Skips rows of an erased owner in tables of uses: they are written in batches with rows of other
@@ -903,13 +914,17 @@ CREATE POLICY tenant ON storage_runs TO assets_app, assets_worker
 CREATE POLICY operating ON storage_runs TO assets_app USING (owner = '');
 CREATE POLICY running ON storage_runs TO assets_worker USING (true);
 
-ALTER TABLE erased_owners ENABLE ROW LEVEL SECURITY;
-ALTER TABLE erased_owners FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON erased_owners TO assets_app, assets_worker
+ALTER TABLE erasure_services ENABLE ROW LEVEL SECURITY;
+ALTER TABLE erasure_services FORCE ROW LEVEL SECURITY;
+-- It holds nothing of any owner.
+CREATE POLICY following ON erasure_services TO assets_app, assets_worker USING (true);
+
+ALTER TABLE erasure_parts ENABLE ROW LEVEL SECURITY;
+ALTER TABLE erasure_parts FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON erasure_parts TO assets_app, assets_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
--- Folding skips erased owners: their deltas still count in the sums of all owners, but no rows of
--- their own are kept.
-CREATE POLICY folding ON erased_owners FOR SELECT TO assets_worker USING (true);
+-- A service that follows erasures sees those of every owner, in transactions that set app.operator.
+CREATE POLICY operating ON erasure_parts TO assets_app USING (current_setting('app.operator', true) = 'on');
 
 -- Deltas of each owner's usage. Triggers write them, so that every insert, update and delete of a
 -- row is counted in its transaction. A change adds deltas and updates none, so that nobody waits
@@ -983,6 +998,8 @@ CREATE TABLE quotas (
     CONSTRAINT quotas_not_negative CHECK (least(stored_bytes, assets, monthly_bandwidth_bytes) >= 0)
 );
 CREATE INDEX quotas_list ON quotas (created_at DESC, id DESC);
+CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON quotas
+    FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 
 -- Returns the state under which an asset is counted. An archived or deleted asset keeps its bytes,
 -- and so counts under a state of its own; a rejected one has no bytes.
@@ -1078,7 +1095,7 @@ CREATE TRIGGER count_document_change AFTER UPDATE ON documents FOR EACH ROW
     EXECUTE FUNCTION count_document();
 
 -- An operator reads and writes across owners in transactions that set app.operator. No table but
--- these and quotas has such a policy.
+-- these, quotas and those of erasures has such a policy.
 ALTER TABLE storage_deltas ENABLE ROW LEVEL SECURITY;
 ALTER TABLE storage_deltas FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON storage_deltas TO assets_app, assets_worker

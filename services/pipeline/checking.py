@@ -1,4 +1,4 @@
-"""Checks a phase's value that an outside runner or a reviewer gives."""
+"""Checks a phase's value that an outside worker or a reviewer gives."""
 
 import json
 from collections.abc import Mapping
@@ -22,10 +22,15 @@ class _Stated:
 
     name: str
     model: str
+    condition: str
+    condition_details: str
     facts: dict[str, Any]
 
 
-_SELECT_STATED = Statement(_Stated, "SELECT name, model, facts FROM products WHERE id = %(id)s")
+_SELECT_STATED = Statement(
+    _Stated,
+    "SELECT name, model, condition, condition_details, facts FROM products WHERE id = %(id)s",
+)
 
 
 def stored_value(value: result_pb2.PhaseValue, number: int, field: str) -> dict[str, Any]:

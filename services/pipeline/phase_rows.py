@@ -35,6 +35,7 @@ class Phase(LeasedRow):
     completed_at: datetime | None
     stopped_at: datetime | None
     created_at: datetime
+    stale: bool  # a phase before it was run again, and this one not yet
 
 
 class LockedPhase(Phase):
@@ -74,6 +75,19 @@ def named(phase: Phase) -> str:
     return f"phase {phase.number} ({rules.PHASE_NAMES[phase.number]})"
 
 
+def subject(phase: Phase) -> str:
+    return f"products/{phase.product_id}/phases/{phase.number}"
+
+
+def wrong_state(phase: Phase, text: str) -> errors.DomainError:
+    """Returns the refusal of a call that a phase doesn't allow as it is."""
+    return errors.precondition(
+        f"phase {phase.number}: {text}",
+        subject=subject(phase),
+        metadata={"state": phase.state},
+    )
+
+
 def to_proto(row: Phase) -> phase_pb2.Phase:
     return phase_pb2.Phase(
         id=str(row.id),
@@ -96,6 +110,7 @@ def to_proto(row: Phase) -> phase_pb2.Phase:
         etag=str(row.version),
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
+        stale=row.stale,
     )
 
 

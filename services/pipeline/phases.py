@@ -1,22 +1,26 @@
-"""PhaseService: starts, stops and retries phases, and serves the outside runners that claim
-them."""
+"""PhaseService: starts, stops, retries and re-runs phases. What it shows is in `phase_history` and
+`explain_phase`, what runners call in `phase_runners`."""
 
+from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
+import psycopg
 from atelier.pipeline.v1 import phase_pb2 as pb
-from atelier.pipeline.v1 import phase_pb2_grpc
 from grpc.aio import ServicerContext
 
-from services.pipeline import phase_rows, product_rows, progress, result_rows, rules
-from services.pipeline.checking import check_usable, stored_value
-from services.pipeline.phase_rows import LockedPhase, Phase
-from shared.background import leases
+from services.pipeline import phase_rows, product_rows, progress, rules
+from services.pipeline.explain_phase import ExplainPhaseCalls
+from services.pipeline.phase_history import HistoryCalls
+from services.pipeline.phase_rows import LockedPhase, Phase, wrong_state
+from services.pipeline.phase_runners import RunnerCalls
+from shared.background.jobs import JobQueue
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.rows import Statement
-from shared.rpc import auth, errors
-from shared.rpc.protos import timestamp
+from shared.rpc import errors
+from shared.rpc.calls import Peers
+from shared.rpc.errors import DomainError, Reason
 
 _SELECT_OPEN_PHASE_BEFORE = Statement(
     UUID,
@@ -27,23 +31,22 @@ _SELECT_OPEN_PHASE_BEFORE = Statement(
 )
 
 
-class _PhaseRequest(Protocol):
-    """A request about one phase."""
+class _ChangeRequest(Protocol):
+    """A request to change one phase."""
 
     product_id: str
     phase: int
+    etag: str
 
 
-class _RunnerRequest(_PhaseRequest, Protocol):
-    """A request of the outside runner that has claimed the phase."""
-
-    attempt_token: str
-
-
-class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
-    def __init__(self, db: Database, flows: progress.Progress) -> None:
+class PhaseService(HistoryCalls, RunnerCalls, ExplainPhaseCalls):
+    def __init__(
+        self, db: Database, flows: progress.Progress, queue: JobQueue, peers: Peers
+    ) -> None:
         self._db = db
         self._flows = flows
+        self._queue = queue
+        self._peers = peers
 
     async def StartPhase(
         self, request: pb.StartPhaseRequest, context: ServicerContext
@@ -72,7 +75,7 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
         async def work(m: Mutation) -> pb.RetryPhaseResponse:
             phase = await _lock(m, request)
             if phase.state not in ("failed", "stopped") and not await _images_failed(m, phase):
-                raise _wrong_state(
+                raise wrong_state(
                     phase, f"it is {phase.state}; only a failed or stopped phase is run again"
                 )
             await progress.log(m, phase, "phase_retry", "somebody asked to run it again")
@@ -82,107 +85,62 @@ class PhaseService(phase_pb2_grpc.PhaseServiceServicer):
 
         return await self._db.mutate(request, pb.RetryPhaseResponse, work)
 
-    async def ClaimPhase(
-        self, request: pb.ClaimPhaseRequest, context: ServicerContext
-    ) -> pb.ClaimPhaseResponse:
-        seconds = request.lease_seconds or rules.DEFAULT_LEASE_SECONDS
+    async def RerunPhase(
+        self, request: pb.RerunPhaseRequest, context: ServicerContext
+    ) -> pb.RerunPhaseResponse:
+        async def work(m: Mutation) -> pb.RerunPhaseResponse:
+            product_id = parse_id(request.product_id, "product_id")
+            numbers = range(request.phase, rules.PHASES[-1] + 1)
+            phase, *later = [await phase_rows.lock(m, product_id, each) for each in numbers]
+            errors.check_etag(request.etag, phase.version, "phase", phase.number)
+            await _check_rerunnable(m, phase, later)
+            await progress.log(m, phase, "phase_rerun", f"{m.actor} asked to run it again")
+            await progress.mark_stale(m, later)
+            await self._flows.retry(m, phase)
+            await progress.settle(m, product_id)
+            rows = await m.all(phase_rows.SELECT_PHASES, {"ids": [product_id]})
+            shown = [phase_rows.to_proto(row) for row in rows if row.number >= request.phase]
+            return pb.RerunPhaseResponse(phases=shown)
 
-        async def work(m: Mutation) -> pb.ClaimPhaseResponse:
-            phase = await _lock_claimable(m, request)
-            row = await leases.begin(m, progress.JOBS, phase, m.actor, seconds)
-            return pb.ClaimPhaseResponse(
-                phase=phase_rows.to_proto(row), attempt_token=str(row.attempt_token)
-            )
+        return await self._db.mutate(request, pb.RerunPhaseResponse, work)
 
-        return await self._db.mutate(request, pb.ClaimPhaseResponse, work)
+    async def BatchUpdatePhases(
+        self, request: pb.BatchUpdatePhasesRequest, context: ServicerContext
+    ) -> pb.BatchUpdatePhasesResponse:
+        async def begin(_m: Mutation) -> pb.BatchUpdatePhasesResponse:
+            return pb.BatchUpdatePhasesResponse()
 
-    async def HeartbeatPhase(
-        self, request: pb.HeartbeatPhaseRequest, context: ServicerContext
-    ) -> pb.HeartbeatPhaseResponse:
-        identity = auth.current()
-        seconds = request.lease_seconds or rules.DEFAULT_LEASE_SECONDS
-        async with self._db.transaction(identity.owner, identity.actor) as m:
-            phase = await _lock_claimed(m, request)
-            row = await leases.extend(m, progress.JOBS, phase, seconds)
-        return pb.HeartbeatPhaseResponse(lease_expire_time=timestamp(row.lease_expires_at))
+        # Refuses a request_id that another request has. Each phase has an answer of its own.
+        answer = await self._db.mutate(request, pb.BatchUpdatePhasesResponse, begin)
+        for number, name in enumerate(request.phases):
+            result = answer.results.add(product_id=name.product_id, number=name.phase)
+            named = request.request_id and f"{request.request_id}/{number}"
+            try:
+                phase = await self._update(request.action, name, named, context)
+                result.state = phase.state
+            except (DomainError, psycopg.Error, TimeoutError) as error:
+                refusal = _refusal(error)
+                reason = Reason.Name(refusal.reason).removeprefix("ERROR_REASON_")
+                result.error_reason, result.error_message = reason, refusal.text[:500]
+                answer.refused_count += 1
+        return answer
 
-    async def CompletePhase(
-        self, request: pb.CompletePhaseRequest, context: ServicerContext
-    ) -> pb.CompletePhaseResponse:
-        value = stored_value(request.value, request.phase, "value")
-        outcome = progress.PhaseOutcome(
-            value,
-            request.confidence if request.HasField("confidence") else None,
-            "runner",
-            request.provider,
-            [result_rows.plain(item) for item in request.evidence],
-        )
-
-        async def work(m: Mutation) -> pb.CompletePhaseResponse:
-            phase = await _lock_claimed(m, request)
-            await check_usable(m, phase, value, "value")
-            await leases.end_attempt(m, phase, "succeeded")
-            row, result = await self._flows.complete(
-                m,
-                phase,
-                outcome,
-                attempt_token=None,
-                lease_expires_at=None,
-                error_class="",
-                error_message="",
-            )
-            return pb.CompletePhaseResponse(
-                phase=phase_rows.to_proto(row), result=result_rows.to_proto(result)
-            )
-
-        return await self._db.mutate(request, pb.CompletePhaseResponse, work)
-
-    async def FailPhase(
-        self, request: pb.FailPhaseRequest, context: ServicerContext
-    ) -> pb.FailPhaseResponse:
-        async def work(m: Mutation) -> pb.FailPhaseResponse:
-            phase = await _lock_claimed(m, request)
-            row = await leases.give_up(
-                m,
-                progress.JOBS,
-                phase,
-                request.error_class,
-                request.error_message,
-                retryable=False,
-            )
-            return pb.FailPhaseResponse(phase=phase_rows.to_proto(row))
-
-        return await self._db.mutate(request, pb.FailPhaseResponse, work)
-
-
-async def _lock(m: Mutation, request: _PhaseRequest) -> LockedPhase:
-    return await phase_rows.lock(m, parse_id(request.product_id, "product_id"), request.phase)
-
-
-async def _lock_claimed(m: Mutation, request: _RunnerRequest) -> LockedPhase:
-    """Locks the phase and returns it. Raises ATTEMPT_SUPERSEDED unless the request's token is the
-    current one."""
-    phase = await _lock(m, request)
-    leases.check_claimed(
-        progress.JOBS,
-        phase,
-        request.attempt_token,
-        named=f"phase {phase.number}",
-        subject=_subject(phase),
-    )
-    return phase
-
-
-async def _lock_claimable(m: Mutation, request: _PhaseRequest) -> LockedPhase:
-    """Locks the phase and returns it; ends a lease that has passed first. Raises
-    FAILED_PRECONDITION unless an outside runner may claim it."""
-    phase = await _lock(m, request)
-    if phase.state == "running":
-        late = await leases.lock_late(m, progress.JOBS, phase.id)
-        phase = phase if late is None else await progress.expire_lease(m, late)
-    if not (phase.external and rules.is_due(phase)):
-        raise _wrong_state(phase, _why_not_claimable(phase))
-    return phase
+    async def _update(
+        self, action: pb.PhaseAction, name: pb.PhaseName, request_id: str, context: ServicerContext
+    ) -> pb.Phase:
+        """Does one item of a batch, and returns the phase."""
+        product_id, phase = name.product_id, name.phase
+        if action == pb.PHASE_ACTION_START:
+            start = pb.StartPhaseRequest(request_id=request_id, product_id=product_id, phase=phase)
+            return (await self.StartPhase(start, context)).phase
+        if action == pb.PHASE_ACTION_STOP:
+            stop = pb.StopPhaseRequest(request_id=request_id, product_id=product_id, phase=phase)
+            return (await self.StopPhase(stop, context)).phase
+        if action == pb.PHASE_ACTION_RETRY:
+            retry = pb.RetryPhaseRequest(request_id=request_id, product_id=product_id, phase=phase)
+            return (await self.RetryPhase(retry, context)).phase
+        rerun = pb.RerunPhaseRequest(request_id=request_id, product_id=product_id, phase=phase)
+        return (await self.RerunPhase(rerun, context)).phases[0]
 
 
 async def _check_startable(m: Mutation, phase: Phase) -> None:
@@ -190,21 +148,40 @@ async def _check_startable(m: Mutation, phase: Phase) -> None:
         pending = phase.state == "pending"
         state = "waits for a runner already" if pending else f"is {phase.state}"
         hint = "; RetryPhase runs it again" if phase.state in ("failed", "stopped") else ""
-        raise _wrong_state(phase, f"it {state}{hint}")
+        raise wrong_state(phase, f"it {state}{hint}")
     if await _is_phase_open_before(m, phase):
-        raise _wrong_state(phase, f"phase {phase.number - 1} isn't completed")
+        raise wrong_state(phase, f"phase {phase.number - 1} isn't completed")
     if await _preparation(m, phase) != "done":
         text = "the product's images aren't all READY; it starts by itself once they are"
-        raise _wrong_state(phase, text)
+        raise wrong_state(phase, text)
+
+
+async def _check_rerunnable(m: Mutation, phase: Phase, later: Sequence[Phase]) -> None:
+    """Raises FAILED_PRECONDITION unless the phase has ended and no later one is under way."""
+    if phase.state not in ("completed", "failed", "stopped"):
+        hint = {
+            "pending": "wait for it, or StopPhase",
+            "running": "wait for it, or StopPhase",
+            "awaiting_review": "decide its review; SEND_BACK runs it again",
+        }[phase.state]
+        raise wrong_state(phase, f"it is {phase.state.replace('_', ' ')}; {hint}")
+    if await _is_phase_open_before(m, phase):
+        text = "a phase before it isn't completed; run that one, and this one follows"
+        raise wrong_state(phase, text)
+    for each in later:
+        if each.state == "running" or rules.is_due(each):
+            state = "under way" if each.state == "running" else "waiting for a worker"
+            text = f"phase {each.number} after it is {state}; wait for it, or StopPhase"
+            raise wrong_state(phase, text)
 
 
 async def _stop(m: Mutation, phase: LockedPhase) -> tuple[LockedPhase, pb.StopOutcome]:
     if phase.state in ("completed", "failed"):
-        raise _wrong_state(phase, f"it is {phase.state}; there is nothing to stop")
+        raise wrong_state(phase, f"it is {phase.state}; there is nothing to stop")
     if phase.state == "stopped":
         return phase, pb.STOP_OUTCOME_WAS_STOPPED
     if await _is_phase_open_before(m, phase):
-        raise _wrong_state(phase, "a phase before it is under way; stop that one")
+        raise wrong_state(phase, "a phase before it is under way; stop that one")
     if phase.state == "running" and not phase.external:
         return await progress.request_stop(m, phase), pb.STOP_OUTCOME_REQUESTED
     row = await progress.stop(m, phase)
@@ -225,26 +202,16 @@ async def _images_failed(m: Mutation, phase: Phase) -> bool:
     return phase.number == 1 and await _preparation(m, phase) == "failed"
 
 
-def _why_not_claimable(phase: Phase) -> str:
-    if not phase.external:
-        return "this service runs it; name it in run_phases_externally when you create the product"
-    if phase.state == "running":
-        return "another runner has it; wait until its lease passes"
-    if phase.state == "pending":
-        return (
-            "it isn't due: the images aren't READY, the phase before it isn't completed, or nobody"
-            " started it"
-        )
-    return f"it is {phase.state}"
+async def _lock(m: Mutation, request: _ChangeRequest) -> LockedPhase:
+    phase = await phase_rows.lock(m, parse_id(request.product_id, "product_id"), request.phase)
+    errors.check_etag(request.etag, phase.version, "phase", phase.number)
+    return phase
 
 
-def _wrong_state(phase: Phase, text: str) -> errors.DomainError:
-    return errors.precondition(
-        f"phase {phase.number}: {text}",
-        subject=_subject(phase),
-        metadata={"state": phase.state},
-    )
-
-
-def _subject(phase: Phase) -> str:
-    return f"products/{phase.product_id}/phases/{phase.number}"
+def _refusal(error: Exception) -> DomainError:
+    """Returns why one phase of a batch wasn't changed. Raises the error if it is a fault of this
+    service."""
+    refusal = error if isinstance(error, DomainError) else errors.passing(error)
+    if refusal is None or refusal.reason == Reason.ERROR_REASON_INTERNAL:
+        raise error
+    return refusal

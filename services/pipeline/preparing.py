@@ -6,14 +6,16 @@ only one run writes the result.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 import structlog
-from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
+from atelier.assets.v1 import asset_pb2
 
-from services.pipeline import log_rows, phase_rows, product_rows, progress, rules
+from services.pipeline import holding, log_rows, phase_rows, product_rows, progress, rules
+from services.pipeline.product_rows import ProductImage
 from shared.background.jobs import TryAgain
 from shared.database.db import Database
 from shared.database.rows import Statement
@@ -40,8 +42,11 @@ _SELECT_WAITING = Statement(
     FROM products WHERE id = %(id)s
 """,
 )
-_SELECT_ASSET_IDS = Statement(UUID, "SELECT asset_id FROM product_images WHERE product_id = %(id)s")
 _SELECT_LATER = Statement(datetime, "SELECT now() + make_interval(secs => %(seconds)s)")
+
+_MEND = (
+    "AddProductImages with another picture, RemoveProductImages with this one, then retry phase 1"
+)
 
 
 class ImagesUnusable(Exception):
@@ -80,8 +85,8 @@ class Preparer:
             raise TryAgain from None
 
     async def _prepare(self, product_id: UUID, waited: float) -> None:
-        if await self._acquire_references(product_id):
-            await self._start(product_id)
+        if images := await self._acquire_references(product_id):
+            await self._start(product_id, images)
             return
         if waited > rules.IMAGES_WAIT_SECONDS:
             text = (
@@ -94,31 +99,31 @@ class Preparer:
         [at] = await self._db.system_all(_SELECT_LATER, {"seconds": seconds})
         return TryAgain(at)
 
-    async def _acquire_references(self, product_id: UUID) -> bool:
-        """Acquires references on the images. Returns False if not all are READY yet."""
-        ids = list(map(str, await self._db.all(_SELECT_ASSET_IDS, {"id": product_id})))
-        found = await self._peers.assets(ids)
-        for asset_id in ids:
-            if asset_id not in found:
-                text = f"there is no image {asset_id} that you may see; upload it first"
+    async def _acquire_references(self, product_id: UUID) -> list[asset_pb2.Asset]:
+        """Acquires references on the images. Returns them, or nothing if not all are READY yet."""
+        images = await self._db.all(product_rows.SELECT_IMAGES, {"ids": [product_id]})
+        ids = [image.asset_id for image in images]
+        found = await self._peers.assets(map(str, ids))
+        for image in images:
+            asset = found.get(str(image.asset_id))
+            if asset is None:
+                text = (
+                    f"there is no image {image.asset_id} that you may see; upload it and"
+                    f" AddProductImages, RemoveProductImages {image.asset_id}, then retry phase 1"
+                )
                 raise ImagesUnusable("IMAGE_NOT_FOUND", text)
-            _check(found[asset_id])
+            _check(asset, image)
         if any(asset.state != asset_pb2.ASSET_STATE_READY for asset in found.values()):
-            return False
-        holder = f"pipeline/products/{product_id}"
-        assets = self._peers.stub(asset_pb2_grpc.AssetServiceStub)
-        await assets.AcquireReferences(
-            asset_pb2.AcquireReferencesRequest(
-                request_id=f"{product_id}/hold", holder=holder, asset_ids=ids
-            )
-        )
-        return True
+            return []
+        await holding.acquire(self._peers, product_id, ids)
+        return list(found.values())
 
-    async def _start(self, product_id: UUID) -> None:
+    async def _start(self, product_id: UUID, images: Sequence[asset_pb2.Asset]) -> None:
         async with self._db.transaction(auth.current().owner) as m:
             phase = await phase_rows.lock(m, product_id, 1)
             if await m.one(product_rows.SELECT_PREPARATION, {"id": product_id}) != "pending":
                 return
+            await product_rows.note_files(m, product_id, images)
             await log_rows.add(m, product_id, 0, "images_ready", "all images are READY")
             if phase.state == "pending":  # otherwise somebody stopped it meanwhile
                 await self._flows.start(m, phase)
@@ -142,15 +147,12 @@ class Preparer:
             await progress.settle(m, product_id, preparation="failed", **about)
 
 
-def _check(asset: asset_pb2.Asset) -> None:
+def _check(asset: asset_pb2.Asset, image: ProductImage) -> None:
     if asset.state == asset_pb2.ASSET_STATE_REJECTED:
-        text = f"image {asset.id} was rejected ({asset.rejection}): {asset.rejection_message}"
-        raise ImagesUnusable(
-            "IMAGE_REJECTED", f"{text}; create the product again with another picture"
-        )
-    if not asset.mime_type.startswith("image/"):
-        text = (
-            f"{asset.id} is {asset.mime_type}, not a picture; create the product again with"
-            " pictures"
-        )
+        place = f"{asset.id}, from {image.source_url}," if image.source_url else asset.id
+        text = f"image {place} was rejected ({asset.rejection}): {asset.rejection_message}"
+        raise ImagesUnusable("IMAGE_REJECTED", f"{text}; {_MEND}")
+    # What is still being fetched has no type yet.
+    if asset.mime_type and not asset.mime_type.startswith("image/"):
+        text = f"{asset.id} is {asset.mime_type}, not a picture; {_MEND}"
         raise ImagesUnusable("IMAGE_NOT_A_PICTURE", text)

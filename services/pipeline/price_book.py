@@ -1,4 +1,4 @@
-"""PriceBookService: imports an owner's market offers from a CSV file and lists them."""
+"""PriceBookService: imports an owner's market offers from a CSV file, lists and deletes them."""
 
 import asyncio
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from grpc.aio import ServicerContext
 
 from services.pipeline import price_book_rows
 from services.pipeline.price_book_rows import ENTRIES, Entry
-from services.pipeline.price_csv import COLUMNS, KEYS, Book, read_csv
+from services.pipeline.price_csv import COLUMNS, KEYS, Book, folded, read_csv
 from shared.database.db import Database, Mutation
 from shared.database.lists import Listing
 from shared.database.rows import Statement
@@ -38,10 +38,10 @@ _UPSERT_ENTRIES = Statement(
         %(name_key)s::text[], %(marketplace_key)s::text[])
         AS t (id, brand, model, name, marketplace, category, link, price, msrp, currency,
             brand_key, model_key, name_key, marketplace_key)
-    ON CONFLICT (owner, brand_key, model_key, name_key, marketplace_key) DO UPDATE SET
+    ON CONFLICT (owner, brand_key, model_key, name_key, marketplace_key, currency) DO UPDATE SET
         updated_at = now(), brand = excluded.brand, model = excluded.model, name = excluded.name,
         marketplace = excluded.marketplace, category = excluded.category, link = excluded.link,
-        price = excluded.price, msrp = excluded.msrp, currency = excluded.currency
+        price = excluded.price, msrp = excluded.msrp
     RETURNING id, (xmax = 0) AS added
 """,
 )
@@ -49,6 +49,14 @@ _DELETE_OTHERS = Statement(
     UUID,
     """
     DELETE FROM price_book_entries WHERE owner = %(owner)s AND NOT id = ANY(%(kept)s)
+    RETURNING id
+""",
+)
+_DELETE = Statement(
+    UUID,
+    """
+    DELETE FROM price_book_entries
+    WHERE owner = %(owner)s AND (%(all)s::boolean OR id = ANY(%(ids)s))
     RETURNING id
 """,
 )
@@ -78,9 +86,22 @@ class PriceBookService(price_book_pb2_grpc.PriceBookServiceServicer):
         self, request: pb.ListPriceBookEntriesRequest, context: ServicerContext
     ) -> pb.ListPriceBookEntriesResponse:
         page = paging.page(request)
-        rows = await self._db.all(*_LIST.query(page, {}))
+        keys = {"model_key": folded(request.model), "name_key": folded(request.name)}
+        wanted = {name: key for name, key in keys.items() if key}
+        rows = await self._db.all(*_LIST.query(page, wanted))
         entries, token = page.fill(rows, map(price_book_rows.to_proto, rows))
         return pb.ListPriceBookEntriesResponse(entries=entries, next_page_token=token)
+
+    async def DeletePriceBookEntries(
+        self, request: pb.DeletePriceBookEntriesRequest, context: ServicerContext
+    ) -> pb.DeletePriceBookEntriesResponse:
+        ids = [UUID(each) for each in request.entry_ids]
+
+        async def work(m: Mutation) -> pb.DeletePriceBookEntriesResponse:
+            gone = await m.all(_DELETE, {"owner": m.owner, "all": request.all, "ids": ids})
+            return pb.DeletePriceBookEntriesResponse(deleted=len(gone))
+
+        return await self._db.mutate(request, pb.DeletePriceBookEntriesResponse, work)
 
 
 async def _store(m: Mutation, book: Book, *, replace: bool) -> pb.ImportPriceBookResponse:

@@ -1,7 +1,6 @@
 """Entries of the price book: the row class, its message, and looking up a product's offers."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,7 +8,7 @@ from uuid import UUID
 
 from atelier.pipeline.v1 import price_book_pb2
 
-from services.pipeline import result_rows
+from services.pipeline import offers, result_rows
 from services.pipeline.price_csv import folded
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
@@ -78,35 +77,15 @@ async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any]
         found = await m.all(statement, wanted) if wanted[way] else []
         if found:
             text = f"{len(found)} offers in the price book match by {way} {product[way]!r}"
-            return _research(found, way, price.get("currency", "")), text
+            research = offers.research(
+                list(map(_offer, found)),
+                matched_by=way,
+                preferred_currency=price.get("currency", ""),
+                brand=next((entry.brand for entry in found if entry.brand), ""),
+                category=next((entry.category for entry in found if entry.category), ""),
+            )
+            return research, text
     return {}, "no offer in the price book matches; nothing was found, and nothing is made up"
-
-
-def _research(entries: Sequence[Entry], way: str, preferred_currency: str) -> dict[str, Any]:
-    """Returns the entries, cheapest first within a currency, as JSON of a MarketResearch. Amounts
-    are never converted: the summary is in the preferred currency, or in that of most offers if no
-    offer has the preferred one."""
-    counts = Counter(sorted(entry.currency for entry in entries))
-    currency = (
-        preferred_currency if preferred_currency in counts else max(counts, key=counts.__getitem__)
-    )
-    in_currency = [entry for entry in entries if entry.currency == currency]
-    priced = [entry for entry in in_currency if entry.price is not None]
-    best = priced[0] if priced else None
-    elsewhere = [
-        entry.price for entry in priced if best and entry.marketplace_key != best.marketplace_key
-    ]
-    suggested = [entry.msrp for entry in [*priced[:1], *in_currency] if entry.msrp]
-    made: dict[str, Any] = {
-        "marketplace": _offer(best) if best else None,
-        "msrp": _money(suggested[0], currency) if suggested else None,
-        "competitive_price": _money(elsewhere[0], currency) if elsewhere else None,
-        "brand": next((entry.brand for entry in entries if entry.brand), None),
-        "category": next((entry.category for entry in entries if entry.category), None),
-        "matched_by": way,
-        "offers": [_offer(entry) for entry in entries],
-    }
-    return _set(made)
 
 
 def _offer(entry: Entry) -> dict[str, Any]:

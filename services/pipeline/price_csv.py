@@ -118,7 +118,7 @@ def read_csv(data: bytes, encoding: str = "") -> Book:
         line, at = at + 1, at + 1
         try:
             entry = table.entry(table.cells(lines, line - 1))
-            key = tuple(entry[f"{name}_key"] for name in KEYS) if entry else ()
+            key = (*(entry[f"{name}_key"] for name in KEYS), entry["currency"]) if entry else ()
             if entry and (earlier := first_seen.setdefault(key, line)) != line:
                 raise _Wrong("", f"is the same offer as line {earlier}; keep one of them")
         except _Wrong as wrong:

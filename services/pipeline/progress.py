@@ -13,11 +13,23 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from services.pipeline import log_rows, phase_rows, product_rows, result_rows, review_rows, rules
+from services.pipeline import (
+    knowing,
+    log_rows,
+    phase_pause_rows,
+    phase_rows,
+    product_rows,
+    rated_rows,
+    result_rows,
+    review_rows,
+    rules,
+    sources,
+)
 from services.pipeline.phase_rows import PHASES, STAMPS, LockedPhase, Phase, named
-from services.pipeline.product_rows import PRODUCTS, Product
+from services.pipeline.product_rows import PRODUCTS
 from services.pipeline.result_rows import Result
 from services.pipeline.review_rows import REVIEWS
+from services.pipeline.reviewing import ReviewPolicy
 from shared.background import jobs, leases
 from shared.background.job_tables import JobTable
 from shared.database import states
@@ -32,14 +44,12 @@ PREPARE_QUEUE = "products"
 _LEASE_PASSED = "its runner let the lease pass without a heartbeat"
 _JUST_BEGUN = timedelta(seconds=2)  # a younger wait counts as new
 
-_LOCK_PRODUCT = Statement(
-    Product, f"SELECT {PRODUCTS.columns} FROM products WHERE id = %(id)s FOR UPDATE"
-)
 _SELECT_AUTO_ADVANCE = Statement(bool, "SELECT auto_advance FROM products WHERE id = %(id)s")
 _RESET_PREPARING = Command("UPDATE products SET preparing_since = now() WHERE id = %(id)s")
 _LOCK_OPEN_REVIEWS = Statement(
     UUID, "SELECT id FROM reviews WHERE phase_id = %(phase_id)s AND state = 'open' FOR UPDATE"
 )
+_DELETE_ATTEMPT = Command("DELETE FROM attempts WHERE id = %(id)s")
 _INSERT_REVIEW = REVIEWS.insert(
     "id",
     "owner",
@@ -49,6 +59,10 @@ _INSERT_REVIEW = REVIEWS.insert(
     "model_value",
     "model_confidence",
     "evidence",
+    "findings",
+    "due_at",
+    "decisions_needed",
+    "sample",
 )
 
 
@@ -62,13 +76,10 @@ class PhaseOutcome:
     source: str
     provider: str
     evidence: Sequence[Mapping[str, Any]] = ()
+    # Who says each value: as the phase found it, or of a review as it leaves it.
+    findings: sources.Findings = ()
     # a log line about what was found, if there is more to say than that the phase is completed
     note: str = ""
-
-    @property
-    def state(self) -> str:
-        """The state that the phase moves to."""
-        return "awaiting_review" if rules.wants_review(self.confidence) else "completed"
 
 
 async def _advance(m: Mutation, phase: LockedPhase, to: str, **columns: Any) -> LockedPhase:
@@ -101,7 +112,7 @@ async def log(
 async def settle(m: Mutation, product_id: UUID, **columns: Any) -> None:
     """Updates the product's state from its phases, sets `columns`, and publishes the product if
     anything changed. Callers do this last, because it locks the product."""
-    product = await m.one(_LOCK_PRODUCT, {"id": product_id})
+    product = await product_rows.lock(m, product_id)
     phases = await m.all(phase_rows.SELECT_PHASES, {"ids": [product_id]})
     preparation = str(columns.get("preparation", product.preparation))
     state, running = rules.product_state(preparation, phases)
@@ -124,38 +135,36 @@ async def settle(m: Mutation, product_id: UUID, **columns: Any) -> None:
 class Progress:
     """The changes that may enqueue a job."""
 
-    def __init__(self, queue: jobs.JobQueue) -> None:
+    def __init__(self, queue: jobs.JobQueue, policy: ReviewPolicy) -> None:
         self._queue = queue
+        self._policy = policy
+
+    def state_after(self, number: int, outcome: PhaseOutcome) -> str:
+        """Returns the state that phase `number` moves to with this outcome. Call it once: it draws
+        lots for the sample."""
+        asks = self._policy.wants_review(number, outcome.confidence, outcome.source)
+        return "awaiting_review" if asks else "completed"
 
     async def prepare(self, m: Mutation, product_id: UUID) -> None:
         await self._queue.enqueue(m, PREPARE_TASK, PREPARE_QUEUE, product_id)
 
     async def start(self, m: Mutation, phase: LockedPhase, **columns: Any) -> LockedPhase:
-        """Makes a locked phase due: enqueues its job, or lets an outside runner claim it. Returns
-        its new row."""
+        """Makes a locked phase due: enqueues its job, or lets an outside worker claim it. Returns
+        its new row. Raises FAILED_PRECONDITION if the product is in the trash."""
+        await product_rows.check_usable(m, phase.product_id)
         row = await _move(m, phase, "pending", started=True, **columns)
         if not row.external:
             await self._queue.enqueue(m, TASK, QUEUE, row.id)
-        text = "waits for an outside runner" if row.external else "is started"
+        text = "waits for an outside worker" if row.external else "is started"
         await log(m, row, "phase_started", f"{named(row)} {text}")
         return row
 
     async def retry(self, m: Mutation, phase: LockedPhase) -> LockedPhase:
         """Starts a locked phase again and counts the retry. If the images were the problem, phase 1
-        prepares them first. Returns its new row."""
-        afresh = {
-            "retry_count": phase.retry_count + 1,
-            "attempt_number": 0,
-            "attempt_token": None,
-            "lease_expires_at": None,
-            "faults": 0,
-            "losses": 0,
-            "waits_for": "",
-            "waiting_since": None,
-            "cancel_requested": False,
-            "error_class": "",
-            "error_message": "",
-        }
+        prepares them first. Returns its new row. Raises FAILED_PRECONDITION if the product is in
+        the trash."""
+        await product_rows.check_usable(m, phase.product_id)
+        afresh = _afresh(phase)
         preparation = await m.one(product_rows.SELECT_PREPARATION, {"id": phase.product_id})
         if preparation == "done":
             return await self.start(m, phase, **afresh)
@@ -170,28 +179,42 @@ class Progress:
     ) -> tuple[LockedPhase, Result]:
         """Moves a locked phase to COMPLETED or AWAITING_REVIEW and finishes it. Returns its new row
         and its result."""
-        row = await _advance(m, phase, outcome.state, confidence=outcome.confidence, **columns)
+        state = self.state_after(phase.number, outcome)
+        columns |= {"confidence": outcome.confidence, "stale": False}
+        row = await _advance(m, phase, state, **columns)
         return row, await self.finish(m, row, outcome)
 
     async def finish(self, m: Mutation, phase: LockedPhase, outcome: PhaseOutcome) -> Result:
         """Stores the result of a phase that was just moved to COMPLETED or AWAITING_REVIEW.
         Publishes the result, then the phase, and opens a review or starts the next phase. Returns
         the result."""
+        asked = knowing.ask(m, phase.product_id)
         said = await review_rows.edits(m, phase.product_id)
-        result = await _store_result(m, phase, outcome, said)
+        facts = knowing.known(asked, phase.number, said)
+        result = await _store_result(m, phase, outcome, said, facts)
         await result_rows.publish(m, result)
         await phase_rows.publish(m, phase)
         if outcome.note:
             await log(m, phase, "phase_found", outcome.note)
-        if phase.state == "awaiting_review":
-            await _open_review(m, phase, result)
-        else:
+        if outcome.confidence is not None and outcome.source != "reviewer":
+            await self._rate(m, phase, result, outcome.confidence)
+        if phase.state == "completed":
             about = {"provider": outcome.provider, "confidence": outcome.confidence}
             await log(m, phase, "phase_completed", f"{named(phase)} is completed", details=about)
             await self._start_next(m, phase)
-        columns = _product_columns(result, said) if phase.number == 1 else {}
+        columns = _product_columns(result, said)
         await settle(m, phase.product_id, **columns)
         return result
+
+    async def _rate(self, m: Mutation, phase: Phase, result: Result, confidence: float) -> None:
+        """Opens the review that the phase waits for, if it does, and counts the result."""
+        confident = self._policy.is_confident(phase.number, confidence)
+        row_id = new_id()
+        if phase.state == "awaiting_review":
+            row_id = await _open_review(m, phase, result, self._policy, sample=confident)
+        await rated_rows.add(
+            m, row_id, phase.number, result.provider, confidence, confident=confident
+        )
 
     async def _start_next(self, m: Mutation, phase: LockedPhase) -> None:
         """Starts the next phase if the product advances by itself. If a stop of this phase was
@@ -206,14 +229,58 @@ class Progress:
             await self.start(m, following)
 
 
+def _afresh(phase: Phase) -> dict[str, Any]:
+    """Returns the columns of a phase that is to run once more, as if it had not run before."""
+    return {
+        "retry_count": phase.retry_count + 1,
+        "confidence": None,
+        "completed_at": None,
+        "attempt_number": 0,
+        "attempt_token": None,
+        "lease_expires_at": None,
+        "faults": 0,
+        "losses": 0,
+        "waits_for": "",
+        "waiting_since": None,
+        "cancel_requested": False,
+        "error_class": "",
+        "error_message": "",
+    }
+
+
+async def mark_stale(m: Mutation, phases: Sequence[LockedPhase]) -> None:
+    """Makes locked phases wait for those before them, which run again: each becomes PENDING, keeps
+    its result until it is replaced, and its open review is withdrawn. Doesn't settle the
+    product."""
+    for phase in phases:
+        if phase.state == "pending":
+            continue  # it has not begun, or is stale already
+        await _withdraw_reviews(m, phase)
+        row = await _move(m, phase, "pending", started=False, stale=True, **_afresh(phase))
+        text = f"{named(row)} is stale: a phase before it runs again"
+        await log(m, row, "phase_stale", text)
+
+
+async def _withdraw_reviews(m: Mutation, phase: Phase) -> None:
+    for review_id in await m.all(_LOCK_OPEN_REVIEWS, {"phase_id": phase.id}):
+        review = await states.advance(m, rules.REVIEW_STATES, REVIEWS, review_id, "withdrawn")
+        if review is not None:
+            await review_rows.publish(m, review)
+
+
 async def _store_result(
-    m: Mutation, phase: Phase, outcome: PhaseOutcome, said: rules.ByPhase
+    m: Mutation,
+    phase: Phase,
+    outcome: PhaseOutcome,
+    said: rules.ByPhase,
+    facts: sources.Known,
 ) -> Result:
     """Stores what a phase found, with what reviewers decided in earlier phases."""
     kind = result_rows.VALUES[phase.number]
-    value = outcome.value[kind]
+    value, findings = outcome.value[kind], outcome.findings
     if outcome.source != "reviewer":
         value = rules.standing(phase.number, value, said)
+        findings = sources.settled(phase.number, value, findings, facts)
     return await m.one(
         result_rows.UPSERT_RESULT,
         {
@@ -226,11 +293,15 @@ async def _store_result(
             "source": outcome.source,
             "provider": outcome.provider,
             "evidence": Jsonb(list(outcome.evidence)),
+            "findings": Jsonb(list(findings)),
         },
     )
 
 
-async def _open_review(m: Mutation, phase: Phase, result: Result) -> None:
+async def _open_review(
+    m: Mutation, phase: Phase, result: Result, policy: ReviewPolicy, *, sample: bool
+) -> UUID:
+    """Opens the review of a phase's result. Returns its id."""
     review = await m.one(
         _INSERT_REVIEW,
         {
@@ -242,19 +313,32 @@ async def _open_review(m: Mutation, phase: Phase, result: Result) -> None:
             "model_value": Jsonb(result.value),
             "model_confidence": result.confidence,
             "evidence": Jsonb(result.evidence),
+            "findings": Jsonb(result.findings),
+            "due_at": phase.updated_at + policy.due_in if policy.due_in else None,
+            "decisions_needed": policy.decisions,
+            "sample": sample,
         },
     )
     await review_rows.publish(m, review)
-    text = f"{named(phase)} waits for a person: its confidence is {review.model_confidence:.3f}"
-    await log(m, phase, "review_opened", text, "warning")
+    why = "as a sample, " if sample else ""
+    text = (
+        f"{named(phase)} waits for a person: {why}its confidence is {review.model_confidence:.3f}"
+    )
+    await log(m, phase, "review_opened", text, "info" if sample else "warning")
+    return review.id
 
 
 def _product_columns(result: Result, said: rules.ByPhase) -> dict[str, object]:
-    """Returns the product's columns that follow from the result of phase 1."""
+    """Returns the product's columns that follow from the result of phase 1 or 2."""
+    if result.phase == 2:
+        looked = result.provider != "none"
+        return {"nothing_found": looked and not result.value[result_rows.VALUES[2]]}
+    if result.phase != 1:
+        return {}
     columns: dict[str, object] = {"confidence": result.confidence}
     if result.source == "reviewer":
         value = result.value[result_rows.VALUES[1]]
-        decided = [name for name in ("name", "model") if name in {**value, **said.get(1, {})}]
+        decided = [name for name in rules.OWN if name in {**value, **said.get(1, {})}]
         columns |= {name: value.get(name, "").strip() for name in decided}
     return columns
 
@@ -271,22 +355,41 @@ async def stop(m: Mutation, phase: LockedPhase, text: str = "") -> LockedPhase:
     Doesn't settle the product. Returns its new row."""
     await leases.end_attempt(m, phase, "cancelled")
     row = await _move(m, phase, "stopped", attempt_token=None, lease_expires_at=None)
-    for review_id in await m.all(_LOCK_OPEN_REVIEWS, {"phase_id": phase.id}):
-        review = await states.advance(m, rules.REVIEW_STATES, REVIEWS, review_id, "withdrawn")
-        if review is not None:
-            await review_rows.publish(m, review)
+    await _withdraw_reviews(m, phase)
     await log(m, row, "phase_stopped", text or f"{named(row)} is stopped")
     return row
 
 
 async def expire_lease(m: Mutation, phase: LockedPhase) -> LockedPhase:
-    """Ends the attempt of an outside runner whose lease has passed. The locked phase is due again,
+    """Ends the attempt of an outside worker whose lease has passed. The locked phase is due again,
     or fails after rules.MAX_ATTEMPTS attempts. Returns its new row."""
     if phase.attempt_number >= rules.MAX_ATTEMPTS:
         text = f"{phase.attempt_number} runners let their leases pass; retry it"
         return await leases.give_up(m, JOBS, phase, "WORKER_LOST", text, retryable=False, lost=True)
     await leases.end_attempt(m, phase, "lost", "WORKER_LOST", _LEASE_PASSED)
-    return await JOBS.move(m, phase, "pending", attempt_token=None, lease_expires_at=None)
+    return await JOBS.move(
+        m,
+        phase,
+        "pending",
+        attempt_token=None,
+        lease_expires_at=None,
+        error_class="WORKER_LOST",
+        error_message=f"{_LEASE_PASSED}; another runner may claim it",
+    )
+
+
+async def undo_claim(m: Mutation, phase: LockedPhase) -> LockedPhase:
+    """Undoes a claim: deletes its attempt, and makes the locked phase due with the attempt number
+    that it had before. Returns its new row."""
+    await m.run(_DELETE_ATTEMPT, {"id": phase.attempt_token})
+    number = phase.attempt_number - 1
+    row = await _move(
+        m, phase, "pending", attempt_token=None, attempt_number=number, lease_expires_at=None
+    )
+    text = f"{named(row)} waits for a runner again: its images can't be asked for"
+    await log(m, row, "claim_undone", text)
+    await settle(m, row.product_id)
+    return row
 
 
 async def record_move(m: Mutation, phase: Phase) -> None:
@@ -324,6 +427,8 @@ JOBS = JobTable(
     "completed",
     phase_rows.publish,
     max_attempts=rules.MAX_ATTEMPTS,
+    ready=rules.is_due,
+    pauses=frozenset({phase_pause_rows.WAITS_FOR}),
     cancelled="stopped",
     stamps=STAMPS,
     in_transaction=record_move,

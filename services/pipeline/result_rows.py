@@ -7,16 +7,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from atelier.pipeline.v1 import result_pb2
+from atelier.pipeline.v1 import finding_pb2, result_pb2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from services.pipeline.sources import Finding
 from shared.background import events
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
 from shared.rpc.protos import EnumNames, timestamp
 
 SOURCES = EnumNames(result_pb2.ResultSource, "RESULT_SOURCE_")
+VALUE_SOURCES = EnumNames(finding_pb2.ValueSource, "VALUE_SOURCE_")
 VALUES: Mapping[int, str] = {
     field.number: field.name
     for field in result_pb2.PhaseValue.DESCRIPTOR.oneofs_by_name["value"].fields
@@ -38,6 +40,7 @@ class Result:
     evidence: list[dict[str, Any]]  # JSON of Evidence
     created_at: datetime
     updated_at: datetime
+    findings: list[Finding]
 
 
 RESULTS = Table("results", Result)
@@ -52,12 +55,12 @@ UPSERT_RESULT = Statement(
     Result,
     f"""
     INSERT INTO results AS r
-        (id, owner, product_id, phase, value, confidence, source, provider, evidence)
+        (id, owner, product_id, phase, value, confidence, source, provider, evidence, findings)
     VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(value)s, %(confidence)s, %(source)s,
-        %(provider)s, %(evidence)s)
+        %(provider)s, %(evidence)s, %(findings)s)
     ON CONFLICT (product_id, phase) DO UPDATE SET version = r.version + 1, updated_at = now(),
         value = excluded.value, confidence = excluded.confidence, source = excluded.source,
-        provider = excluded.provider, evidence = excluded.evidence
+        provider = excluded.provider, evidence = excluded.evidence, findings = excluded.findings
     RETURNING {RESULTS.columns}
 """,
 )
@@ -77,6 +80,29 @@ def evidence(stored: Sequence[Mapping[str, Any]]) -> list[result_pb2.Evidence]:
     return [result_pb2.Evidence(**item) for item in stored]
 
 
+def findings(stored: Sequence[Finding]) -> list[finding_pb2.Finding]:
+    return [_finding(each) for each in stored]
+
+
+def _finding(each: Finding) -> finding_pb2.Finding:
+    message = finding_pb2.Finding(
+        key=each["key"],
+        source=VALUE_SOURCES.number[each["source"]],
+        model=each["model"],
+        confidence=each["confidence"],
+        note=each["note"],
+        asset_id=each["asset_id"],
+        disagrees=each["disagrees"],
+        confirmed_by=each["confirmed_by"],
+        review_id=each["review_id"],
+    )
+    json_format.ParseDict(each["value"], message.value)
+    if box := each["box"]:
+        left, top, width, height = box
+        message.box.CopyFrom(finding_pb2.PictureBox(left=left, top=top, width=width, height=height))
+    return message
+
+
 def to_proto(row: Result) -> result_pb2.PhaseResult:
     return result_pb2.PhaseResult(
         id=str(row.id),
@@ -90,6 +116,7 @@ def to_proto(row: Result) -> result_pb2.PhaseResult:
         etag=str(row.version),
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
+        findings=findings(row.findings),
     )
 
 

@@ -8,9 +8,11 @@ from uuid import UUID
 from atelier.pipeline.v1 import review_pb2
 
 from services.pipeline import result_rows, rules
+from services.pipeline.sources import Finding
 from shared.background import events
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
+from shared.rpc import errors
 from shared.rpc.protos import EnumNames, timestamp
 
 STATES = EnumNames(review_pb2.ReviewState, "REVIEW_STATE_")
@@ -37,6 +39,20 @@ class Review:
     decided_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    findings: list[Finding]
+    due_at: datetime | None  # None: no time is set
+    decisions_needed: int
+    decisions_made: int
+    disputed: bool
+    sample: bool  # the model was sure enough
+
+
+@dataclass(slots=True)
+class LockedReview(Review):
+    """A review whose row the transaction has locked."""
+
+    claimed_by_another: bool
+    decided_by_actor: bool
 
 
 @dataclass(slots=True)
@@ -47,27 +63,74 @@ class _Edit:
     model_value: dict[str, Any]
     reviewer_value: dict[str, Any] | None
     effective_value: dict[str, Any] | None
+    decided_at: datetime | None
+    restated: dict[str, str]  # what the owner stated anew, see Product
 
 
 REVIEWS = Table("reviews", Review)
 _SELECT_EDITS = Statement(
     _Edit,
     """
-    SELECT phase, model_value, reviewer_value, effective_value FROM reviews
-    WHERE product_id = %(product_id)s AND state = 'edited' ORDER BY decided_at, id
+    SELECT r.phase, r.model_value, r.reviewer_value, r.effective_value,
+        r.decided_at, p.restated
+    FROM reviews r JOIN products p ON p.id = r.product_id
+    WHERE r.product_id = %(product_id)s AND r.state = 'edited'
+    ORDER BY r.decided_at, r.id
+""",
+)
+_LOCK_REVIEW = Statement(
+    LockedReview,
+    f"""
+    SELECT {REVIEWS.columns}, claimed_by <> '' AND claimed_by <> %(actor)s
+        AND claim_expires_at > now() AS claimed_by_another,
+        EXISTS (SELECT FROM review_decisions d WHERE d.review_id = reviews.id
+            AND d.decided_by = %(actor)s) AS decided_by_actor
+    FROM reviews WHERE id = %(id)s FOR UPDATE
 """,
 )
 
 
+async def lock_open(m: Mutation, review_id: UUID) -> LockedReview:
+    """Locks the review and returns it. Raises FAILED_PRECONDITION if it isn't open or somebody else
+    has claimed it."""
+    review = await m.first(_LOCK_REVIEW, {"id": review_id, "actor": m.actor})
+    if review is None:
+        raise errors.not_found("review", review_id)
+    subject = f"reviews/{review_id}"
+    if review.state != "open":
+        text = f"it is {review.state.replace('_', ' ')} already; its phase shows what came of it"
+        raise errors.precondition(text, subject=subject, metadata={"state": review.state})
+    if review.claimed_by_another and review.claim_expires_at:
+        until = review.claim_expires_at.isoformat(timespec="seconds")
+        text = f"{review.claimed_by} has claimed it until {until}"
+        raise errors.precondition(text, subject=subject, metadata={"claimed_by": review.claimed_by})
+    return review
+
+
+def refuse_decided(review: LockedReview) -> None:
+    """Raises FAILED_PRECONDITION if the actor has decided the open review."""
+    if review.decided_by_actor:
+        text = (
+            "you have decided it already; it waits for another person, as"
+            f" {review.decisions_needed} have to say the same. NextReview gives you another one"
+        )
+        raise errors.precondition(
+            text,
+            subject=f"reviews/{review.id}",
+            metadata={"decisions_made": str(review.decisions_made)},
+        )
+
+
 async def edits(m: Mutation, product_id: UUID) -> dict[int, dict[str, Any]]:
-    """Returns the fields that reviewers decided on, by phase; see rules.ByPhase."""
+    """Returns the fields that reviewers decided on, by phase; see rules.ByPhase. What the
+    owner stated anew since is left out."""
     found: dict[int, dict[str, Any]] = {}
     for row in await m.all(_SELECT_EDITS, {"product_id": product_id}):
         kind = result_rows.VALUES[row.phase]
         reviewer, effective = row.reviewer_value or {}, row.effective_value or {}
-        found[row.phase] = rules.said_in(
-            row.model_value[kind], reviewer.get(kind, {}), effective.get(kind, {})
-        )
+        said = rules.said_in(row.model_value[kind], reviewer.get(kind, {}), effective.get(kind, {}))
+        restated = rules.restated_since(row.restated, row.decided_at) if row.decided_at else ()
+        found[row.phase] = rules.without(said, restated) if row.phase < 4 else said
     return found
 
 
@@ -88,6 +151,12 @@ def to_proto(row: Review) -> review_pb2.Review:
         etag=str(row.version),
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
+        findings=result_rows.findings(row.findings),
+        due_time=timestamp(row.due_at),
+        decisions_needed=row.decisions_needed,
+        decisions_made=row.decisions_made,
+        disputed=row.disputed,
+        sample=row.sample,
     )
     if row.reviewer_value is not None:
         message.reviewer_value.CopyFrom(result_rows.value(row.reviewer_value))

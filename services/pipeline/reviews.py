@@ -1,25 +1,40 @@
 """ReviewService: people decide what a model was not sure of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import sqlalchemy as sa
 from atelier.pipeline.v1 import result_pb2, review_pb2_grpc
 from atelier.pipeline.v1 import review_pb2 as pb
 from grpc.aio import ServicerContext
 from psycopg.types.json import Jsonb
 
-from services.pipeline import log_rows, phase_rows, progress, result_rows, review_rows, rules
+from services.pipeline import (
+    claiming,
+    decision_rows,
+    log_rows,
+    phase_rows,
+    product_rows,
+    progress,
+    rated_rows,
+    result_rows,
+    review_rows,
+    reviewing,
+    rules,
+    sources,
+)
+from services.pipeline import review_metrics as metrics
 from services.pipeline.checking import check_usable, stored_value
 from services.pipeline.phase_rows import LockedPhase
-from services.pipeline.review_rows import REVIEWS, Review
+from services.pipeline.review_rows import REVIEWS, LockedReview, Review
 from shared.database import states
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.lists import Listing
 from shared.database.rows import Statement
-from shared.rpc import errors, paging
+from shared.rpc import auth, errors, paging
 
 
 @dataclass(slots=True)
@@ -31,13 +46,6 @@ class _Subject:
 
 
 @dataclass(slots=True)
-class LockedReview(Review):
-    """A review whose row the transaction has locked."""
-
-    claimed_by_another: bool
-
-
-@dataclass(slots=True)
 class _Grounds:
     """The source of a result: its provider and evidence."""
 
@@ -45,24 +53,26 @@ class _Grounds:
     evidence: list[dict[str, Any]]
 
 
-_LIST = Listing(REVIEWS, Review)
-_SELECT_SUBJECT = Statement(_Subject, "SELECT product_id, phase FROM reviews WHERE id = %(id)s")
-_LOCK_REVIEW = Statement(
-    LockedReview,
-    f"""
-    SELECT {REVIEWS.columns}, claimed_by <> '' AND claimed_by <> %(actor)s
-        AND claim_expires_at > now() AS claimed_by_another
-    FROM reviews WHERE id = %(id)s FOR UPDATE
-""",
-)
-_CLAIM_REVIEW = Statement(
+_OPEN: sa.ColumnElement[str] = sa.literal_column("'open'")
+
+
+def _held(row: Any) -> sa.ColumnElement[bool]:
+    held: sa.ColumnElement[bool] = sa.and_(row.state == _OPEN, row.claim_expires_at > sa.func.now())
+    return held
+
+
+_LIST = Listing(
+    REVIEWS,
     Review,
-    f"""
-    UPDATE reviews SET claimed_by = %(actor)s, version = version + 1, updated_at = now(),
-        claim_expires_at = now() + make_interval(mins => %(minutes)s)
-    WHERE id = %(id)s RETURNING {REVIEWS.columns}
-""",
+    overdue=lambda row, _: sa.and_(row.state == _OPEN, row.due_at < sa.func.now()),
+    held_by=lambda row, actor: sa.and_(_held(row), row.claimed_by == actor),
+    held=lambda row, _: _held(row),
+    free=lambda row, _: sa.and_(
+        row.state == _OPEN,
+        sa.or_(row.claim_expires_at.is_(None), row.claim_expires_at <= sa.func.now()),
+    ),
 )
+_SELECT_SUBJECT = Statement(_Subject, "SELECT product_id, phase FROM reviews WHERE id = %(id)s")
 _SELECT_GROUNDS = Statement(
     _Grounds,
     """
@@ -86,8 +96,17 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
     async def ListReviews(
         self, request: pb.ListReviewsRequest, context: ServicerContext
     ) -> pb.ListReviewsResponse:
+        identity = auth.current()
+        auth.act_for(request.owner or identity.owner)
         page = paging.page(request)
         wanted = {
+            "phase": request.phase,
+            "overdue": request.overdue,
+            "sample": request.sample,
+            "disputed": request.disputed,
+            "held_by": request.holder == pb.REVIEW_HOLDER_ME and identity.actor,
+            "held": request.holder == pb.REVIEW_HOLDER_ANYBODY,
+            "free": request.holder == pb.REVIEW_HOLDER_NOBODY,
             "state": request.state and review_rows.STATES.word[request.state],
             "product_id": request.product_id and parse_id(request.product_id, "product_id"),
         }
@@ -101,13 +120,10 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         review_id = parse_id(request.review_id, "review_id")
 
         async def work(m: Mutation) -> pb.ClaimReviewResponse:
-            review = await _lock_open(m, review_id)
-            minutes = request.minutes or rules.DEFAULT_CLAIM_MINUTES
-            claim = {"id": review.id, "actor": m.actor, "minutes": minutes}
-            row = await m.one(_CLAIM_REVIEW, claim)
-            await review_rows.publish(m, row)
-            text = f"{m.actor} took the review for {minutes} minutes"
-            await log_rows.add(m, row.product_id, row.phase, "review_claimed", text)
+            review = await review_rows.lock_open(m, review_id)
+            review_rows.refuse_decided(review)
+            await product_rows.check_usable(m, review.product_id)
+            row = await claiming.claim(m, review_id, request.minutes)
             return pb.ClaimReviewResponse(review=review_rows.to_proto(row))
 
         return await self._db.mutate(request, pb.ClaimReviewResponse, work)
@@ -122,10 +138,13 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
             if subject is None:
                 raise errors.not_found("review", review_id)
             phase = await phase_rows.lock(m, subject.product_id, subject.phase)
-            open_review = await _lock_open(m, review_id)
+            open_review = await review_rows.lock_open(m, review_id)
+            review_rows.refuse_decided(open_review)
+            await product_rows.check_usable(m, open_review.product_id)
             errors.check_etag(request.etag, open_review.version, "review", review_id)
             review = await _decide(m, request, open_review, phase)
-            row = await self._carry_out(m, review, phase)
+            row = phase if review.state == "open" else await self._carry_out(m, review, phase)
+            metrics.count_decision(request.decision)
             return pb.SubmitReviewResponse(
                 review=review_rows.to_proto(review), phase=phase_rows.to_proto(row)
             )
@@ -138,7 +157,12 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
             reviewed = {"product_id": review.product_id, "phase": review.phase}
             grounds = await m.one(_SELECT_GROUNDS, reviewed)
             outcome = progress.PhaseOutcome(
-                review.effective_value, 1.0, "reviewer", grounds.provider, grounds.evidence
+                review.effective_value,
+                1.0,
+                "reviewer",
+                grounds.provider,
+                grounds.evidence,
+                review.findings,
             )
             row, _ = await self._flows.complete(m, phase, outcome, cancel_requested=False)
             return row
@@ -153,56 +177,59 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
         return row
 
 
-async def _lock_open(m: Mutation, review_id: UUID) -> LockedReview:
-    """Locks the review and returns it. Raises FAILED_PRECONDITION if it isn't open or somebody else
-    has claimed it."""
-    review = await m.first(_LOCK_REVIEW, {"id": review_id, "actor": m.actor})
-    if review is None:
-        raise errors.not_found("review", review_id)
-    if review.state != "open":
-        text = f"it is {review.state.replace('_', ' ')} already; its phase shows what came of it"
-        raise errors.precondition(
-            text, subject=f"reviews/{review_id}", metadata={"state": review.state}
-        )
-    if review.claimed_by_another and review.claim_expires_at:
-        until = review.claim_expires_at.isoformat(timespec="seconds")
-        text = f"{review.claimed_by} has claimed it until {until}"
-        raise errors.precondition(
-            text, subject=f"reviews/{review_id}", metadata={"claimed_by": review.claimed_by}
-        )
-    return review
-
-
 async def _decide(
     m: Mutation, request: pb.SubmitReviewRequest, review: LockedReview, phase: LockedPhase
 ) -> Review:
-    """Records the decision. Returns the review's new row."""
-    columns: dict[str, Any] = {"note": request.note, "decided_by": m.actor}
+    """Adds the decision, and ends the review if it is the last one that was missing. Returns the
+    review's new row."""
+    values: dict[str, Any] = {}  # JSON columns
     if request.decision == pb.REVIEW_DECISION_APPROVE:
-        columns["effective_value"] = Jsonb(review.model_value)
+        found = _confirmed(m, review, review.model_value, {})
+        values = {"effective_value": review.model_value, "findings": found}
     if request.decision == pb.REVIEW_DECISION_EDIT:
-        columns |= await _edit(m, request, review, phase)
+        values = await _edit(m, request, review, phase)
+    votes = await decision_rows.add(
+        m,
+        review.id,
+        decision_rows.KINDS.word[request.decision],
+        request.note,
+        values.get("reviewer_value"),
+        values.get("effective_value"),
+    )
+    columns: dict[str, Any] = {
+        "decisions_made": votes.made,
+        "disputed": votes.alike < votes.made,
+    }
     state = _DECIDED[request.decision]
+    stamps: tuple[str, ...] = ("decided_at",)
+    if reviewing.is_settled(review.decisions_needed, votes.made, votes.alike):
+        columns |= {"note": request.note, "decided_by": m.actor}
+        columns |= {name: Jsonb(value) for name, value in values.items()}
+        await rated_rows.judge(m, review.id, right=state == "approved")
+    else:
+        state, stamps = "open", ()
+        columns |= {"claimed_by": "", "claim_expires_at": None}
     row = await states.move(
-        m, rules.REVIEW_STATES, REVIEWS, review, state, stamps=("decided_at",), **columns
+        m, rules.REVIEW_STATES, REVIEWS, review, state, stamps=stamps, **columns
     )
     await review_rows.publish(m, row)
-    note = f" ({request.note})" if request.note else ""
-    await log_rows.add(
-        m,
-        row.product_id,
-        row.phase,
-        f"review_{state}",
-        f"{m.actor} decided: {state.replace('_', ' ')}{note}",
-    )
+    await _log_decision(m, row, _DECIDED[request.decision], request.note)
     return row
+
+
+async def _log_decision(m: Mutation, review: Review, said: str, note: str) -> None:
+    text = f"{m.actor} decided: {said.replace('_', ' ')}{f' ({note})' if note else ''}"
+    if review.state == "open":
+        text += f"; it waits for another person, after {review.decisions_made}"
+    action = "review_decision" if review.state == "open" else f"review_{said}"
+    await log_rows.add(m, review.product_id, review.phase, action, text)
 
 
 async def _edit(
     m: Mutation, request: pb.SubmitReviewRequest, review: Review, phase: LockedPhase
-) -> dict[str, Jsonb]:
-    """Returns the columns of an edit: the reviewer's value and the effective one. Raises
-    INVALID_ARGUMENT if the edit changes nothing, or the next phases would refuse its value."""
+) -> dict[str, Any]:
+    """Returns the JSON columns of an edit: the reviewer's value, the effective one, the findings.
+    Raises INVALID_ARGUMENT if it changes nothing, or the next phases would refuse its value."""
     kind, mask = result_rows.VALUES[review.phase], list(request.update_mask.paths)
     _check_mask(mask, kind)
     model = review.model_value[kind]
@@ -216,7 +243,19 @@ async def _edit(
     reviewer = {**dict.fromkeys(mask), **given}  # None: the reviewer emptied the field
     said = rules.said_in(model, reviewer, effective)
     await check_usable(m, phase, {kind: effective}, "value", said)
-    return {"reviewer_value": Jsonb({kind: reviewer}), "effective_value": Jsonb({kind: effective})}
+    return {
+        "reviewer_value": {kind: reviewer},
+        "effective_value": {kind: effective},
+        "findings": _confirmed(m, review, {kind: effective}, said),
+    }
+
+
+def _confirmed(
+    m: Mutation, review: Review, effective: Mapping[str, Any], said: Mapping[str, Any]
+) -> list[sources.Finding]:
+    """Returns the findings with what the person confirms. `said`: the fields decided on."""
+    value = effective[result_rows.VALUES[review.phase]]
+    return sources.confirmed(review.findings, value, said, m.actor, str(review.id))
 
 
 def _check_mask(mask: Sequence[str], kind: str) -> None:

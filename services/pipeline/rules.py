@@ -1,12 +1,12 @@
 """Decisions of `pipeline` as pure functions and constants: states, what follows from them,
 limits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 PHASES = (1, 2, 3, 4)
 PHASE_NAMES = {1: "product analysis", 2: "market research", 3: "SEO analysis", 4: "product listing"}
-REVIEW_BELOW = 0.80  # a result with a lower confidence waits for a review
 
 PHASE_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"pending", "running", "failed", "stopped"}),
@@ -14,7 +14,7 @@ PHASE_STATES: Mapping[str, frozenset[str]] = {
         {"running", "pending", "awaiting_review", "completed", "failed", "stopped"}
     ),
     "awaiting_review": frozenset({"pending", "completed", "failed", "stopped"}),
-    "completed": frozenset(),
+    "completed": frozenset({"pending"}),
     "failed": frozenset({"pending"}),
     "stopped": frozenset({"pending"}),
 }
@@ -25,7 +25,7 @@ PRODUCT_STATES: Mapping[str, frozenset[str]] = {
     "awaiting_review": frozenset(
         {"awaiting_review", "processing", "completed", "error", "stopped"}
     ),
-    "completed": frozenset(),
+    "completed": frozenset({"completed", "uploaded", "processing"}),
     "error": frozenset({"error", "uploaded", "processing"}),
     "stopped": frozenset({"stopped", "uploaded", "processing", "error"}),
 }
@@ -42,10 +42,13 @@ REVIEW_STATES: Mapping[str, frozenset[str]] = {
 # runner's lease passes in attempt 6 or later. Waits for a service that can't be reached don't
 # count.
 MAX_ATTEMPTS = 6
-DEFAULT_LEASE_SECONDS = 60  # of an outside runner
+DEFAULT_LEASE_SECONDS = 60  # of an outside worker
 DEFAULT_CLAIM_MINUTES = 15  # of a reviewer
 # The limit of a phase's value as JSON: a review holds three values, and an answer is at most 4 MiB.
 VALUE_BYTES = 500_000
+MOST_IMAGES = 16  # of a product
+BEGUN = frozenset({"running", "awaiting_review", "completed"})
+"""States of phases that have taken the product's values."""
 IMAGES_WAIT_SECONDS = 24 * 3600.0  # for a product's images to be READY
 
 
@@ -57,7 +60,7 @@ class PhaseLike(Protocol):
 
 
 def is_due(phase: PhaseLike) -> bool:
-    """Returns whether a phase waits for a worker or an outside runner."""
+    """Returns whether a phase waits for a worker or an outside worker."""
     return phase.state == "pending" and phase.started
 
 
@@ -75,8 +78,12 @@ def product_state(preparation: str, phases: Sequence[PhaseLike]) -> tuple[str, b
     return ("processing", running) if running or "completed" in states else ("uploaded", False)
 
 
-def wants_review(confidence: float | None) -> bool:
-    return confidence is not None and confidence < REVIEW_BELOW
+def first_phase_with(names: Collection[str]) -> int:
+    """Returns the number of the first phase that rests on one of these columns of a product, or on
+    a phase that does; 5 if none does."""
+    if {"name", "model", "facts"} & set(names):
+        return 1
+    return 2 if "market_provider" in names else PHASES[-1] + 1
 
 
 def images_wait(waited_seconds: float) -> float:
@@ -100,8 +107,10 @@ ByPhase = Mapping[int, Mapping[str, Any]]
 """Fields of phases' values, by phase. `said` holds the fields that people decided on in their
 edits; None for one that they emptied."""
 
+OWN = ("name", "model", "condition", "condition_details")
+"""Facts that a product has beside its facts: as given, then as reviewers of phase 1 decided."""
 _SAME = {
-    1: ("name", "model", "condition", "condition_details"),
+    1: OWN,
     2: ("brand", "category"),
     3: ("description", "keywords"),
 }
@@ -120,6 +129,26 @@ def said_in(
     return {name: effective.get(name) for name in (*changed, *repeated)}
 
 
+# The fields of phases' values that a word of the facts about a product concerns, if they aren't
+# named like it.
+_CONCERNED = {
+    "brand": ("brand", "brands"),
+    "category": ("category", "categories"),
+    "subcategory": ("categories",),
+}
+
+
+def restated_since(restated: Mapping[str, str], at: datetime) -> list[str]:
+    """Returns the words that the owner stated anew after `at`."""
+    return [word for word, time in restated.items() if datetime.fromisoformat(time) > at]
+
+
+def without(value: Mapping[str, Any], words: Collection[str]) -> dict[str, Any]:
+    """Returns a phase's fields without those that these words of the facts concern."""
+    gone = {field for word in words for field in _CONCERNED.get(word, (word,))}
+    return {name: field for name, field in value.items() if name not in gone}
+
+
 class StatedProduct(Protocol):
     """What the caller stated about a product."""
 
@@ -127,6 +156,10 @@ class StatedProduct(Protocol):
     def name(self) -> str: ...
     @property
     def model(self) -> str: ...
+    @property
+    def condition(self) -> str: ...
+    @property
+    def condition_details(self) -> str: ...
     @property
     def facts(self) -> Mapping[str, Any]: ...
 
@@ -140,7 +173,7 @@ def facts_for(product: StatedProduct, values: ByPhase, said: ByPhase) -> dict[st
     """
     words = {
         **product.facts.get("product", {}),
-        **_set({"name": product.name, "model": product.model}),
+        **_set({name: getattr(product, name) for name in OWN}),
     }
     words |= _set(_words(1, values.get(1, {})))
     words = _set(words | _words_said(said))

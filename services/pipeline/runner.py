@@ -1,27 +1,23 @@
 """Runs phases in a worker."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import structlog
 from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
 from atelier.conversions.v1 import analysis_pb2, analysis_pb2_grpc, job_pb2
+from google.protobuf import json_format
 
-from services.pipeline import (
-    price_book_rows,
-    product_rows,
-    progress,
-    result_rows,
-    review_rows,
-    rules,
-)
+from services.pipeline import phase_inputs, progress, result_rows, rules, sources
+from services.pipeline.phase_inputs import PhaseInputs
+from services.pipeline.phase_pause_rows import SELECT_PAUSES, WAITS_FOR, in_words
 from services.pipeline.phase_rows import LockedPhase, Phase
-from services.pipeline.product_rows import IMAGES, Product, ProductImage
+from services.pipeline.product_rows import ProductImage
 from services.pipeline.progress import PhaseOutcome
+from services.pipeline.researching import MarketResearch
 from shared.background import attempts
 from shared.background.attempts import Attempt, JobFailed, Outcome
 from shared.database.db import Database, Mutation
@@ -44,62 +40,33 @@ _TASKS = {
 }
 
 
-@dataclass(slots=True)
-class _Value:
-    """The effective value of a phase."""
-
-    phase: int
-    value: dict[str, Any]  # JSON of a PhaseValue
-
-
-_SELECT_IMAGES = Statement(
-    ProductImage,
-    f"""
-    SELECT {IMAGES.columns} FROM product_images WHERE product_id = %(id)s
-    ORDER BY is_primary DESC, position
-""",
-)
-_SELECT_VALUES = Statement(_Value, "SELECT phase, value FROM results WHERE product_id = %(id)s")
 _SELECT_STOP = Statement(bool, "SELECT cancel_requested FROM phases WHERE id = %(id)s")
 
 
-@dataclass(frozen=True)
-class PhaseInputs:
-    """What is known about a product when a phase begins."""
-
-    product: Product
-    images: Sequence[ProductImage]  # primary first
-    values: rules.ByPhase  # what earlier phases found
-    said: rules.ByPhase  # what people said about it in reviews
-
-    def facts(self) -> dict[str, Any]:
-        return rules.facts_for(self.product, self.values, self.said)
-
-
 class PhaseRunner:
-    def __init__(self, db: Database, flows: progress.Progress, peers: Peers) -> None:
+    def __init__(
+        self, db: Database, flows: progress.Progress, peers: Peers, market: MarketResearch
+    ) -> None:
         self._db = db
         self._flows = flows
         self._peers = peers
+        self._market = market
 
     async def run(self, phase_id: str) -> None:
         await attempts.run(self._db, progress.JOBS, phase_id, self._work)
 
     async def _work(self, attempt: Attempt[LockedPhase]) -> Outcome[LockedPhase]:
-        inputs = await self._inputs(attempt.row.product_id)
+        await self._wait_for_pause(attempt.row.number)
+        async with self._db.transaction(auth.current().owner) as m:
+            inputs = await phase_inputs.read(m, attempt.row)
         if attempt.row.number == 2:
-            return self._outcome(await self._research(attempt, inputs))
+            return self._outcome(2, await self._research(attempt, inputs))
         return await self._analyse(attempt, inputs)
 
-    async def _inputs(self, product_id: UUID) -> PhaseInputs:
-        mine = {"id": product_id}
-        async with self._db.transaction(auth.current().owner) as m:
-            product = await m.one(product_rows.SELECT_PRODUCT, mine)
-            images = await m.all(_SELECT_IMAGES, mine)
-            found = await m.all(_SELECT_VALUES, mine)
-            said = await review_rows.edits(m, product_id)
-        values = {row.phase: row.value[result_rows.VALUES[row.phase]] for row in found}
-        return PhaseInputs(product, images, values, said)
+    async def _wait_for_pause(self, number: int) -> None:
+        """Raises Waits while the phase is paused for everyone."""
+        for pause in await self._db.system_all(SELECT_PAUSES, {"phases": [number]}):
+            raise attempts.Waits(WAITS_FOR, "PAUSED", in_words(pause), endless=True)
 
     async def _analyse(
         self, attempt: Attempt[LockedPhase], inputs: PhaseInputs
@@ -111,12 +78,22 @@ class PhaseRunner:
         value = _VALUES[number](plain(analysis.result, "result"))
         if number == 4:
             value["images"] = [await self._listed(image) for image in inputs.images]
-        evidence = [result_rows.plain(item) for item in analysis.evidence]
-        model = analysis.recipe.model
-        found = PhaseOutcome(
-            _phase_value(number, value), analysis.confidence, "service", model, evidence
+        found = sources.of_analysis(
+            [result_rows.plain(item) for item in analysis.findings],
+            [str(image.asset_id) for image in inputs.images],
+            functools.partial(_in_form_of, number),
         )
-        return self._outcome(found, analysis.credits)
+        standing = rules.standing(number, value, inputs.said)
+        confidence, evidence = _confidence(analysis, number, standing, found)
+        outcome = PhaseOutcome(
+            _phase_value(number, value),
+            confidence,
+            "service",
+            analysis.recipe.model,
+            evidence,
+            found,
+        )
+        return self._outcome(number, outcome, analysis.credits)
 
     async def _analysed(
         self, attempt: Attempt[LockedPhase], inputs: PhaseInputs
@@ -196,33 +173,62 @@ class PhaseRunner:
         }
 
     async def _research(self, attempt: Attempt[LockedPhase], inputs: PhaseInputs) -> PhaseOutcome:
-        """Runs phase 2: looks the product up in the owner's price book, or nowhere if it has no
-        provider."""
+        """Runs phase 2."""
+        phase = attempt.row
         attempt.model = inputs.product.market_provider
-        if inputs.product.market_provider == "none":
-            text = "the product has no market provider; nothing was looked up"
-            return PhaseOutcome(_phase_value(2, {}), None, "service", "none", note=text)
-        async with self._db.transaction(auth.current().owner) as m:
-            found, text = await price_book_rows.look_up(m, inputs.facts())
-        confidence = 1.0 if found else None
-        evidence = [{"name": "match", "value": 1.0, "weight": 1.0, "note": text}] if found else []
+        question = f"{phase.id}/{phase.retry_count}"
+        found = await self._market.look_up(inputs.product, inputs.facts(), question)
+        value = _phase_value(2, found.value)
+        said = sources.of_market(
+            value[result_rows.VALUES[2]], found.provider, found.confidence, found.text
+        )
         return PhaseOutcome(
-            _phase_value(2, found), confidence, "service", "price_book", evidence, text
+            value, found.confidence, "service", found.provider, found.evidence, said, found.text
         )
 
-    def _outcome(self, found: PhaseOutcome, credits: int = 0) -> Outcome[LockedPhase]:
+    def _outcome(self, number: int, found: PhaseOutcome, credits: int = 0) -> Outcome[LockedPhase]:
         async def finish(m: Mutation, phase: LockedPhase) -> None:
             await self._flows.finish(m, phase, found)
 
-        columns = {"confidence": found.confidence}
+        columns = {"confidence": found.confidence, "stale": False}
         return Outcome(
-            columns, to=found.state, credits=credits, publishes=True, in_transaction=finish
+            columns,
+            to=self._flows.state_after(number, found),
+            credits=credits,
+            publishes=True,
+            in_transaction=finish,
         )
 
 
 def _phase_value(number: int, value: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the JSON of the PhaseValue, in the one form in which it is stored."""
     return result_rows.plain(result_rows.value({result_rows.VALUES[number]: value}))
+
+
+def _in_form_of(number: int, key: str, value: Any) -> Any:
+    """Returns a value of an analysis in the form of the phase's value, if it has a field for it."""
+    made = _VALUES[number]({key: value})
+    if not made.get(key):
+        return value
+    try:
+        return _phase_value(number, {key: made[key]})[result_rows.VALUES[number]].get(key, value)
+    except json_format.ParseError:
+        return value
+
+
+def _confidence(
+    analysis: analysis_pb2.Analysis, number: int, value: Mapping[str, Any], found: sources.Findings
+) -> tuple[float, list[dict[str, Any]]]:
+    """Returns the phase's confidence and its evidence. Phase 1 is as sure as the analysis, which
+    says how much is known of the product. In phases 3 and 4 only what a model newly found counts,
+    and how well the pictures can be read is evidence without a weight."""
+    evidence = [result_rows.plain(item) for item in analysis.evidence]
+    if number == 1:
+        return analysis.confidence, evidence
+    confidence, note = sources.newly_found(value, found)
+    others = [{**each, "weight": 0.0} for each in evidence]
+    known = {"name": "known", "value": confidence, "weight": 1.0, "note": note[:1000]}
+    return confidence, [known, *others]
 
 
 def _only(found: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -71,7 +71,12 @@ class _Idle:
 
 _SELECT_IDLE = Statement(_Idle, "SELECT id, state, running FROM products WHERE id = %(id)s")
 _Shown = (
-    pb.Product | phase_pb2.Phase | result_pb2.PhaseResult | review_pb2.Review | log_pb2.LogEntry
+    pb.Product
+    | phase_pb2.Phase
+    | result_pb2.PhaseResult
+    | review_pb2.Review
+    | log_pb2.LogEntry
+    | pb.PurgedProduct
 )
 _MESSAGES: Mapping[str, type[_Shown]] = {
     "product": pb.Product,
@@ -79,6 +84,7 @@ _MESSAGES: Mapping[str, type[_Shown]] = {
     "result": result_pb2.PhaseResult,
     "review": review_pb2.Review,
     "log": log_pb2.LogEntry,
+    "purged_product": pb.PurgedProduct,
 }
 
 
@@ -115,9 +121,8 @@ def changes(
             return None
         message = _MESSAGES[event.subject].FromString(event.payload)
         subject = message.id if isinstance(message, pb.Product) else message.product_id
-        return (
-            {event.subject: message} if product_id is None or subject == str(product_id) else None
-        )
+        field = "purged" if isinstance(message, pb.PurgedProduct) else event.subject
+        return {field: message} if product_id is None or subject == str(product_id) else None
 
     def in_change(**fields: Any) -> A:
         return answer(change=pb.ProductChange(**fields))

@@ -44,6 +44,14 @@ class Collection:
     credits_adjustment: int
     created_at: datetime
     updated_at: datetime
+    fact_sources: dict[str, Any]  # by the fact's path; see GetCollectionResponse.fact_sources
+    archived_at: datetime | None
+    deleted_at: datetime | None
+    expires_at: datetime | None
+    facts_number: int
+    facts_by: str  # empty: created_by
+    facts_reason: str
+    facts_at: datetime | None  # None: created_at
 
 
 class LockedCollection(Collection):
@@ -56,6 +64,7 @@ class LockedCollection(Collection):
 class NamedCollection:
     id: UUID
     name: str
+    deleted_at: datetime | None
 
 
 @dataclass(slots=True)
@@ -74,7 +83,7 @@ class Place:
 
 @dataclass(slots=True)
 class Figures:
-    """Number and credits of a collection's files in one state, archived or live."""
+    """Number and credits of a collection's files in one state, live or not: archived or deleted."""
 
     collection_id: UUID
     state: str
@@ -102,7 +111,10 @@ FILE_COLUMNS = f"{TECH_FILES.of('f')}, i.section, i.display_order"
 SELECT_COLLECTION = Statement(
     Collection, f"SELECT {COLLECTIONS.columns} FROM collections WHERE id = %(id)s"
 )
-SELECT_NAME = Statement(NamedCollection, "SELECT id, name FROM collections WHERE id = %(id)s")
+SELECT_NAME = Statement(
+    NamedCollection, "SELECT id, name, deleted_at FROM collections WHERE id = %(id)s"
+)
+_SHARE_COLLECTION = Statement(NamedCollection, f"{SELECT_NAME.text} FOR SHARE")
 SELECT_FACTS = Statement(dict, "SELECT facts FROM collections WHERE id = %(id)s")
 SELECT_FILES = Statement(
     CollectedFile,
@@ -115,7 +127,8 @@ SELECT_FILES = Statement(
 SUM_FILES = Statement(
     Figures,
     """
-    SELECT i.collection_id, f.state, f.archived_at IS NOT NULL AS archived, count(*) AS files,
+    SELECT i.collection_id, f.state,
+           f.archived_at IS NOT NULL OR f.deleted_at IS NOT NULL AS archived, count(*) AS files,
            sum(f.credits_used)::bigint AS credits
     FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
     WHERE i.collection_id = ANY(%(ids)s) GROUP BY 1, 2, 3
@@ -151,6 +164,14 @@ _INSERT_CHANGE = Command("""
     VALUES (%(id)s, %(owner)s, %(collection_id)s, %(actor)s, %(kind)s, %(value)s, %(state)s,
         %(reason)s)
 """)
+_SET_ARCHIVED = Statement(
+    LockedCollection,
+    f"""
+    UPDATE collections SET archived_at = CASE WHEN %(archived)s THEN now() END,
+        version = version + 1, updated_at = now()
+    WHERE id = %(id)s RETURNING {COLLECTIONS.columns}
+    """,
+)
 _NEW = (
     "id",
     "owner",
@@ -161,6 +182,7 @@ _NEW = (
     "description",
     "collection_type",
     "facts",
+    "fact_sources",
 )
 
 
@@ -200,6 +222,10 @@ def to_proto(row: Collection, figures: Sequence[Figures]) -> pb.Collection:
         etag=str(row.version),
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
+        archive_time=timestamp(row.archived_at),
+        delete_time=timestamp(row.deleted_at),
+        expire_time=timestamp(row.expires_at),
+        facts_number=row.facts_number,
     )
 
 
@@ -217,9 +243,14 @@ def change_to_proto(row: CollectionChange) -> pb.CollectionChange:
     return change
 
 
+async def read(m: Mutation, row: Collection) -> pb.Collection:
+    """Returns the collection's message."""
+    return to_proto(row, await m.all(SUM_FILES, {"ids": [row.id]}))
+
+
 async def publish(m: Mutation, row: Collection) -> pb.Collection:
     """Publishes the collection and returns its message."""
-    collection = to_proto(row, await m.all(SUM_FILES, {"ids": [row.id]}))
+    collection = await read(m, row)
     await events.publish(m, "collection", row.id, row.version, collection)
     return collection
 
@@ -233,6 +264,7 @@ async def create(
     description: str = "",
     collection_type: str,
     facts: Mapping[str, Any],
+    fact_sources: Mapping[str, Any] | None = None,
 ) -> LockedCollection:
     """Creates an empty collection and publishes it."""
     values = {
@@ -245,19 +277,49 @@ async def create(
         "description": description,
         "collection_type": collection_type,
         "facts": Jsonb(facts),
+        "fact_sources": Jsonb(fact_sources or {}),
     }
     row = await m.one(COLLECTIONS.insert(*_NEW), values)
     await publish(m, row)
     return row
 
 
-async def lock(m: Mutation, collection_id: UUID) -> LockedCollection:
+async def lock(
+    m: Mutation, collection_id: UUID, etag: str = "", *, deleted: bool = False
+) -> LockedCollection:
     """Locks the owner's collection until the commit and returns it. Raises NOT_FOUND if it isn't
-    theirs."""
+    theirs, ETAG_MISMATCH, and FAILED_PRECONDITION if it is in the trash, unless `deleted`."""
     row = await m.first(_LOCK_COLLECTION, {"id": collection_id})
     if row is None:
         raise errors.not_found("collection", collection_id)
+    errors.check_etag(etag, row.version, "collection", collection_id)
+    if not deleted:
+        refuse_deleted(row)
     return row
+
+
+def refuse_deleted(row: Collection | NamedCollection) -> None:
+    """Raises FAILED_PRECONDITION for a collection in the trash."""
+    if row.deleted_at:
+        text = "the collection is deleted; undelete it first (UndeleteCollection)"
+        raise errors.precondition(text, subject=f"collections/{row.id}")
+
+
+async def share(m: Mutation, collection_id: UUID) -> NamedCollection:
+    """Keeps the owner's collection from being deleted until the commit. Raises NOT_FOUND if it
+    isn't theirs, FAILED_PRECONDITION if it is in the trash."""
+    row = await m.first(_SHARE_COLLECTION, {"id": collection_id})
+    if row is None:
+        raise errors.not_found("collection", collection_id)
+    refuse_deleted(row)
+    return row
+
+
+async def set_archived(
+    m: Mutation, collection: LockedCollection, *, archived: bool
+) -> LockedCollection:
+    """Archives or unarchives a collection. The caller publishes it."""
+    return await m.one(_SET_ARCHIVED, {"id": collection.id, "archived": archived})
 
 
 async def update(m: Mutation, collection: LockedCollection, **columns: Any) -> pb.Collection:

@@ -2,17 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from atelier.techfiles.v1 import collection_pb2 as pb
-from atelier.techfiles.v1 import collection_pb2_grpc
 
-from services.techfiles import collection_rows, rules
+from services.techfiles import collection_rows, facts_rows, rules, trash_rows
 from services.techfiles.collection_rows import (
     COLLECTION_CHANGES,
     COLLECTIONS,
     FILE_COLUMNS,
     SELECT_COLLECTION,
+    SELECT_NAME,
     STATES,
     SUM_FILES,
     TYPES,
@@ -22,15 +24,18 @@ from services.techfiles.collection_rows import (
     Figures,
     LockedCollection,
 )
+from services.techfiles.explaining_collections import Explaining
+from services.techfiles.facts_rows import SELECT_VERSIONS, SELECT_VERSIONS_AFTER
+from services.techfiles.trash import CollectionTrash
 from services.techfiles.views import TechFileViews
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.lists import Listing
 from shared.database.rows import Statement
-from shared.rpc import errors, paging, protos
+from shared.rpc import auth, errors, paging, protos
 from shared.rpc.server import Context
 
-_LIST = Listing(COLLECTIONS, Collection)
+_LIST = Listing(COLLECTIONS, Collection, **trash_rows.HIDES)
 _SELECT_FILES_AFTER = Statement(
     CollectedFile,
     f"""
@@ -47,7 +52,9 @@ _SELECT_CHANGES = Statement(
     WHERE collection_id = %(id)s ORDER BY created_at DESC, id DESC LIMIT 100
     """,
 )
-_SELECT_TECH_FILE = Statement(UUID, "SELECT id FROM tech_files WHERE id = %(id)s")
+_KEEP_TECH_FILE = Statement(
+    UUID, "SELECT id FROM tech_files WHERE id = %(id)s AND deleted_at IS NULL FOR KEY SHARE"
+)
 _COUNT_FILES = Statement(int, "SELECT count(*) FROM collection_items WHERE collection_id = %(id)s")
 _DELETE_ITEMS = Statement(
     UUID,
@@ -59,10 +66,13 @@ _DELETE_ITEMS = Statement(
 )
 
 
-class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
-    def __init__(self, db: Database, views: TechFileViews) -> None:
-        self._db = db
+class CollectionService(CollectionTrash):
+    def __init__(
+        self, db: Database, views: TechFileViews, explaining: Explaining, life: timedelta
+    ) -> None:
+        super().__init__(db, life)
         self._views = views
+        self._explaining = explaining
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
@@ -98,6 +108,8 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         )
         if row.facts:
             response.facts.CopyFrom(protos.facts_message(row.facts))
+        if row.fact_sources:
+            response.fact_sources.CopyFrom(protos.struct(row.fact_sources))
         await self._add_files(request, response)
         return response
 
@@ -138,22 +150,85 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
     async def ListCollections(
         self, request: pb.ListCollectionsRequest, context: Context
     ) -> pb.ListCollectionsResponse:
+        auth.act_for(request.owner or auth.current().owner)
         page = paging.page(request)
         wanted = {
             "product_id": request.product_id,
             "revision_id": request.revision_id,
             "collection_type": TYPES.word.get(request.collection_type),
+            "hide_archived": not request.show_archived,
+            "hide_deleted": not request.show_deleted,
         }
         rows = await self._db.all(*_LIST.query(page, wanted))
         collections, token = page.fill(rows, await self._with_figures(page.cut(rows)))
         return pb.ListCollectionsResponse(collections=collections, next_page_token=token)
+
+    async def UpdateCollection(
+        self, request: pb.UpdateCollectionRequest, context: Context
+    ) -> pb.UpdateCollectionResponse:
+        collection_id = parse_id(request.collection_id, "collection_id")
+        columns = _changed_columns(request)
+
+        async def work(m: Mutation) -> pb.UpdateCollectionResponse:
+            row = await collection_rows.lock(m, collection_id, request.etag)
+            return pb.UpdateCollectionResponse(
+                collection=await collection_rows.update(m, row, **columns)
+            )
+
+        return await self._db.mutate(request, pb.UpdateCollectionResponse, work)
+
+    async def UpdateCollectionFacts(
+        self, request: pb.UpdateCollectionFactsRequest, context: Context
+    ) -> pb.UpdateCollectionFactsResponse:
+        collection_id = parse_id(request.collection_id, "collection_id")
+        facts = protos.facts(request.facts, "facts")
+
+        async def work(m: Mutation) -> pb.UpdateCollectionFactsResponse:
+            row = await collection_rows.lock(m, collection_id, request.etag)
+            return pb.UpdateCollectionFactsResponse(
+                collection=await facts_rows.state(m, row, facts, request.reason)
+            )
+
+        return await self._db.mutate(request, pb.UpdateCollectionFactsResponse, work)
+
+    async def RestoreCollectionFacts(
+        self, request: pb.RestoreCollectionFactsRequest, context: Context
+    ) -> pb.RestoreCollectionFactsResponse:
+        collection_id = parse_id(request.collection_id, "collection_id")
+
+        async def work(m: Mutation) -> pb.RestoreCollectionFactsResponse:
+            row = await collection_rows.lock(m, collection_id, request.etag)
+            earlier = await facts_rows.stated(m, row, request.number)
+            reason = request.reason or f"version {request.number} restored"
+            return pb.RestoreCollectionFactsResponse(
+                collection=await facts_rows.state(m, row, earlier.facts, reason, earlier.sources)
+            )
+
+        return await self._db.mutate(request, pb.RestoreCollectionFactsResponse, work)
+
+    async def ListCollectionFactsVersions(
+        self, request: pb.ListCollectionFactsVersionsRequest, context: Context
+    ) -> pb.ListCollectionFactsVersionsResponse:
+        collection_id = parse_id(request.collection_id, "collection_id")
+        if await self._db.first(SELECT_NAME, {"id": collection_id}) is None:
+            raise errors.not_found("collection", collection_id)
+        page = paging.page(request)
+        statement = SELECT_VERSIONS_AFTER if page.after else SELECT_VERSIONS
+        rows = await self._db.all(statement, {"id": collection_id, **page.parameters})
+        versions, token = page.fill(rows, map(facts_rows.to_proto, rows))
+        return pb.ListCollectionFactsVersionsResponse(versions=versions, next_page_token=token)
+
+    async def ExplainCollection(
+        self, request: pb.ExplainCollectionRequest, context: Context
+    ) -> pb.ExplainCollectionResponse:
+        return await self._explaining.explain(parse_id(request.collection_id, "collection_id"))
 
     async def AddFiles(self, request: pb.AddFilesRequest, context: Context) -> pb.AddFilesResponse:
         collection_id = parse_id(request.collection_id, "collection_id")
         first = request.display_order if request.HasField("display_order") else None
 
         async def work(m: Mutation) -> pb.AddFilesResponse:
-            collection = await collection_rows.lock(m, collection_id)
+            collection = await collection_rows.lock(m, collection_id, request.etag)
             results = []
             for index, text in enumerate(request.tech_file_ids):
                 place = None if first is None else first + index
@@ -177,7 +252,7 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         collection_id = parse_id(request.collection_id, "collection_id")
 
         async def work(m: Mutation) -> pb.RemoveFilesResponse:
-            collection = await collection_rows.lock(m, collection_id)
+            collection = await collection_rows.lock(m, collection_id, request.etag)
             items = {"id": collection_id, "file_ids": list(request.tech_file_ids)}
             removed = set(await m.all(_DELETE_ITEMS, items))
             ordered = [
@@ -199,7 +274,7 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         state = STATES.word.get(request.progress.state, "")
 
         async def work(m: Mutation) -> pb.SetCollectionProgressResponse:
-            row = await collection_rows.lock(m, collection_id)
+            row = await collection_rows.lock(m, collection_id, request.etag)
             kind = "progress" if overridden else "progress_derived"
             await collection_rows.record_change(m, row, kind, percent, request.reason, state)
             collection = await collection_rows.update(
@@ -215,7 +290,7 @@ class CollectionService(collection_pb2_grpc.CollectionServiceServicer):
         collection_id = parse_id(request.collection_id, "collection_id")
 
         async def work(m: Mutation) -> pb.AdjustCollectionCreditsResponse:
-            row = await collection_rows.lock(m, collection_id)
+            row = await collection_rows.lock(m, collection_id, request.etag)
             await collection_rows.record_change(m, row, "credits", request.credits, request.reason)
             adjustment = row.credits_adjustment + request.credits
             collection = await collection_rows.update(m, row, credits_adjustment=adjustment)
@@ -237,10 +312,18 @@ async def _add_file(
     m: Mutation, collection: LockedCollection, text: str, section: str, place: int | None
 ) -> pb.AddFileResult:
     file_id = UUID(text)
-    if not await m.first(_SELECT_TECH_FILE, {"id": file_id}):
+    if not await m.first(_KEEP_TECH_FILE, {"id": file_id}):
         return pb.AddFileResult(tech_file_id=text, outcome=pb.ADD_FILE_OUTCOME_NOT_FOUND)
     added, where = await collection_rows.add_file(m, collection, file_id, section, place)
     outcome = pb.ADD_FILE_OUTCOME_ADDED if added else pb.ADD_FILE_OUTCOME_ALREADY_THERE
     return pb.AddFileResult(
         tech_file_id=text, outcome=outcome, section=where.section, display_order=where.display_order
     )
+
+
+def _changed_columns(request: pb.UpdateCollectionRequest) -> dict[str, Any]:
+    """Returns the columns that the mask names. Raises INVALID_ARGUMENT for an empty name."""
+    columns = {name: getattr(request, name) for name in dict.fromkeys(request.update_mask.paths)}
+    if not columns.get("name", "-"):
+        raise errors.invalid("name", "must have 1 to 200 characters")
+    return columns

@@ -1,19 +1,22 @@
 """Builds the contents of a tech pack from stated facts and the files of a collection.
 
-Every figure comes from the facts, or is computed here between two stated points by a declared
-scale. What a model found (a file's analysis) is never printed: a provider may make things up, and
-the document must not.
+Every value comes from the facts, is computed here between two stated points by a declared scale, or
+stands in a file's analysis; then it has the sign of its source, because a model may be wrong and
+the reader must know who speaks. So has a fact that a person confirmed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from atelier.assets.v1 import asset_pb2
 
-from services.techfiles import document, rules
+from services.techfiles import document, findings, rules
 from services.techfiles.collection_rows import Collection
 from services.techfiles.document import Point
+from services.techfiles.findings import label
+from services.techfiles.sourcing import MerelyFound, Placed, Sourcing, by_text
 from services.techfiles.tech_file_rows import TechFile
 from shared.formats import facts as stated
 from shared.formats.facts import Facts
@@ -23,14 +26,43 @@ _WHOLE = "whole product"
 # Facts that are stated once are printed again with each picture if they have at most so many
 # characters; longer ones are printed in one place, to which the others refer.
 _MOST_REPEATED = 3_000
-_STEPS = {
-    "category": "Category",
-    "base_view": "Base view",
-    "sketch": "Sketch",
-    "closeup": "Close-up",
+_KINDS = ("category", "base_view", "sketch", "closeup")
+# What analyses say beyond the facts, by its key.
+_DETAILS = {
+    "size": "Size",
+    "composition": "Composition",
+    "origin": "Country of origin",
+    "ean": "EAN",
+    "codes": "Codes",
+    "colours": "Colours",
 }
 
 Assets = Mapping[str, asset_pb2.Asset]
+R = TypeVar("R", bound=findings.Row)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A pack, what of it is merely found by a model, and what of the analyses isn't printed."""
+
+    pack: document.Pack
+    merely_found: tuple[MerelyFound, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The rows of the facts and what analyses add to them."""
+
+    product: document.Product
+    materials: tuple[document.Material, ...]
+    bill_of_materials: tuple[document.BillItem, ...]
+    dimensions: tuple[Placed[document.Dimension], ...]
+    points_of_measure: tuple[document.PointOfMeasure, ...]
+    features: tuple[Placed[document.Feature], ...]
+    prices: tuple[document.Price, ...]
+    care: tuple[document.Marked, ...]
+    details: tuple[document.Detail, ...]
 
 
 def pack_of(
@@ -38,39 +70,99 @@ def pack_of(
     files: Sequence[TechFile],
     facts: Facts,
     assets: Assets,
-    created_at: datetime,
+    as_of: datetime,
     version: str | None,
-) -> document.Pack:
-    """Returns the pack. `files` are the collection's, in order. A picture's key in the pack is its
-    asset's id; `assets` has the assets that exist."""
-    by_type = {kind: [file for file in files if file.file_type == kind] for kind in _STEPS}
-    sizes = _sizes(by_type["base_view"], assets)
-    covers = [
-        picture
-        for file in (*by_type["category"], *by_type["base_view"])
-        if (picture := _picture(file, assets))
-    ]
-    return document.Pack(
+    fact_sources: Mapping[str, Any] | None = None,
+) -> Contents:
+    """Returns the contents. `files` are the collection's, in order. A picture's key in the pack is
+    its asset's id; `assets` has the assets that exist. `fact_sources` are those of `facts`."""
+    by_type = {kind: [file for file in files if file.file_type == kind] for kind in _KINDS}
+    covers = (*by_type["category"], *by_type["base_view"])
+    cover = next((picture for file in covers if (picture := _picture(file, assets))), None)
+    said, warnings = findings.read(files)
+    sourcing = Sourcing(said, fact_sources)
+    known = _known(facts, _sizes(by_type["base_view"], assets), sourcing)
+    pack = document.Pack(
         title=collection.name,
-        created_at=created_at,
-        product=_product(facts),
+        created_at=as_of,
+        product=known.product,
         collection=collection.name,
         version=version,
         owner=collection.owner,
-        cover=covers[0] if covers else None,
-        views=_views(by_type["base_view"], facts, assets),
-        sketches=_sketches(by_type["sketch"], facts, sizes, assets),
+        cover=cover,
+        views=_views(by_type["base_view"], known, assets),
+        sketches=_sketches(by_type["sketch"], known, assets),
         closeups=_closeups(by_type["closeup"], facts, assets),
-        materials=_materials(facts),
-        bill_of_materials=_bill_of_materials(facts),
-        points_of_measure=tuple(
-            _point_of_measure(p, facts, sizes) for p in facts.points_of_measure
-        ),
-        price=document.Price(facts.price.msrp, facts.price.currency) if facts.price else None,
-        care=facts.care,
+        materials=known.materials,
+        bill_of_materials=known.bill_of_materials,
+        points_of_measure=known.points_of_measure,
+        price=known.prices[0] if known.prices else None,
+        other_prices=known.prices[1:],
+        care=known.care,
+        details=known.details,
+        sources=tuple(sourcing.lines),
         credits=_credits(files),
         provenance=_provenances(files, assets),
     )
+    return Contents(pack, tuple(sourcing.merely_found), tuple(warnings))
+
+
+def as_of(collection: Collection, files: Sequence[TechFile]) -> datetime:
+    """Returns the time of the last change of what a pack shows, so that two exports of the same
+    content have the same date, and the same bytes."""
+    return max(collection.updated_at, *(file.updated_at for file in files), collection.created_at)
+
+
+def merely_found(files: Sequence[TechFile], facts: Facts) -> tuple[MerelyFound, ...]:
+    """Returns what a pack of these files would print that only a model says: nobody supplied or
+    confirmed the same, and nothing measured or read says it."""
+    said, _ = findings.read(files)
+    sourcing = Sourcing(said)
+    _known(facts, {}, sourcing)
+    return tuple(sourcing.merely_found)
+
+
+def _known(facts: Facts, sizes: Mapping[str, tuple[int, int]], sourcing: Sourcing) -> _Known:
+    points = [
+        Placed(_point_of_measure(p, facts, sizes), p.view or "") for p in facts.points_of_measure
+    ]
+    price = facts.price and document.Price(facts.price.msrp, facts.price.currency)
+    details = ((label, sourcing.several(key)) for key, label in _DETAILS.items())
+    return _Known(
+        product=_product(facts, sourcing),
+        materials=_rows(sourcing.rows("materials", _materials(facts), by_text("part"))),
+        bill_of_materials=_rows(
+            sourcing.rows("bill_of_materials", _bill_of_materials(facts), by_text("item"))
+        ),
+        dimensions=tuple(
+            sourcing.rows(
+                "dimensions",
+                [
+                    Placed(document.Dimension(d.name, d.value, d.unit), d.view or "")
+                    for d in facts.dimensions
+                ],
+                by_text("name"),
+            )
+        ),
+        points_of_measure=_rows(sourcing.rows("points of measure", points, by_text("code"))),
+        features=tuple(
+            sourcing.rows(
+                "features",
+                [
+                    Placed(document.Feature(f.name, f.note, _point(f.at)), f.view or "")
+                    for f in facts.features
+                ],
+                by_text("name"),
+            )
+        ),
+        prices=_rows(sourcing.rows("price", [Placed(price)] if price else [], by_text())),
+        care=sourcing.several("care", facts.care),
+        details=tuple(document.Detail(label, values) for label, values in details if values),
+    )
+
+
+def _rows(placed: Sequence[Placed[R]]) -> tuple[R, ...]:
+    return tuple(each.row for each in placed)
 
 
 def _sizes(base_views: Sequence[TechFile], assets: Assets) -> dict[str, tuple[int, int]]:
@@ -92,61 +184,57 @@ def _picture(file: TechFile, assets: Assets) -> str | None:
     return key if key in assets and assets[key].mime_type.startswith("image/") else None
 
 
-def _label(file: TechFile) -> str:
-    named = file.file_category or file.view_type
-    return (
-        f"{_STEPS.get(file.file_type, file.file_type)}: {named}"
-        if named
-        else _STEPS.get(file.file_type, "")
-    )
-
-
-def _product(facts: Facts) -> document.Product:
+def _product(facts: Facts, sourcing: Sourcing) -> document.Product:
     p = facts.product
     return document.Product(
-        p.name,
-        p.model,
-        p.brand,
-        p.category,
-        p.subcategory,
-        p.condition,
-        p.condition_details,
-        p.description,
-        p.keywords,
+        sourcing.one("name", p.name),
+        sourcing.one("model", p.model),
+        sourcing.one("brand", p.brand),
+        sourcing.one("category", p.category),
+        sourcing.one("subcategory", p.subcategory),
+        sourcing.one("condition", p.condition),
+        sourcing.one("condition_details", p.condition_details),
+        sourcing.one("description", p.description),
+        sourcing.several("keywords", p.keywords),
     )
 
 
-def _materials(facts: Facts) -> tuple[document.Material, ...]:
-    return tuple(
-        document.Material(m.part, m.material, m.weight, m.colour, None, m.supplier)
+def _materials(facts: Facts) -> list[Placed[document.Material]]:
+    return [
+        Placed(document.Material(m.part, m.material, m.weight, m.colour, None, m.supplier))
         for m in facts.materials
-    )
+    ]
 
 
-def _bill_of_materials(facts: Facts) -> tuple[document.BillItem, ...]:
-    return tuple(
-        document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
+def _bill_of_materials(facts: Facts) -> list[Placed[document.BillItem]]:
+    return [
+        Placed(
+            document.BillItem(i.item, i.material, i.quantity, i.unit, i.colour, None, i.supplier)
+        )
         for i in facts.bill_of_materials
-    )
+    ]
 
 
 def _credits(files: Sequence[TechFile]) -> tuple[document.CreditLine, ...]:
     return tuple(
-        document.CreditLine(_label(file), file.model or None, file.credits_used)
+        document.CreditLine(label(file), file.model or None, file.credits_used)
         for file in files
         if file.credits_used
     )
 
 
 def _views(
-    base_views: Sequence[TechFile], facts: Facts, assets: Assets
+    base_views: Sequence[TechFile], known: _Known, assets: Assets
 ) -> tuple[document.View, ...]:
-    """Returns the views that have a picture, then those that something is stated about. What is
-    stated about the whole product is printed with the first."""
+    """Returns the views that have a picture, then those that something is said about. What is said
+    about the whole product is printed with the first."""
     pictures = {file.view_type: _picture(file, assets) for file in base_views}
-    rows: list[stated.Dimension | stated.Feature] = [*facts.dimensions, *facts.features]
-    materials = _materials(facts)
-    repeated = len(materials) and _length(facts.materials) <= _MOST_REPEATED
+    rows: list[Placed[document.Dimension] | Placed[document.Feature]] = [
+        *known.dimensions,
+        *known.features,
+    ]
+    materials = known.materials
+    repeated = len(materials) and _length(materials) <= _MOST_REPEATED
     names = list(dict.fromkeys([*pictures, *(row.view for row in rows if row.view)]))
     if not names and rows:
         names = [_WHOLE]
@@ -154,31 +242,19 @@ def _views(
         document.View(
             name,
             pictures.get(name),
-            tuple(
-                document.Dimension(d.name, d.value, d.unit)
-                for d in facts.dimensions
-                if _belongs(d, name, names)
-            ),
+            tuple(d.row for d in known.dimensions if (d.view or names[0]) == name),
             materials if repeated else (),
-            tuple(
-                document.Feature(f.name, f.note, _point(f.at))
-                for f in facts.features
-                if _belongs(f, name, names)
-            ),
+            tuple(f.row for f in known.features if (f.view or names[0]) == name),
             None if repeated or not materials else "Materials",
         )
         for name in names
     )
 
 
-def _belongs(row: stated.Dimension | stated.Feature, view: str, views: Sequence[str]) -> bool:
-    return (row.view or views[0]) == view
-
-
 def _length(
-    rows: Sequence[stated.Material | document.Callout | document.Dimension],
+    rows: Sequence[document.Material | document.Callout | document.Dimension],
 ) -> int:
-    """Returns the number of characters in all texts of these facts."""
+    """Returns the number of characters in all texts of these rows."""
     values: Iterator[object] = (getattr(row, field.name) for row in rows for field in fields(row))
     return sum(len(value) for value in values if isinstance(value, str))
 
@@ -200,11 +276,11 @@ def _closeups(
 
 
 def _sketches(
-    files: Sequence[TechFile], facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
+    files: Sequence[TechFile], known: _Known, assets: Assets
 ) -> tuple[document.Sketch, ...]:
     made: list[document.Sketch] = []
     for file in files:
-        sketch = _sketch(file, facts, sizes, assets)
+        sketch = _sketch(file, known, assets)
         again = any(other.view == sketch.view for other in made)
         if again and _length([*sketch.callouts, *sketch.measurements]) > _MOST_REPEATED:
             sketch = document.Sketch(
@@ -214,13 +290,11 @@ def _sketches(
     return tuple(made)
 
 
-def _sketch(
-    file: TechFile, facts: Facts, sizes: Mapping[str, tuple[int, int]], assets: Assets
-) -> document.Sketch:
+def _sketch(file: TechFile, known: _Known, assets: Assets) -> document.Sketch:
     """Returns a sketch. Its drawing keeps the frame of the photograph that it was made from, so
     that a place in one is the same place in the other."""
-    features = [feature for feature in facts.features if feature.view == file.view_type]
-    points = [p for p in facts.points_of_measure if p.view == file.view_type]
+    features = [each.row for each in known.features if each.view == file.view_type]
+    points = [p for p in known.points_of_measure if p.view == file.view_type]
     whole = sum(len(feature.note or "") for feature in features) <= _MOST_REPEATED
     return document.Sketch(
         file.view_type,
@@ -231,15 +305,16 @@ def _sketch(
                 f.at.x if f.at else None,
                 f.at.y if f.at else None,
                 f.name,
-                f.note if whole or not f.note else f"see Base views: {f.view}",
+                f.note if whole or not f.note else f"see Base views: {file.view_type}",
+                f.mark,
             )
             for number, f in enumerate(features, 1)
         ),
         tuple(
             document.Dimension(
-                p.name, p.value, p.unit, p.tolerance, p.source, p.start, p.end, p.code
+                p.name, p.value, p.unit, p.tolerance, p.source, p.start, p.end, p.code, p.mark
             )
-            for p in (_point_of_measure(p, facts, sizes) for p in points)
+            for p in points
         ),
     )
 
@@ -275,7 +350,7 @@ def _point(point: stated.Point | None) -> Point | None:
 
 def _provenances(files: Sequence[TechFile], assets: Assets) -> tuple[document.Provenance, ...]:
     return tuple(
-        _provenance(_label(file), assets[picture])
+        _provenance(label(file), assets[picture])
         for file in files
         if (picture := _picture(file, assets))
     )

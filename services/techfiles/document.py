@@ -3,10 +3,10 @@
 `render_pdf` takes a `Pack` and its pictures and writes one PDF. It uses no database, network or
 clock: the same input gives the same bytes.
 
-A pack holds what the owner stated and what was measured from a scale that the owner declared.
-`None`, an empty string and an empty tuple mean "not supplied" and are printed with those words. No
-figure is computed here, nothing is cut, and numbers are printed as shared.formats.figures writes
-them.
+A pack holds what the owner stated, what was measured from a scale that the owner declared, and what
+analyses say; a value that the owner didn't state has a mark, which `sources` explains. `None`, an
+empty string and an empty tuple mean "not supplied" and are printed with those words. No figure is
+computed here, nothing is cut, and numbers are printed as shared.formats.figures writes them.
 """
 
 import json
@@ -23,14 +23,36 @@ from typing import Any, Literal
 from shared.formats import figures, typesetting
 from shared.formats.figures import Number
 
-Source = Literal["supplied", "measured from declared scale"]
+Source = Literal[
+    "supplied",
+    "measured from declared scale",
+    "supplied with a file",
+    "confirmed",
+    "measured in a picture",
+    "read in a picture",
+    "found by a model",
+]
 
 # A longer run of characters without a space may be broken anywhere; the template breaks shorter
 # ones in narrow columns. The column of origins is wide enough for an asset's id, which a reader
 # would otherwise copy together with the mark of the break.
 _LONGEST_WORD = 28
 _LONGEST_WORD_OF = {"origin": 37}
-_UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover"})
+_UNBROKEN_FIELDS = frozenset({"sha256", "asset_id", "colour_hex", "picture", "cover", "sign"})
+
+# A mark stands in a text as private characters, one for its letter and one for each digit, which
+# the template draws; none is taken from a caller.
+_MARK_LETTERS = {letter: chr(0x10F001 + index) for index, letter in enumerate("CFMRS")}
+_MARK_DIGITS = 0x10F010
+_PRIVATE = re.compile("[\U0010f001-\U0010f019]")
+_BETWEEN = "\u2002/ "  # two values of one thing
+# Numbers with their units, and figures in general, within a text that runs from right to left:
+# isolated, so that they stay together and in their order.
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+_FIGURE = re.compile(
+    r"(?:(?<!\w)[+\-\u2212\u00b1]\u00a0?)?\d(?:[\d.,:/\u00d7]*\d)?"
+    r"(?:[ \u00a0]?(?:%|[A-Za-z\u00b0\u00b5]+(?:/[A-Za-z]+)?[23\u00b2\u00b3]?)(?![A-Za-z]))?"
+)
 
 # A line takes as much memory as a hundred letters. If a pack has more than _MOST_LINES lines, texts
 # of more than _MANY_LINES lines are set as paragraphs, with a mark where each line ends.
@@ -51,16 +73,55 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Marked:
+    """A text with the mark of its source, such as `F3`; "" if the owner stated it."""
+
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternatives:
+    """Values of one thing that disagree, or one that the owner didn't state, the surest first."""
+
+    values: tuple[Marked, ...]
+
+
+Words = str | Alternatives | None
+
+
+@dataclass(frozen=True, slots=True)
 class Product:
-    name: str | None = None
-    model: str | None = None
-    brand: str | None = None
-    category: str | None = None
-    subcategory: str | None = None
-    condition: str | None = None
-    condition_details: str | None = None
-    description: str | None = None
-    keywords: tuple[str, ...] = ()
+    name: Words = None
+    model: Words = None
+    brand: Words = None
+    category: Words = None
+    subcategory: Words = None
+    condition: Words = None
+    condition_details: Words = None
+    description: Words = None
+    keywords: tuple[str | Marked, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """Something that analyses say about the product beyond its facts, such as its codes."""
+
+    label: str
+    values: tuple[Marked, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """One source: its sign, what it is about, what it says there, who or what says so, where, and
+    what shows it."""
+
+    sign: str
+    key: str
+    says: str | None
+    source: str
+    where: str | None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +141,7 @@ class Dimension:
     start: Point | None = None
     end: Point | None = None
     code: str | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +155,7 @@ class Material:
     colour: str | None = None
     colour_hex: str | None = None
     supplier: str | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +163,7 @@ class Feature:
     name: str | None
     note: str | None = None
     at: Point | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +188,7 @@ class Callout:
     y: float | None
     label: str | None
     note: str | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +220,7 @@ class BillItem:
     colour: str | None = None
     colour_hex: str | None = None
     supplier: str | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +241,14 @@ class PointOfMeasure:
     start: Point | None = None
     end: Point | None = None
     picture: str | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
     amount: Number
     currency: str
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +288,10 @@ class Pack:
     bill_of_materials: tuple[BillItem, ...] = ()
     points_of_measure: tuple[PointOfMeasure, ...] = ()
     price: Price | None = None
-    care: tuple[str, ...] = ()
+    other_prices: tuple[Price, ...] = ()
+    care: tuple[str | Marked, ...] = ()
+    details: tuple[Detail, ...] = ()
+    sources: tuple[SourceLine, ...] = ()
     credits: tuple[CreditLine, ...] = ()
     provenance: tuple[Provenance, ...] = ()
 
@@ -248,7 +319,7 @@ def render_pdf(
     it is and takes no more memory than its file, so about 2,000 pixels on the long side make a
     sharp page of moderate size; other types are decoded and compressed again. `fonts` are folders
     or files that are searched for scripts that the bundled fonts lack (Chinese, Japanese, Korean,
-    Thai, emoji).
+    Thai, Devanagari, emoji; `make fonts` fetches some).
 
     Runs in any worker process: it blocks, uses no network and no system fonts, and its compiler
     reads nothing but a fresh directory with the template, the data and the pictures. Raises
@@ -261,7 +332,7 @@ def render_pdf(
         unusable = [key for key in sorted(pictures) if key not in shown]
         warnings = _picture_warnings(unusable, "not a JPEG, PNG, GIF or WebP file")
         try:
-            text = _write_data(pack, shown, root, warnings)
+            press.prefer_for(text := write_data(pack, shown, root, warnings))
             press.print(target, pack.created_at)
         except typesetting.CannotPrint:
             # A broken picture stops the whole compilation, and the error doesn't name it: finds it
@@ -272,7 +343,7 @@ def render_pdf(
             warnings = [w for w in warnings if w.reason == "picture"]
             warnings += _picture_warnings(broken, "it cannot be decoded")
             shown = {key: file for key, file in shown.items() if key not in broken}
-            text = _write_data(pack, shown, root, warnings)
+            text = write_data(pack, shown, root, warnings)
             press.print(target, pack.created_at)
         missing = press.missing_glyphs(text)
         if missing:
@@ -284,15 +355,29 @@ def _picture_warnings(keys: Sequence[str], reason: str) -> list[DocumentWarning]
     return [DocumentWarning("picture", f"{key}: {reason}") for key in keys]
 
 
-def _write_data(
+def write_data(
     pack: Pack, shown: Mapping[str, str], root: Path, warnings: list[DocumentWarning]
 ) -> str:
     """Writes the pack as the JSON file that the template reads, and returns its text."""
     lines = sum(text.count("\n") for text in _texts(asdict(pack)))
     plain = _Plain(shown, warnings, _MANY_LINES if lines > _MOST_LINES else lines)
-    text = json.dumps(plain.value(pack, "", ""), ensure_ascii=False)
+    values = plain.value(pack, "", "")
+    # The cover and the frame of each page have room for one value.
+    values["style"] = plain.value(_first_of(pack.product), "", "style")
+    text = json.dumps(values, ensure_ascii=False)
     (root / "pack.json").write_text(text, encoding="utf-8")
-    return text
+    return _PRIVATE.sub("", text)
+
+
+def _first_of(product: Product) -> Product:
+    """Returns the product with one value for each name."""
+    firsts = {
+        field.name: Alternatives(value.values[:1])
+        for field in fields(product)
+        if isinstance(value := getattr(product, field.name), Alternatives)
+    }
+    without: dict[str, Any] = {"description": None, "condition_details": None, "keywords": ()}
+    return replace(product, **(firsts | without))
 
 
 class _Plain:
@@ -315,6 +400,17 @@ class _Plain:
             case Price(amount=int() | float() | Decimal()):
                 amount = figures.money(value.amount, value.currency, grouped=False)
                 return self._record(replace(value, amount=amount), path)
+            case Marked():
+                text = self._text(value.text, name, path)
+                return None if text is None else text + _drawn(value.mark)
+            case Alternatives():
+                texts = [self.value(each, name, path) for each in value.values]
+                known = [text for text in texts if text]
+                if any(_RIGHT_TO_LEFT.search(text) for text in known):
+                    known = [f"\u2068{text}\u2069" for text in known]
+                return _BETWEEN.join(known) or None
+            case str() if name == "mark":
+                return _drawn(value)
             case str() if name in ("picture", "cover"):
                 return self._picture(value)
             case str():
@@ -347,6 +443,7 @@ class _Plain:
             "at": place,
             "label": self.value(value.label, "label", f"{path}.label"),
             "note": self.value(value.note, "note", f"{path}.note"),
+            "mark": _drawn(value.mark),
         }
 
     def _picture(self, key: str) -> str:
@@ -359,7 +456,7 @@ class _Plain:
         return self._shown.get(key, "")
 
     def _text(self, value: str, name: str, path: str) -> str | None:
-        text = typesetting.tidy(value)
+        text = _PRIVATE.sub("", typesetting.tidy(value))
         if not text:
             return None
         if name == "colour_hex":
@@ -368,7 +465,16 @@ class _Plain:
             text = _LINE_END.join(text.split("\n"))
         if name in _UNBROKEN_FIELDS:
             return text
+        if _RIGHT_TO_LEFT.search(text):
+            text = _FIGURE.sub("\u2066\\g<0>\u2069", text)
         return typesetting.breakable(text, _LONGEST_WORD_OF.get(name, _LONGEST_WORD))
+
+
+def _drawn(mark: str) -> str:
+    """Returns a mark as the characters that the template draws; "" for none."""
+    if not mark:
+        return ""
+    return _MARK_LETTERS[mark[0]] + "".join(chr(_MARK_DIGITS + int(digit)) for digit in mark[1:])
 
 
 def _texts(value: Any) -> Iterator[str]:

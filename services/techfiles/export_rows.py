@@ -10,11 +10,13 @@ from uuid import UUID
 from atelier.techfiles.v1 import tech_pack_pb2 as pb
 from psycopg.types.json import Jsonb
 
+from services.techfiles import rules
 from services.techfiles.collection_rows import NamedCollection
 from shared.background import events
 from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
+from shared.erasing.eraser import Holdings
 from shared.formats import names
 from shared.rpc.protos import EnumNames, timestamp, wait_of
 
@@ -22,6 +24,7 @@ TASK = "export"
 QUEUE = "documents"
 FORMATS = EnumNames(pb.ExportFormat, "EXPORT_FORMAT_")
 STATES = EnumNames(pb.ExportState, "EXPORT_STATE_")
+GONE = EnumNames(pb.ExportGone, "EXPORT_GONE_")
 CONTENT_TYPES = {"pdf": "application/pdf", "zip": "application/zip"}
 
 
@@ -37,6 +40,16 @@ class Export(JobRow):
     sha256: str
     warnings: list[str]
     created_at: datetime
+    incomplete: bool  # a run fills the collection
+    deleted_at: datetime | None
+    expires_at: datetime | None
+    ended_at: datetime | None  # None: not yet, or when it was created
+    bytes_gone_at: datetime | None
+    bytes_gone_reason: str
+
+    @property
+    def has_bytes(self) -> bool:
+        return self.state == "completed" and self.bytes_gone_at is None
 
 
 @dataclass(slots=True)
@@ -47,6 +60,7 @@ class StoredExport:
     storage_key: str
     file_name: str
     format: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,14 @@ class StoredDocument:
 
 EXPORTS = Table("exports", Export)
 SELECT_EXPORT = Statement(Export, f"SELECT {EXPORTS.columns} FROM exports WHERE id = %(id)s")
+# What an erasure removes from the store. The keys of rows are removed besides, since the prefix of
+# an owner with a long name was another one.
+HOLDINGS = Holdings(
+    prefix=rules.owner_prefix,
+    keys=Statement(
+        str, "SELECT storage_key FROM exports WHERE owner = %(owner)s AND storage_key <> ''"
+    ),
+)
 _NEW = (
     "id",
     "owner",
@@ -86,6 +108,7 @@ _NEW = (
     "size_bytes",
     "sha256",
     "warnings",
+    "incomplete",
 )
 
 
@@ -107,6 +130,12 @@ def to_proto(row: Export, url: str = "") -> pb.Export:
         update_time=timestamp(row.updated_at),
         file_url=url,
         wait=wait_of(row),
+        incomplete=row.incomplete,
+        delete_time=timestamp(row.deleted_at),
+        expire_time=timestamp(row.expires_at),
+        etag=str(row.version),
+        bytes_gone_time=timestamp(row.bytes_gone_at),
+        bytes_gone_reason=GONE.number.get(row.bytes_gone_reason),
     )
 
 
@@ -121,9 +150,11 @@ async def create(
     format: str,
     facts: Mapping[str, Any] | None,
     document: StoredDocument | None = None,
+    *,
+    incomplete: bool = False,
 ) -> Export:
     """Adds an export and publishes it: PENDING, or COMPLETED if its document is given. `facts`
-    replace those of the collection, unless None."""
+    replace those of the collection, unless None. `incomplete`: a run fills the collection."""
     values = {
         **asdict(document or StoredDocument()),
         "id": export_id,
@@ -134,6 +165,7 @@ async def create(
         "facts": None if facts is None else Jsonb(facts),
         "file_name": names.of_file(collection.name, f".{format}"),
         "state": "completed" if document else "pending",
+        "incomplete": incomplete,
     }
     row = await m.one(EXPORTS.insert(*_NEW), values)
     await publish(m, row)

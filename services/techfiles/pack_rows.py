@@ -5,7 +5,7 @@ the transaction that raises the run's version: so a watch shows every step, and 
 the run adds nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from shared.background import events
 from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
 from shared.database.rows import Statement, Table
+from shared.rpc import errors
 from shared.rpc.protos import EnumNames, timestamp, wait_of
 
 TASK = "tech_pack"
@@ -37,6 +38,15 @@ class Run(JobRow):
     plan: list[dict[str, Any]]  # its steps; see Step.stored
     ended_at: datetime | None
     created_at: datetime
+    source_product_id: UUID | None
+    run_externally: bool
+    make_zip: bool
+    zip_export_id: UUID | None
+    round: int  # the number of the current try
+    resumed_at: datetime | None  # when that try was asked for; None: it is the first
+    spent_ms: int  # by earlier tries
+    deleted_at: datetime | None
+    expires_at: datetime | None
 
 
 @dataclass(slots=True)
@@ -54,6 +64,8 @@ class RunStep:
     analysis_id: str
     generation_id: str
     created_at: datetime
+    round: int
+    earlier_credits: int  # of `credits`: those of jobs that the step doesn't use any more
 
 
 @dataclass(slots=True)
@@ -71,6 +83,16 @@ SELECT_STEPS = Statement(
     RunStep,
     f"""
     SELECT {RUN_STEPS.columns} FROM run_steps WHERE run_id = ANY(%(ids)s) ORDER BY created_at, id
+    """,
+)
+# A run that still fills a collection. A run's own ZIP is begun when its files are there.
+SELECT_UNENDED = Statement(
+    UUID,
+    """
+    SELECT id FROM runs
+    WHERE collection_id = %(collection_id)s AND state IN ('pending', 'processing')
+        AND (zip_export_id IS NULL OR zip_export_id IS DISTINCT FROM %(export_id)s::uuid)
+    ORDER BY created_at LIMIT 1
     """,
 )
 SELECT_PACK_FILES = Statement(
@@ -92,7 +114,6 @@ def to_proto(
     ]
     last = {row.name: row.state for row in moves}
     ended = [name for name, state in last.items() if not rules.STEP_STATES[state]]
-    seconds = (run.ended_at - run.created_at).total_seconds() if run.ended_at else 0.0
     return pb.TechPackRun(
         id=str(run.id),
         owner=run.owner,
@@ -106,18 +127,35 @@ def to_proto(
         steps=steps if with_steps else [],
         progress_percent=100 * len(ended) // len(steps),
         total_credits_used=sum(step.credits for step in steps),
-        generation_time_ms=int(seconds * 1000),
+        generation_time_ms=spent_ms(run) if run.ended_at else 0,
         pack_file_id=str(run.pack_file_id),
         export_id=str(export_id) if export_id else "",
         create_time=timestamp(run.created_at),
         update_time=timestamp(run.updated_at),
         wait=wait_of(run),
+        retry_count=run.round - 1,
+        source_product_id=str(run.source_product_id or ""),
+        run_externally=run.run_externally,
+        delete_time=timestamp(run.deleted_at),
+        expire_time=timestamp(run.expires_at),
     )
+
+
+def spent_ms(run: Run) -> int:
+    """Returns the milliseconds that an ended run took, without the time between an end and a
+    retry."""
+    if run.ended_at is None:
+        return run.spent_ms
+    latest = run.ended_at - (run.resumed_at or run.created_at)
+    return run.spent_ms + int(latest.total_seconds() * 1000)
 
 
 def _step_to_proto(step: Step, rows: Sequence[RunStep]) -> pb.TechPackStep:
     last = rows[-1]
-    begun = next((row.created_at for row in rows if row.state == "processing"), None)
+    begun = next(
+        (row.created_at for row in rows if row.state == "processing" and row.round == last.round),
+        None,
+    )
     ended = last.state in ("completed", "failed")
     return pb.TechPackStep(
         name=step.name,
@@ -136,12 +174,24 @@ def _step_to_proto(step: Step, rows: Sequence[RunStep]) -> pb.TechPackStep:
 async def read(m: Mutation, run: Run) -> pb.TechPackRun:
     """Returns the run's message, with its steps."""
     moves = await m.all(SELECT_STEPS, {"ids": [run.id]})
-    pack = await m.one(SELECT_PACK_FILES, {"ids": [run.pack_file_id]})
-    return to_proto(run, moves, pack.export_id)
+    pack = await m.first(SELECT_PACK_FILES, {"ids": [run.pack_file_id]})
+    return to_proto(run, moves, pack.export_id if pack else None)
 
 
 async def publish(m: Mutation, run: Run) -> None:
     await events.publish(m, "run", run.id, run.version, await read(m, run))
+
+
+def has_jobs(move: RunStep) -> bool:
+    """Returns whether jobs of `conversions` may still run for a step that is as this move says."""
+    return move.state == "processing" and bool(move.analysis_id or move.generation_id)
+
+
+def refuse_jobs_left(moves: Iterable[RunStep]) -> None:
+    """Raises ABORTED while jobs of a run that has ended are still being cancelled."""
+    if any(map(has_jobs, moves)):
+        text = "jobs of the run are still being cancelled; repeat the call in some seconds"
+        raise errors.retry_later(errors.Reason.ERROR_REASON_REQUEST_IN_PROGRESS, text, 2)
 
 
 async def last_moves(m: Mutation, run_id: UUID) -> Mapping[str, RunStep]:

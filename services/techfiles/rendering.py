@@ -7,13 +7,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
 
-from services.techfiles import archive, contents, document, rules, tech_file_rows
+from services.techfiles import archive, contents, document, origins, rules, tech_file_rows
 from services.techfiles.assets import Assets
 from services.techfiles.collection_rows import (
     SELECT_COLLECTION,
@@ -48,6 +49,7 @@ _SELECT_PACK_NUMBER = Statement(
     int,
     """
     SELECT number FROM tech_files WHERE collection_id = %(id)s AND archived_at IS NULL
+        AND deleted_at IS NULL
     ORDER BY number DESC LIMIT 1
     """,
 )
@@ -98,25 +100,27 @@ class Renderer:
             collection = await m.one(SELECT_COLLECTION, collection_id)
             rows = await m.all(SELECT_FILES, collection_id)
             number = await m.first(_SELECT_PACK_NUMBER, collection_id)
-        kept = [row for row in rows if row.state == "completed" and row.archived_at is None]
+        kept = [row for row in rows if tech_file_rows.counts(row) and row.state == "completed"]
         facts = export.facts if export.facts is not None else collection.facts
+        sources = origins.of_same(collection.facts, collection.fact_sources, facts)
         wanted = contents.pictures_of(kept)
         known = await self._assets.describe(wanted)
         version = f"v{number}" if number else None
-        pack = contents.pack_of(
-            collection, kept, parse_facts(facts), known, export.created_at, version
+        as_of = contents.as_of(collection, kept)
+        made = await asyncio.to_thread(  # analyses may be large
+            contents.pack_of, collection, kept, parse_facts(facts), known, as_of, version, sources
         )
         pdf = directory / "pack.pdf"
         pictures = [
             picture for picture, asset in known.items() if asset.mime_type.startswith("image/")
         ]
         warnings = [f"picture: asset {gone} is gone" for gone in wanted if gone not in known]
-        warnings += await self._print(pack, pictures, directory, pdf)
+        warnings += made.warnings
+        warnings += await self._print(made.pack, pictures, directory, pdf)
         source: Path | AsyncIterator[bytes] = pdf
         if export.format == "zip":
-            source = _Zip(self._peers, directory, collection, facts, export).chunks(
-                kept, known, pdf
-            )
+            files = {"facts.json": facts, **({"fact-sources.json": sources} if sources else {})}
+            source = _Zip(self._peers, directory, collection, files, as_of).chunks(kept, known, pdf)
         return await self._store(export, unique, source, directory, warnings)
 
     async def _store(
@@ -194,14 +198,14 @@ class _Zip:
         peers: Peers,
         directory: Path,
         collection: Collection,
-        facts: Mapping[str, Any],
-        export: Export | NewExport,
+        facts: Mapping[str, Mapping[str, Any]],  # by the name of a file
+        as_of: datetime,
     ) -> None:
         self._peers = peers
         self._directory = directory
         self._collection = collection
         self._facts = facts
-        self._export = export
+        self._as_of = as_of
         self._loop = asyncio.get_running_loop()
 
     async def chunks(
@@ -211,13 +215,10 @@ class _Zip:
             "collection": self._collection.name,
             "collection_id": str(self._collection.id),
             "product_id": self._collection.product_id,
-            "export_id": str(self._export.id),
-            "made_at": self._export.created_at.isoformat(),
+            "as_of": self._as_of.isoformat(),
             "tech_files": [_listed(row) for row in rows],
         }
-        stream = archive.stream_zip(
-            self._members(rows, known, pdf), manifest, self._export.created_at
-        )
+        stream = archive.stream_zip(self._members(rows, known, pdf), manifest, self._as_of)
         # The generator runs in a thread, because it blocks on disk and on downloads, which run in
         # this loop.
         while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
@@ -227,7 +228,7 @@ class _Zip:
         self, rows: Sequence[CollectedFile], known: Mapping[str, asset_pb2.Asset], pdf: Path
     ) -> list[archive.Member]:
         members = [_stored("07-documents", f"{self._collection.name}.pdf", pdf)]
-        members.append(_written("07-documents", "facts.json", self._facts))
+        members += [_written("07-documents", name, each) for name, each in self._facts.items()]
         for row in rows:
             name = (
                 " ".join(part for part in (row.view_type, row.file_category) if part)

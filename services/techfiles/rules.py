@@ -1,7 +1,9 @@
 """Decisions of `techfiles` as pure functions and constants: states, the fields that each file type
 needs, the steps of a run, names, lengths."""
 
+import hashlib
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,15 +21,25 @@ RUN_STATES: Mapping[str, frozenset[str]] = {
         {"processing", "pending", "completed", "completed_with_failures", "failed", "cancelled"}
     ),
     "completed": frozenset(),
-    "completed_with_failures": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
+    "completed_with_failures": frozenset({"pending"}),  # by RetryTechPackRun, like the next two
+    "failed": frozenset({"pending"}),
+    "cancelled": frozenset({"pending"}),
 }
+# How RetryTechPackRun moves a file of its run. Nothing else makes a FAILED file PENDING.
+REOPENED: Mapping[str, frozenset[str]] = {"failed": frozenset({"pending"})}
 EXPORT_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed"}),
     "processing": frozenset({"processing", "pending", "completed", "failed"}),
     "completed": frozenset(),
     "failed": frozenset(),
+}
+# States of walks over the older application's table.
+WALK_STATES: Mapping[str, frozenset[str]] = {
+    "pending": frozenset({"running", "failed", "cancelled"}),
+    "running": frozenset({"running", "pending", "done", "failed", "cancelled"}),
+    "done": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
 }
 STEP_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"processing", "failed"}),
@@ -206,12 +218,38 @@ def page_side(pictures: int) -> int:
 
 
 def object_key(owner: str, collection_id: str, export_id: str, unique: str, suffix: str) -> str:
-    """Returns the key of an export in the store. The owner is quoted, because it comes from
-    outside. `unique` keeps two attempts apart."""
-    return f"techfiles/{quote(owner, safe='')[:200]}/{collection_id}/{export_id}/{unique}.{suffix}"
+    """Returns the key of an export in the store. `unique` keeps two attempts apart."""
+    return f"{owner_prefix(owner)}{collection_id}/{export_id}/{unique}.{suffix}"
+
+
+def owner_prefix(owner: str) -> str:
+    """Returns the prefix of the keys of all objects of an owner. The owner is quoted, because it
+    comes from outside; one that is too long is cut, and has a digest, so that no other owner has
+    the same prefix: an erasure removes everything below it."""
+    quoted = quote(owner, safe="")
+    if len(quoted) > 200:
+        quoted = f"{quoted[:159]}.{hashlib.sha256(owner.encode()).hexdigest()[:40]}"
+    return f"techfiles/{quoted}/"
 
 
 def holder(product_id: str) -> str:
-    """Returns the holder of the references that a product's files have to assets. Files are never
-    deleted, so references stay."""
+    """Returns the holder of the references that a product's files and runs have to assets. A
+    reference is released once nothing of the product has the picture any more."""
     return f"techfiles/products/{product_id}"
+
+
+def completeness(findings: Mapping[str, Any]) -> float:
+    """Returns the fraction of the fields of findings, two levels deep, that hold something. 0 and
+    False are something; an empty text or list isn't."""
+    fields: list[Any] = []
+    for value in findings.values():
+        fields += value.values() if isinstance(value, Mapping) and value else [value]
+    held = sum(value not in (None, "", [], {}) for value in fields)
+    return held / len(fields) if fields else 0.0
+
+
+def slot_name(name: str) -> str:
+    """Returns the form in which names are compared: `Zipper Detail` and `zipper  detail ` name one
+    slot. It is composed (NFC), folded in case, with single spaces."""
+    folded = unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", " ".join(folded.split()))

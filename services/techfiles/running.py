@@ -1,7 +1,7 @@
 """Changes a run and its files together: a run is created with the files that its steps will make, a
 step's move moves its file, and a run that ends ends its files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -10,14 +10,16 @@ from psycopg.types.json import Jsonb
 
 from services.techfiles import collection_rows, pack_rows, rules, tech_file_rows
 from services.techfiles.collection_rows import LockedCollection
-from services.techfiles.pack_rows import RUNS, Run
+from services.techfiles.pack_rows import RUNS, SELECT_RUN, Run, RunStep
 from services.techfiles.rules import Step
 from shared.background import attempts
+from shared.database import states
 from shared.database.db import Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Command, Statement
 
 _ERROR_CHARACTERS = 2000
+_CANCELLED = "CANCELLED"
 _NEW = (
     "id",
     "owner",
@@ -27,6 +29,9 @@ _NEW = (
     "pack_file_id",
     "batch_id",
     "plan",
+    "source_product_id",
+    "run_externally",
+    "make_zip",
 )
 # Raises the version of a run that this attempt has claimed, and ends the run's wait.
 _RAISE_VERSION = Statement(
@@ -40,12 +45,25 @@ _RAISE_VERSION = Statement(
 _STAMP_END = Statement(
     Run, f"UPDATE runs SET ended_at = now() WHERE id = %(id)s RETURNING {RUNS.columns}"
 )
+# A step that ended in this try stays as it ended: nothing that comes late is added.
 _INSERT_STEP = Command("""
     INSERT INTO run_steps (id, owner, run_id, name, state, credits, error_class, error_message,
-        analysis_id, generation_id)
-    VALUES (%(id)s, %(owner)s, %(run_id)s, %(name)s, %(state)s, %(credits)s, %(error_class)s,
-        %(error_message)s, %(analysis_id)s, %(generation_id)s)
+        analysis_id, generation_id, round, earlier_credits)
+    SELECT %(id)s, %(owner)s, %(run_id)s, %(name)s, %(state)s, %(credits)s, %(error_class)s,
+        %(error_message)s, %(analysis_id)s, %(generation_id)s, %(round)s, %(earlier_credits)s
+    WHERE NOT EXISTS (
+        SELECT FROM run_steps WHERE run_id = %(run_id)s AND name = %(name)s AND round = %(round)s
+            AND state IN ('completed', 'failed', 'skipped'))
 """)
+_LOCK_RUN = Statement(Run, f"{SELECT_RUN.text} FOR UPDATE")
+_TELL = Statement(
+    Run,
+    f"""
+    UPDATE runs SET version = version + 1, updated_at = now() WHERE id = %(id)s
+    RETURNING {RUNS.columns}
+    """,
+)
+_SET_ZIP = Command("UPDATE runs SET zip_export_id = %(export_id)s WHERE id = %(id)s")
 
 
 @dataclass
@@ -54,19 +72,48 @@ class StepResult:
     and why it failed."""
 
     columns: dict[str, Any] = field(default_factory=dict)
-    credits: int = 0
+    job_credits: int = 0  # of the jobs that it names
+    earlier_credits: int = 0  # of jobs of earlier tries that it doesn't name any more
     analysis_id: str = ""
     generation_id: str = ""
     error_class: str = ""
     error_message: str = ""
 
     @property
+    def credits(self) -> int:
+        return self.job_credits + self.earlier_credits
+
+    @property
     def state(self) -> str:
         return "failed" if self.error_class else "completed"
 
+    @classmethod
+    def of(cls, move: RunStep) -> "StepResult":
+        """Returns what is known of a step after its last move."""
+        return cls(
+            job_credits=move.credits - move.earlier_credits,
+            earlier_credits=move.earlier_credits,
+            analysis_id=move.analysis_id,
+            generation_id=move.generation_id,
+        )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a request says about a run besides its steps."""
+
+    source_product_id: UUID | None = None
+    run_externally: bool = False
+    make_zip: bool = False
+
 
 async def create(
-    m: Mutation, run_id: UUID, collection: LockedCollection, plan: Sequence[Step], batch_id: str
+    m: Mutation,
+    run_id: UUID,
+    collection: LockedCollection,
+    plan: Sequence[Step],
+    batch_id: str,
+    options: RunOptions,
 ) -> Run:
     """Adds a run and the files that its steps will make, each in its section of the collection, and
     publishes them."""
@@ -89,11 +136,14 @@ async def create(
         "pack_file_id": planned[-1]["tech_file_id"],
         "batch_id": batch_id,
         "plan": Jsonb(planned),
+        "source_product_id": options.source_product_id,
+        "run_externally": options.run_externally,
+        "make_zip": options.make_zip,
     }
     run = await m.one(RUNS.insert(*_NEW), values)
     for step in plan:
         state = "skipped" if step.skipped else "pending"
-        await _add_move(m, run_id, step, state, StepResult(error_message=step.reason))
+        await _add_move(m, run, step.name, state, StepResult(error_message=step.reason))
     await pack_rows.publish(m, run)
     return run
 
@@ -119,7 +169,7 @@ async def begin_step(
     """Moves a step and its file to PROCESSING. `result` names the jobs of `conversions` that do the
     step. Raises Superseded."""
     run = await _raise_version(m, attempt)
-    await _add_move(m, run.id, step, "processing", result)
+    await _add_move(m, run, step.name, "processing", result)
     await tech_file_rows.advance(m, UUID(step.tech_file_id), "processing")
     await pack_rows.publish(m, run)
 
@@ -128,7 +178,8 @@ async def end_step(
     m: Mutation, attempt: attempts.Attempt[Run], step: Step, result: StepResult
 ) -> None:
     """Ends a step and its file. If somebody finished the file meanwhile, the file stays as they
-    left it and the step has FAILED.
+    left it and the step has FAILED; but the file of a pack that is made once more gets its next
+    version.
 
     Raises Superseded.
     """
@@ -138,23 +189,103 @@ async def end_step(
         "credits_used": result.credits,
         "error_message": result.error_message,
     }
-    file = await tech_file_rows.advance(m, UUID(step.tech_file_id), result.state, **columns)
+    file_id = UUID(step.tech_file_id)
+    file = await tech_file_rows.advance(m, file_id, result.state, **columns)
+    if file is None and step.kind == "complete_pack" and run.round > 1 and result.columns:
+        locked = await tech_file_rows.lock_with_slot(m, file_id)
+        _kept, file = await tech_file_rows.renumber(m, locked, "run tried again", result.columns)
     if file is None and not result.error_class:
         result.error_class = "FILE_CHANGED"
         result.error_message = "its file was finished by somebody else meanwhile"
-    await _add_move(m, run.id, step, result.state, result)
+    await _add_move(m, run, step.name, result.state, result)
     await pack_rows.publish(m, run)
 
 
 async def follow(m: Mutation, run: Run) -> None:
-    """Side effects of a state change, in its transaction: if the run ended, set ended_at and fail
-    the files that it leaves unfinished; publish the run."""
+    """Side effects of a state change, in its transaction: if the run ended, set ended_at and end
+    the steps that it leaves unfinished, with their files; publish the run. Steps whose jobs may
+    still cost something are left to `cancelling`."""
     if run.state in rules.ENDED and run.ended_at is None:
         run = await m.one(_STAMP_END, {"id": run.id})
     if run.state in ("failed", "cancelled"):
-        left = [UUID(step.tech_file_id) for step in pack_rows.plan_of(run) if step.tech_file_id]
-        await tech_file_rows.fail_unfinished(m, left, f"its run ended {run.state}")
+        moves = await pack_rows.last_moves(m, run.id)
+        for step in pack_rows.plan_of(run):
+            move = moves[step.name]
+            if rules.STEP_STATES[move.state] and not pack_rows.has_jobs(move):
+                await _stop_step(m, run, step, StepResult.of(move))
     await pack_rows.publish(m, run)
+
+
+async def stop_steps(m: Mutation, run_id: UUID, credits: Mapping[str, int]) -> None:
+    """Ends steps of a run that was stopped, with their files, and publishes it. `credits`: what the
+    cancelled jobs of each step had cost, by the step's name. Steps that have ended stay."""
+    run = await m.first(_LOCK_RUN, {"id": run_id})
+    if run is None:
+        return
+    moves = await pack_rows.last_moves(m, run_id)
+    for step in pack_rows.plan_of(run):
+        move = moves[step.name]
+        if step.name in credits and rules.STEP_STATES[move.state]:
+            result = StepResult.of(move)
+            result.job_credits = credits[step.name]
+            await _stop_step(m, run, step, result)
+    await pack_rows.publish(m, await m.one(_TELL, {"id": run_id}))
+
+
+async def _stop_step(m: Mutation, run: Run, step: Step, result: StepResult) -> None:
+    """Ends a step that the end of its run kept from its result, and its file."""
+    ended = run.state in rules.ENDED and run.state != "cancelled"
+    result.error_class = (run.error_class or "FAILED") if ended else _CANCELLED
+    result.error_message = f"its run ended {run.state}" if ended else "its run was cancelled"
+    await _add_move(m, run, step.name, "failed", result)
+    if step.tech_file_id:
+        await tech_file_rows.advance(
+            m,
+            UUID(step.tech_file_id),
+            "failed",
+            credits_used=result.credits,
+            error_message=result.error_message,
+        )
+
+
+async def retry(m: Mutation, run: Run) -> Run:
+    """Begins the next try of a locked run that has ended: the steps that FAILED, and the pack after
+    them, are PENDING again, and so are their files. Returns the run's new row."""
+    again = await states.advance(
+        m,
+        rules.RUN_STATES,
+        RUNS,
+        run.id,
+        "pending",
+        stamps=("resumed_at",),
+        round=run.round + 1,
+        spent_ms=pack_rows.spent_ms(run),
+        ended_at=None,
+        cancel_requested=False,
+        attempt_token=None,
+        zip_export_id=None,
+        faults=0,
+        losses=0,
+        error_class="",
+        error_message="",
+    )
+    if again is None:
+        raise LookupError(f"run {run.id} is locked and ended, and can't be tried again")
+    moves = await pack_rows.last_moves(m, run.id)
+    for step in pack_rows.plan_of(run):
+        last = step.kind == "complete_pack"
+        if moves[step.name].state == "failed" or last:
+            file = await tech_file_rows.reopen(m, UUID(step.tech_file_id))
+            finished = file.state == "completed" and not last  # by somebody else
+            state = "completed" if finished else "pending"
+            await _add_move(m, again, step.name, state, StepResult.of(moves[step.name]))
+    await pack_rows.publish(m, again)
+    return again
+
+
+async def set_zip(m: Mutation, run_id: UUID, export_id: UUID) -> None:
+    """Notes the export that is the run's ZIP."""
+    await m.run(_SET_ZIP, {"id": run_id, "export_id": export_id})
 
 
 async def _raise_version(m: Mutation, attempt: attempts.Attempt[Run]) -> Run:
@@ -164,12 +295,14 @@ async def _raise_version(m: Mutation, attempt: attempts.Attempt[Run]) -> Run:
     return run
 
 
-async def _add_move(m: Mutation, run_id: UUID, step: Step, state: str, result: StepResult) -> None:
+async def _add_move(m: Mutation, run: Run, name: str, state: str, result: StepResult) -> None:
     values = {
         "id": new_id(),
         "owner": m.owner,
-        "run_id": run_id,
-        "name": step.name,
+        "run_id": run.id,
+        "round": run.round,
+        "earlier_credits": result.earlier_credits,
+        "name": name,
         "state": state,
         "credits": result.credits,
         "error_class": result.error_class,

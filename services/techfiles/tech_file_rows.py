@@ -6,7 +6,7 @@ count up without gaps and the latest is always the live file with the highest nu
 that locks both a slot and a file locks the slot first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -62,6 +62,12 @@ class TechFile:
     archived_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    origin: str  # "legacy": its analysis was taken from an older application's table
+    deleted_at: datetime | None
+    expires_at: datetime | None
+    parent_purged: bool
+    restored_from: int | None  # the number of the version that the file restored
+    restore_reason: str
 
 
 class LockedTechFile(TechFile):
@@ -90,6 +96,11 @@ class _SlotNumber:
     last_number: int
 
 
+@dataclass(slots=True)
+class _SlotName:
+    name: str
+
+
 TECH_FILES = Table("tech_files", TechFile)
 SELECT_TECH_FILE = Statement(
     TechFile, f"SELECT {TECH_FILES.columns} FROM tech_files WHERE id = %(id)s"
@@ -108,9 +119,18 @@ _TAKE_FIRST_NUMBER = Statement(
     """
     INSERT INTO slots (id, owner, product_id, file_type, view_type, file_category, last_number)
     VALUES (%(slot_id)s, %(owner)s, %(product_id)s, %(file_type)s, %(view_type)s,
-        %(file_category)s, 1)
+        %(slot_name)s, 1)
     ON CONFLICT ON CONSTRAINT slots_place DO UPDATE SET last_number = slots.last_number + 1
     RETURNING id, last_number
+    """,
+)
+_SELECT_SLOT_NAMES = Statement(
+    _SlotName,
+    """
+    SELECT file_category AS name FROM slots
+    WHERE owner = %(owner)s AND product_id = %(product_id)s AND file_type = %(file_type)s
+        AND view_type = %(view_type)s AND file_category <> ''
+    ORDER BY last_number DESC, id
     """,
 )
 _TAKE_NUMBER = Statement(
@@ -123,20 +143,21 @@ _INSERT_TECH_FILE = Command("""
     INSERT INTO tech_files (id, owner, created_by, slot_id, product_id, revision_id, file_type,
         view_type, file_category, file_asset_id, analysis, state, error_message, credits_used,
         model, prompt, batch_id, confidence, quality_score, number, numbered_at, parent_file_id,
-        collection_id)
+        collection_id, origin, export_id, restored_from, restore_reason)
     VALUES (%(id)s, %(owner)s, %(actor)s, %(slot_id)s, %(product_id)s, %(revision_id)s,
         %(file_type)s, %(view_type)s, %(file_category)s, %(file_asset_id)s, %(analysis)s,
         %(state)s, %(error_message)s, %(credits_used)s, %(model)s, %(prompt)s, %(batch_id)s,
         %(confidence)s, %(quality_score)s, %(number)s, clock_timestamp(),
-        (SELECT id FROM tech_files WHERE slot_id = %(slot_id)s AND is_latest), %(collection_id)s)
+        (SELECT id FROM tech_files WHERE slot_id = %(slot_id)s AND is_latest), %(collection_id)s,
+        %(origin)s, %(export_id)s, %(restored_from)s, %(restore_reason)s)
 """)
 _INSERT_VERSION = Statement(
     TechFileVersion,
     """
     INSERT INTO tech_file_versions
-        (id, owner, slot_id, tech_file_id, number, snapshot, created_by, reason, created_at)
+        (id, owner, slot_id, tech_file_id, number, snapshot, created_by, reason, created_at, sha256)
     SELECT %(version_id)s, f.owner, f.slot_id, f.id, f.number, to_jsonb(f), %(actor)s, %(reason)s,
-        f.numbered_at
+        f.numbered_at, encode(sha256(convert_to(to_jsonb(f)::text, 'UTF8')), 'hex')
     FROM tech_files f WHERE f.id = %(id)s
     RETURNING id, tech_file_id, number, snapshot, created_by, reason, created_at, false AS current
     """,
@@ -147,7 +168,7 @@ _DEMOTE = Statement(
     UPDATE tech_files SET is_latest = false, version = version + 1, updated_at = now()
     WHERE slot_id = %(slot_id)s AND is_latest AND id IS DISTINCT FROM
         (SELECT id FROM tech_files WHERE slot_id = %(slot_id)s AND archived_at IS NULL
-            ORDER BY number DESC LIMIT 1)
+            AND deleted_at IS NULL ORDER BY number DESC LIMIT 1)
     RETURNING {TECH_FILES.columns}
     """,
 )
@@ -157,7 +178,7 @@ _PROMOTE = Statement(
     UPDATE tech_files SET is_latest = true, version = version + 1, updated_at = now()
     WHERE NOT is_latest AND id =
         (SELECT id FROM tech_files WHERE slot_id = %(slot_id)s AND archived_at IS NULL
-            ORDER BY number DESC LIMIT 1)
+            AND deleted_at IS NULL ORDER BY number DESC LIMIT 1)
     RETURNING {TECH_FILES.columns}
     """,
 )
@@ -176,9 +197,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "confidence": None,
     "quality_score": None,
     "collection_id": None,
+    "origin": "",
+    "export_id": None,
+    "restored_from": None,
+    "restore_reason": "",
 }
 # Columns that a snapshot's JSON holds as text.
-_TIMES = ("numbered_at", "archived_at", "created_at", "updated_at")
+_TIMES = ("numbered_at", "archived_at", "created_at", "updated_at", "deleted_at", "expires_at")
 _IDS = ("id", "slot_id", "file_asset_id", "parent_file_id", "collection_id", "export_id")
 
 
@@ -223,13 +248,24 @@ def to_proto(row: TechFile) -> pb.TechFile:
         collection_id=_id(row.collection_id),
         export_id=_id(row.export_id),
         archive_time=timestamp(row.archived_at),
+        delete_time=timestamp(row.deleted_at),
+        expire_time=timestamp(row.expires_at),
+        parent_purged=row.parent_purged,
         etag=str(row.version),
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
+        from_legacy_table=row.origin == "legacy",
+        restored_version_number=row.restored_from,
+        restore_reason=row.restore_reason,
     )
     if row.analysis is not None:
         file.analysis.CopyFrom(struct(row.analysis))
     return file
+
+
+def counts(row: TechFile) -> bool:
+    """Returns whether a file is live: neither archived nor in the trash."""
+    return row.archived_at is None and row.deleted_at is None
 
 
 def _id(value: UUID | None) -> str:
@@ -245,16 +281,17 @@ def version_to_proto(row: TechFileVersion) -> pb.TechFileVersion:
         created_by=row.created_by,
         reason=row.reason,
         create_time=timestamp(row.created_at),
-        tech_file=to_proto(_row_of(row.snapshot)),
+        tech_file=to_proto(row_of(row.snapshot)),
     )
 
 
-def _row_of(snapshot: Mapping[str, Any]) -> TechFile:
+def row_of(snapshot: Mapping[str, Any]) -> TechFile:
     """Returns the row that a snapshot kept as JSON. A column that was added after the snapshot is
     None."""
     values: dict[str, Any] = {name: snapshot.get(name) for name in TECH_FILES.names}
     for names, read in ((_TIMES, datetime.fromisoformat), (_IDS, UUID)):
         values |= {name: read(values[name]) for name in names if values[name]}
+    values["origin"] = values["origin"] or ""
     return TechFile(**values)
 
 
@@ -276,11 +313,17 @@ async def lock_with_slot(m: Mutation, file_id: UUID) -> LockedTechFile:
     Raises NOT_FOUND if it isn't theirs."""
     if await m.first(_LOCK_SLOT, {"file_id": file_id}) is None:
         raise errors.not_found("tech file", file_id)
-    return await m.one(_LOCK_TECH_FILE_OF_SLOT, {"id": file_id})
+    row = await m.first(_LOCK_TECH_FILE_OF_SLOT, {"id": file_id})
+    if row is None:  # purged while this call waited for the slot
+        raise errors.not_found("tech file", file_id)
+    return row
 
 
-async def create(m: Mutation, columns: Mapping[str, Any]) -> TechFile:
-    """Adds a file with the next number of its slot, makes it the latest and publishes it."""
+async def create(
+    m: Mutation, columns: Mapping[str, Any], locked: LockedTechFile | None = None
+) -> TechFile:
+    """Adds a file with the next number of its slot, makes it the latest and publishes it. The slot
+    is that of `locked` or, without one, follows from the columns."""
     file_id = new_id()
     values = {
         **_DEFAULTS,
@@ -291,9 +334,26 @@ async def create(m: Mutation, columns: Mapping[str, Any]) -> TechFile:
         "actor": m.actor,
     }
     values["analysis"] = Jsonb(values["analysis"]) if values["analysis"] is not None else None
-    slot = await m.one(_TAKE_FIRST_NUMBER, values)
+    if locked is None:
+        values["slot_name"] = await _slot_name(m, values)
+        slot = await m.one(_TAKE_FIRST_NUMBER, values)
+    else:
+        number = await m.one(_TAKE_NUMBER, {"slot_id": locked.slot_id})
+        slot = _SlotNumber(locked.slot_id, number)
     await m.run(_INSERT_TECH_FILE, {**values, "slot_id": slot.id, "number": slot.last_number})
     return await settle_latest(m, slot.id, file_id)
+
+
+async def _slot_name(m: Mutation, values: Mapping[str, Any]) -> str:
+    """Returns the name of the slot that a file with this name of a shot belongs to. Slots have
+    names in one form; a slot from before that was so is found by its name in that form, and of
+    several the one with the most versions goes on."""
+    name = rules.slot_name(values["file_category"])
+    if not name:
+        return name
+    slots = await m.all(_SELECT_SLOT_NAMES, values)
+    same = [slot.name for slot in slots if rules.slot_name(slot.name) == name]
+    return name if name in same or not same else same[0]
 
 
 async def renumber(
@@ -319,13 +379,18 @@ async def settle_latest(m: Mutation, slot_id: UUID, file_id: UUID) -> TechFile:
 
     It takes two statements, since there may never be two latest files.
     """
-    slot = {"slot_id": slot_id}
-    for other in await m.all(_DEMOTE, slot) + await m.all(_PROMOTE, slot):
-        if other.id != file_id:
-            await publish(m, other)
+    await settle_slot(m, slot_id, but=file_id)
     row = await m.one(SELECT_TECH_FILE, {"id": file_id})
     await publish(m, row)
     return row
+
+
+async def settle_slot(m: Mutation, slot_id: UUID, *, but: UUID | None = None) -> None:
+    """Does so for a slot, and publishes every file that changed except `but`."""
+    slot = {"slot_id": slot_id}
+    for other in await m.all(_DEMOTE, slot) + await m.all(_PROMOTE, slot):
+        if other.id != but:
+            await publish(m, other)
 
 
 async def advance(m: Mutation, file_id: UUID, to: str, **columns: Any) -> TechFile | None:
@@ -337,7 +402,11 @@ async def advance(m: Mutation, file_id: UUID, to: str, **columns: Any) -> TechFi
     return row
 
 
-async def fail_unfinished(m: Mutation, file_ids: Sequence[UUID], message: str) -> None:
-    """Moves files that nobody will finish to FAILED; finished ones stay."""
-    for file_id in file_ids:
-        await advance(m, file_id, "failed", error_message=message)
+async def reopen(m: Mutation, file_id: UUID) -> TechFile:
+    """Makes a FAILED file PENDING, because its run is tried again, and publishes it. Returns the
+    file; one that isn't FAILED stays as it is."""
+    row = await states.advance(m, rules.REOPENED, TECH_FILES, file_id, "pending", error_message="")
+    if row is None:
+        return await m.one(SELECT_TECH_FILE, {"id": file_id})
+    await publish(m, row)
+    return row

@@ -8,10 +8,9 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from atelier.techfiles.v1 import tech_file_pb2 as pb
-from atelier.techfiles.v1 import tech_file_pb2_grpc
 from psycopg.types.json import Jsonb
 
-from services.techfiles import rules, tech_file_rows
+from services.techfiles import collection_rows, rules, tech_file_rows, trash_rows
 from services.techfiles.assets import Assets
 from services.techfiles.tech_file_rows import (
     SELECT_TECH_FILE,
@@ -22,6 +21,7 @@ from services.techfiles.tech_file_rows import (
     TechFile,
     TechFileVersion,
 )
+from services.techfiles.trash import TechFileTrash
 from services.techfiles.views import TechFileViews
 from shared.background.watches import Event, EventStream, Fields
 from shared.database.db import Database, Mutation
@@ -43,6 +43,7 @@ class _Figures:
     file_type: str
     state: str
     archived: bool
+    deleted: bool
     files: int
     credits: int
 
@@ -59,8 +60,10 @@ def _is_latest_completed(file: Any, _: sa.BindParameter[Any]) -> sa.ColumnElemen
         newer.number > file.number,
         newer.state == _COMPLETED,
         newer.archived_at.is_(None),
+        newer.deleted_at.is_(None),
     )
-    return sa.and_(file.state == _COMPLETED, file.archived_at.is_(None), ~newer_completed.exists())
+    live = (file.archived_at.is_(None), file.deleted_at.is_(None))
+    return sa.and_(file.state == _COMPLETED, *live, ~newer_completed.exists())
 
 
 _LIST = Listing(
@@ -70,6 +73,7 @@ _LIST = Listing(
     latest=lambda file, _: file.is_latest,
     live=lambda file, _: file.archived_at.is_(None),
     archived=lambda file, _: file.archived_at.is_not(None),
+    **trash_rows.HIDES,
 )
 # A slot's versions: the present and the earlier numbers of its files.
 _VERSIONS = """
@@ -77,8 +81,8 @@ _VERSIONS = """
         SELECT id, tech_file_id, number, snapshot, created_by, reason, created_at, false AS current
         FROM tech_file_versions WHERE slot_id = %(slot_id)s
         UNION ALL
-        SELECT id, id, number, to_jsonb(f), created_by, '', numbered_at, true FROM tech_files f
-        WHERE slot_id = %(slot_id)s
+        SELECT id, id, number, to_jsonb(f), created_by, restore_reason, numbered_at, true
+        FROM tech_files f WHERE slot_id = %(slot_id)s
     ) AS versions
 """
 _PAGE = "ORDER BY created_at DESC, id DESC LIMIT %(limit)s OFFSET %(skip)s"
@@ -90,9 +94,10 @@ _SELECT_VERSIONS_AFTER = Statement(
 _SUM_BY_TYPE_AND_STATE = Statement(
     _Figures,
     """
-    SELECT file_type, state, archived_at IS NOT NULL AS archived, count(*) AS files,
+    SELECT file_type, state, archived_at IS NOT NULL AS archived,
+           deleted_at IS NOT NULL AS deleted, count(*) AS files,
            sum(credits_used)::bigint AS credits
-    FROM tech_files WHERE owner = %(owner)s AND product_id = %(product_id)s GROUP BY 1, 2, 3
+    FROM tech_files WHERE owner = %(owner)s AND product_id = %(product_id)s GROUP BY 1, 2, 3, 4
     """,
 )
 # The files of one product, or the recent ones of all products, oldest first.
@@ -107,7 +112,6 @@ _SELECT_SNAPSHOT = Statement(
     ORDER BY created_at, id LIMIT %(limit)s
     """,
 )
-_SELECT_COLLECTION = Statement(UUID, "SELECT id FROM collections WHERE id = %(id)s")
 _SET_ARCHIVED = Command("""
     UPDATE tech_files SET archived_at = CASE WHEN %(archived)s THEN now() END,
         version = version + 1, updated_at = now(), is_latest = false
@@ -115,11 +119,11 @@ _SET_ARCHIVED = Command("""
 """)
 
 
-class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
+class TechFileService(TechFileTrash):
     def __init__(
         self, db: Database, stream: EventStream, assets: Assets, views: TechFileViews
     ) -> None:
-        self._db = db
+        super().__init__(db, timedelta(days=db.settings.trash_days))
         self._stream = stream
         self._assets = assets
         self._views = views
@@ -128,22 +132,26 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         self, request: pb.CreateTechFileRequest, context: Context
     ) -> pb.CreateTechFileResponse:
         columns = _new_columns(request)
-        if request.file_asset_id:
-            pictures = columns["file_type"] != "complete_pack"
-            await self._assets.acquire(
-                request.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures
-            )
 
         async def work(m: Mutation) -> pb.CreateTechFileResponse:
-            if columns["collection_id"] and not await m.first(
-                _SELECT_COLLECTION, {"id": columns["collection_id"]}
-            ):
-                raise errors.not_found("collection", request.collection_id)
+            if columns["collection_id"]:
+                await collection_rows.share(m, columns["collection_id"])
             return pb.CreateTechFileResponse(
                 tech_file=tech_file_rows.to_proto(await tech_file_rows.create(m, columns))
             )
 
-        return await self._db.mutate(request, pb.CreateTechFileResponse, work)
+        picture = columns["file_asset_id"]
+        if not picture:
+            return await self._db.mutate(request, pb.CreateTechFileResponse, work)
+        # A repeat holds no picture: its file may be purged by now.
+        if stored := await self._db.stored_answer(request, pb.CreateTechFileResponse):
+            return stored
+        async with trash_rows.released_unless_kept(self._db, request.product_id, picture):
+            pictures = columns["file_type"] != "complete_pack"
+            await self._assets.acquire(
+                request.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures
+            )
+            return await self._db.mutate(request, pb.CreateTechFileResponse, work)
 
     async def GetTechFile(
         self, request: pb.GetTechFileRequest, context: Context
@@ -156,6 +164,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         self, request: pb.ListTechFilesRequest, context: Context
     ) -> pb.ListTechFilesResponse:
         wanted = _wanted(request)
+        auth.act_for(request.owner or auth.current().owner)
         if request.include_urls:
             request.page_size = min(request.page_size or paging.DEFAULT_SIZE, _URLS_AT_ONCE)
         page = paging.page(request)
@@ -170,12 +179,6 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
     ) -> pb.UpdateTechFileResponse:
         file_id = parse_id(request.tech_file_id, "tech_file_id")
         columns = _changed_columns(request)
-        if columns.get("file_asset_id"):
-            row = await self._file(file_id)
-            pictures = row.file_type != "complete_pack"
-            await self._assets.acquire(
-                row.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures
-            )
 
         async def work(m: Mutation) -> pb.UpdateTechFileResponse:
             locked = _live(await tech_file_rows.lock_with_slot(m, file_id))
@@ -183,7 +186,18 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
             _kept, row = await tech_file_rows.renumber(m, locked, request.reason, columns)
             return pb.UpdateTechFileResponse(tech_file=tech_file_rows.to_proto(row))
 
-        return await self._db.mutate(request, pb.UpdateTechFileResponse, work)
+        picture = columns.get("file_asset_id")
+        if not picture:
+            return await self._db.mutate(request, pb.UpdateTechFileResponse, work)
+        if stored := await self._db.stored_answer(request, pb.UpdateTechFileResponse):
+            return stored
+        row = await self._file(file_id)
+        async with trash_rows.released_unless_kept(self._db, row.product_id, picture):
+            pictures = row.file_type != "complete_pack"
+            await self._assets.acquire(
+                row.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures
+            )
+            return await self._db.mutate(request, pb.UpdateTechFileResponse, work)
 
     async def UpdateTechFileStatus(
         self, request: pb.UpdateTechFileStatusRequest, context: Context
@@ -193,7 +207,8 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         _check_error_message(request.error_message, to)
 
         async def work(m: Mutation) -> pb.UpdateTechFileStatusResponse:
-            before = await tech_file_rows.lock(m, file_id)
+            before = _undeleted(await tech_file_rows.lock(m, file_id))
+            errors.check_etag(request.etag, before.version, "tech file", file_id)
             row = await tech_file_rows.advance(m, file_id, to, error_message=request.error_message)
             if row is None:
                 text = (
@@ -210,7 +225,10 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
     ) -> pb.ArchiveTechFileResponse:
         async def work(m: Mutation) -> pb.ArchiveTechFileResponse:
             row = await _set_archived(
-                m, parse_id(request.tech_file_id, "tech_file_id"), archived=True
+                m,
+                parse_id(request.tech_file_id, "tech_file_id"),
+                request.etag,
+                archived=True,
             )
             return pb.ArchiveTechFileResponse(tech_file=tech_file_rows.to_proto(row))
 
@@ -221,7 +239,10 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
     ) -> pb.UnarchiveTechFileResponse:
         async def work(m: Mutation) -> pb.UnarchiveTechFileResponse:
             row = await _set_archived(
-                m, parse_id(request.tech_file_id, "tech_file_id"), archived=False
+                m,
+                parse_id(request.tech_file_id, "tech_file_id"),
+                request.etag,
+                archived=False,
             )
             return pb.UnarchiveTechFileResponse(tech_file=tech_file_rows.to_proto(row))
 
@@ -234,6 +255,7 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
 
         async def work(m: Mutation) -> pb.CreateTechFileVersionResponse:
             locked = _live(await tech_file_rows.lock_with_slot(m, file_id))
+            errors.check_etag(request.etag, locked.version, "tech file", file_id)
             kept, row = await tech_file_rows.renumber(m, locked, request.reason, {})
             return pb.CreateTechFileVersionResponse(
                 version=tech_file_rows.version_to_proto(kept),
@@ -255,14 +277,13 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
     async def GetProductStatistics(
         self, request: pb.GetProductStatisticsRequest, context: Context
     ) -> pb.GetProductStatisticsResponse:
-        rows = await self._db.all(
-            _SUM_BY_TYPE_AND_STATE,
-            {"owner": auth.current().owner, "product_id": request.product_id},
-        )
+        owner = auth.act_for(request.owner or auth.current().owner)
+        named = {"owner": owner, "product_id": request.product_id}
+        rows = await self._db.all(_SUM_BY_TYPE_AND_STATE, named)
         types: dict[str, int] = {}
         states: dict[str, int] = {}
         for row in rows:
-            if not row.archived:
+            if not row.archived and not row.deleted:
                 types[row.file_type] = types.get(row.file_type, 0) + row.files
                 states[row.state] = states.get(row.state, 0) + row.files
         return pb.GetProductStatisticsResponse(
@@ -278,13 +299,18 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
                 for word, number in STATES.number.items()
                 if word in states
             ],
-            archived_files=sum(row.files for row in rows if row.archived),
+            archived_files=sum(row.files for row in rows if row.archived and not row.deleted),
+            deleted_files=sum(row.files for row in rows if row.deleted),
         )
 
     def WatchTechFiles(
         self, request: pb.WatchTechFilesRequest, context: Context
     ) -> AsyncIterator[pb.WatchTechFilesResponse]:
         def show(event: Event) -> Fields | None:
+            if event.subject == "purged_tech_file":
+                purged = pb.PurgedTechFile.FromString(event.payload)
+                wanted = request.product_id in ("", purged.product_id)
+                return {"purged": purged} if wanted else None
             if event.subject != "tech_file":
                 return None
             file = pb.TechFile.FromString(event.payload)
@@ -321,17 +347,25 @@ class TechFileService(tech_file_pb2_grpc.TechFileServiceServicer):
         return row
 
 
-async def _set_archived(m: Mutation, file_id: UUID, *, archived: bool) -> TechFile:
+async def _set_archived(m: Mutation, file_id: UUID, etag: str, *, archived: bool) -> TechFile:
     """Archives or unarchives a file; its state stays. Does nothing if the file is so already."""
-    row = await tech_file_rows.lock_with_slot(m, file_id)
+    row = _undeleted(await tech_file_rows.lock_with_slot(m, file_id))
+    errors.check_etag(etag, row.version, "tech file", file_id)
     if (row.archived_at is not None) == archived:
         return row
     await m.run(_SET_ARCHIVED, {"archived": archived, "id": file_id})
     return await tech_file_rows.settle_latest(m, row.slot_id, file_id)
 
 
+def _undeleted(row: F) -> F:
+    if row.deleted_at is not None:
+        text = "it is deleted; undelete it first (UndeleteTechFile)"
+        raise errors.precondition(text, subject=f"tech_files/{row.id}")
+    return row
+
+
 def _live(row: F) -> F:
-    if row.archived_at is not None:
+    if _undeleted(row).archived_at is not None:
         raise errors.precondition(
             "it is archived; unarchive it first", subject=f"tech_files/{row.id}"
         )
@@ -356,6 +390,8 @@ def _new_columns(request: pb.CreateTechFileRequest) -> dict[str, Any]:
     )
     if problem:
         raise errors.invalid(*problem)
+    if request.file_category and not rules.slot_name(request.file_category):
+        raise errors.invalid("file_category", "is only spaces; name the shot")
     state = STATES.word.get(request.state, "pending")
     _check_error_message(request.error_message, state)
     return {
@@ -416,6 +452,7 @@ def _wanted(request: pb.ListTechFilesRequest) -> dict[str, object]:
         "product_id": request.product_id,
         "revision_id": request.revision_id,
         "batch_id": request.batch_id,
+        "hide_deleted": not request.show_deleted,
         **created(request),
     }
     if request.versions == pb.VERSION_FILTER_LATEST_COMPLETED:

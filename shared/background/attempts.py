@@ -27,6 +27,7 @@ from datetime import datetime, timedelta
 from typing import Any, Generic
 from uuid import UUID
 
+import psycopg
 import structlog
 
 from shared.background import job_tables
@@ -37,6 +38,7 @@ from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation
 from shared.database.ids import new_id
 from shared.database.rows import Statement
+from shared.formats.texts import storable
 from shared.rpc import auth, calls, errors
 from shared.rpc.errors import DomainError, Reason
 from shared.storage import StorageError
@@ -68,11 +70,14 @@ class JobFailed(Exception):
 @dataclass
 class Waits(Exception):
     """The work can't be done now, without a fault of the job: it waits for `what`, such as
-    "assets"."""
+    "assets", for at least `pause` seconds. `endless`: somebody decided so, and the job doesn't fail
+    by it."""
 
     what: str
     error_class: str
     message: str
+    pause: float = 0.0
+    endless: bool = False
 
 
 @dataclass
@@ -82,7 +87,8 @@ class Outcome(Generic[J]):
     transaction that commits the outcome, `after_commit` after it. `if_not_committed` runs if
     nothing was committed (another attempt has the row, or `in_transaction` refused): it removes
     what this attempt stored. With `publishes`, `in_transaction` publishes the row itself, because
-    something must be published before it."""
+    something must be published before it. `again` says when a job that isn't done goes on; `to` is
+    its pending state then."""
 
     columns: dict[str, Any]
     to: str | None = None
@@ -92,6 +98,7 @@ class Outcome(Generic[J]):
     in_transaction: Callable[[Mutation, J], Awaitable[None]] | None = None
     after_commit: Callable[[], Awaitable[None]] | None = None
     if_not_committed: Callable[[], Awaitable[None]] | None = None
+    again: TryAgain | None = None
 
     async def discard(self) -> None:
         if self.if_not_committed:
@@ -122,10 +129,24 @@ _NO_WAIT: dict[str, Any] = {"waits_for": "", "waiting_since": None}
 
 async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> None:
     """Runs one attempt of the job whose row is `row_id`, for the owner of that row. Does nothing if
-    the row is in a final state or gone."""
+    the row is in a final state or gone, or its owner was erased. Raises TryAgain if the job is to
+    go on later."""
+    try:
+        again = await _run(db, kind, row_id, work)
+    except psycopg.errors.CheckViolation as refusal:
+        if not errors.is_owner_erased(refusal):
+            raise
+        # The erasure deletes the row; there is nobody to be told how the attempt ended.
+        _log.info("an attempt ended with its owner", table=kind.table.name, row=row_id)
+        return
+    if again is not None:
+        raise again
+
+
+async def _run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> TryAgain | None:
     attempt = await _begin(db, kind, UUID(row_id))
     if attempt is None:
-        return
+        return None
     auth.enter(calls.owner_identity(attempt.row.owner))
     working = asyncio.ensure_future(work(attempt))
     watching = asyncio.create_task(_watch_for_cancel(db, kind, attempt))
@@ -133,8 +154,10 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             await _to_its_end(_cancel(db, kind, attempt, working, watching))
-            return
-        await _to_its_end(_finish(db, kind, attempt, working.result()))
+            return None
+        outcome = working.result()
+        await _to_its_end(_finish(db, kind, attempt, outcome))
+        return outcome.again
     except Superseded:
         _log.warning("late result discarded", table=kind.table.name, row=row_id)
     except asyncio.CancelledError:
@@ -145,7 +168,7 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
                 attempt,
                 JobFailed("INTERNAL", "the work was cancelled from within", final=False),
             )
-            return
+            return None
         if not await asyncio.shield(_ended_with_worker(db, kind, attempt, working)):
             raise TryAgain(waits_for=attempt.row.waits_for) from None
     except Exception as error:
@@ -158,6 +181,7 @@ async def run(db: Database, kind: JobTable[J], row_id: str, work: Work[J]) -> No
         watching.cancel()
         # Retrieves the exception, which asyncio would log otherwise.
         watching.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return None
 
 
 async def _cancel(
@@ -225,6 +249,8 @@ def verdict(error: Exception) -> Waits | JobFailed:
         )
     if isinstance(error, StorageError):
         return JobFailed("STORAGE", str(error), final=False)
+    if errors.is_owner_erased(error):
+        return JobFailed("OWNER_ERASED", errors.owner_erased().text)
     _log.error("job failed unexpectedly", exc_info=error)
     return JobFailed("INTERNAL", f"unexpected {type(error).__name__}", final=False)
 
@@ -244,6 +270,8 @@ async def _begin(db: Database, kind: JobTable[J], row_id: UUID) -> Attempt[J] | 
     async with db.transaction(owner) as m:
         row = await m.first(job_tables.lock(kind.table), {"id": row_id})
         if row is None or row.state not in ("pending", kind.running):
+            return None
+        if row.state == "pending" and not kind.ready(row):
             return None
         outcomes = await m.all(job_tables.END_UNENDED_ATTEMPTS, {"job_id": row_id, "me": WORKER})
         if row.cancel_requested:
@@ -330,6 +358,9 @@ async def _finish(
             await outcome.discard()
             raise
         except Exception as error:
+            if errors.is_owner_erased(error):
+                await outcome.discard()
+                raise
             # Stored bytes must stay: a committed row may refer to them. If none does, the
             # reconciler finds them.
             if errors.passing(error) is None or time.monotonic() > deadline:
@@ -401,9 +432,9 @@ async def _put_off(db: Database, kind: JobTable[J], attempt: Attempt[J], waits: 
     if not found:
         return
     now = found[0].now
-    since = found[0].waiting_since or now
+    since = now if _follows_pause(kind, attempt.row, waits) else found[0].waiting_since or now
     said = {"error_class": waits.error_class, "error_message": waits.message[:2000]}
-    if now - since > timedelta(hours=db.settings.job_wait_hours):
+    if not waits.endless and now - since > timedelta(hours=db.settings.job_wait_hours):
         said["error_message"] = (
             f"{waits.what} was waited for since {since:%Y-%m-%d %H:%M} UTC: {waits.message}"[:2000]
         )
@@ -417,7 +448,14 @@ async def _put_off(db: Database, kind: JobTable[J], attempt: Attempt[J], waits: 
         pause = min(max(waited * _PAUSE_OF_WAIT, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
         # The pause is randomised: otherwise a thousand jobs that wait for the same thing would all
         # come back at once.
-        raise TryAgain(now + timedelta(seconds=pause * random.uniform(0.8, 1.2)), waits.what)
+        pause = max(pause * random.uniform(0.8, 1.2), waits.pause * random.uniform(1.0, 1.2))
+        raise TryAgain(now + timedelta(seconds=pause), waits.what)
+
+
+def _follows_pause(kind: JobTable[J], row: J, waits: Waits) -> bool:
+    """Returns whether a wait is the first one after a pause, whose time doesn't count: the job
+    didn't wait for what it lacks, somebody held it."""
+    return row.waits_for in kind.pauses and not waits.endless
 
 
 async def _now(db: Database) -> datetime:
@@ -436,7 +474,8 @@ async def _end(
     error_message: str = "",
     **columns: Any,
 ) -> Any:
-    said: dict[str, Any] = {"error_class": error_class, "error_message": error_message}
+    # Nothing that a model or another service said may keep an attempt from its end.
+    said: dict[str, Any] = {"error_class": error_class, "error_message": storable(error_message)}
     kept = _NO_WAIT if outcome in ("failed", "cancelled") else {}
     async with db.transaction(attempt.row.owner) as m:
         row = await _move(
@@ -467,7 +506,7 @@ async def _record(
         how,
         error_class=error_class,
         error_message=error_message,
-        model=attempt.model,
+        model=storable(attempt.model),
         input_bytes=attempt.input_bytes,
         output_bytes=figures.output_bytes,
         credits=figures.credits,

@@ -17,6 +17,7 @@ import psycopg
 import structlog
 from google.protobuf.message import Message
 
+from shared.background import sole
 from shared.background.tasks import not_cancelled
 from shared.database.db import Database, Mutation, execute
 from shared.database.exchange import Connection
@@ -82,9 +83,6 @@ async def publish_all(
 
 # _STAMP stamps and notifies in one statement, so in one round trip, because every watcher waits for
 # it.
-_TRY_LOCK = Statement(
-    bool, "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 7)) AS held"
-)
 _STAMP = Statement(
     int,
     """
@@ -133,13 +131,10 @@ async def run_sequencer(db: Database) -> None:
     work."""
     while not_cancelled():
         try:
-            async with await db.connect() as conn:
-                # A frozen process must not keep the lock: with this limit the server ends a session
-                # that no longer polls.
-                await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
-                lock = await execute(conn, _TRY_LOCK)
-                if await lock.fetchone():
-                    await _stamp_forever(conn, db.service)
+            alone = sole.alone(db, sole.Duty.SEQUENCING, silent_seconds=_SILENT_SECONDS)
+            async with alone as session:
+                if session:
+                    await _stamp_forever(session, db.service)
         except psycopg.Error as error:
             _log.warning(
                 "sequencer lost its connection", service=db.service, error=type(error).__name__

@@ -1,5 +1,5 @@
 """Rows of jobs, and records of their attempts: what the attempts of workers (`attempts`) and of
-outside runners (`leases`) have in common.
+outside workers (`leases`) have in common.
 
 The tables' row classes derive from `JobRow`. A `JobTable` says how the rows of one table move, and
 who is told. Each attempt has a record in the table `attempts`.
@@ -49,7 +49,10 @@ class JobTable(Generic[J]):
     `stamps` maps a state to the columns that get the time of the move to it. `in_transaction(m,
     row)` runs after `publish`, in the transaction of every move without an outcome: an attempt
     begins, ends without a result or is cancelled. `computed` maps a state to the columns that SQL
-    computes in the move to it.
+    computes in the move to it. `counted(row)` returns how many of the row's attempts count towards
+    `max_attempts`, if outside workers run it. `ready(row)` returns whether a pending row may begin:
+    a queued job whose row is no longer meant to run does nothing. `pauses` are what rows wait for
+    because somebody decided so: a wait that comes after one of these is a new one.
     """
 
     table: Table[J]
@@ -58,6 +61,9 @@ class JobTable(Generic[J]):
     done: str
     publish: Callable[[Mutation, J], Awaitable[None]]
     max_attempts: int = 3
+    counted: Callable[[J], int] = lambda row: row.attempt_number
+    ready: Callable[[J], bool] = lambda _row: True
+    pauses: frozenset[str] = frozenset()
     cancelled: str = "cancelled"
     stamps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     computed: Mapping[str, states.Computed] = field(default_factory=dict)
@@ -191,7 +197,7 @@ def select_hold(table: Table[J]) -> Statement[Hold]:
 async def record_begin(
     m: Mutation, token: UUID, job: str, job_id: UUID, number: int, worker: str
 ) -> None:
-    """Adds the record of an attempt, also for attempts of outside runners."""
+    """Adds the record of an attempt, also for attempts of outside workers."""
     values = {
         "id": token,
         "owner": m.owner,

@@ -19,7 +19,7 @@ turn.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -127,6 +127,30 @@ _WAKE = Statement(
     RETURNING id
 """,
 )
+# These touch only jobs that no worker has: a job that is being fetched is no longer `todo`.
+_WITHDRAW = Statement(
+    int,
+    """
+    DELETE FROM procrastinate_jobs WHERE status = 'todo'
+        AND args ->> 'owner' = hashtextextended(%(owner)s::text, 0)::text
+        AND args ->> 'row_id' = ANY(%(row_ids)s::text[])
+    RETURNING id
+""",
+)
+_SET_URGENCY = Command("""
+    UPDATE procrastinate_jobs SET args = args || jsonb_build_object('urgency', %(urgency)s::int)
+    WHERE status = 'todo' AND args ->> 'owner' = hashtextextended(%(owner)s::text, 0)::text
+        AND args ->> 'row_id' = ANY(%(row_ids)s::text[])
+""")
+_SELECT_ENQUEUED = Statement(
+    str,
+    """
+    SELECT args ->> 'row_id' AS row_id FROM procrastinate_jobs
+    WHERE status IN ('todo', 'doing')
+        AND args ->> 'owner' = hashtextextended(%(owner)s::text, 0)::text
+        AND args ->> 'row_id' = ANY(%(row_ids)s::text[])
+""",
+)
 _SELECT_LATER = Statement(datetime, "SELECT now() + make_interval(secs => %(seconds)s)")
 _PAUSE_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 60
@@ -168,6 +192,7 @@ class JobQueue:
         self._manager = self._app.job_manager = job_worker.Manager(db, self._app.connector)
         self._queues: set[str] = set()
         self._apart: set[str] = set()
+        self._added: dict[str, int] = {}
 
     def task(self, name: str, queue: str, function: TaskFunction, *, apart: bool = False) -> None:
         """Registers the function for jobs called `name`; it is called with the id of the job's row.
@@ -189,6 +214,11 @@ class JobQueue:
         self._queues.add(self._queue(queue))
         if apart:
             self._apart.add(self._queue(queue))
+
+    def add_queue(self, queue: str, slots: int) -> None:
+        """Adds a queue with `slots` slots of its own, for jobs of tasks that are registered
+        already. Its jobs don't hold up those of other queues."""
+        self._added[self._queue(queue)] = slots
 
     async def _note_wait(self, job: jobs.Job, waits_for: str) -> None:
         if waits_for or job.task_kwargs.get("waits_for"):
@@ -235,6 +265,28 @@ class JobQueue:
             },
         )
 
+    async def withdraw(self, m: Mutation, row_ids: Sequence[UUID]) -> None:
+        """Removes the waiting jobs of these rows of the mutation's owner, for jobs that have an
+        urgency. A job that a worker has stays. Whoever calls it enqueues them again."""
+        if row_ids:
+            await m.all(_WITHDRAW, {"owner": m.owner, "row_ids": [str(each) for each in row_ids]})
+
+    async def set_urgency(self, m: Mutation, row_ids: Sequence[UUID], urgency: int) -> None:
+        """Gives the waiting jobs of these rows of the mutation's owner another urgency."""
+        if row_ids:
+            texts = [str(each) for each in row_ids]
+            values = {"owner": m.owner, "row_ids": texts, "urgency": urgency}
+            await m.run(_SET_URGENCY, values)
+
+    async def without_job(self, m: Mutation, row_ids: Sequence[UUID]) -> list[UUID]:
+        """Returns those of these rows of the mutation's owner that no job with an urgency waits or
+        runs for."""
+        if not row_ids:
+            return []
+        texts = [str(each) for each in row_ids]
+        found = set(await m.all(_SELECT_ENQUEUED, {"owner": m.owner, "row_ids": texts}))
+        return [each for each in row_ids if str(each) not in found]
+
     async def position(self, row_id: UUID | str) -> int | None:
         """Returns the position of the row's job among all owners' waiting jobs of its queue: 1
         starts next. Returns None if it isn't waiting."""
@@ -251,10 +303,11 @@ class JobQueue:
         """Runs jobs until cancelled, then gives running ones 5 seconds and puts the rest back."""
         worker = job_worker.Worker(self._db, self._app, self._manager, lease_seconds)
         async with self._app.open_async(self._db.pool), asyncio.TaskGroup() as group:
-            reaper = group.create_task(worker.reap(lambda: self._queues))
+            reaper = group.create_task(worker.reap())
             try:
                 groups = [(self._queues - self._apart, concurrency)]
                 groups += [({queue}, _TIMES_APART * concurrency) for queue in self._apart]
+                groups += [({queue}, slots) for queue, slots in self._added.items()]
                 # The group cancels each worker once and waits for its running jobs.
                 async with asyncio.TaskGroup() as workers:
                     for queues, slots in groups:

@@ -1,4 +1,4 @@
-"""Leases of outside runners, which claim rows, renew their leases and end their attempts over gRPC.
+"""Leases of outside workers, which claim rows, renew their leases and end their attempts over gRPC.
 
 A claimed row belongs to its runner for as long as its lease lasts, by the database's clock. The
 token of the attempt fences every write, as in `attempts`: the latest claim owns the row. A runner
@@ -34,9 +34,9 @@ _log = structlog.get_logger("leases")
 
 @dataclass(slots=True)
 class LeasedRow(JobRow):
-    """The columns of a table of jobs that outside runners may claim."""
+    """The columns of a table of jobs that outside workers may claim."""
 
-    external: bool  # only an outside runner may claim the row
+    external: bool  # only an outside worker may claim the row
     lease_expires_at: datetime | None
 
 
@@ -88,16 +88,24 @@ def is_claimed_by(jobs: JobTable[L], row: L, token: UUID) -> bool:
 
 
 def check_claimed(jobs: JobTable[L], row: L, token: str, *, named: str, subject: str) -> None:
-    """Raises ATTEMPT_SUPERSEDED unless the attempt of this token has the row. `named` is the row in
-    the refusal's text, `subject` in its details."""
-    if not is_claimed_by(jobs, row, UUID(token)):
+    """Raises ATTEMPT_SUPERSEDED unless the attempt of this token has the row, or has completed it:
+    then FAILED_PRECONDITION. `named` is the row in the refusal's text, `subject` in its details."""
+    if is_claimed_by(jobs, row, UUID(token)):
+        return
+    if row.external and row.state == jobs.done and row.attempt_token == UUID(token):
         raise errors.precondition(
-            f"{named} is {row.state}, and not by this attempt token: it was {jobs.cancelled}, or"
-            " its lease passed; nothing was changed, stop working on it",
+            f"{named} is {row.state} by this attempt token: its result was kept. A repeat is"
+            " answered like the first call if both carry the same request_id",
             subject=subject,
-            reason=Reason.ERROR_REASON_ATTEMPT_SUPERSEDED,
             metadata={"state": row.state},
         )
+    raise errors.precondition(
+        f"{named} is {row.state}, and not by this attempt token: it was {jobs.cancelled}, or its"
+        " lease passed; nothing was changed, stop working on it",
+        subject=subject,
+        reason=Reason.ERROR_REASON_ATTEMPT_SUPERSEDED,
+        metadata={"state": row.state},
+    )
 
 
 async def begin(
@@ -150,9 +158,9 @@ async def give_up(
     retryable: bool,
     lost: bool = False,
 ) -> L:
-    """Ends an attempt without a result: the row waits for another outside runner, or has failed.
+    """Ends an attempt without a result: the row waits for another outside worker, or has failed.
     `lost`: its runner didn't say so itself. Returns the new row."""
-    again = retryable and row.attempt_number < jobs.max_attempts
+    again = retryable and jobs.counted(row) < jobs.max_attempts
     outcome = "lost" if lost else "retried" if again else "failed"
     await end_attempt(m, row, outcome, error_class, error_message)
     return await jobs.move(
@@ -167,7 +175,7 @@ async def give_up(
 
 
 async def lock_late(m: Mutation, jobs: JobTable[L], row_id: UUID) -> L | None:
-    """Locks the row and returns it if an outside runner has it whose lease has passed."""
+    """Locks the row and returns it if an outside worker has it whose lease has passed."""
     return await m.first(_lock_late(jobs.table, jobs.running), {"row_id": row_id})
 
 
@@ -177,7 +185,7 @@ async def reap(
     expire: Callable[[Mutation, L], Awaitable[object]],
     every_seconds: float,
 ) -> None:
-    """Takes rows back from outside runners whose lease has passed, so that others can claim them:
+    """Takes rows back from outside workers whose lease has passed, so that others can claim them:
     `expire(m, row)` ends the attempt of each. Runs until cancelled; several processes may run
     it."""
     while not_cancelled():

@@ -14,6 +14,13 @@ def not_cancelled() -> bool:
     return task is None or not task.cancelling()
 
 
+async def pause(seconds: float) -> None:
+    """Sleeps, unless cancellation of the current task was requested. Use it after work in endless
+    loops: a sleep of minutes would keep a worker whose cancellation was lost from ending."""
+    if not_cancelled():
+        await asyncio.sleep(seconds)
+
+
 async def all_of(work: list[Coroutine[Any, Any, None]]) -> None:
     """Runs everything concurrently; the first error cancels the rest and is raised unchanged."""
     tasks = [asyncio.create_task(item) for item in work]

@@ -9,7 +9,7 @@ is in doubt are put back once the database answers.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -291,9 +291,10 @@ class Worker:
                 troubled(self._db, "heartbeat failed", error)
             await asyncio.sleep(pause)
 
-    async def reap(self, queues: Callable[[], Iterable[str]]) -> None:
-        """Puts jobs of dead workers back into the queue. Any number of reapers may run: putting a
-        job back twice is harmless.
+    async def reap(self) -> None:
+        """Puts jobs of dead workers back into their queues, also into those that this worker
+        doesn't serve: perhaps no worker does any more. Any number of reapers may run: putting a job
+        back twice is harmless.
 
         A worker without a recent heartbeat of its own declares no other dead: the same cause may
         have delayed their heartbeats.
@@ -305,13 +306,11 @@ class Worker:
             if asked < self._unsteady_until or asked - self._heard > 2 * self._beat_seconds:
                 continue
             try:
-                for queue in sorted(queues()):
-                    stalled = await self._manager.get_stalled_jobs(
-                        queue=queue, seconds_since_heartbeat=self._lease_seconds
-                    )
-                    # The answer was delayed, so heartbeats may have been delayed too.
-                    if time.monotonic() - asked > self._beat_seconds:
-                        break
+                stalled = await self._manager.get_stalled_jobs(
+                    seconds_since_heartbeat=self._lease_seconds
+                )
+                # A delayed answer says that heartbeats may have been delayed too.
+                if time.monotonic() - asked <= self._beat_seconds:
                     await self._requeue(stalled)
                 if passes % _PRUNE_PASSES == 0:
                     await self._manager.delete_old_jobs(

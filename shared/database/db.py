@@ -13,8 +13,8 @@ always bound on the server.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -35,6 +35,7 @@ R = TypeVar("R")
 
 _ROLLBACK_SECONDS = 5.0  # after that the connection is closed, which rolls back too
 _CONTEXT = b"SELECT set_config('app.owner_id', $1, true)"
+_OPERATOR = b"SELECT set_config('app.operator', 'on', true)"
 _HOLD_REQUEST = b"SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 
 
@@ -117,6 +118,23 @@ class Mutation:
         """Does the same as `run`, for the few statements that accompany most changes: their values
         are not adapted. Placeholders are `$1 ...`; pass bytes only for bytea columns."""
         self.exchange.send(statement, *values)
+
+    @contextmanager
+    def acting_for(self, owner: str) -> Iterator[None]:
+        """Lets the transaction act for another owner within the block: its statements see and write
+        the rows of that owner alone. For callers that serve every owner."""
+        own = self.owner
+        self._enter(owner)
+        yield
+        self._enter(own)  # after an error the transaction is rolled back
+
+    def _enter(self, owner: str) -> None:
+        self.owner = owner
+        self.send(_CONTEXT, owner)
+
+    def operate(self) -> None:
+        """Shows this transaction the rows of all owners that policies named `operating` show."""
+        self.send(_OPERATOR)
 
     async def _reply(self, statement: Statement[R], parameters: Parameters | None) -> Reply[R]:
         reply = self.exchange.ask(statement, parameters)
@@ -392,8 +410,8 @@ async def _once(
     return result
 
 
-def _request_key(request: Request) -> dict[str, Any]:
-    identity = auth.current()
+def _request_key(request: Request, identity: auth.Identity | None = None) -> dict[str, Any]:
+    identity = identity or auth.current()
     return {
         "owner": identity.owner,
         "actor": identity.actor,
@@ -415,10 +433,12 @@ def _replay(stored: _Stored | None, key: Mapping[str, Any], answer: type[A]) -> 
     return answer.FromString(stored.answer)
 
 
-async def forget_answer(m: Mutation, request: Request) -> None:
+async def forget_answer(m: Mutation, request: Request, caller: auth.Identity | None = None) -> None:
     """Deletes the request's stored answer, so that a repeat runs again: for calls that commit
-    before their work."""
-    await m.run(_DELETE_ANSWER, _request_key(request))
+    before their work. `caller`: who made the request, unless it is the current identity."""
+    key = _request_key(request, caller)
+    with m.acting_for(key["owner"]):
+        await m.run(_DELETE_ANSWER, key)
 
 
 async def forget_answers(db: Database, older_than: timedelta, chunk: int = 5000) -> int:

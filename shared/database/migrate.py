@@ -22,6 +22,8 @@ FIRST_COMMON_TABLES = Path(__file__).with_name("migrations") / "0001_common.sql"
 """What every service's first revision runs. As with any revision, it stays as it is; the tables of
 today are in tables.sql."""
 
+# Tables whose rows are never changed or deleted, by any login. Their policies say so too.
+_APPEND_ONLY = {"conversions": ("credit_entries",)}
 _LOCK = 7_261_101  # arbitrary, the same in all services: one migration at a time per database
 
 # Finds the turn of an owner's next job, see shared/background/jobs.py. It sorts by `-priority`,
@@ -151,7 +153,7 @@ def _revisions(service: str, admin_url: str) -> None:
 
 def _grants(conn: psycopg.Connection[Any], service: str) -> None:
     """Grants both logins their rights, which row-level security narrows. TRUNCATE ignores policies
-    and is never granted."""
+    and is never granted, nor is a change of what is only added to."""
     for schema in (service, f"{service}_jobs"):
         for role in (f"{service}_app", f"{service}_worker"):
             names = {"schema": sql.Identifier(schema), "role": sql.Identifier(role)}
@@ -161,6 +163,9 @@ def _grants(conn: psycopg.Connection[Any], service: str) -> None:
                 "GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}",
             ):
                 conn.execute(sql.SQL(statement).format(**names))
+            for table in _APPEND_ONLY.get(schema, ()):
+                revoke = sql.SQL("REVOKE UPDATE, DELETE ON {schema}.{table} FROM {role}")
+                conn.execute(revoke.format(**names, table=sql.Identifier(table)))
 
 
 # Used by the revision files and env.py of each service
@@ -170,14 +175,22 @@ def run_environment(context: Any) -> None:
     """Runs the revisions; it is all that a service's migrations/env.py calls."""
     service = context.config.attributes["service"]
     with context.config.attributes["engine"].connect() as connection:
+        for setting in (
+            "lock_timeout = '5s'",
+            "statement_timeout = '10min'",
+            f"ROLE {service}_owner",
+            f"search_path = {service}",
+        ):
+            connection.exec_driver_sql(f"SET {setting}")
+        connection.commit()
+        # Each revision commits by itself, so that none holds its locks while a later one runs.
         context.configure(
-            connection=connection, version_table_schema=service, version_table="alembic_version"
+            connection=connection,
+            version_table_schema=service,
+            version_table="alembic_version",
+            transaction_per_migration=True,
         )
         with context.begin_transaction():
-            connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
-            connection.exec_driver_sql("SET LOCAL statement_timeout = '10min'")
-            connection.exec_driver_sql(f"SET LOCAL ROLE {service}_owner")
-            connection.exec_driver_sql(f"SET LOCAL search_path = {service}")
             context.run_migrations()
 
 

@@ -38,6 +38,7 @@ _STEP = 4  # characters between two places where a long run may break
 _LONGEST_CLUSTER = 24
 _MOST_MARKS = 4  # per letter, more than any script needs
 _JOINER = "\u200d"
+_KANA, _HANGUL = re.compile("[\u3041-\u30ff]"), re.compile("[\u1100-\u11ff\uac00-\ud7a3]")
 _CARRIER = "\u00a0"  # a space that holds marks without a letter
 _NEW_LINES = str.maketrans({"\t": " ", "\u2028": "\n", "\u2029": "\n"})
 
@@ -69,15 +70,33 @@ class Press:
         # The compiler's serif and mono fonts have Hebrew and Arabic; the caller's fonts come before
         # them.
         own = [family for folder in folders for family in _families(folder)]
-        names = list(dict.fromkeys(["Open Sans", *own, "Libertinus Serif", "DejaVu Sans Mono"]))
-        (root / "fonts.json").write_text(json.dumps(names), encoding="utf-8")
+        self._families = list(
+            dict.fromkeys(["Open Sans", *own, "Libertinus Serif", "DejaVu Sans Mono"])
+        )
+        (root / "fonts.json").write_text(json.dumps(self._families), encoding="utf-8")
         (root / self._template).write_bytes(template.read_bytes())
+
+    def prefer_for(self, text: str) -> None:
+        """Puts the families first that draw Chinese characters as the language of `text` does: the
+        same character has another form in Japan, in Korea and in China. Families of fonts for one
+        of them end in JP, KR or SC."""
+        ending = " JP" if _KANA.search(text) else " KR" if _HANGUL.search(text) else " SC"
+        names = sorted(self._families[1:], key=lambda name: not name.endswith(ending))
+        content = json.dumps([self._families[0], *names])
+        (self._root / "fonts.json").write_text(content, encoding="utf-8")
 
     def print(self, target: Path, made_at: datetime) -> None:
         """Writes the template as a PDF; the same input gives the same bytes. Raises CannotPrint,
         mostly because a picture is broken."""
         try:
             self._compile(self._template, target, made_at)
+        finally:
+            self._forget()
+
+    def draw(self, target: Path, pixels_per_inch: float) -> None:
+        """Writes the template's only page as a PNG. Raises CannotPrint."""
+        try:
+            self._compile(self._template, target, _EPOCH, pixels_per_inch=pixels_per_inch)
         finally:
             self._forget()
 
@@ -119,8 +138,14 @@ class Press:
         return ""
 
     def _compile(
-        self, source: str, target: Path, made_at: datetime, archival: bool = False
+        self,
+        source: str,
+        target: Path,
+        made_at: datetime,
+        archival: bool = False,
+        pixels_per_inch: float = 0,
     ) -> None:
+        """Writes a PDF, or with `pixels_per_inch` a PNG."""
         import typst
 
         packages = str(self._root / "no-packages")
@@ -131,7 +156,8 @@ class Press:
                 root=str(self._root),
                 font_paths=self._fonts,
                 ignore_system_fonts=True,
-                format="pdf",
+                format="png" if pixels_per_inch else "pdf",
+                ppi=pixels_per_inch or None,
                 pdf_standards="a-2u" if archival else [],
                 timestamp=int(made_at.timestamp()),
                 package_path=packages,

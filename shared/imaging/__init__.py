@@ -16,14 +16,18 @@ from pathlib import Path
 from shared.imaging.model import (
     DEFAULT_LIMITS,
     DEFAULT_PRESETS,
+    Claim,
     Colour,
     Credentials,
     Facts,
     ImageRejected,
+    Ingredient,
     Limits,
     Measures,
     Preset,
     Reason,
+    SigningFailed,
+    SigningIdentity,
     Variant,
 )
 from shared.imaging.pool import ImagingPool
@@ -31,19 +35,25 @@ from shared.imaging.pool import ImagingPool
 __all__ = [
     "DEFAULT_LIMITS",
     "DEFAULT_PRESETS",
+    "Claim",
     "Colour",
     "Credentials",
     "Facts",
     "ImageRejected",
     "ImagingPool",
+    "Ingredient",
     "Limits",
     "Measures",
     "Preset",
     "Reason",
+    "SigningFailed",
+    "SigningIdentity",
     "Variant",
+    "check_identity",
     "inspect",
     "make_variants",
     "read_credentials",
+    "sign",
 ]
 
 
@@ -90,3 +100,25 @@ def read_credentials(path: Path, mime_type: str, trust_anchors: str = "") -> Cre
     from shared.imaging.credentials import read
 
     return read(path, mime_type, trust_anchors)
+
+
+def sign(path: Path, out: Path, claim: Claim, identity: SigningIdentity, room: int) -> str:
+    """Writes the picture with a signed C2PA manifest to `out`. The picture is our own, a JPEG, PNG
+    or WebP; the claim's ingredients may be foreign.
+
+    Ingredients keep the manifests that they came with, as far as these are readable and make the
+    file at most `room` bytes larger. Returns which were kept: `all`, `parent` (that of the
+    provider's file alone) or `none`; every ingredient is named by its digest in any case.
+
+    Raises SigningFailed.
+    """
+    from shared.imaging.marking import write_mark
+
+    return write_mark(path, out, claim, identity, room)
+
+
+def check_identity(identity: SigningIdentity) -> None:
+    """Signs a tiny picture. Raises SigningFailed if C2PA's rules for certificates forbid it."""
+    from shared.imaging.marking import try_identity
+
+    try_identity(identity)

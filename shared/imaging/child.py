@@ -33,9 +33,13 @@ M_ARENA_MAX = -8
 M_MMAP_THRESHOLD = -3
 _LIBC = ctypes.CDLL(None)
 
+_memory = MEMORY_LIMIT  # that of this process's jobs
 
-def prepare(threads: int) -> None:
-    """Limits this process for good. libvips may use `threads` threads."""
+
+def prepare(threads: int, memory: int = MEMORY_LIMIT) -> None:
+    """Limits this process for good. libvips may use `threads` threads, a job `memory` bytes."""
+    global _memory
+    _memory = memory
     # The default action ends the process even during a C call; a Python handler would wait until
     # the call returns.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -107,10 +111,12 @@ def nothing_unforeseen(step: str) -> Iterator[None]:
         ) from error
 
 
-def too_expensive() -> ImageRejected:
+def too_expensive(memory: int | None = None) -> ImageRejected:
+    """TOO_EXPENSIVE. `memory`: what a job may use; None: what those of this process may use."""
+    mebibytes = (memory or _memory) // MEBIBYTE
     return ImageRejected(
         Reason.TOO_EXPENSIVE,
-        f"Decoding the file took more than the allowed time or {MEMORY_LIMIT // MEBIBYTE} MiB of"
+        f"Decoding the file took more than the allowed time or {mebibytes} MiB of"
         " memory. Send a smaller or simpler version of it.",
     )
 
@@ -171,7 +177,7 @@ def _prepare_libvips(threads: int) -> None:
 
 
 def _limit_memory() -> None:
-    """Limits the resident memory of a job to MEMORY_LIMIT. Only addresses can be limited, so
+    """Limits the resident memory of a job to that of `prepare`. Only addresses can be limited, so
     addresses that are mapped but not resident at its start (thread stacks, memory freed by earlier
     jobs) are added. Some of them, above all library code, become resident later; LIBRARY_RESERVE is
     kept back for these."""
@@ -180,6 +186,4 @@ def _limit_memory() -> None:
             int(pages) * resource.getpagesize() for pages in statm.read().split()[:2]
         )
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(
-        resource.RLIMIT_AS, (MEMORY_LIMIT - LIBRARY_RESERVE + mapped - resident, most)
-    )
+    resource.setrlimit(resource.RLIMIT_AS, (_memory - LIBRARY_RESERVE + mapped - resident, most))

@@ -1,6 +1,7 @@
 """Arguments and results of `shared.imaging`: plain values that can be passed between processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -149,6 +150,47 @@ class Credentials:
     source_type: str = ""
     problems: tuple[str, ...] = ()
     manifest_store: str = ""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A file that a picture was made from. `role`: its use, each once in a claim. `parent`: the
+    picture is this file, written anew; otherwise it went into the model."""
+
+    role: str
+    path: Path
+    mime_type: str
+    sha256: str
+    parent: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a manifest says about a picture. `source_type`: see Facts; may be empty if there is a
+    parent. `model`: what made it. `change`: what was done to the parent, an action of C2PA."""
+
+    mime_type: str
+    source_type: str
+    model: str
+    model_version: str
+    recipe_digest: str
+    ingredients: tuple[Ingredient, ...] = ()
+    change: str = "c2pa.transcoded"
+
+
+@dataclass(frozen=True)
+class SigningIdentity:
+    """What pictures are signed with. `chain`: the PEM certificates, that of the signer first.
+    `key`: the PEM key. `algorithm`: as the C2PA library names it."""
+
+    chain: bytes
+    key: bytes = field(repr=False)
+    algorithm: str
+    expires_at: datetime
+
+
+class SigningFailed(Exception):
+    """A picture can't be signed. The text is the library's."""
 
 
 Format = Literal["webp", "avif", "jpeg", "png"]

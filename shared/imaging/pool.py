@@ -13,7 +13,7 @@ from typing import TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from shared.background.turns import Turns
-from shared.imaging.child import prepare, run_job, too_expensive
+from shared.imaging.child import MEMORY_LIMIT, prepare, run_job, too_expensive
 from shared.imaging.model import NotUnderstood
 
 T = TypeVar("T")
@@ -26,7 +26,8 @@ _FORKS.set_forkserver_preload(["shared.imaging.inspection", "shared.imaging.vari
 
 
 class ImagingPool:
-    """Runs functions in up to `workers` child processes, each limited to 512 MiB of memory.
+    """Runs functions in up to `workers` child processes, each job limited to `memory` bytes, by
+    default 512 MiB.
 
     A fork server starts the children when first needed (they inherit none of this process's sockets
     or threads). Each is reused for 300 jobs and dies with this process. If there are more calls
@@ -36,13 +37,13 @@ class ImagingPool:
     are started with `python -m`.
     """
 
-    def __init__(self, workers: int = 2) -> None:
+    def __init__(self, workers: int = 2, memory: int = MEMORY_LIMIT) -> None:
         self._workers = workers
         self._closed = False
         self._turns = Turns(workers)
         threads = max(1, (os.cpu_count() or 1) // workers)
         # Last in, first out: under light load one warm child does all the work.
-        self._idle = [_Child(threads) for _ in range(workers)]
+        self._idle = [_Child(threads, memory) for _ in range(workers)]
 
     async def run(self, function: Callable[..., T], *args: object, timeout: float = 20.0) -> T:
         """Calls `function(*args)` in a child and returns its result. Arguments and result must be
@@ -93,8 +94,9 @@ class _Child:
     being cancelled.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, memory: int) -> None:
         self._threads = threads
+        self._memory = memory
         self._pool: ProcessPool | None = None
 
     async def call(self, function: Callable[..., T], args: tuple[object, ...], timeout: float) -> T:
@@ -132,12 +134,12 @@ class _Child:
                 return result
         except TimeoutError as error:
             if patience.expired():
-                raise too_expensive() from error
+                raise too_expensive(self._memory) from error
             raise
         except ProcessExpired as error:
             if error.exitcode == -signal.SIGTERM:
                 raise _Interrupted from error
-            raise too_expensive() from error
+            raise too_expensive(self._memory) from error
         except BrokenProcessPool as error:
             raise _Interrupted from error
         finally:
@@ -152,7 +154,7 @@ class _Child:
                 max_workers=1,
                 max_tasks=JOBS_PER_CHILD,
                 initializer=prepare,
-                initargs=(self._threads,),
+                initargs=(self._threads, self._memory),
                 context=_FORKS,
             )
         return self._pool

@@ -1,9 +1,12 @@
-"""Makes all HTTP requests to URLs that callers name: webhooks, imports by URL.
+"""Makes all HTTP requests of the suite: to URLs that callers name (webhooks, imports by URL) and to
+servers that the operator names (providers of models).
 
     async with Outbound(settings) as out:
         await out.check_url(url)                                             when it is saved
         answer = await out.post(url, body, headers, timeout=10)              when it is used
         fetched = await out.fetch(url, path, max_bytes=..., timeout=60)
+    async with Outbound(settings, only=[base_url]) as out:
+        reply = await out.call("POST", url, headers, body, timeout=..., max_bytes=...)
 
 The address that is connected to decides. A backend below the HTTP client resolves the name, checks
 every address, and connects to one of the checked ones, so a name that points elsewhere a moment
@@ -15,7 +18,15 @@ and inside is broken or malicious, and picking the good addresses would hide tha
 reveals whether the name exists.
 """
 
-from shared.outbound.client import Answer, Fetched, Outbound, OutboundFailed
+from shared.outbound.client import Answer, Fetched, Outbound, OutboundFailed, Reply
 from shared.outbound.urls import OutboundRefused, parse_url
 
-__all__ = ["Answer", "Fetched", "Outbound", "OutboundFailed", "OutboundRefused", "parse_url"]
+__all__ = [
+    "Answer",
+    "Fetched",
+    "Outbound",
+    "OutboundFailed",
+    "OutboundRefused",
+    "Reply",
+    "parse_url",
+]

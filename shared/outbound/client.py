@@ -1,10 +1,11 @@
-"""The HTTP client for URLs that callers name, and the limits of one exchange."""
+"""The HTTP client for URLs that callers name and for servers that the operator names; the limits of
+one exchange."""
 
 import asyncio
 import functools
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +18,14 @@ import certifi
 import httpcore
 
 from shared.outbound.guard import Backend, Resolve, Rules, SystemResolver
-from shared.outbound.urls import parse_url
+from shared.outbound.urls import OutboundRefused, Target, parse_url
 from shared.settings import Settings, networks
 
 EXCERPT_BYTES = 1000  # read from the answer to a POST; the rest is not read
 _EXCERPT_SECONDS = 1.0  # to read them, after the head of the answer
 _CONNECT_SECONDS = 5.0
 _PIECES, _PIECE_BYTES = 1000, 256  # a file may arrive in 1000 pieces, plus one per 256 bytes
+_TINY = "the server sends its answer in tiny pieces"
 _SILENT_SECONDS = 10.0  # the longest pause of a file's server
 _HEADERS = {
     "User-Agent": "atelier",
@@ -58,6 +60,20 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """A whole answer. `headers` has the names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def retry_after(self) -> float:
+        """Returns the pause in seconds that the server asks for; 0 for none."""
+        return seconds_to_wait(self.headers.get("retry-after", ""))
+
+
+@dataclass(frozen=True)
 class Fetched:
     """The facts about a fetched file. `content_type` is the server's claim, in lower case, without
     parameters."""
@@ -77,18 +93,32 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext:
     return trusted
 
 
+_EVERYWHERE = "0.0.0.0/0, ::/0"
+
+
 class Outbound:
     """An HTTP client for URLs that callers name. `resolve` turns names into addresses; by default
-    this machine's resolver does."""
+    this machine's resolver does.
+
+    `only` are URLs that the operator configured: then the client calls their servers (scheme, host
+    and port), wherever they are, and nothing else.
+    """
 
     def __init__(
-        self, settings: Settings, *, https_only: bool = False, resolve: Resolve | None = None
+        self,
+        settings: Settings,
+        *,
+        https_only: bool = False,
+        resolve: Resolve | None = None,
+        only: Sequence[str] = (),
     ) -> None:
         self._https_only = https_only
+        self._only = {_server(parse_url(url)) for url in only}
         self._resolver = None if resolve else SystemResolver()
         self._backend = Backend(
-            Rules(networks(settings.outbound_allowed_networks)),
+            Rules(networks(_EVERYWHERE if only else settings.outbound_allowed_networks)),
             resolve or self._resolver,  # type: ignore[arg-type]  # one of the two is there
+            configured=bool(only),
         )
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=_trusted(settings.outbound_ca_file),
@@ -154,6 +184,34 @@ class Outbound:
                 raise
         return Answer(status, bytes(excerpt), retry_after)
 
+    async def call(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        max_bytes: int,
+    ) -> Reply:
+        """Sends a request and reads the whole answer, whatever its status. Raises OutboundRefused,
+        OutboundFailed: TOO_LARGE beyond `max_bytes`; CONNECT and TLS mean that nothing was sent.
+        `timeout`: seconds for the whole exchange."""
+        async with self._exchange(method, url, headers, body, timeout, silent=timeout) as response:
+            content, pieces = bytearray(), 0
+            async for chunk in response.aiter_stream():
+                content += chunk
+                pieces += 1
+                if len(content) > max_bytes:
+                    raise OutboundFailed(
+                        "TOO_LARGE", f"the answer has more than {max_bytes} bytes", response.status
+                    )
+                if pieces > _PIECES + len(content) // _PIECE_BYTES:
+                    raise OutboundFailed("PROTOCOL", _TINY, response.status)
+            named = {key.decode("latin-1").lower(): value for key, value in response.headers}
+            values = {key: value.decode("latin-1").strip() for key, value in named.items()}
+            return Reply(response.status, values, bytes(content))
+
     async def fetch(self, url: str, path: Path, *, max_bytes: int, timeout: float) -> Fetched:
         """Writes the answer of a GET to `path`, which is removed if that fails. Raises
         OutboundRefused, OutboundFailed: STATUS for anything but 200, TOO_LARGE beyond `max_bytes`,
@@ -192,6 +250,8 @@ class Outbound:
     ) -> AsyncIterator[httpcore.Response]:
         """Yields the answer when its head has arrived. `silent`: the longest pause in seconds."""
         target = parse_url(url, https_only=self._https_only)
+        if self._only and _server(target) not in self._only:
+            raise OutboundRefused(f"{target.host} is not a server that this client may call")
         own = {"Host": target.host_header, **_HEADERS}
         limits = {
             "connect": min(_CONNECT_SECONDS, timeout),
@@ -215,6 +275,10 @@ class Outbound:
                 ) as response:
                     response.extensions["network_stream"].head_left = None
                     yield response
+
+
+def _server(target: Target) -> tuple[str, str, int]:
+    return target.scheme, target.host, target.port
 
 
 @contextmanager
@@ -268,9 +332,7 @@ async def _receive(
                     raise _too_large(max_bytes)
                 # Each piece costs as much as thousands of bytes.
                 if pieces > _PIECES + size // _PIECE_BYTES:
-                    raise OutboundFailed(
-                        "PROTOCOL", "the server sends the file in tiny pieces", 200
-                    )
+                    raise OutboundFailed("PROTOCOL", _TINY, 200)
                 arrived(size)
                 digest.update(chunk)
                 file.write(chunk)

@@ -134,11 +134,13 @@ class _Connection(httpcore.AsyncNetworkStream):
 
 
 class Backend(httpcore.AsyncNetworkBackend):
-    """The network backend of the HTTP client: the only place that opens a connection."""
+    """The network backend of the HTTP client: the only place that opens a connection. `configured`:
+    the operator named the hosts, so that one without an address is a server that is away."""
 
-    def __init__(self, rules: Rules, resolve: Resolve) -> None:
+    def __init__(self, rules: Rules, resolve: Resolve, *, configured: bool = False) -> None:
         self._rules = rules
         self._resolve = resolve
+        self._configured = configured
         self._plain = httpcore.AnyIOBackend()
 
     async def addresses(self, host: str) -> Sequence[Address]:
@@ -150,7 +152,7 @@ class Backend(httpcore.AsyncNetworkBackend):
             try:
                 found = await self._resolve(host)
             except socket.gaierror as error:
-                if error.errno == socket.EAI_AGAIN:
+                if self._configured or error.errno == socket.EAI_AGAIN:
                     raise
                 found = []
             except UnicodeError:

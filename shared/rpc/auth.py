@@ -16,7 +16,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import OKPKey
 
-from shared.rpc.errors import DomainError, Reason
+from shared.rpc.errors import DomainError, Reason, not_found
 
 AUDIENCE = "atelier"
 ALGORITHMS = ["Ed25519", "EdDSA"]  # one algorithm under its new and its old name (RFC 9864)
@@ -102,6 +102,21 @@ def current() -> Identity:
 def enter(identity: Identity) -> None:
     """Sets the identity for this task: that of a call, or of a job as read from its row."""
     _current.set(identity)
+
+
+def act_for(owner: str) -> str:
+    """Enters the tenant context of the owner that the call is about, and returns that owner: for an
+    operator the named one, for others only their own. Raises NOT_FOUND for another owner.
+
+    The rest of the call sees that owner's rows alone.
+    """
+    identity = current()
+    if identity.role == "admin":
+        enter(replace(identity, owner=owner))
+        return owner
+    if owner not in ("", identity.owner):
+        raise not_found("owner", owner)
+    return identity.owner
 
 
 def share_of(owner: str) -> str:

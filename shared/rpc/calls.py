@@ -79,6 +79,11 @@ def owner_identity(owner: str) -> auth.Identity:
     )
 
 
+def service_identity(service: str) -> auth.Identity:
+    """Returns the identity of a service that calls for no owner."""
+    return auth.Identity(actor=service, owner=f"service:{service}", role="service", expires_at=_FAR)
+
+
 class Peers:
     """The clients with which `service` calls the other services. Create it inside the event loop;
     channels connect at first use."""

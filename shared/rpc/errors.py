@@ -60,6 +60,9 @@ _CODES: Mapping[int, int] = {
     Reason.ERROR_REASON_PARTS_MISSING: code_pb2.FAILED_PRECONDITION,
     Reason.ERROR_REASON_OWNER_ERASED: code_pb2.FAILED_PRECONDITION,
     Reason.ERROR_REASON_TOO_MANY_CALLS: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.ERROR_REASON_CREDITS_EXHAUSTED: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.ERROR_REASON_BUDGET_EXCEEDED: code_pb2.RESOURCE_EXHAUSTED,
+    Reason.ERROR_REASON_CONSENT_REQUIRED: code_pb2.FAILED_PRECONDITION,
 }
 
 # Reasons that may not occur again when the same work is repeated: they don't depend on the work.
@@ -159,6 +162,13 @@ def precondition(
     return DomainError(reason, text, dict(metadata or {}), details=details)
 
 
+def exhausted(reason: int, text: str, *, subject: str, metadata: Mapping[str, str]) -> DomainError:
+    """RESOURCE_EXHAUSTED: what `subject` may use doesn't suffice. `text` says what would help."""
+    violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=text)
+    failure = error_details_pb2.QuotaFailure(violations=[violation])
+    return DomainError(reason, text, dict(metadata), details=[failure])
+
+
 def retry_later(reason: int, text: str, seconds: float, source: str = "") -> DomainError:
     """A refusal with RetryInfo: the same call may succeed later."""
     return DomainError(reason, text, details=[_retry_info(seconds)], source=source)
@@ -192,6 +202,12 @@ def check_etag(etag: str, version: int, kind: str, name: object) -> None:
 def owner_erased() -> DomainError:
     text = "this owner was erased and nothing new is kept for it; use another owner"
     return DomainError(Reason.ERROR_REASON_OWNER_ERASED, text)
+
+
+def is_owner_erased(error: BaseException) -> bool:
+    """Returns whether the schema refused a row because its owner was erased."""
+    known = _known(error)
+    return known is not None and known.reason == Reason.ERROR_REASON_OWNER_ERASED
 
 
 def from_exception(error: BaseException) -> DomainError:

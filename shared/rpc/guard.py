@@ -275,17 +275,17 @@ def check(request: Request) -> Message:
         ) from None
     if violations:
         raise errors.invalid_fields(
-            [(_path(v.proto.field), v.proto.message) for v in violations[:20]]
+            [(field_path(v.proto.field), v.proto.message) for v in violations[:20]]
         )
     if _checked.get() is None:
         _checked.set(request)
     return request
 
 
-def _path(field_path: protovalidate.FieldPathPb | None) -> str:
+def field_path(path: protovalidate.FieldPathPb | None) -> str:
     """Formats a protovalidate path, such as 'items[2].name' or 'labels["a"]'."""
     parts: list[str] = []
-    for element in field_path.elements if field_path else ():
+    for element in path.elements if path else ():
         name = element.field_name
         subscript = element.subscript
         if subscript is not None:

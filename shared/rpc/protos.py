@@ -102,12 +102,17 @@ def metadata(value: struct_pb2.Struct, field: str, limit: int = METADATA_BYTES) 
     """Converts metadata that a caller stores with a row. Raises INVALID_ARGUMENT on `field` beyond
     `limit` bytes as JSON or 32 levels."""
     made = plain(value, field)
-    if _levels(made, METADATA_LEVELS) > METADATA_LEVELS:
+    check_json(made, field, limit)
+    return made
+
+
+def check_json(value: Mapping[str, Any], field: str, limit: int) -> None:
+    """Raises INVALID_ARGUMENT on `field` for JSON beyond `limit` bytes or 32 levels."""
+    if _levels(value, METADATA_LEVELS) > METADATA_LEVELS:
         raise errors.invalid(field, f"is nested deeper than {METADATA_LEVELS} levels")
-    size = len(json.dumps(made, ensure_ascii=False).encode())
+    size = len(json.dumps(value, ensure_ascii=False).encode())
     if size > limit:
         raise errors.invalid(field, f"is {size} bytes as JSON; the limit is {limit}")
-    return made
 
 
 def _levels(value: object, budget: int) -> int:

@@ -188,9 +188,14 @@ async def test_it_gives_way_while_fresh_work_waits(big_suite: Suite) -> None:
     # Fresh work that no worker can take: as long as it waits, the walk makes nothing.
     big_suite.sql(
         "SET search_path = assets_jobs;"
-        " INSERT INTO procrastinate_jobs (queue_name, task_name, priority, lock, args, status)"
-        " VALUES ('assets.images', 'make_variants', 1000000000, 'held', '{}', 'todo'),"
-        " ('assets.other', 'make_variants', 1000000000, 'held', '{}', 'doing')"
+        # Its worker lives, so that nobody puts its job back.
+        " WITH other AS (INSERT INTO procrastinate_workers (last_heartbeat)"
+        " VALUES (now() + interval '1 hour') RETURNING id)"
+        " INSERT INTO procrastinate_jobs"
+        " (queue_name, task_name, priority, lock, args, status, worker_id)"
+        " SELECT 'assets.' || queue, 'make_variants', 1000000000, 'held', '{}',"
+        " status::procrastinate_job_status, CASE status WHEN 'doing' THEN id END"
+        " FROM other, (VALUES ('images', 'todo'), ('other', 'doing')) AS each (queue, status)"
     )
     await big_suite.work("assets")
 

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from atelier.assets.v1 import asset_pb2
+from google.rpc import error_details_pb2
 
 from tests import calls
 from tests.assets import flows
@@ -102,3 +103,49 @@ async def test_a_service_holds_for_the_owner_it_acts_for(suite: Suite, ada: Clie
     techfiles = suite.as_token(suite.keys.service_token("techfiles", f"user:{ada.subject}"))
     await acquire(techfiles, "techfiles/files/1", asset.id)
     assert held(suite, ada) == {("techfiles/files/1", asset.id)}
+
+
+def of_service(suite: Suite, service: str, owner: Client) -> Client:
+    return suite.as_token(suite.keys.service_token(service, f"user:{owner.subject}"))
+
+
+async def test_what_a_service_acquired_only_that_service_releases(
+    suite: Suite, ada: Client
+) -> None:
+    asset = await flows.upload(ada, DATA)
+    holder = f"conversions/datasets/{flows.request_id()}"
+    conversions = of_service(suite, "conversions", ada)
+    await acquire(conversions, holder, asset.id)
+
+    for other in (ada, of_service(suite, "pipeline", ada)):
+        refusal = await calls.refused(
+            release(other, holder), grpc.StatusCode.FAILED_PRECONDITION, "PurgeDataset lets go"
+        )
+        assert refusal.reason == "IN_USE"
+    request = asset_pb2.DeleteAssetRequest(asset_id=asset.id)
+    in_use = await calls.refused(
+        flows.assets(ada).DeleteAsset(request),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"it is used by {holder}; conversions holds it: RemoveDatasetImages",
+    )
+    [violation] = in_use.detail(error_details_pb2.PreconditionFailure).violations
+    assert violation.description == f"used by {holder}"
+
+    assert await release(conversions, holder) == 1
+    assert await release(conversions, holder) == 0
+
+
+async def test_an_owner_may_take_a_services_name_for_a_holder(suite: Suite, ada: Client) -> None:
+    asset = await flows.upload(ada, DATA)
+    holder = f"pipeline/products/{flows.request_id()}"
+    pipeline = of_service(suite, "pipeline", ada)
+    await acquire(ada, holder, asset.id)
+    await acquire(pipeline, holder, asset.id)
+    request = asset_pb2.ListReferencesRequest(asset_id=asset.id)
+    listed = (await flows.assets(ada).ListReferences(request)).references
+    assert {each.service for each in listed} == {"", "pipeline"}
+
+    assert await release(ada, holder) == 1
+    await calls.refused(release(ada, holder, asset.id), grpc.StatusCode.FAILED_PRECONDITION)
+    assert held(suite, ada) == {(holder, asset.id)}
+    assert await release(pipeline, holder) == 1

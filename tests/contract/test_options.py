@@ -19,13 +19,18 @@ LEVEL = descriptor_pb2.MethodOptions.IdempotencyLevel
 READ, REPEATABLE, UNKNOWN = LEVEL.NO_SIDE_EFFECTS, LEVEL.IDEMPOTENT, LEVEL.IDEMPOTENCY_UNKNOWN
 # Rpcs that are neither reads nor have a request_id, with their level and the reason for it.
 REPEATED = {
+    "atelier.assets.v1.ErasureService.FollowErasures": (REPEATABLE, "notes who follows, once"),
+    "atelier.assets.v1.ErasureService.ReportErasure": (REPEATABLE, "notes the state anew"),
     "atelier.assets.v1.VariantService.GetVariant": (REPEATABLE, "makes a missing variant, once"),
     "atelier.conversions.v1.JobService.HeartbeatJob": (REPEATABLE, "sets the lease's end anew"),
+    "atelier.techfiles.v1.ExportService.ReconcileExports": (REPEATABLE, "mends what is left"),
     "atelier.pipeline.v1.PhaseService.HeartbeatPhase": (REPEATABLE, "sets the lease's end anew"),
 }
 METHODS = {
     calls.name_of(method): method
-    for method in calls.methods_of(["assets", "conversions", "pipeline", "techfiles", "webhooks"])
+    for method in calls.methods_of(
+        ["assets", "conversions", "pipeline", "techfiles", *calls.OF_EACH]
+    )
 }
 FILES = {
     file.name: file

@@ -14,7 +14,7 @@ from tests.test_tenancy import METHODS, SERVICES, cases, outcome, owned, rows_fo
 
 __all__ = ["owned", "suite"]  # fixtures
 
-BOOKS = ("usage_events", "usage_days", "storage_deltas")
+BOOKS = ("usage_events", "usage_days", "storage_deltas", "erasure_services")
 READS = [
     name
     for name, method in METHODS.items()

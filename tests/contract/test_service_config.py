@@ -19,8 +19,11 @@ from tests.faults.processes import Processes, Superuser
 from tests.suite import ROOT, Cluster, DiskServer, Keys
 from tools.protos import service_config
 
-# A stream of requests waits for the server, but is never sent twice.
-ONCE = {"atelier.assets.v1.UploadService.Upload"}
+# Streams of requests wait for the server, but are never sent twice.
+ONCE = {
+    "atelier.assets.v1.UploadService.Upload",
+    "atelier.pipeline.v1.ProductService.UploadProduct",
+}
 
 
 @pytest.fixture

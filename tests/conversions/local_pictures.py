@@ -36,10 +36,15 @@ def garment(
 
 
 def person(
-    path: Path, *, backdrop: Colour = (190, 196, 202), width: int = 640, head: bool = True
+    path: Path,
+    *,
+    backdrop: Colour = (190, 196, 202),
+    width: int = 640,
+    head: bool = True,
+    beside: bool = False,
 ) -> Path:
     """Writes a standing figure in a grey shirt with its arms apart from the body. 2:3. Without a
-    head it has no neck."""
+    head it has no neck; `beside` puts a large dark cupboard next to it, which hides one arm."""
     canvas, unit = _backdrop(width, width * 3 // 2, backdrop), width / 640
     size = (canvas.width, canvas.height)
 
@@ -57,7 +62,94 @@ def person(
         canvas, _union(limb(276, 512, 268, 900, 36), limb(364, 512, 372, 900, 36)), (50, 52, 60), 3
     )
     canvas = _painted(canvas, _union(*skin), (205, 160, 135), 3)
-    return _written(_painted(canvas, _box(canvas, 236, 224, 404, 512, unit), (90, 92, 96), 3), path)
+    canvas = _painted(canvas, _box(canvas, 236, 224, 404, 512, unit), (90, 92, 96), 3)
+    if beside:
+        canvas = _painted(canvas, _box(canvas, 410, 300, 600, 960, unit), (60, 50, 45), 3)
+        canvas = _painted(canvas, _box(canvas, 380, 500, 420, 960, unit), (60, 50, 45), 3)
+    return _written(canvas, path)
+
+
+def tee_shape(width: int) -> pyvips.Image:
+    """Returns the distance from the outline of a tee with short sleeves in a 4:5 picture; negative
+    inside."""
+    canvas, unit = pyvips.Image.black(width, width * 5 // 4), width / 800
+    size = (canvas.width, canvas.height)
+
+    def sleeve(x1: float, x2: float) -> pyvips.Image:
+        begin, end = [x1 * unit, 250 * unit], [x2 * unit, 400 * unit]
+        return pyvips.Image.sdf(*size, "line", a=begin, b=end) - 60 * unit
+
+    return _union(_box(canvas, 230, 180, 570, 840, unit), sleeve(270, 150), sleeve(530, 650))
+
+
+def tee(
+    path: Path,
+    colour: Colour,
+    *,
+    backdrop: Colour,
+    ink: Colour | None = None,
+    stripes: bool = False,
+    shadow: float = 0.0,
+    seam: int = 0,
+    width: int = 800,
+) -> Path:
+    """Writes a tee with crisp edges on an even backdrop.
+
+    ink: colour of a print on its chest, or of `stripes` across all of it. shadow: how much darker
+    its soft shadow on the backdrop is. seam: how much darker its outline is, by which a white tee
+    is told from white.
+    """
+    canvas, shape = _even(width, width * 5 // 4, backdrop), tee_shape(width)
+    if shadow:
+        soft = (
+            ((shape < 0) / 255)
+            .embed(12, 24, canvas.width, canvas.height, extend="copy")
+            .cast("float")
+            .gaussblur(width / 50)
+        )
+        canvas = (canvas * (1 - soft * shadow)).cast("uchar").copy(interpretation="srgb")
+    if seam:
+        edge = (backdrop[0] - seam, backdrop[1] - seam, backdrop[2] - seam)
+        canvas = _painted(canvas, shape - 2, edge, 0)
+    canvas = _painted(canvas, shape, colour, 0.8)
+    if ink and stripes:
+        rows = pyvips.Image.xyz(canvas.width, canvas.height)[1]
+        band = (rows % 60 - 30).abs() - 12
+        canvas = _painted(canvas, (band > shape).ifthenelse(band, shape + 3), ink, 0.8)
+    elif ink:
+        canvas = _painted(canvas, _box(canvas, 320, 350, 480, 500, width / 800), ink, 0.8)
+    return _written(canvas, path)
+
+
+def street(path: Path, width: int = 600) -> Path:
+    """Writes patches of many colours up to the edges: no backdrop at all."""
+    noise = [pyvips.Image.gaussnoise(12, 12, mean=128, sigma=70, seed=seed) for seed in (1, 2, 3)]
+    patches = noise[0].bandjoin(noise[1:]).cast("uchar").resize(width / 12, kernel="nearest")
+    return _written(patches.copy(interpretation="srgb"), path)
+
+
+def fragments(path: Path, width: int = 600) -> Path:
+    """Writes a thin frame with a gap: parts of a shape, like a badly cut print."""
+    canvas, unit = _even(width, width, GREY), width / 600
+    frame = _box(canvas, 120, 120, 480, 480, unit).abs() - 9 * unit
+    gap = _box(canvas, 240, 400, 360, 560, unit) * -1
+    return _written(_painted(canvas, (frame > gap).ifthenelse(frame, gap), NAVY, 0), path)
+
+
+def poles(path: Path, width: int = 600) -> Path:
+    """Writes two poles that a beam joins at the top: wide, and without a body."""
+    canvas, unit = _even(width, width, GREY), width / 600
+    beam = _box(canvas, 90, 90, 510, 210, unit)
+    shape = _union(
+        beam, _box(canvas, 90, 90, 150, 540, unit), _box(canvas, 450, 90, 510, 540, unit)
+    )
+    return _written(_painted(canvas, shape, NAVY, 0), path)
+
+
+def belt(path: Path, width: int = 600) -> Path:
+    """Writes something broad and flat."""
+    canvas, unit = _even(width, width, GREY), width / 600
+    return _written(_painted(canvas, _box(canvas, 60, 280, 540, 340, unit), NAVY, 0), path)
 
 
 def plain(path: Path, colour: Colour = GREY, width: int = 600) -> Path:
@@ -87,6 +179,11 @@ def _backdrop(width: int, height: int, colour: Colour) -> pyvips.Image:
     noise = pyvips.Image.gaussnoise(width, height, sigma=1.5, mean=0, seed=11)
     lit = fall_off.bandjoin([fall_off, fall_off]) + list(colour) + noise
     return lit.cast("uchar").copy(interpretation="srgb")
+
+
+def _even(width: int, height: int, colour: Colour) -> pyvips.Image:
+    canvas = pyvips.Image.black(width, height, bands=3) + list(colour)
+    return canvas.cast("uchar").copy(interpretation="srgb")
 
 
 def _box(

@@ -195,12 +195,13 @@ async def test_what_cannot_be_generated_is_refused_before_anything_is_taken_on(
     for fields, field in (
         ({"prompt": "x" * 10_001}, "prompt"),
         ({"prompt": ""}, "prompt"),
+        ({"prompt": " "}, "prompt"),
+        ({"reuse_result": True, "run_externally": True}, "reuse_result"),
         ({"reference_asset_ids": many}, "reference_asset_ids"),
         ({"reference_asset_ids": [own, own]}, "reference_asset_ids"),
         ({"reference_asset_ids": [own, own.upper()]}, "reference_asset_ids[1]"),
         ({"reference_asset_ids": ["nothing"]}, "reference_asset_ids[0]"),
         ({"task": 99}, "task"),
-        ({"task": 0}, "task"),
         ({"aspect_ratio": "5:4"}, "aspect_ratio"),
         ({"quality": "ultra"}, "quality"),
         ({"format": "svg"}, "format"),
@@ -300,6 +301,8 @@ def test_the_full_prompt_leaves_out_what_was_not_given() -> None:
     bare["elements"] = ()
     image = {**bare, "aspect_ratio": "1:1", "quality": "draft"}
     said = rules.full_prompt("image", " a\n coat! ", **image)
+    branded = rules.full_prompt("image", "a coat", brand="B\n Co.", vibe="", logo=True, **image)
+    assert branded.startswith("Brand: B Co. Logo: as in the last picture. a coat. Aspect")
     assert said == "a coat! Aspect ratio: 1:1. Quality: draft."
     assert rules.full_prompt("sketch", "", **bare) == "Technical line drawing."
     closeup = rules.full_prompt("closeup", "macro", **bare | {"view": "side"})

@@ -2,9 +2,7 @@
 each."""
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,10 @@ from atelier.conversions.v1 import conversion_pb2, generation_pb2, job_pb2
 
 from services.conversions import conversion_rows, job_rows, rules
 from services.conversions.conversion_rows import Conversion
-from services.conversions.providers.contract import TryOnProvider
-from services.conversions.providers.local import LocalProvider
 from services.conversions.runs.conversion import run_conversion
 from services.conversions.runs.run import Run
-from services.conversions.runs.runner import Runner
 from shared.background import attempts
-from shared.background.jobs import JobQueue, TryAgain
-from shared.database.db import Database
-from shared.imaging import ImagingPool
-from shared.rpc.calls import Peers
+from shared.background.jobs import TryAgain
 from shared.telemetry import METRICS
 from tests.assets.flows import request_id
 from tests.calls import holding, refused
@@ -352,29 +344,8 @@ async def test_a_job_that_has_waited_too_long_fails_and_says_for_what(
     assert not failed.HasField("wait") and failed.credits == 0
 
 
-TryOn = Run[Conversion, TryOnProvider]
+TryOn = Run[Conversion]
 Outcome = attempts.Outcome[Conversion]
-
-
-@asynccontextmanager
-async def running(
-    suite: Suite,
-) -> AsyncIterator[Callable[[Callable[[TryOn], Awaitable[Outcome]], str], Awaitable[None]]]:
-    """Yields a function that runs a conversion as a worker does, given its work and its id."""
-    settings = suite.settings("conversions", "worker")
-    db, peers, pool = (
-        Database(settings, "conversions"),
-        Peers(settings, "conversions"),
-        ImagingPool(1),
-    )
-    await db.open()
-    try:
-        runner = Runner(db, JobQueue(db), peers)
-        yield functools.partial(runner.run, conversion_rows.KIND, LocalProvider(pool))
-    finally:
-        await pool.close()
-        await peers.close()
-        await db.close()
 
 
 @pytest.mark.long
@@ -390,7 +361,7 @@ async def test_a_try_after_a_crash_finds_the_result_that_was_stored(
         await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "the machine went away", final=False)
 
-    async with running(suite) as run:
+    async with flows.running(suite, conversion_rows.KIND) as run:
         with pytest.raises(TryAgain):
             await run(interrupted, made.id)
         await run(run_conversion, made.id)
@@ -411,7 +382,7 @@ async def test_a_job_that_fails_takes_the_picture_along_that_it_had_made(
         await run_conversion(run)
         raise attempts.JobFailed("INTERNAL", "it broke off after its picture was stored")
 
-    async with running(suite) as run:
+    async with flows.running(suite, conversion_rows.KIND) as run:
         await run(fails_late, made.id)
     stored = "SELECT count(*) FROM assets.assets WHERE kind = 'result'"
     assert suite.sql(stored) == [(1,)]
@@ -471,7 +442,7 @@ async def test_jobs_and_attempts_of_all_kinds_are_listed_with_their_figures(
     assert (attempt.kind, attempt.number, attempt.model) == (
         job_pb2.JOB_KIND_CONVERSION,
         1,
-        "local 1.0.0",
+        "local 1.1.0",
     )
     assert attempt.outcome == job_pb2.ATTEMPT_OUTCOME_SUCCEEDED and attempt.HasField("end_time")
 
@@ -514,3 +485,58 @@ async def test_rules_contract_and_tables_name_the_same_states(suite: Suite, tabl
     named = {word for word in rules.JOB_STATES if f"'{word}'" in check}
     assert check.count("::text") == len(named) or check.count("'") == 2 * len(named)
     assert named == set(rules.JOB_STATES) == set(job_rows.STATES.number)
+
+
+@pytest.mark.long
+async def test_a_job_explains_itself(suite: Suite, drawn: Path) -> None:
+    await flows.start(suite, working=False)
+    ada, eve = suite.client("ada"), suite.client("eve")
+
+    async def explained(job_id: str) -> tuple[str, dict[str, job_pb2.JobAnswer]]:
+        answer = await flows.jobs(ada).ExplainJob(job_pb2.ExplainJobRequest(job_id=job_id))
+        return answer.summary, {each.question: each for each in answer.answers}
+
+    first, second = await asked(ada, drawn), await asked(ada, drawn)
+    summary, answers = await explained(second.id)
+    assert summary == "has it a result? no, it waits"
+    assert answers["is it its turn?"].answer == "it is number 2 in its queue"
+    assert answers["is its provider ready?"].answer == "asked in this order: local (ready)"
+
+    external = await flows.analyse(ada, run_externally=True, wait=False)
+    _, answers = await explained(external.id)
+    assert answers["is it its turn?"].next_step == "claim it with ClaimJob"
+
+    await cancelled(ada, first.id)
+    summary, _ = await explained(first.id)
+    assert summary == "has it a result? no, it was cancelled"
+    await suite.work("conversions")
+    await flows.until(ada, second.id, *flows.FINISHED)
+    summary, answers = await explained(second.id)
+    assert summary == "its result is there"
+    assert answers["how many attempts were there?"].answer.startswith("1 begun, 0 came to nothing")
+    await refused(
+        flows.jobs(eve).ExplainJob(job_pb2.ExplainJobRequest(job_id=second.id)),
+        grpc.StatusCode.NOT_FOUND,
+    )
+
+
+@pytest.mark.long
+async def test_an_operator_sees_the_jobs_of_an_owner_and_no_picture(
+    suite: Suite, drawn: Path
+) -> None:
+    await flows.start(suite, working=False)
+    ada, eve, operator = suite.client("ada"), suite.client("eve"), suite.client("root", "admin")
+    made = await asked(ada, drawn)
+    read = flows.conversions(operator).GetConversion
+    request = conversion_pb2.GetConversionRequest(conversion_id=made.id, owner="user:ada")
+    assert (await read(request)).conversion.id == made.id
+    listed = await flows.jobs(operator).ListJobs(job_pb2.ListJobsRequest(owner="user:ada"))
+    assert [job.id for job in listed.jobs] == [made.id]
+    explained = job_pb2.ExplainJobRequest(job_id=made.id, owner="user:ada")
+    assert (await flows.jobs(operator).ExplainJob(explained)).summary
+    assert not (await flows.jobs(operator).ListJobs(job_pb2.ListJobsRequest())).jobs
+
+    request.include_urls = True
+    await refused(read(request), grpc.StatusCode.INVALID_ARGUMENT, "include_urls")
+    request.include_urls = False
+    await refused(flows.conversions(eve).GetConversion(request), grpc.StatusCode.NOT_FOUND, "owner")

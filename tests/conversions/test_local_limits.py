@@ -34,7 +34,7 @@ async def test_photographs_of_24_megapixels_fit_into_a_limited_child(tmp_path: P
     assert (preview.width, preview.height) == (640, 960)
     assert max(drawing.width, drawing.height) == 2000
     assert (detail.width, detail.height) == (1600, 1600)
-    assert measured.width == 4400
+    assert measured.quality.width == 4400
 
 
 async def test_a_damaged_picture_and_bad_facts_come_back_as_their_own_errors(

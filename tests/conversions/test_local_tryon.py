@@ -55,21 +55,58 @@ def test_the_garment_covers_the_torso_and_leaves_head_legs_and_backdrop_alone(
 
 
 @pytest.mark.long
-def test_confidence_falls_when_there_is_no_neck_or_no_garment(tmp_path: Path) -> None:
+def test_the_worst_evidence_caps_the_confidence(tmp_path: Path) -> None:
     cloth = pictures.garment(tmp_path / "cloth.jpg")
     good = try_on(pictures.person(tmp_path / "person.jpg"), cloth, tmp_path / "good.jpg")
     headless = try_on(
         pictures.person(tmp_path / "headless.jpg", head=False), cloth, tmp_path / "headless_out.jpg"
     )
-    nothing = try_on(
-        tmp_path / "person.jpg", pictures.plain(tmp_path / "plain.jpg"), tmp_path / "nothing.jpg"
-    )
-    assert good.confidence > 0.8 > headless.confidence
-    assert nothing.confidence < 0.75
-
-    by_name = {item.name: item for item in nothing.evidence}
-    assert by_name["garment_separation"].value == 0
+    assert good.confidence > 0.8
     assert sum(item.weight for item in good.evidence) == pytest.approx(1)
+
+    worst = min(headless.evidence, key=lambda item: item.value)
+    assert (worst.name, headless.confidence) == ("torso", worst.value)
+    assert "no neck" in worst.note
+
+
+def test_what_is_no_garment_is_refused_with_its_reason_and_what_to_send(tmp_path: Path) -> None:
+    person = pictures.person(tmp_path / "person.jpg")
+    refused = {
+        pictures.plain(tmp_path / "plain.jpg"): "nothing stands out",
+        pictures.street(tmp_path / "street.jpg"): "border is not one even backdrop",
+        pictures.fragments(tmp_path / "parts.png"): "no closed shape",
+        pictures.poles(tmp_path / "poles.png"): "no body",
+    }
+    for cloth, reason in refused.items():
+        with pytest.raises(ValueError, match=reason) as said:
+            try_on(person, cloth, tmp_path / "out.jpg")
+        assert str(said.value).startswith("no garment could be told from its backdrop: ")
+        assert "Send the garment alone" in str(said.value)
+    assert not (tmp_path / "out.jpg").exists()
+
+
+def test_what_is_no_person_is_refused_with_its_reason_and_what_to_send(tmp_path: Path) -> None:
+    cloth = pictures.garment(tmp_path / "cloth.jpg")
+    refused = {
+        pictures.plain(tmp_path / "plain.jpg"): "nothing stands out",
+        pictures.street(tmp_path / "street.jpg"): "border is not one even backdrop",
+        pictures.person(tmp_path / "seated.jpg", beside=True): "beside the neck",
+    }
+    for person, reason in refused.items():
+        with pytest.raises(ValueError, match=reason) as said:
+            try_on(person, cloth, tmp_path / "out.jpg")
+        assert str(said.value).startswith("no person could be told from the backdrop: ")
+        assert "Send one person" in str(said.value)
+    assert not (tmp_path / "out.jpg").exists()
+
+
+def test_a_garment_that_would_not_cover_the_torso_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"would cover \d+% of the torso"):
+        try_on(
+            pictures.person(tmp_path / "person.jpg"),
+            pictures.belt(tmp_path / "belt.png"),
+            tmp_path / "out.jpg",
+        )
 
 
 @pytest.mark.long

@@ -1,9 +1,10 @@
-"""Outside runners: claims, heartbeats, results, failures, expired leases, and the references held
+"""Outside workers: claims, heartbeats, results, failures, expired leases, and the references held
 meanwhile."""
 
 import asyncio
 import hashlib
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from atelier.conversions.v1 import analysis_pb2, conversion_pb2, generation_pb2,
 from tests.assets import flows as assets
 from tests.calls import holding, refused
 from tests.conversions import flows
+from tests.conversions.credit_flows import account
 from tests.suite import Client, Suite
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -22,19 +24,19 @@ PICTURE = assets.jpeg(320, 240)
 
 
 async def asked(client: Client, **fields: Any) -> conversion_pb2.Conversion:
-    """Creates a conversion for an outside runner."""
+    """Creates a conversion for an outside worker."""
     user = await assets.upload(client, PICTURE, kind=asset_pb2.ASSET_KIND_USER)
     cloth = await assets.upload(client, PICTURE, kind=asset_pb2.ASSET_KIND_CLOTH)
     return await flows.convert(client, user.id, cloth.id, **{"run_externally": True, **fields})
 
 
 async def looked(client: Client, **fields: Any) -> analysis_pb2.Analysis:
-    """Creates an analysis for an outside runner."""
+    """Creates an analysis for an outside worker."""
     return await flows.analyse(client, **{"run_externally": True, "wait": False, **fields})
 
 
 async def made(client: Client, seed: int = 7) -> asset_pb2.Asset:
-    """Uploads the outside runner's result."""
+    """Uploads the outside worker's result."""
     return await assets.upload(
         client, assets.jpeg(200, 300, seed), kind=asset_pb2.ASSET_KIND_REFERENCE
     )
@@ -299,6 +301,34 @@ async def test_a_passed_lease_gives_the_job_to_the_next_worker_and_the_late_resu
     ]
 
 
+async def until_waits(suite: Suite) -> None:
+    """Returns once a session waits for a lock."""
+    async with asyncio.timeout(10):
+        waits = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+        )
+        while suite.sql(waits, (suite.database,)) == [(0,)]:
+            await asyncio.sleep(0.02)
+
+
+async def test_of_two_results_of_one_attempt_the_later_one_is_not_held(suite: Suite) -> None:
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
+    conversion = await asked(ada)
+    claimed = await flows.claim(ada, conversion.id)
+    first, second = await made(ada), await made(ada)
+
+    with holding(suite, "SELECT FROM assets.assets WHERE id = %s FOR UPDATE", (second.id,)):
+        late = asyncio.create_task(
+            refused(flows.complete(ada, claimed, picture=picture(second.id)), WRONG_STATE)
+        )
+        await until_waits(suite)
+        await flows.complete(ada, claimed, picture=picture(first.id))
+    await late
+    held = flows.held(suite, conversion.id)
+    assert first.id in held and second.id not in held
+
+
 async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(suite: Suite) -> None:
     await flows.start(suite, working=False)
     ada = suite.client("ada")
@@ -313,14 +343,7 @@ async def test_a_result_that_is_overtaken_while_assets_is_asked_is_not_held(suit
             superseded(flows.complete(ada, claimed, picture=picture(asset.id)))
         )
 
-        async with asyncio.timeout(10):
-            waits = (
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname"
-                " = %s"
-            )
-            while suite.sql(waits, (suite.database,)) == [(0,)]:
-                await asyncio.sleep(0.02)
-
+        await until_waits(suite)
         request = conversion_pb2.CancelConversionRequest(conversion_id=conversion.id)
         await flows.conversions(ada).CancelConversion(request)
     await completing
@@ -511,6 +534,9 @@ async def test_a_repeat_of_a_claim_and_of_a_result_is_answered_the_same(suite: S
         INVALID,
     )
     assert other.reason == "REQUEST_ID_REUSED"
+    unnamed = flows.complete(ada, claims[0], request_id="", picture=picture(asset.id))
+    kept = await refused(unnamed, WRONG_STATE, "completed by this attempt token", "was kept")
+    assert kept.reason == "WRONG_STATE"
 
 
 async def test_what_cannot_be_claimed_is_refused(suite: Suite) -> None:
@@ -586,3 +612,29 @@ async def test_a_result_that_is_not_one_is_refused_and_the_claim_stays(suite: Su
         conversion.cloth_asset_id,
     }
     await flows.complete(ada, claimed, **good)
+
+
+async def test_a_stated_price_of_outside_workers_is_set_aside_and_charged(
+    suite: Suite, tmp_path: Path
+) -> None:
+    table = tmp_path / "prices.yaml"
+    table.write_text(
+        Path("services/conversions/prices.yaml").read_text()
+        + "  - {from: 2025-01-01, provider: outside, kind: generation, credits: 4}\n"
+    )
+    suite.overrides |= {"model_prices_file": table, "credits": "enforced"}
+    await flows.start(suite, working=False)
+    ada = suite.client("ada")
+    asking = {"prompt": "a coat", "run_externally": True, "wait": False}
+    await refused(flows.generate(ada, **asking), grpc.StatusCode.RESOURCE_EXHAUSTED)
+    await flows.grant(suite, 10)
+    await refused(flows.generate(ada, max_credits=3, **asking), grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    job = await flows.generate(ada, **asking)
+    assert await account(ada) == (6, 4)
+    claimed = await flows.claim(ada, job.id)
+    completed = await flows.complete(ada, claimed, picture=picture((await made(ada)).id))
+    assert (completed.credits, await account(ada)) == (4, (6, 0))
+
+    await flows.analyse(ada, run_externally=True, wait=False)  # has no price
+    assert await account(ada) == (6, 0)

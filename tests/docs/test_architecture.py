@@ -22,6 +22,7 @@ MACHINES: Mapping[str, Machine] = {
     **dict.fromkeys(("backfill", "import", "rendition"), assets.JOB_STATES),
     "storage run": run_rules.RUN_STATES,
     **dict.fromkeys(("conversion", "generation", "analysis"), conversions.JOB_STATES),
+    "batch": conversions.BATCH_STATES,
     "product": pipeline.PRODUCT_STATES,
     "phase": pipeline.PHASE_STATES,
     "review": pipeline.REVIEW_STATES,

@@ -11,7 +11,15 @@ from tests.cli.test_up import until
 from tests.suite import ROOT
 
 START = ROOT / "docs" / "assets.md"
-PAGES = sorted((ROOT / "docs" / "assets").glob("*.md"))
+SERVICES = ("assets", "pipeline", "techfiles")
+PAGES = [ROOT / "docs" / "identity.md"] + [
+    page
+    for service in SERVICES
+    for page in (
+        ROOT / "docs" / f"{service}.md",
+        *sorted((ROOT / "docs" / service).glob("*.md")),
+    )
+]
 
 
 def blocks(page: Path) -> list[str]:
@@ -33,9 +41,11 @@ def running() -> Iterator[Command]:
 @pytest.mark.docs
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) -> None:
-    """The blocks run in one shell, after those of docs/assets.md; the last command of each must
-    succeed."""
-    lines = ["set -u -o pipefail", *blocks(START)]
+    """The blocks run in one shell, after those of docs/assets.md and of its service's first page;
+    the last command of each must succeed."""
+    first = [each for each in (START, page.parent.with_suffix(".md")) if each.exists()]
+    before = [block for each in dict.fromkeys(first) if each != page for block in blocks(each)]
+    lines = ["set -u -o pipefail", *before]
     for number, block in enumerate(blocks(page), start=1):
         lines += ["{", block, f'}} || {{ echo "block {number} failed" >&2; exit 1; }}']
     answer = subprocess.run(
@@ -52,6 +62,8 @@ def test_every_block_of_a_page_works_as_it_stands(page: Path, running: Command) 
     assert "Traceback" not in said
 
 
-def test_every_page_is_listed_and_every_listed_page_is_there() -> None:
-    listed = set(re.findall(r"\(assets/([a-z]+\.md)\)", START.read_text()))
-    assert listed == {page.name for page in PAGES}
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_page_is_listed_and_every_listed_page_is_there(service: str) -> None:
+    start = ROOT / "docs" / f"{service}.md"
+    listed = set(re.findall(rf"\({service}/([a-z_]+\.md)\)", start.read_text()))
+    assert listed == {page.name for page in (ROOT / "docs" / service).glob("*.md")}

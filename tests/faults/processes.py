@@ -203,7 +203,9 @@ class Hold:
         self._conn = conn
         self._pid = conn.info.backend_pid
 
-    async def caught(self, role: str = "assets_worker") -> int:
+    async def caught(
+        self, role: str = "assets_worker", *, seconds: float = PATIENCE_SECONDS
+    ) -> int:
         """Waits until a backend of `role` waits for these locks. Returns its process id."""
         statement = (
             "SELECT pid FROM pg_stat_activity WHERE usename = %s AND %s = ANY"
@@ -212,6 +214,7 @@ class Hold:
         found = await until(
             lambda: self._superuser.value(statement, role, self._pid),
             "the worker waits for the lock",
+            seconds=seconds,
         )
         return int(found)
 
@@ -245,13 +248,15 @@ async def kill_and_start(postgres: EmbeddedPostgres) -> None:
     await asyncio.to_thread(postgres.start)
 
 
-async def until(found: Callable[[], Any], what: str, *, pause: float = 0.05) -> Any:
+async def until(
+    found: Callable[[], Any], what: str, *, pause: float = 0.05, seconds: float = PATIENCE_SECONDS
+) -> Any:
     """Calls `found` repeatedly until its answer is true; returns it."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         answer = await found()
         if answer:
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {PATIENCE_SECONDS:g} s: {what}")
+            raise AssertionError(f"not within {seconds:g} s: {what}")
         await asyncio.sleep(pause)

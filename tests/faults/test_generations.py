@@ -110,6 +110,15 @@ async def charged_once(bench: Bench, generation_id: str, *, lost: int) -> None:
     assert [(each.outcome, each.credits) for each in attempts] == [("lost", 0)] * lost + [
         ("succeeded", CREDITS)
     ]
+    entries = await bench.superuser.rows(
+        "SELECT kind, credits FROM conversions.credit_entries WHERE job_id = %s"
+        " ORDER BY created_at",
+        generation_id,
+    )
+    assert [(each.kind, each.credits) for each in entries] == [
+        ("reserve", CREDITS),
+        ("commit", CREDITS),
+    ]
     told = await bench.superuser.rows(
         "SELECT payload FROM conversions.events WHERE subject_id = %s ORDER BY seq", generation_id
     )

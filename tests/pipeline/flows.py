@@ -103,14 +103,14 @@ def book(csv: bytes, **fields: Any) -> price_book_pb2.ImportPriceBookRequest:
 
 
 def analysis(name: str = "Canvas field jacket", **fields: Any) -> result_pb2.PhaseValue:
-    """Returns what an outside runner may say in phase 1."""
+    """Returns what an outside worker may say in phase 1."""
     return result_pb2.PhaseValue(product_analysis=result_pb2.ProductAnalysis(name=name, **fields))
 
 
 async def outside(
     client: Client, asset: str, phases: Sequence[int] = (1, 2, 3, 4), **fields: Any
 ) -> product_pb2.Product:
-    """Creates a product of a READY image for outside runners, and returns it when phase 1 is
+    """Creates a product of a READY image for outside workers, and returns it when phase 1 is
     due."""
     created = await create(client, asset, run_phases_externally=phases, **fields)
     watching = watch(client, created.id)
@@ -139,7 +139,7 @@ async def claim(
 
 async def complete(
     client: Client,
-    claimed: phase_pb2.ClaimPhaseResponse,
+    claimed: phase_pb2.ClaimPhaseResponse | phase_pb2.ClaimNextPhaseResponse,
     value: result_pb2.PhaseValue,
     **fields: Any,
 ) -> phase_pb2.CompletePhaseResponse:
@@ -219,3 +219,27 @@ async def everything(suite: Suite) -> None:
     """Starts all services that pipeline needs, and their workers."""
     await suite.serve("assets", "conversions", "pipeline")
     await suite.work("assets", "conversions", "pipeline")
+
+
+async def change(client: Client, rpc: str, product_id: str, **fields: Any) -> Any:
+    """Calls a method of ProductService that changes a product, and returns its answer."""
+    message = getattr(product_pb2, f"{rpc}Request")(
+        **{"request_id": request_id(), "product_id": product_id, **fields}
+    )
+    return await getattr(products(client), rpc)(message)
+
+
+def held(suite: Suite, product_id: str) -> set[str]:
+    """Returns the assets that a product holds references to."""
+    rows = suite.sql(
+        "SELECT asset_id::text FROM assets.asset_references WHERE holder = %s",
+        (f"pipeline/products/{product_id}",),
+    )
+    return {asset_id for (asset_id,) in rows}
+
+
+async def held_are(suite: Suite, product_id: str, wanted: Sequence[str]) -> None:
+    """Returns once a product holds references to exactly these assets."""
+    async with asyncio.timeout(20):
+        while held(suite, product_id) != set(wanted):
+            await asyncio.sleep(0.02)

@@ -55,6 +55,7 @@ FOUND: dict[str, Value] = {
         "matched_by": "name",
         "offers": [{"marketplace": "Found shop"}],
         "extras": [{"name": "found", "flag": True}],
+        "currencies": [{"currency": "EUR", "offer_count": 1}],
     },
     "seo_analysis": {
         "title": "Found title",
@@ -135,6 +136,7 @@ SAID: dict[str, dict[str, tuple[Any, Value]]] = {
         "matched_by": ("a person", {}),
         "offers": ([{"marketplace": "Right shop"}], {}),
         "extras": ([{"name": "right", "flag": True}], {}),
+        "currencies": ([{"currency": "USD", "offer_count": 1}], {}),
     },
     "seo_analysis": {
         "title": ("Title by hand", {"listing.title": "Title by hand"}),
@@ -175,7 +177,7 @@ async def reviewed(
     masks: dict[str, list[str]] | None = None,
     found: dict[str, Value] = FOUND,
 ) -> tuple[Client, str]:
-    """Runs a product through all phases. Outside runners are unsure of what they found in the
+    """Runs a product through all phases. Outside workers are unsure of what they found in the
     edited phases."""
     await flows.everything(suite)
     ada = suite.client("ada")
@@ -270,7 +272,7 @@ PHASES_1_AND_3 = ["product_analysis", "seo_analysis"]
 async def test_a_reviewers_word_stands_in_all_that_follows(
     suite: Suite, kinds: list[str], outside: list[int]
 ) -> None:
-    """Outside runners say something else throughout. Where phase 4 isn't theirs, our model gets the
+    """Outside workers say something else throughout. Where phase 4 isn't theirs, our model gets the
     facts."""
     edits = {kind: {name: said for name, (said, _) in SAID[kind].items()} for kind in kinds}
     ada, product_id = await reviewed(suite, edits, outside)

@@ -98,7 +98,12 @@ async def test_the_summary_counts_what_the_owner_has(suite: Suite, ada: Client) 
     assert await flows.products(ada).GetSummary(
         product_pb2.GetSummaryRequest()
     ) == product_pb2.GetSummaryResponse(
-        total_products=4, active_pipelines=1, error_products=1, awaiting_review_products=1
+        total_products=4,
+        active_pipelines=1,
+        error_products=1,
+        awaiting_review_products=1,
+        processing_products=1,
+        stopped_products=1,
     )
 
 

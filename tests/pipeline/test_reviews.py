@@ -20,7 +20,7 @@ SAID = flows.analysis(
 
 
 async def unsure(suite: Suite) -> tuple[Client, str, review_pb2.Review]:
-    """Returns a product whose phase 1 an outside runner was not sure of; all its phases are run
+    """Returns a product whose phase 1 an outside worker was not sure of; all its phases are run
     from outside."""
     await suite.serve("assets", "pipeline")
     await suite.work("pipeline")

@@ -1,6 +1,8 @@
 from dataclasses import dataclass
+from typing import Any
 
-from services.pipeline import rules
+from services.pipeline import reviewing, rules
+from services.pipeline.reviewing import Passed, ReviewPolicy
 
 
 @dataclass
@@ -93,11 +95,34 @@ def test_a_reviewers_fields_replace_the_models() -> None:
     }
 
 
-def test_confidences_below_080_are_for_a_person() -> None:
-    assert [rules.wants_review(confidence) for confidence in (None, 0.0, 0.799, 0.8, 1.0)] == [
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
+def policy(**fields: Any) -> ReviewPolicy:
+    values = {"below": dict.fromkeys(rules.PHASES, 0.8), "sample": 0, "decisions": 1}
+    return ReviewPolicy(**{**values, "due_in": None, **fields})
+
+
+def test_what_a_model_is_not_sure_of_wants_a_review() -> None:
+    figures = (None, 0.0, 0.799, 0.8, 1.0)
+    asks = [policy().wants_review(1, confidence, "service") for confidence in figures]
+    assert asks == [False, True, True, False, False]
+
+    sampled = [policy(sample=1).wants_review(1, each, "runner") for each in figures]
+    assert sampled == [False, True, True, True, True]
+    assert not policy(sample=1).wants_review(1, 1.0, "reviewer")
+
+
+def test_a_review_ends_when_enough_persons_agree_or_the_last_one_has_decided() -> None:
+    assert reviewing.is_settled(1, 1, 1)
+    assert not reviewing.is_settled(2, 1, 1) and not reviewing.is_settled(2, 2, 1)
+    assert reviewing.is_settled(2, 2, 2) and reviewing.is_settled(2, 3, 1)
+
+
+def test_the_sample_stands_for_all_that_the_model_was_sure_of() -> None:
+    # 100 confident ones, 10 sampled of which 1 wrong; 20 others, all decided, of which 10 wrong.
+    of = Passed(passed=120, confident=100, checked=30, wrong=11, sampled=10, sampled_wrong=1)
+    assert reviewing.miss_rate(of) == (100 * 0.1 + 20 * 0.5) / 120
+    assert "a sample of 10" in reviewing.caution(of)
+
+    unseen = Passed(passed=100, confident=100, checked=0, wrong=0, sampled=0, sampled_wrong=0)
+    assert reviewing.miss_rate(unseen) is None and "REVIEW_SAMPLE" in reviewing.caution(unseen)
+    few = Passed(passed=9, confident=0, checked=9, wrong=3, sampled=0, sampled_wrong=0)
+    assert reviewing.miss_rate(few) == 1 / 3 and "9 cases" in reviewing.caution(few)

@@ -5,8 +5,8 @@ from services.assets.comparisons import rules as comparison_rules
 from services.assets.core import asset_rows, history_rows, rules
 from services.assets.documents import document_rows
 from services.assets.documents import rules as document_rules
+from services.assets.upkeep import erasure_rows, run_rows
 from services.assets.upkeep import rules as run_rules
-from services.assets.upkeep import run_rows
 from services.assets.variants import backfill_rows
 from shared.rpc.protos import EnumNames
 
@@ -25,4 +25,5 @@ WORDS: list[tuple[str, str, Any, EnumNames | None]] = [
     ("usage_days", "action", None, history_rows.ACTIONS),
     ("storage_runs", "state", run_rules.RUN_STATES, run_rows.STATES),
     ("storage_runs", "action", None, run_rows.ACTIONS),
+    ("erasure_parts", "state", None, erasure_rows.STATES),
 ]

@@ -35,6 +35,7 @@ from services.techfiles.document import (
     render_pdf,
 )
 from tests.fonts import one_character_font
+from tools import print_fonts
 
 WHEN = datetime(2026, 11, 20, 8, 30, 10, tzinfo=UTC)
 MEASURED: Source = "measured from declared scale"
@@ -684,6 +685,46 @@ def test_a_text_from_right_to_left_stands_at_the_right(tmp_path: Path) -> None:
 
     brass = min(x for text, x, _, _ in runs if text == "brass")
     assert latin + 40 < hebrew < brass
+
+
+def test_a_number_stays_with_its_unit_in_a_text_from_right_to_left(tmp_path: Path) -> None:
+    pack = Pack(
+        "Shirt", WHEN, Product(condition_details="Shirt חולצה 12.5 cm", description="ב-30 °C")
+    )
+    render_pdf(pack, {}, tmp_path / "pack.pdf")
+    [page] = [
+        page
+        for page in pypdf.PdfReader(tmp_path / "pack.pdf").pages
+        if "12.5" in page.extract_text()
+    ]
+    runs = runs_of(page)
+    places = {text.strip(): x for text, x, _, _ in runs if text.strip()}
+    hebrew = next(x for text, x in places.items() if "חולצה" in text or "הצלוח" in text)
+    number = next(x for text, x in places.items() if "12.5" in text)
+    # Without care the number would stand between the two words, away from its unit.
+    assert hebrew < number
+    assert "30 °C" in page.extract_text().replace("\u00a0", " ")
+
+
+def test_no_sign_of_a_source_can_be_written_by_a_caller(tmp_path: Path) -> None:
+    pack = Pack("Shirt", WHEN, Product(name="Jacket\U0010f002\U0010f017"))
+    render_pdf(pack, {}, tmp_path / "pack.pdf")
+    pages = pypdf.PdfReader(tmp_path / "pack.pdf").pages
+    assert not any("F7" in page.extract_text() for page in pages)
+
+
+@pytest.mark.long
+@pytest.mark.needs_node
+def test_fonts_out_of_packages_print_every_script_that_they_are_for(tmp_path: Path) -> None:
+    print_fonts.main(tmp_path / "fonts")
+    words = ("毛衣", "セーター", "스웨터", "قميص", "חולצה", "เสื้อ", "स्वेटर")
+    pack = Pack("Words", WHEN, Product(keywords=words))
+    assert render_pdf(pack, {}, tmp_path / "pack.pdf", [tmp_path / "fonts"]) == []
+    assert {warning.reason for warning in render_pdf(pack, {}, tmp_path / "bare.pdf")} == {
+        "missing glyphs"
+    }
+    licences = list((tmp_path / "fonts").rglob("LICENSE"))
+    assert len(licences) == 7 and all("Open Font License" in f.read_text() for f in licences)
 
 
 def test_a_price_has_the_digits_of_its_currency_and_no_number_those_of_a_float(

@@ -18,7 +18,7 @@ from atelier.common.v1 import facts_pb2
 from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
-from google.protobuf import field_mask_pb2, json_format, struct_pb2
+from google.protobuf import json_format, struct_pb2
 
 from tests import forward_zip
 from tests.assets import flows as asset_flows
@@ -182,33 +182,47 @@ def pixels(start: facts_pb2.Point, end: facts_pb2.Point) -> float:
 
 
 @pytest.mark.long
-async def test_what_a_model_or_a_person_put_into_an_analysis_is_never_printed(made: Made) -> None:
-    items = (await flows.contents(made.ada, made.run.collection_id)).items
-    for item in items:
-        invented = json_format.ParseDict(
-            {
-                "category": "parka",
-                "materials": [{"part": "shell", "material": "unobtainium", "weight": "777.5 g"}],
-                "dimensions": [
-                    {"name": "invented width", "value": 777.5, "unit": "cm", "source": "supplied"}
-                ],
-                "measurements": [{"name": "invented width", "value": 777.5, "unit": "cm"}],
-                "call_outs": [{"number": 1, "name": "invented seam", "x": 0.5, "y": 0.5}],
-            },
-            struct_pb2.Struct(),
-        )
-        mask = field_mask_pb2.FieldMask(paths=["analysis"])
-        await flows.file_service(made.ada).UpdateTechFile(
-            tf.UpdateTechFileRequest(
-                tech_file_id=item.tech_file.id, update_mask=mask, analysis=invented
-            )
-        )
+async def test_what_a_model_or_a_person_put_into_an_analysis_is_printed_with_its_source(
+    made: Made,
+) -> None:
+    collection = await flows.collect(made.ada, name="Found", facts=made.facts)
+    found = {
+        "materials": [{"part": "shell", "material": "unobtainium", "weight": "777.5 g"}],
+        "measurements": [{"name": "hood height", "value": 36.5, "unit": "cm"}],
+        "moods": ["calm"],
+        "findings": [
+            {"key": "name", "value": "Field parka", "source": "VALUE_SOURCE_FOUND",
+             "model": "eye-2", "confidence": 0.66, "note": "long hem"},
+            {"key": "condition", "value": "new", "source": "confirmed", "by": "user:grace"},
+        ],
+    }  # fmt: skip
+    file = await flows.create(
+        made.ada, analysis=json_format.ParseDict(found, struct_pb2.Struct()), model="eye-1"
+    )
+    await flows.collection_service(made.ada).AddFiles(
+        col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])
+    )
+    pdf, again = [
+        await flows.export(made.ada, collection.id, format=tp.EXPORT_FORMAT_PDF) for _ in range(2)
+    ]
+    assert pdf.sha256 == again.sha256 and pdf.id != again.id
+    [warning] = pdf.warnings
+    assert "moods" in warning and "not printed" in warning
 
-    export = await flows.export(made.ada, made.run.collection_id, format=tp.EXPORT_FORMAT_PDF)
-    text = flows.text_of(await flows.fetch(export))
-    for word in ("777.5", "invented", "unobtainium", "parka"):
-        assert word not in text, word
-    assert "Canvas field jacket" in text
+    text = flows.text_of(await flows.fetch(pdf))
+    assert re.search(r"Canvas field jacket / Field parka ?F1", text)
+    assert re.search(r"unobtainium ?F2 777.5 g", text) and "36.5 cm" in text
+    assert "F1 name Field parka found by eye-2, 66 % sure Sketch: front long hem" in text
+    assert "found by eye-1" in text and "C1 condition agrees confirmed by user:grace" in text
+
+
+@pytest.mark.long
+async def test_two_exports_of_one_collection_are_the_same_bytes(made: Made) -> None:
+    for format in (tp.EXPORT_FORMAT_PDF, ZIP):
+        first, second = [
+            await flows.export(made.ada, made.run.collection_id, format=format) for _ in range(2)
+        ]
+        assert first.id != second.id and first.sha256 == second.sha256
 
 
 @pytest.mark.long

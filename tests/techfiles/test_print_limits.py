@@ -3,6 +3,8 @@ limits: a new field is printed too, or this fails."""
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,12 @@ def tech_file(file_type: str) -> TechFile:
         archived_at=None,
         created_at=MADE_AT,
         updated_at=MADE_AT,
+        origin="",
+        deleted_at=None,
+        expires_at=None,
+        parent_purged=False,
+        restored_from=None,
+        restore_reason="",
     )
 
 
@@ -123,22 +131,35 @@ def winter_line() -> Collection:
         credits_adjustment=0,
         created_at=MADE_AT,
         updated_at=MADE_AT,
+        fact_sources={},
+        archived_at=None,
+        deleted_at=None,
+        expires_at=None,
+        facts_number=1,
+        facts_by="",
+        facts_reason="",
+        facts_at=None,
     )
 
 
-def printed(stated: dict[str, Any], collection: Path) -> tuple[document.Pack, dict[str, Path]]:
-    """Returns a pack of these facts with a base view and a sketch of the front, and its
-    pictures."""
+def printed(
+    stated: dict[str, Any], collection: Path, analyses: Sequence[dict[str, Any]] = ()
+) -> tuple[document.Pack, dict[str, Path]]:
+    """Returns a pack of these facts with a base view and a sketch of the front, and its pictures.
+    Each analysis is that of one more close-up."""
     picture = collection / "front.jpg"
     picture.write_bytes(flows.photo("front"))
     files = [tech_file("base_view"), tech_file("sketch")]
+    for analysis in analyses:
+        files.append(replace(tech_file("closeup"), analysis=analysis, model="eye-1"))
     known = {
         picture: asset_pb2.Asset(id=picture, mime_type="image/jpeg", width=750, height=1000)
         for picture in contents.pictures_of(files)
     }
     facts = parse_facts(protos.facts(protos.facts_message(stated), "facts"))
-    pack = contents.pack_of(winter_line(), files, facts, known, MADE_AT, "v1")
-    return pack, dict.fromkeys(known, picture)
+    made = contents.pack_of(winter_line(), files, facts, known, MADE_AT, "v1")
+    assert made.warnings == ()
+    return made.pack, dict.fromkeys(known, picture)
 
 
 def letters_of(pdf: Path) -> str:
@@ -220,6 +241,24 @@ async def test_a_megabyte_of_facts_is_printed_in_a_child_process(tmp_path: Path,
 
     pack, pictures = printed({"features": [feature] * count}, tmp_path)
     await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
+
+
+@pytest.mark.long
+@pytest.mark.faults  # up to a minute
+async def test_all_that_a_pack_takes_from_analyses_is_printed_beside_a_megabyte_of_facts(
+    tmp_path: Path,
+) -> None:
+    note = "five letter words " * 80
+    stated = {"name": "n" * 300, "view": "front", "note": note, "at": {"x": 0.5, "y": 0.5}}
+    found = [
+        {"features": [{"name": f"{file}/{n} #{'w' * 180}", "view": "front", "x": n / 500, "y": 0.2}
+                      for n in range(500)]}
+        for file in range(1)
+    ]  # fmt: skip
+    pack, pictures = printed({"features": [stated] * 500}, tmp_path, found)
+    assert len(pack.views[0].features) == 1_000
+    await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
+    assert "0/499#" in letters_of(tmp_path / "pack.pdf")
 
 
 async def printed_by_a_child(pack: document.Pack, pictures: dict[str, Path], target: Path) -> None:

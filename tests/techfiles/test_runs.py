@@ -102,7 +102,7 @@ async def test_a_step_that_fails_is_recorded_and_the_rest_goes_on(suite: Suite) 
         "pack": COMPLETED,
     }
     assert by_name["base_view/front"].error_class == "CANCELLED"
-    assert run.total_credits_used == 2 and run.progress_percent == 100
+    assert run.total_credits_used == 1 and run.progress_percent == 100
 
     failed = await flows.get(ada, by_name["base_view/front"].tech_file_id)
     assert failed.state == tf.TECH_FILE_STATE_FAILED and failed.error_message
@@ -132,7 +132,7 @@ async def test_a_run_goes_on_after_its_worker_was_stopped_and_repeats_nothing(su
     ]
     assert suite.sql("SELECT count(*) FROM conversions.analyses") == [(3,)]
     assert suite.sql("SELECT count(*) FROM conversions.generations") == [(1,)]
-    assert run.total_credits_used == 4
+    assert run.total_credits_used == 1
 
     outcomes = suite.sql(
         "SELECT outcome FROM techfiles.attempts WHERE job = 'runs' ORDER BY number"
@@ -215,7 +215,7 @@ async def test_what_is_skipped_is_not_asked_for_but_its_pictures_are_there(suite
 
     await suite.work("techfiles", "conversions")
     run = await flows.ended(ada, started.id)
-    assert run.state == tp.RUN_STATE_COMPLETED and run.total_credits_used == 1
+    assert run.state == tp.RUN_STATE_COMPLETED and run.total_credits_used == 0
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ from atelier.assets.v1 import (
     document_pb2,
     document_pb2_grpc,
     duplicate_pb2,
+    erasure_pb2,
     import_pb2,
     provenance_pb2,
     quota_pb2,
@@ -30,6 +31,7 @@ from atelier.assets.v1 import (
     usage_pb2_grpc,
     variant_pb2,
 )
+from google.protobuf import timestamp_pb2
 
 from tests.assets import flows
 from tests.suite import Client, Suite
@@ -170,6 +172,7 @@ _COMPARISONS = "atelier.assets.v1.ComparisonService."
 _ALBUMS = "atelier.assets.v1.AlbumService."
 _USAGE = "atelier.assets.v1.UsageService."
 _SEARCH = "atelier.assets.v1.SearchService."
+_ERASURES = "atelier.assets.v1.ErasureService."
 _STORAGE = "atelier.assets.v1.StorageService."
 _REPORTS = "atelier.assets.v1.StorageReportService."
 _QUOTAS = "atelier.assets.v1.QuotaService."
@@ -507,6 +510,19 @@ CASES = {
         lambda o: storage_pb2.EraseOwnerRequest(owner="user:ada", confirm_owner="user:nobody"),
         NOT_FOUND,
         grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    # Only services of the suite are served: tests/test_erasure.py.
+    _ERASURES + "FollowErasures": Case(
+        lambda o: erasure_pb2.FollowErasuresRequest(),
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    ),
+    _ERASURES + "ReportErasure": Case(
+        lambda o: erasure_pb2.ReportErasureRequest(
+            owner="user:ada", begin_time=timestamp_pb2.Timestamp(seconds=1), done=True
+        ),
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.PERMISSION_DENIED,
     ),
     _STORAGE + "ExportOwner": Case(
         lambda o: storage_pb2.ExportOwnerRequest(owner="user:ada"), NOT_FOUND

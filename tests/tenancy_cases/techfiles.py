@@ -1,17 +1,30 @@
 """Cases for every rpc of techfiles. No worker runs: the run and the export stay pending."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import uuid4
 
 from atelier.techfiles.v1 import collection_pb2 as col
+from atelier.techfiles.v1 import export_pb2 as ex
+from atelier.techfiles.v1 import history_pb2 as hp
+from atelier.techfiles.v1 import legacy_pb2 as lg
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
+from atelier.techfiles.v1 import verification_pb2 as vf
 
 from tests.assets import flows as assets
 from tests.suite import Client, Suite
 from tests.techfiles import flows
-from tests.tenancy_cases import NOT_FOUND, Case, empty, only_ready
+from tests.tenancy_cases import (
+    FORBIDDEN_BY_STATE,
+    NOT_FOUND,
+    Case,
+    empty,
+    nothing,
+    only_ready,
+)
 
 PICTURE = assets.jpeg(64, 48)
+OTHER_PICTURE = assets.jpeg(64, 49)
 
 
 @dataclass
@@ -23,9 +36,21 @@ class Owned:
     file_id: str
     loose_file_id: str  # in no collection
     unfinished_file_id: str
+    completed_file_id: str  # with another picture than file_id
     collection_id: str
     run_id: str
     export_id: str
+    trashed_file_id: str
+    purged_file_id: str
+    loose_collection_id: str
+    trashed_collection_id: str
+    purged_collection_id: str
+    ended_run_id: str
+    purged_run_id: str
+    purged_export_id: str
+    backfill_id: str = ""
+    check_id: str = ""
+    finding_id: str = ""
 
 
 async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
@@ -38,6 +63,8 @@ async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     unfinished = await flows.create(
         owner, view_type=tf.VIEW_TYPE_SIDE, state=tf.TECH_FILE_STATE_PROCESSING, **described
     )
+    other = await assets.upload(owner, OTHER_PICTURE, file_name=canary)
+    completed = await flows.create(owner, revision_id=canary, file_asset_id=other.id, **described)
     collection = await flows.collect(owner, product_id=canary, name=canary)
     await flows.collection_service(owner).AddFiles(
         col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])
@@ -46,16 +73,107 @@ async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
     run = await flows.generate(owner, [revision], product_id=canary)
     request = tp.ExportCollectionRequest(collection_id=collection.id, format=tp.EXPORT_FORMAT_PDF)
     export = (await flows.pack_service(owner).ExportCollection(request)).export
-    return Owned(
-        canary, asset.id, file.id, loose.id, unfinished.id, collection.id, run.id, export.id
+    backfill_id = str(uuid4())  # without an older table none can be started by a call
+    suite.sql(
+        "INSERT INTO techfiles.legacy_backfills (id, owner, created_by, dry_run, state)"
+        " VALUES (%s, 'admin:operator', %s, false, 'done')",
+        (backfill_id, canary),
     )
+    check_id, finding_id = str(uuid4()), str(uuid4())
+    broken = await flows.create(owner, product_id=f"{canary} broken")
+    suite.sql(
+        "INSERT INTO techfiles.history_checks"
+        " (id, owner, created_by, all_owners, record_digests, state)"
+        " SELECT %s, owner, %s, false, false, 'done' FROM techfiles.tech_files WHERE id = %s",
+        (check_id, canary, file.id),
+    )
+    # The fault is made, too, so that it can be repaired.
+    suite.sql("UPDATE techfiles.tech_files SET is_latest = false WHERE id = %s", (broken.id,))
+    suite.sql(
+        "INSERT INTO techfiles.history_findings (id, owner, check_id, slot_id, product_id,"
+        " file_type, view_type, file_category, fault, message, advice, repair)"
+        " SELECT %s, owner, %s, slot_id, product_id, file_type, view_type, '', 'no_latest',"
+        " product_id, '', jsonb_build_array(jsonb_build_object('row', 'tech_files/' || id,"
+        " 'column', 'is_latest', 'before', 'false', 'after', 'true'))"
+        " FROM techfiles.tech_files WHERE id = %s",
+        (finding_id, check_id, broken.id),
+    )
+    suite.sql(
+        "INSERT INTO techfiles.history_findings (id, owner, check_id, slot_id, product_id,"
+        " file_type, view_type, file_category, fault, state, message, advice)"
+        " SELECT gen_random_uuid(), owner, check_id, slot_id, product_id, file_type, view_type, '',"
+        " fault, 'superseded', message, '' FROM techfiles.history_findings WHERE id = %s",
+        (finding_id,),
+    )
+    more = [await flows.create(owner, product_id=f"{canary} {n}") for n in range(2)]
+    collections = [
+        await flows.collect(owner, product_id=canary, name=f"{canary} {n}") for n in range(3)
+    ]
+    runs = [await flows.generate(owner, [revision], product_id=canary) for _ in range(2)]
+    for each in runs:
+        cancel = tp.CancelTechPackRunRequest(run_id=each.id)
+        await flows.pack_service(owner).CancelTechPackRun(cancel)
+    purged = (await flows.pack_service(owner).ExportCollection(request)).export
+    owned = Owned(
+        canary,
+        asset.id,
+        file.id,
+        loose.id,
+        unfinished.id,
+        completed.id,
+        collection.id,
+        run.id,
+        export.id,
+        *(each.id for each in (*more, *collections, *runs, purged)),
+    )
+    return replace(owned, backfill_id=backfill_id, check_id=check_id, finding_id=finding_id)
 
 
 _FILES = "atelier.techfiles.v1.TechFileService."
 _COLLECTIONS = "atelier.techfiles.v1.CollectionService."
 _PACKS = "atelier.techfiles.v1.TechPackService."
+_LEGACY = "atelier.techfiles.v1.LegacyAnalysisService."
+_EXPORTS = "atelier.techfiles.v1.ExportService."
+_HISTORY = "atelier.techfiles.v1.HistoryService."
+_CHECKS = "atelier.techfiles.v1.HistoryCheckService."
+
+
+def _version(file_id: str) -> hp.VersionOfFile:
+    return hp.VersionOfFile(tech_file_id=file_id)
+
 
 CASES = {
+    _LEGACY + "FindLegacyAnalysis": Case(
+        lambda o: lg.FindLegacyAnalysisRequest(
+            product_id=o.product_id, revision_id="r", view_type=tf.VIEW_TYPE_FRONT
+        ),
+        FORBIDDEN_BY_STATE,
+        owner=FORBIDDEN_BY_STATE,
+    ),
+    _LEGACY + "GetLegacyTable": Case(
+        lambda o: lg.GetLegacyTableRequest(), NOT_FOUND, owner_role="admin"
+    ),
+    _LEGACY + "StartLegacyBackfill": Case(
+        lambda o: lg.StartLegacyBackfillRequest(request_id=f"fill {o.asset_id}"),
+        NOT_FOUND,
+        owner=FORBIDDEN_BY_STATE,
+        owner_role="admin",
+    ),
+    _LEGACY + "GetLegacyBackfill": Case(
+        lambda o: lg.GetLegacyBackfillRequest(backfill_id=o.backfill_id),
+        NOT_FOUND,
+        owner_role="admin",
+    ),
+    _LEGACY + "ListLegacyBackfills": Case(
+        lambda o: lg.ListLegacyBackfillsRequest(), NOT_FOUND, owner_role="admin"
+    ),
+    _LEGACY + "CancelLegacyBackfill": Case(
+        lambda o: lg.CancelLegacyBackfillRequest(
+            request_id=f"end {o.asset_id}", backfill_id=o.backfill_id
+        ),
+        NOT_FOUND,
+        owner_role="admin",
+    ),
     _FILES + "CreateTechFile": Case(
         lambda o: tf.CreateTechFileRequest(
             request_id="create",
@@ -164,6 +282,12 @@ CASES = {
     _PACKS + "CancelTechPackRun": Case(
         lambda o: tp.CancelTechPackRunRequest(request_id="cancel", run_id=o.run_id), NOT_FOUND
     ),
+    _PACKS + "RetryTechPackRun": Case(
+        lambda o: tp.RetryTechPackRunRequest(request_id="retry", run_id=o.run_id), NOT_FOUND
+    ),
+    _PACKS + "ExplainTechPackRun": Case(
+        lambda o: tp.ExplainTechPackRunRequest(run_id=o.run_id), NOT_FOUND
+    ),
     _PACKS + "ExportCollection": Case(
         lambda o: tp.ExportCollectionRequest(
             request_id="export", collection_id=o.collection_id, format=tp.EXPORT_FORMAT_ZIP
@@ -171,4 +295,169 @@ CASES = {
         NOT_FOUND,
     ),
     _PACKS + "GetExport": Case(lambda o: tp.GetExportRequest(export_id=o.export_id), NOT_FOUND),
+    _FILES + "DeleteTechFile": Case(
+        lambda o: tf.DeleteTechFileRequest(request_id="delete", tech_file_id=o.trashed_file_id),
+        NOT_FOUND,
+    ),
+    _FILES + "UndeleteTechFile": Case(
+        lambda o: tf.UndeleteTechFileRequest(request_id="undelete", tech_file_id=o.trashed_file_id),
+        NOT_FOUND,
+    ),
+    _FILES + "PurgeTechFile": Case(
+        lambda o: tf.PurgeTechFileRequest(request_id="purge", tech_file_id=o.purged_file_id),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "UpdateCollection": Case(
+        lambda o: col.UpdateCollectionRequest(
+            request_id="update",
+            collection_id=o.collection_id,
+            update_mask={"paths": ["description"]},
+            description="other",
+        ),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "UpdateCollectionFacts": Case(
+        lambda o: col.UpdateCollectionFactsRequest(
+            request_id="facts", collection_id=o.collection_id, facts={"care": ["wash cold"]}
+        ),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "RestoreCollectionFacts": Case(
+        lambda o: col.RestoreCollectionFactsRequest(
+            request_id="restore", collection_id=o.collection_id, number=1
+        ),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "ListCollectionFactsVersions": Case(
+        lambda o: col.ListCollectionFactsVersionsRequest(collection_id=o.collection_id), NOT_FOUND
+    ),
+    _COLLECTIONS + "ExplainCollection": Case(
+        lambda o: col.ExplainCollectionRequest(collection_id=o.collection_id), NOT_FOUND
+    ),
+    _COLLECTIONS + "ArchiveCollection": Case(
+        lambda o: col.ArchiveCollectionRequest(
+            request_id="archive", collection_id=o.loose_collection_id
+        ),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "UnarchiveCollection": Case(
+        lambda o: col.UnarchiveCollectionRequest(
+            request_id="unarchive", collection_id=o.loose_collection_id
+        ),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "DeleteCollection": Case(
+        lambda o: col.DeleteCollectionRequest(
+            request_id="delete", collection_id=o.trashed_collection_id
+        ),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "UndeleteCollection": Case(
+        lambda o: col.UndeleteCollectionRequest(
+            request_id="undelete", collection_id=o.trashed_collection_id
+        ),
+        NOT_FOUND,
+    ),
+    _COLLECTIONS + "PurgeCollection": Case(
+        lambda o: col.PurgeCollectionRequest(
+            request_id="purge", collection_id=o.purged_collection_id
+        ),
+        NOT_FOUND,
+    ),
+    _PACKS + "DeleteTechPackRun": Case(
+        lambda o: tp.DeleteTechPackRunRequest(request_id="delete", run_id=o.ended_run_id),
+        NOT_FOUND,
+    ),
+    _PACKS + "UndeleteTechPackRun": Case(
+        lambda o: tp.UndeleteTechPackRunRequest(request_id="undelete", run_id=o.ended_run_id),
+        NOT_FOUND,
+    ),
+    _PACKS + "PurgeTechPackRun": Case(
+        lambda o: tp.PurgeTechPackRunRequest(request_id="purge", run_id=o.purged_run_id),
+        NOT_FOUND,
+    ),
+    _EXPORTS + "ListExports": Case(
+        lambda o: ex.ListExportsRequest(collection_id=o.collection_id, include_urls=True),
+        empty("exports"),
+    ),
+    _EXPORTS + "UpdateExport": Case(
+        lambda o: ex.UpdateExportRequest(
+            request_id="rename", export_id=o.export_id, file_name="other"
+        ),
+        NOT_FOUND,
+    ),
+    _EXPORTS + "DeleteExport": Case(
+        lambda o: ex.DeleteExportRequest(request_id="delete", export_id=o.export_id),
+        NOT_FOUND,
+        FORBIDDEN_BY_STATE,
+    ),
+    _EXPORTS + "UndeleteExport": Case(
+        lambda o: ex.UndeleteExportRequest(request_id="undelete", export_id=o.export_id),
+        NOT_FOUND,
+    ),
+    _EXPORTS + "PurgeExport": Case(
+        lambda o: ex.PurgeExportRequest(request_id="purge", export_id=o.purged_export_id),
+        NOT_FOUND,
+    ),
+    _EXPORTS + "GetStorageReport": Case(
+        lambda o: ex.GetStorageReportRequest(),
+        lambda answers: not answers[0].exports,
+    ),
+    _EXPORTS + "ReconcileExports": Case(
+        lambda o: ex.ReconcileExportsRequest(dry_run=True), nothing, owner_role="admin"
+    ),
+    _HISTORY + "RestoreTechFileVersion": Case(
+        lambda o: hp.RestoreTechFileVersionRequest(
+            request_id="restore", tech_file_id=o.completed_file_id, version_number=2
+        ),
+        NOT_FOUND,
+    ),
+    _HISTORY + "CompareTechFiles": Case(
+        lambda o: hp.CompareTechFilesRequest(
+            before=_version(o.file_id), after=_version(o.loose_file_id)
+        ),
+        NOT_FOUND,
+    ),
+    _HISTORY + "ComparePictures": Case(
+        lambda o: hp.ComparePicturesRequest(
+            request_id="pictures",
+            before=_version(o.file_id),
+            after=_version(o.completed_file_id),
+        ),
+        NOT_FOUND,
+    ),
+    _HISTORY + "CompareCollections": Case(
+        lambda o: hp.CompareCollectionsRequest(
+            before_collection_id=o.collection_id, after_collection_id=o.collection_id
+        ),
+        NOT_FOUND,
+    ),
+    _HISTORY + "ExplainTechFile": Case(
+        lambda o: hp.ExplainTechFileRequest(tech_file_id=o.file_id), NOT_FOUND
+    ),
+    _CHECKS + "VerifyHistory": Case(
+        lambda o: vf.VerifyHistoryRequest(request_id=f"verify {o.asset_id}"), nothing
+    ),
+    _CHECKS + "GetHistoryCheck": Case(
+        lambda o: vf.GetHistoryCheckRequest(check_id=o.check_id), NOT_FOUND
+    ),
+    _CHECKS + "ListHistoryChecks": Case(
+        lambda o: vf.ListHistoryChecksRequest(), lambda answers: len(answers[0].checks) < 2
+    ),
+    _CHECKS + "CancelHistoryCheck": Case(
+        lambda o: vf.CancelHistoryCheckRequest(request_id=f"end {o.asset_id}", check_id=o.check_id),
+        NOT_FOUND,
+    ),
+    _CHECKS + "ListHistoryFindings": Case(
+        lambda o: vf.ListHistoryFindingsRequest(
+            check_id=o.check_id, state=vf.HISTORY_FINDING_STATE_SUPERSEDED
+        ),
+        empty("findings"),
+    ),
+    _CHECKS + "RepairHistory": Case(
+        lambda o: vf.RepairHistoryRequest(
+            request_id=f"repair {o.asset_id}", finding_ids=[o.finding_id]
+        ),
+        NOT_FOUND,
+    ),
 }

@@ -41,6 +41,7 @@ GUARDS = (
     "tests/test_tenancy.py",
     "tests/test_pages.py",
     "tests/test_answers.py",
+    "tests/test_erasure.py",
     "tests/contract/test_options.py",
     "tests/contract/test_comments.py",
     "tests/contract/test_limits.py",

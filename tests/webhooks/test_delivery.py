@@ -4,7 +4,6 @@ internal address."""
 import asyncio
 import json
 import secrets
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,13 +14,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from shared import webhooks
 from shared.database.db import Database
+from tests import npm
 from tests.receiver import Receiver, Request, receiving, replying
-from tests.suite import ROOT, Client, Cluster, DiskServer, Keys, Suite, free_port, running_suite
+from tests.suite import Client, Cluster, DiskServer, Keys, Suite, free_port, running_suite
 from tests.webhooks import flows
 from tests.webhooks.flows import CAUGHT_UP, assets_in, delivered, ids, verify
-
-NPM = ROOT / ".tools" / "standardwebhooks"
-NPM_VERSION = "1.0.0"
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +77,14 @@ async def test_a_changed_body_id_or_time_is_not_ours(ada: Client) -> None:
 @pytest.mark.long
 @pytest.mark.needs_node
 async def test_the_library_of_another_language_agrees(ada: Client) -> None:
-    await asyncio.to_thread(install_from_npm)
+    await asyncio.to_thread(npm.install)
     async with receiving() as receiver:
         made = await flows.create(ada, receiver.url)
         await flows.stub(ada).PingEndpoint(pb.PingEndpointRequest(endpoint_id=made.endpoint.id))
         await flows.until(lambda: receiver.requests, "a ping")
     [request] = receiver.requests
     script = """
-        const {Webhook} = require(process.argv[1] + '/node_modules/standardwebhooks');
+        const {Webhook} = require(process.argv[1] + '/standardwebhooks');
         const {secret, body, headers} = JSON.parse(require('fs').readFileSync(0));
         console.log(new Webhook(secret).verify(body, headers).type);
     """
@@ -100,7 +97,7 @@ async def test_the_library_of_another_language_agrees(ada: Client) -> None:
     for forged, expected in (({}, 0), ({"body": given["body"] + " "}, 1)):
         done = await asyncio.to_thread(
             subprocess.run,
-            ["node", "-e", script, str(NPM)],
+            ["node", "-e", script, str(npm.MODULES)],
             input=json.dumps(given | forged),
             capture_output=True,
             text=True,
@@ -108,16 +105,6 @@ async def test_the_library_of_another_language_agrees(ada: Client) -> None:
 
         assert done.returncode == expected, done.stderr
         assert done.stdout.strip() == ("" if expected else "webhook.ping")
-
-
-def install_from_npm() -> None:
-    assert shutil.which("npm"), "Node.js is missing; deselect needs_node"
-    if not (NPM / "node_modules" / "standardwebhooks" / "package.json").exists():
-        NPM.mkdir(parents=True, exist_ok=True)
-        package = f"standardwebhooks@{NPM_VERSION}"
-        command = ["npm", "install", "--prefix", str(NPM), "--no-audit", "--no-fund", package]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-500:]
 
 
 @pytest.mark.long

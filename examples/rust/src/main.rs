@@ -23,8 +23,8 @@ async fn main() -> Result<(), Failure> {
     // Its variants are made by themselves: thumb, small, large, avif.
     let pictures = asset_service_client::AssetServiceClient::new(to_assets);
     let mut variants = Watch::new(async |cursor| {
-        let request = WatchAssetsRequest { asset_ids: vec![photo.id.clone()], cursor };
-        pictures.clone().watch_assets(request).await
+        let ask = WatchAssetsRequest { asset_ids: vec![photo.id.clone()], cursor };
+        pictures.clone().watch_assets(ask).await
     });
     let mut ready = HashSet::new();
     while ready.len() < 4 {
@@ -50,7 +50,7 @@ async fn main() -> Result<(), Failure> {
     let mut product = call!(products.create_product(ask)).await?.product.unwrap_or_default();
     let id = product.id.clone();
     let mut changes = Watch::new(async |cursor| {
-        let request = WatchProductRequest { product_id: id.clone(), cursor };
+        let request = WatchProductRequest { product_id: id.clone(), cursor, ..Default::default() };
         products.clone().watch_product(request).await
     });
     while product.state() != ProductState::Completed {
@@ -96,7 +96,8 @@ async fn main() -> Result<(), Failure> {
     println!("generation {} {}", made.id, made.state().as_str_name());
 
     let packs = tech_pack_service_client::TechPackServiceClient::new(to_techfiles);
-    let front = PackRevision { revision_id: "front-1".into(), view: view_type, asset_id: photo.id };
+    let mut front = PackRevision { view: view_type, asset_id: photo.id, ..Default::default() };
+    front.revision_id = "front-1".into();
     let mut ask = GenerateTechPackRequest { wait: true, ..Default::default() };
     (ask.request_id, ask.product_id) = (new_id(), product.id);
     (ask.facts, ask.revisions) = (facts, vec![front]);
@@ -106,15 +107,14 @@ async fn main() -> Result<(), Failure> {
     .await?;
     println!("tech pack {} {}", run.id, run.state().as_str_name());
 
-    let ask = GetExportRequest { export_id: run.export_id };
+    let ask = GetExportRequest { export_id: run.export_id, ..Default::default() };
     let shown = call!(packs.get_export(ask)).await?.export.unwrap_or_default();
     let mut file = ureq::get(&shown.file_url).call()?;
     io::copy(&mut file.body_mut().as_reader(), &mut File::create(&paths[3])?)?;
     println!("saved {} {}", paths[3], shown.size_bytes);
 
     // What a refusal says.
-    let ask = GetExportRequest { export_id: "none".into() };
-    let refused = call!(packs.get_export(ask)).await.unwrap_err();
+    let refused = call!(packs.get_export(GetExportRequest::default())).await.unwrap_err();
     println!("refused {}", explain(&refused));
     Ok(())
 }

@@ -11,7 +11,7 @@ from atelier.assets.v1 import asset_pb2_grpc
 
 from services.assets.core import rules
 from services.assets.core.asset_rows import ASSETS, VARIANTS, Asset, Variant
-from services.assets.core.reference_rows import Holder
+from services.assets.core.reference_rows import Holder, how_to_release
 from shared.database.db import Database
 from shared.database.ids import parse_id
 from shared.database.rows import Statement
@@ -58,7 +58,7 @@ _SELECT_VARIANTS = Statement(
 _SELECT_HOLDERS = Statement(
     Holder,
     """
-    SELECT asset_id, owner, holder FROM asset_references WHERE asset_id = %(id)s
+    SELECT asset_id, owner, holder, service FROM asset_references WHERE asset_id = %(id)s
     ORDER BY created_at DESC, holder LIMIT 10
     """,
 )
@@ -270,12 +270,13 @@ def _variant_answers(rows: Sequence[Variant], next_try: datetime | None) -> Iter
 def _holders(rows: Sequence[Holder], owner: str) -> pb.Finding:
     if not rows:
         return pb.Finding(question="does anything use it?", ok=True, answer="no, it can be deleted")
-    names = ", ".join(row.holder if row.owner == owner else "another owner" for row in rows)
+    names = ", ".join(row.named(owner) for row in rows)
     return pb.Finding(
         question="does anything use it?",
         ok=True,
         answer=f"yes: {names}",
-        next_step="to delete it, release it there or send `force`; ListReferences has all",
+        next_step=f"to delete it, {how_to_release(rows, owner)}, or send `force`; ListReferences"
+        " has all",
     )
 
 

@@ -21,11 +21,12 @@ _SHARE_OWN = Statement(
     """,
 )
 _HOLD = Command("""
-    INSERT INTO asset_references (owner, asset_id, holder)
-    SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING
+    INSERT INTO asset_references (owner, asset_id, holder, service)
+    SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s, 'assets' ON CONFLICT DO NOTHING
 """)
 _RELEASE = Command("""
     DELETE FROM asset_references WHERE owner = %(owner)s AND holder = ANY(%(holders)s)
+        AND service = 'assets'
 """)
 
 

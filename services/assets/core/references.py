@@ -9,7 +9,7 @@ import psycopg
 from atelier.assets.v1 import asset_pb2 as pb
 from atelier.assets.v1 import asset_pb2_grpc
 
-from services.assets.core import asset_rows
+from services.assets.core import asset_rows, reference_rows
 from services.assets.core.asset_rows import SELECT_ASSETS, Asset
 from services.assets.core.pages import Paged
 from services.assets.core.usage_log import UsageLog
@@ -27,6 +27,7 @@ class _Reference:
 
     owner: str
     holder: str
+    service: str
     created_at: datetime
     id: UUID
 
@@ -36,8 +37,8 @@ _SELECT_OWN = Statement(UUID, "SELECT id FROM assets WHERE id = %(asset_id)s AND
 _HOLD = Statement(
     UUID,
     """
-    INSERT INTO asset_references (owner, asset_id, holder)
-    SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s
+    INSERT INTO asset_references (owner, asset_id, holder, service)
+    SELECT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s, %(service)s
     ON CONFLICT DO NOTHING RETURNING asset_id
     """,
 )
@@ -45,14 +46,23 @@ _RELEASE = Statement(
     UUID,
     """
     DELETE FROM asset_references WHERE owner = %(owner)s AND holder = %(holder)s
-        AND (%(all)s OR asset_id = ANY(%(ids)s)) RETURNING asset_id
+        AND service = %(service)s AND (%(all)s OR asset_id = ANY(%(ids)s)) RETURNING asset_id
+    """,
+)
+# What somebody else acquired under the name of the holder.
+_SELECT_BOUND = Statement(
+    str,
+    """
+    SELECT service FROM asset_references WHERE owner = %(owner)s AND holder = %(holder)s
+        AND service <> '' AND (%(all)s OR asset_id = ANY(%(ids)s)) LIMIT 1
     """,
 )
 _LIST = Paged(
     _Reference,
     """
-    SELECT owner, holder, created_at, id FROM (
-        SELECT owner, holder, created_at, md5(owner || chr(31) || holder)::uuid AS id
+    SELECT owner, holder, service, created_at, id FROM (
+        SELECT owner, holder, service, created_at,
+            md5(owner || chr(31) || holder || chr(31) || service)::uuid AS id
         FROM asset_references WHERE asset_id = %(asset_id)s) AS named
     WHERE true
     """,
@@ -81,7 +91,13 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
                 if asset_id not in found:
                     raise errors.not_found("asset", asset_id)
             new = await m.all(
-                _HOLD, {"owner": m.owner, "ids": sorted(ids), "holder": request.holder}
+                _HOLD,
+                {
+                    "owner": m.owner,
+                    "ids": sorted(ids),
+                    "holder": request.holder,
+                    "service": auth.current().service or "",
+                },
             )
             # The foreign key has locked the assets against a delete: what is read now stays true
             # until the commit.
@@ -104,15 +120,16 @@ class ReferenceCalls(asset_pb2_grpc.AssetServiceServicer):
         self, request: pb.ReleaseReferencesRequest, context: Context
     ) -> pb.ReleaseReferencesResponse:
         async def work(m: Mutation) -> pb.ReleaseReferencesResponse:
-            gone = await m.all(
-                _RELEASE,
-                {
-                    "owner": m.owner,
-                    "holder": request.holder,
-                    "all": not request.asset_ids,
-                    "ids": [UUID(text) for text in request.asset_ids],
-                },
-            )
+            named = {
+                "owner": m.owner,
+                "holder": request.holder,
+                "all": not request.asset_ids,
+                "ids": [UUID(text) for text in request.asset_ids],
+            }
+            service = auth.current().service or ""
+            gone = await m.all(_RELEASE, {**named, "service": service})
+            if not gone and (bound := await m.first(_SELECT_BOUND, named)):
+                raise reference_rows.not_yours(request.holder, bound)
             return pb.ReleaseReferencesResponse(released=len(gone))
 
         return await self._db.mutate(request, pb.ReleaseReferencesResponse, work)
@@ -146,5 +163,6 @@ def _to_proto(row: _Reference, owner: str) -> pb.Reference:
     return pb.Reference(
         holder=row.holder if row.owner == owner else "",
         yours=row.owner == owner,
+        service=row.service if row.owner == owner else "",
         create_time=timestamp(row.created_at),
     )

@@ -1,7 +1,8 @@
 """Rules of `assets` as pure functions and tables: kinds, states, limits, names."""
 
+import hashlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -44,7 +45,8 @@ KIND_ROLES: Mapping[str, frozenset[str]] = {
     "render": frozenset({"admin"}),
 }
 SERVICE_KINDS = frozenset({"render", "result", "generated", "closeup", "sketch", "export"})
-PUBLIC_KINDS = frozenset({"style"})
+# Photographs of people: public only if their owner says so.
+_NEVER_PUBLIC_BY_ITSELF = frozenset({"user"})
 PDF_KINDS = frozenset({"document", "floorplan", "export"})
 
 PDF = "application/pdf"
@@ -54,6 +56,19 @@ IMAGE_TYPES = frozenset(
 
 PART_BYTES = 8 * 1024 * 1024
 MOST_PARTS = 1000
+
+
+def public_kinds(names: Sequence[str]) -> frozenset[str]:
+    """Returns the kinds of the setting `public_kinds`. Raises ValueError for one that doesn't exist
+    or can't be public by itself."""
+    possible = (KIND_ROLES.keys() | SERVICE_KINDS) - _NEVER_PUBLIC_BY_ITSELF
+    for name in names:
+        if name not in possible:
+            raise ValueError(
+                f"public_kinds: {name!r} can't be public by itself; these can:"
+                f" {', '.join(sorted(possible))}"
+            )
+    return frozenset(names)
 
 
 def type_problem(kind: str, mime_type: str) -> str | None:
@@ -117,14 +132,17 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+_LABEL_BYTES = 120
+
+
 @lru_cache(4096)
 def _segment(label: str) -> str:
     """Quotes a label as part of a key: at most 120 bytes, and never `.` or `..`, which `quote`
     leaves alone."""
     return (
-        quote(label, safe="")[:120].replace(".", "%2E")
+        quote(label, safe="")[:_LABEL_BYTES].replace(".", "%2E")
         if label in (".", "..")
-        else quote(label, safe="")[:120]
+        else quote(label, safe="")[:_LABEL_BYTES]
     )
 
 
@@ -143,10 +161,42 @@ def object_key(
         for name in ("session_id", "room_id", "product_id", "dataset_id")
         if scope.get(name)
     ]
-    parts = ["public", "assets"] if public else ["assets", owner, *named]
+    parts = ["public", "assets"] if public else ["assets", _owner_label(owner), *named]
     return "/".join(_segment(part) for part in [*parts, asset_id, folder, unique])
+
+
+def _owner_label(owner: str) -> str:
+    """Returns the owner as a label of a key. One that is too long has a digest at its end, so that
+    no other owner has the same prefix: an erasure removes everything below it."""
+    if len(quote(owner, safe="")) <= _LABEL_BYTES:
+        return owner
+    return f"{owner[:26]}.{hashlib.sha256(owner.encode()).hexdigest()[:40]}"
 
 
 def owner_prefix(owner: str) -> str:
     """Returns the prefix of the keys of all private objects of an owner."""
-    return f"assets/{_segment(owner)}/"
+    return f"assets/{_segment(_owner_label(owner))}/"
+
+
+# Which call of a service lets go of the pictures that a thing holds, by how the holder begins.
+_LETS_GO: Mapping[str, str] = {
+    "conversions/conversions/": "CancelConversion lets go, DeleteConversion once it has ended",
+    "conversions/generations/": "CancelGeneration lets go, DeleteGeneration once it has ended",
+    "conversions/analyses/": "CancelAnalysis lets go, DeleteAnalysis once it has ended",
+    "conversions/datasets/": "RemoveDatasetImages, UpdateDataset or PurgeDataset lets go of it",
+    "pipeline/products/": "RemoveProductImages or PurgeProduct lets go of it",
+    "techfiles/products/": (
+        "PurgeTechFile of the product's files that show it lets go, and PurgeTechPackRun of the"
+        " runs that were made from it"
+    ),
+    "assets/documents/": "PurgeDocument lets go of it",
+    "assets/comparisons/": "DeleteComparison lets go of it",
+}
+
+
+def lets_go(holder: str) -> str:
+    """Returns what lets go of the references of a service's holder."""
+    for beginning, how in _LETS_GO.items():
+        if holder.startswith(beginning):
+            return how
+    return "it is held for good"

@@ -1,9 +1,7 @@
 """SearchService: finds assets by tags, metadata, kind, labels and names; and sums over them.
 
 Everything that an asset can be found by is a row of `asset_terms`, which triggers write in the
-transaction of the change. A search is an intersection of groups of terms; within a group one term
-is enough. The group with the fewest rows leads: it is read in the order of the list, and each of
-its rows is looked up in the others, so that a page costs no more in ten million assets than in ten.
+transaction of the change. shared/database/terms.py says how it is read.
 """
 
 import json
@@ -24,6 +22,7 @@ from services.assets.core.asset_rows import ASSETS, KINDS, Asset, Urls, scope_of
 from shared.database.db import Database
 from shared.database.lists import created
 from shared.database.rows import Statement, compiled
+from shared.database.terms import TermListing
 from shared.rpc import auth, errors, paging
 from shared.rpc.protos import plain
 from shared.rpc.server import Context
@@ -98,96 +97,13 @@ def _sum_assets(filters: tuple[str, ...]) -> Statement[_Sum]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What the statement of a search depends on: how many groups there are besides the one that
-    leads, whether names are compared, the bounds in time that are set, and whether the page begins
-    after a row."""
-
-    groups: int
-    named: bool
-    bounds: tuple[str, ...]
-    goes_on: bool
+def _begins(row: Any, prefix: sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
+    """The name begins with the whole prefix, of which the term for names has only the beginning."""
+    begins: sa.ColumnElement[bool] = sa.func.left(row.file_name, sa.func.length(prefix)) == prefix
+    return begins
 
 
-_TERMS = sa.table("asset_terms", *map(sa.column, ("owner", "term", "created_at", "id")))
-
-
-@cache
-def _search(shape: _Shape) -> Statement[Asset]:
-    """Returns the statement of a search: it merges one list for each term of the leading group, and
-    reads at most a page of each."""
-    leads = sa.func.unnest(sa.bindparam("leads")).table_valued("term").render_derived(name="leads")
-    listed = _list_of(leads.c.term, shape).lateral("listed")
-    found = (
-        sa.select(listed.c.created_at, listed.c.id)
-        .select_from(leads.join(listed, sa.true()))
-        .distinct()
-        .subquery("found")
-    )
-    asset = ASSETS.core.alias("a")
-    return compiled(
-        Asset,
-        sa.select(asset)
-        .select_from(found.join(asset, asset.c.id == found.c.id))
-        .order_by(found.c.created_at.desc(), found.c.id.desc())
-        .limit(sa.bindparam("limit")),
-    )
-
-
-def _list_of(term: sa.ColumnElement[Any], shape: _Shape) -> sa.Select[Any]:
-    """Returns a select of a page of the assets that have the term, one term of each of the other
-    groups, and the beginning of the name."""
-    lead = _TERMS.alias("lead")
-    bounds = {
-        "created_from": lead.c.created_at >= sa.bindparam("created_from"),
-        "created_before": lead.c.created_at < sa.bindparam("created_before"),
-    }
-    found: sa.FromClause = lead
-    for n in range(shape.groups):
-        found = found.join(_also_in(n, lead), sa.true())
-    if shape.named:
-        found = found.join(_named(lead), sa.true())
-    where = [
-        lead.c.owner == sa.bindparam("owner"),
-        lead.c.term == term,
-        *(bounds[name] for name in shape.bounds),
-    ]
-    if shape.goes_on:
-        last = sa.tuple_(sa.bindparam("after_at"), sa.bindparam("after_id"))
-        where.append(sa.tuple_(lead.c.created_at, lead.c.id) < last)
-    # In the order of the index, as in `_WEIGH_TERMS`: the planner does not know the term.
-    order = (lead.c.owner, lead.c.term, lead.c.created_at, lead.c.id)
-    return (
-        sa.select(lead.c.created_at, lead.c.id)
-        .select_from(found)
-        .where(*where)
-        .order_by(*(column.desc() for column in order))
-        .limit(sa.bindparam("limit"))
-        .offset(sa.bindparam("skip"))
-    )
-
-
-def _also_in(n: int, lead: sa.FromClause) -> sa.FromClause:
-    """Returns a lateral subquery that has a row if the asset has a term of the group."""
-    other = _TERMS.alias("x")
-    has = sa.select().where(
-        other.c.owner == sa.bindparam("owner"),
-        other.c.term == sa.any_(sa.bindparam(f"group_{n}")),
-        other.c.created_at == lead.c.created_at,
-        other.c.id == lead.c.id,
-    )
-    return has.limit(sa.literal_column("1")).lateral(f"also_{n}")
-
-
-def _named(lead: sa.FromClause) -> sa.FromClause:
-    """Returns a lateral subquery that has a row if the asset's name begins with the whole prefix,
-    of which the term for names has only the beginning."""
-    asset = ASSETS.core.alias("named_asset")
-    prefix: sa.BindParameter[Any] = sa.bindparam("prefix")
-    begins = sa.func.left(asset.c.file_name, sa.func.length(prefix)) == prefix
-    has = sa.select().where(asset.c.id == lead.c.id, begins)
-    return has.limit(sa.literal_column("1")).lateral("named")
+_SEARCH = TermListing(ASSETS, Asset, "asset_terms", sa.LargeBinary, prefix=_begins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,19 +189,9 @@ def _query(
     page: paging.Page,
 ) -> tuple[Statement[Asset], dict[str, object]]:
     """Returns the statement of a search, with its parameters."""
-    bounds = _set(created(request))
     prefix = _prefix(request)
-    named = len(prefix) > _kept(prefix)
-    shape = _Shape(len(others), named, tuple(bounds), page.after is not None)
-    parameters: dict[str, object] = {
-        "owner": auth.current().owner,
-        "prefix": prefix,
-        "leads": list(lead),
-        **{f"group_{n}": list(terms) for n, terms in enumerate(others)},
-        **bounds,
-        **page.parameters,
-    }
-    return _search(shape), parameters
+    cut = prefix if len(prefix) > _kept(prefix) else ""
+    return _SEARCH.query(page, lead, others, {"prefix": cut, **created(request)})
 
 
 def _set(filters: dict[str, object]) -> dict[str, object]:

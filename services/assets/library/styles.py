@@ -100,8 +100,9 @@ _INSERT_IMAGES = Command("""
         given (asset_id, room_type, caption, n)
 """)
 _INSERT_REFERENCES = Command("""
-    INSERT INTO asset_references (owner, asset_id, holder)
-    SELECT DISTINCT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s ON CONFLICT DO NOTHING
+    INSERT INTO asset_references (owner, asset_id, holder, service)
+    SELECT DISTINCT %(owner)s, unnest(%(ids)s::uuid[]), %(holder)s, 'assets'
+    ON CONFLICT DO NOTHING
 """)
 
 

@@ -1,32 +1,29 @@
 """Exports every record of an owner, in pages by primary key: no transaction is open while the
 caller reads."""
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+import json
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
-import sqlalchemy as sa
 from atelier.assets.v1 import asset_pb2
 from atelier.assets.v1 import storage_pb2 as pb
 from google.protobuf.json_format import ParseDict
-from sqlalchemy.dialects.postgresql import array
 
-from services.assets.core import asset_rows
+from services.assets.core import asset_rows, rules
 from services.assets.core.asset_rows import ASSETS, VARIANTS, Asset, Urls, Variant
-from services.assets.upkeep.owned_tables import owned_tables
 from shared.database.db import Database
-from shared.database.rows import Statement, compiled
+from shared.database.rows import Statement
+from shared.erasing import exporting
+from shared.erasing.owned_tables import owned_tables
+from shared.erasing.service import UrlOf
 from shared.rpc import auth
 
 R = TypeVar("R", Asset, Variant)
 
 _CHUNK = 500
-# Tables that repeat what others say, and one that lists objects to be removed from the store.
-_LEFT_OUT = ("requests", "events", "doomed_objects")
-# The column whose value would let a reader of the export act for the owner.
-_CREDENTIALS = "secret"
+# It lists objects to be removed from the store.
+LEFT_OUT = ("doomed_objects",)
 _FIRST_ID = UUID(int=0)
 _SELECT_ASSETS = Statement(
     Asset,
@@ -44,38 +41,9 @@ _SELECT_VARIANTS = Statement(
 )
 
 
-@dataclass(slots=True)
-class _OwnedRow:
-    """A row of any table: its primary key, each part as text, and what an export shows of it."""
-
-    key: list[str]
-    shown: dict[str, Any]
-
-
-@cache
-def _select_rows(table: str, keys: tuple[str, ...], goes_on: bool) -> Statement[_OwnedRow]:
-    row = sa.table(table, *map(sa.column, sorted({"owner", *keys}))).alias("t")
-    key = [row.c[name] for name in keys]
-    where = [row.c.owner == sa.bindparam("of")]
-    if goes_on:
-        last = sa.tuple_(*(sa.bindparam(f"after_{n}") for n in range(len(keys))))
-        where.append(sa.tuple_(*key) > last)
-    shown: sa.ColumnElement[Any] = sa.literal_column(f"to_jsonb(t) - '{_CREDENTIALS}'")
-    return compiled(
-        _OwnedRow,
-        sa.select(
-            array([sa.cast(part, sa.Text) for part in key]).label("key"), shown.label("shown")
-        )
-        .select_from(row)
-        .where(*where)
-        .order_by(*key)
-        .limit(sa.bindparam("limit")),
-    )
-
-
 async def export(db: Database, urls: Urls) -> AsyncIterator[pb.ExportOwnerResponse]:
     """Yields every record of the current owner, in the order of tables and of their keys."""
-    for table in await owned_tables(db):
+    for table in exporting.shown_tables(await owned_tables(db), LEFT_OUT):
         if table.name == ASSETS.name:
             async for asset in _assets(db, urls):
                 yield pb.ExportOwnerResponse(asset=asset)
@@ -83,8 +51,10 @@ async def export(db: Database, urls: Urls) -> AsyncIterator[pb.ExportOwnerRespon
             async for variant in _by_id(db, _SELECT_VARIANTS):
                 shown = asset_rows.variant_to_proto(variant, urls)
                 yield pb.ExportOwnerResponse(variant=shown)
-        elif table.name not in _LEFT_OUT:
-            async for row in _rows(db, table.name, tuple(table.keys)):
+        else:
+            async for shown_row in exporting.rows(db, table):
+                row = pb.OwnedRow(table=table.name)
+                ParseDict(json.loads(shown_row), row.columns)
                 yield pb.ExportOwnerResponse(row=row)
 
 
@@ -108,19 +78,19 @@ async def _by_id(db: Database, statement: Statement[R]) -> AsyncIterator[R]:
         after = rows[-1].id
 
 
-async def _rows(db: Database, table: str, keys: tuple[str, ...]) -> AsyncIterator[pb.OwnedRow]:
-    after: Sequence[str] = ()
-    while True:
-        wanted = {
-            "of": auth.current().owner,
-            "limit": _CHUNK,
-            **{f"after_{n}": part for n, part in enumerate(after)},
-        }
-        rows = await db.all(_select_rows(table, keys, bool(after)), wanted)
-        for row in rows:
-            shown = pb.OwnedRow(table=table)
-            ParseDict(row.shown, shown.columns)
-            yield shown
-        if len(rows) < _CHUNK:
-            return
-        after = rows[-1].key
+def url_makers(urls: Urls) -> Mapping[str, UrlOf]:
+    """Returns what makes the URLs of rows with bytes, by the table: also of those in the trash."""
+
+    def of_asset(row: Mapping[str, Any]) -> str:
+        there = row["state"] == "ready" and not row["bytes_gone_at"]
+        return urls.of(row["storage_key"], row["mime_type"], row["file_name"]) if there else ""
+
+    def of_variant(row: Mapping[str, Any]) -> str:
+        there = row["state"] == "ready"
+        return urls.of(row["storage_key"], row["mime_type"], row["preset"]) if there else ""
+
+    def of_document(row: Mapping[str, Any]) -> str:
+        there = row["state"] == "ready"
+        return urls.of(row["storage_key"], rules.PDF, f"{row['kind']}.pdf") if there else ""
+
+    return {"assets": of_asset, "variants": of_variant, "documents": of_document}

@@ -9,9 +9,10 @@ import structlog
 
 from services.assets.core.deletions import BATCH, remove_due
 from services.assets.upkeep import run_rows
+from shared.background import sole
 from shared.background.jobs import JobQueue
 from shared.background.tasks import not_cancelled
-from shared.database.db import Database, execute
+from shared.database.db import Database
 from shared.database.exchange import Connection
 from shared.database.rows import Statement
 from shared.settings import Settings
@@ -20,10 +21,6 @@ from shared.storage import Storage, StorageError
 _TICK_SECONDS = 1.0
 _SILENT_SECONDS = 120  # longer than removing a batch takes
 _LONGEST_WAIT_SECONDS = 30.0
-_TRY_LOCK_KEEPING = Statement(
-    bool, "SELECT pg_try_advisory_lock(hashtextextended(current_schema(), 12))"
-)
-_ALIVE = Statement(int, "SELECT 1")
 _IS_DUE = Statement(
     bool,
     """
@@ -46,24 +43,23 @@ class Keeper:
         """Runs until it is cancelled."""
         while not_cancelled():
             try:
-                async with await self._db.connect() as conn:
-                    # A frozen process must not keep the lock: the database ends silent sessions.
-                    await conn.execute(f"SET idle_session_timeout = '{_SILENT_SECONDS}s'")
-                    if await (await execute(conn, _TRY_LOCK_KEEPING)).fetchone():
-                        await self._keep(conn)
+                alone = sole.alone(self._db, sole.Duty.UPKEEP, silent_seconds=_SILENT_SECONDS)
+                async with alone as session:
+                    if session:
+                        await self._keep(session)
             except (psycopg.Error, StorageError) as error:
                 _log.warning("keeping waits", service=self._db.service, error=type(error).__name__)
             await asyncio.sleep(_TICK_SECONDS)
 
-    async def _keep(self, conn: Connection) -> None:
+    async def _keep(self, session: Connection) -> None:
         loop = asyncio.get_running_loop()
         wait = min([_LONGEST_WAIT_SECONDS, *self._seconds.values()])
         look_at = loop.time() + wait
         # A cancellation that meets the end of a statement may be lost: only not_cancelled() sees it
         while not_cancelled():
-            await execute(conn, _ALIVE)  # raises if the session, and with it the lock, is lost
+            await sole.check(session)
             while await remove_due(self._db, self._storage) == BATCH:
-                await execute(conn, _ALIVE)
+                await sole.check(session)
             if loop.time() >= look_at:
                 look_at = loop.time() + wait
                 for action, seconds in self._seconds.items():

@@ -7,7 +7,6 @@ compared. A run that reaches the last key recounts the figures, at most once a d
 at the first key on request; the next run begins at the first key again.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ from services.assets.upkeep.recount import recount
 from services.assets.upkeep.run_rows import Report
 from services.assets.upkeep.walking import Walk
 from services.assets.variants import rendition_rows
-from shared.background import jobs
-from shared.background.tasks import not_cancelled
+from shared.background import jobs, tasks
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement
 from shared.storage import ObjectNotFound, Stat, Storage
@@ -378,7 +376,7 @@ async def show_metrics(db: Database, pause: timedelta) -> None:
     """Keeps the gauges at the figures of the last run's report. Servers call it, because they have
     the metrics port."""
     PAUSE.set(pause.total_seconds())
-    while not_cancelled():
+    while tasks.not_cancelled():
         try:
             for row in await db.system_all(_SELECT_LAST_RUN):
                 LAST.set(row.updated_at.timestamp())
@@ -387,4 +385,4 @@ async def show_metrics(db: Database, pause: timedelta) -> None:
                     MENDED.labels(what).set(count.done)
         except psycopg.Error as error:
             _log.warning("can't read the reconciler's last run", error=type(error).__name__)
-        await asyncio.sleep(_METRICS_SECONDS)
+        await tasks.pause(_METRICS_SECONDS)

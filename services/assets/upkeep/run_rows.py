@@ -8,7 +8,8 @@ from typing import Any
 from atelier.assets.v1 import storage_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from services.assets.upkeep import rules
+from services.assets.upkeep import erasure_rows, rules
+from services.assets.upkeep.erasure_rows import Part
 from shared.background import jobs
 from shared.background.job_tables import JobRow
 from shared.database.db import Mutation
@@ -119,13 +120,21 @@ async def begin(
     return row
 
 
-def to_proto(row: Run) -> pb.Run:
+def ended(row: Run, parts: Sequence[Part] = ()) -> bool:
+    """Returns whether the run has ended. An erasure has when every service has done its part."""
+    return rules.ended(row.state) and (row.state != "done" or erasure_rows.done(parts))
+
+
+def to_proto(row: Run, parts: Sequence[Part] = ()) -> pb.Run:
+    """`parts`: what other services do of an erasure."""
     report = Report.of(row.progress)
     arguments = Arguments.of(row)
+    state = "running" if rules.ended(row.state) and not ended(row, parts) else row.state
+    last = max([row.updated_at, *(part.updated_at for part in parts)])
     return pb.Run(
         id=str(row.id),
         action=ACTIONS.number[row.action],
-        state=STATES.number[row.state],
+        state=STATES.number[state],
         owner=row.owner,
         dry_run=arguments.dry_run,
         session_id=arguments.session_id,
@@ -138,5 +147,6 @@ def to_proto(row: Run) -> pb.Run:
         error_message=row.error_message,
         create_time=timestamp(row.created_at),
         wait=wait_of(row),
-        end_time=timestamp(row.updated_at) if rules.ended(row.state) else None,
+        end_time=timestamp(last) if ended(row, parts) else None,
+        services=map(erasure_rows.to_proto, parts),
     )

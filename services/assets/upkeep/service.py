@@ -1,7 +1,6 @@
 """StorageService: starts and shows runs, erases and exports an owner."""
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -10,7 +9,8 @@ from atelier.assets.v1 import storage_pb2 as pb
 from atelier.assets.v1 import storage_pb2_grpc
 
 from services.assets.core.asset_rows import Urls
-from services.assets.upkeep import erase, export, rules, run_rows
+from services.assets.upkeep import erase, erasure_rows, export, run_rows
+from services.assets.upkeep.erasure_rows import SELECT_PARTS, Part, Waker
 from services.assets.upkeep.run_rows import ACTIONS, RUNS, Run
 from shared.background import waiting
 from shared.background.jobs import JobQueue
@@ -18,7 +18,7 @@ from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.lists import Listing
 from shared.database.rows import Statement
-from shared.rpc import auth, errors, paging
+from shared.rpc import auth, calls, errors, paging
 from shared.rpc.errors import Reason
 from shared.rpc.server import Context
 
@@ -31,6 +31,7 @@ _Started = TypeVar(
     pb.EraseOwnerResponse,
 )
 
+_REACH_SECONDS = 3.0  # for which EraseOwner waits for the other services
 _SELECT_RUN = Statement(
     Run, f"SELECT {RUNS.columns} FROM storage_runs WHERE id = %(id)s AND owner = %(owner)s"
 )
@@ -38,26 +39,12 @@ _SELECT_SEEN_RUN = Statement(Run, f"SELECT {RUNS.columns} FROM storage_runs WHER
 _LIST = Listing(RUNS, Run)
 
 
-def act_for(owner: str) -> str:
-    """Enters the tenant context of the owner that the call is about, and returns that owner: for an
-    operator the named one, for others only their own. Raises NOT_FOUND for another owner.
-
-    The rest of the call sees that owner's rows alone.
-    """
-    identity = auth.current()
-    if identity.role == "admin":
-        auth.enter(replace(identity, owner=owner))
-        return owner
-    if owner not in ("", identity.owner):
-        raise errors.not_found("owner", owner)
-    return identity.owner
-
-
 class StorageService(storage_pb2_grpc.StorageServiceServicer):
-    def __init__(self, db: Database, queue: JobQueue, urls: Urls) -> None:
+    def __init__(self, db: Database, queue: JobQueue, urls: Urls, waker: Waker) -> None:
         self._db = db
         self._queue = queue
         self._urls = urls
+        self._waker = waker
 
     async def DeleteSession(
         self, request: pb.DeleteSessionRequest, context: Context
@@ -90,7 +77,7 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
     async def EraseOwner(
         self, request: pb.EraseOwnerRequest, context: Context
     ) -> pb.EraseOwnerResponse:
-        owner = act_for(request.owner or auth.current().owner)
+        owner = auth.act_for(request.owner or auth.current().owner)
         if request.confirm_owner != owner:
             raise errors.invalid(
                 "confirm_owner", "is not the owner that is to be erased; spell its name out"
@@ -101,29 +88,36 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
             return pb.EraseOwnerResponse(run=run_rows.to_proto(row))
 
         answer = await self._db.mutate(request, pb.EraseOwnerResponse, work)
-        return await self._finish(request, answer)
+        self._waker.wake()
+        seconds = min(_REACH_SECONDS, calls.time_left() or 0.0)
+        await waiting.until_seen(partial(self._parts, owner), erasure_rows.reached, seconds)
+        if request.wait:
+            return await self._finish(request, answer)
+        answer.run.CopyFrom(await self._shown(await self._read(UUID(answer.run.id))))
+        return answer
 
     async def ExportOwner(
         self, request: pb.ExportOwnerRequest, context: Context
     ) -> AsyncIterator[pb.ExportOwnerResponse]:
-        act_for(request.owner or auth.current().owner)
+        auth.act_for(request.owner or auth.current().owner)
         async for record in export.export(self._db, self._urls):
             yield record
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        owner = act_for(request.owner)
+        owner = auth.act_for(request.owner)
         mine = {"id": parse_id(request.run_id, "run_id"), "owner": owner}
         row = await self._db.first(_SELECT_RUN, mine)
         if row is None:
             raise errors.not_found("run", request.run_id)
-        return pb.GetRunResponse(run=run_rows.to_proto(row))
+        return pb.GetRunResponse(run=await self._shown(row))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        act_for(request.owner)
+        auth.act_for(request.owner)
         page = paging.page(request)
         wanted = {"action": ACTIONS.word.get(request.action)}
         rows = await self._db.all(*_LIST.query(page, wanted))
-        found, token = page.fill(rows, map(run_rows.to_proto, rows))
+        shown = [await self._shown(row) for row in rows]
+        found, token = page.fill(rows, shown)
         return pb.ListRunsResponse(runs=found, next_page_token=token)
 
     async def _start(
@@ -149,10 +143,23 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
         """Waits for the run's end if the request says so. Raises NOT_FOUND if the run was erased
         with its owner."""
         if request.wait:
-            read = partial(self._read, UUID(answer.run.id))
-            row: Run = await waiting.until_seen(read, _ended, waiting.patience())
-            answer.run.CopyFrom(run_rows.to_proto(row))
+            read = partial(self._read_all, UUID(answer.run.id))
+            row, parts = await waiting.until_seen(read, _ended, waiting.patience())
+            answer.run.CopyFrom(run_rows.to_proto(row, parts))
         return answer
+
+    async def _read_all(self, run_id: UUID) -> tuple[Run, list[Part]]:
+        row = await self._read(run_id)
+        return row, await self._parts_of(row)
+
+    async def _shown(self, row: Run) -> pb.Run:
+        return run_rows.to_proto(row, await self._parts_of(row))
+
+    async def _parts_of(self, row: Run) -> list[Part]:
+        return await self._parts(row.owner) if row.action == "erase" else []
+
+    async def _parts(self, owner: str) -> list[Part]:
+        return await self._db.all(SELECT_PARTS, {"owner": owner})
 
     async def _read(self, run_id: UUID) -> Run:
         row = await self._db.first(_SELECT_SEEN_RUN, {"id": run_id})
@@ -161,5 +168,5 @@ class StorageService(storage_pb2_grpc.StorageServiceServicer):
         return row
 
 
-def _ended(row: Run) -> bool:
-    return rules.ended(row.state)
+def _ended(read: tuple[Run, list[Part]]) -> bool:
+    return run_rows.ended(*read)

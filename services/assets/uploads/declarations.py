@@ -5,6 +5,7 @@ The rules about kind, type, size and labels are the same for every way of upload
 parts, a URL.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -65,10 +66,12 @@ _INSERT_ASSET = Statement(
 )
 
 
-def declared(declaration: UploadDeclaration, path: str, limits: Limits) -> Declared:
+def declared(
+    declaration: UploadDeclaration, path: str, limits: Limits, public_kinds: Container[str]
+) -> Declared:
     """Checks what protovalidate can't, and returns the declaration as an asset's columns. Raises
     INVALID_ARGUMENT or PERMISSION_DENIED. `path`: the prefix of its fields in errors."""
-    made = described(declaration, path)
+    made = described(declaration, path, public_kinds)
     mime_type = canonical(declaration.mime_type)
     if problem := rules.type_problem(made.kind, mime_type):
         raise errors.invalid(f"{path}mime_type", problem)
@@ -97,9 +100,12 @@ def _provenance(said: asset_pb2.Provenance) -> dict[str, object]:
     }
 
 
-def described(declaration: UploadDeclaration | ImportAssetRequest, path: str) -> Declared:
-    """Returns the columns that don't depend on the bytes. Raises PERMISSION_DENIED if the caller
-    may not upload the kind."""
+def described(
+    declaration: UploadDeclaration | ImportAssetRequest, path: str, public_kinds: Container[str]
+) -> Declared:
+    """Returns the columns that don't depend on the bytes. A file of `public_kinds` is public unless
+    the declaration says otherwise. Raises PERMISSION_DENIED if the caller may not upload the
+    kind."""
     identity = auth.current()
     kind = KINDS.word[declaration.kind]
     if not rules.may_upload(kind, identity.role, identity.service is not None):
@@ -108,7 +114,7 @@ def described(declaration: UploadDeclaration | ImportAssetRequest, path: str) ->
             Reason.ERROR_REASON_ROLE_NOT_ALLOWED, text, {"role": identity.role, "kind": kind}
         )
     public = declaration.visibility == asset_pb2.VISIBILITY_PUBLIC or (
-        not declaration.visibility and kind in rules.PUBLIC_KINDS
+        not declaration.visibility and kind in public_kinds
     )
     return Declared(
         kind=kind,

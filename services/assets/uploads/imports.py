@@ -69,7 +69,7 @@ class ImportService(import_pb2_grpc.ImportServiceServicer):
         return pb.ImportAssetResponse(asset=asset_rows.to_proto(asset, urls), duplicates=others)
 
     async def _begin(self, request: pb.ImportAssetRequest) -> pb.ImportAssetResponse:
-        made = declarations.described(_named(request), "")
+        made = declarations.described(_named(request), "", self._verifier.public_kinds)
         try:
             await self._outbound.check_url(request.url)
         except OutboundRefused as refusal:

@@ -88,7 +88,7 @@ class ResumableUploadService(resumable_pb2_grpc.ResumableUploadServiceServicer):
         self, request: pb.StartResumableUploadRequest, context: Context
     ) -> pb.StartResumableUploadResponse:
         declaration = request.declaration
-        made = declarations.declared(declaration, "declaration.", self._verifier.limits)
+        made = self._verifier.declared(declaration, "declaration.")
         response = await self._db.stored_answer(request, pb.StartResumableUploadResponse)
         if response is None:
             response = await self._start(request, made)

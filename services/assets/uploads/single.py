@@ -70,7 +70,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         self, request: pb.RequestUploadRequest, context: Context
     ) -> pb.RequestUploadResponse:
         declaration = request.declaration
-        made = declarations.declared(declaration, "declaration.", self._verifier.limits)
+        made = self._verifier.declared(declaration, "declaration.")
 
         async def work(m: Mutation) -> pb.RequestUploadResponse:
             asset, upload = await self._announce(m, made, declaration.sha256)
@@ -99,7 +99,7 @@ class UploadService(upload_pb2_grpc.UploadServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context
     ) -> pb.UploadResponse:
         head = await _head(request_iterator)
-        made = declarations.declared(head.declaration, "head.declaration.", self._verifier.limits)
+        made = self._verifier.declared(head.declaration, "head.declaration.")
 
         async def announce(m: Mutation) -> pb.UploadResponse:
             asset, _upload = await self._announce(m, made, head.declaration.sha256)

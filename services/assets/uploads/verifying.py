@@ -19,7 +19,12 @@ from atelier.assets.v1.resumable_pb2 import (
     CompleteResumableUploadRequest,
     CompleteResumableUploadResponse,
 )
-from atelier.assets.v1.upload_pb2 import ConfirmUploadRequest, ConfirmUploadResponse, UploadHead
+from atelier.assets.v1.upload_pb2 import (
+    ConfirmUploadRequest,
+    ConfirmUploadResponse,
+    UploadDeclaration,
+    UploadHead,
+)
 from psycopg.types.json import Jsonb
 
 from services.assets.accounting.enforcing import Quotas
@@ -33,8 +38,9 @@ from services.assets.core.asset_rows import (
 )
 from services.assets.core.usage_log import UsageLog
 from services.assets.core.visibility import belongs, content_name, name_by_content
-from services.assets.uploads import credentials
+from services.assets.uploads import credentials, declarations
 from services.assets.uploads.credentials import CredentialsReader
+from services.assets.uploads.declarations import Declared
 from services.assets.variants import rendition_rows
 from services.assets.variants.presets import Presets
 from shared import imaging
@@ -126,6 +132,7 @@ class Verifier:
         reader: CredentialsReader,
         usage_log: UsageLog,
         quotas: Quotas,
+        public_kinds: frozenset[str],
     ) -> None:
         self._db = db
         self._storage = storage
@@ -136,6 +143,7 @@ class Verifier:
         self._credentials = reader
         self._usage = usage_log
         self.quotas = quotas
+        self.public_kinds = public_kinds
         self._places = Turns(_MOST_AT_ONCE, leave_room=True)
 
     @asynccontextmanager
@@ -156,6 +164,9 @@ class Verifier:
                 )
                 raise errors.retry_later(Reason.ERROR_REASON_OVERLOADED, text, 1) from None
             yield
+
+    def declared(self, declaration: UploadDeclaration, path: str) -> Declared:
+        return declarations.declared(declaration, path, self.limits, self.public_kinds)
 
     async def asset(self, asset_id: UUID) -> Asset:
         """Returns the current row. Raises NOT_FOUND if the asset was purged meanwhile, or since the

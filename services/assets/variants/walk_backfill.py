@@ -7,7 +7,6 @@ crash finishes it first.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from uuid import UUID
 
 from services.assets.core import rules
@@ -87,15 +86,10 @@ class Walk:
         self._kind = JobTable(BACKFILLS, rules.JOB_STATES, "running", "done", self._ended)
 
     async def run(self, backfill_id: str) -> None:
-        again: list[jobs.TryAgain] = []
-        await attempts.run(self._db, self._kind, backfill_id, partial(self._stretch, again))
-        if again:
-            raise again[0]
+        await attempts.run(self._db, self._kind, backfill_id, self._stretch)
 
-    async def _stretch(
-        self, again: list[jobs.TryAgain], attempt: Attempt[Backfill]
-    ) -> Outcome[Backfill]:
-        """Makes the presets that the next images lack. Adds to `again` if there are more images."""
+    async def _stretch(self, attempt: Attempt[Backfill]) -> Outcome[Backfill]:
+        """Makes the presets that the next images lack. It is tried again if there are more."""
         job = attempt.row
         if unknown := [name for name in job.presets if name not in self._presets.by_name]:
             raise attempts.JobFailed("PRESET_UNKNOWN", f"{unknown[0]} is no longer a preset")
@@ -106,10 +100,10 @@ class Walk:
                 await self._maker.run(str(left_over))
             if await self._walk(attempt):
                 return Outcome({})
-            again.append(jobs.TryAgain())
+            again = jobs.TryAgain()
         except jobs.TryAgain as later:  # the store is away; the image is not given up yet
-            again.append(later)
-        return Outcome({}, to="pending")
+            again = later
+        return Outcome({}, to="pending", again=again)
 
     async def _walk(self, attempt: Attempt[Backfill]) -> bool:
         """Returns True at the end of the walk, False if other jobs are to run before it goes on."""

@@ -6,4 +6,4 @@ more than 512 MB or 20 s for a 50 MP input.
 """
 
 MODEL_NAME = "local"
-MODEL_VERSION = "1.0.0"
+MODEL_VERSION = "1.1.0"

@@ -2,9 +2,9 @@
 confidence and its evidence.
 
 A result holds what the caller stated, what was measured in the pictures, and what follows from a
-declared scale. Any other value is None, which is shown as "not supplied". The confidence is the sum
-with the weights in _WEIGHTS: how well the pictures can be read, and how much of what the task wants
-was stated.
+declared scale. Any other value is None, which is shown as "not supplied". The evidence has the
+weights in _WEIGHTS: how well the pictures can be read, and how much of what the task wants was
+stated.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.conversions.local import colours, copywriting, lengths, quality
-from services.conversions.local.evidence import Evidence, confidence
+from services.conversions.local.evidence import Evidence
 from services.conversions.local.quality import Quality
 from shared.formats.facts import Facts, Feature
 
@@ -32,10 +32,11 @@ TASKS = tuple(_WEIGHTS)
 
 @dataclass(frozen=True)
 class Analysis:
-    """result: plain values, ready for JSON; its keys depend on the task. confidence: 0..1."""
+    """result: plain values, ready for JSON; its keys depend on the task. needs: what the task wants
+    to know, and whether it was stated. evidence: for a confidence; `completeness` is among it."""
 
     result: dict[str, Any]
-    confidence: float
+    needs: dict[str, bool]
     evidence: tuple[Evidence, ...]
 
 
@@ -49,11 +50,12 @@ def analyse(task: str, pictures: Sequence[Quality], facts: Facts) -> Analysis:
         raise ValueError(f"task: {task!r} is not one of {', '.join(TASKS)}")
     *picture_weights, completeness_weight = _WEIGHTS[task]
     views = {picture.view for picture in pictures}
+    needs = _wanted(task, facts, views)
     evidence = (
         *quality.evidence(pictures, picture_weights),
-        _completeness(_wanted(task, facts, views), completeness_weight),
+        _completeness(needs, completeness_weight),
     )
-    return Analysis(_result(task, pictures, facts), confidence(evidence), evidence)
+    return Analysis(_result(task, pictures, facts), needs, evidence)
 
 
 def _product_analysis(pictures: Sequence[Quality], facts: Facts) -> dict[str, Any]:

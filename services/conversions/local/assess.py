@@ -1,18 +1,25 @@
-"""Measures one photograph: the pixel work behind every analysis of it."""
+"""Measures one photograph and reads its codes: the pixel work behind every analysis of it."""
 
 from pathlib import Path
 
-from services.conversions.local import elements, picture, subject
+import pyvips
+
+from services.conversions.local import codes, elements, picture, subject
 from services.conversions.local.evidence import ramp
-from services.conversions.local.quality import Quality
+from services.conversions.local.quality import Assessed, Quality
 
 _SIDE = 1600
 
 
-def assess(view: str, path: Path) -> Quality:
-    """Measures one photograph of a product."""
-    width, height = picture.size_of(path)
+def assess(view: str, path: Path) -> Assessed:
+    """Measures one photograph of a product and reads its codes. Both see the same pixels: decoding
+    takes longer than reading codes."""
     photo = picture.open_upright(path, _SIDE)
+    return Assessed(_quality(view, picture.size_of(path), photo), codes.read_codes(photo))
+
+
+def _quality(view: str, size: tuple[int, int], photo: pyvips.Image) -> Quality:
+    width, height = size
     cut = subject.find(photo)
     measures = elements.subject_measures(photo, cut)
     clipped = min(1.0, measures.clipped_shadows + measures.clipped_highlights)

@@ -6,7 +6,7 @@ from statistics import median
 
 import pyvips
 
-from services.conversions.local import subject
+from services.conversions.local import regions, subject
 
 # Height by width. A standing person is much higher than wide; below this ratio the picture shows
 # less than the whole figure.
@@ -23,6 +23,7 @@ class Body:
     span: from the left to the right side just below the shoulder, arms or sleeves included.
     centre: the column between the sides.
     neck: the narrowest row between head and shoulders; None for a garment or if there is none.
+    lean: how far the body's centre is from the neck's, in widths of the body; 0 without a neck.
     apart: share of the body's rows in which arms or sleeves stand apart, 0..1.
     """
 
@@ -33,13 +34,18 @@ class Body:
     centre: float
     neck: int | None
     apart: float
+    lean: float = 0.0
 
 
 def of_garment(mask: pyvips.Image) -> Body:
     """Measures a garment laid flat or on a stand, upright, seen from the front or the back."""
-    _, top, _, height = subject.bounds(mask)
+    _, top, _, height = regions.bounds(mask)
     rows = subject.row_runs(mask)
-    width, centre, apart = _trunk(rows, top + round(0.35 * height), top + round(0.92 * height))
+    start, end = top + round(0.35 * height), top + round(0.92 * height)
+    # Straps that hang down and the lower part of a bodysuit are not the body.
+    widest = max((_longest(runs) for runs in rows[start:end]), default=0)
+    kept = [runs if 2.4 * _longest(runs) >= widest else [] for runs in rows]
+    width, centre, apart = _trunk(kept, start, end)
     shoulder = _shoulder(rows, top, top + height // 2, width)
     return Body(shoulder, top + height, width, _span(rows, shoulder, width), centre, None, apart)
 
@@ -49,10 +55,13 @@ def of_person(mask: pyvips.Image) -> Body:
 
     If no neck is found, the rows from 20 % to 75 % of the visible height count as the torso.
     """
-    _, top, width, height = subject.bounds(mask)
+    _, top, width, height = regions.bounds(mask)
     whole = height / max(1, width) >= _WHOLE_FIGURE
     rows = subject.row_runs(mask)
     neck = _neck(rows, top, height if whole else round(1.4 * height))
+    if neck is None and 0.9 < height / max(1, width) / _WHOLE_FIGURE < 1.1:  # it may be either
+        whole = not whole
+        neck = _neck(rows, top, height if whole else round(1.4 * height))
     if neck is None:
         start, end = top + round(0.20 * height), top + round(0.75 * height)
         trunk, centre, apart = _trunk(rows, start, end)
@@ -61,11 +70,16 @@ def of_person(mask: pyvips.Image) -> Body:
     end = min(neck + reach, top + height)
     trunk, centre, apart = _trunk(rows, neck + round(0.3 * reach), end)
     shoulder = _shoulder(rows, neck, neck + reach // 2, trunk)
-    return Body(shoulder, end, trunk, _span(rows, shoulder, trunk), centre, neck, apart)
+    lean = (centre - (rows[neck][0][0] + rows[neck][-1][1]) / 2) / trunk
+    return Body(shoulder, end, trunk, _span(rows, shoulder, trunk), centre, neck, apart, lean)
 
 
 def _extent(runs: list[tuple[int, int]]) -> int:
     return runs[-1][1] - runs[0][0] if runs else 0
+
+
+def _longest(runs: list[tuple[int, int]]) -> int:
+    return max((right - left for left, right in runs), default=0)
 
 
 def _span(rows: list[list[tuple[int, int]]], shoulder: int, width: float) -> float:
@@ -96,7 +110,7 @@ def _trunk(rows: list[list[tuple[int, int]]], start: int, end: int) -> tuple[flo
         return float(len(rows)), len(rows) / 2, 0.0
     split = [max(runs[1:-1], key=lambda run: run[1] - run[0]) for runs in filled if len(runs) >= 3]
     widest = [max(runs, key=lambda run: run[1] - run[0]) for runs in filled]
-    if len(split) >= 0.1 * len(filled):
+    if len(split) >= 0.05 * len(filled):
         chosen = split
     else:  # arms or sleeves hardly stand apart: the narrower rows show the body best
         chosen = sorted(widest, key=lambda run: run[1] - run[0])[: max(1, len(widest) // 2)]

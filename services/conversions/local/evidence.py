@@ -1,4 +1,4 @@
-"""Confidence that can be checked: the weighted mean of measured values, which are returned with
+"""Confidence that can be checked: it is computed from measured values, which are returned with
 it."""
 
 from collections.abc import Iterable, Mapping
@@ -37,6 +37,13 @@ def confidence(evidence: Iterable[Evidence]) -> float:
     return round(
         sum(item.value * item.weight for item in items) / sum(item.weight for item in items), 3
     )
+
+
+def capped(evidence: Iterable[Evidence]) -> float:
+    """Returns the weighted mean, but no more than the worst value: what fails in one respect is not
+    saved by the others."""
+    items = list(evidence)
+    return min(confidence(items), *(item.value for item in items))
 
 
 def ramp(value: float, low: float, high: float) -> float:

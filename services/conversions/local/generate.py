@@ -17,7 +17,7 @@ import pyvips
 from services.conversions.local import colours, mood, picture, subject
 from services.conversions.local.colours import Rgb
 from services.conversions.local.elements import subject_measures
-from services.conversions.local.evidence import Evidence, Rendering, confidence
+from services.conversions.local.evidence import Evidence, Rendering, capped
 from services.conversions.local.mood import Mood
 from services.conversions.local.scene import Canvas
 
@@ -100,7 +100,7 @@ def generate(
         "references_given": len(references),
         "composition": "studio" if pieces else "abstract",
     }
-    return Rendering(width, height, confidence(evidence), evidence, parameters, source_type)
+    return Rendering(width, height, capped(evidence), evidence, parameters, source_type)
 
 
 def _check(out: Path, aspect_ratio: str, resolution: str, quality: str, format: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.conversions.local.evidence import Evidence
+from services.conversions.local.reading import Code
 from shared.imaging.model import Colour
 
 MEASURES = ("sharpness", "exposure", "resolution", "separation")
@@ -38,6 +39,14 @@ class Quality:
         return round(
             (2 * self.sharpness + self.exposure + self.resolution + self.separation) / 5, 3
         )
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What one photograph shows, whatever the product is."""
+
+    quality: Quality
+    codes: tuple[Code, ...]
 
 
 def evidence(pictures: Sequence[Quality], weights: Sequence[float]) -> tuple[Evidence, ...]:

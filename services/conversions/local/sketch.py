@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyvips
 
-from services.conversions.local import picture, subject
-from services.conversions.local.evidence import Evidence, Rendering, confidence, ramp
+from services.conversions.local import picture, regions, subject
+from services.conversions.local.evidence import Evidence, Rendering, capped, ramp
 from services.conversions.local.subject import Subject
 
 WORKING_SIDE = 2000
@@ -61,11 +61,11 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
             "separation",
             round(found.separation, 3),
             0.45,
-            f"the outline divides subject and backdrop at a Lab distance of {found.threshold:.1f}",
+            "how even the backdrop is, and how clear the outline on it",
         ),
         Evidence(
             "resolution",
-            ramp(max(width, height), 500, 1600),
+            0.5 + 0.5 * ramp(max(width, height), 500, 1600),
             0.25,
             f"drawn from {width} x {height} px",
         ),
@@ -78,7 +78,7 @@ def line_drawing(image: Path, out: Path, *, view: str) -> Rendering:
         ),
     )
     parameters = {"view": view, "working_side": WORKING_SIDE, "coverage": round(found.coverage, 3)}
-    return Rendering(width, height, confidence(evidence), evidence, parameters, _SOURCE_TYPE)
+    return Rendering(width, height, capped(evidence), evidence, parameters, _SOURCE_TYPE)
 
 
 def _smooth_shape(found: Subject, width: int, height: int, unit: float) -> pyvips.Image:
@@ -215,15 +215,14 @@ def _linked(strength: pyvips.Image, *, weak: float, strong: float, shortest: int
     thin = (strength > weak).copy_memory()
     # Widens the lines first: regions join along edges only, and a thin line runs along diagonals
     # too.
-    labelled = subject.regions(thin.rank(3, 3, 8).copy_memory())
-    if labelled is None:
+    found = regions.label(thin.rank(3, 3, 8).copy_memory())
+    if found is None:
         return strength > strong
-    labels, areas, inside = labelled
     peaks = memoryview(
-        strength.hist_find_indexed(labels, combine="max").cast("float").write_to_memory()
+        strength.hist_find_indexed(found.labels, combine="max").cast("float").write_to_memory()
     ).cast("f")
     keep = [
         is_set and peak >= strong and area >= 3 * shortest
-        for area, is_set, peak in zip(areas, inside, peaks, strict=True)
+        for area, is_set, peak in zip(found.areas, found.inside, peaks, strict=True)
     ]
-    return subject.select(labels, keep) & thin
+    return regions.select(found, keep) & thin

@@ -5,16 +5,19 @@ The preview is a flat overlay and says so: cloth doesn't fold around the body, a
 garment's photograph doesn't show is not made up.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import cos, radians, sin
 from pathlib import Path
 
 import pyvips
 
-from services.conversions.local import body, picture, subject
+from services.conversions.local import body, picture, plausible, subject, vision, wearer
 from services.conversions.local.body import Body
-from services.conversions.local.evidence import Evidence, Rendering, confidence, ramp
+from services.conversions.local.evidence import Evidence, Rendering, capped, ramp
+from services.conversions.local.plausible import Outline
 from services.conversions.local.scene import framed
 from services.conversions.local.subject import Subject
+from services.conversions.local.wearer import Wearer
 
 _SOURCE_TYPE = "composite"  # made of two pictures whose own origin isn't known here
 _EASE = {
@@ -34,43 +37,81 @@ _TONE = {
     "monochrome": ((1.0, 1.0, 1.0), 0.0),
 }
 """Gain per sRGB band and factor on the chroma of the finished picture, by the word in the style."""
+_MOST_TURN = 25.0
+"""Degrees that a garment is turned with the shoulders."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A photograph, what was cut out of it, and its body in pixels of the mask. wearer: the person
+    whose pose was seen, if there are models for it."""
+
+    photo: pyvips.Image
+    found: Subject
+    body: Body
+    wearer: Wearer | None = None
+
+    @property
+    def unit(self) -> float:
+        """Returns pixels of the photograph per pixel of the mask."""
+        return self.photo.width / self.found.mask.width
+
+    @property
+    def outline(self) -> Outline:
+        return plausible.outline(self.found.mask, self.body)
 
 
 @dataclass(frozen=True)
 class _Placement:
     """scale: picture pixels per garment pixel. left, top: the place of the garment picture's
-    corner."""
+    corner. widths: the garment with its sleeves, in widths of the body."""
 
     scale: float
     left: int
     top: int
+    widths: float
 
 
 def try_on(
-    person: Path, cloth: Path, out: Path, *, style: str | None = None, max_side: int = 2048
+    person: Path,
+    cloth: Path,
+    out: Path,
+    *,
+    style: str | None = None,
+    max_side: int = 2048,
+    models: Path | None = None,
 ) -> Rendering:
     """Writes the preview (JPEG, WebP or PNG by the suffix of `out`), its longer side at most
     `max_side` pixels.
 
     `style` is free text. One word of _EASE and one of _TONE in it take effect; the parameters name
-    them.
+    them. `models`: the folder of the vision models, by which the person's pose is seen; without,
+    the outline alone has to say where the torso is. Raises ValueError with the reason if person or
+    garment can't be told from the backdrop, or don't fit together.
     """
     if not 256 <= max_side <= 4096:
         raise ValueError("max_side: 256 to 4096 pixels")
-    scene = picture.flat(picture.open_upright(person, max_side))
-    garment = picture.open_upright(cloth, max_side)
-    scene_subject, garment_subject = subject.find(scene), subject.find(garment)
-    torso, cut = body.of_person(scene_subject.mask), body.of_garment(garment_subject.mask)
+    garment, garment_shape = _garment(cloth, max_side)
+    scene = _scene(person, max_side, models)
     words = set((style or "").lower().replace("-", " ").replace(",", " ").split())
     fit = next((word for word in _EASE if word in words), "regular")
     tone = next((word for word in _TONE if word in words), None)
-    place = _place(scene, scene_subject, torso, garment, garment_subject, cut, _EASE[fit])
-    gain = _light(scene_subject, garment_subject)
-    result = _compose(scene, scene_subject, torso, garment, garment_subject, place, gain)
+    place = _place(scene, garment, _EASE[fit])
+    gain = _light(scene.found, garment.found)
+    cloth_layer, over = _laid(scene, garment, place)
+    covered = _covered(scene, over)
+    plausible.refuse_fit(place.widths, covered)
+    result = _compose(scene, cloth_layer, over, gain)
     if tone:
         result = _toned(result, tone)
     width, height = picture.write(result, out, 90, _SOURCE_TYPE)
-    evidence = _evidence(scene_subject, torso, garment_subject, cut, garment)
+    evidence = (
+        *plausible.garment_evidence(garment.found, garment_shape),
+        *plausible.fit_evidence(place.widths, covered),
+        *(scene.wearer.evidence() if scene.wearer else _person_evidence(scene)),
+        *_evidence(scene, garment),
+        *([wearer.worn(garment.photo, models)] if models else []),
+    )
     parameters = {
         "style": style,
         "fit": fit,
@@ -81,35 +122,58 @@ def try_on(
         "left": place.left,
         "top": place.top,
         "light_gain": round(gain, 3),
-        "torso_box": _torso_box(scene_subject, torso),
-        "garment_coverage": round(garment_subject.coverage, 3),
+        "torso_box": _torso_box(scene),
+        "garment_coverage": round(garment.found.coverage, 3),
+        "turn": scene.wearer.turn if scene.wearer else 0.0,
+        "vision": vision.recipe(*vision.SHA256) if models else None,
         "method": "flat overlay",
     }
-    return Rendering(width, height, confidence(evidence), evidence, parameters, _SOURCE_TYPE)
+    return Rendering(width, height, capped(evidence), evidence, parameters, _SOURCE_TYPE)
 
 
-def _place(
-    scene: pyvips.Image,
-    scene_subject: Subject,
-    torso: Body,
-    garment: pyvips.Image,
-    garment_subject: Subject,
-    cut: Body,
-    ease: float,
-) -> _Placement:
-    to_scene = scene.width / scene_subject.mask.width
-    to_garment = garment.width / garment_subject.mask.width
+def _garment(path: Path, max_side: int) -> tuple[_Part, Outline]:
+    photo = picture.open_upright(path, max_side)
+    found = subject.find(photo)
+    part = _Part(photo, found, body.of_garment(found.mask))
+    shape = part.outline
+    plausible.refuse_garment(found, shape)
+    return part, shape
+
+
+def _scene(path: Path, max_side: int, models: Path | None) -> _Part:
+    photo = picture.flat(picture.open_upright(path, max_side))
+    found = subject.find(photo)
+    if models is None:
+        part = _Part(photo, found, body.of_person(found.mask))
+        plausible.refuse_person(found, part.outline, part.body)
+        return part
+    person = wearer.find(photo, models, found.mask.width, found.mask.height)
+    return _Part(photo, _seen(found, person), person.body, person)
+
+
+def _seen(found: Subject, person: Wearer) -> Subject:
+    """Returns the subject with the person's own shape. Where the backdrop is even, its outline
+    decides near the edge of the matte, since it has four times its resolution."""
+    matte = person.pose.shape(found.mask.width, found.mask.height)
+    if found.separation < plausible.CERTAIN:
+        return replace(found, mask=(matte > 127).copy_memory())
+    return replace(found, mask=((matte > 220) | (found.mask & (matte > 25))).copy_memory())
+
+
+def _place(scene: _Part, garment: _Part, ease: float) -> _Placement:
+    torso, cut = scene.body, garment.body
+    to_scene, to_garment, height = scene.unit, garment.unit, scene.photo.height
     scale = torso.width * to_scene * ease / (cut.width * to_garment)
     # Sleeves begin where the arms do, so the shoulders may need a little more room than the body.
     shoulders = 1.04 * torso.span * to_scene / (cut.span * to_garment)
     scale = max(scale, min(shoulders, 1.18 * scale))
     # Limits the scale: a misjudged body must give neither a tiny garment nor a huge one.
-    scale = (
-        max(0.15 * scene.height, min(scale * garment.height, 2.2 * scene.height)) / garment.height
-    )
+    garment_height = garment.photo.height
+    scale = max(0.15 * height, min(scale * garment_height, 2.2 * height)) / garment_height
     left = torso.centre * to_scene - cut.centre * to_garment * scale
     top = torso.shoulder * to_scene - cut.shoulder * to_garment * scale
-    return _Placement(scale, round(left), round(top))
+    whole = garment.found.box[2] * garment.photo.width * scale
+    return _Placement(scale, round(left), round(top), whole / (torso.width * to_scene))
 
 
 def _light(scene_subject: Subject, garment_subject: Subject) -> float:
@@ -119,30 +183,75 @@ def _light(scene_subject: Subject, garment_subject: Subject) -> float:
     def luminance(colour: tuple[float, float, float]) -> float:
         return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
 
+    if scene_subject.evenness < plausible.CERTAIN:
+        return 1.0  # there is no backdrop to compare
     ratio = (luminance(scene_subject.background) + 20) / (
         luminance(garment_subject.background) + 20
     )
     return float(max(0.85, min(ratio**0.5, 1.1)))
 
 
-def _compose(
-    scene: pyvips.Image,
-    scene_subject: Subject,
-    torso: Body,
-    garment: pyvips.Image,
-    garment_subject: Subject,
-    place: _Placement,
-    gain: float,
-) -> pyvips.Image:
-    cover = subject.alpha(garment_subject.mask, garment.width, garment.height)
-    layer = picture.flat(garment).bandjoin(cover).premultiply().resize(place.scale).unpremultiply()
-    placed = framed(layer, place.left, place.top, scene.width, scene.height).copy_memory()
-    cloth, over = placed[:3], placed[3] / 255
-    person = subject.alpha(scene_subject.mask, scene.width, scene.height) / 255
-    if torso.neck is not None:
-        over = over * (1 - _head(person, torso.neck * scene.height / scene_subject.mask.height))
-    base = scene * (1 - _shadow(over) * person)
-    lit = cloth * (_shading(scene_subject, scene.width, scene.height) * gain)
+def _laid(scene: _Part, garment: _Part, place: _Placement) -> tuple[pyvips.Image, pyvips.Image]:
+    """Returns the garment's colours in the scene's frame, and where they are, 0..1."""
+    photo = garment.photo
+    cover = subject.alpha(garment.found.mask, photo.width, photo.height)
+    layer = picture.flat(photo).bandjoin(cover).premultiply().resize(place.scale)
+    width, height = scene.photo.width, scene.photo.height
+    if scene.wearer and abs(scene.wearer.turn) >= 1:
+        layer = _turned(layer, scene, garment, place)
+    else:
+        layer = framed(layer, place.left, place.top, width, height)
+    placed = layer.unpremultiply().copy_memory()
+    return placed[:3], placed[3] / 255
+
+
+def _turned(layer: pyvips.Image, scene: _Part, garment: _Part, place: _Placement) -> pyvips.Image:
+    """Returns the layer in the scene's frame, turned with the shoulders around their middle."""
+    turn = radians(max(-_MOST_TURN, min(scene.wearer.turn if scene.wearer else 0, _MOST_TURN)))
+    x = garment.body.centre * garment.unit * place.scale
+    y = garment.body.shoulder * garment.unit * place.scale
+    matrix = [cos(turn), -sin(turn), sin(turn), cos(turn)]
+    return layer.affine(
+        matrix,
+        interpolate=pyvips.Interpolate.new("bicubic"),
+        oarea=[0, 0, scene.photo.width, scene.photo.height],
+        odx=place.left + x - matrix[0] * x - matrix[1] * y,
+        ody=place.top + y - matrix[2] * x - matrix[3] * y,
+    )
+
+
+def _covered(scene: _Part, over: pyvips.Image) -> float:
+    """Returns the share of the torso that lies behind the garment."""
+    mask = scene.found.mask
+    torso = scene.body
+    left = max(0, round(torso.centre - torso.width / 2))
+    right = min(mask.width, round(torso.centre + torso.width / 2))
+    top, bottom = max(0, torso.shoulder), min(mask.height, torso.hem)
+    if right <= left or bottom <= top:
+        return 0.0
+    box = (left, top, right - left, bottom - top)
+    inside = mask.crop(*box)
+    behind = over.crop(*(int(side * scene.unit) for side in box))
+    behind = behind.subsample(*(max(1, int(scene.unit)),) * 2)
+    ratio = (inside.width / behind.width, inside.height / behind.height)
+    behind = behind.resize(ratio[0], vscale=ratio[1], kernel="nearest")
+    behind = behind.embed(0, 0, inside.width, inside.height, extend="copy")
+    return float((behind * inside).avg() / max(1e-6, inside.avg()))
+
+
+def _compose(scene: _Part, cloth: pyvips.Image, over: pyvips.Image, gain: float) -> pyvips.Image:
+    width, height = scene.photo.width, scene.photo.height
+    person = subject.alpha(scene.found.mask, width, height) / 255
+    if scene.body.neck is not None:
+        over = over * (1 - _head(person, scene.body.neck * scene.unit))
+    if scene.wearer and scene.wearer.arms:
+        mask = scene.found.mask
+        arms = scene.wearer.in_front(mask.width, mask.height)
+        arms = arms.resize(width / mask.width, vscale=height / mask.height, kernel="linear")
+        over = over * (1 - framed(arms, 0, 0, width, height) * person)
+    base = scene.photo * (1 - _shadow(over) * person)
+    even = scene.found.evenness >= plausible.CERTAIN
+    lit = cloth * (_shading(scene.found, width, height) * gain if even else 1.0)
     return (lit * over + base * (1 - over)).cast("uchar").copy(interpretation="srgb")
 
 
@@ -180,8 +289,8 @@ def _toned(image: pyvips.Image, tone: str) -> pyvips.Image:
     return (lab * [1, chroma, chroma]).copy(interpretation="lab").colourspace("srgb")
 
 
-def _torso_box(scene_subject: Subject, torso: Body) -> dict[str, float]:
-    width, height = scene_subject.mask.width, scene_subject.mask.height
+def _torso_box(scene: _Part) -> dict[str, float]:
+    width, height, torso = scene.found.mask.width, scene.found.mask.height, scene.body
     return {
         "left": round((torso.centre - torso.width / 2) / width, 4),
         "top": round(torso.shoulder / height, 4),
@@ -190,50 +299,52 @@ def _torso_box(scene_subject: Subject, torso: Body) -> dict[str, float]:
     }
 
 
-def _evidence(
-    scene_subject: Subject, torso: Body, garment_subject: Subject, cut: Body, garment: pyvips.Image
-) -> tuple[Evidence, ...]:
-    coverage = garment_subject.coverage
+def _person_evidence(scene: _Part) -> tuple[Evidence, ...]:
+    """Returns how certain the torso is if only the outline tells of it."""
+    torso = scene.body
     return (
         Evidence(
-            "garment_separation",
-            round(garment_subject.separation, 3),
-            0.25,
-            "garment against its backdrop, divided at a Lab distance of"
-            f" {garment_subject.threshold:.1f}",
-        ),
-        Evidence(
-            "garment_coverage",
-            ramp(coverage, 0.02, 0.12) if coverage < 0.7 else ramp(coverage, 0.97, 0.8),
-            0.1,
-            f"the garment fills {coverage:.0%} of its picture",
-        ),
-        Evidence(
             "person_separation",
-            round(scene_subject.separation, 3),
-            0.25,
-            "person against the backdrop",
+            round(scene.found.separation, 3),
+            0.15,
+            "how even the person's backdrop is, and how clear the outline on it",
         ),
         Evidence(
             "torso",
-            0.3 if torso.neck is None else 1.0,
-            0.25,
+            0.4 if torso.neck is None else ramp(abs(torso.lean), 0.6, 0.2),
+            0.15,
             (
                 "no neck found: the torso is an assumed part of the figure"
                 if torso.neck is None
-                else "neck and shoulders found from the outline"
+                else "neck and shoulders found from the outline, the body"
+                f" {abs(torso.lean):.2f} of its width beside the neck"
             ),
         ),
+    )
+
+
+def _evidence(scene: _Part, garment: _Part) -> tuple[Evidence, ...]:
+    photo = garment.photo
+    apart = min(scene.body.apart, garment.body.apart)
+    return (
         Evidence(
             "sides",
-            ramp(min(torso.apart, cut.apart), 0.0, 0.15) * 0.5 + 0.5,
+            round(ramp(apart, 0.0, 0.15) * 0.2 + 0.8, 3),
             0.05,
-            f"arms stand apart in {torso.apart:.0%}, sleeves in {cut.apart:.0%} of the rows",
+            f"arms stand apart in {scene.body.apart:.0%}, sleeves in {garment.body.apart:.0%} of"
+            " the rows",
         ),
         Evidence(
             "resolution",
-            ramp(max(garment.width, garment.height), 300, 1200),
-            0.1,
-            f"garment picture used at {garment.width} x {garment.height} px",
+            ramp(max(photo.width, photo.height), 200, 1000),
+            0.05,
+            f"garment picture used at {photo.width} x {photo.height} px",
+        ),
+        Evidence(
+            "method",
+            0.85,
+            0.05,
+            "a flat overlay: the cloth doesn't fold around the body, and what is worn underneath"
+            " may show beside it",
         ),
     )

@@ -9,89 +9,131 @@ plain values.
 import asyncio
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+import structlog
 
 from services.conversions import local, rules
 from services.conversions.local.analyse import analyse
 from services.conversions.local.evidence import Evidence as Measure
 from services.conversions.local.evidence import Rendering
-from services.conversions.local.quality import Quality
+from services.conversions.local.quality import Assessed
+from services.conversions.local.reading import Labels
+from services.conversions.providers import reading
 from services.conversions.providers.contract import (
-    AnalysisResult,
-    ImageSettings,
+    AnalysisRequest,
+    Call,
+    Found,
+    InputPicture,
+    Measured,
+    Model,
     Picture,
+    PictureRequest,
     ProviderFailed,
 )
+from services.conversions.providers.reading import PictureText
 from services.conversions.rules import Evidence
 from shared.formats.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool
 from shared.imaging import Reason as Rejection
 
 _SECONDS = 60.0  # several times what 50 megapixels take
-_MOST_KNOWN = 1000  # measured pictures that are kept, each under a kilobyte
+_MOST_KNOWN = 1000  # pictures whose measures and texts are kept, each some kilobytes at most
 _SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 _TASKS = {"product": "product_analysis"}
+
+NAME = local.MODEL_NAME
+_MODEL = Model(local.MODEL_NAME, local.MODEL_VERSION)
+TASKS: Mapping[str, str] = dict.fromkeys(rules.TASKS, f"{_MODEL.name} {_MODEL.version}")
 
 T = TypeVar("T")
 
 
 class LocalProvider:
-    name = local.MODEL_NAME
-    version = local.MODEL_VERSION
+    name = NAME
+    tasks = TASKS
 
-    def __init__(self, pool: ImagingPool) -> None:
+    def __init__(self, pool: ImagingPool, models: Path | None = None) -> None:
+        """`models`: the folder of the vision models, or None to work without them."""
         self._pool = pool
-        self._known: dict[bytes, Quality] = {}
+        self._models = models
+        self._label_pool = reading.open_label_pool()
+        self._assessed: _Kept[Assessed] = _Kept()
+        self._labels: _Kept[Labels] = _Kept()
 
-    async def try_on(self, person: Path, cloth: Path, directory: Path, *, style: str) -> Picture:
-        return await self._run(_try_on, person, cloth, directory / "result.jpg", style)
+    async def close(self) -> None:
+        """Ends the process that reads labels. The other pool belongs to the worker."""
+        if self._label_pool:
+            await self._label_pool.close()
+
+    async def cancel(self, handle: str) -> None:
+        """There is nothing to cancel: its work ends with the job's attempt."""
+
+    async def picture(self, request: PictureRequest, call: Call) -> Picture:
+        """Makes a picture in the request's directory. No call is recorded: it costs nothing."""
+        paths = [each.path for each in request.pictures]
+        out = request.directory / f"result{_SUFFIXES[request.file_format]}"
+        match request.task:
+            case rules.CONVERSION_TASK:
+                return await self._run(_try_on, *paths, out, request.style, self._models)
+            case "generation.closeup":
+                return await self._run(_close_up, paths[0], out, request.at, self._models)
+            case "generation.sketch":
+                return await self._run(_sketch, paths[0], out, request.view)
+            case _:
+                return await self._run(_image, paths, out, request)
 
     async def visual_elements(self, references: Sequence[Path]) -> list[str]:
+        """Returns what the references show, one short statement each, no statement twice."""
         return await self._run(_visual_elements, tuple(references))
 
-    async def image(
-        self, prompt: str, references: Sequence[Path], directory: Path, settings: ImageSettings
-    ) -> Picture:
-        out = directory / f"result{_SUFFIXES[settings.format]}"
-        return await self._run(_image, prompt, tuple(references), out, settings)
+    async def analysis(self, request: AnalysisRequest, call: Call) -> Found:
+        """Finds nothing: what is stated, measured and read is in `measured`."""
+        return Found(_MODEL, [], {})
 
-    async def close_up(
-        self,
-        prompt: str,
-        source: Path,
-        directory: Path,
-        *,
-        at: tuple[float, float] | None,
-        format: str,
-    ) -> Picture:
-        return await self._run(_close_up, source, directory / f"result{_SUFFIXES[format]}", at)
+    async def measured(
+        self, task: str, images: Sequence[InputPicture], facts: Mapping[str, Any]
+    ) -> Measured:
+        """Runs a named analysis on what is stated and what can be measured and read."""
+        labels = task in reading.LABEL_TASKS
+        seen = await asyncio.gather(*(self._seen(each, labels=labels) for each in images))
+        stated = parse_facts(facts)
+        found = analyse(_TASKS.get(task, task), [each.quality for each, _ in seen], stated)
+        texts = [text for _, text in seen]
+        note = reading.note(task, texts, installed=self._label_pool is not None)
+        return Measured(
+            _supplied(found.result),
+            found.needs,
+            _noted(_evidence(found.evidence), note),
+            reading.findings(task, texts, stated),
+        )
 
-    async def sketch(
-        self, prompt: str, source: Path, directory: Path, *, view: str, format: str
-    ) -> Picture:
-        return await self._run(_sketch, source, directory / f"result{_SUFFIXES[format]}", view)
+    async def _seen(self, image: InputPicture, *, labels: bool) -> tuple[Assessed, PictureText]:
+        """Measures and reads a photograph once and keeps the result for a while: a product goes
+        through some ten analyses of the same photographs."""
+        digest = await asyncio.to_thread(_digest, image.path)
+        seen = await self._assessed.get(digest, lambda: self._run(_assess, image.path))
+        codes, lines = seen.codes, None
+        if labels and (read := await self._read(digest, image.path, closer=not codes)):
+            codes, lines = codes or read.codes, read.lines
+        quality = replace(seen.quality, view=image.role)
+        return replace(seen, quality=quality), PictureText(image.role, codes, lines)
 
-    async def analyse(
-        self, task: str, images: Sequence[tuple[str, Path]], facts: Mapping[str, Any]
-    ) -> AnalysisResult:
-        pictures = await asyncio.gather(*(self._measured(view, path) for view, path in images))
-        found = analyse(_TASKS.get(task, task), pictures, parse_facts(facts))
-        return AnalysisResult(_supplied(found.result), found.confidence, _evidence(found.evidence))
-
-    async def _measured(self, view: str, path: Path) -> Quality:
-        """Measures a photograph once and keeps the result for a while: a product goes through some
-        ten analyses of the same photographs."""
-        digest = await asyncio.to_thread(_digest, path)
-        known = self._known.pop(digest, None)
-        if known is None:
-            known = await self._run(_assess, path)
-        self._known[digest] = known  # the most recently used stays longest
-        if len(self._known) > _MOST_KNOWN:
-            del self._known[next(iter(self._known))]
-        return replace(known, view=view)
+    async def _read(self, digest: bytes, path: Path, *, closer: bool) -> Labels | None:
+        """Reads the labels of a photograph. Returns None without the extra, and if it fails: a
+        photograph that was measured is no less worth without its labels."""
+        pool = self._label_pool
+        if pool is None:
+            return None
+        function = functools.partial(_read_labels, path, closer)
+        try:
+            return await self._labels.get(digest, lambda: pool.run(function, timeout=_SECONDS))
+        except (ImageRejected, RuntimeError) as failure:
+            structlog.get_logger("reading").warning("labels can't be read", cause=str(failure))
+            return None
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
         try:
@@ -107,13 +149,29 @@ class LocalProvider:
             raise ProviderFailed(rules.BAD_INPUT, str(problem)) from None
 
 
+class _Kept(Generic[T]):
+    """The most recent results by the digest of their picture."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, T] = {}
+
+    async def get(self, digest: bytes, make: Callable[[], Awaitable[T]]) -> T:
+        known = self._known.pop(digest, None)
+        if known is None:
+            known = await make()
+        self._known[digest] = known  # the most recently used stays longest
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        return known
+
+
 # The functions below run in a child process.
 
 
-def _try_on(person: Path, cloth: Path, out: Path, style: str) -> Picture:
+def _try_on(person: Path, cloth: Path, out: Path, style: str, models: Path | None) -> Picture:
     from services.conversions.local.tryon import try_on
 
-    return _picture(out, try_on(person, cloth, out, style=style or None))
+    return _picture(out, try_on(person, cloth, out, style=style or None, models=models))
 
 
 def _visual_elements(references: Sequence[Path]) -> list[str]:
@@ -122,27 +180,29 @@ def _visual_elements(references: Sequence[Path]) -> list[str]:
     return unique_visual_elements(references)
 
 
-def _image(prompt: str, references: Sequence[Path], out: Path, settings: ImageSettings) -> Picture:
+def _image(references: Sequence[Path], out: Path, request: PictureRequest) -> Picture:
     from services.conversions.local.generate import generate
 
     rendering = generate(
-        prompt,
+        request.prompt,
         references,
         out,
-        style=settings.style or None,
-        aspect_ratio=settings.aspect_ratio,
-        quality=settings.quality,
-        format=settings.format,
-        resolution=settings.resolution,
-        seed=settings.seed,
+        style=request.style or None,
+        aspect_ratio=request.aspect_ratio,
+        quality=request.quality,
+        format=request.file_format,
+        resolution=request.resolution,
+        seed=request.seed,
     )
     return _picture(out, rendering)
 
 
-def _close_up(source: Path, out: Path, at: tuple[float, float] | None) -> Picture:
+def _close_up(
+    source: Path, out: Path, at: tuple[float, float] | None, models: Path | None
+) -> Picture:
     from services.conversions.local.closeup import close_up
 
-    return _picture(out, close_up(source, out, at=at))
+    return _picture(out, close_up(source, out, at=at, models=models))
 
 
 def _sketch(source: Path, out: Path, view: str) -> Picture:
@@ -151,10 +211,16 @@ def _sketch(source: Path, out: Path, view: str) -> Picture:
     return _picture(out, line_drawing(source, out, view=view))
 
 
-def _assess(path: Path) -> Quality:
+def _assess(path: Path) -> Assessed:
     from services.conversions.local.assess import assess
 
     return assess("", path)
+
+
+def _read_labels(path: Path, closer: bool) -> Labels:
+    from services.conversions.local.labels import read_labels
+
+    return read_labels(path, closer=closer)
 
 
 def _digest(path: Path) -> bytes:
@@ -167,6 +233,7 @@ def _picture(out: Path, rendering: Rendering) -> Picture:
     seed = parameters.pop("seed", None)
     return Picture(
         out,
+        _MODEL,
         rendering.confidence,
         _evidence(rendering.evidence),
         _supplied(parameters),
@@ -179,6 +246,16 @@ def _evidence(measures: Iterable[Measure]) -> list[Evidence]:
     return [
         Evidence(name=each.name, value=each.value, weight=each.weight, note=each.note)
         for each in measures
+    ]
+
+
+def _noted(evidence: list[Evidence], note: str) -> list[Evidence]:
+    """Says at the evidence for what is known whether labels were read."""
+    return [
+        {**each, "note": f"{each['note']}; {note}"}
+        if note and each["name"] == "completeness"
+        else each
+        for each in evidence
     ]
 
 

@@ -1,13 +1,13 @@
 """Runs a generation."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Literal, cast
 
 from atelier.assets.v1 import asset_pb2
 
 from services.conversions import rules
 from services.conversions.generation_rows import Generation
-from services.conversions.providers.contract import ImageSettings, Picture, PictureProvider
+from services.conversions.providers.contract import PictureRequest
 from services.conversions.runs.run import Run, StoredAs
 from shared.background import attempts
 
@@ -18,10 +18,11 @@ _KINDS: Mapping[str, asset_pb2.AssetKind] = {
 }
 
 
-async def run_generation(run: Run[Generation, PictureProvider]) -> attempts.Outcome[Generation]:
+async def run_generation(run: Run[Generation]) -> attempts.Outcome[Generation]:
     row = run.row
     paths = [item.path for item in await run.fetch_inputs()]
-    elements = await run.provider.visual_elements(paths) if row.reference_asset_ids else []
+    references = paths[: len(row.reference_asset_ids)]
+    elements = await run.local.visual_elements(references) if references else []
     prompt = rules.full_prompt(
         row.task,
         row.prompt,
@@ -31,6 +32,9 @@ async def run_generation(run: Run[Generation, PictureProvider]) -> attempts.Outc
         elements=elements,
         name=row.name,
         view=row.view,
+        brand=row.brand,
+        vibe=row.vibe,
+        logo=row.logo_asset_id is not None,
     )
     declared = StoredAs(
         kind=_KINDS[row.task],
@@ -39,24 +43,24 @@ async def run_generation(run: Run[Generation, PictureProvider]) -> attempts.Outc
         scope=asset_pb2.AssetScope(product_id=row.product_id, dataset_id=row.dataset_id),
         format=row.format,
     )
+    request = PictureRequest(
+        row.model_task,
+        prompt,
+        run.pictures(),
+        run.directory,
+        # The contract's words for formats are these.
+        file_format=cast(Literal["jpeg", "png", "webp"], row.format),
+        style=row.style,
+        aspect_ratio=row.aspect_ratio,
+        quality=row.quality,
+        resolution=row.resolution,
+        seed=row.seed,
+        view=row.view,
+        at=row.at,
+    )
     return await run.store(
-        await _picture(run, prompt, paths),
+        await run.make(request),
         declared,
-        price=rules.GENERATION_CREDITS[row.task],
         full_prompt=prompt,
         unique_visual_elements=elements,
     )
-
-
-async def _picture(
-    run: Run[Generation, PictureProvider], prompt: str, paths: Sequence[Path]
-) -> Picture:
-    row, provider, directory = run.row, run.provider, run.directory
-    if row.task == "closeup":
-        return await provider.close_up(prompt, paths[0], directory, at=row.at, format=row.format)
-    if row.task == "sketch":
-        return await provider.sketch(prompt, paths[0], directory, view=row.view, format=row.format)
-    settings = ImageSettings(
-        row.style, row.aspect_ratio, row.quality, row.format, row.resolution, row.seed
-    )
-    return await provider.image(prompt, paths, directory, settings)

@@ -10,7 +10,12 @@ import c2pa
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CAPTURE = "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture"
@@ -28,7 +33,15 @@ def _name(organisation: str, common_name: str) -> x509.Name:
 
 
 def _certificate(
-    subject: x509.Name, key: Any, issuer: x509.Name, issuer_key: Any, *, authority: bool
+    subject: x509.Name,
+    key: Any,
+    issuer: x509.Name,
+    issuer_key: Any,
+    *,
+    authority: bool,
+    purpose: bool = True,
+    starts: datetime | None = None,
+    ends: datetime | None = None,
 ) -> Any:
     now = datetime.now(UTC)
     usage = dict.fromkeys(
@@ -48,8 +61,8 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(starts or now - timedelta(days=1))
+        .not_valid_after(ends or now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         .add_extension(
             x509.KeyUsage(
@@ -66,26 +79,38 @@ def _certificate(
             critical=False,
         )
     )
-    if not authority:
+    if not authority and purpose:
         made = made.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False
         )
     return made.sign(issuer_key, hashes.SHA256())
 
 
+def chain_of(key: Any = None, **options: Any) -> tuple[bytes, bytes]:
+    """Returns a chain of two certificates and the signer's key, as PEM. `options`: what differs
+    from a good certificate."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    root_key = ec.generate_private_key(ec.SECP256R1())
+    root_name = _name("Root Authority", "root")
+    root = _certificate(root_name, root_key, root_name, root_key, authority=True)
+    subject = _name(SIGNER, SIGNER_NAME)
+    own = _certificate(subject, key, root_name, root_key, authority=False, **options)
+    chain = own.public_bytes(Encoding.PEM) + root.public_bytes(Encoding.PEM)
+    return chain, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def key_of(pem: bytes) -> Any:
+    return load_pem_private_key(pem, None)
+
+
 @cache
 def _signer() -> tuple[Any, str]:
     """Returns a signer, and the root certificate of its chain as PEM."""
-    root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name = _name("Root Authority", "root")
-    root = _certificate(root_name, root_key, root_name, root_key, authority=True)
-    own = _certificate(_name(SIGNER, SIGNER_NAME), key, root_name, root_key, authority=False)
-    root_pem = root.public_bytes(Encoding.PEM)
-    chain = own.public_bytes(Encoding.PEM) + root_pem
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    chain, private = chain_of()
+    root = x509.load_pem_x509_certificates(chain)[-1]
     return (
         c2pa.Signer.from_info(c2pa.C2paSignerInfo(b"es256", chain, private, None)),
-        root_pem.decode(),
+        root.public_bytes(Encoding.PEM).decode(),
     )
 
 

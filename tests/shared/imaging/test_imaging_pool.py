@@ -158,6 +158,16 @@ async def test_children_decode_with_the_listed_loaders_only(
     assert caught.value.reason is Reason.CORRUPT
 
 
+async def test_a_pool_may_give_its_jobs_more_memory() -> None:
+    pool = ImagingPool(workers=1, memory=900 << 20)
+    try:
+        assert await pool.run(pictures.allocate, 600) == 600 << 20
+        with pytest.raises(ImageRejected, match="900 MiB"):
+            await pool.run(pictures.allocate, 1000)
+    finally:
+        await pool.close()
+
+
 async def test_more_calls_than_workers_all_get_their_turn() -> None:
     pool = ImagingPool(workers=2)
     answers = await asyncio.gather(*(pool.run(pictures.divide, n, 1) for n in range(12)))

@@ -1,0 +1,1 @@
+ALTER TABLE collection_facts ADD COLUMN sources jsonb NOT NULL DEFAULT '{}';
