@@ -122,7 +122,8 @@ def _work(directory: Path) -> Iterator[object]:
 
 def _print(facts: "Facts", pictures: dict[str, Path], out: Path) -> object:
     """Prints a pack of the sketches and close-ups."""
-    from services.techfiles.document import Closeup, Pack, Product, Sketch, View, render_pdf
+    from services.techfiles.document import Closeup, Pack, Product, Sketch, View
+    from services.techfiles.printing import render_pdf
 
     pack = Pack(
         title="Bench",

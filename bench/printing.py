@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.figure import CannotRun, Figure, Report, Rounds
 from cli.suite import ROOT
-from services.techfiles import document
+from services.techfiles import document, printing
 from services.techfiles.archive import Member, stream_zip
 
 _ROUNDS = 7
@@ -83,7 +83,7 @@ def _pdf() -> tuple[list[tuple[float, float]], int]:
         alone = _ready(folder / "alone", pictures)
         pairs = []
         for _ in range(_ROUNDS):
-            ours = _seconds(lambda: document.render_pdf(_pack(), pictures, folder / "ours.pdf"))
+            ours = _seconds(lambda: printing.render_pdf(_pack(), pictures, folder / "ours.pdf"))
             pairs.append((ours, _seconds(lambda: _compile(alone / "pack.typ"))))
             for _ in range(10):  # the compiler's cache would make its next round faster
                 _compile(alone / "nothing.typ")
@@ -106,7 +106,7 @@ def _ready(alone: Path, pictures: Mapping[str, Path]) -> Path:
     alone.mkdir()
     for path in pictures.values():
         shutil.copy(path, alone / path.name)
-    document.write_data(_pack(), {key: path.name for key, path in pictures.items()}, alone, [])
+    printing.write_data(_pack(), {key: path.name for key, path in pictures.items()}, alone, [])
     shutil.copy(ROOT / "services/techfiles/pack.typ", alone / "pack.typ")
     (alone / "fonts.json").write_text('["Open Sans", "Libertinus Serif", "DejaVu Sans Mono"]')
     (alone / "nothing.typ").write_text("")

@@ -477,6 +477,10 @@ class Settings(LegacySettings, MarketSettings, ModelSettings):
         le=36500,
         description="days until the bytes of exports of tech packs are removed; 0: never",
     )
+    release_by_another: bool = Field(
+        False,
+        description="true: only a person other than its maker approves a release of a tech pack",
+    )
     quota_owner_export_bytes: int = Field(
         0,
         ge=0,

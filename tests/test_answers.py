@@ -42,11 +42,17 @@ LARGEST = {
     "TechPackRun.files": 32_000,  # without both
     "TechPackRun.pdf": 220_000,  # 10 warnings
     "TechPackRun.zip": 220_000,
+    "ApproveReleaseResponse.documents": 220_000,
+    "CreateReleaseResponse.documents": 220_000,
+    "MakeReleaseDocumentsResponse.documents": 220_000,
+    "GetReleaseResponse.documents": 220_000,
 }
 # How often a field repeats. For a message type: in all fields of that type.
 MOST = {
     "AddAlbumAssetsResponse.results": 500,
     "ExplainReviewResponse.findings": 7,
+    "ExplainReleaseResponse.findings": 5,
+    "documents": 3,
     "GetReviewReportResponse.by_provider": 50,
     "ReviewFigures.thresholds": 10,
     "RemoveAlbumAssetsResponse.results": 500,
@@ -255,6 +261,9 @@ MEASURED = {
     ),
     "atelier.techfiles.v1.HistoryService.CompareCollections": (
         "test_collections_that_differ_in_large_facts_are_compared_in_one_answer"
+    ),
+    "atelier.techfiles.v1.ReleaseService.CompareReleases": (
+        "test_releases_that_differ_in_large_facts_are_compared_in_one_answer"
     ),
     "atelier.pipeline.v1.PhaseService.ClaimNextPhase": (
         "test_a_claimed_phase_with_large_results_before_it_fits"

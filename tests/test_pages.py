@@ -441,6 +441,28 @@ LISTS: dict[str, Grown] = {
         error_message=wide(2000),
         warnings="ARRAY(SELECT repeat('w', 150) || m FROM generate_series(1, 100) m)",
     ),
+    "techfiles.v1.ReleaseService.ListReleases": grown(
+        "techfiles.releases",
+        900,
+        name=wide(200),
+        note=wide(2000),
+        decision_note=wide(2000),
+        state="'rejected'",
+        decided_at="now()",
+        number="null",
+        withdrawn_at="null",
+    ),
+    "techfiles.v1.ReleaseService.GetRelease": Grown(
+        900,
+        (
+            "INSERT INTO techfiles.release_files SELECT f.release_id, f.owner, n + 1,"
+            " gen_random_uuid(), f.product_id, f.file_type, f.view_type, f.file_category, f.number,"
+            f" f.section, f.asset_id, f.asset_sha256, '', '', {SNAPSHOT.replace('t.', 'f.')}"
+            " FROM techfiles.release_files f, generate_series(1, 900) n"
+            " WHERE f.release_id = %(release_id)s AND f.position = 1",
+            "UPDATE techfiles.releases SET file_count = 901 WHERE id = %(release_id)s",
+        ),
+    ),
     "techfiles.v1.TechFileService.ListTechFiles": Grown(
         120,
         (

@@ -14,6 +14,8 @@ from atelier.techfiles.v1 import (
     export_pb2_grpc,
     history_pb2_grpc,
     legacy_pb2_grpc,
+    release_pb2,
+    release_pb2_grpc,
     tech_file_pb2,
     tech_file_pb2_grpc,
     tech_pack_pb2,
@@ -33,6 +35,7 @@ from services.techfiles import (
     pack_rows,
     packs,
     reconciling,
+    releases,
     tech_files,
     upkeep,
 )
@@ -68,6 +71,8 @@ EVENTS = webhooks.EventTypes(
         "purged_collection": collection_pb2.PurgedCollection,
         "purged_run": tech_pack_pb2.PurgedTechPackRun,
         "purged_export": export_pb2.PurgedExport,
+        "release": release_pb2.Release,
+        "purged_release": release_pb2.PurgedRelease,
     },
 )
 
@@ -96,6 +101,7 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     grace = timedelta(minutes=settings.reconcile_grace_minutes)
     reconciler = reconciling.ExportReconciler(db, storage, grace)
     export_servicer = exports.ExportService(db, views, quotas, reconciler)
+    release_servicer = releases.ReleaseService(db, queue, assets, views, quotas)
     legacy_servicer = analyses.LegacyAnalysisService(db, queue, OldTable(settings))
     history_servicer = history.HistoryService(db, assets)
     check_servicer = checks.HistoryCheckService(db, queue)
@@ -128,6 +134,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
                 ),
                 functools.partial(
                     export_pb2_grpc.add_ExportServiceServicer_to_server, export_servicer
+                ),
+                functools.partial(
+                    release_pb2_grpc.add_ReleaseServiceServicer_to_server, release_servicer
                 ),
                 functools.partial(webhook_pb2_grpc.add_WebhookServiceServicer_to_server, hooks),
                 functools.partial(

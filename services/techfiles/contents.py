@@ -79,8 +79,9 @@ def pack_of(
     by_type = {kind: [file for file in files if file.file_type == kind] for kind in _KINDS}
     covers = (*by_type["category"], *by_type["base_view"])
     cover = next((picture for file in covers if (picture := _picture(file, assets))), None)
-    said, warnings = findings.read(files)
-    sourcing = Sourcing(said, fact_sources)
+    reading = findings.Reading()
+    reading.add(files)
+    sourcing = Sourcing(reading.taken, fact_sources)
     known = _known(facts, _sizes(by_type["base_view"], assets), sourcing)
     pack = document.Pack(
         title=collection.name,
@@ -104,7 +105,7 @@ def pack_of(
         credits=_credits(files),
         provenance=_provenances(files, assets),
     )
-    return Contents(pack, tuple(sourcing.merely_found), tuple(warnings))
+    return Contents(pack, tuple(sourcing.merely_found), tuple(reading.warnings()))
 
 
 def as_of(collection: Collection, files: Sequence[TechFile]) -> datetime:
@@ -113,13 +114,12 @@ def as_of(collection: Collection, files: Sequence[TechFile]) -> datetime:
     return max(collection.updated_at, *(file.updated_at for file in files), collection.created_at)
 
 
-def merely_found(files: Sequence[TechFile], facts: Facts) -> tuple[MerelyFound, ...]:
-    """Returns what a pack of these files would print that only a model says: nobody supplied or
-    confirmed the same, and nothing measured or read says it."""
-    said, _ = findings.read(files)
+def merely_found(said: Sequence[findings.Finding], facts: Facts) -> list[MerelyFound]:
+    """Returns what a pack with these findings would print that only a model says: nobody supplied
+    or confirmed the same, and nothing measured or read says it."""
     sourcing = Sourcing(said)
     _known(facts, {}, sourcing)
-    return tuple(sourcing.merely_found)
+    return sourcing.merely_found
 
 
 def _known(facts: Facts, sizes: Mapping[str, tuple[int, int]], sourcing: Sourcing) -> _Known:

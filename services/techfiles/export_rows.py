@@ -46,6 +46,8 @@ class Export(JobRow):
     ended_at: datetime | None  # None: not yet, or when it was created
     bytes_gone_at: datetime | None
     bytes_gone_reason: str
+    release_id: UUID | None  # the release whose document it is
+    draft: bool  # it is stamped as a draft of that release
 
     @property
     def has_bytes(self) -> bool:
@@ -73,6 +75,7 @@ class NewExport:
     format: str
     facts: None
     created_at: datetime
+    release_id: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,8 @@ _NEW = (
     "sha256",
     "warnings",
     "incomplete",
+    "release_id",
+    "draft",
 )
 
 
@@ -136,6 +141,8 @@ def to_proto(row: Export, url: str = "") -> pb.Export:
         etag=str(row.version),
         bytes_gone_time=timestamp(row.bytes_gone_at),
         bytes_gone_reason=GONE.number.get(row.bytes_gone_reason),
+        release_id=str(row.release_id or ""),
+        draft=row.draft,
     )
 
 
@@ -152,9 +159,12 @@ async def create(
     document: StoredDocument | None = None,
     *,
     incomplete: bool = False,
+    release_id: UUID | None = None,
+    draft: bool = False,
 ) -> Export:
     """Adds an export and publishes it: PENDING, or COMPLETED if its document is given. `facts`
-    replace those of the collection, unless None. `incomplete`: a run fills the collection."""
+    replace those of the collection, unless None. `incomplete`: a run fills the collection. With
+    `release_id` it is a document of that release, `draft` or not."""
     values = {
         **asdict(document or StoredDocument()),
         "id": export_id,
@@ -166,6 +176,8 @@ async def create(
         "file_name": names.of_file(collection.name, f".{format}"),
         "state": "completed" if document else "pending",
         "incomplete": incomplete,
+        "release_id": release_id,
+        "draft": draft,
     }
     row = await m.one(EXPORTS.insert(*_NEW), values)
     await publish(m, row)

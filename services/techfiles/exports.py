@@ -153,11 +153,13 @@ class Exporter:
 
     async def _work(self, attempt: attempts.Attempt[Export]) -> attempts.Outcome[Export]:
         row = attempt.row
-        async with self._db.transaction(row.owner) as m:
-            going_on = await m.first(
-                pack_rows.SELECT_UNENDED,
-                {"collection_id": row.collection_id, "export_id": row.id},
-            )
+        going_on = None
+        if row.release_id is None:  # a release holds what was there when it was frozen
+            async with self._db.transaction(row.owner) as m:
+                going_on = await m.first(
+                    pack_rows.SELECT_UNENDED,
+                    {"collection_id": row.collection_id, "export_id": row.id},
+                )
         document = await self._renderer.render(row, attempt.token)
         columns = asdict(document)
         if going_on:

@@ -5,7 +5,7 @@ kept as it is, and named in a warning. Keys and forms: docs/techfiles/printing.m
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
@@ -102,35 +102,50 @@ def stored(analysis: analysis_pb2.Analysis) -> dict[str, Any]:
     return {**protos.plain(analysis.result), **({"findings": listed} if listed else {})}
 
 
-def read(files: Sequence[TechFile]) -> tuple[list[Finding], list[str]]:
-    """Returns the findings of all analyses in order, and warnings about what isn't printed. A
-    finding is taken or left as a whole; after the first that is left no further file is read."""
-    taken: list[Finding] = []
-    warnings: list[str] = []
-    values, characters, left = 0, 0, 0
-    analysed = [file for file in files if file.analysis]
-    while analysed and not left:
-        reader = _Reader(analysed.pop(0))
+class Reading:
+    """Reads analyses, file by file. A finding is taken or left as a whole; after the first that is
+    left no further file is read."""
+
+    def __init__(self) -> None:
+        self.taken: list[Finding] = []
+        self._warnings: list[str] = []
+        self._values, self._characters, self._left, self._unread = 0, 0, 0, 0
+
+    def add(self, files: Iterable[TechFile]) -> None:
+        for file in files:
+            if file.analysis and self._left:
+                self._unread += 1
+            elif file.analysis:
+                self._add(_Reader(file))
+
+    def _add(self, reader: "_Reader") -> None:
         for finding in reader.findings():
             size = len(finding.origin.note) + sum(len(repr(row)) for row, _ in finding.rows) // 2
-            count = len(finding.rows)
-            if values + count > _MOST_VALUES or characters + size > _MOST_CHARACTERS:
-                left += count
+            values, characters = self._values + len(finding.rows), self._characters + size
+            if values > _MOST_VALUES or characters > _MOST_CHARACTERS:
+                self._left += len(finding.rows)
                 continue
-            values, characters = values + count, characters + size
-            taken.append(finding)
-        warnings += reader.warnings
-    if left:
-        others = f", and those of {len(analysed)} more files," if analysed else ""
-        warnings.insert(
-            0,
-            f"analysis: {left:,} values{others} are not printed: a pack takes {_MOST_VALUES:,} from"
-            f" its files, with {_MOST_CHARACTERS:,} characters; the ZIP has all of them",
-        )
-    if len(warnings) > _MOST_WARNINGS:
-        more = len(warnings) - _MOST_WARNINGS
-        warnings[_MOST_WARNINGS:] = [f"analysis: {more:,} more warnings about values not printed"]
-    return taken, warnings
+            self._values, self._characters = values, characters
+            self.taken.append(finding)
+        self._warnings += reader.warnings
+
+    def warnings(self) -> list[str]:
+        """Returns warnings about what isn't printed."""
+        warnings = list(self._warnings)
+        if self._left:
+            others = f", and those of {self._unread} more files," if self._unread else ""
+            warnings.insert(
+                0,
+                f"analysis: {self._left:,} values{others} are not printed: a pack takes"
+                f" {_MOST_VALUES:,} from its files, with {_MOST_CHARACTERS:,} characters; the ZIP"
+                " has all of them",
+            )
+        if len(warnings) > _MOST_WARNINGS:
+            more = len(warnings) - _MOST_WARNINGS
+            warnings[_MOST_WARNINGS:] = [
+                f"analysis: {more:,} more warnings about values not printed"
+            ]
+        return warnings
 
 
 class _Reader:

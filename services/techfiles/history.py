@@ -1,19 +1,26 @@
 """HistoryService: one method per call, but for ExplainTechFile."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from atelier.techfiles.v1 import history_pb2 as pb
 
-from services.techfiles import collection_rows, diffing, history_rows, rules, tech_file_rows
+from services.techfiles import (
+    collection_rows,
+    diffing,
+    history_rows,
+    slot_changes,
+    tech_file_rows,
+)
 from services.techfiles.assets import Assets
 from services.techfiles.collection_rows import SELECT_COLLECTION, Collection
 from services.techfiles.explaining_files import ExplainCalls
-from services.techfiles.history_rows import KINDS, SELECT_VERSION, content_of
-from services.techfiles.tech_file_rows import TECH_FILES, TYPES, VIEWS, TechFile, row_of
+from services.techfiles.history_rows import SELECT_VERSION, content_of
+from services.techfiles.slot_changes import Placed, picture_of
+from services.techfiles.tech_file_rows import TECH_FILES, TechFile, row_of
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
 from shared.database.rows import Statement
@@ -24,22 +31,10 @@ from shared.rpc.server import Context
 _CHANGES_BYTES = 3_500_000
 _FACTS_BYTES = 2_000_000
 _SLOTS_BYTES = 1_500_000
-_PAIRS = 10  # contents in memory at once, twice
-
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A file of a collection, without its content."""
-
-    id: UUID
-    file_type: str
-    view_type: str
-    file_category: str
-    number: int
 
 
 _SELECT_PLACED = Statement(
-    _Placed,
+    Placed,
     """
     SELECT f.id, f.file_type, f.view_type, f.file_category, f.number
     FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
@@ -97,7 +92,7 @@ class HistoryService(ExplainCalls):
             _compared,
             content_of(one),
             content_of(other),
-            (_picture(one), _picture(other)),
+            (picture_of(one), picture_of(other)),
             _CHANGES_BYTES,
         )
         return pb.CompareTechFilesResponse(
@@ -112,7 +107,7 @@ class HistoryService(ExplainCalls):
         self, request: pb.ComparePicturesRequest, context: Context
     ) -> pb.ComparePicturesResponse:
         pair = await self._pair(request)
-        pictures = [_picture(version.content) for version in pair]
+        pictures = [picture_of(version.content) for version in pair]
         for version, picture in zip(pair, pictures, strict=True):
             if not picture:
                 raise errors.precondition(
@@ -142,7 +137,13 @@ class HistoryService(ExplainCalls):
         )
         answer = pb.CompareCollectionsResponse(facts=facts)
         size = 0
-        for slot in await self._slots(before.id, after.id):
+        slots = await slot_changes.of_sets(
+            await self._db.all(_SELECT_PLACED, {"id": before.id}),
+            await self._db.all(_SELECT_PLACED, {"id": after.id}),
+            self._files,
+            self._files,
+        )
+        for slot in slots:
             size += slot.ByteSize() + 10
             if size > _SLOTS_BYTES:
                 answer.slots_left_out += 1
@@ -151,21 +152,8 @@ class HistoryService(ExplainCalls):
         answer.identical = facts.identical and not answer.slots
         return answer
 
-    async def _slots(self, before: UUID, after: UUID) -> list[pb.SlotChange]:
-        """Returns the slots that differ between two collections, in the order of type, view and
-        name. Contents are read a few at a time: they may have 256 KiB each."""
-        earlier = _by_slot(await self._db.all(_SELECT_PLACED, {"id": before}))
-        later = _by_slot(await self._db.all(_SELECT_PLACED, {"id": after}))
-        places = sorted(earlier.keys() | later.keys())
-        pairs = [(earlier.get(place), later.get(place)) for place in places]
-        pairs = [(one, other) for one, other in pairs if one != other]
-        changed: list[pb.SlotChange] = []
-        for start in range(0, len(pairs), _PAIRS):
-            some = pairs[start : start + _PAIRS]
-            ids = [file.id for one, other in some if one and other for file in (one, other)]
-            rows = {row.id: row for row in await self._db.all(_SELECT_FILES, {"ids": ids})}
-            changed += await asyncio.to_thread(_slot_changes, some, rows)
-        return changed
+    async def _files(self, ids: Sequence[UUID]) -> dict[UUID, TechFile]:
+        return {row.id: row for row in await self._db.all(_SELECT_FILES, {"ids": list(ids)})}
 
     async def _collection(self, text: str, field: str) -> Collection:
         row = await self._db.first(SELECT_COLLECTION, {"id": parse_id(text, field)})
@@ -276,11 +264,6 @@ _RESTORED = (
     "collection_id",
     "export_id",
 )
-_Place = tuple[str, str, str]
-
-
-def _picture(file: TechFile) -> str:
-    return str(file.file_asset_id or "")
 
 
 def _compared(
@@ -288,42 +271,3 @@ def _compared(
 ) -> pb.ContentChanges:
     """Compares two contents. It runs in a thread, since large ones take a second."""
     return history_rows.changes_to_proto(diffing.compare(before, after), *pictures, most_bytes)
-
-
-def _by_slot(files: list[_Placed]) -> dict[_Place, _Placed]:
-    """Returns the file of each slot, of several that with the highest number."""
-    return {
-        (file.file_type, file.view_type, rules.slot_name(file.file_category)): file
-        for file in sorted(files, key=lambda file: file.number)
-    }
-
-
-def _slot_changes(
-    pairs: list[tuple[_Placed | None, _Placed | None]], rows: Mapping[UUID, TechFile]
-) -> list[pb.SlotChange]:
-    slots = [_slot_change(before, after, rows) for before, after in pairs]
-    return [slot for slot in slots if slot]
-
-
-def _slot_change(
-    before: _Placed | None, after: _Placed | None, rows: Mapping[UUID, TechFile]
-) -> pb.SlotChange | None:
-    """Returns what differs between the files of a slot, or None if they say the same."""
-    shown = after or before
-    if shown is None:
-        return None
-    slot = pb.SlotChange(
-        kind=KINDS.number["removed" if after is None else "added" if before is None else "changed"],
-        file_type=TYPES.number[shown.file_type],
-        view_type=VIEWS.number.get(shown.view_type),
-        file_category=shown.file_category,
-        before_tech_file_id=str(before.id) if before else "",
-        after_tech_file_id=str(after.id) if after else "",
-    )
-    if before and after and before.id in rows and after.id in rows:
-        one, other = rows[before.id], rows[after.id]
-        slot.change_count = len(diffing.compare(content_of(one), content_of(other)))
-        slot.picture_changed = _picture(one) != _picture(other)
-        if not slot.change_count and not slot.picture_changed:
-            return None
-    return slot

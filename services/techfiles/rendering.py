@@ -7,27 +7,29 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
 
-from services.techfiles import archive, contents, document, origins, rules, tech_file_rows
-from services.techfiles.assets import Assets
-from services.techfiles.collection_rows import (
-    SELECT_COLLECTION,
-    SELECT_FILES,
-    CollectedFile,
-    Collection,
+from services.techfiles import (
+    archive,
+    contents,
+    document,
+    gathering,
+    printing,
+    rules,
+    tech_file_rows,
 )
+from services.techfiles.assets import Assets
+from services.techfiles.collection_rows import CollectedFile
 from services.techfiles.export_rows import CONTENT_TYPES, Export, NewExport, StoredDocument
+from services.techfiles.gathering import Gathered
 from shared import imaging
 from shared.background import attempts, tasks
 from shared.database.db import Database
-from shared.database.rows import Statement
-from shared.formats.facts import parse_facts
 from shared.imaging import ImageRejected, ImagingPool, Preset
 from shared.rpc import auth, errors
 from shared.rpc.calls import Peers
@@ -45,14 +47,6 @@ _FOLDERS: Mapping[str, archive.Section] = {
     "closeup": "04-closeups",
     "complete_pack": "07-documents",
 }
-_SELECT_PACK_NUMBER = Statement(
-    int,
-    """
-    SELECT number FROM tech_files WHERE collection_id = %(id)s AND archived_at IS NULL
-        AND deleted_at IS NULL
-    ORDER BY number DESC LIMIT 1
-    """,
-)
 
 
 class Renderer:
@@ -95,32 +89,22 @@ class Renderer:
     async def _render(
         self, export: Export | NewExport, unique: UUID, directory: Path
     ) -> StoredDocument:
-        collection_id = {"id": export.collection_id}
-        async with self._db.transaction(export.owner) as m:
-            collection = await m.one(SELECT_COLLECTION, collection_id)
-            rows = await m.all(SELECT_FILES, collection_id)
-            number = await m.first(_SELECT_PACK_NUMBER, collection_id)
-        kept = [row for row in rows if tech_file_rows.counts(row) and row.state == "completed"]
-        facts = export.facts if export.facts is not None else collection.facts
-        sources = origins.of_same(collection.facts, collection.fact_sources, facts)
-        wanted = contents.pictures_of(kept)
+        gathered = await gathering.gather(self._db, export)
+        wanted = contents.pictures_of(gathered.files)
         known = await self._assets.describe(wanted)
-        version = f"v{number}" if number else None
-        as_of = contents.as_of(collection, kept)
-        made = await asyncio.to_thread(  # analyses may be large
-            contents.pack_of, collection, kept, parse_facts(facts), known, as_of, version, sources
-        )
+        made = await asyncio.to_thread(gathered.contents, known)
         pdf = directory / "pack.pdf"
         pictures = [
             picture for picture, asset in known.items() if asset.mime_type.startswith("image/")
         ]
         warnings = [f"picture: asset {gone} is gone" for gone in wanted if gone not in known]
         warnings += made.warnings
-        warnings += await self._print(made.pack, pictures, directory, pdf)
+        # A release is printed from the originals: whether a variant exists may change its bytes.
+        preset = "" if gathered.release else "large"
+        warnings += await self._print(made.pack, pictures, directory, pdf, preset)
         source: Path | AsyncIterator[bytes] = pdf
         if export.format == "zip":
-            files = {"facts.json": facts, **({"fact-sources.json": sources} if sources else {})}
-            source = _Zip(self._peers, directory, collection, files, as_of).chunks(kept, known, pdf)
+            source = _Zip(self._peers, directory, gathered).chunks(known, pdf)
         return await self._store(export, unique, source, directory, warnings)
 
     async def _store(
@@ -145,7 +129,12 @@ class Renderer:
         return StoredDocument(key, stat.size, sha256, list(warnings[:_MOST_WARNINGS]))
 
     async def _print(
-        self, pack: document.Pack, wanted: Sequence[str], directory: Path, target: Path
+        self,
+        pack: document.Pack,
+        wanted: Sequence[str],
+        directory: Path,
+        target: Path,
+        preset: str,
     ) -> list[str]:
         side = rules.page_side(len(wanted))
         turns = asyncio.Semaphore(_PICTURES_AT_ONCE)
@@ -155,7 +144,7 @@ class Renderer:
         async def prepare(asset_id: str) -> None:
             try:
                 async with turns:
-                    pictures[asset_id] = await self._page_picture(asset_id, directory, side)
+                    pictures[asset_id] = await self._page_picture(asset_id, directory, side, preset)
             except ImageRejected as refusal:
                 warnings.append(f"picture: {asset_id}: {refusal.message}")
             except DomainError as refusal:
@@ -165,13 +154,13 @@ class Renderer:
 
         await tasks.all_of([prepare(asset_id) for asset_id in wanted])
         found = await self._pool.run(
-            document.render_pdf, pack, pictures, target, self._fonts, timeout=_RENDER_SECONDS
+            printing.render_pdf, pack, pictures, target, self._fonts, timeout=_RENDER_SECONDS
         )
         return sorted(warnings) + [f"{warning.reason}: {warning.detail}" for warning in found]
 
-    async def _page_picture(self, asset_id: str, directory: Path, side: int) -> Path:
+    async def _page_picture(self, asset_id: str, directory: Path, side: int, preset: str) -> Path:
         """Makes a JPEG of at most `side` pixels, which the document embeds as it is. Takes the
-        1600-pixel variant if it exists, since originals are large. A variant that doesn't exist
+        variant `preset` if it exists, since originals are large. A variant that doesn't exist
         would have to be made first, from the same original."""
         source = directory / f"{asset_id}.source"
         stub = self._peers.stub(variant_pb2_grpc.VariantServiceStub)
@@ -182,9 +171,9 @@ class Renderer:
             for variant in answer.variants
             if variant.state == asset_pb2.VARIANT_STATE_READY
         }
-        await self._peers.download(asset_id, source, "large" if "large" in ready else "")
-        preset = Preset(asset_id, side, side, "jpeg", quality=_JPEG_QUALITY)
-        [made] = await self._pool.run(imaging.make_variants, source, [preset], directory)
+        await self._peers.download(asset_id, source, preset if preset in ready else "")
+        wanted = Preset(asset_id, side, side, "jpeg", quality=_JPEG_QUALITY)
+        [made] = await self._pool.run(imaging.make_variants, source, [wanted], directory)
         source.unlink()
         return made.path
 
@@ -193,43 +182,35 @@ class _Zip:
     """The archive of one export, in chunks. At most one picture at a time is on this disk, none in
     memory."""
 
-    def __init__(
-        self,
-        peers: Peers,
-        directory: Path,
-        collection: Collection,
-        facts: Mapping[str, Mapping[str, Any]],  # by the name of a file
-        as_of: datetime,
-    ) -> None:
+    def __init__(self, peers: Peers, directory: Path, gathered: Gathered) -> None:
         self._peers = peers
         self._directory = directory
-        self._collection = collection
-        self._facts = facts
-        self._as_of = as_of
+        self._gathered = gathered
         self._loop = asyncio.get_running_loop()
 
-    async def chunks(
-        self, rows: Sequence[CollectedFile], known: Mapping[str, asset_pb2.Asset], pdf: Path
-    ) -> AsyncIterator[bytes]:
+    async def chunks(self, known: Mapping[str, asset_pb2.Asset], pdf: Path) -> AsyncIterator[bytes]:
+        collection, release = self._gathered.collection, self._gathered.release
         manifest = {
-            "collection": self._collection.name,
-            "collection_id": str(self._collection.id),
-            "product_id": self._collection.product_id,
-            "as_of": self._as_of.isoformat(),
-            "tech_files": [_listed(row) for row in rows],
+            "collection": collection.name,
+            "collection_id": str(collection.id),
+            "product_id": collection.product_id,
+            "as_of": self._gathered.as_of.isoformat(),
+            **({"release": asdict(release)} if release else {}),
+            "tech_files": [_listed(row) for row in self._gathered.files],
         }
-        stream = archive.stream_zip(self._members(rows, known, pdf), manifest, self._as_of)
+        stream = archive.stream_zip(self._members(known, pdf), manifest, self._gathered.as_of)
         # The generator runs in a thread, because it blocks on disk and on downloads, which run in
         # this loop.
         while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
             yield chunk
 
-    def _members(
-        self, rows: Sequence[CollectedFile], known: Mapping[str, asset_pb2.Asset], pdf: Path
-    ) -> list[archive.Member]:
-        members = [_stored("07-documents", f"{self._collection.name}.pdf", pdf)]
-        members += [_written("07-documents", name, each) for name, each in self._facts.items()]
-        for row in rows:
+    def _members(self, known: Mapping[str, asset_pb2.Asset], pdf: Path) -> list[archive.Member]:
+        gathered = self._gathered
+        members = [_stored("07-documents", f"{gathered.collection.name}.pdf", pdf)]
+        members.append(_written("07-documents", "facts.json", gathered.facts))
+        if gathered.sources:
+            members.append(_written("07-documents", "fact-sources.json", gathered.sources))
+        for row in gathered.files:
             name = (
                 " ".join(part for part in (row.view_type, row.file_category) if part)
                 or row.file_type

@@ -33,6 +33,12 @@ EXPORT_STATES: Mapping[str, frozenset[str]] = {
     "completed": frozenset(),
     "failed": frozenset(),
 }
+RELEASE_STATES: Mapping[str, frozenset[str]] = {
+    "draft": frozenset({"approved", "rejected"}),
+    "approved": frozenset({"withdrawn"}),
+    "rejected": frozenset(),
+    "withdrawn": frozenset(),
+}
 # States of walks over the older application's table.
 WALK_STATES: Mapping[str, frozenset[str]] = {
     "pending": frozenset({"running", "failed", "cancelled"}),

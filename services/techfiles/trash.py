@@ -1,4 +1,4 @@
-"""The calls about archive and trash: of tech files, collections, runs and exports.
+"""The calls about archive and trash: of tech files, collections, runs, exports and releases.
 
 Each class has those of one service, which derives from it.
 """
@@ -12,6 +12,8 @@ from atelier.techfiles.v1 import (
     collection_pb2_grpc,
     export_pb2,
     export_pb2_grpc,
+    release_pb2,
+    release_pb2_grpc,
     tech_file_pb2,
     tech_file_pb2_grpc,
     tech_pack_pb2,
@@ -22,12 +24,14 @@ from services.techfiles import (
     collection_rows,
     export_rows,
     pack_rows,
+    release_rows,
     tech_file_rows,
     trash_rows,
 )
 from services.techfiles.collection_rows import COLLECTIONS
 from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS, Run
+from services.techfiles.release_rows import RELEASES
 from services.techfiles.tech_file_rows import TECH_FILES, TechFile
 from shared.database.db import Database, Mutation
 from shared.database.ids import parse_id
@@ -133,6 +137,7 @@ class CollectionTrash(collection_pb2_grpc.CollectionServiceServicer):
             row = await collection_rows.lock(m, collection_id, request.etag, deleted=True)
             if row.deleted_at is None:
                 await trash_rows.refuse_open_run(m, row)
+                await trash_rows.refuse_released(m, row)
                 row = await trash_rows.delete(m, COLLECTIONS, row.id, self._life)
                 return collection_pb2.DeleteCollectionResponse(
                     collection=await collection_rows.publish(m, row)
@@ -241,6 +246,7 @@ class ExportTrash(export_pb2_grpc.ExportServiceServicer):
     ) -> export_pb2.DeleteExportResponse:
         async def work(m: Mutation) -> export_pb2.DeleteExportResponse:
             row = await _lock(m, EXPORTS, parse_id(request.export_id, "export_id"), "export")
+            trash_rows.refuse_document(row)
             trash_rows.refuse_unfinished(row, "export", _WAIT)
             if row.deleted_at is None:
                 row = await trash_rows.delete(m, EXPORTS, row.id, self._life)
@@ -268,7 +274,57 @@ class ExportTrash(export_pb2_grpc.ExportServiceServicer):
             row: Export = await _lock(
                 m, EXPORTS, parse_id(request.export_id, "export_id"), "export"
             )
+            trash_rows.refuse_document(row)
             await trash_rows.purge_exports(m, [row])
             return export_pb2.PurgeExportResponse()
 
         return await self._db.mutate(request, export_pb2.PurgeExportResponse, work)
+
+
+class ReleaseTrash(release_pb2_grpc.ReleaseServiceServicer):
+    """`life`: how long a deleted release can be undeleted."""
+
+    def __init__(self, db: Database, life: timedelta) -> None:
+        self._db = db
+        self._life = life
+
+    async def DeleteRelease(
+        self, request: release_pb2.DeleteReleaseRequest, context: Context
+    ) -> release_pb2.DeleteReleaseResponse:
+        release_id = parse_id(request.release_id, "release_id")
+
+        async def work(m: Mutation) -> release_pb2.DeleteReleaseResponse:
+            row = await release_rows.lock(m, release_id, request.etag)
+            if row.deleted_at is None:
+                await trash_rows.refuse_kept(m, row)
+                row = await trash_rows.delete(m, RELEASES, row.id, self._life)
+                await release_rows.publish(m, row)
+            return release_pb2.DeleteReleaseResponse(release=release_rows.to_proto(row))
+
+        return await self._db.mutate(request, release_pb2.DeleteReleaseResponse, work)
+
+    async def UndeleteRelease(
+        self, request: release_pb2.UndeleteReleaseRequest, context: Context
+    ) -> release_pb2.UndeleteReleaseResponse:
+        release_id = parse_id(request.release_id, "release_id")
+
+        async def work(m: Mutation) -> release_pb2.UndeleteReleaseResponse:
+            row = await release_rows.lock(m, release_id)
+            if row.deleted_at is not None:
+                row = await trash_rows.undelete(m, RELEASES, row.id)
+                await release_rows.publish(m, row)
+            return release_pb2.UndeleteReleaseResponse(release=release_rows.to_proto(row))
+
+        return await self._db.mutate(request, release_pb2.UndeleteReleaseResponse, work)
+
+    async def PurgeRelease(
+        self, request: release_pb2.PurgeReleaseRequest, context: Context
+    ) -> release_pb2.PurgeReleaseResponse:
+        release_id = parse_id(request.release_id, "release_id")
+
+        async def work(m: Mutation) -> release_pb2.PurgeReleaseResponse:
+            row = await release_rows.lock(m, release_id, request.etag)
+            await trash_rows.purge_releases(m, [row])
+            return release_pb2.PurgeReleaseResponse()
+
+        return await self._db.mutate(request, release_pb2.PurgeReleaseResponse, work)

@@ -1,9 +1,10 @@
-"""The trash of tech files, collections, runs and exports: deletes, undeletes and purges their rows.
+"""The trash of tech files, collections, runs, exports and releases: deletes, undeletes and purges
+their rows.
 
 What a purge leaves to be done outside the database is noted in its transaction: objects to be
 removed from the store, and pictures whose references may be released. The upkeep does it.
 Everything works in an open transaction and never commits. Locks are taken in one order:
-collections, slots, files, exports, runs.
+collections, slots, files, releases, exports, runs.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -13,13 +14,20 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from atelier.techfiles.v1 import collection_pb2, export_pb2, tech_file_pb2, tech_pack_pb2
+from atelier.techfiles.v1 import (
+    collection_pb2,
+    export_pb2,
+    release_pb2,
+    tech_file_pb2,
+    tech_pack_pb2,
+)
 from google.protobuf.message import Message
 
 from services.techfiles import collection_rows, pack_rows, tech_file_rows
 from services.techfiles.collection_rows import COLLECTIONS, LockedCollection
 from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS, Run, RunStep
+from services.techfiles.release_rows import RELEASES, Release
 from services.techfiles.rules import Step
 from services.techfiles.tech_file_rows import TECH_FILES, TechFile
 from shared.background import events
@@ -62,7 +70,8 @@ class _OpenRun:
 
 @dataclass(slots=True)
 class _Gone:
-    """A row that was deleted. `label`: the product of a file; `export_id`: its document."""
+    """A row that was deleted. `label`: the product of a file or a release; `export_id`: a file's
+    document."""
 
     id: UUID
     version: int
@@ -71,7 +80,7 @@ class _Gone:
     export_id: UUID | None
 
 
-_TABLES: tuple[Table[Any], ...] = (TECH_FILES, COLLECTIONS, EXPORTS, RUNS)
+_TABLES: tuple[Table[Any], ...] = (TECH_FILES, COLLECTIONS, EXPORTS, RUNS, RELEASES)
 
 
 def _changing(assignments: str, condition: str) -> dict[str, Statement[Any]]:
@@ -109,6 +118,7 @@ _PURGE = {
         COLLECTIONS.name: "'' AS label, NULL::uuid AS export_id",
         EXPORTS.name: "'' AS label, NULL::uuid AS export_id",
         RUNS.name: "'' AS label, NULL::uuid AS export_id",
+        RELEASES.name: "product_id AS label, NULL::uuid AS export_id",
     }.items()
 }
 _SELECT_OPEN_RUNS = Statement(
@@ -125,6 +135,12 @@ SELECT_RUN_OF_COLLECTION = Statement(
     """
     SELECT id FROM runs WHERE collection_id = %(id)s AND state IN ('pending', 'processing') LIMIT 1
     """,
+)
+_SELECT_RELEASE_OF_COLLECTION = Statement(
+    UUID, "SELECT id FROM releases WHERE collection_id = %(id)s ORDER BY created_at LIMIT 1"
+)
+_SELECT_COMPARED = Statement(
+    UUID, "SELECT id FROM releases WHERE previous_id = %(id)s ORDER BY created_at LIMIT 1"
 )
 _LOCK_COLLECTIONS_OF_FILES = Statement(
     LockedCollection,
@@ -176,6 +192,14 @@ _NOTE_PICTURES_OF_RUNS = Command("""
     ON CONFLICT ON CONSTRAINT picture_releases_picture
         DO UPDATE SET due_at = now(), settles_at = EXCLUDED.settles_at
 """)
+_NOTE_PICTURES_OF_RELEASES = Command("""
+    INSERT INTO picture_releases (id, owner, product_id, asset_id, settles_at)
+    SELECT gen_random_uuid(), %(owner)s, product_id, asset_id, now() + %(settled)s::interval FROM (
+        SELECT DISTINCT product_id, asset_id FROM release_files
+        WHERE release_id = ANY(%(ids)s) AND asset_id IS NOT NULL) AS pictures
+    ON CONFLICT ON CONSTRAINT picture_releases_picture
+        DO UPDATE SET due_at = now(), settles_at = EXCLUDED.settles_at
+""")
 _NOTE_PICTURE = Command("""
     INSERT INTO picture_releases (id, owner, product_id, asset_id, settles_at)
     VALUES (gen_random_uuid(), %(owner)s, %(product_id)s, %(asset_id)s,
@@ -214,6 +238,13 @@ _DOOM_EXPORTS = Command("""
 """)
 _DELETE_ATTEMPTS = Command("DELETE FROM attempts WHERE job_id = ANY(%(ids)s)")
 _DELETE_STEPS = Command("DELETE FROM run_steps WHERE run_id = ANY(%(ids)s)")
+_SELECT_RELEASE_DOCUMENTS = Statement(
+    UUID, "SELECT id FROM exports WHERE release_id = ANY(%(ids)s)"
+)
+_DELETE_OF_RELEASES = tuple(
+    Command(f"DELETE FROM {table} WHERE release_id = ANY(%(ids)s)")
+    for table in ("release_files", "release_contents")
+)
 _SELECT_PACKS = Statement(UUID, "SELECT id FROM tech_files WHERE collection_id = ANY(%(ids)s)")
 _SELECT_EXPORTS = Statement(UUID, "SELECT id FROM exports WHERE collection_id = ANY(%(ids)s)")
 _SELECT_RUNS = Statement(UUID, "SELECT id FROM runs WHERE collection_id = ANY(%(ids)s)")
@@ -388,9 +419,12 @@ def _file_of(step: Step) -> UUID:
 
 async def purge_collections(m: Mutation, rows: Sequence[LockedCollection]) -> None:
     """Deletes locked collections without open runs, with their packs, exports, runs and facts.
-    Raises FAILED_PRECONDITION (IN_USE) if something needs one of the packs."""
+    Raises FAILED_PRECONDITION (IN_USE) if something needs one of the packs, or a release was made
+    of one of the collections."""
     if not rows:
         return
+    for row in rows:
+        await refuse_released(m, row)
     named = {"ids": [row.id for row in rows]}
     packs = await lock(m, TECH_FILES, await m.all(_SELECT_PACKS, named))
     await refuse_held(m, [row.id for row in packs])
@@ -412,6 +446,64 @@ async def refuse_open_run(m: Mutation, collection: LockedCollection) -> None:
             subject=f"collections/{collection.id}",
             reason=Reason.ERROR_REASON_IN_USE,
         )
+
+
+async def refuse_released(m: Mutation, collection: LockedCollection) -> None:
+    """Raises FAILED_PRECONDITION (IN_USE) while a release of the collection exists."""
+    release_id = await m.first(_SELECT_RELEASE_OF_COLLECTION, {"id": collection.id})
+    if release_id is not None:
+        raise errors.precondition(
+            f"the release {release_id} was made of the collection; purge the release first"
+            " (PurgeRelease), or archive the collection (ArchiveCollection)",
+            subject=f"collections/{collection.id}",
+            reason=Reason.ERROR_REASON_IN_USE,
+        )
+
+
+def refuse_document(row: Export) -> None:
+    """Raises FAILED_PRECONDITION (IN_USE) for a document of a release."""
+    if row.release_id is not None:
+        raise errors.precondition(
+            f"it is a document of the release {row.release_id}, and goes with it (DeleteRelease,"
+            " PurgeRelease)",
+            subject=f"exports/{row.id}",
+            reason=Reason.ERROR_REASON_IN_USE,
+        )
+
+
+async def refuse_kept(m: Mutation, row: Release) -> None:
+    """Raises FAILED_PRECONDITION for an approved release (WRONG_STATE), and for one that another is
+    compared with (IN_USE)."""
+    if row.state == "approved":
+        raise errors.precondition(
+            f"release {row.number} is approved, and stays; withdraw it first (WithdrawRelease)",
+            subject=f"releases/{row.id}",
+            metadata={"state": "APPROVED"},
+        )
+    compared = await m.first(_SELECT_COMPARED, {"id": row.id})
+    if compared is not None:
+        raise errors.precondition(
+            f"the release {compared} is compared with it; purge that one first (PurgeRelease)",
+            subject=f"releases/{row.id}",
+            reason=Reason.ERROR_REASON_IN_USE,
+        )
+
+
+async def purge_releases(m: Mutation, rows: Sequence[Release]) -> None:
+    """Deletes locked releases with what they froze and their documents. Raises FAILED_PRECONDITION
+    as `refuse_kept` does."""
+    if not rows:
+        return
+    for row in rows:
+        await refuse_kept(m, row)
+    named = {"owner": m.owner, "ids": [row.id for row in rows], "settled": SETTLED_AFTER}
+    documents = await m.all(_SELECT_RELEASE_DOCUMENTS, named)
+    await purge_exports(m, await lock(m, EXPORTS, documents))
+    await m.run(_NOTE_PICTURES_OF_RELEASES, named)
+    for statement in _DELETE_OF_RELEASES:
+        await m.run(statement, named)
+    gone = await m.all(_PURGE[RELEASES.name], named)
+    await events.publish_all(m, "purged_release", _changes(gone, _purged_release))
 
 
 def refuse_unfinished(row: Run | Export, noun: str, way: str) -> None:
@@ -439,6 +531,12 @@ def _purged_collection(gone: _Gone) -> Message:
 def _purged_run(gone: _Gone) -> Message:
     return tech_pack_pb2.PurgedTechPackRun(
         run_id=str(gone.id), purge_time=timestamp(gone.purged_at)
+    )
+
+
+def _purged_release(gone: _Gone) -> Message:
+    return release_pb2.PurgedRelease(
+        release_id=str(gone.id), purge_time=timestamp(gone.purged_at), product_id=gone.label
     )
 
 

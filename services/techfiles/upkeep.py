@@ -23,6 +23,7 @@ from services.techfiles.collection_rows import COLLECTIONS
 from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS
 from services.techfiles.reconciling import ExportReconciler
+from services.techfiles.release_rows import RELEASES
 from services.techfiles.tech_file_rows import TECH_FILES
 from shared.background import due, sole, tasks
 from shared.database.db import Database, Mutation
@@ -57,7 +58,7 @@ class _Release:
     last: bool
 
 
-_TABLES: tuple[Table[Any], ...] = (COLLECTIONS, TECH_FILES, RUNS, EXPORTS)
+_TABLES: tuple[Table[Any], ...] = (RELEASES, COLLECTIONS, TECH_FILES, RUNS, EXPORTS)
 # Conditions are those of the indexes <table>_expire, tech_files_archived and exports_retained.
 _FIND_EXPIRED = {
     t.name: Statement(due.Found, due.oldest(t.name, "expires_at", "expires_at IS NOT NULL"))
@@ -69,7 +70,12 @@ _FIND_ARCHIVED = Statement(
 )
 _ENDED_AT = "coalesce(ended_at, created_at)"
 _FIND_EXPORTS = Statement(
-    due.Found, due.oldest("exports", _ENDED_AT, "state = 'completed' AND bytes_gone_at IS NULL")
+    due.Found,
+    due.oldest(
+        "exports",
+        _ENDED_AT,
+        "state = 'completed' AND bytes_gone_at IS NULL AND release_id IS NULL",
+    ),
 )
 # What changed since it was found is left alone, and so is what somebody changes right now.
 _STILL_EXPIRED = {
@@ -96,7 +102,8 @@ _FREE_EXPORTS = Statement(
         version = version + 1, updated_at = now()
     WHERE id IN (
         SELECT id FROM exports WHERE id = ANY(%(ids)s) AND state = 'completed'
-            AND bytes_gone_at IS NULL AND {_ENDED_AT} < now() - %(kept)s::interval
+            AND bytes_gone_at IS NULL AND release_id IS NULL
+            AND {_ENDED_AT} < now() - %(kept)s::interval
         ORDER BY id FOR UPDATE SKIP LOCKED)
     RETURNING {EXPORTS.columns}
     """,
@@ -130,6 +137,9 @@ _IS_USED = Statement(
         SELECT FROM runs r, jsonb_array_elements(r.plan) AS p (step)
         WHERE r.owner = %(owner)s AND r.product_id = %(product_id)s
             AND p.step ->> 'asset_id' = %(asset_id)s::text
+    ) OR EXISTS (
+        SELECT FROM release_files WHERE owner = %(owner)s AND asset_id = %(asset_id)s
+            AND product_id = %(product_id)s
     ) AS used
     """,
 )
@@ -235,6 +245,8 @@ class Upkeep:
                 for row in rows:
                     await trash_rows.refuse_open_run(m, row)
                 await trash_rows.purge_collections(m, rows)
+            elif table is RELEASES:
+                await trash_rows.purge_releases(m, rows)
             elif table is RUNS:
                 await trash_rows.purge_runs(m, rows)
             else:

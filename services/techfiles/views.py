@@ -84,7 +84,7 @@ class TechFileViews:
             return export_rows.to_proto(row)
         shown = urls and row.deleted_at is None
         export = export_rows.to_proto(row, self.export_url(row) if shown else "")
-        if self._export_life:
+        if self._export_life and row.release_id is None:
             ends_at = (row.ended_at or row.created_at) + self._export_life
             export.retention_time.FromDatetime(ends_at)
         return export

@@ -1,6 +1,13 @@
 from typing import Any
 
-from services.techfiles import collection_rows, export_rows, pack_rows, rules, tech_file_rows
+from services.techfiles import (
+    collection_rows,
+    export_rows,
+    pack_rows,
+    release_rows,
+    rules,
+    tech_file_rows,
+)
 from services.techfiles.legacy import backfill_rows
 from services.techfiles.verifying import check_rows, finding_rows
 from shared.rpc.protos import EnumNames
@@ -21,5 +28,6 @@ WORDS: list[tuple[str, str, Any, EnumNames | None]] = [
     ("history_checks", "state", rules.WALK_STATES, check_rows.STATES),
     ("history_findings", "state", None, finding_rows.STATES),
     ("history_findings", "fault", None, finding_rows.FAULTS),
+    ("releases", "state", rules.RELEASE_STATES, release_rows.STATES),
     ("run_steps", "state", rules.STEP_STATES, pack_rows.STEP_STATES),
 ]

@@ -20,7 +20,6 @@ from services.techfiles.document import (
     Closeup,
     CreditLine,
     Dimension,
-    DocumentWarning,
     Feature,
     Material,
     Pack,
@@ -32,8 +31,8 @@ from services.techfiles.document import (
     Sketch,
     Source,
     View,
-    render_pdf,
 )
+from services.techfiles.printing import DocumentWarning, render_pdf
 from tests.fonts import one_character_font
 from tools import print_fonts
 

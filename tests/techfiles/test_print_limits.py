@@ -17,7 +17,7 @@ from atelier.common.v1 import facts_pb2
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from services.techfiles import contents, document
+from services.techfiles import contents, document, printing
 from services.techfiles.collection_rows import Collection
 from services.techfiles.tech_file_rows import TechFile
 from shared.formats.facts import parse_facts
@@ -191,7 +191,7 @@ def test_every_text_of_the_longest_kind_is_printed_whole(tmp_path: Path, field: 
     filling = Filling(2, WIDE, 5_000)
     stated = filling.message(facts_pb2.Facts.DESCRIPTOR, field)
     pack, pictures = printed(stated, tmp_path)
-    assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+    assert printing.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
 
     letters = letters_of(tmp_path / "pack.pdf")
     # Each text ends in a number of its own. The letters are counted over all texts, since a page's
@@ -264,7 +264,7 @@ async def test_all_that_a_pack_takes_from_analyses_is_printed_beside_a_megabyte_
 async def printed_by_a_child(pack: document.Pack, pictures: dict[str, Path], target: Path) -> None:
     pool = ImagingPool(1)
     try:
-        assert await pool.run(document.render_pdf, pack, pictures, target, timeout=300) == []
+        assert await pool.run(printing.render_pdf, pack, pictures, target, timeout=300) == []
     finally:
         await pool.close()
 
@@ -276,7 +276,7 @@ def test_lines_without_end_become_a_paragraph_that_says_where_they_ended(tmp_pat
         for n in range(400)
     ]
     pack, pictures = printed({"features": notes}, tmp_path)
-    assert document.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
+    assert printing.render_pdf(pack, pictures, tmp_path / "pack.pdf") == []
 
     pages = pypdf.PdfReader(tmp_path / "pack.pdf").pages
     assert "line of 0 \u00b6 line of 0" in " ".join(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from atelier.assets.v1 import asset_pb2
 
-from services.techfiles import contents, document
+from services.techfiles import contents, document, printing
 from services.techfiles.contents import Contents
 from services.techfiles.tech_file_rows import TechFile
 from shared.formats.facts import parse_facts
@@ -220,12 +220,12 @@ def test_every_value_of_the_product_may_have_a_sign(tmp_path: Path) -> None:
     confirmed = {"source": "confirmed", "by": "grace", "at": "2026-05-04T10:20:30.5Z"}
     sources = {f"product.{name}": confirmed for name in names}
     made = pack({"product": said}, sources=sources)
-    assert document.render_pdf(made.pack, {}, tmp_path / "pack.pdf") == []
+    assert printing.render_pdf(made.pack, {}, tmp_path / "pack.pdf") == []
 
     found = pack({}, analysed(said, model="eye-1"))
     assert len(found.merely_found) == len(names)
     shown = flows.text_of((tmp_path / "pack.pdf").read_bytes())
     assert shown.count("confirmed by grace on 2026-05-04 10:20 UTC") == len(names)
-    warnings = document.render_pdf(found.pack, {}, tmp_path / "pack.pdf")
+    warnings = printing.render_pdf(found.pack, {}, tmp_path / "pack.pdf")
     assert [warning.reason for warning in warnings] == ["picture"]
     assert "found by eye-1" in flows.text_of((tmp_path / "pack.pdf").read_bytes())

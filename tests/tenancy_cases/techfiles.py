@@ -7,6 +7,8 @@ from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import export_pb2 as ex
 from atelier.techfiles.v1 import history_pb2 as hp
 from atelier.techfiles.v1 import legacy_pb2 as lg
+from atelier.techfiles.v1 import release_pb2 as rp
+from atelier.techfiles.v1 import release_pb2_grpc
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 from atelier.techfiles.v1 import verification_pb2 as vf
@@ -51,6 +53,12 @@ class Owned:
     backfill_id: str = ""
     check_id: str = ""
     finding_id: str = ""
+    release_id: str = ""  # a draft whose document isn't made
+    rejected_id: str = ""
+    approved_id: str = ""
+    deleted_id: str = ""
+    purged_id: str = ""
+    releasable_id: str = ""  # a collection with a finished file
 
 
 async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
@@ -126,7 +134,25 @@ async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
         export.id,
         *(each.id for each in (*more, *collections, *runs, purged)),
     )
-    return replace(owned, backfill_id=backfill_id, check_id=check_id, finding_id=finding_id)
+    owned = replace(owned, backfill_id=backfill_id, check_id=check_id, finding_id=finding_id)
+    return replace(owned, **await _releases(suite, owner, canary, completed))
+
+
+async def _releases(suite: Suite, owner: Client, canary: str, file: tf.TechFile) -> dict[str, str]:
+    collection = await flows.collect(owner, product_id=canary, name=f"{canary} released")
+    await flows.collection_service(owner).AddFiles(
+        col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])
+    )
+    service = owner.stub(release_pb2_grpc.ReleaseServiceStub)
+    request = rp.CreateReleaseRequest(collection_id=collection.id, name=canary, note=canary)
+    names = ("approved_id", "release_id", "rejected_id", "deleted_id", "purged_id")
+    made = {name: (await service.CreateRelease(request)).release.id for name in names}
+    suite.sql(  # no worker runs that would make its document
+        "UPDATE techfiles.releases SET state = 'approved', number = 1, decided_at = now()"
+        " WHERE id = %s",
+        (made["approved_id"],),
+    )
+    return {**made, "releasable_id": collection.id}
 
 
 _FILES = "atelier.techfiles.v1.TechFileService."
@@ -136,6 +162,7 @@ _LEGACY = "atelier.techfiles.v1.LegacyAnalysisService."
 _EXPORTS = "atelier.techfiles.v1.ExportService."
 _HISTORY = "atelier.techfiles.v1.HistoryService."
 _CHECKS = "atelier.techfiles.v1.HistoryCheckService."
+_RELEASES = "atelier.techfiles.v1.ReleaseService."
 
 
 def _version(file_id: str) -> hp.VersionOfFile:
@@ -434,6 +461,59 @@ CASES = {
     ),
     _HISTORY + "ExplainTechFile": Case(
         lambda o: hp.ExplainTechFileRequest(tech_file_id=o.file_id), NOT_FOUND
+    ),
+    _RELEASES + "CreateRelease": Case(
+        lambda o: rp.CreateReleaseRequest(
+            request_id="release", collection_id=o.releasable_id, name="release"
+        ),
+        NOT_FOUND,
+    ),
+    _RELEASES + "GetRelease": Case(
+        lambda o: rp.GetReleaseRequest(release_id=o.release_id), NOT_FOUND
+    ),
+    _RELEASES + "ListReleases": Case(
+        lambda o: rp.ListReleasesRequest(product_id=o.product_id), empty("releases")
+    ),
+    _RELEASES + "ApproveRelease": Case(
+        lambda o: rp.ApproveReleaseRequest(request_id="approve", release_id=o.release_id),
+        NOT_FOUND,
+        FORBIDDEN_BY_STATE,
+    ),
+    _RELEASES + "RejectRelease": Case(
+        lambda o: rp.RejectReleaseRequest(
+            request_id="reject", release_id=o.rejected_id, note="too short"
+        ),
+        NOT_FOUND,
+    ),
+    _RELEASES + "WithdrawRelease": Case(
+        lambda o: rp.WithdrawReleaseRequest(
+            request_id="withdraw", release_id=o.approved_id, reason="too short"
+        ),
+        NOT_FOUND,
+    ),
+    _RELEASES + "MakeReleaseDocuments": Case(
+        lambda o: rp.MakeReleaseDocumentsRequest(request_id="make", release_id=o.release_id),
+        NOT_FOUND,
+        FORBIDDEN_BY_STATE,
+    ),
+    _RELEASES + "CompareReleases": Case(
+        lambda o: rp.CompareReleasesRequest(
+            before_release_id=o.approved_id, after_release_id=o.release_id
+        ),
+        NOT_FOUND,
+    ),
+    _RELEASES + "ExplainRelease": Case(
+        lambda o: rp.ExplainReleaseRequest(release_id=o.release_id), NOT_FOUND
+    ),
+    _RELEASES + "DeleteRelease": Case(
+        lambda o: rp.DeleteReleaseRequest(request_id="delete", release_id=o.deleted_id), NOT_FOUND
+    ),
+    _RELEASES + "UndeleteRelease": Case(
+        lambda o: rp.UndeleteReleaseRequest(request_id="undelete", release_id=o.deleted_id),
+        NOT_FOUND,
+    ),
+    _RELEASES + "PurgeRelease": Case(
+        lambda o: rp.PurgeReleaseRequest(request_id="purge", release_id=o.purged_id), NOT_FOUND
     ),
     _CHECKS + "VerifyHistory": Case(
         lambda o: vf.VerifyHistoryRequest(request_id=f"verify {o.asset_id}"), nothing
