@@ -30,6 +30,7 @@ MACHINES: Mapping[str, Machine] = {
     "tech pack run": techfiles.RUN_STATES,
     "step of a run": techfiles.STEP_STATES,
     "export": techfiles.EXPORT_STATES,
+    "release": techfiles.RELEASE_STATES,
 }
 
 
