@@ -1,6 +1,6 @@
 """Cases for every rpc of techfiles. No worker runs: the run and the export stay pending."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import uuid4
 
 from atelier.techfiles.v1 import collection_pb2 as col
@@ -50,15 +50,15 @@ class Owned:
     ended_run_id: str
     purged_run_id: str
     purged_export_id: str
-    backfill_id: str = ""
-    check_id: str = ""
-    finding_id: str = ""
-    release_id: str = ""  # a draft whose document isn't made
-    rejected_id: str = ""
-    approved_id: str = ""
-    deleted_id: str = ""
-    purged_id: str = ""
-    releasable_id: str = ""  # a collection with a finished file
+    backfill_id: str
+    check_id: str
+    finding_id: str
+    releasable_id: str  # a collection with a finished file
+    approved_id: str
+    release_id: str  # a draft whose document isn't made
+    rejected_id: str
+    deleted_id: str
+    purged_id: str
 
 
 async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
@@ -122,7 +122,7 @@ async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
         cancel = tp.CancelTechPackRunRequest(run_id=each.id)
         await flows.pack_service(owner).CancelTechPackRun(cancel)
     purged = (await flows.pack_service(owner).ExportCollection(request)).export
-    owned = Owned(
+    return Owned(
         canary,
         asset.id,
         file.id,
@@ -132,27 +132,31 @@ async def prepare(suite: Suite, owner: Client, canary: str) -> Owned:
         collection.id,
         run.id,
         export.id,
-        *(each.id for each in (*more, *collections, *runs, purged)),
+        *(
+            *(each.id for each in (*more, *collections, *runs, purged)),
+            backfill_id,
+            check_id,
+            finding_id,
+            *await _releases(suite, owner, canary, completed),
+        ),
     )
-    owned = replace(owned, backfill_id=backfill_id, check_id=check_id, finding_id=finding_id)
-    return replace(owned, **await _releases(suite, owner, canary, completed))
 
 
-async def _releases(suite: Suite, owner: Client, canary: str, file: tf.TechFile) -> dict[str, str]:
+async def _releases(suite: Suite, owner: Client, canary: str, file: tf.TechFile) -> list[str]:
+    """Makes a collection and five releases of it. Returns their ids."""
     collection = await flows.collect(owner, product_id=canary, name=f"{canary} released")
     await flows.collection_service(owner).AddFiles(
         col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])
     )
     service = owner.stub(release_pb2_grpc.ReleaseServiceStub)
     request = rp.CreateReleaseRequest(collection_id=collection.id, name=canary, note=canary)
-    names = ("approved_id", "release_id", "rejected_id", "deleted_id", "purged_id")
-    made = {name: (await service.CreateRelease(request)).release.id for name in names}
+    made = [(await service.CreateRelease(request)).release.id for _ in range(5)]
     suite.sql(  # no worker runs that would make its document
         "UPDATE techfiles.releases SET state = 'approved', number = 1, decided_at = now()"
         " WHERE id = %s",
-        (made["approved_id"],),
+        (made[0],),
     )
-    return {**made, "releasable_id": collection.id}
+    return [collection.id, *made]
 
 
 _FILES = "atelier.techfiles.v1.TechFileService."
