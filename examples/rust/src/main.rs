@@ -114,7 +114,7 @@ async fn main() -> Result<(), Failure> {
     println!("saved {} {}", paths[3], shown.size_bytes);
 
     // What a refusal says.
-    let refused = call!(packs.get_export(GetExportRequest::default())).await.unwrap_err();
-    println!("refused {}", explain(&refused));
+    let none = GetExportRequest { export_id: "none".into(), ..Default::default() };
+    println!("refused {}", explain(&call!(packs.get_export(none)).await.unwrap_err()));
     Ok(())
 }
