@@ -228,6 +228,8 @@ class ReleaseService(ReleaseTrash):
         documents = await m.all(SELECT_DOCUMENTS, {"id": row.id})
         if not any(each.draft and each.has_bytes for each in documents):
             state = documents[0].state if documents else "missing"
+            if state == "completed":  # but its bytes are gone
+                state = "lost"
             raise errors.precondition(
                 f"its document is {state}; wait until it is made, or have it made again"
                 " (MakeReleaseDocuments), and look at it",

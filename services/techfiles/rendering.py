@@ -92,6 +92,8 @@ class Renderer:
         gathered = await gathering.gather(self._db, export)
         wanted = contents.pictures_of(gathered.files)
         known = await self._assets.describe(wanted)
+        if gathered.release:
+            _refuse_gone(wanted, known)
         made = await asyncio.to_thread(gathered.contents, known)
         pdf = directory / "pack.pdf"
         pictures = [
@@ -176,6 +178,17 @@ class Renderer:
         [made] = await self._pool.run(imaging.make_variants, source, [wanted], directory)
         source.unlink()
         return made.path
+
+
+def _refuse_gone(wanted: Sequence[str], known: Mapping[str, asset_pb2.Asset]) -> None:
+    """Raises JobFailed if a picture that a release froze is gone: its document would say less."""
+    gone = [each for each in wanted if each not in known or known[each].HasField("bytes_gone_time")]
+    if gone:
+        raise attempts.JobFailed(
+            "PICTURE_GONE",
+            f"the picture {gone[0]}, which the release holds, is gone; undelete it (UndeleteAsset)"
+            " and call MakeReleaseDocuments, or make another release",
+        )
 
 
 class _Zip:

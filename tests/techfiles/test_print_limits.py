@@ -17,7 +17,7 @@ from atelier.common.v1 import facts_pb2
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from services.techfiles import contents, document, printing
+from services.techfiles import contents, diffing, document, printing, revising
 from services.techfiles.collection_rows import Collection
 from services.techfiles.tech_file_rows import TechFile
 from shared.formats.facts import parse_facts
@@ -259,6 +259,41 @@ async def test_all_that_a_pack_takes_from_analyses_is_printed_beside_a_megabyte_
     assert len(pack.views[0].features) == 1_000
     await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
     assert "0/499#" in letters_of(tmp_path / "pack.pdf")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("note", ["five letter words ", "a\n"])
+async def test_a_megabyte_of_facts_that_all_changed_is_printed_in_a_child_process(
+    tmp_path: Path, note: str
+) -> None:
+    def stated(end: str) -> dict[str, Any]:
+        features = [
+            {
+                "name": f"{n} {'n' * 290}",
+                "view": "front",
+                "note": (note * 2_000)[:1_500] + end,
+                "at": {"x": 0.5, "y": 0.5},
+            }
+            for n in range(500)
+        ]
+        while len(json.dumps(features).encode()) > protos.FACTS_BYTES - 1_000:
+            features.pop()
+        return {"features": features}
+
+    pack, pictures = printed(stated("after"), tmp_path)
+    changes = diffing.compare({"facts": stated("before")}, {"facts": stated("after")})
+    release = document.Release(
+        title="Draft",
+        name="the largest",
+        draft=True,
+        made=OWNER,
+        since="Release 1: the one before",
+        revisions=revising.lines(changes, []),
+    )
+    pack = revising.marked(replace(pack, release=release), changes)
+
+    assert len(release.revisions) > 300
+    await printed_by_a_child(pack, pictures, tmp_path / "pack.pdf")
 
 
 async def printed_by_a_child(pack: document.Pack, pictures: dict[str, Path], target: Path) -> None:
