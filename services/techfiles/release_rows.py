@@ -18,6 +18,7 @@ from shared.background import events
 from shared.database.db import Database, Mutation
 from shared.database.rows import Statement, Table
 from shared.rpc import errors
+from shared.rpc.errors import Reason
 from shared.rpc.protos import EnumNames, timestamp
 
 STATES = EnumNames(pb.ReleaseState, "RELEASE_STATE_")
@@ -115,6 +116,12 @@ _SELECT_SOME = Statement(
     SELECT snapshot FROM release_files
     WHERE release_id = %(id)s AND tech_file_id = ANY(%(file_ids)s)
     """,
+)
+_SELECT_RELEASE_OF_COLLECTION = Statement(
+    UUID, "SELECT id FROM releases WHERE collection_id = %(id)s ORDER BY created_at LIMIT 1"
+)
+_SELECT_COMPARED = Statement(
+    UUID, "SELECT id FROM releases WHERE previous_id = %(id)s ORDER BY created_at LIMIT 1"
 )
 
 
@@ -219,3 +226,44 @@ async def lock(m: Mutation, release_id: UUID, etag: str = "") -> Release:
         raise errors.not_found("release", release_id)
     errors.check_etag(etag, row.version, "release", release_id)
     return row
+
+
+async def refuse_released(m: Mutation, collection: Collection) -> None:
+    """Raises FAILED_PRECONDITION (IN_USE) while a release of the collection exists."""
+    release_id = await m.first(_SELECT_RELEASE_OF_COLLECTION, {"id": collection.id})
+    if release_id is not None:
+        raise errors.precondition(
+            f"the release {release_id} was made of the collection; purge the release first"
+            " (PurgeRelease), or archive the collection (ArchiveCollection)",
+            subject=f"collections/{collection.id}",
+            reason=Reason.ERROR_REASON_IN_USE,
+        )
+
+
+def refuse_document(row: Export) -> None:
+    """Raises FAILED_PRECONDITION (IN_USE) for a document of a release."""
+    if row.release_id is not None:
+        raise errors.precondition(
+            f"it is a document of the release {row.release_id}, and goes with it (DeleteRelease,"
+            " PurgeRelease)",
+            subject=f"exports/{row.id}",
+            reason=Reason.ERROR_REASON_IN_USE,
+        )
+
+
+async def refuse_kept(m: Mutation, row: Release) -> None:
+    """Raises FAILED_PRECONDITION for an approved release (WRONG_STATE), and for one that another is
+    compared with (IN_USE)."""
+    if row.state == "approved":
+        raise errors.precondition(
+            f"release {row.number} is approved, and stays; withdraw it first (WithdrawRelease)",
+            subject=f"releases/{row.id}",
+            metadata={"state": "APPROVED"},
+        )
+    compared = await m.first(_SELECT_COMPARED, {"id": row.id})
+    if compared is not None:
+        raise errors.precondition(
+            f"the release {compared} is compared with it; purge that one first (PurgeRelease)",
+            subject=f"releases/{row.id}",
+            reason=Reason.ERROR_REASON_IN_USE,
+        )

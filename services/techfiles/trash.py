@@ -137,7 +137,7 @@ class CollectionTrash(collection_pb2_grpc.CollectionServiceServicer):
             row = await collection_rows.lock(m, collection_id, request.etag, deleted=True)
             if row.deleted_at is None:
                 await trash_rows.refuse_open_run(m, row)
-                await trash_rows.refuse_released(m, row)
+                await release_rows.refuse_released(m, row)
                 row = await trash_rows.delete(m, COLLECTIONS, row.id, self._life)
                 return collection_pb2.DeleteCollectionResponse(
                     collection=await collection_rows.publish(m, row)
@@ -246,7 +246,7 @@ class ExportTrash(export_pb2_grpc.ExportServiceServicer):
     ) -> export_pb2.DeleteExportResponse:
         async def work(m: Mutation) -> export_pb2.DeleteExportResponse:
             row = await _lock(m, EXPORTS, parse_id(request.export_id, "export_id"), "export")
-            trash_rows.refuse_document(row)
+            release_rows.refuse_document(row)
             trash_rows.refuse_unfinished(row, "export", _WAIT)
             if row.deleted_at is None:
                 row = await trash_rows.delete(m, EXPORTS, row.id, self._life)
@@ -274,7 +274,7 @@ class ExportTrash(export_pb2_grpc.ExportServiceServicer):
             row: Export = await _lock(
                 m, EXPORTS, parse_id(request.export_id, "export_id"), "export"
             )
-            trash_rows.refuse_document(row)
+            release_rows.refuse_document(row)
             await trash_rows.purge_exports(m, [row])
             return export_pb2.PurgeExportResponse()
 
@@ -296,7 +296,7 @@ class ReleaseTrash(release_pb2_grpc.ReleaseServiceServicer):
         async def work(m: Mutation) -> release_pb2.DeleteReleaseResponse:
             row = await release_rows.lock(m, release_id, request.etag)
             if row.deleted_at is None:
-                await trash_rows.refuse_kept(m, row)
+                await release_rows.refuse_kept(m, row)
                 row = await trash_rows.delete(m, RELEASES, row.id, self._life)
                 await release_rows.publish(m, row)
             return release_pb2.DeleteReleaseResponse(release=release_rows.to_proto(row))

@@ -23,7 +23,7 @@ from atelier.techfiles.v1 import (
 )
 from google.protobuf.message import Message
 
-from services.techfiles import collection_rows, pack_rows, tech_file_rows
+from services.techfiles import collection_rows, pack_rows, release_rows, tech_file_rows
 from services.techfiles.collection_rows import COLLECTIONS, LockedCollection
 from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS, Run, RunStep
@@ -135,12 +135,6 @@ SELECT_RUN_OF_COLLECTION = Statement(
     """
     SELECT id FROM runs WHERE collection_id = %(id)s AND state IN ('pending', 'processing') LIMIT 1
     """,
-)
-_SELECT_RELEASE_OF_COLLECTION = Statement(
-    UUID, "SELECT id FROM releases WHERE collection_id = %(id)s ORDER BY created_at LIMIT 1"
-)
-_SELECT_COMPARED = Statement(
-    UUID, "SELECT id FROM releases WHERE previous_id = %(id)s ORDER BY created_at LIMIT 1"
 )
 _LOCK_COLLECTIONS_OF_FILES = Statement(
     LockedCollection,
@@ -424,7 +418,7 @@ async def purge_collections(m: Mutation, rows: Sequence[LockedCollection]) -> No
     if not rows:
         return
     for row in rows:
-        await refuse_released(m, row)
+        await release_rows.refuse_released(m, row)
     named = {"ids": [row.id for row in rows]}
     packs = await lock(m, TECH_FILES, await m.all(_SELECT_PACKS, named))
     await refuse_held(m, [row.id for row in packs])
@@ -448,54 +442,13 @@ async def refuse_open_run(m: Mutation, collection: LockedCollection) -> None:
         )
 
 
-async def refuse_released(m: Mutation, collection: LockedCollection) -> None:
-    """Raises FAILED_PRECONDITION (IN_USE) while a release of the collection exists."""
-    release_id = await m.first(_SELECT_RELEASE_OF_COLLECTION, {"id": collection.id})
-    if release_id is not None:
-        raise errors.precondition(
-            f"the release {release_id} was made of the collection; purge the release first"
-            " (PurgeRelease), or archive the collection (ArchiveCollection)",
-            subject=f"collections/{collection.id}",
-            reason=Reason.ERROR_REASON_IN_USE,
-        )
-
-
-def refuse_document(row: Export) -> None:
-    """Raises FAILED_PRECONDITION (IN_USE) for a document of a release."""
-    if row.release_id is not None:
-        raise errors.precondition(
-            f"it is a document of the release {row.release_id}, and goes with it (DeleteRelease,"
-            " PurgeRelease)",
-            subject=f"exports/{row.id}",
-            reason=Reason.ERROR_REASON_IN_USE,
-        )
-
-
-async def refuse_kept(m: Mutation, row: Release) -> None:
-    """Raises FAILED_PRECONDITION for an approved release (WRONG_STATE), and for one that another is
-    compared with (IN_USE)."""
-    if row.state == "approved":
-        raise errors.precondition(
-            f"release {row.number} is approved, and stays; withdraw it first (WithdrawRelease)",
-            subject=f"releases/{row.id}",
-            metadata={"state": "APPROVED"},
-        )
-    compared = await m.first(_SELECT_COMPARED, {"id": row.id})
-    if compared is not None:
-        raise errors.precondition(
-            f"the release {compared} is compared with it; purge that one first (PurgeRelease)",
-            subject=f"releases/{row.id}",
-            reason=Reason.ERROR_REASON_IN_USE,
-        )
-
-
 async def purge_releases(m: Mutation, rows: Sequence[Release]) -> None:
     """Deletes locked releases with what they froze and their documents. Raises FAILED_PRECONDITION
-    as `refuse_kept` does."""
+    as `release_rows.refuse_kept` does."""
     if not rows:
         return
     for row in rows:
-        await refuse_kept(m, row)
+        await release_rows.refuse_kept(m, row)
     named = {"owner": m.owner, "ids": [row.id for row in rows], "settled": SETTLED_AFTER}
     documents = await m.all(_SELECT_RELEASE_DOCUMENTS, named)
     await purge_exports(m, await lock(m, EXPORTS, documents))
