@@ -26,8 +26,8 @@ _MOST_NAMED = 5
 
 
 @dataclass(slots=True)
-class _Held:
-    """A finished file of a collection, kept as it is until the commit."""
+class FinishedFile:
+    """A finished file of a collection."""
 
     id: UUID
     file_asset_id: UUID | None
@@ -36,24 +36,17 @@ class _Held:
 _SHARE_COLLECTION = Statement(
     Collection, f"SELECT {COLLECTIONS.columns} FROM collections WHERE id = %(id)s FOR SHARE"
 )
-SELECT_PICTURES = Statement(
-    UUID,
-    """
-    SELECT DISTINCT f.file_asset_id
-    FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
-    WHERE i.collection_id = %(id)s AND f.file_asset_id IS NOT NULL AND f.state = 'completed'
-    """,
-)
-_HOLD_FILES = Statement(
-    _Held,
+SELECT_FINISHED = Statement(
+    FinishedFile,
     """
     SELECT f.id, f.file_asset_id
     FROM collection_items i JOIN tech_files f ON f.id = i.tech_file_id
     WHERE i.collection_id = %(id)s AND f.state = 'completed' AND f.archived_at IS NULL
         AND f.deleted_at IS NULL
-    ORDER BY i.section, i.display_order FOR SHARE OF f
+    ORDER BY i.section, i.display_order
     """,
 )
+_HOLD_FILES = Statement(FinishedFile, f"{SELECT_FINISHED.text} FOR SHARE OF f")
 _SELECT_FILES = Statement(
     TechFile, f"SELECT {TECH_FILES.columns} FROM tech_files WHERE id = ANY(%(ids)s)"
 )
@@ -164,7 +157,7 @@ async def _refuse_open_run(m: Mutation, collection_id: UUID) -> None:
         )
 
 
-def _check_files(collection_id: UUID, held: list[_Held], sha256: Mapping[str, str]) -> None:
+def _check_files(collection_id: UUID, held: list[FinishedFile], sha256: Mapping[str, str]) -> None:
     """Raises if the collection holds no finished file, or a picture that isn't known."""
     if not held:
         raise errors.precondition(

@@ -93,8 +93,9 @@ class ReleaseService(ReleaseTrash):
 
     async def _create(self, request: pb.CreateReleaseRequest) -> pb.CreateReleaseResponse:
         collection_id = parse_id(request.collection_id, "collection_id")
-        pictures = await self._db.all(freezing.SELECT_PICTURES, {"id": collection_id})
-        known = await self._assets.describe(list(map(str, pictures)))
+        files = await self._db.all(freezing.SELECT_FINISHED, {"id": collection_id})
+        pictures = {str(file.file_asset_id) for file in files if file.file_asset_id}
+        known = await self._assets.describe(sorted(pictures))
         wish = freezing.Wish(
             collection_id,
             request.collection_etag,
