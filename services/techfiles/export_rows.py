@@ -48,6 +48,7 @@ class Export(JobRow):
     bytes_gone_reason: str
     release_id: UUID | None  # the release whose document it is
     draft: bool  # it is stamped as a draft of that release
+    picture_pixels: int  # the most on the longer side of a picture in a ZIP; 0: the originals
 
     @property
     def has_bytes(self) -> bool:
@@ -76,6 +77,7 @@ class NewExport:
     facts: None
     created_at: datetime
     release_id: None = None
+    picture_pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ _NEW = (
     "incomplete",
     "release_id",
     "draft",
+    "picture_pixels",
 )
 
 
@@ -143,6 +146,7 @@ def to_proto(row: Export, url: str = "") -> pb.Export:
         bytes_gone_reason=GONE.number.get(row.bytes_gone_reason),
         release_id=str(row.release_id or ""),
         draft=row.draft,
+        picture_pixels=row.picture_pixels,
     )
 
 
@@ -161,6 +165,7 @@ async def create(
     incomplete: bool = False,
     release_id: UUID | None = None,
     draft: bool = False,
+    picture_pixels: int = 0,
 ) -> Export:
     """Adds an export and publishes it: PENDING, or COMPLETED if its document is given. `facts`
     replace those of the collection, unless None. `incomplete`: a run fills the collection. With
@@ -178,6 +183,7 @@ async def create(
         "incomplete": incomplete,
         "release_id": release_id,
         "draft": draft,
+        "picture_pixels": picture_pixels,
     }
     row = await m.one(EXPORTS.insert(*_NEW), values)
     await publish(m, row)

@@ -237,6 +237,8 @@ class TechPackService(RunTrash):
     ) -> pb.ExportCollectionResponse:
         collection_id = parse_id(request.collection_id, "collection_id")
         facts = protos.facts(request.facts, "facts") if request.HasField("facts") else None
+        if request.picture_pixels and request.format != pb.EXPORT_FORMAT_ZIP:
+            raise errors.invalid("picture_pixels", "is for a ZIP; leave it out, or ask for a ZIP")
 
         async def work(m: Mutation) -> pb.ExportCollectionResponse:
             collection = await collection_rows.share(m, collection_id)
@@ -252,7 +254,13 @@ class TechPackService(RunTrash):
                 )
             format = export_rows.FORMATS.word[request.format]
             row = await export_rows.create(
-                m, new_id(), collection, format, facts, incomplete=going_on is not None
+                m,
+                new_id(),
+                collection,
+                format,
+                facts,
+                incomplete=going_on is not None,
+                picture_pixels=request.picture_pixels,
             )
             await self._queue.enqueue(m, export_rows.TASK, export_rows.QUEUE, row.id)
             return pb.ExportCollectionResponse(export=export_rows.to_proto(row))

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from atelier.assets.v1 import asset_pb2, variant_pb2, variant_pb2_grpc
@@ -39,6 +39,7 @@ from shared.storage import Storage
 _MOST_WARNINGS = 100
 _RENDER_SECONDS = 300.0  # facts at all their limits take some ten on an idle machine
 _JPEG_QUALITY = 88
+_ZIP_QUALITY = 92
 _PICTURES_AT_ONCE = 4
 _FOLDERS: Mapping[str, archive.Section] = {
     "category": "01-cover",
@@ -106,8 +107,37 @@ class Renderer:
         warnings += await self._print(made.pack, pictures, directory, pdf, preset)
         source: Path | AsyncIterator[bytes] = pdf
         if export.format == "zip":
-            source = _Zip(self._peers, directory, gathered).chunks(known, pdf)
+            side = export.picture_pixels
+            smaller = await self._recompressed(known, side, directory, warnings)
+            source = _Zip(self._peers, directory, gathered, smaller).chunks(known, pdf)
         return await self._store(export, unique, source, directory, warnings)
+
+    async def _recompressed(
+        self,
+        known: Mapping[str, asset_pb2.Asset],
+        side: int,
+        directory: Path,
+        warnings: list[str],
+    ) -> dict[str, Path]:
+        """Returns the pictures that are larger than `side` pixels, compressed again, by asset; none
+        if it is 0. A picture that can't be decoded stays as it is, with a warning."""
+        made: dict[str, Path] = {}
+        for asset_id, asset in known.items():
+            if not side or max(asset.width, asset.height) <= side:
+                continue
+            source = directory / f"{asset_id}.source"
+            await self._peers.download(asset_id, source)
+            kind: Literal["png", "jpeg"] = "png" if asset.mime_type == "image/png" else "jpeg"
+            wanted = Preset(f"{asset_id}.smaller", side, side, kind, quality=_ZIP_QUALITY)
+            try:
+                [variant] = await self._pool.run(
+                    imaging.make_variants, source, [wanted], directory, asset.digital_source_type
+                )
+                made[asset_id] = variant.path
+            except ImageRejected as refusal:
+                warnings.append(f"picture: {asset_id} stays as large as it is: {refusal.message}")
+            source.unlink()
+        return made
 
     async def _store(
         self,
@@ -195,7 +225,10 @@ class _Zip:
     """The archive of one export, in chunks. At most one picture at a time is on this disk, none in
     memory."""
 
-    def __init__(self, peers: Peers, directory: Path, gathered: Gathered) -> None:
+    def __init__(
+        self, peers: Peers, directory: Path, gathered: Gathered, smaller: Mapping[str, Path]
+    ) -> None:
+        self._smaller = smaller  # by asset: what takes the place of the original
         self._peers = peers
         self._directory = directory
         self._gathered = gathered
@@ -209,6 +242,7 @@ class _Zip:
             "product_id": collection.product_id,
             "as_of": self._gathered.as_of.isoformat(),
             **({"release": asdict(release)} if release else {}),
+            **({"compressed_again": sorted(self._smaller)} if self._smaller else {}),
             "tech_files": [_listed(row) for row in self._gathered.files],
         }
         stream = archive.stream_zip(self._members(known, pdf), manifest, self._gathered.as_of)
@@ -229,7 +263,11 @@ class _Zip:
                 or row.file_type
             )
             asset = known.get(str(row.file_asset_id))
-            if asset:
+            if asset and asset.id in self._smaller:
+                smaller = self._smaller[asset.id]
+                folder = _FOLDERS[row.file_type]
+                members.append(_stored(folder, f"{name}{smaller.suffix}", smaller))
+            elif asset:
                 suffix = asset.mime_type.rpartition("/")[2].replace("jpeg", "jpg")
                 path = archive.member_path(_FOLDERS[row.file_type], f"{name}.{suffix}")
                 members.append(

@@ -103,6 +103,8 @@ CREATE TABLE exports (
     -- The release whose document it is; see `releases`. `draft`: it is stamped as one.
     release_id uuid,
     draft boolean NOT NULL DEFAULT false,
+    -- The most pixels on the longer side of a picture in a ZIP; 0: the originals.
+    picture_pixels integer NOT NULL DEFAULT 0,
     CONSTRAINT exports_pkey PRIMARY KEY (id),
     CONSTRAINT exports_owner_id UNIQUE (owner, id),
     CONSTRAINT exports_collection FOREIGN KEY (owner, collection_id) REFERENCES collections (owner, id),

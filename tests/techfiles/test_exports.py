@@ -1,23 +1,29 @@
 """The promises of exports once they are made: listed, renamed, counted, limited, freed in time, and
 reconciled with the store."""
 
+import io
+import json
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import pyvips
 from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import export_pb2 as ex
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tests.assets import flows as asset_flows
 from tests.calls import refused
 from tests.suite import Client, Suite
 from tests.techfiles import flows
 from tests.techfiles.trash_flows import export_service, objects, upkeep
 
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 ABORTED = grpc.StatusCode.ABORTED
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -270,3 +276,38 @@ async def test_a_page_of_dates_that_no_calendar_has_is_refused(suite: Suite) -> 
     await refused(
         listed(ada, created_from=Timestamp(seconds=10**15)), grpc.StatusCode.INVALID_ARGUMENT
     )
+
+
+async def test_pictures_of_a_zip_are_compressed_again_if_they_are_larger_than_asked(
+    suite: Suite,
+) -> None:
+    ada = suite.client("ada")
+    collection = await flows.collect(ada)
+    large = await asset_flows.upload(ada, flows.photo("front"))
+    small = await asset_flows.upload(ada, asset_flows.jpeg(300, 200))
+    for view, picture in ((tf.VIEW_TYPE_FRONT, large), (tf.VIEW_TYPE_BACK, small)):
+        file = await flows.create(ada, view_type=view, file_asset_id=picture.id)
+        await flows.collection_service(ada).AddFiles(
+            col.AddFilesRequest(collection_id=collection.id, tech_file_ids=[file.id])
+        )
+
+    made = await flows.export(ada, collection.id, format=ZIP, picture_pixels=400)
+    again = await flows.export(ada, collection.id, format=ZIP, picture_pixels=400)
+    whole = await flows.export(ada, collection.id, format=ZIP)
+
+    assert made.picture_pixels == 400 and made.sha256 == again.sha256
+    assert made.size_bytes < whole.size_bytes
+    with zipfile.ZipFile(io.BytesIO(await flows.fetch(made))) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+        sizes = {
+            name: max(pyvips.Image.new_from_buffer(archive.read(name), "").width, 0)
+            for name in archive.namelist()
+            if name.endswith((".jpg", ".jpeg"))
+        }
+    assert manifest["compressed_again"] == [large.id]
+    assert sorted(sizes.values()) == [300, 300]  # 300 x 400 of the large one, 300 x 200 as it was
+    request = tp.ExportCollectionRequest(
+        collection_id=collection.id, format=PDF, picture_pixels=400
+    )
+    service = flows.pack_service(ada)
+    await refused(service.ExportCollection(request), INVALID, "picture_pixels", "is for a ZIP")

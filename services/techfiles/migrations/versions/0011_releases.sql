@@ -95,6 +95,8 @@ CREATE INDEX release_files_asset ON release_files (owner, asset_id) WHERE asset_
 -- A document of a release. `draft`: it is stamped as one.
 ALTER TABLE exports ADD COLUMN release_id uuid;
 ALTER TABLE exports ADD COLUMN draft boolean NOT NULL DEFAULT false;
+-- The most pixels on the longer side of a picture in a ZIP; 0: the originals.
+ALTER TABLE exports ADD COLUMN picture_pixels integer NOT NULL DEFAULT 0;
 ALTER TABLE exports ADD CONSTRAINT exports_release FOREIGN KEY (owner, release_id) REFERENCES releases (owner, id);
 ALTER TABLE exports ADD CONSTRAINT exports_draft CHECK (NOT draft OR release_id IS NOT NULL);
 CREATE INDEX exports_release_id ON exports (release_id) WHERE release_id IS NOT NULL;
