@@ -18,9 +18,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.keeping_settings import KeepingSettings
 from shared.legacy_settings import LegacySettings
 from shared.market_settings import MarketSettings
 from shared.model_settings import ModelSettings
+from shared.review_settings import ReviewSettings
 
 SERVICES = ("assets", "conversions", "pipeline", "techfiles")
 PORTS = {"assets": 50051, "conversions": 50052, "pipeline": 50053, "techfiles": 50054}
@@ -74,7 +76,7 @@ def _is_font(path: Path) -> bool:
         return False
 
 
-class Settings(LegacySettings, MarketSettings, ModelSettings):
+class Settings(KeepingSettings, LegacySettings, MarketSettings, ModelSettings, ReviewSettings):
     """The settings of one service's process."""
 
     model_config = SettingsConfigDict(
@@ -323,60 +325,6 @@ class Settings(LegacySettings, MarketSettings, ModelSettings):
             "networks of proxies whose x-forwarded-for is believed, such as 10.0.0.0/8, fd00::/8"
         ),
     )
-    trash_days: float = Field(
-        30,
-        gt=0,
-        description=(
-            "how long a deleted asset, dataset, job, product, tech file, collection or export can"
-            " come back"
-        ),
-    )
-    cleanup_minutes: float = Field(
-        60, ge=0, description="pause between cleanups; 0: only when an operator asks"
-    )
-    cleanup_max_items: int = Field(
-        10_000, ge=1, description="most items of each kind that one cleanup takes"
-    )
-    idle_session_days: float = Field(
-        0,
-        ge=0,
-        description=(
-            "a session without a change for so long goes to the trash (183: half a year); 0: never"
-        ),
-    )
-    reconcile_minutes: float = Field(
-        10, ge=0, description="pause between reconciler runs; 0: only when asked"
-    )
-    reconcile_max_items: int = Field(
-        10_000, ge=1, description="most objects that one reconciler run looks at"
-    )
-    reconcile_grace_minutes: float = Field(
-        60,
-        ge=0,
-        description=(
-            "an object younger than this may belong to an upload in flight, and is left alone"
-        ),
-    )
-    quota_owner_stored_bytes: int = Field(
-        0, ge=0, description="bytes that an owner may store; 0: no limit"
-    )
-    quota_owner_assets: int = Field(
-        0, ge=0, description="assets that an owner may have; 0: no limit"
-    )
-    quota_owner_monthly_bandwidth_bytes: int = Field(
-        0,
-        ge=0,
-        description="bytes that may be sent of an owner's assets in a calendar month; 0: no limit",
-    )
-    quota_deployment_stored_bytes: int = Field(
-        0, ge=0, description="bytes that all owners together may store; 0: no limit"
-    )
-    quota_deployment_assets: int = Field(
-        0, ge=0, description="assets that all owners together may have; 0: no limit"
-    )
-    quota_deployment_monthly_bandwidth_bytes: int = Field(
-        0, ge=0, description="bytes that may be sent of all assets in a calendar month; 0: no limit"
-    )
     prices_file: Path | None = Field(
         None,
         description=(
@@ -434,116 +382,6 @@ class Settings(LegacySettings, MarketSettings, ModelSettings):
             " generation.image and the like one"
         ),
     )
-    # Retention: how long conversions keeps jobs and what belongs to them
-    retention_failed_days: float = Field(
-        0,
-        ge=0,
-        le=36500,
-        description="days until failed and cancelled jobs go to the trash; 0: never",
-    )
-    retention_conversion_days: float = Field(
-        0,
-        ge=0,
-        le=36500,
-        description="days until completed conversions go to the trash, with results; 0: never",
-    )
-    retention_generation_days: float = Field(
-        0,
-        ge=0,
-        le=36500,
-        description="days until completed generations go to the trash, with results; 0: never",
-    )
-    retention_analysis_days: float = Field(
-        0, ge=0, le=36500, description="days until completed analyses go to the trash; 0: never"
-    )
-    retention_input_days: float = Field(
-        0,
-        ge=0,
-        le=36500,
-        description=(
-            "days until photographs of people that completed conversions were made from go to the"
-            " trash; 0: never"
-        ),
-    )
-    retention_archived_file_days: float = Field(
-        0,
-        ge=0,
-        le=36500,
-        description="days until archived tech files go to the trash; 0: never",
-    )
-    retention_export_days: float = Field(
-        0,
-        ge=0,
-        le=36500,
-        description="days until the bytes of exports of tech packs are removed; 0: never",
-    )
-    release_by_another: bool = Field(
-        False,
-        description="true: only a person other than its maker approves a release of a tech pack",
-    )
-    quota_owner_export_bytes: int = Field(
-        0,
-        ge=0,
-        description="bytes of exports that an owner may have before more are refused; 0: no limit",
-    )
-    quota_deployment_export_bytes: int = Field(
-        0,
-        ge=0,
-        description=(
-            "bytes of exports that all owners may have before more are refused; 0: no limit"
-        ),
-    )
-    retention_call_days: float = Field(
-        0,
-        ge=0,
-        le=36500,
-        description=(
-            "days until the record of a call to a provider loses its texts, which are handle and"
-            " category; 0: never"
-        ),
-    )
-
-    # Reviews and logs of pipeline
-    review_below_analysis: float = Field(
-        0.80, ge=0, le=1, description="results of phase 1 with less confidence wait for a review"
-    )
-    review_below_market: float = Field(
-        0.80, ge=0, le=1, description="results of phase 2 with less confidence wait for a review"
-    )
-    review_below_seo: float = Field(
-        0.80, ge=0, le=1, description="results of phase 3 with less confidence wait for a review"
-    )
-    review_below_listing: float = Field(
-        0.80, ge=0, le=1, description="results of phase 4 with less confidence wait for a review"
-    )
-    review_sample: float = Field(
-        0,
-        ge=0,
-        le=1,
-        description=(
-            "share of the confident results that is reviewed all the same, to know how many of them"
-            " are wrong"
-        ),
-    )
-    review_decisions: int = Field(
-        1, ge=1, le=5, description="persons that have to say the same about a review"
-    )
-    review_due_hours: float = Field(
-        24, ge=0, le=87600, description="hours until a review is due; 0: reviews have no due time"
-    )
-    log_debug_days: float = Field(
-        0, ge=0, le=36500, description="days that lines of level debug are kept; 0: for ever"
-    )
-    log_info_days: float = Field(
-        0, ge=0, le=36500, description="days that lines of level info are kept; 0: for ever"
-    )
-    log_warning_days: float = Field(
-        0, ge=0, le=36500, description="days that lines of level warning are kept; 0: for ever"
-    )
-    log_error_days: float = Field(
-        0, ge=0, le=36500, description="days that lines of level error are kept; 0: for ever"
-    )
-
     # Addresses of the other services
     assets_address: str = Field("127.0.0.1:50051", description="where assets answers")
     conversions_address: str = Field("127.0.0.1:50052", description="where conversions answers")
