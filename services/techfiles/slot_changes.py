@@ -90,7 +90,10 @@ def _slot_change(
     if before and after and before.id in old and after.id in new:
         one, other = old[before.id], new[after.id]
         slot.change_count = len(diffing.compare(content_of(one), content_of(other)))
-        slot.picture_changed = picture_of(one) != picture_of(other)
+        pictures = picture_of(one), picture_of(other)
+        slot.picture_changed = pictures[0] != pictures[1]
+        if slot.picture_changed:
+            slot.before_asset_id, slot.after_asset_id = pictures
         if not slot.change_count and not slot.picture_changed:
             return None
     return slot

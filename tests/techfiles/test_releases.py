@@ -219,6 +219,8 @@ async def test_a_later_release_says_what_changed_and_marks_it(suite: Suite) -> N
     assert (length.delta, length.delta_unit, answer.before.number) == (3, "cm", 1)
     [slot] = answer.slots
     assert slot.picture_changed and slot.kind == hp.CHANGE_KIND_CHANGED
+    frozen = [(await get(ada, each.id)).files[0] for each in (answer.before, answer.after)]
+    assert [slot.before_asset_id, slot.after_asset_id] == [each.asset_id for each in frozen]
 
 
 async def test_the_zip_says_what_it_is_a_release_of(suite: Suite) -> None:
@@ -351,6 +353,14 @@ async def test_what_cannot_be_released_is_refused(suite: Suite) -> None:
     await refused(create(suite.client("bob"), old.id), NOT_FOUND)
     assert suite.sql("SELECT count(*) FROM techfiles.releases") == [(0,)]
     assert suite.sql("SELECT count(*) FROM techfiles.exports") == [(0,)]
+
+
+async def test_what_a_run_still_fills_is_not_released(suite: Suite) -> None:
+    await suite.stop_work("techfiles")
+    ada = suite.client("ada")
+    run = await flows.generate(ada, await flows.revisions(ada, "front"))
+
+    await refused(create(ada, run.collection_id), PRECONDITION, run.id, "WatchTechPackRun")
 
 
 async def test_a_draft_without_a_document_is_not_approved(suite: Suite) -> None:
