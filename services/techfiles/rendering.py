@@ -216,8 +216,8 @@ def _refuse_gone(wanted: Sequence[str], known: Mapping[str, asset_pb2.Asset]) ->
     if gone:
         raise attempts.JobFailed(
             "PICTURE_GONE",
-            f"the picture {gone[0]}, which the release holds, is gone; undelete it (UndeleteAsset)"
-            " and call MakeReleaseDocuments, or make another release",
+            f"the picture {gone[0]}, which the release holds, was purged by force; make another"
+            " release (CreateRelease)",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pypdf
 import pytest
+from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 from atelier.common.v1 import facts_pb2
 from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import export_pb2 as ex
@@ -418,6 +419,38 @@ async def test_what_a_release_needs_is_kept_and_freed_with_it(suite: Suite) -> N
     assert not objects(suite, collection.id)
     await refused(get(ada, release.id), NOT_FOUND)
     await collections.DeleteCollection(of_collection)
+
+
+async def test_a_release_is_not_printed_without_a_picture_that_was_purged(suite: Suite) -> None:
+    ada = suite.client("ada")
+    collection, file = await collected(ada)
+    release = (await create(ada, collection.id)).release
+    assets = ada.stub(asset_pb2_grpc.AssetServiceStub)
+    picture = file.file_asset_id
+    suite.sql(
+        "UPDATE techfiles.exports SET bytes_gone_at = now(), bytes_gone_reason = 'lost'"
+        " RETURNING id"
+    )
+
+    await assets.DeleteAsset(asset_pb2.DeleteAssetRequest(asset_id=picture, force=True))
+    await assets.PurgeAsset(asset_pb2.PurgeAssetRequest(asset_id=picture, force=True))
+    request = rp.MakeReleaseDocumentsRequest(release_id=release.id)
+    await service(ada).MakeReleaseDocuments(request)
+
+    document = await document_of(ada, release.id)
+    assert (document.state, document.error_class) == (tp.EXPORT_STATE_FAILED, "PICTURE_GONE")
+    assert picture in document.error_message and "CreateRelease" in document.error_message
+
+
+async def document_of(client: Client, release_id: str) -> tp.Export:
+    """Returns the only document of a release once it has ended."""
+    async with asyncio.timeout(60):
+        while True:
+            [document] = (await get(client, release_id)).documents
+            if document.state in (tp.EXPORT_STATE_COMPLETED, tp.EXPORT_STATE_FAILED):
+                made: tp.Export = document
+                return made
+            await asyncio.sleep(0.1)
 
 
 @pytest.mark.long
