@@ -17,6 +17,7 @@ COPY --from=build /srv/atelier/.venv .venv
 COPY --from=build /srv/atelier/gen gen
 COPY services services
 COPY shared shared
+COPY web web
 COPY cli cli
 COPY atelier atelier
 USER atelier

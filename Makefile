@@ -133,7 +133,7 @@ fonts: setup ## Open fonts for documents in Chinese, Japanese, Korean, Arabic, H
 lint: setup $(VENV)/dev.stamp ## Style, types, contract and import rules: what check does without running code
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy services shared cli tools tests bench examples --any-exprs-report .mypy_cache/any
+	@$(BIN)/mypy services shared web cli tools tests bench examples --any-exprs-report .mypy_cache/any
 	@$(BIN)/python tools/any_share.py .mypy_cache/any
 	@$(BIN)/buf lint gen/atelier.binpb
 	@tools/breaking.sh

@@ -26,7 +26,7 @@ from cli import doctor as checks
 from cli import storage
 from cli.setup import make_bucket, migrate_all
 from cli.state import DEFAULT_STATE, LOCAL_ISSUER, WORKERS_ISSUER, State
-from cli.suite import ROOT, Options, Problem, Suite, interruptible, is_serving, ports
+from cli.suite import ROOT, Options, Problem, Suite, answers, interruptible, is_serving, ports
 from shared import logs
 from shared.rpc import auth
 from shared.settings import SERVICES, Settings
@@ -92,9 +92,9 @@ def up(
 ) -> None:
     """Start everything and keep it running until Ctrl-C.
 
-    Four gRPC services, a worker, signed URLs over HTTP and a Postgres, on loopback, with state in
-    .atelier/. Other ports: `ATELIER_ASSETS_PORT`, `_CONVERSIONS_PORT`, `_PIPELINE_PORT`,
-    `_TECHFILES_PORT`, `_STORAGE_HTTP_PORT`.
+    Four gRPC services, a worker, signed URLs over HTTP, the same calls over HTTP as JSON, and a
+    Postgres, on loopback, with state in .atelier/. Other ports: `ATELIER_ASSETS_PORT`,
+    `_CONVERSIONS_PORT`, `_PIPELINE_PORT`, `_TECHFILES_PORT`, `_STORAGE_HTTP_PORT`, `_WEB_PORT`.
     """
     suite = Suite(State(state), Options(database_url, s3_endpoint), report)
     began = time.monotonic()
@@ -123,6 +123,7 @@ def show_endpoints(seconds: float, suite: Suite) -> None:
     for name in SERVICES:
         table.add_row(name, f"127.0.0.1:{at[name]}")
     table.add_row("signed URLs", f"http://127.0.0.1:{at['storage']}")
+    table.add_row("HTTP and JSON", f"http://127.0.0.1:{at['web']}")
     console.print(table)
     buf = (
         '.venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer'
@@ -165,13 +166,14 @@ def dev(state: StateOption = DEFAULT_STATE) -> None:
 
 @app.command()
 def health(
-    service: Annotated[str, typer.Argument(help="assets, conversions, pipeline or techfiles")],
+    service: Annotated[str, typer.Argument(help="assets, conversions, pipeline, techfiles or web")],
 ) -> None:
     """Check one service of this machine, for health checks of containers. Exit status 0 if it
     answers healthy, else 1."""
-    if service not in SERVICES:
-        raise stop_with(f"no service is called {service}; there are {', '.join(SERVICES)}", 2)
-    raise typer.Exit(0 if is_serving(ports()[service]) else 1)
+    if service not in (*SERVICES, "web"):
+        raise stop_with(f"no service is called {service}; there are {', '.join(SERVICES)}, web", 2)
+    healthy = answers("web") if service == "web" else is_serving(ports()[service])
+    raise typer.Exit(0 if healthy else 1)
 
 
 @app.command()

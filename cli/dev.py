@@ -10,7 +10,7 @@ from rich.console import Console
 from cli.postgres import server_binaries
 from cli.suite import ROOT, Suite
 
-_WATCHED = ("services", "shared", "cli", "gen")
+_WATCHED = ("services", "shared", "web", "cli", "gen")
 _LOOK_SECONDS = 0.5
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cli.setup import login_url
 from cli.state import State
-from cli.suite import is_serving, ports
+from cli.suite import answers, is_serving, ports
 from shared.settings import SERVICES, load
 
 # Connections of a process beside its pool: a server listens; a worker sequences events and follows
@@ -44,6 +44,13 @@ def run(state: State) -> Iterator[Check]:
             "healthy" if passed else "no answer",
             "" if passed else "run: ./atelier up",
         )
+    passed = answers("web")
+    yield Check(
+        "web answers",
+        passed,
+        "healthy" if passed else "no answer",
+        "" if passed else "run: ./atelier up",
+    )
     if serving:
         yield from _database(state)
 

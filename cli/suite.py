@@ -1,5 +1,5 @@
 """The whole suite as processes of this machine: Postgres, storage over HTTP, four servers, one
-worker."""
+worker, and the web process."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from cli.comeback import Comeback, Report
 from cli.postgres import EmbeddedPostgres, EmbeddedPostgresError, how_it_ended
 from cli.setup import login_url, make_bucket
 from cli.state import State
-from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, load
+from shared.settings import PORTS, SERVICES, STORAGE_HTTP_PORT, WEB_PORT, load
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 60
@@ -251,6 +251,7 @@ class Suite:
             workers[f"ATELIER_{name.upper()}_DATABASE_URL"] = url
             workers[f"ATELIER_{name.upper()}_SERVICE_KEY_FILE"] = str(self.state.service_key(name))
         self._add("worker", ["cli.worker", *SERVICES], workers)
+        self._add("web", ["web"], common)
         for process in self.processes:
             self._spawn(process)
 
@@ -309,7 +310,7 @@ class Suite:
     def _await_health(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         waiting = {name: ports()[name] for name in SERVICES}
-        while waiting or not self._storage_answers():
+        while waiting or not self._storage_answers() or not answers("web"):
             for process in self.processes:
                 if process.popen and process.popen.poll() is not None:
                     raise Problem(f"{process.name} does not start: {self._last_line(process)}")
@@ -333,12 +334,7 @@ class Suite:
     def _storage_answers(self) -> bool:
         if self.options.s3_endpoint:
             return True
-        with contextlib.suppress(httpx.HTTPError):
-            return (
-                httpx.get(f"http://127.0.0.1:{ports()['storage']}/healthz", timeout=1).status_code
-                == 200
-            )
-        return False
+        return answers("storage")
 
     def _last_line(self, process: Process) -> str:
         log = self.state.logs / f"{process.name}.log"
@@ -352,10 +348,10 @@ def _first_line(error: Exception) -> str:
 
 
 def ports() -> dict[str, int]:
-    """Returns the ports of the four services and of `storage`, from their settings or the defaults.
-    Raises Problem."""
+    """Returns the ports of the four services, of `storage` and of `web`, from their settings or the
+    defaults. Raises Problem."""
     chosen: dict[str, int] = {}
-    for name, port in {**PORTS, "storage": STORAGE_HTTP_PORT}.items():
+    for name, port in {**PORTS, "storage": STORAGE_HTTP_PORT, "web": WEB_PORT}.items():
         said = os.environ.get(_port_setting(name), str(port))
         if not said.isdecimal() or not 0 < int(said) < 65536:
             raise Problem(
@@ -406,6 +402,13 @@ def _listens(port: int) -> bool:
     with contextlib.closing(socket.socket()) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers(name: str) -> bool:
+    """Returns whether `storage` or `web` is healthy."""
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://127.0.0.1:{ports()[name]}/healthz", timeout=1).status_code == 200
+    return False
 
 
 def is_serving(port: int) -> bool:

@@ -27,6 +27,7 @@ from shared.review_settings import ReviewSettings
 SERVICES = ("assets", "conversions", "pipeline", "techfiles")
 PORTS = {"assets": 50051, "conversions": 50052, "pipeline": 50053, "techfiles": 50054}
 STORAGE_HTTP_PORT = 50080
+WEB_PORT = 50090
 _FONT_HEADS = (b"\x00\x01\x00\x00", b"OTTO", b"ttcf", b"true")
 
 
@@ -91,7 +92,10 @@ class Settings(KeepingSettings, LegacySettings, MarketSettings, ModelSettings, R
         description="address to bind; another than loopback needs TRANSPORT tls or mesh",
     )
     port: int = Field(
-        0, description="gRPC port; 0 takes the service's usual one (assets 50051 ...)"
+        0,
+        description=(
+            "gRPC port, of web the HTTP port; 0 takes the usual one (assets 50051 ... web 50090)"
+        ),
     )
     transport: Literal["loopback", "tls", "mesh"] = Field(
         "loopback",
@@ -386,6 +390,16 @@ class Settings(KeepingSettings, LegacySettings, MarketSettings, ModelSettings, R
     assets_address: str = Field("127.0.0.1:50051", description="where assets answers")
     conversions_address: str = Field("127.0.0.1:50052", description="where conversions answers")
     pipeline_address: str = Field("127.0.0.1:50053", description="where pipeline answers")
+    techfiles_address: str = Field("127.0.0.1:50054", description="where techfiles answers")
+
+    # The web process
+    web_origins: list[str] = Field(
+        [],
+        description=(
+            'origins whose pages may call the web process, as JSON: ["https://shop.example"]; each'
+            " call needs a token all the same"
+        ),
+    )
 
     @field_validator("fonts")
     @classmethod

@@ -210,11 +210,7 @@ class Suite:
             "imaging_processes": 1,
             "drain_seconds": 2.0,
             "thumbnail_wait_seconds": 0.0,  # in most tests nobody makes variants
-            **{
-                f"{name}_address": address
-                for name, address in self.addresses.items()
-                if name != "techfiles"
-            },
+            **{f"{name}_address": address for name, address in self.addresses.items()},
             **self.overrides,
         }
         return type(settings).model_validate({**settings.model_dump(), **values, "port": 0})

@@ -105,7 +105,7 @@ class Peers:
         (seconds), and raise DomainError."""
         callee = stub_class.__module__.split(".")[1]
         if callee not in self._channels:
-            self._channels[callee] = _channel(
+            self._channels[callee] = channel(
                 self._settings, getattr(self._settings, f"{callee}_address")
             )
         return stub_class(_Bound(self._channels[callee], self._credentials, callee))
@@ -224,7 +224,8 @@ class _Bound:
         return self._credentials.metadata(auth.current())
 
 
-def _channel(settings: Settings, address: str) -> grpc.aio.Channel:
+def channel(settings: Settings, address: str) -> grpc.aio.Channel:
+    """Returns a channel to a service. It connects at first use, and again when it must."""
     options = [
         # Balances over every address of a `dns:///` name.
         ("grpc.lb_policy_name", "round_robin"),

@@ -68,6 +68,7 @@ def private_command() -> Iterator[Command]:
         "PIPELINE_PORT",
         "TECHFILES_PORT",
         "STORAGE_HTTP_PORT",
+        "WEB_PORT",
     )
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},

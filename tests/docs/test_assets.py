@@ -12,7 +12,7 @@ from tests.suite import ROOT
 
 START = ROOT / "docs" / "assets.md"
 SERVICES = ("assets", "pipeline", "techfiles")
-PAGES = [ROOT / "docs" / "identity.md"] + [
+PAGES = [ROOT / "docs" / "identity.md", ROOT / "docs" / "http.md"] + [
     page
     for service in SERVICES
     for page in (
