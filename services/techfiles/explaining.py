@@ -22,6 +22,8 @@ def next_step(run: Run, archive: Export | None) -> str:
         return going_on(str(run.id))
     if run.state != "completed":
         return f"RetryTechPackRun of {run.id} runs again what failed; ExplainTechPackRun says what"
+    if run.zip_export_id and archive is None:
+        return "its ZIP was purged; ExportCollection makes another one"
     if run.make_zip and (archive is None or archive.state not in rules.ENDED):
         return f"the ZIP is being made: call GetTechPackRun of {run.id} with include_urls"
     return ""
@@ -160,6 +162,13 @@ def _open(moves: dict[str, RunStep]) -> Iterator[str]:
 
 def _zip(run: Run, archive: Export | None) -> pb.RunFinding:
     question = "is the ZIP there?"
+    if archive is None and run.zip_export_id:
+        return pb.RunFinding(
+            question=question,
+            answer="no, it was purged",
+            who=_YOU,
+            next_step="ExportCollection makes another one",
+        )
     if archive is None:
         over = run.state in rules.ENDED
         return pb.RunFinding(

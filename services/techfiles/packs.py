@@ -260,7 +260,7 @@ class TechPackService(RunTrash):
         response = await self._db.mutate(request, pb.ExportCollectionResponse, work)
         if request.wait:
             export_id = UUID(response.export.id)
-            row = await _until_ended(lambda: self._db.one(SELECT_EXPORT, {"id": export_id}))
+            row = await self._export_ended(export_id)
             response = pb.ExportCollectionResponse(export=self._runs.export(row))
             response.next_step = explaining.of_export(row)
         return response
@@ -268,25 +268,31 @@ class TechPackService(RunTrash):
     async def GetExport(
         self, request: pb.GetExportRequest, context: Context
     ) -> pb.GetExportResponse:
-        export_id = parse_id(request.export_id, "export_id")
-        row = await self._db.first(SELECT_EXPORT, {"id": export_id})
-        if row is None:
-            raise errors.not_found("export", export_id)
+        row = await self._export(parse_id(request.export_id, "export_id"))
         return pb.GetExportResponse(export=self._runs.export(row))
 
     async def _ended(self, run_id: UUID) -> tuple[Run, Export | None]:
         """Returns the run and its ZIP, if it has one, once both have ended, or as they are shortly
-        before the call's deadline."""
-        run = await _until_ended(lambda: self._db.one(SELECT_RUN, {"id": run_id}))
-        if run.zip_export_id is None:
+        before the call's deadline. Raises NOT_FOUND if one is purged meanwhile."""
+        run = await _until_ended(lambda: self._run(run_id))
+        archive = await self._zip(run)
+        if archive is None:  # it may have been purged before: the run is still an answer
             return run, None
-        archive = {"id": run.zip_export_id}
-        return run, await _until_ended(lambda: self._db.one(SELECT_EXPORT, archive))
+        return run, await self._export_ended(archive.id)
+
+    async def _export_ended(self, export_id: UUID) -> Export:
+        return await _until_ended(lambda: self._export(export_id))
 
     async def _zip(self, run: Run) -> Export | None:
         if run.zip_export_id is None:
             return None
         return await self._db.first(SELECT_EXPORT, {"id": run.zip_export_id})
+
+    async def _export(self, export_id: UUID) -> Export:
+        row = await self._db.first(SELECT_EXPORT, {"id": export_id})
+        if row is None:
+            raise errors.not_found("export", export_id)
+        return row
 
     async def _run(self, run_id: UUID) -> Run:
         row = await self._db.first(SELECT_RUN, {"id": run_id})

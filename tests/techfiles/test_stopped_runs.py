@@ -8,15 +8,17 @@ import grpc
 import pytest
 from atelier.conversions.v1 import analysis_pb2, job_pb2
 from atelier.techfiles.v1 import collection_pb2 as col
+from atelier.techfiles.v1 import export_pb2 as ex
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
 from shared.rpc.protos import struct
-from tests.calls import refused
+from tests.calls import holding, refused
 from tests.conversions import flows as conversion_flows
 from tests.suite import Client, Suite
 from tests.techfiles import flows
 from tests.techfiles.test_runs import steps_under_way
+from tests.techfiles.trash_flows import export_service
 
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 COMPLETED, FAILED = tp.STEP_STATE_COMPLETED, tp.STEP_STATE_FAILED
@@ -266,6 +268,78 @@ async def test_an_export_of_half_a_pack_says_so(suite: Suite) -> None:
     await flows.ended(ada, answer.run.id)
     export = await flows.export(ada, answer.run.collection_id, format=tp.EXPORT_FORMAT_PDF)
     assert not export.incomplete and not export.warnings
+
+
+async def test_a_call_that_waits_for_what_is_purged_says_that_it_is_gone(suite: Suite) -> None:
+    ada = suite.client("ada")
+    packs, pdf = flows.pack_service(ada), tp.EXPORT_FORMAT_PDF
+    collection = await flows.collect(ada)
+    exporting = packs.ExportCollection(
+        tp.ExportCollectionRequest(collection_id=collection.id, format=pdf, wait=True), timeout=30
+    )
+    waited = asyncio.ensure_future(refused(exporting, flows.NOT_FOUND, "export"))
+    async with asyncio.timeout(20):
+        while not (exports := suite.sql("SELECT id::text FROM techfiles.exports")):
+            await asyncio.sleep(0.05)
+    await export_service(ada).PurgeExport(ex.PurgeExportRequest(export_id=exports[0][0]))
+    await waited
+
+    asked = tp.GenerateTechPackRequest(
+        request_id=flows.request_id(),
+        product_id=flows.PRODUCT,
+        revisions=await flows.revisions(ada, "front"),
+        wait=True,
+    )
+    run = (await packs.GenerateTechPack(asked, timeout=1)).run
+    await cancel(ada, run.id)
+    await packs.PurgeTechPackRun(tp.PurgeTechPackRunRequest(run_id=run.id))
+    # The repeat gets the stored answer, and waits for what it names.
+    await refused(packs.GenerateTechPack(asked, timeout=30), flows.NOT_FOUND, run.id)
+
+
+async def test_a_run_is_read_everywhere_after_its_zip_was_purged(suite: Suite) -> None:
+    ada = suite.client("ada")
+    packs = flows.pack_service(ada)
+    asked = tp.GenerateTechPackRequest(
+        request_id=flows.request_id(),
+        product_id=flows.PRODUCT,
+        revisions=await flows.revisions(ada, "front"),
+        make_zip=True,
+        wait=True,
+    )
+    started = (await packs.GenerateTechPack(asked, timeout=1)).run
+    archive = (
+        await packs.ExportCollection(
+            tp.ExportCollectionRequest(
+                collection_id=started.collection_id, format=tp.EXPORT_FORMAT_ZIP
+            )
+        )
+    ).export
+    await suite.change(
+        "UPDATE techfiles.runs SET state = 'completed', ended_at = now(), zip_export_id = %s",
+        (archive.id,),
+    )
+
+    # The call is told while it reads the ZIP's row for the first time.
+    with holding(suite, "LOCK TABLE techfiles.exports IN ACCESS EXCLUSIVE MODE", None):
+        waiting_call = packs.GenerateTechPack(asked, timeout=30)
+        waited = asyncio.ensure_future(refused(waiting_call, flows.NOT_FOUND, archive.id))
+        async with asyncio.timeout(10):
+            while suite.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(0,)]:
+                await asyncio.sleep(0.02)
+    await export_service(ada).PurgeExport(ex.PurgeExportRequest(export_id=archive.id))
+    await waited
+
+    answer = await packs.GenerateTechPack(asked, timeout=30)
+    assert answer.run.id == started.id and "purged" in answer.next_step
+    run = await get(ada, started.id, include_urls=True)
+    assert run.state == tp.RUN_STATE_COMPLETED and not run.HasField("zip")
+    listed = (await packs.ListTechPackRuns(tp.ListTechPackRunsRequest())).runs
+    assert [each.id for each in listed] == [started.id]
+    watch = packs.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=started.id))
+    assert {item.run.id async for item in watch if item.HasField("run")} == {started.id}
+    told = {each.question: each for each in (await explain(ada, started.id)).findings}
+    assert told["is the ZIP there?"].answer == "no, it was purged"
 
 
 async def test_runs_are_listed_by_collection_state_and_time(suite: Suite) -> None:
