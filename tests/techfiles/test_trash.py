@@ -13,7 +13,7 @@ from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
 from tests.assets import flows as asset_flows
-from tests.calls import refused
+from tests.calls import holding, refused
 from tests.shared.imaging import pictures
 from tests.suite import Client, Suite
 from tests.techfiles import flows
@@ -207,6 +207,48 @@ async def test_a_file_that_was_made_during_a_release_keeps_its_picture(suite: Su
 
     settle(suite)
     await upkeep(suite)
+    assert await holders(ada, picture.id) == [HOLDER]
+
+
+async def test_a_file_that_was_made_during_the_last_look_keeps_its_picture(suite: Suite) -> None:
+    ada = suite.client("ada")
+    picture = await asset_flows.upload(ada, asset_flows.jpeg(64, 48))
+    file = await flows.create(ada, file_asset_id=picture.id)
+    again = await flows.create(ada, file_asset_id=picture.id)
+    await purge(ada, file.id)
+    settle(suite)
+    # As if `again` had acquired its reference before the last look, and made its row after it.
+    await suite.change("UPDATE techfiles.tech_files SET file_asset_id = NULL")
+    await upkeep(suite)
+    assert await holders(ada, picture.id) == []
+    await suite.change(
+        "UPDATE techfiles.tech_files SET file_asset_id = %s WHERE id = %s", (picture.id, again.id)
+    )
+
+    settle(suite)
+    await upkeep(suite)
+    assert await holders(ada, picture.id) == [HOLDER]
+    assert suite.sql("SELECT count(*) FROM techfiles.picture_releases") == [(0,)]
+
+
+async def test_a_file_that_is_made_while_its_picture_is_released_has_it_at_once(
+    suite: Suite,
+) -> None:
+    ada = suite.client("ada")
+    picture = await asset_flows.upload(ada, asset_flows.jpeg(64, 48))
+    file = await flows.create(ada, file_asset_id=picture.id)
+    again = await flows.create(ada)
+    await purge(ada, file.id)
+    with holding(suite, "LOCK TABLE assets.asset_references IN ACCESS EXCLUSIVE MODE", None):
+        keeping = asyncio.ensure_future(upkeep(suite))
+        async with asyncio.timeout(10):
+            while suite.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(0,)]:
+                await asyncio.sleep(0.02)
+        await suite.change(
+            "UPDATE techfiles.tech_files SET file_asset_id = %s WHERE id = %s",
+            (picture.id, again.id),
+        )
+    await keeping
     assert await holders(ada, picture.id) == [HOLDER]
 
 

@@ -86,7 +86,7 @@ CREATE INDEX doomed_objects_key ON doomed_objects (storage_key COLLATE "C");
 
 -- Pictures that something purged of a product had. A worker releases the product's reference to each
 -- that nothing else of the product has, and looks once more at `settles_at`: a call that acquired it
--- meanwhile has made its row by then.
+-- meanwhile has made its row by then. A look that took a reference away is followed by another one.
 CREATE TABLE picture_releases (
     id uuid NOT NULL,
     owner text NOT NULL,
