@@ -12,6 +12,7 @@ from services.techfiles import (
     explaining,
     export_rows,
     pack_rows,
+    releasing_pictures,
     rules,
     running,
     trash_rows,
@@ -79,7 +80,7 @@ class TechPackService(RunTrash):
         if response is None:
             source = await self._sources.find(request)
             pictures = map(UUID, source.pictures)
-            async with trash_rows.released_unless_kept(self._db, source.product_id, *pictures):
+            async with releasing_pictures.unless_kept(self._db, source.product_id, *pictures):
                 await self._assets.acquire(
                     source.product_id, source.pictures, "revisions", pictures=True
                 )
