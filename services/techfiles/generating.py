@@ -17,7 +17,7 @@ import structlog
 from atelier.common.v1 import facts_pb2
 from psycopg.types.json import Jsonb
 
-from services.techfiles import export_rows, pack_rows, rules, running
+from services.techfiles import export_rows, pack_rows, releasing_pictures, rules, running
 from services.techfiles.cancelling import Canceller
 from services.techfiles.collection_rows import SELECT_FACTS, SELECT_NAME, NamedCollection
 from services.techfiles.export_rows import NewExport, StoredDocument
@@ -132,7 +132,11 @@ class PackGenerator:
             if isinstance(found, attempts.Waits):
                 raise  # the run waits, and continues with this step
             result.error_class, result.error_message = found.error_class, found.message
-        async with self._db.transaction(attempt.row.owner) as m:
+        picture = result.columns.get("file_asset_id")
+        async with (
+            releasing_pictures.unless_kept(self._db, attempt.row.product_id, picture),
+            self._db.transaction(attempt.row.owner) as m,
+        ):
             await running.end_step(m, attempt, step, result)
 
     async def _known(self, attempt: Attempt, step: Step, result: StepResult) -> bool:
@@ -169,7 +173,7 @@ class PackGenerator:
             await self._jobs.ask(attempt.row, step, facts, result)
         except DomainError as refusal:
             if not isinstance(attempts.verdict(refusal), attempts.Waits):
-                result.job_credits = await self._jobs.cancel(result)
+                result.job_credits = (await self._jobs.cancel(result)).credits
             raise
         async with self._db.transaction(attempt.row.owner) as m:
             await running.begin_step(m, attempt, step, result)

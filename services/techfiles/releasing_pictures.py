@@ -5,16 +5,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from uuid import UUID
 
 import psycopg
 import structlog
 
-from services.techfiles.trash_rows import SETTLED_AFTER
 from shared.database.db import Database, Mutation
 from shared.database.rows import Command
 from shared.rpc import auth, errors
 
+# A call that acquired a reference has made its row after this time, or failed.
+SETTLED_AFTER = timedelta(minutes=3)
 _PAUSE_SECONDS = 1.0
 _log = structlog.get_logger("pictures")
 # The event loop keeps only weak references to tasks.

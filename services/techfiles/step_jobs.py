@@ -25,7 +25,7 @@ from services.techfiles import findings, pack_rows
 from services.techfiles.assets import Assets
 from services.techfiles.pack_rows import Run, RunStep
 from services.techfiles.rules import Step
-from services.techfiles.running import StepResult
+from services.techfiles.running import StepResult, StoppedJobs
 from shared.background import attempts
 from shared.rpc import errors, protos
 from shared.rpc.calls import Peers
@@ -104,23 +104,26 @@ class StepJobs:
         if failures:
             raise failures[0]
 
-    async def cancel(self, step: RunStep | StepResult) -> int:
-        """Cancels the jobs of a step, waits until they have ended, and returns what they cost. One
-        that was just done stays, and has its cost."""
-        credits = 0
+    async def cancel(self, step: RunStep | StepResult) -> StoppedJobs:
+        """Cancels the jobs of a step, and waits until they have ended. One that was just done
+        stays, and has its cost."""
+        credits, picture = 0, ""
         if step.analysis_id:
             analysis = analysis_pb2.CancelAnalysisRequest(analysis_id=step.analysis_id)
-            credits += await _cancelled(
+            found = await _cancelled(
                 lambda: self._analyses.CancelAnalysis(analysis),
                 self._look_analysis(step.analysis_id),
             )
+            credits += found.credits if found else 0
         if step.generation_id:
             generation = generation_pb2.CancelGenerationRequest(generation_id=step.generation_id)
-            credits += await _cancelled(
+            made = await _cancelled(
                 lambda: self._generations.CancelGeneration(generation),
                 self._look_generation(step.generation_id),
             )
-        return credits
+            if made:
+                credits, picture = credits + made.credits, made.result_asset_id
+        return StoppedJobs(credits, picture)
 
     async def _keep(self, result: StepResult) -> int:
         """Keeps the jobs of an earlier try that are done and whose picture is there, and forgets
@@ -292,17 +295,17 @@ async def _existing(look: Callable[[], Awaitable[Job]]) -> Job | None:
 
 async def _cancelled(
     cancel: Callable[[], Awaitable[object]], look: Callable[[], Awaitable[Job]]
-) -> int:
-    """Cancels a job and returns what it cost in the end: 0 unless it was done before."""
+) -> Job | None:
+    """Cancels a job and returns it once it has ended, or None if it is gone."""
     if await _existing(look) is None:
-        return 0
+        return None
     await patiently(cancel)
     give_up = time.monotonic() + _PATIENCE_SECONDS
     while (job := await _existing(look)) is not None and job.state in _UNFINISHED:
         if time.monotonic() > give_up:
             raise errors.unavailable("conversions", "conversions")
         await asyncio.sleep(_FIRST_PAUSE)
-    return 0 if job is None else job.credits
+    return job
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

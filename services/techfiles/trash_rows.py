@@ -27,6 +27,7 @@ from services.techfiles.collection_rows import COLLECTIONS, LockedCollection
 from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS, Run, RunStep
 from services.techfiles.release_rows import RELEASES, Release
+from services.techfiles.releasing_pictures import SETTLED_AFTER
 from services.techfiles.rules import Step
 from services.techfiles.tech_file_rows import TECH_FILES, TechFile
 from shared.background import events
@@ -45,8 +46,6 @@ HIDES: Mapping[str, Filter] = {
     "hide_deleted": lambda row, _: row.deleted_at.is_(None),
 }
 CANCEL = "cancel it first (CancelTechPackRun)"
-# A call that acquired a reference has made its row after this time, or failed.
-SETTLED_AFTER = timedelta(minutes=3)
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS
 from services.techfiles.reconciling import ExportReconciler
 from services.techfiles.release_rows import RELEASES
+from services.techfiles.releasing_pictures import SETTLED_AFTER
 from services.techfiles.tech_file_rows import TECH_FILES
 from shared.background import due, sole, tasks
 from shared.database.db import Database, Mutation
@@ -310,7 +311,7 @@ class Upkeep:
                     return
                 # The picture itself is gone: there is nothing to refer to.
             async with self._db.transaction(row.owner) as m:
-                await m.run(after, {"id": row.id, "settled": trash_rows.SETTLED_AFTER})
+                await m.run(after, {"id": row.id, "settled": SETTLED_AFTER})
             yield 1
 
     async def _settle(self, row: _Release) -> bool:
