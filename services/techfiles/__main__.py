@@ -168,7 +168,8 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(backfill_rows.TASK, backfill_rows.QUEUE, walk_backfill.Walk(db, legacy_table).run)
     queue.task(check_rows.TASK, check_rows.QUEUE, walk_history.Walk(db).run)
     queue.task(export_rows.TASK, export_rows.QUEUE, exporter.run)
-    generator = generating.PackGenerator(db, peers, renderer, queue, legacy_table)
+    quotas = export_storage.ExportQuotas(settings)
+    generator = generating.PackGenerator(db, peers, renderer, queue, legacy_table, quotas)
     queue.task(pack_rows.TASK, pack_rows.QUEUE, generator.run)
     try:
         eraser = Eraser(db, peers, export_rows.HOLDINGS, storage)

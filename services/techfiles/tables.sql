@@ -120,6 +120,7 @@ CREATE INDEX exports_waiting ON exports (waiting_since) WHERE waiting_since IS N
 CREATE INDEX exports_list ON exports (owner, created_at DESC, id DESC);
 CREATE INDEX exports_expire ON exports (expires_at, id) WHERE expires_at IS NOT NULL;
 CREATE INDEX exports_stored ON exports (owner, size_bytes) WHERE state = 'completed' AND bytes_gone_at IS NULL;
+CREATE INDEX exports_unfinished ON exports (owner) WHERE state IN ('pending', 'processing');
 CREATE INDEX exports_retained ON exports (coalesce(ended_at, created_at), id) WHERE state = 'completed' AND bytes_gone_at IS NULL AND release_id IS NULL;
 CREATE INDEX exports_release_id ON exports (release_id) WHERE release_id IS NOT NULL;
 CREATE INDEX exports_key ON exports (storage_key COLLATE "C") WHERE storage_key <> '';

@@ -252,6 +252,33 @@ async def test_one_call_answers_with_files_pdf_and_zip(suite: Suite) -> None:
 
 
 @pytest.mark.long
+async def test_a_run_without_room_for_its_pack_says_what_to_purge_and_is_finished_then(
+    suite: Suite,
+) -> None:
+    await suite.work("conversions", "techfiles")
+    ada = suite.client("ada")
+    made = await flows.export(ada, (await flows.collect(ada)).id, format=tp.EXPORT_FORMAT_PDF)
+    await suite.stop_work("techfiles")
+    suite.overrides["quota_owner_export_bytes"] = made.size_bytes
+    await suite.work("techfiles")
+    pictures = await flows.revisions(ada, "front")
+    started = await flows.generate(ada, pictures, skip_sketches=True, skip_closeups=True)
+
+    run = await flows.ended(ada, started.id)
+    assert run.state == tp.RUN_STATE_COMPLETED_WITH_FAILURES
+    assert [step.name for step in run.steps if step.state == FAILED] == ["pack"]
+    pack = run.steps[-1]
+    assert pack.error_class == "QUOTA_EXCEEDED" and str(made.size_bytes) in pack.error_message
+    assert "PurgeExport" in pack.error_message and "RetryTechPackRun" in pack.error_message
+
+    await export_service(ada).PurgeExport(ex.PurgeExportRequest(export_id=made.id))
+    await retry(ada, run.id)
+    run = await flows.ended(ada, run.id)
+    assert run.state == tp.RUN_STATE_COMPLETED and run.export_id
+    assert suite.sql("SELECT count(*) FROM conversions.analyses") == [(2,)]
+
+
+@pytest.mark.long
 async def test_an_export_of_half_a_pack_says_so(suite: Suite) -> None:
     ada = suite.client("ada")
     pictures = await flows.revisions(ada, "front")
