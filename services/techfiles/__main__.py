@@ -44,6 +44,7 @@ from services.techfiles.legacy import analyses, backfill_rows, walk_backfill, wr
 from services.techfiles.legacy.old_table import OldTable
 from services.techfiles.pack_sources import PackSources
 from services.techfiles.rendering import Renderer
+from services.techfiles.step_jobs import StepJobs
 from services.techfiles.verifying import check_rows, checks, walk_history
 from services.techfiles.views import TechFileViews
 from shared import main, webhooks
@@ -97,7 +98,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     )
     queue = jobs.JobQueue(db)
     sources = PackSources(db, peers, assets)
-    pack_servicer = packs.TechPackService(db, stream, queue, assets, sources, views, quotas)
+    pack_servicer = packs.TechPackService(
+        db, stream, queue, assets, sources, views, quotas, StepJobs(peers)
+    )
     grace = timedelta(minutes=settings.reconcile_grace_minutes)
     reconciler = reconciling.ExportReconciler(db, storage, grace)
     export_servicer = exports.ExportService(db, views, quotas, reconciler)

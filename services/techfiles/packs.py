@@ -25,6 +25,7 @@ from services.techfiles.pack_sources import PackSource, PackSources
 from services.techfiles.rules import Shot
 from services.techfiles.run_views import RunViews
 from services.techfiles.running import RunOptions
+from services.techfiles.step_jobs import StepJobs
 from services.techfiles.trash import RunTrash
 from services.techfiles.views import TechFileViews
 from shared.background import jobs, waiting
@@ -62,9 +63,11 @@ class TechPackService(RunTrash):
         sources: PackSources,
         views: TechFileViews,
         quotas: ExportQuotas,
+        step_jobs: StepJobs,
     ) -> None:
         super().__init__(db, timedelta(days=db.settings.trash_days))
         self._quotas = quotas
+        self._jobs = step_jobs
         self._stream = stream
         self._queue = queue
         self._assets = assets
@@ -230,7 +233,8 @@ class TechPackService(RunTrash):
         run = await self._run(parse_id(request.run_id, "run_id"))
         moves = await self._db.all(pack_rows.SELECT_STEPS, {"ids": [run.id]})
         last = {move.name: move for move in moves}
-        found = explaining.findings(run, pack_rows.plan_of(run), last, await self._zip(run))
+        said = await self._jobs.explain(filter(pack_rows.has_jobs, last.values()))
+        found = explaining.findings(run, pack_rows.plan_of(run), last, await self._zip(run), said)
         return pb.ExplainTechPackRunResponse(summary=explaining.summary(run, found), findings=found)
 
     async def ExportCollection(

@@ -108,6 +108,28 @@ async def test_a_run_of_outside_workers_waits_without_a_worker_and_survives_it(
     assert suite.sql("SELECT count(*) FROM conversions.analyses") == [(2,)]
 
 
+async def test_what_the_jobs_of_a_run_wait_for_is_asked_at_conversions(suite: Suite) -> None:
+    await suite.work("techfiles")
+    ada = suite.client("ada")
+    pictures = await flows.revisions(ada, "front")
+    started = await flows.generate(ada, pictures, skip_closeups=True)
+    run = await steps_under_way(ada, started.id, 3)
+    [sketch] = [step for step in run.steps if step.name == "sketch/front"]
+
+    async def answer() -> str:
+        told = {each.step: each for each in (await explain(ada, run.id)).findings}
+        text: str = told["sketch/front"].answer
+        return text
+
+    both = await answer()
+    for job in (sketch.analysis_id, sketch.generation_id):
+        assert f"{job}: has it a result? no, it waits" in both
+    assert "is it its turn? it is number" in both
+    await suite.stop("conversions")
+    for job in (sketch.analysis_id, sketch.generation_id):
+        assert f"{job}: conversions can't be asked about it: " in await answer()
+
+
 async def test_a_cancelled_run_of_outside_workers_leaves_everything_final(suite: Suite) -> None:
     await suite.work("techfiles")
     ada = suite.client("ada")
