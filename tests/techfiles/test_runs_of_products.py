@@ -93,7 +93,7 @@ async def test_what_a_person_confirmed_stands_in_the_pack_with_its_source(suite:
 
     name = sources["product.name"]
     assert (name["source"], name["by"], name["phase"]) == ("confirmed", "ada", 1)
-    assert (name["review_id"], name["model"]) == (review.id, "ours")
+    assert (name["review_id"], name["model"], name["corrected"]) == (review.id, "ours", True)
     assert round(name["confidence"], 2) == 0.42
     assert sources["materials"]["source"] == "supplied"
     assert facts.product.category == "outerwear"
@@ -111,7 +111,7 @@ async def test_a_pack_says_who_confirmed_a_fact_until_somebody_states_another(
     await suite.work("conversions", "techfiles")
     ada, eve = suite.client("ada"), suite.client("eve", owner="user:ada")
     product, review = await unsure_product(ada)
-    said = pipeline_flows.analysis("Field coat", model="FC-9", condition="used")
+    said = pipeline_flows.analysis("Field coat", model="FC-9", condition="new")
     await pipeline_flows.reviews(ada).SubmitReview(submit(review, "EDIT", value=said))
     run = await generate(ada, source_product_id=product.id, allow_unfinished_product=True)
     run = await flows.ended(ada, run.id)
@@ -123,7 +123,9 @@ async def test_a_pack_says_who_confirmed_a_fact_until_somebody_states_another(
         return flows.text_of(await flows.fetch(made))
 
     printed = await text()
-    assert f"confirmed by ada on {sources['product.name']['at'][:10]}" in printed
+    on = sources["product.name"]["at"][:10]
+    assert "corrected" not in sources["product.condition"], "the model had said the same"
+    assert f"corrected by ada on {on}" in printed and f"confirmed by ada on {on}" in printed
     assert "asked about what ours said, 42 % sure" in printed
     assert "confirmed by ada" not in await text(facts=facts_pb2.Facts(care=["wash cold"]))
     assert "confirmed by ada" in await text(facts=facts)
