@@ -45,7 +45,7 @@ from services.techfiles.legacy.old_table import OldTable
 from services.techfiles.pack_sources import PackSources
 from services.techfiles.rendering import Renderer
 from services.techfiles.step_jobs import StepJobs
-from services.techfiles.verifying import check_rows, checks, walk_history
+from services.techfiles.verifying import check_rows, checks, finding_metrics, walk_history
 from services.techfiles.views import TechFileViews
 from shared import main, webhooks
 from shared.background import jobs
@@ -178,8 +178,17 @@ async def work(name: str, settings: Settings) -> None:
         eraser = Eraser(db, peers, export_rows.HOLDINGS, storage)
         keeper = upkeep.Upkeep(db, Assets(peers), storage, settings)
         writer = writing.Writer(db, legacy_table)
-        endless = eraser.run(), watch_erasures(db), keeper.run_forever(), writer.run()
-        await main.work(db, queue, settings, EVENTS, *endless)
+        await main.work(
+            db,
+            queue,
+            settings,
+            EVENTS,
+            eraser.run(),
+            watch_erasures(db),
+            keeper.run_forever(),
+            writer.run(),
+            finding_metrics.watch_findings(db),
+        )
     finally:
         await peers.close()
         await pool.close()
