@@ -44,7 +44,8 @@ from services.techfiles.legacy import analyses, backfill_rows, walk_backfill, wr
 from services.techfiles.legacy.old_table import OldTable
 from services.techfiles.pack_sources import PackSources
 from services.techfiles.rendering import Renderer
-from services.techfiles.verifying import check_rows, checks, walk_history
+from services.techfiles.step_jobs import StepJobs
+from services.techfiles.verifying import check_rows, checks, finding_metrics, walk_history
 from services.techfiles.views import TechFileViews
 from shared import main, webhooks
 from shared.background import jobs
@@ -97,7 +98,9 @@ async def service(name: str, settings: Settings) -> AsyncIterator[server.Service
     )
     queue = jobs.JobQueue(db)
     sources = PackSources(db, peers, assets)
-    pack_servicer = packs.TechPackService(db, stream, queue, assets, sources, views, quotas)
+    pack_servicer = packs.TechPackService(
+        db, stream, queue, assets, sources, views, quotas, StepJobs(peers)
+    )
     grace = timedelta(minutes=settings.reconcile_grace_minutes)
     reconciler = reconciling.ExportReconciler(db, storage, grace)
     export_servicer = exports.ExportService(db, views, quotas, reconciler)
@@ -168,14 +171,24 @@ async def work(name: str, settings: Settings) -> None:
     queue.task(backfill_rows.TASK, backfill_rows.QUEUE, walk_backfill.Walk(db, legacy_table).run)
     queue.task(check_rows.TASK, check_rows.QUEUE, walk_history.Walk(db).run)
     queue.task(export_rows.TASK, export_rows.QUEUE, exporter.run)
-    generator = generating.PackGenerator(db, peers, renderer, queue, legacy_table)
+    quotas = export_storage.ExportQuotas(settings)
+    generator = generating.PackGenerator(db, peers, renderer, queue, legacy_table, quotas)
     queue.task(pack_rows.TASK, pack_rows.QUEUE, generator.run)
     try:
         eraser = Eraser(db, peers, export_rows.HOLDINGS, storage)
         keeper = upkeep.Upkeep(db, Assets(peers), storage, settings)
         writer = writing.Writer(db, legacy_table)
-        endless = eraser.run(), watch_erasures(db), keeper.run_forever(), writer.run()
-        await main.work(db, queue, settings, EVENTS, *endless)
+        await main.work(
+            db,
+            queue,
+            settings,
+            EVENTS,
+            eraser.run(),
+            watch_erasures(db),
+            keeper.run_forever(),
+            writer.run(),
+            finding_metrics.watch_findings(db),
+        )
     finally:
         await peers.close()
         await pool.close()

@@ -68,13 +68,14 @@ class Assets:
             raise errors.invalid(field, f"what is there is {asset.mime_type}, not a picture")
         return asset.id
 
-    async def release(self, product_id: str, asset_ids: Sequence[str]) -> None:
-        """Releases the references of the product's files to these assets; a repeat changes
-        nothing."""
+    async def release(self, product_id: str, asset_ids: Sequence[str], *, request_id: str) -> int:
+        """Releases the references of the product's files to these assets. Returns how many there
+        were."""
         request = asset_pb2.ReleaseReferencesRequest(
-            holder=rules.holder(product_id), asset_ids=asset_ids
+            request_id=request_id, holder=rules.holder(product_id), asset_ids=asset_ids
         )
-        await self._stub.ReleaseReferences(request)
+        answer: asset_pb2.ReleaseReferencesResponse = await self._stub.ReleaseReferences(request)
+        return answer.released
 
     async def describe(
         self, asset_ids: Sequence[str], *, urls: bool = False

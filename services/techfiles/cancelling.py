@@ -35,16 +35,16 @@ class Canceller:
         left = [move for move in moves.values() if pack_rows.has_jobs(move)]
         if not left:
             return
-        credits: dict[str, int] = {}
+        stopped: dict[str, running.StoppedJobs] = {}
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def cancel(move: pack_rows.RunStep) -> None:
             async with turns:
-                credits[move.name] = await self._jobs.cancel(move)
+                stopped[move.name] = await self._jobs.cancel(move)
 
         await tasks.all_of([cancel(move) for move in left])
         async with self._db.transaction(owner) as m:
-            await running.stop_steps(m, run_id, credits)
+            await running.stop_steps(m, run_id, stopped)
 
 
 def _stops(run: Run) -> bool:

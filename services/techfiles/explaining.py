@@ -1,7 +1,7 @@
 """ExplainTechPackRun: each condition that keeps a run from its result, as a question with its
 answer: what is waited for, who must act, and what to call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from atelier.techfiles.v1 import tech_pack_pb2 as pb
 
@@ -22,6 +22,8 @@ def next_step(run: Run, archive: Export | None) -> str:
         return going_on(str(run.id))
     if run.state != "completed":
         return f"RetryTechPackRun of {run.id} runs again what failed; ExplainTechPackRun says what"
+    if run.zip_export_id and archive is None:
+        return "its ZIP was purged; ExportCollection makes another one"
     if run.make_zip and (archive is None or archive.state not in rules.ENDED):
         return f"the ZIP is being made: call GetTechPackRun of {run.id} with include_urls"
     return ""
@@ -49,8 +51,14 @@ def of_export(export: Export) -> str:
 
 
 def findings(
-    run: Run, steps: Sequence[Step], moves: dict[str, RunStep], archive: Export | None
+    run: Run,
+    steps: Sequence[Step],
+    moves: Mapping[str, RunStep],
+    archive: Export | None,
+    said: Mapping[str, str],
 ) -> list[pb.RunFinding]:
+    """Answers the questions about a run. `said`: what `conversions` says about jobs, by their
+    ids."""
     made = [_state(run)]
     if run.cancel_requested and run.state not in rules.ENDED:
         made.append(
@@ -61,7 +69,7 @@ def findings(
                 next_step=_WATCH,
             )
         )
-    made += [_step(run, step, moves[step.name], moves) for step in steps]
+    made += [_step(run, step, moves, said) for step in steps]
     if run.make_zip:
         made.append(_zip(run, archive))
     return made
@@ -113,7 +121,10 @@ def _state(run: Run) -> pb.RunFinding:
     )
 
 
-def _step(run: Run, step: Step, move: RunStep, moves: dict[str, RunStep]) -> pb.RunFinding:
+def _step(
+    run: Run, step: Step, moves: Mapping[str, RunStep], said: Mapping[str, str]
+) -> pb.RunFinding:
+    move = moves[step.name]
     finding = pb.RunFinding(question=f"is {step.name} done?", step=step.name)
     match move.state:
         case "completed":
@@ -126,7 +137,7 @@ def _step(run: Run, step: Step, move: RunStep, moves: dict[str, RunStep]) -> pb.
             if run.state in rules.ENDED:
                 finding.who, finding.next_step = _YOU, "RetryTechPackRun runs it again"
         case "processing":
-            _explain_jobs(run, move, finding)
+            _explain_jobs(run, move, finding, said)
         case _:
             before = [name for name in _open(moves) if name != step.name]
             last = step.kind == "complete_pack" and before
@@ -136,7 +147,7 @@ def _step(run: Run, step: Step, move: RunStep, moves: dict[str, RunStep]) -> pb.
     return finding
 
 
-def _explain_jobs(run: Run, move: RunStep, finding: pb.RunFinding) -> None:
+def _explain_jobs(run: Run, move: RunStep, finding: pb.RunFinding, said: Mapping[str, str]) -> None:
     jobs = [job for job in (move.analysis_id, move.generation_id) if job]
     named = " and ".join(jobs)
     if not jobs:
@@ -152,14 +163,24 @@ def _explain_jobs(run: Run, move: RunStep, finding: pb.RunFinding) -> None:
         finding.answer = f"no, conversions works on {named}"
         finding.who = _WORKER
         finding.next_step = f"{_JOBS} of it says how far it is"
+    for job in jobs:
+        if job in said:
+            finding.answer += f". {job}: {said[job]}"
 
 
-def _open(moves: dict[str, RunStep]) -> Iterator[str]:
+def _open(moves: Mapping[str, RunStep]) -> Iterator[str]:
     return (name for name, move in moves.items() if rules.STEP_STATES[move.state])
 
 
 def _zip(run: Run, archive: Export | None) -> pb.RunFinding:
     question = "is the ZIP there?"
+    if archive is None and run.zip_export_id:
+        return pb.RunFinding(
+            question=question,
+            answer="no, it was purged",
+            who=_YOU,
+            next_step="ExportCollection makes another one",
+        )
     if archive is None:
         over = run.state in rules.ENDED
         return pb.RunFinding(

@@ -17,10 +17,11 @@ import structlog
 from atelier.common.v1 import facts_pb2
 from psycopg.types.json import Jsonb
 
-from services.techfiles import export_rows, pack_rows, rules, running
+from services.techfiles import export_rows, pack_rows, releasing_pictures, rules, running
 from services.techfiles.cancelling import Canceller
 from services.techfiles.collection_rows import SELECT_FACTS, SELECT_NAME, NamedCollection
 from services.techfiles.export_rows import NewExport, StoredDocument
+from services.techfiles.export_storage import ExportQuotas
 from services.techfiles.legacy.old_table import OldTable, OldTableWrong, ValueRefused
 from services.techfiles.pack_rows import RUNS, Run, RunStep
 from services.techfiles.rendering import Renderer
@@ -51,11 +52,13 @@ class PackGenerator:
         renderer: Renderer,
         queue: jobs.JobQueue,
         legacy: OldTable,
+        quotas: ExportQuotas,
     ) -> None:
         self._db = db
         self._renderer = renderer
         self._queue = queue
         self._legacy = legacy
+        self._quotas = quotas
         self._jobs = StepJobs(peers)
         self._canceller = Canceller(db, self._jobs)
         self._kind = JobTable(RUNS, rules.RUN_STATES, "processing", "completed", running.follow)
@@ -132,7 +135,11 @@ class PackGenerator:
             if isinstance(found, attempts.Waits):
                 raise  # the run waits, and continues with this step
             result.error_class, result.error_message = found.error_class, found.message
-        async with self._db.transaction(attempt.row.owner) as m:
+        picture = result.columns.get("file_asset_id")
+        async with (
+            releasing_pictures.unless_kept(self._db, attempt.row.product_id, picture),
+            self._db.transaction(attempt.row.owner) as m,
+        ):
             await running.end_step(m, attempt, step, result)
 
     async def _known(self, attempt: Attempt, step: Step, result: StepResult) -> bool:
@@ -169,7 +176,7 @@ class PackGenerator:
             await self._jobs.ask(attempt.row, step, facts, result)
         except DomainError as refusal:
             if not isinstance(attempts.verdict(refusal), attempts.Waits):
-                result.job_credits = await self._jobs.cancel(result)
+                result.job_credits = (await self._jobs.cancel(result)).credits
             raise
         async with self._db.transaction(attempt.row.owner) as m:
             await running.begin_step(m, attempt, step, result)
@@ -184,6 +191,7 @@ class PackGenerator:
             collection = await m.one(SELECT_NAME, {"id": run.collection_id})
         export = NewExport(new_id(), run.owner, collection.id, "pdf", None, run.created_at)
         try:
+            await self._refuse_without_room(run)
             document = await self._renderer.render(export, attempt.token)
         except Exception as error:
             failure = attempts.verdict(error)
@@ -200,6 +208,15 @@ class PackGenerator:
         except attempts.Superseded:
             await self._renderer.delete(document)
             raise
+
+    async def _refuse_without_room(self, run: Run) -> None:
+        """Raises JobFailed if the quotas allow no further export."""
+        try:
+            async with self._db.transaction(run.owner) as m:
+                await self._quotas.room(m)
+        except DomainError as refusal:
+            text = f"{refusal.text}; then RetryTechPackRun makes the pack"
+            raise attempts.JobFailed("QUOTA_EXCEEDED", text) from None
 
     async def _store(
         self,

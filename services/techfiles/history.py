@@ -12,6 +12,7 @@ from services.techfiles import (
     collection_rows,
     diffing,
     history_rows,
+    releasing_pictures,
     slot_changes,
     tech_file_rows,
 )
@@ -81,7 +82,14 @@ class HistoryService(ExplainCalls):
             row = await tech_file_rows.create(m, columns, locked)
             return answer(tech_file=tech_file_rows.to_proto(row))
 
-        return await self._db.mutate(request, answer, work)
+        product_id, picture = columns["product_id"], columns["file_asset_id"]
+        async with releasing_pictures.unless_kept(self._db, product_id, picture):
+            if picture:
+                pictures = columns["file_type"] != "complete_pack"
+                await self._assets.acquire(
+                    product_id, [str(picture)], "version_number", pictures=pictures
+                )
+            return await self._db.mutate(request, answer, work)
 
     async def CompareTechFiles(
         self, request: pb.CompareTechFilesRequest, context: Context
@@ -195,8 +203,8 @@ class HistoryService(ExplainCalls):
         raise errors.not_found("tech file", file_id)
 
     async def _restored_columns(self, request: pb.RestoreTechFileVersionRequest) -> dict[str, Any]:
-        """Returns the columns of the file that a restoring adds, whose picture is held by then.
-        Raises NOT_FOUND and FAILED_PRECONDITION as the contract says.
+        """Returns the columns of the file that a restoring adds. Raises NOT_FOUND and
+        FAILED_PRECONDITION as the contract says.
 
         What is checked here can't change any more: a completed version is final.
         """
@@ -242,9 +250,6 @@ class HistoryService(ExplainCalls):
                 " it with UpdateTechFile",
                 subject=f"assets/{asset_id}",
             )
-        await self._assets.acquire(
-            was.product_id, [asset_id], "version_number", pictures=was.file_type != "complete_pack"
-        )
         return was.file_asset_id
 
 

@@ -40,8 +40,9 @@ def of_product(answer: product_pb2.GetProductResponse) -> tuple[Facts, Sources]:
     results = {result.phase: result for result in answer.results}
     for review in sorted(_counting(answer, results), key=lambda review: review.phase):
         source = _confirmed(product, review, results[review.phase])
-        for path, value in _said(review):
-            _put(facts, sources, path, value, source)
+        for path, value, corrected in _said(review):
+            how = {**source, "corrected": True} if corrected else source
+            _put(facts, sources, path, value, how)
     return facts, sources
 
 
@@ -128,15 +129,15 @@ def _name(product: product_pb2.Product) -> str:
     return f"pipeline/products/{product.id}"
 
 
-def _said(review: review_pb2.Review) -> Iterator[tuple[str, Any]]:
-    """Yields the facts that a decided review states, as (path, value); the value is None where the
-    person emptied what the model had said."""
+def _said(review: review_pb2.Review) -> Iterator[tuple[str, Any, bool]]:
+    """Yields the facts that a decided review states, as (path, value, whether the model had said
+    something else); the value is None where the person emptied what the model had said."""
     value, model = review.effective_value, review.model_value
     for path, said, found in _pairs(value, model):
         if said:
-            yield path, said
+            yield path, said, said != found
         elif found and review.phase != 2:  # there it only means that the market doesn't say
-            yield path, None
+            yield path, None, True
 
 
 def _pairs(

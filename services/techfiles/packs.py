@@ -12,6 +12,7 @@ from services.techfiles import (
     explaining,
     export_rows,
     pack_rows,
+    releasing_pictures,
     rules,
     running,
     trash_rows,
@@ -24,6 +25,7 @@ from services.techfiles.pack_sources import PackSource, PackSources
 from services.techfiles.rules import Shot
 from services.techfiles.run_views import RunViews
 from services.techfiles.running import RunOptions
+from services.techfiles.step_jobs import StepJobs
 from services.techfiles.trash import RunTrash
 from services.techfiles.views import TechFileViews
 from shared.background import jobs, waiting
@@ -61,9 +63,11 @@ class TechPackService(RunTrash):
         sources: PackSources,
         views: TechFileViews,
         quotas: ExportQuotas,
+        step_jobs: StepJobs,
     ) -> None:
         super().__init__(db, timedelta(days=db.settings.trash_days))
         self._quotas = quotas
+        self._jobs = step_jobs
         self._stream = stream
         self._queue = queue
         self._assets = assets
@@ -79,7 +83,7 @@ class TechPackService(RunTrash):
         if response is None:
             source = await self._sources.find(request)
             pictures = map(UUID, source.pictures)
-            async with trash_rows.released_unless_kept(self._db, source.product_id, *pictures):
+            async with releasing_pictures.unless_kept(self._db, source.product_id, *pictures):
                 await self._assets.acquire(
                     source.product_id, source.pictures, "revisions", pictures=True
                 )
@@ -229,7 +233,8 @@ class TechPackService(RunTrash):
         run = await self._run(parse_id(request.run_id, "run_id"))
         moves = await self._db.all(pack_rows.SELECT_STEPS, {"ids": [run.id]})
         last = {move.name: move for move in moves}
-        found = explaining.findings(run, pack_rows.plan_of(run), last, await self._zip(run))
+        said = await self._jobs.explain(filter(pack_rows.has_jobs, last.values()))
+        found = explaining.findings(run, pack_rows.plan_of(run), last, await self._zip(run), said)
         return pb.ExplainTechPackRunResponse(summary=explaining.summary(run, found), findings=found)
 
     async def ExportCollection(
@@ -268,7 +273,7 @@ class TechPackService(RunTrash):
         response = await self._db.mutate(request, pb.ExportCollectionResponse, work)
         if request.wait:
             export_id = UUID(response.export.id)
-            row = await _until_ended(lambda: self._db.one(SELECT_EXPORT, {"id": export_id}))
+            row = await self._export_ended(export_id)
             response = pb.ExportCollectionResponse(export=self._runs.export(row))
             response.next_step = explaining.of_export(row)
         return response
@@ -276,25 +281,31 @@ class TechPackService(RunTrash):
     async def GetExport(
         self, request: pb.GetExportRequest, context: Context
     ) -> pb.GetExportResponse:
-        export_id = parse_id(request.export_id, "export_id")
-        row = await self._db.first(SELECT_EXPORT, {"id": export_id})
-        if row is None:
-            raise errors.not_found("export", export_id)
+        row = await self._export(parse_id(request.export_id, "export_id"))
         return pb.GetExportResponse(export=self._runs.export(row))
 
     async def _ended(self, run_id: UUID) -> tuple[Run, Export | None]:
         """Returns the run and its ZIP, if it has one, once both have ended, or as they are shortly
-        before the call's deadline."""
-        run = await _until_ended(lambda: self._db.one(SELECT_RUN, {"id": run_id}))
-        if run.zip_export_id is None:
+        before the call's deadline. Raises NOT_FOUND if one is purged meanwhile."""
+        run = await _until_ended(lambda: self._run(run_id))
+        archive = await self._zip(run)
+        if archive is None:  # it may have been purged before: the run is still an answer
             return run, None
-        archive = {"id": run.zip_export_id}
-        return run, await _until_ended(lambda: self._db.one(SELECT_EXPORT, archive))
+        return run, await self._export_ended(archive.id)
+
+    async def _export_ended(self, export_id: UUID) -> Export:
+        return await _until_ended(lambda: self._export(export_id))
 
     async def _zip(self, run: Run) -> Export | None:
         if run.zip_export_id is None:
             return None
         return await self._db.first(SELECT_EXPORT, {"id": run.zip_export_id})
+
+    async def _export(self, export_id: UUID) -> Export:
+        row = await self._db.first(SELECT_EXPORT, {"id": export_id})
+        if row is None:
+            raise errors.not_found("export", export_id)
+        return row
 
     async def _run(self, run_id: UUID) -> Run:
         row = await self._db.first(SELECT_RUN, {"id": run_id})

@@ -8,7 +8,13 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from services.techfiles import collection_rows, pack_rows, rules, tech_file_rows
+from services.techfiles import (
+    collection_rows,
+    pack_rows,
+    releasing_pictures,
+    rules,
+    tech_file_rows,
+)
 from services.techfiles.collection_rows import LockedCollection
 from services.techfiles.pack_rows import RUNS, SELECT_RUN, Run, RunStep
 from services.techfiles.rules import Step
@@ -96,6 +102,15 @@ class StepResult:
             analysis_id=move.analysis_id,
             generation_id=move.generation_id,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StoppedJobs:
+    """The jobs of a step that was stopped: what they cost, and the picture that was made
+    nevertheless, or ''."""
+
+    credits: int = 0
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,9 @@ async def end_step(
     if file is None and not result.error_class:
         result.error_class = "FILE_CHANGED"
         result.error_message = "its file was finished by somebody else meanwhile"
+    picture = result.columns.get("file_asset_id")
+    if file is None and picture:  # it was acquired for the file
+        await releasing_pictures.note(m, run.product_id, picture)
     await _add_move(m, run, step.name, result.state, result)
     await pack_rows.publish(m, run)
 
@@ -216,19 +234,22 @@ async def follow(m: Mutation, run: Run) -> None:
     await pack_rows.publish(m, run)
 
 
-async def stop_steps(m: Mutation, run_id: UUID, credits: Mapping[str, int]) -> None:
-    """Ends steps of a run that was stopped, with their files, and publishes it. `credits`: what the
-    cancelled jobs of each step had cost, by the step's name. Steps that have ended stay."""
+async def stop_steps(m: Mutation, run_id: UUID, stopped: Mapping[str, StoppedJobs]) -> None:
+    """Ends steps of a run that was stopped, with their files, and publishes it. `stopped`: the jobs
+    of each step, by its name. Steps that have ended stay."""
     run = await m.first(_LOCK_RUN, {"id": run_id})
     if run is None:
         return
     moves = await pack_rows.last_moves(m, run_id)
     for step in pack_rows.plan_of(run):
         move = moves[step.name]
-        if step.name in credits and rules.STEP_STATES[move.state]:
+        if step.name in stopped and rules.STEP_STATES[move.state]:
+            jobs = stopped[step.name]
             result = StepResult.of(move)
-            result.job_credits = credits[step.name]
+            result.job_credits = jobs.credits
             await _stop_step(m, run, step, result)
+            if jobs.picture:  # the step may have acquired it, and its file hasn't got it
+                await releasing_pictures.note(m, run.product_id, UUID(jobs.picture))
     await pack_rows.publish(m, await m.one(_TELL, {"id": run_id}))
 
 

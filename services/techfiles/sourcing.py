@@ -298,8 +298,10 @@ def _by(origin: Origin) -> str:
 
 
 def _who_when(source: Mapping[str, Any]) -> str:
-    """Returns who confirmed a stated value, and when: to the minute, as the review has it."""
-    words = f"confirmed by {source.get('by', '')}".removesuffix(" by ")
+    """Returns who confirmed or corrected a stated value, and when: to the minute, as the review has
+    it."""
+    did = "corrected" if source.get("corrected") else "confirmed"
+    words = f"{did} by {source.get('by', '')}".removesuffix(" by ")
     if at := source.get("at"):
         words += f" on {at[:10]} {at[11:16]} UTC"
     return words

@@ -7,7 +7,7 @@ created before. A later try keeps the jobs of the earlier one that are done, and
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from atelier.conversions.v1 import (
     generation_pb2,
     generation_pb2_grpc,
     job_pb2,
+    job_pb2_grpc,
 )
 from psycopg.types.json import Jsonb
 
@@ -25,8 +26,8 @@ from services.techfiles import findings, pack_rows
 from services.techfiles.assets import Assets
 from services.techfiles.pack_rows import Run, RunStep
 from services.techfiles.rules import Step
-from services.techfiles.running import StepResult
-from shared.background import attempts
+from services.techfiles.running import StepResult, StoppedJobs
+from shared.background import attempts, tasks
 from shared.rpc import errors, protos
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError, Reason
@@ -37,6 +38,8 @@ _JOB_SECONDS = (
 )
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _LOOK_PAUSE = 1.0
+_EXPLAIN_SECONDS, _LEAST_SECONDS = 2.0, 0.1  # a call about a run waits no longer for `conversions`
+_EXPLAINED_AT_ONCE, _MOST_EXPLAINED = 4, 20
 _UNFINISHED = (job_pb2.JOB_STATE_PENDING, job_pb2.JOB_STATE_PROCESSING)
 _ANALYSES = {
     "category": analysis_pb2.ANALYSIS_TASK_CATEGORY,
@@ -68,6 +71,7 @@ class StepJobs:
         self._assets = Assets(peers)
         self._analyses = peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
         self._generations = peers.stub(generation_pb2_grpc.GenerationServiceStub)
+        self._jobs = peers.stub(job_pb2_grpc.JobServiceStub)
 
     async def ask(self, run: Run, step: Step, facts: facts_pb2.Facts, result: StepResult) -> None:
         """Asks for the jobs that do the step, and puts their ids into the result. A sketch has
@@ -104,23 +108,52 @@ class StepJobs:
         if failures:
             raise failures[0]
 
-    async def cancel(self, step: RunStep | StepResult) -> int:
-        """Cancels the jobs of a step, waits until they have ended, and returns what they cost. One
-        that was just done stays, and has its cost."""
-        credits = 0
+    async def cancel(self, step: RunStep | StepResult) -> StoppedJobs:
+        """Cancels the jobs of a step, and waits until they have ended. One that was just done
+        stays, and has its cost."""
+        credits, picture = 0, ""
         if step.analysis_id:
             analysis = analysis_pb2.CancelAnalysisRequest(analysis_id=step.analysis_id)
-            credits += await _cancelled(
+            found = await _cancelled(
                 lambda: self._analyses.CancelAnalysis(analysis),
                 self._look_analysis(step.analysis_id),
             )
+            credits += found.credits if found else 0
         if step.generation_id:
             generation = generation_pb2.CancelGenerationRequest(generation_id=step.generation_id)
-            credits += await _cancelled(
+            made = await _cancelled(
                 lambda: self._generations.CancelGeneration(generation),
                 self._look_generation(step.generation_id),
             )
-        return credits
+            if made:
+                credits, picture = credits + made.credits, made.result_asset_id
+        return StoppedJobs(credits, picture)
+
+    async def explain(self, moves: Iterable[RunStep]) -> dict[str, str]:
+        """Returns by id what the jobs of these steps wait for, in the words of `conversions`, or
+        why it can't be asked. Of many jobs it asks for the first ones."""
+        ids = [job for move in moves for job in (move.analysis_id, move.generation_id) if job]
+        said: dict[str, str] = {}
+        turns = asyncio.Semaphore(_EXPLAINED_AT_ONCE)
+        give_up = time.monotonic() + _EXPLAIN_SECONDS
+
+        async def ask(job_id: str) -> None:
+            async with turns:
+                said[job_id] = await self._explain(job_id, give_up - time.monotonic())
+
+        await tasks.all_of([ask(job_id) for job_id in ids[:_MOST_EXPLAINED]])
+        return said
+
+    async def _explain(self, job_id: str, seconds: float) -> str:
+        request = job_pb2.ExplainJobRequest(job_id=job_id)
+        try:
+            answer: job_pb2.ExplainJobResponse = await self._jobs.ExplainJob(
+                request, timeout=max(seconds, _LEAST_SECONDS)
+            )
+        except DomainError as refusal:
+            return f"conversions can't be asked about it: {refusal.text}"
+        wrong = [each for each in answer.answers if not each.ok]
+        return "; ".join(f"{each.question} {each.answer}" for each in wrong) or answer.summary
 
     async def _keep(self, result: StepResult) -> int:
         """Keeps the jobs of an earlier try that are done and whose picture is there, and forgets
@@ -292,17 +325,17 @@ async def _existing(look: Callable[[], Awaitable[Job]]) -> Job | None:
 
 async def _cancelled(
     cancel: Callable[[], Awaitable[object]], look: Callable[[], Awaitable[Job]]
-) -> int:
-    """Cancels a job and returns what it cost in the end: 0 unless it was done before."""
+) -> Job | None:
+    """Cancels a job and returns it once it has ended, or None if it is gone."""
     if await _existing(look) is None:
-        return 0
+        return None
     await patiently(cancel)
     give_up = time.monotonic() + _PATIENCE_SECONDS
     while (job := await _existing(look)) is not None and job.state in _UNFINISHED:
         if time.monotonic() > give_up:
             raise errors.unavailable("conversions", "conversions")
         await asyncio.sleep(_FIRST_PAUSE)
-    return 0 if job is None else job.credits
+    return job
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

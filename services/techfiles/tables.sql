@@ -122,6 +122,7 @@ CREATE INDEX exports_waiting ON exports (waiting_since) WHERE waiting_since IS N
 CREATE INDEX exports_list ON exports (owner, created_at DESC, id DESC);
 CREATE INDEX exports_expire ON exports (expires_at, id) WHERE expires_at IS NOT NULL;
 CREATE INDEX exports_stored ON exports (owner, size_bytes) WHERE state = 'completed' AND bytes_gone_at IS NULL;
+CREATE INDEX exports_unfinished ON exports (owner) WHERE state IN ('pending', 'processing');
 CREATE INDEX exports_retained ON exports (coalesce(ended_at, created_at), id) WHERE state = 'completed' AND bytes_gone_at IS NULL AND release_id IS NULL;
 CREATE INDEX exports_release_id ON exports (release_id) WHERE release_id IS NOT NULL;
 CREATE INDEX exports_key ON exports (storage_key COLLATE "C") WHERE storage_key <> '';
@@ -265,7 +266,7 @@ CREATE INDEX doomed_objects_key ON doomed_objects (storage_key COLLATE "C");
 
 -- Pictures that something purged of a product had. A worker releases the product's reference to each
 -- that nothing else of the product has, and looks once more at `settles_at`: a call that acquired it
--- meanwhile has made its row by then.
+-- meanwhile has made its row by then. A look that took a reference away is followed by another one.
 CREATE TABLE picture_releases (
     id uuid NOT NULL,
     owner text NOT NULL,
@@ -699,6 +700,8 @@ CREATE POLICY tenant ON history_findings TO techfiles_app, techfiles_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY operating ON history_findings FOR SELECT TO techfiles_app
     USING (starts_with(current_setting('app.owner_id', true), 'admin:'));
+-- A worker counts the open findings of all owners for the metrics.
+CREATE POLICY counting ON history_findings FOR SELECT TO techfiles_worker USING (state = 'open');
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON history_findings
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
 

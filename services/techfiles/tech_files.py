@@ -10,7 +10,13 @@ import sqlalchemy as sa
 from atelier.techfiles.v1 import tech_file_pb2 as pb
 from psycopg.types.json import Jsonb
 
-from services.techfiles import collection_rows, rules, tech_file_rows, trash_rows
+from services.techfiles import (
+    collection_rows,
+    releasing_pictures,
+    rules,
+    tech_file_rows,
+    trash_rows,
+)
 from services.techfiles.assets import Assets
 from services.techfiles.tech_file_rows import (
     SELECT_TECH_FILE,
@@ -146,7 +152,7 @@ class TechFileService(TechFileTrash):
         # A repeat holds no picture: its file may be purged by now.
         if stored := await self._db.stored_answer(request, pb.CreateTechFileResponse):
             return stored
-        async with trash_rows.released_unless_kept(self._db, request.product_id, picture):
+        async with releasing_pictures.unless_kept(self._db, request.product_id, picture):
             pictures = columns["file_type"] != "complete_pack"
             await self._assets.acquire(
                 request.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures
@@ -192,7 +198,7 @@ class TechFileService(TechFileTrash):
         if stored := await self._db.stored_answer(request, pb.UpdateTechFileResponse):
             return stored
         row = await self._file(file_id)
-        async with trash_rows.released_unless_kept(self._db, row.product_id, picture):
+        async with releasing_pictures.unless_kept(self._db, row.product_id, picture):
             pictures = row.file_type != "complete_pack"
             await self._assets.acquire(
                 row.product_id, [request.file_asset_id], "file_asset_id", pictures=pictures

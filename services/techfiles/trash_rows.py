@@ -7,8 +7,7 @@ Everything works in an open transaction and never commits. Locks are taken in on
 collections, slots, files, releases, exports, runs.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -28,14 +27,15 @@ from services.techfiles.collection_rows import COLLECTIONS, LockedCollection
 from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS, Run, RunStep
 from services.techfiles.release_rows import RELEASES, Release
+from services.techfiles.releasing_pictures import SETTLED_AFTER
 from services.techfiles.rules import Step
 from services.techfiles.tech_file_rows import TECH_FILES, TechFile
 from shared.background import events
-from shared.database.db import Database, Mutation
+from shared.database.db import Mutation
 from shared.database.lists import Filter
 from shared.database.rows import Command, Statement, Table
-from shared.rpc import auth, errors
-from shared.rpc.errors import DomainError, Reason
+from shared.rpc import errors
+from shared.rpc.errors import Reason
 from shared.rpc.protos import timestamp
 
 R = TypeVar("R")
@@ -46,8 +46,6 @@ HIDES: Mapping[str, Filter] = {
     "hide_deleted": lambda row, _: row.deleted_at.is_(None),
 }
 CANCEL = "cancel it first (CancelTechPackRun)"
-# A call that acquired a reference has made its row after this time, or failed.
-SETTLED_AFTER = timedelta(minutes=3)
 
 
 @dataclass(slots=True)
@@ -194,13 +192,6 @@ _NOTE_PICTURES_OF_RELEASES = Command("""
     ON CONFLICT ON CONSTRAINT picture_releases_picture
         DO UPDATE SET due_at = now(), settles_at = EXCLUDED.settles_at
 """)
-_NOTE_PICTURE = Command("""
-    INSERT INTO picture_releases (id, owner, product_id, asset_id, settles_at)
-    VALUES (gen_random_uuid(), %(owner)s, %(product_id)s, %(asset_id)s,
-        now() + %(settled)s::interval)
-    ON CONFLICT ON CONSTRAINT picture_releases_picture
-        DO UPDATE SET due_at = now(), settles_at = EXCLUDED.settles_at
-""")
 _DELETE_VERSIONS = Command("DELETE FROM tech_file_versions WHERE tech_file_id = ANY(%(ids)s)")
 _DELETE_ITEMS_OF_FILES = Command("DELETE FROM collection_items WHERE tech_file_id = ANY(%(ids)s)")
 _FORGET_PARENT = Statement(
@@ -298,27 +289,6 @@ async def lock(m: Mutation, table: Table[R], ids: Sequence[UUID]) -> list[R]:
         await m.all(_LOCK_SLOTS, named)
     rows: list[R] = await m.all(_LOCK[table.name], named)
     return rows
-
-
-async def note_picture(m: Mutation, product_id: str, asset_id: UUID) -> None:
-    """Notes a picture whose reference is released unless something of the product has it."""
-    values = {"owner": m.owner, "product_id": product_id, "asset_id": asset_id}
-    await m.run(_NOTE_PICTURE, {**values, "settled": SETTLED_AFTER})
-
-
-@asynccontextmanager
-async def released_unless_kept(
-    db: Database, product_id: str, *asset_ids: UUID | None
-) -> AsyncIterator[None]:
-    """Has references to pictures released if the change that acquires them is refused, unless
-    something else of the product has the picture."""
-    try:
-        yield
-    except DomainError:
-        async with db.transaction(auth.current().owner) as m:
-            for asset_id in filter(None, asset_ids):
-                await note_picture(m, product_id, asset_id)
-        raise
 
 
 async def purge_files(m: Mutation, rows: Sequence[TechFile]) -> None:

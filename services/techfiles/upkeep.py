@@ -10,7 +10,7 @@ is left.
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from services.techfiles.export_rows import EXPORTS, Export
 from services.techfiles.pack_rows import RUNS
 from services.techfiles.reconciling import ExportReconciler
 from services.techfiles.release_rows import RELEASES
+from services.techfiles.releasing_pictures import SETTLED_AFTER
 from services.techfiles.tech_file_rows import TECH_FILES
 from shared.background import due, sole, tasks
 from shared.database.db import Database, Mutation
@@ -56,6 +57,7 @@ class _Release:
     product_id: str
     asset_id: UUID
     last: bool
+    due_at: datetime
 
 
 _TABLES: tuple[Table[Any], ...] = (RELEASES, COLLECTIONS, TECH_FILES, RUNS, EXPORTS)
@@ -119,8 +121,8 @@ _FORGET_DOOMED = Command("DELETE FROM doomed_objects WHERE seq = ANY(%(seqs)s)")
 _SELECT_RELEASES = Statement(
     _Release,
     """
-    SELECT id, owner, product_id, asset_id, settles_at <= now() AS last FROM picture_releases
-    WHERE due_at <= now() ORDER BY due_at, id LIMIT %(limit)s
+    SELECT id, owner, product_id, asset_id, settles_at <= now() AS last, due_at
+    FROM picture_releases WHERE due_at <= now() ORDER BY due_at, id LIMIT %(limit)s
     """,
 )
 _IS_USED = Statement(
@@ -144,6 +146,11 @@ _IS_USED = Statement(
     """,
 )
 _PUT_OFF = Command("UPDATE picture_releases SET due_at = settles_at WHERE id = %(id)s")
+_LOOK_AGAIN = Command("""
+    UPDATE picture_releases SET due_at = now() + %(settled)s::interval,
+        settles_at = now() + %(settled)s::interval
+    WHERE id = %(id)s
+""")
 _FORGET_RELEASE = Command("""
     DELETE FROM picture_releases WHERE id = %(id)s AND settles_at <= now()
 """)
@@ -294,23 +301,37 @@ class Upkeep:
         those anew that something was made with while they were released."""
         for row in await self._db.system_all(_SELECT_RELEASES, {"limit": _CHUNK}):
             auth.enter(calls.owner_identity(row.owner))
+            after = _FORGET_RELEASE if row.last else _PUT_OFF
             try:
-                await self._settle(row)
+                if await self._settle(row):
+                    after = _LOOK_AGAIN
             except DomainError as refusal:
                 if errors.passing(refusal):
                     _log.warning("references wait to be released", reason=refusal.text)
                     return
                 # The picture itself is gone: there is nothing to refer to.
             async with self._db.transaction(row.owner) as m:
-                await m.run(_FORGET_RELEASE if row.last else _PUT_OFF, {"id": row.id})
+                await m.run(after, {"id": row.id, "settled": SETTLED_AFTER})
             yield 1
 
-    async def _settle(self, row: _Release) -> None:
+    async def _settle(self, row: _Release) -> bool:
+        """Releases a picture that nothing has, and acquires one that something has at the last
+        look. Returns whether it took a reference away: a call that acquired it just before may have
+        yet to make its row, so it is looked at again."""
+        asset_ids = [str(row.asset_id)]
+        if not await self._is_used(row):
+            # A repeat, after an answer that was lost, must know that something was released.
+            name = f"{row.id}/{row.due_at.isoformat()}"
+            if not await self._assets.release(row.product_id, asset_ids, request_id=name):
+                return False
+            if await self._is_used(row):
+                await self._assets.acquire(row.product_id, asset_ids, "asset_id", pictures=False)
+            return True
+        if row.last:
+            await self._assets.acquire(row.product_id, asset_ids, "asset_id", pictures=False)
+        return False
+
+    async def _is_used(self, row: _Release) -> bool:
         named = {"owner": row.owner, "product_id": row.product_id, "asset_id": row.asset_id}
         async with self._db.transaction(row.owner) as m:
-            used = await m.one(_IS_USED, named)
-        asset_ids = [str(row.asset_id)]
-        if not used:
-            await self._assets.release(row.product_id, asset_ids)
-        elif row.last:
-            await self._assets.acquire(row.product_id, asset_ids, "asset_id", pictures=False)
+            return await m.one(_IS_USED, named)

@@ -17,6 +17,7 @@ from services.assets.accounting import rules as storage_rules
 from services.conversions import ledger, metrics  # noqa: F401 - they register metrics of workers
 from services.pipeline import log_pruning, researching, review_metrics  # noqa: F401 - so do these
 from services.techfiles.legacy import writing  # noqa: F401 - so does this
+from services.techfiles.verifying import finding_metrics  # noqa: F401 - so does this
 from shared.erasing import metrics as of_erasures  # noqa: F401 - so does this
 from shared.telemetry import METRICS
 from tests.assets import flows, storage
@@ -34,6 +35,7 @@ OF_WORKERS = (
     "atelier_outside",
     "atelier_batches",
     "atelier_erasure",
+    "atelier_history",
     "atelier_legacy",
     "atelier_market",
     "atelier_product_logs",

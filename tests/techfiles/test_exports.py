@@ -171,6 +171,34 @@ async def test_a_quota_refuses_new_exports_with_the_figures_until_there_is_room(
     assert "used" not in refusal.metadata
 
 
+async def test_exports_that_are_being_made_count_in_the_quota(suite: Suite) -> None:
+    ada = suite.client("ada")
+    collection_id = (await flows.collect(ada)).id
+    made = await flows.export(ada, collection_id, format=PDF)
+    await suite.stop_work("techfiles")
+    suite.overrides["quota_owner_export_bytes"] = 2 * made.size_bytes
+    await suite.stop("techfiles")
+    await suite.serve("techfiles")
+    ada = suite.client("ada")
+    packs = flows.pack_service(ada)
+
+    request = tp.ExportCollectionRequest(collection_id=collection_id, format=PDF)
+    pending = (await packs.ExportCollection(request)).export
+    words = str(made.size_bytes), "being made", "PurgeExport"
+    refusal = await refused(packs.ExportCollection(request), EXHAUSTED, *words)
+    assert refusal.metadata["used"] == str(2 * made.size_bytes)
+    await export_service(ada).PurgeExport(ex.PurgeExportRequest(export_id=pending.id))
+    await packs.ExportCollection(request)
+
+    suite.overrides["quota_owner_export_bytes"] = 1_000_000
+    await suite.stop("techfiles")
+    await suite.serve("techfiles")
+    bob = suite.client("bob")  # nothing tells how large his are
+    request = tp.ExportCollectionRequest(collection_id=(await flows.collect(bob)).id, format=PDF)
+    await flows.pack_service(bob).ExportCollection(request)
+    await refused(flows.pack_service(bob).ExportCollection(request), EXHAUSTED, "being made")
+
+
 async def test_bytes_are_freed_after_the_days_of_the_settings_and_said_to_be(suite: Suite) -> None:
     ada = suite.client("ada")
     collection_id = (await flows.collect(ada)).id

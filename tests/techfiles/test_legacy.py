@@ -227,6 +227,29 @@ async def test_finished_base_views_are_written_beside(suite: Suite, old: Old) ->
     assert len(await old.rows()) == 1 and shown.pending_write_count == 1
 
 
+async def test_the_latest_analysis_of_a_slot_is_the_one_that_is_written(
+    suite: Suite, old: Old
+) -> None:
+    await suite.serve("assets", "conversions", "techfiles")
+    await suite.work("techfiles")
+    ada = suite.client(ADA)
+    async with asyncio.timeout(20):
+        while suite.sql("SELECT count(*) FROM techfiles.legacy_switch") == [(0,)]:
+            await asyncio.sleep(0.05)
+
+    older = await view(ada, state=tf.TECH_FILE_STATE_PENDING, analysis={"moods": ["older"]})
+    await view(ada)
+    await old.until(lambda rows: len(rows) == 1)
+    done = tf.UpdateTechFileStatusRequest(tech_file_id=older.id, state=tf.TECH_FILE_STATE_COMPLETED)
+    await flows.file_service(ada).UpdateTechFileStatus(done)
+    await view(ada, analysis={})
+    # What is finished later is written later.
+    other = {"moods": ["calm"]}
+    await view(ada, view_type=tf.VIEW_TYPE_BACK, analysis=other)
+    rows = await old.until(lambda rows: len(rows) == 2)
+    assert [row["analysis_data"] for row in rows] == [FOUND, other]
+
+
 async def test_the_table_is_looked_into_by_its_owners(suite: Suite, old: Old) -> None:
     await old.add(confidence=None)
     await old.add(view="top")

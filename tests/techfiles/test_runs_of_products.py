@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from atelier.common.v1 import facts_pb2
-from atelier.pipeline.v1 import product_pb2, review_pb2
+from atelier.pipeline.v1 import product_pb2, result_pb2, review_pb2
 from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
@@ -93,7 +93,7 @@ async def test_what_a_person_confirmed_stands_in_the_pack_with_its_source(suite:
 
     name = sources["product.name"]
     assert (name["source"], name["by"], name["phase"]) == ("confirmed", "ada", 1)
-    assert (name["review_id"], name["model"]) == (review.id, "ours")
+    assert (name["review_id"], name["model"], name["corrected"]) == (review.id, "ours", True)
     assert round(name["confidence"], 2) == 0.42
     assert sources["materials"]["source"] == "supplied"
     assert facts.product.category == "outerwear"
@@ -111,7 +111,7 @@ async def test_a_pack_says_who_confirmed_a_fact_until_somebody_states_another(
     await suite.work("conversions", "techfiles")
     ada, eve = suite.client("ada"), suite.client("eve", owner="user:ada")
     product, review = await unsure_product(ada)
-    said = pipeline_flows.analysis("Field coat", model="FC-9", condition="used")
+    said = pipeline_flows.analysis("Field coat", model="FC-9", condition="new")
     await pipeline_flows.reviews(ada).SubmitReview(submit(review, "EDIT", value=said))
     run = await generate(ada, source_product_id=product.id, allow_unfinished_product=True)
     run = await flows.ended(ada, run.id)
@@ -123,7 +123,9 @@ async def test_a_pack_says_who_confirmed_a_fact_until_somebody_states_another(
         return flows.text_of(await flows.fetch(made))
 
     printed = await text()
-    assert f"confirmed by ada on {sources['product.name']['at'][:10]}" in printed
+    on = sources["product.name"]["at"][:10]
+    assert "corrected" not in sources["product.condition"], "the model had said the same"
+    assert f"corrected by ada on {on}" in printed and f"confirmed by ada on {on}" in printed
     assert "asked about what ours said, 42 % sure" in printed
     assert "confirmed by ada" not in await text(facts=facts_pb2.Facts(care=["wash cold"]))
     assert "confirmed by ada" in await text(facts=facts)
@@ -155,6 +157,44 @@ async def test_a_pack_says_who_confirmed_a_fact_until_somebody_states_another(
     with zipfile.ZipFile(io.BytesIO(await flows.fetch(archive))) as members:
         listed = json.loads(members.read("07-documents/fact-sources.json"))
     assert listed == sources
+
+
+@pytest.mark.long
+async def test_a_completed_product_is_made_into_a_pack(suite: Suite) -> None:
+    await suite.work("conversions", "techfiles")
+    ada = suite.client("ada")
+    product, review = await unsure_product(ada)
+    await pipeline_flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))
+    seo = result_pb2.SeoAnalysis(title="Jacket", description="found by a model")
+    values = {
+        2: result_pb2.PhaseValue(market_research=result_pb2.MarketResearch()),
+        3: result_pb2.PhaseValue(seo_analysis=seo),
+        4: result_pb2.PhaseValue(product_listing=result_pb2.ProductListing(title="Jacket")),
+    }
+    for phase, value in values.items():
+        claimed = await pipeline_flows.claim(ada, product.id, phase)
+        await pipeline_flows.complete(ada, claimed, value, confidence=0.9, provider="ours")
+    shown = await pipeline_flows.get(ada, product.id)
+    assert shown.product.state == product_pb2.PRODUCT_STATE_COMPLETED
+
+    run = await generate(ada, source_product_id=product.id)
+    run = await flows.ended(ada, run.id)
+    assert run.state == tp.RUN_STATE_COMPLETED, run
+    assert (run.product_id, run.source_product_id) == (product.id, product.id)
+    assert [step.name for step in run.steps if step.state == tp.STEP_STATE_COMPLETED] == [
+        "category",
+        "base_view/front",
+        "pack",
+    ]
+    facts, sources = await sources_of(ada, run)
+    assert (facts.product.name, facts.product.model) == ("Jacket", "X-1")
+    assert facts.product.description != seo.description, "what only a model found is no fact"
+    approved = sources["product.condition"]
+    assert (approved["source"], approved["by"]) == ("confirmed", "ada")
+    assert "corrected" not in approved
+    export = await flows.pack_service(ada).GetExport(tp.GetExportRequest(export_id=run.export_id))
+    printed = flows.text_of(await flows.fetch(export.export))
+    assert "confirmed by ada on" in printed and "corrected by" not in printed
 
 
 async def test_a_product_that_waits_for_a_person_says_which_call_helps(suite: Suite) -> None:

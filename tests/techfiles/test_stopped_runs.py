@@ -8,15 +8,17 @@ import grpc
 import pytest
 from atelier.conversions.v1 import analysis_pb2, job_pb2
 from atelier.techfiles.v1 import collection_pb2 as col
+from atelier.techfiles.v1 import export_pb2 as ex
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
 from shared.rpc.protos import struct
-from tests.calls import refused
+from tests.calls import holding, refused
 from tests.conversions import flows as conversion_flows
 from tests.suite import Client, Suite
 from tests.techfiles import flows
 from tests.techfiles.test_runs import steps_under_way
+from tests.techfiles.trash_flows import export_service
 
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 COMPLETED, FAILED = tp.STEP_STATE_COMPLETED, tp.STEP_STATE_FAILED
@@ -104,6 +106,28 @@ async def test_a_run_of_outside_workers_waits_without_a_worker_and_survives_it(
     ]
     assert run.total_credits_used == 0
     assert suite.sql("SELECT count(*) FROM conversions.analyses") == [(2,)]
+
+
+async def test_what_the_jobs_of_a_run_wait_for_is_asked_at_conversions(suite: Suite) -> None:
+    await suite.work("techfiles")
+    ada = suite.client("ada")
+    pictures = await flows.revisions(ada, "front")
+    started = await flows.generate(ada, pictures, skip_closeups=True)
+    run = await steps_under_way(ada, started.id, 3)
+    [sketch] = [step for step in run.steps if step.name == "sketch/front"]
+
+    async def answer() -> str:
+        told = {each.step: each for each in (await explain(ada, run.id)).findings}
+        text: str = told["sketch/front"].answer
+        return text
+
+    both = await answer()
+    for job in (sketch.analysis_id, sketch.generation_id):
+        assert f"{job}: has it a result? no, it waits" in both
+    assert "is it its turn? it is number" in both
+    await suite.stop("conversions")
+    for job in (sketch.analysis_id, sketch.generation_id):
+        assert f"{job}: conversions can't be asked about it: " in await answer()
 
 
 async def test_a_cancelled_run_of_outside_workers_leaves_everything_final(suite: Suite) -> None:
@@ -250,6 +274,33 @@ async def test_one_call_answers_with_files_pdf_and_zip(suite: Suite) -> None:
 
 
 @pytest.mark.long
+async def test_a_run_without_room_for_its_pack_says_what_to_purge_and_is_finished_then(
+    suite: Suite,
+) -> None:
+    await suite.work("conversions", "techfiles")
+    ada = suite.client("ada")
+    made = await flows.export(ada, (await flows.collect(ada)).id, format=tp.EXPORT_FORMAT_PDF)
+    await suite.stop_work("techfiles")
+    suite.overrides["quota_owner_export_bytes"] = made.size_bytes
+    await suite.work("techfiles")
+    pictures = await flows.revisions(ada, "front")
+    started = await flows.generate(ada, pictures, skip_sketches=True, skip_closeups=True)
+
+    run = await flows.ended(ada, started.id)
+    assert run.state == tp.RUN_STATE_COMPLETED_WITH_FAILURES
+    assert [step.name for step in run.steps if step.state == FAILED] == ["pack"]
+    pack = run.steps[-1]
+    assert pack.error_class == "QUOTA_EXCEEDED" and str(made.size_bytes) in pack.error_message
+    assert "PurgeExport" in pack.error_message and "RetryTechPackRun" in pack.error_message
+
+    await export_service(ada).PurgeExport(ex.PurgeExportRequest(export_id=made.id))
+    await retry(ada, run.id)
+    run = await flows.ended(ada, run.id)
+    assert run.state == tp.RUN_STATE_COMPLETED and run.export_id
+    assert suite.sql("SELECT count(*) FROM conversions.analyses") == [(2,)]
+
+
+@pytest.mark.long
 async def test_an_export_of_half_a_pack_says_so(suite: Suite) -> None:
     ada = suite.client("ada")
     pictures = await flows.revisions(ada, "front")
@@ -266,6 +317,78 @@ async def test_an_export_of_half_a_pack_says_so(suite: Suite) -> None:
     await flows.ended(ada, answer.run.id)
     export = await flows.export(ada, answer.run.collection_id, format=tp.EXPORT_FORMAT_PDF)
     assert not export.incomplete and not export.warnings
+
+
+async def test_a_call_that_waits_for_what_is_purged_says_that_it_is_gone(suite: Suite) -> None:
+    ada = suite.client("ada")
+    packs, pdf = flows.pack_service(ada), tp.EXPORT_FORMAT_PDF
+    collection = await flows.collect(ada)
+    exporting = packs.ExportCollection(
+        tp.ExportCollectionRequest(collection_id=collection.id, format=pdf, wait=True), timeout=30
+    )
+    waited = asyncio.ensure_future(refused(exporting, flows.NOT_FOUND, "export"))
+    async with asyncio.timeout(20):
+        while not (exports := suite.sql("SELECT id::text FROM techfiles.exports")):
+            await asyncio.sleep(0.05)
+    await export_service(ada).PurgeExport(ex.PurgeExportRequest(export_id=exports[0][0]))
+    await waited
+
+    asked = tp.GenerateTechPackRequest(
+        request_id=flows.request_id(),
+        product_id=flows.PRODUCT,
+        revisions=await flows.revisions(ada, "front"),
+        wait=True,
+    )
+    run = (await packs.GenerateTechPack(asked, timeout=1)).run
+    await cancel(ada, run.id)
+    await packs.PurgeTechPackRun(tp.PurgeTechPackRunRequest(run_id=run.id))
+    # The repeat gets the stored answer, and waits for what it names.
+    await refused(packs.GenerateTechPack(asked, timeout=30), flows.NOT_FOUND, run.id)
+
+
+async def test_a_run_is_read_everywhere_after_its_zip_was_purged(suite: Suite) -> None:
+    ada = suite.client("ada")
+    packs = flows.pack_service(ada)
+    asked = tp.GenerateTechPackRequest(
+        request_id=flows.request_id(),
+        product_id=flows.PRODUCT,
+        revisions=await flows.revisions(ada, "front"),
+        make_zip=True,
+        wait=True,
+    )
+    started = (await packs.GenerateTechPack(asked, timeout=1)).run
+    archive = (
+        await packs.ExportCollection(
+            tp.ExportCollectionRequest(
+                collection_id=started.collection_id, format=tp.EXPORT_FORMAT_ZIP
+            )
+        )
+    ).export
+    await suite.change(
+        "UPDATE techfiles.runs SET state = 'completed', ended_at = now(), zip_export_id = %s",
+        (archive.id,),
+    )
+
+    # The call is told while it reads the ZIP's row for the first time.
+    with holding(suite, "LOCK TABLE techfiles.exports IN ACCESS EXCLUSIVE MODE", None):
+        waiting_call = packs.GenerateTechPack(asked, timeout=30)
+        waited = asyncio.ensure_future(refused(waiting_call, flows.NOT_FOUND, archive.id))
+        async with asyncio.timeout(10):
+            while suite.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(0,)]:
+                await asyncio.sleep(0.02)
+    await export_service(ada).PurgeExport(ex.PurgeExportRequest(export_id=archive.id))
+    await waited
+
+    answer = await packs.GenerateTechPack(asked, timeout=30)
+    assert answer.run.id == started.id and "purged" in answer.next_step
+    run = await get(ada, started.id, include_urls=True)
+    assert run.state == tp.RUN_STATE_COMPLETED and not run.HasField("zip")
+    listed = (await packs.ListTechPackRuns(tp.ListTechPackRunsRequest())).runs
+    assert [each.id for each in listed] == [started.id]
+    watch = packs.WatchTechPackRun(tp.WatchTechPackRunRequest(run_id=started.id))
+    assert {item.run.id async for item in watch if item.HasField("run")} == {started.id}
+    told = {each.question: each for each in (await explain(ada, started.id)).findings}
+    assert told["is the ZIP there?"].answer == "no, it was purged"
 
 
 async def test_runs_are_listed_by_collection_state_and_time(suite: Suite) -> None:

@@ -9,11 +9,12 @@ import pytest
 from atelier.assets.v1 import asset_pb2, asset_pb2_grpc
 from atelier.techfiles.v1 import collection_pb2 as col
 from atelier.techfiles.v1 import export_pb2 as ex
+from atelier.techfiles.v1 import history_pb2, history_pb2_grpc
 from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import tech_pack_pb2 as tp
 
 from tests.assets import flows as asset_flows
-from tests.calls import refused
+from tests.calls import holding, refused
 from tests.shared.imaging import pictures
 from tests.suite import Client, Suite
 from tests.techfiles import flows
@@ -210,6 +211,48 @@ async def test_a_file_that_was_made_during_a_release_keeps_its_picture(suite: Su
     assert await holders(ada, picture.id) == [HOLDER]
 
 
+async def test_a_file_that_was_made_during_the_last_look_keeps_its_picture(suite: Suite) -> None:
+    ada = suite.client("ada")
+    picture = await asset_flows.upload(ada, asset_flows.jpeg(64, 48))
+    file = await flows.create(ada, file_asset_id=picture.id)
+    again = await flows.create(ada, file_asset_id=picture.id)
+    await purge(ada, file.id)
+    settle(suite)
+    # As if `again` had acquired its reference before the last look, and made its row after it.
+    await suite.change("UPDATE techfiles.tech_files SET file_asset_id = NULL")
+    await upkeep(suite)
+    assert await holders(ada, picture.id) == []
+    await suite.change(
+        "UPDATE techfiles.tech_files SET file_asset_id = %s WHERE id = %s", (picture.id, again.id)
+    )
+
+    settle(suite)
+    await upkeep(suite)
+    assert await holders(ada, picture.id) == [HOLDER]
+    assert suite.sql("SELECT count(*) FROM techfiles.picture_releases") == [(0,)]
+
+
+async def test_a_file_that_is_made_while_its_picture_is_released_has_it_at_once(
+    suite: Suite,
+) -> None:
+    ada = suite.client("ada")
+    picture = await asset_flows.upload(ada, asset_flows.jpeg(64, 48))
+    file = await flows.create(ada, file_asset_id=picture.id)
+    again = await flows.create(ada)
+    await purge(ada, file.id)
+    with holding(suite, "LOCK TABLE assets.asset_references IN ACCESS EXCLUSIVE MODE", None):
+        keeping = asyncio.ensure_future(upkeep(suite))
+        async with asyncio.timeout(10):
+            while suite.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(0,)]:
+                await asyncio.sleep(0.02)
+        await suite.change(
+            "UPDATE techfiles.tech_files SET file_asset_id = %s WHERE id = %s",
+            (picture.id, again.id),
+        )
+    await keeping
+    assert await holders(ada, picture.id) == [HOLDER]
+
+
 async def test_a_refused_change_leaves_no_reference(suite: Suite) -> None:
     ada = suite.client("ada")
     picture = await asset_flows.upload(ada, asset_flows.jpeg(64, 48))
@@ -239,6 +282,52 @@ async def test_refused_files_and_runs_leave_no_reference(suite: Suite) -> None:
     await upkeep(suite)
     assert await holders(ada, document.id) == await holders(ada, second.asset_id) == []
     assert await holders(ada, first.asset_id) == [HOLDER]
+
+
+async def noted(suite: Suite) -> None:
+    """Waits until a picture is noted that may be released."""
+    async with asyncio.timeout(20):
+        while suite.sql("SELECT count(*) FROM techfiles.picture_releases") == [(0,)]:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_call_that_is_cancelled_leaves_no_reference(suite: Suite) -> None:
+    ada = suite.client("ada")
+    picture = await asset_flows.upload(ada, asset_flows.jpeg(64, 48))
+    with holding(suite, "LOCK TABLE techfiles.slots IN ACCESS EXCLUSIVE MODE", None):
+        creating = asyncio.ensure_future(flows.create(ada, file_asset_id=picture.id))
+        async with asyncio.timeout(10):
+            while suite.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(0,)]:
+                await asyncio.sleep(0.02)
+        assert await holders(ada, picture.id) == [HOLDER]
+        creating.cancel()
+        await noted(suite)
+    await upkeep(suite)
+    assert await holders(ada, picture.id) == []
+
+
+async def test_a_call_that_the_database_fails_leaves_no_reference(suite: Suite) -> None:
+    suite.overrides["lock_timeout_seconds"] = 0.2
+    await suite.stop("techfiles")
+    await suite.serve("techfiles")
+    ada = suite.client("ada")
+    picture = await asset_flows.upload(ada, asset_flows.jpeg(64, 48))
+    file = await flows.create(ada, file_asset_id=picture.id)
+    clear = tf.UpdateTechFileRequest(tech_file_id=file.id, update_mask={"paths": ["file_asset_id"]})
+    await flows.file_service(ada).UpdateTechFile(clear)
+    # As if the reference had been released, and the version could still be restored.
+    await suite.change("DELETE FROM assets.asset_references")
+    service = ada.stub(history_pb2_grpc.HistoryServiceStub)
+    restore = history_pb2.RestoreTechFileVersionRequest(tech_file_id=file.id, version_number=1)
+    both = "LOCK TABLE techfiles.slots, techfiles.picture_releases IN ACCESS EXCLUSIVE MODE"
+    with holding(suite, both, None):
+        await refused(service.RestoreTechFileVersion(restore), ABORTED)
+        assert await holders(ada, picture.id) == [HOLDER]
+
+    await noted(suite)  # as soon as the database lets it
+    await suite.change("DELETE FROM techfiles.tech_file_versions")
+    await upkeep(suite)
+    assert await holders(ada, picture.id) == []
 
 
 async def test_two_at_once_purge_once(suite: Suite) -> None:

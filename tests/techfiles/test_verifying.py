@@ -10,6 +10,7 @@ from atelier.techfiles.v1 import tech_file_pb2 as tf
 from atelier.techfiles.v1 import verification_pb2 as vf
 from atelier.techfiles.v1 import verification_pb2_grpc
 
+from shared.telemetry import METRICS
 from tests.calls import refused
 from tests.suite import Client, Suite
 from tests.techfiles import flows
@@ -127,6 +128,28 @@ async def test_a_slot_without_a_latest_file_gets_it_back_as_shown(suite: Suite) 
     assert await found(ada) == {}
     assert await findings(ada, state=vf.HISTORY_FINDING_STATE_REPAIRED) == [done]
     await refused(repair(ada, finding), PRECONDITION, "was repaired by ada")
+
+
+@pytest.mark.long
+async def test_workers_show_the_findings_that_are_open_by_kind(suite: Suite) -> None:
+    clients = [suite.client(name) for name in ("ada", "bob", "eve")]
+    for client in clients:
+        await flows.create(client)
+    await suite.change("UPDATE techfiles.tech_files SET is_latest = false")
+    for client in clients:
+        finding = (await found(client))["no_latest"]
+    await repair(clients[-1], finding)
+
+    await suite.stop_work("techfiles")
+    await suite.work("techfiles")  # it looks at once, and then every 15 seconds
+
+    def shown(fault: str) -> float | None:
+        return METRICS.get_sample_value("atelier_history_findings_open", {"fault": fault})
+
+    async with asyncio.timeout(20):
+        while shown("no_latest") != 2:
+            await asyncio.sleep(0.05)
+    assert shown("several_latest") == 0
 
 
 async def test_of_several_latest_files_the_newest_live_one_stays(suite: Suite) -> None:

@@ -21,7 +21,7 @@ from services.techfiles.legacy.old_table import (
     Session,
     ValueRefused,
 )
-from services.techfiles.tech_file_rows import SELECT_TECH_FILE, TechFile
+from services.techfiles.tech_file_rows import TECH_FILES, TechFile
 from shared.background import sole, tasks
 from shared.database.db import Database
 from shared.database.exchange import Connection
@@ -37,7 +37,7 @@ _log = structlog.get_logger("legacy")
 
 WRITES = Counter(
     "atelier_legacy_writes_total",
-    "Analyses written to the older application's table, by outcome: written, newer, or refused",
+    "Analyses written to the older application's table, by outcome: written, newer, empty, refused",
     ["outcome"],
     registry=METRICS,
 )
@@ -62,6 +62,14 @@ class Write:
 
 
 @dataclass(slots=True)
+class _Finished(TechFile):
+    """A file that is to be written. `outdone`: a later version of its slot has an analysis that
+    belongs in the same row."""
+
+    outdone: bool
+
+
+@dataclass(slots=True)
 class Waiting:
     number: int
     since: datetime | None
@@ -81,6 +89,17 @@ _SELECT_DUE = Statement(
     """
     SELECT tech_file_id, owner, asked_at, attempts FROM legacy_writes
     WHERE next_at <= now() ORDER BY next_at LIMIT %(limit)s
+    """,
+)
+_SELECT_FINISHED = Statement(
+    _Finished,
+    f"""
+    SELECT {TECH_FILES.of("f")}, EXISTS (
+        SELECT FROM tech_files later WHERE later.slot_id = f.slot_id AND later.number > f.number
+            AND later.revision_id = f.revision_id AND later.state = 'completed'
+            AND later.archived_at IS NULL AND later.deleted_at IS NULL
+            AND later.analysis <> '{{}}') AS outdone
+    FROM tech_files f WHERE f.id = %(id)s
     """,
 )
 _DONE = Command("DELETE FROM legacy_writes WHERE tech_file_id = %(id)s AND asked_at = %(asked_at)s")
@@ -148,21 +167,30 @@ class Writer:
     async def _write(self, session: Session, write: Write) -> None:
         one = {"id": write.tech_file_id, "asked_at": write.asked_at}
         async with self._db.transaction(write.owner) as m:
-            file = await m.first(SELECT_TECH_FILE, {"id": write.tech_file_id})
-        problem = ""
-        values = self._table.written(_analysis(file), file.updated_at) if file else None
-        if values:
-            try:
-                WRITES.labels(await session.write(values)).inc()
-            except ValueRefused as refused:
-                WRITES.labels("refused").inc()
-                problem = str(refused)[:1000]
+            file = await m.first(_SELECT_FINISHED, {"id": write.tech_file_id})
+        problem = await self._put(session, file) if file else ""
         async with self._db.transaction(write.owner) as m:
             if problem:
                 seconds = min(math.pow(4, write.attempts + 1), _LONGEST_SECONDS)
                 await m.run(_POSTPONE, {**one, "problem": problem, "seconds": seconds})
             else:
                 await m.run(_DONE, one)
+
+    async def _put(self, session: Session, file: _Finished) -> str:
+        """Writes the file's analysis unless it is empty or a later version has another one. Returns
+        why the table doesn't take it, or ""."""
+        values = self._table.written(_analysis(file), file.updated_at)
+        if values is None:
+            return ""
+        if not file.analysis or file.outdone:
+            WRITES.labels("newer" if file.outdone else "empty").inc()
+            return ""
+        try:
+            WRITES.labels(await session.write(values)).inc()
+        except ValueRefused as refused:
+            WRITES.labels("refused").inc()
+            return str(refused)[:1000]
+        return ""
 
 
 def _analysis(file: TechFile) -> OldAnalysis:

@@ -33,6 +33,7 @@ CREATE INDEX collections_expire ON collections (expires_at, id) WHERE expires_at
 CREATE INDEX exports_list ON exports (owner, created_at DESC, id DESC);
 CREATE INDEX exports_expire ON exports (expires_at, id) WHERE expires_at IS NOT NULL;
 CREATE INDEX exports_stored ON exports (owner, size_bytes) WHERE state = 'completed' AND bytes_gone_at IS NULL;
+CREATE INDEX exports_unfinished ON exports (owner) WHERE state IN ('pending', 'processing');
 CREATE INDEX exports_retained ON exports (coalesce(ended_at, created_at), id) WHERE state = 'completed' AND bytes_gone_at IS NULL;
 CREATE INDEX exports_key ON exports (storage_key COLLATE "C") WHERE storage_key <> '';
 CREATE INDEX tech_files_expire ON tech_files (expires_at, id) WHERE expires_at IS NOT NULL;
@@ -86,7 +87,7 @@ CREATE INDEX doomed_objects_key ON doomed_objects (storage_key COLLATE "C");
 
 -- Pictures that something purged of a product had. A worker releases the product's reference to each
 -- that nothing else of the product has, and looks once more at `settles_at`: a call that acquired it
--- meanwhile has made its row by then.
+-- meanwhile has made its row by then. A look that took a reference away is followed by another one.
 CREATE TABLE picture_releases (
     id uuid NOT NULL,
     owner text NOT NULL,

@@ -91,5 +91,7 @@ CREATE POLICY tenant ON history_findings TO techfiles_app, techfiles_worker
     USING (owner = NULLIF(current_setting('app.owner_id', true), ''));
 CREATE POLICY operating ON history_findings FOR SELECT TO techfiles_app
     USING (starts_with(current_setting('app.owner_id', true), 'admin:'));
+-- A worker counts the open findings of all owners for the metrics.
+CREATE POLICY counting ON history_findings FOR SELECT TO {service}_worker USING (state = 'open');
 CREATE TRIGGER refuse_erased_owner BEFORE INSERT ON history_findings
     FOR EACH ROW EXECUTE FUNCTION refuse_erased_owner();
