@@ -125,22 +125,27 @@ def show_endpoints(seconds: float, suite: Suite) -> None:
     table.add_row("signed URLs", f"http://127.0.0.1:{at['storage']}")
     table.add_row("HTTP and JSON", f"http://127.0.0.1:{at['web']}")
     console.print(table)
-    buf = (
-        '.venv/bin/buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer'
-        " $TOKEN\" -d '{}'"
-    )
+    with_token = '-H "authorization: Bearer $TOKEN"'
+    buf = f".venv/bin/buf curl --protocol grpc --http2-prior-knowledge {with_token} -d '{{}}'"
+    curl = f"curl {with_token} -H 'content-type: application/json' -d '{{}}'"
     elsewhere = suite.state.directory != DEFAULT_STATE
     option = (
         f" --state {shlex.quote(str(suite.state.directory))}" if elsewhere else ""
     )  # the keys that this suite trusts are there
+    calls = "\n  ".join(
+        f"{buf} http://127.0.0.1:{at[name]}/atelier.{name}.v1.{call}"
+        for name, call in (
+            ("assets", "AssetService/ListAssets"),
+            ("pipeline", "ProductService/GetSummary"),
+            ("techfiles", "CollectionService/ListCollections"),
+        )
+    )
     console.print(
         f"\nA token, in another terminal:\n  TOKEN=$(./atelier token --user ada{option})\n\nThree"
-        f" calls to paste:\n  {buf}"
-        f" http://127.0.0.1:{at['assets']}/atelier.assets.v1.AssetService/ListAssets\n  {buf}"
-        f" http://127.0.0.1:{at['pipeline']}/atelier.pipeline.v1.ProductService/GetSummary\n  {buf}"
-        f" http://127.0.0.1:{at['techfiles']}/atelier.techfiles.v1.CollectionService/ListCollections\n\nThe"
-        " whole job as calls is in docs/main-job.md, every call of assets in docs/assets.md; logs"
-        f" are in {suite.state.logs}; `./atelier doctor{option}` checks everything; Ctrl-C stops.",
+        f" calls to paste:\n  {calls}\n\nOne by curl alone (docs/http.md):\n  {curl}"
+        f" http://127.0.0.1:{at['web']}/atelier.pipeline.v1.ProductService/GetSummary\n\nThe whole"
+        " job as calls is in docs/main-job.md, every call of assets in docs/assets.md; logs are in"
+        f" {suite.state.logs}; `./atelier doctor{option}` checks everything; Ctrl-C stops.",
         markup=False,
         soft_wrap=True,
     )
