@@ -125,7 +125,7 @@ def show_endpoints(seconds: float, suite: Suite) -> None:
     table.add_row("signed URLs", f"http://127.0.0.1:{at['storage']}")
     table.add_row("HTTP and JSON", f"http://127.0.0.1:{at['web']}")
     console.print(table)
-    with_token = '-H "authorization: Bearer $TOKEN"'
+    with_token = '-H "authorization: Bearer $TOKEN"'  # noqa: S105 - the name of a variable
     buf = f".venv/bin/buf curl --protocol grpc --http2-prior-knowledge {with_token} -d '{{}}'"
     curl = f"curl {with_token} -H 'content-type: application/json' -d '{{}}'"
     elsewhere = suite.state.directory != DEFAULT_STATE
