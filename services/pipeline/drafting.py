@@ -56,8 +56,13 @@ class _LeftBehind:
 
 _INSERT_DRAFT = Command("INSERT INTO product_drafts (id, owner) VALUES (%(id)s, %(owner)s)")
 # Waits for a transaction that is about to delete the row.
-_LOCK_DRAFT = Statement(UUID, "SELECT id FROM product_drafts WHERE id = %(id)s FOR UPDATE")
-_DELETE_DRAFT = Statement(UUID, "DELETE FROM product_drafts WHERE id = %(id)s RETURNING id")
+_GIVE_UP = Statement(
+    UUID, "UPDATE product_drafts SET given_up = true WHERE id = %(id)s RETURNING id"
+)
+_FINISH_DRAFT = Statement(
+    UUID, "DELETE FROM product_drafts WHERE id = %(id)s AND NOT given_up RETURNING id"
+)
+_DELETE_DRAFT = Command("DELETE FROM product_drafts WHERE id = %(id)s")
 _SELECT_LEFT_BEHIND = Statement(
     _LeftBehind,
     """
@@ -70,7 +75,7 @@ _SELECT_LEFT_BEHIND = Statement(
 async def finish(m: Mutation, draft: Draft) -> None:
     """Ends a draft in the transaction that creates its product. Raises DEADLINE if it was given up
     meanwhile."""
-    if await m.first(_DELETE_DRAFT, {"id": draft.id}) is None:
+    if await m.first(_FINISH_DRAFT, {"id": draft.id}) is None:
         text = "bringing the images took too long, and they were discarded; send them again"
         raise DomainError(Reason.ERROR_REASON_DEADLINE, text)
 
@@ -160,7 +165,7 @@ async def discard(db: Database, peers: Peers, draft_id: UUID) -> None:
     """Purges the images of a draft, and the draft, unless its product was created."""
     owner = auth.current().owner
     async with db.transaction(owner) as m:
-        if await m.first(_LOCK_DRAFT, {"id": draft_id}) is None:
+        if await m.first(_GIVE_UP, {"id": draft_id}) is None:
             return
     assets = peers.stub(asset_pb2_grpc.AssetServiceStub)
     for state in _STATES:
@@ -173,18 +178,27 @@ async def discard(db: Database, peers: Peers, draft_id: UUID) -> None:
                 if error.reason not in _NOT_OURS:
                     raise
     async with db.transaction(owner) as m:
-        await m.first(_DELETE_DRAFT, {"id": draft_id})
+        await m.run(_DELETE_DRAFT, {"id": draft_id})
 
 
 async def sweep(db: Database, peers: Peers) -> None:
     """Discards drafts that stayed behind. Runs until cancelled; several processes may run it."""
     while not_cancelled():
         try:
-            for draft in await db.system_all(_SELECT_LEFT_BEHIND, {"age": _LEFT_BEHIND}):
-                auth.enter(owner_identity(draft.owner))
-                await discard(db, peers, draft.id)
-        except (psycopg.Error, DomainError) as error:
+            left = await db.system_all(_SELECT_LEFT_BEHIND, {"age": _LEFT_BEHIND})
+        except psycopg.Error as error:
             _log.warning("drafts wait to be discarded", error=type(error).__name__)
+            left = []
+        for draft in left:
+            auth.enter(owner_identity(draft.owner))
+            try:
+                await discard(db, peers, draft.id)
+            except (psycopg.Error, DomainError) as error:  # the others don't wait for it
+                _log.warning(
+                    "a draft waits to be discarded",
+                    draft=str(draft.id),
+                    error=type(error).__name__,
+                )
         await pause(_SWEEP_SECONDS)
 
 

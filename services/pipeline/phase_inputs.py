@@ -44,7 +44,9 @@ class PhaseInputs:
         values = {row.phase: row.value[result_rows.VALUES[row.phase]] for row in self.results}
         for row in self.results:
             if row.phase == 1:  # what the owner stated anew since counts
-                values[1] = rules.without(values[1], self._restated_since(row.updated_at))
+                # A person's decision already minds what was stated before it.
+                since = row.updated_at if row.source == "reviewer" else row.inputs_at
+                values[1] = rules.without(values[1], self._restated_since(since))
         return rules.facts_for(self.product, values, self.said)
 
     def _restated_since(self, at: datetime) -> Sequence[str]:

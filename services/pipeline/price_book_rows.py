@@ -1,6 +1,6 @@
 """Entries of the price book: the row class, its message, and looking up a product's offers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,6 +38,7 @@ class Entry:
     updated_at: datetime
 
 
+_MOST_NAMED = 5
 ENTRIES = Table("price_book_entries", Entry)
 _SELECT_BY_MODEL = Statement(
     Entry,
@@ -45,7 +46,7 @@ _SELECT_BY_MODEL = Statement(
     SELECT {ENTRIES.columns} FROM price_book_entries
     WHERE owner = %(owner)s AND model_key = %(model)s AND model_key <> ''
         AND (%(brand)s::text = '' OR brand_key IN (%(brand)s, ''))
-    ORDER BY currency, price NULLS LAST, marketplace_key LIMIT 100
+    ORDER BY currency <> %(currency)s, currency, price NULLS LAST, marketplace_key LIMIT 100
 """,
 )
 _SELECT_BY_NAME = Statement(
@@ -55,14 +56,15 @@ _SELECT_BY_NAME = Statement(
     WHERE owner = %(owner)s AND name_key = %(name)s AND name_key <> ''
         AND (%(brand)s::text = '' OR brand_key IN (%(brand)s, ''))
         AND (model_key = '' OR %(model)s::text = '')
-    ORDER BY currency, price NULLS LAST, marketplace_key LIMIT 100
+    ORDER BY currency <> %(currency)s, currency, price NULLS LAST, marketplace_key LIMIT 100
 """,
 )
 
 
-async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any], str, bool]:
     """Looks up offers for the product that the facts describe. Returns JSON of a MarketResearch,
-    empty if no offer matches, and a sentence about how they were found.
+    empty if no offer matches, a sentence about how they were found, and whether all of them are of
+    one product.
 
     Matches by the maker's model number, else by the name if the offer or the product has no number.
     Brands must agree where both are known.
@@ -71,12 +73,16 @@ async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any]
     price: Mapping[str, str] = facts.get("price", {})
     wanted = {
         "owner": m.owner,
+        "currency": price.get("currency", ""),
         **{name: folded(product.get(name, "")) for name in ("brand", "model", "name")},
     }
     for way, statement in (("model", _SELECT_BY_MODEL), ("name", _SELECT_BY_NAME)):
         found = await m.all(statement, wanted) if wanted[way] else []
         if found:
             text = f"{len(found)} offers in the price book match by {way} {product[way]!r}"
+            several = _several(found)
+            if several:
+                text += f", of several products: {'; '.join(several)}"
             research = offers.research(
                 list(map(_offer, found)),
                 matched_by=way,
@@ -84,8 +90,22 @@ async def look_up(m: Mutation, facts: Mapping[str, Any]) -> tuple[dict[str, Any]
                 brand=next((entry.brand for entry in found if entry.brand), ""),
                 category=next((entry.category for entry in found if entry.category), ""),
             )
-            return research, text
-    return {}, "no offer in the price book matches; nothing was found, and nothing is made up"
+            return research, text, not several
+    text = "no offer in the price book matches; nothing was found, and nothing is made up"
+    return {}, text, True
+
+
+def _several(found: Sequence[Entry]) -> list[str]:
+    """Returns brand and model of each product that the entries are of; none if they are of one. An
+    entry without a brand or a model may be of any."""
+    known = {
+        (each.brand_key, each.model_key): f"{each.brand} {each.model}".strip() for each in found
+    }
+    brands = {brand for brand, _ in known if brand}
+    models = {model for _, model in known if model}
+    if len(brands) < 2 and len(models) < 2:
+        return []
+    return sorted(name for name in known.values() if name)[:_MOST_NAMED]
 
 
 def _offer(entry: Entry) -> dict[str, Any]:

@@ -66,6 +66,20 @@ class ChangeCalls(product_pb2_grpc.ProductServiceServicer):
         self._queue = queue
         self._peers = peers
         self._life = life
+        self._market = db.settings.market_provider
+        self._has_endpoint = bool(db.settings.market_url)
+
+    def _market_of(self, given: pb.MarketProvider) -> str:
+        """Returns the product's market provider. Raises FAILED_PRECONDITION if it can't be
+        asked."""
+        word = product_rows.PROVIDERS.word.get(given, self._market)
+        if word == "http" and not self._has_endpoint:
+            text = (
+                "no market endpoint is set here; name another market_provider, or ask the operator"
+                " to set ATELIER_MARKET_URL"
+            )
+            raise errors.precondition(text, subject="market_provider")
+        return word
 
     async def UpdateProduct(
         self, request: pb.UpdateProductRequest, context: Context
@@ -74,6 +88,8 @@ class ChangeCalls(product_pb2_grpc.ProductServiceServicer):
         facts = stated_facts(request.facts, "facts") if "facts" in paths else None
         if "market_provider" in paths and not request.market_provider:
             raise errors.invalid("market_provider", "must say which when the mask names it")
+        if "market_provider" in paths:
+            self._market_of(request.market_provider)
 
         async def change(
             m: Mutation, locked: LockedProduct

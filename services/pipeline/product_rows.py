@@ -81,8 +81,10 @@ IMAGES = Table("product_images", ProductImage)
 SELECT_PRODUCT = Statement(Product, f"SELECT {PRODUCTS.columns} FROM products WHERE id = %(id)s")
 _LOCK_PRODUCT = Statement(LockedProduct, f"{SELECT_PRODUCT.text} FOR UPDATE")
 SELECT_ID = Statement(UUID, "SELECT id FROM products WHERE id = %(id)s")
+# A purge waits until rows that belong to the product are committed.
 _SELECT_IN_TRASH = Statement(
-    bool, "SELECT deleted_at IS NOT NULL AS deleted FROM products WHERE id = %(id)s"
+    bool,
+    "SELECT deleted_at IS NOT NULL AS deleted FROM products WHERE id = %(id)s FOR KEY SHARE",
 )
 SELECT_PREPARATION = Statement(str, "SELECT preparation FROM products WHERE id = %(id)s")
 SELECT_ASSET_IDS = Statement(

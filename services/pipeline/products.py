@@ -100,8 +100,6 @@ class ProductService(ChangeCalls, ListCalls, ExplainCalls):
     ) -> None:
         life = timedelta(days=db.settings.trash_days)  # of a deleted product in the trash
         ChangeCalls.__init__(self, db, queue, peers, life=life)
-        self._market = db.settings.market_provider
-        self._has_endpoint = bool(db.settings.market_url)
         self._stream = stream
         self._flows = flows
         self._drafts = drafts
@@ -117,18 +115,6 @@ class ProductService(ChangeCalls, ListCalls, ExplainCalls):
         if request.wait:
             await self._wait(request, answer.product)
         return answer
-
-    def _market_of(self, given: pb.MarketProvider) -> str:
-        """Returns the product's market provider. Raises FAILED_PRECONDITION if it can't be
-        asked."""
-        word = product_rows.PROVIDERS.word.get(given, self._market)
-        if word == "http" and not self._has_endpoint:
-            text = (
-                "no market endpoint is set here; name another market_provider, or ask the operator"
-                " to set ATELIER_MARKET_URL"
-            )
-            raise errors.precondition(text, subject="market_provider")
-        return word
 
     async def _created(
         self, request: pb.CreateProductRequest, columns: Mapping[str, object]

@@ -294,6 +294,7 @@ async def _store_result(
             "provider": outcome.provider,
             "evidence": Jsonb(list(outcome.evidence)),
             "findings": Jsonb(list(findings)),
+            "inputs_at": phase.started_at,
         },
     )
 

@@ -18,7 +18,7 @@ from shared.database.db import Database
 from shared.formats.texts import storable_json
 from shared.outbound import Outbound, OutboundFailed, OutboundRefused, Reply
 from shared.rpc import guard
-from shared.rpc.protos import facts_message
+from shared.rpc.protos import digest, facts_message
 from shared.settings import Settings
 from shared.telemetry import METRICS
 
@@ -66,8 +66,8 @@ class MarketResearch:
             await self._endpoint.close()
 
     async def look_up(self, product: Product, facts: Mapping[str, Any], question: str) -> Finding:
-        """Looks a product up where it says. `question` names this lookup, and is the same if it is
-        repeated. Raises JobFailed, Waits."""
+        """Looks a product up where it says. `question` names this lookup; together with what is
+        asked it is the same if it is repeated. Raises JobFailed, Waits."""
         if product.market_provider == "none":
             text = "the product has no market provider; nothing was looked up"
             return Finding({}, None, "none", text)
@@ -75,8 +75,8 @@ class MarketResearch:
             found = await self._ask(product, facts, question)
         else:
             async with self._db.transaction(product.owner) as m:
-                value, text = await price_book_rows.look_up(m, facts)
-            found = Finding(value, 1.0, "price_book", text)
+                value, text, sure = await price_book_rows.look_up(m, facts)
+            found = Finding(value, 1.0 if sure else 0.0, "price_book", text)
         LOOKUPS.labels(product.market_provider, "found" if found.value else "nothing").inc()
         if found.value:
             return found
@@ -93,7 +93,7 @@ class MarketResearch:
             product=facts_message({"product": facts.get("product", {})}).product,
             currency=currency,
         )
-        answer = await self._endpoint.answer(asked, question)
+        answer = await self._endpoint.answer(asked, f"{question}/{digest(asked)}")
         said = result_rows.plain(answer)
         value = offers.research(
             said.get("offers", ()),

@@ -41,6 +41,7 @@ class Result:
     created_at: datetime
     updated_at: datetime
     findings: list[Finding]
+    inputs_at: datetime  # when what the phase was given was read, or before
 
 
 RESULTS = Table("results", Result)
@@ -55,12 +56,14 @@ UPSERT_RESULT = Statement(
     Result,
     f"""
     INSERT INTO results AS r
-        (id, owner, product_id, phase, value, confidence, source, provider, evidence, findings)
+        (id, owner, product_id, phase, value, confidence, source, provider, evidence, findings,
+         inputs_at)
     VALUES (%(id)s, %(owner)s, %(product_id)s, %(phase)s, %(value)s, %(confidence)s, %(source)s,
-        %(provider)s, %(evidence)s, %(findings)s)
+        %(provider)s, %(evidence)s, %(findings)s, coalesce(%(inputs_at)s::timestamptz, now()))
     ON CONFLICT (product_id, phase) DO UPDATE SET version = r.version + 1, updated_at = now(),
         value = excluded.value, confidence = excluded.confidence, source = excluded.source,
-        provider = excluded.provider, evidence = excluded.evidence, findings = excluded.findings
+        provider = excluded.provider, evidence = excluded.evidence, findings = excluded.findings,
+        inputs_at = excluded.inputs_at
     RETURNING {RESULTS.columns}
 """,
 )

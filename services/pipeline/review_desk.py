@@ -41,29 +41,35 @@ class _Found:
 
 # The condition on the state is that of the indexes reviews_held and reviews_next.
 _OPEN = (
-    "owner = %(owner)s AND state = 'open' AND (%(phase)s::int = 0 OR phase = %(phase)s)"
-    " AND NOT EXISTS (SELECT FROM products p WHERE p.id = product_id AND p.deleted_at IS NOT NULL)"
+    "r.owner = %(owner)s AND r.state = 'open' AND (%(phase)s::int = 0 OR r.phase = %(phase)s)"
+    " AND p.deleted_at IS NULL"
 )
-_FIRST = "ORDER BY due_at, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED"
+_FROM = "reviews r JOIN products p ON p.id = r.product_id"
+# Neither waits for whoever deletes the product, who locks it before its reviews.
+_FIRST = (
+    "ORDER BY r.due_at, r.created_at, r.id LIMIT 1"
+    " FOR UPDATE OF r SKIP LOCKED FOR KEY SHARE OF p SKIP LOCKED"
+)
 _LOCK_HELD = Statement(
     _Found,
     f"""
-    SELECT id, due_at FROM reviews
-    WHERE {_OPEN} AND claimed_by <> '' AND claimed_by = %(actor)s AND claim_expires_at > now()
+    SELECT r.id, r.due_at FROM {_FROM}
+    WHERE {_OPEN} AND r.claimed_by <> '' AND r.claimed_by = %(actor)s
+        AND r.claim_expires_at > now()
     {_FIRST}
 """,
 )
 _LOCK_NEXT = Statement(
     _Found,
     f"""
-    SELECT id, due_at FROM reviews
-    WHERE {_OPEN} AND (claim_expires_at IS NULL OR claim_expires_at <= now())
+    SELECT r.id, r.due_at FROM {_FROM}
+    WHERE {_OPEN} AND (r.claim_expires_at IS NULL OR r.claim_expires_at <= now())
         AND NOT EXISTS (SELECT FROM review_decisions d
-            WHERE d.review_id = reviews.id AND d.decided_by = %(actor)s)
+            WHERE d.review_id = r.id AND d.decided_by = %(actor)s)
     {_FIRST}
 """,
 )
-_COUNT_OPEN = Statement(int, f"SELECT count(*) AS number FROM reviews WHERE {_OPEN}")
+_COUNT_OPEN = Statement(int, f"SELECT count(*) AS number FROM {_FROM} WHERE {_OPEN}")
 _DECISIONS = Listing(DECISIONS, Decision)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -53,6 +54,14 @@ class _Grounds:
     evidence: list[dict[str, Any]]
 
 
+@dataclass(slots=True)
+class _Restated:
+    """What the owner of a product stated anew, and since when it counts for a phase's result."""
+
+    restated: dict[str, str]
+    inputs_at: datetime
+
+
 _OPEN: sa.ColumnElement[str] = sa.literal_column("'open'")
 
 
@@ -78,6 +87,14 @@ _SELECT_GROUNDS = Statement(
     """
     SELECT provider, evidence FROM results
     WHERE product_id = %(product_id)s AND phase = %(phase)s
+""",
+)
+_SELECT_RESTATED = Statement(
+    _Restated,
+    """
+    SELECT p.restated, r.inputs_at
+    FROM products p JOIN results r ON r.product_id = p.id AND r.phase = %(phase)s
+    WHERE p.id = %(product_id)s
 """,
 )
 _DECIDED = {
@@ -184,8 +201,10 @@ async def _decide(
     review's new row."""
     values: dict[str, Any] = {}  # JSON columns
     if request.decision == pb.REVIEW_DECISION_APPROVE:
-        found = _confirmed(m, review, review.model_value, {})
-        values = {"effective_value": review.model_value, "findings": found}
+        kind = result_rows.VALUES[review.phase]
+        approved = {kind: await _without_restated(m, review, review.model_value[kind], {})}
+        found = _confirmed(m, review, approved, {})
+        values = {"effective_value": approved, "findings": found}
     if request.decision == pb.REVIEW_DECISION_EDIT:
         values = await _edit(m, request, review, phase)
     votes = await decision_rows.add(
@@ -241,6 +260,7 @@ async def _edit(
         )
         raise errors.invalid("value", text)
     reviewer = {**dict.fromkeys(mask), **given}  # None: the reviewer emptied the field
+    effective = await _without_restated(m, review, effective, reviewer)
     said = rules.said_in(model, reviewer, effective)
     await check_usable(m, phase, {kind: effective}, "value", said)
     return {
@@ -248,6 +268,19 @@ async def _edit(
         "effective_value": {kind: effective},
         "findings": _confirmed(m, review, {kind: effective}, said),
     }
+
+
+async def _without_restated(
+    m: Mutation, review: Review, value: Mapping[str, Any], decided: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns a value of phase 1 without what the owner stated anew since the model was given it:
+    an approval of all else doesn't take that back. `decided`: the fields that the person set."""
+    if review.phase != 1:
+        return dict(value)
+    named = {"product_id": review.product_id, "phase": review.phase}
+    known = await m.one(_SELECT_RESTATED, named)
+    kept = rules.without(value, rules.restated_since(known.restated, known.inputs_at))
+    return {name: each for name, each in value.items() if name in kept or name in decided}
 
 
 def _confirmed(

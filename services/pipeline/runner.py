@@ -25,7 +25,7 @@ from shared.database.rows import Statement
 from shared.rpc import auth
 from shared.rpc.calls import Peers
 from shared.rpc.errors import DomainError, Reason
-from shared.rpc.protos import facts_message, plain
+from shared.rpc.protos import digest, facts_message, plain
 
 _log = structlog.get_logger("runner")
 
@@ -103,7 +103,6 @@ class PhaseRunner:
         phase = attempt.row
         stub = self._peers.stub(analysis_pb2_grpc.AnalysisServiceStub)
         request = analysis_pb2.CreateAnalysisRequest(
-            request_id=f"{phase.id}/{phase.retry_count}",
             task=_TASKS[phase.number],
             product_id=str(phase.product_id),
             images=[
@@ -112,6 +111,8 @@ class PhaseRunner:
             ],
             facts=facts_message(inputs.facts()),
         )
+        # What is asked is part of the name: the product may have changed between two attempts.
+        request.request_id = f"{phase.id}/{phase.retry_count}/{digest(request)}"
         created: analysis_pb2.CreateAnalysisResponse = await stub.CreateAnalysis(request)
         try:
             analysis = await self._finished(stub, created.analysis.id)
@@ -147,7 +148,7 @@ class PhaseRunner:
             stops = await self._db.system_all(_SELECT_STOP, {"id": phase.id})
             if any(stops):
                 request = analysis_pb2.CancelAnalysisRequest(
-                    request_id=f"{phase.id}/{phase.retry_count}/stop", analysis_id=analysis_id
+                    request_id=f"{analysis_id}/stop", analysis_id=analysis_id
                 )
                 await stub.CancelAnalysis(request, timeout=2)
         except (DomainError, psycopg.Error) as error:

@@ -97,6 +97,8 @@ CREATE TABLE product_drafts (
     id uuid NOT NULL,
     owner text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
+    -- Its images are being purged: no product is made of it any more.
+    given_up boolean NOT NULL DEFAULT false,
     CONSTRAINT product_drafts_pkey PRIMARY KEY (id)
 );
 CREATE INDEX product_drafts_oldest ON product_drafts (created_at);
@@ -279,6 +281,8 @@ CREATE TABLE results (
     updated_at timestamptz NOT NULL DEFAULT now(),
     -- Every value with its source; see sources.Finding.
     findings jsonb NOT NULL DEFAULT '[]',
+    -- When what the phase was given was read, or before.
+    inputs_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT results_pkey PRIMARY KEY (id),
     CONSTRAINT results_product FOREIGN KEY (owner, product_id) REFERENCES products (owner, id) ON DELETE CASCADE,
     CONSTRAINT results_phase CHECK (phase BETWEEN 1 AND 4),

@@ -1,5 +1,6 @@
 """Converts between rows and messages: enum names, times, JSON, facts."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -159,3 +160,9 @@ def _stated(value: object) -> object:
 def facts_message(stored: Mapping[str, Any]) -> facts_pb2.Facts:
     """Returns the message for facts stored in their plain form."""
     return json_format.ParseDict(dict(stored), facts_pb2.Facts())
+
+
+def digest(message: Message) -> str:
+    """Returns 32 characters that messages of one content share."""
+    data = message.SerializeToString(deterministic=True)
+    return hashlib.sha256(data).hexdigest()[:32]

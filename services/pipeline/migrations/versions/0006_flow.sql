@@ -9,6 +9,8 @@ CREATE TABLE product_drafts (
     id uuid NOT NULL,
     owner text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
+    -- Its images are being purged: no product is made of it any more.
+    given_up boolean NOT NULL DEFAULT false,
     CONSTRAINT product_drafts_pkey PRIMARY KEY (id)
 );
 CREATE INDEX product_drafts_oldest ON product_drafts (created_at);

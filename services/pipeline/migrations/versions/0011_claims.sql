@@ -22,3 +22,6 @@ CREATE POLICY outside ON phases FOR SELECT TO pipeline_app
     USING ((SELECT current_setting('app.claiming', true) = 'on') AND external);
 CREATE POLICY outside ON attempts FOR SELECT TO pipeline_app
     USING ((SELECT current_setting('app.claiming', true) = 'on') AND starts_with(worker, 'outside:'));
+-- When what the phase was given was read, or before.
+ALTER TABLE results ADD COLUMN inputs_at timestamptz NOT NULL DEFAULT now();
+UPDATE results SET inputs_at = updated_at;
