@@ -235,3 +235,39 @@ async def test_more_than_a_megabyte_is_refused(suite: Suite) -> None:
     ada = suite.client("ada")
     large = flows.book(b"x" * 1_000_001)
     await refused(flows.price_book(ada).ImportPriceBook(large), StatusCode.INVALID_ARGUMENT, "csv")
+
+
+async def test_offers_of_several_products_are_a_question_to_a_person(suite: Suite) -> None:
+    csv = (
+        "brand,model,name,marketplace,price,currency\n"
+        "Kesterholt,,Canvas field jacket,Bazaar,139,EUR\n"
+        "Northline,,Canvas field jacket,Bazaar,20,EUR\n"
+    )
+    await suite.serve("assets", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
+    await flows.price_book(ada).ImportPriceBook(flows.book(csv.encode()))
+    image = await asset_flows.upload(ada, flows.photo())
+    stated = {"product": {"name": "Canvas field jacket"}}
+    created = await flows.outside(ada, image.id, [1, 3], stated=stated)
+    watching = flows.watch(ada, created.id)
+    await flows.complete(
+        ada, await flows.claim(ada, created.id, 1), flows.analysis(), confidence=0.95
+    )
+    await watching.until(flows.phase_is(2, phase_pb2.PHASE_STATE_AWAITING_REVIEW))
+    await watching.close()
+
+    found = (await flows.get(ada, created.id)).results[1]
+    assert found.confidence == 0 and len(found.value.market_research.offers) == 2
+    assert "of several products: Kesterholt; Northline" in found.evidence[0].note
+
+
+async def test_offers_in_the_currency_of_the_product_are_not_cut_off(suite: Suite) -> None:
+    lines = "".join(
+        f"Kesterholt,KH-4107,Canvas field jacket,Shop {n},{100 + n},AUD\n" for n in range(120)
+    )
+    csv = "brand,model,name,marketplace,price,currency\n" + lines
+    _, _, found = await researched(
+        suite, csv + "Kesterholt,KH-4107,Canvas field jacket,Bazaar,139,EUR\n"
+    )
+    assert found.value.market_research.marketplace.price.currency == "EUR"

@@ -358,3 +358,42 @@ async def test_a_product_with_an_unusable_image_goes_on_with_another(suite: Suit
     await watching.until(lambda change: change.phase.number == 1 and change.phase.due)
     assert flows.held(suite, made.id) == {mine}
     await watching.close()
+
+
+async def test_a_market_endpoint_that_is_not_set_is_refused(suite: Suite) -> None:
+    ada = suite.client("ada")
+    made = await flows.create(ada)
+    http = product_pb2.MARKET_PROVIDER_HTTP
+    await refused(
+        update(ada, made.id, market_provider=http),
+        StatusCode.FAILED_PRECONDITION,
+        "ATELIER_MARKET_URL",
+    )
+
+
+@pytest.mark.long
+async def test_what_is_stated_while_phase_1_runs_counts_and_breaks_no_later_attempt(
+    own_suite: Suite,
+) -> None:
+    suite = own_suite
+    await suite.serve("assets", "conversions", "pipeline")
+    await suite.work("pipeline")
+    ada = suite.client("ada")
+    made = await flows.create(ada)
+    while not suite.sql("SELECT 1 FROM conversions.analyses"):  # nobody makes it yet
+        await asyncio.sleep(0.05)
+    await update(ada, made.id, name="Stated meanwhile")
+    await suite.stop_work("pipeline")
+    await suite.work("pipeline")  # another attempt, which asks with the new name
+    while len(suite.sql("SELECT 1 FROM conversions.analyses")) < 2:
+        await asyncio.sleep(0.05)
+    await update(ada, made.id, name="Stated last")
+
+    watching = flows.watch(ada, made.id)
+    await suite.work("assets", "conversions")
+    await watching.until(flows.phase_is(3, phase_pb2.PHASE_STATE_COMPLETED), seconds=60)
+    await watching.close()
+
+    shown = await flows.get(ada, made.id)
+    assert shown.product.name == "Stated last"
+    assert "Stated last" in shown.results[2].value.seo_analysis.title

@@ -1,5 +1,7 @@
+import asyncio
 from typing import Any
 
+import psycopg
 from atelier.pipeline.v1 import phase_pb2, product_pb2, result_pb2, review_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
@@ -193,3 +195,49 @@ async def test_a_decision_and_its_value_must_fit(suite: Suite) -> None:
     await refused(service.SubmitReview(many), StatusCode.INVALID_ARGUMENT, "at most 100")
     unusable = submit(review, "EDIT", value=flows.analysis("two\nlines"))
     await refused(service.SubmitReview(unusable), StatusCode.INVALID_ARGUMENT, "one line")
+
+
+async def test_an_approval_does_not_take_back_what_was_stated_while_it_was_open(
+    suite: Suite,
+) -> None:
+    ada, product_id, review = await unsure(suite)
+    await flows.change(
+        ada, "UpdateProduct", product_id, update_mask={"paths": ["name"]}, name="Stated meanwhile"
+    )
+
+    await flows.reviews(ada).SubmitReview(submit(review, "APPROVE"))
+
+    shown = await flows.get(ada, product_id)
+    assert (shown.product.name, shown.product.model) == ("Stated meanwhile", "X-1")
+
+
+async def test_an_edit_counts_more_than_what_was_stated_before_it(suite: Suite) -> None:
+    ada, product_id, review = await unsure(suite)
+    await flows.change(
+        ada, "UpdateProduct", product_id, update_mask={"paths": ["name"]}, name="Stated meanwhile"
+    )
+
+    value = flows.analysis("Decided later")
+    await flows.reviews(ada).SubmitReview(submit(review, "EDIT", value=value))
+
+    assert (await flows.get(ada, product_id)).product.name == "Decided later"
+
+
+async def test_a_claim_waits_for_a_deletion_without_holding_the_review(suite: Suite) -> None:
+    ada, product_id, review = await unsure(suite)
+    url = suite.cluster.url(suite.database)
+    async with await psycopg.AsyncConnection.connect(url) as conn:
+        await conn.execute("SELECT FROM pipeline.products WHERE id = %s FOR UPDATE", (product_id,))
+        request = review_pb2.ClaimReviewRequest(review_id=review.id)
+        claiming = asyncio.ensure_future(flows.reviews(ada).ClaimReview(request))
+        while not suite.sql(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s",
+            (suite.database,),
+        ):
+            await asyncio.sleep(0.02)
+        # As who deletes the product does after that: a claim that had the review would deadlock.
+        await conn.execute(
+            "SELECT FROM pipeline.reviews WHERE id = %s FOR UPDATE NOWAIT", (review.id,)
+        )
+        await conn.rollback()
+        assert (await claiming).review.claimed_by == "ada"
