@@ -1,7 +1,7 @@
 """ReviewService: people decide what a model was not sure of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -62,6 +62,7 @@ class _Restated:
     inputs_at: datetime
 
 
+_READ_AT_ONCE = 50
 _OPEN: sa.ColumnElement[str] = sa.literal_column("'open'")
 
 
@@ -127,9 +128,27 @@ class ReviewService(review_pb2_grpc.ReviewServiceServicer):
             "state": request.state and review_rows.STATES.word[request.state],
             "product_id": request.product_id and parse_id(request.product_id, "product_id"),
         }
-        rows = await self._db.all(*_LIST.query(page, wanted))
-        reviews, token = page.fill(rows, map(review_rows.to_proto, rows))
+        rows, messages = await self._read(page, wanted)
+        reviews, token = page.fill(rows, messages)
         return pb.ListReviewsResponse(reviews=reviews, next_page_token=token)
+
+    async def _read(
+        self, page: paging.Page, wanted: Mapping[str, object]
+    ) -> tuple[list[Review], list[pb.Review]]:
+        """Reads the page's rows some at a time, as many as an answer holds: a review may have two
+        megabytes. Returns them with one row more, if there is one, and their messages."""
+        part = replace(page, size=min(page.size, _READ_AT_ONCE))
+        rows: list[Review] = []
+        messages: list[pb.Review] = []
+        room = paging.ANSWER_BYTES
+        while True:
+            found = await self._db.all(*_LIST.query(part, wanted))
+            rows += (new := part.cut(found))
+            messages += map(review_rows.to_proto, new)
+            room -= sum(message.ByteSize() for message in messages[-len(new) :])
+            if len(found) <= part.size or len(rows) >= page.size or room < 0:
+                return [*rows, *found[part.size :]], messages
+            part = replace(part, after=(new[-1].created_at, new[-1].id), skip=0)
 
     async def ClaimReview(
         self, request: pb.ClaimReviewRequest, context: ServicerContext

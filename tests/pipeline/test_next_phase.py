@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psycopg
 import pytest
 from atelier.pipeline.v1 import phase_pause_pb2, phase_pause_pb2_grpc, phase_pb2, result_pb2
 
@@ -229,3 +230,17 @@ async def test_nothing_but_owners_is_read_across_owners(suite: Suite) -> None:
     finally:
         suite.sql("RESET ROLE; RESET app.claiming")
     await complete(ada, product_id, 1, flows.analysis())
+
+
+async def test_a_phase_that_somebody_holds_is_passed_over_at_once(suite: Suite) -> None:
+    await served(suite)
+    ada = suite.client("ada")
+    first, second = sorted(await waiting(ada, 2))
+    [(oldest,)] = suite.sql(
+        "SELECT id::text FROM pipeline.phases WHERE number = 1 ORDER BY created_at, id LIMIT 1"
+    )
+    async with await psycopg.AsyncConnection.connect(suite.cluster.url(suite.database)) as conn:
+        await conn.execute("SELECT FROM pipeline.phases WHERE id = %s FOR UPDATE", (oldest,))
+        async with asyncio.timeout(5):  # a claim that waited would last as long as the lock
+            claimed = await claim_next(ada)
+    assert claimed.phase.id != oldest and claimed.phase.product_id in (first, second)
