@@ -47,7 +47,7 @@ def next_step(row: Release, documents: Sequence[Export]) -> str:
         "draft": "look at its document, then call ApproveRelease or RejectRelease",
         "approved": "send its documents; GetRelease has their URLs",
         "rejected": "CreateRelease makes another one of the collection as it is then",
-        "withdrawn": "CreateRelease makes one that may be made by",
+        "withdrawn": "CreateRelease makes another one, to produce by",
     }[row.state]
 
 
