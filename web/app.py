@@ -14,10 +14,10 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from shared.settings import Settings
+from shared.storage.connections import HEADER_BYTES, BoundedConnection
 from web.bridge import Bridge
 from web.peers import Channels
 
-_HEADER_BYTES = 32 * 1024
 _STOP_SECONDS = 10
 _CORS_SECONDS = 3600
 # What a page of another origin may send and read.
@@ -83,8 +83,9 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 web.application,
-                ws="none",
-                h11_max_incomplete_event_size=_HEADER_BYTES,
+                http=BoundedConnection,
+                ws="none",  # an upgraded connection would escape the limits
+                h11_max_incomplete_event_size=HEADER_BYTES,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from atelier.assets.v1 import asset_pb2, upload_pb2
 
+from shared.storage.connections import BoundedConnection
 from tests.assets import flows
 from tests.suite import ROOT, Client, Suite
 from tests.web.conftest import serving
@@ -250,3 +251,16 @@ async def test_buf_calls_it_by_the_contract_alone(suite: Suite, web: str, protoc
     code, said = await run(GET, '{"assetId": "x"}')
     assert code != 0 and "invalid_argument" in said
     assert "asset_id: must be a valid UUID" in said and "google.rpc.BadRequest" in said
+
+
+async def test_a_client_that_sends_its_headers_too_slowly_is_let_go(
+    suite: Suite, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedConnection, "header_seconds", 0.2)
+    host, _, port = web.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST / HTTP/1.1\r\nhost: web\r\n")
+    async with asyncio.timeout(10):
+        while await reader.read(1000):
+            pass
+    writer.close()

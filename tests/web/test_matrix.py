@@ -118,8 +118,12 @@ async def of_all(
         async with turns:
             return await differences(method)
 
-    made = await asyncio.gather(*(one(each) for each in UNARY if each.callee == service))
-    return [each for found in made for each in found]
+    mine = [each for each in UNARY if each.callee == service]
+    found: list[object] = []
+    for reads in (True, False):  # what changes something would change what is read beside it
+        made = await asyncio.gather(*(one(each) for each in mine if each.reads == reads))
+        found += [each for differing in made for each in differing]
+    return found
 
 
 async def answers(url: str, method: Method, headers: dict[str, str]) -> list[Answer]:
