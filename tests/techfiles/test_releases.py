@@ -224,6 +224,7 @@ async def test_a_later_release_says_what_changed_and_marks_it(suite: Suite) -> N
     assert [slot.before_asset_id, slot.after_asset_id] == [each.asset_id for each in frozen]
 
 
+@pytest.mark.long
 async def test_the_zip_says_what_it_is_a_release_of(suite: Suite) -> None:
     ada = suite.client("ada")
     collection, _ = await collected(ada)
@@ -300,6 +301,7 @@ async def test_a_withdrawn_release_keeps_its_number_and_is_no_longer_compared_wi
     await refused(service(ada).WithdrawRelease(request), PRECONDITION, "withdrawn")
 
 
+@pytest.mark.long
 async def test_a_rejected_release_is_final(suite: Suite) -> None:
     ada = suite.client("ada")
     collection, _ = await collected(ada)
@@ -313,6 +315,7 @@ async def test_a_rejected_release_is_final(suite: Suite) -> None:
     await refused(service(ada).RejectRelease(request), PRECONDITION, "rejected by ada")
 
 
+@pytest.mark.long
 async def test_what_only_a_model_says_can_be_forbidden(suite: Suite) -> None:
     ada = suite.client("ada")
     collection, file = await collected(ada)
@@ -376,6 +379,7 @@ async def test_a_draft_without_a_document_is_not_approved(suite: Suite) -> None:
     assert "a worker" in {each.who for each in (await explain(ada, made.release.id)).findings}
 
 
+@pytest.mark.long
 async def test_releases_of_two_products_are_not_compared(suite: Suite) -> None:
     ada = suite.client("ada")
     one, _ = await collected(ada)
@@ -388,6 +392,7 @@ async def test_releases_of_two_products_are_not_compared(suite: Suite) -> None:
     await refused(service(ada).CompareReleases(request), PRECONDITION, "before_release_id")
 
 
+@pytest.mark.long
 async def test_what_a_release_needs_is_kept_and_freed_with_it(suite: Suite) -> None:
     ada = suite.client("ada")
     collection, file = await collected(ada)
@@ -474,6 +479,7 @@ async def test_an_approved_release_and_what_others_are_compared_with_stay(suite:
     assert (await released(ada, collection.id)).number == 3
 
 
+@pytest.mark.long
 async def test_a_deleted_release_comes_back_as_it_was(suite: Suite) -> None:
     ada = suite.client("ada")
     collection, _ = await collected(ada)
@@ -521,6 +527,7 @@ async def test_a_large_release_is_read_in_pages(suite: Suite) -> None:
     assert len({each.tech_file_id for each in (*first.files, *rest.files)}) == 3
 
 
+@pytest.mark.long
 async def test_releases_that_differ_in_large_facts_are_compared_in_one_answer(
     suite: Suite,
 ) -> None:

@@ -74,6 +74,7 @@ async def test_calls_without_a_token_are_refused_alike(
     assert await of_all(service, differences) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("service", built_services())
 async def test_empty_requests_are_answered_alike(service: str, suite: Suite, url: str) -> None:
     ada = suite.client("ada")
