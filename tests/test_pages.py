@@ -437,6 +437,7 @@ LISTS: dict[str, Grown] = {
     "techfiles.v1.ExportService.ListExports": grown(
         "techfiles.exports",
         300,
+        "owner = 'user:ada' AND release_id IS NULL",
         state="'failed'",
         error_message=wide(2000),
         warnings="ARRAY(SELECT repeat('w', 150) || m FROM generate_series(1, 100) m)",
