@@ -123,8 +123,13 @@ def said_in(
     model: Mapping[str, Any], reviewer: Mapping[str, Any], effective: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what a reviewer said: each field that the review changed, or that the reviewer
-    repeated unchanged."""
-    changed = [name for name in {**model, **effective} if model.get(name) != effective.get(name)]
+    repeated unchanged. A field that is gone from the value without the reviewer's word is what the
+    owner stated anew."""
+    changed = [
+        name
+        for name in {**model, **effective}
+        if model.get(name) != effective.get(name) and (name in effective or name in reviewer)
+    ]
     repeated = [name for name, value in reviewer.items() if effective.get(name) == value]
     return {name: effective.get(name) for name in (*changed, *repeated)}
 

@@ -211,6 +211,21 @@ async def test_an_approval_does_not_take_back_what_was_stated_while_it_was_open(
     assert (shown.product.name, shown.product.model) == ("Stated meanwhile", "X-1")
 
 
+async def test_an_edit_of_something_else_leaves_what_was_stated_while_it_was_open(
+    suite: Suite,
+) -> None:
+    ada, product_id, review = await unsure(suite)
+    await flows.change(
+        ada, "UpdateProduct", product_id, update_mask={"paths": ["name"]}, name="Stated meanwhile"
+    )
+
+    value = result_pb2.PhaseValue(product_analysis=result_pb2.ProductAnalysis(condition="worn"))
+    await flows.reviews(ada).SubmitReview(submit(review, "EDIT", value=value))
+
+    product = (await flows.get(ada, product_id)).product
+    assert (product.name, product.model) == ("Stated meanwhile", "X-1")
+
+
 async def test_an_edit_counts_more_than_what_was_stated_before_it(suite: Suite) -> None:
     ada, product_id, review = await unsure(suite)
     await flows.change(
