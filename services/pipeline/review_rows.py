@@ -56,10 +56,11 @@ class LockedReview(Review):
 
 
 @dataclass(slots=True)
-class _Edit:
-    """The values of a review that ended in an edit."""
+class _Decided:
+    """The values of a review that ended in an edit or an approval."""
 
     phase: int
+    state: str
     model_value: dict[str, Any]
     reviewer_value: dict[str, Any] | None
     effective_value: dict[str, Any] | None
@@ -68,13 +69,13 @@ class _Edit:
 
 
 REVIEWS = Table("reviews", Review)
-_SELECT_EDITS = Statement(
-    _Edit,
+_SELECT_DECIDED = Statement(
+    _Decided,
     """
-    SELECT r.phase, r.model_value, r.reviewer_value, r.effective_value,
+    SELECT r.phase, r.state, r.model_value, r.reviewer_value, r.effective_value,
         r.decided_at, p.restated
     FROM reviews r JOIN products p ON p.id = r.product_id
-    WHERE r.product_id = %(product_id)s AND r.state = 'edited'
+    WHERE r.product_id = %(product_id)s AND r.state IN ('edited', 'approved')
     ORDER BY r.decided_at, r.id
 """,
 )
@@ -134,11 +135,16 @@ def refuse_decided(review: LockedReview) -> None:
 
 async def edits(m: Mutation, product_id: UUID) -> dict[int, dict[str, Any]]:
     """Returns the fields that reviewers decided on, by phase; see rules.ByPhase. What the
-    owner stated anew since is left out."""
+    owner stated anew since is left out. The last decision counts: an approval says anew what an
+    edit before it said."""
     found: dict[int, dict[str, Any]] = {}
-    for row in await m.all(_SELECT_EDITS, {"product_id": product_id}):
+    for row in await m.all(_SELECT_DECIDED, {"product_id": product_id}):
         kind = result_rows.VALUES[row.phase]
         reviewer, effective = row.reviewer_value or {}, row.effective_value or {}
+        if row.state == "approved":
+            approved, before = effective.get(kind, {}), found.get(row.phase, {})
+            found[row.phase] = {name: approved[name] for name in before if name in approved}
+            continue
         said = rules.said_in(row.model_value[kind], reviewer.get(kind, {}), effective.get(kind, {}))
         restated = rules.restated_since(row.restated, row.decided_at) if row.decided_at else ()
         found[row.phase] = rules.without(said, restated) if row.phase < 4 else said

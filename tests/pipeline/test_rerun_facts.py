@@ -166,3 +166,43 @@ async def test_a_wait_after_a_long_pause_is_a_new_one(suite: Suite) -> None:
     phase = await phase_of(ada, product_id, 3)
     assert phase.state == PENDING
     assert phase.wait.since_time.seconds >= phase.create_time.seconds, "the wait is a new one"
+
+
+async def test_an_approval_after_an_edit_is_the_last_word(suite: Suite) -> None:
+    ada, product_id = await ready(suite, [1, 2, 3, 4])
+    market = result_pb2.PhaseValue(market_research=result_pb2.MarketResearch(brand="Kesterholt"))
+    await complete(ada, product_id, 1, flows.analysis())
+    await due(ada, product_id, 2)
+    await complete(ada, product_id, 2, market)
+    await due(ada, product_id, 3)
+    await unsure_of(ada, product_id, "Found first")
+    value = result_pb2.PhaseValue(seo_analysis=result_pb2.SeoAnalysis(title="By hand"))
+    await decide(ada, review_pb2.REVIEW_DECISION_EDIT, value=value)
+    await due(ada, product_id, 4)
+    listing = result_pb2.PhaseValue(product_listing=result_pb2.ProductListing(title="Listed"))
+    await complete(ada, product_id, 4, listing)
+    assert (await flows.get(ada, product_id)).results[3].value.product_listing.title == "By hand"
+
+    await rerun(ada, product_id, 3)
+    await due(ada, product_id, 3)
+    await unsure_of(ada, product_id, "Found later")
+    await decide(ada, review_pb2.REVIEW_DECISION_APPROVE)
+    await due(ada, product_id, 4)
+    await complete(ada, product_id, 4, listing)
+
+    shown = (await flows.get(ada, product_id)).results[3].value.product_listing
+    assert shown.title == "Found later"
+
+
+async def unsure_of(client: Client, product_id: str, title: str) -> None:
+    value = result_pb2.PhaseValue(seo_analysis=result_pb2.SeoAnalysis(title=title))
+    claimed = await flows.claim(client, product_id, 3)
+    await flows.complete(client, claimed, value, confidence=0.4)
+
+
+async def decide(client: Client, decision: Any, **fields: Any) -> None:
+    """Decides the only open review."""
+    listed = review_pb2.ListReviewsRequest(state=review_pb2.REVIEW_STATE_OPEN)
+    [review] = (await flows.reviews(client).ListReviews(listed)).reviews
+    request = review_pb2.SubmitReviewRequest(review_id=review.id, decision=decision, **fields)
+    await flows.reviews(client).SubmitReview(request)
