@@ -37,6 +37,7 @@ pytestmark = pytest.mark.faults
 
 ROUNDS = 10
 PHOTO = jpeg(320, 240)
+LARGE = jpeg(3000, 2000)  # takes a second to decode, in which its child can be met
 CLAIM = "LOCK TABLE assets.attempts IN EXCLUSIVE MODE"
 Reached = tuple[str, Hold]  # the asset's id, and the lock that holds the worker now
 Step = Callable[[Bench, AsyncExitStack], Awaitable[Reached]]
@@ -46,10 +47,10 @@ def name_of(function: Any) -> str:
     return str(function.__name__)
 
 
-async def dequeued(bench: Bench, stack: AsyncExitStack) -> Reached:
+async def dequeued(bench: Bench, stack: AsyncExitStack, photo: bytes = PHOTO) -> Reached:
     """The worker has taken the job from the queue; nothing about it is written yet."""
     claim = await stack.enter_async_context(bench.superuser.hold(CLAIM))
-    asset = await upload(bench.client, PHOTO)
+    asset = await upload(bench.client, photo)
     await claim.caught()
     return asset.id, claim
 
@@ -88,7 +89,7 @@ async def after_commit(bench: Bench, stack: AsyncExitStack) -> Reached:
 
 async def cancelling(bench: Bench, stack: AsyncExitStack) -> Reached:
     """Somebody asked to cancel, the work was stopped, and the job is about to record that."""
-    asset_id, claim = await dequeued(bench, stack)
+    asset_id, claim = await dequeued(bench, stack, LARGE)
     [worker] = bench.processes.running()
     await claim.release()
     await decoding(bench, worker, asset_id)
