@@ -45,7 +45,7 @@ _OPEN = (
     " AND p.deleted_at IS NULL"
 )
 _FROM = "reviews r JOIN products p ON p.id = r.product_id"
-# Neither waits for whoever deletes the product, who locks it before its reviews.
+# What somebody has locked is passed over.
 _FIRST = (
     "ORDER BY r.due_at, r.created_at, r.id LIMIT 1"
     " FOR UPDATE OF r SKIP LOCKED FOR KEY SHARE OF p SKIP LOCKED"

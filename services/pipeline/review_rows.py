@@ -91,20 +91,9 @@ _LOCK_REVIEW = Statement(
 )
 
 
-# A product is locked before its reviews, as by those who delete it.
-_KEEP_PRODUCT = Statement(
-    UUID,
-    """
-    SELECT id FROM products WHERE id = (SELECT product_id FROM reviews WHERE id = %(id)s)
-    FOR KEY SHARE
-""",
-)
-
-
 async def lock_open(m: Mutation, review_id: UUID) -> LockedReview:
     """Locks the review and returns it. Raises FAILED_PRECONDITION if it isn't open or somebody else
     has claimed it."""
-    await m.first(_KEEP_PRODUCT, {"id": review_id})
     review = await m.first(_LOCK_REVIEW, {"id": review_id, "actor": m.actor})
     if review is None:
         raise errors.not_found("review", review_id)

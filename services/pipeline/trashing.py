@@ -1,7 +1,7 @@
 """Archives, deletes, undeletes and purges products.
 
 Every function works in an open transaction and never commits. A product's phases are locked before
-the product, as everywhere.
+its open reviews, and these before the product, as everywhere.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,12 @@ _LOCK_PHASES = Statement(
     SELECT {PHASES.columns} FROM phases WHERE product_id = %(id)s ORDER BY number FOR UPDATE
     """,
 )
+_LOCK_OPEN_REVIEWS = Statement(
+    UUID,
+    """
+    SELECT id FROM reviews WHERE product_id = %(id)s AND state = 'open' ORDER BY id FOR UPDATE
+    """,
+)
 _SELECT_LIFE_END = Statement(datetime, "SELECT now() + %(life)s::interval")
 _DELETE_ATTEMPTS = Command("DELETE FROM attempts WHERE job_id = ANY(%(ids)s)")
 _DELETE_PRODUCT = Statement(
@@ -80,6 +86,7 @@ async def lock_phases(m: Mutation, product_id: UUID) -> list[LockedPhase]:
 async def delete(m: Mutation, product_id: UUID, etag: str, life: timedelta) -> LockedProduct:
     """Stops what is under way and puts the product into the trash for `life`."""
     phases = await lock_phases(m, product_id)
+    await m.all(_LOCK_OPEN_REVIEWS, {"id": product_id})
     locked = await _lock(m, product_id, etag)
     if locked.deleted_at:
         return locked
@@ -123,6 +130,7 @@ async def purge(m: Mutation, queue: JobQueue, product_id: UUID, etag: str = "") 
     """Deletes the product with all that belongs to it, has its images' references released, and
     publishes that it is gone. Raises FAILED_PRECONDITION if a worker runs one of its phases."""
     phases = await lock_phases(m, product_id)
+    await m.all(_LOCK_OPEN_REVIEWS, {"id": product_id})
     locked = await _lock(m, product_id, etag)
     for phase in phases:
         if phase.state == "running" and not phase.external:

@@ -238,11 +238,13 @@ async def test_an_edit_counts_more_than_what_was_stated_before_it(suite: Suite) 
     assert (await flows.get(ada, product_id)).product.name == "Decided later"
 
 
-async def test_a_claim_waits_for_a_deletion_without_holding_the_review(suite: Suite) -> None:
+async def test_a_claim_that_waits_for_a_review_keeps_nobody_from_its_product(
+    suite: Suite,
+) -> None:
     ada, product_id, review = await unsure(suite)
     url = suite.cluster.url(suite.database)
     async with await psycopg.AsyncConnection.connect(url) as conn:
-        await conn.execute("SELECT FROM pipeline.products WHERE id = %s FOR UPDATE", (product_id,))
+        await conn.execute("SELECT FROM pipeline.reviews WHERE id = %s FOR UPDATE", (review.id,))
         request = review_pb2.ClaimReviewRequest(review_id=review.id)
         claiming = asyncio.ensure_future(flows.reviews(ada).ClaimReview(request))
         while not suite.sql(
@@ -250,9 +252,27 @@ async def test_a_claim_waits_for_a_deletion_without_holding_the_review(suite: Su
             (suite.database,),
         ):
             await asyncio.sleep(0.02)
-        # As who deletes the product does after that: a claim that had the review would deadlock.
+        # As who submits the review or deletes the product does after that.
         await conn.execute(
-            "SELECT FROM pipeline.reviews WHERE id = %s FOR UPDATE NOWAIT", (review.id,)
+            "SELECT FROM pipeline.products WHERE id = %s FOR UPDATE NOWAIT", (product_id,)
         )
         await conn.rollback()
         assert (await claiming).review.claimed_by == "ada"
+
+
+async def test_a_deletion_locks_reviews_before_the_product(suite: Suite) -> None:
+    ada, product_id, review = await unsure(suite)
+    url = suite.cluster.url(suite.database)
+    async with await psycopg.AsyncConnection.connect(url) as conn:
+        await conn.execute("SELECT FROM pipeline.reviews WHERE id = %s FOR UPDATE", (review.id,))
+        deleting = asyncio.ensure_future(flows.change(ada, "DeleteProduct", product_id))
+        while not suite.sql(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s",
+            (suite.database,),
+        ):
+            await asyncio.sleep(0.02)
+        await conn.execute(
+            "SELECT FROM pipeline.products WHERE id = %s FOR UPDATE NOWAIT", (product_id,)
+        )
+        await conn.rollback()
+        assert (await deleting).product.HasField("delete_time")
